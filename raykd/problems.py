@@ -1,0 +1,52 @@
+"""What is wrong with a study, said so that it can be mended."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One mistake.
+
+    Attributes:
+        what: what was found and what is allowed, in one sentence.
+        path: the place in the study, dotted (`knowledge[0].loss.temperature`); empty for the
+            whole file or for things outside it.
+        mend: how to mend it; empty where `what` says it all.
+        file: the study file, or empty.
+        line: its line, counted from 1; 0 where there is none.
+    """
+
+    what: str
+    path: str = ""
+    mend: str = ""
+    file: str = ""
+    line: int = 0
+
+    def __str__(self) -> str:
+        place = f"{self.file}:{self.line}" if self.file and self.line else self.file
+        head = ": ".join(part for part in (place, self.path) if part)
+        text = f"{head}: {self.what}" if head else self.what
+        return f"{text}\n    -> {self.mend}" if self.mend else text
+
+
+class StudyError(ValueError):
+    """A study, or the place it is to run in, is not fit to start; carries every problem found."""
+
+    def __init__(self, problems: Problem | str | Sequence[Problem]) -> None:
+        if isinstance(problems, str):
+            problems = Problem(problems)
+        self.problems = (problems,) if isinstance(problems, Problem) else tuple(problems)
+        super().__init__("\n".join(str(problem) for problem in self.problems))
+
+    def __reduce__(self) -> tuple[type, tuple[tuple[Problem, ...]]]:
+        return type(self), (self.problems,)
+
+
+class Infeasible(ValueError):
+    """A sampled point that cannot be a trial (a broken constraint, an impossible pairing).
+
+    The search draws again; it is no fault of the study.
+    """

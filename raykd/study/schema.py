@@ -1,0 +1,172 @@
+"""The concrete study: what a study file says once every domain has a value."""
+
+from __future__ import annotations
+
+from dataclasses import field
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import Field
+
+from raykd.architecture import MODELS
+from raykd.data import SOURCES
+from raykd.knowledge import Term
+from raykd.option import option
+from raykd.schemes import SCHEMES, Offline
+from raykd.study.train import PositiveInt, Train
+
+if TYPE_CHECKING:
+    from raykd.architecture.model import Model
+    from raykd.data.source import Source
+    from raykd.schemes.scheme import Scheme
+
+    AnyModel = Model
+    AnySource = Source
+    AnyScheme = Scheme
+else:
+    AnyModel = MODELS.annotation
+    AnySource = SOURCES.annotation
+    AnyScheme = SCHEMES.annotation
+
+
+@option
+class Teacher:
+    """The network that teaches: trained by the study, or loaded.
+
+    Exactly one of these holds: `weights` is null and the teacher is trained by `train`; `weights`
+    is a safetensors file for `model`; `weights` is an MLflow model URI (`models:/name@alias`,
+    `runs:/id/model`), and `model` may be left out.
+    """
+
+    model: AnyModel | None = None
+    weights: Annotated[
+        str | None, Field(description="safetensors file, or MLflow model URI; null: train it")
+    ] = None
+    train: Annotated[
+        Train | None, Field(description="how to train it; null: as the student is trained")
+    ] = None
+
+    @property
+    def is_mlflow(self) -> bool:
+        return self.weights is not None and self.weights.split(":", 1)[0] in (
+            "models",
+            "runs",
+            "mlflow-artifacts",
+        )
+
+
+@option
+class Student:
+    """The network that learns."""
+
+    model: AnyModel
+
+
+Direction = Literal["max", "min"]
+Cost = Literal["params", "macs"]
+
+
+@option
+class Bounds:
+    """The range a constrained quantity must keep."""
+
+    min: float | None = None
+    max: float | None = None
+
+
+@option
+class Asha:
+    """Asynchronous successive halving (Li 2020, arXiv:1810.05934).
+
+    With one objective Ray Tune's own; with several, rungs keep whole non-dominated fronts.
+    """
+
+    name: Literal["asha"] = "asha"
+    grace_epochs: Annotated[int, Field(ge=1, description="no trial stops before")] = 1
+    reduction: Annotated[float, Field(gt=1, description="one in so many goes on")] = 3
+
+
+@option
+class Median:
+    """Stop a trial below the median of the others' running means (Golovin 2017)."""
+
+    name: Literal["median"] = "median"
+    grace_epochs: PositiveInt = 1
+    min_trials: PositiveInt = 3
+
+
+@option
+class Unscheduled:
+    """Every trial runs to its end."""
+
+    name: Literal["none"] = "none"
+
+
+Scheduler = Annotated[Asha | Median | Unscheduled, Field(discriminator="name")]
+Sampler = Literal["random", "tpe", "nsga2", "gp", "grid", "qmc"]
+
+
+@option
+class Search:
+    """How the space is explored."""
+
+    objectives: Annotated[dict[str, Direction], Field(min_length=1)] = field(
+        default_factory=lambda: {"val_accuracy": "max"}
+    )
+    constraints: dict[Cost, Bounds] = field(default_factory=dict)
+    sampler: Sampler = "tpe"
+    scheduler: Annotated[Scheduler, Field(description="early stopping")] = Unscheduled()
+    trials: PositiveInt = 16
+    replicates: Annotated[
+        int, Field(ge=0, description="seeds for each chosen student and for it alone")
+    ] = 3
+    chosen: Annotated[int, Field(ge=1, description="at most so many points of the front")] = 3
+    max_hours: Annotated[float | None, Field(gt=0, description="no new trial after")] = None
+
+
+@option
+class Cluster:
+    """What each trial gets of the cluster."""
+
+    slots: Annotated[
+        Annotated[int, Field(ge=1)] | Literal["auto"],
+        Field(description="trials side by side; auto: as many as fit"),
+    ] = "auto"
+    workers_per_trial: PositiveInt = 1
+    gpus_per_worker: Annotated[
+        Annotated[float, Field(ge=0)] | Literal["auto"], Field(description="auto: 1 if there are")
+    ] = "auto"
+    cpus_per_worker: Annotated[float, Field(gt=0)] = 1
+    storage: Annotated[
+        str, Field(description="folder or URI for the study's files; all nodes must reach it")
+    ] = "studies"
+    max_failures: Annotated[
+        int, Field(ge=0, description="how often a slot's lost workers are started again")
+    ] = 3
+
+
+@option
+class Tracking:
+    """Where MLflow keeps the runs."""
+
+    uri: str = "sqlite:///mlflow.db"
+    experiment: Annotated[str | None, Field(description="null: the study's name")] = None
+    register: Annotated[
+        str | None, Field(description="registered model's name for the chosen students")
+    ] = None
+
+
+@option
+class Study:
+    """One search: a teacher, students and distillations, a budget, objectives."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    data: AnySource
+    teacher: Teacher | None = None
+    student: Student
+    scheme: AnyScheme = Offline()
+    knowledge: tuple[Term, ...] = ()
+    train: Train = Train()
+    search: Search = Search()
+    cluster: Cluster = Cluster()
+    tracking: Tracking = Tracking()
