@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from raykd.option import option
+
 
 @dataclass(frozen=True)
 class Task:
@@ -20,6 +22,7 @@ class Task:
     classes: int
 
 
+@option
 class Model:
     """Base of every model option: a family of architectures, one concrete member per instance."""
 
@@ -32,3 +35,18 @@ class Model:
             ValueError: this member cannot take such inputs, with the fields to change.
         """
         raise NotImplementedError
+
+
+def picture_shape(task: Task, family: str) -> tuple[int, int, int]:
+    """(channels, height, width) of the task's pictures.
+
+    Raises:
+        ValueError: the task's samples are no pictures; `family` is the model's name.
+    """
+    if len(task.input_shape) != 3 or min(task.input_shape) < 1:
+        raise ValueError(
+            f"{family} takes pictures of shape (channels, height, width), the data's samples "
+            f"have shape {task.input_shape}; use model {{name: mlp}}, which takes any shape"
+        )
+    channels, height, width = task.input_shape
+    return channels, height, width

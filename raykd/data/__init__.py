@@ -1,0 +1,21 @@
+"""Data: sources, their splits, and the batches made of them."""
+
+from raykd.data.augment import AUGMENTATIONS, Augment
+from raykd.data.batch import Batch, Inputs
+from raykd.data.batches import Batches
+from raykd.data.source import AnySplit, Dataset, FileSplit, Source, Split
+from raykd.data.sources import SOURCES
+
+__all__ = [
+    "AUGMENTATIONS",
+    "SOURCES",
+    "AnySplit",
+    "Augment",
+    "Batch",
+    "Batches",
+    "Dataset",
+    "FileSplit",
+    "Inputs",
+    "Source",
+    "Split",
+]

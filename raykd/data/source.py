@@ -2,17 +2,36 @@
 
 from __future__ import annotations
 
+import dataclasses
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from raykd.option import option
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
+    from raykd.data.augment import Augment
     from raykd.data.batch import Inputs
 
+PARTS: tuple[Literal["train", "val", "test"], ...] = ("train", "val", "test")
 
-@dataclass(frozen=True)
+Fraction = Annotated[
+    float, Field(gt=0, lt=1, description="part of the training samples kept for validation")
+]
+TestFraction = Annotated[float, Field(gt=0, lt=1, description="part of all samples kept for test")]
+SplitSeed = Annotated[int, Field(ge=0, lt=2**31, description="another seed, another split")]
+Limit = Annotated[int | None, Field(ge=1, description="at most so many training samples")]
+ValLimit = Annotated[int | None, Field(ge=1, description="at most so many validation samples")]
+Root = Annotated[str, Field(min_length=1, description="folder the data are found in or put in")]
+
+
+@dataclass(frozen=True, eq=False)
 class Split:
     """One part of a data set, resident in memory.
 
@@ -29,8 +48,60 @@ class Split:
     def __len__(self) -> int:
         return len(self.targets)
 
+    def to(self, device: torch.device | str) -> Split:
+        """The same split on `device`; no copy where it is there already."""
+        return Split(
+            inputs=_moved(self.inputs, device),
+            targets=self.targets.to(device),
+            index=self.index.to(device),
+        )
 
-@dataclass(frozen=True)
+    def take(self, rows: Tensor) -> Inputs:
+        """The inputs of those rows, as they are stored."""
+        if isinstance(self.inputs, Tensor):
+            return self.inputs.index_select(0, rows)
+        return {key: value.index_select(0, rows) for key, value in self.inputs.items()}
+
+
+@dataclass(frozen=True, eq=False)
+class FileSplit:
+    """One part of a data set of pictures too large to be resident: files, decoded when asked for.
+
+    Attributes:
+        root: the folder `paths` are relative to; every worker must be able to read it.
+        paths: (N,) one file a sample.
+        targets, index: as in `Split`.
+        shape: (C, H, W) of a decoded picture.
+        workers: decoding processes a reader of this split starts; 0: decode in its own process.
+    """
+
+    root: str
+    paths: tuple[str, ...]
+    targets: Tensor
+    index: Tensor
+    shape: tuple[int, int, int]
+    workers: int
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def to(self, device: torch.device | str) -> FileSplit:
+        """The same split, its targets and index on `device`; pictures move batch by batch."""
+        return dataclasses.replace(
+            self, targets=self.targets.to(device), index=self.index.to(device)
+        )
+
+    def take(self, rows: Tensor) -> Tensor:
+        """The decoded pictures of those rows, (B, C, H, W) uint8 on the CPU."""
+        from raykd.data.decode import decode_files
+
+        return decode_files(self.root, [self.paths[row] for row in rows.tolist()], self.shape)
+
+
+AnySplit = Split | FileSplit
+
+
+@dataclass(frozen=True, eq=False)
 class Dataset:
     """A data set, split.
 
@@ -42,14 +113,15 @@ class Dataset:
         input_shape: one sample's shape without the batch.
         mean, std: per channel, of the training split scaled to [0, 1]; empty where there is
             nothing to normalise.
-        fingerprint: hex digest of the bytes of all splits; another digest, other data.
+        fingerprint: hex digest of the bytes of all splits (for files that stay on disk, of their
+            paths and sizes); another digest, other data.
         origin: where it was found (a path, a package).
     """
 
     name: str
-    train: Split
-    val: Split
-    test: Split
+    train: AnySplit
+    val: AnySplit
+    test: AnySplit
     classes: int
     class_names: tuple[str, ...]
     input_shape: tuple[int, ...]
@@ -65,13 +137,52 @@ class Dataset:
 
     @property
     def sizes(self) -> Mapping[str, int]:
+        """Samples in each split."""
         return {"train": len(self.train), "val": len(self.val), "test": len(self.test)}
 
+    def split(self, part: Literal["train", "val", "test"]) -> AnySplit:
+        """The split called `part`."""
+        return {"train": self.train, "val": self.val, "test": self.test}[part]
 
+    def to(self, device: torch.device | str) -> Dataset:
+        """The same data set on `device`: moved once, shared by every `Batches` made of it."""
+        train, val, test = (self.split(part).to(device) for part in PARTS)
+        return dataclasses.replace(self, train=train, val=val, test=test)
+
+    def arrays(self) -> dict[str, Any]:
+        """The data set as NumPy arrays and plain values, for a store that shares arrays.
+
+        A split's parts stand under `train/targets` and the like; an input that is a mapping under
+        `train/inputs/KEY`.  Nothing is copied when the data are on the CPU.
+        """
+        flat: dict[str, Any] = {
+            field.name: getattr(self, field.name)
+            for field in dataclasses.fields(self)
+            if field.name not in PARTS
+        }
+        for part in PARTS:
+            for key, value in _split_arrays(self.split(part)).items():
+                flat[f"{part}/{key}"] = value
+        return flat
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, Any]) -> Dataset:
+        """Undo `arrays`.  Read-only arrays are used where they lie, and never written to."""
+        plain = {key: value for key, value in arrays.items() if "/" not in key}
+        train, val, test = (_split_from(_under(arrays, f"{part}/")) for part in PARTS)
+        return cls(**plain, train=train, val=val, test=test)
+
+
+@option
 class Source:
-    """Base of every data source option."""
+    """Base of every data source option.
+
+    Attributes:
+        augment: what is done to the training pictures, in this order.
+    """
 
     name: str
+    augment: tuple[Augment, ...] = ()
 
     def task_shape(self) -> tuple[tuple[int, ...], int] | None:
         """(input shape, classes) where both are known without reading the data, else None."""
@@ -91,3 +202,44 @@ class Source:
             ValueError: the data cannot be had; says where it was looked for and the remedies.
         """
         raise NotImplementedError
+
+
+def _moved(inputs: Inputs, device: torch.device | str) -> Inputs:
+    if isinstance(inputs, Tensor):
+        return inputs.to(device)
+    return {key: value.to(device) for key, value in inputs.items()}
+
+
+def _split_arrays(split: AnySplit) -> dict[str, Any]:
+    found: dict[str, Any] = {
+        "targets": split.targets.cpu().numpy(),
+        "index": split.index.cpu().numpy(),
+    }
+    if isinstance(split, FileSplit):
+        plain = ("root", "paths", "shape", "workers")
+        return found | {key: getattr(split, key) for key in plain}
+    if isinstance(split.inputs, Tensor):
+        return found | {"inputs": split.inputs.cpu().numpy()}
+    return found | {f"inputs/{key}": value.cpu().numpy() for key, value in split.inputs.items()}
+
+
+def _split_from(flat: Mapping[str, Any]) -> AnySplit:
+    targets, index = _tensor(flat["targets"]), _tensor(flat["index"])
+    if "paths" in flat:
+        plain = {key: flat[key] for key in ("root", "paths", "shape", "workers")}
+        return FileSplit(targets=targets, index=index, **plain)
+    if "inputs" in flat:
+        return Split(inputs=_tensor(flat["inputs"]), targets=targets, index=index)
+    inputs = {key: _tensor(value) for key, value in _under(flat, "inputs/").items()}
+    return Split(inputs=inputs, targets=targets, index=index)
+
+
+def _under(flat: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    return {key.removeprefix(prefix): flat[key] for key in flat if key.startswith(prefix)}
+
+
+def _tensor(array: np.ndarray) -> Tensor:
+    with warnings.catch_warnings():
+        # Arrays of a shared store are read-only, of which torch warns; splits are never written.
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        return torch.from_numpy(array)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -22,6 +22,15 @@ class Evidence:
 
     logits: Tensor
     layers: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> Evidence:
+        """The same evidence with every tensor changed."""
+        layers = {name: change(layer) for name, layer in self.layers.items()}
+        return Evidence(change(self.logits), layers)
+
+    def detached(self) -> Evidence:
+        """The same values, cut from the graph that made them."""
+        return self.map(Tensor.detach)
 
 
 @dataclass(frozen=True)

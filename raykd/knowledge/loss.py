@@ -6,7 +6,7 @@ the paper's formula, and what it learns (connectors, memories) is made by `conne
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -48,7 +48,12 @@ class LossContext:
 
 
 class LossModule(nn.Module):
-    """A loss made ready for one trial; its parameters are trained along with the student's."""
+    """A loss made ready for one trial; its parameters are trained along with the student's.
+
+    `value` is the loss's own; it gets evidence of the teacher that is cut from its graph, and
+    everything in float32 at least with autocast off, because products and softmaxes of a loss
+    lose too much in the eight bits of a bfloat16's mantissa.
+    """
 
     def forward(
         self,
@@ -59,9 +64,35 @@ class LossModule(nn.Module):
         progress: Progress,
     ) -> Tensor:
         """The loss's value, a scalar, without its term's weight."""
+        with torch.autocast(student.logits.device.type, enabled=False):
+            return self.value(
+                student.map(widened),
+                teacher.detached().map(widened),
+                targets,
+                index,
+                progress,
+            )
+
+    def value(
+        self,
+        student: Evidence,
+        teacher: Evidence,
+        targets: Tensor,
+        index: Tensor,
+        progress: Progress,
+    ) -> Tensor:
+        """See `forward`."""
         raise NotImplementedError
 
 
+def widened(tensor: Tensor) -> Tensor:
+    """The tensor in float32 if it is in half precision, else as it is."""
+    if tensor.is_floating_point() and tensor.element_size() < 4:
+        return tensor.float()
+    return tensor
+
+
+@option
 class Loss:
     """Base of every loss.
 
@@ -73,6 +104,12 @@ class Loss:
         default_pairs: the pairs of a term that names none: "stages" pairs the stages one to one
             counted from the deepest, "last" pairs the deepest stages, "embedding" pairs the
             inputs of the two classifiers, "none" for losses on logits.
+        reads_logits: whether it reads the teacher's logits (else its forward may end earlier).
+        zero_at_teacher: whether its value is 0 (its minimum) where the student shows just what
+            the teacher shows, in the teacher's shapes.
+        relates_samples: whether a sample's share depends on the others of its batch; if not, the
+            value is the mean over samples, and several workers train as one does.
+        random: whether it draws random numbers.
     """
 
     name: str
@@ -81,6 +118,10 @@ class Loss:
     default_weight: ClassVar[float] = 1.0
     takes_pairs: ClassVar[bool] = True
     default_pairs: ClassVar[Literal["stages", "last", "embedding", "none"]] = "last"
+    reads_logits: ClassVar[bool] = False
+    zero_at_teacher: ClassVar[bool] = True
+    relates_samples: ClassVar[bool] = False
+    random: ClassVar[bool] = False
 
     def build(self, context: LossContext) -> LossModule:
         """Make the loss ready for one trial.
@@ -91,12 +132,14 @@ class Loss:
         raise NotImplementedError
 
 
+@option
 class ResponseLoss(Loss):
     """A loss on logits alone: `loss(student, teacher, targets)`, (B, classes) each."""
 
     knowledge = "response"
     takes_pairs = False
     default_pairs = "none"
+    reads_logits = True
 
     def __call__(self, student: Tensor, teacher: Tensor, targets: Tensor) -> Tensor:
         raise NotImplementedError
@@ -105,6 +148,7 @@ class ResponseLoss(Loss):
         return _OnLogits(self)
 
 
+@option
 class PairLoss(Loss):
     """A loss on one guided and one hint layer at a time: `loss(guided, hint)`.
 
@@ -118,6 +162,11 @@ class PairLoss(Loss):
         """The module that carries (B, *guided) to the shape the loss compares with (B, *hint)."""
         return nn.Identity()
 
+    def judge(self, guided: Shape, hint: Shape) -> nn.Module:
+        """What gives one pair's value, `(guided, hint) -> scalar`; a loss that learns more than
+        a connector makes its own."""
+        return _Connected(self, self.connector(guided, hint))
+
     def build(self, context: LossContext) -> LossModule:
         return _OnPairs(self, context)
 
@@ -127,7 +176,7 @@ class _OnLogits(LossModule):
         super().__init__()
         self.loss = loss
 
-    def forward(
+    def value(
         self,
         student: Evidence,
         teacher: Evidence,
@@ -138,14 +187,23 @@ class _OnLogits(LossModule):
         return self.loss(student.logits, teacher.logits, targets)
 
 
+class _Connected(nn.Module):
+    def __init__(self, loss: PairLoss, connector: nn.Module) -> None:
+        super().__init__()
+        self.loss = loss
+        self.connector = connector
+
+    def forward(self, guided: Tensor, hint: Tensor) -> Tensor:
+        return self.loss(self.connector(guided), hint)
+
+
 class _OnPairs(LossModule):
     def __init__(self, loss: PairLoss, context: LossContext) -> None:
         super().__init__()
-        self.loss = loss
         self.pairs = context.pairs
-        self.connectors = nn.ModuleList(_connectors(loss, context))
+        self.judges = nn.ModuleList(for_each_pair(context, loss.judge))
 
-    def forward(
+    def value(
         self,
         student: Evidence,
         teacher: Evidence,
@@ -154,19 +212,28 @@ class _OnPairs(LossModule):
         progress: Progress,
     ) -> Tensor:
         values = [
-            self.loss(connector(student.layers[pair.guided]), teacher.layers[pair.hint])
-            for pair, connector in zip(self.pairs, self.connectors, strict=True)
+            judge(student.layers[pair.guided], teacher.layers[pair.hint])
+            for pair, judge in zip(self.pairs, self.judges, strict=True)
         ]
         return torch.stack(values).sum()
 
 
-def _connectors(loss: PairLoss, context: LossContext) -> Sequence[nn.Module]:
+def for_each_pair(
+    context: LossContext, make: Callable[[Shape, Shape], nn.Module]
+) -> list[nn.Module]:
+    """`make(guided shape, hint shape)` for each pair, in their order.
+
+    Raises:
+        ValueError: there is no pair, or one cannot be bridged; names both layers and shapes.
+    """
+    if not context.pairs:
+        raise ValueError("the loss compares layers and its term names no pairs; name `pairs`")
     made = []
     for pair, guided, hint in zip(
         context.pairs, context.guided_shapes, context.hint_shapes, strict=True
     ):
         try:
-            made.append(loss.connector(guided, hint))
+            made.append(make(guided, hint))
         except ValueError as error:
             raise ValueError(
                 f"guided layer {pair.guided!r} {guided} cannot be carried to hint layer "

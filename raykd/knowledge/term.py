@@ -1,4 +1,4 @@
-"""A term: one loss, its weight and its layer pairs."""
+"""A term: one loss, its weight, its layer pairs and when it acts."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
+from raykd.knowledge.evidence import Progress
 from raykd.knowledge.loss import Pair
 from raykd.knowledge.losses import LOSSES
 from raykd.option import option
@@ -22,7 +23,12 @@ else:
 class Term:
     """One loss x its weight (x its layer pairs) in a trial's objective.
 
-    A term whose `loss` is null, or whose weight is 0, takes no part.
+    A term whose `loss` is null, or whose weight is 0, takes no part.  It acts in the epochs
+    `start_epoch` <= epoch < `stop_epoch`, counted from 0, and its weight grows linearly from 0
+    over the first `ramp_epochs` of them.
+
+    Raises:
+        ValueError: `stop_epoch` is not after `start_epoch`.
     """
 
     loss: AnyLoss | None = None
@@ -31,6 +37,18 @@ class Term:
         tuple[Pair, ...] | None,
         Field(description="hint layer of the teacher -> guided layer of the student"),
     ] = None
+    start_epoch: Annotated[int, Field(ge=0, description="acts from this epoch on")] = 0
+    ramp_epochs: Annotated[float, Field(ge=0, description="the weight grows for so long")] = 0.0
+    stop_epoch: Annotated[int | None, Field(ge=1, description="acts before it; null: always")] = (
+        None
+    )
+
+    def __post_init__(self) -> None:
+        if self.stop_epoch is not None and self.stop_epoch <= self.start_epoch:
+            raise ValueError(
+                f"stop_epoch {self.stop_epoch} is not after start_epoch {self.start_epoch}, so "
+                "the term would never act; set a later stop_epoch, or null"
+            )
 
     @property
     def active(self) -> bool:
@@ -41,3 +59,22 @@ class Term:
         if self.weight is not None:
             return self.weight
         return self.loss.default_weight if self.loss is not None else 0.0
+
+    @property
+    def always_acts(self) -> bool:
+        """Whether it acts in every epoch (else what it learns gets no gradient in some)."""
+        return self.start_epoch == 0 and self.stop_epoch is None
+
+    def acts(self, progress: Progress) -> bool:
+        """Whether it acts in this epoch."""
+        before_stop = self.stop_epoch is None or progress.epoch < self.stop_epoch
+        return self.active and self.start_epoch <= progress.epoch and before_stop
+
+    def weight_at(self, progress: Progress) -> float:
+        """Its weight in this step."""
+        if not self.acts(progress):
+            return 0.0
+        if not self.ramp_epochs:
+            return self.effective_weight
+        acted = progress.step / progress.steps_per_epoch - self.start_epoch
+        return self.effective_weight * min(1.0, max(0.0, acted) / self.ramp_epochs)

@@ -12,9 +12,12 @@ from typing import ClassVar, Protocol
 
 from torch import Tensor, nn
 
+from raykd.architecture.model import Task
 from raykd.data.batch import Batch
 from raykd.knowledge import Term
 from raykd.knowledge.evidence import Evidence, Progress, Shape
+from raykd.knowledge.terms import Terms
+from raykd.option import option
 
 
 @dataclass(frozen=True)
@@ -45,12 +48,15 @@ class Parts:
     Attributes:
         student: the network to train.
         build_student: makes another untrained copy of it (for peers), fresh weights each call.
-        teacher: evidence of the teacher; None where the scheme needs none.
+        teacher: evidence of the teacher (its layers named as the pairs name them); None where the
+            scheme needs none.
         terms: the knowledge to transfer, pairs resolved to layer names.
         task_loss: (logits, targets) -> scalar, the loss on the labels.
-        guided_shapes / hint_shapes: shapes of every layer named in a pair.
-        guided_layers: student layers to tap, as the pairs name them.
-        classes, train_size, data_size: as in `LossContext`.
+        task: what the networks take and give; the distiller finds the student's layers with it.
+        train_size: number of training samples.
+        data_size: one more than the largest `Batch.index`.
+        guided_shapes / hint_shapes: shape of every layer named in a pair, by the name the pair
+            uses, without the batch.
     """
 
     student: nn.Module
@@ -58,11 +64,30 @@ class Parts:
     teacher: TeacherSource | None
     terms: Sequence[Term]
     task_loss: Callable[[Tensor, Tensor], Tensor]
-    classes: int
+    task: Task
     train_size: int
     data_size: int
     guided_shapes: Mapping[str, Shape] = field(default_factory=dict)
     hint_shapes: Mapping[str, Shape] = field(default_factory=dict)
+
+    @property
+    def classes(self) -> int:
+        return self.task.classes
+
+    def make_terms(self) -> Terms:
+        """The terms made ready, what their losses learn freshly initialised.
+
+        Raises:
+            ValueError: layers that cannot be bridged.
+        """
+        return Terms(
+            self.terms,
+            classes=self.classes,
+            train_size=self.train_size,
+            data_size=self.data_size,
+            guided_shapes=self.guided_shapes,
+            hint_shapes=self.hint_shapes,
+        )
 
 
 class Distiller(nn.Module):
@@ -84,6 +109,7 @@ class Distiller(nn.Module):
         """Called before an epoch's first batch."""
 
 
+@option
 class Scheme:
     """Base of every scheme option."""
 
@@ -93,5 +119,9 @@ class Scheme:
     takes_knowledge: ClassVar[bool] = True
 
     def build(self, parts: Parts) -> Distiller:
-        """Make the scheme ready for one trial."""
+        """Make the scheme ready for one trial.
+
+        Raises:
+            ValueError: the parts do not fit (no teacher, layers that cannot be bridged).
+        """
         raise NotImplementedError

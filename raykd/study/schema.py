@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
+from collections.abc import Mapping
 from dataclasses import field
-from typing import TYPE_CHECKING, Annotated, Literal
+from functools import lru_cache
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, TypeAdapter
 
 from raykd.architecture import MODELS
 from raykd.data import SOURCES
@@ -170,3 +174,32 @@ class Study:
     search: Search = Search()
     cluster: Cluster = Cluster()
     tracking: Tracking = Tracking()
+
+
+@lru_cache(maxsize=1)
+def study_adapter() -> TypeAdapter[Study]:
+    """Reads and describes `Study`."""
+    return TypeAdapter(Study)
+
+
+def read_study(data: Mapping[str, Any]) -> Study:
+    """The concrete study that plain data (`plain`, or a file without domains) write down.
+
+    Strict: text is no number, 8.0 no whole number, and `true` neither.
+
+    Raises:
+        pydantic.ValidationError: a ValueError; the data are no concrete study.
+    """
+    return study_adapter().validate_json(json.dumps(data), strict=True)
+
+
+def plain(value: Any) -> Any:
+    """An option (a study, a term, a model ...) as mappings, lists and scalars."""
+    if dataclasses.is_dataclass(value):
+        held = ((field.name, getattr(value, field.name)) for field in dataclasses.fields(value))
+        return {name: plain(inner) for name, inner in held}
+    if isinstance(value, Mapping):
+        return {key: plain(inner) for key, inner in value.items()}
+    if isinstance(value, tuple | list):
+        return [plain(inner) for inner in value]
+    return value

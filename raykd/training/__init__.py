@@ -1,0 +1,38 @@
+"""Training, plain PyTorch: the loop, evaluation, checkpoints, the teacher.
+
+The names are loaded when they are asked for: what the driver needs of this package (assignments,
+the mailbox, storage) comes without torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from raykd.training.loop import Diverged, Training
+    from raykd.training.teacher import check_weights, load_teacher, teacher_key, teacher_study
+
+__all__ = [
+    "Diverged",
+    "Training",
+    "check_weights",
+    "load_teacher",
+    "teacher_key",
+    "teacher_study",
+]
+
+_HOMES = {
+    "Diverged": "record",
+    "Training": "loop",
+    "check_weights": "teacher",
+    "load_teacher": "teacher",
+    "teacher_key": "teacher",
+    "teacher_study": "teacher",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -1,0 +1,73 @@
+"""Handwritten digits of scikit-learn."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from raykd.data.augment import AnyAugment
+from raykd.data.source import (
+    Dataset,
+    Fraction,
+    Limit,
+    Source,
+    SplitSeed,
+    TestFraction,
+    ValLimit,
+)
+from raykd.data.splitting import at_most, dataset_of_pictures, hold_out
+from raykd.option import option
+
+
+@option
+class Digits(Source):
+    """1,797 handwritten digits of 8x8 pixels, part of scikit-learn.
+
+    Alpaydin & Kaynak 1998, UCI optical recognition of handwritten digits (its test part).  The
+    17 grey levels are spread over 0 to 255.  There is no test split of its own.
+    """
+
+    name: Literal["digits"] = "digits"
+    test: TestFraction = 0.2
+    val: Fraction = 0.15
+    split_seed: SplitSeed = 0
+    limit: Limit = None
+    val_limit: ValLimit = None
+    augment: tuple[AnyAugment, ...] = ()
+
+    def task_shape(self) -> tuple[tuple[int, ...], int]:
+        return (1, 8, 8), 10
+
+    def load(self) -> Dataset:
+        levels, targets = _levels_and_targets()
+        pictures = np.rint(levels * (255 / 16)).astype(np.uint8).reshape(-1, 1, 8, 8)
+        rest, test = hold_out(targets, np.arange(len(targets)), self.test, self.split_seed, "test")
+        train, val = hold_out(targets, rest, self.val, self.split_seed, "val")
+        rows = {
+            "train": at_most(targets, train, self.limit, self.split_seed, "limit"),
+            "val": at_most(targets, val, self.val_limit, self.split_seed, "val_limit"),
+            "test": test,
+        }
+        names = [str(digit) for digit in range(10)]
+        return dataset_of_pictures(self.name, pictures, targets, rows, names, "scikit-learn")
+
+
+def _levels_and_targets() -> tuple[np.ndarray, np.ndarray]:
+    """(N, 64) levels 0 to 16 and (N,) digits.
+
+    The file is read where scikit-learn keeps it: importing scikit-learn takes seconds, and this
+    is all that is wanted of it.
+    """
+    package = importlib.util.find_spec("sklearn")
+    for folder in (package and package.submodule_search_locations) or ():
+        file = Path(folder) / "datasets" / "data" / "digits.csv.gz"
+        if file.is_file():
+            table = np.loadtxt(file, delimiter=",")
+            return table[:, :-1], table[:, -1].astype(np.int64)
+    from sklearn.datasets import load_digits  # another layout: let it find its file
+
+    levels, targets = load_digits(return_X_y=True)
+    return np.asarray(levels), np.asarray(targets)

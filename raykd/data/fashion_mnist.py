@@ -1,0 +1,149 @@
+"""Fashion-MNIST."""
+
+from __future__ import annotations
+
+import gzip
+from pathlib import Path
+from typing import ClassVar, Literal
+
+import numpy as np
+
+from raykd.data.augment import AnyAugment
+from raykd.data.places import missing, reachable
+from raykd.data.source import Dataset, Fraction, Limit, Root, Source, SplitSeed, ValLimit
+from raykd.data.splitting import at_most, dataset_of_pictures, hold_out
+from raykd.option import option
+
+DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
+"""Where Debian's package dataset-fashion-mnist puts it."""
+
+_FILES = (
+    "train-images-idx3-ubyte",
+    "train-labels-idx1-ubyte",
+    "t10k-images-idx3-ubyte",
+    "t10k-labels-idx1-ubyte",
+)
+_TRAIN_SIZE, _TEST_SIZE = 60_000, 10_000
+
+
+@option
+class FashionMnist(Source):
+    """70,000 grey pictures of clothes, 28x28 pixels, 10 classes.
+
+    Xiao 2017, arXiv:1708.07747.  Looked for under `root` (as torchvision lays it out, or the four
+    idx files themselves, packed or not), then where Debian's package dataset-fashion-mnist puts
+    it, then downloaded into `root` by torchvision.
+    """
+
+    name: Literal["fashion_mnist"] = "fashion_mnist"
+    root: Root = "data"
+    val: Fraction = 0.1
+    split_seed: SplitSeed = 0
+    limit: Limit = None
+    val_limit: ValLimit = None
+    augment: tuple[AnyAugment, ...] = ()
+
+    class_names: ClassVar[tuple[str, ...]] = (
+        "T-shirt/top",
+        "Trouser",
+        "Pullover",
+        "Dress",
+        "Coat",
+        "Sandal",
+        "Shirt",
+        "Sneaker",
+        "Bag",
+        "Ankle boot",
+    )
+
+    def task_shape(self) -> tuple[tuple[int, ...], int]:
+        return (1, 28, 28), 10
+
+    def check(self) -> None:
+        if self._folder() is None and not reachable(_mirror() + _FILES[0] + ".gz"):
+            raise self._missing("its mirror does not answer")
+
+    def load(self) -> Dataset:
+        folder = self._folder() or self._download()
+        pictures, targets = _read_all(folder)
+        train, val = hold_out(targets, np.arange(_TRAIN_SIZE), self.val, self.split_seed, "val")
+        rows = {
+            "train": at_most(targets, train, self.limit, self.split_seed, "limit"),
+            "val": at_most(targets, val, self.val_limit, self.split_seed, "val_limit"),
+            "test": np.arange(_TRAIN_SIZE, _TRAIN_SIZE + _TEST_SIZE),
+        }
+        return dataset_of_pictures(
+            self.name, pictures, targets, rows, self.class_names, str(folder)
+        )
+
+    def _places(self) -> tuple[Path, ...]:
+        root = Path(self.root).expanduser()
+        return root / "FashionMNIST" / "raw", root, DEBIAN_FOLDER
+
+    def _folder(self) -> Path | None:
+        for place in self._places():
+            if all(_packed_or_not(place, file) for file in _FILES):
+                return place
+        return None
+
+    def _download(self) -> Path:
+        from torchvision.datasets import FashionMNIST
+
+        root = Path(self.root).expanduser()
+        try:
+            FashionMNIST(str(root), train=True, download=True)
+        except (OSError, RuntimeError) as error:
+            raise self._missing(str(error)) from error
+        return root / "FashionMNIST" / "raw"
+
+    def _missing(self, cause: str) -> ValueError:
+        remedies = (
+            "install the package dataset-fashion-mnist (Debian, Ubuntu)",
+            f"copy the four idx files (.gz or not) to {self._places()[0]}",
+            "set data.root to the folder that holds them",
+        )
+        return missing("Fashion-MNIST", [str(p) for p in self._places()], remedies, cause)
+
+
+def _mirror() -> str:
+    from torchvision.datasets import FashionMNIST
+
+    return FashionMNIST.mirrors[0]
+
+
+def _packed_or_not(folder: Path, file: str) -> Path | None:
+    for path in (folder / file, folder / f"{file}.gz"):
+        if path.is_file():
+            return path
+    return None
+
+
+def _read_all(folder: Path) -> tuple[np.ndarray, np.ndarray]:
+    """All pictures (N, 1, 28, 28) uint8 and labels (N,), the training part first."""
+    parts = [_read_idx(folder, file) for file in _FILES]
+    expected = [
+        (_TRAIN_SIZE, 28, 28),
+        (_TRAIN_SIZE,),
+        (_TEST_SIZE, 28, 28),
+        (_TEST_SIZE,),
+    ]
+    for file, part, shape in zip(_FILES, parts, expected, strict=True):
+        if part.shape != shape:
+            raise ValueError(f"{folder / file} holds {part.shape}, not {shape}: copy it again")
+    pictures = np.concatenate([parts[0], parts[2]])[:, None]
+    return pictures, np.concatenate([parts[1], parts[3]])
+
+
+def _read_idx(folder: Path, file: str) -> np.ndarray:
+    """Read an idx file of unsigned bytes: 2 zero bytes, type, rank, sizes (big-endian), data."""
+    path = _packed_or_not(folder, file)
+    assert path is not None
+    try:
+        raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        if raw[:3] != b"\x00\x00\x08":
+            raise ValueError("not an idx file of unsigned bytes")
+        rank = raw[3]
+        shape = np.frombuffer(raw, ">i4", count=rank, offset=4)
+        return np.frombuffer(raw, np.uint8, offset=4 + 4 * rank).reshape(shape)
+    except (OSError, EOFError, ValueError, IndexError) as error:
+        raise ValueError(f"{path} cannot be read ({error}): copy or download it again") from error

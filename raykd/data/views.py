@@ -1,0 +1,30 @@
+"""Views: replayable augmentations of samples."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from raykd.data.augment import Augment
+from raykd.data.draws import Draws, key_of
+
+
+def view(
+    pictures: Tensor, index: Tensor, augment: Sequence[Augment], *, seed: int, number: int
+) -> Tensor:
+    """One view of each picture: a pure function of (picture, index, augment, seed, number).
+
+    Args:
+        pictures: (B, C, H, W) uint8.
+        index: (B,) int64, the samples' numbers, on the pictures' device.
+        augment: what is done, in this order.
+        seed: the training's.
+        number: which view.
+
+    Returns:
+        (B, C, H, W) uint8; the pictures themselves where `augment` is empty.
+    """
+    for place, step in enumerate(augment):
+        pictures = step(pictures, Draws(key_of(seed, number, place), index))
+    return pictures

@@ -1,0 +1,82 @@
+"""Feature-based knowledge: a guided layer of the student follows a hint layer of the teacher."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+from torch import Tensor, nn
+from torch.linalg import vector_norm
+from torch.nn import functional as F
+
+from raykd.knowledge.connectors import connector, require, resized
+from raykd.knowledge.evidence import Shape
+from raykd.knowledge.loss import PairLoss
+from raykd.option import option
+
+
+@option
+class Hint(PairLoss):
+    """A guided layer, through a regressor, imitates its hint layer.
+
+    Mean over batch and elements of (connector(F_s) - F_t)^2; FitNets, Romero 2015
+    (arXiv:1412.6550), Eq. 3, whose 1/2 ||.||^2 is summed over elements: the mean and the weight of
+    100 are the CRD benchmark's.  Any kinds of layers a connector bridges.
+    """
+
+    knowledge = "feature"
+    paper = "Romero 2015, arXiv:1412.6550"
+    default_weight = 100.0
+    default_pairs = "last"
+
+    name: Literal["hint"] = "hint"
+
+    def connector(self, guided: Shape, hint: Shape) -> nn.Module:
+        return connector(guided, hint)
+
+    def __call__(self, guided: Tensor, hint: Tensor) -> Tensor:
+        return F.mse_loss(guided, hint)
+
+
+@option
+class AttentionTransfer(PairLoss):
+    """Where the student looks follows where the teacher looks.
+
+    || Q_s/||Q_s||_2 - Q_t/||Q_t||_2 ||_2 with Q = sum_c |F_c|^p flattened, mean over the batch,
+    sum over pairs; Zagoruyko 2017 (arXiv:1612.03928), Eq. 2 without its beta/2, which is the
+    weight.  Maps of different size are brought to the smaller by area means.  `scale: benchmark`
+    takes the mean of squares over batch and places instead of the norm, as the authors' code and
+    the CRD benchmark do (its weight there: 1000).
+    """
+
+    knowledge = "feature"
+    paper = "Zagoruyko 2017, arXiv:1612.03928"
+    default_weight = 10.0
+    default_pairs = "stages"
+
+    name: Literal["at"] = "at"
+    power: Annotated[float, Field(ge=1, description="p: large favours the strongest")] = 2.0
+    scale: Annotated[
+        Literal["paper", "benchmark"], Field(description="norm, or mean of squares")
+    ] = "paper"
+
+    def connector(self, guided: Shape, hint: Shape) -> nn.Module:
+        require("map", "at", guided, hint)
+        return nn.Identity()
+
+    def __call__(self, guided: Tensor, hint: Tensor) -> Tensor:
+        size = _smaller(guided, hint)
+        difference = self._attention(guided, size) - self._attention(hint, size)
+        if self.scale == "benchmark":
+            return difference.square().mean()
+        return vector_norm(difference, dim=1).mean()
+
+    def _attention(self, features: Tensor, size: tuple[int, int]) -> Tensor:
+        """(B, C, H, W) -> (B, places), of norm 1."""
+        energy = resized(features, size).abs().pow(self.power).sum(dim=1)
+        return F.normalize(energy.flatten(1), dim=1)
+
+
+def _smaller(guided: Tensor, hint: Tensor) -> tuple[int, int]:
+    """The smaller of two maps' heights and widths."""
+    return min(guided.shape[2], hint.shape[2]), min(guided.shape[3], hint.shape[3])

@@ -1,0 +1,191 @@
+"""The cluster a study runs on: found or started, and how many slots it holds."""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from raykd.problems import Problem, StudyError
+from raykd.study.schema import Cluster
+
+Resources = Mapping[str, float]
+
+QUIET = {
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # `uv run` must not be repeated for every worker
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "RAY_TRAIN_METRICS_ENABLED": "0",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",  # paths in a study are relative to where it was started
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # MLflow holds the metrics
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # a slot that waits has none to report
+    "TUNE_WARN_THRESHOLD_S": "10",
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
+}
+
+
+@dataclass(frozen=True)
+class SlotPlan:
+    """What the trials of a study get.
+
+    Attributes:
+        slots: trials side by side.
+        workers: ranks of each.
+        cpus, gpus: of each rank.
+    """
+
+    slots: int
+    workers: int
+    cpus: float
+    gpus: float
+
+    def __str__(self) -> str:
+        each = f"{self.cpus:g} CPU" + (f" + {self.gpus:g} GPU" if self.gpus else "")
+        return f"{self.slots} slot(s) x {self.workers} worker(s) x ({each})"
+
+
+def here() -> list[Resources]:
+    """What a Ray started on this machine would have, as one node."""
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return [{"CPU": float(cpus), "GPU": float(_gpus())}]
+
+
+def plan_slots(cluster: Cluster, nodes: Sequence[Resources]) -> SlotPlan:
+    """How many trials run side by side, and on what.
+
+    Args:
+        cluster: what the study asks for.
+        nodes: each node's total "CPU" and "GPU".
+
+    Raises:
+        StudyError: the cluster can never place what is asked; says what there is and what to change.
+    """
+    gpus = cluster.gpus_per_worker
+    if gpus == "auto":
+        gpus = 1.0 if any(node.get("GPU", 0) >= 1 for node in nodes) else 0.0
+    places = sum(_places(node, cluster.cpus_per_worker, gpus) for node in nodes)
+    most = places // cluster.workers_per_trial
+    plan = SlotPlan(most, cluster.workers_per_trial, cluster.cpus_per_worker, gpus)
+    if most < 1:
+        raise StudyError(_refusal(cluster, plan, nodes, places))
+    if cluster.slots == "auto":
+        return plan
+    if cluster.slots > most:
+        raise StudyError(
+            Problem(
+                f"{cluster.slots} slots were asked for, but {_described(nodes)} can hold at most "
+                f"{most} of {plan.workers} worker(s) with {plan.cpus:g} CPU and {plan.gpus:g} GPU",
+                path="cluster.slots",
+                mend=f"set cluster.slots to {most} or to auto, or join a larger cluster "
+                "(RAY_ADDRESS)",
+            )
+        )
+    return SlotPlan(cluster.slots, plan.workers, plan.cpus, plan.gpus)
+
+
+def _refusal(
+    cluster: Cluster, plan: SlotPlan, nodes: Sequence[Resources], places: int
+) -> Problem:
+    if plan.gpus and not any(node.get("GPU", 0) for node in nodes):
+        field, mend = "gpus_per_worker", "set cluster.gpus_per_worker to 0 or to auto"
+    elif not places and any(
+        _places(node, cluster.cpus_per_worker, 0) for node in nodes
+    ):
+        field, mend = "gpus_per_worker", "ask for less of a GPU for each worker"
+    elif not places:
+        most = max(node.get("CPU", 0) for node in nodes)
+        field, mend = "cpus_per_worker", f"set cluster.cpus_per_worker to at most {most:g}"
+    else:
+        field, mend = "workers_per_trial", f"set cluster.workers_per_trial to at most {places}"
+    return Problem(
+        f"a trial needs {plan.workers} worker(s) with {plan.cpus:g} CPU and {plan.gpus:g} GPU "
+        f"each, which {_described(nodes)} can never place (it has room for {places})",
+        path=f"cluster.{field}",
+        mend=f"{mend}, or join a larger cluster (RAY_ADDRESS)",
+    )
+
+
+def _described(nodes: Sequence[Resources]) -> str:
+    cpus = sum(node.get("CPU", 0) for node in nodes)
+    gpus = sum(node.get("GPU", 0) for node in nodes)
+    where = "this machine" if len(nodes) == 1 else f"the cluster of {len(nodes)} nodes"
+    return f"{where} ({cpus:g} CPU, {gpus:g} GPU)"
+
+
+def _places(node: Resources, cpus: float, gpus: float) -> int:
+    places = int(node.get("CPU", 0) / cpus + 1e-9)
+    return min(places, _gpu_places(node.get("GPU", 0), gpus)) if gpus else places
+
+
+def _gpu_places(there: float, each: float) -> int:
+    # Parts of a GPU must lie on one GPU.
+    return int(there) * int(1 / each + 1e-9) if each < 1 else int(there / each + 1e-9)
+
+
+def _gpus() -> int:
+    import torch
+
+    return torch.cuda.device_count()
+
+
+def is_remote() -> bool:
+    """Whether the study is to run on a cluster that is there already."""
+    return bool(os.environ.get("RAY_ADDRESS"))
+
+
+@contextmanager
+def ray_session(*, verbose: bool, log_folder: Path) -> Iterator[list[Resources]]:
+    """Join the cluster `RAY_ADDRESS` names, or start Ray on this machine and end it afterwards.
+
+    Gives each node's total resources.
+
+    Raises:
+        StudyError: the cluster cannot be joined.
+    """
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import ray
+
+        ours = not ray.is_initialized()
+        if ours:
+            _connect(verbose)
+    try:
+        yield [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    finally:
+        if ours:
+            ray.shutdown()
+
+
+def _connect(verbose: bool) -> None:
+    import ray
+
+    shared: dict[str, Any] = {
+        "log_to_driver": verbose,
+        "logging_level": logging.INFO if verbose else logging.ERROR,
+        "configure_logging": True,
+    }
+    if not is_remote():
+        # The dashboard is not for show: Ray Train frees a stopped group's place through it.
+        ray.init(address="local", include_dashboard=True, **shared)
+        return
+    try:
+        import raykd
+
+        package = str(Path(raykd.__file__).parent)
+        ray.init(address="auto", runtime_env={"py_modules": [package]}, **shared)
+    except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
+        address = os.environ["RAY_ADDRESS"]
+        raise StudyError(
+            Problem(
+                f"the cluster at RAY_ADDRESS={address} cannot be joined: {error}",
+                mend="start it (`ray start --head`), correct RAY_ADDRESS, or unset it to run here",
+            )
+        ) from None

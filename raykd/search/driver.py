@@ -1,0 +1,417 @@
+"""One search, from an open study to its result: Ray Tune explores, Ray Train trains."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import platform
+import subprocess
+import sys
+import uuid
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from raykd.architecture import Task
+from raykd.data import Dataset
+from raykd.problems import Problem, StudyError
+from raykd.search.cluster import SlotPlan, here, is_remote, plan_slots, ray_session
+from raykd.search.explorer import Explorer
+from raykd.search.folder import StudyFolder, create_folder, open_folder
+from raykd.search.records import Records
+from raykd.search.result import StudyResult, read_result
+from raykd.study.open import OpenStudy, load_study
+from raykd.study.schema import Study, Teacher, plain
+from raykd.tracking.journal import Journal, events
+from raykd.training.storage import Storage, is_uri
+from raykd.training.teacher import teacher_key
+
+Listener = Callable[[Mapping[str, Any]], None]
+PACKAGES = ("raykd", "ray", "torch", "torchvision", "optuna", "mlflow", "numpy", "pydantic")
+
+
+class Chronicle:
+    """A journal that also tells those who listen."""
+
+    def __init__(self, journal: Journal, listeners: Sequence[Listener]) -> None:
+        self._journal = journal
+        self._listeners = listeners
+
+    def write(self, event: str, **fields: Any) -> None:
+        self._journal.write(event, **fields)
+        self.tell({"event": event, **fields})
+
+    def tell(self, event: Mapping[str, Any]) -> None:
+        """Say something that need not be kept."""
+        for listener in self._listeners:
+            listener(event)
+
+
+def search(
+    study: OpenStudy | str | Path,
+    *,
+    overrides: Sequence[str] = (),
+    resume: str | Path | None = None,
+    verbose: bool = False,
+    listeners: Sequence[Listener] = (),
+) -> StudyResult:
+    """Search a study's space and return what was found.
+
+    Args:
+        study: an open study (`load_study`) or the path of a study file.
+        overrides: `a.b=value`, as on the command line; only with a path.
+        resume: the folder of an interrupted search to go on with; `study` is then not read.
+        verbose: let Ray's own output through.
+        listeners: called with every event as it happens.
+
+    Raises:
+        StudyError: the study, its data or the cluster is not fit; nothing was started.
+    """
+    from raykd.tracking.runs import Tracker
+
+    folder = None
+    if resume is not None:
+        folder, overrides = open_folder(resume)
+        study = load_study(folder.given, overrides=overrides)
+    elif not isinstance(study, OpenStudy):
+        study = load_study(study, overrides=overrides)
+    settings = study.settings
+    if not is_remote():
+        plan_slots(settings.cluster, here())
+    data = load_data(settings)
+    task = Task(input_shape=data.input_shape, classes=data.classes)
+    if folder is None:
+        folder = create_folder(
+            settings.name, settings.cluster.storage, study.given, list(overrides)
+        )
+    known = events(folder.journal) if folder.journal.exists() else []
+    journal = Journal(folder.journal)
+    chronicle = Chronicle(journal, listeners)
+    study_id = next((e["id"] for e in known if e["event"] == "study"), None) or uuid.uuid4().hex
+    _open_chronicle(chronicle, study, study_id, folder, data)
+    tracker = Tracker(folder.journal, settings.tracking.uri)
+    status = "failed"
+    try:
+        chronicle.tell({"event": "phase", "phase": "ray"})
+        with ray_session(verbose=verbose, log_folder=folder.path) as nodes:
+            plan = plan_slots(settings.cluster, nodes)
+            _check_storage(folder, nodes)
+            chronicle.tell({"event": "plan", "plan": plan, "study": study, "folder": folder})
+            explorer = _explorer(study, task, data, folder, chronicle, plan, Records.from_events(known))
+            explore(explorer, plan, folder, data, verbose=verbose)
+            if explorer.fatal:
+                raise StudyError(explorer.fatal)
+            _keep_models(chronicle, explorer, folder, data, settings)
+        result = read_result(folder.path)
+        chronicle.write("note", id=None, tags=result.tags(), metrics=result.figures(), step=0)
+        status = "finished"
+    except KeyboardInterrupt:
+        status = "interrupted"
+        raise
+    finally:
+        chronicle.write("done", status=status)
+        chronicle.tell({"event": "phase", "phase": "tracking"})
+        delivered = tracker.close(timeout=60 if status == "finished" else 10)
+        chronicle.tell({"event": "tracked", "delivered": delivered, "status": str(tracker.status)})
+        journal.close()
+    return result
+
+
+def load_data(settings: Study) -> Dataset:
+    """The study's data.
+
+    Raises:
+        StudyError: they cannot be had.
+    """
+    try:
+        settings.data.check()
+        return settings.data.load()
+    except ValueError as error:
+        raise StudyError(Problem(str(error), path="data")) from None
+
+
+def explore(
+    explorer: Explorer,
+    plan: SlotPlan,
+    folder: StudyFolder,
+    data: Dataset,
+    *,
+    verbose: bool = False,
+) -> None:
+    """Let Tune run everything the explorer asks for, in `plan.slots` warm slots."""
+    import ray
+    from ray import tune
+
+    from raykd.search.slot import Slot, SlotSetup
+    from raykd.search.tune_side import Reports, Suggestions
+    from raykd.search.schedulers import Stopping, make_rule
+
+    epochs = explorer.study.settings.train.epochs
+    rule = make_rule(explorer.search, epochs)
+    setup = SlotSetup(
+        storage=folder.storage,
+        workers=plan.workers,
+        cpus=plan.cpus,
+        gpus=plan.gpus,
+        max_failures=explorer.study.settings.cluster.max_failures,
+        folder=_ray_folder(folder),
+        verbose=verbose,
+    )
+    trainable = tune.with_parameters(Slot, shared=setup, data=[ray.put(data.arrays())])
+    # A slot holds no CPU of its own (its workers do), but Tune wants some request.
+    request = tune.PlacementGroupFactory([{"CPU": 0, "memory": 1 << 20}])
+    tuner = tune.Tuner(
+        tune.with_resources(trainable, request),
+        tune_config=tune.TuneConfig(
+            search_alg=Suggestions(explorer),
+            scheduler=Stopping(rule, lambda: explorer.has_work),
+            num_samples=-1,
+            max_concurrent_trials=plan.slots,
+            reuse_actors=True,
+            trial_name_creator=_trial_name,
+            trial_dirname_creator=_trial_name,
+        ),
+        run_config=tune.RunConfig(
+            name="tune",
+            storage_path=_ray_folder(folder),
+            verbose=1 if verbose else 0,
+            callbacks=[Reports(explorer)],
+            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+            failure_config=tune.FailureConfig(
+                max_failures=explorer.study.settings.cluster.max_failures
+            ),
+        ),
+    )
+    with _quiet(verbose):
+        tuner.fit()
+
+
+def _trial_name(trial: Any) -> str:
+    return trial.config["assignment"]["id"].replace("/", ".")
+
+
+def _ray_folder(folder: StudyFolder) -> str:
+    return f"{folder.storage}/{folder.name}/ray" if is_uri(folder.storage) else str(folder.path / "ray")
+
+
+@contextlib.contextmanager
+def _quiet(verbose: bool) -> Iterator[None]:
+    with warnings.catch_warnings():
+        if not verbose:
+            import logging
+
+            warnings.simplefilter("ignore")
+            for name in ("ray", "ray.tune", "ray.train"):
+                logging.getLogger(name).setLevel(logging.CRITICAL)
+        yield
+
+
+def _explorer(
+    study: OpenStudy,
+    task: Task,
+    data: Dataset,
+    folder: StudyFolder,
+    chronicle: Chronicle,
+    plan: SlotPlan,
+    records: Records,
+) -> Explorer:
+    storage = Storage(folder.storage)
+    return Explorer(
+        study,
+        task,
+        open_optuna(study.settings, folder, plan.slots),
+        chronicle,
+        storage,
+        folder.name,
+        prepare_teachers(study, data, storage),
+        records,
+    )
+
+
+def open_optuna(settings: Study, folder: StudyFolder, slots: int) -> Any:
+    """Optuna's study in the folder's own database, made or taken up."""
+    import optuna
+
+    from raykd.search.samplers import make_sampler
+
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    search = settings.search
+    stored = optuna.storages.RDBStorage(folder.optuna)
+    done = sum(1 for s in optuna.get_all_study_summaries(stored) for _ in range(s.n_trials))
+    startup = max(4, min(10, search.trials // 2))
+    directions = ["maximize" if d == "max" else "minimize" for d in search.objectives.values()]
+    made = optuna.create_study(
+        storage=stored,
+        study_name=settings.name,
+        load_if_exists=True,
+        directions=directions,
+        sampler=make_sampler(
+            search.sampler, seed=settings.seed + done, startup_trials=startup, slots=slots
+        ),
+    )
+    made.set_metric_names(list(search.objectives))
+    return made
+
+
+def prepare_teachers(study: OpenStudy, data: Dataset, storage: Storage) -> dict[Teacher, str]:
+    """Each teacher's file below the storage; a loaded teacher's is put there now.
+
+    Raises:
+        StudyError: weights that were named cannot be had.
+    """
+    import dataclasses
+
+    files: dict[Teacher, str] = {}
+    for teacher in study.teachers():
+        concrete = dataclasses.replace(study.settings, teacher=teacher)
+        key = teacher_key(concrete, data.fingerprint)
+        suffix = "pt" if teacher.is_mlflow else "safetensors"
+        file = files[teacher] = f"teachers/{key}.{suffix}"
+        if teacher.weights is not None and not storage.exists(file):
+            storage.write(file, _weights(teacher, study.settings))
+    return files
+
+
+def _weights(teacher: Teacher, settings: Study) -> bytes:
+    assert teacher.weights is not None
+    try:
+        if not teacher.is_mlflow:
+            return Path(teacher.weights).expanduser().read_bytes()
+        import io
+
+        import torch
+
+        from raykd.tracking.models import load_model_uri
+
+        module = load_model_uri(teacher.weights, tracking_uri=settings.tracking.uri)
+        buffer = io.BytesIO()
+        torch.save(module.cpu().eval(), buffer)
+        return buffer.getvalue()
+    except (OSError, ValueError) as error:
+        raise StudyError(
+            Problem(
+                f"the teacher's weights {teacher.weights} cannot be read: {error}",
+                path="teacher.weights",
+            )
+        ) from None
+
+
+def _check_storage(folder: StudyFolder, nodes: Sequence[Mapping[str, float]]) -> None:
+    """On several nodes, a folder that is not shared is found before anything is trained."""
+    if len(nodes) < 2 or is_uri(folder.storage):
+        return
+    import ray
+
+    marker = f"{folder.name}/reachable"
+    Storage(folder.storage).write(marker, b"")
+
+    @ray.remote(num_cpus=0.01)
+    def sees() -> bool:
+        return Storage(folder.storage).exists(marker)
+
+    spread = [
+        sees.options(label_selector={"ray.io/node-id": node["NodeID"]}).remote()
+        for node in ray.nodes()
+        if node["Alive"] and node["Resources"].get("CPU")
+    ]
+    if not all(ray.get(spread)):
+        raise StudyError(
+            Problem(
+                f"{folder.storage} cannot be reached from every node of the cluster",
+                path="cluster.storage",
+                mend="name a folder on a shared file system, or a URI such as s3://bucket/path",
+            )
+        )
+
+
+def _open_chronicle(
+    chronicle: Chronicle, study: OpenStudy, study_id: str, folder: StudyFolder, data: Dataset
+) -> None:
+    settings = study.settings
+    chronicle.write(
+        "study",
+        id=study_id,
+        name=settings.name,
+        experiment=settings.tracking.experiment or settings.name,
+        register=settings.tracking.register,
+        given=study.given,
+        resolved=plain(settings),
+        file=str(folder.given),
+        argv=sys.argv,
+        git=git_commit(),
+        versions=versions(),
+        seed=settings.seed,
+    )
+    chronicle.write(
+        "dataset",
+        name=data.name,
+        origin=data.origin,
+        fingerprint=data.fingerprint,
+        sizes=dict(data.sizes),
+        classes=data.classes,
+        input_shape=list(data.input_shape),
+    )
+
+
+def _keep_models(
+    chronicle: Chronicle, explorer: Explorer, folder: StudyFolder, data: Dataset, settings: Study
+) -> None:
+    """Hand each chosen student's network to MLflow: of its replicates the one with the best
+    validation accuracy (the test split is not asked)."""
+    import numpy as np
+
+    storage = Storage(folder.storage)
+    chosen = [record for record in explorer.chosen]
+    smallest = min(chosen, key=lambda r: r.metrics["params"], default=None)
+    example = folder.path / "example.npy"
+    inputs = data.to("cpu").example(8)
+    np.save(example, inputs)
+    for record in chosen:
+        replicates = [
+            r for r in explorer.records.children(record.id, "replicate") if r.status == "finished"
+        ]
+        if not replicates:
+            continue
+        kept = max(replicates, key=lambda r: r.metrics["val_accuracy"])
+        assert kept.assignment.keep is not None
+        content = storage.read(kept.assignment.keep)
+        if content is None:
+            continue
+        path = folder.path / "students" / Path(kept.assignment.keep).name
+        if not path.exists():
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(content)
+        aliases = ["champion"] if record is chosen[0] else []
+        aliases += ["smallest"] if record is smallest else []
+        chronicle.write(
+            "model",
+            id=kept.id,
+            path=f"students/{path.name}",
+            input_shape=list(data.input_shape),
+            input_dtype="float32",
+            example="example.npy",
+            register=settings.tracking.register,
+            aliases=aliases,
+            metrics={k: v for k, v in kept.metrics.items() if k.startswith(("val_", "test_"))},
+        )
+
+
+def git_commit() -> str | None:
+    """The commit of the folder the study is started in, or None."""
+    try:
+        found = subprocess.run(
+            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return found.stdout.strip()
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that decide what a training computes."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[package] = importlib.metadata.version(package)
+    return found

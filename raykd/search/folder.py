@@ -1,0 +1,99 @@
+"""A study's folder: what was asked, what happened, and what is needed to go on."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from raykd.problems import Problem, StudyError
+from raykd.training.storage import is_uri
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class StudyFolder:
+    """The files of one search.
+
+    Attributes:
+        path: the local folder with the journal and Optuna's database.
+        storage: where the files are that every node must reach; a folder or a URI.
+        name: the study's folder below `storage`.
+    """
+
+    path: Path
+    storage: str
+    name: str
+
+    @property
+    def journal(self) -> Path:
+        return self.path / "journal.jsonl"
+
+    @property
+    def optuna(self) -> str:
+        """Optuna's storage, as `optuna-dashboard` takes it."""
+        return f"sqlite:///{self.path / 'optuna.db'}"
+
+    @property
+    def given(self) -> Path:
+        """The study file as it was given."""
+        return self.path / "study.yaml"
+
+
+def create_folder(name: str, storage: str, given: str, overrides: Sequence[str]) -> StudyFolder:
+    """A fresh folder below `storage` (or below ./studies, where that is a URI)."""
+    root = Path("studies") if is_uri(storage) else Path(storage).expanduser()
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    for attempt in range(100):
+        path = (root / (f"{name}-{stamp}" + (f"-{attempt}" if attempt else ""))).absolute()
+        try:
+            path.mkdir(parents=True)
+            break
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise StudyError(
+                Problem(
+                    f"the folder {root} cannot be written: {error.strerror}",
+                    path="cluster.storage",
+                    mend="name a folder that can, or make this one writable",
+                )
+            ) from None
+    else:
+        raise StudyError(f"no fresh folder could be made below {root}")
+    folder = StudyFolder(path, storage if is_uri(storage) else str(root.absolute()), path.name)
+    folder.given.write_text(given)
+    content = {"format": FORMAT, "storage": folder.storage, "overrides": list(overrides)}
+    (path / "folder.json").write_text(json.dumps(content, indent=1))
+    return folder
+
+
+def open_folder(path: str | os.PathLike[str]) -> tuple[StudyFolder, list[str]]:
+    """The folder of a search that ran before, and its overrides.
+
+    Raises:
+        StudyError: it is no study's folder.
+    """
+    at = Path(path).expanduser().absolute()
+    try:
+        content = json.loads((at / "folder.json").read_text())
+    except FileNotFoundError:
+        raise StudyError(
+            Problem(
+                f"{path} is no study's folder: it holds no folder.json",
+                mend="name the folder that `raykd search` printed (below `cluster.storage`)",
+            )
+        ) from None
+    if content["format"] != FORMAT:
+        raise StudyError(
+            f"{path} was written by another version of raykd (format {content['format']}, "
+            f"this one reads {FORMAT})"
+        )
+    storage = content["storage"]
+    if not is_uri(storage) and Path(storage) != at.parent:
+        storage = str(at.parent)  # the folder was moved whole
+    return StudyFolder(at, storage, at.name), content["overrides"]

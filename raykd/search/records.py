@@ -1,0 +1,109 @@
+"""What is known of every training of a study: read from its journal, or kept up to date live."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from raykd.search import fronts
+from raykd.training.assignment import Assignment, Role
+
+
+@dataclass
+class Record:
+    """One training.
+
+    Attributes:
+        assignment: what it was asked to be.
+        epochs: the metrics of each finished epoch.
+        status: "running", "finished", "stopped" (early, by the scheduler) or "failed".
+        reason: why it failed; empty else.
+        metrics: of the last epoch, with cost and, where it was asked for, test metrics.
+    """
+
+    assignment: Assignment
+    epochs: list[dict[str, float]] = field(default_factory=list)
+    status: str = "running"
+    reason: str = ""
+    metrics: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def id(self) -> str:
+        return self.assignment.id
+
+    @property
+    def role(self) -> Role:
+        return self.assignment.role
+
+    def seen(self, objectives: Iterable[str]) -> bool:
+        """Whether it ran its whole budget and has a value for every objective."""
+        return self.status == "finished" and all(name in self.metrics for name in objectives)
+
+
+class Records:
+    """All trainings of a study, by id, in the order they began."""
+
+    def __init__(self) -> None:
+        self._all: dict[str, Record] = {}
+
+    @classmethod
+    def from_events(cls, events: Iterable[Mapping[str, Any]]) -> Records:
+        """Rebuild them from a journal."""
+        records = cls()
+        for event in events:
+            records.apply(event)
+        return records
+
+    def apply(self, event: Mapping[str, Any]) -> None:
+        """Take in one journal event; the same event twice changes nothing."""
+        kind = event["event"]
+        if kind == "run":
+            assignment = Assignment.from_plain(event["assignment"])
+            self._all.setdefault(assignment.id, Record(assignment))
+        elif kind == "epoch":
+            record = self._all[event["id"]]
+            if event["epoch"] == len(record.epochs) + 1:
+                record.epochs.append(dict(event["metrics"]))
+                record.metrics.update(event["metrics"])
+        elif kind == "end":
+            record = self._all[event["id"]]
+            record.status = event["status"]
+            record.reason = event.get("reason") or ""
+            record.metrics.update(event["metrics"])
+
+    def __getitem__(self, record_id: str) -> Record:
+        return self._all[record_id]
+
+    def __contains__(self, record_id: str) -> bool:
+        return record_id in self._all
+
+    def of(self, *roles: Role) -> list[Record]:
+        return [record for record in self._all.values() if record.role in roles]
+
+    def running(self, *roles: Role) -> list[Record]:
+        return [record for record in self.of(*roles) if record.status == "running"]
+
+    def children(self, parent: str, role: Role) -> list[Record]:
+        return [record for record in self.of(role) if record.assignment.parent == parent]
+
+    def front(self, objectives: Mapping[str, str]) -> list[Record]:
+        """The non-dominated trials among those that ran their whole budget, best first in the
+        first objective.  Validation metrics decide; test metrics are not looked at."""
+        whole = [record for record in self.of("trial") if record.seen(objectives)]
+        points = fronts.losses([record.metrics for record in whole], objectives)
+        front = [whole[i] for i in fronts.pareto(points)]
+        first, direction = next(iter(objectives.items()))
+        return sorted(front, key=lambda r: r.metrics[first], reverse=direction == "max")
+
+    def choose(self, objectives: Mapping[str, str], count: int) -> list[Record]:
+        """At most `count` trials of the front: the best in the first objective, and the others
+        spread over the front."""
+        front = self.front(objectives)
+        points = fronts.losses([record.metrics for record in front], objectives)
+        return [front[i] for i in fronts.spread(points, count)]
+
+
+def mean_of(records: Sequence[Record], metric: str) -> list[float]:
+    """The metric's values over those that finished."""
+    return [r.metrics[metric] for r in records if r.status == "finished" and metric in r.metrics]

@@ -1,0 +1,171 @@
+"""What a search found: read back from its journal, so that it can be asked at any time."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from raykd.search.folder import open_folder
+from raykd.search.records import Record, Records
+from raykd.search.statistics import Estimate, estimate, paired_gain
+from raykd.tracking.journal import events
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+METRIC = "test_accuracy"
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """A chosen student: trained again under fresh seeds, with and without its teacher.
+
+    Attributes:
+        trial: the trial that was chosen, by validation metrics.
+        distilled: test accuracy of its replicates; None without replicates.
+        alone: test accuracy of the same student at the same budget without a teacher.
+        gain: distilled - alone, paired by seed.
+    """
+
+    trial: Record
+    distilled: Estimate | None
+    alone: Estimate | None
+    gain: Estimate | None
+
+
+@dataclass(frozen=True)
+class StudyResult:
+    """The outcome of one search.
+
+    Attributes:
+        folder: the study's folder.
+        name: the study's name.
+        study_id: its id in MLflow (tag `raykd.id` of the parent run).
+        tracking_uri: where MLflow keeps the runs.
+        experiment: its MLflow experiment.
+        objectives: metric -> "max" or "min", the first one leads.
+        records: every training.
+        seconds: from the first event to the last.
+    """
+
+    folder: Path
+    name: str
+    study_id: str
+    tracking_uri: str
+    experiment: str
+    objectives: Mapping[str, str]
+    chosen_at_most: int
+    records: Records
+    seconds: float
+
+    @functools.cached_property
+    def pareto(self) -> list[Record]:
+        """The trials no other trial beats in every objective, best first in the first one."""
+        return self.records.front(self.objectives)
+
+    @property
+    def best(self) -> Record | None:
+        """The front's best trial in the first objective; None where no trial finished."""
+        return self.pareto[0] if self.pareto else None
+
+    @functools.cached_property
+    def chosen(self) -> list[Chosen]:
+        """The chosen students with their test accuracy over seeds, best first."""
+        picked = self.records.choose(self.objectives, self.chosen_at_most)
+        return [self._judged(record) for record in picked]
+
+    @property
+    def teachers(self) -> list[Record]:
+        return self.records.of("teacher")
+
+    @functools.cached_property
+    def trials(self) -> pd.DataFrame:
+        """One row a trial: id, status, reason, epochs, its parameters and its last metrics."""
+        import pandas as pd
+
+        rows = []
+        for record in self.records.of("trial"):
+            row: dict[str, Any] = {
+                "id": record.id,
+                "status": record.status,
+                "reason": record.reason,
+                "epochs": len(record.epochs),
+                **{k: v for k, v in record.assignment.params.items()},
+                **record.assignment.metrics,
+                **record.metrics,
+            }
+            rows.append(row)
+        return pd.DataFrame(rows)
+
+    @property
+    def teacher_falls_short(self) -> Chosen | None:
+        """The chosen student whose lone training beats every teacher's test accuracy, if any."""
+        taught = [r.metrics[METRIC] for r in self.teachers if METRIC in r.metrics]
+        for chosen in self.chosen:
+            if taught and chosen.alone is not None and chosen.alone.mean > max(taught):
+                return chosen
+        return None
+
+    def figures(self) -> dict[str, float]:
+        """The study's figures, for its parent run."""
+        found: dict[str, float] = {}
+        if self.best is not None:
+            found |= {f"best_{name}": self.best.metrics[name] for name in self.objectives}
+        for number, chosen in enumerate(self.chosen):
+            for what in ("distilled", "alone", "gain"):
+                value: Estimate | None = getattr(chosen, what)
+                if value is not None:
+                    found[f"chosen{number}_{what}_test_accuracy"] = value.mean
+                    if value.count > 1:
+                        found[f"chosen{number}_{what}_half_width"] = value.half_width
+        return found
+
+    def tags(self) -> dict[str, str]:
+        """The study's findings, for its parent run."""
+        found = {"front": " ".join(record.id for record in self.pareto)}
+        if self.best is not None:
+            found["best"] = self.best.id
+        return found
+
+    def _judged(self, record: Record) -> Chosen:
+        distilled = self._by_seed(record, "replicate")
+        alone = self._by_seed(record, "alone")
+        return Chosen(
+            trial=record,
+            distilled=estimate(list(distilled.values())) if distilled else None,
+            alone=estimate(list(alone.values())) if alone else None,
+            gain=paired_gain(distilled, alone),
+        )
+
+    def _by_seed(self, record: Record, role: Any) -> dict[int, float]:
+        return {
+            child.assignment.seed: child.metrics[METRIC]
+            for child in self.records.children(record.id, role)
+            if child.status == "finished" and METRIC in child.metrics
+        }
+
+
+def read_result(folder: str | Path) -> StudyResult:
+    """The result of the search in `folder`, finished or not.
+
+    Raises:
+        StudyError: it is no study's folder.
+    """
+    found, _ = open_folder(folder)
+    told = events(found.journal)
+    study = next(event for event in told if event["event"] == "study")
+    resolved = study["resolved"]
+    return StudyResult(
+        folder=found.path,
+        name=study["name"],
+        study_id=study["id"],
+        tracking_uri=resolved["tracking"]["uri"],
+        experiment=study["experiment"],
+        objectives=resolved["search"]["objectives"],
+        chosen_at_most=resolved["search"]["chosen"],
+        records=Records.from_events(told),
+        seconds=(told[-1]["at"] - study["at"]) / 1000,
+    )

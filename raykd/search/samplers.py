@@ -1,0 +1,68 @@
+"""Samplers: how the next point of the space is drawn.  All of them are Optuna's."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import optuna
+from optuna.samplers import BaseSampler, BruteForceSampler
+from optuna.trial import FrozenTrial, TrialState
+
+
+class Grid(BruteForceSampler):
+    """Optuna's exhaustive sampler over a conditional space, for use by ask and tell.
+
+    Outside `Study.optimize` Optuna's own cannot end a study; here `exhausted` says it is over.
+    """
+
+    def __init__(self, seed: int) -> None:
+        super().__init__(seed=seed)
+        self.exhausted = False
+
+    def after_trial(
+        self,
+        study: optuna.Study,
+        trial: FrozenTrial,
+        state: TrialState,
+        values: Sequence[float] | None,
+    ) -> None:
+        try:
+            super().after_trial(study, trial, state, values)
+        except RuntimeError:
+            # `Study.stop` outside `optimize`: every point has been tried.
+            self.exhausted = True
+
+
+def make_sampler(name: str, *, seed: int, startup_trials: int, slots: int) -> BaseSampler:
+    """The Optuna sampler a study names.
+
+    Args:
+        name: random, tpe, nsga2, gp, grid or qmc.
+        seed: of its draws.
+        startup_trials: random draws before a model is fitted (tpe, gp), or the population (nsga2).
+        slots: how many trials run side by side.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        return _make(name, seed, startup_trials, slots)
+
+
+def _make(name: str, seed: int, startup_trials: int, slots: int) -> BaseSampler:
+    samplers = optuna.samplers
+    made: dict[str, Any] = {
+        "random": lambda: samplers.RandomSampler(seed=seed),
+        "tpe": lambda: samplers.TPESampler(
+            seed=seed,
+            n_startup_trials=startup_trials,
+            constant_liar=slots > 1,
+        ),
+        "nsga2": lambda: samplers.NSGAIISampler(seed=seed, population_size=max(4, startup_trials)),
+        "gp": lambda: samplers.GPSampler(seed=seed, n_startup_trials=startup_trials),
+        "grid": lambda: Grid(seed),
+        "qmc": lambda: samplers.QMCSampler(
+            qmc_type="sobol", scramble=True, seed=seed, warn_independent_sampling=False
+        ),
+    }
+    return made[name]()

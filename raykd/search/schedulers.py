@@ -1,0 +1,174 @@
+"""Schedulers: which trials end early.
+
+Ray Tune's ASHA and median rule serve one objective; `ParetoAsha` serves several.  `Stopping`
+puts the study's scheduler where Tune asks, and keeps it away from what is not searched: the
+teacher, the replicates and the null arms always run to their end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+import numpy as np
+from ray.tune.experiment import Trial
+from ray.tune.schedulers import (
+    AsyncHyperBandScheduler,
+    FIFOScheduler,
+    MedianStoppingRule,
+    TrialScheduler,
+)
+
+from raykd.search import fronts
+from raykd.study.schema import Asha, Median, Search
+
+
+class Rule(Protocol):
+    """Says after each epoch of a searched trial whether it goes on."""
+
+    def keeps(self, trial: Any, result: Mapping[str, Any]) -> bool: ...
+
+
+class ParetoAsha:
+    """Asynchronous successive halving over several objectives.
+
+    Rungs stand at `grace * reduction**k` epochs, as in ASHA (Li 2020, arXiv:1810.05934,
+    Algorithm 2).  A trial that reaches a rung goes on if it is among the best 1/`reduction` of
+    those that have reached it, where trials are ordered by their non-dominated front and, in the
+    front that the cut runs through, by crowding distance (Deb 2002).  The whole first front of a
+    rung with fewer than `reduction` trials goes on, so that a first arrival is never stopped.
+
+    Args:
+        objectives: metric name -> "max" or "min".
+        epochs: the full budget; no rung at or above it.
+        grace: the first rung, in epochs.
+        reduction: one in so many goes on.
+    """
+
+    def __init__(
+        self, objectives: Mapping[str, str], epochs: int, grace: int, reduction: float
+    ) -> None:
+        self._objectives = dict(objectives)
+        self._reduction = reduction
+        self._rungs: dict[int, dict[str, np.ndarray]] = {}
+        rung = float(grace)
+        while round(rung) < epochs:
+            self._rungs[round(rung)] = {}
+            rung *= reduction
+
+    @property
+    def milestones(self) -> tuple[int, ...]:
+        """The rungs, in epochs."""
+        return tuple(self._rungs)
+
+    def keeps(self, trial: Any, result: Mapping[str, Any]) -> bool:
+        rung = self._rungs.get(int(result["epoch"]))
+        if rung is None:
+            return True
+        point = fronts.losses([result], self._objectives)[0]  # type: ignore[list-item]
+        if not np.isfinite(point).all():
+            return False
+        rung[str(getattr(trial, "trial_id", trial))] = point
+        points = np.stack(list(rung.values()))
+        return self._is_among_best(points, len(points) - 1)
+
+    def _is_among_best(self, points: np.ndarray, which: int) -> bool:
+        room = max(1, int(len(points) / self._reduction))
+        rank = fronts.ranks(points)
+        better = int((rank < rank[which]).sum())
+        front = np.flatnonzero(rank == rank[which])
+        if better >= room:
+            return False
+        if better + len(front) <= room or (rank[which] == 0 and len(points) < self._reduction):
+            return True
+        # The cut runs through this front: those with the most room around them go on.
+        order = front[np.argsort(-fronts.crowding(points[front]), kind="stable")]
+        return which in order[: room - better]
+
+
+class TuneRule:
+    """One of Tune's own schedulers, asked as a rule.
+
+    Args:
+        scheduler: works on `epoch` and one metric.
+    """
+
+    def __init__(self, scheduler: TrialScheduler) -> None:
+        self._scheduler = scheduler
+
+    def keeps(self, trial: Any, result: Mapping[str, Any]) -> bool:
+        decision = self._scheduler.on_trial_result(_NoController(), trial, dict(result))  # type: ignore[arg-type]
+        return decision == TrialScheduler.CONTINUE
+
+    def added(self, trial: Any) -> None:
+        self._scheduler.on_trial_add(_NoController(), trial)  # type: ignore[arg-type]
+
+
+class _NoController:
+    """What Tune's rules may ask of the controller: nothing that pauses a trial."""
+
+    def get_trials(self) -> list[Any]:
+        return []
+
+
+def make_rule(search: Search, epochs: int) -> Rule | None:
+    """The study's early-stopping rule; None where every trial runs to its end."""
+    scheduler = search.scheduler
+    metric, direction = next(iter(search.objectives.items()))
+    if isinstance(scheduler, Asha):
+        grace = min(scheduler.grace_epochs, epochs)
+        if len(search.objectives) > 1:
+            return ParetoAsha(search.objectives, epochs, grace, scheduler.reduction)
+        return TuneRule(
+            AsyncHyperBandScheduler(
+                time_attr="epoch",
+                metric=metric,
+                mode=direction,
+                max_t=epochs,
+                grace_period=grace,
+                reduction_factor=scheduler.reduction,
+                stop_last_trials=False,
+            )
+        )
+    if isinstance(scheduler, Median):
+        return TuneRule(
+            MedianStoppingRule(
+                time_attr="epoch",
+                metric=metric,
+                mode=direction,
+                grace_period=scheduler.grace_epochs,
+                min_samples_required=scheduler.min_trials,
+                hard_stop=True,
+            )
+        )
+    return None
+
+
+class Stopping(FIFOScheduler):
+    """What Tune asks after each result.
+
+    Args:
+        rule: the study's early-stopping rule, for searched trials alone.
+        has_work: whether a slot that waits should be given up for real work.
+    """
+
+    def __init__(self, rule: Rule | None, has_work: Callable[[], bool]) -> None:
+        super().__init__()
+        self._rule = rule
+        self._has_work = has_work
+
+    def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
+        if isinstance(self._rule, TuneRule) and _role(trial) == "trial":
+            self._rule.added(trial)
+
+    def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
+        role = _role(trial)
+        if role == "wait":
+            return self.STOP if self._has_work() else self.CONTINUE
+        if role != "trial" or self._rule is None or result.get("done") or result.get("failed"):
+            return self.CONTINUE
+        return self.CONTINUE if self._rule.keeps(trial, result) else self.STOP
+
+
+def _role(trial: Trial) -> str:
+    return trial.config["assignment"]["role"]

@@ -1,0 +1,158 @@
+"""A slot: one Tune actor that owns one long-lived Ray Train worker group and reuses it."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ray import tune
+
+from raykd.training.assignment import Assignment
+from raykd.training.mailbox import Mailbox, WorkersGone, WorkersLost
+from raykd.training.storage import Storage
+
+START_TIMEOUT_S = 300.0
+
+
+@dataclass(frozen=True)
+class SlotSetup:
+    """What every slot of a study shares.
+
+    Attributes:
+        storage: root of the study's files.
+        workers: ranks per trial.
+        cpus, gpus: of each rank.
+        max_failures: how often a trial's lost workers are started again before it fails.
+        folder: a local folder for Ray Train's own bookkeeping.
+        collective_timeout: seconds after which ranks stop waiting for one another.
+        verbose: whether Ray Train may log.
+    """
+
+    storage: str
+    workers: int
+    cpus: float
+    gpus: float
+    max_failures: int
+    folder: str
+    collective_timeout: int = 1800
+    verbose: bool = False
+
+
+class Slot(tune.Trainable):
+    """Serves one trial after another; `step` is one epoch of the present one."""
+
+    def setup(  # type: ignore[override]
+        self, config: Mapping[str, Any], shared: SlotSetup, data: list[Any]
+    ) -> None:
+        import ray
+
+        self._shared = shared
+        self._storage = Storage(shared.storage)
+        self._ended: str | None = None
+        self._mailbox = Mailbox(ray.util.get_node_ip_address(), self._check_trainer)
+        self._trainer = threading.Thread(target=self._run_trainer, args=(data[0],), daemon=True)
+        self._trainer.start()
+        self._take(config)
+
+    def reset_config(self, new_config: Mapping[str, Any]) -> bool:
+        self._take(new_config)
+        return True
+
+    def step(self) -> dict[str, Any]:
+        if self._assignment.role == "wait":
+            time.sleep(self._pause)
+            return {"id": self._assignment.id, "epoch": 0, "done": False}
+        losses = 0
+        while True:
+            try:
+                return self._epoch()
+            except WorkersLost as lost:
+                losses += 1
+                self._started = False
+                reason = self._storage.read(self._assignment.failure_file)
+                if reason is not None:
+                    return self._failure(reason.decode())
+                if losses > self._shared.max_failures:
+                    return self._failure(f"its workers were lost {losses} times: {lost}")
+
+    def cleanup(self) -> None:
+        self._mailbox.close()
+
+    def _take(self, config: Mapping[str, Any]) -> None:
+        self._assignment = Assignment.from_plain(config["assignment"])
+        self._pause = float(config.get("pause", 0.2))
+        self._started = False
+
+    def _epoch(self) -> dict[str, Any]:
+        self._mailbox.wait_for_workers(START_TIMEOUT_S)
+        history: list[dict[str, float]] = []
+        if not self._started:
+            begun = self._mailbox.ask("start", self._assignment.plain())
+            if begun.get("failed"):
+                return self._failure(begun["reason"], begun["traceback"])
+            history = begun["history"]
+            self._started = True
+        answer = self._mailbox.ask("epoch")
+        if answer.get("failed"):
+            return self._failure(answer["reason"], answer["traceback"])
+        return {
+            "id": self._assignment.id,
+            "epoch": answer["epoch"],
+            "done": answer["done"],
+            "history": history,
+            "clock": answer["clock"],
+            **self._assignment.metrics,
+            **answer["metrics"],
+        }
+
+    def _failure(self, reason: str, traceback: str = "") -> dict[str, Any]:
+        self._started = False
+        return {
+            "id": self._assignment.id,
+            "epoch": 0,
+            "done": True,
+            "failed": reason,
+            "traceback": traceback,
+        }
+
+    def _check_trainer(self) -> None:
+        if not self._trainer.is_alive():
+            raise WorkersGone(self._ended or "Ray Train ended the worker group")
+
+    def _run_trainer(self, data: Any) -> None:
+        from ray.train import FailureConfig, RunConfig, ScalingConfig
+        from ray.train.torch import TorchConfig, TorchTrainer
+
+        from raykd.training.worker import serve
+
+        shared = self._shared
+        resources = {"CPU": shared.cpus} | ({"GPU": shared.gpus} if shared.gpus else {})
+        trainer = TorchTrainer(
+            serve,
+            train_loop_config={
+                "address": self._mailbox.address,
+                "storage": shared.storage,
+                "data": data,
+                "threads": shared.cpus,
+            },
+            torch_config=TorchConfig(timeout_s=shared.collective_timeout),
+            scaling_config=ScalingConfig(
+                num_workers=shared.workers,
+                use_gpu=shared.gpus > 0,
+                resources_per_worker=resources,
+            ),
+            run_config=RunConfig(
+                name=f"slot-{os.getpid()}",
+                storage_path=shared.folder,
+                failure_config=FailureConfig(max_failures=-1, controller_failure_limit=3),
+            ),
+        )
+        try:
+            trainer.fit()
+        except Exception as error:
+            self._ended = f"{type(error).__name__}: {error}"
+

@@ -1,0 +1,264 @@
+"""What pydantic finds wrong with a study, in plain sentences."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+from pydantic import ValidationError
+
+from raykd.study.domains import DOMAINS, near
+from raykd.study.outline import study_outline
+from raykd.study.place import Place, dotted
+
+_NOUNS = {
+    "augment": "augmentation",
+    "data": "data source",
+    "loss": "loss",
+    "model": "model",
+    "optimizer": "optimiser",
+    "schedule": "schedule",
+    "scheduler": "scheduler",
+    "scheme": "scheme",
+}
+
+_TYPES = {
+    "bool_type": "true or false",
+    "dataclass_type": "a mapping",
+    "dict_type": "a mapping",
+    "finite_number": "a finite number",
+    "float_type": "a number",
+    "int_from_float": "a whole number",
+    "int_type": "a whole number",
+    "list_type": "a list",
+    "none_required": "null",
+    "string_type": "text",
+    "tuple_type": "a list",
+}
+
+_LIMITS = {
+    "greater_than": ("> {gt:g}", "gt"),
+    "greater_than_equal": (">= {ge:g}", "ge"),
+    "less_than": ("< {lt:g}", "lt"),
+    "less_than_equal": ("<= {le:g}", "le"),
+}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something wrong at one place of a concrete study."""
+
+    place: Place
+    what: str
+    mend: str = ""
+
+    def __str__(self) -> str:
+        path = dotted(self.place)
+        return f"{path}: {self.what}" if path else self.what
+
+
+@dataclass(frozen=True)
+class _Fault:
+    """One of pydantic's errors, with its place in the data."""
+
+    type: str
+    place: Place
+    found: Any
+    context: Mapping[str, Any]
+    message: str
+
+
+def complaints(error: ValidationError, data: Any) -> list[Finding]:
+    """One finding a place; `data` is what was validated."""
+    errors = error.errors(include_url=False)
+    faults = [
+        _Fault(
+            found["type"],
+            _place(found["loc"], data, may_be_new=found["type"] in _NEW_KEYS),
+            found.get("input"),
+            found.get("ctx") or {},
+            found["msg"],
+        )
+        for found in errors
+    ]
+    by_place = groupby(sorted(faults, key=_sort_key), key=_sort_key)
+    return [_finding(list(found), data) for _, found in by_place]
+
+
+_NEW_KEYS = ("missing", "unexpected_keyword_argument", "extra_forbidden")
+
+
+def _sort_key(fault: _Fault) -> tuple[tuple[int, str], ...]:
+    steps = fault.place
+    return tuple((step, "") if isinstance(step, int) else (-1, step) for step in steps)
+
+
+def _place(loc: Sequence[str | int], data: Any, *, may_be_new: bool) -> Place:
+    """Pydantic's location without what is no key of the data: options' names, unions' members."""
+    place: list[str | int] = []
+    value, past_name = data, False
+    for i, step in enumerate(loc):
+        last = i == len(loc) - 1
+        if isinstance(value, Mapping) and value.get("name") == step and not past_name:
+            past_name = True
+        elif isinstance(value, Mapping) and (step in value or (last and may_be_new)):
+            place.append(step)
+            value, past_name = value.get(step), False
+        elif isinstance(value, list) and isinstance(step, int):
+            place.append(step)
+            value, past_name = (value[step] if step < len(value) else None), False
+        else:
+            break
+    return tuple(place)
+
+
+def _finding(faults: list[_Fault], data: Any) -> Finding:
+    first = faults[0]
+    if first.type == "missing":
+        return _missing(first, data)
+    if first.type in ("unexpected_keyword_argument", "extra_forbidden"):
+        return _unknown_key(first, data)
+    if first.type in ("union_tag_invalid", "union_tag_not_found"):
+        return _unknown_name(first.place, first.context.get("tag"), data)
+    if first.type == "literal_error" and len(first.place) > 1 and first.place[-1] == "name":
+        return _unknown_name(first.place[:-1], first.found, data)
+    if first.type in ("value_error", "assertion_error"):
+        return Finding(first.place, first.message.split(", ", 1)[-1])
+    if first.type == "literal_error" and first.found != _get(data, first.place):
+        return _unknown_key(first, data)
+    if _takes_options(first, data):
+        names = study_outline().names(data, first.place)
+        return _unknown_name(first.place, None, data, f"got {shown(first.found)}", names)
+    return _wrong_value(faults)
+
+
+def _missing(fault: _Fault, data: Any) -> Finding:
+    *parent, key = fault.place
+    if isinstance(key, int):
+        return Finding(tuple(parent), f"too short: item {key + 1} is missing")
+    keys = study_outline().keys(data, tuple(parent))
+    written = _get(data, tuple(parent))
+    strange = [name for name in written if name not in keys] if isinstance(written, Mapping) else []
+    return Finding(tuple(parent), f"`{key}` is missing", near(key, strange) and f"add `{key}: ...`")
+
+
+def _unknown_key(fault: _Fault, data: Any) -> Finding:
+    *parent, key = fault.place
+    if fault.type == "literal_error":
+        parent, key = list(fault.place), str(fault.found)
+    keys = study_outline().keys(data, tuple(parent))
+    here = dotted(parent)
+    held = _get(data, tuple(parent))
+    name = held.get("name") if parent and isinstance(held, Mapping) else None
+    called = f"{_noun(tuple(parent))} '{name}'" if isinstance(name, str) else here or "a study"
+    what = f"unknown key `{key}`; {called} has {', '.join(keys)}"
+    return Finding((*parent, key), what, near(key, keys))
+
+
+def _unknown_name(
+    place: Place,
+    name: Any,
+    data: Any,
+    found: str = "",
+    names: Sequence[str] = (),
+) -> Finding:
+    names = names or study_outline().names(data, place)
+    noun = _noun(place)
+    if name is None:
+        mend = f"write {{name: {names[0]}, ...}}" if names else ""
+        found = found or "`name` is missing"
+        return Finding(place, f"{found}; it names one of {', '.join(sorted(names))}", mend)
+    what = f"unknown {noun} {shown(name)}; there are {', '.join(sorted(names))}"
+    return Finding((*place, "name"), what, near(name, names))
+
+
+def _takes_options(fault: _Fault, data: Any) -> bool:
+    if fault.type not in ("dict_type", "dataclass_type"):
+        return False
+    return bool(study_outline().names(data, fault.place))
+
+
+def _wrong_value(faults: Iterable[_Fault]) -> Finding:
+    faults = list(faults)
+    first = faults[0]
+    limits = [text for fault in faults for text in _allowed(fault)]
+    if any(fault.type in _LIMITS for fault in faults):
+        # the types are right, so what is left to say of the numbers is their limit
+        limits = [text for fault in faults if fault.type not in _TYPES for text in _allowed(fault)]
+    what = f"got {shown(first.found)}; must be {' or '.join(dict.fromkeys(limits))}"
+    return Finding(first.place, what, _mend(faults))
+
+
+def _allowed(fault: _Fault) -> Iterator[str]:
+    context = fault.context
+    if fault.type in _TYPES:
+        yield _TYPES[fault.type]
+    elif fault.type in _LIMITS:
+        text, key = _LIMITS[fault.type]
+        yield text.format(**{key: context[key]})
+    elif fault.type == "literal_error":
+        yield str(context["expected"])
+    elif fault.type == "too_short":
+        least = context["min_length"]
+        yield "at least one" if least == 1 else f"at least {least} items"
+    elif fault.type == "too_long":
+        yield f"at most {context['max_length']} items"
+    elif fault.type == "string_pattern_mismatch":
+        yield f"text of the form {context['pattern']}"
+    elif fault.type == "string_too_long":
+        yield f"at most {context['max_length']} characters"
+    else:
+        yield fault.message.removeprefix("Input should be ")
+
+
+def _mend(faults: Sequence[_Fault]) -> str:
+    found = faults[0].found
+    if isinstance(found, list) and not any(fault.type.startswith("too_") for fault in faults):
+        return "to try several values, write {choice: [...]}"
+    if isinstance(found, Mapping):
+        guesses = (near(key, (*DOMAINS, "step")) for key in found)
+        return next((guess for guess in guesses if guess), "")
+    if not isinstance(found, str):
+        return ""
+    numbers = any(fault.type in ("int_type", "float_type") for fault in faults)
+    if numbers and _reads_as_number(found):
+        return "write it without quotes"
+    literals = [fault.context["expected"] for fault in faults if fault.type == "literal_error"]
+    known = [word.strip("'") for text in literals for word in text.replace(" or ", ", ").split(", ")]
+    return near(found, known)
+
+
+def _reads_as_number(text: str) -> bool:
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False
+
+
+def shown(value: Any) -> str:
+    """A value as a message quotes it."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, Mapping):
+        return f"a mapping of {', '.join(map(str, value))}" if value else "an empty mapping"
+    if isinstance(value, list):
+        return f"a list of {len(value)}" if value else "an empty list"
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _noun(place: Place) -> str:
+    key = next((step for step in reversed(place) if isinstance(step, str)), "")
+    return _NOUNS.get(key, "name" if not key else key)
+
+
+def _get(data: Any, place: Place) -> Any:
+    for step in place:
+        try:
+            data = data[step]
+        except (KeyError, IndexError, TypeError):
+            return None
+    return data

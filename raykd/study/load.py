@@ -1,0 +1,374 @@
+"""Reading a study file and finding everything that is wrong with it, before anything starts."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import lru_cache
+from itertools import islice
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from raykd.architecture import Anatomy, Task
+from raykd.data import Source
+from raykd.problems import Infeasible, Problem, StudyError
+from raykd.study.complaints import Finding, complaints
+from raykd.study.domains import NUMBERS
+from raykd.study.files import Document, read_document
+from raykd.study.opened import ModelError, OpenStudy, anatomies, check_costs, task_of
+from raykd.study.outline import study_outline
+from raykd.study.pairing import PairError, resolve_pairs
+from raykd.study.place import Place, dotted, parse_place
+from raykd.study.rules import search_findings, study_findings
+from raykd.study.schema import Search, Study, read_study
+from raykd.study.space import Pairing, Point, Space, read_space
+from raykd.study.suggest import Seeded
+
+Check = Callable[[Study, Task | None], Iterable[Problem | str]]
+"""Looks at one concrete study; a problem without a line gets that of its path."""
+
+MOST_PROBLEMS = 20
+MOST_TEACHERS = 16
+TRIED = 200
+"""Random points tried before a space is said to hold nothing feasible."""
+
+
+def load_study(
+    path: str | os.PathLike[str], overrides: Iterable[str] = (), checks: Iterable[Check] = ()
+) -> OpenStudy:
+    """Read a study file and check all of it.
+
+    Every branch and both ends of every range are checked: keys and types, the rules of schemes,
+    teachers and objectives, models that can be built, layers and connectors (on the meta
+    device), constraints that can be met.  Nothing is read or downloaded.  Where the shape of the
+    data is known only once they are read, call `check_shapes` then.
+
+    Args:
+        path: a YAML file.
+        overrides: `a.b=value` arguments.
+        checks: further ones, called for every concrete study that is looked at.
+
+    Raises:
+        StudyError: all that is wrong, with file, line, place, and how to mend it.
+    """
+    return open_study(read_document(path).with_overrides(overrides), checks)
+
+
+def open_study(document: Document, checks: Iterable[Check] = ()) -> OpenStudy:
+    """As `load_study`, for a document already read."""
+    space, problems, broken = read_space(document)
+    report = _Report(document, problems, broken)
+    studies = list(_typed(space, report))
+    for point, study in studies:
+        for finding in study_findings(study):
+            report.add(finding, point.origins)
+    for finding in _space_findings(document, space, [study for _, study in studies]):
+        report.add(finding)
+    report.raise_if_any()
+    opened = OpenStudy(document, space, studies[0][1])
+    try:
+        task = task_of(opened.settings)
+    except ValueError as error:
+        raise StudyError(document.problem(("data",), str(error))) from None
+    if task is not None:
+        check_shapes(opened, task, checks=checks)
+    else:
+        _run_checks(studies, None, checks, report)
+        report.raise_if_any()
+    return opened
+
+
+def check_shapes(
+    opened: OpenStudy, task: Task, teacher: Anatomy | None = None, checks: Iterable[Check] = ()
+) -> None:
+    """Check all that hangs on the shape of the data: models, layers, connectors, constraints.
+
+    Args:
+        opened: the study.
+        task: what the models must take and give.
+        teacher: its layers, where the study does not say its model.
+        checks: as for `load_study`.
+
+    Raises:
+        StudyError: all that is wrong.
+    """
+    report = _Report(opened.document)
+    space = opened.space_for(task, teacher)
+    studies = [(point, read_study(study_outline().expanded(point.data))) for point in space.corners()]
+    if not studies:
+        report.add(Finding(("knowledge",), "no point of the space can be drawn"))
+    _check_candidates(opened, [study for _, study in studies], task, teacher, report)
+    costs = _Costs()
+    for point, study in studies:
+        _check_point(point, study, task, teacher, report, costs)
+    _run_checks(studies, task, checks, report)
+    report.raise_if_any()
+    if not costs.feasible:
+        _search_feasible(opened, task, teacher, costs)
+    if not costs.feasible:
+        for finding in costs.findings(opened.settings.search):
+            report.add(finding)
+        report.raise_if_any()
+
+
+def check_data(study: Study, task: Task | None) -> Iterator[Problem]:
+    """A `Check`: whether the data can be had."""
+    reason = _missing_data(study.data)
+    if reason:
+        yield Problem(reason, path="data")
+
+
+@lru_cache(maxsize=64)
+def _missing_data(source: Source) -> str:
+    try:
+        source.check()
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+class _Report:
+    """Collects problems, each once."""
+
+    def __init__(
+        self,
+        document: Document,
+        problems: Iterable[Problem] = (),
+        broken: frozenset[Place] = frozenset(),
+    ) -> None:
+        self.document = document
+        self.broken = broken
+        self.problems = dict.fromkeys(problems)
+
+    def add(self, finding: Finding, origins: Mapping[Place, Place] | None = None) -> None:
+        """Note a finding in a concrete study whose values come from `origins`."""
+        place = finding.place
+        if any(place[: len(broken)] == broken for broken in self.broken):
+            return
+        source = place if origins is None else _source(place, origins)
+        what = finding.what + _as_written(self.document.get(source))
+        self.problems[self.document.problem(source, what, finding.mend, dotted(place))] = None
+
+    def once(self, finding: Finding, origins: Mapping[Place, Place]) -> None:
+        """As `add`, but only the first for its place: others differ in shapes alone."""
+        if all(problem.path != dotted(finding.place) for problem in self.problems):
+            self.add(finding, origins)
+
+    def note(self, problem: Problem | str, origins: Mapping[Place, Place]) -> None:
+        """Note what a check found; where it says no line, its path's is taken."""
+        if isinstance(problem, str):
+            problem = Problem(problem)
+        if problem.file or not problem.path:
+            self.problems[problem] = None
+        else:
+            self.add(Finding(parse_place(problem.path), problem.what, problem.mend), origins)
+
+    def raise_if_any(self) -> None:
+        if not self.problems:
+            return
+        found = sorted(self.problems, key=lambda problem: problem.line)
+        more = len(found) - MOST_PROBLEMS
+        if more > 0:
+            file = self.document.file
+            found = [*found[:MOST_PROBLEMS], Problem(f"and {more} problems more", file=file)]
+        raise StudyError(found)
+
+
+def _source(place: Place, origins: Mapping[Place, Place]) -> Place:
+    """Where in the document a place of a concrete study comes from."""
+    for length in range(len(place), -1, -1):
+        if place[:length] in origins:
+            return (*origins[place[:length]], *place[length:])
+    return place
+
+
+def _as_written(value: Any) -> str:
+    """A reminder that a value is the end of a range."""
+    kind = next((kind for kind in NUMBERS if isinstance(value, dict) and kind in value), None)
+    return f" (an end of {{{kind}: {value[kind]}}})" if kind is not None else ""
+
+
+def _typed(space: Space, report: _Report) -> Iterator[tuple[Point, Study]]:
+    """The corners as studies; what is wrong with their types goes to the report."""
+    stages = ("stage1",)  # the real ones are known once the shape of the data is
+    for point in space.with_stages(stages, stages).corners():
+        data = study_outline().expanded(point.data)
+        try:
+            yield point, read_study(data)
+        except ValidationError as error:
+            for finding in complaints(error, data):
+                report.add(finding, point.origins)
+            for finding in _search_alone(data):
+                report.add(finding, point.origins)
+
+
+def _search_alone(data: Any) -> Iterator[Finding]:
+    """What the rules say of the `search` part of a study that is wrong elsewhere."""
+    try:
+        search = TypeAdapter(Search).validate_python(data.get("search") or {})
+    except ValidationError:
+        return
+    yield from search_findings(search)
+
+
+def _space_findings(document: Document, space: Space, studies: list[Study]) -> Iterator[Finding]:
+    teachers = space.part("teacher").size.combinations
+    if teachers > MOST_TEACHERS:
+        what = f"{teachers} different teachers; at most {MOST_TEACHERS} are trained for a study"
+        yield Finding(("teacher",), what, "leave less of the teacher open")
+    if not studies:
+        return
+    first = studies[0]
+    continuous = [found for found in space.dimensions if "uniform" in found.kind]
+    if first.search.sampler == "grid" and space.size.points is None:
+        names = ", ".join(found.name for found in continuous)
+        mend = "give `uniform` a step or list the values, or take another sampler"
+        yield Finding(("search", "sampler"), f"'grid' cannot list continuous values: {names}", mend)
+    open_train = [found.path for found in space.part("train").dimensions]
+    if open_train and any(_trained_alike(study) for study in studies):
+        what = (
+            "`teacher.train` is left out, so the teacher is trained as the student is, but "
+            f"{', '.join(open_train)} differs from trial to trial"
+        )
+        yield Finding(("teacher",), what, "add `train: {...}` to the teacher")
+    unknown = [s for s in studies if s.teacher is not None and s.teacher.model is None]
+    for pairing in space.pairings if unknown else ():
+        if pairing.domain.hint is None:
+            what = "`hint: auto` needs the teacher's `model`, which `weights` alone do not tell"
+            mend = "name the teacher's `model`, or list its layers: `hint: [...]`"
+            yield Finding(pairing.source, what, mend)
+
+
+def _trained_alike(study: Study) -> bool:
+    """Whether the teacher is trained with the student's own settings."""
+    teacher = study.teacher
+    return teacher is not None and teacher.weights is None and teacher.train is None
+
+
+def _check_candidates(
+    opened: OpenStudy,
+    studies: list[Study],
+    task: Task,
+    teacher: Anatomy | None,
+    report: _Report,
+) -> None:
+    """Note the layers listed in a pairing that no student, or no teacher, of the space has."""
+    found: list[tuple[Anatomy, Anatomy | None]] = []
+    for study in studies:
+        try:
+            found.append(anatomies(study, task, teacher))
+        except ValueError:
+            continue  # noted where the point itself is checked
+    for pairing in opened.space.pairings:
+        _check_side(pairing, "guided", [student for student, _ in found], report)
+        _check_side(pairing, "hint", [known for _, known in found if known], report)
+
+
+def _check_side(pairing: Pairing, side: str, models: list[Anatomy], report: _Report) -> None:
+    names = pairing.domain.guided if side == "guided" else pairing.domain.hint
+    for number, name in enumerate(names or ()):
+        reasons = [reason for model in models if (reason := _lacks(model, name))]
+        if models and len(reasons) == len(models):
+            who = "student" if side == "guided" else "teacher"
+            place = (*pairing.source, "pairing", side, number)
+            report.add(Finding(place, f"{who}: {reasons[0]}"))
+
+
+def _lacks(model: Anatomy, name: str) -> str:
+    try:
+        model.resolve([name])
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+class _Costs:
+    """Which of the points looked at are feasible, and what the others cost."""
+
+    def __init__(self) -> None:
+        self.feasible = 0
+        self.seen: list[Anatomy] = []
+        self.reasons: Counter[str] = Counter()
+
+    def findings(self, search: Search) -> Iterator[Finding]:
+        broken = False
+        for cost, bounds in search.constraints.items():
+            values = sorted(getattr(student, cost) for student in self.seen)
+            place = ("search", "constraints", cost)
+            if values and bounds.max is not None and values[0] > bounds.max:
+                broken = True
+                what = f"no architecture of this space has {cost} <= {bounds.max:,.0f}"
+                mend = "raise it, or open the space to smaller students"
+                yield Finding(place, f"{what}; the smallest found has {values[0]:,}", mend)
+            elif values and bounds.min is not None and values[-1] < bounds.min:
+                broken = True
+                what = f"no architecture of this space has {cost} >= {bounds.min:,.0f}"
+                mend = "lower it, or open the space to larger students"
+                yield Finding(place, f"{what}; the largest found has {values[-1]:,}", mend)
+        if not broken:
+            reason = self.reasons.most_common(1)[0][0] if self.reasons else "unknown"
+            what = f"none of the {self.reasons.total()} points tried can be a trial; most often"
+            yield Finding((), f"{what} because {reason}")
+
+
+def _check_point(
+    point: Point,
+    study: Study,
+    task: Task,
+    teacher: Anatomy | None,
+    report: _Report,
+    costs: _Costs,
+) -> None:
+    try:
+        student, known = anatomies(study, task, teacher)
+        costs.seen.append(student)
+        resolve_pairs(study, student, known, task.classes)
+        check_costs(study, student)
+        costs.feasible += 1
+    except ModelError as error:
+        report.once(Finding(error.place, error.what), point.origins)
+    except PairError as error:
+        if _is_drawn(error.place, point):
+            costs.reasons[str(error)] += 1
+        else:
+            report.once(Finding(error.place, error.what), point.origins)
+    except Infeasible as error:
+        costs.reasons[str(error)] += 1
+
+
+def _is_drawn(place: Place, point: Point) -> bool:
+    """Whether the pairs of the term at `place` were drawn from a pairing domain."""
+    pairs = (*place[:2], "pairs")
+    return (*pairs, 0) in point.origins and point.origins[*pairs, 0] == point.origins[pairs]
+
+
+def _search_feasible(
+    opened: OpenStudy, task: Task, teacher: Anatomy | None, costs: _Costs
+) -> None:
+    """Draw at random until a point is feasible."""
+    space = opened.space_for(task, teacher)
+    for seed in range(TRIED):
+        try:
+            point = space.draw(Seeded(seed))
+            study = read_study(study_outline().expanded(point.data))
+            costs.seen.append(anatomies(study, task, teacher)[0])
+            opened.fitted(point, task, teacher)
+        except ValueError as error:
+            costs.reasons[str(error)] += 1
+        else:
+            costs.feasible += 1
+            return
+
+
+def _run_checks(
+    studies: Iterable[tuple[Point, Study]],
+    task: Task | None,
+    checks: Iterable[Check],
+    report: _Report,
+) -> None:
+    for check in checks:
+        for point, study in studies:
+            for problem in islice(check(study, task), MOST_PROBLEMS):
+                report.note(problem, point.origins)

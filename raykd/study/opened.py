@@ -1,0 +1,314 @@
+"""A study with its domains open: what it holds fixed, what can be drawn from it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from pydantic import ValidationError
+
+from raykd.architecture import Anatomy, Task, anatomy
+from raykd.problems import Infeasible, StudyError
+from raykd.study.complaints import complaints
+from raykd.study.domains import domain_kind
+from raykd.study.files import Document
+from raykd.study.outline import study_outline
+from raykd.study.pairing import resolve_pairs, stages_of
+from raykd.study.place import Place, dotted, parse_place
+from raykd.study.schema import Study, Teacher, plain, read_study
+from raykd.study.space import Dimension, Point, Size, Space
+from raykd.study.suggest import Scalar, Seeded, Suggest
+
+PRIVATE = ("tracking",)
+"""Parts that `flat` leaves out: they describe no trial, and an address may hold a password."""
+
+
+@dataclass(frozen=True)
+class OpenStudy:
+    """A study file, read and checked; see `raykd.study.load.load_study`.
+
+    Attributes:
+        document: the file as plain data, its `--set` overrides put in.
+        space: what may be drawn, `auto` in its pairings not yet known.
+        settings: a concrete study, for the parts that no domain may touch: name, seed, data
+            (but its augmentation), search, cluster, tracking.
+    """
+
+    document: Document
+    space: Space
+    settings: Study
+    _spaces: dict[Any, Space] = field(default_factory=dict, repr=False, compare=False)
+
+    @property
+    def given(self) -> str:
+        """The study file as it was read."""
+        return self.document.text
+
+    @property
+    def overrides(self) -> tuple[str, ...]:
+        """The `--set` arguments."""
+        return self.document.overrides
+
+    @property
+    def task(self) -> Task | None:
+        """What the models must take and give, where that is known without reading the data."""
+        return task_of(self.settings)
+
+    @property
+    def dimensions(self) -> tuple[Dimension, ...]:
+        """The parameters a sampler sees."""
+        return self._known_space.dimensions
+
+    @property
+    def size(self) -> Size:
+        return self._known_space.size
+
+    @property
+    def is_concrete(self) -> bool:
+        """Whether nothing is left open."""
+        return not self.dimensions
+
+    @property
+    def _known_space(self) -> Space:
+        return self.space if self.task is None else self.space_for(self.task)
+
+    def space_for(self, task: Task, teacher: Anatomy | None = None) -> Space:
+        """The space with `auto` in its pairings replaced by the models' stages.
+
+        Of the students and teachers the space allows, those with the most stages count.
+
+        Args:
+            task: what the models must take and give.
+            teacher: its layers, where the study does not say its model.
+        """
+        if all(None not in pairing.domain.sides for pairing in self.space.pairings):
+            return self.space
+        hint = stages_of(teacher) if teacher is not None else ()
+        if (task, hint) not in self._spaces:
+            guided = _most_stages(self._models("student"), task)
+            hint = hint or _most_stages(self._models("teacher"), task) or guided
+            self._spaces[task, hint] = self.space.with_stages(hint, guided)
+        return self._spaces[task, hint]
+
+    def concrete(self) -> Study:
+        """The study itself, its pairs as they were written.
+
+        Raises:
+            StudyError: some of its values are open; names them.
+        """
+        if self.is_concrete:
+            return self.settings
+        raise StudyError(
+            [
+                self.document.problem(
+                    _place_of_domain(self.document.data, dimension.path),
+                    f"left open: {dimension.text}",
+                    f"give one value: --set '{dimension.path}=...'",
+                    dimension.path,
+                )
+                for dimension in _one_a_path(self.dimensions)
+            ]
+        )
+
+    def draw(self, suggest: Suggest, task: Task, teacher: Anatomy | None = None) -> Study:
+        """One concrete study, its layer pairs resolved, within the study's constraints.
+
+        Args:
+            suggest: answers for the open values: an `optuna.Trial`, or one of `study.suggest`.
+            task: what the models must take and give.
+            teacher: its layers, where the study does not say its model.
+
+        Raises:
+            Infeasible: what was drawn can be no trial; says why.
+        """
+        return self.fitted(self.space_for(task, teacher).draw(suggest), task, teacher)
+
+    def sample(self, seed: int, task: Task, teacher: Anatomy | None = None) -> Study:
+        """One study drawn at random, the same for the same seed.
+
+        Raises:
+            Infeasible: of 200 draws none can be a trial; says why most could not.
+        """
+        reasons: Counter[str] = Counter()
+        for draw in range(200):
+            try:
+                return self.draw(Seeded(1000 * seed + draw), task, teacher)
+            except Infeasible as error:
+                reasons[str(error)] += 1
+        raise Infeasible(reasons.most_common(1)[0][0])
+
+    def fitted(self, point: Point, task: Task, teacher: Anatomy | None = None) -> Study:
+        """A drawn point as a study, checked as `draw` does.
+
+        Raises:
+            Infeasible: it can be no trial; says why.
+        """
+        data = study_outline().expanded(point.data)
+        try:
+            study = read_study(data)
+        except ValidationError as error:
+            raise Infeasible("; ".join(map(str, complaints(error, data)))) from None
+        try:
+            student, teacher = anatomies(study, task, teacher)
+            check_costs(study, student)
+            return resolve_pairs(study, student, teacher, task.classes)
+        except Infeasible:
+            raise
+        except ValueError as error:
+            raise Infeasible(str(error)) from None
+
+    def teachers(self) -> tuple[Teacher, ...]:
+        """The teacher's distinct concrete variants; () where the study has none."""
+        rest = plain(self.settings)
+        found: list[Teacher] = []
+        for point in self.space.part("teacher").points():
+            part = study_outline().expanded(point.data).get("teacher")
+            teacher = read_study({**rest, "teacher": part}).teacher
+            if teacher is not None and teacher not in found:
+                found.append(teacher)
+        return tuple(found)
+
+    def flat(self, study: Study) -> dict[str, Scalar]:
+        """A concrete study's values by their path, defaults included, `tracking` left out.
+
+        Null is "none"; a list of scalars is one text.
+        """
+        return {
+            path: value
+            for key, part in plain(study).items()
+            if key not in PRIVATE
+            for path, value in _flat(part, (key,))
+        }
+
+    def resolved(self, study: Study | None = None) -> dict[str, Any]:
+        """A concrete study as plain data, defaults included.
+
+        Without an argument, this study: its defaults filled in, its domains as they are written.
+        """
+        if study is not None:
+            return plain(study)
+        return _filled(study_outline().expanded(self.document.data), plain(self.settings))
+
+    def _models(self, part: str) -> Iterable[Any]:
+        """The models that may stand in a part of the study, as far as they can be read."""
+        rest = plain(self.settings)
+        stages = ("stage1",)
+        for point in self.space.part(part).with_stages(stages, stages).corners():
+            try:
+                study = read_study({**rest, **study_outline().expanded(point.data)})
+            except ValidationError:
+                continue
+            owner = study.student if part == "student" else study.teacher
+            if owner is not None and owner.model is not None:
+                yield owner.model
+
+
+def task_of(study: Study) -> Task | None:
+    """What the models must take and give, where that is known without reading the data.
+
+    Raises:
+        ValueError: the data source says that it cannot be had.
+    """
+    shape = study.data.task_shape()
+    return None if shape is None else Task(*shape)
+
+
+def anatomies(
+    study: Study, task: Task, teacher: Anatomy | None = None
+) -> tuple[Anatomy, Anatomy | None]:
+    """What the student's and the teacher's model are made of.
+
+    Raises:
+        ValueError: a model cannot be built for such data; names the place in the study.
+    """
+    student = _anatomy(study.student.model, task, ("student", "model"))
+    if teacher is None and study.teacher is not None and study.teacher.model is not None:
+        teacher = _anatomy(study.teacher.model, task, ("teacher", "model"))
+    return student, teacher
+
+
+class ModelError(ValueError):
+    """A model that cannot be built for the data; `place` is where the study asks for it."""
+
+    def __init__(self, place: Place, what: str) -> None:
+        super().__init__(f"{dotted(place)}: {what}")
+        self.place = place
+        self.what = what
+
+
+def _anatomy(model: Any, task: Task, place: Place) -> Anatomy:
+    try:
+        return anatomy(model, task)
+    except ValueError as error:
+        raise ModelError(place, str(error)) from None
+
+
+def check_costs(study: Study, student: Anatomy) -> None:
+    """See that the student keeps the study's constraints.
+
+    Raises:
+        Infeasible: it does not.
+    """
+    for cost, bounds in study.search.constraints.items():
+        value = getattr(student, cost)
+        if bounds.min is not None and value < bounds.min:
+            raise Infeasible(f"{cost} {value:,} < {bounds.min:,.0f}")
+        if bounds.max is not None and value > bounds.max:
+            raise Infeasible(f"{cost} {value:,} > {bounds.max:,.0f}")
+
+
+def _most_stages(models: Iterable[Any], task: Task) -> tuple[str, ...]:
+    most: tuple[str, ...] = ()
+    for model in models:
+        try:
+            stages = stages_of(anatomy(model, task))
+        except ValueError:
+            continue
+        most = max(most, stages, key=len)
+    return most
+
+
+def _one_a_path(dimensions: Sequence[Dimension]) -> list[Dimension]:
+    by_path: dict[str, Dimension] = {}
+    for dimension in dimensions:
+        path = dimension.path.partition(".pairs[")[0] + ".pairs" * (".pairs[" in dimension.path)
+        by_path.setdefault(path, replace(dimension, path=path))
+    return list(by_path.values())
+
+
+def _place_of_domain(data: Any, path: str) -> Place:
+    """Where the document writes the domain for a concrete path, or the choice that holds it."""
+    place: list[str | int] = []
+    for step in parse_place(path):
+        if domain_kind(data) is not None:
+            break
+        place.append(step)
+        data = data[step] if isinstance(data, list | Mapping) else None
+    return tuple(place)
+
+
+def _flat(value: Any, place: Place) -> Iterable[tuple[str, Scalar]]:
+    if isinstance(value, dict):
+        for key, held in value.items():
+            yield from _flat(held, (*place, key))
+    elif isinstance(value, list) and any(isinstance(item, dict | list) for item in value):
+        for i, held in enumerate(value):
+            yield from _flat(held, (*place, i))
+    elif isinstance(value, list):
+        yield dotted(place), "[" + ", ".join(map(str, value)) + "]"
+    else:
+        yield dotted(place), "none" if value is None else value
+
+
+def _filled(written: Any, full: Any) -> Any:
+    """`written` with what it leaves out taken from `full`; domains stay as they are."""
+    if not isinstance(written, Mapping) or not isinstance(full, Mapping):
+        return written
+    if domain_kind(written) is not None:
+        return dict(written)
+    return {
+        **{key: value for key, value in full.items() if key not in written},
+        **{key: _filled(value, full.get(key)) for key, value in written.items()},
+    }

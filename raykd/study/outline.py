@@ -1,0 +1,124 @@
+"""What may stand where in a study, read from its JSON Schema."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from functools import lru_cache
+from typing import Any
+
+from raykd.study.place import Place
+from raykd.study.schema import study_adapter
+
+Schema = Mapping[str, Any]
+
+
+class Outline:
+    """The keys, names and types a study allows at each place."""
+
+    def __init__(self, schema: Schema) -> None:
+        self.schema = schema
+
+    def expanded(self, data: Any) -> Any:
+        """`data` with bare names written out: `scheme: offline` is `scheme: {name: offline}`."""
+        return self._expanded(data, self._alternatives(self.schema))
+
+    def keys(self, data: Any, place: Place) -> tuple[str, ...]:
+        """The keys a mapping at `place` may have."""
+        objects = self._objects(self._at(data, place), _get(data, place))
+        found = (
+            [*found.get("properties", ()), *found.get("propertyNames", {}).get("enum", ())]
+            for found in objects
+        )
+        return tuple(dict.fromkeys(key for keys in found for key in keys))
+
+    def names(self, data: Any, place: Place) -> tuple[str, ...]:
+        """The options that may stand at `place`, by name."""
+        names = (_name(found) for found in self._at(data, place))
+        return tuple(name for name in names if name is not None)
+
+    def takes(self, data: Any, place: Place, kind: str) -> bool:
+        """Whether a value of JSON type `kind` may stand at `place`."""
+        return any(found.get("type") == kind for found in self._at(data, place))
+
+    def _at(self, data: Any, place: Place) -> list[Schema]:
+        found, value = self._alternatives(self.schema), data
+        for step in place:
+            found, value = self._below(found, value, step), _get(value, (step,))
+        return found
+
+    def _below(self, found: list[Schema], value: Any, step: str | int) -> list[Schema]:
+        if isinstance(step, int):
+            below = (self._item(array, step) for array in found if array.get("type") == "array")
+        else:
+            below = (
+                held.get("properties", {}).get(step, held.get("additionalProperties"))
+                for held in self._objects(found, value)
+            )
+        return [node for held in below if held for node in self._alternatives(held)]
+
+    @staticmethod
+    def _item(array: Schema, index: int) -> Schema | None:
+        first = array.get("prefixItems", ())
+        return first[index] if index < len(first) else array.get("items")
+
+    def _objects(self, found: list[Schema], value: Any) -> list[Schema]:
+        """The objects among `found`; where they have names, the one that `value` names."""
+        objects = [node for node in found if node.get("type") == "object"]
+        name = value.get("name") if isinstance(value, Mapping) else None
+        named = [node for node in objects if _name(node) is not None and _name(node) == name]
+        return named or objects
+
+    def _alternatives(self, node: Any) -> list[Schema]:
+        """What `node` stands for: references followed, unions taken apart."""
+        if not isinstance(node, Mapping):
+            return []
+        if "$ref" in node:
+            return self._alternatives(self.schema["$defs"][node["$ref"].rsplit("/", 1)[-1]])
+        members = node.get("anyOf") or node.get("oneOf")
+        if members:
+            return [found for member in members for found in self._alternatives(member)]
+        return [node]
+
+    def _expanded(self, value: Any, found: list[Schema]) -> Any:
+        if isinstance(value, Mapping):
+            return {
+                key: self._expanded(held, self._below(found, value, key))
+                for key, held in value.items()
+            }
+        if isinstance(value, list):
+            return [self._expanded(held, self._below(found, value, i)) for i, held in enumerate(value)]
+        text_fits = any(node.get("type") == "string" or "enum" in node for node in found)
+        if isinstance(value, str) and not text_fits and any(_name(node) for node in found):
+            return {"name": value}
+        return value
+
+
+@lru_cache(maxsize=1)
+def study_outline() -> Outline:
+    """The outline of `Study`."""
+    return Outline(study_adapter().json_schema())
+
+
+def named_objects(schema: Schema) -> Iterator[tuple[str, Schema]]:
+    """The options among a schema's definitions, with their names."""
+    for node in schema.get("$defs", {}).values():
+        name = _name(node)
+        if name is not None:
+            yield name, node
+
+
+def _name(node: Schema) -> str | None:
+    if node.get("type") != "object":
+        return None
+    return node.get("properties", {}).get("name", {}).get("const")
+
+
+def _get(value: Any, place: Place) -> Any:
+    for step in place:
+        if isinstance(value, Mapping):
+            value = value.get(step)
+        elif isinstance(value, list) and isinstance(step, int) and step < len(value):
+            value = value[step]
+        else:
+            return None
+    return value

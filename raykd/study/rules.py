@@ -1,0 +1,102 @@
+"""What must hold of a concrete study beyond its types."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from raykd.study.complaints import Finding
+from raykd.study.domains import near
+from raykd.study.schema import Direction, Search, Study, Teacher
+
+OBJECTIVES: dict[str, Direction] = {
+    "val_accuracy": "max",
+    "val_loss": "min",
+    "train_accuracy": "max",
+    "train_loss": "min",
+    "params": "min",
+    "macs": "min",
+    "epoch_seconds": "min",
+    "images_per_second": "max",
+}
+"""What a search may optimise, and in which direction that is better."""
+
+
+def study_findings(study: Study) -> Iterator[Finding]:
+    """What is wrong with a study whose values are all of the right type."""
+    yield from search_findings(study.search)
+    if study.teacher is not None:
+        yield from _teacher_findings(study.teacher)
+    yield from _scheme_findings(study)
+    yield from _term_findings(study)
+
+
+def search_findings(search: Search) -> Iterator[Finding]:
+    for name, direction in search.objectives.items():
+        place = ("search", "objectives", name)
+        if name.startswith("test_"):
+            mend = "take val_accuracy or val_loss; the chosen students are tested at the end"
+            yield Finding(place, "test data choose nothing in a study", mend)
+        elif name not in OBJECTIVES:
+            known = ", ".join(OBJECTIVES)
+            yield Finding(place, f"unknown objective; there are {known}", near(name, [*OBJECTIVES]))
+        elif direction != OBJECTIVES[name]:
+            better = "more" if OBJECTIVES[name] == "max" else "less"
+            mend = f"write `{name}: {OBJECTIVES[name]}`"
+            yield Finding(place, f"got '{direction}'; {better} is better of {name}", mend)
+    for cost, bounds in search.constraints.items():
+        place = ("search", "constraints", cost)
+        if bounds.min is None and bounds.max is None:
+            yield Finding(place, "bounds nothing", "write {max: 100_000}, or remove it")
+        elif bounds.min is not None and bounds.max is not None and bounds.min > bounds.max:
+            what = f"reversed bounds: min {bounds.min:,.0f} is greater than max {bounds.max:,.0f}"
+            yield Finding(place, what, "exchange them")
+
+
+def _teacher_findings(teacher: Teacher) -> Iterator[Finding]:
+    place = ("teacher",)
+    if teacher.weights is None:
+        if teacher.model is None:
+            mend = "give `model` and let the study train it, or give `weights` as well"
+            yield Finding(place, "neither `model` nor `weights` is given", mend)
+        return
+    if teacher.train is not None:
+        mend = "remove `train`, or remove `weights` and let the study train the teacher"
+        yield Finding((*place, "train"), "a teacher loaded from `weights` is not trained", mend)
+    if teacher.model is None and not teacher.is_mlflow:
+        mend = "give the `model` whose weights the file holds"
+        yield Finding(place, "`model` is missing beside `weights`", mend)
+
+
+def _scheme_findings(study: Study) -> Iterator[Finding]:
+    scheme = study.scheme
+    if scheme.needs_teacher and study.teacher is None:
+        mend = "add `teacher: {model: ...}`, or take `scheme: {name: alone}`"
+        yield Finding((), f"`teacher` is missing; scheme '{scheme.name}' needs one", mend)
+    if study.knowledge and not scheme.takes_knowledge:
+        mend = "remove `knowledge`, or take another scheme"
+        yield Finding(("knowledge",), f"scheme '{scheme.name}' takes no knowledge", mend)
+    if scheme.needs_teacher and scheme.takes_knowledge and not study.knowledge:
+        mend = "add `knowledge: [{loss: {name: kd}}]`, or take `scheme: {name: alone}`"
+        what = f"there is no `knowledge` for scheme '{scheme.name}' to transfer"
+        yield Finding(("knowledge",), what, mend)
+
+
+def _term_findings(study: Study) -> Iterator[Finding]:
+    for number, term in enumerate(study.knowledge):
+        place = ("knowledge", number, "pairs")
+        if term.loss is not None and term.pairs and not term.loss.takes_pairs:
+            what = f"loss '{term.loss.name}' works on logits and takes no pairs"
+            yield Finding(place, what, "remove `pairs`")
+        if term.loss is None or not term.loss.takes_pairs:
+            continue
+        if term.pairs == () and term.loss.default_pairs != "none":
+            yield Finding(place, "an empty list of pairs", "name pairs, or leave `pairs` out")
+        unknown = study.teacher is not None and study.teacher.model is None
+        if term.pairs is None and study.scheme.needs_teacher and unknown:
+            mend = "name the `pairs`, or the teacher's `model`"
+            what = "the layers of a teacher given by `weights` alone are known only when it is loaded"
+            yield Finding(("knowledge", number), what, mend)
+        for i, pair in enumerate(term.pairs or ()):
+            if pair in (term.pairs or ())[:i]:
+                what = f"{pair.hint} -> {pair.guided} stands twice"
+                yield Finding((*place, i), what, "remove one of them")

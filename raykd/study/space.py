@@ -1,0 +1,588 @@
+"""The space of a study: its values, those left open included, as a tree that can be drawn from.
+
+One walk over the tree, define-by-run, asks for each open value under its place in the study
+(`knowledge[0].loss` = "kd", then `knowledge[0].loss.temperature` = 4.2) and leaves plain data: a
+concrete study.  Where two branches give one place different domains, the parameter's name holds
+the branch's label (`knowledge[0].loss.kd.temperature`).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from raykd.problems import Infeasible, Problem
+from raykd.study.domains import (
+    Malformed,
+    PairingDomain,
+    Range,
+    domain_kind,
+    labels_of,
+    read_pairing,
+    read_range,
+)
+from raykd.study.files import Document
+from raykd.study.gates import Gate, gate_of
+from raykd.study.place import Place, dotted
+from raykd.study.suggest import Scalar, Suggest, corners, every
+
+CLOSED = ("name", "seed", "search", "cluster", "tracking")
+"""Parts of a study that hold no domains: they are the same for all of its trials."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """One concrete study as plain data.
+
+    Attributes:
+        data: mappings, lists and scalars.
+        origins: the place in the study file from which each place of `data` comes.
+    """
+
+    data: dict[str, Any]
+    origins: Mapping[Place, Place]
+
+
+@dataclass(frozen=True)
+class Dimension:
+    """One parameter of the space, as a sampler sees it.
+
+    Attributes:
+        name: the parameter's name.
+        path: the place it sets, dotted.
+        kind: the domain: choice, uniform, loguniform, int, logint, pairing.
+        values: the options, or the low and the high end.
+        text: `values`, to be read.
+        when: in which branches it is drawn; empty: always.
+    """
+
+    name: str
+    path: str
+    kind: str
+    values: tuple[Scalar, ...]
+    text: str
+    when: str = ""
+
+
+@dataclass(frozen=True)
+class Size:
+    """How large a space is.
+
+    Attributes:
+        combinations: number of points, continuous values not counted.
+        continuous: number of continuous parameters.
+    """
+
+    combinations: int
+    continuous: int
+
+    @property
+    def points(self) -> int | None:
+        """Number of points; None: infinitely many."""
+        return None if self.continuous else self.combinations
+
+
+@dataclass(frozen=True)
+class Fixed:
+    """A scalar."""
+
+    source: Place
+    value: Scalar
+
+
+@dataclass(frozen=True)
+class Listing:
+    """A list."""
+
+    source: Place
+    items: tuple[Node, ...]
+
+
+@dataclass(frozen=True)
+class Group:
+    """A mapping; some of its values are drawn only if its gate opens for them."""
+
+    source: Place
+    items: Mapping[str, Node]
+    gate: Gate | None = None
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One of several values."""
+
+    source: Place
+    parameter: str
+    labels: tuple[Scalar, ...]
+    options: tuple[Node, ...]
+
+
+@dataclass(frozen=True)
+class Number:
+    """A number within a range."""
+
+    source: Place
+    parameter: str
+    domain: Range
+
+
+@dataclass(frozen=True)
+class Pairing:
+    """A set of layer pairs."""
+
+    source: Place
+    parameter: str
+    domain: PairingDomain
+
+
+Node = Fixed | Listing | Group | Choice | Number | Pairing
+
+
+@dataclass(frozen=True)
+class Space:
+    """All the concrete studies a study file allows."""
+
+    root: Group
+
+    def draw(self, suggest: Suggest) -> Point:
+        """One point, its open values answered by `suggest`.
+
+        Raises:
+            Infeasible: the answers contradict one another (a pair drawn twice).
+        """
+        walk = _Walk(suggest)
+        return Point(walk.draw(self.root, ()), walk.origins)
+
+    def part(self, key: str) -> Space:
+        """The space of one of the study's parts alone; the rest is left out."""
+        held = {name: node for name, node in self.root.items.items() if name == key}
+        return Space(replace(self.root, items=held, gate=None))
+
+    def corners(self) -> list[Point]:
+        """Points that hold every branch and both ends of every range at least once."""
+        return corners(self.draw)
+
+    def points(self) -> Iterator[Point]:
+        """Every point of a finite space.
+
+        Raises:
+            ValueError: a value is continuous.
+        """
+        return (point for _, point in every(self.draw))
+
+    @property
+    def size(self) -> Size:
+        continuous = {
+            node.parameter
+            for node in _nodes(self.root)
+            if isinstance(node, Number) and node.domain.count is None
+        }
+        return Size(_count(self.root), len(continuous))
+
+    @property
+    def dimensions(self) -> tuple[Dimension, ...]:
+        """The parameters, in the order in which they are drawn."""
+        merged: dict[str, Dimension] = {}
+        for found in _dimensions(self.root, (), ()):
+            known = merged.get(found.name)
+            when = found.when if known is None else _either(known.when, found.when)
+            merged[found.name] = replace(found, when=when)
+        return tuple(merged.values())
+
+    @property
+    def pairings(self) -> tuple[Pairing, ...]:
+        return tuple(node for node in _nodes(self.root) if isinstance(node, Pairing))
+
+    def with_stages(self, hint: Sequence[str], guided: Sequence[str]) -> Space:
+        """The same with `auto` in its pairings replaced by these stages."""
+        return Space(_staged(self.root, tuple(hint), tuple(guided)))
+
+
+def read_space(document: Document) -> tuple[Space, list[Problem], frozenset[Place]]:
+    """The space a document writes down.
+
+    Returns:
+        the space; the problems of its domains; and the places that hold nothing of use because
+        of them.
+    """
+    builder = _Builder(document)
+    root = builder.group(document.data, (), ())
+    return Space(root), builder.problems, frozenset(builder.broken)
+
+
+class _Builder:
+    """Reads the document into nodes and collects what is wrong with its domains."""
+
+    def __init__(self, document: Document) -> None:
+        self.document = document
+        self.problems: list[Problem] = []
+        self.broken: set[Place] = set()
+
+    def node(self, value: Any, source: Place, place: Place) -> Node:
+        try:
+            kind = domain_kind(value)
+            if kind is not None:
+                self.allow(kind, value, place)
+                return self.domain(kind, value, source, place)
+        except Malformed as error:
+            problem = self.document.problem(source, str(error), error.mend, dotted(place))
+            self.problems.append(problem)
+            self.broken.add(place)
+            return Fixed(source, None)
+        if isinstance(value, Mapping):
+            return self.group(value, source, place)
+        if isinstance(value, list):
+            items = (self.node(item, (*source, i), (*place, i)) for i, item in enumerate(value))
+            return Listing(source, tuple(items))
+        return Fixed(source, value)
+
+    def group(self, value: Mapping[str, Any], source: Place, place: Place) -> Group:
+        items = {
+            key: self.node(held, (*source, key), (*place, key)) for key, held in value.items()
+        }
+        open_keys = frozenset(key for key, node in items.items() if _is_open(node))
+        return Group(source, items, gate_of(place, items.keys(), open_keys))
+
+    def allow(self, kind: str, value: Mapping[str, Any], place: Place) -> None:
+        """Raise Malformed where no such domain may stand."""
+        if not place:
+            raise Malformed("the study as a whole cannot be a domain", "put domains inside it")
+        top = place[0]
+        if top in CLOSED:
+            raise Malformed(
+                f"`{kind}` cannot stand under `{top}`, which is the same for all trials",
+                "give one value; compare others by another study",
+            )
+        if top == "data" and place[1:2] != ("augment",):
+            raise Malformed(
+                f"`{kind}` cannot stand here: all trials of a study share one data set",
+                "give one value; only data.augment may be left open",
+            )
+        if kind == "pairing" and not (top == "knowledge" and place[2:] == ("pairs",)):
+            mend = "a pairing is the value of `pairs` in a term of knowledge"
+            raise Malformed("`pairing` cannot stand here", mend)
+        if top == "teacher" and kind in ("uniform", "loguniform") and "step" not in value:
+            raise Malformed(
+                f"`{kind}` cannot stand under `teacher`: every variant of it is trained once",
+                "list the variants, {choice: [...]}, or give `uniform` a step",
+            )
+
+    def domain(self, kind: str, value: Mapping[str, Any], source: Place, place: Place) -> Node:
+        if kind == "choice":
+            return self.choice(value["choice"], source, place)
+        if kind == "pairing":
+            return Pairing(source, dotted(place), read_pairing(value["pairing"]))
+        if kind in ("uniform", "loguniform", "int", "logint"):
+            return Number(source, dotted(place), read_range(kind, value[kind], value.get("step")))
+        raise AssertionError(kind)
+
+    def choice(self, options: Any, source: Place, place: Place) -> Node:
+        if not isinstance(options, list):
+            mend = "write {choice: [first, second]}"
+            raise Malformed(f"`choice` takes a list of options; got {options!r}", mend)
+        if not options:
+            raise Malformed("an empty choice", "list at least one option")
+        for i, option in enumerate(options):
+            if any(_same(option, other) for other in options[:i]):
+                raise Malformed(f"option {option!r} stands twice", "remove one of them")
+        name, labels = dotted(place), labels_of(options)
+        nodes = [
+            self.node(option, (*source, "choice", i), place) for i, option in enumerate(options)
+        ]
+        return Choice(source, name, labels, _told_apart(name, labels, nodes))
+
+
+def _same(one: Any, other: Any) -> bool:
+    return type(one) is type(other) and one == other
+
+
+def _told_apart(name: str, labels: Sequence[Scalar], options: list[Node]) -> tuple[Node, ...]:
+    """The options, with their labels in those parameters' names that would else collide."""
+    held = [{node.parameter: _domain_of(node) for node in _domains(option)} for option in options]
+    domains: dict[str, list[Any]] = {name: [None]}
+    for parameters in held:
+        for parameter, domain in parameters.items():
+            domains.setdefault(parameter, []).append(domain)
+    clashing = {key for key, found in domains.items() if any(one != found[0] for one in found[1:])}
+    return tuple(
+        _renamed(
+            option,
+            {key: f"{name}.{label}{key.removeprefix(name)}" for key in clashing & set(parameters)},
+        )
+        for option, label, parameters in zip(options, labels, held, strict=True)
+    )
+
+
+def _domain_of(node: Choice | Number | Pairing) -> Any:
+    return node.labels if isinstance(node, Choice) else node.domain
+
+
+def _inner(node: Node) -> tuple[Node, ...]:
+    if isinstance(node, Listing):
+        return node.items
+    if isinstance(node, Group):
+        return tuple(node.items.values())
+    return node.options if isinstance(node, Choice) else ()
+
+
+def _nodes(node: Node) -> Iterator[Node]:
+    yield node
+    for inner in _inner(node):
+        yield from _nodes(inner)
+
+
+def _domains(node: Node) -> Iterator[Choice | Number | Pairing]:
+    for found in _nodes(node):
+        if isinstance(found, Choice | Number | Pairing):
+            yield found
+
+
+def _is_open(node: Node) -> bool:
+    return next(_domains(node), None) is not None
+
+
+def _rebuilt(node: Node, change: Callable[[Node], Node]) -> Node:
+    """The tree with `change` applied to each node, the inner ones first."""
+    if isinstance(node, Listing):
+        node = replace(node, items=tuple(_rebuilt(item, change) for item in node.items))
+    elif isinstance(node, Group):
+        items = {key: _rebuilt(item, change) for key, item in node.items.items()}
+        node = replace(node, items=items)
+    elif isinstance(node, Choice):
+        node = replace(node, options=tuple(_rebuilt(option, change) for option in node.options))
+    return change(node)
+
+
+def _renamed(node: Node, names: Mapping[str, str]) -> Node:
+    def rename(found: Node) -> Node:
+        if isinstance(found, Choice | Number | Pairing) and found.parameter in names:
+            return replace(found, parameter=names[found.parameter])
+        return found
+
+    return _rebuilt(node, rename) if names else node
+
+
+def _staged(root: Group, hint: tuple[str, ...], guided: tuple[str, ...]) -> Group:
+    def fill(found: Node) -> Node:
+        if not isinstance(found, Pairing):
+            return found
+        old = found.domain
+        sides = {
+            "hint": hint if old.hint is None else old.hint,
+            "guided": guided if old.guided is None else old.guided,
+        }
+        return replace(found, domain=replace(old, **sides))
+
+    filled = _rebuilt(root, fill)
+    assert isinstance(filled, Group)
+    return filled
+
+
+class _Walk:
+    """One draw."""
+
+    def __init__(self, suggest: Suggest) -> None:
+        self.suggest = suggest
+        self.origins: dict[Place, Place] = {}
+
+    def draw(self, node: Node, place: Place) -> Any:
+        self.origins[place] = node.source
+        match node:
+            case Fixed():
+                return node.value
+            case Listing():
+                return [self.draw(item, (*place, i)) for i, item in enumerate(node.items)]
+            case Group():
+                return self._group(node, place)
+            case Choice():
+                return self.draw(self._option(node), place)
+            case Number():
+                return node.domain.draw(self.suggest, node.parameter)
+            case Pairing():
+                return self._pairing(node, place)
+
+    def _option(self, node: Choice) -> Node:
+        if len(node.options) == 1:
+            return node.options[0]
+        label = self.suggest.suggest_categorical(node.parameter, node.labels)
+        if label not in node.labels:
+            raise ValueError(f"{node.parameter}: {label!r} is none of {list(node.labels)}")
+        return node.options[node.labels.index(label)]
+
+    def _group(self, node: Group, place: Place) -> dict[str, Any]:
+        gated = node.gate.keys if node.gate is not None else frozenset()
+        drawn = {
+            key: self.draw(item, (*place, key))
+            for key, item in node.items.items()
+            if key not in gated
+        }
+        if node.gate is not None:
+            opened = node.gate.opens(drawn[node.gate.on])
+            for key in (key for key in node.items if key in opened):
+                drawn[key] = self.draw(node.items[key], (*place, key))
+        return {key: drawn[key] for key in node.items if key in drawn}
+
+    def _pairing(self, node: Pairing, place: Place) -> list[dict[str, str]]:
+        domain, name = node.domain, node.parameter
+        hints, guided = domain.hint or (), domain.guided or ()
+        if not hints or not guided:
+            raise Infeasible(f"{dotted(place)}: there are no stages to pair")
+        count = self.suggest.suggest_int(f"{name}.count", 1, domain.most) if domain.most > 1 else 1
+        drawn = [
+            (self._layer(f"{name}[{i}].hint", hints), self._layer(f"{name}[{i}].guided", guided))
+            for i in range(count)
+        ]
+        if domain.order == "monotone":
+            sides = (sorted(side) for side in zip(*drawn, strict=True))
+            drawn = list(zip(*sides, strict=True))
+        pairs = []
+        for i, (h, g) in enumerate(sorted(drawn)):
+            if (h, g) in drawn[:i] or drawn.count((h, g)) > 1:
+                raise Infeasible(f"{dotted(place)}: {hints[h]} -> {guided[g]} was drawn twice")
+            pairs.append({"hint": hints[h], "guided": guided[g]})
+            inner = (*place, i)
+            self.origins |= {at: node.source for at in (inner, (*inner, "hint"), (*inner, "guided"))}
+        return pairs
+
+    def _layer(self, name: str, layers: Sequence[str]) -> int:
+        """The drawn layer's number, from shallow to deep."""
+        if len(layers) == 1:
+            return 0
+        return layers.index(self.suggest.suggest_categorical(name, layers))
+
+
+def _count(node: Node) -> int:
+    match node:
+        case Fixed():
+            return 1
+        case Listing():
+            return _product(_count(item) for item in node.items)
+        case Group():
+            return _count_group(node)
+        case Choice():
+            return sum(_count(option) for option in node.options)
+        case Number():
+            return node.domain.count or 1
+        case Pairing():
+            return node.domain.count
+
+
+def _count_group(node: Group) -> int:
+    if node.gate is None:
+        return _product(_count(item) for item in node.items.values())
+    gate = node.gate
+    free = _product(
+        _count(item)
+        for key, item in node.items.items()
+        if key != gate.on and key not in gate.keys
+    )
+    cases = _cases(node.items[gate.on], gate)
+    return free * sum(
+        times * _product(_count(node.items[key]) for key in opened if key in node.items)
+        for opened, times in cases.items()
+    )
+
+
+def _cases(node: Node, gate: Gate) -> Counter[frozenset[str]]:
+    """For each set of keys the gate may open, by how many values of `node` it does."""
+    if isinstance(node, Choice):
+        return sum((_cases(option, gate) for option in node.options), Counter())
+    if isinstance(node, Group):
+        name = node.items.get("name")
+        value = {"name": name.value} if isinstance(name, Fixed) else {}
+        return Counter({gate.opens(value): _count(node)})
+    return Counter({gate.opens(node.value if isinstance(node, Fixed) else {}): _count(node)})
+
+
+def _product(counts: Iterator[int] | Any) -> int:
+    total = 1
+    for count in counts:
+        total *= count
+    return total
+
+
+def _dimensions(node: Node, place: Place, when: tuple[str, ...]) -> Iterator[Dimension]:
+    match node:
+        case Listing():
+            for i, item in enumerate(node.items):
+                yield from _dimensions(item, (*place, i), when)
+        case Group():
+            yield from _group_dimensions(node, place, when)
+        case Choice():
+            yield from _choice_dimensions(node, place, when)
+        case Number():
+            ends = (node.domain.low, node.domain.high)
+            yield _dimension(node.parameter, place, node.domain.kind, ends, str(node.domain), when)
+        case Pairing():
+            yield from _pairing_dimensions(node, place, when)
+        case Fixed():
+            return
+
+
+def _dimension(
+    name: str,
+    place: Place,
+    kind: str,
+    values: Sequence[Scalar],
+    text: str,
+    when: tuple[str, ...],
+) -> Dimension:
+    return Dimension(name, dotted(place), kind, tuple(values), text, " and ".join(when))
+
+
+def _group_dimensions(node: Group, place: Place, when: tuple[str, ...]) -> Iterator[Dimension]:
+    gated = node.gate.keys if node.gate is not None else frozenset()
+    for key, item in node.items.items():
+        if key not in gated:
+            yield from _dimensions(item, (*place, key), when)
+    if node.gate is not None:
+        for key in (key for key in node.items if key in gated):
+            condition = _condition(node.items[node.gate.on], node.gate, key)
+            if condition is not None:
+                yield from _dimensions(node.items[key], (*place, key), (*when, *condition))
+
+
+def _condition(node: Node, gate: Gate, key: str) -> tuple[str, ...] | None:
+    """When the gate on `node` opens for `key`; None: never."""
+    if not isinstance(node, Choice):
+        return () if any(key in opened for opened in _cases(node, gate)) else None
+    opening = [
+        str(label)
+        for label, option in zip(node.labels, node.options, strict=True)
+        if any(key in opened for opened in _cases(option, gate))
+    ]
+    if len(opening) == len(node.labels):
+        return ()
+    return (f"{node.parameter} = {' | '.join(opening)}",) if opening else None
+
+
+def _choice_dimensions(node: Choice, place: Place, when: tuple[str, ...]) -> Iterator[Dimension]:
+    if len(node.options) == 1:
+        yield from _dimensions(node.options[0], place, when)
+        return
+    text = " | ".join(str(label) for label in node.labels)
+    yield _dimension(node.parameter, place, "choice", node.labels, text, when)
+    for label, option in zip(node.labels, node.options, strict=True):
+        yield from _dimensions(option, place, (*when, f"{node.parameter} = {label}"))
+
+
+def _pairing_dimensions(node: Pairing, place: Place, when: tuple[str, ...]) -> Iterator[Dimension]:
+    domain, name = node.domain, node.parameter
+    known = domain.hint is not None and domain.guided is not None
+    most = domain.most if known else domain.max
+    if most > 1:
+        yield _dimension(f"{name}.count", place, "pairing", (1, most), f"1 to {most}", when)
+    for i in range(most):
+        later = when if i == 0 else (*when, f"{name}.count > {i}")
+        for side, layers in zip(("hint", "guided"), domain.sides, strict=True):
+            if layers is None or len(layers) > 1:
+                text = "the model's stages" if layers is None else " | ".join(layers)
+                inner = (*place, i, side)
+                yield _dimension(f"{name}[{i}].{side}", inner, "pairing", layers or (), text, later)
+
+
+def _either(one: str, other: str) -> str:
+    """The condition that one of two holds; an empty one always does."""
+    return f"{one} or {other}" if one and other and one != other else one and other

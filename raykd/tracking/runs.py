@@ -1,0 +1,374 @@
+"""From the journal to MLflow, off the training path.
+
+`Tracker` follows a journal from a thread of its own; `sync` does the same in the foreground.  A
+cursor beside the journal (`<journal>.sent`) says how far each store has been served.  It is written
+after delivery, so what a crash leaves between the two is delivered again, which changes nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from raykd.tracking.journal import Entry, read
+from raykd.tracking.store import absolute, connect, masked
+from raykd.tracking.story import Story
+
+if TYPE_CHECKING:
+    from raykd.tracking.delivery import Delivery
+
+CHUNK = 200  # events delivered between two writings of the cursor
+HEAVY = frozenset({"model", "artifact"})  # a chunk ends after such an event
+REFUSALS_ALLOWED = 2  # tries of a refused event: the second one on a fresh connection
+FAILURES_ALLOWED = 4  # tries of an event that fails for a reason unknown
+MAX_PAUSE = 30.0  # seconds between two tries
+FAREWELL_PAUSE = 1.0  # the same while `close` waits
+
+
+@dataclass(frozen=True)
+class Status:
+    """How far the store is served.
+
+    Attributes:
+        pending: events not yet in MLflow.
+        delivered: events brought there (or dealt with) since this began.
+        refused: those of them that could not be.
+        error: the last trouble, empty while all is well; `refused` ones stay named.
+    """
+
+    pending: int = 0
+    delivered: int = 0
+    refused: int = 0
+    error: str = ""
+
+    def __str__(self) -> str:
+        said = f"{self.pending} events wait" if self.pending else "all events are in MLflow"
+        refused = f", {self.refused} were refused" if self.refused else ""
+        return said + refused + (f" ({self.error})" if self.error else "")
+
+
+class Tracker:
+    """Follows a journal and writes it to MLflow; never blocks its caller and never raises.
+
+    Args:
+        journal_path: the journal; it need not exist yet.
+        uri: MLflow's tracking URI.
+        verbose: let MLflow print.
+        poll: seconds between two looks at the journal.
+        start_after: seconds before MLflow is imported: leaves start-up, when every CPU cycle
+            counts, to the study.  `close` does not wait for it.
+    """
+
+    def __init__(
+        self,
+        journal_path: str | Path,
+        uri: str,
+        *,
+        verbose: bool = False,
+        poll: float = 0.5,
+        start_after: float = 2.0,
+    ) -> None:
+        self._courier = _Courier(journal_path, uri, verbose=verbose)
+        self._poll = poll
+        self._start_after = start_after
+        self._closing = threading.Event()
+        self._abandoned = threading.Event()
+        self._flushed = False
+        self._thread = threading.Thread(target=self._run, name="raykd-tracker", daemon=True)
+        self._thread.start()
+
+    @property
+    def status(self) -> Status:
+        """Pending events, and the last trouble."""
+        return self._courier.status
+
+    def close(self, timeout: float = 30.0) -> bool:
+        """Deliver what is left, for at most `timeout` seconds; returns whether all of it was.
+
+        What was not waits in the journal, for `raykd sync`.
+        """
+        self._closing.set()
+        self._thread.join(timeout)
+        self._abandoned.set()
+        return self._flushed
+
+    def __enter__(self) -> Tracker:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _run(self) -> None:
+        self._closing.wait(self._start_after)
+        pause = self._poll
+        with contextlib.closing(self._courier) as courier:
+            while not self._abandoned.is_set():
+                last_look = self._closing.is_set()
+                try:
+                    busy = courier.step()
+                except Exception as error:
+                    courier.trouble(error)
+                    pause = min(2 * pause, MAX_PAUSE)
+                    self._rest(pause)
+                    continue
+                pause = self._poll
+                if not busy and last_look:
+                    self._flushed = True
+                    return
+                if not busy:
+                    self._closing.wait(pause)
+
+    def _rest(self, pause: float) -> None:
+        """Wait before the next try: shorter once `close` waits for us."""
+        if not self._closing.is_set():
+            self._closing.wait(pause)
+        else:
+            self._abandoned.wait(min(pause, FAREWELL_PAUSE))
+
+
+def sync(
+    journal_path: str | Path,
+    uri: str,
+    *,
+    from_start: bool = False,
+    patience: float = 30.0,
+    verbose: bool = False,
+    report: Callable[[Status], None] | None = None,
+) -> Status:
+    """Bring what the journal holds to MLflow, now.
+
+    Models in the journal are unpickled on the way: sync only a study that is your own.
+
+    Args:
+        from_start: deliver everything again (what is there already stays as it is).
+        patience: seconds to go on trying while the store is out of reach.
+        report: told of the progress, chunk by chunk.
+
+    Raises:
+        ValueError: there is no journal; it holds no study; another process delivers it; the store
+            stays out of reach.
+    """
+    if not Path(journal_path).is_file():
+        raise ValueError(f"{journal_path}: no such journal; name the folder of a study that ran")
+    with contextlib.closing(_Courier(journal_path, uri, verbose=verbose)) as courier:
+        if from_start:
+            courier.forget()
+        while _patiently(courier, patience):
+            if report is not None:
+                report(courier.status)
+        return courier.status
+
+
+def _patiently(courier: _Courier, patience: float) -> bool:
+    """One step, tried again while there is patience."""
+    until, pause = time.monotonic() + patience, 0.5
+    while True:
+        try:
+            return courier.step()
+        except Exception as error:
+            courier.trouble(error)
+            if time.monotonic() + pause > until:
+                raise ValueError(
+                    f"MLflow at {courier.place}: {courier.status.error}; "
+                    f"{courier.status.pending} events wait in {courier.path}"
+                ) from error
+            time.sleep(pause)
+            pause = min(2 * pause, MAX_PAUSE)
+
+
+class _Courier:
+    """Reads a journal chunk by chunk and delivers each; the loop around it decides about time."""
+
+    def __init__(self, path: str | Path, uri: str, *, verbose: bool) -> None:
+        self.path = Path(os.path.abspath(path))
+        self.place = masked(absolute(uri))
+        self._uri = absolute(uri)
+        self._verbose = verbose
+        self._cursor = _Cursor(self.path, self.place)
+        self._lock: int | None = None
+        self._status = Status()
+        self._begin(None)
+
+    def _begin(self, sent: int | None) -> None:
+        """Read from the journal's first byte; `sent`: as the cursor says, or that many bytes."""
+        self._sent = sent
+        self._read_to = 0
+        self._story = Story()
+        self._chunk: list[Entry] = []
+        self._delivery: Delivery | None = None
+        self._tries: dict[int, int] = {}
+
+    @property
+    def status(self) -> Status:
+        return replace(self._status, pending=len(self._chunk) + self._unread())
+
+    def trouble(self, error: Exception) -> None:
+        self._delivery = None
+        self._status = replace(self._status, error=self._say(error))
+
+    def forget(self) -> None:
+        """Begin again with the first event."""
+        self._begin(0)
+
+    def close(self) -> None:
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def step(self) -> bool:
+        """Deliver the next chunk; returns whether there was one.
+
+        Raises:
+            Exception: the store is out of reach; the chunk is kept.
+        """
+        if self._lock is None:
+            self._lock = _locked(self.path)
+        if self._sent is None:
+            self._sent = self._cursor.load()
+        if not self._chunk and not self._fill():
+            return False
+        if self._story.study is None:
+            raise ValueError(f"{self.path}: its first event is no study")
+        delivery = self._connected()
+        if delivery is None:
+            return True
+        self._deliver(delivery)
+        self._sent = self._chunk[-1].end
+        self._cursor.save(self._sent)
+        self._chunk, self._tries = [], {}
+        return True
+
+    def _fill(self) -> bool:
+        """Read the next chunk of events that are still to be delivered."""
+        assert self._sent is not None
+        for entry in read(self.path, self._read_to):
+            self._read_to = entry.end
+            event = self._take(entry)
+            if event is not None and entry.end > self._sent:
+                self._chunk.append(Entry(entry.end, event))
+            if self._chunk and (len(self._chunk) >= CHUNK or event and event["event"] in HEAVY):
+                break
+        return bool(self._chunk)
+
+    def _take(self, entry: Entry) -> dict | None:
+        try:
+            return self._story.take(entry.event)
+        except (KeyError, TypeError) as error:
+            self._refuse(f"{entry.event.get('event')} event: {error}")
+            return None
+
+    def _connected(self) -> Delivery | None:
+        """The connection; None where the store turned out to be another one, and all is begun
+        anew."""
+        if self._delivery is None:
+            from raykd.tracking.delivery import Delivery
+
+            client = connect(self._uri, verbose=self._verbose)
+            delivery = Delivery(client, self._story, self.path.parent, self._uri)
+            if self._sent and not delivery.resumed:
+                self._begin(0)
+                return None
+            self._delivery = delivery
+        return self._delivery
+
+    def _deliver(self, delivery: Delivery) -> None:
+        for entry in self._chunk:
+            try:
+                delivery.deliver(entry.event)
+            except Exception as error:
+                self._judge(error, entry.end)
+                kind = entry.event["event"]
+                self._refuse(f"{kind} of {entry.event.get('id') or 'study'}: {self._say(error)}")
+                with contextlib.suppress(Exception):
+                    delivery.complain(entry.event, self._say(error))
+        try:
+            refusals = delivery.flush(tolerant=self._tries.get(-1, 0) > 0)
+        except Exception as error:
+            self._judge(error, -1)
+            raise
+        for error in refusals:
+            self._refuse(self._say(error))
+        if not self._status.refused:
+            self._status = replace(self._status, error="")
+        self._status = replace(self._status, delivered=self._status.delivered + len(self._chunk))
+
+    def _judge(self, error: Exception, place: int) -> None:
+        """Raise `error` again while another try is worth it."""
+        from raykd.tracking.delivery import is_refusal, is_unreachable
+
+        if is_unreachable(error):
+            raise error
+        self._tries[place] = self._tries.get(place, 0) + 1
+        allowed = REFUSALS_ALLOWED if is_refusal(error) else FAILURES_ALLOWED
+        if self._tries[place] < allowed:
+            raise error
+
+    def _refuse(self, problem: str) -> None:
+        self._status = replace(self._status, refused=self._status.refused + 1, error=problem)
+
+    def _say(self, error: Exception) -> str:
+        said = masked(str(error)) or type(error).__name__
+        return said if len(said) <= 500 else said[:500] + " ..."
+
+    def _unread(self) -> int:
+        """Lines of the journal not read yet."""
+        try:
+            with open(self.path, "rb") as file:
+                file.seek(self._read_to)
+                return sum(block.count(b"\n") for block in iter(lambda: file.read(1 << 20), b""))
+        except OSError:
+            return 0
+
+
+class _Cursor:
+    """How many bytes of a journal a store has got; a small JSON file, one entry a store."""
+
+    def __init__(self, journal: Path, place: str) -> None:
+        self._journal = journal
+        self._file = journal.with_name(journal.name + ".sent")
+        self._place = place
+
+    def load(self) -> int:
+        sent = self._all().get(self._place, 0)
+        size = self._journal.stat().st_size if self._journal.exists() else 0
+        return sent if isinstance(sent, int) and 0 <= sent <= size else 0
+
+    def save(self, sent: int) -> None:
+        new = self._file.with_name(self._file.name + ".new")
+        new.write_text(json.dumps({**self._all(), self._place: sent}))
+        os.replace(new, self._file)
+
+    def _all(self) -> dict[str, object]:
+        try:
+            told = json.loads(self._file.read_text())
+        except (OSError, ValueError):
+            return {}
+        return told if isinstance(told, dict) else {}
+
+
+def _locked(journal: Path) -> int:
+    """An open file that holds the journal's delivery lock until it is closed.
+
+    Two deliverers would each create the runs the other has not seen yet.
+
+    Raises:
+        ValueError: another one holds it.
+    """
+    file = os.open(journal.with_name(journal.name + ".lock"), os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(file)
+        raise ValueError(f"{journal}: another process is sending it; wait for it") from error
+    except (ImportError, OSError):  # Windows, some network file systems: do without
+        pass
+    return file

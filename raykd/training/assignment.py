@@ -1,0 +1,62 @@
+"""One piece of work for a slot: which concrete study to train, under which seed, and what to keep."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Role = Literal["teacher", "trial", "replicate", "alone", "wait"]
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """One training, in plain data, so that it can travel without torch.
+
+    Attributes:
+        id: "teacher-0", "trial-0007", "trial-0007/seed-1", "trial-0007/alone-1"; "wait-3" keeps
+            a slot warm while there is nothing to do.
+        role: what the training is for.
+        study: the concrete study, as plain data.
+        seed: of the training.
+        epochs: how many there will be; 0: nothing is trained, the teacher is measured.
+        folder: the study's folder below the storage.
+        params: the drawn values by their study path; empty for what is not drawn.
+        parent: the id of the trial this belongs to, or None.
+        teacher: the file of the teacher's weights, below the storage, or None.
+        test: whether the test split is evaluated at the end.
+        keep: the file, below the storage, for the trained network, or None.
+        tags, metrics: what is known before it starts (losses, params, MACs).
+    """
+
+    id: str
+    role: Role
+    study: Mapping[str, Any]
+    seed: int
+    epochs: int
+    folder: str = ""
+    params: Mapping[str, Any] = field(default_factory=dict)
+    parent: str | None = None
+    teacher: str | None = None
+    test: bool = False
+    keep: str | None = None
+    tags: Mapping[str, str] = field(default_factory=dict)
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def state_file(self) -> str:
+        """Where its state is kept between epochs, below the storage."""
+        return f"{self.folder}/states/{self.id.replace('/', '.')}.pt"
+
+    @property
+    def failure_file(self) -> str:
+        """Where a rank puts the reason of a failure that took its whole group down."""
+        return f"{self.folder}/states/{self.id.replace('/', '.')}.failed"
+
+    def plain(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_plain(cls, data: Mapping[str, Any]) -> Assignment:
+        return cls(**data)

@@ -1,0 +1,279 @@
+"""The training loop: plain PyTorch, the same for teachers, students and students taught.
+
+It does not know that distillation exists: it calls a distiller and follows the gradient of what
+comes back.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Mapping
+from typing import Any, Literal, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from raykd.data import Batch, Batches, Dataset
+from raykd.knowledge import Progress
+from raykd.schemes import StepOutput
+from raykd.study.schema import Study
+from raykd.training.assembly import assemble
+from raykd.training.evaluate import evaluate, precision_of, summed
+from raykd.training.optimisation import learning_rate, make_optimizer, set_rate
+from raykd.training.record import Diverged, Record
+from raykd.training.seeding import derive, seeded
+
+__all__ = ["Diverged", "Training"]
+
+EVALUATION_BATCH = 512
+"""Least number of samples of an evaluation batch, all ranks together."""
+
+STUDENT = "student."
+"""What the names of the student's tensors begin with in a distiller."""
+
+
+class Training:
+    """One training of a concrete study, epoch by epoch.
+
+    What it computes depends on the study, the data, the seed and `world` alone, not on what the
+    process did before: weights, connectors, batch order, views and dropout each draw from a seed
+    of their own, and those of an epoch from the epoch's number, so that a training that goes on
+    from a saved state is the one that was never interrupted (bit for bit on the CPU).
+
+    With `world` > 1 the process group stands already, every rank makes the same calls, and the
+    gradient is that of the mean over the whole batch, whatever the ranks' shares of it.
+    Batch-norm statistics are averaged over the ranks at each epoch's end.
+
+    Args:
+        study: concrete; its knowledge may leave pairs to the losses' defaults.
+        data: moved to `device` where it is not there yet; a caller that trains often moves it
+            once (`Dataset.to`).
+        seed: of everything random.
+        teacher: the trained teacher, for schemes that need one; put in eval mode and frozen.
+        device: where to train.
+        rank, world: this worker's number, and how many there are.
+
+    Raises:
+        ValueError: the study does not fit the data or the teacher.
+    """
+
+    def __init__(
+        self,
+        study: Study,
+        data: Dataset,
+        *,
+        seed: int,
+        teacher: nn.Module | None = None,
+        device: torch.device | str = "cpu",
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        self.study, self.seed = study, seed
+        self.device, self.rank, self.world = torch.device(device), rank, world
+        self.history: list[dict[str, float]] = []
+        self.distiller = assemble(study, data, seed=seed, teacher=teacher, device=self.device)
+        self.optimizer = make_optimizer(study.train, self.distiller.parameters())
+        self._data = data
+        self._batches = self._train_batches()
+        self._precision = precision_of(study.train.precision, self.device)
+        self._stepper: nn.Module = self.distiller
+        if world > 1:
+            self._stepper = DistributedDataParallel(
+                self.distiller,
+                broadcast_buffers=False,
+                gradient_as_bucket_view=True,
+                find_unused_parameters=self.distiller.needs_unused_parameter_search,
+            )
+
+    @property
+    def student(self) -> nn.Module:
+        """The network that is evaluated and kept."""
+        return self.distiller.student
+
+    @property
+    def epochs(self) -> int:
+        """How many epochs there will be."""
+        return self.study.train.epochs
+
+    @property
+    def epoch(self) -> int:
+        """How many epochs are done."""
+        return len(self.history)
+
+    def run_epoch(self) -> dict[str, float]:
+        """Train one epoch and evaluate on the validation split.
+
+        Returns:
+            train_loss and term_<name> (unweighted), means over the epoch's samples;
+            train_accuracy, of the forwards that were trained on; val_loss (plain cross-entropy)
+            and val_accuracy; lr, of the last step; epoch_seconds, with the evaluation;
+            images_per_second, of the training alone, all ranks together.
+
+        Raises:
+            Diverged: a loss was NaN or infinite; on every rank alike.
+        """
+        assert self.epoch < self.epochs, "all epochs are done"
+        begun = time.perf_counter()
+        with seeded(derive(self.seed, "epoch", self.epoch, self.rank), self.device):
+            record = self._train()
+        metrics = record.metrics(self.epoch + 1, self.world)
+        trained = time.perf_counter()
+        self._share_statistics()
+        metrics |= self.evaluate("val")
+        if not abs(metrics["val_loss"]) < float("inf"):
+            raise Diverged(self.epoch + 1, "the validation loss not finite after the last step")
+        metrics["lr"] = learning_rate(self.study.train, self._steps_done(1) - 1, len(self._batches))
+        metrics["epoch_seconds"] = time.perf_counter() - begun
+        metrics["images_per_second"] = metrics.pop("samples") / (trained - begun)
+        self.history.append(metrics)
+        return dict(metrics)
+
+    def evaluate(self, split: Literal["train", "val", "test"]) -> dict[str, float]:
+        """<split>_loss (mean cross-entropy) and <split>_accuracy of the student as it is now."""
+        batches = Batches(
+            self._data.split(split),
+            dataset=self._data,
+            batch_size=max(EVALUATION_BATCH, self.study.train.batch_size),
+            seed=self.seed,
+            shuffle=False,
+            device=self.device,
+            rank=self.rank,
+            world=self.world,
+        )
+        found = evaluate(
+            self.student,
+            batches.epoch(0),
+            device=self.device,
+            precision=self._precision,
+            world=self.world,
+        )
+        return {f"{split}_{name}": value for name, value in found.items()}
+
+    def state(self) -> dict[str, Any]:
+        """All that `load_state` needs: a copy, on the CPU, in types that need no code to load.
+
+        `student` and `distiller` (what the scheme and the losses learn beside it) hold tensors by
+        name.  There is no random state in it: an epoch's random numbers follow from the seed and
+        the epoch's number.
+        """
+        tensors = self.distiller.state_dict()
+        return {
+            "seed": self.seed,
+            "epoch": self.epoch,
+            "history": copy.deepcopy(self.history),
+            "student": _copied(_below(tensors, STUDENT)),
+            "distiller": _copied({k: v for k, v in tensors.items() if not k.startswith(STUDENT)}),
+            "optimizer": _copied(self.optimizer.state_dict()["state"]),
+        }
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Go on from where `state` was taken, in this or another process, on whatever device.
+
+        Raises:
+            ValueError: it is the state of another training.
+        """
+        if state["seed"] != self.seed or len(state["history"]) > self.epochs:
+            raise ValueError(
+                f"the saved state is that of a training of seed {state['seed']} after "
+                f"{len(state['history'])} epochs, this one has seed {self.seed} and "
+                f"{self.epochs} epochs; remove the state to start over"
+            )
+        student = {STUDENT + name: tensor for name, tensor in state["student"].items()}
+        try:
+            self.distiller.load_state_dict({**student, **state["distiller"]})
+        except RuntimeError as error:
+            raise ValueError(f"the saved state is that of another study: {error}") from None
+        groups = self.optimizer.state_dict()["param_groups"]
+        saved = {"state": _copied(state["optimizer"]), "param_groups": groups}
+        self.optimizer.load_state_dict(saved)
+        self.history = copy.deepcopy(list(state["history"]))
+
+    def _train(self) -> Record:
+        """One epoch of steps."""
+        record = Record(len(self._batches), self.device)
+        self.distiller.train()
+        self.distiller.begin_epoch(self._progress(0))
+        for step, batch in enumerate(self._batches.epoch(self.epoch)):
+            record.add(self._step(batch, step), batch.targets)
+        return record
+
+    def _step(self, batch: Batch, step: int) -> StepOutput:
+        """One optimiser step; nothing in it waits for the device."""
+        train, progress = self.study.train, self._progress(step)
+        with self._precision():
+            output: StepOutput = self._stepper(batch, progress)
+        self.optimizer.zero_grad(set_to_none=True)
+        self._weighed(output.loss, batch, step).backward()
+        if train.clip_norm is not None:
+            nn.utils.clip_grad_norm_(self.distiller.parameters(), train.clip_norm)
+        set_rate(self.optimizer, learning_rate(train, progress.step, len(self._batches)))
+        self.optimizer.step()
+        return output
+
+    def _weighed(self, loss: Tensor, batch: Batch, step: int) -> Tensor:
+        """The loss times what makes DDP's mean over ranks the mean over the batch's samples."""
+        if self.world == 1:
+            return loss
+        size = self.study.train.batch_size
+        if step == len(self._batches) - 1:  # what is left: less than a batch, or a little more
+            size = len(self._data.train) - size * step
+        return loss * (len(batch) * self.world / size)
+
+    def _progress(self, step: int) -> Progress:
+        return Progress(
+            epoch=self.epoch,
+            epochs=self.epochs,
+            step=self._steps_done() + step,
+            steps_per_epoch=len(self._batches),
+        )
+
+    def _steps_done(self, more_epochs: int = 0) -> int:
+        return (self.epoch + more_epochs) * len(self._batches)
+
+    def _train_batches(self) -> Batches:
+        return Batches(
+            self._data.train,
+            dataset=self._data,
+            batch_size=self.study.train.batch_size,
+            seed=self.seed,
+            shuffle=True,
+            augment=self.study.data.augment,
+            device=self.device,
+            rank=self.rank,
+            world=self.world,
+        )
+
+    def _share_statistics(self) -> None:
+        """Average the batch-norm statistics over the ranks: each has seen its own share."""
+        if self.world == 1:
+            return
+        statistics = [
+            statistic
+            for module in self.distiller.modules()
+            if isinstance(module, nn.modules.batchnorm._BatchNorm)
+            for statistic in (module.running_mean, module.running_var)
+            if statistic is not None
+        ]
+        if statistics:
+            flat = summed(torch.cat([each.flatten() for each in statistics]), self.world)
+            parts = flat.div_(self.world).split([each.numel() for each in statistics])
+            for statistic, part in zip(statistics, parts, strict=True):
+                statistic.copy_(part.view_as(statistic))
+
+
+T = TypeVar("T")
+
+
+def _copied(value: T) -> T:
+    """The same nest of mappings with its tensors copied to the CPU."""
+    if isinstance(value, Tensor):
+        return value.detach().to("cpu", copy=True)  # type: ignore[return-value]
+    if isinstance(value, Mapping):
+        return {key: _copied(item) for key, item in value.items()}  # type: ignore[return-value]
+    return value
+
+
+def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}

@@ -1,0 +1,71 @@
+"""The optimiser and the learning rate of one training."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from raykd.study.train import SGD, Constant, Cosine, Step, Train
+
+
+def make_optimizer(train: Train, parameters: Iterable[nn.Parameter]) -> Optimizer:
+    """The optimiser of `train` over all `parameters`; weight decay acts on every one of them.
+
+    The fused kernels are used on CUDA and on the CPU, torch's own choice elsewhere.
+    """
+    wanted = [parameter for parameter in parameters if parameter.requires_grad]
+    fused = True if _fusible(wanted) else None
+    option = train.optimizer
+    if isinstance(option, SGD):
+        return torch.optim.SGD(
+            wanted,
+            lr=option.lr,
+            momentum=option.momentum,
+            weight_decay=option.weight_decay,
+            nesterov=option.nesterov,
+            fused=fused,
+        )
+    return torch.optim.AdamW(
+        wanted,
+        lr=option.lr,
+        betas=option.betas,
+        weight_decay=option.weight_decay,
+        fused=fused,
+    )
+
+
+def _fusible(parameters: Iterable[nn.Parameter]) -> bool:
+    return all(p.device.type in ("cpu", "cuda") and p.is_floating_point() for p in parameters)
+
+
+def learning_rate(train: Train, step: int, steps_per_epoch: int) -> float:
+    """The rate of the optimiser step number `step`, counted from 0 over the whole training.
+
+    Warm-up rises linearly over its steps: the first takes one part of the full rate, not
+    nothing, and the last all of it.  The cosine then runs over the steps that are left; the
+    milestones of `step` count whole epochs from the training's start.
+    """
+    warmup = round(train.warmup_epochs * steps_per_epoch)
+    rise = min(1.0, (step + 1) / warmup) if warmup else 1.0
+    return train.optimizer.lr * rise * _decay(train, step, steps_per_epoch, warmup)
+
+
+def _decay(train: Train, step: int, steps_per_epoch: int, warmup: int) -> float:
+    schedule = train.schedule
+    if isinstance(schedule, Cosine):
+        left = max(1, train.epochs * steps_per_epoch - warmup)
+        done = min(1.0, max(0, step - warmup) / left)
+        return schedule.final + (1 - schedule.final) * (1 + math.cos(math.pi * done)) / 2
+    if isinstance(schedule, Step):
+        return schedule.factor ** sum(step >= epoch * steps_per_epoch for epoch in schedule.at)
+    assert isinstance(schedule, Constant), f"unknown schedule {schedule}"
+    return 1.0
+
+
+def set_rate(optimizer: Optimizer, rate: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = rate

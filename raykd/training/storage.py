@@ -1,0 +1,85 @@
+"""Files that every node of the cluster can reach: a folder, or a URI that Arrow understands."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pyarrow.fs import FileSystem
+
+
+class Storage:
+    """A folder of whole files, written atomically.
+
+    Args:
+        root: a local (or network) folder, or a URI such as `s3://bucket/path`.
+    """
+
+    def __init__(self, root: str) -> None:
+        self.root = root if is_uri(root) else str(Path(root).expanduser().absolute())
+        self._filesystem: FileSystem | None = None
+        self._prefix = ""
+        if is_uri(root):
+            from pyarrow.fs import FileSystem
+
+            self._filesystem, self._prefix = FileSystem.from_uri(root)
+
+    def read(self, name: str) -> bytes | None:
+        """The file's bytes, or None where there is no such file."""
+        if self._filesystem is None:
+            try:
+                return Path(self.root, name).read_bytes()
+            except FileNotFoundError:
+                return None
+        try:
+            with self._filesystem.open_input_stream(f"{self._prefix}/{name}") as stream:
+                return stream.read()
+        except FileNotFoundError:
+            return None
+
+    def write(self, name: str, content: bytes) -> None:
+        """Put the whole file there, or nothing: a reader never sees half of it."""
+        if self._filesystem is not None:
+            self._filesystem.create_dir(f"{self._prefix}/{name}".rsplit("/", 1)[0])
+            with self._filesystem.open_output_stream(f"{self._prefix}/{name}") as stream:
+                stream.write(content)
+            return
+        target = Path(self.root, name)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        draft = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}")
+        try:
+            with open(draft, "wb") as stream:
+                stream.write(content)
+                stream.flush()
+                os.fsync(stream.fileno())
+            os.replace(draft, target)
+        finally:
+            draft.unlink(missing_ok=True)
+
+    def exists(self, name: str) -> bool:
+        if self._filesystem is None:
+            return Path(self.root, name).is_file()
+        from pyarrow.fs import FileType
+
+        return self._filesystem.get_file_info(f"{self._prefix}/{name}").type == FileType.File
+
+    def remove(self, name: str) -> None:
+        """Remove the file; no matter if it is not there."""
+        if self._filesystem is None:
+            Path(self.root, name).unlink(missing_ok=True)
+            return
+        try:
+            self._filesystem.delete_file(f"{self._prefix}/{name}")
+        except FileNotFoundError:
+            pass
+
+    def below(self, name: str) -> Storage:
+        """The folder `name` inside this one."""
+        return Storage(f"{self.root.rstrip('/')}/{name}")
+
+
+def is_uri(root: str) -> bool:
+    return "://" in root

@@ -1,0 +1,266 @@
+"""Ray Train's side of a slot: one long-lived worker group that serves trial after trial.
+
+Every rank runs `serve`.  Rank 0 talks to the slot through its mailbox and passes each command on
+to the other ranks; all ranks then train in lock step, one epoch a command.
+"""
+
+from __future__ import annotations
+
+import gc
+import io
+import os
+import time
+import traceback
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from raykd.architecture import Task
+from raykd.data import Dataset
+from raykd.study.schema import Study, read_study
+from raykd.training.assignment import Assignment
+from raykd.training.checkpoint import dump_weights
+from raykd.training.loop import Training
+from raykd.training.record import Diverged
+from raykd.training.mailbox import Address, Command, WorkerEnd
+from raykd.training.storage import Storage
+from raykd.training.teacher import read_teacher
+
+POLL_S = 20.0
+"""How often idle ranks exchange a sign of life; well below any collective's timeout."""
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What stays warm between trials on one rank."""
+
+    storage: Storage
+    data: Dataset
+    device: torch.device
+    rank: int
+    world: int
+
+
+class Seat:
+    """One rank's seat: it holds at most one training at a time."""
+
+    def __init__(self, bench: Bench) -> None:
+        self.bench = bench
+        self.assignment: Assignment | None = None
+        self.training: Training | None = None
+        self._teachers: dict[str, torch.nn.Module] = {}
+
+    def start(self, assignment: Assignment) -> dict[str, Any]:
+        """Make the training ready; goes on from its saved state where there is one."""
+        self.stop()
+        study = read_study(assignment.study)
+        bench = self.bench
+        self.training = Training(
+            study,
+            bench.data,
+            seed=assignment.seed,
+            teacher=self._teacher(study, assignment),
+            device=bench.device,
+            rank=bench.rank,
+            world=bench.world,
+        )
+        self.assignment = assignment
+        if not assignment.epochs:
+            return {"epoch": 0, "history": []}
+        saved = bench.storage.read(assignment.state_file)
+        if saved is not None:
+            self.training.load_state(
+                torch.load(io.BytesIO(saved), map_location=bench.device, weights_only=True)
+            )
+        return {"epoch": self.training.epoch, "history": list(self.training.history)}
+
+    def epoch(self) -> dict[str, Any]:
+        """Train one epoch, put its state away, and finish the training after its last."""
+        training, assignment = self.training, self.assignment
+        assert training is not None and assignment is not None, "epoch before start"
+        first_step = time.time()
+        if not assignment.epochs:
+            return self._measure(training, assignment, first_step)
+        if training.epoch < training.epochs:
+            training.run_epoch()
+            self._save(training, assignment)
+        metrics = dict(training.history[-1])
+        done = training.epoch >= training.epochs
+        if done:
+            metrics |= self._finish(training, assignment)
+        return {
+            "epoch": training.epoch,
+            "metrics": metrics,
+            "done": done,
+            "clock": {"first_step": first_step, "end": time.time()},
+        }
+
+    def stop(self) -> dict[str, Any]:
+        """Drop the training and all it held."""
+        if self.training is not None:
+            self.training = None
+            self.assignment = None
+            gc.collect()
+            if self.bench.device.type == "cuda":
+                torch.cuda.empty_cache()
+            torch.compiler.reset()
+        return {}
+
+    def _measure(
+        self, training: Training, assignment: Assignment, began: float
+    ) -> dict[str, Any]:
+        """Evaluate a teacher that is there already."""
+        teacher = self._teachers[assignment.teacher or ""]
+        training.distiller.student = teacher
+        metrics = training.evaluate("val") | training.evaluate("test")
+        clock = {"first_step": began, "end": time.time()}
+        return {"epoch": 0, "metrics": metrics, "done": True, "clock": clock}
+
+    def _teacher(self, study: Study, assignment: Assignment) -> torch.nn.Module | None:
+        if assignment.teacher is None:
+            return None
+        if assignment.teacher not in self._teachers:
+            content = self.bench.storage.read(assignment.teacher)
+            if content is None:
+                raise FileNotFoundError(
+                    f"the teacher's weights {assignment.teacher} are not below "
+                    f"{self.bench.storage.root}; every node must reach that folder"
+                )
+            data = self.bench.data
+            task = Task(input_shape=data.input_shape, classes=data.classes)
+            teacher = (
+                read_teacher(study, task, content)
+                if assignment.teacher.endswith(".safetensors")
+                else torch.load(io.BytesIO(content), map_location="cpu", weights_only=False)
+            )
+            self._teachers[assignment.teacher] = teacher.to(self.bench.device)
+        return self._teachers[assignment.teacher]
+
+    def _save(self, training: Training, assignment: Assignment) -> None:
+        if self.bench.rank == 0:
+            buffer = io.BytesIO()
+            torch.save(training.state(), buffer)
+            self.bench.storage.write(assignment.state_file, buffer.getvalue())
+
+    def _finish(self, training: Training, assignment: Assignment) -> dict[str, float]:
+        metrics = training.evaluate("test") if assignment.test else {}
+        if assignment.keep is not None and self.bench.rank == 0:
+            if assignment.keep.endswith(".safetensors"):
+                content = dump_weights(training.student, {"id": assignment.id})
+            else:
+                buffer = io.BytesIO()
+                torch.save(training.student.to("cpu").eval(), buffer)
+                training.student.to(self.bench.device)
+                content = buffer.getvalue()
+            self.bench.storage.write(assignment.keep, content)
+        return metrics
+
+
+def serve(setup: Mapping[str, Any]) -> None:
+    """The training function of a slot's `TorchTrainer`.
+
+    Args:
+        setup: `address` of the slot's mailbox, `storage` root, `data` (a Ray object holding
+            `Dataset.arrays()`), `threads` per worker.
+    """
+    import ray.train
+
+    context = ray.train.get_context()
+    seat = Seat(_bench(setup, context.get_world_rank(), context.get_world_size()))
+    mailbox = _connect(setup["address"]) if seat.bench.rank == 0 else None
+    others = _control_group(seat.bench.world)
+    while True:
+        command = _next_command(mailbox, others)
+        if command is None:
+            continue
+        if command.verb == "exit":
+            return
+        body = obey(seat, command)
+        if mailbox is not None:
+            mailbox.answer(command, body)
+
+
+def obey(seat: Seat, command: Command) -> dict[str, Any]:
+    """Carry out one command; a trial's own exception is its answer, not the group's end.
+
+    With several ranks only a failure that every rank sees alike can be answered: after any other
+    the ranks are out of step, so the reason is put away and the group starts again.
+    """
+    try:
+        if command.verb == "start":
+            return seat.start(Assignment.from_plain(command.body))
+        return seat.epoch() if command.verb == "epoch" else seat.stop()
+    except Exception as error:
+        assignment = seat.assignment
+        if command.verb == "start":
+            assignment = Assignment.from_plain(command.body)
+        failure = describe(error)
+        alike = seat.bench.world == 1 or isinstance(error, Diverged)
+        if not alike or _is_sticky(error):
+            if assignment is not None:
+                seat.bench.storage.write(assignment.failure_file, failure["reason"].encode())
+            raise
+        seat.training = None
+        seat.stop()
+        return failure
+
+
+def describe(error: Exception) -> dict[str, Any]:
+    """A trial's failure as an answer: `reason` in one line, `traceback` for the log."""
+    known = isinstance(error, (Diverged, ValueError, torch.OutOfMemoryError))
+    reason = str(error) if known else f"{type(error).__name__}: {error}"
+    return {
+        "failed": True,
+        "reason": reason.strip() or type(error).__name__,
+        "traceback": "".join(traceback.format_exception(error)),
+    }
+
+
+def _bench(setup: Mapping[str, Any], rank: int, world: int) -> Bench:
+    import ray
+    from ray.train.torch import get_device
+
+    device = get_device()
+    if device.type == "cpu":
+        torch.set_num_threads(max(1, int(setup["threads"])))
+    data = Dataset.from_arrays(ray.get(setup["data"])).to(device)
+    return Bench(Storage(setup["storage"]), data, device, rank, world)
+
+
+def _connect(address: Address) -> WorkerEnd:
+    return WorkerEnd(address)
+
+
+def _control_group(world: int) -> dist.ProcessGroup | None:
+    """A gloo group for passing commands on, apart from the group that carries gradients."""
+    if world == 1:
+        return None
+    return dist.new_group(backend="gloo", timeout=timedelta(seconds=POLL_S * 15))  # type: ignore[return-value]
+
+
+def _next_command(mailbox: WorkerEnd | None, others: dist.ProcessGroup | None) -> Command | None:
+    """The next command on every rank; None is a sign of life while there is nothing to do."""
+    command = None
+    if mailbox is not None:
+        try:
+            command = mailbox.next(POLL_S)
+        except (EOFError, OSError):
+            command = Command(0, "exit", {})  # the slot is gone, and with it our work
+    if others is None:
+        return command
+    passed: list[Command | None] = [command]
+    dist.broadcast_object_list(passed, src=0, group=others)
+    return passed[0]
+
+
+def _is_sticky(error: Exception) -> bool:
+    """Whether the process cannot use its GPU any more."""
+    text = str(error)
+    return "CUDA error" in text and not isinstance(error, torch.OutOfMemoryError)
+
+
+os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "1")

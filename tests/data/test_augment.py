@@ -1,0 +1,192 @@
+"""Augmentations: replayable, and each what its paper says."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from pydantic import TypeAdapter
+from torch import Tensor
+
+from raykd.data.augment import (
+    AUGMENTATIONS,
+    Augment,
+    HorizontalFlip,
+    RandomCrop,
+    RandomErasing,
+    Rotation,
+)
+from raykd.data.draws import Draws, key_of, splitmix64, splitmix64_of
+from raykd.data.views import view
+
+
+def noise(count: int, channels: int = 3, size: int = 16) -> Tensor:
+    generator = torch.Generator().manual_seed(count)
+    shape = (count, channels, size, size)
+    return torch.randint(1, 256, shape, generator=generator).to(torch.uint8)
+
+
+def made(augment: Augment, pictures: Tensor, index: Tensor, number: int = 0, seed: int = 0):
+    return view(pictures, index, [augment], seed=seed, number=number)
+
+
+@pytest.mark.parametrize("cls", list(AUGMENTATIONS), ids=lambda cls: cls.__name__)
+@pytest.mark.parametrize("channels", [1, 3])
+class TestEveryAugmentation:
+    def test_a_sample_is_the_same_in_any_batch(self, cls: type, channels: int) -> None:
+        pictures, index = noise(40, channels), torch.arange(40) + 1000
+        whole = made(cls(), pictures, index, number=5)
+        assert whole.shape == pictures.shape
+        assert whole.dtype == torch.uint8
+        order = torch.randperm(40, generator=torch.Generator().manual_seed(1))
+        for rows in order.split([1, 7, 32]):
+            assert torch.equal(made(cls(), pictures[rows], index[rows], 5), whole[rows])
+
+    def test_views_seeds_and_samples_differ(self, cls: type, channels: int) -> None:
+        pictures, index = noise(40, channels), torch.arange(40)
+        first = made(cls(), pictures, index)
+        assert not torch.equal(first, pictures)
+        assert not torch.equal(first, made(cls(), pictures, index, number=1))
+        assert not torch.equal(first, made(cls(), pictures, index, seed=1))
+        assert not torch.equal(first, made(cls(), pictures, index + 40))
+
+    def test_neither_pictures_nor_generators_are_touched(self, cls: type, channels: int) -> None:
+        pictures = noise(10, channels)
+        before = pictures.clone()
+        torch.manual_seed(7)
+        expected = torch.rand(3)
+        torch.manual_seed(7)
+        once = made(cls(), pictures, torch.arange(10))
+        assert torch.equal(torch.rand(3), expected)
+        torch.manual_seed(99)
+        np.random.seed(99)
+        assert torch.equal(made(cls(), pictures, torch.arange(10)), once)
+        assert torch.equal(pictures, before)
+
+    def test_through_a_study_file(self, cls: type, channels: int) -> None:
+        adapter = TypeAdapter(AUGMENTATIONS.annotation)
+        assert adapter.validate_python({"name": cls().name}) == cls()
+
+
+def test_order_and_place_count() -> None:
+    pictures, index = noise(20), torch.arange(20)
+    crop, flip = RandomCrop(), HorizontalFlip()
+    one = view(pictures, index, [crop, flip], seed=0, number=0)
+    assert not torch.equal(one, view(pictures, index, [flip, crop], seed=0, number=0))
+    twice = view(pictures, index, [flip, flip], seed=0, number=0)
+    assert not torch.equal(twice, pictures), "two flips draw their own numbers"
+    assert view(pictures, index, [], seed=0, number=0) is pictures
+
+
+def test_crop_is_a_window_of_the_padded_picture() -> None:
+    pictures, index = noise(300, size=6), torch.arange(300)
+    crops = made(RandomCrop(padding=2, fill=0), pictures, index)
+    padded = torch.nn.functional.pad(pictures, (2,) * 4)
+    places = []
+    for row in range(300):
+        found = [
+            (top, left)
+            for top in range(5)
+            for left in range(5)
+            if torch.equal(padded[row, :, top : top + 6, left : left + 6], crops[row])
+        ]
+        assert len(found) == 1
+        places += found
+    assert set(places) == {(top, left) for top in range(5) for left in range(5)}
+
+
+def test_flip_mirrors_its_share() -> None:
+    pictures = noise(4000, size=4)
+    flipped = made(HorizontalFlip(p=0.3), pictures, torch.arange(4000))
+    mirrored = (flipped == pictures.flip(-1)).all((1, 2, 3))
+    kept = (flipped == pictures).all((1, 2, 3))
+    assert bool((mirrored | kept).all())
+    assert 0.27 < float(mirrored.float().mean()) < 0.33
+
+
+def test_erasing_fills_one_rectangle_of_the_drawn_size() -> None:
+    pictures = noise(2000, size=32)
+    erased = made(RandomErasing(p=0.5, fill=0), pictures, torch.arange(2000))
+    holes = (erased == 0).all(1)
+    touched = holes.any((1, 2))
+    assert 0.46 < float(touched.float().mean()) < 0.54
+    assert torch.equal(erased[~touched], pictures[~touched])
+    holes = holes[touched]
+    high, wide = holes.any(2).sum(1), holes.any(1).sum(1)
+    assert torch.equal(holes.sum((1, 2)), high * wide), "a rectangle, whole"
+    area = (high * wide) / 32**2
+    assert float(area.min()) > 0.01
+    assert float(area.max()) < 0.36
+    ratio = (high / wide)[high * wide > 100]
+    assert 0.25 < float(ratio.min()) < 0.5
+    assert 2 < float(ratio.max()) < 4
+
+
+def test_erasing_that_never_fits_leaves_the_picture() -> None:
+    pictures = noise(10)
+    whole = RandomErasing(p=1.0, scale=(1.0, 1.0), ratio=(3.0, 3.3))
+    assert torch.equal(made(whole, pictures, torch.arange(10)), pictures)
+
+
+@pytest.mark.parametrize("scale", [(0.5, 0.2), (0.0, 0.2), (0.2, 1.5)])
+def test_ranges_are_checked(scale: tuple[float, float]) -> None:
+    with pytest.raises(ValueError, match="scale: got"):
+        RandomErasing(scale=scale)
+
+
+def test_rotation_keeps_a_disc() -> None:
+    rows = torch.arange(17) - 8.0
+    disc = ((rows[:, None] ** 2 + rows**2 < 36) * 255).to(torch.uint8).expand(5, 1, 17, 17)
+    turned = made(Rotation(degrees=90), disc, torch.arange(5))
+    assert float((turned.float() - disc.float()).abs().mean()) < 20
+    bar = torch.zeros(5, 1, 17, 17, dtype=torch.uint8)
+    bar[..., 8, :] = 255
+    turned = made(Rotation(degrees=90), bar, torch.arange(5))
+    assert float((turned.float() - bar.float()).abs().mean()) > 20
+
+
+class TestDraws:
+    def test_splitmix64_reference(self) -> None:
+        # The first outputs of the generator seeded with 1234567 (Vigna's splitmix64.c).
+        step = 0x9E3779B97F4A7C15
+        outputs = [splitmix64((1234567 + k * step) % 2**64) for k in range(3)]
+        assert outputs == [6457827717110365317, 3203168211198807973, 9817491932198370423]
+
+    def test_tensor_and_integer_agree(self) -> None:
+        states = [0, 1, 2**40 + 3, 2**63 - 1]
+        words = splitmix64_of(torch.tensor(states)).tolist()
+        assert [word % 2**64 for word in words] == [splitmix64(state) for state in states]
+
+    def test_uniform_and_independent(self) -> None:
+        draws = Draws(key_of(0, 0, 0), torch.arange(100_000))
+        first, second = draws.uniform(), draws.uniform()
+        assert float(first.min()) >= 0
+        assert float(first.max()) < 1
+        assert abs(float(first.mean()) - 0.5) < 0.005
+        assert abs(float(torch.corrcoef(torch.stack([first, second]))[0, 1])) < 0.01
+        assert abs(float(torch.corrcoef(torch.stack([first[1:], first[:-1]]))[0, 1])) < 0.01
+        counts = draws.below(9).bincount(minlength=9)
+        assert len(counts) == 9
+        assert float((counts / 100_000 - 1 / 9).abs().max()) < 0.005
+
+    def test_several_at_once(self) -> None:
+        draws = Draws(key_of(1, 0, 0), torch.arange(10_000))
+        drawn = torch.cat([draws.uniforms(4, 2, 3), draws.uniform(2, 3)[None]])
+        assert drawn.shape == (5, 10_000)
+        assert float(drawn.min()) >= 2
+        assert float(drawn.max()) <= 3
+        assert float((torch.corrcoef(drawn) - torch.eye(5)).abs().max()) < 0.04
+
+    def test_views_of_one_sample_are_independent(self) -> None:
+        index = torch.tensor([5])
+        drawn = torch.cat([Draws(key_of(0, view, 0), index).uniform() for view in range(2000)])
+        assert abs(float(drawn.mean()) - 0.5) < 0.03
+        assert abs(float(torch.corrcoef(torch.stack([drawn[1:], drawn[:-1]]))[0, 1])) < 0.08
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.parametrize("cls", [RandomCrop, HorizontalFlip])
+def test_the_same_view_on_a_gpu(cls: type) -> None:
+    pictures, index = noise(40), torch.arange(40)
+    there = made(cls(), pictures.cuda(), index.cuda())
+    assert torch.equal(there.cpu(), made(cls(), pictures, index))

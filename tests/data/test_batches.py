@@ -1,0 +1,184 @@
+"""Batches: order, shares of ranks, sizes, residence."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from itertools import chain
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from raykd.data import Batch, Batches, Dataset, Split
+from raykd.data.augment import HorizontalFlip, RandomCrop
+
+
+def batches(dataset: Dataset, **options: Any) -> Batches:
+    split = options.pop("split", dataset.train)
+    return Batches(
+        split, **{"batch_size": 64, "seed": 0, "shuffle": True, **options}, dataset=dataset
+    )
+
+
+def numbers(of: Batches, epoch: int = 0) -> list[list[int]]:
+    return [batch.index.tolist() for batch in of.epoch(epoch)]
+
+
+def flat(parts: Iterable[list[int]]) -> list[int]:
+    return list(chain.from_iterable(parts))
+
+
+def first(split: Any, count: int) -> Split:
+    return Split(split.inputs[:count], split.targets[:count], split.index[:count])
+
+
+def test_a_batch_holds_its_samples(digits: Dataset) -> None:
+    assert isinstance(digits.train, Split)
+    raw = dict(zip(digits.train.index.tolist(), torch.as_tensor(digits.train.inputs), strict=True))
+    labels = dict(zip(digits.train.index.tolist(), digits.train.targets.tolist(), strict=True))
+    batch = next(iter(batches(digits).epoch(0)))
+    assert isinstance(batch, Batch)
+    assert isinstance(batch.inputs, Tensor)
+    assert len(batch) == 64
+    expected = torch.stack([raw[n] for n in batch.index.tolist()]).double() / 255
+    expected = (expected - digits.mean[0]) / digits.std[0]
+    assert torch.allclose(batch.inputs.double(), expected, atol=1e-5)
+    assert batch.targets.tolist() == [labels[n] for n in batch.index.tolist()]
+
+
+def test_every_epoch_sees_all_in_another_order(digits: Dataset) -> None:
+    one, two = numbers(batches(digits)), numbers(batches(digits), epoch=1)
+    assert sorted(flat(one)) == sorted(flat(two)) == digits.train.index.tolist()
+    assert one != two
+    assert one == numbers(batches(digits))
+    assert one != numbers(batches(digits, seed=1))
+
+
+def test_order_does_not_depend_on_what_ran_before(digits: Dataset) -> None:
+    used = batches(digits)
+    for epoch in (0, 1):
+        numbers(used, epoch)
+    assert numbers(used, 2) == numbers(batches(digits), 2)
+
+
+def test_the_global_generator_is_neither_used_nor_moved(digits: Dataset) -> None:
+    torch.manual_seed(3)
+    expected = torch.rand(2)
+    torch.manual_seed(3)
+    numbers(batches(digits, augment=(RandomCrop(), HorizontalFlip())))
+    assert torch.equal(torch.rand(2), expected)
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_ranks_share_each_global_batch(digits: Dataset, world: int) -> None:
+    whole = numbers(batches(digits))
+    ranks = [batches(digits, rank=rank, world=world) for rank in range(world)]
+    assert len({len(rank) for rank in ranks}) == 1
+    for batch, shares in zip(whole, zip(*map(numbers, ranks), strict=True), strict=True):
+        assert sorted(batch) == sorted(flat(shares))
+        assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 7])
+@pytest.mark.parametrize("count", [1, 5, 50])
+def test_evaluation_sees_each_once(digits: Dataset, world: int, count: int) -> None:
+    split = first(digits.val, count)
+    ranks = [
+        batches(digits, split=split, shuffle=False, batch_size=8, rank=rank, world=world)
+        for rank in range(world)
+    ]
+    seen = [number for rank in ranks for batch in numbers(rank) for number in batch]
+    assert sorted(seen) == split.index.tolist()
+    assert [len(rank) for rank in ranks] == [len(numbers(rank)) for rank in ranks]
+
+
+@pytest.mark.parametrize(
+    ("count", "size", "world", "expected"),
+    [
+        (128, 64, 1, [64, 64]),
+        (130, 64, 1, [64, 64, 2]),
+        (129, 64, 1, [64, 65]),  # one sample left over: merged, batch norm needs two
+        (131, 64, 2, [64, 67]),  # three left over, two workers: merged
+        (132, 64, 2, [64, 64, 4]),
+        (10, 64, 1, [10]),
+        (3, 1, 1, [1, 1, 1]),
+        (5, 2, 2, [2, 2 + 1]),
+    ],
+)
+def test_sizes(digits: Dataset, count: int, size: int, world: int, expected: list[int]) -> None:
+    split = first(digits.train, count)
+    ranks = [
+        numbers(batches(digits, split=split, batch_size=size, rank=rank, world=world))
+        for rank in range(world)
+    ]
+    assert [sum(map(len, shares)) for shares in zip(*ranks, strict=True)] == expected
+    assert all(len(share) >= min(2, size // world) for rank in ranks for share in rank)
+
+
+def test_drop_last(digits: Dataset) -> None:
+    split = first(digits.train, 100)
+    assert list(map(len, numbers(batches(digits, split=split, drop_last=True)))) == [64]
+    kept = batches(digits, split=split, drop_last=True, shuffle=False)
+    assert list(map(len, numbers(kept))) == [64]
+
+
+@pytest.mark.parametrize(
+    "options", [{"count": 1, "batch_size": 8}, {"count": 3, "batch_size": 8, "world": 2},
+                {"count": 50, "batch_size": 2, "world": 4},
+                {"count": 50, "batch_size": 64, "drop_last": True}]
+)  # fmt: skip
+def test_too_small(digits: Dataset, options: dict[str, Any]) -> None:
+    split = first(digits.train, options.pop("count"))
+    with pytest.raises(ValueError, match=r"train\.batch_size"):
+        batches(digits, split=split, **options)
+
+
+def test_the_view_follows_the_epoch_or_what_is_asked(digits: Dataset) -> None:
+    made = batches(digits, augment=(RandomCrop(padding=1),))
+    plain = batches(digits)
+
+    def inputs(of: Batches, epoch: int, view: int | None = None) -> Tensor:
+        seen = list(of.epoch(epoch, view))
+        order = torch.cat([batch.index for batch in seen]).argsort()
+        return torch.cat([torch.as_tensor(batch.inputs) for batch in seen])[order]
+
+    assert torch.equal(inputs(made, 3), inputs(made, 7, view=3))
+    assert not torch.equal(inputs(made, 3), inputs(made, 4))
+    assert not torch.equal(inputs(made, 3), inputs(plain, 3))
+    other_ranks = [
+        batches(digits, augment=(RandomCrop(padding=1),), rank=r, world=2) for r in (0, 1)
+    ]
+    seen = [batch for rank in other_ranks for batch in rank.epoch(3)]
+    order = torch.cat([batch.index for batch in seen]).argsort()
+    shared = torch.cat([torch.as_tensor(batch.inputs) for batch in seen])[order]
+    assert torch.equal(shared, inputs(made, 3))
+
+
+def test_augmentation_is_for_pictures(digits: Dataset) -> None:
+    split = Split({"tokens": torch.zeros(4, 2)}, torch.zeros(4).long(), torch.arange(4))
+    with pytest.raises(ValueError, match="augmentation is for pictures"):
+        batches(digits, split=split, augment=(HorizontalFlip(),))
+
+
+def test_data_on_the_device_are_not_moved_again(digits: Dataset) -> None:
+    assert isinstance(digits.train, Split)
+    resident = batches(digits.to("cpu")).split
+    assert isinstance(resident, Split)
+    inputs = torch.as_tensor(resident.inputs)
+    assert inputs.data_ptr() == torch.as_tensor(digits.train.inputs).data_ptr()
+    assert inputs.dtype == torch.uint8
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_on_a_gpu_the_same_batches(digits: Dataset) -> None:
+    options: dict[str, Any] = {"augment": (RandomCrop(), HorizontalFlip())}
+    for here, there in zip(
+        batches(digits, **options).epoch(0),
+        batches(digits, device="cuda", **options).epoch(0),
+        strict=True,
+    ):
+        assert isinstance(there.inputs, Tensor)
+        assert there.inputs.is_cuda
+        assert torch.equal(here.index, there.index.cpu())
+        assert torch.allclose(torch.as_tensor(here.inputs), there.inputs.cpu(), atol=1e-6)

@@ -1,0 +1,367 @@
+"""Every source: splits, numbers, fingerprints, the way through a store, missing data."""
+
+from __future__ import annotations
+
+import dataclasses
+import gzip
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from pydantic import TypeAdapter, ValidationError
+
+from raykd.data import SOURCES, Batches, Dataset, FileSplit, Source, Split
+from raykd.data.cifar import Cifar10, Cifar100
+from raykd.data.digits import Digits
+from raykd.data.fashion_mnist import DEBIAN_FOLDER, FashionMnist
+from raykd.data.image_folder import ImageFolder
+from raykd.data.source import PARTS
+from raykd.data.splitting import channel_statistics, stratified
+
+MakeSource = Callable[[type], Source]
+WritePictures = Callable[[Path, int], None]
+
+
+def resident(dataset: Dataset, part: str) -> Split:
+    split = dataset.split(part)  # type: ignore[arg-type]
+    assert isinstance(split, Split)
+    return split
+
+
+@pytest.mark.parametrize("cls", list(SOURCES), ids=lambda cls: cls.__name__)
+class TestEverySource:
+    def test_splits_are_whole_and_disjoint(self, cls: type, make_source: MakeSource) -> None:
+        dataset = make_source(cls).load()
+        numbers = torch.cat([dataset.split(part).index for part in PARTS])
+        assert len(numbers.unique()) == len(numbers)
+        assert dataset.data_size == int(numbers.max()) + 1
+        assert dataset.sizes == {part: len(dataset.split(part)) for part in PARTS}
+        for part in PARTS:
+            split = dataset.split(part)
+            assert split.targets.dtype == split.index.dtype == torch.int64
+            assert set(split.targets.tolist()) == set(range(dataset.classes))
+            assert split.take(torch.arange(2)).shape == (2, *dataset.input_shape)  # type: ignore[union-attr]
+
+    def test_it_is_what_it_says(self, cls: type, make_source: MakeSource) -> None:
+        source = make_source(cls)
+        dataset = source.load()
+        assert source.task_shape() == (dataset.input_shape, dataset.classes)
+        assert dataset.name == source.name
+        assert len(dataset.class_names) == dataset.classes
+        assert dataset.origin
+
+    def test_training_pictures_leave_standardised(self, cls: type, make_source: MakeSource) -> None:
+        dataset = make_source(cls).load()
+        batches = Batches(dataset.train, dataset=dataset, batch_size=4096, seed=0, shuffle=False)
+        inputs = torch.cat([torch.as_tensor(batch.inputs) for batch in batches.epoch(0)])
+        assert inputs.dtype == torch.float32
+        assert inputs.mean((0, 2, 3)).abs().max() < 1e-4
+        assert inputs.std((0, 2, 3)).sub(1).abs().max() < 1e-3
+
+    def test_loading_again_gives_the_same(self, cls: type, make_source: MakeSource) -> None:
+        source = make_source(cls)
+        first, again = source.load(), source.load()
+        other = dataclasses.replace(source, split_seed=1).load()  # type: ignore[call-arg]
+        assert first.fingerprint == again.fingerprint
+        assert torch.equal(first.train.index, again.train.index)
+        assert first.fingerprint != other.fingerprint
+        assert not torch.equal(first.train.index, other.train.index)
+
+    def test_through_read_only_arrays_and_back(self, cls: type, make_source: MakeSource) -> None:
+        dataset = make_source(cls).load()
+        arrays = dataset.arrays()
+        for value in arrays.values():
+            if isinstance(value, np.ndarray):
+                value.flags.writeable = False
+        back = Dataset.from_arrays(arrays)
+        assert back.arrays().keys() == arrays.keys()
+        assert (back.fingerprint, back.mean, back.sizes) == (
+            dataset.fingerprint,
+            dataset.mean,
+            dataset.sizes,
+        )
+        for part in PARTS:
+            rows = torch.arange(3)
+            assert torch.equal(
+                torch.as_tensor(back.split(part).take(rows)),
+                torch.as_tensor(dataset.split(part).take(rows)),
+            )
+            shared = back.split(part).targets.data_ptr()
+            assert shared == arrays[f"{part}/targets"].ctypes.data
+
+    def test_limits_are_stratified(self, cls: type, make_source: MakeSource) -> None:
+        source = make_source(cls)
+        classes = source.load().classes
+        few = dataclasses.replace(source, limit=2 * classes, val_limit=classes).load()  # type: ignore[call-arg]
+        assert few.sizes["train"] == 2 * classes
+        assert few.sizes["val"] == classes
+        counts = few.train.targets.bincount()
+        assert counts.min() >= 1
+        assert counts.max() <= 4
+
+    def test_unknown_keys_are_refused(self, cls: type, make_source: MakeSource) -> None:
+        given = {"name": cls.name, "splitseed": 1}  # type: ignore[attr-defined]
+        with pytest.raises(ValidationError, match="splitseed"):
+            TypeAdapter(SOURCES.annotation).validate_python(given)
+
+
+def test_digits_are_scikit_learns(digits: Dataset) -> None:
+    from sklearn.datasets import load_digits
+
+    levels, targets = load_digits(return_X_y=True)
+    assert digits.sizes == {"train": 1222, "val": 216, "test": 359}
+    for part in PARTS:
+        split = resident(digits, part)
+        assert isinstance(split.inputs, torch.Tensor)
+        back = (split.inputs.double() * 16 / 255).round().reshape(-1, 64)
+        assert np.array_equal(back.numpy(), levels[split.index.numpy()])
+        assert np.array_equal(split.targets.numpy(), targets[split.index.numpy()])
+
+
+def test_a_changed_pixel_changes_the_fingerprint(pictures: Path) -> None:
+    before = ImageFolder(root=str(pictures), size=10).load()
+    from PIL import Image
+
+    file = pictures / "cat" / "000.png"
+    with Image.open(file) as image:
+        pixels = np.asarray(image).copy()
+    pixels[5, 5] ^= 255
+    Image.fromarray(pixels).save(file)
+    assert ImageFolder(root=str(pictures), size=10).load().fingerprint != before.fingerprint
+
+
+class TestFashionMnist:
+    def write(self, folder: Path, packed: bool, train: int = 60_000) -> None:
+        folder.mkdir(parents=True)
+        for prefix, count in (("train", train), ("t10k", 10_000)):
+            labels = np.arange(count, dtype=np.uint8) % 10
+            pixels = np.repeat(labels * 20, 784)
+            head = b"\x00\x00\x08"
+            images = head + b"\x03" + np.array([count, 28, 28], ">i4").tobytes() + pixels.tobytes()
+            marks = head + b"\x01" + np.array([count], ">i4").tobytes() + labels.tobytes()
+            for kind, raw in (("images-idx3", images), ("labels-idx1", marks)):
+                path = folder / f"{prefix}-{kind}-ubyte{'.gz' if packed else ''}"
+                path.write_bytes(gzip.compress(raw, 1) if packed else raw)
+
+    @pytest.mark.parametrize(("below", "packed"), [("FashionMNIST/raw", False), (".", True)])
+    def test_files_under_root_come_first(self, tmp_path: Path, below: str, packed: bool) -> None:
+        folder = tmp_path / "root" / below
+        self.write(folder, packed)
+        dataset = FashionMnist(root=str(tmp_path / "root"), limit=100).load()
+        assert Path(dataset.origin) == folder
+        inputs = resident(dataset, "train").inputs
+        assert isinstance(inputs, torch.Tensor)
+        assert torch.equal(inputs[:, 0, 3, 4].long(), dataset.train.targets * 20)
+        assert int(dataset.test.index.min()) == 60_000
+
+    def test_damaged_files_are_named(self, tmp_path: Path) -> None:
+        self.write(tmp_path / "root", packed=True)
+        damaged = tmp_path / "root" / "train-images-idx3-ubyte.gz"
+        damaged.write_bytes(damaged.read_bytes()[:5000])
+        with pytest.raises(ValueError, match=r"train-images-idx3-ubyte\.gz cannot be read"):
+            FashionMnist(root=str(tmp_path / "root")).load()
+
+    def test_too_few_pictures_are_named(self, tmp_path: Path) -> None:
+        self.write(tmp_path / "root", packed=False, train=100)
+        with pytest.raises(ValueError, match=r"holds \(100, 28, 28\), not \(60000, 28, 28\)"):
+            FashionMnist(root=str(tmp_path / "root")).load()
+
+    @pytest.mark.parametrize("verb", ["check", "load"])
+    def test_missing(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verb: str) -> None:
+        monkeypatch.setattr("raykd.data.fashion_mnist.DEBIAN_FOLDER", tmp_path / "debian")
+        source = FashionMnist(root=str(tmp_path / "root"))
+        with pytest.raises(ValueError) as caught:
+            getattr(source, verb)()
+        said = str(caught.value)
+        for part in (tmp_path / "root", tmp_path / "debian", "dataset-fashion-mnist", "data.root"):
+            assert str(part) in said
+
+    @pytest.mark.skipif(not DEBIAN_FOLDER.is_dir(), reason="Debian's package is not installed")
+    def test_debians_package(self) -> None:
+        dataset = FashionMnist(root="/nonexistent").load()
+        assert dataset.origin == str(DEBIAN_FOLDER)
+        assert dataset.sizes == {"train": 54_000, "val": 6_000, "test": 10_000}
+        # The published figures of the 60,000: mean 0.2860, deviation 0.3530.
+        assert dataset.mean[0] == pytest.approx(0.2860, abs=1e-3)
+        assert dataset.std[0] == pytest.approx(0.3530, abs=1e-3)
+        assert dataset.train.targets.bincount().tolist() == [5400] * 10
+
+
+class TestCifar:
+    @pytest.mark.parametrize(("cls", "classes"), [(Cifar10, 10), (Cifar100, 100)])
+    def test_pictures_as_stored(
+        self,
+        tmp_path: Path,
+        write_cifar: Callable[[Path, int], None],
+        cls: type[Cifar10] | type[Cifar100],
+        classes: int,
+    ) -> None:
+        write_cifar(tmp_path, classes)
+        dataset = cls(root=str(tmp_path), val=0.2).load()
+        stored = pickle.loads(
+            (tmp_path / cls.folder / ("test_batch" if classes == 10 else "test")).read_bytes()
+        )
+        test = resident(dataset, "test")
+        assert np.array_equal(
+            torch.as_tensor(test.inputs).numpy().reshape(-1, 3072), stored["data"]
+        )
+        assert dataset.class_names[1] == "class 1"
+        assert int(test.index.min()) == dataset.sizes["train"] + dataset.sizes["val"]
+
+    @pytest.mark.parametrize("verb", ["check", "load"])
+    @pytest.mark.parametrize("cls", [Cifar10, Cifar100])
+    def test_missing(self, tmp_path: Path, cls: type[Source], verb: str) -> None:
+        source = cls(root=str(tmp_path))  # type: ignore[call-arg]
+        with pytest.raises(ValueError, match="could not be downloaded") as caught:
+            getattr(source, verb)()
+        assert str(tmp_path) in str(caught.value)
+        assert "-python.tar.gz" in str(caught.value)
+
+    def test_damaged(self, tmp_path: Path) -> None:
+        folder = tmp_path / Cifar10.folder
+        folder.mkdir()
+        (folder / "data_batch_1").write_bytes(b"half a file")
+        with pytest.raises(ValueError, match="incomplete or damaged"):
+            Cifar10(root=str(tmp_path)).load()
+
+
+class TestImageFolder:
+    def test_parts_of_their_own(self, tmp_path: Path, write_pictures: WritePictures) -> None:
+        for part, count in (("train", 10), ("val", 3), ("test", 4)):
+            for name in ("cat", "dog"):
+                write_pictures(tmp_path / part / name, count)
+        dataset = ImageFolder(root=str(tmp_path), size=8).load()
+        assert dataset.sizes == {"train": 20, "val": 6, "test": 8}
+        assert dataset.class_names == ("cat", "dog")
+
+    def test_only_a_train_folder(self, tmp_path: Path, write_pictures: WritePictures) -> None:
+        for name in ("cat", "dog"):
+            write_pictures(tmp_path / "train" / name, 10)
+        dataset = ImageFolder(root=str(tmp_path), size=8).load()
+        assert dataset.sizes == {"train": 14, "val": 2, "test": 4}
+
+    def test_the_middle_is_kept(self, tmp_path: Path, write_pictures: WritePictures) -> None:
+        from PIL import Image
+
+        for name in ("cat", "dog"):
+            write_pictures(tmp_path / name, 20)
+        wide = np.zeros((8, 16, 3), dtype=np.uint8)
+        wide[:, 4:12] = (10, 200, 30)
+        Image.fromarray(wide).save(tmp_path / "cat" / "000.png")
+        dataset = ImageFolder(root=str(tmp_path), size=8).load()
+        (split,) = [s for s in (dataset.train, dataset.val, dataset.test) if 0 in s.index]
+        picture = torch.as_tensor(split.take((split.index == 0).nonzero()[0]))[0]
+        assert torch.equal(
+            picture, torch.tensor([10, 200, 30], dtype=torch.uint8).expand(8, 8, 3).permute(2, 0, 1)
+        )
+
+    def test_grey(self, pictures: Path) -> None:
+        assert ImageFolder(root=str(pictures), size=8, channels=1).load().input_shape == (1, 8, 8)
+
+    @pytest.mark.parametrize("workers", [0, 2])
+    def test_on_disk_gives_what_resident_gives(self, pictures: Path, workers: int) -> None:
+        source = ImageFolder(root=str(pictures), size=8, workers=workers)
+        kept = source.load()
+        on_disk = dataclasses.replace(source, resident_limit_mb=0).load()
+        assert isinstance(on_disk.train, FileSplit)
+        for augment in ((), "batched", "per sample"):
+            for left, right in zip(epochs(kept, augment), epochs(on_disk, augment), strict=True):
+                assert torch.equal(left.index, right.index)
+                assert torch.equal(left.targets, right.targets)
+                assert torch.allclose(left.inputs, right.inputs, atol=1e-6)
+
+    def test_a_shorter_epoch_after_one_left_early(self, pictures: Path) -> None:
+        source = ImageFolder(root=str(pictures), size=8, workers=1, resident_limit_mb=0)
+        dataset = source.load()
+        batches = Batches(dataset.train, dataset=dataset, batch_size=4, seed=0, shuffle=True)
+        next(batches.epoch(0))
+        numbers = torch.cat([batch.index for batch in batches.epoch(1)])
+        assert sorted(numbers.tolist()) == sorted(dataset.train.index.tolist())
+
+    def test_missing(self, tmp_path: Path) -> None:
+        with pytest.raises(ValueError, match=r"is no folder; set data\.root"):
+            ImageFolder(root=str(tmp_path / "none")).check()
+        assert ImageFolder(root=str(tmp_path / "none")).task_shape() is None
+
+    def test_one_class(self, tmp_path: Path, write_pictures: WritePictures) -> None:
+        write_pictures(tmp_path / "cat", 2)
+        with pytest.raises(ValueError, match=r"at least two"):
+            ImageFolder(root=str(tmp_path)).load()
+
+    def test_an_empty_class(self, pictures: Path) -> None:
+        (pictures / "emu").mkdir()
+        with pytest.raises(ValueError, match="emu holds no picture"):
+            ImageFolder(root=str(pictures)).load()
+
+    def test_a_strange_class(self, tmp_path: Path, write_pictures: WritePictures) -> None:
+        for name in ("cat", "dog"):
+            write_pictures(tmp_path / "train" / name, 5)
+        write_pictures(tmp_path / "test" / "dgo", 5)
+        with pytest.raises(ValueError, match="'dgo', which is no class"):
+            ImageFolder(root=str(tmp_path)).load()
+
+    def test_a_broken_picture(self, pictures: Path) -> None:
+        (pictures / "cat" / "999.jpg").write_bytes(b"not a picture")
+        with pytest.raises(ValueError, match=r"999\.jpg cannot be decoded"):
+            ImageFolder(root=str(pictures)).load()
+
+
+def epochs(dataset: Dataset, augment: object) -> list:
+    from raykd.data.augment import HorizontalFlip, RandomCrop, Rotation
+
+    steps = {"batched": (RandomCrop(padding=2), HorizontalFlip()), "per sample": (Rotation(),)}
+    chosen = steps.get(augment, ()) if isinstance(augment, str) else ()
+    batches = Batches(
+        dataset.train, dataset=dataset, batch_size=8, seed=3, shuffle=True, augment=chosen
+    )
+    return [batch for epoch in (0, 1) for batch in batches.epoch(epoch)]
+
+
+class TestStratified:
+    def test_proportions(self) -> None:
+        targets = np.repeat([0, 1, 2], [600, 300, 100])
+        chosen = stratified(targets, 100, seed=0, what="val")
+        assert np.bincount(targets[chosen]).tolist() == [60, 30, 10]
+
+    def test_rare_classes_get_one_and_leave_one(self) -> None:
+        targets = np.repeat([0, 1], [98, 2])
+        assert np.bincount(targets[stratified(targets, 10, 0, "val")]).tolist() == [9, 1]
+        assert np.bincount(targets[stratified(targets, 99 - 1, 0, "val")]).tolist() == [97, 1]
+
+    @pytest.mark.parametrize("count", [1, 99, 100])
+    def test_impossible_counts(self, count: int) -> None:
+        with pytest.raises(ValueError, match="must take 2 to 98; change `val`"):
+            stratified(np.repeat([0, 1], 50), count, 0, "val")
+
+    def test_a_class_of_one(self) -> None:
+        with pytest.raises(ValueError, match="class 1 has 1 sample"):
+            stratified(np.repeat([0, 1], [9, 1]), 4, 0, "val")
+
+
+def test_digits_split_too_small() -> None:
+    with pytest.raises(ValueError, match="change `val`"):
+        Digits(val=0.001).load()
+    with pytest.raises(ValueError, match="change `limit`"):
+        Digits(limit=5).load()
+
+
+def test_channel_statistics_by_hand() -> None:
+    pictures = torch.tensor([[[[0, 255]], [[51, 51]]]], dtype=torch.uint8)
+    assert channel_statistics(pictures) == ((0.5, pytest.approx(0.2)), (0.5, 1.0))
+
+
+def test_a_mapping_goes_through_arrays() -> None:
+    tokens = {"tokens": torch.arange(12).reshape(4, 3), "mask": torch.ones(4, 3)}
+    split = Split(inputs=tokens, targets=torch.tensor([0, 1, 0, 1]), index=torch.arange(4))
+    dataset = Dataset("text", split, split, split, 2, ("a", "b"), (3,), (), (), "f", "here")
+    back = resident(Dataset.from_arrays(dataset.arrays()), "val")
+    assert not isinstance(back.inputs, torch.Tensor)
+    assert {key: value.tolist() for key, value in back.inputs.items()} == {
+        key: value.tolist() for key, value in tokens.items()
+    }
+    (batch,) = Batches(split, dataset=dataset, batch_size=4, seed=0, shuffle=True).epoch(0)
+    assert not isinstance(batch.inputs, torch.Tensor)
+    assert torch.equal(batch.inputs["tokens"], tokens["tokens"][batch.index])
