@@ -1,6 +1,6 @@
 """Networks: families of models, their layers, what they cost, and taps on them."""
 
-from raykd.architecture.cost import Anatomy, anatomy
+from raykd.architecture.cost import Anatomy, anatomy, dissect
 from raykd.architecture.layers import Layer, discover, resolve, stage_aliases
 from raykd.architecture.mlp import Mlp
 from raykd.architecture.model import Model, Task
@@ -35,6 +35,7 @@ __all__ = [
     "WideResnet",
     "anatomy",
     "discover",
+    "dissect",
     "resolve",
     "stage_aliases",
     "tapped",

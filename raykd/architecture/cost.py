@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
+from torch import nn
 
 from raykd.architecture.layers import Layer, resolve, stage_aliases, survey
 from raykd.architecture.macs import Unfilled
@@ -41,10 +42,10 @@ class Anatomy:
 
 
 def anatomy(model: Model, task: Task) -> Anatomy:
-    """Parameters, multiply-accumulates and layers of `model`.
+    """Parameters, multiply-accumulates and layers of the networks that `model` builds.
 
-    It is built without drawing weights and one forward is rehearsed; the answer is remembered.
-    The state of the random numbers stays as it is.
+    One is built without drawing weights, and dissected; the answer is remembered.  The state of
+    the random numbers stays as it is.
 
     Raises:
         ValueError: the model cannot be built for such inputs.
@@ -52,10 +53,8 @@ def anatomy(model: Model, task: Task) -> Anatomy:
     return _anatomy(model, task)
 
 
-@lru_cache(maxsize=4096)
-def _anatomy(model: Model, task: Task) -> Anatomy:
-    with torch.random.fork_rng(devices=[]), torch.device("cpu"), Unfilled():
-        network = model.build(task)
+def dissect(network: nn.Module, task: Task) -> Anatomy:
+    """Parameters, multiply-accumulates and layers of a network that is there (`discover`)."""
     found, macs = survey(network, task)
     aliases = stage_aliases(found)
     return Anatomy(
@@ -65,3 +64,10 @@ def _anatomy(model: Model, task: Task) -> Anatomy:
         aliases={alias: layer.module for alias, layer in aliases.items()},
         found=found,
     )
+
+
+@lru_cache(maxsize=4096)
+def _anatomy(model: Model, task: Task) -> Anatomy:
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"), Unfilled():
+        network = model.build(task)
+    return dissect(network, task)

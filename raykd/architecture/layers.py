@@ -55,11 +55,12 @@ def discover(model: nn.Module, task: Task) -> tuple[Layer, ...]:
     """Every layer of `model`, in the order in which the outputs are ready.
 
     One rehearsed forward in eval mode on the model's own device: convolutions and matrix products
-    are not computed.  Parameters, batch-norm statistics and training modes stay as they are.  A module that runs several times
-    appears once, as of its last run.  Left out are modules that did not run, those that return
-    no tensor or one without the batch, and those whose output a later module overwrites in
-    place.  `stages` says how the stages are found; the classifier's input comes as a layer of
-    its own, `embedding`.
+    are not computed.  Parameters, batch-norm statistics and training modes stay as they are.
+
+    A module that runs several times appears once, as of its last run.  Left out are modules that
+    did not run, those that return no tensor or one without the batch, and those whose output a
+    later module overwrites in place.  `stages.py` says how the stages are found; the classifier's
+    input comes as a layer of its own, `embedding`.
     """
     return survey(model, task)[0]
 

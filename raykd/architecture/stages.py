@@ -54,9 +54,15 @@ def stage_ends(outputs: Sequence[Output], logits: tuple[int, ...]) -> tuple[str,
     fit = [
         output
         for output in outputs
-        if output.module and output.shape != logits and not _NO_STAGE.search(output.type)
+        if output.module
+        and _without_ones(output.shape) != _without_ones(logits)
+        and not _NO_STAGE.search(output.type)
     ]
     return _declared(fit) or _by_picture_size(fit) or _by_repetition(fit)
+
+
+def _without_ones(shape: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(size for size in shape if size > 1)
 
 
 def _declared(outputs: Sequence[Output]) -> tuple[str, ...]:

@@ -114,6 +114,11 @@ def resized(features: Tensor, size: tuple[int, int]) -> Tensor:
     return F.interpolate(features, size=size, mode="bilinear", align_corners=False)
 
 
+def smaller(guided: Tensor, hint: Tensor) -> tuple[int, int]:
+    """The smaller of two maps' heights and widths."""
+    return min(guided.shape[2], hint.shape[2]), min(guided.shape[3], hint.shape[3])
+
+
 def _maps(guided: Shape, hint: Shape) -> nn.Module:
     (channels, *source), (wanted, *target) = guided, hint
     norm = nn.BatchNorm2d(wanted)

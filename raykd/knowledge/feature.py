@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from torch.linalg import vector_norm
 from torch.nn import functional as F
 
-from raykd.knowledge.connectors import connector, require, resized
+from raykd.knowledge.connectors import connector, require, resized, smaller
 from raykd.knowledge.evidence import Shape
+from raykd.knowledge.kernels import discrepancy
 from raykd.knowledge.loss import PairLoss
 from raykd.option import option
 
@@ -19,9 +20,13 @@ from raykd.option import option
 class Hint(PairLoss):
     """A guided layer, through a regressor, imitates its hint layer.
 
-    Mean over batch and elements of (connector(F_s) - F_t)^2; FitNets, Romero 2015
+    l2: mean over batch and elements of (connector(F_s) - F_t)^2; FitNets, Romero 2015
     (arXiv:1412.6550), Eq. 3, whose 1/2 ||.||^2 is summed over elements: the mean and the weight of
-    100 are the CRD benchmark's.  Any kinds of layers a connector bridges.
+    100 are the CRD benchmark's.  The other similarities of the survey (Gou 2021, arXiv:2006.05525,
+    Eq. 2 and Table 3): l1, the mean of |.|; cross_entropy, of softmaxes over channels, mean over
+    places, less the teacher's own entropy so that it is 0 at the teacher; mmd, the squared maximum
+    mean discrepancy (Gaussian kernel) between the sets of places.  Any kinds of layers that a
+    connector bridges.
     """
 
     knowledge = "feature"
@@ -30,12 +35,31 @@ class Hint(PairLoss):
     default_pairs = "last"
 
     name: Literal["hint"] = "hint"
+    similarity: Annotated[
+        Literal["l2", "l1", "cross_entropy", "mmd"], Field(description="what compares the two")
+    ] = "l2"
+    regressor: Annotated[
+        Literal["auto", "always"], Field(description="auto: none where the shapes are the same")
+    ] = "auto"
 
     def connector(self, guided: Shape, hint: Shape) -> nn.Module:
-        return connector(guided, hint)
+        if self.similarity == "mmd" and len(hint) == 1:
+            raise ValueError(
+                "similarity 'mmd' compares sets of places and an embedding has none; pair maps or "
+                "tokens, or take 'l2'"
+            )
+        return connector(guided, hint, always=self.regressor == "always")
 
     def __call__(self, guided: Tensor, hint: Tensor) -> Tensor:
-        return F.mse_loss(guided, hint)
+        if self.similarity == "l2":
+            return F.mse_loss(guided, hint)
+        if self.similarity == "l1":
+            return F.l1_loss(guided, hint)
+        guided, hint = _places(guided), _places(hint)
+        if self.similarity == "mmd":
+            return discrepancy(guided, hint, "gaussian").mean()
+        learned, taught = F.log_softmax(guided, dim=2), F.log_softmax(hint, dim=2)
+        return (taught.exp() * (taught - learned)).sum(dim=2).mean()
 
 
 @option
@@ -46,7 +70,7 @@ class AttentionTransfer(PairLoss):
     sum over pairs; Zagoruyko 2017 (arXiv:1612.03928), Eq. 2 without its beta/2, which is the
     weight.  Maps of different size are brought to the smaller by area means.  `scale: benchmark`
     takes the mean of squares over batch and places instead of the norm, as the authors' code and
-    the CRD benchmark do (its weight there: 1000).
+    the CRD benchmark do (its weight there: 1000; 10 here gives gradients of that size).
     """
 
     knowledge = "feature"
@@ -65,7 +89,7 @@ class AttentionTransfer(PairLoss):
         return nn.Identity()
 
     def __call__(self, guided: Tensor, hint: Tensor) -> Tensor:
-        size = _smaller(guided, hint)
+        size = smaller(guided, hint)
         difference = self._attention(guided, size) - self._attention(hint, size)
         if self.scale == "benchmark":
             return difference.square().mean()
@@ -77,6 +101,8 @@ class AttentionTransfer(PairLoss):
         return F.normalize(energy.flatten(1), dim=1)
 
 
-def _smaller(guided: Tensor, hint: Tensor) -> tuple[int, int]:
-    """The smaller of two maps' heights and widths."""
-    return min(guided.shape[2], hint.shape[2]), min(guided.shape[3], hint.shape[3])
+def _places(features: Tensor) -> Tensor:
+    """A map, tokens or an embedding -> (B, places, channels)."""
+    if features.dim() == 4:
+        return features.flatten(2).transpose(1, 2)
+    return features if features.dim() == 3 else features[:, None]

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from raykd.knowledge.evidence import Evidence, Progress, Shape
 from raykd.option import option
+
+M = TypeVar("M", bound=nn.Module)
 
 
 @option
@@ -218,9 +220,7 @@ class _OnPairs(LossModule):
         return torch.stack(values).sum()
 
 
-def for_each_pair(
-    context: LossContext, make: Callable[[Shape, Shape], nn.Module]
-) -> list[nn.Module]:
+def for_each_pair(context: LossContext, make: Callable[[Shape, Shape], M]) -> list[M]:
     """`make(guided shape, hint shape)` for each pair, in their order.
 
     Raises:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
+import torch
 from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
@@ -12,6 +13,7 @@ from raykd.knowledge.loss import ResponseLoss
 from raykd.option import option
 
 Temperature = Annotated[float, Field(gt=0, description="softens both softmaxes")]
+Share = Annotated[float, Field(ge=0)]
 
 
 def softened_kl(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
@@ -40,3 +42,161 @@ class KD(ResponseLoss):
 
     def __call__(self, student: Tensor, teacher: Tensor, targets: Tensor) -> Tensor:
         return softened_kl(student, teacher, self.temperature)
+
+
+@option
+class LogitMse(ResponseLoss):
+    """The student's logits follow the teacher's.
+
+    Mean over batch and classes of (z_s - z_t)^2; Ba 2014 (arXiv:1312.6184), Eq. 1, and Kim 2021
+    (arXiv:2105.08919), Eq. 6, which sum over classes.  Its half is what kd becomes when T grows
+    and logits have mean zero (Kim 2021, Eq. 4), so half of kd's weight is the default.
+    """
+
+    paper = "Ba 2014, arXiv:1312.6184; Kim 2021, arXiv:2105.08919"
+    default_weight = 0.45
+
+    name: Literal["logit_mse"] = "logit_mse"
+
+    def __call__(self, student: Tensor, teacher: Tensor, targets: Tensor) -> Tensor:
+        return F.mse_loss(student, teacher)
+
+
+@option
+class Dkd(ResponseLoss):
+    """kd taken apart into the target class against the rest, and the rest among themselves.
+
+    T^2 (alpha TCKD + beta NCKD), mean over the batch; Zhao 2022 (arXiv:2203.08679), Eq. 7:
+    TCKD = KL of (p_target, 1 - p_target), NCKD = KL of the softmax over the other classes.  The
+    benchmark's weight 1 with the labels at 1, alpha 1, beta 8 (6 for vgg and wide_resnet, 2 for
+    narrow pairs) and 20 epochs of warm-up, which is the term's `ramp_epochs`.
+    """
+
+    paper = "Zhao 2022, arXiv:2203.08679"
+
+    name: Literal["dkd"] = "dkd"
+    temperature: Temperature = 4.0
+    alpha: Annotated[float, Field(ge=0, description="weight of the target class")] = 1.0
+    beta: Annotated[float, Field(ge=0, description="weight of the other classes")] = 8.0
+
+    def __call__(self, student: Tensor, teacher: Tensor, targets: Tensor) -> Tensor:
+        student, teacher = student / self.temperature, teacher / self.temperature
+        target = _kl(_target_or_not(student, targets), _target_or_not(teacher, targets))
+        others = _kl(
+            F.log_softmax(others_of(student, targets), dim=1),
+            F.log_softmax(others_of(teacher, targets), dim=1),
+        )
+        return (self.alpha * target + self.beta * others) * self.temperature**2
+
+
+@option
+class Nkd(ResponseLoss):
+    """The target's probability as a soft label, the other classes normalised among themselves.
+
+    -p_t[y] log p_s[y] - gamma T^2 sum_{i != y} n_t[i] log n_s[i], mean over the batch, with n the
+    softmax at T over the other classes; Yang 2023 (arXiv:2303.13005), Eq. 6.  Cross-entropies, so
+    not 0 at the teacher.  gamma 1.5, T 1 and weight 1 are the paper's.
+    """
+
+    paper = "Yang 2023, arXiv:2303.13005"
+    zero_at_teacher = False
+
+    name: Literal["nkd"] = "nkd"
+    temperature: Annotated[float, Field(gt=0, description="softens the other classes")] = 1.0
+    gamma: Annotated[float, Field(ge=0, description="weight of the other classes")] = 1.5
+
+    def __call__(self, student: Tensor, teacher: Tensor, targets: Tensor) -> Tensor:
+        place = targets[:, None]
+        certainty = F.softmax(teacher, dim=1).gather(1, place)
+        target = -(certainty * F.log_softmax(student, dim=1).gather(1, place)).mean()
+        return target + self.gamma * self.temperature**2 * self._others(student, teacher, targets)
+
+    def _others(self, student: Tensor, teacher: Tensor, targets: Tensor) -> Tensor:
+        taught = F.softmax(others_of(teacher, targets) / self.temperature, dim=1)
+        learned = F.log_softmax(others_of(student, targets) / self.temperature, dim=1)
+        return -(taught * learned).sum(dim=1).mean()
+
+
+@option
+class Dist(ResponseLoss):
+    """The student's probabilities correlate with the teacher's, by sample and by class.
+
+    T^2 (inter x mean over samples + intra x mean over classes) of 1 - Pearson's correlation of
+    the softened probabilities; Huang 2022 (arXiv:2205.10536), Eqs. 8 to 11, T^2 as in the authors'
+    code.  Any positive affine change of the probabilities is as good as the teacher's own.  One
+    sample has no correlation within a class: that part is 0.  2, 2 and T = 4 are the paper's for
+    CIFAR-100 (1, 1, 1 for ImageNet).
+    """
+
+    paper = "Huang 2022, arXiv:2205.10536"
+    relates_samples = True
+
+    name: Literal["dist"] = "dist"
+    temperature: Temperature = 4.0
+    inter: Annotated[float, Field(ge=0, description="weight over classes of a sample")] = 2.0
+    intra: Annotated[float, Field(ge=0, description="weight over samples of a class")] = 2.0
+
+    def __call__(self, student: Tensor, teacher: Tensor, targets: Tensor) -> Tensor:
+        learned = F.softmax(student / self.temperature, dim=1)
+        taught = F.softmax(teacher / self.temperature, dim=1)
+        value = self.inter * _uncorrelation(learned, taught)
+        if len(student) > 1:
+            value = value + self.intra * _uncorrelation(learned.T, taught.T)
+        return value * self.temperature**2
+
+
+SoftTarget = Annotated[KD | LogitMse | Dkd | Nkd | Dist, Field(discriminator="name")]
+
+
+@option
+class LogitStd(ResponseLoss):
+    """Any loss on logits, with every sample's logits standardised first.
+
+    `loss((z - mean z) / std z)` on both sides, so that the student need not match the logits'
+    range; Sun 2024 (arXiv:2403.01427), Eq. 12 and Algorithm 1, with the standard deviation over
+    the K classes (the authors' code divides by K - 1).  Its temperature is the inner loss's: T = 2
+    and the weight 9 are the paper's.
+    """
+
+    paper = "Sun 2024, arXiv:2403.01427"
+    default_weight = 9.0
+    relates_samples = True
+
+    name: Literal["logit_std"] = "logit_std"
+    loss: Annotated[SoftTarget, Field(description="what compares the standardised logits")] = KD(
+        temperature=2.0
+    )
+
+    def __call__(self, student: Tensor, teacher: Tensor, targets: Tensor) -> Tensor:
+        return self.loss(standardised(student), standardised(teacher), targets)
+
+
+def standardised(logits: Tensor) -> Tensor:
+    """(B, K) -> (B, K), each row of mean 0 and standard deviation 1."""
+    centred = logits - logits.mean(dim=1, keepdim=True)
+    variance = centred.square().mean(dim=1, keepdim=True)
+    return centred / (variance + torch.finfo(logits.dtype).eps).sqrt()
+
+
+def others_of(logits: Tensor, targets: Tensor) -> Tensor:
+    """(B, K) -> (B, K - 1): every class but the target."""
+    others = torch.ones_like(logits, dtype=torch.bool).scatter_(1, targets[:, None], False)
+    return logits.masked_select(others).view(len(logits), -1)
+
+
+def _target_or_not(logits: Tensor, targets: Tensor) -> Tensor:
+    """(B, K) -> (B, 2): log-probabilities of the target and of the rest together."""
+    target = logits.gather(1, targets[:, None])
+    rest = others_of(logits, targets).logsumexp(dim=1, keepdim=True)
+    return F.log_softmax(torch.cat([target, rest], dim=1), dim=1)
+
+
+def _kl(log_student: Tensor, log_teacher: Tensor) -> Tensor:
+    return F.kl_div(log_student, log_teacher, reduction="batchmean", log_target=True)
+
+
+def _uncorrelation(left: Tensor, right: Tensor) -> Tensor:
+    """Mean over rows of 1 - Pearson's correlation."""
+    left = left - left.mean(dim=1, keepdim=True)
+    right = right - right.mean(dim=1, keepdim=True)
+    return 1 - F.cosine_similarity(left, right, dim=1, eps=1e-12).mean()

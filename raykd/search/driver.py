@@ -13,15 +13,18 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from raykd.architecture import Task
-from raykd.data import Dataset
+from raykd.data import Batches, Dataset
 from raykd.problems import Problem, StudyError
 from raykd.search.cluster import SlotPlan, here, is_remote, plan_slots, ray_session
 from raykd.search.explorer import Explorer
 from raykd.search.folder import StudyFolder, create_folder, open_folder
 from raykd.search.records import Records
 from raykd.search.result import StudyResult, read_result
-from raykd.study.open import OpenStudy, load_study
+from raykd.study.load import load_study
+from raykd.study.opened import OpenStudy
 from raykd.study.schema import Study, Teacher, plain
 from raykd.tracking.journal import Journal, events
 from raykd.training.storage import Storage, is_uri
@@ -143,9 +146,9 @@ def explore(
     import ray
     from ray import tune
 
+    from raykd.search.schedulers import make_rule
     from raykd.search.slot import Slot, SlotSetup
-    from raykd.search.tune_side import Reports, Suggestions
-    from raykd.search.schedulers import Stopping, make_rule
+    from raykd.search.tune_side import Reports, Stopping, Suggestions
 
     epochs = explorer.study.settings.train.epochs
     rule = make_rule(explorer.search, epochs)
@@ -165,7 +168,7 @@ def explore(
         tune.with_resources(trainable, request),
         tune_config=tune.TuneConfig(
             search_alg=Suggestions(explorer),
-            scheduler=Stopping(rule, lambda: explorer.has_work),
+            scheduler=Stopping(explorer, rule),
             num_samples=-1,
             max_concurrent_trials=plan.slots,
             reuse_actors=True,
@@ -250,7 +253,9 @@ def open_optuna(settings: Study, folder: StudyFolder, slots: int) -> Any:
             search.sampler, seed=settings.seed + done, startup_trials=startup, slots=slots
         ),
     )
-    made.set_metric_names(list(search.objectives))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        made.set_metric_names(list(search.objectives))
     return made
 
 
@@ -365,8 +370,7 @@ def _keep_models(
     chosen = [record for record in explorer.chosen]
     smallest = min(chosen, key=lambda r: r.metrics["params"], default=None)
     example = folder.path / "example.npy"
-    inputs = data.to("cpu").example(8)
-    np.save(example, inputs)
+    np.save(example, _first_inputs(data, 8))
     for record in chosen:
         replicates = [
             r for r in explorer.records.children(record.id, "replicate") if r.status == "finished"
@@ -395,6 +399,13 @@ def _keep_models(
             aliases=aliases,
             metrics={k: v for k, v in kept.metrics.items() if k.startswith(("val_", "test_"))},
         )
+
+
+def _first_inputs(data: Dataset, count: int) -> Any:
+    """The first validation samples as a model takes them, (count, *input_shape) float32."""
+    batches = Batches(data.val, dataset=data, batch_size=count, seed=0, shuffle=False)
+    inputs = next(iter(batches.epoch(0))).inputs
+    return inputs.numpy() if isinstance(inputs, torch.Tensor) else None
 
 
 def git_commit() -> str | None:

@@ -25,10 +25,10 @@ from raykd.problems import Infeasible
 from raykd.schemes import Alone
 from raykd.search.records import Record, Records
 from raykd.search.samplers import Grid
-from raykd.study.open import OpenStudy
+from raykd.study.opened import OpenStudy
 from raykd.study.schema import Study, Teacher, plain, read_study
 from raykd.training.assignment import Assignment
-from raykd.training.loop import teacher_study
+from raykd.training.teacher import teacher_study
 from raykd.training.storage import Storage
 
 MAX_DRAWS = 1000

@@ -1,20 +1,16 @@
 """Schedulers: which trials end early.
 
-Ray Tune's ASHA and median rule serve one objective; `ParetoAsha` serves several.  `Stopping`
-puts the study's scheduler where Tune asks, and keeps it away from what is not searched: the
-teacher, the replicates and the null arms always run to their end.
+Ray Tune's ASHA and median rule serve one objective; `ParetoAsha` serves several.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 import numpy as np
-from ray.tune.experiment import Trial
 from ray.tune.schedulers import (
     AsyncHyperBandScheduler,
-    FIFOScheduler,
     MedianStoppingRule,
     TrialScheduler,
 )
@@ -105,9 +101,9 @@ class TuneRule:
 
 
 class _NoController:
-    """What Tune's rules may ask of the controller: nothing that pauses a trial."""
+    """What Tune's rules may ask of the controller: no trial is ever paused."""
 
-    def get_trials(self) -> list[Any]:
+    def get_live_trials(self) -> list[Any]:
         return []
 
 
@@ -142,33 +138,3 @@ def make_rule(search: Search, epochs: int) -> Rule | None:
             )
         )
     return None
-
-
-class Stopping(FIFOScheduler):
-    """What Tune asks after each result.
-
-    Args:
-        rule: the study's early-stopping rule, for searched trials alone.
-        has_work: whether a slot that waits should be given up for real work.
-    """
-
-    def __init__(self, rule: Rule | None, has_work: Callable[[], bool]) -> None:
-        super().__init__()
-        self._rule = rule
-        self._has_work = has_work
-
-    def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
-        if isinstance(self._rule, TuneRule) and _role(trial) == "trial":
-            self._rule.added(trial)
-
-    def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
-        role = _role(trial)
-        if role == "wait":
-            return self.STOP if self._has_work() else self.CONTINUE
-        if role != "trial" or self._rule is None or result.get("done") or result.get("failed"):
-            return self.CONTINUE
-        return self.CONTINUE if self._rule.keeps(trial, result) else self.STOP
-
-
-def _role(trial: Trial) -> str:
-    return trial.config["assignment"]["role"]

@@ -51,7 +51,7 @@ class Slot(tune.Trainable):
         import ray
 
         self._shared = shared
-        self._storage = Storage(shared.storage)
+        self._files = Storage(shared.storage)
         self._ended: str | None = None
         self._mailbox = Mailbox(ray.util.get_node_ip_address(), self._check_trainer)
         self._trainer = threading.Thread(target=self._run_trainer, args=(data[0],), daemon=True)
@@ -73,7 +73,7 @@ class Slot(tune.Trainable):
             except WorkersLost as lost:
                 losses += 1
                 self._started = False
-                reason = self._storage.read(self._assignment.failure_file)
+                reason = self._files.read(self._assignment.failure_file)
                 if reason is not None:
                     return self._failure(reason.decode())
                 if losses > self._shared.max_failures:

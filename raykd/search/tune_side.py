@@ -1,4 +1,4 @@
-"""The two doors between Tune and the explorer: suggestions in, reports out."""
+"""The doors between Tune and the explorer: suggestions in, reports out, early ends."""
 
 from __future__ import annotations
 
@@ -6,16 +6,28 @@ from typing import Any
 
 from ray.tune import Callback
 from ray.tune.experiment import Trial
+from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 
 from raykd.search.explorer import Explorer
+from raykd.search.schedulers import Rule, TuneRule
 
 
-class Suggestions(Searcher):
-    """Gives Tune what the explorer wants trained.
+class DriverOnly:
+    """What lives in the driver's process alone.
 
-    What an interrupted search needs is in the study's folder, not in Tune's own files.
+    Tune pickles its searcher, scheduler and callbacks into files of its own, from which raykd
+    never reads: an interrupted search goes on from the study's folder.
     """
+
+    _explorer: Explorer
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+
+class Suggestions(DriverOnly, Searcher):
+    """Gives Tune what the explorer wants trained."""
 
     def __init__(self, explorer: Explorer) -> None:
         super().__init__(metric="val_accuracy", mode="max")
@@ -40,7 +52,7 @@ class Suggestions(Searcher):
         pass
 
 
-class Reports(Callback):
+class Reports(DriverOnly, Callback):
     """Tells the explorer what Tune hears from the slots."""
 
     def __init__(self, explorer: Explorer) -> None:
@@ -65,6 +77,31 @@ class Reports(Callback):
     ) -> None:
         reason = str(trial.get_error() or "its slot was lost").strip().splitlines()[-1]
         self._explorer.slot_failed(_id(trial), reason)
+
+
+class Stopping(DriverOnly, FIFOScheduler):
+    """What Tune asks after each result.
+
+    The study's rule is asked about searched trials alone: the teacher, the replicates and the
+    null arm run to their end.  A slot that waits is given up as soon as there is work.
+    """
+
+    def __init__(self, explorer: Explorer, rule: Rule | None) -> None:
+        super().__init__()
+        self._explorer = explorer
+        self._rule = rule
+
+    def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
+        if isinstance(self._rule, TuneRule) and _role(trial) == "trial":
+            self._rule.added(trial)
+
+    def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
+        role = _role(trial)
+        if role == "wait":
+            return self.STOP if self._explorer.has_work else self.CONTINUE
+        if role != "trial" or self._rule is None or result.get("done") or result.get("failed"):
+            return self.CONTINUE
+        return self.CONTINUE if self._rule.keeps(trial, result) else self.STOP
 
 
 def _role(trial: Trial) -> str:

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from raykd.study.domains import DOMAINS, near
 from raykd.study.outline import study_outline
 from raykd.study.place import Place, dotted
+from raykd.study.schema import NAME_PATTERN
 
 _NOUNS = {
     "augment": "augmentation",
@@ -37,6 +38,10 @@ _TYPES = {
     "none_required": "null",
     "string_type": "text",
     "tuple_type": "a list",
+}
+
+_PATTERNS = {
+    NAME_PATTERN: "letters, digits, `.`, `_` or `-`, the first a letter or a digit",
 }
 
 _LIMITS = {
@@ -84,11 +89,24 @@ def complaints(error: ValidationError, data: Any) -> list[Finding]:
         )
         for found in errors
     ]
+    faults = [fault for fault in faults if not _is_misspelt_elsewhere(fault, faults)]
     by_place = groupby(sorted(faults, key=_sort_key), key=_sort_key)
     return [_finding(list(found), data) for _, found in by_place]
 
 
 _NEW_KEYS = ("missing", "unexpected_keyword_argument", "extra_forbidden")
+
+
+def _is_misspelt_elsewhere(fault: _Fault, faults: Sequence[_Fault]) -> bool:
+    """Whether a key is missing because an unknown one beside it was meant."""
+    if fault.type != "missing" or not isinstance(fault.place[-1], str):
+        return False
+    strange = [
+        str(other.place[-1])
+        for other in faults
+        if other.type == "unexpected_keyword_argument" and other.place[:-1] == fault.place[:-1]
+    ]
+    return bool(near(fault.place[-1], strange))
 
 
 def _sort_key(fault: _Fault) -> tuple[tuple[int, str], ...]:
@@ -139,16 +157,11 @@ def _missing(fault: _Fault, data: Any) -> Finding:
     *parent, key = fault.place
     if isinstance(key, int):
         return Finding(tuple(parent), f"too short: item {key + 1} is missing")
-    keys = study_outline().keys(data, tuple(parent))
-    written = _get(data, tuple(parent))
-    strange = [name for name in written if name not in keys] if isinstance(written, Mapping) else []
-    return Finding(tuple(parent), f"`{key}` is missing", near(key, strange) and f"add `{key}: ...`")
+    return Finding(tuple(parent), f"`{key}` is missing")
 
 
 def _unknown_key(fault: _Fault, data: Any) -> Finding:
     *parent, key = fault.place
-    if fault.type == "literal_error":
-        parent, key = list(fault.place), str(fault.found)
     keys = study_outline().keys(data, tuple(parent))
     here = dotted(parent)
     held = _get(data, tuple(parent))
@@ -207,7 +220,7 @@ def _allowed(fault: _Fault) -> Iterator[str]:
     elif fault.type == "too_long":
         yield f"at most {context['max_length']} items"
     elif fault.type == "string_pattern_mismatch":
-        yield f"text of the form {context['pattern']}"
+        yield _PATTERNS.get(context["pattern"], f"text of the form {context['pattern']}")
     elif fault.type == "string_too_long":
         yield f"at most {context['max_length']} characters"
     else:
@@ -227,7 +240,9 @@ def _mend(faults: Sequence[_Fault]) -> str:
     if numbers and _reads_as_number(found):
         return "write it without quotes"
     literals = [fault.context["expected"] for fault in faults if fault.type == "literal_error"]
-    known = [word.strip("'") for text in literals for word in text.replace(" or ", ", ").split(", ")]
+    known = [
+        word.strip("'") for text in literals for word in text.replace(" or ", ", ").split(", ")
+    ]
     return near(found, known)
 
 
@@ -252,7 +267,7 @@ def shown(value: Any) -> str:
 
 def _noun(place: Place) -> str:
     key = next((step for step in reversed(place) if isinstance(step, str)), "")
-    return _NOUNS.get(key, "name" if not key else key)
+    return _NOUNS.get(key, key or "name")
 
 
 def _get(data: Any, place: Place) -> Any:

@@ -190,7 +190,9 @@ def read_pairing(value: Any) -> PairingDomain:
         raise Malformed(f"`pairing` takes a mapping; got {value!r}", mend)
     for key in value:
         if key not in known:
-            raise Malformed(f"`pairing` has no key `{key}`; it has {_listed(known)}", near(key, known))
+            raise Malformed(
+                f"`pairing` has no key `{key}`; it has {_listed(known)}", near(key, known)
+            )
     most, order = value.get("max", 1), value.get("order", "monotone")
     if not isinstance(most, int) or isinstance(most, bool) or most < 1:
         raise Malformed(f"`max` is a whole number from 1; got {most!r}")
@@ -251,7 +253,8 @@ def labels_of(options: Sequence[Any]) -> tuple[Scalar, ...]:
         for place in same:
             labels[place] = _told_apart(options[place], [options[other] for other in same], label)
     for place, label in enumerate(labels):
-        if label != label or label in labels[:place]:  # nan, or 1 beside True
+        not_equal_to_itself = isinstance(label, float) and math.isnan(label)
+        if not_equal_to_itself or label in labels[:place]:  # 1 beside True, say
             text = str(label)
             labels[place] = text if text not in labels else f"{text}#{place + 1}"
     return tuple(labels)

@@ -18,7 +18,7 @@ import yaml
 from raykd.problems import Problem, StudyError
 from raykd.study.place import Place, dotted, parse_place
 
-MOST_VALUES = 100_000
+MOST_VALUES = 20_000
 """So many values may a file hold, its aliases written out."""
 
 COMMAND_LINE = "--set"
@@ -297,7 +297,9 @@ def _syntax_problem(error: yaml.MarkedYAMLError, text: str, file: str, line: int
     lines = text.splitlines()
     written = lines[line - 1] if 0 < line <= len(lines) else ""
     if "\t" in written[: len(written) - len(written.lstrip())] or "'\\t'" in str(error.problem):
-        return Problem("a tab; YAML is indented by spaces", "", "put spaces in its place", file, line)
+        return Problem(
+            "a tab; YAML is indented by spaces", "", "put spaces in its place", file, line
+        )
     what = f"not YAML: {error.problem}" if error.problem else "not YAML"
     if error.context and error.context_mark and error.context_mark.line + 1 != line:
         what += f" ({error.context} that began in line {error.context_mark.line + 1})"

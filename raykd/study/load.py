@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import lru_cache
 from itertools import islice
 from typing import Any
@@ -96,13 +97,20 @@ def check_shapes(
     """
     report = _Report(opened.document)
     space = opened.space_for(task, teacher)
-    studies = [(point, read_study(study_outline().expanded(point.data))) for point in space.corners()]
+    studies = [
+        (point, read_study(study_outline().expanded(point.data))) for point in space.corners()
+    ]
     if not studies:
         report.add(Finding(("knowledge",), "no point of the space can be drawn"))
     _check_candidates(opened, [study for _, study in studies], task, teacher, report)
     costs = _Costs()
     for point, study in studies:
-        _check_point(point, study, task, teacher, report, costs)
+        with report.shapes_of(point, costs):
+            student, known = anatomies(study, task, teacher)
+            costs.seen.append(student)
+            resolve_pairs(study, student, known, task.classes)
+            check_costs(study, student)
+            costs.feasible += 1
     _run_checks(studies, task, checks, report)
     report.raise_if_any()
     if not costs.feasible:
@@ -164,6 +172,21 @@ class _Report:
             self.problems[problem] = None
         else:
             self.add(Finding(parse_place(problem.path), problem.what, problem.mend), origins)
+
+    @contextmanager
+    def shapes_of(self, point: Point, costs: _Costs) -> Iterator[None]:
+        """Note why a point cannot be a trial: a mistake in the study, or one draw among many."""
+        try:
+            yield
+        except Infeasible as error:
+            costs.reasons[str(error)] += 1
+        except PairError as error:
+            if _is_drawn(error.place, point):
+                costs.reasons[str(error)] += 1
+            else:
+                self.once(Finding(error.place, error.what), point.origins)
+        except ModelError as error:
+            self.once(Finding(error.place, error.what), point.origins)
 
     def raise_if_any(self) -> None:
         if not self.problems:
@@ -313,40 +336,13 @@ class _Costs:
             yield Finding((), f"{what} because {reason}")
 
 
-def _check_point(
-    point: Point,
-    study: Study,
-    task: Task,
-    teacher: Anatomy | None,
-    report: _Report,
-    costs: _Costs,
-) -> None:
-    try:
-        student, known = anatomies(study, task, teacher)
-        costs.seen.append(student)
-        resolve_pairs(study, student, known, task.classes)
-        check_costs(study, student)
-        costs.feasible += 1
-    except ModelError as error:
-        report.once(Finding(error.place, error.what), point.origins)
-    except PairError as error:
-        if _is_drawn(error.place, point):
-            costs.reasons[str(error)] += 1
-        else:
-            report.once(Finding(error.place, error.what), point.origins)
-    except Infeasible as error:
-        costs.reasons[str(error)] += 1
-
-
 def _is_drawn(place: Place, point: Point) -> bool:
     """Whether the pairs of the term at `place` were drawn from a pairing domain."""
     pairs = (*place[:2], "pairs")
     return (*pairs, 0) in point.origins and point.origins[*pairs, 0] == point.origins[pairs]
 
 
-def _search_feasible(
-    opened: OpenStudy, task: Task, teacher: Anatomy | None, costs: _Costs
-) -> None:
+def _search_feasible(opened: OpenStudy, task: Task, teacher: Anatomy | None, costs: _Costs) -> None:
     """Draw at random until a point is feasible."""
     space = opened.space_for(task, teacher)
     for seed in range(TRIED):

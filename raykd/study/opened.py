@@ -173,7 +173,9 @@ class OpenStudy:
     def flat(self, study: Study) -> dict[str, Scalar]:
         """A concrete study's values by their path, defaults included, `tracking` left out.
 
-        Null is "none"; a list of scalars is one text.
+        What is chosen by name stands under its place, as a sampler's parameters do:
+        `knowledge[0].loss` = "kd" beside `knowledge[0].loss.temperature`.  Null is "none"; a list
+        of scalars is one text.
         """
         return {
             path: value
@@ -282,17 +284,17 @@ def _place_of_domain(data: Any, path: str) -> Place:
     """Where the document writes the domain for a concrete path, or the choice that holds it."""
     place: list[str | int] = []
     for step in parse_place(path):
-        if domain_kind(data) is not None:
+        if domain_kind(data) is not None or not isinstance(data, list | Mapping):
             break
         place.append(step)
-        data = data[step] if isinstance(data, list | Mapping) else None
+        data = data[step]  # type: ignore[index]
     return tuple(place)
 
 
 def _flat(value: Any, place: Place) -> Iterable[tuple[str, Scalar]]:
     if isinstance(value, dict):
         for key, held in value.items():
-            yield from _flat(held, (*place, key))
+            yield from _flat(held, place if key == "name" else (*place, key))
     elif isinstance(value, list) and any(isinstance(item, dict | list) for item in value):
         for i, held in enumerate(value):
             yield from _flat(held, (*place, i))

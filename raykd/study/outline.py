@@ -86,7 +86,9 @@ class Outline:
                 for key, held in value.items()
             }
         if isinstance(value, list):
-            return [self._expanded(held, self._below(found, value, i)) for i, held in enumerate(value)]
+            return [
+                self._expanded(held, self._below(found, value, i)) for i, held in enumerate(value)
+            ]
         text_fits = any(node.get("type") == "string" or "enum" in node for node in found)
         if isinstance(value, str) and not text_fits and any(_name(node) for node in found):
             return {"name": value}

@@ -16,7 +16,7 @@ from raykd.study.schema import Study
 
 
 class PairError(ValueError):
-    """Layers that are not there, or that no connector bridges; `place` is where the study says so."""
+    """Layers that are not there, or that no connector bridges; `place` says where in the study."""
 
     def __init__(self, place: Place, what: str) -> None:
         super().__init__(f"{dotted(place)}: {what}")
@@ -81,13 +81,11 @@ def _resolved(
     ]
     unfit = _dry_run(loss, tuple(pairs), tuple(guided), tuple(hint), classes)
     if unfit:
-        raise PairError(place, unfit)
+        raise PairError(place if term.pairs is None else (*place, "pairs"), unfit)
     return replace(term, pairs=tuple(pairs))
 
 
-def _default_pairs(
-    loss: Loss, student: Anatomy, teacher: Anatomy, place: Place
-) -> Sequence[Pair]:
+def _default_pairs(loss: Loss, student: Anatomy, teacher: Anatomy, place: Place) -> Sequence[Pair]:
     if loss.default_pairs == "none":
         return ()
     if loss.default_pairs == "embedding":

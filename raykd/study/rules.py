@@ -94,7 +94,9 @@ def _term_findings(study: Study) -> Iterator[Finding]:
         unknown = study.teacher is not None and study.teacher.model is None
         if term.pairs is None and study.scheme.needs_teacher and unknown:
             mend = "name the `pairs`, or the teacher's `model`"
-            what = "the layers of a teacher given by `weights` alone are known only when it is loaded"
+            what = (
+                "the layers of a teacher given by `weights` alone are known only when it is loaded"
+            )
             yield Finding(("knowledge", number), what, mend)
         for i, pair in enumerate(term.pairs or ()):
             if pair in (term.pairs or ())[:i]:

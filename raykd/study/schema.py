@@ -65,6 +65,9 @@ class Student:
     model: AnyModel
 
 
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+"""Names of studies: they become names of folders, too."""
+
 Direction = Literal["max", "min"]
 Cost = Literal["params", "macs"]
 
@@ -163,7 +166,7 @@ class Tracking:
 class Study:
     """One search: a teacher, students and distillations, a budget, objectives."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
+    name: Annotated[str, Field(pattern=NAME_PATTERN, max_length=100)]
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     data: AnySource
     teacher: Teacher | None = None

@@ -162,7 +162,7 @@ class Space:
 
     def corners(self) -> list[Point]:
         """Points that hold every branch and both ends of every range at least once."""
-        return corners(self.draw)
+        return corners(Space(_unshared(self.root)).draw)
 
     def points(self) -> Iterator[Point]:
         """Every point of a finite space.
@@ -239,9 +239,7 @@ class _Builder:
         return Fixed(source, value)
 
     def group(self, value: Mapping[str, Any], source: Place, place: Place) -> Group:
-        items = {
-            key: self.node(held, (*source, key), (*place, key)) for key, held in value.items()
-        }
+        items = {key: self.node(held, (*source, key), (*place, key)) for key, held in value.items()}
         open_keys = frozenset(key for key, node in items.items() if _is_open(node))
         return Group(source, items, gate_of(place, items.keys(), open_keys))
 
@@ -364,6 +362,19 @@ def _renamed(node: Node, names: Mapping[str, str]) -> Node:
     return _rebuilt(node, rename) if names else node
 
 
+def _unshared(root: Group) -> Group:
+    """The same with a parameter of its own for every domain, so that branches share none."""
+
+    def rename(found: Node) -> Node:
+        if isinstance(found, Choice | Number | Pairing):
+            return replace(found, parameter=dotted(found.source))
+        return found
+
+    unshared = _rebuilt(root, rename)
+    assert isinstance(unshared, Group)
+    return unshared
+
+
 def _staged(root: Group, hint: tuple[str, ...], guided: tuple[str, ...]) -> Group:
     def fill(found: Node) -> Node:
         if not isinstance(found, Pairing):
@@ -439,11 +450,12 @@ class _Walk:
             drawn = list(zip(*sides, strict=True))
         pairs = []
         for i, (h, g) in enumerate(sorted(drawn)):
-            if (h, g) in drawn[:i] or drawn.count((h, g)) > 1:
-                raise Infeasible(f"{dotted(place)}: {hints[h]} -> {guided[g]} was drawn twice")
+            if drawn.count((h, g)) > 1:
+                raise Infeasible(f"{dotted(place)}: the same pair was drawn twice")
             pairs.append({"hint": hints[h], "guided": guided[g]})
             inner = (*place, i)
-            self.origins |= {at: node.source for at in (inner, (*inner, "hint"), (*inner, "guided"))}
+            inside = (inner, (*inner, "hint"), (*inner, "guided"))
+            self.origins |= dict.fromkeys(inside, node.source)
         return pairs
 
     def _layer(self, name: str, layers: Sequence[str]) -> int:
@@ -474,9 +486,7 @@ def _count_group(node: Group) -> int:
         return _product(_count(item) for item in node.items.values())
     gate = node.gate
     free = _product(
-        _count(item)
-        for key, item in node.items.items()
-        if key != gate.on and key not in gate.keys
+        _count(item) for key, item in node.items.items() if key != gate.on and key not in gate.keys
     )
     cases = _cases(node.items[gate.on], gate)
     return free * sum(
@@ -514,22 +524,12 @@ def _dimensions(node: Node, place: Place, when: tuple[str, ...]) -> Iterator[Dim
             yield from _choice_dimensions(node, place, when)
         case Number():
             ends = (node.domain.low, node.domain.high)
-            yield _dimension(node.parameter, place, node.domain.kind, ends, str(node.domain), when)
+            text, condition = str(node.domain), " and ".join(when)
+            yield Dimension(node.parameter, dotted(place), node.domain.kind, ends, text, condition)
         case Pairing():
             yield from _pairing_dimensions(node, place, when)
         case Fixed():
             return
-
-
-def _dimension(
-    name: str,
-    place: Place,
-    kind: str,
-    values: Sequence[Scalar],
-    text: str,
-    when: tuple[str, ...],
-) -> Dimension:
-    return Dimension(name, dotted(place), kind, tuple(values), text, " and ".join(when))
 
 
 def _group_dimensions(node: Group, place: Place, when: tuple[str, ...]) -> Iterator[Dimension]:
@@ -563,7 +563,8 @@ def _choice_dimensions(node: Choice, place: Place, when: tuple[str, ...]) -> Ite
         yield from _dimensions(node.options[0], place, when)
         return
     text = " | ".join(str(label) for label in node.labels)
-    yield _dimension(node.parameter, place, "choice", node.labels, text, when)
+    condition = " and ".join(when)
+    yield Dimension(node.parameter, dotted(place), "choice", node.labels, text, condition)
     for label, option in zip(node.labels, node.options, strict=True):
         yield from _dimensions(option, place, (*when, f"{node.parameter} = {label}"))
 
@@ -573,14 +574,16 @@ def _pairing_dimensions(node: Pairing, place: Place, when: tuple[str, ...]) -> I
     known = domain.hint is not None and domain.guided is not None
     most = domain.most if known else domain.max
     if most > 1:
-        yield _dimension(f"{name}.count", place, "pairing", (1, most), f"1 to {most}", when)
+        values, text = (1, most), f"1 to {most}"
+        yield Dimension(f"{name}.count", dotted(place), "pairing", values, text, " and ".join(when))
     for i in range(most):
         later = when if i == 0 else (*when, f"{name}.count > {i}")
         for side, layers in zip(("hint", "guided"), domain.sides, strict=True):
             if layers is None or len(layers) > 1:
                 text = "the model's stages" if layers is None else " | ".join(layers)
-                inner = (*place, i, side)
-                yield _dimension(f"{name}[{i}].{side}", inner, "pairing", layers or (), text, later)
+                path, condition = dotted((*place, i, side)), " and ".join(later)
+                named = f"{name}[{i}].{side}"
+                yield Dimension(named, path, "pairing", layers or (), text, condition)
 
 
 def _either(one: str, other: str) -> str:

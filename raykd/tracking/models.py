@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from raykd.tracking.store import connect, masked, quoted
+from raykd.tracking.store import absolute, connect, masked, quoted
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -92,20 +92,54 @@ def load_model_uri(uri: str, *, tracking_uri: str | None = None) -> nn.Module:
 
 
 def _download(uri: str, tracking_uri: str | None, folder: str) -> str:
-    try:
-        if tracking_uri is not None:
-            tracking_uri = connect(tracking_uri)._tracking_client.tracking_uri
-        from mlflow.artifacts import download_artifacts
+    import mlflow
+    from mlflow.artifacts import download_artifacts
 
+    store = absolute(tracking_uri or mlflow.get_tracking_uri())
+    try:
         return download_artifacts(
-            artifact_uri=uri, dst_path=folder, tracking_uri=tracking_uri, registry_uri=tracking_uri
+            artifact_uri=_place(connect(store), uri),
+            dst_path=folder,
+            tracking_uri=store,
+            registry_uri=store,
         )
     except Exception as error:
-        store = f" in {masked(tracking_uri)}" if tracking_uri else ""
         raise ValueError(
-            f"{uri}: no such model{store} ({masked(str(error))}); see the registered models and "
-            "their aliases in MLflow's UI under Models"
+            f"{uri}: no such model in {masked(store)} ({masked(str(error))}); see the registered "
+            "models and their aliases in MLflow's UI under Models"
         ) from error
+
+
+def _place(client: MlflowClient, uri: str) -> str:
+    """Where the files of a model URI lie.
+
+    MLflow's own resolution asks the process-wide tracking URI, whatever it is told.
+    """
+    scheme, _, path = uri.partition(":")
+    name, _, suffix = path.strip("/").partition("/")
+    if scheme == "runs":
+        return _place_in_run(client, name, suffix)
+    if scheme != "models":
+        return uri
+    if "@" in name:
+        version = client.get_model_version_by_alias(*name.rsplit("@", 1))
+    elif suffix.isdigit():
+        version = client.get_model_version(name, suffix)
+    elif suffix:
+        raise ValueError(f"{suffix!r} is neither a version nor, as in {name}@champion, an alias")
+    else:
+        return client.get_logged_model(name).artifact_location
+    place = client.get_model_version_download_uri(version.name, str(version.version))
+    return _place(client, place)
+
+
+def _place_in_run(client: MlflowClient, run_id: str, name: str) -> str:
+    run = client.get_run(run_id)
+    for output in run.outputs.model_outputs if run.outputs else []:
+        model = client.get_logged_model(output.model_id)
+        if model.name == name:
+            return model.artifact_location
+    return f"{run.info.artifact_uri}/{name}"  # as MLflow before 3 kept models
 
 
 def _read(path: str, uri: str) -> nn.Module:

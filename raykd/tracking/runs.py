@@ -28,7 +28,7 @@ CHUNK = 200  # events delivered between two writings of the cursor
 HEAVY = frozenset({"model", "artifact"})  # a chunk ends after such an event
 REFUSALS_ALLOWED = 2  # tries of a refused event: the second one on a fresh connection
 FAILURES_ALLOWED = 4  # tries of an event that fails for a reason unknown
-MAX_PAUSE = 30.0  # seconds between two tries
+MAX_PAUSE = 10.0  # seconds between two tries
 FAREWELL_PAUSE = 1.0  # the same while `close` waits
 
 
@@ -157,6 +157,8 @@ def sync(
     """
     if not Path(journal_path).is_file():
         raise ValueError(f"{journal_path}: no such journal; name the folder of a study that ran")
+    if not any(entry.event["event"] == "study" for entry in read(journal_path)):
+        raise ValueError(f"{journal_path}: no study in it; is it a study's journal?")
     with contextlib.closing(_Courier(journal_path, uri, verbose=verbose)) as courier:
         if from_start:
             courier.forget()

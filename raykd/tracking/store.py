@@ -29,8 +29,7 @@ if TYPE_CHECKING:
 # Ours unless the user has set them: an absent server costs seconds, not the four minutes of
 # MLflow's seven retries (raykd tries again by itself), nothing is printed, nothing reported.
 ENVIRONMENT: Mapping[str, str] = {
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
-    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",

@@ -14,7 +14,9 @@ from raykd.data import Dataset
 from raykd.knowledge import Shape
 from raykd.knowledge.terms import layer_names
 from raykd.schemes import Distiller, LiveTeacher, Parts
+from raykd.study.pairing import resolve_pairs
 from raykd.study.schema import Study
+from raykd.training.layout import lay_out
 from raykd.training.seeding import derive, seeded
 
 
@@ -40,8 +42,10 @@ def assemble(
     with seeded(derive(seed, "student"), cpu):
         student = study.student.model.build(task)
     with seeded(derive(seed, "scheme"), cpu):
-        parts = _parts(study, data, task, student.to(device), teacher, device)
-        return study.scheme.build(parts).to(device)
+        parts = _parts(study, data, task, lay_out(student, device), teacher, device)
+        distiller = study.scheme.build(parts)
+    lay_out(distiller, device)
+    return distiller
 
 
 def _parts(
@@ -54,15 +58,13 @@ def _parts(
 ) -> Parts:
     guided: Mapping[str, Shape] = {}
     hints: Mapping[str, Shape] = {}
+    if _takes_pairs(study):
+        ours, theirs = anatomy(study.student.model, task), _teacher_anatomy(study, teacher, task)
+        study = resolve_pairs(study, ours, theirs, task.classes)
+        guided, hints = ours.layers, (theirs or ours).layers
     source = None
     if study.scheme.needs_teacher and teacher is not None:
-        if _takes_pairs(study):
-            from raykd.study.pairing import resolve_pairs
-
-            ours, theirs = anatomy(study.student.model, task), _teacher_anatomy(study, teacher, task)
-            study = resolve_pairs(study, ours, theirs)
-            guided, hints = ours.layers, theirs.layers
-        source = LiveTeacher(teacher.to(device), layer_names(study.knowledge, "hint"), task)
+        source = LiveTeacher(lay_out(teacher, device), layer_names(study.knowledge, "hint"), task)
     return Parts(
         student=student,
         build_student=_builder(study.student.model, task, device),
@@ -78,11 +80,14 @@ def _parts(
 
 
 def _takes_pairs(study: Study) -> bool:
-    return any(term.active and term.loss and term.loss.takes_pairs for term in study.knowledge)
+    terms = study.knowledge if study.scheme.takes_knowledge else ()
+    return any(term.active and term.loss and term.loss.takes_pairs for term in terms)
 
 
-def _teacher_anatomy(study: Study, teacher: nn.Module, task: Task) -> Anatomy:
+def _teacher_anatomy(study: Study, teacher: nn.Module | None, task: Task) -> Anatomy | None:
     """From the option where there is one; a teacher given as a network is looked at itself."""
+    if teacher is None or not study.scheme.needs_teacher:
+        return None
     if study.teacher is not None and study.teacher.model is not None:
         return anatomy(study.teacher.model, task)
     found = discover(teacher, task)
@@ -97,4 +102,4 @@ def _teacher_anatomy(study: Study, teacher: nn.Module, task: Task) -> Anatomy:
 
 
 def _builder(model: Model, task: Task, device: torch.device) -> Callable[[], nn.Module]:
-    return lambda: model.build(task).to(device)
+    return lambda: lay_out(model.build(task), device)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from raykd.data import Batch
+from raykd.training.layout import laid_out
 
 Precision = Callable[[], AbstractContextManager[object]]
 """Makes the context a forward runs in."""
@@ -45,7 +46,7 @@ def evaluate(
     model.eval()
     try:
         with torch.inference_mode():
-            for batch in batches:
+            for batch in map(laid_out, batches):
                 sums += _sums(model, batch, precision)
     finally:
         model.train(was_training)

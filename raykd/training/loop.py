@@ -21,6 +21,7 @@ from raykd.schemes import StepOutput
 from raykd.study.schema import Study
 from raykd.training.assembly import assemble
 from raykd.training.evaluate import evaluate, precision_of, summed
+from raykd.training.layout import laid_out
 from raykd.training.optimisation import learning_rate, make_optimizer, set_rate
 from raykd.training.record import Diverged, Record
 from raykd.training.seeding import derive, seeded
@@ -195,7 +196,7 @@ class Training:
         record = Record(len(self._batches), self.device)
         self.distiller.train()
         self.distiller.begin_epoch(self._progress(0))
-        for step, batch in enumerate(self._batches.epoch(self.epoch)):
+        for step, batch in enumerate(map(laid_out, self._batches.epoch(self.epoch))):
             record.add(self._step(batch, step), batch.targets)
         return record
 

@@ -5,16 +5,14 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
 
 from raykd.architecture import Model, Task
 from raykd.schemes import Alone
-from raykd.study.schema import Student, Study, Teacher
+from raykd.study.schema import Student, Study, Teacher, plain
 from raykd.training.checkpoint import check_shapes, load_weights, parse_weights, read_shapes
 
 RECIPE = 1
@@ -52,11 +50,11 @@ def teacher_key(study: Study, fingerprint: str) -> str:
     weights = teacher.weights
     content = {
         "recipe": RECIPE,
-        "model": _plain(teacher.model),
+        "model": plain(teacher.model),
         "weights": weights,
         "bytes": _digest(weights) if weights and not teacher.is_mlflow else None,
-        "train": _plain(teacher.train or study.train),
-        "augment": _plain(study.data.augment),
+        "train": plain(teacher.train or study.train),
+        "augment": plain(study.data.augment),
         "data": fingerprint,
         "seed": study.seed,
     }
@@ -76,7 +74,7 @@ def teacher_metadata(study: Study, key: str, accuracy: float) -> dict[str, str]:
         "raykd.study": study.name,
         "raykd.teacher_key": key,
         "raykd.val_accuracy": repr(accuracy),
-        "raykd.model": json.dumps(_plain(_teacher(study).model), sort_keys=True, default=str),
+        "raykd.model": json.dumps(plain(_teacher(study).model), sort_keys=True, default=str),
     }
 
 
@@ -123,18 +121,6 @@ def _model(teacher: Teacher) -> Model:
             "the teacher names no model; say under `teacher.model` which network it is"
         )
     return teacher.model
-
-
-def _plain(value: Any) -> Any:
-    """An option as plain data that tells it from every other option."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
-        return {"class": type(value).__qualname__, **fields}
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    return value
 
 
 def _digest(path: str) -> str | None:

@@ -53,6 +53,8 @@ def test_zero_and_flat_where_the_student_shows_what_the_teacher_shows(loss: Loss
     if not loss.zero_at_teacher:
         pytest.skip("its optimum lies elsewhere; see its docstring")
     case = make(loss, same=True)
+    if any(True for _ in case.module.parameters()):
+        pytest.skip("learns even where the shapes are the same")
     value = case.value()
     value.backward()
     assert abs(float(value.detach())) < 1e-5
@@ -126,6 +128,7 @@ def test_bfloat16_evidence_gives_what_float32_gives(loss: Loss) -> None:
 def test_gradient_is_the_derivative(loss: Loss) -> None:
     case = make(loss, batch=4, dtype=torch.float64)
     names = list(case.student.layers)
+    case.value()  # what is estimated from the first batch is a constant from now on
 
     def value(*leaves: Tensor) -> Tensor:
         torch.manual_seed(3)
@@ -154,9 +157,9 @@ def test_state_survives_saving(loss: Loss) -> None:
 
 def test_two_of_them_share_nothing(loss: Loss) -> None:
     context = context_of(loss)
-    ours = {tensor.data_ptr() for tensor in loss.build(context).state_dict().values()}
-    other = loss.build(context)
-    assert not ours & {tensor.data_ptr() for tensor in other.state_dict().values()}
+    one, other = loss.build(context), loss.build(context)
+    places = [{t.data_ptr() for t in made.state_dict().values()} for made in (one, other)]
+    assert not places[0] & places[1]
 
 
 def test_it_stands_in_a_study_file_as_it_is(loss: Loss) -> None:

@@ -18,10 +18,17 @@ from raykd.tracking.store import connect
 
 
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty folder to work in: nothing may be left in the caller's own."""
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An empty folder; the working folder is another one, in which nothing may be left.
+
+    (MLflow's default store and its default for files lie there: it shows where MLflow was asked
+    without being told which store.)
+    """
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    yield tmp_path
+    assert list(elsewhere.iterdir()) == []
 
 
 @pytest.fixture(scope="session")

@@ -14,9 +14,9 @@ from raykd.tracking.store import absolute, database_file, masked
 
 
 def test_a_sqlite_store_is_named_alike_from_everywhere(folder: Path) -> None:
-    assert database_file("sqlite:///mlflow.db") == folder / "mlflow.db"
+    assert database_file("sqlite:///mlflow.db") == folder / "elsewhere" / "mlflow.db"
     assert database_file("sqlite:////tmp/x.db") == Path("/tmp/x.db")
-    assert absolute("sqlite:///mlflow.db") == f"sqlite:///{folder}/mlflow.db"
+    assert absolute("sqlite:///mlflow.db") == f"sqlite:///{folder}/elsewhere/mlflow.db"
     assert absolute("http://host:5000") == "http://host:5000"
     assert database_file("sqlite://") is None and database_file("postgresql:///x") is None
 
@@ -37,7 +37,7 @@ def test_how_to_open_a_store() -> None:
 def test_a_new_sqlite_store_is_fine(folder: Path) -> None:
     check = check_store("sqlite:///new/folder/mlflow.db")
     assert check.ok and "will be created" in check.what
-    assert not (folder / "new").exists()
+    assert not (folder / "elsewhere" / "new").exists()
 
 
 def test_a_used_sqlite_store_is_fine(uri: str) -> None:
@@ -59,8 +59,8 @@ def test_another_programs_database(folder: Path) -> None:
         base.execute("CREATE TABLE trials (id INTEGER)")
     base.close()
     (folder / "text.db").write_text("no database at all, " * 100)
-    assert "another program's" in check_store("sqlite:///optuna.db").what
-    check = check_store("sqlite:///text.db")
+    assert "another program's" in check_store(f"sqlite:///{folder}/optuna.db").what
+    check = check_store(f"sqlite:///{folder}/text.db")
     assert not check.ok and check.mend
 
 
@@ -82,7 +82,7 @@ class Answer(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(self.body)
 
-    def log_message(self, *_: object) -> None:
+    def log_message(self, format: str, *args: object) -> None:
         pass
 
 

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import Server
-from small_study import STUDY, start, trial
+from small_study import STUDY, network, start, trial
 from test_delivery import Store
 
 from raykd.tracking import Journal, Tracker, find_run, load_model_uri, sync
 from raykd.tracking.store import check_store
 
 
-def wait(until: float, done) -> bool:  # noqa: ANN001
+def wait(until: float, done: Callable[[], object]) -> bool:
     end = time.monotonic() + until
     while time.monotonic() < end:
         if done():
@@ -86,9 +88,6 @@ def test_no_journal_yet_is_no_trouble(folder: Path, uri: str) -> None:
 def test_a_server_that_starts_late_and_dies_gets_everything_once(
     journal: Journal, server: Server, folder: Path, tables: Path
 ) -> None:
-    import torch
-    from small_study import network
-
     shutil.copyfile(tables, folder / "server.db")
     tracker = Tracker(journal.path, server.uri, poll=0.1, start_after=0)
     start(journal)

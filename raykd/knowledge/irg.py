@@ -1,0 +1,98 @@
+"""Instance relationship graphs: samples, their distances, and how both change with depth."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.nn import functional as F
+
+from raykd.knowledge.evidence import Evidence, Progress
+from raykd.knowledge.kernels import squared_distances
+from raykd.knowledge.loss import Loss, LossContext, LossModule
+from raykd.option import option
+
+
+@option
+class Irg(Loss):
+    """The student's graph of samples, and its change from layer to layer, follow the teacher's.
+
+    vertices x mean (z_s - z_t)^2 over logits, plus edges x mean (A_s - A_t)^2 summed over layers,
+    A_ij = ||f_i - f_j||^2, plus transformations x the same for what happens between neighbouring
+    layers k, l: to vertices ||f_i^k - f_i^l||^2, to edges (A_ij^k - A_ij^l)^2; Liu 2019 (CVPR),
+    Eqs. 1 to 8.  Means where the paper sums; A and the vertices' changes are divided by their mean
+    over the batch, for layers differ in width and scale; features are means over places, the
+    narrower of two padded with zeros.  No connector is learned; one pair has no transformation.
+    """
+
+    knowledge = "relation"
+    paper = "Liu 2019, CVPR"
+    default_weight = 1.0
+    default_pairs = "stages"
+    reads_logits = True
+    relates_samples = True
+
+    name: Literal["irg"] = "irg"
+    vertices: Annotated[float, Field(ge=0, description="weight of the logits")] = 0.1
+    edges: Annotated[float, Field(ge=0, description="weight of the distances")] = 5.0
+    transformations: Annotated[float, Field(ge=0, description="weight of the changes")] = 5.0
+
+    def build(self, context: LossContext) -> LossModule:
+        return _Graphs(self, context)
+
+
+class _Graphs(LossModule):
+    def __init__(self, loss: Irg, context: LossContext) -> None:
+        super().__init__()
+        self.loss = loss
+        self.pairs = context.pairs
+
+    def value(
+        self,
+        student: Evidence,
+        teacher: Evidence,
+        targets: Tensor,
+        index: Tensor,
+        progress: Progress,
+    ) -> Tensor:
+        ours = [_vertices(student.layers[pair.guided]) for pair in self.pairs]
+        theirs = [_vertices(teacher.layers[pair.hint]) for pair in self.pairs]
+        value = self.loss.vertices * F.mse_loss(student.logits, teacher.logits)
+        for one, other in zip(ours, theirs, strict=True):
+            value = value + self.loss.edges * F.mse_loss(edges(one), edges(other))
+        for one, other in zip(pairwise(ours), pairwise(theirs), strict=True):
+            for change in (_vertex_change, _edge_change):
+                distance = F.mse_loss(change(*one), change(*other))
+                value = value + self.loss.transformations * distance
+        return value
+
+
+def edges(features: Tensor) -> Tensor:
+    """(B, D) -> (B, B): squared distances over their mean."""
+    return _relative(squared_distances(features, features))
+
+
+def _vertices(layer: Tensor) -> Tensor:
+    """A map, tokens or an embedding -> (B, D): the mean over places."""
+    if layer.dim() == 2:
+        return layer
+    return layer.mean(dim=(2, 3)) if layer.dim() == 4 else layer.mean(dim=1)
+
+
+def _vertex_change(first: Tensor, second: Tensor) -> Tensor:
+    """(B, D), (B, D') -> (B,)."""
+    width = max(first.shape[1], second.shape[1])
+    first, second = (F.pad(layer, (0, width - layer.shape[1])) for layer in (first, second))
+    return _relative((first - second).square().sum(dim=1))
+
+
+def _edge_change(first: Tensor, second: Tensor) -> Tensor:
+    """(B, D), (B, D') -> (B, B)."""
+    return (edges(first) - edges(second)).square()
+
+
+def _relative(values: Tensor) -> Tensor:
+    return values / values.mean().clamp_min(torch.finfo(values.dtype).eps)

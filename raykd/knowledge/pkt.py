@@ -1,0 +1,50 @@
+"""Probabilistic knowledge transfer: which samples are near which."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.nn import functional as F
+
+from raykd.knowledge.loss import PairLoss
+from raykd.option import option
+
+
+@option
+class Pkt(PairLoss):
+    """Each sample finds its batch's other samples as probable as the teacher does.
+
+    KL(p_t(.|i) || p_s(.|i)), mean over samples i, with p(j|i) = k(i, j) / sum_{j != i} k(i, j) and
+    k = (cosine + 1) / 2; Passalis 2018 (arXiv:1803.10837), Eqs. 5 to 9 (there summed over i).
+    `scale: benchmark` keeps j = i and takes the mean over all B^2 entries, as the authors' code and
+    the CRD benchmark do; its weight there, 30000, is 470 x 64 for batches of 64, hence the default.
+    Layers are flattened; widths may differ.  One sample has no neighbours: 0.
+    """
+
+    knowledge = "feature"
+    paper = "Passalis 2018, arXiv:1803.10837"
+    default_weight = 470.0
+    default_pairs = "embedding"
+    relates_samples = True
+
+    name: Literal["pkt"] = "pkt"
+    scale: Annotated[
+        Literal["paper", "benchmark"], Field(description="mean of sums, or mean of entries")
+    ] = "paper"
+
+    def __call__(self, guided: Tensor, hint: Tensor) -> Tensor:
+        learned, taught = self._probabilities(guided), self._probabilities(hint)
+        tiny = torch.finfo(learned.dtype).eps
+        divergence = taught * ((taught + tiny) / (learned + tiny)).log()
+        return divergence.mean() if self.scale == "benchmark" else divergence.sum(dim=1).mean()
+
+    def _probabilities(self, features: Tensor) -> Tensor:
+        """(B, ...) -> (B, B), rows that sum to 1."""
+        directions = F.normalize(features.flatten(1), dim=1)
+        near = (directions @ directions.T + 1) / 2
+        if self.scale == "paper":
+            near = near * (1 - torch.eye(len(near), dtype=near.dtype, device=near.device))
+        return near / near.sum(dim=1, keepdim=True).clamp_min(torch.finfo(near.dtype).eps)

@@ -1,0 +1,107 @@
+"""Semantic calibration: which hint layers teach a guided layer is learned."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from raykd.knowledge.connectors import PlaceMean, connector, kind_of
+from raykd.knowledge.evidence import Evidence, Progress, Shape
+from raykd.knowledge.loss import Loss, LossContext, LossModule, Pair, for_each_pair
+from raykd.option import option
+
+
+@option
+class Semckd(Loss):
+    """Each guided layer attends, sample by sample, to every hint layer of its term.
+
+    Mean over batch and guided layers of sum_t a_st D(s, t), D the mean of (t - connector(s))^2 over
+    elements and a_st the softmax over t of q_s . k_t; Chen 2021 (arXiv:2012.03236), Eqs. 4 to 8.
+    The pairs only say which layers take part.  Queries and keys are linear in the layers' means
+    over places, of norm 1; the paper's are made from rows of the batch's similarity matrix, which
+    ties the module to one batch size.  400 is the authors' weight.
+    """
+
+    knowledge = "feature"
+    paper = "Chen 2021, arXiv:2012.03236"
+    default_weight = 400.0
+    default_pairs = "stages"
+    zero_at_teacher = False
+
+    name: Literal["semckd"] = "semckd"
+    width: Annotated[int, Field(ge=1, description="of queries and keys")] = 64
+
+    def build(self, context: LossContext) -> LossModule:
+        return _Attending(self, context)
+
+
+class _Attending(LossModule):
+    def __init__(self, loss: Semckd, context: LossContext) -> None:
+        super().__init__()
+        self.guided = list(dict.fromkeys(pair.guided for pair in context.pairs))
+        self.hints = list(dict.fromkeys(pair.hint for pair in context.pairs))
+        shapes = (
+            dict(zip((p.guided for p in context.pairs), context.guided_shapes, strict=True)),
+            dict(zip((p.hint for p in context.pairs), context.hint_shapes, strict=True)),
+        )
+        self.connectors = nn.ModuleList(for_each_pair(self._crossed(context, *shapes), connector))
+        self.queries = nn.ModuleList(_summary(shapes[0][name], loss.width) for name in self.guided)
+        self.keys = nn.ModuleList(_summary(shapes[1][name], loss.width) for name in self.hints)
+
+    def _crossed(
+        self, context: LossContext, guided: dict[str, Shape], hints: dict[str, Shape]
+    ) -> LossContext:
+        """Every guided layer with every hint layer."""
+        pairs = tuple(Pair(hint=hint, guided=name) for name in self.guided for hint in self.hints)
+        return replace(
+            context,
+            pairs=pairs,
+            guided_shapes=tuple(guided[pair.guided] for pair in pairs),
+            hint_shapes=tuple(hints[pair.hint] for pair in pairs),
+        )
+
+    def value(
+        self,
+        student: Evidence,
+        teacher: Evidence,
+        targets: Tensor,
+        index: Tensor,
+        progress: Progress,
+    ) -> Tensor:
+        guided = [student.layers[name] for name in self.guided]
+        hints = [teacher.layers[name] for name in self.hints]
+        attention = self.attention(guided, hints)
+        connectors = iter(self.connectors)
+        distances = [
+            torch.stack([_distance(next(connectors)(one), hint) for hint in hints], dim=1)
+            for one in guided
+        ]
+        return (attention * torch.stack(distances, dim=1)).sum(dim=2).mean()
+
+    def attention(self, guided: list[Tensor], hints: list[Tensor]) -> Tensor:
+        """(B, guided layers, hint layers), summing to 1 over the hint layers."""
+        queries = torch.stack([q(one) for q, one in zip(self.queries, guided, strict=True)], dim=1)
+        keys = torch.stack([k(one) for k, one in zip(self.keys, hints, strict=True)], dim=1)
+        return (queries @ keys.transpose(1, 2)).softmax(dim=2)
+
+
+def _distance(carried: Tensor, hint: Tensor) -> Tensor:
+    """(B, ...) -> (B,): mean squared difference."""
+    return (carried - hint).square().flatten(1).mean(dim=1)
+
+
+def _summary(shape: Shape, width: int) -> nn.Module:
+    """(B, *shape) -> (B, width), of norm 1."""
+    channels = shape[0] if kind_of(shape) == "map" else shape[-1]
+    pool = nn.Identity() if kind_of(shape) == "embedding" else PlaceMean()
+    return nn.Sequential(pool, nn.Linear(channels, width), _Unit())
+
+
+class _Unit(nn.Module):
+    def forward(self, features: Tensor) -> Tensor:
+        return F.normalize(features, dim=1)

@@ -1,0 +1,96 @@
+"""Figures as a person reads them: only the digits that mean something."""
+
+from __future__ import annotations
+
+import math
+
+from raykd.search.statistics import Estimate
+
+UNKNOWN = "-"
+
+
+def percent(fraction: float | None) -> str:
+    """0.97415 as "97.41%"; "-" for what is not known."""
+    if fraction is None or math.isnan(fraction):
+        return UNKNOWN
+    return f"{100 * fraction:.2f}%"
+
+
+def whole(number: float | None) -> str:
+    """12345.0 as "12,345"."""
+    return UNKNOWN if number is None or not math.isfinite(number) else f"{number:,.0f}"
+
+
+def compact(number: float | None) -> str:
+    """At most five characters: 9876, 65.1k, 1.23M."""
+    if number is None or not math.isfinite(number):
+        return UNKNOWN
+    for unit in ("", "k", "M", "G", "T"):
+        if abs(number) < (9999.5 if not unit else 999.5):
+            break
+        number /= 1000
+    return f"{number:.0f}" if not unit else f"{number:.3g}{unit}"
+
+
+def significant(number: float) -> str:
+    """Three significant digits, without an exponent where one can be spared: 0.31, 12.4, 1240."""
+    return f"{number:.0f}" if 100 <= abs(number) < 1e5 else f"{number:.3g}"
+
+
+def metric(name: str, value: float | None) -> str:
+    """A metric's value in the unit its name implies."""
+    if value is None or math.isnan(value):
+        return UNKNOWN
+    if name.endswith("accuracy"):
+        return percent(value)
+    if name in ("params", "macs"):
+        return whole(value)
+    return f"{value:.4g}"
+
+
+def words(name: str) -> str:
+    """A metric's name in words: "val accuracy"."""
+    return {"macs": "MACs"}.get(name, name.replace("_", " "))
+
+
+def interval(found: Estimate | None) -> str:
+    """An accuracy over seeds: "97.41% ± 0.35 (n=3)", the half width of its 95% interval."""
+    if found is None:
+        return UNKNOWN
+    return f"{percent(found.mean)}{_half_width(found)} (n={found.count})"
+
+
+def points(found: Estimate | None) -> str:
+    """A difference of accuracies in percentage points: "+0.61 ± 0.50 (n=3)"."""
+    if found is None:
+        return UNKNOWN
+    return f"{100 * found.mean:+.2f}{_half_width(found)} (n={found.count})"
+
+
+def _half_width(found: Estimate) -> str:
+    return f" ± {100 * found.half_width:.2f}" if found.count > 1 else ""
+
+
+def clock(seconds: float) -> str:
+    """Seconds as on a stop watch: 0:42, 12:05, 1:02:03."""
+    minutes, second = divmod(max(0, int(seconds)), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
+
+
+def duration(seconds: float) -> str:
+    """Seconds in words: "42 s", "3 min 20 s", "2 h 5 min"."""
+    total = max(0, round(seconds))
+    if total < 60:
+        return f"{total} s"
+    minutes, second = divmod(total, 60)
+    if minutes < 60:
+        return f"{minutes} min {second} s" if second else f"{minutes} min"
+    hours, minute = divmod(minutes, 60)
+    return f"{hours} h {minute} min" if minute else f"{hours} h"
+
+
+def rough(seconds: float) -> str:
+    """A guessed time, rounded so that it does not pretend: to 5 s, half minutes, 5 minutes."""
+    step = 5 if seconds < 90 else 30 if seconds < 900 else 60 if seconds < 3600 else 300
+    return duration(max(step, step * round(seconds / step)))

@@ -1,0 +1,99 @@
+"""Short names of students, losses and layer pairs, for tables."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from raykd.option import Family
+from raykd.report.figures import significant
+
+SIZES = {"depth": "d", "width": "w", "widen": "w"}
+"""Fields of a model that are always shown, and their letters."""
+
+
+def model_name(model: Mapping[str, Any] | None) -> str:
+    """A model in short, "resnet d14 w12": its sizes, and what differs from the default.
+
+    Args:
+        model: the model's option as plain data.
+    """
+    if not model:
+        return "a stored model"
+    from raykd.architecture import MODELS
+
+    usual = _defaults(MODELS, model["name"])
+    parts = [
+        f"{SIZES[key]}{value}" if key in SIZES else f"{key}={_value(value)}"
+        for key, value in model.items()
+        if key != "name" and (key in SIZES or value != usual.get(key))
+    ]
+    return " ".join([model["name"], *parts])
+
+
+def objective_name(study: Mapping[str, Any]) -> str:
+    """What a trial learns from in short: "0.31 kd T=4.1 + 12 at"; "labels" for labels alone.
+
+    Args:
+        study: the concrete study as plain data.
+    """
+    terms = [_term(term) for term in study.get("knowledge") or () if _active(term)]
+    return " + ".join(terms) or "labels"
+
+
+def pairs_name(study: Mapping[str, Any]) -> str:
+    """The layer pairs, hint to guided, stages cut short: "s3>s2"; "" where there are none."""
+    terms = [term for term in study.get("knowledge") or () if _active(term)]
+    pairs = [pair for term in terms for pair in term.get("pairs") or ()]
+    return " ".join(f"{_layer(pair['hint'])}>{_layer(pair['guided'])}" for pair in pairs)
+
+
+def run_name(run_id: str) -> str:
+    """An id in short: "0007/seed-1" for "trial-0007/seed-1"."""
+    return run_id.removeprefix("trial-")
+
+
+def _active(term: Mapping[str, Any]) -> bool:
+    return term.get("loss") is not None and term.get("weight") != 0
+
+
+def _term(term: Mapping[str, Any]) -> str:
+    weight = term.get("weight")
+    loss = _loss(term["loss"])
+    return loss if weight is None else f"{significant(weight)} {loss}"
+
+
+def _loss(loss: Mapping[str, Any]) -> str:
+    from raykd.knowledge import LOSSES
+
+    usual = _defaults(LOSSES, loss["name"])
+    parts = [
+        f"{'T' if key == 'temperature' else key}={_value(value)}"
+        for key, value in loss.items()
+        if key != "name" and (key == "temperature" or value != usual.get(key))
+    ]
+    return " ".join([loss["name"], *parts])
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, float):
+        return significant(value)
+    if isinstance(value, Mapping):
+        return str(value.get("name", "..."))
+    return str(value)
+
+
+def _layer(name: str) -> str:
+    number = name.removeprefix("stage")
+    return f"s{number}" if number.isdigit() else name
+
+
+def _defaults(family: Family, name: str) -> dict[str, Any]:
+    """The defaults of an option as plain data; {} for one that is not installed here."""
+    from raykd.study.schema import plain
+
+    if name not in family.members:
+        return {}
+    fields: Sequence[dataclasses.Field[Any]] = dataclasses.fields(family[name])
+    return {field.name: plain(field.default) for field in fields}

@@ -1,0 +1,228 @@
+"""What a study will do, worked out before it is started."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from statistics import mean
+from typing import Any
+
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from raykd.architecture import Task
+from raykd.problems import Infeasible
+from raykd.study.opened import OpenStudy, anatomies
+from raykd.study.outline import study_outline
+from raykd.study.schema import Study, read_study
+from raykd.study.space import Dimension, Point, Size
+from raykd.study.suggest import Scalar, Seeded
+
+DRAWS = 200
+"""Random points looked at."""
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What `explain` found.
+
+    Attributes:
+        name: the study's.
+        dimensions: the parameters a sampler sees.
+        size: of the space.
+        sample: one feasible concrete study; None where none was found.
+        sample_values: its parameters.
+        params, macs: smallest and largest of the students looked at.
+        drawn, feasible: random points looked at, and how many of them can be trials.
+        reasons: why the others cannot, the most frequent first.
+        trials: how many the study runs at most.
+        teachers: how many teachers it trains.
+        student_epochs, teacher_epochs: epochs of all trainings together at most: those of trials
+            and replicates (with and without the teacher), and those of the teachers themselves.
+        student_passes, teacher_passes: samples that go through a student (forward and backward)
+            and through a teacher (forward; its own training too) at most; None while the number
+            of training samples is not known.
+    """
+
+    name: str
+    dimensions: tuple[Dimension, ...]
+    size: Size
+    sample: Study | None
+    sample_values: dict[str, Scalar]
+    params: tuple[int, int]
+    macs: tuple[int, int]
+    drawn: int
+    feasible: int
+    reasons: tuple[tuple[str, int], ...]
+    trials: int
+    teachers: int
+    student_epochs: int
+    teacher_epochs: int
+    student_passes: int | None
+    teacher_passes: int | None
+
+    @property
+    def branches(self) -> dict[str, tuple[Scalar, ...]]:
+        """The options of each choice, by its parameter."""
+        chosen = (found for found in self.dimensions if found.kind == "choice")
+        return {found.name: found.values for found in chosen}
+
+    def render(self) -> Group:
+        """The same to be read, for a `rich` console."""
+        return Group(Text(f"study {self.name}", style="bold"), *_dimensions(self), *_facts(self))
+
+
+def explain(
+    opened: OpenStudy, task: Task, seed: int = 0, train_size: int | None = None
+) -> Explanation:
+    """Look at a study's corners and at `DRAWS` random points of it.
+
+    Args:
+        opened: the study.
+        task: what the models must take and give.
+        seed: of the random points; the first feasible one is the sample.
+        train_size: number of training samples, where it is known.
+    """
+    space = opened.space_for(task)
+    seen = _Seen(opened, task)
+    for point in space.corners():
+        seen.look(point)
+    sample, values = None, {}
+    for draw in range(DRAWS):
+        drawer = Seeded(DRAWS * seed + draw)
+        found = seen.draw(drawer)
+        if found is not None and sample is None:
+            sample, values = found, dict(drawer.params)
+    student, teacher = _epochs(opened, seen)
+    return Explanation(
+        name=opened.settings.name,
+        dimensions=space.dimensions,
+        size=space.size,
+        sample=sample,
+        sample_values=values,
+        params=_range(cost.params for cost in seen.students),
+        macs=_range(cost.macs for cost in seen.students),
+        drawn=DRAWS,
+        feasible=DRAWS - seen.reasons.total(),
+        reasons=tuple(seen.reasons.most_common()),
+        trials=_trials(opened, space.size),
+        teachers=len(_trained(opened)),
+        student_epochs=student,
+        teacher_epochs=teacher,
+        student_passes=None if train_size is None else student * train_size,
+        teacher_passes=None if train_size is None else teacher * train_size,
+    )
+
+
+class _Seen:
+    """What the points looked at have shown."""
+
+    def __init__(self, opened: OpenStudy, task: Task) -> None:
+        self.opened = opened
+        self.task = task
+        self.students: list[Any] = []
+        self.epochs: list[int] = []
+        self.taught: list[bool] = []
+        self.reasons: Counter[str] = Counter()
+
+    def look(self, point: Point) -> None:
+        """Note what the student costs and how long it would train."""
+        try:
+            study = read_study(study_outline().expanded(point.data))
+            self.students.append(anatomies(study, self.task)[0])
+        except ValueError:
+            return
+        self.epochs.append(study.train.epochs)
+        self.taught.append(study.scheme.needs_teacher)
+
+    def draw(self, drawer: Seeded) -> Study | None:
+        """One random point; None where it is infeasible, with the reason noted."""
+        try:
+            point = self.opened.space_for(self.task).draw(drawer)
+            self.look(point)
+            return self.opened.fitted(point, self.task)
+        except Infeasible as error:
+            self.reasons[str(error)] += 1
+            return None
+
+
+def _epochs(opened: OpenStudy, seen: _Seen) -> tuple[int, int]:
+    """Epochs that students and teachers go through, at most."""
+    search = opened.settings.search
+    each = mean(seen.epochs) if seen.epochs else 0.0
+    taught = mean(seen.taught) if seen.taught else 0.0
+    trials = _trials(opened, opened.size) * each
+    replicates = search.chosen * search.replicates * each
+    own = sum(_teacher_epochs(opened, teacher) for teacher in _trained(opened))
+    return round(trials + 2 * replicates), round(taught * (trials + replicates)) + own
+
+
+def _trials(opened: OpenStudy, size: Size) -> int:
+    trials = opened.settings.search.trials
+    return trials if size.points is None else min(trials, size.points)
+
+
+def _trained(opened: OpenStudy) -> list[Any]:
+    return [teacher for teacher in opened.teachers() if teacher.weights is None]
+
+
+def _teacher_epochs(opened: OpenStudy, teacher: Any) -> int:
+    return (teacher.train or opened.settings.train).epochs
+
+
+def _range(values: Iterable[int]) -> tuple[int, int]:
+    found = list(values)
+    return (min(found), max(found)) if found else (0, 0)
+
+
+def _dimensions(found: Explanation) -> Iterable[Any]:
+    if not found.dimensions:
+        yield Text("nothing is left open: one trial")
+        return
+    table = Table(box=None, pad_edge=False)
+    for heading in ("parameter", "domain", "values", "sample", "drawn when"):
+        table.add_column(heading, overflow="fold")
+    for dimension in found.dimensions:
+        value = found.sample_values.get(dimension.name)
+        shown = "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
+        table.add_row(
+            *map(Text, (dimension.name, dimension.kind, dimension.text, shown)),
+            Text(dimension.when),
+        )
+    yield table
+
+
+def _facts(found: Explanation) -> Iterable[Any]:
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(style="dim")
+    table.add_column()
+    for label, text in _fact_lines(found):
+        table.add_row(label, Text(text))
+    yield table
+
+
+def _fact_lines(found: Explanation) -> Iterable[tuple[str, str]]:
+    size = f"{found.size.combinations:,} combinations"
+    if found.size.continuous:
+        size += f" x {found.size.continuous} continuous parameters"
+    yield "space", size
+    yield "student", f"{_span(found.params)} parameters, {_span(found.macs)} MACs"
+    feasible = f"{found.feasible / found.drawn:.0%} of {found.drawn} random points"
+    yield "feasible", feasible
+    for reason, times in found.reasons[:3]:
+        yield "", f"{times} not, because {reason}"
+    yield "trials", f"at most {found.trials}"
+    yield "teachers", f"{found.teachers} to train"
+    if found.student_passes is not None and found.teacher_passes is not None:
+        students, teachers = found.student_passes, found.teacher_passes
+        yield "samples", f"at most {students:,} through students, {teachers:,} through teachers"
+    else:
+        students, teachers = found.student_epochs, found.teacher_epochs
+        yield "epochs", f"at most {students:,} of students, {teachers:,} of teachers"
+
+
+def _span(ends: tuple[int, int]) -> str:
+    low, high = ends
+    return f"{low:,}" if low == high else f"{low:,} to {high:,}"

@@ -1,0 +1,227 @@
+"""Reading study files: what YAML gives, where it stood, and what is refused."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from raykd.problems import Problem, StudyError
+from raykd.study.files import Mark, parse_document, read_document
+from raykd.study.place import dotted, parse_place
+
+TEXT = """\
+name: x
+train:
+  epochs: 8
+  optimizer:
+    lr: 1e-3
+knowledge:
+  - loss: {name: kd,
+           temperature: 4}
+    weight: 0.5
+"""
+
+
+def only_problem(text: str) -> Problem:
+    with pytest.raises(StudyError) as caught:
+        parse_document(text, "study.yaml")
+    (problem,) = caught.value.problems
+    return problem
+
+
+def test_every_value_has_the_line_of_its_key() -> None:
+    document = parse_document(TEXT, "study.yaml")
+    lines = {dotted(place): mark.line for place, mark in document.marks.items()}
+    assert lines == {
+        "": 1,
+        "name": 1,
+        "train": 2,
+        "train.epochs": 3,
+        "train.optimizer": 4,
+        "train.optimizer.lr": 5,
+        "knowledge": 6,
+        "knowledge[0]": 7,
+        "knowledge[0].loss": 7,
+        "knowledge[0].loss.name": 7,
+        "knowledge[0].loss.temperature": 8,
+        "knowledge[0].weight": 9,
+    }
+    assert document.mark(("train", "nothing", "here")) == Mark("study.yaml", 2)
+
+
+@pytest.mark.parametrize(
+    ("written", "value"),
+    [
+        ("1e-3", 1e-3),
+        ("1E5", 1e5),
+        ("5e-4", 5e-4),
+        (".5", 0.5),
+        ("-1.5e+2", -150.0),
+        ("100_000", 100_000),
+        ("0", 0),
+        ("1:30", "1:30"),
+        ("2026-11-20", "2026-11-20"),
+        ("010", "010"),
+        ("1e", "1e"),
+        ("e3", "e3"),
+        ("null", None),
+        ("~", None),
+        ("none", "none"),
+        ("true", True),
+        ("'8'", "8"),
+    ],
+)
+def test_scalars(written: str, value: object) -> None:
+    read = parse_document(f"a: {written}").data["a"]
+    assert read == value
+    assert type(read) is type(value)
+
+
+def test_anchors_aliases_and_merge_keys() -> None:
+    text = "a: &a {x: 1, y: [2]}\nb: *a\nc:\n  <<: *a\n  x: 3\n"
+    document = parse_document(text, "f")
+    assert document.data == {
+        "a": {"x": 1, "y": [2]},
+        "b": {"x": 1, "y": [2]},
+        "c": {"x": 3, "y": [2]},
+    }
+    assert document.data["b"]["y"] is not document.data["a"]["y"]
+    assert document.mark(("c", "x")).line == 5
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "words"),
+    [
+        ("a: 1\nb: 2\na: 3\n", 3, "the key `a` stands twice, first in line 1"),
+        ("a: {x: 1, x: 1}\n", 1, "the key `x` stands twice"),
+        ("a: 1\n\tb: 2\n", 2, "a tab"),
+        ("a:\n\t- 1\n", 2, "a tab"),
+        ("a: [1, 2\nb: 3\n", 2, "not YAML"),
+        ("a: b: c\n", 1, "mapping values are not allowed"),
+        ("a: *b\n", 1, "undefined alias"),
+        ("a: !!python/object/apply:os.system [ls]\n", 1, "!!python/object/apply:os.system"),
+        ("a: !local 3\n", 1, "the tag !local is refused"),
+        ("a: !!binary aGk=\n", 1, "!!binary"),
+        ("a: &a [*a]\n", 1, "an alias that holds itself"),
+        ("- a\n- b\n", 1, "a study is a mapping of keys to values, not a list"),
+        ("just text\n", 1, "not the single value 'just text'"),
+        ("1: a\n", 1, "a key must be text; `1` is read as int"),
+        ("on: a\n", 1, "a key must be text; `on` is read as bool"),
+        ("a: 1\n---\nb: 2\n", 2, "not YAML"),
+        ("", 0, "the study is empty"),
+        ("# only a comment\n", 0, "the study is empty"),
+    ],
+)
+def test_refused_with_its_line(text: str, line: int, words: str) -> None:
+    problem = only_problem(text)
+    assert words in problem.what
+    assert problem.line == line
+    assert problem.file == "study.yaml"
+
+
+def test_aliases_cannot_blow_a_file_up() -> None:
+    bomb = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
+        f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]\n" for i in range(1, 9)
+    )
+    assert "more than 20,000 values" in only_problem(bomb).what
+
+
+def test_missing_file_names_its_neighbours(tmp_path: Path) -> None:
+    (tmp_path / "there.yaml").write_text("name: x\n")
+    with pytest.raises(StudyError) as caught:
+        read_document(tmp_path / "not_there.yaml")
+    (problem,) = caught.value.problems
+    assert problem.what == "no such file"
+    assert "there.yaml" in problem.mend
+
+
+def test_folder_and_bytes(tmp_path: Path) -> None:
+    with pytest.raises(StudyError, match="a folder"):
+        read_document(tmp_path)
+    (tmp_path / "bytes.yaml").write_bytes(b"name: \xff\n")
+    with pytest.raises(StudyError, match="not UTF-8"):
+        read_document(tmp_path / "bytes.yaml")
+
+
+@pytest.mark.parametrize(
+    ("override", "place", "value"),
+    [
+        ("train.epochs=3", ("train", "epochs"), 3),
+        ("train.optimizer.lr=1e-2", ("train", "optimizer", "lr"), 0.01),
+        ("knowledge[0].weight=0.25", ("knowledge", 0, "weight"), 0.25),
+        ("knowledge[0].loss={name: hint}", ("knowledge", 0, "loss"), {"name": "hint"}),
+        ("search.trials=4", ("search", "trials"), 4),
+        ("name=a=b", ("name",), "a=b"),
+        ("name=", ("name",), None),
+        ("train.epochs={int: [1, 3]}", ("train", "epochs"), {"int": [1, 3]}),
+    ],
+)
+def test_overrides(override: str, place: tuple[str | int, ...], value: object) -> None:
+    before = parse_document(TEXT, "study.yaml")
+    after = before.with_overrides([override])
+    assert after.get(place) == value
+    assert after.mark(place) == Mark("--set", 0)
+    assert before.data == parse_document(TEXT).data
+    assert after.overrides == (override,)
+    assert after.text == TEXT
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("train.epochs", "has no `=`"),
+        ("train..epochs=3", "is no path"),
+        ("=3", "an empty path"),
+        ("[0]=3", "is no path"),
+        ("knowledge[1].weight=3", "knowledge has 1 items, so there is no [1]"),
+        ("knowledge.weight=3", "knowledge is a list, not a mapping"),
+        ("train[0]=3", "train is a mapping, not a list"),
+        ("name.first=3", "name is 'x', not a mapping"),
+        ("train.epochs=[1", "not YAML"),
+        ("train.epochs=!!python/name:os.system x", "is refused"),
+    ],
+)
+def test_refused_overrides(override: str, words: str) -> None:
+    with pytest.raises(StudyError) as caught:
+        parse_document(TEXT, "study.yaml").with_overrides([override])
+    (problem,) = caught.value.problems
+    assert words in problem.what
+    assert problem.file == "--set"
+
+
+def test_an_override_below_a_choice_names_the_way() -> None:
+    document = parse_document("a: {choice: [{b: 1}, {b: 2}]}\n")
+    with pytest.raises(StudyError, match=r"a\.choice\[0\]\.b="):
+        document.with_overrides(["a.b=3"])
+    assert document.with_overrides(["a.choice[1].b=3"]).data["a"]["choice"][1] == {"b": 3}
+
+
+def test_all_refused_overrides_are_told() -> None:
+    with pytest.raises(StudyError) as caught:
+        parse_document(TEXT).with_overrides(["train.epochs", "name.first=3"])
+    assert len(caught.value.problems) == 2
+
+
+PLACES = st.tuples(
+    st.sampled_from(["a", "loss", "val_accuracy"]),
+).flatmap(
+    lambda first: st.lists(st.sampled_from(["b", "name", 0, 7]), max_size=5).map(
+        lambda rest: (*first, *rest)
+    )
+)
+
+
+@given(PLACES)
+def test_paths_read_back(place: tuple[str | int, ...]) -> None:
+    assert parse_place(dotted(place)) == place
+
+
+def test_reading_files_needs_no_torch() -> None:
+    code = "import raykd.study.files, sys; sys.exit('torch' in sys.modules)"
+    root = Path(__file__).parents[2]
+    assert subprocess.run([sys.executable, "-c", code], cwd=root, check=False).returncode == 0

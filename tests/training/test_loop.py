@@ -1,0 +1,342 @@
+from __future__ import annotations
+
+import dataclasses
+import gc
+import math
+import weakref
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from training_cases import (
+    DIGITS,
+    Forgetful,
+    alone,
+    assert_same,
+    digits,
+    forgetful,
+    perceptron,
+    rich,
+    taught,
+    teacher,
+    train_of,
+    untimed,
+    weights,
+)
+
+from raykd.architecture import MODELS, Task
+from raykd.data import Batches
+from raykd.knowledge import LOSSES, Pair, Term
+from raykd.schemes import Alone, Offline
+from raykd.study.schema import Student, Study
+from raykd.study.train import SGD, AdamW, Constant, Train
+from raykd.training.checkpoint import load_state, save_state
+from raykd.training.evaluate import evaluate
+from raykd.training.loop import Diverged, Training
+
+CASES = {"alone": alone, "taught": taught, "rich": rich, "forgetful": forgetful}
+METRICS = {
+    "train_loss",
+    "train_accuracy",
+    "term_task",
+    "val_loss",
+    "val_accuracy",
+    "lr",
+    "epoch_seconds",
+    "images_per_second",
+}
+
+
+def finish(training: Training) -> Training:
+    while training.epoch < training.epochs:
+        training.run_epoch()
+    return training
+
+
+def test_a_student_alone_learns_the_digits() -> None:
+    study = alone(epochs=4, batch_size=64, optimizer=SGD(lr=0.1))
+    study = dataclasses.replace(study, data=dataclasses.replace(DIGITS, limit=None))
+    training = finish(Training(study, digits(None), seed=0))
+    assert training.history[-1]["val_accuracy"] > 0.9
+    found = training.evaluate("test")
+    assert found.keys() == {"test_loss", "test_accuracy"} and found["test_accuracy"] > 0.9
+
+
+def test_a_taught_student_follows_its_teacher() -> None:
+    """With no weight on the labels, what is learnt is the teacher's answers."""
+    trained = finish(train_of(alone(epochs=4, optimizer=SGD(lr=0.1)))).student
+    study = dataclasses.replace(
+        taught(epochs=4, optimizer=SGD(lr=0.1)), scheme=Offline(task_weight=0.0)
+    )
+    training = Training(study, digits(), seed=1, teacher=trained)
+    before = training.evaluate("val")["val_accuracy"]
+    finish(training)
+    assert training.history[-1]["term_kd"] < training.history[0]["term_kd"] / 2
+    assert training.history[-1]["val_accuracy"] > before + 0.3
+
+
+def test_the_metrics_of_an_epoch() -> None:
+    training = train_of(taught())
+    found = training.run_epoch()
+    assert found.keys() == METRICS | {"term_kd"}
+    assert all(type(value) is float and math.isfinite(value) for value in found.values())
+    assert training.history == [found] and training.epoch == 1 and training.epochs == 2
+    assert found["train_loss"] == pytest.approx(found["term_task"] + found["term_kd"], rel=1e-5)
+
+
+def test_the_validation_figures_are_those_of_the_student_as_it_is() -> None:
+    training = train_of(alone())
+    metrics = training.run_epoch()
+    batches = Batches(digits().val, dataset=digits(), batch_size=7, seed=0, shuffle=False)
+    found = evaluate(training.student, batches.epoch(0))
+    assert found["accuracy"] == metrics["val_accuracy"]
+    assert found["loss"] == pytest.approx(metrics["val_loss"], rel=1e-5)
+
+
+def test_the_steps_are_those_of_plain_pytorch() -> None:
+    """One epoch against a loop written out, from the same weights, on the same batches."""
+    study = alone(epochs=1, optimizer=SGD(lr=0.1), schedule=Constant(), label_smoothing=0.1)
+    training = train_of(dataclasses.replace(study, student=Student(model=MODELS["mlp"](width=16))))
+    model = MODELS["mlp"](width=16).build(Task(input_shape=(1, 8, 8), classes=10))
+    model.load_state_dict(training.student.state_dict())
+    optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9, weight_decay=5e-4)
+    batches = Batches(digits().train, dataset=digits(), batch_size=32, seed=0, shuffle=True)
+    for batch in batches.epoch(0):
+        logits = model(batch.inputs)
+        loss = torch.nn.functional.cross_entropy(logits, batch.targets, label_smoothing=0.1)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    training.run_epoch()
+    for name, tensor in model.state_dict().items():
+        torch.testing.assert_close(training.student.state_dict()[name], tensor, msg=name)
+
+
+@pytest.mark.parametrize("name", list(LOSSES.members))
+def test_every_loss_trains(name: str) -> None:
+    training = train_of(taught(Term(loss=LOSSES[name]()), epochs=1))
+    found = training.run_epoch()
+    assert math.isfinite(found[f"term_{name}"])
+
+
+@pytest.mark.parametrize("name", list(MODELS.members))
+def test_every_model_trains(name: str) -> None:
+    study = dataclasses.replace(alone(epochs=1), student=Student(model=MODELS[name]()))
+    small = dataclasses.replace(DIGITS, limit=40)
+    training = Training(dataclasses.replace(study, data=small), digits(40), seed=0)
+    assert math.isfinite(training.run_epoch()["train_loss"])
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_same_seed_gives_the_same_bits(case: str) -> None:
+    first = finish(train_of(CASES[case](), seed=3))
+    torch.manual_seed(123)  # what the process did before does not matter
+    train_of(taught(), seed=9).run_epoch()
+    torch.rand(7)
+    second = finish(train_of(CASES[case](), seed=3))
+    assert_same(weights(first.distiller), weights(second.distiller))
+    assert list(map(untimed, first.history)) == list(map(untimed, second.history))
+
+
+def test_trainings_side_by_side_do_not_disturb_each_other() -> None:
+    reference = finish(train_of(forgetful(), seed=3))
+    one, other = train_of(forgetful(), seed=3), train_of(forgetful(), seed=4)
+    while one.epoch < one.epochs:
+        other.run_epoch()
+        one.run_epoch()
+    assert_same(weights(one.student), weights(reference.student))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_another_seed_gives_another_training(case: str) -> None:
+    first, second = train_of(CASES[case](), seed=3), train_of(CASES[case](), seed=4)
+    assert untimed(first.run_epoch()) != untimed(second.run_epoch())
+
+
+def test_dropout_differs_from_epoch_to_epoch_and_leaves_the_process_alone() -> None:
+    study = dataclasses.replace(
+        alone(epochs=2, optimizer=SGD(lr=1e-12), schedule=Constant()),
+        student=Student(model=Forgetful()),
+    )
+    torch.manual_seed(7)
+    expected = torch.rand(3)
+    torch.manual_seed(7)
+    training = finish(train_of(study))
+    assert torch.equal(torch.rand(3), expected)
+    assert training.history[0]["train_loss"] != training.history[1]["train_loss"]
+    assert training.history[0]["val_loss"] == training.history[1]["val_loss"]
+
+
+def test_a_student_starts_from_the_same_weights_under_every_scheme() -> None:
+    hint = Term(loss=LOSSES["hint"]())
+    ours = weights(train_of(taught(hint), seed=5).student)
+    assert_same(ours, weights(train_of(alone(), seed=5).student))
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("stop", [1, 2])
+def test_going_on_from_a_state_is_as_if_never_stopped(
+    case: str, stop: int, tmp_path: Path
+) -> None:
+    study = dataclasses.replace(
+        CASES[case](), train=dataclasses.replace(CASES[case]().train, epochs=4)
+    )
+    whole = train_of(study, seed=2)
+    for _ in range(stop):
+        whole.run_epoch()
+    save_state(whole.state(), tmp_path / "state.pt")
+    finish(whole)  # the state is a copy: going on does not change it
+
+    resumed = train_of(study, seed=2)
+    resumed.load_state(load_state(tmp_path / "state.pt"))
+    assert resumed.epoch == stop
+    finish(resumed)
+    assert_same(weights(resumed.distiller), weights(whole.distiller))
+    assert list(map(untimed, resumed.history)) == list(map(untimed, whole.history))
+    assert resumed.evaluate("test") == whole.evaluate("test")
+
+
+def test_a_state_keeps_the_student_apart() -> None:
+    training = train_of(taught(Term(loss=LOSSES["hint"]())))
+    training.run_epoch()
+    state = training.state()
+    assert_same(state["student"], weights(training.student))
+    assert state["distiller"] and not any("student" in name for name in state["distiller"])
+    before = {name: tensor.clone() for name, tensor in state["student"].items()}
+    training.run_epoch()
+    assert_same(state["student"], before)
+
+
+def test_the_state_of_another_training_is_refused() -> None:
+    training = train_of(alone(), seed=1)
+    training.run_epoch()
+    state = training.state()
+    with pytest.raises(ValueError, match="seed 1 after 1 epochs"):
+        train_of(alone(), seed=2).load_state(state)
+    with pytest.raises(ValueError, match="another study"):
+        train_of(perceptron(), seed=1).load_state(state)
+
+
+@pytest.mark.parametrize(
+    ("train", "what"),
+    [
+        ({"optimizer": SGD(lr=1e12)}, "term 'task'"),
+        ({"optimizer": AdamW(lr=1e30)}, ""),
+    ],
+)
+def test_a_training_that_blows_up_says_so(train: dict[str, Any], what: str) -> None:
+    training = train_of(alone(epochs=3, **train))
+    with pytest.raises(Diverged, match="not finite") as caught:
+        finish(training)
+    assert what in caught.value.what
+    assert caught.value.epoch == training.epoch + 1
+
+
+def test_the_last_step_s_damage_is_seen() -> None:
+    """One step alone: its loss is that of the first weights, the damage comes after it."""
+    study = alone(epochs=1, batch_size=200, optimizer=SGD(lr=1e38))
+    with pytest.raises(Diverged, match="validation loss"):
+        train_of(study).run_epoch()
+
+
+class CountsHostReads(TorchDispatchMode):
+    """Counts what makes the host wait for the device: single numbers read from tensors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.reads = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.reads += func is torch.ops.aten._local_scalar_dense.default
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_no_step_waits_for_the_device(case: str) -> None:
+    training = train_of(CASES[case]())
+    with CountsHostReads() as counted:
+        training._train()
+    assert counted.reads == 0
+
+
+def test_gradients_are_clipped() -> None:
+    study = alone(epochs=1, optimizer=SGD(lr=1.0, momentum=0.0, weight_decay=0.0), clip_norm=1e-3)
+    study = dataclasses.replace(study, train=dataclasses.replace(study.train, schedule=Constant()))
+    training = train_of(study)
+    before = weights(training.student)
+    training.run_epoch()
+    parameters = dict(training.student.named_parameters())
+    moved = sum(float((p.detach() - before[k]).square().sum()) for k, p in parameters.items())
+    steps = math.ceil(200 / 32)
+    assert 0 < math.sqrt(moved) <= 1e-3 * steps * 1.01
+
+
+def test_bf16_trains() -> None:
+    training = finish(train_of(alone(precision="bf16", optimizer=SGD(lr=0.1))))
+    assert training.history[-1]["train_loss"] < training.history[0]["train_loss"]
+    assert all(p.dtype == torch.float32 for p in training.student.parameters())
+
+
+def test_a_scheme_that_needs_a_teacher_says_so() -> None:
+    with pytest.raises(ValueError, match="needs a teacher"):
+        Training(taught(), digits(), seed=0)
+
+
+def test_a_layer_that_is_not_there_is_said() -> None:
+    term = Term(loss=LOSSES["hint"](), pairs=(Pair(hint="stage2", guided="stage9"),))
+    with pytest.raises(ValueError, match="stage9"):
+        train_of(taught(term))
+
+
+def test_a_teacher_given_as_a_network_needs_no_option() -> None:
+    study = taught(Term(loss=LOSSES["hint"]()), epochs=1)
+    named = Training(study, digits(), seed=0, teacher=teacher()).run_epoch()
+    study = dataclasses.replace(study, teacher=None)
+    assert untimed(Training(study, digits(), seed=0, teacher=teacher()).run_epoch()) == untimed(
+        named
+    )
+
+
+def test_five_trainings_on_one_teacher_leave_no_trace() -> None:
+    """No hook, no statistic moved, and each training is gone with its last reference."""
+    network = teacher()
+    before = weights(network)
+    gc.collect()
+    gc.disable()  # nothing may be left for the collector
+    try:
+        for seed in range(5):
+            training = train_of(rich(), seed=seed)
+            training.run_epoch()
+            training.run_epoch()
+            gone = [weakref.ref(training), weakref.ref(training.student)]
+            gone += [weakref.ref(p) for p in training.distiller.parameters()]
+            del training
+            assert all(each() is None for each in gone)
+    finally:
+        gc.enable()
+    assert_same(weights(network), before)
+    for module in network.modules():
+        assert not module._forward_hooks and not module._forward_pre_hooks
+        assert not module.training
+    assert all(p.grad is None for p in network.parameters())
+
+
+def test_the_study_s_own_terms_decide_the_pairs() -> None:
+    """Pairs left null are those of the loss's default, written out."""
+    at = LOSSES["at"]()
+    default = train_of(taught(Term(loss=at), epochs=1)).run_epoch()
+    stages = tuple(Pair(hint=f"stage{n}", guided=f"stage{n}") for n in (1, 2, 3))
+    named = train_of(taught(Term(loss=at, pairs=stages), epochs=1)).run_epoch()
+    assert untimed(default) == untimed(named)
+
+
+def test_alone_ignores_knowledge() -> None:
+    study: Study = dataclasses.replace(taught(Term(loss=LOSSES["hint"]())), scheme=Alone())
+    found = Training(study, digits(), seed=0).run_epoch()
+    assert untimed(found) == untimed(train_of(alone(), seed=0).run_epoch())
+
+
+def test_train_defaults_are_sane() -> None:
+    assert Train().precision == "auto"

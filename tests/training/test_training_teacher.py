@@ -1,0 +1,132 @@
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+from training_cases import DIGITS, digits, taught, train_of, weights
+
+from raykd.architecture import Mlp, Resnet, Task
+from raykd.schemes import Alone
+from raykd.study.schema import Search, Student, Study, Teacher
+from raykd.study.train import SGD, Train
+from raykd.training.checkpoint import dump_weights, read_metadata, save_weights
+from raykd.training.teacher import (
+    check_weights,
+    load_teacher,
+    read_teacher,
+    teacher_key,
+    teacher_metadata,
+    teacher_study,
+)
+
+TASK = Task(input_shape=(1, 8, 8), classes=10)
+STUDY = taught()
+
+
+def changed(**fields: object) -> Study:
+    return dataclasses.replace(STUDY, **fields)  # type: ignore[arg-type]
+
+
+def test_the_teacher_is_trained_alone_by_its_own_recipe() -> None:
+    own = Train(epochs=7)
+    study = changed(teacher=Teacher(model=Resnet(depth=14, width=8), train=own))
+    found = teacher_study(study)
+    assert found.student.model == Resnet(depth=14, width=8)
+    assert found.scheme == Alone() and found.knowledge == () and found.teacher is None
+    assert found.train == own and found.data == study.data and found.seed == study.seed
+    assert teacher_study(STUDY).train == STUDY.train
+
+
+def test_no_teacher_and_no_model_are_said() -> None:
+    with pytest.raises(ValueError, match="has no teacher"):
+        teacher_study(changed(teacher=None))
+    with pytest.raises(ValueError, match=r"teacher\.model"):
+        teacher_study(changed(teacher=Teacher(weights="models:/a@b")))
+
+
+TEACHER = Resnet(depth=8, width=8)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        changed(teacher=Teacher(model=Resnet(depth=14, width=8))),
+        changed(teacher=Teacher(model=Mlp())),
+        changed(teacher=Teacher(model=TEACHER, train=Train(epochs=9))),
+        changed(teacher=Teacher(model=TEACHER, weights="teacher.safetensors")),
+        changed(train=dataclasses.replace(STUDY.train, optimizer=SGD(lr=0.011))),
+        changed(train=dataclasses.replace(STUDY.train, label_smoothing=0.1)),
+        changed(seed=1),
+    ],
+)
+def test_another_teacher_has_another_key(other: Study) -> None:
+    assert teacher_key(other, "data") != teacher_key(STUDY, "data")
+
+
+def test_other_data_another_key() -> None:
+    assert teacher_key(STUDY, "data") != teacher_key(STUDY, "other data")
+
+
+def test_what_does_not_touch_the_teacher_keeps_the_key() -> None:
+    own = changed(teacher=Teacher(model=TEACHER, train=Train(epochs=3)))
+    for same in (
+        dataclasses.replace(own, name="other"),
+        dataclasses.replace(own, student=Student(model=Mlp())),
+        dataclasses.replace(own, knowledge=()),
+        dataclasses.replace(own, search=Search(trials=99)),
+        dataclasses.replace(own, train=Train(epochs=50)),  # the teacher has its own
+    ):
+        assert teacher_key(same, "data") == teacher_key(own, "data")
+
+
+def test_another_file_under_the_same_name_is_another_teacher(tmp_path: Path) -> None:
+    path = tmp_path / "teacher.safetensors"
+    study = changed(teacher=Teacher(model=TEACHER, weights=str(path)))
+    save_weights(TEACHER.build(TASK), path)
+    first = teacher_key(study, "data")
+    assert teacher_key(study, "data") == first
+    save_weights(TEACHER.build(TASK), path)
+    assert teacher_key(study, "data") != first
+
+
+def test_a_trained_teacher_comes_back_as_good_as_it_was(tmp_path: Path) -> None:
+    training = train_of(teacher_study(STUDY))
+    metrics = training.run_epoch()
+    key = teacher_key(STUDY, digits().fingerprint)
+    path = tmp_path / f"{key}.safetensors"
+    accuracy = metrics["val_accuracy"]
+    save_weights(training.student, path, teacher_metadata(STUDY, key, accuracy))
+
+    loaded = load_teacher(STUDY, TASK, path)
+    assert not loaded.training
+    ours, theirs = weights(training.student), weights(loaded)
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    beside = read_metadata(path)
+    assert beside["raykd.teacher_key"] == key and beside["raykd.study"] == STUDY.name
+    assert float(beside["raykd.val_accuracy"]) == accuracy
+
+    again = read_teacher(STUDY, TASK, dump_weights(training.student))
+    assert all(torch.equal(ours[name], tensor) for name, tensor in again.state_dict().items())
+
+
+def test_weights_are_checked_by_their_header(tmp_path: Path) -> None:
+    path = tmp_path / "teacher.safetensors"
+    save_weights(TEACHER.build(TASK), path)
+    check_weights(path, TEACHER, TASK)
+    with pytest.raises(ValueError, match="of another shape"):
+        check_weights(path, Resnet(depth=8, width=16), TASK)
+    with pytest.raises(ValueError, match="missing"):
+        check_weights(path, Resnet(depth=14, width=8), TASK)
+    with pytest.raises(ValueError, match="is not there"):
+        check_weights(tmp_path / "none", TEACHER, TASK)
+    with pytest.raises(ValueError, match="of another shape"):
+        check_weights(path, TEACHER, Task(input_shape=(1, 8, 8), classes=100))
+
+
+def test_the_augmentation_is_part_of_the_key() -> None:
+    from raykd.data import AUGMENTATIONS
+
+    data = dataclasses.replace(DIGITS, augment=(AUGMENTATIONS["random_crop"](padding=1),))
+    assert teacher_key(changed(data=data), "data") != teacher_key(STUDY, "data")
