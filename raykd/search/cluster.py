@@ -140,7 +140,7 @@ def is_remote() -> bool:
 
 
 @contextmanager
-def ray_session(*, verbose: bool, log_folder: Path) -> Iterator[list[Resources]]:
+def ray_session(*, verbose: bool) -> Iterator[list[Resources]]:
     """Join the cluster `RAY_ADDRESS` names, or start Ray on this machine and end it afterwards.
 
     Gives each node's total resources.

@@ -10,6 +10,7 @@ import sys
 import uuid
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from raykd.study.opened import OpenStudy
 from raykd.study.schema import Study, Teacher, plain
 from raykd.tracking.journal import Journal, events
 from raykd.training.storage import Storage, is_uri
-from raykd.training.teacher import teacher_key
+from raykd.training.teacher import check_weights, teacher_key
 
 Listener = Callable[[Mapping[str, Any]], None]
 PACKAGES = ("raykd", "ray", "torch", "torchvision", "optuna", "mlflow", "numpy", "pydantic")
@@ -71,41 +72,101 @@ def search(
     Raises:
         StudyError: the study, its data or the cluster is not fit; nothing was started.
     """
-    from raykd.tracking.runs import Tracker
-
     folder = None
     if resume is not None:
         folder, overrides = open_folder(resume)
-        study = load_study(folder.given, overrides=overrides)
-    elif not isinstance(study, OpenStudy):
-        study = load_study(study, overrides=overrides)
+        study = folder.given
+    return run(opened(study, overrides), folder, in_slots, verbose=verbose, listeners=listeners)
+
+
+def opened(study: OpenStudy | str | Path, overrides: Sequence[str] = ()) -> OpenStudy:
+    """The study itself, or the one in the file it names, checked.
+
+    Raises:
+        StudyError: it is not fit to start.
+    """
+    if isinstance(study, OpenStudy):
+        return study
+    return load_study(study, overrides=overrides, checks=[check_teacher_weights])
+
+
+def check_teacher_weights(study: Study, task: Task | None) -> Iterator[Problem]:
+    """See that a teacher's file of weights is there and fits its model; nothing is loaded."""
+    teacher = study.teacher
+    if teacher is None or teacher.weights is None or teacher.is_mlflow or teacher.model is None:
+        return
+    try:
+        if task is not None:
+            check_weights(Path(teacher.weights).expanduser(), teacher.model, task)
+    except ValueError as error:
+        yield Problem(str(error), path="teacher.weights")
+
+
+@dataclass(frozen=True)
+class Enterprise:
+    """What a way of running a study works with."""
+
+    study: OpenStudy
+    task: Task
+    data: Dataset
+    folder: StudyFolder
+    chronicle: Chronicle
+    records: Records
+    verbose: bool
+
+    def explorer(self, slots: int) -> Explorer:
+        """Ready to be asked for work by so many slots."""
+        storage = Storage(self.folder.storage)
+        return Explorer(
+            self.study,
+            self.task,
+            open_optuna(self.study.settings, self.folder, slots),
+            self.chronicle,
+            storage,
+            self.folder.name,
+            prepare_teachers(self.study, self.data, storage),
+            self.records,
+        )
+
+
+def run(
+    study: OpenStudy,
+    folder: StudyFolder | None,
+    conduct: Callable[[Enterprise], Explorer],
+    *,
+    verbose: bool = False,
+    listeners: Sequence[Listener] = (),
+) -> StudyResult:
+    """Open a study's folder, journal and tracking, have it conducted, and sum it up.
+
+    Args:
+        study: checked.
+        folder: of an interrupted run to go on with; None: a fresh one.
+        conduct: runs everything an explorer asks for (`in_slots`, or in this process).
+
+    Raises:
+        StudyError: the data or the cluster is not fit, or the study could not be carried out.
+    """
+    from raykd.tracking.runs import Tracker
+
     settings = study.settings
-    if not is_remote():
-        plan_slots(settings.cluster, here())
     data = load_data(settings)
     task = Task(input_shape=data.input_shape, classes=data.classes)
     if folder is None:
-        folder = create_folder(
-            settings.name, settings.cluster.storage, study.given, list(overrides)
-        )
+        storage = settings.cluster.storage
+        folder = create_folder(settings.name, storage, study.given, study.overrides)
     known = events(folder.journal) if folder.journal.exists() else []
     journal = Journal(folder.journal)
     chronicle = Chronicle(journal, listeners)
-    study_id = next((e["id"] for e in known if e["event"] == "study"), None) or uuid.uuid4().hex
-    _open_chronicle(chronicle, study, study_id, folder, data)
+    _open_chronicle(chronicle, study, known, folder, data)
     tracker = Tracker(folder.journal, settings.tracking.uri)
     status = "failed"
     try:
-        chronicle.tell({"event": "phase", "phase": "ray"})
-        with ray_session(verbose=verbose, log_folder=folder.path) as nodes:
-            plan = plan_slots(settings.cluster, nodes)
-            _check_storage(folder, nodes)
-            chronicle.tell({"event": "plan", "plan": plan, "study": study, "folder": folder})
-            explorer = _explorer(study, task, data, folder, chronicle, plan, Records.from_events(known))
-            explore(explorer, plan, folder, data, verbose=verbose)
-            if explorer.fatal:
-                raise StudyError(explorer.fatal)
-            _keep_models(chronicle, explorer, folder, data, settings)
+        records = Records.from_events(known)
+        explorer = conduct(Enterprise(study, task, data, folder, chronicle, records, verbose))
+        if explorer.fatal:
+            raise StudyError(explorer.fatal)
+        _keep_models(chronicle, explorer, folder, data, settings)
         result = read_result(folder.path)
         chronicle.write("note", id=None, tags=result.tags(), metrics=result.figures(), step=0)
         status = "finished"
@@ -119,6 +180,28 @@ def search(
         chronicle.tell({"event": "tracked", "delivered": delivered, "status": str(tracker.status)})
         journal.close()
     return result
+
+
+def in_slots(enterprise: Enterprise) -> Explorer:
+    """Conduct a study in warm slots of the cluster."""
+    cluster = enterprise.study.settings.cluster
+    if not is_remote():
+        plan_slots(cluster, here())
+    enterprise.chronicle.tell({"event": "phase", "phase": "ray"})
+    with ray_session(verbose=enterprise.verbose) as nodes:
+        plan = plan_slots(cluster, nodes)
+        _check_storage(enterprise.folder, nodes)
+        explorer = enterprise.explorer(plan.slots)
+        enterprise.chronicle.tell(
+            {
+                "event": "plan",
+                "plan": plan,
+                "study": enterprise.study,
+                "folder": enterprise.folder,
+            }
+        )
+        explore(explorer, plan, enterprise.folder, enterprise.data, verbose=enterprise.verbose)
+    return explorer
 
 
 def load_data(settings: Study) -> Dataset:
@@ -210,28 +293,6 @@ def _quiet(verbose: bool) -> Iterator[None]:
         yield
 
 
-def _explorer(
-    study: OpenStudy,
-    task: Task,
-    data: Dataset,
-    folder: StudyFolder,
-    chronicle: Chronicle,
-    plan: SlotPlan,
-    records: Records,
-) -> Explorer:
-    storage = Storage(folder.storage)
-    return Explorer(
-        study,
-        task,
-        open_optuna(study.settings, folder, plan.slots),
-        chronicle,
-        storage,
-        folder.name,
-        prepare_teachers(study, data, storage),
-        records,
-    )
-
-
 def open_optuna(settings: Study, folder: StudyFolder, slots: int) -> Any:
     """Optuna's study in the folder's own database, made or taken up."""
     import optuna
@@ -265,11 +326,9 @@ def prepare_teachers(study: OpenStudy, data: Dataset, storage: Storage) -> dict[
     Raises:
         StudyError: weights that were named cannot be had.
     """
-    import dataclasses
-
     files: dict[Teacher, str] = {}
     for teacher in study.teachers():
-        concrete = dataclasses.replace(study.settings, teacher=teacher)
+        concrete = replace(study.settings, teacher=teacher)
         key = teacher_key(concrete, data.fingerprint)
         suffix = "pt" if teacher.is_mlflow else "safetensors"
         file = files[teacher] = f"teachers/{key}.{suffix}"
@@ -331,12 +390,17 @@ def _check_storage(folder: StudyFolder, nodes: Sequence[Mapping[str, float]]) ->
 
 
 def _open_chronicle(
-    chronicle: Chronicle, study: OpenStudy, study_id: str, folder: StudyFolder, data: Dataset
+    chronicle: Chronicle,
+    study: OpenStudy,
+    known: Sequence[Mapping[str, Any]],
+    folder: StudyFolder,
+    data: Dataset,
 ) -> None:
     settings = study.settings
+    before = next((event["id"] for event in known if event["event"] == "study"), None)
     chronicle.write(
         "study",
-        id=study_id,
+        id=before or uuid.uuid4().hex,
         name=settings.name,
         experiment=settings.tracking.experiment or settings.name,
         register=settings.tracking.register,

@@ -120,7 +120,8 @@ def _place(loc: Sequence[str | int], data: Any, *, may_be_new: bool) -> Place:
     value, past_name = data, False
     for i, step in enumerate(loc):
         last = i == len(loc) - 1
-        if isinstance(value, Mapping) and value.get("name") == step and not past_name:
+        chosen_by = value.get("name") if isinstance(value, Mapping) and place else None
+        if chosen_by is not None and chosen_by == step and not past_name:
             past_name = True
         elif isinstance(value, Mapping) and (step in value or (last and may_be_new)):
             place.append(step)

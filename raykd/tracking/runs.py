@@ -138,7 +138,7 @@ def sync(
     uri: str,
     *,
     from_start: bool = False,
-    patience: float = 30.0,
+    patience: float = 60.0,
     verbose: bool = False,
     report: Callable[[Status], None] | None = None,
 ) -> Status:

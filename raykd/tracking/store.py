@@ -17,7 +17,7 @@ import sqlite3
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,12 +25,13 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import Run
 
 # Ours unless the user has set them: an absent server costs seconds, not the four minutes of
 # MLflow's seven retries (raykd tries again by itself), nothing is printed, nothing reported.
 ENVIRONMENT: Mapping[str, str] = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -107,22 +108,39 @@ def experiment_id(client: MlflowClient, name: str, uri: str) -> str:
 
 
 def run_ids(client: MlflowClient, experiment: str, study_id: str) -> dict[str, str]:
-    """MLflow's run ids of a study by `raykd.id`."""
-    found: dict[str, str] = {}
+    """MLflow's run ids of a study by `raykd.id`.
+
+    A request that timed out here may still be served over there, so that a run stands there twice:
+    the emptier one is deleted.
+    """
+    found: dict[str, Run] = {}
+    for run in _study_runs(client, experiment, study_id):
+        id = run.data.tags.get("raykd.id", "")
+        if id in found:
+            fuller, emptier = sorted((found[id], run), key=_content, reverse=True)
+            client.delete_run(emptier.info.run_id)
+            run = fuller
+        found[id] = run
+    return {id: run.info.run_id for id, run in found.items()}
+
+
+def _study_runs(client: MlflowClient, experiment: str, study_id: str) -> Iterator[Run]:
     token: str | None = None
     while True:
         page = client.search_runs(
             [experiment],
             f"tags.`raykd.study` = {quoted(study_id)}",
             max_results=1000,
-            order_by=["attributes.start_time DESC"],
             page_token=token,
         )
-        for run in page:
-            found[run.data.tags.get("raykd.id", "")] = run.info.run_id
+        yield from page
         token = page.token
         if not token:
-            return found
+            return
+
+
+def _content(run: Run) -> int:
+    return len(run.data.metrics) + len(run.data.params) + len(run.data.tags)
 
 
 def quoted(text: str) -> str:
@@ -298,7 +316,7 @@ def _check_server(uri: str, timeout: float) -> StoreCheck:
         return _check_refusal(address, error)
     except (OSError, ValueError) as error:
         reason = getattr(error, "reason", error)
-        mend = "start it (mlflow server), or mend tracking.uri; runs are kept in the study's "
+        mend = "start it (mlflow server), or mend tracking.uri; runs wait in the study's "
         return StoreCheck(False, f"{address}: no answer ({reason})", mend + "journal meanwhile")
     return _check_answer(address, body)
 

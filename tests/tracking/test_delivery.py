@@ -197,6 +197,18 @@ def test_a_lost_cursor_and_a_lost_store_are_made_good(journal: Journal, uri: str
     ]
 
 
+def test_a_run_created_twice_is_left_once(journal: Journal, uri: str) -> None:
+    start(journal)
+    trial(journal, 0)
+    sync(journal.path, uri)
+    store = Store(uri)
+    before = store.everything()
+    tags = store.run("trial-0000").data.tags  # an answer was lost, the run was created again
+    store.client.create_run(store.experiment.experiment_id, tags=tags)
+    sync(journal.path, uri, from_start=True)
+    assert Store(uri).everything() == before
+
+
 def test_a_second_sync_has_nothing_to_do(journal: Journal, uri: str) -> None:
     start(journal)
     sync(journal.path, uri)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -141,3 +144,23 @@ def test_sync_to_a_server_that_never_comes_gives_up(journal: Journal, server: Se
     assert time.monotonic() - began < 30
     with pytest.raises(ValueError, match="MLflow at"):
         find_run(server.uri, STUDY)
+
+
+@pytest.mark.slow
+def test_nothing_is_printed(journal: Journal, folder: Path) -> None:
+    start(journal)
+    id = trial(journal, 0)
+    torch.save(network(), journal.path.parent / "student.pt")
+    journal.model(id, journal.path.parent / "student.pt", input_shape=(1, 8, 8), register="d")
+    journal.done()
+    code = f"""
+from raykd.tracking import Tracker
+new = Tracker({str(journal.path)!r}, "sqlite:///{folder}/quiet.db", start_after=0)
+assert new.close(120), new.status
+away = Tracker({str(journal.path)!r}, "http://127.0.0.1:9", start_after=0)
+assert not away.close(3)
+"""
+    root = Path(__file__).parents[2]
+    env = {**os.environ, "PYTHONPATH": str(root)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

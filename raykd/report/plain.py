@@ -1,0 +1,124 @@
+"""A running search in plain lines, for logs and pipes."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping
+from types import TracebackType
+from typing import Any
+
+from raykd.report.figures import clock, compact, metric, percent, rough, words
+from raykd.report.names import objective_name, pairs_name
+from raykd.report.view import View, cost, student_name
+from raykd.search.records import Record
+
+EVERY = 10.0
+"""Seconds between two lines of progress."""
+
+
+class PlainLines:
+    """One line for each phase and each training that ends, and now and then one of progress.
+
+    Args:
+        write: prints one line.
+        now: seconds that only grow.
+    """
+
+    def __init__(
+        self, write: Callable[[str], None], now: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._write = write
+        self._now = now
+        self._view = View(now)
+        self._lock = threading.Lock()
+        self._last = now()
+        self._begun: set[str] = set()
+
+    def __call__(self, event: Mapping[str, Any]) -> None:
+        with self._lock:
+            self._view.apply(event)
+            for line in self._lines(event):
+                self._say(line)
+
+    def __enter__(self) -> PlainLines:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        pass
+
+    def _say(self, line: str) -> None:
+        self._last = self._now()
+        self._write(f"[{clock(self._view.elapsed)}] {line}")
+
+    def _lines(self, event: Mapping[str, Any]) -> Iterable[str]:
+        view, kind = self._view, event["event"]
+        if kind == "study":
+            ways = ", ".join(f"{way} {words(name)}" for name, way in view.objectives.items())
+            yield f"study {event['name']}, seed {event['seed']}, {ways}"
+        elif kind == "dataset":
+            sizes = ", ".join(f"{size} {part}" for part, size in event["sizes"].items())
+            yield f"data {event['name']} from {event['origin']}: {sizes}"
+        elif kind == "phase":
+            yield view.phase
+        elif kind == "plan":
+            yield f"{event['plan']}; folder {event['folder'].path}"
+        elif kind == "run":
+            yield from self._phase_begins(view.records[event["id"]])
+        elif kind == "end":
+            yield ended_line(view.records[event["id"]], view.watched)
+        elif kind == "epoch" and self._now() - self._last >= EVERY:
+            yield self._progress()
+
+    def _phase_begins(self, record: Record) -> Iterable[str]:
+        role = "replicate" if record.role == "alone" else record.role
+        if role in self._begun:
+            return
+        self._begun.add(role)
+        epochs, budget = record.assignment.epochs, self._view.budget
+        if role == "teacher":
+            doing = f"{epochs} epochs" if epochs else "measured"
+            yield f"teacher {student_name(record)}: {doing}"
+        elif role == "trial" and budget is not None:
+            yield f"up to {budget.trials} trials of {epochs} epochs"
+        elif role == "replicate":
+            chosen = ", ".join(sorted(self._view.chosen))
+            yield f"{self._view.replicates_due} replicates of the chosen students ({chosen})"
+
+    def _progress(self) -> str:
+        view = self._view
+        left = view.time_left
+        when = f"about {rough(left)} left" if left is not None else "time left: estimating"
+        best = ""
+        if view.front:
+            value = metric(view.watched, view.front[0].metrics.get(view.watched))
+            best = f"; best so far {view.front[0].id} with {value}"
+        return f"{view.progress:.0%}, {view.phase}{best}; {when}"
+
+
+def ended_line(record: Record, watched: str) -> str:
+    """What came of a training, in one line."""
+    how = {"stopped": "stopped early"}.get(record.status, record.status)
+    if record.status == "failed":
+        return f"{record.id} failed: {record.reason}"
+    told = [f"{words(watched)} {metric(watched, record.metrics.get(watched))}"]
+    if "test_accuracy" in record.metrics:
+        told += [f"test accuracy {percent(record.metrics['test_accuracy'])}"]
+    if cost(record, "params") is not None:
+        told += [f"{compact(cost(record, 'params'))} params"]
+    ran = f"{len(record.epochs)}/{record.assignment.epochs} epochs"
+    return f"{record.id} {how} ({ran}): {', '.join(told)}; {_what(record)}"
+
+
+def _what(record: Record) -> str:
+    if record.role == "teacher":
+        return student_name(record)
+    if record.role == "alone":
+        return f"{student_name(record)}, alone"
+    study = record.assignment.study
+    return ", ".join(filter(None, [student_name(record), objective_name(study), pairs_name(study)]))

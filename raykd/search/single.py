@@ -1,0 +1,127 @@
+"""One training without a search: in this process where it fits, else in one slot."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from raykd.problems import Problem, StudyError
+from raykd.search.cluster import is_remote
+from raykd.search.driver import Enterprise, Listener, in_slots, opened, run
+from raykd.search.explorer import Explorer
+from raykd.search.result import StudyResult
+from raykd.study.opened import OpenStudy
+from raykd.study.schema import Search, Unscheduled
+from raykd.training.assignment import Assignment
+from raykd.training.mailbox import Command
+from raykd.training.storage import Storage
+
+
+def distill(
+    study: OpenStudy | str | Path,
+    *,
+    overrides: Sequence[str] = (),
+    verbose: bool = False,
+    listeners: Sequence[Listener] = (),
+) -> StudyResult:
+    """Train one concrete student: no search, the same file, the same record in MLflow.
+
+    It is trained once under the study's seed and, where the study asks for replicates, again
+    under fresh seeds with and without its teacher, as a search does for its chosen students.
+
+    Raises:
+        StudyError: the study leaves something open (names it), or is not fit to start.
+    """
+    study = opened(study, overrides)
+    if not study.is_concrete:
+        raise StudyError(
+            [
+                Problem(
+                    f"is open ({dimension.kind}), but one training needs one value",
+                    path=dimension.path,
+                    mend=f"fix it: --set {dimension.path}=VALUE",
+                    file=study.document.file,
+                )
+                for dimension in study.dimensions
+            ]
+        )
+    return _conducted(study, 1, study.settings.search.replicates, verbose, listeners)
+
+
+def train_teacher(
+    study: OpenStudy | str | Path,
+    *,
+    overrides: Sequence[str] = (),
+    verbose: bool = False,
+    listeners: Sequence[Listener] = (),
+) -> StudyResult:
+    """Train (or load) and evaluate the study's teacher or teachers alone.
+
+    Raises:
+        StudyError: the study has no teacher, or is not fit to start.
+    """
+    study = opened(study, overrides)
+    if not study.teachers():
+        raise StudyError(
+            Problem(
+                "the study has no teacher",
+                path="teacher",
+                mend="name its model: teacher: {model: {name: resnet, depth: 20}}",
+                file=study.document.file,
+            )
+        )
+    return _conducted(study, 0, 0, verbose, listeners)
+
+
+def _conducted(
+    study: OpenStudy, trials: int, replicates: int, verbose: bool, listeners: Sequence[Listener]
+) -> StudyResult:
+    settings = study.settings
+    search: Search = replace(
+        settings.search,
+        trials=trials,
+        replicates=replicates,
+        chosen=1,
+        sampler="random",
+        scheduler=Unscheduled(),
+    )
+    study = replace(study, settings=replace(settings, search=search))
+    here = settings.cluster.workers_per_trial == 1 and not is_remote()
+    conduct = in_this_process if here else in_slots
+    return run(study, None, conduct, verbose=verbose, listeners=listeners)
+
+
+def in_this_process(enterprise: Enterprise) -> Explorer:
+    """Conduct a study in this process, one training after another, without Ray."""
+    from raykd.training.worker import Bench, Seat, obey
+
+    explorer = enterprise.explorer(slots=1)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    data = enterprise.data.to(device)
+    seat = Seat(Bench(Storage(enterprise.folder.storage), data, device, rank=0, world=1))
+    enterprise.chronicle.tell(
+        {"event": "plan", "plan": None, "study": enterprise.study, "folder": enterprise.folder}
+    )
+    while (assignment := explorer.next()) is not None:
+        for result in _trained(seat, assignment, obey):
+            explorer.report({"id": assignment.id, **assignment.metrics, **result})
+    return explorer
+
+
+def _trained(seat: Any, assignment: Assignment, obey: Any) -> Any:
+    """The results of one training, epoch by epoch, as a slot reports them."""
+    begun = obey(seat, Command(0, "start", assignment.plain()))
+    history = begun.get("history", [])
+    while True:
+        answer = begun if begun.get("failed") else obey(seat, Command(0, "epoch", {}))
+        if answer.get("failed"):
+            yield {"epoch": 0, "done": True, "failed": answer["reason"]}
+            return
+        yield {**answer["metrics"], **{k: answer[k] for k in ("epoch", "done")}, "history": history}
+        history = []
+        if answer["done"]:
+            return

@@ -1,0 +1,539 @@
+"""Loading studies: what is wrong is told with its place and its remedy, and what is right loads."""
+
+from __future__ import annotations
+
+import pickle
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from written import BASE, SHIPPED, changed, opened
+
+from raykd.architecture import Task, anatomy
+from raykd.problems import Infeasible, Problem, StudyError
+from raykd.study.explain import explain
+from raykd.study.files import parse_document
+from raykd.study.load import check_data, check_shapes, load_study, open_study
+from raykd.study.opened import OpenStudy
+from raykd.study.schema import Study, plain, read_study
+from raykd.study.suggest import Given, Seeded
+
+DIGITS = Task((1, 8, 8), 10)
+
+HINT = "    weight: 0.5\n  - loss: {name: hint}\n    pairs: PAIRS"
+
+
+def with_pairs(pairs: str, loss: str = "hint") -> str:
+    return changed(
+        ("    weight: 0.5", HINT.replace("PAIRS", pairs).replace("hint}", f"{loss}}}", 1))
+    )
+
+
+def problems_of(text: str, *overrides: str) -> tuple[Problem, ...]:
+    with pytest.raises(StudyError) as caught:
+        opened(text, *overrides)
+    return caught.value.problems
+
+
+WRONG = [
+    # the ten of the issue, but those that hang on the cluster and on files
+    (
+        changed(("temperature: 4", "temprature: 4")),
+        "study.yaml:15: knowledge[0].loss.temprature: unknown key `temprature`; loss 'kd' has "
+        "name, temperature\n    -> did you mean 'temperature'?",
+    ),
+    (
+        changed(("depth: 8", "depth: eight")),
+        "study.yaml:9: student.model.depth: got 'eight'; must be a whole number",
+    ),
+    (
+        changed(("name: kd", "name: kdd")),
+        "study.yaml:14: knowledge[0].loss.name: unknown loss 'kdd'; there are ",
+    ),
+    (
+        with_pairs("[{hint: stage2, guided: stag2}]"),
+        "study.yaml:18: knowledge[1].pairs[0].guided: student: there is no layer 'stag2'; did you "
+        "mean 'stage2'",
+    ),
+    (
+        with_pairs("[{hint: stage2, guided: embedding}]"),
+        "study.yaml:18: knowledge[1].pairs: guided layer 'embedding' (16,) cannot be carried to "
+        "hint layer 'stage2' (16, 4, 4)",
+    ),
+    (
+        BASE + "cluster:\n  slots: -1\n",
+        "study.yaml:19: cluster.slots: got -1; must be >= 1 or 'auto'",
+    ),
+    (
+        changed(("depth: 8", "depth: {choice: []}")),
+        "study.yaml:9: student.model.depth: an empty choice\n    -> list at least one option",
+    ),
+    (
+        changed(("width: 4", "width: {int: [16, 4]}")),
+        "study.yaml:10: student.model.width: reversed bounds [16, 4]; the lower comes first\n"
+        "    -> write {int: [4, 16]}",
+    ),
+    # keys and types
+    (
+        changed(("knowledge:", "knowlege:")),
+        "study.yaml:12: knowlege: unknown key `knowlege`; a study has name, seed",
+    ),
+    (
+        changed(("name: base", "nam: base")),
+        "study.yaml:1: nam: unknown key `nam`; a study has name, seed, data, teacher, student, "
+        "scheme, knowledge, train, search, cluster, tracking\n    -> did you mean 'name'?",
+    ),
+    (changed(("data: {name: digits}\n", "")), "study.yaml:1: `data` is missing"),
+    (
+        changed(("depth: 8", "depth: [8, 14]")),
+        "study.yaml:9: student.model.depth: got a list of 2; must be a whole number\n"
+        "    -> to try several values, write {choice: [...]}",
+    ),
+    (
+        changed(("depth: 8", "depth: {chioce: [8, 14]}")),
+        "study.yaml:9: student.model.depth: got a mapping of chioce; must be a whole number\n"
+        "    -> did you mean 'choice'?",
+    ),
+    (
+        changed(("width: 4", "width: '4'")),
+        "study.yaml:10: student.model.width: got '4'; must be a whole number\n"
+        "    -> write it without quotes",
+    ),
+    (
+        changed(("width: 4", "width: 4.0")),
+        "study.yaml:10: student.model.width: got 4.0; must be a whole number",
+    ),
+    (
+        changed(("width: 4", "width: true")),
+        "study.yaml:10: student.model.width: got true; must be a whole number",
+    ),
+    (
+        changed(("temperature: 4", "temperature: -3")),
+        "study.yaml:15: knowledge[0].loss.temperature: got -3; must be > 0",
+    ),
+    (
+        changed(("width: 4", "width: {int: [0, 4]}")),
+        "study.yaml:10: student.model.width: got 0; must be >= 1 (an end of {int: [0, 4]})",
+    ),
+    (
+        changed(("depth: 8", "depth: {choice: [8, 9]}")),
+        "study.yaml:9: student.model.depth: a resnet's depth is 6n+2",
+    ),
+    (
+        changed(("name: base", "name: my study")),
+        "study.yaml:1: name: got 'my study'; must be letters, digits",
+    ),
+    (
+        changed(("      name: kd\n", "")),
+        "study.yaml:13: knowledge[0].loss: `name` is missing; it names one of ",
+    ),
+    (
+        changed(("{name: offline}", "{choice: [{name: offline}, {name: ofline}]}")),
+        "study.yaml:11: scheme.name: unknown scheme 'ofline'; there are ",
+    ),
+    (changed(("{name: offline}", "3")), "study.yaml:11: scheme: got 3; it names one of "),
+    (
+        BASE + "search:\n  sampler: tpee\n",
+        "study.yaml:19: search.sampler: got 'tpee'; must be 'random', 'tpe', 'nsga2', 'gp', "
+        "'grid' or 'qmc'\n    -> did you mean 'tpe'?",
+    ),
+    (
+        BASE + "search:\n  constraints: {parms: {max: 3}}\n",
+        "study.yaml:19: search.constraints.parms: unknown key `parms`; search.constraints has "
+        "params, macs\n    -> did you mean 'params'?",
+    ),
+    # rules
+    (
+        BASE + "search:\n  objectives: {val_acuracy: max}\n",
+        "study.yaml:19: search.objectives.val_acuracy: unknown objective; there are val_accuracy",
+    ),
+    (
+        BASE + "search:\n  objectives: {params: max}\n",
+        "study.yaml:19: search.objectives.params: got 'max'; less is better of params\n"
+        "    -> write `params: min`",
+    ),
+    (
+        BASE + "search:\n  objectives: {test_accuracy: max}\n",
+        "study.yaml:19: search.objectives.test_accuracy: test data choose nothing in a study",
+    ),
+    (
+        BASE + "search:\n  constraints: {params: {min: 9, max: 3}}\n",
+        "study.yaml:19: search.constraints.params: reversed bounds: min 9 is greater than max 3",
+    ),
+    (
+        BASE + "search:\n  constraints: {macs: {}}\n",
+        "study.yaml:19: search.constraints.macs: bounds nothing",
+    ),
+    (
+        BASE + "search:\n  constraints: {params: {max: 100}}\n",
+        "study.yaml:19: search.constraints.params: no architecture of this space has params <= "
+        "100; the smallest found has 5,142",
+    ),
+    (
+        BASE + "search:\n  constraints: {params: {min: 1_000_000}}\n",
+        "study.yaml:19: search.constraints.params: no architecture of this space has params >= "
+        "1,000,000; the largest found has 5,142",
+    ),
+    (
+        changed(
+            ("teacher:\n  model: {name: resnet, depth: 14, width: 8}\n  train: {epochs: 2}\n", "")
+        ),
+        "study.yaml:1: `teacher` is missing; scheme 'offline' needs one",
+    ),
+    (
+        changed(
+            ("  train: {epochs: 2}\nstudent", "  train: null\nstudent"),
+            ("  model: {name: resnet, depth: 14, width: 8}\n", ""),
+        ),
+        "study.yaml:3: teacher: neither `model` nor `weights` is given",
+    ),
+    (
+        changed(
+            (
+                "  train: {epochs: 2}\nstudent",
+                "  train: {epochs: 2}\n  weights: x.safetensors\nstudent",
+            )
+        ),
+        "study.yaml:5: teacher.train: a teacher loaded from `weights` is not trained",
+    ),
+    (
+        changed(
+            (
+                "  model: {name: resnet, depth: 14, width: 8}\n  train: {epochs: 2}\n",
+                "  weights: x.safetensors\n",
+            )
+        ),
+        "study.yaml:3: teacher: `model` is missing beside `weights`",
+    ),
+    (
+        changed(("{name: offline}", "alone")),
+        "study.yaml:12: knowledge: scheme 'alone' takes no knowledge",
+    ),
+    (
+        BASE.partition("knowledge:")[0] + "knowledge: []\n",
+        "study.yaml:12: knowledge: there is no `knowledge` for scheme 'offline' to transfer",
+    ),
+    (
+        changed(
+            ("    weight: 0.5", "    weight: 0.5\n    pairs: [{hint: stage1, guided: stage1}]")
+        ),
+        "study.yaml:17: knowledge[0].pairs: loss 'kd' works on logits and takes no pairs",
+    ),
+    (with_pairs("[]"), "study.yaml:18: knowledge[1].pairs: an empty list of pairs"),
+    (
+        with_pairs("[{hint: stage1, guided: stage1}, {hint: stage1, guided: stage1}]"),
+        "study.yaml:18: knowledge[1].pairs[1]: stage1 -> stage1 stands twice",
+    ),
+    (
+        with_pairs("{pairing: {hint: [stage2, stage9]}}"),
+        "study.yaml:18: knowledge[1].pairs.pairing.hint[1]: teacher: there is no layer 'stage9'",
+    ),
+    (
+        changed(("weight: 0.5", "weight: {uniform: [0, 1]}")) + "search: {sampler: grid}\n",
+        "study.yaml:18: search.sampler: 'grid' cannot list continuous values: knowledge[0].weight",
+    ),
+    (
+        changed(
+            ("  train: {epochs: 2}\nstudent", "student"),
+            ("\ntrain: {epochs: 2}", "\ntrain: {epochs: {int: [1, 4]}}"),
+        ),
+        "study.yaml:3: teacher: `teacher.train` is left out",
+    ),
+    (
+        changed(("width: 8}", "width: {int: [1, 40]}}")),
+        "study.yaml:3: teacher: 40 different teachers; at most 16 are trained for a study",
+    ),
+]
+
+
+@pytest.mark.parametrize(("text", "message"), WRONG, ids=[message[:60] for _, message in WRONG])
+def test_wrong_studies_are_told_in_one_message(text: str, message: str) -> None:
+    (problem,) = problems_of(text)
+    assert str(problem).startswith(message)
+
+
+def test_all_problems_are_told_at_once_in_the_order_of_lines() -> None:
+    text = changed(
+        ("temperature: 4", "temprature: 4"),
+        ("depth: 8", "depth: eight"),
+        ("width: 4", "width: {int: [16, 4]}"),
+        ("weight: 0.5", "weight: -1"),
+    )
+    text += "search:\n  objectives: {val_acuracy: max}\n"
+    assert [problem.line for problem in problems_of(text)] == [9, 10, 15, 16, 19]
+
+
+def test_a_mistake_in_one_branch_is_told_once() -> None:
+    text = changed(
+        ("{name: offline}", "{choice: [{name: offline}, {name: alone}]}"),
+        (
+            "    weight: 0.5",
+            "    weight: {uniform: [0, 1]}\n"
+            "  - loss:\n"
+            "      choice:\n"
+            "        - null\n"
+            "        - {name: hint, strength: 3}\n"
+            "        - {name: at}",
+        ),
+    )
+    (problem,) = problems_of(text)
+    assert (problem.line, problem.path) == (21, "knowledge[1].loss.strength")
+
+
+def test_very_many_problems_are_cut() -> None:
+    text = BASE + "".join(f"strange{i}: 1\n" for i in range(50))
+    problems = problems_of(text)
+    assert len(problems) == 21
+    assert problems[-1].what == "and 30 problems more"
+
+
+def test_problems_of_overrides_name_the_command_line() -> None:
+    (problem,) = problems_of(BASE, "student.model.width=wide")
+    assert str(problem) == "--set: student.model.width: got 'wide'; must be a whole number"
+
+
+def test_pairs_that_some_draws_cannot_bridge_are_no_mistake() -> None:
+    text = with_pairs("{pairing: {hint: [stage1, embedding], guided: [stage2, embedding]}}")
+    study = opened(text)
+    reasons = set()
+    for seed in range(30):
+        try:
+            study.draw(Seeded(seed), DIGITS)
+        except Infeasible as error:
+            reasons.add(str(error)[:60])
+    assert reasons == {"knowledge[1].pairs: guided layer 'embedding' (16,) cannot be "}
+
+
+def test_a_space_in_which_no_pairs_fit_is_a_mistake() -> None:
+    text = with_pairs("{pairing: {hint: [stage1], guided: [embedding]}}")
+    (problem,) = problems_of(text)
+    assert "can be a trial; most often because knowledge[1].pairs: guided layer" in problem.what
+
+
+def test_an_unknown_hint_model_asks_for_its_layers() -> None:
+    text = with_pairs("{pairing: {guided: auto}}").replace(
+        "  model: {name: resnet, depth: 14, width: 8}\n  train: {epochs: 2}\n",
+        "  weights: models:/teacher@best\n",
+    )
+    (problem,) = problems_of(text)
+    assert "`hint: auto` needs the teacher's `model`" in problem.what
+    listed = opened(text.replace("{guided: auto}", "{hint: [stage2], guided: auto}"))
+    teacher = anatomy(opened(BASE).teachers()[0].model, DIGITS)  # type: ignore[arg-type]
+    drawn = listed.draw(Seeded(0), DIGITS, teacher)
+    assert drawn.knowledge[1].pairs is not None
+
+
+def test_checks_get_a_line_and_are_told_once() -> None:
+    seen: list[Task | None] = []
+
+    def never_happy(study: Study, task: Task | None) -> Iterator[Problem | str]:
+        seen.append(task)
+        yield Problem("no such file", path="teacher.model", mend="copy it")
+        yield "and one of the whole study"
+
+    text = changed(("width: 4", "width: {int: [4, 8], step: 4}"))
+    with pytest.raises(StudyError) as caught:
+        open_study(parse_document(text, "study.yaml"), [never_happy])
+    assert [str(problem) for problem in caught.value.problems] == [
+        "and one of the whole study",
+        "study.yaml:4: teacher.model: no such file\n    -> copy it",
+    ]
+    assert seen == [DIGITS, DIGITS]
+
+
+def test_missing_data_is_told_by_its_check(tmp_path: Path) -> None:
+    path = tmp_path / "study.yaml"
+    folder = tmp_path / "nowhere"
+    path.write_text(changed(("{name: digits}", f"{{name: image_folder, root: {folder}, size: 8}}")))
+    with pytest.raises(StudyError) as caught:
+        load_study(path, checks=[check_data])
+    (problem,) = caught.value.problems
+    assert (problem.line, problem.path) == (2, "data")
+    assert str(folder) in problem.what
+
+
+def test_shapes_are_checked_once_the_data_are_known(tmp_path: Path) -> None:
+    text = with_pairs("[{hint: stage2, guided: stag2}]").replace(
+        "{name: digits}", f"{{name: image_folder, root: {tmp_path}, size: 8}}"
+    )
+    study = opened(text)
+    assert study.task is None
+    with pytest.raises(StudyError, match="there is no layer 'stag2'"):
+        check_shapes(study, Task((3, 8, 8), 5))
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_shipped_studies_load(path: Path) -> None:
+    began = time.process_time()
+    study = load_study(path)
+    assert time.process_time() - began < 2
+    assert study.task is not None
+    assert not study.is_concrete
+    sampled = study.sample(0, study.task)
+    assert read_study(plain(sampled)) == sampled
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_random_draws_of_shipped_studies_are_studies(path: Path) -> None:
+    study = load_study(path)
+    assert study.task is not None
+    found = 0
+    for seed in range(100):
+        drawer = Seeded(seed)
+        try:
+            drawn = study.draw(drawer, study.task)
+        except Infeasible as error:
+            assert "params" in str(error) or "twice" in str(error)
+            continue
+        found += 1
+        assert read_study(plain(drawn)) == drawn
+        assert study.draw(Given(drawer.params), study.task) == drawn
+        for bounds in study.settings.search.constraints.values():
+            assert (
+                bounds.max is None or anatomy(drawn.student.model, study.task).params <= bounds.max
+            )
+        for term in drawn.knowledge:
+            if term.loss is not None and term.loss.takes_pairs and term.active:
+                assert term.pairs
+    assert found > 50
+
+
+def quickstart() -> OpenStudy:
+    return load_study(next(path for path in SHIPPED if path.stem == "quickstart"))
+
+
+def test_the_quickstart_in_numbers() -> None:
+    study = quickstart()
+    assert study.settings.search.trials >= 16
+    assert [dimension.name for dimension in study.dimensions] == [
+        "student.model.depth",
+        "student.model.width",
+        "knowledge[0].loss.temperature",
+        "knowledge[0].weight",
+        "knowledge[1].loss",
+        "knowledge[1].pairs.count",
+        "knowledge[1].pairs[0].hint",
+        "knowledge[1].pairs[0].guided",
+        "knowledge[1].pairs[1].hint",
+        "knowledge[1].pairs[1].guided",
+        "knowledge[1].weight",
+    ]
+    # 8 students; no second loss, or one of two with 9 single pairs and 27 chains of two
+    assert study.size.combinations == 8 * (1 + 2 * (9 + 27))
+    (teacher,) = study.teachers()
+    assert teacher.train is not None
+    assert teacher.train.epochs == 15
+
+
+def test_a_study_pickles() -> None:
+    study = pickle.loads(pickle.dumps(quickstart()))
+    assert study.sample(0, DIGITS) == quickstart().sample(0, DIGITS)
+
+
+def test_concrete_or_not() -> None:
+    assert opened(BASE).concrete() == opened(BASE).settings
+    text = changed(("width: 4", "width: {int: [4, 8]}"))
+    text = text.replace(
+        "{name: offline}", "{choice: [{name: offline, task_weight: {uniform: [0, 1]}}, alone]}"
+    )
+    with pytest.raises(StudyError) as caught:
+        opened(text).concrete()
+    assert [(problem.line, problem.path) for problem in caught.value.problems] == [
+        (10, "student.model.width"),
+        (11, "scheme"),
+        (11, "scheme.task_weight"),
+    ]
+    fixed = opened(text, "student.model.width=8", "scheme={name: offline}")
+    assert fixed.concrete().student.model.width == 8  # type: ignore[attr-defined]
+
+
+def test_teachers_are_listed() -> None:
+    text = changed(
+        ("depth: 14, width: 8", "depth: {choice: [8, 14]}, width: {int: [4, 8], step: 4}")
+    )
+    models = [teacher.model for teacher in opened(text).teachers()]
+    assert [(model.depth, model.width) for model in models] == [  # type: ignore[union-attr]
+        (8, 4),
+        (8, 8),
+        (14, 4),
+        (14, 8),
+    ]
+    assert opened("name: x\ndata: digits\nstudent: {model: mlp}\nscheme: alone\n").teachers() == ()
+
+
+def test_flat_parameters_bear_the_samplers_names() -> None:
+    study = quickstart()
+    drawer = Seeded(0)
+    flat = study.flat(study.draw(drawer, DIGITS))
+    for name, value in drawer.params.items():
+        if ".pairs" not in name:
+            assert flat[name] == value
+    assert flat["data"] == "digits"
+    assert flat["name"] == "quickstart"
+    assert flat["scheme"] == "offline"
+    assert flat["teacher.weights"] == "none"
+    assert flat["knowledge[1].pairs[0].hint"] == "stage1"
+    assert not any(path.startswith("tracking") for path in flat)
+    assert all(not isinstance(value, dict | list | tuple) for value in flat.values())
+
+
+def test_resolved_fills_defaults_in_and_keeps_domains() -> None:
+    study = quickstart()
+    resolved = study.resolved()
+    assert resolved["student"]["model"]["width"] == {"int": [4, 16], "step": 4}
+    assert resolved["train"]["optimizer"]["momentum"] == 0.9
+    assert resolved["search"]["max_hours"] is None
+    assert resolved["teacher"]["weights"] is None
+
+
+def test_bare_names_stand_for_options() -> None:
+    text = "name: x\ndata: digits\nteacher: {model: mlp}\nstudent: {model: mlp}\nscheme: offline\n"
+    text += "knowledge: [{loss: {choice: [kd, rkd, null]}}]\nsearch: {scheduler: asha}\n"
+    study = opened(text)
+    losses = [term.loss for seed in range(9) for term in study.sample(seed, DIGITS).knowledge]
+    assert {None if loss is None else loss.name for loss in losses} == {"kd", "rkd", None}
+    assert study.settings.search.scheduler.name == "asha"
+
+
+def test_infeasible_draws_say_why() -> None:
+    text = (
+        changed(("width: 4", "width: {choice: [4, 64]}"))
+        + "search: {constraints: {params: {max: 9000}}}\n"
+    )
+    with pytest.raises(Infeasible, match="params .* > 9,000"):
+        opened(text).draw(Given({"student.model.width": 64}), DIGITS)
+
+
+def test_an_interior_that_is_no_model_is_infeasible() -> None:
+    study = opened(changed(("depth: 8", "depth: {int: [8, 14]}")))
+    with pytest.raises(Infeasible, match="a resnet's depth is 6n"):
+        study.draw(Given({"student.model.depth": 9}), DIGITS)
+
+
+def test_explanation() -> None:
+    found = explain(quickstart(), DIGITS, seed=0, train_size=1000)
+    assert found.branches["knowledge[1].loss"] == ("none", "hint", "at")
+    assert found.params == (5142, 174970)
+    assert 0.7 < found.feasible / found.drawn < 0.95
+    assert found.reasons[0][0] == "params 174,970 > 100,000"
+    assert found.sample is not None
+    assert found.sample_values["student.model.depth"] == found.sample.student.model.depth  # type: ignore[attr-defined]
+    assert (found.trials, found.teachers) == (16, 1)
+    # 16 trials and 3 x 3 replicates with and without the teacher, 8 epochs each
+    assert found.student_passes == 1000 * 8 * (16 + 2 * 9)
+    assert found.teacher_passes == 1000 * (8 * (16 + 9) + 15)
+    assert explain(quickstart(), DIGITS, seed=0, train_size=1000) == found
+
+
+def test_explanation_prints() -> None:
+    from rich.console import Console
+
+    console = Console(width=120, record=True, file=open("/dev/null", "w"))
+    console.print(explain(quickstart(), DIGITS).render())
+    text = console.export_text()
+    assert "knowledge[1].pairs.count" in text
+    assert "584 combinations x 3 continuous parameters" in text
+    concrete = Console(width=120, record=True, file=open("/dev/null", "w"))
+    concrete.print(explain(opened(BASE), DIGITS).render())
+    assert "nothing is left open" in concrete.export_text()

@@ -1,0 +1,99 @@
+"""Resolving layer pairs: defaults, names, and what cannot be bridged."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from written import opened
+
+from raykd.architecture import Task, anatomy
+from raykd.knowledge import LOSSES, Pair, Term
+from raykd.study.pairing import PairError, resolve_pairs, stages_of
+from raykd.study.schema import Study
+
+TASK = Task((1, 8, 8), 10)
+
+TEXT = """\
+name: x
+data: digits
+teacher: {model: {name: resnet, depth: 14, width: 8}, train: {epochs: 1}}
+student: {model: {name: resnet, depth: 8, width: 4}}
+knowledge: [{loss: kd}]
+"""
+
+
+def study_with(term: Term, student: str = "{name: resnet, depth: 8, width: 4}") -> Study:
+    study = opened(TEXT, f"student.model={student}").concrete()
+    return replace(study, knowledge=(term,))
+
+
+def resolved(term: Term, student: str = "{name: resnet, depth: 8, width: 4}") -> Term:
+    study = study_with(term, student)
+    assert study.teacher is not None
+    assert study.teacher.model is not None
+    models = anatomy(study.student.model, TASK), anatomy(study.teacher.model, TASK)
+    (term,) = resolve_pairs(study, *models).knowledge
+    return term
+
+
+@pytest.mark.parametrize("name", sorted(LOSSES.members))
+def test_every_loss_has_default_pairs_between_two_resnets(name: str) -> None:
+    loss = LOSSES[name]()
+    term = resolved(Term(loss=loss))
+    wanted = {
+        "stages": tuple(Pair(hint=f"stage{i}", guided=f"stage{i}") for i in (1, 2, 3)),
+        "last": (Pair(hint="stage3", guided="stage3"),),
+        "embedding": (Pair(hint="embedding", guided="embedding"),),
+        "none": () if loss.takes_pairs else None,
+    }
+    assert term.pairs == wanted[loss.default_pairs]
+
+
+def test_stages_are_paired_from_the_deepest() -> None:
+    term = resolved(Term(loss=LOSSES["rkd"]()), "{name: mlp, depth: 2, width: 8}")
+    assert term.pairs == (Pair(hint="embedding", guided="embedding"),)
+    mlp = anatomy(study_with(Term(), "{name: mlp, depth: 2, width: 8}").student.model, TASK)
+    assert len(stages_of(mlp)) >= 1
+
+
+@pytest.mark.parametrize(
+    "term",
+    [Term(), Term(loss=LOSSES["hint"](), weight=0), Term(loss=LOSSES["kd"]())],
+    ids=["no loss", "no weight", "no pairs"],
+)
+def test_terms_without_pairs_stay_as_they_are(term: Term) -> None:
+    assert resolved(term) == term
+
+
+def test_dotted_module_names_are_layers() -> None:
+    layer = anatomy(study_with(Term()).student.model, TASK).aliases["stage2"]
+    pairs = (Pair(hint="stage2", guided=layer),)
+    assert resolved(Term(loss=LOSSES["hint"](), pairs=pairs)).pairs == pairs
+
+
+def test_unknown_layers() -> None:
+    for pair, side in (
+        (Pair(hint="stage22", guided="stage2"), "hint"),
+        (Pair(hint="stage2", guided="stage22"), "guided"),
+    ):
+        with pytest.raises(PairError, match="did you mean 'stage2'") as caught:
+            resolved(Term(loss=LOSSES["hint"](), pairs=(pair,)))
+        assert caught.value.place == ("knowledge", 0, "pairs", 0, side)
+
+
+def test_pairs_that_cannot_be_bridged_name_layers_and_shapes() -> None:
+    pairs = (Pair(hint="stage1", guided="embedding"),)
+    with pytest.raises(ValueError, match="knowledge") as caught:
+        resolved(Term(loss=LOSSES["hint"](), pairs=pairs))
+    for word in ("knowledge[0].pairs", "'embedding'", "(16,)", "'stage1'", "(8, 8, 8)"):
+        assert word in str(caught.value)
+
+
+def test_without_a_known_teacher_the_hints_are_left_alone() -> None:
+    study = study_with(Term(loss=LOSSES["hint"]()))
+    student = anatomy(study.student.model, TASK)
+    assert resolve_pairs(study, student, None) == study
+    wrong = study_with(Term(loss=LOSSES["hint"](), pairs=(Pair(hint="x", guided="y"),)))
+    with pytest.raises(PairError, match="student: there is no layer 'y'"):
+        resolve_pairs(wrong, student, None)
