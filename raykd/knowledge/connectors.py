@@ -83,6 +83,16 @@ def connector(guided: Shape, hint: Shape, *, always: bool = False) -> nn.Module:
     return bridge(guided, hint)
 
 
+def channels_connector(guided: Shape, hint: Shape) -> nn.Module:
+    """The module that carries a map to the hint map's channels, its size left as it is.
+
+    Raises:
+        ValueError: one of them is no map.
+    """
+    require("map", "the loss", guided, hint)
+    return connector(guided, (hint[0], *guided[1:]))
+
+
 class PlaceMean(nn.Module):
     """(B, C, H, W) or (B, N, D) -> (B, C) or (B, D): the mean over places."""
 
@@ -112,6 +122,13 @@ def resized(features: Tensor, size: tuple[int, int]) -> Tensor:
     if size[0] <= height and size[1] <= width:
         return F.adaptive_avg_pool2d(features, size)
     return F.interpolate(features, size=size, mode="bilinear", align_corners=False)
+
+
+def places_of(layer: Tensor) -> Tensor:
+    """A map, tokens or an embedding -> (B, places, channels)."""
+    if layer.dim() == 4:
+        return layer.flatten(2).transpose(1, 2)
+    return layer if layer.dim() == 3 else layer[:, None]
 
 
 def smaller(guided: Tensor, hint: Tensor) -> tuple[int, int]:

@@ -116,8 +116,7 @@ class _Contrasted(nn.Module):
         drawn = torch.randint(self.size, shape, device=ours.device)
         others = self.class_of[drawn] != targets[:, None]
         value = self._one_way(ours, theirs, self.hint_memory, drawn, others, scales[0])
-        value = value + self._one_way(theirs, ours, self.guided_memory, drawn, others, scales[1])
-        return value
+        return value + self._one_way(theirs, ours, self.guided_memory, drawn, others, scales[1])
 
     def _one_way(
         self,

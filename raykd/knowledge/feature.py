@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.linalg import vector_norm
 from torch.nn import functional as F
 
-from raykd.knowledge.connectors import connector, require, resized, smaller
+from raykd.knowledge.connectors import connector, places_of, require, resized, smaller
 from raykd.knowledge.evidence import Shape
 from raykd.knowledge.kernels import discrepancy
 from raykd.knowledge.loss import PairLoss
@@ -55,7 +55,7 @@ class Hint(PairLoss):
             return F.mse_loss(guided, hint)
         if self.similarity == "l1":
             return F.l1_loss(guided, hint)
-        guided, hint = _places(guided), _places(hint)
+        guided, hint = places_of(guided), places_of(hint)
         if self.similarity == "mmd":
             return discrepancy(guided, hint, "gaussian").mean()
         learned, taught = F.log_softmax(guided, dim=2), F.log_softmax(hint, dim=2)
@@ -99,10 +99,3 @@ class AttentionTransfer(PairLoss):
         """(B, C, H, W) -> (B, places), of norm 1."""
         energy = resized(features, size).abs().pow(self.power).sum(dim=1)
         return F.normalize(energy.flatten(1), dim=1)
-
-
-def _places(features: Tensor) -> Tensor:
-    """A map, tokens or an embedding -> (B, places, channels)."""
-    if features.dim() == 4:
-        return features.flatten(2).transpose(1, 2)
-    return features if features.dim() == 3 else features[:, None]

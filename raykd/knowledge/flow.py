@@ -8,9 +8,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from raykd.knowledge.connectors import connector, require, resized, smaller
-from raykd.knowledge.evidence import Evidence, Progress, Shape
-from raykd.knowledge.loss import Loss, LossContext, LossModule, for_each_pair
+from raykd.knowledge.connectors import channels_connector, resized, smaller
+from raykd.knowledge.evidence import Evidence, Progress
+from raykd.knowledge.loss import Loss, LossContext, LossModule, for_each_pair, require_two_pairs
 from raykd.option import option
 
 
@@ -33,11 +33,7 @@ class Fsp(Loss):
     name: Literal["fsp"] = "fsp"
 
     def build(self, context: LossContext) -> LossModule:
-        if len(context.pairs) < 2:
-            raise ValueError(
-                f"fsp compares the flow between layers and has {len(context.pairs)} pair(s); name "
-                "at least two, shallow to deep"
-            )
+        require_two_pairs("fsp", context)
         return _Flow(self, context)
 
     def __call__(self, guided: tuple[Tensor, Tensor], hint: tuple[Tensor, Tensor]) -> Tensor:
@@ -57,7 +53,7 @@ class _Flow(LossModule):
         super().__init__()
         self.loss = loss
         self.pairs = context.pairs
-        self.connectors = nn.ModuleList(for_each_pair(context, _channels))
+        self.connectors = nn.ModuleList(for_each_pair(context, channels_connector))
 
     def value(
         self,
@@ -77,9 +73,3 @@ class _Flow(LossModule):
             for ours, theirs in zip(pairwise(guided), pairwise(hints), strict=True)
         ]
         return torch.stack(values).sum()
-
-
-def _channels(guided: Shape, hint: Shape) -> nn.Module:
-    """Carries the guided layer to the hint's channels, its size left as it is."""
-    require("map", "fsp", guided, hint)
-    return connector(guided, (hint[0], *guided[1:]))

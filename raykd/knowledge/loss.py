@@ -240,3 +240,16 @@ def for_each_pair(context: LossContext, make: Callable[[Shape, Shape], M]) -> li
                 f"{pair.hint!r} {hint}: {error}"
             ) from None
     return made
+
+
+def require_two_pairs(loss: str, context: LossContext) -> None:
+    """See that there are neighbouring layers to compare.
+
+    Raises:
+        ValueError: there are fewer than two pairs.
+    """
+    if len(context.pairs) < 2:
+        raise ValueError(
+            f"{loss} compares what happens between layers and has {len(context.pairs)} pair(s); "
+            "name at least two, shallow to deep"
+        )

@@ -20,6 +20,8 @@ from raykd.knowledge.relation import (
 from raykd.knowledge.response import KD, Dist, Dkd, LogitMse, LogitStd, Nkd
 from raykd.knowledge.review import ReviewKD
 from raykd.knowledge.semckd import Semckd
+from raykd.knowledge.svd import Svd
+from raykd.knowledge.transformer import AttentionMap, ValueRelation
 from raykd.knowledge.vid import Vid
 from raykd.option import Family
 
@@ -45,11 +47,14 @@ LOSSES = Family(
         ReviewKD,
         Mgd,
         Cka,
+        AttentionMap,
+        ValueRelation,
         Fsp,
         RelationalKD,
         CorrelationCongruence,
         SimilarityPreserving,
         Irg,
+        Svd,
     ],
     group="raykd.losses",
 )

@@ -22,8 +22,9 @@ class Nst(PairLoss):
     Squared maximum mean discrepancy between the channels' maps, flattened and of norm 1, mean
     over the batch, sum over pairs; Huang 2017 (arXiv:1707.01219), Eqs. 5 to 7.  polynomial:
     (x.y)^2; gaussian: exp(-||x - y||^2 / 2 sigma^2), sigma^2 the mean squared distance between the
-    teacher's patterns (the paper: between all); linear: x.y.  Maps of different size are brought to the smaller by area means; numbers of channels may
-    differ.  Zero for the teacher's own channels in any order.  50 is the CRD benchmark's weight.
+    teacher's patterns (the paper: between all); linear: x.y.  Maps of different size are brought
+    to the smaller by area means; numbers of channels may differ.  Zero for the teacher's own
+    channels in any order.  50 is the CRD benchmark's weight.
     """
 
     knowledge = "feature"

@@ -103,9 +103,9 @@ class CorrelationCongruence(PairLoss):
 class Cka(PairLoss):
     """The student's representation of the batch is the teacher's up to rotation and scale.
 
-    1 - linear CKA = 1 - ||F_s^T F_t||_F^2 / (||F_s^T F_s||_F ||F_t^T F_t||_F), features centred over
-    the batch; Kornblith 2019 (arXiv:1905.00414), Eq. 4, computed from B x B Gram matrices.  One
-    sample has no representation of a batch: 0.  No benchmark gives a weight; 1 is plain.
+    1 - linear CKA = 1 - ||F_s^T F_t||_F^2 / (||F_s^T F_s||_F ||F_t^T F_t||_F), features centred
+    over the batch; Kornblith 2019 (arXiv:1905.00414), Eq. 4, computed from B x B Gram matrices.
+    One sample has no representation of a batch: 0.  No benchmark gives a weight; 1 is plain.
     """
 
     knowledge = "feature"

@@ -189,9 +189,7 @@ def _best(view: View) -> list[Text]:
     if not view.front:
         return []
     best = view.front[0]
-    figures = [
-        f"{words(name)} {metric(name, cost(best, name))}" for name in view.objectives
-    ]
+    figures = [f"{words(name)} {metric(name, cost(best, name))}" for name in view.objectives]
     said = f"best so far: {best.id} {student_name(best)}, {', '.join(figures)}"
     more = f"; {len(view.front)} on the front" if len(view.objectives) > 1 else ""
     return [Text(), _line(said + more)]

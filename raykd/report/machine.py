@@ -49,7 +49,7 @@ def _plain(event: Mapping[str, Any]) -> Mapping[str, Any]:
         return event
     return {
         "event": "plan",
-        **asdict(event["plan"]),
+        "slots": asdict(event["plan"]) if event["plan"] is not None else None,
         "budget": asdict(Budget.of(event["study"])),
         "folder": event["folder"].path,
     }

@@ -67,7 +67,8 @@ class PlainLines:
         elif kind == "phase":
             yield view.phase
         elif kind == "plan":
-            yield f"{event['plan']}; folder {event['folder'].path}"
+            slots = f"{event['plan']}; " if event["plan"] is not None else ""
+            yield f"{slots}folder {event['folder'].path}"
         elif kind == "run":
             yield from self._phase_begins(view.records[event["id"]])
         elif kind == "end":
@@ -112,10 +113,11 @@ def ended_line(record: Record, watched: str) -> str:
     if cost(record, "params") is not None:
         told += [f"{compact(cost(record, 'params'))} params"]
     ran = f"{len(record.epochs)}/{record.assignment.epochs} epochs"
-    return f"{record.id} {how} ({ran}): {', '.join(told)}; {_what(record)}"
+    return f"{record.id} {how} ({ran}): {', '.join(told)}; {described(record)}"
 
 
-def _what(record: Record) -> str:
+def described(record: Record) -> str:
+    """What a training trains, and from what it learns."""
     if record.role == "teacher":
         return student_name(record)
     if record.role == "alone":

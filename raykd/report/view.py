@@ -73,7 +73,7 @@ class View:
         study: the `study` event; empty before it came.
         data: the `dataset` event; empty before it came.
         records: every training so far.
-        plan: the slots; None before they are known.
+        plan: the slots; None before they are known, and where there are none.
         budget: None before it is known.
         chosen: ids of the chosen trials, once they are.
     """
@@ -113,7 +113,7 @@ class View:
         if event["event"] == "note" and event.get("tags", {}).get("chosen"):
             self.chosen.add(event["id"])
 
-    def _planned(self, plan: SlotPlan, study: OpenStudy, folder: StudyFolder) -> None:
+    def _planned(self, plan: SlotPlan | None, study: OpenStudy, folder: StudyFolder) -> None:
         self.plan = plan
         self.budget = Budget.of(study)
         self._plan_at = self._now()
@@ -193,7 +193,9 @@ class View:
 
     def _trial_phase(self) -> str:
         trials = self.records.of("trial")
-        by_status = {s: sum(r.status == s for r in trials) for s in ("running", "stopped", "failed")}
+        by_status = {
+            s: sum(r.status == s for r in trials) for s in ("running", "stopped", "failed")
+        }
         ended = len(trials) - by_status["running"]
         asked = self.budget.trials if self.budget else len(trials)
         said = [f"{by_status['running']} running"]
@@ -254,9 +256,7 @@ class View:
         begun = len(self.records.of("teacher"))
         teachers = sum(budget.teachers[begun:])
         return (
-            teachers
-            + self._trials_to_come(budget) * each
-            + self._replicate_epochs_to_come(budget)
+            teachers + self._trials_to_come(budget) * each + self._replicate_epochs_to_come(budget)
         )
 
     def _trials_to_come(self, budget: Budget) -> int:

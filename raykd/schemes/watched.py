@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from raykd.architecture import Task, Taps, discover, resolve
+from raykd.architecture import Taps, Task, discover, resolve
 from raykd.data.batch import Inputs
 from raykd.knowledge.evidence import Evidence
 

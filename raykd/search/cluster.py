@@ -25,6 +25,7 @@ QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # MLflow holds the metrics
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # a slot that waits has none to report
+    "TUNE_GLOBAL_CHECKPOINT_S": "1e9",  # an interrupted search goes on from its own folder
     "TUNE_WARN_THRESHOLD_S": "10",
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
 }
@@ -64,7 +65,8 @@ def plan_slots(cluster: Cluster, nodes: Sequence[Resources]) -> SlotPlan:
         nodes: each node's total "CPU" and "GPU".
 
     Raises:
-        StudyError: the cluster can never place what is asked; says what there is and what to change.
+        StudyError: the cluster can never place what is asked; says what there is, and what to
+            change.
     """
     gpus = cluster.gpus_per_worker
     if gpus == "auto":
@@ -89,14 +91,10 @@ def plan_slots(cluster: Cluster, nodes: Sequence[Resources]) -> SlotPlan:
     return SlotPlan(cluster.slots, plan.workers, plan.cpus, plan.gpus)
 
 
-def _refusal(
-    cluster: Cluster, plan: SlotPlan, nodes: Sequence[Resources], places: int
-) -> Problem:
+def _refusal(cluster: Cluster, plan: SlotPlan, nodes: Sequence[Resources], places: int) -> Problem:
     if plan.gpus and not any(node.get("GPU", 0) for node in nodes):
         field, mend = "gpus_per_worker", "set cluster.gpus_per_worker to 0 or to auto"
-    elif not places and any(
-        _places(node, cluster.cpus_per_worker, 0) for node in nodes
-    ):
+    elif not places and any(_places(node, cluster.cpus_per_worker, 0) for node in nodes):
         field, mend = "gpus_per_worker", "ask for less of a GPU for each worker"
     elif not places:
         most = max(node.get("CPU", 0) for node in nodes)

@@ -26,6 +26,7 @@ from raykd.search.records import Records
 from raykd.search.result import StudyResult, read_result
 from raykd.study.load import load_study
 from raykd.study.opened import OpenStudy
+from raykd.study.place import parse_place
 from raykd.study.schema import Study, Teacher, plain
 from raykd.tracking.journal import Journal, events
 from raykd.training.storage import Storage, is_uri
@@ -102,6 +103,22 @@ def check_teacher_weights(study: Study, task: Task | None) -> Iterator[Problem]:
         yield Problem(str(error), path="teacher.weights")
 
 
+@contextlib.contextmanager
+def in_place(study: OpenStudy) -> Iterator[None]:
+    """Give each problem that names a path of the study its file and line, too."""
+    try:
+        yield
+    except StudyError as error:
+        raise StudyError(
+            [
+                study.document.problem(parse_place(problem.path), problem.what, problem.mend)
+                if problem.path and not problem.file
+                else problem
+                for problem in error.problems
+            ]
+        ) from None
+
+
 @dataclass(frozen=True)
 class Enterprise:
     """What a way of running a study works with."""
@@ -150,11 +167,14 @@ def run(
     from raykd.tracking.runs import Tracker
 
     settings = study.settings
-    data = load_data(settings)
-    task = Task(input_shape=data.input_shape, classes=data.classes)
-    if folder is None:
-        storage = settings.cluster.storage
-        folder = create_folder(settings.name, storage, study.given, study.overrides)
+    with in_place(study):
+        data = load_data(settings)
+        task = Task(input_shape=data.input_shape, classes=data.classes)
+        if folder is None:
+            if conduct is in_slots and not is_remote():
+                plan_slots(settings.cluster, here())
+            storage = settings.cluster.storage
+            folder = create_folder(settings.name, storage, study.given, study.overrides)
     known = events(folder.journal) if folder.journal.exists() else []
     journal = Journal(folder.journal)
     chronicle = Chronicle(journal, listeners)
@@ -163,7 +183,8 @@ def run(
     status = "failed"
     try:
         records = Records.from_events(known)
-        explorer = conduct(Enterprise(study, task, data, folder, chronicle, records, verbose))
+        with in_place(study):
+            explorer = conduct(Enterprise(study, task, data, folder, chronicle, records, verbose))
         if explorer.fatal:
             raise StudyError(explorer.fatal)
         _keep_models(chronicle, explorer, folder, data, settings)
@@ -185,8 +206,6 @@ def run(
 def in_slots(enterprise: Enterprise) -> Explorer:
     """Conduct a study in warm slots of the cluster."""
     cluster = enterprise.study.settings.cluster
-    if not is_remote():
-        plan_slots(cluster, here())
     enterprise.chronicle.tell({"event": "phase", "phase": "ray"})
     with ray_session(verbose=enterprise.verbose) as nodes:
         plan = plan_slots(cluster, nodes)
@@ -278,7 +297,11 @@ def _trial_name(trial: Any) -> str:
 
 
 def _ray_folder(folder: StudyFolder) -> str:
-    return f"{folder.storage}/{folder.name}/ray" if is_uri(folder.storage) else str(folder.path / "ray")
+    return (
+        f"{folder.storage}/{folder.name}/ray"
+        if is_uri(folder.storage)
+        else str(folder.path / "ray")
+    )
 
 
 @contextlib.contextmanager
@@ -302,14 +325,17 @@ def open_optuna(settings: Study, folder: StudyFolder, slots: int) -> Any:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     search = settings.search
     stored = optuna.storages.RDBStorage(folder.optuna)
-    done = sum(1 for s in optuna.get_all_study_summaries(stored) for _ in range(s.n_trials))
+    done = sum(summary.n_trials for summary in optuna.get_all_study_summaries(stored))
     startup = max(4, min(10, search.trials // 2))
-    directions = ["maximize" if d == "max" else "minimize" for d in search.objectives.values()]
+    towards = {
+        "max": optuna.study.StudyDirection.MAXIMIZE,
+        "min": optuna.study.StudyDirection.MINIMIZE,
+    }
     made = optuna.create_study(
         storage=stored,
         study_name=settings.name,
         load_if_exists=True,
-        directions=directions,
+        directions=[towards[direction] for direction in search.objectives.values()],
         sampler=make_sampler(
             search.sampler, seed=settings.seed + done, startup_trials=startup, slots=slots
         ),
@@ -431,7 +457,7 @@ def _keep_models(
     import numpy as np
 
     storage = Storage(folder.storage)
-    chosen = [record for record in explorer.chosen]
+    chosen = list(explorer.chosen)
     smallest = min(chosen, key=lambda r: r.metrics["params"], default=None)
     example = folder.path / "example.npy"
     np.save(example, _first_inputs(data, 8))

@@ -28,8 +28,8 @@ from raykd.search.samplers import Grid
 from raykd.study.opened import OpenStudy
 from raykd.study.schema import Study, Teacher, plain, read_study
 from raykd.training.assignment import Assignment
-from raykd.training.teacher import teacher_study
 from raykd.training.storage import Storage
+from raykd.training.teacher import teacher_study
 
 MAX_DRAWS = 1000
 """Draws in a row without a new feasible point before the search gives up drawing."""
@@ -150,12 +150,16 @@ class Explorer:
             self.end(record.id, "failed", str(result["failed"]), {})
             return
         metrics = numbers(result)
-        self._epoch(record, int(result["epoch"]), metrics)
+        self._epoch(record, int(result["epoch"]), metrics, result)
         if result["done"]:
             self.end(record.id, "finished", "", metrics)
 
     def end(
-        self, record_id: str, status: str, reason: str = "", metrics: Mapping[str, float] | None = None
+        self,
+        record_id: str,
+        status: str,
+        reason: str = "",
+        metrics: Mapping[str, float] | None = None,
     ) -> None:
         """A training is over; ending one twice changes nothing."""
         record = self.records[record_id]
@@ -201,9 +205,17 @@ class Explorer:
             )
         return assignment
 
-    def _epoch(self, record: Record, epoch: int, metrics: Mapping[str, Any]) -> None:
+    def _epoch(
+        self,
+        record: Record,
+        epoch: int,
+        metrics: Mapping[str, Any],
+        result: Mapping[str, Any] | None = None,
+    ) -> None:
         if epoch == len(record.epochs) + 1:
-            self._write("epoch", id=record.id, epoch=epoch, metrics=numbers(metrics))
+            said = result or {}
+            where = {key: said[key] for key in ("slot", "clock") if key in said}
+            self._write("epoch", id=record.id, epoch=epoch, metrics=numbers(metrics), **where)
             self._show_to_optuna(record, epoch)
 
     def _write(self, event: str, **fields: Any) -> None:
@@ -225,7 +237,7 @@ class Explorer:
     def _settle_with_optuna(self) -> None:
         """Tell Optuna what ended while nobody listened; take up what did not."""
         for trial in self._optuna.get_trials(deepcopy=False):
-            record_id = trial.user_attrs.get("raykd.id")
+            record_id = str(trial.user_attrs.get("raykd.id"))
             if record_id in self.records:
                 self._remember(trial.params, record_id)
             if trial.state != TrialState.RUNNING:

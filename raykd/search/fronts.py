@@ -7,9 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 
-def losses(
-    metrics: Sequence[Mapping[str, float]], objectives: Mapping[str, str]
-) -> np.ndarray:
+def losses(metrics: Sequence[Mapping[str, float]], objectives: Mapping[str, str]) -> np.ndarray:
     """(N, objectives) array in which less is better throughout."""
     signs = np.array([-1.0 if direction == "max" else 1.0 for direction in objectives.values()])
     values = np.array([[m[name] for name in objectives] for m in metrics], dtype=float)
@@ -48,7 +46,8 @@ def pareto(points: np.ndarray) -> list[int]:
     if len(points) == 0:
         return []
     _, first = np.unique(points, axis=0, return_index=True)
-    return [i for i in np.flatnonzero(ranks(points) == 0) if i in set(first)]
+    distinct = {int(i) for i in first}
+    return [int(i) for i in np.flatnonzero(ranks(points) == 0) if int(i) in distinct]
 
 
 def spread(points: np.ndarray, count: int) -> list[int]:

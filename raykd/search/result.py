@@ -93,7 +93,7 @@ class StudyResult:
                 "status": record.status,
                 "reason": record.reason,
                 "epochs": len(record.epochs),
-                **{k: v for k, v in record.assignment.params.items()},
+                **dict(record.assignment.params.items()),
                 **record.assignment.metrics,
                 **record.metrics,
             }

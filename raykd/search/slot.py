@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import threading
 import time
 from collections.abc import Mapping
@@ -104,6 +105,7 @@ class Slot(tune.Trainable):
             "epoch": answer["epoch"],
             "done": answer["done"],
             "history": history,
+            "slot": f"{socket.gethostname()}:{os.getpid()}",
             "clock": answer["clock"],
             **self._assignment.metrics,
             **answer["metrics"],
@@ -153,6 +155,5 @@ class Slot(tune.Trainable):
         )
         try:
             trainer.fit()
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - whatever it was, the slot must say it
             self._ended = f"{type(error).__name__}: {error}"
-

@@ -33,7 +33,7 @@ class Suggestions(DriverOnly, Searcher):
         super().__init__(metric="val_accuracy", mode="max")
         self._explorer = explorer
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | None | str:
+    def suggest(self, trial_id: str) -> Any:
         assignment = self._explorer.next()
         if assignment is None:
             return Searcher.FINISHED

@@ -14,10 +14,11 @@ from rich.text import Text
 
 from raykd.architecture import Task
 from raykd.problems import Infeasible
+from raykd.study.extent import Dimension, Size
 from raykd.study.opened import OpenStudy, anatomies
 from raykd.study.outline import study_outline
 from raykd.study.schema import Study, read_study
-from raykd.study.space import Dimension, Point, Size
+from raykd.study.space import Point
 from raykd.study.suggest import Scalar, Seeded
 
 DRAWS = 200

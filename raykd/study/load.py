@@ -18,13 +18,14 @@ from raykd.problems import Infeasible, Problem, StudyError
 from raykd.study.complaints import Finding, complaints
 from raykd.study.domains import NUMBERS
 from raykd.study.files import Document, read_document
+from raykd.study.nodes import Pairing
 from raykd.study.opened import ModelError, OpenStudy, anatomies, check_costs, task_of
 from raykd.study.outline import study_outline
 from raykd.study.pairing import PairError, resolve_pairs
 from raykd.study.place import Place, dotted, parse_place
 from raykd.study.rules import search_findings, study_findings
 from raykd.study.schema import Search, Study, read_study
-from raykd.study.space import Pairing, Point, Space, read_space
+from raykd.study.space import Point, Space, read_space
 from raykd.study.suggest import Seeded
 
 Check = Callable[[Study, Task | None], Iterable[Problem | str]]

@@ -13,12 +13,13 @@ from raykd.architecture import Anatomy, Task, anatomy
 from raykd.problems import Infeasible, StudyError
 from raykd.study.complaints import complaints
 from raykd.study.domains import domain_kind
+from raykd.study.extent import Dimension, Size
 from raykd.study.files import Document
 from raykd.study.outline import study_outline
 from raykd.study.pairing import resolve_pairs, stages_of
 from raykd.study.place import Place, dotted, parse_place
 from raykd.study.schema import Study, Teacher, plain, read_study
-from raykd.study.space import Dimension, Point, Size, Space
+from raykd.study.space import Point, Space
 from raykd.study.suggest import Scalar, Seeded, Suggest
 
 PRIVATE = ("tracking",)
@@ -214,7 +215,7 @@ def task_of(study: Study) -> Task | None:
         ValueError: the data source says that it cannot be had.
     """
     shape = study.data.task_shape()
-    return None if shape is None else Task(*shape)
+    return None if shape is None or shape[1] < 1 else Task(*shape)
 
 
 def anatomies(
@@ -243,7 +244,7 @@ class ModelError(ValueError):
 def _anatomy(model: Any, task: Task, place: Place) -> Anatomy:
     try:
         return anatomy(model, task)
-    except ValueError as error:
+    except (ValueError, RuntimeError) as error:  # a forward that fails raises RuntimeError
         raise ModelError(place, str(error)) from None
 
 
@@ -266,7 +267,7 @@ def _most_stages(models: Iterable[Any], task: Task) -> tuple[str, ...]:
     for model in models:
         try:
             stages = stages_of(anatomy(model, task))
-        except ValueError:
+        except (ValueError, RuntimeError):
             continue
         most = max(most, stages, key=len)
     return most

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -35,10 +35,6 @@ class Outline:
         """The options that may stand at `place`, by name."""
         names = (_name(found) for found in self._at(data, place))
         return tuple(name for name in names if name is not None)
-
-    def takes(self, data: Any, place: Place, kind: str) -> bool:
-        """Whether a value of JSON type `kind` may stand at `place`."""
-        return any(found.get("type") == kind for found in self._at(data, place))
 
     def _at(self, data: Any, place: Place) -> list[Schema]:
         found, value = self._alternatives(self.schema), data
@@ -99,14 +95,6 @@ class Outline:
 def study_outline() -> Outline:
     """The outline of `Study`."""
     return Outline(study_adapter().json_schema())
-
-
-def named_objects(schema: Schema) -> Iterator[tuple[str, Schema]]:
-    """The options among a schema's definitions, with their names."""
-    for node in schema.get("$defs", {}).values():
-        name = _name(node)
-        if name is not None:
-            yield name, node
 
 
 def _name(node: Schema) -> str | None:

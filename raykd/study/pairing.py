@@ -127,11 +127,12 @@ def _dry_run(
         data_size=2,
     )
     try:
-        try:
-            with torch.device("meta"):
+        with torch.random.fork_rng(devices=[]):
+            try:
+                with torch.device("meta"):
+                    loss.build(context)
+            except RuntimeError:  # something in it needs real memory
                 loss.build(context)
-        except (NotImplementedError, RuntimeError):  # something in it needs real memory
-            loss.build(context)
-    except ValueError as error:
+    except (ValueError, RuntimeError) as error:
         return str(error)
     return ""

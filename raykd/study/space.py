@@ -8,23 +8,34 @@ the branch's label (`knowledge[0].loss.kd.temperature`).
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from raykd.problems import Infeasible, Problem
 from raykd.study.domains import (
     Malformed,
-    PairingDomain,
-    Range,
     domain_kind,
     labels_of,
     read_pairing,
     read_range,
 )
+from raykd.study.extent import Dimension, Size, dimensions_of, size_of
 from raykd.study.files import Document
-from raykd.study.gates import Gate, gate_of
+from raykd.study.gates import gate_of
+from raykd.study.nodes import (
+    Choice,
+    Fixed,
+    Group,
+    Listing,
+    Node,
+    Number,
+    Pairing,
+    domains_of,
+    is_open,
+    nodes_of,
+    rebuilt,
+)
 from raykd.study.place import Place, dotted
 from raykd.study.suggest import Scalar, Suggest, corners, every
 
@@ -43,101 +54,6 @@ class Point:
 
     data: dict[str, Any]
     origins: Mapping[Place, Place]
-
-
-@dataclass(frozen=True)
-class Dimension:
-    """One parameter of the space, as a sampler sees it.
-
-    Attributes:
-        name: the parameter's name.
-        path: the place it sets, dotted.
-        kind: the domain: choice, uniform, loguniform, int, logint, pairing.
-        values: the options, or the low and the high end.
-        text: `values`, to be read.
-        when: in which branches it is drawn; empty: always.
-    """
-
-    name: str
-    path: str
-    kind: str
-    values: tuple[Scalar, ...]
-    text: str
-    when: str = ""
-
-
-@dataclass(frozen=True)
-class Size:
-    """How large a space is.
-
-    Attributes:
-        combinations: number of points, continuous values not counted.
-        continuous: number of continuous parameters.
-    """
-
-    combinations: int
-    continuous: int
-
-    @property
-    def points(self) -> int | None:
-        """Number of points; None: infinitely many."""
-        return None if self.continuous else self.combinations
-
-
-@dataclass(frozen=True)
-class Fixed:
-    """A scalar."""
-
-    source: Place
-    value: Scalar
-
-
-@dataclass(frozen=True)
-class Listing:
-    """A list."""
-
-    source: Place
-    items: tuple[Node, ...]
-
-
-@dataclass(frozen=True)
-class Group:
-    """A mapping; some of its values are drawn only if its gate opens for them."""
-
-    source: Place
-    items: Mapping[str, Node]
-    gate: Gate | None = None
-
-
-@dataclass(frozen=True)
-class Choice:
-    """One of several values."""
-
-    source: Place
-    parameter: str
-    labels: tuple[Scalar, ...]
-    options: tuple[Node, ...]
-
-
-@dataclass(frozen=True)
-class Number:
-    """A number within a range."""
-
-    source: Place
-    parameter: str
-    domain: Range
-
-
-@dataclass(frozen=True)
-class Pairing:
-    """A set of layer pairs."""
-
-    source: Place
-    parameter: str
-    domain: PairingDomain
-
-
-Node = Fixed | Listing | Group | Choice | Number | Pairing
 
 
 @dataclass(frozen=True)
@@ -174,26 +90,16 @@ class Space:
 
     @property
     def size(self) -> Size:
-        continuous = {
-            node.parameter
-            for node in _nodes(self.root)
-            if isinstance(node, Number) and node.domain.count is None
-        }
-        return Size(_count(self.root), len(continuous))
+        return size_of(self.root)
 
     @property
     def dimensions(self) -> tuple[Dimension, ...]:
         """The parameters, in the order in which they are drawn."""
-        merged: dict[str, Dimension] = {}
-        for found in _dimensions(self.root, (), ()):
-            known = merged.get(found.name)
-            when = found.when if known is None else _either(known.when, found.when)
-            merged[found.name] = replace(found, when=when)
-        return tuple(merged.values())
+        return dimensions_of(self.root)
 
     @property
     def pairings(self) -> tuple[Pairing, ...]:
-        return tuple(node for node in _nodes(self.root) if isinstance(node, Pairing))
+        return tuple(node for node in nodes_of(self.root) if isinstance(node, Pairing))
 
     def with_stages(self, hint: Sequence[str], guided: Sequence[str]) -> Space:
         """The same with `auto` in its pairings replaced by these stages."""
@@ -240,7 +146,7 @@ class _Builder:
 
     def group(self, value: Mapping[str, Any], source: Place, place: Place) -> Group:
         items = {key: self.node(held, (*source, key), (*place, key)) for key, held in value.items()}
-        open_keys = frozenset(key for key, node in items.items() if _is_open(node))
+        open_keys = frozenset(key for key, node in items.items() if is_open(node))
         return Group(source, items, gate_of(place, items.keys(), open_keys))
 
     def allow(self, kind: str, value: Mapping[str, Any], place: Place) -> None:
@@ -298,7 +204,7 @@ def _same(one: Any, other: Any) -> bool:
 
 def _told_apart(name: str, labels: Sequence[Scalar], options: list[Node]) -> tuple[Node, ...]:
     """The options, with their labels in those parameters' names that would else collide."""
-    held = [{node.parameter: _domain_of(node) for node in _domains(option)} for option in options]
+    held = [{node.parameter: _domain_of(node) for node in domains_of(option)} for option in options]
     domains: dict[str, list[Any]] = {name: [None]}
     for parameters in held:
         for parameter, domain in parameters.items():
@@ -317,49 +223,13 @@ def _domain_of(node: Choice | Number | Pairing) -> Any:
     return node.labels if isinstance(node, Choice) else node.domain
 
 
-def _inner(node: Node) -> tuple[Node, ...]:
-    if isinstance(node, Listing):
-        return node.items
-    if isinstance(node, Group):
-        return tuple(node.items.values())
-    return node.options if isinstance(node, Choice) else ()
-
-
-def _nodes(node: Node) -> Iterator[Node]:
-    yield node
-    for inner in _inner(node):
-        yield from _nodes(inner)
-
-
-def _domains(node: Node) -> Iterator[Choice | Number | Pairing]:
-    for found in _nodes(node):
-        if isinstance(found, Choice | Number | Pairing):
-            yield found
-
-
-def _is_open(node: Node) -> bool:
-    return next(_domains(node), None) is not None
-
-
-def _rebuilt(node: Node, change: Callable[[Node], Node]) -> Node:
-    """The tree with `change` applied to each node, the inner ones first."""
-    if isinstance(node, Listing):
-        node = replace(node, items=tuple(_rebuilt(item, change) for item in node.items))
-    elif isinstance(node, Group):
-        items = {key: _rebuilt(item, change) for key, item in node.items.items()}
-        node = replace(node, items=items)
-    elif isinstance(node, Choice):
-        node = replace(node, options=tuple(_rebuilt(option, change) for option in node.options))
-    return change(node)
-
-
 def _renamed(node: Node, names: Mapping[str, str]) -> Node:
     def rename(found: Node) -> Node:
         if isinstance(found, Choice | Number | Pairing) and found.parameter in names:
             return replace(found, parameter=names[found.parameter])
         return found
 
-    return _rebuilt(node, rename) if names else node
+    return rebuilt(node, rename) if names else node
 
 
 def _unshared(root: Group) -> Group:
@@ -370,7 +240,7 @@ def _unshared(root: Group) -> Group:
             return replace(found, parameter=dotted(found.source))
         return found
 
-    unshared = _rebuilt(root, rename)
+    unshared = rebuilt(root, rename)
     assert isinstance(unshared, Group)
     return unshared
 
@@ -386,7 +256,7 @@ def _staged(root: Group, hint: tuple[str, ...], guided: tuple[str, ...]) -> Grou
         }
         return replace(found, domain=replace(old, **sides))
 
-    filled = _rebuilt(root, fill)
+    filled = rebuilt(root, fill)
     assert isinstance(filled, Group)
     return filled
 
@@ -463,129 +333,3 @@ class _Walk:
         if len(layers) == 1:
             return 0
         return layers.index(self.suggest.suggest_categorical(name, layers))
-
-
-def _count(node: Node) -> int:
-    match node:
-        case Fixed():
-            return 1
-        case Listing():
-            return _product(_count(item) for item in node.items)
-        case Group():
-            return _count_group(node)
-        case Choice():
-            return sum(_count(option) for option in node.options)
-        case Number():
-            return node.domain.count or 1
-        case Pairing():
-            return node.domain.count
-
-
-def _count_group(node: Group) -> int:
-    if node.gate is None:
-        return _product(_count(item) for item in node.items.values())
-    gate = node.gate
-    free = _product(
-        _count(item) for key, item in node.items.items() if key != gate.on and key not in gate.keys
-    )
-    cases = _cases(node.items[gate.on], gate)
-    return free * sum(
-        times * _product(_count(node.items[key]) for key in opened if key in node.items)
-        for opened, times in cases.items()
-    )
-
-
-def _cases(node: Node, gate: Gate) -> Counter[frozenset[str]]:
-    """For each set of keys the gate may open, by how many values of `node` it does."""
-    if isinstance(node, Choice):
-        return sum((_cases(option, gate) for option in node.options), Counter())
-    if isinstance(node, Group):
-        name = node.items.get("name")
-        value = {"name": name.value} if isinstance(name, Fixed) else {}
-        return Counter({gate.opens(value): _count(node)})
-    return Counter({gate.opens(node.value if isinstance(node, Fixed) else {}): _count(node)})
-
-
-def _product(counts: Iterator[int] | Any) -> int:
-    total = 1
-    for count in counts:
-        total *= count
-    return total
-
-
-def _dimensions(node: Node, place: Place, when: tuple[str, ...]) -> Iterator[Dimension]:
-    match node:
-        case Listing():
-            for i, item in enumerate(node.items):
-                yield from _dimensions(item, (*place, i), when)
-        case Group():
-            yield from _group_dimensions(node, place, when)
-        case Choice():
-            yield from _choice_dimensions(node, place, when)
-        case Number():
-            ends = (node.domain.low, node.domain.high)
-            text, condition = str(node.domain), " and ".join(when)
-            yield Dimension(node.parameter, dotted(place), node.domain.kind, ends, text, condition)
-        case Pairing():
-            yield from _pairing_dimensions(node, place, when)
-        case Fixed():
-            return
-
-
-def _group_dimensions(node: Group, place: Place, when: tuple[str, ...]) -> Iterator[Dimension]:
-    gated = node.gate.keys if node.gate is not None else frozenset()
-    for key, item in node.items.items():
-        if key not in gated:
-            yield from _dimensions(item, (*place, key), when)
-    if node.gate is not None:
-        for key in (key for key in node.items if key in gated):
-            condition = _condition(node.items[node.gate.on], node.gate, key)
-            if condition is not None:
-                yield from _dimensions(node.items[key], (*place, key), (*when, *condition))
-
-
-def _condition(node: Node, gate: Gate, key: str) -> tuple[str, ...] | None:
-    """When the gate on `node` opens for `key`; None: never."""
-    if not isinstance(node, Choice):
-        return () if any(key in opened for opened in _cases(node, gate)) else None
-    opening = [
-        str(label)
-        for label, option in zip(node.labels, node.options, strict=True)
-        if any(key in opened for opened in _cases(option, gate))
-    ]
-    if len(opening) == len(node.labels):
-        return ()
-    return (f"{node.parameter} = {' | '.join(opening)}",) if opening else None
-
-
-def _choice_dimensions(node: Choice, place: Place, when: tuple[str, ...]) -> Iterator[Dimension]:
-    if len(node.options) == 1:
-        yield from _dimensions(node.options[0], place, when)
-        return
-    text = " | ".join(str(label) for label in node.labels)
-    condition = " and ".join(when)
-    yield Dimension(node.parameter, dotted(place), "choice", node.labels, text, condition)
-    for label, option in zip(node.labels, node.options, strict=True):
-        yield from _dimensions(option, place, (*when, f"{node.parameter} = {label}"))
-
-
-def _pairing_dimensions(node: Pairing, place: Place, when: tuple[str, ...]) -> Iterator[Dimension]:
-    domain, name = node.domain, node.parameter
-    known = domain.hint is not None and domain.guided is not None
-    most = domain.most if known else domain.max
-    if most > 1:
-        values, text = (1, most), f"1 to {most}"
-        yield Dimension(f"{name}.count", dotted(place), "pairing", values, text, " and ".join(when))
-    for i in range(most):
-        later = when if i == 0 else (*when, f"{name}.count > {i}")
-        for side, layers in zip(("hint", "guided"), domain.sides, strict=True):
-            if layers is None or len(layers) > 1:
-                text = "the model's stages" if layers is None else " | ".join(layers)
-                path, condition = dotted((*place, i, side)), " and ".join(later)
-                named = f"{name}[{i}].{side}"
-                yield Dimension(named, path, "pairing", layers or (), text, condition)
-
-
-def _either(one: str, other: str) -> str:
-    """The condition that one of two holds; an empty one always does."""
-    return f"{one} or {other}" if one and other and one != other else one and other

@@ -1,4 +1,4 @@
-"""One piece of work for a slot: which concrete study to train, under which seed, and what to keep."""
+"""One piece of work for a slot: which concrete study to train, under which seed."""
 
 from __future__ import annotations
 

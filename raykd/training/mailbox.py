@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from multiprocessing.connection import Client, Connection, Listener, wait
 from typing import Any, Literal
+import contextlib
 
 Verb = Literal["start", "epoch", "stop", "exit"]
 
@@ -116,10 +117,8 @@ class Mailbox:
     def close(self) -> None:
         """Say goodbye, without waiting for an answer."""
         if self._connection is not None:
-            try:
+            with contextlib.suppress(EOFError, OSError):
                 self._connection.send(Command(self._last_id + 1, "exit", {}))
-            except (EOFError, OSError):
-                pass
             self._connection.close()
             self._connection = None
         self._listener.close()
@@ -135,7 +134,7 @@ class Mailbox:
             return
         try:
             newcomer = self._listener.accept()
-        except Exception:
+        except Exception:  # noqa: BLE001 - a stranger may send anything
             return  # not one of ours: it did not know the key, or hung up
         if self._connection is not None:
             self._connection.close()

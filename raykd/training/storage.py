@@ -6,6 +6,7 @@ import os
 import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING
+import contextlib
 
 if TYPE_CHECKING:
     from pyarrow.fs import FileSystem
@@ -71,10 +72,8 @@ class Storage:
         if self._filesystem is None:
             Path(self.root, name).unlink(missing_ok=True)
             return
-        try:
+        with contextlib.suppress(FileNotFoundError):
             self._filesystem.delete_file(f"{self._prefix}/{name}")
-        except FileNotFoundError:
-            pass
 
     def below(self, name: str) -> Storage:
         """The folder `name` inside this one."""

@@ -25,8 +25,8 @@ from raykd.study.schema import Study, read_study
 from raykd.training.assignment import Assignment
 from raykd.training.checkpoint import dump_weights
 from raykd.training.loop import Training
-from raykd.training.record import Diverged
 from raykd.training.mailbox import Address, Command, WorkerEnd
+from raykd.training.record import Diverged
 from raykd.training.storage import Storage
 from raykd.training.teacher import read_teacher
 
@@ -110,9 +110,7 @@ class Seat:
             torch.compiler.reset()
         return {}
 
-    def _measure(
-        self, training: Training, assignment: Assignment, began: float
-    ) -> dict[str, Any]:
+    def _measure(self, training: Training, assignment: Assignment, began: float) -> dict[str, Any]:
         """Evaluate a teacher that is there already."""
         teacher = self._teachers[assignment.teacher or ""]
         training.distiller.student = teacher

@@ -14,6 +14,7 @@ from raykd.knowledge import LOSSES, Evidence, Loss, LossContext, LossModule, Pai
 
 CLASSES = 5
 DATA_SIZE = 40
+PROGRESS = Progress(epoch=1, epochs=4, step=9, steps_per_epoch=8)
 
 GUIDED = {
     "stage1": (4, 8, 8),
@@ -45,7 +46,7 @@ class Case:
     teacher: Evidence
     targets: Tensor
     index: Tensor
-    progress: Progress = Progress(epoch=1, epochs=4, step=9, steps_per_epoch=8)
+    progress: Progress = PROGRESS
 
     def value(self) -> Tensor:
         return self.module(self.student, self.teacher, self.targets, self.index, self.progress)
@@ -108,24 +109,26 @@ def variants() -> list[Loss]:
 
 def label(loss: Loss) -> str:
     """The loss's name and the choices in which it departs from its defaults."""
-    default = type(loss)()
+    default = type(loss)()  # type: ignore[call-arg]
     changed = [
         f"{field.name}={getattr(loss, field.name)}"
-        for field in dataclasses.fields(loss)  # type: ignore[arg-type]
+        for field in dataclasses.fields(loss)
         if getattr(loss, field.name) != getattr(default, field.name)
     ]
     return "-".join([loss.name, *changed])
 
 
 def _variants(cls: type[Loss]) -> list[Loss]:
-    default = cls()
-    made = [default]
-    for name, kind in typing.get_type_hints(cls).items():
-        for choice in typing.get_args(kind) if typing.get_origin(kind) is typing.Literal else ():
-            if name != "name" and hasattr(default, name) and choice != getattr(default, name):
-                if name in {field.name for field in dataclasses.fields(cls)}:  # type: ignore[arg-type]
-                    made.append(dataclasses.replace(default, **{name: choice}))  # type: ignore[type-var]
-    return made
+    default = cls()  # type: ignore[call-arg]
+    kinds = typing.get_type_hints(cls)
+    others = [
+        dataclasses.replace(default, **{field.name: choice})
+        for field in dataclasses.fields(cls)
+        if field.name != "name" and typing.get_origin(kinds[field.name]) is typing.Literal
+        for choice in typing.get_args(kinds[field.name])
+        if choice != getattr(default, field.name)
+    ]
+    return [default, *others]
 
 
 def _evidence(

@@ -8,10 +8,10 @@ import math
 
 import pytest
 import torch
-from loss_cases import DATA_SIZE, context_of, label, make, variants
 from pydantic import TypeAdapter
 from torch import Tensor
 
+from loss_cases import DATA_SIZE, context_of, label, make, variants
 from raykd.knowledge import LOSSES, Evidence, Loss, Term
 
 ALL = variants()

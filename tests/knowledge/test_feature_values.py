@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from arrays import Array, draw, kl, softmax, tensor, unit
 from torch import nn
 
-from raykd.knowledge import Evidence, LossContext, LossModule, Pair, Progress
+from arrays import Array, draw, kl, softmax, tensor, unit
+from built import array, built, built_value, evidence
+from raykd.knowledge import Progress
 from raykd.knowledge.activation import ActivationBoundaries, OverhaulFeature
 from raykd.knowledge.crd import Crd
-from raykd.knowledge.evidence import Shape
 from raykd.knowledge.factors import Ft
 from raykd.knowledge.feature import AttentionTransfer, Hint
 from raykd.knowledge.loss import PairLoss
@@ -29,34 +29,6 @@ EMBEDDINGS = draw(5, 3, seed=1), draw(5, 4, seed=2)
 
 def value(loss: PairLoss | Ft | ReviewKD, arrays: tuple[Array, Array]) -> float:
     return loss(tensor(arrays[0]), tensor(arrays[1])).item()
-
-
-def context(guided: list[Shape], hints: list[Shape], train_size: int = 8) -> LossContext:
-    pairs = tuple(Pair(hint=f"t{i}", guided=f"s{i}") for i in range(len(guided)))
-    return LossContext(pairs, tuple(guided), tuple(hints), 3, train_size, train_size)
-
-
-def evidence(letter: str, arrays: list[Array]) -> Evidence:
-    layers = {f"{letter}{i}": tensor(array) for i, array in enumerate(arrays)}
-    return Evidence(torch.zeros(len(arrays[0]), 3, dtype=torch.float64), layers)
-
-
-def built_value(
-    module: LossModule,
-    guided: list[Array],
-    hints: list[Array],
-    targets: list[int] | None = None,
-    epoch: int = 1,
-) -> float:
-    count = len(guided[0])
-    labels = torch.tensor(targets or [0] * count)
-    progress = Progress(epoch, 4)
-    student, teacher = evidence("s", guided), evidence("t", hints)
-    return module(student, teacher, labels, torch.arange(count), progress).item()
-
-
-def array(parameter: torch.Tensor) -> Array:
-    return parameter.detach().double().numpy()
 
 
 class TestHint:
@@ -174,8 +146,7 @@ class TestFt:
         assert value(Ft(), SAME) == pytest.approx(expected)
 
     def test_paraphraser_learns_alone_at_first_and_never_from_the_factors(self) -> None:
-        torch.manual_seed(0)
-        module = Ft().build(context([(3, 4, 4)], [(5, 4, 4)])).double()
+        module = built(Ft(), [(3, 4, 4)], [(5, 4, 4)])
         judge = module.judges[0]
         factor = judge.encoder(tensor(MAPS[1]))
         restoration = np.mean((array(judge.decoder(factor)) - MAPS[1]) ** 2)
@@ -223,8 +194,7 @@ class TestVid:
     """Ahn 2019, Eqs. 5 and 6."""
 
     def test_formula(self) -> None:
-        torch.manual_seed(0)
-        judge = Vid().judge((3, 4, 4), (5, 4, 4)).double()
+        judge = built(Vid(), [(3, 4, 4)], [(5, 4, 4)]).judges[0]
         spread = draw(5, seed=3)
         judge.spread.data = tensor(spread)
         variance = (np.log1p(np.exp(spread)) + 1e-5)[None, :, None, None]
@@ -233,19 +203,16 @@ class TestVid:
         assert judge(tensor(MAPS[0]), tensor(MAPS[1])).item() == pytest.approx(expected)
 
     def test_first_variance(self) -> None:
-        judge = Vid(variance=3).judge((3,), (4,))
-        torch.testing.assert_close(
-            nn.functional.softplus(judge.spread) + 1e-5, torch.full((4,), 3.0)
-        )
+        judge = built(Vid(variance=3), [(3,)], [(4,)]).judges[0]
+        first = np.log1p(np.exp(array(judge.spread))) + 1e-5
+        np.testing.assert_allclose(first, np.full(4, 3.0), rtol=1e-6)
 
 
 class TestCrd:
     """Tian 2020, Eqs. 17 to 19."""
 
     def test_formula(self) -> None:
-        torch.manual_seed(0)
-        loss = Crd(width=4, negatives=6)
-        module = loss.build(context([(3,)], [(4,)], train_size=8)).double()
+        module = built(Crd(width=4, negatives=6), [(3,)], [(4,)])
         judge = module.judges[0]
         targets = [0, 1, 2, 0, 1]
         built_value(module, list(EMBEDDINGS[:1]), list(EMBEDDINGS[1:]), targets)
@@ -274,8 +241,7 @@ class TestCrd:
         return e / (e + 6 / 8)
 
     def test_memory_keeps_a_place_for_every_sample(self) -> None:
-        torch.manual_seed(0)
-        module = Crd(width=4, negatives=6, momentum=0).build(context([(3,)], [(4,)])).double()
+        module = built(Crd(width=4, negatives=6, momentum=0), [(3,)], [(4,)])
         judge = module.judges[0]
         student, teacher = evidence("s", [EMBEDDINGS[0]]), evidence("t", [EMBEDDINGS[1]])
         labels = torch.tensor([0, 1, 2, 0, 1])
@@ -293,10 +259,8 @@ class TestSemckd:
     """Chen 2021 (AAAI), Eqs. 4 to 8."""
 
     def test_formula(self) -> None:
-        torch.manual_seed(0)
-        shapes = [(3, 4, 4), (3, 2, 2)]
-        hints = [(3, 4, 4), (6, 2, 2)]
-        module = Semckd(width=8).build(context(list(shapes), list(hints))).double()
+        shapes, hints = [(3, 4, 4), (3, 2, 2)], [(3, 4, 4), (6, 2, 2)]
+        module = built(Semckd(width=8), list(shapes), list(hints))
         guided = [draw(4, *shape, seed=i) for i, shape in enumerate(shapes)]
         taught = [draw(4, *shape, seed=9 + i) for i, shape in enumerate(hints)]
         queries = [self.summary(module.queries[i], side) for i, side in enumerate(guided)]
@@ -326,16 +290,16 @@ class TestReviewKD:
 
     def test_hierarchical_context_loss(self) -> None:
         student, teacher = draw(2, 3, 8, 8, seed=1), draw(2, 3, 8, 8, seed=2)
-        values = [np.mean((student - teacher) ** 2)]
-        for level in (4, 2, 1):
-            values.append(np.mean((pooled(student, level) - pooled(teacher, level)) ** 2))
+        values = [
+            np.mean((pooled(student, level) - pooled(teacher, level)) ** 2)
+            for level in (8, 4, 2, 1)
+        ]
         weights = np.array([1, 1 / 2, 1 / 4, 1 / 8])
         expected = np.dot(weights, values) / weights.sum()
         assert value(ReviewKD(), (student, teacher)) == pytest.approx(expected)
 
     def test_deeper_layers_reach_shallow_hints(self) -> None:
-        torch.manual_seed(0)
-        module = ReviewKD().build(context([(3, 4, 4), (4, 2, 2)], [(5, 4, 4), (6, 2, 2)])).double()
+        module = built(ReviewKD(), [(3, 4, 4), (4, 2, 2)], [(5, 4, 4), (6, 2, 2)])
         guided = [draw(4, 3, 4, 4, seed=1), draw(4, 4, 2, 2, seed=2)]
         hints = [draw(4, 5, 4, 4, seed=3), draw(4, 6, 2, 2, seed=4)]
         module.eval()
@@ -356,8 +320,7 @@ class TestMgd:
     """Yang 2022, Eqs. 3 to 5, as a mean."""
 
     def test_formula(self) -> None:
-        torch.manual_seed(0)
-        judge = Mgd(mask=0.5).judge((3, 4, 4), (3, 4, 4)).double()
+        judge = built(Mgd(mask=0.5), [(3, 4, 4)], [(3, 4, 4)]).judges[0]
         torch.manual_seed(1)
         found = judge(tensor(SAME[0]), tensor(SAME[1])).item()
         torch.manual_seed(1)

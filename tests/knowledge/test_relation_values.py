@@ -7,9 +7,9 @@ from math import factorial
 import numpy as np
 import pytest
 import torch
-from arrays import Array, draw, tensor, unit
-from test_feature_values import built_value, context
 
+from arrays import Array, draw, tensor, unit
+from built import built, built_value, context
 from raykd.knowledge import Evidence, Progress
 from raykd.knowledge.flow import Fsp, flow
 from raykd.knowledge.irg import Irg
@@ -125,7 +125,7 @@ class TestFsp:
 
     def test_formula(self) -> None:
         shapes = [(3, 4, 4), (5, 2, 2), (4, 2, 2)]
-        module = Fsp().build(context(list(shapes), list(shapes)))
+        module = built(Fsp(), list(shapes), list(shapes))
         guided = [draw(2, *shape, seed=i) for i, shape in enumerate(shapes)]
         hints = [draw(2, *shape, seed=9 + i) for i, shape in enumerate(shapes)]
 
@@ -153,9 +153,8 @@ class TestIrg:
         ours = [draw(4, 3, seed=1), draw(4, 6, seed=2)]
         theirs = [draw(4, 5, seed=3), draw(4, 4, seed=4)]
         logits = draw(4, 3, seed=5), draw(4, 3, seed=6)
-        module = Irg(vertices=0.5, edges=2, transformations=3).build(
-            context([(3,), (6,)], [(5,), (4,)])
-        )
+        loss = Irg(vertices=0.5, edges=2, transformations=3)
+        module = built(loss, [(3,), (6,)], [(5,), (4,)])
         student = Evidence(tensor(logits[0]), {"s0": tensor(ours[0]), "s1": tensor(ours[1])})
         teacher = Evidence(tensor(logits[1]), {"t0": tensor(theirs[0]), "t1": tensor(theirs[1])})
         rows = torch.arange(4)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from arrays import Array, draw, kl, softmax, tensor
 
+from arrays import Array, draw, kl, softmax, tensor
 from raykd.knowledge.response import KD, Dist, Dkd, LogitMse, LogitStd, Nkd
 
 STUDENT, TEACHER = 2 * draw(4, 6, seed=1), 2 * draw(4, 6, seed=2)

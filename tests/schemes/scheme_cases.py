@@ -111,6 +111,6 @@ def batch(number: int) -> Batch:
 
 @cache
 def _digits() -> tuple[Tensor, Tensor]:
-    digits = load_digits()
-    inputs = torch.from_numpy(digits.images[:SIZE]).float()[:, None] / 16
-    return inputs, torch.from_numpy(digits.target[:SIZE]).long()
+    images, targets = load_digits(return_X_y=True)
+    inputs = torch.as_tensor(images[:SIZE]).float().view(-1, *TASK.input_shape) / 16
+    return inputs, torch.as_tensor(targets[:SIZE]).long()

@@ -10,9 +10,9 @@ import typing
 import pytest
 import torch
 from pydantic import TypeAdapter
-from scheme_cases import BATCH, STUDENT, TASK, batch, build, ready
 
 from raykd.schemes import SCHEMES, Scheme
+from scheme_cases import BATCH, STUDENT, TASK, batch, build, ready
 
 
 def variants() -> list[Scheme]:

@@ -7,10 +7,10 @@ from typing import Any
 
 import jsonschema
 import pytest
-from written import BASE, SHIPPED, changed
 
 from raykd.study.editors import json_schema
 from raykd.study.files import parse_document, read_document
+from written import BASE, SHIPPED, changed
 
 SCHEMA = json_schema()
 VALIDATOR = jsonschema.Draft202012Validator(SCHEMA)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import pickle
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from written import BASE, SHIPPED, changed, opened
 
 from raykd.architecture import Task, anatomy
 from raykd.problems import Infeasible, Problem, StudyError
@@ -18,6 +19,7 @@ from raykd.study.load import check_data, check_shapes, load_study, open_study
 from raykd.study.opened import OpenStudy
 from raykd.study.schema import Study, plain, read_study
 from raykd.study.suggest import Given, Seeded
+from written import BASE, SHIPPED, changed, opened
 
 DIGITS = Task((1, 8, 8), 10)
 
@@ -278,7 +280,7 @@ def test_a_mistake_in_one_branch_is_told_once() -> None:
         ),
     )
     (problem,) = problems_of(text)
-    assert (problem.line, problem.path) == (21, "knowledge[1].loss.strength")
+    assert (problem.line, problem.path) == (20, "knowledge[1].loss.strength")
 
 
 def test_very_many_problems_are_cut() -> None:
@@ -301,8 +303,8 @@ def test_pairs_that_some_draws_cannot_bridge_are_no_mistake() -> None:
         try:
             study.draw(Seeded(seed), DIGITS)
         except Infeasible as error:
-            reasons.add(str(error)[:60])
-    assert reasons == {"knowledge[1].pairs: guided layer 'embedding' (16,) cannot be "}
+            reasons.add(str(error).partition(" cannot")[0])
+    assert reasons == {"knowledge[1].pairs: guided layer 'embedding' (16,)"}
 
 
 def test_a_space_in_which_no_pairs_fit_is_a_mistake() -> None:
@@ -378,13 +380,13 @@ def test_shipped_studies_load(path: Path) -> None:
 def test_random_draws_of_shipped_studies_are_studies(path: Path) -> None:
     study = load_study(path)
     assert study.task is not None
-    found = 0
+    found, reasons = 0, set()
     for seed in range(100):
         drawer = Seeded(seed)
         try:
             drawn = study.draw(drawer, study.task)
         except Infeasible as error:
-            assert "params" in str(error) or "twice" in str(error)
+            reasons.add(re.sub(r"[0-9,]+", "N", str(error)))
             continue
         found += 1
         assert read_study(plain(drawn)) == drawn
@@ -397,6 +399,7 @@ def test_random_draws_of_shipped_studies_are_studies(path: Path) -> None:
             if term.loss is not None and term.loss.takes_pairs and term.active:
                 assert term.pairs
     assert found > 50
+    assert reasons <= {"params N > N", "knowledge[N].pairs: the same pair was drawn twice"}
 
 
 def quickstart() -> OpenStudy:
@@ -464,7 +467,7 @@ def test_teachers_are_listed() -> None:
 
 def test_flat_parameters_bear_the_samplers_names() -> None:
     study = quickstart()
-    drawer = Seeded(0)
+    drawer = Seeded(2)
     flat = study.flat(study.draw(drawer, DIGITS))
     for name, value in drawer.params.items():
         if ".pairs" not in name:
@@ -501,7 +504,7 @@ def test_infeasible_draws_say_why() -> None:
         changed(("width: 4", "width: {choice: [4, 64]}"))
         + "search: {constraints: {params: {max: 9000}}}\n"
     )
-    with pytest.raises(Infeasible, match="params .* > 9,000"):
+    with pytest.raises(Infeasible, match=r"params .* > 9,000"):
         opened(text).draw(Given({"student.model.width": 64}), DIGITS)
 
 
@@ -529,11 +532,11 @@ def test_explanation() -> None:
 def test_explanation_prints() -> None:
     from rich.console import Console
 
-    console = Console(width=120, record=True, file=open("/dev/null", "w"))
+    console = Console(width=120, record=True, file=io.StringIO())
     console.print(explain(quickstart(), DIGITS).render())
     text = console.export_text()
     assert "knowledge[1].pairs.count" in text
     assert "584 combinations x 3 continuous parameters" in text
-    concrete = Console(width=120, record=True, file=open("/dev/null", "w"))
+    concrete = Console(width=120, record=True, file=io.StringIO())
     concrete.print(explain(opened(BASE), DIGITS).render())
     assert "nothing is left open" in concrete.export_text()

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from written import opened
 
 from raykd.architecture import Task, anatomy
 from raykd.knowledge import LOSSES, Pair, Term
 from raykd.study.pairing import PairError, resolve_pairs, stages_of
 from raykd.study.schema import Study
+from written import opened
 
 TASK = Task((1, 8, 8), 10)
 

@@ -11,6 +11,7 @@ import pytest
 from raykd.problems import Infeasible
 from raykd.study.domains import labels_of, read_pairing, read_range
 from raykd.study.files import parse_document
+from raykd.study.nodes import Choice, nodes_of
 from raykd.study.space import Space, read_space
 from raykd.study.suggest import Given, Seeded, every
 
@@ -308,9 +309,7 @@ def covered(space: Space) -> None:
 
 
 def _choices(space: Space) -> list[Any]:
-    from raykd.study.space import Choice, _nodes
-
-    return [node for node in _nodes(space.root) if isinstance(node, Choice)]
+    return [node for node in nodes_of(space.root) if isinstance(node, Choice)]
 
 
 DEEP = "a:\n  choice:\n" + "".join(

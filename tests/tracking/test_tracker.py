@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import Server
+from mlflow_server import Server
 from small_study import STUDY, network, start, trial
-from test_delivery import Store
+from stored import Store
 
 from raykd.tracking import Journal, Tracker, find_run, load_model_uri, sync
 from raykd.tracking.store import check_store

@@ -109,6 +109,11 @@ def perceptron(**train: Any) -> Study:
     return dataclasses.replace(taught(**train), student=Student(model=Mlp(depth=1, width=16)))
 
 
+def unnormalised(*terms: Term, **train: Any) -> Study:
+    """What two workers must train as one does: nothing in it depends on a worker's share."""
+    return dataclasses.replace(taught(*terms, **train), student=Student(model=Plain()))
+
+
 def train_of(study: Study, seed: int = 0, data: Dataset | None = None) -> Training:
     needs = teacher() if study.scheme.needs_teacher else None
     return Training(study, data or digits(), seed=seed, teacher=needs)

@@ -1,0 +1,138 @@
+"""How long a slot idles between two trials: raykd's warm slots against Ray's documented nesting.
+
+Both train the same tiny student (an mlp on digits, one epoch a trial) one trial at a time on one
+CPU.  Turn-around is the time from the end of one trial's training to the first step of the next.
+In the nesting, as Ray's guide has it, each trial of a Tune function trainable calls
+`TorchTrainer.fit()`.  Rounds of both alternate; medians and ranges are over all turn-arounds.
+
+    uv run python benchmarks/turnaround.py [--rounds 3] [--json FILE]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+import itertools
+
+STUDY = """
+name: turnaround
+data: {name: digits}
+student:
+  model: {name: mlp, depth: 1, width: {int: [8, 64]}}
+scheme: {name: alone}
+train: {epochs: 1, batch_size: 64, optimizer: {name: sgd, lr: {loguniform: [0.01, 0.3]}}}
+search: {sampler: random, trials: 12, replicates: 0}
+cluster: {slots: 1}
+"""
+
+
+def warm_slots(folder: Path) -> list[float]:
+    """Turn-arounds of one search in one slot, seconds."""
+    from raykd.search.driver import search
+
+    file = folder / "turnaround.yaml"
+    file.write_text(STUDY)
+    clocks: list[dict[str, float]] = []
+
+    def hear(event: Any) -> None:
+        if event["event"] == "epoch":
+            clocks.append(event["clock"])
+
+    overrides = [f"cluster.storage={folder}", f"tracking.uri=sqlite:///{folder}/mlflow.db"]
+    search(file, overrides=overrides, listeners=[hear])
+    return [after["first_step"] - before["end"] for before, after in itertools.pairwise(clocks)]
+
+
+def nested(folder: Path, trials: int) -> list[float]:
+    """Turn-arounds of Ray's documented nesting, seconds."""
+    import ray
+    from ray import train, tune
+    from ray.train.torch import TorchTrainer
+
+    from raykd.search.cluster import ray_session
+
+    def train_student(setup: dict[str, Any]) -> None:
+        import torch
+        from sklearn.datasets import load_digits
+        from torch import nn
+
+        pixels, labels = load_digits(return_X_y=True)
+        inputs = torch.tensor(pixels, dtype=torch.float32) / 16
+        targets = torch.tensor(labels)
+        model = nn.Sequential(
+            nn.Linear(64, setup["width"]), nn.ReLU(), nn.Linear(setup["width"], 10)
+        )
+        optimizer = torch.optim.SGD(model.parameters(), lr=setup["lr"])
+        loss = torch.zeros(())
+        first_step = time.time()
+        for rows in torch.randperm(len(inputs)).split(64):
+            loss = nn.functional.cross_entropy(model(inputs[rows]), targets[rows])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        with open(setup["clocks"], "a") as file:
+            file.write(json.dumps({"first_step": first_step, "end": time.time()}) + "\n")
+        train.report({"loss": float(loss)})
+
+    def trial(setup: dict[str, Any]) -> None:
+        trainer = TorchTrainer(
+            train_student,
+            train_loop_config=setup,
+            scaling_config=train.ScalingConfig(num_workers=1),
+            run_config=train.RunConfig(
+                name=f"trial-{os.getpid()}", storage_path=str(folder / "train")
+            ),
+        )
+        result = trainer.fit()
+        tune.report({"loss": result.metrics["loss"] if result.metrics else 0.0})
+
+    clocks = folder / f"clocks-{time.time_ns()}.jsonl"
+    with ray_session(verbose=False):
+        space = {"lr": tune.loguniform(0.01, 0.3), "width": tune.randint(8, 65)}
+        tune.Tuner(
+            tune.with_resources(trial, {"CPU": 0.01}),
+            param_space={**space, "clocks": str(clocks)},
+            tune_config=tune.TuneConfig(num_samples=trials, max_concurrent_trials=1),
+            run_config=tune.RunConfig(name="nested", storage_path=str(folder), verbose=0),
+        ).fit()
+        assert ray.is_initialized()
+    told = [json.loads(line) for line in clocks.read_text().splitlines()]
+    return [after["first_step"] - before["end"] for before, after in itertools.pairwise(told)]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--nested-trials", type=int, default=3)
+    parser.add_argument("--json", type=Path)
+    asked = parser.parse_args()
+    warm: list[float] = []
+    cold: list[float] = []
+    for number in range(asked.rounds):
+        with tempfile.TemporaryDirectory() as folder:
+            warm += warm_slots(Path(folder))
+        with tempfile.TemporaryDirectory() as folder:
+            cold += nested(Path(folder), asked.nested_trials)
+        print(f"round {number + 1} of {asked.rounds} done", flush=True)
+    table = {"raykd, warm slot": warm, "Tune function + TorchTrainer.fit()": cold}
+    print(f"\n{platform.machine()}, {os.cpu_count()} cores")
+    print(f"{'turn-around between trials':36} {'median':>9} {'min':>9} {'max':>9}     n")
+    for name, values in table.items():
+        middle = statistics.median(values)
+        ends = f"{min(values):8.3f}s {max(values):8.3f}s"
+        print(f"{name:36} {middle:8.3f}s {ends} {len(values):5d}")
+    ratio = statistics.median(cold) / statistics.median(warm)
+    print(f"ratio of the medians: {ratio:.0f}")
+    if asked.json:
+        asked.json.write_text(json.dumps({"seconds": table, "ratio": ratio}, indent=1))
+
+
+if __name__ == "__main__":
+    main()

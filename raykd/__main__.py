@@ -1,0 +1,6 @@
+"""`python -m raykd`."""
+
+from raykd.cli import main
+
+if __name__ == "__main__":
+    main()

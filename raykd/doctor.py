@@ -1,0 +1,377 @@
+"""Is this machine, or the cluster, ready?  One finding a thing, each ok or with what to do.
+
+Nothing is started and nothing is written; everything is over within about 15 seconds.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import json
+import os
+import platform
+import shutil
+import socket
+import sys
+import time
+import tomllib
+import urllib.request
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Thread
+from typing import TYPE_CHECKING, Any
+
+from rich.console import RenderableType
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from raykd.data.source import Source
+
+ANSWER_WITHIN = 3.0
+"""Seconds a server is given."""
+
+ALL_WITHIN = 6.0
+"""Seconds all data sources together are given."""
+
+GIB = 1 << 30
+ENOUGH_MEMORY = 2 * GIB
+ENOUGH_SHARED = GIB
+ENOUGH_DISK = 2 * GIB
+DASHBOARD_PORT = 8265
+DASHBOARD_PARTS = ("aiohttp", "aiohttp_cors", "opencensus", "prometheus_client", "colorful")
+"""What `ray[default]` adds to `ray`, and its dashboard needs."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What was found about one thing.
+
+    Attributes:
+        about: the thing.
+        what: what was found.
+        mend: what to do; empty where all is well.
+        essential: whether a search fails without it.
+    """
+
+    about: str
+    what: str
+    mend: str = ""
+    essential: bool = True
+
+    @property
+    def fatal(self) -> bool:
+        return bool(self.mend) and self.essential
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a study needs of the place it runs in.
+
+    Attributes:
+        uri: of MLflow's store.
+        storage: the folder (or URI) of the study's files.
+        source: the study's data; None: every source is looked at, and none is essential.
+    """
+
+    uri: str
+    storage: str
+    source: Source | None = None
+
+
+def needs_of(file: str | None, overrides: Sequence[str] = (), uri: str | None = None) -> Needs:
+    """What a study file needs; without one, what a study needs that says nothing about it.
+
+    Raises:
+        StudyError: the file is no study.
+    """
+    if file is None:
+        from raykd.study.schema import Cluster, Tracking
+
+        return Needs(uri or Tracking().uri, Cluster().storage)
+    from raykd.study.load import load_study
+
+    settings = load_study(file, overrides).settings
+    return Needs(uri or settings.tracking.uri, settings.cluster.storage, settings.data)
+
+
+def examine(needs: Needs) -> Iterator[Finding]:
+    """Look at everything, one thing after the other."""
+    yield from _packages()
+    yield from _ray()
+    yield from _machine()
+    yield _folder(needs.storage)
+    yield _store(needs.uri)
+    yield from _data(needs.source)
+
+
+def shown(finding: Finding) -> RenderableType:
+    """A finding for a `rich` console."""
+    grid = Table.grid(padding=(0, 1))
+    grid.add_column(width=5)
+    grid.add_column(width=14)
+    grid.add_column(overflow="fold")
+    mark = "ok" if not finding.mend else "mend" if finding.essential else "note"
+    style = {"ok": "green", "mend": "bold red", "note": "yellow"}[mark]
+    text = Text(finding.what)
+    if finding.mend:
+        text.append(f"\n-> {finding.mend}")
+    grid.add_row(Text(mark, style=style), finding.about, text)
+    return grid
+
+
+# Python and packages
+
+
+def _packages() -> Iterator[Finding]:
+    wanted, python = _wanted()
+    yield _python(python)
+    missing = [text for text in wanted if _version_problem(text)]
+    if missing:
+        problems = "; ".join(_version_problem(text) for text in missing)
+        install = " ".join(f"'{text}'" for text in missing)
+        yield Finding("packages", problems, f"python -m pip install {install}")
+    else:
+        names = ("ray", "torch", "optuna", "mlflow")
+        have = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in names)
+        yield Finding("packages", have)
+
+
+def _python(wanted: str) -> Finding:
+    from packaging.specifiers import SpecifierSet
+
+    have = platform.python_version()
+    fits = SpecifierSet(wanted).contains(have, prereleases=True)
+    what = f"{have} at {sys.executable}"
+    return Finding("python", what, "" if fits else f"use Python {wanted}")
+
+
+def _wanted() -> tuple[list[str], str]:
+    """The packages raykd needs and the Python: of the installed package, else of the project's
+    file beside the sources."""
+    try:
+        about = importlib.metadata.metadata("raykd")
+        return list(about.get_all("Requires-Dist") or ()), about["Requires-Python"] or ""
+    except importlib.metadata.PackageNotFoundError:
+        file = Path(__file__).parents[1] / "pyproject.toml"
+        project = tomllib.loads(file.read_text(encoding="utf-8"))["project"]
+        return project["dependencies"], project["requires-python"]
+
+
+def _version_problem(requirement: str) -> str:
+    """What is wrong with a required package; "" where it is there and fits."""
+    from packaging.requirements import Requirement
+
+    wanted = Requirement(requirement)
+    if wanted.marker is not None and not wanted.marker.evaluate({"extra": ""}):
+        return ""
+    try:
+        have = importlib.metadata.version(wanted.name)
+    except importlib.metadata.PackageNotFoundError:
+        return f"{wanted.name} is missing"
+    if wanted.specifier.contains(have, prereleases=True):
+        return ""
+    return f"{wanted.name} is {have}, wanted {wanted.specifier}"
+
+
+# Ray
+
+
+def _ray() -> Iterator[Finding]:
+    broken = _ray_import()
+    if broken:
+        yield broken
+        return
+    address = os.environ.get("RAY_ADDRESS", "")
+    if not address:
+        yield Finding("ray", "RAY_ADDRESS is not set: each search starts Ray on this machine")
+    elif address in ("auto", "local"):
+        yield Finding("ray", f"RAY_ADDRESS={address}: not looked at; Ray finds it by itself")
+    else:
+        yield from _cluster(address)
+
+
+def _ray_import() -> Finding | None:
+    if importlib.util.find_spec("ray") is None:
+        return Finding("ray", "is not installed", "python -m pip install 'ray[default,train,tune]'")
+    lacking = [name for name in DASHBOARD_PARTS if importlib.util.find_spec(name) is None]
+    if lacking:
+        what = f"its dashboard lacks {', '.join(lacking)}, and slots are not freed without it"
+        return Finding("ray", what, "python -m pip install 'ray[default,train,tune]'")
+    try:
+        import ray  # noqa: F401
+    except Exception as error:  # noqa: BLE001 - a broken installation fails in any way
+        return Finding(
+            "ray", f"cannot be imported: {error}", "install ray[default,train,tune] anew"
+        )
+    return None
+
+
+def _cluster(address: str) -> Iterator[Finding]:
+    host, port = _host_and_port(address)
+    if not _answers(host, port):
+        mend = "start it (ray start --head), correct RAY_ADDRESS, or unset it to run here"
+        yield Finding("ray", f"no answer from {host}:{port} (RAY_ADDRESS={address})", mend)
+        return
+    yield Finding("ray", f"{host}:{port} answers (RAY_ADDRESS={address})")
+    yield _dashboard(host)
+
+
+def _host_and_port(address: str) -> tuple[str, int]:
+    place = address.rpartition("://")[2].rstrip("/")
+    host, _, port = place.rpartition(":")
+    return (host, int(port)) if host and port.isdigit() else (place, 6379)
+
+
+def _answers(host: str, port: int) -> bool:
+    try:
+        socket.create_connection((host, port), timeout=ANSWER_WITHIN).close()
+    except OSError:
+        return False
+    return True
+
+
+def _dashboard(host: str) -> Finding:
+    """Ray Train frees a stopped group's place through the dashboard: without it a search with
+    early stopping waits for ever."""
+    url = os.environ.get("RAY_DASHBOARD_ADDRESS") or f"http://{host}:{DASHBOARD_PORT}"
+    try:
+        with urllib.request.urlopen(f"{url}/api/version", timeout=ANSWER_WITHIN) as answer:
+            cluster = json.loads(answer.read(100_000)).get("ray_version", "")
+    except (OSError, ValueError, AttributeError) as error:
+        mend = (
+            "start the head with ray start --head --dashboard-host=ADDRESS (one that every node "
+            "reaches), or name it in RAY_DASHBOARD_ADDRESS"
+        )
+        return Finding("dashboard", f"no answer from {url} ({error})", mend)
+    here = importlib.metadata.version("ray")
+    if cluster and cluster != here:
+        what = f"the cluster runs Ray {cluster}, this machine {here}"
+        return Finding("dashboard", what, "install the same version on both")
+    return Finding("dashboard", f"{url} answers")
+
+
+# The machine
+
+
+def _machine() -> Iterator[Finding]:
+    from raykd.search.cluster import here
+
+    yield Finding("CPUs", f"{here()[0]['CPU']:g}")
+    yield _gpus()
+    yield from _memory()
+
+
+def _gpus() -> Finding:
+    import torch
+
+    count = torch.cuda.device_count()
+    if count:
+        names = ", ".join(torch.cuda.get_device_name(number) for number in range(count))
+        return Finding("GPUs", f"{count} ({names})")
+    if shutil.which("nvidia-smi") is not None:
+        what = f"nvidia-smi is here, but PyTorch {torch.__version__} sees no GPU"
+        mend = "install a PyTorch built for the driver's CUDA version, or run on the CPU"
+        return Finding("GPUs", what, mend, essential=False)
+    return Finding("GPUs", "none; trainings run on the CPU")
+
+
+def _memory() -> Iterator[Finding]:
+    free = _free_memory()
+    if free is not None:
+        mend = "" if free >= ENOUGH_MEMORY else "close other programs, or set cluster.slots lower"
+        yield Finding("memory", f"{_gib(free)} free", mend, essential=False)
+    shared = Path("/dev/shm")
+    if shared.is_dir():
+        free = shutil.disk_usage(shared).free
+        mend = "" if free >= ENOUGH_SHARED else "give the container more, as with --shm-size=4g"
+        yield Finding("shared memory", f"{_gib(free)} free in {shared}", mend, essential=False)
+
+
+def _free_memory() -> int | None:
+    """Bytes of this machine, or of the container we are in, that can be had; None: unknown."""
+    found = []
+    try:
+        fields = dict(line.split(":") for line in _text("/proc/meminfo").splitlines())
+        found.append(1024 * int(fields["MemAvailable"].split()[0]))
+    except (OSError, KeyError, ValueError):
+        pass
+    try:
+        limit, used = (int(_text(f"/sys/fs/cgroup/memory.{part}")) for part in ("max", "current"))
+        found.append(limit - used)
+    except (OSError, ValueError):  # no container, or one without a limit ("max")
+        pass
+    return min(found, default=None)
+
+
+def _text(file: str) -> str:
+    return Path(file).read_text(encoding="ascii")
+
+
+def _folder(storage: str) -> Finding:
+    if "://" in storage:
+        return Finding("studies", f"{storage}: not looked at")
+    wanted = Path(storage).expanduser().absolute()
+    there = next(path for path in (wanted, *wanted.parents) if path.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        mend = "make it writable, or name another folder in cluster.storage"
+        return Finding("studies", f"{there} cannot be written", mend)
+    free = shutil.disk_usage(there).free
+    mend = "" if free >= ENOUGH_DISK else "free some, or name another folder in cluster.storage"
+    return Finding("studies", f"{wanted}: {_gib(free)} free", mend, essential=False)
+
+
+def _gib(size: float) -> str:
+    return f"{size / GIB:.1f} GiB"
+
+
+# Tracking and data
+
+
+def _store(uri: str) -> Finding:
+    from raykd.tracking.store import check_store
+
+    found = check_store(uri, timeout=ANSWER_WITHIN)
+    return Finding("MLflow", found.what, found.mend)
+
+
+def _data(source: Source | None) -> Iterator[Finding]:
+    sources = [source] if source is not None else list(_sources())
+    troubles: dict[str, str] = {}
+    # Daemons, so that a look-up that hangs keeps nobody waiting.
+    threads = [Thread(target=_ask, args=(one, troubles), daemon=True) for one in sources]
+    until = time.monotonic() + ALL_WITHIN
+    for thread in threads:
+        thread.start()
+    for one, thread in zip(sources, threads, strict=True):
+        thread.join(max(0.0, until - time.monotonic()))
+        yield _data_finding(one.name, troubles.get(one.name, "no answer in time"), source)
+
+
+def _data_finding(name: str, trouble: str, asked_for: Source | None) -> Finding:
+    if not trouble:
+        return Finding(name, "at hand, or can be downloaded")
+    if asked_for is None:
+        return Finding(name, trouble, "needed by studies of such data alone", essential=False)
+    return Finding(name, trouble, "put the data in place, or mend the study's data.root")
+
+
+def _ask(source: Source, troubles: dict[str, str]) -> None:
+    try:
+        source.check()
+        troubles[source.name] = ""
+    except ValueError as error:
+        troubles[source.name] = str(error)
+
+
+def _sources() -> Iterable[Source]:
+    """Every source that needs no telling where its data are."""
+    from raykd.data import SOURCES
+
+    for cls in SOURCES:
+        make: Callable[[], Any] = cls
+        try:
+            yield make()
+        except TypeError:  # it has a field without a default, as a folder of pictures has
+            continue

@@ -1,0 +1,111 @@
+"""Knowledge in the attention of transformers.
+
+Their hidden states are tokens (N, D), which `hint` compares (TinyBERT, Jiao 2020,
+arXiv:1909.10351, Eq. 8: mean squared error through a linear connector).
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from raykd.knowledge.connectors import places_of, require
+from raykd.knowledge.evidence import Shape
+from raykd.knowledge.loss import PairLoss
+from raykd.option import option
+
+
+@option
+class AttentionMap(PairLoss):
+    """The student's tokens attend to what the teacher's attend to.
+
+    Layers are attention matrices (heads, N, N).  mse: mean over batch, heads and entries of
+    (A_s - A_t)^2, of scores or probabilities as tapped; TinyBERT, Jiao 2020 (arXiv:1909.10351),
+    Eq. 7.  kl: KL(A_t || A_s) of the rows, mean over batch, heads and rows; MiniLM, Wang 2020
+    (arXiv:2002.10957), Eq. 4; needs probabilities.  Where the numbers of heads differ the means
+    over heads are compared.  Tokens must be as many.
+    """
+
+    knowledge = "feature"
+    paper = "Jiao 2020, arXiv:1909.10351; Wang 2020, arXiv:2002.10957"
+    default_weight = 1.0
+    default_pairs = "last"
+
+    name: Literal["attention_map"] = "attention_map"
+    similarity: Annotated[Literal["mse", "kl"], Field(description="what compares two rows")] = "mse"
+
+    def connector(self, guided: Shape, hint: Shape) -> nn.Module:
+        require("map", "attention_map", guided, hint)
+        if guided[1:] != hint[1:]:
+            raise ValueError(
+                f"attention among {guided[1:]} tokens cannot be compared with {hint[1:]}; both "
+                "networks must see as many tokens"
+            )
+        return nn.Identity()
+
+    def __call__(self, guided: Tensor, hint: Tensor) -> Tensor:
+        if guided.shape[1] != hint.shape[1]:
+            guided, hint = guided.mean(dim=1, keepdim=True), hint.mean(dim=1, keepdim=True)
+        if self.similarity == "mse":
+            return F.mse_loss(guided, hint)
+        learned, taught = _rows(guided), _rows(hint)
+        return (taught * (taught / learned).log()).sum(dim=-1).mean()
+
+
+@option
+class ValueRelation(PairLoss):
+    """The student's tokens' values relate to one another as the teacher's do.
+
+    KL(R_t || R_s) of the rows, mean over batch, heads and rows, R = softmax(V V^T / sqrt(d)) with
+    d the width of a head; MiniLM, Wang 2020 (arXiv:2002.10957), Eqs. 5 and 6.  Layers are value
+    projections (N, D), or maps, whose places are the tokens; widths may differ and no connector is
+    learned, but tokens must be as many.
+    """
+
+    knowledge = "relation"
+    paper = "Wang 2020, arXiv:2002.10957"
+    default_weight = 1.0
+    default_pairs = "last"
+
+    name: Literal["value_relation"] = "value_relation"
+    heads: Annotated[int, Field(ge=1, description="into which the values are cut")] = 1
+
+    def connector(self, guided: Shape, hint: Shape) -> nn.Module:
+        for side, shape in (("guided", guided), ("hint", hint)):
+            width = shape[0] if len(shape) == 3 else shape[-1]
+            if len(shape) == 1:
+                raise ValueError(f"the {side} layer {shape} is an embedding and has no tokens")
+            if width % self.heads:
+                raise ValueError(
+                    f"the {side} layer's width {width} has no {self.heads} equal heads"
+                )
+        if _tokens(guided) != _tokens(hint):
+            raise ValueError(
+                f"{_tokens(guided)} tokens cannot be related as {_tokens(hint)}; pair layers with "
+                "as many tokens or places"
+            )
+        return nn.Identity()
+
+    def __call__(self, guided: Tensor, hint: Tensor) -> Tensor:
+        learned, taught = self._relation(guided), self._relation(hint)
+        return (taught.exp() * (taught - learned)).sum(dim=-1).mean()
+
+    def _relation(self, layer: Tensor) -> Tensor:
+        """(B, N, D) or (B, C, H, W) -> (B, heads, N, N) log-probabilities."""
+        values = places_of(layer).unflatten(2, (self.heads, -1)).transpose(1, 2)
+        scores = values @ values.transpose(2, 3) / values.shape[3] ** 0.5
+        return F.log_softmax(scores, dim=3)
+
+
+def _rows(attention: Tensor) -> Tensor:
+    """Rows that sum to 1 without zeros."""
+    positive = attention.clamp_min(torch.finfo(attention.dtype).eps)
+    return positive / positive.sum(dim=-1, keepdim=True)
+
+
+def _tokens(shape: Shape) -> int:
+    return shape[1] * shape[2] if len(shape) == 3 else shape[0]

@@ -1,0 +1,128 @@
+"""The exact commands with which a user opens a search's results and goes on from there."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from raykd.search.folder import open_folder
+from raykd.search.result import StudyResult
+from raykd.tracking.store import (
+    FoundRun,
+    absolute,
+    check_store,
+    connect,
+    find_run,
+    masked,
+    run_ids,
+    ui_command,
+)
+
+Event = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Command:
+    """Something to type, or an address to open.
+
+    Attributes:
+        name: a word for machines: "mlflow", "page", "optuna", "report", "resume", "sync", "load".
+        what: what it does.
+        text: to be typed into a shell (or a browser) as it stands.
+    """
+
+    name: str
+    what: str
+    text: str
+
+
+def commands(result: StudyResult, told: Sequence[Event]) -> list[Command]:
+    """What can be done with a result.
+
+    Args:
+        result: of the search.
+        told: its journal.
+    """
+    folder, _ = open_folder(result.folder)
+    here = _short(result.folder)
+    found = []
+    if unfinished(result, told):
+        found.append(Command("resume", "go on", f"raykd search --resume {here}"))
+    found.append(Command("report", "this summary again", f"raykd report {here}"))
+    run = _find(result)
+    if run is None:
+        found.append(Command("sync", "send the runs to MLflow", f"raykd sync {here}"))
+    opened = ui_command(result.tracking_uri)
+    found.append(Command("mlflow", "open all runs in MLflow", opened))
+    if run is not None:
+        found.append(Command("page", "    this study's page", run.page))
+    found.append(
+        Command("optuna", "open it in Optuna", f"optuna-dashboard {shlex.quote(folder.optuna)}")
+    )
+    return [*found, *_load(result, told, run)]
+
+
+def ended(told: Sequence[Event]) -> str:
+    """How the search ended: its last `done` status, "interrupted" where there is none."""
+    for event in reversed(told):
+        if event["event"] == "done":
+            return event["status"]
+        if event["event"] == "study":
+            break
+    return "interrupted"
+
+
+def unfinished(result: StudyResult, told: Sequence[Event]) -> bool:
+    """Whether `--resume` would find something to do."""
+    running = result.records.running("teacher", "trial", "replicate", "alone")
+    return ended(told) != "finished" or bool(running)
+
+
+def _find(result: StudyResult) -> FoundRun | None:
+    """The study's run, where the store answers at once and has it."""
+    if not check_store(result.tracking_uri, timeout=2).ok:
+        return None
+    try:
+        return find_run(result.tracking_uri, result.study_id)
+    except ValueError:
+        return None
+
+
+def _load(result: StudyResult, told: Sequence[Event], run: FoundRun | None) -> Iterator[Command]:
+    """How the best chosen student is loaded: from MLflow where it is there, else its file."""
+    models = [event for event in told if event["event"] == "model"]
+    if not models:
+        return
+    model = next((m for m in models if "champion" in m["aliases"]), models[0])
+    what = f"load the student of {model['id']}"
+    uri = _model_uri(result, model, run)
+    if uri is None:
+        file = result.folder / model["path"]
+        text = f"import torch; student = torch.load({str(file)!r}, weights_only=False)"
+        yield Command("load", what, f"python -c {shlex.quote(text)}")
+        return
+    place = f"MLFLOW_TRACKING_URI={shlex.quote(masked(absolute(result.tracking_uri)))}"
+    text = f'import mlflow; student = mlflow.pytorch.load_model("{uri}")'
+    yield Command("load", what, f"{place} python -c {shlex.quote(text)}")
+
+
+def _model_uri(result: StudyResult, model: Event, run: FoundRun | None) -> str | None:
+    if run is None:
+        return None
+    if model.get("register") and "champion" in model["aliases"]:
+        return f"models:/{model['register']}@champion"
+    try:
+        client = connect(result.tracking_uri)
+        ids = run_ids(client, run.experiment_id, result.study_id)
+    except Exception:  # whatever the store's trouble is, the student's own file is there
+        return None
+    return f"runs:/{ids[model['id']]}/model" if model["id"] in ids else None
+
+
+def _short(path: Path) -> str:
+    """`path` as it is typed from here."""
+    here = Path.cwd()
+    return shlex.quote(str(path.relative_to(here) if path.is_relative_to(here) else path))

@@ -1,0 +1,72 @@
+"""Single trainings, epoch by epoch: what `raykd distill` and `raykd teacher` show."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from types import TracebackType
+from typing import Any
+
+from raykd.report.figures import clock, percent
+from raykd.report.plain import described, ended_line
+from raykd.report.view import View
+
+HEADINGS = (
+    f"{'epoch':>9}  {'train loss':>10}  {'train acc':>9}  {'val acc':>8}  {'lr':>8}  {'time':>6}"
+)
+
+
+class EpochLines:
+    """One line an epoch, under a heading for each training.
+
+    Args:
+        write: prints one line.
+    """
+
+    def __init__(self, write: Callable[[str], None]) -> None:
+        self._write = write
+        self._view = View()
+        self._lock = threading.Lock()
+        self._shown = ""
+
+    def __call__(self, event: Mapping[str, Any]) -> None:
+        with self._lock:
+            self._view.apply(event)
+            if event["event"] == "epoch":
+                self._epoch(event)
+            elif event["event"] == "end":
+                self._write(ended_line(self._view.records[event["id"]], self._view.watched))
+            elif event["event"] == "phase":
+                self._write(self._view.phase)
+
+    def __enter__(self) -> EpochLines:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        pass
+
+    def _epoch(self, event: Mapping[str, Any]) -> None:
+        record = self._view.records[event["id"]]
+        if self._shown != record.id:
+            self._shown = record.id
+            self._write(f"{record.id}: {described(record)}")
+            self._write(HEADINGS)
+        metrics = event["metrics"]
+        cells = (
+            f"{event['epoch']}/{record.assignment.epochs}".rjust(9),
+            f"{metrics.get('train_loss', float('nan')):10.4f}",
+            percent(metrics.get("train_accuracy")).rjust(9),
+            percent(metrics.get("val_accuracy")).rjust(8),
+            f"{metrics.get('lr', float('nan')):8.2g}",
+            _seconds(metrics.get("epoch_seconds", 0.0)).rjust(6),
+        )
+        self._write("  ".join(cells))
+
+
+def _seconds(seconds: float) -> str:
+    return f"{seconds:.1f} s" if seconds < 100 else clock(seconds)

@@ -1,0 +1,62 @@
+"""What `raykd validate` shows: a study's space, explained."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.console import Group, RenderableType
+from rich.text import Text
+
+from raykd.architecture import Task
+from raykd.data import Dataset
+from raykd.problems import Problem, StudyError
+from raykd.search.cluster import here, is_remote, plan_slots
+from raykd.search.driver import check_teacher_weights
+from raykd.study.explain import explain
+from raykd.study.load import check_data, check_shapes, load_study
+from raykd.study.opened import OpenStudy
+
+
+def explained(file: str, overrides: Sequence[str] = (), seed: int = 0) -> RenderableType:
+    """A study's space, what it costs and the slots it would get, for a `rich` console.
+
+    Nothing is downloaded and no Ray is started.
+
+    Args:
+        file: the study file.
+        overrides: `a.b=value` arguments.
+        seed: of the sampled trial.
+
+    Raises:
+        StudyError: the study, its data or this machine is not fit.
+    """
+    checks = [check_data, check_teacher_weights]
+    study = load_study(file, overrides, checks)
+    slots = _slots(study)
+    data = _data_at_hand(study)
+    task = study.task
+    if task is None:
+        assert data is not None, "a source that does not tell its shape is read"
+        task = Task(input_shape=data.input_shape, classes=data.classes)
+        check_shapes(study, task, checks=checks)
+    found = explain(study, task, seed, None if data is None else len(data.train))
+    return Group(found.render(), Text(slots))
+
+
+def _slots(study: OpenStudy) -> str:
+    """The slots the study would get here."""
+    if is_remote():
+        return "slots     as many as fit on the cluster that RAY_ADDRESS names"
+    return f"slots     {plan_slots(study.settings.cluster, here())} on this machine"
+
+
+def _data_at_hand(study: OpenStudy) -> Dataset | None:
+    """The data, where they are read without a download: those that come with a package, and
+    those whose shape nothing else tells."""
+    source = study.settings.data
+    if study.task is not None and hasattr(source, "root"):
+        return None
+    try:
+        return source.load()
+    except ValueError as error:
+        raise StudyError(Problem(str(error), path="data")) from None

@@ -1,0 +1,291 @@
+"""What a search found, to be read: the front, the chosen students' honest figures, what next."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from itertools import combinations
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from raykd.report.commands import Command, Event, commands, ended, unfinished
+from raykd.report.figures import duration, interval, metric, percent, points, words
+from raykd.report.names import objective_name, pairs_name
+from raykd.report.view import COSTS, cost, scheme_name, student_name, teacher_name
+from raykd.search.records import Record
+from raykd.search.result import METRIC, Chosen, StudyResult
+from raykd.search.statistics import Estimate, paired_gain
+from raykd.tracking.journal import events
+
+MOST_FAILURES = 5
+
+
+def summary(result: StudyResult, told: Sequence[Event] | None = None) -> RenderableType:
+    """The result of a search, finished or not, for a `rich` console.
+
+    Args:
+        result: of the search.
+        told: its journal, where it has been read already.
+    """
+    told = _told(result) if told is None else told
+    parts = [
+        [_headline(result, told)],
+        _front(result),
+        _chosen(result),
+        _teachers(result),
+        _failures(result),
+        _commands(commands(result, told)),
+    ]
+    blocks: list[RenderableType] = []
+    for part in filter(None, parts):
+        blocks += [*part, Text()]
+    return Group(*blocks[:-1])
+
+
+def facts(result: StudyResult, told: Sequence[Event] | None = None) -> dict[str, Any]:
+    """The same as plain data."""
+    told = _told(result) if told is None else told
+    return {
+        "study": result.name,
+        "id": result.study_id,
+        "folder": str(result.folder),
+        "status": ended(told),
+        "seconds": result.seconds,
+        "trials": dict(Counter(record.status for record in result.records.of("trial"))),
+        "objectives": dict(result.objectives),
+        "best": result.best.id if result.best is not None else None,
+        "front": [_record_facts(record) for record in result.pareto],
+        "chosen": [_chosen_facts(chosen) for chosen in result.chosen],
+        "differences": [
+            {"first": a.trial.id, "second": b.trial.id, **_estimate_facts(found)}
+            for a, b, found in differences(result)
+        ],
+        "teachers": [_record_facts(record) for record in result.teachers],
+        "teacher_falls_short": (
+            result.teacher_falls_short.trial.id if result.teacher_falls_short else None
+        ),
+        "failed": {r.id: r.reason for r in _failed(result)},
+        "unfinished": unfinished(result, told),
+        "commands": {found.name: found.text for found in commands(result, told)},
+    }
+
+
+def differences(result: StudyResult) -> list[tuple[Chosen, Chosen, Estimate]]:
+    """The chosen students two by two: the first's test accuracy less the second's, paired by
+    seed."""
+    found = []
+    for first, second in combinations(result.chosen, 2):
+        estimate = paired_gain(_by_seed(result, first), _by_seed(result, second))
+        if estimate is not None:
+            found.append((first, second, estimate))
+    return found
+
+
+def _by_seed(result: StudyResult, chosen: Chosen) -> Mapping[int, float]:
+    return {
+        record.assignment.seed: record.metrics[METRIC]
+        for record in result.records.children(chosen.trial.id, "replicate")
+        if record.status == "finished" and METRIC in record.metrics
+    }
+
+
+def _told(result: StudyResult) -> list[dict[str, Any]]:
+    return events(result.folder / "journal.jsonl")
+
+
+# The headline
+
+
+def _headline(result: StudyResult, told: Sequence[Event]) -> Text:
+    trials = result.records.of("trial")
+    counts = Counter(record.status for record in trials)
+    names = {"finished": "ran whole", "stopped": "stopped early", "failed": "failed"}
+    names["running"] = "broken off"
+    parts = [f"{counts[status]} {said}" for status, said in names.items() if counts[status]]
+    status = ended(told)
+    state = "" if status == "finished" else f" ({status})"
+    text = Text.assemble((result.name, "bold"), state)
+    what = _counted(len(trials), "trial") if trials else _counted(len(result.teachers), "teacher")
+    said = f": {what} in {duration(result.seconds)}"
+    return text.append(said + (f"; {', '.join(parts)}" if parts else ""))
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+# The front
+
+
+def _front(result: StudyResult) -> list[RenderableType]:
+    trials = len(result.records.of("trial"))
+    if not trials:
+        return []
+    if not result.pareto:
+        return [Text("No trial ran to its end, so there is no front.", style="yellow")]
+    ways = ", ".join(f"{way} {words(name)}" for name, way in result.objectives.items())
+    title = "Pareto front" if len(result.objectives) > 1 else "Best trial"
+    title = title if trials > 1 else "Trial"
+    metrics = [name for name in result.objectives if name not in COSTS]
+    metrics += [] if "val_accuracy" in metrics else ["val_accuracy"]
+    table = _table("trial", "student", "scheme", "learns from")
+    for name in (*metrics, *COSTS):
+        table.add_column(words(name), justify="right", no_wrap=True)
+    for record in result.pareto:
+        figures = [metric(name, cost(record, name)) for name in (*metrics, *COSTS)]
+        table.add_row(*_description(record), *figures)
+    return [_title(title, f"({ways}; validation split)"), table]
+
+
+def _description(record: Record) -> Iterable[str]:
+    study = record.assignment.study
+    yield record.id
+    yield student_name(record)
+    yield scheme_name(record)
+    yield " ".join(filter(None, [objective_name(study), pairs_name(study)]))
+
+
+# The chosen students
+
+
+def _chosen(result: StudyResult) -> list[RenderableType]:
+    judged = [chosen for chosen in result.chosen if chosen.distilled is not None]
+    if not judged:
+        return []
+    title = _title("Chosen students", "(test accuracy over fresh seeds, mean ± 95% half width)")
+    table = _table("trial", "distilled", "same student alone", "gain in points")
+    for chosen in judged:
+        row = interval(chosen.distilled), interval(chosen.alone), points(chosen.gain)
+        table.add_row(chosen.trial.id, *row)
+    verdicts = [Text(f"{c.trial.id}: {gain_in_words(c.gain)}") for c in judged]
+    return [title, table, *_indented([*verdicts, *_comparisons(result)])]
+
+
+def gain_in_words(gain: Estimate | None) -> str:
+    """What a gain over the student alone is worth."""
+    if gain is None:
+        return "there is nothing to compare it with."
+    if gain.count < 2:
+        return "one seed alone cannot tell a gain from noise."
+    if not gain.clear_of_zero:
+        return "its gain cannot be told from noise (the interval holds zero)."
+    return "better than alone." if gain.mean > 0 else "worse than alone."
+
+
+def _comparisons(result: StudyResult) -> Iterable[Text]:
+    for first, second, found in differences(result):
+        pair = f"{first.trial.id} and {second.trial.id}"
+        if found.clear_of_zero:
+            better = first if found.mean > 0 else second
+            said = f"{pair} differ by {points(found)}: {better.trial.id} is better on test data."
+        else:
+            said = f"{pair} cannot be told apart ({points(found)}, paired by seed)."
+        yield Text(said)
+
+
+# The teacher and what failed
+
+
+def _teachers(result: StudyResult) -> list[RenderableType]:
+    lines = []
+    for record in result.teachers:
+        if record.status == "failed":
+            lines.append(Text(f"Teacher {teacher_name(record)} failed: {record.reason}", "red"))
+            continue
+        val, test = record.metrics.get("val_accuracy"), record.metrics.get(METRIC)
+        figures = f"val accuracy {percent(val)}, test accuracy {percent(test)}"
+        lines.append(Text(f"Teacher {teacher_name(record)}: {figures}"))
+    short = result.teacher_falls_short
+    if short is not None and short.alone is not None:
+        said = (
+            f"The teacher is worse than the student of {short.trial.id} trained alone "
+            f"({percent(_best_teacher(result))} against {interval(short.alone)} on test data): "
+            "take a stronger teacher, or train it longer."
+        )
+        lines.append(Text(said, style="yellow"))
+    return lines
+
+
+def _best_teacher(result: StudyResult) -> float | None:
+    reached = [r.metrics[METRIC] for r in result.teachers if METRIC in r.metrics]
+    return max(reached, default=None)
+
+
+def _failed(result: StudyResult) -> list[Record]:
+    return [r for r in result.records.of("trial", "replicate", "alone") if r.status == "failed"]
+
+
+def _failures(result: StudyResult) -> list[RenderableType]:
+    failed = _failed(result)
+    if not failed:
+        return []
+    lines = [Text(f"{record.id}: {record.reason}") for record in failed[:MOST_FAILURES]]
+    if len(failed) > MOST_FAILURES:
+        lines.append(Text(f"and {len(failed) - MOST_FAILURES} more"))
+    return [_title("Failed"), *_indented(lines)]
+
+
+# What next
+
+
+def _commands(found: Sequence[Command]) -> list[RenderableType]:
+    lines: list[RenderableType] = []
+    for command in found:
+        # A command stands on a line of its own, so that it can be copied whole.
+        lines += [Text(f"  {command.what}:", style="dim"), _whole(f"    {command.text}")]
+    return [_title("What next"), *lines]
+
+
+def _whole(text: str) -> Text:
+    """A line that a terminal may wrap but that is not broken by us."""
+    return Text(text, no_wrap=True, overflow="ignore", style="cyan")
+
+
+def _title(text: str, more: str = "") -> Text:
+    return Text.assemble((text, "bold"), f" {more}" if more else "")
+
+
+def _table(*headings: str) -> Table:
+    table = Table(box=None, pad_edge=True, padding=(0, 1), header_style="dim")
+    for heading in headings:
+        table.add_column(heading, overflow="fold", no_wrap=heading == "trial")
+    return table
+
+
+def _indented(lines: Iterable[Text]) -> Iterable[RenderableType]:
+    return (Padding(line, (0, 0, 0, 2)) for line in lines)
+
+
+# The same for machines
+
+
+def _record_facts(record: Record) -> dict[str, Any]:
+    study = record.assignment.study
+    return {
+        "id": record.id,
+        "status": record.status,
+        "student": student_name(record),
+        "scheme": scheme_name(record),
+        "learns_from": objective_name(study),
+        "pairs": pairs_name(study),
+        "metrics": {**record.assignment.metrics, **record.metrics},
+        "params": dict(record.assignment.params),
+    }
+
+
+def _chosen_facts(chosen: Chosen) -> dict[str, Any]:
+    arms = {"distilled": chosen.distilled, "alone": chosen.alone, "gain": chosen.gain}
+    return {
+        "id": chosen.trial.id,
+        **{name: _estimate_facts(found) if found else None for name, found in arms.items()},
+        "verdict": gain_in_words(chosen.gain),
+    }
+
+
+def _estimate_facts(found: Estimate) -> dict[str, Any]:
+    return {**asdict(found), "clear_of_zero": found.clear_of_zero}

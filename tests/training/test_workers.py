@@ -1,0 +1,69 @@
+"""Two workers over gloo, started once for all tests of this file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.multiprocessing
+import worker_cases
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """What each rank saw."""
+    folder = tmp_path_factory.mktemp("workers")
+    torch.multiprocessing.spawn(worker_cases.run, args=(str(folder),), nprocs=2)
+    return [torch.load(Path(folder) / f"rank{rank}.pt") for rank in (0, 1)]
+
+
+def near(ours: dict[str, float], theirs: dict[str, float]) -> None:
+    assert ours.keys() == theirs.keys()
+    for name, value in ours.items():
+        assert value == pytest.approx(theirs[name], rel=1e-4), name
+
+
+@pytest.mark.parametrize("name", [*worker_cases.STUDIES, "resumed"])
+def test_the_ranks_agree_to_the_bit(ranks: list[dict[str, Any]], name: str) -> None:
+    first, second = ranks[0][name], ranks[1][name]
+    assert first["history"] == second["history"] and first["test"] == second["test"]
+    for tensor in first["weights"]:
+        assert torch.equal(first["weights"][tensor], second["weights"][tensor]), tensor
+
+
+@pytest.mark.parametrize("name", ["even", "uneven"])
+def test_two_workers_train_as_one(ranks: list[dict[str, Any]], name: str) -> None:
+    one, two = worker_cases.alone_in_the_world(worker_cases.STUDIES[name]), ranks[0][name]
+    for ours, theirs in zip(two["history"], one["history"], strict=True):
+        near(ours, theirs)
+    near(two["test"], one["test"])
+    for tensor, value in one["weights"].items():
+        torch.testing.assert_close(two["weights"][tensor], value, rtol=1e-4, atol=1e-5, msg=tensor)
+
+
+def test_a_term_that_joins_late_hangs_nobody(ranks: list[dict[str, Any]]) -> None:
+    first, second = ranks[0]["late"]["history"]
+    assert "term_hint" not in first and second["term_hint"] > 0
+
+
+def test_going_on_is_as_if_never_stopped(ranks: list[dict[str, Any]]) -> None:
+    whole, resumed = ranks[0]["uneven"], ranks[0]["resumed"]
+    assert whole["history"] == resumed["history"]
+    for tensor, value in whole["weights"].items():
+        assert torch.equal(resumed["weights"][tensor], value), tensor
+
+
+def test_batch_norm_statistics_come_from_all_ranks(ranks: list[dict[str, Any]]) -> None:
+    """One epoch from the same weights: the statistics are near those of one worker."""
+    one = worker_cases.alone_in_the_world(worker_cases.STUDIES["normalised"])["weights"]
+    two = ranks[0]["normalised"]["weights"]
+    name = next(key for key in one if key.endswith("running_mean"))
+    torch.testing.assert_close(two[name], one[name], rtol=0.2, atol=0.05)
+
+
+def test_one_rank_s_nan_is_every_rank_s_failure(ranks: list[dict[str, Any]]) -> None:
+    first, second = ranks[0]["diverged"], ranks[1]["diverged"]
+    assert first == second
+    assert first == "1: term 'task' and term 'kd' not finite in step 1 of 7"

@@ -1,0 +1,89 @@
+"""What each of two workers does in `test_workers`; a module of its own, so that it can be sent."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from training_cases import alone, digits, teacher, taught, unnormalised, untimed
+
+from raykd.knowledge import LOSSES, Term
+from raykd.study.schema import Study
+from raykd.study.train import SGD
+from raykd.training.loop import Diverged, Training
+
+UNEVEN = 33
+"""A batch size that gives two workers unequal shares, and 200 samples an odd last batch."""
+
+STUDIES: dict[str, Study] = {
+    "even": unnormalised(epochs=2, optimizer=SGD(lr=0.1)),
+    "uneven": unnormalised(epochs=2, batch_size=UNEVEN, optimizer=SGD(lr=0.1), clip_norm=0.5),
+    "late": taught(Term(loss=LOSSES["hint"](), start_epoch=1), epochs=2, batch_size=UNEVEN),
+    "normalised": alone(epochs=1),
+}
+
+
+def run(rank: int, folder: str) -> None:
+    """Train every study with two workers, and put what this one saw into `folder`."""
+    torch.set_num_threads(1)
+    torch.manual_seed(rank)  # ranks whose processes differ must yet agree
+    dist.init_process_group(
+        "gloo",
+        init_method=f"file://{folder}/meeting",
+        rank=rank,
+        world_size=2,
+        timeout=timedelta(seconds=60),
+    )
+    try:
+        seen = {name: _trained(study, rank) for name, study in STUDIES.items()}
+        seen["resumed"] = _resumed(STUDIES["uneven"], rank)
+        seen["diverged"] = _diverged(rank)
+        torch.save(seen, Path(folder) / f"rank{rank}.pt")
+    finally:
+        dist.destroy_process_group()
+
+
+def _training(study: Study, rank: int, world: int = 2) -> Training:
+    return Training(study, digits(), seed=0, teacher=teacher(), rank=rank, world=world)
+
+
+def _trained(study: Study, rank: int, world: int = 2) -> dict[str, Any]:
+    return finished(_training(study, rank, world))
+
+
+def finished(training: Training) -> dict[str, Any]:
+    while training.epoch < training.epochs:
+        training.run_epoch()
+    return {
+        "history": [untimed(metrics) for metrics in training.history],
+        "test": training.evaluate("test"),
+        "weights": training.state()["student"],
+    }
+
+
+def alone_in_the_world(study: Study) -> dict[str, Any]:
+    """The same with one worker."""
+    return _trained(study, rank=0, world=1)
+
+
+def _resumed(study: Study, rank: int) -> dict[str, Any]:
+    first, second = _training(study, rank), _training(study, rank)
+    first.run_epoch()
+    second.load_state(first.state())
+    return finished(second)
+
+
+def _diverged(rank: int) -> str:
+    """One rank's input is broken: every rank must hear of it, at the same point."""
+    training = _training(STUDIES["even"], rank)
+    if rank == 1:
+        normalised = training._batches._normalised
+        normalised.shift = normalised.shift * float("nan")
+    try:
+        training.run_epoch()
+    except Diverged as error:
+        return f"{error.epoch}: {error.what}"
+    return "nothing"
