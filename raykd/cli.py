@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from raykd.problems import StudyError
     from raykd.report import Display
     from raykd.search.result import StudyResult
-    from raykd.study.opened import OpenStudy
 
 OK, FAILED, UNFIT, INTERRUPTED = 0, 1, 2, 130
 
@@ -68,7 +67,7 @@ def search(
     as_json: Json = False,
     verbose: Verbose = False,
 ) -> None:
-    """Search a study's space: teacher, trials, and the chosen students once more under fresh seeds."""
+    """Search a study: its teacher, its trials, and the chosen students again under fresh seeds."""
     if (file is None) == (resume is None):
         raise typer.BadParameter("give a study FILE, or --resume FOLDER, and not both")
     if resume is not None and overrides:
@@ -152,7 +151,7 @@ def schema() -> None:
     typer.echo(json.dumps(json_schema(), indent=2))
 
 
-class Part(str, Enum):
+class Part(StrEnum):
     """What can be listed."""
 
     models = "models"
@@ -310,7 +309,9 @@ class _Session:
         if self._folder is None:
             _complain("interrupted before anything was started")
         elif self._resumable:
-            _complain(f"interrupted; go on with: raykd search --resume {self._folder}")
+            from raykd.report.commands import resume_command
+
+            _complain(f"interrupted; go on with:\n    {resume_command(self._folder)}")
         else:
             _complain(f"interrupted; what was done stands in {self._folder}")
 

@@ -75,9 +75,6 @@ class _Contrast(LossModule):
 class _Contrasted(nn.Module):
     """(guided, hint, targets, index) -> the contrastive value, and moves the memory."""
 
-    kept_alike = True
-    """Its buffers move alike on every worker, so none need be sent (`Distiller` tells DDP)."""
-
     slot_of: Tensor
     taken: Tensor
     class_of: Tensor

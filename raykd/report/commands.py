@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import os
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +17,7 @@ from raykd.tracking.store import (
     absolute,
     check_store,
     connect,
+    database_file,
     find_run,
     masked,
     run_ids,
@@ -46,23 +49,52 @@ def commands(result: StudyResult, told: Sequence[Event]) -> list[Command]:
         result: of the search.
         told: its journal.
     """
-    folder, _ = open_folder(result.folder)
-    here = _short(result.folder)
-    found = []
-    if unfinished(result, told):
-        found.append(Command("resume", "go on", f"raykd search --resume {here}"))
-    found.append(Command("report", "this summary again", f"raykd report {here}"))
-    run = _find(result)
-    if run is None:
-        found.append(Command("sync", "send the runs to MLflow", f"raykd sync {here}"))
+    here, run = _short(result.folder), _find(result)
+    return [
+        *_raykd(result, told, here, sent=run is not None),
+        *_browsers(result, run),
+        *_load(result, told, run),
+    ]
+
+
+def launcher() -> str:
+    """What stands before a command so that it runs as this one does: "uv run " or nothing."""
+    return "uv run " if os.environ.get("UV_RUN_RECURSION_DEPTH") else ""
+
+
+def resume_command(folder: Path) -> str:
+    return f"{launcher()}raykd search --resume {_short(folder)}"
+
+
+def _raykd(
+    result: StudyResult, told: Sequence[Event], here: str, *, sent: bool
+) -> Iterator[Command]:
+    if unfinished(result, told) and _is_search(told):
+        yield Command("resume", "go on", resume_command(result.folder))
+    yield Command("report", "see this summary again", f"{launcher()}raykd report {here}")
+    if not sent:
+        yield Command("sync", "send the runs to MLflow", f"{launcher()}raykd sync {here}")
+
+
+def _browsers(result: StudyResult, run: FoundRun | None) -> Iterator[Command]:
     opened = ui_command(result.tracking_uri)
-    found.append(Command("mlflow", "open all runs in MLflow", opened))
+    if not opened.startswith("http"):
+        opened = launcher() + opened
+    yield Command("mlflow", "open all runs in MLflow", opened)
     if run is not None:
-        found.append(Command("page", "    this study's page", run.page))
-    found.append(
-        Command("optuna", "open it in Optuna", f"optuna-dashboard {shlex.quote(folder.optuna)}")
-    )
-    return [*found, *_load(result, told, run)]
+        yield Command("page", "this study's page there", run.page)
+    if result.records.of("trial"):
+        yield _dashboard(open_folder(result.folder)[0].optuna)
+
+
+def _dashboard(storage: str) -> Command:
+    what, program = "open the search in Optuna's dashboard", "optuna-dashboard"
+    if importlib.util.find_spec("optuna_dashboard") is None:
+        if launcher():
+            program = "--with optuna-dashboard optuna-dashboard"
+        else:
+            what += " (python -m pip install optuna-dashboard)"
+    return Command("optuna", what, f"{launcher()}{program} {shlex.quote(storage)}")
 
 
 def ended(told: Sequence[Event]) -> str:
@@ -81,8 +113,17 @@ def unfinished(result: StudyResult, told: Sequence[Event]) -> bool:
     return ended(told) != "finished" or bool(running)
 
 
+def _is_search(told: Sequence[Event]) -> bool:
+    """Whether it was a search: `distill` and `teacher` are begun anew rather than gone on with."""
+    argv = next((event["argv"] for event in told if event["event"] == "study"), [])
+    return argv[1:2] not in (["distill"], ["teacher"])
+
+
 def _find(result: StudyResult) -> FoundRun | None:
     """The study's run, where the store answers at once and has it."""
+    file = database_file(result.tracking_uri)
+    if file is not None and not file.exists():
+        return None  # looking into it would create it
     if not check_store(result.tracking_uri, timeout=2).ok:
         return None
     try:
@@ -102,11 +143,11 @@ def _load(result: StudyResult, told: Sequence[Event], run: FoundRun | None) -> I
     if uri is None:
         file = result.folder / model["path"]
         text = f"import torch; student = torch.load({str(file)!r}, weights_only=False)"
-        yield Command("load", what, f"python -c {shlex.quote(text)}")
+        yield Command("load", what, f"{launcher()}python -c {shlex.quote(text)}")
         return
     place = f"MLFLOW_TRACKING_URI={shlex.quote(masked(absolute(result.tracking_uri)))}"
     text = f'import mlflow; student = mlflow.pytorch.load_model("{uri}")'
-    yield Command("load", what, f"{place} python -c {shlex.quote(text)}")
+    yield Command("load", what, f"{place} {launcher()}python -c {shlex.quote(text)}")
 
 
 def _model_uri(result: StudyResult, model: Event, run: FoundRun | None) -> str | None:
@@ -117,7 +158,7 @@ def _model_uri(result: StudyResult, model: Event, run: FoundRun | None) -> str |
     try:
         client = connect(result.tracking_uri)
         ids = run_ids(client, run.experiment_id, result.study_id)
-    except Exception:  # whatever the store's trouble is, the student's own file is there
+    except Exception:  # noqa: BLE001 - whatever MLflow's trouble is, the student's file is there
         return None
     return f"runs:/{ids[model['id']]}/model" if model["id"] in ids else None
 

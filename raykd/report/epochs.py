@@ -9,7 +9,8 @@ from typing import Any
 
 from raykd.report.figures import clock, percent
 from raykd.report.plain import described, ended_line
-from raykd.report.view import View
+from raykd.report.view import REPLICATES, View
+from raykd.search.records import Record
 
 HEADINGS = (
     f"{'epoch':>9}  {'train loss':>10}  {'train acc':>9}  {'val acc':>8}  {'lr':>8}  {'time':>6}"
@@ -17,7 +18,7 @@ HEADINGS = (
 
 
 class EpochLines:
-    """One line an epoch, under a heading for each training.
+    """One line an epoch of the teacher and of the student; of the replicates their ends alone.
 
     Args:
         write: prints one line.
@@ -33,7 +34,7 @@ class EpochLines:
         with self._lock:
             self._view.apply(event)
             if event["event"] == "epoch":
-                self._epoch(event)
+                self._epoch(self._view.records[event["id"]], event)
             elif event["event"] == "end":
                 self._write(ended_line(self._view.records[event["id"]], self._view.watched))
             elif event["event"] == "phase":
@@ -50,8 +51,9 @@ class EpochLines:
     ) -> None:
         pass
 
-    def _epoch(self, event: Mapping[str, Any]) -> None:
-        record = self._view.records[event["id"]]
+    def _epoch(self, record: Record, event: Mapping[str, Any]) -> None:
+        if record.role in REPLICATES:
+            return  # their ends say enough
         if self._shown != record.id:
             self._shown = record.id
             self._write(f"{record.id}: {described(record)}")

@@ -94,3 +94,10 @@ def rough(seconds: float) -> str:
     """A guessed time, rounded so that it does not pretend: to 5 s, half minutes, 5 minutes."""
     step = 5 if seconds < 90 else 30 if seconds < 900 else 60 if seconds < 3600 else 300
     return duration(max(step, step * round(seconds / step)))
+
+
+def time_left(seconds: float | None) -> str:
+    """A guess in words; "" for nothing left, and said as such where there is no guess yet."""
+    if seconds is None:
+        return "time left: estimating"
+    return f"about {rough(seconds)} left" if seconds else ""

@@ -13,7 +13,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from raykd.report.figures import clock, compact, metric, percent, rough, words
+from raykd.report.figures import clock, compact, metric, percent, time_left, words
 from raykd.report.names import objective_name, pairs_name, run_name
 from raykd.report.view import ALL, View, cost, student_name
 from raykd.search.records import Record
@@ -31,7 +31,7 @@ STYLES = {
     "running": "cyan",
     "front": "bold green",
     "finished": "green",
-    "stopped early": "dim",
+    "stopped": "dim",
     "failed": "red",
 }
 
@@ -115,7 +115,7 @@ def rows(view: View, room: int) -> list[tuple[Record, str]]:
     others = [r for r in reversed(trials) if r.status in ("stopped", "failed")]
     shown = [(record, "running") for record in view.records.running(*ALL)]
     shown += [(record, "front" if record.id in front else "finished") for record in finished]
-    shown += [(r, "failed" if r.status == "failed" else "stopped early") for r in others]
+    shown += [(record, record.status) for record in others]
     return shown[:room]
 
 
@@ -141,9 +141,7 @@ def _facts(view: View) -> Iterable[str]:
 
 def _progress(view: View, width: int) -> list[RenderableType]:
     done = view.progress
-    left = view.time_left
-    times = f"{done:4.0%}  {clock(view.elapsed)}"
-    times += f", about {rough(left)} left" if left is not None else ", time left: estimating"
+    times = f"{done:4.0%}  {clock(view.elapsed)}, {time_left(view.time_left)}".removesuffix(", ")
     grid = Table.grid(padding=(0, 1), expand=True)
     grid.add_column(ratio=1)
     grid.add_column(justify="right", no_wrap=True)
@@ -156,11 +154,11 @@ def _table(view: View, shown: list[tuple[Record, str]], width: int) -> Table:
     table = Table(box=None, expand=True, pad_edge=False, padding=(0, 1), header_style="dim")
     cut: dict[str, Any] = {"no_wrap": True, "overflow": "ellipsis"}
     table.add_column("trial", **cut)
-    table.add_column("student", **cut, ratio=4)
+    table.add_column("student", **cut, max_width=max(14, width // 4))
     if width >= SMALL:
-        table.add_column("learns from", **cut, ratio=6)
+        table.add_column("learns from", **cut, ratio=2)
     if width >= WIDE:
-        table.add_column("pairs", **cut, ratio=3)
+        table.add_column("pairs", **cut, ratio=1)
     table.add_column("epoch", justify="right", **cut)
     table.add_column(_short(view.watched), justify="right", **cut)
     table.add_column("params", justify="right", **cut)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from types import TracebackType
 from typing import Any
 
-from raykd.report.figures import clock, compact, metric, percent, rough, words
+from raykd.report.figures import clock, compact, metric, percent, time_left, words
 from raykd.report.names import objective_name, pairs_name
 from raykd.report.view import View, cost, student_name
 from raykd.search.records import Record
@@ -93,13 +93,11 @@ class PlainLines:
 
     def _progress(self) -> str:
         view = self._view
-        left = view.time_left
-        when = f"about {rough(left)} left" if left is not None else "time left: estimating"
         best = ""
         if view.front:
             value = metric(view.watched, view.front[0].metrics.get(view.watched))
             best = f"; best so far {view.front[0].id} with {value}"
-        return f"{view.progress:.0%}, {view.phase}{best}; {when}"
+        return f"{view.progress:.0%}, {view.phase}{best}; {time_left(view.time_left)}"
 
 
 def ended_line(record: Record, watched: str) -> str:

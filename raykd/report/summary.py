@@ -14,9 +14,19 @@ from rich.table import Table
 from rich.text import Text
 
 from raykd.report.commands import Command, Event, commands, ended, unfinished
-from raykd.report.figures import duration, interval, metric, percent, points, words
+from raykd.report.figures import (
+    compact,
+    duration,
+    interval,
+    metric,
+    percent,
+    points,
+    whole,
+    words,
+)
 from raykd.report.names import objective_name, pairs_name
 from raykd.report.view import COSTS, cost, scheme_name, student_name, teacher_name
+from raykd.search.folder import open_folder
 from raykd.search.records import Record
 from raykd.search.result import METRIC, Chosen, StudyResult
 from raykd.search.statistics import Estimate, paired_gain
@@ -55,14 +65,19 @@ def facts(result: StudyResult, told: Sequence[Event] | None = None) -> dict[str,
         "id": result.study_id,
         "folder": str(result.folder),
         "status": ended(told),
-        "seconds": result.seconds,
+        "seconds": seconds_at_work(told),
         "trials": dict(Counter(record.status for record in result.records.of("trial"))),
         "objectives": dict(result.objectives),
         "best": result.best.id if result.best is not None else None,
         "front": [_record_facts(record) for record in result.pareto],
         "chosen": [_chosen_facts(chosen) for chosen in result.chosen],
         "differences": [
-            {"first": a.trial.id, "second": b.trial.id, **_estimate_facts(found)}
+            {
+                "first": a.trial.id,
+                "second": b.trial.id,
+                **asdict(found),
+                "is_clear": found.clear_of_zero,
+            }
             for a, b, found in differences(result)
         ],
         "teachers": [_record_facts(record) for record in result.teachers],
@@ -73,6 +88,17 @@ def facts(result: StudyResult, told: Sequence[Event] | None = None) -> dict[str,
         "unfinished": unfinished(result, told),
         "commands": {found.name: found.text for found in commands(result, told)},
     }
+
+
+def seconds_at_work(told: Sequence[Event]) -> float:
+    """How long the search ran, the pauses before it was gone on with left out."""
+    total, began, last = 0, None, None
+    for event in told:
+        if event["event"] == "study":
+            total += last - began if began is not None and last is not None else 0
+            began = event["at"]
+        last = event["at"]
+    return (total + (last - began if began is not None and last is not None else 0)) / 1000
 
 
 def differences(result: StudyResult) -> list[tuple[Chosen, Chosen, Estimate]]:
@@ -111,7 +137,7 @@ def _headline(result: StudyResult, told: Sequence[Event]) -> Text:
     state = "" if status == "finished" else f" ({status})"
     text = Text.assemble((result.name, "bold"), state)
     what = _counted(len(trials), "trial") if trials else _counted(len(result.teachers), "teacher")
-    said = f": {what} in {duration(result.seconds)}"
+    said = f": {what} in {duration(seconds_at_work(told))}"
     return text.append(said + (f"; {', '.join(parts)}" if parts else ""))
 
 
@@ -135,10 +161,11 @@ def _front(result: StudyResult) -> list[RenderableType]:
     metrics += [] if "val_accuracy" in metrics else ["val_accuracy"]
     table = _table("trial", "student", "scheme", "learns from")
     for name in (*metrics, *COSTS):
-        table.add_column(words(name), justify="right", no_wrap=True)
+        table.add_column(words(name).replace("accuracy", "acc"), justify="right", no_wrap=True)
     for record in result.pareto:
-        figures = [metric(name, cost(record, name)) for name in (*metrics, *COSTS)]
-        table.add_row(*_description(record), *figures)
+        figures = [metric(name, cost(record, name)) for name in metrics]
+        costs = whole(cost(record, "params")), compact(cost(record, "macs"))
+        table.add_row(*_description(record), *figures, *costs)
     return [_title(title, f"({ways}; validation split)"), table]
 
 
@@ -200,6 +227,9 @@ def _teachers(result: StudyResult) -> list[RenderableType]:
         val, test = record.metrics.get("val_accuracy"), record.metrics.get(METRIC)
         figures = f"val accuracy {percent(val)}, test accuracy {percent(test)}"
         lines.append(Text(f"Teacher {teacher_name(record)}: {figures}"))
+        file = _weights(result, record)
+        if file:
+            lines.append(Text(f"  its weights: {file}", style="dim", no_wrap=True))
     short = result.teacher_falls_short
     if short is not None and short.alone is not None:
         said = (
@@ -209,6 +239,13 @@ def _teachers(result: StudyResult) -> list[RenderableType]:
         )
         lines.append(Text(said, style="yellow"))
     return lines
+
+
+def _weights(result: StudyResult, record: Record) -> str:
+    """Where a teacher's weights are: a study may name the file as `teacher.weights`."""
+    name = record.assignment.keep or record.assignment.teacher
+    storage = open_folder(result.folder)[0].storage
+    return f"{storage.rstrip('/')}/{name}" if name else ""
 
 
 def _best_teacher(result: StudyResult) -> float | None:
@@ -237,13 +274,13 @@ def _commands(found: Sequence[Command]) -> list[RenderableType]:
     lines: list[RenderableType] = []
     for command in found:
         # A command stands on a line of its own, so that it can be copied whole.
-        lines += [Text(f"  {command.what}:", style="dim"), _whole(f"    {command.text}")]
+        lines += [_whole(f"  {command.what}:", "dim"), _whole(f"    {command.text}", "cyan")]
     return [_title("What next"), *lines]
 
 
-def _whole(text: str) -> Text:
+def _whole(text: str, style: str) -> Text:
     """A line that a terminal may wrap but that is not broken by us."""
-    return Text(text, no_wrap=True, overflow="ignore", style="cyan")
+    return Text(text, no_wrap=True, overflow="ignore", style=style)
 
 
 def _title(text: str, more: str = "") -> Text:
@@ -282,10 +319,7 @@ def _chosen_facts(chosen: Chosen) -> dict[str, Any]:
     arms = {"distilled": chosen.distilled, "alone": chosen.alone, "gain": chosen.gain}
     return {
         "id": chosen.trial.id,
-        **{name: _estimate_facts(found) if found else None for name, found in arms.items()},
+        **{name: asdict(found) if found else None for name, found in arms.items()},
+        "gain_is_clear": chosen.gain is not None and chosen.gain.clear_of_zero,
         "verdict": gain_in_words(chosen.gain),
     }
-
-
-def _estimate_facts(found: Estimate) -> dict[str, Any]:
-    return {**asdict(found), "clear_of_zero": found.clear_of_zero}

@@ -231,6 +231,8 @@ class View:
     @property
     def time_left(self) -> float | None:
         """Seconds the rest will take at the pace so far; None while that cannot be said."""
+        if self._phase == "tracking":
+            return 0.0
         if self.budget is None or self._first_student is None:
             return None
         spent = self._now() - self._first_student

@@ -325,6 +325,7 @@ def open_optuna(settings: Study, folder: StudyFolder, slots: int) -> Any:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     search = settings.search
     stored = optuna.storages.RDBStorage(folder.optuna)
+    _trust_the_system(stored.engine)
     done = sum(summary.n_trials for summary in optuna.get_all_study_summaries(stored))
     startup = max(4, min(10, search.trials // 2))
     towards = {
@@ -344,6 +345,21 @@ def open_optuna(settings: Study, folder: StudyFolder, slots: int) -> Any:
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         made.set_metric_names(list(search.objectives))
     return made
+
+
+def _trust_the_system(engine: Any) -> None:
+    """Commit to Optuna's database without waiting for the disk.
+
+    A draw commits some ten times; waiting each time is half of the time between two trials.  A
+    killed process loses nothing by this, and after a power cut the journal still knows all.
+    """
+    from sqlalchemy import event
+
+    @event.listens_for(engine, "connect")
+    def set_pragma(connection: Any, record: Any) -> None:
+        connection.execute("PRAGMA synchronous=OFF")
+
+    engine.dispose()  # connections made before listen to nobody
 
 
 def prepare_teachers(study: OpenStudy, data: Dataset, storage: Storage) -> dict[Teacher, str]:

@@ -36,7 +36,7 @@ MAX_DRAWS = 1000
 
 
 BOOKS = frozenset(
-    {"done", "training_iteration", "timestamp", "time_this_iter_s", "time_total_s", "pid"}
+    {"done", "epoch", "training_iteration", "timestamp", "time_this_iter_s", "time_total_s", "pid"}
     | {"time_since_restore", "iterations_since_restore", "trial_id", "id"}
 )
 """What Tune adds to a result and what is no metric of the training."""
@@ -98,6 +98,7 @@ class Explorer:
         self._asked: dict[str, optuna.Trial | int] = {}
         self._tried: dict[frozenset[tuple[str, Any]], str] = {}
         self._queue: deque[Assignment] = deque()
+        self._half_drawn: deque[optuna.Trial] = deque()
         self._chosen: list[Record] | None = None
         self._take_up()
 
@@ -144,8 +145,8 @@ class Explorer:
     def report(self, result: Mapping[str, Any]) -> None:
         """Take in what a slot reports after an epoch."""
         record = self.records[result["id"]]
-        for metrics in result.get("history", ()):
-            self._epoch(record, int(metrics["epoch"]), metrics)
+        for epoch, metrics in enumerate(result.get("history", ()), 1):
+            self._epoch(record, epoch, {**record.assignment.metrics, **metrics})
         if result.get("failed"):
             self.end(record.id, "failed", str(result["failed"]), {})
             return
@@ -225,14 +226,23 @@ class Explorer:
     def _take_up(self) -> None:
         """Queue what an interrupted search left, then the teachers that are not ready."""
         self._settle_with_optuna()
-        trained = self.records.of("teacher")
-        known = {record.assignment.teacher or record.assignment.keep for record in trained}
+        # Once students were chosen no more are drawn, or the choice would not hold.
+        self._exhausted = bool(self.records.of("replicate", "alone"))
+        records = self.records.of("teacher")
+        settled = {_teacher_file(record) for record in records if self._is_settled(record)}
+        number = len(records)
         for teacher, file in self._teachers.items():
-            if file not in known:
-                self._queue.append(self._teacher_assignment(len(known), teacher, file))
-                known.add(file)
+            if file not in settled:
+                self._queue.append(self._teacher_assignment(number, teacher, file))
+                settled.add(file)
+                number += 1
         for record in self.records.running("teacher", "trial", "replicate", "alone"):
             self._queue.append(record.assignment)
+
+    def _is_settled(self, record: Record) -> bool:
+        """Whether a teacher is under way, or done and still where it was put."""
+        finished = record.status == "finished" and self._storage.exists(_teacher_file(record))
+        return finished or record.status == "running"
 
     def _settle_with_optuna(self) -> None:
         """Tell Optuna what ended while nobody listened; take up what did not."""
@@ -243,7 +253,9 @@ class Explorer:
             if trial.state != TrialState.RUNNING:
                 continue
             if record_id not in self.records:
-                self._optuna.tell(trial.number, state=TrialState.FAIL)
+                # The search broke off while it was drawn: go on drawing it, or a grid would
+                # take its point for tried.
+                self._half_drawn.append(optuna.Trial(self._optuna, trial._trial_id))
                 continue
             self._asked[record_id] = trial.number
             if self.records[record_id].status != "running":
@@ -252,8 +264,12 @@ class Explorer:
     # Phase 1: teachers
 
     def _teacher_assignment(self, number: int, teacher: Teacher, file: str) -> Assignment:
-        study = teacher_study(replace(self.study.settings, teacher=teacher))
         ready = self._storage.exists(file)
+        study = replace(self.study.settings, teacher=teacher)
+        if teacher.model is not None:
+            study = teacher_study(study)
+        else:  # a whole network from MLflow: it is only measured
+            study = replace(study, scheme=Alone(), knowledge=())
         return Assignment(
             id=f"teacher-{number}",
             role="teacher",
@@ -282,9 +298,12 @@ class Explorer:
     def _draw(self) -> Assignment | None:
         """One feasible point that was not tried before; None where there is none left."""
         for _ in range(MAX_DRAWS):
-            if isinstance(self._optuna.sampler, Grid) and self._optuna.sampler.exhausted:
+            if self._half_drawn:
+                drawn = self._half_drawn.popleft()
+            elif isinstance(self._optuna.sampler, Grid) and self._optuna.sampler.exhausted:
                 return self._give_up("every point of the grid has been tried")
-            drawn = self._optuna.ask()
+            else:
+                drawn = self._optuna.ask()
             try:
                 study = self.study.draw(drawn, self.task)
             except Infeasible as why:
@@ -377,6 +396,8 @@ class Explorer:
         )
 
     def _queue_replicates(self) -> None:
+        for drawn in self._half_drawn:
+            self._optuna.tell(drawn, state=TrialState.FAIL)
         self._chosen = self.records.choose(self.search.objectives, self.search.chosen)
         for record in self._chosen:
             self._journal.write("note", id=record.id, tags={"chosen": "true"}, metrics={})
@@ -400,6 +421,12 @@ class Explorer:
             yield self._student_assignment(
                 f"{record.id}/alone-{number}", null, role="alone", **fields
             )
+
+
+def _teacher_file(record: Record) -> str:
+    file = record.assignment.teacher or record.assignment.keep
+    assert file is not None, "a teacher is loaded from a file or kept in one"
+    return file
 
 
 def numbers(result: Mapping[str, Any]) -> dict[str, float]:

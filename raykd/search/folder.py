@@ -81,19 +81,26 @@ def open_folder(path: str | os.PathLike[str]) -> tuple[StudyFolder, list[str]]:
     at = Path(path).expanduser().absolute()
     try:
         content = json.loads((at / "folder.json").read_text())
-    except FileNotFoundError:
+        found, storage, overrides = (content[key] for key in ("format", "storage", "overrides"))
+    except (FileNotFoundError, NotADirectoryError):
         raise StudyError(
             Problem(
                 f"{path} is no study's folder: it holds no folder.json",
                 mend="name the folder that `raykd search` printed (below `cluster.storage`)",
             )
         ) from None
-    if content["format"] != FORMAT:
+    except (ValueError, KeyError, TypeError):
         raise StudyError(
-            f"{path} was written by another version of raykd (format {content['format']}, "
+            Problem(
+                f"{path} is no study's folder: its folder.json was not written by raykd",
+                mend="name the folder that `raykd search` printed (below `cluster.storage`)",
+            )
+        ) from None
+    if found != FORMAT:
+        raise StudyError(
+            f"{path} was written by another version of raykd (format {found}, "
             f"this one reads {FORMAT})"
         )
-    storage = content["storage"]
     if not is_uri(storage) and Path(storage) != at.parent:
         storage = str(at.parent)  # the folder was moved whole
-    return StudyFolder(at, storage, at.name), content["overrides"]
+    return StudyFolder(at, storage, at.name), overrides

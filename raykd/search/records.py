@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -37,8 +38,9 @@ class Record:
         return self.assignment.role
 
     def seen(self, objectives: Iterable[str]) -> bool:
-        """Whether it ran its whole budget and has a value for every objective."""
-        return self.status == "finished" and all(name in self.metrics for name in objectives)
+        """Whether it ran its whole budget and has a finite value for every objective."""
+        values = (self.metrics.get(name, math.nan) for name in objectives)
+        return self.status == "finished" and all(map(math.isfinite, values))
 
 
 class Records:
@@ -64,13 +66,13 @@ class Records:
         elif kind == "epoch":
             record = self._all[event["id"]]
             if event["epoch"] == len(record.epochs) + 1:
-                record.epochs.append(dict(event["metrics"]))
-                record.metrics.update(event["metrics"])
+                record.epochs.append(_numbers(event["metrics"]))
+                record.metrics.update(record.epochs[-1])
         elif kind == "end":
             record = self._all[event["id"]]
             record.status = event["status"]
             record.reason = event.get("reason") or ""
-            record.metrics.update(event["metrics"])
+            record.metrics.update(_numbers(event["metrics"]))
 
     def __getitem__(self, record_id: str) -> Record:
         return self._all[record_id]
@@ -102,6 +104,11 @@ class Records:
         front = self.front(objectives)
         points = fronts.losses([record.metrics for record in front], objectives)
         return [front[i] for i in fronts.spread(points, count)]
+
+
+def _numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """Metrics as numbers: a journal writes what JSON has no number for as text ("nan")."""
+    return {name: float(value) for name, value in metrics.items()}
 
 
 def mean_of(records: Sequence[Record], metric: str) -> list[float]:

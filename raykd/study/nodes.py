@@ -76,18 +76,21 @@ def _inner(node: Node) -> tuple[Node, ...]:
 
 
 def nodes_of(node: Node) -> Iterator[Node]:
+    """The node and all that lie below it."""
     yield node
     for inner in _inner(node):
         yield from nodes_of(inner)
 
 
 def domains_of(node: Node) -> Iterator[Choice | Number | Pairing]:
+    """Those of them that are domains."""
     for found in nodes_of(node):
         if isinstance(found, Choice | Number | Pairing):
             yield found
 
 
 def is_open(node: Node) -> bool:
+    """Whether there is a domain at or below the node."""
     return next(domains_of(node), None) is not None
 
 

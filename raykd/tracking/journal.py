@@ -48,7 +48,7 @@ class Journal:
         self.path = Path(os.path.abspath(path))
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._lock = threading.Lock()
-        self._file = open(self.path, "ab", buffering=0)
+        self._file = open(self.path, "ab", buffering=0)  # noqa: SIM115 - open until close()
         if _is_torn(self.path):
             self._file.write(b"\n")
 

@@ -113,7 +113,7 @@ class Tracker:
                 last_look = self._closing.is_set()
                 try:
                     busy = courier.step()
-                except Exception as error:
+                except Exception as error:  # noqa: BLE001 - whatever it is, the study goes on
                     courier.trouble(error)
                     pause = min(2 * pause, MAX_PAUSE)
                     self._rest(pause)
@@ -255,7 +255,7 @@ class _Courier:
             event = self._take(entry)
             if event is not None and entry.end > self._sent:
                 self._chunk.append(Entry(entry.end, event))
-            if self._chunk and (len(self._chunk) >= CHUNK or event and event["event"] in HEAVY):
+            if self._chunk and (len(self._chunk) >= CHUNK or (event and event["event"] in HEAVY)):
                 break
         return bool(self._chunk)
 
@@ -284,7 +284,7 @@ class _Courier:
         for entry in self._chunk:
             try:
                 delivery.deliver(entry.event)
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001 - raised again where it may pass
                 self._judge(error, entry.end)
                 kind = entry.event["event"]
                 self._refuse(f"{kind} of {entry.event.get('id') or 'study'}: {self._say(error)}")

@@ -116,11 +116,10 @@ def run_ids(client: MlflowClient, experiment: str, study_id: str) -> dict[str, s
     found: dict[str, Run] = {}
     for run in _study_runs(client, experiment, study_id):
         id = run.data.tags.get("raykd.id", "")
-        if id in found:
-            fuller, emptier = sorted((found[id], run), key=_content, reverse=True)
+        emptier, fuller = sorted((found.get(id, run), run), key=_content)
+        if emptier is not fuller:
             client.delete_run(emptier.info.run_id)
-            run = fuller
-        found[id] = run
+        found[id] = fuller
     return {id: run.info.run_id for id, run in found.items()}
 
 

@@ -42,18 +42,21 @@ def evaluate(
         ValueError: there is no sample at all.
     """
     sums = torch.zeros(3, dtype=torch.float64, device=device)  # loss, hits, samples
+    samples = 0
     was_training = model.training
     model.eval()
     try:
         with torch.inference_mode():
             for batch in map(laid_out, batches):
-                sums += _sums(model, batch, precision)
+                sums[:2] += _loss_and_hits(model, batch, precision)
+                samples += len(batch)  # counted here: to put a number on the device waits for it
     finally:
         model.train(was_training)
-    loss, hits, samples = summed(sums, world).tolist()
-    if not samples:
+    sums[2] = samples
+    loss, hits, total = summed(sums, world).tolist()
+    if not total:
         raise ValueError("there is no sample to evaluate on; the split is empty")
-    return {"loss": loss / samples, "accuracy": hits / samples}
+    return {"loss": loss / total, "accuracy": hits / total}
 
 
 def summed(values: Tensor, world: int) -> Tensor:
@@ -63,10 +66,10 @@ def summed(values: Tensor, world: int) -> Tensor:
     return values
 
 
-def _sums(model: nn.Module, batch: Batch, precision: Precision) -> Tensor:
-    """(3,) float64: the batch's loss and hits summed, its size."""
+def _loss_and_hits(model: nn.Module, batch: Batch, precision: Precision) -> Tensor:
+    """(2,) float64: the batch's losses summed, and how many answers were right."""
     with precision():
         logits: Tensor = model(batch.inputs)
     loss = cross_entropy(logits.float(), batch.targets, reduction="sum")
     hits = (logits.argmax(1) == batch.targets).sum()
-    return torch.stack([loss.double(), hits.double(), loss.new_tensor(len(batch)).double()])
+    return torch.stack([loss.double(), hits.double()])

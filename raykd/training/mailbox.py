@@ -6,15 +6,20 @@ way is then known to be lost.  Numbers keep a late answer from being taken for t
 
 from __future__ import annotations
 
+import contextlib
 import secrets
+import socket
+import struct
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from multiprocessing.connection import Client, Connection, Listener, wait
 from typing import Any, Literal
-import contextlib
 
 Verb = Literal["start", "epoch", "stop", "exit"]
+
+SILENCE_S = 10
+"""How long a caller may fall silent in the middle of a message."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +68,7 @@ class Mailbox:
     def __init__(self, host: str, still_coming: Callable[[], None] = lambda: None) -> None:
         key = secrets.token_bytes(32)
         self._listener = Listener((host, 0), family="AF_INET", backlog=8, authkey=key)
+        self._limit_handshakes()
         port = self._listener.address[1]
         self.address = Address(host, int(port), key)
         self._still_coming = still_coming
@@ -106,7 +112,8 @@ class Mailbox:
                         return answer.body
                 elif ready:
                     self._accept_if_calling(0)
-                    raise WorkersLost("the worker group started again")
+                    if self._connection is not connection:
+                        raise WorkersLost("the worker group started again")
                 else:
                     self._still_coming()
         except (EOFError, OSError) as error:
@@ -128,6 +135,14 @@ class Mailbox:
         # The standard library's Listener keeps its socket here and offers no other way to
         # wait for a caller and for an answer at once.
         return self._listener._listener._socket  # type: ignore[attr-defined]
+
+    def _limit_handshakes(self) -> None:
+        """A caller that connects and says nothing must not hold the slot up for ever.
+
+        Linux hands the listening socket's time limit on to the connections it accepts.
+        """
+        limit = struct.pack("ll", SILENCE_S, 0)
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
 
     def _accept_if_calling(self, timeout: float) -> None:
         if not wait([self._socket], timeout=timeout):

@@ -21,7 +21,7 @@ def make_optimizer(train: Train, parameters: Iterable[nn.Parameter]) -> Optimize
     fused = True if _fusible(wanted) else None
     option = train.optimizer
     if isinstance(option, SGD):
-        return torch.optim.SGD(
+        optimizer = torch.optim.SGD(
             wanted,
             lr=option.lr,
             momentum=option.momentum,
@@ -29,6 +29,9 @@ def make_optimizer(train: Train, parameters: Iterable[nn.Parameter]) -> Optimize
             nesterov=option.nesterov,
             fused=fused,
         )
+        if option.momentum:
+            _start_at_rest(optimizer, wanted)
+        return optimizer
     return torch.optim.AdamW(
         wanted,
         lr=option.lr,
@@ -36,6 +39,16 @@ def make_optimizer(train: Train, parameters: Iterable[nn.Parameter]) -> Optimize
         weight_decay=option.weight_decay,
         fused=fused,
     )
+
+
+def _start_at_rest(optimizer: torch.optim.SGD, parameters: Iterable[nn.Parameter]) -> None:
+    """Give every parameter a momentum of 0, which has the first step come out as without one.
+
+    Torch's fused kernel fails where some parameters have a momentum and others, whose term joins
+    in a later epoch, have none yet.
+    """
+    for parameter in parameters:
+        optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
 
 
 def _fusible(parameters: Iterable[nn.Parameter]) -> bool:

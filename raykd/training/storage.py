@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING
-import contextlib
 
 if TYPE_CHECKING:
     from pyarrow.fs import FileSystem
+
+
+OBJECT_STORES = ("s3", "gcs", "abfs")
+"""Arrow's names of the file systems on which a file appears when it is closed."""
 
 
 class Storage:
@@ -27,6 +31,8 @@ class Storage:
             from pyarrow.fs import FileSystem
 
             self._filesystem, self._prefix = FileSystem.from_uri(root)
+            if self._filesystem.type_name == "local":  # file:///folder
+                self.root, self._filesystem = self._prefix, None
 
     def read(self, name: str) -> bytes | None:
         """The file's bytes, or None where there is no such file."""
@@ -44,9 +50,7 @@ class Storage:
     def write(self, name: str, content: bytes) -> None:
         """Put the whole file there, or nothing: a reader never sees half of it."""
         if self._filesystem is not None:
-            self._filesystem.create_dir(f"{self._prefix}/{name}".rsplit("/", 1)[0])
-            with self._filesystem.open_output_stream(f"{self._prefix}/{name}") as stream:
-                stream.write(content)
+            self._write_remote(self._filesystem, f"{self._prefix}/{name}", content)
             return
         target = Path(self.root, name)
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -59,6 +63,16 @@ class Storage:
             os.replace(draft, target)
         finally:
             draft.unlink(missing_ok=True)
+
+    def _write_remote(self, filesystem: FileSystem, target: str, content: bytes) -> None:
+        filesystem.create_dir(target.rsplit("/", 1)[0])
+        # An object store shows an object when it is whole; other file systems need a draft.
+        whole = filesystem.type_name in OBJECT_STORES
+        draft = target if whole else f"{target}.{uuid.uuid4().hex[:8]}"
+        with filesystem.open_output_stream(draft) as stream:
+            stream.write(content)
+        if not whole:
+            filesystem.move(draft, target)
 
     def exists(self, name: str) -> bool:
         if self._filesystem is None:

@@ -101,13 +101,12 @@ class Seat:
 
     def stop(self) -> dict[str, Any]:
         """Drop the training and all it held."""
-        if self.training is not None:
-            self.training = None
-            self.assignment = None
-            gc.collect()
-            if self.bench.device.type == "cuda":
-                torch.cuda.empty_cache()
-            torch.compiler.reset()
+        self.training = None
+        self.assignment = None
+        gc.collect()
+        if self.bench.device.type == "cuda":
+            torch.cuda.empty_cache()
+        torch.compiler.reset()
         return {}
 
     def _measure(self, training: Training, assignment: Assignment, began: float) -> dict[str, Any]:
@@ -202,9 +201,9 @@ def obey(seat: Seat, command: Command) -> dict[str, Any]:
             if assignment is not None:
                 seat.bench.storage.write(assignment.failure_file, failure["reason"].encode())
             raise
-        seat.training = None
-        seat.stop()
-        return failure
+    # Only now: while it is handled, the exception holds the failed training's tensors.
+    seat.stop()
+    return failure
 
 
 def describe(error: Exception) -> dict[str, Any]:
@@ -213,7 +212,7 @@ def describe(error: Exception) -> dict[str, Any]:
     reason = str(error) if known else f"{type(error).__name__}: {error}"
     return {
         "failed": True,
-        "reason": reason.strip() or type(error).__name__,
+        "reason": " ".join(reason.split()) or type(error).__name__,
         "traceback": "".join(traceback.format_exception(error)),
     }
 

@@ -289,6 +289,15 @@ def test_auto_stages_come_later() -> None:
     assert staged.dimensions[0].values == (1, 4)  # the longest chain in a 2 x 3 grid
 
 
+def test_a_term_turned_off_draws_nothing() -> None:
+    term = "  - {loss: LOSS, weight: {uniform: [0, 1]}, pairs: {pairing: {hint: [a, b]}}}\n"
+    assert names(space_of("knowledge:\n" + term.replace("LOSS", "null"))) == []
+    kd = space_of("knowledge:\n" + term.replace("LOSS", "{name: kd}"))
+    assert names(kd) == ["knowledge[0].weight"]
+    hint = space_of("knowledge:\n" + term.replace("LOSS", "hint"))
+    assert "knowledge[0].pairs[0].hint" in names(hint)
+
+
 def test_a_scheme_without_knowledge_draws_none() -> None:
     space = space_of(
         "scheme: {choice: [{name: offline}, alone]}\n"

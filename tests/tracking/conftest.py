@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from mlflow_server import Server
 
+from mlflow_server import Server
 from raykd.tracking import Journal
 from raykd.tracking.store import connect
 

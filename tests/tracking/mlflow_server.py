@@ -47,7 +47,7 @@ class Server:
 
     def _wait(self) -> None:
         assert self._process is not None
-        until = time.monotonic() + 90
+        until = time.monotonic() + 240
         while time.monotonic() < until and self._process.poll() is None:
             try:
                 with urllib.request.urlopen(f"{self.uri}/health", timeout=2):

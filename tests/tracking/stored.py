@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from small_study import STUDY
-
 from raykd.tracking.store import connect, run_ids
+from small_study import STUDY
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from small_study import FINGERPRINT, STUDY, network, start, trial
-from stored import Store
 
 from raykd.tracking import Journal, find_run, load_model_uri, sync
 from raykd.tracking.delivery import clean_key, cut, run_params, split_finite
 from raykd.tracking.store import connect
+from small_study import FINGERPRINT, STUDY, network, start, trial
+from stored import Store
 
 
 def test_a_study_becomes_nested_runs(journal: Journal, uri: str) -> None:

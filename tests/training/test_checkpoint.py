@@ -60,7 +60,7 @@ def test_tied_weights_are_written() -> None:
 
 def refused(model: nn.Module, path: Path) -> str:
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    with pytest.raises(ValueError) as caught:
+    with pytest.raises(ValueError, match=path.name) as caught:
         load_weights(model, path)
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, before[name]), f"{name} changed although the file was refused"

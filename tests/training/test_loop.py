@@ -10,6 +10,16 @@ from typing import Any
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from raykd.architecture import MODELS, Task
+from raykd.data import Batches
+from raykd.knowledge import LOSSES, Pair, Term
+from raykd.schemes import Alone, Offline
+from raykd.study.schema import Student, Study
+from raykd.study.train import SGD, AdamW, Constant
+from raykd.training.checkpoint import load_state, save_state
+from raykd.training.evaluate import evaluate
+from raykd.training.loop import Diverged, Training
 from training_cases import (
     DIGITS,
     Forgetful,
@@ -25,16 +35,6 @@ from training_cases import (
     untimed,
     weights,
 )
-
-from raykd.architecture import MODELS, Task
-from raykd.data import Batches
-from raykd.knowledge import LOSSES, Pair, Term
-from raykd.schemes import Alone, Offline
-from raykd.study.schema import Student, Study
-from raykd.study.train import SGD, AdamW, Constant, Train
-from raykd.training.checkpoint import load_state, save_state
-from raykd.training.evaluate import evaluate
-from raykd.training.loop import Diverged, Training
 
 CASES = {"alone": alone, "taught": taught, "rich": rich, "forgetful": forgetful}
 METRICS = {
@@ -118,10 +118,38 @@ def test_the_steps_are_those_of_plain_pytorch() -> None:
 
 
 @pytest.mark.parametrize("name", list(LOSSES.members))
-def test_every_loss_trains(name: str) -> None:
-    training = train_of(taught(Term(loss=LOSSES[name]()), epochs=1))
-    found = training.run_epoch()
+def test_every_loss_trains_and_goes_on(name: str) -> None:
+    study = taught(Term(loss=LOSSES[name]()), epochs=2)
+    whole = train_of(study)
+    found = whole.run_epoch()
     assert math.isfinite(found[f"term_{name}"])
+    resumed = train_of(study)
+    resumed.load_state(whole.state())
+    assert untimed(resumed.run_epoch()) == untimed(whole.run_epoch())
+    assert_same(weights(resumed.distiller), weights(whole.distiller))
+
+
+@pytest.mark.parametrize("optimizer", [SGD(lr=0.05), SGD(momentum=0.0), AdamW()], ids=repr)
+def test_a_term_that_learns_may_join_late(optimizer: SGD | AdamW) -> None:
+    """Its connectors have no gradient before, and the optimiser knows nothing of them."""
+    term = Term(loss=LOSSES["hint"](), start_epoch=1, stop_epoch=2)
+    training = train_of(taught(term, epochs=3, optimizer=optimizer))
+    before = weights(training.distiller)
+    training.run_epoch()
+    connectors = [
+        name for name, _ in training.distiller.named_parameters() if "student" not in name
+    ]
+    assert connectors
+    first = weights(training.distiller)
+    assert all(torch.equal(first[name], before[name]) for name in connectors)
+    assert "term_hint" in training.run_epoch()
+    second = weights(training.distiller)
+    assert not all(torch.equal(second[name], before[name]) for name in connectors)
+    assert "term_hint" not in training.run_epoch()
+    assert_same(
+        {name: weights(training.distiller)[name] for name in connectors},
+        {name: second[name] for name in connectors},
+    )
 
 
 @pytest.mark.parametrize("name", list(MODELS.members))
@@ -180,9 +208,7 @@ def test_a_student_starts_from_the_same_weights_under_every_scheme() -> None:
 
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("stop", [1, 2])
-def test_going_on_from_a_state_is_as_if_never_stopped(
-    case: str, stop: int, tmp_path: Path
-) -> None:
+def test_going_on_from_a_state_is_as_if_never_stopped(case: str, stop: int, tmp_path: Path) -> None:
     study = dataclasses.replace(
         CASES[case](), train=dataclasses.replace(CASES[case]().train, epochs=4)
     )
@@ -339,7 +365,3 @@ def test_alone_ignores_knowledge() -> None:
     study: Study = dataclasses.replace(taught(Term(loss=LOSSES["hint"]())), scheme=Alone())
     found = Training(study, digits(), seed=0).run_epoch()
     assert untimed(found) == untimed(train_of(alone(), seed=0).run_epoch())
-
-
-def test_train_defaults_are_sane() -> None:
-    assert Train().precision == "auto"

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -22,9 +23,7 @@ def rates(train: Train, steps_per_epoch: int) -> list[float]:
 def test_cosine_runs_from_the_full_rate_to_the_final_one() -> None:
     train = Train(epochs=2, optimizer=SGD(lr=LR), schedule=Cosine(final=0.25))
     found = [learning_rate(train, step, 4) for step in range(9)]
-    expected = [
-        LR * (0.25 + 0.75 * (1 + math.cos(math.pi * step / 8)) / 2) for step in range(9)
-    ]
+    expected = [LR * (0.25 + 0.75 * (1 + math.cos(math.pi * step / 8)) / 2) for step in range(9)]
     assert found == pytest.approx(expected)
     assert found[0] == LR and found[8] == pytest.approx(LR / 4)
 
@@ -45,7 +44,7 @@ def test_warm_up_is_linear_and_the_cosine_takes_what_is_left() -> None:
     assert found[:4] == pytest.approx([LR / 4, LR / 2, 3 * LR / 4, LR])
     assert found[4] == LR
     assert found[10] == pytest.approx(LR / 2)  # half of the 12 steps after the warm-up
-    assert all(later < earlier for earlier, later in zip(found[4:], found[5:], strict=False))
+    assert all(later < earlier for earlier, later in pairwise(found[4:]))
 
 
 def test_warm_up_longer_than_the_training_never_reaches_the_full_rate() -> None:

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from training_cases import DIGITS, digits, taught, train_of, weights
 
 from raykd.architecture import Mlp, Resnet, Task
 from raykd.schemes import Alone
@@ -20,6 +19,7 @@ from raykd.training.teacher import (
     teacher_metadata,
     teacher_study,
 )
+from training_cases import DIGITS, digits, taught, train_of, weights
 
 TASK = Task(input_shape=(1, 8, 8), classes=10)
 STUDY = taught()

@@ -71,7 +71,7 @@ def alone(**train: Any) -> Study:
         data=DIGITS,
         student=Student(model=SMALL),
         scheme=Alone(),
-        train=Train(**({"epochs": 2, "batch_size": 32} | train)),
+        train=dataclasses.replace(Train(epochs=2, batch_size=32), **train),
     )
 
 

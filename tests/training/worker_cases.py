@@ -8,15 +8,15 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from training_cases import alone, digits, teacher, taught, unnormalised, untimed
 
 from raykd.knowledge import LOSSES, Term
 from raykd.study.schema import Study
 from raykd.study.train import SGD
 from raykd.training.loop import Diverged, Training
+from training_cases import alone, digits, taught, teacher, unnormalised, untimed
 
-UNEVEN = 33
-"""A batch size that gives two workers unequal shares, and 200 samples an odd last batch."""
+UNEVEN = 37
+"""A batch size that gives two workers unequal shares, and 200 samples an odd last batch of 15."""
 
 STUDIES: dict[str, Study] = {
     "even": unnormalised(epochs=2, optimizer=SGD(lr=0.1)),
@@ -38,7 +38,7 @@ def run(rank: int, folder: str) -> None:
         timeout=timedelta(seconds=60),
     )
     try:
-        seen = {name: _trained(study, rank) for name, study in STUDIES.items()}
+        seen: dict[str, Any] = {name: _trained(study, rank) for name, study in STUDIES.items()}
         seen["resumed"] = _resumed(STUDIES["uneven"], rank)
         seen["diverged"] = _diverged(rank)
         torch.save(seen, Path(folder) / f"rank{rank}.pt")

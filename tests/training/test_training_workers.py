@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-import torch.multiprocessing
+from torch.multiprocessing.spawn import spawn
+
 import worker_cases
 
 
@@ -15,7 +16,7 @@ import worker_cases
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What each rank saw."""
     folder = tmp_path_factory.mktemp("workers")
-    torch.multiprocessing.spawn(worker_cases.run, args=(str(folder),), nprocs=2)
+    spawn(worker_cases.run, args=(str(folder),), nprocs=2)
     return [torch.load(Path(folder) / f"rank{rank}.pt") for rank in (0, 1)]
 
 

@@ -1,0 +1,109 @@
+"""Be your own teacher: the deepest exit of a network teaches its shallow ones."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from raykd.architecture import discover, stage_aliases
+from raykd.data.batch import Batch
+from raykd.knowledge import Progress, Shape
+from raykd.knowledge.connectors import PlaceMean, connector
+from raykd.knowledge.response import softened_kl
+from raykd.option import option
+from raykd.schemes.scheme import Distiller, Parts, Scheme, StepOutput
+from raykd.schemes.watched import Watched
+
+
+@option
+class Byot(Scheme):
+    """Exits at the student's shallow stages learn from the labels and from its deepest exit.
+
+    Labels' loss + sum over shallow stages i of (1 - alpha) x labels' loss_i +
+    alpha T^2 KL(p_deep || p_i) + feature x mean (F_i - F_deep)^2; Zhang 2019 (arXiv:1905.08094),
+    Eqs. 2 to 5, with T^2 as in kd and a mean where the paper sums.  An exit is made from shapes: a
+    connector to the last stage's shape, ReLU, the mean over places, a linear classifier; exits are
+    dropped after the training.  alpha 0.1 and T = 3 are the authors' code's, feature 0.03 is the
+    paper's.
+    """
+
+    paper = "Zhang 2019, arXiv:1905.08094"
+    needs_teacher = False
+    takes_knowledge = False
+
+    name: Literal["byot"] = "byot"
+    alpha: Annotated[float, Field(ge=0, le=1, description="deepest exit against labels")] = 0.1
+    temperature: Annotated[float, Field(gt=0, description="softens both softmaxes")] = 3.0
+    feature: Annotated[float, Field(ge=0, description="weight of the deepest features")] = 0.03
+
+    def build(self, parts: Parts) -> Distiller:
+        return OwnTeacher(self, parts)
+
+
+class OwnTeacher(Distiller):
+    """A student with an exit at each stage but the last.
+
+    Raises:
+        ValueError: the student has fewer than two stages, or a stage no connector carries to the
+            last one's shape.
+    """
+
+    def __init__(self, scheme: Byot, parts: Parts) -> None:
+        super().__init__()
+        aliases = stage_aliases(discover(parts.student, parts.task))
+        stages = [name for name in aliases if name.startswith("stage")]
+        if len(stages) < 2:
+            raise ValueError(
+                f"scheme 'byot' sets exits at shallow stages and the student has {len(stages)} "
+                "stage(s); take a deeper student, or another scheme"
+            )
+        self.scheme = scheme
+        self.task_loss = parts.task_loss
+        self.student = parts.student
+        self.stages = stages
+        self.watched = Watched(parts.student, stages, parts.task)
+        last = aliases[stages[-1]].shape
+        self.exits = nn.ModuleList(
+            _Exit(aliases[name].shape, last, parts.classes) for name in stages[:-1]
+        )
+
+    def forward(self, batch: Batch, progress: Progress) -> StepOutput:
+        shown = self.watched(batch.inputs)
+        task = self.task_loss(shown.logits, batch.targets)
+        taught, deepest = shown.logits.detach(), shown.layers[self.stages[-1]].detach()
+        exits = [
+            leave(shown.layers[name]) for leave, name in zip(self.exits, self.stages, strict=False)
+        ]
+        tasks = torch.stack([self.task_loss(logits, batch.targets) for logits, _ in exits])
+        lessons = torch.stack(
+            [softened_kl(logits, taught, self.scheme.temperature) for logits, _ in exits]
+        )
+        features = torch.stack([F.mse_loss(carried, deepest) for _, carried in exits])
+        alpha = self.scheme.alpha
+        exits_total = (1 - alpha) * tasks + alpha * lessons + self.scheme.feature * features
+        values = {
+            "task": task.detach(),
+            "exits_task": tasks.mean().detach(),
+            "exits_kd": lessons.mean().detach(),
+            "exits_feature": features.mean().detach(),
+        }
+        return StepOutput(task + exits_total.sum(), values, shown.logits.detach())
+
+
+class _Exit(nn.Module):
+    """A stage's output -> (logits, features of the last stage's shape)."""
+
+    def __init__(self, shape: Shape, last: Shape, classes: int) -> None:
+        super().__init__()
+        self.carry = nn.Sequential(connector(shape, last, always=True), nn.ReLU())
+        width = last[0] if len(last) != 2 else last[1]
+        self.pool = nn.Identity() if len(last) == 1 else PlaceMean()
+        self.classify = nn.Linear(width, classes)
+
+    def forward(self, stage: Tensor) -> tuple[Tensor, Tensor]:
+        carried = self.carry(stage)
+        return self.classify(self.pool(carried)), carried

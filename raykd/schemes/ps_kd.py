@@ -1,0 +1,75 @@
+"""Progressive self-knowledge distillation: last epoch's predictions soften the labels."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.nn import functional as F
+
+from raykd.data.batch import Batch
+from raykd.knowledge import Progress
+from raykd.knowledge.gather import from_all_workers
+from raykd.option import option
+from raykd.schemes.scheme import Distiller, Parts, Scheme, StepOutput
+
+
+@option
+class PsKd(Scheme):
+    """The labels are softened by the student's own predictions of the epoch before.
+
+    Cross-entropy with (1 - a_t) label + a_t p_(t-1), a_t = alpha t / epochs for t = 1, 2, ...; Kim
+    2021 (arXiv:2006.12000), Eqs. 3 and 7, alpha 0.8 as there.  Every sample's last prediction is
+    kept (data size x classes, half precision) and belongs to the saved state; several workers
+    share theirs in every step.
+    """
+
+    paper = "Kim 2021, arXiv:2006.12000"
+    needs_teacher = False
+    takes_knowledge = False
+
+    name: Literal["ps_kd"] = "ps_kd"
+    alpha: Annotated[float, Field(ge=0, le=1, description="own share in the last epoch")] = 0.8
+
+    def build(self, parts: Parts) -> Distiller:
+        return Progressive(self, parts)
+
+
+class Progressive(Distiller):
+    """One network and what it said of every sample in the epoch before."""
+
+    said: Tensor
+    seen: Tensor
+
+    def __init__(self, scheme: PsKd, parts: Parts) -> None:
+        super().__init__()
+        self.scheme = scheme
+        self.task_loss = parts.task_loss
+        self.student = parts.student
+        said = torch.zeros(parts.data_size, parts.classes, dtype=torch.float16)
+        self.register_buffer("said", said)
+        self.register_buffer("seen", torch.zeros(parts.data_size, dtype=torch.bool))
+
+    def forward(self, batch: Batch, progress: Progress) -> StepOutput:
+        logits = self.student(batch.inputs).float()
+        task = self.task_loss(logits, batch.targets)
+        share = self.scheme.alpha * (progress.epoch + 1) / progress.epochs
+        lesson = F.cross_entropy(logits, self._past(batch, logits))
+        self._remember(logits.detach(), batch.index)
+        total = (1 - share) * task + share * lesson
+        return StepOutput(total, {"task": task.detach(), "past": lesson.detach()}, logits.detach())
+
+    def _past(self, batch: Batch, logits: Tensor) -> Tensor:
+        """(B, K): each sample's last prediction, or its label where there is none."""
+        labels = F.one_hot(batch.targets, logits.shape[1]).to(logits.dtype)
+        past = self.said[batch.index].to(logits.dtype)
+        return torch.where(self.seen[batch.index, None], past, labels)
+
+    @torch.no_grad()
+    def _remember(self, logits: Tensor, index: Tensor) -> None:
+        if self.training:
+            rows = from_all_workers(index)
+            self.said[rows] = from_all_workers(logits.softmax(dim=1)).to(self.said.dtype)
+            self.seen[rows] = True

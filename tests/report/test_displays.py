@@ -1,0 +1,178 @@
+"""What is shown while a search runs."""
+
+from __future__ import annotations
+
+import io
+import json
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from raykd.report import Shielded, search_display
+from raykd.report.epochs import EpochLines
+from raykd.report.live import LiveDisplay, picture
+from raykd.report.machine import JsonLines
+from raykd.report.plain import PlainLines
+from raykd.report.view import View
+from told import Clock, Teller, watched
+
+
+def drawn(view: View, width: int, height: int) -> list[str]:
+    console = Console(
+        width=width, height=height, file=io.StringIO(), record=True, color_system=None
+    )
+    console.print(picture(view, console.options))
+    return console.export_text(styles=False).splitlines()
+
+
+@pytest.mark.parametrize(("width", "height"), [(80, 24), (140, 40), (60, 12), (40, 10)])
+def test_the_picture_fits_the_terminal_at_every_moment(
+    teller: Teller, width: int, height: int
+) -> None:
+    view = View(Clock())
+    for event in [None, *teller.whole()]:
+        if event is not None:
+            view.apply(event)
+        if event is None or event["event"] in ("plan", "end", "note"):
+            lines = drawn(view, width, height)
+            assert len(lines) < height
+            assert max(map(len, lines)) <= width
+
+
+def test_the_picture_tells_where_the_search_stands(teller: Teller) -> None:
+    view, _ = watched(teller.halfway())
+    lines = drawn(view, 140, 40)
+    text = "\n".join(lines)
+    assert lines[0].startswith("raykd · made-up")
+    assert "2 slot(s)" in lines[0]
+    assert "teacher resnet d14 w32 98.61%" in text
+    assert "digits 1222/216/359" in text
+    assert "max val accuracy, min params" in text
+    assert "trials 4/8: 2 running, 1 stopped early, 1 failed" in text
+    assert "28%" in text and "left" in text
+    assert "best so far: trial-0000 resnet d14 w16, val accuracy 98.15%" in text
+    assert "2 on the front" in text
+
+
+def test_the_table_begins_with_what_runs_then_the_best(teller: Teller) -> None:
+    view, _ = watched(teller.halfway())
+    lines = drawn(view, 140, 40)
+    head = next(i for i, line in enumerate(lines) if line.startswith("trial "))
+    rows = [line.split() for line in lines[head + 1 : head + 7]]
+    ends = [(row[0], row[-1]) for row in rows]
+    assert ends == [
+        ("0004", "running"),
+        ("0005", "running"),
+        ("0000", "front"),
+        ("0001", "front"),
+        ("0003", "failed"),
+        ("0002", "stopped"),
+    ]
+    assert "1.93 kd T=1.12 + 47.3 hint" in lines[head + 3]
+    assert "s2>s2 s2>s3" in lines[head + 3]
+
+
+def test_drawing_is_cheap(teller: Teller) -> None:
+    view, _ = watched(teller.halfway())
+    console = Console(width=140, height=40, file=io.StringIO(), force_terminal=True)
+    began = time.process_time()
+    for _ in range(10):
+        console.print(picture(view, console.options))
+    assert (time.process_time() - began) / 10 < 0.1, "four a second must cost next to nothing"
+
+
+def test_the_live_display_draws_seldom_and_leaves_a_clean_screen(teller: Teller) -> None:
+    screen = io.StringIO()
+    console = Console(width=80, height=24, file=screen, force_terminal=True)
+    with LiveDisplay(console) as display:
+        for event in teller.halfway():
+            display(event)
+        time.sleep(0.6)
+    text = screen.getvalue()
+    assert 1 <= text.count("raykd · made-up") <= 4
+    assert "trial-0003 failed: diverged in epoch 2" in text
+
+
+def test_plain_lines_tell_phases_and_ends(teller: Teller) -> None:
+    lines: list[str] = []
+    clock = Clock()
+    plain = PlainLines(lines.append, clock)
+    for event in teller.whole():
+        clock.now += 1.0
+        plain(event)
+    text = "\n".join(lines)
+    assert lines[0] == "[0:01] study made-up, seed 0, max val accuracy, min params"
+    assert "data digits from scikit-learn: 1222 train, 216 val, 359 test" in text
+    assert f"folder {teller.folder.path}" in text
+    assert "teacher resnet d14 w32: 3 epochs" in text
+    assert "up to 8 trials of 4 epochs" in text
+    assert "trial-0000 finished (4/4 epochs): val accuracy 98.15%, 175k params" in text
+    assert "trial-0004 stopped early (2/4 epochs): val accuracy 61.00%" in text
+    assert "trial-0005 failed: diverged in epoch 2" in text
+    assert "replicates of the chosen students (trial-0000)" in text
+    assert text.count(" finished (") == 1 + 4 + 12
+    assert "%, trials" not in text, "no line of progress where others came within 10 s"
+
+
+def test_plain_lines_of_progress_come_every_ten_seconds_at_most(teller: Teller) -> None:
+    lines: list[tuple[float, str]] = []
+    clock = Clock()
+    plain = PlainLines(lambda line: lines.append((clock.now, line)), clock)
+    for event in teller.halfway():
+        clock.now += 4.0
+        plain(event)
+    progress = [(at, line) for at, line in lines if "%, " in line and " left" in line]
+    assert progress
+    before = {at: max((t for t, _ in lines if t < at), default=0.0) for at, _ in progress}
+    assert all(at - before[at] >= 10 for at, _ in progress)
+    assert any("trials 4/8" in line and "best so far trial-0000" in line for _, line in progress)
+
+
+def test_json_lines_are_json(teller: Teller) -> None:
+    lines: list[str] = []
+    display = JsonLines(lines.append)
+    told = [*teller.whole(), {"event": "note", "id": None, "metrics": {"x": float("nan")}}]
+    for event in told:
+        display(event)
+    read = [json.loads(line, parse_constant=pytest.fail) for line in lines]
+    assert [event["event"] for event in read] == [event["event"] for event in told]
+    plan = next(event for event in read if event["event"] == "plan")
+    assert plan["slots"] == {"slots": 2, "workers": 1, "cpus": 1.0, "gpus": 0.0}
+    assert plan["budget"]["trials"] == 8
+    assert plan["folder"] == str(teller.folder.path)
+    assert read[-1]["metrics"] == {"x": "nan"}
+
+
+def test_epoch_lines_show_each_epoch_of_teacher_and_student(teller: Teller) -> None:
+    lines: list[str] = []
+    display = EpochLines(lines.append)
+    for event in [*teller.opening(), *teller.preparation(), *teller.teacher()]:
+        display(event)
+    assert lines[1] == "teacher-0: resnet d14 w32"
+    assert lines[2].split("  ")[-1].strip() == "time"
+    assert lines[5].split()[:2] == ["3/3", "0.3333"]
+    assert "val accuracy 98.61%, test accuracy 97.50%" in lines[-1]
+
+
+@pytest.mark.parametrize(
+    ("terminal", "lines", "kind"),
+    [(True, False, LiveDisplay), (True, True, PlainLines), (False, False, PlainLines)],
+)
+def test_a_terminal_gets_the_live_display(terminal: bool, lines: bool, kind: type) -> None:
+    console = Console(file=io.StringIO(), force_terminal=terminal)
+    assert isinstance(search_display(console, lines=lines), kind)
+
+
+def test_a_display_that_fails_does_not_end_the_search() -> None:
+    said: list[str] = []
+
+    def broken(event: Mapping[str, Any]) -> None:
+        raise KeyError("nothing")
+
+    shielded = Shielded(broken, lambda what, trace: said.append(what))
+    for _ in range(3):
+        shielded({"event": "run"})
+    assert said == ["raykd's display failed (KeyError: 'nothing'); the search goes on"]

@@ -1,0 +1,79 @@
+from __future__ import annotations
+
+import pytest
+
+from raykd.report.view import View
+from raykd.tracking.journal import Journal
+from told import SLOTS, VALUES, Clock, Teller, watched
+
+
+def test_phases_follow_the_search(teller: Teller) -> None:
+    view = View(Clock())
+    seen: list[str] = []
+    for event in teller.whole():
+        view.apply(event)
+        if view.phase != (seen[-1] if seen else ""):
+            seen.append(view.phase)
+    assert seen[:5] == [
+        "reading the data",
+        "waiting for Ray",
+        "starting the slots",
+        "teacher 1/3 epochs",
+        "teacher 2/3 epochs",
+    ]
+    assert "trials 4/8: 1 running" in seen
+    assert "trials 5/8: 1 running, 1 stopped early" in seen
+    assert "replicates 11/12" in seen
+    assert seen[-1] == "sending the rest to MLflow"
+
+
+def test_progress_only_grows_and_ends_at_one(teller: Teller) -> None:
+    view, last = View(Clock()), 0.0
+    for event in teller.whole():
+        view.apply(event)
+        assert view.progress >= last - 1e-12 or event["event"] == "note"
+        last = view.progress
+    assert last == 1.0
+
+
+def test_no_time_left_is_claimed_before_students_were_trained(teller: Teller) -> None:
+    view, _ = watched([*teller.opening(), *teller.preparation(), *teller.teacher()], each=10)
+    assert view.time_left is None
+
+
+def test_time_left_is_what_is_to_come_at_the_pace_so_far(teller: Teller) -> None:
+    told = [*teller.opening(), *teller.preparation(), *teller.teacher(), *teller.trial(0, 0.9)]
+    view, clock = watched(told, each=2.0)
+    # Its 4 epochs and its end came 10 s after it began.  To come: 7 trials, 12 replicates.
+    assert view.time_left == pytest.approx((7 + 12) * 4 * 10 / 4)
+    clock.now += 4.0
+    assert view.time_left == pytest.approx((7 + 12) * 4 * 14 / 4), "a pause slows the pace"
+
+
+def test_early_stopping_shortens_the_time_left(teller: Teller) -> None:
+    told = [*teller.opening(), *teller.preparation(), *teller.teacher()]
+    told += [*teller.trial(0, 0.9), *teller.trial(1, 0.5, epochs=2, status="stopped")]
+    view, _ = watched(told)
+    pace = (5 + 4) / 6  # 6 epochs in 9 s
+    assert view.time_left == pytest.approx((6 * 3 + 12 * 4) * pace)
+
+
+def test_front_and_best_are_those_of_whole_trials(teller: Teller) -> None:
+    view, _ = watched(teller.halfway())
+    assert [record.id for record in view.front] == ["trial-0000", "trial-0001"]
+    assert view.front[0].metrics["val_accuracy"] == VALUES[0]
+    assert view.plan == SLOTS
+    assert view.teacher is not None and view.teacher.metrics["val_accuracy"] == 0.9861
+
+
+def test_a_search_gone_on_with_knows_what_was_before(teller: Teller) -> None:
+    with Journal(teller.folder.journal) as journal:
+        for event in [*teller.opening(), *teller.teacher(), *teller.trial(0, 0.9)]:
+            journal.write(**event)
+    view, _ = watched([*teller.opening(), *teller.preparation(), *teller.trial(1, 0.8)])
+    assert [record.id for record in view.records.of("teacher", "trial")] == [
+        "teacher-0",
+        "trial-0000",
+        "trial-0001",
+    ]
+    assert view.progress == pytest.approx((3 + 8) / (3 + 8 * 4 + 12 * 4))

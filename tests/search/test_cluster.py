@@ -1,0 +1,102 @@
+"""Slots computed from what the nodes have; what can never be placed is refused by name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from raykd.problems import StudyError
+from raykd.search.cluster import here, is_remote, plan_slots
+from raykd.study.schema import Cluster
+
+LAPTOP = [{"CPU": 2.0}]
+SERVER = [{"CPU": 16.0, "GPU": 4.0, "memory": 1e11}]
+
+
+def cluster(**changed: Any) -> Cluster:
+    return Cluster(**changed)
+
+
+@pytest.mark.parametrize(
+    ("asked", "nodes", "plan"),
+    [
+        ({}, LAPTOP, (2, 1, 1, 0)),
+        ({"slots": 1}, LAPTOP, (1, 1, 1, 0)),
+        ({"workers_per_trial": 2}, LAPTOP, (1, 2, 1, 0)),
+        ({"cpus_per_worker": 0.5}, LAPTOP, (4, 1, 0.5, 0)),
+        ({"cpus_per_worker": 0.1}, [{"CPU": 1.0}], (10, 1, 0.1, 0)),
+        ({"cpus_per_worker": 1.5}, LAPTOP, (1, 1, 1.5, 0)),
+        ({}, [{"CPU": 2.0}, {"CPU": 3.0}], (5, 1, 1, 0)),
+        # Each node rounds down for itself: a worker lies on one node, a trial may span two.
+        ({"cpus_per_worker": 2}, [{"CPU": 3.0}, {"CPU": 3.0}], (2, 1, 2, 0)),
+        ({"workers_per_trial": 4}, [{"CPU": 2.0}, {"CPU": 3.0}], (1, 4, 1, 0)),
+        # A head node without CPUs, and one without a word about them.
+        ({}, [{"CPU": 0.0}, {"memory": 1.0}, {"CPU": 4.0}], (4, 1, 1, 0)),
+        ({}, SERVER, (4, 1, 1, 1)),
+        ({"cpus_per_worker": 8}, SERVER, (2, 1, 8, 1)),
+        ({"workers_per_trial": 2}, SERVER, (2, 2, 1, 1)),
+        ({"gpus_per_worker": 0}, SERVER, (16, 1, 1, 0)),
+        ({"gpus_per_worker": 2}, SERVER, (2, 1, 1, 2)),
+        # Nodes without a GPU take no worker that needs one.
+        ({}, [*SERVER, {"CPU": 64.0}], (4, 1, 1, 1)),
+        # Parts of a GPU lie on one GPU: 2 x 0.4, 3 x 0.3, 10 x 0.1.
+        ({"gpus_per_worker": 0.5}, [{"CPU": 8.0, "GPU": 1.0}], (2, 1, 1, 0.5)),
+        ({"gpus_per_worker": 0.4}, [{"CPU": 8.0, "GPU": 1.0}], (2, 1, 1, 0.4)),
+        ({"gpus_per_worker": 0.4}, [{"CPU": 9.0, "GPU": 2.0}], (4, 1, 1, 0.4)),
+        ({"gpus_per_worker": 0.3}, [{"CPU": 8.0, "GPU": 1.0}], (3, 1, 1, 0.3)),
+        ({"gpus_per_worker": 0.1}, [{"CPU": 16.0, "GPU": 1.0}], (10, 1, 1, 0.1)),
+        ({"gpus_per_worker": 0.1}, [{"CPU": 4.0, "GPU": 1.0}], (4, 1, 1, 0.1)),
+    ],
+)
+def test_slots(asked: dict[str, Any], nodes: list[dict[str, float]], plan: tuple[float, ...]) -> None:
+    found = plan_slots(cluster(**asked), nodes)
+    assert (found.slots, found.workers, found.cpus, found.gpus) == plan
+
+
+@pytest.mark.parametrize(
+    ("asked", "nodes", "field", "mend"),
+    [
+        ({"gpus_per_worker": 1}, LAPTOP, "gpus_per_worker", "to 0 or to auto"),
+        ({"gpus_per_worker": 0.5}, LAPTOP, "gpus_per_worker", "to 0 or to auto"),
+        ({"gpus_per_worker": 8}, SERVER, "gpus_per_worker", "less of a GPU"),
+        ({"cpus_per_worker": 3}, LAPTOP, "cpus_per_worker", "at most 2"),
+        ({"cpus_per_worker": 9}, [{"CPU": 4.0}, {"CPU": 8.0}], "cpus_per_worker", "at most 8"),
+        ({"workers_per_trial": 3}, LAPTOP, "workers_per_trial", "at most 2"),
+        ({"workers_per_trial": 9}, SERVER, "workers_per_trial", "at most 4"),
+        ({"slots": 3}, LAPTOP, "slots", "slots to 2 or to auto"),
+        ({"slots": 2, "workers_per_trial": 2}, LAPTOP, "slots", "slots to 1 or to auto"),
+    ],
+)
+def test_what_can_never_be_placed_is_refused_by_name(
+    asked: dict[str, Any], nodes: list[dict[str, float]], field: str, mend: str
+) -> None:
+    with pytest.raises(StudyError) as refused:
+        plan_slots(cluster(**asked), nodes)
+    [problem] = refused.value.problems
+    assert problem.path == f"cluster.{field}"
+    assert mend in problem.mend and "RAY_ADDRESS" in problem.mend
+    assert "this machine" in problem.what if len(nodes) == 1 else "2 nodes" in problem.what
+    assert "CPU" in problem.what and "GPU" in problem.what
+
+
+def test_the_mend_of_a_refusal_works() -> None:
+    for asked in ({"workers_per_trial": 2}, {"cpus_per_worker": 2}, {"gpus_per_worker": "auto"}):
+        assert plan_slots(cluster(**asked), LAPTOP).slots >= 1
+
+
+def test_this_machine_is_one_node() -> None:
+    [node] = here()
+    assert node["CPU"] >= 1 and node["GPU"] >= 0
+    assert plan_slots(cluster(gpus_per_worker=0), here()).slots == int(node["CPU"])
+
+
+def test_a_plan_says_what_it_is() -> None:
+    assert str(plan_slots(cluster(), LAPTOP)) == "2 slot(s) x 1 worker(s) x (1 CPU)"
+    assert "0.5 GPU" in str(plan_slots(cluster(gpus_per_worker=0.5), SERVER))
+
+
+def test_a_cluster_is_named_by_ray_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    assert not is_remote()
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    assert is_remote()

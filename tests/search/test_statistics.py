@@ -1,0 +1,74 @@
+"""Intervals against Student's t by hand, and gains that are paired by seed."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from raykd.search.statistics import estimate, paired_gain
+from scipy import stats
+
+
+def test_interval_is_students_t() -> None:
+    values = [0.91, 0.93, 0.90, 0.96]
+    found = estimate(values)
+    spread = np.std(values, ddof=1) / math.sqrt(4)
+    reach = stats.t.ppf(0.975, 3) * spread
+    assert found.count == 4
+    assert found.mean == pytest.approx(0.925)
+    assert found.low == pytest.approx(0.925 - reach)
+    assert found.high == pytest.approx(0.925 + reach)
+    assert found.half_width == pytest.approx(reach)
+
+
+def test_three_seeds_by_the_table() -> None:
+    found = estimate([1.0, 2.0, 3.0])  # t(0.975; 2) = 4.3027, standard error 1/sqrt(3)
+    assert found.half_width == pytest.approx(4.3027 / math.sqrt(3), rel=1e-4)
+    assert not found.clear_of_zero
+
+
+def test_scipy_says_the_same_of_a_gain() -> None:
+    treated, control = {1: 0.95, 2: 0.93, 3: 0.96}, {1: 0.93, 2: 0.92, 3: 0.93}
+    found = paired_gain(treated, control)
+    expected = stats.ttest_rel(list(treated.values()), list(control.values()))
+    low, high = expected.confidence_interval(0.95)
+    assert found is not None
+    assert (found.low, found.high) == (pytest.approx(low), pytest.approx(high))
+    assert found.clear_of_zero is bool(expected.pvalue < 0.05)
+
+
+def test_one_seed_has_a_mean_and_no_interval() -> None:
+    found = estimate([0.5])
+    assert (found.mean, found.count) == (0.5, 1)
+    assert math.isnan(found.low) and math.isnan(found.high) and math.isnan(found.half_width)
+    assert not found.clear_of_zero
+
+
+def test_equal_values_have_an_interval_of_no_width() -> None:
+    found = estimate([0.75, 0.75, 0.75])
+    assert (found.low, found.mean, found.high) == (0.75, 0.75, 0.75)
+    assert found.clear_of_zero
+    assert not estimate([0.0, 0.0]).clear_of_zero
+
+
+def test_no_values_are_refused() -> None:
+    with pytest.raises(ValueError, match="at least one value"):
+        estimate([])
+
+
+def test_gains_are_paired_by_seed_not_by_place() -> None:
+    found = paired_gain({3: 0.9, 1: 0.7}, {1: 0.6, 2: 0.1, 3: 0.8})
+    assert found is not None
+    assert (found.mean, found.count) == (pytest.approx(0.1), 2)
+    assert found.half_width == pytest.approx(0, abs=1e-9)
+
+
+def test_gains_need_a_shared_seed() -> None:
+    assert paired_gain({1: 0.9}, {2: 0.8}) is None
+    assert paired_gain({}, {}) is None
+
+
+def test_a_clear_loss_is_clear_too() -> None:
+    found = paired_gain({1: 0.1, 2: 0.12, 3: 0.11}, {1: 0.5, 2: 0.5, 3: 0.5})
+    assert found is not None and found.high < 0 and found.clear_of_zero
