@@ -37,8 +37,8 @@ class Irg(Loss):
 
     name: Literal["irg"] = "irg"
     vertices: Annotated[float, Field(ge=0, description="weight of the logits")] = 0.1
-    edges: Annotated[float, Field(ge=0, description="weight of the distances")] = 5.0
-    transformations: Annotated[float, Field(ge=0, description="weight of the changes")] = 5.0
+    edges: Annotated[float, Field(ge=0, description="weight of the distances")] = 1.0
+    transformations: Annotated[float, Field(ge=0, description="weight of the changes")] = 0.1
 
     def build(self, context: LossContext) -> LossModule:
         return _Graphs(self, context)

@@ -42,10 +42,6 @@ BOOKS = frozenset(
 """What Tune adds to a result and what is no metric of the training."""
 
 
-MAX_SLOT_FAILURES = 4
-"""Slots that may die before one has finished an epoch; then the search gives up."""
-
-
 class Journal(Protocol):
     def write(self, event: str, **fields: Any) -> None: ...
 
@@ -93,7 +89,6 @@ class Explorer:
             clock() + self.search.max_hours * 3600 if self.search.max_hours else float("inf")
         )
         self._exhausted = False
-        self._slot_failures = 0
         self._waits = 0
         self._asked: dict[str, optuna.Trial | int] = {}
         self._tried: dict[frozenset[tuple[str, Any]], str] = {}
@@ -149,6 +144,8 @@ class Explorer:
             self._epoch(record, epoch, {**record.assignment.metrics, **metrics})
         if result.get("failed"):
             self.end(record.id, "failed", str(result["failed"]), {})
+            if result.get("unusable"):
+                self.slot_failed(record.id, str(result["failed"]))
             return
         metrics = numbers(result)
         self._epoch(record, int(result["epoch"]), metrics, result)
@@ -175,11 +172,10 @@ class Explorer:
             self._abandon(f"the teacher could not be made ready: {reason}")
 
     def slot_failed(self, record_id: str, reason: str) -> None:
-        """A slot died with what it was training; several in a row mean that none can live."""
-        self._slot_failures += 1
+        """A slot died with what it was training; where none ever finished an epoch, none can."""
         if record_id in self.records:
             self.end(record_id, "failed", reason)
-        if self._slot_failures >= MAX_SLOT_FAILURES and not self._anything_finished:
+        if not self._anything_finished:
             self._abandon(f"no slot could be started: {reason}")
 
     @property

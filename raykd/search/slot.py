@@ -17,6 +17,11 @@ from raykd.training.mailbox import Mailbox, WorkersGone, WorkersLost
 from raykd.training.storage import Storage
 
 START_TIMEOUT_S = 300.0
+"""How long a worker group may take to announce itself."""
+
+GROUP_FAILURES = 3
+"""How often Ray Train starts a group again by itself.  When it gives up, the slot asks for a new
+group if the last one had worked; one that never announced itself will not come next time either."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +76,8 @@ class Slot(tune.Trainable):
         while True:
             try:
                 return self._epoch()
+            except WorkersGone as gone:
+                return self._failure(str(gone)) | {"unusable": True}
             except WorkersLost as lost:
                 losses += 1
                 self._started = False
@@ -133,27 +140,37 @@ class Slot(tune.Trainable):
 
         shared = self._shared
         resources = {"CPU": shared.cpus} | ({"GPU": shared.gpus} if shared.gpus else {})
-        trainer = TorchTrainer(
-            serve,
-            train_loop_config={
-                "address": self._mailbox.address,
-                "storage": shared.storage,
-                "data": data,
-                "threads": shared.cpus,
-            },
-            torch_config=TorchConfig(timeout_s=shared.collective_timeout),
-            scaling_config=ScalingConfig(
-                num_workers=shared.workers,
-                use_gpu=shared.gpus > 0,
-                resources_per_worker=resources,
-            ),
-            run_config=RunConfig(
-                name=f"slot-{os.getpid()}",
-                storage_path=shared.folder,
-                failure_config=FailureConfig(max_failures=-1, controller_failure_limit=3),
-            ),
-        )
-        try:
-            trainer.fit()
-        except Exception as error:  # noqa: BLE001 - whatever it was, the slot must say it
-            self._ended = f"{type(error).__name__}: {error}"
+        while True:
+            announced = self._mailbox.announcements
+            trainer = TorchTrainer(
+                serve,
+                train_loop_config={
+                    "address": self._mailbox.address,
+                    "storage": shared.storage,
+                    "data": data,
+                    "threads": shared.cpus,
+                },
+                torch_config=TorchConfig(timeout_s=shared.collective_timeout),
+                scaling_config=ScalingConfig(
+                    num_workers=shared.workers,
+                    use_gpu=shared.gpus > 0,
+                    resources_per_worker=resources,
+                ),
+                run_config=RunConfig(
+                    name=f"slot-{os.getpid()}-{announced}",
+                    storage_path=shared.folder,
+                    failure_config=FailureConfig(max_failures=GROUP_FAILURES),
+                ),
+            )
+            try:
+                trainer.fit()
+                return
+            except Exception as error:  # noqa: BLE001 - whatever it was, the slot must say it
+                if self._mailbox.announcements == announced:
+                    self._ended = f"its workers cannot start: {_last_line(error)}"
+                    return
+
+
+def _last_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, distributed, multiprocessing
+from torch import Tensor, distributed
+from torch.multiprocessing.spawn import spawn
 
 from raykd.data.batch import Batch
 from raykd.knowledge import Pair, Progress, Term
@@ -27,7 +28,7 @@ def test_without_workers_nothing_is_gathered() -> None:
 
 
 def test_two_workers(tmp_path: Path) -> None:
-    multiprocessing.spawn(_worker, args=(str(tmp_path),), nprocs=WORLD, join=True)
+    spawn(_worker, args=(str(tmp_path),), nprocs=WORLD, join=True)
     seen = [torch.load(tmp_path / f"{rank}.pt") for rank in range(WORLD)]
     for name in seen[0]:
         torch.testing.assert_close(seen[0][name], seen[1][name], rtol=0, atol=0)

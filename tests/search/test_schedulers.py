@@ -77,7 +77,7 @@ def test_no_more_than_one_in_so_many_goes_on_in_the_long_run() -> None:
     order = np.random.default_rng(0).permutation(60)
     for i in map(int, order):  # all of them non-dominated: only room decides
         kept += keeps(rule, str(i), 1, 0.5 + i / 1000, 100 + i)
-    assert 20 <= kept <= 30  # the ends of the front go on beyond the 20
+    assert 10 <= kept <= 30  # about one in three of the 60
 
 
 def test_the_cut_keeps_the_ends_of_the_front() -> None:

@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from raykd.architecture import MODELS, Task
 from raykd.data import Batches
 from raykd.knowledge import LOSSES, Pair, Term
-from raykd.schemes import Alone, Offline
+from raykd.schemes import SCHEMES, Alone, Offline
 from raykd.study.schema import Student, Study
 from raykd.study.train import SGD, AdamW, Constant
 from raykd.training.checkpoint import load_state, save_state
@@ -123,6 +123,20 @@ def test_every_loss_trains_and_goes_on(name: str) -> None:
     whole = train_of(study)
     found = whole.run_epoch()
     assert math.isfinite(found[f"term_{name}"])
+    resumed = train_of(study)
+    resumed.load_state(whole.state())
+    assert untimed(resumed.run_epoch()) == untimed(whole.run_epoch())
+    assert_same(weights(resumed.distiller), weights(whole.distiller))
+
+
+@pytest.mark.parametrize("name", list(SCHEMES.members))
+def test_every_scheme_trains_and_goes_on(name: str) -> None:
+    scheme = SCHEMES[name]()
+    terms = (Term(loss=LOSSES["kd"]()),) if scheme.takes_knowledge else ()
+    study = dataclasses.replace(taught(epochs=3), scheme=scheme, knowledge=terms)
+    whole = train_of(study)
+    for _ in range(2):
+        assert math.isfinite(whole.run_epoch()["term_task"])
     resumed = train_of(study)
     resumed.load_state(whole.state())
     assert untimed(resumed.run_epoch()) == untimed(whole.run_epoch())

@@ -35,7 +35,7 @@ def run(rank: int, folder: str) -> None:
         init_method=f"file://{folder}/meeting",
         rank=rank,
         world_size=2,
-        timeout=timedelta(seconds=60),
+        timeout=timedelta(seconds=180),
     )
     try:
         seen: dict[str, Any] = {name: _trained(study, rank) for name, study in STUDIES.items()}

@@ -1,0 +1,595 @@
+"""The search without Ray: made-up metrics, and a Tune that only makes its calls."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+from optuna.trial import TrialState
+from raykd.architecture import anatomy
+from raykd.schemes import Alone
+from raykd.search.explorer import MAX_DRAWS, Explorer, numbers, tags_of
+from raykd.search.schedulers import ParetoAsha
+from raykd.study.schema import Teacher, read_study
+from raykd.training.assignment import Assignment
+from search_cases import (
+    POINTS,
+    SMALL,
+    TASK,
+    FakeTune,
+    World,
+    epochs_of,
+    explore,
+    made_up,
+    opened,
+    roles,
+    searching,
+)
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    return World(opened(), tmp_path)
+
+
+def drawn(explorer: Explorer) -> list[optuna.trial.FrozenTrial]:
+    return explorer._optuna.get_trials(deepcopy=False)
+
+
+# Phases
+
+
+def test_phases_come_in_order(world: World) -> None:
+    explorer = explore(world)
+    assert roles(world.journal) == ["teacher", *["trial"] * 4, *["replicate", "alone"] * 4]
+    assert explorer.finished and not explorer.fatal
+    assert all(r.status == "finished" for r in explorer.records.of("teacher", "trial", "alone"))
+    ids = [event["id"] for event in world.journal.of("run")]
+    assert ids[:5] == ["teacher-0", "trial-0000", "trial-0001", "trial-0002", "trial-0003"]
+    assert len(set(ids)) == len(ids)
+    assert len(explorer.chosen) == 2
+
+
+def test_every_epoch_is_told_once_and_before_the_end(world: World) -> None:
+    explore(world, slots=3)
+    assert all(epochs in ([1, 2, 3], [1, 2]) for epochs in epochs_of(world.journal.events).values())
+    ended: set[str] = set()
+    for event in world.journal.events:
+        assert event["event"] != "epoch" or event["id"] not in ended
+        if event["event"] == "end":
+            assert event["id"] not in ended
+            ended.add(event["id"])
+    assert len(ended) == len(world.journal.of("run")) == 13
+
+
+def test_no_trial_begins_before_the_teacher_is_ready(world: World) -> None:
+    explorer = world.explorer(slots=3)
+    tune = FakeTune(world, explorer, slots=3)
+    tune.run()
+    events = world.journal.events
+    ready = next(i for i, e in enumerate(events) if e["event"] == "end" and e["id"] == "teacher-0")
+    first = next(i for i, e in enumerate(events) if e["event"] == "run" and e["role"] == "trial")
+    assert ready < first
+    assert tune.waited > 0, "the other slots were kept warm meanwhile"
+    assert tune.most_at_once == 3
+
+
+def test_waiting_ends_when_there_is_work(world: World) -> None:
+    explorer = world.explorer(slots=2)
+    teacher = explorer.next()
+    assert teacher is not None and teacher.role == "teacher"
+    waits = explorer.next(), explorer.next()
+    assert [w and w.role for w in waits] == ["wait", "wait"]
+    assert waits[0] is not None and waits[1] is not None and waits[0].id != waits[1].id
+    assert not explorer.has_work
+    explorer.report({"id": teacher.id, "epoch": 1, "done": False, "val_accuracy": 0.1})
+    assert not explorer.has_work
+    explorer.report({"id": teacher.id, "epoch": 2, "done": True, "val_accuracy": 0.2})
+    assert explorer.has_work
+    trial = explorer.next()
+    assert trial is not None and trial.role == "trial"
+
+
+def test_slots_wait_for_the_last_trials_before_any_is_chosen(world: World) -> None:
+    world.study = searching(world.study, trials=1)
+    explorer = world.explorer()
+    for role in ("teacher", "trial"):
+        at_work = explorer.next()
+        assert at_work is not None and at_work.role == role
+        waiting = explorer.next()
+        assert waiting is not None and waiting.role == "wait" and not explorer.has_work
+        for epoch in range(1, at_work.epochs + 1):
+            explorer.report(
+                {"id": at_work.id, "epoch": epoch, "done": epoch == at_work.epochs}
+                | {"val_accuracy": 0.5, **at_work.metrics}
+            )
+    assert explorer.has_work
+    replicate = explorer.next()
+    assert replicate is not None and replicate.role == "replicate"
+
+
+def test_slots_interleave(world: World) -> None:
+    world.study = searching(world.study, trials=6)
+    explorer = explore(world, slots=3)
+    begun = [i for i, e in enumerate(world.journal.events) if e["event"] == "run"]
+    assert len(explorer.records.of("trial")) == 6
+    told = [e["id"] for e in world.journal.of("epoch") if e["id"].startswith("trial-")]
+    assert told[:3] == ["trial-0000", "trial-0001", "trial-0002"], "side by side"
+    assert begun == sorted(begun)
+    one = World(world.study, Path(world.storage.root) / "one")
+    alone = explore(one)
+    assert {r.id for r in explorer.records.of("trial")} == {r.id for r in alone.records.of("trial")}
+
+
+def test_after_the_end_there_is_nothing(world: World) -> None:
+    explorer = explore(world)
+    assert explorer.next() is None and explorer.next() is None
+    assert explorer.has_work, "a slot that still waits has to be given up"
+
+
+# What is asked of a slot
+
+
+def test_assignments_say_all_a_slot_needs(world: World) -> None:
+    explore(world)
+    by_id = {e["id"]: Assignment.from_plain(e["assignment"]) for e in world.journal.of("run")}
+    teacher, trial = by_id["teacher-0"], by_id["trial-0000"]
+    assert teacher.epochs == 2 and teacher.test and teacher.teacher is None
+    assert teacher.keep is not None and teacher.keep == trial.teacher
+    assert read_study(teacher.study).student.model.name == "mlp"
+    assert trial.epochs == 3 and trial.seed == 7 and not trial.test and trial.keep is None
+    study = read_study(trial.study)
+    cost = anatomy(study.student.model, TASK)
+    assert trial.metrics == {"params": cost.params, "macs": cost.macs}
+    assert trial.params["student.model.width"] == study.student.model.width  # type: ignore[attr-defined]
+    assert trial.params["knowledge[0].loss"] in ("kd", "rkd")
+    assert trial.tags == tags_of(study)
+    assert trial.tags["losses"] == trial.params["knowledge[0].loss"]
+
+
+def test_test_data_are_for_the_chosen_and_the_teacher_alone(world: World) -> None:
+    explorer = explore(world)
+    for record in explorer.records.of("trial"):
+        assert not record.assignment.test and "test_accuracy" not in record.metrics
+    for record in explorer.records.of("teacher", "replicate", "alone"):
+        assert record.assignment.test and "test_accuracy" in record.metrics
+
+
+def test_the_null_arm_has_the_same_student_budget_and_seeds(world: World) -> None:
+    explorer = explore(world)
+    for chosen in explorer.chosen:
+        study = read_study(chosen.assignment.study)
+        taught = explorer.records.children(chosen.id, "replicate")
+        alone = explorer.records.children(chosen.id, "alone")
+        assert [r.assignment.seed for r in taught] == [r.assignment.seed for r in alone] == [8, 9]
+        for ours, theirs in zip(taught, alone, strict=True):
+            with_teacher, without = map(read_study, (ours.assignment.study, theirs.assignment.study))
+            assert with_teacher == replace(study, seed=ours.assignment.seed)
+            assert without.student == study.student and without.train == study.train
+            assert without.data == study.data and without.seed == with_teacher.seed
+            assert isinstance(without.scheme, Alone) and without.knowledge == ()
+            assert theirs.assignment.teacher is None and ours.assignment.teacher is not None
+            assert ours.assignment.epochs == theirs.assignment.epochs == chosen.assignment.epochs
+            assert ours.assignment.keep is not None
+
+
+def test_a_study_without_a_teacher_needs_no_null_arm(tmp_path: Path) -> None:
+    text = SMALL.replace("knowledge:", "scheme: {name: alone}\nunused:").split("unused:")
+    text = text[0] + "train:" + text[1].split("train:", 1)[1]
+    text = text.replace(text[text.index("teacher:") : text.index("student:")], "")
+    world = World(opened(text=text), tmp_path)
+    explore(world)
+    assert roles(world.journal) == ["trial"] * 4 + ["replicate"] * 4
+
+
+def test_without_replicates_the_search_ends_with_the_choice(world: World) -> None:
+    world.study = searching(world.study, replicates=0)
+    explorer = explore(world)
+    assert roles(world.journal) == ["teacher"] + ["trial"] * 4
+    assert len(explorer.chosen) == 2
+    chosen = [e["id"] for e in world.journal.of("note") if e["tags"] == {"chosen": "true"}]
+    assert chosen == [record.id for record in explorer.chosen]
+
+
+# Teachers
+
+
+def test_a_teacher_that_is_there_is_only_measured(world: World) -> None:
+    [teacher] = world.study.teachers()
+    world.storage.write("teachers/given.safetensors", b"weights")
+    explore(world, teachers={teacher: "teachers/given.safetensors"})
+    first = Assignment.from_plain(world.journal.of("run")[0]["assignment"])
+    assert (first.role, first.epochs, first.keep) == ("teacher", 0, None)
+    assert first.teacher == "teachers/given.safetensors" and first.test
+    assert world.journal.of("epoch", id="teacher-0") == []
+    assert world.journal.of("end", id="teacher-0")[0]["status"] == "finished"
+
+
+def test_a_whole_network_from_mlflow_is_only_measured(world: World) -> None:
+    """It names no model: there is nothing that could be built or trained."""
+    world.storage.write("teachers/given.pt", b"weights")
+    teacher = Teacher(weights="models:/teacher@champion")
+    explorer = world.explorer(teachers={teacher: "teachers/given.pt"})
+    first = explorer.next()
+    assert first is not None and (first.epochs, first.teacher) == (0, "teachers/given.pt")
+    assert first.tags["teacher"] == "models:/teacher@champion"
+    assert read_study(first.study).teacher == teacher
+
+
+def test_all_teachers_of_a_space_are_ready_first(tmp_path: Path) -> None:
+    study = opened("teacher.model.width={choice: [16, 32]}")
+    world = World(study, tmp_path)
+    explorer = explore(world, slots=2)
+    assert roles(world.journal)[:2] == ["teacher", "teacher"]
+    widths = {
+        read_study(r.assignment.study).student.model.width  # type: ignore[attr-defined]
+        for r in explorer.records.of("teacher")
+    }
+    assert widths == {16, 32}
+    kept = {r.assignment.keep: r for r in explorer.records.of("teacher")}
+    assert len(kept) == 2
+    for trial in explorer.records.of("trial"):
+        teacher = read_study(trial.assignment.study).teacher
+        own = kept[trial.assignment.teacher]
+        assert read_study(own.assignment.study).teacher == teacher
+
+
+def test_a_teacher_that_fails_ends_the_study_with_its_reason(world: World) -> None:
+    explorer = world.explorer(slots=2)
+    teacher = explorer.next()
+    waiting = explorer.next()
+    assert teacher is not None and waiting is not None and waiting.role == "wait"
+    explorer.report({"id": teacher.id, "epoch": 0, "done": True, "failed": "diverged in epoch 1"})
+    assert explorer.fatal == "the teacher could not be made ready: diverged in epoch 1"
+    assert explorer.finished and explorer.has_work
+    assert explorer.next() is None
+    assert roles(world.journal) == ["teacher"]
+    assert world.journal.of("end")[0]["status"] == "failed"
+
+
+# Draws
+
+
+def test_infeasible_draws_never_become_trials(tmp_path: Path) -> None:
+    study = opened("search.constraints={params: {max: 1000}}", "search.trials=6")
+    world = World(study, tmp_path)
+    explorer = explore(world)
+    trials = explorer.records.of("trial")
+    assert trials and all(r.assignment.metrics["params"] <= 1000 for r in trials)
+    infeasible = [t for t in drawn(explorer) if "raykd.infeasible" in t.user_attrs]
+    assert infeasible, "the space holds students that are too large"
+    for trial in infeasible:
+        assert trial.state == TrialState.PRUNED
+        assert "params" in trial.user_attrs["raykd.infeasible"]
+        assert trial.constraints == {"feasible": 1.0}
+        assert "raykd.id" not in trial.user_attrs
+    for trial in drawn(explorer):
+        if trial.state == TrialState.COMPLETE:
+            assert trial.constraints == {"feasible": 0.0}
+
+
+def test_a_point_drawn_again_is_answered_from_what_is_known(world: World) -> None:
+    world.study = searching(world.study, trials=POINTS + 4, sampler="random", replicates=0)
+    explorer = explore(world)
+    seen = [frozenset(r.assignment.params.items()) for r in explorer.records.of("trial")]
+    assert len(seen) == len(set(seen)) <= POINTS
+    again = [t for t in drawn(explorer) if "raykd.same_as" in t.user_attrs]
+    assert again, "with 18 points and 22 trials some must be drawn twice"
+    for trial in again:
+        twin = explorer.records[trial.user_attrs["raykd.same_as"]]
+        assert trial.state == TrialState.COMPLETE
+        assert trial.values == [twin.metrics["val_accuracy"], twin.metrics["params"]]
+
+
+def test_a_point_drawn_again_while_it_is_trained_counts_as_failed(tmp_path: Path) -> None:
+    study = opened(
+        "student.model.depth=1", "student.model.width={choice: [8, 16]}",
+        "knowledge[0].loss={name: kd}", "search.trials=4",
+    )  # fmt: skip
+    world = World(study, tmp_path)
+    explorer = explore(world, slots=4)
+    assert len(explorer.records.of("trial")) == 2
+    states = {t.state for t in drawn(explorer) if "raykd.same_as" in t.user_attrs}
+    assert TrialState.FAIL in states
+    assert "exhausted" in explorer.note
+
+
+def test_a_space_that_is_used_up_ends_the_draws(tmp_path: Path) -> None:
+    study = opened("student.model.depth=1", "student.model.width=8", "search.trials=16")
+    world = World(study, tmp_path)
+    explorer = explore(world)
+    assert len(explorer.records.of("trial")) == 3
+    assert explorer.note and explorer.finished
+    assert len(drawn(explorer)) <= 2 * MAX_DRAWS
+
+
+@pytest.mark.parametrize("slots", [1, 4])
+def test_a_grid_tries_every_point_once_and_ends(slots: int, world: World) -> None:
+    world.study = searching(world.study, sampler="grid", trials=100, replicates=0)
+    explorer = explore(world, slots=slots)
+    seen = {frozenset(r.assignment.params.items()) for r in explorer.records.of("trial")}
+    assert len(explorer.records.of("trial")) == len(seen) == POINTS
+    assert explorer.note == "every point of the grid has been tried"
+
+
+def test_the_same_seed_draws_the_same_trials(tmp_path: Path) -> None:
+    found = []
+    for name in ("a", "b"):
+        world = World(searching(opened(), sampler="tpe", trials=8), tmp_path / name)
+        explore(world)
+        found.append(json.dumps(world.journal.events, sort_keys=True))
+    assert found[0] == found[1]
+
+
+def test_optuna_is_told_what_came_of_each_trial(world: World) -> None:
+    explorer = explore(world)
+    for trial in drawn(explorer):
+        record = explorer.records[trial.user_attrs["raykd.id"]]
+        assert trial.state == TrialState.COMPLETE
+        assert trial.values == [record.metrics["val_accuracy"], record.metrics["params"]]
+
+
+def test_with_one_objective_optuna_sees_each_epoch(world: World) -> None:
+    world.study = searching(world.study, objectives={"val_accuracy": "max"})
+    explorer = explore(world)
+    for trial in drawn(explorer):
+        assert list(trial.intermediate_values) == [1, 2, 3]
+        assert trial.value == pytest.approx(trial.intermediate_values[3])
+
+
+def test_no_new_trial_after_max_hours(world: World) -> None:
+    world.study = searching(world.study, max_hours=1.0, trials=50)
+    now = [0.0]
+    explorer = world.explorer(clock=lambda: now[0])
+
+    def slow(assignment: Assignment, epoch: int) -> Mapping[str, float]:
+        now[0] += 300 if assignment.role == "trial" else 0
+        return made_up(assignment, epoch)
+
+    FakeTune(world, explorer, slow).run()
+    assert len(explorer.records.of("trial")) == 4  # 3 epochs of 5 minutes each
+    assert all(r.status == "finished" for r in explorer.records.of("trial"))
+    assert len(explorer.records.of("replicate")) == 4, "what was chosen is trained again all the same"
+
+
+def test_max_hours_that_end_before_the_first_trial(world: World) -> None:
+    world.study = searching(world.study, max_hours=1.0)
+    now = [0.0]
+    explorer = world.explorer(clock=lambda: now[0])
+    now[0] = 1e6
+    FakeTune(world, explorer).run()
+    assert roles(world.journal) == ["teacher"]
+    assert explorer.finished and explorer.chosen == [] and not explorer.fatal
+
+
+# Ends
+
+
+def planted(best: str, misleading: str) -> Any:
+    """Validation favours one trial, everything else another."""
+
+    def metrics(assignment: Assignment, epoch: int) -> dict[str, float]:
+        found = {"val_accuracy": 0.5, "test_accuracy": 0.5, "train_accuracy": 0.5}
+        if assignment.id == best:
+            found |= {"val_accuracy": 0.9, "test_accuracy": 0.1, "train_accuracy": 0.1}
+        if assignment.id == misleading:
+            found |= {"val_accuracy": 0.4, "test_accuracy": 1.0, "train_accuracy": 1.0}
+        return found
+
+    return metrics
+
+
+def test_validation_alone_decides(world: World) -> None:
+    world.study = searching(world.study, objectives={"val_accuracy": "max"}, chosen=1)
+    explorer = explore(world, planted("trial-0002", "trial-0001"))
+    assert [r.id for r in explorer.chosen] == ["trial-0002"]
+    assert [r.id for r in explorer.records.front({"val_accuracy": "max"})] == ["trial-0002"]
+
+
+def test_an_early_best_epoch_does_not_count(world: World) -> None:
+    """The last epoch does: no trial is chosen by a peak on the way."""
+
+    def peaked(assignment: Assignment, epoch: int) -> dict[str, float]:
+        high = assignment.id == "trial-0001" and epoch == 1
+        return {"val_accuracy": 0.99 if high else 0.5 + 0.01 * (assignment.id == "trial-0003")}
+
+    world.study = searching(world.study, objectives={"val_accuracy": "max"}, chosen=1)
+    assert [r.id for r in explore(world, peaked).chosen] == ["trial-0003"]
+
+
+class StopAfterFirst:
+    """Stops the named trials after their first epoch."""
+
+    def __init__(self, *ids: str) -> None:
+        self.ids = ids
+
+    def keeps(self, trial: Any, result: Mapping[str, Any]) -> bool:
+        return result["id"] not in self.ids
+
+
+def test_what_was_stopped_early_is_never_chosen(world: World) -> None:
+    world.study = searching(world.study, chosen=9, replicates=1)
+    explorer = explore(
+        world, planted("trial-0001", "none"), rule=StopAfterFirst("trial-0001", "trial-0002")
+    )
+    for record_id in ("trial-0001", "trial-0002"):
+        record = explorer.records[record_id]
+        assert record.status == "stopped" and len(record.epochs) == 1
+        assert record not in explorer.chosen
+    assert explorer.chosen
+    states = {t.user_attrs["raykd.id"]: t.state for t in drawn(explorer)}
+    assert states["trial-0001"] == TrialState.PRUNED
+    assert states["trial-0000"] == TrialState.COMPLETE
+    assert all(len(r.epochs) == 3 for r in explorer.records.of("replicate", "alone"))
+
+
+def test_the_rule_is_asked_about_trials_alone(world: World) -> None:
+    asked: list[str] = []
+
+    class Never:
+        def keeps(self, trial: Any, result: Mapping[str, Any]) -> bool:
+            asked.append(result["id"])
+            return True
+
+    explore(world, rule=Never())
+    assert {name.split("-")[0] for name in asked} == {"trial"} and not any("/" in n for n in asked)
+    assert asked.count("trial-0000") == 2, "not after the last epoch"
+
+
+def test_pareto_asha_in_a_search(world: World) -> None:
+    world.study = searching(world.study, trials=9, replicates=1)
+    rule = ParetoAsha(world.study.settings.search.objectives, 3, 1, 3)
+    explorer = explore(world, rule=rule)
+    status = [r.status for r in explorer.records.of("trial")]
+    assert "stopped" in status and "finished" in status
+    assert explorer.records.front(world.study.settings.search.objectives)
+
+
+def test_a_trial_that_fails_is_never_chosen_and_the_others_go_on(world: World) -> None:
+    explorer = world.explorer()
+    tune = FakeTune(world, explorer)
+    fine = tune._results
+
+    def results(assignment: Assignment) -> Any:
+        if assignment.id != "trial-0001":
+            return fine(assignment)
+        failed = {"id": assignment.id, "epoch": 0, "done": True, "failed": "diverged"}
+        return iter([next(fine(assignment)), {**failed, "traceback": "..."}])
+
+    tune._results = results
+    tune.run()
+    record = explorer.records["trial-0001"]
+    assert (record.status, record.reason, len(record.epochs)) == ("failed", "diverged", 1)
+    assert record not in explorer.chosen
+    assert len(explorer.records.of("trial")) == 4
+    states = {t.user_attrs["raykd.id"]: t.state for t in drawn(explorer)}
+    assert states["trial-0001"] == TrialState.FAIL
+    assert explorer.finished and not explorer.fatal
+
+
+def test_a_trial_without_a_finite_objective_is_never_chosen(world: World) -> None:
+    def strange(assignment: Assignment, epoch: int) -> dict[str, float]:
+        accuracy = {"trial-0000": float("nan"), "trial-0001": float("inf")}
+        found = made_up(assignment, epoch)
+        return found | {"val_accuracy": accuracy.get(assignment.id, found["val_accuracy"])}
+
+    explorer = explore(world, strange)
+    assert {r.id for r in explorer.chosen} <= {"trial-0002", "trial-0003"}
+    states = {t.user_attrs["raykd.id"]: t.state for t in drawn(explorer)}
+    assert states["trial-0000"] == states["trial-0001"] == TrialState.FAIL
+
+
+def test_a_replicate_that_fails_leaves_the_rest(world: World) -> None:
+    explorer = world.explorer()
+    tune = FakeTune(world, explorer)
+    fine = tune._results
+
+    def results(assignment: Assignment) -> Any:
+        if not assignment.id.endswith("/seed-1"):
+            return fine(assignment)
+        return iter([{"id": assignment.id, "epoch": 0, "done": True, "failed": "no memory"}])
+
+    tune._results = results
+    tune.run()
+    assert {r.status for r in explorer.records.of("alone")} == {"finished"}
+    assert sorted(r.status for r in explorer.records.of("replicate")) == [
+        *["failed"] * 2,
+        *["finished"] * 2,
+    ]
+
+
+def test_ending_twice_changes_nothing(world: World) -> None:
+    explorer = explore(world)
+    before = list(world.journal.events)
+    explorer.end("trial-0000", "failed", "late")
+    explorer.end("trial-0000", "stopped")
+    assert world.journal.events == before
+    assert explorer.records["trial-0000"].status == "finished"
+
+
+def test_states_are_put_away_when_a_training_ends(world: World) -> None:
+    explore(world)
+    states = Path(world.storage.root).rglob("states/*")
+    assert list(states) == []
+
+
+# Slots that die
+
+
+def test_slots_that_never_live_end_the_study(world: World) -> None:
+    world.study = searching(world.study, trials=50)
+    [teacher] = world.study.teachers()
+    world.storage.write("teachers/given.safetensors", b"weights")
+    explorer = world.explorer(teachers={teacher: "teachers/given.safetensors"})
+    first = explorer.next()
+    assert first is not None
+    explorer.report({"id": first.id, "epoch": 0, "done": True, "val_accuracy": 0.9})
+    died = 0
+    while (assignment := explorer.next()) is not None:
+        explorer.slot_failed(assignment.id, "no such device")
+        died += 1
+    assert died == 4
+    assert explorer.fatal == "no slot could be started: no such device"
+    assert explorer.records["trial-0000"].reason == "no such device"
+
+
+def test_a_slot_that_dies_later_takes_one_trial_with_it(world: World) -> None:
+    explorer = world.explorer()
+    tune = FakeTune(world, explorer)
+    fine = tune._results
+    dead: list[str] = []
+
+    def results(assignment: Assignment) -> Any:
+        if assignment.id == "trial-0001" and not dead:
+            dead.append(assignment.id)
+            explorer.slot_failed(assignment.id, "its node went away")
+            return iter([{"id": assignment.id, "epoch": 0, "done": True, "failed": "late news"}])
+        return fine(assignment)
+
+    tune._results = results
+    tune.run()
+    assert not explorer.fatal and explorer.finished
+    assert explorer.records["trial-0001"].reason == "its node went away"
+    assert len(explorer.records.of("trial")) == 4
+
+
+def test_a_slot_that_dies_waiting_is_no_training(world: World) -> None:
+    explorer = world.explorer(slots=2)
+    explorer.next()
+    waiting = explorer.next()
+    assert waiting is not None and waiting.role == "wait"
+    explorer.slot_failed(waiting.id, "gone")
+    assert world.journal.of("end") == []
+
+
+# Books
+
+
+def test_metrics_are_what_was_measured() -> None:
+    result = {
+        "id": "trial-0000", "epoch": 2, "done": False, "training_iteration": 2, "pid": 7,
+        "time_total_s": 3.0, "val_accuracy": 0.5, "params": 100, "date": "today", "history": [],
+        "clock": {"end": 1.0}, "should_checkpoint": True,
+    }  # fmt: skip
+    assert numbers(result) == {"val_accuracy": 0.5, "params": 100.0}
+
+
+def test_journal_epochs_hold_the_same_metrics_live_and_replayed(world: World) -> None:
+    explorer = world.explorer()
+    teacher = explorer.next()
+    assert teacher is not None
+    explorer.report({"id": teacher.id, "epoch": 2, "done": True, "val_accuracy": 0.2,
+                     "history": [{"val_accuracy": 0.1}]})  # fmt: skip
+    trial = explorer.next()
+    assert trial is not None
+    explorer.report({"id": trial.id, "epoch": 3, "done": True, "val_accuracy": 0.3, **trial.metrics,
+                     "history": [{"val_accuracy": 0.1}, {"val_accuracy": 0.2}]})  # fmt: skip
+    metrics = [e["metrics"] for e in world.journal.of("epoch", id=trial.id)]
+    assert [m["val_accuracy"] for m in metrics] == [0.1, 0.2, 0.3]
+    assert len({frozenset(m) for m in metrics}) == 1
+    assert epochs_of(world.journal.events) == {"teacher-0": [1, 2], "trial-0000": [1, 2, 3]}
