@@ -16,11 +16,9 @@ from raykd.tracking.store import (
     FoundRun,
     absolute,
     check_store,
-    connect,
     database_file,
     find_run,
     masked,
-    run_ids,
     ui_command,
 )
 
@@ -119,15 +117,16 @@ def _is_search(told: Sequence[Event]) -> bool:
     return argv[1:2] not in (["distill"], ["teacher"])
 
 
-def _find(result: StudyResult) -> FoundRun | None:
-    """The study's run, where the store answers at once and has it."""
+def _find(result: StudyResult, run_id: str = "") -> FoundRun | None:
+    """The run of the study, or of one of its trainings, where the store answers at once and has
+    it."""
     file = database_file(result.tracking_uri)
     if file is not None and not file.exists():
         return None  # looking into it would create it
     if not check_store(result.tracking_uri, timeout=2).ok:
         return None
     try:
-        return find_run(result.tracking_uri, result.study_id)
+        return find_run(result.tracking_uri, f"{result.study_id}/{run_id}".rstrip("/"))
     except ValueError:
         return None
 
@@ -155,12 +154,8 @@ def _model_uri(result: StudyResult, model: Event, run: FoundRun | None) -> str |
         return None
     if model.get("register") and "champion" in model["aliases"]:
         return f"models:/{model['register']}@champion"
-    try:
-        client = connect(result.tracking_uri)
-        ids = run_ids(client, run.experiment_id, result.study_id)
-    except Exception:  # noqa: BLE001 - whatever MLflow's trouble is, the student's file is there
-        return None
-    return f"runs:/{ids[model['id']]}/model" if model["id"] in ids else None
+    trained = _find(result, model["id"])
+    return None if trained is None else f"runs:/{trained.run_id}/model"
 
 
 def _short(path: Path) -> str:

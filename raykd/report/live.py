@@ -187,10 +187,10 @@ def _best(view: View) -> list[Text]:
     if not view.front:
         return []
     best = view.front[0]
-    figures = [f"{words(name)} {metric(name, cost(best, name))}" for name in view.objectives]
-    said = f"best so far: {best.id} {student_name(best)}, {', '.join(figures)}"
-    more = f"; {len(view.front)} on the front" if len(view.objectives) > 1 else ""
-    return [Text(), _line(said + more)]
+    figures = [f"{_short(name)} {metric(name, cost(best, name))}" for name in view.objectives]
+    size = f" · front of {len(view.front)}" if len(view.objectives) > 1 else ""
+    said = f"best so far: {best.id} {student_name(best)}, {', '.join(figures)}{size}"
+    return [Text(), _line(said)]
 
 
 def _short(name: str) -> str:

@@ -76,7 +76,7 @@ def facts(result: StudyResult, told: Sequence[Event] | None = None) -> dict[str,
                 "first": a.trial.id,
                 "second": b.trial.id,
                 **asdict(found),
-                "is_clear": found.clear_of_zero,
+                "is_clear": is_clear(found),
             }
             for a, b, found in differences(result)
         ],
@@ -193,12 +193,20 @@ def _chosen(result: StudyResult) -> list[RenderableType]:
     return [title, table, *_indented([*verdicts, *_comparisons(result)])]
 
 
+def is_clear(found: Estimate) -> bool:
+    """Whether a difference can be told from noise.  An interval without width cannot say so: on a
+    small test split a few seeds may differ by exactly as many samples."""
+    return found.clear_of_zero and found.half_width > 0
+
+
 def gain_in_words(gain: Estimate | None) -> str:
     """What a gain over the student alone is worth."""
     if gain is None:
         return "there is nothing to compare it with."
     if gain.count < 2:
         return "one seed alone cannot tell a gain from noise."
+    if not gain.half_width:
+        return "every seed gained exactly the same, too few to tell a gain from noise."
     if not gain.clear_of_zero:
         return "its gain cannot be told from noise (the interval holds zero)."
     return "better than alone." if gain.mean > 0 else "worse than alone."
@@ -207,7 +215,7 @@ def gain_in_words(gain: Estimate | None) -> str:
 def _comparisons(result: StudyResult) -> Iterable[Text]:
     for first, second, found in differences(result):
         pair = f"{first.trial.id} and {second.trial.id}"
-        if found.clear_of_zero:
+        if is_clear(found):
             better = first if found.mean > 0 else second
             said = f"{pair} differ by {points(found)}: {better.trial.id} is better on test data."
         else:
@@ -229,7 +237,7 @@ def _teachers(result: StudyResult) -> list[RenderableType]:
         lines.append(Text(f"Teacher {teacher_name(record)}: {figures}"))
         file = _weights(result, record)
         if file:
-            lines.append(Text(f"  its weights: {file}", style="dim", no_wrap=True))
+            lines.append(_whole(f"  its weights: {file}", "dim"))
     short = result.teacher_falls_short
     if short is not None and short.alone is not None:
         said = (
@@ -320,6 +328,6 @@ def _chosen_facts(chosen: Chosen) -> dict[str, Any]:
     return {
         "id": chosen.trial.id,
         **{name: asdict(found) if found else None for name, found in arms.items()},
-        "gain_is_clear": chosen.gain is not None and chosen.gain.clear_of_zero,
+        "gain_is_clear": chosen.gain is not None and is_clear(chosen.gain),
         "verdict": gain_in_words(chosen.gain),
     }

@@ -11,6 +11,7 @@ The phases of a study, each of which fills the same warm slots:
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
@@ -40,6 +41,10 @@ BOOKS = frozenset(
     | {"time_since_restore", "iterations_since_restore", "trial_id", "id"}
 )
 """What Tune adds to a result and what is no metric of the training."""
+
+
+Drawn = frozenset[tuple[str, Any]]
+"""A point of the space by its drawn values."""
 
 
 class Journal(Protocol):
@@ -91,7 +96,9 @@ class Explorer:
         self._exhausted = False
         self._waits = 0
         self._asked: dict[str, optuna.Trial | int] = {}
-        self._tried: dict[frozenset[tuple[str, Any]], str] = {}
+        self._points = study.space_for(task).size.points or math.inf
+        self._tried: dict[Drawn, str] = {}
+        self._infeasible: set[Drawn] = set()
         self._queue: deque[Assignment] = deque()
         self._half_drawn: deque[optuna.Trial] = deque()
         self._chosen: list[Record] | None = None
@@ -246,6 +253,8 @@ class Explorer:
             record_id = str(trial.user_attrs.get("raykd.id"))
             if record_id in self.records:
                 self._remember(trial.params, record_id)
+            elif "raykd.infeasible" in trial.user_attrs:
+                self._infeasible.add(frozenset(trial.params.items()))
             if trial.state != TrialState.RUNNING:
                 continue
             if record_id not in self.records:
@@ -296,23 +305,30 @@ class Explorer:
         for _ in range(MAX_DRAWS):
             if self._half_drawn:
                 drawn = self._half_drawn.popleft()
-            elif isinstance(self._optuna.sampler, Grid) and self._optuna.sampler.exhausted:
-                return self._give_up("every point of the grid has been tried")
+            elif self._is_used_up:
+                return self._give_up("every point of the space has been tried")
             else:
                 drawn = self._optuna.ask()
             try:
                 study = self.study.draw(drawn, self.task)
             except Infeasible as why:
+                self._infeasible.add(frozenset(drawn.params.items()))
                 drawn.set_user_attr("raykd.infeasible", str(why))
-                drawn.set_constraint("feasible", 1.0)
+                _constrain(drawn, 1.0)
                 self._optuna.tell(drawn, state=TrialState.PRUNED)
                 continue
-            drawn.set_constraint("feasible", 0.0)
+            _constrain(drawn, 0.0)
             if not self._was_tried(drawn):
                 return self._trial_assignment(drawn, study)
         return self._give_up(
             f"{MAX_DRAWS} draws in a row were infeasible or tried before; the space is exhausted"
         )
+
+    @property
+    def _is_used_up(self) -> bool:
+        sampler = self._optuna.sampler
+        known = len(self._tried) + len(self._infeasible)
+        return known >= self._points or (isinstance(sampler, Grid) and sampler.exhausted)
 
     def _give_up(self, why: str) -> None:
         self._exhausted = True
@@ -417,6 +433,11 @@ class Explorer:
             yield self._student_assignment(
                 f"{record.id}/alone-{number}", null, role="alone", **fields
             )
+
+
+def _constrain(drawn: optuna.Trial, excess: float) -> None:
+    if "feasible" not in drawn.constraints:  # it is in a point that is drawn to its end later
+        drawn.set_constraint("feasible", excess)
 
 
 def _teacher_file(record: Record) -> str:

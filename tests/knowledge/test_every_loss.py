@@ -11,8 +11,8 @@ import torch
 from pydantic import TypeAdapter
 from torch import Tensor
 
-from loss_cases import DATA_SIZE, context_of, label, make, variants
-from raykd.knowledge import LOSSES, Evidence, Loss, Term
+from loss_cases import CLASSES, DATA_SIZE, PROGRESS, context_of, label, make, variants
+from raykd.knowledge import LOSSES, Evidence, Loss, LossContext, Pair, Shape, Term
 
 ALL = variants()
 
@@ -160,6 +160,41 @@ def test_two_of_them_share_nothing(loss: Loss) -> None:
     one, other = loss.build(context), loss.build(context)
     places = [{t.data_ptr() for t in made.state_dict().values()} for made in (one, other)]
     assert not places[0] & places[1]
+
+
+def refusal(loss: Loss, context: LossContext) -> str:
+    """Why the loss cannot be made ready, or nothing."""
+    try:
+        loss.build(context)
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+@pytest.mark.parametrize(
+    ("guided", "hint"),
+    [((6,), (8,)), ((4, 6), (4, 8)), ((6, 4, 4), (8, 2, 2)), ((6, 2, 2), (8, 3, 3))],
+    ids=["embeddings", "tokens", "larger map", "smaller map"],
+)
+def test_layers_of_another_kind_work_or_are_refused_by_name(
+    loss: Loss, guided: Shape, hint: Shape
+) -> None:
+    if not loss.takes_pairs:
+        pytest.skip("looks at logits alone")
+    pairs = (Pair(hint="t1", guided="s1"), Pair(hint="t2", guided="s2"))
+    context = dataclasses.replace(
+        context_of(loss), pairs=pairs, guided_shapes=(guided,) * 2, hint_shapes=(hint,) * 2
+    )
+    if message := refusal(loss, context):
+        assert all(said in message for said in ("'s1'", "'t1'", str(guided), str(hint)))
+        return
+    module = loss.build(context)
+    draw = torch.Generator().manual_seed(0)
+    student = {name: torch.randn(3, *guided, generator=draw) for name in ("s1", "s2")}
+    teacher = {name: torch.randn(3, *hint, generator=draw) for name in ("t1", "t2")}
+    logits, rows = torch.randn(3, CLASSES, generator=draw), torch.arange(3)
+    value = module(Evidence(logits, student), Evidence(logits, teacher), rows, rows, PROGRESS)
+    assert torch.isfinite(value)
 
 
 def test_it_stands_in_a_study_file_as_it_is(loss: Loss) -> None:

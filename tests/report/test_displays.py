@@ -53,8 +53,8 @@ def test_the_picture_tells_where_the_search_stands(teller: Teller) -> None:
     assert "max val accuracy, min params" in text
     assert "trials 4/8: 2 running, 1 stopped early, 1 failed" in text
     assert "28%" in text and "left" in text
-    assert "best so far: trial-0000 resnet d14 w16, val accuracy 98.15%" in text
-    assert "2 on the front" in text
+    assert "best so far: trial-0000 resnet d14 w16, val acc 98.15%, params 174,970" in text
+    assert "front of 2" in text
 
 
 def test_the_table_begins_with_what_runs_then_the_best(teller: Teller) -> None:

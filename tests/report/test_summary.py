@@ -150,6 +150,7 @@ def test_pauses_are_no_work() -> None:
         ([-0.02, -0.021, -0.022], "worse than alone."),
         ([0.02, -0.021, 0.01], "its gain cannot be told from noise (the interval holds zero)."),
         ([0.02], "one seed alone cannot tell a gain from noise."),
+        ([0.02, 0.02], "every seed gained exactly the same, too few to tell a gain from noise."),
     ],
 )
 def test_a_gain_is_called_what_it_is(values: list[float], said: str) -> None:

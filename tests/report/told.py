@@ -151,8 +151,8 @@ class Teller:
         if status == "failed":
             yield self.end(run_id, "failed", "diverged in epoch 2: term 'kd' not finite in step 3")
         elif status != "running":
-            figures = {"params": float(cost.params), "macs": float(cost.macs)}
-            yield self.end(run_id, status, val_accuracy=val, **figures)
+            params, macs = float(cost.params), float(cost.macs)
+            yield self.end(run_id, status, val_accuracy=val, params=params, macs=macs)
 
     def replicates(
         self, number: int, distilled: list[float], alone: list[float]

@@ -10,8 +10,12 @@ import typing
 import pytest
 import torch
 from pydantic import TypeAdapter
+from torch.nn import functional as F
 
-from raykd.schemes import SCHEMES, Scheme
+from raykd.architecture import MODELS, Model, Task
+from raykd.data.batch import Batch
+from raykd.knowledge import KD, Progress, Term
+from raykd.schemes import SCHEMES, LiveTeacher, Parts, Scheme
 from scheme_cases import BATCH, STUDENT, TASK, batch, build, ready
 
 
@@ -118,6 +122,29 @@ def test_evaluation_moves_nothing(scheme: Scheme) -> None:
         case.distiller.student(batch(0).inputs)
     for name, value in case.distiller.state_dict().items():
         torch.testing.assert_close(value, before[name], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("model", list(MODELS), ids=lambda cls: cls.name)
+def test_any_family_can_be_its_student(scheme: Scheme, model: type[Model]) -> None:
+    task = Task(input_shape=(1, 32, 32), classes=10)
+    small = {"width": 4} if "width" in {f.name for f in dataclasses.fields(model)} else {}
+    student = model(**small)  # type: ignore[call-arg]
+    draw = torch.Generator().manual_seed(0)
+    inputs, rows = torch.rand(4, *task.input_shape, generator=draw), torch.arange(4)
+    parts = Parts(
+        student=student.build(task),
+        build_student=lambda: student.build(task),
+        teacher=LiveTeacher(student.build(task), (), task) if scheme.needs_teacher else None,
+        terms=(Term(loss=KD()),) if scheme.takes_knowledge else (),
+        task_loss=F.cross_entropy,
+        task=task,
+        train_size=4,
+        data_size=4,
+    )
+    distiller = scheme.build(parts)
+    output = distiller(Batch(inputs, rows, rows), Progress(0, 1))
+    output.loss.backward()
+    assert torch.isfinite(output.loss)
 
 
 def test_it_stands_in_a_study_file_as_it_is(scheme: Scheme) -> None:

@@ -48,7 +48,9 @@ def cluster(**changed: Any) -> Cluster:
         ({"gpus_per_worker": 0.1}, [{"CPU": 4.0, "GPU": 1.0}], (4, 1, 1, 0.1)),
     ],
 )
-def test_slots(asked: dict[str, Any], nodes: list[dict[str, float]], plan: tuple[float, ...]) -> None:
+def test_slots(
+    asked: dict[str, Any], nodes: list[dict[str, float]], plan: tuple[float, ...]
+) -> None:
     found = plan_slots(cluster(**asked), nodes)
     assert (found.slots, found.workers, found.cpus, found.gpus) == plan
 

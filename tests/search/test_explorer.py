@@ -11,11 +11,13 @@ from typing import Any
 import optuna
 import pytest
 from optuna.trial import TrialState
-from raykd.architecture import anatomy
+from raykd.architecture import Task, anatomy
+from raykd.problems import Infeasible
 from raykd.schemes import Alone
-from raykd.search.explorer import MAX_DRAWS, Explorer, numbers, tags_of
+from raykd.search.explorer import Explorer, numbers, tags_of
 from raykd.search.schedulers import ParetoAsha
-from raykd.study.schema import Teacher, read_study
+from raykd.study.opened import OpenStudy
+from raykd.study.schema import Study, Teacher, read_study
 from raykd.training.assignment import Assignment
 from search_cases import (
     POINTS,
@@ -39,6 +41,13 @@ def world(tmp_path: Path) -> World:
 
 def drawn(explorer: Explorer) -> list[optuna.trial.FrozenTrial]:
     return explorer._optuna.get_trials(deepcopy=False)
+
+
+def asked(explorer: Explorer) -> dict[str, optuna.trial.FrozenTrial]:
+    """What Optuna knows of each trial: not of infeasible draws and repeated ones."""
+    ids = {t.user_attrs["raykd.id"]: t for t in drawn(explorer) if "raykd.id" in t.user_attrs}
+    assert list(ids) == [record.id for record in explorer.records.of("trial")]
+    return ids
 
 
 # Phases
@@ -168,7 +177,9 @@ def test_the_null_arm_has_the_same_student_budget_and_seeds(world: World) -> Non
         alone = explorer.records.children(chosen.id, "alone")
         assert [r.assignment.seed for r in taught] == [r.assignment.seed for r in alone] == [8, 9]
         for ours, theirs in zip(taught, alone, strict=True):
-            with_teacher, without = map(read_study, (ours.assignment.study, theirs.assignment.study))
+            with_teacher, without = map(
+                read_study, (ours.assignment.study, theirs.assignment.study)
+            )
             assert with_teacher == replace(study, seed=ours.assignment.seed)
             assert without.student == study.student and without.train == study.train
             assert without.data == study.data and without.seed == with_teacher.seed
@@ -294,9 +305,9 @@ def test_a_point_drawn_again_while_it_is_trained_counts_as_failed(tmp_path: Path
     world = World(study, tmp_path)
     explorer = explore(world, slots=4)
     assert len(explorer.records.of("trial")) == 2
-    states = {t.state for t in drawn(explorer) if "raykd.same_as" in t.user_attrs}
-    assert TrialState.FAIL in states
-    assert "exhausted" in explorer.note
+    again = [t for t in drawn(explorer) if "raykd.same_as" in t.user_attrs]
+    assert [t.state for t in again] == [TrialState.FAIL] * len(again)
+    assert again, "with seed 7 the first point is drawn twice"
 
 
 def test_a_space_that_is_used_up_ends_the_draws(tmp_path: Path) -> None:
@@ -304,8 +315,36 @@ def test_a_space_that_is_used_up_ends_the_draws(tmp_path: Path) -> None:
     world = World(study, tmp_path)
     explorer = explore(world)
     assert len(explorer.records.of("trial")) == 3
-    assert explorer.note and explorer.finished
-    assert len(drawn(explorer)) <= 2 * MAX_DRAWS
+    assert explorer.note == "every point of the space has been tried"
+    assert explorer.finished
+    assert len(drawn(explorer)) < 50, "it is known how many points there are"
+
+
+def test_a_space_that_holds_little_that_is_feasible_ends_the_draws(tmp_path: Path) -> None:
+    """The number of points is known, and so is when all others are infeasible."""
+    study = opened("search.constraints={params: {max: 700}}", "search.trials=16")
+    explorer = explore(World(study, tmp_path))
+    assert 0 < len(explorer.records.of("trial")) < POINTS
+    assert len(explorer.records.of("trial")) == len(
+        {frozenset(t.params.items()) for t in asked(explorer).values()}
+    )
+    assert explorer.note == "every point of the space has been tried"
+
+
+def test_draws_end_where_nothing_feasible_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def nothing_fits(study: OpenStudy, suggest: Any, task: Task) -> Study:
+        suggest.suggest_float("lr", 0.1, 0.2)
+        raise Infeasible("too large")
+
+    monkeypatch.setattr("raykd.search.explorer.MAX_DRAWS", 20)
+    monkeypatch.setattr(OpenStudy, "draw", nothing_fits)
+    study = opened("train.optimizer.lr={uniform: [0.1, 0.2]}")
+    explorer = explore(World(study, tmp_path))
+    assert explorer.records.of("trial") == []
+    assert "20 draws in a row" in explorer.note and explorer.finished
+    assert len(drawn(explorer)) == 20
 
 
 @pytest.mark.parametrize("slots", [1, 4])
@@ -314,7 +353,7 @@ def test_a_grid_tries_every_point_once_and_ends(slots: int, world: World) -> Non
     explorer = explore(world, slots=slots)
     seen = {frozenset(r.assignment.params.items()) for r in explorer.records.of("trial")}
     assert len(explorer.records.of("trial")) == len(seen) == POINTS
-    assert explorer.note == "every point of the grid has been tried"
+    assert explorer.note == "every point of the space has been tried"
 
 
 def test_the_same_seed_draws_the_same_trials(tmp_path: Path) -> None:
@@ -328,8 +367,8 @@ def test_the_same_seed_draws_the_same_trials(tmp_path: Path) -> None:
 
 def test_optuna_is_told_what_came_of_each_trial(world: World) -> None:
     explorer = explore(world)
-    for trial in drawn(explorer):
-        record = explorer.records[trial.user_attrs["raykd.id"]]
+    for record_id, trial in asked(explorer).items():
+        record = explorer.records[record_id]
         assert trial.state == TrialState.COMPLETE
         assert trial.values == [record.metrics["val_accuracy"], record.metrics["params"]]
 
@@ -337,7 +376,7 @@ def test_optuna_is_told_what_came_of_each_trial(world: World) -> None:
 def test_with_one_objective_optuna_sees_each_epoch(world: World) -> None:
     world.study = searching(world.study, objectives={"val_accuracy": "max"})
     explorer = explore(world)
-    for trial in drawn(explorer):
+    for trial in asked(explorer).values():
         assert list(trial.intermediate_values) == [1, 2, 3]
         assert trial.value == pytest.approx(trial.intermediate_values[3])
 
@@ -354,7 +393,9 @@ def test_no_new_trial_after_max_hours(world: World) -> None:
     FakeTune(world, explorer, slow).run()
     assert len(explorer.records.of("trial")) == 4  # 3 epochs of 5 minutes each
     assert all(r.status == "finished" for r in explorer.records.of("trial"))
-    assert len(explorer.records.of("replicate")) == 4, "what was chosen is trained again all the same"
+    assert len(explorer.records.of("replicate")) == 4, (
+        "what was chosen is trained again all the same"
+    )
 
 
 def test_max_hours_that_end_before_the_first_trial(world: World) -> None:
@@ -422,7 +463,7 @@ def test_what_was_stopped_early_is_never_chosen(world: World) -> None:
         assert record.status == "stopped" and len(record.epochs) == 1
         assert record not in explorer.chosen
     assert explorer.chosen
-    states = {t.user_attrs["raykd.id"]: t.state for t in drawn(explorer)}
+    states = {record_id: trial.state for record_id, trial in asked(explorer).items()}
     assert states["trial-0001"] == TrialState.PRUNED
     assert states["trial-0000"] == TrialState.COMPLETE
     assert all(len(r.epochs) == 3 for r in explorer.records.of("replicate", "alone"))
@@ -467,7 +508,7 @@ def test_a_trial_that_fails_is_never_chosen_and_the_others_go_on(world: World) -
     assert (record.status, record.reason, len(record.epochs)) == ("failed", "diverged", 1)
     assert record not in explorer.chosen
     assert len(explorer.records.of("trial")) == 4
-    states = {t.user_attrs["raykd.id"]: t.state for t in drawn(explorer)}
+    states = {record_id: trial.state for record_id, trial in asked(explorer).items()}
     assert states["trial-0001"] == TrialState.FAIL
     assert explorer.finished and not explorer.fatal
 
@@ -480,7 +521,7 @@ def test_a_trial_without_a_finite_objective_is_never_chosen(world: World) -> Non
 
     explorer = explore(world, strange)
     assert {r.id for r in explorer.chosen} <= {"trial-0002", "trial-0003"}
-    states = {t.user_attrs["raykd.id"]: t.state for t in drawn(explorer)}
+    states = {record_id: trial.state for record_id, trial in asked(explorer).items()}
     assert states["trial-0000"] == states["trial-0001"] == TrialState.FAIL
 
 
@@ -521,19 +562,18 @@ def test_states_are_put_away_when_a_training_ends(world: World) -> None:
 # Slots that die
 
 
-def test_slots_that_never_live_end_the_study(world: World) -> None:
-    world.study = searching(world.study, trials=50)
+def test_a_slot_that_never_lived_ends_the_study(world: World) -> None:
+    """Tune has tried it again and again by then: no other slot will do better."""
     [teacher] = world.study.teachers()
     world.storage.write("teachers/given.safetensors", b"weights")
     explorer = world.explorer(teachers={teacher: "teachers/given.safetensors"})
     first = explorer.next()
     assert first is not None
     explorer.report({"id": first.id, "epoch": 0, "done": True, "val_accuracy": 0.9})
-    died = 0
-    while (assignment := explorer.next()) is not None:
-        explorer.slot_failed(assignment.id, "no such device")
-        died += 1
-    assert died == 4
+    trial = explorer.next()
+    assert trial is not None and trial.role == "trial"
+    explorer.slot_failed(trial.id, "no such device")
+    assert explorer.next() is None
     assert explorer.fatal == "no slot could be started: no such device"
     assert explorer.records["trial-0000"].reason == "no such device"
 

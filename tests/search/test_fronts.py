@@ -38,7 +38,9 @@ def test_ranks_by_peeling(columns: int, seed: int) -> None:
         best = {
             i
             for i in left
-            if not any((points[j] <= points[i]).all() and (points[j] < points[i]).any() for j in left)
+            if not any(
+                (points[j] <= points[i]).all() and (points[j] < points[i]).any() for j in left
+            )
         }
         expected[list(best)] = front
         left -= best

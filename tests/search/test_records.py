@@ -90,9 +90,10 @@ def test_records_kept_live_equal_those_read_back(tmp_path: Path) -> None:
             live.apply(event)
     read = Records.from_events(events(tmp_path / "journal.jsonl"))
     assert repr(plain(read)) == repr(plain(live))  # NaN is not equal to itself, its text is
-    assert json.loads(json.dumps(read["trial-0000"].assignment.plain())) == run("trial-0000")[
-        "assignment"
-    ]
+    assert (
+        json.loads(json.dumps(read["trial-0000"].assignment.plain()))
+        == run("trial-0000")["assignment"]
+    )
 
 
 def test_front_and_choice() -> None:

@@ -1,0 +1,119 @@
+from __future__ import annotations
+
+import importlib.metadata
+import io
+import socket
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+from typer.testing import CliRunner
+
+from raykd import doctor
+from raykd.cli import app
+from raykd.data import SOURCES
+from raykd.doctor import Finding, Needs
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.delenv("RAY_DASHBOARD_ADDRESS", raising=False)
+    monkeypatch.setattr(doctor, "ANSWER_WITHIN", 0.5)
+
+
+def unused_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+def test_a_machine_that_is_ready_is_said_to_be(tmp_path: Path) -> None:
+    digits = SOURCES["digits"]()
+    found = list(doctor.examine(Needs("sqlite:///mlflow.db", "studies", digits)))
+    about = [finding.about for finding in found]
+    assert {"python", "packages", "ray", "CPUs", "GPUs", "studies", "MLflow"} <= set(about)
+    assert about[-1] == "digits"
+    assert not [finding for finding in found if finding.fatal]
+    assert list(tmp_path.iterdir()) == [], "nothing is written"
+
+
+def test_the_verb_fails_where_something_essential_is_wrong() -> None:
+    done = CliRunner().invoke(app, ["doctor", "--uri", f"http://127.0.0.1:{unused_port()}"])
+    assert done.exit_code == 1
+    line = next(line for line in done.stdout.splitlines() if "MLflow" in line)
+    assert line.startswith("mend") and "no answer" in line
+
+
+def test_a_study_that_is_wrong_is_unfit() -> None:
+    Path("x.yaml").write_text("name: [")
+    assert CliRunner().invoke(app, ["doctor", "x.yaml"]).exit_code == 2
+
+
+def test_packages_are_held_against_what_is_wanted() -> None:
+    have = importlib.metadata.version("typer")
+    assert doctor._version_problem("typer>=0.1") == ""
+    assert doctor._version_problem("typer>=999") == f"typer is {have}, wanted >=999"
+    assert doctor._version_problem("no-such-package>=1") == "no-such-package is missing"
+    assert doctor._version_problem("no-such-package; python_version < '3'") == ""
+    wanted, python = doctor._wanted()
+    assert any(text.startswith("ray") for text in wanted)
+    assert python == ">=3.11"
+
+
+@pytest.mark.parametrize(
+    ("address", "place"),
+    [
+        ("10.0.0.1:6379", ("10.0.0.1", 6379)),
+        ("ray://head:10001", ("head", 10001)),
+        ("head", ("head", 6379)),
+    ],
+)
+def test_addresses_are_taken_apart(address: str, place: tuple[str, int]) -> None:
+    assert doctor._host_and_port(address) == place
+
+
+def test_a_cluster_that_does_not_answer_is_fatal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{unused_port()}")
+    (found,) = doctor._ray()
+    assert found.fatal
+    assert "no answer" in found.what and "ray start --head" in found.mend
+
+
+def test_a_cluster_without_its_dashboard_is_fatal(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{server.getsockname()[1]}")
+        monkeypatch.setenv("RAY_DASHBOARD_ADDRESS", f"http://127.0.0.1:{unused_port()}")
+        head, dashboard = doctor._ray()
+    assert not head.mend
+    assert dashboard.fatal and "--dashboard-host" in dashboard.mend
+
+
+def test_a_folder_that_cannot_be_written_is_fatal(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    assert doctor._folder("file/studies").fatal
+    assert not doctor._folder("fresh/studies").fatal
+    assert not doctor._folder("s3://bucket/path").mend
+
+
+def test_missing_data_matter_to_the_study_that_names_them() -> None:
+    missing = SOURCES["image_folder"](root="nowhere")
+    (found,) = doctor._data(missing)
+    assert found.fatal and "nowhere" in found.what
+
+
+@pytest.mark.parametrize(
+    ("finding", "mark"),
+    [
+        (Finding("a", "fine"), "ok"),
+        (Finding("a", "bad", "do this"), "mend"),
+        (Finding("a", "odd", "do this", essential=False), "note"),
+    ],
+)
+def test_a_finding_shows_what_to_do(finding: Finding, mark: str) -> None:
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(doctor.shown(finding))
+    text = console.export_text()
+    assert text.split()[0] == mark
+    assert ("-> do this" in text) == bool(finding.mend)
