@@ -256,6 +256,16 @@ def test_a_student_is_distilled_and_reported_on(study: str) -> None:
     assert (sent.exit_code, sent.stdout) == (0, "all events are in MLflow\n")
 
 
+@pytest.mark.xfail(strict=False, reason="the schema refuses the `search.trials: 0` it is run with")
+def test_a_teacher_is_trained_alone(study: str) -> None:
+    done = typed("teacher", study, *CLOSED)
+    assert done.exit_code == 0, done.stderr
+    assert "teacher-0 finished (1/1 epochs)" in done.stdout
+    assert "Teacher mlp d2 w16: val accuracy" in done.stdout
+    assert "its weights: " in done.stdout
+    assert "no front" not in done.stdout
+
+
 def test_a_distillation_in_json_is_json_alone(study: str) -> None:
     done = typed("distill", study, *CLOSED, "--set", "search.replicates=0", "--json")
     assert done.exit_code == 0, done.stderr

@@ -80,8 +80,16 @@ class LiveDisplay:
         ticks = 0
         while not self._over.wait(PERIOD):
             ticks += 1
-            if self._news or ticks % 4 == 0:
+            if not self._news and ticks % 4:
+                continue
+            try:
                 self._live.update(self._picture(), refresh=True)
+            except Exception as error:  # noqa: BLE001 - whatever it is, the search goes on
+                said = (
+                    f"raykd's display failed ({type(error).__name__}: {error}); the search goes on"
+                )
+                self._console.print(Text(said))
+                return
 
     def _picture(self) -> RenderableType:
         with self._lock:

@@ -26,7 +26,8 @@ class Rule(Protocol):
 
 
 class ParetoAsha:
-    """Asynchronous successive halving over several objectives.
+    """Asynchronous successive halving over several objectives (MO-ASHA: Schmucker 2021,
+    arXiv:2106.12639, Algorithm 1, with crowding distance where it has an epsilon-net).
 
     Rungs stand at `grace * reduction**k` epochs, as in ASHA (Li 2020, arXiv:1810.05934,
     Algorithm 2).  A trial that reaches a rung goes on if it is among the best 1/`reduction` of

@@ -96,6 +96,16 @@ def test_the_live_display_draws_seldom_and_leaves_a_clean_screen(teller: Teller)
     assert "trial-0003 failed: diverged in epoch 2" in text
 
 
+def test_a_picture_that_fails_is_said_once(teller: Teller, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("raykd.report.live.picture", lambda view, options: 1 / 0)
+    screen = io.StringIO()
+    with LiveDisplay(Console(file=screen, force_terminal=True, width=120)) as display:
+        time.sleep(0.6)
+        for event in teller.halfway():
+            display(event)
+    assert screen.getvalue().count("raykd's display failed (ZeroDivisionError") == 1
+
+
 def test_plain_lines_tell_phases_and_ends(teller: Teller) -> None:
     lines: list[str] = []
     clock = Clock()

@@ -128,13 +128,13 @@ def test_a_group_that_starts_again_means_that_the_command_is_lost(mailbox: Mailb
         assert first.next(10) is not None  # takes the command and never answers
         ends.append(WorkerEnd(mailbox.address))
 
-    meanwhile(work)
+    worker = meanwhile(work)
     with pytest.raises(WorkersLost, match="started again"):
         mailbox.ask("epoch")
+    worker.join()
     assert mailbox.announcements == 2
-    served_again = meanwhile(lambda: served(ends[0]).join())
+    served(ends[0])
     assert mailbox.ask("start") == {"verb": "start"}
-    served_again.join()
 
 
 def test_a_group_that_dies_is_lost_and_waited_for(mailbox: Mailbox) -> None:
@@ -150,18 +150,16 @@ def test_a_group_that_dies_is_lost_and_waited_for(mailbox: Mailbox) -> None:
     with pytest.raises(WorkersLost, match="no worker group"):
         mailbox.ask("epoch")
     ends: list[WorkerEnd] = []
-    meanwhile(lambda: ends.append(WorkerEnd(mailbox.address)))
+    newcomer = meanwhile(lambda: ends.append(WorkerEnd(mailbox.address)))
     mailbox.wait_for_workers(10)
-    until = time.monotonic() + 10
-    while not ends and time.monotonic() < until:
-        time.sleep(0.01)
+    newcomer.join()
     served(ends[0])
     assert mailbox.ask("epoch") == {"verb": "epoch"}
 
 
 def test_a_group_that_died_between_two_commands_is_lost(mailbox: Mailbox) -> None:
     end = connected(mailbox)
-    served(end).join(0)
+    served(end)
     mailbox.ask("epoch")
     end._connection.close()
     with pytest.raises(WorkersLost):
