@@ -11,6 +11,7 @@ In the nesting, as Ray's guide has it, each trial of a Tune function trainable c
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import platform
@@ -19,7 +20,6 @@ import tempfile
 import time
 from pathlib import Path
 from typing import Any
-import itertools
 
 STUDY = """
 name: turnaround

@@ -256,7 +256,6 @@ def test_a_student_is_distilled_and_reported_on(study: str) -> None:
     assert (sent.exit_code, sent.stdout) == (0, "all events are in MLflow\n")
 
 
-@pytest.mark.xfail(strict=False, reason="the schema refuses the `search.trials: 0` it is run with")
 def test_a_teacher_is_trained_alone(study: str) -> None:
     done = typed("teacher", study, *CLOSED)
     assert done.exit_code == 0, done.stderr

@@ -185,8 +185,7 @@ class _Seen(Mapping[str, Tensor]):
     def watching(self) -> Iterator[None]:
         handles: list[RemovableHandle] = []
         try:
-            for point in self._points.values():
-                handles.append(self._watch(point))
+            handles.extend(self._watch(point) for point in self._points.values())
             yield
         finally:
             for handle in handles:

@@ -21,14 +21,15 @@ from raykd.data import Batches, Dataset
 from raykd.problems import Problem, StudyError
 from raykd.search.cluster import SlotPlan, here, is_remote, plan_slots, ray_session
 from raykd.search.explorer import Explorer
-from raykd.search.folder import StudyFolder, create_folder, open_folder
+from raykd.search.folder import StudyFolder, Verb, create_folder, open_folder
 from raykd.search.records import Records
 from raykd.search.result import StudyResult, read_result
 from raykd.study.load import load_study
 from raykd.study.opened import OpenStudy
 from raykd.study.place import parse_place
-from raykd.study.schema import Study, Teacher, plain
+from raykd.study.schema import Search, Study, Teacher, plain
 from raykd.tracking.journal import Journal, events
+from raykd.tracking.store import absolute
 from raykd.training.storage import Storage, is_uri
 from raykd.training.teacher import check_weights, teacher_key
 
@@ -76,8 +77,20 @@ def search(
     folder = None
     if resume is not None:
         folder, overrides = open_folder(resume)
+        _refuse_another_verb(folder)
         study = folder.given
     return run(opened(study, overrides), folder, in_slots, verbose=verbose, listeners=listeners)
+
+
+def _refuse_another_verb(folder: StudyFolder) -> None:
+    if folder.verb != "search":
+        raise StudyError(
+            Problem(
+                f"{folder.path} was made by `raykd {folder.verb}`, which is not gone on with",
+                mend=f"run `raykd {folder.verb}` on {folder.given} again; a trained teacher is "
+                "found and not trained again",
+            )
+        )
 
 
 def opened(study: OpenStudy | str | Path, overrides: Sequence[str] = ()) -> OpenStudy:
@@ -129,6 +142,7 @@ class Enterprise:
     folder: StudyFolder
     chronicle: Chronicle
     records: Records
+    search: Search
     verbose: bool
 
     def explorer(self, slots: int) -> Explorer:
@@ -137,12 +151,15 @@ class Enterprise:
         return Explorer(
             self.study,
             self.task,
-            open_optuna(self.study.settings, self.folder, slots),
+            open_optuna(
+                self.study.settings.name, self.search, self.study.settings.seed, self.folder, slots
+            ),
             self.chronicle,
             storage,
             self.folder.name,
             prepare_teachers(self.study, self.data, storage),
             self.records,
+            self.search,
         )
 
 
@@ -151,6 +168,8 @@ def run(
     folder: StudyFolder | None,
     conduct: Callable[[Enterprise], Explorer],
     *,
+    verb: Verb = "search",
+    how: Search | None = None,
     verbose: bool = False,
     listeners: Sequence[Listener] = (),
 ) -> StudyResult:
@@ -160,6 +179,8 @@ def run(
         study: checked.
         folder: of an interrupted run to go on with; None: a fresh one.
         conduct: runs everything an explorer asks for (`in_slots`, or in this process).
+        verb: what the user asked for.
+        how: how to search; None: as the study says.
 
     Raises:
         StudyError: the data or the cluster is not fit, or the study could not be carried out.
@@ -167,6 +188,7 @@ def run(
     from raykd.tracking.runs import Tracker
 
     settings = study.settings
+    how = how or settings.search
     with in_place(study):
         data = load_data(settings)
         task = Task(input_shape=data.input_shape, classes=data.classes)
@@ -174,7 +196,7 @@ def run(
             if conduct is in_slots and not is_remote():
                 plan_slots(settings.cluster, here())
             storage = settings.cluster.storage
-            folder = create_folder(settings.name, storage, study.given, study.overrides)
+            folder = create_folder(settings.name, storage, study.given, study.overrides, verb)
     known = events(folder.journal) if folder.journal.exists() else []
     journal = Journal(folder.journal)
     chronicle = Chronicle(journal, listeners)
@@ -184,7 +206,9 @@ def run(
     try:
         records = Records.from_events(known)
         with in_place(study):
-            explorer = conduct(Enterprise(study, task, data, folder, chronicle, records, verbose))
+            explorer = conduct(
+                Enterprise(study, task, data, folder, chronicle, records, how, verbose)
+            )
         if explorer.fatal:
             raise StudyError(explorer.fatal)
         _keep_models(chronicle, explorer, folder, data, settings)
@@ -220,6 +244,8 @@ def in_slots(enterprise: Enterprise) -> Explorer:
             }
         )
         explore(explorer, plan, enterprise.folder, enterprise.data, verbose=enterprise.verbose)
+    if not explorer.finished:
+        raise KeyboardInterrupt  # Tune takes Ctrl-C for itself, and just returns
     return explorer
 
 
@@ -316,14 +342,13 @@ def _quiet(verbose: bool) -> Iterator[None]:
         yield
 
 
-def open_optuna(settings: Study, folder: StudyFolder, slots: int) -> Any:
+def open_optuna(name: str, search: Search, seed: int, folder: StudyFolder, slots: int) -> Any:
     """Optuna's study in the folder's own database, made or taken up."""
     import optuna
 
     from raykd.search.samplers import make_sampler
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    search = settings.search
     stored = optuna.storages.RDBStorage(folder.optuna)
     _trust_the_system(stored.engine)
     done = sum(summary.n_trials for summary in optuna.get_all_study_summaries(stored))
@@ -334,12 +359,10 @@ def open_optuna(settings: Study, folder: StudyFolder, slots: int) -> Any:
     }
     made = optuna.create_study(
         storage=stored,
-        study_name=settings.name,
+        study_name=name,
         load_if_exists=True,
         directions=[towards[direction] for direction in search.objectives.values()],
-        sampler=make_sampler(
-            search.sampler, seed=settings.seed + done, startup_trials=startup, slots=slots
-        ),
+        sampler=make_sampler(search.sampler, seed=seed + done, startup_trials=startup, slots=slots),
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
@@ -439,6 +462,7 @@ def _open_chronicle(
     data: Dataset,
 ) -> None:
     settings = study.settings
+    uri = absolute(settings.tracking.uri)
     before = next((event["id"] for event in known if event["event"] == "study"), None)
     chronicle.write(
         "study",
@@ -447,7 +471,7 @@ def _open_chronicle(
         experiment=settings.tracking.experiment or settings.name,
         register=settings.tracking.register,
         given=study.given,
-        resolved=plain(settings),
+        resolved=plain(replace(settings, tracking=replace(settings.tracking, uri=uri))),
         file=str(folder.given),
         argv=sys.argv,
         git=git_commit(),

@@ -27,7 +27,7 @@ from raykd.schemes import Alone
 from raykd.search.records import Record, Records
 from raykd.search.samplers import Grid
 from raykd.study.opened import OpenStudy
-from raykd.study.schema import Study, Teacher, plain, read_study
+from raykd.study.schema import Search, Study, Teacher, plain, read_study
 from raykd.training.assignment import Assignment
 from raykd.training.storage import Storage
 from raykd.training.teacher import teacher_study
@@ -64,6 +64,7 @@ class Explorer:
         teachers: each concrete teacher's file of weights below the storage; a file that is
             not there yet is trained.
         records: what is known already (of an interrupted search).
+        search: how to search; None: as the study says.
     """
 
     def __init__(
@@ -76,11 +77,12 @@ class Explorer:
         folder: str,
         teachers: Mapping[Teacher, str],
         records: Records | None = None,
+        search: Search | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.study = study
         self.task = task
-        self.search = study.settings.search
+        self.search = search or study.settings.search
         self.records = records or Records()
         self.note = ""
         self.fatal = ""

@@ -8,11 +8,13 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from raykd.problems import Problem, StudyError
 from raykd.training.storage import is_uri
 
 FORMAT = 1
+Verb = Literal["search", "distill", "teacher"]
 
 
 @dataclass(frozen=True)
@@ -23,11 +25,13 @@ class StudyFolder:
         path: the local folder with the journal and Optuna's database.
         storage: where the files are that every node must reach; a folder or a URI.
         name: the study's folder below `storage`.
+        verb: what was asked for.
     """
 
     path: Path
     storage: str
     name: str
+    verb: Verb = "search"
 
     @property
     def journal(self) -> Path:
@@ -44,7 +48,9 @@ class StudyFolder:
         return self.path / "study.yaml"
 
 
-def create_folder(name: str, storage: str, given: str, overrides: Sequence[str]) -> StudyFolder:
+def create_folder(
+    name: str, storage: str, given: str, overrides: Sequence[str], verb: Verb = "search"
+) -> StudyFolder:
     """A fresh folder below `storage` (or below ./studies, where that is a URI)."""
     root = Path("studies") if is_uri(storage) else Path(storage).expanduser()
     stamp = time.strftime("%Y%m%d-%H%M%S")
@@ -65,9 +71,16 @@ def create_folder(name: str, storage: str, given: str, overrides: Sequence[str])
             ) from None
     else:
         raise StudyError(f"no fresh folder could be made below {root}")
-    folder = StudyFolder(path, storage if is_uri(storage) else str(root.absolute()), path.name)
+    folder = StudyFolder(
+        path, storage if is_uri(storage) else str(root.absolute()), path.name, verb
+    )
     folder.given.write_text(given)
-    content = {"format": FORMAT, "storage": folder.storage, "overrides": list(overrides)}
+    content = {
+        "format": FORMAT,
+        "verb": verb,
+        "storage": folder.storage,
+        "overrides": list(overrides),
+    }
     (path / "folder.json").write_text(json.dumps(content, indent=1))
     return folder
 
@@ -103,4 +116,4 @@ def open_folder(path: str | os.PathLike[str]) -> tuple[StudyFolder, list[str]]:
         )
     if not is_uri(storage) and Path(storage) != at.parent:
         storage = str(at.parent)  # the folder was moved whole
-    return StudyFolder(at, storage, at.name), overrides
+    return StudyFolder(at, storage, at.name, content["verb"]), overrides

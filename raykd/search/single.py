@@ -13,9 +13,10 @@ from raykd.problems import Problem, StudyError
 from raykd.search.cluster import is_remote
 from raykd.search.driver import Enterprise, Listener, in_slots, opened, run
 from raykd.search.explorer import Explorer
+from raykd.search.folder import Verb
 from raykd.search.result import StudyResult
 from raykd.study.opened import OpenStudy
-from raykd.study.schema import Search, Unscheduled
+from raykd.study.schema import Unscheduled
 from raykd.training.assignment import Assignment
 from raykd.training.mailbox import Command
 from raykd.training.storage import Storage
@@ -37,19 +38,9 @@ def distill(
         StudyError: the study leaves something open (names it), or is not fit to start.
     """
     study = opened(study, overrides)
-    if not study.is_concrete:
-        raise StudyError(
-            [
-                Problem(
-                    f"is open ({dimension.kind}), but one training needs one value",
-                    path=dimension.path,
-                    mend=f"fix it: --set {dimension.path}=VALUE",
-                    file=study.document.file,
-                )
-                for dimension in study.dimensions
-            ]
-        )
-    return _conducted(study, 1, study.settings.search.replicates, verbose, listeners)
+    study.concrete()
+    replicates = study.settings.search.replicates
+    return _conducted(study, "distill", 1, replicates, verbose, listeners)
 
 
 def train_teacher(
@@ -74,14 +65,19 @@ def train_teacher(
                 file=study.document.file,
             )
         )
-    return _conducted(study, 0, 0, verbose, listeners)
+    return _conducted(study, "teacher", 0, 0, verbose, listeners)
 
 
 def _conducted(
-    study: OpenStudy, trials: int, replicates: int, verbose: bool, listeners: Sequence[Listener]
+    study: OpenStudy,
+    verb: Verb,
+    trials: int,
+    replicates: int,
+    verbose: bool,
+    listeners: Sequence[Listener],
 ) -> StudyResult:
     settings = study.settings
-    search: Search = replace(
+    how = replace(
         settings.search,
         trials=trials,
         replicates=replicates,
@@ -89,10 +85,9 @@ def _conducted(
         sampler="random",
         scheduler=Unscheduled(),
     )
-    study = replace(study, settings=replace(settings, search=search))
     here = settings.cluster.workers_per_trial == 1 and not is_remote()
     conduct = in_this_process if here else in_slots
-    return run(study, None, conduct, verbose=verbose, listeners=listeners)
+    return run(study, None, conduct, verb=verb, how=how, verbose=verbose, listeners=listeners)
 
 
 def in_this_process(enterprise: Enterprise) -> Explorer:

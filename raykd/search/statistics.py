@@ -30,8 +30,12 @@ class Estimate:
 
     @property
     def clear_of_zero(self) -> bool:
-        """Whether the interval leaves zero out: the figure can be told from noise."""
-        return self.count > 1 and (self.low > 0 or self.high < 0)
+        """Whether the interval leaves zero out: the figure can be told from noise.
+
+        Values that are all the same tell nothing of the noise (they are counts of a small test
+        split), so they are never clear.
+        """
+        return self.low < self.high and (self.low > 0 or self.high < 0)
 
 
 def estimate(values: Sequence[float]) -> Estimate:

@@ -30,9 +30,11 @@ class Storage:
         if is_uri(root):
             from pyarrow.fs import FileSystem
 
-            self._filesystem, self._prefix = FileSystem.from_uri(root)
-            if self._filesystem.type_name == "local":  # file:///folder
-                self.root, self._filesystem = self._prefix, None
+            found, self._prefix = FileSystem.from_uri(root)
+            if found.type_name == "local":  # file:///folder
+                self.root = self._prefix
+            else:
+                self._filesystem = found
 
     def read(self, name: str) -> bytes | None:
         """The file's bytes, or None where there is no such file."""

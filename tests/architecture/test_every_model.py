@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from model_cases import CIFAR, DIGITS, FASHION, hooks_on, small, variants
 from pydantic import TypeAdapter
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from model_cases import CIFAR, DIGITS, FASHION, hooks_on, small, variants
 from raykd.architecture import (
     MODELS,
     Model,
@@ -121,7 +121,7 @@ def test_layer_shapes_are_those_of_a_real_forward(name: str) -> None:
 @every_model
 def test_depth_and_cost_grow_from_layer_to_layer(name: str) -> None:
     layers = [layer for layer in discover(_built(small(name)), DIGITS) if layer.side == "output"]
-    assert 0 < layers[0].depth and layers[-1].depth == 1
+    assert layers[0].depth > 0 and layers[-1].depth == 1
     for before, after in pairwise(layers):
         assert before.depth <= after.depth
         assert before.macs <= after.macs

@@ -7,9 +7,9 @@ tables; the literal figures are those of the benchmark's models for 100 classes.
 from __future__ import annotations
 
 import pytest
-from model_cases import CIFAR, DIGITS
 from pydantic import TypeAdapter
 
+from model_cases import CIFAR, DIGITS
 from raykd.architecture import MODELS, Model, Resnet, Vgg, WideResnet, anatomy
 
 PUBLISHED = {

@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from model_cases import DIGITS, hooks_on
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from model_cases import DIGITS, hooks_on
 from raykd.architecture import Resnet, Taps, discover, resolve, tapped
 
 
@@ -103,9 +103,13 @@ def test_scoped(network: nn.Module, inputs: Tensor) -> None:
 
 
 def test_gone_after_an_exception(network: nn.Module, inputs: Tensor) -> None:
-    with pytest.raises(KeyError), tapped(network, ["stage1"]):
-        network(inputs)
-        raise KeyError
+    def broken_off() -> None:
+        with tapped(network, ["stage1"]):
+            network(inputs)
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        broken_off()
     taps = Taps(network, ["stage1"])
     with pytest.raises(RuntimeError):
         taps.run(torch.rand(2, 5, 8, 8))

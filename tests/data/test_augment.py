@@ -59,7 +59,7 @@ class TestEveryAugmentation:
         once = made(cls(), pictures, torch.arange(10))
         assert torch.equal(torch.rand(3), expected)
         torch.manual_seed(99)
-        np.random.seed(99)
+        np.random.seed(99)  # noqa: NPY002 - the global generator must not matter
         assert torch.equal(made(cls(), pictures, torch.arange(10)), once)
         assert torch.equal(pictures, before)
 

@@ -173,7 +173,7 @@ class TestFashionMnist:
     def test_missing(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verb: str) -> None:
         monkeypatch.setattr("raykd.data.fashion_mnist.DEBIAN_FOLDER", tmp_path / "debian")
         source = FashionMnist(root=str(tmp_path / "root"))
-        with pytest.raises(ValueError) as caught:
+        with pytest.raises(ValueError, match="dataset-fashion-mnist") as caught:
             getattr(source, verb)()
         said = str(caught.value)
         for part in (tmp_path / "root", tmp_path / "debian", "dataset-fashion-mnist", "data.root"):

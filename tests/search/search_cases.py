@@ -11,6 +11,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import optuna
+from optuna.study import StudyDirection
+
 from raykd.architecture import Task
 from raykd.search.explorer import Explorer
 from raykd.search.records import Records
@@ -52,6 +54,7 @@ search:
 """18 points: 2 depths x 3 widths x (2 temperatures or rkd)."""
 
 POINTS = 18
+DIRECTIONS = {"max": StudyDirection.MAXIMIZE, "min": StudyDirection.MINIMIZE}
 TASK = Task(input_shape=(1, 8, 8), classes=10)
 FOLDER = "small-20260101-120000"
 
@@ -125,7 +128,7 @@ class World:
             storage=self.optuna,
             study_name=settings.name,
             load_if_exists=True,
-            directions=["maximize" if d == "max" else "minimize" for d in objectives],
+            directions=[DIRECTIONS[direction] for direction in objectives],
             sampler=make_sampler(
                 settings.search.sampler, seed=settings.seed, startup_trials=4, slots=slots
             ),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+
 from raykd.problems import StudyError
 from raykd.search.cluster import here, is_remote, plan_slots
 from raykd.study.schema import Cluster

@@ -11,6 +11,7 @@ from typing import Any
 import optuna
 import pytest
 from optuna.trial import TrialState
+
 from raykd.architecture import Task, anatomy
 from raykd.problems import Infeasible
 from raykd.schemes import Alone

@@ -10,9 +10,12 @@ from typing import Any
 
 import pytest
 from optuna.trial import TrialState
+
+from raykd.architecture import Task
 from raykd.search.explorer import Explorer
 from raykd.search.records import Records
 from raykd.study.opened import OpenStudy
+from raykd.study.schema import Study
 from raykd.training.assignment import Assignment
 from search_cases import (
     POINTS,
@@ -115,14 +118,14 @@ def test_interrupted_again_and_again_with_several_slots(
     dies_at: int, slots: int, tmp_path: Path
 ) -> None:
     world = World(searching(opened(), trials=5, chosen=2, replicates=2), tmp_path)
+    explorer = None
     for _ in range(60):
-        try:
-            journal = Fragile(world.journal, dies_at, written=dies_at % 2 == 0)
+        journal = Fragile(world.journal, dies_at, written=dies_at % 2 == 0)
+        with contextlib.suppress(Crash):
             explorer = explore(world, journal=journal, slots=slots)
             break
-        except Crash:
-            continue
-    assert explorer.finished and len(explorer.records.of("trial")) == 5
+    assert explorer is not None and explorer.finished
+    assert len(explorer.records.of("trial")) == 5
     assert len(explorer.records.of("replicate")) == len(explorer.records.of("alone")) == 4
     assert all(e in ([1, 2, 3], [1, 2]) for e in epochs_of(world.journal.events).values())
     assert len(world.trained) == len(set(world.trained))
@@ -136,9 +139,10 @@ def test_a_grid_loses_no_point_when_it_is_interrupted_while_drawing(
 ) -> None:
     """The process dies after the n-th value was drawn: the point is half drawn."""
     world = World(searching(opened(), trials=100, replicates=0, sampler="grid"), tmp_path)
-    with monkeypatch.context() as patched, pytest.raises(Crash):
+    with monkeypatch.context() as patched:
         patched.setattr(OpenStudy, "draw", dying_at(asked))
-        explore(world)
+        with pytest.raises(Crash):
+            explore(world)
     explorer = explore(world)
     points = {json.dumps(r.assignment.params) for r in explorer.records.of("trial")}
     assert len(points) == len(explorer.records.of("trial")) == POINTS
@@ -166,7 +170,11 @@ def dying_at(asked: int) -> Any:
 
             return suggest
 
-    return lambda study, trial, task: draw(study, Dying(trial), task)
+    def dying(study: OpenStudy, trial: Any, task: Task) -> Study:
+        suggest: Any = Dying(trial)
+        return draw(study, suggest, task)
+
+    return dying
 
 
 def test_a_half_drawn_point_that_is_not_wanted_any_more_is_closed(tmp_path: Path) -> None:

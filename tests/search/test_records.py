@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from raykd.search.records import Records, mean_of
 from raykd.tracking.journal import Journal, events
 from raykd.training.assignment import Assignment, Role

@@ -7,6 +7,8 @@ from typing import Any, get_args
 
 import optuna
 import pytest
+from optuna.study import StudyDirection
+
 from raykd.search.samplers import Grid, make_sampler
 from raykd.study.opened import OpenStudy
 from raykd.study.schema import Sampler
@@ -21,8 +23,8 @@ def study() -> OpenStudy:
     return opened()
 
 
-def directions(count: int) -> list[str]:
-    return ["maximize", "minimize"][:count]
+def directions(count: int) -> list[StudyDirection]:
+    return [StudyDirection.MAXIMIZE, StudyDirection.MINIMIZE][:count]
 
 
 def drawn_by(

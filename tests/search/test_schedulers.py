@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from raykd.search.schedulers import ParetoAsha, Rule, TuneRule, make_rule
 from raykd.study.schema import Asha, Median, Search, Unscheduled
 

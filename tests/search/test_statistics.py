@@ -6,8 +6,9 @@ import math
 
 import numpy as np
 import pytest
-from raykd.search.statistics import estimate, paired_gain
 from scipy import stats
+
+from raykd.search.statistics import estimate, paired_gain
 
 
 def test_interval_is_students_t() -> None:
@@ -48,8 +49,7 @@ def test_one_seed_has_a_mean_and_no_interval() -> None:
 def test_equal_values_have_an_interval_of_no_width() -> None:
     found = estimate([0.75, 0.75, 0.75])
     assert (found.low, found.mean, found.high) == (0.75, 0.75, 0.75)
-    assert found.clear_of_zero
-    assert not estimate([0.0, 0.0]).clear_of_zero
+    assert not found.clear_of_zero  # counts of a small test split that agree tell no noise
 
 
 def test_no_values_are_refused() -> None:

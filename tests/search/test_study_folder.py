@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from raykd.problems import StudyError
 from raykd.search.driver import Chronicle
 from raykd.search.folder import FORMAT, create_folder, open_folder

@@ -7,6 +7,7 @@ import threading
 from pathlib import Path
 
 import pytest
+
 from raykd.training.storage import Storage, is_uri
 
 
