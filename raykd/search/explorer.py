@@ -150,7 +150,8 @@ class Explorer:
         """Take in what a slot reports after an epoch."""
         record = self.records[result["id"]]
         for epoch, metrics in enumerate(result.get("history", ()), 1):
-            self._epoch(record, epoch, {**record.assignment.metrics, **metrics})
+            if epoch < int(result["epoch"]):  # that one is the result itself
+                self._epoch(record, epoch, {**record.assignment.metrics, **metrics})
         if result.get("failed"):
             self.end(record.id, "failed", str(result["failed"]), {})
             if result.get("unusable"):
@@ -370,7 +371,7 @@ class Explorer:
                 "folder": self._folder,
                 "teacher": self._teachers[teacher] if teacher is not None else None,
                 "params": self.study.flat(study),
-                "tags": tags_of(study),
+                "tags": tags_of(study) | {"params": str(cost.params), "macs": str(cost.macs)},
                 "metrics": {"params": float(cost.params), "macs": float(cost.macs)},
                 **fields,
             }

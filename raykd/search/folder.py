@@ -94,7 +94,8 @@ def open_folder(path: str | os.PathLike[str]) -> tuple[StudyFolder, list[str]]:
     at = Path(path).expanduser().absolute()
     try:
         content = json.loads((at / "folder.json").read_text())
-        found, storage, overrides = (content[key] for key in ("format", "storage", "overrides"))
+        found = content["format"]
+        kept = [content[key] for key in ("storage", "overrides", "verb") if found == FORMAT]
     except (FileNotFoundError, NotADirectoryError):
         raise StudyError(
             Problem(
@@ -114,6 +115,7 @@ def open_folder(path: str | os.PathLike[str]) -> tuple[StudyFolder, list[str]]:
             f"{path} was written by another version of raykd (format {found}, "
             f"this one reads {FORMAT})"
         )
+    storage, overrides, verb = kept
     if not is_uri(storage) and Path(storage) != at.parent:
         storage = str(at.parent)  # the folder was moved whole
-    return StudyFolder(at, storage, at.name, content["verb"]), overrides
+    return StudyFolder(at, storage, at.name, verb), overrides

@@ -1,0 +1,61 @@
+"""Draw the README's picture from a real search: its display half-way, and its summary.
+
+uv run python docs/images/picture.py studies/quickstart-DATE-TIME docs/images/quickstart.svg
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+import tempfile
+from pathlib import Path
+
+from rich.console import Console
+from rich.text import Text
+
+from raykd.report.live import picture
+from raykd.report.summary import summary
+from raykd.report.view import View
+from raykd.search.cluster import here, plan_slots
+from raykd.search.folder import StudyFolder, open_folder
+from raykd.search.result import read_result
+from raykd.study.load import load_study
+from raykd.tracking.journal import events
+
+WIDTH = 118
+
+
+def main(folder: Path, target: Path) -> None:
+    """Replay the journal in `folder` until two thirds of its trials have ended, and draw."""
+    found, overrides = open_folder(folder)
+    study = load_study(found.given, overrides=overrides)
+    told = events(found.journal)
+    trials = study.settings.search.trials
+    clock = told[0]["at"]
+    with tempfile.TemporaryDirectory() as empty:
+        view = View(now=lambda: clock / 1000)
+        plan = plan_slots(study.settings.cluster, here())
+        blank = StudyFolder(Path(empty), empty, "blank")
+        ended = 0
+        for event in told:
+            clock = event["at"]
+            view.apply(event)
+            if event["event"] == "dataset":
+                blank.journal.write_text("")
+                view.apply({"event": "plan", "plan": plan, "study": study, "folder": blank})
+            ended += event["event"] == "end" and event["id"].startswith("trial-")
+            if ended >= trials * 2 // 3:
+                break
+        console = Console(record=True, width=WIDTH, height=20, file=io.StringIO())
+        console.print(Text("$ uv run raykd search search_spaces/quickstart.yaml", style="bold"))
+        console.print(picture(view, console.options))
+    console.print(Text("\n... and at the end:\n", style="dim"))
+    console.print(summary(read_result(folder)))
+    drawn = console.export_svg(title="raykd")
+    target.write_text(drawn.replace(str(folder.absolute().parent.parent), "/home/you/raykd"))
+    print(json.dumps({"picture": str(target), "bytes": target.stat().st_size}))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]))
