@@ -74,6 +74,14 @@ def plan_slots(cluster: Cluster, nodes: Sequence[Resources]) -> SlotPlan:
     gpus = cluster.gpus_per_worker
     if gpus == "auto":
         gpus = 1.0 if any(node.get("GPU", 0) >= 1 for node in nodes) else 0.0
+    if gpus > 1 and gpus != int(gpus):
+        raise StudyError(
+            Problem(
+                f"got {gpus:g}; a worker has a part of one GPU (at most 1), or whole GPUs",
+                path="cluster.gpus_per_worker",
+                mend=f"write {int(gpus)} or {int(gpus) + 1}",
+            )
+        )
     places = sum(_places(node, cluster.cpus_per_worker, gpus) for node in nodes)
     most = places // cluster.workers_per_trial
     plan = SlotPlan(most, cluster.workers_per_trial, cluster.cpus_per_worker, gpus)

@@ -213,7 +213,8 @@ def run(
             raise StudyError(explorer.fatal)
         _keep_models(chronicle, explorer, folder, data, settings)
         result = read_result(folder.path)
-        chronicle.write("note", id=None, tags=result.tags(), metrics=result.figures(), step=0)
+        tags = result.tags() | ({"drawing_ended": explorer.note} if explorer.note else {})
+        chronicle.write("note", id=None, tags=tags, metrics=result.figures(), step=0)
         status = "finished"
     except KeyboardInterrupt:
         status = "interrupted"

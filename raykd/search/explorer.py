@@ -183,8 +183,9 @@ class Explorer:
 
     def slot_failed(self, record_id: str, reason: str) -> None:
         """A slot died with what it was training; where none ever finished an epoch, none can."""
-        if record_id in self.records:
-            self.end(record_id, "failed", reason)
+        if record_id not in self.records:
+            return  # it was only waiting
+        self.end(record_id, "failed", reason)
         if not self._anything_finished:
             self._abandon(f"no slot could be started: {reason}")
 

@@ -59,6 +59,7 @@ class Slot(tune.Trainable):
         self._shared = shared
         self._files = Storage(shared.storage)
         self._ended: str | None = None
+        self._unusable = False
         self._mailbox = Mailbox(ray.util.get_node_ip_address(), self._check_trainer)
         self._trainer = threading.Thread(target=self._run_trainer, args=(data[0],), daemon=True)
         self._trainer.start()
@@ -77,6 +78,9 @@ class Slot(tune.Trainable):
             try:
                 return self._epoch()
             except WorkersGone as gone:
+                if self._unusable or self._mailbox.announcements:
+                    raise  # Tune gives the trial a new slot
+                self._unusable = True
                 return self._failure(str(gone)) | {"unusable": True}
             except WorkersLost as lost:
                 losses += 1

@@ -5,7 +5,6 @@ Ray is started once; only the driver that gets killed has one of its own.
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -211,7 +210,7 @@ def test_trials_that_diverge_fail_with_their_reason(one_slot: StudyResult) -> No
         assert record.status == ("failed" if record in wild else "finished")
         assert ("diverged in epoch 1" in record.reason) is (record in wild)
     assert_every_epoch_once(one_slot)
-    assert not set(wild) & set(one_slot.pareto)
+    assert not any(record in one_slot.pareto for record in wild)
 
 
 def test_a_failed_trial_costs_no_other_its_slot(one_slot: StudyResult) -> None:
@@ -219,10 +218,18 @@ def test_a_failed_trial_costs_no_other_its_slot(one_slot: StudyResult) -> None:
     assert len({event["slot"] for event in told(one_slot) if event["event"] == "epoch"}) == 1
 
 
-def test_the_same_seed_and_one_slot_give_the_same(one_slot: StudyResult, tmp_path: Path) -> None:
-    again = search(written(tmp_path))
+def test_the_same_seed_and_one_slot_give_the_same(
+    one_slot: StudyResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wherever the files are: here, behind a URI."""
+    monkeypatch.chdir(tmp_path)
+    storage = f"cluster.storage=file://{tmp_path}/elsewhere"
+    again = search(written(tmp_path), overrides=[storage])
     assert figures(again, by=lambda r: r.id) == figures(one_slot, by=lambda r: r.id)
     assert again.figures() == one_slot.figures()
+    assert again.folder.parent == tmp_path / "studies"
+    [replicate] = again.records.of("replicate")
+    assert (tmp_path / "elsewhere" / str(replicate.assignment.keep)).is_file()
 
 
 # Processes that are killed
@@ -243,16 +250,20 @@ def descendants(pid: int) -> dict[int, str]:
     return {number: names.get(number, "") for number in found - {pid}}
 
 
+def train_workers() -> list[int]:
+    """The workers of this process's Ray, in the order in which they began."""
+    return sorted(p for p, name in descendants(os.getpid()).items() if "TrainWorker" in name)
+
+
 def test_a_worker_that_is_killed_costs_no_epoch(two_slots: StudyResult, tmp_path: Path) -> None:
     killed: list[int] = []
 
     def kill(event: Mapping[str, Any]) -> None:
         if (event["event"], event.get("id"), event.get("epoch")) != ("epoch", "trial-0001", 2):
             return
-        workers = [p for p, name in descendants(os.getpid()).items() if "TrainWorker" in name]
-        for worker in workers:
+        killed.extend(train_workers())
+        for worker in killed:
             os.kill(worker, signal.SIGKILL)
-        killed.extend(workers)
 
     result = search(written(tmp_path, rates="[0.05, 0.1, 0.2]"), listeners=[kill])
     assert len(killed) == 1
@@ -261,40 +272,32 @@ def test_a_worker_that_is_killed_costs_no_epoch(two_slots: StudyResult, tmp_path
 
 
 DRIVER = """\
-import json, sys
+import os, signal, sys
 from raykd.search.driver import search
 
-def tell(event):
-    known = {key: event[key] for key in ("event", "id", "epoch") if key in event}
-    print(json.dumps(known), flush=True)
+def die(event):
+    if (event["event"], event.get("id"), event.get("epoch")) == ("epoch", "trial-0002", 2):
+        os.killpg(0, signal.SIGKILL)
 
-search(sys.argv[1], listeners=[tell])
+search(sys.argv[1], listeners=[die])
 """
 
 
-def killed_after(study: Path, log: Path, is_time: Callable[[dict[str, Any]], bool]) -> None:
-    """Run a search in a process of its own, and kill all of it when it says that it is time."""
-    with log.open("w") as errors:
+def run_until_killed(study: Path, log: Path) -> None:
+    """Run a search in a process group of its own, which is killed in the middle of it."""
+    with log.open("w") as output:
         driver = subprocess.Popen(
             [sys.executable, "-c", DRIVER, str(study)],
-            stdout=subprocess.PIPE,
-            stderr=errors,
-            text=True,
+            stdout=output,
+            stderr=output,
             start_new_session=True,
         )
-    assert driver.stdout is not None
-    try:
-        for line in driver.stdout:
-            if is_time(json.loads(line)):
-                break
-        else:
-            raise AssertionError(f"the driver ended first: {log.read_text()[-2000:]}")
-    finally:
-        below = descendants(driver.pid)
-        os.killpg(driver.pid, signal.SIGKILL)
-        driver.wait()
-        driver.stdout.close()
-        _end(below)
+    below: dict[int, str] = {}
+    while driver.poll() is None:
+        below |= descendants(driver.pid)
+        time.sleep(0.2)
+    _end(below)
+    assert driver.returncode == -signal.SIGKILL, log.read_text()[-2000:]
 
 
 def _end(processes: Mapping[int, str], patience: float = 30) -> None:
@@ -316,15 +319,11 @@ def _lives(pid: int, name: str) -> bool:
 
 
 def test_a_driver_that_is_killed_is_gone_on_with(two_slots: StudyResult, tmp_path: Path) -> None:
-    killed_after(
-        written(tmp_path, rates="[0.05, 0.1, 0.2]"),
-        tmp_path / "driver.log",
-        lambda e: (e["event"], e.get("id"), e.get("epoch")) == ("epoch", "trial-0002", 2),
-    )
+    run_until_killed(written(tmp_path, rates="[0.05, 0.1, 0.2]"), tmp_path / "driver.log")
     [folder] = (tmp_path / "studies").glob("tiny-*")
     before = events(folder / "journal.jsonl")
     interrupted = read_result(folder)
-    assert any(r.status == "running" for r in everything(interrupted))
+    assert [r.id for r in everything(interrupted) if r.status == "running"] == ["trial-0002"]
     result = search("not read", resume=folder)
     assert result.folder == folder and result.study_id == interrupted.study_id
     assert told(result)[: len(before)] == before
@@ -338,11 +337,20 @@ def test_a_driver_that_is_killed_is_gone_on_with(two_slots: StudyResult, tmp_pat
 
 
 def test_two_workers_train_one_trial(on_ray: None, tmp_path: Path) -> None:
+    """And one of them is killed on the way."""
     study = load_study(
         written(tmp_path),
         ["student.model.width=16", "train.optimizer.lr=0.05", "cluster.workers_per_trial=2"],
     )
-    result = distill(study)
+    killed: list[int] = []
+
+    def kill_one(event: Mapping[str, Any]) -> None:
+        if (event["event"], event.get("id"), event.get("epoch")) == ("epoch", "trial-0000", 2):
+            killed.extend(train_workers()[-1:])
+            os.kill(killed[0], signal.SIGKILL)
+
+    result = distill(study, listeners=[kill_one])
+    assert len(killed) == 1
     assert {r.status for r in everything(result)} == {"finished"}
     assert_every_epoch_once(result)
     [trial] = result.records.of("trial")
