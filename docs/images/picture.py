@@ -53,7 +53,7 @@ def main(folder: Path, target: Path) -> None:
     console.print(Text("\n... and at the end:\n", style="dim"))
     console.print(summary(read_result(folder)))
     drawn = console.export_svg(title="raykd")
-    target.write_text(drawn.replace(str(folder.absolute().parent.parent), "/home/you/raykd"))
+    target.write_text(drawn.replace(f"{folder.absolute().parent.parent}/", ""))
     print(json.dumps({"picture": str(target), "bytes": target.stat().st_size}))
 
 
