@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 import io
 import os
+import sys
 import time
 import traceback
 from collections.abc import Mapping
@@ -106,7 +107,8 @@ class Seat:
         gc.collect()
         if self.bench.device.type == "cuda":
             torch.cuda.empty_cache()
-        torch.compiler.reset()
+        if "torch._dynamo" in sys.modules:  # nothing was compiled where it is not even imported
+            torch.compiler.reset()
         return {}
 
     def _measure(self, training: Training, assignment: Assignment, began: float) -> dict[str, Any]:
@@ -168,6 +170,9 @@ def serve(setup: Mapping[str, Any]) -> None:
 
     context = ray.train.get_context()
     seat = Seat(_bench(setup, context.get_world_rank(), context.get_world_size()))
+    # What was imported stays for good: collections between trials need not walk through it.
+    gc.collect()
+    gc.freeze()
     mailbox = _connect(setup["address"]) if seat.bench.rank == 0 else None
     others = _control_group(seat.bench.world)
     while True:
