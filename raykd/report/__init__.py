@@ -4,17 +4,12 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
+
+from raykd.report.display import Display
 
 if TYPE_CHECKING:
     from rich.console import Console
-
-
-class Display(AbstractContextManager[Any], Protocol):
-    """Something that is shown while a search runs, and hears of all its events."""
-
-    def __call__(self, event: Mapping[str, Any]) -> None: ...
 
 
 def search_display(console: Console, *, lines: bool = False) -> Display:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping
-from types import TracebackType
 from typing import Any
 
+from raykd.report.display import Display
 from raykd.report.figures import clock, percent
 from raykd.report.plain import described, ended_line
 from raykd.report.view import REPLICATES, View
@@ -17,7 +17,7 @@ HEADINGS = (
 )
 
 
-class EpochLines:
+class EpochLines(Display):
     """One line an epoch of the teacher and of the student; of the replicates their ends alone.
 
     Args:
@@ -39,17 +39,6 @@ class EpochLines:
                 self._write(ended_line(self._view.records[event["id"]], self._view.watched))
             elif event["event"] == "phase":
                 self._write(self._view.phase)
-
-    def __enter__(self) -> EpochLines:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        pass
 
     def _epoch(self, record: Record, event: Mapping[str, Any]) -> None:
         if record.role in REPLICATES:

@@ -13,6 +13,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from raykd.report.display import Display
 from raykd.report.figures import clock, compact, metric, percent, time_left, words
 from raykd.report.names import objective_name, pairs_name, run_name
 from raykd.report.view import ALL, View, cost, student_name
@@ -36,7 +37,7 @@ STYLES = {
 }
 
 
-class LiveDisplay:
+class LiveDisplay(Display):
     """Shows a search while it runs; drawn at most four times a second, whatever happens.
 
     Args:

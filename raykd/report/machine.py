@@ -9,13 +9,13 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
-from types import TracebackType
 from typing import Any
 
+from raykd.report.display import Display
 from raykd.report.view import Budget
 
 
-class JsonLines:
+class JsonLines(Display):
     """Every event as one line of strict JSON; NaN and the infinities are the strings "nan",
     "inf" and "-inf", as in the journal.
 
@@ -31,17 +31,6 @@ class JsonLines:
         line = json.dumps(jsonable({"at": time.time_ns() // 1_000_000, **_plain(event)}))
         with self._lock:
             self._write(line)
-
-    def __enter__(self) -> JsonLines:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        pass
 
 
 def _plain(event: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
-from types import TracebackType
 from typing import Any
 
+from raykd.report.display import Display
 from raykd.report.figures import clock, compact, metric, percent, time_left, words
 from raykd.report.names import objective_name, pairs_name
 from raykd.report.view import View, cost, student_name
@@ -17,7 +17,7 @@ EVERY = 10.0
 """Seconds between two lines of progress."""
 
 
-class PlainLines:
+class PlainLines(Display):
     """One line for each phase and each training that ends, and now and then one of progress.
 
     Args:
@@ -40,17 +40,6 @@ class PlainLines:
             self._view.apply(event)
             for line in self._lines(event):
                 self._say(line)
-
-    def __enter__(self) -> PlainLines:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        pass
 
     def _say(self, line: str) -> None:
         self._last = self._now()

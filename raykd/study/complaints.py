@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from raykd.study.domains import DOMAINS, near
 from raykd.study.outline import study_outline
-from raykd.study.place import Place, dotted
+from raykd.study.place import Place, dotted, value_at
 from raykd.study.schema import NAME_PATTERN
 
 _NOUNS = {
@@ -146,7 +146,7 @@ def _finding(faults: list[_Fault], data: Any) -> Finding:
         return _unknown_name(first.place[:-1], first.found, data)
     if first.type in ("value_error", "assertion_error"):
         return Finding(first.place, first.message.split(", ", 1)[-1])
-    if first.type == "literal_error" and first.found != _get(data, first.place):
+    if first.type == "literal_error" and first.found != value_at(data, first.place):
         return _unknown_key(first, data)
     if _takes_options(first, data):
         names = study_outline().names(data, first.place)
@@ -165,7 +165,7 @@ def _unknown_key(fault: _Fault, data: Any) -> Finding:
     *parent, key = fault.place
     keys = study_outline().keys(data, tuple(parent))
     here = dotted(parent)
-    held = _get(data, tuple(parent))
+    held = value_at(data, tuple(parent))
     name = held.get("name") if parent and isinstance(held, Mapping) else None
     called = f"{_noun(tuple(parent))} '{name}'" if isinstance(name, str) else here or "a study"
     what = f"unknown key `{key}`; {called} has {', '.join(keys)}"
@@ -269,12 +269,3 @@ def shown(value: Any) -> str:
 def _noun(place: Place) -> str:
     key = next((step for step in reversed(place) if isinstance(step, str)), "")
     return _NOUNS.get(key, key or "name")
-
-
-def _get(data: Any, place: Place) -> Any:
-    for step in place:
-        try:
-            data = data[step]
-        except (KeyError, IndexError, TypeError):
-            return None
-    return data

@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 
 from raykd.problems import Problem, StudyError
-from raykd.study.place import Place, dotted, parse_place
+from raykd.study.place import Place, dotted, parse_place, value_at
 
 MOST_VALUES = 20_000
 """So many values may a file hold, its aliases written out."""
@@ -74,15 +74,7 @@ class Document:
 
     def get(self, place: Place) -> Any:
         """The value at `place`; None where there is none."""
-        value: Any = self.data
-        for step in place:
-            if isinstance(value, Mapping):
-                value = value.get(step)
-            elif isinstance(value, list) and isinstance(step, int) and step < len(value):
-                value = value[step]
-            else:
-                return None
-        return value
+        return value_at(self.data, place)
 
     def with_overrides(self, overrides: Iterable[str]) -> Document:
         """The same with `a.b=value` arguments put in; the values are read as YAML.

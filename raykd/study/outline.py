@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 
-from raykd.study.place import Place
+from raykd.study.place import Place, value_at
 from raykd.study.schema import study_adapter
 
 Schema = Mapping[str, Any]
@@ -24,7 +24,7 @@ class Outline:
 
     def keys(self, data: Any, place: Place) -> tuple[str, ...]:
         """The keys a mapping at `place` may have."""
-        objects = self._objects(self._at(data, place), _get(data, place))
+        objects = self._objects(self._at(data, place), value_at(data, place))
         found = (
             [*found.get("properties", ()), *found.get("propertyNames", {}).get("enum", ())]
             for found in objects
@@ -39,7 +39,7 @@ class Outline:
     def _at(self, data: Any, place: Place) -> list[Schema]:
         found, value = self._alternatives(self.schema), data
         for step in place:
-            found, value = self._below(found, value, step), _get(value, (step,))
+            found, value = self._below(found, value, step), value_at(value, (step,))
         return found
 
     def _below(self, found: list[Schema], value: Any, step: str | int) -> list[Schema]:
@@ -101,14 +101,3 @@ def _name(node: Schema) -> str | None:
     if node.get("type") != "object":
         return None
     return node.get("properties", {}).get("name", {}).get("const")
-
-
-def _get(value: Any, place: Place) -> Any:
-    for step in place:
-        if isinstance(value, Mapping):
-            value = value.get(step)
-        elif isinstance(value, list) and isinstance(step, int) and step < len(value):
-            value = value[step]
-        else:
-            return None
-    return value

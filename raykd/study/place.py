@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 Place = tuple[str | int, ...]
 """Keys and list positions from the study's root; empty for the root."""
@@ -39,3 +40,15 @@ def parse_place(text: str) -> Place:
     if not place:
         raise ValueError("an empty path; write one like knowledge[0].loss.temperature")
     return tuple(place)
+
+
+def value_at(data: Any, place: Place) -> Any:
+    """What stands at `place` of plain data; None where there is nothing."""
+    for step in place:
+        if isinstance(data, Mapping):
+            data = data.get(step)
+        elif isinstance(data, list) and isinstance(step, int) and step < len(data):
+            data = data[step]
+        else:
+            return None
+    return data
