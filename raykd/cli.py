@@ -135,10 +135,12 @@ def validate(
 
     console = _console()
     with _errors(verbose):
+        from raykd.report.commands import launcher
         from raykd.report.space import explained
 
         console.print(explained(file, overrides or (), seed), crop=False)
-    print_line(console, f"\nvalid: raykd search {file}" + _as_typed(overrides))
+        command = f"{launcher()}raykd search {file}" + _as_typed(overrides)
+    print_line(console, f"\nvalid: {command}")
 
 
 @app.command(epilog=EPILOG)
