@@ -86,6 +86,10 @@ def masked(uri: str) -> str:
     return re.sub(r"(?<=://)([^/@:\s]*):[^/@\s]+@", r"\1:***@", uri)
 
 
+KIND = {"mlflow.experimentKind": "custom_model_development"}
+"""Has MLflow's pages show curves and models first, not prompts and traces."""
+
+
 def experiment_id(client: MlflowClient, name: str, uri: str) -> str:
     """The experiment's id; it is created where there is none, restored where it was deleted.
 
@@ -97,7 +101,9 @@ def experiment_id(client: MlflowClient, name: str, uri: str) -> str:
     found = client.get_experiment_by_name(name)
     if found is None:
         try:
-            return client.create_experiment(name, artifact_location=_artifact_folder(name, uri))
+            return client.create_experiment(
+                name, artifact_location=_artifact_folder(name, uri), tags=KIND
+            )
         except MlflowException as error:
             found = client.get_experiment_by_name(name)  # another process was quicker
             if found is None:
