@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from raykd.architecture import Task
 from raykd.data import Dataset
 from raykd.problems import Problem, StudyError
 from raykd.search.cluster import here, is_remote, plan_slots
@@ -15,6 +14,7 @@ from raykd.search.driver import check_teacher_weights
 from raykd.study.explain import explain
 from raykd.study.load import check_data, check_shapes, load_study
 from raykd.study.opened import OpenStudy
+from raykd.training.assembly import task_of
 
 
 def explained(file: str, overrides: Sequence[str] = (), seed: int = 0) -> RenderableType:
@@ -37,7 +37,7 @@ def explained(file: str, overrides: Sequence[str] = (), seed: int = 0) -> Render
     task = study.task
     if task is None:
         assert data is not None, "a source that does not tell its shape is read"
-        task = Task(input_shape=data.input_shape, classes=data.classes)
+        task = task_of(data)
         check_shapes(study, task, checks=checks)
     found = explain(study, task, seed, None if data is None else len(data.train))
     return Group(found.render(), Text(slots))

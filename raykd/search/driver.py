@@ -30,6 +30,7 @@ from raykd.study.place import parse_place
 from raykd.study.schema import Search, Study, Teacher, plain
 from raykd.tracking.journal import Journal, events
 from raykd.tracking.store import absolute
+from raykd.training.assembly import task_of
 from raykd.training.storage import Storage, is_uri
 from raykd.training.teacher import check_weights, teacher_key
 
@@ -191,7 +192,7 @@ def run(
     how = how or settings.search
     with in_place(study):
         data = load_data(settings)
-        task = Task(input_shape=data.input_shape, classes=data.classes)
+        task = task_of(data)
         if folder is None:
             if conduct is in_slots and not is_remote():
                 plan_slots(settings.cluster, here())
@@ -288,7 +289,6 @@ def explore(
         gpus=plan.gpus,
         max_failures=explorer.study.settings.cluster.max_failures,
         folder=_ray_folder(folder),
-        verbose=verbose,
     )
     trainable = tune.with_parameters(Slot, shared=setup, data=[ray.put(data.arrays())])
     # A slot holds no CPU of its own (its workers do), but Tune wants some request.
@@ -510,11 +510,11 @@ def _keep_models(
             continue
         kept = max(replicates, key=lambda r: r.metrics["val_accuracy"])
         assert kept.assignment.keep is not None
-        content = storage.read(kept.assignment.keep)
-        if content is None:
-            continue
         path = folder.path / "students" / Path(kept.assignment.keep).name
-        if not path.exists():
+        if not path.exists():  # the storage is a URI
+            content = storage.read(kept.assignment.keep)
+            if content is None:
+                continue
             path.parent.mkdir(exist_ok=True)
             path.write_bytes(content)
         aliases = ["champion"] if record is chosen[0] else []

@@ -111,6 +111,6 @@ def _numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
     return {name: float(value) for name, value in metrics.items()}
 
 
-def mean_of(records: Sequence[Record], metric: str) -> list[float]:
+def values_of(records: Sequence[Record], metric: str) -> list[float]:
     """The metric's values over those that finished."""
     return [r.metrics[metric] for r in records if r.status == "finished" and metric in r.metrics]

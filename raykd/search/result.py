@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raykd.search.folder import open_folder
-from raykd.search.records import Record, Records
+from raykd.search.records import Record, Records, values_of
 from raykd.search.statistics import Estimate, estimate, paired_gain
 from raykd.tracking.journal import events
 
@@ -103,7 +103,7 @@ class StudyResult:
     @property
     def teacher_falls_short(self) -> Chosen | None:
         """The chosen student whose lone training beats every teacher's test accuracy, if any."""
-        taught = [r.metrics[METRIC] for r in self.teachers if METRIC in r.metrics]
+        taught = values_of(self.teachers, METRIC)
         for chosen in self.chosen:
             if taught and chosen.alone is not None and chosen.alone.mean > max(taught):
                 return chosen

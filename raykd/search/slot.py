@@ -35,7 +35,6 @@ class SlotSetup:
         max_failures: how often a trial's lost workers are started again before it fails.
         folder: a local folder for Ray Train's own bookkeeping.
         collective_timeout: seconds after which ranks stop waiting for one another.
-        verbose: whether Ray Train may log.
     """
 
     storage: str
@@ -45,7 +44,6 @@ class SlotSetup:
     max_failures: int
     folder: str
     collective_timeout: int = 1800
-    verbose: bool = False
 
 
 class Slot(tune.Trainable):

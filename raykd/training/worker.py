@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import gc
 import io
-import os
 import sys
 import time
 import traceback
@@ -20,13 +19,13 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from raykd.architecture import Task
 from raykd.data import Dataset
 from raykd.study.schema import Study, read_study
+from raykd.training.assembly import task_of
 from raykd.training.assignment import Assignment
 from raykd.training.checkpoint import dump_weights
 from raykd.training.loop import Training
-from raykd.training.mailbox import Address, Command, WorkerEnd
+from raykd.training.mailbox import Command, WorkerEnd
 from raykd.training.record import Diverged
 from raykd.training.storage import Storage
 from raykd.training.teacher import read_teacher
@@ -130,7 +129,7 @@ class Seat:
                     f"{self.bench.storage.root}; every node must reach that folder"
                 )
             data = self.bench.data
-            task = Task(input_shape=data.input_shape, classes=data.classes)
+            task = task_of(data)
             teacher = (
                 read_teacher(study, task, content)
                 if assignment.teacher.endswith(".safetensors")
@@ -173,7 +172,7 @@ def serve(setup: Mapping[str, Any]) -> None:
     # What was imported stays for good: collections between trials need not walk through it.
     gc.collect()
     gc.freeze()
-    mailbox = _connect(setup["address"]) if seat.bench.rank == 0 else None
+    mailbox = WorkerEnd(setup["address"]) if seat.bench.rank == 0 else None
     others = _control_group(seat.bench.world)
     while True:
         command = _next_command(mailbox, others)
@@ -233,10 +232,6 @@ def _bench(setup: Mapping[str, Any], rank: int, world: int) -> Bench:
     return Bench(Storage(setup["storage"]), data, device, rank, world)
 
 
-def _connect(address: Address) -> WorkerEnd:
-    return WorkerEnd(address)
-
-
 def _control_group(world: int) -> dist.ProcessGroup | None:
     """A gloo group for passing commands on, apart from the group that carries gradients."""
     if world == 1:
@@ -263,6 +258,3 @@ def _is_sticky(error: Exception) -> bool:
     """Whether the process cannot use its GPU any more."""
     text = str(error)
     return "CUDA error" in text and not isinstance(error, torch.OutOfMemoryError)
-
-
-os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "1")

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from raykd.search.records import Records, mean_of
+from raykd.search.records import Records, values_of
 from raykd.tracking.journal import Journal, events
 from raykd.training.assignment import Assignment, Role
 
@@ -147,4 +147,4 @@ def test_means_are_of_what_finished() -> None:
     records = Records.from_events(
         ended("trial-0000", 0.9, 10) + ended("trial-0001", 0.8, 10, "failed")
     )
-    assert mean_of(records.of("trial"), "val_accuracy") == [0.9]
+    assert values_of(records.of("trial"), "val_accuracy") == [0.9]
