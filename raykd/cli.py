@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -31,7 +30,6 @@ app = typer.Typer(
     help="Search which student, and which distillation, makes most of a teacher.",
     epilog=EPILOG,
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -153,21 +151,44 @@ def schema() -> None:
     typer.echo(json.dumps(json_schema(), indent=2))
 
 
-class Part(StrEnum):
-    """What can be listed."""
-
-    models = "models"
-    losses = "losses"
-    schemes = "schemes"
-    sources = "sources"
+PARTS = ("losses", "schemes", "models", "data", "samplers", "schedulers", "augmentations")
 
 
 @app.command("list", epilog=EPILOG)
-def list_options(part: Annotated[Part | None, typer.Argument(help="Default: all.")] = None) -> None:
-    """List what a study may name: models, losses, schemes, data sources."""
-    from raykd.report.options import options
+def list_options(
+    part: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="PART",
+            help=f"{', '.join(PARTS[:-1])} or {PARTS[-1]}; default: all, a line each.",
+            autocompletion=lambda: list(PARTS),
+        ),
+    ] = None,
+    name: Annotated[
+        str | None, typer.Argument(metavar="NAME", help="One option of the part, in full.")
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="A JSON list, one object an option.")
+    ] = False,
+    markdown: Annotated[
+        bool, typer.Option("--markdown", help="Markdown, of which docs/options.md is made.")
+    ] = False,
+) -> None:
+    """List what a study may name: what it is, parameters, defaults, ranges, paper."""
+    if as_json and markdown:
+        raise typer.BadParameter("give --json or --markdown, not both")
+    with _errors(verbose=False):
+        from raykd.report.catalogue import chosen
+        from raykd.report.options import json_of, view
+        from raykd.report.pages import page
 
-    _console().print(options([part.value] if part else [one.value for one in Part]), crop=False)
+        found = chosen(part, name)
+        if as_json:
+            typer.echo(json_of(found))
+        elif markdown:
+            typer.echo(page(found), nl=False)
+        else:
+            _console().print(view(found, in_full=name is not None), crop=False)
 
 
 @app.command(epilog=EPILOG)

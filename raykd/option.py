@@ -8,14 +8,21 @@ a study; the union is the registry.
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Iterator, Sequence
 from functools import cached_property
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from typing import Annotated, Any, TypeVar, Union, dataclass_transform
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, GetCoreSchemaHandler, TypeAdapter
+from pydantic_core import CoreSchema
+
+from raykd.problems import Problem, StudyError
 
 T = TypeVar("T")
+
+OWN = "raykd"
+"""Where raykd's own options come from."""
 
 
 @dataclass_transform(frozen_default=True, kw_only_default=True)
@@ -30,42 +37,47 @@ def option_name(cls: type) -> str:
     for field in dataclasses.fields(cls):
         if field.name == "name" and isinstance(field.default, str):
             return field.default
-    raise TypeError(f"{cls.__module__}.{cls.__qualname__} has no `name: Literal[...] = ...` field")
+    raise TypeError(f"{_path(cls)} has no `name: Literal[...] = ...` field")
 
 
 class Family:
     """The options that may stand at one place of a study, by name.
+
+    Other packages add theirs by entry points.  They are loaded when the family is first asked for
+    its members, not when raykd is imported: a package may import raykd before raykd imports it.
+    An entry point that cannot be used is left out, and `raykd`'s logger says so, once; a study that
+    does not name it never needs it.
 
     Args:
         noun: what an option is called in messages ("loss", "scheme", ...).
         members: raykd's own options.
         group: the entry-point group through which other packages add theirs; each entry point
             names one option class.
-
-    Raises:
-        ValueError: two options bear the same name.
+        base: what every option of the family derives from.
     """
 
-    def __init__(self, noun: str, members: Sequence[type], group: str) -> None:
+    def __init__(self, noun: str, members: Sequence[type], group: str, base: type = object) -> None:
         self.noun = noun
         self.group = group
+        self.base = base
         self._own = tuple(members)
+        self._loading = False
 
-    @cached_property
+    @property
     def members(self) -> dict[str, type]:
-        """Option classes by name, raykd's own first."""
-        found: dict[str, type] = {}
-        plugins = [point.load() for point in sorted(entry_points(group=self.group))]
-        for cls in (*self._own, *plugins):
-            name = option_name(cls)
-            if name in found and found[name] is not cls:
-                raise ValueError(
-                    f"two {self.noun} options are called {name!r}: "
-                    f"{found[name].__module__}.{found[name].__qualname__} and "
-                    f"{cls.__module__}.{cls.__qualname__}; rename one of them"
-                )
-            found[name] = cls
-        return found
+        """Option classes by name, raykd's own first.
+
+        Raises:
+            StudyError: a ValueError; two options bear the same name.
+        """
+        if self._loading:  # a package asks that is itself being loaded
+            return {option_name(cls): cls for cls in self._own}
+        return {name: cls for name, (cls, _) in self._found.items()}
+
+    @property
+    def origins(self) -> dict[str, str]:
+        """The package each option comes from, with its version if it is not raykd's own."""
+        return {name: origin for name, (_, origin) in self._found.items()}
 
     def __iter__(self) -> Iterator[type]:
         return iter(self.members.values())
@@ -73,10 +85,76 @@ class Family:
     def __getitem__(self, name: str) -> type:
         return self.members[name]
 
-    @cached_property
+    @property
     def annotation(self) -> Any:
         """The type to put on a dataclass field: a union discriminated by `name`."""
-        members = tuple(self.members.values())
+        return Annotated[Any, self]
+
+    def __get_pydantic_core_schema__(
+        self, source: Any, handler: GetCoreSchemaHandler
+    ) -> CoreSchema:
+        """Pydantic asks for the union when it first reads a study."""
+        members = tuple(self)
         if len(members) == 1:
-            return members[0]
-        return Annotated[Union[members], Field(discriminator="name")]  # noqa: UP007
+            return handler.generate_schema(members[0])
+        return handler.generate_schema(Annotated[Union[members], Field(discriminator="name")])  # noqa: UP007
+
+    @cached_property
+    def _found(self) -> dict[str, tuple[type, str]]:
+        found: dict[str, tuple[type, str]] = {}
+        for cls, origin in (*((cls, OWN) for cls in self._own), *self._plugins()):
+            name = option_name(cls)
+            known, home = found.setdefault(name, (cls, origin))
+            if known is not cls:
+                raise StudyError(
+                    Problem(
+                        f"two {self.noun} options are called {name!r}: {_path(known)} of {home} "
+                        f"and {_path(cls)} of {origin}",
+                        mend=f"rename one of them, or uninstall {origin}",
+                    )
+                )
+        return found
+
+    def _plugins(self) -> Iterator[tuple[type, str]]:
+        self._loading = True
+        try:
+            for point in sorted(entry_points(group=self.group)):
+                try:
+                    yield self._loaded(point), _origin(point)
+                except _Unfit as reason:
+                    logging.getLogger(OWN).warning(
+                        "raykd goes on without the %s that %s offers as %s (entry point %s = %s): "
+                        "%s\n    -> mend %s, or uninstall it",
+                        *(self.noun, _origin(point), point.name, self.group, point.value),
+                        *(reason, _origin(point)),
+                    )
+        finally:
+            self._loading = False
+
+    def _loaded(self, point: EntryPoint) -> type:
+        try:
+            cls = point.load()
+        except Exception as error:  # the code of others may raise anything
+            raise _Unfit(f"it cannot be imported: {type(error).__name__}: {error}") from error
+        if not isinstance(cls, type) or "__dataclass_fields__" not in vars(cls):
+            raise _Unfit(f"{cls!r} is no option; it must name a class with @option above it")
+        if not issubclass(cls, self.base):
+            raise _Unfit(f"{_path(cls)} is no {self.noun}; derive it from {_path(self.base)}")
+        try:
+            option_name(cls)
+            TypeAdapter(cls).json_schema()
+        except Exception as error:  # pydantic's errors have no common base
+            raise _Unfit(f"its fields cannot be read from a study: {error}") from error
+        return cls
+
+
+class _Unfit(Exception):
+    """Why an entry point gives no option."""
+
+
+def _path(cls: type) -> str:
+    return f"{cls.__module__}.{cls.__qualname__}"
+
+
+def _origin(point: EntryPoint) -> str:
+    return f"{point.dist.name} {point.dist.version}" if point.dist is not None else "a package"

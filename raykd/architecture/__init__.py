@@ -1,37 +1,68 @@
 """Networks: families of models, their layers, what they cost, and taps on them."""
 
+from raykd.architecture.cnn import Cnn
+from raykd.architecture.convnext import Convnext
 from raykd.architecture.cost import Anatomy, anatomy, dissect
+from raykd.architecture.crd_benchmark import CRD_BENCHMARK
 from raykd.architecture.layers import Layer, discover, resolve, stage_aliases
+from raykd.architecture.mixer import Mixer
 from raykd.architecture.mlp import Mlp
+from raykd.architecture.mobilenet_v2 import MobilenetV2
 from raykd.architecture.model import Model, Task
 from raykd.architecture.resnet import Resnet
+from raykd.architecture.shufflenet_v1 import ShufflenetV1
+from raykd.architecture.shufflenet_v2 import ShufflenetV2
 from raykd.architecture.taps import Observed, Taps, tapped
 from raykd.architecture.vgg import Vgg
+from raykd.architecture.vit import Vit
 from raykd.architecture.wide_resnet import WideResnet
 from raykd.option import Family
+
+FAMILIES: tuple[type[Model], ...] = (
+    Resnet,
+    WideResnet,
+    Vgg,
+    MobilenetV2,
+    ShufflenetV1,
+    ShufflenetV2,
+    Convnext,
+    Cnn,
+    Vit,
+    Mixer,
+    Mlp,
+)
+"""Families of models, with fields that can be searched."""
 
 MODELS = Family(
     "model",
     [
-        Resnet,
-        WideResnet,
-        Vgg,
-        Mlp,
+        *FAMILIES,
+        *CRD_BENCHMARK,
     ],
     group="raykd.models",
+    base=Model,
 )
 
 __all__ = [
+    "CRD_BENCHMARK",
+    "FAMILIES",
     "MODELS",
     "Anatomy",
+    "Cnn",
+    "Convnext",
     "Layer",
+    "Mixer",
     "Mlp",
+    "MobilenetV2",
     "Model",
     "Observed",
     "Resnet",
+    "ShufflenetV1",
+    "ShufflenetV2",
     "Taps",
     "Task",
     "Vgg",
+    "Vit",
     "WideResnet",
     "anatomy",
     "discover",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Any, ClassVar
 
 from torch import nn
 
@@ -24,9 +25,14 @@ class Task:
 
 @option
 class Model:
-    """Base of every model option: a family of architectures, one concrete member per instance."""
+    """Base of every model option: a family of architectures, one concrete member per instance.
+
+    Class attributes:
+        paper: author, year, arXiv number; empty where there is none.
+    """
 
     name: str
+    paper: ClassVar[str] = ""
 
     def build(self, task: Task) -> nn.Module:
         """The untrained network: (B, *input_shape) -> (B, classes).
@@ -50,3 +56,19 @@ def picture_shape(task: Task, family: str) -> tuple[int, int, int]:
         )
     channels, height, width = task.input_shape
     return channels, height, width
+
+
+def written(value: Any) -> str:
+    """An option as a study file writes it, without what is left at its default."""
+    if isinstance(value, tuple):
+        return "[" + ", ".join(map(written, value)) + "]"
+    if not is_dataclass(value):
+        return "null" if value is None else str(value)
+    changed = {
+        field.name: getattr(value, field.name)
+        for field in fields(value)
+        if field.name == "name" or getattr(value, field.name) != field.default
+    }
+    if list(changed) == ["name"]:
+        return changed["name"]
+    return "{" + ", ".join(f"{key}: {written(held)}" for key, held in changed.items()) + "}"

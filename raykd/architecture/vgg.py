@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 from torch import Tensor, nn
 
-from raykd.architecture.blocks import conv3x3, initialise
+from raykd.architecture.blocks import conv3x3, initialise, small_classifier
 from raykd.architecture.model import Model, Task, picture_shape
 from raykd.option import option
 
@@ -35,7 +35,12 @@ class Vgg(Model):
     A 2x2 max-pooling stands before stages 2, 3 and 4, and before stage 5 too from 64x64 upwards.
     A pooling for which nothing is left to pool (a side of 1) is left out, so every depth takes
     pictures of every size: 8x8 gives stages of 8, 4, 2, 1 and 1.
+
+    Convolutions start as in He et al. 2015 (arXiv:1502.01852), fan out, the classifier normal with
+    standard deviation 0.01, biases at 0, as the benchmark has it.
     """
+
+    paper = "Simonyan 2015, arXiv:1409.1556"
 
     name: Literal["vgg"] = "vgg"
     depth: Annotated[
@@ -77,7 +82,7 @@ class _Network(nn.Module):
         self.stage4 = _stage(inputs[3], widths[3], convolutions[3], poolings[3])
         self.stage5 = _stage(inputs[4], widths[4], convolutions[4], poolings[4])
         self.pool = nn.AdaptiveAvgPool2d(1)
-        self.classifier = nn.Linear(widths[-1], classes)
+        self.classifier = small_classifier(widths[-1], classes)
         initialise(self)
 
     def forward(self, inputs: Tensor) -> Tensor:

@@ -30,8 +30,12 @@ class WideResnet(Model):
     and the third at half the size of the one before, batch-norm, ReLU, a global average and a
     linear classifier; no dropout.  wrn_16_2 is `depth: 16, widen: 2`.
 
-    A stage's output is the sum of its last block, before any batch-norm and ReLU.
+    A stage's output is the sum of its last block, before any batch-norm and ReLU.  Convolutions
+    start as in He et al. 2015 (arXiv:1502.01852), fan out, the classifier's bias at 0 and the rest
+    from PyTorch's defaults, as the benchmark of Tian et al. 2020 (arXiv:1910.10699) has it.
     """
+
+    paper = "Zagoruyko 2016, arXiv:1605.07146"
 
     name: Literal["wide_resnet"] = "wide_resnet"
     depth: Annotated[
@@ -58,6 +62,7 @@ class _Network(nn.Module):
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.classifier = nn.Linear(4 * width, classes)
         initialise(self)
+        nn.init.zeros_(self.classifier.bias)
 
     def forward(self, inputs: Tensor) -> Tensor:
         features = self.stage3(self.stage2(self.stage1(self.stem(inputs))))

@@ -1,7 +1,7 @@
 """Data: sources, their splits, and the batches made of them."""
 
 from raykd.data.augment import AUGMENTATIONS, Augment
-from raykd.data.batch import Batch, Inputs
+from raykd.data.batch import Batch, Beside, Inputs
 from raykd.data.batches import Batches
 from raykd.data.source import AnySplit, Dataset, FileSplit, Source, Split
 from raykd.data.sources import SOURCES
@@ -13,6 +13,7 @@ __all__ = [
     "Augment",
     "Batch",
     "Batches",
+    "Beside",
     "Dataset",
     "FileSplit",
     "Inputs",

@@ -30,6 +30,8 @@ class Augment:
     """Base of every augmentation option."""
 
     name: str
+    paper: ClassVar[str] = ""
+    """Author, year, arXiv number; empty where there is none."""
     batched: ClassVar[bool] = True
     """Whether a whole batch is done at once, on its device; else sample by sample on the CPU."""
 
@@ -115,6 +117,8 @@ class RandomErasing(Augment):
     picture stays whole.
     """
 
+    paper = "Zhong 2020, arXiv:1708.04896"
+
     name: Literal["random_erasing"] = "random_erasing"
     p: Probability = 0.5
     scale: Annotated[Range, Field(description="smallest and largest part of the area")] = (
@@ -161,6 +165,8 @@ class RandomErasing(Augment):
 class RandomResizedCrop(TorchvisionAugment):
     """Crop a random part and scale it to the picture's own size (Szegedy 2015, arXiv:1409.4842)."""
 
+    paper = "Szegedy 2015, arXiv:1409.4842"
+
     name: Literal["random_resized_crop"] = "random_resized_crop"
     scale: Annotated[Range, Field(description="smallest and largest part of the area")] = (
         0.08,
@@ -203,10 +209,12 @@ class ColorJitter(TorchvisionAugment):
     """Change brightness, contrast, saturation and hue at random (torchvision's `ColorJitter`)."""
 
     name: Literal["color_jitter"] = "color_jitter"
-    brightness: Annotated[float, Field(ge=0)] = 0.4
-    contrast: Annotated[float, Field(ge=0)] = 0.4
-    saturation: Annotated[float, Field(ge=0)] = 0.4
-    hue: Annotated[float, Field(ge=0, le=0.5)] = 0.0
+    brightness: Annotated[float, Field(ge=0, description="by a factor 1 - x to 1 + x")] = 0.4
+    contrast: Annotated[float, Field(ge=0, description="by a factor 1 - x to 1 + x")] = 0.4
+    saturation: Annotated[float, Field(ge=0, description="by a factor 1 - x to 1 + x")] = 0.4
+    hue: Annotated[
+        float, Field(ge=0, le=0.5, description="by up to x turns of the colour circle")
+    ] = 0.0
 
     def transform(self, height: int, width: int) -> v2.Transform:
         from torchvision.transforms import v2
@@ -218,9 +226,11 @@ class ColorJitter(TorchvisionAugment):
 class RandAugment(TorchvisionAugment):
     """A few random operations of one strength (Cubuk 2020, arXiv:1909.13719)."""
 
+    paper = "Cubuk 2020, arXiv:1909.13719"
+
     name: Literal["rand_augment"] = "rand_augment"
     operations: Annotated[int, Field(ge=1, description="one after another")] = 2
-    magnitude: Annotated[int, Field(ge=0, le=30)] = 9
+    magnitude: Annotated[int, Field(ge=0, le=30, description="strength of each")] = 9
     fill: Level = 0
 
     def transform(self, height: int, width: int) -> v2.Transform:
@@ -232,6 +242,8 @@ class RandAugment(TorchvisionAugment):
 @option
 class TrivialAugment(TorchvisionAugment):
     """One random operation of random strength (Müller 2021, arXiv:2103.10158, wide space)."""
+
+    paper = "Müller 2021, arXiv:2103.10158"
 
     name: Literal["trivial_augment"] = "trivial_augment"
     fill: Level = 0
@@ -265,9 +277,14 @@ AUGMENTATIONS = Family(
         TrivialAugment,
     ],
     group="raykd.augmentations",
+    base=Augment,
 )
 
 if TYPE_CHECKING:
     AnyAugment = Augment
 else:
     AnyAugment = AUGMENTATIONS.annotation
+
+Augments = Annotated[
+    tuple[AnyAugment, ...], Field(description="done to the training pictures, in this order")
+]

@@ -8,13 +8,19 @@ import torch
 from torch import Tensor
 
 from raykd.data.augment import Augment
-from raykd.data.batch import Batch, Inputs
+from raykd.data.batch import Batch, Beside, Inputs
 from raykd.data.draws import key_of
 from raykd.data.file_reader import FileReader
+from raykd.data.partners import Partners
 from raykd.data.source import AnySplit, Dataset, FileSplit
-from raykd.data.views import view
+from raykd.data.views import Wanted, view
 
 _ORDER = 0x6F72646572  # keeps the order's random numbers apart from the views'
+
+ANOTHER = 1 << 32
+"""Added to a view's number for a further view; more than there are epochs."""
+
+NOTHING = Beside()
 
 
 class Batches:
@@ -30,6 +36,12 @@ class Batches:
     rank less than 2 samples (on which batch norm fails) it is merged into the one before; a
     `batch_size` of 1 a rank is taken as meant.
 
+    What lies beside a sample goes where the sample goes.  View k of `beside.views` in an epoch is
+    view number epoch + k `ANOTHER`.  Each sample's partner in an epoch is drawn evenly from the
+    others of its class in the split, whatever batch they are in (the sample itself where it has
+    the class to itself), as a pure function of (seed, epoch, sample); of the partners yet another
+    view is taken.  Neither changes the samples, their order or the number of batches.
+
     Evaluation (no `shuffle`): stored order, rank r takes samples r, r + world, ...; none is lost
     or seen twice, and ranks may get unequal numbers of batches, so no collective may stand
     inside the loop.
@@ -44,6 +56,7 @@ class Batches:
         device: where batches are wanted.
         rank, world: this worker's number, and how many there are.
         drop_last: leave out an incomplete last batch.
+        beside: what is wanted beside the samples.
 
     Raises:
         ValueError: the split is too small for these ranks, or its inputs are no pictures but are
@@ -63,6 +76,7 @@ class Batches:
         rank: int = 0,
         world: int = 1,
         drop_last: bool = False,
+        beside: Beside = NOTHING,
     ) -> None:
         assert 0 <= rank < world
         self.device = torch.device(device)
@@ -78,6 +92,8 @@ class Batches:
             )
         self._reader = FileReader(split, self.device) if isinstance(split, FileSplit) else None
         self._rows_on = torch.device("cpu") if self._reader is not None else self.device
+        self._beside = beside
+        self._partners = Partners(split, self._rows_on) if beside.partners else None
 
     def __len__(self) -> int:
         return len(self._sizes)
@@ -89,23 +105,38 @@ class Batches:
             epoch: counted from 0.
             view: which view of each sample; None: view number `epoch`.
         """
-        number = epoch if view is None else view
-        rows = self._rows(epoch)
+        wanted = self._wanted(epoch, epoch if view is None else view)
         if self._reader is not None:
-            return self._read(rows, number)
-        return self._gathered(rows, number)
+            read = self._reader.epoch(wanted, self.augment, self.seed)
+        else:
+            read = map(self._gathered, wanted)
+        return (batch.map(self._normalised) for batch in read)
 
-    def _gathered(self, rows: Sequence[Tensor], number: int) -> Iterator[Batch]:
-        for chosen in rows:
-            index = self.split.index.index_select(0, chosen)
-            inputs = self._view(self.split.take(chosen), index, number)
-            targets = self.split.targets.index_select(0, chosen)
-            yield Batch(self._normalised(inputs), targets, index)
+    def _wanted(self, epoch: int, number: int) -> list[Wanted]:
+        """What this rank reads in an epoch."""
+        numbers = [number + k * ANOTHER for k in range(self._beside.views + 2)]
+        return [
+            Wanted(
+                rows,
+                tuple(numbers[:-1]),
+                self._partners and self._partners.of(rows, self.seed, epoch),
+                numbers[-1],
+            )
+            for rows in self._rows(epoch)
+        ]
 
-    def _read(self, rows: Sequence[Tensor], number: int) -> Iterator[Batch]:
-        assert self._reader is not None
-        for read in self._reader.epoch(rows, self.augment, self.seed, number):
-            yield Batch(self._normalised(read.pictures), read.targets, read.index)
+    def _gathered(self, wanted: Wanted) -> Batch:
+        """A batch of a resident split, not yet normalised."""
+        index = self.split.index.index_select(0, wanted.rows)
+        stored = self.split.take(wanted.rows)
+        first, *more = [self._view(stored, index, number) for number in wanted.numbers]
+        targets = self.split.targets.index_select(0, wanted.rows)
+        partners = None
+        if wanted.partners is not None:
+            theirs = self.split.index.index_select(0, wanted.partners)
+            taken = self.split.take(wanted.partners)
+            partners = self._view(taken, theirs, wanted.partners_number)
+        return Batch(first, targets, index, tuple(more), partners)
 
     def _view(self, inputs: Inputs, index: Tensor, number: int) -> Inputs:
         if not self.augment or not isinstance(inputs, Tensor):

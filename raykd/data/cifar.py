@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
 
-from raykd.data.augment import AnyAugment, HorizontalFlip, RandomCrop
+from raykd.data.augment import Augments, HorizontalFlip, RandomCrop
 from raykd.data.places import missing, reachable
 from raykd.data.source import Dataset, Fraction, Limit, Root, Source, SplitSeed, ValLimit
 from raykd.data.splitting import at_most, dataset_of_pictures, hold_out
@@ -26,7 +26,7 @@ class _Cifar(Source):
     split_seed: SplitSeed = 0
     limit: Limit = None
     val_limit: ValLimit = None
-    augment: tuple[AnyAugment, ...] = (RandomCrop(), HorizontalFlip())
+    augment: Augments = (RandomCrop(), HorizontalFlip())
 
     title: ClassVar[str]
     classes: ClassVar[int]
@@ -87,6 +87,8 @@ class Cifar10(_Cifar):
     Normalised by the training split's own mean and standard deviation.
     """
 
+    paper = "Krizhevsky 2009, Learning multiple layers of features from tiny images"
+
     name: Literal["cifar10"] = "cifar10"
 
     title: ClassVar[str] = "CIFAR-10"
@@ -106,6 +108,8 @@ class Cifar100(_Cifar):
     Krizhevsky 2009.  Looked for under `root` as torchvision lays it out, then downloaded there.
     Normalised by the training split's own mean and standard deviation.
     """
+
+    paper = "Krizhevsky 2009, Learning multiple layers of features from tiny images"
 
     name: Literal["cifar100"] = "cifar100"
 

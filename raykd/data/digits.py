@@ -8,7 +8,7 @@ from typing import Literal
 
 import numpy as np
 
-from raykd.data.augment import AnyAugment
+from raykd.data.augment import Augments
 from raykd.data.source import (
     Dataset,
     Fraction,
@@ -30,13 +30,15 @@ class Digits(Source):
     17 grey levels are spread over 0 to 255.  There is no test split of its own.
     """
 
+    paper = "Alpaydin 1998, UCI optical recognition of handwritten digits"
+
     name: Literal["digits"] = "digits"
     test: TestFraction = 0.2
     val: Fraction = 0.15
     split_seed: SplitSeed = 0
     limit: Limit = None
     val_limit: ValLimit = None
-    augment: tuple[AnyAugment, ...] = ()
+    augment: Augments = ()
 
     def task_shape(self) -> tuple[tuple[int, ...], int]:
         return (1, 8, 8), 10

@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
-from raykd.data.augment import AnyAugment
+from raykd.data.augment import Augments
 from raykd.data.places import missing, reachable
 from raykd.data.source import Dataset, Fraction, Limit, Root, Source, SplitSeed, ValLimit
 from raykd.data.splitting import at_most, dataset_of_pictures, hold_out
@@ -35,13 +35,15 @@ class FashionMnist(Source):
     it, then downloaded into `root` by torchvision.
     """
 
+    paper = "Xiao 2017, arXiv:1708.07747"
+
     name: Literal["fashion_mnist"] = "fashion_mnist"
     root: Root = "data"
     val: Fraction = 0.1
     split_seed: SplitSeed = 0
     limit: Limit = None
     val_limit: ValLimit = None
-    augment: tuple[AnyAugment, ...] = ()
+    augment: Augments = ()
 
     class_names: ClassVar[tuple[str, ...]] = (
         "T-shirt/top",

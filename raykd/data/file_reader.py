@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -12,27 +11,22 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as MapDataset
 
 from raykd.data.augment import Augment
+from raykd.data.batch import Batch
 from raykd.data.source import FileSplit
-from raykd.data.views import view
-
-
-@dataclass(frozen=True)
-class Read:
-    """A batch as it is read: (B, C, H, W) uint8, (B,) targets, (B,) index."""
-
-    pictures: Tensor
-    targets: Tensor
-    index: Tensor
+from raykd.data.views import Wanted, view
 
 
 @dataclass(frozen=True)
 class _Request:
-    """What a worker process is asked for: rows, and the view of them it is to make."""
+    """What a worker process is asked for: rows, and the views of them it is to make."""
 
-    rows: Tensor
+    wanted: Wanted
     augment: tuple[Augment, ...]
     seed: int
-    number: int
+
+
+Pictures = tuple[list[Tensor], Tensor]
+"""(B, C, H, W) uint8 of some samples, one tensor a view, and (B,) their numbers."""
 
 
 class FileReader:
@@ -59,36 +53,54 @@ class FileReader:
         )
 
     def epoch(
-        self, rows: Sequence[Tensor], augment: tuple[Augment, ...], seed: int, number: int
-    ) -> Iterator[Read]:
-        """The batches of those rows, in that order, as that view."""
+        self, wanted: Sequence[Wanted], augment: tuple[Augment, ...], seed: int
+    ) -> Iterator[Batch]:
+        """Those batches, in that order, their pictures uint8."""
         on_device = all(step.batched for step in augment)
-        made_there = () if on_device else augment
-        self._requests[:] = [_Request(part, made_there, seed, number) for part in rows]
-        for pictures, targets, index in self._loader:
-            read = Read(self._moved(pictures), self._moved(targets), self._moved(index))
-            if on_device:
-                made = view(read.pictures, read.index, augment, seed=seed, number=number)
-                read = dataclasses.replace(read, pictures=made)
-            yield read
+        made_there, made_here = ((), augment) if on_device else (augment, ())
+        self._requests[:] = [_Request(one, made_there, seed) for one in wanted]
+        for one, (own, theirs, targets) in zip(wanted, self._loader, strict=True):
+            index = self._moved(own[1])
+            first, *more = self._views(own, made_here, seed, one.numbers)
+            partners = None
+            if theirs is not None:
+                (partners,) = self._views(theirs, made_here, seed, (one.partners_number,))
+            yield Batch(first, self._moved(targets), index, tuple(more), partners)
+
+    def _views(
+        self, read: Pictures, augment: tuple[Augment, ...], seed: int, numbers: Sequence[int]
+    ) -> list[Tensor]:
+        """On the device, those views: as the worker process made them, or made here."""
+        pictures, index = [self._moved(part) for part in read[0]], self._moved(read[1])
+        if len(pictures) == len(numbers) and not augment:
+            return pictures
+        return [view(pictures[0], index, augment, seed=seed, number=number) for number in numbers]
 
     def _moved(self, part: Tensor) -> Tensor:
         return part.to(self.device, non_blocking=True)
 
 
-class _Decoding(MapDataset[tuple[Tensor, Tensor, Tensor]]):
-    """Answers a request with (pictures, targets, index); runs in a worker process."""
+class _Decoding(MapDataset[tuple[Pictures, Pictures | None, Tensor]]):
+    """Answers a request with the samples, their partners and their targets; runs in a worker
+    process.  Pictures come as the views asked for, or once where they are made elsewhere."""
 
     def __init__(self, split: FileSplit) -> None:
         self.split = split
 
-    def __getitem__(self, request: _Request) -> tuple[Tensor, Tensor, Tensor]:
-        index = self.split.index[request.rows]
-        pictures = view(
-            self.split.take(request.rows),
-            index,
-            request.augment,
-            seed=request.seed,
-            number=request.number,
-        )
-        return pictures, self.split.targets[request.rows], index
+    def __getitem__(self, request: _Request) -> tuple[Pictures, Pictures | None, Tensor]:
+        wanted = request.wanted
+        own = self._decoded(request, wanted.rows, wanted.numbers)
+        theirs = None
+        if wanted.partners is not None:
+            theirs = self._decoded(request, wanted.partners, (wanted.partners_number,))
+        return own, theirs, self.split.targets[wanted.rows]
+
+    def _decoded(self, request: _Request, rows: Tensor, numbers: Sequence[int]) -> Pictures:
+        pictures, index = self.split.take(rows), self.split.index[rows]
+        if not request.augment:
+            return [pictures], index
+        views = [
+            view(pictures, index, request.augment, seed=request.seed, number=number)
+            for number in numbers
+        ]
+        return views, index

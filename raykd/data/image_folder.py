@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from pydantic import Field
 
-from raykd.data.augment import AnyAugment
+from raykd.data.augment import Augments
 from raykd.data.decode import SUFFIXES, decode_all
 from raykd.data.source import (
     PARTS,
@@ -52,7 +52,7 @@ class ImageFolder(Source):
     split_seed: SplitSeed = 0
     limit: Limit = None
     val_limit: ValLimit = None
-    augment: tuple[AnyAugment, ...] = ()
+    augment: Augments = ()
     resident_limit_mb: Annotated[
         float, Field(ge=0, description="decoded data up to this size are kept in memory")
     ] = 2000

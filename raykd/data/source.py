@@ -6,7 +6,7 @@ import dataclasses
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -178,10 +178,12 @@ class Source:
     """Base of every data source option.
 
     Attributes:
+        paper: who made the data: author, year, arXiv number; empty where nobody is named.
         augment: what is done to the training pictures, in this order.
     """
 
     name: str
+    paper: ClassVar[str] = ""
     augment: tuple[Augment, ...] = ()
 
     def task_shape(self) -> tuple[tuple[int, ...], int] | None:

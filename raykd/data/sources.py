@@ -6,6 +6,7 @@ from raykd.data.cifar import Cifar10, Cifar100
 from raykd.data.digits import Digits
 from raykd.data.fashion_mnist import FashionMnist
 from raykd.data.image_folder import ImageFolder
+from raykd.data.source import Source
 from raykd.option import Family
 
 SOURCES = Family(
@@ -17,5 +18,6 @@ SOURCES = Family(
         Cifar100,
         ImageFolder,
     ],
-    group="raykd.sources",
+    group="raykd.data",
+    base=Source,
 )

@@ -3,11 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from torch import Tensor
 
 from raykd.data.augment import Augment
 from raykd.data.draws import Draws, key_of
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A batch that is still to be read.
+
+    Attributes:
+        rows: (B,) of the split.
+        numbers: which views of those rows; the first is the batch's own.
+        partners: (B,) the rows of their partners, where they are wanted.
+        partners_number: which view of the partners.
+    """
+
+    rows: Tensor
+    numbers: tuple[int, ...]
+    partners: Tensor | None = None
+    partners_number: int = 0
 
 
 def view(

@@ -23,12 +23,19 @@ class Crd(Loss):
 
     -log h(t_i, s_i) - sum over N negatives j of log(1 - h(t_j, s_i)), mean over the batch, plus the
     same with the roles changed; h = e / (e + N/M), e = exp(g_t . g_s / tau) / Z with linear g of
-    norm 1 and M training samples; Tian 2020 (arXiv:1910.10699), Eqs. 17 to 19.  Z, as in the
-    authors' code, is the mean of exp x M over the first batch, kept.  Negatives come from a memory
-    of every training sample's last embeddings (moved by `momentum`), which starts at random and is
-    the same on all workers; a drawn sample of the anchor's own class, as far as its class has been
-    seen, is left out.  The positive is the current embedding (the authors' code: the memory's).
-    Weight 0.8, 128, 16384 and 0.07 are the CRD benchmark's.
+    norm 1 and M training samples; Tian 2020 (arXiv:1910.10699), the objective of section 3.1 (Eq.
+    18 in the authors' code) and the form of h that follows it, there without Z.  Negatives come
+    from a memory of every training sample's last embeddings (moved by `momentum`), which starts at
+    random and is the same on all workers.  N are drawn, at most M (then each one once); a drawn
+    sample of the anchor's own class, as far as its class has been seen, is left out, and the rest
+    count for N.
+
+    scale: batch, Z is the mean over the batch of the sum of exp over the memory, a constant for the
+    gradient, and a positive is the other network's embedding as it is now; benchmark, as in the
+    authors' code and the CRD benchmark, Z is that of the first batch, kept, and a positive comes
+    from the memory as it was before the batch.  A Z from random memories is far too small for the
+    real ones, so that training starts with a burst that a long training recovers from and one of a
+    few epochs does not.
     """
 
     knowledge = "feature"
@@ -41,9 +48,14 @@ class Crd(Loss):
 
     name: Literal["crd"] = "crd"
     width: Annotated[int, Field(ge=1, description="of the compared embeddings")] = 128
-    negatives: Annotated[int, Field(ge=1, description="N, drawn for each sample")] = 16384
+    negatives: Annotated[
+        int, Field(ge=1, description="N, drawn for each sample; at most the training set")
+    ] = 16384
     temperature: Annotated[float, Field(gt=0, description="tau")] = 0.07
     momentum: Annotated[float, Field(ge=0, lt=1, description="of the memory")] = 0.5
+    scale: Annotated[
+        Literal["batch", "benchmark"], Field(description="where Z and the positives come from")
+    ] = "batch"
 
     def build(self, context: LossContext) -> LossModule:
         return _Contrast(self, context)
@@ -73,13 +85,15 @@ class _Contrast(LossModule):
 
 
 class _Contrasted(nn.Module):
-    """(guided, hint, targets, index) -> the contrastive value, and moves the memory."""
+    """(guided, hint, targets, index) -> the contrastive value, and moves the memory.
+
+    `memory` is (2, M, width): the student's embeddings, then the teacher's.
+    """
 
     slot_of: Tensor
     taken: Tensor
     class_of: Tensor
-    guided_memory: Tensor
-    hint_memory: Tensor
+    memory: Tensor
     log_scales: Tensor
     started: Tensor
 
@@ -87,76 +101,110 @@ class _Contrasted(nn.Module):
         super().__init__()
         self.loss = loss
         self.size = context.train_size
-        self.log_odds = log(loss.negatives / self.size)
-        self.guided_head = _head(guided, loss.width)
-        self.hint_head = _head(hint, loss.width)
+        self.negatives = min(loss.negatives, self.size)
+        self.log_odds = log(self.negatives / self.size)
+        self.heads = nn.ModuleList(_head(shape, loss.width) for shape in (guided, hint))
+        bound = (3 / loss.width) ** 0.5  # rows of norm 1 on average; on the meta device as cheap
+        memory = torch.empty(2, self.size, loss.width).uniform_(-bound, bound)
+        self.register_buffer("memory", memory)
         self.register_buffer("slot_of", torch.full((context.data_size,), -1))
         self.register_buffer("taken", torch.zeros((), dtype=torch.long))
         self.register_buffer("class_of", torch.full((self.size,), -1))
-        self.register_buffer("guided_memory", _random_directions(self.size, loss.width))
-        self.register_buffer("hint_memory", _random_directions(self.size, loss.width))
         self.register_buffer("log_scales", torch.zeros(2))
         self.register_buffer("started", torch.zeros((), dtype=torch.bool))
 
     def forward(self, guided: Tensor, hint: Tensor, targets: Tensor, index: Tensor) -> Tensor:
-        ours = F.normalize(self.guided_head(guided), dim=1)
-        theirs = F.normalize(self.hint_head(hint), dim=1)
-        rows = from_all_workers(torch.stack([ours, theirs], dim=1))
+        pair = zip(self.heads, (guided, hint), strict=True)
+        own = torch.stack([F.normalize(head(layer), dim=1) for head, layer in pair])
+        rows = from_all_workers(own.transpose(0, 1)).transpose(0, 1)
         labels = from_all_workers(torch.stack([targets, index], dim=1))
+        slots = self._slots(labels[:, 1])
+        before = self.memory[:, slots]
         if self.training:  # before the memory is used: autograd forbids a change after that
-            self._remember(rows, labels)
-        scales = torch.where(self.started, self.log_scales, self._estimated_scales(rows))
+            self._remember(rows, labels, slots)
+        drawn = self._drawn(targets)
+        ways = [
+            self._products(own, anchors, slots, before, labels[:, 1], index) for anchors in (0, 1)
+        ]
+        scales = self._scales([scores for scores, _ in ways])
+        values = [
+            self._told_apart(scores, positive, drawn, scale)
+            for (scores, positive), scale in zip(ways, scales, strict=True)
+        ]
+        return torch.stack(values).sum()
+
+    def _products(
+        self,
+        own: Tensor,
+        anchors: int,
+        slots: Tensor,
+        before: Tensor,
+        everyones: Tensor,
+        index: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """(B, M) and (B,): over tau, each anchor's product with the other network's memory and
+        with its own positive."""
+        others = 1 - anchors
+        scores = own[anchors] @ self.memory[others].T
+        if self.loss.scale == "batch":
+            positive = (own[anchors] * own[others]).sum(dim=1)
+        else:
+            scores = scores.index_copy(1, slots, own[anchors] @ before[others].T)
+            mine = slots[(index[:, None] == everyones).int().argmax(dim=1)]
+            positive = scores.gather(1, mine[:, None]).squeeze(1)
+        return scores / self.loss.temperature, positive / self.loss.temperature
+
+    def _drawn(self, targets: Tensor) -> tuple[Tensor | None, Tensor]:
+        """The samples drawn for each anchor, (B, N), or None for every one of the memory; and
+        what each of them counts, 0 for those of the anchor's class, N in all."""
+        drawn, classes = None, self.class_of.expand(len(targets), -1)
+        if self.negatives < self.size:
+            shape = (len(targets), self.negatives)
+            drawn = torch.randint(self.size, shape, device=targets.device)
+            classes = self.class_of[drawn]
+        others = classes != targets[:, None]
+        return drawn, others * (self.negatives / others.sum(dim=1, keepdim=True).clamp_min(1))
+
+    def _scales(self, scores: list[Tensor]) -> Tensor:
+        """(2,): log Z for the student's anchors and for the teacher's; Z = sum of exp over M."""
+        found = [from_all_workers(one.detach().logsumexp(dim=1)) for one in scores]
+        scales = torch.stack([one.logsumexp(dim=0) - log(len(one)) for one in found])
+        if self.loss.scale == "benchmark":
+            scales = torch.where(self.started, self.log_scales, scales)
         if self.training:
             self.log_scales.copy_(scales)
             self.started.fill_(True)
-        shape = (len(ours), self.loss.negatives)
-        drawn = torch.randint(self.size, shape, device=ours.device)
-        others = self.class_of[drawn] != targets[:, None]
-        value = self._one_way(ours, theirs, self.hint_memory, drawn, others, scales[0])
-        return value + self._one_way(theirs, ours, self.guided_memory, drawn, others, scales[1])
+        return scales
 
-    def _one_way(
+    def _told_apart(
         self,
-        anchors: Tensor,
-        positives: Tensor,
-        memory: Tensor,
-        drawn: Tensor,
-        others: Tensor,
+        scores: Tensor,
+        positive: Tensor,
+        drawn: tuple[Tensor | None, Tensor],
         log_scale: Tensor,
     ) -> Tensor:
         offset = log_scale + self.log_odds
-        positive = (anchors * positives).sum(dim=1) / self.loss.temperature - offset
-        negative = (anchors @ memory.T).gather(1, drawn) / self.loss.temperature - offset
-        told_apart = (F.softplus(negative) * others).sum(dim=1)
-        return (F.softplus(-positive) + told_apart).mean()
-
-    def _estimated_scales(self, rows: Tensor) -> Tensor:
-        """(2,): log Z for the student's anchors and for the teacher's; Z = sum of exp over M."""
-        memories = (self.hint_memory, self.guided_memory)
-        sums = [
-            (rows[:, side] @ memory.T / self.loss.temperature).exp().sum(dim=1).mean()
-            for side, memory in enumerate(memories)
-        ]
-        return torch.stack(sums).log()
+        chosen, counts = drawn
+        negative = scores if chosen is None else scores.gather(1, chosen)
+        told_apart = (F.softplus(negative - offset) * counts).sum(dim=1)
+        return (F.softplus(offset - positive) + told_apart).mean()
 
     @torch.no_grad()
-    def _remember(self, rows: Tensor, labels: Tensor) -> None:
+    def _remember(self, rows: Tensor, labels: Tensor, slots: Tensor) -> None:
         targets, index = labels.unbind(dim=1)
-        slots = self._slots(index)
+        self.taken += (self.slot_of[index] < 0).sum()
+        self.slot_of[index] = slots
         self.class_of[slots] = targets
-        for side, memory in enumerate((self.guided_memory, self.hint_memory)):
-            moved = self.loss.momentum * memory[slots] + (1 - self.loss.momentum) * rows[:, side]
-            memory[slots] = F.normalize(moved, dim=1)
+        momentum = self.loss.momentum
+        moved = momentum * self.memory[:, slots] + (1 - momentum) * rows
+        self.memory[:, slots] = F.normalize(moved, dim=2)
 
     def _slots(self, index: Tensor) -> Tensor:
         """(B,): each sample's place in the memory; samples not seen yet take the next ones."""
         slots = self.slot_of[index]
         fresh = slots < 0
         following = (self.taken + fresh.cumsum(0) - 1) % self.size
-        slots = torch.where(fresh, following, slots)
-        self.slot_of[index] = slots
-        self.taken += fresh.sum()
-        return slots
+        return torch.where(fresh, following, slots)
 
 
 def _head(shape: Shape, width: int) -> nn.Module:
@@ -165,7 +213,3 @@ def _head(shape: Shape, width: int) -> nn.Module:
         return nn.Linear(shape[0], width)
     channels = shape[0] if kind_of(shape) == "map" else shape[-1]
     return nn.Sequential(PlaceMean(), nn.Linear(channels, width))
-
-
-def _random_directions(count: int, width: int) -> Tensor:
-    return F.normalize(torch.randn(count, width), dim=1)

@@ -53,3 +53,8 @@ class Progress:
     def fraction(self) -> float:
         """How much of the training is done, 0 to 1."""
         return self.step / max(1, self.epochs * self.steps_per_epoch)
+
+    def since(self, epoch: int) -> Progress:
+        """The same moment, counted from an epoch that has begun."""
+        step = self.step - epoch * self.steps_per_epoch
+        return Progress(self.epoch - epoch, self.epochs - epoch, step, self.steps_per_epoch)

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from raykd.knowledge.connectors import connector, places_of, require, resized, smaller
 from raykd.knowledge.evidence import Shape
-from raykd.knowledge.kernels import discrepancy
+from raykd.knowledge.kernels import discrepancy, or_one, unit
 from raykd.knowledge.loss import PairLoss
 from raykd.option import option
 
@@ -70,13 +70,13 @@ class AttentionTransfer(PairLoss):
     sum over pairs; Zagoruyko 2017 (arXiv:1612.03928), Eq. 2 without its beta/2, which is the
     weight.  Maps of different size are brought to the smaller by area means.  `scale: benchmark`
     takes the mean of squares over batch and places instead of the norm, as the authors' code and
-    the CRD benchmark do; its weight there, 1000, gives gradients as large as 10 does here, and both
-    hurt a student trained for few epochs, while 1 helped.
+    the CRD benchmark do.  A map that is 0 everywhere stays 0.
     """
 
     knowledge = "feature"
     paper = "Zagoruyko 2017, arXiv:1612.03928"
     default_weight = 1.0
+    weight_source = "WEIGHT"
     default_pairs = "stages"
 
     name: Literal["at"] = "at"
@@ -98,5 +98,7 @@ class AttentionTransfer(PairLoss):
 
     def _attention(self, features: Tensor, size: tuple[int, int]) -> Tensor:
         """(B, C, H, W) -> (B, places), of norm 1."""
-        energy = resized(features, size).abs().pow(self.power).sum(dim=1)
-        return F.normalize(energy.flatten(1), dim=1)
+        features = resized(features, size)
+        largest = features.detach().abs().amax(dim=(1, 2, 3), keepdim=True)
+        energy = (features / or_one(largest)).abs().pow(self.power).sum(dim=1)
+        return unit(energy.flatten(1))

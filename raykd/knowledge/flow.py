@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from raykd.knowledge.connectors import channels_connector, resized, smaller
 from raykd.knowledge.evidence import Evidence, Progress
@@ -19,18 +21,27 @@ class Fsp(Loss):
     """The flow between two layers of the student is the flow between the teacher's two.
 
     Mean over batch and entries of (G_s - G_t)^2, sum over neighbouring pairs, with G_ij = sum over
-    places of a_i b_j / (H W) for layers a, b one after the other; Yim 2017 (CVPR), Eqs. 1 and 2,
-    the mean over entries as in the CRD benchmark (weight 50).  Needs two pairs at least, shallow
-    to deep; the larger map of two is brought to the smaller by area means (the paper: max pooling).
-    Where channels differ the guided layers pass connectors.
+    places of a_i b_j / (H W) for layers a, b one after the other; Yim 2017 (CVPR), Eqs. 1 and 2.
+    The mean over entries and the area means that bring the larger map of two to the smaller are the
+    CRD benchmark's; `scale: paper` sums over entries, `pooling: max` pools as the paper does.
+    Needs two pairs at least, shallow to deep.  Where channels differ the guided layers pass
+    connectors.  The paper and the benchmark train with it alone at first: `stop_epoch` of the term
+    and `start_epoch` of the scheme.
     """
 
     knowledge = "relation"
     paper = "Yim 2017, CVPR"
     default_weight = 50.0
+    weight_source = "WEIGHT"
     default_pairs = "stages"
 
     name: Literal["fsp"] = "fsp"
+    scale: Annotated[
+        Literal["benchmark", "paper"], Field(description="mean, or sum, over a matrix's entries")
+    ] = "benchmark"
+    pooling: Annotated[
+        Literal["average", "max"], Field(description="what brings the larger map to the smaller")
+    ] = "average"
 
     def build(self, context: LossContext) -> LossModule:
         require_two_pairs("fsp", context)
@@ -38,13 +49,15 @@ class Fsp(Loss):
 
     def __call__(self, guided: tuple[Tensor, Tensor], hint: tuple[Tensor, Tensor]) -> Tensor:
         """The value for two layers of each network, channels alike."""
-        return (flow(*guided) - flow(*hint)).square().mean()
+        squares = (flow(*guided, self.pooling) - flow(*hint, self.pooling)).square()
+        return squares.mean() if self.scale == "benchmark" else squares.sum(dim=(1, 2)).mean()
 
 
-def flow(first: Tensor, second: Tensor) -> Tensor:
+def flow(first: Tensor, second: Tensor, pooling: Literal["average", "max"] = "average") -> Tensor:
     """(B, C, H, W), (B, D, H', W') -> (B, C, D): the FSP matrix, Yim 2017, Eq. 1."""
     size = smaller(first, second)
-    first, second = resized(first, size).flatten(2), resized(second, size).flatten(2)
+    shrink = resized if pooling == "average" else F.adaptive_max_pool2d
+    first, second = shrink(first, size).flatten(2), shrink(second, size).flatten(2)
     return first @ second.transpose(1, 2) / first.shape[2]
 
 

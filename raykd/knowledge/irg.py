@@ -5,13 +5,12 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import Annotated, Literal
 
-import torch
 from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
 from raykd.knowledge.evidence import Evidence, Progress
-from raykd.knowledge.kernels import squared_distances
+from raykd.knowledge.kernels import or_one, squared_distances
 from raykd.knowledge.loss import Loss, LossContext, LossModule
 from raykd.option import option
 
@@ -22,15 +21,17 @@ class Irg(Loss):
 
     vertices x mean (z_s - z_t)^2 over logits, plus edges x mean (A_s - A_t)^2 summed over layers,
     A_ij = ||f_i - f_j||^2, plus transformations x the same for what happens between neighbouring
-    layers k, l: to vertices ||f_i^k - f_i^l||^2, to edges (A_ij^k - A_ij^l)^2; Liu 2019 (CVPR),
-    Eqs. 1 to 8.  Means where the paper sums; A and the vertices' changes are divided by their mean
-    over the batch, for layers differ in width and scale; features are means over places, the
-    narrower of two padded with zeros.  No connector is learned; one pair has no transformation.
+    layers k, l: to vertices ||f_i^k - f_i^l||^2, to edges (A_ij^k - A_ij^l)^2; Liu 2019 (CVPR), the
+    losses of the graph and of its transformation.  As in the authors' code features are means over
+    places, A and the vertices' changes are divided by the batch's largest, and the comparison is a
+    mean (the paper: sums).  Where layers differ in width the narrower is padded with zeros.  No
+    connector is learned; one pair has no transformation.
     """
 
     knowledge = "relation"
     paper = "Liu 2019, CVPR"
     default_weight = 1.0
+    weight_source = "WEIGHT"
     default_pairs = "stages"
     reads_logits = True
     relates_samples = True
@@ -71,7 +72,7 @@ class _Graphs(LossModule):
 
 
 def edges(features: Tensor) -> Tensor:
-    """(B, D) -> (B, B): squared distances over their mean."""
+    """(B, D) -> (B, B): squared distances over the largest."""
     return _relative(squared_distances(features, features))
 
 
@@ -95,4 +96,4 @@ def _edge_change(first: Tensor, second: Tensor) -> Tensor:
 
 
 def _relative(values: Tensor) -> Tensor:
-    return values / values.mean().clamp_min(torch.finfo(values.dtype).eps)
+    return values / or_one(values.max())

@@ -1,4 +1,4 @@
-"""Kernels and the maximum mean discrepancy between two sets."""
+"""Kernels, the maximum mean discrepancy between two sets, and what losses normalise with."""
 
 from __future__ import annotations
 
@@ -6,18 +6,40 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.linalg import vector_norm
 
 Kernel = Literal["polynomial", "gaussian", "linear"]
+
+
+def unit(vectors: Tensor, dim: int = -1) -> Tensor:
+    """The vectors along `dim` at norm 1; a zero vector stays zero, with a finite gradient."""
+    lengths = vector_norm(vectors, dim=dim, keepdim=True)
+    return vectors / or_one(lengths)
+
+
+def or_one(divisor: Tensor) -> Tensor:
+    """The divisor, 1 where it is 0: what is divided is 0 there."""
+    return divisor.masked_fill(divisor == 0, 1.0)
+
+
+def centred(values: Tensor, dim: int) -> Tensor:
+    """The values less their mean over `dim`; exactly 0, without gradient, where all are alike.
+
+    Without this the rounding that is left of a constant would be taken for what varies.
+    """
+    left = values - values.mean(dim=dim, keepdim=True)
+    rounding = 4 * torch.finfo(values.dtype).eps * values.abs().amax(dim=dim, keepdim=True)
+    return left.masked_fill(left.abs().amax(dim=dim, keepdim=True) <= rounding, 0.0)
 
 
 def discrepancy(guided: Tensor, hint: Tensor, kernel: Kernel) -> Tensor:
     """(B, N, D), (B, M, D) -> (B,): squared maximum mean discrepancy of two sets of vectors.
 
-    mean k(g, g') + mean k(h, h') - 2 mean k(g, h); Gretton 2012, Eq. 5.  The Gaussian kernel's
-    sigma^2 is the mean squared distance between vectors of `hint`, a constant for the student.
+    mean k(g, g') + mean k(h, h') - 2 mean k(g, h), the biased estimate of Gretton 2012.  The
+    Gaussian kernel's sigma^2 is the mean squared distance between vectors of `hint`, a constant
+    for the student; 1 where these are all alike.
     """
-    width = squared_distances(hint, hint).mean(dim=(1, 2), keepdim=True)
-    width = width.clamp_min(torch.finfo(width.dtype).eps)
+    width = _mean_squared_distance(hint)
 
     def mean(left: Tensor, right: Tensor) -> Tensor:
         if kernel == "gaussian":
@@ -27,6 +49,13 @@ def discrepancy(guided: Tensor, hint: Tensor, kernel: Kernel) -> Tensor:
         return near.mean(dim=(1, 2))
 
     return mean(guided, guided) + mean(hint, hint) - 2 * mean(guided, hint)
+
+
+def _mean_squared_distance(vectors: Tensor) -> Tensor:
+    """(B, N, D) -> (B, 1, 1): between all N^2 pairs; 1 where it is nothing but rounding."""
+    mean = squared_distances(vectors, vectors).mean(dim=(1, 2), keepdim=True)
+    size = vectors.square().sum(-1).mean(dim=1)[:, None, None]
+    return mean.masked_fill(mean <= 4 * torch.finfo(mean.dtype).eps * size, 1.0)
 
 
 def squared_distances(left: Tensor, right: Tensor) -> Tensor:

@@ -39,6 +39,7 @@ class LossContext:
         train_size: number of training samples (`Batch.index` is below the data set's size, not
             below this).
         data_size: one more than the largest `Batch.index`.
+        weight: of its term, for what must not be weighed by it.
     """
 
     pairs: tuple[Pair, ...]
@@ -47,6 +48,11 @@ class LossContext:
     classes: int
     train_size: int
     data_size: int
+    weight: float = 1.0
+
+
+PROJECTED = "projected"
+"""Under this name a student that was given a projector shows what that makes; see `Loss.deploys`."""
 
 
 class LossModule(nn.Module):
@@ -56,6 +62,20 @@ class LossModule(nn.Module):
     everything in float32 at least with autocast off, because products and softmaxes of a loss
     lose too much in the eight bits of a bfloat16's mantissa.
     """
+
+    sometimes_unused: bool = False
+    """Whether some of its parameters get no gradient in some steps in which it acts (for DDP)."""
+
+    def give_projector(self, signed: bool) -> nn.Module:
+        """Give away the module that carries the guided layer to the hint layer.
+
+        Only where the loss `deploys`.  From then on the student's evidence holds what the
+        projector made, as layer `PROJECTED`.
+
+        Args:
+            signed: whether the hint layer shows negative values.
+        """
+        raise NotImplementedError
 
     def forward(
         self,
@@ -102,6 +122,7 @@ class Loss:
         knowledge: which of the survey's three kinds of knowledge it transfers.
         paper: author, year, arXiv number.
         default_weight: the weight of a term that names none.
+        weight_source: one sentence: where the default weight comes from, how it was scaled.
         takes_pairs: whether its term may bear `pairs`.
         default_pairs: the pairs of a term that names none: "stages" pairs the stages one to one
             counted from the deepest, "last" pairs the deepest stages, "embedding" pairs the
@@ -112,18 +133,22 @@ class Loss:
         relates_samples: whether a sample's share depends on the others of its batch; if not, the
             value is the mean over samples, and several workers train as one does.
         random: whether it draws random numbers.
+        deploys: whether the network that is kept is not the student as it stands but the student
+            up to the guided layer, the loss's projector, and the teacher after the hint layer.
     """
 
     name: str
     knowledge: ClassVar[Literal["response", "feature", "relation"]]
     paper: ClassVar[str]
     default_weight: ClassVar[float] = 1.0
+    weight_source: ClassVar[str] = ""
     takes_pairs: ClassVar[bool] = True
     default_pairs: ClassVar[Literal["stages", "last", "embedding", "none"]] = "last"
     reads_logits: ClassVar[bool] = False
     zero_at_teacher: ClassVar[bool] = True
     relates_samples: ClassVar[bool] = False
     random: ClassVar[bool] = False
+    deploys: ClassVar[bool] = False
 
     def build(self, context: LossContext) -> LossModule:
         """Make the loss ready for one trial.
@@ -154,7 +179,8 @@ class ResponseLoss(Loss):
 class PairLoss(Loss):
     """A loss on one guided and one hint layer at a time: `loss(guided, hint)`.
 
-    The guided layer passes its connector first.  The values of several pairs are summed.
+    The guided layer passes its connector first.  The values of several pairs are summed, each
+    times its share.
     """
 
     def __call__(self, guided: Tensor, hint: Tensor) -> Tensor:
@@ -163,6 +189,10 @@ class PairLoss(Loss):
     def connector(self, guided: Shape, hint: Shape) -> nn.Module:
         """The module that carries (B, *guided) to the shape the loss compares with (B, *hint)."""
         return nn.Identity()
+
+    def shares(self, pairs: int) -> tuple[float, ...]:
+        """What each pair's value counts, shallow to deep."""
+        return (1.0,) * pairs
 
     def judge(self, guided: Shape, hint: Shape) -> nn.Module:
         """What gives one pair's value, `(guided, hint) -> scalar`; a loss that learns more than
@@ -203,6 +233,7 @@ class _OnPairs(LossModule):
     def __init__(self, loss: PairLoss, context: LossContext) -> None:
         super().__init__()
         self.pairs = context.pairs
+        self.shares = loss.shares(len(context.pairs))
         self.judges = nn.ModuleList(for_each_pair(context, loss.judge))
 
     def value(
@@ -214,8 +245,8 @@ class _OnPairs(LossModule):
         progress: Progress,
     ) -> Tensor:
         values = [
-            judge(student.layers[pair.guided], teacher.layers[pair.hint])
-            for pair, judge in zip(self.pairs, self.judges, strict=True)
+            share * judge(student.layers[pair.guided], teacher.layers[pair.hint])
+            for pair, judge, share in zip(self.pairs, self.judges, self.shares, strict=True)
         ]
         return torch.stack(values).sum()
 

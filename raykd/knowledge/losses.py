@@ -8,6 +8,7 @@ from raykd.knowledge.factors import Ft
 from raykd.knowledge.feature import AttentionTransfer, Hint
 from raykd.knowledge.flow import Fsp
 from raykd.knowledge.irg import Irg
+from raykd.knowledge.loss import Loss
 from raykd.knowledge.mgd import Mgd
 from raykd.knowledge.nst import Nst
 from raykd.knowledge.pkt import Pkt
@@ -20,6 +21,7 @@ from raykd.knowledge.relation import (
 from raykd.knowledge.response import KD, Dist, Dkd, LogitMse, LogitStd, Nkd
 from raykd.knowledge.review import ReviewKD
 from raykd.knowledge.semckd import Semckd
+from raykd.knowledge.simkd import SimKD
 from raykd.knowledge.svd import Svd
 from raykd.knowledge.transformer import AttentionMap, ValueRelation
 from raykd.knowledge.vid import Vid
@@ -45,6 +47,7 @@ LOSSES = Family(
         Crd,
         Semckd,
         ReviewKD,
+        SimKD,
         Mgd,
         Cka,
         AttentionMap,
@@ -57,4 +60,5 @@ LOSSES = Family(
         Svd,
     ],
     group="raykd.losses",
+    base=Loss,
 )

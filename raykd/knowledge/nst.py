@@ -6,11 +6,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from raykd.knowledge.connectors import require, resized, smaller
 from raykd.knowledge.evidence import Shape
-from raykd.knowledge.kernels import Kernel, discrepancy
+from raykd.knowledge.kernels import Kernel, discrepancy, unit
 from raykd.knowledge.loss import PairLoss
 from raykd.option import option
 
@@ -20,16 +19,18 @@ class Nst(PairLoss):
     """The set of the student's channels has the teacher's distribution of patterns.
 
     Squared maximum mean discrepancy between the channels' maps, flattened and of norm 1, mean
-    over the batch, sum over pairs; Huang 2017 (arXiv:1707.01219), Eqs. 5 to 7.  polynomial:
-    (x.y)^2; gaussian: exp(-||x - y||^2 / 2 sigma^2), sigma^2 the mean squared distance between the
-    teacher's patterns (the paper: between all); linear: x.y.  Maps of different size are brought
-    to the smaller by area means; numbers of channels may differ.  Zero for the teacher's own
-    channels in any order.  50 is the CRD benchmark's weight.
+    over the batch, sum over pairs; Huang 2017 (arXiv:1707.01219), the NST loss without its
+    lambda / 2, which is the weight.  polynomial: (x.y)^2, the paper's d = 2, c = 0; gaussian:
+    exp(-||x - y||^2 / 2 sigma^2), sigma^2 the mean squared distance between the teacher's patterns;
+    linear: x.y.  Maps of different size are brought to the smaller by area means; numbers of
+    channels may differ.  Zero for the teacher's own channels in any order.  A channel that is 0
+    everywhere stays 0.
     """
 
     knowledge = "feature"
     paper = "Huang 2017, arXiv:1707.01219"
     default_weight = 50.0
+    weight_source = "WEIGHT"
     default_pairs = "stages"
 
     name: Literal["nst"] = "nst"
@@ -46,4 +47,4 @@ class Nst(PairLoss):
 
 def _patterns(features: Tensor, size: tuple[int, int]) -> Tensor:
     """(B, C, H, W) -> (B, C, places), of norm 1."""
-    return F.normalize(resized(features, size).flatten(2), dim=2)
+    return unit(resized(features, size).flatten(2))

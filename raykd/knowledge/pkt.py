@@ -7,8 +7,8 @@ from typing import Annotated, Literal
 import torch
 from pydantic import Field
 from torch import Tensor
-from torch.nn import functional as F
 
+from raykd.knowledge.kernels import or_one, unit
 from raykd.knowledge.loss import PairLoss
 from raykd.option import option
 
@@ -18,15 +18,16 @@ class Pkt(PairLoss):
     """Each sample finds its batch's other samples as probable as the teacher does.
 
     KL(p_t(.|i) || p_s(.|i)), mean over samples i, with p(j|i) = k(i, j) / sum_{j != i} k(i, j) and
-    k = (cosine + 1) / 2; Passalis 2018 (arXiv:1803.10837), Eqs. 5 to 9 (there summed over i).
-    `scale: benchmark` keeps j = i and takes the mean over all B^2 entries, as the authors' code and
-    the CRD benchmark do; its weight there, 30000, is 470 x 64 for batches of 64, hence the default.
-    Layers are flattened; widths may differ.  One sample has no neighbours: 0.
+    k = (cosine + 1) / 2; Passalis 2018 (arXiv:1803.10837), the conditional probabilities with the
+    cosine kernel and their divergence (there summed over i).  `scale: benchmark` keeps j = i and
+    takes the mean over all B^2 entries, as the authors' code and the CRD benchmark do.  Layers are
+    flattened; widths may differ.  One sample has no neighbours: 0.
     """
 
     knowledge = "feature"
     paper = "Passalis 2018, arXiv:1803.10837"
     default_weight = 470.0
+    weight_source = "WEIGHT"
     default_pairs = "embedding"
     relates_samples = True
 
@@ -43,8 +44,8 @@ class Pkt(PairLoss):
 
     def _probabilities(self, features: Tensor) -> Tensor:
         """(B, ...) -> (B, B), rows that sum to 1."""
-        directions = F.normalize(features.flatten(1), dim=1)
-        near = (directions @ directions.T + 1) / 2
+        directions = unit(features.flatten(1))
+        near = ((directions @ directions.T + 1) / 2).clamp_min(0)
         if self.scale == "paper":
             near = near * (1 - torch.eye(len(near), dtype=near.dtype, device=near.device))
-        return near / near.sum(dim=1, keepdim=True).clamp_min(torch.finfo(near.dtype).eps)
+        return near / or_one(near.sum(dim=1, keepdim=True))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import sqrt
 from typing import Annotated, Literal
 
 import torch
@@ -9,11 +10,11 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
+from raykd.knowledge.kernels import centred, unit
 from raykd.knowledge.loss import ResponseLoss
 from raykd.option import option
 
 Temperature = Annotated[float, Field(gt=0, description="softens both softmaxes")]
-Share = Annotated[float, Field(ge=0)]
 
 
 def softened_kl(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
@@ -30,12 +31,15 @@ class KD(ResponseLoss):
 
     T^2 KL(p_t^T || p_s^T), mean over the batch; Hinton 2015 (arXiv:1503.02531), section 2, where
     T^2 keeps the gradient's size when T changes.  Zero where the logits differ by a constant a
-    sample.  The weight is the CRD benchmark's a = 0.9 at T = 4 (its r = 0.1 on the labels is the
-    scheme's `task_weight`).
+    sample.  The CRD benchmark's r = 0.1 on the labels is the scheme's `task_weight`.
     """
 
     paper = "Hinton 2015, arXiv:1503.02531"
     default_weight = 0.9
+    weight_source = (
+        "The CRD benchmark's a = 0.9 at T = 4 for the same formula; the benchmark weighs the "
+        "labels with r = 0.1, a scheme here with `task_weight`, 1 unless it is set."
+    )
 
     name: Literal["kd"] = "kd"
     temperature: Temperature = 4.0
@@ -48,13 +52,18 @@ class KD(ResponseLoss):
 class LogitMse(ResponseLoss):
     """The student's logits follow the teacher's.
 
-    Mean over batch and classes of (z_s - z_t)^2; Ba 2014 (arXiv:1312.6184), Eq. 1, and Kim 2021
-    (arXiv:2105.08919), Eq. 6, which sum over classes.  Its half is what kd becomes when T grows
-    and logits have mean zero (Kim 2021, Eq. 4), so half of kd's weight is the default.
+    Mean over batch and classes of (z_s - z_t)^2, which is 2 / K of the objective of Ba 2014
+    (arXiv:1312.6184), Eq. 1, half a sum over classes, and 1 / K of the L_MSE of Kim 2021
+    (arXiv:2105.08919), a sum.  Its half is what kd becomes when T grows and the logits have mean
+    zero (Hinton 2015, section 2.1; Kim 2021).
     """
 
     paper = "Ba 2014, arXiv:1312.6184; Kim 2021, arXiv:2105.08919"
     default_weight = 0.45
+    weight_source = (
+        "Half of kd's 0.9, because half of this loss is the limit of kd at a large temperature; no "
+        "benchmark gives a weight for the mean."
+    )
 
     name: Literal["logit_mse"] = "logit_mse"
 
@@ -68,11 +77,17 @@ class Dkd(ResponseLoss):
 
     T^2 (alpha TCKD + beta NCKD), mean over the batch; Zhao 2022 (arXiv:2203.08679), Eq. 7:
     TCKD = KL of (p_target, 1 - p_target), NCKD = KL of the softmax over the other classes.  The
-    benchmark's weight 1 with the labels at 1, alpha 1, beta 8 (6 for vgg and wide_resnet, 2 for
-    narrow pairs) and 20 epochs of warm-up, which is the term's `ramp_epochs`.
+    authors take beta 8 for most pairs on CIFAR-100, 6 for vgg and wide_resnet, 2 for narrow pairs.
+    They let the weight grow from 0 over the first 20 of 240 epochs: `ramp_epochs: 20` of the term.
+    With two classes nothing is left among the others and NCKD is 0.
     """
 
     paper = "Zhao 2022, arXiv:2203.08679"
+    default_weight = 1.0
+    weight_source = (
+        "The authors' code for CIFAR-100: 1, with the labels at 1, alpha 1, beta 8, T 4 and a "
+        "warm-up of 20 epochs, which a term asks for with `ramp_epochs`."
+    )
 
     name: Literal["dkd"] = "dkd"
     temperature: Temperature = 4.0
@@ -94,11 +109,14 @@ class Nkd(ResponseLoss):
     """The target's probability as a soft label, the other classes normalised among themselves.
 
     -p_t[y] log p_s[y] - gamma T^2 sum_{i != y} n_t[i] log n_s[i], mean over the batch, with n the
-    softmax at T over the other classes; Yang 2023 (arXiv:2303.13005), Eq. 6.  Cross-entropies, so
-    not 0 at the teacher.  gamma 1.5, T 1 and weight 1 are the paper's.
+    softmax at T over the other classes; Yang 2023 (arXiv:2303.13005), the NKD loss (T is lambda
+    there).  Cross-entropies, so not 0 at the teacher.  gamma 1.5 and T 1 are the authors' for
+    ImageNet; their configuration for CIFAR-100 has gamma 3.5 and T 3.
     """
 
     paper = "Yang 2023, arXiv:2303.13005"
+    default_weight = 1.0
+    weight_source = "The authors' code adds the loss as it is to the labels' loss: 1."
     zero_at_teacher = False
 
     name: Literal["nkd"] = "nkd"
@@ -122,19 +140,25 @@ class Dist(ResponseLoss):
     """The student's probabilities correlate with the teacher's, by sample and by class.
 
     T^2 (inter x mean over samples + intra x mean over classes) of 1 - Pearson's correlation of
-    the softened probabilities; Huang 2022 (arXiv:2205.10536), Eqs. 8 to 11, T^2 as in the authors'
-    code.  Any positive affine change of the probabilities is as good as the teacher's own.  One
-    sample has no correlation within a class: that part is 0.  2, 2 and T = 4 are the paper's for
-    CIFAR-100 (1, 1, 1 for ImageNet).
+    the softened probabilities; Huang 2022 (arXiv:2205.10536), Eqs. 8 and 9, where the weights are
+    called beta and gamma; T^2 as in the authors' code.  Any positive affine change of the
+    probabilities is as good as the teacher's own.  Where probabilities are all alike there is no
+    correlation: it counts as 0 and gives no gradient.  One sample has none within a class: that
+    part is 0.
     """
 
     paper = "Huang 2022, arXiv:2205.10536"
+    default_weight = 1.0
+    weight_source = (
+        "1, because the paper's weights are the fields `inter` and `intra`: 2 and 2 at T = 4 for "
+        "CIFAR-100; the authors' code has 1 and 1 at T = 1 for ImageNet."
+    )
     relates_samples = True
 
     name: Literal["dist"] = "dist"
     temperature: Temperature = 4.0
-    inter: Annotated[float, Field(ge=0, description="weight over classes of a sample")] = 2.0
-    intra: Annotated[float, Field(ge=0, description="weight over samples of a class")] = 2.0
+    inter: Annotated[float, Field(ge=0, description="beta: weight over a sample's classes")] = 2.0
+    intra: Annotated[float, Field(ge=0, description="gamma: weight over a class's samples")] = 2.0
 
     def __call__(self, student: Tensor, teacher: Tensor, targets: Tensor) -> Tensor:
         learned = F.softmax(student / self.temperature, dim=1)
@@ -153,29 +177,50 @@ class LogitStd(ResponseLoss):
     """Any loss on logits, with every sample's logits standardised first.
 
     `loss((z - mean z) / std z)` on both sides, so that the student need not match the logits'
-    range; Sun 2024 (arXiv:2403.01427), Eq. 12 and Algorithm 1, with the standard deviation over
-    the K classes (the authors' code divides by K - 1).  Its temperature is the inner loss's: T = 2
-    and the weight 9 are the paper's.
+    range; Sun 2024 (arXiv:2403.01427), Algorithm 1.  Its base temperature is the inner loss's.
+    `deviation: population` divides the squares by the K classes, as the paper does, `sample` by
+    K - 1, as the authors' code does.  Logits that are all alike become 0.
+
+    Raises:
+        ValueError: what it is to wrap is no loss on logits, or standardises them itself.
     """
 
     paper = "Sun 2024, arXiv:2403.01427"
     default_weight = 9.0
+    weight_source = (
+        "The authors' 9 for CIFAR-100, with kd at T = 2 inside and the labels at 1; they take the "
+        "same 9 with dkd inside."
+    )
     relates_samples = True
 
     name: Literal["logit_std"] = "logit_std"
     loss: Annotated[SoftTarget, Field(description="what compares the standardised logits")] = KD(
         temperature=2.0
     )
+    deviation: Annotated[
+        Literal["population", "sample"], Field(description="squares over K, or over K - 1")
+    ] = "population"
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.loss, ResponseLoss) or isinstance(self.loss, LogitStd):
+            raise ValueError(
+                f"logit_std wraps a loss on logits as they are, got {self.loss.name!r}; take kd, "
+                "logit_mse, dkd, nkd or dist"
+            )
 
     def __call__(self, student: Tensor, teacher: Tensor, targets: Tensor) -> Tensor:
-        return self.loss(standardised(student), standardised(teacher), targets)
+        unbiased = self.deviation == "sample"
+        return self.loss(
+            standardised(student, unbiased=unbiased),
+            standardised(teacher, unbiased=unbiased),
+            targets,
+        )
 
 
-def standardised(logits: Tensor) -> Tensor:
+def standardised(logits: Tensor, *, unbiased: bool = False) -> Tensor:
     """(B, K) -> (B, K), each row of mean 0 and standard deviation 1."""
-    centred = logits - logits.mean(dim=1, keepdim=True)
-    variance = centred.square().mean(dim=1, keepdim=True)
-    return centred / (variance + torch.finfo(logits.dtype).eps).sqrt()
+    classes = logits.shape[1]
+    return unit(centred(logits, dim=1)) * sqrt(classes - unbiased)
 
 
 def others_of(logits: Tensor, targets: Tensor) -> Tensor:
@@ -197,6 +242,5 @@ def _kl(log_student: Tensor, log_teacher: Tensor) -> Tensor:
 
 def _uncorrelation(left: Tensor, right: Tensor) -> Tensor:
     """Mean over rows of 1 - Pearson's correlation."""
-    left = left - left.mean(dim=1, keepdim=True)
-    right = right - right.mean(dim=1, keepdim=True)
-    return 1 - F.cosine_similarity(left, right, dim=1, eps=1e-12).mean()
+    left, right = unit(centred(left, dim=1)), unit(centred(right, dim=1))
+    return 1 - (left * right).sum(dim=1).mean()

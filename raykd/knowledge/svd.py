@@ -8,10 +8,10 @@ from typing import Annotated, Any, Literal
 import torch
 from pydantic import Field
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from raykd.knowledge.connectors import channels_connector
 from raykd.knowledge.evidence import Evidence, Progress
+from raykd.knowledge.kernels import unit
 from raykd.knowledge.loss import Loss, LossContext, LossModule, for_each_pair, require_two_pairs
 from raykd.option import option
 
@@ -24,15 +24,18 @@ class Svd(Loss):
     each of the teacher's the student's nearest of its first `rank` + 3 is taken, its sign turned;
     both are scaled by the teacher's singular values (of norm 1).  The value is the sum over channel
     pairs c, d and vectors of (R_s - R_t)^2, R = exp(-(V^k_c - V^l_d)^2 / 8) for neighbouring layers
-    k, l, mean over the batch, sum over layers; Lee 2018 (ECCV, arXiv:1807.06819), Eqs. 1 to 8.
-    Needs two pairs at least.  Where channels differ the guided layers pass connectors.  The
-    gradient of nearly equal singular values is damped, as the paper bounds it, and a vector's sign,
-    which the paper leaves open, is the one that makes its sum positive.
+    k, l, mean over the batch, sum over layers; Lee 2018 (ECCV, arXiv:1807.06819), its truncated
+    decomposition, post-processing and radial basis functions, in the form of the authors' code and
+    the CRD benchmark.  Needs two pairs at least.  Where channels differ the guided layers pass
+    connectors.  The gradient of nearly equal singular values is damped, as the paper bounds it; a
+    vector's sign, which the paper leaves open, is the one that makes its sum positive; directions
+    whose singular value is nothing but rounding are left out.
     """
 
     knowledge = "relation"
     paper = "Lee 2018, arXiv:1807.06819"
     default_weight = 1.0
+    weight_source = "WEIGHT"
     default_pairs = "stages"
 
     name: Literal["svd"] = "svd"
@@ -76,7 +79,7 @@ class _Compressed(LossModule):
         """(B, C, vectors) of the student and of the teacher, aligned and scaled alike."""
         sizes, theirs = singular_vectors(hint, self.rank)
         _, candidates = singular_vectors(guided, self.rank + CANDIDATES)
-        sizes = F.normalize(sizes, dim=1)[:, None]
+        sizes = unit(sizes)[:, None]
         return aligned(candidates, theirs) * sizes, theirs * sizes
 
 
@@ -91,16 +94,19 @@ def aligned(candidates: Tensor, wanted: Tensor) -> Tensor:
 
 def singular_vectors(features: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """(B, C, H, W) -> (B, n), (B, C, n): the n <= count largest singular values and their right
-    vectors of (places, channels), their sign such that no sum over channels is negative."""
+    vectors of (places, channels), their sign such that no sum over channels is negative; a vector
+    whose singular value is nothing but rounding is 0."""
     matrix = features.flatten(2)
     wide = matrix.shape[1] <= matrix.shape[2]
     gram = matrix @ matrix.transpose(1, 2) if wide else matrix.transpose(1, 2) @ matrix
     squares, vectors = _Eigen.apply(gram)  # type: ignore[misc]
     squares, vectors = squares[:, :count], vectors[:, :, :count]
     if not wide:
-        vectors = F.normalize(matrix @ vectors, dim=1)
+        vectors = unit(matrix @ vectors, dim=1)
+    rounding = torch.finfo(squares.dtype).eps * max(matrix.shape[1:]) * squares[:, :1]
+    kept = (squares > rounding)[:, None]
     signs = _signs(vectors.detach().sum(dim=1, keepdim=True))
-    return squares.clamp_min(0).sqrt().detach(), vectors * signs
+    return squares.clamp_min(0).sqrt().detach(), vectors * signs * kept
 
 
 def _signs(values: Tensor) -> Tensor:

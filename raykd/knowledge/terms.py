@@ -21,9 +21,14 @@ class Terms(nn.Module):
             out.
         guided_shapes / hint_shapes: shape of every layer named in a pair, without the batch.
         classes, train_size, data_size: as in `LossContext`.
+        deployable: whether a loss may change the network that is kept (`Loss.deploys`).
+
+    Attributes:
+        deploying: the name of the term whose loss does so; None where none does.
 
     Raises:
-        ValueError: layers that cannot be bridged, a pair's layer without a shape.
+        ValueError: layers that cannot be bridged, a pair's layer without a shape, a loss that
+            deploys where it cannot, or two of them.
     """
 
     def __init__(
@@ -35,10 +40,12 @@ class Terms(nn.Module):
         data_size: int,
         guided_shapes: Mapping[str, Shape] | None = None,
         hint_shapes: Mapping[str, Shape] | None = None,
+        deployable: bool = False,
     ) -> None:
         super().__init__()
         active = [term for term in terms if term.active]
         self.terms = dict(zip(term_names(active), active, strict=True))
+        self.deploying = _deploying(self.terms, deployable)
         self.losses = nn.ModuleDict()
         for name, term in self.terms.items():
             assert term.loss is not None
@@ -50,6 +57,7 @@ class Terms(nn.Module):
                 classes=classes,
                 train_size=train_size,
                 data_size=data_size,
+                weight=term.effective_weight,
             )
             self.losses[name] = term.loss.build(context)
 
@@ -68,7 +76,8 @@ class Terms(nn.Module):
         for name, term in self.terms.items():
             if not term.acts(progress):
                 continue
-            value = self.losses[name](student, teacher, targets, index, progress)
+            own = progress.since(term.start_epoch)
+            value = self.losses[name](student, teacher, targets, index, own)
             total = total + term.weight_at(progress) * value
             values[name] = value.detach()
         return total, values
@@ -92,9 +101,25 @@ class Terms(nn.Module):
     def sometimes_unused(self) -> bool:
         """Whether some learned parameters get no gradient in some steps."""
         return any(
-            not term.always_acts and any(True for _ in self.losses[name].parameters())
+            self.losses[name].sometimes_unused
+            or (not term.always_acts and any(True for _ in self.losses[name].parameters()))
             for name, term in self.terms.items()
         )
+
+
+def _deploying(terms: Mapping[str, Term], deployable: bool) -> str | None:
+    found = [name for name, term in terms.items() if term.loss is not None and term.loss.deploys]
+    if found and not deployable:
+        raise ValueError(
+            f"loss '{found[0]}' gives the student its teacher's classifier, which takes a scheme "
+            "with one frozen teacher; take `scheme: {name: offline}`, or another loss"
+        )
+    if len(found) > 1:
+        raise ValueError(
+            f"terms {' and '.join(map(repr, found))} each replace the student's classifier; keep "
+            "one of them"
+        )
+    return found[0] if found else None
 
 
 def term_names(terms: Sequence[Term]) -> list[str]:

@@ -2,56 +2,107 @@
 
 from __future__ import annotations
 
-import dataclasses
-import inspect
-from collections.abc import Iterable, Sequence
+import json
+from collections.abc import Mapping, Sequence
 
 from rich.console import Group, RenderableType
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from raykd.architecture import MODELS
-from raykd.data import SOURCES
-from raykd.knowledge import LOSSES
-from raykd.option import Family
-from raykd.schemes import SCHEMES
+from raykd.report.catalogue import Entry, Parameter, Part
 
-FAMILIES: dict[str, Family] = {
-    "models": MODELS,
-    "losses": LOSSES,
-    "schemes": SCHEMES,
-    "sources": SOURCES,
-}
+INDENT = 2
+LONG = 60
+"""From so many characters on, a fact has a line of its own."""
 
 
-def options(parts: Sequence[str]) -> RenderableType:
-    """Tables of those families: each option's name, what it is, and its fields."""
+def view(found: Mapping[Part, Sequence[Entry]], *, in_full: bool) -> RenderableType:
+    """What there is of those parts: of several parts a line an option, of one its parameters too.
+
+    Args:
+        in_full: whether to tell all of the one option that was found.
+    """
+    if len(found) > 1:
+        return _overview(found)
+    (listed,) = found.values()
+    return _in_full(listed[0]) if in_full else _listed(listed)
+
+
+def json_of(found: Mapping[Part, Sequence[Entry]]) -> str:
+    """The options for machines: one JSON list of objects."""
+    plain = [entry.plain() for listed in found.values() for entry in listed]
+    return json.dumps(plain, indent=2, ensure_ascii=False)
+
+
+def _overview(parts: Mapping[Part, Sequence[Entry]]) -> RenderableType:
+    """Every option's name and what it is, part by part."""
     blocks: list[RenderableType] = []
-    for part in parts:
-        blocks += [Text(part, style="bold"), _table(FAMILIES[part]), Text()]
-    return Group(*blocks[:-1])
+    for part, listed in parts.items():
+        table = Table.grid(padding=(0, 2))
+        table.add_column(no_wrap=True, style="cyan")
+        table.add_column()
+        for entry in listed:
+            table.add_row(Text(entry.name), Text(entry.summary))
+        blocks += [Text(part, style="bold"), Padding(table, (0, 0, 1, INDENT))]
+    more = "raykd list losses: with parameters, ranges, papers; raykd list losses kd: all of one"
+    return Group(*blocks, Text(more, style="dim"))
 
 
-def _table(family: Family) -> Table:
-    table = Table(box=None, pad_edge=True, padding=(0, 1), show_header=False)
-    table.add_column(no_wrap=True, style="cyan")
+def _listed(listed: Sequence[Entry]) -> RenderableType:
+    """The options of one part, each with its parameters."""
+    widths = _widths([parameter for entry in listed for parameter in entry.parameters])
+    blocks: list[RenderableType] = []
+    for entry in listed:
+        told = (Text(line, style="dim") for line in _told(entry))
+        body = Group(Text(entry.summary), *told, _parameters(entry.parameters, widths))
+        blocks += [Text(entry.name, style="bold cyan"), Padding(body, (0, 0, 1, INDENT))]
+    return Group(*blocks)
+
+
+def _in_full(entry: Entry) -> RenderableType:
+    """All that is known of one option."""
+    table = Table.grid(padding=(0, 2))
+    table.add_column(no_wrap=True, style="dim")
     table.add_column()
-    for name, cls in family.members.items():
-        about = (inspect.getdoc(cls) or "").partition("\n\n")[0].replace("\n", " ")
-        cell = Text(about)
-        fields = ", ".join(_fields(cls))
-        if fields:
-            cell.append(f"\n{fields}", style="dim")
-        table.add_row(name, cell)
+    for label, text in entry.labelled.items():
+        table.add_row(Text(label), Text(text))
+    blocks: list[RenderableType] = [
+        Text.assemble((entry.name, "bold cyan"), (f", {entry.noun}", "dim")),
+        Text(entry.summary),
+        *(Text(f"\n{paragraph}") for paragraph in entry.paragraphs),
+    ]
+    if table.row_count:
+        blocks += [Text(), table]
+    if entry.parameters:
+        blocks += [Text(), _parameters(entry.parameters, _widths(entry.parameters))]
+    return Group(*blocks)
+
+
+def _told(entry: Entry) -> list[str]:
+    """Its facts: the short ones in one line, the paper and each long one in a line of its own."""
+    short, long = [], []
+    for label, text in entry.labelled.items():
+        line = f"{label}: {text.rstrip('.')}"
+        (long if label == "paper" or len(line) > LONG else short).append(line)
+    return ["; ".join(short), *long] if short else long
+
+
+def _widths(parameters: Sequence[Parameter]) -> tuple[int, int]:
+    """Of the columns of names and defaults, so that those of several tables stand in line."""
+    names = max((len(parameter.name) for parameter in parameters), default=0)
+    defaults = max((len(parameter.default_text) for parameter in parameters), default=0)
+    return min(names, 18), min(defaults, 12)
+
+
+def _parameters(parameters: Sequence[Parameter], widths: tuple[int, int]) -> Table:
+    table = Table.grid(padding=(0, 2))
+    table.add_column(min_width=widths[0], no_wrap=True, style="green")
+    table.add_column(min_width=widths[1], max_width=20, overflow="fold")
+    table.add_column()
+    for parameter in parameters:
+        about = Text(parameter.type.text)
+        if parameter.description:
+            about.append(f"; {parameter.description}", style="dim")
+        table.add_row(Text(parameter.name), Text(parameter.default_text), about)
     return table
-
-
-def _fields(cls: type) -> Iterable[str]:
-    for field in dataclasses.fields(cls):
-        if field.name == "name":
-            continue
-        given = field.default
-        if given is dataclasses.MISSING:
-            yield f"{field.name} (to be given)"
-        else:
-            yield f"{field.name}={getattr(given, 'name', given)}"

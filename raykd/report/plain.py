@@ -10,7 +10,7 @@ from typing import Any
 from raykd.report.display import Display
 from raykd.report.figures import clock, compact, metric, percent, time_left, words
 from raykd.report.names import objective_name, pairs_name
-from raykd.report.view import View, cost, student_name
+from raykd.report.view import View, cost, scheme_name, student_name
 from raykd.search.records import Record
 
 EVERY = 10.0
@@ -110,4 +110,6 @@ def described(record: Record) -> str:
     if record.role == "alone":
         return f"{student_name(record)}, alone"
     study = record.assignment.study
-    return ", ".join(filter(None, [student_name(record), objective_name(study), pairs_name(study)]))
+    scheme = scheme_name(record)
+    told = [student_name(record), "" if scheme == "offline" else scheme]
+    return ", ".join(filter(None, [*told, objective_name(study), pairs_name(study)]))

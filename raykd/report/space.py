@@ -10,7 +10,7 @@ from rich.text import Text
 from raykd.data import Dataset
 from raykd.problems import Problem, StudyError
 from raykd.search.cluster import here, is_remote, plan_slots
-from raykd.search.driver import check_teacher_weights
+from raykd.search.shelf import check_teacher_weights
 from raykd.study.explain import explain
 from raykd.study.load import check_data, check_shapes, load_study
 from raykd.study.opened import OpenStudy

@@ -27,11 +27,12 @@ from raykd.report.figures import (
 from raykd.report.names import objective_name, pairs_name
 from raykd.report.view import COSTS, cost, scheme_name, student_name, teacher_name
 from raykd.search.folder import open_folder
-from raykd.search.records import Record
+from raykd.search.records import Record, Records
 from raykd.search.result import METRIC, Chosen, StudyResult
 from raykd.search.statistics import Estimate, paired_gain
 from raykd.tracking.journal import events
 
+MOST_ASSISTANTS = 6
 MOST_FAILURES = 5
 
 
@@ -81,6 +82,7 @@ def facts(result: StudyResult, told: Sequence[Event] | None = None) -> dict[str,
             for a, b, found in differences(result)
         ],
         "teachers": [_record_facts(record) for record in result.teachers],
+        "assistants": [_record_facts(record) for record in result.records.assistants],
         "teacher_falls_short": (
             result.teacher_falls_short.trial.id if result.teacher_falls_short else None
         ),
@@ -238,6 +240,7 @@ def _teachers(result: StudyResult) -> list[RenderableType]:
         file = _weights(result, record)
         if file:
             lines.append(_whole(f"  its weights: {file}", "dim"))
+    lines += _assistants(result.records)
     short = result.teacher_falls_short
     if short is not None and short.alone is not None:
         said = (
@@ -249,9 +252,25 @@ def _teachers(result: StudyResult) -> list[RenderableType]:
     return lines
 
 
+def _assistants(records: Records) -> list[RenderableType]:
+    """The networks that schemes had trained to teach: assistants, earlier generations."""
+    lines: list[RenderableType] = []
+    by_file = {record.assignment.makes: record for record in records.of("teacher")}
+    for record in records.assistants[:MOST_ASSISTANTS]:
+        above = [by_file[file] for file in record.assignment.teachers if file in by_file]
+        by = " and ".join(map(teacher_name, above))
+        name = f"{teacher_name(record)}, taught by {by}" if by else teacher_name(record)
+        reached = f"val accuracy {percent(record.metrics.get('val_accuracy'))}"
+        said = f"failed: {record.reason}" if record.status == "failed" else reached
+        lines.append(Text(f"Trained to teach: {name}: {said}"))
+    if len(records.assistants) > MOST_ASSISTANTS:
+        lines.append(Text(f"  and {len(records.assistants) - MOST_ASSISTANTS} more"))
+    return lines
+
+
 def _weights(result: StudyResult, record: Record) -> str:
     """Where a teacher's weights are: a study may name the file as `teacher.weights`."""
-    name = record.assignment.keep or record.assignment.teacher
+    name = record.assignment.makes
     storage = open_folder(result.folder)[0].storage
     return f"{storage.rstrip('/')}/{name}" if name else ""
 

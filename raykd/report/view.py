@@ -161,8 +161,8 @@ class View:
 
     @property
     def teacher(self) -> Record | None:
-        """The last teacher that is ready."""
-        ready = [r for r in self.records.of("teacher") if r.status == "finished"]
+        """The study's own teacher that was ready last."""
+        ready = [r for r in self.records.teachers if r.status == "finished"]
         return ready[-1] if ready else None
 
     @property
@@ -183,7 +183,7 @@ class View:
             return "starting the slots"
         running = self.records.running(*ALL)
         teachers = [record for record in running if record.role == "teacher"]
-        if teachers:
+        if teachers and len(teachers) == len(running):
             return _teacher_phase(teachers)
         if self.replicates_due:
             return f"replicates {self._replicates_ended}/{self.replicates_due}"
@@ -255,7 +255,7 @@ class View:
 
     def _epochs_to_come(self, budget: Budget, each: float) -> float:
         """Epochs of the trainings not begun."""
-        begun = len(self.records.of("teacher"))
+        begun = len(self.records.teachers)
         teachers = sum(budget.teachers[begun:])
         return (
             teachers + self._trials_to_come(budget) * each + self._replicate_epochs_to_come(budget)
@@ -273,9 +273,12 @@ class View:
 
 
 def teacher_name(record: Record) -> str:
-    """A teacher in short."""
-    teacher = record.assignment.study.get("teacher") or {}
-    return model_name(teacher["model"]) if teacher.get("model") else str(teacher.get("weights"))
+    """A network that teaches, in short."""
+    study = record.assignment.study
+    teacher = study.get("teacher") or {}
+    if record.assignment.measures and teacher.get("weights") and not teacher.get("model"):
+        return str(teacher["weights"])  # a whole network from MLflow
+    return model_name(study["student"]["model"])
 
 
 def student_name(record: Record) -> str:

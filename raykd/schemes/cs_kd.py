@@ -6,11 +6,10 @@ from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor
-from torch.nn import functional as F
 
-from raykd.data.batch import Batch
+from raykd.data.batch import Batch, Beside
 from raykd.knowledge import Progress
+from raykd.knowledge.response import softened_kl
 from raykd.option import option
 from raykd.schemes.scheme import Distiller, Parts, Scheme, StepOutput
 
@@ -19,10 +18,15 @@ from raykd.schemes.scheme import Distiller, Parts, Scheme, StepOutput
 class CsKd(Scheme):
     """A sample's prediction follows that of another sample of its class.
 
-    Labels' loss + weight x T^2 KL(p(x') || p(x)), mean over the samples x that have a partner x' of
-    their class in the batch (the next one, around the batch's end), x' without gradient; Yun 2020
-    (arXiv:2003.13964), Eqs. 2 and 3, which draws partners with a sampler of its own.  With many
-    classes take large batches, or few samples find a partner.  T = 4 and weight 1 are the paper's.
+    Labels' loss of x + weight x T^2 KL(p(x') || p(x)), mean over the batch, x' without gradient;
+    Yun 2020 (arXiv:2003.13964), section 2, T = 4 and weight 1 as there.  x' is drawn evenly from
+    the other samples of x's class, for every x in every epoch anew (the authors' sampler may draw
+    x itself, which here happens only to a sample that has its class to itself).
+
+    A batch of B is B samples x and their B partners: an epoch has as many optimiser steps and as
+    many labelled samples as under any other scheme, but twice the forwards (those of the partners
+    without a backward).  The null arm has the same number of epochs.  Partners go through the
+    network by themselves, and its batch norm sees them too.
     """
 
     paper = "Yun 2020, arXiv:2003.13964"
@@ -38,7 +42,9 @@ class CsKd(Scheme):
 
 
 class ClassWise(Distiller):
-    """One network and partners within the batch."""
+    """One network that sees each sample and its partner."""
+
+    beside = Beside(partners=True)
 
     def __init__(self, scheme: CsKd, parts: Parts) -> None:
         super().__init__()
@@ -47,28 +53,19 @@ class ClassWise(Distiller):
         self.student = parts.student
 
     def forward(self, batch: Batch, progress: Progress) -> StepOutput:
+        """Raises:
+        ValueError: the batch has no partners.
+        """
+        if batch.partners is None:
+            raise ValueError(
+                "scheme 'cs_kd' wants a partner for each sample and the batch has none; make "
+                "batches with the distiller's `beside`"
+            )
         logits = self.student(batch.inputs).float()
+        with torch.no_grad():
+            taught = self.student(batch.partners).float()
         task = self.task_loss(logits, batch.targets)
-        lesson = agreement(logits, batch.targets, self.scheme.temperature)
+        lesson = softened_kl(logits, taught, self.scheme.temperature)
         total = task + self.scheme.weight * lesson
         values = {"task": task.detach(), "class": lesson.detach()}
         return StepOutput(total, values, logits.detach())
-
-
-def agreement(logits: Tensor, targets: Tensor, temperature: float) -> Tensor:
-    """T^2 KL(p(partner) || p), mean over the samples with a partner; 0 if none has one."""
-    place, paired = partners(targets)
-    softened = F.log_softmax(logits / temperature, dim=1)
-    taught = softened.detach()[place]
-    divergence = (taught.exp() * (taught - softened)).sum(dim=1)
-    return (divergence * paired).sum() / paired.sum().clamp_min(1) * temperature**2
-
-
-def partners(targets: Tensor) -> tuple[Tensor, Tensor]:
-    """(B,) -> (B,) the next sample of the same class, around the end; (B,) whether there is one."""
-    count = len(targets)
-    rows = torch.arange(count, device=targets.device)
-    ahead = (rows[None, :] - rows[:, None] - 1) % count
-    other = (targets[:, None] == targets[None, :]) & (ahead < count - 1)
-    place = torch.where(other, ahead, count).argmin(dim=1)
-    return place, other.any(dim=1)

@@ -3,60 +3,55 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Literal
+from math import log
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from raykd.architecture import MODELS, Task, discover, resolve
+from raykd.architecture import Task, discover, resolve
 from raykd.data.batch import Batch
 from raykd.knowledge import KD, Evidence, Progress, Shape, Term, Terms
 from raykd.knowledge.terms import layer_names
 from raykd.option import option
+from raykd.schemes.peers import Others, Peers, built_peers, check_room
 from raykd.schemes.scheme import Distiller, Parts, Scheme, StepOutput
 from raykd.schemes.watched import Watched
 
-if TYPE_CHECKING:
-    from raykd.architecture import Model
-
-    AnyModel = Model
-else:
-    AnyModel = MODELS.annotation
+Together = Literal["mean", "sum", "ensemble"]
 
 
 @option
 class Dml(Scheme):
     """Peers trained side by side learn from the labels and from each other.
 
-    Sum over peers k of task_weight x labels' loss + mean over the other peers j of the terms with
-    k as student and j as teacher; Zhang 2018 (arXiv:1706.00384), Eqs. 8 and 9, all peers stepping
-    at once.  The terms are the study's `knowledge` (its hint layers are a peer's own); without any,
-    the paper's: kd at temperature 1 and weight 1.  The first peer is kept.
+    Sum over peers k of task_weight x labels' loss + the terms with k as student and the other peers
+    as teachers, which get no gradient; Zhang 2018 (arXiv:1706.00384), section 2.  together: mean
+    over the other peers (the paper's loss for larger cohorts); sum (the authors' code; the same for
+    two peers); ensemble, one teacher whose probabilities are the mean of the other peers' (the
+    paper's DML_e; layers, which have no such mean, are still compared peer by peer).
+
+    The terms are the study's `knowledge` (its hint layers are a peer's own); without any, the
+    paper's: kd at temperature 1 and weight 1.  All peers step at once, the paper's one after
+    another.  The first peer is kept.
     """
 
     paper = "Zhang 2018, arXiv:1706.00384"
     needs_teacher = False
 
     name: Literal["dml"] = "dml"
-    peers: Annotated[int, Field(ge=2, le=8, description="networks, the student included")] = 2
-    others: Annotated[
-        tuple[AnyModel, ...],
-        Field(description="architectures of the other peers; those not named are the student's"),
-    ] = ()
+    peers: Peers = 2
+    others: Others = ()
+    together: Annotated[Together, Field(description="how several peers teach one")] = "mean"
     task_weight: Annotated[float, Field(ge=0, description="weight of the labels' loss")] = 1.0
 
     def __post_init__(self) -> None:
-        if len(self.others) >= self.peers:
-            raise ValueError(
-                f"{len(self.others)} architectures are named in `others` and {self.peers} peers "
-                f"leave room for {self.peers - 1}; set peers: {len(self.others) + 1}"
-            )
+        check_room(self.peers, self.others)
 
     def build(self, parts: Parts) -> Distiller:
-        others = [model.build(parts.task) for model in self.others]
-        alike = [parts.build_student() for _ in range(self.peers - 1 - len(others))]
-        return Mutual(self, parts, [parts.student, *others, *alike])
+        return Mutual(self, parts, built_peers(parts, self.peers, self.others))
 
 
 PAPERS_TERM = Term(loss=KD(temperature=1.0), weight=1.0)
@@ -103,17 +98,28 @@ class Mutual(Distiller):
     def _taught(
         self, k: int, shown: Sequence[Evidence], batch: Batch, progress: Progress
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """What peer k is taught: the mean over the others, and each term's."""
-        teachers = [j for j in range(len(shown)) if j != k]
+        """What peer k is taught by the others, and the mean over them of each term's value."""
+        numbers = [j for j in range(len(shown)) if j != k]
+        teachers = [shown[j] for j in numbers]
+        if self.scheme.together == "ensemble":
+            logits = mixed([teacher.logits for teacher in teachers])
+            teachers = [Evidence(logits, teacher.layers) for teacher in teachers]
         lessons = [
-            self.lessons[_lesson(k, j)](shown[k], shown[j], batch.targets, batch.index, progress)
-            for j in teachers
+            self.lessons[_lesson(k, j)](shown[k], teacher, batch.targets, batch.index, progress)
+            for j, teacher in zip(numbers, teachers, strict=True)
         ]
-        total = torch.stack([value for value, _ in lessons]).mean()
+        values = torch.stack([value for value, _ in lessons])
+        total = values.sum() if self.scheme.together == "sum" else values.mean()
         names = lessons[0][1]
         return total, {
             name: torch.stack([named[name] for _, named in lessons]).mean() for name in names
         }
+
+
+def mixed(logits: Sequence[Tensor]) -> Tensor:
+    """(B, K) each -> (B, K): the log of the networks' mean probabilities, without gradient."""
+    softened = torch.stack([F.log_softmax(one.detach().float(), dim=1) for one in logits])
+    return softened.logsumexp(dim=0) - log(len(softened))
 
 
 def _lesson(learner: int, teacher: int) -> str:

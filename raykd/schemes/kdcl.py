@@ -10,24 +10,36 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from raykd.data.batch import Batch
+from raykd.data.batch import Batch, Beside, Inputs
 from raykd.knowledge import Progress
+from raykd.knowledge.gather import from_all_workers
 from raykd.knowledge.response import softened_kl
 from raykd.option import option
+from raykd.schemes.peers import Others, Peers, built_peers, check_room
 from raykd.schemes.scheme import Distiller, Parts, Scheme, StepOutput
 
-Ensemble = Literal["naive", "linear", "min_logit", "mean"]
+Ensemble = Literal["naive", "linear", "linear_batch", "min_logit", "general", "mean"]
 
 
 @option
 class Kdcl(Scheme):
     """Peers trained side by side learn from the labels and from their ensemble's logits.
 
-    Sum over peers of the labels' loss + weight x T^2 KL(ensemble || peer); Guo 2020 (CVPR), Eq. 4.
-    ensemble: naive, per sample the peer with the least cross-entropy (Eq. 5); linear, the convex
-    combination of least cross-entropy on the batch (Eq. 6); min_logit, the least of the peers'
-    logits less the target's (Eq. 9); mean.  The ensemble gets no gradient.  Peers see the same
-    augmented sample (the paper: each its own).  T = 2 is the paper's; the first peer is kept.
+    Sum over peers of the labels' loss + weight x T^2 KL(ensemble || peer), the ensemble without
+    gradient; Guo 2020 (CVPR), section 3.  ensemble:
+
+    - naive: per sample the peer with the least cross-entropy.
+    - linear: per sample the convex combination of logits with the least cross-entropy, found by
+      exponentiated gradient; linear_batch: one combination for the whole batch.
+    - min_logit: per class the least of the peers' logits less the label's.
+    - general: a combination fixed for an epoch, w = C^-1 1 / (1' C^-1 1), C the peers' correlated
+      errors, C_ij = mean of (p_i - label) (p_j - label).  The paper measures C after each epoch on
+      samples held out; here it is gathered from the epoch's own batches, each before it is trained
+      on; the first epoch has equal shares.
+    - mean: equal shares (not in the paper).
+
+    Every peer sees a view of its own of each sample, as in the paper; `own_views: false` shows all
+    the same one.  T = 2 and weight 1 are the paper's for CIFAR.  The first peer is kept.
     """
 
     paper = "Guo 2020, CVPR"
@@ -35,29 +47,43 @@ class Kdcl(Scheme):
     takes_knowledge = False
 
     name: Literal["kdcl"] = "kdcl"
-    peers: Annotated[int, Field(ge=2, le=8, description="networks, the student included")] = 2
+    peers: Peers = 2
+    others: Others = ()
     ensemble: Annotated[Ensemble, Field(description="how logits are put together")] = "min_logit"
+    own_views: Annotated[bool, Field(description="each peer sees its own augmentation")] = True
     temperature: Annotated[float, Field(gt=0, description="softens both softmaxes")] = 2.0
     weight: Annotated[float, Field(ge=0, description="of the ensemble's teaching")] = 1.0
 
+    def __post_init__(self) -> None:
+        check_room(self.peers, self.others)
+
     def build(self, parts: Parts) -> Distiller:
-        return Collaborative(self, parts)
+        return Collaborative(self, parts, built_peers(parts, self.peers, self.others))
 
 
 class Collaborative(Distiller):
     """Several networks and the ensemble of their logits."""
 
-    def __init__(self, scheme: Kdcl, parts: Parts) -> None:
+    def __init__(self, scheme: Kdcl, parts: Parts, peers: Sequence[nn.Module]) -> None:
         super().__init__()
         self.scheme = scheme
         self.task_loss = parts.task_loss
-        self.student = parts.student
-        self.others = nn.ModuleList(parts.build_student() for _ in range(scheme.peers - 1))
+        self.student = peers[0]
+        self.others = nn.ModuleList(peers[1:])
+        self.beside = Beside(views=len(self.others) if scheme.own_views else 0)
+        self.shares = GeneralShares(len(peers)) if scheme.ensemble == "general" else None
+
+    def begin_epoch(self, progress: Progress) -> None:
+        if self.shares is not None:
+            self.shares.renew()
 
     def forward(self, batch: Batch, progress: Progress) -> StepOutput:
-        logits = [peer(batch.inputs).float() for peer in (self.student, *self.others)]
+        logits = [
+            peer(inputs).float()
+            for peer, inputs in zip((self.student, *self.others), self._seen(batch), strict=True)
+        ]
         tasks = torch.stack([self.task_loss(one, batch.targets) for one in logits])
-        taught = ensembled([one.detach() for one in logits], batch.targets, self.scheme.ensemble)
+        taught = self._ensembled([one.detach() for one in logits], batch.targets)
         lessons = torch.stack([softened_kl(one, taught, self.scheme.temperature) for one in logits])
         total = (tasks + self.scheme.weight * lessons).sum()
         values = {
@@ -67,9 +93,79 @@ class Collaborative(Distiller):
         }
         return StepOutput(total, values, logits[0].detach())
 
+    def _seen(self, batch: Batch) -> tuple[Inputs, ...]:
+        """What each peer sees.
+
+        Raises:
+            ValueError: peers want views of their own and the batch has not as many.
+        """
+        if not self.scheme.own_views:
+            return (batch.inputs,) * (1 + len(self.others))
+        if len(batch.views) != len(self.others):
+            raise ValueError(
+                f"the peers of scheme 'kdcl' want {len(self.others)} further view(s) of each "
+                f"sample and the batch has {len(batch.views)}; make batches with the distiller's "
+                "`beside`, or set own_views: false"
+            )
+        return (batch.inputs, *batch.views)
+
+    def _ensembled(self, logits: Sequence[Tensor], targets: Tensor) -> Tensor:
+        if self.shares is None:
+            return ensembled(logits, targets, self.scheme.ensemble)
+        if self.training:
+            self.shares.gather(logits, targets)
+        return _combined(self.shares.shares[:, None], torch.stack(list(logits)))
+
+
+class GeneralShares(nn.Module):
+    """Shares of peers by their correlated errors of the last epoch, over all workers.
+
+    Args:
+        peers: how many.
+    """
+
+    shares: Tensor
+    errors: Tensor
+    samples: Tensor
+
+    def __init__(self, peers: int) -> None:
+        super().__init__()
+        self.register_buffer("shares", torch.full((peers,), 1 / peers))
+        self.register_buffer("errors", torch.zeros(peers, peers))
+        self.register_buffer("samples", torch.zeros(()))
+
+    def renew(self) -> None:
+        """Take the shares that the errors gathered so far ask for, and gather anew."""
+        if self.samples:
+            self.shares.copy_(general_shares(self.errors / self.samples))
+            self.errors.zero_()
+            self.samples.zero_()
+
+    def gather(self, logits: Sequence[Tensor], targets: Tensor) -> None:
+        """Add a batch's errors, (B, K) logits of each peer."""
+        found = correlated_errors(torch.stack(list(logits)), targets)
+        self.errors += from_all_workers(found[None]).sum(dim=0)
+        self.samples += from_all_workers(targets.new_tensor([len(targets)])).sum()
+
+
+def correlated_errors(stacked: Tensor, targets: Tensor) -> Tensor:
+    """(P, B, K) logits -> (P, P): the inner products of the peers' errors, summed over samples."""
+    label = F.one_hot(targets, stacked.shape[2]).to(stacked.dtype)
+    errors = (stacked.softmax(dim=2) - label).flatten(1)
+    return (errors[:, None] * errors[None]).sum(dim=2)
+
+
+def general_shares(errors: Tensor) -> Tensor:
+    """(P, P) -> (P,) of sum 1, possibly negative: the least expected squared error of the mix."""
+    size = errors.diagonal().mean()
+    steady = errors.double() + 1e-6 * size * torch.eye(len(errors), device=errors.device)
+    solved = torch.linalg.solve(steady, torch.ones_like(steady[0]))
+    return (solved / solved.sum()).to(errors.dtype)
+
 
 def ensembled(logits: Sequence[Tensor], targets: Tensor, how: Ensemble) -> Tensor:
-    """Peers' logits, (B, K) each -> (B, K)."""
+    """Peers' logits, (B, K) each -> (B, K); any way that needs nothing but these."""
+    assert how != "general", "its shares come from an epoch's errors"
     stacked = torch.stack(list(logits))
     if how == "mean":
         return stacked.mean(dim=0)
@@ -80,24 +176,35 @@ def ensembled(logits: Sequence[Tensor], targets: Tensor, how: Ensemble) -> Tenso
     if how == "min_logit":
         place = targets.view(1, -1, 1).expand(len(stacked), -1, 1)
         return (stacked - stacked.gather(2, place)).amin(dim=0)
-    return torch.einsum("p,pbk->bk", best_mixture(stacked, targets), stacked)
+    shares = best_mixture(stacked, targets, of_batch=how == "linear_batch")
+    return _combined(shares, stacked)
 
 
-STEPS = 20
+STEPS = 40
 """Multiplicative steps towards the best mixture."""
 
 
-def best_mixture(stacked: Tensor, targets: Tensor) -> Tensor:
-    """(P, B, K) -> (P,) shares of sum 1 of nearly least cross-entropy of the mixed logits.
+def best_mixture(stacked: Tensor, targets: Tensor, *, of_batch: bool = False) -> Tensor:
+    """(P, B, K) -> (P, B) shares of sum 1 of nearly least cross-entropy of the mixed logits.
 
-    Exponentiated gradient (Kivinen 1997) from equal shares, on a convex function.
+    Exponentiated gradient (Kivinen 1997) from equal shares, on a convex function, with steps that
+    shrink.  `of_batch`: the same shares for all samples, (P, 1).
     """
-    shares = stacked.new_full((len(stacked),), 1 / len(stacked))
-    rows = torch.arange(len(targets), device=targets.device)
-    for _ in range(STEPS):
-        mixed = torch.einsum("p,pbk->bk", shares, stacked).softmax(dim=1)
-        expected = torch.einsum("bk,pbk->pb", mixed, stacked)
-        gradient = (expected - stacked[:, rows, targets]).mean(dim=1)
-        size = gradient.abs().max().clamp_min(torch.finfo(gradient.dtype).eps)
-        shares = (shares.log() - gradient / size / 2).softmax(dim=0)
+    peers, samples, _ = stacked.shape
+    shares = stacked.new_full((peers, 1 if of_batch else samples), 1 / peers)
+    rows = torch.arange(samples, device=targets.device)
+    right = stacked[:, rows, targets]
+    for step in range(STEPS):
+        expected = (_combined(shares, stacked).softmax(dim=1) * stacked).sum(dim=2)
+        gradient = expected - right
+        if of_batch:
+            gradient = gradient.mean(dim=1, keepdim=True)
+        gradient = gradient - gradient.mean(dim=0)
+        size = gradient.abs().amax(dim=0).clamp_min(torch.finfo(gradient.dtype).eps)
+        shares = (shares.log() - gradient / size / (1 + step / 8)).softmax(dim=0)
     return shares
+
+
+def _combined(shares: Tensor, stacked: Tensor) -> Tensor:
+    """(P, B or 1), (P, B, K) -> (B, K)."""
+    return (shares.unsqueeze(2) * stacked).sum(dim=0)

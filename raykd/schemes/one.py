@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import copy
+from math import exp
 from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from raykd.architecture import Layer, Task, discover, resolve, stage_aliases
+from raykd.architecture.layers import blank_inputs
+from raykd.architecture.taps import first_tensor
 from raykd.data.batch import Batch, Inputs
 from raykd.knowledge import Progress, Shape
 from raykd.knowledge.connectors import PlaceMean
@@ -24,10 +28,16 @@ class One(Scheme):
     """Branches on a shared trunk learn from the labels and from their gated ensemble.
 
     Sum over branches of the labels' loss + labels' loss of the ensemble + weight x sum of
-    T^2 KL(ensemble || branch), the ensemble's logits being the branches' weighed by a gate (linear,
-    softmax) on the trunk's features; Lan 2018 (arXiv:1806.04606), Eqs. 4 to 9, T = 3.  As a teacher
-    the ensemble gets no gradient.  The branches are copies of all that follows the layer `split`,
-    with weights of their own; the student is the trunk with the first branch.
+    T^2 KL(ensemble || branch), the ensemble's logits being the branches' weighed by a gate on the
+    trunk's features; Lan 2018 (arXiv:1806.04606), section 3, T = 3.  The gate: the mean over
+    places, a linear map, batch norm, ReLU, softmax; `gate: plain` leaves out the two in between,
+    on which the branches' shares depend on the batch.  As a teacher the ensemble gets no gradient,
+    as in the authors' code; `ensemble_follows` lets it move towards the branches too (others'
+    code).  `ramp_epochs` grows the lessons' weight as exp(-5 (1 - epoch / ramp_epochs)^2): 80 of
+    300 epochs in the authors' code.
+
+    The branches are copies of all that follows the layer `split`, with weights of their own; the
+    student is the trunk with the first branch.
     """
 
     paper = "Lan 2018, arXiv:1806.04606"
@@ -41,6 +51,21 @@ class One(Scheme):
     ] = None
     temperature: Annotated[float, Field(gt=0, description="softens both softmaxes")] = 3.0
     weight: Annotated[float, Field(ge=0, description="of the ensemble's teaching")] = 1.0
+    gate: Annotated[
+        Literal["normalised", "plain"], Field(description="how the trunk tells the shares")
+    ] = "normalised"
+    ensemble_follows: Annotated[
+        bool, Field(description="the lessons move the ensemble too, not the branches alone")
+    ] = False
+    ramp_epochs: Annotated[float, Field(ge=0, description="the lessons' weight grows so long")] = (
+        0.0
+    )
+
+    def weight_at(self, progress: Progress) -> float:
+        """The lessons' weight in this epoch."""
+        if progress.epoch >= self.ramp_epochs:
+            return self.weight
+        return self.weight * exp(-5 * (1 - progress.epoch / self.ramp_epochs) ** 2)
 
     def build(self, parts: Parts) -> Distiller:
         return Branching(self, parts)
@@ -58,9 +83,9 @@ class Branching(Distiller):
         self.student = parts.student
         self.watched = Watched(parts.student, [layer.name], parts.task)
         self.branches = nn.ModuleList(
-            upper_part(parts.build_student(), layer) for _ in range(scheme.branches - 1)
+            upper_part(parts.build_student(), layer, parts.task) for _ in range(scheme.branches - 1)
         )
-        self.gate = _gate(layer.shape, scheme.branches)
+        self.gate = _Gate(layer.shape, scheme.branches, normalised=scheme.gate == "normalised")
         self.split = layer.name
 
     def forward(self, batch: Batch, progress: Progress) -> StepOutput:
@@ -69,13 +94,13 @@ class Branching(Distiller):
         logits = [shown.logits, *(branch(batch.inputs, trunk) for branch in self.branches)]
         stacked = torch.stack([one.float() for one in logits])
         shares = self.gate(trunk).float().softmax(dim=1)
-        ensemble = torch.einsum("bp,pbk->bk", shares, stacked)
+        ensemble = (shares.t().unsqueeze(2) * stacked).sum(dim=0)
         tasks = torch.stack([self.task_loss(one, batch.targets) for one in stacked])
         together = self.task_loss(ensemble, batch.targets)
-        taught = ensemble.detach()
+        taught = ensemble if self.scheme.ensemble_follows else ensemble.detach()
         lessons = [softened_kl(one, taught, self.scheme.temperature) for one in stacked]
         lesson = torch.stack(lessons)
-        total = tasks.sum() + together + self.scheme.weight * lesson.sum()
+        total = tasks.sum() + together + self.scheme.weight_at(progress) * lesson.sum()
         values = {
             "task": tasks[0].detach(),
             "ensemble": lesson[0].detach(),
@@ -110,18 +135,64 @@ class _Given(nn.Module):
         return self.features
 
 
-def upper_part(model: nn.Module, layer: Layer) -> Branch:
-    """What follows `layer` in a network whose modules, up to it, run one after the other."""
+class _Blank(nn.Module):
+    """Stands where a module of the trunk stood: zeros of its output's shape, at no cost."""
+
+    def __init__(self, shape: Shape) -> None:
+        super().__init__()
+        self.shape = shape
+
+    def forward(self, *inputs: object, **more: object) -> Tensor:
+        given = first_tensor((*inputs, *more.values()))
+        assert given is not None
+        return torch.zeros(len(given), *self.shape, device=given.device)
+
+
+def upper_part(model: nn.Module, layer: Layer, task: Task) -> Branch:
+    """What follows `layer` in a network; `check_chain` tells whether it can be had so.
+
+    The modules before `layer` lose their weights and give zeros, so that whatever the network does
+    between them (a token put in front, positions added) goes on without a fault; what it does to
+    them is forgotten where the trunk's features come in.
+    """
+    shapes = {known.module: known.shape for known in discover(model, task) if known.side != "input"}
     model = copy.deepcopy(model)
     given = _Given()
-    parent = model
-    *path, last = layer.module.split(".")
-    for name in path:
-        _forget_before(parent, name)
-        parent = parent.get_submodule(name)
-    _forget_before(parent, last)
-    setattr(parent, last, given)
-    return Branch(model, given)
+    parent, path = model, ""
+    for name in layer.module.split("."):
+        _blank_before(parent, path, name, shapes)
+        parent, path = parent.get_submodule(name), f"{path}{name}."
+    model.set_submodule(layer.module, given)
+    branch = Branch(model, given)
+    _rest_idle(branch, layer, task)
+    return branch
+
+
+def _blank_before(parent: nn.Module, path: str, name: str, shapes: dict[str, Shape]) -> None:
+    """Put blanks in place of the modules that stand before `name` and ran in a forward."""
+    for child, module in list(parent.named_children()):
+        if child == name:
+            return
+        shape = shapes.get(path + child)
+        setattr(parent, child, nn.Identity() if shape is None else _Blank(shape))
+
+
+def _rest_idle(branch: Branch, layer: Layer, task: Task) -> None:
+    """Let the parameters rest that the trunk's features pass by, such as a token's position."""
+    device = next(branch.parameters()).device
+    features = torch.zeros(2, *layer.shape, device=device)
+    try:
+        logits = branch(blank_inputs(task, 2, device), features)
+        names, parameters = zip(*branch.named_parameters(), strict=True)
+        found = torch.autograd.grad(logits.sum(), parameters, allow_unused=True)
+    except FAULTS:
+        return  # `check_chain` says it
+    for name, gradient in zip(names, found, strict=True):
+        branch.get_parameter(name).requires_grad_(gradient is not None)
+
+
+FAULTS = (RuntimeError, AttributeError, TypeError, ValueError)
+"""What a network may raise that cannot be cut where it was."""
 
 
 def split_layer(student: nn.Module, task: Task, name: str | None) -> Layer:
@@ -143,8 +214,8 @@ def split_layer(student: nn.Module, task: Task, name: str | None) -> Layer:
 
 
 def check_chain(student: nn.Module, layer: Layer, task: Task) -> None:
-    """See that the student can be cut after `layer`: the rest, given the trunk's features, gives
-    the student's logits.
+    """See that the student can be cut after `layer`: the rest, given the trunk's features and
+    nothing else of the trunk, gives the student's logits.
 
     Raises:
         ValueError: it does not.
@@ -155,10 +226,9 @@ def check_chain(student: nn.Module, layer: Layer, task: Task) -> None:
     with torch.no_grad():
         shown = Watched(probe, [layer.name], task)(inputs)
         try:
-            same = torch.equal(
-                upper_part(probe, layer)(inputs, shown.layers[layer.name]), shown.logits
-            )
-        except (RuntimeError, AttributeError, TypeError, ValueError):
+            rest = upper_part(probe, layer, task).eval()
+            same = torch.equal(rest(inputs, shown.layers[layer.name]), shown.logits)
+        except FAULTS:
             same = False
     if layer.side == "input" or not same:
         raise ValueError(
@@ -167,17 +237,27 @@ def check_chain(student: nn.Module, layer: Layer, task: Task) -> None:
         )
 
 
-def _forget_before(parent: nn.Module, name: str) -> None:
-    """Put identities in place of the modules that stand before `name`."""
-    for child, _ in list(parent.named_children()):
-        if child == name:
-            return
-        setattr(parent, child, nn.Identity())
+class _Gate(nn.Module):
+    """(B, *shape) -> (B, branches): the logarithms of the branches' shares, but for a constant.
 
+    Raises:
+        ValueError: a batch norm is asked for and there is one sample to train on.
+    """
 
-def _gate(shape: Shape, branches: int) -> nn.Module:
-    """(B, *shape) -> (B, branches)."""
-    if len(shape) == 1:
-        return nn.Linear(shape[0], branches)
-    channels = shape[0] if len(shape) == 3 else shape[1]
-    return nn.Sequential(PlaceMean(), nn.Linear(channels, branches))
+    def __init__(self, shape: Shape, branches: int, *, normalised: bool) -> None:
+        super().__init__()
+        width = shape[1] if len(shape) == 2 else shape[0]
+        self.pool = nn.Identity() if len(shape) == 1 else PlaceMean()
+        self.judge = nn.Linear(width, branches)
+        self.norm = nn.BatchNorm1d(branches) if normalised else None
+
+    def forward(self, trunk: Tensor) -> Tensor:
+        judged = self.judge(self.pool(trunk))
+        if self.norm is None:
+            return judged
+        if self.training and len(trunk) == 1:
+            raise ValueError(
+                "the gate of scheme 'one' has a batch norm, which needs two samples a worker, and "
+                "the batch has one; raise train.batch_size, or set gate: plain"
+            )
+        return F.relu(self.norm(judged))

@@ -7,17 +7,18 @@ that distillation exists: it calls the distiller, and walks down the gradient of
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar, Protocol
 
 from torch import Tensor, nn
 
 from raykd.architecture.model import Task
-from raykd.data.batch import Batch
+from raykd.data.batch import Batch, Beside
 from raykd.knowledge import Term
 from raykd.knowledge.evidence import Evidence, Progress, Shape
 from raykd.knowledge.terms import Terms
 from raykd.option import option
+from raykd.schemes.teachers import Circumstances, Preparation, learns_alone
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,21 @@ class TeacherSource(Protocol):
 
 
 @dataclass(frozen=True)
+class Guide:
+    """One teacher of several, as a scheme meets it.
+
+    Attributes:
+        teacher: its evidence.
+        terms: the knowledge to transfer, pairs resolved to its own layers.
+        hint_shapes: shape of every layer of its own that a pair names.
+    """
+
+    teacher: TeacherSource
+    terms: Sequence[Term]
+    hint_shapes: Mapping[str, Shape] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Parts:
     """All that a scheme may build from.
 
@@ -57,6 +73,8 @@ class Parts:
         data_size: one more than the largest `Batch.index`.
         guided_shapes / hint_shapes: shape of every layer named in a pair, by the name the pair
             uses, without the batch.
+        others: the teachers after the first, in the order of `Scheme.teachers`.
+        teacher_network: the first teacher itself, where it is at hand.
     """
 
     student: nn.Module
@@ -69,24 +87,55 @@ class Parts:
     data_size: int
     guided_shapes: Mapping[str, Shape] = field(default_factory=dict)
     hint_shapes: Mapping[str, Shape] = field(default_factory=dict)
+    others: Sequence[Guide] = ()
+    teacher_network: nn.Module | None = None
 
     @property
     def classes(self) -> int:
         return self.task.classes
 
-    def make_terms(self) -> Terms:
-        """The terms made ready, what their losses learn freshly initialised.
+    @property
+    def guides(self) -> tuple[Guide, ...]:
+        """Every teacher, the first one first.
+
+        Raises:
+            ValueError: there is none.
+        """
+        if self.teacher is None:
+            raise ValueError(
+                "the scheme needs a teacher and the study has none; name a `teacher`, or take a "
+                "scheme without one (`scheme: {name: alone}`)"
+            )
+        return (Guide(self.teacher, self.terms, self.hint_shapes), *self.others)
+
+    def with_terms(self, terms: Sequence[Term]) -> Parts:
+        """The same, but for what is transferred."""
+        return replace(self, terms=terms)
+
+    def make_terms(
+        self,
+        terms: Sequence[Term] | None = None,
+        hint_shapes: Mapping[str, Shape] | None = None,
+        deployable: bool = False,
+    ) -> Terms:
+        """Terms made ready, what their losses learn freshly initialised.
+
+        Args:
+            terms: null: all.
+            hint_shapes: null: the first teacher's.
+            deployable: whether a loss may change the network that is kept.
 
         Raises:
             ValueError: layers that cannot be bridged.
         """
         return Terms(
-            self.terms,
+            self.terms if terms is None else terms,
             classes=self.classes,
             train_size=self.train_size,
             data_size=self.data_size,
             guided_shapes=self.guided_shapes,
-            hint_shapes=self.hint_shapes,
+            hint_shapes=self.hint_shapes if hint_shapes is None else hint_shapes,
+            deployable=deployable,
         )
 
 
@@ -101,6 +150,9 @@ class Distiller(nn.Module):
 
     needs_unused_parameter_search: bool = False
     """Whether some parameters may get no gradient in some step (for DDP)."""
+
+    beside: Beside = Beside()
+    """What it wants beside the samples of its batches."""
 
     def forward(self, batch: Batch, progress: Progress) -> StepOutput:
         raise NotImplementedError
@@ -117,6 +169,22 @@ class Scheme:
     paper: ClassVar[str]
     needs_teacher: ClassVar[bool] = True
     takes_knowledge: ClassVar[bool] = True
+
+    @property
+    def lends_classifier(self) -> bool:
+        """Whether one frozen teacher teaches the student alone, so that a loss may deploy the
+        student with that one's classifier (`Loss.deploys`)."""
+        return False
+
+    def teachers(self, around: Circumstances) -> tuple[Preparation, ...]:
+        """The networks that teach under this scheme, each prepared before a trial begins.
+
+        Their evidence reaches `build` in this order: `Parts.teacher`, then `Parts.others`.  By
+        default the study's own teacher, where the scheme needs one.
+        """
+        if not self.needs_teacher or around.teacher is None:
+            return ()
+        return (learns_alone(around.teacher, around),)
 
     def build(self, parts: Parts) -> Distiller:
         """Make the scheme ready for one trial.

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from raykd.architecture import Taps, Task, discover, resolve
+from raykd.architecture import Layer, Taps, Task, discover, resolve
 from raykd.data.batch import Inputs
 from raykd.knowledge.evidence import Evidence
 
@@ -18,13 +18,21 @@ class Watched:
         model: (B, ...) -> (B, classes); not registered anywhere by this.
         layers: dotted module names or aliases ("stage2", "embedding").
         task: what the network takes and gives.
+        known: the layers the names are looked up in; None: all that are discovered.
 
     Raises:
         ValueError: the network has no such layer.
     """
 
-    def __init__(self, model: nn.Module, layers: Sequence[str], task: Task) -> None:
-        known = discover(model, task) if layers else ()
+    def __init__(
+        self,
+        model: nn.Module,
+        layers: Sequence[str],
+        task: Task,
+        known: Sequence[Layer] | None = None,
+    ) -> None:
+        if known is None:
+            known = discover(model, task) if layers else ()
         self._taps = Taps(model, [resolve(known, name) for name in layers])
 
     def __call__(self, inputs: Inputs) -> Evidence:

@@ -148,6 +148,13 @@ def is_remote() -> bool:
     return bool(os.environ.get("RAY_ADDRESS"))
 
 
+def is_standing() -> bool:
+    """Whether Ray is there already, and will be there after the search."""
+    import ray
+
+    return is_remote() or ray.is_initialized()
+
+
 @contextmanager
 def ray_session(*, verbose: bool) -> Iterator[list[Resources]]:
     """Join the cluster `RAY_ADDRESS` names, or start Ray on this machine and end it afterwards.

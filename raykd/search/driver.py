@@ -19,20 +19,20 @@ import torch
 from raykd.architecture import Task
 from raykd.data import Batches, Dataset
 from raykd.problems import Problem, StudyError
-from raykd.search.cluster import SlotPlan, here, is_remote, plan_slots, ray_session
+from raykd.search.cluster import SlotPlan, here, is_remote, is_standing, plan_slots, ray_session
 from raykd.search.explorer import Explorer
 from raykd.search.folder import StudyFolder, Verb, create_folder, open_folder
 from raykd.search.records import Records
 from raykd.search.result import StudyResult, read_result
+from raykd.search.shelf import Shelf, check_teacher_weights
 from raykd.study.load import load_study
 from raykd.study.opened import OpenStudy
 from raykd.study.place import parse_place
-from raykd.study.schema import Search, Study, Teacher, plain
+from raykd.study.schema import Search, Study, plain
 from raykd.tracking.journal import Journal, events
 from raykd.tracking.store import absolute
 from raykd.training.assembly import task_of
 from raykd.training.storage import Storage, is_uri
-from raykd.training.teacher import check_weights, teacher_key
 
 Listener = Callable[[Mapping[str, Any]], None]
 PACKAGES = ("raykd", "ray", "torch", "torchvision", "optuna", "mlflow", "numpy", "pydantic")
@@ -105,18 +105,6 @@ def opened(study: OpenStudy | str | Path, overrides: Sequence[str] = ()) -> Open
     return load_study(study, overrides=overrides, checks=[check_teacher_weights])
 
 
-def check_teacher_weights(study: Study, task: Task | None) -> Iterator[Problem]:
-    """See that a teacher's file of weights is there and fits its model; nothing is loaded."""
-    teacher = study.teacher
-    if teacher is None or teacher.weights is None or teacher.is_mlflow or teacher.model is None:
-        return
-    try:
-        if task is not None:
-            check_weights(Path(teacher.weights).expanduser(), teacher.model, task)
-    except ValueError as error:
-        yield Problem(str(error), path="teacher.weights")
-
-
 @contextlib.contextmanager
 def in_place(study: OpenStudy) -> Iterator[None]:
     """Give each problem that names a path of the study its file and line, too."""
@@ -158,9 +146,10 @@ class Enterprise:
             self.chronicle,
             storage,
             self.folder.name,
-            prepare_teachers(self.study, self.data, storage),
+            Shelf(self.study.settings, self.data.fingerprint, storage),
             self.records,
             self.search,
+            slots=slots,
         )
 
 
@@ -233,6 +222,7 @@ def in_slots(enterprise: Enterprise) -> Explorer:
     """Conduct a study in warm slots of the cluster."""
     cluster = enterprise.study.settings.cluster
     enterprise.chronicle.tell({"event": "phase", "phase": "ray"})
+    outlived = is_standing()
     with ray_session(verbose=enterprise.verbose) as nodes:
         plan = plan_slots(cluster, nodes)
         _check_storage(enterprise.folder, nodes)
@@ -245,7 +235,14 @@ def in_slots(enterprise: Enterprise) -> Explorer:
                 "folder": enterprise.folder,
             }
         )
-        explore(explorer, plan, enterprise.folder, enterprise.data, verbose=enterprise.verbose)
+        explore(
+            explorer,
+            plan,
+            enterprise.folder,
+            enterprise.data,
+            verbose=enterprise.verbose,
+            outlived=outlived,
+        )
     if not explorer.finished:
         raise KeyboardInterrupt  # Tune takes Ctrl-C for itself, and just returns
     return explorer
@@ -271,8 +268,13 @@ def explore(
     data: Dataset,
     *,
     verbose: bool = False,
+    outlived: bool = False,
 ) -> None:
-    """Let Tune run everything the explorer asks for, in `plan.slots` warm slots."""
+    """Let Tune run everything the explorer asks for, in `plan.slots` warm slots.
+
+    Args:
+        outlived: whether Ray goes on when the search is over.
+    """
     import ray
     from ray import tune
 
@@ -289,6 +291,7 @@ def explore(
         gpus=plan.gpus,
         max_failures=explorer.study.settings.cluster.max_failures,
         folder=_ray_folder(folder),
+        outlived=outlived,
     )
     trainable = tune.with_parameters(Slot, shared=setup, data=[ray.put(data.arrays())])
     # A slot holds no CPU of its own (its workers do), but Tune wants some request.
@@ -384,47 +387,6 @@ def _trust_the_system(engine: Any) -> None:
         connection.execute("PRAGMA synchronous=OFF")
 
     engine.dispose()  # connections made before listen to nobody
-
-
-def prepare_teachers(study: OpenStudy, data: Dataset, storage: Storage) -> dict[Teacher, str]:
-    """Each teacher's file below the storage; a loaded teacher's is put there now.
-
-    Raises:
-        StudyError: weights that were named cannot be had.
-    """
-    files: dict[Teacher, str] = {}
-    for teacher in study.teachers():
-        concrete = replace(study.settings, teacher=teacher)
-        key = teacher_key(concrete, data.fingerprint)
-        suffix = "pt" if teacher.is_mlflow else "safetensors"
-        file = files[teacher] = f"teachers/{key}.{suffix}"
-        if teacher.weights is not None and not storage.exists(file):
-            storage.write(file, _weights(teacher, study.settings))
-    return files
-
-
-def _weights(teacher: Teacher, settings: Study) -> bytes:
-    assert teacher.weights is not None
-    try:
-        if not teacher.is_mlflow:
-            return Path(teacher.weights).expanduser().read_bytes()
-        import io
-
-        import torch
-
-        from raykd.tracking.models import load_model_uri
-
-        module = load_model_uri(teacher.weights, tracking_uri=settings.tracking.uri)
-        buffer = io.BytesIO()
-        torch.save(module.cpu().eval(), buffer)
-        return buffer.getvalue()
-    except (OSError, ValueError) as error:
-        raise StudyError(
-            Problem(
-                f"the teacher's weights {teacher.weights} cannot be read: {error}",
-                path="teacher.weights",
-            )
-        ) from None
 
 
 def _check_storage(folder: StudyFolder, nodes: Sequence[Mapping[str, float]]) -> None:

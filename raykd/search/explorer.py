@@ -1,8 +1,9 @@
 """What is trained next, and what came of it: the search itself, without Ray.
 
 The phases of a study, each of which fills the same warm slots:
-1. teachers are trained or measured;
-2. trials are drawn, one point of the space each;
+1. the study's teachers are trained or measured;
+2. trials are drawn, one point of the space each; what else must be ready to teach one (assistants,
+   earlier generations) is trained when the first trial that needs it is drawn;
 3. when all trials have ended, students are chosen from the front by validation metrics, and each
    is trained again under fresh seeds, with its distillation (replicates) and without a teacher
    (the null arm) at the same budget; these alone see the test split.
@@ -22,15 +23,17 @@ import optuna
 from optuna.trial import TrialState
 
 from raykd.architecture import Task, anatomy
-from raykd.problems import Infeasible
-from raykd.schemes import Alone
+from raykd.problems import Infeasible, StudyError
+from raykd.schemes import Alone, Preparation
 from raykd.search.records import Record, Records
 from raykd.search.samplers import Grid
+from raykd.search.shelf import Shelf
 from raykd.study.opened import OpenStudy
-from raykd.study.schema import Search, Study, Teacher, plain, read_study
+from raykd.study.schema import Search, Study, plain, read_study
+from raykd.study.teachers import teachers_of
 from raykd.training.assignment import Assignment
 from raykd.training.storage import Storage
-from raykd.training.teacher import teacher_study
+from raykd.training.teacher import own_teacher, preparing_study
 
 MAX_DRAWS = 1000
 """Draws in a row without a new feasible point before the search gives up drawing."""
@@ -61,10 +64,11 @@ class Explorer:
         journal: takes every event.
         storage: where files are that every node must reach.
         folder: the study's folder below it.
-        teachers: each concrete teacher's file of weights below the storage; a file that is
-            not there yet is trained.
+        shelf: where the networks that teach are; those that are not there yet are trained.
         records: what is known already (of an interrupted search).
         search: how to search; None: as the study says.
+        clock: seconds, for the time budget.
+        slots: trials side by side; at most so many are drawn while their teachers are trained.
     """
 
     def __init__(
@@ -75,10 +79,11 @@ class Explorer:
         journal: Journal,
         storage: Storage,
         folder: str,
-        teachers: Mapping[Teacher, str],
+        shelf: Shelf,
         records: Records | None = None,
         search: Search | None = None,
         clock: Callable[[], float] = time.time,
+        slots: int = 1,
     ) -> None:
         self.study = study
         self.task = task
@@ -90,7 +95,11 @@ class Explorer:
         self._journal = journal
         self._storage = storage
         self._folder = folder
-        self._teachers = dict(teachers)
+        self._shelf = shelf
+        self._slots = slots
+        own = [own_teacher(replace(study.settings, teacher=one)) for one in study.teachers()]
+        self._own = {shelf.file(prepared): prepared for prepared in own}
+        self._lost: dict[str, Record] = {}  # trainings that failed here, by the file they owe
         self._clock = clock
         self._deadline = (
             clock() + self.search.max_hours * 3600 if self.search.max_hours else float("inf")
@@ -110,26 +119,36 @@ class Explorer:
 
     def next(self) -> Assignment | None:
         """The next training; one that waits where there is none yet; None when all is over."""
-        if self.fatal:
+        if self.fatal or self.finished:
             return None
-        if self._queue:
-            return self._begin(self._queue.popleft())
-        if self.finished:
+        ready = self._first_ready
+        if ready is not None:
+            self._queue.remove(ready)
+            return self._begin(ready)
+        try:
+            if (self._may_draw() and self._draw()) or self._ready_to_choose():
+                if not self._queue:
+                    self._queue_replicates()
+                return self.next()
+        except StudyError as error:  # weights that a scheme names cannot be had
+            self._abandon(str(error))
             return None
-        if self._may_draw():
-            drawn = self._draw()
-            if drawn is not None:
-                return self._begin(drawn)
-        if self._ready_to_choose():
-            self._queue_replicates()
-            return self.next()
         self._waits += 1
         return Assignment(f"wait-{self._waits}", "wait", {}, seed=0, epochs=0)
 
     @property
+    def _first_ready(self) -> Assignment | None:
+        """The first in the queue whose teachers are all there."""
+        for assignment in self._queue:
+            if all(self._shelf.has(file) for file in assignment.teachers):
+                return assignment
+        return None
+
+    @property
     def has_work(self) -> bool:
         """Whether `next` would give something else than waiting."""
-        return bool(self._queue) or self.finished or self._may_draw() or self._ready_to_choose()
+        ready = self._first_ready is not None
+        return ready or self.finished or self._may_draw() or self._ready_to_choose()
 
     @property
     def finished(self) -> bool:
@@ -178,8 +197,8 @@ class Explorer:
         self._storage.remove(record.assignment.failure_file)
         if record.role == "trial":
             self._tell(record)
-        elif record.role == "teacher" and status == "failed":
-            self._abandon(f"the teacher could not be made ready: {reason}")
+        elif record.role == "teacher":
+            self._teacher_ended(record)
 
     def slot_failed(self, record_id: str, reason: str) -> None:
         """A slot died with what it was training; where none ever finished an epoch, none can."""
@@ -192,6 +211,22 @@ class Explorer:
     @property
     def _anything_finished(self) -> bool:
         return any(r.epochs for r in self.records.of("teacher", "trial", "replicate", "alone"))
+
+    def _teacher_ended(self, record: Record) -> None:
+        """Without the study's own teacher there is no study; without another, not its pupils."""
+        file = _network_file(record)
+        if record.status == "finished":
+            self._shelf.note(file)
+            return
+        self._lost[file] = record
+        if file in self._own:
+            self._abandon(f"the teacher could not be made ready: {record.reason}")
+            return
+        for pupil in [waiting for waiting in self._queue if file in waiting.teachers]:
+            self._queue.remove(pupil)
+            self._begin(pupil)
+            why = f"{record.id}, which was to teach it, failed: {record.reason}"
+            self.end(pupil.id, "failed", why)
 
     def _abandon(self, why: str) -> None:
         self.fatal = self.fatal or why
@@ -236,19 +271,19 @@ class Explorer:
         # Once students were chosen no more are drawn, or the choice would not hold.
         self._exhausted = bool(self.records.of("replicate", "alone"))
         records = self.records.of("teacher")
-        settled = {_teacher_file(record) for record in records if self._is_settled(record)}
-        number = len(records)
-        for teacher, file in self._teachers.items():
+        settled = {_network_file(record) for record in records if self._is_settled(record)}
+        for file, prepared in self._own.items():
+            self._shelf.fetch(prepared)
             if file not in settled:
-                self._queue.append(self._teacher_assignment(number, teacher, file))
-                settled.add(file)
-                number += 1
+                self._queue.append(self._teacher_assignment(prepared, file))
         for record in self.records.running("teacher", "trial", "replicate", "alone"):
+            if record.role != "teacher":
+                self._ask_for(self._teachers_of(read_study(record.assignment.study)))
             self._queue.append(record.assignment)
 
     def _is_settled(self, record: Record) -> bool:
         """Whether a teacher is under way, or done and still where it was put."""
-        finished = record.status == "finished" and self._storage.exists(_teacher_file(record))
+        finished = record.status == "finished" and self._shelf.has(_network_file(record))
         return finished or record.status == "running"
 
     def _settle_with_optuna(self) -> None:
@@ -270,42 +305,86 @@ class Explorer:
             if self.records[record_id].status != "running":
                 self._tell(self.records[record_id])
 
-    # Phase 1: teachers
+    # Teachers: the study's own first, others when a trial is drawn that needs them
 
-    def _teacher_assignment(self, number: int, teacher: Teacher, file: str) -> Assignment:
-        ready = self._storage.exists(file)
-        study = replace(self.study.settings, teacher=teacher)
-        if teacher.model is not None:
-            study = teacher_study(study)
+    def _teachers_of(self, study: Study) -> tuple[Preparation, ...]:
+        """Replicates share the teachers that trials share, whatever their own seed."""
+        return teachers_of(study, seed=self.study.settings.seed)
+
+    def _ask_for(self, prepared: Iterable[Preparation]) -> tuple[str, ...]:
+        """The files of these networks; those that are not there are queued to be trained.
+
+        Raises:
+            StudyError: weights that are named cannot be had.
+        """
+        return tuple(self._asked_for(one) for one in prepared)
+
+    def _asked_for(self, prepared: Preparation) -> str:
+        file = self._shelf.file(prepared)
+        if prepared.weights is not None:
+            self._shelf.fetch(prepared)
+        elif not self._shelf.has(file) and file not in self._under_way | {*self._lost}:
+            teachers = self._ask_for(prepared.teachers)
+            self._queue.append(self._teacher_assignment(prepared, file, teachers))
+        return file
+
+    @property
+    def _under_way(self) -> set[str | None]:
+        """The files that networks being trained, or in the queue, will be put into."""
+        running = [record.assignment for record in self.records.running("teacher")]
+        return {one.keep for one in (*self._queue, *running) if one.role == "teacher"}
+
+    def _teacher_assignment(
+        self, prepared: Preparation, file: str, teachers: tuple[str, ...] = ()
+    ) -> Assignment:
+        own, ready = file in self._own, self._shelf.has(file)
+        queued = sum(assignment.role == "teacher" for assignment in self._queue)
+        if prepared.model is not None:
+            study = preparing_study(self.study.settings, prepared)
         else:  # a whole network from MLflow: it is only measured
-            study = replace(study, scheme=Alone(), knowledge=())
+            study = replace(
+                self.study.settings, teacher=prepared.as_teacher, scheme=Alone(), knowledge=()
+            )
         return Assignment(
-            id=f"teacher-{number}",
+            id=f"teacher-{len(self.records.of('teacher')) + queued}",
             role="teacher",
-            study=plain(replace(study, teacher=teacher)),
+            study=plain(study),
             seed=study.seed,
             epochs=0 if ready else study.train.epochs,
             folder=self._folder,
-            teacher=file if ready else None,
+            teachers=teachers,
+            measures=file if ready else None,
             keep=None if ready else file,
-            test=True,
+            test=own,
             params=self.study.flat(study),
-            tags={"teacher": label(teacher.model) if teacher.model else str(teacher.weights)},
+            tags={"teacher": lineage(prepared)},
         )
 
     # Phase 2: trials
 
     def _may_draw(self) -> bool:
+        queued = [a for a in self._queue if a.role == "trial" and a.id not in self.records]
         return (
             not self._exhausted
-            and not any(a.role == "teacher" for a in self._queue)
-            and not self.records.running("teacher")
-            and len(self.records.of("trial")) < self.search.trials
+            and self._own_are_ready
+            and len(queued) < self._slots
+            and self._trials < self.search.trials
             and self._clock() < self._deadline
         )
 
-    def _draw(self) -> Assignment | None:
-        """One feasible point that was not tried before; None where there is none left."""
+    @property
+    def _own_are_ready(self) -> bool:
+        running = [record.assignment for record in self.records.running("teacher")]
+        return all(one.makes not in self._own for one in (*self._queue, *running))
+
+    @property
+    def _trials(self) -> int:
+        """How many trials were drawn, those that wait for their teachers included."""
+        queued = [a for a in self._queue if a.role == "trial" and a.id not in self.records]
+        return len(self.records.of("trial")) + len(queued)
+
+    def _draw(self) -> bool:
+        """Queue one feasible point that was not tried before; False where none is left."""
         for _ in range(MAX_DRAWS):
             if self._half_drawn:
                 drawn = self._half_drawn.popleft()
@@ -323,7 +402,8 @@ class Explorer:
                 continue
             _constrain(drawn, 0.0)
             if not self._was_tried(drawn):
-                return self._trial_assignment(drawn, study)
+                self._queue_trial(drawn, study)
+                return True
         return self._give_up(
             f"{MAX_DRAWS} draws in a row were infeasible or tried before; the space is exhausted"
         )
@@ -334,9 +414,10 @@ class Explorer:
         known = len(self._tried) + len(self._infeasible)
         return known >= self._points or (isinstance(sampler, Grid) and sampler.exhausted)
 
-    def _give_up(self, why: str) -> None:
+    def _give_up(self, why: str) -> bool:
         self._exhausted = True
         self.note = why
+        return False
 
     def _was_tried(self, drawn: optuna.Trial) -> bool:
         """Answer for a point that was drawn before with what came of it then."""
@@ -352,17 +433,19 @@ class Explorer:
             self._optuna.tell(drawn, values)
         return True
 
-    def _trial_assignment(self, drawn: optuna.Trial, study: Study) -> Assignment:
-        record_id = f"trial-{len(self.records.of('trial')):04d}"
+    def _queue_trial(self, drawn: optuna.Trial, study: Study) -> None:
+        record_id = f"trial-{self._trials:04d}"
         drawn.set_user_attr("raykd.id", record_id)
         self._asked[record_id] = drawn
         self._remember(drawn.params, record_id)
-        return self._student_assignment(record_id, study)
+        self._queue_student(record_id, study)
 
-    def _student_assignment(self, record_id: str, study: Study, **fields: Any) -> Assignment:
-        teacher = study.teacher if type(study.scheme).needs_teacher else None
+    def _queue_student(self, record_id: str, study: Study, **fields: Any) -> None:
+        """Queue a training, after those of the teachers that it needs and that are not there."""
+        teachers = self._teachers_of(study)
         cost = anatomy(study.student.model, self.task)
-        return Assignment(
+        tags = {"params": str(cost.params), "macs": str(cost.macs)}
+        assignment = Assignment(
             **{
                 "id": record_id,
                 "role": "trial",
@@ -370,13 +453,16 @@ class Explorer:
                 "seed": study.seed,
                 "epochs": study.train.epochs,
                 "folder": self._folder,
-                "teacher": self._teachers[teacher] if teacher is not None else None,
+                "teachers": self._ask_for(teachers),
                 "params": self.study.flat(study),
-                "tags": tags_of(study) | {"params": str(cost.params), "macs": str(cost.macs)},
+                "tags": tags_of(study, teachers) | tags,
                 "metrics": {"params": float(cost.params), "macs": float(cost.macs)},
                 **fields,
             }
         )
+        self._queue.append(assignment)
+        for file in {*assignment.teachers} & {*self._lost}:
+            self._teacher_ended(self._lost[file])
 
     def _remember(self, params: Mapping[str, Any], record_id: str) -> None:
         self._tried.setdefault(frozenset(params.items()), record_id)
@@ -419,24 +505,21 @@ class Explorer:
             self._journal.write("note", id=record.id, tags={"chosen": "true"}, metrics={})
         for number in range(1, self.search.replicates + 1):
             for record in self._chosen:
-                for assignment in self._replicates(record, number):
-                    if assignment.id not in self.records:
-                        self._queue.append(assignment)
+                self._queue_replicate(record, number)
 
-    def _replicates(self, record: Record, number: int) -> Iterable[Assignment]:
+    def _queue_replicate(self, record: Record, number: int) -> None:
+        """Queue a chosen trial under a fresh seed, and its student alone."""
         study = read_study(record.assignment.study)
         seed = study.seed + number
+        name, alone = f"{record.id}/seed-{number}", f"{record.id}/alone-{number}"
         fields = {"parent": record.id, "seed": seed, "test": True}
-        name = f"{record.id}/seed-{number}"
-        keep = f"{self._folder}/students/{name.replace('/', '.')}.pt"
-        yield self._student_assignment(
-            name, replace(study, seed=seed), role="replicate", keep=keep, **fields
-        )
-        if not isinstance(study.scheme, Alone):
+        if name not in self.records:
+            keep = f"{self._folder}/students/{name.replace('/', '.')}.pt"
+            again = replace(study, seed=seed)
+            self._queue_student(name, again, role="replicate", keep=keep, **fields)
+        if not isinstance(study.scheme, Alone) and alone not in self.records:
             null = replace(study, seed=seed, scheme=Alone(), knowledge=())
-            yield self._student_assignment(
-                f"{record.id}/alone-{number}", null, role="alone", **fields
-            )
+            self._queue_student(alone, null, role="alone", **fields)
 
 
 def _constrain(drawn: optuna.Trial, excess: float) -> None:
@@ -444,8 +527,8 @@ def _constrain(drawn: optuna.Trial, excess: float) -> None:
         drawn.set_constraint("feasible", excess)
 
 
-def _teacher_file(record: Record) -> str:
-    file = record.assignment.teacher or record.assignment.keep
+def _network_file(record: Record) -> str:
+    file = record.assignment.makes
     assert file is not None, "a teacher is loaded from a file or kept in one"
     return file
 
@@ -470,14 +553,23 @@ def label(part: object) -> str:
     return f"{name}({', '.join(fields)})" if fields else name
 
 
-def tags_of(study: Study) -> dict[str, str]:
-    """What MLflow's filters and comparisons should know of a trial."""
+def lineage(prepared: Preparation) -> str:
+    """A network that teaches, in short, with those that taught it."""
+    name = label(prepared.model) if prepared.model is not None else str(prepared.weights)
+    above = " + ".join(lineage(one) for one in prepared.teachers)
+    return f"{name} taught by {above}" if above else name
+
+
+def tags_of(study: Study, teachers: tuple[Preparation, ...]) -> dict[str, str]:
+    """What MLflow's filters and comparisons should know of a trial.
+
+    Args:
+        study: concrete.
+        teachers: those of its scheme.
+    """
     losses = [term.loss.name for term in study.knowledge if term.active and term.loss]
-    teacher = study.teacher
     return {
-        "teacher": (label(teacher.model) if teacher.model else str(teacher.weights))
-        if teacher and type(study.scheme).needs_teacher
-        else "none",
+        "teacher": " + ".join(map(lineage, teachers)) or "none",
         "student": label(study.student.model),
         "scheme": study.scheme.name,
         "losses": "+".join(losses) or "none",

@@ -83,6 +83,16 @@ class Records:
     def of(self, *roles: Role) -> list[Record]:
         return [record for record in self._all.values() if record.role in roles]
 
+    @property
+    def teachers(self) -> list[Record]:
+        """The study's own: they alone see the test split."""
+        return [record for record in self.of("teacher") if record.assignment.test]
+
+    @property
+    def assistants(self) -> list[Record]:
+        """Other networks that were trained to teach: assistants, earlier generations."""
+        return [record for record in self.of("teacher") if not record.assignment.test]
+
     def running(self, *roles: Role) -> list[Record]:
         return [record for record in self.of(*roles) if record.status == "running"]
 

@@ -79,7 +79,8 @@ class StudyResult:
 
     @property
     def teachers(self) -> list[Record]:
-        return self.records.of("teacher")
+        """The study's own."""
+        return self.records.teachers
 
     @functools.cached_property
     def trials(self) -> pd.DataFrame:

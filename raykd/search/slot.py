@@ -19,6 +19,9 @@ from raykd.training.storage import Storage
 START_TIMEOUT_S = 300.0
 """How long a worker group may take to announce itself."""
 
+GOODBYE_S = 8.0
+"""How long a slot waits for its worker group to end; Tune waits longer before it kills the slot."""
+
 GROUP_FAILURES = 3
 """How often Ray Train starts a group again by itself.  When it gives up, the slot asks for a new
 group if the last one had worked; one that never announced itself will not come next time either."""
@@ -35,6 +38,7 @@ class SlotSetup:
         max_failures: how often a trial's lost workers are started again before it fails.
         folder: a local folder for Ray Train's own bookkeeping.
         collective_timeout: seconds after which ranks stop waiting for one another.
+        outlived: whether Ray goes on after the search, so that others need the slots' places.
     """
 
     storage: str
@@ -44,6 +48,7 @@ class SlotSetup:
     max_failures: int
     folder: str
     collective_timeout: int = 1800
+    outlived: bool = False
 
 
 class Slot(tune.Trainable):
@@ -91,6 +96,10 @@ class Slot(tune.Trainable):
 
     def cleanup(self) -> None:
         self._mailbox.close()
+        if self._shared.outlived:
+            # A group that ends by itself frees its place at once; one whose slot is gone first
+            # keeps it until Ray Train's cleaner comes by.
+            self._trainer.join(GOODBYE_S)
 
     def _take(self, config: Mapping[str, Any]) -> None:
         self._assignment = Assignment.from_plain(config["assignment"])

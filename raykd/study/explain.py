@@ -14,12 +14,14 @@ from rich.text import Text
 
 from raykd.architecture import Task
 from raykd.problems import Infeasible
+from raykd.schemes import Preparation
 from raykd.study.extent import Dimension, Size
 from raykd.study.opened import OpenStudy, anatomies
 from raykd.study.outline import study_outline
 from raykd.study.schema import Study, read_study
 from raykd.study.space import Point
 from raykd.study.suggest import Scalar, Seeded
+from raykd.study.teachers import everyone_behind, teachers_of
 
 DRAWS = 200
 """Random points looked at."""
@@ -126,6 +128,8 @@ class _Seen:
         self.students: list[Any] = []
         self.epochs: list[int] = []
         self.taught: list[bool] = []
+        self.shared: set[Preparation] = set()
+        self.own_kind: list[int] = []
         self.reasons: Counter[str] = Counter()
 
     def look(self, point: Point) -> None:
@@ -136,7 +140,11 @@ class _Seen:
         except ValueError:
             return
         self.epochs.append(study.train.epochs)
-        self.taught.append(study.scheme.needs_teacher)
+        teachers = teachers_of(study, self.opened.settings.seed)
+        self.taught.append(bool(teachers))
+        behind = [one for one in everyone_behind(teachers) if one.weights is None]
+        self.shared |= {one for one in behind if one.is_shared}
+        self.own_kind.append(sum(one.train.epochs for one in behind if not one.is_shared))
 
     def draw(self, drawer: Seeded) -> Study | None:
         """One random point; None where it is infeasible, with the reason noted."""
@@ -157,6 +165,11 @@ def _epochs(opened: OpenStudy, seen: _Seen) -> tuple[int, int]:
     trials = _trials(opened, opened.size) * each
     replicates = search.chosen * search.replicates * each
     own = sum(_teacher_epochs(opened, teacher) for teacher in _trained(opened))
+    models = [teacher.model for teacher in opened.teachers()]
+    own += sum(one.train.epochs for one in seen.shared if one.model not in models)
+    if each and seen.own_kind:  # those that a trial trains before its own: a student's epochs
+        more = mean(seen.own_kind) / each
+        trials, replicates = trials * (1 + more), replicates * (1 + more / 2)
     return round(trials + 2 * replicates), round(taught * (trials + replicates)) + own
 
 

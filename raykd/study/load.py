@@ -27,6 +27,7 @@ from raykd.study.rules import search_findings, study_findings
 from raykd.study.schema import Search, Study, read_study
 from raykd.study.space import Point, Space, read_space
 from raykd.study.suggest import Seeded
+from raykd.study.teachers import everyone_behind, teachers_of
 
 Check = Callable[[Study, Task | None], Iterable[Problem | str]]
 """Looks at one concrete study; a problem without a line gets that of its path."""
@@ -250,19 +251,27 @@ def _space_findings(document: Document, space: Space, studies: list[Study]) -> I
         names = ", ".join(found.name for found in continuous)
         mend = "give `uniform` a step or list the values, or take another sampler"
         yield Finding(("search", "sampler"), f"'grid' cannot list continuous values: {names}", mend)
-    open_train = [found.path for found in space.part("train").dimensions]
-    if open_train and any(_trained_alike(study) for study in studies):
-        what = (
-            "`teacher.train` is left out, so the teacher is trained as the student is, but "
-            f"{', '.join(open_train)} differs from trial to trial"
-        )
-        yield Finding(("teacher",), what, "add `train: {...}` to the teacher")
+    yield from _open_recipes([found.path for found in space.part("train").dimensions], studies)
     unknown = [s for s in studies if s.teacher is not None and s.teacher.model is None]
     for pairing in space.pairings if unknown else ():
         if pairing.domain.hint is None:
             what = "`hint: auto` needs the teacher's `model`, which `weights` alone do not tell"
             mend = "name the teacher's `model`, or list its layers: `hint: [...]`"
             yield Finding(pairing.source, what, mend)
+
+
+def _open_recipes(open_train: list[str], studies: list[Study]) -> Iterator[Finding]:
+    """Networks that trials share, but whose training would differ from trial to trial."""
+    differs = f"but {', '.join(open_train)} differs from trial to trial"
+    if open_train and any(_trained_alike(study) for study in studies):
+        what = f"`teacher.train` is left out, so the teacher is trained as the student is, {differs}"
+        yield Finding(("teacher",), what, "add `train: {...}` to the teacher")
+        return
+    for study in studies if open_train else ():
+        for prepared in everyone_behind(teachers_of(study)):
+            if prepared.is_shared and prepared.weights is None and prepared.train == study.train:
+                what = f"a network that many trials share is trained as the student is, {differs}"
+                yield Finding(("scheme",), what, "add `train: {...}` to it")
 
 
 def _trained_alike(study: Study) -> bool:
@@ -279,7 +288,7 @@ def _check_candidates(
     report: _Report,
 ) -> None:
     """Note the layers listed in a pairing that no student, or no teacher, of the space has."""
-    found: list[tuple[Anatomy, Anatomy | None]] = []
+    found: list[tuple[Anatomy, tuple[Anatomy | None, ...]]] = []
     for study in studies:
         try:
             found.append(anatomies(study, task, teacher))
@@ -287,7 +296,8 @@ def _check_candidates(
             continue  # noted where the point itself is checked
     for pairing in opened.space.pairings:
         _check_side(pairing, "guided", [student for student, _ in found], report)
-        _check_side(pairing, "hint", [known for _, known in found if known], report)
+        hints = [one for _, teachers in found for one in teachers if one is not None]
+        _check_side(pairing, "hint", hints, report)
 
 
 def _check_side(pairing: Pairing, side: str, models: list[Anatomy], report: _Report) -> None:

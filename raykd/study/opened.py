@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from raykd.architecture import Anatomy, Task, anatomy
 from raykd.problems import Infeasible, StudyError
+from raykd.schemes import Preparation, Teacher
 from raykd.study.complaints import complaints
 from raykd.study.domains import domain_kind
 from raykd.study.extent import Dimension, Size
@@ -18,9 +19,10 @@ from raykd.study.files import Document
 from raykd.study.outline import study_outline
 from raykd.study.pairing import resolve_pairs, stages_of
 from raykd.study.place import Place, dotted, parse_place
-from raykd.study.schema import Study, Teacher, plain, read_study
+from raykd.study.schema import Study, plain, read_study
 from raykd.study.space import Point, Space
 from raykd.study.suggest import Scalar, Seeded, Suggest
+from raykd.study.teachers import everyone_behind, teachers_of
 
 PRIVATE = ("tracking",)
 """Parts that `flat` leaves out: they describe no trial, and an address may hold a password."""
@@ -152,9 +154,9 @@ class OpenStudy:
         except ValidationError as error:
             raise Infeasible("; ".join(map(str, complaints(error, data)))) from None
         try:
-            student, teacher = anatomies(study, task, teacher)
+            student, teachers = anatomies(study, task, teacher)
             check_costs(study, student)
-            return resolve_pairs(study, student, teacher, task.classes)
+            return resolve_pairs(study, student, teachers, task.classes)
         except Infeasible:
             raise
         except ValueError as error:
@@ -220,16 +222,29 @@ def task_of(study: Study) -> Task | None:
 
 def anatomies(
     study: Study, task: Task, teacher: Anatomy | None = None
-) -> tuple[Anatomy, Anatomy | None]:
-    """What the student's and the teacher's model are made of.
+) -> tuple[Anatomy, tuple[Anatomy | None, ...]]:
+    """What the student's model is made of, and those of its teachers, in the scheme's order.
+
+    Args:
+        study: concrete.
+        task: what the models must take and give.
+        teacher: the layers of a teacher whose model the study does not say; else None stands
+            for them.
 
     Raises:
         ValueError: a model cannot be built for such data; names the place in the study.
     """
     student = _anatomy(study.student.model, task, ("student", "model"))
-    if teacher is None and study.teacher is not None and study.teacher.model is not None:
-        teacher = _anatomy(study.teacher.model, task, ("teacher", "model"))
-    return student, teacher
+    own = study.teacher.model if study.teacher is not None else None
+    if own is not None:
+        _anatomy(own, task, ("teacher", "model"))
+    teachers = teachers_of(study)
+    known: dict[Preparation, Anatomy | None] = {}
+    for prepared in everyone_behind(teachers):
+        place = ("teacher", "model") if prepared.model == own else ("scheme",)
+        model = prepared.model
+        known[prepared] = teacher if model is None else _anatomy(model, task, place)
+    return student, tuple(known[prepared] for prepared in teachers)
 
 
 class ModelError(ValueError):

@@ -33,29 +33,37 @@ def stages_of(anatomy: Anatomy) -> tuple[str, ...]:
 
 
 def resolve_pairs(
-    study: Study, student: Anatomy, teacher: Anatomy | None, classes: int = 10
+    study: Study,
+    student: Anatomy,
+    teachers: Sequence[Anatomy | None] = (),
+    classes: int = 10,
 ) -> Study:
     """`study` with the pairs of each term that takes some written out and checked.
 
-    Pairs left null become the loss's own default.  Each loss is made ready once for the shapes
-    it would meet, without memory for its weights.
+    Pairs left null become the loss's own default, unless several teachers each have their own.
+    Each loss is made ready once for the shapes it would meet, without memory for its weights.
 
     Args:
         study: a concrete study.
-        student, teacher: what their models are made of; no teacher: the student's own layers
-            are the hint layers if the scheme needs none, else nothing is known of them.
+        student: what its model is made of.
+        teachers: the same of those who teach under its scheme; None: nothing is known of one.
+            Where there is none, the student's own layers are the hint layers, if the scheme needs
+            no teacher.
         classes: of the data.
 
     Raises:
         PairError: a ValueError; a layer that is not there (with what comes near), or a pair that
             cannot be bridged (with both layers and both shapes), and the place in the study.
     """
-    hints = student if teacher is None and not study.scheme.needs_teacher else teacher
-    terms = [
-        _resolved(term, student, hints, classes, ("knowledge", number))
-        for number, term in enumerate(study.knowledge)
+    hints = list(teachers) or [None if study.scheme.needs_teacher else student]
+    resolved = [
+        tuple(
+            _resolved(term, student, hint, classes, ("knowledge", number))
+            for number, term in enumerate(study.knowledge)
+        )
+        for hint in hints
     ]
-    return replace(study, knowledge=tuple(terms))
+    return study if len(hints) > 1 else replace(study, knowledge=resolved[0])
 
 
 def _resolved(

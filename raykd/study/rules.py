@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from raykd.schemes import BornAgain, Teacher
 from raykd.study.complaints import Finding
 from raykd.study.domains import near
-from raykd.study.schema import Direction, Search, Study, Teacher
+from raykd.study.schema import Direction, Search, Study
 
 OBJECTIVES: dict[str, Direction] = {
     "val_accuracy": "max",
@@ -69,7 +70,8 @@ def _teacher_findings(teacher: Teacher) -> Iterator[Finding]:
 
 def _scheme_findings(study: Study) -> Iterator[Finding]:
     scheme = study.scheme
-    if scheme.needs_teacher and study.teacher is None:
+    asks = scheme.needs_teacher or (isinstance(scheme, BornAgain) and scheme.first == "teacher")
+    if asks and study.teacher is None:
         mend = "add `teacher: {model: ...}`, or take `scheme: {name: alone}`"
         yield Finding((), f"`teacher` is missing; scheme '{scheme.name}' needs one", mend)
     if study.knowledge and not scheme.takes_knowledge:

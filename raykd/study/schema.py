@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import field
 from functools import lru_cache
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, TypeAdapter
 
@@ -16,7 +16,9 @@ from raykd.data import SOURCES
 from raykd.knowledge import Term
 from raykd.option import option
 from raykd.schemes import SCHEMES, Offline
-from raykd.study.train import PositiveInt, Train
+from raykd.schemes.teachers import Teacher
+from raykd.schemes.train import PositiveInt, Train
+from raykd.study.samplers import Sampler
 
 if TYPE_CHECKING:
     from raykd.architecture.model import Model
@@ -30,32 +32,6 @@ else:
     AnyModel = MODELS.annotation
     AnySource = SOURCES.annotation
     AnyScheme = SCHEMES.annotation
-
-
-@option
-class Teacher:
-    """The network that teaches: trained by the study, or loaded.
-
-    Exactly one of these holds: `weights` is null and the teacher is trained by `train`; `weights`
-    is a safetensors file for `model`; `weights` is an MLflow model URI (`models:/name@alias`,
-    `runs:/id/model`), and `model` may be left out.
-    """
-
-    model: AnyModel | None = None
-    weights: Annotated[
-        str | None, Field(description="safetensors file, or MLflow model URI; null: train it")
-    ] = None
-    train: Annotated[
-        Train | None, Field(description="how to train it; null: as the student is trained")
-    ] = None
-
-    @property
-    def is_mlflow(self) -> bool:
-        return self.weights is not None and self.weights.split(":", 1)[0] in (
-            "models",
-            "runs",
-            "mlflow-artifacts",
-        )
 
 
 @option
@@ -87,6 +63,16 @@ class Asha:
     With one objective Ray Tune's own; with several, rungs keep whole non-dominated fronts.
     """
 
+    paper: ClassVar[str] = (
+        "Li 2020, arXiv:1810.05934; several objectives: Schmucker 2021, arXiv:2106.12639"
+    )
+    stops_early: ClassVar[bool] = True
+    several_objectives: ClassVar[bool] = True
+    when: ClassVar[str] = (
+        "many trials whose first epochs tell good from bad; where a term starts late or is trained "
+        "beforehand, let `grace_epochs` reach beyond"
+    )
+
     name: Literal["asha"] = "asha"
     grace_epochs: Annotated[int, Field(ge=1, description="no trial stops before")] = 1
     reduction: Annotated[float, Field(gt=1, description="one in so many goes on")] = 3
@@ -94,22 +80,34 @@ class Asha:
 
 @option
 class Median:
-    """Stop a trial below the median of the others' running means (Golovin 2017)."""
+    """Stop a trial below the median of the others' running means (Golovin 2017).
+
+    It looks at the first objective.
+    """
+
+    paper: ClassVar[str] = "Golovin 2017, KDD"
+    stops_early: ClassVar[bool] = True
+    several_objectives: ClassVar[bool] = False
+    when: ClassVar[str] = "one objective, and fewer trials than would fill the rungs of asha"
 
     name: Literal["median"] = "median"
-    grace_epochs: PositiveInt = 1
-    min_trials: PositiveInt = 3
+    grace_epochs: Annotated[int, Field(ge=1, description="no trial stops before")] = 1
+    min_trials: Annotated[int, Field(ge=1, description="a median is of so many at least")] = 3
 
 
 @option
 class Unscheduled:
     """Every trial runs to its end."""
 
+    paper: ClassVar[str] = ""
+    stops_early: ClassVar[bool] = False
+    several_objectives: ClassVar[bool] = True
+    when: ClassVar[str] = "few trials, or trials that are all to be compared at the full budget"
+
     name: Literal["none"] = "none"
 
 
 Scheduler = Annotated[Asha | Median | Unscheduled, Field(discriminator="name")]
-Sampler = Literal["random", "tpe", "nsga2", "gp", "grid", "qmc"]
 
 
 @option

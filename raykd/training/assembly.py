@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 import torch
@@ -11,11 +11,12 @@ from torch.nn.functional import cross_entropy
 
 from raykd.architecture import Anatomy, Model, Task, anatomy, discover, stage_aliases
 from raykd.data import Dataset
-from raykd.knowledge import Shape
+from raykd.knowledge import Shape, Term
 from raykd.knowledge.terms import layer_names
-from raykd.schemes import Distiller, LiveTeacher, Parts
+from raykd.schemes import Distiller, Guide, LiveTeacher, Parts, Preparation
 from raykd.study.pairing import resolve_pairs
 from raykd.study.schema import Study
+from raykd.study.teachers import teachers_of
 from raykd.training.layout import lay_out
 from raykd.training.seeding import derive, seeded
 
@@ -26,12 +27,25 @@ def task_of(data: Dataset) -> Task:
 
 
 def assemble(
-    study: Study, data: Dataset, *, seed: int, teacher: nn.Module | None, device: torch.device
+    study: Study,
+    data: Dataset,
+    *,
+    seed: int,
+    teachers: Sequence[nn.Module],
+    device: torch.device,
 ) -> Distiller:
     """The scheme made ready, on `device`.
 
     The student's first weights depend on `seed` and its architecture alone, so that it starts
     from the same ones under every scheme.  They are drawn on the CPU, the same for any device.
+
+    Args:
+        study: concrete.
+        data: what it is trained on.
+        seed: of the training.
+        teachers: the networks of `teachers_of(study)`, in that order; those that are left over
+            (a teacher where the scheme needs none) are not used.
+        device: where to train.
 
     Raises:
         ValueError: a model does not fit the data, a layer is not there or cannot be bridged, the
@@ -42,7 +56,7 @@ def assemble(
     with seeded(derive(seed, "student"), cpu):
         student = study.student.model.build(task)
     with seeded(derive(seed, "scheme"), cpu):
-        parts = _parts(study, data, task, lay_out(student, device), teacher, device)
+        parts = _parts(study, data, task, lay_out(student, device), teachers, device)
         distiller = study.scheme.build(parts)
     lay_out(distiller, device)
     return distiller
@@ -53,30 +67,54 @@ def _parts(
     data: Dataset,
     task: Task,
     student: nn.Module,
-    teacher: nn.Module | None,
+    networks: Sequence[nn.Module],
     device: torch.device,
 ) -> Parts:
-    guided: Mapping[str, Shape] = {}
-    hints: Mapping[str, Shape] = {}
-    if _takes_pairs(study):
-        ours, theirs = anatomy(study.student.model, task), _teacher_anatomy(study, teacher, task)
-        study = resolve_pairs(study, ours, theirs, task.classes)
-        guided, hints = ours.layers, (theirs or ours).layers
-    source = None
-    if study.scheme.needs_teacher and teacher is not None:
-        source = LiveTeacher(lay_out(teacher, device), layer_names(study.knowledge, "hint"), task)
+    prepared = teachers_of(study)
+    if networks and not prepared and study.scheme.needs_teacher:
+        # Given as a network, by a caller whose study says nothing of it.
+        prepared = (Preparation(model=None, weights=None, train=study.train, seed=study.seed),)
+    if networks and len(networks) < len(prepared):
+        raise ValueError(
+            f"scheme '{study.scheme.name}' learns from {len(prepared)} teachers and "
+            f"{len(networks)} were given; give one for each"
+        )
+    ours = anatomy(study.student.model, task) if _takes_pairs(study) else None
+    guides = [
+        _guide(study, task, one, lay_out(network, device), ours)
+        for one, network in zip(prepared, networks, strict=False)
+    ]
+    terms: Sequence[Term] = study.knowledge
+    if ours is not None and not guides:
+        terms = resolve_pairs(study, ours, (), task.classes).knowledge
+    own = ours.layers if ours is not None else {}
     return Parts(
         student=student,
         build_student=_builder(study.student.model, task, device),
-        teacher=source,
-        terms=study.knowledge,
+        teacher=guides[0].teacher if guides else None,
+        terms=guides[0].terms if guides else terms,
         task_loss=partial(cross_entropy, label_smoothing=study.train.label_smoothing),
         task=task,
         train_size=len(data.train),
         data_size=data.data_size,
-        guided_shapes=guided,
-        hint_shapes=hints,
+        guided_shapes=own,
+        hint_shapes=guides[0].hint_shapes if guides else own,
+        others=guides[1:],
+        teacher_network=networks[0] if guides else None,
     )
+
+
+def _guide(
+    study: Study, task: Task, prepared: Preparation, network: nn.Module, ours: Anatomy | None
+) -> Guide:
+    """A teacher as the scheme meets it, the pairs resolved to its own layers."""
+    terms: Sequence[Term] = study.knowledge
+    layers: Mapping[str, Shape] = {}
+    if ours is not None:
+        theirs = _teacher_anatomy(prepared, network, task)
+        terms = resolve_pairs(study, ours, (theirs,), task.classes).knowledge
+        layers = theirs.layers
+    return Guide(LiveTeacher(network, layer_names(terms, "hint"), task), terms, layers)
 
 
 def _takes_pairs(study: Study) -> bool:
@@ -84,16 +122,14 @@ def _takes_pairs(study: Study) -> bool:
     return any(term.active and term.loss and term.loss.takes_pairs for term in terms)
 
 
-def _teacher_anatomy(study: Study, teacher: nn.Module | None, task: Task) -> Anatomy | None:
+def _teacher_anatomy(prepared: Preparation, network: nn.Module, task: Task) -> Anatomy:
     """From the option where there is one; a teacher given as a network is looked at itself."""
-    if teacher is None or not study.scheme.needs_teacher:
-        return None
-    if study.teacher is not None and study.teacher.model is not None:
-        return anatomy(study.teacher.model, task)
-    found = discover(teacher, task)
+    if prepared.model is not None:
+        return anatomy(prepared.model, task)
+    found = discover(network, task)
     aliases = stage_aliases(found)
     return Anatomy(
-        params=sum(parameter.numel() for parameter in teacher.parameters()),
+        params=sum(parameter.numel() for parameter in network.parameters()),
         macs=max((layer.macs for layer in found), default=0),
         layers={layer.name: layer.shape for layer in (*found, *aliases.values())},
         aliases={alias: layer.module for alias, layer in aliases.items()},

@@ -20,11 +20,12 @@ class Assignment:
         role: what the training is for.
         study: the concrete study, as plain data.
         seed: of the training.
-        epochs: how many there will be; 0: nothing is trained, the teacher is measured.
+        epochs: how many there will be; 0: nothing is trained, `measures` is evaluated.
         folder: the study's folder below the storage.
         params: the drawn values by their study path; empty for what is not drawn.
         parent: the id of the trial this belongs to, or None.
-        teacher: the file of the teacher's weights, below the storage, or None.
+        teachers: the files of the networks that teach, below the storage, in the scheme's order.
+        measures: the file of a network, below the storage, that is only evaluated, or None.
         test: whether the test split is evaluated at the end.
         keep: the file, below the storage, for the trained network, or None.
         tags, metrics: what is known before it starts (losses, params, MACs).
@@ -38,7 +39,8 @@ class Assignment:
     folder: str = ""
     params: Mapping[str, Any] = field(default_factory=dict)
     parent: str | None = None
-    teacher: str | None = None
+    teachers: tuple[str, ...] = ()
+    measures: str | None = None
     test: bool = False
     keep: str | None = None
     tags: Mapping[str, str] = field(default_factory=dict)
@@ -54,9 +56,14 @@ class Assignment:
         """Where a rank puts the reason of a failure that took its whole group down."""
         return f"{self.folder}/states/{self.id.replace('/', '.')}.failed"
 
+    @property
+    def makes(self) -> str | None:
+        """The file, below the storage, where its network is at its end, or None."""
+        return self.keep or self.measures
+
     def plain(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
 
     @classmethod
     def from_plain(cls, data: Mapping[str, Any]) -> Assignment:
-        return cls(**data)
+        return cls(**{**data, "teachers": tuple(data.get("teachers", ()))})

@@ -11,8 +11,11 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from raykd.data import Batch
+from raykd.data import Batch, Batches, Dataset
 from raykd.training.layout import laid_out
+
+EVALUATION_BATCH = 512
+"""Least number of samples of an evaluation batch, all ranks together."""
 
 Precision = Callable[[], AbstractContextManager[object]]
 """Makes the context a forward runs in."""
@@ -57,6 +60,32 @@ def evaluate(
     if not total:
         raise ValueError("there is no sample to evaluate on; the split is empty")
     return {"loss": loss / total, "accuracy": hits / total}
+
+
+def evaluate_split(
+    model: nn.Module,
+    data: Dataset,
+    split: Literal["train", "val", "test"],
+    *,
+    batch_size: int = 1,
+    device: torch.device | str = "cpu",
+    precision: Precision = nullcontext,
+    rank: int = 0,
+    world: int = 1,
+) -> dict[str, float]:
+    """<split>_loss and <split>_accuracy of a network on a whole split, as `evaluate` gives them."""
+    batches = Batches(
+        data.split(split),
+        dataset=data,
+        batch_size=max(EVALUATION_BATCH, batch_size),
+        seed=0,
+        shuffle=False,
+        device=device,
+        rank=rank,
+        world=world,
+    )
+    found = evaluate(model, batches.epoch(0), device=device, precision=precision, world=world)
+    return {f"{split}_{name}": value for name, value in found.items()}
 
 
 def summed(values: Tensor, world: int) -> Tensor:

@@ -6,12 +6,10 @@ With the channels innermost a CPU's convolutions and batch norms take 0.72 to 0.
 
 from __future__ import annotations
 
-import dataclasses
-
 import torch
 from torch import Tensor, nn
 
-from raykd.data import Batch
+from raykd.data import Batch, Inputs
 
 
 def lay_out(model: nn.Module, device: torch.device) -> nn.Module:
@@ -26,12 +24,14 @@ def lay_out(model: nn.Module, device: torch.device) -> nn.Module:
 
 def laid_out(batch: Batch) -> Batch:
     """The batch with its pictures' channels innermost, where that is the faster way."""
-    pictures = batch.inputs
-    if not isinstance(pictures, Tensor) or pictures.dim() != 4 or not _innermost(pictures.device):
-        return batch
+    return batch.map(_laid_out)
+
+
+def _laid_out(inputs: Inputs) -> Inputs:
+    if not isinstance(inputs, Tensor) or inputs.dim() != 4 or not _innermost(inputs.device):
+        return inputs
     # `contiguous` would leave pictures of one channel alone, whose strides then say nothing.
-    moved = torch.empty_like(pictures, memory_format=torch.channels_last).copy_(pictures)
-    return dataclasses.replace(batch, inputs=moved)
+    return torch.empty_like(inputs, memory_format=torch.channels_last).copy_(inputs)
 
 
 def _innermost(device: torch.device) -> bool:

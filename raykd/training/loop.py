@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -20,16 +20,13 @@ from raykd.knowledge import Progress
 from raykd.schemes import StepOutput
 from raykd.study.schema import Study
 from raykd.training.assembly import assemble
-from raykd.training.evaluate import evaluate, precision_of, summed
+from raykd.training.evaluate import evaluate_split, precision_of, summed
 from raykd.training.layout import laid_out
 from raykd.training.optimisation import learning_rate, make_optimizer, set_rate
 from raykd.training.record import Diverged, Record
 from raykd.training.seeding import derive, seeded
 
 __all__ = ["Diverged", "Training"]
-
-EVALUATION_BATCH = 512
-"""Least number of samples of an evaluation batch, all ranks together."""
 
 STUDENT = "student."
 """What the names of the student's tensors begin with in a distiller."""
@@ -52,7 +49,8 @@ class Training:
         data: moved to `device` where it is not there yet; a caller that trains often moves it
             once (`Dataset.to`).
         seed: of everything random.
-        teacher: the trained teacher, for schemes that need one; put in eval mode and frozen.
+        teacher: the trained teacher, or one for each of `teachers_of(study)`, where the scheme
+            learns from any; put in eval mode and frozen.
         device: where to train.
         rank, world: this worker's number, and how many there are.
 
@@ -66,7 +64,7 @@ class Training:
         data: Dataset,
         *,
         seed: int,
-        teacher: nn.Module | None = None,
+        teacher: nn.Module | Sequence[nn.Module] | None = None,
         device: torch.device | str = "cpu",
         rank: int = 0,
         world: int = 1,
@@ -74,7 +72,8 @@ class Training:
         self.study, self.seed = study, seed
         self.device, self.rank, self.world = torch.device(device), rank, world
         self.history: list[dict[str, float]] = []
-        self.distiller = assemble(study, data, seed=seed, teacher=teacher, device=self.device)
+        teachers = [teacher] if isinstance(teacher, nn.Module) else list(teacher or ())
+        self.distiller = assemble(study, data, seed=seed, teachers=teachers, device=self.device)
         self.optimizer = make_optimizer(study.train, self.distiller.parameters())
         self._data = data
         self._batches = self._train_batches()
@@ -133,24 +132,16 @@ class Training:
 
     def evaluate(self, split: Literal["train", "val", "test"]) -> dict[str, float]:
         """<split>_loss (mean cross-entropy) and <split>_accuracy of the student as it is now."""
-        batches = Batches(
-            self._data.split(split),
-            dataset=self._data,
-            batch_size=max(EVALUATION_BATCH, self.study.train.batch_size),
-            seed=self.seed,
-            shuffle=False,
+        return evaluate_split(
+            self.student,
+            self._data,
+            split,
+            batch_size=self.study.train.batch_size,
             device=self.device,
+            precision=self._precision,
             rank=self.rank,
             world=self.world,
         )
-        found = evaluate(
-            self.student,
-            batches.epoch(0),
-            device=self.device,
-            precision=self._precision,
-            world=self.world,
-        )
-        return {f"{split}_{name}": value for name, value in found.items()}
 
     def state(self) -> dict[str, Any]:
         """All that `load_state` needs: a copy, on the CPU, in types that need no code to load.
@@ -244,6 +235,7 @@ class Training:
             device=self.device,
             rank=self.rank,
             world=self.world,
+            beside=self.distiller.beside,
         )
 
     def _share_statistics(self) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from raykd.study.train import SGD, Constant, Cosine, Step, Train
+from raykd.schemes.train import SGD, Constant, Cosine, Step, Train
 
 
 def make_optimizer(train: Train, parameters: Iterable[nn.Parameter]) -> Optimizer:

@@ -11,11 +11,12 @@ import torch
 from torch import nn
 
 from raykd.architecture import Model, Task
-from raykd.schemes import Alone
-from raykd.study.schema import Student, Study, Teacher, plain
+from raykd.schemes import Alone, Circumstances, Preparation, Teacher
+from raykd.schemes.teachers import learns_alone
+from raykd.study.schema import Student, Study, plain
 from raykd.training.checkpoint import check_shapes, load_weights, parse_weights, read_shapes
 
-RECIPE = 1
+RECIPE = 2
 """Part of every teacher's key; raised when the same options come to train another teacher."""
 
 
@@ -25,38 +26,89 @@ def teacher_study(study: Study) -> Study:
     Raises:
         ValueError: the study has no teacher, or names no model for it.
     """
-    teacher = _teacher(study)
+    return preparing_study(study, own_teacher(study))
+
+
+def own_teacher(study: Study, seed: int | None = None) -> Preparation:
+    """How the study's own teacher is made ready.
+
+    Args:
+        study: concrete.
+        seed: of its training, where it names none itself; None: the study's.
+
+    Raises:
+        ValueError: the study has no teacher.
+    """
+    around = Circumstances(
+        teacher=study.teacher,
+        student=study.student.model,
+        train=study.train,
+        knowledge=study.knowledge,
+        seed=study.seed if seed is None else seed,
+        trial_seed=study.seed,
+    )
+    return learns_alone(_teacher(study), around)
+
+
+def preparing_study(study: Study, prepared: Preparation) -> Study:
+    """The study that trains `prepared` for `study`: by the same loop, on the same data.
+
+    Its student is the network that is prepared; its teachers are those that teach it.
+
+    Raises:
+        ValueError: nothing says its model.
+    """
+    if prepared.model is None:
+        raise ValueError(
+            "the teacher names no model; say under `teacher.model` which network it is"
+        )
+    augment = study.data.augment if prepared.augment is None else prepared.augment
     return dataclasses.replace(
         study,
-        teacher=None,
-        student=Student(model=_model(teacher)),
-        scheme=Alone(),
-        knowledge=(),
-        train=teacher.train or study.train,
+        seed=prepared.seed,
+        data=dataclasses.replace(study.data, augment=augment),
+        teacher=prepared.teachers[0].as_teacher if prepared.teachers else None,
+        student=Student(model=prepared.model),
+        scheme=prepared.scheme or Alone(),
+        knowledge=prepared.knowledge,
+        train=prepared.train,
     )
 
 
 def teacher_key(study: Study, fingerprint: str) -> str:
-    """The content address of the trained teacher: 32 hex digits.
+    """The content address of the study's own trained teacher; see `preparation_key`.
 
-    Another teacher option, training option, seed, augmentation or data set gives another key;
-    so does a weights file with other content.
+    Raises:
+        ValueError: the study has no teacher.
+    """
+    return preparation_key(own_teacher(study), study, fingerprint)
+
+
+def preparation_key(prepared: Preparation, study: Study, fingerprint: str) -> str:
+    """The content address of a network that teaches: 32 hex digits.
+
+    Another model, training option, seed, augmentation, data set, or anything else in those that
+    taught it gives another key; so does a weights file with other content.
 
     Args:
-        study: concrete.
+        prepared: the network.
+        study: concrete; gives the augmentation where the preparation does not.
         fingerprint: `Dataset.fingerprint`.
     """
-    teacher = _teacher(study)
-    weights = teacher.weights
+    weights = prepared.weights
+    augment = study.data.augment if prepared.augment is None else prepared.augment
     content = {
         "recipe": RECIPE,
-        "model": plain(teacher.model),
+        "model": plain(prepared.model),
         "weights": weights,
-        "bytes": _digest(weights) if weights and not teacher.is_mlflow else None,
-        "train": plain(teacher.train or study.train),
-        "augment": plain(study.data.augment),
+        "bytes": _digest(weights) if weights and not prepared.is_mlflow else None,
+        "train": plain(prepared.train),
+        "scheme": plain(prepared.scheme),
+        "knowledge": plain(prepared.knowledge),
+        "teachers": [preparation_key(one, study, fingerprint) for one in prepared.teachers],
+        "augment": plain(augment),
         "data": fingerprint,
-        "seed": study.seed,
+        "seed": prepared.seed,
     }
     text = json.dumps(content, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
@@ -84,14 +136,18 @@ def load_teacher(study: Study, task: Task, path: str | Path) -> nn.Module:
     Raises:
         ValueError: the study names no teacher's model, or the file does not hold its weights.
     """
-    network = _model(_teacher(study)).build(task)
+    network = teacher_study(study).student.model.build(task)
     load_weights(network, path)
     return network.eval()
 
 
-def read_teacher(study: Study, task: Task, content: bytes) -> nn.Module:
-    """As `load_teacher`, from the file's bytes."""
-    network = _model(_teacher(study)).build(task)
+def read_network(model: Model, task: Task, content: bytes) -> nn.Module:
+    """The model with the weights of a safetensors file's bytes, in eval mode, on the CPU.
+
+    Raises:
+        ValueError: they are not its weights.
+    """
+    network = model.build(task)
     parse_weights(network, content, "the teacher's weights")
     return network.eval()
 
@@ -113,14 +169,6 @@ def _teacher(study: Study) -> Teacher:
     if study.teacher is None:
         raise ValueError("the study has no teacher; name one under `teacher`")
     return study.teacher
-
-
-def _model(teacher: Teacher) -> Model:
-    if teacher.model is None:
-        raise ValueError(
-            "the teacher names no model; say under `teacher.model` which network it is"
-        )
-    return teacher.model
 
 
 def _digest(path: str) -> str | None:

@@ -19,19 +19,25 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from raykd.architecture import Model
 from raykd.data import Dataset
-from raykd.study.schema import Study, read_study
+from raykd.study.schema import read_study
+from raykd.study.teachers import teachers_of
 from raykd.training.assembly import task_of
 from raykd.training.assignment import Assignment
 from raykd.training.checkpoint import dump_weights
+from raykd.training.evaluate import evaluate_split, precision_of
 from raykd.training.loop import Training
 from raykd.training.mailbox import Command, WorkerEnd
 from raykd.training.record import Diverged
 from raykd.training.storage import Storage
-from raykd.training.teacher import read_teacher
+from raykd.training.teacher import read_network
 
 POLL_S = 20.0
 """How often idle ranks exchange a sign of life; well below any collective's timeout."""
+
+MOST_TEACHERS = 16
+"""Networks that teach and stay loaded between trials; beyond, the one unused longest goes."""
 
 
 @dataclass(frozen=True)
@@ -57,20 +63,24 @@ class Seat:
     def start(self, assignment: Assignment) -> dict[str, Any]:
         """Make the training ready; goes on from its saved state where there is one."""
         self.stop()
+        self.assignment = assignment
+        if assignment.measures is not None:
+            return {"epoch": 0, "history": []}
         study = read_study(assignment.study)
         bench = self.bench
+        models = [prepared.model for prepared in teachers_of(study)]
         self.training = Training(
             study,
             bench.data,
             seed=assignment.seed,
-            teacher=self._teacher(study, assignment),
+            teacher=[
+                self._network(model, file)
+                for model, file in zip(models, assignment.teachers, strict=True)
+            ],
             device=bench.device,
             rank=bench.rank,
             world=bench.world,
         )
-        self.assignment = assignment
-        if not assignment.epochs:
-            return {"epoch": 0, "history": []}
         saved = bench.storage.read(assignment.state_file)
         if saved is not None:
             self.training.load_state(
@@ -81,10 +91,10 @@ class Seat:
     def epoch(self) -> dict[str, Any]:
         """Train one epoch, put its state away, and finish the training after its last."""
         training, assignment = self.training, self.assignment
-        assert training is not None and assignment is not None, "epoch before start"
         first_step = time.time()
-        if not assignment.epochs:
-            return self._measure(training, assignment, first_step)
+        if assignment is not None and assignment.measures is not None:
+            return self._measure(assignment, assignment.measures, first_step)
+        assert training is not None and assignment is not None, "epoch before start"
         if training.epoch < training.epochs:
             training.run_epoch()
             self._save(training, assignment)
@@ -110,33 +120,44 @@ class Seat:
             torch.compiler.reset()
         return {}
 
-    def _measure(self, training: Training, assignment: Assignment, began: float) -> dict[str, Any]:
-        """Evaluate a teacher that is there already."""
-        teacher = self._teachers[assignment.teacher or ""]
-        training.distiller.student = teacher
-        metrics = training.evaluate("val") | training.evaluate("test")
+    def _measure(self, assignment: Assignment, file: str, began: float) -> dict[str, Any]:
+        """Evaluate a network that is there already."""
+        bench, study = self.bench, read_study(assignment.study)
+        network = self._network(study.student.model, file)
+        metrics: dict[str, float] = {}
+        for split in ("val", "test"):
+            metrics |= evaluate_split(
+                network,
+                bench.data,
+                split,
+                batch_size=study.train.batch_size,
+                device=bench.device,
+                precision=precision_of(study.train.precision, bench.device),
+                rank=bench.rank,
+                world=bench.world,
+            )
         clock = {"first_step": began, "end": time.time()}
         return {"epoch": 0, "metrics": metrics, "done": True, "clock": clock}
 
-    def _teacher(self, study: Study, assignment: Assignment) -> torch.nn.Module | None:
-        if assignment.teacher is None:
-            return None
-        if assignment.teacher not in self._teachers:
-            content = self.bench.storage.read(assignment.teacher)
+    def _network(self, model: Model | None, file: str) -> torch.nn.Module:
+        """A network that was put away: its weights for `model`, or the whole of it."""
+        if file not in self._teachers:
+            content = self.bench.storage.read(file)
             if content is None:
                 raise FileNotFoundError(
-                    f"the teacher's weights {assignment.teacher} are not below "
-                    f"{self.bench.storage.root}; every node must reach that folder"
+                    f"the teacher's weights {file} are not below {self.bench.storage.root}; every "
+                    "node must reach that folder"
                 )
-            data = self.bench.data
-            task = task_of(data)
-            teacher = (
-                read_teacher(study, task, content)
-                if assignment.teacher.endswith(".safetensors")
-                else torch.load(io.BytesIO(content), map_location="cpu", weights_only=False)
-            )
-            self._teachers[assignment.teacher] = teacher.to(self.bench.device)
-        return self._teachers[assignment.teacher]
+            if file.endswith(".safetensors"):
+                assert model is not None, "weights alone, and nothing says of which model"
+                network = read_network(model, task_of(self.bench.data), content)
+            else:
+                network = torch.load(io.BytesIO(content), map_location="cpu", weights_only=False)
+            self._teachers[file] = network.to(self.bench.device)
+        network = self._teachers[file] = self._teachers.pop(file)  # the last used is the last
+        if len(self._teachers) > MOST_TEACHERS:
+            del self._teachers[next(iter(self._teachers))]
+        return network
 
     def _save(self, training: Training, assignment: Assignment) -> None:
         if self.bench.rank == 0:

@@ -72,7 +72,7 @@ def attention(features: Array, power: float) -> Array:
 class TestAttentionTransfer:
     """Zagoruyko 2017, Eq. 2."""
 
-    @pytest.mark.parametrize("power", [1.0, 2.0])
+    @pytest.mark.parametrize("power", [1.0, 2.0, 4.0])
     def test_formula(self, power: float) -> None:
         difference = attention(MAPS[0], power) - attention(MAPS[1], power)
         expected = np.mean(np.linalg.norm(difference, axis=1))
@@ -90,7 +90,7 @@ class TestAttentionTransfer:
 
 
 class TestNst:
-    """Huang 2017, Eqs. 5 to 7."""
+    """Huang 2017, the NST loss and its three kernels."""
 
     @pytest.mark.parametrize("power", [1, 2])
     def test_polynomial_and_linear(self, power: int) -> None:
@@ -116,7 +116,7 @@ class TestNst:
 
 
 class TestPkt:
-    """Passalis 2018, Eqs. 5 to 9."""
+    """Passalis 2018, conditional probabilities with the cosine kernel."""
 
     @pytest.mark.parametrize("scale", ["paper", "benchmark"])
     def test_formula(self, scale: str) -> None:

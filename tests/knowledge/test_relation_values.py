@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from math import factorial
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from raykd.knowledge.relation import (
     CorrelationCongruence,
     RelationalKD,
     SimilarityPreserving,
+    angle_loss,
 )
 
 STUDENT, TEACHER = draw(5, 3, seed=1), draw(5, 4, seed=2)
@@ -29,11 +31,14 @@ def huber(difference: Array) -> Array:
 
 
 class TestRelationalKD:
-    """Park 2019, Eqs. 4 to 8, means over all pairs and triplets."""
+    """Park 2019, sections 3.2.1 and 3.2.2, means over all pairs and triplets."""
 
-    def test_formula(self) -> None:
-        expected = 25 * self.distances(STUDENT, TEACHER) + 50 * self.angles(STUDENT, TEACHER)
-        assert RelationalKD()(tensor(STUDENT), tensor(TEACHER)).item() == pytest.approx(expected)
+    @pytest.mark.parametrize(("distance", "angle"), [(25.0, 50.0), (1.0, 0.0), (0.0, 2.0)])
+    def test_formula(self, distance: float, angle: float) -> None:
+        distances, angles = self.distances(STUDENT, TEACHER), self.angles(STUDENT, TEACHER)
+        loss = RelationalKD(distance=distance, angle=angle)
+        found = loss(tensor(STUDENT), tensor(TEACHER)).item()
+        assert found == pytest.approx(distance * distances + angle * angles)
 
     def distances(self, student: Array, teacher: Array) -> float:
         def psi(features: Array) -> Array:
@@ -57,13 +62,35 @@ class TestRelationalKD:
 
         return float(np.mean(huber(psi(student) - psi(teacher))))
 
+    @pytest.mark.parametrize("entries", [1, 60, 99])
+    def test_angles_in_parts_are_the_angles_at_once(self, entries: int) -> None:
+        student = tensor(STUDENT).requires_grad_()
+        in_parts = angle_loss(student, tensor(TEACHER), entries)
+        assert in_parts.item() == pytest.approx(self.angles(STUDENT, TEACHER))
+        (gradient,) = torch.autograd.grad(in_parts, student)
+        (expected,) = torch.autograd.grad(angle_loss(student, tensor(TEACHER)), student)
+        torch.testing.assert_close(gradient, expected)
+
+    def test_no_table_of_all_triplets_is_kept(self) -> None:
+        kept = 0
+
+        def keep(saved: torch.Tensor) -> torch.Tensor:
+            nonlocal kept
+            kept = max(kept, saved.numel())
+            return saved
+
+        student, teacher = torch.randn(2, 40, 8)
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda saved: saved):
+            angle_loss(student.requires_grad_(), teacher, entries=40 * 40)
+        assert kept < 40**3 / 10
+
     def test_scale_and_rotation_of_the_embedding_do_not_matter(self) -> None:
         rotation, _ = np.linalg.qr(draw(4, 4, seed=3))
         assert RelationalKD()(tensor(7 * TEACHER @ rotation), tensor(TEACHER)).item() < 1e-12
 
 
 class TestSimilarityPreserving:
-    """Tung 2019, Eqs. 1 to 4."""
+    """Tung 2019, Eqs. 1 to 3."""
 
     def test_formula(self) -> None:
         def similarities(features: Array) -> Array:
@@ -78,27 +105,36 @@ class TestSimilarityPreserving:
 
 
 class TestCorrelationCongruence:
-    """Peng 2019, Eqs. 6, 10 and 12."""
+    """Peng 2019, Eq. 6 and the Taylor series of its Gaussian kernel."""
 
-    @pytest.mark.parametrize("order", [1, 2, 4])
-    def test_formula(self, order: int) -> None:
+    @pytest.mark.parametrize(("order", "gamma"), [(1, 0.4), (2, 0.4), (4, 0.4), (2, 1.5)])
+    def test_formula(self, order: int, gamma: float) -> None:
         def correlations(features: Array) -> Array:
             directions = unit(features)
             table = np.zeros((len(features), len(features)))
             for p in range(order + 1):
-                table += (2 * 0.4) ** p / factorial(p) * (directions @ directions.T) ** p
-            return np.exp(-2 * 0.4) * table
+                table += (2 * gamma) ** p / factorial(p) * (directions @ directions.T) ** p
+            return np.exp(-2 * gamma) * table
 
         expected = np.sum((correlations(STUDENT) - correlations(TEACHER)) ** 2) / 25
-        loss = CorrelationCongruence(order=order)
+        loss = CorrelationCongruence(order=order, gamma=gamma)
+        assert loss(tensor(STUDENT), tensor(TEACHER)).item() == pytest.approx(expected)
+
+    def test_bilinear(self) -> None:
+        student, teacher = unit(STUDENT), unit(TEACHER)
+        expected = np.sum((student @ student.T - teacher @ teacher.T) ** 2) / 25
+        loss = CorrelationCongruence(kernel="bilinear")
         assert loss(tensor(STUDENT), tensor(TEACHER)).item() == pytest.approx(expected)
 
     def test_series_tends_to_the_gaussian_kernel(self) -> None:
-        # exp(-gamma ||x - y||^2) for x, y of norm 1, Peng 2019, Eq. 9
-        directions = unit(STUDENT)
-        squares = ((directions[:, None] - directions[None]) ** 2).sum(axis=2)
-        found = CorrelationCongruence(order=10)._correlations(tensor(STUDENT))
-        np.testing.assert_allclose(found.numpy(), np.exp(-0.4 * squares), atol=1e-6)
+        # exp(-gamma ||x - y||^2) for x, y of norm 1
+        def kernel(features: Array) -> Array:
+            directions = unit(features)
+            return np.exp(-0.4 * ((directions[:, None] - directions[None]) ** 2).sum(axis=2))
+
+        expected = np.mean((kernel(STUDENT) - kernel(TEACHER)) ** 2)
+        loss = CorrelationCongruence(order=10)
+        assert loss(tensor(STUDENT), tensor(TEACHER)).item() == pytest.approx(expected, rel=1e-5)
 
 
 class TestCka:
@@ -116,29 +152,35 @@ class TestCka:
 
 
 class TestFsp:
-    """Yim 2017, Eqs. 1 and 2, as a mean over entries."""
+    """Yim 2017, Eqs. 1 and 2."""
 
     def test_flow_matrix(self) -> None:
         first, second = draw(2, 3, 4, 4, seed=1), draw(2, 5, 4, 4, seed=2)
         expected = np.einsum("bihw,bjhw->bij", first, second) / 16
         np.testing.assert_allclose(flow(tensor(first), tensor(second)).numpy(), expected)
 
-    def test_formula(self) -> None:
+    @pytest.mark.parametrize("pooling", ["average", "max"])
+    @pytest.mark.parametrize("scale", ["benchmark", "paper"])
+    def test_formula(
+        self, scale: Literal["benchmark", "paper"], pooling: Literal["average", "max"]
+    ) -> None:
         shapes = [(3, 4, 4), (5, 2, 2), (4, 2, 2)]
-        module = built(Fsp(), list(shapes), list(shapes))
+        module = built(Fsp(scale=scale, pooling=pooling), list(shapes), list(shapes))
         guided = [draw(2, *shape, seed=i) for i, shape in enumerate(shapes)]
         hints = [draw(2, *shape, seed=9 + i) for i, shape in enumerate(shapes)]
 
         def flows(layers: list[Array]) -> list[Array]:
-            small = layers[0].reshape(2, 3, 2, 2, 2, 2).mean(axis=(3, 5))
+            blocks = layers[0].reshape(2, 3, 2, 2, 2, 2)
+            small = blocks.mean(axis=(3, 5)) if pooling == "average" else blocks.max(axis=(3, 5))
             return [
                 np.einsum("bihw,bjhw->bij", small, layers[1]) / 4,
                 np.einsum("bihw,bjhw->bij", layers[1], layers[2]) / 4,
             ]
 
-        expected = sum(
-            np.mean((s - t) ** 2) for s, t in zip(flows(guided), flows(hints), strict=True)
-        )
+        expected = 0.0
+        for ours, theirs in zip(flows(guided), flows(hints), strict=True):
+            squares = (ours - theirs) ** 2
+            expected += squares.mean() if scale == "benchmark" else squares.sum() / 2
         assert built_value(module, guided, hints) == pytest.approx(expected)
 
     def test_one_pair_is_refused(self) -> None:
@@ -147,34 +189,36 @@ class TestFsp:
 
 
 class TestIrg:
-    """Liu 2019, Eqs. 1 to 8, as means."""
+    """Liu 2019, the losses of the graph and of its transformation, as means."""
 
-    def test_formula(self) -> None:
+    @pytest.mark.parametrize("weights", [(0.5, 2, 3), (1, 0, 0), (0, 1, 0), (0, 0, 1)])
+    def test_formula(self, weights: tuple[float, float, float]) -> None:
         ours = [draw(4, 3, seed=1), draw(4, 6, seed=2)]
         theirs = [draw(4, 5, seed=3), draw(4, 4, seed=4)]
         logits = draw(4, 3, seed=5), draw(4, 3, seed=6)
-        loss = Irg(vertices=0.5, edges=2, transformations=3)
+        vertices, edges, transformations = weights
+        loss = Irg(vertices=vertices, edges=edges, transformations=transformations)
         module = built(loss, [(3,), (6,)], [(5,), (4,)])
         student = Evidence(tensor(logits[0]), {"s0": tensor(ours[0]), "s1": tensor(ours[1])})
         teacher = Evidence(tensor(logits[1]), {"t0": tensor(theirs[0]), "t1": tensor(theirs[1])})
         rows = torch.arange(4)
         found = module(student, teacher, rows, rows, Progress(0, 1)).item()
-        expected = 0.5 * np.mean((logits[0] - logits[1]) ** 2)
+        expected = vertices * np.mean((logits[0] - logits[1]) ** 2)
         for s, t in zip(ours, theirs, strict=True):
-            expected += 2 * np.mean((self.edges(s) - self.edges(t)) ** 2)
-        expected += 3 * np.mean((self.vertex_change(ours) - self.vertex_change(theirs)) ** 2)
-        expected += 3 * np.mean((self.edge_change(ours) - self.edge_change(theirs)) ** 2)
+            expected += edges * np.mean((self.edges(s) - self.edges(t)) ** 2)
+        for change in (self.vertex_change, self.edge_change):
+            expected += transformations * np.mean((change(ours) - change(theirs)) ** 2)
         assert found == pytest.approx(expected)
 
     def edges(self, features: Array) -> Array:
         table = np.array([[np.sum((a - b) ** 2) for b in features] for a in features])
-        return table / table.mean()
+        return table / table.max()
 
     def vertex_change(self, layers: list[Array]) -> Array:
         width = max(layer.shape[1] for layer in layers)
         one, two = (np.pad(layer, ((0, 0), (0, width - layer.shape[1]))) for layer in layers)
         change = np.sum((one - two) ** 2, axis=1)
-        return change / change.mean()
+        return change / change.max()
 
     def edge_change(self, layers: list[Array]) -> Array:
         return (self.edges(layers[0]) - self.edges(layers[1])) ** 2

@@ -71,7 +71,7 @@ class TestValueRelation:
 
 
 class TestSvd:
-    """Lee 2018, Eqs. 1 to 8."""
+    """Lee 2018: truncated decomposition, alignment, radial basis functions."""
 
     @pytest.mark.parametrize("shape", [(3, 4, 4), (9, 2, 3)])
     def test_singular_vectors(self, shape: tuple[int, ...]) -> None:

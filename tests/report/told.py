@@ -89,8 +89,8 @@ class Teller:
         yield {"event": "plan", "plan": SLOTS, "study": self.study, "folder": self.folder}
 
     def teacher(self, val: float = 0.9861, test: float = 0.975) -> Iterator[Event]:
-        study = replace(teacher_study(self.settings), teacher=self.settings.teacher)
-        yield from self.run("teacher-0", "teacher", study)
+        study = teacher_study(self.settings)
+        yield from self.run("teacher-0", "teacher", study, test=True)
         for epoch in range(1, study.train.epochs + 1):
             yield self.epoch("teacher-0", epoch, val - 0.05 / epoch)
         yield self.end("teacher-0", val_accuracy=val, test_accuracy=test)

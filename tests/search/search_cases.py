@@ -18,13 +18,14 @@ from raykd.search.explorer import Explorer
 from raykd.search.records import Records
 from raykd.search.samplers import make_sampler
 from raykd.search.schedulers import Rule
+from raykd.search.shelf import Shelf
 from raykd.search.tune_side import Reports, Stopping, Suggestions
 from raykd.study.files import parse_document
 from raykd.study.load import open_study
 from raykd.study.opened import OpenStudy
 from raykd.training.assignment import Assignment
 from raykd.training.storage import Storage
-from raykd.training.teacher import teacher_key
+from raykd.training.teacher import own_teacher
 
 SMALL = """\
 name: small
@@ -105,10 +106,6 @@ class World:
     def explorer(self, journal: Any = None, slots: int = 1, **changed: Any) -> Explorer:
         """An explorer that goes on from what is there, as the driver makes it."""
         settings = self.study.settings
-        files = {
-            teacher: f"teachers/{teacher_key(replace(settings, teacher=teacher), 'digits')}.pt"
-            for teacher in self.study.teachers()
-        }
         return Explorer(
             self.study,
             TASK,
@@ -116,10 +113,22 @@ class World:
             journal or self.journal,
             self.storage,
             FOLDER,
-            changed.pop("teachers", files),
+            self.shelf,
             Records.from_events(self.journal.events),
+            slots=slots,
             **changed,
         )
+
+    @property
+    def shelf(self) -> Shelf:
+        return Shelf(self.study.settings, "digits", self.storage)
+
+    def give_teacher(self) -> str:
+        """Put the study's own teacher where it is looked for; the file."""
+        [teacher] = self.study.teachers()
+        file = self.shelf.file(own_teacher(replace(self.study.settings, teacher=teacher)))
+        self.storage.write(file, b"weights")
+        return file
 
     def drawn(self, settings: Any, slots: int = 1) -> optuna.Study:
         optuna.logging.set_verbosity(optuna.logging.ERROR)

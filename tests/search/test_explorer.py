@@ -18,7 +18,8 @@ from raykd.schemes import Alone
 from raykd.search.explorer import Explorer, numbers, tags_of
 from raykd.search.schedulers import ParetoAsha
 from raykd.study.opened import OpenStudy
-from raykd.study.schema import Study, Teacher, read_study
+from raykd.study.schema import Study, read_study
+from raykd.study.teachers import teachers_of
 from raykd.training.assignment import Assignment
 from search_cases import (
     POINTS,
@@ -149,8 +150,8 @@ def test_assignments_say_all_a_slot_needs(world: World) -> None:
     explore(world)
     by_id = {e["id"]: Assignment.from_plain(e["assignment"]) for e in world.journal.of("run")}
     teacher, trial = by_id["teacher-0"], by_id["trial-0000"]
-    assert teacher.epochs == 2 and teacher.test and teacher.teacher is None
-    assert teacher.keep is not None and teacher.keep == trial.teacher
+    assert teacher.epochs == 2 and teacher.test and not teacher.teachers
+    assert teacher.keep is not None and trial.teachers == (teacher.keep,)
     assert read_study(teacher.study).student.model.name == "mlp"
     assert trial.epochs == 3 and trial.seed == 7 and not trial.test and trial.keep is None
     study = read_study(trial.study)
@@ -158,7 +159,7 @@ def test_assignments_say_all_a_slot_needs(world: World) -> None:
     assert trial.metrics == {"params": cost.params, "macs": cost.macs}
     assert trial.params["student.model.width"] == study.student.model.width  # type: ignore[attr-defined]
     assert trial.params["knowledge[0].loss"] in ("kd", "rkd")
-    assert trial.tags.items() >= tags_of(study).items()
+    assert trial.tags.items() >= tags_of(study, teachers_of(study)).items()
     assert trial.tags["losses"] == trial.params["knowledge[0].loss"]
 
 
@@ -185,7 +186,7 @@ def test_the_null_arm_has_the_same_student_budget_and_seeds(world: World) -> Non
             assert without.student == study.student and without.train == study.train
             assert without.data == study.data and without.seed == with_teacher.seed
             assert isinstance(without.scheme, Alone) and without.knowledge == ()
-            assert theirs.assignment.teacher is None and ours.assignment.teacher is not None
+            assert not theirs.assignment.teachers and ours.assignment.teachers
             assert ours.assignment.epochs == theirs.assignment.epochs == chosen.assignment.epochs
             assert ours.assignment.keep is not None
 
@@ -212,25 +213,28 @@ def test_without_replicates_the_search_ends_with_the_choice(world: World) -> Non
 
 
 def test_a_teacher_that_is_there_is_only_measured(world: World) -> None:
-    [teacher] = world.study.teachers()
-    world.storage.write("teachers/given.safetensors", b"weights")
-    explore(world, teachers={teacher: "teachers/given.safetensors"})
+    file = world.give_teacher()
+    explore(world)
     first = Assignment.from_plain(world.journal.of("run")[0]["assignment"])
     assert (first.role, first.epochs, first.keep) == ("teacher", 0, None)
-    assert first.teacher == "teachers/given.safetensors" and first.test
+    assert first.measures == file and first.test
     assert world.journal.of("epoch", id="teacher-0") == []
     assert world.journal.of("end", id="teacher-0")[0]["status"] == "finished"
 
 
-def test_a_whole_network_from_mlflow_is_only_measured(world: World) -> None:
+def test_a_whole_network_from_mlflow_is_only_measured(tmp_path: Path) -> None:
     """It names no model: there is nothing that could be built or trained."""
-    world.storage.write("teachers/given.pt", b"weights")
-    teacher = Teacher(weights="models:/teacher@champion")
-    explorer = world.explorer(teachers={teacher: "teachers/given.pt"})
+    world = World(
+        opened("teacher={weights: 'models:/teacher@champion'}", "knowledge=[{loss: kd}]"), tmp_path
+    )
+    file = world.give_teacher()
+    explorer = world.explorer()
     first = explorer.next()
-    assert first is not None and (first.epochs, first.teacher) == (0, "teachers/given.pt")
+    assert first is not None and (first.epochs, first.measures) == (0, file)
+    assert file.endswith(".pt")
     assert first.tags["teacher"] == "models:/teacher@champion"
-    assert read_study(first.study).teacher == teacher
+    teacher = read_study(first.study).teacher
+    assert teacher is not None and teacher.weights == "models:/teacher@champion"
 
 
 def test_all_teachers_of_a_space_are_ready_first(tmp_path: Path) -> None:
@@ -247,8 +251,89 @@ def test_all_teachers_of_a_space_are_ready_first(tmp_path: Path) -> None:
     assert len(kept) == 2
     for trial in explorer.records.of("trial"):
         teacher = read_study(trial.assignment.study).teacher
-        own = kept[trial.assignment.teacher]
-        assert read_study(own.assignment.study).teacher == teacher
+        [own] = [kept[file] for file in trial.assignment.teachers]
+        assert teacher is not None
+        assert read_study(own.assignment.study).student.model == teacher.model
+
+
+CHAIN = (
+    "scheme={name: assistant, chain: [{model: {name: mlp, depth: 2, width: 24}}, "
+    "{model: {name: mlp, depth: 1, width: 24}}]}"
+)
+
+
+def test_an_assistant_is_trained_once_before_the_trials_that_need_it(tmp_path: Path) -> None:
+    world = World(opened(CHAIN, "search.trials=3"), tmp_path)
+    explorer = explore(world, slots=2)
+    assert roles(world.journal)[:3] == ["teacher"] * 3
+    own, first, second = explorer.records.of("teacher")
+    assert [r.id for r in explorer.records.teachers] == [own.id]
+    assert [r.id for r in explorer.records.assistants] == [first.id, second.id]
+    assert first.assignment.teachers == (own.assignment.keep,)
+    assert second.assignment.teachers == (first.assignment.keep,)
+    assert not first.assignment.test and not second.assignment.test
+    taught = read_study(second.assignment.study)
+    assert taught.scheme.name == "offline" and [t.loss.name for t in taught.knowledge] == ["kd"]  # type: ignore[union-attr]
+    for trial in explorer.records.of("trial", "replicate"):
+        assert trial.assignment.teachers == (second.assignment.keep,)
+    # A trial begins only when those that teach it have ended.
+    told = [(e["event"], e["id"]) for e in world.journal.events if e["event"] in ("run", "end")]
+    assert told.index(("end", first.id)) < told.index(("run", second.id))
+    assert told.index(("end", second.id)) < told.index(("run", "trial-0000"))
+    tag = world.journal.of("run", id="trial-0000")[0]["tags"]["teacher"]
+    assert tag.count("taught by") == 2
+
+
+def test_an_assistant_of_another_study_is_found_by_its_content(tmp_path: Path) -> None:
+    first = explore(World(opened(CHAIN, "search.trials=1"), tmp_path))
+    for record in first.records.of("teacher"):
+        assert record.assignment.keep is not None
+        first._storage.write(record.assignment.keep, b"weights")
+    again = explore(World(opened(CHAIN, "search.trials=2", "name=other"), tmp_path))
+    assert [r.assignment.epochs for r in again.records.of("teacher")] == [0]
+    changed = CHAIN.replace("width: 24}}]", "width: 16}}]")
+    third = explore(World(opened(changed, "search.trials=1"), tmp_path))
+    assert [r.assignment.epochs for r in third.records.of("teacher")] == [0, 2]
+
+
+def test_generations_are_each_trials_own(tmp_path: Path) -> None:
+    world = World(
+        opened(
+            "scheme={name: born_again, generations: 2}",
+            "search.trials=2",
+            "search.replicates=1",
+            "search.chosen=1",
+        ),
+        tmp_path,
+    )
+    explorer = explore(world, slots=2)
+    ancestors = explorer.records.assistants
+    assert len(ancestors) == 2 * 3  # two trials and one replicate, two networks before each
+    for trial in explorer.records.of("trial", "replicate"):
+        [file] = trial.assignment.teachers
+        [forebear] = [r for r in ancestors if r.assignment.keep == file]
+        study, own = read_study(forebear.assignment.study), read_study(trial.assignment.study)
+        assert study.student == own.student and study.train == own.train
+        assert study.seed != own.seed and study.scheme.name == "offline"
+
+
+def test_without_its_assistant_a_trial_fails_and_the_study_goes_on(tmp_path: Path) -> None:
+    space = "scheme={choice: [{name: offline}, " + CHAIN.removeprefix("scheme=") + "]}"
+    world = World(opened(space, "search.trials=6", "search.replicates=0"), tmp_path)
+    explorer = world.explorer()
+    while (asked := explorer.next()) is not None:
+        broken = asked.role == "teacher" and not asked.test
+        result = {"failed": "diverged"} if broken else dict(made_up(asked, 3))
+        if asked.role != "wait":
+            explorer.report({"id": asked.id, "epoch": asked.epochs, "done": True, **result})
+    trials = explorer.records.of("trial")
+    schemes = {r.id: read_study(r.assignment.study).scheme.name for r in trials}
+    assert set(schemes.values()) == {"offline", "assistant"} and not explorer.fatal
+    for record in trials:
+        assert record.status == ("failed" if schemes[record.id] == "assistant" else "finished")
+        assert record.status == "finished" or "was to teach it, failed: " in record.reason
+    # What failed once is not tried again for every trial.
+    assert len(explorer.records.assistants) == 2
 
 
 def test_a_teacher_that_fails_ends_the_study_with_its_reason(world: World) -> None:
@@ -565,9 +650,8 @@ def test_states_are_put_away_when_a_training_ends(world: World) -> None:
 
 def test_a_slot_that_never_lived_ends_the_study(world: World) -> None:
     """Tune has tried it again and again by then: no other slot will do better."""
-    [teacher] = world.study.teachers()
-    world.storage.write("teachers/given.safetensors", b"weights")
-    explorer = world.explorer(teachers={teacher: "teachers/given.safetensors"})
+    world.give_teacher()
+    explorer = world.explorer()
     first = explorer.next()
     assert first is not None
     explorer.report({"id": first.id, "epoch": 0, "done": True, "val_accuracy": 0.9})

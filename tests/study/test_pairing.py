@@ -33,7 +33,7 @@ def resolved(term: Term, student: str = "{name: resnet, depth: 8, width: 4}") ->
     assert study.teacher is not None
     assert study.teacher.model is not None
     models = anatomy(study.student.model, TASK), anatomy(study.teacher.model, TASK)
-    (term,) = resolve_pairs(study, *models).knowledge
+    (term,) = resolve_pairs(study, models[0], models[1:]).knowledge
     return term
 
 
@@ -93,7 +93,7 @@ def test_pairs_that_cannot_be_bridged_name_layers_and_shapes() -> None:
 def test_without_a_known_teacher_the_hints_are_left_alone() -> None:
     study = study_with(Term(loss=LOSSES["hint"]()))
     student = anatomy(study.student.model, TASK)
-    assert resolve_pairs(study, student, None) == study
+    assert resolve_pairs(study, student, (None,)) == study
     wrong = study_with(Term(loss=LOSSES["hint"](), pairs=(Pair(hint="x", guided="y"),)))
     with pytest.raises(PairError, match="student: there is no layer 'y'"):
-        resolve_pairs(wrong, student, None)
+        resolve_pairs(wrong, student, (None,))

@@ -15,8 +15,8 @@ from raykd.architecture import MODELS, Task
 from raykd.data import Batches
 from raykd.knowledge import LOSSES, Pair, Term
 from raykd.schemes import SCHEMES, Alone, Offline
+from raykd.schemes.train import SGD, AdamW, Constant
 from raykd.study.schema import Student, Study
-from raykd.study.train import SGD, AdamW, Constant
 from raykd.training.checkpoint import load_state, save_state
 from raykd.training.evaluate import evaluate
 from raykd.training.loop import Diverged, Training
@@ -29,6 +29,7 @@ from training_cases import (
     forgetful,
     perceptron,
     rich,
+    scheme_of,
     taught,
     teacher,
     train_of,
@@ -131,7 +132,7 @@ def test_every_loss_trains_and_goes_on(name: str) -> None:
 
 @pytest.mark.parametrize("name", list(SCHEMES.members))
 def test_every_scheme_trains_and_goes_on(name: str) -> None:
-    scheme = SCHEMES[name]()
+    scheme = scheme_of(name)
     terms = (Term(loss=LOSSES["kd"]()),) if scheme.takes_knowledge else ()
     study = dataclasses.replace(taught(epochs=3), scheme=scheme, knowledge=terms)
     whole = train_of(study)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from raykd.study.train import SGD, AdamW, Constant, Cosine, Step, Train
+from raykd.schemes.train import SGD, AdamW, Constant, Cosine, Step, Train
 from raykd.training.optimisation import learning_rate, make_optimizer, set_rate
 
 LR = 0.4

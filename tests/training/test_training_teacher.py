@@ -8,13 +8,13 @@ import torch
 
 from raykd.architecture import Mlp, Resnet, Task
 from raykd.schemes import Alone
+from raykd.schemes.train import SGD, Train
 from raykd.study.schema import Search, Student, Study, Teacher
-from raykd.study.train import SGD, Train
 from raykd.training.checkpoint import dump_weights, read_metadata, save_weights
 from raykd.training.teacher import (
     check_weights,
     load_teacher,
-    read_teacher,
+    read_network,
     teacher_key,
     teacher_metadata,
     teacher_study,
@@ -107,7 +107,7 @@ def test_a_trained_teacher_comes_back_as_good_as_it_was(tmp_path: Path) -> None:
     assert beside["raykd.teacher_key"] == key and beside["raykd.study"] == STUDY.name
     assert float(beside["raykd.val_accuracy"]) == accuracy
 
-    again = read_teacher(STUDY, TASK, dump_weights(training.student))
+    again = read_network(TEACHER, TASK, dump_weights(training.student))
     assert all(torch.equal(ours[name], tensor) for name, tensor in again.state_dict().items())
 
 

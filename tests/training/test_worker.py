@@ -14,8 +14,9 @@ import torch
 
 from raykd.architecture import Task
 from raykd.data import Batches
-from raykd.study.schema import Study, Teacher, plain
-from raykd.study.train import SGD
+from raykd.schemes import Teacher
+from raykd.schemes.train import SGD
+from raykd.study.schema import Student, Study, plain
 from raykd.training import worker
 from raykd.training.assignment import Assignment
 from raykd.training.checkpoint import dump_weights, load_weights
@@ -23,7 +24,7 @@ from raykd.training.loop import Diverged, Training
 from raykd.training.mailbox import Command
 from raykd.training.storage import Storage
 from raykd.training.worker import Bench, Seat, describe, obey
-from training_cases import SMALL, alone, digits, taught, teacher, train_of, untimed
+from training_cases import SMALL, alone, digits, taught, teacher, teacher_model, train_of, untimed
 
 CPU = torch.device("cpu")
 TEACHER = "teachers/known.safetensors"
@@ -55,7 +56,7 @@ def assigned(study: Study, record_id: str = "trial-0000", **fields: Any) -> Assi
             "seed": study.seed,
             "epochs": study.train.epochs,
             "folder": "small",
-            "teacher": TEACHER if needs else None,
+            "teachers": (TEACHER,) if needs else (),
             **fields,
         }
     )
@@ -204,7 +205,7 @@ def test_a_kept_teacher_can_teach(seat: Seat, storage: Storage, tmp_path: Path) 
     network = SMALL.build(Task(input_shape=(1, 8, 8), classes=10))
     load_weights(network, tmp_path / "copy.safetensors")
     study = dataclasses.replace(taught(), teacher=Teacher(model=SMALL))
-    answers = run(seat, assigned(study, teacher=keep))
+    answers = run(seat, assigned(study, teachers=(keep,)))
     assert answers[-1]["done"]
     loaded = seat._teachers[keep].state_dict()
     assert all(torch.equal(loaded[name], t) for name, t in network.state_dict().items())
@@ -217,8 +218,8 @@ def test_a_teacher_that_is_there_is_measured(suffix: str, seat: Seat, storage: S
     torch.save(teacher(), buffer)
     weights = {"safetensors": dump_weights(teacher()), "pt": buffer.getvalue()}
     storage.write(file, weights[suffix])
-    study = dataclasses.replace(alone(), teacher=taught().teacher)
-    measured = assigned(study, "teacher-0", role="teacher", epochs=0, teacher=file)
+    study = dataclasses.replace(alone(), student=Student(model=teacher_model()))
+    measured = assigned(study, "teacher-0", role="teacher", epochs=0, measures=file)
     begun, answer = run(seat, measured)
     assert begun == {"epoch": 0, "history": []}
     assert answer["done"] and answer["epoch"] == 0
@@ -294,7 +295,7 @@ def test_a_study_that_cannot_be_read_is_a_failure(seat: Seat) -> None:
 
 
 def test_a_teacher_that_is_not_there_is_a_failure(seat: Seat) -> None:
-    answer = ordered(seat, "start", assigned(taught(), teacher="teachers/lost.safetensors"))
+    answer = ordered(seat, "start", assigned(taught(), teachers=("teachers/lost.safetensors",)))
     assert answer["failed"]
     assert "teachers/lost.safetensors" in answer["reason"]
     assert "every node must reach" in answer["reason"]

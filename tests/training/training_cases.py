@@ -13,9 +13,10 @@ from raykd.architecture import Mlp, Model, Resnet, Task
 from raykd.data import AUGMENTATIONS, SOURCES, Dataset
 from raykd.knowledge import LOSSES, Pair, Term
 from raykd.option import option
-from raykd.schemes import Alone, Offline
-from raykd.study.schema import Student, Study, Teacher
-from raykd.study.train import SGD, AdamW, Train
+from raykd.schemes import SCHEMES, Alone, Offline, Scheme, Teacher
+from raykd.schemes.train import SGD, AdamW, Train
+from raykd.study.schema import Student, Study
+from raykd.study.teachers import teachers_of
 from raykd.training.loop import Training
 
 SMALL = Resnet(depth=8, width=4)
@@ -61,8 +62,11 @@ def digits(limit: int | None = 200) -> Dataset:
 def teacher() -> nn.Module:
     """A network that no test changes: every test sees that it does not."""
     torch.manual_seed(0)
-    network = Resnet(depth=8, width=8).build(Task(input_shape=(1, 8, 8), classes=10))
-    return network.eval()
+    return teacher_model().build(Task(input_shape=(1, 8, 8), classes=10)).eval()
+
+
+def teacher_model() -> Model:
+    return Resnet(depth=8, width=8)
 
 
 def alone(**train: Any) -> Study:
@@ -78,7 +82,7 @@ def alone(**train: Any) -> Study:
 def taught(*terms: Term, **train: Any) -> Study:
     return dataclasses.replace(
         alone(**train),
-        teacher=Teacher(model=Resnet(depth=8, width=8)),
+        teacher=Teacher(model=teacher_model()),
         scheme=Offline(),
         knowledge=terms or (Term(loss=LOSSES["kd"]()),),
     )
@@ -115,8 +119,28 @@ def unnormalised(*terms: Term, **train: Any) -> Study:
 
 
 def train_of(study: Study, seed: int = 0, data: Dataset | None = None) -> Training:
-    needs = teacher() if study.scheme.needs_teacher else None
-    return Training(study, data or digits(), seed=seed, teacher=needs)
+    return Training(study, data or digits(), seed=seed, teacher=teachers(study))
+
+
+def teachers(study: Study) -> list[nn.Module]:
+    """A network for each teacher of the study's scheme."""
+    return [
+        teacher() if one.model == teacher_model() else untaught(one.model, one.seed)
+        for one in teachers_of(study)
+    ]
+
+
+@lru_cache(maxsize=8)
+def untaught(model: Model, seed: int) -> nn.Module:
+    torch.manual_seed(seed)
+    return model.build(Task(input_shape=(1, 8, 8), classes=10)).eval()
+
+
+def scheme_of(name: str) -> Scheme:
+    """A scheme with its defaults, and an example where it has none."""
+    other = Teacher(model=Mlp(depth=2, width=16), seed=1)
+    given = {"assistant": {"chain": (other,)}, "multi_teacher": {"others": (other,)}}
+    return SCHEMES[name](**given.get(name, {}))
 
 
 def untimed(metrics: dict[str, float]) -> dict[str, float]:

@@ -10,8 +10,8 @@ import torch
 import torch.distributed as dist
 
 from raykd.knowledge import LOSSES, Term
+from raykd.schemes.train import SGD
 from raykd.study.schema import Study
-from raykd.study.train import SGD
 from raykd.training.loop import Diverged, Training
 from training_cases import alone, digits, taught, teacher, unnormalised, untimed
 

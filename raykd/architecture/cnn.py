@@ -1,0 +1,103 @@
+"""Convolutional networks of freely chosen stages: a space for architecture search."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+from torch import nn
+
+from raykd.architecture.blocks import conv_bn, initialise, staged
+from raykd.architecture.cnn_blocks import AnyBlock, Place, Plain
+from raykd.architecture.model import Model, Task, picture_shape, written
+from raykd.option import option
+
+
+@option
+class CnnStage:
+    """One stage of a `cnn`: a block, repeated.
+
+    The first block has the stage's stride and comes from the channels of the stage before.
+    """
+
+    width: Annotated[int, Field(ge=1, description="channels")]
+    depth: Annotated[int, Field(ge=1, description="blocks")] = 1
+    block: Annotated[AnyBlock, Field(description="what is repeated")] = Plain()
+    kernel: Annotated[
+        Literal[1, 3, 5, 7, 9], Field(description="side of the blocks' spatial convolutions")
+    ] = 3
+    stride: Annotated[
+        Literal[1, 2] | None,
+        Field(description="2 halves the size; null: 1 in the first stage, 2 in the others"),
+    ] = None
+    squeeze_excite: Annotated[
+        bool, Field(description="a squeeze-and-excite in each block, to a quarter of its channels")
+    ] = False
+
+    def build(self, inputs: int, first: bool) -> nn.Sequential:
+        """(B, inputs, H, W) -> (B, width, H', W').
+
+        Raises:
+            ValueError: the block cannot have such a width.
+        """
+        stride = self.stride or (1 if first else 2)
+        blocks = []
+        for number in range(self.depth):
+            place = Place(
+                inputs if number == 0 else self.width,
+                self.width,
+                self.kernel,
+                stride if number == 0 else 1,
+                self.squeeze_excite,
+            )
+            blocks.append(self.block.build(place))
+        return nn.Sequential(*blocks)
+
+    def __repr__(self) -> str:
+        """As a study file writes it, without what is left at its default."""
+        return written(self)
+
+
+@option
+class Cnn(Model):
+    """Convolutional network of freely chosen stages, for the search of architectures.
+
+    A 3x3 stem with batch-norm and ReLU, then stages one after the other, each with a number of
+    blocks, a width, a kernel and a block of its own: `plain`, residual `basic` and `bottleneck`,
+    separable `depthwise`, `inverted_residual`, `group` and `shuffle`, with squeeze-and-excite or
+    without; a global average and a linear classifier.  A macro space: blocks within a stage are
+    the same, and there are no cells to search.  Stages need not have the same fields open, and
+    how many there are may be open, too, by a choice between lists.
+
+    Every stage but the first halves the size, rounding up, so pictures of every size will do.
+    Convolutions start as in He et al. 2015 (arXiv:1502.01852), fan out, the classifier from
+    PyTorch's defaults.
+    """
+
+    name: Literal["cnn"] = "cnn"
+    stages: Annotated[
+        tuple[CnnStage, ...], Field(min_length=1, description="the stages, shallow to deep")
+    ] = (CnnStage(width=16), CnnStage(width=32), CnnStage(width=64))
+    stem: Annotated[
+        int | None, Field(ge=1, description="channels of the stem; null: as the first stage")
+    ] = None
+    stem_stride: Annotated[
+        Literal[1, 2], Field(description="2: the stem halves the picture's size")
+    ] = 1
+
+    def build(self, task: Task) -> nn.Module:
+        channels, _, _ = picture_shape(task, self.name)
+        if not self.stages:
+            raise ValueError("a cnn has at least one stage and `stages` is empty; list some")
+        before = self.stem or self.stages[0].width
+        stem = conv_bn(channels, before, kernel=3, stride=self.stem_stride)
+        stages: list[nn.Module] = []
+        for number, stage in enumerate(self.stages, start=1):
+            try:
+                stages.append(stage.build(before, first=number == 1))
+            except ValueError as error:
+                raise ValueError(f"stage{number} of the cnn: {error}") from None
+            before = stage.width
+        network = staged(stem, stages, nn.Linear(before, task.classes))
+        initialise(network)
+        return network

@@ -1,0 +1,99 @@
+"""ShuffleNet (Zhang et al. 2018, arXiv:1707.01083)."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from raykd.architecture.blocks import conv_bn, imagenet_stem, staged
+from raykd.architecture.model import Model, Task, picture_shape
+from raykd.option import option
+
+_CHANNELS = {1: 144, 2: 200, 3: 240, 4: 272, 8: 384}
+_STEM = 24
+
+
+@option
+class ShufflenetV1(Model):
+    """ShuffleNet: grouped 1x1 convolutions with shuffled channels in three stages.
+
+    Zhang et al. 2018 (arXiv:1707.01083), table 1: a stem of 24 channels, three stages of `depths`
+    units with 144, 200, 240, 272 or 384 channels in the first for 1, 2, 3, 4 or 8 `groups` and
+    twice as many in each further one, a global average and a linear classifier.  All channels are
+    multiplied by `width_multiplier` (the paper's "s x") and rounded up to what the groups divide.
+    Each stage begins by halving the size and setting its inputs, averaged, beside its outputs.
+
+    As the benchmark of Tian et al. 2020 (arXiv:1910.10699) has it, which has a ReLU after the
+    depthwise convolution where the paper has none; its ShuffleV1 is what the defaults give, with
+    a 1x1 stem that keeps the size.  `stem_type: imagenet` is the paper's, with a 3x3 convolution
+    and a max-pooling of stride 2 each.  The weights start from PyTorch's defaults, as the
+    benchmark's do.
+    """
+
+    paper = "Zhang 2018, arXiv:1707.01083"
+
+    name: Literal["shufflenet_v1"] = "shufflenet_v1"
+    groups: Annotated[Literal[1, 2, 3, 4, 8], Field(description="of the 1x1 convolutions")] = 3
+    width_multiplier: Annotated[float, Field(gt=0, description="channels times this")] = 1.0
+    depths: Annotated[
+        tuple[
+            Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]
+        ],
+        Field(description="units of each stage"),
+    ] = (4, 8, 4)
+    stem_type: Annotated[
+        Literal["cifar", "imagenet"],
+        Field(description="cifar: 1x1; imagenet: 3x3 and max-pooling, a quarter of the size"),
+    ] = "cifar"
+
+    def build(self, task: Task) -> nn.Module:
+        channels, _, _ = picture_shape(task, self.name)
+        before = self._channels(_STEM, self.groups)
+        is_cifar = self.stem_type == "cifar"
+        stem = conv_bn(channels, before) if is_cifar else imagenet_stem(channels, before, kernel=3)
+        outputs = self._channels(_CHANNELS[self.groups], 4 * self.groups)
+        stages = []
+        for depth in self.depths:
+            first = _Unit(before, outputs, self.groups, stride=2, dense=not stages)
+            rest = [_Unit(outputs, outputs, self.groups) for _ in range(depth - 1)]
+            stages.append(nn.Sequential(first, *rest))
+            before, outputs = outputs, 2 * outputs
+        return staged(stem, stages, nn.Linear(before, task.classes))
+
+    def _channels(self, channels: int, by: int) -> int:
+        return max(1, -(-int(channels * self.width_multiplier) // by)) * by
+
+
+class _Unit(nn.Module):
+    """A grouped 1x1, a shuffle, a depthwise and a grouped 1x1 convolution beside a shortcut.
+
+    The paper's figure 2 (b), and (c) for stride 2, whose outputs hold the inputs' averages.
+
+    Args:
+        inputs, outputs: channels.
+        groups: of the 1x1 convolutions.
+        stride: 1 (`inputs` equals `outputs`) or 2.
+        dense: whether the first convolution is not grouped (the paper's stage 2, unit 1).
+    """
+
+    def __init__(
+        self, inputs: int, outputs: int, groups: int, stride: int = 1, dense: bool = False
+    ) -> None:
+        super().__init__()
+        own = outputs - inputs if stride == 2 else outputs
+        inner = -(-own // (4 * groups)) * groups
+        self.reduce = conv_bn(inputs, inner, groups=1 if dense else groups)
+        self.shuffle = nn.ChannelShuffle(1 if dense else groups)
+        self.depthwise = conv_bn(inner, inner, kernel=3, stride=stride, groups=inner)
+        self.expand = conv_bn(inner, own, groups=groups, act=None)
+        self.shortcut = nn.AvgPool2d(3, stride=2, padding=1) if stride == 2 else nn.Identity()
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        hidden = self.depthwise(self.shuffle(self.reduce(inputs)))
+        own, kept = self.expand(hidden), self.shortcut(inputs)
+        halves = isinstance(self.shortcut, nn.AvgPool2d)
+        return F.relu(torch.cat([own, kept], dim=1) if halves else own + kept)

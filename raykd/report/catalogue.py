@@ -1,0 +1,271 @@
+"""What a study may name, as data: `raykd list` and the page of options are made from it."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+import yaml
+from pydantic import TypeAdapter
+from pydantic_core import to_jsonable_python
+
+from raykd.architecture import MODELS
+from raykd.data import AUGMENTATIONS, SOURCES
+from raykd.knowledge import LOSSES
+from raykd.option import OWN, Family, option_name
+from raykd.problems import Problem, StudyError
+from raykd.report.field_types import FieldType, Reader
+from raykd.schemes import SCHEMES
+from raykd.study.domains import near
+from raykd.study.samplers import SAMPLERS
+from raykd.study.schema import Scheduler
+
+Part = Literal["losses", "schemes", "models", "data", "samplers", "schedulers", "augmentations"]
+
+FAMILIES: Mapping[Part, Family] = {
+    "losses": LOSSES,
+    "schemes": SCHEMES,
+    "models": MODELS,
+    "data": SOURCES,
+    "augmentations": AUGMENTATIONS,
+}
+
+FACTS: Mapping[Part, Sequence[str]] = {
+    "losses": ("knowledge", "default_weight", "weight_source", "default_pairs"),
+    "schemes": ("needs_teacher", "takes_knowledge"),
+    "samplers": ("several_objectives", "learns", "when"),
+    "schedulers": ("several_objectives", "stops_early", "when"),
+}
+"""Class attributes that are told of each option of a part."""
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One key of an option.
+
+    Attributes:
+        required: whether a study has to give it; else `default` holds its default as plain data.
+        brief: the default as a study file would write it.
+        type: what it takes.
+        description: what it is for.
+    """
+
+    name: str
+    required: bool
+    default: Any
+    brief: Any
+    type: FieldType
+    description: str
+
+    @property
+    def default_text(self) -> str:
+        """Its default in words."""
+        return "required" if self.required else shown(self.brief)
+
+    def plain(self) -> dict[str, Any]:
+        """As plain data, what does not apply left out."""
+        default = {} if self.required else {"default": self.default}
+        return {
+            "name": self.name,
+            **self.type.plain(),
+            "required": self.required,
+            **default,
+            "description": self.description,
+        }
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One option of one part.
+
+    Attributes:
+        noun: what it is: "loss", "scheme", ...
+        summary: the first sentence of its documentation.
+        details: the paragraphs after it.
+        package: where it comes from: "raykd", or another package with its version.
+        facts: what else is told of it, by name.
+    """
+
+    part: Part
+    noun: str
+    name: str
+    summary: str
+    details: str
+    paper: str
+    package: str = OWN
+    parameters: tuple[Parameter, ...] = ()
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def labelled(self) -> dict[str, str]:
+        """What is told of it besides its parameters, in words, by label."""
+        package = "" if self.package == OWN else self.package
+        held = {"paper": self.paper, **self.facts, "package": package}
+        return {name.replace("_", " "): _said(value) for name, value in held.items() if value != ""}
+
+    @property
+    def paragraphs(self) -> list[str]:
+        """Its details, a paragraph a line; lists and what is indented as they are."""
+        found = [text for text in self.details.split("\n\n") if text.strip()]
+        return [text if _is_laid_out(text) else " ".join(text.split()) for text in found]
+
+    def plain(self) -> dict[str, Any]:
+        """As plain data."""
+        return {
+            "part": self.part,
+            "name": self.name,
+            "summary": self.summary,
+            "details": self.details,
+            "paper": self.paper,
+            **self.facts,
+            "package": self.package,
+            "parameters": [parameter.plain() for parameter in self.parameters],
+        }
+
+
+PARTS: tuple[Part, ...] = get_args(Part)
+
+
+def chosen(part: str | None = None, name: str | None = None) -> dict[Part, list[Entry]]:
+    """The options of all parts, of one part, or the one of that part which bears a name.
+
+    Raises:
+        StudyError: there is no such part or option, and which ones come near; or two options bear
+            the same name.
+    """
+    parts: list[Part] = [known for known in PARTS if part is None or part == known]
+    if not parts:
+        raise StudyError(_no_part(part))
+    if name is not None:
+        return {parts[0]: [entry(parts[0], name)]}
+    return {known: entries(known) for known in parts}
+
+
+def _no_part(word: str | None) -> Problem:
+    named = [part for part in PARTS for one in entries(part) if one.name == word]
+    mend = f"raykd list {named[0]} {word}" if named else near(word, PARTS)
+    return Problem(f"there is no part {word!r}; there are {', '.join(PARTS)}", mend=mend)
+
+
+def entries(part: Part) -> list[Entry]:
+    """All options of a part, raykd's own first.
+
+    Raises:
+        StudyError: two options bear the same name.
+    """
+    if part == "samplers":
+        return list(_samplers())
+    if part == "schedulers":
+        union = get_args(Scheduler)[0]
+        return [_entry(part, "scheduler", cls, OWN) for cls in get_args(union)]
+    family = FAMILIES[part]
+    origins = family.origins
+    return [_entry(part, family.noun, cls, origins[name]) for name, cls in family.members.items()]
+
+
+def entry(part: Part, name: str) -> Entry:
+    """The option of that name.
+
+    Raises:
+        StudyError: there is none; names those that come near.
+    """
+    found = entries(part)
+    for one in found:
+        if one.name == name:
+            return one
+    names = [one.name for one in found]
+    what = f"unknown {found[0].noun} {name!r}; there are {', '.join(sorted(names))}"
+    raise StudyError(Problem(what, mend=near(name, names)))
+
+
+def _samplers() -> Iterator[Entry]:
+    for name, about in SAMPLERS.items():
+        facts = {fact: getattr(about, fact) for fact in FACTS["samplers"]}
+        yield Entry("samplers", "sampler", name, about.summary, "", about.paper, facts=facts)
+
+
+def _entry(part: Part, noun: str, cls: type, package: str) -> Entry:
+    summary, _, details = _documentation(cls).partition("\n\n")
+    return Entry(
+        part,
+        noun,
+        option_name(cls),
+        " ".join(summary.split()),
+        details.strip(),
+        getattr(cls, "paper", ""),
+        package,
+        tuple(_parameters(cls)),
+        {fact: getattr(cls, fact, "") for fact in FACTS.get(part, ())},
+    )
+
+
+def _documentation(cls: type) -> str:
+    """The docstring; empty where the dataclass wrote its own."""
+    text = inspect.getdoc(cls) or ""
+    return "" if text.startswith(f"{cls.__name__}(") else text
+
+
+def _parameters(cls: type) -> Iterator[Parameter]:
+    schema = TypeAdapter(cls).json_schema()
+    reader = Reader(schema.get("$defs", {}), _nouns())
+    for held in dataclasses.fields(cls):
+        if held.name == "name":
+            continue
+        node = schema["properties"][held.name]
+        required, default = _default(held)
+        yield Parameter(
+            held.name,
+            required,
+            to_jsonable_python(default),
+            brief(default),
+            reader.read(node),
+            node.get("description", ""),
+        )
+
+
+def _default(held: dataclasses.Field[Any]) -> tuple[bool, Any]:
+    if held.default is not dataclasses.MISSING:
+        return False, held.default
+    if held.default_factory is not dataclasses.MISSING:
+        return False, held.default_factory()
+    return True, None
+
+
+def _nouns() -> Mapping[frozenset[str], str]:
+    """What a choice among all options of a family is called."""
+    return {frozenset(family.members): family.noun for family in FAMILIES.values()}
+
+
+def brief(value: Any) -> Any:
+    """An option or a value as a study file would write it, what is default left out."""
+    if dataclasses.is_dataclass(value):
+        changed = {
+            held.name: brief(getattr(value, held.name))
+            for held in dataclasses.fields(value)
+            if held.name == "name" or getattr(value, held.name) != _default(held)[1]
+        }
+        return changed["name"] if list(changed) == ["name"] else changed
+    if isinstance(value, Mapping):
+        return {key: brief(held) for key, held in value.items()}
+    if isinstance(value, list | tuple):
+        return [brief(held) for held in value]
+    return float(f"{value:.6g}") if isinstance(value, float) else value
+
+
+def _said(fact: Any) -> str:
+    return ("no", "yes")[fact] if isinstance(fact, bool) else shown(fact)
+
+
+def _is_laid_out(text: str) -> bool:
+    return any(line.startswith((" ", "-", "*", "|")) for line in text.splitlines())
+
+
+def shown(value: Any) -> str:
+    """A value in one line, as YAML writes it, but for quotes."""
+    if isinstance(value, str) and value:
+        return value
+    text = yaml.safe_dump([value], default_flow_style=True, sort_keys=False, width=10**6)
+    return text.strip()[1:-1]

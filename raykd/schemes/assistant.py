@@ -1,0 +1,95 @@
+"""A chain of assistants between a teacher and a much smaller student."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from raykd.knowledge import Term
+from raykd.option import option
+from raykd.schemes.multi_teacher import FollowsTeachers, MultiTeacher, Shares
+from raykd.schemes.offline import FollowsTeacher, Offline
+from raykd.schemes.scheme import Distiller, Parts, Scheme
+from raykd.schemes.teachers import (
+    PAPERS_KD,
+    Circumstances,
+    Preparation,
+    Teacher,
+    learns_alone,
+    taught,
+)
+
+
+@option
+class Assistant(Scheme):
+    """Assistants of sizes in between pass the teacher's knowledge on to the student.
+
+    The teacher teaches the chain's first network, that one the next, the last one the student;
+    Mirzadeh 2020 (arXiv:1902.03393, TAKD).  With `dense` every network is taught by all those
+    above it: the mean of the losses against each, which is the sum of Son 2021 (arXiv:2009.08825,
+    DGKD) and its labels' losses divided by the number of teachers; `drop` leaves each teacher out
+    of a step with that probability (DGKD's stochastic teaching), one always stays.
+
+    An assistant is trained once, before the first trial that needs it, and shared by all trials
+    and studies whose chain is the same up to it.  The study's `knowledge` is what the student is
+    taught; `knowledge` here is what assistants are taught.
+    """
+
+    paper = "Mirzadeh 2020, arXiv:1902.03393"
+
+    name: Literal["assistant"] = "assistant"
+    chain: Annotated[
+        tuple[Teacher, ...],
+        Field(
+            min_length=1,
+            description="from the largest to the smallest; `train` null: as the "
+            "teacher is trained; those with `weights` are taken as they are",
+        ),
+    ]
+    knowledge: Annotated[
+        tuple[Term, ...], Field(min_length=1, description="what assistants are taught")
+    ] = (PAPERS_KD,)
+    dense: Annotated[bool, Field(description="taught by all above, not by the last alone")] = False
+    drop: Annotated[float, Field(ge=0, lt=1, description="with `dense`")] = 0.0
+    task_weight: Annotated[float, Field(ge=0, description="weight of the labels' loss")] = 1.0
+
+    def __post_init__(self) -> None:
+        if self.drop and not self.dense:
+            raise ValueError(
+                f"drop is {self.drop} and each network has one teacher; set dense: true, or drop: 0"
+            )
+
+    def teachers(self, around: Circumstances) -> tuple[Preparation, ...]:
+        own = super().teachers(around)
+        for link in self.chain if own else ():
+            assistant = learns_alone(link, around)
+            if link.weights is None:
+                above = own if self.dense else own[-1:]
+                assistant = taught(
+                    assistant,
+                    scheme=self._scheme(above),
+                    knowledge=self.knowledge,
+                    teachers=above,
+                )
+            own = (*own, assistant)
+        return own if self.dense else own[-1:]
+
+    def _scheme(self, above: tuple[Preparation, ...]) -> Scheme:
+        """How an assistant is taught by those above it."""
+        if len(above) == 1:
+            return Offline(task_weight=self.task_weight)
+        others = tuple(prepared.as_teacher for prepared in above[1:])
+        return MultiTeacher(
+            others=others, target="each", drop=self.drop, task_weight=self.task_weight
+        )
+
+    @property
+    def lends_classifier(self) -> bool:
+        return not self.dense
+
+    def build(self, parts: Parts) -> Distiller:
+        if not self.dense:
+            return FollowsTeacher(parts, self.task_weight)
+        shares = Shares("mean", len(parts.guides), parts.classes)
+        return FollowsTeachers(parts, shares, "each", self.task_weight, self.drop)

@@ -1,0 +1,242 @@
+"""Several teachers at once: their mean, a weighted mix, or a mix decided sample by sample."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from raykd.data.batch import Batch
+from raykd.knowledge import Evidence, Progress, Term, Terms
+from raykd.knowledge.terms import term_names
+from raykd.option import option
+from raykd.schemes.scheme import Distiller, Parts, Scheme, StepOutput
+from raykd.schemes.teachers import Circumstances, Preparation, Teacher, learns_alone
+from raykd.schemes.watched import Watched
+
+Combine = Literal["mean", "weighted", "confidence", "gate"]
+Target = Literal["probabilities", "logits", "each"]
+
+
+@option
+class MultiTeacher(Scheme):
+    """The study's teacher and others teach the student together; Gou 2021, section 5.3.
+
+    combine, the teachers' shares w of sum 1: mean, the same for all (You 2017); weighted, as
+    `weights` say; confidence, per sample by how well each teacher knows the label,
+    w_k = (1 - exp(CE_k) / sum_j exp(CE_j)) / (K - 1) (Zhang 2022, arXiv:2201.00007, CA-MKD); gate,
+    per sample by a linear map of all teachers' log-probabilities, trained by the cross-entropy of
+    the mixed probabilities on the labels (a mixture of experts, Jacobs 1991) and by nothing else.
+
+    target, what losses on logits compare with: probabilities, sum_k w_k softmax(z_k / T), T the
+    loss's own (1 where it has none); logits, sum_k w_k z_k; each, sum_k of the shares' batch mean
+    times the loss against teacher k.  Losses on layers always are of the last kind: teachers have
+    layers of different shapes, each its own connectors, and names such as `stage2` mean each
+    teacher's own.
+    """
+
+    paper = "You 2017, KDD; Zhang 2022, arXiv:2201.00007"
+
+    name: Literal["multi_teacher"] = "multi_teacher"
+    others: Annotated[
+        tuple[Teacher, ...], Field(min_length=1, description="teachers beside the study's own")
+    ]
+    combine: Annotated[Combine, Field(description="the teachers' shares")] = "mean"
+    weights: Annotated[
+        tuple[Annotated[float, Field(gt=0)], ...] | None,
+        Field(description="with `weighted`: one a teacher, the study's own first"),
+    ] = None
+    target: Annotated[Target, Field(description="what losses on logits compare with")] = (
+        "probabilities"
+    )
+    drop: Annotated[
+        float, Field(ge=0, lt=1, description="how often a teacher is left out of a step")
+    ] = 0.0
+    task_weight: Annotated[float, Field(ge=0, description="weight of the labels' loss")] = 1.0
+
+    def __post_init__(self) -> None:
+        if (self.combine == "weighted") != (self.weights is not None):
+            raise ValueError(
+                f"combine is {self.combine} and weights are {self.weights}; `weights` belong to "
+                "combine: weighted, and to nothing else"
+            )
+        if self.weights is not None and len(self.weights) != len(self.others) + 1:
+            raise ValueError(
+                f"{len(self.weights)} weights for {len(self.others) + 1} teachers; give one a "
+                "teacher, the study's own first"
+            )
+        if self.drop and self.combine == "gate":
+            raise ValueError("a gate looks at all teachers; set drop: 0, or combine: mean")
+
+    def teachers(self, around: Circumstances) -> tuple[Preparation, ...]:
+        own = super().teachers(around)
+        return (*own, *(learns_alone(other, around) for other in self.others if own))
+
+    def build(self, parts: Parts) -> Distiller:
+        shares = Shares(self.combine, len(self.others) + 1, parts.classes, self.weights)
+        return FollowsTeachers(parts, shares, self.target, self.task_weight, self.drop)
+
+
+class FollowsTeachers(Distiller):
+    """One student and the evidence of several frozen teachers.
+
+    Args:
+        parts: with a guide for each teacher beside the first.
+        shares: each teacher's share in a sample.
+        target: what losses on logits compare with.
+        task_weight: weight of the labels' loss.
+        drop: a teacher is left out of a step with this probability, one always stays.
+
+    Raises:
+        ValueError: there is no teacher.
+    """
+
+    def __init__(
+        self, parts: Parts, shares: Shares, target: Target, task_weight: float, drop: float = 0.0
+    ) -> None:
+        super().__init__()
+        self.student = parts.student
+        self.task_loss = parts.task_loss
+        self.task_weight = task_weight
+        self.target: Target = target
+        self.drop = drop
+        self.guides = parts.guides
+        self.shares = shares
+        self._luck = int(torch.randint(2**31, ()))
+        mixed = [t for t in parts.terms if t.active and t.loss and not t.loss.takes_pairs]
+        self.mixed = dict(zip(_names(parts.terms, mixed), mixed, strict=True))
+        if target == "each":
+            self.mixed = {}
+        self.on_mixed = nn.ModuleDict(
+            {name: parts.make_terms([term]) for name, term in self.mixed.items()}
+        )
+        self.on_each = nn.ModuleList(
+            parts.make_terms(
+                [t for t in guide.terms if t.loss and (target == "each" or t.loss.takes_pairs)],
+                guide.hint_shapes,
+            )
+            for guide in self.guides
+        )
+        guided = {name: None for terms in self._terms for name in terms.guided_layers}
+        self.watched = Watched(parts.student, tuple(guided), parts.task)
+        self.needs_unused_parameter_search = drop > 0 or any(
+            terms.sometimes_unused for terms in self._terms
+        )
+
+    @property
+    def _terms(self) -> list[Terms]:
+        return [m for m in (*self.on_mixed.values(), *self.on_each) if isinstance(m, Terms)]
+
+    def forward(self, batch: Batch, progress: Progress) -> StepOutput:
+        present = self._present(progress)
+        taught = [self.guides[k].teacher(batch) for k in present]
+        logits = [one.logits.float() for one in taught]
+        shares = self.shares(logits, batch.targets, present)
+        shown = self.watched(batch.inputs)
+        task = self.task_loss(shown.logits, batch.targets)
+        total = self.task_weight * task + self.shares.loss(logits, batch.targets)
+        values: dict[str, Tensor] = {"task": task.detach()}
+        for name, term in self.mixed.items():
+            mixed = Evidence(mix(logits, shares, self.target, temperature_of(term)), {})
+            lesson, named = self.on_mixed[name](shown, mixed, batch.targets, batch.index, progress)
+            total = total + lesson
+            for value in named.values():  # none before the term's first epoch
+                values[name] = value
+        for i, k in enumerate(present):
+            share = shares[:, i].mean()
+            terms = self.on_each[k]
+            lesson, named = terms(shown, taught[i], batch.targets, batch.index, progress)
+            total = total + share * lesson
+            for name, value in named.items():
+                values[name] = values.get(name, 0) + share * value
+            values[f"share_{k + 1}"] = share
+        return StepOutput(total, values, shown.logits.detach())
+
+    def _present(self, progress: Progress) -> list[int]:
+        """The teachers of this step; the same on every worker."""
+        everyone = list(range(len(self.guides)))
+        if not self.drop or not self.training:
+            return everyone
+        draw = random.Random(self._luck + progress.step)
+        kept = [k for k in everyone if draw.random() >= self.drop]
+        return kept or [draw.choice(everyone)]
+
+
+class Shares(nn.Module):
+    """Each teacher's share in each sample's lesson; they sum to 1 and carry no gradient.
+
+    Args:
+        combine: see `MultiTeacher`.
+        teachers, classes: how many.
+        weights: with `weighted`, one a teacher.
+    """
+
+    def __init__(
+        self,
+        combine: Combine,
+        teachers: int,
+        classes: int,
+        weights: Sequence[float] | None = None,
+    ) -> None:
+        super().__init__()
+        self.combine = combine
+        self.weights = tuple(weights or (1.0,) * teachers)
+        if combine == "gate":
+            self.gate = nn.Linear(teachers * classes, teachers)
+            nn.init.zeros_(self.gate.weight)
+            nn.init.zeros_(self.gate.bias)
+
+    def forward(self, logits: Sequence[Tensor], targets: Tensor, present: Sequence[int]) -> Tensor:
+        """The present teachers' logits, (B, K) each -> (B, teachers present)."""
+        with torch.no_grad():
+            if self.combine == "confidence" and len(logits) > 1:
+                errors = [F.cross_entropy(one, targets, reduction="none") for one in logits]
+                unsure = torch.stack(errors, dim=1).softmax(dim=1)
+                return (1 - unsure) / (len(logits) - 1)
+            if self.combine == "gate":
+                return self._gated(logits).exp()
+            chosen = [self.weights[k] for k in present]
+            shares = logits[0].new_tensor([weight / sum(chosen) for weight in chosen])
+            return shares.expand(len(targets), -1)
+
+    def loss(self, logits: Sequence[Tensor], targets: Tensor) -> Tensor:
+        """What trains the gate: -log of the label's mixed probability, mean over the batch; 0 for
+        shares that are not learned."""
+        if self.combine != "gate":
+            return torch.zeros((), device=targets.device)
+        right = torch.stack([-F.cross_entropy(one, targets, reduction="none") for one in logits], 1)
+        return -(self._gated(logits) + right).logsumexp(dim=1).mean()
+
+    def _gated(self, logits: Sequence[Tensor]) -> Tensor:
+        """(B, teachers): the log of each teacher's share."""
+        known = torch.cat([F.log_softmax(one, dim=1) for one in logits], dim=1)
+        return F.log_softmax(self.gate(known), dim=1)
+
+
+def mix(logits: Sequence[Tensor], shares: Tensor, target: Target, temperature: float) -> Tensor:
+    """Logits that stand for all teachers: (B, K) each, shares (B, teachers) -> (B, K).
+
+    probabilities: T log sum_k w_k softmax(z_k / T), whose softmax at T is the mixed probabilities.
+    """
+    stacked = torch.stack(list(logits), dim=1)
+    if target == "logits":
+        return torch.einsum("bt,btk->bk", shares, stacked)
+    softened = F.log_softmax(stacked / temperature, dim=2)
+    return temperature * (shares.log().unsqueeze(2) + softened).logsumexp(dim=1)
+
+
+def temperature_of(term: Term) -> float:
+    """The temperature of a term's loss; 1 where it has none."""
+    return float(getattr(term.loss, "temperature", 1.0))
+
+
+def _names(terms: Sequence[Term], wanted: Sequence[Term]) -> list[str]:
+    """The names of some of the active terms, as they are called among all of them."""
+    active = [term for term in terms if term.active]
+    named = zip(term_names(active), active, strict=True)
+    return [name for name, term in named if any(term is one for one in wanted)]

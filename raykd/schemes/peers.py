@@ -1,0 +1,45 @@
+"""Peers: networks trained side by side with the student."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated
+
+from pydantic import Field
+from torch import nn
+
+from raykd.architecture import MODELS
+from raykd.schemes.scheme import Parts
+
+if TYPE_CHECKING:
+    from raykd.architecture import Model
+
+    AnyModel = Model
+else:
+    AnyModel = MODELS.annotation
+
+Peers = Annotated[int, Field(ge=2, le=8, description="networks, the student included")]
+Others = Annotated[
+    tuple[AnyModel, ...],
+    Field(description="architectures of the other peers; those not named are the student's"),
+]
+
+
+def check_room(peers: int, others: Sequence[object]) -> None:
+    """See that no more architectures are named than there are peers beside the student.
+
+    Raises:
+        ValueError: there are.
+    """
+    if len(others) >= peers:
+        raise ValueError(
+            f"{len(others)} architectures are named in `others` and {peers} peers leave room for "
+            f"{peers - 1}; set peers: {len(others) + 1}"
+        )
+
+
+def built_peers(parts: Parts, peers: int, others: Sequence[Model]) -> list[nn.Module]:
+    """The student, then the peers of other architectures, then those of its own."""
+    named = [model.build(parts.task) for model in others]
+    alike = [parts.build_student() for _ in range(peers - 1 - len(named))]
+    return [parts.student, *named, *alike]

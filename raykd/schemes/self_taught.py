@@ -1,0 +1,103 @@
+"""Schemes whose teacher is a network of the student's own architecture, trained before it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from raykd.knowledge import KD, Term
+from raykd.option import option
+from raykd.schemes.offline import FollowsTeacher, Offline
+from raykd.schemes.scheme import Distiller, Parts, Scheme
+from raykd.schemes.teachers import (
+    Circumstances,
+    Preparation,
+    learns_alone,
+    own_kind,
+    taught,
+)
+
+BORN_AGAIN_KD = Term(loss=KD(temperature=1.0), weight=1.0)
+"""Furlanello 2018: the cross-entropy between the two outputs, not softened."""
+
+
+@option
+class BornAgain(Scheme):
+    """Generations of one architecture, each taught by the one before it.
+
+    The first learns alone, or is the study's teacher where `first` is teacher; each later one
+    starts afresh and learns from the labels and from its forebear, the student last; Furlanello
+    2018 (arXiv:1805.04770), section 3.  The study's `knowledge` is what every generation is taught;
+    without any, the paper's: kd at temperature 1 and weight 1 (its ensemble of all generations is
+    not built).  A trial trains `generations` networks before its own when `first` is alone, one
+    less when it is teacher: the null arm has the budget of the last one only.
+    """
+
+    paper = "Furlanello 2018, arXiv:1805.04770"
+    needs_teacher = False
+
+    name: Literal["born_again"] = "born_again"
+    generations: Annotated[
+        int, Field(ge=1, le=10, description="trainings under a teacher, the student's included")
+    ] = 1
+    first: Annotated[
+        Literal["alone", "teacher"], Field(description="who teaches the first generation")
+    ] = "alone"
+    task_weight: Annotated[float, Field(ge=0, description="weight of the labels' loss")] = 1.0
+
+    def teachers(self, around: Circumstances) -> tuple[Preparation, ...]:
+        if self.first == "alone":
+            forebear = own_kind(around)
+        elif around.teacher is None:
+            return ()
+        else:
+            forebear = learns_alone(around.teacher, around)
+        for generation in range(1, self.generations):
+            forebear = taught(
+                own_kind(around, generation),
+                scheme=Offline(task_weight=self.task_weight),
+                knowledge=transferred(around.knowledge, BORN_AGAIN_KD),
+                teachers=(forebear,),
+            )
+        return (forebear,)
+
+    @property
+    def lends_classifier(self) -> bool:
+        return self.generations == 1
+
+    def build(self, parts: Parts) -> Distiller:
+        terms = transferred(parts.terms, BORN_AGAIN_KD)
+        return FollowsTeacher(parts.with_terms(terms), self.task_weight)
+
+
+@option
+class TfKdSelf(Scheme):
+    """The student is trained alone first, then again from the start under that first self.
+
+    (1 - alpha) x labels' loss + alpha T^2 KL(p_first || p); Yuan 2020 (arXiv:1909.11723), section
+    4 (Tf-KD_self).  alpha 0.95 and T 6 are those of the authors' ResNet-18 on CIFAR-100, whose code
+    takes the mean over classes too, times 50: half of the divergence used here.  A trial trains
+    two networks; the null arm has the budget of the second only.
+    """
+
+    paper = "Yuan 2020, arXiv:1909.11723"
+    needs_teacher = False
+    takes_knowledge = False
+
+    name: Literal["tf_kd_self"] = "tf_kd_self"
+    temperature: Annotated[float, Field(gt=0, description="softens both softmaxes")] = 6.0
+    alpha: Annotated[float, Field(ge=0, le=1, description="teacher against labels")] = 0.95
+
+    def teachers(self, around: Circumstances) -> tuple[Preparation, ...]:
+        return (own_kind(around),)
+
+    def build(self, parts: Parts) -> Distiller:
+        term = Term(loss=KD(temperature=self.temperature), weight=self.alpha)
+        return FollowsTeacher(parts.with_terms((term,)), 1 - self.alpha)
+
+
+def transferred(terms: Sequence[Term], default: Term) -> tuple[Term, ...]:
+    """The terms that act, or the default where none does."""
+    return tuple(term for term in terms if term.active) or (default,)

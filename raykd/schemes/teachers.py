@@ -1,0 +1,157 @@
+"""Which networks teach, and what has to be trained before they can."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import Field
+
+from raykd.architecture import MODELS
+from raykd.knowledge import KD, Term
+from raykd.option import option
+from raykd.schemes.train import Train
+
+if TYPE_CHECKING:
+    from raykd.architecture import Model
+    from raykd.schemes.scheme import Scheme
+
+    AnyModel = Model
+else:
+    AnyModel = MODELS.annotation
+
+
+@option
+class Teacher:
+    """The network that teaches: trained by the study, or loaded.
+
+    Exactly one of these holds: `weights` is null and the teacher is trained by `train`; `weights`
+    is a safetensors file for `model`; `weights` is an MLflow model URI (`models:/name@alias`,
+    `runs:/id/model`), and `model` may be left out.
+    """
+
+    model: AnyModel | None = None
+    weights: Annotated[
+        str | None, Field(description="safetensors file, or MLflow model URI; null: train it")
+    ] = None
+    train: Annotated[
+        Train | None,
+        Field(description="how to train it; null: as the study's teacher, or the student, is"),
+    ] = None
+    seed: Annotated[
+        int | None, Field(ge=0, lt=2**31, description="of its training; null: the study's")
+    ] = None
+
+    @property
+    def is_mlflow(self) -> bool:
+        return self.weights is not None and self.weights.split(":", 1)[0] in (
+            "models",
+            "runs",
+            "mlflow-artifacts",
+        )
+
+
+@dataclass(frozen=True)
+class Circumstances:
+    """What a scheme may choose its teachers by.
+
+    Attributes:
+        teacher: the study's own, if it has one.
+        student: the trial's model.
+        train: how the trial is trained.
+        knowledge: the trial's terms.
+        seed: the study's: networks that many trials share are trained under it.
+        trial_seed: the trial's own; a replicate's differs from the study's.
+        augment: the trial's augmentation.
+    """
+
+    teacher: Teacher | None
+    student: Model
+    train: Train
+    knowledge: tuple[Term, ...]
+    seed: int
+    trial_seed: int
+    augment: tuple[Any, ...] = ()
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """A network that must be there before a trial begins: what it is and how it is trained.
+
+    Two trials that need the same preparation share one; see `raykd.training.teacher.teacher_key`.
+
+    Attributes:
+        model: None where `weights` alone tell.
+        weights: a file or URI it is loaded from; None: it is trained.
+        train, seed: of its training.
+        scheme: who teaches it; None: it learns alone.
+        knowledge: what its own teachers teach it.
+        teachers: those, each prepared before it.
+        augment: the augmentation of its training; None: the study's.
+    """
+
+    model: Model | None
+    weights: str | None
+    train: Train
+    seed: int
+    scheme: Scheme | None = None
+    knowledge: tuple[Term, ...] = ()
+    teachers: tuple[Preparation, ...] = ()
+    augment: tuple[Any, ...] | None = None
+
+    @property
+    def is_mlflow(self) -> bool:
+        return Teacher(weights=self.weights).is_mlflow
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether it belongs to the study, rather than to one trial."""
+        return self.augment is None
+
+    @property
+    def as_teacher(self) -> Teacher:
+        """The option that stands for it where it teaches: its model, and nothing of its past."""
+        return Teacher(model=self.model, weights=self.weights, train=self.train, seed=self.seed)
+
+
+PAPERS_KD = Term(loss=KD(temperature=4.0), weight=1.0)
+"""What an assistant is taught where nothing else is said."""
+
+
+def learns_alone(teacher: Teacher, around: Circumstances) -> Preparation:
+    """The preparation of a teacher that the study, or a scheme, names.
+
+    Where it does not say how it is trained, it is trained as the study's own teacher is, or else
+    as the student.
+    """
+    own = around.teacher.train if around.teacher is not None else None
+    return Preparation(
+        model=teacher.model,
+        weights=teacher.weights,
+        train=teacher.train or own or around.train,
+        seed=around.seed if teacher.seed is None else teacher.seed,
+    )
+
+
+def own_kind(around: Circumstances, generation: int = 0) -> Preparation:
+    """A network of the student's own architecture, trained alone as the trial is trained.
+
+    Its seed differs from the trial's, so that it starts from other weights.
+    """
+    return Preparation(
+        model=around.student,
+        weights=None,
+        train=around.train,
+        seed=(around.trial_seed + GENERATION_SEEDS * (generation + 1)) % 2**31,
+        augment=around.augment,
+    )
+
+
+GENERATION_SEEDS = 100_003
+"""Added to a trial's seed for each generation before it; more than there are replicates."""
+
+
+def taught(prepared: Preparation, **fields: Any) -> Preparation:
+    """The same network, but taught by others instead of alone."""
+    return dataclasses.replace(prepared, **fields)

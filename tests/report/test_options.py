@@ -1,0 +1,319 @@
+"""`raykd list` and the page of options: what they say of each option, and that it is so."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import field
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+import pytest
+from pydantic import Field, TypeAdapter, ValidationError
+from rich.console import Console
+from typer.testing import CliRunner, Result
+
+from raykd import cli
+from raykd.data import AUGMENTATIONS
+from raykd.knowledge import LOSSES, ResponseLoss, Term
+from raykd.option import OWN, option
+from raykd.report.catalogue import FAMILIES, PARTS, Entry, Parameter, brief, chosen, entries
+from raykd.report.field_types import Reader
+from raykd.report.options import json_of, view
+from raykd.report.pages import COMMAND, page
+from raykd.study.schema import Scheduler
+
+FOUND = {part: [one for one in listed if one.package == OWN] for part, listed in chosen().items()}
+ALL = [entry for listed in FOUND.values() for entry in listed]
+PARAMETERS = [(entry, parameter) for entry in ALL for parameter in entry.parameters]
+SCHEDULERS = {cls.name: cls for cls in get_args(get_args(Scheduler)[0])}
+
+every_option = pytest.mark.parametrize(
+    "entry", ALL, ids=[f"{entry.part}-{entry.name}" for entry in ALL]
+)
+
+
+def typed(*words: str) -> Result:
+    return CliRunner().invoke(cli.app, ["list", *words])
+
+
+def told(*parts: str, in_full: bool = False, name: str | None = None) -> str:
+    """What a terminal of 80 columns shows."""
+    console = Console(width=80, file=io.StringIO())
+    for part in parts:
+        console.print(view(chosen(part, name), in_full=in_full))
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+def class_of(entry: Entry) -> type:
+    return (
+        SCHEDULERS[entry.name] if entry.part == "schedulers" else FAMILIES[entry.part][entry.name]
+    )
+
+
+# What is said is so
+
+
+@every_option
+def test_every_option_says_what_it_is(entry: Entry) -> None:
+    assert entry.summary.endswith(".")
+    assert len(entry.summary) <= 120
+    assert not re.search(r"\bself\b|\bcls\b", entry.summary)
+    assert [one.name for one in entry.parameters if not one.description] == []
+
+
+@every_option
+def test_the_defaults_told_are_those_it_has(entry: Entry) -> None:
+    if entry.part == "samplers":
+        assert entry.parameters == ()
+        return
+    cls = class_of(entry)
+    given = {"name": entry.name} | {
+        one.name: one.default for one in entry.parameters if not one.required
+    }
+    if any(one.required for one in entry.parameters):
+        with pytest.raises(ValidationError, match=r"missing"):
+            TypeAdapter(cls).validate_json(json.dumps(given))
+        return
+    read = TypeAdapter(cls).validate_json(json.dumps(given), strict=True)
+    assert read == cls()
+    assert TypeAdapter(cls).validate_json(json.dumps({"name": entry.name})) == read
+
+
+def outside(one: Parameter) -> Iterator[Any]:
+    """Values just outside what a parameter takes."""
+    limits, kind = one.type.limits, one.type.type.removesuffix(" or null")
+    if kind not in ("number", "integer"):
+        limits = {}
+    if "min" in limits:
+        yield limits["min"] - (1 if kind == "integer" else 1e-6)
+    if "exclusive_min" in limits:
+        yield limits["exclusive_min"]
+    if "max" in limits:
+        yield limits["max"] + (1 if kind == "integer" else 1e-6)
+    if "exclusive_max" in limits:
+        yield limits["exclusive_max"]
+    if one.type.choices:
+        yield "nothing of the kind"
+    if kind == "integer":
+        yield 2.5
+    if "null" not in one.type.type:
+        yield None
+
+
+@pytest.mark.parametrize(
+    ("entry", "one"), PARAMETERS, ids=[f"{entry.name}-{one.name}" for entry, one in PARAMETERS]
+)
+def test_the_ranges_told_are_those_it_keeps(entry: Entry, one: Parameter) -> None:
+    adapter = TypeAdapter(class_of(entry))
+    for value in outside(one):
+        with pytest.raises(ValidationError) as caught:
+            adapter.validate_json(json.dumps({"name": entry.name, one.name: value}), strict=True)
+        assert one.name in [error["loc"][0] for error in caught.value.errors()]
+
+
+TWO_NUMBERS = {"type": "list of numbers", "min_items": 2, "max_items": 2}
+KNOWN: dict[tuple[str, str, str], dict[str, Any]] = {
+    ("losses", "kd", "temperature"): {"type": "number", "exclusive_min": 0, "default": 4.0},
+    ("losses", "hint", "similarity"): {"choices": ["l2", "l1", "cross_entropy", "mmd"]},
+    ("losses", "logit_std", "loss"): {"default": {"name": "kd", "temperature": 2.0}},
+    ("losses", "cc", "order"): {"type": "integer", "min": 1, "max": 10},
+    ("schemes", "dml", "others"): {"type": "list of models", "default": []},
+    ("data", "digits", "limit"): {"type": "integer or null", "min": 1, "default": None},
+    ("data", "digits", "augment"): {"type": "list of augmentations"},
+    ("augmentations", "random_erasing", "scale"): TWO_NUMBERS,
+    ("schedulers", "asha", "reduction"): {"type": "number", "exclusive_min": 1},
+}
+
+
+@pytest.mark.parametrize("place", KNOWN, ids="-".join)
+def test_known_parameters(place: tuple[str, str, str]) -> None:
+    part, name, key = place
+    (entry,) = chosen(part, name).values()
+    found = next(one for one in entry[0].plain()["parameters"] if one["name"] == key)
+    assert KNOWN[place].items() <= found.items()
+    assert found["required"] is False
+
+
+@option
+class Odd(ResponseLoss):
+    """All that a field may be.
+
+    A second paragraph.
+    """
+
+    paper = "Nobody 2026"
+    weight_source = ""
+
+    name: Literal["odd"] = "odd"
+    slots: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
+    steps: tuple[Annotated[int, Field(ge=1)], ...] | None = None
+    mixed: tuple[int, str] = (1, "a")
+    weights: Annotated[dict[str, float], Field(description="by name")] = field(default_factory=dict)
+    term: Term = Term(loss=LOSSES["kd"](temperature=2.0))
+    free: Any = None
+    folder: Annotated[str, Field(min_length=1, max_length=9)]
+    pictures: tuple[AUGMENTATIONS.annotation, ...] = (AUGMENTATIONS["rotation"](degrees=9),)  # type: ignore[valid-type]
+
+
+def test_all_kinds_of_fields_are_read() -> None:
+    schema = TypeAdapter(Odd).json_schema()
+    reader = Reader(schema["$defs"], {frozenset(AUGMENTATIONS.members): "augmentation"})
+    read = {name: reader.read(node) for name, node in schema["properties"].items()}
+    assert {name: kind.text for name, kind in read.items() if name != "name"} == {
+        "slots": "integer >= 1 or auto",
+        "steps": "null or list of integers, each >= 1",
+        "mixed": "list of 2 integers or strings",
+        "weights": "mapping",
+        "term": "term",
+        "free": "any value",
+        "folder": "string of at most 9 characters",
+        "pictures": "list of augmentations",
+    }
+    assert read["steps"].plain() == {"type": "list of integers or null", "min": 1}
+    assert brief(Odd(folder="x").term) == {"loss": {"name": "kd", "temperature": 2.0}}
+    assert brief(Odd(folder="x").pictures) == [{"name": "rotation", "degrees": 9}]
+    assert brief(LOSSES["kd"]()) == "kd"
+
+
+# How it is shown
+
+
+def test_eighty_columns_hold_it_all() -> None:
+    text = told(*PARTS)
+    assert max(map(len, text.splitlines())) <= 80
+    words = set(text.split())
+    for entry in ALL:
+        assert entry.name in words
+        assert {one.name for one in entry.parameters} <= words
+    assert max(map(len, typed().stdout.splitlines())) <= 80
+
+
+def test_a_loss_is_told_with_its_weight_and_paper() -> None:
+    text = " ".join(told("losses").partition("\nlogit_mse")[0].split())
+    assert text.startswith("kd The student's softened class probabilities follow the teacher's.")
+    assert "knowledge: response; default weight: 0.9; default pairs: none" in text
+    assert "paper: Hinton 2015, arXiv:1503.02531" in text
+    assert text.endswith("temperature 4.0 number > 0; softens both softmaxes")
+
+
+@every_option
+def test_one_option_is_told_in_full(entry: Entry) -> None:
+    text = " ".join(told(entry.part, name=entry.name, in_full=True).split())
+    assert text.startswith(f"{entry.name}, {entry.noun} {entry.summary}")
+    assert " ".join(entry.details.split()) in text
+    assert entry.paper in text
+    for one in entry.parameters:
+        assert one.description in text
+
+
+def test_json_is_json_alone() -> None:
+    done = typed("losses", "--json")
+    assert (done.exit_code, done.stderr) == (0, "")
+    listed = json.loads(done.stdout)
+    assert [one["name"] for one in listed] == list(LOSSES.members)
+    kd = listed[0]
+    assert kd["summary"] == "The student's softened class probabilities follow the teacher's."
+    assert (kd["knowledge"], kd["default_weight"], kd["default_pairs"]) == ("response", 0.9, "none")
+    assert (kd["part"], kd["package"], kd["paper"]) == (
+        "losses",
+        "raykd",
+        "Hinton 2015, arXiv:1503.02531",
+    )
+    assert isinstance(kd["weight_source"], str)
+    assert [one["name"] for one in json.loads(typed("losses", "dkd", "--json").stdout)] == ["dkd"]
+    everything = json.loads(typed("--json").stdout)
+    assert {one["part"] for one in everything} == set(PARTS)
+    assert json_of(chosen()) == typed("--json").stdout.rstrip("\n")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["losses", "kdd"], ["unknown loss 'kdd'", "did you mean 'kd'?", "rkd"]),
+        (["data", "digit"], ["unknown data source 'digit'", "did you mean 'digits'?"]),
+        (["samplers", "xyz"], ["unknown sampler 'xyz'", "tpe"]),
+        (["loss"], ["there is no part 'loss'", "did you mean 'losses'?"]),
+        (["sources"], ["there is no part 'sources'", "losses, schemes, models, data"]),
+        (["hint"], ["there is no part 'hint'", "raykd list losses hint"]),
+        (["losses", "--json", "--markdown"], ["not both"]),
+    ],
+)
+def test_what_is_not_there_is_said(words: list[str], said: list[str]) -> None:
+    done = typed(*words)
+    assert done.exit_code == 2
+    assert done.stdout == ""
+    assert "Traceback" not in done.stderr
+    for text in said:
+        assert text in " ".join(done.stderr.split())
+
+
+def test_help_names_the_parts() -> None:
+    assert cli.PARTS == PARTS
+    shown = " ".join(typed("--help").stdout.replace("│", " ").split())
+    assert "losses, schemes, models, data, samplers, schedulers or augmentations" in shown
+
+
+def test_listing_imports_neither_ray_nor_mlflow() -> None:
+    code = (
+        "import sys, raykd.report.catalogue as c, raykd.report.pages as p\n"
+        "p.page(c.chosen())\n"
+        "print([m for m in ('ray', 'mlflow', 'optuna', 'torchvision', 'sklearn', 'scipy')"
+        " if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
+# The page
+
+
+def test_the_page_is_what_the_source_gives(repository: Path) -> None:
+    kept = (repository / "docs" / "options.md").read_text(encoding="utf-8")
+    made = page(FOUND)
+    assert kept == made, f"docs/options.md is not up to date; renew it: uv run {COMMAND}"
+
+
+def test_the_pages_links_lead_to_its_headings() -> None:
+    text = page(FOUND)
+    headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    anchors = [re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings]
+    assert len(set(anchors)) == len(anchors)
+    assert set(re.findall(r"\]\(#([^)]*)\)", text)) <= set(anchors)
+    assert {f"{entry.name}-{entry.noun.replace(' ', '-')}" for entry in ALL} <= set(anchors)
+
+
+def test_the_page_has_a_table_of_every_loss_and_its_weight() -> None:
+    rows = [line for line in page(FOUND).splitlines() if line.startswith("| [")]
+    for entry in FOUND["losses"]:
+        first, second = [row for row in rows if row.startswith(f"| [{entry.name}](")]
+        assert entry.facts["knowledge"] in first
+        assert str(entry.facts["default_weight"]) in second
+        assert entry.facts["default_pairs"] in second
+        for one in entry.parameters:
+            assert f"`{one.name}` {one.default_text} (" in second
+    cells = {row.replace(r"\|", "").count("|") for row in rows[: len(FOUND["losses"])]}
+    assert len(cells) == 1, "a sign in a cell has cut it in two"
+
+
+def test_signs_of_formulas_are_not_markdowns() -> None:
+    entry = Entry("losses", "loss", "odd", "a * b <x> _y_ p_t `c * d`, arXiv:1503.02531", "", "")
+    text = page({"losses": [entry]})
+    assert r"a \* b \<x> \_y\_ p_t `c * d`, [arXiv:1503.02531]" in text
+
+
+def test_an_option_without_documentation_is_listed(monkeypatch: pytest.MonkeyPatch) -> None:
+    @option
+    class Mute(ResponseLoss):
+        name: Literal["mute"] = "mute"
+
+    monkeypatch.setitem(LOSSES.__dict__, "_found", {"mute": (Mute, "odd-package 2.0")})
+    (mute,) = entries("losses")
+    assert (mute.summary, mute.details, mute.paper) == ("", "", "")
+    assert "package: odd-package 2.0" in told("losses")
+    assert mute.plain()["package"] == "odd-package 2.0"
