@@ -44,6 +44,14 @@ Overrides = Annotated[
         "--set", metavar="a.b=VALUE", help="Put a value of the study in place; may be repeated."
     ),
 ]
+AllowImport = Annotated[
+    bool,
+    typer.Option(
+        "--allow-import",
+        help="Let the study's models run code that is not raykd's: import paths, networks from "
+        "MLflow. Only for studies you trust; never remembered.",
+    ),
+]
 Json = Annotated[
     bool, typer.Option("--json", help="One JSON object a line for each event, and the result.")
 ]
@@ -62,6 +70,7 @@ def search(
         Path | None,
         typer.Option(metavar="FOLDER", help="Go on with the interrupted search in this folder."),
     ] = None,
+    allow_import: AllowImport = False,
     as_json: Json = False,
     verbose: Verbose = False,
 ) -> None:
@@ -78,6 +87,7 @@ def search(
             file or "",
             overrides=overrides or (),
             resume=resume,
+            allow_import=allow_import,
             verbose=verbose,
             listeners=listeners,
         )
@@ -91,14 +101,24 @@ def search(
 
 @app.command(epilog=EPILOG)
 def distill(
-    file: StudyFile, overrides: Overrides = None, as_json: Json = False, verbose: Verbose = False
+    file: StudyFile,
+    overrides: Overrides = None,
+    allow_import: AllowImport = False,
+    as_json: Json = False,
+    verbose: Verbose = False,
 ) -> None:
     """Train one student: the same file, nothing left open (or fixed by --set), no search."""
 
     def run(listeners: Sequence[Any]) -> StudyResult:
         from raykd.search.single import distill as distill_study
 
-        return distill_study(file, overrides=overrides or (), verbose=verbose, listeners=listeners)
+        return distill_study(
+            file,
+            overrides=overrides or (),
+            allow_import=allow_import,
+            verbose=verbose,
+            listeners=listeners,
+        )
 
     session = _Session(as_json, verbose)
     result = session.run(lambda: _epoch_lines(session.console), run)
@@ -107,14 +127,24 @@ def distill(
 
 @app.command(epilog=EPILOG)
 def teacher(
-    file: StudyFile, overrides: Overrides = None, as_json: Json = False, verbose: Verbose = False
+    file: StudyFile,
+    overrides: Overrides = None,
+    allow_import: AllowImport = False,
+    as_json: Json = False,
+    verbose: Verbose = False,
 ) -> None:
     """Train (or load) the study's teacher and evaluate it, alone."""
 
     def run(listeners: Sequence[Any]) -> StudyResult:
         from raykd.search.single import train_teacher
 
-        return train_teacher(file, overrides=overrides or (), verbose=verbose, listeners=listeners)
+        return train_teacher(
+            file,
+            overrides=overrides or (),
+            allow_import=allow_import,
+            verbose=verbose,
+            listeners=listeners,
+        )
 
     session = _Session(as_json, verbose)
     result = session.run(lambda: _epoch_lines(session.console), run)
@@ -126,6 +156,7 @@ def validate(
     file: StudyFile,
     overrides: Overrides = None,
     seed: Annotated[int, typer.Option(help="Of the sampled trial.")] = 0,
+    allow_import: AllowImport = False,
     verbose: Verbose = False,
 ) -> None:
     """Check a study and explain its space: what is open, how large it is, what it would cost."""
@@ -136,8 +167,10 @@ def validate(
         from raykd.report.commands import launcher
         from raykd.report.space import explained
 
-        console.print(explained(file, overrides or (), seed), crop=False)
+        found = explained(file, overrides or (), seed, allow_import=allow_import)
+        console.print(found, crop=False)
         command = f"{launcher()}raykd search {file}" + _as_typed(overrides)
+        command += " --allow-import" if allow_import else ""
     print_line(console, f"\nvalid: {command}")
 
 
@@ -200,6 +233,7 @@ def doctor(
     uri: Annotated[
         str | None, typer.Option(help="MLflow's tracking URI; default: the study's.")
     ] = None,
+    allow_import: AllowImport = False,
     verbose: Verbose = False,
 ) -> None:
     """See whether this machine, or the cluster RAY_ADDRESS names, is ready; says what to do."""
@@ -208,7 +242,7 @@ def doctor(
 
         console = _console()
         fit = True
-        for finding in examine(needs_of(file, overrides or (), uri)):
+        for finding in examine(needs_of(file, overrides or (), uri, allow_import=allow_import)):
             console.print(shown(finding), crop=False)
             fit = fit and not finding.fatal
     raise typer.Exit(OK if fit else FAILED)

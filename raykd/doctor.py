@@ -80,7 +80,13 @@ class Needs:
     source: Source | None = None
 
 
-def needs_of(file: str | None, overrides: Sequence[str] = (), uri: str | None = None) -> Needs:
+def needs_of(
+    file: str | None,
+    overrides: Sequence[str] = (),
+    uri: str | None = None,
+    *,
+    allow_import: bool = False,
+) -> Needs:
     """What a study file needs; without one, what a study needs that says nothing about it.
 
     Raises:
@@ -90,9 +96,9 @@ def needs_of(file: str | None, overrides: Sequence[str] = (), uri: str | None = 
         from raykd.study.schema import Cluster, Tracking
 
         return Needs(uri or Tracking().uri, Cluster().storage)
-    from raykd.study.load import load_study
+    from raykd.search.driver import opened
 
-    settings = load_study(file, overrides).settings
+    settings = opened(file, overrides, (), allow_import=allow_import).settings
     return Needs(uri or settings.tracking.uri, settings.cluster.storage, settings.data)
 
 

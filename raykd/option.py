@@ -9,13 +9,20 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Iterator, Sequence
-from functools import cached_property
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache, cached_property
 from importlib.metadata import EntryPoint, entry_points
 from typing import Annotated, Any, TypeVar, Union, dataclass_transform
 
-from pydantic import ConfigDict, Field, GetCoreSchemaHandler, TypeAdapter
-from pydantic_core import CoreSchema
+from pydantic import (
+    ConfigDict,
+    Discriminator,
+    Field,
+    GetCoreSchemaHandler,
+    Tag,
+    TypeAdapter,
+)
 
 from raykd.problems import Problem, StudyError
 
@@ -37,7 +44,46 @@ def option_name(cls: type) -> str:
     for field in dataclasses.fields(cls):
         if field.name == "name" and isinstance(field.default, str):
             return field.default
+    if (names := names_of(cls)) is not None:
+        return names.form
     raise TypeError(f"{_path(cls)} has no `name: Literal[...] = ...` field")
+
+
+def names_like(form: str, pattern: str) -> Any:
+    """For an option that answers to many names, `name: Annotated[str, names_like(...)]`.
+
+    Args:
+        form: how messages write such a name ("timm/NAME").
+        pattern: the regular expression of such names; no other option's name fits it.
+    """
+    return Field(pattern=pattern, examples=[form])
+
+
+@dataclasses.dataclass(frozen=True)
+class Names:
+    """The names an option answers to, as `names_like` was told them."""
+
+    form: str
+    pattern: str
+
+    def __contains__(self, name: object) -> bool:
+        return isinstance(name, str) and re.search(self.pattern, name) is not None
+
+    @classmethod
+    def from_schema(cls, schema: Mapping[str, Any]) -> Names | None:
+        """Those of an option by its JSON Schema; None where it has one name."""
+        name = schema.get("properties", {}).get("name", {})
+        if "pattern" not in name or not name.get("examples"):
+            return None
+        return cls(name["examples"][0], name["pattern"])
+
+
+@cache
+def names_of(cls: type) -> Names | None:
+    """The names that an option answers to; None where it has one."""
+    if any(f.name == "name" and f.default is dataclasses.MISSING for f in dataclasses.fields(cls)):
+        return Names.from_schema(TypeAdapter(cls).json_schema())
+    return None
 
 
 class Family:
@@ -65,14 +111,21 @@ class Family:
 
     @property
     def members(self) -> dict[str, type]:
-        """Option classes by name, raykd's own first.
+        """Option classes by name, raykd's own first; those that answer to many names left out.
 
         Raises:
             StudyError: a ValueError; two options bear the same name.
         """
-        if self._loading:  # a package asks that is itself being loaded
-            return {option_name(cls): cls for cls in self._own}
-        return {name: cls for name, (cls, _) in self._found.items()}
+        return {name: cls for name, cls in self._all.items() if names_of(cls) is None}
+
+    @property
+    def forms(self) -> dict[str, type]:
+        """Option classes that answer to many names, by the form of these ("timm/NAME")."""
+        return {form: cls for form, cls in self._all.items() if names_of(cls) is not None}
+
+    def find(self, name: str) -> type | None:
+        """The option that answers to `name`; None where there is none."""
+        return self._all.get(self._tag_of(name))
 
     @property
     def origins(self) -> dict[str, str]:
@@ -83,21 +136,43 @@ class Family:
         return iter(self.members.values())
 
     def __getitem__(self, name: str) -> type:
-        return self.members[name]
+        """The option that answers to `name`.
+
+        Raises:
+            KeyError: there is none.
+        """
+        return self._all[self._tag_of(name)]
 
     @property
     def annotation(self) -> Any:
         """The type to put on a dataclass field: a union discriminated by `name`."""
         return Annotated[Any, self]
 
-    def __get_pydantic_core_schema__(
-        self, source: Any, handler: GetCoreSchemaHandler
-    ) -> CoreSchema:
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> Any:
         """Pydantic asks for the union when it first reads a study."""
         members = tuple(self)
-        if len(members) == 1:
+        if len(members) == len(self._all) == 1:
             return handler.generate_schema(members[0])
-        return handler.generate_schema(Annotated[Union[members], Field(discriminator="name")])  # noqa: UP007
+        if not self.forms:
+            return handler.generate_schema(Annotated[Union[members], Field(discriminator="name")])  # noqa: UP007
+        tagged = tuple(Annotated[cls, Tag(tag)] for tag, cls in self._all.items())
+        return handler.generate_schema(Annotated[Union[tagged], Discriminator(self._tag)])  # noqa: UP007
+
+    @property
+    def _all(self) -> dict[str, type]:
+        """Every option, by its name or by the form of its names."""
+        if self._loading:  # a package asks that is itself being loaded
+            return {option_name(cls): cls for cls in self._own}
+        return {name: cls for name, (cls, _) in self._found.items()}
+
+    def _tag(self, value: Any) -> str | None:
+        """Which member of the union `value` belongs to."""
+        name = value.get("name") if isinstance(value, Mapping) else getattr(value, "name", None)
+        return None if name is None else self._tag_of(name)
+
+    def _tag_of(self, name: Any) -> str:
+        found = (form for form, cls in self.forms.items() if name in (names_of(cls) or ()))
+        return next(found, str(name))
 
     @cached_property
     def _found(self) -> dict[str, tuple[type, str]]:
@@ -134,7 +209,7 @@ class Family:
     def _loaded(self, point: EntryPoint) -> type:
         try:
             cls = point.load()
-        except Exception as error:  # the code of others may raise anything
+        except (Exception, SystemExit) as error:  # the code of others may raise anything
             raise _Unfit(f"it cannot be imported: {type(error).__name__}: {error}") from error
         if not isinstance(cls, type) or "__dataclass_fields__" not in vars(cls):
             raise _Unfit(f"{cls!r} is no option; it must name a class with @option above it")

@@ -296,8 +296,8 @@ def test_the_schema_is_json() -> None:
 def test_options_are_listed() -> None:
     done = typed("list", "losses")
     assert done.exit_code == 0
-    assert " kd " in done.stdout and "temperature=4.0" in done.stdout
-    assert "resnet" not in done.stdout
+    assert "\nkd\n" in f"\n{done.stdout}" and "temperature" in done.stdout
+    assert "\nresnet\n" not in done.stdout
     assert "resnet" in typed("list").stdout
 
 

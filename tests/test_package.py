@@ -23,9 +23,7 @@ import yaml
 
 import raykd
 from raykd import cli
-from raykd.architecture import MODELS
 from raykd.data import SOURCES
-from raykd.data.augment import AUGMENTATIONS
 from raykd.knowledge import Evidence, LossContext, Pair, Progress
 from raykd.option import Family
 from raykd.study.domains import DOMAINS
@@ -261,6 +259,5 @@ def _study_words() -> set[str]:
     words = {key for part in parts for key in definitions[part]["properties"]}
     words |= {key for source in SOURCES for key in definitions[source.__name__]["properties"]}
     words |= set(study_adapter().json_schema()["properties"])
-    families = (MODELS, SOURCES, AUGMENTATIONS)
-    words |= {name for family in families for name in family.members}
+    words |= set(SOURCES.members)
     return (words | set(DOMAINS) | set(OBJECTIVES) | set(get_args(Sampler))) - {"min", "max"}

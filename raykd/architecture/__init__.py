@@ -1,5 +1,6 @@
 """Networks: families of models, their layers, what they cost, and taps on them."""
 
+from raykd.architecture.adapters import ADAPTERS
 from raykd.architecture.cnn import Cnn
 from raykd.architecture.convnext import Convnext
 from raykd.architecture.cost import Anatomy, anatomy, dissect
@@ -8,7 +9,7 @@ from raykd.architecture.layers import Layer, discover, resolve, stage_aliases
 from raykd.architecture.mixer import Mixer
 from raykd.architecture.mlp import Mlp
 from raykd.architecture.mobilenet_v2 import MobilenetV2
-from raykd.architecture.model import Model, Task
+from raykd.architecture.model import Model, Task, Text
 from raykd.architecture.resnet import Resnet
 from raykd.architecture.shufflenet_v1 import ShufflenetV1
 from raykd.architecture.shufflenet_v2 import ShufflenetV2
@@ -38,12 +39,14 @@ MODELS = Family(
     [
         *FAMILIES,
         *CRD_BENCHMARK,
+        *ADAPTERS,
     ],
     group="raykd.models",
     base=Model,
 )
 
 __all__ = [
+    "ADAPTERS",
     "CRD_BENCHMARK",
     "FAMILIES",
     "MODELS",
@@ -61,6 +64,7 @@ __all__ = [
     "ShufflenetV2",
     "Taps",
     "Task",
+    "Text",
     "Vgg",
     "Vit",
     "WideResnet",

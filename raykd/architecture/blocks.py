@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 
-import torch
 from torch import Tensor, nn
 
 from raykd.architecture.stages import BLOCK_STAGES
@@ -237,16 +236,36 @@ def initialise(network: nn.Module) -> None:
                 nn.init.zeros_(module.bias)
 
 
-def initialise_small(network: nn.Module, std: float = 0.02) -> None:
-    """Convolutions and linear layers from a truncated normal distribution, biases 0.
+def start(network: nn.Module, draw: Callable[[Tensor], object]) -> None:
+    """Weights of convolutions and linear layers from `draw`, their biases 0.
 
     Other modules keep PyTorch's defaults (norms: scale 1, shift 0).
     """
     for module in network.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
-            nn.init.trunc_normal_(module.weight, std=std)
+            draw(module.weight)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
+
+
+def small_normal(weight: Tensor) -> None:
+    """From a truncated normal distribution with standard deviation 0.02."""
+    nn.init.trunc_normal_(weight, std=0.02)
+
+
+def glorot_uniform(weight: Tensor) -> None:
+    """From the uniform distribution of Glorot & Bengio 2010, eq. 16; patches as linear layers."""
+    nn.init.xavier_uniform_(weight.detach().flatten(1))
+
+
+def lecun_normal(weight: Tensor) -> None:
+    """From a normal distribution of variance 1 / fan in, cut at two standard deviations.
+
+    LeCun et al. 1998 (Efficient BackProp, section 4.6), in the form that JAX's libraries start
+    their linear layers and convolutions from.
+    """
+    std = (weight[0].numel()) ** -0.5 / 0.87962566
+    nn.init.trunc_normal_(weight, std=std, a=-2 * std, b=2 * std)
 
 
 def small_classifier(inputs: int, classes: int) -> nn.Linear:
@@ -255,8 +274,3 @@ def small_classifier(inputs: int, classes: int) -> nn.Linear:
     nn.init.normal_(linear.weight, std=0.01)
     nn.init.zeros_(linear.bias)
     return linear
-
-
-def drawn(*shape: int, std: float = 0.02) -> nn.Parameter:
-    """A parameter from a truncated normal distribution."""
-    return nn.Parameter(nn.init.trunc_normal_(torch.empty(*shape), std=std))

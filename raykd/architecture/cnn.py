@@ -62,12 +62,11 @@ class CnnStage:
 class Cnn(Model):
     """Convolutional network of freely chosen stages, for the search of architectures.
 
-    A 3x3 stem with batch-norm and ReLU, then stages one after the other, each with a number of
-    blocks, a width, a kernel and a block of its own: `plain`, residual `basic` and `bottleneck`,
-    separable `depthwise`, `inverted_residual`, `group` and `shuffle`, with squeeze-and-excite or
-    without; a global average and a linear classifier.  A macro space: blocks within a stage are
-    the same, and there are no cells to search.  Stages need not have the same fields open, and
-    how many there are may be open, too, by a choice between lists.
+    A 3x3 stem with batch-norm and ReLU, stages one after the other, a global average and a linear
+    classifier.  Each stage has a width, a number of blocks, a kernel, a kind of block and, if
+    asked for, squeeze-and-excite of its own.  A macro space: blocks within a stage are the same,
+    and there are no cells to search.  How many stages there are may be open, too: a stage that is
+    null is left out, so the last one may be `{choice: [null, {width: 64}]}`.
 
     Every stage but the first halves the size, rounding up, so pictures of every size will do.
     Convolutions start as in He et al. 2015 (arXiv:1502.01852), fan out, the classifier from
@@ -76,7 +75,8 @@ class Cnn(Model):
 
     name: Literal["cnn"] = "cnn"
     stages: Annotated[
-        tuple[CnnStage, ...], Field(min_length=1, description="the stages, shallow to deep")
+        tuple[CnnStage | None, ...],
+        Field(min_length=1, description="the stages, shallow to deep; null: left out"),
     ] = (CnnStage(width=16), CnnStage(width=32), CnnStage(width=64))
     stem: Annotated[
         int | None, Field(ge=1, description="channels of the stem; null: as the first stage")
@@ -87,12 +87,13 @@ class Cnn(Model):
 
     def build(self, task: Task) -> nn.Module:
         channels, _, _ = picture_shape(task, self.name)
-        if not self.stages:
-            raise ValueError("a cnn has at least one stage and `stages` is empty; list some")
-        before = self.stem or self.stages[0].width
+        there = [stage for stage in self.stages if stage is not None]
+        if not there:
+            raise ValueError(f"a cnn has at least one stage, not {written(self.stages)}; list some")
+        before = self.stem or there[0].width
         stem = conv_bn(channels, before, kernel=3, stride=self.stem_stride)
         stages: list[nn.Module] = []
-        for number, stage in enumerate(self.stages, start=1):
+        for number, stage in enumerate(there, start=1):
             try:
                 stages.append(stage.build(before, first=number == 1))
             except ValueError as error:

@@ -8,7 +8,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from raykd.architecture.blocks import initialise_small, named, perceptron, staged
+from raykd.architecture.blocks import named, perceptron, small_normal, staged, start
 from raykd.architecture.model import Model, Task, picture_shape
 from raykd.option import option
 
@@ -24,7 +24,8 @@ class Convnext(Model):
     size (a 2x2 convolution of stride 2), a global average, a layer-norm and a linear classifier.
     A block is a depthwise `kernel` x `kernel` convolution, a layer-norm and a perceptron of
     `expansion` x the channels, with a learned scale beside a shortcut.  ConvNeXt-T is `patch: 4,
-    width: 96, depths: [3, 3, 9, 3]`; small pictures want a `patch` of 1 or 2.
+    width: 96, depths: [3, 3, 9, 3]`.  Small pictures want a `patch` of 2 or 1; with 1 the stem is
+    a 3x3 convolution, since of a single grey pixel a layer-norm would leave no more than the sign.
 
     Weights start from a truncated normal distribution with standard deviation 0.02, biases at 0
     and scales at 1e-6, as the authors'; stochastic depth is left out.
@@ -50,16 +51,18 @@ class Convnext(Model):
         stages = [self._stage(number) for number in range(len(self.depths))]
         last = self.width << (len(self.depths) - 1)
         network = staged(
-            named(
-                conv=nn.Conv2d(channels, self.width, self.patch, stride=self.patch),
-                norm=ChannelNorm(self.width),
-            ),
+            named(conv=self._stem(channels), norm=ChannelNorm(self.width)),
             stages,
             nn.Linear(last, task.classes),
             neck=nn.LayerNorm(last, eps=1e-6),
         )
-        initialise_small(network)
+        start(network, small_normal)
         return network
+
+    def _stem(self, channels: int) -> nn.Conv2d:
+        if self.patch == 1:
+            return nn.Conv2d(channels, self.width, kernel_size=3, padding=1)
+        return nn.Conv2d(channels, self.width, self.patch, stride=self.patch)
 
     def _fits(self, side: int) -> None:
         """See that something is left of the picture in the last stage."""

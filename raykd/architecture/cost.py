@@ -66,8 +66,32 @@ def dissect(network: nn.Module, task: Task) -> Anatomy:
     )
 
 
+def unfilled(model: Model, task: Task) -> nn.Module:
+    """The network that `model` builds, on the CPU, whatever its memory holds as weights.
+
+    The meta device would do too, but not every library's networks can be built there.
+
+    Raises:
+        ValueError: the model cannot be built for such inputs.
+    """
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"), Unfilled():
+        return model.blueprint(task)
+
+
 @lru_cache(maxsize=4096)
 def _anatomy(model: Model, task: Task) -> Anatomy:
-    with torch.random.fork_rng(devices=[]), torch.device("cpu"), Unfilled():
-        network = model.build(task)
-    return dissect(network, task)
+    if task.text is not None and not model.takes_text:
+        raise ValueError(
+            f"{model.name} takes no texts; take a transformer, such as "
+            "{name: hf/bert, config: {num_hidden_layers: 2}}"
+        )
+    network = unfilled(model, task)
+    try:
+        return dissect(network, task)
+    except Exception as error:
+        if not model.foreign:
+            raise
+        raise ValueError(
+            f"{model.name} cannot take samples of shape {task.input_shape}: "
+            f"{str(error) or type(error).__name__}"
+        ) from error

@@ -60,7 +60,7 @@ def _published(name: str, member: Model) -> type[Published]:
     held = {
         "__module__": __name__,
         "__annotations__": {"name": Literal[name]},
-        "__doc__": f"{written(member)}, the CRD benchmark's {name}.",
+        "__doc__": f"The CRD benchmark's {name}: {written(member)}.",
         "name": name,
         "member": member,
     }

@@ -64,8 +64,8 @@ class Head(nn.Module):
         task: what the network takes and gives.
 
     Raises:
-        ValueError: the logits do not hang on this layer alone, or the network's forward is none
-            that `torch.fx` can trace.
+        ValueError: the logits do not hang on this layer alone, nothing that was learned comes
+            after it, or `torch.fx` cannot trace what does.
     """
 
     def __init__(self, network: nn.Module, layer: Layer, task: Task) -> None:
@@ -97,7 +97,7 @@ def shows_negatives(network: nn.Module, layer: Layer, task: Task) -> bool:
 class _Reached(BaseException):
     """Ends a forward; not an `Exception`, so that no network's own handler takes it."""
 
-    def __init__(self, tensor: Tensor | None) -> None:
+    def __init__(self, tensor: Tensor) -> None:
         super().__init__()
         self.tensor = tensor
 
@@ -110,7 +110,9 @@ def _until(network: nn.Module, layer: Layer, runs: int, inputs: Any) -> Tensor:
         nonlocal left
         left -= 1
         if not left:
-            raise _Reached(first_tensor(values))
+            tensor = first_tensor(values)
+            assert tensor is not None, "a layer that is known gives a tensor"
+            raise _Reached(tensor)
 
     module = network.get_submodule(layer.module)
     handle = (
@@ -123,7 +125,6 @@ def _until(network: nn.Module, layer: Layer, runs: int, inputs: Any) -> Tensor:
     try:
         network(inputs)
     except _Reached as reached:
-        assert reached.tensor is not None, "a layer that is known gives a tensor"
         return reached.tensor
     finally:
         handle.remove()
@@ -168,9 +169,7 @@ def _counting(counter: Counter[str], path: str) -> Callable[..., None]:
     return hook
 
 
-def _course(
-    network: nn.Module, task: Task, layer: Layer | None = None, runs: int = 0
-) -> _Course:
+def _course(network: nn.Module, task: Task, layer: Layer | None = None, runs: int = 0) -> _Course:
     """Of a forward without most of its arithmetic: the whole one, or up to a layer."""
     course = _Course(network)
     place = next(network.parameters(), torch.empty(0)).device
@@ -221,7 +220,7 @@ def _rest(network: nn.Module, layer: Layer, task: Task) -> fx.GraphModule:
     before = {layer.module, *_course(network, task, layer, runs).ended}
     try:
         graph = _Tracer(before).trace(network)
-    except Exception as error:  # tracing runs the network's own code: anything may come
+    except Exception as error:  # noqa: BLE001  it runs the network's own code: anything may come
         raise ValueError(
             f"the part after layer {layer.name!r} cannot be cut out of the network: torch.fx "
             f"cannot trace it ({error})"
@@ -230,6 +229,11 @@ def _rest(network: nn.Module, layer: Layer, task: Task) -> fx.GraphModule:
     _take_instead(rest.graph, layer)
     rest.recompile()
     rest.delete_all_unused_submodules()
+    if not any(True for _ in rest.parameters()):
+        raise ValueError(
+            f"nothing that was learned comes after layer {layer.name!r}; name one before the "
+            "classifier, such as the last stage"
+        )
     return rest
 
 

@@ -82,7 +82,7 @@ def survey(model: nn.Module, task: Task) -> tuple[tuple[Layer, ...], int]:
     ends = stage_ends(layers, tuple(output.shape[1:]) if output is not None else ())
     stages = {module: f"stage{number}" for number, module in enumerate(ends, start=1)}
     named = [replace(layer, stage=stages.get(layer.module, "")) for layer in layers]
-    return (*named, *probe.embedding()), _macs(rehearsal)
+    return (*named, *probe.embedding(_width(output))), _macs(rehearsal)
 
 
 def stage_aliases(layers: Iterable[Layer]) -> dict[str, Layer]:
@@ -105,9 +105,22 @@ def resolve(layers: Sequence[Layer], name: str) -> Layer:
     raise ValueError(unknown_layer(name, known, aliases))
 
 
-def blank_inputs(task: Task, batch: int, device: torch.device) -> Tensor:
-    """(batch, *input_shape) float32 zeros."""
-    return torch.zeros(batch, *task.input_shape, device=device)
+def blank_inputs(task: Task, batch: int, device: torch.device) -> Tensor | dict[str, Tensor]:
+    """(batch, *input_shape) float32 zeros; for texts, as many of one token each."""
+    if task.text is None:
+        return torch.zeros(batch, *task.input_shape, device=device)
+    held = {"input_ids": int(task.text.padding == 0), "attention_mask": 1}
+    shape = (batch, *task.input_shape)
+    return {key: torch.full(shape, held.get(key, 0), device=device) for key in task.text.inputs}
+
+
+def random_inputs(task: Task, batch: int, device: torch.device) -> Tensor | dict[str, Tensor]:
+    """Samples of the task's shape drawn at random, uniform from 0 to 1; for texts, of tokens."""
+    if task.text is None:
+        return torch.rand(batch, *task.input_shape, device=device)
+    shape = (batch, *task.input_shape)
+    tokens = torch.randint(task.text.vocabulary, shape, device=device)
+    return {**blank_inputs(task, batch, device), "input_ids": tokens}
 
 
 class _Probe:
@@ -121,7 +134,7 @@ class _Probe:
     @contextmanager
     def watching(self, rehearsal: Rehearsal) -> Iterator[None]:
         handles = [
-            module.register_forward_hook(self._hook(name, rehearsal))
+            module.register_forward_hook(self._hook(name, rehearsal), with_kwargs=True)
             for name, module in self._modules.items()
         ]
         try:
@@ -133,11 +146,11 @@ class _Probe:
     def _hook(self, name: str, rehearsal: Rehearsal) -> Any:
         leaf = not any(True for _ in self._modules[name].children())
 
-        def hook(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        def hook(module: nn.Module, args: tuple[Any, ...], more: dict[str, Any], out: Any) -> None:
             before = self._leaves
             self._leaves += leaf
             macs = _macs(rehearsal)
-            tensor, given = first_tensor(output), first_tensor(inputs)
+            tensor, given = first_tensor(out), first_tensor((*args, *more.values()))
             self._runs.pop(name, None)
             self._runs[name] = _Run(tensor, version(tensor), given, before, self._leaves, macs)
 
@@ -150,14 +163,19 @@ class _Probe:
             if _batched(run.output) and version(run.output) == run.version
         ]
 
-    def embedding(self) -> list[Layer]:
-        linear = [name for name in self._runs if isinstance(self._modules[name], nn.Linear)]
-        if not linear or not _batched(self._runs[linear[-1]].given):
+    def embedding(self, classes: int) -> list[Layer]:
+        """The input of the last linear layer, of those that give one value a class if any does."""
+        linear = [name for name in self._runs if self._is_linear(name)]
+        whole = [name for name in linear if _width(self._runs[name].output) == classes] or linear
+        if not whole or not _batched(self._runs[whole[-1]].given):
             return []
-        run = self._runs[linear[-1]]
-        layer = self._layer(linear[-1], run, run.given, run.before)
+        run = self._runs[whole[-1]]
+        layer = self._layer(whole[-1], run, run.given, run.before)
         macs = run.macs - _linear_macs(run)
         return [replace(layer, name=EMBEDDING, stage=EMBEDDING, side="input", macs=macs)]
+
+    def _is_linear(self, name: str) -> bool:
+        return isinstance(self._modules[name], nn.Linear)
 
     def _layer(self, name: str, run: _Run, tensor: Tensor | None, leaves: int) -> Layer:
         assert tensor is not None
@@ -190,6 +208,10 @@ def _macs(rehearsal: Rehearsal) -> int:
 def _linear_macs(run: _Run) -> int:
     assert run.given is not None and run.output is not None
     return run.given.numel() * run.output.shape[-1] // _PROBE_BATCH
+
+
+def _width(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.shape[-1]
 
 
 def _batched(tensor: Tensor | None) -> bool:

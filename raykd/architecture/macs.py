@@ -22,7 +22,9 @@ _aten = torch.ops.aten
 class Unfilled(TorchFunctionMode):
     """Skips the drawing of initial weights, for networks that are built to be measured.
 
-    Memory that is allocated and neither written nor read costs nothing.
+    Memory that is allocated and neither written nor read costs nothing.  What is drawn outside
+    `torch.nn.init`'s own dispatch is set to 0: `trunc_normal_` draws until all values lie within
+    its bounds, which those of unwritten memory may never do.
     """
 
     _DRAWS = frozenset({"normal_", "uniform_", "trunc_normal_", "bernoulli_", "erfinv_"})
@@ -32,8 +34,14 @@ class Unfilled(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         tensor = args[0] if args else kwargs.get("tensor")
-        draws = func.__name__ in self._DRAWS or getattr(func, "__module__", "") == "torch.nn.init"
-        return tensor if draws and isinstance(tensor, Tensor) else func(*args, **kwargs)
+        if not isinstance(tensor, Tensor):
+            return func(*args, **kwargs)
+        if getattr(func, "__module__", "") == "torch.nn.init":
+            return tensor
+        if func.__name__ in self._DRAWS:
+            with torch.no_grad():
+                return tensor.zero_()
+        return func(*args, **kwargs)
 
 
 class Rehearsal(TorchDispatchMode):

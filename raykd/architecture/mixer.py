@@ -11,11 +11,12 @@ from raykd.architecture.blocks import (
     Patches,
     TokenMean,
     in_stages,
-    initialise_small,
+    lecun_normal,
     named,
     numbered,
     patch_count,
     perceptron,
+    start,
 )
 from raykd.architecture.model import Model, Task, picture_shape
 from raykd.option import option
@@ -32,8 +33,9 @@ class Mixer(Model):
     depth: 8, width: 512`, Mixer-B/16 `patch: 16, depth: 12, width: 768`.
 
     The blocks make up to four stages of equal length, whose outputs are (tokens, width); with four
-    blocks and more there are four.  The paper does not say how weights start: here as those of
-    the vit.  Dropout and stochastic depth are left out.
+    blocks and more there are four.  Weights start from LeCun's normal distribution and biases at
+    0, as in the paper's code (appendix E), but for its classifier at 0, so that all layers learn
+    from the first step on.  Dropout and stochastic depth are left out.
     """
 
     paper = "Tolstikhin 2021, arXiv:2105.01601"
@@ -61,7 +63,7 @@ class Mixer(Model):
             pool=TokenMean(),
             classifier=nn.Linear(self.width, task.classes),
         )
-        initialise_small(network)
+        start(network, lecun_normal)
         return network
 
     def _block(self, count: int) -> nn.Module:

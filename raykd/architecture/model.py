@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, ClassVar
 
@@ -11,16 +12,35 @@ from raykd.option import option
 
 
 @dataclass(frozen=True)
+class Text:
+    """How texts reach a model: as mappings of (B, length) int64 tensors.
+
+    Attributes:
+        vocabulary: how many tokens there are.
+        padding: the token that short texts are filled up with.
+        inputs: the mapping's keys; `input_ids` holds tokens, `attention_mask` 1 for those of the
+            text and 0 for those that fill up, `token_type_ids` which of two texts one belongs to.
+    """
+
+    vocabulary: int
+    padding: int = 0
+    inputs: tuple[str, ...] = ("input_ids", "attention_mask")
+
+
+@dataclass(frozen=True)
 class Task:
     """What a model must take and give.
 
     Attributes:
-        input_shape: one sample's shape without the batch, (C, H, W) for pictures.
+        input_shape: one sample's shape without the batch: (C, H, W) for pictures, (length,) for
+            texts.
         classes: number of classes.
+        text: how texts come; None: the inputs are one tensor.
     """
 
     input_shape: tuple[int, ...]
     classes: int
+    text: Text | None = None
 
 
 @option
@@ -29,10 +49,16 @@ class Model:
 
     Class attributes:
         paper: author, year, arXiv number; empty where there is none.
+        takes_text: whether members can be built for texts.
+        foreign: whether their networks are other libraries' code.
+        runs_code: whether a study that names one has code of its own run.
     """
 
     name: str
     paper: ClassVar[str] = ""
+    takes_text: ClassVar[bool] = False
+    foreign: ClassVar[bool] = False
+    runs_code: ClassVar[bool] = False
 
     def build(self, task: Task) -> nn.Module:
         """The untrained network: (B, *input_shape) -> (B, classes).
@@ -41,6 +67,23 @@ class Model:
             ValueError: this member cannot take such inputs, with the fields to change.
         """
         raise NotImplementedError
+
+    def blueprint(self, task: Task) -> nn.Module:
+        """The same network with whatever weights cost least, to be measured or filled.
+
+        Raises:
+            ValueError: as `build`.
+        """
+        return self.build(task)
+
+    def prepare(self, task: Task) -> None:
+        """See that all it starts from can be had, and fetch it where it must be fetched.
+
+        Called once on the machine a study is started on.
+
+        Raises:
+            ValueError: it cannot; says what was tried and the remedies.
+        """
 
 
 def picture_shape(task: Task, family: str) -> tuple[int, int, int]:
@@ -63,7 +106,7 @@ def written(value: Any) -> str:
     if isinstance(value, tuple):
         return "[" + ", ".join(map(written, value)) + "]"
     if not is_dataclass(value):
-        return "null" if value is None else str(value)
+        return json.dumps(value).strip('"')
     changed = {
         field.name: getattr(value, field.name)
         for field in fields(value)

@@ -86,8 +86,8 @@ class Resnet(Model):
     ] = "basic"
     depth: Annotated[
         int,
-        AfterValidator(_valid_depth),
         Field(ge=8, description="6n+2 (bottleneck 9n+2); four stages: 10, 18, 34 (14, 26, 50 ...)"),
+        AfterValidator(_valid_depth),
     ] = 20
     width: Annotated[int, Field(ge=1, description="channels of the first stage's blocks")] = 16
     stem: Annotated[

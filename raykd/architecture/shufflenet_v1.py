@@ -27,10 +27,11 @@ class ShufflenetV1(Model):
     multiplied by `width_multiplier` (the paper's "s x") and rounded up to what the groups divide.
     Each stage begins by halving the size and setting its inputs, averaged, beside its outputs.
 
-    As the benchmark of Tian et al. 2020 (arXiv:1910.10699) has it, which has a ReLU after the
-    depthwise convolution where the paper has none; its ShuffleV1 is what the defaults give, with
-    a 1x1 stem that keeps the size.  `stem_type: imagenet` is the paper's, with a 3x3 convolution
-    and a max-pooling of stride 2 each.  The weights start from PyTorch's defaults, as the
+    `variant: cifar` is that of the benchmark of Tian et al. 2020 (arXiv:1910.10699), whose
+    ShuffleV1 is what the defaults give: a 1x1 stem that keeps the size; a ReLU after the depthwise
+    convolution; inner channels a quarter of those that a unit adds.  `variant: imagenet` is the
+    paper's: a 3x3 convolution and a max-pooling of stride 2 each; no such ReLU; inner channels a
+    quarter of all that a unit puts out.  The weights start from PyTorch's defaults, as the
     benchmark's do.
     """
 
@@ -45,21 +46,21 @@ class ShufflenetV1(Model):
         ],
         Field(description="units of each stage"),
     ] = (4, 8, 4)
-    stem_type: Annotated[
+    variant: Annotated[
         Literal["cifar", "imagenet"],
-        Field(description="cifar: 1x1; imagenet: 3x3 and max-pooling, a quarter of the size"),
+        Field(description="cifar: a stem that keeps the size; imagenet: one that quarters it"),
     ] = "cifar"
 
     def build(self, task: Task) -> nn.Module:
         channels, _, _ = picture_shape(task, self.name)
         before = self._channels(_STEM, self.groups)
-        is_cifar = self.stem_type == "cifar"
-        stem = conv_bn(channels, before) if is_cifar else imagenet_stem(channels, before, kernel=3)
         outputs = self._channels(_CHANNELS[self.groups], 4 * self.groups)
+        is_cifar = self.variant == "cifar"
+        stem = conv_bn(channels, before) if is_cifar else imagenet_stem(channels, before, kernel=3)
         stages = []
         for depth in self.depths:
-            first = _Unit(before, outputs, self.groups, stride=2, dense=not stages)
-            rest = [_Unit(outputs, outputs, self.groups) for _ in range(depth - 1)]
+            first = _Unit(self, before, outputs, dense=not stages)
+            rest = [_Unit(self, outputs, outputs) for _ in range(depth - 1)]
             stages.append(nn.Sequential(first, *rest))
             before, outputs = outputs, 2 * outputs
         return staged(stem, stages, nn.Linear(before, task.classes))
@@ -71,29 +72,32 @@ class ShufflenetV1(Model):
 class _Unit(nn.Module):
     """A grouped 1x1, a shuffle, a depthwise and a grouped 1x1 convolution beside a shortcut.
 
-    The paper's figure 2 (b), and (c) for stride 2, whose outputs hold the inputs' averages.
+    The paper's figure 2 (b); where the channels grow, (c): the size is halved, and the outputs
+    hold the inputs' averages.
 
     Args:
+        family: groups and variant.
         inputs, outputs: channels.
-        groups: of the 1x1 convolutions.
-        stride: 1 (`inputs` equals `outputs`) or 2.
-        dense: whether the first convolution is not grouped (the paper's stage 2, unit 1).
+        dense: whether the first convolution is not grouped (the paper's section 3.2).
     """
 
     def __init__(
-        self, inputs: int, outputs: int, groups: int, stride: int = 1, dense: bool = False
+        self, family: ShufflenetV1, inputs: int, outputs: int, dense: bool = False
     ) -> None:
         super().__init__()
-        own = outputs - inputs if stride == 2 else outputs
-        inner = -(-own // (4 * groups)) * groups
-        self.reduce = conv_bn(inputs, inner, groups=1 if dense else groups)
-        self.shuffle = nn.ChannelShuffle(1 if dense else groups)
-        self.depthwise = conv_bn(inner, inner, kernel=3, stride=stride, groups=inner)
+        self.halves = inputs != outputs
+        own = outputs - inputs if self.halves else outputs
+        is_cifar, groups = family.variant == "cifar", family.groups
+        inner = -(-(own if is_cifar else outputs) // (4 * groups)) * groups
+        first_groups, stride = 1 if dense else groups, 2 if self.halves else 1
+        act = nn.ReLU if is_cifar else None
+        self.reduce = conv_bn(inputs, inner, groups=first_groups)
+        self.shuffle = nn.ChannelShuffle(first_groups)
+        self.depthwise = conv_bn(inner, inner, kernel=3, stride=stride, groups=inner, act=act)
         self.expand = conv_bn(inner, own, groups=groups, act=None)
-        self.shortcut = nn.AvgPool2d(3, stride=2, padding=1) if stride == 2 else nn.Identity()
+        self.shortcut = nn.AvgPool2d(3, stride=2, padding=1) if self.halves else nn.Identity()
 
     def forward(self, inputs: Tensor) -> Tensor:
         hidden = self.depthwise(self.shuffle(self.reduce(inputs)))
         own, kept = self.expand(hidden), self.shortcut(inputs)
-        halves = isinstance(self.shortcut, nn.AvgPool2d)
-        return F.relu(torch.cat([own, kept], dim=1) if halves else own + kept)
+        return F.relu(torch.cat([own, kept], dim=1) if self.halves else own + kept)

@@ -48,7 +48,7 @@ class ShufflenetV2(Model):
 
     name: Literal["shufflenet_v2"] = "shufflenet_v2"
     width: Annotated[
-        int, AfterValidator(even), Field(ge=2, description="channels of the first stage, even")
+        int, Field(ge=2, description="channels of the first stage, even"), AfterValidator(even)
     ] = 116
     head: Annotated[int, Field(ge=1, description="channels before the global average")] = 1024
     depths: Annotated[

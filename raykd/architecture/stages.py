@@ -13,15 +13,16 @@ the first that finds anything holds:
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
-from itertools import groupby
+from itertools import accumulate, groupby
 from math import prod
 from typing import Protocol
 
 BLOCK_STAGES = 4
 """At most so many stages are made of repeated blocks."""
 
-_NO_STAGE = re.compile(r"Pool|Flatten|Identity|Dropout|DropPath")
+_NO_STAGE = re.compile(r"Pool|Flatten|Identity|Dropout|DropPath|Softmax")
 """Modules of such types end no stage."""
 
 
@@ -58,7 +59,7 @@ def stage_ends(outputs: Sequence[Output], logits: tuple[int, ...]) -> tuple[str,
         and _without_ones(output.shape) != _without_ones(logits)
         and not _NO_STAGE.search(output.type)
     ]
-    return _declared(fit) or _by_picture_size(fit) or _by_repetition(fit)
+    return _declared(outputs) or _by_picture_size(fit) or _by_repetition(fit)
 
 
 def _without_ones(shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -113,15 +114,36 @@ def _ends(runs: Sequence[Sequence[Output]]) -> tuple[str, ...]:
 
 
 def _by_repetition(outputs: Sequence[Output]) -> tuple[str, ...]:
+    """Ends of blocks at equal distances; the blocks are the numbered siblings (`layer.0`,
+    `layer.1` ...) of one type that hold most of the network, or else those that are the most."""
     siblings: dict[tuple[str, str], list[str]] = {}
     for output in outputs:
         parent = output.module.rpartition(".")[0]
         siblings.setdefault((parent, output.type), []).append(output.module)
     if not siblings:
         return ()
-    blocks = max(siblings.values(), key=lambda names: (len(names), -names[0].count(".")))
+    held = Counter(
+        parent for output in outputs for parent in accumulate(output.module.split("."), _joined)
+    )
+    numbered = [names for names in siblings.values() if names[0][-1].isdigit()]
+    repeated = [names for names in numbered if len(names) > 1]
+    blocks = max(
+        repeated or numbered or siblings.values(),
+        key=lambda names: (
+            sum(held[name] for name in names) if numbered else 0,
+            len(names),
+            -names[0].count("."),
+        ),
+    )
+    if len(blocks) == 1:  # the sequence that holds the one block ends where it does
+        parent = blocks[0].rpartition(".")[0]
+        blocks = [output.module for output in outputs if output.module == parent] or blocks
     stages = min(len(blocks), BLOCK_STAGES)
     return tuple(blocks[-(-number * len(blocks) // stages) - 1] for number in range(1, stages + 1))
+
+
+def _joined(parent: str, child: str) -> str:
+    return f"{parent}.{child}"
 
 
 def _size(picture: Output) -> tuple[int, ...]:

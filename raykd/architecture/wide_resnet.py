@@ -40,8 +40,8 @@ class WideResnet(Model):
     name: Literal["wide_resnet"] = "wide_resnet"
     depth: Annotated[
         int,
-        AfterValidator(_valid_depth),
         Field(ge=10, description="6n+4: 10, 16, 22, 28, 40"),
+        AfterValidator(_valid_depth),
     ] = 16
     widen: Annotated[int, Field(ge=1, description="channels as a multiple of 16, 32, 64")] = 2
 

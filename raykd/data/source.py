@@ -116,6 +116,8 @@ class Dataset:
         fingerprint: hex digest of the bytes of all splits (for files that stay on disk, of their
             paths and sizes); another digest, other data.
         origin: where it was found (a path, a package).
+        vocabulary: how many tokens the texts are made of; 0: they are no texts.
+        padding: the token that short texts are filled up with.
     """
 
     name: str
@@ -129,6 +131,8 @@ class Dataset:
     std: tuple[float, ...]
     fingerprint: str
     origin: str
+    vocabulary: int = 0
+    padding: int = 0
 
     @property
     def data_size(self) -> int:

@@ -6,6 +6,7 @@ from raykd.data.cifar import Cifar10, Cifar100
 from raykd.data.digits import Digits
 from raykd.data.fashion_mnist import FashionMnist
 from raykd.data.image_folder import ImageFolder
+from raykd.data.text import Texts
 from raykd.data.source import Source
 from raykd.option import Family
 
@@ -17,6 +18,7 @@ SOURCES = Family(
         Cifar10,
         Cifar100,
         ImageFolder,
+        Texts,
     ],
     group="raykd.data",
     base=Source,

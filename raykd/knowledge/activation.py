@@ -19,58 +19,91 @@ from raykd.option import option
 class ActivationBoundaries(PairLoss):
     """The student's neurons are on and off, by a margin, where the teacher's are.
 
-    Mean over batch and elements of (1[t > 0] relu(m - s) + 1[t <= 0] relu(m + s))^2; Heo 2019
-    (arXiv:1811.03233), Eq. 6, which sums over elements.  Best on layers before their ReLU; after
-    one, t > 0 tells the same.  Zero wherever every s is beyond the margin on the teacher's side.
-    The CRD benchmark's 3/1000 of the sum is 49 of the mean for its 256 x 8 x 8 layers; there and in
-    the paper it acts in initial epochs alone (`stop_epoch`).
+    Of the squares (1[t > 0] relu(m - s) + 1[t <= 0] relu(m + s))^2, the alternative loss of Heo
+    2019 (arXiv:1811.03233), section "Method", with s through a connector.  Best on layers before
+    their ReLU; after one, t > 0 tells the same.  Zero wherever every s is beyond the margin on the
+    teacher's side.
+
+    scale: mean, over batch and elements; benchmark, as the authors' code and the CRD benchmark,
+    3/1000 of the sum over elements, mean over the batch, halved for each pair above the deepest.
+    The paper's own is the plain sum.  In the paper and the benchmark it only initialises the
+    student: a term with `stop_epoch: n`, the scheme with `start_epoch: n`.
     """
 
     knowledge = "feature"
     paper = "Heo 2019, arXiv:1811.03233"
-    default_weight = 50.0
+    default_weight = 10.0
+    weight_source = (
+        "A fifth of the CRD benchmark's, whose 3/1000 of the sum is 49 of the mean for 256 x 8 x 8 "
+        "elements and acts in initial epochs alone; beside the labels' loss 50 cost accuracy."
+    )
     default_pairs = "last"
     zero_at_teacher = False
 
     name: Literal["ab"] = "ab"
     margin: Annotated[float, Field(gt=0, description="m")] = 1.0
+    scale: Annotated[
+        Literal["mean", "benchmark"], Field(description="mean, or 3/1000 of the sum")
+    ] = "mean"
 
     def connector(self, guided: Shape, hint: Shape) -> nn.Module:
         return connector(guided, hint, always=True)
 
+    def shares(self, pairs: int) -> tuple[float, ...]:
+        return _halved(pairs) if self.scale == "benchmark" else (1.0,) * pairs
+
     def __call__(self, guided: Tensor, hint: Tensor) -> Tensor:
         side = torch.where(hint > 0, 1.0, -1.0).to(guided.dtype)
-        return F.relu(self.margin - side * guided).square().mean()
+        squares = F.relu(self.margin - side * guided).square()
+        if self.scale == "mean":
+            return squares.mean()
+        return 0.003 * squares.flatten(1).sum(dim=1).mean()
 
 
 @option
 class OverhaulFeature(PairLoss):
     """The student's features before the ReLU follow the teacher's, harmless negatives left alone.
 
-    Sum over elements, mean over the batch, of (t - s)^2 where not s <= t <= 0, with t = max(f_t, m)
-    and m each channel's mean negative response; Heo 2019 (arXiv:1904.01866), Eqs. 1 to 4.  m is
-    taken from the batch (the authors derive it from the teacher's batch norm); without negatives,
-    as after a ReLU, it is 0.  The weight is the paper's 0.001.
+    Sum over elements, mean over the batch, of (t - s)^2 where not s <= t <= 0: the partial L2
+    distance of Heo 2019 (arXiv:1904.01866) with the margin ReLU t = max(f_t, m), m each channel's
+    mean negative response, and s through a connector.  m is taken from the batch (the authors
+    derive it from the teacher's batch norm, which need not be there); without negatives, as after a
+    ReLU, it is 0.
+
+    scale: paper, pairs are summed; benchmark, as in the authors' code and mdistiller, each pair
+    counts half of the next deeper one.
     """
 
     knowledge = "feature"
     paper = "Heo 2019, arXiv:1904.01866"
     default_weight = 0.001
+    weight_source = "The paper's and mdistiller's 0.001 of the sum over elements, as it is."
     default_pairs = "stages"
     zero_at_teacher = False
     relates_samples = True
 
     name: Literal["ofd"] = "ofd"
+    scale: Annotated[
+        Literal["paper", "benchmark"], Field(description="pairs alike, or shallower ones halved")
+    ] = "paper"
 
     def connector(self, guided: Shape, hint: Shape) -> nn.Module:
         require("map", "ofd", guided, hint)
         return connector(guided, hint, always=True)
+
+    def shares(self, pairs: int) -> tuple[float, ...]:
+        return _halved(pairs) if self.scale == "benchmark" else (1.0,) * pairs
 
     def __call__(self, guided: Tensor, hint: Tensor) -> Tensor:
         target = torch.maximum(hint, _mean_negative(hint))
         harmless = (guided <= target) & (target <= 0)
         distance = (target - guided).square().masked_fill(harmless, 0)
         return distance.flatten(1).sum(dim=1).mean()
+
+
+def _halved(pairs: int) -> tuple[float, ...]:
+    """Shallow to deep: ..., 1/4, 1/2, 1."""
+    return tuple(0.5**above for above in reversed(range(pairs)))
 
 
 def _mean_negative(features: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from raykd.knowledge.connectors import PlaceMean, kind_of
 from raykd.knowledge.evidence import Evidence, Progress, Shape
 from raykd.knowledge.gather import from_all_workers
+from raykd.knowledge.kernels import unit
 from raykd.knowledge.loss import Loss, LossContext, LossModule, for_each_pair
 from raykd.option import option
 
@@ -28,19 +29,23 @@ class Crd(Loss):
     from a memory of every training sample's last embeddings (moved by `momentum`), which starts at
     random and is the same on all workers.  N are drawn, at most M (then each one once); a drawn
     sample of the anchor's own class, as far as its class has been seen, is left out, and the rest
-    count for N.
+    count for N.  Width, negatives, temperature and momentum are the CRD benchmark's.
 
-    scale: batch, Z is the mean over the batch of the sum of exp over the memory, a constant for the
-    gradient, and a positive is the other network's embedding as it is now; benchmark, as in the
-    authors' code and the CRD benchmark, Z is that of the first batch, kept, and a positive comes
-    from the memory as it was before the batch.  A Z from random memories is far too small for the
-    real ones, so that training starts with a burst that a long training recovers from and one of a
-    few epochs does not.
+    Z is the mean over a batch of the sum of exp over the memory.  scale: batch, that of the batch
+    itself (a worker's share of it), and a positive is the other network's embedding as it is now;
+    benchmark, as in the authors' code and the CRD benchmark, that of the first batch, kept, and a
+    positive comes from the memory as it was before the batch.  A Z from a random memory is far too
+    small for the real one, so that training starts with a burst which a long training outlives and
+    one of a few epochs does not.
     """
 
     knowledge = "feature"
     paper = "Tian 2020, arXiv:1910.10699"
-    default_weight = 0.8
+    default_weight = 0.2
+    weight_source = (
+        "A quarter of the CRD benchmark's 0.8, which in six epochs on 3,000 pictures cost accuracy "
+        "even with a Z that fits; 0.2 cost none, and gained some in fifteen."
+    )
     default_pairs = "embedding"
     zero_at_teacher = False
     relates_samples = True
@@ -115,7 +120,7 @@ class _Contrasted(nn.Module):
 
     def forward(self, guided: Tensor, hint: Tensor, targets: Tensor, index: Tensor) -> Tensor:
         pair = zip(self.heads, (guided, hint), strict=True)
-        own = torch.stack([F.normalize(head(layer), dim=1) for head, layer in pair])
+        own = torch.stack([unit(head(layer)) for head, layer in pair])
         rows = from_all_workers(own.transpose(0, 1)).transpose(0, 1)
         labels = from_all_workers(torch.stack([targets, index], dim=1))
         slots = self._slots(labels[:, 1])
@@ -146,10 +151,10 @@ class _Contrasted(nn.Module):
         with its own positive."""
         others = 1 - anchors
         scores = own[anchors] @ self.memory[others].T
+        scores = scores.index_copy(1, slots, own[anchors] @ before[others].T)
         if self.loss.scale == "batch":
             positive = (own[anchors] * own[others]).sum(dim=1)
         else:
-            scores = scores.index_copy(1, slots, own[anchors] @ before[others].T)
             mine = slots[(index[:, None] == everyones).int().argmax(dim=1)]
             positive = scores.gather(1, mine[:, None]).squeeze(1)
         return scores / self.loss.temperature, positive / self.loss.temperature
@@ -167,14 +172,17 @@ class _Contrasted(nn.Module):
 
     def _scales(self, scores: list[Tensor]) -> Tensor:
         """(2,): log Z for the student's anchors and for the teacher's; Z = sum of exp over M."""
-        found = [from_all_workers(one.detach().logsumexp(dim=1)) for one in scores]
-        scales = torch.stack([one.logsumexp(dim=0) - log(len(one)) for one in found])
+        sums = [one.logsumexp(dim=1) for one in scores]
         if self.loss.scale == "benchmark":
-            scales = torch.where(self.started, self.log_scales, scales)
+            sums = [from_all_workers(one) for one in sums]
+        found = torch.stack([one.logsumexp(dim=0) - log(len(one)) for one in sums])
+        if self.loss.scale == "batch":
+            return found
+        used = torch.where(self.started, self.log_scales, found)
         if self.training:
-            self.log_scales.copy_(scales)
+            self.log_scales.copy_(used)
             self.started.fill_(True)
-        return scales
+        return used
 
     def _told_apart(
         self,
@@ -197,7 +205,7 @@ class _Contrasted(nn.Module):
         self.class_of[slots] = targets
         momentum = self.loss.momentum
         moved = momentum * self.memory[:, slots] + (1 - momentum) * rows
-        self.memory[:, slots] = F.normalize(moved, dim=2)
+        self.memory[:, slots] = unit(moved)
 
     def _slots(self, index: Tensor) -> Tensor:
         """(B,): each sample's place in the memory; samples not seen yet take the next ones."""

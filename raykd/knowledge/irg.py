@@ -22,24 +22,28 @@ class Irg(Loss):
     vertices x mean (z_s - z_t)^2 over logits, plus edges x mean (A_s - A_t)^2 summed over layers,
     A_ij = ||f_i - f_j||^2, plus transformations x the same for what happens between neighbouring
     layers k, l: to vertices ||f_i^k - f_i^l||^2, to edges (A_ij^k - A_ij^l)^2; Liu 2019 (CVPR), the
-    losses of the graph and of its transformation.  As in the authors' code features are means over
-    places, A and the vertices' changes are divided by the batch's largest, and the comparison is a
-    mean (the paper: sums).  Where layers differ in width the narrower is padded with zeros.  No
-    connector is learned; one pair has no transformation.
+    losses of the graph and of its transformation, means where the paper sums.  As in the authors'
+    code features are means over places, and A and the vertices' changes are divided by the batch's
+    largest.  Where layers differ in width the narrower is padded with zeros.  No connector is
+    learned; one pair has no transformation.
     """
 
     knowledge = "relation"
     paper = "Liu 2019, CVPR"
     default_weight = 1.0
-    weight_source = "WEIGHT"
+    weight_source = (
+        "1, because the weights are the fields: Knowledge-Distillation-Zoo's 0.1 on the logits "
+        "and, for its 5 on the mean over three layers and 5 on the changes, about 2 on each "
+        "part of our sums."
+    )
     default_pairs = "stages"
     reads_logits = True
     relates_samples = True
 
     name: Literal["irg"] = "irg"
     vertices: Annotated[float, Field(ge=0, description="weight of the logits")] = 0.1
-    edges: Annotated[float, Field(ge=0, description="weight of the distances")] = 1.0
-    transformations: Annotated[float, Field(ge=0, description="weight of the changes")] = 0.1
+    edges: Annotated[float, Field(ge=0, description="weight of the distances")] = 2.0
+    transformations: Annotated[float, Field(ge=0, description="weight of the changes")] = 2.0
 
     def build(self, context: LossContext) -> LossModule:
         return _Graphs(self, context)

@@ -52,7 +52,7 @@ class LossContext:
 
 
 PROJECTED = "projected"
-"""Under this name a student that was given a projector shows what that makes; see `Loss.deploys`."""
+"""The layer under which a student that was given a projector shows what that makes."""
 
 
 class LossModule(nn.Module):

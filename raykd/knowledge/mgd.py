@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from raykd.knowledge.connectors import connector, require
+from raykd.knowledge.connectors import Resize, require
 from raykd.knowledge.evidence import Shape
 from raykd.knowledge.loss import PairLoss
 from raykd.option import option
@@ -17,37 +17,47 @@ from raykd.option import option
 
 @option
 class Mgd(PairLoss):
-    """From the student's features with places masked out, the teacher's are generated.
+    """From the student's features with parts masked out, the teacher's are generated.
 
-    Mean over batch and elements of (t - G(M connector(s)))^2, M zero at a random share `mask` of
-    the places of each sample and G two 3x3 convolutions with a ReLU between; Yang 2022
-    (arXiv:2205.01529), Eqs. 3 to 5, which sum over elements.  mask 0.15 and the weight, 7e-5 times
-    the 2048 x 7 x 7 elements there, are the paper's for classification.
+    Mean over batch and elements of (t - G(M a(s)))^2, M zero at a random share `mask` of each
+    sample's places, a a 1x1 convolution where the channels differ (and a resizing where the sizes
+    do), G two 3x3 convolutions with a ReLU between; Yang 2022 (arXiv:2205.01529), section 3.2,
+    which sums over elements.  masked: places, the paper's formula; channels, as the authors' code
+    masks for classification.
     """
 
     knowledge = "feature"
     paper = "Yang 2022, arXiv:2205.01529"
     default_weight = 7.0
+    weight_source = (
+        "The paper's 7e-5 of the sum over elements is 7 times the mean over the 2048 x 7 x 7 "
+        "elements it was used on."
+    )
     default_pairs = "last"
     zero_at_teacher = False
     random = True
 
     name: Literal["mgd"] = "mgd"
-    mask: Annotated[float, Field(ge=0, lt=1, description="share of places hidden")] = 0.15
+    mask: Annotated[float, Field(ge=0, lt=1, description="share of what is hidden")] = 0.15
+    masked: Annotated[Literal["places", "channels"], Field(description="what is hidden, whole")] = (
+        "places"
+    )
 
     def judge(self, guided: Shape, hint: Shape) -> nn.Module:
         require("map", "mgd", guided, hint)
-        return _Generator(guided, hint, self.mask)
+        return _Generator(self, guided, hint)
 
 
 class _Generator(nn.Module):
     """(guided, hint) -> the error of the hint generated from the masked guided layer."""
 
-    def __init__(self, guided: Shape, hint: Shape, mask: float) -> None:
+    def __init__(self, loss: Mgd, guided: Shape, hint: Shape) -> None:
         super().__init__()
         channels = hint[0]
-        self.mask = mask
-        self.connector = connector(guided, hint)
+        self.loss = loss
+        self.align = nn.Sequential(Resize((hint[1], hint[2])))
+        if guided[0] != channels:
+            self.align.append(nn.Conv2d(guided[0], channels, 1))
         self.generate = nn.Sequential(
             nn.Conv2d(channels, channels, 3, padding=1),
             nn.ReLU(),
@@ -55,6 +65,8 @@ class _Generator(nn.Module):
         )
 
     def forward(self, guided: Tensor, hint: Tensor) -> Tensor:
-        carried = self.connector(guided)
-        draw = torch.rand(len(carried), 1, *carried.shape[2:], device=carried.device)
-        return F.mse_loss(self.generate(carried * (draw >= self.mask)), hint)
+        carried = self.align(guided)
+        batch, channels, *places = carried.shape
+        shape = (batch, 1, *places) if self.loss.masked == "places" else (batch, channels, 1, 1)
+        kept = torch.rand(shape, device=carried.device) >= self.loss.mask
+        return F.mse_loss(self.generate(carried * kept), hint)

@@ -29,8 +29,11 @@ class Nst(PairLoss):
 
     knowledge = "feature"
     paper = "Huang 2017, arXiv:1707.01219"
-    default_weight = 50.0
-    weight_source = "WEIGHT"
+    default_weight = 10.0
+    weight_source = (
+        "The 10 that Knowledge-Distillation-Zoo takes for the same formula on CIFAR-10; the CRD "
+        "benchmark's 50 made no difference to a student of six epochs, 10 helped."
+    )
     default_pairs = "stages"
 
     name: Literal["nst"] = "nst"

@@ -26,8 +26,11 @@ class Pkt(PairLoss):
 
     knowledge = "feature"
     paper = "Passalis 2018, arXiv:1803.10837"
-    default_weight = 470.0
-    weight_source = "WEIGHT"
+    default_weight = 100.0
+    weight_source = (
+        "The CRD benchmark's 30000 on the mean over B^2 entries is 470 here for batches of 64, "
+        "and made no difference to a student of six epochs; 100 helped."
+    )
     default_pairs = "embedding"
     relates_samples = True
 

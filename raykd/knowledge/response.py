@@ -59,10 +59,11 @@ class LogitMse(ResponseLoss):
     """
 
     paper = "Ba 2014, arXiv:1312.6184; Kim 2021, arXiv:2105.08919"
-    default_weight = 0.45
+    default_weight = 0.1
     weight_source = (
-        "Half of kd's 0.9, because half of this loss is the limit of kd at a large temperature; no "
-        "benchmark gives a weight for the mean."
+        "The 0.1 that Knowledge-Distillation-Zoo takes for the same mean on CIFAR-10; half of "
+        "kd's 0.9, to which it corresponds at a large temperature, did not help a student of "
+        "six epochs."
     )
 
     name: Literal["logit_mse"] = "logit_mse"
@@ -83,10 +84,10 @@ class Dkd(ResponseLoss):
     """
 
     paper = "Zhao 2022, arXiv:2203.08679"
-    default_weight = 1.0
+    default_weight = 0.1
     weight_source = (
-        "The authors' code for CIFAR-100: 1, with the labels at 1, alpha 1, beta 8, T 4 and a "
-        "warm-up of 20 epochs, which a term asks for with `ramp_epochs`."
+        "A tenth of the authors' 1 (CIFAR-100, the labels at 1, a warm-up over 20 of 240 "
+        "epochs, here `ramp_epochs`), because 1 and 0.25 hurt a student of six epochs."
     )
 
     name: Literal["dkd"] = "dkd"
@@ -148,10 +149,11 @@ class Dist(ResponseLoss):
     """
 
     paper = "Huang 2022, arXiv:2205.10536"
-    default_weight = 1.0
+    default_weight = 0.25
     weight_source = (
-        "1, because the paper's weights are the fields `inter` and `intra`: 2 and 2 at T = 4 for "
-        "CIFAR-100; the authors' code has 1 and 1 at T = 1 for ImageNet."
+        "A quarter of the paper's, whose weights are the fields `inter` and `intra` (2 and 2 at "
+        "T = 4 for CIFAR-100, 1 and 1 at T = 1 for ImageNet): in six epochs 0.25 helped and 1 "
+        "did not."
     )
     relates_samples = True
 
@@ -186,10 +188,10 @@ class LogitStd(ResponseLoss):
     """
 
     paper = "Sun 2024, arXiv:2403.01427"
-    default_weight = 9.0
+    default_weight = 1.0
     weight_source = (
-        "The authors' 9 for CIFAR-100, with kd at T = 2 inside and the labels at 1; they take the "
-        "same 9 with dkd inside."
+        "The authors take 9 for CIFAR-100, with kd at T = 2 inside or dkd, and the labels at 1; "
+        "9 hurt a student of six epochs, 3 made no difference, 1 helped."
     )
     relates_samples = True
 

@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from raykd.knowledge.connectors import require, resized
+from raykd.knowledge.connectors import kind_of, require
 from raykd.knowledge.evidence import Evidence, Progress, Shape
 from raykd.knowledge.loss import Loss, LossContext, LossModule, for_each_pair
 from raykd.option import option
@@ -25,14 +25,18 @@ class ReviewKD(Loss):
     From deep to shallow, each guided layer is fused with what came from the deeper ones by learned
     attention (ABF) and compared with its hint layer by the hierarchical context loss (HCL): the
     mean of squares of the maps and of their means on 4x4, 2x2 and 1x1 grids smaller than them,
-    weighed 1, 1/2, 1/4, 1/8 over their sum; Chen 2021 (arXiv:2104.09044), Eq. 6 and Figure 4.  Sum
-    over pairs.  Pairs stand shallow to deep.  5 is the benchmark's weight for resnet32x4 -> 8x4
-    (0.6 to 8 elsewhere), with 20 epochs of warm-up (`ramp_epochs`).
+    weighed 1, 1/2, 1/4, 1/8 over their sum; Chen 2021 (arXiv:2104.09044), section 3 and the figure
+    of ABF and HCL.  Sum over pairs.  Pairs stand shallow to deep; an embedding is taken for a map
+    of one place (the authors' deepest pair).
     """
 
     knowledge = "feature"
     paper = "Chen 2021, arXiv:2104.09044"
     default_weight = 5.0
+    weight_source = (
+        "The authors' 5 for resnet32x4 -> resnet8x4 (0.6 to 8 for other networks), as it is; they "
+        "let it grow over 20 of 240 epochs, which is a term's `ramp_epochs`."
+    )
     default_pairs = "stages"
     zero_at_teacher = False
 
@@ -67,7 +71,10 @@ class _Review(LossModule):
         self.fusions = nn.ModuleList(fusions)
 
     def _fusion(self, guided: Shape, hint: Shape) -> _Fusion:
-        require("map", "reviewkd", guided, hint)
+        if kind_of(guided) == kind_of(hint) == "embedding":
+            hint = (*hint, 1, 1)
+        else:
+            require("map", "reviewkd", guided, hint)
         return _Fusion(guided[0], self.width, hint)
 
     def value(
@@ -80,8 +87,8 @@ class _Review(LossModule):
     ) -> Tensor:
         values, fused = [], None
         for pair, fusion in zip(self.pairs[::-1], self.fusions[::-1], strict=True):
-            fused, carried = fusion(student.layers[pair.guided], fused)
-            values.append(self.loss(carried, teacher.layers[pair.hint]))
+            fused, carried = fusion(_as_map(student.layers[pair.guided]), fused)
+            values.append(self.loss(carried, _as_map(teacher.layers[pair.hint])))
         return torch.stack(values).sum()
 
 
@@ -98,12 +105,21 @@ class _Fusion(nn.Module):
             nn.Conv2d(width, hint[0], 3, padding=1, bias=False), nn.BatchNorm2d(hint[0])
         )
         self.attention = None
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_uniform_(module.weight, a=1)
 
     def forward(self, guided: Tensor, deeper: Tensor | None) -> tuple[Tensor, Tensor]:
-        fused = resized(self.enter(guided), self.size)
+        fused = self.enter(guided)
         if self.attention is not None:
             assert deeper is not None
-            deeper = F.interpolate(deeper, size=self.size, mode="nearest")
+            deeper = F.interpolate(deeper, size=fused.shape[2:], mode="nearest")
             shares = self.attention(torch.cat([fused, deeper], dim=1)).sigmoid()
             fused = fused * shares[:, :1] + deeper * shares[:, 1:]
+        if fused.shape[2:] != self.size:
+            fused = F.interpolate(fused, size=self.size, mode="nearest")
         return fused, self.leave(fused)
+
+
+def _as_map(layer: Tensor) -> Tensor:
+    return layer[:, :, None, None] if layer.dim() == 2 else layer

@@ -35,7 +35,10 @@ class Svd(Loss):
     knowledge = "relation"
     paper = "Lee 2018, arXiv:1807.06819"
     default_weight = 1.0
-    weight_source = "WEIGHT"
+    weight_source = (
+        "The 1 of mdistiller's configuration, as it is, for the CRD benchmark's formula (it "
+        "gives no weight)."
+    )
     default_pairs = "stages"
 
     name: Literal["svd"] = "svd"

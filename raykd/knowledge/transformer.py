@@ -1,7 +1,7 @@
 """Knowledge in the attention of transformers.
 
 Their hidden states are tokens (N, D), which `hint` compares (TinyBERT, Jiao 2020,
-arXiv:1909.10351, Eq. 8: mean squared error through a linear connector).
+arXiv:1909.10351, hidden states based distillation: mean squared error through a linear connector).
 """
 
 from __future__ import annotations
@@ -24,15 +24,16 @@ class AttentionMap(PairLoss):
     """The student's tokens attend to what the teacher's attend to.
 
     Layers are attention matrices (heads, N, N).  mse: mean over batch, heads and entries of
-    (A_s - A_t)^2, of scores or probabilities as tapped; TinyBERT, Jiao 2020 (arXiv:1909.10351),
-    Eq. 7.  kl: KL(A_t || A_s) of the rows, mean over batch, heads and rows; MiniLM, Wang 2020
-    (arXiv:2002.10957), Eq. 4; needs probabilities.  Where the numbers of heads differ the means
-    over heads are compared.  Tokens must be as many.
+    (A_s - A_t)^2, of scores (the paper's) or probabilities as tapped; TinyBERT, Jiao 2020
+    (arXiv:1909.10351), attention based distillation.  kl: KL(A_t || A_s) of the rows, mean over
+    batch, heads and rows; MiniLM, Wang 2020 (arXiv:2002.10957), section 3.1; needs probabilities.
+    Where the numbers of heads differ the means over heads are compared.  Tokens must be as many.
     """
 
     knowledge = "feature"
     paper = "Jiao 2020, arXiv:1909.10351; Wang 2020, arXiv:2002.10957"
     default_weight = 1.0
+    weight_source = "1 in both papers, whose losses are plain sums of such means."
     default_pairs = "last"
 
     name: Literal["attention_map"] = "attention_map"
@@ -61,7 +62,7 @@ class ValueRelation(PairLoss):
     """The student's tokens' values relate to one another as the teacher's do.
 
     KL(R_t || R_s) of the rows, mean over batch, heads and rows, R = softmax(V V^T / sqrt(d)) with
-    d the width of a head; MiniLM, Wang 2020 (arXiv:2002.10957), Eqs. 5 and 6.  Layers are value
+    d the width of a head; MiniLM, Wang 2020 (arXiv:2002.10957), section 3.2.  Layers are value
     projections (N, D), or maps, whose places are the tokens; widths may differ and no connector is
     learned, but tokens must be as many.
     """
@@ -69,6 +70,7 @@ class ValueRelation(PairLoss):
     knowledge = "relation"
     paper = "Wang 2020, arXiv:2002.10957"
     default_weight = 1.0
+    weight_source = "1 in the paper, which adds it to the attention's divergence as it is."
     default_pairs = "last"
 
     name: Literal["value_relation"] = "value_relation"

@@ -8,16 +8,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
-import yaml
 from pydantic import TypeAdapter
-from pydantic_core import to_jsonable_python
 
 from raykd.architecture import MODELS
 from raykd.data import AUGMENTATIONS, SOURCES
 from raykd.knowledge import LOSSES
 from raykd.option import OWN, Family, option_name
 from raykd.problems import Problem, StudyError
-from raykd.report.field_types import FieldType, Reader
+from raykd.report.parameters import Held, Parameter, Reader, shown
 from raykd.schemes import SCHEMES
 from raykd.study.domains import near
 from raykd.study.samplers import SAMPLERS
@@ -42,39 +40,8 @@ FACTS: Mapping[Part, Sequence[str]] = {
 """Class attributes that are told of each option of a part."""
 
 
-@dataclass(frozen=True)
-class Parameter:
-    """One key of an option.
-
-    Attributes:
-        required: whether a study has to give it; else `default` holds its default as plain data.
-        brief: the default as a study file would write it.
-        type: what it takes.
-        description: what it is for.
-    """
-
-    name: str
-    required: bool
-    default: Any
-    brief: Any
-    type: FieldType
-    description: str
-
-    @property
-    def default_text(self) -> str:
-        """Its default in words."""
-        return "required" if self.required else shown(self.brief)
-
-    def plain(self) -> dict[str, Any]:
-        """As plain data, what does not apply left out."""
-        default = {} if self.required else {"default": self.default}
-        return {
-            "name": self.name,
-            **self.type.plain(),
-            "required": self.required,
-            **default,
-            "description": self.description,
-        }
+TOLD_IN_STUDY_FILE = ("Pair", "Teacher", "Term", "Train")
+"""Parts of a study that docs/study-file.md tells key by key."""
 
 
 @dataclass(frozen=True)
@@ -111,6 +78,18 @@ class Entry:
         """Its details, a paragraph a line; lists and what is indented as they are."""
         found = [text for text in self.details.split("\n\n") if text.strip()]
         return [text if _is_laid_out(text) else " ".join(text.split()) for text in found]
+
+    @property
+    def held(self) -> list[Held]:
+        """What stands inside it and is told nowhere else, each once, the outer before the inner."""
+        found: dict[str, Held] = {}
+        todo = [held for one in self.parameters for held in one.type.held]
+        while todo:
+            held = todo.pop(0)
+            if held.name not in found:
+                found[held.name] = held
+                todo += [inner for one in held.parameters for inner in one.type.held]
+        return list(found.values())
 
     def plain(self) -> dict[str, Any]:
         """As plain data."""
@@ -162,8 +141,9 @@ def entries(part: Part) -> list[Entry]:
         union = get_args(Scheduler)[0]
         return [_entry(part, "scheduler", cls, OWN) for cls in get_args(union)]
     family = FAMILIES[part]
+    options = {**family.members, **family.forms}
     origins = family.origins
-    return [_entry(part, family.noun, cls, origins[name]) for name, cls in family.members.items()]
+    return [_entry(part, family.noun, cls, origins[name]) for name, cls in options.items()]
 
 
 def entry(part: Part, name: str) -> Entry:
@@ -210,49 +190,22 @@ def _documentation(cls: type) -> str:
 
 def _parameters(cls: type) -> Iterator[Parameter]:
     schema = TypeAdapter(cls).json_schema()
-    reader = Reader(schema.get("$defs", {}), _nouns())
-    for held in dataclasses.fields(cls):
-        if held.name == "name":
-            continue
-        node = schema["properties"][held.name]
-        required, default = _default(held)
-        yield Parameter(
-            held.name,
-            required,
-            to_jsonable_python(default),
-            brief(default),
-            reader.read(node),
-            node.get("description", ""),
-        )
-
-
-def _default(held: dataclasses.Field[Any]) -> tuple[bool, Any]:
-    if held.default is not dataclasses.MISSING:
-        return False, held.default
-    if held.default_factory is not dataclasses.MISSING:
-        return False, held.default_factory()
-    return True, None
-
-
-def _nouns() -> Mapping[frozenset[str], str]:
-    """What a choice among all options of a family is called."""
-    return {frozenset(family.members): family.noun for family in FAMILIES.values()}
-
-
-def brief(value: Any) -> Any:
-    """An option or a value as a study file would write it, what is default left out."""
-    if dataclasses.is_dataclass(value):
-        changed = {
-            held.name: brief(getattr(value, held.name))
-            for held in dataclasses.fields(value)
-            if held.name == "name" or getattr(value, held.name) != _default(held)[1]
-        }
-        return changed["name"] if list(changed) == ["name"] else changed
-    if isinstance(value, Mapping):
-        return {key: brief(held) for key, held in value.items()}
-    if isinstance(value, list | tuple):
-        return [brief(held) for held in value]
-    return float(f"{value:.6g}") if isinstance(value, float) else value
+    families = FAMILIES.values()
+    options = {family.noun: {**family.members, **family.forms} for family in families}
+    nouns = {frozenset(named): noun for noun, named in options.items()}
+    told = {cls.__name__ for named in options.values() for cls in named.values()}
+    made = {
+        held.name: TypeAdapter(Any).dump_python(held.default_factory(), mode="json")
+        for held in dataclasses.fields(cls)
+        if held.default_factory is not dataclasses.MISSING
+    }
+    for one in Reader(schema.get("$defs", {}), nouns, told | {*TOLD_IN_STUDY_FILE}).parameters(
+        schema
+    ):
+        if one.name in made:  # a default that is made anew is not in the schema
+            yield dataclasses.replace(one, default=made[one.name], brief=made[one.name])
+        else:
+            yield one
 
 
 def _said(fact: Any) -> str:
@@ -261,11 +214,3 @@ def _said(fact: Any) -> str:
 
 def _is_laid_out(text: str) -> bool:
     return any(line.startswith((" ", "-", "*", "|")) for line in text.splitlines())
-
-
-def shown(value: Any) -> str:
-    """A value in one line, as YAML writes it, but for quotes."""
-    if isinstance(value, str) and value:
-        return value
-    text = yaml.safe_dump([value], default_flow_style=True, sort_keys=False, width=10**6)
-    return text.strip()[1:-1]

@@ -80,8 +80,20 @@ def _value(value: Any) -> str:
     if isinstance(value, float):
         return significant(value)
     if isinstance(value, Mapping):
-        return str(value.get("name", "..."))
+        return str(value["name"]) if "name" in value else _part(value)
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_value, value)) + "]"
     return str(value)
+
+
+def _part(part: Mapping[str, Any]) -> str:
+    """A part of a model in short, "d2 w16 depthwise": its sizes, and the options it holds."""
+    sizes = [f"{letter}{part[key]}" for key, letter in SIZES.items() if key in part]
+    return " ".join([*sizes, *(str(held["name"]) for held in part.values() if _has_name(held))])
+
+
+def _has_name(value: Any) -> bool:
+    return isinstance(value, Mapping) and "name" in value
 
 
 def _layer(name: str) -> str:

@@ -10,7 +10,8 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from raykd.report.catalogue import Entry, Parameter, Part
+from raykd.report.catalogue import Entry, Part
+from raykd.report.parameters import Held, Parameter
 
 INDENT = 2
 LONG = 60
@@ -76,7 +77,15 @@ def _in_full(entry: Entry) -> RenderableType:
         blocks += [Text(), table]
     if entry.parameters:
         blocks += [Text(), _parameters(entry.parameters, _widths(entry.parameters))]
+    blocks += [_held(one) for one in entry.held]
     return Group(*blocks)
+
+
+def _held(one: Held) -> RenderableType:
+    """What stands inside an option, with its own parameters."""
+    head = Text.assemble((one.name, "cyan"), ": ", one.summary)
+    body = _parameters(one.parameters, _widths(one.parameters))
+    return Group(Text(), head, Padding(body, (0, 0, 0, INDENT)))
 
 
 def _told(entry: Entry) -> list[str]:

@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 
 from raykd.report.catalogue import PARTS, Entry, Part
+from raykd.report.parameters import Parameter
 
 COMMAND = "raykd list --markdown > docs/options.md"
 
@@ -89,11 +90,14 @@ def _entry(entry: Entry) -> str:
     blocks += [_prose(block) for block in (entry.summary, *entry.paragraphs) if block]
     told = [f"- {label}: {_prose(text)}" for label, text in entry.labelled.items()]
     blocks += ["\n".join(told)] if told else []
-    blocks += [_parameters(entry)] if entry.parameters else []
+    blocks += [_parameters(entry.parameters)] if entry.parameters else []
+    for one in entry.held:
+        blocks.append(f"`{one.name}`: {_prose(one.summary)}")
+        blocks += [_parameters(one.parameters)] if one.parameters else []
     return "\n\n".join(blocks)
 
 
-def _parameters(entry: Entry) -> str:
+def _parameters(parameters: Sequence[Parameter]) -> str:
     rows = [
         [
             f"`{parameter.name}`",
@@ -101,13 +105,14 @@ def _parameters(entry: Entry) -> str:
             parameter.type.text,
             parameter.description,
         ]
-        for parameter in entry.parameters
+        for parameter in parameters
     ]
     return _table(["parameter", "default", "takes", "meaning"], rows)
 
 
 def _link(entry: Entry) -> str:
-    return f"[{entry.name}](#{entry.name}-{entry.noun.replace(' ', '-')})"
+    heading = re.sub(r"[^\w -]", "", f"{entry.name} {entry.noun}".lower())
+    return f"[{entry.name}](#{heading.replace(' ', '-')})"
 
 
 def _prose(text: str) -> str:

@@ -10,14 +10,17 @@ from rich.text import Text
 from raykd.data import Dataset
 from raykd.problems import Problem, StudyError
 from raykd.search.cluster import here, is_remote, plan_slots
+from raykd.search.driver import opened
 from raykd.search.shelf import check_teacher_weights
 from raykd.study.explain import explain
-from raykd.study.load import check_data, check_shapes, load_study
+from raykd.study.load import check_data, check_shapes
 from raykd.study.opened import OpenStudy
 from raykd.training.assembly import task_of
 
 
-def explained(file: str, overrides: Sequence[str] = (), seed: int = 0) -> RenderableType:
+def explained(
+    file: str, overrides: Sequence[str] = (), seed: int = 0, *, allow_import: bool = False
+) -> RenderableType:
     """A study's space, what it costs and the slots it would get, for a `rich` console.
 
     Nothing is downloaded and no Ray is started.
@@ -26,12 +29,13 @@ def explained(file: str, overrides: Sequence[str] = (), seed: int = 0) -> Render
         file: the study file.
         overrides: `a.b=value` arguments.
         seed: of the sampled trial.
+        allow_import: let models run code of their own (import paths, networks from MLflow).
 
     Raises:
         StudyError: the study, its data or this machine is not fit.
     """
     checks = [check_data, check_teacher_weights]
-    study = load_study(file, overrides, checks)
+    study = opened(file, overrides, checks, allow_import=allow_import)
     slots = _slots(study)
     data = _data_at_hand(study)
     task = study.task

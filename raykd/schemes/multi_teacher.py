@@ -141,6 +141,9 @@ class FollowsTeachers(Distiller):
         task = self.task_loss(shown.logits, batch.targets)
         total = self.task_weight * task + self.shares.loss(logits, batch.targets)
         values: dict[str, Tensor] = {"task": task.detach()}
+        # An epoch's values stay the same, also where a teacher is left out.
+        nothing = torch.zeros_like(values["task"])
+        values |= {f"share_{k + 1}": nothing for k in range(len(self.guides))}
         for name, term in self.mixed.items():
             mixed = Evidence(mix(logits, shares, self.target, temperature_of(term)), {})
             lesson, named = self.on_mixed[name](shown, mixed, batch.targets, batch.index, progress)

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from math import exp
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from raykd.architecture import Layer, Task, discover, resolve, stage_aliases
-from raykd.architecture.layers import blank_inputs
+from raykd.architecture import Layer, Taps, Task, discover, resolve, stage_aliases
+from raykd.architecture.layers import random_inputs
 from raykd.architecture.taps import first_tensor
 from raykd.data.batch import Batch, Inputs
 from raykd.knowledge import Progress, Shape
@@ -20,7 +22,6 @@ from raykd.knowledge.connectors import PlaceMean
 from raykd.knowledge.response import softened_kl
 from raykd.option import option
 from raykd.schemes.scheme import Distiller, Parts, Scheme, StepOutput
-from raykd.schemes.watched import Watched
 
 
 @option
@@ -76,20 +77,19 @@ class Branching(Distiller):
 
     def __init__(self, scheme: One, parts: Parts) -> None:
         super().__init__()
-        layer = split_layer(parts.student, parts.task, scheme.split)
-        check_chain(parts.student, layer, parts.task)
+        cut = find_cut(parts.student, parts.task, scheme.split)
         self.scheme = scheme
         self.task_loss = parts.task_loss
         self.student = parts.student
-        self.watched = Watched(parts.student, [layer.name], parts.task)
+        self.taps = Taps(parts.student, [cut.layer])
         self.branches = nn.ModuleList(
-            upper_part(parts.build_student(), layer, parts.task) for _ in range(scheme.branches - 1)
+            upper_part(parts.build_student(), cut) for _ in range(scheme.branches - 1)
         )
-        self.gate = _Gate(layer.shape, scheme.branches, normalised=scheme.gate == "normalised")
-        self.split = layer.name
+        self.gate = _Gate(cut.layer.shape, scheme.branches, normalised=scheme.gate == "normalised")
+        self.split = cut.layer.name
 
     def forward(self, batch: Batch, progress: Progress) -> StepOutput:
-        shown = self.watched(batch.inputs)
+        shown = self.taps.run(batch.inputs)
         trunk = shown.layers[self.split]
         logits = [shown.logits, *(branch(batch.inputs, trunk) for branch in self.branches)]
         stacked = torch.stack([one.float() for one in logits])
@@ -136,11 +136,21 @@ class _Given(nn.Module):
 
 
 class _Blank(nn.Module):
-    """Stands where a module of the trunk stood: zeros of its output's shape, at no cost."""
+    """Stands where a module of the trunk stood: zeros of its output's shape, whatever comes in."""
 
-    def __init__(self, shape: Shape) -> None:
+    def __init__(self, module: nn.Module, shape: Shape) -> None:
         super().__init__()
         self.shape = shape
+        self._was = (copy.deepcopy(module).to("meta"),)  # in a tuple: not a part of this
+
+    def __getattr__(self, name: str) -> Any:
+        """What the network's own code looks up in the module, a weight's dtype for example."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name.startswith("_"):
+                raise
+            return getattr(self._was[0], name)
 
     def forward(self, *inputs: object, **more: object) -> Tensor:
         given = first_tensor((*inputs, *more.values()))
@@ -148,62 +158,71 @@ class _Blank(nn.Module):
         return torch.zeros(len(given), *self.shape, device=given.device)
 
 
-def upper_part(model: nn.Module, layer: Layer, task: Task) -> Branch:
-    """What follows `layer` in a network; `check_chain` tells whether it can be had so.
+@dataclass(frozen=True)
+class Cut:
+    """Where branches part from a network's trunk.
 
-    The modules before `layer` lose their weights and give zeros, so that whatever the network does
-    between them (a token put in front, positions added) goes on without a fault; what it does to
-    them is forgotten where the trunk's features come in.
+    Attributes:
+        layer: the trunk's last one.
+        shapes: of the modules' outputs, by their dotted names.
+        idle: parameters beside the modules that the trunk's features pass by, a token's position
+            for example.
     """
-    shapes = {known.module: known.shape for known in discover(model, task) if known.side != "input"}
-    model = copy.deepcopy(model)
+
+    layer: Layer
+    shapes: Mapping[str, Shape]
+    idle: frozenset[str] = frozenset()
+
+
+def upper_part(model: nn.Module, cut: Cut) -> Branch:
+    """What follows `cut.layer` in a network, which becomes part of it.
+
+    The modules before the layer lose their weights and give zeros, so that whatever the network
+    does between them (a token put in front, positions added) goes on without a fault; what comes of
+    it is forgotten where the trunk's features come in.  Unlike a traced graph
+    (`raykd.architecture.cut`) the rest keeps its own code, with what differs in training.
+    """
     given = _Given()
     parent, path = model, ""
-    for name in layer.module.split("."):
-        _blank_before(parent, path, name, shapes)
+    for name in cut.layer.module.split("."):
+        _blank_before(parent, path, name, cut.shapes)
         parent, path = parent.get_submodule(name), f"{path}{name}."
-    model.set_submodule(layer.module, given)
-    branch = Branch(model, given)
-    _rest_idle(branch, layer, task)
-    return branch
+    model.set_submodule(cut.layer.module, given)
+    for name in cut.idle:
+        model.get_parameter(name).requires_grad_(False)
+    return Branch(model, given)
 
 
-def _blank_before(parent: nn.Module, path: str, name: str, shapes: dict[str, Shape]) -> None:
+def _blank_before(parent: nn.Module, path: str, name: str, shapes: Mapping[str, Shape]) -> None:
     """Put blanks in place of the modules that stand before `name` and ran in a forward."""
     for child, module in list(parent.named_children()):
         if child == name:
             return
         shape = shapes.get(path + child)
-        setattr(parent, child, nn.Identity() if shape is None else _Blank(shape))
+        setattr(parent, child, nn.Identity() if shape is None else _Blank(module, shape))
 
 
-def _rest_idle(branch: Branch, layer: Layer, task: Task) -> None:
-    """Let the parameters rest that the trunk's features pass by, such as a token's position."""
-    device = next(branch.parameters()).device
-    features = torch.zeros(2, *layer.shape, device=device)
-    try:
-        logits = branch(blank_inputs(task, 2, device), features)
-        names, parameters = zip(*branch.named_parameters(), strict=True)
-        found = torch.autograd.grad(logits.sum(), parameters, allow_unused=True)
-    except FAULTS:
-        return  # `check_chain` says it
-    for name, gradient in zip(names, found, strict=True):
-        branch.get_parameter(name).requires_grad_(gradient is not None)
-
-
-FAULTS = (RuntimeError, AttributeError, TypeError, ValueError)
-"""What a network may raise that cannot be cut where it was."""
-
-
-def split_layer(student: nn.Module, task: Task, name: str | None) -> Layer:
-    """The layer after which the branches part.
+def find_cut(student: nn.Module, task: Task, name: str | None = None) -> Cut:
+    """Where the student is cut: after the layer `name`, or before its last stage.
 
     Raises:
-        ValueError: there is no such layer, or fewer than two stages to choose from.
+        ValueError: there is no such layer, fewer than two stages to choose from, or the part after
+            the layer, given its output and nothing else of the trunk, does not give the student's
+            logits.
     """
     known = discover(student, task)
-    if name is not None:
-        return resolve(known, name)
+    layer = _before_last_stage(known) if name is None else resolve(known, name)
+    shapes = {one.module: one.shape for one in known if one.side == "output"}
+    idle = _tried(student, task, Cut(layer, shapes)) if layer.side == "output" else None
+    if idle is None:
+        raise ValueError(
+            f"the student cannot be cut after layer {layer.name!r}: what follows does not go by "
+            "that layer's output alone; name another layer in `split`, a stage's end for example"
+        )
+    return Cut(layer, shapes, idle)
+
+
+def _before_last_stage(known: Sequence[Layer]) -> Layer:
     stages = [layer for alias, layer in stage_aliases(known).items() if alias.startswith("stage")]
     if len(stages) < 2:
         raise ValueError(
@@ -213,28 +232,23 @@ def split_layer(student: nn.Module, task: Task, name: str | None) -> Layer:
     return stages[-2]
 
 
-def check_chain(student: nn.Module, layer: Layer, task: Task) -> None:
-    """See that the student can be cut after `layer`: the rest, given the trunk's features and
-    nothing else of the trunk, gives the student's logits.
-
-    Raises:
-        ValueError: it does not.
-    """
+def _tried(student: nn.Module, task: Task, cut: Cut) -> frozenset[str] | None:
+    """The parameters left idle in the upper part of the student; None where it cannot be cut."""
     probe = copy.deepcopy(student).eval()
-    device = next(probe.parameters()).device
-    inputs = torch.rand(2, *task.input_shape, device=device)
+    inputs = random_inputs(task, 2, next(probe.parameters()).device)
     with torch.no_grad():
-        shown = Watched(probe, [layer.name], task)(inputs)
-        try:
-            rest = upper_part(probe, layer, task).eval()
-            same = torch.equal(rest(inputs, shown.layers[layer.name]), shown.logits)
-        except FAULTS:
-            same = False
-    if layer.side == "input" or not same:
-        raise ValueError(
-            f"the student cannot be cut after layer {layer.name!r}: the modules before it do not "
-            "form a chain; name another layer in `split`, a stage's end for example"
-        )
+        shown = Taps(probe, [cut.layer]).run(inputs)
+    try:
+        rest = upper_part(probe, cut)
+        with torch.enable_grad():
+            logits = rest(inputs, shown.layers[cut.layer.name])
+            left = {name: p for name, p in rest.model.named_parameters() if p.requires_grad}
+            found = torch.autograd.grad(logits.sum(), list(left.values()), allow_unused=True)
+    except (RuntimeError, AttributeError, TypeError, ValueError, AssertionError):
+        return None
+    if not torch.equal(logits, shown.logits):
+        return None
+    return frozenset(name for name, one in zip(left, found, strict=True) if one is None)
 
 
 class _Gate(nn.Module):

@@ -21,9 +21,10 @@ class PsKd(Scheme):
     """The labels are softened by the student's own predictions of the epoch before.
 
     Cross-entropy with (1 - a_t) label + a_t p_(t-1), a_t = alpha t / epochs for t = 1, 2, ...; Kim
-    2021 (arXiv:2006.12000), Eqs. 3 and 7, alpha 0.8 as there.  Every sample's last prediction is
-    kept (data size x classes, half precision) and belongs to the saved state; several workers
-    share theirs in every step.
+    2021 (arXiv:2006.12000), section 3, alpha 0.8 as there.  In the first epoch the label stands for
+    the past, as in the authors' code.  Every sample's last prediction, made under that epoch's
+    augmentation, is kept (data size x classes, half precision) and belongs to the saved state;
+    several workers share theirs in every step.
     """
 
     paper = "Kim 2021, arXiv:2006.12000"

@@ -13,7 +13,7 @@ from raykd.architecture import Task, discover, resolve
 from raykd.architecture.cut import Head, Trunk, shows_negatives
 from raykd.architecture.layers import Layer
 from raykd.knowledge import Pair, Shape, Terms
-from raykd.knowledge.loss import PROJECTED
+from raykd.knowledge.loss import PROJECTED, LossModule
 from raykd.schemes.scheme import Parts
 
 
@@ -89,11 +89,11 @@ def reuse(parts: Parts, terms: Terms) -> Reusing | None:
             f"loss '{terms.deploying}' takes over the teacher's classifier, and only what the "
             "teacher shows is at hand; give the teacher itself"
         )
-    (pair,) = terms.terms[terms.deploying].pairs or ()
-    teacher = parts.teacher_network
+    pair = (terms.terms[terms.deploying].pairs or ())[0]
+    teacher, module = parts.teacher_network, terms.losses[terms.deploying]
+    assert isinstance(module, LossModule)
     hint = resolve(discover(teacher, parts.task), pair.hint)
-    signed = shows_negatives(teacher, hint, parts.task)
-    projector = terms.losses[terms.deploying].give_projector(signed)
+    projector = module.give_projector(shows_negatives(teacher, hint, parts.task))
     reusing = Reusing(parts.student, teacher, pair, projector, parts.task)
     reusing.check_left(terms.guided_layers)
     return reusing

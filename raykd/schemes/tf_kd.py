@@ -20,11 +20,17 @@ from raykd.schemes.scheme import Distiller, Parts, Scheme, StepOutput
 class TfKd(Scheme):
     """A virtual teacher, certain of the label and indifferent to all else, teaches the student.
 
-    (1 - alpha) x labels' loss + alpha T^2 KL(p_d^T || p_s^T), p_d = `certainty` on the label and
-    the rest shared equally; Yuan 2020 (arXiv:1909.11723), Eqs. 9 and 10 (Tf-KD_reg), T = 20, with
-    T^2 as in kd.  (The authors' code leaves the student's logits as they are and takes a mean over
-    classes too.)  The paper's other form, Tf-KD_self, is the scheme `offline` with a teacher of the
-    student's own architecture.
+    (1 - alpha) x labels' loss + alpha x lesson, p_d = `certainty` on the label and the rest shared
+    equally; Yuan 2020 (arXiv:1909.11723), section 4 (Tf-KD_reg), certainty 0.99, T = 20, alpha 0.1.
+    form:
+
+    - paper: T^2 KL(p_d^T || p^T), both softened, T^2 as in kd.
+    - code: KL(softmax(p_d / T) || p), as the authors' code has it: the probabilities themselves are
+      softened as if they were logits, which makes them nearly equal for all classes, and the
+      student's are not softened.  That code takes the mean over classes too and multiplies by 100,
+      which on its CIFAR-100 cancels out.
+
+    The paper's other form, Tf-KD_self, is the scheme `tf_kd_self`.
     """
 
     paper = "Yuan 2020, arXiv:1909.11723"
@@ -35,6 +41,7 @@ class TfKd(Scheme):
     certainty: Annotated[float, Field(gt=0, lt=1, description="the label's probability")] = 0.99
     temperature: Annotated[float, Field(gt=0, description="softens both softmaxes")] = 20.0
     alpha: Annotated[float, Field(ge=0, le=1, description="teacher against labels")] = 0.1
+    form: Annotated[Literal["paper", "code"], Field(description="what is compared")] = "paper"
 
     def build(self, parts: Parts) -> Distiller:
         return TaughtByVirtue(self, parts)
@@ -52,15 +59,18 @@ class TaughtByVirtue(Distiller):
     def forward(self, batch: Batch, progress: Progress) -> StepOutput:
         logits = self.student(batch.inputs).float()
         task = self.task_loss(logits, batch.targets)
-        taught = virtual_logits(batch.targets, logits.shape[1], self.scheme.certainty).to(logits)
-        lesson = softened_kl(logits, taught, self.scheme.temperature)
+        lesson = virtual_lesson(logits, batch.targets, self.scheme)
         total = (1 - self.scheme.alpha) * task + self.scheme.alpha * lesson
         values = {"task": task.detach(), "virtual": lesson.detach()}
         return StepOutput(total, values, logits.detach())
 
 
-def virtual_logits(targets: Tensor, classes: int, certainty: float) -> Tensor:
-    """(B,) -> (B, K): log-probabilities of the virtual teacher."""
-    others = log((1 - certainty) / max(1, classes - 1))
-    label = F.one_hot(targets, classes)
-    return label * log(certainty) + (1 - label) * others
+def virtual_lesson(logits: Tensor, targets: Tensor, scheme: TfKd) -> Tensor:
+    """How far (B, K) logits are from the virtual teacher; mean over the batch."""
+    label = F.one_hot(targets, logits.shape[1]).to(logits)
+    others = (1 - scheme.certainty) / max(1, logits.shape[1] - 1)
+    if scheme.form == "code":
+        softened = (label * scheme.certainty + (1 - label) * others) / scheme.temperature
+        return softened_kl(logits, softened, 1.0)
+    taught = label * log(scheme.certainty) + (1 - label) * log(others)
+    return softened_kl(logits, taught, scheme.temperature)

@@ -21,11 +21,14 @@ from raykd.data import Batches, Dataset
 from raykd.problems import Problem, StudyError
 from raykd.search.cluster import SlotPlan, here, is_remote, is_standing, plan_slots, ray_session
 from raykd.search.explorer import Explorer
+from raykd.search.fetched import with_fetched
 from raykd.search.folder import StudyFolder, Verb, create_folder, open_folder
 from raykd.search.records import Records
 from raykd.search.result import StudyResult, read_result
 from raykd.search.shelf import Shelf, check_teacher_weights
-from raykd.study.load import load_study
+from raykd.study.files import read_document
+from raykd.study.load import Check, check_shapes, open_study
+from raykd.study.models import check_models
 from raykd.study.opened import OpenStudy
 from raykd.study.place import parse_place
 from raykd.study.schema import Search, Study, plain
@@ -35,6 +38,9 @@ from raykd.training.assembly import task_of
 from raykd.training.storage import Storage, is_uri
 
 Listener = Callable[[Mapping[str, Any]], None]
+CHECKS: tuple[Check, ...] = (check_teacher_weights, check_models)
+"""What is looked at beyond the study itself before anything starts."""
+
 PACKAGES = ("raykd", "ray", "torch", "torchvision", "optuna", "mlflow", "numpy", "pydantic")
 
 
@@ -60,6 +66,7 @@ def search(
     *,
     overrides: Sequence[str] = (),
     resume: str | Path | None = None,
+    allow_import: bool = False,
     verbose: bool = False,
     listeners: Sequence[Listener] = (),
 ) -> StudyResult:
@@ -69,6 +76,7 @@ def search(
         study: an open study (`load_study`) or the path of a study file.
         overrides: `a.b=value`, as on the command line; only with a path.
         resume: the folder of an interrupted search to go on with; `study` is then not read.
+        allow_import: let models run code of their own (import paths, networks from MLflow).
         verbose: let Ray's own output through.
         listeners: called with every event as it happens.
 
@@ -80,7 +88,8 @@ def search(
         folder, overrides = open_folder(resume)
         _refuse_another_verb(folder)
         study = folder.given
-    return run(opened(study, overrides), folder, in_slots, verbose=verbose, listeners=listeners)
+    study = opened(study, overrides, allow_import=allow_import)
+    return run(study, folder, in_slots, verbose=verbose, listeners=listeners)
 
 
 def _refuse_another_verb(folder: StudyFolder) -> None:
@@ -94,7 +103,13 @@ def _refuse_another_verb(folder: StudyFolder) -> None:
         )
 
 
-def opened(study: OpenStudy | str | Path, overrides: Sequence[str] = ()) -> OpenStudy:
+def opened(
+    study: OpenStudy | str | Path,
+    overrides: Sequence[str] = (),
+    checks: Sequence[Check] | None = None,
+    *,
+    allow_import: bool = False,
+) -> OpenStudy:
     """The study itself, or the one in the file it names, checked.
 
     Raises:
@@ -102,7 +117,10 @@ def opened(study: OpenStudy | str | Path, overrides: Sequence[str] = ()) -> Open
     """
     if isinstance(study, OpenStudy):
         return study
-    return load_study(study, overrides=overrides, checks=[check_teacher_weights])
+    document = read_document(study).with_overrides(overrides)
+    if allow_import:
+        document = with_fetched(document)
+    return open_study(document, CHECKS if checks is None else checks, allow_import=allow_import)
 
 
 @contextlib.contextmanager
@@ -182,6 +200,8 @@ def run(
     with in_place(study):
         data = load_data(settings)
         task = task_of(data)
+        if study.task is None:  # nothing could be checked before the data were read
+            check_shapes(study, task, checks=CHECKS)
         if folder is None:
             if conduct is in_slots and not is_remote():
                 plan_slots(settings.cluster, here())
@@ -457,13 +477,10 @@ def _keep_models(
 ) -> None:
     """Hand each chosen student's network to MLflow: of its replicates the one with the best
     validation accuracy (the test split is not asked)."""
-    import numpy as np
-
     storage = Storage(folder.storage)
     chosen = list(explorer.chosen)
     smallest = min(chosen, key=lambda r: r.metrics["params"], default=None)
-    example = folder.path / "example.npy"
-    np.save(example, _first_inputs(data, 8))
+    example = _example(data, folder.path)
     for record in chosen:
         replicates = [
             r for r in explorer.records.children(record.id, "replicate") if r.status == "finished"
@@ -486,19 +503,27 @@ def _keep_models(
             id=kept.id,
             path=f"students/{path.name}",
             input_shape=list(data.input_shape),
-            input_dtype="float32",
-            example="example.npy",
+            input_dtype="float32" if example.suffix == ".npy" else "int64",
+            example=example.name,
             register=settings.tracking.register,
             aliases=aliases,
             metrics={k: v for k, v in kept.metrics.items() if k.startswith(("val_", "test_"))},
         )
 
 
-def _first_inputs(data: Dataset, count: int) -> Any:
-    """The first validation samples as a model takes them, (count, *input_shape) float32."""
-    batches = Batches(data.val, dataset=data, batch_size=count, seed=0, shuffle=False)
+def _example(data: Dataset, folder: Path) -> Path:
+    """The first validation samples as a model takes them, in a file: `.npy` of one tensor, `.npz`
+    of a mapping."""
+    import numpy as np
+
+    batches = Batches(data.val, dataset=data, batch_size=8, seed=0, shuffle=False)
     inputs = next(iter(batches.epoch(0))).inputs
-    return inputs.numpy() if isinstance(inputs, torch.Tensor) else None
+    if isinstance(inputs, torch.Tensor):
+        np.save(folder / "example.npy", inputs.numpy())
+        return folder / "example.npy"
+    arrays: dict[str, Any] = {key: value.numpy() for key, value in inputs.items()}
+    np.savez(folder / "example.npz", **arrays)
+    return folder / "example.npz"
 
 
 def git_commit() -> str | None:

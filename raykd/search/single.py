@@ -26,6 +26,7 @@ def distill(
     study: OpenStudy | str | Path,
     *,
     overrides: Sequence[str] = (),
+    allow_import: bool = False,
     verbose: bool = False,
     listeners: Sequence[Listener] = (),
 ) -> StudyResult:
@@ -37,7 +38,7 @@ def distill(
     Raises:
         StudyError: the study leaves something open (names it), or is not fit to start.
     """
-    study = opened(study, overrides)
+    study = opened(study, overrides, allow_import=allow_import)
     study.concrete()
     replicates = study.settings.search.replicates
     return _conducted(study, "distill", 1, replicates, verbose, listeners)
@@ -47,6 +48,7 @@ def train_teacher(
     study: OpenStudy | str | Path,
     *,
     overrides: Sequence[str] = (),
+    allow_import: bool = False,
     verbose: bool = False,
     listeners: Sequence[Listener] = (),
 ) -> StudyResult:
@@ -55,7 +57,7 @@ def train_teacher(
     Raises:
         StudyError: the study has no teacher, or is not fit to start.
     """
-    study = opened(study, overrides)
+    study = opened(study, overrides, allow_import=allow_import)
     if not study.teachers():
         raise StudyError(
             Problem(

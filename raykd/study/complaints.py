@@ -10,6 +10,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from raykd.architecture import MODELS
+from raykd.option import names_of
 from raykd.study.domains import DOMAINS, near
 from raykd.study.outline import study_outline
 from raykd.study.place import Place, dotted, value_at
@@ -90,11 +92,19 @@ def complaints(error: ValidationError, data: Any) -> list[Finding]:
         for found in errors
     ]
     faults = [fault for fault in faults if not _is_misspelt_elsewhere(fault, faults)]
+    faults = [fault for fault in faults if not _is_short_of_the_faulty(fault, faults)]
     by_place = groupby(sorted(faults, key=_sort_key), key=_sort_key)
     return [_finding(list(found), data) for _, found in by_place]
 
 
 _NEW_KEYS = ("missing", "unexpected_keyword_argument", "extra_forbidden")
+
+
+def _is_short_of_the_faulty(fault: _Fault, faults: Sequence[_Fault]) -> bool:
+    """Whether a list is called too short only because items in it are faulty themselves."""
+    length = len(fault.place)
+    within = (other.place for other in faults if len(other.place) > length)
+    return fault.type == "too_short" and any(place[:length] == fault.place for place in within)
 
 
 def _is_misspelt_elsewhere(fault: _Fault, faults: Sequence[_Fault]) -> bool:
@@ -121,7 +131,7 @@ def _place(loc: Sequence[str | int], data: Any, *, may_be_new: bool) -> Place:
     for i, step in enumerate(loc):
         last = i == len(loc) - 1
         chosen_by = value.get("name") if isinstance(value, Mapping) and place else None
-        if chosen_by is not None and chosen_by == step and not past_name:
+        if not past_name and _names_option(step, chosen_by):
             past_name = True
         elif isinstance(value, Mapping) and (step in value or (last and may_be_new)):
             place.append(step)
@@ -134,12 +144,21 @@ def _place(loc: Sequence[str | int], data: Any, *, may_be_new: bool) -> Place:
     return tuple(place)
 
 
+def _names_option(step: str | int, name: Any) -> bool:
+    """Whether pydantic says by this step which option was chosen: its name, or its names' form."""
+    cls = MODELS.forms.get(step) if isinstance(step, str) else None
+    names = names_of(cls) if cls is not None else None
+    return name is not None and (name == step or (names is not None and name in names))
+
+
 def _finding(faults: list[_Fault], data: Any) -> Finding:
     first = faults[0]
     if first.type == "missing":
         return _missing(first, data)
     if first.type in ("unexpected_keyword_argument", "extra_forbidden"):
         return _unknown_key(first, data)
+    if first.type == "union_tag_not_found" and not isinstance(first.found, Mapping):
+        return _unknown_name(first.place, None, data, f"got {shown(first.found)}")
     if first.type in ("union_tag_invalid", "union_tag_not_found"):
         return _unknown_name(first.place, first.context.get("tag"), data)
     if first.type == "literal_error" and len(first.place) > 1 and first.place[-1] == "name":

@@ -39,7 +39,7 @@ def deployed(study: Study, student: Anatomy, task: Task) -> Anatomy:
     found = list(_deploying(study.knowledge)) if study.scheme.takes_knowledge else []
     if not found:
         return student
-    number, loss, (pair,) = found[0]
+    number, loss, pairs = found[0]
     if len(found) > 1:
         raise PairError(
             ("knowledge", found[1][0]),
@@ -58,6 +58,7 @@ def deployed(study: Study, student: Anatomy, task: Task) -> Anatomy:
             f"loss '{loss.name}' deploys a part of the teacher, whose size is known only when its "
             "`model` is; name it under `teacher`",
         )
+    (pair,) = pairs
     others = tuple(
         other.guided for term in study.knowledge if term.active for other in term.pairs or ()
     )

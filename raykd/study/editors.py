@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
+from raykd.option import Names
 from raykd.study.domains import DOMAINS
 from raykd.study.schema import study_adapter
 from raykd.study.space import CLOSED
@@ -104,17 +105,20 @@ class _Editor:
         return opened
 
     def bare_names(self, node: Any) -> list[dict[str, Any]]:
-        names = sorted(self.names(node))
-        return [{"enum": names}] if names else []
+        found = list(self.names(node))
+        names = sorted(name["const"] for name in found if "const" in name)
+        patterns = [_bare(name) for name in found if "pattern" in name]
+        return [*([{"enum": names}] if names else []), *patterns]
 
-    def names(self, node: Any) -> set[str]:
-        """The options that may stand at `node`."""
+    def names(self, node: Any) -> Iterator[dict[str, Any]]:
+        """What the schema says of the names of the options that may stand at `node`."""
         if "$ref" in node:
             target = self.original[node["$ref"].removeprefix(_REF)]
-            name = target.get("properties", {}).get("name", {}).get("const")
-            return {name} if isinstance(name, str) else set()
-        members = (*node.get("anyOf", ()), *node.get("oneOf", ()))
-        return {name for member in members for name in self.names(member)}
+            name = target.get("properties", {}).get("name", {})
+            if "const" in name or Names.from_schema(target) is not None:
+                yield name
+        for member in (*node.get("anyOf", ()), *node.get("oneOf", ())):
+            yield from self.names(member)
 
 
 def _about(node: Any) -> dict[str, Any]:

@@ -197,7 +197,7 @@ def _dimensions(found: Explanation) -> Iterable[Any]:
         return
     table = Table(box=None, pad_edge=False)
     for heading in ("parameter", "domain", "values", "sample", "drawn when"):
-        table.add_column(heading, overflow="fold")
+        table.add_column(heading, overflow="fold", no_wrap=heading == "parameter")
     for dimension in found.dimensions:
         value = found.sample_values.get(dimension.name)
         shown = "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -18,6 +18,7 @@ from raykd.problems import Infeasible, Problem, StudyError
 from raykd.study.complaints import Finding, complaints
 from raykd.study.domains import NUMBERS
 from raykd.study.files import Document, read_document
+from raykd.study.models import import_findings
 from raykd.study.nodes import Pairing
 from raykd.study.opened import ModelError, OpenStudy, anatomies, check_costs, task_of
 from raykd.study.outline import study_outline
@@ -39,7 +40,11 @@ TRIED = 200
 
 
 def load_study(
-    path: str | os.PathLike[str], overrides: Iterable[str] = (), checks: Iterable[Check] = ()
+    path: str | os.PathLike[str],
+    overrides: Iterable[str] = (),
+    checks: Iterable[Check] = (),
+    *,
+    allow_import: bool = False,
 ) -> OpenStudy:
     """Read a study file and check all of it.
 
@@ -52,18 +57,24 @@ def load_study(
         path: a YAML file.
         overrides: `a.b=value` arguments.
         checks: further ones, called for every concrete study that is looked at.
+        allow_import: let models run code of their own (import paths, networks from MLflow).
 
     Raises:
         StudyError: all that is wrong, with file, line, place, and how to mend it.
     """
-    return open_study(read_document(path).with_overrides(overrides), checks)
+    document = read_document(path).with_overrides(overrides)
+    return open_study(document, checks, allow_import=allow_import)
 
 
-def open_study(document: Document, checks: Iterable[Check] = ()) -> OpenStudy:
+def open_study(
+    document: Document, checks: Iterable[Check] = (), *, allow_import: bool = False
+) -> OpenStudy:
     """As `load_study`, for a document already read."""
     space, problems, broken = read_space(document)
     report = _Report(document, problems, broken)
     studies = list(_typed(space, report))
+    if not allow_import:
+        _refuse_imports(studies, report)
     for point, study in studies:
         for finding in study_findings(study):
             report.add(finding, point.origins)
@@ -227,6 +238,15 @@ def _typed(space: Space, report: _Report) -> Iterator[tuple[Point, Study]]:
                 report.add(finding, point.origins)
             for finding in _search_alone(data):
                 report.add(finding, point.origins)
+
+
+def _refuse_imports(studies: Iterable[tuple[Point, Study]], report: _Report) -> None:
+    """Nothing may be built where a model would have code of its own run."""
+    found = [(finding, point) for point, study in studies for finding in import_findings(study)]
+    for finding, point in found:
+        report.add(finding, point.origins)
+    if found:
+        report.raise_if_any()
 
 
 def _search_alone(data: Any) -> Iterator[Finding]:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 
+from raykd.option import Names
 from raykd.study.place import Place, value_at
 from raykd.study.schema import study_adapter
 
@@ -32,7 +33,7 @@ class Outline:
         return tuple(dict.fromkeys(key for keys in found for key in keys))
 
     def names(self, data: Any, place: Place) -> tuple[str, ...]:
-        """The options that may stand at `place`, by name."""
+        """The options that may stand at `place`, by name or by the form of their names."""
         names = (_name(found) for found in self._at(data, place))
         return tuple(name for name in names if name is not None)
 
@@ -61,7 +62,7 @@ class Outline:
         """The objects among `found`; where they have names, the one that `value` names."""
         objects = [node for node in found if node.get("type") == "object"]
         name = value.get("name") if isinstance(value, Mapping) else None
-        named = [node for node in objects if _name(node) is not None and _name(node) == name]
+        named = [node for node in objects if _answers(node, name)]
         return named or objects
 
     def _alternatives(self, node: Any) -> list[Schema]:
@@ -100,4 +101,11 @@ def study_outline() -> Outline:
 def _name(node: Schema) -> str | None:
     if node.get("type") != "object":
         return None
-    return node.get("properties", {}).get("name", {}).get("const")
+    names = Names.from_schema(node)
+    return node.get("properties", {}).get("name", {}).get("const") if names is None else names.form
+
+
+def _answers(node: Schema, name: Any) -> bool:
+    """Whether the option that `node` describes answers to `name`."""
+    names = Names.from_schema(node)
+    return _name(node) is not None and (name == _name(node) if names is None else name in names)

@@ -192,6 +192,9 @@ def _upload(
 
     network = _network(folder / event["path"])
     example: Any = np.load(folder / event["example"]) if event.get("example") else None
+    if event.get("example", "").endswith(".npz"):
+        example = dict(example)
+    shown: Any = None if isinstance(example, Mapping) else example  # see `_signature`
     with tempfile.TemporaryDirectory() as temporary:
         local = str(Path(temporary, MODEL_NAME))
         save_model(
@@ -204,7 +207,7 @@ def _upload(
                 model_id=model.model_id,
             ),
             signature=_signature(network, event, example),
-            input_example=example,
+            input_example=shown,
             pip_requirements=_requirements(),  # else MLflow starts a process to find out
             serialization_format="pickle",
         )
@@ -224,7 +227,11 @@ def _network(path: Path) -> nn.Module:
 
 
 def _signature(network: nn.Module, event: Mapping[str, Any], example: Any) -> ModelSignature:
-    """Inputs (-1, *input_shape) and, where the network gives one tensor, its shape."""
+    """Inputs (-1, *input_shape), each by its name where there are several, and, where the network
+    gives one tensor, its shape.
+
+    Of inputs by name MLflow keeps no example: its own `predict` takes none for PyTorch models.
+    """
     import numpy as np
     import torch
     from mlflow.models import ModelSignature
@@ -232,11 +239,14 @@ def _signature(network: nn.Module, event: Mapping[str, Any], example: Any) -> Mo
 
     dtype = np.dtype(event.get("input_dtype", "float32"))
     shape = tuple(event["input_shape"])
-    inputs = Schema([TensorSpec(dtype, (-1, *shape))])
-    if example is None:
-        example = np.zeros((2, *shape), dtype)
+    if isinstance(example, Mapping):
+        inputs = Schema([TensorSpec(dtype, (-1, *shape), name=key) for key in example])
+        given: Any = {key: torch.from_numpy(value) for key, value in example.items()}
+    else:
+        inputs = Schema([TensorSpec(dtype, (-1, *shape))])
+        given = torch.from_numpy(np.zeros((2, *shape), dtype) if example is None else example)
     with torch.no_grad():
-        logits = network(torch.from_numpy(example))
+        logits = network(given)
     if not isinstance(logits, torch.Tensor):
         return ModelSignature(inputs)
     spec = TensorSpec(logits.numpy().dtype, (-1, *logits.shape[1:]))

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from raykd.training.loop import Diverged, Training
+    from raykd.training.preparing import train_teachers
     from raykd.training.teacher import check_weights, load_teacher, teacher_key, teacher_study
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "load_teacher",
     "teacher_key",
     "teacher_study",
+    "train_teachers",
 ]
 
 _HOMES = {
@@ -29,6 +31,7 @@ _HOMES = {
     "load_teacher": "teacher",
     "teacher_key": "teacher",
     "teacher_study": "teacher",
+    "train_teachers": "preparing",
 }
 
 

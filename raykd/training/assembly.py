@@ -6,10 +6,18 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from raykd.architecture import Anatomy, Model, Task, anatomy, discover, stage_aliases
+from raykd.architecture import (
+    Anatomy,
+    Model,
+    Task,
+    Text,
+    anatomy,
+    discover,
+    stage_aliases,
+)
 from raykd.data import Dataset
 from raykd.knowledge import Shape, Term
 from raykd.knowledge.terms import layer_names
@@ -23,7 +31,12 @@ from raykd.training.seeding import derive, seeded
 
 def task_of(data: Dataset) -> Task:
     """What a model for these data takes and gives."""
-    return Task(input_shape=data.input_shape, classes=data.classes)
+    text = None
+    if data.vocabulary:
+        inputs = data.train.take(data.train.index[:0])
+        assert not isinstance(inputs, Tensor), "texts are mappings of tensors"
+        text = Text(data.vocabulary, data.padding, tuple(inputs))
+    return Task(input_shape=data.input_shape, classes=data.classes, text=text)
 
 
 def assemble(

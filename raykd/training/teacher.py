@@ -7,10 +7,10 @@ import hashlib
 import json
 from pathlib import Path
 
-import torch
 from torch import nn
 
 from raykd.architecture import Model, Task
+from raykd.architecture.cost import unfilled
 from raykd.schemes import Alone, Circumstances, Preparation, Teacher
 from raykd.schemes.teachers import learns_alone
 from raykd.study.schema import Student, Study, plain
@@ -136,8 +136,22 @@ def load_teacher(study: Study, task: Task, path: str | Path) -> nn.Module:
     Raises:
         ValueError: the study names no teacher's model, or the file does not hold its weights.
     """
-    network = teacher_study(study).student.model.build(task)
-    load_weights(network, path)
+    return load_network(dataclasses.replace(own_teacher(study), weights=str(path)), task)
+
+
+def load_network(prepared: Preparation, task: Task) -> nn.Module:
+    """A network that is loaded from a safetensors file, in eval mode, on the CPU.
+
+    Raises:
+        ValueError: nothing says its model, or the file does not hold its weights.
+    """
+    if prepared.model is None or prepared.weights is None or prepared.is_mlflow:
+        raise ValueError(
+            f"a model and a safetensors file are needed, found model {prepared.model} and weights "
+            f"{prepared.weights}; load a network from MLflow with `mlflow.pytorch.load_model`"
+        )
+    network = prepared.model.blueprint(task)
+    load_weights(network, Path(prepared.weights).expanduser())
     return network.eval()
 
 
@@ -147,7 +161,7 @@ def read_network(model: Model, task: Task, content: bytes) -> nn.Module:
     Raises:
         ValueError: they are not its weights.
     """
-    network = model.build(task)
+    network = model.blueprint(task)
     parse_weights(network, content, "the teacher's weights")
     return network.eval()
 
@@ -160,9 +174,7 @@ def check_weights(path: str | Path, model: Model, task: Task) -> None:
             mis-shaped tensors), or the model cannot be built for the task.
     """
     shapes = read_shapes(path)
-    with torch.device("meta"):
-        network = model.build(task)
-    check_shapes(network, shapes, str(path))
+    check_shapes(unfilled(model, task), shapes, str(path))
 
 
 def _teacher(study: Study) -> Teacher:

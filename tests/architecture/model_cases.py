@@ -8,6 +8,18 @@ from typing import Any
 from torch import nn
 
 from raykd.architecture import MODELS, Model, Task
+from raykd.architecture.cnn import CnnStage
+from raykd.architecture.cnn_blocks import (
+    Basic,
+    Block,
+    Bottleneck,
+    Depthwise,
+    Group,
+    InvertedResidualBlock,
+    Plain,
+    Shuffle,
+)
+from raykd.architecture.crd_benchmark import Published
 
 DIGITS = Task((1, 8, 8), 10)
 FASHION = Task((1, 28, 28), 10)
@@ -18,8 +30,94 @@ VARIANTS: dict[str, Sequence[dict[str, Any]]] = {
     "resnet": ({"depth": 8, "width": 4}, {"depth": 20, "width": 4}, {"depth": 8, "width": 6}),
     "wide_resnet": ({"depth": 10, "widen": 1}, {"depth": 22, "widen": 1}, {"depth": 10}),
     "vgg": ({"depth": 8, "width": 4}, {"depth": 19, "width": 4}, {"depth": 8, "width": 6}),
+    "mobilenet_v2": (
+        {"width_multiplier": 0.125, "expansion": 2},
+        {"width_multiplier": 0.125, "expansion": 3},
+        {"width_multiplier": 0.25, "expansion": 2},
+    ),
+    "shufflenet_v1": (
+        {"width_multiplier": 0.25, "depths": (1, 1, 1)},
+        {"width_multiplier": 0.25, "depths": (1, 3, 2)},
+        {"width_multiplier": 0.5, "depths": (1, 1, 1)},
+    ),
+    "shufflenet_v2": (
+        {"width": 8, "head": 32, "depths": (1, 1, 1)},
+        {"width": 8, "head": 32, "depths": (2, 3, 1)},
+        {"width": 12, "head": 32, "depths": (1, 1, 1)},
+    ),
+    "convnext": (
+        {"width": 8, "depths": (1, 1, 1)},
+        {"width": 8, "depths": (1, 2, 3)},
+        {"width": 12, "depths": (1, 1, 1)},
+    ),
+    "cnn": (
+        {"stages": (CnnStage(width=6), CnnStage(width=8, block=Depthwise()))},
+        {"stages": (CnnStage(width=6, depth=2), CnnStage(width=8, depth=3, block=Depthwise()))},
+        {"stages": (CnnStage(width=10), CnnStage(width=5, block=Depthwise()))},
+    ),
+    "vit": (
+        {"depth": 4, "width": 16, "heads": 4},
+        {"depth": 7, "width": 16, "heads": 4},
+        {"depth": 4, "width": 24, "heads": 4},
+    ),
+    "mixer": ({"depth": 4, "width": 16}, {"depth": 7, "width": 16}, {"depth": 4, "width": 24}),
     "mlp": ({"depth": 4, "width": 8}, {"depth": 7, "width": 8}, {"depth": 4, "width": 12}),
 }
+
+BLOCKS: tuple[Block, ...] = (
+    Plain(),
+    Basic(),
+    Bottleneck(expansion=2),
+    Depthwise(),
+    InvertedResidualBlock(expansion=2),
+    InvertedResidualBlock(expansion=1),
+    Group(groups=2),
+    Shuffle(),
+)
+
+# Members that differ in more than depth and width.
+OTHERS: dict[str, Sequence[dict[str, Any]]] = {
+    "resnet": (
+        {"block": "bottleneck", "depth": 11, "width": 2},
+        {"stages": 4, "depth": 10, "width": 2, "stem_type": "imagenet"},
+    ),
+    "mobilenet_v2": (
+        {"width_multiplier": 0.1, "expansion": 1, "variant": "imagenet"},
+        {"width_multiplier": 0.1, "expansion": 2, "stem_stride": 1},
+    ),
+    "shufflenet_v1": (
+        {"width_multiplier": 0.2, "depths": (2, 1, 1), "groups": 8, "variant": "imagenet"},
+        {"width_multiplier": 0.1, "depths": (2, 1, 1), "groups": 1},
+    ),
+    "shufflenet_v2": ({"width": 4, "head": 8, "depths": (2, 1, 1), "stem_type": "imagenet"},),
+    "convnext": ({"width": 4, "depths": (2,), "patch": 4, "kernel": 3, "expansion": 2},),
+    "cnn": tuple(
+        {
+            "stem": 3,
+            "stem_stride": 2,
+            "stages": (
+                CnnStage(width=4, block=block, squeeze_excite=True),
+                CnnStage(width=6, depth=2, block=block, kernel=5, stride=1),
+                CnnStage(width=2, block=block, kernel=1),
+            ),
+        }
+        for block in BLOCKS
+    ),
+    "vit": ({"depth": 2, "width": 6, "heads": 3, "pooling": "mean", "mlp_ratio": 0.5, "patch": 2},),
+    "mixer": ({"depth": 2, "width": 6, "token_ratio": 2, "mlp_ratio": 0.1, "patch": 1},),
+}
+
+# Members that learn the digits in a few steps, where the small ones above do not.
+LEARNERS: dict[str, dict[str, Any]] = {
+    "mobilenet_v2": {"width_multiplier": 0.25, "stem_stride": 1},
+    "cnn": {},
+    "vit": {"depth": 4, "width": 32},
+    "mixer": {"depth": 4, "width": 32},
+    "mlp": {"depth": 2, "width": 32},
+}
+
+NAMES = tuple(name for name, cls in MODELS.members.items() if not issubclass(cls, Published))
+"""The families; a network that has a name of its own is a member of one of them."""
 
 
 def variants(name: str) -> list[Model]:
@@ -27,8 +125,17 @@ def variants(name: str) -> list[Model]:
     return [MODELS[name](**fields) for fields in VARIANTS.get(name, ({},))]
 
 
+def members(name: str) -> list[Model]:
+    """Members of a family that differ in all its fields."""
+    return [*variants(name), *(MODELS[name](**fields) for fields in OTHERS.get(name, ()))]
+
+
 def small(name: str) -> Model:
     return variants(name)[0]
+
+
+def learner(name: str) -> Model:
+    return MODELS[name](**LEARNERS[name]) if name in LEARNERS else small(name)
 
 
 def hooks_on(model: nn.Module) -> int:

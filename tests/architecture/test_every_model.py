@@ -11,8 +11,9 @@ from pydantic import TypeAdapter
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
-from model_cases import CIFAR, DIGITS, FASHION, hooks_on, small, variants
+from model_cases import CIFAR, DIGITS, FASHION, NAMES, hooks_on, learner, members, small, variants
 from raykd.architecture import (
     MODELS,
     Model,
@@ -24,8 +25,9 @@ from raykd.architecture import (
     resolve,
     stage_aliases,
 )
+from raykd.architecture.vit import Attention
 
-every_model = pytest.mark.parametrize("name", list(MODELS.members))
+every_model = pytest.mark.parametrize("name", NAMES)
 usual_task = pytest.mark.parametrize("task", [DIGITS, FASHION, CIFAR], ids=["8", "28", "32"])
 
 
@@ -41,7 +43,7 @@ def _samples(task: Task, batch: int = 3) -> Tensor:
 @every_model
 @usual_task
 def test_gives_one_logit_a_class(name: str, task: Task) -> None:
-    for model in variants(name):
+    for model in members(name):
         logits = _built(model, task)(_samples(task))
         assert logits.shape == (3, task.classes)
         assert logits.isfinite().all()
@@ -54,28 +56,40 @@ def test_default_member_is_built_for_the_smallest_pictures(name: str) -> None:
 
 
 @every_model
-def test_every_parameter_gets_a_gradient(name: str) -> None:
-    network = _built(small(name), FASHION)
-    F.cross_entropy(network(_samples(FASHION, 8)), torch.arange(8)).backward()
-    for place, parameter in network.named_parameters():
-        assert parameter.grad is not None and parameter.grad.isfinite().all(), place
+def test_a_step_of_training_reaches_every_parameter(name: str) -> None:
+    for model in members(name):
+        network = _built(model, FASHION)
+        F.cross_entropy(network(_samples(FASHION, 8)), torch.arange(8)).backward()
+        torch.optim.AdamW(network.parameters(), lr=0.01).step()
+        for place, parameter in network.named_parameters():
+            assert parameter.grad is not None and parameter.grad.isfinite().all(), place
+            assert parameter.isfinite().all(), place
 
 
 @every_model
 def test_learns_real_digits(name: str) -> None:
     flat, labels = load_digits(return_X_y=True)
-    pictures = torch.tensor(flat[:256] / 16 - 0.5, dtype=torch.float32).view(-1, 1, 8, 8)
-    targets = torch.tensor(labels[:256])
-    network = _built(small(name))
-    optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9)
-    losses = []
-    for _ in range(25):
-        loss = F.cross_entropy(network(pictures), targets)
-        losses.append(loss.item())
+    pictures = torch.tensor(flat / 16 - 0.5, dtype=torch.float32).view(-1, 1, 8, 8)
+    targets = torch.tensor(labels)
+    network = _built(learner(name))
+    optimizer = torch.optim.AdamW(network.parameters(), lr=0.01)
+    for _ in range(60):
+        rows = torch.randint(1400, (64,))
         optimizer.zero_grad()
-        loss.backward()
+        F.cross_entropy(network(pictures[rows]), targets[rows]).backward()
         optimizer.step()
-    assert losses[-1] < 0.5 * losses[0]
+    with torch.no_grad():
+        guesses = network.eval()(pictures[1400:]).argmax(dim=1)
+    assert (guesses == targets[1400:]).float().mean() > 0.5  # 0.1 by chance
+
+
+@every_model
+def test_channels_last_gives_the_same(name: str) -> None:
+    network, samples = _built(small(name), CIFAR).eval(), _samples(CIFAR)
+    expected = network(samples)
+    network.to(memory_format=torch.channels_last)
+    found = network(samples.to(memory_format=torch.channels_last))
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
 @every_model
@@ -100,7 +114,7 @@ def test_state_survives_a_file(name: str, tmp_path: Path) -> None:
 @every_model
 @usual_task
 def test_anatomy_equals_the_real_network(name: str, task: Task) -> None:
-    for model in variants(name):
+    for model in members(name):
         network, told = _built(model, task), anatomy(model, task)
         assert told.params == sum(parameter.numel() for parameter in network.parameters())
         assert told.macs == _macs_by_hand(network, task)
@@ -109,13 +123,22 @@ def test_anatomy_equals_the_real_network(name: str, task: Task) -> None:
 
 
 @every_model
+def test_multiply_accumulates_are_those_of_pytorch(name: str) -> None:
+    for model in members(name):
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            _built(model, FASHION).eval()(_samples(FASHION, 1))
+        assert anatomy(model, FASHION).macs == counter.get_total_flops() // 2
+
+
+@every_model
 def test_layer_shapes_are_those_of_a_real_forward(name: str) -> None:
-    network = _built(small(name), FASHION)
-    layers = discover(network, FASHION)
-    assert {layer.module for layer in layers} == {n for n, _ in network.named_modules() if n}
-    seen = Taps(network, layers).run(_samples(FASHION)).layers
-    for layer in layers:
-        assert tuple(seen[layer.name].shape) == (3, *layer.shape), layer.name
+    for model in members(name):
+        network = _built(model, FASHION)
+        layers = discover(network, FASHION)
+        assert {layer.module for layer in layers} == {n for n, _ in network.named_modules() if n}
+        seen = Taps(network, layers).run(_samples(FASHION)).layers
+        for layer in layers:
+            assert tuple(seen[layer.name].shape) == (3, *layer.shape), layer.name
 
 
 @every_model
@@ -178,7 +201,10 @@ def test_is_a_value(name: str) -> None:
     assert model == small(name) and hash(model) == hash(small(name))
     adapter = TypeAdapter(MODELS.annotation)
     assert adapter.validate_python(adapter.dump_python(model)) == model
-    assert (MODELS[name].__doc__ or "").partition("\n")[0].endswith(".")
+    first = (MODELS[name].__doc__ or "").partition("\n")[0]
+    assert first.endswith(".") and len(first) < 100
+    fields = TypeAdapter(MODELS[name]).json_schema()["properties"]
+    assert all("description" in told for key, told in fields.items() if key != "name")
 
 
 @every_model
@@ -210,11 +236,15 @@ def _macs_by_hand(network: nn.Module, task: Task) -> int:
         nonlocal total
         total += output[0].numel() * module.in_features
 
+    def attention(module: Attention, inputs: tuple[Tensor], output: Tensor) -> None:
+        nonlocal total
+        _, tokens, width = output.shape
+        total += 2 * tokens * tokens * width
+
+    kinds = {nn.Conv2d: convolution, nn.Linear: linear, Attention: attention}
     for module in network.modules():
-        if isinstance(module, nn.Conv2d):
-            module.register_forward_hook(convolution)
-        elif isinstance(module, nn.Linear):
-            module.register_forward_hook(linear)
+        if type(module) in kinds:
+            module.register_forward_hook(kinds[type(module)])
     with torch.no_grad():
         network.eval()(_samples(task, 1))
     for module in network.modules():

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from docstrings import write_corpus
 from raykd.data import Dataset, Source
 from raykd.data.digits import Digits
 
@@ -75,6 +76,12 @@ def pictures(tmp_path: Path, write_pictures: Callable[[Path, int], None]) -> Pat
     return tmp_path
 
 
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a table of docstrings, their modules being the classes, and a tokenizer."""
+    return write_corpus(tmp_path_factory.mktemp("corpus"))
+
+
 @pytest.fixture
 def make_source(
     tmp_path: Path,
@@ -92,6 +99,9 @@ def make_source(
             options = {"root": str(tmp_path), "val": 0.2}
         elif cls.__name__ == "ImageFolder":
             options = {"root": str(request.getfixturevalue("pictures")), "size": 8}
+        elif cls.__name__ == "Texts":
+            corpus = request.getfixturevalue("corpus")
+            options = {"file": str(corpus / "table.csv"), "tokenizer": str(corpus / "tokenizer")}
         source = cls(**options)
         try:
             source.check()

@@ -13,7 +13,7 @@ import pytest
 import torch
 from pydantic import TypeAdapter, ValidationError
 
-from raykd.data import SOURCES, Batches, Dataset, FileSplit, Source, Split
+from raykd.data import SOURCES, Batches, Dataset, FileSplit, Inputs, Source, Split
 from raykd.data.cifar import Cifar10, Cifar100
 from raykd.data.digits import Digits
 from raykd.data.fashion_mnist import DEBIAN_FOLDER, FashionMnist
@@ -31,6 +31,10 @@ def resident(dataset: Dataset, part: str) -> Split:
     return split
 
 
+def tensors(inputs: Inputs) -> list[torch.Tensor]:
+    return [inputs] if isinstance(inputs, torch.Tensor) else list(inputs.values())
+
+
 @pytest.mark.parametrize("cls", list(SOURCES), ids=lambda cls: cls.__name__)
 class TestEverySource:
     def test_splits_are_whole_and_disjoint(self, cls: type, make_source: MakeSource) -> None:
@@ -43,18 +47,21 @@ class TestEverySource:
             split = dataset.split(part)
             assert split.targets.dtype == split.index.dtype == torch.int64
             assert set(split.targets.tolist()) == set(range(dataset.classes))
-            assert split.take(torch.arange(2)).shape == (2, *dataset.input_shape)  # type: ignore[union-attr]
+            for inputs in tensors(split.take(torch.arange(2))):
+                assert inputs.shape == (2, *dataset.input_shape)
 
     def test_it_is_what_it_says(self, cls: type, make_source: MakeSource) -> None:
         source = make_source(cls)
         dataset = source.load()
-        assert source.task_shape() == (dataset.input_shape, dataset.classes)
+        assert source.task_shape() in (None, (dataset.input_shape, dataset.classes))
         assert dataset.name == source.name
         assert len(dataset.class_names) == dataset.classes
         assert dataset.origin
 
     def test_training_pictures_leave_standardised(self, cls: type, make_source: MakeSource) -> None:
         dataset = make_source(cls).load()
+        if not dataset.mean:
+            pytest.skip("no pictures")
         batches = Batches(dataset.train, dataset=dataset, batch_size=4096, seed=0, shuffle=False)
         inputs = torch.cat([torch.as_tensor(batch.inputs) for batch in batches.epoch(0)])
         assert inputs.dtype == torch.float32
@@ -85,10 +92,8 @@ class TestEverySource:
         )
         for part in PARTS:
             rows = torch.arange(3)
-            assert torch.equal(
-                torch.as_tensor(back.split(part).take(rows)),
-                torch.as_tensor(dataset.split(part).take(rows)),
-            )
+            taken = tensors(back.split(part).take(rows)), tensors(dataset.split(part).take(rows))
+            assert all(map(torch.equal, *taken))
             shared = back.split(part).targets.data_ptr()
             assert shared == arrays[f"{part}/targets"].ctypes.data
 

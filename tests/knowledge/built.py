@@ -11,9 +11,11 @@ from raykd.knowledge import Evidence, Loss, LossContext, Pair, Progress
 from raykd.knowledge.evidence import Shape
 
 
-def context(guided: list[Shape], hints: list[Shape], train_size: int = 8) -> LossContext:
+def context(
+    guided: list[Shape], hints: list[Shape], train_size: int = 8, weight: float = 1.0
+) -> LossContext:
     pairs = tuple(Pair(hint=f"t{i}", guided=f"s{i}") for i in range(len(guided)))
-    return LossContext(pairs, tuple(guided), tuple(hints), 3, train_size, train_size)
+    return LossContext(pairs, tuple(guided), tuple(hints), 3, train_size, train_size, weight)
 
 
 def evidence(letter: str, arrays: list[Array]) -> Evidence:
@@ -35,10 +37,16 @@ def built_value(
     return module(student, teacher, labels, torch.arange(count), progress).item()
 
 
-def built(loss: Loss, guided: list[Shape], hints: list[Shape], train_size: int = 8) -> Any:
+def built(
+    loss: Loss,
+    guided: list[Shape],
+    hints: list[Shape],
+    train_size: int = 8,
+    weight: float = 1.0,
+) -> Any:
     """The loss made ready in float64, always from the same first weights."""
     torch.manual_seed(0)
-    return loss.build(context(guided, hints, train_size)).double()
+    return loss.build(context(guided, hints, train_size, weight)).double()
 
 
 def array(parameter: torch.Tensor) -> Array:

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -84,3 +89,43 @@ def test_message_names_both_layers_and_shapes() -> None:
 def test_resized_keeps_a_constant() -> None:
     for size in [(2, 2), (3, 3), (8, 8)]:
         torch.testing.assert_close(resized(torch.ones(1, 1, 4, 4), size), torch.ones(1, 1, *size))
+
+
+def test_a_shrinking_connector_is_one_linear_map_of_each_patch() -> None:
+    made = connector((3, 4, 4), (5, 2, 2)).double().eval()
+    convolution = made.get_submodule("0")
+    kernel = convolution.get_parameter("weight").detach().numpy()
+    student = np.random.default_rng(0).normal(size=(2, 3, 4, 4))
+    patches = student.reshape(2, 3, 2, 2, 2, 2)  # (batch, channel, row, within, column, within)
+    expected = np.einsum("ocij,bcxiyj->boxy", kernel, patches) / np.sqrt(1 + 1e-5)
+    np.testing.assert_allclose(made(torch.from_numpy(student)).detach().numpy(), expected)
+
+
+def test_a_growing_connector_spreads_each_place_over_a_patch() -> None:
+    made = connector((3, 2, 2), (5, 4, 4)).double().eval()
+    kernel = made.get_submodule("0").get_parameter("weight").detach().numpy()
+    student = np.random.default_rng(0).normal(size=(2, 3, 2, 2))
+    patches = np.einsum("coij,bcxy->boxiyj", kernel, student)
+    expected = patches.reshape(2, 5, 4, 4) / np.sqrt(1 + 1e-5)
+    np.testing.assert_allclose(made(torch.from_numpy(student)).detach().numpy(), expected)
+
+
+READY_ON_META = """
+import sys
+sys.path.insert(0, sys.argv[1])
+import torch
+from loss_cases import context_of, variants
+for loss in variants():
+    with torch.device("meta"):
+        loss.build(context_of(loss))
+print([name for name in ("sympy", "torch._inductor") if name in sys.modules])
+"""
+
+
+def test_making_losses_ready_without_memory_imports_no_algebra_system() -> None:
+    """It is done for every point of a space that is looked at; that import takes seconds."""
+    here = str(Path(__file__).parent)
+    done = subprocess.run(
+        [sys.executable, "-c", READY_ON_META, here], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "[]"

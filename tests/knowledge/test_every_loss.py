@@ -12,7 +12,7 @@ from pydantic import TypeAdapter
 from torch import Tensor
 
 from loss_cases import CLASSES, DATA_SIZE, PROGRESS, context_of, label, make, variants
-from raykd.knowledge import LOSSES, Evidence, Loss, LossContext, Pair, Shape, Term
+from raykd.knowledge import LOSSES, Evidence, Loss, LossContext, Pair, Progress, Shape, Term
 
 ALL = variants()
 
@@ -36,6 +36,8 @@ def test_gradient_reaches_the_student_and_what_is_learned(loss: Loss) -> None:
         assert leaf.grad is not None
         assert torch.isfinite(leaf.grad).all()
         assert leaf.grad.abs().sum() > 0
+    if case.module.sometimes_unused:
+        dataclasses.replace(case, progress=Progress(epoch=0, epochs=4)).value().backward()
     for name, parameter in case.module.named_parameters():
         assert parameter.grad is not None, name
         assert torch.isfinite(parameter.grad).all(), name
@@ -212,6 +214,7 @@ def test_it_says_what_it_is(cls: type[Loss]) -> None:
     assert rest.strip(), "the docstring gives the formula and the paper"
     assert cls.paper
     assert cls.knowledge in ("response", "feature", "relation")
+    assert cls.weight_source.endswith("."), "one sentence: where the default weight comes from"
 
 
 def test_the_batch_of_a_case_fits_the_data() -> None:

@@ -18,7 +18,7 @@ def value(loss: PairLoss, student: Array, teacher: Array) -> float:
 
 
 class TestAttentionMap:
-    """Jiao 2020, Eq. 7; Wang 2020, Eq. 4."""
+    """Jiao 2020, attention based distillation; Wang 2020, section 3.1."""
 
     def test_mse(self) -> None:
         student, teacher = draw(2, 3, 5, 5, seed=1), draw(2, 3, 5, 5, seed=2)
@@ -41,7 +41,7 @@ class TestAttentionMap:
 
 
 class TestValueRelation:
-    """Wang 2020, Eqs. 5 and 6."""
+    """Wang 2020, section 3.2."""
 
     @pytest.mark.parametrize("heads", [1, 2])
     def test_formula(self, heads: int) -> None:

@@ -35,8 +35,8 @@ def test_kd_compares_with_the_teacher_in_eval_mode() -> None:
 
 def test_two_stages_of_fitnets() -> None:
     terms = (
-        Term(loss=Hint(), pairs=STAGE2, stop_epoch=1),
-        Term(loss=KD(), start_epoch=1),
+        Term(loss=Hint(), weight=100, pairs=STAGE2, stop_epoch=1),
+        Term(loss=KD(), weight=0.9, start_epoch=1),
     )
     case = ready(Offline(start_epoch=1), terms=terms)
     first, later = case.step(0), case.step(3)

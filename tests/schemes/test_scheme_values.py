@@ -2,22 +2,34 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
+from scipy.optimize import minimize
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from raykd.architecture import Mlp, Resnet, Task, discover, resolve
-from raykd.knowledge import KD, AttentionTransfer, Hint, Pair, Term
-from raykd.schemes import SCHEMES, Byot, CsKd, Dml, Kdcl, One, Parts, PsKd, TfKd
-from raykd.schemes.cs_kd import agreement, partners
-from raykd.schemes.kdcl import best_mixture, ensembled
-from raykd.schemes.one import Branching, check_chain, split_layer, upper_part
+from raykd.architecture import MODELS, Mlp, Model, Resnet, Task, Vit
+from raykd.data.batch import Batch, Beside
+from raykd.knowledge import KD, AttentionTransfer, Hint, Pair, Progress, Term
+from raykd.schemes import SCHEMES, Byot, CsKd, Dml, Kdcl, One, Parts, PsKd, Scheme, TfKd
+from raykd.schemes.byot import Distance, distance, lesson
+from raykd.schemes.kdcl import (
+    Collaborative,
+    Ensemble,
+    best_mixture,
+    correlated_errors,
+    ensembled,
+    general_shares,
+)
+from raykd.schemes.one import Branching, find_cut, upper_part
 from raykd.schemes.ps_kd import Progressive
-from scheme_cases import BATCH, SIZE, TASK, Case, batch, build, ready
+from raykd.schemes.tf_kd import virtual_lesson
+from scheme_cases import BATCH, SIZE, STEPS_PER_EPOCH, TASK, Case, batch, build, ready
 
 Array = NDArray[np.float64]
 
@@ -39,24 +51,48 @@ def cross_entropy(logits: Array, targets: Tensor) -> float:
     return float(-np.mean(np.log(softmax(logits))[np.arange(len(logits)), targets.numpy()]))
 
 
-def logits_of(network: nn.Module) -> Array:
+def logits_of(network: nn.Module, inputs: object = None) -> Array:
     network.train()
     with torch.no_grad():
-        return array(network(batch(0).inputs))
+        return array(network(batch(0).inputs if inputs is None else inputs))
+
+
+def networks_of(case: Case) -> list[nn.Module]:
+    """The student and its peers."""
+    return [case.distiller.student, *case.distiller.get_submodule("others").children()]
 
 
 class TestDml:
-    """Zhang 2018, Eqs. 5, 8 and 9."""
+    """Zhang 2018, section 2: L_k = CE_k + 1 / (K - 1) x sum over the others of KL(p_j || p_k)."""
 
-    def test_three_peers(self) -> None:
-        case = ready(Dml(peers=3), terms=())
-        others = case.distiller.get_submodule("others").children()
-        z = [logits_of(peer) for peer in (case.distiller.student, *others)]
+    @pytest.mark.parametrize("together", ["mean", "sum", "ensemble"])
+    def test_three_peers(self, together: Literal["mean", "sum", "ensemble"]) -> None:
+        case = ready(Dml(peers=3, together=together), terms=())
+        z = [logits_of(peer) for peer in networks_of(case)]
         expected = 0.0
         for k in range(3):
-            expected += cross_entropy(z[k], batch(0).targets)
-            expected += sum(kl(softmax(z[j]), softmax(z[k])) for j in range(3) if j != k) / 2
+            others = [softmax(z[j]) for j in range(3) if j != k]
+            lessons = {
+                "mean": np.mean([kl(p, softmax(z[k])) for p in others]),
+                "sum": np.sum([kl(p, softmax(z[k])) for p in others]),
+                "ensemble": kl(np.mean(others, axis=0), softmax(z[k])),
+            }
+            expected += cross_entropy(z[k], batch(0).targets) + lessons[together]
         assert case.step(0).loss.item() == pytest.approx(expected, rel=1e-4)
+
+    def test_a_peer_is_not_moved_by_what_it_teaches(self) -> None:
+        """KL(p_j || p_k) has a gradient for k alone: with no weight on the labels, peer 0 is
+        moved as if the others were fixed."""
+        case = ready(Dml(peers=2, task_weight=0), terms=())
+        case.step(0).loss.backward()
+        student, other = networks_of(case)
+        found = {name: parameter.grad for name, parameter in student.named_parameters()}
+        student.zero_grad()
+        with torch.no_grad():
+            taught = other(batch(0).inputs)
+        KD(temperature=1)(student(batch(0).inputs), taught, batch(0).targets).backward()
+        for name, parameter in student.named_parameters():
+            torch.testing.assert_close(found[name], parameter.grad, rtol=1e-3, atol=1e-6)
 
     def test_peers_start_from_other_weights(self) -> None:
         case = ready(Dml())
@@ -65,10 +101,13 @@ class TestDml:
         other = named[first.replace("student.", "others.0.")]
         assert other is not named[first] and not torch.equal(other, named[first])
 
-    def test_knowledge_of_the_study_passes_between_peers(self) -> None:
+    @pytest.mark.parametrize("together", ["mean", "ensemble"])
+    def test_knowledge_of_the_study_passes_between_peers(
+        self, together: Literal["mean", "ensemble"]
+    ) -> None:
         stage2 = (Pair(hint="stage2", guided="stage2"),)
         terms = (Term(loss=AttentionTransfer(), weight=2, pairs=stage2),)
-        output = ready(Dml(task_weight=0), terms=terms).step(0)
+        output = ready(Dml(task_weight=0, together=together), terms=terms).step(0)
         assert set(output.terms) == {"task", "at", "peers_task"}
         torch.testing.assert_close(output.loss.detach(), 2 * 2 * output.terms["at"])
 
@@ -82,8 +121,9 @@ class TestDml:
         assert [found] == sizes
         assert len(case.train(2)) == 2
 
-    def test_more_architectures_than_peers_are_refused(self) -> None:
-        written = {"name": "dml", "others": [{"name": "resnet"}, {"name": "resnet"}]}
+    @pytest.mark.parametrize("name", ["dml", "kdcl"])
+    def test_more_architectures_than_peers_are_refused(self, name: str) -> None:
+        written = {"name": name, "others": [{"name": "resnet"}, {"name": "resnet"}]}
         with pytest.raises(ValidationError, match="set peers: 3"):
             TypeAdapter(SCHEMES.annotation).validate_python(written)
 
@@ -93,7 +133,7 @@ TARGETS = torch.tensor([0, 3, 1, 1, 2])
 
 
 class TestKdcl:
-    """Guo 2020, Eqs. 4 to 9."""
+    """Guo 2020, section 3."""
 
     def test_naive_takes_the_best_peer_of_each_sample(self) -> None:
         found = array(ensembled(list(LOGITS), TARGETS, "naive"))
@@ -107,47 +147,109 @@ class TestKdcl:
             relative = array(LOGITS[:, b]) - array(LOGITS[:, b, target])[:, None]
             np.testing.assert_allclose(found[b], relative.min(axis=0))
 
-    def test_linear_is_the_best_convex_combination(self) -> None:
-        shares = array(best_mixture(LOGITS, TARGETS))
-        assert shares.sum() == pytest.approx(1) and (shares >= 0).all()
+    @pytest.mark.parametrize("of_batch", [False, True])
+    def test_linear_is_the_best_convex_combination(self, of_batch: bool) -> None:
+        """Against a quadratic programme's answer, for each sample or for the batch."""
+        shares = array(best_mixture(LOGITS, TARGETS, of_batch=of_batch))
+        np.testing.assert_allclose(shares.sum(axis=0), 1)
+        assert (shares >= 0).all() and shares.shape == (3, 1 if of_batch else 5)
+        groups = [list(range(5))] if of_batch else [[b] for b in range(5)]
+        for column, rows in enumerate(groups):
+
+            def error(mix: Array, rows: list[int] = rows) -> float:
+                mixed = np.tensordot(mix, array(LOGITS[:, rows]), 1)
+                return cross_entropy(mixed, TARGETS[rows])
+
+            best = minimize(
+                error,
+                np.full(3, 1 / 3),
+                bounds=[(0, 1)] * 3,
+                constraints={"type": "eq", "fun": lambda mix: mix.sum() - 1},
+            )
+            assert error(shares[:, column]) == pytest.approx(best.fun, abs=5e-3)
+
+    def test_general_shares_minimise_the_expected_squared_error(self) -> None:
+        errors = correlated_errors(LOGITS, TARGETS) / 5
+        wrong = softmax(array(LOGITS)) - np.eye(4)[TARGETS.numpy()]
+        expected = np.einsum("ibk,jbk->ij", wrong, wrong) / 5
+        np.testing.assert_allclose(array(errors), expected, rtol=1e-6)
+        inverse = np.linalg.inv(expected)
+        found = array(general_shares(errors))
+        np.testing.assert_allclose(found, inverse.sum(axis=1) / inverse.sum(), rtol=1e-3)
 
         def error(mix: Array) -> float:
-            return cross_entropy(np.tensordot(mix, array(LOGITS), 1), TARGETS)
+            return float(mix @ expected @ mix)
 
-        grid = [
-            np.array([a, b, 1 - a - b])
-            for a in np.linspace(0, 1, 21)
-            for b in np.linspace(0, 1 - a, 21)
-        ]
-        assert error(shares) < min(map(error, grid)) + 0.01
+        for move in ([0.05, -0.05, 0], [0, -0.05, 0.05], [-0.05, 0, 0.05]):
+            assert error(found) < error(found + np.array(move))
 
-    @pytest.mark.parametrize("ensemble", ["naive", "linear", "min_logit", "mean"])
-    def test_loss(self, ensemble: str) -> None:
-        scheme = TypeAdapter(Kdcl).validate_python({"ensemble": ensemble})
-        case = ready(scheme)
-        others = case.distiller.get_submodule("others").children()
-        z = [logits_of(peer) for peer in (case.distiller.student, *others)]
-        taught = ensembled([torch.from_numpy(one) for one in z], batch(0).targets, scheme.ensemble)
+    def test_general_shares_come_from_the_epoch_before(self) -> None:
+        case = ready(Kdcl(ensemble="general"))
+        assert isinstance(case.distiller, Collaborative) and case.distiller.shares is not None
+        own = case.distiller.shares
+        gathered = torch.zeros(2, 2)
+        for number in range(STEPS_PER_EPOCH + 1):
+            if number % STEPS_PER_EPOCH == 0:
+                case.distiller.begin_epoch(case.progress(number))
+            if number < STEPS_PER_EPOCH:
+                assert own.shares.tolist() == [0.5, 0.5]
+                seen = case.batch(number)
+                views = (seen.inputs, *seen.views)
+                pairs = zip(networks_of(case), views, strict=True)
+                z = torch.stack([torch.from_numpy(logits_of(*pair)) for pair in pairs])
+                gathered += correlated_errors(z, seen.targets).float()
+                case.step(number)
+        torch.testing.assert_close(own.shares, general_shares(gathered / SIZE), rtol=1e-3, atol=0)
+        assert own.samples == 0 and own.shares.sum().item() == pytest.approx(1)
+
+    @pytest.mark.parametrize("ensemble", ["naive", "linear", "linear_batch", "min_logit", "mean"])
+    def test_loss(self, ensemble: Ensemble) -> None:
+        case = ready(Kdcl(ensemble=ensemble))
+        seen = case.batch(0)
+        views = (seen.inputs, *seen.views)
+        assert len(views) == 2
+        z = [logits_of(*pair) for pair in zip(networks_of(case), views, strict=True)]
+        taught = ensembled([torch.from_numpy(one) for one in z], batch(0).targets, ensemble)
         p = softmax(array(taught) / 2)
         expected = sum(
             cross_entropy(one, batch(0).targets) + 4 * kl(p, softmax(one / 2)) for one in z
         )
         assert case.step(0).loss.item() == pytest.approx(expected, rel=1e-3)
 
+    def test_all_may_see_the_same_view(self) -> None:
+        case = ready(Kdcl(own_views=False, ensemble="mean"))
+        assert case.distiller.beside == Beside()
+        z = [logits_of(peer) for peer in networks_of(case)]
+        p = softmax(np.mean(z, axis=0) / 2)
+        expected = sum(
+            cross_entropy(one, batch(0).targets) + 4 * kl(p, softmax(one / 2)) for one in z
+        )
+        assert case.step(0).loss.item() == pytest.approx(expected, rel=1e-3)
+
+    def test_views_that_are_not_there_are_said(self) -> None:
+        case = ready(Kdcl(peers=3))
+        with pytest.raises(ValueError, match=r"2 further view\(s\).*own_views: false"):
+            case.distiller(batch(0), case.progress(0))
+
 
 class TestOne:
-    """Lan 2018, Eqs. 4 to 9."""
+    """Lan 2018, section 3."""
 
-    def test_loss(self) -> None:
-        case = ready(One())
+    @pytest.mark.parametrize("gate", ["normalised", "plain"])
+    def test_loss(self, gate: Literal["normalised", "plain"]) -> None:
+        case = ready(One(gate=gate))
         distiller = case.distiller
         assert isinstance(distiller, Branching)
         distiller.train()
         with torch.no_grad():
-            shown = distiller.watched(batch(0).inputs)
+            shown = distiller.taps.run(batch(0).inputs)
             trunk = shown.layers["stage2"]
             branches = [branch(batch(0).inputs, trunk) for branch in distiller.branches]
-            shares = softmax(array(distiller.gate(trunk)))
+            judged = array(distiller.gate.judge(trunk.mean(dim=(2, 3))))
+        if gate == "normalised":
+            judged = (judged - judged.mean(axis=0)) / np.sqrt(judged.var(axis=0) + 1e-5)
+            judged = np.maximum(judged, 0)
+        shares = softmax(judged)
         z = [array(one) for one in (shown.logits, *branches)]
         ensemble = np.einsum("bp,pbk->bk", shares, np.stack(z))
         expected = cross_entropy(ensemble, batch(0).targets)
@@ -156,38 +258,81 @@ class TestOne:
             expected += 9 * kl(softmax(ensemble / 3), softmax(one / 3))
         assert case.step(0).loss.item() == pytest.approx(expected, rel=1e-4)
 
+    def test_lessons_reach_the_ensemble_only_if_asked(self) -> None:
+        gradients = []
+        for weight, follows in ((0, False), (1, False), (1, True)):
+            case = ready(One(weight=weight, ensemble_follows=follows))
+            case.step(0).loss.backward()
+            assert isinstance(case.distiller, Branching)
+            gradients.append(case.distiller.gate.judge.weight.grad)
+        torch.testing.assert_close(gradients[0], gradients[1])
+        assert not torch.allclose(gradients[1], gradients[2], rtol=1e-2)
+
+    def test_lessons_grow(self) -> None:
+        scheme = One(ramp_epochs=80, weight=2)
+        found = [scheme.weight_at(Progress(epoch, 300)) for epoch in (0, 40, 80, 200)]
+        assert found == pytest.approx([2 * np.exp(-5), 2 * np.exp(-1.25), 2, 2])
+
     def test_branches_own_only_what_follows_the_split(self) -> None:
         student = build(Resnet(depth=8, width=4))
-        branch = upper_part(student, split_layer(student, TASK, None))
+        branch = upper_part(student, find_cut(student, TASK))
         names = {name.split(".")[1] for name, _ in branch.named_parameters()}
         assert names == {"stage3", "classifier"}
 
-    def test_a_perceptron_can_be_cut(self) -> None:
+    def test_what_the_features_pass_by_rests(self) -> None:
+        """A transformer's positions and class token are added before the split."""
         task = Task(input_shape=(1, 8, 8), classes=10)
-        student = Mlp().build(task)
-        check_chain(student, split_layer(student, task, None), task)
+        student = Vit(patch=4, depth=4, width=8, heads=2).build(task)
+        cut = find_cut(student, task)
+        branch = upper_part(Vit(patch=4, depth=4, width=8, heads=2).build(task), cut)
+        inputs = torch.rand(3, *task.input_shape)
+        features = torch.rand(3, *cut.layer.shape)
+        branch(inputs, features).sum().backward()
+        assert all((p.grad is not None) == p.requires_grad for p in branch.parameters())
 
-    def test_a_cut_through_a_residual_block_is_refused(self) -> None:
-        student = build(Resnet(depth=8, width=4))
-        layer = resolve(discover(student, TASK), "stage2.0.conv1")
-        with pytest.raises(ValueError, match="do not form a chain"):
-            check_chain(student, layer, TASK)
+    def test_a_perceptron_can_be_cut(self) -> None:
+        student = Mlp().build(TASK)
+        assert find_cut(student, TASK).layer.name == "stage1"
+
+    @pytest.mark.parametrize("layer", ["stage2.0.conv1", "embedding"])
+    def test_a_cut_that_leaves_something_out_is_refused(self, layer: str) -> None:
+        with pytest.raises(ValueError, match="cannot be cut after layer"):
+            find_cut(build(Resnet(depth=8, width=4)), TASK, layer)
 
     def test_looking_does_not_change_the_student(self) -> None:
         student = build(Resnet(depth=8, width=4))
         before = {name: value.clone() for name, value in student.state_dict().items()}
-        check_chain(student, split_layer(student, TASK, None), TASK)
+        find_cut(student, TASK)
         for name, value in student.state_dict().items():
-            torch.testing.assert_close(value, before[name], rtol=0, atol=0)
+            assert torch.equal(value, before[name]), name
+        assert all(parameter.requires_grad for parameter in student.parameters())
 
 
 class TestByot:
-    """Zhang 2019, Eqs. 2 to 5."""
+    """Zhang 2019, section 3."""
+
+    @pytest.mark.parametrize("times_t2", [False, True])
+    def test_an_exit_s_lesson(self, times_t2: bool) -> None:
+        z, taught = LOGITS[0].float(), LOGITS[1].float()
+        found = lesson(z, taught, Byot(temperature=3, times_t2=times_t2)).item()
+        expected = kl(softmax(array(taught) / 3), softmax(array(z) / 3))
+        assert found == pytest.approx(expected * (9 if times_t2 else 1), rel=1e-4)
+
+    @pytest.mark.parametrize("how", ["mean", "squared", "norm"])
+    def test_an_exit_s_features(self, how: Distance) -> None:
+        ours, deepest = (torch.randn(4, 3, 2, 2) for _ in range(2))
+        apart = array(ours) - array(deepest)
+        expected = {
+            "mean": np.mean(apart**2),
+            "squared": np.mean(np.sum(apart**2, axis=(1, 2, 3))),
+            "norm": np.sqrt(np.sum(apart**2)),
+        }
+        assert distance(ours, deepest, how).item() == pytest.approx(expected[how], rel=1e-5)
 
     def test_loss_is_the_sum_of_its_parts(self) -> None:
         output = ready(Byot()).step(0)
         parts = {name: value.item() for name, value in output.terms.items()}
-        exits = 0.9 * parts["exits_task"] + 0.1 * parts["exits_kd"] + 0.03 * parts["exits_feature"]
+        exits = 0.7 * parts["exits_task"] + 0.3 * parts["exits_kd"] + 0.03 * parts["exits_feature"]
         assert output.loss.item() == pytest.approx(parts["task"] + 2 * exits, rel=1e-5)
 
     def test_the_deepest_exit_is_not_taught_by_shallow_ones(self) -> None:
@@ -205,28 +350,33 @@ class TestByot:
 
 
 class TestCsKd:
-    """Yun 2020, Eqs. 2 and 3."""
+    """Yun 2020, section 2."""
 
-    def test_partners_are_the_next_of_the_same_class(self) -> None:
-        place, paired = partners(torch.tensor([0, 1, 0, 2, 1, 0]))
-        assert paired.tolist() == [True, True, True, False, True, True]
-        assert [place[i].item() for i in (0, 1, 2, 4, 5)] == [2, 4, 5, 1, 0]
+    def test_loss(self) -> None:
+        case = ready(CsKd())
+        seen = case.batch(0)
+        assert seen.partners is not None and case.distiller.beside == Beside(partners=True)
+        z, taught = (logits_of(case.distiller.student, x) for x in (seen.inputs, seen.partners))
+        expected = cross_entropy(z, seen.targets) + 16 * kl(softmax(taught / 4), softmax(z / 4))
+        assert case.step(0).loss.item() == pytest.approx(expected, rel=1e-3)
 
-    def test_formula(self) -> None:
-        logits, targets = LOGITS[0], torch.tensor([0, 1, 0, 2, 1])
-        z = array(logits)
-        expected = 0.0
-        for i, j in [(0, 2), (2, 0), (1, 4), (4, 1)]:
-            expected += 16 * kl(softmax(z[j : j + 1] / 4), softmax(z[i : i + 1] / 4)) / 4
-        assert agreement(logits, targets, 4).item() == pytest.approx(expected)
+    def test_partners_get_no_gradient(self) -> None:
+        seen = ready(CsKd()).batch(0)
+        assert isinstance(seen.inputs, Tensor) and isinstance(seen.partners, Tensor)
+        inputs, partners = seen.inputs.requires_grad_(), seen.partners.requires_grad_()
+        case = ready(CsKd())
+        given = Batch(inputs, seen.targets, seen.index, partners=partners)
+        case.distiller(given, case.progress(0)).loss.backward()
+        assert inputs.grad is not None and partners.grad is None
 
-    def test_nobody_has_a_partner(self) -> None:
-        assert agreement(LOGITS[0], torch.arange(5), 4).item() == 0
-        assert ready(CsKd()).step(0).terms["class"] > 0
+    def test_batches_without_partners_are_said(self) -> None:
+        case = ready(CsKd())
+        with pytest.raises(ValueError, match="wants a partner"):
+            case.distiller(batch(0), case.progress(0))
 
 
 class TestPsKd:
-    """Kim 2021, Eqs. 3 and 7."""
+    """Kim 2021, section 3."""
 
     def test_first_epoch_is_plain(self) -> None:
         output = ready(PsKd()).step(0)
@@ -256,18 +406,57 @@ class TestPsKd:
 
 
 class TestTfKd:
-    """Yuan 2020, Eqs. 9 and 10."""
+    """Yuan 2020, section 4 (Tf-KD_reg)."""
 
     def test_loss(self) -> None:
         output = ready(TfKd(alpha=0.3)).step(0)
         z, targets = array(output.logits), batch(0).targets
-        virtual = np.full((BATCH, 10), 0.01 / 9)
-        virtual[np.arange(BATCH), targets.numpy()] = 0.99
-        taught = softmax(np.log(virtual) / 20)
+        taught = softmax(np.log(virtual(targets, 10)) / 20)
         expected = 0.7 * cross_entropy(z, targets) + 0.3 * 400 * kl(taught, softmax(z / 20))
         assert output.loss.item() == pytest.approx(expected, rel=1e-3)
+
+    def test_the_authors_form(self) -> None:
+        """Mean over samples and classes, times 100, on 100 classes."""
+        z, targets = torch.randn(6, 100), torch.arange(6)
+        taught = softmax(virtual(targets, 100) / 20)
+        elements = taught * (np.log(taught) - np.log(softmax(array(z))))
+        found = virtual_lesson(z, targets, TfKd(form="code")).item()
+        assert found == pytest.approx(elements.mean() * 100, rel=1e-4)
+
+
+def virtual(targets: Tensor, classes: int) -> Array:
+    certain = np.full((len(targets), classes), 0.01 / (classes - 1))
+    certain[np.arange(len(targets)), targets.numpy()] = 0.99
+    return certain
+
+
+FAMILIES = [cls for cls in MODELS if not cls.__module__.endswith("crd_benchmark")]
+
+
+@pytest.mark.parametrize("scheme", [One(), Byot()], ids=lambda scheme: scheme.name)
+@pytest.mark.parametrize("model", FAMILIES, ids=lambda cls: cls.name)
+def test_branches_and_exits_fit_any_family(scheme: Scheme, model: type[Model]) -> None:
+    task = Task(input_shape=(1, 32, 32), classes=10)
+    student = model()  # type: ignore[call-arg]
+    draw = torch.Generator().manual_seed(0)
+    inputs, rows = torch.rand(4, *task.input_shape, generator=draw), torch.arange(4)
+    parts = Parts(
+        student=student.build(task),
+        build_student=lambda: student.build(task),
+        teacher=None,
+        terms=(),
+        task_loss=F.cross_entropy,
+        task=task,
+        train_size=4,
+        data_size=4,
+    )
+    distiller = scheme.build(parts)
+    output = distiller(Batch(inputs, rows, rows), Progress(0, 1))
+    output.loss.backward()
+    assert torch.isfinite(output.loss)
+    assert all(p.grad is not None for p in distiller.parameters() if p.requires_grad)
 
 
 def case_of(scheme: Byot, student: nn.Module) -> Case:
     parts = Parts(student, lambda: student, None, (), F.cross_entropy, TASK, SIZE, SIZE)
-    return Case(scheme.build(parts), student)
+    return Case(scheme.build(parts), [student])

@@ -1,24 +1,45 @@
-"""What several workers must share: the memory of contrastive losses, past predictions."""
+"""Several workers share what they remember, and train as one does where the method allows it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
+import math
 from typing import Any
 
+import pytest
 import torch
-from torch import Tensor, distributed
 from torch.multiprocessing.spawn import spawn
 
-from raykd.data.batch import Batch
-from raykd.knowledge import Pair, Progress, Term
-from raykd.knowledge.crd import Crd
+import worker_cases
+from raykd.knowledge import LOSSES
 from raykd.knowledge.gather import from_all_workers
-from raykd.schemes import Offline, PsKd
-from scheme_cases import SIZE, TASK, batch, ready
+from raykd.schemes import PsKd
+from scheme_cases import batch, ready
+from study_cases import STUDIES
 
-WORLD = 2
-CRD = (Term(loss=Crd(width=8, negatives=16), pairs=(Pair(hint="stage2", guided="stage2"),)),)
+NOT_ALIKE = {
+    "scheme-kdcl-ensemble=linear_batch": "one combination for each worker's share of the batch",
+    "scheme-byot-distance=norm": "the root of a worker's share is not a share of the root",
+    **{
+        f"scheme-multi_teacher-combine={how}": "layers' losses take the mean share of a worker's "
+        "samples"
+        for how in ("confidence", "gate")
+    },
+}
+"""What two workers cannot train as one does, and why."""
+NOT_ALIKE |= {
+    f"loss-{name}": "it compares the samples of a batch, and a worker has but its share of them"
+    for name, loss in LOSSES.members.items()
+    if loss.relates_samples
+}
+NOT_ALIKE |= {
+    f"loss-{name}": "each worker draws its own random numbers"
+    for name, loss in LOSSES.members.items()
+    if loss.random
+}
+
+
+Ranks = list[tuple[dict[str, Any], dict[str, Any]]]
+"""Of each worker: what it remembered after a step, and what came of its trainings, by name."""
 
 
 def test_without_workers_nothing_is_gathered() -> None:
@@ -27,46 +48,47 @@ def test_without_workers_nothing_is_gathered() -> None:
     assert torch.equal(found, rows) and not found.requires_grad
 
 
-def test_two_workers(tmp_path: Path) -> None:
-    spawn(_worker, args=(str(tmp_path),), nprocs=WORLD, join=True)
-    seen = [torch.load(tmp_path / f"{rank}.pt") for rank in range(WORLD)]
-    for name in seen[0]:
-        torch.testing.assert_close(seen[0][name], seen[1][name], rtol=0, atol=0)
-    assert seen[0]["rows"].tolist() == [0, 0, 1, 1, 1]
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory: pytest.TempPathFactory) -> Ranks:
+    """What each of two workers remembered, and what came of its trainings."""
+    folder = tmp_path_factory.mktemp("workers")
+    spawn(worker_cases.run, args=(str(folder), list(STUDIES)), nprocs=worker_cases.WORLD)
+    return [torch.load(folder / f"rank{rank}.pt") for rank in range(worker_cases.WORLD)]
+
+
+@pytest.mark.slow
+def test_two_workers_remember_the_same(ranks: Ranks) -> None:
+    one, two = (remembered for remembered, _ in ranks)
+    for name in one:
+        assert torch.equal(one[name], two[name]), name
+    assert one["rows"].tolist() == [0, 0, 1, 1, 1]
     whole = ready(PsKd())
     whole.distiller.train()
     whole.step(0)
-    assert torch.equal(seen[0]["ps_kd.seen"], whole.distiller.get_buffer("seen"))
+    assert torch.equal(one["ps_kd.seen"], whole.distiller.get_buffer("seen"))
+    assert one["kdcl.shares.samples"] == len(batch(0))
     memory = "terms.losses.crd.judges.0."
-    assert seen[0][f"crd.{memory}taken"] == len(batch(0))
+    assert one[f"crd.{memory}taken"] == len(batch(0))
 
 
-def _worker(rank: int, folder: str) -> None:
-    rendezvous = f"file://{folder}/rendezvous"
-    distributed.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=WORLD)
-    try:
-        found = {"rows": from_all_workers(torch.full((2 + rank,), rank))}
-        found |= _buffers("ps_kd", lambda: ready(PsKd()), rank)
-        found |= _buffers("crd", lambda: ready(Offline(), terms=CRD), rank)
-        torch.save(found, f"{folder}/{rank}.pt")
-    finally:
-        distributed.destroy_process_group()
+@pytest.mark.slow
+@pytest.mark.parametrize("name", list(STUDIES))
+def test_two_workers_train_as_one(name: str, ranks: Ranks) -> None:
+    two, other = (trainings[name] for _, trainings in ranks)
+    assert two["history"] == other["history"]
+    for tensor, value in two["weights"].items():
+        assert torch.equal(other["weights"][tensor], value), tensor
+    assert all(map(math.isfinite, two["history"][-1].values()))
+    if name in NOT_ALIKE:
+        return
+    one = worker_cases.trained(name)
+    for ours, theirs in zip(two["history"], one["history"], strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-3, abs=1e-5)
+    for tensor, value in one["weights"].items():
+        torch.testing.assert_close(
+            two["weights"][tensor], value, rtol=1e-3, atol=1e-5, msg=f"{name}: {tensor}"
+        )
 
 
-def _buffers(name: str, make: Callable[[], Any], rank: int) -> dict[str, Tensor]:
-    """The scheme's own buffers after one step on this worker's share of a batch."""
-    case = make()
-    case.distiller.train()
-    whole = batch(0)
-    share = slice(0, 20) if rank == 0 else slice(20, None)
-    part = Batch(whole.inputs[share], whole.targets[share], whole.index[share])  # type: ignore[index]
-    case.distiller(part, Progress(0, 2))
-    return {
-        f"{name}.{path}": buffer
-        for path, buffer in case.distiller.named_buffers()
-        if not path.startswith("student")
-    }
-
-
-def test_sizes_are_those_of_the_case() -> None:
-    assert len(batch(0)) <= SIZE and TASK.classes == 10
+def test_the_exceptions_are_known_by_name() -> None:
+    assert set(NOT_ALIKE) <= set(STUDIES)

@@ -246,6 +246,30 @@ WRONG = [
         changed(("width: 8}", "width: {int: [1, 40]}}")),
         "study.yaml:3: teacher: 40 different teachers; at most 16 are trained for a study",
     ),
+    # networks that a scheme names
+    (
+        changed(
+            ("{name: offline}", "{name: assistant, chain: [{model: {name: resnet, depth: 9}}]}")
+        ),
+        "study.yaml:11: scheme.chain[0].model.depth: a resnet's depth",
+    ),
+    (
+        changed(("{name: offline}", "{name: assistant, chain: []}")),
+        "study.yaml:11: scheme.chain: got an empty list; must be at least one",
+    ),
+    (
+        changed(
+            ("{name: offline}", "{name: multi_teacher, others: [{model: mlp}], weights: [1, 2]}")
+        ),
+        "study.yaml:11: scheme: combine is mean and weights are (1.0, 2.0); `weights` belong to",
+    ),
+    (
+        changed(
+            ("{name: offline}", "{name: born_again, first: teacher}"),
+            ("teacher:\n  model: {name: resnet, depth: 14, width: 8}\n  train: {epochs: 2}\n", ""),
+        ),
+        "study.yaml:1: `teacher` is missing; scheme 'born_again' needs one",
+    ),
 ]
 
 

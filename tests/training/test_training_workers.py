@@ -34,7 +34,7 @@ def test_the_ranks_agree_to_the_bit(ranks: list[dict[str, Any]], name: str) -> N
         assert torch.equal(first["weights"][tensor], second["weights"][tensor]), tensor
 
 
-@pytest.mark.parametrize("name", ["even", "uneven"])
+@pytest.mark.parametrize("name", ["even", "uneven", "deployed"])
 def test_two_workers_train_as_one(ranks: list[dict[str, Any]], name: str) -> None:
     one, two = worker_cases.alone_in_the_world(worker_cases.STUDIES[name]), ranks[0][name]
     for ours, theirs in zip(two["history"], one["history"], strict=True):

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from raykd.knowledge import LOSSES, Term
+from raykd.knowledge import LOSSES, Pair, Term
 from raykd.schemes.train import SGD
 from raykd.study.schema import Study
 from raykd.training.loop import Diverged, Training
@@ -18,11 +18,18 @@ from training_cases import alone, digits, taught, teacher, unnormalised, untimed
 UNEVEN = 37
 """A batch size that gives two workers unequal shares, and 200 samples an odd last batch of 15."""
 
+EMBEDDING = (Pair(hint="embedding", guided="embedding"),)
+
 STUDIES: dict[str, Study] = {
     "even": unnormalised(epochs=2, optimizer=SGD(lr=0.1)),
     "uneven": unnormalised(epochs=2, batch_size=UNEVEN, optimizer=SGD(lr=0.1), clip_norm=0.5),
     "late": taught(Term(loss=LOSSES["hint"](), start_epoch=1), epochs=2, batch_size=UNEVEN),
     "normalised": alone(epochs=1),
+    "deployed": unnormalised(
+        Term(loss=LOSSES["simkd"](), pairs=EMBEDDING), epochs=2, batch_size=UNEVEN
+    ),
+    "factors": taught(Term(loss=LOSSES["ft"]()), epochs=2, batch_size=UNEVEN),
+    "contrast": taught(Term(loss=LOSSES["crd"]()), epochs=2, batch_size=UNEVEN),
 }
 
 

@@ -1,0 +1,175 @@
+"""Every loss and every scheme with its defaults, against the student alone and against kd.
+
+    python benchmarks/field.py [--seeds 3] [--processes 2] [--only losses|schemes] [--out FILE]
+
+Fashion-MNIST, 3,000 training pictures, no augmentation.  Teacher: resnet of depth 14 and width 16,
+8 epochs.  Student: resnet of depth 8 and width 8, 6 epochs of SGD at 0.05 for every arm, so that
+arms differ in nothing but what is taught.  A loss stands alone beside the labels' loss, at its
+default weight and on its default pairs.  Nothing is chosen by what comes out; each figure is the
+accuracy on all 10,000 test pictures after the last epoch.  Gains are paired by seed, with 95%
+intervals (Student's t).  Networks that a scheme trains before the student (assistants, earlier
+generations) are counted in `more epochs`; peers and branches show in `time`.
+
+What is done stands in FILE (one line a training): a run that is broken off goes on from there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from raykd.architecture import Resnet, Vgg
+from raykd.data import SOURCES
+from raykd.knowledge import KD, LOSSES, Term
+from raykd.schemes import SCHEMES, Alone, Scheme, Teacher
+from raykd.schemes.train import SGD, Train
+from raykd.search.statistics import Estimate, estimate, paired_gain
+from raykd.study.schema import Student, Study
+from raykd.study.teachers import everyone_behind, teachers_of
+from raykd.training import Diverged, Training
+from raykd.training.preparing import train_teachers
+
+OPTIMIZER = SGD(lr=0.05)
+TEACHER = Teacher(
+    model=Resnet(depth=14, width=16), train=Train(epochs=8, batch_size=64, optimizer=OPTIMIZER)
+)
+BETWEEN = Teacher(model=Resnet(depth=8, width=16))
+OTHER = Teacher(model=Vgg(depth=8, width=8))
+BASE = Study(
+    name="field",
+    data=SOURCES["fashion_mnist"](limit=3000, val_limit=1000),
+    teacher=TEACHER,
+    student=Student(model=Resnet(depth=8, width=8)),
+    train=Train(epochs=6, batch_size=64, optimizer=OPTIMIZER),
+)
+KD_TERM = Term(loss=KD())
+EXAMPLES: dict[str, dict[str, Any]] = {
+    "assistant": {"chain": (BETWEEN,)},
+    "multi_teacher": {"others": (OTHER,)},
+}
+"""What schemes without defaults are given."""
+
+
+def arms() -> Iterator[tuple[str, Study]]:
+    """(name, concrete study) of everything that is compared."""
+    yield "alone", replace(BASE, scheme=Alone())
+    for name, loss in LOSSES.members.items():
+        yield f"loss {name}", replace(BASE, knowledge=(Term(loss=loss()),))
+    for name, cls in SCHEMES.members.items():
+        if name not in ("offline", "alone"):
+            scheme: Scheme = cls(**EXAMPLES.get(name, {}))
+            terms = (KD_TERM,) if scheme.takes_knowledge and scheme.needs_teacher else ()
+            yield f"scheme {name}", replace(BASE, scheme=scheme, knowledge=terms)
+
+
+def trained(job: tuple[str, int]) -> dict[str, Any]:
+    """One arm under one seed."""
+    torch.set_num_threads(1)
+    name, seed = job
+    study = replace(dict(arms())[name], seed=seed)
+    data = BASE.data.load()
+    begun = time.process_time()
+    teachers = train_teachers(study, data, seed=0, known=_KNOWN)
+    prepared = time.process_time()
+    training = Training(study, data, seed=seed, teacher=teachers)
+    try:
+        while training.epoch < training.epochs:
+            training.run_epoch()
+        accuracy = training.evaluate("test")["test_accuracy"]
+    except Diverged as error:
+        accuracy, name = float("nan"), f"{name} ({error})"
+    return {
+        "arm": job[0],
+        "seed": seed,
+        "accuracy": accuracy,
+        "seconds": time.process_time() - prepared,
+        "teacher_seconds": prepared - begun,
+        "more_epochs": sum(
+            one.train.epochs
+            for one in everyone_behind(teachers_of(study, 0))
+            if one.model != TEACHER.model
+        ),
+    }
+
+
+_KNOWN: dict[str, nn.Module] = {}
+"""The networks this process has trained to teach."""
+
+
+def reached(out: Path) -> dict[str, dict[int, Mapping[str, Any]]]:
+    """What is done already: arm -> seed -> its line."""
+    found: dict[str, dict[int, Mapping[str, Any]]] = {}
+    for line in out.read_text().splitlines() if out.exists() else ():
+        one = json.loads(line)
+        found.setdefault(one["arm"], {})[one["seed"]] = one
+    return found
+
+
+def table(found: Mapping[str, Mapping[int, Mapping[str, Any]]]) -> Iterator[str]:
+    accuracy = {arm: {s: 100 * x["accuracy"] for s, x in by.items()} for arm, by in found.items()}
+    seconds = {arm: sorted(x["seconds"] for x in by.values()) for arm, by in found.items()}
+    alone = seconds["alone"][len(seconds["alone"]) // 2]
+    yield (
+        f"{'arm':<24}{'test accuracy':>16}{'over alone':>18}{'over kd':>18}{'time':>7}"
+        f"{'more epochs':>13}"
+    )
+    for arm, values in sorted(
+        accuracy.items(), key=lambda item: -estimate([*item[1].values()]).mean
+    ):
+        gains = [paired_gain(values, accuracy[other]) for other in ("alone", "loss kd")]
+        own = seconds[arm][len(seconds[arm]) // 2]
+        more = next(iter(found[arm].values()))["more_epochs"]
+        yield (
+            f"{arm:<24}{_interval(estimate([*values.values()])):>16}"
+            + "".join(f"{_gain(gain):>18}" for gain in gains)
+            + f"{own / alone:>7.1f}{more or '':>13}"
+        )
+
+
+def _interval(found: Estimate) -> str:
+    return f"{found.mean:.1f} ± {found.half_width:.1f}"
+
+
+def _gain(found: Estimate | None) -> str:
+    if found is None or found.count < 2:
+        return ""
+    mark = " *" if found.clear_of_zero else "  "
+    return f"{found.mean:+.1f} ± {found.half_width:.1f}{mark}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--only", choices=["losses", "schemes"])
+    parser.add_argument("--out", type=Path, default=Path("field.jsonl"))
+    asked = parser.parse_args()
+    done = reached(asked.out)
+    first = {"losses": "loss", "schemes": "scheme"}.get(asked.only, "")
+    wanted = [name for name, _ in arms() if name in ("alone", "loss kd") or name.startswith(first)]
+    jobs = [(name, seed) for name in wanted for seed in range(1, asked.seeds + 1)]
+    jobs = [(name, seed) for name, seed in jobs if seed not in done.get(name, {})]
+    with (
+        multiprocessing.get_context("spawn").Pool(asked.processes) as pool,
+        asked.out.open("a") as out,
+    ):
+        for line in pool.imap_unordered(trained, jobs):
+            out.write(json.dumps(line) + "\n")
+            out.flush()
+            print(f"{line['arm']}, seed {line['seed']}: {line['accuracy']:.2%}", flush=True)
+    print("\n".join(table(reached(asked.out))))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,151 @@
+"""Models whose study runs code of others: import paths, and networks kept whole in MLflow.
+
+A study that names one is refused unless whoever starts it allows it (`--allow-import`), each time.
+"""
+
+from __future__ import annotations
+
+import importlib
+import io
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+from pydantic import Field
+from torch import nn
+
+from raykd.architecture.adapters.torchvision_models import Args
+from raykd.architecture.adapters.values import Values
+from raykd.architecture.layers import blank_inputs
+from raykd.architecture.model import Model, Task
+from raykd.option import names_like, option
+
+STORED = r"^(models|runs|mlflow-artifacts):/.+"
+"""URIs of models that MLflow keeps."""
+
+
+@option
+class Imported(Model):
+    """A network that your own function builds: `my_package.models:build`.
+
+    It is called as `build(task, **args)` and returns a `torch.nn.Module` that takes the task's
+    inputs, (B, *task.input_shape) or a mapping of tensors, and gives (B, task.classes).  Modules of
+    the folder the study is started in are found, too.  Needs `--allow-import`.
+    """
+
+    foreign = True
+    takes_text = True
+    runs_code = True
+
+    name: Annotated[str, names_like("MODULE:FUNCTION", r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")]
+    args: Args = Values()
+
+    def build(self, task: Task) -> nn.Module:
+        try:
+            network = self._function()(task, **self.args.plain())
+        except Exception as error:
+            text = " ".join(str(error).split())
+            raise ValueError(f"{self.name} failed: {type(error).__name__}: {text}") from error
+        return _checked(network, task, self.name)
+
+    def _function(self) -> Any:
+        module, _, function = self.name.partition(":")
+        with _modules_here():
+            found = importlib.import_module(module)
+        if not callable(getattr(found, function, None)):
+            raise ValueError(f"{found.__name__} has no function {function!r}")
+        return getattr(found, function)
+
+
+@option
+class Stored(Model):
+    """A network that MLflow keeps, with its weights: `models:/NAME@ALIAS`, `runs:/ID/NAME`.
+
+    It is fetched once, when the study is started; resuming goes on with what was fetched then.
+    Loading it runs the code it was saved with, so it needs `--allow-import`.
+    """
+
+    foreign = True
+    takes_text = True
+    runs_code = True
+
+    name: Annotated[str, names_like("models:/NAME", STORED)]
+    pretrained: Annotated[
+        bool, Field(description="start from its weights; false: from weights drawn anew")
+    ] = True
+    file: Annotated[
+        str | None, Field(description="where it was put when it was fetched; raykd fills this in")
+    ] = None
+
+    def build(self, task: Task) -> nn.Module:
+        if self.file is None:
+            raise ValueError(
+                f"{self.name} has not been fetched; give the study's path to raykd's verbs (or to "
+                "`raykd.search`), which fetch it from the study's tracking store"
+            )
+        network = torch.load(io.BytesIO(_content(self.file)), "cpu", weights_only=False)
+        if not self.pretrained:
+            _draw_anew(network, self.name)
+        return _checked(network, task, self.name)
+
+
+def _content(file: str) -> bytes:
+    try:
+        if "://" not in file:
+            return Path(file).read_bytes()
+        from pyarrow.fs import FileSystem
+
+        system, path = FileSystem.from_uri(file)
+        with system.open_input_stream(path) as stream:
+            return stream.read()
+    except OSError as error:
+        raise ValueError(f"the network's file {file} cannot be read: {error}") from None
+
+
+def _draw_anew(network: nn.Module, name: str) -> None:
+    for place, module in network.named_modules():
+        if hasattr(module, "reset_parameters"):
+            module.reset_parameters()  # type: ignore[operator]
+        elif any(True for _ in module.parameters(recurse=False)):
+            raise ValueError(
+                f"{name}: module {place!r} ({type(module).__name__}) holds parameters and has no "
+                "`reset_parameters`; its weights cannot be drawn anew, write `pretrained: true`"
+            )
+
+
+def _checked(network: Any, task: Task, name: str) -> nn.Module:
+    """See that it is a network for this task."""
+    if not isinstance(network, nn.Module):
+        raise ValueError(f"{name} gives a {type(network).__name__}, not a torch.nn.Module")
+    training = network.training
+    try:
+        with torch.no_grad():
+            logits = network.eval()(blank_inputs(task, 2, torch.device("cpu")))
+    except Exception as error:
+        text = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise ValueError(
+            f"{name} cannot take samples of shape {task.input_shape}: {text}"
+        ) from error
+    finally:
+        network.train(training)
+    shape = tuple(getattr(logits, "shape", ()))
+    if shape != (2, task.classes):
+        raise ValueError(
+            f"{name} gives {shape or type(logits).__name__} for 2 samples; it must give "
+            f"{(2, task.classes)}, one logit a class"
+        )
+    return network.train()
+
+
+@contextmanager
+def _modules_here() -> Iterator[None]:
+    """Modules of the working folder can be imported, after all others."""
+    here = str(Path.cwd())
+    sys.path.append(here)
+    try:
+        yield
+    finally:
+        sys.path.remove(here)

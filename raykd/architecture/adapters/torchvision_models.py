@@ -1,0 +1,86 @@
+"""Models of torchvision."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import Field
+from torch import nn
+
+from raykd.architecture.adapters.library import (
+    LibraryModel,
+    check_patches,
+    constructed,
+    library,
+    unknown_name,
+)
+from raykd.architecture.adapters.stems import fit_stem
+from raykd.architecture.adapters.values import Values
+from raykd.architecture.adapters.weights import fill
+from raykd.architecture.model import Task, picture_shape
+from raykd.option import names_like, option
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+Stem = Annotated[
+    Literal["own", "small"],
+    Field(description="small: 3x3, no stride, no pooling, for pictures of some 32 pixels"),
+]
+Args = Annotated[
+    Values, Field(description="keyword arguments of the library's constructor; may hold domains")
+]
+
+_RESERVED = ("weights", "progress", "num_classes")
+
+_ALWAYS: Mapping[str, Mapping[str, Any]] = {
+    # Their further classifiers make the output in training another than in evaluation.
+    "googlenet": {"aux_logits": False, "init_weights": True},
+    "inception_v3": {"aux_logits": False, "init_weights": True},
+}
+
+
+@option
+class Torchvision(LibraryModel):
+    """A classifier of torchvision, `torchvision/resnet18`.
+
+    Built for the data's classes.  The first convolution is exchanged for one that takes the
+    pictures' channels (or, with `stem: small`, for a 3x3 one without stride or pooling); a vision
+    transformer is built for the pictures' size.  Pretrained weights are torchvision's default ones.
+    """
+
+    name: Annotated[str, names_like("torchvision/NAME", r"^torchvision/.+")]
+    stem: Stem = "own"
+    args: Args = Values()
+
+    def blueprint(self, task: Task) -> nn.Module:
+        channels, height, width = picture_shape(task, self.name)
+        models = self._models()
+        given = {**_ALWAYS.get(self.called, {}), **self._sizes(height, width), **self.args}
+        make = partial(models.get_model, self.called, weights=None, num_classes=task.classes)
+        network = constructed(self.name, make, Values(given), _RESERVED)
+        check_patches(self.name, getattr(network, "patch_size", None), height, width)
+        fit_stem(network, channels, small=self.stem == "small", model=self.name)
+        return network
+
+    def _pretrained(self, task: Task) -> nn.Module:
+        weights = self._models().get_model_weights(self.called).DEFAULT
+        network = self.blueprint(task)
+        fill(network, weights.get_state_dict(progress=False, check_hash=True), task, self.name)
+        return network
+
+    def _sizes(self, height: int, width: int) -> dict[str, Any]:
+        """The arguments of those models that are built for one size."""
+        if self.called.startswith("vit_") and height == width:
+            return {"image_size": height}
+        return {"input_size": (height, width)} if self.called.startswith("maxvit") else {}
+
+    def _models(self) -> ModuleType:
+        """`torchvision.models`, which knows this model."""
+        models = library("torchvision.models", "torchvision", self.name)
+        known = models.list_models(module=models)  # without those that segment or detect
+        if self.called not in known:
+            raise ValueError(unknown_name(self.name, known, "torchvision"))
+        return models

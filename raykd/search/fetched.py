@@ -1,0 +1,83 @@
+"""Networks that MLflow keeps, fetched for a study that names them as models."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from raykd.architecture.adapters.own_code import STORED
+from raykd.problems import Problem, StudyError
+from raykd.study.files import Document
+from raykd.study.place import Place, dotted
+from raykd.training.storage import Storage
+
+
+def with_fetched(document: Document) -> Document:
+    """The study with the file of each network that it names by an MLflow URI.
+
+    The files lie below the study's storage, which every node must reach; they come into the study
+    as overrides, so that a search that is resumed goes on with the same networks.
+
+    Raises:
+        StudyError: a network cannot be had; names its place.
+    """
+    overrides: list[str] = []
+    files: dict[str, str] = {}
+    problems: list[Problem] = []
+    for place, named in _named(document.data, ()):
+        if named.get("file") is not None:
+            continue
+        uri = named["name"]
+        try:
+            files[uri] = files.get(uri) or _fetched(uri, document)
+        except ValueError as error:
+            problems.append(document.problem(place, str(error)))
+            continue
+        overrides.append(f"{dotted(place)}={json.dumps({**named, 'file': files[uri]})}")
+    if problems:
+        raise StudyError(problems)
+    return document.with_overrides(overrides)
+
+
+def _named(value: Any, place: Place) -> Iterator[tuple[Place, Mapping[str, Any]]]:
+    """Every place where a model is named by a URI, with what is written there."""
+    if isinstance(value, str) and _stands_for_model(place) and re.search(STORED, value):
+        yield place, {"name": value}
+    elif isinstance(value, Mapping):
+        name = value.get("name")
+        if isinstance(name, str) and re.search(STORED, name):
+            yield place, value
+        for key, held in value.items():
+            yield from _named(held, (*place, key))
+    elif isinstance(value, list):
+        for number, held in enumerate(value):
+            yield from _named(held, (*place, number))
+
+
+def _stands_for_model(place: Place) -> bool:
+    """Whether a bare name at `place` is a model's, be it an option of a choice."""
+    keys = [step for step in place if isinstance(step, str) and step != "choice"]
+    return bool(keys) and keys[-1] == "model"
+
+
+def _fetched(uri: str, document: Document) -> str:
+    """The network's file below the storage, put there now."""
+    import torch
+
+    from raykd.study.schema import Cluster, Tracking
+    from raykd.tracking.models import load_model_uri
+
+    tracking = document.get(("tracking", "uri")) or Tracking().uri
+    network = load_model_uri(uri, tracking_uri=tracking)
+    buffer = io.BytesIO()
+    torch.save(network, buffer)
+    content = buffer.getvalue()
+    storage = Storage(document.get(("cluster", "storage")) or Cluster().storage)
+    name = f"networks/{hashlib.sha256(content).hexdigest()[:32]}.pt"
+    if not storage.exists(name):
+        storage.write(name, content)
+    return f"{storage.root}/{name}"

@@ -1,0 +1,68 @@
+"""The teachers of a study, trained where they are needed: for a notebook or a script."""
+
+from __future__ import annotations
+
+from collections.abc import MutableMapping
+
+import torch
+from torch import nn
+
+from raykd.data import Dataset
+from raykd.schemes import Preparation
+from raykd.study.schema import Study
+from raykd.study.teachers import teachers_of
+from raykd.training.assembly import task_of
+from raykd.training.loop import Training
+from raykd.training.teacher import load_network, preparation_key, preparing_study
+
+Networks = MutableMapping[str, nn.Module]
+"""Trained networks by their content address."""
+
+
+def train_teachers(
+    study: Study,
+    data: Dataset,
+    *,
+    seed: int | None = None,
+    known: Networks | None = None,
+    device: torch.device | str = "cpu",
+) -> list[nn.Module]:
+    """The networks that teach under a concrete study's scheme, in the scheme's order.
+
+    `Training(study, data, seed=..., teacher=train_teachers(study, data))` is a whole distillation
+    without a search.
+
+    Args:
+        study: concrete.
+        data: what they are trained on.
+        seed: of those that many trials share; None: the study's.
+        known: trained before; what is trained now joins them.
+        device: where to train.
+
+    Raises:
+        ValueError: weights that are named cannot be had, or only MLflow has them.
+        Diverged: a training did not converge.
+    """
+    known = {} if known is None else known
+    return [
+        _network(prepared, study, data, known, torch.device(device))
+        for prepared in teachers_of(study, seed)
+    ]
+
+
+def _network(
+    prepared: Preparation, study: Study, data: Dataset, known: Networks, device: torch.device
+) -> nn.Module:
+    key = preparation_key(prepared, study, data.fingerprint)
+    if key not in known:
+        if prepared.weights is not None:
+            network = load_network(prepared, task_of(data)).to(device)
+        else:
+            teachers = [_network(one, study, data, known, device) for one in prepared.teachers]
+            own = preparing_study(study, prepared)
+            training = Training(own, data, seed=own.seed, teacher=teachers, device=device)
+            while training.epoch < training.epochs:
+                training.run_epoch()
+            network = training.student.eval()
+        known[key] = network
+    return known[key]

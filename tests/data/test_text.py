@@ -1,0 +1,266 @@
+"""Texts of tables, as tokens."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.feather
+import pyarrow.parquet
+import pytest
+import torch
+from pydantic import TypeAdapter, ValidationError
+
+from docstrings import MODULES, VOCABULARY
+from raykd.data import SOURCES, Batches, Dataset, Split
+from raykd.data.text import Texts
+from raykd.training.assembly import task_of
+
+LENGTH = 24
+
+
+@pytest.fixture(scope="module")
+def source(corpus: Path) -> Texts:
+    return _source(corpus, corpus / "table.csv")
+
+
+@pytest.fixture(scope="module")
+def dataset(source: Texts) -> Dataset:
+    return source.load()
+
+
+def _source(corpus: Path, file: Path, **fields: Any) -> Texts:
+    usual = {"tokenizer": str(corpus / "tokenizer"), "max_length": LENGTH}
+    return Texts(file=str(file), **{**usual, **fields})  # type: ignore[arg-type]
+
+
+def _inputs(dataset: Dataset, part: str = "train") -> dict[str, torch.Tensor]:
+    split = dataset.split(part)  # type: ignore[arg-type]
+    assert isinstance(split, Split) and not isinstance(split.inputs, torch.Tensor)
+    return dict(split.inputs)
+
+
+def _write(file: Path, rows: list[tuple[Any, ...]], columns: tuple[str, ...]) -> Path:
+    with open(file, "w", newline="", encoding="utf-8") as stream:
+        csv.writer(stream).writerows([columns, *rows])
+    return file
+
+
+def test_tokens_are_the_tokenizers_own(dataset: Dataset, corpus: Path) -> None:
+    from transformers import AutoTokenizer
+
+    tokenizer: Any = AutoTokenizer.from_pretrained(str(corpus / "tokenizer"))
+    with open(corpus / "table.csv", newline="", encoding="utf-8") as stream:
+        rows = list(csv.DictReader(stream))
+    for number in range(0, len(dataset.train), 60):
+        index = int(dataset.train.index[number])
+        inputs = {key: value[number] for key, value in _inputs(dataset).items()}
+        ids = tokenizer(rows[index]["text"], truncation=True, max_length=LENGTH)["input_ids"]
+        kept = inputs["attention_mask"].bool()
+        assert inputs["input_ids"][kept].tolist() == ids
+        assert inputs["input_ids"][~kept].eq(tokenizer.pad_token_id).all()
+        assert dataset.class_names[int(dataset.train.targets[number])] == rows[index]["label"]
+
+
+def test_what_models_are_told(dataset: Dataset) -> None:
+    task = task_of(dataset)
+    assert dataset.class_names == MODULES
+    assert task.input_shape == (LENGTH,) and task.classes == len(MODULES)
+    assert task.text is not None
+    assert (task.text.vocabulary, task.text.padding) == (VOCABULARY, 0)
+    assert task.text.inputs == ("input_ids", "attention_mask")
+    assert all(value.dtype == torch.int64 for value in _inputs(dataset).values())
+    assert task_of(Dataset.from_arrays(dataset.arrays())) == task
+
+
+def test_splits_keep_proportions(dataset: Dataset) -> None:
+    total = sum(dataset.sizes.values())
+    assert dataset.sizes["test"] == round(0.2 * total)
+    train, test = (dataset.split(part).targets.bincount() for part in ("train", "test"))
+    assert ((train / train.sum()) - (test / test.sum())).abs().max() < 0.02
+
+
+def test_batches_are_mappings(dataset: Dataset) -> None:
+    batches = Batches(dataset.train, dataset=dataset, batch_size=32, seed=0, shuffle=True)
+    seen = []
+    for batch in batches.epoch(0):
+        assert not isinstance(batch.inputs, torch.Tensor)
+        assert set(batch.inputs) == {"input_ids", "attention_mask"}
+        assert batch.inputs["input_ids"].shape == (len(batch), LENGTH)
+        seen.append(batch.index)
+    assert torch.cat(seen).sort().values.equal(dataset.train.index.sort().values)
+
+
+@pytest.mark.parametrize(
+    "suffix", ["csv", "tsv", "jsonl", "parquet", "arrow", "arrow stream", "feather", "folder"]
+)
+def test_every_format_gives_the_same(
+    suffix: str, dataset: Dataset, corpus: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / f"table.{suffix.partition(' ')[0]}"
+    table = pa.csv.read_csv(corpus / "table.csv", parse_options=pa.csv.ParseOptions())
+    if suffix == "csv":
+        shutil.copy(corpus / "table.csv", file)
+    elif suffix == "tsv":
+        pa.csv.write_csv(table, file, pa.csv.WriteOptions(delimiter="\t"))
+    elif suffix == "jsonl":
+        file.write_text("".join(json.dumps(row) + "\n" for row in table.to_pylist()))
+    elif suffix == "parquet":
+        pa.parquet.write_table(table, file)
+    elif suffix == "feather":
+        pa.feather.write_feather(table, str(file))
+    elif suffix == "folder":
+        import datasets
+
+        datasets.Dataset(table).save_to_disk(str(file))
+    else:
+        opened = pa.ipc.new_stream if suffix.endswith("stream") else pa.ipc.new_file
+        with opened(str(file), table.schema) as writer:
+            writer.write_table(table)
+    assert _source(corpus, file).load().fingerprint == dataset.fingerprint
+
+
+def test_limits_and_seeds(source: Texts, corpus: Path, dataset: Dataset) -> None:
+    few = _source(corpus, corpus / "table.csv", limit=50, val_limit=20).load()
+    assert few.sizes == {"train": 50, "val": 20, "test": dataset.sizes["test"]}
+    assert few.fingerprint != dataset.fingerprint
+    other = _source(corpus, corpus / "table.csv", split_seed=1).load()
+    assert not torch.equal(other.train.index, dataset.train.index)
+
+
+def test_tables_of_their_own_for_validation_and_test(corpus: Path, tmp_path: Path) -> None:
+    rows = [("the first text", "a"), ("another text", "b")]
+    train = _write(tmp_path / "train.csv", rows * 5, ("text", "label"))
+    val = _write(tmp_path / "val.csv", rows, ("text", "label"))
+    test = _write(tmp_path / "test.csv", rows * 2, ("text", "label"))
+    dataset = _source(corpus, train, val_file=str(val), test_file=str(test)).load()
+    assert dataset.sizes == {"train": 10, "val": 2, "test": 4}
+    assert dataset.data_size == 16
+    strange = _write(tmp_path / "strange.csv", [("a text", "c")], ("text", "label"))
+    with pytest.raises(ValueError, match=r"strange\.csv has the label 'c', which the training"):
+        _source(corpus, train, test_file=str(strange)).load()
+
+
+def test_pairs_of_texts(corpus: Path, tmp_path: Path) -> None:
+    rows = [("is it so", "it is", 1), ("is it so", "no idea", 0)] * 20
+    file = _write(tmp_path / "pairs.csv", rows, ("question", "answer", "fits"))
+    source = _source(corpus, file, text="question", second="answer", label="fits")
+    dataset = source.load()
+    inputs = _inputs(dataset)
+    assert set(inputs) == {"input_ids", "attention_mask", "token_type_ids"}
+    assert dataset.class_names == ("0", "1")
+    row = int(dataset.train.targets.argmax())
+    kinds = inputs["token_type_ids"][row][inputs["attention_mask"][row].bool()].tolist()
+    assert kinds == sorted(kinds) and set(kinds) == {0, 1}
+
+
+def test_numbered_classes_are_ordered_by_number_and_named_classes_keep_their_names(
+    corpus: Path, tmp_path: Path
+) -> None:
+    import datasets
+
+    rows = [(f"text {label}", label) for label in (2, 10, 1)] * 20
+    file = _write(tmp_path / "numbered.csv", rows, ("text", "label"))
+    assert _source(corpus, file, val=0.2).load().class_names == ("1", "2", "10")
+    named = datasets.ClassLabel(names=["late", "early"])
+    features = datasets.Features({"text": datasets.Value("string"), "label": named})
+    table = {"text": ["one", "two"] * 20, "label": [0, 1] * 20}
+    folder = tmp_path / "named"
+    datasets.Dataset.from_dict(table, features=features).save_to_disk(str(folder))
+    loaded = _source(corpus, folder).load()
+    assert set(loaded.class_names) == {"late", "early"}
+
+
+def test_words_that_other_readers_take_for_nothing(corpus: Path, tmp_path: Path) -> None:
+    rows = [("NA", "a"), ("null", "b")] * 20
+    file = _write(tmp_path / "words.csv", rows, ("text", "label"))
+    ids = _inputs(_source(corpus, file).load())["attention_mask"]
+    assert ids.sum(1).min() > 2
+
+
+class TestMistakes:
+    @pytest.mark.parametrize(
+        ("fields", "told"),
+        [
+            ({"text": "txt"}, r"no column 'txt'; it has text, label; did you mean 'text'"),
+            ({"label": "labels"}, "no column 'labels'.* did you mean 'label'"),
+            ({"file": "/nowhere/table.csv"}, r"there is no /nowhere/table\.csv"),
+            ({"tokenizer": "/nowhere"}, "there is no folder /nowhere with a tokenizer"),
+            ({"val_file": "/nowhere/v.csv"}, r"there is no /nowhere/v\.csv"),
+        ],
+    )
+    def test_what_is_not_there(
+        self, fields: dict[str, Any], told: str, corpus: Path, tmp_path: Path
+    ) -> None:
+        given = {"file": str(corpus / "table.csv"), "tokenizer": str(corpus / "tokenizer")}
+        with pytest.raises(ValueError, match=told):
+            Texts(**{**given, **fields}).load()
+
+    def test_tables_that_cannot_be_used(self, corpus: Path, tmp_path: Path) -> None:
+        notes = tmp_path / "notes.txt"
+        notes.write_text("a text")
+        with pytest.raises(ValueError, match=r"notes\.txt is no table .*\.parquet"):
+            _source(corpus, notes).check()
+        broken = tmp_path / "broken.parquet"
+        broken.write_bytes(b"no parquet")
+        with pytest.raises(ValueError, match=r"broken\.parquet cannot be read as a table"):
+            _source(corpus, broken).load()
+        numbers = _write(tmp_path / "numbers.csv", [(1, "a"), (2, "b")], ("text", "label"))
+        with pytest.raises(ValueError, match="holds 1 in row 1, not a text"):
+            _source(corpus, numbers).load()
+        fractions = _write(tmp_path / "f.csv", [("a", 0.5), ("b", 1.5)], ("text", "label"))
+        with pytest.raises(ValueError, match=r"holds 0\.5 in row 1; a label is"):
+            _source(corpus, fractions).load()
+        one = _write(tmp_path / "one.csv", [("a", "x"), ("b", "x")], ("text", "label"))
+        with pytest.raises(ValueError, match="a classifier needs two classes"):
+            _source(corpus, one).load()
+
+    def test_folders_that_hold_no_tokenizer(self, corpus: Path, tmp_path: Path) -> None:
+        with pytest.raises(ValueError, match="holds no tokenizer that transformers can read"):
+            _source(tmp_path, corpus / "table.csv", tokenizer=str(tmp_path)).load()
+
+    def test_a_tokenizer_that_cannot_fill_up(self, corpus: Path, tmp_path: Path) -> None:
+        folder = tmp_path / "tokenizer"
+        shutil.copytree(corpus / "tokenizer", folder)
+        settings = json.loads((folder / "tokenizer_config.json").read_text())
+        del settings["pad_token"]
+        (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+        with pytest.raises(ValueError, match="no token that fills up"):
+            _source(tmp_path, corpus / "table.csv", tokenizer=str(folder)).load()
+
+    def test_augmentations(self, corpus: Path) -> None:
+        with pytest.raises(ValidationError, match="augmentations are for pictures"):
+            TypeAdapter(SOURCES.annotation).validate_python(
+                {
+                    "name": "text",
+                    "file": "a.csv",
+                    "tokenizer": "t",
+                    "augment": [{"name": "rotation"}],
+                }
+            )
+
+    def test_libraries_that_are_not_there(
+        self, source: Texts, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        real = __import__("importlib.util").util.find_spec
+        monkeypatch.setattr(
+            "importlib.util.find_spec", lambda name: None if name == "datasets" else real(name)
+        )
+        with pytest.raises(ValueError, match=r"needs datasets, .* install raykd\[hf\]"):
+            source.check()
+        assert "raykd.data.text" in sys.modules
+
+
+def test_a_folder_of_several_tables(corpus: Path, tmp_path: Path) -> None:
+    import datasets
+
+    table = datasets.Dataset.from_dict({"text": ["a", "b"], "label": [0, 1]})
+    datasets.DatasetDict({"train": table, "test": table}).save_to_disk(str(tmp_path / "both"))
+    with pytest.raises(ValueError, match="holds several tables .train, test.; name the folder"):
+        _source(corpus, tmp_path / "both").load()

@@ -1,0 +1,26 @@
+"""Short names of students."""
+
+from __future__ import annotations
+
+from raykd.architecture import Cnn, Model, Resnet, Vit
+from raykd.architecture.cnn import CnnStage
+from raykd.architecture.cnn_blocks import Group
+from raykd.report.names import model_name
+from raykd.study.schema import plain
+
+
+def _named(model: Model) -> str:
+    return model_name(plain(model))
+
+
+def test_sizes_are_always_shown_and_the_rest_where_it_differs() -> None:
+    assert _named(Resnet()) == "resnet d20 w16"
+    assert _named(Resnet(depth=8, stem=4)) == "resnet d8 w16 stem=4"
+    assert _named(Vit(mlp_ratio=0.123456)) == "vit d6 w128 mlp_ratio=0.123"
+    assert model_name({"name": "resnet8x4"}) == "resnet8x4"
+    assert model_name(None) == "a stored model"
+
+
+def test_stages_are_shown_by_their_sizes_and_blocks() -> None:
+    stages = (CnnStage(width=8), CnnStage(width=16, depth=2, block=Group(groups=2)))
+    assert _named(Cnn(stages=stages)) == "cnn stages=[d1 w8 plain, d2 w16 group]"

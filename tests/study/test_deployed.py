@@ -1,0 +1,133 @@
+"""The cost of the network that is kept, where that is not the student as it stands."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from raykd.architecture import Anatomy, Resnet, Task, anatomy
+from raykd.knowledge import KD, LOSSES, Pair, Term
+from raykd.problems import Infeasible
+from raykd.schemes import Alone, Assistant, BornAgain, Dml, Offline, Scheme, Teacher
+from raykd.study.deployed import deployed
+from raykd.study.opened import anatomies
+from raykd.study.pairing import PairError, resolve_pairs
+from raykd.study.schema import Study
+from written import opened
+
+TASK = Task((1, 8, 8), 10)
+
+TEXT = """\
+name: x
+data: digits
+teacher: {model: {name: resnet, depth: 14, width: 8}, train: {epochs: 1}}
+student: {model: {name: resnet, depth: 8, width: 4}}
+knowledge: [{loss: simkd}]
+"""
+
+
+def study_with(*terms: Term, **fields: Any) -> Study:
+    study = opened(TEXT).concrete()
+    return replace(study, knowledge=terms or study.knowledge, **fields)
+
+
+def kept(study: Study) -> Anatomy:
+    student, teachers = anatomies(study, TASK)
+    return deployed(resolve_pairs(study, student, teachers, TASK.classes), student, TASK)
+
+
+def test_a_plain_student_costs_what_it_costs() -> None:
+    study = study_with(Term(loss=KD()))
+    assert kept(study) is anatomies(study, TASK)[0]
+
+
+def test_projector_and_classifier_are_counted_and_the_students_own_is_not() -> None:
+    own = anatomy(Resnet(depth=8, width=4), TASK)
+    found = kept(study_with())
+    projector = 16 * 16 + 16 * 16 * 9 + 16 * 32
+    norms = 2 * (16 + 16 + 32)
+    assert found.params == own.params - (16 * 10 + 10) + projector + norms + (32 * 10 + 10)
+    assert found.macs == own.macs - 16 * 10 + 2 * 2 * projector + 32 * 10
+    assert found.layers == own.layers
+
+
+def test_other_pairs_cost_otherwise() -> None:
+    shallow = Term(loss=LOSSES["simkd"](), pairs=(Pair(hint="stage2", guided="stage2"),))
+    assert kept(study_with(shallow)).params != kept(study_with()).params
+
+
+def test_under_a_scheme_without_knowledge_nothing_is_deployed() -> None:
+    study = study_with(scheme=Alone())
+    student = anatomy(study.student.model, TASK)
+    assert deployed(study, student, TASK) is student
+
+
+@pytest.mark.parametrize(
+    "scheme",
+    [
+        Dml(),
+        BornAgain(generations=2),
+        Assistant(chain=(Teacher(model=Resnet(depth=8, width=6)),), dense=True),
+    ],
+    ids=lambda scheme: scheme.name,
+)
+def test_schemes_that_lend_no_classifier(scheme: Scheme) -> None:
+    study = study_with(scheme=scheme)
+    student = anatomy(study.student.model, TASK)
+    pairs = (Pair(hint="stage3", guided="stage3"),)
+    study = replace(study, knowledge=(Term(loss=LOSSES["simkd"](), pairs=pairs),))
+    with pytest.raises(Infeasible, match=f"'simkd'.*('{scheme.name}'|those who teach others)"):
+        deployed(study, student, TASK)
+
+
+@pytest.mark.parametrize(
+    "scheme",
+    [
+        Offline(),
+        BornAgain(),
+        Assistant(chain=(Teacher(model=Resnet(depth=8, width=6)),)),
+    ],
+    ids=lambda scheme: scheme.name,
+)
+def test_schemes_that_lend_one(scheme: Scheme) -> None:
+    widths = {"offline": 32, "born_again": 16, "assistant": 24}
+    classifier = widths[scheme.name] * 10 + 10
+    found = kept(study_with(scheme=scheme))
+    own = anatomy(Resnet(depth=8, width=4), TASK)
+    middle = widths[scheme.name] // 2
+    projector = 16 * middle + middle * middle * 9 + middle * 2 * middle
+    norms = 2 * (middle + middle + 2 * middle)
+    assert found.params == own.params - 170 + projector + norms + classifier
+
+
+def test_an_assistant_is_not_taught_so() -> None:
+    chain = (Teacher(model=Resnet(depth=8, width=6)),)
+    scheme = Assistant(chain=chain, knowledge=(Term(loss=LOSSES["simkd"]()),))
+    with pytest.raises(Infeasible, match="those who teach others"):
+        kept(study_with(Term(loss=KD()), scheme=scheme))
+
+
+def test_a_layer_at_which_the_teacher_cannot_be_cut() -> None:
+    pairs = (Pair(hint="stage3.0.conv2", guided="stage3"),)
+    with pytest.raises(PairError, match=r"knowledge\[0\]\.pairs: the logits do not come from"):
+        kept(study_with(Term(loss=LOSSES["simkd"](), pairs=pairs)))
+
+
+def test_a_term_that_looks_at_a_layer_left_out() -> None:
+    pkt = Term(loss=LOSSES["pkt"]())
+    with pytest.raises(PairError, match="student ends after 'stage3' under simkd"):
+        kept(study_with(Term(loss=LOSSES["simkd"]()), pkt))
+
+
+def test_a_second_one_is_refused() -> None:
+    simkd = Term(loss=LOSSES["simkd"]())
+    with pytest.raises(PairError, match=r"knowledge\[1\].*stands here twice"):
+        kept(study_with(simkd, simkd))
+
+
+def test_a_teacher_of_unknown_model_is_refused() -> None:
+    study = study_with(teacher=Teacher(weights="models:/big@champion"))
+    with pytest.raises(PairError, match="name it under `teacher`"):
+        deployed(study, anatomy(study.student.model, TASK), TASK)
