@@ -2,7 +2,7 @@
 
     python benchmarks/field.py [--seeds 3] [--processes 2] [--only losses|schemes] [--out FILE]
 
-Fashion-MNIST, 3,000 training pictures, no augmentation.  Teacher: resnet of depth 14 and width 16,
+Fashion-MNIST, 2,000 training pictures, no augmentation.  Teacher: resnet of depth 14 and width 16,
 8 epochs.  Student: resnet of depth 8 and width 8, 6 epochs of SGD at 0.05 for every arm, so that
 arms differ in nothing but what is taught.  A loss stands alone beside the labels' loss, at its
 default weight and on its default pairs.  Nothing is chosen by what comes out; each figure is the
@@ -46,7 +46,7 @@ BETWEEN = Teacher(model=Resnet(depth=8, width=16))
 OTHER = Teacher(model=Vgg(depth=8, width=8))
 BASE = Study(
     name="field",
-    data=SOURCES["fashion_mnist"](limit=3000, val_limit=1000),
+    data=SOURCES["fashion_mnist"](limit=2000, val_limit=1000),
     teacher=TEACHER,
     student=Student(model=Resnet(depth=8, width=8)),
     train=Train(epochs=6, batch_size=64, optimizer=OPTIMIZER),

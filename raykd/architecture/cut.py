@@ -219,7 +219,8 @@ def _rest(network: nn.Module, layer: Layer, task: Task) -> fx.GraphModule:
     runs = _course(network, task).begun[layer.module]
     before = {layer.module, *_course(network, task, layer, runs).ended}
     try:
-        graph = _Tracer(before).trace(network)
+        with _evaluating(network):  # tracing fixes whatever asks which mode it is
+            graph = _Tracer(before).trace(network)
     except Exception as error:  # noqa: BLE001  it runs the network's own code: anything may come
         raise ValueError(
             f"the part after layer {layer.name!r} cannot be cut out of the network: torch.fx "

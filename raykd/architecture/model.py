@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, fields, is_dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 from torch import nn
@@ -75,6 +76,10 @@ class Model:
             ValueError: as `build`.
         """
         return self.build(task)
+
+    def files(self) -> tuple[Path, ...]:
+        """The files that decide, beside its fields, what is built."""
+        return ()
 
     def prepare(self, task: Task) -> None:
         """See that all it starts from can be had, and fetch it where it must be fetched.

@@ -115,13 +115,12 @@ class Batches:
     def _wanted(self, epoch: int, number: int) -> list[Wanted]:
         """What this rank reads in an epoch."""
         numbers = [number + k * ANOTHER for k in range(self._beside.views + 2)]
+        own, theirs = tuple(numbers[:-1]), numbers[-1]
+        partners = self._partners
+        if partners is None:
+            return [Wanted(rows, own) for rows in self._rows(epoch)]
         return [
-            Wanted(
-                rows,
-                tuple(numbers[:-1]),
-                self._partners and self._partners.of(rows, self.seed, epoch),
-                numbers[-1],
-            )
+            Wanted(rows, own, partners.of(rows, self.seed, epoch), theirs)
             for rows in self._rows(epoch)
         ]
 

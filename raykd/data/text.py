@@ -15,7 +15,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from raykd.data.augment import AnyAugment
+from raykd.data.augment import Augments
 from raykd.data.source import (
     PARTS,
     Dataset,
@@ -80,7 +80,7 @@ class Texts(Source):
     split_seed: SplitSeed = 0
     limit: Limit = None
     val_limit: ValLimit = None
-    augment: tuple[AnyAugment, ...] = ()
+    augment: Augments = ()
 
     def __post_init__(self) -> None:
         if self.augment:

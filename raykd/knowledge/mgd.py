@@ -28,10 +28,11 @@ class Mgd(PairLoss):
 
     knowledge = "feature"
     paper = "Yang 2022, arXiv:2205.01529"
-    default_weight = 7.0
+    default_weight = 1.0
     weight_source = (
         "The paper's 7e-5 of the sum over elements is 7 times the mean over the 2048 x 7 x 7 "
-        "elements it was used on."
+        "elements it was used on, which at a learning rate of 0.05 diverged without a ramp; 1 did "
+        "not, and gained accuracy."
     )
     default_pairs = "last"
     zero_at_teacher = False

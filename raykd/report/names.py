@@ -80,7 +80,8 @@ def _value(value: Any) -> str:
     if isinstance(value, float):
         return significant(value)
     if isinstance(value, Mapping):
-        return str(value["name"]) if "name" in value else _part(value)
+        given = " ".join(f"{key}={_value(held)}" for key, held in value.items())
+        return str(value["name"]) if "name" in value else _part(value) or given
     if isinstance(value, list):
         return "[" + ", ".join(map(_value, value)) + "]"
     return str(value)
@@ -105,7 +106,8 @@ def _defaults(family: Family, name: str) -> dict[str, Any]:
     """The defaults of an option as plain data; {} for one that is not installed here."""
     from raykd.study.schema import plain
 
-    if name not in family.members:
+    cls = family.find(name)
+    if cls is None:
         return {}
-    fields: Sequence[dataclasses.Field[Any]] = dataclasses.fields(family[name])
+    fields: Sequence[dataclasses.Field[Any]] = dataclasses.fields(cls)
     return {field.name: plain(field.default) for field in fields}

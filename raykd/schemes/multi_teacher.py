@@ -37,7 +37,7 @@ class MultiTeacher(Scheme):
     loss's own (1 where it has none); logits, sum_k w_k z_k; each, sum_k of the shares' batch mean
     times the loss against teacher k.  Losses on layers always are of the last kind: teachers have
     layers of different shapes, each its own connectors, and names such as `stage2` mean each
-    teacher's own.
+    teacher's own.  (With several workers the batch's mean is that of a worker's own samples.)
     """
 
     paper = "You 2017, KDD; Zhang 2022, arXiv:2201.00007"

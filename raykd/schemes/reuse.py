@@ -89,11 +89,12 @@ def reuse(parts: Parts, terms: Terms) -> Reusing | None:
             f"loss '{terms.deploying}' takes over the teacher's classifier, and only what the "
             "teacher shows is at hand; give the teacher itself"
         )
-    pair = (terms.terms[terms.deploying].pairs or ())[0]
+    pairs = terms.terms[terms.deploying].pairs
+    assert pairs, "it would not have been made ready without one"
     teacher, module = parts.teacher_network, terms.losses[terms.deploying]
     assert isinstance(module, LossModule)
-    hint = resolve(discover(teacher, parts.task), pair.hint)
+    hint = resolve(discover(teacher, parts.task), pairs[0].hint)
     projector = module.give_projector(shows_negatives(teacher, hint, parts.task))
-    reusing = Reusing(parts.student, teacher, pair, projector, parts.task)
+    reusing = Reusing(parts.student, teacher, pairs[0], projector, parts.task)
     reusing.check_left(terms.guided_layers)
     return reusing

@@ -28,6 +28,7 @@ from raykd.schemes import Alone, Preparation
 from raykd.search.records import Record, Records
 from raykd.search.samplers import Grid
 from raykd.search.shelf import Shelf
+from raykd.study.deployed import deployed
 from raykd.study.opened import OpenStudy
 from raykd.study.schema import Search, Study, plain, read_study
 from raykd.study.teachers import teachers_of
@@ -443,7 +444,7 @@ class Explorer:
     def _queue_student(self, record_id: str, study: Study, **fields: Any) -> None:
         """Queue a training, after those of the teachers that it needs and that are not there."""
         teachers = self._teachers_of(study)
-        cost = anatomy(study.student.model, self.task)
+        cost = deployed(study, anatomy(study.student.model, self.task), self.task)
         tags = {"params": str(cost.params), "macs": str(cost.macs)}
         assignment = Assignment(
             **{

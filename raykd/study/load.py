@@ -16,6 +16,7 @@ from raykd.architecture import Anatomy, Task
 from raykd.data import Source
 from raykd.problems import Infeasible, Problem, StudyError
 from raykd.study.complaints import Finding, complaints
+from raykd.study.deployed import deployed
 from raykd.study.domains import NUMBERS
 from raykd.study.files import Document, read_document
 from raykd.study.models import import_findings
@@ -114,15 +115,17 @@ def check_shapes(
         (point, read_study(study_outline().expanded(point.data))) for point in space.corners()
     ]
     if not studies:
+        _tell_models_that_fail(opened, task, teacher, report)
         report.add(Finding(("knowledge",), "no point of the space can be drawn"))
     _check_candidates(opened, [study for _, study in studies], task, teacher, report)
     costs = _Costs()
     for point, study in studies:
         with report.shapes_of(point, costs):
             student, known = anatomies(study, task, teacher)
-            costs.seen.append(student)
-            resolve_pairs(study, student, known, task.classes)
-            check_costs(study, student)
+            resolved = resolve_pairs(study, student, known, task.classes)
+            kept = deployed(resolved, student, task)
+            costs.seen.append(kept)
+            check_costs(study, kept)
             costs.feasible += 1
     _run_checks(studies, task, checks, report)
     report.raise_if_any()
@@ -284,7 +287,9 @@ def _open_recipes(open_train: list[str], studies: list[Study]) -> Iterator[Findi
     """Networks that trials share, but whose training would differ from trial to trial."""
     differs = f"but {', '.join(open_train)} differs from trial to trial"
     if open_train and any(_trained_alike(study) for study in studies):
-        what = f"`teacher.train` is left out, so the teacher is trained as the student is, {differs}"
+        what = (
+            f"`teacher.train` is left out, so the teacher is trained as the student is, {differs}"
+        )
         yield Finding(("teacher",), what, "add `train: {...}` to the teacher")
         return
     for study in studies if open_train else ():
@@ -298,6 +303,23 @@ def _trained_alike(study: Study) -> bool:
     """Whether the teacher is trained with the student's own settings."""
     teacher = study.teacher
     return teacher is not None and teacher.weights is None and teacher.train is None
+
+
+def _tell_models_that_fail(
+    opened: OpenStudy, task: Task, teacher: Anatomy | None, report: _Report
+) -> None:
+    """Where no model can be built there are no stages to pair, and no point can be drawn.
+
+    Raises:
+        StudyError: that is why.
+    """
+    stages = ("stage1",)
+    for point in opened.space.with_stages(stages, stages).corners():
+        try:
+            anatomies(read_study(study_outline().expanded(point.data)), task, teacher)
+        except ModelError as error:
+            report.once(Finding(error.place, error.what), point.origins)
+    report.raise_if_any()
 
 
 def _check_candidates(

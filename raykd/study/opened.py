@@ -13,6 +13,7 @@ from raykd.architecture import Anatomy, Task, anatomy
 from raykd.problems import Infeasible, StudyError
 from raykd.schemes import Preparation, Teacher
 from raykd.study.complaints import complaints
+from raykd.study.deployed import deployed
 from raykd.study.domains import domain_kind
 from raykd.study.extent import Dimension, Size
 from raykd.study.files import Document
@@ -155,8 +156,9 @@ class OpenStudy:
             raise Infeasible("; ".join(map(str, complaints(error, data)))) from None
         try:
             student, teachers = anatomies(study, task, teacher)
-            check_costs(study, student)
-            return resolve_pairs(study, student, teachers, task.classes)
+            study = resolve_pairs(study, student, teachers, task.classes)
+            check_costs(study, deployed(study, student, task))
+            return study
         except Infeasible:
             raise
         except ValueError as error:

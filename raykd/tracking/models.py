@@ -192,7 +192,7 @@ def _upload(
 
     network = _network(folder / event["path"])
     example: Any = np.load(folder / event["example"]) if event.get("example") else None
-    if event.get("example", "").endswith(".npz"):
+    if (event.get("example") or "").endswith(".npz"):
         example = dict(example)
     shown: Any = None if isinstance(example, Mapping) else example  # see `_signature`
     with tempfile.TemporaryDirectory() as temporary:

@@ -88,7 +88,7 @@ def preparation_key(prepared: Preparation, study: Study, fingerprint: str) -> st
     """The content address of a network that teaches: 32 hex digits.
 
     Another model, training option, seed, augmentation, data set, or anything else in those that
-    taught it gives another key; so does a weights file with other content.
+    taught it gives another key; so does a weights file with other content, or a file that the model is built of.
 
     Args:
         prepared: the network.
@@ -110,6 +110,8 @@ def preparation_key(prepared: Preparation, study: Study, fingerprint: str) -> st
         "data": fingerprint,
         "seed": prepared.seed,
     }
+    if prepared.model is not None and prepared.model.files():
+        content["files"] = [_digest(str(file)) for file in prepared.model.files()]
     text = json.dumps(content, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 

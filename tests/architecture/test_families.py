@@ -209,6 +209,13 @@ def test_shuffled_channels_come_from_both_halves() -> None:
     assert not torch.equal(unit(features)[:, 1::2], features[:, 4:])
 
 
+@pytest.mark.parametrize(("patch", "kernel", "side"), [(1, 3, 32), (2, 2, 16), (4, 4, 8)])
+def test_a_convnext_never_norms_single_pixels(patch: int, kernel: int, side: int) -> None:
+    model = Convnext(patch=patch, width=4, depths=(1,))
+    assert model.build(CIFAR).get_parameter("stem.conv.weight").shape == (4, 3, kernel, kernel)
+    assert anatomy(model, CIFAR).layers["stage1"] == (4, side, side)
+
+
 def test_positions_tell_patches_apart() -> None:
     """Without them attention and pooling could not see where a patch lies."""
     torch.manual_seed(0)
@@ -223,7 +230,7 @@ def test_positions_tell_patches_apart() -> None:
 @pytest.mark.parametrize(
     ("model", "place", "spread"),
     [
-        (Resnet(width=32), "stage2.0.conv2", (2 / (64 * 9)) ** 0.5),
+        (Resnet(width=32), "stage2.0.conv1", (2 / (64 * 9)) ** 0.5),
         (MobilenetV2(), "classifier", 0.01),
         (Convnext(width=64), "stage1.0.mlp.fc1", 0.02),
         (Vit(width=64), "stage1.0.mlp.fc1", (2 / (64 + 256)) ** 0.5),

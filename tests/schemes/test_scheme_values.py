@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from raykd.architecture import MODELS, Mlp, Model, Resnet, Task, Vit
+from raykd.architecture.layers import random_inputs
+from raykd.architecture.model import Text
 from raykd.data.batch import Batch, Beside
 from raykd.knowledge import KD, AttentionTransfer, Hint, Pair, Progress, Term
 from raykd.schemes import SCHEMES, Byot, CsKd, Dml, Kdcl, One, Parts, PsKd, Scheme, TfKd
@@ -452,6 +454,26 @@ def test_branches_and_exits_fit_any_family(scheme: Scheme, model: type[Model]) -
     )
     distiller = scheme.build(parts)
     output = distiller(Batch(inputs, rows, rows), Progress(0, 1))
+    output.loss.backward()
+    assert torch.isfinite(output.loss)
+    assert all(p.grad is not None for p in distiller.parameters() if p.requires_grad)
+
+
+@pytest.mark.parametrize("scheme", [One(), Byot(), CsKd()], ids=lambda scheme: scheme.name)
+def test_a_reader_of_texts_can_be_its_student(scheme: Scheme) -> None:
+    """Its inputs are a mapping, and its blocks take more than their features."""
+    pytest.importorskip("transformers")
+    task = Task((12,), 3, Text(vocabulary=50, padding=1))
+    small = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    written = {"name": "hf/bert", "config": {**small, "intermediate_size": 32}}
+    model: Model = TypeAdapter(MODELS.annotation).validate_python(written)
+    torch.manual_seed(0)
+    parts = Parts(
+        model.build(task), lambda: model.build(task), None, (), F.cross_entropy, task, 4, 4
+    )
+    distiller = scheme.build(parts)
+    texts, rows = random_inputs(task, 4, torch.device("cpu")), torch.arange(4)
+    output = distiller(Batch(texts, rows % 3, rows, partners=texts), Progress(0, 1))
     output.loss.backward()
     assert torch.isfinite(output.loss)
     assert all(p.grad is not None for p in distiller.parameters() if p.requires_grad)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.multiprocessing.spawn import spawn
 
-import worker_cases
+import two_workers
 from raykd.knowledge import LOSSES
 from raykd.knowledge.gather import from_all_workers
 from raykd.schemes import PsKd
@@ -52,8 +52,8 @@ def test_without_workers_nothing_is_gathered() -> None:
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> Ranks:
     """What each of two workers remembered, and what came of its trainings."""
     folder = tmp_path_factory.mktemp("workers")
-    spawn(worker_cases.run, args=(str(folder), list(STUDIES)), nprocs=worker_cases.WORLD)
-    return [torch.load(folder / f"rank{rank}.pt") for rank in range(worker_cases.WORLD)]
+    spawn(two_workers.run, args=(str(folder), list(STUDIES)), nprocs=two_workers.WORLD)
+    return [torch.load(folder / f"rank{rank}.pt") for rank in range(two_workers.WORLD)]
 
 
 @pytest.mark.slow
@@ -81,7 +81,7 @@ def test_two_workers_train_as_one(name: str, ranks: Ranks) -> None:
     assert all(map(math.isfinite, two["history"][-1].values()))
     if name in NOT_ALIKE:
         return
-    one = worker_cases.trained(name)
+    one = two_workers.trained(name)
     for ours, theirs in zip(two["history"], one["history"], strict=True):
         assert ours == pytest.approx(theirs, rel=1e-3, abs=1e-5)
     for tensor, value in one["weights"].items():

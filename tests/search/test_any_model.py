@@ -26,14 +26,13 @@ student:
     choice:
       - {name: timm/resnet18, stem: small, args: {channels: {choice: [[4, 4, 8, 8], [8, 8, 8, 8]]}}}
       - timm/mobilenetv3_small_050
-      - {name: torchvision/shufflenet_v2_x0_5, stem: small}
-      - {name: resnet8}
+      - {name: mlp, depth: 1, width: 8}
 knowledge:
   - loss: {name: kd, temperature: 4}
   - loss: {name: hint}
     pairs: [{hint: embedding, guided: embedding}]
 train: {epochs: 1, batch_size: 32}
-search: {sampler: grid, trials: 5, replicates: 1, chosen: 1, objectives: {val_accuracy: max}}
+search: {sampler: grid, trials: 4, replicates: 1, chosen: 1, objectives: {val_accuracy: max}}
 """
 
 TEXTS = """\
@@ -49,8 +48,14 @@ student:
   model:
     choice:
       - name: hf/distilbert
-        config: {hidden_size: {choice: [16, 24]}, num_hidden_layers: 1, num_attention_heads: 2}
-      - {name: hf/roberta, config: {hidden_size: 16, num_hidden_layers: 2, num_attention_heads: 2}}
+        config:
+          hidden_size: {choice: [16, 24]}
+          num_hidden_layers: 1
+          num_attention_heads: 2
+          hidden_dim: 32
+      - name: hf/roberta
+        config:
+          {hidden_size: 16, num_hidden_layers: 2, num_attention_heads: 2, intermediate_size: 32}
 knowledge:
   - loss: {name: kd, temperature: 4}
   - loss: {name: hint}
@@ -78,7 +83,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> tuple[StudyResult, Pat
 
 
 def _trials(result: StudyResult) -> list[Record]:
-    return [record for record in result.records.of("trial")]
+    return list(result.records.of("trial"))
 
 
 def test_a_search_over_students_of_timm(pictures: tuple[StudyResult, Path]) -> None:
@@ -86,26 +91,26 @@ def test_a_search_over_students_of_timm(pictures: tuple[StudyResult, Path]) -> N
     trials = _trials(result)
     assert {trial.status for trial in trials} == {"finished"}
     assert sorted(student["name"] for student in _students(trials)) == [
-        "resnet8",
+        "mlp",
         "timm/mobilenetv3_small_050",
         "timm/resnet18",
         "timm/resnet18",
-        "torchvision/shufflenet_v2_x0_5",
     ]
     channels = {json.dumps(s["args"]) for s in _students(trials) if s["name"] == "timm/resnet18"}
     assert len(channels) == 2
     for trial in trials:
         assert trial.metrics["term_hint"] > 0 and trial.metrics["params"] > 0
-        assert read_study(trial.assignment.study).student.model.name == trial.assignment.params[
-            "student.model"
-        ]
+        assert (
+            read_study(trial.assignment.study).student.model.name
+            == trial.assignment.params["student.model"]
+        )
 
 
 def test_its_winner_lies_in_mlflow_and_can_be_studied(
     pictures: tuple[StudyResult, Path], tmp_path: Path
 ) -> None:
     result, folder = pictures
-    again = PICTURES.replace("trials: 5, replicates: 1", "trials: 1, replicates: 0")
+    again = PICTURES.replace("trials: 4, replicates: 1", "trials: 1, replicates: 0")
     store = f"sqlite:///{folder}/mlflow.db"
     overrides = [f"tracking.uri={store}", "student.model=models:/learned@champion"]
     with pytest.raises(StudyError, match=r"student\.model\.name.*would run code(.|\n)*allow-imp"):
@@ -142,7 +147,8 @@ def test_a_search_over_students_of_transformers(texts: tuple[StudyResult, Path])
 
 
 def test_a_student_of_texts_lies_in_mlflow(texts: tuple[StudyResult, Path]) -> None:
-    from mlflow.models import get_model_info
+    from mlflow import MlflowClient
+    from mlflow.models import Model
 
     from raykd.tracking.models import load_model_uri
 
@@ -153,12 +159,10 @@ def test_a_student_of_texts_lies_in_mlflow(texts: tuple[StudyResult, Path]) -> N
     logits = network({"input_ids": tokens, "attention_mask": torch.ones_like(tokens)})
     assert logits.shape == (2, 5)
     assert sum(p.numel() for p in network.parameters()) == result.chosen[0].trial.metrics["params"]
-    import mlflow
-
-    client = mlflow.MlflowClient(store, store)
+    client = MlflowClient(store, store)
     version = client.get_model_version_by_alias("learned", "champion")
     place = client.get_model_version_download_uri("learned", version.version)
-    signature = get_model_info(place).signature
+    signature = Model.load(place).signature
     assert signature is not None
     assert signature.inputs.input_names() == ["input_ids", "attention_mask"]
 

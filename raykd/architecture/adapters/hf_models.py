@@ -56,6 +56,10 @@ class Hf(LibraryModel):
             network = _family(transformers, task).from_config(config, dtype=torch.float32)
         return logits_only(network)
 
+    def files(self) -> tuple[Path, ...]:
+        held = self._folder.iterdir() if self._folder is not None else ()
+        return (*super().files(), *sorted(file for file in held if file.is_file()))
+
     def _pretrained(self, task: Task) -> nn.Module:
         transformers = library("transformers", "hf", self.name)
         if self._folder is None and self.called in transformers.CONFIG_MAPPING:
@@ -207,7 +211,7 @@ def _with_logits(cls: type) -> type:
 
 
 def _revived(cls: type) -> Any:
-    mixed = _with_logits(cls)
+    mixed: Any = _with_logits(cls)
     return mixed.__new__(mixed)
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
+from typing import Any
 
 SECONDS = 3.0
 """How long the hub is waited for."""
@@ -18,8 +20,7 @@ def hub() -> Iterator[None]:
 
     Its own client would try for a minute before it says that it cannot.
     """
-    from huggingface_hub import constants
-
+    constants: Any = importlib.import_module("huggingface_hub.constants")
     before = constants.HF_HUB_OFFLINE
     constants.HF_HUB_OFFLINE = before or not _answers(constants.ENDPOINT)
     try:

@@ -7,6 +7,7 @@ import inspect
 import re
 from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches
+from pathlib import Path
 from types import ModuleType
 from typing import Annotated, Any, ClassVar
 
@@ -72,6 +73,9 @@ class LibraryModel(Model):
                 f"the pretrained weights of {self.name} cannot be had ({_line(error)}); write "
                 "`pretrained: false`, or name a file that holds them: `weights: FILE`"
             ) from error
+
+    def files(self) -> tuple[Path, ...]:
+        return () if self.weights is None else (Path(self.weights).expanduser(),)
 
     def prepare(self, task: Task) -> None:
         if self.pretrained or self.weights is not None:

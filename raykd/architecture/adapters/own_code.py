@@ -5,7 +5,7 @@ A study that names one is refused unless whoever starts it allows it (`--allow-i
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 import io
 import sys
 from collections.abc import Iterator
@@ -50,6 +50,12 @@ class Imported(Model):
             text = " ".join(str(error).split())
             raise ValueError(f"{self.name} failed: {type(error).__name__}: {text}") from error
         return _checked(network, task, self.name)
+
+    def files(self) -> tuple[Path, ...]:
+        """The module's own file; what that imports is not known."""
+        with _modules_here():
+            found = importlib.util.find_spec(self.name.partition(":")[0])
+        return () if found is None or found.origin is None else (Path(found.origin),)
 
     def _function(self) -> Any:
         module, _, function = self.name.partition(":")

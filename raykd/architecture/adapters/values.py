@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import GetCoreSchemaHandler
-from pydantic_core import core_schema
+from pydantic import AfterValidator, GetCoreSchemaHandler, PlainSerializer
 
 
 class Values(Mapping[str, Any]):
@@ -35,14 +34,9 @@ class Values(Mapping[str, Any]):
         return {key: _plain(value) for key, value in self._held.items()}
 
     @classmethod
-    def __get_pydantic_core_schema__(
-        cls, source: Any, handler: GetCoreSchemaHandler
-    ) -> core_schema.CoreSchema:
-        return core_schema.no_info_after_validator_function(
-            cls,
-            handler.generate_schema(dict[str, Any]),
-            serialization=core_schema.plain_serializer_function_ser_schema(cls.plain),
-        )
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> Any:
+        held = Annotated[dict[str, Any], AfterValidator(cls), PlainSerializer(cls.plain)]
+        return handler.generate_schema(held)
 
 
 def _frozen(value: Any) -> Any:

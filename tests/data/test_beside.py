@@ -1,0 +1,156 @@
+"""What lies beside the samples of a batch: further views of them, and partners of their class."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from raykd.data import Batch, Batches, Beside, Dataset, FileSplit, Split
+from raykd.data.augment import RandomCrop
+from raykd.data.image_folder import ImageFolder
+from raykd.data.partners import Partners
+
+CROP = (RandomCrop(padding=2),)
+
+
+def batches(dataset: Dataset, beside: Beside, **options: Any) -> Batches:
+    split = options.pop("split", dataset.train)
+    given: dict[str, Any] = {"batch_size": 64, "seed": 0, "shuffle": True, **options}
+    return Batches(split, dataset=dataset, beside=beside, **given)
+
+
+def tensor(inputs: object) -> Tensor:
+    assert isinstance(inputs, Tensor)
+    return inputs
+
+
+def partners_of(split: Split | FileSplit, epoch: int = 0, seed: int = 0) -> Tensor:
+    rows = torch.arange(len(split))
+    return Partners(split, torch.device("cpu")).of(rows, seed, epoch)
+
+
+def test_samples_and_order_are_those_of_a_plain_batch(digits: Dataset) -> None:
+    plain = batches(digits, Beside(), augment=CROP)
+    beside = batches(digits, Beside(views=2, partners=True), augment=CROP)
+    assert len(plain) == len(beside)
+    for one, two in zip(plain.epoch(3), beside.epoch(3), strict=True):
+        assert one.views == () and one.partners is None
+        assert torch.equal(one.index, two.index) and torch.equal(one.targets, two.targets)
+        assert torch.equal(tensor(one.inputs), tensor(two.inputs))
+        assert len(two.views) == 2 and len(tensor(two.partners)) == len(two)
+
+
+def test_partners_are_others_of_the_class(digits: Dataset) -> None:
+    found, rows = partners_of(digits.train), torch.arange(len(digits.train))
+    assert torch.equal(digits.train.targets[found], digits.train.targets[rows])
+    assert (found != rows).all()
+
+
+def test_each_other_sample_of_the_class_is_as_likely() -> None:
+    targets = torch.tensor([0, 1, 1, 0, 1, 1, 2])
+    split = Split(torch.zeros(7, 1, 2, 2, dtype=torch.uint8), targets, torch.arange(7))
+    drawn = torch.stack([partners_of(split, epoch) for epoch in range(3000)])
+    assert (drawn[:, 6] == 6).all()  # it has the class to itself
+    assert (drawn[:, 0] == 3).all() and (drawn[:, 3] == 0).all()
+    counts = Counter(drawn[:, 1].tolist())
+    assert counts.keys() == {2, 4, 5}
+    assert all(abs(count - 1000) < 150 for count in counts.values())
+
+
+def test_partners_depend_on_seed_epoch_and_sample_alone(digits: Dataset) -> None:
+    first = partners_of(digits.train)
+    assert torch.equal(first, partners_of(digits.train))
+    for other in (partners_of(digits.train, epoch=1), partners_of(digits.train, seed=1)):
+        assert (first == other).float().mean() < 0.1
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_what_lies_beside_a_sample_goes_to_its_rank(digits: Dataset, world: int) -> None:
+    beside = Beside(views=1, partners=True)
+    whole = _by_sample(batches(digits, beside, augment=CROP).epoch(2))
+    shares = [
+        _by_sample(batches(digits, beside, augment=CROP, rank=rank, world=world).epoch(2))
+        for rank in range(world)
+    ]
+    assert sum(map(len, shares)) == len(whole)
+    for share in shares:
+        for number, (view, partner) in share.items():
+            assert torch.equal(view, whole[number][0]) and torch.equal(partner, whole[number][1])
+
+
+def test_views_differ_and_can_be_had_again(digits: Dataset) -> None:
+    (one, *_), (again, *_), (later, *_) = (
+        list(batches(digits, Beside(views=2), augment=CROP).epoch(epoch, view=view))
+        for epoch, view in ((0, None), (0, None), (0, 1))
+    )
+    seen = [tensor(inputs) for inputs in (one.inputs, *one.views)]
+    for place, view in enumerate(seen):
+        assert torch.equal(view, tensor((again.inputs, *again.views)[place]))
+        assert not any(torch.equal(view, other) for other in seen[:place])
+        assert not torch.equal(view, tensor((later.inputs, *later.views)[place]))
+
+
+def test_a_partner_of_oneself_is_another_view(digits: Dataset) -> None:
+    split = digits.train
+    assert isinstance(split, Split) and isinstance(split.inputs, Tensor)
+    alone = Split(split.inputs[:10], torch.arange(10), split.index[:10])
+    (one,) = batches(digits, Beside(partners=True), split=alone, augment=CROP).epoch(0)
+    assert not torch.equal(tensor(one.inputs), tensor(one.partners))
+    (plain,) = batches(digits, Beside(partners=True), split=alone).epoch(0)
+    assert torch.equal(tensor(plain.inputs), tensor(plain.partners))
+
+
+def test_texts_have_partners_too(digits: Dataset) -> None:
+    tokens = torch.arange(12).reshape(6, 2)
+    split = Split({"input_ids": tokens}, torch.tensor([0, 1, 0, 1, 0, 1]), torch.arange(6))
+    (one,) = batches(digits, Beside(views=1, partners=True), split=split).epoch(0)
+    assert isinstance(one.inputs, dict) and isinstance(one.partners, dict)
+    assert one.views == (one.inputs,)
+    apart = (one.inputs["input_ids"] - one.partners["input_ids"])[:, 0]
+    assert (apart % 4 == 0).all() and (apart != 0).all()  # every other row is of the same class
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("batched", [True, False])
+def test_files_give_what_resident_pictures_give(
+    pictures: Path, workers: int, batched: bool
+) -> None:
+    source = ImageFolder(root=str(pictures), size=8, workers=workers)
+    kept, on_disk = source.load(), dataclasses.replace(source, resident_limit_mb=0).load()
+    assert isinstance(on_disk.train, FileSplit)
+    crop = RandomCrop(padding=2)
+    if not batched:
+        crop = _OneByOne(padding=2)
+    made = [
+        list(batches(data, Beside(views=2, partners=True), augment=(crop,), batch_size=6).epoch(1))
+        for data in (kept, on_disk)
+    ]
+    for left, right in zip(*made, strict=True):
+        assert torch.equal(left.index, right.index)
+        ours, theirs = ((b.inputs, *b.views, b.partners) for b in (left, right))
+        for one, two in zip(ours, theirs, strict=True):
+            assert isinstance(one, Tensor) and isinstance(two, Tensor)
+            torch.testing.assert_close(one, two)
+
+
+class _OneByOne(RandomCrop):
+    """As if it could not be done for many samples at once."""
+
+    batched = False
+
+
+def _by_sample(seen: Any) -> dict[int, tuple[Tensor, Tensor]]:
+    found: dict[int, tuple[Tensor, Tensor]] = {}
+    for batch in seen:
+        assert isinstance(batch, Batch)
+        triples = zip(
+            batch.index.tolist(), tensor(batch.views[0]), tensor(batch.partners), strict=True
+        )
+        found |= {number: (view, partner) for number, view, partner in triples}
+    return found
