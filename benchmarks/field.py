@@ -8,7 +8,8 @@ arms differ in nothing but what is taught.  A loss stands alone beside the label
 default weight and on its default pairs.  Nothing is chosen by what comes out; each figure is the
 accuracy on all 10,000 test pictures after the last epoch.  Gains are paired by seed, with 95%
 intervals (Student's t).  Networks that a scheme trains before the student (assistants, earlier
-generations) are counted in `more epochs`; peers and branches show in `time`.
+generations) are counted in `more`, in epochs; peers and branches show in `time`, the processor
+time of the student's training as a multiple of that alone.
 
 What is done stands in FILE (one line a training): a run that is broken off goes on from there.
 """
@@ -22,6 +23,7 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from statistics import mean, median
 from typing import Any
 
 import torch
@@ -115,23 +117,27 @@ def reached(out: Path) -> dict[str, dict[int, Mapping[str, Any]]]:
 
 
 def table(found: Mapping[str, Mapping[int, Mapping[str, Any]]]) -> Iterator[str]:
-    accuracy = {arm: {s: 100 * x["accuracy"] for s, x in by.items()} for arm, by in found.items()}
-    seconds = {arm: sorted(x["seconds"] for x in by.values()) for arm, by in found.items()}
-    alone = seconds["alone"][len(seconds["alone"]) // 2]
-    yield (
-        f"{'arm':<24}{'test accuracy':>16}{'over alone':>18}{'over kd':>18}{'time':>7}"
-        f"{'more epochs':>13}"
-    )
-    for arm, values in sorted(
-        accuracy.items(), key=lambda item: -estimate([*item[1].values()]).mean
-    ):
-        gains = [paired_gain(values, accuracy[other]) for other in ("alone", "loss kd")]
-        own = seconds[arm][len(seconds[arm]) // 2]
+    """A line an arm, the best first; * marks a gain that can be told from noise."""
+    accuracy = {
+        arm: {seed: 100 * one["accuracy"] for seed, one in by.items() if one["accuracy"] >= 0}
+        for arm, by in found.items()
+    }
+    seconds = {arm: median(one["seconds"] for one in by.values()) for arm, by in found.items()}
+    yield f"{'arm':<22}{'test accuracy':>15}{'over alone':>16}{'over kd':>16}{'time':>6}{'more':>6}"
+    best_first = sorted(found, key=lambda arm: -mean(accuracy[arm].values() or [0]))
+    for arm in best_first:
+        diverged = len(found[arm]) - len(accuracy[arm])
+        if diverged:
+            yield f"{arm:<22}  {diverged} of {len(found[arm])} diverged"
+            continue
+        gains = [
+            "" if arm == other else _gain(paired_gain(accuracy[arm], accuracy[other]))
+            for other in ("alone", "loss kd")
+        ]
         more = next(iter(found[arm].values()))["more_epochs"]
         yield (
-            f"{arm:<24}{_interval(estimate([*values.values()])):>16}"
-            + "".join(f"{_gain(gain):>18}" for gain in gains)
-            + f"{own / alone:>7.1f}{more or '':>13}"
+            f"{arm:<22}{_interval(estimate([*accuracy[arm].values()])):>15}{gains[0]:>16}"
+            f"{gains[1]:>16}{seconds[arm] / seconds['alone']:>6.1f}{more or '':>6}"
         )
 
 
@@ -142,8 +148,7 @@ def _interval(found: Estimate) -> str:
 def _gain(found: Estimate | None) -> str:
     if found is None or found.count < 2:
         return ""
-    mark = " *" if found.clear_of_zero else "  "
-    return f"{found.mean:+.1f} ± {found.half_width:.1f}{mark}"
+    return f"{found.mean:+.1f} ± {found.half_width:.1f} {'*' if found.clear_of_zero else ' '}"
 
 
 def main() -> None:

@@ -26,8 +26,8 @@ from torch.nn.functional import cross_entropy
 from raykd.architecture import Resnet, Task
 from raykd.data import SOURCES, Dataset, Split
 from raykd.schemes import Alone
-from raykd.study.schema import Student, Study
 from raykd.schemes.train import SGD, Train
+from raykd.study.schema import Student, Study
 from raykd.training import Training
 
 BATCH, RATE, MOMENTUM, DECAY = 128, 0.05, 0.9, 5e-4

@@ -118,9 +118,10 @@ def random_inputs(task: Task, batch: int, device: torch.device) -> Tensor | dict
     """Samples of the task's shape drawn at random, uniform from 0 to 1; for texts, of tokens."""
     if task.text is None:
         return torch.rand(batch, *task.input_shape, device=device)
-    shape = (batch, *task.input_shape)
-    tokens = torch.randint(task.text.vocabulary, shape, device=device)
-    return {**blank_inputs(task, batch, device), "input_ids": tokens}
+    blank = blank_inputs(task, batch, device)
+    assert isinstance(blank, dict), "texts are mappings"
+    tokens = torch.randint(task.text.vocabulary, (batch, *task.input_shape), device=device)
+    return {**blank, "input_ids": tokens}
 
 
 class _Probe:

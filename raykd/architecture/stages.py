@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import accumulate, groupby
 from math import prod
 from typing import Protocol
@@ -126,11 +126,13 @@ def _by_repetition(outputs: Sequence[Output]) -> tuple[str, ...]:
         parent for output in outputs for parent in accumulate(output.module.split("."), _joined)
     )
     numbered = [names for names in siblings.values() if names[0][-1].isdigit()]
-    repeated = [names for names in numbered if len(names) > 1]
+    whole = [
+        names for names in numbered if len(names) > 1 and _share(names, held) > len(outputs) / 2
+    ]
     blocks = max(
-        repeated or numbered or siblings.values(),
+        whole or numbered or siblings.values(),
         key=lambda names: (
-            sum(held[name] for name in names) if numbered else 0,
+            _share(names, held) if numbered else 0,
             len(names),
             -names[0].count("."),
         ),
@@ -140,6 +142,11 @@ def _by_repetition(outputs: Sequence[Output]) -> tuple[str, ...]:
         blocks = [output.module for output in outputs if output.module == parent] or blocks
     stages = min(len(blocks), BLOCK_STAGES)
     return tuple(blocks[-(-number * len(blocks) // stages) - 1] for number in range(1, stages + 1))
+
+
+def _share(blocks: Sequence[str], held: Mapping[str, int]) -> int:
+    """How many of the outputs are those of the blocks and of what they hold."""
+    return sum(held[block] for block in blocks)
 
 
 def _joined(parent: str, child: str) -> str:

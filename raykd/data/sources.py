@@ -6,8 +6,8 @@ from raykd.data.cifar import Cifar10, Cifar100
 from raykd.data.digits import Digits
 from raykd.data.fashion_mnist import FashionMnist
 from raykd.data.image_folder import ImageFolder
-from raykd.data.text import Texts
 from raykd.data.source import Source
+from raykd.data.text import Texts
 from raykd.option import Family
 
 SOURCES = Family(

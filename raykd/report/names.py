@@ -25,7 +25,7 @@ def model_name(model: Mapping[str, Any] | None) -> str:
 
     usual = _defaults(MODELS, model["name"])
     parts = [
-        f"{SIZES[key]}{value}" if key in SIZES else f"{key}={_value(value)}"
+        f"{SIZES[key]}{value}" if key in SIZES else _held(key, value)
         for key, value in model.items()
         if key != "name" and (key in SIZES or value != usual.get(key))
     ]
@@ -74,6 +74,11 @@ def _loss(loss: Mapping[str, Any]) -> str:
         if key != "name" and (key == "temperature" or value != usual.get(key))
     ]
     return " ".join([loss["name"], *parts])
+
+
+def _held(key: str, value: Any) -> str:
+    """A field and its value; of arguments for another library, these alone."""
+    return _value(value) if key in ("args", "config") else f"{key}={_value(value)}"
 
 
 def _value(value: Any) -> str:

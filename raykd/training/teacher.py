@@ -88,7 +88,8 @@ def preparation_key(prepared: Preparation, study: Study, fingerprint: str) -> st
     """The content address of a network that teaches: 32 hex digits.
 
     Another model, training option, seed, augmentation, data set, or anything else in those that
-    taught it gives another key; so does a weights file with other content, or a file that the model is built of.
+    taught it gives another key; so does other content of a weights file, or of a file that the
+    model is built of.
 
     Args:
         prepared: the network.

@@ -148,6 +148,14 @@ def test_a_transformers_aliases_outlive_its_depth(layers: int) -> None:
     assert len(stages) == min(layers, BLOCK_STAGES)
 
 
+@pytest.mark.parametrize(("depth", "ends"), [(1, ["blocks"]), (3, ["blocks.0", "blocks.1"])])
+def test_stages_are_blocks_and_not_the_two_halves_of_one(depth: int, ends: list[str]) -> None:
+    args = {"patch_size": 4, "depth": depth, "embed_dim": 24, "num_heads": 3}
+    aliases = anatomy(_model({"name": "timm/vit_tiny_patch16_224", "args": args}), DIGITS).aliases
+    assert list(aliases.values())[: len(ends)] == ends
+    assert len(aliases) == depth + 1
+
+
 @every_case
 def test_embedding_is_what_the_classifier_takes(case: str) -> None:
     network, task = _built(case)
