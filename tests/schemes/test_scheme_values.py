@@ -381,11 +381,11 @@ class TestPsKd:
     """Kim 2021, section 3."""
 
     def test_first_epoch_is_plain(self) -> None:
-        output = ready(PsKd()).step(0)
+        output = ready(PsKd(alpha=0.8)).step(0)
         torch.testing.assert_close(output.loss.detach(), output.terms["task"])
 
     def test_second_epoch_is_softened_by_the_first(self) -> None:
-        case = ready(PsKd())
+        case = ready(PsKd(alpha=0.8))
         case.distiller.train()
         first = array(case.step(0).logits)
         assert isinstance(case.distiller, Progressive)
@@ -400,7 +400,7 @@ class TestPsKd:
         assert second.loss.item() == pytest.approx(expected, rel=1e-3)
 
     def test_evaluation_is_not_remembered(self) -> None:
-        case = ready(PsKd())
+        case = ready(PsKd(alpha=0.8))
         case.distiller.eval()
         case.step(0)
         assert isinstance(case.distiller, Progressive)

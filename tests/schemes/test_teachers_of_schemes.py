@@ -246,12 +246,12 @@ def test_a_gate_learns_whom_to_trust() -> None:
     before = shares(logits, targets, (0, 1, 2))
     np.testing.assert_allclose(before.numpy(), 1 / 3, rtol=1e-5)
     optimiser = torch.optim.SGD(shares.parameters(), lr=0.05)
-    first = float(shares.loss(logits, targets))
+    first = shares.loss(logits, targets).item()
     for _ in range(30):
         optimiser.zero_grad()
         shares.loss(logits, targets).backward()
         optimiser.step()
-    assert float(shares.loss(logits, targets)) < first
+    assert shares.loss(logits, targets).item() < first
     after = shares(logits, targets, (0, 1, 2))
     assert not after.requires_grad and after[:, 0].mean() > 0.5
 
