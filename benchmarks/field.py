@@ -5,8 +5,9 @@
 Fashion-MNIST, 2,000 training pictures, no augmentation.  Teacher: resnet of depth 14 and width 16,
 8 epochs.  Student: resnet of depth 8 and width 8, 6 epochs of SGD at 0.05 for every arm, so that
 arms differ in nothing but what is taught.  A loss stands alone beside the labels' loss, at its
-default weight and on its default pairs; many of those weights were chosen on the validation split of
-this very setting (`raykd list losses` says which), so it flatters them.  Each figure is the accuracy on all 10,000 test pictures after the last epoch.  Gains are paired by seed, with 95%
+default weight and on its default pairs; many of those weights were chosen on the validation split
+of this very setting (`raykd list losses` says which), so it flatters them.  Each figure is the
+accuracy on all 10,000 test pictures after the last epoch.  Gains are paired by seed, with 95%
 intervals (Student's t).  Networks that a scheme trains before the student (assistants, earlier
 generations) are counted in `more`, in epochs.
 

@@ -21,11 +21,11 @@ class PsKd(Scheme):
     """The labels are softened by the student's own predictions of the epoch before.
 
     Cross-entropy with (1 - a_t) label + a_t p_(t-1), a_t = alpha t / epochs for t = 1, 2, ...; Kim
-    2021 (arXiv:2006.12000), section 3.  Its alpha is 0.8, for 300 epochs; the default is half of it,
-    because in six epochs 0.8 cost 2 points of a small student's accuracy and 0.4 half a point.  In
-    the first epoch the label stands for the past, as in the authors' code.  Every sample's last prediction, made under that epoch's
-    augmentation, is kept (data size x classes, half precision) and belongs to the saved state;
-    several workers share theirs in every step.
+    2021 (arXiv:2006.12000), section 3.  Its alpha is 0.8, for 300 epochs; the default is half of
+    that, because in six epochs 0.8 cost 2 points of a small student's accuracy and 0.4 half a
+    point.  In the first epoch the label stands for the past, as in the authors' code.  Every
+    sample's last prediction, made under that epoch's augmentation, is kept (data size x classes,
+    half precision) and belongs to the saved state; several workers share theirs in every step.
     """
 
     paper = "Kim 2021, arXiv:2006.12000"
