@@ -1,6 +1,6 @@
 """What is transferred from teacher to student: losses and the terms that weigh them."""
 
-from raykd.knowledge.evidence import Evidence, Progress, Shape
+from raykd.knowledge.evidence import Evidence, Lesson, Progress, Shape
 from raykd.knowledge.feature import AttentionTransfer, Hint
 from raykd.knowledge.loss import (
     Loss,
@@ -22,6 +22,7 @@ __all__ = [
     "AttentionTransfer",
     "Evidence",
     "Hint",
+    "Lesson",
     "Loss",
     "LossContext",
     "LossModule",

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from raykd.knowledge.connectors import PlaceMean, kind_of
-from raykd.knowledge.evidence import Evidence, Progress, Shape
+from raykd.knowledge.evidence import Lesson, Shape
 from raykd.knowledge.gather import from_all_workers
 from raykd.knowledge.kernels import unit
 from raykd.knowledge.loss import Loss, LossContext, LossModule, for_each_pair
@@ -74,16 +74,14 @@ class _Contrast(LossModule):
             for_each_pair(context, lambda guided, hint: _Contrasted(loss, context, guided, hint))
         )
 
-    def value(
-        self,
-        student: Evidence,
-        teacher: Evidence,
-        targets: Tensor,
-        index: Tensor,
-        progress: Progress,
-    ) -> Tensor:
+    def value(self, lesson: Lesson) -> Tensor:
         values = [
-            judge(student.layers[pair.guided], teacher.layers[pair.hint], targets, index)
+            judge(
+                lesson.student.layers[pair.guided],
+                lesson.teacher.layers[pair.hint],
+                lesson.targets,
+                lesson.index,
+            )
             for pair, judge in zip(self.pairs, self.judges, strict=True)
         ]
         return torch.stack(values).sum()

@@ -58,3 +58,22 @@ class Progress:
         """The same moment, counted from an epoch that has begun."""
         step = self.step - epoch * self.steps_per_epoch
         return Progress(self.epoch - epoch, self.epochs - epoch, step, self.steps_per_epoch)
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What a loss may look at in one step.
+
+    Attributes:
+        student: its evidence.
+        teacher: the teacher's, cut from its graph.
+        targets: (B,) the labels.
+        index: (B,) the samples' numbers in the data set.
+        progress: where the training stands.
+    """
+
+    student: Evidence
+    teacher: Evidence
+    targets: Tensor
+    index: Tensor
+    progress: Progress

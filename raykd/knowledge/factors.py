@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from raykd.knowledge.connectors import Resize, require
-from raykd.knowledge.evidence import Evidence, Progress, Shape
+from raykd.knowledge.evidence import Lesson, Shape
 from raykd.knowledge.kernels import unit
 from raykd.knowledge.loss import Loss, LossContext, LossModule, for_each_pair
 from raykd.option import option
@@ -76,19 +76,12 @@ class _FactorTransfer(LossModule):
         self.judges = nn.ModuleList(for_each_pair(context, self._pair))
         self.sometimes_unused = True
 
-    def value(
-        self,
-        student: Evidence,
-        teacher: Evidence,
-        targets: Tensor,
-        index: Tensor,
-        progress: Progress,
-    ) -> Tensor:
-        pretrains = progress.epoch < self.loss.pretrain_epochs
+    def value(self, lesson: Lesson) -> Tensor:
+        pretrains = lesson.progress.epoch < self.loss.pretrain_epochs
         values = [
-            judge.restoration(teacher.layers[pair.hint]) / self.weight
+            judge.restoration(lesson.teacher.layers[pair.hint]) / self.weight
             if pretrains
-            else judge(student.layers[pair.guided], teacher.layers[pair.hint])
+            else judge(lesson.student.layers[pair.guided], lesson.teacher.layers[pair.hint])
             for pair, judge in zip(self.pairs, self.judges, strict=True)
             if isinstance(judge, _Factors)
         ]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from raykd.knowledge.connectors import channels_connector, resized, smaller
-from raykd.knowledge.evidence import Evidence, Progress
+from raykd.knowledge.evidence import Lesson
 from raykd.knowledge.loss import Loss, LossContext, LossModule, for_each_pair, require_two_pairs
 from raykd.option import option
 
@@ -72,19 +72,12 @@ class _Flow(LossModule):
         self.pairs = context.pairs
         self.connectors = nn.ModuleList(for_each_pair(context, channels_connector))
 
-    def value(
-        self,
-        student: Evidence,
-        teacher: Evidence,
-        targets: Tensor,
-        index: Tensor,
-        progress: Progress,
-    ) -> Tensor:
+    def value(self, lesson: Lesson) -> Tensor:
         guided = [
-            connect(student.layers[pair.guided])
+            connect(lesson.student.layers[pair.guided])
             for pair, connect in zip(self.pairs, self.connectors, strict=True)
         ]
-        hints = [teacher.layers[pair.hint] for pair in self.pairs]
+        hints = [lesson.teacher.layers[pair.hint] for pair in self.pairs]
         values = [
             self.loss(ours, theirs)
             for ours, theirs in zip(pairwise(guided), pairwise(hints), strict=True)

@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from raykd.knowledge.evidence import Evidence, Progress
+from raykd.knowledge.evidence import Lesson
 from raykd.knowledge.kernels import or_one, squared_distances
 from raykd.knowledge.loss import Loss, LossContext, LossModule
 from raykd.option import option
@@ -55,17 +55,10 @@ class _Graphs(LossModule):
         self.loss = loss
         self.pairs = context.pairs
 
-    def value(
-        self,
-        student: Evidence,
-        teacher: Evidence,
-        targets: Tensor,
-        index: Tensor,
-        progress: Progress,
-    ) -> Tensor:
-        ours = [_vertices(student.layers[pair.guided]) for pair in self.pairs]
-        theirs = [_vertices(teacher.layers[pair.hint]) for pair in self.pairs]
-        value = self.loss.vertices * F.mse_loss(student.logits, teacher.logits)
+    def value(self, lesson: Lesson) -> Tensor:
+        ours = [_vertices(lesson.student.layers[pair.guided]) for pair in self.pairs]
+        theirs = [_vertices(lesson.teacher.layers[pair.hint]) for pair in self.pairs]
+        value = self.loss.vertices * F.mse_loss(lesson.student.logits, lesson.teacher.logits)
         for one, other in zip(ours, theirs, strict=True):
             value = value + self.loss.edges * F.mse_loss(edges(one), edges(other))
         for one, other in zip(pairwise(ours), pairwise(theirs), strict=True):

@@ -13,7 +13,7 @@ from typing import ClassVar, Literal, TypeVar
 import torch
 from torch import Tensor, nn
 
-from raykd.knowledge.evidence import Evidence, Progress, Shape
+from raykd.knowledge.evidence import Evidence, Lesson, Progress, Shape
 from raykd.option import option
 
 M = TypeVar("M", bound=nn.Module)
@@ -87,22 +87,10 @@ class LossModule(nn.Module):
     ) -> Tensor:
         """The loss's value, a scalar, without its term's weight."""
         with torch.autocast(student.logits.device.type, enabled=False):
-            return self.value(
-                student.map(widened),
-                teacher.detached().map(widened),
-                targets,
-                index,
-                progress,
-            )
+            shown, taught = student.map(widened), teacher.detached().map(widened)
+            return self.value(Lesson(shown, taught, targets, index, progress))
 
-    def value(
-        self,
-        student: Evidence,
-        teacher: Evidence,
-        targets: Tensor,
-        index: Tensor,
-        progress: Progress,
-    ) -> Tensor:
+    def value(self, lesson: Lesson) -> Tensor:
         """See `forward`."""
         raise NotImplementedError
 
@@ -208,15 +196,8 @@ class _OnLogits(LossModule):
         super().__init__()
         self.loss = loss
 
-    def value(
-        self,
-        student: Evidence,
-        teacher: Evidence,
-        targets: Tensor,
-        index: Tensor,
-        progress: Progress,
-    ) -> Tensor:
-        return self.loss(student.logits, teacher.logits, targets)
+    def value(self, lesson: Lesson) -> Tensor:
+        return self.loss(lesson.student.logits, lesson.teacher.logits, lesson.targets)
 
 
 class _Connected(nn.Module):
@@ -236,16 +217,9 @@ class _OnPairs(LossModule):
         self.shares = loss.shares(len(context.pairs))
         self.judges = nn.ModuleList(for_each_pair(context, loss.judge))
 
-    def value(
-        self,
-        student: Evidence,
-        teacher: Evidence,
-        targets: Tensor,
-        index: Tensor,
-        progress: Progress,
-    ) -> Tensor:
+    def value(self, lesson: Lesson) -> Tensor:
         values = [
-            share * judge(student.layers[pair.guided], teacher.layers[pair.hint])
+            share * judge(lesson.student.layers[pair.guided], lesson.teacher.layers[pair.hint])
             for pair, judge, share in zip(self.pairs, self.judges, self.shares, strict=True)
         ]
         return torch.stack(values).sum()

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from raykd.knowledge.connectors import kind_of, require
-from raykd.knowledge.evidence import Evidence, Progress, Shape
+from raykd.knowledge.evidence import Lesson, Shape
 from raykd.knowledge.loss import Loss, LossContext, LossModule, for_each_pair
 from raykd.option import option
 
@@ -77,18 +77,11 @@ class _Review(LossModule):
             require("map", "reviewkd", guided, hint)
         return _Fusion(guided[0], self.width, hint)
 
-    def value(
-        self,
-        student: Evidence,
-        teacher: Evidence,
-        targets: Tensor,
-        index: Tensor,
-        progress: Progress,
-    ) -> Tensor:
+    def value(self, lesson: Lesson) -> Tensor:
         values, fused = [], None
         for pair, fusion in zip(self.pairs[::-1], self.fusions[::-1], strict=True):
-            fused, carried = fusion(_as_map(student.layers[pair.guided]), fused)
-            values.append(self.loss(carried, _as_map(teacher.layers[pair.hint])))
+            fused, carried = fusion(_as_map(lesson.student.layers[pair.guided]), fused)
+            values.append(self.loss(carried, _as_map(lesson.teacher.layers[pair.hint])))
         return torch.stack(values).sum()
 
 

@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from raykd.knowledge.connectors import PlaceMean, Resize, connector, kind_of, resized
-from raykd.knowledge.evidence import Evidence, Progress, Shape
+from raykd.knowledge.evidence import Lesson, Shape
 from raykd.knowledge.kernels import unit
 from raykd.knowledge.loss import Loss, LossContext, LossModule, Pair, for_each_pair
 from raykd.option import option
@@ -81,16 +81,9 @@ class _Attending(LossModule):
             hint_shapes=tuple(hints[pair.hint] for pair in pairs),
         )
 
-    def value(
-        self,
-        student: Evidence,
-        teacher: Evidence,
-        targets: Tensor,
-        index: Tensor,
-        progress: Progress,
-    ) -> Tensor:
-        guided = [student.layers[name] for name in self.guided]
-        hints = [teacher.layers[name] for name in self.hints]
+    def value(self, lesson: Lesson) -> Tensor:
+        guided = [lesson.student.layers[name] for name in self.guided]
+        hints = [lesson.teacher.layers[name] for name in self.hints]
         attention = self.attention(guided, hints)
         connectors = iter(self.connectors)
         distances = [

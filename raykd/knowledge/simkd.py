@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from raykd.knowledge.connectors import kind_of, resized
-from raykd.knowledge.evidence import Evidence, Progress, Shape
+from raykd.knowledge.evidence import Lesson, Shape
 from raykd.knowledge.loss import PROJECTED, Loss, LossContext, LossModule, for_each_pair
 from raykd.option import option
 
@@ -87,19 +87,12 @@ class _Aligned(LossModule):
             projector.end_signed()
         return projector
 
-    def value(
-        self,
-        student: Evidence,
-        teacher: Evidence,
-        targets: Tensor,
-        index: Tensor,
-        progress: Progress,
-    ) -> Tensor:
+    def value(self, lesson: Lesson) -> Tensor:
         if self.projector is None:
-            projected = student.layers[PROJECTED]
+            projected = lesson.student.layers[PROJECTED]
         else:
-            projected = self.projector(student.layers[self.pair.guided])
-        return self.loss(projected, teacher.layers[self.pair.hint])
+            projected = self.projector(lesson.student.layers[self.pair.guided])
+        return self.loss(projected, lesson.teacher.layers[self.pair.hint])
 
 
 class _Projector(nn.Module):

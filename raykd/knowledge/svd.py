@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from raykd.knowledge.connectors import channels_connector
-from raykd.knowledge.evidence import Evidence, Progress
+from raykd.knowledge.evidence import Lesson
 from raykd.knowledge.kernels import unit
 from raykd.knowledge.loss import Loss, LossContext, LossModule, for_each_pair, require_two_pairs
 from raykd.option import option
@@ -60,16 +60,11 @@ class _Compressed(LossModule):
         self.pairs = context.pairs
         self.connectors = nn.ModuleList(for_each_pair(context, channels_connector))
 
-    def value(
-        self,
-        student: Evidence,
-        teacher: Evidence,
-        targets: Tensor,
-        index: Tensor,
-        progress: Progress,
-    ) -> Tensor:
+    def value(self, lesson: Lesson) -> Tensor:
         compressed = [
-            self._vectors(connect(student.layers[pair.guided]), teacher.layers[pair.hint])
+            self._vectors(
+                connect(lesson.student.layers[pair.guided]), lesson.teacher.layers[pair.hint]
+            )
             for pair, connect in zip(self.pairs, self.connectors, strict=True)
         ]
         values = [

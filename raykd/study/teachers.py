@@ -15,16 +15,19 @@ def teachers_of(study: Study, seed: int | None = None) -> tuple[Preparation, ...
         study: concrete.
         seed: of the networks that many trials share; None: the study's own.
     """
-    return study.scheme.teachers(
-        Circumstances(
-            teacher=study.teacher,
-            student=study.student.model,
-            train=study.train,
-            knowledge=study.knowledge,
-            seed=study.seed if seed is None else seed,
-            trial_seed=study.seed,
-            augment=study.data.augment,
-        )
+    return study.scheme.teachers(circumstances(study, seed))
+
+
+def circumstances(study: Study, seed: int | None = None) -> Circumstances:
+    """What a scheme may choose its teachers by; the arguments as those of `teachers_of`."""
+    return Circumstances(
+        teacher=study.teacher,
+        student=study.student.model,
+        train=study.train,
+        knowledge=study.knowledge,
+        seed=study.seed if seed is None else seed,
+        trial_seed=study.seed,
+        augment=study.data.augment,
     )
 
 

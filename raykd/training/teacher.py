@@ -11,9 +11,10 @@ from torch import nn
 
 from raykd.architecture import Model, Task
 from raykd.architecture.cost import unfilled
-from raykd.schemes import Alone, Circumstances, Preparation, Teacher
+from raykd.schemes import Alone, Preparation, Teacher
 from raykd.schemes.teachers import learns_alone
 from raykd.study.schema import Student, Study, plain
+from raykd.study.teachers import circumstances
 from raykd.training.checkpoint import check_shapes, load_weights, parse_weights, read_shapes
 
 RECIPE = 2
@@ -39,15 +40,7 @@ def own_teacher(study: Study, seed: int | None = None) -> Preparation:
     Raises:
         ValueError: the study has no teacher.
     """
-    around = Circumstances(
-        teacher=study.teacher,
-        student=study.student.model,
-        train=study.train,
-        knowledge=study.knowledge,
-        seed=study.seed if seed is None else seed,
-        trial_seed=study.seed,
-    )
-    return learns_alone(_teacher(study), around)
+    return learns_alone(_teacher(study), circumstances(study, seed))
 
 
 def preparing_study(study: Study, prepared: Preparation) -> Study:
