@@ -26,7 +26,7 @@ from raykd.data.source import (
     TestFraction,
     ValLimit,
 )
-from raykd.data.splitting import at_most, dataset_of_splits, hold_out, resident
+from raykd.data.splitting import dataset_of_splits, parted, resident
 from raykd.option import option
 
 _STATISTICS_SAMPLE = 2048
@@ -82,7 +82,7 @@ class ImageFolder(Source):
     def load(self) -> Dataset:
         self.check()
         listing = _listing(self._root(), self._folders())
-        rows = self._rows(listing)
+        rows = parted(listing.rows, listing.targets, self)
         used = sum(len(part) for part in rows.values())
         if used * self.channels * self.size**2 <= self.resident_limit_mb * 1e6:
             return self._resident(listing, rows)
@@ -101,16 +101,6 @@ class ImageFolder(Source):
         if not (root / "train").is_dir():
             return {"train": root}
         return {part: root / part for part in PARTS if (root / part).is_dir()}
-
-    def _rows(self, listing: _Listing) -> dict[str, np.ndarray]:
-        rows, seed, targets = dict(listing.rows), self.split_seed, listing.targets
-        if "test" not in rows:
-            rows["train"], rows["test"] = hold_out(targets, rows["train"], self.test, seed, "test")
-        if "val" not in rows:
-            rows["train"], rows["val"] = hold_out(targets, rows["train"], self.val, seed, "val")
-        rows["train"] = at_most(targets, rows["train"], self.limit, seed, "limit")
-        rows["val"] = at_most(targets, rows["val"], self.val_limit, seed, "val_limit")
-        return rows
 
     def _resident(self, listing: _Listing, rows: Mapping[str, np.ndarray]) -> Dataset:
         root = str(self._root())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -66,6 +67,41 @@ def _shares(sizes: np.ndarray, count: int, leave: int) -> np.ndarray:
     while shares.sum() > count:
         shares[np.where(shares > 1, shares - ideal, -np.inf).argmax()] -= 1
     return shares
+
+
+class Shares(Protocol):
+    """The fields of a source that say how its samples are parted."""
+
+    @property
+    def val(self) -> float: ...
+    @property
+    def test(self) -> float: ...
+    @property
+    def split_seed(self) -> int: ...
+    @property
+    def limit(self) -> int | None: ...
+    @property
+    def val_limit(self) -> int | None: ...
+
+
+def parted(
+    rows: Mapping[str, np.ndarray], targets: np.ndarray, shares: Shares
+) -> dict[str, np.ndarray]:
+    """The rows of `train`, `val` and `test`: parts that are missing are cut off `train`, and no
+    part is larger than its limit.
+
+    Args:
+        rows: of the parts that the data themselves tell apart, `train` among them.
+        targets: of all samples.
+        shares: the source.
+    """
+    found, seed = dict(rows), shares.split_seed
+    for part, share in (("test", shares.test), ("val", shares.val)):
+        if part not in found:
+            found["train"], found[part] = hold_out(targets, found["train"], share, seed, part)
+    found["train"] = at_most(targets, found["train"], shares.limit, seed, "limit")
+    found["val"] = at_most(targets, found["val"], shares.val_limit, seed, "val_limit")
+    return found
 
 
 def hold_out(

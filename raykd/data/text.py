@@ -27,7 +27,7 @@ from raykd.data.source import (
     TestFraction,
     ValLimit,
 )
-from raykd.data.splitting import at_most, fingerprint, hold_out
+from raykd.data.splitting import fingerprint, parted
 from raykd.option import option
 
 FORMATS = {
@@ -107,7 +107,7 @@ class Texts(Source):
             rows[part] = np.arange(start, start + len(table))
             start += len(table)
         targets = np.concatenate([table.targets(names) for table in tables.values()])
-        rows = self._cut(rows, targets)
+        rows = parted(rows, targets, self)
         tokens = self._tokens(tables.values())
         splits = {part: _split(tokens.held, targets, rows[part]) for part in PARTS}
         return Dataset(
@@ -135,16 +135,6 @@ class Texts(Source):
         found = _columns(file, columns)
         texts = [_texts(found[column], column, file) for column in columns[:-1]]
         return _Table(tuple(texts), _labels(found[self.label], self.label, file), file)
-
-    def _cut(self, rows: dict[str, np.ndarray], targets: np.ndarray) -> dict[str, np.ndarray]:
-        rows, seed = dict(rows), self.split_seed
-        if "test" not in rows:
-            rows["train"], rows["test"] = hold_out(targets, rows["train"], self.test, seed, "test")
-        if "val" not in rows:
-            rows["train"], rows["val"] = hold_out(targets, rows["train"], self.val, seed, "val")
-        rows["train"] = at_most(targets, rows["train"], self.limit, seed, "limit")
-        rows["val"] = at_most(targets, rows["val"], self.val_limit, seed, "val_limit")
-        return rows
 
     def _tokens(self, tables: Any) -> _Tokens:
         tokenizer = _tokenizer(_path(self.tokenizer))

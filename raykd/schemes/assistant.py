@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -17,7 +18,6 @@ from raykd.schemes.teachers import (
     Preparation,
     Teacher,
     learns_alone,
-    taught,
 )
 
 
@@ -66,7 +66,7 @@ class Assistant(Scheme):
             assistant = learns_alone(link, around)
             if link.weights is None:
                 above = own if self.dense else own[-1:]
-                assistant = taught(
+                assistant = replace(
                     assistant,
                     scheme=self._scheme(above),
                     knowledge=self.knowledge,

@@ -3,20 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 from pydantic import Field
 from torch import nn
 
-from raykd.architecture import MODELS
+from raykd.architecture import Model
 from raykd.schemes.scheme import Parts
-
-if TYPE_CHECKING:
-    from raykd.architecture import Model
-
-    AnyModel = Model
-else:
-    AnyModel = MODELS.annotation
+from raykd.schemes.teachers import AnyModel
 
 Peers = Annotated[int, Field(ge=2, le=8, description="networks, the student included")]
 Others = Annotated[

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -16,7 +17,6 @@ from raykd.schemes.teachers import (
     Preparation,
     learns_alone,
     own_kind,
-    taught,
 )
 
 BORN_AGAIN_KD = Term(loss=KD(temperature=1.0), weight=1.0)
@@ -55,7 +55,7 @@ class BornAgain(Scheme):
         else:
             forebear = learns_alone(around.teacher, around)
         for generation in range(1, self.generations):
-            forebear = taught(
+            forebear = replace(
                 own_kind(around, generation),
                 scheme=Offline(task_weight=self.task_weight),
                 knowledge=transferred(around.knowledge, BORN_AGAIN_KD),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -150,8 +149,3 @@ def own_kind(around: Circumstances, generation: int = 0) -> Preparation:
 
 GENERATION_SEEDS = 100_003
 """Added to a trial's seed for each generation before it; more than there are replicates."""
-
-
-def taught(prepared: Preparation, **fields: Any) -> Preparation:
-    """The same network, but taught by others instead of alone."""
-    return dataclasses.replace(prepared, **fields)

@@ -139,11 +139,13 @@ class Explorer:
 
     @property
     def _first_ready(self) -> Assignment | None:
-        """The first in the queue whose teachers are all there."""
-        for assignment in self._queue:
-            if all(self._shelf.has(file) for file in assignment.teachers):
-                return assignment
-        return None
+        """The first in the queue whose teachers are all there.
+
+        Whatever is queued has asked for its teachers: those that are not under way are there.
+        """
+        under_way = self._under_way
+        waiting = (one for one in self._queue if under_way.isdisjoint(one.teachers))
+        return next(waiting, None)
 
     @property
     def has_work(self) -> bool:
@@ -364,11 +366,10 @@ class Explorer:
     # Phase 2: trials
 
     def _may_draw(self) -> bool:
-        queued = [a for a in self._queue if a.role == "trial" and a.id not in self.records]
         return (
             not self._exhausted
             and self._own_are_ready
-            and len(queued) < self._slots
+            and self._held < self._slots
             and self._trials < self.search.trials
             and self._clock() < self._deadline
         )
@@ -381,8 +382,12 @@ class Explorer:
     @property
     def _trials(self) -> int:
         """How many trials were drawn, those that wait for their teachers included."""
-        queued = [a for a in self._queue if a.role == "trial" and a.id not in self.records]
-        return len(self.records.of("trial")) + len(queued)
+        return len(self.records.of("trial")) + self._held
+
+    @property
+    def _held(self) -> int:
+        """How many trials were drawn and have not begun."""
+        return sum(a.role == "trial" and a.id not in self.records for a in self._queue)
 
     def _draw(self) -> bool:
         """Queue one feasible point that was not tried before; False where none is left."""
