@@ -15,7 +15,9 @@ import raykd.search as _package
 
 if TYPE_CHECKING:
     from raykd.problems import Problem, StudyError
+    from raykd.report.pairs import pairs
     from raykd.search.driver import search
+    from raykd.search.pairs.result import PairsResult, read_pairs
     from raykd.search.result import StudyResult, read_result
     from raykd.search.single import distill, train_teacher
     from raykd.study.load import load_study
@@ -26,6 +28,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "OpenStudy",
+    "PairsResult",
     "Problem",
     "Study",
     "StudyError",
@@ -33,6 +36,8 @@ __all__ = [
     "__version__",
     "distill",
     "load_study",
+    "pairs",
+    "read_pairs",
     "read_result",
     "search",
     "train_teacher",
@@ -43,9 +48,12 @@ _HOMES = {
     "Problem": "raykd.problems",
     "Study": "raykd.study.schema",
     "StudyError": "raykd.problems",
+    "PairsResult": "raykd.search.pairs.result",
     "StudyResult": "raykd.search.result",
     "distill": "raykd.search.single",
     "load_study": "raykd.study.load",
+    "pairs": "raykd.report.pairs",
+    "read_pairs": "raykd.search.pairs.result",
     "read_result": "raykd.search.result",
     "train_teacher": "raykd.search.single",
 }

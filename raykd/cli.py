@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from raykd.problems import StudyError
     from raykd.report import Display
+    from raykd.search.pairs.result import PairsResult
     from raykd.search.result import StudyResult
 
 OK, FAILED, UNFIT, INTERRUPTED = 0, 1, 2, 130
@@ -70,6 +71,14 @@ def search(
         Path | None,
         typer.Option(metavar="FOLDER", help="Go on with the interrupted search in this folder."),
     ] = None,
+    start_from: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="RUN",
+            help="Try first what another study found: its folder, FOLDER:trial-0007, or a run's id "
+            "in MLflow; may be repeated.",
+        ),
+    ] = None,
     allow_import: AllowImport = False,
     as_json: Json = False,
     verbose: Verbose = False,
@@ -77,8 +86,9 @@ def search(
     """Search a study: its teacher, its trials, and the chosen students again under fresh seeds."""
     if (file is None) == (resume is None):
         raise typer.BadParameter("give a study FILE, or --resume FOLDER, and not both")
-    if resume is not None and overrides:
-        raise typer.BadParameter("a search goes on as it began: no --set with --resume")
+    if resume is not None and (overrides or start_from):
+        wrong = "--set" if overrides else "--start-from"
+        raise typer.BadParameter(f"a search goes on as it began: no {wrong} with --resume")
 
     def run(listeners: Sequence[Any]) -> StudyResult:
         from raykd.search.driver import search as search_study
@@ -86,6 +96,55 @@ def search(
         return search_study(
             file or "",
             overrides=overrides or (),
+            resume=resume,
+            start_from=start_from or (),
+            allow_import=allow_import,
+            verbose=verbose,
+            listeners=listeners,
+        )
+
+    from raykd.report import search_display
+
+    session = _Session(as_json, verbose, resumable=True)
+    result = session.run(lambda: search_display(session.console, lines=verbose), run)
+    session.end(result, failed=result.best is None)
+
+
+@app.command(epilog=EPILOG)
+def pairs(
+    file: Annotated[
+        str | None, typer.Argument(metavar="[FILE]", help="A study file (YAML).")
+    ] = None,
+    overrides: Overrides = None,
+    seeds: Annotated[
+        int | None, typer.Option(min=1, help="Trainings of each pair; default: search.pairs.seeds.")
+    ] = None,
+    sets: Annotated[
+        int | None,
+        typer.Option(min=0, help="Sampled sets of pairs, too; default: search.pairs.sets."),
+    ] = None,
+    resume: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Go on with the interrupted study in this folder."),
+    ] = None,
+    allow_import: AllowImport = False,
+    as_json: Json = False,
+    verbose: Verbose = False,
+) -> None:
+    """Study layer pairs: train every hint layer with every guided layer, and compare."""
+    if (file is None) == (resume is None):
+        raise typer.BadParameter("give a study FILE, or --resume FOLDER, and not both")
+    asked = {"seeds": seeds, "sets": sets}
+    more = [f"search.pairs.{key}={value}" for key, value in asked.items() if value is not None]
+    if resume is not None and (overrides or more):
+        raise typer.BadParameter("a study goes on as it began: no --set, --seeds or --sets")
+
+    def run(listeners: Sequence[Any]) -> Any:
+        from raykd.report.pairs import pairs as study_pairs
+
+        return study_pairs(
+            file or "",
+            overrides=[*(overrides or ()), *more],
             resume=resume,
             allow_import=allow_import,
             verbose=verbose,
@@ -175,6 +234,53 @@ def validate(
 
 
 @app.command(epilog=EPILOG)
+def layers(
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL", help="A model's name or YAML mapping, or a study file with models."
+        ),
+    ],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="a=VALUE", help="A field of the model (depth=20), or of the study."
+        ),
+    ] = None,
+    data: Annotated[
+        str, typer.Option(metavar="NAME", help="A data source, or a YAML mapping of one.")
+    ] = "",
+    shape: Annotated[
+        str, typer.Option("--input", metavar="C,H,W", help="Of one sample; default: 3,32,32.")
+    ] = "",
+    classes: Annotated[int | None, typer.Option(min=2, help="Default: 10.")] = None,
+    text: Annotated[
+        str, typer.Option(metavar="LENGTH,VOCABULARY", help="Texts in place of pictures.")
+    ] = "",
+    stages: Annotated[bool, typer.Option(help="The layers alone that bear an alias.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+    allow_import: AllowImport = False,
+    verbose: Verbose = False,
+) -> None:
+    """List the layers that may teach or be taught: name, type, shape, depth, stage, cost so far."""
+    with _errors(verbose):
+        from raykd.report import print_line
+        from raykd.report.layer_tables import lines, tables
+        from raykd.report.layers import Inputs, layers_of
+
+        inputs = Inputs(data, shape, classes, text)
+        found = layers_of(model, overrides or (), inputs, allow_import=allow_import)
+        console = _console()
+        if as_json:
+            typer.echo(found.json(stages=stages))
+        elif console.is_terminal:
+            console.print(tables(found, stages=stages), crop=False)
+        else:
+            for line in lines(found, stages=stages):
+                print_line(console, line)
+
+
+@app.command(epilog=EPILOG)
 def schema() -> None:
     """Print the JSON Schema of study files, for editors that complete and check them."""
     import json
@@ -184,7 +290,16 @@ def schema() -> None:
     typer.echo(json.dumps(json_schema(), indent=2))
 
 
-PARTS = ("losses", "schemes", "models", "data", "samplers", "schedulers", "augmentations")
+PARTS = (
+    "losses",
+    "schemes",
+    "models",
+    "data",
+    "samplers",
+    "schedulers",
+    "screens",
+    "augmentations",
+)
 
 
 @app.command("list", epilog=EPILOG)
@@ -280,9 +395,109 @@ def sync(
 def report(folder: Folder, as_json: Json = False, verbose: Verbose = False) -> None:
     """Print what a search found, finished or not."""
     with _errors(verbose):
-        from raykd.search.result import read_result
+        from raykd.search.folder import open_folder
 
-        _show(read_result(folder), _console(), as_json)
+        if open_folder(folder)[0].verb == "pairs":
+            from raykd.search.pairs.result import read_pairs as read
+        else:
+            from raykd.search.result import read_result as read
+        _show(read(folder), _console(), as_json)
+
+
+cache = typer.Typer(
+    help="Teachers' outputs, computed once for all trials: list, verify, remove.",
+    no_args_is_help=True,
+)
+app.add_typer(cache, name="cache", epilog=EPILOG)
+
+Keys = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[ADDRESS]...", help="Addresses, or how they begin; default: all."),
+]
+StorageRoot = Annotated[
+    str, typer.Option("--storage", metavar="ROOT", help="The studies' cluster.storage.")
+]
+
+
+@cache.command("ls", epilog=EPILOG)
+def cache_ls(
+    storage: StorageRoot = "studies",
+    as_json: Annotated[
+        bool, typer.Option("--json", help="A JSON list, one object an entry.")
+    ] = False,
+) -> None:
+    """List what is kept, the last read first."""
+    with _errors(verbose=False):
+        from raykd.report.cache import entries_json, entries_table
+
+        entries = _outputs_store(storage).entries()
+        if as_json:
+            import json
+
+            typer.echo(json.dumps(entries_json(entries)))
+        else:
+            _console().print(entries_table(entries), crop=False)
+
+
+@cache.command("verify", epilog=EPILOG)
+def cache_verify(
+    keys: Keys = None,
+    storage: StorageRoot = "studies",
+    check: Annotated[
+        bool,
+        typer.Option("--check", help="Run the teacher on random samples, too, and compare."),
+    ] = False,
+    samples: Annotated[int, typer.Option(min=1, help="With --check: about how many.")] = 64,
+    allow_import: AllowImport = False,
+    verbose: Verbose = False,
+) -> None:
+    """Read every byte, compare checksums; damaged files go, and are computed anew when needed."""
+    with _errors(verbose):
+        from raykd.report.cache import chosen_keys, comparison_line
+        from raykd.training.cache.checking import compare
+
+        store, sound = _outputs_store(storage), True
+        try:
+            for key in chosen_keys(store, keys or ()):
+                if store.manifest(key) is None:
+                    typer.echo(f"{key[:12]}: under construction")
+                    continue
+                faulty = store.verify(key)
+                said = f"damaged and removed: {', '.join(faulty)}" if faulty else "whole"
+                typer.echo(f"{key[:12]}: {said}")
+                sound = sound and not faulty
+                if check and not faulty:
+                    found = compare(store, key, samples=samples, allow_import=allow_import)
+                    for one in found:
+                        typer.echo(comparison_line(one))
+                        sound = sound and one.agrees
+        except ValueError as error:
+            _complain(str(error))
+            raise typer.Exit(UNFIT) from None
+    raise typer.Exit(OK if sound else FAILED)
+
+
+@cache.command("rm", epilog=EPILOG)
+def cache_rm(
+    keys: Keys = None,
+    storage: StorageRoot = "studies",
+    everything: Annotated[bool, typer.Option("--all", help="All that is kept.")] = False,
+) -> None:
+    """Remove outputs; a study that needs them computes them anew."""
+    if bool(keys) == everything:
+        raise typer.BadParameter("give ADDRESSes, or --all, and not both")
+    with _errors(verbose=False):
+        from raykd.report.cache import chosen_keys
+
+        store = _outputs_store(storage)
+        try:
+            found = chosen_keys(store, keys or ())
+        except ValueError as error:
+            _complain(str(error))
+            raise typer.Exit(UNFIT) from None
+        for key in found:
+            store.remove(key)
+            typer.echo(f"{key[:12]}: removed")
 
 
 @app.command(epilog=EPILOG)
@@ -302,7 +517,28 @@ def version() -> None:
 
 def main() -> None:
     """The command `raykd`."""
-    app()
+    try:
+        app()
+    except SystemExit as ended:
+        if "torch" in sys.modules and isinstance(ended.code, int):
+            _leave(ended.code)
+        raise
+
+
+def _leave(code: int) -> NoReturn:
+    """End the process now.
+
+    Python would walk once more through all that was imported, which after a search takes one to two
+    seconds and frees nothing that the system does not free anyhow.
+    """
+    import atexit
+    import os
+
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(code)
 
 
 class _Session:
@@ -311,7 +547,7 @@ class _Session:
     Args:
         as_json: events and result as JSON lines on stdout, everything else on stderr.
         verbose: tracebacks in full.
-        resumable: whether `raykd search --resume` can go on with it.
+        resumable: whether `--resume` of its verb can go on with it.
     """
 
     def __init__(self, as_json: bool, verbose: bool, *, resumable: bool = False) -> None:
@@ -338,7 +574,7 @@ class _Session:
                 stack.enter_context(contextlib.redirect_stdout(sys.stderr))
             return work([self._heard, Shielded(shown, self._display_failed)])
 
-    def end(self, result: StudyResult, *, failed: bool) -> NoReturn:
+    def end(self, result: StudyResult | PairsResult, *, failed: bool) -> NoReturn:
         """Print the result and leave."""
         with _errors(self._verbose, self):
             _show(result, self.console, self._as_json)
@@ -447,18 +683,32 @@ def _crash_file() -> Path:
     return Path(name)
 
 
-def _show(result: StudyResult, console: Console, as_json: bool) -> None:
+def _show(result: StudyResult | PairsResult, console: Console, as_json: bool) -> None:
     """Print a result."""
     if as_json:
         from raykd.report.machine import JsonLines
-        from raykd.report.summary import facts
 
-        found = facts(result)
+        found = _reporting(result).facts(result)
         JsonLines(typer.echo)({"event": "result", **found})
         return
-    from raykd.report.summary import summary
+    console.print(_reporting(result).summary(result), crop=False)
 
-    console.print(summary(result), crop=False)
+
+def _reporting(result: StudyResult | PairsResult) -> Any:
+    """The module that tells a result."""
+    from importlib import import_module
+
+    from raykd.search.result import StudyResult
+
+    found = "summary" if isinstance(result, StudyResult) else "pairs.summary"
+    return import_module(f"raykd.report.{found}")
+
+
+def _outputs_store(root: str) -> Any:
+    from raykd.training.cache.store import OutputsStore
+    from raykd.training.storage import Storage
+
+    return OutputsStore(Storage(root))
 
 
 def _epoch_lines(console: Console) -> Display:

@@ -5,6 +5,7 @@ from raykd.architecture.cnn import Cnn
 from raykd.architecture.convnext import Convnext
 from raykd.architecture.cost import Anatomy, anatomy, dissect
 from raykd.architecture.crd_benchmark import CRD_BENCHMARK
+from raykd.architecture.derived import DERIVED, Derived
 from raykd.architecture.layers import Layer, discover, resolve, stage_aliases
 from raykd.architecture.mixer import Mixer
 from raykd.architecture.mlp import Mlp
@@ -39,6 +40,7 @@ MODELS = Family(
     [
         *FAMILIES,
         *CRD_BENCHMARK,
+        *DERIVED,
         *ADAPTERS,
     ],
     group="raykd.models",
@@ -48,11 +50,13 @@ MODELS = Family(
 __all__ = [
     "ADAPTERS",
     "CRD_BENCHMARK",
+    "DERIVED",
     "FAMILIES",
     "MODELS",
     "Anatomy",
     "Cnn",
     "Convnext",
+    "Derived",
     "Layer",
     "Mixer",
     "Mlp",

@@ -46,7 +46,7 @@ class Trunk(nn.Module):
             if (one.side == "output" and cut.ended[one.module])
             or (one.module, one.side) == (layer.module, layer.side)
         )
-        for path in cut.beyond(whole):
+        for path in cut.beyond(whole, layer):
             network.set_submodule(path, nn.Identity())
 
     def forward(self, inputs: Any) -> Tensor:
@@ -151,11 +151,13 @@ class _Course:
             for handle in handles:
                 handle.remove()
 
-    def beyond(self, whole: _Course) -> list[str]:
-        """The outermost modules that ran in the whole course, and did nothing in this one."""
+    def beyond(self, whole: _Course, layer: Layer) -> list[str]:
+        """The outermost modules that ran in the whole course, and did nothing in this one, which
+        ended at the layer."""
         found: list[str] = []
         for path, module in self.modules.items():
-            leaf = not any(True for _ in module.children())
+            # One whose input is the layer has begun, and no more.
+            leaf = path == layer.module or not any(True for _ in module.children())
             idle = not self.ended[path] if leaf else not self.begun[path]
             if whole.begun[path] and idle and not any(path.startswith(f"{up}.") for up in found):
                 found.append(path)

@@ -71,7 +71,7 @@ def survey(model: nn.Module, task: Task) -> tuple[tuple[Layer, ...], int]:
     inputs = blank_inputs(task, _PROBE_BATCH, _device(model))
     rehearsal = Rehearsal()
     with (
-        _evaluating(model),
+        evaluating(model),
         torch.no_grad(),
         without_fused_attention(),
         rehearsal,
@@ -225,7 +225,7 @@ def _device(model: nn.Module) -> torch.device:
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Iterator[None]:
     """Eval mode for a while; every module then has its own mode back."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()

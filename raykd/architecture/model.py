@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -77,6 +78,32 @@ class Model:
         """
         return self.build(task)
 
+    @property
+    def origin(self) -> Model | None:
+        """The model whose trained network its networks inherit from; None: they start on their own.
+
+        A study must have that network ready before it trains one of these (`build_from`).
+        """
+        return None
+
+    def build_from(self, trained: nn.Module, task: Task) -> nn.Module:
+        """The network with what it inherits from a trained network of `origin`, on the CPU.
+
+        `trained` stays as it is.
+
+        Raises:
+            ValueError: nothing is inherited, or `trained` is no network of `origin`.
+        """
+        raise ValueError(f"{self.name} inherits nothing; build it without a trained network")
+
+    def of_teacher(self, teacher: Model | None) -> Model:
+        """The same with the teacher's model where it leaves open what it is derived from."""
+        return self
+
+    def deployed(self, network: nn.Module) -> nn.Module:
+        """What is kept of a trained network, on its device: itself, or what it is converted to."""
+        return network
+
     def files(self) -> tuple[Path, ...]:
         """The files that decide, beside its fields, what is built."""
         return ()
@@ -110,6 +137,8 @@ def written(value: Any) -> str:
     """An option as a study file writes it, without what is left at its default."""
     if isinstance(value, tuple):
         return "[" + ", ".join(map(written, value)) + "]"
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{key}: {written(held)}" for key, held in value.items()) + "}"
     if not is_dataclass(value):
         return json.dumps(value).strip('"')
     changed = {

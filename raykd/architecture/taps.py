@@ -65,12 +65,18 @@ class Taps:
         """
         seen = _Seen(self._points)
         with seen.watching():
-            output = self.model(*inputs, **more)
+            output = self._forward(*inputs, **more)
         logits = first_tensor(output)
         if logits is None:
             raise ValueError(f"the model returns no tensor but {type(output).__name__}")
         self._runs = seen.runs
         return Observed(logits, seen.checked())
+
+    @property
+    def _forward(self) -> Callable[..., Any]:
+        """The network; where layers are looked at, uncompiled: compiled code calls no hooks."""
+        compiled = getattr(self.model, "_compiled_call_impl", None) is not None
+        return self.model._call_impl if compiled and self._points else self.model
 
     def layers_only(self, *inputs: Any, **more: Any) -> dict[str, Tensor]:
         """The tapped layers alone: the forward ends as soon as the last of them has run.
@@ -88,7 +94,7 @@ class Taps:
         seen = _Seen(self._points, enough=self._runs)
         try:
             with seen.watching():
-                self.model(*inputs, **more)
+                self._forward(*inputs, **more)
         except _Enough:
             pass
         return seen.checked()
@@ -131,7 +137,7 @@ def unknown_layer(name: str, known: Iterable[str], aliases: Iterable[str] = ()) 
     return (
         f"there is no layer {name!r}; {guess}the model's {'stages' if aliases else 'layers'} are "
         f"{', '.join(some) or 'none'}{'' if aliases or len(known) <= 8 else ', ...'}, and every "
-        "module's dotted name is a layer (raykd.architecture.discover lists them)"
+        "module's dotted name is a layer (`raykd layers` lists them)"
     )
 
 

@@ -35,6 +35,7 @@ class Batch:
             number in every epoch, trial and process.
         views: as `inputs`, each: the further views a scheme asked for.
         partners: as `inputs`: each sample's partner, where a scheme asked for them.
+        view: which view of the samples `inputs` is.
     """
 
     inputs: Inputs
@@ -42,6 +43,7 @@ class Batch:
     index: Tensor
     views: tuple[Inputs, ...] = ()
     partners: Inputs | None = None
+    view: int = 0
 
     def __len__(self) -> int:
         return len(self.targets)

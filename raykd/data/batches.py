@@ -50,13 +50,14 @@ class Batches:
         split: which samples; on another device than `device` it is moved once, here.
         dataset: what they belong to (for mean and std).
         batch_size: samples of a global batch, all ranks together.
-        seed: of the order and of the views.
+        seed: of the order, and of the views where `view_seed` is None.
         shuffle: training (see above), or evaluation.
         augment: what is done to the pictures.
         device: where batches are wanted.
         rank, world: this worker's number, and how many there are.
         drop_last: leave out an incomplete last batch.
         beside: what is wanted beside the samples.
+        view_seed: of the views; None: `seed`.
 
     Raises:
         ValueError: the split is too small for these ranks, or its inputs are no pictures but are
@@ -77,11 +78,13 @@ class Batches:
         world: int = 1,
         drop_last: bool = False,
         beside: Beside = NOTHING,
+        view_seed: int | None = None,
     ) -> None:
         assert 0 <= rank < world
         self.device = torch.device(device)
         self.split = split.to(self.device)
         self.batch_size, self.seed, self.shuffle = batch_size, seed, shuffle
+        self.view_seed = seed if view_seed is None else view_seed
         self.augment = tuple(augment)
         self.rank, self.world = rank, world
         self._normalised = _Normalisation(dataset, self.device)
@@ -105,9 +108,20 @@ class Batches:
             epoch: counted from 0.
             view: which view of each sample; None: view number `epoch`.
         """
-        wanted = self._wanted(epoch, epoch if view is None else view)
+        return self._read(self._wanted(epoch, epoch if view is None else view))
+
+    def of_rows(self, rows: Sequence[Tensor], view: int) -> Iterator[Batch]:
+        """Batches of those rows of the split, in that order; nothing lies beside the samples.
+
+        Args:
+            rows: (B,) int64 each, on the CPU.
+            view: which view of each sample.
+        """
+        return self._read([Wanted(batch.to(self._rows_on), (view,)) for batch in rows])
+
+    def _read(self, wanted: list[Wanted]) -> Iterator[Batch]:
         if self._reader is not None:
-            read = self._reader.epoch(wanted, self.augment, self.seed)
+            read = self._reader.epoch(wanted, self.augment, self.view_seed)
         else:
             read = map(self._gathered, wanted)
         return (batch.map(self._normalised) for batch in read)
@@ -135,12 +149,12 @@ class Batches:
             theirs = self.split.index.index_select(0, wanted.partners)
             taken = self.split.take(wanted.partners)
             partners = self._view(taken, theirs, wanted.partners_number)
-        return Batch(first, targets, index, tuple(more), partners)
+        return Batch(first, targets, index, tuple(more), partners, wanted.numbers[0])
 
     def _view(self, inputs: Inputs, index: Tensor, number: int) -> Inputs:
         if not self.augment or not isinstance(inputs, Tensor):
             return inputs
-        return view(inputs, index, self.augment, seed=self.seed, number=number)
+        return view(inputs, index, self.augment, seed=self.view_seed, number=number)
 
     def _rows(self, epoch: int) -> Sequence[Tensor]:
         """This rank's rows of each batch of an epoch, on the device its pictures are read from."""

@@ -65,7 +65,8 @@ class FileReader:
             partners = None
             if theirs is not None:
                 (partners,) = self._views(theirs, made_here, seed, (one.partners_number,))
-            yield Batch(first, self._moved(targets), index, tuple(more), partners)
+            there, shown = self._moved(targets), one.numbers[0]
+            yield Batch(first, there, index, tuple(more), partners, shown)
 
     def _views(
         self, read: Pictures, augment: tuple[Augment, ...], seed: int, numbers: Sequence[int]

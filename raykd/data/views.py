@@ -37,7 +37,7 @@ def view(
         pictures: (B, C, H, W) uint8.
         index: (B,) int64, the samples' numbers, on the pictures' device.
         augment: what is done, in this order.
-        seed: the training's.
+        seed: of the views.
         number: which view.
 
     Returns:

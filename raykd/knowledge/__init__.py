@@ -6,14 +6,13 @@ from raykd.knowledge.loss import (
     Loss,
     LossContext,
     LossModule,
-    Pair,
     PairLoss,
     ResponseLoss,
 )
 from raykd.knowledge.losses import LOSSES
 from raykd.knowledge.relation import RelationalKD
 from raykd.knowledge.response import KD
-from raykd.knowledge.term import Term
+from raykd.knowledge.term import Pair, Term
 from raykd.knowledge.terms import Terms, term_names
 
 __all__ = [

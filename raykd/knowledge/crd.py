@@ -62,6 +62,10 @@ class Crd(Loss):
         Literal["batch", "benchmark"], Field(description="where Z and the positives come from")
     ] = "batch"
 
+    @property
+    def pairs_apart(self) -> bool:
+        return True
+
     def build(self, context: LossContext) -> LossModule:
         return _Contrast(self, context)
 

@@ -55,6 +55,10 @@ class Ft(Loss):
         Literal["paper", "benchmark"], Field(description="of factors, or of their energy's mean")
     ] = "paper"
 
+    @property
+    def pairs_apart(self) -> bool:
+        return True
+
     def build(self, context: LossContext) -> LossModule:
         return _FactorTransfer(self, context)
 

@@ -38,6 +38,7 @@ class Fsp(Loss):
         "student of six epochs."
     )
     default_pairs = "stages"
+    least_pairs = 2
 
     name: Literal["fsp"] = "fsp"
     scale: Annotated[

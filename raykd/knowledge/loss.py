@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, Literal, TypeVar
+from typing import TYPE_CHECKING, ClassVar, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -16,15 +16,10 @@ from torch import Tensor, nn
 from raykd.knowledge.evidence import Evidence, Lesson, Progress, Shape
 from raykd.option import option
 
+if TYPE_CHECKING:
+    from raykd.knowledge.term import Pair
+
 M = TypeVar("M", bound=nn.Module)
-
-
-@option
-class Pair:
-    """One hint layer of the teacher and the guided layer of the student it teaches."""
-
-    hint: str
-    guided: str
 
 
 @dataclass(frozen=True)
@@ -115,6 +110,8 @@ class Loss:
         default_pairs: the pairs of a term that names none: "stages" pairs the stages one to one
             counted from the deepest, "last" pairs the deepest stages, "embedding" pairs the
             inputs of the two classifiers, "none" for losses on logits.
+        least_pairs: how many pairs it needs at least.
+        most_pairs: how many it takes at most; None: any number.
         reads_logits: whether it reads the teacher's logits (else its forward may end earlier).
         zero_at_teacher: whether its value is 0 (its minimum) where the student shows just what
             the teacher shows, in the teacher's shapes.
@@ -132,11 +129,19 @@ class Loss:
     weight_source: ClassVar[str] = ""
     takes_pairs: ClassVar[bool] = True
     default_pairs: ClassVar[Literal["stages", "last", "embedding", "none"]] = "last"
+    least_pairs: ClassVar[int] = 1
+    most_pairs: ClassVar[int | None] = None
     reads_logits: ClassVar[bool] = False
     zero_at_teacher: ClassVar[bool] = True
     relates_samples: ClassVar[bool] = False
     random: ClassVar[bool] = False
     deploys: ClassVar[bool] = False
+
+    @property
+    def pairs_apart(self) -> bool:
+        """Whether its value is the sum of its pairs' own values, each as if it stood alone, so
+        that a pair may have a weight or a loss of its own."""
+        return False
 
     def build(self, context: LossContext) -> LossModule:
         """Make the loss ready for one trial.
@@ -181,6 +186,10 @@ class PairLoss(Loss):
     def shares(self, pairs: int) -> tuple[float, ...]:
         """What each pair's value counts, shallow to deep."""
         return (1.0,) * pairs
+
+    @property
+    def pairs_apart(self) -> bool:
+        return all(share == 1 for share in self.shares(2))
 
     def judge(self, guided: Shape, hint: Shape) -> nn.Module:
         """What gives one pair's value, `(guided, hint) -> scalar`; a loss that learns more than

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from raykd.knowledge.connectors import PlaceMean, Resize, connector, kind_of, resized
 from raykd.knowledge.evidence import Lesson, Shape
 from raykd.knowledge.kernels import unit
-from raykd.knowledge.loss import Loss, LossContext, LossModule, Pair, for_each_pair
+from raykd.knowledge.loss import Loss, LossContext, LossModule, for_each_pair
 from raykd.option import option
 
 
@@ -73,7 +73,10 @@ class _Attending(LossModule):
         self, context: LossContext, guided: dict[str, Shape], hints: dict[str, Shape]
     ) -> LossContext:
         """Every guided layer with every hint layer."""
-        pairs = tuple(Pair(hint=hint, guided=name) for name in self.guided for hint in self.hints)
+        known = {pair.guided: pair for pair in context.pairs}
+        pairs = tuple(
+            replace(known[name], hint=hint) for name in self.guided for hint in self.hints
+        )
         return replace(
             context,
             pairs=pairs,

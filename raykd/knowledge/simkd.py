@@ -44,6 +44,7 @@ class SimKD(Loss):
         "part, and of six epochs 1 was too little."
     )
     default_pairs = "last"
+    most_pairs = 1
     zero_at_teacher = False
     deploys = True
 

@@ -40,6 +40,7 @@ class Svd(Loss):
         "gives no weight)."
     )
     default_pairs = "stages"
+    least_pairs = 2
 
     name: Literal["svd"] = "svd"
     rank: Annotated[int, Field(ge=1, le=8, description="singular vectors kept")] = 1

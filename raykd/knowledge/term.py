@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
 from raykd.knowledge.evidence import Progress
-from raykd.knowledge.loss import Pair
 from raykd.knowledge.losses import LOSSES
 from raykd.option import option
 
@@ -17,6 +17,25 @@ if TYPE_CHECKING:
     AnyLoss = Loss
 else:
     AnyLoss = LOSSES.annotation
+
+
+@option
+class Pair:
+    """One hint layer of the teacher and the guided layer of the student it teaches.
+
+    A pair may count more or less than its term's others, and may be compared by a loss of its own;
+    the term's loss must then compare each pair by itself (`Loss.pairs_apart`).
+    """
+
+    hint: str
+    guided: str
+    weight: Annotated[float, Field(ge=0, description="factor on the term's weight")] = 1.0
+    loss: Annotated[AnyLoss | None, Field(description="null: the term's")] = None
+
+    @property
+    def is_alike(self) -> bool:
+        """Whether it has neither weight nor loss of its own."""
+        return self.loss is None and self.weight == 1
 
 
 @option
@@ -59,6 +78,25 @@ class Term:
         if self.weight is not None:
             return self.weight
         return self.loss.default_weight if self.loss is not None else 0.0
+
+    @property
+    def parts(self) -> tuple[Term, ...]:
+        """The terms it is the sum of: one for each loss and weight among its pairs.
+
+        Itself alone where no pair has a loss or weight of its own.  Where `weight` is null each
+        loss has its own default, times the pair's factor.
+        """
+        if self.loss is None or all(pair.is_alike for pair in self.pairs or ()):
+            return (self,)
+        groups: dict[tuple[Loss, float], list[Pair]] = {}
+        for pair in self.pairs or ():
+            alike = Pair(hint=pair.hint, guided=pair.guided)
+            groups.setdefault((pair.loss or self.loss, pair.weight), []).append(alike)
+        return tuple(self._part(*of, pairs=tuple(pairs)) for of, pairs in groups.items())
+
+    def _part(self, loss: Loss, factor: float, pairs: tuple[Pair, ...]) -> Term:
+        weight = loss.default_weight if self.weight is None else self.weight
+        return replace(self, loss=loss, weight=factor * weight, pairs=pairs)
 
     @property
     def always_acts(self) -> bool:

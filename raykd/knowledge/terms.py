@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from raykd.knowledge.evidence import Evidence, Progress, Shape
-from raykd.knowledge.loss import LossContext, Pair, widened
-from raykd.knowledge.term import Term
+from raykd.knowledge.loss import LossContext, widened
+from raykd.knowledge.term import Pair, Term
 
 
 class Terms(nn.Module):
@@ -18,7 +18,7 @@ class Terms(nn.Module):
 
     Args:
         terms: the knowledge to transfer, pairs resolved to layer names; inactive ones are left
-            out.
+            out, and one whose pairs have losses or weights of their own becomes several.
         guided_shapes / hint_shapes: shape of every layer named in a pair, without the batch.
         classes, train_size, data_size: as in `LossContext`.
         deployable: whether a loss may change the network that is kept (`Loss.deploys`).
@@ -43,7 +43,7 @@ class Terms(nn.Module):
         deployable: bool = False,
     ) -> None:
         super().__init__()
-        active = [term for term in terms if term.active]
+        active = [part for term in terms for part in term.parts if part.active]
         self.terms = dict(zip(term_names(active), active, strict=True))
         self.deploying = _deploying(self.terms, deployable)
         self.losses = nn.ModuleDict()
@@ -105,6 +105,11 @@ class Terms(nn.Module):
             or (not term.always_acts and any(True for _ in self.losses[name].parameters()))
             for name, term in self.terms.items()
         )
+
+
+def any_reads_logits(terms: Iterable[Term]) -> bool:
+    """Whether any active term reads the teacher's logits."""
+    return any(term.active and term.loss and term.loss.reads_logits for term in terms)
 
 
 def _deploying(terms: Mapping[str, Term], deployable: bool) -> str | None:

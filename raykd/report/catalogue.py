@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args
 from pydantic import TypeAdapter
 
 from raykd.architecture import MODELS
+from raykd.architecture.screens import SCREENS
 from raykd.data import AUGMENTATIONS, SOURCES
 from raykd.knowledge import LOSSES
 from raykd.option import OWN, Family, option_name
@@ -21,13 +22,16 @@ from raykd.study.domains import near
 from raykd.study.samplers import SAMPLERS
 from raykd.study.schema import Scheduler
 
-Part = Literal["losses", "schemes", "models", "data", "samplers", "schedulers", "augmentations"]
+Part = Literal[
+    "losses", "schemes", "models", "data", "samplers", "schedulers", "screens", "augmentations"
+]
 
 FAMILIES: Mapping[Part, Family] = {
     "losses": LOSSES,
     "schemes": SCHEMES,
     "models": MODELS,
     "data": SOURCES,
+    "screens": SCREENS,
     "augmentations": AUGMENTATIONS,
 }
 
@@ -36,6 +40,7 @@ FACTS: Mapping[Part, Sequence[str]] = {
     "schemes": ("needs_teacher", "takes_knowledge"),
     "samplers": ("several_objectives", "learns", "when"),
     "schedulers": ("several_objectives", "stops_early", "when"),
+    "screens": ("needs_teacher", "takes_text"),
 }
 """Class attributes that are told of each option of a part."""
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from raykd.search.folder import open_folder
+from raykd.search.pairs.result import PairsResult
 from raykd.search.result import StudyResult
 from raykd.tracking.store import (
     FoundRun,
@@ -60,8 +61,32 @@ def launcher() -> str:
     return "uv run " if os.environ.get("UV_RUN_RECURSION_DEPTH") else ""
 
 
+def pairs_commands(result: PairsResult, told: Sequence[Event]) -> list[Command]:
+    """What can be done with the result of a layer study.
+
+    Args:
+        result: of the study.
+        told: its journal.
+    """
+    here, run = _short(result.folder), _find(result)
+    found = [Command("report", "see this summary again", f"{launcher()}raykd report {here}")]
+    if ended(told) != "finished":
+        found.insert(0, Command("resume", "go on", resume_command(result.folder)))
+    pictures = [file for file in PICTURES if (result.folder / file).is_file()]
+    if pictures:
+        files = ", ".join([*pictures, "pairing.json", "pairs.csv"])
+        found.append(Command("files", f"pictures and data ({files})", here))
+    if run is None:
+        found.append(Command("sync", "send the runs to MLflow", f"{launcher()}raykd sync {here}"))
+    return [*found, *_opened(result, run)]
+
+
+PICTURES = ("heatmap.png", "cka.png", "predictors.png")
+
+
 def resume_command(folder: Path) -> str:
-    return f"{launcher()}raykd search --resume {_short(folder)}"
+    verb = open_folder(folder)[0].verb if (folder / "folder.json").is_file() else "search"
+    return f"{launcher()}raykd {verb} --resume {_short(folder)}"
 
 
 def _raykd(
@@ -75,14 +100,18 @@ def _raykd(
 
 
 def _browsers(result: StudyResult, run: FoundRun | None) -> Iterator[Command]:
+    yield from _opened(result, run)
+    if result.records.of("trial"):
+        yield _dashboard(open_folder(result.folder)[0].optuna)
+
+
+def _opened(result: StudyResult | PairsResult, run: FoundRun | None) -> Iterator[Command]:
     opened = ui_command(result.tracking_uri)
     if not opened.startswith("http"):
         opened = launcher() + opened
     yield Command("mlflow", "open all runs in MLflow", opened)
     if run is not None:
         yield Command("page", "this study's page there", run.page)
-    if result.records.of("trial"):
-        yield _dashboard(open_folder(result.folder)[0].optuna)
 
 
 def _dashboard(storage: str) -> Command:
@@ -117,7 +146,7 @@ def _is_search(told: Sequence[Event]) -> bool:
     return argv[1:2] not in (["distill"], ["teacher"])
 
 
-def _find(result: StudyResult, run_id: str = "") -> FoundRun | None:
+def _find(result: StudyResult | PairsResult, run_id: str = "") -> FoundRun | None:
     """The run of the study, or of one of its trainings, where the store answers at once and has
     it."""
     file = database_file(result.tracking_uri)

@@ -8,6 +8,7 @@ from typing import Any
 
 from raykd.report.display import Display
 from raykd.report.figures import clock, percent
+from raykd.report.outputs import outputs_line
 from raykd.report.plain import described, ended_line
 from raykd.report.view import REPLICATES, View
 from raykd.search.records import Record
@@ -39,6 +40,8 @@ class EpochLines(Display):
                 self._write(ended_line(self._view.records[event["id"]], self._view.watched))
             elif event["event"] == "phase":
                 self._write(self._view.phase)
+            elif event["event"] == "outputs":
+                self._write(outputs_line(event))
 
     def _epoch(self, record: Record, event: Mapping[str, Any]) -> None:
         if record.role in REPLICATES:

@@ -45,12 +45,14 @@ def metric(name: str, value: float | None) -> str:
         return percent(value)
     if name in ("params", "macs"):
         return whole(value)
-    return f"{value:.4g}"
+    if name == "memory":
+        return f"{compact(value)}B"
+    return f"{value:.4g} ms" if name.endswith("latency") else f"{value:.4g}"
 
 
 def words(name: str) -> str:
     """A metric's name in words: "val accuracy"."""
-    return {"macs": "MACs"}.get(name, name.replace("_", " "))
+    return {"macs": "MACs"}.get(name, name.replace("onnx", "ONNX").replace("_", " "))
 
 
 def interval(found: Estimate | None) -> str:

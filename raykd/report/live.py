@@ -16,7 +16,9 @@ from rich.text import Text
 from raykd.report.display import Display
 from raykd.report.figures import clock, compact, metric, percent, time_left, words
 from raykd.report.names import objective_name, pairs_name, run_name
-from raykd.report.view import ALL, View, cost, student_name
+from raykd.report.outputs import outputs_line
+from raykd.report.plain import first_lines
+from raykd.report.view import ALL, COSTS, View, cost, student_name
 from raykd.search.records import Record
 
 PERIOD = 0.25
@@ -59,6 +61,11 @@ class LiveDisplay(Display):
         with self._lock:
             self._view.apply(event)
             self._news = True
+        if event["event"] == "outputs" and event["status"] != "begun":
+            self._console.print(Text(outputs_line(event), style="dim"))
+        if event["event"] in ("start", "packing"):
+            for line in first_lines(event):
+                self._console.print(Text(line, style="dim"))
         if event["event"] == "end" and event["status"] == "failed":
             self._console.print(Text(f"{event['id']} failed: {event['reason']}", style="red"))
 
@@ -171,6 +178,8 @@ def _table(view: View, shown: list[tuple[Record, str]], width: int) -> Table:
     table.add_column("epoch", justify="right", **cut)
     table.add_column(_short(view.watched), justify="right", **cut)
     table.add_column("params", justify="right", **cut)
+    for name in _costs(view, width):
+        table.add_column(_short(name), justify="right", **cut)
     table.add_column("status", **cut)
     for record, status in shown:
         table.add_row(*_cells(view, record, status, width), style=_style(status))
@@ -189,7 +198,15 @@ def _cells(view: View, record: Record, status: str, width: int) -> Iterable[str]
     yield f"{len(record.epochs)}/{record.assignment.epochs}"
     yield metric(view.watched, record.metrics.get(view.watched))
     yield compact(cost(record, "params"))
+    for name in _costs(view, width):
+        yield metric(name, cost(record, name))
     yield status
+
+
+def _costs(view: View, width: int) -> list[str]:
+    """The costs that are objectives, beside the parameters, where there is room."""
+    found = [name for name in view.objectives if name in COSTS and name != "params"]
+    return found if width >= SMALL else []
 
 
 def _best(view: View) -> list[Text]:

@@ -39,7 +39,7 @@ def _plain(event: Mapping[str, Any]) -> Mapping[str, Any]:
     return {
         "event": "plan",
         "slots": asdict(event["plan"]) if event["plan"] is not None else None,
-        "budget": asdict(Budget.of(event["study"])),
+        "budget": asdict(Budget.of(event["study"], event.get("trials"))),
         "folder": event["folder"].path,
     }
 

@@ -46,12 +46,21 @@ def pairs_name(study: Mapping[str, Any]) -> str:
     """The layer pairs, hint to guided, stages cut short: "s3>s2"; "" where there are none."""
     terms = [term for term in study.get("knowledge") or () if _active(term)]
     pairs = [pair for term in terms for pair in term.get("pairs") or ()]
-    return " ".join(f"{_layer(pair['hint'])}>{_layer(pair['guided'])}" for pair in pairs)
+    return " ".join(map(_pair, pairs))
 
 
 def run_name(run_id: str) -> str:
     """An id in short: "0007/seed-1" for "trial-0007/seed-1"."""
     return run_id.removeprefix("trial-")
+
+
+def _pair(pair: Mapping[str, Any]) -> str:
+    """A pair in short, with what it has of its own: "s1>s2(0.5 at)"."""
+    layers = f"{_layer(pair['hint'])}>{_layer(pair['guided'])}"
+    weight, loss = pair.get("weight", 1), pair.get("loss")
+    own = [significant(weight)] if weight != 1 else []
+    own += [_loss(loss)] if loss is not None else []
+    return f"{layers}({' '.join(own)})" if own else layers
 
 
 def _active(term: Mapping[str, Any]) -> bool:

@@ -36,11 +36,23 @@ stages; `embedding` the inputs of the two classifiers; `none` stands for losses 
 How the next point of the space is drawn: `search.sampler`. All are Optuna's. A trial that ended
 early counts with its last results.""",
     "schedulers": "Which trials end early: `search.scheduler`.",
+    "screens": """\
+Which architectures are tried first: `search.screen`. A screen ranks students before one of
+them is trained; `none` is the default. On the tables measured so far (benchmarks/RESULTS.md) none
+ranks students of all sizes better than `params` does.""",
     "augmentations": "What is done to training pictures, in order: `data.augment`.",
 }
 
 
-_IN_SUMMARIES = ("knowledge", "needs teacher", "takes knowledge", "stops early", "when", "paper")
+_IN_SUMMARIES = (
+    "knowledge",
+    "needs teacher",
+    "takes knowledge",
+    "takes text",
+    "stops early",
+    "when",
+    "paper",
+)
 _OF_WEIGHTS = ("default weight", "weight source", "default pairs")
 
 

@@ -10,7 +10,8 @@ from typing import Any
 from raykd.report.display import Display
 from raykd.report.figures import clock, compact, metric, percent, time_left, words
 from raykd.report.names import objective_name, pairs_name
-from raykd.report.view import View, cost, scheme_name, student_name
+from raykd.report.outputs import outputs_line
+from raykd.report.view import View, asked_costs, cost, scheme_name, student_name
 from raykd.search.records import Record
 
 EVERY = 10.0
@@ -55,9 +56,13 @@ class PlainLines(Display):
             yield f"data {event['name']} from {event['origin']}: {sizes}"
         elif kind == "phase":
             yield view.phase
+        elif kind in ("start", "screen", "packing"):
+            yield from first_lines(event)
         elif kind == "plan":
             slots = f"{event['plan']}; " if event["plan"] is not None else ""
             yield f"{slots}folder {event['folder'].path}"
+        elif kind == "outputs":
+            yield outputs_line(event)
         elif kind == "run":
             yield from self._phase_begins(view.records[event["id"]])
         elif kind == "end":
@@ -89,16 +94,36 @@ class PlainLines(Display):
         return f"{view.progress:.0%}, {view.phase}{best}; {time_left(view.time_left)}"
 
 
+def first_lines(event: Mapping[str, Any]) -> Iterable[str]:
+    """What goes before the sampler's own draws: how many trials share a GPU, architectures ranked
+    best, or what other studies found, and what of that is left out."""
+    if event["event"] == "packing":
+        rates = ", ".join(f"{n}: {rate:,.0f}" for n, rate in event["images_per_second"].items())
+        yield f"trials that share a GPU: {event['chosen']} (images/s tried: {rates})"
+        return
+    if event["event"] == "screen":
+        ranked = f"{event['candidates']} architectures ranked in {event['seconds']:.1f} s"
+        yield f"{event['name']}: {ranked}; the best {len(event['kept'])} go first"
+        return
+    for start in event["starts"]:
+        if start["params"]:
+            yield f"begins with {start['name']} ({len(start['params'])} values)"
+        yield from start["left_out"]
+
+
 def ended_line(record: Record, watched: str) -> str:
     """What came of a training, in one line."""
     how = {"stopped": "stopped early"}.get(record.status, record.status)
     if record.status == "failed":
         return f"{record.id} failed: {record.reason}"
+    if record.role == "probe":
+        return f"{record.id} {how}: CKA and gradients of every pair"
     told = [f"{words(watched)} {metric(watched, record.metrics.get(watched))}"]
     if "test_accuracy" in record.metrics:
         told += [f"test accuracy {percent(record.metrics['test_accuracy'])}"]
     if cost(record, "params") is not None:
         told += [f"{compact(cost(record, 'params'))} params"]
+    told += [f"{words(name)} {metric(name, cost(record, name))}" for name in asked_costs([record])]
     ran = f"{len(record.epochs)}/{record.assignment.epochs} epochs"
     return f"{record.id} {how} ({ran}): {', '.join(told)}; {described(record)}"
 

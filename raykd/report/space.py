@@ -7,15 +7,21 @@ from collections.abc import Sequence
 from rich.console import Group, RenderableType
 from rich.text import Text
 
+from raykd.architecture import Task
 from raykd.data import Dataset
 from raykd.problems import Problem, StudyError
+from raykd.report.cache import plan_lines
 from raykd.search.cluster import here, is_remote, plan_slots
-from raykd.search.driver import opened
+from raykd.search.driver import in_place, opened
+from raykd.search.packing import room
 from raykd.search.shelf import check_teacher_weights
+from raykd.study.costs import Costs
 from raykd.study.explain import explain
 from raykd.study.load import check_data, check_shapes
+from raykd.study.measured import check_measured
 from raykd.study.opened import OpenStudy
 from raykd.training.assembly import task_of
+from raykd.training.cache.planning import CachePlan
 
 
 def explained(
@@ -23,7 +29,8 @@ def explained(
 ) -> RenderableType:
     """A study's space, what it costs and the slots it would get, for a `rich` console.
 
-    Nothing is downloaded and no Ray is started.
+    Nothing is downloaded and no Ray is started; a few students are measured where the study
+    bounds what is measured.
 
     Args:
         file: the study file.
@@ -43,15 +50,26 @@ def explained(
         assert data is not None, "a source that does not tell its shape is read"
         task = task_of(data)
         check_shapes(study, task, checks=checks)
+    with in_place(study):
+        check_measured(study, task, Costs(study.settings.search, task))
     found = explain(study, task, seed, None if data is None else len(data.train))
-    return Group(found.render(), Text(slots))
+    return Group(found.render(), Text(slots), *_outputs(study, task, data))
 
 
 def _slots(study: OpenStudy) -> str:
     """The slots the study would get here."""
     if is_remote():
         return "slots     as many as fit on the cluster that RAY_ADDRESS names"
-    return f"slots     {plan_slots(study.settings.cluster, here())} on this machine"
+    cluster, nodes = study.settings.cluster, here()
+    most = room(cluster, nodes)
+    share = f", or up to {most} trials a GPU: the search tries which is fastest" if most > 1 else ""
+    return f"slots     {plan_slots(cluster, nodes)} on this machine{share}"
+
+
+def _outputs(study: OpenStudy, task: Task, data: Dataset | None) -> list[Text]:
+    """What would be kept of the teachers."""
+    plan = CachePlan(study, task, None if data is None else len(data.train))
+    return [Text(f"cache     {line}") for line in plan_lines(plan)]
 
 
 def _data_at_hand(study: OpenStudy) -> Dataset | None:

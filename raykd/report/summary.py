@@ -25,7 +25,14 @@ from raykd.report.figures import (
     words,
 )
 from raykd.report.names import objective_name, pairs_name
-from raykd.report.view import COSTS, cost, scheme_name, student_name, teacher_name
+from raykd.report.view import (
+    COSTS,
+    asked_costs,
+    cost,
+    scheme_name,
+    student_name,
+    teacher_name,
+)
 from raykd.search.folder import open_folder
 from raykd.search.records import Record, Records
 from raykd.search.result import METRIC, Chosen, StudyResult
@@ -50,6 +57,7 @@ def summary(result: StudyResult, told: Sequence[Event] | None = None) -> Rendera
         _chosen(result),
         _teachers(result),
         _failures(result),
+        _left_out(told),
         _commands(commands(result, told)),
     ]
     blocks: list[RenderableType] = []
@@ -87,6 +95,7 @@ def facts(result: StudyResult, told: Sequence[Event] | None = None) -> dict[str,
             result.teacher_falls_short.trial.id if result.teacher_falls_short else None
         ),
         "failed": {r.id: r.reason for r in _failed(result)},
+        "left_out": left_out(told),
         "unfinished": unfinished(result, told),
         "commands": {found.name: found.text for found in commands(result, told)},
     }
@@ -126,6 +135,19 @@ def _told(result: StudyResult) -> list[dict[str, Any]]:
     return events(result.folder / "journal.jsonl")
 
 
+def left_out(told: Sequence[Event]) -> list[str]:
+    """What was left out before anything was drawn: pairs that no loss can compare, and what of
+    other studies' winners does not fit; and why."""
+    notes = [event.get("tags") or {} for event in told if event["event"] == "note"]
+    keys = ("pairs_left_out", "start_left_out")
+    return [line for tags in notes for key in keys if key in tags for line in tags[key].split("\n")]
+
+
+def _left_out(told: Sequence[Event]) -> list[RenderableType]:
+    found = left_out(told)
+    return [_title("Left out", ""), *_indented(map(Text, found))] if found else []
+
+
 # The headline
 
 
@@ -162,13 +184,27 @@ def _front(result: StudyResult) -> list[RenderableType]:
     metrics = [name for name in result.objectives if name not in COSTS]
     metrics += [] if "val_accuracy" in metrics else ["val_accuracy"]
     table = _table("trial", "student", "scheme", "learns from")
-    for name in (*metrics, *COSTS):
+    for name in (*metrics, *COSTS[:2]):
         table.add_column(words(name).replace("accuracy", "acc"), justify="right", no_wrap=True)
     for record in result.pareto:
         figures = [metric(name, cost(record, name)) for name in metrics]
         costs = whole(cost(record, "params")), compact(cost(record, "macs"))
         table.add_row(*_description(record), *figures, *costs)
-    return [_title(title, f"({ways}; validation split)"), table]
+    return [_title(title, f"({ways}; validation split)"), table, *_costs(result.pareto)]
+
+
+def _costs(front: Sequence[Record]) -> list[RenderableType]:
+    """What was found out of the front's students besides parameters and MACs."""
+    names = asked_costs(front)
+    if not names:
+        return []
+    table = _table("trial")
+    for name in names:
+        table.add_column(words(name), justify="right")
+    for record in front:
+        table.add_row(record.id, *(metric(name, cost(record, name)) for name in names))
+    on = next(filter(None, (record.assignment.tags.get("latency_on") for record in front)), "")
+    return [Text(), _title("Their costs", f"(measured on {on})" if on else ""), table]
 
 
 def _description(record: Record) -> Iterable[str]:

@@ -6,7 +6,7 @@ Pure book-keeping: nothing here prints.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from statistics import mean
 from typing import TYPE_CHECKING, Any
@@ -20,7 +20,16 @@ if TYPE_CHECKING:
     from raykd.search.folder import StudyFolder
     from raykd.study.opened import OpenStudy
 
-COSTS = ("params", "macs")
+COSTS = (
+    "params",
+    "macs",
+    "memory",
+    "latency",
+    "batch_latency",
+    "onnx_latency",
+    "onnx_batch_latency",
+)
+"""What is known of a student before it is trained (`raykd.study.costs.COSTS`)."""
 STUDENTS = ("trial", "replicate", "alone")
 REPLICATES = ("replicate", "alone")
 ALL = ("teacher", *STUDENTS)
@@ -49,7 +58,8 @@ class Budget:
     max_hours: float | None = None
 
     @classmethod
-    def of(cls, study: OpenStudy) -> Budget:
+    def of(cls, study: OpenStudy, trials: int | None = None) -> Budget:
+        """What `study` may spend; `trials`: how many there will be, where that is known."""
         settings, search = study.settings, study.settings.search
         points = study.size.points
         return cls(
@@ -58,9 +68,9 @@ class Budget:
                 for teacher in study.teachers()
                 if teacher.weights is None
             ),
-            trials=search.trials if points is None else min(search.trials, points),
+            trials=trials or (search.trials if points is None else min(search.trials, points)),
             epochs=settings.train.epochs,
-            chosen=search.chosen,
+            chosen=1 if trials else search.chosen,
             replicates=search.replicates,
             max_hours=search.max_hours,
         )
@@ -89,6 +99,7 @@ class View:
         self._began = now()
         self._plan_at = self._began
         self._phase = ""
+        self._building: set[str] = set()
         self._first_student: float | None = None
         self._student_epochs = 0
         self._front: tuple[int, list[Record]] = (0, [])
@@ -103,7 +114,10 @@ class View:
         elif kind == "phase":
             self._phase = event["phase"]
         elif kind == "plan":
-            self._planned(event["plan"], event["study"], event["folder"])
+            self._planned(event)
+        elif kind == "outputs":
+            building = event["status"] == "begun"
+            (self._building.add if building else self._building.discard)(event["key"])
         else:
             self._count(event)
             self._remember(event)
@@ -113,9 +127,10 @@ class View:
         if event["event"] == "note" and event.get("tags", {}).get("chosen"):
             self.chosen.add(event["id"])
 
-    def _planned(self, plan: SlotPlan | None, study: OpenStudy, folder: StudyFolder) -> None:
-        self.plan = plan
-        self.budget = Budget.of(study)
+    def _planned(self, event: Mapping[str, Any]) -> None:
+        folder: StudyFolder = event["folder"]
+        self.plan = event["plan"]
+        self.budget = Budget.of(event["study"], event.get("trials"))
         self._plan_at = self._now()
         self._phase = "slots"
         # What an interrupted search did before is in its journal alone.
@@ -177,11 +192,17 @@ class View:
         """What is going on, in a few words."""
         if self._phase == "tracking":
             return "sending the rest to MLflow"
+        if self._phase == "screen":
+            return "ranking architectures"
+        if self._phase == "packing":
+            return "trying how many trials share a GPU"
         if self._phase in ("", "ray"):
             return "waiting for Ray" if self._phase else "reading the data"
         if not any(r.epochs or r.status != "running" for r in self.records.of(*ALL)):
             return "starting the slots"
         running = self.records.running(*ALL)
+        if self._building and not running:
+            return "computing the teacher's outputs"
         teachers = [record for record in running if record.role == "teacher"]
         if teachers and len(teachers) == len(running):
             return _teacher_phase(teachers)
@@ -293,8 +314,14 @@ def scheme_name(record: Record) -> str:
 
 
 def cost(record: Record, name: str) -> float | None:
-    """The parameters or MACs of a training's network, where they are known."""
+    """One of the costs of a training's network, where it is known."""
     return record.metrics.get(name, record.assignment.metrics.get(name))
+
+
+def asked_costs(records: Iterable[Record]) -> list[str]:
+    """The costs that a study asks for besides parameters and MACs."""
+    known = list(records)
+    return [name for name in COSTS[2:] if any(cost(one, name) is not None for one in known)]
 
 
 def _arms(record: Record) -> int:

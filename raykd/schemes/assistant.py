@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Annotated, Literal
 
 from pydantic import Field
 
 from raykd.knowledge import Term
+from raykd.knowledge.terms import any_reads_logits
 from raykd.option import option
 from raykd.schemes.multi_teacher import FollowsTeachers, MultiTeacher, Shares
 from raykd.schemes.offline import FollowsTeacher, Offline
@@ -87,6 +89,9 @@ class Assistant(Scheme):
     @property
     def lends_classifier(self) -> bool:
         return not self.dense
+
+    def reads_logits(self, terms: Sequence[Term]) -> bool:
+        return self.dense or any_reads_logits(terms)
 
     def build(self, parts: Parts) -> Distiller:
         if not self.dense:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 from pydantic import Field
 
 from raykd.data.batch import Batch
+from raykd.knowledge import Term
 from raykd.knowledge.evidence import Progress
 from raykd.knowledge.loss import PROJECTED
+from raykd.knowledge.terms import any_reads_logits
 from raykd.option import option
 from raykd.schemes.reuse import reuse
 from raykd.schemes.scheme import Distiller, Parts, Scheme, StepOutput
@@ -36,6 +39,9 @@ class Offline(Scheme):
     @property
     def lends_classifier(self) -> bool:
         return True
+
+    def reads_logits(self, terms: Sequence[Term]) -> bool:
+        return any_reads_logits(terms)
 
     def build(self, parts: Parts) -> Distiller:
         return FollowsTeacher(parts, self.task_weight, self.start_epoch)

@@ -176,6 +176,11 @@ class Scheme:
         student with that one's classifier (`Loss.deploys`)."""
         return False
 
+    def reads_logits(self, terms: Sequence[Term]) -> bool:
+        """Whether a student that is taught these terms looks at its teachers' logits; if not,
+        their forwards may end earlier."""
+        return True
+
     def teachers(self, around: Circumstances) -> tuple[Preparation, ...]:
         """The networks that teach under this scheme, each prepared before a trial begins.
 

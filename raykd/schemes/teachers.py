@@ -88,6 +88,7 @@ class Preparation:
         knowledge: what its own teachers teach it.
         teachers: those, each prepared before it.
         augment: the augmentation of its training; None: the study's.
+        origin: the trained network it starts from; None: it draws its weights, or loads them.
     """
 
     model: Model | None
@@ -98,6 +99,12 @@ class Preparation:
     knowledge: tuple[Term, ...] = ()
     teachers: tuple[Preparation, ...] = ()
     augment: tuple[Any, ...] | None = None
+    origin: Preparation | None = None
+
+    @property
+    def needs(self) -> tuple[Preparation, ...]:
+        """The networks that must be there before it is trained: its teachers, then its origin."""
+        return self.teachers if self.origin is None else (*self.teachers, self.origin)
 
     @property
     def is_mlflow(self) -> bool:
@@ -130,7 +137,16 @@ def learns_alone(teacher: Teacher, around: Circumstances) -> Preparation:
         weights=teacher.weights,
         train=teacher.train or own or around.train,
         seed=around.seed if teacher.seed is None else teacher.seed,
+        origin=origin_of(teacher.model, around) if teacher.weights is None else None,
     )
+
+
+def origin_of(model: Model | None, around: Circumstances) -> Preparation | None:
+    """The study's own teacher where a model's networks inherit from it; else None."""
+    teacher = around.teacher
+    if model is None or teacher is None or model.origin is None or model.origin != teacher.model:
+        return None
+    return learns_alone(teacher, around)
 
 
 def own_kind(around: Circumstances, generation: int = 0) -> Preparation:
@@ -144,6 +160,7 @@ def own_kind(around: Circumstances, generation: int = 0) -> Preparation:
         train=around.train,
         seed=(around.trial_seed + GENERATION_SEEDS * (generation + 1)) % 2**31,
         augment=around.augment,
+        origin=origin_of(around.student, around),
     )
 
 

@@ -17,24 +17,43 @@ from typing import Any
 import torch
 
 from raykd.architecture import Task
+from raykd.architecture.screens import Ranking
 from raykd.data import Batches, Dataset
 from raykd.problems import Problem, StudyError
-from raykd.search.cluster import SlotPlan, here, is_remote, is_standing, plan_slots, ray_session
+from raykd.search.caching import Caching
+from raykd.search.cluster import (
+    Resources,
+    SlotPlan,
+    here,
+    is_remote,
+    is_standing,
+    plan_slots,
+    ray_session,
+)
+from raykd.search.conductor import Conductor
 from raykd.search.explorer import Explorer
 from raykd.search.fetched import with_fetched
 from raykd.search.folder import StudyFolder, Verb, create_folder, open_folder
+from raykd.search.packing import best, packed, room
 from raykd.search.records import Records
 from raykd.search.result import StudyResult, read_result
+from raykd.search.screening import screen
 from raykd.search.shelf import Shelf, check_teacher_weights
+from raykd.search.starting import MARK as STARTED
+from raykd.search.starting import Start, put_first, starts
+from raykd.search.starting import absolute as absolute_run
+from raykd.study.costs import Costs
 from raykd.study.files import read_document
 from raykd.study.load import Check, check_shapes, open_study
+from raykd.study.measured import check_measured
 from raykd.study.models import check_models
 from raykd.study.opened import OpenStudy
 from raykd.study.place import parse_place
-from raykd.study.schema import Search, Study, plain
+from raykd.study.schema import Cluster, Search, Study, plain
 from raykd.tracking.journal import Journal, events
 from raykd.tracking.store import absolute
 from raykd.training.assembly import task_of
+from raykd.training.cache.planning import CachePlan
 from raykd.training.storage import Storage, is_uri
 
 Listener = Callable[[Mapping[str, Any]], None]
@@ -66,6 +85,7 @@ def search(
     *,
     overrides: Sequence[str] = (),
     resume: str | Path | None = None,
+    start_from: Sequence[str | Path] = (),
     allow_import: bool = False,
     verbose: bool = False,
     listeners: Sequence[Listener] = (),
@@ -76,6 +96,9 @@ def search(
         study: an open study (`load_study`) or the path of a study file.
         overrides: `a.b=value`, as on the command line; only with a path.
         resume: the folder of an interrupted search to go on with; `study` is then not read.
+        start_from: runs whose winners are tried first, as far as they fit this study: a study's
+            folder, `FOLDER:trial-0007`, or the id of a run in MLflow.  A resumed search remembers
+            them.
         allow_import: let models run code of their own (import paths, networks from MLflow).
         verbose: let Ray's own output through.
         listeners: called with every event as it happens.
@@ -86,21 +109,32 @@ def search(
     folder = None
     if resume is not None:
         folder, overrides = open_folder(resume)
-        _refuse_another_verb(folder)
+        refuse_another_verb(folder, "search")
         study = folder.given
     study = opened(study, overrides, allow_import=allow_import)
-    return run(study, folder, in_slots, verbose=verbose, listeners=listeners)
+    way = starting_from([str(one) for one in start_from])
+    return run(study, folder, in_slots, verbose=verbose, listeners=listeners, way=way)
 
 
-def _refuse_another_verb(folder: StudyFolder) -> None:
-    if folder.verb != "search":
-        raise StudyError(
-            Problem(
-                f"{folder.path} was made by `raykd {folder.verb}`, which is not gone on with",
-                mend=f"run `raykd {folder.verb}` on {folder.given} again; a trained teacher is "
-                "found and not trained again",
-            )
+def refuse_another_verb(folder: StudyFolder, verb: Verb) -> None:
+    """See that an interrupted run is gone on with by the verb that began it.
+
+    Raises:
+        StudyError: it was begun by another.
+    """
+    if folder.verb == verb:
+        return
+    what = f"{folder.path} was made by `raykd {folder.verb}`"
+    if folder.verb in ("search", "pairs"):
+        mend = f"go on with `raykd {folder.verb} --resume {folder.path}`"
+        raise StudyError(Problem(f"{what}, not by `raykd {verb}`", mend=mend))
+    raise StudyError(
+        Problem(
+            f"{what}, which is not gone on with",
+            mend=f"run `raykd {folder.verb}` on {folder.given} again; a trained teacher is "
+            "found and not trained again",
         )
+    )
 
 
 def opened(
@@ -151,16 +185,25 @@ class Enterprise:
     records: Records
     search: Search
     verbose: bool
+    costs: Costs
+    way: Way
+
+    def conductor(self, slots: int) -> Conductor:
+        """Ready to be asked for work by so many slots."""
+        return self.way.conductor(self, slots)
 
     def explorer(self, slots: int) -> Explorer:
         """Ready to be asked for work by so many slots."""
         storage = Storage(self.folder.storage)
+        settings = self.study.settings
+        drawn = open_optuna(settings.name, self.search, settings.seed, self.folder, slots)
+        if isinstance(self.search.screen, Ranking):
+            self.chronicle.tell({"event": "phase", "phase": "screen"})
+        screen(self.study, self.task, self.data, drawn, self.search, self.chronicle.write)
         return Explorer(
             self.study,
             self.task,
-            open_optuna(
-                self.study.settings.name, self.search, self.study.settings.seed, self.folder, slots
-            ),
+            drawn,
             self.chronicle,
             storage,
             self.folder.name,
@@ -168,27 +211,59 @@ class Enterprise:
             self.records,
             self.search,
             slots=slots,
+            caching=self.caching(storage, slots),
+            costs=self.costs,
         )
+
+    def caching(self, storage: Storage, slots: int) -> Caching:
+        """Decides which teachers' outputs are kept."""
+        rows = len(self.data.train)
+        plan = CachePlan(self.study, self.task, rows, self.search)
+        fingerprint = self.data.fingerprint
+        told = self.chronicle
+        return Caching(plan, storage, fingerprint, rows, slots=slots, chronicle=told)
+
+
+@dataclass(frozen=True)
+class Way:
+    """What a verb does with a study's folder, journal, slots and tracking.
+
+    Attributes:
+        conductor: decides what so many slots train.
+        conclude: writes down what was found, and returns it.
+        check: raises StudyError where the study is not fit for the verb, before anything starts.
+        start_from: runs whose winners are tried first.
+    """
+
+    conductor: Callable[[Enterprise, int], Conductor]
+    conclude: Callable[[Chronicle, Conductor, StudyFolder], Any]
+    check: Callable[[OpenStudy, Task], object] = lambda study, task: None
+    start_from: tuple[str, ...] = ()
 
 
 def run(
     study: OpenStudy,
     folder: StudyFolder | None,
-    conduct: Callable[[Enterprise], Explorer],
+    conduct: Callable[[Enterprise], Conductor],
     *,
     verb: Verb = "search",
     how: Search | None = None,
     verbose: bool = False,
     listeners: Sequence[Listener] = (),
-) -> StudyResult:
+    way: Way | None = None,
+) -> Any:
     """Open a study's folder, journal and tracking, have it conducted, and sum it up.
 
     Args:
         study: checked.
         folder: of an interrupted run to go on with; None: a fresh one.
-        conduct: runs everything an explorer asks for (`in_slots`, or in this process).
+        conduct: runs everything a conductor asks for (`in_slots`, or in this process).
         verb: what the user asked for.
         how: how to search; None: as the study says.
+        way: what the verb does; None: it searches.
+
+    Returns:
+        What the way concludes: of a search a `StudyResult`.
 
     Raises:
         StudyError: the data or the cluster is not fit, or the study could not be carried out.
@@ -197,34 +272,42 @@ def run(
 
     settings = study.settings
     how = how or settings.search
+    way = way or SEARCHING
     with in_place(study):
         data = load_data(settings)
         task = task_of(data)
         if study.task is None:  # nothing could be checked before the data were read
             check_shapes(study, task, checks=CHECKS)
+        way.check(study, task)
+        costs = _costs(study, task, how, folder)
         if folder is None:
             if conduct is in_slots and not is_remote():
                 plan_slots(settings.cluster, here())
             storage = settings.cluster.storage
-            folder = create_folder(settings.name, storage, study.given, study.overrides, verb)
+            folder = create_folder(
+                settings.name, storage, study.given, study.overrides, verb, way.start_from
+            )
+        costs.keep_in(folder.measured)
     known = events(folder.journal) if folder.journal.exists() else []
     journal = Journal(folder.journal)
     chronicle = Chronicle(journal, listeners)
     _open_chronicle(chronicle, study, known, folder, data)
+    left_out = () if known else study.narrowed(task).lines
+    if left_out:
+        tags = {"pairs_left_out": "\n".join(left_out)}
+        chronicle.write("note", id=None, tags=tags, metrics={}, step=0)
     tracker = Tracker(folder.journal, settings.tracking.uri)
     status = "failed"
     try:
         records = Records.from_events(known)
         with in_place(study):
             explorer = conduct(
-                Enterprise(study, task, data, folder, chronicle, records, how, verbose)
+                Enterprise(study, task, data, folder, chronicle, records, how, verbose, costs, way)
             )
         if explorer.fatal:
             raise StudyError(explorer.fatal)
         _keep_models(chronicle, explorer, folder, data, settings)
-        result = read_result(folder.path)
-        tags = result.tags() | ({"drawing_ended": explorer.note} if explorer.note else {})
-        chronicle.write("note", id=None, tags=tags, metrics=result.figures(), step=0)
+        result = way.conclude(chronicle, explorer, folder)
         status = "finished"
     except KeyboardInterrupt:
         status = "interrupted"
@@ -238,21 +321,69 @@ def run(
     return result
 
 
-def in_slots(enterprise: Enterprise) -> Explorer:
+def _concluded(chronicle: Chronicle, conductor: Conductor, folder: StudyFolder) -> StudyResult:
+    """The result of a search, its figures noted on the study's run."""
+    result = read_result(folder.path)
+    tags = result.tags() | ({"drawing_ended": conductor.note} if conductor.note else {})
+    chronicle.write("note", id=None, tags=tags, metrics=result.figures(), step=0)
+    return result
+
+
+SEARCHING = Way(Enterprise.explorer, _concluded)
+
+
+def starting_from(runs: Sequence[str]) -> Way:
+    """A search that tries first what these runs found; one that is gone on with knows them."""
+    known: list[Start] = []
+
+    def check(study: OpenStudy, task: Task) -> None:
+        if runs:
+            known.extend(starts(study, task, runs))
+
+    def explorer(enterprise: Enterprise, slots: int) -> Explorer:
+        named, how = enterprise.folder.start_from, enterprise.search
+        settings = enterprise.study.settings
+        if named:
+            drawn = open_optuna(settings.name, how, settings.seed, enterprise.folder, slots)
+            if drawn.user_attrs.get(STARTED) is None:
+                found = known or starts(enterprise.study, enterprise.task, named)
+                put_first(drawn, found, enterprise.chronicle.write)
+                told = [start.plain() for start in found]
+                enterprise.chronicle.tell({"event": "start", "starts": told})
+        return enterprise.explorer(slots)
+
+    return Way(explorer, _concluded, check, tuple(map(absolute_run, runs)))
+
+
+def _costs(study: OpenStudy, task: Task, how: Search, folder: StudyFolder | None) -> Costs:
+    """What measures students, or remembers what was measured, once it is sure that it can.
+
+    Raises:
+        StudyError: it cannot, or no student keeps the bounds.
+    """
+    costs = Costs(how, task)
+    if folder is not None:
+        costs.keep_in(folder.measured)
+    if how.trials:
+        check_measured(study, task, costs)
+    return costs
+
+
+def in_slots(enterprise: Enterprise) -> Conductor:
     """Conduct a study in warm slots of the cluster."""
-    cluster = enterprise.study.settings.cluster
     enterprise.chronicle.tell({"event": "phase", "phase": "ray"})
     outlived = is_standing()
     with ray_session(verbose=enterprise.verbose) as nodes:
-        plan = plan_slots(cluster, nodes)
+        plan = plan_slots(_packed(enterprise, nodes), nodes)
         _check_storage(enterprise.folder, nodes)
-        explorer = enterprise.explorer(plan.slots)
+        explorer = enterprise.conductor(plan.slots)
         enterprise.chronicle.tell(
             {
                 "event": "plan",
                 "plan": plan,
                 "study": enterprise.study,
                 "folder": enterprise.folder,
+                "trials": explorer.expected_trials,
             }
         )
         explore(
@@ -266,6 +397,21 @@ def in_slots(enterprise: Enterprise) -> Explorer:
     if not explorer.finished:
         raise KeyboardInterrupt  # Tune takes Ctrl-C for itself, and just returns
     return explorer
+
+
+def _packed(enterprise: Enterprise, nodes: Sequence[Resources]) -> Cluster:
+    """What the study asks of the cluster, the trials that share a GPU found out where it may be."""
+    cluster, told = enterprise.study.settings.cluster, enterprise.chronicle
+    if room(cluster, nodes) == 1:
+        return cluster
+    told.tell({"event": "phase", "phase": "packing"})
+    cluster, rates = packed(enterprise.study, enterprise.task, enterprise.data, nodes)
+    if rates:
+        told.tell({"event": "packing", "images_per_second": rates, "chosen": best(rates)})
+        said = {f"images_per_second_{count}_a_gpu": rate for count, rate in rates.items()}
+        tags = {"trials_a_gpu": str(best(rates))}
+        told.write("note", id=None, tags=tags, metrics=said, step=0)
+    return cluster
 
 
 def load_data(settings: Study) -> Dataset:
@@ -282,7 +428,7 @@ def load_data(settings: Study) -> Dataset:
 
 
 def explore(
-    explorer: Explorer,
+    explorer: Conductor,
     plan: SlotPlan,
     folder: StudyFolder,
     data: Dataset,
@@ -367,14 +513,14 @@ def _quiet(verbose: bool) -> Iterator[None]:
 
 
 def open_optuna(name: str, search: Search, seed: int, folder: StudyFolder, slots: int) -> Any:
-    """Optuna's study in the folder's own database, made or taken up."""
+    """Optuna's study in the folder's own file, made or taken up."""
     import optuna
 
+    from raykd.search.draws import DrawsFile
     from raykd.search.samplers import make_sampler
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    stored = optuna.storages.RDBStorage(folder.optuna)
-    _trust_the_system(stored.engine)
+    stored = optuna.storages.JournalStorage(DrawsFile(folder.optuna))
     done = sum(summary.n_trials for summary in optuna.get_all_study_summaries(stored))
     startup = max(4, min(10, search.trials // 2))
     towards = {
@@ -392,21 +538,6 @@ def open_optuna(name: str, search: Search, seed: int, folder: StudyFolder, slots
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         made.set_metric_names(list(search.objectives))
     return made
-
-
-def _trust_the_system(engine: Any) -> None:
-    """Commit to Optuna's database without waiting for the disk.
-
-    A draw commits some ten times; waiting each time is half of the time between two trials.  A
-    killed process loses nothing by this, and after a power cut the journal still knows all.
-    """
-    from sqlalchemy import event
-
-    @event.listens_for(engine, "connect")
-    def set_pragma(connection: Any, record: Any) -> None:
-        connection.execute("PRAGMA synchronous=OFF")
-
-    engine.dispose()  # connections made before listen to nobody
 
 
 def _check_storage(folder: StudyFolder, nodes: Sequence[Mapping[str, float]]) -> None:
@@ -473,7 +604,7 @@ def _open_chronicle(
 
 
 def _keep_models(
-    chronicle: Chronicle, explorer: Explorer, folder: StudyFolder, data: Dataset, settings: Study
+    chronicle: Chronicle, explorer: Conductor, folder: StudyFolder, data: Dataset, settings: Study
 ) -> None:
     """Hand each chosen student's network to MLflow: of its replicates the one with the best
     validation accuracy (the test split is not asked)."""

@@ -14,7 +14,7 @@ from raykd.problems import Problem, StudyError
 from raykd.training.storage import is_uri
 
 FORMAT = 1
-Verb = Literal["search", "distill", "teacher"]
+Verb = Literal["search", "distill", "teacher", "pairs"]
 
 
 @dataclass(frozen=True)
@@ -22,25 +22,32 @@ class StudyFolder:
     """The files of one search.
 
     Attributes:
-        path: the local folder with the journal and Optuna's database.
+        path: the local folder, with raykd's journal and Optuna's.
         storage: where the files are that every node must reach; a folder or a URI.
         name: the study's folder below `storage`.
         verb: what was asked for.
+        start_from: the runs whose winners were to be tried first.
     """
 
     path: Path
     storage: str
     name: str
     verb: Verb = "search"
+    start_from: tuple[str, ...] = ()
 
     @property
     def journal(self) -> Path:
         return self.path / "journal.jsonl"
 
     @property
+    def measured(self) -> Path:
+        """What was measured of students before they were trained."""
+        return self.path / "latency.json"
+
+    @property
     def optuna(self) -> str:
-        """Optuna's storage, as `optuna-dashboard` takes it."""
-        return f"sqlite:///{self.path / 'optuna.db'}"
+        """Optuna's journal, as `optuna-dashboard` takes it."""
+        return str(self.path / "optuna.log")
 
     @property
     def given(self) -> Path:
@@ -49,7 +56,12 @@ class StudyFolder:
 
 
 def create_folder(
-    name: str, storage: str, given: str, overrides: Sequence[str], verb: Verb = "search"
+    name: str,
+    storage: str,
+    given: str,
+    overrides: Sequence[str],
+    verb: Verb = "search",
+    start_from: Sequence[str] = (),
 ) -> StudyFolder:
     """A fresh folder below `storage` (or below ./studies, where that is a URI)."""
     root = Path("studies") if is_uri(storage) else Path(storage).expanduser()
@@ -72,7 +84,7 @@ def create_folder(
     else:
         raise StudyError(f"no fresh folder could be made below {root}")
     folder = StudyFolder(
-        path, storage if is_uri(storage) else str(root.absolute()), path.name, verb
+        path, storage if is_uri(storage) else str(root.absolute()), path.name, verb, (*start_from,)
     )
     folder.given.write_text(given)
     content = {
@@ -80,6 +92,7 @@ def create_folder(
         "verb": verb,
         "storage": folder.storage,
         "overrides": list(overrides),
+        "start_from": list(start_from),
     }
     (path / "folder.json").write_text(json.dumps(content, indent=1))
     return folder
@@ -118,4 +131,5 @@ def open_folder(path: str | os.PathLike[str]) -> tuple[StudyFolder, list[str]]:
     storage, overrides, verb = kept
     if not is_uri(storage) and Path(storage) != at.parent:
         storage = str(at.parent)  # the folder was moved whole
-    return StudyFolder(at, storage, at.name, verb), overrides
+    start_from = tuple(content.get("start_from", ()))
+    return StudyFolder(at, storage, at.name, verb, start_from), overrides

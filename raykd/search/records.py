@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -48,6 +49,8 @@ class Records:
 
     def __init__(self) -> None:
         self._all: dict[str, Record] = {}
+        self._by_role: defaultdict[Role, list[Record]] = defaultdict(list)
+        self._running: dict[str, Record] = {}
 
     @classmethod
     def from_events(cls, events: Iterable[Mapping[str, Any]]) -> Records:
@@ -62,7 +65,10 @@ class Records:
         kind = event["event"]
         if kind == "run":
             assignment = Assignment.from_plain(event["assignment"])
-            self._all.setdefault(assignment.id, Record(assignment))
+            if assignment.id not in self._all:
+                record = Record(assignment)
+                self._all[record.id] = self._running[record.id] = record
+                self._by_role[record.role].append(record)
         elif kind == "epoch":
             record = self._all[event["id"]]
             if event["epoch"] == len(record.epochs) + 1:
@@ -71,6 +77,7 @@ class Records:
         elif kind == "end":
             record = self._all[event["id"]]
             record.status = event["status"]
+            self._running.pop(record.id, None)
             record.reason = event.get("reason") or ""
             record.metrics.update(_numbers(event["metrics"]))
 
@@ -81,6 +88,8 @@ class Records:
         return record_id in self._all
 
     def of(self, *roles: Role) -> list[Record]:
+        if len(roles) == 1:
+            return list(self._by_role[roles[0]])
         return [record for record in self._all.values() if record.role in roles]
 
     @property
@@ -94,7 +103,7 @@ class Records:
         return [record for record in self.of("teacher") if not record.assignment.test]
 
     def running(self, *roles: Role) -> list[Record]:
-        return [record for record in self.of(*roles) if record.status == "running"]
+        return [record for record in self._running.values() if record.role in roles]
 
     def children(self, parent: str, role: Role) -> list[Record]:
         return [record for record in self.of(role) if record.assignment.parent == parent]

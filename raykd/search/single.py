@@ -9,10 +9,11 @@ from typing import Any
 
 import torch
 
+from raykd.architecture.screens import Unscreened
 from raykd.problems import Problem, StudyError
 from raykd.search.cluster import is_remote
+from raykd.search.conductor import Conductor
 from raykd.search.driver import Enterprise, Listener, in_slots, opened, run
-from raykd.search.explorer import Explorer
 from raykd.search.folder import Verb
 from raykd.search.result import StudyResult
 from raykd.study.opened import OpenStudy
@@ -86,22 +87,29 @@ def _conducted(
         chosen=1,
         sampler="random",
         scheduler=Unscheduled(),
+        screen=Unscreened(),
     )
     here = settings.cluster.workers_per_trial == 1 and not is_remote()
     conduct = in_this_process if here else in_slots
     return run(study, None, conduct, verb=verb, how=how, verbose=verbose, listeners=listeners)
 
 
-def in_this_process(enterprise: Enterprise) -> Explorer:
+def in_this_process(enterprise: Enterprise) -> Conductor:
     """Conduct a study in this process, one training after another, without Ray."""
     from raykd.training.worker import Bench, Seat, obey
 
-    explorer = enterprise.explorer(slots=1)
+    explorer = enterprise.conductor(slots=1)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     data = enterprise.data.to(device)
     seat = Seat(Bench(Storage(enterprise.folder.storage), data, device, rank=0, world=1))
     enterprise.chronicle.tell(
-        {"event": "plan", "plan": None, "study": enterprise.study, "folder": enterprise.folder}
+        {
+            "event": "plan",
+            "plan": None,
+            "study": enterprise.study,
+            "folder": enterprise.folder,
+            "trials": explorer.expected_trials,
+        }
     )
     while (assignment := explorer.next()) is not None:
         for result in _trained(seat, assignment, obey):

@@ -6,8 +6,6 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from scipy import stats
-
 
 @dataclass(frozen=True)
 class Estimate:
@@ -50,6 +48,8 @@ def estimate(values: Sequence[float]) -> Estimate:
     mean = math.fsum(values) / count
     if count < 2:
         return Estimate(mean, math.nan, math.nan, count)
+    from scipy import stats  # most of a second, which `raykd validate` need not wait for
+
     error = stats.sem(values)
     if error == 0:
         return Estimate(mean, mean, mean, count)

@@ -9,7 +9,7 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 
-from raykd.search.explorer import Explorer
+from raykd.search.conductor import Conductor
 from raykd.search.schedulers import Rule, TuneRule
 
 
@@ -20,7 +20,7 @@ class DriverOnly:
     never reads: an interrupted search goes on from the study's folder.
     """
 
-    _explorer: Explorer
+    _explorer: Conductor
 
     def __getstate__(self) -> dict[str, Any]:
         return {}
@@ -29,7 +29,7 @@ class DriverOnly:
 class Suggestions(DriverOnly, Searcher):
     """Gives Tune what the explorer wants trained."""
 
-    def __init__(self, explorer: Explorer) -> None:
+    def __init__(self, explorer: Conductor) -> None:
         super().__init__(metric="val_accuracy", mode="max")
         self._explorer = explorer
 
@@ -55,7 +55,7 @@ class Suggestions(DriverOnly, Searcher):
 class Reports(DriverOnly, Callback):
     """Tells the explorer what Tune hears from the slots."""
 
-    def __init__(self, explorer: Explorer) -> None:
+    def __init__(self, explorer: Conductor) -> None:
         self._explorer = explorer
 
     def on_trial_result(
@@ -86,7 +86,7 @@ class Stopping(DriverOnly, FIFOScheduler):
     null arm run to their end.  A slot that waits is given up as soon as there is work.
     """
 
-    def __init__(self, explorer: Explorer, rule: Rule | None) -> None:
+    def __init__(self, explorer: Conductor, rule: Rule | None) -> None:
         super().__init__()
         self._explorer = explorer
         self._rule = rule

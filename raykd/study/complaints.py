@@ -26,6 +26,7 @@ _NOUNS = {
     "schedule": "schedule",
     "scheduler": "scheduler",
     "scheme": "scheme",
+    "screen": "screen",
 }
 
 _TYPES = {

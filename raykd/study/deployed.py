@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import torch
+from torch import nn
 
 from raykd.architecture import Anatomy, Model, Task, dissect
+from raykd.architecture.cost import unfilled
+from raykd.architecture.layers import random_inputs
 from raykd.architecture.macs import Unfilled
 from raykd.knowledge import Loss, LossContext, Pair, Term
 from raykd.knowledge.evidence import Shape
@@ -17,6 +20,90 @@ from raykd.schemes.reuse import Reusing
 from raykd.study.pairing import PairError
 from raykd.study.schema import Study
 from raykd.study.teachers import everyone_behind, teachers_of
+
+RANGED = 8
+"""Random samples that a network sees before it is converted."""
+
+
+@dataclass(frozen=True)
+class Deployed:
+    """The network that is kept of a concrete study, not yet built.
+
+    Attributes:
+        model: the student's.
+        reuse: what of a teacher it is deployed with; None: it is deployed as it is.
+    """
+
+    model: Model
+    reuse: Reuse | None = None
+
+    def network(self, task: Task) -> nn.Module:
+        """The network as it is kept, untrained, on the CPU.
+
+        The state of the random numbers stays as it is.
+
+        Raises:
+            ValueError: it cannot be built, or not cut where its pair says.
+        """
+        with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+            torch.manual_seed(0)
+            network = self._built(task)
+            if self.is_converted:  # what depends on the range of the inputs has to see some
+                with torch.no_grad():
+                    network.train()(random_inputs(task, RANGED, torch.device("cpu")))
+            return self.model.deployed(network)
+
+    @property
+    def is_converted(self) -> bool:
+        """Whether what is kept is not the network that is trained."""
+        return type(self.model).deployed is not Model.deployed
+
+    def blank(self, task: Task) -> nn.Module:
+        """The network as it is trained, with whatever its memory holds as weights.
+
+        Raises:
+            ValueError: as `network`.
+        """
+        if self.reuse is None:
+            return unfilled(self.model, task)
+        with torch.random.fork_rng(devices=[]), torch.device("cpu"), Unfilled():
+            return self._built(task, blank=True)
+
+    def _built(self, task: Task, *, blank: bool = False) -> nn.Module:
+        ours = self.model.blueprint(task) if blank else self.model.build(task)
+        if self.reuse is None:
+            return ours
+        teacher, pair, loss = self.reuse.teacher, self.reuse.pair, self.reuse.loss
+        theirs = teacher.blueprint(task) if blank else teacher.build(task)
+        context = LossContext(
+            pairs=(pair,),
+            guided_shapes=(_shape(dissect(ours, task), pair.guided),),
+            hint_shapes=(_shape(dissect(theirs, task), pair.hint),),
+            classes=task.classes,
+            train_size=1,
+            data_size=1,
+        )
+        projector = loss.build(context).give_projector(signed=False)
+        whole = Reusing(ours, theirs, pair, projector, task)
+        whole.check_left(self.reuse.others)
+        return whole
+
+
+@dataclass(frozen=True)
+class Reuse:
+    """What a student is deployed with.
+
+    Attributes:
+        teacher: whose classifier it gets.
+        loss: the loss that says so.
+        pair: where the two networks are cut.
+        others: layers of the student that other terms look at.
+    """
+
+    teacher: Model
+    loss: Loss
+    pair: Pair
+    others: tuple[str, ...] = ()
 
 
 def deployed(study: Study, student: Anatomy, task: Task) -> Anatomy:
@@ -35,10 +122,30 @@ def deployed(study: Study, student: Anatomy, task: Task) -> Anatomy:
         PairError: the teacher cannot be cut where the pair says, or another term looks at a layer
             of the student that is left out.
     """
+    kept = what_is_deployed(study)
+    if kept.reuse is None:
+        return student
+    try:
+        whole = _anatomy(kept, task)
+    except ValueError as error:
+        number = next(_deploying(study.knowledge))[0]
+        raise PairError(("knowledge", number, "pairs"), str(error)) from None
+    return replace(student, params=whole.params, macs=whole.macs)
+
+
+def what_is_deployed(study: Study) -> Deployed:
+    """Which network is kept of a concrete study, its pairs resolved.
+
+    Raises:
+        Infeasible: the scheme does not go with a loss that deploys the student with its teacher's
+            classifier.
+        PairError: there are two such losses, or the teacher's model is not known.
+    """
     _check_assistants(study)
+    student = study.student.model
     found = list(_deploying(study.knowledge)) if study.scheme.takes_knowledge else []
     if not found:
-        return student
+        return Deployed(student)
     number, loss, pairs = found[0]
     if len(found) > 1:
         raise PairError(
@@ -62,11 +169,7 @@ def deployed(study: Study, student: Anatomy, task: Task) -> Anatomy:
     others = tuple(
         other.guided for term in study.knowledge if term.active for other in term.pairs or ()
     )
-    try:
-        whole = _anatomy(study.student.model, teacher.model, loss, pair, others, task)
-    except ValueError as error:
-        raise PairError(("knowledge", number, "pairs"), str(error)) from None
-    return replace(student, params=whole.params, macs=whole.macs)
+    return Deployed(student, Reuse(teacher.model, loss, pair, others))
 
 
 def _deploying(terms: tuple[Term, ...]) -> Iterator[tuple[int, Loss, tuple[Pair, ...]]]:
@@ -86,23 +189,8 @@ def _check_assistants(study: Study) -> None:
 
 
 @lru_cache(maxsize=1024)
-def _anatomy(
-    student: Model, teacher: Model, loss: Loss, pair: Pair, others: tuple[str, ...], task: Task
-) -> Anatomy:
-    with torch.random.fork_rng(devices=[]), torch.device("cpu"), Unfilled():
-        ours, theirs = student.build(task), teacher.build(task)
-        context = LossContext(
-            pairs=(pair,),
-            guided_shapes=(_shape(dissect(ours, task), pair.guided),),
-            hint_shapes=(_shape(dissect(theirs, task), pair.hint),),
-            classes=task.classes,
-            train_size=1,
-            data_size=1,
-        )
-        projector = loss.build(context).give_projector(signed=False)
-        whole = Reusing(ours, theirs, pair, projector, task)
-        whole.check_left(others)
-    return dissect(whole, task)
+def _anatomy(kept: Deployed, task: Task) -> Anatomy:
+    return dissect(kept.blank(task), task)
 
 
 def _shape(anatomy: Anatomy, name: str) -> Shape:

@@ -1,7 +1,7 @@
 """Domains: the values a study leaves open, as a study file writes them.
 
 `{choice: [...]}`, `{uniform: [a, b]}`, `{loguniform: [a, b]}`, `{int: [a, b]}`, `{logint: [a, b]}`
-and `{pairing: {...}}`; `uniform` and `int` may have a `step` beside them.
+and `{pairing: {...}}` (pairings.py); `uniform` and `int` may have a `step` beside them.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from typing import Any, Literal
 from raykd.study.suggest import Scalar, Suggest
 
 NumberKind = Literal["uniform", "loguniform", "int", "logint"]
-Order = Literal["monotone", "any"]
 
 NUMBERS: tuple[NumberKind, ...] = ("uniform", "loguniform", "int", "logint")
 DOMAINS = ("choice", *NUMBERS, "pairing")
@@ -94,7 +93,7 @@ class Range:
 
     def __str__(self) -> str:
         step = f", step {self.step:g}" if self.step is not None else ""
-        return f"{self.low:g} to {self.high:g}{step}"
+        return f"{self.low:g} to {self.high:g}{step}{', log' if self.log else ''}"
 
 
 def read_range(kind: NumberKind, bounds: Any, step: Any = None) -> Range:
@@ -137,99 +136,6 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-@dataclass(frozen=True)
-class PairingDomain:
-    """Sets of layer pairs.
-
-    Attributes:
-        hint, guided: the teacher's and the student's layers to pair, shallow to deep; None: the
-            stages of the model, however many it has (`auto`).
-        max: at most so many pairs.
-        order: "monotone": deeper guided layers learn from deeper hint layers; "any": any pairs.
-    """
-
-    hint: tuple[str, ...] | None = None
-    guided: tuple[str, ...] | None = None
-    max: int = 1
-    order: Order = "monotone"
-
-    @property
-    def most(self) -> int:
-        """The largest number of pairs that differ and keep the order."""
-        hints, guided = len(self.hint or ()), len(self.guided or ())
-        fit = hints + guided - 1 if self.order == "monotone" else hints * guided
-        return max(1, min(self.max, fit))
-
-    @property
-    def count(self) -> int:
-        """How many sets of pairs there are."""
-        hints, guided = len(self.hint or ()), len(self.guided or ())
-        if self.order == "any":
-            return sum(math.comb(hints * guided, size) for size in range(1, self.most + 1))
-        return _chains(hints, guided, self.most)
-
-    def __str__(self) -> str:
-        hint, guided = ("auto" if side is None else _listed(side) for side in self.sides)
-        return f"{hint} -> {guided}, at most {self.max}, {self.order}"
-
-    @property
-    def sides(self) -> tuple[tuple[str, ...] | None, tuple[str, ...] | None]:
-        return self.hint, self.guided
-
-
-def read_pairing(value: Any) -> PairingDomain:
-    """The domain `{pairing: value}`.
-
-    Raises:
-        Malformed: an unknown key, a list of layers that is empty or no list of names, a `max`
-            that is not above 0, an unknown order.
-    """
-    known = ("hint", "guided", "max", "order")
-    if not isinstance(value, Mapping):
-        mend = "write {pairing: {hint: auto, guided: auto, max: 1, order: monotone}}"
-        raise Malformed(f"`pairing` takes a mapping; got {value!r}", mend)
-    for key in value:
-        if key not in known:
-            raise Malformed(
-                f"`pairing` has no key `{key}`; it has {_listed(known)}", near(key, known)
-            )
-    most, order = value.get("max", 1), value.get("order", "monotone")
-    if not isinstance(most, int) or isinstance(most, bool) or most < 1:
-        raise Malformed(f"`max` is a whole number from 1; got {most!r}")
-    if order not in ("monotone", "any"):
-        what = f"`order` is 'monotone' or 'any'; got {order!r}"
-        raise Malformed(what, near(order, ("monotone", "any")))
-    hint, guided = _layers("hint", value), _layers("guided", value)
-    return PairingDomain(hint, guided, most, order)
-
-
-def _layers(side: str, value: Mapping[str, Any]) -> tuple[str, ...] | None:
-    names = value.get(side, "auto")
-    if names == "auto":
-        return None
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        mend = f"write `{side}: auto` or `{side}: [stage1, stage2]`"
-        raise Malformed(f"`{side}` is auto or a list of layers; got {names!r}", mend)
-    if not names:
-        raise Malformed(f"`{side}` is an empty list; name layers, or write auto")
-    if len(set(names)) < len(names):
-        raise Malformed(f"`{side}` names a layer twice: {_listed(names)}", "name each once")
-    return tuple(names)
-
-
-def _chains(hints: int, guided: int, most: int) -> int:
-    """Sets of up to `most` distinct pairs in which neither side steps back."""
-    ending = {(h, g): 1 for h in range(hints) for g in range(guided)}
-    total = sum(ending.values())
-    for _ in range(1, most):
-        ending = {
-            (h, g): sum(n for (i, j), n in ending.items() if i <= h and j <= g and (i, j) != (h, g))
-            for h, g in ending
-        }
-        total += sum(ending.values())
-    return total
-
-
 def label_of(value: Any) -> Scalar:
     """What an option of a choice is called: its `name`, or the scalar itself."""
     if value is None:
@@ -239,10 +145,15 @@ def label_of(value: Any) -> Scalar:
         if isinstance(name, str):
             return name
         kind = next((kind for kind in DOMAINS if kind in value), None)
-        return kind or _short(", ".join(f"{key}={label_of(held)}" for key, held in value.items()))
+        return kind or _short(", ".join(_held(key, held) for key, held in value.items()))
     if isinstance(value, list):
         return _short("[" + ", ".join(str(label_of(held)) for held in value) + "]")
     return value
+
+
+def _held(key: str, value: Any) -> str:
+    """A value under its key; where it is open itself, the key alone."""
+    return key if domain_kind(value) is not None else f"{key}={label_of(value)}"
 
 
 def labels_of(options: Sequence[Any]) -> tuple[Scalar, ...]:

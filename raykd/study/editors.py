@@ -7,6 +7,7 @@ from typing import Any
 
 from raykd.option import Names
 from raykd.study.domains import DOMAINS
+from raykd.study.pairings import ORDERS, OWN, WIDE
 from raykd.study.schema import study_adapter
 from raykd.study.space import CLOSED
 
@@ -16,7 +17,7 @@ _ANY_DOMAIN = {"$ref": f"{_REF}domain"}
 _BOUNDS = {"type": "array", "minItems": 2, "maxItems": 2}
 _LAYERS = {
     "anyOf": [
-        {"const": "auto"},
+        {"enum": [*WIDE]},
         {"type": "array", "items": {"type": "string"}, "minItems": 1, "uniqueItems": True},
     ]
 }
@@ -34,7 +35,7 @@ def json_schema() -> dict[str, Any]:
         **schema,
         "title": "raykd study",
         "properties": {key: editor.part(key, node) for key, node in schema["properties"].items()},
-        "$defs": {**editor.definitions(), **_domain_definitions()},
+        "$defs": {**editor.definitions(), **_domain_definitions(editor.open_definition("Pair"))},
     }
 
 
@@ -48,6 +49,9 @@ class _Editor:
         closed = {name: self.closed(node) for name, node in self.original.items()}
         opened = {f"open{name}": self.opened(node) for name, node in self.original.items()}
         return {**closed, **opened}
+
+    def open_definition(self, name: str) -> Any:
+        return self.opened(self.original[name])
 
     def part(self, key: str, node: Any) -> Any:
         """One of the study's own keys."""
@@ -159,7 +163,7 @@ def _types(node: Mapping[str, Any]) -> list[str]:
     return found
 
 
-def _domain_definitions() -> dict[str, Any]:
+def _domain_definitions(pair: Any) -> dict[str, Any]:
     integers = {**_BOUNDS, "items": {"type": "integer"}}
     numbers = {**_BOUNDS, "items": {"type": "number"}}
     above = {"exclusiveMinimum": 0}
@@ -168,7 +172,7 @@ def _domain_definitions() -> dict[str, Any]:
         "loguniform": _domain("loguniform", {**_BOUNDS, "items": {"type": "number", **above}}),
         "int": _domain("int", integers, {"type": "integer", "minimum": 1}),
         "logint": _domain("logint", {**_BOUNDS, "items": {"type": "integer", "minimum": 1}}),
-        "pairing": _domain("pairing", _pairing()),
+        "pairing": _domain("pairing", _pairing(pair)),
         "choice": _domain("choice", {"type": "array", "minItems": 1}),
     }
     names = [{"$ref": f"{_REF}{name}"} for name in DOMAINS]
@@ -185,14 +189,26 @@ def _domain(kind: str, value: Any, step: Any = None) -> dict[str, Any]:
     }
 
 
-def _pairing() -> dict[str, Any]:
+def _pairing(pair: Any) -> dict[str, Any]:
+    """The pairing domain; `pair`: the open definition of a pair."""
+    candidate = {
+        "anyOf": [
+            {"type": "array", "items": {"type": "string"}, "minItems": 2, "maxItems": 2},
+            {"$ref": f"{_REF}Pair"},
+        ]
+    }
+    candidates = {"type": "array", "items": candidate, "minItems": 1}
     return {
         "type": "object",
         "properties": {
             "hint": _LAYERS,
             "guided": _LAYERS,
+            "pairs": candidates,
+            "sets": {"type": "array", "items": candidates, "minItems": 1},
+            "min": {"type": "integer", "minimum": 1, "default": 1},
             "max": {"type": "integer", "minimum": 1, "default": 1},
-            "order": {"enum": ["monotone", "any"], "default": "monotone"},
+            "order": {"enum": [*ORDERS], "default": "monotone"},
+            **{key: pair["properties"][key] for key in OWN},
         },
         "additionalProperties": False,
     }

@@ -15,10 +15,12 @@ from rich.text import Text
 from raykd.architecture import Task
 from raykd.problems import Infeasible
 from raykd.schemes import Preparation
+from raykd.study.costs import asked, costs_of, described
 from raykd.study.extent import Dimension, Size
 from raykd.study.opened import OpenStudy, anatomies
 from raykd.study.outline import study_outline
 from raykd.study.schema import Study, read_study
+from raykd.study.screens import foretold
 from raykd.study.space import Point
 from raykd.study.suggest import Scalar, Seeded
 from raykd.study.teachers import everyone_behind, teachers_of
@@ -47,6 +49,10 @@ class Explanation:
         student_passes, teacher_passes: samples that go through a student (forward and backward)
             and through a teacher (forward; its own training too) at most; None while the number
             of training samples is not known.
+        left_out: pairs of layers that are never drawn, and why, in sentences.
+        screen: what is ranked before the first trial; empty: nothing.
+        memory: as `params`, in bytes; None where the study does not ask for it.
+        measured: which costs are measured, and on what; empty: none.
     """
 
     name: str
@@ -65,6 +71,10 @@ class Explanation:
     teacher_epochs: int
     student_passes: int | None
     teacher_passes: int | None
+    screen: str = ""
+    left_out: tuple[str, ...] = ()
+    memory: tuple[int, int] | None = None
+    measured: str = ""
 
     @property
     def branches(self) -> dict[str, tuple[Scalar, ...]]:
@@ -116,6 +126,10 @@ def explain(
         teacher_epochs=teacher,
         student_passes=None if train_size is None else student * train_size,
         teacher_passes=None if train_size is None else teacher * train_size,
+        screen=foretold(opened, task, sample),
+        left_out=opened.narrowed(task).lines,
+        memory=_range(seen.memory) if seen.memory else None,
+        measured=described(opened.settings.search),
     )
 
 
@@ -126,6 +140,7 @@ class _Seen:
         self.opened = opened
         self.task = task
         self.students: list[Any] = []
+        self.memory: list[int] = []
         self.epochs: list[int] = []
         self.taught: list[bool] = []
         self.shared: set[Preparation] = set()
@@ -137,6 +152,10 @@ class _Seen:
         try:
             study = read_study(study_outline().expanded(point.data))
             self.students.append(anatomies(study, self.task)[0])
+            if "memory" in asked(study.search):
+                self.memory.append(
+                    int(costs_of(study.student.model, self.task, ["memory"])["memory"])
+                )
         except ValueError:
             return
         self.epochs.append(study.train.epochs)
@@ -192,20 +211,33 @@ def _range(values: Iterable[int]) -> tuple[int, int]:
 
 
 def _dimensions(found: Explanation) -> Iterable[Any]:
+    """The parameters, those of one branch under its condition."""
     if not found.dimensions:
         yield Text("nothing is left open: one trial")
         return
-    table = Table(box=None, pad_edge=False)
-    for heading in ("parameter", "domain", "values", "sample", "drawn when"):
-        table.add_column(heading, overflow="fold", no_wrap=heading == "parameter")
+    when = ""
+    table = _table_of_dimensions(found.dimensions)
     for dimension in found.dimensions:
+        if dimension.when != when:
+            yield table
+            when = dimension.when
+            yield Text(f"where {when}:" if when else "always:", style="italic")
+            table = _table_of_dimensions(found.dimensions, heading=False)
         value = found.sample_values.get(dimension.name)
         shown = "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
-        table.add_row(
-            *map(Text, (dimension.name, dimension.kind, dimension.text, shown)),
-            Text(dimension.when),
-        )
+        indent = "  " if when else ""
+        table.add_row(Text(indent + dimension.name), Text(dimension.text), Text(shown))
     yield table
+
+
+def _table_of_dimensions(dimensions: Iterable[Dimension], *, heading: bool = True) -> Table:
+    """An empty table; those of one space have columns of the same width."""
+    table = Table(box=None, pad_edge=False, show_header=heading)
+    longest = max(len(dimension.name) for dimension in dimensions) + 2
+    table.add_column("parameter", width=longest, no_wrap=True)
+    table.add_column("values", overflow="fold")
+    table.add_column("sample", overflow="fold")
+    return table
 
 
 def _facts(found: Explanation) -> Iterable[Any]:
@@ -222,11 +254,18 @@ def _fact_lines(found: Explanation) -> Iterable[tuple[str, str]]:
     if found.size.continuous:
         size += f" x {found.size.continuous} continuous parameters"
     yield "space", size
-    yield "student", f"{_span(found.params)} parameters, {_span(found.macs)} MACs"
+    costs = f"{_span(found.params)} parameters, {_span(found.macs)} MACs"
+    yield "student", costs + (f", {_span(found.memory)} bytes" if found.memory else "")
+    if found.measured:
+        yield "measured", found.measured
     feasible = f"{found.feasible / found.drawn:.0%} of {found.drawn} random points"
     yield "feasible", feasible
     for reason, times in found.reasons[:3]:
         yield "", f"{times} not, because {reason}"
+    for number, line in enumerate(found.left_out):
+        yield "left out" if number == 0 else "", line
+    if found.screen:
+        yield "screen", found.screen
     yield "trials", f"at most {found.trials}"
     yield "teachers", f"{found.teachers} to train"
     if found.student_passes is not None and found.teacher_passes is not None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
-from raykd.study.gates import Gate
+from raykd.study.gates import Gate, name_of
 from raykd.study.nodes import (
     Choice,
     Fixed,
@@ -93,7 +94,7 @@ def _count(node: Node) -> int:
         case Number():
             return node.domain.count or 1
         case Pairing():
-            return node.domain.count
+            return _count_pairing(node, "")
 
 
 def _count_group(node: Group) -> int:
@@ -105,20 +106,36 @@ def _count_group(node: Group) -> int:
     )
     cases = _cases(node.items[gate.on], gate)
     return free * sum(
-        times * _product(_count(node.items[key]) for key in opened if key in node.items)
-        for opened, times in cases.items()
+        times * _product(_count_gated(node.items[key], name) for key in opened if key in node.items)
+        for (opened, name), times in cases.items()
     )
 
 
-def _cases(node: Node, gate: Gate) -> Counter[frozenset[str]]:
-    """For each set of keys the gate may open, by how many values of `node` it does."""
+def _count_gated(node: Node, name: str) -> int:
+    return _count_pairing(node, name) if isinstance(node, Pairing) else _count(node)
+
+
+def _count_pairing(node: Pairing, loss: str) -> int:
+    """The sets of pairs under a loss, each with what may be drawn for its pairs alone."""
+    each = _count(node.own[0]) if node.own else 1
+    _, domain = node.of(loss)
+    return sum(times * each**size for size, times in domain.sizes.items())
+
+
+Case = tuple[frozenset[str], str]
+"""The keys that a gate opens, and the name of the option for which it does."""
+
+
+def _cases(node: Node, gate: Gate) -> Counter[Case]:
+    """For each case, by how many values of `node` it comes about."""
     if isinstance(node, Choice):
         return sum((_cases(option, gate) for option in node.options), Counter())
     if isinstance(node, Group):
         name = node.items.get("name")
-        value = {"name": name.value} if isinstance(name, Fixed) else {}
-        return Counter({gate.opens(value): _count(node)})
-    return Counter({gate.opens(node.value if isinstance(node, Fixed) else {}): _count(node)})
+        value: Any = {"name": name.value} if isinstance(name, Fixed) else {}
+    else:
+        value = node.value if isinstance(node, Fixed) else {}
+    return Counter({(gate.opens(value), name_of(value)): _count(node)})
 
 
 def _product(counts: Iterable[int]) -> int:
@@ -154,19 +171,50 @@ def _group_dimensions(node: Group, place: Place, when: tuple[str, ...]) -> Itera
             yield from _dimensions(item, (*place, key), when)
     if node.gate is not None:
         for key in (key for key in node.items if key in gated):
-            condition = _condition(node.items[node.gate.on], node.gate, key)
-            if condition is not None:
-                yield from _dimensions(node.items[key], (*place, key), (*when, *condition))
+            yield from _gated_dimensions(node, node.gate, key, place, when)
 
 
-def _condition(node: Node, gate: Gate, key: str) -> tuple[str, ...] | None:
-    """When the gate on `node` opens for `key`; None: never."""
+def _gated_dimensions(
+    node: Group, gate: Gate, key: str, place: Place, when: tuple[str, ...]
+) -> Iterator[Dimension]:
+    on, held = node.items[gate.on], node.items[key]
+    if not isinstance(held, Pairing) or not held.by_loss:
+        condition = _condition(on, gate, key)
+        if condition is not None:
+            yield from _dimensions(held, (*place, key), (*when, *condition))
+        return
+    names = {name for opened, name in _cases(on, gate) if key in opened}
+    rest = names - held.by_loss.keys()
+    for losses in (rest, *({loss} for loss in held.by_loss)):
+        condition = _condition(on, gate, key, losses) if losses else None
+        if condition is not None:
+            variant, inside = _variant(held, min(losses)), (*when, *condition)
+            yield from _pairing_dimensions(variant, (*place, key), inside)
+
+
+def _variant(node: Pairing, loss: str) -> Pairing:
+    """The pairing as it is drawn under a loss; what its pairs have of their own, under all."""
+    parameter, domain = node.of(loss)
+    return replace(node, parameter=parameter, domain=domain, by_loss={})
+
+
+def _opens(node: Node, gate: Gate, key: str, losses: Collection[str] | None) -> bool:
+    """Whether the gate opens for `key`, for one of these names if any are given."""
+    names = [name for opened, name in _cases(node, gate) if key in opened]
+    return any(losses is None or name in losses for name in names)
+
+
+def _condition(
+    node: Node, gate: Gate, key: str, losses: Collection[str] | None = None
+) -> tuple[str, ...] | None:
+    """When the gate on `node` opens for `key`, for one of these names if any are given; None:
+    never."""
     if not isinstance(node, Choice):
-        return () if any(key in opened for opened in _cases(node, gate)) else None
+        return () if _opens(node, gate, key, losses) else None
     opening = [
         str(label)
         for label, option in zip(node.labels, node.options, strict=True)
-        if any(key in opened for opened in _cases(option, gate))
+        if _opens(option, gate, key, losses)
     ]
     if len(opening) == len(node.labels):
         return ()
@@ -185,20 +233,46 @@ def _choice_dimensions(node: Choice, place: Place, when: tuple[str, ...]) -> Ite
 
 
 def _pairing_dimensions(node: Pairing, place: Place, when: tuple[str, ...]) -> Iterator[Dimension]:
-    domain, name = node.domain, node.parameter
-    known = domain.hint is not None and domain.guided is not None
-    most = domain.most if known else domain.max
-    if most > 1:
-        values, text = (1, most), f"1 to {most}"
-        yield Dimension(f"{name}.count", dotted(place), "pairing", values, text, " and ".join(when))
+    domain, name, path = node.domain, node.parameter, dotted(place)
+    known = domain.is_known
+    least, most = (domain.least, domain.most) if known else (domain.min, domain.max)
+    if domain.sets is not None and len(domain.whole_sets) > 1:
+        labels = tuple(", ".join(map(str, one)) for one in domain.whole_sets)
+        yield Dimension(name, path, "pairing", labels, " | ".join(labels), " and ".join(when))
+    elif domain.sets is None and least < most:
+        values, text = (least, most), f"{least} to {most}"
+        yield Dimension(f"{name}.count", path, "pairing", values, text, " and ".join(when))
     for i in range(most):
-        later = when if i == 0 else (*when, f"{name}.count > {i}")
-        for side, layers in zip(("hint", "guided"), domain.sides, strict=True):
-            if layers is None or len(layers) > 1:
-                text = "the model's stages" if layers is None else " | ".join(layers)
-                path, condition = dotted((*place, i, side)), " and ".join(later)
-                named = f"{name}[{i}].{side}"
-                yield Dimension(named, path, "pairing", layers or (), text, condition)
+        later = when if i < least or domain.sets is not None else (*when, f"{name}.count > {i}")
+        if domain.sets is None:
+            yield from _pair_dimensions(node, i, place, " and ".join(later))
+        if node.own:
+            yield from _dimensions(node.own[i], (*place, i), later)
+
+
+def _pair_dimensions(node: Pairing, number: int, place: Place, when: str) -> Iterator[Dimension]:
+    """Those of one pair's layers."""
+    domain, name = node.domain, f"{node.parameter}[{number}]"
+    if domain.is_known and not domain.is_crossed:
+        labels = tuple(map(str, domain.candidates))
+        if len(labels) > 1:
+            path, text = dotted((*place, number)), " | ".join(labels)
+            yield Dimension(name, path, "pairing", labels, text, when)
+        return
+    sides = domain.layers if domain.is_known else domain.sides
+    for side, layers in zip(("hint", "guided"), sides, strict=True):
+        if isinstance(layers, str) or len(layers) > 1:
+            text = _WIDE[layers] if isinstance(layers, str) else " | ".join(layers)
+            values = () if isinstance(layers, str) else layers
+            path = dotted((*place, number, side))
+            yield Dimension(f"{name}.{side}", path, "pairing", values, text, when)
+
+
+_WIDE = {
+    "auto": "the model's stages",
+    "blocks": "the model's stages and blocks",
+    "all": "every layer of the model",
+}
 
 
 def _either(one: str, other: str) -> str:

@@ -6,6 +6,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import lru_cache
 from itertools import islice
 from typing import Any
@@ -16,17 +17,24 @@ from raykd.architecture import Anatomy, Task
 from raykd.data import Source
 from raykd.problems import Infeasible, Problem, StudyError
 from raykd.study.complaints import Finding, complaints
-from raykd.study.deployed import deployed
+from raykd.study.costs import check_costs, counted, figure
 from raykd.study.domains import NUMBERS
 from raykd.study.files import Document, read_document
 from raykd.study.models import import_findings
 from raykd.study.nodes import Pairing
-from raykd.study.opened import ModelError, OpenStudy, anatomies, check_costs, task_of
+from raykd.study.opened import (
+    ModelError,
+    OpenStudy,
+    anatomies,
+    losses_of,
+    task_of,
+)
 from raykd.study.outline import study_outline
-from raykd.study.pairing import PairError, resolve_pairs
+from raykd.study.pairing import PairError, of_the_other, resolve_pairs
 from raykd.study.place import Place, dotted, parse_place
 from raykd.study.rules import search_findings, study_findings
-from raykd.study.schema import Search, Study, read_study
+from raykd.study.schema import Cost, Search, Study, read_study
+from raykd.study.screens import space_findings, task_findings
 from raykd.study.space import Point, Space, read_space
 from raykd.study.suggest import Seeded
 from raykd.study.teachers import everyone_behind, teachers_of
@@ -79,6 +87,8 @@ def open_study(
     for point, study in studies:
         for finding in study_findings(study):
             report.add(finding, point.origins)
+        for finding in _order_findings(space, point, study):
+            report.add(finding)
     for finding in _space_findings(document, space, [study for _, study in studies]):
         report.add(finding)
     report.raise_if_any()
@@ -111,22 +121,27 @@ def check_shapes(
     """
     report = _Report(opened.document)
     space = opened.space_for(task, teacher)
+    for impossible in opened.narrowed(task, teacher).impossible:
+        report.add(Finding(impossible.place, impossible.what, impossible.mend))
     studies = [
         (point, read_study(study_outline().expanded(point.data))) for point in space.corners()
     ]
     if not studies:
         _tell_models_that_fail(opened, task, teacher, report)
-        report.add(Finding(("knowledge",), "no point of the space can be drawn"))
+        if not report.problems:
+            report.add(Finding(("knowledge",), "no point of the space can be drawn"))
     _check_candidates(opened, [study for _, study in studies], task, teacher, report)
     costs = _Costs()
     for point, study in studies:
         with report.shapes_of(point, costs):
             student, known = anatomies(study, task, teacher)
             resolved = resolve_pairs(study, student, known, task.classes)
-            kept = deployed(resolved, student, task)
-            costs.seen.append(kept)
-            check_costs(study, kept)
+            found = counted(resolved, student, task)
+            costs.seen.append(found)
+            check_costs(study.search, found)
             costs.feasible += 1
+    for finding in task_findings(opened.settings.search, task):
+        report.add(finding)
     _run_checks(studies, task, checks, report)
     report.raise_if_any()
     if not costs.feasible:
@@ -200,7 +215,7 @@ class _Report:
             if _is_drawn(error.place, point):
                 costs.reasons[str(error)] += 1
             else:
-                self.once(Finding(error.place, error.what), point.origins)
+                self.once(Finding(error.place, error.what, error.mend), point.origins)
         except ModelError as error:
             self.once(Finding(error.place, error.what), point.origins)
 
@@ -231,8 +246,7 @@ def _as_written(value: Any) -> str:
 
 def _typed(space: Space, report: _Report) -> Iterator[tuple[Point, Study]]:
     """The corners as studies; what is wrong with their types goes to the report."""
-    stages = ("stage1",)  # the real ones are known once the shape of the data is
-    for point in space.with_stages(stages, stages).corners():
+    for point in space.sketched.corners():  # real stages are known once the data's shape is
         data = study_outline().expanded(point.data)
         try:
             yield point, read_study(data)
@@ -269,6 +283,7 @@ def _space_findings(document: Document, space: Space, studies: list[Study]) -> I
     if not studies:
         return
     first = studies[0]
+    yield from space_findings(space, first.search)
     continuous = [found for found in space.dimensions if "uniform" in found.kind]
     if first.search.sampler == "grid" and space.size.points is None:
         names = ", ".join(found.name for found in continuous)
@@ -277,10 +292,25 @@ def _space_findings(document: Document, space: Space, studies: list[Study]) -> I
     yield from _open_recipes([found.path for found in space.part("train").dimensions], studies)
     unknown = [s for s in studies if s.teacher is not None and s.teacher.model is None]
     for pairing in space.pairings if unknown else ():
-        if pairing.domain.hint is None:
-            what = "`hint: auto` needs the teacher's `model`, which `weights` alone do not tell"
+        hint = pairing.domain.hint
+        if not pairing.domain.is_known and isinstance(hint, str):
+            what = f"`hint: {hint}` needs the teacher's `model`, which `weights` alone do not tell"
             mend = "name the teacher's `model`, or list its layers: `hint: [...]`"
             yield Finding(pairing.source, what, mend)
+
+
+def _order_findings(space: Space, point: Point, study: Study) -> Iterator[Finding]:
+    """Pairings that go backwards under a loss that goes from shallow to deep."""
+    backwards = {
+        node.source
+        for node in space.pairings
+        if node.domain.order == "reverse" and node.domain.max > 1
+    }
+    for source, name, losses in losses_of(study, point):
+        if source in backwards and not all(loss.pairs_apart for loss in losses):
+            what = f"loss '{name}' compares all its pairs together, shallow to deep on both sides"
+            mend = "write `order: monotone`, or take a loss that compares pairs one by one"
+            yield Finding((*source, "pairing", "order"), what, mend)
 
 
 def _open_recipes(open_train: list[str], studies: list[Study]) -> Iterator[Finding]:
@@ -313,8 +343,7 @@ def _tell_models_that_fail(
     Raises:
         StudyError: that is why.
     """
-    stages = ("stage1",)
-    for point in opened.space.with_stages(stages, stages).corners():
+    for point in opened.space.sketched.corners():
         try:
             anatomies(read_study(study_outline().expanded(point.data)), task, teacher)
         except ModelError as error:
@@ -336,20 +365,23 @@ def _check_candidates(
             found.append(anatomies(study, task, teacher))
         except ValueError:
             continue  # noted where the point itself is checked
+    students = [student for student, _ in found]
+    hints = [one for _, teachers in found for one in teachers if one is not None]
     for pairing in opened.space.pairings:
-        _check_side(pairing, "guided", [student for student, _ in found], report)
-        hints = [one for _, teachers in found for one in teachers if one is not None]
-        _check_side(pairing, "hint", hints, report)
+        _check_side(pairing, "guided", students, hints, report)
+        _check_side(pairing, "hint", hints, students, report)
 
 
-def _check_side(pairing: Pairing, side: str, models: list[Anatomy], report: _Report) -> None:
-    names = pairing.domain.guided if side == "guided" else pairing.domain.hint
-    for number, name in enumerate(names or ()):
+def _check_side(
+    pairing: Pairing, side: str, models: list[Anatomy], others: list[Anatomy], report: _Report
+) -> None:
+    for place, name in pairing.domain.written(side):
         reasons = [reason for model in models if (reason := _lacks(model, name))]
         if models and len(reasons) == len(models):
             who = "student" if side == "guided" else "teacher"
-            place = (*pairing.source, "pairing", side, number)
-            report.add(Finding(place, f"{who}: {reasons[0]}"))
+            found = Finding((*pairing.source, "pairing", *place), f"{who}: {reasons[0]}")
+            elsewhere = any(not _lacks(model, name) for model in others)
+            report.add(replace(found, mend=of_the_other(side)) if elsewhere else found)
 
 
 def _lacks(model: Anatomy, name: str) -> str:
@@ -365,24 +397,28 @@ class _Costs:
 
     def __init__(self) -> None:
         self.feasible = 0
-        self.seen: list[Anatomy] = []
+        self.seen: list[dict[Cost, float]] = []
         self.reasons: Counter[str] = Counter()
 
     def findings(self, search: Search) -> Iterator[Finding]:
         broken = False
         for cost, bounds in search.constraints.items():
-            values = sorted(getattr(student, cost) for student in self.seen)
+            values = sorted(student[cost] for student in self.seen if cost in student)
             place = ("search", "constraints", cost)
             if values and bounds.max is not None and values[0] > bounds.max:
                 broken = True
-                what = f"no architecture of this space has {cost} <= {bounds.max:,.0f}"
+                what = f"no architecture of this space has {cost} <= {figure(cost, bounds.max)}"
                 mend = "raise it, or open the space to smaller students"
-                yield Finding(place, f"{what}; the smallest found has {values[0]:,}", mend)
+                yield Finding(
+                    place, f"{what}; the smallest found has {figure(cost, values[0])}", mend
+                )
             elif values and bounds.min is not None and values[-1] < bounds.min:
                 broken = True
-                what = f"no architecture of this space has {cost} >= {bounds.min:,.0f}"
+                what = f"no architecture of this space has {cost} >= {figure(cost, bounds.min)}"
                 mend = "lower it, or open the space to larger students"
-                yield Finding(place, f"{what}; the largest found has {values[-1]:,}", mend)
+                yield Finding(
+                    place, f"{what}; the largest found has {figure(cost, values[-1])}", mend
+                )
         if not broken:
             reason = self.reasons.most_common(1)[0][0] if self.reasons else "unknown"
             what = f"none of the {self.reasons.total()} points tried can be a trial; most often"
@@ -402,7 +438,9 @@ def _search_feasible(opened: OpenStudy, task: Task, teacher: Anatomy | None, cos
         try:
             point = space.draw(Seeded(seed))
             study = read_study(study_outline().expanded(point.data))
-            costs.seen.append(anatomies(study, task, teacher)[0])
+            student, known = anatomies(study, task, teacher)
+            resolved = resolve_pairs(study, student, known, task.classes)
+            costs.seen.append(counted(resolved, student, task))
             opened.fitted(point, task, teacher)
         except ValueError as error:
             costs.reasons[str(error)] += 1

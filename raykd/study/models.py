@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any
 
-from raykd.architecture import Model, Task
+from raykd.architecture import Derived, Model, Task
 from raykd.problems import Problem
 from raykd.study.complaints import Finding
 from raykd.study.place import Place, dotted
@@ -33,6 +33,22 @@ def import_findings(study: Study) -> Iterator[Finding]:
             what = f"'{model.name}' would run code that is not raykd's"
             mend = "if you trust it, allow it each time: --allow-import (allow_import=True)"
             yield Finding((*place, "name"), what, mend)
+
+
+def derived_findings(study: Study) -> Iterator[Finding]:
+    """The models of which nothing says what they are derived from."""
+    for place, model in models_in(study):
+        if not isinstance(model, Derived) or model.of is not None:
+            continue
+        mend = "name the teacher's `model`, or name a model under `of`"
+        if place[0] == "teacher":
+            why, mend = "it is the teacher itself", "name a model under `of`"
+        elif study.teacher is None:
+            why = "the study has no teacher"
+        else:
+            why = "the teacher is given by `weights` alone, which do not tell its architecture"
+        what = f"nothing says what '{model.name}' is derived from: `of` is null, and {why}"
+        yield Finding((*place, "of"), what, mend)
 
 
 def check_models(study: Study, task: Task | None) -> Iterator[Problem]:

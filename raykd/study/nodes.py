@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
-from raykd.study.domains import PairingDomain, Range
+from raykd.study.domains import Range
 from raykd.study.gates import Gate
+from raykd.study.pairings import PairingDomain
 from raykd.study.place import Place
 from raykd.study.suggest import Scalar
 
@@ -57,11 +58,25 @@ class Number:
 
 @dataclass(frozen=True)
 class Pairing:
-    """A set of layer pairs."""
+    """A set of layer pairs.
+
+    Attributes:
+        domain: of all losses that its term may have.
+        own: for the first pair, the second ..., what is drawn for it alone.
+        by_loss: narrower domains of some of these losses, by name.
+    """
 
     source: Place
     parameter: str
     domain: PairingDomain
+    own: tuple[Group, ...] = ()
+    by_loss: Mapping[str, PairingDomain] = field(default_factory=dict)
+
+    def of(self, loss: str) -> tuple[str, PairingDomain]:
+        """The parameter and the domain under a loss; its name is part of a narrower one's."""
+        if loss in self.by_loss:
+            return f"{self.parameter}.{loss}", self.by_loss[loss]
+        return self.parameter, self.domain
 
 
 Node = Fixed | Listing | Group | Choice | Number | Pairing
@@ -72,6 +87,8 @@ def _inner(node: Node) -> tuple[Node, ...]:
         return node.items
     if isinstance(node, Group):
         return tuple(node.items.values())
+    if isinstance(node, Pairing):
+        return node.own
     return node.options if isinstance(node, Choice) else ()
 
 
@@ -103,4 +120,7 @@ def rebuilt(node: Node, change: Callable[[Node], Node]) -> Node:
         node = replace(node, items=items)
     elif isinstance(node, Choice):
         node = replace(node, options=tuple(rebuilt(option, change) for option in node.options))
+    elif isinstance(node, Pairing):
+        own = tuple(group for one in node.own if isinstance(group := rebuilt(one, change), Group))
+        node = replace(node, own=own)
     return change(node)

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pydantic import ValidationError
 
 from raykd.architecture import Anatomy, Task, anatomy
+from raykd.knowledge import Loss
 from raykd.problems import Infeasible, StudyError
 from raykd.schemes import Preparation, Teacher
+from raykd.study.comparable import Met, Narrowed, layers_for, narrowed
 from raykd.study.complaints import complaints
-from raykd.study.deployed import deployed
+from raykd.study.costs import check_costs, counted
 from raykd.study.domains import domain_kind
 from raykd.study.extent import Dimension, Size
 from raykd.study.files import Document
 from raykd.study.outline import study_outline
-from raykd.study.pairing import resolve_pairs, stages_of
+from raykd.study.pairing import resolve_pairs
 from raykd.study.place import Place, dotted, parse_place
 from raykd.study.schema import Study, plain, read_study
 from raykd.study.space import Point, Space
@@ -27,6 +30,8 @@ from raykd.study.teachers import everyone_behind, teachers_of
 
 PRIVATE = ("tracking",)
 """Parts that `flat` leaves out: they describe no trial, and an address may hold a password."""
+
+_ALIKE = re.compile(r"knowledge\[\d+\]\.pairs\[\d+\]\.(weight|loss)")
 
 
 @dataclass(frozen=True)
@@ -37,13 +42,13 @@ class OpenStudy:
         document: the file as plain data, its `--set` overrides put in.
         space: what may be drawn, `auto` in its pairings not yet known.
         settings: a concrete study, for the parts that no domain may touch: name, seed, data
-            (but its augmentation), search, cluster, tracking.
+            (but its augmentation), search, cluster, cache, tracking.
     """
 
     document: Document
     space: Space
     settings: Study
-    _spaces: dict[Any, Space] = field(default_factory=dict, repr=False, compare=False)
+    _spaces: dict[Any, Narrowed] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def given(self) -> str:
@@ -81,20 +86,53 @@ class OpenStudy:
     def space_for(self, task: Task, teacher: Anatomy | None = None) -> Space:
         """The space with `auto` in its pairings replaced by the models' stages.
 
-        Of the students and teachers the space allows, those with the most stages count.
+        Of the students and teachers the space allows, those with the most stages count.  Pairs of
+        layers that no loss can compare are left out (`narrowed` says which).
 
         Args:
             task: what the models must take and give.
             teacher: its layers, where the study does not say its model.
         """
-        if all(None not in pairing.domain.sides for pairing in self.space.pairings):
-            return self.space
-        hint = stages_of(teacher) if teacher is not None else ()
-        if (task, hint) not in self._spaces:
-            guided = _most_stages(self._models("student"), task)
-            hint = hint or _most_stages(self._models("teacher"), task) or guided
-            self._spaces[task, hint] = self.space.with_stages(hint, guided)
-        return self._spaces[task, hint]
+        return self.narrowed(task, teacher).space
+
+    def narrowed(self, task: Task, teacher: Anatomy | None = None) -> Narrowed:
+        """The same space with what was left out of its pairings, and why."""
+        if not self.space.pairings:
+            return Narrowed(self.space)
+        own = (task, None if teacher is None else teacher.found)
+        if own not in self._spaces:
+            self._spaces[own] = self._narrowed(task, teacher)
+        return self._spaces[own]
+
+    def _narrowed(self, task: Task, teacher: Anatomy | None) -> Narrowed:
+        students = list(_built(self.models("student"), task))
+        teachers = [teacher] if teacher is not None else list(_built(self.models("teacher"), task))
+        guided = layers_for(students)
+        hint = layers_for(teachers) if teachers else guided
+        space = self.space.with_layers(hint, guided)
+        return narrowed(space, self._met(task, teacher))
+
+    def _met(self, task: Task, teacher: Anatomy | None) -> Met:
+        """The models and losses that the space brings together, as far as they can be read."""
+        students: dict[int, Anatomy] = {}
+        teachers: dict[int, Anatomy] = {}
+        losses: dict[Place, dict[str, set[Loss]]] = {}
+        for point in self.space.sketched.corners():
+            try:
+                study = read_study(study_outline().expanded(point.data))
+                student, theirs = anatomies(study, task, teacher)
+            except ValueError:
+                continue
+            students[id(student)] = student
+            mine = () if study.scheme.needs_teacher else (student,)
+            teachers |= {id(one): one for one in (theirs or mine) if one is not None}
+            for source, name, found in losses_of(study, point):
+                losses.setdefault(source, {}).setdefault(name, set()).update(found)
+        kept = {
+            source: {name: frozenset(found) for name, found in by_name.items()}
+            for source, by_name in losses.items()
+        }
+        return Met([*students.values()], [*teachers.values()], kept, task.classes)
 
     def concrete(self) -> Study:
         """The study itself, its pairs as they were written.
@@ -157,7 +195,7 @@ class OpenStudy:
         try:
             student, teachers = anatomies(study, task, teacher)
             study = resolve_pairs(study, student, teachers, task.classes)
-            check_costs(study, deployed(study, student, task))
+            check_costs(study.search, counted(study, student, task))
             return study
         except Infeasible:
             raise
@@ -180,13 +218,14 @@ class OpenStudy:
 
         What is chosen by name stands under its place, as a sampler's parameters do:
         `knowledge[0].loss` = "kd" beside `knowledge[0].loss.temperature`.  Null is "none"; a list
-        of scalars is one text.
+        of scalars is one text.  A pair's weight and loss are left out where it has none of its own.
         """
         return {
             path: value
             for key, part in plain(study).items()
             if key not in PRIVATE
             for path, value in _flat(part, (key,))
+            if not _ALIKE.fullmatch(path) or value not in (1, "none")
         }
 
     def resolved(self, study: Study | None = None) -> dict[str, Any]:
@@ -198,11 +237,10 @@ class OpenStudy:
             return plain(study)
         return _filled(study_outline().expanded(self.document.data), plain(self.settings))
 
-    def _models(self, part: str) -> Iterable[Any]:
+    def models(self, part: str) -> Iterable[Any]:
         """The models that may stand in a part of the study, as far as they can be read."""
         rest = plain(self.settings)
-        stages = ("stage1",)
-        for point in self.space.part(part).with_stages(stages, stages).corners():
+        for point in self.space.part(part).sketched.corners():
             try:
                 study = read_study({**rest, **study_outline().expanded(point.data)})
             except ValidationError:
@@ -265,29 +303,21 @@ def _anatomy(model: Any, task: Task, place: Place) -> Anatomy:
         raise ModelError(place, str(error)) from None
 
 
-def check_costs(study: Study, student: Anatomy) -> None:
-    """See that the student keeps the study's constraints.
-
-    Raises:
-        Infeasible: it does not.
-    """
-    for cost, bounds in study.search.constraints.items():
-        value = getattr(student, cost)
-        if bounds.min is not None and value < bounds.min:
-            raise Infeasible(f"{cost} {value:,} < {bounds.min:,.0f}")
-        if bounds.max is not None and value > bounds.max:
-            raise Infeasible(f"{cost} {value:,} > {bounds.max:,.0f}")
+def losses_of(study: Study, point: Point) -> Iterator[tuple[Place, str, set[Loss]]]:
+    """For each pairing drawn in a point: where it is written, the name of its term's loss, and the
+    losses of its pairs."""
+    for number, term in enumerate(study.knowledge):
+        source = point.origins.get(("knowledge", number, "pairs"))
+        if term.loss is not None and term.loss.takes_pairs and term.pairs and source is not None:
+            yield source, term.loss.name, {pair.loss or term.loss for pair in term.pairs}
 
 
-def _most_stages(models: Iterable[Any], task: Task) -> tuple[str, ...]:
-    most: tuple[str, ...] = ()
+def _built(models: Iterable[Any], task: Task) -> Iterator[Anatomy]:
     for model in models:
         try:
-            stages = stages_of(anatomy(model, task))
+            yield anatomy(model, task)
         except (ValueError, RuntimeError):
             continue
-        most = max(most, stages, key=len)
-    return most
 
 
 def _one_a_path(dimensions: Sequence[Dimension]) -> list[Dimension]:

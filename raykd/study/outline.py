@@ -18,6 +18,8 @@ class Outline:
 
     def __init__(self, schema: Schema) -> None:
         self.schema = schema
+        self._taken_apart: dict[int, list[Schema]] = {}  # by identity: the schema never changes
+        self._names: dict[int, tuple[str | None, Names | None]] = {}
 
     def expanded(self, data: Any) -> Any:
         """`data` with bare names written out: `scheme: offline` is `scheme: {name: offline}`."""
@@ -34,7 +36,7 @@ class Outline:
 
     def names(self, data: Any, place: Place) -> tuple[str, ...]:
         """The options that may stand at `place`, by name or by the form of their names."""
-        names = (_name(found) for found in self._at(data, place))
+        names = (self._name(found) for found in self._at(data, place))
         return tuple(name for name in names if name is not None)
 
     def _at(self, data: Any, place: Place) -> list[Schema]:
@@ -62,13 +64,32 @@ class Outline:
         """The objects among `found`; where they have names, the one that `value` names."""
         objects = [node for node in found if node.get("type") == "object"]
         name = value.get("name") if isinstance(value, Mapping) else None
-        named = [node for node in objects if _answers(node, name)]
+        named = [node for node in objects if self._answers(node, name)]
         return named or objects
+
+    def _name(self, node: Schema) -> str | None:
+        """What the option that `node` describes is called; None where it has no name."""
+        return self._names_of(node)[0]
+
+    def _answers(self, node: Schema, name: Any) -> bool:
+        """Whether the option that `node` describes answers to `name`."""
+        own, names = self._names_of(node)
+        return own is not None and (name == own if names is None else name in names)
+
+    def _names_of(self, node: Schema) -> tuple[str | None, Names | None]:
+        if id(node) not in self._names:
+            self._names[id(node)] = _names_of(node)
+        return self._names[id(node)]
 
     def _alternatives(self, node: Any) -> list[Schema]:
         """What `node` stands for: references followed, unions taken apart."""
         if not isinstance(node, Mapping):
             return []
+        if id(node) not in self._taken_apart:
+            self._taken_apart[id(node)] = self._apart(node)
+        return self._taken_apart[id(node)]
+
+    def _apart(self, node: Schema) -> list[Schema]:
         if "$ref" in node:
             return self._alternatives(self.schema["$defs"][node["$ref"].rsplit("/", 1)[-1]])
         members = node.get("anyOf") or node.get("oneOf")
@@ -87,7 +108,7 @@ class Outline:
                 self._expanded(held, self._below(found, value, i)) for i, held in enumerate(value)
             ]
         text_fits = any(node.get("type") == "string" or "enum" in node for node in found)
-        if isinstance(value, str) and not text_fits and any(_name(node) for node in found):
+        if isinstance(value, str) and not text_fits and any(self._name(node) for node in found):
             return {"name": value}
         return value
 
@@ -98,14 +119,10 @@ def study_outline() -> Outline:
     return Outline(study_adapter().json_schema())
 
 
-def _name(node: Schema) -> str | None:
+def _names_of(node: Schema) -> tuple[str | None, Names | None]:
+    """An option's name, or the form of its names, and the names themselves where it has many."""
     if node.get("type") != "object":
-        return None
+        return None, None
     names = Names.from_schema(node)
-    return node.get("properties", {}).get("name", {}).get("const") if names is None else names.form
-
-
-def _answers(node: Schema, name: Any) -> bool:
-    """Whether the option that `node` describes answers to `name`."""
-    names = Names.from_schema(node)
-    return _name(node) is not None and (name == _name(node) if names is None else name in names)
+    name = node.get("properties", {}).get("name", {}).get("const")
+    return (name, None) if names is None else (names.form, names)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 
@@ -18,10 +18,11 @@ from raykd.study.schema import Study
 class PairError(ValueError):
     """Layers that are not there, or that no connector bridges; `place` says where in the study."""
 
-    def __init__(self, place: Place, what: str) -> None:
+    def __init__(self, place: Place, what: str, mend: str = "") -> None:
         super().__init__(f"{dotted(place)}: {what}")
         self.place = place
         self.what = what
+        self.mend = mend
 
 
 def stages_of(anatomy: Anatomy) -> tuple[str, ...]:
@@ -78,19 +79,41 @@ def _resolved(
             return term
         pairs = _default_pairs(loss, student, teacher, place)
     guided = [
-        _shape(student, pair.guided, "student", (*place, "pairs", number, "guided"))
+        _shape(student, teacher, pair.guided, "guided", (*place, "pairs", number, "guided"))
         for number, pair in enumerate(pairs)
     ]
     if teacher is None:
         return term
     hint = [
-        _shape(teacher, pair.hint, "teacher", (*place, "pairs", number, "hint"))
+        _shape(teacher, student, pair.hint, "hint", (*place, "pairs", number, "hint"))
         for number, pair in enumerate(pairs)
     ]
-    unfit = _dry_run(loss, tuple(pairs), tuple(guided), tuple(hint), classes)
-    if unfit:
-        raise PairError(place if term.pairs is None else (*place, "pairs"), unfit)
-    return replace(term, pairs=tuple(pairs))
+    resolved = replace(term, pairs=tuple(pairs))
+    shapes = {(p.hint, p.guided): (g, h) for p, g, h in zip(pairs, guided, hint, strict=True)}
+    for part in resolved.parts:
+        unfit = _unfit(part, shapes, classes)
+        if unfit:
+            raise PairError(place if term.pairs is None else (*place, "pairs"), unfit)
+    return resolved
+
+
+def _unfit(term: Term, shapes: Mapping[tuple[str, str], tuple[Shape, Shape]], classes: int) -> str:
+    """Why a term's loss cannot be made ready for its pairs; empty where it can."""
+    assert term.loss is not None
+    pairs = term.pairs or ()
+    guided, hint = (
+        tuple(shapes[pair.hint, pair.guided][side] for pair in pairs) for side in (0, 1)
+    )
+    return _dry_run(term.loss, pairs, guided, hint, classes)
+
+
+def why_not(loss: Loss, pair: Pair, guided: Shape, hint: Shape, classes: int) -> str:
+    """Why a loss cannot compare two layers of these shapes; empty where it can."""
+    count = loss.least_pairs
+    anonymous = (Pair(hint="hint", guided="guided"),) * count
+    if not _dry_run(loss, anonymous, (guided,) * count, (hint,) * count, classes):
+        return ""
+    return _dry_run(loss, (pair,) * count, (guided,) * count, (hint,) * count, classes)
 
 
 def _default_pairs(loss: Loss, student: Anatomy, teacher: Anatomy, place: Place) -> Sequence[Pair]:
@@ -110,11 +133,19 @@ def _default_pairs(loss: Loss, student: Anatomy, teacher: Anatomy, place: Place)
     ]
 
 
-def _shape(anatomy: Anatomy, name: str, who: str, place: Place) -> Shape:
+def _shape(anatomy: Anatomy, other: Anatomy | None, name: str, side: str, place: Place) -> Shape:
     try:
         return tuple(anatomy.resolve([name])[0].shape)
     except ValueError as error:
-        raise PairError(place, f"{who}: {error}") from None
+        who = "student" if side == "guided" else "teacher"
+        mend = of_the_other(side) if other is not None and name in other.layers else ""
+        raise PairError(place, f"{who}: {error}", mend) from None
+
+
+def of_the_other(side: str) -> str:
+    """How to mend a layer that is not there, but in the network of the other side."""
+    other = "teacher" if side == "guided" else "student"
+    return f"the {other} has such a layer: `hint` names the teacher's, `guided` the student's"
 
 
 @lru_cache(maxsize=4096)

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
+from raykd.knowledge import LOSSES, Loss, Pair
 from raykd.schemes import BornAgain, Teacher
 from raykd.study.complaints import Finding
+from raykd.study.costs import latency_findings
 from raykd.study.domains import near
+from raykd.study.models import derived_findings
+from raykd.study.place import Place
 from raykd.study.schema import Direction, Search, Study
+from raykd.study.screens import screen_findings, teacher_findings
 
 OBJECTIVES: dict[str, Direction] = {
     "val_accuracy": "max",
@@ -16,6 +21,11 @@ OBJECTIVES: dict[str, Direction] = {
     "train_loss": "min",
     "params": "min",
     "macs": "min",
+    "memory": "min",
+    "latency": "min",
+    "batch_latency": "min",
+    "onnx_latency": "min",
+    "onnx_batch_latency": "min",
     "epoch_seconds": "min",
     "images_per_second": "max",
 }
@@ -28,6 +38,8 @@ def study_findings(study: Study) -> Iterator[Finding]:
     if study.teacher is not None:
         yield from _teacher_findings(study.teacher)
     yield from _scheme_findings(study)
+    yield from derived_findings(study)
+    yield from teacher_findings(study)
     yield from _term_findings(study)
 
 
@@ -44,13 +56,15 @@ def search_findings(search: Search) -> Iterator[Finding]:
             better = "more" if OBJECTIVES[name] == "max" else "less"
             mend = f"write `{name}: {OBJECTIVES[name]}`"
             yield Finding(place, f"got '{direction}'; {better} is better of {name}", mend)
+    yield from latency_findings(search)
     for cost, bounds in search.constraints.items():
         place = ("search", "constraints", cost)
         if bounds.min is None and bounds.max is None:
             yield Finding(place, "bounds nothing", "write {max: 100_000}, or remove it")
         elif bounds.min is not None and bounds.max is not None and bounds.min > bounds.max:
-            what = f"reversed bounds: min {bounds.min:,.0f} is greater than max {bounds.max:,.0f}"
+            what = f"reversed bounds: min {bounds.min:,.9g} is greater than max {bounds.max:,.9g}"
             yield Finding(place, what, "exchange them")
+    yield from screen_findings(search)
 
 
 def _teacher_findings(teacher: Teacher) -> Iterator[Finding]:
@@ -100,7 +114,37 @@ def _term_findings(study: Study) -> Iterator[Finding]:
                 "the layers of a teacher given by `weights` alone are known only when it is loaded"
             )
             yield Finding(("knowledge", number), what, mend)
-        for i, pair in enumerate(term.pairs or ()):
-            if pair in (term.pairs or ())[:i]:
-                what = f"{pair.hint} -> {pair.guided} stands twice"
-                yield Finding((*place, i), what, "remove one of them")
+        yield from _pair_findings(term.loss, term.pairs or (), place)
+
+
+def _pair_findings(loss: Loss, pairs: Sequence[Pair], place: Place) -> Iterator[Finding]:
+    seen: set[tuple[str, str]] = set()
+    for i, pair in enumerate(pairs):
+        if (pair.hint, pair.guided) in seen:
+            what = f"{pair.hint} -> {pair.guided} stands twice"
+            yield Finding((*place, i), what, "remove one of them")
+        seen.add((pair.hint, pair.guided))
+        if not pair.is_alike:
+            yield from _own_findings(loss, pair, (*place, i))
+
+
+def _own_findings(loss: Loss, pair: Pair, place: Place) -> Iterator[Finding]:
+    """What is wrong with a pair that has a weight or a loss of its own."""
+    key = "loss" if pair.loss is not None else "weight"
+    if pair.loss is not None and not pair.loss.pairs_apart:
+        what = f"loss '{pair.loss.name}' {_compares(pair.loss)}, so it cannot be one pair's own"
+        mend = f"take one that compares pairs one by one: {', '.join(_apart())}"
+        yield Finding((*place, key), what, mend)
+    elif not loss.pairs_apart:
+        what = f"loss '{loss.name}' {_compares(loss)}, so no pair can have a {key} of its own"
+        mend = f"remove the pair's `{key}`"
+        mend += ", or weigh the term as a whole" if key == "weight" else ""
+        yield Finding((*place, key), what, mend)
+
+
+def _compares(loss: Loss) -> str:
+    return "compares all its pairs together" if loss.takes_pairs else "works on logits"
+
+
+def _apart() -> list[str]:
+    return [name for name, cls in LOSSES.members.items() if cls().pairs_apart]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import operator
 from collections.abc import Mapping
 from dataclasses import field
 from functools import lru_cache
@@ -11,7 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, TypeAdapter
 
-from raykd.architecture import MODELS
+from raykd.architecture import MODELS, Derived
+from raykd.architecture.latency import Latency
+from raykd.architecture.screens import SCREENS, Unscreened
 from raykd.data import SOURCES
 from raykd.knowledge import Term
 from raykd.option import option
@@ -22,16 +25,19 @@ from raykd.study.samplers import Sampler
 
 if TYPE_CHECKING:
     from raykd.architecture.model import Model
+    from raykd.architecture.screens import Screen
     from raykd.data.source import Source
     from raykd.schemes.scheme import Scheme
 
     AnyModel = Model
     AnySource = Source
     AnyScheme = Scheme
+    AnyScreen = Screen
 else:
     AnyModel = MODELS.annotation
     AnySource = SOURCES.annotation
     AnyScheme = SCHEMES.annotation
+    AnyScreen = SCREENS.annotation
 
 
 @option
@@ -45,7 +51,16 @@ NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 """Names of studies: they become names of folders, too."""
 
 Direction = Literal["max", "min"]
-Cost = Literal["params", "macs"]
+Cost = Literal[
+    "params",
+    "macs",
+    "memory",
+    "latency",
+    "batch_latency",
+    "onnx_latency",
+    "onnx_batch_latency",
+]
+"""What is known of a student before it is trained; latencies are measured."""
 
 
 @option
@@ -110,6 +125,31 @@ class Unscheduled:
 Scheduler = Annotated[Asha | Median | Unscheduled, Field(discriminator="name")]
 
 
+NullArm = Literal["forward", "reverse", "random", "all_to_one", "semckd"]
+"""What single pairs are held against, beside the student without hint."""
+
+
+@option
+class PairStudy:
+    """How `raykd pairs` studies which hint layer should teach which guided layer."""
+
+    seeds: Annotated[
+        int, Field(ge=1, description="trainings of every arm; under 3 tell little")
+    ] = 3
+    sets: Annotated[
+        int, Field(ge=0, description="sets of pairs to sample, beside single pairs")
+    ] = 0
+    arms: Annotated[
+        tuple[NullArm, ...], Field(description="what single pairs are compared with")
+    ] = ("forward", "reverse", "random", "all_to_one", "semckd")
+    steps: Annotated[
+        int, Field(ge=0, description="steps without hint after which predictors look again")
+    ] = 200
+    batches: Annotated[
+        int, Field(ge=0, description="training batches predictors look at; 0: no predictors")
+    ] = 8
+
+
 @option
 class Search:
     """How the space is explored."""
@@ -118,14 +158,23 @@ class Search:
         default_factory=lambda: {"val_accuracy": "max"}
     )
     constraints: dict[Cost, Bounds] = field(default_factory=dict)
+    measure: Annotated[
+        tuple[Cost, ...],
+        Field(description="costs to know besides params, macs and those named above"),
+    ] = ()
+    latency: Annotated[Latency, Field(description="how latencies are measured")] = Latency()
     sampler: Sampler = "tpe"
     scheduler: Annotated[Scheduler, Field(description="early stopping")] = Unscheduled()
+    screen: Annotated[AnyScreen, Field(description="architectures ranked before any trains")] = (
+        Unscreened()
+    )
     trials: PositiveInt = 16
     replicates: Annotated[
         int, Field(ge=0, description="seeds for each chosen student and for it alone")
     ] = 3
     chosen: Annotated[int, Field(ge=1, description="at most so many points of the front")] = 3
     max_hours: Annotated[float | None, Field(gt=0, description="no new trial after")] = None
+    pairs: Annotated[PairStudy, Field(description="how `raykd pairs` runs")] = PairStudy()
 
 
 @option
@@ -134,11 +183,15 @@ class Cluster:
 
     slots: Annotated[
         Annotated[int, Field(ge=1)] | Literal["auto"],
-        Field(description="trials side by side; auto: as many as fit"),
+        Field(
+            description="trials side by side; auto: as many as fit, and on GPUs, where "
+            "gpus_per_worker is auto too, as many on each as train the most images a second"
+        ),
     ] = "auto"
     workers_per_trial: PositiveInt = 1
     gpus_per_worker: Annotated[
-        Annotated[float, Field(ge=0)] | Literal["auto"], Field(description="auto: 1 if there are")
+        Annotated[float, Field(ge=0)] | Literal["auto"],
+        Field(description="auto: 1 if there are, or the part that `slots: auto` found best"),
     ] = "auto"
     cpus_per_worker: Annotated[float, Field(gt=0)] = 1
     storage: Annotated[
@@ -147,6 +200,57 @@ class Cluster:
     max_failures: Annotated[
         int, Field(ge=0, description="how often a slot's lost workers are started again")
     ] = 3
+
+
+@option
+class Cache:
+    """Teachers' outputs on the training samples: computed once, read by every trial.
+
+    The views are replayable: view k of a sample is the same in every trial, replicate and process,
+    so that what a teacher says of it can be kept (Beyer 2022, arXiv:2106.05237, "consistent").
+    Logits are kept, not probabilities, which hang on the temperature.
+    """
+
+    use: Annotated[
+        Literal["auto", "always", "never"],
+        Field(description="auto: where it saves more than it costs and fits"),
+    ] = "auto"
+    views: Annotated[
+        PositiveInt | Literal["auto"],
+        Field(
+            description="different views of a sample, one an epoch, then again from the first; "
+            "auto: one for every epoch, fewer where so many do not fit"
+        ),
+    ] = "auto"
+    seed: Annotated[
+        int | None, Field(ge=0, lt=2**31, description="of the views; null: the study's")
+    ] = None
+    dtype: Annotated[
+        Literal["fp16", "bf16", "fp32"], Field(description="in which outputs are kept")
+    ] = "fp16"
+    features_gb: Annotated[
+        float,
+        Field(
+            ge=0,
+            description="for the hint layers of one teacher; what does not fit is "
+            "computed in every step",
+        ),
+    ] = 4.0
+    limit_gb: Annotated[
+        float,
+        Field(
+            gt=0,
+            description="for all outputs kept below the storage; beyond it those "
+            "unused longest are removed",
+        ),
+    ] = 20.0
+    folder: Annotated[
+        str | None,
+        Field(
+            description="a folder of each node that outputs are copied to before they are read; "
+            "null: read where they are, copied below the system's temporary folder if that is a URI"
+        ),
+    ] = None
 
 
 @option
@@ -174,6 +278,7 @@ class Study:
     train: Train = Train()
     search: Search = Search()
     cluster: Cluster = Cluster()
+    cache: Cache = Cache()
     tracking: Tracking = Tracking()
 
 
@@ -191,7 +296,40 @@ def read_study(data: Mapping[str, Any]) -> Study:
     Raises:
         pydantic.ValidationError: a ValueError; the data are no concrete study.
     """
-    return study_adapter().validate_json(json.dumps(data), strict=True)
+    return with_sources(study_adapter().validate_json(json.dumps(data), strict=True))
+
+
+def with_sources(study: Study) -> Study:
+    """The study with its teacher's model wherever a model is derived from none that is named.
+
+    A teacher that is itself derived has nobody to inherit from, and says so.
+    """
+    teacher = study.teacher
+    if teacher is not None and isinstance(teacher.model, Derived) and teacher.model.inherit:
+        fresh = dataclasses.replace(teacher.model, inherit=False)
+        teacher = dataclasses.replace(teacher, model=fresh)
+    model = teacher.model if teacher is not None else None
+    student, scheme = _derived_from(model, (study.student, study.scheme))
+    if (teacher, student, scheme) == (study.teacher, study.student, study.scheme):
+        return study
+    return dataclasses.replace(study, teacher=teacher, student=student, scheme=scheme)
+
+
+def _derived_from(teacher: Model | None, value: Any) -> Any:
+    """A part of a study with its derived models filled in; itself where there are none."""
+    from raykd.architecture.model import Model
+
+    if isinstance(value, Model):
+        return value.of_teacher(teacher)
+    if isinstance(value, tuple):
+        held = tuple(_derived_from(teacher, inner) for inner in value)
+        return value if all(map(operator.is_, held, value)) else held
+    if not dataclasses.is_dataclass(value) or isinstance(value, type):
+        return value
+    fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    changed = {name: _derived_from(teacher, held) for name, held in fields.items()}
+    changed = {name: held for name, held in changed.items() if held is not fields[name]}
+    return dataclasses.replace(value, **changed) if changed else value
 
 
 def plain(value: Any) -> Any:

@@ -8,21 +8,15 @@ the branch's label (`knowledge[0].loss.kd.temperature`).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from raykd.problems import Infeasible, Problem
-from raykd.study.domains import (
-    Malformed,
-    domain_kind,
-    labels_of,
-    read_pairing,
-    read_range,
-)
+from raykd.problems import Problem
+from raykd.study.domains import Malformed, domain_kind, labels_of, read_range
 from raykd.study.extent import Dimension, Size, dimensions_of, size_of
 from raykd.study.files import Document
-from raykd.study.gates import gate_of
+from raykd.study.gates import gate_of, name_of
 from raykd.study.nodes import (
     Choice,
     Fixed,
@@ -36,10 +30,11 @@ from raykd.study.nodes import (
     nodes_of,
     rebuilt,
 )
+from raykd.study.pairings import OWN, WIDE, Wide, read_pairing
 from raykd.study.place import Place, dotted
 from raykd.study.suggest import Scalar, Suggest, corners, every
 
-CLOSED = ("name", "seed", "search", "cluster", "tracking")
+CLOSED = ("name", "seed", "search", "cluster", "cache", "tracking")
 """Parts of a study that hold no domains: they are the same for all of its trials."""
 
 
@@ -101,9 +96,33 @@ class Space:
     def pairings(self) -> tuple[Pairing, ...]:
         return tuple(node for node in nodes_of(self.root) if isinstance(node, Pairing))
 
+    @property
+    def sketched(self) -> Space:
+        """The same with made-up stages where only the models tell which there are."""
+
+        def fill(node: Pairing) -> Pairing:
+            stages = dict.fromkeys(WIDE, tuple(f"stage{i + 1}" for i in range(node.domain.min)))
+            return replace(node, domain=node.domain.filled(stages, stages))
+
+        return self.with_pairings(fill)
+
     def with_stages(self, hint: Sequence[str], guided: Sequence[str]) -> Space:
-        """The same with `auto` in its pairings replaced by these stages."""
-        return Space(_staged(self.root, tuple(hint), tuple(guided)))
+        """The same with these layers in its pairings, where the models tell which there are."""
+        return self.with_layers(dict.fromkeys(WIDE, hint), dict.fromkeys(WIDE, guided))
+
+    def with_layers(
+        self, hint: Mapping[Wide, Sequence[str]], guided: Mapping[Wide, Sequence[str]]
+    ) -> Space:
+        """The same with the layers named for which `auto`, `blocks` and `all` stand."""
+        return self.with_pairings(
+            lambda node: replace(node, domain=node.domain.filled(hint, guided))
+        )
+
+    def with_pairings(self, change: Callable[[Pairing], Pairing]) -> Space:
+        """The same with each pairing changed."""
+        root = rebuilt(self.root, lambda node: change(node) if isinstance(node, Pairing) else node)
+        assert isinstance(root, Group)
+        return Space(root)
 
 
 def read_space(document: Document) -> tuple[Space, list[Problem], frozenset[Place]]:
@@ -177,10 +196,23 @@ class _Builder:
         if kind == "choice":
             return self.choice(value["choice"], source, place)
         if kind == "pairing":
-            return Pairing(source, dotted(place), read_pairing(value["pairing"]))
+            return self.pairing(value["pairing"], source, place)
         if kind in ("uniform", "loguniform", "int", "logint"):
             return Number(source, dotted(place), read_range(kind, value[kind], value.get("step")))
         raise AssertionError(kind)
+
+    def pairing(self, value: Any, source: Place, place: Place) -> Node:
+        domain = read_pairing(value)
+        written = {key: value[key] for key in OWN if key in value}
+        inside = (*source, "pairing")
+        own = [
+            Group(
+                inside,
+                {k: self.node(v, (*inside, k), (*place, i, k)) for k, v in written.items()},
+            )
+            for i in range(domain.max if written else 0)
+        ]
+        return Pairing(source, dotted(place), domain, tuple(own))
 
     def choice(self, options: Any, source: Place, place: Place) -> Node:
         if not isinstance(options, list):
@@ -245,22 +277,6 @@ def _unshared(root: Group) -> Group:
     return unshared
 
 
-def _staged(root: Group, hint: tuple[str, ...], guided: tuple[str, ...]) -> Group:
-    def fill(found: Node) -> Node:
-        if not isinstance(found, Pairing):
-            return found
-        old = found.domain
-        sides = {
-            "hint": hint if old.hint is None else old.hint,
-            "guided": guided if old.guided is None else old.guided,
-        }
-        return replace(found, domain=replace(old, **sides))
-
-    filled = rebuilt(root, fill)
-    assert isinstance(filled, Group)
-    return filled
-
-
 class _Walk:
     """One draw."""
 
@@ -302,34 +318,35 @@ class _Walk:
         if node.gate is not None:
             opened = node.gate.opens(drawn[node.gate.on])
             for key in (key for key in node.items if key in opened):
-                drawn[key] = self.draw(node.items[key], (*place, key))
+                drawn[key] = self._gated(node.items[key], (*place, key), drawn[node.gate.on])
         return {key: drawn[key] for key in node.items if key in drawn}
 
-    def _pairing(self, node: Pairing, place: Place) -> list[dict[str, str]]:
-        domain, name = node.domain, node.parameter
-        hints, guided = domain.hint or (), domain.guided or ()
-        if not hints or not guided:
-            raise Infeasible(f"{dotted(place)}: there are no stages to pair")
-        count = self.suggest.suggest_int(f"{name}.count", 1, domain.most) if domain.most > 1 else 1
-        drawn = [
-            (self._layer(f"{name}[{i}].hint", hints), self._layer(f"{name}[{i}].guided", guided))
-            for i in range(count)
-        ]
-        if domain.order == "monotone":
-            sides = (sorted(side) for side in zip(*drawn, strict=True))
-            drawn = list(zip(*sides, strict=True))
+    def _gated(self, node: Node, place: Place, on: Any) -> Any:
+        """What hangs on the value `on` of another: pairs also on which loss compares them."""
+        if not isinstance(node, Pairing):
+            return self.draw(node, place)
+        self.origins[place] = node.source
+        return self._pairing(node, place, name_of(on))
+
+    def _pairing(self, node: Pairing, place: Place, loss: str = "") -> list[dict[str, Any]]:
+        name, domain = node.of(loss)
         pairs = []
-        for i, (h, g) in enumerate(sorted(drawn)):
-            if drawn.count((h, g)) > 1:
-                raise Infeasible(f"{dotted(place)}: the same pair was drawn twice")
-            pairs.append({"hint": hints[h], "guided": guided[g]})
+        for i, pair in enumerate(domain.draw(self.suggest, name)):
             inner = (*place, i)
-            inside = (inner, (*inner, "hint"), (*inner, "guided"))
+            inside = (
+                inner,
+                (*inner, "hint"),
+                (*inner, "guided"),
+                *((*inner, k) for k in pair.held),
+            )
             self.origins |= dict.fromkeys(inside, node.source)
+            own = self._own(node, i, {*pair.held}, inner)
+            pairs.append({"hint": pair.hint, "guided": pair.guided, **pair.held, **own})
         return pairs
 
-    def _layer(self, name: str, layers: Sequence[str]) -> int:
-        """The drawn layer's number, from shallow to deep."""
-        if len(layers) == 1:
-            return 0
-        return layers.index(self.suggest.suggest_categorical(name, layers))
+    def _own(self, node: Pairing, number: int, held: set[str], place: Place) -> dict[str, Any]:
+        """What is drawn for one pair alone, but for what it has already."""
+        if not node.own:
+            return {}
+        items = node.own[number].items.items()
+        return {key: self.draw(item, (*place, key)) for key, item in items if key not in held}

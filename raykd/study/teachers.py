@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from raykd.schemes import Circumstances, Preparation
+from raykd.schemes.teachers import origin_of
 from raykd.study.schema import Study
 
 
@@ -16,6 +17,16 @@ def teachers_of(study: Study, seed: int | None = None) -> tuple[Preparation, ...
         seed: of the networks that many trials share; None: the study's own.
     """
     return study.scheme.teachers(circumstances(study, seed))
+
+
+def needed_by(study: Study, seed: int | None = None) -> tuple[Preparation, ...]:
+    """All networks that must be ready to train a concrete study; the arguments as `teachers_of`.
+
+    Its teachers in the scheme's order, then the trained network that its student inherits from,
+    where it does (even if that one teaches, too).
+    """
+    origin = origin_of(study.student.model, circumstances(study, seed))
+    return teachers_of(study, seed) + (() if origin is None else (origin,))
 
 
 def circumstances(study: Study, seed: int | None = None) -> Circumstances:
@@ -38,7 +49,7 @@ def everyone_behind(prepared: tuple[Preparation, ...]) -> Iterator[Preparation]:
     def walk(one: Preparation) -> Iterator[Preparation]:
         if one not in seen:
             seen.add(one)
-            for teacher in one.teachers:
+            for teacher in one.needs:
                 yield from walk(teacher)
             yield one
 

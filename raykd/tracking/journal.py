@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-Role = Literal["teacher", "trial", "alone", "replicate"]
+Role = Literal["teacher", "trial", "alone", "replicate", "probe"]
 End = Literal["finished", "stopped", "failed"]
 Metrics = Mapping[str, float]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
@@ -21,12 +22,16 @@ from raykd.architecture import (
 from raykd.data import Dataset
 from raykd.knowledge import Shape, Term
 from raykd.knowledge.terms import layer_names
-from raykd.schemes import Distiller, Guide, LiveTeacher, Parts, Preparation
+from raykd.schemes import Distiller, Guide, Parts, Preparation
 from raykd.study.pairing import resolve_pairs
 from raykd.study.schema import Study
-from raykd.study.teachers import teachers_of
+from raykd.study.teachers import needed_by, teachers_of
+from raykd.training.at_hand import TeacherAtHand, at_hand
+from raykd.training.cache import serves
 from raykd.training.layout import lay_out
 from raykd.training.seeding import derive, seeded
+
+log = logging.getLogger("raykd")
 
 
 def task_of(data: Dataset) -> Task:
@@ -44,7 +49,7 @@ def assemble(
     data: Dataset,
     *,
     seed: int,
-    teachers: Sequence[nn.Module],
+    teachers: Sequence[nn.Module | TeacherAtHand],
     device: torch.device,
 ) -> Distiller:
     """The scheme made ready, on `device`.
@@ -56,23 +61,41 @@ def assemble(
         study: concrete.
         data: what it is trained on.
         seed: of the training.
-        teachers: the networks of `teachers_of(study)`, in that order; those that are left over
-            (a teacher where the scheme needs none) are not used.
+        teachers: those of `teachers_of(study)`, trained, in that order; those that are left over
+            (a teacher where the scheme needs none) are not used, but for the one right after them,
+            from which the student inherits where its model does (`needed_by`).
         device: where to train.
 
     Raises:
         ValueError: a model does not fit the data, a layer is not there or cannot be bridged, the
-            scheme needs a teacher and there is none.
+            scheme needs a teacher and there is none, or the student inherits and nothing is given
+            to inherit from.
     """
     task = task_of(data)
     cpu = torch.device("cpu")
     with seeded(derive(seed, "student"), cpu):
-        student = study.student.model.build(task)
+        student = _student(study, task, teachers)
     with seeded(derive(seed, "scheme"), cpu):
-        parts = _parts(study, data, task, lay_out(student, device), teachers, device)
+        known = [_checked(at_hand(one), study, data, seed) for one in teachers]
+        parts = _parts(study, data, task, lay_out(student, device), known, device)
         distiller = study.scheme.build(parts)
     lay_out(distiller, device)
     return distiller
+
+
+def _student(study: Study, task: Task, teachers: Sequence[nn.Module | TeacherAtHand]) -> nn.Module:
+    """The student with the weights it starts from."""
+    model, teaching, needed = study.student.model, teachers_of(study), needed_by(study)
+    if model.origin is not None and len(teachers) > len(teaching):
+        return model.build_from(at_hand(teachers[len(teaching)]).network, task)
+    if needed == teaching:
+        return model.build(task)
+    if needed[-1] in teaching[: len(teachers)]:
+        return model.build_from(at_hand(teachers[teaching.index(needed[-1])]).network, task)
+    raise ValueError(
+        f"student '{model.name}' inherits from the study's trained teacher, which was not given; "
+        "give it after those that teach (`train_teachers`), or write `inherit: false`"
+    )
 
 
 def _parts(
@@ -80,22 +103,22 @@ def _parts(
     data: Dataset,
     task: Task,
     student: nn.Module,
-    networks: Sequence[nn.Module],
+    teachers: Sequence[TeacherAtHand],
     device: torch.device,
 ) -> Parts:
     prepared = teachers_of(study)
-    if networks and not prepared and study.scheme.needs_teacher:
+    if teachers and not prepared and study.scheme.needs_teacher:
         # Given as a network, by a caller whose study says nothing of it.
         prepared = (Preparation(model=None, weights=None, train=study.train, seed=study.seed),)
-    if networks and len(networks) < len(prepared):
+    if teachers and len(teachers) < len(prepared):
         raise ValueError(
             f"scheme '{study.scheme.name}' learns from {len(prepared)} teachers and "
-            f"{len(networks)} were given; give one for each"
+            f"{len(teachers)} were given; give one for each"
         )
     ours = anatomy(study.student.model, task) if _takes_pairs(study) else None
     guides = [
-        _guide(study, task, one, lay_out(network, device), ours)
-        for one, network in zip(prepared, networks, strict=False)
+        _guide(study, task, one, teacher, ours, device)
+        for one, teacher in zip(prepared, teachers, strict=False)
     ]
     terms: Sequence[Term] = study.knowledge
     if ours is not None and not guides:
@@ -113,21 +136,45 @@ def _parts(
         guided_shapes=own,
         hint_shapes=guides[0].hint_shapes if guides else own,
         others=guides[1:],
-        teacher_network=networks[0] if guides else None,
+        teacher_network=_lender(study, teachers[0]) if guides else None,
     )
 
 
+def _checked(teacher: TeacherAtHand, study: Study, data: Dataset, seed: int) -> TeacherAtHand:
+    """The teacher, without outputs that are not those of what the training will show."""
+    if teacher.outputs is None:
+        return teacher
+    seed = seed if study.cache.seed is None else study.cache.seed
+    why = serves(teacher.outputs.description, study, data, seed)
+    if why:
+        log.warning("the teacher's outputs cannot be used, it is run live: %s", why)
+    return teacher.without_outputs() if why else teacher
+
+
+def _lender(study: Study, teacher: TeacherAtHand) -> nn.Module | None:
+    """The teacher's network where it is at hand, or a loss takes over a part of it."""
+    deploys = any(term.active and term.loss and term.loss.deploys for term in study.knowledge)
+    return teacher.network if deploys else teacher.loaded
+
+
 def _guide(
-    study: Study, task: Task, prepared: Preparation, network: nn.Module, ours: Anatomy | None
+    study: Study,
+    task: Task,
+    prepared: Preparation,
+    teacher: TeacherAtHand,
+    ours: Anatomy | None,
+    device: torch.device,
 ) -> Guide:
     """A teacher as the scheme meets it, the pairs resolved to its own layers."""
     terms: Sequence[Term] = study.knowledge
     layers: Mapping[str, Shape] = {}
     if ours is not None:
-        theirs = _teacher_anatomy(prepared, network, task)
+        theirs = _teacher_anatomy(prepared, teacher, task)
         terms = resolve_pairs(study, ours, (theirs,), task.classes).knowledge
         layers = theirs.layers
-    return Guide(LiveTeacher(network, layer_names(terms, "hint"), task), terms, layers)
+    named = layer_names(terms, "hint")
+    logits = study.scheme.reads_logits(terms)
+    return Guide(teacher.source(named, task, device, logits=logits), terms, layers)
 
 
 def _takes_pairs(study: Study) -> bool:
@@ -135,10 +182,11 @@ def _takes_pairs(study: Study) -> bool:
     return any(term.active and term.loss and term.loss.takes_pairs for term in terms)
 
 
-def _teacher_anatomy(prepared: Preparation, network: nn.Module, task: Task) -> Anatomy:
+def _teacher_anatomy(prepared: Preparation, teacher: TeacherAtHand, task: Task) -> Anatomy:
     """From the option where there is one; a teacher given as a network is looked at itself."""
     if prepared.model is not None:
         return anatomy(prepared.model, task)
+    network = teacher.network
     found = discover(network, task)
     aliases = stage_aliases(found)
     return Anatomy(

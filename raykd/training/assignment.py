@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-Role = Literal["teacher", "trial", "replicate", "alone", "wait"]
+Role = Literal["teacher", "trial", "replicate", "alone", "probe", "outputs", "wait"]
 
 
 @dataclass(frozen=True)
@@ -16,7 +16,7 @@ class Assignment:
 
     Attributes:
         id: "teacher-0", "trial-0007", "trial-0007/seed-1", "trial-0007/alone-1"; "wait-3" keeps
-            a slot warm while there is nothing to do.
+            a slot warm while there is nothing to do, "outputs-1f3a-0" keeps a teacher's.
         role: what the training is for.
         study: the concrete study, as plain data.
         seed: of the training.
@@ -25,6 +25,14 @@ class Assignment:
         params: the drawn values by their study path; empty for what is not drawn.
         parent: the id of the trial this belongs to, or None.
         teachers: the files of the networks that teach, below the storage, in the scheme's order.
+        outputs: the addresses of those teachers' kept outputs, in the same order; empty texts for
+            teachers that are run live, no texts where all are.
+        build: what to compute and keep of the first of the teachers (`role` is "outputs"): its
+            `description`, `about`, and which `share` of how many `shares`; or None.
+        probe: what to find out of a teacher and a student that has only begun to learn (`role` is
+            "probe"), as `raykd.training.predictors.question_of` reads it, with the concrete study
+            `without` hint, `without_teachers` (as `teachers`), and the file of the student
+            `trained` without hint; or None.
         measures: the file of a network, below the storage, that is only evaluated, or None.
         test: whether the test split is evaluated at the end.
         keep: the file, below the storage, for the trained network, or None.
@@ -40,6 +48,9 @@ class Assignment:
     params: Mapping[str, Any] = field(default_factory=dict)
     parent: str | None = None
     teachers: tuple[str, ...] = ()
+    outputs: tuple[str, ...] = ()
+    build: Mapping[str, Any] | None = None
+    probe: Mapping[str, Any] | None = None
     measures: str | None = None
     test: bool = False
     keep: str | None = None
@@ -66,4 +77,5 @@ class Assignment:
 
     @classmethod
     def from_plain(cls, data: Mapping[str, Any]) -> Assignment:
-        return cls(**{**data, "teachers": tuple(data.get("teachers", ()))})
+        lists = {name: tuple(data.get(name, ())) for name in ("teachers", "outputs")}
+        return cls(**{**data, **lists})

@@ -2,6 +2,11 @@
 
 With the channels innermost a CPU's convolutions and batch norms take 0.72 to 0.94 of the time
 (resnet, wide_resnet, vgg of depth 8 to 20; one core), and compute the same up to rounding.
+
+One kind of convolution does not: for 1x1 kernels with a stride on few channels, oneDNN writes past
+its workspace when it computes the weights' gradients on CPUs without AVX-512, and gives wrong
+gradients, hangs or crashes (uxlfoundation/oneDNN#6035; seen with torch 2.15).  Such layers get
+their inputs as torch lays them by itself.
 """
 
 from __future__ import annotations
@@ -11,6 +16,9 @@ from torch import Tensor, nn
 
 from raykd.data import Batch, Inputs
 
+FEW_CHANNELS = 16
+"""oneDNN's blocks are of 8 or 16 channels; with less than one block its workspace is too small."""
+
 
 def lay_out(model: nn.Module, device: torch.device) -> nn.Module:
     """Put a network on `device`, in place, its kernels as `laid_out` lays the pictures."""
@@ -19,7 +27,33 @@ def lay_out(model: nn.Module, device: torch.device) -> nn.Module:
         for tensor in (*model.parameters(), *model.buffers()):
             if tensor.dim() == 4:
                 tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)
+        for module in model.modules():
+            if isinstance(module, nn.Conv2d) and overruns(module):
+                _keep_outermost(module)
     return model
+
+
+def overruns(layer: nn.Conv2d) -> bool:
+    """Whether oneDNN's gradients of this layer cannot be trusted with the channels innermost."""
+    pointwise = layer.kernel_size == (1, 1) and layer.groups == 1
+    return pointwise and max(layer.stride) > 1 and layer.in_channels < FEW_CHANNELS
+
+
+def can_compile(model: nn.Module, device: torch.device) -> bool:
+    """Whether torch.compile may lay the network out, which on a CPU it does as it likes."""
+    convolutions = (each for each in model.modules() if isinstance(each, nn.Conv2d))
+    return not _innermost(device) or not any(map(overruns, convolutions))
+
+
+def _keep_outermost(layer: nn.Conv2d) -> None:
+    layer.weight.data = layer.weight.data.contiguous()
+    if _channels_outermost not in layer._forward_pre_hooks.values():
+        layer.register_forward_pre_hook(_channels_outermost)
+
+
+def _channels_outermost(layer: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
+    # A copy always: `contiguous` would leave pictures of one channel as they are.
+    return (inputs[0].clone(memory_format=torch.contiguous_format),)
 
 
 def laid_out(batch: Batch) -> Batch:

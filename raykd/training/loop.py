@@ -9,24 +9,29 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from raykd.architecture.derived.int8 import Range
 from raykd.data import Batch, Batches, Dataset
 from raykd.knowledge import Progress
 from raykd.schemes import StepOutput
-from raykd.study.schema import Study
+from raykd.study.schema import Cache, Study
 from raykd.training.assembly import assemble
+from raykd.training.at_hand import TeacherAtHand
 from raykd.training.evaluate import evaluate_split, precision_of, summed
-from raykd.training.layout import laid_out
+from raykd.training.layout import can_compile, laid_out
 from raykd.training.optimisation import learning_rate, make_optimizer, set_rate
 from raykd.training.record import Diverged, Record
 from raykd.training.seeding import derive, seeded
 
 __all__ = ["Diverged", "Training"]
+
+Teachers = nn.Module | TeacherAtHand | Sequence[nn.Module | TeacherAtHand]
 
 STUDENT = "student."
 """What the names of the student's tensors begin with in a distiller."""
@@ -42,7 +47,8 @@ class Training:
 
     With `world` > 1 the process group stands already, every rank makes the same calls, and the
     gradient is that of the mean over the whole batch, whatever the ranks' shares of it.
-    Batch-norm statistics are averaged over the ranks at each epoch's end.
+    Batch-norm statistics, and ranges of inputs that are quantised, are averaged over the ranks at
+    each epoch's end.
 
     Args:
         study: concrete; its knowledge may leave pairs to the losses' defaults.
@@ -50,7 +56,8 @@ class Training:
             once (`Dataset.to`).
         seed: of everything random.
         teacher: the trained teacher, or one for each of `teachers_of(study)`, where the scheme
-            learns from any; put in eval mode and frozen.
+            learns from any; put in eval mode and frozen.  A `TeacherAtHand` may have its outputs
+            read in place of being run.
         device: where to train.
         rank, world: this worker's number, and how many there are.
 
@@ -64,7 +71,7 @@ class Training:
         data: Dataset,
         *,
         seed: int,
-        teacher: nn.Module | Sequence[nn.Module] | None = None,
+        teacher: Teachers | None = None,
         device: torch.device | str = "cpu",
         rank: int = 0,
         world: int = 1,
@@ -72,12 +79,15 @@ class Training:
         self.study, self.seed = study, seed
         self.device, self.rank, self.world = torch.device(device), rank, world
         self.history: list[dict[str, float]] = []
-        teachers = [teacher] if isinstance(teacher, nn.Module) else list(teacher or ())
+        one = isinstance(teacher, nn.Module | TeacherAtHand)
+        teachers = [teacher] if one else list(teacher or ())
         self.distiller = assemble(study, data, seed=seed, teachers=teachers, device=self.device)
         self.optimizer = make_optimizer(study.train, self.distiller.parameters())
         self._data = data
         self._batches = self._train_batches()
         self._precision = precision_of(study.train.precision, self.device)
+        if study.train.compile != "none" and can_compile(self.student, self.device):
+            self.student.compile(mode=study.train.compile, dynamic=False)
         self._stepper: nn.Module = self.distiller
         if world > 1:
             self._stepper = DistributedDataParallel(
@@ -129,6 +139,24 @@ class Training:
         metrics["images_per_second"] = metrics.pop("samples") / (trained - begun)
         self.history.append(metrics)
         return dict(metrics)
+
+    def run_steps(self, count: int) -> int:
+        """Train so many steps, at most to the end: whole epochs, and the first steps of the next.
+
+        The training cannot go on from within an epoch; this is for looking at a student that has
+        only begun to learn.
+
+        Returns:
+            how many steps were trained.
+        """
+        each = len(self._batches)
+        count = min(count, self.epochs * each)
+        for _ in range(count // each):
+            self.run_epoch()
+        if count % each:
+            with seeded(derive(self.seed, "epoch", self.epoch, self.rank), self.device):
+                self._train(count % each)
+        return count
 
     def evaluate(self, split: Literal["train", "val", "test"]) -> dict[str, float]:
         """<split>_loss (mean cross-entropy) and <split>_accuracy of the student as it is now."""
@@ -182,18 +210,21 @@ class Training:
         self.optimizer.load_state_dict(saved)
         self.history = copy.deepcopy(list(state["history"]))
 
-    def _train(self) -> Record:
-        """One epoch of steps."""
+    def _train(self, most: int | None = None) -> Record:
+        """One epoch of steps, or its first ones."""
         record = Record(len(self._batches), self.device)
         self.distiller.train()
         self.distiller.begin_epoch(self._progress(0))
-        for step, batch in enumerate(map(laid_out, self._batches.epoch(self.epoch))):
+        batches = self._batches.epoch(self.epoch, view_of(self.study.cache, self.epoch))
+        for step, batch in enumerate(islice(map(laid_out, batches), most)):
             record.add(self._step(batch, step), batch.targets)
         return record
 
     def _step(self, batch: Batch, step: int) -> StepOutput:
         """One optimiser step; nothing in it waits for the device."""
         train, progress = self.study.train, self._progress(step)
+        if train.compile != "none":
+            torch.compiler.cudagraph_mark_step_begin()
         with self._precision():
             output: StepOutput = self._stepper(batch, progress)
         self.optimizer.zero_grad(set_to_none=True)
@@ -236,17 +267,17 @@ class Training:
             rank=self.rank,
             world=self.world,
             beside=self.distiller.beside,
+            view_seed=self.study.cache.seed,
         )
 
     def _share_statistics(self) -> None:
-        """Average the batch-norm statistics over the ranks: each has seen its own share."""
+        """Average over the ranks what each has learnt of its own share without gradients."""
         if self.world == 1:
             return
         statistics = [
             statistic
             for module in self.distiller.modules()
-            if isinstance(module, nn.modules.batchnorm._BatchNorm)
-            for statistic in (module.running_mean, module.running_var)
+            for statistic in _statistics(module)
             if statistic is not None
         ]
         if statistics:
@@ -254,6 +285,18 @@ class Training:
             parts = flat.div_(self.world).split([each.numel() for each in statistics])
             for statistic, part in zip(statistics, parts, strict=True):
                 statistic.copy_(part.view_as(statistic))
+
+
+def _statistics(module: nn.Module) -> tuple[Tensor | None, ...]:
+    """What a module learns of its inputs in training without gradients."""
+    if isinstance(module, nn.modules.batchnorm._BatchNorm):
+        return module.running_mean, module.running_var
+    return (module.low, module.high) if isinstance(module, Range) else ()
+
+
+def view_of(cache: Cache, epoch: int) -> int:
+    """Which view of each sample an epoch, counted from 0, shows."""
+    return epoch if cache.views == "auto" else epoch % cache.views
 
 
 T = TypeVar("T")

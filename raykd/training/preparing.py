@@ -10,7 +10,7 @@ from torch import nn
 from raykd.data import Dataset
 from raykd.schemes import Preparation
 from raykd.study.schema import Study
-from raykd.study.teachers import teachers_of
+from raykd.study.teachers import needed_by
 from raykd.training.assembly import task_of
 from raykd.training.loop import Training
 from raykd.training.teacher import load_network, preparation_key, preparing_study
@@ -27,7 +27,8 @@ def train_teachers(
     known: Networks | None = None,
     device: torch.device | str = "cpu",
 ) -> list[nn.Module]:
-    """The networks that teach under a concrete study's scheme, in the scheme's order.
+    """The networks that teach under a concrete study's scheme, in the scheme's order, and after
+    them the one that its student inherits from, where it does.
 
     `Training(study, data, seed=..., teacher=train_teachers(study, data))` is a whole distillation
     without a search.
@@ -46,7 +47,7 @@ def train_teachers(
     known = {} if known is None else known
     return [
         _network(prepared, study, data, known, torch.device(device))
-        for prepared in teachers_of(study, seed)
+        for prepared in needed_by(study, seed)
     ]
 
 
@@ -58,7 +59,7 @@ def _network(
         if prepared.weights is not None:
             network = load_network(prepared, task_of(data)).to(device)
         else:
-            teachers = [_network(one, study, data, known, device) for one in prepared.teachers]
+            teachers = [_network(one, study, data, known, device) for one in prepared.needs]
             own = preparing_study(study, prepared)
             training = Training(own, data, seed=own.seed, teacher=teachers, device=device)
             while training.epoch < training.epochs:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from pyarrow.fs import FileSystem
+    from pyarrow.fs import FileInfo, FileSystem
 
 
 OBJECT_STORES = ("s3", "gcs", "abfs")
@@ -90,6 +91,51 @@ class Storage:
             return
         with contextlib.suppress(FileNotFoundError):
             self._filesystem.delete_file(f"{self._prefix}/{name}")
+
+    def files(self, folder: str) -> dict[str, int]:
+        """The names and sizes of the files that lie right in a folder; none where it is not."""
+        if self._filesystem is None:
+            try:
+                with os.scandir(Path(self.root, folder)) as found:
+                    return {one.name: one.stat().st_size for one in found if one.is_file()}
+            except (FileNotFoundError, NotADirectoryError):
+                return {}
+        from pyarrow.fs import FileType
+
+        found = self._listed(folder)
+        return {one.base_name: one.size or 0 for one in found if one.type == FileType.File}
+
+    def folders(self, folder: str) -> list[str]:
+        """The names of the folders that lie right in a folder, in order."""
+        if self._filesystem is None:
+            try:
+                with os.scandir(Path(self.root, folder)) as found:
+                    return sorted(one.name for one in found if one.is_dir())
+            except (FileNotFoundError, NotADirectoryError):
+                return []
+        from pyarrow.fs import FileType
+
+        found = self._listed(folder)
+        return sorted(one.base_name for one in found if one.type == FileType.Directory)
+
+    def _listed(self, folder: str) -> list[FileInfo]:
+        from pyarrow.fs import FileSelector
+
+        assert self._filesystem is not None
+        where = FileSelector(f"{self._prefix}/{folder}", allow_not_found=True)
+        return list(self._filesystem.get_file_info(where))
+
+    def remove_folder(self, folder: str) -> None:
+        """Remove a folder and all in it; no matter if it is not there."""
+        if self._filesystem is None:
+            shutil.rmtree(Path(self.root, folder), ignore_errors=True)
+            return
+        with contextlib.suppress(FileNotFoundError):
+            self._filesystem.delete_dir(f"{self._prefix}/{folder}")
+
+    def local(self, name: str) -> Path | None:
+        """Where a file lies for this machine's own file system; None where it lies elsewhere."""
+        return Path(self.root, name) if self._filesystem is None else None
 
     def below(self, name: str) -> Storage:
         """The folder `name` inside this one."""

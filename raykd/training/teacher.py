@@ -13,7 +13,7 @@ from raykd.architecture import Model, Task
 from raykd.architecture.cost import unfilled
 from raykd.schemes import Alone, Preparation, Teacher
 from raykd.schemes.teachers import learns_alone
-from raykd.study.schema import Student, Study, plain
+from raykd.study.schema import Cache, Student, Study, plain
 from raykd.study.teachers import circumstances
 from raykd.training.checkpoint import check_shapes, load_weights, parse_weights, read_shapes
 
@@ -65,6 +65,7 @@ def preparing_study(study: Study, prepared: Preparation) -> Study:
         scheme=prepared.scheme or Alone(),
         knowledge=prepared.knowledge,
         train=prepared.train,
+        cache=Cache(),  # what a network learns must not hang on how its pupils are served
     )
 
 
@@ -99,7 +100,7 @@ def preparation_key(prepared: Preparation, study: Study, fingerprint: str) -> st
         "train": plain(prepared.train),
         "scheme": plain(prepared.scheme),
         "knowledge": plain(prepared.knowledge),
-        "teachers": [preparation_key(one, study, fingerprint) for one in prepared.teachers],
+        "teachers": [preparation_key(one, study, fingerprint) for one in prepared.needs],
         "augment": plain(augment),
         "data": fingerprint,
         "seed": prepared.seed,

@@ -12,21 +12,25 @@ import sys
 import time
 import traceback
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
-from typing import Any
+from functools import partial
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
 
 from raykd.architecture import Model
+from raykd.architecture.derived import inherited
 from raykd.data import Dataset
-from raykd.study.schema import read_study
+from raykd.study.schema import Study, read_study
 from raykd.study.teachers import teachers_of
 from raykd.training.assembly import task_of
 from raykd.training.assignment import Assignment
+from raykd.training.at_hand import TeacherAtHand
+from raykd.training.cache import Build, Description, Outputs, OutputsStore, open_outputs
 from raykd.training.checkpoint import dump_weights
-from raykd.training.evaluate import evaluate_split, precision_of
+from raykd.training.evaluate import evaluate_split, precision_of, summed
 from raykd.training.loop import Training
 from raykd.training.mailbox import Command, WorkerEnd
 from raykd.training.record import Diverged
@@ -38,6 +42,10 @@ POLL_S = 20.0
 
 MOST_TEACHERS = 16
 """Networks that teach and stay loaded between trials; beyond, the one unused longest goes."""
+
+
+BUILD_S = 2.0
+"""How long a worker computes a teacher's outputs before it says how far it is."""
 
 
 @dataclass(frozen=True)
@@ -59,24 +67,25 @@ class Seat:
         self.assignment: Assignment | None = None
         self.training: Training | None = None
         self._teachers: dict[str, torch.nn.Module] = {}
+        self._outputs: dict[str, Outputs] = {}
+        self._build: Build | None = None
 
     def start(self, assignment: Assignment) -> dict[str, Any]:
         """Make the training ready; goes on from its saved state where there is one."""
         self.stop()
         self.assignment = assignment
-        if assignment.measures is not None:
+        if assignment.measures is not None or assignment.probe is not None:
             return {"epoch": 0, "history": []}
         study = read_study(assignment.study)
+        if assignment.build is not None:
+            self._build = self._building(study, assignment, assignment.build)
+            return {"epoch": 0, "history": []}
         bench = self.bench
-        models = [prepared.model for prepared in teachers_of(study)]
         self.training = Training(
             study,
             bench.data,
             seed=assignment.seed,
-            teacher=[
-                self._network(model, file)
-                for model, file in zip(models, assignment.teachers, strict=True)
-            ],
+            teacher=self._at_hand(study, assignment),
             device=bench.device,
             rank=bench.rank,
             world=bench.world,
@@ -94,6 +103,10 @@ class Seat:
         first_step = time.time()
         if assignment is not None and assignment.measures is not None:
             return self._measure(assignment, assignment.measures, first_step)
+        if assignment is not None and assignment.probe is not None:
+            return self._probed(assignment, assignment.probe, first_step)
+        if self._build is not None:
+            return self._advance(self._build, first_step)
         assert training is not None and assignment is not None, "epoch before start"
         if training.epoch < training.epochs:
             training.run_epoch()
@@ -113,6 +126,7 @@ class Seat:
         """Drop the training and all it held."""
         self.training = None
         self.assignment = None
+        self._build = None
         gc.collect()
         if self.bench.device.type == "cuda":
             torch.cuda.empty_cache()
@@ -122,22 +136,110 @@ class Seat:
 
     def _measure(self, assignment: Assignment, file: str, began: float) -> dict[str, Any]:
         """Evaluate a network that is there already."""
-        bench, study = self.bench, read_study(assignment.study)
+        study = read_study(assignment.study)
         network = self._network(study.student.model, file)
         metrics: dict[str, float] = {}
         for split in ("val", "test"):
-            metrics |= evaluate_split(
-                network,
-                bench.data,
-                split,
-                batch_size=study.train.batch_size,
-                device=bench.device,
-                precision=precision_of(study.train.precision, bench.device),
-                rank=bench.rank,
-                world=bench.world,
-            )
+            metrics |= self._evaluated(network, study, split)
         clock = {"first_step": began, "end": time.time()}
         return {"epoch": 0, "metrics": metrics, "done": True, "clock": clock}
+
+    def _probed(
+        self, assignment: Assignment, probe: Mapping[str, Any], began: float
+    ) -> dict[str, Any]:
+        """Look at a teacher and a student that has only begun to learn; all ranks do the same."""
+        from raykd.training.predictors import answer, question_of
+
+        study, without = read_study(assignment.study), read_study(probe["without"])
+        model = teachers_of(study)[0].model
+        own = replace(assignment, teachers=tuple(probe["without_teachers"]))
+        found = answer(
+            question_of(probe, study.knowledge),
+            without,
+            self.bench.data,
+            seed=assignment.seed,
+            teacher=self._network(model, assignment.teachers[0]),
+            teachers=self._at_hand(without, own),
+            trained=self._network(None, probe["trained"]) if probe["trained"] else None,
+            device=self.bench.device,
+        )
+        clock = {"first_step": began, "end": time.time()}
+        return {"epoch": 0, "metrics": {"found": found}, "done": True, "clock": clock}
+
+    def _evaluated(
+        self, network: torch.nn.Module, study: Study, split: Literal["val", "test"]
+    ) -> dict[str, float]:
+        bench = self.bench
+        return evaluate_split(
+            network,
+            bench.data,
+            split,
+            batch_size=study.train.batch_size,
+            device=bench.device,
+            precision=precision_of(study.train.precision, bench.device),
+            rank=bench.rank,
+            world=bench.world,
+        )
+
+    def _at_hand(self, study: Study, assignment: Assignment) -> list[TeacherAtHand]:
+        """The teachers of a training, each with its kept outputs where there are any."""
+        models = [prepared.model for prepared in teachers_of(study)]
+        if len(assignment.teachers) > len(models):  # the last is what the student inherits from
+            models.append(study.student.model.origin)
+        keys = (*assignment.outputs, *[""] * len(models))[: len(models)]
+        return [
+            TeacherAtHand(partial(self._network, model, file), self._kept(study, key))
+            for model, file, key in zip(models, assignment.teachers, keys, strict=True)
+        ]
+
+    def _kept(self, study: Study, key: str) -> Outputs | None:
+        """A teacher's outputs, which stay open between trials; every rank agrees on them."""
+        if not key:
+            return None
+        if key not in self._outputs:
+            bench = self.bench
+            found = open_outputs(
+                OutputsStore(bench.storage),
+                key,
+                bench.data,
+                device=bench.device,
+                folder=study.cache.folder,
+                limit=study.cache.limit_gb * 1e9,
+            )
+            there = torch.tensor([float(found is not None)], device=bench.device)
+            if summed(there, bench.world).item() < bench.world or found is None:
+                return None
+            self._outputs[key] = found
+        found = self._outputs[key] = self._outputs.pop(key)
+        if len(self._outputs) > MOST_TEACHERS:
+            del self._outputs[next(iter(self._outputs))]
+        return found
+
+    def _building(self, study: Study, assignment: Assignment, build: Mapping[str, Any]) -> Build:
+        bench, teacher = self.bench, int(build["about"]["teacher"])
+        model = teachers_of(study)[teacher].model
+        return Build(
+            Description.from_plain(build["description"]),
+            study,
+            partial(self._network, model, assignment.teachers[0]),
+            bench.data,
+            task_of(bench.data),
+            OutputsStore(bench.storage),
+            about=build["about"],
+            device=bench.device,
+            share=build["share"] + build["shares"] * bench.rank,
+            shares=build["shares"] * bench.world,
+        )
+
+    def _advance(self, build: Build, began: float) -> dict[str, Any]:
+        """Compute a few shards of a teacher's outputs; the last rank to end its share ends it."""
+        counts = torch.tensor([build.advance(BUILD_S), build.total], device=self.bench.device)
+        left, total = summed(counts, self.bench.world).tolist()
+        if not left and self.bench.rank == 0:
+            build.finish()
+        clock = {"first_step": began, "end": time.time()}
+        metrics = {"shards": float(total - left)}
+        return {"epoch": total - left, "metrics": metrics, "done": not left, "clock": clock}
 
     def _network(self, model: Model | None, file: str) -> torch.nn.Module:
         """A network that was put away: its weights for `model`, or the whole of it."""
@@ -167,16 +269,33 @@ class Seat:
 
     def _finish(self, training: Training, assignment: Assignment) -> dict[str, float]:
         metrics = training.evaluate("test") if assignment.test else {}
+        model, kept = training.study.student.model, training.student
+        if model.origin is not None and len(assignment.teachers) > len(teachers_of(training.study)):
+            metrics |= inherited(kept)
+        if assignment.role != "teacher" and (assignment.test or assignment.keep):
+            kept = model.deployed(kept)
+        if kept is not training.student:
+            metrics |= self._converted(kept, training.study, metrics)
         if assignment.keep is not None and self.bench.rank == 0:
             if assignment.keep.endswith(".safetensors"):
-                content = dump_weights(training.student, {"id": assignment.id})
+                content = dump_weights(kept, {"id": assignment.id})
             else:
                 buffer = io.BytesIO()
-                torch.save(training.student.to("cpu").eval(), buffer)
-                training.student.to(self.bench.device)
+                torch.save(kept.to("cpu").eval(), buffer)
+                kept.to(self.bench.device)
                 content = buffer.getvalue()
             self.bench.storage.write(assignment.keep, content)
         return metrics
+
+    def _converted(
+        self, network: torch.nn.Module, study: Study, simulated: Mapping[str, float]
+    ) -> dict[str, float]:
+        """Size and test figures of what a student was converted to, and the student's own."""
+        metrics = {"int8_bytes": float(sum(one.nbytes for one in network.state_dict().values()))}
+        if "test_accuracy" not in simulated:
+            return metrics
+        metrics |= {f"simulated_{n}": v for n, v in simulated.items() if n.startswith("test_")}
+        return metrics | self._evaluated(network, study, "test")
 
 
 def serve(setup: Mapping[str, Any]) -> None:

@@ -65,7 +65,7 @@ def test_the_summary_fits_80_columns_but_for_commands(teller: Teller) -> None:
     text = text_of(result_of(teller, teller.whole()), width=80)
     told, _, _ = text.partition("What next")
     assert max(len(line) for line in told.splitlines() if "its weights" not in line) <= 80
-    assert "optuna.db" in text.splitlines()[-1], "a command is never broken"
+    assert "optuna.log" in text.splitlines()[-1], "a command is never broken"
 
 
 def test_a_weak_teacher_is_said_out_loud(teller: Teller) -> None:

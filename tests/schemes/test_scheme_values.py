@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ from scipy.optimize import minimize
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from raykd.architecture import MODELS, Mlp, Model, Resnet, Task, Vit
+from raykd.architecture import MODELS, Derived, Mlp, Model, Resnet, Task, Vit
 from raykd.architecture.layers import random_inputs
 from raykd.architecture.model import Text
 from raykd.data.batch import Batch, Beside
@@ -439,7 +439,8 @@ FAMILIES = [cls for cls in MODELS if not cls.__module__.endswith("crd_benchmark"
 @pytest.mark.parametrize("model", FAMILIES, ids=lambda cls: cls.name)
 def test_branches_and_exits_fit_any_family(scheme: Scheme, model: type[Model]) -> None:
     task = Task(input_shape=(1, 32, 32), classes=10)
-    student = model()  # type: ignore[call-arg]
+    derived: dict[str, Any] = {"of": Resnet()} if issubclass(model, Derived) else {}
+    student = model(**derived)
     draw = torch.Generator().manual_seed(0)
     inputs, rows = torch.rand(4, *task.input_shape, generator=draw), torch.arange(4)
     parts = Parts(

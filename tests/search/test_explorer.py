@@ -15,7 +15,8 @@ from optuna.trial import TrialState
 from raykd.architecture import Task, anatomy
 from raykd.problems import Infeasible
 from raykd.schemes import Alone
-from raykd.search.explorer import Explorer, numbers, tags_of
+from raykd.search.conductor import numbers, tags_of
+from raykd.search.explorer import Explorer
 from raykd.search.schedulers import ParetoAsha
 from raykd.study.opened import OpenStudy
 from raykd.study.schema import Study, read_study

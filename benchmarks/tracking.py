@@ -1,0 +1,226 @@
+"""1,000 metrics to a local MLflow server, and what a training feels of it.
+
+    python benchmarks/tracking.py [--metrics 1000] [--server-workers 4] [--json FILE]
+
+A server of MLflow's own is started (sqlite behind it).  The metrics, ten an epoch, are sent:
+
+- by raykd: written to a study's journal, from which its tracker's thread sends them.  `the caller
+  waits` is the time the writing takes; `until they are there` includes the tracker's next look.
+- by `mlflow.log_metric`, one call each, as a hand-written loop does it;
+- by `mlflow.log_metric(..., synchronous=False)`, MLflow's own queue, until it is flushed;
+- by one `log_batch`.
+
+Then epochs of a small training alternate with the same epochs while the ten metrics of the epoch
+before go to the server from the same process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from measuring import Demand, Findings, arguments, in_turn, spread, tell
+
+PER_EPOCH = 10
+
+
+@contextlib.contextmanager
+def server(folder: Path, workers: int) -> Iterator[str]:
+    """A local MLflow server; yields its address."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    address = f"http://127.0.0.1:{port}"
+    command = [sys.executable, "-m", "mlflow", "server", "--workers", str(workers)]
+    command += ["--host", "127.0.0.1", "--port", str(port)]
+    command += ["--backend-store-uri", f"sqlite:///{folder}/server.db"]
+    command += ["--artifacts-destination", str(folder / "artifacts")]
+    with open(folder / "server.log", "wb") as log:
+        environment = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true"}
+        process = subprocess.Popen(
+            command, stdout=log, stderr=log, cwd=folder, env=environment, start_new_session=True
+        )
+        try:
+            _wait_for(address, process)
+            yield address
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def _wait_for(address: str, process: subprocess.Popen[bytes]) -> None:
+    until = time.monotonic() + 240
+    while time.monotonic() < until and process.poll() is None:
+        with contextlib.suppress(OSError), urllib.request.urlopen(f"{address}/health", timeout=2):
+            return
+        time.sleep(0.2)
+    raise RuntimeError("MLflow's server did not start")
+
+
+class Sender:
+    """raykd's way: a journal, and a tracker that follows it."""
+
+    def __init__(self, folder: Path, address: str) -> None:
+        from raykd.tracking.journal import Journal
+        from raykd.tracking.runs import Tracker
+
+        self.journal = Journal(folder / "journal.jsonl")
+        self.journal.study(f"tracking-{time.time_ns()}", name="tracking")
+        self.tracker = Tracker(self.journal.path, address, start_after=0.0)
+        self.waited: list[float] = []
+        self._count = 0
+        self.wait()
+
+    def send(self, metrics: int) -> None:
+        """Write the metrics of a new run, and wait until they are there."""
+        self.write(metrics)
+        self.wait()
+
+    def write(self, metrics: int) -> None:
+        """Write the metrics of a new run."""
+        begun = time.perf_counter()
+        self._count += 1
+        run = f"trial-{self._count:04d}"
+        self.journal.run(run, role="trial", params={"lr": 0.1}, tags={})
+        for epoch in range(1, metrics // PER_EPOCH + 1):
+            self.journal.epoch(run, epoch, {f"metric_{i}": epoch + i for i in range(PER_EPOCH)})
+        self.waited.append(time.perf_counter() - begun)
+
+    def wait(self) -> None:
+        """Until the server has all of it."""
+        while self.tracker.status.pending:
+            if self.tracker.status.error:
+                raise RuntimeError(self.tracker.status.error)
+            time.sleep(0.005)
+
+    def close(self) -> None:
+        self.tracker.close()
+        self.journal.close()
+
+
+def others(address: str, metrics: int) -> dict[str, Callable[[], None]]:
+    """The ways of a hand-written loop."""
+    import mlflow
+    from mlflow.entities import Metric
+
+    mlflow.set_tracking_uri(address)
+    mlflow.set_experiment("by hand")
+    client = mlflow.MlflowClient(address)
+    said = [
+        (f"metric_{i}", float(step + i), step)
+        for step in range(metrics // PER_EPOCH)
+        for i in range(PER_EPOCH)
+    ]
+
+    def one_by_one() -> None:
+        with mlflow.start_run():
+            for name, value, step in said:
+                mlflow.log_metric(name, value, step=step)
+
+    def queued() -> None:
+        with mlflow.start_run():
+            for name, value, step in said:
+                mlflow.log_metric(name, value, step=step, synchronous=False)
+            mlflow.flush_async_logging()
+
+    def batch() -> None:
+        with mlflow.start_run() as run:
+            now = int(time.time() * 1000)
+            client.log_batch(run.info.run_id, [Metric(n, v, now, step) for n, v, step in said])
+
+    return {
+        "mlflow.log_metric": one_by_one,
+        "mlflow.log_metric, asynchronous": queued,
+        "MlflowClient.log_batch": batch,
+    }
+
+
+def training(epochs: int, images: int) -> Any:
+    """A small training of raykd's own, as `raykd distill` runs it in the tracker's process."""
+    from raykd.architecture import Resnet
+    from raykd.data import SOURCES
+    from raykd.schemes import Alone
+    from raykd.schemes.train import Train
+    from raykd.study.schema import Student, Study
+    from raykd.training import Training
+
+    source = SOURCES["fashion_mnist"](limit=images, val_limit=500)
+    study = Study(
+        name="tracking",
+        data=source,
+        student=Student(model=Resnet(depth=8, width=16)),
+        scheme=Alone(),
+        train=Train(epochs=epochs, batch_size=128),
+    )
+    return Training(study, source.load(), seed=0)
+
+
+def measured(asked: Any, folder: Path, address: str) -> Findings:
+    """Both comparisons."""
+    metrics, repeats = asked.metrics, asked.repeats
+    sender = Sender(folder, address)
+    arms = {"raykd": lambda: sender.send(metrics), **others(address, metrics)}
+    times = in_turn(arms, repeats)
+    waited = sender.waited[1:]
+    rows: list[dict[str, Any]] = [
+        {
+            "way": name,
+            "the caller waits s": statistics.median(waited if name == "raykd" else taken.wall),
+            **{f"until they are there, {key}": value for key, value in spread(taken.wall).items()},
+        }
+        for name, taken in times.items()
+    ]
+    tell("training beside it")
+    subject = training(2 * (repeats + 1), asked.images)
+
+    def beside() -> None:
+        sender.write(PER_EPOCH)
+        subject.run_epoch()
+
+    epochs = in_turn(
+        {"epoch": subject.run_epoch, "epoch, tracked": beside}, repeats, between=sender.wait
+    )
+    sender.close()
+    for name, taken in epochs.items():
+        rows.append({"way": name, **spread(taken.wall)})
+    slower = epochs["epoch, tracked"].over(epochs["epoch"])
+    there = statistics.median(times["raykd"].wall)
+    demands = [
+        Demand(f"{metrics} metrics to a local server", 1.0, there, unit=" s"),
+        Demand("epoch with tracking / without", 1.01, slower),
+    ]
+    raw = {name: asdict(taken) for name, taken in {**times, **epochs}.items()}
+    settings = {"metrics": metrics, "repeats": repeats, "server_workers": asked.server_workers}
+    return Findings("tracking", settings, rows, demands, {"times": raw, "waited": waited})
+
+
+def main() -> None:
+    parser = arguments(__doc__)
+    parser.add_argument("--metrics", type=int, default=1000)
+    parser.add_argument("--images", type=int, default=6000)
+    parser.add_argument("--server-workers", type=int, default=4, help="4: as MLflow starts it")
+    asked = parser.parse_args()
+    if asked.quick:
+        asked.metrics, asked.images, asked.repeats, asked.server_workers = 50, 256, 1, 1
+    os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        with server(folder, asked.server_workers) as address:
+            found = measured(asked, folder, address)
+    found.tell(asked.json)
+
+
+if __name__ == "__main__":
+    main()

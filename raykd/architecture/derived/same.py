@@ -1,0 +1,29 @@
+"""A student of the teacher's own architecture."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+from torch import nn
+
+from raykd.architecture.derived.derived import Derived
+from raykd.architecture.model import Task
+from raykd.option import option
+
+
+@option
+class Same(Derived):
+    """The teacher's own architecture, from weights of its own.
+
+    Furlanello 2018 (arXiv:1805.04770, born-again networks): with scheme `offline` the student of
+    one generation.  With `inherit` it starts as the trained teacher, and is trained further.
+    """
+
+    paper = "Furlanello 2018, arXiv:1805.04770"
+
+    name: Literal["same"] = "same"
+    inherit: Annotated[bool, Field(description="start from the trained teacher's weights")] = False
+
+    def derive(self, network: nn.Module, task: Task, *, weighed: bool) -> nn.Module:
+        return network

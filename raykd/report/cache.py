@@ -1,0 +1,117 @@
+"""What `raykd cache` and `raykd validate` say of teachers' kept outputs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from rich.table import Table
+from rich.text import Text
+
+from raykd.architecture.model import written
+from raykd.report.outputs import in_bytes
+from raykd.training.cache.checking import Comparison
+from raykd.training.cache.foretelling import seconds_to_build
+from raykd.training.cache.planning import CachePlan, Kept
+from raykd.training.cache.store import Entry, OutputsStore
+
+MOST_LINES = 4
+"""Teachers whose outputs are told of one by one."""
+
+
+def plan_lines(plan: CachePlan, device: str = "cpu") -> list[str]:
+    """What a study would keep of its teachers, what it takes, and from when on it saves time."""
+    lines = [_planned(kept, plan, device) for kept in list(plan.all.values())[:MOST_LINES]]
+    more = len(plan.all) - MOST_LINES
+    return lines + ([f"and {more} more"] if more > 0 else [])
+
+
+def _planned(kept: Kept, plan: CachePlan, device: str) -> str:
+    model = kept.prepared.model
+    name = str(kept.prepared.weights) if model is None else written(model)
+    if kept.why_not:
+        return f"teacher {name} runs live in every step: {kept.why_not}"
+    what = " + ".join(["logits", *kept.layers])
+    seconds = seconds_to_build(kept, plan.task, device)
+    size = f"{in_bytes(kept.row_bytes)} a sample and view" if kept.bytes is None else ""
+    time_ = "" if seconds is None else f", about {seconds:.1f} s for one worker like this process"
+    live = f"; {', '.join(kept.live)} too large, computed in every step" if kept.live else ""
+    return (
+        f"{what} of teacher {name}, {kept.views} view(s): "
+        f"{size or in_bytes(kept.bytes or 0)}{time_}"
+        f"; pays from {kept.break_even_epochs:.3g} epochs ({kept.break_even_trials:.2g} trainings) "
+        f"on, about {kept.expected_epochs:.0f} epochs will read it{live}"
+    )
+
+
+def entries_table(entries: Sequence[Entry], now: float | None = None) -> Table | Text:
+    """The entries of a cache, for a `rich` console."""
+    if not entries:
+        return Text("nothing is kept")
+    table = Table(box=None, pad_edge=False)
+    for heading in ("address", "size", "teacher", "data", "views", "kept", "last read"):
+        table.add_column(heading, overflow="fold")
+    for entry in entries:
+        table.add_row(*map(Text, _cells(entry, time.time() if now is None else now)))
+    total = in_bytes(sum(entry.bytes for entry in entries))
+    table.caption = f"{len(entries)} in all, {total}"
+    table.caption_justify = "left"
+    return table
+
+
+def entries_json(entries: Iterable[Entry]) -> list[dict[str, Any]]:
+    """The same for machines."""
+    return [
+        {
+            "key": entry.key,
+            "bytes": entry.bytes,
+            "used": entry.used,
+            "complete": entry.manifest is not None,
+            "description": entry.manifest.description.plain() if entry.manifest else None,
+        }
+        for entry in entries
+    ]
+
+
+def chosen_keys(store: OutputsStore, given: Sequence[str]) -> list[str]:
+    """The addresses that begin as is written; all, where nothing is.
+
+    Raises:
+        ValueError: one fits none.
+    """
+    known = [entry.key for entry in store.entries()]
+    for prefix in given:
+        if not any(key.startswith(prefix) for key in known):
+            raise ValueError(
+                f"there are no outputs {prefix} below {store.storage.root}; `raykd cache ls` "
+                "lists what there is, and --storage says where"
+            )
+    return [key for key in known if not given or key.startswith(tuple(given))]
+
+
+def comparison_line(found: Comparison) -> str:
+    """One line of `raykd cache verify --check`."""
+    verdict = "agrees" if found.agrees else "DIFFERS"
+    return (
+        f"  {found.name}: {verdict}; largest difference {found.difference:.2g} of values up to "
+        f"{found.largest:.3g}, {found.samples} samples"
+    )
+
+
+def _cells(entry: Entry, now: float) -> tuple[str, ...]:
+    manifest = entry.manifest
+    used = "never" if not entry.used else f"{(now - entry.used) / 3600:.1f} h ago"
+    if manifest is None:
+        return entry.key[:12], in_bytes(entry.bytes), "under construction", "", "", "", used
+    study, described = manifest.about["study"], manifest.description
+    model = (study.get("teacher") or {}).get("model") or {}
+    return (
+        entry.key[:12],
+        in_bytes(entry.bytes),
+        str(model.get("name", "?")),
+        f"{study['data']['name']}, {described.rows:,} samples",
+        str(described.views),
+        ", ".join(["logits", *described.layers]) + f" ({described.dtype})",
+        used,
+    )

@@ -1,0 +1,293 @@
+"""The layers of models as data: `raykd layers` shows them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from raykd.architecture import Anatomy, Model, Task, Text, anatomy
+from raykd.architecture.layers import Layer
+from raykd.architecture.model import written
+from raykd.problems import Problem, StudyError
+from raykd.search.driver import in_place, load_data, opened
+from raykd.study.comparable import layers_for
+from raykd.study.complaints import Finding, complaints
+from raykd.study.files import Document, parse_document
+from raykd.study.load import check_shapes
+from raykd.study.models import import_findings
+from raykd.study.opened import OpenStudy, task_of
+from raykd.study.outline import study_outline
+from raykd.study.pairings import WIDE
+from raykd.study.place import dotted
+from raykd.study.schema import Study, read_study
+from raykd.study.space import read_space
+from raykd.training.assembly import task_of as task_of_data
+
+MOST_STUDENTS = 3
+"""Of a study's students so many are shown: the smallest, the largest, and between."""
+
+USUAL = Task((3, 32, 32), 10)
+"""What a model is built for where nothing else is said."""
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A model whose layers are shown.
+
+    Attributes:
+        role: "model", or in a study "teacher" or "student".
+        name: as a study file writes it.
+    """
+
+    role: str
+    name: str
+    anatomy: Anatomy
+
+    def layers(self, *, stages: bool) -> tuple[Layer, ...]:
+        """Every layer, in the order in which they run, or those alone that bear an alias."""
+        return tuple(layer for layer in self.anatomy.found if layer.stage or not stages)
+
+    def plain(self, *, stages: bool) -> dict[str, Any]:
+        return {
+            "role": self.role,
+            "model": self.name,
+            "params": self.anatomy.params,
+            "macs": self.anatomy.macs,
+            "layers": [asdict(layer) for layer in self.layers(stages=stages)],
+        }
+
+
+@dataclass(frozen=True)
+class Layers:
+    """What `raykd layers` shows.
+
+    Attributes:
+        task: what the models take and give.
+        models: the model; of a study the teachers and some students, the smallest first.
+        more: how many other students the study has.
+        pairings: of a study, what each open pairing draws from: parameter -> `hint`, `guided`
+            layers, and of what they are the reading (`auto`, `blocks`, `all`, or a list).
+        left_out: which pairs are never drawn, and why.
+    """
+
+    task: Task
+    models: tuple[Shown, ...]
+    more: int = 0
+    pairings: Mapping[str, Mapping[str, Any]] | None = None
+    left_out: tuple[str, ...] = ()
+
+    def json(self, *, stages: bool) -> str:
+        """The same for machines, as one JSON object."""
+        told = {
+            "input_shape": list(self.task.input_shape),
+            "classes": self.task.classes,
+            "models": [model.plain(stages=stages) for model in self.models],
+        }
+        if self.pairings is not None:
+            told |= {
+                "more_students": self.more,
+                "pairings": dict(self.pairings),
+                "left_out": list(self.left_out),
+            }
+        return json.dumps(told, indent=2)
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """For which samples a model is built, as the command line says it.
+
+    Attributes:
+        data: a data source's name, or a YAML mapping of one; empty: `shape`, or a study's own.
+        shape: "3,32,32"; empty: not said.
+        classes: None: of the data, else 10.
+        text: "LENGTH,VOCABULARY" of texts; empty: pictures.
+    """
+
+    data: str = ""
+    shape: str = ""
+    classes: int | None = None
+    text: str = ""
+
+    @property
+    def task(self) -> Task | None:
+        """What is said without any data; None: nothing.
+
+        Raises:
+            StudyError: shapes that are none.
+        """
+        classes = self.classes or USUAL.classes
+        if self.text:
+            length, vocabulary = _numbers("--text", self.text, "LENGTH,VOCABULARY", 2)
+            return Task((length,), classes, Text(vocabulary))
+        if self.shape:
+            return Task(_numbers("--input", self.shape, "3,32,32"), classes)
+        return replace(USUAL, classes=classes) if not self.data else None
+
+
+def _numbers(option: str, text: str, form: str, count: int | None = None) -> tuple[int, ...]:
+    try:
+        found = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        found = ()
+    if not found or min(found) < 1 or (count is not None and len(found) != count):
+        raise StudyError(Problem(f"{option} takes {form}; got {text!r}"))
+    return found
+
+
+def layers_of(
+    what: str, overrides: Sequence[str], inputs: Inputs, *, allow_import: bool = False
+) -> Layers:
+    """The layers of a model, or of the models of a study file.
+
+    Args:
+        what: a model's name, a YAML mapping of a model, or the path of a study file.
+        overrides: `a.b=value` arguments: of the model (`depth=20`), or of the study.
+        inputs: for which samples; a study says it itself.
+        allow_import: let models run code of their own.
+
+    Raises:
+        StudyError: there is no such model, or it cannot be built for such samples.
+    """
+    if Path(what).suffix in (".yaml", ".yml") or Path(what).is_file():
+        if inputs != Inputs():
+            mend = "leave --data, --input, --classes and --text out"
+            raise StudyError(Problem("a study file says itself what its models take", mend=mend))
+        return _of_study(opened(what, overrides, (), allow_import=allow_import))
+    study = _study_with(what, overrides, inputs, allow_import=allow_import)
+    task = inputs.task or _task_of(study)
+    return Layers(task, (_shown("model", study.student.model, task),))
+
+
+# One model
+
+
+def _study_with(
+    what: str, overrides: Sequence[str], inputs: Inputs, *, allow_import: bool
+) -> Study:
+    """A study of nothing but the model, so that it is read as any other."""
+    data = {
+        "name": "layers",
+        "data": _option("--data", inputs.data) if inputs.data else "digits",
+        "student": {"model": _option("MODEL", what)},
+        "scheme": "alone",
+    }
+    document = parse_document(yaml.safe_dump(data))
+    try:
+        document = document.with_overrides(f"student.model.{one}" for one in overrides)
+        return _concrete(document, allow_import=allow_import)
+    except StudyError as error:
+        raise StudyError([_renamed(problem) for problem in error.problems]) from None
+
+
+def _option(what: str, text: str) -> Any:
+    """An option as a study file writes it: a name, or a mapping."""
+    if not text.lstrip().startswith("{"):
+        return {"name": text}
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        mend = "write for example '{name: resnet, depth: 20}'"
+        raise StudyError(Problem(f"{what} is not YAML: {text}", mend=mend)) from None
+
+
+def _concrete(document: Document, *, allow_import: bool) -> Study:
+    space, problems, _ = read_space(document)
+    if not problems and space.dimensions:
+        mend = "give one value; of a study file with domains, name the file"
+        problems = [
+            Problem(f"left open: {dimension.text}", dimension.path, mend)
+            for dimension in space.dimensions
+        ]
+    if problems:
+        raise StudyError(problems)
+    data = study_outline().expanded(document.data)
+    try:
+        study = read_study(data)
+    except ValidationError as error:
+        raise StudyError(_told(complaints(error, data))) from None
+    refused = [] if allow_import else list(import_findings(study))
+    if refused:
+        raise StudyError(_told(refused))
+    return study
+
+
+def _told(found: Iterable[Finding]) -> list[Problem]:
+    return [Problem(one.what, dotted(one.place), one.mend) for one in found]
+
+
+def _renamed(problem: Problem) -> Problem:
+    """A problem of the made-up study as one of the model."""
+    path = problem.path.removeprefix("student.model").removeprefix(".")
+    return replace(problem, path=path, file="", line=0)
+
+
+def _task_of(study: Study) -> Task:
+    try:
+        known = task_of(study)
+    except ValueError as error:
+        raise StudyError(Problem(str(error), path="data")) from None
+    return known if known is not None else task_of_data(load_data(study))
+
+
+def _shown(role: str, model: Model, task: Task) -> Shown:
+    try:
+        return Shown(role, written(model), anatomy(model, task))
+    except (ValueError, RuntimeError) as error:  # a forward that fails raises RuntimeError
+        mend = "" if "--input" in str(error) else "say for which samples: --input 3,224,224"
+        raise StudyError(Problem(str(error), mend=mend)) from None
+
+
+# The models of a study
+
+
+def _of_study(study: OpenStudy) -> Layers:
+    task = study.task
+    if task is None:
+        with in_place(study):
+            task = task_of_data(load_data(study.settings))
+            check_shapes(study, task)
+    teachers = _each(study.models("teacher"), "teacher", task)
+    students = sorted(_each(study.models("student"), "student", task), key=_size)
+    shown = _spread(students)
+    narrowed = study.narrowed(task)
+    guided = layers_for([one.anatomy for one in students])
+    hint = layers_for([one.anatomy for one in teachers]) if teachers else guided
+    pairings = {}
+    for node in study.space.pairings:
+        domain = node.domain.filled(hint, guided)
+        read = [side if side in WIDE else "list" for side in node.domain.sides]
+        if not domain.is_known or domain.pairs is not None or domain.sets is not None:
+            read = ["list", "list"]
+        sides = zip(("hint", "guided"), domain.layers, strict=True)
+        pairings[node.parameter] = {"reading": read, **{side: list(one) for side, one in sides}}
+    models = (*teachers, *shown)
+    return Layers(task, models, len(students) - len(shown), pairings, narrowed.lines)
+
+
+def _each(models: Iterable[Model], role: str, task: Task) -> list[Shown]:
+    """Each model once; those that cannot be built for such data are told elsewhere."""
+    found: dict[str, Shown] = {}
+    for model in models:
+        try:
+            shown = Shown(role, written(model), anatomy(model, task))
+        except (ValueError, RuntimeError):
+            continue
+        found.setdefault(shown.name, shown)
+    return list(found.values())
+
+
+def _size(shown: Shown) -> int:
+    return shown.anatomy.params
+
+
+def _spread(students: Sequence[Shown]) -> list[Shown]:
+    if len(students) <= MOST_STUDENTS:
+        return list(students)
+    last = len(students) - 1
+    return [students[last * i // (MOST_STUDENTS - 1)] for i in range(MOST_STUDENTS)]

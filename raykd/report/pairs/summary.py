@@ -1,0 +1,224 @@
+"""What a layer study found, to be read in a terminal, and as plain data for machines."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from raykd.report.commands import Event, ended, pairs_commands
+from raykd.report.figures import duration, interval, percent, points
+from raykd.report.summary import seconds_at_work
+from raykd.report.view import teacher_name
+from raykd.search.pairs.arms import NONE
+from raykd.search.pairs.contrasts import Contrast
+from raykd.search.pairs.files import facts_of
+from raykd.search.pairs.result import PREDICTORS, TESTED, Best, Cell, PairsResult, ShownLayer
+from raykd.tracking.journal import events
+
+MOST_REASONS = 6
+
+
+def summary(result: PairsResult, told: Sequence[Event] | None = None) -> RenderableType:
+    """The result of a layer study, finished or not, for a `rich` console.
+
+    Args:
+        result: of the study.
+        told: its journal, where it has been read already.
+    """
+    told = events(result.folder / "journal.jsonl") if told is None else told
+    parts = [
+        [_headline(result, told)],
+        _heatmap(result),
+        _others(result),
+        _best(result),
+        _predictors(result),
+        _teachers(result),
+        _reasons(result),
+        _commands(result, told),
+    ]
+    blocks: list[RenderableType] = []
+    for part in filter(None, parts):
+        blocks += [*part, Text()]
+    return Group(*blocks[:-1])
+
+
+def facts(result: PairsResult, told: Sequence[Event] | None = None) -> dict[str, Any]:
+    """The same as plain data: what `pairing.json` holds, and how the study ended."""
+    told = events(result.folder / "journal.jsonl") if told is None else told
+    return {
+        **facts_of(result),
+        "folder": str(result.folder),
+        "status": ended(told),
+        "seconds": seconds_at_work(told),
+        "trials": dict(Counter(record.status for record in result.records.of("trial"))),
+        "failed": {record.id: record.reason for record in result.failed},
+        "commands": {one.name: one.text for one in pairs_commands(result, told)},
+    }
+
+
+def _headline(result: PairsResult, told: Sequence[Event]) -> Text:
+    status = ended(told)
+    trials = result.records.of("trial")
+    done = sum(record.status == "finished" for record in trials)
+    trained = sum(not arm.why_not for arm in result.arms)
+    said = (
+        f": loss {result.loss['name']}, weight {result.weight:g}; {trained} arms x "
+        f"{len(result.seeds)} seeds, {done} trainings in {duration(seconds_at_work(told))}"
+    )
+    state = "" if status == "finished" else f" ({status})"
+    return Text.assemble((result.name, "bold"), state, said)
+
+
+def _heatmap(result: PairsResult) -> list[RenderableType]:
+    if not result.contrasts:
+        return [Text("Nothing can be compared yet.", style="yellow")]
+    table = Table(box=None, pad_edge=True, padding=(0, 1), header_style="dim")
+    table.add_column("hint \\ guided")
+    for guided in result.guided:
+        table.add_column(f"{guided.name}\n{_shape(guided)}", justify="right", no_wrap=True)
+    for hint in reversed(result.hints):
+        cells = [_cell(result.cell(hint.name, guided.name)) for guided in result.guided]
+        table.add_row(f"{hint.name} {_shape(hint)}", *cells)
+    base = _mean(result, NONE)
+    title = f"(validation accuracy in points, no hint: {percent(base)})"
+    return [Text.assemble(("Gain over no hint", "bold"), f" {title}"), table, *_legend(result)]
+
+
+def _legend(result: PairsResult) -> list[RenderableType]:
+    noise = result.noise
+    if math.isnan(noise.deviation):
+        said = "One seed tells nothing of the noise, so nothing can be marked."
+    else:
+        compared = len(result.contrasts)
+        said = (
+            f"* can be told from noise (5%, Holm over {compared} arms); (*) only if it were the "
+            f"one arm looked at; ± 95% interval of that arm by itself. One training varies by "
+            f"{100 * noise.deviation:.2f} points (one noise for all arms, {noise.freedom} degrees "
+            f"of freedom)."
+        )
+    return [Padding(Text(said, style="dim"), (0, 0, 0, 2))]
+
+
+def _cell(cell: Cell) -> Text:
+    if cell.contrast is None:
+        return Text("-", style="dim")
+    return _gain(cell.contrast)
+
+
+def _gain(contrast: Contrast) -> Text:
+    half = contrast.gain.half_width
+    spread = "" if math.isnan(half) else f" ± {100 * half:.2f}"
+    mark = "*" if contrast.is_clear else "(*)" if contrast.leaves_zero_out else ""
+    colour = "blue" if contrast.gain.mean >= 0 else "dark_orange"
+    style = f"bold {colour}" if contrast.is_clear else colour if mark else f"dim {colour}"
+    return Text(f"{100 * contrast.gain.mean:+.2f}{spread} {mark:3}", style=style)
+
+
+def _others(result: PairsResult) -> list[RenderableType]:
+    arms = [arm for arm in result.arms if arm.kind not in (NONE, "pair")]
+    if not any(arm.id in result.contrasts for arm in arms):
+        return []
+    table = Table(box=None, pad_edge=True, padding=(0, 1), header_style="dim")
+    for heading in ("pairing", "pairs", "val acc", "gain"):
+        right = heading in ("val acc", "gain")
+        table.add_column(
+            heading, justify="right" if right else "left", overflow="fold", no_wrap=right
+        )
+    for arm in arms:
+        contrast = result.contrasts.get(arm.id)
+        pairs = " ".join(f"{pair.hint}>{pair.guided}" for pair in arm.pairs[0])
+        said = {"random": "another under each seed", "semckd": "learned attention over all"}
+        figures = Text("-", style="dim") if contrast is None else _gain(contrast)
+        pairs = said.get(arm.kind, pairs)
+        table.add_row(arm.id.replace("_", " "), pairs, percent(_mean(result, arm.id)), figures)
+    return [Text("Other pairings", style="bold"), table]
+
+
+def _best(result: PairsResult) -> list[RenderableType]:
+    best = result.best
+    if best is None:
+        return []
+    pairs = " ".join(f"{pair.hint}>{pair.guided}" for pair in best.arm.pairs[0])
+    lines = [Text.assemble(("Best set of pairs", "bold"), f" {pairs} (chosen on validation data)")]
+    if best.contrast is not None:
+        said = f"  validation gain {points(best.contrast.gain)}; of the best of many, so too high"
+        lines.append(Text(said))
+    lines += _tested(best)
+    return list(lines)
+
+
+def _tested(best: Best) -> Iterable[Text]:
+    if best.tested is None:
+        return
+    yield Text(
+        f"  test accuracy over fresh seeds: {interval(best.tested)}, without hint "
+        f"{interval(best.untaught)}"
+    )
+    clear = best.gain is not None and best.gain.clear_of_zero
+    verdict = "" if clear else ": cannot be told from noise (the interval holds zero)"
+    yield Text(f"  gain on test data {points(best.gain)}{verdict}", "" if clear else "yellow")
+
+
+def _predictors(result: PairsResult) -> list[RenderableType]:
+    known = {name: one for name, one in result.rankings.items() if not math.isnan(one.tau)}
+    if not known:
+        return []
+    table = Table(box=None, pad_edge=True, padding=(0, 1), header_style="dim")
+    for heading in ("predictor", "Kendall's tau", "95% interval"):
+        table.add_column(heading, justify="left" if heading == "predictor" else "right")
+    for name, found in sorted(known.items(), key=lambda one: -one[1].tau):
+        span = "-" if math.isnan(found.low) else f"{found.low:+.2f} to {found.high:+.2f}"
+        useful = not math.isnan(found.low) and not found.low <= 0 <= found.high
+        style = "" if useful else "dim"
+        table.add_row(_described(result, name), f"{found.tau:+.2f}", span, style=style)
+    cells = max(one.cells for one in known.values())
+    title = f"(how they rank the gains of {cells} single pairs)"
+    return [Text.assemble(("Cheap predictors", "bold"), f" {title}"), table]
+
+
+def _described(result: PairsResult, name: str) -> str:
+    said = PREDICTORS[name].replace("a few steps", f"{result.steps} steps")
+    return said.replace("these steps", f"{result.steps} steps")
+
+
+def _teachers(result: PairsResult) -> list[RenderableType]:
+    lines: list[RenderableType] = []
+    for record in result.teachers:
+        val, test = record.metrics.get("val_accuracy"), record.metrics.get(TESTED)
+        figures = f"val accuracy {percent(val)}, test accuracy {percent(test)}"
+        lines.append(Text(f"Teacher {teacher_name(record)}: {figures}"))
+    return lines
+
+
+def _reasons(result: PairsResult) -> list[RenderableType]:
+    said = [f"{arm.id}: {arm.why_not}" for arm in result.arms if arm.why_not]
+    said += [f"{record.id} failed: {record.reason}" for record in result.failed]
+    if not said:
+        return []
+    more = [f"and {len(said) - MOST_REASONS} more"] if len(said) > MOST_REASONS else []
+    lines = [Padding(Text(line), (0, 0, 0, 2)) for line in (*said[:MOST_REASONS], *more)]
+    return [Text("Not trained", style="bold"), *lines]
+
+
+def _commands(result: PairsResult, told: Sequence[Event]) -> list[RenderableType]:
+    lines: list[RenderableType] = [Text("What next", style="bold")]
+    for command in pairs_commands(result, told):
+        for text, style in ((f"  {command.what}:", "dim"), (f"    {command.text}", "cyan")):
+            lines.append(Text(text, no_wrap=True, overflow="ignore", style=style))
+    return lines
+
+
+def _shape(layer: ShownLayer) -> str:
+    return "x".join(map(str, layer.shape))
+
+
+def _mean(result: PairsResult, arm: str) -> float | None:
+    of = result.values.get(arm, {})
+    return math.fsum(of.values()) / len(of) if of else None

@@ -1,0 +1,488 @@
+"""What slots are given to do, and the books of it: the part that all ways of running a study share.
+
+What there is to train, and when, its subclasses say: `Explorer` draws points of a space, `Arms` has
+a list.  Without Ray.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import deque
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from types import MappingProxyType
+from typing import Any, Protocol
+
+from raykd.architecture import Task
+from raykd.problems import StudyError
+from raykd.schemes import Alone, Preparation
+from raykd.search.caching import Caching
+from raykd.search.records import Record, Records
+from raykd.search.shelf import Shelf
+from raykd.study.costs import Costs
+from raykd.study.opened import OpenStudy
+from raykd.study.schema import Search, Study, plain, read_study
+from raykd.study.teachers import needed_by, teachers_of
+from raykd.training.assignment import Assignment, Role
+from raykd.training.storage import Storage
+from raykd.training.teacher import own_teacher, preparing_study
+
+ROLES: tuple[Role, ...] = ("teacher", "trial", "replicate", "alone", "probe")
+"""Of the assignments of which there are records."""
+
+BOOKS = frozenset(
+    {"done", "epoch", "training_iteration", "timestamp", "time_this_iter_s", "time_total_s", "pid"}
+    | {"time_since_restore", "iterations_since_restore", "trial_id", "id"}
+)
+"""What Tune adds to a result and what is no metric of the training."""
+
+
+class Journal(Protocol):
+    def write(self, event: str, **fields: Any) -> None: ...
+
+
+class Conductor:
+    """Decides what each free slot trains, and keeps the books.
+
+    Args:
+        study: with its domains open.
+        task: what models must take and give.
+        journal: takes every event.
+        storage: where files are that every node must reach.
+        folder: the study's folder below it.
+        shelf: where the networks that teach are; those that are not there yet are trained.
+        records: what is known already (of an interrupted run).
+        search: how to search; None: as the study says.
+        slots: trials side by side.
+        caching: decides which teachers' outputs are kept; None: all teachers are run live.
+        costs: knows what students cost; None: it has measured none yet.
+
+    Attributes:
+        expected_trials: how many there will be, where that is known; None: as the study says.
+        note: why no more trials were begun than were; empty where there is nothing to say.
+        fatal: why the study cannot go on; empty while it can.
+    """
+
+    def __init__(
+        self,
+        study: OpenStudy,
+        task: Task,
+        journal: Journal,
+        storage: Storage,
+        folder: str,
+        shelf: Shelf,
+        records: Records | None = None,
+        search: Search | None = None,
+        slots: int = 1,
+        caching: Caching | None = None,
+        costs: Costs | None = None,
+    ) -> None:
+        self.study = study
+        self.task = task
+        self.search = search or study.settings.search
+        self._costs = costs or Costs(self.search, task)
+        self.records = records or Records()
+        self.expected_trials: int | None = None
+        self.note = ""
+        self.fatal = ""
+        self._journal = journal
+        self._storage = storage
+        self._folder = folder
+        self._shelf = shelf
+        self._slots = slots
+        self._caching = caching
+        self._outfitted: set[str] = set()
+        self._builds: dict[str, Assignment] = {}  # shares of outputs that slots compute now
+        own = [own_teacher(replace(study.settings, teacher=one)) for one in study.teachers()]
+        self._own = {shelf.file(prepared): prepared for prepared in own}
+        self._lost: dict[str, Record] = {}  # trainings that failed here, by the file they owe
+        self._waits = 0
+        self._queue: deque[Assignment] = deque()
+
+    # What is next
+
+    def next(self) -> Assignment | None:
+        """The next training; one that waits where there is none yet; None when all is over."""
+        if self.fatal or self.finished:
+            return None
+        self._outfit()
+        ready = self._first_ready
+        if ready is not None:
+            self._queue.remove(ready)
+            return self._begin(ready)
+        try:
+            if self._more():
+                return self.next()
+        except StudyError as error:  # weights that a scheme names cannot be had
+            self._abandon(str(error))
+            return None
+        self._waits += 1
+        return Assignment(f"wait-{self._waits}", "wait", {}, seed=0, epochs=0)
+
+    @property
+    def _first_ready(self) -> Assignment | None:
+        """The first in the queue whose teachers, and the outputs it reads of them, are all there.
+
+        Whatever is queued has asked for its teachers: those that are not under way are there.
+        """
+        under_way = self._under_way
+        ready = (one for one in self._queue if under_way.isdisjoint(one.teachers))
+        return next((one for one in ready if not self._waits_for_outputs(one)), None)
+
+    @property
+    def has_work(self) -> bool:
+        """Whether `next` would give something else than waiting."""
+        ready = self._first_ready is not None
+        return ready or self.finished or self._has_more()
+
+    @property
+    def finished(self) -> bool:
+        return bool(self.fatal) or (
+            self._all_queued and not self._queue and not self.records.running(*ROLES)
+        )
+
+    # What a way of running a study decides itself
+
+    def _more(self) -> bool:
+        """Queue more trainings; False where there are none to queue now.
+
+        Raises:
+            StudyError: weights that a scheme names cannot be had.
+        """
+        raise NotImplementedError
+
+    def _has_more(self) -> bool:
+        """Whether `_more` might queue something now."""
+        raise NotImplementedError
+
+    @property
+    def _all_queued(self) -> bool:
+        """Whether nothing will be queued any more."""
+        raise NotImplementedError
+
+    @property
+    def chosen(self) -> list[Record]:
+        """The trials that were chosen to be trained again; [] before they are."""
+        raise NotImplementedError
+
+    def _trial_ended(self, record: Record) -> None:
+        """A trial is over, however it ended."""
+
+    def _epoch_ended(self, record: Record, epoch: int) -> None:
+        """An epoch of a training was told for the first time."""
+
+    # What came of it
+
+    def report(self, result: Mapping[str, Any]) -> None:
+        """Take in what a slot reports after an epoch."""
+        if result["id"] in self._builds:
+            self._build_reported(result)
+            return
+        record = self.records[result["id"]]
+        for epoch, metrics in enumerate(result.get("history", ()), 1):
+            if epoch < int(result["epoch"]):  # that one is the result itself
+                self._epoch(record, epoch, {**record.assignment.metrics, **metrics})
+        if result.get("failed"):
+            self.end(record.id, "failed", str(result["failed"]), {})
+            if result.get("unusable"):
+                self.slot_failed(record.id, str(result["failed"]))
+            return
+        metrics = numbers(result)
+        self._epoch(record, int(result["epoch"]), metrics, result)
+        if result["done"]:
+            self.end(record.id, "finished", "", metrics)
+
+    def end(
+        self,
+        record_id: str,
+        status: str,
+        reason: str = "",
+        metrics: Mapping[str, float] | None = None,
+    ) -> None:
+        """A training is over; ending one twice changes nothing."""
+        if record_id not in self.records:
+            return  # outputs were computed
+        record = self.records[record_id]
+        if record.status != "running":
+            return
+        self._write("end", id=record_id, status=status, reason=reason, metrics=dict(metrics or {}))
+        self._storage.remove(record.assignment.state_file)
+        self._storage.remove(record.assignment.failure_file)
+        if record.role == "trial":
+            self._trial_ended(record)
+        elif record.role == "teacher":
+            self._teacher_ended(record)
+
+    def slot_failed(self, record_id: str, reason: str) -> None:
+        """A slot died with what it was training; where none ever finished an epoch, none can."""
+        if record_id in self._builds:
+            self._build_failed(record_id, reason)
+        if record_id not in self.records:
+            return  # it was only waiting, or computed outputs
+        self.end(record_id, "failed", reason)
+        if not self._anything_finished:
+            self._abandon(f"no slot could be started: {reason}")
+
+    @property
+    def _anything_finished(self) -> bool:
+        return any(r.epochs for r in self.records.of(*ROLES))
+
+    def _teacher_ended(self, record: Record) -> None:
+        """Without the study's own teacher there is no study; without another, not its pupils."""
+        file = _network_file(record)
+        if record.status == "finished":
+            self._shelf.note(file)
+            return
+        self._lost[file] = record
+        if file in self._own:
+            self._abandon(f"the teacher could not be made ready: {record.reason}")
+            return
+        for pupil in [waiting for waiting in self._queue if file in waiting.teachers]:
+            self._queue.remove(pupil)
+            self._begin(pupil)
+            why = f"{record.id}, which was to teach it, failed: {record.reason}"
+            self.end(pupil.id, "failed", why)
+
+    def _abandon(self, why: str) -> None:
+        self.fatal = self.fatal or why
+        self._queue.clear()
+
+    # Books
+
+    def _begin(self, assignment: Assignment) -> Assignment:
+        if assignment.role == "outputs":
+            self._builds[assignment.id] = assignment
+            return assignment
+        if self._caching is not None:
+            assignment = self._caching.usable(assignment)
+        if assignment.id not in self.records:
+            self._write(
+                "run",
+                id=assignment.id,
+                role=assignment.role,
+                parent=assignment.parent,
+                params=dict(assignment.params),
+                tags=dict(assignment.tags),
+                seed=assignment.seed,
+                assignment=assignment.plain(),
+            )
+        return assignment
+
+    def _epoch(
+        self,
+        record: Record,
+        epoch: int,
+        metrics: Mapping[str, Any],
+        result: Mapping[str, Any] | None = None,
+    ) -> None:
+        if epoch == len(record.epochs) + 1:
+            said = result or {}
+            where = {key: said[key] for key in ("slot", "clock") if key in said}
+            self._write("epoch", id=record.id, epoch=epoch, metrics=numbers(metrics), **where)
+            self._epoch_ended(record, epoch)
+
+    def _write(self, event: str, **fields: Any) -> None:
+        self._journal.write(event, **fields)
+        self.records.apply({"event": event, **fields})
+
+    def _take_up(self) -> None:
+        """Queue what an interrupted run left, then the teachers that are not ready."""
+        records = self.records.of("teacher")
+        settled = {_network_file(record) for record in records if self._is_settled(record)}
+        for file, prepared in self._own.items():
+            self._shelf.fetch(prepared)
+            if file not in settled:
+                self._queue.append(self._teacher_assignment(prepared, file))
+        for record in self.records.running(*ROLES):
+            if record.role != "teacher":
+                self._ask_for(self._needed_by(read_study(record.assignment.study)))
+            self._queue.append(record.assignment)
+
+    def _is_settled(self, record: Record) -> bool:
+        """Whether a teacher is under way, or done and still where it was put."""
+        finished = record.status == "finished" and self._shelf.has(_network_file(record))
+        return finished or record.status == "running"
+
+    # Teachers: the study's own first, others when a trial is drawn that needs them
+
+    def _teachers_of(self, study: Study) -> tuple[Preparation, ...]:
+        """Replicates share the teachers that trials share, whatever their own seed."""
+        return teachers_of(study, seed=self.study.settings.seed)
+
+    def _needed_by(self, study: Study) -> tuple[Preparation, ...]:
+        """Its teachers, and the network that its student inherits from."""
+        return needed_by(study, seed=self.study.settings.seed)
+
+    def _ask_for(self, prepared: Iterable[Preparation]) -> tuple[str, ...]:
+        """The files of these networks; those that are not there are queued to be trained.
+
+        Raises:
+            StudyError: weights that are named cannot be had.
+        """
+        return tuple(self._asked_for(one) for one in prepared)
+
+    def _asked_for(self, prepared: Preparation) -> str:
+        file = self._shelf.file(prepared)
+        if prepared.weights is not None:
+            self._shelf.fetch(prepared)
+        elif not self._shelf.has(file) and file not in self._under_way | {*self._lost}:
+            teachers = self._ask_for(prepared.needs)
+            self._queue.append(self._teacher_assignment(prepared, file, teachers))
+        return file
+
+    @property
+    def _under_way(self) -> set[str | None]:
+        """The files that networks being trained, or in the queue, will be put into."""
+        running = [record.assignment for record in self.records.running("teacher")]
+        return {one.keep for one in (*self._queue, *running) if one.role == "teacher"}
+
+    def _teacher_assignment(
+        self, prepared: Preparation, file: str, teachers: tuple[str, ...] = ()
+    ) -> Assignment:
+        own, ready = file in self._own, self._shelf.has(file)
+        queued = sum(assignment.role == "teacher" for assignment in self._queue)
+        if prepared.model is not None:
+            study = preparing_study(self.study.settings, prepared)
+        else:  # a whole network from MLflow: it is only measured
+            study = replace(
+                self.study.settings, teacher=prepared.as_teacher, scheme=Alone(), knowledge=()
+            )
+        return Assignment(
+            id=f"teacher-{len(self.records.of('teacher')) + queued}",
+            role="teacher",
+            study=plain(study),
+            seed=study.seed,
+            epochs=0 if ready else study.train.epochs,
+            folder=self._folder,
+            teachers=teachers,
+            measures=file if ready else None,
+            keep=None if ready else file,
+            test=own,
+            params=self.study.flat(study),
+            tags={"teacher": lineage(prepared)},
+        )
+
+    # What teachers say of the training samples, where it is computed once
+
+    def _outfit(self) -> None:
+        """Settle what those in the queue whose teachers are there read of them; what has to be
+        computed first comes first."""
+        if self._caching is None:
+            return
+        under_way = self._under_way
+        builds: list[Assignment] = []
+        for place, one in enumerate(tuple(self._queue)):
+            learns = one.role in ("trial", "replicate") and one.teachers
+            if learns and one.id not in self._outfitted and under_way.isdisjoint(one.teachers):
+                self._outfitted.add(one.id)
+                self._queue[place], more = self._caching.outfit(one)
+                builds += more
+        self._queue.extendleft(reversed(builds))
+
+    def _waits_for_outputs(self, assignment: Assignment) -> bool:
+        return self._caching is not None and self._caching.waits(assignment)
+
+    def _build_reported(self, result: Mapping[str, Any]) -> None:
+        if result.get("failed"):
+            self._build_failed(result["id"], str(result["failed"]))
+        elif result["done"]:
+            assert self._caching is not None
+            self._caching.done(self._builds.pop(result["id"]))
+
+    def _build_failed(self, build_id: str, reason: str) -> None:
+        """The teacher is run live; what is left to compute of its outputs is not asked for."""
+        assert self._caching is not None
+        self._caching.failed(self._builds.pop(build_id), reason)
+        for one in [one for one in self._queue if one.role == "outputs"]:
+            if not self._caching.still_wanted(one):
+                self._queue.remove(one)
+
+    @property
+    def _own_are_ready(self) -> bool:
+        running = [record.assignment for record in self.records.running("teacher")]
+        return all(one.makes not in self._own for one in (*self._queue, *running))
+
+    def _queue_student(
+        self,
+        record_id: str,
+        study: Study,
+        screened: Mapping[str, float] = MappingProxyType({}),
+        **fields: Any,
+    ) -> None:
+        """Queue a training, after those of the teachers that it needs and that are not there."""
+        if self._caching is not None:
+            study = self._caching.fixed(study)
+        teachers = self._teachers_of(study)
+        assignment = Assignment(
+            **{
+                "id": record_id,
+                "role": "trial",
+                "study": plain(study),
+                "seed": study.seed,
+                "epochs": study.train.epochs,
+                "folder": self._folder,
+                "teachers": self._ask_for(self._needed_by(study)),
+                "params": self.study.flat(study),
+                "tags": tags_of(study, teachers) | self._costs.tags(study) | fields.pop("tags", {}),
+                "metrics": {**self._costs.of(study), **screened},
+                **fields,
+            }
+        )
+        self._queue.append(assignment)
+        for file in {*assignment.teachers} & {*self._lost}:
+            self._teacher_ended(self._lost[file])
+
+
+def _network_file(record: Record) -> str:
+    file = record.assignment.makes
+    assert file is not None, "a teacher is loaded from a file or kept in one"
+    return file
+
+
+def numbers(result: Mapping[str, Any]) -> dict[str, float]:
+    """The metrics of a result: its finite and infinite numbers, without its book-keeping."""
+    return {
+        name: float(value)
+        for name, value in result.items()
+        if isinstance(value, (int, float)) and not isinstance(value, bool) and name not in BOOKS
+    }
+
+
+def label(part: object) -> str:
+    """An option in short: its name and the fields that differ from their defaults."""
+    fields = [
+        f"{field.name}={label(held) if dataclasses.is_dataclass(held) else held}"
+        for field in dataclasses.fields(part)  # type: ignore[arg-type]
+        if field.name != "name" and (held := getattr(part, field.name)) != field.default
+    ]
+    name = getattr(part, "name", type(part).__name__)
+    return f"{name}({', '.join(fields)})" if fields else name
+
+
+def lineage(prepared: Preparation) -> str:
+    """A network that teaches, in short, with those that taught it."""
+    name = label(prepared.model) if prepared.model is not None else str(prepared.weights)
+    above = " + ".join(lineage(one) for one in prepared.teachers)
+    return f"{name} taught by {above}" if above else name
+
+
+def tags_of(study: Study, teachers: tuple[Preparation, ...]) -> dict[str, str]:
+    """What MLflow's filters and comparisons should know of a trial.
+
+    Args:
+        study: concrete.
+        teachers: those of its scheme.
+    """
+    parts = [part for term in study.knowledge for part in term.parts]
+    losses = [term.loss.name for term in parts if term.active and term.loss]
+    return {
+        "teacher": " + ".join(map(lineage, teachers)) or "none",
+        "student": label(study.student.model),
+        "scheme": study.scheme.name,
+        "losses": "+".join(losses) or "none",
+        "pairs": " ".join(
+            f"{pair.hint}>{pair.guided}" for term in study.knowledge for pair in term.pairs or ()
+        )
+        or "none",
+        "data": study.data.name,
+    }

@@ -1,0 +1,53 @@
+"""Studies of students made of the teacher, small enough to be trained in a second."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from raykd.study.files import parse_document
+from raykd.study.load import open_study
+from raykd.study.opened import OpenStudy
+from raykd.study.schema import Study, read_study
+
+TEXT = """\
+name: derived
+data: {name: digits, limit: 240, val_limit: 60}
+teacher:
+  model: {name: resnet, depth: 14, width: 8}
+  train: {epochs: 3, batch_size: 32, optimizer: {name: sgd, lr: 0.1}}
+student:
+  model:
+    choice:
+      - {name: fewer_layers, keep: 0.5}
+      - {name: fewer_channels, keep: 0.5}
+      - {name: low_rank, rank: {choice: [0.25]}}
+      - compact
+      - {name: quantised, of: {name: fewer_layers, which: last}}
+      - {name: same, inherit: true}
+scheme: offline
+knowledge:
+  - loss: {name: kd, temperature: 4}
+  - loss: {name: hint}
+    pairs: [{hint: stage2, guided: stage2}]
+train: {epochs: 1, batch_size: 32, optimizer: {name: sgd, lr: 0.02}}
+search: {sampler: grid, trials: 6, replicates: 0, chosen: 1}
+"""
+KD = [{"loss": {"name": "kd"}}]
+
+
+def open_derived(*overrides: str, text: str = TEXT) -> OpenStudy:
+    return open_study(parse_document(text, "study.yaml").with_overrides(overrides))
+
+
+def derived_study(**changed: Any) -> Study:
+    """A concrete one of the first kind, its source filled in."""
+    model = changed.pop("model", {"name": "fewer_layers"})
+    plain = {
+        "name": "small",
+        "data": {"name": "digits", "limit": 120, "val_limit": 60},
+        "teacher": {"model": {"name": "resnet", "depth": 14, "width": 4}, "train": {"epochs": 1}},
+        "student": {"model": model},
+        "scheme": {"name": "alone"},
+        "train": {"epochs": 1, "batch_size": 32},
+    }
+    return read_study({**plain, **changed})

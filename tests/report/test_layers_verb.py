@@ -1,0 +1,132 @@
+"""`raykd layers`: of a model, of a study file; in a terminal, in a pipe, for programs."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+from typer.testing import CliRunner
+
+from raykd.architecture import MODELS, Task, anatomy
+from raykd.cli import app
+from raykd.problems import StudyError
+from raykd.report.layer_tables import lines, tables
+from raykd.report.layers import Inputs, layers_of
+
+QUICKSTART = Path(__file__).parents[2] / "search_spaces" / "quickstart.yaml"
+DIGITS = Inputs(data="digits")
+
+
+def run(*words: str) -> str:
+    result = CliRunner().invoke(app, ["layers", *words])
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def refused(*words: str) -> str:
+    result = CliRunner().invoke(app, ["layers", *words])
+    assert result.exit_code == 2, result.output
+    return result.output
+
+
+def test_every_layer_of_a_model_is_told() -> None:
+    found = json.loads(run("resnet8x4", "--classes", "100", "--json"))
+    (model,) = found["models"]
+    known = anatomy(MODELS["resnet8x4"](), Task((3, 32, 32), 100))
+    assert (model["params"], model["macs"]) == (known.params, known.macs)
+    assert [layer["module"] for layer in model["layers"]] == [one.module for one in known.found]
+    by_stage = {layer["stage"]: layer for layer in model["layers"] if layer["stage"]}
+    assert {*by_stage} == {"stage1", "stage2", "stage3", "embedding"}
+    assert by_stage["stage3"]["shape"] == [256, 8, 8]
+    assert by_stage["embedding"]["shape"] == [256]
+    depths = [layer["depth"] for layer in model["layers"] if layer["stage"]]
+    assert depths == sorted(depths)
+    costs = [layer["macs"] for layer in model["layers"] if layer["side"] == "output"]
+    assert costs == sorted(costs)
+    assert costs[-1] == known.macs
+
+
+@pytest.mark.parametrize(
+    ("words", "shape"),
+    [
+        (("{name: resnet, depth: 8, width: 6}", "--data", "digits"), "6x8x8"),
+        (("resnet", "--set", "depth=8", "--set", "width=6", "--data", "digits"), "6x8x8"),
+        (("resnet", "--set", "depth=8", "--set", "width=6", "--input", "1,28,28"), "6x28x28"),
+        (("{name: torchvision/resnet18}", "--input", "3,64,64"), "64x16x16"),
+        (
+            (
+                "{name: hf/bert, config: {num_hidden_layers: 2, hidden_size: 16, "
+                "num_attention_heads: 2, intermediate_size: 16}}",
+                "--text",
+                "12,30",
+            ),
+            "12x16",
+        ),
+    ],
+)
+def test_a_model_is_asked_for_in_many_ways(words: tuple[str, ...], shape: str) -> None:
+    told = run(*words, "--stages").splitlines()
+    (first,) = [line for line in told if line.startswith("stage1 ")]
+    assert shape in first.split()
+
+
+def test_a_pipe_gets_a_layer_a_line_and_a_terminal_all_of_it() -> None:
+    found = layers_of("shufflenet_v2", ["depths=[1, 1, 1]", "width=8", "head=16"], DIGITS)
+    (model,) = found.models
+    plain = list(lines(found, stages=False))
+    names = [layer.module for layer in model.anatomy.found]
+    assert len(plain) == len(names) + 3
+    assert all(line == line.rstrip() for line in plain)
+    for width in (40, 80, 160):
+        text = io.StringIO()
+        console = Console(file=text, width=width, force_terminal=True, color_system=None)
+        console.print(tables(found, stages=False), crop=False)
+        shown = text.getvalue()
+        assert max(map(len, shown.splitlines())) <= width
+        assert "…" not in shown, "folded, not cut"
+        assert max(names, key=len) in shown or width < 160
+
+
+def test_a_study_shows_teacher_and_students_side_by_side() -> None:
+    told = json.loads(run(str(QUICKSTART), "--json", "--stages"))
+    roles = [model["role"] for model in told["models"]]
+    assert roles == ["teacher", "student", "student", "student"]
+    sizes = [model["params"] for model in told["models"][1:]]
+    assert sizes == sorted(sizes)
+    assert told["pairings"]["knowledge[1].pairs"] == {
+        "reading": ["auto", "auto"],
+        "hint": ["stage1", "stage2", "stage3"],
+        "guided": ["stage1", "stage2", "stage3"],
+    }
+    plain = run(str(QUICKSTART), "--stages").splitlines()
+    assert plain[0].split()[:2] == ["stage", "teacher"]
+    assert plain[1].startswith("stage1")
+    assert "knowledge[1].pairs draws hint from auto: stage1, stage2, stage3" in plain
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("resnett",), "did you mean 'resnet'?"),
+        (("resnet", "--set", "depth=21"), "depth: a resnet's depth, with 3 stages of basic blocks"),
+        (("resnet", "--set", "depht=8"), "did you mean 'depth'?"),
+        (("resnet", "--set", "depth={choice: [8, 14]}"), "left open: 8 | 14"),
+        (("resnet", "--input", "3x32x32"), "--input takes 3,32,32; got '3x32x32'"),
+        (("torchvision/resnet81",), "did you mean torchvision/resnet18"),
+        (("my_models:build",), "--allow-import"),
+        (("resnet", "--data", "digitz"), "did you mean 'digits'?"),
+        ((str(QUICKSTART), "--data", "digits"), "a study file says itself what its models take"),
+        (("{name: resnet",), "MODEL is not YAML"),
+        (("nowhere.yaml",), "nowhere.yaml"),
+    ],
+)
+def test_mistakes(words: tuple[str, ...], told: str) -> None:
+    assert told in refused(*words)
+
+
+def test_a_model_that_cannot_take_the_samples_says_how_to_say_which() -> None:
+    with pytest.raises(StudyError, match="--input"):
+        layers_of("torchvision/inception_v3", [], Inputs())

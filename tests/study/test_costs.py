@@ -1,0 +1,320 @@
+"""What students cost, and whether what is to be measured can be, before anything starts."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+import torch
+from torch import nn
+
+from raykd.architecture import MODELS, Mlp, Resnet, Task, anatomy, onnx_runtime
+from raykd.architecture.latency import Latency, Timing
+from raykd.architecture.memory import peak_memory
+from raykd.problems import Infeasible, StudyError
+from raykd.report.view import COSTS as SHOWN
+from raykd.schemes.reuse import Reusing
+from raykd.study import costs
+from raykd.study.costs import COSTS, MEASURED, Costs, asked, costs_of, counted, described
+from raykd.study.measured import check_measured
+from raykd.study.opened import OpenStudy, anatomies
+from raykd.study.pairing import resolve_pairs
+from raykd.study.rules import OBJECTIVES
+from raykd.study.schema import Cost, Search, Study
+from written import BASE, opened
+
+TASK = Task((1, 8, 8), 10)
+
+OPEN = BASE.replace("width: 4\n", "width: {choice: [4, 8]}\n")
+SEARCH = "search: {latency: {seconds: 0.01, batch: 4}, "
+
+
+def searching(settings: str, text: str = OPEN) -> OpenStudy:
+    return opened(text + SEARCH + settings + "}\n")
+
+
+@pytest.fixture
+def stopwatch(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Cost, nn.Module]]:
+    """Measures nothing: a network takes a millisecond for 10,000 parameters, in ONNX Runtime
+    half of it.  Tells what was asked for."""
+    told: list[tuple[Cost, nn.Module]] = []
+
+    def timing(cost: Cost, network: nn.Module, task: Task, how: Latency) -> Timing:
+        told.append((cost, network))
+        takes = sum(p.numel() for p in network.parameters()) / 10_000
+        return Timing(takes / 2 if cost.startswith("onnx") else takes, 0.01, 9, 10)
+
+    monkeypatch.setattr(costs, "timing", timing)
+    return told
+
+
+def student(study: OpenStudy, width: int = 4, **fields: Any) -> Study:
+    model = Resnet(depth=8, width=width)
+    return replace(study.settings, student=replace(study.settings.student, model=model), **fields)
+
+
+# Which are known
+
+
+def test_every_cost_is_an_objective_and_is_shown() -> None:
+    assert get_args(Cost) == COSTS == SHOWN
+    assert all(OBJECTIVES[cost] == "min" for cost in COSTS)
+
+
+def test_only_what_is_asked_for_is_looked_at() -> None:
+    assert asked(Search()) == ("params", "macs")
+    assert described(Search()) == ""
+    search = searching(
+        "objectives: {val_accuracy: max, onnx_latency: min}, constraints: {memory: {max: 9e9}}, "
+        "measure: [latency]"
+    ).settings.search
+    assert asked(search) == ("params", "macs", "memory", "latency", "onnx_latency")
+    assert described(search).startswith("latency, onnx_latency on cpu: ")
+    assert described(search).endswith(
+        "1 thread, batches of 1 and 4, float32, before a trial starts"
+    )
+
+
+def test_costs_of_a_model() -> None:
+    model = Resnet(depth=8, width=4)
+    quick = Latency(seconds=0.01, batch=3)
+    found = costs_of(model, TASK, ("latency", "memory", "params", "macs"), quick)
+    assert list(found) == ["params", "macs", "memory", "latency"]
+    assert found["params"] == anatomy(model, TASK).params
+    assert found["memory"] == peak_memory(model.build(TASK), TASK)
+    assert 0 < found["latency"] < 100
+
+
+def test_memory_bounds_students() -> None:
+    study = opened(OPEN)
+    small, large = (
+        counted(
+            replace(student(study, width), search=Search(measure=("memory",))),
+            anatomy(Resnet(depth=8, width=width), TASK),
+            TASK,
+        )["memory"]
+        for width in (4, 8)
+    )
+    bounded = opened(OPEN + f"search: {{constraints: {{memory: {{max: {small:.0f}}}}}}}\n")
+    drawn = {bounded.sample(seed, TASK).student.model for seed in range(8)}
+    assert drawn == {Resnet(depth=8, width=4)}
+    with pytest.raises(
+        StudyError,
+        match=r"search.constraints.memory: no architecture of this space "
+        r"has memory <= 1,000; the smallest found has \d",
+    ):
+        opened(OPEN + "search: {constraints: {memory: {max: 1000}}}\n")
+    assert small < large
+
+
+# Measured ones
+
+
+def test_each_network_is_measured_once(stopwatch: list[Any]) -> None:
+    study = searching("objectives: {latency: min}, measure: [onnx_batch_latency]")
+    known = Costs(study.settings.search, TASK)
+    one, two = student(study), student(study, 8)
+    for _ in range(2):
+        assert known.of(one)["latency"] == 2 * known.of(one)["onnx_batch_latency"] == 0.5142
+        assert known.of(two)["latency"] > 1
+    assert [cost for cost, _ in stopwatch] == ["latency", "onnx_batch_latency"] * 2
+    tags = known.tags(one)
+    assert tags["params"] == "5142"
+    assert tags["latency"] == "0.5142 ms (IQR 0.01, 9 of 10 runs)"
+    assert tags["latency_on"].startswith("cpu: ")
+    assert "latency_on" not in Costs(Search(), TASK).tags(one)
+
+
+def test_a_resumed_search_has_the_same_figures(stopwatch: list[Any], tmp_path: Path) -> None:
+    study = searching("objectives: {latency: min}")
+    file = tmp_path / "latency.json"
+    first = Costs(study.settings.search, TASK)
+    before = first.of(student(study))  # measured before there was a folder
+    first.keep_in(file)
+    first.of(student(study, 8))
+    again = Costs(study.settings.search, TASK)
+    again.keep_in(file)
+    assert again.of(student(study)) == before
+    again.of(student(study, 8))
+    assert len(stopwatch) == 2
+
+
+def test_figures_of_another_machine_do_not_compare(stopwatch: list[Any], tmp_path: Path) -> None:
+    study = searching("objectives: {latency: min}")
+    file = tmp_path / "latency.json"
+    known = Costs(study.settings.search, TASK)
+    known.of(student(study))
+    known.keep_in(file)
+    told = json.loads(file.read_text())
+    file.write_text(json.dumps({**told, "on": "cpu: a better one, 1 thread"}))
+    with pytest.raises(
+        StudyError, match="measured latencies on cpu: a better one, 1 thread; here "
+    ):
+        Costs(study.settings.search, TASK).keep_in(file)
+    nothing = Costs(Search(), TASK)
+    nothing.keep_in(tmp_path / "none.json")
+    assert not (tmp_path / "none.json").exists()
+
+
+def test_a_bound_on_what_is_measured(stopwatch: list[Any]) -> None:
+    study = searching("constraints: {latency: {max: 0.6}}")
+    known = Costs(study.settings.search, TASK)
+    known.check(student(study))
+    with pytest.raises(Infeasible, match=r"^latency 1\.9\d* > 0\.6$"):
+        known.check(student(study, 8))
+
+
+def test_what_cannot_be_measured_is_infeasible(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: Any) -> Timing:
+        raise ValueError("it cannot be exported to ONNX: no such operator\nmore")
+
+    monkeypatch.setattr(costs, "timing", refuse)
+    study = searching("measure: [onnx_latency]")
+    known = Costs(study.settings.search, TASK)
+    said = "onnx_latency cannot be measured: it cannot be exported to ONNX: no such operator$"
+    with pytest.raises(Infeasible, match=said):
+        known.check(student(study))
+    assert "onnx_latency" not in known.of(student(study))
+    assert known.tags(student(study))["onnx_latency"].startswith("it cannot be exported")
+
+
+def test_what_is_measured_is_what_is_deployed(stopwatch: list[Any]) -> None:
+    text = OPEN.replace("      name: kd\n      temperature: 4\n", "      name: simkd\n")
+    study = searching("measure: [latency]", text)
+    one = student(study)
+    made, teachers = anatomies(one, TASK)
+    one = resolve_pairs(one, made, teachers, TASK.classes)
+    known = Costs(study.settings.search, TASK)
+    assert known.of(one)["latency"] == known.of(one)["params"] / 10_000
+    [(_, network)] = stopwatch
+    assert isinstance(network, Reusing)
+    alone = replace(one, knowledge=())
+    assert known.of(alone)["latency"] != known.of(one)["latency"]
+
+
+def test_what_is_converted_is_measured_converted(stopwatch: list[Any]) -> None:
+    study = searching("measure: [latency, memory]")
+    quantised = MODELS["quantised"](of=Resnet(depth=8, width=4))
+    one = replace(study.settings, student=replace(study.settings.student, model=quantised))
+    Costs(study.settings.search, TASK).of(one)
+    [(_, network)] = stopwatch
+    assert any(b.dtype == torch.int8 for b in network.buffers())
+
+
+def test_random_numbers_stay_as_they_are(stopwatch: list[Any]) -> None:
+    study = searching("measure: [latency]")
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    Costs(study.settings.search, TASK).of(student(study))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+# Before anything starts
+
+
+def checked(settings: str, text: str = OPEN) -> None:
+    checked_text(text + SEARCH + settings + "}\n")
+
+
+def test_nothing_is_measured_where_nothing_is_asked_for(stopwatch: list[Any]) -> None:
+    checked("constraints: {params: {max: 1_000_000}, memory: {max: 1_000_000}}")
+    assert not stopwatch
+
+
+def test_one_student_is_measured_to_see_that_it_can_be(stopwatch: list[Any]) -> None:
+    checked("objectives: {latency: min, onnx_latency: min}")
+    assert [cost for cost, _ in stopwatch] == ["latency", "onnx_latency"]
+
+
+def test_a_bound_that_a_student_keeps(stopwatch: list[Any]) -> None:
+    checked("constraints: {latency: {max: 0.6}, onnx_latency: {min: 0.5}}")
+    assert len(stopwatch) == 4
+
+
+MISTAKES = [
+    (
+        "constraints: {latency: {max: 0.1}}",
+        r"search.constraints.latency: no student measured has latency <= 0.1 ms; the quickest of 2 "
+        r"takes 0.5142 ms\n    -> raise it",
+    ),
+    (
+        "constraints: {onnx_latency: {min: 70}}",
+        r"no student measured has onnx_latency >= 70 ms; the slowest of 2 takes 0.9\d+ ms",
+    ),
+    (
+        "objectives: {latency: min}, latency: {device: cuda}",
+        r"search.latency.device: latency is to be measured on 'cuda', and the machine the search "
+        r"is started on has no CUDA device\n    -> take one it has",
+    ),
+    (
+        "measure: [onnx_latency], latency: {threads: 99999}",
+        r"search.latency.threads: 99999 threads on a machine of \d+ CPUs\n    -> at most \d",
+    ),
+    ("latency: {device: gpu}", r"search.latency.device: unknown device 'gpu'; there are cpu, cuda"),
+    ("latency: {device: 'cuda:x'}", r"search.latency.device: unknown device 'cuda:x'"),
+    ("latency: {batch: 1}", r"search.latency.batch: got 1; must be >= 2"),
+    ("latency: {seconds: 0}", r"search.latency.seconds: got 0; must be > 0"),
+    ("measure: [latncy]", r"search.measure\[0\]: got 'latncy'; must be .*\n.*mean 'latency'"),
+    ("measure: [val_loss]", r"search.measure\[0\]: got 'val_loss'; must be 'params', "),
+    ("objectives: {latency: max}", r"search.objectives.latency: got 'max'; less is better"),
+    (
+        "constraints: {latency: {min: 0.5, max: 0.25}}",
+        r"search.constraints.latency: reversed bounds: min 0.5 is greater than max 0.25",
+    ),
+]
+
+
+@pytest.mark.parametrize(("settings", "said"), MISTAKES, ids=[said[:40] for _, said in MISTAKES])
+def test_mistakes(
+    settings: str, said: str, stopwatch: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    text = OPEN + "search: {" + settings + "}\n"
+    with pytest.raises(StudyError, match=said):
+        checked_text(text)
+
+
+def checked_text(text: str) -> None:
+    study = opened(text)
+    check_measured(study, TASK, Costs(study.settings.search, TASK))
+
+
+def test_packages_that_are_not_installed(
+    stopwatch: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        onnx_runtime.importlib.util,
+        "find_spec",
+        lambda name: None if name == "onnxruntime" else find(name),
+    )
+    said = (
+        r"search.objectives.onnx_latency: latency in ONNX Runtime needs onnxruntime, which is not "
+        r"installed\n    -> install raykd\[onnx\]"
+    )
+    with pytest.raises(StudyError, match=said):
+        checked("objectives: {latency: min, onnx_latency: min}")
+    checked("objectives: {latency: min}")
+
+
+def test_students_of_which_none_can_be_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: Any) -> Timing:
+        raise ValueError("no such operator")
+
+    monkeypatch.setattr(costs, "timing", refuse)
+    said = (
+        r"search.measure: batch_latency cannot be measured of the 2 student\(s\) looked at: no such"
+    )
+    with pytest.raises(StudyError, match=said):
+        checked("measure: [batch_latency]")
+
+
+def test_models_of_other_shapes_are_measured_by_their_own_figures() -> None:
+    quick = Latency(seconds=0.02)
+    small = costs_of(Mlp(depth=1, width=8), TASK, MEASURED[:2], quick)
+    large = costs_of(Mlp(depth=4, width=1024), TASK, MEASURED[:2], quick)
+    assert all(2 * small[cost] < large[cost] for cost in MEASURED[:2])

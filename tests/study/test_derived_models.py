@@ -1,0 +1,151 @@
+"""What a study says of students made of the teacher, and whom they inherit from."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from derived_studies import KD, derived_study, open_derived
+from raykd.architecture import Resnet, Task
+from raykd.architecture.derived import FewerLayers, LowRank, Quantised
+from raykd.problems import StudyError
+from raykd.schemes import Preparation
+from raykd.study.schema import Student, plain, read_study
+from raykd.study.teachers import needed_by, teachers_of
+from raykd.training.teacher import preparation_key
+
+KINDS = ("fewer_layers", "fewer_channels", "low_rank", "compact", "quantised", "same")
+TASK = Task((1, 8, 8), 10)
+
+
+# What a study says
+
+
+def test_what_is_left_open_is_the_teachers_model() -> None:
+    study = derived_study(model={"name": "quantised", "of": {"name": "low_rank"}})
+    assert study.teacher is not None
+    assert study.student == Student(model=Quantised(of=LowRank(of=study.teacher.model)))
+    assert read_study(plain(study)) == study
+    named = {"name": "fewer_layers", "of": {"name": "resnet", "depth": 20}}
+    assert derived_study(model=named).student.model == FewerLayers(of=Resnet(depth=20))
+
+
+def test_every_kind_in_one_space() -> None:
+    study = open_derived("knowledge[1].pairs={pairing: {hint: auto, guided: auto, max: 1}}")
+    drawn = [study.sample(seed, TASK) for seed in range(30)]
+    assert {one.student.model.name for one in drawn} == set(KINDS)
+    for one in drawn:
+        assert one.teacher is not None
+        assert one.student.model.origin == one.teacher.model
+        flat = study.flat(one)
+        inner = (
+            "student.model.of.of" if one.student.model.name == "quantised" else "student.model.of"
+        )
+        assert flat[inner] == "resnet" and flat[f"{inner}.depth"] == 14
+
+
+def test_the_source_follows_a_teacher_that_is_open() -> None:
+    study = open_derived("teacher.model.depth={choice: [14, 20]}", "student.model=low_rank")
+    drawn = [study.sample(seed, TASK) for seed in range(12)]
+    assert {one.student.model.of.depth for one in drawn} == {14, 20}  # type: ignore[union-attr]
+    assert all(one.student.model.of == one.teacher.model for one in drawn)  # type: ignore[union-attr]
+
+
+def test_a_teacher_that_is_itself_derived() -> None:
+    model = {"name": "fewer_layers", "of": {"name": "resnet", "depth": 20, "width": 4}}
+    teacher = {"model": model, "train": {"epochs": 1}}
+    study = derived_study(model={"name": "low_rank"}, teacher=teacher)
+    assert study.teacher is not None and study.student.model.origin == study.teacher.model
+    (own,) = needed_by(study)
+    assert own.model == study.teacher.model and own.needs == ()
+    assert read_study(plain(study)) == study
+
+
+WRONG = [
+    (
+        ("teacher=null", "student.model=low_rank", "scheme=alone", "knowledge=[]"),
+        "student.model.of: nothing says what 'low_rank' is derived from: `of` is null, and the "
+        "study has no teacher\n    -> name the teacher's `model`, or name a model under `of`",
+    ),
+    (
+        (
+            "teacher={weights: 'models:/m@champion'}",
+            "student.model={name: quantised, of: compact}",
+            "knowledge=[{loss: kd}]",
+        ),
+        "student.model.of.of: nothing says what 'compact' is derived from: `of` is null, and the "
+        "teacher is given by `weights` alone",
+    ),
+    (
+        ("teacher.model=fewer_layers", "student.model={name: mlp}"),
+        "teacher.model.of: nothing says what 'fewer_layers' is derived from: `of` is null, and it "
+        "is the teacher itself\n    -> name a model under `of`",
+    ),
+    (("student.model={name: low_rank, rank: 0}",), "student.model.rank: got 0; must be > 0"),
+    (
+        ("student.model={name: fewer_layers, keep: 1.5}",),
+        "student.model.keep: got 1.5; must be <= 1",
+    ),
+    (
+        ("student.model={name: same, of: {name: resnet, depth: 15}}",),
+        "student.model.of.depth: a resnet's depth, with 3 stages of basic blocks, is 6n+2",
+    ),
+    (
+        ("teacher.model={name: mlp}", "student.model=compact"),
+        "student.model: mlp has no dense convolution that `compact` could exchange",
+    ),
+    (
+        ("teacher.model={name: resnet, depth: 8}", "student.model={name: fewer_layers}"),
+        "student.model: resnet has no blocks that could be left out",
+    ),
+    (
+        ("teacher.model={name: shufflenet_v1}", "student.model=fewer_channels"),
+        "student.model: the channels of shufflenet_v1 cannot be pruned by 0.5",
+    ),
+]
+
+
+@pytest.mark.parametrize(("overrides", "message"), WRONG, ids=[row[1][:45] for row in WRONG])
+def test_mistakes_are_told_before_anything_starts(overrides: Any, message: str) -> None:
+    with pytest.raises(StudyError) as caught:
+        open_derived(*overrides)
+    (problem,) = caught.value.problems
+    assert message in str(problem)
+
+
+# Who is inherited from
+
+
+def test_the_teacher_reaches_every_scheme() -> None:
+    teacher = derived_study().teacher
+    assert teacher is not None and teacher.train is not None
+    own = Preparation(model=teacher.model, weights=None, train=teacher.train, seed=0)
+    assert needed_by(derived_study()) == (own,)
+    assert teachers_of(derived_study()) == ()
+    for scheme in ("dml", "byot", "one"):
+        assert needed_by(derived_study(scheme={"name": scheme})) == (own,)
+    assert needed_by(derived_study(scheme={"name": "offline"}, knowledge=KD)) == (own, own)
+    fresh = derived_study(model={"name": "fewer_layers", "inherit": False})
+    assert needed_by(fresh) == ()
+    other = derived_study(model={"name": "fewer_layers", "of": {"name": "resnet", "depth": 20}})
+    assert needed_by(other) == () and other.student.model.build(TASK)
+
+
+def test_networks_before_the_student_inherit_too() -> None:
+    own = needed_by(derived_study())[-1]
+    (first,) = teachers_of(derived_study(scheme={"name": "born_again"}))
+    assert (
+        first.model == derived_study().student.model
+        and first.origin == own
+        and first.needs == (own,)
+    )
+    chain = [{"model": {"name": "low_rank", "rank": 0.5}}]
+    (assistant,) = teachers_of(
+        derived_study(scheme={"name": "assistant", "chain": chain}, knowledge=KD)
+    )
+    assert assistant.origin == own and assistant.needs == (own, own)
+    study = derived_study()
+    other = replace(first, origin=replace(own, seed=5))
+    assert preparation_key(first, study, "x") != preparation_key(other, study, "x")

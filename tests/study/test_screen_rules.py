@@ -1,0 +1,162 @@
+"""Mistakes about screens, each told before anything starts, and what `validate` says of one."""
+
+from __future__ import annotations
+
+import pytest
+from rich.console import Console
+
+from raykd.architecture import Task, Text
+from raykd.architecture.screens import SCREENS, Ranking, Unscreened
+from raykd.problems import StudyError
+from raykd.study.explain import explain
+from raykd.study.files import parse_document
+from raykd.study.load import open_study
+from raykd.study.opened import OpenStudy
+from raykd.study.screens import kept, task_findings, within_bins_of
+
+STUDY = """\
+name: screened
+data: {name: digits, limit: 160}
+teacher:
+  model: {name: mlp, depth: 2, width: 32}
+student:
+  model: {name: mlp, depth: {choice: [1, 2]}, width: {int: [8, 24], step: 8}}
+knowledge: [{loss: {name: kd}}]
+train: {epochs: 1}
+search:
+  objectives: {val_accuracy: max}
+  screen: {name: naswot, keep: 3}
+  trials: 6
+"""
+TASK = Task((1, 8, 8), 10)
+
+
+def opened(*overrides: str, text: str = STUDY) -> OpenStudy:
+    return open_study(parse_document(text, "study.yaml").with_overrides(overrides))
+
+
+def complaint(*overrides: str, text: str = STUDY) -> str:
+    with pytest.raises(StudyError) as caught:
+        opened(*overrides, text=text)
+    [problem] = caught.value.problems
+    return str(problem)
+
+
+MISTAKES: dict[str, tuple[tuple[str, ...], str]] = {
+    "unknown": (
+        ("search.screen={name: naswat}",),
+        "search.screen.name: unknown screen 'naswat'; there are diswot, macs, naswot, "
+        "none, params, zen",
+    ),
+    "unknown key": (
+        ("search.screen={name: naswot, candidate: 20}",),
+        "search.screen.candidate: unknown key `candidate`; screen 'naswot' has name, candidates,",
+    ),
+    "grid": (
+        ("search.sampler=grid",),
+        "search.screen: sampler 'grid' tries every point, whatever a screen says\n"
+        "    -> remove `screen`, or take another sampler",
+    ),
+    "more than trials": (
+        ("search.screen.keep=7",),
+        "search.screen.keep: 7 architectures cannot be kept for 6 trials\n"
+        "    -> lower it, or raise search.trials",
+    ),
+    "more than candidates": (
+        ("search.screen.candidates=2",),
+        "search.screen.keep: 3 of 2 candidates cannot be kept\n"
+        "    -> lower it, or raise `candidates`",
+    ),
+    "params, an objective": (
+        ("search.screen={name: params}", "search.objectives={val_accuracy: max, params: min}"),
+        "search.screen: 'params' cannot rank students that are compared at equal params "
+        "(`params` is an objective)\n    -> take naswot, zen or diswot, or write `per_cost: none`",
+    ),
+    "macs within macs": (
+        ("search.screen={name: macs, per_cost: macs}",),
+        "search.screen: 'macs' cannot rank students that are compared at equal macs\n",
+    ),
+    "no teacher": (
+        ("search.screen={name: diswot}", "teacher=null", "scheme={name: alone}", "knowledge=[]"),
+        "search.screen: 'diswot' compares students with the teacher's model, which is not given\n"
+        "    -> give `teacher: {model: ...}`, or take naswot, zen, params or macs",
+    ),
+    "many teachers": (
+        (
+            "search.screen={name: diswot}",
+            "teacher={model: {name: mlp, depth: {choice: [1, 2]}}, train: {epochs: 1}}",
+        ),
+        "search.screen: 'diswot' compares with one teacher; this space has 2\n",
+    ),
+    "one student": (
+        ("student.model={name: mlp, depth: 1, width: 8}", "scheme={choice: [offline, alone]}"),
+        "search.screen: there is one student in this space, so there is nothing to rank\n"
+        "    -> leave something of `student.model` open, or remove `screen`",
+    ),
+    "left open": (
+        ("search.screen={choice: [naswot, zen]}",),
+        "search.screen: `choice` cannot stand under `search`, which is the same for all trials",
+    ),
+    "out of range": (
+        ("search.screen={name: zen, alpha: 0}",),
+        "search.screen.alpha: got 0; must be > 0",
+    ),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_mistakes(mistake: str) -> None:
+    overrides, said = MISTAKES[mistake]
+    assert said in complaint(*overrides)
+
+
+def test_noise_cannot_be_made_of_texts() -> None:
+    search = opened("search.screen={name: zen}").settings.search
+    words = Task((12,), 3, Text(vocabulary=50))
+    [finding] = task_findings(search, words)
+    assert str(finding).startswith("search.screen: screen 'zen' feeds networks with noise")
+    assert list(task_findings(search, TASK)) == []
+
+
+def test_none_is_the_default_and_a_bare_name_will_do() -> None:
+    text = STUDY.replace("  screen: {name: naswot, keep: 3}\n", "")
+    assert opened(text=text).settings.search.screen == Unscreened()
+    assert opened("search.screen=zen", text=text).settings.search.screen == SCREENS["zen"]()
+
+
+@pytest.mark.parametrize(
+    ("keep", "trials", "expected"), [(None, 6, 3), (None, 1, 1), (4, 6, 4), (4, 2, 2)]
+)
+def test_how_many_go_first(keep: int | None, trials: int, expected: int) -> None:
+    assert kept(Ranking(name="some", keep=keep), trials) == expected
+
+
+def test_the_first_cost_among_the_objectives_parts() -> None:
+    how = Ranking(name="some")
+    assert within_bins_of(how, {"val_accuracy": "max", "macs": "min"}) == "macs"
+    assert within_bins_of(how, {"macs": "min", "params": "min"}) == "params"
+    assert within_bins_of(how, {"val_accuracy": "max"}) == ""
+
+
+def told(study: OpenStudy) -> str:
+    console = Console(width=300)
+    with console.capture() as capture:
+        console.print(explain(study, TASK).render())
+    return capture.get()
+
+
+def test_validate_says_what_will_be_ranked_and_how_long_that_takes() -> None:
+    found = explain(opened(), TASK).screen
+    head = "naswot: students of 6 random points are ranked, the best 3 are tried first; about "
+    assert found.startswith(head) and found.endswith(" s")
+    assert head in told(opened())
+
+
+def test_validate_says_how_they_are_parted() -> None:
+    found = explain(opened("search.objectives={val_accuracy: max, macs: min}"), TASK).screen
+    assert "are ranked in 3 bins of like macs, the best 3" in found
+
+
+def test_validate_says_nothing_where_nothing_is_ranked() -> None:
+    assert explain(opened("search.screen=none"), TASK).screen == ""
+    assert "screen" not in told(opened("search.screen=none", "name=plain"))

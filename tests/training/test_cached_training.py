@@ -1,0 +1,218 @@
+"""Trainings that read their teacher's outputs come to what those with a live teacher come to."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from cache_cases import EPOCHS, LAYERS, built, cropped, data, described
+from raykd.data import Batches
+from raykd.knowledge import LOSSES, Pair, Term
+from raykd.schemes import LiveTeacher, MultiTeacher, Teacher
+from raykd.study.schema import Cache, Study
+from raykd.training.assembly import task_of
+from raykd.training.at_hand import TeacherAtHand
+from raykd.training.cache import CachedTeacher, Outputs
+from raykd.training.loop import Training
+from training_cases import (
+    assert_same,
+    scheme_of,
+    teacher,
+    teacher_model,
+    teachers,
+    untaught,
+    untimed,
+    weights,
+)
+
+
+@pytest.fixture(scope="module")
+def outputs(tmp_path_factory: pytest.TempPathFactory) -> Outputs:
+    study = cropped()
+    return built(tmp_path_factory.mktemp("kept"), study, described(study, LAYERS))
+
+
+class Untouchable(nn.Module):
+    """Stands for a network that must not even be loaded."""
+
+
+def never() -> nn.Module:
+    raise AssertionError("the teacher's network was asked for")
+
+
+def finished(study: Study, teacher: Any, **settings: Any) -> Training:
+    training = Training(study, data(), seed=5, teacher=teacher, **settings)
+    while training.epoch < training.epochs:
+        training.run_epoch()
+    return training
+
+
+def assert_near(cached: Training, live: Training) -> None:
+    """The same up to what other batches' rounding may do."""
+    for ours, theirs in zip(cached.history, live.history, strict=True):
+        assert untimed(ours) == pytest.approx(untimed(theirs), rel=1e-3, abs=1e-4)
+
+
+@pytest.mark.parametrize("name", list(LOSSES.members))
+def test_with_every_loss(name: str, outputs: Outputs) -> None:
+    study = cropped(Term(loss=LOSSES[name]()))
+    live = finished(study, teacher())
+    lends = LOSSES[name].deploys
+    kept = TeacherAtHand(teacher() if lends else never, outputs)
+    assert_near(finished(study, kept), live)
+
+
+def test_it_is_the_same_to_the_bit(outputs: Outputs) -> None:
+    """On the CPU, in float32, with samples that rounding cannot tell apart by their batch."""
+    study = cropped(Term(loss=LOSSES["kd"]()), Term(loss=LOSSES["hint"]()))
+    cached, live = finished(study, TeacherAtHand(never, outputs)), finished(study, teacher())
+    for ours, theirs in zip(cached.history, live.history, strict=True):
+        assert untimed(ours) == pytest.approx(untimed(theirs), rel=1e-6)
+
+
+@pytest.mark.parametrize("scheme", ["offline", "multi_teacher"])
+def test_with_several_teachers_each_its_own(scheme: str, outputs: Outputs, tmp_path: Path) -> None:
+    study = dataclasses.replace(cropped(), scheme=scheme_of(scheme))
+    live = finished(study, teachers(study))
+    kept = [TeacherAtHand(never, outputs), *teachers(study)[1:]]
+    assert_near(finished(study, kept), live)
+
+
+def test_a_teacher_twice_is_itself_twice(outputs: Outputs) -> None:
+    own = Teacher(model=teacher_model())
+    study = dataclasses.replace(cropped(), scheme=MultiTeacher(others=(own,), combine="confidence"))
+    kept = TeacherAtHand(never, outputs)
+    assert_near(finished(study, [kept, kept]), finished(study, [teacher(), teacher()]))
+
+
+def test_layers_that_are_not_kept_are_run_no_further_than_needed(tmp_path: Path) -> None:
+    pairs = tuple(Pair(hint=name, guided=name) for name in ("stage1", "stage2"))
+    study = cropped(Term(loss=LOSSES["kd"]()), Term(loss=LOSSES["hint"](), pairs=pairs))
+    some = built(tmp_path, study, described(study, ("stage2",)))
+    network = untaught(teacher_model(), 8)
+    network.load_state_dict(teacher().state_dict())
+    ran: list[str] = []
+    for name, module in network.named_modules():
+        module.register_forward_hook(lambda *_, name=name: ran.append(name))
+    training = Training(study, data(), seed=5, teacher=TeacherAtHand(network, some))
+    training.run_epoch()
+    ran.clear()  # the first forward goes to the end, to see where the layers lie
+    training.run_epoch()
+    source = training.distiller.teacher
+    assert isinstance(source, CachedTeacher) and source.layers == ("stage2",)
+    assert ran and not any("2" in name.split(".")[0] for name in ran), ran
+    assert_near(training, finished(study, teacher()))
+
+
+def test_live_forwards_end_early_where_nobody_reads_the_logits() -> None:
+    pair = (Pair(hint="stage1", guided="stage1"),)
+    hint = Term(loss=LOSSES["hint"](), pairs=pair)
+    for terms, wanted in (((hint,), False), ((hint, Term(loss=LOSSES["kd"]())), True)):
+        training = Training(cropped(*terms), data(), seed=0, teacher=teacher())
+        source = training.distiller.teacher
+        assert isinstance(source, LiveTeacher) and source.logits == wanted
+
+
+@pytest.mark.parametrize("name", [n for n, loss in LOSSES.members.items() if not loss.reads_logits])
+def test_losses_that_say_so_never_look_at_the_logits(name: str) -> None:
+    """They get none, and come to the same as with all of them."""
+    study = cropped(Term(loss=LOSSES[name]()), epochs=1)
+    training = Training(study, data(), seed=5, teacher=teacher())
+    source = training.distiller.teacher
+    assert isinstance(source, LiveTeacher) and not source.logits
+    whole = Training(study, data(), seed=5, teacher=teacher())
+    in_full = LiveTeacher(teacher(), source._watched._taps.names, task_of(data()))
+    vars(whole.distiller)["teacher"] = in_full
+    ours, theirs = training.run_epoch(), whole.run_epoch()
+    assert untimed(ours) == pytest.approx(untimed(theirs), rel=1e-5)
+
+
+MISFITS: dict[str, tuple[dict[str, Any], str]] = {
+    "seed": ({"cache": Cache(dtype="fp32", seed=6)}, "their views are of seed 5"),
+    "augment": ({"augment": ()}, "augmented otherwise"),
+    "epochs": ({"epochs": EPOCHS + 1}, "they hold 2 views, and the training shows 3"),
+}
+
+
+@pytest.mark.parametrize("name", MISFITS)
+def test_outputs_of_something_else_are_not_read(
+    name: str, outputs: Outputs, caplog: pytest.LogCaptureFixture
+) -> None:
+    changed, why = MISFITS[name]
+    study = cropped()
+    if "augment" in changed:
+        source = dataclasses.replace(study.data, augment=changed["augment"])
+        study = dataclasses.replace(study, data=source)
+    if "cache" in changed:
+        study = dataclasses.replace(study, cache=changed["cache"])
+    if "epochs" in changed:
+        train = dataclasses.replace(study.train, epochs=changed["epochs"])
+        study = dataclasses.replace(study, train=train)
+    with caplog.at_level(logging.WARNING, logger="raykd"):
+        training = Training(study, data(), seed=5, teacher=TeacherAtHand(teacher(), outputs))
+    assert isinstance(training.distiller.teacher, LiveTeacher)
+    assert why in caplog.text and "run live" in caplog.text
+
+
+def test_few_views_come_again(outputs: Outputs) -> None:
+    """With `views: 2` the third epoch shows what the first did, live or not."""
+    study = cropped(epochs=3, cache=Cache(dtype="fp32", seed=5, views=2))
+    cached = finished(study, TeacherAtHand(never, outputs))
+    assert_near(cached, finished(study, teacher()))
+    other = finished(dataclasses.replace(study, cache=Cache(seed=5)), teacher())
+    assert other.history[1]["train_loss"] == cached.history[1]["train_loss"]
+    assert other.history[2]["train_loss"] != cached.history[2]["train_loss"]
+
+
+def test_views_are_a_function_of_their_own_seed() -> None:
+    """Two trainings of other seeds see other orders and the same views."""
+
+    def seen(seed: int, view_seed: int | None) -> dict[int, torch.Tensor]:
+        batches = Batches(
+            data().train,
+            dataset=data(),
+            batch_size=16,
+            seed=seed,
+            shuffle=True,
+            augment=cropped().data.augment,
+            view_seed=view_seed,
+        )
+        pictures: dict[int, torch.Tensor] = {}
+        for batch in batches.epoch(3, 1):
+            assert batch.view == 1 and isinstance(batch.inputs, torch.Tensor)
+            pictures |= dict(zip(batch.index.tolist(), batch.inputs, strict=True))
+        return pictures
+
+    first, second, third = seen(0, 7), seen(1, 7), seen(1, 8)
+    assert list(first) != list(second) and first.keys() == second.keys()
+    assert all(torch.equal(first[index], second[index]) for index in first)
+    assert not all(torch.equal(first[index], third[index]) for index in first)
+    alone = seen(1, None)
+    assert all(torch.equal(alone[index], picture) for index, picture in seen(0, 1).items())
+
+
+def test_a_student_goes_on_from_a_saved_state(outputs: Outputs) -> None:
+    study = cropped(Term(loss=LOSSES["kd"]()), Term(loss=LOSSES["hint"]()))
+    whole = finished(study, TeacherAtHand(never, outputs))
+    first = Training(study, data(), seed=5, teacher=TeacherAtHand(never, outputs))
+    first.run_epoch()
+    second = Training(study, data(), seed=5, teacher=TeacherAtHand(never, outputs))
+    second.load_state(first.state())
+    second.run_epoch()
+    assert_same(weights(second.student), weights(whole.student))
+
+
+def test_shards_of_any_size_show_the_same(tmp_path: Path) -> None:
+    study = cropped()
+    whole = built(tmp_path, study, described(study, ("stage2",), shard_rows=96))
+    parts = built(tmp_path, study, described(study, ("stage2",), shard_rows=7))
+    batches = Batches(data().train, dataset=data(), batch_size=32, seed=0, shuffle=True)
+    for batch in batches.epoch(1):
+        for name in ("@logits", "stage2"):
+            assert torch.equal(whole.take(name, batch), parts.take(name, batch))

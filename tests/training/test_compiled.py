@@ -1,0 +1,62 @@
+"""Students compiled by torch.compile learn what uncompiled ones do; needs a C++ compiler."""
+
+from __future__ import annotations
+
+import pickle
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+import torch
+
+from raykd.architecture import Resnet
+from raykd.knowledge import LOSSES, Pair, Term
+from raykd.study.schema import Student, Study
+from raykd.training.loop import Training
+from training_cases import alone, digits, taught, teacher, weights
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(shutil.which("g++") is None, reason="there is no C++ compiler"),
+]
+
+
+@pytest.fixture(autouse=True)
+def fresh_compiler() -> Iterator[None]:
+    yield
+    torch.compiler.reset()
+
+
+def trained(study: Study, width: int = 16) -> Training:
+    study = replace(study, student=Student(model=Resnet(depth=8, width=width)))
+    needs = study.scheme.needs_teacher
+    training = Training(study, digits(), seed=0, teacher=teacher() if needs else None)
+    training.run_epoch()
+    return training
+
+
+def test_a_compiled_student_learns_the_same_and_can_be_kept() -> None:
+    plain, compiled = (trained(taught(compile=mode)) for mode in ("none", "default"))
+    assert compiled.student._compiled_call_impl is not None
+    for name in ("train_loss", "val_loss", "term_kd"):
+        assert compiled.history[0][name] == pytest.approx(plain.history[0][name], rel=1e-3)
+    assert weights(compiled.student).keys() == weights(plain.student).keys()
+    kept = pickle.loads(pickle.dumps(compiled.student)).eval()
+    pictures = torch.randn(4, 1, 8, 8)
+    expected = compiled.student.eval()._call_impl(pictures)
+    torch.testing.assert_close(kept(pictures), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_layers_of_a_compiled_student_are_still_seen() -> None:
+    term = Term(loss=LOSSES["hint"](), pairs=(Pair(hint="stage2", guided="stage2"),))
+    plain, compiled = (trained(taught(term, compile=mode)) for mode in ("none", "default"))
+    assert compiled.history[0]["term_hint"] == pytest.approx(
+        plain.history[0]["term_hint"], rel=1e-3
+    )
+
+
+def test_what_onednn_computes_wrong_is_not_compiled_on_a_cpu() -> None:
+    """The compiler would lay it out with the channels innermost (see raykd.training.layout)."""
+    training = trained(alone(compile="default"), width=4)
+    assert training.student._compiled_call_impl is None

@@ -1,0 +1,66 @@
+"""Students that start from their teacher's weights, trained without a search."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from derived_studies import KD, derived_study
+from raykd.architecture.derived import LowRank
+from raykd.data import Dataset
+from raykd.schemes import Alone, Assistant, BornAgain, Teacher
+from raykd.study.schema import plain
+from raykd.training.loop import Training
+from raykd.training.preparing import train_teachers
+
+
+@pytest.fixture(scope="module")
+def data() -> Dataset:
+    return derived_study().data.load()
+
+
+@pytest.mark.parametrize(
+    "scheme", [Alone(), BornAgain(), Assistant(chain=(Teacher(model=LowRank()),))], ids=str
+)
+def test_trained_in_a_notebook(scheme: Any, data: Dataset) -> None:
+    terms = KD if scheme.takes_knowledge else []
+    study = derived_study(scheme=plain(scheme), knowledge=terms)
+    known: dict[str, torch.nn.Module] = {}
+    networks = train_teachers(study, data, known=known)
+    training = Training(study, data, seed=0, teacher=networks)
+    teacher = networks[-1].state_dict()
+    ours = training.student.state_dict()
+    assert all(torch.equal(teacher[name], held) for name, held in ours.items())
+    training.run_epoch()
+    assert not all(torch.equal(teacher[n], h) for n, h in training.student.state_dict().items())
+
+
+def test_the_same_start_with_and_without_a_teacher(data: Dataset) -> None:
+    study = derived_study(scheme={"name": "offline"}, knowledge=KD)
+    (teacher, origin) = train_teachers(study, data)
+    assert teacher is origin
+    taught = Training(study, data, seed=3, teacher=[teacher, origin]).student.state_dict()
+    alone = replace(study, scheme=Alone(), knowledge=())
+    known = Training(study, data, seed=3, teacher=teacher).student.state_dict()
+    null = Training(alone, data, seed=3, teacher=origin).student.state_dict()
+    assert all(torch.equal(null[name], held) for name, held in taught.items())
+    assert all(torch.equal(known[name], held) for name, held in taught.items())
+    with pytest.raises(
+        ValueError, match="'fewer_layers' inherits from the study's trained teacher"
+    ):
+        Training(alone, data, seed=3)
+
+
+def test_a_training_goes_on_where_it_was(data: Dataset) -> None:
+    study = derived_study(model={"name": "quantised"}, train={"epochs": 2, "batch_size": 32})
+    networks = train_teachers(study, data)
+    whole, first, second = (Training(study, data, seed=1, teacher=networks) for _ in range(3))
+    whole.run_epoch()
+    first.run_epoch()
+    second.load_state(first.state())
+    assert whole.run_epoch()["val_loss"] == second.run_epoch()["val_loss"]
+    tensors = whole.student.state_dict()
+    assert all(torch.equal(tensors[n], held) for n, held in second.student.state_dict().items())
