@@ -63,7 +63,7 @@ class LiveDisplay(Display):
             self._news = True
         if event["event"] == "outputs" and event["status"] != "begun":
             self._console.print(Text(outputs_line(event), style="dim"))
-        if event["event"] in ("start", "packing"):
+        if event["event"] in ("start", "screen", "packing"):
             for line in first_lines(event):
                 self._console.print(Text(line, style="dim"))
         if event["event"] == "end" and event["status"] == "failed":

@@ -14,6 +14,8 @@ from raykd.report.cache import plan_lines
 from raykd.search.cluster import here, is_remote, plan_slots
 from raykd.search.driver import in_place, opened
 from raykd.search.packing import room
+from raykd.search.pairs.arms import arms_of
+from raykd.search.pairs.question import question_of
 from raykd.search.shelf import check_teacher_weights
 from raykd.study.costs import Costs
 from raykd.study.explain import explain
@@ -53,7 +55,23 @@ def explained(
     with in_place(study):
         check_measured(study, task, Costs(study.settings.search, task))
     found = explain(study, task, seed, None if data is None else len(data.train))
-    return Group(found.render(), Text(slots), *_outputs(study, task, data))
+    return Group(
+        found.render(), Text(slots), *_outputs(study, task, data), *_layer_study(study, task)
+    )
+
+
+def _layer_study(study: OpenStudy, task: Task) -> list[Text]:
+    """What `raykd pairs` would train, where the study can be one about its layers."""
+    try:
+        question = question_of(study, task)
+    except StudyError:
+        return []
+    how = study.settings.search.pairs
+    arms = arms_of(question, how)
+    trained = sum(not arm.why_not for arm in arms)
+    said = f"`raykd pairs` would train {trained} arms x {how.seeds} seeds"
+    left = len(arms) - trained
+    return [Text(f"pairs     {said}" + (f"; {left} arms cannot be trained" if left else ""))]
 
 
 def _slots(study: OpenStudy) -> str:

@@ -23,7 +23,13 @@ from raykd.training.storage import Storage
 
 
 class Chronicle(Protocol):
+    def write(self, event: str, **fields: Any) -> None: ...
+
     def tell(self, event: Mapping[str, Any]) -> None: ...
+
+
+SETTLED = ("kept", "found", "live")
+"""What stands in the study's run in MLflow: whether outputs are read, or why teachers are run."""
 
 
 @dataclass
@@ -168,8 +174,10 @@ class Caching:
         return self._shares(description, pupil, study, teacher)
 
     def _is_there(self, key: str) -> bool:
+        """Whether an entry of another study, or of this one before, is whole to the last byte;
+        what is not is taken out, to be computed anew."""
         if self._store.is_whole(key):
-            return True
+            return not self._store.verify(key)
         self._store.mend(key)
         return False
 
@@ -227,9 +235,14 @@ class Caching:
 
     def _tell(self, key: str, status: str, **more: Any) -> None:
         """Say it once."""
-        if self._chronicle is not None and (key, status) not in self._told:
-            self._told.add((key, status))
-            self._chronicle.tell({"event": "outputs", "key": key, "status": status, **more})
+        if self._chronicle is None or (key, status) in self._told:
+            return
+        self._told.add((key, status))
+        self._chronicle.tell({"event": "outputs", "key": key, "status": status, **more})
+        if status in SETTLED:
+            said = more.get("why") or f"{more['views']} view(s), {more['bytes']:,} bytes"
+            tags = {"teacher_outputs": f"{status}: {said}"}
+            self._chronicle.write("note", id=None, tags=tags, metrics={}, step=0)
 
 
 def _key(build: Assignment) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -149,10 +150,13 @@ def is_remote() -> bool:
 
 
 def is_standing() -> bool:
-    """Whether Ray is there already, and will be there after the search."""
-    import ray
+    """Whether Ray is there already, and will be there after the search.
 
-    return is_remote() or ray.is_initialized()
+    It is not imported for that: Ray reads some of its settings while it is imported, and those of
+    `QUIET` must stand by then.
+    """
+    ray = sys.modules.get("ray")
+    return is_remote() or (ray is not None and ray.is_initialized())
 
 
 @contextmanager

@@ -37,6 +37,10 @@ def data() -> Dataset:
 class Heard:
     def __init__(self) -> None:
         self.events: list[Mapping[str, Any]] = []
+        self.notes: list[str] = []
+
+    def write(self, event: str, **fields: Any) -> None:
+        self.notes.append(fields["tags"]["teacher_outputs"])
 
     def tell(self, event: Mapping[str, Any]) -> None:
         self.events.append(event)
@@ -155,6 +159,18 @@ def test_another_study_finds_them(tmp_path: Path, data: Dataset) -> None:
     assert set(tune.taught.values()) == {"CachedTeacher"}
 
 
+def test_a_file_whose_bytes_changed_is_computed_anew(tmp_path: Path, data: Dataset) -> None:
+    """Its size is what it was: only its checksum tells."""
+    run(World(small(), tmp_path), data)
+    [shard] = tmp_path.rglob("outputs/*/*.safetensors")
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[:-4] + bytes(byte ^ 1 for byte in whole[-4:]))
+    tune, _ = run(World(small(trials=2), tmp_path), data)
+    assert tune.heard.statuses == ["begun", "kept"]
+    assert shard.read_bytes() == whole
+    assert set(tune.taught.values()) == {"CachedTeacher"}
+
+
 def test_layers_of_the_whole_space_are_kept(tmp_path: Path, data: Dataset) -> None:
     world = World(small(HINTS, *MODELS, "cache.use=always"), tmp_path)
     tune, explorer = run(world, data)
@@ -187,6 +203,7 @@ def test_a_failed_computation_leaves_the_teacher_live(tmp_path: Path, data: Data
     tune.run()
     assert tune.heard.statuses == ["begun", "live"]
     assert tune.heard.events[-1]["why"] == "no luck"
+    assert tune.heard.notes == ["live: no luck"], "it stands in the study's run, too"
     assert {r.status for r in tune.explorer.records.of("trial")} == {"finished"}
     assert set(tune.taught.values()) == {"LiveTeacher"}
 

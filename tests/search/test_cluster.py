@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -16,6 +18,13 @@ SERVER = [{"CPU": 16.0, "GPU": 4.0, "memory": 1e11}]
 
 def cluster(**changed: Any) -> Cluster:
     return Cluster(**changed)
+
+
+def test_ray_is_not_imported_before_its_settings_stand() -> None:
+    """Else under `uv run` Ray has uv make an environment for every one of its workers."""
+    told = "import sys, raykd.search.driver as d; assert not d.is_standing(); print('ray' in sys.modules)"
+    run = subprocess.run([sys.executable, "-c", told], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "False"
 
 
 @pytest.mark.parametrize(

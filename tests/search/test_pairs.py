@@ -68,6 +68,13 @@ MISTAKES = {
         "one pair alone, stage1>stage2",
     ),
     "weights of their own": ([f"{PAIRING}.weight=2"], "weights or losses of their own"),
+    "written pairs with weights of their own": (
+        [
+            "knowledge[1].pairs=[{hint: stage1, guided: stage1}, "
+            "{hint: stage2, guided: stage2, weight: 2}]"
+        ],
+        "weights or losses of their own",
+    ),
     "a loss of two pairs": (
         ["knowledge[1].loss=fsp", f"{PAIRING}.max=2"],
         "none of its 9 pairs can be compared",

@@ -209,12 +209,7 @@ def _layers(
     if pairing is not None:
         domain = pairing.domain
         if pairing.own or any(pair.own for pair in domain.named):
-            raise _problem(
-                study,
-                ("knowledge", number, "pairs"),
-                "pairs with weights or losses of their own cannot be compared with one another",
-                "remove `weight` and `loss` from the pairing",
-            )
+            raise _owned(study, number)
         hints = tuple(dict.fromkeys(pair.hint for pair in domain.named))
         guided = tuple(dict.fromkeys(pair.guided for pair in domain.named))
         one_by_one = domain.pairs is not None or domain.sets is not None
@@ -223,10 +218,21 @@ def _layers(
     written = study.settings.knowledge[number].pairs
     if written is None:
         return stages_of(teacher), stages_of(student), None
+    if not all(pair.is_alike for pair in written):
+        raise _owned(study, number)
     return (
         tuple(dict.fromkeys(pair.hint for pair in written)),
         tuple(dict.fromkeys(pair.guided for pair in written)),
         None,
+    )
+
+
+def _owned(study: OpenStudy, number: int) -> StudyError:
+    return _problem(
+        study,
+        ("knowledge", number, "pairs"),
+        "pairs with weights or losses of their own cannot be compared with one another",
+        "remove `weight` and `loss` from the pairs",
     )
 
 
