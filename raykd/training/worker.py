@@ -69,6 +69,8 @@ class Seat:
         self._teachers: dict[str, torch.nn.Module] = {}
         self._outputs: dict[str, Outputs] = {}
         self._build: Build | None = None
+        self._imported = 0
+        """How many modules there were when they were last taken out of collections."""
 
     def start(self, assignment: Assignment) -> dict[str, Any]:
         """Make the training ready; goes on from its saved state where there is one."""
@@ -124,10 +126,16 @@ class Seat:
 
     def stop(self) -> dict[str, Any]:
         """Drop the training and all it held."""
+        if self.assignment is None:
+            return {}
         self.training = None
         self.assignment = None
         self._build = None
         gc.collect()
+        if len(sys.modules) != self._imported:
+            # What was imported stays for good: later collections need not walk through it.
+            gc.freeze()
+            self._imported = len(sys.modules)
         if self.bench.device.type == "cuda":
             torch.cuda.empty_cache()
         if "torch._dynamo" in sys.modules:  # nothing was compiled where it is not even imported
@@ -309,9 +317,6 @@ def serve(setup: Mapping[str, Any]) -> None:
 
     context = ray.train.get_context()
     seat = Seat(_bench(setup, context.get_world_rank(), context.get_world_size()))
-    # What was imported stays for good: collections between trials need not walk through it.
-    gc.collect()
-    gc.freeze()
     mailbox = WorkerEnd(setup["address"]) if seat.bench.rank == 0 else None
     others = _control_group(seat.bench.world)
     while True:
@@ -323,6 +328,8 @@ def serve(setup: Mapping[str, Any]) -> None:
         body = obey(seat, command)
         if mailbox is not None:
             mailbox.answer(command, body)
+        if body.get("done"):
+            seat.stop()  # while the driver thinks what is next
 
 
 def obey(seat: Seat, command: Command) -> dict[str, Any]:
