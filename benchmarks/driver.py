@@ -179,7 +179,7 @@ def idle_actors() -> Iterator[None]:
 
     class Idle(tune.Trainable):
         def setup(self, config: Mapping[str, Any], shared: Any, data: Any) -> None:  # type: ignore[override]
-            self._storage = shared.storage
+            self._root = shared.storage
             self._take(config)
 
         def reset_config(self, new_config: Mapping[str, Any]) -> bool:
@@ -197,7 +197,7 @@ def idle_actors() -> Iterator[None]:
                 return {"id": assignment["id"], "epoch": 0, "done": False}
             self._epoch += 1
             if self._epoch >= assignment["epochs"] and assignment["keep"]:
-                Storage(self._storage).write(assignment["keep"], b"weights")
+                Storage(self._root).write(assignment["keep"], b"weights")
             return answer(assignment, self._epoch)
 
     with mock.patch("raykd.search.slot.Slot", Idle):

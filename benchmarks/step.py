@@ -76,6 +76,7 @@ class Bench:
     device: torch.device
     folder: Path
     loader_workers: int
+    compile: str = "none"
 
     @property
     def task(self) -> Task:
@@ -223,7 +224,7 @@ class TrainsOnly(Training):
         return {f"{split}_loss": 0.0, f"{split}_accuracy": 0.0}
 
 
-def study_of(bench: Bench, lesson: Lesson) -> Study:
+def study_of(bench: Bench, lesson: Lesson, mode: Any = "none") -> Study:
     """The concrete study of an arm."""
     terms = {
         "alone": (),
@@ -248,14 +249,19 @@ def study_of(bench: Bench, lesson: Lesson) -> Study:
             batch_size=bench.batch,
             optimizer=SGD(lr=RATE, momentum=MOMENTUM, weight_decay=DECAY),
             precision=bench.precision,
+            compile=mode,
         ),
         cache=Cache(use="always"),
     )
 
 
-def raykd_epoch(bench: Bench, lesson: Lesson, cached: bool = False) -> Epoch:
-    """`Training.run_epoch` with all its bookkeeping, but without its evaluation."""
-    study = study_of(bench, lesson)
+def raykd_epoch(bench: Bench, lesson: Lesson, cached: bool = False, mode: Any = "none") -> Epoch:
+    """`Training.run_epoch` with all its bookkeeping, but without its evaluation.
+
+    Args:
+        mode: torch.compile's.
+    """
+    study = study_of(bench, lesson, mode)
     data = bench.data.to(bench.device)
     teacher = None
     if lesson != "alone":
@@ -459,11 +465,17 @@ def _register_guided() -> None:
 def arms_of(bench: Bench, lessons: Sequence[Lesson]) -> dict[str, Callable[[], Epoch]]:
     """What makes each arm ready, by its name; `alone, plain` is always among them."""
     inner = torch.channels_last
+    mode = bench.compile
     made: dict[str, Callable[[], Epoch]] = {
         PLAIN: lambda: ByHand(bench, "alone").epoch,
         "alone, plain, channels last": lambda: ByHand(bench, "alone", layout=inner).epoch,
         "alone, raykd": lambda: raykd_epoch(bench, "alone"),
     }
+    if mode != "none":
+        made |= {
+            f"alone, raykd, {mode}": lambda: raykd_epoch(bench, "alone", mode=mode),
+            f"kd, raykd, cached, {mode}": lambda: raykd_epoch(bench, "kd", cached=True, mode=mode),
+        }
     for lesson in lessons:
         if lesson != "alone":
             made |= _arms_of(bench, lesson)
@@ -574,6 +586,7 @@ def bench_of(asked: Any, folder: Path) -> Bench:
         device=device,
         folder=folder,
         loader_workers=workers,
+        compile=asked.compile,
     )
 
 
@@ -584,6 +597,9 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=LESSONS, default=LESSONS)
     parser.add_argument("--threads", type=int, default=0, help="0: torch's own choice")
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
+    parser.add_argument(
+        "--compile", default="none", help="torch.compile's mode of two more arms, compiled first"
+    )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument(
         "--loader-workers",

@@ -3,23 +3,25 @@
 Both train the same tiny student (an mlp on digits, one epoch a trial) one trial at a time on one
 CPU.  Turn-around is the time from the end of one trial's training to the first step of the next.
 In the nesting, as Ray's guide has it, each trial of a Tune function trainable calls
-`TorchTrainer.fit()`.  Rounds of both alternate; medians and ranges are over all turn-arounds.
+`TorchTrainer.fit()`.  Both alternate; medians and ranges are over all turn-arounds.
 
-    uv run python benchmarks/turnaround.py [--rounds 3] [--json FILE]
+    python benchmarks/turnaround.py [--repeats 3] [--nested-trials 3] [--json FILE]
 """
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import json
 import os
-import platform
 import statistics
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
+
+from measuring import Demand, Findings, arguments, spread, tell
+
+WARM, NESTED = "raykd, warm slot", "Tune function + TorchTrainer.fit()"
 
 STUDY = """
 name: turnaround
@@ -108,30 +110,27 @@ def nested(folder: Path, trials: int) -> list[float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--nested-trials", type=int, default=3)
-    parser.add_argument("--json", type=Path)
+    parser = arguments(__doc__, repeats=3)
+    parser.add_argument("--nested-trials", type=int, default=3, help="of each repeat")
     asked = parser.parse_args()
+    repeats, trials = (1, 2) if asked.quick else (asked.repeats, asked.nested_trials)
     warm: list[float] = []
     cold: list[float] = []
-    for number in range(asked.rounds):
+    for number in range(repeats):
         with tempfile.TemporaryDirectory() as folder:
             warm += warm_slots(Path(folder))
         with tempfile.TemporaryDirectory() as folder:
-            cold += nested(Path(folder), asked.nested_trials)
-        print(f"round {number + 1} of {asked.rounds} done", flush=True)
-    table = {"raykd, warm slot": warm, "Tune function + TorchTrainer.fit()": cold}
-    print(f"\n{platform.machine()}, {os.cpu_count()} cores")
-    print(f"{'turn-around between trials':36} {'median':>9} {'min':>9} {'max':>9}     n")
-    for name, values in table.items():
-        middle = statistics.median(values)
-        ends = f"{min(values):8.3f}s {max(values):8.3f}s"
-        print(f"{name:36} {middle:8.3f}s {ends} {len(values):5d}")
+            cold += nested(Path(folder), trials)
+        tell(f"repeat {number + 1} of {repeats} done")
+    rows = [{"turn-around": WARM, **spread(warm)}, {"turn-around": NESTED, **spread(cold)}]
     ratio = statistics.median(cold) / statistics.median(warm)
-    print(f"ratio of the medians: {ratio:.0f}")
-    if asked.json:
-        asked.json.write_text(json.dumps({"seconds": table, "ratio": ratio}, indent=1))
+    demands = [
+        Demand("warm slot, median", 0.03, statistics.median(warm), unit=" s"),
+        Demand("nested / warm, medians", 500, ratio, at_least=True),
+    ]
+    settings = {"repeats": repeats, "nested_trials": trials}
+    raw = {WARM: warm, NESTED: cold}
+    Findings("turnaround", settings, rows, demands, raw).tell(asked.json)
 
 
 if __name__ == "__main__":

@@ -182,7 +182,7 @@ def _table(view: View, shown: list[tuple[Record, str]], width: int) -> Table:
         table.add_column(_short(name), justify="right", **cut)
     table.add_column("status", **cut)
     for record, status in shown:
-        table.add_row(*_cells(view, record, status, width), style=_style(status))
+        table.add_row(*map(Text, _cells(view, record, status, width)), style=_style(status))
     return table
 
 

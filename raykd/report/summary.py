@@ -189,7 +189,7 @@ def _front(result: StudyResult) -> list[RenderableType]:
     for record in result.pareto:
         figures = [metric(name, cost(record, name)) for name in metrics]
         costs = whole(cost(record, "params")), compact(cost(record, "macs"))
-        table.add_row(*_description(record), *figures, *costs)
+        table.add_row(*map(Text, _description(record)), *figures, *costs)
     return [_title(title, f"({ways}; validation split)"), table, *_costs(result.pareto)]
 
 

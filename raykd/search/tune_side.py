@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from ray.tune import Callback
@@ -75,8 +76,8 @@ class Reports(DriverOnly, Callback):
     def on_trial_error(
         self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
     ) -> None:
-        reason = str(trial.get_error() or "its slot was lost").strip().splitlines()[-1]
-        self._explorer.slot_failed(_id(trial), reason)
+        said = str(trial.get_error() or _written_error(trial)).strip()
+        self._explorer.slot_failed(_id(trial), (said or "its slot was lost").splitlines()[-1])
 
 
 class Stopping(DriverOnly, FIFOScheduler):
@@ -102,6 +103,14 @@ class Stopping(DriverOnly, FIFOScheduler):
         if role != "trial" or self._rule is None or result.get("done") or result.get("failed"):
             return self.CONTINUE
         return self.CONTINUE if self._rule.keeps(trial, result) else self.STOP
+
+
+def _written_error(trial: Trial) -> str:
+    """What Tune wrote of a trial's last failure, where it no longer holds the error itself."""
+    try:
+        return Path(trial.error_file or "").read_text()
+    except OSError:
+        return ""
 
 
 def _role(trial: Trial) -> str:

@@ -15,8 +15,9 @@ from raykd.report.machine import jsonable
 from raykd.report.summary import facts, gain_in_words, seconds_at_work, summary
 from raykd.search.result import StudyResult, read_result
 from raykd.search.statistics import Estimate, estimate
+from raykd.study.load import load_study
 from raykd.tracking.journal import Journal, events
-from told import Teller
+from told import STUDY, Teller
 
 LIVE_ONLY = ("phase", "plan", "tracked")
 
@@ -59,6 +60,16 @@ def test_the_summary_tells_what_was_found(teller: Teller) -> None:
     assert "trial-0005: diverged in epoch 2" in text
     assert "raykd report studies/made-up-" in text
     assert "--resume" not in text
+
+
+def test_brackets_in_a_student_s_name_are_no_markup(tmp_path: Path) -> None:
+    file = tmp_path / "study.yaml"
+    file.write_text(STUDY)
+    stages = "[{width: {choice: [8, 16]}, depth: 2, block: depthwise}]"
+    study = load_study(file, overrides=[f"student.model={{name: cnn, stages: {stages}}}"])
+    teller = Teller(study, tmp_path)
+    told = [*teller.opening(), *teller.trial(0, 0.98)]
+    assert "stages=[d2 w" in " ".join(text_of(result_of(teller, told), width=200).split())
 
 
 def test_the_summary_fits_80_columns_but_for_commands(teller: Teller) -> None:

@@ -137,7 +137,9 @@ def _others(result: PairsResult) -> list[RenderableType]:
         said = {"random": "another under each seed", "semckd": "learned attention over all"}
         figures = Text("-", style="dim") if contrast is None else _gain(contrast)
         pairs = said.get(arm.kind, pairs)
-        table.add_row(arm.id.replace("_", " "), pairs, percent(_mean(result, arm.id)), figures)
+        table.add_row(
+            arm.id.replace("_", " "), Text(pairs), percent(_mean(result, arm.id)), figures
+        )
     return [Text("Other pairings", style="bold"), table]
 
 
