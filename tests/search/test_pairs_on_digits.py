@@ -227,7 +227,7 @@ def test_in_slots_killed_and_gone_on_with(tmp_path: Path, trained: PairsResult) 
     command = [sys.executable, "-m", "raykd", *call]
     driver = subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL)
     try:
-        folder = _until_trained(tmp_path / "studies", 4)
+        folder = _until_trained(tmp_path / "studies", 4, driver)
     finally:
         os.killpg(driver.pid, signal.SIGKILL)
         driver.wait()
@@ -245,10 +245,11 @@ def assert_same(one: PairsResult, other: PairsResult) -> None:
         assert of == pytest.approx(other.values[arm]), arm
 
 
-def _until_trained(studies: Path, ended: int) -> Path:
+def _until_trained(studies: Path, ended: int, driver: subprocess.Popen[bytes]) -> Path:
     """The folder of the study that has ended so many trainings."""
     for _ in range(1200):
         time.sleep(0.5)
+        assert driver.poll() is None, "the driver ended before it could be killed"
         for journal in studies.glob("pairs-*/journal.jsonl"):
             if sum(e["event"] == "end" for e in events(journal)) >= ended:
                 return journal.parent
