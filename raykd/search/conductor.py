@@ -135,6 +135,9 @@ class Conductor:
         ready = self._first_ready is not None
         return ready or self.finished or self._has_more()
 
+    def draw_ahead(self) -> None:
+        """Make ready, while the slots are at work, what one of them will ask for next."""
+
     @property
     def finished(self) -> bool:
         return bool(self.fatal) or (

@@ -22,7 +22,7 @@ import optuna
 from optuna.trial import TrialState
 
 from raykd.architecture import Task
-from raykd.problems import Infeasible
+from raykd.problems import Infeasible, StudyError
 from raykd.schemes import Alone
 from raykd.search.caching import Caching
 from raykd.search.conductor import Conductor, Journal
@@ -107,6 +107,21 @@ class Explorer(Conductor):
             return False
         self._queue_replicates()
         return True
+
+    def draw_ahead(self) -> None:
+        """Draw the next trial while the slots are at work, so that none waits for the sampler.
+
+        The sampler does not know then what comes of the trials under way, as it does not with
+        several slots anyway.  With `max_hours`, trials are drawn when they begin; in a finite
+        space, too, where a point that comes up again is answered by what came of it.
+        """
+        timely = self._deadline < math.inf or self._points < math.inf
+        if timely or self._queue or self.fatal or not self._may_draw():
+            return
+        try:
+            self._draw()
+        except StudyError as error:  # weights that a scheme names cannot be had
+            self._abandon(str(error))
 
     def _has_more(self) -> bool:
         return self._may_draw() or self._ready_to_choose()

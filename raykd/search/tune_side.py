@@ -73,6 +73,9 @@ class Reports(DriverOnly, Callback):
         if _role(trial) != "wait":
             self._explorer.end(_id(trial), "stopped")
 
+    def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
+        self._explorer.draw_ahead()
+
     def on_trial_error(
         self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
     ) -> None:

@@ -53,6 +53,28 @@ def asked(explorer: Explorer) -> dict[str, optuna.trial.FrozenTrial]:
     return ids
 
 
+def test_the_next_trial_is_drawn_while_the_slots_are_at_work(tmp_path: Path) -> None:
+    world = World(opened("train.optimizer.lr={uniform: [0.01, 0.1]}"), tmp_path)
+    explorer = world.explorer()
+    teacher = explorer.next()
+    assert teacher is not None and teacher.role == "teacher"
+    explorer.draw_ahead()
+    assert not drawn(explorer), "not before there is a teacher"
+    world.storage.write(str(teacher.keep), b"weights")
+    explorer.report(
+        {"id": teacher.id, "epoch": teacher.epochs, "done": True, **made_up(teacher, 1)}
+    )
+    first = explorer.next()
+    explorer.draw_ahead()
+    explorer.draw_ahead()
+    assert first is not None and first.id == "trial-0000"
+    assert [trial.user_attrs["raykd.id"] for trial in drawn(explorer)] == [
+        "trial-0000",
+        "trial-0001",
+    ]
+    assert "trial-0001" not in explorer.records, "it has not begun"
+
+
 # Phases
 
 
