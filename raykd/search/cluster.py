@@ -176,12 +176,29 @@ def ray_session(*, verbose: bool) -> Iterator[list[Resources]]:
 
         ours = not ray.is_initialized()
         if ours:
-            _connect(verbose)
+            with _without_uv():
+                _connect(verbose)
     try:
         yield [node["Resources"] for node in ray.nodes() if node["Alive"]]
     finally:
         if ours:
             ray.shutdown()
+
+
+@contextmanager
+def _without_uv() -> Iterator[None]:
+    """Keep Ray from having uv make an environment of its own for every worker, also where Ray was
+    imported, and has read its settings, before those of `QUIET` stood."""
+    from ray._private import ray_constants
+
+    name = "RAY_ENABLE_UV_RUN_RUNTIME_ENV"
+    before = getattr(ray_constants, name, None)
+    if os.environ.get(name) == QUIET[name]:
+        setattr(ray_constants, name, False)
+    try:
+        yield
+    finally:
+        setattr(ray_constants, name, before)
 
 
 def _connect(verbose: bool) -> None:

@@ -124,6 +124,17 @@ def assert_every_epoch_once(result: StudyResult) -> None:
 # A search over two slots
 
 
+def test_workers_run_in_the_environment_of_the_driver(on_ray: None) -> None:
+    """Also under `uv run`, and though these tests import Ray first."""
+    import ray
+
+    @ray.remote(num_cpus=0.1)
+    def interpreter() -> str:
+        return sys.executable
+
+    assert ray.get(interpreter.remote(), timeout=120) == sys.executable
+
+
 def test_every_point_was_tried(two_slots: StudyResult) -> None:
     assert len(two_slots.trials) == 6
     assert set(two_slots.trials["status"]) == {"finished"}
