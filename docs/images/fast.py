@@ -52,7 +52,7 @@ def turnarounds(axes: Axes, told: dict[str, Any]) -> None:
     nested, warm = sorted((row["median s"] for row in told["rows"]), reverse=True)
     bars(axes, {"a TorchTrainer for each trial": nested, "raykd, warm slot": warm}, "{:.2g} s")
     axes.set_xscale("log")
-    axes.set_xlabel("from one trial to the next (seconds, log scale)")
+    axes.set_xlabel("seconds between two trials (log)")
 
 
 def bars(axes: Axes, values: dict[str, float], form: str) -> None:
