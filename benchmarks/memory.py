@@ -46,6 +46,9 @@ search: {sampler: random, replicates: 0}
 cache: {use: always}
 """
 
+SLOT = ("ray::Slot", "ray::ResourceTrainable")
+"""What the process of a search's slot calls itself, between and during calls of Tune."""
+
 LIMIT_MB = 50.0
 ROUND = 10
 """So many trials differ."""
@@ -143,7 +146,7 @@ def served_on_ray(trials: int) -> list[float]:
         workers = [
             process.pid
             for process in psutil.process_iter(["cmdline"])
-            if "TrainWorker" in " ".join(process.info["cmdline"] or ())
+            if " ".join(process.info["cmdline"] or ()).startswith(SLOT)
         ]
         held.append(max(map(held_mb, workers)))
 

@@ -34,6 +34,9 @@ QUIET = {
 
 ALONE = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}  # one process a slot less to start
 
+PRELOADED = ("raykd.search.slot", "raykd.training.worker")
+"""What the processes that Ray starts at once import while they wait to become slots."""
+
 
 @dataclass(frozen=True)
 class SlotPlan:
@@ -160,10 +163,14 @@ def is_standing() -> bool:
 
 
 @contextmanager
-def ray_session(*, verbose: bool) -> Iterator[list[Resources]]:
+def ray_session(*, verbose: bool, groups: bool = True) -> Iterator[list[Resources]]:
     """Join the cluster `RAY_ADDRESS` names, or start Ray on this machine and end it afterwards.
 
     Gives each node's total resources.
+
+    Args:
+        verbose: let Ray's own output through.
+        groups: whether trials will be trained by groups of workers.
 
     Raises:
         StudyError: the cluster cannot be joined.
@@ -177,12 +184,47 @@ def ray_session(*, verbose: bool) -> Iterator[list[Resources]]:
         ours = not ray.is_initialized()
         if ours:
             with _without_uv():
-                _connect(verbose)
+                _connect(verbose, groups)
     try:
         yield [node["Resources"] for node in ray.nodes() if node["Alive"]]
     finally:
         if ours:
             ray.shutdown()
+
+
+@contextmanager
+def inherited_environment() -> Iterator[None]:
+    """Have Tune's actors be processes that are there already, with the environment they have.
+
+    Tune gives every actor some variables of the driver's, for which Ray starts new processes
+    while those that wait, with the same variables, go unused (Ray 2.60).
+    """
+    from ray.tune.execution import class_cache
+
+    names = ("DEFAULT_ENV_VARS", "ENV_VARS_TO_PROPAGATE")
+    before = {name: getattr(class_cache, name) for name in names if hasattr(class_cache, name)}
+    for name, value in before.items():
+        setattr(class_cache, name, type(value)())
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(class_cache, name, value)
+
+
+@contextmanager
+def _without_dashboard() -> Iterator[None]:
+    """Keep Ray from waiting for the server that also stands behind a dashboard that is not wanted:
+    over two of the seven seconds in which it starts on two cores.  Ray goes on in this way itself
+    where that server cannot be started."""
+    from ray._private import services
+
+    before = services.start_api_server
+    services.start_api_server = lambda *args, **kwargs: (None, None)
+    try:
+        yield
+    finally:
+        services.start_api_server = before
 
 
 @contextmanager
@@ -201,7 +243,7 @@ def _without_uv() -> Iterator[None]:
         setattr(ray_constants, name, before)
 
 
-def _connect(verbose: bool) -> None:
+def _connect(verbose: bool, groups: bool) -> None:
     import ray
 
     shared: dict[str, Any] = {
@@ -210,8 +252,13 @@ def _connect(verbose: bool) -> None:
         "configure_logging": True,
     }
     if not is_remote():
-        # The dashboard is not for show: Ray Train frees a stopped group's place through it.
-        ray.init(address="local", include_dashboard=True, **shared)
+        # The dashboard is not only for show: Ray Train frees a stopped group's place through it.
+        if groups or verbose:
+            ray.init(address="local", include_dashboard=True, **shared)
+            return
+        own = {"preload_python_modules": list(PRELOADED)}
+        with _without_dashboard():
+            ray.init(address="local", include_dashboard=False, _system_config=own, **shared)
         return
     try:
         import raykd

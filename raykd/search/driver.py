@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import importlib.metadata
 import platform
 import subprocess
 import sys
+import threading
 import uuid
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,6 +27,7 @@ from raykd.search.cluster import (
     Resources,
     SlotPlan,
     here,
+    inherited_environment,
     is_remote,
     is_standing,
     plan_slots,
@@ -373,7 +376,9 @@ def in_slots(enterprise: Enterprise) -> Conductor:
     """Conduct a study in warm slots of the cluster."""
     enterprise.chronicle.tell({"event": "phase", "phase": "ray"})
     outlived = is_standing()
-    with ray_session(verbose=enterprise.verbose) as nodes:
+    threading.Thread(target=_import_meanwhile, daemon=True).start()
+    workers = enterprise.study.settings.cluster.workers_per_trial
+    with ray_session(verbose=enterprise.verbose, groups=workers > 1) as nodes:
         plan = plan_slots(_packed(enterprise, nodes), nodes)
         _check_storage(enterprise.folder, nodes)
         explorer = enterprise.conductor(plan.slots)
@@ -397,6 +402,13 @@ def in_slots(enterprise: Enterprise) -> Conductor:
     if not explorer.finished:
         raise KeyboardInterrupt  # Tune takes Ctrl-C for itself, and just returns
     return explorer
+
+
+def _import_meanwhile() -> None:
+    """What will be wanted as soon as Ray is there, whose processes take seconds to come up."""
+    with contextlib.suppress(ImportError):
+        for module in ("optuna", "raykd.search.samplers", "raykd.search.slot"):
+            importlib.import_module(module)
 
 
 def _packed(enterprise: Enterprise, nodes: Sequence[Resources]) -> Cluster:
@@ -445,7 +457,7 @@ def explore(
     from ray import tune
 
     from raykd.search.schedulers import make_rule
-    from raykd.search.slot import Slot, SlotSetup
+    from raykd.search.slot import Slot, SlotSetup, resources_of
     from raykd.search.tune_side import Reports, Stopping, Suggestions
 
     epochs = explorer.study.settings.train.epochs
@@ -460,8 +472,10 @@ def explore(
         outlived=outlived,
     )
     trainable = tune.with_parameters(Slot, shared=setup, data=[ray.put(data.arrays())])
-    # A slot holds no CPU of its own (its workers do), but Tune wants some request.
-    request = tune.PlacementGroupFactory([{"CPU": 0, "memory": 1 << 20}])
+    own = resources_of(plan.cpus, plan.gpus)
+    if plan.workers > 1:  # which hold what there is; Tune wants some request
+        own = {"CPU": 0.0, "memory": 1 << 20}
+    request = tune.PlacementGroupFactory([own])
     tuner = tune.Tuner(
         tune.with_resources(trainable, request),
         tune_config=tune.TuneConfig(
@@ -484,7 +498,8 @@ def explore(
             ),
         ),
     )
-    with _quiet(verbose):
+    as_they_are = contextlib.nullcontext() if outlived else inherited_environment()
+    with _quiet(verbose), as_they_are:
         tuner.fit()
 
 

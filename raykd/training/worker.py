@@ -311,7 +311,7 @@ def serve(setup: Mapping[str, Any]) -> None:
 
     Args:
         setup: `address` of the slot's mailbox, `storage` root, `data` (a Ray object holding
-            `Dataset.arrays()`), `threads` per worker.
+            `Dataset.arrays()`), `threads` and `gpus` per worker.
     """
     import ray.train
 
@@ -372,7 +372,8 @@ def _bench(setup: Mapping[str, Any], rank: int, world: int) -> Bench:
     import ray
     from ray.train.torch import get_device
 
-    device = get_device()
+    # Without processes of its own Ray Train takes any GPU that it sees.
+    device = get_device() if setup["gpus"] else torch.device("cpu")
     if device.type == "cpu":
         torch.set_num_threads(max(1, int(setup["threads"])))
     data = Dataset.from_arrays(ray.get(setup["data"])).to(device)

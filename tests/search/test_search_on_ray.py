@@ -6,6 +6,7 @@ Ray is started once; only the driver that gets killed has one of its own.
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -246,6 +247,10 @@ def test_the_same_seed_and_one_slot_give_the_same(
 # Processes that are killed
 
 
+IS_SLOT = re.compile(r"ray::(Slot|ResourceTrainable)\b")
+"""What a slot's process calls itself, between and during calls of Tune."""
+
+
 def descendants(pid: int) -> dict[int, str]:
     """The processes below `pid`, and what they call themselves."""
     parents: dict[int, int] = {}
@@ -262,8 +267,11 @@ def descendants(pid: int) -> dict[int, str]:
 
 
 def train_workers() -> list[int]:
-    """The workers of this process's Ray, in the order in which they began."""
-    return sorted(p for p, name in descendants(os.getpid()).items() if "TrainWorker" in name)
+    """The processes of this process's Ray that train, in the order in which they began: those of
+    groups, or else the slots themselves."""
+    below = descendants(os.getpid())
+    groups = [pid for pid, name in below.items() if "TrainWorker" in name]
+    return sorted(groups or [pid for pid, name in below.items() if IS_SLOT.match(name)])
 
 
 def test_a_worker_that_is_killed_costs_no_epoch(two_slots: StudyResult, tmp_path: Path) -> None:
