@@ -1,0 +1,186 @@
+"""Whether students learn from kept outputs what they learn from a teacher that is run.
+
+    python benchmarks/views.py [--repeats 5] [--json FILE]
+
+Fashion-MNIST, 2,000 training pictures, randomly cropped and flipped.  Teacher: resnet of depth 14
+and width 16, 8 epochs.  Student: resnet of depth 8 and width 8, 12 epochs of SGD at 0.05 with
+Hinton's loss at T = 4 beside the labels'; every arm under the same seeds, one a repeat.
+
+- `live` runs the teacher on fresh views, others in each epoch and under each seed.
+- `kept` reads its outputs, float16.  As in a search, one set of views serves all seeds: one for
+  each epoch, 4 (in turn), or 1 (the same crop of a sample, ever again).
+- `alone` has no teacher.
+
+Each figure is the accuracy on all 10,000 test pictures after the last epoch, in per cent.
+Differences to `live` are paired by seed, with 95% intervals (Student's t).
+"""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from measuring import Demand, Findings, arguments, tell
+from torch import nn
+
+from raykd.architecture import Resnet, Task
+from raykd.data import AUGMENTATIONS, SOURCES, Dataset
+from raykd.knowledge import KD, Term
+from raykd.schemes import Alone, Offline, Teacher
+from raykd.schemes.train import SGD, Train
+from raykd.search.statistics import Estimate, estimate, paired_gain
+from raykd.study.schema import Cache, Student, Study
+from raykd.training import Training
+from raykd.training.at_hand import TeacherAtHand
+from raykd.training.cache import Build, OutputsStore, describe_outputs, digest_of, open_outputs
+from raykd.training.storage import Storage
+
+LIVE, ALONE = "live", "alone"
+SHARED_SEED = 1000
+"""Of the views that are kept."""
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What all arms share."""
+
+    data: Dataset
+    source: Any
+    epochs: int
+    teacher_epochs: int
+    folder: Path
+
+    @cached_property
+    def teacher(self) -> nn.Module:
+        """Trained alone on the same pictures."""
+        tell("training the teacher")
+        own = self.study(ALONE)
+        train = replace(own.train, epochs=self.teacher_epochs)
+        student = Student(model=Resnet(depth=14, width=16))
+        training = Training(replace(own, student=student, train=train), self.data, seed=0)
+        while training.epoch < training.epochs:
+            training.run_epoch()
+        return training.student.eval()
+
+    def views(self, arm: str) -> int:
+        """How many an arm keeps; 0: none."""
+        return {"kept, a view for each epoch": self.epochs, "kept, 4 views": 4}.get(
+            arm, 1 if arm == "kept, 1 view" else 0
+        )
+
+    def study(self, arm: str) -> Study:
+        """The concrete study of an arm."""
+        views = self.views(arm)
+        return Study(
+            name="views",
+            data=self.source,
+            teacher=Teacher(model=Resnet(depth=14, width=16)),
+            student=Student(model=Resnet(depth=8, width=8)),
+            scheme=Alone() if arm == ALONE else Offline(),
+            knowledge=() if arm == ALONE else (Term(loss=KD(temperature=4)),),
+            train=Train(epochs=self.epochs, batch_size=64, optimizer=SGD(lr=0.05)),
+            cache=Cache(use="always", views=views, seed=SHARED_SEED) if views else Cache(),
+        )
+
+    def accuracy(self, arm: str, seed: int) -> float:
+        """Of the student on the test split, 0 to 100."""
+        study = self.study(arm)
+        teacher = None if arm == ALONE else TeacherAtHand(self.teacher, self._outputs(arm, study))
+        training = Training(study, self.data, seed=seed, teacher=teacher)
+        while training.epoch < training.epochs:
+            training.run_epoch()
+        return 100 * training.evaluate("test")["test_accuracy"]
+
+    def _outputs(self, arm: str, study: Study) -> Any:
+        if not self.views(arm):
+            return None
+        data = self.data
+        description = describe_outputs(
+            study,
+            teacher=repr(study.teacher),
+            weights=digest_of(self.teacher),
+            fingerprint=data.fingerprint,
+            rows=len(data.train),
+            classes=data.classes,
+            layers={},
+            views=self.views(arm),
+        )
+        store = OutputsStore(Storage(str(self.folder)))
+        if store.manifest(description.key) is None:
+            task = Task(input_shape=data.input_shape, classes=data.classes)
+            build = Build(description, study, self.teacher, data, task, store)
+            while build.advance(math.inf):
+                pass
+            build.finish()
+        outputs = open_outputs(store, description.key, data)
+        assert outputs is not None, "it was just built"
+        return outputs
+
+
+ARMS = (LIVE, "kept, a view for each epoch", "kept, 4 views", "kept, 1 view", ALONE)
+
+
+def compare(bench: Bench, repeats: int) -> Findings:
+    """All arms under each seed."""
+    found: dict[str, dict[int, float]] = {arm: {} for arm in ARMS}
+    for seed in range(1, repeats + 1):
+        for arm in ARMS:
+            found[arm][seed] = bench.accuracy(arm, seed)
+        tell(f"seed {seed} of {repeats} done")
+    rows = [
+        {
+            "student": arm,
+            "test accuracy": _figure(estimate([*by.values()]), ""),
+            "over live": "" if arm == LIVE else _figure(paired_gain(by, found[LIVE]), "+"),
+        }
+        for arm, by in found.items()
+    ]
+    settings = {"images": len(bench.data.train), "epochs": bench.epochs, "seeds": repeats}
+    return Findings(
+        "views",
+        settings,
+        rows,
+        [_demand(found)],
+        {"accuracy": found},
+        ["± 95% interval over seeds"],
+    )
+
+
+def _demand(found: Mapping[str, Mapping[int, float]]) -> Demand:
+    gain = paired_gain(dict(found[ARMS[1]]), dict(found[LIVE]))
+    ratio = None
+    if gain is not None and gain.half_width > 0:
+        ratio = abs(gain.mean) / gain.half_width
+    return Demand("kept, a view for each epoch, to live: difference / half its interval", 1, ratio)
+
+
+def _figure(found: Estimate | None, sign: str) -> str:
+    assert found is not None
+    return f"{found.mean:{sign}.2f} ± {found.half_width:.2f}"
+
+
+def main() -> None:
+    parser = arguments(__doc__)
+    parser.add_argument("--images", type=int, default=2000)
+    parser.add_argument("--threads", type=int, default=0, help="0: torch's own choice")
+    asked = parser.parse_args()
+    if asked.threads:
+        torch.set_num_threads(asked.threads)
+    quick = asked.quick
+    augment = (AUGMENTATIONS["random_crop"](), AUGMENTATIONS["horizontal_flip"]())
+    source = SOURCES["fashion_mnist"](
+        limit=200 if quick else asked.images, val_limit=100, augment=augment
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        bench = Bench(source.load(), source, 2 if quick else 12, 1 if quick else 8, Path(folder))
+        compare(bench, 2 if quick else asked.repeats).tell(asked.json)
+
+
+if __name__ == "__main__":
+    main()
