@@ -37,7 +37,7 @@ from raykd.search.conductor import Conductor
 from raykd.search.explorer import Explorer
 from raykd.search.fetched import with_fetched
 from raykd.search.folder import StudyFolder, Verb, create_folder, open_folder
-from raykd.search.packing import best, packed, room
+from raykd.search.packing import best, packed, remember, remembered, room
 from raykd.search.records import Records
 from raykd.search.result import StudyResult, read_result
 from raykd.search.screening import screen
@@ -416,9 +416,14 @@ def _packed(enterprise: Enterprise, nodes: Sequence[Resources]) -> Cluster:
     cluster, told = enterprise.study.settings.cluster, enterprise.chronicle
     if room(cluster, nodes) == 1:
         return cluster
+    file = enterprise.folder.packing
+    rates = remembered(file, nodes)
+    if rates:
+        return replace(cluster, gpus_per_worker=1 / best(rates))
     told.tell({"event": "phase", "phase": "packing"})
     cluster, rates = packed(enterprise.study, enterprise.task, enterprise.data, nodes)
     if rates:
+        remember(file, nodes, rates)
         told.tell({"event": "packing", "images_per_second": rates, "chosen": best(rates)})
         said = {f"images_per_second_{count}_a_gpu": rate for count, rate in rates.items()}
         tags = {"trials_a_gpu": str(best(rates))}

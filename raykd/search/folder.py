@@ -45,6 +45,11 @@ class StudyFolder:
         return self.path / "latency.json"
 
     @property
+    def packing(self) -> Path:
+        """What was measured of trials that share a GPU."""
+        return self.path / "packing.json"
+
+    @property
     def optuna(self) -> str:
         """Optuna's journal, as `optuna-dashboard` takes it."""
         return str(self.path / "optuna.log")

@@ -7,9 +7,11 @@ on one GPU, and what gives the most images a second is taken.
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raykd.architecture import Task
@@ -78,6 +80,25 @@ def best(rates: Mapping[int, float]) -> int:
         if rates[count] > WORTH_IT * rates[chosen]:
             chosen = count
     return chosen
+
+
+def remember(file: Path, nodes: Sequence[Resources], rates: Mapping[int, float]) -> None:
+    """Keep what was measured, so that a search that goes on need not measure again."""
+    file.write_text(json.dumps({"gpus": _gpus(nodes), "images_per_second": rates}))
+
+
+def remembered(file: Path, nodes: Sequence[Resources]) -> dict[int, float]:
+    """What `remember` kept; nothing where there are other nodes now."""
+    if not file.exists():
+        return {}
+    kept = json.loads(file.read_text())
+    if kept["gpus"] != _gpus(nodes):
+        return {}
+    return {int(count): rate for count, rate in kept["images_per_second"].items()}
+
+
+def _gpus(nodes: Sequence[Resources]) -> list[list[float]]:
+    return sorted([node.get("CPU", 0.0), node["GPU"]] for node in nodes if node.get("GPU", 0))
 
 
 def typical(study: OpenStudy, task: Task) -> Study | None:

@@ -10,7 +10,15 @@ import pytest
 
 from raykd.search import packing
 from raykd.search.cluster import plan_slots, ray_session
-from raykd.search.packing import best, packed, room, side_by_side, typical
+from raykd.search.packing import (
+    best,
+    packed,
+    remember,
+    remembered,
+    room,
+    side_by_side,
+    typical,
+)
 from raykd.study.load import load_study
 from raykd.study.opened import OpenStudy
 from raykd.study.schema import Cluster
@@ -88,6 +96,14 @@ def test_the_best_share_becomes_the_plan(study: OpenStudy, monkeypatch: pytest.M
     assert tried == [{"num_cpus": 1, "num_gpus": 0.25}]
     assert (cluster.gpus_per_worker, rates[2]) == (0.5, 19.0)
     assert plan_slots(cluster, SERVER).slots == 8
+
+
+def test_what_was_measured_is_kept_for_the_same_gpus(tmp_path: Path) -> None:
+    file, rates = tmp_path / "packing.json", {1: 10.0, 2: 19.0}
+    assert remembered(file, SERVER) == {}
+    remember(file, SERVER, rates)
+    assert remembered(file, SERVER) == rates
+    assert remembered(file, [*SERVER, *SERVER]) == {}
 
 
 def test_without_a_gpu_nothing_is_tried(study: OpenStudy) -> None:
