@@ -1,6 +1,7 @@
 """One epoch of distillation: raykd, live and cached, against a plain loop and torchdistill.
 
     python benchmarks/step.py [--repeats 5] [--only alone kd hint] [--json FILE]
+    python benchmarks/step.py --images 30000 --precision bf16 --compile graph reduce-overhead
     uv run --with torchdistill==1.1.5 python benchmarks/step.py
 
 A resnet of depth 20 and width 32 teaches one of depth 8 and width 16: 6,000 Fashion-MNIST images,
@@ -18,7 +19,8 @@ convolution with batch norm, beside the labels'.
   installed, its rows lack.
 
 Epochs of all arms alternate in one process.  Ratios are medians over repeats of an arm's epoch by
-that of `plain` alone in the same repeat.
+that of `plain` alone in the same repeat.  On a GPU `GPU busy` is the part of an epoch in which it
+computes or copies anything.
 """
 
 from __future__ import annotations
@@ -32,9 +34,11 @@ from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
+from statistics import median
 from typing import Any, Literal
 
 import torch
+from gpu import busy_seconds
 from measuring import Demand, Findings, Times, arguments, in_turn, spread, tell
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -76,7 +80,7 @@ class Bench:
     device: torch.device
     folder: Path
     loader_workers: int
-    compile: str = "none"
+    compile: Sequence[str] = ()
 
     @property
     def task(self) -> Task:
@@ -259,7 +263,7 @@ def raykd_epoch(bench: Bench, lesson: Lesson, cached: bool = False, mode: Any = 
     """`Training.run_epoch` with all its bookkeeping, but without its evaluation.
 
     Args:
-        mode: torch.compile's.
+        mode: what `train.compile` takes.
     """
     study = study_of(bench, lesson, mode)
     data = bench.data.to(bench.device)
@@ -465,21 +469,25 @@ def _register_guided() -> None:
 def arms_of(bench: Bench, lessons: Sequence[Lesson]) -> dict[str, Callable[[], Epoch]]:
     """What makes each arm ready, by its name; `alone, plain` is always among them."""
     inner = torch.channels_last
-    mode = bench.compile
     made: dict[str, Callable[[], Epoch]] = {
         PLAIN: lambda: ByHand(bench, "alone").epoch,
         "alone, plain, channels last": lambda: ByHand(bench, "alone", layout=inner).epoch,
         "alone, raykd": lambda: raykd_epoch(bench, "alone"),
     }
-    if mode != "none":
-        made |= {
-            f"alone, raykd, {mode}": lambda: raykd_epoch(bench, "alone", mode=mode),
-            f"kd, raykd, cached, {mode}": lambda: raykd_epoch(bench, "kd", cached=True, mode=mode),
-        }
+    for mode in bench.compile:
+        made |= _compiled_arms(bench, mode)
     for lesson in lessons:
         if lesson != "alone":
             made |= _arms_of(bench, lesson)
     return made
+
+
+def _compiled_arms(bench: Bench, mode: str) -> dict[str, Callable[[], Epoch]]:
+    torch._dynamo.config.recompile_limit = 64  # all arms' networks come of the same functions
+    return {
+        f"alone, raykd, {mode}": lambda: raykd_epoch(bench, "alone", mode=mode),
+        f"kd, raykd, cached, {mode}": lambda: raykd_epoch(bench, "kd", cached=True, mode=mode),
+    }
 
 
 def _arms_of(bench: Bench, lesson: Lesson) -> dict[str, Callable[[], Epoch]]:
@@ -509,6 +517,9 @@ def compare(bench: Bench, repeats: int, lessons: Sequence[Lesson]) -> Findings:
         except ImportError as error:
             lacking.append(f"not run: {name} ({error})")
     times = in_turn(arms, repeats)
+    busy = {}
+    if bench.device.type == "cuda":
+        busy = {name: busy_seconds(arm) for name, arm in arms.items()}
     images = len(bench.train)
     rows = [
         {
@@ -517,6 +528,7 @@ def compare(bench: Bench, repeats: int, lessons: Sequence[Lesson]) -> Findings:
             "x plain alone": taken.over(times[PLAIN]),
             "x, processor": taken.over(times[PLAIN], "processor"),
             "images/s": images / min(taken.wall),
+            **({"GPU busy": busy[name] / median(taken.wall)} if busy else {}),
             "last loss": losses[name][-1],
         }
         for name, taken in times.items()
@@ -529,7 +541,11 @@ def compare(bench: Bench, repeats: int, lessons: Sequence[Lesson]) -> Findings:
         settings,
         rows,
         demands_on(times),
-        {"times": {name: asdict(taken) for name, taken in times.items()}, "losses": losses},
+        {
+            "times": {name: asdict(taken) for name, taken in times.items()},
+            "losses": losses,
+            "GPU busy, seconds": busy,
+        },
         [*lacking, "images/s: of the fastest repeat"],
     )
 
@@ -581,7 +597,7 @@ def bench_of(asked: Any, folder: Path) -> Bench:
         teacher_model=Resnet(depth=8 if quick else 20, width=16 if quick else 32),
         student_model=Resnet(depth=8, width=16),
         batch=64 if quick else asked.batch,
-        epochs=asked.repeats + 1,
+        epochs=asked.repeats + 2,
         precision=asked.precision,
         device=device,
         folder=folder,
@@ -598,7 +614,11 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=0, help="0: torch's own choice")
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
     parser.add_argument(
-        "--compile", default="none", help="torch.compile's mode of two more arms, compiled first"
+        "--compile",
+        nargs="*",
+        default=(),
+        metavar="MODE",
+        help="what train.compile takes, each of two more arms, made ready first",
     )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument(

@@ -227,8 +227,8 @@ def standardised(logits: Tensor, *, unbiased: bool = False) -> Tensor:
 
 def others_of(logits: Tensor, targets: Tensor) -> Tensor:
     """(B, K) -> (B, K - 1): every class but the target."""
-    others = torch.ones_like(logits, dtype=torch.bool).scatter_(1, targets[:, None], False)
-    return logits.masked_select(others).view(len(logits), -1)
+    places = torch.arange(logits.shape[1] - 1, device=logits.device)
+    return logits.gather(1, places + (places >= targets[:, None]))
 
 
 def _target_or_not(logits: Tensor, targets: Tensor) -> Tensor:

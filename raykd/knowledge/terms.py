@@ -98,6 +98,11 @@ class Terms(nn.Module):
         return any(term.loss is not None and term.loss.reads_logits for term in self.terms.values())
 
     @property
+    def ramps(self) -> bool:
+        """Whether a weight changes from step to step."""
+        return any(term.ramp_epochs > 0 for term in self.terms.values())
+
+    @property
     def sometimes_unused(self) -> bool:
         """Whether some learned parameters get no gradient in some steps."""
         return any(

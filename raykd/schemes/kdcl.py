@@ -145,7 +145,7 @@ class GeneralShares(nn.Module):
         """Add a batch's errors, (B, K) logits of each peer."""
         found = correlated_errors(torch.stack(list(logits)), targets)
         self.errors += from_all_workers(found[None]).sum(dim=0)
-        self.samples += from_all_workers(targets.new_tensor([len(targets)])).sum()
+        self.samples += from_all_workers(targets.new_full((1,), len(targets))).sum()
 
 
 def correlated_errors(stacked: Tensor, targets: Tensor) -> Tensor:

@@ -124,6 +124,7 @@ class FollowsTeachers(Distiller):
         )
         guided = {name: None for terms in self._terms for name in terms.guided_layers}
         self.watched = Watched(parts.student, tuple(guided), parts.task)
+        self.steps_differ = drop > 0
         self.needs_unused_parameter_search = drop > 0 or any(
             terms.sometimes_unused for terms in self._terms
         )
@@ -204,8 +205,8 @@ class Shares(nn.Module):
             if self.combine == "gate":
                 return self._gated(logits).exp()
             chosen = [self.weights[k] for k in present]
-            shares = logits[0].new_tensor([weight / sum(chosen) for weight in chosen])
-            return shares.expand(len(targets), -1)
+            each = [targets.new_full((), w / sum(chosen), dtype=logits[0].dtype) for w in chosen]
+            return torch.stack(each).expand(len(targets), -1)
 
     def loss(self, logits: Sequence[Tensor], targets: Tensor) -> Tensor:
         """What trains the gate: -log of the label's mixed probability, mean over the batch; 0 for

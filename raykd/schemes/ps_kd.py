@@ -74,4 +74,4 @@ class Progressive(Distiller):
         if self.training:
             rows = from_all_workers(index)
             self.said[rows] = from_all_workers(logits.softmax(dim=1)).to(self.said.dtype)
-            self.seen[rows] = True
+            self.seen.index_fill_(0, rows, True)

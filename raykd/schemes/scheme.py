@@ -151,6 +151,9 @@ class Distiller(nn.Module):
     needs_unused_parameter_search: bool = False
     """Whether some parameters may get no gradient in some step (for DDP)."""
 
+    steps_differ: bool = False
+    """Whether steps of one epoch differ by more than their batches and their terms' weights."""
+
     beside: Beside = Beside()
     """What it wants beside the samples of its batches."""
 

@@ -76,10 +76,11 @@ class Train:
         Literal["auto", "fp32", "bf16"], Field(description="auto: bf16 on CUDA, else fp32")
     ] = "auto"
     compile: Annotated[
-        Literal["none", "default", "reduce-overhead", "max-autotune"],
+        Literal["none", "graph", "default", "reduce-overhead", "max-autotune"],
         Field(
-            description="torch.compile's mode for the student's forward and backward, "
-            "reduce-overhead: CUDA graphs; each architecture is compiled anew, and a student whose "
-            "layers a term looks at runs as it is written"
+            description="graph: on a GPU whole steps are recorded once an epoch and replayed, "
+            "which compiles nothing; the others: torch.compile's mode for the student's forward "
+            "and backward, reduce-overhead: CUDA graphs; each architecture is compiled anew, and a "
+            "student whose layers a term looks at runs as it is written"
         ),
     ] = "none"

@@ -7,8 +7,10 @@ comes back.
 from __future__ import annotations
 
 import copy
+import dataclasses
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from itertools import islice
 from typing import Any, Literal, TypeVar
 
@@ -18,12 +20,13 @@ from torch.nn.parallel import DistributedDataParallel
 
 from raykd.architecture.derived.int8 import Range
 from raykd.data import Batch, Batches, Dataset
-from raykd.knowledge import Progress
+from raykd.knowledge import Progress, Terms
 from raykd.schemes import StepOutput
 from raykd.study.schema import Cache, Study
 from raykd.training.assembly import assemble
 from raykd.training.at_hand import TeacherAtHand
 from raykd.training.evaluate import evaluate_split, precision_of, summed
+from raykd.training.graph import Replay
 from raykd.training.layout import can_compile, laid_out
 from raykd.training.optimisation import learning_rate, make_optimizer, set_rate
 from raykd.training.record import Diverged, Record
@@ -86,7 +89,9 @@ class Training:
         self._data = data
         self._batches = self._train_batches()
         self._precision = precision_of(study.train.precision, self.device)
-        if study.train.compile != "none" and can_compile(self.student, self.device):
+        self._learned = list(self.distiller.parameters())
+        self._replay = Replay(self._learned, self.device) if self._can_replay() else None
+        if self._compiles and can_compile(self.student, self.device):
             self.student.compile(mode=study.train.compile, dynamic=False)
         self._stepper: nn.Module = self.distiller
         if world > 1:
@@ -212,9 +217,11 @@ class Training:
 
     def _train(self, most: int | None = None) -> Record:
         """One epoch of steps, or its first ones."""
-        record = Record(len(self._batches), self.device)
+        record = Record(self.device)
         self.distiller.train()
         self.distiller.begin_epoch(self._progress(0))
+        if self._replay is not None:
+            self._replay.begin_epoch()
         batches = self._batches.epoch(self.epoch, view_of(self.study.cache, self.epoch))
         for step, batch in enumerate(islice(map(laid_out, batches), most)):
             record.add(self._step(batch, step), batch.targets)
@@ -223,17 +230,36 @@ class Training:
     def _step(self, batch: Batch, step: int) -> StepOutput:
         """One optimiser step; nothing in it waits for the device."""
         train, progress = self.study.train, self._progress(step)
-        if train.compile != "none":
+        if self._compiles:
             torch.compiler.cudagraph_mark_step_begin()
-        with self._precision():
-            output: StepOutput = self._stepper(batch, progress)
-        self.optimizer.zero_grad(set_to_none=True)
-        self._weighed(output.loss, batch, step).backward()
+        work = partial(self._learn, progress=progress, step=step)
+        output = work(batch) if self._replay is None else self._replay(work, batch)
         if train.clip_norm is not None:
-            nn.utils.clip_grad_norm_(self.distiller.parameters(), train.clip_norm)
+            nn.utils.clip_grad_norm_(self._learned, train.clip_norm)
         set_rate(self.optimizer, learning_rate(train, progress.step, len(self._batches)))
         self.optimizer.step()
         return output
+
+    def _learn(self, batch: Batch, progress: Progress, step: int) -> StepOutput:
+        """Forward and backward: every parameter's gradient is that of this batch."""
+        with self._precision():
+            output: StepOutput = self._stepper(batch, progress)
+        for parameter in self._learned:
+            parameter.grad = None
+        self._weighed(output.loss, batch, step).backward()
+        return dataclasses.replace(output, loss=output.loss.detach())
+
+    @property
+    def _compiles(self) -> bool:
+        return self.study.train.compile not in ("none", "graph")
+
+    def _can_replay(self) -> bool:
+        """Whether steps are asked to be replayed, and those of an epoch differ by their batches
+        alone."""
+        asked = self.study.train.compile == "graph" and self.device.type == "cuda"
+        terms = [one for one in self.distiller.modules() if isinstance(one, Terms)]
+        differ = self.distiller.steps_differ or any(one.ramps for one in terms)
+        return asked and self.world == 1 and not differ
 
     def _weighed(self, loss: Tensor, batch: Batch, step: int) -> Tensor:
         """The loss times what makes DDP's mean over ranks the mean over the batch's samples."""

@@ -34,33 +34,25 @@ class Record:
     """Losses and hits of every step of one epoch on this rank.
 
     Args:
-        steps: how many steps there will be.
         device: where the steps run.
     """
 
-    def __init__(self, steps: int, device: torch.device) -> None:
-        self._steps = steps
+    def __init__(self, device: torch.device) -> None:
         self._device = device
         self._names: tuple[str, ...] = ()
-        self._values = torch.empty(0)
-        self._hits = torch.empty(0)
+        self._values: list[Tensor] = []
+        self._hits: list[Tensor] = []
         self._counts: list[int] = []
 
     def add(self, output: StepOutput, targets: Tensor) -> None:
         """Write down one step; an epoch's steps all have the same terms."""
-        if not self._counts:
-            self._begin(output)
-        assert self._names == ("loss", *output.terms), "an epoch's terms stay the same"
-        step = len(self._counts)
+        names = ("loss", *output.terms)
+        self._names = self._names or names
+        assert self._names == names, "an epoch's terms stay the same"
         parts = [output.loss.detach(), *output.terms.values()]
-        torch.stack([part.float() for part in parts], out=self._values[step])
-        self._hits[step] = (output.logits.argmax(1) == targets).sum()
+        self._values.append(torch.stack([part.float() for part in parts]))
+        self._hits.append((output.logits.argmax(1) == targets).sum())
         self._counts.append(len(targets))
-
-    def _begin(self, output: StepOutput) -> None:
-        self._names = ("loss", *output.terms)
-        self._values = torch.empty(self._steps, len(self._names), device=self._device)
-        self._hits = torch.empty(self._steps, dtype=torch.int64, device=self._device)
 
     def metrics(self, epoch: int, world: int = 1) -> dict[str, float]:
         """train_loss, train_accuracy and term_<name> as means over all ranks' samples, samples.
@@ -73,18 +65,16 @@ class Record:
             Diverged: a loss was NaN or infinite in some step on some rank; on every rank alike.
         """
         counts = torch.tensor(self._counts, dtype=torch.float64, device=self._device)
-        values = self._values[: len(counts)]
-        sums = torch.cat(
-            [counts @ values.double(), self._hits[: len(counts)].sum()[None], counts.sum()[None]]
-        )
-        *losses, hits, samples = summed(sums, world).tolist()
+        values, hits = torch.stack(self._values), torch.stack(self._hits).sum()
+        sums = torch.cat([counts @ values.double(), hits[None], counts.sum()[None]])
+        *losses, right, samples = summed(sums, world).tolist()
         means = {name: loss / samples for name, loss in zip(self._names, losses, strict=True)}
         if not all(map(_is_finite, losses)):
             raise Diverged(epoch, self._first_fault(values, world))
         terms = {f"term_{name}": mean for name, mean in means.items() if name != "loss"}
         return {
             "train_loss": means["loss"],
-            "train_accuracy": hits / samples,
+            "train_accuracy": right / samples,
             **terms,
             "samples": samples,
         }

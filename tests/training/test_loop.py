@@ -151,6 +151,11 @@ def test_every_scheme_trains_and_goes_on(name: str) -> None:
     assert_same(weights(resumed.distiller), weights(whole.distiller))
 
 
+def test_without_a_gpu_no_step_is_replayed() -> None:
+    written, asked = train_of(taught()), train_of(taught(compile="graph"))
+    assert untimed(asked.run_epoch()) == untimed(written.run_epoch())
+
+
 @pytest.mark.parametrize("optimizer", [SGD(lr=0.05), SGD(momentum=0.0), AdamW()], ids=repr)
 def test_a_term_that_learns_may_join_late(optimizer: SGD | AdamW) -> None:
     """Its connectors have no gradient before, and the optimiser knows nothing of them."""

@@ -21,7 +21,7 @@ def output(loss: float, hits: int, size: int, **terms: float) -> StepOutput:
 
 
 def record(*outputs: StepOutput) -> Record:
-    made = Record(len(outputs), CPU)
+    made = Record(CPU)
     for each in outputs:
         made.add(each, torch.ones(len(each.logits), dtype=torch.int64))
     return made

@@ -24,6 +24,7 @@ from raykd.knowledge import Evidence
 from raykd.schemes import LiveTeacher
 from raykd.training.cache.description import LOGITS, Description
 from raykd.training.cache.store import FOLDER, Manifest, OutputsStore
+from raykd.training.layout import innermost
 
 log = logging.getLogger("raykd")
 
@@ -85,7 +86,7 @@ class Outputs:
         if taken.dim() != 4:
             return taken
         maps = taken.permute(0, 3, 1, 2)
-        return maps if self.device.type == "cpu" else maps.contiguous()
+        return maps if innermost(self.device) else maps.contiguous()
 
     def stored(self, name: str, view: int, rows: Tensor) -> Tensor:
         """An output as it lies in the files (maps with their channels innermost), by the samples'
