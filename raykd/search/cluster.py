@@ -35,7 +35,10 @@ QUIET = {
 ALONE = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}  # one process a slot less to start
 
 PRELOADED = ("raykd.search.slot", "raykd.training.worker")
-"""What the processes that Ray starts at once import while they wait to become slots."""
+"""What the processes that Ray starts at once, one a CPU, import while they wait to become slots."""
+
+SPARE = 2
+"""Of so many such processes at most one slot is made; of more, most would import in vain."""
 
 
 @dataclass(frozen=True)
@@ -163,14 +166,17 @@ def is_standing() -> bool:
 
 
 @contextmanager
-def ray_session(*, verbose: bool, groups: bool = True) -> Iterator[list[Resources]]:
+def ray_session(
+    *, verbose: bool, groups: bool = True, slots: int = 0
+) -> Iterator[list[Resources]]:
     """Join the cluster `RAY_ADDRESS` names, or start Ray on this machine and end it afterwards.
 
     Gives each node's total resources.
 
     Args:
         verbose: let Ray's own output through.
-        groups: whether trials will be trained by groups of workers.
+        groups: whether trials will be trained by groups of processes.
+        slots: how many slots there will be on this machine, as far as that is known.
 
     Raises:
         StudyError: the cluster cannot be joined.
@@ -184,7 +190,7 @@ def ray_session(*, verbose: bool, groups: bool = True) -> Iterator[list[Resource
         ours = not ray.is_initialized()
         if ours:
             with _without_uv():
-                _connect(verbose, groups)
+                _connect(verbose, groups, slots)
     try:
         yield [node["Resources"] for node in ray.nodes() if node["Alive"]]
     finally:
@@ -243,7 +249,7 @@ def _without_uv() -> Iterator[None]:
         setattr(ray_constants, name, before)
 
 
-def _connect(verbose: bool, groups: bool) -> None:
+def _connect(verbose: bool, groups: bool, slots: int) -> None:
     import ray
 
     shared: dict[str, Any] = {
@@ -256,7 +262,8 @@ def _connect(verbose: bool, groups: bool) -> None:
         if groups or verbose:
             ray.init(address="local", include_dashboard=True, **shared)
             return
-        own = {"preload_python_modules": list(PRELOADED)}
+        worth_it = here()[0]["CPU"] <= SPARE * slots
+        own = {"preload_python_modules": list(PRELOADED) if worth_it else []}
         with _without_dashboard():
             ray.init(address="local", include_dashboard=False, _system_config=own, **shared)
         return

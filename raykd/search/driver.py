@@ -377,8 +377,10 @@ def in_slots(enterprise: Enterprise) -> Conductor:
     enterprise.chronicle.tell({"event": "phase", "phase": "ray"})
     outlived = is_standing()
     threading.Thread(target=_import_meanwhile, daemon=True).start()
-    workers = enterprise.study.settings.cluster.workers_per_trial
-    with ray_session(verbose=enterprise.verbose, groups=workers > 1) as nodes:
+    asked = enterprise.study.settings.cluster
+    slots = 0 if outlived else plan_slots(asked, here()).slots
+    groups = asked.workers_per_trial > 1
+    with ray_session(verbose=enterprise.verbose, groups=groups, slots=slots) as nodes:
         plan = plan_slots(_packed(enterprise, nodes), nodes)
         _check_storage(enterprise.folder, nodes)
         explorer = enterprise.conductor(plan.slots)
