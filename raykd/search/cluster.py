@@ -166,9 +166,7 @@ def is_standing() -> bool:
 
 
 @contextmanager
-def ray_session(
-    *, verbose: bool, groups: bool = True, slots: int = 0
-) -> Iterator[list[Resources]]:
+def ray_session(*, verbose: bool, groups: bool = True, slots: int = 0) -> Iterator[list[Resources]]:
     """Join the cluster `RAY_ADDRESS` names, or start Ray on this machine and end it afterwards.
 
     Gives each node's total resources.
