@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from raykd.problems import StudyError
-from raykd.search.cluster import here, is_remote, plan_slots
+from raykd.search.cluster import here, inherited_environment, is_remote, plan_slots
 from raykd.study.schema import Cluster
 
 LAPTOP = [{"CPU": 2.0}]
@@ -113,3 +113,40 @@ def test_a_cluster_is_named_by_ray_address(monkeypatch: pytest.MonkeyPatch) -> N
     assert not is_remote()
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
     assert is_remote()
+
+
+def test_actors_of_tune_need_no_processes_of_their_own() -> None:
+    """And Tune goes on as before afterwards."""
+    from ray.tune.execution import class_cache
+
+    before = dict(class_cache.DEFAULT_ENV_VARS), set(class_cache.ENV_VARS_TO_PROPAGATE)
+    assert all(before), "else there is nothing to do any more"
+    with inherited_environment():
+        assert class_cache.DEFAULT_ENV_VARS == {}
+        assert class_cache.ENV_VARS_TO_PROPAGATE == set()
+    assert (class_cache.DEFAULT_ENV_VARS, class_cache.ENV_VARS_TO_PROPAGATE) == before
+
+
+SLOTS = """\
+import os, ray
+from raykd.search.cluster import ray_session
+
+@ray.remote(num_cpus=1)
+def seen():
+    import sys
+    return os.getpid(), "raykd.training.worker" in sys.modules, os.environ["RAY_CHDIR_TO_TRIAL_DIR"]
+
+with ray_session(verbose=False, groups=False, slots=os.cpu_count()):
+    pid, imported, setting = ray.get(seen.remote())
+    print(imported, setting)
+    assert ray.is_initialized()
+assert not ray.is_initialized()
+"""
+
+
+@pytest.mark.slow
+def test_processes_that_become_slots_have_imported_what_they_need() -> None:
+    """And have the driver's settings, by inheritance."""
+    command = [sys.executable, "-c", SLOTS]
+    found = subprocess.run(command, capture_output=True, text=True, check=True, timeout=300)
+    assert found.stdout.split() == ["True", "0"], found.stderr
