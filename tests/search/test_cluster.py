@@ -123,8 +123,8 @@ def test_actors_of_tune_need_no_processes_of_their_own() -> None:
     assert all(before), "else there is nothing to do any more"
     with inherited_environment():
         assert class_cache.DEFAULT_ENV_VARS == {}
-        assert class_cache.ENV_VARS_TO_PROPAGATE == set()
-    assert (class_cache.DEFAULT_ENV_VARS, class_cache.ENV_VARS_TO_PROPAGATE) == before
+        assert set() == class_cache.ENV_VARS_TO_PROPAGATE
+    assert before == (class_cache.DEFAULT_ENV_VARS, class_cache.ENV_VARS_TO_PROPAGATE)
 
 
 SLOTS = """\
