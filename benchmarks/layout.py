@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from gpu import finished
 from measuring import Findings, Times, arguments, in_turn, tell
+from step import TrainsOnly
 
 from raykd.architecture import MODELS, Model
 from raykd.data import SOURCES, Dataset
@@ -28,7 +29,6 @@ from raykd.data.splitting import dataset_of_pictures
 from raykd.schemes import Alone
 from raykd.schemes.train import SGD, Train
 from raykd.study.schema import Student, Study
-from raykd.training import Training
 
 Precision = Literal["fp32", "bf16"]
 
@@ -59,13 +59,6 @@ CASES = {
     "resnet-50": Case(imagenet_resnet(50, "bottleneck"), 3, 224, 128),
     "mobilenet-v2": Case(MODELS["mobilenet_v2"](variant="imagenet"), 3, 224, 128),
 }
-
-
-class TrainsOnly(Training):
-    """Does not evaluate."""
-
-    def evaluate(self, split: Literal["train", "val", "test"]) -> dict[str, float]:
-        return {f"{split}_loss": 0.0, f"{split}_accuracy": 0.0}
 
 
 def random_pictures(case: Case, steps: int) -> Dataset:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 import sys
+import threading
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -181,6 +183,7 @@ def ray_session(*, verbose: bool, groups: bool = True, slots: int = 0) -> Iterat
     """
     for name, value in (QUIET if is_remote() else QUIET | ALONE).items():
         os.environ.setdefault(name, value)
+    threading.Thread(target=_import_meanwhile, daemon=True).start()  # now that the settings stand
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         import ray
@@ -194,6 +197,13 @@ def ray_session(*, verbose: bool, groups: bool = True, slots: int = 0) -> Iterat
     finally:
         if ours:
             ray.shutdown()
+
+
+def _import_meanwhile() -> None:
+    """What will be wanted as soon as Ray is there, whose processes take seconds to come up."""
+    with suppress(ImportError):
+        for module in ("optuna", "raykd.search.samplers", "raykd.search.slot"):
+            importlib.import_module(module)
 
 
 @contextmanager

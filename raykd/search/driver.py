@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 import importlib.metadata
 import platform
 import subprocess
 import sys
-import threading
 import uuid
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -376,7 +374,6 @@ def in_slots(enterprise: Enterprise) -> Conductor:
     """Conduct a study in warm slots of the cluster."""
     enterprise.chronicle.tell({"event": "phase", "phase": "ray"})
     outlived = is_standing()
-    threading.Thread(target=_import_meanwhile, daemon=True).start()
     asked = enterprise.study.settings.cluster
     slots = 0 if outlived else plan_slots(asked, here()).slots
     groups = asked.workers_per_trial > 1
@@ -404,13 +401,6 @@ def in_slots(enterprise: Enterprise) -> Conductor:
     if not explorer.finished:
         raise KeyboardInterrupt  # Tune takes Ctrl-C for itself, and just returns
     return explorer
-
-
-def _import_meanwhile() -> None:
-    """What will be wanted as soon as Ray is there, whose processes take seconds to come up."""
-    with contextlib.suppress(ImportError):
-        for module in ("optuna", "raykd.search.samplers", "raykd.search.slot"):
-            importlib.import_module(module)
 
 
 def _packed(enterprise: Enterprise, nodes: Sequence[Resources]) -> Cluster:
