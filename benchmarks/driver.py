@@ -208,7 +208,14 @@ def idle_actors() -> Iterator[None]:
 
 
 def starts(
-    trials: int, slots: int, folder: Path, *, tune: bool, tracking: bool, sampler: str = "tpe"
+    trials: int,
+    slots: int,
+    folder: Path,
+    *,
+    tune: bool,
+    tracking: bool,
+    sampler: str = "tpe",
+    objectives: str = "{val_accuracy: max}",
 ) -> list[float]:
     """When each trial began, in seconds of a clock."""
     file = folder / "driver.yaml"
@@ -219,6 +226,7 @@ def starts(
         [
             f"search.trials={trials}",
             f"search.sampler={sampler}",
+            f"search.objectives={objectives}",
             f"cluster.slots={slots}",
             f"cluster.storage={folder}/studies",
             f"tracking.uri={uri}",
@@ -264,6 +272,7 @@ def main() -> None:
     parser.add_argument("--slots", type=int, default=8)
     parser.add_argument("--tune", action="store_true", help="Tune's own actors, on a Ray")
     parser.add_argument("--sampler", default="tpe", help="random: what is not Optuna's")
+    parser.add_argument("--objectives", default="{val_accuracy: max}", help="as in a study")
     parser.add_argument("--tracking", choices=("on", "off"), default="on")
     parser.add_argument("--profile", type=Path, metavar="FILE", help="where the time goes")
     asked = parser.parse_args()
@@ -281,6 +290,7 @@ def main() -> None:
                 tune=asked.tune,
                 tracking=asked.tracking == "on",
                 sampler=asked.sampler,
+                objectives=asked.objectives,
             )
             profiler.disable()
         found = per_trial(began)
@@ -295,6 +305,7 @@ def main() -> None:
             pstats.Stats(profiler, stream=out).sort_stats("cumulative").print_stats(120)
     settings = {"trials": trials, "slots": asked.slots, "tune": asked.tune}
     settings |= {"tracking": asked.tracking, "sampler": asked.sampler}
+    settings |= {"objectives": asked.objectives}
     what = "time per trial, late / early (means)"
     demands = [Demand(what, LIMIT, statistics.median(ratios))]
     Findings("driver", settings, rows, demands, {"began": raw, "ratios": ratios}).tell(asked.json)

@@ -14,18 +14,53 @@ def losses(metrics: Sequence[Mapping[str, float]], objectives: Mapping[str, str]
     return values.reshape(len(metrics), len(objectives)) * signs
 
 
+class Fronts:
+    """Points in their non-dominated fronts, which take one more at a time (less is better).
+
+    A point lies one front behind the last of those that dominate it.  What a new one pushes back
+    pushes others back in turn, front by front (Li et al. 2017, "Efficient Nondomination Level
+    Update Method", IEEE Transactions on Cybernetics 47(9); they keep a list for each front, this
+    keeps each point's rank).
+
+    Args:
+        columns: how many objectives.
+    """
+
+    def __init__(self, columns: int) -> None:
+        self.points = np.empty((0, columns))
+        self.ranks = np.empty(0, dtype=int)
+        """Each point's front, 0 for the non-dominated ones; shape (points,)."""
+
+    def add(self, point: np.ndarray) -> None:
+        """Take one more point, shape (columns,)."""
+        before = self.ranks[_dominate(self.points, point)]
+        rank = int(before.max(initial=-1)) + 1
+        pushing = point[None]
+        for front in range(rank, int(self.ranks.max(initial=-1)) + 1):
+            members = np.flatnonzero(self.ranks == front)
+            hit = _dominate(pushing[:, None], self.points[members]).any(0)
+            # Those pushed here from the front before are no match for one another.
+            self.ranks[members[hit]] += 1
+            pushing = self.points[members[hit]]
+            if not len(pushing):
+                break
+        self.points = np.vstack([self.points, point])
+        self.ranks = np.append(self.ranks, rank)
+
+
+def _dominate(these: np.ndarray, those: np.ndarray) -> np.ndarray:
+    """Whether one is no worse in any column and better in some; either may be many."""
+    return np.logical_and((these <= those).all(-1), (these < those).any(-1))
+
+
 def ranks(points: np.ndarray) -> np.ndarray:
     """Each point's front, 0 for the non-dominated ones (less is better in every column)."""
-    no_worse = (points[:, None, :] <= points[None, :, :]).all(-1)
-    better = (points[:, None, :] < points[None, :, :]).any(-1)
-    dominates = no_worse & better
-    rank = np.full(len(points), -1)
-    front = 0
-    while (rank < 0).any():
-        left = rank < 0
-        dominated = (dominates & left[:, None]).any(0)
-        rank[left & ~dominated] = front
-        front += 1
+    order = np.lexsort(points.T[::-1])  # whatever dominates a point comes before it
+    fronts = Fronts(points.shape[1])
+    for point in points[order]:
+        fronts.add(point)
+    rank = np.empty(len(points), dtype=int)
+    rank[order] = fronts.ranks
     return rank
 
 

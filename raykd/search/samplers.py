@@ -10,6 +10,8 @@ import optuna
 from optuna.samplers import BaseSampler, BruteForceSampler
 from optuna.trial import FrozenTrial, TrialState
 
+from raykd.search.tpe import make_tpe
+
 
 class Grid(BruteForceSampler):
     """Optuna's exhaustive sampler over a conditional space, for use by ask and tell.
@@ -53,7 +55,7 @@ def _make(name: str, seed: int, startup_trials: int, slots: int) -> BaseSampler:
     samplers = optuna.samplers
     made: dict[str, Any] = {
         "random": lambda: samplers.RandomSampler(seed=seed),
-        "tpe": lambda: samplers.TPESampler(
+        "tpe": lambda: make_tpe(
             seed=seed,
             n_startup_trials=startup_trials,
             constant_liar=slots > 1,

@@ -6,6 +6,7 @@ Ray Tune's ASHA and median rule serve one objective; `ParetoAsha` serves several
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -47,10 +48,10 @@ class ParetoAsha:
     ) -> None:
         self._objectives = dict(objectives)
         self._reduction = reduction
-        self._rungs: dict[int, dict[str, np.ndarray]] = {}
+        self._rungs: dict[int, _Rung] = {}
         rung = float(grace)
         while round(rung) < epochs:
-            self._rungs[round(rung)] = {}
+            self._rungs[round(rung)] = _Rung({}, fronts.Fronts(len(self._objectives)))
             rung *= reduction
 
     @property
@@ -65,13 +66,11 @@ class ParetoAsha:
         point = fronts.losses([result], self._objectives)[0]  # type: ignore[list-item]
         if not np.isfinite(point).all():
             return False
-        rung[str(getattr(trial, "trial_id", trial))] = point
-        points = np.stack(list(rung.values()))
-        return self._is_among_best(points, len(points) - 1)
+        return self._is_among_best(rung, rung.place(str(getattr(trial, "trial_id", trial)), point))
 
-    def _is_among_best(self, points: np.ndarray, which: int) -> bool:
+    def _is_among_best(self, rung: _Rung, which: int) -> bool:
+        points, rank = rung.fronts.points, rung.fronts.ranks
         room = max(1, int(len(points) / self._reduction))
-        rank = fronts.ranks(points)
         better = int((rank < rank[which]).sum())
         front = np.flatnonzero(rank == rank[which])
         if better >= room:
@@ -81,6 +80,27 @@ class ParetoAsha:
         # The cut runs through this front: those with the most room around them go on.
         order = front[np.argsort(-fronts.crowding(points[front]), kind="stable")]
         return which in order[: room - better]
+
+
+@dataclass
+class _Rung:
+    """Who reached a rung, and what they had reached there."""
+
+    places: dict[str, int]
+    fronts: fronts.Fronts
+
+    def place(self, trial: str, point: np.ndarray) -> int:
+        """Where among the rung's points the trial's is; told anew, it takes the old one's place."""
+        known = self.places.setdefault(trial, len(self.places))
+        if known == len(self.fronts.points):
+            self.fronts.add(point)
+        elif (self.fronts.points[known] != point).any():
+            points = self.fronts.points
+            points[known] = point
+            self.fronts = fronts.Fronts(points.shape[1])
+            for each in points:
+                self.fronts.add(each)
+        return known
 
 
 class TuneRule:

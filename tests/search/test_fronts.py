@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from raykd.search.fronts import crowding, losses, pareto, ranks, spread
+from raykd.search.fronts import Fronts, crowding, losses, pareto, ranks, spread
 
 
 def test_losses_are_less_the_better() -> None:
@@ -47,6 +47,11 @@ def test_ranks_by_peeling(columns: int, seed: int) -> None:
         left -= best
         front += 1
     assert ranks(points).tolist() == expected.tolist()
+    one_by_one = Fronts(columns)  # in any order: later ones push back earlier ones
+    for point in points:
+        one_by_one.add(point)
+    assert one_by_one.ranks.tolist() == expected.tolist()
+    assert one_by_one.points.tolist() == points.tolist()
 
 
 def test_of_equal_points_the_first_alone_is_on_the_front() -> None:

@@ -106,6 +106,15 @@ def test_a_result_told_twice_counts_once() -> None:
     assert not keeps(rule, "b", 1, 0.8, 1)
 
 
+def test_another_result_for_a_rung_takes_the_place_of_the_first() -> None:
+    rule = asha()
+    assert keeps(rule, "a", 1, 0.2, 1)
+    assert keeps(rule, "b", 1, 0.3, 1)
+    assert not keeps(rule, "a", 1, 0.1, 1)  # judged as itself, not as whoever came last
+    assert keeps(rule, "a", 1, 0.9, 1)
+    assert not keeps(rule, "c", 1, 0.8, 1)
+
+
 def search(**changed: Any) -> Search:
     return Search(**{"objectives": {"val_accuracy": "max"}, **changed})
 
