@@ -258,6 +258,7 @@ class Conductor:
             return assignment
         if self._caching is not None:
             assignment = self._caching.usable(assignment)
+        assignment = replace(assignment, sole=self._is_sole(assignment))
         if assignment.id not in self.records:
             self._write(
                 "run",
@@ -270,6 +271,17 @@ class Conductor:
                 assignment=assignment.plain(),
             )
         return assignment
+
+    def _is_sole(self, assignment: Assignment) -> bool:
+        """Whether all else waits for this teacher, by the study's own order and not by chance.
+
+        Training on more processors rounds differently, so that only what is the same each time
+        the study is run may tell.
+        """
+        if assignment.keep not in self._own:
+            return False
+        others = [one for one in self.records.running(*ROLES) if one.id != assignment.id]
+        return not others and all(assignment.keep in one.teachers for one in self._queue)
 
     def _epoch(
         self,

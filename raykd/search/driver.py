@@ -462,6 +462,7 @@ def explore(
     setup = SlotSetup(
         storage=folder.storage,
         workers=plan.workers,
+        slots=plan.slots,
         cpus=plan.cpus,
         gpus=plan.gpus,
         max_failures=explorer.study.settings.cluster.max_failures,

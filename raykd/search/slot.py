@@ -42,6 +42,7 @@ class SlotSetup:
     Attributes:
         storage: root of the study's files.
         workers: ranks per trial.
+        slots: how many of them there are.
         cpus, gpus: of each rank.
         max_failures: how often a trial's lost workers are started again before it fails.
         folder: a local folder for Ray Train's own bookkeeping.
@@ -51,6 +52,7 @@ class SlotSetup:
 
     storage: str
     workers: int
+    slots: int
     cpus: float
     gpus: float
     max_failures: int
@@ -194,6 +196,7 @@ class Slot(tune.Trainable):
                 "storage": shared.storage,
                 "data": data,
                 "threads": shared.cpus,
+                "slots": shared.slots,
                 "gpus": shared.gpus,
             },
             torch_config=TorchConfig(timeout_s=shared.collective_timeout),

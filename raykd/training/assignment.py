@@ -34,6 +34,8 @@ class Assignment:
             `without` hint, `without_teachers` (as `teachers`), and the file of the student
             `trained` without hint; or None.
         measures: the file of a network, below the storage, that is only evaluated, or None.
+        sole: whether nothing else can be trained before it ends, so that it may use the processors
+            of the slots that wait for it.
         test: whether the test split is evaluated at the end.
         keep: the file, below the storage, for the trained network, or None.
         tags, metrics: what is known before it starts (losses, params, MACs).
@@ -52,6 +54,7 @@ class Assignment:
     build: Mapping[str, Any] | None = None
     probe: Mapping[str, Any] | None = None
     measures: str | None = None
+    sole: bool = False
     test: bool = False
     keep: str | None = None
     tags: Mapping[str, str] = field(default_factory=dict)

@@ -50,13 +50,26 @@ BUILD_S = 2.0
 
 @dataclass(frozen=True)
 class Bench:
-    """What stays warm between trials on one rank."""
+    """What stays warm between trials on one rank.
+
+    Attributes:
+        threads: that compute on a CPU; 0: as many as torch takes by itself.
+        sole_threads: the same, for a training that all other slots wait for.
+    """
 
     storage: Storage
     data: Dataset
     device: torch.device
     rank: int
     world: int
+    threads: int = 0
+    sole_threads: int = 0
+
+    def take_threads(self, *, sole: bool) -> None:
+        """Compute with as many threads as this training may use."""
+        count = self.sole_threads if sole else self.threads
+        if count and count != torch.get_num_threads():
+            torch.set_num_threads(count)
 
 
 class Seat:
@@ -76,6 +89,7 @@ class Seat:
         """Make the training ready; goes on from its saved state where there is one."""
         self.stop()
         self.assignment = assignment
+        self.bench.take_threads(sole=assignment.sole)
         if assignment.measures is not None or assignment.probe is not None:
             return {"epoch": 0, "history": []}
         study = read_study(assignment.study)
@@ -311,7 +325,7 @@ def serve(setup: Mapping[str, Any]) -> None:
 
     Args:
         setup: `address` of the slot's mailbox, `storage` root, `data` (a Ray object holding
-            `Dataset.arrays()`), `threads` and `gpus` per worker.
+            `Dataset.arrays()`), `threads` and `gpus` per worker, and the `slots` there are.
     """
     import ray.train
 
@@ -374,10 +388,22 @@ def _bench(setup: Mapping[str, Any], rank: int, world: int) -> Bench:
 
     # Without processes of its own Ray Train takes any GPU that it sees.
     device = get_device() if setup["gpus"] else torch.device("cpu")
-    if device.type == "cpu":
-        torch.set_num_threads(max(1, int(setup["threads"])))
+    threads = max(1, int(setup["threads"])) if device.type == "cpu" else 0
+    alone = min(threads * int(setup["slots"]), _processors()) if world == 1 else 0
     data = Dataset.from_arrays(ray.get(setup["data"])).to(device)
-    return Bench(Storage(setup["storage"]), data, device, rank, world)
+    storage = Storage(setup["storage"])
+    bench = Bench(storage, data, device, rank, world, threads, max(threads, alone))
+    bench.take_threads(sole=False)
+    return bench
+
+
+def _processors() -> int:
+    """How many processors of this node Ray gives away."""
+    import ray
+
+    here = ray.get_runtime_context().get_node_id()
+    node = next(node for node in ray.nodes() if node["NodeID"] == here)
+    return int(node["Resources"].get("CPU", 1))
 
 
 def _control_group(world: int) -> dist.ProcessGroup | None:

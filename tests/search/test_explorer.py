@@ -129,6 +129,23 @@ def test_waiting_ends_when_there_is_work(world: World) -> None:
     assert trial is not None and trial.role == "trial"
 
 
+def test_a_teacher_all_else_waits_for_has_the_processors_to_itself(world: World) -> None:
+    explorer = world.explorer(slots=2)
+    teacher = explorer.next()
+    assert teacher is not None and teacher.sole
+    # A driver that goes on from here says the same, or the teacher would be another.
+    again = world.explorer(slots=2)
+    FakeTune(world, again, slots=2).run()
+    told = [Assignment.from_plain(event["assignment"]) for event in world.journal.of("run")]
+    assert [one.sole for one in told] == [True] + [False] * 12
+
+
+def test_two_teachers_share_the_processors(tmp_path: Path) -> None:
+    explorer = World(opened("teacher.model.depth={choice: [1, 2]}"), tmp_path).explorer(slots=2)
+    begun = [explorer.next(), explorer.next()]
+    assert [(one.role, one.sole) for one in begun if one] == [("teacher", False)] * 2
+
+
 def test_slots_wait_for_the_last_trials_before_any_is_chosen(world: World) -> None:
     world.study = searching(world.study, trials=1)
     explorer = world.explorer()

@@ -31,7 +31,9 @@ def slot_of(
 
     monkeypatch.setattr(Slot, "_trainer_of", trainer_of)
     slot = Slot.__new__(Slot)
-    setup = SlotSetup(str(folder), workers=1, cpus=1, gpus=0, max_failures=2, folder=str(folder))
+    setup = SlotSetup(
+        str(folder), workers=1, slots=1, cpus=1, gpus=0, max_failures=2, folder=str(folder)
+    )
     slot.setup({"assignment": FIRST.plain()}, setup, [None])
     return slot
 

@@ -122,6 +122,19 @@ def test_the_teacher_is_loaded_once(seat: Seat, monkeypatch: pytest.MonkeyPatch)
     assert read.count(TEACHER) == 1
 
 
+def test_only_a_training_that_all_wait_for_takes_all_threads(seat: Seat) -> None:
+    before = torch.get_num_threads()
+    seat = Seat(dataclasses.replace(seat.bench, threads=1, sole_threads=2))
+    try:
+        taken = []
+        for number, sole in enumerate((True, False)):
+            ordered(seat, "start", assigned(alone(), f"trial-{number:04d}", sole=sole))
+            taken.append(torch.get_num_threads())
+        assert taken == [2, 1]
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_a_new_training_lets_go_of_the_last(seat: Seat) -> None:
     ordered(seat, "start", assigned(taught()))
     ordered(seat, "epoch")
