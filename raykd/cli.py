@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -517,6 +518,8 @@ def version() -> None:
 
 def main() -> None:
     """The command `raykd`."""
+    # Imports make hundreds of thousands of objects that stay: collections among them are in vain.
+    gc.set_threshold(50_000, 20, 50)
     try:
         app()
     except SystemExit as ended:

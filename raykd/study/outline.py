@@ -20,6 +20,7 @@ class Outline:
         self.schema = schema
         self._taken_apart: dict[int, list[Schema]] = {}  # by identity: the schema never changes
         self._names: dict[int, tuple[str | None, Names | None]] = {}
+        self._known: dict[tuple[int, str | None, str | int], list[Schema]] = {}
 
     def expanded(self, data: Any) -> Any:
         """`data` with bare names written out: `scheme: offline` is `scheme: {name: offline}`."""
@@ -27,7 +28,7 @@ class Outline:
 
     def keys(self, data: Any, place: Place) -> tuple[str, ...]:
         """The keys a mapping at `place` may have."""
-        objects = self._objects(self._at(data, place), value_at(data, place))
+        objects = self._objects(self._at(data, place), _name_in(value_at(data, place)))
         found = (
             [*found.get("properties", ()), *found.get("propertyNames", {}).get("enum", ())]
             for found in objects
@@ -42,16 +43,24 @@ class Outline:
     def _at(self, data: Any, place: Place) -> list[Schema]:
         found, value = self._alternatives(self.schema), data
         for step in place:
-            found, value = self._below(found, value, step), value_at(value, (step,))
+            found, value = self._below(found, _name_in(value), step), value_at(value, (step,))
         return found
 
-    def _below(self, found: list[Schema], value: Any, step: str | int) -> list[Schema]:
+    def _below(self, found: list[Schema], name: str | None, step: str | int) -> list[Schema]:
+        """What may stand one step below `found`, where a value of this name stands."""
+        # By identity: the first list is kept for good, and so is each list found here.
+        known = (id(found), name, step)
+        if known not in self._known:
+            self._known[known] = self._looked_up(found, name, step)
+        return self._known[known]
+
+    def _looked_up(self, found: list[Schema], name: str | None, step: str | int) -> list[Schema]:
         if isinstance(step, int):
             below = (self._item(array, step) for array in found if array.get("type") == "array")
         else:
             below = (
                 held.get("properties", {}).get(step, held.get("additionalProperties"))
-                for held in self._objects(found, value)
+                for held in self._objects(found, name)
             )
         return [node for held in below if held for node in self._alternatives(held)]
 
@@ -60,10 +69,9 @@ class Outline:
         first = array.get("prefixItems", ())
         return first[index] if index < len(first) else array.get("items")
 
-    def _objects(self, found: list[Schema], value: Any) -> list[Schema]:
-        """The objects among `found`; where they have names, the one that `value` names."""
+    def _objects(self, found: list[Schema], name: str | None) -> list[Schema]:
+        """The objects among `found`; where they have names, the one of this name."""
         objects = [node for node in found if node.get("type") == "object"]
-        name = value.get("name") if isinstance(value, Mapping) else None
         named = [node for node in objects if self._answers(node, name)]
         return named or objects
 
@@ -99,13 +107,14 @@ class Outline:
 
     def _expanded(self, value: Any, found: list[Schema]) -> Any:
         if isinstance(value, Mapping):
+            name = _name_in(value)
             return {
-                key: self._expanded(held, self._below(found, value, key))
+                key: self._expanded(held, self._below(found, name, key))
                 for key, held in value.items()
             }
         if isinstance(value, list):
             return [
-                self._expanded(held, self._below(found, value, i)) for i, held in enumerate(value)
+                self._expanded(held, self._below(found, None, i)) for i, held in enumerate(value)
             ]
         text_fits = any(node.get("type") == "string" or "enum" in node for node in found)
         if isinstance(value, str) and not text_fits and any(self._name(node) for node in found):
@@ -117,6 +126,11 @@ class Outline:
 def study_outline() -> Outline:
     """The outline of `Study`."""
     return Outline(study_adapter().json_schema())
+
+
+def _name_in(value: Any) -> str | None:
+    name = value.get("name") if isinstance(value, Mapping) else None
+    return name if isinstance(name, str) else None
 
 
 def _names_of(node: Schema) -> tuple[str | None, Names | None]:
