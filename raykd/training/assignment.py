@@ -76,7 +76,8 @@ class Assignment:
         return self.keep or self.measures
 
     def plain(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
+        # Its values are plain already: `asdict` would copy a whole study, at a millisecond each.
+        return {one.name: getattr(self, one.name) for one in dataclasses.fields(self)}
 
     @classmethod
     def from_plain(cls, data: Mapping[str, Any]) -> Assignment:
