@@ -23,6 +23,7 @@ import pstats
 import statistics
 import sys
 import tempfile
+import threading
 import time
 import zlib
 from collections.abc import Iterator, Mapping
@@ -244,6 +245,9 @@ def starts(
     off = contextlib.nullcontext() if tracking else mock.patch("raykd.tracking.runs.Tracker", _Off)
     with off, idle_actors() if tune else contextlib.nullcontext():
         run(study, None, in_slots if tune else without_ray, listeners=[hear])
+        for thread in threading.enumerate():
+            if thread.name == "raykd-tracker":  # at its last chunk; its store is about to go
+                thread.join(60)
     return began
 
 
