@@ -15,6 +15,7 @@ import torch
 
 from mlflow_server import Server
 from raykd.tracking import Journal, Tracker, find_run, load_model_uri, sync
+from raykd.tracking.runs import CHUNK, PATIENCE_S
 from raykd.tracking.store import check_store
 from small_study import STUDY, network, start, trial
 from stored import Store
@@ -53,6 +54,30 @@ def test_close_delivers_what_was_written_just_before(journal: Journal, uri: str)
     assert tracker.status.pending == 6
     assert tracker.close(60)
     assert Store(uri).run("trial-0000").info.status == "FINISHED"
+
+
+def test_where_events_never_pause_the_store_gets_half_of_the_time(
+    journal: Journal, uri: str
+) -> None:
+    tracker = Tracker(journal.path, uri, start_after=600)
+    start(journal)
+    for number in range(CHUNK // 4):
+        trial(journal, number)
+    assert tracker.status.pending >= CHUNK
+
+    def waited(took: float, last_event: float) -> float:
+        os.utime(journal.path, (last_event, last_event))
+        tracker._last_took = took
+        began = time.monotonic()
+        tracker._wait_for_calm()
+        return time.monotonic() - began
+
+    still_to_come = time.time() + 600
+    assert 0.5 <= waited(0.5, still_to_come) < PATIENCE_S
+    assert waited(60, still_to_come) >= PATIENCE_S, "but events are not held back for ever"
+    assert waited(60, time.time() - 1) < 0.5, "calm is made use of at once"
+    tracker._abandoned.set()  # so that `close` brings none of it anywhere
+    tracker.close(0)
 
 
 def test_an_absent_store_blocks_and_breaks_nothing(journal: Journal, folder: Path) -> None:
