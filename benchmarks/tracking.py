@@ -183,14 +183,15 @@ def measured(asked: Any, folder: Path, address: str) -> Findings:
         for name, taken in times.items()
     ]
     tell("training beside it")
-    subject = training(2 * (repeats + 1), asked.images)
+    pairs = asked.epochs or repeats
+    subject = training(2 * (pairs + 1), asked.images)
 
     def beside() -> None:
         sender.write(PER_EPOCH)
         subject.run_epoch()
 
     epochs = in_turn(
-        {"epoch": subject.run_epoch, "epoch, tracked": beside}, repeats, between=sender.wait
+        {"epoch": subject.run_epoch, "epoch, tracked": beside}, pairs, between=sender.wait
     )
     sender.close()
     for name, taken in epochs.items():
@@ -202,13 +203,15 @@ def measured(asked: Any, folder: Path, address: str) -> Findings:
         Demand("epoch with tracking / without", 1.01, slower),
     ]
     raw = {name: asdict(taken) for name, taken in {**times, **epochs}.items()}
-    settings = {"metrics": metrics, "repeats": repeats, "server_workers": asked.server_workers}
+    settings = {"metrics": metrics, "repeats": repeats, "epochs": pairs}
+    settings |= {"server_workers": asked.server_workers}
     return Findings("tracking", settings, rows, demands, {"times": raw, "waited": waited})
 
 
 def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--metrics", type=int, default=1000)
+    parser.add_argument("--epochs", type=int, default=0, help="pairs of them; 0: as the repeats")
     parser.add_argument("--images", type=int, default=6000)
     parser.add_argument("--server-workers", type=int, default=4, help="4: as MLflow starts it")
     asked = parser.parse_args()
