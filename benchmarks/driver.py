@@ -11,7 +11,8 @@ as Tune calls them.  With `--tune` they are Tune's own actors, which train nothi
 The time of a trial is the time from its start to the next one's, whatever slot: its median among
 trials 50 to 150, and among the last hundred.  What grows with the number of trials shows there.
 `--tracking off` leaves MLflow out, to see what its thread takes from the driver's; `--sampler
-random` leaves TPE out, whose draws look at every trial there was.
+random` leaves TPE out, whose draws look at every trial there was.  `--profile` writes what grew:
+what each function took among the late trials more than among the early ones.
 """
 
 from __future__ import annotations
@@ -217,8 +218,10 @@ def starts(
     tracking: bool,
     sampler: str = "tpe",
     objectives: str = "{val_accuracy: max}",
+    profiles: Mapping[str, cProfile.Profile] | None = None,
 ) -> list[float]:
     """When each trial began, in seconds of a clock."""
+    windows = windows_of(trials - 1)
     file = folder / "driver.yaml"
     file.write_text(STUDY)
     uri = f"sqlite:///{folder}/mlflow.db"
@@ -239,6 +242,11 @@ def starts(
     def hear(event: Mapping[str, Any]) -> None:
         if event["event"] == "run" and Assignment.from_plain(event["assignment"]).role == "trial":
             began.append(time.perf_counter())
+            for when, profile in (profiles or {}).items():
+                if len(began) - 1 == windows[when].start:
+                    profile.enable()
+                elif len(began) - 1 == windows[when].stop:
+                    profile.disable()
             if len(began) % 100 == 0:
                 tell(f"{len(began)} trials, {began[-1] - began[0]:.1f} s")
 
@@ -266,8 +274,31 @@ class _Off:
 def per_trial(began: list[float]) -> dict[str, list[float]]:
     """Seconds from one start to the next, early and late."""
     each = [after - before for before, after in itertools.pairwise(began)]
-    width = min(100, len(each) // 3)
-    return {"early": each[width // 2 : width // 2 + width], "late": each[-width:]}
+    return {
+        when: each[window.start : window.stop] for when, window in windows_of(len(each)).items()
+    }
+
+
+def windows_of(count: int) -> dict[str, range]:
+    """Which of so many trials are the early and the late ones."""
+    width = min(100, count // 3)
+    return {"early": range(width // 2, width // 2 + width), "late": range(count - width, count)}
+
+
+def growth(profiles: Mapping[str, cProfile.Profile], functions: int = 40) -> str:
+    """What takes longer among late trials than among early ones, a line for each function."""
+    early, late = (pstats.Stats(profiles[when]).stats for when in ("early", "late"))  # type: ignore[attr-defined]
+    nothing = (0, 0, 0.0, 0.0, {})
+    rows = []
+    for place in early.keys() | late.keys():
+        before, after = early.get(place, nothing), late.get(place, nothing)
+        file, line, name = place
+        where = f"{'/'.join(Path(file).parts[-3:])}:{line} {name}"
+        rows.append((after[2] - before[2], after[3] - before[3], before[1], after[1], where))
+    lines = ["seconds more: in it, with what it calls; calls early, late; function"]
+    longest = sorted(rows, reverse=True)[:functions]
+    lines += ["{:8.3f} {:8.3f} {:8d} {:8d}  {}".format(*row) for row in longest]
+    return "\n".join(lines) + "\n"
 
 
 def main() -> None:
@@ -282,11 +313,9 @@ def main() -> None:
     asked = parser.parse_args()
     trials = 60 if asked.quick else asked.trials
     rows, raw, ratios = [], [], []
-    profiler = cProfile.Profile()
     for _ in range(asked.repeats):
         with tempfile.TemporaryDirectory() as folder:
-            if asked.profile:
-                profiler.enable()
+            profiles = {"early": cProfile.Profile(), "late": cProfile.Profile()}
             began = starts(
                 trials,
                 asked.slots,
@@ -295,8 +324,10 @@ def main() -> None:
                 tracking=asked.tracking == "on",
                 sampler=asked.sampler,
                 objectives=asked.objectives,
+                profiles=profiles if asked.profile else None,
             )
-            profiler.disable()
+            if asked.profile:
+                asked.profile.write_text(growth(profiles))
         found = per_trial(began)
         raw.append(began)
         # Trials begin in bursts, of as many as slots became free: the mean knows nothing of them.
@@ -304,9 +335,6 @@ def main() -> None:
         ratios.append(means["late"] / means["early"])
         for when, each in found.items():
             rows.append({"trials": when, "mean ms": means[when] * 1e3, **spread(each, "ms", 1e3)})
-    if asked.profile:
-        with open(asked.profile, "w") as out:
-            pstats.Stats(profiler, stream=out).sort_stats("cumulative").print_stats(120)
     settings = {"trials": trials, "slots": asked.slots, "tune": asked.tune}
     settings |= {"tracking": asked.tracking, "sampler": asked.sampler}
     settings |= {"objectives": asked.objectives}
