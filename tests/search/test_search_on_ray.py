@@ -89,6 +89,12 @@ def two_slots(tmp_path_factory: pytest.TempPathFactory, on_ray: None) -> StudyRe
     return search(written(folder, slots=2, rates="[0.05, 0.1, 0.2]"))
 
 
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, on_ray: None) -> StudyResult:
+    """In one slot: with two the teacher has the threads of both, and rounds otherwise."""
+    return search(written(tmp_path_factory.mktemp("undisturbed"), rates="[0.05, 0.1, 0.2]"))
+
+
 def everything(result: StudyResult) -> list[Record]:
     return result.records.of("teacher", "trial", "replicate", "alone")
 
@@ -274,7 +280,7 @@ def train_workers() -> list[int]:
     return sorted(groups or [pid for pid, name in below.items() if IS_SLOT.match(name)])
 
 
-def test_a_worker_that_is_killed_costs_no_epoch(two_slots: StudyResult, tmp_path: Path) -> None:
+def test_a_worker_that_is_killed_costs_no_epoch(undisturbed: StudyResult, tmp_path: Path) -> None:
     killed: list[int] = []
 
     def kill(event: Mapping[str, Any]) -> None:
@@ -287,7 +293,7 @@ def test_a_worker_that_is_killed_costs_no_epoch(two_slots: StudyResult, tmp_path
     result = search(written(tmp_path, rates="[0.05, 0.1, 0.2]"), listeners=[kill])
     assert len(killed) == 1
     assert_every_epoch_once(result)
-    assert figures(result, by=by_point) == figures(two_slots, by=by_point)
+    assert figures(result, by=by_point) == figures(undisturbed, by=by_point)
 
 
 DRIVER = """\
@@ -337,7 +343,7 @@ def _lives(pid: int, name: str) -> bool:
     return bool(name) and found == name
 
 
-def test_a_driver_that_is_killed_is_gone_on_with(two_slots: StudyResult, tmp_path: Path) -> None:
+def test_a_driver_that_is_killed_is_gone_on_with(undisturbed: StudyResult, tmp_path: Path) -> None:
     run_until_killed(written(tmp_path, rates="[0.05, 0.1, 0.2]"), tmp_path / "driver.log")
     [folder] = (tmp_path / "studies").glob("tiny-*")
     before = events(folder / "journal.jsonl")
@@ -347,7 +353,7 @@ def test_a_driver_that_is_killed_is_gone_on_with(two_slots: StudyResult, tmp_pat
     assert result.folder == folder and result.study_id == interrupted.study_id
     assert told(result)[: len(before)] == before
     assert_every_epoch_once(result)
-    assert figures(result, by=by_point) == figures(two_slots, by=by_point)
+    assert figures(result, by=by_point) == figures(undisturbed, by=by_point)
     runs = Counter(run.data.tags["raykd.id"] for run in runs_of(result))
     assert set(runs.values()) == {1} and len(runs) == 1 + len(everything(result))
 
