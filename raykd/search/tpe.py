@@ -47,7 +47,7 @@ class _Column:
     def __init__(self, name: str, distribution: BaseDistribution) -> None:
         self.distribution = distribution
         self._name = name
-        self._values = np.full(64, np.nan)  # by the trial's number; nan where it had none
+        self._values = np.zeros(64)  # by the trial's number; nan where it had none
         self._known = np.zeros(64, dtype=bool)
 
     def of(
@@ -57,7 +57,8 @@ class _Column:
         params_of: Callable[[FrozenTrial], Mapping[str, Any]],
     ) -> np.ndarray:
         """The trials' values, shape (trials,); those still under way are looked up each time."""
-        self._grow(int(numbers.max(initial=0)) + 1)
+        count = int(numbers.max(initial=0)) + 1
+        self._values, self._known = _longer(self._values, count), _longer(self._known, count)
         for place in np.flatnonzero(~self._known[numbers]).tolist():
             trial = trials[place]
             params = params_of(trial)
@@ -68,11 +69,12 @@ class _Column:
             self._known[trial.number] = trial.state.is_finished()
         return self._values[numbers]
 
-    def _grow(self, size: int) -> None:
-        more = max(size, 2 * len(self._values)) - len(self._values)
-        if size > len(self._values):
-            self._values = np.append(self._values, np.full(more, np.nan))
-            self._known = np.append(self._known, np.zeros(more, dtype=bool))
+
+def _longer(array: np.ndarray, size: int) -> np.ndarray:
+    """The array, or a longer one that begins with it: of at least this size, filled with zeros."""
+    if size <= len(array):
+        return array
+    return np.append(array, np.zeros(max(size, 2 * len(array)) - len(array), array.dtype))
 
 
 class SwiftTPE(TPESampler):
@@ -86,7 +88,11 @@ class SwiftTPE(TPESampler):
         super().__init__(**arguments)
         self._parted: _Parted | None = None
         self._columns: dict[str, _Column] = {}
-        self._beaten: set[int] = set()
+        self._enough = False  # whether trials have ended that models can be made of
+        # By a trial's number, which is its place among all:
+        self._ended = np.zeros(64, dtype=bool)
+        self._seen = np.zeros(64, dtype=bool)  # ended in one of the ways that TPE learns from
+        self._beaten = np.zeros(64, dtype=bool)  # by as many as can ever be good
 
     def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
         self._parted = None
@@ -109,39 +115,61 @@ class SwiftTPE(TPESampler):
         param_name: str,
         param_distribution: BaseDistribution,
     ) -> Any:
-        if self._parted is not None and self._parted.trial == trial.number:
-            # There were trials enough for one of its parameters: no need to count them again.
+        if self._enough:  # and there are ever more: no need to count them again
             return self._sample(study, trial, {param_name: param_distribution})[param_name]
         return super().sample_independent(study, trial, param_name, param_distribution)
 
     def _sample(
         self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
+        self._enough = True
         parted = self._part(study, trial)
         good = self._build_parzen_estimator(study, search_space, parted.below, handle_below=True)
         others = self._build_parzen_estimator(study, search_space, parted.above, handle_below=False)
         candidates = good.sample(self._rng.rng, self._n_ei_candidates)
-        gains = self._compute_acquisition_func(candidates, good, others)
-        best = self._compare(candidates, gains)
+        best = self._compare(candidates, self._gains(candidates, good, others))
         return {name: each.to_external_repr(best[name]) for name, each in search_space.items()}
+
+    def _gains(self, candidates: dict[str, np.ndarray], good: Any, others: Any) -> np.ndarray:
+        """What Optuna expects of each candidate, looked at once where several are the same."""
+        if len(candidates) > 1:
+            return self._compute_acquisition_func(candidates, good, others)
+        ((name, values),) = candidates.items()
+        distinct, places = np.unique(values, return_inverse=True)
+        return self._compute_acquisition_func({name: distinct}, good, others)[places]
 
     def _part(self, study: optuna.Study, trial: FrozenTrial) -> _Parted:
         if self._parted is None or self._parted.trial != trial.number:
-            states = (*SEEN, TrialState.RUNNING) if self._constant_liar else SEEN
-            known = study.get_trials(deepcopy=False, states=states)  # in order of their numbers
-            others = {each.number: each for each in known}
-            others.pop(trial.number, None)
-            below = self._below(study, others)
-            good = [each.number for each in below]
-            above = others.keys() - good
-            numbers = np.array(good, dtype=int), np.array(sorted(above), dtype=int)
-            self._parted = _Parted(
-                trial.number, below, [others[each] for each in numbers[1].tolist()], numbers
-            )
+            trials = study.get_trials(deepcopy=False)
+            known = self._learnt_from(trials)
+            known[trial.number] = False
+            below = self._below(study, trials, known)
+            good = np.array([each.number for each in below], dtype=int)
+            known[good] = False
+            others = np.flatnonzero(known)
+            above = [trials[number] for number in others.tolist()]
+            self._parted = _Parted(trial.number, below, above, (good, others))
         return self._parted
 
-    def _below(self, study: optuna.Study, trials: Mapping[int, FrozenTrial]) -> list[FrozenTrial]:
-        """The good ones of these trials, in order of their numbers.
+    def _learnt_from(self, trials: Sequence[FrozenTrial]) -> np.ndarray:
+        """Whether TPE learns from each of the study's trials, shape (trials,)."""
+        count = len(trials)
+        self._ended, self._seen, self._beaten = (
+            _longer(each, count) for each in (self._ended, self._seen, self._beaten)
+        )
+        known = self._seen[:count].copy()
+        for number in np.flatnonzero(~self._ended[:count]).tolist():
+            state = trials[number].state
+            self._ended[number] = state.is_finished()
+            known[number] = self._seen[number] = state in SEEN
+            if self._constant_liar and state == TrialState.RUNNING:
+                known[number] = True
+        return known
+
+    def _below(
+        self, study: optuna.Study, trials: Sequence[FrozenTrial], known: np.ndarray
+    ) -> list[FrozenTrial]:
+        """The good ones of the trials that are known, in order of their numbers.
 
         With one objective there is a limit to how many are good, and one trial is better than
         another for good and all.  Who has so many before him can be passed over from then on.
@@ -150,16 +178,15 @@ class SwiftTPE(TPESampler):
         gamma = self._gamma or (
             _theirs.default_gamma if single else _theirs.default_gamma_multiobjective
         )
-        finished = sum(each.state != TrialState.RUNNING for each in trials.values())
-        if not single:
-            return _theirs._split_trials(study, list(trials.values()), gamma(finished))[0]
-        others = [each for number, each in trials.items() if number not in self._beaten]
+        finished = int(np.count_nonzero(known & self._seen[: len(known)]))
+        near = np.flatnonzero(known & ~self._beaten[: len(known)] if single else known)
+        others = [trials[number] for number in near.tolist()]
         below, _ = _theirs._split_trials(study, others, gamma(finished))
         most = gamma(sys.maxsize)
-        if len(others) > 4 * most:
+        if single and len(others) > 4 * most:
             others = [each for each in others if each.state in SEEN]
             _, lost = _theirs._split_trials(study, others, most)
-            self._beaten.update(each.number for each in lost)
+            self._beaten[[each.number for each in lost]] = True
         return below
 
     def _get_internal_repr(

@@ -105,7 +105,7 @@ def test_draws_what_optunas_draws(
     assert found != run(SwiftTPE(**arguments | {"seed": 6}), storage(tmp_path), objectives, live)
     # All that makes it swift was in use.
     assert swift._columns.keys() == {key for params in found for key in params}
-    assert bool(swift._beaten) is (objectives == 1)
+    assert swift._beaten.any() == (objectives == 1)
 
 
 def test_a_trial_sees_what_ended_since_the_one_before() -> None:
