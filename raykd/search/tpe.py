@@ -3,8 +3,8 @@
 Optuna 5 begins anew for each parameter that it draws: it reads all trials, parts them into good and
 bad ones, and looks up what each of them had for that parameter.  A conditional space has many
 parameters, a long search many trials.  Here the trials are read and parted once for each trial that
-is drawn, and what a finished trial had is looked up once.  The draws are the same, number for
-number (tests/search/test_tpe.py compares them).
+is drawn, what a finished trial had is looked up once, and of equal candidates one is weighed.  The
+draws are the same, number for number (tests/search/test_tpe.py compares them).
 
 This leans on private parts of Optuna.  Where they are not as they were in 5.0, `make_tpe` gives
 Optuna's own sampler, which draws the same and takes longer.
