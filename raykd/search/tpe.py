@@ -56,7 +56,7 @@ class _Column:
         numbers: np.ndarray,
         params_of: Callable[[FrozenTrial], Mapping[str, Any]],
     ) -> np.ndarray:
-        """The trials' values, shape (trials,); those still under way are looked up each time."""
+        """The trials' values, shape (trials,); what isn't drawn yet is looked up each time."""
         count = int(numbers.max(initial=0)) + 1
         self._values, self._known = _longer(self._values, count), _longer(self._known, count)
         for place in np.flatnonzero(~self._known[numbers]).tolist():
@@ -66,7 +66,8 @@ class _Column:
             if self._name in params:
                 value = self.distribution.to_internal_repr(params[self._name])
             self._values[trial.number] = value
-            self._known[trial.number] = trial.state.is_finished()
+            # What was drawn for a trial under way stays so; what was only promised may not.
+            self._known[trial.number] = trial.state.is_finished() or self._name in trial.params
         return self._values[numbers]
 
 
@@ -89,6 +90,7 @@ class SwiftTPE(TPESampler):
         self._parted: _Parted | None = None
         self._columns: dict[str, _Column] = {}
         self._enough = False  # whether trials have ended that models can be made of
+        self._common: dict[str, BaseDistribution] | None = None  # what all of them were drawn from
         # By a trial's number, which is its place among all:
         self._ended = np.zeros(64, dtype=bool)
         self._seen = np.zeros(64, dtype=bool)  # ended in one of the ways that TPE learns from
@@ -107,6 +109,16 @@ class SwiftTPE(TPESampler):
     ) -> None:
         self._parted = None
         super().after_trial(study, trial, state, values)
+
+    def infer_relative_search_space(
+        self, study: optuna.Study, trial: FrozenTrial
+    ) -> dict[str, BaseDistribution]:
+        if self._group or not self._is_multivariate(study):
+            return super().infer_relative_search_space(study, trial)
+        # Optuna meets all trials anew that began after the first one that is still under way.
+        self._learnt_from(study._get_trials(deepcopy=False, use_cache=True))
+        common = sorted((self._common or {}).items())
+        return {name: each for name, each in common if not each.single()}
 
     def sample_independent(
         self,
@@ -162,9 +174,20 @@ class SwiftTPE(TPESampler):
             state = trials[number].state
             self._ended[number] = state.is_finished()
             known[number] = self._seen[number] = state in SEEN
+            if state in SEEN:
+                self._meet(trials[number].distributions)
             if self._constant_liar and state == TrialState.RUNNING:
                 known[number] = True
         return known
+
+    def _meet(self, drawn_from: Mapping[str, BaseDistribution]) -> None:
+        """Leave of what all trials were drawn from what this one was drawn from too."""
+        if self._common is None:
+            self._common = dict(drawn_from)
+        else:
+            self._common = {
+                name: each for name, each in self._common.items() if drawn_from.get(name) == each
+            }
 
     def _below(
         self, study: optuna.Study, trials: Sequence[FrozenTrial], known: np.ndarray
@@ -215,6 +238,8 @@ class SwiftTPE(TPESampler):
 
 # What `SwiftTPE` overrides, calls or reads, with the parameters it counts on.
 _PARTS: dict[str, tuple[str, ...]] = {
+    "infer_relative_search_space": ("self", "study", "trial"),
+    "_is_multivariate": ("self", "study"),
     "_sample": ("self", "study", "trial", "search_space"),
     "_get_internal_repr": ("self", "trials", "search_space", "study"),
     "_get_params": ("self", "trial", "study"),
@@ -222,7 +247,7 @@ _PARTS: dict[str, tuple[str, ...]] = {
     "_compute_acquisition_func": ("self", "samples", "mpe_below", "mpe_above"),
     "_compare": ("samples", "acquisition_func_vals"),
 }
-_FIELDS = ("_rng", "_gamma", "_n_ei_candidates", "_constant_liar")
+_FIELDS = ("_rng", "_gamma", "_n_ei_candidates", "_constant_liar", "_group")
 _FUNCTIONS = ("_split_trials", "default_gamma", "default_gamma_multiobjective")
 
 

@@ -93,7 +93,7 @@ def in_a_journal(folder: Path) -> BaseStorage:
 
 @pytest.mark.parametrize(
     ("objectives", "live", "storage"),
-    [(1, 1, in_memory), (1, 5, in_a_journal), (2, 5, in_memory)],
+    [(1, 1, in_memory), (1, 5, in_a_journal), (1, 40, in_memory), (2, 5, in_memory)],
 )
 def test_draws_what_optunas_draws(
     objectives: int, live: int, storage: Callable[[Path], BaseStorage], tmp_path: Path
