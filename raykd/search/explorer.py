@@ -93,6 +93,7 @@ class Explorer(Conductor):
         self._points = study.space_for(task).size.points or math.inf
         self._tried: dict[Drawn, str] = {}
         self._infeasible: set[Drawn] = set()
+        self._has_told = False  # Optuna of a trial that ran
         self._half_drawn: deque[optuna.Trial] = deque()
         self._chosen: list[Record] | None = None
         self._settle_with_optuna()
@@ -145,6 +146,7 @@ class Explorer(Conductor):
         """Tell Optuna what ended while nobody listened; take up what did not."""
         for trial in self._optuna.get_trials(deepcopy=False):
             record_id = str(trial.user_attrs.get("raykd.id"))
+            self._has_told |= trial.state == TrialState.COMPLETE
             if record_id in self.records:
                 self._remember(trial.params, record_id)
             elif "raykd.infeasible" in trial.user_attrs:
@@ -194,11 +196,7 @@ class Explorer(Conductor):
                 study = self.study.draw(drawn, self.task)
                 self._costs.check(study)
             except Infeasible as why:
-                self._infeasible.add(frozenset(drawn.params.items()))
-                drawn.set_user_attr("raykd.infeasible", str(why))
-                _constrain(drawn, 1.0)
-                self._optuna.tell(drawn, state=TrialState.PRUNED)
-                again(self._optuna, drawn)
+                self._refuse(drawn, why)
                 continue
             _constrain(drawn, 0.0)
             if not self._was_tried(drawn):
@@ -207,6 +205,20 @@ class Explorer(Conductor):
         return self._give_up(
             f"{MAX_DRAWS} draws in a row were infeasible or tried before; the space is exhausted"
         )
+
+    def _refuse(self, drawn: optuna.Trial, why: Infeasible) -> None:
+        """Tell Optuna that this point cannot be trained.
+
+        TPE takes the best that it knows for good, so it would seek infeasible points where it
+        knows of no other: with hundreds of slots that is so until the first trial ends.  It
+        passes over trials that failed.
+        """
+        self._infeasible.add(frozenset(drawn.params.items()))
+        drawn.set_user_attr("raykd.infeasible", str(why))
+        _constrain(drawn, 1.0)
+        state = TrialState.PRUNED if self._has_told else TrialState.FAIL
+        self._optuna.tell(drawn, state=state)
+        again(self._optuna, drawn)
 
     @property
     def _is_used_up(self) -> bool:
@@ -252,6 +264,7 @@ class Explorer(Conductor):
             return
         if record.seen(self.search.objectives):
             self._optuna.tell(drawn, self._values(record))
+            self._has_told = True
         else:
             state = TrialState.PRUNED if record.status == "stopped" else TrialState.FAIL
             self._optuna.tell(drawn, state=state)

@@ -400,14 +400,44 @@ def test_infeasible_draws_never_become_trials(tmp_path: Path) -> None:
     assert trials and all(r.assignment.metrics["params"] <= 1000 for r in trials)
     infeasible = [t for t in drawn(explorer) if "raykd.infeasible" in t.user_attrs]
     assert infeasible, "the space holds students that are too large"
+    ran = [t.number for t in drawn(explorer) if t.state == TrialState.COMPLETE]
     for trial in infeasible:
-        assert trial.state == TrialState.PRUNED
         assert "params" in trial.user_attrs["raykd.infeasible"]
         assert trial.constraints == {"feasible": 1.0}
         assert "raykd.id" not in trial.user_attrs
-    for trial in drawn(explorer):
-        if trial.state == TrialState.COMPLETE:
-            assert trial.constraints == {"feasible": 0.0}
+        # Nothing is learnt of them alone: TPE would seek them.
+        told = trial.number > ran[0]
+        assert trial.state == (TrialState.PRUNED if told else TrialState.FAIL)
+    assert {t.state for t in infeasible} == {TrialState.PRUNED, TrialState.FAIL}
+    for number in ran:
+        assert drawn(explorer)[number].constraints == {"feasible": 0.0}
+
+
+def test_many_slots_do_not_lead_to_infeasible_draws(tmp_path: Path) -> None:
+    """Before a trial has ended TPE draws as if it knew nothing, and later it knows what fits."""
+    study = opened(
+        "search.constraints={params: {max: 1000}}",
+        "search.trials=80",
+        "search.sampler=tpe",
+        "train.optimizer.lr={uniform: [0.01, 0.1]}",
+    )
+    world = World(study, tmp_path)
+    explorer = world.explorer(slots=60)
+    teacher = explorer.next()
+    assert teacher is not None and teacher.role == "teacher"
+    world.storage.write(str(teacher.keep), b"weights")
+    explorer.report(
+        {"id": teacher.id, "epoch": teacher.epochs, "done": True, **made_up(teacher, 1)}
+    )
+    for _ in range(60):
+        assignment = explorer.next()
+        assert assignment is not None and assignment.role == "trial"
+    refused = [t for t in drawn(explorer) if "raykd.infeasible" in t.user_attrs]
+    assert len(refused) > 10, "more than TPE wants to know before it fits a model"
+    assert all(t.state == TrialState.FAIL for t in refused)
+    assert not world.explorer(slots=60)._has_told
+    explore(world, slots=60)
+    assert world.explorer(slots=60)._has_told, "a search that goes on knows it too"
 
 
 def test_a_point_drawn_again_is_answered_from_what_is_known(world: World) -> None:
