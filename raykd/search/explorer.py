@@ -30,6 +30,7 @@ from raykd.search.records import Record, Records
 from raykd.search.samplers import Grid
 from raykd.search.screening import again, score_of
 from raykd.search.shelf import Shelf
+from raykd.search.tpe import SEEN
 from raykd.study.costs import Costs
 from raykd.study.opened import OpenStudy
 from raykd.study.schema import Search, Study, read_study
@@ -93,7 +94,7 @@ class Explorer(Conductor):
         self._points = study.space_for(task).size.points or math.inf
         self._tried: dict[Drawn, str] = {}
         self._infeasible: set[Drawn] = set()
-        self._has_told = False  # Optuna of a trial that ran
+        self._has_told = False  # Optuna of a trial that ran, so that it knows of feasible ones
         self._half_drawn: deque[optuna.Trial] = deque()
         self._chosen: list[Record] | None = None
         self._settle_with_optuna()
@@ -146,9 +147,9 @@ class Explorer(Conductor):
         """Tell Optuna what ended while nobody listened; take up what did not."""
         for trial in self._optuna.get_trials(deepcopy=False):
             record_id = str(trial.user_attrs.get("raykd.id"))
-            self._has_told |= trial.state == TrialState.COMPLETE
             if record_id in self.records:
                 self._remember(trial.params, record_id)
+                self._has_told |= trial.state in SEEN
             elif "raykd.infeasible" in trial.user_attrs:
                 self._infeasible.add(frozenset(trial.params.items()))
             if trial.state != TrialState.RUNNING:
@@ -266,8 +267,9 @@ class Explorer(Conductor):
             self._optuna.tell(drawn, self._values(record))
             self._has_told = True
         else:
-            state = TrialState.PRUNED if record.status == "stopped" else TrialState.FAIL
-            self._optuna.tell(drawn, state=state)
+            stopped = record.status == "stopped"
+            self._has_told |= stopped
+            self._optuna.tell(drawn, state=TrialState.PRUNED if stopped else TrialState.FAIL)
 
     def _show_to_optuna(self, record: Record, epoch: int) -> None:
         drawn = self._asked.get(record.id)

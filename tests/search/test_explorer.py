@@ -436,7 +436,10 @@ def test_many_slots_do_not_lead_to_infeasible_draws(tmp_path: Path) -> None:
     assert len(refused) > 10, "more than TPE wants to know before it fits a model"
     assert all(t.state == TrialState.FAIL for t in refused)
     assert not world.explorer(slots=60)._has_told
-    explore(world, slots=60)
+    stopped = StopAfterFirst(*(f"trial-{number:04d}" for number in range(80)))
+    explore(world, slots=60, rule=stopped)
+    late = [t for t in drawn(explorer) if "raykd.infeasible" in t.user_attrs][len(refused) :]
+    assert late and all(t.state == TrialState.PRUNED for t in late), "a stopped trial is known"
     assert world.explorer(slots=60)._has_told, "a search that goes on knows it too"
 
 
