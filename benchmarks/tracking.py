@@ -11,7 +11,9 @@ A server of MLflow's own is started (sqlite behind it).  The metrics, ten an epo
 - by one `log_batch`.
 
 Then epochs of a small training alternate with the same epochs while the ten metrics of the epoch
-before go to the server from the same process.
+before go to the server from the same process.  Epochs' wall time is noisy, so that many pairs are
+needed to tell a per cent (`--epochs`); the processor time that the tracker's thread and the server
+use during an epoch, less what they use without metrics, is told beside it.
 """
 
 from __future__ import annotations
@@ -24,21 +26,24 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import psutil
 from measuring import Demand, Findings, arguments, in_turn, spread, tell
 
 PER_EPOCH = 10
 
 
 @contextlib.contextmanager
-def server(folder: Path, workers: int) -> Iterator[str]:
-    """A local MLflow server; yields its address."""
+def server(folder: Path, workers: int) -> Iterator[tuple[str, int]]:
+    """A local MLflow server; yields its address and its process."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -54,7 +59,7 @@ def server(folder: Path, workers: int) -> Iterator[str]:
         )
         try:
             _wait_for(address, process)
-            yield address
+            yield address, process.pid
         finally:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
@@ -91,12 +96,22 @@ class Sender:
     def write(self, metrics: int) -> None:
         """Write the metrics of a new run."""
         begun = time.perf_counter()
-        self._count += 1
-        run = f"trial-{self._count:04d}"
-        self.journal.run(run, role="trial", params={"lr": 0.1}, tags={})
-        for epoch in range(1, metrics // PER_EPOCH + 1):
-            self.journal.epoch(run, epoch, {f"metric_{i}": epoch + i for i in range(PER_EPOCH)})
+        self._begin()
+        for _ in range(metrics // PER_EPOCH):
+            self.epoch()
         self.waited.append(time.perf_counter() - begun)
+
+    def _begin(self) -> None:
+        self._count += 1
+        self._epoch = 0
+        self._run = f"trial-{self._count:04d}"
+        self.journal.run(self._run, role="trial", params={"lr": 0.1}, tags={})
+
+    def epoch(self) -> None:
+        """Write the metrics of the latest run's next epoch."""
+        self._epoch += 1
+        metrics = {f"metric_{i}": self._epoch + i for i in range(PER_EPOCH)}
+        self.journal.epoch(self._run, self._epoch, metrics)
 
     def wait(self) -> None:
         """Until the server has all of it."""
@@ -147,6 +162,17 @@ def others(address: str, metrics: int) -> dict[str, Callable[[], None]]:
     }
 
 
+def processor_time(server_process: int) -> float:
+    """Seconds that the tracker's thread and the server's processes have computed."""
+    own = psutil.Process(server_process)
+    spent = [process.cpu_times() for process in (own, *own.children(recursive=True))]
+    ours = {one.native_id for one in threading.enumerate() if one.name == "raykd-tracker"}
+    threads = [thread for thread in psutil.Process().threads() if thread.id in ours]
+    return sum(one.user + one.system for one in spent) + sum(
+        one.user_time + one.system_time for one in threads
+    )
+
+
 def training(epochs: int, images: int) -> Any:
     """A small training of raykd's own, as `raykd distill` runs it in the tracker's process."""
     from raykd.architecture import Resnet
@@ -167,7 +193,7 @@ def training(epochs: int, images: int) -> Any:
     return Training(study, source.load(), seed=0)
 
 
-def measured(asked: Any, folder: Path, address: str) -> Findings:
+def measured(asked: Any, folder: Path, address: str, server_process: int) -> Findings:
     """Both comparisons."""
     metrics, repeats = asked.metrics, asked.repeats
     sender = Sender(folder, address)
@@ -186,26 +212,43 @@ def measured(asked: Any, folder: Path, address: str) -> Findings:
     pairs = asked.epochs or repeats
     subject = training(2 * (pairs + 1), asked.images)
 
-    def beside() -> None:
-        sender.write(PER_EPOCH)
-        subject.run_epoch()
+    used: dict[str, list[float]] = {"epoch": [], "epoch, tracked": []}
 
-    epochs = in_turn(
-        {"epoch": subject.run_epoch, "epoch, tracked": beside}, pairs, between=sender.wait
-    )
+    def timed(name: str) -> None:
+        before = processor_time(server_process)
+        if name == "epoch, tracked":
+            sender.epoch()
+        subject.run_epoch()
+        used[name].append(processor_time(server_process) - before)
+
+    arms = {name: partial(timed, name) for name in used}
+    epochs = in_turn(arms, pairs, between=sender.wait)
     sender.close()
     for name, taken in epochs.items():
-        rows.append({"way": name, **spread(taken.wall)})
+        beside = {"tracker and server, processor s": statistics.mean(used[name][1:])}
+        rows.append({"way": name, **spread(taken.wall), **beside})
     slower = epochs["epoch, tracked"].over(epochs["epoch"])
+    takes = statistics.mean(used["epoch, tracked"][1:]) - statistics.mean(used["epoch"][1:])
+    share = takes / statistics.median(epochs["epoch"].wall)
     there = statistics.median(times["raykd"].wall)
     demands = [
         Demand(f"{metrics} metrics to a local server", 1.0, there, unit=" s"),
         Demand("epoch with tracking / without", 1.01, slower),
+        Demand("processor time of tracking an epoch / the epoch", 0.01, share),
     ]
     raw = {name: asdict(taken) for name, taken in {**times, **epochs}.items()}
     settings = {"metrics": metrics, "repeats": repeats, "epochs": pairs}
     settings |= {"server_workers": asked.server_workers}
-    return Findings("tracking", settings, rows, demands, {"times": raw, "waited": waited})
+    ratios = [
+        own / other
+        for own, other in zip(epochs["epoch, tracked"].wall, epochs["epoch"].wall, strict=True)
+    ]
+    notes = []
+    if len(ratios) > 1:
+        error = statistics.stdev(ratios) / len(ratios) ** 0.5
+        notes = [f"with tracking / without: mean {statistics.mean(ratios):.3f}, error {error:.3f}"]
+    found = {"times": raw, "waited": waited, "used": used}
+    return Findings("tracking", settings, rows, demands, found, notes)
 
 
 def main() -> None:
@@ -220,8 +263,8 @@ def main() -> None:
     os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        with server(folder, asked.server_workers) as address:
-            found = measured(asked, folder, address)
+        with server(folder, asked.server_workers) as (address, process):
+            found = measured(asked, folder, address, process)
     found.tell(asked.json)
 
 
