@@ -30,8 +30,12 @@ class Times:
 
     def over(self, other: Times, clock: str = "wall") -> float:
         """The median, over repeats, of this arm's time by the other's in the same repeat."""
+        return statistics.median(self.ratios(other, clock))
+
+    def ratios(self, other: Times, clock: str = "wall") -> list[float]:
+        """This arm's time by the other's, a ratio a repeat."""
         pairs = zip(getattr(self, clock), getattr(other, clock), strict=True)
-        return statistics.median(own / others for own, others in pairs)
+        return [own / others for own, others in pairs]
 
 
 def in_turn(

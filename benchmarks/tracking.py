@@ -38,7 +38,12 @@ from typing import Any
 import psutil
 from measuring import Demand, Findings, arguments, in_turn, spread, tell
 
+from raykd.search.statistics import estimate
+
 PER_EPOCH = 10
+
+ALONE, TRACKED = "epoch", "epoch, tracked"
+"""The arms of the second comparison."""
 
 
 @contextlib.contextmanager
@@ -165,12 +170,12 @@ def others(address: str, metrics: int) -> dict[str, Callable[[], None]]:
 def processor_time(server_process: int) -> float:
     """Seconds that the tracker's thread and the server's processes have computed."""
     own = psutil.Process(server_process)
-    spent = [process.cpu_times() for process in (own, *own.children(recursive=True))]
+    served = [process.cpu_times() for process in (own, *own.children(recursive=True))]
     ours = {one.native_id for one in threading.enumerate() if one.name == "raykd-tracker"}
-    threads = [thread for thread in psutil.Process().threads() if thread.id in ours]
-    return sum(one.user + one.system for one in spent) + sum(
-        one.user_time + one.system_time for one in threads
-    )
+    tracked = [thread for thread in psutil.Process().threads() if thread.id in ours]
+    spent = [one.user + one.system for one in served]
+    spent += [one.user_time + one.system_time for one in tracked]
+    return sum(spent)
 
 
 def training(epochs: int, images: int) -> Any:
@@ -212,11 +217,11 @@ def measured(asked: Any, folder: Path, address: str, server_process: int) -> Fin
     pairs = asked.epochs or repeats
     subject = training(2 * (pairs + 1), asked.images)
 
-    used: dict[str, list[float]] = {"epoch": [], "epoch, tracked": []}
+    used: dict[str, list[float]] = {ALONE: [], TRACKED: []}
 
     def timed(name: str) -> None:
         before = processor_time(server_process)
-        if name == "epoch, tracked":
+        if name == TRACKED:
             sender.epoch()
         subject.run_epoch()
         used[name].append(processor_time(server_process) - before)
@@ -224,12 +229,12 @@ def measured(asked: Any, folder: Path, address: str, server_process: int) -> Fin
     arms = {name: partial(timed, name) for name in used}
     epochs = in_turn(arms, pairs, between=sender.wait)
     sender.close()
+    means = {name: statistics.mean(each[1:]) for name, each in used.items()}  # less the warm-up
     for name, taken in epochs.items():
-        beside = {"tracker and server, processor s": statistics.mean(used[name][1:])}
+        beside = {"tracker and server, processor s": means[name]}
         rows.append({"way": name, **spread(taken.wall), **beside})
-    slower = epochs["epoch, tracked"].over(epochs["epoch"])
-    takes = statistics.mean(used["epoch, tracked"][1:]) - statistics.mean(used["epoch"][1:])
-    share = takes / statistics.median(epochs["epoch"].wall)
+    slower = epochs[TRACKED].over(epochs[ALONE])
+    share = (means[TRACKED] - means[ALONE]) / statistics.median(epochs[ALONE].wall)
     there = statistics.median(times["raykd"].wall)
     demands = [
         Demand(f"{metrics} metrics to a local server", 1.0, there, unit=" s"),
@@ -239,14 +244,10 @@ def measured(asked: Any, folder: Path, address: str, server_process: int) -> Fin
     raw = {name: asdict(taken) for name, taken in {**times, **epochs}.items()}
     settings = {"metrics": metrics, "repeats": repeats, "epochs": pairs}
     settings |= {"server_workers": asked.server_workers}
-    ratios = [
-        own / other
-        for own, other in zip(epochs["epoch, tracked"].wall, epochs["epoch"].wall, strict=True)
-    ]
+    mean = estimate(epochs[TRACKED].ratios(epochs[ALONE]))
     notes = []
-    if len(ratios) > 1:
-        error = statistics.stdev(ratios) / len(ratios) ** 0.5
-        notes = [f"with tracking / without: mean {statistics.mean(ratios):.3f}, error {error:.3f}"]
+    if mean.count > 1:
+        notes = [f"with tracking / without: mean {mean.mean:.3f} ± {mean.half_width:.3f} (95%)"]
     found = {"times": raw, "waited": waited, "used": used}
     return Findings("tracking", settings, rows, demands, found, notes)
 
