@@ -3,7 +3,7 @@
 from raykd.data.augment import AUGMENTATIONS, Augment
 from raykd.data.batch import Batch, Beside, Inputs
 from raykd.data.batches import Batches
-from raykd.data.source import AnySplit, Dataset, FileSplit, Source, Split
+from raykd.data.source import AnySplit, Dataset, FileSplit, Source, Split, Survey
 from raykd.data.sources import SOURCES
 
 __all__ = [
@@ -19,4 +19,5 @@ __all__ = [
     "Inputs",
     "Source",
     "Split",
+    "Survey",
 ]

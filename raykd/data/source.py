@@ -101,6 +101,25 @@ class FileSplit:
 AnySplit = Split | FileSplit
 
 
+@dataclass(frozen=True)
+class Survey:
+    """A cheap look at the files of a data source: nothing is decoded.
+
+    Attributes:
+        sizes: samples of each split.
+        class_names: one name per class, in the order of the class indices.
+        notes: sentences on how the data were read: recognized split folders, skipped entries.
+        warnings: sentences on what may make results wrong.
+        origin: path or package the data come from.
+    """
+
+    sizes: Mapping[str, int]
+    class_names: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+    origin: str = ""
+
+
 @dataclass(frozen=True, eq=False)
 class Dataset:
     """A data set, split.
@@ -118,6 +137,8 @@ class Dataset:
         origin: where it was found (a path, a package).
         vocabulary: how many tokens the texts are made of; 0: they are no texts.
         padding: the token that short texts are filled up with.
+        notes: sentences on how the data were read: recognized split folders, skipped entries.
+        warnings: sentences on what may make results wrong.
     """
 
     name: str
@@ -133,6 +154,8 @@ class Dataset:
     origin: str
     vocabulary: int = 0
     padding: int = 0
+    notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
     @property
     def data_size(self) -> int:
@@ -200,6 +223,17 @@ class Source:
         Raises:
             ValueError: it cannot; says where it was looked for and the remedies.
         """
+
+    def survey(self) -> Survey | None:
+        """Count classes and samples by a cheap look at the files: no download, no decoding.
+
+        Returns:
+            None where only reading the data would tell.
+
+        Raises:
+            ValueError: as `check`.
+        """
+        return None
 
     def load(self) -> Dataset:
         """Read (download where allowed) and split the data.

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from raykd.report.data import data_line, notes_and_warnings
 from raykd.report.display import Display
 from raykd.report.figures import clock, percent
 from raykd.report.outputs import outputs_line
@@ -38,6 +39,10 @@ class EpochLines(Display):
                 self._epoch(self._view.records[event["id"]], event)
             elif event["event"] == "end":
                 self._write(ended_line(self._view.records[event["id"]], self._view.watched))
+            elif event["event"] == "dataset":
+                self._write(data_line(event))
+                for line, _ in notes_and_warnings(event):
+                    self._write(line)
             elif event["event"] == "phase":
                 self._write(self._view.phase)
             elif event["event"] == "outputs":

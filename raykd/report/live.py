@@ -13,6 +13,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from raykd.report.data import notes_and_warnings
 from raykd.report.display import Display
 from raykd.report.figures import clock, compact, metric, percent, time_left, words
 from raykd.report.names import objective_name, pairs_name, run_name
@@ -61,6 +62,9 @@ class LiveDisplay(Display):
         with self._lock:
             self._view.apply(event)
             self._news = True
+        if event["event"] == "dataset":
+            for line, style in notes_and_warnings(event):
+                self._console.print(Text(line, style=style))
         if event["event"] == "outputs" and event["status"] != "begun":
             self._console.print(Text(outputs_line(event), style="dim"))
         if event["event"] in ("start", "screen", "packing"):

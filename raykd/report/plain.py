@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from raykd.report.data import data_line, notes_and_warnings
 from raykd.report.display import Display
 from raykd.report.figures import clock, compact, metric, percent, time_left, words
 from raykd.report.names import objective_name, pairs_name
@@ -52,8 +53,8 @@ class PlainLines(Display):
             ways = ", ".join(f"{way} {words(name)}" for name, way in view.objectives.items())
             yield f"study {event['name']}, seed {event['seed']}, {ways}"
         elif kind == "dataset":
-            sizes = ", ".join(f"{size} {part}" for part, size in event["sizes"].items())
-            yield f"data {event['name']} from {event['origin']}: {sizes}"
+            yield data_line(event)
+            yield from (line for line, _ in notes_and_warnings(event))
         elif kind == "phase":
             yield view.phase
         elif kind in ("start", "screen", "packing"):

@@ -8,9 +8,10 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from raykd.architecture import Task
-from raykd.data import Dataset
+from raykd.data import Dataset, Survey
 from raykd.problems import Problem, StudyError
 from raykd.report.cache import plan_lines
+from raykd.report.data import data_block
 from raykd.search.cluster import here, is_remote, plan_slots
 from raykd.search.driver import in_place, opened
 from raykd.search.packing import room
@@ -46,6 +47,7 @@ def explained(
     checks = [check_data, check_teacher_weights]
     study = opened(file, overrides, checks, allow_import=allow_import)
     slots = _slots(study)
+    survey = _survey(study)
     data = _data_at_hand(study)
     task = study.task
     if task is None:
@@ -54,9 +56,14 @@ def explained(
         check_shapes(study, task, checks=checks)
     with in_place(study):
         check_measured(study, task, Costs(study.settings.search, task))
-    found = explain(study, task, seed, None if data is None else len(data.train))
+    known = survey or data
+    found = explain(study, task, seed, None if known is None else known.sizes["train"])
     return Group(
-        found.render(), Text(slots), *_outputs(study, task, data), *_layer_study(study, task)
+        found.render(),
+        data_block(study.settings.data, known, task),
+        Text(slots),
+        *_outputs(study, task, data),
+        *_layer_study(study, task),
     )
 
 
@@ -88,6 +95,14 @@ def _outputs(study: OpenStudy, task: Task, data: Dataset | None) -> list[Text]:
     """What would be kept of the teachers."""
     plan = CachePlan(study, task, None if data is None else len(data.train))
     return [Text(f"cache     {line}") for line in plan_lines(plan)]
+
+
+def _survey(study: OpenStudy) -> Survey | None:
+    """What a look at the files tells about the data."""
+    try:
+        return study.settings.data.survey()
+    except ValueError as error:
+        raise StudyError(Problem(str(error), path="data")) from None
 
 
 def _data_at_hand(study: OpenStudy) -> Dataset | None:

@@ -613,6 +613,9 @@ def _open_chronicle(
         sizes=dict(data.sizes),
         classes=data.classes,
         input_shape=list(data.input_shape),
+        class_names=list(data.class_names),
+        notes=list(data.notes),
+        warnings=list(data.warnings),
     )
 
 

@@ -158,7 +158,10 @@ class Delivery:
         self._client.log_dict(run_id, around, "study/environment.json")
 
     def _on_dataset(self, event: Event) -> None:
-        self._tag(self._run(None), {"raykd.data_fingerprint": event["fingerprint"]})
+        tags = {"raykd.data_fingerprint": event["fingerprint"]}
+        if event.get("warnings"):
+            tags["raykd.data_warnings"] = "\n".join(event["warnings"])
+        self._tag(self._run(None), tags)
         for run_id in self._runs.values():
             self._log_dataset(run_id)
 

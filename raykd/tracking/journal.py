@@ -107,6 +107,9 @@ class Journal:
         sizes: Mapping[str, int],
         classes: int,
         input_shape: Sequence[int],
+        class_names: Sequence[str] = (),
+        notes: Sequence[str] = (),
+        warnings: Sequence[str] = (),
     ) -> None:
         """The data the study runs on; the fields are those of `raykd.data.Dataset`."""
         self.write(
@@ -117,6 +120,9 @@ class Journal:
             sizes=dict(sizes),
             classes=classes,
             input_shape=list(input_shape),
+            class_names=list(class_names),
+            notes=list(notes),
+            warnings=list(warnings),
         )
 
     def run(

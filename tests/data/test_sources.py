@@ -370,3 +370,14 @@ def test_a_mapping_goes_through_arrays() -> None:
     (batch,) = Batches(split, dataset=dataset, batch_size=4, seed=0, shuffle=True).epoch(0)
     assert not isinstance(batch.inputs, torch.Tensor)
     assert torch.equal(batch.inputs["tokens"], tokens["tokens"][batch.index])
+
+
+def test_notes_and_warnings_go_through_arrays(digits: Dataset) -> None:
+    marked = dataclasses.replace(digits, notes=("read so",), warnings=("beware",))
+    back = Dataset.from_arrays(marked.arrays())
+    assert (back.notes, back.warnings) == (("read so",), ("beware",))
+    assert back.fingerprint == digits.fingerprint
+
+
+def test_a_source_without_a_survey() -> None:
+    assert Source(name="none").survey() is None

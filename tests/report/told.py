@@ -82,6 +82,9 @@ class Teller:
             "sizes": {"train": 1222, "val": 216, "test": 359},
             "classes": 10,
             "input_shape": [1, 8, 8],
+            "class_names": [str(digit) for digit in range(10)],
+            "notes": ["3 hidden entries were skipped"],
+            "warnings": ["2 pictures are in train and in test"],
         }
 
     def preparation(self) -> Iterator[Event]:

@@ -1,0 +1,85 @@
+"""The data of a study in lines: source, classes, samples of each split, notes and warnings."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from raykd.architecture import Task
+    from raykd.data import Dataset, Source, Survey
+
+WARNING = "WARNING: "
+
+WARNING_STYLE = "bold yellow"
+
+NAMES_SHOWN = 8
+"""Class names in a line; the others are counted."""
+
+LENGTH_SHOWN = 24
+"""Characters of a class name."""
+
+
+def classes_text(count: int, names: Sequence[str]) -> str:
+    """Number and first names of the classes: "12 classes: ant, bee, ... (4 more)"."""
+    if not names:
+        return f"{count} classes"
+    shown = ", ".join(_short(name) for name in names[:NAMES_SHOWN])
+    more = f", ... ({count - NAMES_SHOWN} more)" if count > NAMES_SHOWN else ""
+    return f"{count} classes: {shown}{more}"
+
+
+def sizes_text(sizes: Mapping[str, int]) -> str:
+    """Samples of each split: "60 train, 8 val, 16 test"."""
+    return ", ".join(f"{size} {part}" for part, size in sizes.items())
+
+
+def data_line(event: Mapping[str, Any]) -> str:
+    """A `dataset` event in one line."""
+    classes = classes_text(event["classes"], event.get("class_names", ()))
+    sizes = sizes_text(event["sizes"])
+    return f"data {event['name']} from {event['origin']}: {sizes}; {classes}"
+
+
+def notes_and_warnings(event: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Each note and warning of a `dataset` event with the style it is printed in."""
+    for note in event.get("notes", ()):
+        yield f"data: {note}", "dim"
+    for warning in event.get("warnings", ()):
+        yield f"{WARNING}{warning}", WARNING_STYLE
+
+
+def data_block(source: Source, found: Survey | Dataset | None, task: Task) -> RenderableType:
+    """The data of a study for `raykd validate`.
+
+    Args:
+        source: where the data come from.
+        found: a survey, or the loaded data; None where neither is at hand.
+        task: input shape and number of classes.
+    """
+    table = Table.grid(padding=(0, 1))
+    table.add_column(min_width=9)
+    table.add_column(overflow="fold")
+    place = found.origin if found is not None else str(getattr(source, "root", ""))
+    table.add_row("data", Text(f"{source.name} from {place}" if place else source.name))
+    names = found.class_names if found is not None else ()
+    table.add_row("", Text(classes_text(len(names) or task.classes, names)))
+    if found is None:
+        return table
+    table.add_row("", Text(f"samples: {sizes_text(found.sizes)}"))
+    for note in found.notes:
+        table.add_row("", Text(note, style="dim"))
+    for warning in found.warnings:
+        table.add_row("", Text(f"{WARNING}{warning}", style=WARNING_STYLE))
+    return table
+
+
+def _short(name: str) -> str:
+    """A class name on one line, cut where it is long."""
+    plain = " ".join(name.split()) or repr(name)
+    return plain if len(plain) <= LENGTH_SHOWN else plain[: LENGTH_SHOWN - 1] + "…"
