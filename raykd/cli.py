@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
+from raykd import completion
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -36,14 +38,27 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-StudyFile = Annotated[str, typer.Argument(metavar="FILE", help="A study file (YAML).")]
+StudyFile = Annotated[
+    str,
+    typer.Argument(
+        metavar="FILE", help="A study file (YAML).", autocompletion=completion.study_files
+    ),
+]
 Folder = Annotated[
-    Path, typer.Argument(metavar="FOLDER", help="The study's folder, as the search printed it.")
+    Path,
+    typer.Argument(
+        metavar="FOLDER",
+        help="The study's folder, as the search printed it.",
+        autocompletion=completion.study_folders,
+    ),
 ]
 Overrides = Annotated[
     list[str] | None,
     typer.Option(
-        "--set", metavar="a.b=VALUE", help="Put a value of the study in place; may be repeated."
+        "--set",
+        metavar="a.b=VALUE",
+        help="Override a value in the study file; may be repeated.",
+        autocompletion=completion.keys,
     ),
 ]
 AllowImport = Annotated[
@@ -65,12 +80,19 @@ Verbose = Annotated[
 @app.command(epilog=EPILOG)
 def search(
     file: Annotated[
-        str | None, typer.Argument(metavar="[FILE]", help="A study file (YAML).")
+        str | None,
+        typer.Argument(
+            metavar="[FILE]", help="A study file (YAML).", autocompletion=completion.study_files
+        ),
     ] = None,
     overrides: Overrides = None,
     resume: Annotated[
         Path | None,
-        typer.Option(metavar="FOLDER", help="Go on with the interrupted search in this folder."),
+        typer.Option(
+            metavar="FOLDER",
+            help="Resume the interrupted search in this folder.",
+            autocompletion=completion.study_folders,
+        ),
     ] = None,
     start_from: Annotated[
         list[str] | None,
@@ -114,7 +136,10 @@ def search(
 @app.command(epilog=EPILOG)
 def pairs(
     file: Annotated[
-        str | None, typer.Argument(metavar="[FILE]", help="A study file (YAML).")
+        str | None,
+        typer.Argument(
+            metavar="[FILE]", help="A study file (YAML).", autocompletion=completion.study_files
+        ),
     ] = None,
     overrides: Overrides = None,
     seeds: Annotated[
@@ -126,7 +151,11 @@ def pairs(
     ] = None,
     resume: Annotated[
         Path | None,
-        typer.Option(metavar="FOLDER", help="Go on with the interrupted study in this folder."),
+        typer.Option(
+            metavar="FOLDER",
+            help="Resume the interrupted study in this folder.",
+            autocompletion=completion.study_folders,
+        ),
     ] = None,
     allow_import: AllowImport = False,
     as_json: Json = False,
@@ -239,7 +268,9 @@ def layers(
     model: Annotated[
         str,
         typer.Argument(
-            metavar="MODEL", help="A model's name or YAML mapping, or a study file with models."
+            metavar="MODEL",
+            help="A model's name or YAML mapping, or a study file with models.",
+            autocompletion=completion.models,
         ),
     ],
     overrides: Annotated[
@@ -310,11 +341,16 @@ def list_options(
         typer.Argument(
             metavar="PART",
             help=f"{', '.join(PARTS[:-1])} or {PARTS[-1]}; default: all, a line each.",
-            autocompletion=lambda: list(PARTS),
+            autocompletion=completion.parts,
         ),
     ] = None,
     name: Annotated[
-        str | None, typer.Argument(metavar="NAME", help="One option of the part, in full.")
+        str | None,
+        typer.Argument(
+            metavar="NAME",
+            help="One option of the part, in full.",
+            autocompletion=completion.options,
+        ),
     ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="A JSON list, one object an option.")
