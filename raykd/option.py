@@ -34,8 +34,8 @@ OWN = "raykd"
 
 @dataclass_transform(frozen_default=True, kw_only_default=True)
 def option(cls: type[T]) -> type[T]:
-    """Make `cls` a frozen, keyword-only dataclass that refuses keys it does not know."""
-    cls.__pydantic_config__ = ConfigDict(extra="forbid")  # type: ignore[attr-defined]
+    """Make `cls` a frozen, keyword-only dataclass that refuses unknown keys, infinity and NaN."""
+    cls.__pydantic_config__ = ConfigDict(extra="forbid", allow_inf_nan=False)  # type: ignore[attr-defined]
     return dataclasses.dataclass(frozen=True, kw_only=True)(cls)
 
 

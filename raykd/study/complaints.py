@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -258,8 +259,8 @@ def _mend(faults: Sequence[_Fault]) -> str:
     if not isinstance(found, str):
         return ""
     numbers = any(fault.type in ("int_type", "float_type") for fault in faults)
-    if numbers and _reads_as_number(found):
-        return "write it without quotes"
+    if numbers and (mend := _number_mend(found)):
+        return mend
     literals = [fault.context["expected"] for fault in faults if fault.type == "literal_error"]
     known = [
         word.strip("'") for text in literals for word in text.replace(" or ", ", ").split(", ")
@@ -267,11 +268,21 @@ def _mend(faults: Sequence[_Fault]) -> str:
     return near(found, known)
 
 
-def _reads_as_number(text: str) -> bool:
+def _number_mend(text: str) -> str:
+    """How to write a number that was written as text."""
+    odd = next((letter for letter in text if not letter.isascii()), "")
+    if odd and any(letter.isdigit() for letter in text):
+        return f"write plain digits: remove U+{ord(odd):04X}"
+    if re.fullmatch(r"[-+]?\d{1,3}(,\d{3})+", text):
+        return "write it without commas"
+    if re.fullmatch(r"[-+]?\d+,\d+", text):
+        return f"write it with a decimal point: {text.replace(',', '.')}"
+    if re.fullmatch(r"[-+]?0\d+", text):
+        return "write it without leading zeros"
     try:
-        return math.isfinite(float(text))
+        return "write it without quotes" if math.isfinite(float(text)) else ""
     except ValueError:
-        return False
+        return ""
 
 
 def shown(value: Any) -> str:

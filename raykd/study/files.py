@@ -1,15 +1,20 @@
 """Study files: YAML read safely, every value with the line it stands on.
 
 YAML as `yaml.safe_load` understands it, but `1e-3` is a number, a date is text, and a key may
-not stand twice in one mapping.  Anchors, aliases and merge keys work; other tags are refused.
+not stand twice in one mapping.  Anchors, aliases and merge keys work; other tags are refused, and
+so are infinite numbers and NaN.  Size, depth and number of values are limited, so that no file
+takes long to read.
 """
 
 from __future__ import annotations
 
+import codecs
+import math
 import os
 import re
+import unicodedata
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +24,13 @@ from raykd.problems import Problem, StudyError
 from raykd.study.place import Place, dotted, parse_place, value_at
 
 MOST_VALUES = 20_000
-"""So many values may a file hold, its aliases written out."""
+"""Values in a file at most, with aliases expanded."""
+
+MOST_BYTES = 2_000_000
+"""Size of a file at most."""
+
+MOST_DEPTH = 100
+"""Nested mappings and lists at most, with aliases expanded."""
 
 COMMAND_LINE = "--set"
 
@@ -45,6 +56,7 @@ class Document:
         text: the file as it was read.
         file: its name, as given.
         overrides: the `--set` arguments already in `data`.
+        spelled: Booleans that were written as `yes`, `no`, `on` or `off`, by their place.
     """
 
     data: Mapping[str, Any]
@@ -52,6 +64,7 @@ class Document:
     text: str
     file: str
     overrides: tuple[str, ...] = ()
+    spelled: Mapping[Place, str] = field(default_factory=dict)
 
     def mark(self, place: Place) -> Mark:
         """Where `place` was written, or else the nearest place around it."""
@@ -96,10 +109,11 @@ class Document:
 
 
 def read_document(path: str | os.PathLike[str]) -> Document:
-    """Read a study file.
+    """Read a study file in UTF-8, or in UTF-16 or UTF-32 with a byte order mark.
 
     Raises:
-        StudyError: no such file, not YAML, not a mapping, a key that stands twice, a tag.
+        StudyError: there is no such file, or it is not text, not YAML, not a mapping, too large or
+            too deep, or holds a duplicate key, a tag, an infinite number or NaN.
     """
     file = os.fspath(path)
     return parse_document(_text_of(file), file)
@@ -124,23 +138,68 @@ def parse_document(text: str, file: str = "") -> Document:
                 mend="begin with `name: ...`",
             )
         )
-    return Document(data, reader.marks, text, file)
+    return Document(data, reader.marks, text, file, spelled=reader.spelled)
 
 
 def _text_of(file: str) -> str:
+    content = _bytes_of(file)
+    encoding = next((name for mark, name in _BYTE_ORDER_MARKS if content.startswith(mark)), "utf-8")
+    if encoding == "utf-8" and b"\0" in content:
+        line = content.count(b"\n", 0, content.index(b"\0")) + 1
+        raise StudyError(
+            Problem(
+                "a NUL byte: a binary file, or UTF-16 text without a byte order mark",
+                file=file,
+                line=line,
+                mend="save the file as UTF-8 text",
+            )
+        )
     try:
-        return Path(file).read_text(encoding="utf-8")
+        text = content.decode(encoding).removeprefix("\ufeff")
+    except UnicodeDecodeError as error:
+        raise StudyError(_not_decoded(error, content, file)) from None
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+_BYTE_ORDER_MARKS = (  # UTF-32's begins with UTF-16's
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+
+
+def _bytes_of(file: str) -> bytes:
+    try:
+        with open(file, "rb") as stream:
+            content = stream.read(MOST_BYTES + 1)
     except FileNotFoundError:
         beside = sorted(path.name for path in _folder(file).glob("*.y*ml"))[:12]
         mend = f"{_folder(file)} holds {', '.join(beside)}" if beside else "check the path"
         raise StudyError(Problem("no such file", file=file, mend=mend)) from None
     except IsADirectoryError:
         raise StudyError(Problem("a folder, not a study file", file=file)) from None
-    except UnicodeDecodeError as error:
-        what = f"not UTF-8 text (byte {error.start})"
-        raise StudyError(Problem(what, file=file, mend="save the file as UTF-8")) from None
     except OSError as error:
         raise StudyError(Problem(f"cannot be read: {error.strerror}", file=file)) from None
+    except ValueError as error:  # NUL in the path
+        raise StudyError(Problem(f"cannot be read: {error}", file=repr(file))) from None
+    if len(content) > MOST_BYTES:
+        what = f"larger than {MOST_BYTES // 1_000_000} MB; a study file is a short text"
+        raise StudyError(Problem(what, file=file, mend="check the path"))
+    return content
+
+
+def _not_decoded(error: UnicodeDecodeError, content: bytes, file: str) -> Problem:
+    line = content.count(b"\n", 0, error.start) + 1
+    if error.encoding != "utf-8":
+        return Problem(f"not valid {error.encoding.upper()} text", "", _SAVE, file)
+    byte = content[error.start : error.start + 1]
+    shown = byte.decode("cp1252", errors="ignore")
+    meaning = f", in Windows-1252 and Latin-1 {shown!r}" if shown.isprintable() and shown else ""
+    return Problem(f"not UTF-8 text: byte 0x{byte.hex()}{meaning}", "", _SAVE, file, line)
+
+
+_SAVE = "save the file as UTF-8"
 
 
 def _folder(file: str) -> Path:
@@ -159,6 +218,21 @@ class _Loader(yaml.SafeLoader):
         for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
 
+    depth = 0
+    nodes = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        """Compose a node, within limits."""
+        self.depth += 1
+        self.nodes += 1
+        try:
+            if self.depth > MOST_DEPTH or self.nodes > 2 * MOST_VALUES:  # a key is a node, too
+                what = _TOO_DEEP if self.depth > MOST_DEPTH else _TOO_MANY
+                raise yaml.MarkedYAMLError(problem=what, problem_mark=self.peek_event().start_mark)
+            return super().compose_node(parent, index)
+        finally:
+            self.depth -= 1
+
 
 _Loader.add_implicit_resolver(
     f"{_CORE}float",
@@ -176,18 +250,29 @@ _Loader.add_implicit_resolver(
 )
 
 
+_TOO_DEEP = f"more than {MOST_DEPTH} nested mappings and lists"
+_TOO_MANY = f"more than {MOST_VALUES:,} values, with aliases expanded"
+
+Entries = dict[str, tuple[yaml.Node, yaml.Node]]
+"""The key and the value nodes of a mapping, by the key's text."""
+
+
 class _Reader:
     """Turns YAML's nodes into plain data and remembers where each stood."""
 
     def __init__(self, file: str) -> None:
         self.file = file
         self.marks: dict[Place, Mark] = {}
+        self.spelled: dict[Place, str] = {}
         self.open: list[yaml.Node] = []
+        self.entries: dict[int, tuple[yaml.Node, Entries]] = {}
+        self.merged = 0
 
     def read(self, text: str) -> Any:
-        loader = _Loader(text)
-        loader.name = self.file or "the study"
+        loader = None
         try:
+            loader = _Loader(text)
+            loader.name = self.file or "the study"
             root = loader.get_single_node()
             return None if root is None else self._value(loader, root, ())
         except yaml.MarkedYAMLError as error:
@@ -195,17 +280,21 @@ class _Reader:
             line = mark.line + 1 if mark is not None else 0
             raise StudyError(_syntax_problem(error, text, self.file, line)) from None
         except yaml.reader.ReaderError as error:
-            what = f"a character YAML does not allow (#x{ord(str(error.character)[:1]):04x})"
-            raise StudyError(Problem(what, file=self.file)) from None
+            line = text.count("\n", 0, error.position) + 1
+            what = f"the character {_called(text[error.position])}, which YAML does not allow"
+            raise StudyError(Problem(what, "", "remove it", self.file, line)) from None
         finally:
-            loader.dispose()
+            if loader is not None:
+                loader.dispose()
 
     def _value(self, loader: _Loader, node: yaml.Node, place: Place) -> Any:
         self.marks.setdefault(place, Mark(self.file, node.start_mark.line + 1))
         if node in self.open:
             raise self._error(node, place, "an alias that holds itself")
         if len(self.marks) > MOST_VALUES:
-            raise self._error(node, place, f"more than {MOST_VALUES:,} values, aliases written out")
+            raise self._error(node, place, _TOO_MANY)
+        if len(self.open) > MOST_DEPTH:
+            raise self._error(node, (), _TOO_DEEP)
         self.open.append(node)
         try:
             if isinstance(node, yaml.MappingNode) and node.tag == f"{_CORE}map":
@@ -217,23 +306,50 @@ class _Reader:
                 return self._scalar(loader, node, place)
         finally:
             self.open.pop()
-        tag = node.tag.replace(_CORE, "!!")
-        mend = "write it as plain text, numbers, lists and mappings"
-        raise self._error(node, place, f"the tag {tag} is refused: a study is plain data", mend)
+        raise self._tagged(node, place)
 
     def _scalar(self, loader: _Loader, node: yaml.ScalarNode, place: Place) -> Any:
         try:
-            return loader.construct_object(node)
-        except ValueError:
+            value = loader.construct_object(node)
+        except (ValueError, KeyError):  # `!!int x`, `!!bool x`
             kind = node.tag.removeprefix(_CORE)
-            raise self._error(node, place, f"{node.value!r} is no {kind}") from None
+            written = node.value if len(node.value) <= 60 else f"{node.value[:57]}..."
+            raise self._error(node, place, f"{written!r} is no {kind}") from None
+        if isinstance(value, float) and not math.isfinite(value):
+            what = f"got {node.value}; a number must be finite"
+            raise self._error(node, place, what, "leave the key out, or write a number")
+        if isinstance(value, str) and (bad := _NO_TEXT.search(value)):
+            raise self._error(node, place, f"text with the character {_called(bad[0])}")
+        if isinstance(value, bool) and node.value.lower() not in ("true", "false"):
+            self.spelled[place] = node.value
+        return value
 
     def _mapping(self, loader: _Loader, node: yaml.MappingNode, place: Place) -> dict[str, Any]:
-        own: dict[str, tuple[yaml.Node, yaml.Node]] = {}
-        merged: dict[str, Any] = {}
+        filled = {}
+        for name, (key, value) in self._entries(node, place, ()).items():
+            inner = (*place, name)
+            self.marks[inner] = Mark(self.file, key.start_mark.line + 1)
+            filled[name] = self._value(loader, value, inner)
+        return filled
+
+    def _entries(
+        self, node: yaml.MappingNode, place: Place, merging: tuple[yaml.Node, ...]
+    ) -> Entries:
+        """The entries of a mapping, those it merges first; its own replace them.
+
+        Nodes are merged, not values, and each node once: merge keys cannot multiply the work.
+        """
+        if id(node) in self.entries:
+            return self.entries[id(node)][1]
+        if node in merging:
+            raise self._error(node, place, "an alias that holds itself")
+        if len(merging) > MOST_DEPTH:
+            raise self._error(node, (), _TOO_DEEP)
+        own: Entries = {}
+        merged: Entries = {}
         for key, value in node.value:
             if key.tag == f"{_CORE}merge":
-                merged = {**self._merged(loader, value, place), **merged}
+                merged = {**self._sources(value, place, (*merging, node)), **merged}
                 continue
             name = self._key(key, place)
             if name in own:
@@ -241,51 +357,59 @@ class _Reader:
                 what = f"the key `{name}` stands twice, first in line {first}"
                 raise self._error(key, (*place, name), what, "remove one of them")
             own[name] = key, value
-        return self._filled(loader, own, merged, place)
+        entries = {name: pair for name, pair in merged.items() if name not in own} | own
+        self.entries[id(node)] = node, entries  # the node is kept, so that its id stays its own
+        return entries
 
-    def _filled(
-        self,
-        loader: _Loader,
-        own: Mapping[str, tuple[yaml.Node, yaml.Node]],
-        merged: dict[str, Any],
-        place: Place,
-    ) -> dict[str, Any]:
-        filled = {key: value for key, value in merged.items() if key not in own}
-        for name, (key, value) in own.items():
-            inner = (*place, name)
-            if name in merged:
-                self._forget(inner)
-            self.marks[inner] = Mark(self.file, key.start_mark.line + 1)
-            filled[name] = self._value(loader, value, inner)
-        return filled
-
-    def _forget(self, place: Place) -> None:
-        for stale in [known for known in self.marks if known[: len(place)] == place]:
-            del self.marks[stale]
-
-    def _merged(self, loader: _Loader, node: yaml.Node, place: Place) -> dict[str, Any]:
+    def _sources(self, node: yaml.Node, place: Place, merging: tuple[yaml.Node, ...]) -> Entries:
         sources = node.value if isinstance(node, yaml.SequenceNode) else [node]
-        merged: dict[str, Any] = {}
+        merged: Entries = {}
         for source in sources:
             if not isinstance(source, yaml.MappingNode):
                 raise self._error(source, place, "`<<` takes a mapping, or a list of mappings")
-            merged = {**self._value(loader, source, place), **merged}
+            if source.tag != f"{_CORE}map":
+                raise self._tagged(source, place)
+            merged = {**self._entries(source, place, merging), **merged}
+            self.merged += len(merged)
+            if self.merged > 10 * MOST_VALUES:
+                raise self._error(node, place, _TOO_MANY)
         return merged
 
     def _key(self, key: yaml.Node, place: Place) -> str:
         if isinstance(key, yaml.ScalarNode) and key.tag == f"{_CORE}str":
-            return key.value
+            if key.value.isprintable():
+                return key.value
+            odd = next(letter for letter in key.value if not letter.isprintable())
+            what = f"the key {key.value!r} has the character {_called(odd)}"
+            raise self._error(key, place, what, "remove it; indent with plain spaces")
         text = key.value if isinstance(key, yaml.ScalarNode) else "a list or mapping"
         kind = key.tag.rsplit(":", 1)[-1]
         mend = f'write it in quotes: "{text}"' if isinstance(key, yaml.ScalarNode) else ""
         raise self._error(key, place, f"a key must be text; `{text}` is read as {kind}", mend)
+
+    def _tagged(self, node: yaml.Node, place: Place) -> StudyError:
+        tag = node.tag.replace(_CORE, "!!")
+        mend = "write it as plain text, numbers, lists and mappings"
+        return self._error(node, place, f"the tag {tag} is refused: a study is plain data", mend)
 
     def _error(self, node: yaml.Node, place: Place, what: str, mend: str = "") -> StudyError:
         line = node.start_mark.line + 1
         return StudyError(Problem(what, dotted(place), mend, self.file, line))
 
 
+_NO_TEXT = re.compile("[\0\ud800-\udfff]")
+"""Characters that no path, name or JSON text can hold; YAML writes them as escapes."""
+
+
+def _called(letter: str) -> str:
+    """A character by its code, and its name where it has one."""
+    name = unicodedata.name(letter, "NUL" if letter == "\0" else "")
+    return f"U+{ord(letter):04X}" + (f" ({name})" if name else "")
+
+
 def _syntax_problem(error: yaml.MarkedYAMLError, text: str, file: str, line: int) -> Problem:
+    if error.problem in (_TOO_DEEP, _TOO_MANY):
+        return Problem(str(error.problem), "", "", file, line)
     lines = text.splitlines()
     written = lines[line - 1] if 0 < line <= len(lines) else ""
     if "\t" in written[: len(written) - len(written.lstrip())] or "'\\t'" in str(error.problem):
@@ -323,6 +447,8 @@ def _overridden(document: Document, override: str) -> Document:
         raise _refused(f"{text!r}: {error.problems[0].what}", dotted(place)) from None
     marks = {known: mark for known, mark in document.marks.items() if known[: len(place)] != place}
     marks |= {(*place, *inner): Mark(COMMAND_LINE, 0) for inner in (reader.marks or {(): None})}
+    spelled = {at: word for at, word in document.spelled.items() if at[: len(place)] != place}
+    spelled |= {(*place, *inner): word for inner, word in reader.spelled.items()}
     for length in range(1, len(place)):
         marks.setdefault(place[:length], Mark(COMMAND_LINE, 0))
     return replace(
@@ -330,6 +456,7 @@ def _overridden(document: Document, override: str) -> Document:
         data=_put(document.data, place, value, ()),
         marks=marks,
         overrides=(*document.overrides, override),
+        spelled=spelled,
     )
 
 

@@ -188,7 +188,8 @@ class _Report:
             return
         source = place if origins is None else _source(place, origins)
         what = finding.what + _as_written(self.document.get(source))
-        self.problems[self.document.problem(source, what, finding.mend, dotted(place))] = None
+        mend = finding.mend or _spelled(self.document.spelled.get(source))
+        self.problems[self.document.problem(source, what, mend, dotted(place))] = None
 
     def once(self, finding: Finding, origins: Mapping[Place, Place]) -> None:
         """As `add`, but only the first for its place: others differ in shapes alone."""
@@ -242,6 +243,13 @@ def _as_written(value: Any) -> str:
     """A reminder that a value is the end of a range."""
     kind = next((kind for kind in NUMBERS if isinstance(value, dict) and kind in value), None)
     return f" (an end of {{{kind}: {value[kind]}}})" if kind is not None else ""
+
+
+def _spelled(written: str | None) -> str:
+    """A remedy for text that YAML reads as true or false."""
+    return (
+        f'`{written}` is read as true or false; text needs quotes: "{written}"' if written else ""
+    )
 
 
 def _typed(space: Space, report: _Report) -> Iterator[tuple[Point, Study]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from itertools import product
 from pathlib import Path
 
@@ -112,6 +113,21 @@ def test_anchors_aliases_and_merge_keys() -> None:
         ("1: a\n", 1, "a key must be text; `1` is read as int"),
         ("on: a\n", 1, "a key must be text; `on` is read as bool"),
         ("a: 1\n---\nb: 2\n", 2, "not YAML"),
+        ("a: 1\nlr: .inf\n", 2, "got .inf; a number must be finite"),
+        ("lr: {uniform: [0, -.Inf]}\n", 1, "got -.Inf; a number must be finite"),
+        ("lr: .nan\n", 1, "got .nan; a number must be finite"),
+        ("lr: 1e999\n", 1, "got 1e999; a number must be finite"),
+        ("lr: !!float inf\n", 1, "got inf; a number must be finite"),
+        ("lr: !!int ten\n", 1, "'ten' is no int"),
+        ("lr: !!bool maybe\n", 1, "'maybe' is no bool"),
+        ("a: 1\nb: c\0\n", 2, "the character U+0000 (NUL)"),
+        ("a: 1\nb: \x1b[0m\n", 2, "the character U+001B"),
+        ('a: "b\\0"\n', 1, "the character U+0000 (NUL)"),
+        ('a: "\\ud800"\n', 1, "the character U+D800"),
+        ("a:\n\u00a0 b: 1\n", 2, "the character U+00A0 (NO-BREAK SPACE)"),
+        ("\u200bname: x\n", 1, "the character U+200B (ZERO WIDTH SPACE)"),
+        ("a: &a {<<: *a}\n", 1, "an alias that holds itself"),
+        ("a: {<<: !local {x: 1}}\n", 1, "the tag !local is refused"),
         ("", 0, "the study is empty"),
         ("# only a comment\n", 0, "the study is empty"),
     ],
@@ -128,6 +144,98 @@ def test_aliases_cannot_blow_a_file_up() -> None:
         f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]\n" for i in range(1, 9)
     )
     assert "more than 20,000 values" in only_problem(bomb).what
+
+
+TWICE = "a{i}: &a{i} {{<<: [*a{before}, *a{before}]}}\n"
+
+
+def chain(first: str, line: str, length: int) -> str:
+    """Lines each of which refers to the anchor of the line before."""
+    lines = (line.format(i=i, before=i - 1) for i in range(1, length))
+    return f"a0: &a0 {first}\n" + "".join(lines)
+
+
+def test_merge_keys_are_merged_once() -> None:
+    began = time.perf_counter()
+    document = parse_document(chain("{x: 1}", TWICE, 31), "f")
+    assert document.data["a30"] == {"x": 1}
+    assert document.mark(("a30", "x")).line == 1
+    wide = ", ".join(f"k{i}: {i}" for i in range(3000))
+    document = parse_document(f"a: &a {{{wide}}}\nb:\n  <<: *a\n  k7: x\n", "f")
+    assert document.data["b"] == {**document.data["a"], "k7": "x"}
+    assert document.mark(("b", "k7")).line == 4
+    assert time.perf_counter() - began < 2
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("a: " + "[" * 50_000, "more than 100 nested"),
+        ("a: " + "{a: " * 50_000, "more than 100 nested"),
+        ("a:\n  " + "- " * 50_000 + "x", "more than 100 nested"),
+        ("a: " + "{<<: " * 200 + "{x: 1}" + "}" * 200, "more than 100 nested"),
+        (chain("[x]", "a{i}: &a{i} [*a{before}]\n", 3000), "more than 100 nested"),
+        (chain("{x: 1}", "a{i}: &a{i} {{<<: *a{before}, k{i}: 1}}\n", 3000), "more than 20,000"),
+        (chain("{x: 1}", "a{i}: &a{i} {{p: *a{before}, q: *a{before}}}\n", 30), "more than 20,000"),
+        ("a:\n" + "- 1\n" * 100_000, "more than 20,000"),
+    ],
+)
+def test_files_that_would_take_long_are_refused_soon(text: str, words: str) -> None:
+    began = time.perf_counter()
+    assert words in only_problem(text).what
+    assert time.perf_counter() - began < 2
+
+
+@pytest.mark.parametrize(
+    "encoded",
+    [
+        "name: é\n".encode("utf-8-sig"),
+        "name: é\n".encode("utf-16"),
+        b"\xfe\xff" + "name: é\n".encode("utf-16-be"),
+        "name: é\n".encode("utf-32"),
+    ],
+)
+def test_byte_order_marks(encoded: bytes, tmp_path: Path) -> None:
+    (tmp_path / "study.yaml").write_bytes(encoded)
+    document = read_document(tmp_path / "study.yaml")
+    assert document.data == {"name": "é"}
+    assert document.text == "name: é\n"
+
+
+@pytest.mark.parametrize("ends", ["\r\n", "\r"])
+def test_line_ends(ends: str, tmp_path: Path) -> None:
+    (tmp_path / "study.yaml").write_bytes(TEXT.replace("\n", ends).encode())
+    document = read_document(tmp_path / "study.yaml")
+    assert document.text == TEXT
+    assert document.marks == {
+        place: Mark(document.file, mark.line)
+        for place, mark in parse_document(TEXT, "f").marks.items()
+    }
+
+
+@pytest.mark.parametrize(
+    ("content", "line", "words"),
+    [
+        ("name: x\n# café\n".encode("latin-1"), 2, "byte 0xe9, in Windows-1252 and Latin-1 'é'"),
+        ("name: x\n".encode("utf-16-le"), 1, "a NUL byte: a binary file, or UTF-16"),
+        ("name: x\n".encode("utf-16") + b"a", 0, "not valid UTF-16-LE text"),
+        (b"name: x\n\0\0", 2, "a NUL byte"),
+        (b"x" * 2_000_001, 0, "larger than 2 MB"),
+    ],
+)
+def test_files_that_are_no_text(content: bytes, line: int, words: str, tmp_path: Path) -> None:
+    (tmp_path / "study.yaml").write_bytes(content)
+    with pytest.raises(StudyError) as caught:
+        read_document(tmp_path / "study.yaml")
+    (problem,) = caught.value.problems
+    assert words in problem.what
+    assert problem.line == line
+    assert problem.mend
+
+
+def test_a_path_that_cannot_be_one() -> None:
+    with pytest.raises(StudyError, match="cannot be read"):
+        read_document("study\0.yaml")
 
 
 def test_missing_file_names_its_neighbours(tmp_path: Path) -> None:
@@ -182,6 +290,9 @@ def test_overrides(override: str, place: tuple[str | int, ...], value: object) -
         ("train[0]=3", "train is a mapping, not a list"),
         ("name.first=3", "name is 'x', not a mapping"),
         ("train.epochs=[1", "not YAML"),
+        ("train.optimizer.lr=.inf", "got .inf; a number must be finite"),
+        ("name=a\0b", "the character U+0000 (NUL)"),
+        ("name=\udcff", "the character U+DCFF"),
         ("train.epochs=!!python/name:os.system x", "is refused"),
     ],
 )

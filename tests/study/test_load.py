@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 from raykd.architecture import Task, Text, anatomy
 from raykd.problems import Infeasible, Problem, StudyError
@@ -74,6 +75,31 @@ WRONG = [
         changed(("width: 4", "width: {int: [16, 4]}")),
         "study.yaml:10: student.model.width: reversed bounds [16, 4]; the lower comes first\n"
         "    -> write {int: [4, 16]}",
+    ),
+    (
+        changed(("name: base", "name: no")),
+        "study.yaml:1: name: got false; must be text\n"
+        '    -> `no` is read as true or false; text needs quotes: "no"',
+    ),
+    (
+        changed(("depth: 8", "depth: 010")),
+        "study.yaml:9: student.model.depth: got '010'; must be a whole number\n"
+        "    -> write it without leading zeros",
+    ),
+    (
+        changed(("depth: 8", "depth: '8'")),
+        "study.yaml:9: student.model.depth: got '8'; must be a whole number\n"
+        "    -> write it without quotes",
+    ),
+    (
+        changed(("temperature: 4", "temperature: 0,5")),
+        "study.yaml:15: knowledge[0].loss.temperature: got '0,5'; must be a number\n"
+        "    -> write it with a decimal point: 0.5",
+    ),
+    (
+        changed(("temperature: 4", "temperature: \u22124")),
+        "study.yaml:15: knowledge[0].loss.temperature: got '\u22124'; must be a number\n"
+        "    -> write plain digits: remove U+2212",
     ),
     # keys and types
     (
@@ -597,3 +623,11 @@ def test_explanation_prints() -> None:
     concrete = Console(width=120, record=True, file=io.StringIO())
     concrete.print(explain(opened(BASE), DIGITS).render())
     assert "nothing is left open" in concrete.export_text()
+
+
+@pytest.mark.parametrize("rate", [float("inf"), float("nan")])
+def test_numbers_from_python_are_finite(rate: float) -> None:
+    data = plain(opened(BASE).settings)
+    data["train"]["optimizer"]["lr"] = rate
+    with pytest.raises(ValidationError, match="finite number"):
+        read_study(data)
