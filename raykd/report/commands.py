@@ -6,22 +6,27 @@ import importlib.util
 import os
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from raykd.search.folder import open_folder
-from raykd.search.pairs.result import PairsResult
-from raykd.search.result import StudyResult
+from raykd.tracking.cursor import Cursor
+from raykd.tracking.journal import events
 from raykd.tracking.store import (
-    FoundRun,
     absolute,
     check_store,
     database_file,
     find_run,
+    has_run,
     masked,
+    run_page,
     ui_command,
 )
+
+if TYPE_CHECKING:
+    from raykd.search.pairs.result import PairsResult
+    from raykd.search.result import StudyResult
 
 Event = Mapping[str, Any]
 
@@ -48,11 +53,11 @@ def commands(result: StudyResult, told: Sequence[Event]) -> list[Command]:
         result: of the search.
         told: its journal.
     """
-    here, run = _short(result.folder), _find(result)
+    here, runs = _short(result.folder), _runs(result)
     return [
-        *_raykd(result, told, here, sent=run is not None),
-        *_browsers(result, run),
-        *_load(result, told, run),
+        *_raykd(result, told, here, sent=_is_sent(runs, told)),
+        *_browsers(result, runs),
+        *_load(result, told, runs),
     ]
 
 
@@ -68,7 +73,7 @@ def pairs_commands(result: PairsResult, told: Sequence[Event]) -> list[Command]:
         result: of the study.
         told: its journal.
     """
-    here, run = _short(result.folder), _find(result)
+    here, runs = _short(result.folder), _runs(result)
     found = [Command("report", "see this summary again", f"{launcher()}raykd report {here}")]
     if ended(told) != "finished":
         found.insert(0, Command("resume", "go on", resume_command(result.folder)))
@@ -76,9 +81,9 @@ def pairs_commands(result: PairsResult, told: Sequence[Event]) -> list[Command]:
     if pictures:
         files = ", ".join([*pictures, "pairing.json", "pairs.csv"])
         found.append(Command("files", f"pictures and data ({files})", here))
-    if run is None:
+    if not _is_sent(runs, told):
         found.append(Command("sync", "send the runs to MLflow", f"{launcher()}raykd sync {here}"))
-    return [*found, *_opened(result, run)]
+    return [*found, *_opened(result, runs)]
 
 
 PICTURES = ("heatmap.png", "cka.png", "predictors.png")
@@ -99,19 +104,19 @@ def _raykd(
         yield Command("sync", "send the runs to MLflow", f"{launcher()}raykd sync {here}")
 
 
-def _browsers(result: StudyResult, run: FoundRun | None) -> Iterator[Command]:
-    yield from _opened(result, run)
+def _browsers(result: StudyResult, runs: _Runs) -> Iterator[Command]:
+    yield from _opened(result, runs)
     if result.records.of("trial"):
         yield _dashboard(open_folder(result.folder)[0].optuna)
 
 
-def _opened(result: StudyResult | PairsResult, run: FoundRun | None) -> Iterator[Command]:
+def _opened(result: StudyResult | PairsResult, runs: _Runs) -> Iterator[Command]:
     opened = ui_command(result.tracking_uri)
     if not opened.startswith("http"):
         opened = launcher() + opened
     yield Command("mlflow", "open all runs in MLflow", opened)
-    if run is not None:
-        yield Command("page", "this study's page there", run.page)
+    if runs.page:
+        yield Command("page", "this study's page there", runs.page)
 
 
 def _dashboard(storage: str) -> Command:
@@ -146,28 +151,68 @@ def _is_search(told: Sequence[Event]) -> bool:
     return argv[1:2] not in (["distill"], ["teacher"])
 
 
-def _find(result: StudyResult | PairsResult, run_id: str = "") -> FoundRun | None:
-    """The run of the study, or of one of its trainings, where the store answers at once and has
-    it."""
-    file = database_file(result.tracking_uri)
+@dataclass(frozen=True)
+class _Runs:
+    """The study's runs in MLflow.
+
+    Attributes:
+        page: the address of the study's page; empty where the store does not have it.
+        complete: whether the whole journal was delivered.
+        models: MLflow's ids of the runs with a model, by their id in the journal.
+    """
+
+    page: str = ""
+    complete: bool = False
+    models: Mapping[str, str] = field(default_factory=dict)
+
+
+def _runs(result: StudyResult | PairsResult) -> _Runs:
+    """The study's runs, as delivery noted them; the store is not connected to."""
+    uri, journal = result.tracking_uri, result.folder / "journal.jsonl"
+    sent = Cursor(journal, masked(absolute(uri))).load()
+    if not sent.end:
+        return _Runs()
+    if not sent.run:  # delivered by an older raykd, which kept no ids
+        return _asked(result)
+    if not has_run(uri, sent.run):
+        return _Runs()
+    complete = sent.end == journal.stat().st_size
+    return _Runs(run_page(uri, sent.experiment, sent.run), complete, sent.runs)
+
+
+def _is_sent(runs: _Runs, told: Sequence[Event]) -> bool:
+    """Whether nothing is left to send; a study that goes on or was broken off sends the rest
+    itself."""
+    return bool(runs.page) and (runs.complete or ended(told) not in ("finished", "failed"))
+
+
+def _asked(result: StudyResult | PairsResult) -> _Runs:
+    """The study's runs, as MLflow itself knows them."""
+    uri = result.tracking_uri
+    file = database_file(uri)
     if file is not None and not file.exists():
-        return None  # looking into it would create it
-    if not check_store(result.tracking_uri, timeout=2).ok:
-        return None
+        return _Runs()  # looking into it would create it
+    if not check_store(uri, timeout=2).ok:
+        return _Runs()
+    with_model = {e["id"] for e in events(result.folder / "journal.jsonl") if e["event"] == "model"}
     try:
-        return find_run(result.tracking_uri, f"{result.study_id}/{run_id}".rstrip("/"))
+        study = find_run(uri, result.study_id)
+        models = {id: find_run(uri, f"{result.study_id}/{id}") for id in with_model}
     except ValueError:
-        return None
+        return _Runs()
+    if study is None:
+        return _Runs()
+    return _Runs(study.page, True, {id: run.run_id for id, run in models.items() if run})
 
 
-def _load(result: StudyResult, told: Sequence[Event], run: FoundRun | None) -> Iterator[Command]:
+def _load(result: StudyResult, told: Sequence[Event], runs: _Runs) -> Iterator[Command]:
     """How the best chosen student is loaded: from MLflow where it is there, else its file."""
     models = [event for event in told if event["event"] == "model"]
     if not models:
         return
     model = next((m for m in models if "champion" in m["aliases"]), models[0])
     what = f"load the student of {model['id']}"
-    uri = _model_uri(result, model, run)
+    uri = _model_uri(model, runs)
     if uri is None:
         file = result.folder / model["path"]
         text = f"import torch; student = torch.load({str(file)!r}, weights_only=False)"
@@ -178,13 +223,13 @@ def _load(result: StudyResult, told: Sequence[Event], run: FoundRun | None) -> I
     yield Command("load", what, f"{place} {launcher()}python -c {shlex.quote(text)}")
 
 
-def _model_uri(result: StudyResult, model: Event, run: FoundRun | None) -> str | None:
-    if run is None:
+def _model_uri(model: Event, runs: _Runs) -> str | None:
+    run_id = runs.models.get(model["id"])
+    if run_id is None:
         return None
     if model.get("register") and "champion" in model["aliases"]:
         return f"models:/{model['register']}@champion"
-    trained = _find(result, model["id"])
-    return None if trained is None else f"runs:/{trained.run_id}/model"
+    return f"runs:/{run_id}/model"
 
 
 def _short(path: Path) -> str:

@@ -32,11 +32,6 @@ def compact(number: float | None) -> str:
     return f"{number:.0f}" if not unit else f"{number:.3g}{unit}"
 
 
-def significant(number: float) -> str:
-    """Three significant digits, without an exponent where one can be spared: 0.31, 12.4, 1240."""
-    return f"{number:.0f}" if 100 <= abs(number) < 1e5 else f"{number:.3g}"
-
-
 def metric(name: str, value: float | None) -> str:
     """A metric's value in the unit its name implies."""
     if value is None or math.isnan(value):

@@ -16,10 +16,18 @@ from rich.text import Text
 from raykd.report.data import notes_and_warnings
 from raykd.report.display import Display
 from raykd.report.figures import clock, compact, metric, percent, time_left, words
-from raykd.report.names import objective_name, pairs_name, run_name
 from raykd.report.outputs import outputs_line
 from raykd.report.plain import first_lines
-from raykd.report.view import ALL, COSTS, View, cost, student_name
+from raykd.report.view import (
+    ALL,
+    COSTS,
+    View,
+    cost,
+    learns_from,
+    pairs_name,
+    run_name,
+    student_name,
+)
 from raykd.search.records import Record
 
 PERIOD = 0.25
@@ -191,14 +199,13 @@ def _table(view: View, shown: list[tuple[Record, str]], width: int) -> Table:
 
 
 def _cells(view: View, record: Record, status: str, width: int) -> Iterable[str]:
-    study = record.assignment.study
     yield run_name(record.id)
     yield student_name(record)
     taught = record.role not in ("teacher", "alone")
     if width >= SMALL:
-        yield objective_name(study) if taught else "labels"
+        yield learns_from(record) if taught else "labels"
     if width >= WIDE:
-        yield pairs_name(study) if taught else ""
+        yield pairs_name(record) if taught else ""
     yield f"{len(record.epochs)}/{record.assignment.epochs}"
     yield metric(view.watched, record.metrics.get(view.watched))
     yield compact(cost(record, "params"))

@@ -10,9 +10,16 @@ from typing import Any
 from raykd.report.data import data_line, notes_and_warnings
 from raykd.report.display import Display
 from raykd.report.figures import clock, compact, metric, percent, time_left, words
-from raykd.report.names import objective_name, pairs_name
 from raykd.report.outputs import outputs_line
-from raykd.report.view import View, asked_costs, cost, scheme_name, student_name
+from raykd.report.view import (
+    View,
+    asked_costs,
+    cost,
+    learns_from,
+    pairs_name,
+    scheme_name,
+    student_name,
+)
 from raykd.search.records import Record
 
 EVERY = 10.0
@@ -135,7 +142,6 @@ def described(record: Record) -> str:
         return student_name(record)
     if record.role == "alone":
         return f"{student_name(record)}, alone"
-    study = record.assignment.study
     scheme = scheme_name(record)
     told = [student_name(record), "" if scheme == "offline" else scheme]
-    return ", ".join(filter(None, [*told, objective_name(study), pairs_name(study)]))
+    return ", ".join(filter(None, [*told, learns_from(record), pairs_name(record)]))

@@ -24,11 +24,12 @@ from raykd.report.figures import (
     whole,
     words,
 )
-from raykd.report.names import objective_name, pairs_name
 from raykd.report.view import (
     COSTS,
     asked_costs,
     cost,
+    learns_from,
+    pairs_name,
     scheme_name,
     student_name,
     teacher_name,
@@ -208,11 +209,10 @@ def _costs(front: Sequence[Record]) -> list[RenderableType]:
 
 
 def _description(record: Record) -> Iterable[str]:
-    study = record.assignment.study
     yield record.id
     yield student_name(record)
     yield scheme_name(record)
-    yield " ".join(filter(None, [objective_name(study), pairs_name(study)]))
+    yield " ".join(filter(None, [learns_from(record), pairs_name(record)]))
 
 
 # The chosen students
@@ -365,14 +365,13 @@ def _indented(lines: Iterable[Text]) -> Iterable[RenderableType]:
 
 
 def _record_facts(record: Record) -> dict[str, Any]:
-    study = record.assignment.study
     return {
         "id": record.id,
         "status": record.status,
         "student": student_name(record),
         "scheme": scheme_name(record),
-        "learns_from": objective_name(study),
-        "pairs": pairs_name(study),
+        "learns_from": learns_from(record),
+        "pairs": pairs_name(record),
         "metrics": {**record.assignment.metrics, **record.metrics},
         "params": dict(record.assignment.params),
     }

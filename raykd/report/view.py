@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from statistics import mean
 from typing import TYPE_CHECKING, Any
 
-from raykd.report.names import model_name
 from raykd.search.records import Record, Records
+from raykd.study.names import model_name, names_of
 from raykd.tracking.journal import events
 
 if TYPE_CHECKING:
@@ -295,18 +295,35 @@ class View:
 
 def teacher_name(record: Record) -> str:
     """A network that teaches, in short."""
-    study = record.assignment.study
-    teacher = study.get("teacher") or {}
+    teacher = record.assignment.study.get("teacher") or {}
     if record.assignment.measures and teacher.get("weights") and not teacher.get("model"):
         return str(teacher["weights"])  # a whole network from MLflow
-    return model_name(study["student"]["model"])
+    return _name(record, "student")
 
 
 def student_name(record: Record) -> str:
     """The network of a training in short."""
-    if record.role == "teacher":
-        return teacher_name(record)
-    return model_name(record.assignment.study["student"]["model"])
+    return teacher_name(record) if record.role == "teacher" else _name(record, "student")
+
+
+def learns_from(record: Record) -> str:
+    """The losses of a training in short, "0.31 kd T=4.1 + 12 at"; "labels" for labels alone."""
+    return _name(record, "learns_from")
+
+
+def pairs_name(record: Record) -> str:
+    """The layer pairs of a training, hint to guided; "" where there are none."""
+    return _name(record, "pairs")
+
+
+def run_name(run_id: str) -> str:
+    """An id in short: "0007/seed-1" for "trial-0007/seed-1"."""
+    return run_id.removeprefix("trial-")
+
+
+def _name(record: Record, name: str) -> str:
+    """A name the journal keeps; one of an older journal is made from the study."""
+    return (record.assignment.names or names_of(record.assignment.study))[name]
 
 
 def scheme_name(record: Record) -> str:

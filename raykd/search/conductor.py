@@ -20,6 +20,7 @@ from raykd.search.caching import Caching
 from raykd.search.records import Record, Records
 from raykd.search.shelf import Shelf
 from raykd.study.costs import Costs
+from raykd.study.names import names_of
 from raykd.study.opened import OpenStudy
 from raykd.study.schema import Search, Study, plain, read_study
 from raykd.study.teachers import needed_by, teachers_of
@@ -260,6 +261,7 @@ class Conductor:
             assignment = self._caching.usable(assignment)
         assignment = replace(assignment, sole=self._is_sole(assignment))
         if assignment.id not in self.records:
+            assignment = replace(assignment, names=names_of(assignment.study))
             self._write(
                 "run",
                 id=assignment.id,

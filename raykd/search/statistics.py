@@ -6,6 +6,11 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
+ENDS = ((1.0 - 0.95) / 2, (1.0 + 0.95) / 2)
+"""The levels at which a 95% interval begins and ends."""
+
 
 @dataclass(frozen=True)
 class Estimate:
@@ -48,13 +53,28 @@ def estimate(values: Sequence[float]) -> Estimate:
     mean = math.fsum(values) / count
     if count < 2:
         return Estimate(mean, math.nan, math.nan, count)
-    from scipy import stats  # most of a second, which `raykd validate` need not wait for
-
-    error = stats.sem(values)
+    error = float(np.std(values, ddof=1)) / count**0.5
     if error == 0:
         return Estimate(mean, mean, mean, count)
-    low, high = stats.t.interval(0.95, count - 1, loc=mean, scale=error)
-    return Estimate(mean, float(low), float(high), count)
+    low, high = (quantile(level, count - 1) * error + mean for level in ENDS)
+    return Estimate(mean, low, high, count)
+
+
+def quantile(level: float, freedom: int) -> float:
+    """A quantile of Student's t distribution.
+
+    `scipy.stats` computes it by the same function, but takes most of a second to import.
+    """
+    from scipy.special import stdtrit
+
+    return float(stdtrit(freedom, level))
+
+
+def survival(value: float, freedom: int) -> float:
+    """The probability that Student's t is above `value`."""
+    from scipy.special import stdtr
+
+    return float(stdtr(freedom, -value))
 
 
 def paired_gain(treated: Mapping[int, float], control: Mapping[int, float]) -> Estimate | None:

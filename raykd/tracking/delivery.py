@@ -82,6 +82,7 @@ class Delivery:
         uri: the store's.
 
     Attributes:
+        experiment: MLflow's id of the experiment.
         resumed: whether the study's parent run was there already.
 
     Metrics wait in a buffer until `flush`.
@@ -94,8 +95,9 @@ class Delivery:
         self._folder = folder
         self._study_id: str = story.study["id"]
         name = story.study.get("experiment") or story.study["name"]
-        self._experiment = experiment_id(client, name, uri)
-        self._runs = run_ids(client, self._experiment, self._study_id)
+        self.experiment = experiment_id(client, name, uri)
+        self._runs = run_ids(client, self.experiment, self._study_id)
+        self._with_model: set[str] = set()
         self._metrics: dict[str, list[Metric]] = {}
         self._dataset: str | None = None
         self.resumed = self._study_id in self._runs
@@ -121,6 +123,12 @@ class Delivery:
         handler = handlers.get(event["event"])
         if handler is not None:
             handler(event)
+
+    @property
+    def pages(self) -> dict[str, str]:
+        """MLflow's ids of the study's run (key "") and of the runs that got a model here."""
+        known = {id: self._runs.get(self._key(id), "") for id in self._with_model}
+        return {"": self._runs.get(self._study_id, ""), **known}
 
     def flush(self, *, tolerant: bool = False) -> list[Exception]:
         """Send the metrics that wait.
@@ -197,7 +205,7 @@ class Delivery:
             self._client,
             event,
             self._folder,
-            experiment_id=self._experiment,
+            experiment_id=self.experiment,
             run_id=run_id,
             params={key: cut(value, MAX_PARAM) for key, value in run_params(told).items()},
             tags=clean_tags({**(told.get("tags") or {}), **self._own_tags(told)}),
@@ -208,6 +216,7 @@ class Delivery:
         if event.get("aliases"):
             tags["raykd.aliases"] = ", ".join(event["aliases"])
         self._tag(run_id, tags)
+        self._with_model.add(event["id"])
         good, _ = split_finite(event.get("metrics") or {})
         at, model_id = event["at"], uri.rpartition("/")[2]
         step = self._story.runs[event["id"]].epoch
@@ -273,7 +282,7 @@ class Delivery:
 
     def _start(self, name: str, at: int, tags: Mapping[str, Any]) -> str:
         run = self._client.create_run(
-            self._experiment, start_time=at, tags=clean_tags(tags), run_name=name
+            self.experiment, start_time=at, tags=clean_tags(tags), run_name=name
         )
         return run.info.run_id
 

@@ -8,7 +8,6 @@ after delivery, so what a crash leaves between the two is delivered again, which
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import os
 import threading
@@ -18,6 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from raykd.tracking.cursor import Cursor, Sent
 from raykd.tracking.journal import Entry, read
 from raykd.tracking.store import absolute, connect, masked
 from raykd.tracking.story import Story
@@ -215,7 +215,7 @@ class _Courier:
         self.place = masked(absolute(uri))
         self._uri = absolute(uri)
         self._verbose = verbose
-        self._cursor = _Cursor(self.path, self.place)
+        self._cursor = Cursor(self.path, self.place)
         self._lock: int | None = None
         self._status = Status()
         self._begin(None)
@@ -262,7 +262,7 @@ class _Courier:
         if self._lock is None:
             self._lock = _locked(self.path)
         if self._sent is None:
-            self._sent = self._cursor.load()
+            self._sent = self._cursor.load().end
         if not self._chunk and not self._fill():
             return False
         if self._story.study is None:
@@ -272,7 +272,7 @@ class _Courier:
             return True
         self._deliver(delivery)
         self._sent = self._chunk[-1].end
-        self._cursor.save(self._sent)
+        self._cursor.save(Sent(self._sent, delivery.experiment, delivery.pages))
         self._chunk, self._tries = [], {}
         return True
 
@@ -356,32 +356,6 @@ class _Courier:
                 return sum(block.count(b"\n") for block in iter(lambda: file.read(1 << 20), b""))
         except OSError:
             return 0
-
-
-class _Cursor:
-    """How many bytes of a journal a store has got; a small JSON file, one entry a store."""
-
-    def __init__(self, journal: Path, place: str) -> None:
-        self._journal = journal
-        self._file = journal.with_name(journal.name + ".sent")
-        self._place = place
-
-    def load(self) -> int:
-        sent = self._all().get(self._place, 0)
-        size = self._journal.stat().st_size if self._journal.exists() else 0
-        return sent if isinstance(sent, int) and 0 <= sent <= size else 0
-
-    def save(self, sent: int) -> None:
-        new = self._file.with_name(self._file.name + ".new")
-        new.write_text(json.dumps({**self._all(), self._place: sent}))
-        os.replace(new, self._file)
-
-    def _all(self) -> dict[str, object]:
-        try:
-            told = json.loads(self._file.read_text())
-        except (OSError, ValueError):
-            return {}
-        return told if isinstance(told, dict) else {}
 
 
 def _locked(journal: Path) -> int:

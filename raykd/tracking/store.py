@@ -199,8 +199,29 @@ def find_run(uri: str, study_id: str) -> FoundRun | None:
     if not runs:
         return None
     info = runs[0].info
-    page = f"{_address(uri)}/#/experiments/{info.experiment_id}/runs/{info.run_id}"
+    page = run_page(uri, info.experiment_id, info.run_id)
     return FoundRun(info.run_id, info.experiment_id, info.status, page)
+
+
+def run_page(uri: str, experiment_id: str, run_id: str) -> str:
+    """The address of a run's page in MLflow's UI."""
+    return f"{_address(uri)}/#/experiments/{experiment_id}/runs/{run_id}"
+
+
+def has_run(uri: str, run_id: str) -> bool:
+    """Whether a sqlite store still has a run that was sent to it; True for any other store, which
+    is not asked.  MLflow is not imported."""
+    file = database_file(uri)
+    if file is None:
+        return True
+    if not file.exists():
+        return False  # looking into it would create it
+    query = "SELECT count(*) FROM runs WHERE run_uuid = ? AND lifecycle_stage = 'active'"
+    try:
+        with closing(sqlite3.connect(f"{file.as_uri()}?mode=ro", uri=True, timeout=2)) as base:
+            return bool(base.execute(query, (run_id,)).fetchone()[0])
+    except sqlite3.Error:
+        return True  # busy, or of another schema
 
 
 def ui_command(uri: str) -> str:

@@ -39,6 +39,7 @@ class Assignment:
         test: whether the test split is evaluated at the end.
         keep: the file, below the storage, for the trained network, or None.
         tags, metrics: what is known before it starts (losses, params, MACs).
+        names: how tables show it (`raykd.study.names.names_of`); empty before it begins.
     """
 
     id: str
@@ -59,6 +60,7 @@ class Assignment:
     keep: str | None = None
     tags: Mapping[str, str] = field(default_factory=dict)
     metrics: Mapping[str, float] = field(default_factory=dict)
+    names: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def state_file(self) -> str:

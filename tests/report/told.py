@@ -12,6 +12,7 @@ from raykd.report.view import View
 from raykd.schemes import Alone
 from raykd.search.cluster import SlotPlan
 from raykd.search.folder import StudyFolder, create_folder
+from raykd.study.names import names_of
 from raykd.study.opened import OpenStudy
 from raykd.study.schema import Study, plain
 from raykd.training.assignment import Assignment
@@ -103,10 +104,12 @@ class Teller:
 
     def run(self, run_id: str, role: Any, study: Study, **fields: Any) -> Iterator[Event]:
         cost = anatomy(study.student.model, TASK)
+        written = plain(study)
         assignment = Assignment(
             id=run_id,
             role=role,
-            study=plain(study),
+            study=written,
+            names=names_of(written),
             seed=fields.pop("seed", study.seed),
             epochs=study.train.epochs,
             folder=self.folder.name,

@@ -24,8 +24,9 @@ from pairs_cases import (
 )
 from raykd.knowledge import Pair
 from raykd.problems import StudyError
-from raykd.search.pairs.arms import Arm, arms_of, trained_under
-from raykd.search.pairs.contrasts import contrasts, holm, noise_of, ranking
+from raykd.search.pairs.arm import Arm
+from raykd.search.pairs.arms import arms_of, trained_under
+from raykd.search.pairs.contrasts import contrasts, holm, kendall, noise_of, ranking
 from raykd.search.pairs.files import read_file, write_files
 from raykd.search.pairs.result import PairsResult, best_of, read_pairs
 from raykd.search.pairs.verb import check
@@ -342,6 +343,15 @@ def test_holm_multiplies_the_smallest_by_their_number_and_never_falls() -> None:
         {"a": 0.03, "c": 0.06, "b": 0.06}
     )
     assert holm({"a": 0.9, "b": 0.8}) == {"a": 1.0, "b": 1.0}
+
+
+def test_kendalls_tau_is_scipys() -> None:
+    rng = np.random.default_rng(0)
+    for cells in (2, 3, 9, 30):
+        for ties in (2, 5, 1000):
+            one, other = rng.integers(ties, size=(2, cells)).astype(float)
+            known: Any = stats.kendalltau(one, other)
+            assert kendall(one, other) == pytest.approx(known.statistic, abs=1e-15, nan_ok=True)
 
 
 def test_a_mark_must_survive_the_number_of_arms() -> None:

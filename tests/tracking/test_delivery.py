@@ -11,8 +11,9 @@ import torch
 import yaml
 
 from raykd.tracking import Journal, find_run, load_model_uri, sync
+from raykd.tracking.cursor import Cursor, Sent
 from raykd.tracking.delivery import clean_key, cut, run_params, split_finite
-from raykd.tracking.store import connect
+from raykd.tracking.store import connect, has_run, run_page
 from small_study import FINGERPRINT, STUDY, network, start, trial
 from stored import Store
 
@@ -359,6 +360,39 @@ def test_a_deleted_experiment_is_restored(journal: Journal, uri: str) -> None:
     sync(journal.path, uri)
     assert Store(uri).experiment.lifecycle_stage == "active"
     assert Store(uri).run("trial-0000").info.status == "FINISHED"
+
+
+def test_the_cursor_keeps_the_ids_under_which_the_store_has_the_study(
+    journal: Journal, uri: str
+) -> None:
+    start(journal)
+    id = trial(journal, 0)
+    path = journal.path.parent / "student.pt"
+    torch.save(network(), path)
+    journal.model(id, path, input_shape=(1, 8, 8))
+    sync(journal.path, uri)
+    trial(journal, 1)
+    sync(journal.path, uri)  # another connection, which delivers no model
+    sent = Cursor(journal.path, uri).load()
+    study = find_run(uri, STUDY)
+    assert study is not None and sent.run == study.run_id
+    assert run_page(uri, sent.experiment, sent.run) == study.page
+    assert sent.runs[id] == Store(uri).run(id).info.run_id
+    assert sent.end == journal.path.stat().st_size
+    assert has_run(uri, sent.run)
+    connect(uri).delete_run(sent.run)
+    assert not has_run(uri, sent.run)
+
+
+def test_a_cursor_of_an_older_raykd_says_how_far_and_no_ids(journal: Journal, uri: str) -> None:
+    start(journal)
+    kept = journal.path.with_name(journal.path.name + ".sent")
+    kept.write_text(json.dumps({uri: 100, "sqlite:///other.db": 20}))
+    cursor = Cursor(journal.path, uri)
+    assert cursor.load() == Sent(100) and not cursor.load().run
+    cursor.save(Sent(200, "1", {"": "a"}))
+    assert cursor.load() == Sent(200, "1", {"": "a"})
+    assert json.loads(kept.read_text())["sqlite:///other.db"] == 20
 
 
 def test_find_run_says_where_to_look(journal: Journal, uri: str) -> None:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from raykd.report.pairs.pictures import draw
-from raykd.search.pairs.result import PairsResult
-from raykd.search.pairs.verb import pairs as study_pairs
-from raykd.study.opened import OpenStudy
+if TYPE_CHECKING:
+    from raykd.search.pairs.result import PairsResult
+    from raykd.study.opened import OpenStudy
 
 
 def pairs(
@@ -35,6 +34,9 @@ def pairs(
     Raises:
         StudyError: the study, its data or the cluster is not fit; nothing was started.
     """
+    from raykd.report.pairs.pictures import draw
+    from raykd.search.pairs.verb import pairs as study_pairs
+
     return study_pairs(
         study,
         overrides=overrides,

@@ -14,7 +14,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 
-from raykd.search.pairs.arms import Arm
+from raykd.search.pairs.arm import Arm
 from raykd.search.pairs.contrasts import Contrast
 from raykd.search.pairs.result import PREDICTORS, Cell, PairsResult, ShownLayer
 

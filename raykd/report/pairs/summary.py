@@ -16,7 +16,7 @@ from raykd.report.commands import Event, ended, pairs_commands
 from raykd.report.figures import duration, interval, percent, points
 from raykd.report.summary import seconds_at_work
 from raykd.report.view import teacher_name
-from raykd.search.pairs.arms import NONE
+from raykd.search.pairs.arm import NONE
 from raykd.search.pairs.contrasts import Contrast
 from raykd.search.pairs.files import facts_of
 from raykd.search.pairs.result import PREDICTORS, TESTED, Best, Cell, PairsResult, ShownLayer

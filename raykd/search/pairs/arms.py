@@ -3,62 +3,18 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 
 from raykd.architecture.layers import Layer
 from raykd.knowledge import LOSSES, Pair, Term
+from raykd.search.pairs.arm import NONE, Arm, Kind, Pairs
 from raykd.search.pairs.question import NOT_ASKED, Question
+from raykd.study.pairings import LayerPair
 from raykd.study.schema import PairStudy, Study
-
-Kind = Literal["none", "pair", "forward", "reverse", "random", "all_to_one", "semckd", "set"]
-Pairs = tuple[Pair, ...]
 
 DRAWS = 200
 """Tries to draw a set, or a random pairing, before there is said to be none."""
-
-NONE = "none"
-"""The arm without hint, with which all others are compared."""
-
-
-@dataclass(frozen=True)
-class Arm:
-    """One way of pairing, trained once under every seed.
-
-    Attributes:
-        id: "none", "stage1-to-stage2", "forward", "set-1" ...
-        kind: what sort it is.
-        pairs: its pairs; one entry where they are the same under every seed, else one a seed.
-        why_not: why it is not trained; empty where it is.
-    """
-
-    id: str
-    kind: Kind
-    pairs: tuple[Pairs, ...] = ((),)
-    why_not: str = ""
-
-    def pairs_under(self, number: int) -> Pairs:
-        """Its pairs under the seed of that number, counted from 0."""
-        return self.pairs[number % len(self.pairs)]
-
-    @property
-    def is_one_set(self) -> bool:
-        """Whether it is one set of pairs, compared by the study's own loss: one that can win."""
-        return self.kind not in ("none", "random", "semckd") and not self.why_not
-
-    def plain(self) -> dict[str, Any]:
-        return {
-            "id": self.id,
-            "kind": self.kind,
-            "pairs": [[[pair.hint, pair.guided] for pair in pairs] for pairs in self.pairs],
-            "why_not": self.why_not,
-        }
-
-    @classmethod
-    def from_plain(cls, told: Mapping[str, Any]) -> Arm:
-        pairs = tuple(tuple(Pair(hint=h, guided=g) for h, g in one) for one in told["pairs"])
-        return cls(told["id"], told["kind"], pairs, told["why_not"])
 
 
 def arms_of(question: Question, how: PairStudy) -> tuple[Arm, ...]:
@@ -91,12 +47,17 @@ def trained_under(question: Question, arm: Arm, number: int) -> Study:
     return replace(study, seed=question.study.seed + number)
 
 
-def label_of(pairs: Iterable[Pair]) -> str:
+def label_of(pairs: Iterable[LayerPair]) -> str:
     """Pairs in short: "stage1>stage2 stage3>stage3"."""
     return " ".join(f"{pair.hint}>{pair.guided}" for pair in pairs)
 
 
-def _single(question: Question, pair: Pair) -> Arm:
+def compared(pairs: Iterable[LayerPair]) -> tuple[Pair, ...]:
+    """Pairs as a term of `knowledge` has them."""
+    return tuple(Pair(hint=pair.hint, guided=pair.guided) for pair in pairs)
+
+
+def _single(question: Question, pair: LayerPair) -> Arm:
     name = f"{pair.hint}-to-{pair.guided}"
     asked = question.asked is None or (pair.hint, pair.guided) in question.asked
     why_not = _why_not(question, "pair", (pair,)) if asked else NOT_ASKED
@@ -104,7 +65,7 @@ def _single(question: Question, pair: Pair) -> Arm:
 
 
 def _term(question: Question, kind: Kind, pairs: Pairs) -> Term:
-    term = replace(question.loss, pairs=pairs)
+    term = replace(question.loss, pairs=compared(pairs))
     own = term.loss is not None and term.loss.name == "semckd"
     if kind == "semckd" and not own:
         return replace(term, loss=LOSSES["semckd"](), weight=None)
@@ -143,7 +104,7 @@ def _at(layers: tuple[Layer, ...], place: int) -> Layer:
 
 
 def _pairs(matched: Iterable[tuple[Layer, Layer]]) -> Pairs:
-    return tuple(Pair(hint=hint.name, guided=one.name) for hint, one in matched)
+    return tuple(LayerPair(hint.name, one.name) for hint, one in matched)
 
 
 def _random(question: Question, seeds: int) -> Arm:
@@ -177,7 +138,7 @@ def _distinct(arm: Arm, others: Iterable[Arm]) -> Arm:
 
 
 def _sampled(
-    question: Question, possible: list[Pair], count: int, others: Iterable[Arm]
+    question: Question, possible: list[LayerPair], count: int, others: Iterable[Arm]
 ) -> Iterator[Arm]:
     """At most `count` sets of several pairs, no two alike, none that is an arm already."""
     rng = random.Random(f"raykd sets {question.study.seed}")
@@ -198,7 +159,7 @@ def _sampled(
         yield Arm(f"set-{made}", "set", (pairs,))
 
 
-def _in_order(question: Question, pairs: list[Pair]) -> Pairs | None:
+def _in_order(question: Question, pairs: list[LayerPair]) -> Pairs | None:
     """The pairs, shallow to deep; None where they do not keep the study's order."""
     hints = [layer.name for layer in question.hints]
     guided = [layer.name for layer in question.guided]
@@ -207,4 +168,4 @@ def _in_order(question: Question, pairs: list[Pair]) -> Pairs | None:
     wanted = {"any": theirs, "monotone": sorted(theirs), "reverse": sorted(theirs)[::-1]}
     if theirs != wanted[question.order]:
         return None
-    return tuple(Pair(hint=hints[h], guided=guided[g]) for h, g in places)
+    return tuple(LayerPair(hints[h], guided[g]) for h, g in places)

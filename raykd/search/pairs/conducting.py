@@ -15,7 +15,8 @@ from dataclasses import replace
 from typing import Any
 
 from raykd.search.conductor import Conductor
-from raykd.search.pairs.arms import NONE, Arm, arms_of, label_of, trained_under
+from raykd.search.pairs.arm import NONE, Arm
+from raykd.search.pairs.arms import arms_of, compared, label_of, trained_under
 from raykd.search.pairs.question import Question
 from raykd.search.pairs.result import best_of, values_by_seed
 from raykd.search.records import Record
@@ -123,7 +124,7 @@ class Arms(Conductor):
         possible = [arm.pairs[0][0] for arm in self._trained.values() if arm.kind == "pair"]
         hints = [layer.name for layer in question.hints]
         guided = [layer.name for layer in question.guided]
-        shared = question.with_term(replace(question.loss, pairs=tuple(possible)))
+        shared = question.with_term(replace(question.loss, pairs=compared(possible)))
         [teacher] = self._ask_for(self._teachers_of(shared))
         self._queue.append(
             Assignment(

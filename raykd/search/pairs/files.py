@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any
 
 from raykd.problems import Problem, StudyError
-from raykd.search.pairs.arms import Arm
+from raykd.search.pairs.arm import Arm
 from raykd.search.pairs.contrasts import Contrast
 from raykd.search.pairs.result import METRIC, PREDICTORS, PairsResult, pairs_of
 from raykd.search.statistics import Estimate

@@ -7,13 +7,13 @@ from dataclasses import dataclass, replace
 
 from raykd.architecture import Anatomy, Task
 from raykd.architecture.layers import Layer, resolve, stage_aliases
-from raykd.knowledge import Pair, Term
+from raykd.knowledge import Term
 from raykd.problems import StudyError
 from raykd.schemes import Alone, Offline
 from raykd.study.nodes import Pairing
 from raykd.study.opened import OpenStudy, anatomies
 from raykd.study.pairing import PairError, resolve_pairs, stages_of
-from raykd.study.pairings import Order
+from raykd.study.pairings import LayerPair, Order
 from raykd.study.place import Place, dotted, parse_place
 from raykd.study.schema import Study
 from raykd.study.teachers import teachers_of
@@ -54,12 +54,10 @@ class Question:
         return replace(self.study.knowledge[self.term], pairs=None)
 
     @property
-    def crossed(self) -> tuple[Pair, ...]:
+    def crossed(self) -> tuple[LayerPair, ...]:
         """Every hint layer with every guided layer."""
         return tuple(
-            Pair(hint=hint.name, guided=guided.name)
-            for hint in self.hints
-            for guided in self.guided
+            LayerPair(hint.name, guided.name) for hint in self.hints for guided in self.guided
         )
 
     def with_term(self, term: Term) -> Study:

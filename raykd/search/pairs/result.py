@@ -11,10 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from raykd.knowledge import Pair
 from raykd.problems import Problem, StudyError
 from raykd.search.folder import open_folder
-from raykd.search.pairs.arms import NONE, Arm
+from raykd.search.pairs.arm import NONE, Arm
 from raykd.search.pairs.contrasts import (
     Contrast,
     Noise,
@@ -26,6 +25,7 @@ from raykd.search.pairs.contrasts import (
 )
 from raykd.search.records import Record, Records
 from raykd.search.statistics import Estimate, estimate, paired_gain
+from raykd.study.pairings import LayerPair
 from raykd.tracking.journal import events
 
 METRIC = "val_accuracy"
@@ -345,7 +345,7 @@ def pairs_of(arm: Arm) -> list[dict[str, str]]:
     return [_written(pair) for pair in arm.pairs[0]]
 
 
-def _written(pair: Pair) -> dict[str, str]:
+def _written(pair: LayerPair) -> dict[str, str]:
     return {"hint": pair.hint, "guided": pair.guided}
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from raykd.architecture import Cnn, Model, Resnet, Vit
 from raykd.architecture.cnn import CnnStage
 from raykd.architecture.cnn_blocks import Group
-from raykd.report.names import model_name
+from raykd.knowledge import Hint
+from raykd.study.names import model_name, names_of
 from raykd.study.schema import plain
 
 
@@ -24,3 +25,16 @@ def test_sizes_are_always_shown_and_the_rest_where_it_differs() -> None:
 def test_stages_are_shown_by_their_sizes_and_blocks() -> None:
     stages = (CnnStage(width=8), CnnStage(width=16, depth=2, block=Group(groups=2)))
     assert _named(Cnn(stages=stages)) == "cnn stages=[d1 w8 plain, d2 w16 group]"
+
+
+def test_a_training_is_named_by_its_student_its_losses_and_its_pairs() -> None:
+    term = {"loss": {"name": "kd", "temperature": 4.0}, "weight": 0.5}
+    pair = {"hint": "stage2", "guided": "stage1", "weight": 1.0, "loss": None}
+    hint = {"loss": plain(Hint()), "weight": 12.0, "pairs": [pair]}
+    study = {"student": {"model": plain(Resnet(depth=8))}, "knowledge": [term, hint]}
+    assert names_of(study) == {
+        "student": "resnet d8 w16",
+        "learns_from": "0.5 kd T=4 + 12 hint",
+        "pairs": "s2>s1",
+    }
+    assert names_of({**study, "knowledge": []})["learns_from"] == "labels"

@@ -1,16 +1,37 @@
-"""Short names of students, losses and layer pairs, for tables."""
+"""Short names of students, losses and layer pairs, for tables.
+
+Option classes, and with them torch, are imported only when a name is made: the journal keeps each
+training's names, so that reading results needs neither.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
+from functools import cache
+from typing import TYPE_CHECKING, Any
 
-from raykd.option import Family
-from raykd.report.figures import significant
+if TYPE_CHECKING:
+    from raykd.option import Family
 
 SIZES = {"depth": "d", "width": "w", "widen": "w"}
 """Fields of a model that are always shown, and their letters."""
+
+
+def names_of(study: Mapping[str, Any]) -> dict[str, str]:
+    """The names under which tables show a training.
+
+    Args:
+        study: the concrete study as plain data.
+
+    Returns:
+        `student`: the trained network, `learns_from`: its losses, `pairs`: its layer pairs.
+    """
+    return {
+        "student": model_name(study["student"]["model"]),
+        "learns_from": objective_name(study),
+        "pairs": pairs_name(study),
+    }
 
 
 def model_name(model: Mapping[str, Any] | None) -> str:
@@ -49,9 +70,9 @@ def pairs_name(study: Mapping[str, Any]) -> str:
     return " ".join(map(_pair, pairs))
 
 
-def run_name(run_id: str) -> str:
-    """An id in short: "0007/seed-1" for "trial-0007/seed-1"."""
-    return run_id.removeprefix("trial-")
+def significant(number: float) -> str:
+    """Three significant digits, without an exponent where one can be spared: 0.31, 12.4, 1240."""
+    return f"{number:.0f}" if 100 <= abs(number) < 1e5 else f"{number:.3g}"
 
 
 def _pair(pair: Mapping[str, Any]) -> str:
@@ -118,10 +139,12 @@ def _layer(name: str) -> str:
 
 def _defaults(family: Family, name: str) -> dict[str, Any]:
     """The defaults of an option as plain data; {} for one that is not installed here."""
+    cls = family.find(name)
+    return {} if cls is None else _plain_defaults(cls)
+
+
+@cache
+def _plain_defaults(cls: type) -> dict[str, Any]:
     from raykd.study.schema import plain
 
-    cls = family.find(name)
-    if cls is None:
-        return {}
-    fields: Sequence[dataclasses.Field[Any]] = dataclasses.fields(cls)
-    return {field.name: plain(field.default) for field in fields}
+    return {field.name: plain(field.default) for field in dataclasses.fields(cls)}

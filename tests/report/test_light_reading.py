@@ -1,0 +1,116 @@
+"""Reading results imports nothing that trains, tracks or searches."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from raykd.search.folder import create_folder
+from raykd.search.pairs.arm import Arm
+from raykd.search.pairs.result import read_pairs
+from raykd.study.pairings import LayerPair
+from raykd.tracking.journal import Journal
+from raykd.training.assignment import Assignment
+from told import Teller
+
+HEAVY = {
+    "mlflow",
+    "matplotlib",
+    "optuna",
+    "pandas",
+    "pyarrow",
+    "ray",
+    "scipy.stats",
+    "sklearn",
+    "torch",
+    "torchvision",
+    "yaml",
+}
+"""Packages that take most of a second, or hundreds of megabytes, to import; YAML reads
+study files, which results do not need."""
+
+
+def searched(teller: Teller) -> Path:
+    with Journal(teller.folder.journal) as journal:
+        for event in teller.whole():
+            if event["event"] not in ("phase", "plan", "tracked"):
+                journal.write(**event)
+    return teller.folder.path
+
+
+def paired(root: Path) -> Path:
+    """The folder of a layer study of one hint layer and three guided ones, three seeds each."""
+    layers = [{"name": f"stage{i}", "shape": [8, 8], "depth": i / 3} for i in (1, 2, 3)]
+    arms = [Arm("none", "none")]
+    arms += [Arm(f"a{i}", "pair", ((LayerPair("stage1", f"stage{i}"),),)) for i in (1, 2, 3)]
+    folder = create_folder("paired", str(root), "", (), "pairs")
+    tracking = {"tracking": {"uri": f"sqlite:///{root}/mlflow.db"}}
+    study = {"student": {"model": {"name": "mlp"}}, "scheme": {"name": "offline"}}
+    cka = {"start": [[0.1, 0.5, 0.3]], "steps": [[0.2, 0.4, 0.3]]}
+    with Journal(folder.journal) as journal:
+        journal.study("id", name="paired", experiment="paired", resolved=tracking)
+        journal.write(
+            "arms",
+            arms=[arm.plain() for arm in arms],
+            layers={
+                "hints": layers[:1],
+                "guided": layers,
+                "shown_hint": layers[:1],
+                "shown_guided": layers,
+            },
+            term=0,
+            loss={"name": "hint"},
+            weight=1.0,
+            seeds=[0, 1, 2],
+        )
+        for number, arm in enumerate(arms):
+            for seed in range(3):
+                names = {"student": "mlp", "learns_from": "hint", "pairs": ""}
+                tags = {"arm": arm.id}
+                fields = {"names": names, "tags": tags}
+                work = Assignment(f"{arm.id}/seed-{seed}", "trial", study, seed, 1, **fields)
+                journal.write("run", id=work.id, role="trial", assignment=work.plain())
+                reached = {"val_accuracy": 0.5 + 0.1 * number + 0.01 * (seed * number % 3)}
+                journal.epoch(work.id, 1, reached)
+                journal.end(work.id, "finished", metrics=reached)
+        for seed in range(3):
+            journal.write("predictors", seed=seed, steps=5, cka=cka, gradient=[[0.1, 0.2, 0.3]])
+        journal.done()
+    return folder.path
+
+
+def imported_by(*words: str) -> set[str]:
+    """The modules in memory after a command of the command line."""
+    code = (
+        "import sys, json, contextlib\n"
+        "from raykd.cli import app\n"
+        "with contextlib.suppress(SystemExit):\n"
+        f"    app({list(words)!r})\n"
+        "print()\n"
+        "print(json.dumps(sorted(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not done.stderr, done.stderr
+    return set(json.loads(done.stdout.splitlines()[-1]))
+
+
+@pytest.mark.parametrize("more", [(), ("--json",)])
+def test_a_search_is_reported_without_heavy_imports(teller: Teller, more: tuple[str, ...]) -> None:
+    modules = imported_by("report", str(searched(teller)), *more)
+    assert "raykd.report.summary" in modules
+    assert HEAVY & modules == set()
+
+
+@pytest.mark.parametrize("more", [(), ("--json",)])
+def test_a_layer_study_is_reported_without_heavy_imports(
+    tmp_path: Path, more: tuple[str, ...]
+) -> None:
+    folder = paired(tmp_path)
+    assert read_pairs(folder).rankings["hint_depth"].cells == 3
+    modules = imported_by("report", str(folder), *more)
+    assert "raykd.report.pairs.summary" in modules
+    assert HEAVY & modules == set()
