@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -16,6 +13,8 @@ from pydantic import Field
 from torch import Tensor
 
 from raykd.data.augment import Augments
+from raykd.data.labels import Labels, labels_of, listed, named
+from raykd.data.leakage import repeated
 from raykd.data.source import (
     PARTS,
     Dataset,
@@ -28,21 +27,28 @@ from raykd.data.source import (
     ValLimit,
 )
 from raykd.data.splitting import fingerprint, parted
+from raykd.data.table import (
+    Dialect,
+    Quoting,
+    Table,
+    check_dialect,
+    check_table,
+    counted,
+    read_table,
+    shown,
+)
 from raykd.option import option
 
-FORMATS = {
-    ".csv": "csv",
-    ".tsv": "csv",
-    ".json": "json",
-    ".jsonl": "json",
-    ".parquet": "parquet",
-    ".arrow": "arrow",
-    ".feather": "arrow",
-}
-"""How a table is read, by its file's suffix; a folder is what `Dataset.save_to_disk` wrote."""
+MOST_UNKNOWN = 0.1
+"""Share of unknown tokens above which a tokenizer is said not to fit the texts."""
 
-Table = Annotated[
-    str, Field(min_length=1, description="CSV, TSV, JSON lines, Parquet or Arrow file")
+TableFile = Annotated[
+    str,
+    Field(
+        min_length=1,
+        description="CSV, TSV, JSON, Parquet or Arrow file, a pattern for several files of one "
+        "table (train-*.parquet), or a folder written by Dataset.save_to_disk",
+    ),
 ]
 OtherTable = Annotated[
     str | None, Field(description="a table of its own; null: a part of the training table")
@@ -54,16 +60,17 @@ Column = Annotated[str, Field(min_length=1, description="column of the table")]
 class Texts(Source):
     """Texts of a table and their labels, as tokens of a tokenizer that lies in a folder.
 
-    The tables are read by Hugging Face's datasets, the tokenizer by transformers (`save_pretrained`
-    writes such folders); nothing is downloaded.  Texts are cut into tokens once, cut off or filled
-    up to `max_length`, and kept in memory: a sample is `input_ids` and `attention_mask`, with
-    `second` also `token_type_ids` where the tokenizer tells two texts apart.  Classes are the
-    labels of the training table in their order.  Where there is no table for validation or for
-    test, that part of the training table is kept, stratified.
+    The tokenizer is read by transformers (`save_pretrained` writes such folders); nothing is
+    downloaded. Texts become tokens once, are cut off or padded to `max_length`, and stay in memory:
+    a sample is `input_ids` and `attention_mask`, with `second` also `token_type_ids` if the
+    tokenizer tells two texts apart. Without a table for validation or test, that part of the
+    training table is kept, stratified. Classes are the labels of the training table, ordered by
+    number or by text: white space around labels is removed, case is kept, and numbers with decimals
+    or several labels per text are refused. Every row is read, or an error names its line.
     """
 
     name: Literal["text"] = "text"
-    file: Table
+    file: TableFile
     val_file: OtherTable = None
     test_file: OtherTable = None
     text: Column = "text"
@@ -71,6 +78,29 @@ class Texts(Source):
         str | None, Field(description="column of a second text, for tasks on pairs of texts")
     ] = None
     label: Column = "label"
+    delimiter: Annotated[
+        str | None,
+        Field(
+            description="character between the fields of CSV; null: a tab for .tsv, a comma for "
+            ".csv, or the one that splits the header into the columns"
+        ),
+    ] = None
+    quoting: Annotated[
+        Quoting,
+        Field(
+            description="quotes in CSV. double: they enclose fields, and are doubled inside; "
+            "backslash: escaped inside; none: plain characters; auto: the first of these that "
+            "gives each row all columns"
+        ),
+    ] = "auto"
+    encoding: Annotated[
+        str | None,
+        Field(description="of CSV and JSON, such as cp1252; null: UTF-8, or by byte order mark"),
+    ] = None
+    columns: Annotated[
+        tuple[str, ...] | None,
+        Field(min_length=1, description="names of the columns of CSV without a header line"),
+    ] = None
     tokenizer: Annotated[str, Field(min_length=1, description="folder of the tokenizer")]
     max_length: Annotated[int, Field(ge=2, description="tokens of a text, fewer are filled up")] = (
         128
@@ -88,8 +118,9 @@ class Texts(Source):
 
     def check(self) -> None:
         _needed()
+        check_dialect(self._dialect)
         for file in self._files().values():
-            _check_table(file)
+            check_table(file)
         folder = _path(self.tokenizer)
         if not folder.is_dir():
             raise ValueError(
@@ -99,24 +130,29 @@ class Texts(Source):
 
     def load(self) -> Dataset:
         self.check()
-        tables = {part: self._table(file) for part, file in self._files().items()}
-        names = tables["train"].class_names()
+        tables = {split: self._tables(file) for split, file in self._files().items()}
+        texts = _texts(tables, self._text_columns)
+        labels = labels_of(tables, self.label)
         rows: dict[str, np.ndarray] = {}
         start = 0
-        for part, table in tables.items():
-            rows[part] = np.arange(start, start + len(table))
-            start += len(table)
-        targets = np.concatenate([table.targets(names) for table in tables.values()])
-        rows = parted(rows, targets, self)
-        tokens = self._tokens(tables.values())
-        splits = {part: _split(tokens.held, targets, rows[part]) for part in PARTS}
+        for split, parts in tables.items():
+            rows[split] = np.arange(start, start + sum(map(len, parts)))
+            start += len(rows[split])
+        try:
+            _check_sizes(rows, labels, self.label)
+            rows = parted(rows, labels.targets, self)
+        except ValueError as error:  # labels that look wrong may be the reason
+            raise ValueError("; ".join([str(error), *labels.warnings])) from None
+        tokens = _tokenized(_tokenizer(_path(self.tokenizer)), texts, self)
+        splits = {part: _split(tokens.inputs, labels.targets, rows[part]) for part in PARTS}
+        read = [table for parts in tables.values() for table in parts]
         return Dataset(
             name=self.name,
             train=splits["train"],
             val=splits["val"],
             test=splits["test"],
-            classes=len(names),
-            class_names=names,
+            classes=len(labels.class_names),
+            class_names=labels.class_names,
             input_shape=(self.max_length,),
             mean=(),
             std=(),
@@ -124,66 +160,54 @@ class Texts(Source):
             origin=str(_path(self.file)),
             vocabulary=tokens.vocabulary,
             padding=tokens.padding,
+            notes=(
+                *(f"{len(parts)} {split} files" for split, parts in tables.items() if parts[1:]),
+                *(note for table in read for note in table.notes),
+                *labels.notes,
+                *tokens.notes,
+            ),
+            warnings=(
+                *(warning for table in read for warning in table.warnings),
+                *labels.warnings,
+                *_absent(tables, labels, rows),
+                *_blank(texts, tables),
+                *repeated([*zip(*texts, strict=True)], labels.targets, rows, "text"),
+                *tokens.warnings,
+            ),
         )
+
+    @property
+    def _dialect(self) -> Dialect:
+        return Dialect(self.delimiter, self.quoting, self.encoding, self.columns or ())
+
+    @property
+    def _text_columns(self) -> list[str]:
+        return [self.text, *([self.second] if self.second else [])]
 
     def _files(self) -> dict[str, Path]:
         named = {"train": self.file, "val": self.val_file, "test": self.test_file}
         return {part: _path(file) for part, file in named.items() if file is not None}
 
-    def _table(self, file: Path) -> _Table:
-        columns = [self.text, *([self.second] if self.second else []), self.label]
-        found = _columns(file, columns)
-        texts = [_texts(found[column], column, file) for column in columns[:-1]]
-        return _Table(tuple(texts), _labels(found[self.label], self.label, file), file)
-
-    def _tokens(self, tables: Any) -> _Tokens:
-        tokenizer = _tokenizer(_path(self.tokenizer))
-        parts = [_tokenised(tokenizer, table, self.max_length) for table in tables]
-        wanted = [key for key in parts[0] if key != "token_type_ids" or self.second]
-        held = {key: torch.cat([part[key] for part in parts]) for key in wanted}
-        return _Tokens(held, len(tokenizer), int(tokenizer.pad_token_id))
+    def _tables(self, file: Path) -> list[Table]:
+        return [*read_table(file, [*self._text_columns, self.label], self._dialect)]
 
 
 @dataclass(frozen=True)
 class _Tokens:
-    """(N, length) int64 tensors by name, how many tokens there are, and which one fills up."""
+    """Tokens of all texts.
 
-    held: Mapping[str, Tensor]
+    Attributes:
+        inputs: (N, length) int64 tensors by name.
+        vocabulary: number of tokens that the tokenizer knows.
+        padding: token that fills up short texts.
+        notes, warnings: sentences on what was cut off or is unknown.
+    """
+
+    inputs: Mapping[str, Tensor]
     vocabulary: int
     padding: int
-
-
-@dataclass(frozen=True)
-class _Table:
-    """Texts, one list a column, and their labels."""
-
-    texts: tuple[list[str], ...]
-    labels: list[Any]
-    file: Path
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def class_names(self) -> tuple[str, ...]:
-        """The labels in their order; numbers by size."""
-        kinds = set(map(type, self.labels))
-        ordered = sorted(set(self.labels)) if len(kinds) == 1 else sorted(map(str, {*self.labels}))
-        if len(ordered) < 2:
-            raise ValueError(
-                f"text: {self.file} has the label {ordered} alone; a classifier needs two classes"
-            )
-        return tuple(map(str, ordered))
-
-    def targets(self, names: Sequence[str]) -> np.ndarray:
-        """(N,) int64 class indices."""
-        numbers = {name: number for number, name in enumerate(names)}
-        strange = sorted({str(label) for label in self.labels} - set(names))
-        if strange:
-            raise ValueError(
-                f"text: {self.file} has the label {strange[0]!r}, which the training table "
-                f"({', '.join(names)}) has not; rename or remove it"
-            )
-        return np.array([numbers[str(label)] for label in self.labels], dtype=np.int64)
+    notes: tuple[str, ...]
+    warnings: tuple[str, ...]
 
 
 def _path(name: str) -> Path:
@@ -202,89 +226,93 @@ def _needed() -> None:
         )
 
 
-def _check_table(file: Path) -> None:
-    if not file.exists():
-        raise ValueError(f"text: there is no {file}; name a table in data.file")
-    if not file.is_dir() and file.suffix not in FORMATS:
-        raise ValueError(
-            f"text: {file.name} is no table raykd reads; allowed are "
-            f"{', '.join(FORMATS)} and folders written by Dataset.save_to_disk"
-        )
+Tables = Mapping[str, Sequence[Table]]
+"""Tables by split."""
 
 
-def _columns(file: Path, columns: Sequence[str]) -> dict[str, list[Any]]:
-    """Those columns of a table."""
-    with TemporaryDirectory() as cache:
-        with _told_as_value_error(file):
-            table = _opened(file, cache)
-        if isinstance(table, dict):  # of tables
-            raise ValueError(
-                f"text: {file} holds several tables ({', '.join(map(str, table))}); name the "
-                "folder of one"
-            )
+def _check_sizes(rows: Mapping[str, np.ndarray], labels: Labels, column: str) -> None:
+    """Check that every class has a row for each split that is cut off the training table."""
+    least = 4 - len(rows)
+    sizes = np.bincount(labels.targets[rows["train"]], minlength=len(labels.class_names))
+    small = [int(index) for index in np.argsort(sizes, kind="stable") if sizes[index] < least]
+    if not small:
+        return
+    every = listed(
+        f"{named(labels.class_names[i])} ({counted(int(sizes[i]), 'row')})" for i in small
+    )
+    cut = " and ".join(split for split in ("val", "test") if split not in rows)
+    doubt = (
+        f"; {len(small):,} of {len(sizes):,} labels are that rare: is '{column}' a column of class "
+        "labels?"
+        if len(small) > max(10, len(sizes) / 2)
+        else ""
+    )
+    raise ValueError(
+        f"text: too few rows of {every}; a label needs {least} rows, one for each split, as {cut} "
+        f"rows are taken from the training table; add rows, remove the label, or name tables in "
+        f"data.val_file and data.test_file{doubt}"
+    )
+
+
+def _absent(tables: Tables, labels: Labels, rows: Mapping[str, np.ndarray]) -> Iterator[str]:
+    """Warnings of classes that a validation or test table lacks."""
+    for split in tables:
+        present = set(labels.targets[rows[split]].tolist())
+        absent = [name for i, name in enumerate(labels.class_names) if i not in present]
+        if absent and split != "train":
+            yield f"the {split} table has no rows with the label {listed(map(named, absent))}"
+
+
+def _texts(tables: Tables, columns: Sequence[str]) -> list[list[str]]:
+    """The texts of all tables, one list per column.
+
+    Raises:
+        ValueError: a value that is no text, or a column of numbers.
+    """
+    read = [table for parts in tables.values() for table in parts]
+    for table in read:
         for column in columns:
-            if column not in table.column_names:
-                close = get_close_matches(column, table.column_names, n=1, cutoff=0.6)
-                guess = f"; did you mean '{close[0]}'?" if close else ""
-                raise ValueError(
-                    f"text: {file} has no column '{column}'; it has "
-                    f"{', '.join(table.column_names)}{guess}"
-                )
-        kept = table.select_columns(list(dict.fromkeys(columns)))
-        held = {column: list(kept[column]) for column in kept.column_names}
-        return {column: _class_names(table, column, held[column]) for column in columns}
+            _check_texts(table, column)
+    return [[text for table in read for text in table.columns[column]] for column in columns]
 
 
-def _opened(file: Path, cache: str) -> Any:
-    """The table as Hugging Face's datasets reads it."""
-    import datasets
-
-    if file.is_dir():
-        return datasets.load_from_disk(str(file))
-    kind = FORMATS[file.suffix]
-    if kind == "csv":  # `NA` and `null` are words, and no text is missing
-        separator = "\t" if file.suffix == ".tsv" else ","
-        return datasets.Dataset.from_csv(
-            str(file), cache_dir=cache, keep_in_memory=True, sep=separator, keep_default_na=False
+def _check_texts(table: Table, column: str) -> None:
+    values = table.columns[column]
+    wrong = next((row for row, value in enumerate(values) if not isinstance(value, str)), None)
+    if wrong is None and not table.typed and all(map(_is_number, values)):
+        wrong = 0
+    if wrong is not None:
+        value = values[wrong] if isinstance(values[wrong], str) else shown(values[wrong])
+        raise ValueError(
+            f"text: {table.file}: {table.place(wrong)} holds {value} in column '{column}', not a "
+            "text; name the column of texts in data.text, or remove the row"
         )
-    if kind == "json":
-        return datasets.Dataset.from_json(str(file), cache_dir=cache, keep_in_memory=True)
-    if kind == "parquet":
-        return datasets.Dataset.from_parquet(str(file), cache_dir=cache, keep_in_memory=True)
-    import pyarrow as pa
-
-    try:  # a file, or else a stream
-        return datasets.Dataset(pa.ipc.open_file(file).read_all())
-    except pa.ArrowInvalid:
-        return datasets.Dataset.from_file(str(file), in_memory=True)
 
 
-def _class_names(table: Any, column: str, values: list[Any]) -> list[Any]:
-    """Values of a column of class numbers by the names that the table has for them."""
-    names = getattr(table.features[column], "names", None)
-    if names is None:
-        return values
-    return [None if value is None or value < 0 else names[value] for value in values]
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
-def _texts(values: list[Any], column: str, file: Path) -> list[str]:
-    for row, value in enumerate(values):
-        if not isinstance(value, str):
-            raise ValueError(
-                f"text: column '{column}' of {file} holds {value!r} in row {row + 1}, not a text; "
-                "name the column of texts in data.text"
-            )
-    return values
-
-
-def _labels(values: list[Any], column: str, file: Path) -> list[Any]:
-    for row, value in enumerate(values):
-        if not isinstance(value, str | int) or value == "":
-            raise ValueError(
-                f"text: column '{column}' of {file} holds {value!r} in row {row + 1}; a label is "
-                "a text or a whole number"
-            )
-    return values
+def _blank(texts: Sequence[Sequence[str]], tables: Tables) -> Iterator[str]:
+    """A warning of rows without a text."""
+    blank = [
+        row for row, parts in enumerate(zip(*texts, strict=True)) if not any(map(str.strip, parts))
+    ]
+    if blank:
+        places = [
+            f"{table.file.name}, {table.place(row)}"
+            for parts in tables.values()
+            for table in parts
+            for row in range(len(table))
+        ]
+        yield (
+            f"{counted(len(blank), 'text')} without a word, such as {places[blank[0]]}; remove the "
+            "rows if that is a mistake"
+        )
 
 
 def _tokenizer(folder: Path) -> Any:
@@ -306,16 +334,57 @@ def _tokenizer(folder: Path) -> Any:
     return tokenizer
 
 
-def _tokenised(tokenizer: Any, table: _Table, length: int) -> dict[str, Tensor]:
-    found = tokenizer(
-        *table.texts,
+def _tokenized(tokenizer: Any, texts: Sequence[list[str]], source: Texts) -> _Tokens:
+    encoded = tokenizer(
+        *texts,
         truncation=True,
         padding="max_length",
-        max_length=length,
+        max_length=source.max_length,
         return_attention_mask=True,
         return_tensors="np",
     )
-    return {key: torch.from_numpy(found[key].astype(np.int64)) for key in found}
+    tokens = {
+        key: torch.from_numpy(encoded[key].astype(np.int64))
+        for key in encoded
+        if key != "token_type_ids" or source.second
+    }
+    return _Tokens(
+        tokens,
+        len(tokenizer),
+        int(tokenizer.pad_token_id),
+        notes=tuple(_cut(tokenizer, texts, tokens["attention_mask"], source.max_length)),
+        warnings=tuple(_unknown(tokenizer, tokens)),
+    )
+
+
+def _cut(tokenizer: Any, texts: Sequence[list[str]], mask: Tensor, length: int) -> Iterator[str]:
+    """A note on texts that are longer than `length` tokens."""
+    full = mask.all(dim=1).nonzero().flatten().tolist()
+    if not full:
+        return
+    whole = tokenizer(*([column[row] for row in full] for column in texts), verbose=False)
+    lengths = [len(ids) for ids in whole["input_ids"]]
+    count = sum(size > length for size in lengths)
+    if count:
+        yield (
+            f"{count:,} of {counted(len(mask), 'text')} cut off at {length} tokens "
+            f"(data.max_length); the longest has {max(lengths):,}"
+        )
+
+
+def _unknown(tokenizer: Any, tokens: Mapping[str, Tensor]) -> Iterator[str]:
+    """A warning of a tokenizer that does not know the words of the texts."""
+    if tokenizer.unk_token_id is None:
+        return
+    kept = tokens["input_ids"][tokens["attention_mask"].bool()]
+    special = {*tokenizer.all_special_ids} - {tokenizer.unk_token_id}
+    words = kept[~torch.isin(kept, torch.tensor(sorted(special), dtype=torch.int64))]
+    share = float((words == tokenizer.unk_token_id).float().mean()) if len(words) else 0.0
+    if share > MOST_UNKNOWN:
+        yield (
+            f"{share:.0%} of the tokens are unknown to the tokenizer; take one that fits the "
+            "language and letters of the texts"
+        )
 
 
 def _split(tokens: Mapping[str, Tensor], targets: np.ndarray, rows: np.ndarray) -> Split:
@@ -325,24 +394,3 @@ def _split(tokens: Mapping[str, Tensor], targets: np.ndarray, rows: np.ndarray) 
         targets=torch.from_numpy(targets[rows]),
         index=chosen,
     )
-
-
-@contextmanager
-def _told_as_value_error(file: Path) -> Iterator[None]:
-    """Whatever keeps a table from being read is told as a mistake in the study."""
-    import datasets
-
-    bars, verbosity = datasets.are_progress_bars_disabled(), datasets.logging.get_verbosity()
-    datasets.disable_progress_bars()
-    datasets.logging.set_verbosity(datasets.logging.CRITICAL)
-    try:
-        yield
-    except Exception as error:
-        cause = error.__cause__ or error
-        raise ValueError(
-            f"text: {file} cannot be read as a table ({' '.join(str(cause).split())[:200]})"
-        ) from error
-    finally:
-        datasets.logging.set_verbosity(verbosity)
-        if not bars:
-            datasets.enable_progress_bars()

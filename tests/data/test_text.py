@@ -142,7 +142,9 @@ def test_tables_of_their_own_for_validation_and_test(corpus: Path, tmp_path: Pat
     assert dataset.sizes == {"train": 10, "val": 2, "test": 4}
     assert dataset.data_size == 16
     strange = _write(tmp_path / "strange.csv", [("a text", "c")], ("text", "label"))
-    with pytest.raises(ValueError, match=r"strange\.csv has the label 'c', which the training"):
+    with pytest.raises(
+        ValueError, match=r"strange\.csv: line 2 has the label 'c', which the train"
+    ):
         _source(corpus, train, test_file=str(strange)).load()
 
 
@@ -211,10 +213,10 @@ class TestMistakes:
         with pytest.raises(ValueError, match=r"broken\.parquet cannot be read as a table"):
             _source(corpus, broken).load()
         numbers = _write(tmp_path / "numbers.csv", [(1, "a"), (2, "b")], ("text", "label"))
-        with pytest.raises(ValueError, match="holds 1 in row 1, not a text"):
+        with pytest.raises(ValueError, match="line 2 holds 1 in column 'text', not a text"):
             _source(corpus, numbers).load()
         fractions = _write(tmp_path / "f.csv", [("a", 0.5), ("b", 1.5)], ("text", "label"))
-        with pytest.raises(ValueError, match=r"holds 0\.5 in row 1; a label is"):
+        with pytest.raises(ValueError, match=r"line 2 holds 0\.5 in column 'label'; raykd trains"):
             _source(corpus, fractions).load()
         one = _write(tmp_path / "one.csv", [("a", "x"), ("b", "x")], ("text", "label"))
         with pytest.raises(ValueError, match="a classifier needs two classes"):
@@ -263,3 +265,92 @@ def test_a_folder_of_several_tables(corpus: Path, tmp_path: Path) -> None:
     datasets.DatasetDict({"train": table, "test": table}).save_to_disk(str(tmp_path / "both"))
     with pytest.raises(ValueError, match=r"several tables \(train, test\); name the folder"):
         _source(corpus, tmp_path / "both").load()
+
+
+class TestRows:
+    """Notes, warnings and errors about the rows of a table."""
+
+    WORDS = (*MODULES, "return", "the", "of", "and", "value")
+
+    def _rows(self, count: int) -> list[tuple[str, str]]:
+        words = self.WORDS
+        return [
+            (
+                f"{words[i % 10]} {words[i // 10 % 10]} {words[i * 7 % 9]} {words[i * 3 % 8]}",
+                "ab"[i % 2],
+            )
+            for i in range(count)
+        ]
+
+    def _load(self, corpus: Path, rows: list[tuple[str, str]], **fields: Any) -> Dataset:
+        return _source(
+            corpus, _write(corpus / "rows.csv", rows, ("text", "label")), **fields
+        ).load()
+
+    def test_texts_that_are_cut_off(self, corpus: Path) -> None:
+        rows = self._rows(60)
+        assert self._load(corpus, rows, max_length=40).notes == ()
+        rows[3] = (" ".join([*self.WORDS] * 5), "a")
+        (note,) = self._load(corpus, rows, max_length=40).notes
+        assert note.startswith("1 of 60 texts cut off at 40 tokens (data.max_length)")
+
+    def test_texts_of_the_training_split_in_others(self, corpus: Path) -> None:
+        rows = self._rows(60)
+        assert self._load(corpus, rows).warnings == ()
+        test = _write(corpus / "test.csv", [*rows[:7], ("logging only", "a")], ("text", "label"))
+        (warning,) = self._load(corpus, rows, test_file=str(test)).warnings
+        assert warning.startswith(("7 of 8 test", "6 of 8 test"))
+
+    def test_equal_texts_with_different_labels(self, corpus: Path) -> None:
+        rows = [*self._rows(60), ("logging only", "a"), ("logging only", "b")]
+        warnings = self._load(corpus, rows).warnings
+        assert any("2 samples share their text with samples of another" in w for w in warnings)
+
+    def test_empty_texts(self, corpus: Path) -> None:
+        rows = self._rows(60)
+        rows[5], rows[9] = ("", "a"), (" \t", "b")
+        warnings = self._load(corpus, rows).warnings
+        assert any(
+            w.startswith("2 texts without a word, such as rows.csv, line 7") for w in warnings
+        )
+
+    def test_a_tokenizer_that_does_not_know_the_words(self, corpus: Path) -> None:
+        rows = [("\u4f60 \u597d \u4e16 \u754c " + text, label) for text, label in self._rows(60)]
+        warnings = self._load(corpus, rows).warnings
+        assert any("tokens are unknown to the tokenizer" in warning for warning in warnings)
+
+    def test_labels_with_too_few_rows_are_named(self, corpus: Path) -> None:
+        rows = [*self._rows(60), ("logging only", "zoo"), ("value", "zoo")]
+        with pytest.raises(ValueError, match=r"too few rows of 'zoo' \(2 rows\); a label needs 3"):
+            self._load(corpus, rows)
+        test = _write(corpus / "test.csv", rows, ("text", "label"))
+        dataset = self._load(corpus, rows, test_file=str(test))
+        assert dataset.class_names == ("a", "b", "zoo")
+        unique = [(text, f"{number}") for number, (text, _) in enumerate(rows)]
+        with pytest.raises(ValueError, match="is 'label' a column of class labels"):
+            self._load(corpus, unique)
+
+    def test_classes_that_a_test_table_lacks(self, corpus: Path) -> None:
+        rows = self._rows(60)
+        test = _write(corpus / "test.csv", [("logging only", "a")], ("text", "label"))
+        (warning,) = self._load(corpus, rows, test_file=str(test)).warnings
+        assert warning == "the test table has no rows with the label 'b'"
+
+    def test_warnings_of_labels_explain_errors(self, corpus: Path) -> None:
+        rows = [*self._rows(60), ("logging only", "A")]
+        with pytest.raises(ValueError, match=r"too few rows of 'A' .*differ only in case"):
+            self._load(corpus, rows)
+
+
+def test_validate_refuses_what_is_no_classification(corpus: Path, tmp_path: Path) -> None:
+    from raykd.report.space import explained
+
+    rows = [(text, f"{number / 7:.2f}") for number, text in enumerate(MODULES * 8)]
+    file = _write(tmp_path / "scores.csv", rows, ("text", "label"))
+    study = tmp_path / "study.yaml"
+    study.write_text(
+        f"name: x\ndata: {{name: text, file: {file}, tokenizer: {corpus / 'tokenizer'}}}\n"
+        "student: {model: {name: hf/bert}}\nscheme: alone\n"
+    )
+    with pytest.raises(ValueError, match=r"data: .*line 3 holds 0\.14 .*regression"):
+        explained(str(study))

@@ -1,0 +1,323 @@
+"""Class labels of a table: names, order and indices, and what is wrong with them.
+
+The rules:
+
+- White space around a label is removed; case is kept.
+- Labels of CSV that are all whole numbers (1, 1.0), or all true or false, are such values; labels
+  of other formats have the type that the file gives them.
+- Classes are ordered by number or, if labels are text, by text.
+- A label that is missing is an error; text that looks like a missing label is a warning.
+"""
+
+from __future__ import annotations
+
+import datetime
+import math
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any, Literal
+
+import numpy as np
+
+from raykd.data.table import Table, counted, shown
+
+Kind = Literal["integer", "padded integer", "boolean", "text"]
+
+MISSING = frozenset(
+    ("n/a", "na", "#n/a", "#na", "n.a.", "<na>", "nan", "-nan", "null", "none", "nil", "?", "-")
+)
+"""Texts that stand for a missing value in many tables, in lower case."""
+
+_INTEGER = re.compile(r"[-+]?[0-9]+")
+_FLOAT = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?")
+_SHOWN = 5
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Labels of several tables.
+
+    Attributes:
+        class_names: of the training table, in the order of the class indices.
+        targets: (N,) int64 class indices of all tables, one after the other.
+        notes, warnings: sentences on how labels were read.
+    """
+
+    class_names: tuple[str, ...]
+    targets: np.ndarray
+    notes: tuple[str, ...]
+    warnings: tuple[str, ...]
+
+
+def labels_of(tables: Mapping[str, Sequence[Table]], column: str) -> Labels:
+    """Read the labels of tables by split; "train" says which classes there are.
+
+    Raises:
+        ValueError: missing labels, numbers that are no class indices, lists, fewer than two
+            classes, or a label that the training table lacks; names the line.
+    """
+    notes: list[str] = []
+    for table in _all(tables):
+        _check(table, column)
+        notes += _stripped(table, column)
+    train = [value for table in tables["train"] for value in _values(table, column)]
+    kind = _kind(train, typed=all(table.typed for table in tables["train"]))
+    _check_numbers(tables["train"], column, kind)
+    names = _class_names(train, kind)
+    if len(names) < 2:
+        raise ValueError(
+            f"text: column '{column}' of {tables['train'][0].file} has the label "
+            f"{listed(map(named, names))} alone; a classifier needs two classes"
+        )
+    indices = {name: index for index, name in enumerate(names)}
+    counts: Counter[str] = Counter()
+    targets: list[int] = []
+    for split, parts in tables.items():
+        labels = [_name(value, kind) for table in parts for value in _values(table, column)]
+        _check_known(split, parts, labels, indices)
+        counts.update(labels)
+        targets += [indices[label] for label in labels]
+    if any(isinstance(value, float) or "." in str(value) for value in train) and kind == "integer":
+        notes.append(f"column '{column}' holds numbers such as 1.0, read as whole numbers")
+    warnings = [*_mixed(train, kind, column), *_suspicious(counts, kind)]
+    return Labels(names, np.array(targets, dtype=np.int64), tuple(notes), tuple(warnings))
+
+
+def named(label: str) -> str:
+    """A label for messages: in quotes, and short."""
+    return repr(label if len(label) <= 60 else f"{label[:59]}…")
+
+
+def listed(items: Iterable[str]) -> str:
+    """The first items of a list, and the number of the others."""
+    every = list(items)
+    more = f" and {len(every) - _SHOWN} more" if len(every) > _SHOWN else ""
+    return ", ".join(every[:_SHOWN]) + more
+
+
+def _all(tables: Mapping[str, Sequence[Table]]) -> Iterator[Table]:
+    return (table for parts in tables.values() for table in parts)
+
+
+def _values(table: Table, column: str) -> list[Any]:
+    """The labels without white space around them."""
+    return [value.strip() if isinstance(value, str) else value for value in table.columns[column]]
+
+
+# Values that are no labels ------------------------------------------------------------------------
+
+
+def _check(table: Table, column: str) -> None:
+    missing = [row for row, value in enumerate(table.columns[column]) if _is_missing(value)]
+    if missing:
+        more = len(missing) - 1
+        others = f", as {'does' if more == 1 else 'do'} {counted(more, 'other')}" if more else ""
+        held = table.columns[column][missing[0]]
+        raise ValueError(
+            f"text: {table.file}: {table.place(missing[0])} has no label in column '{column}' "
+            f"({held!r}{others}); fill it in, or remove the row"
+        )
+    for row, value in enumerate(table.columns[column]):
+        if reason := _refused(value):
+            raise ValueError(
+                f"text: {table.file}: {table.place(row)} holds {shown(value)} in column "
+                f"'{column}'; {reason}"
+            )
+
+
+def _is_missing(value: Any) -> bool:
+    if isinstance(value, str):
+        return not value.strip()
+    return value is None or (isinstance(value, float) and math.isnan(value))
+
+
+def _refused(value: Any) -> str:
+    """The reason that a value is no label; empty if it may be one."""
+    if isinstance(value, str | int):
+        return ""
+    if isinstance(value, float | Decimal):
+        return "" if value == value // 1 else _REGRESSION
+    if isinstance(value, list | tuple | np.ndarray):
+        return (
+            "raykd trains classifiers with one label per text, not several; give each row one label"
+        )
+    if isinstance(value, datetime.date | datetime.time | datetime.timedelta):
+        return "a label is a text or a whole number, not a date or time"
+    return "a label is a text or a whole number"
+
+
+_REGRESSION = (
+    "raykd trains classifiers, and a label is a text or a whole number (regression on such numbers "
+    "is not supported); name another data.label, or turn ranges of numbers into classes such as "
+    "'low' and 'high'"
+)
+
+
+def _check_numbers(tables: Sequence[Table], column: str, kind: Kind) -> None:
+    """Refuse CSV labels that are numbers but for a few, or no whole numbers."""
+    untyped = [table for table in tables if not table.typed]
+    if kind != "text" or len(untyped) < len(tables):
+        return
+    places = [
+        (table, row, value) for table in tables for row, value in enumerate(_values(table, column))
+    ]
+    others = [place for place in places if not _FLOAT.fullmatch(place[2])]
+    if not others:
+        table, row, value = next(place for place in places if not _is_whole(place[2]))
+        raise ValueError(
+            f"text: {table.file}: {table.place(row)} holds {value} in column '{column}'; "
+            f"{_REGRESSION}"
+        )
+    if len(others) < len(places) and all(value.casefold() in MISSING for *_, value in others):
+        table, row, value = others[0]
+        raise ValueError(
+            f"text: {table.file}: {table.place(row)} holds {value!r} in column '{column}', where "
+            f"{len(places) - len(others)} other rows hold numbers; it looks like a missing label "
+            f"({counted(len(others), 'row')}): fill it in, or remove the rows"
+        )
+
+
+# Classes ------------------------------------------------------------------------------------------
+
+
+def _kind(values: Sequence[Any], *, typed: bool) -> Kind:
+    kinds = {type(value) for value in values}
+    if kinds == {bool}:
+        return "boolean"
+    if not kinds & {bool, str}:
+        return "integer"
+    if typed or kinds != {str}:
+        return "text"
+    distinct = set(values)
+    if {value.casefold() for value in distinct} <= {"true", "false"}:
+        return "boolean"
+    if all(map(_INTEGER.fullmatch, distinct)):
+        padded = any(value.lstrip("+-") != str(abs(int(value))) for value in distinct)
+        return "padded integer" if padded else "integer"
+    return "integer" if all(map(_is_whole, distinct)) else "text"
+
+
+def _is_whole(value: str) -> bool:
+    return _FLOAT.fullmatch(value) is not None and float(value).is_integer()
+
+
+def _name(value: Any, kind: Kind) -> str:
+    """The class name of a label; a label of another kind than those for training keeps its text."""
+    if isinstance(value, float | Decimal):
+        return str(int(value))
+    if kind == "integer" and isinstance(value, str) and _is_whole(value):
+        return str(int(value) if _INTEGER.fullmatch(value) else int(float(value)))
+    if kind == "boolean" and str(value).casefold() in ("true", "false"):
+        return str(value).capitalize()
+    return str(value)
+
+
+def _class_names(values: Sequence[Any], kind: Kind) -> tuple[str, ...]:
+    names = {_name(value, kind) for value in values}
+    if kind in ("integer", "padded integer"):
+        return tuple(sorted(names, key=lambda name: (int(name), name)))
+    return tuple(sorted(names))
+
+
+def _check_known(
+    split: str, tables: Sequence[Table], labels: Sequence[str], known: Mapping[str, int]
+) -> None:
+    strange = Counter(label for label in labels if label not in known)
+    if not strange:
+        return
+    row = next(row for row, label in enumerate(labels) if label in strange)
+    every = listed(f"{named(name)} ({counted(n, 'row')})" for name, n in strange.most_common())
+    mend = "rename or remove it"
+    if labels[row] == "-1":
+        mend = f"-1 often marks rows without a label: leave out data.{split}_file"
+    raise ValueError(
+        f"text: {_at(tables, row)} has the label {named(labels[row])}, which the training table "
+        f"lacks; of such labels there are {every}; the training table has "
+        f"{listed(map(named, known))}; {mend}"
+    )
+
+
+def _at(tables: Sequence[Table], row: int) -> str:
+    """File and place of a row of several tables."""
+    for table in tables[:-1]:
+        if row < len(table):
+            return f"{table.file}: {table.place(row)}"
+        row -= len(table)
+    return f"{tables[-1].file}: {tables[-1].place(row)}"
+
+
+# Labels that look wrong ---------------------------------------------------------------------------
+
+
+def _stripped(table: Table, column: str) -> Iterator[str]:
+    spaced = [v for v in table.columns[column] if isinstance(v, str) and v != v.strip()]
+    if spaced:
+        yield (
+            f"{table.file.name}: white space around {counted(len(spaced), 'label')} removed (such "
+            f"as {named(spaced[0])})"
+        )
+
+
+def _mixed(values: Sequence[Any], kind: Kind, column: str) -> Iterator[str]:
+    """Warnings of labels of several types, which share one class if they read alike."""
+    called = {str: "text", bool: "true or false", int: "whole numbers", float: "numbers"}
+    kinds = Counter(called.get(type(value), type(value).__name__) for value in values)
+    if len(kinds) > 1 and kind == "text":
+        parts = ", ".join(
+            f"{name} ({counted(count, 'row')})" for name, count in kinds.most_common()
+        )
+        yield f"column '{column}' mixes types: {parts}; all are read as text"
+    texts = [value for value in values if isinstance(value, str)]
+    if kind != "text" or len(texts) < len(values):
+        return
+    others = [value for value in texts if not _FLOAT.fullmatch(value)]
+    if 0 < len(others) < len(texts) / 10:
+        yield (
+            f"column '{column}' holds numbers but for {len(others)} of {len(texts)} rows: "
+            f"{listed(map(named, dict.fromkeys(others)))}; all are read as text"
+        )
+
+
+def _suspicious(counts: Counter[str], kind: Kind) -> Iterator[str]:
+    if kind == "padded integer":
+        yield from _alike(counts, lambda name: str(int(name)), "in leading zeros or signs")
+    if kind != "text":
+        return
+    yield from _alike(counts, _folded, "in case, white space or the form of letters")
+    for name, count in counts.items():
+        if name.casefold() in MISSING:
+            yield (
+                f"label {named(name)} ({counted(count, 'row')}) looks like a missing label, and is "
+                "read as a class; remove the rows if it is none"
+            )
+    quoted = [name for name in counts if len(name) > 1 and name[0] == name[-1] and name[0] in "'\""]
+    if quoted:
+        yield f"labels in quotes: {listed(map(named, quoted))}; the quotes are part of the names"
+
+
+def _alike(counts: Counter[str], key: Callable[[str], str], how: str) -> Iterator[str]:
+    groups: dict[str, list[str]] = {}
+    for name in counts:
+        groups.setdefault(key(name), []).append(name)
+    alike = [
+        " and ".join(f"{_exact(name)} ({counted(counts[name], 'row')})" for name in sorted(names))
+        for names in groups.values()
+        if len(names) > 1
+    ]
+    if alike:
+        yield f"labels that differ only {how} are separate classes: {listed(alike)}"
+
+
+def _folded(name: str) -> str:
+    visible = "".join(c for c in unicodedata.normalize("NFKC", name) if c.isprintable())
+    return " ".join(visible.casefold().split())
+
+
+def _exact(name: str) -> str:
+    """A label for messages; with escapes, if its letters could be of another form."""
+    composed = unicodedata.normalize("NFC", name) == name
+    return named(name) if composed else ascii(name)

@@ -1,0 +1,42 @@
+"""Equal samples: those of the training split in other splits, and those with several labels."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+
+import numpy as np
+
+
+def repeated(
+    samples: Sequence[Hashable],
+    targets: np.ndarray,
+    rows: Mapping[str, np.ndarray],
+    noun: str,
+) -> Iterator[str]:
+    """Warnings about equal samples.
+
+    Args:
+        samples: (N,) contents of all samples.
+        targets: (N,) class indices.
+        rows: samples of each split.
+        noun: one sample in messages, such as "text".
+    """
+    train = {samples[row] for row in rows["train"]}
+    for split in ("val", "test"):
+        equal = sum(samples[row] in train for row in rows[split])
+        if equal:
+            yield (
+                f"{equal:,} of {len(rows[split]):,} {split} {noun}s are also in the training "
+                f"split: {split} accuracy is too high; remove duplicates"
+            )
+    labels: dict[Hashable, set[int]] = {}
+    used = np.concatenate([rows[split] for split in ("train", "val", "test")])
+    for row in used.tolist():
+        labels.setdefault(samples[row], set()).add(int(targets[row]))
+    several = {sample for sample, classes in labels.items() if len(classes) > 1}
+    if several:
+        count = sum(samples[row] in several for row in used.tolist())
+        yield (
+            f"{count:,} samples share their {noun} with samples of another label; correct their "
+            "labels"
+        )

@@ -1,0 +1,656 @@
+"""Tables in files: CSV, TSV, JSON, Parquet and Arrow, with the place of every row.
+
+Every row of a file is read, or an error names the line.  CSV values are text; the other formats
+keep their types.
+"""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import io
+import json
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Literal
+
+FORMATS = {
+    ".csv": "csv",
+    ".tsv": "csv",
+    ".json": "json",
+    ".jsonl": "json",
+    ".ndjson": "json",
+    ".parquet": "parquet",
+    ".arrow": "arrow",
+    ".feather": "arrow",
+}
+"""Format of a table by its file's suffix; a folder is one that `Dataset.save_to_disk` wrote."""
+
+Quoting = Literal["auto", "double", "backslash", "none"]
+
+_BYTE_ORDER_MARKS = (  # UTF-32's begins with UTF-16's
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+    (codecs.BOM_UTF8, "utf-8-sig"),
+)
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """How text files are read; the other formats need none of it.
+
+    Attributes:
+        delimiter: between the fields of CSV; None: a tab for .tsv, a comma for .csv.
+        quoting: meaning of double quotes in CSV.
+        encoding: of CSV and JSON; None: UTF-8, or by the byte order mark.
+        columns: names of the columns of a CSV file without a header; empty: the first line.
+    """
+
+    delimiter: str | None = None
+    quoting: Quoting = "auto"
+    encoding: str | None = None
+    columns: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Table:
+    """Columns of a table.
+
+    Attributes:
+        file: where it was read.
+        columns: values by the column's name as it was asked for, of equal lengths.
+        places: one number per row.
+        unit: what `places` count: "line" or "row", from 1.
+        typed: whether values have types; in CSV all are text.
+        notes, warnings: sentences on how the file was read.
+    """
+
+    file: Path
+    columns: Mapping[str, Sequence[Any]]
+    places: Sequence[int]
+    unit: Literal["line", "row"]
+    typed: bool
+    notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def place(self, row: int) -> str:
+        """The place of a row (from 0) for messages: "line 7"."""
+        return f"{self.unit} {self.places[row]}"
+
+
+def counted(count: int, noun: str) -> str:
+    """A number of things: "1 row", "2,000 rows"."""
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
+def shown(value: Any) -> str:
+    """A value for messages, cut if it is long."""
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def check_dialect(dialect: Dialect) -> None:
+    """Check what a dialect says without reading a file.
+
+    Raises:
+        ValueError: an unknown encoding, a delimiter that is not one character, a column twice.
+    """
+    if dialect.encoding is not None:
+        try:
+            " ".encode(dialect.encoding)
+        except (LookupError, UnicodeError, ValueError):
+            raise ValueError(
+                f"text: unknown encoding {dialect.encoding!r}; use one that Python knows, such as "
+                "utf-8, utf-16, latin-1, cp1252 or shift_jis"
+            ) from None
+    delimiter = _delimiter(dialect.delimiter)
+    if delimiter is not None and (len(delimiter) != 1 or delimiter in '"\r\n\\'):
+        raise ValueError(
+            f"text: the delimiter is {dialect.delimiter!r}; it must be one character, but no "
+            'quote, backslash or line end; write a tab as "\\t"'
+        )
+    twice = [name for name in dialect.columns if dialect.columns.count(name) > 1]
+    if twice:
+        raise ValueError(f"text: data.columns holds {twice[0]!r} twice")
+
+
+def check_table(file: Path) -> None:
+    """Check cheaply that a file or folder can be a table.
+
+    Raises:
+        ValueError: it does not exist, or has an unknown format.
+    """
+    for path in _files(file):
+        if path.is_dir():
+            _check_folder(path)
+        elif path.suffix.lower() not in FORMATS:
+            raise ValueError(
+                f"text: {path.name} is no table raykd reads; allowed are {', '.join(FORMATS)} and "
+                "folders written by Dataset.save_to_disk"
+            )
+
+
+def read_table(file: Path, columns: Sequence[str], dialect: Dialect) -> Iterator[Table]:
+    """Read columns of a table, or of every table that a pattern such as `train-*.parquet` matches.
+
+    Raises:
+        ValueError: a file that cannot be read, or lacks a column or rows; names the line if one
+            is at fault, and the remedies.
+    """
+    wanted = list(dict.fromkeys(columns))
+    for path in _files(file):
+        kind = "folder" if path.is_dir() else FORMATS[path.suffix.lower()]
+        if kind == "csv":
+            table = _csv(path, wanted, dialect)
+        elif kind == "json":
+            table = _json(path, wanted, dialect)
+        else:
+            table = _arrow(path, kind, wanted)
+        if not len(table):
+            raise ValueError(f"text: {path} has no rows")
+        yield table
+
+
+def _files(file: Path) -> list[Path]:
+    if file.exists():
+        return [file]
+    matches = sorted(file.parent.glob(file.name)) if set(file.name) & set("*?[") else []
+    if not matches:
+        raise ValueError(f"text: there is no {file}; name a table in data.file")
+    return matches
+
+
+def _check_folder(folder: Path) -> None:
+    if (folder / "state.json").is_file() or (folder / "dataset_dict.json").is_file():
+        return
+    tables = sorted(path.name for path in folder.iterdir() if path.suffix.lower() in FORMATS)
+    mend = f"; it holds {', '.join(tables[:8])}: name one of them" if tables else ""
+    raise ValueError(
+        f"text: {folder} is a folder, but none that Dataset.save_to_disk wrote{mend}; several "
+        "files of one table are named by a pattern, such as train-*.parquet"
+    )
+
+
+# Text ---------------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Log:
+    """Sentences collected while a file is read."""
+
+    notes: list[str]
+    warnings: list[str]
+
+
+def _text_of(file: Path, dialect: Dialect, log: _Log) -> str:
+    try:
+        content = file.read_bytes()
+    except OSError as error:
+        raise ValueError(f"text: {file} cannot be read ({error.strerror})") from None
+    if not content.strip():
+        raise ValueError(f"text: {file} is empty")
+    mark = next((name for mark, name in _BYTE_ORDER_MARKS if content.startswith(mark)), None)
+    encoding = dialect.encoding or mark or "utf-8"
+    if mark is not None and codecs.lookup(encoding).name == "utf-8":
+        encoding = mark
+    if encoding == "utf-8" and content.count(b"\0") > len(content) // 4:
+        raise ValueError(
+            f"text: {file} is no UTF-8 text; if it is UTF-16, set data.encoding to utf-16-le or "
+            "utf-16-be, or save it as UTF-8"
+        )
+    try:
+        text = content.decode(encoding).removeprefix("\ufeff")
+    except UnicodeError as error:
+        raise _not_decoded(file, content, encoding, error) from None
+    _note_encoding(file, content, text, encoding, log)
+    return text
+
+
+def _note_encoding(file: Path, content: bytes, text: str, encoding: str, log: _Log) -> None:
+    if not encoding.startswith("utf-8"):
+        log.notes.append(f"{file.name} is read as {encoding}")
+    if len(text) == len(content) and not content.isascii() and _is_utf8(content):
+        log.warnings.append(
+            f"{file.name} is valid UTF-8, but read as {encoding}: letters beyond ASCII are "
+            "probably wrong; leave out data.encoding"
+        )
+    if lost := text.count("\ufffd"):
+        log.warnings.append(
+            f"{file.name} holds {lost} replacement characters (U+FFFD): letters were lost when it "
+            "was converted to its encoding"
+        )
+
+
+def _is_utf8(content: bytes) -> bool:
+    try:
+        content.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _not_decoded(file: Path, content: bytes, encoding: str, error: UnicodeError) -> ValueError:
+    if not isinstance(error, UnicodeDecodeError) or not encoding.startswith("utf-8"):
+        return ValueError(
+            f"text: {file} is not {encoding} text ({error}); set data.encoding to its encoding, or "
+            "save it as UTF-8"
+        )
+    line = _line(content[: error.start].decode("latin-1"))
+    begin = max(content.rfind(b"\n", 0, error.start) + 1, error.start - 20)
+    around = content[begin : error.start + 1].decode("cp1252", errors="replace")
+    return ValueError(
+        f"text: {file}: line {line} is not UTF-8 (byte 0x{content[error.start]:02x}; read as "
+        f"cp1252: {around!r}); save the table as UTF-8, or set data.encoding to its encoding, "
+        "often cp1252 or latin-1"
+    )
+
+
+def _line(before: str) -> int:
+    """The line (from 1) in which a text goes on after `before`."""
+    return 1 + before.count("\n") + before.count("\r") - before.count("\r\n")
+
+
+# CSV ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Records:
+    """Records of a CSV file, the line in which each begins, and the number of blank records between
+    them."""
+
+    fields: list[list[str]]
+    lines: list[int]
+    blank: int
+
+    @property
+    def is_even(self) -> bool:
+        """Whether all records have as many fields as the first."""
+        width = len(self.fields[0])
+        return all(len(record) == width for record in self.fields)
+
+
+class _Malformed(ValueError):
+    """Quotes that do not fit, and the line in which the record begins."""
+
+    def __init__(self, line: int, reason: str) -> None:
+        super().__init__(reason)
+        self.line = line
+
+
+def _csv(file: Path, wanted: Sequence[str], dialect: Dialect) -> Table:
+    log = _Log([], [])
+    text = _text_of(file, dialect, log)
+    delimiter = _delimiter(dialect.delimiter) or _sniffed(file, text, wanted, dialect, log)
+    records = _records_of(file, text, delimiter, dialect.quoting, log)
+    header = [*dialect.columns] if dialect.columns else records.fields[0]
+    first = 0 if dialect.columns else 1
+    rows, lines = records.fields[first:], records.lines[first:]
+    if not first and [*map(_plain, rows[0])] == [*map(_plain, header)]:
+        raise ValueError(
+            f"text: {file}: the first line holds the names of the columns; leave out data.columns"
+        )
+    if first and _has_row_names(header, rows):
+        log.notes.append(f"{file.name}: the first column, which has no name, holds row numbers")
+        rows = [row[1:] for row in rows]
+    indices = {
+        name: _column(name, header, file, log, has_header=bool(first), typed=False)
+        for name in wanted
+    }
+    _check_widths(file, header, rows, lines, max(indices.values()), log)
+    if inner := records.blank:
+        log.notes.append(f"{file.name}: {counted(inner, 'blank line')} between rows skipped")
+    columns = {name: [row[index] for row in rows] for name, index in indices.items()}
+    return Table(file, columns, lines, "line", False, tuple(log.notes), tuple(log.warnings))
+
+
+def _delimiter(written: str | None) -> str | None:
+    return "\t" if written in ("\\t", "tab") else written
+
+
+def _sniffed(file: Path, text: str, wanted: Sequence[str], dialect: Dialect, log: _Log) -> str:
+    """The usual delimiter, or another one if only that one splits the header into the columns."""
+    usual = "\t" if file.suffix.lower() == ".tsv" else ","
+    head = _head(text)
+    if dialect.columns:
+        return usual
+    for other in (usual, *(mark for mark in ",;\t|" if mark != usual)):
+        names = {_plain(name.strip('"')) for name in head.split(other)}
+        if len(names) > 1 and {_plain(name) for name in wanted} <= names:
+            if other != usual:
+                log.notes.append(f"{file.name}: fields are separated by {_called(other)}")
+            return other
+    return usual
+
+
+def _head(text: str) -> str:
+    return next((line for line in text[:100_000].splitlines() if line.strip()), "")
+
+
+def _called(delimiter: str) -> str:
+    return {"\t": "tabs", ",": "commas", ";": "semicolons", "|": "bars"}[delimiter]
+
+
+def _plain(name: str) -> str:
+    """A column's name without white space around it and without case."""
+    return name.strip().strip("\ufeff\u200b").casefold()
+
+
+def _records_of(file: Path, text: str, delimiter: str, quoting: Quoting, log: _Log) -> _Records:
+    if '"' not in text:
+        return _records(text, delimiter, "none")
+    try:
+        if quoting == "auto":
+            return _guessed(file, text, delimiter, log)
+        return _records(text, delimiter, quoting)
+    except _Malformed as error:
+        raise ValueError(
+            f"text: {file}: the record that begins in line {error.line} has quotes that do not "
+            f"fit ({error}); inside quotes write each quote twice, or set data.quoting to none "
+            "where quotes are plain characters, or to backslash where they are escaped"
+        ) from None
+
+
+def _guessed(file: Path, text: str, delimiter: str, log: _Log) -> _Records:
+    """Records, with the meaning of quotes found out.
+
+    Quotes enclose fields where that gives well-formed records.  They are plain characters where it
+    does not, and all lines have as many fields as the header.
+    """
+    plain = _records(text, delimiter, "none")
+    try:
+        quoted = _records(text, delimiter, "double")
+    except _Malformed:
+        return _escaped(file, text, delimiter, plain, log)
+    if len(quoted.fields) == len(plain.fields) or not plain.is_even:
+        if delimiter == "\t" and quoted.fields != plain.fields:
+            log.notes.append(f"{file.name}: quotes enclose fields (data.quoting: double)")
+        return quoted
+    if delimiter == "\t":
+        return _noted_plain(file, plain, log)
+    raise ValueError(
+        f"text: {file} has {len(quoted.fields) - 1} rows if quotes enclose fields, and "
+        f"{len(plain.fields) - 1} if they are plain characters; set data.quoting to double or none"
+    )
+
+
+def _escaped(file: Path, text: str, delimiter: str, plain: _Records, log: _Log) -> _Records:
+    """Records of a file whose quotes are not doubled: escaped by backslashes, or plain."""
+    if '\\"' in text:
+        try:
+            escaped = _records(text, delimiter, "backslash")
+        except _Malformed:
+            pass
+        else:
+            if escaped.is_even:
+                log.notes.append(f"{file.name}: quotes inside fields are escaped by backslashes")
+                return escaped
+    if plain.is_even:
+        return _noted_plain(file, plain, log)
+    return _records(text, delimiter, "double")  # raises
+
+
+def _noted_plain(file: Path, plain: _Records, log: _Log) -> _Records:
+    log.notes.append(f"{file.name}: quotes are read as plain characters (data.quoting: none)")
+    return plain
+
+
+def _records(text: str, delimiter: str, quoting: Quoting) -> _Records:
+    kinds: dict[str, dict[str, Any]] = {
+        "double": {"doublequote": True},
+        "backslash": {"doublequote": True, "escapechar": "\\"},
+        "none": {"quoting": csv.QUOTE_NONE, "quotechar": None},
+    }
+    reader = csv.reader(
+        io.StringIO(text, newline=""), delimiter=delimiter, strict=True, **kinds[quoting]
+    )
+    fields: list[list[str]] = []
+    lines: list[int] = []
+    blank = waiting = before = 0
+    with _any_field_size():
+        try:
+            for record in reader:
+                line, before = before + 1, reader.line_num
+                if not any(map(str.strip, record)):
+                    waiting += bool(fields)
+                    continue
+                blank, waiting = blank + waiting, 0
+                fields.append(record)
+                lines.append(line)
+        except csv.Error as error:
+            raise _Malformed(before + 1, str(error)) from None
+    return _Records(fields, lines, blank)
+
+
+_FIELD_SIZE = threading.Lock()
+
+
+@contextmanager
+def _any_field_size() -> Iterator[None]:
+    """Lift the csv module's limit on the size of a field (131,072), which is one per process."""
+    with _FIELD_SIZE:
+        before = csv.field_size_limit(2**31 - 1)
+        try:
+            yield
+        finally:
+            csv.field_size_limit(before)
+
+
+def _has_row_names(header: Sequence[str], rows: Sequence[Sequence[str]]) -> bool:
+    """Whether rows begin with their number, which the header leaves out, as R writes them."""
+    if not rows or any(len(row) != len(header) + 1 for row in rows):
+        return False
+    numbers = [row[0] for row in rows]
+    return any(numbers == [str(n + start) for n in range(len(rows))] for start in (0, 1))
+
+
+def _check_widths(
+    file: Path,
+    header: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    lines: Sequence[int],
+    last: int,
+    log: _Log,
+) -> None:
+    """Check that no row has more fields than the header, or lacks one that is used."""
+    short = 0
+    for row, line in zip(rows, lines, strict=True):
+        if len(row) > len(header) or len(row) <= last:
+            raise ValueError(
+                f"text: {file}: line {line} has {counted(len(row), 'field')}, the header "
+                f"{len(header)}; put quotes around fields that hold the delimiter or a line end, "
+                "or name another data.delimiter"
+            )
+        short += len(row) < len(header)
+    if short:
+        log.notes.append(f"{file.name}: {counted(short, 'row')} without the last fields")
+
+
+# Columns ------------------------------------------------------------------------------------------
+
+
+def _column(
+    name: str, header: Sequence[str], file: Path, log: _Log, *, has_header: bool, typed: bool
+) -> int:
+    """The index of a column; its name may differ in case and in white space around it."""
+    exact = [index for index, other in enumerate(header) if other == name]
+    alike = exact or [index for index, other in enumerate(header) if _plain(other) == _plain(name)]
+    if len(alike) > 1:
+        names = ", ".join(repr(header[index]) for index in alike)
+        raise ValueError(
+            f"text: {file} has {len(alike)} columns for '{name}' ({names}); rename all but one"
+        )
+    if not alike:
+        raise _no_column(name, header, file, first_line=has_header and not typed)
+    if not exact:
+        log.notes.append(f"{file.name}: column {header[alike[0]]!r} is used for '{name}'")
+    return alike[0]
+
+
+def _no_column(name: str, header: Sequence[str], file: Path, *, first_line: bool) -> ValueError:
+    close = get_close_matches(name, header, n=1, cutoff=0.6)
+    guess = f"; did you mean '{close[0]}'?" if close else ""
+    shown = ", ".join(other if len(other) <= 40 else f"{other[:39]}…" for other in header[:20])
+    more = f" and {len(header) - 20} more" if len(header) > 20 else ""
+    if first_line and not close:
+        guess = (
+            "; if its first line is no header, name its columns in data.columns; if other "
+            "characters separate the fields, set data.delimiter"
+        )
+    return ValueError(f"text: {file} has no column '{name}'; it has {shown}{more}{guess}")
+
+
+# JSON ---------------------------------------------------------------------------------------------
+
+
+def _json(file: Path, wanted: Sequence[str], dialect: Dialect) -> Table:
+    log = _Log([], [])
+    text = _text_of(file, dialect, log)
+    unit: Literal["line", "row"] = "line"
+    try:
+        lines, rows = _json_lines(text)
+    except (_Malformed, RecursionError) as error:
+        unit = "row"
+        rows = _json_document(file, text, error)
+        lines = list(range(1, len(rows) + 1))
+    for row, line in zip(rows, lines, strict=True):
+        if not isinstance(row, dict):
+            raise ValueError(
+                f"text: {file}: {unit} {line} holds {shown(row)}; it must be an object with the "
+                "columns as keys"
+            )
+    names = list(dict.fromkeys(key for row in rows for key in row))
+    header = {
+        name: names[_column(name, names, file, log, has_header=True, typed=True)] for name in wanted
+    }
+    columns = {name: [row.get(key) for row in rows] for name, key in header.items()}
+    return Table(file, columns, lines, unit, True, tuple(log.notes), tuple(log.warnings))
+
+
+def _json_lines(text: str) -> tuple[list[int], list[Any]]:
+    lines: list[int] = []
+    rows: list[Any] = []
+    for number, line in enumerate(io.StringIO(text, newline=None), start=1):
+        if line.strip():
+            try:
+                rows.append(json.loads(line, object_pairs_hook=_unique))
+            except ValueError as error:
+                raise _Malformed(number, str(error)) from None
+            lines.append(number)
+    if len(rows) == 1 and not _is_row(rows[0]):
+        raise _Malformed(1, "a single value")  # a whole document in one line
+    return lines, rows
+
+
+def _is_row(value: Any) -> bool:
+    """Whether a value is a row, and no table of its own."""
+    return isinstance(value, dict) and not any(isinstance(v, list | dict) for v in value.values())
+
+
+def _json_document(file: Path, text: str, error: Exception) -> list[Any]:
+    """The rows of a file that is one JSON document: a list of rows, or columns by name."""
+    try:
+        document = json.loads(text, object_pairs_hook=_unique)
+    except (ValueError, RecursionError) as other:
+        in_lines = isinstance(error, _Malformed) and text.lstrip()[:1] == "{"
+        where = f"line {error.line}: {error}" if in_lines else str(other)  # type: ignore[union-attr]
+        raise ValueError(f"text: {file} cannot be read as JSON ({where})") from None
+    if isinstance(document, list):
+        return document
+    if not isinstance(document, dict):
+        raise ValueError(
+            f"text: {file} holds {shown(document)}; it must hold one object per line, or a list "
+            "of objects"
+        )
+    columns = {
+        key: [*value.values()] if isinstance(value, dict) else value
+        for key, value in document.items()
+    }
+    lengths = {len(value) for value in columns.values() if isinstance(value, list)}
+    if len(lengths) != 1 or not all(isinstance(value, list) for value in columns.values()):
+        keys = ", ".join(map(str, document))
+        raise ValueError(
+            f"text: {file} is one object ({keys}) whose values are no columns of one length; write "
+            "one object per line, or a list of objects"
+        )
+    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    held = dict(pairs)
+    if len(held) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"the key {twice!r} stands twice in one object")
+    return held
+
+
+# Parquet and Arrow --------------------------------------------------------------------------------
+
+
+def _arrow(file: Path, kind: str, wanted: Sequence[str]) -> Table:
+    log = _Log([], [])
+    try:
+        table = _opened(file, kind)
+    except Exception as error:  # a file may hold anything
+        cause = error.__cause__ or error
+        raise ValueError(
+            f"text: {file} cannot be read as a table ({' '.join(str(cause).split())[:200]})"
+        ) from error
+    if isinstance(table, dict):
+        raise ValueError(
+            f"text: {file} holds several tables ({', '.join(map(str, table))}); name the folder of "
+            "one"
+        )
+    header = list(table.column_names)
+    names = {
+        name: header[_column(name, header, file, log, has_header=True, typed=True)]
+        for name in wanted
+    }
+    columns = {name: _values(table, key) for name, key in names.items()}
+    places = range(1, table.num_rows + 1)
+    return Table(file, columns, places, "row", True, tuple(log.notes), tuple(log.warnings))
+
+
+def _opened(file: Path, kind: str) -> Any:
+    if kind == "folder":
+        import datasets
+
+        return datasets.load_from_disk(str(file))
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    if kind == "parquet":
+        return parquet.ParquetFile(file).read()
+    with pa.memory_map(str(file)) as source:
+        try:  # a file, or else a stream
+            return pa.ipc.open_file(source).read_all()
+        except pa.ArrowInvalid:
+            source.seek(0)
+            return pa.ipc.open_stream(source).read_all()
+
+
+def _values(table: Any, column: str) -> list[Any]:
+    """Values of a column; class numbers by their names, if the table has names for them."""
+    names = _class_names(table, column)
+    values = table[column]
+    listed = values.to_pylist() if hasattr(values, "to_pylist") else list(values)
+    if names is None:
+        return listed
+    return [None if number is None or number < 0 else names[number] for number in listed]
+
+
+def _class_names(table: Any, column: str) -> Sequence[str] | None:
+    if hasattr(table, "features"):
+        return getattr(table.features[column], "names", None)
+    described = json.loads((table.schema.metadata or {}).get(b"huggingface", b"{}"))
+    feature = (described.get("info") or {}).get("features", {}).get(column, {})
+    return feature.get("names") if feature.get("_type") == "ClassLabel" else None

@@ -1,0 +1,132 @@
+"""Labels of tables: classes, their order, and labels that are wrong or look so."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from raykd.data.labels import Labels, labels_of
+from raykd.data.table import Table
+
+
+def table_of(labels: Sequence[Any], typed: bool | None = None, name: str = "a.csv") -> Table:
+    known = any(not isinstance(label, str) for label in labels) if typed is None else typed
+    places = range(2, len(labels) + 2)
+    return Table(Path(name), {"label": labels}, places, "line", known)
+
+
+def read(labels: Sequence[Any], test: Sequence[Any] = (), typed: bool | None = None) -> Labels:
+    tables = {"train": [table_of(labels, typed)]}
+    if test:
+        tables["test"] = [table_of(test, typed, "test.csv")]
+    return labels_of(tables, "label")
+
+
+@pytest.mark.parametrize(
+    ("labels", "names", "targets"),
+    [
+        (["b", "a", "b"], ("a", "b"), [1, 0, 1]),
+        (["10", "2", "1"], ("1", "2", "10"), [2, 1, 0]),
+        (["+1", "-1", "1"], ("-1", "1"), [1, 0, 1]),
+        (["1.0", "0.0", "1"], ("0", "1"), [1, 0, 1]),
+        (["02", "10", "01"], ("01", "02", "10"), [1, 2, 0]),
+        (["TRUE", "false", "true"], ("False", "True"), [1, 0, 1]),
+        (["1", "10", "x", "2"], ("1", "10", "2", "x"), [0, 1, 3, 2]),
+        ([" a", "a ", "b"], ("a", "b"), [0, 0, 1]),
+        ([10, 2, 1], ("1", "2", "10"), [2, 1, 0]),
+        ([1.0, 0.0, 1], ("0", "1"), [1, 0, 1]),
+        ([True, False], ("False", "True"), [1, 0]),
+        ([1, "1", 1.0, "x"], ("1", "x"), [0, 0, 0, 1]),
+        ([2**70, 1], ("1", str(2**70)), [1, 0]),
+    ],
+)
+def test_classes(labels: list[Any], names: tuple[str, ...], targets: list[int]) -> None:
+    result = read(labels)
+    assert result.class_names == names
+    assert result.targets.tolist() == targets
+
+
+def test_texts_of_typed_files_stay_texts() -> None:
+    assert read(["10", "2", "1"], typed=True).class_names == ("1", "10", "2")
+    assert read(["0.5", "1.5"], typed=True).class_names == ("0.5", "1.5")
+    assert read(["true", "false"], typed=True).class_names == ("false", "true")
+
+
+def test_a_thousand_classes() -> None:
+    labels = [f"class {number:04}" for number in range(1000)] * 3
+    assert read(labels).class_names == tuple(labels[:1000])
+
+
+def test_other_tables_use_the_classes_of_the_training_table() -> None:
+    assert read(["1.0", "2.0"], test=["2"]).targets.tolist() == [0, 1, 1]
+    assert read(["a", "b"], test=[" b"]).targets.tolist() == [0, 1, 1]
+    assert read(["x", "1"], test=["1"]).targets.tolist() == [1, 0, 0]
+    assert read([1, 2], test=["2"]).targets.tolist() == [0, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("labels", "words"),
+    [
+        (
+            ["a", "", "b", " "],
+            r"a\.csv: line 3 has no label in column 'label' \('', as does 1 other",
+        ),
+        (["a", None], "line 3 has no label in column 'label' .None"),
+        ([1.0, float("nan")], "line 3 has no label in column 'label' .nan"),
+        (["1", "2", "n/a"], "line 4 holds 'n/a' .* where 2 other rows hold numbers"),
+        (["1.0", "NaN", "2.0"], "line 3 holds 'NaN' .* where 2 other rows hold numbers"),
+        (["1", "0.5"], "line 3 holds 0.5 in .*regression"),
+        ([0.5, 1.5], "line 2 holds 0.5 in .*regression"),
+        ([1.0, float("inf")], "line 3 holds inf in .*regression"),
+        ([[1, 0], [0, 1]], "one label per text, not several"),
+        ([{"a": 1}], "a label is a text or a whole number"),
+        ([b"a", b"b"], "holds b'a'.* a label is a text or a whole number"),
+        ([date(2026, 1, 1)], "not a date"),
+        (["a", "a"], "has the label 'a' alone; a classifier needs two classes"),
+    ],
+)
+def test_refused(labels: list[Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        read(labels)
+
+
+def test_labels_that_the_training_table_lacks() -> None:
+    with pytest.raises(ValueError, match=r"test\.csv: line 3 has the label 'c', .*'c' \(2 rows\)"):
+        read(["a", "b"], test=["a", "c", "c"])
+    with pytest.raises(ValueError, match=r"-1 often marks rows without a label.*data\.test_file"):
+        read(["0", "1"], test=["-1", "-1"])
+
+
+@pytest.mark.parametrize(
+    ("labels", "words"),
+    [
+        (["Sea", "sea", "sea", "b"], "'Sea' (1 row) and 'sea' (2 rows)"),
+        (["a  b", "a b"], "'a  b' (1 row) and 'a b' (1 row)"),
+        (["caf\u00e9", "cafe\u0301"], r"'cafe\u0301' (1 row) and 'café' (1 row)"),
+        (["a\u200b", "a"], "(1 row) and "),
+        (
+            ["01", "1", "2"],
+            "differ only in leading zeros or signs are separate classes: '01' (1 row)",
+        ),
+        (["a", "b", "N/A", "N/A"], "label 'N/A' (2 rows) looks like a missing label"),
+        (["a", "None"], "label 'None' (1 row) looks like a missing label"),
+        (["1"] * 20 + ["three"], "holds numbers but for 1 of 21 rows: 'three'"),
+        ([1, "1", "x"], "mixes types: text (2 rows), whole numbers (1 row); all are read as text"),
+        (['"a"', '"b"'], "labels in quotes"),
+    ],
+)
+def test_warned_of(labels: list[Any], words: str) -> None:
+    (warning,) = read(labels).warnings
+    assert words in warning
+
+
+def test_notes() -> None:
+    assert read([" a", "b"]).notes == ("a.csv: white space around 1 label removed (such as ' a')",)
+    (note,) = read(["1.0", "2"]).notes
+    assert "read as whole numbers" in note
+    plain = read(["a", "b", "c"])
+    assert (plain.notes, plain.warnings) == ((), ())

@@ -1,0 +1,328 @@
+"""Tables in files: each row is read, or an error names the line."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from pyarrow import parquet
+
+from raykd.data.table import Dialect, Table, check_dialect, check_table, read_table
+
+ROWS = [("it was good", "yes"), ("a, b", "no"), ('she said "no"', "no"), ("two\nlines", "yes")]
+PLAIN = [("it was good", "yes"), ("not at all", "no"), ("fine", "yes")]
+
+
+def read(file: Path, **dialect: Any) -> Table:
+    (table,) = read_table(file, ["text", "label"], Dialect(**dialect))
+    return table
+
+
+def rows_of(table: Table) -> list[tuple[Any, Any]]:
+    return [*zip(table.columns["text"], table.columns["label"], strict=True)]
+
+
+def written(file: Path, content: str | bytes) -> Path:
+    file.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return file
+
+
+def lines(rows: list[tuple[str, str]], delimiter: str = ",", end: str = "\n") -> str:
+    return "".join(delimiter.join(row) + end for row in [("text", "label"), *rows])
+
+
+def quoted(rows: list[tuple[str, str]]) -> str:
+    stream = io.StringIO(newline="")
+    csv.writer(stream).writerows([("text", "label"), *rows])
+    return stream.getvalue()
+
+
+class TestQuotes:
+    def test_quotes_enclose_fields(self, tmp_path: Path) -> None:
+        table = read(written(tmp_path / "a.csv", quoted(ROWS)))
+        assert rows_of(table) == ROWS
+        assert [table.place(row) for row in range(4)] == ["line 2", "line 3", "line 4", "line 5"]
+        assert table.notes == ()
+
+    def test_lines_after_a_field_of_several_lines(self, tmp_path: Path) -> None:
+        table = read(written(tmp_path / "a.csv", quoted([ROWS[3], ROWS[0]])))
+        assert [table.place(row) for row in range(2)] == ["line 2", "line 4"]
+
+    @pytest.mark.parametrize(
+        "text", ['"it was', '"it" was', 'it was 5" long', '""it was', '"it was"', 'it "was" good']
+    )
+    def test_quotes_as_plain_characters(self, text: str, tmp_path: Path) -> None:
+        rows = [(text, "yes"), ("fine", "no"), ('"so', "no"), ("so", "yes")]
+        table = read(written(tmp_path / "a.tsv", lines(rows, "\t")))
+        assert rows_of(table) == rows
+        assert table.notes == ("a.tsv: quotes are read as plain characters (data.quoting: none)",)
+
+    def test_an_opened_quote_swallows_no_rows(self, tmp_path: Path) -> None:
+        rows = [('"it was', "yes"), *PLAIN, ('the end"', "no")]
+        assert rows_of(read(written(tmp_path / "a.tsv", lines(rows, "\t")))) == rows
+        file = written(tmp_path / "a.csv", lines(rows))
+        with pytest.raises(ValueError, match=r"1 rows if quotes enclose fields, and 5 if .* plain"):
+            read(file)
+        assert rows_of(read(file, quoting="none")) == rows
+        assert len(read(file, quoting="double")) == 1
+
+    def test_escaped_quotes(self, tmp_path: Path) -> None:
+        file = written(tmp_path / "a.csv", 'text,label\n"he said \\"a, b\\"",yes\n"c, d",no\n')
+        table = read(file)
+        assert rows_of(table) == [('he said "a, b"', "yes"), ("c, d", "no")]
+        assert table.notes == ("a.csv: quotes inside fields are escaped by backslashes",)
+        assert rows_of(read(file, quoting="backslash")) == rows_of(table)
+
+    def test_quotes_that_fit_no_reading(self, tmp_path: Path) -> None:
+        file = written(tmp_path / "a.csv", lines([*PLAIN, ('"so" it, was', "no")]))
+        with pytest.raises(
+            ValueError, match=r"a\.csv: the record that begins in line 5 has quotes"
+        ):
+            read(file)
+
+    def test_an_option_decides(self, tmp_path: Path) -> None:
+        file = written(tmp_path / "a.tsv", lines([('"good"', "yes"), ("bad", "no")], "\t"))
+        assert read(file, quoting="none").columns["text"] == ['"good"', "bad"]
+        assert read(file, quoting="double").columns["text"] == ["good", "bad"]
+
+
+class TestFields:
+    @pytest.mark.parametrize(
+        ("delimiter", "name"), [(";", "semicolons"), ("\t", "tabs"), ("|", "bars")]
+    )
+    def test_a_delimiter_that_splits_the_header(
+        self, delimiter: str, name: str, tmp_path: Path
+    ) -> None:
+        file = written(tmp_path / "a.csv", lines(PLAIN, delimiter))
+        assert rows_of(read(file)) == PLAIN
+        assert read(file).notes == (f"a.csv: fields are separated by {name}",)
+        assert read(file, delimiter=delimiter).notes == ()
+
+    def test_a_delimiter_is_not_guessed_by_the_texts(self, tmp_path: Path) -> None:
+        rows = [("a; b; c", "yes"), ("d; e; f", "no")]
+        assert rows_of(read(written(tmp_path / "a.csv", lines(rows)))) == rows
+        file = written(tmp_path / "b.csv", lines(rows, "^"))
+        with pytest.raises(ValueError, match=r"no column 'text'; it has text\^label.*delimiter"):
+            read(file)
+        assert rows_of(read(file, delimiter="^")) == rows
+
+    @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+    def test_line_ends(self, end: str, tmp_path: Path) -> None:
+        table = read(written(tmp_path / "a.csv", lines(PLAIN, end=end)))
+        assert rows_of(table) == PLAIN
+        assert table.place(2) == "line 4"
+
+    def test_blank_lines(self, tmp_path: Path) -> None:
+        table = read(written(tmp_path / "a.csv", lines(PLAIN) + "\n\n  \n,\n"))
+        assert rows_of(table) == PLAIN and table.notes == ()
+        table = read(written(tmp_path / "a.csv", lines(PLAIN) + "\nso,no\n"))
+        assert len(table) == 4 and table.place(3) == "line 6"
+        assert table.notes == ("a.csv: 1 blank line between rows skipped",)
+
+    @pytest.mark.parametrize(
+        ("row", "fields"),
+        [("a, b,yes", "3 fields"), ("only text", "1 field"), ("a,yes,", "3 fields")],
+    )
+    def test_rows_of_another_width(self, row: str, fields: str, tmp_path: Path) -> None:
+        file = written(tmp_path / "a.csv", lines(PLAIN) + row + "\n")
+        with pytest.raises(ValueError, match=f"line 5 has {fields}, the header 2"):
+            read(file)
+
+    def test_missing_fields_that_are_not_used(self, tmp_path: Path) -> None:
+        table = read(written(tmp_path / "a.csv", "text,label,comment\na,yes\nb,no,so\n"))
+        assert rows_of(table) == [("a", "yes"), ("b", "no")]
+        assert table.notes == ("a.csv: 1 row without the last fields",)
+
+    def test_row_names_as_r_writes_them(self, tmp_path: Path) -> None:
+        content = "text\tlabel\n1\ta\tyes\n2\tb\tno\n"
+        table = read(written(tmp_path / "a.tsv", content))
+        assert rows_of(table) == [("a", "yes"), ("b", "no")]
+        assert "row numbers" in table.notes[0]
+        file = written(tmp_path / "a.csv", "text,label\na, b,yes\nc, d,no\n")
+        with pytest.raises(ValueError, match="line 2 has 3 fields"):
+            read(file)
+
+    def test_a_long_field(self, tmp_path: Path) -> None:
+        rows = [("x" * 200_000, "yes"), ("b", "no")]
+        before = csv.field_size_limit()
+        assert rows_of(read(written(tmp_path / "a.csv", lines(rows)))) == rows
+        assert csv.field_size_limit() == before
+
+
+class TestColumns:
+    def test_names_may_differ_in_case_and_white_space(self, tmp_path: Path) -> None:
+        table = read(written(tmp_path / "a.csv", "Text, label \na,yes\n"))
+        assert rows_of(table) == [("a", "yes")]
+        assert table.notes == (
+            "a.csv: column 'Text' is used for 'text'",
+            "a.csv: column ' label ' is used for 'label'",
+        )
+
+    @pytest.mark.parametrize("header", ["text,text,label", "Text,TEXT,label"])
+    def test_a_name_that_stands_twice(self, header: str, tmp_path: Path) -> None:
+        file = written(tmp_path / "a.csv", header + "\na,b,yes\n")
+        with pytest.raises(ValueError, match="2 columns for 'text'"):
+            read(file)
+
+    def test_an_exact_name_comes_first(self, tmp_path: Path) -> None:
+        table = read(written(tmp_path / "a.csv", "Text,text,label\nA,a,yes\n"))
+        assert rows_of(table) == [("a", "yes")] and table.notes == ()
+
+    def test_without_a_header(self, tmp_path: Path) -> None:
+        file = written(tmp_path / "a.csv", "yes,it was good\nno,so so\n")
+        with pytest.raises(ValueError, match=r"no column 'text'; it has yes, it was good.*columns"):
+            read(file)
+        table = read(file, columns=("label", "text"))
+        assert rows_of(table) == [("it was good", "yes"), ("so so", "no")]
+        assert table.place(0) == "line 1"
+        file = written(tmp_path / "b.csv", lines(PLAIN))
+        with pytest.raises(ValueError, match=r"leave out data\.columns"):
+            read(file, columns=("text", "label"))
+
+    @pytest.mark.parametrize(
+        ("content", "words"), [("", "is empty"), (" \n\n", "is empty"), ("text,label\n", "no rows")]
+    )
+    def test_files_without_rows(self, content: str, words: str, tmp_path: Path) -> None:
+        file = written(tmp_path / "a.csv", content)
+        with pytest.raises(ValueError, match=words):
+            read(file)
+
+
+class TestEncodings:
+    ROWS = (("café", "yes"), ("naïve", "no"))
+
+    @pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
+    @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32"])
+    def test_byte_order_marks(self, encoding: str, suffix: str, tmp_path: Path) -> None:
+        text = lines([*self.ROWS]) if suffix == ".csv" else jsonl([*self.ROWS])
+        table = read(written(tmp_path / f"a{suffix}", text.encode(encoding)))
+        assert rows_of(table) == [*self.ROWS]
+
+    def test_other_encodings_are_named(self, tmp_path: Path) -> None:
+        file = written(tmp_path / "a.csv", lines([*self.ROWS]).encode("cp1252"))
+        with pytest.raises(
+            ValueError, match=r"line 2 is not UTF-8 \(byte 0xe9; .*'café'.*encoding"
+        ):
+            read(file)
+        table = read(file, encoding="cp1252")
+        assert rows_of(table) == [*self.ROWS]
+        assert table.notes == ("a.csv is read as cp1252",)
+
+    def test_utf16_without_a_mark(self, tmp_path: Path) -> None:
+        file = written(tmp_path / "a.csv", lines([*self.ROWS]).encode("utf-16-le"))
+        with pytest.raises(ValueError, match=r"set data\.encoding to utf-16-le"):
+            read(file)
+        assert rows_of(read(file, encoding="utf-16-le")) == [*self.ROWS]
+
+    def test_letters_that_are_probably_wrong(self, tmp_path: Path) -> None:
+        file = written(tmp_path / "a.csv", lines([*self.ROWS]))
+        (warning,) = read(file, encoding="latin-1").warnings
+        assert "is valid UTF-8, but read as latin-1" in warning
+        file = written(tmp_path / "b.csv", lines([("caf\ufffd", "yes")]))
+        (warning,) = read(file).warnings
+        assert "1 replacement characters (U+FFFD)" in warning
+
+    @pytest.mark.parametrize("encoding", ["klingon", "base64", "rot13"])
+    def test_unknown_encodings(self, encoding: str) -> None:
+        with pytest.raises(ValueError, match=f"unknown encoding '{encoding}'"):
+            check_dialect(Dialect(encoding=encoding))
+
+    @pytest.mark.parametrize("delimiter", ["", "ab", '"', "\n", "\\"])
+    def test_delimiters(self, delimiter: str) -> None:
+        check_dialect(Dialect(delimiter="\\t"))
+        with pytest.raises(ValueError, match="it must be one character"):
+            check_dialect(Dialect(delimiter=delimiter))
+
+
+def jsonl(rows: list[tuple[Any, Any]]) -> str:
+    return "".join(json.dumps({"text": text, "label": label}) + "\n" for text, label in rows)
+
+
+class TestJson:
+    @pytest.mark.parametrize("end", ["\n", "\r\n", "\n\n"])
+    def test_lines(self, end: str, tmp_path: Path) -> None:
+        rows = [("a", 1), ("b", "x"), ("c", None), ("d", [1]), ("e", True), ("f", 0.5)]
+        table = read(written(tmp_path / "a.jsonl", jsonl(rows).replace("\n", end)))
+        assert rows_of(table) == rows and table.typed
+        assert table.place(2) == ("line 5" if end == "\n\n" else "line 3")
+
+    @pytest.mark.parametrize("indent", [None, 2])
+    def test_documents(self, indent: int | None, tmp_path: Path) -> None:
+        rows = [{"text": text, "label": label} for text, label in PLAIN]
+        columns = {key: [row[key] for row in rows] for key in ("text", "label")}
+        numbered = {key: dict(enumerate(values)) for key, values in columns.items()}
+        for document in (rows, columns, numbered):
+            file = written(tmp_path / "a.json", json.dumps(document, indent=indent))
+            assert rows_of(read(file)) == PLAIN
+            assert read(file).place(0) == "row 1"
+
+    @pytest.mark.parametrize(
+        ("content", "words"),
+        [
+            (jsonl([("a", "b")]) + '{"text": "a",\n', "line 2: Expecting property name"),
+            ('{"text": "a", "text": "b", "label": "c"}\n', "'text' stands twice"),
+            ('"a"\n"b"\n', "line 1 holds 'a'; it must be an object"),
+            ('{"data": [{"text": "a"}]}', "no column 'text'; it has data"),
+            ('{"text": ["a", "b"], "label": ["c"]}', "no columns of one length"),
+            ("[" * 100_000, "cannot be read as JSON"),
+        ],
+    )
+    def test_refused(self, content: str, words: str, tmp_path: Path) -> None:
+        file = written(tmp_path / "a.json", content)
+        with pytest.raises(ValueError, match=words):
+            read(file)
+
+    def test_keys_that_rows_lack(self, tmp_path: Path) -> None:
+        table = read(written(tmp_path / "a.jsonl", jsonl([("a", "b")]) + '{"text": "c"}\n'))
+        assert rows_of(table) == [("a", "b"), ("c", None)]
+
+
+class TestArrow:
+    def test_kinds_of_text(self, tmp_path: Path) -> None:
+        texts, labels = ["a", "b", None], ["x", "y", "x"]
+        for kind in (pa.string(), pa.large_string(), pa.dictionary(pa.int8(), pa.string())):
+            columns = {"text": pa.array(texts).cast(kind), "label": pa.array(labels).cast(kind)}
+            parquet.write_table(pa.table(columns), tmp_path / "a.parquet")
+            table = read(tmp_path / "a.parquet")
+            assert rows_of(table) == [*zip(texts, labels, strict=True)]
+            assert table.place(2) == "row 3"
+
+    def test_class_numbers_that_have_names(self, tmp_path: Path) -> None:
+        import datasets
+
+        label = datasets.ClassLabel(names=["late", "early"])
+        features = datasets.Features({"text": datasets.Value("string"), "label": label})
+        rows = {"text": ["a", "b", "c"], "label": [0, 1, -1]}
+        table = datasets.Dataset.from_dict(rows, features=features)
+        table.to_parquet(str(tmp_path / "a.parquet"))
+        table.save_to_disk(str(tmp_path / "folder"))
+        for file in (tmp_path / "a.parquet", tmp_path / "folder"):
+            assert read(file).columns["label"] == ["late", "early", None]
+
+
+class TestFiles:
+    def test_a_pattern_for_several_files(self, tmp_path: Path) -> None:
+        for number, row in enumerate(PLAIN):
+            written(tmp_path / f"train-{number}.csv", lines([row]))
+        tables = [*read_table(tmp_path / "train-*.csv", ["text", "label"], Dialect())]
+        assert [row for table in tables for row in rows_of(table)] == PLAIN
+        assert tables[2].file.name == "train-2.csv"
+        with pytest.raises(ValueError, match=r"there is no .*val-\*\.csv"):
+            check_table(tmp_path / "val-*.csv")
+
+    def test_a_name_that_looks_like_a_pattern(self, tmp_path: Path) -> None:
+        file = written(tmp_path / "a[1].csv", lines(PLAIN))
+        assert rows_of(read(file)) == PLAIN
+
+    def test_suffixes_of_any_case(self, tmp_path: Path) -> None:
+        assert rows_of(read(written(tmp_path / "A.CSV", lines(PLAIN)))) == PLAIN
+
+    def test_a_folder_of_files(self, tmp_path: Path) -> None:
+        written(tmp_path / "a.csv", lines(PLAIN))
+        with pytest.raises(ValueError, match=r"is a folder.*it holds a\.csv: name one of them"):
+            check_table(tmp_path)
