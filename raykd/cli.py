@@ -22,11 +22,13 @@ if TYPE_CHECKING:
     from raykd.search.result import StudyResult
 
 OK, FAILED, UNFIT, INTERRUPTED = 0, 1, 2, 130
+NOBODY_READS = 141
+"""What a shell reports of a program that ended because its output's reader did."""
 
 EPILOG = (
     "Exit codes: 0 all is well; 1 something that was started failed, or `doctor` found something "
     "wrong; 2 the study, the machine or the command line is not fit, nothing was started; "
-    "130 interrupted by Ctrl-C."
+    "130 interrupted by Ctrl-C, 143 by SIGTERM, 129 by SIGHUP."
 )
 
 app = typer.Typer(
@@ -414,13 +416,15 @@ def sync(
     """Send to MLflow what a search could not (its server was away), or send it elsewhere."""
     with _errors(verbose):
         from raykd.search.folder import open_folder
+        from raykd.search.lock import locked
         from raykd.search.result import read_result
         from raykd.tracking.runs import sync as send
 
-        journal = open_folder(folder)[0].journal
+        study = open_folder(folder)[0]
         to = uri or read_result(folder).tracking_uri
         try:
-            status = send(journal, to, from_start=from_start, verbose=verbose)
+            with locked(study.path, "sync"):  # a search that runs sends its events itself
+                status = send(study.journal, to, from_start=from_start, verbose=verbose)
         except ValueError as error:
             _complain(str(error))
             raise typer.Exit(FAILED) from None
@@ -615,7 +619,7 @@ class _Session:
 
     def end(self, result: StudyResult | PairsResult, *, failed: bool) -> NoReturn:
         """Print the result and leave."""
-        with _errors(self._verbose, self):
+        with _errors(self._verbose, self), contextlib.suppress(BrokenPipeError):
             _show(result, self.console, self._as_json)
         if self._undelivered:
             _complain(
@@ -676,7 +680,7 @@ class _Session:
 @contextlib.contextmanager
 def _errors(verbose: bool, session: _Session | None = None) -> Iterator[None]:
     """Turn every way to fail into its message and its exit code."""
-    from raykd.problems import StudyError
+    from raykd.problems import StudyError, Terminated
 
     try:
         yield
@@ -686,10 +690,14 @@ def _errors(verbose: bool, session: _Session | None = None) -> Iterator[None]:
         if session is not None:
             session.problems(error)
         raise typer.Exit(session.unfit_code if session is not None else UNFIT) from None
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, Terminated) as stop:
         if session is not None:
             session.interrupted()
-        raise typer.Exit(INTERRUPTED) from None
+        code = stop.code if isinstance(stop, Terminated) else INTERRUPTED
+        raise typer.Exit(code) from None
+    except BrokenPipeError:  # as in `raykd list | head`
+        _silence()
+        raise typer.Exit(NOBODY_READS) from None
     except (typer.Exit, typer.Abort):
         raise
     except Exception as error:  # noqa: BLE001 - whatever it is, it is ours
@@ -758,10 +766,26 @@ def _epoch_lines(console: Console) -> Display:
 
 
 def _console() -> Console:
-    """Standard output, its size and colours found out anew."""
+    """Standard output, with its present size and colors."""
     from rich.console import Console
 
-    return Console()
+    class Output(Console):
+        def on_broken_pipe(self) -> None:  # rich would end the program, and with it the search
+            raise BrokenPipeError("nobody reads the output any more")
+
+    return Output()
+
+
+def _silence() -> None:
+    """Have what is still written to a closed output vanish."""
+    import os
+
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError):
+            with contextlib.suppress(OSError, ValueError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _as_typed(overrides: Sequence[str] | None) -> str:
@@ -771,7 +795,8 @@ def _as_typed(overrides: Sequence[str] | None) -> str:
 
 
 def _complain(text: str) -> None:
-    typer.echo(text, err=True)
+    with contextlib.suppress(OSError, ValueError):  # standard error may be closed, too
+        typer.echo(text, err=True)
 
 
 if __name__ == "__main__":

@@ -45,6 +45,16 @@ class StudyError(ValueError):
         return type(self), (self.problems,)
 
 
+class Terminated(SystemExit):
+    """SIGTERM or SIGHUP ended a run, which was put in order as after Ctrl-C.
+
+    Leaves the program with the usual exit code: 128 + the signal's number.
+    """
+
+    def __init__(self, signal: int) -> None:
+        super().__init__(128 + signal)
+
+
 class Infeasible(ValueError):
     """A sampled point that cannot be a trial (a broken constraint, an impossible pairing).
 

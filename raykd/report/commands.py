@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raykd.search.folder import open_folder
+from raykd.search.lock import driver_of
 from raykd.tracking.cursor import Cursor
 from raykd.tracking.journal import events
 from raykd.tracking.store import (
@@ -55,7 +56,7 @@ def commands(result: StudyResult, told: Sequence[Event]) -> list[Command]:
     """
     here, runs = _short(result.folder), _runs(result)
     return [
-        *_raykd(result, told, here, sent=_is_sent(runs, told)),
+        *_raykd(result, told, here, sent=_is_sent(result, runs, told)),
         *_browsers(result, runs),
         *_load(result, told, runs),
     ]
@@ -75,13 +76,13 @@ def pairs_commands(result: PairsResult, told: Sequence[Event]) -> list[Command]:
     """
     here, runs = _short(result.folder), _runs(result)
     found = [Command("report", "see this summary again", f"{launcher()}raykd report {here}")]
-    if ended(told) != "finished":
+    if state(result, told) not in ("finished", "running"):
         found.insert(0, Command("resume", "go on", resume_command(result.folder)))
     pictures = [file for file in PICTURES if (result.folder / file).is_file()]
     if pictures:
         files = ", ".join([*pictures, "pairing.json", "pairs.csv"])
         found.append(Command("files", f"pictures and data ({files})", here))
-    if not _is_sent(runs, told):
+    if not _is_sent(result, runs, told):
         found.append(Command("sync", "send the runs to MLflow", f"{launcher()}raykd sync {here}"))
     return [*found, *_opened(result, runs)]
 
@@ -129,8 +130,19 @@ def _dashboard(storage: str) -> Command:
     return Command("optuna", what, f"{launcher()}{program} {shlex.quote(storage)}")
 
 
+def state(result: StudyResult | PairsResult, told: Sequence[Event]) -> str:
+    """How the study stands: "running" while a process works on it, else as it ended ("finished",
+    "failed", "interrupted"); one that died without a word is interrupted.
+
+    Args:
+        result: of the study.
+        told: its journal.
+    """
+    return "running" if driver_of(result.folder) is not None else ended(told)
+
+
 def ended(told: Sequence[Event]) -> str:
-    """How the search ended: its last `done` status, "interrupted" where there is none."""
+    """How the study ended: its last `done` status, "interrupted" where there is none."""
     for event in reversed(told):
         if event["event"] == "done":
             return event["status"]
@@ -140,9 +152,10 @@ def ended(told: Sequence[Event]) -> str:
 
 
 def unfinished(result: StudyResult, told: Sequence[Event]) -> bool:
-    """Whether `--resume` would find something to do."""
-    running = result.records.running("teacher", "trial", "replicate", "alone")
-    return ended(told) != "finished" or bool(running)
+    """Whether `--resume` would find something to do: nothing while another process does it."""
+    now = state(result, told)
+    left = result.records.running("teacher", "trial", "replicate", "alone")
+    return now != "running" and (now != "finished" or bool(left))
 
 
 def _is_search(told: Sequence[Event]) -> bool:
@@ -180,9 +193,10 @@ def _runs(result: StudyResult | PairsResult) -> _Runs:
     return _Runs(run_page(uri, sent.experiment, sent.run), complete, sent.runs)
 
 
-def _is_sent(runs: _Runs, told: Sequence[Event]) -> bool:
-    """Whether nothing is left to send; a study that goes on or was broken off sends the rest
-    itself."""
+def _is_sent(result: StudyResult | PairsResult, runs: _Runs, told: Sequence[Event]) -> bool:
+    """Whether nothing is left to send; a study that runs, or is resumed, sends the rest itself."""
+    if state(result, told) == "running":
+        return True
     return bool(runs.page) and (runs.complete or ended(told) not in ("finished", "failed"))
 
 

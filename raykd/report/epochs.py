@@ -43,6 +43,8 @@ class EpochLines(Display):
                 self._write(data_line(event))
                 for line, _ in notes_and_warnings(event):
                     self._write(line)
+            elif event["event"] == "warning":
+                self._write(f"warning: {event['text']}")
             elif event["event"] == "phase":
                 self._write(self._view.phase)
             elif event["event"] == "outputs":

@@ -73,6 +73,8 @@ class LiveDisplay(Display):
         if event["event"] == "dataset":
             for line, style in notes_and_warnings(event):
                 self._console.print(Text(line, style=style))
+        if event["event"] == "warning":
+            self._console.print(Text(f"warning: {event['text']}", style="yellow"))
         if event["event"] == "outputs" and event["status"] != "begun":
             self._console.print(Text(outputs_line(event), style="dim"))
         if event["event"] in ("start", "screen", "packing"):

@@ -64,6 +64,8 @@ class PlainLines(Display):
             yield from (line for line, _ in notes_and_warnings(event))
         elif kind == "phase":
             yield view.phase
+        elif kind == "warning":
+            yield f"warning: {event['text']}"
         elif kind in ("start", "screen", "packing"):
             yield from first_lines(event)
         elif kind == "plan":

@@ -13,7 +13,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from raykd.report.commands import Command, Event, commands, ended, unfinished
+from raykd.report.commands import Command, Event, commands, state, unfinished
 from raykd.report.figures import (
     compact,
     duration,
@@ -74,7 +74,7 @@ def facts(result: StudyResult, told: Sequence[Event] | None = None) -> dict[str,
         "study": result.name,
         "id": result.study_id,
         "folder": str(result.folder),
-        "status": ended(told),
+        "status": state(result, told),
         "seconds": seconds_at_work(told),
         "trials": dict(Counter(record.status for record in result.records.of("trial"))),
         "objectives": dict(result.objectives),
@@ -156,11 +156,11 @@ def _headline(result: StudyResult, told: Sequence[Event]) -> Text:
     trials = result.records.of("trial")
     counts = Counter(record.status for record in trials)
     names = {"finished": "ran whole", "stopped": "stopped early", "failed": "failed"}
-    names["running"] = "broken off"
-    parts = [f"{counts[status]} {said}" for status, said in names.items() if counts[status]]
-    status = ended(told)
-    state = "" if status == "finished" else f" ({status})"
-    text = Text.assemble((result.name, "bold"), state)
+    status = state(result, told)
+    names["running"] = "running" if status == "running" else "broken off"
+    parts = [f"{counts[end]} {said}" for end, said in names.items() if counts[end]]
+    how = "" if status == "finished" else f" ({status})"
+    text = Text.assemble((result.name, "bold"), how)
     what = _counted(len(trials), "trial") if trials else _counted(len(result.teachers), "teacher")
     said = f": {what} in {duration(seconds_at_work(told))}"
     return text.append(said + (f"; {', '.join(parts)}" if parts else ""))

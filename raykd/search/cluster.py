@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from raykd.problems import Problem, StudyError
+from raykd.search.stopping import closing, keep_handlers
 from raykd.study.schema import Cluster
 
 Resources = Mapping[str, float]
@@ -189,14 +190,27 @@ def ray_session(*, verbose: bool, groups: bool = True, slots: int = 0) -> Iterat
         import ray
 
         ours = not ray.is_initialized()
-        if ours:
-            with _without_uv():
-                _connect(verbose, groups, slots)
     try:
+        if ours:
+            with warnings.catch_warnings(), _without_uv(), _without_handlers():
+                warnings.simplefilter("ignore")
+                _connect(verbose, groups, slots)
+            keep_handlers()  # Ray's C++ part has installed its own
         yield [node["Resources"] for node in ray.nodes() if node["Alive"]]
     finally:
         if ours:
-            ray.shutdown()
+            _shut_down()
+
+
+def _shut_down() -> None:
+    """End Ray, also where it had only begun to start, without being interrupted again."""
+    import ray
+
+    closing()
+    try:
+        ray.shutdown()
+    finally:
+        keep_handlers()  # with the end of its C++ part the defaults are back
 
 
 def _import_meanwhile() -> None:
@@ -255,6 +269,19 @@ def _without_uv() -> Iterator[None]:
         yield
     finally:
         setattr(ray_constants, name, before)
+
+
+@contextmanager
+def _without_handlers() -> Iterator[None]:
+    """Keep Ray from replacing the handlers of SIGTERM while it starts."""
+    from ray._private import utils
+
+    before = utils.set_sigterm_handler
+    utils.set_sigterm_handler = lambda handler: None
+    try:
+        yield
+    finally:
+        utils.set_sigterm_handler = before
 
 
 def _connect(verbose: bool, groups: bool, slots: int) -> None:

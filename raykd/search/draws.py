@@ -9,6 +9,8 @@ from typing import Any
 
 from optuna.storages.journal import JournalFileBackend
 
+from raykd.search.lock import check_lock
+
 
 class DrawsFile(JournalFileBackend):
     """Optuna's journal in a file that one process alone writes.
@@ -27,6 +29,7 @@ class DrawsFile(JournalFileBackend):
         super().__init__(str(path))
 
     def append_logs(self, logs: Sequence[Mapping[str, Any]]) -> None:
+        check_lock(self._path.parent)
         lines = "".join(json.dumps(log, separators=(",", ":")) + "\n" for log in logs)
         with open(self._path, "ab", buffering=0) as file:
             file.write(lines.encode())

@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -34,15 +34,24 @@ from raykd.search.cluster import (
 from raykd.search.conductor import Conductor
 from raykd.search.explorer import Explorer
 from raykd.search.fetched import with_fetched
-from raykd.search.folder import StudyFolder, Verb, create_folder, open_folder
+from raykd.search.folder import StudyFolder, Verb, create_folder
+from raykd.search.lock import check_lock, is_lost, locked
 from raykd.search.packing import best, packed, remember, remembered, room
 from raykd.search.records import Records
 from raykd.search.result import StudyResult, read_result
+from raykd.search.resuming import (
+    content_of,
+    other_versions,
+    refuse_changes,
+    refuse_other_files,
+    resumed,
+)
 from raykd.search.screening import screen
 from raykd.search.shelf import Shelf, check_teacher_weights
 from raykd.search.starting import MARK as STARTED
 from raykd.search.starting import Start, put_first, starts
 from raykd.search.starting import absolute as absolute_run
+from raykd.search.stopping import closing, is_stopping, keep_handlers, stoppable
 from raykd.study.costs import Costs
 from raykd.study.files import read_document
 from raykd.study.load import Check, check_shapes, open_study
@@ -57,11 +66,17 @@ from raykd.training.assembly import task_of
 from raykd.training.cache.planning import CachePlan
 from raykd.training.storage import Storage, is_uri
 
+if TYPE_CHECKING:
+    from raykd.tracking.runs import Tracker
+
 Listener = Callable[[Mapping[str, Any]], None]
 CHECKS: tuple[Check, ...] = (check_teacher_weights, check_models)
 """What is looked at beyond the study itself before anything starts."""
 
-PACKAGES = ("raykd", "ray", "torch", "torchvision", "optuna", "mlflow", "numpy", "pydantic")
+PACKAGES = (
+    *("raykd", "ray", "torch", "torchvision", "optuna", "mlflow", "numpy", "pydantic"),
+    *("pillow", "scikit-learn", "timm", "transformers", "datasets"),
+)
 
 
 class Chronicle:
@@ -72,6 +87,12 @@ class Chronicle:
         self._listeners = listeners
 
     def write(self, event: str, **fields: Any) -> None:
+        """Keep an event and tell it.
+
+        Raises:
+            LockLost: another process has taken the study's folder.
+        """
+        check_lock(self._journal.path.parent)
         self._journal.write(event, **fields)
         self.tell({"event": event, **fields})
 
@@ -96,7 +117,8 @@ def search(
     Args:
         study: an open study (`load_study`) or the path of a study file.
         overrides: `a.b=value`, as on the command line; only with a path.
-        resume: the folder of an interrupted search to go on with; `study` is then not read.
+        resume: the folder of an interrupted search to resume; `study` is then not read, and
+            relative paths mean the working folder the search was begun in.
         start_from: runs whose winners are tried first, as far as they fit this study: a study's
             folder, `FOLDER:trial-0007`, or the id of a run in MLflow.  A resumed search remembers
             them.
@@ -105,37 +127,17 @@ def search(
         listeners: called with every event as it happens.
 
     Raises:
-        StudyError: the study, its data or the cluster is not fit; nothing was started.
+        StudyError: the study, its data or the cluster is not fit, another process works on the
+            study to resume, or what decides its results has changed; nothing was started.
     """
-    folder = None
-    if resume is not None:
-        folder, overrides = open_folder(resume)
-        refuse_another_verb(folder, "search")
-        study = folder.given
-    study = opened(study, overrides, allow_import=allow_import)
     way = starting_from([str(one) for one in start_from])
-    return run(study, folder, in_slots, verbose=verbose, listeners=listeners, way=way)
-
-
-def refuse_another_verb(folder: StudyFolder, verb: Verb) -> None:
-    """See that an interrupted run is gone on with by the verb that began it.
-
-    Raises:
-        StudyError: it was begun by another.
-    """
-    if folder.verb == verb:
-        return
-    what = f"{folder.path} was made by `raykd {folder.verb}`"
-    if folder.verb in ("search", "pairs"):
-        mend = f"go on with `raykd {folder.verb} --resume {folder.path}`"
-        raise StudyError(Problem(f"{what}, not by `raykd {verb}`", mend=mend))
-    raise StudyError(
-        Problem(
-            f"{what}, which is not gone on with",
-            mend=f"run `raykd {folder.verb}` on {folder.given} again; a trained teacher is "
-            "found and not trained again",
-        )
-    )
+    with contextlib.ExitStack() as stack:
+        folder = None
+        if resume is not None:
+            folder, overrides = stack.enter_context(resumed(resume, "search"))
+            study = folder.given
+        study = opened(study, overrides, allow_import=allow_import)
+        return run(study, folder, in_slots, verbose=verbose, listeners=listeners, way=way)
 
 
 def opened(
@@ -269,57 +271,149 @@ def run(
     Raises:
         StudyError: the data or the cluster is not fit, or the study could not be carried out.
     """
-    from raykd.tracking.runs import Tracker
+    way = way or SEARCHING
+    with stoppable(), contextlib.ExitStack() as stack:
+        prepared = _prepared(study, folder, conduct, verb, how, way)
+        if folder is None:
+            folder = _new_folder(study, verb, way)
+            stack.enter_context(locked(folder.path, verb))
+        return _carried_out(prepared, folder, conduct, verbose, listeners, way)
 
+
+@dataclass(frozen=True)
+class _Prepared:
+    """A study that is fit to be run.
+
+    Attributes:
+        known: events of the run that is resumed; none of a fresh one.
+        content: digests of the files that decide what its models are.
+    """
+
+    study: OpenStudy
+    data: Dataset
+    task: Task
+    how: Search
+    costs: Costs
+    known: Sequence[Mapping[str, Any]]
+    content: Mapping[str, str]
+
+
+def _prepared(
+    study: OpenStudy,
+    folder: StudyFolder | None,
+    conduct: Callable[[Enterprise], Conductor],
+    verb: Verb,
+    how: Search | None,
+    way: Way,
+) -> _Prepared:
+    """Read the data and check all that can be checked before anything starts.
+
+    Raises:
+        StudyError: the study, its data or the machine is not fit, or differs from what the run to
+            resume began with.
+    """
     settings = study.settings
     how = how or settings.search
-    way = way or SEARCHING
+    known = events(folder.journal) if folder is not None and folder.journal.exists() else []
     with in_place(study):
         data = load_data(settings)
+        if folder is not None:
+            refuse_changes(known, folder, study, data)
         task = task_of(data)
         if study.task is None:  # nothing could be checked before the data were read
             check_shapes(study, task, checks=CHECKS)
         way.check(study, task)
+        content = content_of(study, task)
+        refuse_other_files(known, content)
         costs = _costs(study, task, how, folder)
-        if folder is None:
-            if conduct is in_slots and not is_remote():
-                plan_slots(settings.cluster, here())
-            storage = settings.cluster.storage
-            folder = create_folder(
-                settings.name, storage, study.given, study.overrides, verb, way.start_from
-            )
-        costs.keep_in(folder.measured)
-    known = events(folder.journal) if folder.journal.exists() else []
+        if folder is None and conduct is in_slots and not is_remote():
+            plan_slots(settings.cluster, here())
+    return _Prepared(study, data, task, how, costs, known, content)
+
+
+def _new_folder(study: OpenStudy, verb: Verb, way: Way) -> StudyFolder:
+    settings = study.settings
+    with in_place(study):
+        return create_folder(
+            settings.name,
+            settings.cluster.storage,
+            study.given,
+            study.overrides,
+            verb,
+            way.start_from,
+        )
+
+
+def _carried_out(
+    prepared: _Prepared,
+    folder: StudyFolder,
+    conduct: Callable[[Enterprise], Conductor],
+    verbose: bool,
+    listeners: Sequence[Listener],
+    way: Way,
+) -> Any:
+    """Have everything trained, and what came of it written down.
+
+    Raises:
+        StudyError: the study could not be carried out.
+    """
+    from raykd.tracking.runs import Tracker
+
+    study, known = prepared.study, prepared.known
+    settings = study.settings
+    prepared.costs.keep_in(folder.measured)
     journal = Journal(folder.journal)
     chronicle = Chronicle(journal, listeners)
-    _open_chronicle(chronicle, study, known, folder, data)
-    left_out = () if known else study.narrowed(task).lines
-    if left_out:
-        tags = {"pairs_left_out": "\n".join(left_out)}
-        chronicle.write("note", id=None, tags=tags, metrics={}, step=0)
+    _open_chronicle(chronicle, prepared, folder)
     tracker = Tracker(folder.journal, settings.tracking.uri)
     status = "failed"
     try:
-        records = Records.from_events(known)
+        enterprise = Enterprise(
+            study,
+            prepared.task,
+            prepared.data,
+            folder,
+            chronicle,
+            Records.from_events(known),
+            prepared.how,
+            verbose,
+            prepared.costs,
+            way,
+        )
         with in_place(study):
-            explorer = conduct(
-                Enterprise(study, task, data, folder, chronicle, records, how, verbose, costs, way)
-            )
+            explorer = conduct(enterprise)
         if explorer.fatal:
             raise StudyError(explorer.fatal)
-        _keep_models(chronicle, explorer, folder, data, settings)
+        _keep_models(chronicle, explorer, folder, prepared.data, settings)
         result = way.conclude(chronicle, explorer, folder)
         status = "finished"
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit):
         status = "interrupted"
         raise
+    except Exception:
+        check_lock(folder.path)  # Tune may have wrapped the error
+        if is_stopping():  # Ray's processes may have had the signal, too
+            status = "interrupted"
+            raise KeyboardInterrupt from None
+        raise
     finally:
-        chronicle.write("done", status=status)
-        chronicle.tell({"event": "phase", "phase": "tracking"})
-        delivered = tracker.close(timeout=60 if status == "finished" else 10)
-        chronicle.tell({"event": "tracked", "delivered": delivered, "status": str(tracker.status)})
-        journal.close()
+        closing(hurry=tracker.abandon)
+        status = "lost" if is_lost(folder.path) else status
+        _close(chronicle, journal, tracker, status)
     return result
+
+
+def _close(chronicle: Chronicle, journal: Journal, tracker: Tracker, status: str) -> None:
+    """Write the end, and give MLflow time to get it."""
+    if status == "lost":  # journal and MLflow are another process's now
+        tracker.abandon()
+        journal.close()
+        return
+    chronicle.write("done", status=status)
+    chronicle.tell({"event": "phase", "phase": "tracking"})
+    delivered = tracker.close(timeout=60 if status == "finished" else 10)
+    chronicle.tell({"event": "tracked", "delivered": delivered, "status": str(tracker.status)})
+    journal.close()
 
 
 def _concluded(chronicle: Chronicle, conductor: Conductor, folder: StudyFolder) -> StudyResult:
@@ -498,7 +592,10 @@ def explore(
     )
     as_they_are = contextlib.nullcontext() if outlived else inherited_environment()
     with _quiet(verbose), as_they_are:
-        tuner.fit()
+        try:
+            tuner.fit()
+        finally:
+            keep_handlers()  # Tune leaves one for SIGUSR1
 
 
 def _trial_name(trial: Any) -> str:
@@ -581,16 +678,13 @@ def _check_storage(folder: StudyFolder, nodes: Sequence[Mapping[str, float]]) ->
         )
 
 
-def _open_chronicle(
-    chronicle: Chronicle,
-    study: OpenStudy,
-    known: Sequence[Mapping[str, Any]],
-    folder: StudyFolder,
-    data: Dataset,
-) -> None:
+def _open_chronicle(chronicle: Chronicle, prepared: _Prepared, folder: StudyFolder) -> None:
+    """Write what the run begins with, or goes on with."""
+    study, data, known = prepared.study, prepared.data, prepared.known
     settings = study.settings
     uri = absolute(settings.tracking.uri)
     before = next((event["id"] for event in known if event["event"] == "study"), None)
+    present = versions()
     chronicle.write(
         "study",
         id=before or uuid.uuid4().hex,
@@ -598,11 +692,13 @@ def _open_chronicle(
         experiment=settings.tracking.experiment or settings.name,
         register=settings.tracking.register,
         given=study.given,
+        overrides=list(study.overrides),
         resolved=plain(replace(settings, tracking=replace(settings.tracking, uri=uri))),
         file=str(folder.given),
         argv=sys.argv,
         git=git_commit(),
-        versions=versions(),
+        versions=present,
+        content=dict(prepared.content),
         seed=settings.seed,
     )
     chronicle.write(
@@ -617,6 +713,18 @@ def _open_chronicle(
         notes=list(data.notes),
         warnings=list(data.warnings),
     )
+    others = other_versions(known, present)
+    if others:
+        said = f"resumed with other versions than before ({', '.join(others)})"
+        chronicle.tell({"event": "warning", "text": f"{said}: results may differ in last digits"})
+        _note(chronicle, {"resumed_with": ", ".join(others)})
+    left_out = () if known else study.narrowed(prepared.task).lines
+    if left_out:
+        _note(chronicle, {"pairs_left_out": "\n".join(left_out)})
+
+
+def _note(chronicle: Chronicle, tags: Mapping[str, str]) -> None:
+    chronicle.write("note", id=None, tags=dict(tags), metrics={}, step=0)
 
 
 def _keep_models(

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from raykd.problems import Problem, StudyError
 from raykd.training.storage import is_uri
@@ -27,6 +27,7 @@ class StudyFolder:
         name: the study's folder below `storage`.
         verb: what was asked for.
         start_from: the runs whose winners were to be tried first.
+        begun_in: the working folder that relative paths of the study mean; None: the present one.
     """
 
     path: Path
@@ -34,6 +35,7 @@ class StudyFolder:
     name: str
     verb: Verb = "search"
     start_from: tuple[str, ...] = ()
+    begun_in: str | None = None
 
     @property
     def journal(self) -> Path:
@@ -89,7 +91,12 @@ def create_folder(
     else:
         raise StudyError(f"no fresh folder could be made below {root}")
     folder = StudyFolder(
-        path, storage if is_uri(storage) else str(root.absolute()), path.name, verb, (*start_from,)
+        path,
+        storage if is_uri(storage) else str(root.absolute()),
+        path.name,
+        verb,
+        tuple(start_from),
+        str(Path.cwd()),
     )
     folder.given.write_text(given)
     content = {
@@ -98,6 +105,8 @@ def create_folder(
         "storage": folder.storage,
         "overrides": list(overrides),
         "start_from": list(start_from),
+        "begun_in": folder.begun_in,
+        "path": str(path),
     }
     (path / "folder.json").write_text(json.dumps(content, indent=1))
     return folder
@@ -137,4 +146,22 @@ def open_folder(path: str | os.PathLike[str]) -> tuple[StudyFolder, list[str]]:
     if not is_uri(storage) and Path(storage) != at.parent:
         storage = str(at.parent)  # the folder was moved whole
     start_from = tuple(content.get("start_from", ()))
-    return StudyFolder(at, storage, at.name, verb, start_from), overrides
+    begun_in = _begun_in(content, at)
+    return StudyFolder(at, storage, at.name, verb, start_from, begun_in), overrides
+
+
+def _begun_in(content: Mapping[str, Any], at: Path) -> str | None:
+    """The working folder a study was begun in; where that is gone, the one that lies as it did
+    relative to the study's folder; None: neither exists."""
+    begun, path = content.get("begun_in"), content.get("path")
+    if not isinstance(begun, str) or not isinstance(path, str):
+        return None
+    if os.access(begun, os.R_OK | os.X_OK) and Path(begun).is_dir():
+        return begun
+    if not Path(path).is_relative_to(begun):
+        return None
+    inside = Path(path).parent.relative_to(begun).parts  # as "studies"; the folder may be renamed
+    around = at.parent.parts
+    if inside and around[-len(inside) :] != inside:
+        return None
+    return str(Path(*around[: len(around) - len(inside)]))

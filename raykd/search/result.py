@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from raykd.problems import Problem, StudyError
 from raykd.search.folder import open_folder
 from raykd.search.records import Record, Records, values_of
 from raykd.search.statistics import Estimate, estimate, paired_gain
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
     import pandas as pd
 
 METRIC = "test_accuracy"
+
+NOT_BEGUN = "try again in a moment if it has just started, else start the study again"
+"""Advice where a folder holds no event."""
 
 
 @dataclass(frozen=True)
@@ -153,11 +157,16 @@ def read_result(folder: str | Path) -> StudyResult:
     """The result of the search in `folder`, finished or not.
 
     Raises:
-        StudyError: it is no study's folder.
+        StudyError: it is no study's folder, or nothing has happened in it.
     """
     found, _ = open_folder(folder)
     told = events(found.journal)
-    study = next(event for event in told if event["event"] == "study")
+    begun = [event for event in told if event["event"] == "study"]
+    if not begun:
+        raise StudyError(
+            Problem(f"{found.path}: no event of the study is in its journal yet", mend=NOT_BEGUN)
+        )
+    study = begun[-1]  # where runs go may have changed when it was resumed
     resolved = study["resolved"]
     return StudyResult(
         folder=found.path,
@@ -168,5 +177,5 @@ def read_result(folder: str | Path) -> StudyResult:
         objectives=resolved["search"]["objectives"],
         chosen_at_most=resolved["search"]["chosen"],
         records=Records.from_events(told),
-        seconds=(told[-1]["at"] - study["at"]) / 1000,
+        seconds=(told[-1]["at"] - begun[0]["at"]) / 1000,
     )

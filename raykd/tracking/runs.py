@@ -103,6 +103,11 @@ class Tracker:
         self._abandoned.set()
         return self._flushed
 
+    def abandon(self) -> None:
+        """Deliver nothing more: another process does."""
+        self._abandoned.set()
+        self._closing.set()
+
     def __enter__(self) -> Tracker:
         return self
 

@@ -12,7 +12,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from raykd.report.commands import Event, ended, pairs_commands
+from raykd.report.commands import Event, pairs_commands, state
 from raykd.report.figures import duration, interval, percent, points
 from raykd.report.summary import seconds_at_work
 from raykd.report.view import teacher_name
@@ -55,7 +55,7 @@ def facts(result: PairsResult, told: Sequence[Event] | None = None) -> dict[str,
     return {
         **facts_of(result),
         "folder": str(result.folder),
-        "status": ended(told),
+        "status": state(result, told),
         "seconds": seconds_at_work(told),
         "trials": dict(Counter(record.status for record in result.records.of("trial"))),
         "failed": {record.id: record.reason for record in result.failed},
@@ -64,7 +64,7 @@ def facts(result: PairsResult, told: Sequence[Event] | None = None) -> dict[str,
 
 
 def _headline(result: PairsResult, told: Sequence[Event]) -> Text:
-    status = ended(told)
+    status = state(result, told)
     trials = result.records.of("trial")
     done = sum(record.status == "finished" for record in trials)
     trained = sum(not arm.why_not for arm in result.arms)
@@ -72,8 +72,8 @@ def _headline(result: PairsResult, told: Sequence[Event]) -> Text:
         f": loss {result.loss['name']}, weight {result.weight:g}; {trained} arms x "
         f"{len(result.seeds)} seeds, {done} trainings in {duration(seconds_at_work(told))}"
     )
-    state = "" if status == "finished" else f" ({status})"
-    return Text.assemble((result.name, "bold"), state, said)
+    how = "" if status == "finished" else f" ({status})"
+    return Text.assemble((result.name, "bold"), how, said)
 
 
 def _heatmap(result: PairsResult) -> list[RenderableType]:

@@ -291,7 +291,7 @@ def read_pairs(folder: str | Path) -> PairsResult:
     """
     opened, _ = open_folder(folder)
     told = events(opened.journal)
-    study = next((event for event in told if event["event"] == "study"), None)
+    study = next((event for event in reversed(told) if event["event"] == "study"), None)
     arms = next((event for event in reversed(told) if event["event"] == "arms"), None)
     if study is None or arms is None:
         raise StudyError(

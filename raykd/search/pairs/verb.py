@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,15 +18,15 @@ from raykd.search.driver import (
     Way,
     in_slots,
     opened,
-    refuse_another_verb,
     run,
 )
-from raykd.search.folder import StudyFolder, open_folder
+from raykd.search.folder import StudyFolder
 from raykd.search.pairs.arms import arms_of
 from raykd.search.pairs.conducting import Arms
 from raykd.search.pairs.files import write_files
 from raykd.search.pairs.question import question_of
 from raykd.search.pairs.result import PairsResult, read_pairs
+from raykd.search.resuming import resumed
 from raykd.search.shelf import Shelf
 from raykd.study.opened import OpenStudy
 from raykd.study.schema import Unscheduled
@@ -64,12 +65,23 @@ def pairs(
     Raises:
         StudyError: the study, its data or the cluster is not fit; nothing was started.
     """
-    folder = None
-    if resume is not None:
-        folder, overrides = open_folder(resume)
-        refuse_another_verb(folder, "pairs")
-        study = folder.given
-    study = opened(study, overrides, allow_import=allow_import)
+    with contextlib.ExitStack() as stack:
+        folder = None
+        if resume is not None:
+            folder, overrides = stack.enter_context(resumed(resume, "pairs"))
+            study = folder.given
+        study = opened(study, overrides, allow_import=allow_import)
+        return _studied(study, folder, verbose, listeners, draw, conduct)
+
+
+def _studied(
+    study: OpenStudy,
+    folder: StudyFolder | None,
+    verbose: bool,
+    listeners: Sequence[Listener],
+    draw: Draw | None,
+    conduct: Callable[[Enterprise], Conductor],
+) -> PairsResult:
     how = replace(
         study.settings.search,
         chosen=1,
