@@ -693,7 +693,7 @@ def _errors(verbose: bool, session: _Session | None = None) -> Iterator[None]:
     except (KeyboardInterrupt, Terminated) as stop:
         if session is not None:
             session.interrupted()
-        code = stop.code if isinstance(stop, Terminated) else INTERRUPTED
+        code = 128 + stop.signal if isinstance(stop, Terminated) else INTERRUPTED
         raise typer.Exit(code) from None
     except BrokenPipeError:  # as in `raykd list | head`
         _silence()

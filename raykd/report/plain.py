@@ -64,9 +64,7 @@ class PlainLines(Display):
             yield from (line for line, _ in notes_and_warnings(event))
         elif kind == "phase":
             yield view.phase
-        elif kind == "warning":
-            yield f"warning: {event['text']}"
-        elif kind in ("start", "screen", "packing"):
+        elif kind in ("warning", "start", "screen", "packing"):
             yield from first_lines(event)
         elif kind == "plan":
             slots = f"{event['plan']}; " if event["plan"] is not None else ""
@@ -107,6 +105,9 @@ class PlainLines(Display):
 def first_lines(event: Mapping[str, Any]) -> Iterable[str]:
     """What goes before the sampler's own draws: how many trials share a GPU, architectures ranked
     best, or what other studies found, and what of that is left out."""
+    if event["event"] == "warning":
+        yield f"warning: {event['text']}"
+        return
     if event["event"] == "packing":
         rates = ", ".join(f"{n}: {rate:,.0f}" for n, rate in event["images_per_second"].items())
         yield f"trials that share a GPU: {event['chosen']} (images/s tried: {rates})"

@@ -13,6 +13,7 @@ from raykd.report.commands import commands
 from raykd.report.figures import clock, compact, duration, interval, percent, points, rough
 from raykd.report.machine import jsonable
 from raykd.report.summary import facts, gain_in_words, seconds_at_work, summary
+from raykd.search.lock import locked
 from raykd.search.result import StudyResult, read_result
 from raykd.search.statistics import Estimate, estimate
 from raykd.study.load import load_study
@@ -104,6 +105,19 @@ def test_an_interrupted_search_says_how_to_go_on(teller: Teller) -> None:
 
 def test_a_killed_search_is_interrupted(teller: Teller) -> None:
     assert facts(result_of(teller, teller.halfway()))["status"] == "interrupted"
+
+
+def test_a_running_search_is_running(teller: Teller) -> None:
+    """Also one that was interrupted before, and is not to be resumed a second time."""
+    told = [*teller.halfway(), {"event": "done", "status": "interrupted"}]
+    result = result_of(teller, told)
+    with locked(teller.folder.path, "search"):
+        found, text = facts(result), text_of(result)
+        assert found["status"] == "running" and found["unfinished"] is False
+        assert "made-up (running): 6 trials" in text and "2 running" in text
+        assert "--resume" not in text and "raykd sync" not in text
+    assert facts(result)["status"] == "interrupted"
+    assert "--resume" in text_of(result)
 
 
 def test_a_search_without_a_whole_trial_has_no_front(teller: Teller) -> None:
