@@ -1,12 +1,34 @@
-"""Where data are looked for, and whether they could be downloaded."""
+"""Places of data: folders of a study, paths in messages, mirrors."""
 
 from __future__ import annotations
 
+import os
 import threading
 import urllib.request
 from collections.abc import Sequence
+from pathlib import Path
 
 CONNECT_SECONDS = 3.0
+
+
+def folder_path(name: str) -> Path:
+    """An absolute path of a folder or file as a study names it; `~` is the home folder.
+
+    Raises:
+        ValueError: it cannot be a path.
+    """
+    if "\0" in name:
+        raise ValueError(f"{name!r} is no path: it holds a NUL character")
+    try:
+        return Path(name).expanduser().absolute()
+    except RuntimeError as error:  # ~somebody, of whom the machine knows no home
+        raise ValueError(f"{name} is no path: {error}") from None
+
+
+def printable(path: str | Path) -> str:
+    """A path for a message: one line, whatever bytes its name has."""
+    text = os.fsencode(path).decode("utf-8", "backslashreplace")
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
 
 
 def reachable(url: str, seconds: float = CONNECT_SECONDS) -> bool:

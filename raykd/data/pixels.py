@@ -1,0 +1,210 @@
+"""Pictures of any Pillow mode as 8-bit gray or RGB, by one rule per mode."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+Background = Literal["white", "gray", "black", "none"]
+
+BACKGROUNDS = {"white": 255, "gray": 128, "black": 0}
+
+DEEP = frozenset({"I;16", "I;16L", "I;16B", "I;16N", "I", "F"})
+"""Modes with one channel of more than 8 bits."""
+
+_PHOTOMETRIC, _BITS, _SAMPLE_FORMAT = 262, 258, 339
+"""TIFF tags."""
+
+_FIX = (
+    "set data.value_range: [LOW, HIGH], the values that become black and white in every picture, "
+    "or write 8- or 16-bit pictures"
+)
+
+
+class NoScale(ValueError):
+    """The values of a picture have no fixed scale; says what to do."""
+
+
+@dataclass(frozen=True)
+class Rules:
+    """Choices of a study about how stored values become 8-bit pixels.
+
+    Attributes:
+        background: what transparent pixels are laid on; "none": their alpha is ignored.
+        value_range: values of pictures with more than 8 bits per pixel that become 0 and 255;
+            None: by the depth of the file.
+    """
+
+    background: Background = "white"
+    value_range: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True)
+class Depth:
+    """The header of a picture, as far as its scale depends on it.  Read before the pixels.
+
+    Attributes:
+        bits: of a whole number without a sign; 0: floats, or integers without a fixed scale.
+        inverted: 0 is white (TIFF's WhiteIsZero), and Pillow has not inverted it.
+        key: the transparent value or color in the pixels' own scale; None: none.
+    """
+
+    bits: int
+    inverted: bool = False
+    key: Any = None
+
+
+@dataclass
+class Traits:
+    """Properties of a picture that its user may want to know.
+
+    Attributes:
+        transparent, invisible: has transparent pixels, has no other pixels.
+        peak: largest value of a 16-bit picture; -1: it is none.
+        lost: a 16-bit picture with values that all become 0 though they differ.
+    """
+
+    transparent: bool = False
+    invisible: bool = False
+    peak: int = -1
+    lost: bool = False
+
+
+def depth_of(image: Image) -> Depth:
+    """Scale and transparent color of a picture whose pixels are not loaded yet.
+
+    Raises:
+        NoScale: Pillow would read the values wrong.
+    """
+    tags = getattr(image, "tag_v2", {}) if image.format == "TIFF" else {}
+    if image.mode == "L" and tags.get(_SAMPLE_FORMAT, (1,))[0] == 2:
+        raise NoScale("signed 8-bit values have no fixed scale; write unsigned 8-bit pictures")
+    inverted = image.mode in DEEP and tags.get(_PHOTOMETRIC) == 0
+    return Depth(_bits(image, tags), inverted, _key(image))
+
+
+def flattened(image: Image, channels: int, depth: Depth, rules: Rules, traits: Traits) -> Image:
+    """Convert a loaded picture.
+
+    Args:
+        image: of any mode.
+        channels: 1 or 3.
+        depth: by `depth_of`.
+        rules: the study's choices.
+        traits: filled in.
+
+    Returns:
+        A picture of mode L or RGB.
+
+    Raises:
+        NoScale: its values have no fixed scale.
+        ValueError: some are not finite.
+    """
+    target = "RGB" if channels == 3 else "L"
+    if image.mode in DEEP:
+        image = _scaled(image, depth, rules, traits)
+    elif depth.key is not None:
+        image.info["transparency"] = depth.key
+    if _has_alpha(image):
+        image = _composed(image, rules, traits)
+    if image.mode == "LAB":
+        image = image.convert("RGB")  # to gray there is no direct way
+    return image.convert(target)
+
+
+def _bits(image: Image, tags: Any) -> int:
+    if image.mode.startswith("I;16"):
+        return tags.get(_BITS, (16,))[0]
+    if image.mode == "I" and image.format in ("PNG", "PPM"):
+        return 16  # Pillow scales a PGM's own maximum to 65535
+    return 0 if image.mode in ("I", "F") else 8
+
+
+def _key(image: Image) -> Any:
+    """The transparent value of a PNG in the scale of the pixels that Pillow gives."""
+    key = image.info.get("transparency")
+    tile = getattr(image, "tile", ())
+    if key is None or image.format != "PNG" or not tile:
+        return key
+    raw = str(tile[0][3])
+    if raw == "L;2":
+        return key * 85
+    if raw == "L;4":
+        return key * 17
+    if raw.startswith("RGB;16"):
+        return tuple(value >> 8 for value in key)
+    return key
+
+
+def _has_alpha(image: Image) -> bool:
+    return image.mode in ("1", "L", "P", "RGB", "LA", "La", "PA", "RGBA", "RGBa") and (
+        image.has_transparency_data
+    )
+
+
+def _composed(image: Image, rules: Rules, traits: Traits) -> Image:
+    """The picture without transparency."""
+    from PIL import Image as Pillow
+
+    if image.mode == "La":
+        image = image.convert("LA")  # to RGBA there is no direct way
+    colored = image.convert("RGBA")
+    alpha = colored.getchannel("A")
+    least, most = alpha.getextrema()
+    traits.transparent, traits.invisible = least != 255, most == 0
+    colors = colored.convert("RGB")
+    if rules.background == "none" or not traits.transparent:
+        return colors
+    level = BACKGROUNDS[rules.background]
+    composed = Pillow.new("RGB", image.size, (level, level, level))
+    composed.paste(colors, mask=alpha)
+    return composed
+
+
+def _scaled(image: Image, depth: Depth, rules: Rules, traits: Traits) -> Image:
+    """A picture of more than 8 bits per pixel in mode L, or LA where a value is transparent."""
+    from PIL import Image as Pillow
+
+    values = np.asarray(image)
+    if depth.bits:
+        most = int(values.max())
+        traits.peak = most << (16 - depth.bits)
+        traits.lost = rules.value_range is None and 0 < most < 1 << (depth.bits - 8)
+    levels = _levels(values, depth.bits, rules.value_range)
+    if depth.inverted:
+        levels = 255 - levels
+    if depth.key is None:
+        return Pillow.fromarray(levels)
+    alpha = np.where(values == depth.key, 0, 255).astype(np.uint8)
+    return Pillow.merge("LA", [Pillow.fromarray(levels), Pillow.fromarray(alpha)])
+
+
+def _levels(values: np.ndarray, bits: int, span: tuple[float, float] | None) -> np.ndarray:
+    """(H, W) uint8 of the values."""
+    if span is not None:
+        _refuse_nan(values)
+        low, high = span
+        shares = (values.astype(np.float64) - low) / (high - low)
+        return np.rint(shares.clip(0, 1) * 255).astype(np.uint8)
+    if bits:
+        return (values >> (bits - 8)).clip(0, 255).astype(np.uint8)
+    if values.dtype.kind != "f":
+        raise NoScale(f"integers of 32 bits ({_extent(values)}) have no fixed scale: {_FIX}")
+    _refuse_nan(values)
+    if values.min() < 0 or values.max() > 1:
+        raise NoScale(f"floats beyond 0 to 1 ({_extent(values)}) have no fixed scale: {_FIX}")
+    return np.rint(values.astype(np.float64) * 255).astype(np.uint8)
+
+
+def _refuse_nan(values: np.ndarray) -> None:
+    if values.dtype.kind == "f" and not np.isfinite(values).all():
+        raise ValueError("some values are not finite: replace them")
+
+
+def _extent(values: np.ndarray) -> str:
+    return f"here {values.min():.6g} to {values.max():.6g}"
