@@ -1,6 +1,6 @@
-"""Options: the named, typed values a study file may hold.
+"""Options: the named, typed values of a study.
 
-Every loss, scheme, model, data source, optimiser ... is one frozen dataclass whose fields are
+Every loss, scheme, model, data source, optimizer ... is one frozen dataclass whose fields are
 its configuration.  A `Family` is the closed union of the options that may stand at one place of
 a study; the union is the registry.
 """
@@ -8,6 +8,7 @@ a study; the union is the registry.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,6 +25,7 @@ from pydantic import (
     TypeAdapter,
 )
 
+from raykd.arguments import checked
 from raykd.problems import Problem, StudyError
 
 T = TypeVar("T")
@@ -34,9 +36,52 @@ OWN = "raykd"
 
 @dataclass_transform(frozen_default=True, kw_only_default=True)
 def option(cls: type[T]) -> type[T]:
-    """Make `cls` a frozen, keyword-only dataclass that refuses unknown keys, infinity and NaN."""
-    cls.__pydantic_config__ = ConfigDict(extra="forbid", allow_inf_nan=False)  # type: ignore[attr-defined]
-    return dataclasses.dataclass(frozen=True, kw_only=True)(cls)
+    """Make `cls` a frozen, keyword-only dataclass whose values are checked.
+
+    A study file is checked by pydantic.  In Python, `cls(...)` and `dataclasses.replace` check the
+    values they are given by the same rules; unpickling and copying do not check again.  If the
+    class has a method `conflicts() -> Iterable[Problem]`, Python construction also checks rules
+    between fields with it.
+
+    `cls(...)` raises:
+        StudyError: a ValueError; names every field that is unknown, missing or out of range, what
+            was given and what is allowed.
+    """
+    cls.__pydantic_config__ = ConfigDict(  # type: ignore[attr-defined]
+        extra="forbid", allow_inf_nan=False
+    )
+    made = dataclasses.dataclass(frozen=True, kw_only=True)(cls)
+    made.__init__ = _checking(made, made.__init__)  # type: ignore[misc]
+    return made
+
+
+def _checking(cls: type, init: Any) -> Any:
+    """The dataclass's `__init__`, with its arguments checked."""
+    conflicts = getattr(cls, "conflicts", None)
+    missing = any(
+        field.default is field.default_factory for field in dataclasses.fields(cls) if field.init
+    )
+
+    @functools.wraps(init)
+    def checking(self: Any, *args: Any, **values: Any) -> None:
+        if args:
+            raise StudyError(
+                Problem(f"got {args[0]!r} without a name; write NAME=VALUE", path=cls.__name__)
+            )
+        if not values and not missing:  # defaults need no check
+            init(self)
+            return
+        try:
+            init(self, **checked(cls, values))
+        except StudyError:
+            raise
+        except ValueError as error:  # a rule of `__post_init__`
+            raise StudyError(Problem(str(error), path=cls.__name__)) from None
+        problems = [_of(cls, problem) for problem in conflicts(self)] if conflicts else ()
+        if problems:
+            raise StudyError(problems)
+
+    return checking
 
 
 def option_name(cls: type) -> str:
@@ -57,6 +102,12 @@ def names_like(form: str, pattern: str) -> Any:
         pattern: the regular expression of such names; no other option's name fits it.
     """
     return Field(pattern=pattern, examples=[form])
+
+
+def _of(cls: type, problem: Problem) -> Problem:
+    """The problem of a field with the name of its class."""
+    path = f"{cls.__name__}.{problem.path}" if problem.path else cls.__name__
+    return dataclasses.replace(problem, path=path)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,6 +11,7 @@ from pydantic import Field
 from raykd.knowledge.evidence import Progress
 from raykd.knowledge.losses import LOSSES
 from raykd.option import option
+from raykd.problems import Problem
 
 if TYPE_CHECKING:
     from raykd.knowledge.loss import Loss
@@ -69,6 +71,22 @@ class Term:
                 "the term would never act; set a later stop_epoch, or null"
             )
 
+    def conflicts(self) -> Iterator[Problem]:
+        """Pairs that do not fit the term's loss."""
+        loss, pairs = self.loss, self.pairs
+        if loss is None or pairs is None:
+            return
+        if pairs and not loss.takes_pairs:
+            what = f"loss '{loss.name}' works on logits and takes no pairs"
+            yield Problem(what, path="pairs", mend="remove `pairs`")
+        if not loss.takes_pairs:
+            return
+        if not pairs and loss.default_pairs != "none":
+            yield Problem(
+                "an empty list of pairs", path="pairs", mend="name pairs, or leave `pairs` out"
+            )
+        yield from _pair_conflicts(loss, pairs)
+
     @property
     def active(self) -> bool:
         return self.loss is not None and self.effective_weight > 0
@@ -116,3 +134,37 @@ class Term:
             return self.effective_weight
         acted = progress.step / progress.steps_per_epoch - self.start_epoch
         return self.effective_weight * min(1.0, max(0.0, acted) / self.ramp_epochs)
+
+
+def _pair_conflicts(loss: Loss, pairs: Sequence[Pair]) -> Iterator[Problem]:
+    seen: set[tuple[str, str]] = set()
+    for number, pair in enumerate(pairs):
+        path = f"pairs[{number}]"
+        if (pair.hint, pair.guided) in seen:
+            what = f"{pair.hint} -> {pair.guided} is listed twice"
+            yield Problem(what, path=path, mend="remove one of them")
+        seen.add((pair.hint, pair.guided))
+        if not pair.is_alike:
+            yield from _separate_conflicts(loss, pair, path)
+
+
+def _separate_conflicts(loss: Loss, pair: Pair, path: str) -> Iterator[Problem]:
+    """Conflicts of a pair with a weight or a loss of its own."""
+    key = "loss" if pair.loss is not None else "weight"
+    if pair.loss is not None and not pair.loss.pairs_apart:
+        what = (
+            f"loss '{pair.loss.name}' {_comparison(pair.loss)}, so it cannot be the loss of a "
+            "single pair"
+        )
+        separate = [name for name, cls in LOSSES.members.items() if cls().pairs_apart]
+        mend = f"use a loss that compares pairs one by one: {', '.join(separate)}"
+        yield Problem(what, path=f"{path}.{key}", mend=mend)
+    elif not loss.pairs_apart:
+        what = f"loss '{loss.name}' {_comparison(loss)}, so no pair can have a {key} of its own"
+        mend = f"remove the pair's `{key}`"
+        mend += ", or set the weight of the term" if key == "weight" else ""
+        yield Problem(what, path=f"{path}.{key}", mend=mend)
+
+
+def _comparison(loss: Loss) -> str:
+    return "compares all its pairs together" if loss.takes_pairs else "works on logits"

@@ -32,6 +32,10 @@ class AdamW:
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
     betas: tuple[float, float] = (0.9, 0.999)
 
+    def __post_init__(self) -> None:
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas: got {list(self.betas)}; each must be >= 0 and < 1")
+
 
 @option
 class Cosine:

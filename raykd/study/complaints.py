@@ -12,6 +12,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from raykd.architecture import MODELS
+from raykd.arguments import LIMITS
 from raykd.option import names_of
 from raykd.study.domains import DOMAINS, near
 from raykd.study.outline import study_outline
@@ -46,13 +47,6 @@ _TYPES = {
 
 _PATTERNS = {
     NAME_PATTERN: "letters, digits, `.`, `_` or `-`, the first a letter or a digit",
-}
-
-_LIMITS = {
-    "greater_than": ("> {gt:g}", "gt"),
-    "greater_than_equal": (">= {ge:g}", "ge"),
-    "less_than": ("< {lt:g}", "lt"),
-    "less_than_equal": ("<= {le:g}", "le"),
 }
 
 
@@ -220,7 +214,7 @@ def _wrong_value(faults: Iterable[_Fault]) -> Finding:
     faults = list(faults)
     first = faults[0]
     limits = [text for fault in faults for text in _allowed(fault)]
-    if any(fault.type in _LIMITS for fault in faults):
+    if any(fault.type in LIMITS for fault in faults):
         # the types are right, so what is left to say of the numbers is their limit
         limits = [text for fault in faults if fault.type not in _TYPES for text in _allowed(fault)]
     what = f"got {shown(first.found)}; must be {' or '.join(dict.fromkeys(limits))}"
@@ -231,8 +225,8 @@ def _allowed(fault: _Fault) -> Iterator[str]:
     context = fault.context
     if fault.type in _TYPES:
         yield _TYPES[fault.type]
-    elif fault.type in _LIMITS:
-        text, key = _LIMITS[fault.type]
+    elif fault.type in LIMITS:
+        text, key = LIMITS[fault.type]
         yield text.format(**{key: context[key]})
     elif fault.type == "literal_error":
         yield str(context["expected"])

@@ -9,9 +9,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import Any, Literal
 
+from raykd.arguments import near as near
 from raykd.study.suggest import Scalar, Suggest
 
 NumberKind = Literal["uniform", "loguniform", "int", "logint"]
@@ -184,12 +184,6 @@ def _told_apart(option: Any, same: Sequence[Any], label: str) -> str:
     }
     held = ", ".join(f"{key}={label_of(value)}" for key, value in telling.items())
     return f"{label}({_short(held)})" if held else label
-
-
-def near(word: Any, known: Sequence[str]) -> str:
-    """`did you mean ...?` for a misspelt word; empty where nothing comes near."""
-    close = get_close_matches(str(word), known, n=1, cutoff=0.6)
-    return f"did you mean '{close[0]}'?" if close else ""
 
 
 def _short(text: str, most: int = 60) -> str:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
-from raykd.knowledge import LOSSES, Loss, Pair
 from raykd.schemes import BornAgain, Teacher
 from raykd.study.complaints import Finding
 from raykd.study.costs import latency_findings
 from raykd.study.domains import near
 from raykd.study.models import derived_findings
-from raykd.study.place import Place
+from raykd.study.place import parse_place
 from raykd.study.schema import Direction, Search, Study
 from raykd.study.screens import screen_findings, teacher_findings
 
@@ -59,11 +58,8 @@ def search_findings(search: Search) -> Iterator[Finding]:
     yield from latency_findings(search)
     for cost, bounds in search.constraints.items():
         place = ("search", "constraints", cost)
-        if bounds.min is None and bounds.max is None:
-            yield Finding(place, "bounds nothing", "write {max: 100_000}, or remove it")
-        elif bounds.min is not None and bounds.max is not None and bounds.min > bounds.max:
-            what = f"reversed bounds: min {bounds.min:,.9g} is greater than max {bounds.max:,.9g}"
-            yield Finding(place, what, "exchange them")
+        for problem in bounds.conflicts():
+            yield Finding(place, problem.what, problem.mend)
     yield from screen_findings(search)
 
 
@@ -99,52 +95,14 @@ def _scheme_findings(study: Study) -> Iterator[Finding]:
 
 def _term_findings(study: Study) -> Iterator[Finding]:
     for number, term in enumerate(study.knowledge):
-        place = ("knowledge", number, "pairs")
-        if term.loss is not None and term.pairs and not term.loss.takes_pairs:
-            what = f"loss '{term.loss.name}' works on logits and takes no pairs"
-            yield Finding(place, what, "remove `pairs`")
-        if term.loss is None or not term.loss.takes_pairs:
-            continue
-        if term.pairs == () and term.loss.default_pairs != "none":
-            yield Finding(place, "an empty list of pairs", "name pairs, or leave `pairs` out")
+        place = ("knowledge", number)
         unknown = study.teacher is not None and study.teacher.model is None
-        if term.pairs is None and study.scheme.needs_teacher and unknown:
+        takes_pairs = term.loss is not None and term.loss.takes_pairs
+        if takes_pairs and term.pairs is None and study.scheme.needs_teacher and unknown:
             mend = "name the `pairs`, or the teacher's `model`"
             what = (
                 "the layers of a teacher given by `weights` alone are known only when it is loaded"
             )
-            yield Finding(("knowledge", number), what, mend)
-        yield from _pair_findings(term.loss, term.pairs or (), place)
-
-
-def _pair_findings(loss: Loss, pairs: Sequence[Pair], place: Place) -> Iterator[Finding]:
-    seen: set[tuple[str, str]] = set()
-    for i, pair in enumerate(pairs):
-        if (pair.hint, pair.guided) in seen:
-            what = f"{pair.hint} -> {pair.guided} stands twice"
-            yield Finding((*place, i), what, "remove one of them")
-        seen.add((pair.hint, pair.guided))
-        if not pair.is_alike:
-            yield from _own_findings(loss, pair, (*place, i))
-
-
-def _own_findings(loss: Loss, pair: Pair, place: Place) -> Iterator[Finding]:
-    """What is wrong with a pair that has a weight or a loss of its own."""
-    key = "loss" if pair.loss is not None else "weight"
-    if pair.loss is not None and not pair.loss.pairs_apart:
-        what = f"loss '{pair.loss.name}' {_compares(pair.loss)}, so it cannot be one pair's own"
-        mend = f"take one that compares pairs one by one: {', '.join(_apart())}"
-        yield Finding((*place, key), what, mend)
-    elif not loss.pairs_apart:
-        what = f"loss '{loss.name}' {_compares(loss)}, so no pair can have a {key} of its own"
-        mend = f"remove the pair's `{key}`"
-        mend += ", or weigh the term as a whole" if key == "weight" else ""
-        yield Finding((*place, key), what, mend)
-
-
-def _compares(loss: Loss) -> str:
-    return "compares all its pairs together" if loss.takes_pairs else "works on logits"
-
-
-def _apart() -> list[str]:
-    return [name for name, cls in LOSSES.members.items() if cls().pairs_apart]
+            yield Finding(place, what, mend)
+        for problem in term.conflicts():
+            yield Finding((*place, *parse_place(problem.path)), problem.what, problem.mend)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import operator
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import field
 from functools import lru_cache
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
@@ -18,6 +18,7 @@ from raykd.architecture.screens import SCREENS, Unscreened
 from raykd.data import SOURCES
 from raykd.knowledge import Term
 from raykd.option import option
+from raykd.problems import Problem
 from raykd.schemes import SCHEMES, Offline
 from raykd.schemes.teachers import Teacher
 from raykd.schemes.train import PositiveInt, Train
@@ -69,6 +70,14 @@ class Bounds:
 
     min: float | None = None
     max: float | None = None
+
+    def conflicts(self) -> Iterator[Problem]:
+        """A range that is reversed, or no range."""
+        if self.min is None and self.max is None:
+            yield Problem("bounds nothing", mend="write {max: 100_000}, or remove it")
+        elif self.min is not None and self.max is not None and self.min > self.max:
+            what = f"reversed bounds: min {self.min:,.9g} is greater than max {self.max:,.9g}"
+            yield Problem(what, mend="exchange them")
 
 
 @option
@@ -175,6 +184,14 @@ class Search:
     chosen: Annotated[int, Field(ge=1, description="at most so many points of the front")] = 3
     max_hours: Annotated[float | None, Field(gt=0, description="no new trial after")] = None
     pairs: Annotated[PairStudy, Field(description="how `raykd pairs` runs")] = PairStudy()
+
+    def conflicts(self) -> Iterator[Problem]:
+        """Objectives, constraints and screens that cannot be searched with."""
+        from raykd.study.place import dotted
+        from raykd.study.rules import search_findings
+
+        for found in search_findings(self):
+            yield Problem(found.what, path=dotted(found.place[1:]), mend=found.mend)
 
 
 @option

@@ -196,7 +196,7 @@ class TestLogitStd:
 
     @pytest.mark.parametrize("inner", [LogitStd(), Hint()])
     def test_itself_and_losses_on_layers_are_refused(self, inner: Any) -> None:
-        with pytest.raises(ValueError, match=f"got '{inner.name}'; take kd"):
+        with pytest.raises(ValueError, match=r"LogitStd\.loss: got .*; must be KD\(\.\.\.\)"):
             LogitStd(loss=inner)
 
     @pytest.mark.parametrize("name", ["logit_std", "hint"])

@@ -166,7 +166,7 @@ class Odd(ResponseLoss):
     free: Any = None
     folder: Annotated[str, Field(min_length=1, max_length=9)]
     pictures: tuple[AUGMENTATIONS.annotation, ...] = (  # type: ignore[valid-type]
-        AUGMENTATIONS["rotation"](degrees=9),
+        AUGMENTATIONS["rotation"](degrees=9.5),
         AUGMENTATIONS["horizontal_flip"](),
     )
     inside: tuple[Inner, ...] = (Inner(width=3), Inner(width=4, kind="b"))
@@ -195,7 +195,7 @@ def test_all_kinds_of_fields_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
         "term": "{loss: {name: kd, temperature: 2.0}}",
         "free": "null",
         "folder": "required",
-        "pictures": "[{name: rotation, degrees: 9}, horizontal_flip]",
+        "pictures": "[{name: rotation, degrees: 9.5}, horizontal_flip]",
         "inside": "[{width: 3}, {width: 4, kind: b}]",
     }
     assert read["steps"].type.plain() == {"type": "list of integers or null", "min": 1}

@@ -251,7 +251,7 @@ WRONG = [
     (with_pairs("[]"), "study.yaml:18: knowledge[1].pairs: an empty list of pairs"),
     (
         with_pairs("[{hint: stage1, guided: stage1}, {hint: stage1, guided: stage1}]"),
-        "study.yaml:18: knowledge[1].pairs[1]: stage1 -> stage1 stands twice",
+        "study.yaml:18: knowledge[1].pairs[1]: stage1 -> stage1 is listed twice",
     ),
     (
         with_pairs("{pairing: {hint: [stage2, stage9]}}"),

@@ -127,13 +127,13 @@ PAIRINGS = [
         },
         "knowledge[1].pairs[0].weight: loss 'reviewkd' compares all its pairs together, so no pair "
         "can have a weight of its own",
-        "-> remove the pair's `weight`, or weigh the term as a whole",
+        "-> remove the pair's `weight`, or set the weight of the term",
     ),
     (
         {"pairs": "{pairing: {max: 2, loss: {choice: [null, {name: semckd}]}}}"},
         "knowledge[1].pairs[0].loss: loss 'semckd' compares all its pairs together, so it cannot "
-        "be one pair's own",
-        "-> take one that compares pairs one by one: hint, at, ",
+        "be the loss of a single pair",
+        "-> use a loss that compares pairs one by one: hint, at, ",
     ),
     (
         {"pairs": "[{hint: stage1, guided: stage1, weight: -1.0}]"},
