@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import gzip
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +12,7 @@ import pytest
 import torch
 from pydantic import TypeAdapter, ValidationError
 
+from pictures_at_hand import write_fashion_mnist
 from raykd.data import SOURCES, Batches, Dataset, FileSplit, Inputs, Source, Split
 from raykd.data.cifar import Cifar10, Cifar100
 from raykd.data.digits import Digits
@@ -139,22 +139,10 @@ def test_a_changed_pixel_changes_the_fingerprint(pictures: Path) -> None:
 
 
 class TestFashionMnist:
-    def write(self, folder: Path, packed: bool, train: int = 60_000) -> None:
-        folder.mkdir(parents=True)
-        for prefix, count in (("train", train), ("t10k", 10_000)):
-            labels = np.arange(count, dtype=np.uint8) % 10
-            pixels = np.repeat(labels * 20, 784)
-            head = b"\x00\x00\x08"
-            images = head + b"\x03" + np.array([count, 28, 28], ">i4").tobytes() + pixels.tobytes()
-            marks = head + b"\x01" + np.array([count], ">i4").tobytes() + labels.tobytes()
-            for kind, raw in (("images-idx3", images), ("labels-idx1", marks)):
-                path = folder / f"{prefix}-{kind}-ubyte{'.gz' if packed else ''}"
-                path.write_bytes(gzip.compress(raw, 1) if packed else raw)
-
     @pytest.mark.parametrize(("below", "packed"), [("FashionMNIST/raw", False), (".", True)])
     def test_files_under_root_come_first(self, tmp_path: Path, below: str, packed: bool) -> None:
         folder = tmp_path / "root" / below
-        self.write(folder, packed)
+        write_fashion_mnist(folder, packed)
         dataset = FashionMnist(root=str(tmp_path / "root"), limit=100).load()
         assert Path(dataset.origin) == folder
         inputs = resident(dataset, "train").inputs
@@ -163,14 +151,14 @@ class TestFashionMnist:
         assert int(dataset.test.index.min()) == 60_000
 
     def test_damaged_files_are_named(self, tmp_path: Path) -> None:
-        self.write(tmp_path / "root", packed=True)
+        write_fashion_mnist(tmp_path / "root", packed=True)
         damaged = tmp_path / "root" / "train-images-idx3-ubyte.gz"
         damaged.write_bytes(damaged.read_bytes()[:5000])
         with pytest.raises(ValueError, match=r"train-images-idx3-ubyte\.gz cannot be read"):
             FashionMnist(root=str(tmp_path / "root")).load()
 
     def test_too_few_pictures_are_named(self, tmp_path: Path) -> None:
-        self.write(tmp_path / "root", packed=False, train=100)
+        write_fashion_mnist(tmp_path / "root", packed=False, train=100)
         with pytest.raises(ValueError, match=r"holds \(100, 28, 28\), not \(60000, 28, 28\)"):
             FashionMnist(root=str(tmp_path / "root")).load()
 

@@ -12,6 +12,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 
+from pictures_at_hand import write_fashion_mnist
 from raykd.architecture import anatomy
 
 FILE = Path(__file__).parents[2] / "benchmarks" / "screens.py"
@@ -107,7 +108,11 @@ def test_intervals_hold_what_they_should(bench: ModuleType) -> None:
     assert again == found, "the same resamples each time"
 
 
-def test_our_own_students_can_be_scored_again_without_training(bench: ModuleType) -> None:
+def test_our_own_students_can_be_scored_again_without_training(
+    bench: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_fashion_mnist(tmp_path / "data" / "FashionMNIST" / "raw")
+    monkeypatch.chdir(tmp_path)
     [students] = bench.fashion_students(4)
     assert len(students.models) == len(set(students.models)) == 32
     task = students.about.task
