@@ -11,7 +11,6 @@ import json
 import os
 import platform
 import shutil
-import socket
 import sys
 import time
 import tomllib
@@ -25,6 +24,8 @@ from typing import TYPE_CHECKING, Any
 from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
+
+from raykd.problems import StudyError
 
 if TYPE_CHECKING:
     from raykd.data.source import Source
@@ -192,8 +193,8 @@ def _ray() -> Iterator[Finding]:
     address = os.environ.get("RAY_ADDRESS", "")
     if not address:
         yield Finding("ray", "RAY_ADDRESS is not set: each search starts Ray on this machine")
-    elif address in ("auto", "local"):
-        yield Finding("ray", f"RAY_ADDRESS={address}: not looked at; Ray finds it by itself")
+    elif address == "local":
+        yield Finding("ray", "RAY_ADDRESS=local: each search starts Ray on this machine")
     else:
         yield from _cluster(address)
 
@@ -215,27 +216,17 @@ def _ray_import() -> Finding | None:
 
 
 def _cluster(address: str) -> Iterator[Finding]:
-    host, port = _host_and_port(address)
-    if not _answers(host, port):
-        mend = "start it (ray start --head), correct RAY_ADDRESS, or unset it to run here"
-        yield Finding("ray", f"no answer from {host}:{port} (RAY_ADDRESS={address})", mend)
-        return
-    yield Finding("ray", f"{host}:{port} answers (RAY_ADDRESS={address})")
-    yield _dashboard(host)
+    from raykd.search.reaching import check_cluster, host_and_port
 
-
-def _host_and_port(address: str) -> tuple[str, int]:
-    place = address.rpartition("://")[2].rstrip("/")
-    host, _, port = place.rpartition(":")
-    return (host, int(port)) if host and port.isdigit() else (place, 6379)
-
-
-def _answers(host: str, port: int) -> bool:
     try:
-        socket.create_connection((host, port), timeout=ANSWER_WITHIN).close()
-    except OSError:
-        return False
-    return True
+        check_cluster(address)
+    except StudyError as error:
+        (problem,) = error.problems
+        yield Finding("ray", problem.what, problem.mend)
+        return
+    yield Finding("ray", f"the cluster at RAY_ADDRESS={address} answers, with the same versions")
+    if address != "auto":
+        yield _dashboard(host_and_port(address)[0])
 
 
 def _dashboard(host: str) -> Finding:

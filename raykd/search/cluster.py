@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from raykd.problems import Problem, StudyError
+from raykd.search.reaching import cannot_join, check_cluster
 from raykd.search.stopping import closing, keep_handlers
 from raykd.study.schema import Cluster
 
@@ -65,9 +66,46 @@ class SlotPlan:
 
 
 def here() -> list[Resources]:
-    """What a Ray started on this machine would have, as one node."""
-    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return [{"CPU": float(cpus), "GPU": float(_gpus())}]
+    """The resources of a Ray started on this machine, as one node."""
+    return [{"CPU": float(usable_cpus()), "GPU": float(_gpus())}]
+
+
+def usable_cpus() -> int:
+    """CPUs that this process may use, at least 1: those of its affinity (`taskset`, SLURM), and no
+    more whole ones than its cgroup's quota (`docker --cpus`, Kubernetes' limits)."""
+    own = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(own, int(_cpu_quota())))
+
+
+def _cpu_quota(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> float:
+    """CPUs that the control groups of this process grant it together; a large number: no limit."""
+    quotas = [float(1 << 20)]
+    for file, period in _quota_files(root, own):
+        with suppress(OSError, ValueError):
+            words = file.read_text(encoding="ascii").split()
+            granted = float(words[0])  # "max" is no number: no limit
+            per = float(words[1] if period is None else period.read_text(encoding="ascii"))
+            if granted > 0 and per > 0:
+                quotas.append(granted / per)
+    return min(quotas)
+
+
+def _quota_files(root: Path, own: Path) -> Iterator[tuple[Path, Path | None]]:
+    """The files of a quota, of version 2 and 1, from this process's group up to the root."""
+    inside = {"": "/"}
+    with suppress(OSError):
+        for line in own.read_text(encoding="utf-8").splitlines():
+            _, controllers, path = line.split(":", 2)
+            inside |= dict.fromkeys(controllers.split(","), path)
+    for controller, folders in (("", [root]), ("cpu", [root / "cpu", root / "cpu,cpuacct"])):
+        path = Path(inside.get(controller, "/").lstrip("/"))
+        for folder in folders:
+            for level in (path, *path.parents):
+                if controller:
+                    group = folder / level
+                    yield group / "cpu.cfs_quota_us", group / "cpu.cfs_period_us"
+                else:
+                    yield folder / level / "cpu.max", None
 
 
 def plan_slots(cluster: Cluster, nodes: Sequence[Resources]) -> SlotPlan:
@@ -155,7 +193,22 @@ def _gpus() -> int:
 
 def is_remote() -> bool:
     """Whether the study is to run on a cluster that is there already."""
-    return bool(os.environ.get("RAY_ADDRESS"))
+    return os.environ.get("RAY_ADDRESS", "").strip() not in ("", "local")
+
+
+def check_resources(cluster: Cluster) -> None:
+    """See, before anything is read or started, that there is room for a study's trials: on this
+    machine, or on a cluster that can be joined.
+
+    Raises:
+        StudyError: there is not; see `plan_slots` and `check_cluster`.
+    """
+    if is_initialized():
+        return
+    if is_remote():
+        check_cluster(os.environ["RAY_ADDRESS"].strip())
+    else:
+        plan_slots(cluster, here())
 
 
 def is_standing() -> bool:
@@ -164,8 +217,13 @@ def is_standing() -> bool:
     It is not imported for that: Ray reads some of its settings while it is imported, and those of
     `QUIET` must stand by then.
     """
+    return is_remote() or is_initialized()
+
+
+def is_initialized() -> bool:
+    """Whether this process has started or joined Ray."""
     ray = sys.modules.get("ray")
-    return is_remote() or (ray is not None and ray.is_initialized())
+    return ray is not None and ray.is_initialized()
 
 
 @contextmanager
@@ -294,24 +352,20 @@ def _connect(verbose: bool, groups: bool, slots: int) -> None:
     }
     if not is_remote():
         # The dashboard is not only for show: Ray Train frees a stopped group's place through it.
+        cpus = usable_cpus()
+        shared["num_cpus"] = cpus
         if groups or verbose:
             ray.init(address="local", include_dashboard=True, **shared)
             return
-        worth_it = here()[0]["CPU"] <= SPARE * slots
+        worth_it = cpus <= SPARE * slots
         own = {"preload_python_modules": list(PRELOADED) if worth_it else []}
         with _without_dashboard():
             ray.init(address="local", include_dashboard=False, _system_config=own, **shared)
         return
-    try:
-        import raykd
+    import raykd
 
-        package = str(Path(raykd.__file__).parent)
+    package = str(Path(raykd.__file__).parent)
+    try:
         ray.init(address="auto", runtime_env={"py_modules": [package]}, **shared)
     except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
-        address = os.environ["RAY_ADDRESS"]
-        raise StudyError(
-            Problem(
-                f"the cluster at RAY_ADDRESS={address} cannot be joined: {error}",
-                mend="start it (`ray start --head`), correct RAY_ADDRESS, or unset it to run here",
-            )
-        ) from None
+        raise cannot_join(os.environ["RAY_ADDRESS"], str(error)) from None

@@ -24,9 +24,9 @@ from raykd.search.caching import Caching
 from raykd.search.cluster import (
     Resources,
     SlotPlan,
+    check_resources,
     here,
     inherited_environment,
-    is_remote,
     is_standing,
     plan_slots,
     ray_session,
@@ -316,6 +316,8 @@ def _prepared(
     how = how or settings.search
     known = events(folder.journal) if folder is not None and folder.journal.exists() else []
     with in_place(study):
+        if conduct is in_slots:
+            check_resources(settings.cluster)
         data = load_data(settings)
         if folder is not None:
             refuse_changes(known, folder, study, data)
@@ -326,8 +328,6 @@ def _prepared(
         content = content_of(study, task)
         refuse_other_files(known, content)
         costs = _costs(study, task, how, folder)
-        if folder is None and conduct is in_slots and not is_remote():
-            plan_slots(settings.cluster, here())
     return _Prepared(study, data, task, how, costs, known, content)
 
 

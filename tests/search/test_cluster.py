@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from raykd.problems import StudyError
-from raykd.search.cluster import here, inherited_environment, is_remote, plan_slots
+from raykd.search.cluster import (
+    _cpu_quota,
+    here,
+    inherited_environment,
+    is_remote,
+    plan_slots,
+    usable_cpus,
+)
 from raykd.study.schema import Cluster
 
 LAPTOP = [{"CPU": 2.0}]
@@ -103,6 +112,48 @@ def test_this_machine_is_one_node() -> None:
     assert plan_slots(cluster(gpus_per_worker=0), here()).slots == int(node["CPU"])
 
 
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="needs Linux")
+def test_one_count_of_cpus_for_plans_and_for_ray() -> None:
+    """Of those the process may use: of 64, SLURM may have given it 4."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(before)})
+    try:
+        assert usable_cpus() == 1 and here()[0]["CPU"] == 1
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+@pytest.mark.parametrize(
+    ("files", "groups", "cpus"),
+    [
+        ({}, "", 1 << 20),
+        ({"cpu.max": "max 100000"}, "0::/", 1 << 20),
+        ({"cpu.max": "250000 100000"}, "0::/", 2.5),
+        ({"a/b/cpu.max": "50000 100000", "a/cpu.max": "400000 100000"}, "0::/a/b", 0.5),
+        ({"a/b/cpu.max": "max 100000", "a/cpu.max": "400000 100000"}, "0::/a/b", 4),
+        ({"a/cpu.max": "garbage"}, "0::/a", 1 << 20),
+        ({"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, "1:cpu:/", 1 << 20),
+        ({"cpu/cpu.cfs_quota_us": "300000", "cpu/cpu.cfs_period_us": "100000"}, "1:cpu:/", 3),
+        (
+            {
+                "cpu,cpuacct/job/cpu.cfs_quota_us": "150000",
+                "cpu,cpuacct/job/cpu.cfs_period_us": "100000",
+            },
+            "2:cpu,cpuacct:/job",
+            1.5,
+        ),
+    ],
+)
+def test_a_container_s_quota(
+    files: dict[str, str], groups: str, cpus: float, tmp_path: Path
+) -> None:
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text + "\n")
+    (tmp_path / "own").write_text(groups + "\n" if groups else "")
+    assert _cpu_quota(tmp_path, tmp_path / "own") == cpus
+
+
 def test_a_plan_says_what_it_is() -> None:
     assert str(plan_slots(cluster(), LAPTOP)) == "2 slot(s) x 1 worker(s) x (1 CPU)"
     assert "0.5 GPU" in str(plan_slots(cluster(gpus_per_worker=0.5), SERVER))
@@ -113,6 +164,8 @@ def test_a_cluster_is_named_by_ray_address(monkeypatch: pytest.MonkeyPatch) -> N
     assert not is_remote()
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
     assert is_remote()
+    monkeypatch.setenv("RAY_ADDRESS", "local")
+    assert not is_remote()
 
 
 def test_actors_of_tune_need_no_processes_of_their_own() -> None:
