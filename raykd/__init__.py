@@ -1,7 +1,7 @@
 """raykd searches students and distillations of a teacher, in warm slots on Ray.
 
 The names below are loaded when they are first used, so that `import raykd` costs nothing.
-`raykd.search` is both the package and the function `raykd.search.driver.search`.
+`raykd.search` is both the package and the function `raykd.report.python.search`.
 """
 
 from __future__ import annotations
@@ -15,11 +15,9 @@ import raykd.search as _package
 
 if TYPE_CHECKING:
     from raykd.problems import Problem, StudyError
-    from raykd.report.pairs import pairs
-    from raykd.search.driver import search
+    from raykd.report.python import distill, pairs, search, train_teacher
     from raykd.search.pairs.result import PairsResult, read_pairs
     from raykd.search.result import StudyResult, read_result
-    from raykd.search.single import distill, train_teacher
     from raykd.study.load import load_study
     from raykd.study.opened import OpenStudy
     from raykd.study.schema import Study
@@ -50,12 +48,12 @@ _HOMES = {
     "StudyError": "raykd.problems",
     "PairsResult": "raykd.search.pairs.result",
     "StudyResult": "raykd.search.result",
-    "distill": "raykd.search.single",
+    "distill": "raykd.report.python",
     "load_study": "raykd.study.load",
-    "pairs": "raykd.report.pairs",
+    "pairs": "raykd.report.python",
     "read_pairs": "raykd.search.pairs.result",
     "read_result": "raykd.search.result",
-    "train_teacher": "raykd.search.single",
+    "train_teacher": "raykd.report.python",
 }
 
 
@@ -73,7 +71,7 @@ class _SearchPackage(ModuleType):
     """The package `raykd.search`, which can be called as the function of that name."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> StudyResult:
-        from raykd.search.driver import search
+        from raykd.report.python import search
 
         return search(*args, **kwargs)
 

@@ -211,8 +211,10 @@ def distill(
             listeners=listeners,
         )
 
+    from raykd.report import epoch_display
+
     session = _Session(as_json, verbose)
-    result = session.run(lambda: _epoch_lines(session.console), run)
+    result = session.run(lambda: epoch_display(session.console), run)
     session.end(result, failed=result.best is None)
 
 
@@ -237,8 +239,10 @@ def teacher(
             listeners=listeners,
         )
 
+    from raykd.report import epoch_display
+
     session = _Session(as_json, verbose)
-    result = session.run(lambda: _epoch_lines(session.console), run)
+    result = session.run(lambda: epoch_display(session.console), run)
     session.end(result, failed=all(record.status != "finished" for record in result.teachers))
 
 
@@ -756,13 +760,6 @@ def _outputs_store(root: str) -> Any:
     from raykd.training.storage import Storage
 
     return OutputsStore(Storage(root))
-
-
-def _epoch_lines(console: Console) -> Display:
-    from raykd.report import print_line
-    from raykd.report.epochs import EpochLines
-
-    return EpochLines(lambda line: print_line(console, line))
 
 
 def _console() -> Console:

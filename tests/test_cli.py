@@ -329,8 +329,11 @@ def test_the_public_names_are_there() -> None:
 def test_search_is_a_package_and_a_function(monkeypatch: pytest.MonkeyPatch) -> None:
     import raykd.search.driver
 
+    given: list[Any] = []
     monkeypatch.setattr(
-        raykd.search.driver, "search", lambda *given, **more: (given, more), raising=True
+        raykd.search.driver, "search", lambda study, **more: given.append((study, more))
     )
     called: Any = raykd.search
-    assert called("x.yaml", verbose=True) == (("x.yaml",), {"verbose": True})
+    called("x.yaml", allow_import=True, progress=False)
+    assert given[0][0] == "x.yaml" and given[0][1]["allow_import"]
+    assert given[0][1]["listeners"] == []

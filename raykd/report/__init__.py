@@ -23,6 +23,13 @@ def search_display(console: Console, *, lines: bool = False) -> Display:
     return PlainLines(lambda line: print_line(console, line))
 
 
+def epoch_display(console: Console) -> Display:
+    """One line an epoch, for single trainings."""
+    from raykd.report.epochs import EpochLines
+
+    return EpochLines(lambda line: print_line(console, line))
+
+
 def print_line(console: Console, line: str) -> None:
     """Print a line as it is: no markup, no wrapping."""
     console.print(line, markup=False, highlight=False, soft_wrap=True)

@@ -8,10 +8,10 @@ from typing import Any
 
 from raykd.report.data import data_line, notes_and_warnings
 from raykd.report.display import Display
-from raykd.report.figures import clock, percent
 from raykd.report.outputs import outputs_line
 from raykd.report.plain import described, ended_line
 from raykd.report.view import REPLICATES, View
+from raykd.search.figures import clock, percent
 from raykd.search.records import Record
 
 HEADINGS = (

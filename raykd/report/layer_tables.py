@@ -9,8 +9,8 @@ from rich.table import Table
 from rich.text import Text
 
 from raykd.architecture.layers import Layer
-from raykd.report.figures import compact
 from raykd.report.layers import Layers, Shown
+from raykd.search.figures import compact
 
 HEADINGS = ("stage", "layer", "type", "shape", "depth", "MACs")
 FIGURES = ("depth", "MACs")

@@ -15,20 +15,11 @@ from rich.text import Text
 
 from raykd.report.data import notes_and_warnings
 from raykd.report.display import Display
-from raykd.report.figures import clock, compact, metric, percent, time_left, words
 from raykd.report.outputs import outputs_line
 from raykd.report.plain import first_lines
-from raykd.report.view import (
-    ALL,
-    COSTS,
-    View,
-    cost,
-    learns_from,
-    pairs_name,
-    run_name,
-    student_name,
-)
-from raykd.search.records import Record
+from raykd.report.view import ALL, COSTS, View, run_name
+from raykd.search.figures import clock, compact, metric, percent, time_left, words
+from raykd.search.records import Record, cost, learns_from, pairs_name, student_name
 
 PERIOD = 0.25
 """Seconds between two looks for something new; the clock alone moves once a second."""

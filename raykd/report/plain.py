@@ -9,18 +9,10 @@ from typing import Any
 
 from raykd.report.data import data_line, notes_and_warnings
 from raykd.report.display import Display
-from raykd.report.figures import clock, compact, metric, percent, time_left, words
 from raykd.report.outputs import outputs_line
-from raykd.report.view import (
-    View,
-    asked_costs,
-    cost,
-    learns_from,
-    pairs_name,
-    scheme_name,
-    student_name,
-)
-from raykd.search.records import Record
+from raykd.report.view import View, asked_costs
+from raykd.search.figures import clock, compact, metric, percent, time_left, words
+from raykd.search.records import Record, cost, learns_from, pairs_name, scheme_name, student_name
 
 EVERY = 10.0
 """Seconds between two lines of progress."""

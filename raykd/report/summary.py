@@ -14,7 +14,8 @@ from rich.table import Table
 from rich.text import Text
 
 from raykd.report.commands import Command, Event, commands, state, unfinished
-from raykd.report.figures import (
+from raykd.report.view import COSTS, asked_costs
+from raykd.search.figures import (
     compact,
     duration,
     interval,
@@ -24,9 +25,10 @@ from raykd.report.figures import (
     whole,
     words,
 )
-from raykd.report.view import (
-    COSTS,
-    asked_costs,
+from raykd.search.folder import open_folder
+from raykd.search.records import (
+    Record,
+    Records,
     cost,
     learns_from,
     pairs_name,
@@ -34,8 +36,6 @@ from raykd.report.view import (
     student_name,
     teacher_name,
 )
-from raykd.search.folder import open_folder
-from raykd.search.records import Record, Records
 from raykd.search.result import METRIC, Chosen, StudyResult
 from raykd.search.statistics import Estimate, paired_gain
 from raykd.tracking.journal import events

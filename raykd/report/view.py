@@ -11,8 +11,14 @@ from dataclasses import dataclass
 from statistics import mean
 from typing import TYPE_CHECKING, Any
 
-from raykd.search.records import Record, Records
-from raykd.study.names import model_name, names_of
+from raykd.search.records import (
+    Record,
+    Records,
+    cost,
+    scheme_name,
+    teacher_name,
+)
+from raykd.study.names import model_name
 from raykd.tracking.journal import events
 
 if TYPE_CHECKING:
@@ -293,46 +299,9 @@ class View:
         return max(0, due - len(self.records.of(*REPLICATES))) * budget.epochs
 
 
-def teacher_name(record: Record) -> str:
-    """A network that teaches, in short."""
-    teacher = record.assignment.study.get("teacher") or {}
-    if record.assignment.measures and teacher.get("weights") and not teacher.get("model"):
-        return str(teacher["weights"])  # a whole network from MLflow
-    return _name(record, "student")
-
-
-def student_name(record: Record) -> str:
-    """The network of a training in short."""
-    return teacher_name(record) if record.role == "teacher" else _name(record, "student")
-
-
-def learns_from(record: Record) -> str:
-    """The losses of a training in short, "0.31 kd T=4.1 + 12 at"; "labels" for labels alone."""
-    return _name(record, "learns_from")
-
-
-def pairs_name(record: Record) -> str:
-    """The layer pairs of a training, hint to guided; "" where there are none."""
-    return _name(record, "pairs")
-
-
 def run_name(run_id: str) -> str:
     """An id in short: "0007/seed-1" for "trial-0007/seed-1"."""
     return run_id.removeprefix("trial-")
-
-
-def _name(record: Record, name: str) -> str:
-    """A name the journal keeps; one of an older journal is made from the study."""
-    return (record.assignment.names or names_of(record.assignment.study))[name]
-
-
-def scheme_name(record: Record) -> str:
-    return record.assignment.study["scheme"]["name"]
-
-
-def cost(record: Record, name: str) -> float | None:
-    """One of the costs of a training's network, where it is known."""
-    return record.metrics.get(name, record.assignment.metrics.get(name))
 
 
 def asked_costs(records: Iterable[Record]) -> list[str]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from raykd.search import fronts
+from raykd.study.names import names_of
 from raykd.training.assignment import Assignment, Role
 
 
@@ -133,3 +134,40 @@ def _numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
 def values_of(records: Sequence[Record], metric: str) -> list[float]:
     """The metric's values over those that finished."""
     return [r.metrics[metric] for r in records if r.status == "finished" and metric in r.metrics]
+
+
+def teacher_name(record: Record) -> str:
+    """A network that teaches, in short."""
+    teacher = record.assignment.study.get("teacher") or {}
+    if record.assignment.measures and teacher.get("weights") and not teacher.get("model"):
+        return str(teacher["weights"])  # a whole network from MLflow
+    return _name(record, "student")
+
+
+def student_name(record: Record) -> str:
+    """The network of a training in short."""
+    return teacher_name(record) if record.role == "teacher" else _name(record, "student")
+
+
+def learns_from(record: Record) -> str:
+    """The losses of a training in short, "0.31 kd T=4.1 + 12 at"; "labels" for labels alone."""
+    return _name(record, "learns_from")
+
+
+def pairs_name(record: Record) -> str:
+    """The layer pairs of a training, hint to guided; "" where there are none."""
+    return _name(record, "pairs")
+
+
+def _name(record: Record, name: str) -> str:
+    """A name the journal keeps; one of an older journal is made from the study."""
+    return (record.assignment.names or names_of(record.assignment.study))[name]
+
+
+def scheme_name(record: Record) -> str:
+    return record.assignment.study["scheme"]["name"]
+
+
+def cost(record: Record, name: str) -> float | None:
+    """One of the costs of a training's network, where it is known."""
+    return record.metrics.get(name, record.assignment.metrics.get(name))

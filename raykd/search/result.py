@@ -8,9 +8,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from raykd.card import Card
 from raykd.problems import Problem, StudyError
+from raykd.search.figures import compact, duration, interval, metric, points, words
 from raykd.search.folder import open_folder
-from raykd.search.records import Record, Records, values_of
+from raykd.search.records import (
+    Record,
+    Records,
+    cost,
+    learns_from,
+    student_name,
+    teacher_name,
+    values_of,
+)
 from raykd.search.statistics import Estimate, estimate, paired_gain
 from raykd.tracking.journal import events
 
@@ -40,7 +50,7 @@ class Chosen:
     gain: Estimate | None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class StudyResult:
     """The outcome of one search.
 
@@ -64,6 +74,15 @@ class StudyResult:
     chosen_at_most: int
     records: Records
     seconds: float
+
+    def __repr__(self) -> str:
+        trials = len(self.records.of("trial"))
+        best = f", best {self.best.id}" if self.best is not None else ""
+        return f"StudyResult({self.name!r}, {trials} trials{best}, folder={str(self.folder)!r})"
+
+    def _repr_html_(self) -> str:
+        """The result as a card, for notebooks."""
+        return result_card(self).html()
 
     @functools.cached_property
     def pareto(self) -> list[Record]:
@@ -151,6 +170,48 @@ class StudyResult:
             for child in self.records.children(record.id, role)
             if child.status == "finished" and METRIC in child.metrics
         }
+
+
+def result_card(result: StudyResult) -> Card:
+    """A search for notebooks: its teachers, its front and the chosen students."""
+    trials = len(result.records.of("trial"))
+    card = Card(result.name, f"{trials} trials in {duration(result.seconds)}")
+    card.facts(
+        [
+            ("teachers", "; ".join(map(_teacher_text, result.teachers))),
+            ("folder", str(result.folder)),
+            ("MLflow", f"experiment {result.experiment}"),
+        ]
+    )
+    names = tuple(result.objectives)
+    card.table(
+        "Pareto front (validation split)" if len(names) > 1 else "Best trial (validation split)",
+        ("trial", "student", "learns from", *map(words, names), "params"),
+        [
+            (
+                record.id,
+                student_name(record),
+                learns_from(record),
+                *(metric(name, cost(record, name)) for name in names),
+                compact(cost(record, "params")),
+            )
+            for record in result.pareto
+        ],
+    )
+    card.table(
+        "Chosen students (test accuracy over fresh seeds, mean ± 95% half width)",
+        ("trial", "distilled", "same student alone", "gain in points"),
+        [
+            (each.trial.id, interval(each.distilled), interval(each.alone), points(each.gain))
+            for each in result.chosen
+            if each.distilled is not None
+        ],
+    )
+    return card
+
+
+def _teacher_text(record: Record) -> str:
+    return f"{teacher_name(record)}: {metric(METRIC, record.metrics.get(METRIC))} test accuracy"
 
 
 def read_result(folder: str | Path) -> StudyResult:

@@ -11,6 +11,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from raykd.architecture import Anatomy, Task, anatomy
+from raykd.card import Card
 from raykd.knowledge import Loss
 from raykd.problems import Infeasible, StudyError
 from raykd.schemes import Preparation, Teacher
@@ -34,7 +35,7 @@ PRIVATE = ("tracking",)
 _ALIKE = re.compile(r"knowledge\[\d+\]\.pairs\[\d+\]\.(weight|loss)")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class OpenStudy:
     """A study file, read and checked; see `raykd.study.load.load_study`.
 
@@ -49,6 +50,15 @@ class OpenStudy:
     space: Space
     settings: Study
     _spaces: dict[Any, Narrowed] = field(default_factory=dict, repr=False, compare=False)
+
+    def __repr__(self) -> str:
+        file = f", {self.document.file}" if self.document.file else ""
+        count = len(self.dimensions)
+        return f"OpenStudy({self.settings.name!r}, {count} parameter{'s' * (count != 1)}{file})"
+
+    def _repr_html_(self) -> str:
+        """The study as a card, for notebooks."""
+        return study_card(self).html()
 
     @property
     def given(self) -> str:
@@ -248,6 +258,33 @@ class OpenStudy:
             owner = study.student if part == "student" else study.teacher
             if owner is not None and owner.model is not None:
                 yield owner.model
+
+
+def study_card(study: OpenStudy) -> Card:
+    """A study for notebooks: its parts, its parameters and the size of its space."""
+    settings = study.settings
+    search = settings.search
+    card = Card(f"study {settings.name}", study.document.file or "")
+    points = study.size.points
+    card.facts(
+        [
+            ("data", settings.data.name),
+            ("teacher", ", ".join(_model_names(study.models("teacher")))),
+            ("students", ", ".join(_model_names(study.models("student")))),
+            ("objectives", ", ".join(f"{way} {name}" for name, way in search.objectives.items())),
+            ("search", f"{search.sampler}, up to {search.trials} trials"),
+            ("epochs", f"{settings.train.epochs} a trial"),
+            ("space", "infinite" if points is None else f"{points:,} points"),
+        ]
+    )
+    rows = [(each.path, each.kind, each.text, each.when) for each in study.dimensions]
+    card.table("Parameters", ("parameter", "domain", "values", "drawn when"), rows)
+    return card
+
+
+def _model_names(models: Iterable[Any]) -> list[str]:
+    """Distinct names of models, in their order."""
+    return list(dict.fromkeys(str(model.name) for model in models))
 
 
 def task_of(study: Study) -> Task | None:

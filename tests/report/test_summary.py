@@ -10,9 +10,9 @@ import pytest
 from rich.console import Console
 
 from raykd.report.commands import commands
-from raykd.report.figures import clock, compact, duration, interval, percent, points, rough
 from raykd.report.machine import jsonable
 from raykd.report.summary import facts, gain_in_words, seconds_at_work, summary
+from raykd.search.figures import clock, compact, duration, interval, percent, points, rough
 from raykd.search.lock import locked
 from raykd.search.result import StudyResult, read_result
 from raykd.search.statistics import Estimate, estimate

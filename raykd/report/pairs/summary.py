@@ -13,13 +13,13 @@ from rich.table import Table
 from rich.text import Text
 
 from raykd.report.commands import Event, pairs_commands, state
-from raykd.report.figures import duration, interval, percent, points
 from raykd.report.summary import seconds_at_work
-from raykd.report.view import teacher_name
+from raykd.search.figures import duration, interval, percent, points
 from raykd.search.pairs.arm import NONE
 from raykd.search.pairs.contrasts import Contrast
 from raykd.search.pairs.files import facts_of
 from raykd.search.pairs.result import PREDICTORS, TESTED, Best, Cell, PairsResult, ShownLayer
+from raykd.search.records import teacher_name
 from raykd.tracking.journal import events
 
 MOST_REASONS = 6

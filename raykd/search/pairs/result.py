@@ -11,7 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from raykd.card import Card
 from raykd.problems import Problem, StudyError
+from raykd.search.figures import UNKNOWN, duration, interval, points
 from raykd.search.folder import open_folder
 from raykd.search.pairs.arm import NONE, Arm
 from raykd.search.pairs.contrasts import (
@@ -91,7 +93,7 @@ class Best:
     gain: Estimate | None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class PairsResult:
     """The outcome of one layer study.
 
@@ -129,6 +131,16 @@ class PairsResult:
     weight: float
     found: Mapping[int, Mapping[str, Any]]
     seconds: float
+
+    def __repr__(self) -> str:
+        trained = sum(not arm.why_not for arm in self.arms)
+        best = f", best {self.best.arm.id}" if self.best is not None else ""
+        folder = str(self.folder)
+        return f"PairsResult({self.name!r}, {trained} arms{best}, folder={folder!r})"
+
+    def _repr_html_(self) -> str:
+        """The result as a card, for notebooks."""
+        return pairs_card(self).html()
 
     @functools.cached_property
     def values(self) -> Values:
@@ -281,6 +293,44 @@ class PairsResult:
             and record.status == "finished"
             and TESTED in record.metrics
         }
+
+
+def pairs_card(result: PairsResult) -> Card:
+    """A layer study for notebooks: the gain of each pair over no hint, and the best set."""
+    card = Card(
+        result.name, f"layer study, {len(result.seeds)} seeds in {duration(result.seconds)}"
+    )
+    card.facts(
+        [
+            ("loss", f"{result.loss['name']}, weight {result.weight:g}"),
+            ("best pairs", _best_text(result.best)),
+            ("folder", str(result.folder)),
+            ("MLflow", f"experiment {result.experiment}"),
+        ]
+    )
+    card.table(
+        "Gain over no hint (validation accuracy in points)",
+        ("hint \\ guided", *(guided.label for guided in result.guided)),
+        [
+            (hint.label, *(_gain_text(result.cell(hint.name, each.name)) for each in result.guided))
+            for hint in reversed(result.hints)
+        ],
+    )
+    card.sentence("* differs from no hint at 5% after Holm's correction over all arms")
+    return card
+
+
+def _best_text(best: Best | None) -> str:
+    if best is None:
+        return ""
+    pairs = " ".join(f"{pair.hint}>{pair.guided}" for pair in best.arm.pairs[0])
+    return f"{pairs}; test accuracy {interval(best.tested)}, gain {points(best.gain)}"
+
+
+def _gain_text(cell: Cell) -> str:
+    if cell.contrast is None:
+        return UNKNOWN
+    return points(cell.contrast.gain) + (" *" if cell.contrast.is_clear else "")
 
 
 def read_pairs(folder: str | Path) -> PairsResult:

@@ -1,0 +1,200 @@
+"""The functions that Python users call, with progress shown while they run.
+
+In a terminal a live display is drawn, in a notebook and in logs plain lines are printed.  Progress
+goes to standard error (in a notebook to the cell's output), so that a script's own output stays
+clean.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from raykd.search.driver import Listener
+    from raykd.search.pairs.result import PairsResult
+    from raykd.search.result import StudyResult
+    from raykd.study.opened import OpenStudy
+
+
+def search(
+    study: OpenStudy | str | Path = "",
+    *,
+    overrides: Sequence[str] = (),
+    resume: str | Path | None = None,
+    start_from: Sequence[str | Path] = (),
+    allow_import: bool = False,
+    verbose: bool = False,
+    progress: bool = True,
+    listeners: Sequence[Listener] = (),
+) -> StudyResult:
+    """Search a study's space: train its teacher, its trials, and the chosen students again.
+
+    Args:
+        study: an open study (`load_study`) or the path of a study file.
+        overrides: `a.b=value`, as on the command line; only with a path.
+        resume: the folder of an interrupted search to resume; `study` is then not read.
+        start_from: runs whose best trials are tried first, where they fit this study: a study's
+            folder, `FOLDER:trial-0007`, or the id of a run in MLflow.  A resumed search remembers
+            them.
+        allow_import: let models run code of their own (import paths, networks from MLflow).
+        verbose: let Ray's own output through.
+        progress: show the progress.
+        listeners: called with every event as it happens.
+
+    Raises:
+        StudyError: the study, its data or the cluster cannot be used; nothing was started.
+    """
+    from raykd.search.driver import search as search_study
+
+    with _progress(progress, verbose) as display:
+        return search_study(
+            study,
+            overrides=overrides,
+            resume=resume,
+            start_from=start_from,
+            allow_import=allow_import,
+            verbose=verbose,
+            listeners=[*display, *listeners],
+        )
+
+
+def pairs(
+    study: OpenStudy | str | Path = "",
+    *,
+    overrides: Sequence[str] = (),
+    resume: str | Path | None = None,
+    allow_import: bool = False,
+    verbose: bool = False,
+    progress: bool = True,
+    listeners: Sequence[Listener] = (),
+) -> PairsResult:
+    """Study which hint layer should teach which guided layer.
+
+    Files and pictures are written to the study's folder and to MLflow.
+
+    Args:
+        study: an open study (`load_study`) or the path of a study file.
+        overrides: `a.b=value`, as on the command line; only with a path.
+        resume: the folder of an interrupted layer study to resume; `study` is then not read.
+        allow_import: let models run code of their own (import paths, networks from MLflow).
+        verbose: let Ray's own output through.
+        progress: show the progress.
+        listeners: called with every event as it happens.
+
+    Raises:
+        StudyError: the study, its data or the cluster cannot be used; nothing was started.
+    """
+    from raykd.report.pairs import pairs as study_pairs
+
+    with _progress(progress, verbose) as display:
+        return study_pairs(
+            study,
+            overrides=overrides,
+            resume=resume,
+            allow_import=allow_import,
+            verbose=verbose,
+            listeners=[*display, *listeners],
+        )
+
+
+def distill(
+    study: OpenStudy | str | Path,
+    *,
+    overrides: Sequence[str] = (),
+    allow_import: bool = False,
+    verbose: bool = False,
+    progress: bool = True,
+    listeners: Sequence[Listener] = (),
+) -> StudyResult:
+    """Train one student of a study that leaves nothing open, without a search.
+
+    It is trained under the study's seed and, where the study asks for replicates, again under
+    fresh seeds with and without its teacher, as a search does for its chosen students.
+
+    Args:
+        study: an open study (`load_study`) or the path of a study file.
+        overrides: `a.b=value`, as on the command line; only with a path.
+        allow_import: let models run code of their own (import paths, networks from MLflow).
+        verbose: let Ray's own output through.
+        progress: show the progress.
+        listeners: called with every event as it happens.
+
+    Raises:
+        StudyError: the study leaves a value open (names it), or cannot be started.
+    """
+    from raykd.search.single import distill as distill_study
+
+    with _progress(progress, verbose, by_epoch=True) as display:
+        return distill_study(
+            study,
+            overrides=overrides,
+            allow_import=allow_import,
+            verbose=verbose,
+            listeners=[*display, *listeners],
+        )
+
+
+def train_teacher(
+    study: OpenStudy | str | Path,
+    *,
+    overrides: Sequence[str] = (),
+    allow_import: bool = False,
+    verbose: bool = False,
+    progress: bool = True,
+    listeners: Sequence[Listener] = (),
+) -> StudyResult:
+    """Train (or load) the study's teachers and evaluate them.
+
+    Args:
+        study: an open study (`load_study`) or the path of a study file.
+        overrides: `a.b=value`, as on the command line; only with a path.
+        allow_import: let models run code of their own (import paths, networks from MLflow).
+        verbose: let Ray's own output through.
+        progress: show the progress.
+        listeners: called with every event as it happens.
+
+    Raises:
+        StudyError: the study has no teacher, or cannot be started.
+    """
+    from raykd.search.single import train_teacher as train
+
+    with _progress(progress, verbose, by_epoch=True) as display:
+        return train(
+            study,
+            overrides=overrides,
+            allow_import=allow_import,
+            verbose=verbose,
+            listeners=[*display, *listeners],
+        )
+
+
+@contextmanager
+def _progress(shown: bool, verbose: bool, *, by_epoch: bool = False) -> Iterator[list[Any]]:
+    """The listener that shows progress, in a list; an empty list where none is wanted."""
+    if not shown:
+        yield []
+        return
+    from raykd.report import Shielded, epoch_display, search_display
+
+    console = _console()
+    made = epoch_display(console) if by_epoch else search_display(console, lines=verbose)
+    with made as display:
+        yield [Shielded(display, lambda sentence, trace: print(sentence, file=sys.stderr))]
+
+
+def _console() -> Any:
+    from rich.console import Console
+
+    if _in_notebook():
+        return Console(force_jupyter=False, force_terminal=False, width=100)
+    return Console(stderr=True)
+
+
+def _in_notebook() -> bool:
+    """True in the kernel of a notebook."""
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    return shell is not None and type(shell).__name__ == "ZMQInteractiveShell"

@@ -1,0 +1,108 @@
+"""Studies and results as Python users see them: progress, a short repr, an HTML card."""
+
+from __future__ import annotations
+
+import sys
+import types
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+import raykd
+from raykd.card import Card
+
+STUDY = """\
+name: small <b>
+data: {name: digits, limit: 100}
+teacher: {model: {name: mlp, depth: 2, width: 16}, train: {epochs: 1}}
+student: {model: {name: mlp, depth: 2, width: 8}}
+knowledge:
+  - loss: {name: kd, temperature: 4}
+train: {epochs: 2}
+search: {trials: 1, replicates: 1}
+"""
+
+
+class Cells(HTMLParser):
+    """Checks that elements are closed, and collects their text."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.opened: list[str] = []
+        self.texts: list[str] = []
+        self.feed(html)
+        assert not self.opened
+
+    def handle_starttag(self, tag: str, attrs: object) -> None:
+        self.opened.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.opened.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.texts.append(data)
+
+
+@pytest.fixture
+def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "small.yaml"
+    path.write_text(STUDY.replace("small <b>", "small"))
+    return path
+
+
+@pytest.fixture
+def result(file: Path) -> raykd.StudyResult:
+    return raykd.distill(file, progress=False)
+
+
+def test_runs_show_progress_on_standard_error(
+    file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    raykd.distill(file)
+    shown = capsys.readouterr()
+    assert "val acc" in shown.err and "trial-0000 finished" in shown.err
+    assert shown.out == ""
+
+
+def test_progress_can_be_switched_off(
+    result: raykd.StudyResult, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_notebook_shows_progress_in_the_cell(
+    file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shell = type("ZMQInteractiveShell", (), {})()
+    module = types.SimpleNamespace(get_ipython=lambda: shell)
+    monkeypatch.setitem(sys.modules, "IPython", module)  # type: ignore[arg-type]
+    raykd.train_teacher(file)
+    shown = capsys.readouterr()
+    assert "val acc" in shown.out and "\x1b" not in shown.out
+
+
+def test_a_study_has_a_short_repr_and_a_card(repository: Path) -> None:
+    study = raykd.load_study(str(repository / "search_spaces" / "quickstart.yaml"))
+    assert repr(study).startswith("OpenStudy('quickstart', 11 parameters, ")
+    texts = Cells(study._repr_html_()).texts
+    assert {"study quickstart", "digits", "knowledge[0].loss.temperature"} <= set(texts)
+
+
+def test_a_result_has_a_short_repr_and_a_card(result: raykd.StudyResult) -> None:
+    assert repr(result).startswith("StudyResult('small', 1 trials, best trial-0000, folder=")
+    texts = Cells(result._repr_html_()).texts
+    assert {"mlp d2 w8", "trial-0000", "Chosen students (test accuracy over fresh seeds, "
+            "mean ± 95% half width)"} <= set(texts)  # fmt: skip
+
+
+def test_cards_escape_what_they_show() -> None:
+    card = Card("a <b>", "c & d")
+    card.facts([("<i>", "<script>alert(1)</script>"), ("empty", "")])
+    card.table("t", ("<u>",), [("<s>",)])
+    card.table("without rows", ("x",), [])
+    card.sentence("1 < 2")
+    html = card.html()
+    assert "<script>" not in html and "without rows" not in html and "empty" not in html
+    assert {"a <b>", "c & d", "<script>alert(1)</script>", "<s>", "1 < 2"} <= set(Cells(html).texts)
