@@ -5,6 +5,7 @@ Nothing is started and nothing is written; everything is over within about 15 se
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.metadata
 import importlib.util
 import json
@@ -363,12 +364,14 @@ def _ask(source: Source, troubles: dict[str, str]) -> None:
 
 
 def _sources() -> Iterable[Source]:
-    """Every source that needs no telling where its data are."""
+    """Yield every source that has no required field."""
     from raykd.data import SOURCES
 
     for cls in SOURCES:
-        make: Callable[[], Any] = cls
-        try:
+        if not any(_is_required(field) for field in dataclasses.fields(cls)):
+            make: Callable[[], Any] = cls
             yield make()
-        except TypeError:  # it has a field without a default, as a folder of pictures has
-            continue
+
+
+def _is_required(field: dataclasses.Field[Any]) -> bool:
+    return field.default is field.default_factory is dataclasses.MISSING

@@ -246,7 +246,7 @@ def _exists(command: str) -> bool:
     words = command.split()
     verb = words[1]
     if verb.startswith("-"):
-        return verb in ("--help", "-h")
+        return verb in ("--help", "-h", "--install-completion", "--show-completion")
     if verb not in _verbs():
         return False
     known = {option for param in _verbs()[verb].params for option in param.opts}

