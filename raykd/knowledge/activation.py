@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from raykd.knowledge.connectors import connector, require
 from raykd.knowledge.evidence import Shape
 from raykd.knowledge.loss import PairLoss
+from raykd.knowledge.shapes import check_maps
 from raykd.option import option
 
 
@@ -95,6 +96,7 @@ class OverhaulFeature(PairLoss):
         return _halved(pairs) if self.scale == "benchmark" else (1.0,) * pairs
 
     def __call__(self, guided: Tensor, hint: Tensor) -> Tensor:
+        check_maps(self.name, guided, hint)
         target = torch.maximum(hint, _mean_negative(hint))
         harmless = (guided <= target) & (target <= 0)
         distance = (target - guided).square().masked_fill(harmless, 0)

@@ -94,9 +94,18 @@ def channels_connector(guided: Shape, hint: Shape) -> nn.Module:
 
 
 class PlaceMean(nn.Module):
-    """(B, C, H, W) or (B, N, D) -> (B, C) or (B, D): the mean over places."""
+    """(B, C, H, W) or (B, N, D) -> (B, C) or (B, D): the mean over places.
+
+    Raises:
+        ValueError: the layer is neither.
+    """
 
     def forward(self, features: Tensor) -> Tensor:
+        if features.dim() not in (3, 4):
+            raise ValueError(
+                f"a layer of shape {tuple(features.shape)} has no places to take the mean of; it "
+                "must be (batch, channels, height, width) or (batch, tokens, width)"
+            )
         return features.mean(dim=(2, 3)) if features.dim() == 4 else features.mean(dim=1)
 
 

@@ -72,7 +72,7 @@ class Crd(Loss):
 
 class _Contrast(LossModule):
     def __init__(self, loss: Crd, context: LossContext) -> None:
-        super().__init__()
+        super().__init__(context)
         self.pairs = context.pairs
         self.judges = nn.ModuleList(
             for_each_pair(context, lambda guided, hint: _Contrasted(loss, context, guided, hint))

@@ -14,6 +14,7 @@ from raykd.knowledge.connectors import Resize, require
 from raykd.knowledge.evidence import Lesson, Shape
 from raykd.knowledge.kernels import unit
 from raykd.knowledge.loss import Loss, LossContext, LossModule, for_each_pair
+from raykd.knowledge.shapes import check_features
 from raykd.option import option
 
 
@@ -64,6 +65,7 @@ class Ft(Loss):
 
     def __call__(self, guided: Tensor, hint: Tensor) -> Tensor:
         """The distance of two factors, (B, C, H, W) each of one shape."""
+        check_features(self.name, guided, hint, same=True)
         if self.scale == "benchmark":
             guided, hint = (side.square().mean(dim=1) for side in (guided, hint))
         difference = (unit(guided.flatten(1)) - unit(hint.flatten(1))).abs()
@@ -73,7 +75,7 @@ class Ft(Loss):
 
 class _FactorTransfer(LossModule):
     def __init__(self, loss: Ft, context: LossContext) -> None:
-        super().__init__()
+        super().__init__(context)
         self.loss = loss
         self.pairs = context.pairs
         self.weight = context.weight

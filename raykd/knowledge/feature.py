@@ -13,6 +13,7 @@ from raykd.knowledge.connectors import connector, places_of, require, resized, s
 from raykd.knowledge.evidence import Shape
 from raykd.knowledge.kernels import discrepancy, or_one, unit
 from raykd.knowledge.loss import PairLoss
+from raykd.knowledge.shapes import check_maps
 from raykd.option import option
 
 
@@ -86,6 +87,7 @@ class AttentionTransfer(PairLoss):
         "did not help a student of six epochs; 1 helped."
     )
     default_pairs = "stages"
+    same_shape = False
 
     name: Literal["at"] = "at"
     power: Annotated[float, Field(ge=1, description="p: large favours the strongest")] = 2.0
@@ -98,6 +100,7 @@ class AttentionTransfer(PairLoss):
         return nn.Identity()
 
     def __call__(self, guided: Tensor, hint: Tensor) -> Tensor:
+        check_maps(self.name, guided, hint)
         size = smaller(guided, hint)
         difference = self._attention(guided, size) - self._attention(hint, size)
         if self.scale == "benchmark":

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from raykd.knowledge.connectors import channels_connector, resized, smaller
 from raykd.knowledge.evidence import Lesson
 from raykd.knowledge.loss import Loss, LossContext, LossModule, for_each_pair, require_two_pairs
+from raykd.knowledge.shapes import check_features, check_maps
 from raykd.option import option
 
 
@@ -54,7 +55,11 @@ class Fsp(Loss):
 
     def __call__(self, guided: tuple[Tensor, Tensor], hint: tuple[Tensor, Tensor]) -> Tensor:
         """The value for two layers of each network, channels alike."""
-        squares = (flow(*guided, self.pooling) - flow(*hint, self.pooling)).square()
+        for ours, theirs in zip(guided, hint, strict=True):
+            check_maps(self.name, ours, theirs)
+        ours, theirs = flow(*guided, self.pooling), flow(*hint, self.pooling)
+        check_features(self.name, ours, theirs, same=True)
+        squares = (ours - theirs).square()
         return squares.mean() if self.scale == "benchmark" else squares.sum(dim=(1, 2)).mean()
 
 
@@ -68,7 +73,7 @@ def flow(first: Tensor, second: Tensor, pooling: Literal["average", "max"] = "av
 
 class _Flow(LossModule):
     def __init__(self, loss: Fsp, context: LossContext) -> None:
-        super().__init__()
+        super().__init__(context)
         self.loss = loss
         self.pairs = context.pairs
         self.connectors = nn.ModuleList(for_each_pair(context, channels_connector))

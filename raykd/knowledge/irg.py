@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from raykd.knowledge.evidence import Lesson
 from raykd.knowledge.kernels import or_one, squared_distances
 from raykd.knowledge.loss import Loss, LossContext, LossModule
+from raykd.knowledge.shapes import check_logits
 from raykd.option import option
 
 
@@ -51,13 +52,14 @@ class Irg(Loss):
 
 class _Graphs(LossModule):
     def __init__(self, loss: Irg, context: LossContext) -> None:
-        super().__init__()
+        super().__init__(context)
         self.loss = loss
         self.pairs = context.pairs
 
     def value(self, lesson: Lesson) -> Tensor:
         ours = [_vertices(lesson.student.layers[pair.guided]) for pair in self.pairs]
         theirs = [_vertices(lesson.teacher.layers[pair.hint]) for pair in self.pairs]
+        check_logits(self.loss.name, lesson.student.logits, lesson.teacher.logits, None)
         value = self.loss.vertices * F.mse_loss(lesson.student.logits, lesson.teacher.logits)
         for one, other in zip(ours, theirs, strict=True):
             value = value + self.loss.edges * F.mse_loss(edges(one), edges(other))

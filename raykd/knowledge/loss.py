@@ -6,14 +6,17 @@ the paper's formula, and what it learns (connectors, memories) is made by `conne
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from raykd.knowledge.evidence import Evidence, Lesson, Progress, Shape
+from raykd.knowledge.shapes import check_features, check_integers, check_layers, check_logits
 from raykd.option import option
 
 if TYPE_CHECKING:
@@ -53,13 +56,25 @@ PROJECTED = "projected"
 class LossModule(nn.Module):
     """A loss made ready for one trial; its parameters are trained along with the student's.
 
-    `value` is the loss's own; it gets evidence of the teacher that is cut from its graph, and
-    everything in float32 at least with autocast off, because products and softmaxes of a loss
-    lose too much in the eight bits of a bfloat16's mantissa.
+    `value` computes the loss.  It gets the teacher's evidence detached, and everything in float32
+    at least with autocast off, because products and softmaxes of a loss lose too much in the eight
+    bits of a bfloat16's mantissa.
+
+    Args:
+        context: the shapes of layers that `forward` checks; None: only batches are checked.
     """
 
     sometimes_unused: bool = False
     """Whether some of its parameters get no gradient in some steps in which it acts (for DDP)."""
+
+    def __init__(self, context: LossContext | None = None) -> None:
+        super().__init__()
+        self._guided: dict[str, Shape] = {}
+        self._hints: dict[str, Shape] = {}
+        for number, pair in enumerate(context.pairs if context is not None else ()):
+            assert context is not None
+            self._guided[pair.guided] = context.guided_shapes[number]
+            self._hints[pair.hint] = context.hint_shapes[number]
 
     def give_projector(self, signed: bool) -> nn.Module:
         """Give away the module that carries the guided layer to the hint layer.
@@ -80,7 +95,16 @@ class LossModule(nn.Module):
         index: Tensor,
         progress: Progress,
     ) -> Tensor:
-        """The loss's value, a scalar, without its term's weight."""
+        """The loss's value, a scalar, without its term's weight.
+
+        Raises:
+            ValueError: a shape is not that of the batch, or not the one the loss was built for.
+        """
+        batch = len(student.logits)
+        check_integers("the targets", targets, batch)
+        check_integers("the numbers of samples", index, batch)
+        check_layers("student", student, batch, self._guided)
+        check_layers("teacher", teacher, batch, self._hints)
         with torch.autocast(student.logits.device.type, enabled=False):
             shown, taught = student.map(widened), teacher.detached().map(widened)
             return self.value(Lesson(shown, taught, targets, index, progress))
@@ -154,12 +178,21 @@ class Loss:
 
 @option
 class ResponseLoss(Loss):
-    """A loss on logits alone: `loss(student, teacher, targets)`, (B, classes) each."""
+    """A loss on logits alone: `loss(student, teacher, targets)`, (B, classes) each and (B,).
+
+    Calling it is the same as calling its module: the teacher is detached, half precision becomes
+    float32, autocast is off, and shapes that do not match raise a ValueError.
+    """
 
     knowledge = "response"
     takes_pairs = False
     default_pairs = "none"
     reads_logits = True
+
+    def __init_subclass__(cls, **rest: Any) -> None:
+        super().__init_subclass__(**rest)
+        if "__call__" in vars(cls):
+            cls.__call__ = _on_checked_logits(cls.__call__)  # type: ignore[method-assign]
 
     def __call__(self, student: Tensor, teacher: Tensor, targets: Tensor) -> Tensor:
         raise NotImplementedError
@@ -170,11 +203,23 @@ class ResponseLoss(Loss):
 
 @option
 class PairLoss(Loss):
-    """A loss on one guided and one hint layer at a time: `loss(guided, hint)`.
+    """A loss on one guided and one hint layer at a time: `loss(guided, hint)`, (B, ...) each.
 
     The guided layer passes its connector first.  The values of several pairs are summed, each
-    times its share.
+    times its share.  Calling it is the same as calling its module: the teacher is detached, half
+    precision becomes float32, autocast is off, and shapes that do not match raise a ValueError.
+
+    Class attributes:
+        same_shape: whether the guided layer, past its connector, must have the hint layer's shape;
+            if not, only the batch must be the same.
     """
+
+    same_shape: ClassVar[bool] = True
+
+    def __init_subclass__(cls, **rest: Any) -> None:
+        super().__init_subclass__(**rest)
+        if "__call__" in vars(cls):
+            cls.__call__ = _on_checked_layers(cls.__call__)  # type: ignore[method-assign]
 
     def __call__(self, guided: Tensor, hint: Tensor) -> Tensor:
         raise NotImplementedError
@@ -200,6 +245,38 @@ class PairLoss(Loss):
         return _OnPairs(self, context)
 
 
+def _on_checked_logits(formula: Callable[..., Tensor]) -> Any:
+    """The formula of a loss on logits, behind the checks."""
+
+    @functools.wraps(formula)
+    def compare(self: ResponseLoss, student: Tensor, teacher: Tensor, targets: Tensor) -> Tensor:
+        check_logits(self.name, student, teacher, targets)
+        with _in_full_precision(student):
+            return formula(self, widened(student), widened(teacher.detach()), targets)
+
+    return compare
+
+
+def _on_checked_layers(formula: Callable[..., Tensor]) -> Any:
+    """The formula of a loss on two layers, behind the checks."""
+
+    @functools.wraps(formula)
+    def compare(self: PairLoss, guided: Tensor, hint: Tensor) -> Tensor:
+        check_features(self.name, guided, hint, same=self.same_shape)
+        with _in_full_precision(guided):
+            return formula(self, widened(guided), widened(hint.detach()))
+
+    return compare
+
+
+def _in_full_precision(tensor: Tensor) -> Any:
+    """A context without autocast on the tensor's device."""
+    device = tensor.device.type
+    if not torch.is_autocast_enabled(device):
+        return nullcontext()
+    return torch.autocast(device, enabled=False)
+
+
 class _OnLogits(LossModule):
     def __init__(self, loss: ResponseLoss) -> None:
         super().__init__()
@@ -221,7 +298,7 @@ class _Connected(nn.Module):
 
 class _OnPairs(LossModule):
     def __init__(self, loss: PairLoss, context: LossContext) -> None:
-        super().__init__()
+        super().__init__(context)
         self.pairs = context.pairs
         self.shares = loss.shares(len(context.pairs))
         self.judges = nn.ModuleList(for_each_pair(context, loss.judge))

@@ -11,6 +11,7 @@ from raykd.knowledge.connectors import require, resized, smaller
 from raykd.knowledge.evidence import Shape
 from raykd.knowledge.kernels import Kernel, discrepancy, unit
 from raykd.knowledge.loss import PairLoss
+from raykd.knowledge.shapes import check_maps
 from raykd.option import option
 
 
@@ -35,6 +36,7 @@ class Nst(PairLoss):
         "benchmark's 50 made no difference to a student of six epochs, 10 helped."
     )
     default_pairs = "stages"
+    same_shape = False
 
     name: Literal["nst"] = "nst"
     kernel: Annotated[Kernel, Field(description="what compares two channels")] = "polynomial"
@@ -44,6 +46,7 @@ class Nst(PairLoss):
         return nn.Identity()
 
     def __call__(self, guided: Tensor, hint: Tensor) -> Tensor:
+        check_maps(self.name, guided, hint)
         size = smaller(guided, hint)
         return discrepancy(_patterns(guided, size), _patterns(hint, size), self.kernel).mean()
 

@@ -33,6 +33,7 @@ class Pkt(PairLoss):
     )
     default_pairs = "embedding"
     relates_samples = True
+    same_shape = False
 
     name: Literal["pkt"] = "pkt"
     scale: Annotated[

@@ -42,6 +42,7 @@ class RelationalKD(PairLoss):
     )
     default_pairs = "embedding"
     relates_samples = True
+    same_shape = False
 
     name: Literal["rkd"] = "rkd"
     distance: Annotated[float, Field(ge=0, description="weight of the distances")] = 25.0
@@ -72,6 +73,7 @@ class SimilarityPreserving(PairLoss):
     )
     default_pairs = "last"
     relates_samples = True
+    same_shape = False
 
     name: Literal["sp"] = "sp"
 
@@ -100,6 +102,7 @@ class CorrelationCongruence(PairLoss):
     )
     default_pairs = "embedding"
     relates_samples = True
+    same_shape = False
 
     name: Literal["cc"] = "cc"
     kernel: Annotated[
@@ -143,6 +146,7 @@ class Cka(PairLoss):
     )
     default_pairs = "last"
     relates_samples = True
+    same_shape = False
 
     name: Literal["cka"] = "cka"
 

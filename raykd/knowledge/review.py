@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from raykd.knowledge.connectors import kind_of, require
 from raykd.knowledge.evidence import Lesson, Shape
 from raykd.knowledge.loss import Loss, LossContext, LossModule, for_each_pair
+from raykd.knowledge.shapes import check_features, check_maps
 from raykd.option import option
 
 LEVELS = (4, 2, 1)
@@ -48,6 +49,8 @@ class ReviewKD(Loss):
 
     def __call__(self, guided: Tensor, hint: Tensor) -> Tensor:
         """The hierarchical context loss of two maps of one shape."""
+        check_maps(self.name, guided, hint)
+        check_features(self.name, guided, hint, same=True)
         value, total, weight = F.mse_loss(guided, hint), 1.0, 1.0
         for level in LEVELS:
             if level < guided.shape[2]:
@@ -60,7 +63,7 @@ class ReviewKD(Loss):
 
 class _Review(LossModule):
     def __init__(self, loss: ReviewKD, context: LossContext) -> None:
-        super().__init__()
+        super().__init__(context)
         self.loss = loss
         self.pairs = context.pairs
         deepest = context.guided_shapes[-1] if context.guided_shapes else (0,)

@@ -55,7 +55,7 @@ class Semckd(Loss):
 
 class _Attending(LossModule):
     def __init__(self, loss: Semckd, context: LossContext) -> None:
-        super().__init__()
+        super().__init__(context)
         self.guided = list(dict.fromkeys(pair.guided for pair in context.pairs))
         self.hints = list(dict.fromkeys(pair.hint for pair in context.pairs))
         shapes = (

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from raykd.knowledge.connectors import kind_of, resized
 from raykd.knowledge.evidence import Lesson, Shape
 from raykd.knowledge.loss import PROJECTED, Loss, LossContext, LossModule, for_each_pair
+from raykd.knowledge.shapes import check_features
 from raykd.option import option
 
 
@@ -60,6 +61,7 @@ class SimKD(Loss):
         """The mean squared difference, of maps at the smaller of their two sizes."""
         if projected.dim() == 4:
             hint = resized(hint, (projected.shape[2], projected.shape[3]))
+        check_features(self.name, projected, hint, same=True)
         return F.mse_loss(projected, hint)
 
 
@@ -67,7 +69,7 @@ class _Aligned(LossModule):
     projector: _Projector | None
 
     def __init__(self, loss: SimKD, context: LossContext) -> None:
-        super().__init__()
+        super().__init__(context)
 
         def project(guided: Shape, hint: Shape) -> _Projector:
             if len(context.pairs) > 1:

@@ -56,7 +56,7 @@ CANDIDATES = 3
 
 class _Compressed(LossModule):
     def __init__(self, loss: Svd, context: LossContext) -> None:
-        super().__init__()
+        super().__init__(context)
         self.rank = loss.rank
         self.pairs = context.pairs
         self.connectors = nn.ModuleList(for_each_pair(context, channels_connector))

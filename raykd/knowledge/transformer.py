@@ -15,7 +15,9 @@ from torch.nn import functional as F
 
 from raykd.knowledge.connectors import places_of, require
 from raykd.knowledge.evidence import Shape
+from raykd.knowledge.kernels import or_one
 from raykd.knowledge.loss import PairLoss
+from raykd.knowledge.shapes import check_features, check_maps
 from raykd.option import option
 
 
@@ -35,6 +37,7 @@ class AttentionMap(PairLoss):
     default_weight = 1.0
     weight_source = "1 in both papers, whose losses are plain sums of such means."
     default_pairs = "last"
+    same_shape = False
 
     name: Literal["attention_map"] = "attention_map"
     similarity: Annotated[Literal["mse", "kl"], Field(description="what compares two rows")] = "mse"
@@ -48,13 +51,26 @@ class AttentionMap(PairLoss):
             )
         return nn.Identity()
 
+    def judge(self, guided: Shape, hint: Shape) -> nn.Module:
+        made = super().judge(guided, hint)
+        return _OnProbabilities(made) if self.similarity == "kl" else made
+
     def __call__(self, guided: Tensor, hint: Tensor) -> Tensor:
+        check_maps(self.name, guided, hint)
+        if guided.shape[2:] != hint.shape[2:]:
+            raise ValueError(
+                f"attention_map: {tuple(guided.shape)} cannot be compared with "
+                f"{tuple(hint.shape)}; both must be (batch, heads, tokens, tokens) with the same "
+                "tokens"
+            )
         if guided.shape[1] != hint.shape[1]:
             guided, hint = guided.mean(dim=1, keepdim=True), hint.mean(dim=1, keepdim=True)
         if self.similarity == "mse":
             return F.mse_loss(guided, hint)
-        learned, taught = _rows(guided), _rows(hint)
-        return (taught * (taught / learned).log()).sum(dim=-1).mean()
+        hint = hint.clamp_min(0)
+        taught = hint / or_one(hint.sum(dim=-1, keepdim=True))
+        learned = _log_rows(guided)
+        return (torch.xlogy(taught, taught) - taught * learned).sum(dim=-1).mean()
 
 
 @option
@@ -72,6 +88,7 @@ class ValueRelation(PairLoss):
     default_weight = 1.0
     weight_source = "1 in the paper, which adds it to the attention's divergence as it is."
     default_pairs = "last"
+    same_shape = False
 
     name: Literal["value_relation"] = "value_relation"
     heads: Annotated[int, Field(ge=1, description="into which the values are cut")] = 1
@@ -94,6 +111,7 @@ class ValueRelation(PairLoss):
 
     def __call__(self, guided: Tensor, hint: Tensor) -> Tensor:
         learned, taught = self._relation(guided), self._relation(hint)
+        check_features(self.name, learned, taught, same=True)
         return (taught.exp() * (taught - learned)).sum(dim=-1).mean()
 
     def _relation(self, layer: Tensor) -> Tensor:
@@ -103,10 +121,45 @@ class ValueRelation(PairLoss):
         return F.log_softmax(scores, dim=3)
 
 
-def _rows(attention: Tensor) -> Tensor:
-    """Rows that sum to 1 without zeros."""
-    positive = attention.clamp_min(torch.finfo(attention.dtype).eps)
-    return positive / positive.sum(dim=-1, keepdim=True)
+class _OnProbabilities(nn.Module):
+    """Compares attention after checking, once, that it is not negative."""
+
+    def __init__(self, compare: nn.Module) -> None:
+        super().__init__()
+        self.compare = compare
+        self.checked = False
+
+    def forward(self, guided: Tensor, hint: Tensor) -> Tensor:
+        """Raises:
+        ValueError: a layer holds scores rather than probabilities.
+        """
+        if not self.checked and not _is_recorded():
+            for side, layer in (("guided", guided), ("hint", hint)):
+                if (layer < 0).any():  # waits for a GPU, in one step of a training
+                    raise ValueError(
+                        f"attention_map: similarity 'kl' compares probabilities and the {side} "
+                        "layer holds negative values; name a layer after the softmax, or use "
+                        "similarity 'mse'"
+                    )
+            self.checked = True
+        return self.compare(guided, hint)
+
+
+def _is_recorded() -> bool:
+    """Whether a CUDA graph is being recorded, in which nothing may wait for the GPU."""
+    return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
+
+
+def _log_rows(attention: Tensor) -> Tensor:
+    """Logarithms of rows that sum to 1; a row of zeros counts as uniform, without gradient.
+
+    The least positive number is added rather than clamped at: below a clamp there is no gradient,
+    and a softmax gives attention below any clamp that is not that small.
+    """
+    attention = attention.clamp_min(0)
+    total = attention.sum(dim=-1, keepdim=True)
+    rows = attention.masked_fill(total == 0, 1.0) + torch.finfo(attention.dtype).tiny
+    return rows.log() - rows.sum(dim=-1, keepdim=True).log()
 
 
 def _tokens(shape: Shape) -> int:

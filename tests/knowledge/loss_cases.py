@@ -83,6 +83,8 @@ def make(
     names = LAYERS[loss.default_pairs]
     teacher = _evidence(names, HINT, batch, draw, dtype)
     student = teacher.map(Tensor.clone) if same else _evidence(names, GUIDED, batch, draw, dtype)
+    if getattr(loss, "similarity", "") == "kl":  # it compares probabilities
+        student, teacher = (one.map(lambda layer: layer.softmax(-1)) for one in (student, teacher))
     student = student.map(lambda tensor: tensor.requires_grad_())
     targets = torch.randint(CLASSES, (batch,), generator=draw)
     index = torch.randperm(DATA_SIZE, generator=draw)[:batch]

@@ -49,7 +49,7 @@ class TestKD:
         norms = []
         for temperature in (50.0, 100.0):
             student = tensor(STUDENT).requires_grad_()
-            KD(temperature=temperature)(student, tensor(TEACHER), torch.zeros(4)).backward()
+            KD(temperature=temperature)(student, tensor(TEACHER), torch.zeros(4).long()).backward()
             assert student.grad is not None
             norms.append(student.grad.norm().item())
         assert norms[0] == pytest.approx(norms[1], rel=0.05)

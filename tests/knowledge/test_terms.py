@@ -24,6 +24,7 @@ from raykd.knowledge import (
 
 LOGITS = torch.tensor([[1.0, 2.0, 0.0], [0.0, 1.0, 5.0]])
 TEACHER = Evidence(LOGITS.flip(1), {"stage1": torch.ones(2, 4, 2, 2)})
+ROWS = torch.arange(2)
 STUDENT = Evidence(LOGITS, {"stage1": torch.zeros(2, 3, 2, 2)})
 PAIRS = (Pair(hint="stage1", guided="stage1"),)
 
@@ -52,7 +53,7 @@ def at(epoch: float, steps_per_epoch: int = 4) -> Progress:
 
 def test_weighted_sum_and_unweighted_values() -> None:
     terms = ready(Term(loss=KD(), weight=2), Term(loss=KD(temperature=1), weight=3))
-    value, parts = terms(STUDENT, TEACHER, torch.zeros(2), torch.zeros(2), at(0))
+    value, parts = terms(STUDENT, TEACHER, ROWS, ROWS, at(0))
     assert list(parts) == ["kd", "kd_2"]
     assert value.item() == pytest.approx(2 * parts["kd"].item() + 3 * parts["kd_2"].item())
     assert not parts["kd"].requires_grad
