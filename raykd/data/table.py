@@ -7,16 +7,15 @@ keep their types.
 from __future__ import annotations
 
 import codecs
-import csv
 import io
 import json
-import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
+
+from raykd.data.records import Malformed, Quoting, has_row_names, records_of
 
 FORMATS = {
     ".csv": "csv",
@@ -29,8 +28,6 @@ FORMATS = {
     ".feather": "arrow",
 }
 """Format of a table by its file's suffix; a folder is one that `Dataset.save_to_disk` wrote."""
-
-Quoting = Literal["auto", "double", "backslash", "none"]
 
 _BYTE_ORDER_MARKS = (  # UTF-32's begins with UTF-16's
     (codecs.BOM_UTF32_LE, "utf-32"),
@@ -239,12 +236,17 @@ def _is_utf8(content: bytes) -> bool:
 
 
 def _not_decoded(file: Path, content: bytes, encoding: str, error: UnicodeError) -> ValueError:
-    if not isinstance(error, UnicodeDecodeError) or not encoding.startswith("utf-8"):
+    if not isinstance(error, UnicodeDecodeError) or "16" in encoding or "32" in encoding:
         return ValueError(
             f"text: {file} is not {encoding} text ({error}); set data.encoding to its encoding, or "
             "save it as UTF-8"
         )
     line = _line(content[: error.start].decode("latin-1"))
+    if not encoding.startswith("utf-8"):
+        return ValueError(
+            f"text: {file}: line {line} is not {encoding} (byte 0x{content[error.start]:02x}); set "
+            "data.encoding to the table's encoding, or save it as UTF-8"
+        )
     begin = max(content.rfind(b"\n", 0, error.start) + 1, error.start - 20)
     around = content[begin : error.start + 1].decode("cp1252", errors="replace")
     return ValueError(
@@ -262,35 +264,18 @@ def _line(before: str) -> int:
 # CSV ----------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class _Records:
-    """Records of a CSV file, the line in which each begins, and the number of blank records between
-    them."""
-
-    fields: list[list[str]]
-    lines: list[int]
-    blank: int
-
-    @property
-    def is_even(self) -> bool:
-        """Whether all records have as many fields as the first."""
-        width = len(self.fields[0])
-        return all(len(record) == width for record in self.fields)
-
-
-class _Malformed(ValueError):
-    """Quotes that do not fit, and the line in which the record begins."""
-
-    def __init__(self, line: int, reason: str) -> None:
-        super().__init__(reason)
-        self.line = line
-
-
 def _csv(file: Path, wanted: Sequence[str], dialect: Dialect) -> Table:
     log = _Log([], [])
     text = _text_of(file, dialect, log)
     delimiter = _delimiter(dialect.delimiter) or _sniffed(file, text, wanted, dialect, log)
-    records = _records_of(file, text, delimiter, dialect.quoting, log)
+    try:
+        records = records_of(text, delimiter, dialect.quoting, wanted[-1], not dialect.columns)
+    except ValueError as error:
+        raise ValueError(f"text: {file}: {error}") from None
+    if not records.fields:
+        raise ValueError(f"text: {file} is empty")
+    if records.note:
+        log.notes.append(f"{file.name}: {records.note}")
     header = [*dialect.columns] if dialect.columns else records.fields[0]
     first = 0 if dialect.columns else 1
     rows, lines = records.fields[first:], records.lines[first:]
@@ -298,7 +283,9 @@ def _csv(file: Path, wanted: Sequence[str], dialect: Dialect) -> Table:
         raise ValueError(
             f"text: {file}: the first line holds the names of the columns; leave out data.columns"
         )
-    if first and _has_row_names(header, rows):
+    if repeated := [line for row, line in zip(rows, lines, strict=True) if row == header]:
+        raise ValueError(f"text: {file}: line {repeated[0]} repeats the header; remove it")
+    if first and has_row_names(header, rows):
         log.notes.append(f"{file.name}: the first column, which has no name, holds row numbers")
         rows = [row[1:] for row in rows]
     indices = {
@@ -342,114 +329,6 @@ def _called(delimiter: str) -> str:
 def _plain(name: str) -> str:
     """A column's name without white space around it and without case."""
     return name.strip().strip("\ufeff\u200b").casefold()
-
-
-def _records_of(file: Path, text: str, delimiter: str, quoting: Quoting, log: _Log) -> _Records:
-    if '"' not in text:
-        return _records(text, delimiter, "none")
-    try:
-        if quoting == "auto":
-            return _guessed(file, text, delimiter, log)
-        return _records(text, delimiter, quoting)
-    except _Malformed as error:
-        raise ValueError(
-            f"text: {file}: the record that begins in line {error.line} has quotes that do not "
-            f"fit ({error}); inside quotes write each quote twice, or set data.quoting to none "
-            "where quotes are plain characters, or to backslash where they are escaped"
-        ) from None
-
-
-def _guessed(file: Path, text: str, delimiter: str, log: _Log) -> _Records:
-    """Records, with the meaning of quotes found out.
-
-    Quotes enclose fields where that gives well-formed records.  They are plain characters where it
-    does not, and all lines have as many fields as the header.
-    """
-    plain = _records(text, delimiter, "none")
-    try:
-        quoted = _records(text, delimiter, "double")
-    except _Malformed:
-        return _escaped(file, text, delimiter, plain, log)
-    if len(quoted.fields) == len(plain.fields) or not plain.is_even:
-        if delimiter == "\t" and quoted.fields != plain.fields:
-            log.notes.append(f"{file.name}: quotes enclose fields (data.quoting: double)")
-        return quoted
-    if delimiter == "\t":
-        return _noted_plain(file, plain, log)
-    raise ValueError(
-        f"text: {file} has {len(quoted.fields) - 1} rows if quotes enclose fields, and "
-        f"{len(plain.fields) - 1} if they are plain characters; set data.quoting to double or none"
-    )
-
-
-def _escaped(file: Path, text: str, delimiter: str, plain: _Records, log: _Log) -> _Records:
-    """Records of a file whose quotes are not doubled: escaped by backslashes, or plain."""
-    if '\\"' in text:
-        try:
-            escaped = _records(text, delimiter, "backslash")
-        except _Malformed:
-            pass
-        else:
-            if escaped.is_even:
-                log.notes.append(f"{file.name}: quotes inside fields are escaped by backslashes")
-                return escaped
-    if plain.is_even:
-        return _noted_plain(file, plain, log)
-    return _records(text, delimiter, "double")  # raises
-
-
-def _noted_plain(file: Path, plain: _Records, log: _Log) -> _Records:
-    log.notes.append(f"{file.name}: quotes are read as plain characters (data.quoting: none)")
-    return plain
-
-
-def _records(text: str, delimiter: str, quoting: Quoting) -> _Records:
-    kinds: dict[str, dict[str, Any]] = {
-        "double": {"doublequote": True},
-        "backslash": {"doublequote": True, "escapechar": "\\"},
-        "none": {"quoting": csv.QUOTE_NONE, "quotechar": None},
-    }
-    reader = csv.reader(
-        io.StringIO(text, newline=""), delimiter=delimiter, strict=True, **kinds[quoting]
-    )
-    fields: list[list[str]] = []
-    lines: list[int] = []
-    blank = waiting = before = 0
-    with _any_field_size():
-        try:
-            for record in reader:
-                line, before = before + 1, reader.line_num
-                if not any(map(str.strip, record)):
-                    waiting += bool(fields)
-                    continue
-                blank, waiting = blank + waiting, 0
-                fields.append(record)
-                lines.append(line)
-        except csv.Error as error:
-            raise _Malformed(before + 1, str(error)) from None
-    return _Records(fields, lines, blank)
-
-
-_FIELD_SIZE = threading.Lock()
-
-
-@contextmanager
-def _any_field_size() -> Iterator[None]:
-    """Lift the csv module's limit on the size of a field (131,072), which is one per process."""
-    with _FIELD_SIZE:
-        before = csv.field_size_limit(2**31 - 1)
-        try:
-            yield
-        finally:
-            csv.field_size_limit(before)
-
-
-def _has_row_names(header: Sequence[str], rows: Sequence[Sequence[str]]) -> bool:
-    """Whether rows begin with their number, which the header leaves out, as R writes them."""
-    if not rows or any(len(row) != len(header) + 1 for row in rows):
-        return False
-    numbers = [row[0] for row in rows]
-    return any(numbers == [str(n + start) for n in range(len(rows))] for start in (0, 1))
 
 
 def _check_widths(
@@ -517,7 +396,7 @@ def _json(file: Path, wanted: Sequence[str], dialect: Dialect) -> Table:
     unit: Literal["line", "row"] = "line"
     try:
         lines, rows = _json_lines(text)
-    except (_Malformed, RecursionError) as error:
+    except (Malformed, RecursionError) as error:
         unit = "row"
         rows = _json_document(file, text, error)
         lines = list(range(1, len(rows) + 1))
@@ -543,10 +422,10 @@ def _json_lines(text: str) -> tuple[list[int], list[Any]]:
             try:
                 rows.append(json.loads(line, object_pairs_hook=_unique))
             except ValueError as error:
-                raise _Malformed(number, str(error)) from None
+                raise Malformed(number, str(error)) from None
             lines.append(number)
     if len(rows) == 1 and not _is_row(rows[0]):
-        raise _Malformed(1, "a single value")  # a whole document in one line
+        raise Malformed(1, "a single value")  # a whole document in one line
     return lines, rows
 
 
@@ -560,7 +439,7 @@ def _json_document(file: Path, text: str, error: Exception) -> list[Any]:
     try:
         document = json.loads(text, object_pairs_hook=_unique)
     except (ValueError, RecursionError) as other:
-        in_lines = isinstance(error, _Malformed) and text.lstrip()[:1] == "{"
+        in_lines = isinstance(error, Malformed) and text.lstrip()[:1] == "{"
         where = f"line {error.line}: {error}" if in_lines else str(other)  # type: ignore[union-attr]
         raise ValueError(f"text: {file} cannot be read as JSON ({where})") from None
     if isinstance(document, list):

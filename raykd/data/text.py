@@ -15,6 +15,7 @@ from torch import Tensor
 from raykd.data.augment import Augments
 from raykd.data.labels import Labels, labels_of, listed, named
 from raykd.data.leakage import repeated
+from raykd.data.records import Quoting
 from raykd.data.source import (
     PARTS,
     Dataset,
@@ -29,7 +30,6 @@ from raykd.data.source import (
 from raykd.data.splitting import fingerprint, parted
 from raykd.data.table import (
     Dialect,
-    Quoting,
     Table,
     check_dialect,
     check_table,
@@ -171,7 +171,7 @@ class Texts(Source):
                 *labels.warnings,
                 *_absent(tables, labels, rows),
                 *_blank(texts, tables),
-                *repeated([*zip(*texts, strict=True)], labels.targets, rows, "text"),
+                *repeated(_plain(texts), labels.targets, rows, "text"),
                 *tokens.warnings,
             ),
         )
@@ -287,6 +287,11 @@ def _check_texts(table: Table, column: str) -> None:
             f"text: {table.file}: {table.place(wrong)} holds {value} in column '{column}', not a "
             "text; name the column of texts in data.text, or remove the row"
         )
+
+
+def _plain(texts: Sequence[Sequence[str]]) -> list[tuple[str, ...]]:
+    """The texts of each row, without differences in white space."""
+    return [tuple(" ".join(text.split()) for text in row) for row in zip(*texts, strict=True)]
 
 
 def _is_number(text: str) -> bool:

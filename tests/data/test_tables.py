@@ -66,7 +66,9 @@ class TestQuotes:
         rows = [('"it was', "yes"), *PLAIN, ('the end"', "no")]
         assert rows_of(read(written(tmp_path / "a.tsv", lines(rows, "\t")))) == rows
         file = written(tmp_path / "a.csv", lines(rows))
-        with pytest.raises(ValueError, match=r"1 rows if quotes enclose fields, and 5 if .* plain"):
+        with pytest.raises(
+            ValueError, match=r"a\.csv: the quote that opens in line 2 encloses 5 lines that look"
+        ):
             read(file)
         assert rows_of(read(file, quoting="none")) == rows
         assert len(read(file, quoting="double")) == 1
@@ -75,7 +77,9 @@ class TestQuotes:
         file = written(tmp_path / "a.csv", 'text,label\n"he said \\"a, b\\"",yes\n"c, d",no\n')
         table = read(file)
         assert rows_of(table) == [('he said "a, b"', "yes"), ("c, d", "no")]
-        assert table.notes == ("a.csv: quotes inside fields are escaped by backslashes",)
+        assert table.notes == (
+            "a.csv: quotes inside fields are escaped by backslashes (data.quoting: backslash)",
+        )
         assert rows_of(read(file, quoting="backslash")) == rows_of(table)
 
     def test_quotes_that_fit_no_reading(self, tmp_path: Path) -> None:
@@ -83,6 +87,33 @@ class TestQuotes:
         with pytest.raises(
             ValueError, match=r"a\.csv: the record that begins in line 5 has quotes"
         ):
+            read(file)
+
+    def test_lines_of_a_text_are_no_rows(self, tmp_path: Path) -> None:
+        rows = [("well, so\nit was", "yes"), ("fine", "no"), ("a\nb, c", "yes"), ("d", "yes")]
+        assert rows_of(read(written(tmp_path / "a.csv", quoted(rows)))) == rows
+
+    def test_rows_swallowed_among_quoted_ones(self, tmp_path: Path) -> None:
+        content = quoted(ROWS) + '"it was,yes\nfine,no\nso,no\ndone",yes\n"a, b",no\n'
+        file = written(tmp_path / "a.csv", content)
+        with pytest.raises(ValueError, match="opens in line 7 encloses 4 lines that look like"):
+            read(file)
+        assert len(read(file, quoting="double")) == 6
+
+    def test_quotes_doubled_or_escaped(self, tmp_path: Path) -> None:
+        content = 'text,label\n"5\\"",yes\nplain,no\n'
+        file = written(tmp_path / "a.csv", content + '"b, c",no\n')
+        rows = [('5"', "yes"), ("plain", "no"), ("b, c", "no")]
+        assert rows_of(read(file)) == rows_of(read(file, quoting="backslash")) == rows
+        file = written(tmp_path / "b.csv", content + 'last",no\n')
+        with pytest.raises(
+            ValueError, match=r"2 records if quotes .* doubled, and 4 if .* escaped"
+        ):
+            read(file)
+
+    def test_a_header_that_is_repeated(self, tmp_path: Path) -> None:
+        file = written(tmp_path / "a.csv", lines(PLAIN) + lines(PLAIN))
+        with pytest.raises(ValueError, match="line 5 repeats the header"):
             read(file)
 
     def test_an_option_decides(self, tmp_path: Path) -> None:
@@ -185,7 +216,14 @@ class TestColumns:
             read(file, columns=("text", "label"))
 
     @pytest.mark.parametrize(
-        ("content", "words"), [("", "is empty"), (" \n\n", "is empty"), ("text,label\n", "no rows")]
+        ("content", "words"),
+        [
+            ("", "is empty"),
+            (" \n\n", "is empty"),
+            ("text,label\n", "no rows"),
+            (",,\n", "is empty"),
+            ('""\n', "is empty"),
+        ],
     )
     def test_files_without_rows(self, content: str, words: str, tmp_path: Path) -> None:
         file = written(tmp_path / "a.csv", content)
