@@ -9,7 +9,7 @@ from rich.text import Text
 
 from raykd.architecture import Task
 from raykd.data import Dataset, Survey
-from raykd.problems import Problem, StudyError
+from raykd.problems import StudyError
 from raykd.report.cache import plan_lines
 from raykd.report.data import data_block
 from raykd.search.cluster import here, is_remote, plan_slots
@@ -102,7 +102,7 @@ def _survey(study: OpenStudy) -> Survey | None:
     try:
         return study.settings.data.survey()
     except ValueError as error:
-        raise StudyError(Problem(str(error), path="data")) from None
+        raise StudyError(study.document.problem(("data",), str(error))) from None
 
 
 def _data_at_hand(study: OpenStudy) -> Dataset | None:
@@ -114,4 +114,4 @@ def _data_at_hand(study: OpenStudy) -> Dataset | None:
     try:
         return source.load()
     except ValueError as error:
-        raise StudyError(Problem(str(error), path="data")) from None
+        raise StudyError(study.document.problem(("data",), str(error))) from None

@@ -53,7 +53,7 @@ from raykd.search.starting import Start, put_first, starts
 from raykd.search.starting import absolute as absolute_run
 from raykd.search.stopping import closing, is_stopping, keep_handlers, stoppable
 from raykd.study.costs import Costs
-from raykd.study.files import read_document
+from raykd.study.files import Document, read_document
 from raykd.study.load import Check, check_shapes, open_study
 from raykd.study.measured import check_measured
 from raykd.study.models import check_models
@@ -318,7 +318,7 @@ def _prepared(
     with in_place(study):
         if conduct is in_slots:
             check_resources(settings.cluster)
-        data = load_data(settings)
+        data = load_data(settings, study.document)
         if folder is not None:
             refuse_changes(known, folder, study, data)
         task = task_of(data)
@@ -517,16 +517,22 @@ def _packed(enterprise: Enterprise, nodes: Sequence[Resources]) -> Cluster:
     return cluster
 
 
-def load_data(settings: Study) -> Dataset:
-    """The study's data.
+def load_data(settings: Study, document: Document | None = None) -> Dataset:
+    """Load the data of a study.
+
+    Args:
+        settings: the concrete study.
+        document: its file, which errors name with the line.
 
     Raises:
-        StudyError: they cannot be had.
+        StudyError: the data are missing or cannot be used.
     """
     try:
         settings.data.check()
         return settings.data.load()
     except ValueError as error:
+        if document is not None:
+            raise StudyError(document.problem(("data",), str(error))) from None
         raise StudyError(Problem(str(error), path="data")) from None
 
 

@@ -352,5 +352,5 @@ def test_validate_refuses_what_is_no_classification(corpus: Path, tmp_path: Path
         f"name: x\ndata: {{name: text, file: {file}, tokenizer: {corpus / 'tokenizer'}}}\n"
         "student: {model: {name: hf/bert}}\nscheme: alone\n"
     )
-    with pytest.raises(ValueError, match=r"data: .*line 3 holds 0\.14 .*regression"):
+    with pytest.raises(ValueError, match=r"study\.yaml:2: data: .*line 3 holds 0\.14 .*regression"):
         explained(str(study))
