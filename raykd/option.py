@@ -7,6 +7,7 @@ a study; the union is the registry.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 import logging
@@ -53,6 +54,13 @@ def option(cls: type[T]) -> type[T]:
     made = dataclasses.dataclass(frozen=True, kw_only=True)(cls)
     made.__init__ = _checking(made, made.__init__)  # type: ignore[misc]
     return made
+
+
+def replaced_unchecked(made: T, **values: Any) -> T:
+    """A copy of an option with other values, for values that a study may not name (no trials)."""
+    copied = copy.copy(made)
+    vars(copied).update(values)
+    return copied
 
 
 def _checking(cls: type, init: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
@@ -37,7 +38,7 @@ from raykd.search.records import (
     teacher_name,
 )
 from raykd.search.result import METRIC, Chosen, StudyResult
-from raykd.search.statistics import Estimate, paired_gain
+from raykd.search.statistics import FEWEST, Estimate, paired_gain
 from raykd.tracking.journal import events
 
 MOST_ASSISTANTS = 6
@@ -86,7 +87,7 @@ def facts(result: StudyResult, told: Sequence[Event] | None = None) -> dict[str,
                 "first": a.trial.id,
                 "second": b.trial.id,
                 **asdict(found),
-                "is_clear": is_clear(found),
+                "is_clear": found.clear_of_zero,
             }
             for a, b, found in differences(result)
         ],
@@ -128,7 +129,7 @@ def _by_seed(result: StudyResult, chosen: Chosen) -> Mapping[int, float]:
     return {
         record.assignment.seed: record.metrics[METRIC]
         for record in result.records.children(chosen.trial.id, "replicate")
-        if record.status == "finished" and METRIC in record.metrics
+        if record.status == "finished" and math.isfinite(record.metrics.get(METRIC, math.nan))
     }
 
 
@@ -227,37 +228,48 @@ def _chosen(result: StudyResult) -> list[RenderableType]:
     for chosen in judged:
         row = interval(chosen.distilled), interval(chosen.alone), points(chosen.gain)
         table.add_row(chosen.trial.id, *row)
-    verdicts = [Text(f"{c.trial.id}: {gain_in_words(c.gain)}") for c in judged]
+    verdicts = [Text(f"{c.trial.id}: {gain_in_words(c.gain)}{_missing(c)}") for c in judged]
     return [title, table, *_indented([*verdicts, *_comparisons(result)])]
 
 
-def is_clear(found: Estimate) -> bool:
-    """Whether a difference can be told from noise.  An interval without width cannot say so: on a
-    small test split a few seeds may differ by exactly as many samples."""
-    return found.clear_of_zero and found.half_width > 0
+def _missing(chosen: Chosen) -> str:
+    if not chosen.missing:
+        return ""
+    noun = "training" if chosen.missing == 1 else "trainings"
+    return f" ({chosen.missing} {noun} failed and left out)"
 
 
 def gain_in_words(gain: Estimate | None) -> str:
-    """What a gain over the student alone is worth."""
+    """The verdict on a gain over the student alone."""
     if gain is None:
         return "there is nothing to compare it with."
-    if gain.count < 2:
-        return "one seed alone cannot tell a gain from noise."
-    if not gain.half_width:
-        return "every seed gained exactly the same, too few to tell a gain from noise."
-    if not gain.clear_of_zero:
-        return "its gain cannot be told from noise (the interval holds zero)."
+    reason = no_verdict(gain)
+    if reason:
+        return f"{reason}."
     return "better than alone." if gain.mean > 0 else "worse than alone."
+
+
+def no_verdict(difference: Estimate) -> str:
+    """The reason why a difference of accuracies allows no verdict; empty if it allows one."""
+    if difference.count < FEWEST:
+        seeds = "1 seed is" if difference.count == 1 else f"{difference.count} seeds are"
+        return f"{seeds} too few for a verdict"
+    if math.isnan(difference.half_width):
+        if difference.mean == 0:
+            return "no difference at the resolution of the test set"
+        return "all seeds differ by the same number of test samples, so there is no interval"
+    return "" if difference.clear_of_zero else "not significant (95% CI includes 0)"
 
 
 def _comparisons(result: StudyResult) -> Iterable[Text]:
     for first, second, found in differences(result):
         pair = f"{first.trial.id} and {second.trial.id}"
-        if is_clear(found):
+        reason = no_verdict(found)
+        if not reason:
             better = first if found.mean > 0 else second
             said = f"{pair} differ by {points(found)}: {better.trial.id} is better on test data."
         else:
-            said = f"{pair} cannot be told apart ({points(found)}, paired by seed)."
+            said = f"{pair} differ by {points(found)}, paired by seed: {reason}."
         yield Text(said)
 
 
@@ -382,6 +394,7 @@ def _chosen_facts(chosen: Chosen) -> dict[str, Any]:
     return {
         "id": chosen.trial.id,
         **{name: asdict(found) if found else None for name, found in arms.items()},
-        "gain_is_clear": chosen.gain is not None and is_clear(chosen.gain),
+        "gain_is_clear": chosen.gain is not None and chosen.gain.clear_of_zero,
         "verdict": gain_in_words(chosen.gain),
+        "missing": chosen.missing,
     }

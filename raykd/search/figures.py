@@ -51,7 +51,10 @@ def words(name: str) -> str:
 
 
 def interval(found: Estimate | None) -> str:
-    """An accuracy over seeds: "97.41% ± 0.35 (n=3)", the half width of its 95% interval."""
+    """An accuracy over seeds: "97.41% ± 0.35 (n=3)", the half width of its 95% interval.
+
+    An interval that ends at 100% is not symmetric: "99.50% [97.20, 100.00] (n=3)".
+    """
     if found is None:
         return UNKNOWN
     return f"{percent(found.mean)}{_half_width(found)} (n={found.count})"
@@ -65,7 +68,11 @@ def points(found: Estimate | None) -> str:
 
 
 def _half_width(found: Estimate) -> str:
-    return f" ± {100 * found.half_width:.2f}" if found.count > 1 else ""
+    if math.isnan(found.half_width):
+        return ""
+    if abs((found.high + found.low) / 2 - found.mean) > 1e-6:
+        return f" [{100 * found.low:.2f}, {100 * found.high:.2f}]"
+    return f" ± {100 * found.half_width:.2f}"
 
 
 def clock(seconds: float) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,7 @@ from raykd.search.records import (
     teacher_name,
     values_of,
 )
-from raykd.search.statistics import Estimate, estimate, paired_gain
+from raykd.search.statistics import ROUNDING, Estimate, estimate, paired_gain
 from raykd.tracking.journal import events
 
 if TYPE_CHECKING:
@@ -42,12 +43,14 @@ class Chosen:
         distilled: test accuracy of its replicates; None without replicates.
         alone: test accuracy of the same student at the same budget without a teacher.
         gain: distilled - alone, paired by seed.
+        missing: how many of these trainings failed, and are in none of the above.
     """
 
     trial: Record
     distilled: Estimate | None
     alone: Estimate | None
     gain: Estimate | None
+    missing: int = 0
 
 
 @dataclass(frozen=True, repr=False)
@@ -129,7 +132,8 @@ class StudyResult:
         """The chosen student whose lone training beats every teacher's test accuracy, if any."""
         taught = values_of(self.teachers, METRIC)
         for chosen in self.chosen:
-            if taught and chosen.alone is not None and chosen.alone.mean > max(taught):
+            alone = chosen.alone
+            if taught and alone is not None and alone.mean > max(taught) + ROUNDING:
                 return chosen
         return None
 
@@ -143,7 +147,7 @@ class StudyResult:
                 value: Estimate | None = getattr(chosen, what)
                 if value is not None:
                     found[f"chosen{number}_{what}_test_accuracy"] = value.mean
-                    if value.count > 1:
+                    if not math.isnan(value.half_width):
                         found[f"chosen{number}_{what}_half_width"] = value.half_width
         return found
 
@@ -162,14 +166,26 @@ class StudyResult:
             distilled=estimate(list(distilled.values())) if distilled else None,
             alone=estimate(list(alone.values())) if alone else None,
             gain=paired_gain(distilled, alone),
+            missing=self._missing(record),
         )
 
     def _by_seed(self, record: Record, role: Any) -> dict[int, float]:
         return {
             child.assignment.seed: child.metrics[METRIC]
             for child in self.records.children(record.id, role)
-            if child.status == "finished" and METRIC in child.metrics
+            if child.status == "finished" and math.isfinite(child.metrics.get(METRIC, math.nan))
         }
+
+    def _missing(self, record: Record) -> int:
+        """How many of a chosen student's trainings ended without a test accuracy."""
+        children = [
+            child
+            for role in ("replicate", "alone")
+            for child in self.records.children(record.id, role)
+            if child.status in ("finished", "failed")
+        ]
+        counted = sum(len(self._by_seed(record, role)) for role in ("replicate", "alone"))
+        return len(children) - counted
 
 
 def result_card(result: StudyResult) -> Card:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from raykd.architecture.screens import Unscreened
+from raykd.option import replaced_unchecked
 from raykd.problems import Problem, StudyError
 from raykd.search.cluster import is_remote
 from raykd.search.conductor import Conductor
@@ -80,7 +80,7 @@ def _conducted(
     listeners: Sequence[Listener],
 ) -> StudyResult:
     settings = study.settings
-    how = replace(
+    how = replaced_unchecked(
         settings.search,
         trials=trials,
         replicates=replicates,

@@ -11,15 +11,23 @@ import numpy as np
 ENDS = ((1.0 - 0.95) / 2, (1.0 + 0.95) / 2)
 """The levels at which a 95% interval begins and ends."""
 
+FEWEST = 3
+"""Seeds below which no verdict is given."""
+
+ROUNDING = 1e-12
+"""Accuracies are fractions of a test set; differences below this are rounding."""
+
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over seeds and its 95% interval (Student's t; no interval from one seed).
+    """A mean over seeds and its 95% interval (Student's t).
 
     Attributes:
         mean: of the values.
-        low, high: ends of the interval; NaN where there are fewer than two values.
-        count: how many values.
+        low, high: ends of the interval, within the range of the quantity; NaN with fewer than two
+            values, and where all values are the same: they are counts of a finite test set, so
+            that they agree does not mean that there is no noise.
+        count: number of values.
     """
 
     mean: float
@@ -33,31 +41,35 @@ class Estimate:
 
     @property
     def clear_of_zero(self) -> bool:
-        """Whether the interval leaves zero out: the figure can be told from noise.
-
-        Values that are all the same tell nothing of the noise (they are counts of a small test
-        split), so they are never clear.
-        """
-        return self.low < self.high and (self.low > 0 or self.high < 0)
+        """Whether the interval excludes zero, from at least `FEWEST` seeds."""
+        return self.count >= FEWEST and (self.low > 0 or self.high < 0)
 
 
-def estimate(values: Sequence[float]) -> Estimate:
+def estimate(values: Sequence[float], lowest: float = 0.0, highest: float = 1.0) -> Estimate:
     """Mean and 95% interval of independent values (one a seed).
 
+    Args:
+        values: accuracies, unless another range is given; those that are not finite are left out.
+        lowest, highest: the range of the quantity; the interval stays within it.
+
     Raises:
-        ValueError: there are no values.
+        ValueError: there are no finite values.
     """
+    values = [value for value in values if math.isfinite(value)]
     if not values:
-        raise ValueError("an estimate needs at least one value, found none")
+        raise ValueError("an estimate needs at least one finite value, got none")
     count = len(values)
-    mean = math.fsum(values) / count
-    if count < 2:
+    mean = without_rounding(math.fsum(values) / count)
+    if max(values) - min(values) <= ROUNDING:  # so has a single value
         return Estimate(mean, math.nan, math.nan, count)
     error = float(np.std(values, ddof=1)) / count**0.5
-    if error == 0:
-        return Estimate(mean, mean, mean, count)
     low, high = (quantile(level, count - 1) * error + mean for level in ENDS)
-    return Estimate(mean, low, high, count)
+    return Estimate(mean, max(low, lowest), min(high, highest), count)
+
+
+def without_rounding(difference: float) -> float:
+    """The difference, 0 where it is nothing but rounding."""
+    return 0.0 if abs(difference) <= ROUNDING else difference
 
 
 def quantile(level: float, freedom: int) -> float:
@@ -78,8 +90,11 @@ def survival(value: float, freedom: int) -> float:
 
 
 def paired_gain(treated: Mapping[int, float], control: Mapping[int, float]) -> Estimate | None:
-    """The mean difference over the seeds both have; None where they share none."""
-    shared = sorted(treated.keys() & control.keys())
-    if not shared:
-        return None
-    return estimate([treated[seed] - control[seed] for seed in shared])
+    """The mean difference of accuracies over the seeds that both have; None if they share none.
+
+    A seed whose value is not finite on either side is left out.
+    """
+    both = sorted(treated.keys() & control.keys())
+    differences = [without_rounding(treated[seed] - control[seed]) for seed in both]
+    finite = [difference for difference in differences if math.isfinite(difference)]
+    return estimate(finite, -1.0, 1.0) if finite else None

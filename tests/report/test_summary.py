@@ -54,7 +54,7 @@ def test_the_summary_tells_what_was_found(teller: Teller) -> None:
     assert "trial-0001" in front and "trial-0002" not in front
     assert "97.60% ± 0.50 (n=3)  95.40% ± 0.90 (n=3)  +2.20 ± 0.90 (n=3)" in text
     assert "trial-0000: better than alone." in text
-    assert "trial-0001: its gain cannot be told from noise" in text
+    assert "trial-0001: not significant (95% CI includes 0)" in text
     assert "trial-0000 and trial-0001 differ by +0.83 ± 0.38 (n=3): trial-0000 is better" in text
     assert "Teacher resnet d14 w32: val accuracy 98.61%, test accuracy 97.50%" in text
     assert "The teacher is worse" not in text
@@ -92,7 +92,8 @@ def test_students_that_cannot_be_told_apart_are_said_to_be(teller: Teller) -> No
     told += [*teller.replicates(0, [0.95, 0.96, 0.94], [0.94, 0.95, 0.93])]
     told += [*teller.replicates(1, [0.96, 0.94, 0.95], [0.94, 0.95, 0.93])]
     text = text_of(result_of(teller, told))
-    assert "trial-0000 and trial-0001 cannot be told apart" in text
+    assert "trial-0000 and trial-0001 differ by +0.00" in text
+    assert "paired by seed: not significant (95% CI includes 0)" in " ".join(text.split())
 
 
 def test_an_interrupted_search_says_how_to_go_on(teller: Teller) -> None:
@@ -173,13 +174,19 @@ def test_pauses_are_no_work() -> None:
     [
         ([0.02, 0.021, 0.022], "better than alone."),
         ([-0.02, -0.021, -0.022], "worse than alone."),
-        ([0.02, -0.021, 0.01], "its gain cannot be told from noise (the interval holds zero)."),
-        ([0.02], "one seed alone cannot tell a gain from noise."),
-        ([0.02, 0.02], "every seed gained exactly the same, too few to tell a gain from noise."),
+        ([0.02, -0.021, 0.01], "not significant (95% CI includes 0)."),
+        ([0.02], "1 seed is too few for a verdict."),
+        ([0.02, 0.02], "2 seeds are too few for a verdict."),
+        ([-0.0084, -0.0083], "2 seeds are too few for a verdict."),
+        (
+            [0.02, 0.02, 0.02],
+            "all seeds differ by the same number of test samples, so there is no interval.",
+        ),
+        ([0.0, 0.0, 0.0], "no difference at the resolution of the test set."),
     ],
 )
 def test_a_gain_is_called_what_it_is(values: list[float], said: str) -> None:
-    assert gain_in_words(estimate(values)) == said
+    assert gain_in_words(estimate(values, -1, 1)) == said
 
 
 def test_figures_keep_honest_digits() -> None:
@@ -193,6 +200,8 @@ def test_figures_keep_honest_digits() -> None:
     ]
     assert interval(Estimate(0.9, 0.89, 0.91, 3)) == "90.00% ± 1.00 (n=3)"
     assert interval(estimate([0.9])) == "90.00% (n=1)"
+    assert interval(estimate([0.98, 0.99, 1.0])) == "99.00% [96.52, 100.00] (n=3)"
+    assert interval(estimate([0.9, 0.9, 0.9])) == "90.00% (n=3)"
     assert points(Estimate(-0.002, -0.01, 0.006, 3)) == "-0.20 ± 0.80 (n=3)"
     assert [clock(s) for s in (0, 61, 3725)] == ["0:00", "1:01", "1:02:05"]
     assert [duration(s) for s in (42, 200, 7500)] == ["42 s", "3 min 20 s", "2 h 5 min"]

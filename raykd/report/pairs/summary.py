@@ -13,13 +13,14 @@ from rich.table import Table
 from rich.text import Text
 
 from raykd.report.commands import Event, pairs_commands, state
-from raykd.report.summary import seconds_at_work
+from raykd.report.summary import no_verdict, seconds_at_work
 from raykd.search.figures import duration, interval, percent, points
 from raykd.search.pairs.arm import NONE
 from raykd.search.pairs.contrasts import Contrast
 from raykd.search.pairs.files import facts_of
 from raykd.search.pairs.result import PREDICTORS, TESTED, Best, Cell, PairsResult, ShownLayer
 from raykd.search.records import teacher_name
+from raykd.search.statistics import FEWEST
 from raykd.tracking.journal import events
 
 MOST_REASONS = 6
@@ -94,7 +95,9 @@ def _heatmap(result: PairsResult) -> list[RenderableType]:
 def _legend(result: PairsResult) -> list[RenderableType]:
     noise = result.noise
     if math.isnan(noise.deviation):
-        said = "One seed tells nothing of the noise, so nothing can be marked."
+        said = "One seed gives no estimate of the noise, so nothing is marked."
+    elif len(result.seeds) < FEWEST:
+        said = f"{len(result.seeds)} seeds are too few for a verdict, so nothing is marked."
     else:
         compared = len(result.contrasts)
         said = (
@@ -163,9 +166,9 @@ def _tested(best: Best) -> Iterable[Text]:
         f"  test accuracy over fresh seeds: {interval(best.tested)}, without hint "
         f"{interval(best.untaught)}"
     )
-    clear = best.gain is not None and best.gain.clear_of_zero
-    verdict = "" if clear else ": cannot be told from noise (the interval holds zero)"
-    yield Text(f"  gain on test data {points(best.gain)}{verdict}", "" if clear else "yellow")
+    reason = "nothing to compare it with" if best.gain is None else no_verdict(best.gain)
+    verdict = f": {reason}" if reason else ""
+    yield Text(f"  gain on test data {points(best.gain)}{verdict}", "yellow" if reason else "")
 
 
 def _predictors(result: PairsResult) -> list[RenderableType]:

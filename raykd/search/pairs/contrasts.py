@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from raykd.search.statistics import Estimate, quantile, survival
+from raykd.search.statistics import FEWEST, Estimate, quantile, survival, without_rounding
 
 Values = Mapping[str, Mapping[int, float]]
 """Arm -> seed -> what it reached."""
@@ -54,13 +54,13 @@ class Contrast:
 
     @property
     def is_clear(self) -> bool:
-        """Whether the gain can be told from noise, all arms considered."""
-        return self.p_holm < LEVEL
+        """Whether the gain is significant, corrected for the number of arms."""
+        return self.gain.count >= FEWEST and self.p_holm < LEVEL
 
     @property
     def leaves_zero_out(self) -> bool:
-        """Whether the interval of this arm by itself leaves zero out."""
-        return self.p < LEVEL
+        """Whether the gain is significant if this arm were the only one."""
+        return self.gain.count >= FEWEST and self.p < LEVEL
 
 
 def noise_of(values: Values) -> Noise:
@@ -68,7 +68,12 @@ def noise_of(values: Values) -> Noise:
 
     It takes the noise to be as large in every arm.
     """
-    told = [(arm, seed, value) for arm, of in values.items() for seed, value in of.items()]
+    told = [
+        (arm, seed, value)
+        for arm, of in values.items()
+        for seed, value in of.items()
+        if math.isfinite(value)
+    ]
     if not told:
         return Noise(math.nan, 0)
     arms = sorted({arm for arm, _, _ in told})
@@ -99,10 +104,15 @@ def contrasts(values: Values, control: str) -> dict[str, Contrast]:
     base = values.get(control, {})
     found: dict[str, Contrast] = {}
     for arm, of in values.items():
-        by_seed = {seed: of[seed] - base[seed] for seed in sorted(of.keys() & base.keys())}
+        by_seed = {
+            seed: without_rounding(of[seed] - base[seed])
+            for seed in sorted(of.keys() & base.keys())
+            if math.isfinite(of[seed]) and math.isfinite(base[seed])
+        }
         if arm == control or not by_seed:
             continue
-        mean, count = math.fsum(by_seed.values()) / len(by_seed), len(by_seed)
+        mean = without_rounding(math.fsum(by_seed.values()) / len(by_seed))
+        count = len(by_seed)
         error = noise.deviation * math.sqrt(2 / count)
         if not error > 0:
             gain = Estimate(mean, math.nan, math.nan, count)
@@ -110,12 +120,17 @@ def contrasts(values: Values, control: str) -> dict[str, Contrast]:
             continue
         half = quantile(1 - LEVEL / 2, noise.freedom) * error
         p = 2 * survival(abs(mean) / error, noise.freedom)
-        found[arm] = Contrast(Estimate(mean, mean - half, mean + half, count), by_seed, p, p)
+        found[arm] = Contrast(_within(mean, half, count), by_seed, p, p)
     corrected = holm({arm: one.p for arm, one in found.items() if not math.isnan(one.p)})
     return {
         arm: Contrast(one.gain, one.by_seed, one.p, corrected.get(arm, math.nan))
         for arm, one in found.items()
     }
+
+
+def _within(mean: float, half: float, count: int) -> Estimate:
+    """A difference of accuracies with an interval of this half width, within [-1, 1]."""
+    return Estimate(mean, max(mean - half, -1.0), min(mean + half, 1.0), count)
 
 
 def holm(p_values: Mapping[str, float]) -> dict[str, float]:
@@ -160,19 +175,24 @@ def ranking(predicted: np.ndarray, gains: np.ndarray, seed: int = 0) -> Ranking:
     cells = len(predicted)
     if cells < 3:
         return Ranking(math.nan, math.nan, math.nan, cells)
-    tau = _tau(_means(predicted), _means(gains))
+    tau = _tau(_means(predicted), _rounded(_means(gains)))
     rng = np.random.default_rng(seed)
     draws: list[float] = []
     for _ in range(RESAMPLES):
         rows = rng.integers(cells, size=cells)
         columns = rng.integers(gains.shape[1], size=gains.shape[1])
         drawn = np.ix_(rows, columns)
-        draws.append(_tau(_means(predicted[drawn]), _means(gains[drawn])))
+        draws.append(_tau(_means(predicted[drawn]), _rounded(_means(gains[drawn]))))
     known = [draw for draw in draws if not math.isnan(draw)]
     if math.isnan(tau) or len(known) < RESAMPLES / 2:
         return Ranking(tau, math.nan, math.nan, cells)
     low, high = np.percentile(known, [2.5, 97.5])
     return Ranking(tau, float(low), float(high), cells)
+
+
+def _rounded(gains: np.ndarray) -> np.ndarray:
+    """Gains without rounding errors, so that equal numbers of samples are ties."""
+    return np.round(gains, 12)
 
 
 def _means(table: np.ndarray) -> np.ndarray:

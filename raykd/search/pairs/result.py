@@ -291,7 +291,7 @@ class PairsResult:
             for record in self.records.of("replicate")
             if record.assignment.tags.get("arm") == arm
             and record.status == "finished"
-            and TESTED in record.metrics
+            and math.isfinite(record.metrics.get(TESTED, math.nan))
         }
 
 
@@ -387,7 +387,7 @@ def best_of(arms: Iterable[Arm], values: Values, seeds: int) -> Arm | None:
     """The set of pairs with the highest mean validation accuracy, of those trained under every
     seed; the first of equals."""
     whole = [arm for arm in arms if arm.is_one_set and len(values.get(arm.id, {})) == seeds]
-    return max(whole, key=lambda arm: math.fsum(values[arm.id].values()), default=None)
+    return max(whole, key=lambda arm: round(math.fsum(values[arm.id].values()), 12), default=None)
 
 
 def pairs_of(arm: Arm) -> list[dict[str, str]]:

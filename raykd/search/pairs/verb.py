@@ -9,6 +9,7 @@ from pathlib import Path
 
 from raykd.architecture import Task
 from raykd.architecture.screens import Unscreened
+from raykd.option import replaced_unchecked
 from raykd.problems import StudyError
 from raykd.search.conductor import Conductor
 from raykd.search.driver import (
@@ -92,7 +93,7 @@ def _studied(
     )
     if study.task is not None:
         check(study, study.task)
-        how = replace(how, trials=_trainings(study, study.task))
+        how = replaced_unchecked(how, trials=_trainings(study, study.task))
     way = Way(_conductor, _Conclusion(draw), check)
     return run(
         study,
