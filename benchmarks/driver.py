@@ -270,6 +270,9 @@ class _Off:
     def close(self, timeout: float = 0.0) -> bool:
         return True
 
+    def abandon(self) -> None:
+        pass
+
 
 def per_trial(began: list[float]) -> dict[str, list[float]]:
     """Seconds from one start to the next, early and late."""
