@@ -28,7 +28,25 @@ from raykd.data.table import Table, counted, shown
 Kind = Literal["integer", "padded integer", "boolean", "text"]
 
 MISSING = frozenset(
-    ("n/a", "na", "#n/a", "#na", "n.a.", "<na>", "nan", "-nan", "null", "none", "nil", "?", "-")
+    [
+        "n/a",
+        "na",
+        "#n/a",
+        "#na",
+        "n.a.",
+        "<na>",
+        "nan",
+        "-nan",
+        "null",
+        "none",
+        "nil",
+        "?",
+        "inf",
+        "-inf",
+        "+inf",
+        "infinity",
+        "-infinity",
+    ]
 )
 """Texts that stand for a missing value in many tables, in lower case."""
 
@@ -81,8 +99,9 @@ def labels_of(tables: Mapping[str, Sequence[Table]], column: str) -> Labels:
         _check_known(split, parts, labels, indices)
         counts.update(labels)
         targets += [indices[label] for label in labels]
-    if any(isinstance(value, float) or "." in str(value) for value in train) and kind == "integer":
-        notes.append(f"column '{column}' holds numbers such as 1.0, read as whole numbers")
+    written = next((value for value in train if not _INTEGER.fullmatch(str(value))), None)
+    if written is not None and kind == "integer":
+        notes.append(f"column '{column}' holds numbers such as {written}, read as whole numbers")
     warnings = [*_mixed(train, kind, column), *_suspicious(counts, kind)]
     return Labels(names, np.array(targets, dtype=np.int64), tuple(notes), tuple(warnings))
 
@@ -152,8 +171,8 @@ def _refused(value: Any) -> str:
 
 _REGRESSION = (
     "raykd trains classifiers, and a label is a text or a whole number (regression on such numbers "
-    "is not supported); name another data.label, or turn ranges of numbers into classes such as "
-    "'low' and 'high'"
+    "is not supported); name another data.label, turn ranges of numbers into classes such as 'low' "
+    "and 'high', or write names so that they do not read as numbers, such as 'v3.10'"
 )
 
 

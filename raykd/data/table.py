@@ -38,6 +38,17 @@ _BYTE_ORDER_MARKS = (  # UTF-32's begins with UTF-16's
 )
 
 
+_BINARY = {
+    b"\x1f\x8b": "gzip",
+    b"PK\x03\x04": "zip or Excel",
+    b"\xd0\xcf\x11\xe0": "Excel",
+    b"PAR1": "Parquet",
+    b"ARROW1": "Arrow",
+    b"%PDF": "PDF",
+}
+"""Formats that are often given a wrong suffix, by their first bytes."""
+
+
 @dataclass(frozen=True)
 class Dialect:
     """How text files are read; the other formats need none of it.
@@ -195,6 +206,10 @@ def _text_of(file: Path, dialect: Dialect, log: _Log) -> str:
         raise ValueError(f"text: {file} cannot be read ({error.strerror})") from None
     if not content.strip():
         raise ValueError(f"text: {file} is empty")
+    if kind := next((name for magic, name in _BINARY.items() if content.startswith(magic)), ""):
+        raise ValueError(
+            f"text: {file} is a {kind} file, no {file.suffix} text; unpack or export it first"
+        )
     mark = next((name for mark, name in _BYTE_ORDER_MARKS if content.startswith(mark)), None)
     encoding = dialect.encoding or mark or "utf-8"
     if mark is not None and codecs.lookup(encoding).name == "utf-8":

@@ -115,10 +115,10 @@ class Texts(Source):
     def __post_init__(self) -> None:
         if self.augment:
             raise ValueError("augmentations are for pictures; leave `augment` out")
+        check_dialect(self._dialect)
 
     def check(self) -> None:
         _needed()
-        check_dialect(self._dialect)
         for file in self._files().values():
             check_table(file)
         folder = _path(self.tokenizer)

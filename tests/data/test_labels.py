@@ -79,6 +79,7 @@ def test_other_tables_use_the_classes_of_the_training_table() -> None:
         ([1.0, float("nan")], "line 3 has no label in column 'label' .nan"),
         (["1", "2", "n/a"], "line 4 holds 'n/a' .* where 2 other rows hold numbers"),
         (["1.0", "NaN", "2.0"], "line 3 holds 'NaN' .* where 2 other rows hold numbers"),
+        (["1", "2", "inf"], "line 4 holds 'inf' .* where 2 other rows hold numbers"),
         (["1", "0.5"], "line 3 holds 0.5 in .*regression"),
         ([0.5, 1.5], "line 2 holds 0.5 in .*regression"),
         ([1.0, float("inf")], "line 3 holds inf in .*regression"),
@@ -127,6 +128,8 @@ def test_warned_of(labels: list[Any], words: str) -> None:
 def test_notes() -> None:
     assert read([" a", "b"]).notes == ("a.csv: white space around 1 label removed (such as ' a')",)
     (note,) = read(["1.0", "2"]).notes
-    assert "read as whole numbers" in note
+    assert "holds numbers such as 1.0, read as whole numbers" in note
+    (note,) = read(["1e3", "100"]).notes
+    assert "holds numbers such as 1e3, read as whole numbers" in note
     plain = read(["a", "b", "c"])
     assert (plain.notes, plain.warnings) == ((), ())

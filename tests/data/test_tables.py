@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import io
 import json
 from pathlib import Path
@@ -264,6 +265,14 @@ class TestEncodings:
         file = written(tmp_path / "b.csv", lines([("caf\ufffd", "yes")]))
         (warning,) = read(file).warnings
         assert "1 replacement characters (U+FFFD)" in warning
+
+    @pytest.mark.parametrize(
+        ("content", "kind"),
+        [(gzip.compress(b"text,label"), "gzip"), (b"PK\x03\x04\x14\0", "Excel")],
+    )
+    def test_binary_files(self, content: bytes, kind: str, tmp_path: Path) -> None:
+        with pytest.raises(ValueError, match=rf"a\.csv is a .*{kind} file, no \.csv text"):
+            read(written(tmp_path / "a.csv", content))
 
     @pytest.mark.parametrize("encoding", ["klingon", "base64", "rot13"])
     def test_unknown_encodings(self, encoding: str) -> None:

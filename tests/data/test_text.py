@@ -235,6 +235,11 @@ class TestMistakes:
         with pytest.raises(ValueError, match="no token that fills up"):
             _source(tmp_path, corpus / "table.csv", tokenizer=str(folder)).load()
 
+    def test_options_of_csv(self, corpus: Path) -> None:
+        for wrong, told in ({"delimiter": ",,"}, "one character"), ({"encoding": "x"}, "unknown"):
+            with pytest.raises(ValueError, match=told):
+                _source(corpus, corpus / "table.csv", **wrong)
+
     def test_augmentations(self, corpus: Path) -> None:
         with pytest.raises(ValidationError, match="augmentations are for pictures"):
             TypeAdapter(SOURCES.annotation).validate_python(
