@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -84,7 +85,9 @@ def search(
     file: Annotated[
         str | None,
         typer.Argument(
-            metavar="[FILE]", help="A study file (YAML).", autocompletion=completion.study_files
+            metavar="[FILE]",
+            help="A study file (YAML); or FOLDER:trial-0007: its study again, that trial first.",
+            autocompletion=completion.study_files,
         ),
     ] = None,
     overrides: Overrides = None,
@@ -140,7 +143,9 @@ def pairs(
     file: Annotated[
         str | None,
         typer.Argument(
-            metavar="[FILE]", help="A study file (YAML).", autocompletion=completion.study_files
+            metavar="[FILE]",
+            help="A study file (YAML); or FOLDER:trial-0007: the layers of that trial.",
+            autocompletion=completion.study_files,
         ),
     ] = None,
     overrides: Overrides = None,
@@ -192,7 +197,14 @@ def pairs(
 
 @app.command(epilog=EPILOG)
 def distill(
-    file: StudyFile,
+    file: Annotated[
+        str,
+        typer.Argument(
+            metavar="FILE",
+            help="A study file (YAML); or FOLDER:trial-0007: train that trial again.",
+            autocompletion=completion.study_files,
+        ),
+    ],
     overrides: Overrides = None,
     allow_import: AllowImport = False,
     as_json: Json = False,
@@ -244,6 +256,36 @@ def teacher(
     session = _Session(as_json, verbose)
     result = session.run(lambda: epoch_display(session.console), run)
     session.end(result, failed=all(record.status != "finished" for record in result.teachers))
+
+
+@app.command(epilog=EPILOG)
+def init(
+    file: Annotated[
+        str, typer.Argument(metavar="FILE", help="The study file to write; - prints it.")
+    ],
+    name: Annotated[
+        str,
+        typer.Option(
+            "--from",
+            metavar="NAME",
+            help="What to start from: quickstart, architecture, pairing or text.",
+        ),
+    ] = "quickstart",
+    force: Annotated[bool, typer.Option("--force", help="Replace the file if it exists.")] = False,
+) -> None:
+    """Write a commented study file to start from."""
+    with _errors(verbose=False):
+        from raykd.study.starters import STARTERS, starter_text, write_starter
+
+        if file == "-":
+            typer.echo(starter_text(name, "FILE"), nl=False)
+            return
+        write_starter(name, file, force=force)
+        quoted = shlex.quote(file)
+        typer.echo(f"{file}: written")
+        typer.echo(f"  data: {STARTERS[name].data}")
+        typer.echo(f"  check it: raykd validate {quoted}")
+        typer.echo(f"  run it:   raykd {STARTERS[name].verb} {quoted}")
 
 
 @app.command(epilog=EPILOG)

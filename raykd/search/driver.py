@@ -52,6 +52,7 @@ from raykd.search.starting import MARK as STARTED
 from raykd.search.starting import Start, put_first, starts
 from raykd.search.starting import absolute as absolute_run
 from raykd.search.stopping import closing, is_stopping, keep_handlers, stoppable
+from raykd.search.trials import trial_first
 from raykd.study.costs import Costs
 from raykd.study.files import Document, read_document
 from raykd.study.load import Check, check_shapes, open_study
@@ -115,7 +116,8 @@ def search(
     """Search a study's space and return what was found.
 
     Args:
-        study: an open study (`load_study`) or the path of a study file.
+        study: an open study (`load_study`), the path of a study file, or `FOLDER:trial-0007`: the
+            study of that trial is searched again, the trial first.
         overrides: `a.b=value`, as on the command line; only with a path.
         resume: the folder of an interrupted search to resume; `study` is then not read, and
             relative paths mean the working folder the search was begun in.
@@ -130,12 +132,15 @@ def search(
         StudyError: the study, its data or the cluster is not fit, another process works on the
             study to resume, or what decides its results has changed; nothing was started.
     """
-    way = starting_from([str(one) for one in start_from])
     with contextlib.ExitStack() as stack:
-        folder = None
+        folder, first = None, [str(run) for run in start_from]
         if resume is not None:
             folder, overrides = stack.enter_context(resumed(resume, "search"))
             study = folder.given
+        else:
+            named = trial_first(study, overrides, [absolute_run(run) for run in first])
+            study, overrides, first = stack.enter_context(named)
+        way = starting_from(first)
         study = opened(study, overrides, allow_import=allow_import)
         return run(study, folder, in_slots, verbose=verbose, listeners=listeners, way=way)
 

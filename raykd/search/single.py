@@ -16,6 +16,7 @@ from raykd.search.conductor import Conductor
 from raykd.search.driver import Enterprise, Listener, in_slots, opened, run
 from raykd.search.folder import Verb
 from raykd.search.result import StudyResult
+from raykd.search.trials import fixed_trial
 from raykd.study.opened import OpenStudy
 from raykd.study.schema import Unscheduled
 from raykd.training.assignment import Assignment
@@ -36,13 +37,22 @@ def distill(
     It is trained once under the study's seed and, where the study asks for replicates, again
     under fresh seeds with and without its teacher, as a search does for its chosen students.
 
+    Args:
+        study: an open study, the path of a study file, or `FOLDER:trial-0007`: that trial of an
+            earlier study, trained again with the values it drew.
+        overrides: `a.b=value`, as on the command line; not with an open study.
+        allow_import: let models run code of their own (import paths, networks from MLflow).
+        verbose: let Ray's own output through.
+        listeners: called with every event as it happens.
+
     Raises:
         StudyError: the study leaves something open (names it), or is not fit to start.
     """
-    study = opened(study, overrides, allow_import=allow_import)
-    study.concrete()
-    replicates = study.settings.search.replicates
-    return _conducted(study, "distill", 1, replicates, verbose, listeners)
+    with fixed_trial(study, overrides) as (named, values):
+        study = opened(named, values, allow_import=allow_import)
+        study.concrete()
+        replicates = study.settings.search.replicates
+        return _conducted(study, "distill", 1, replicates, verbose, listeners)
 
 
 def train_teacher(

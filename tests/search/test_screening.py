@@ -148,7 +148,7 @@ def test_candidates_are_feasible_and_distinct() -> None:
 
 
 def ranked(*pairs: tuple[int, float]) -> list[Candidate]:
-    return [Candidate({}, Mlp(depth=1, width=cost), cost, score) for cost, score in pairs]
+    return [Candidate({}, Mlp(depth=1, width=cost or 1), cost, score) for cost, score in pairs]
 
 
 def test_each_bin_gives_its_best_then_its_second() -> None:

@@ -29,6 +29,7 @@ from raykd.search.pairs.question import question_of
 from raykd.search.pairs.result import PairsResult, read_pairs
 from raykd.search.resuming import resumed
 from raykd.search.shelf import Shelf
+from raykd.search.trials import fixed_trial
 from raykd.study.opened import OpenStudy
 from raykd.study.schema import Unscheduled
 from raykd.training.storage import Storage
@@ -54,7 +55,8 @@ def pairs(
     """Study which hint layer should teach which guided layer, and return what was found.
 
     Args:
-        study: an open study (`load_study`) or the path of a study file.
+        study: an open study (`load_study`), the path of a study file, or `FOLDER:trial-0007`: the
+            layers of that trial's teacher and student are paired.
         overrides: `a.b=value`, as on the command line; only with a path.
         resume: the folder of an interrupted layer study to go on with; `study` is then not read.
         allow_import: let models run code of their own (import paths, networks from MLflow).
@@ -71,6 +73,9 @@ def pairs(
         if resume is not None:
             folder, overrides = stack.enter_context(resumed(resume, "pairs"))
             study = folder.given
+        else:
+            named = fixed_trial(study, overrides, pairs_open=True)
+            study, overrides = stack.enter_context(named)
         study = opened(study, overrides, allow_import=allow_import)
         return _studied(study, folder, verbose, listeners, draw, conduct)
 
