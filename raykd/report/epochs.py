@@ -8,6 +8,7 @@ from typing import Any
 
 from raykd.report.data import data_line, notes_and_warnings
 from raykd.report.display import Display
+from raykd.report.failures import Announcer
 from raykd.report.outputs import outputs_line
 from raykd.report.plain import described, ended_line
 from raykd.report.view import REPLICATES, View
@@ -31,6 +32,7 @@ class EpochLines(Display):
         self._view = View()
         self._lock = threading.Lock()
         self._shown = ""
+        self._failures = Announcer()
 
     def __call__(self, event: Mapping[str, Any]) -> None:
         with self._lock:
@@ -38,7 +40,8 @@ class EpochLines(Display):
             if event["event"] == "epoch":
                 self._epoch(self._view.records[event["id"]], event)
             elif event["event"] == "end":
-                self._write(ended_line(self._view.records[event["id"]], self._view.watched))
+                record = self._view.records[event["id"]]
+                self._write(ended_line(record, self._view.watched, self._failures))
             elif event["event"] == "dataset":
                 self._write(data_line(event))
                 for line, _ in notes_and_warnings(event):

@@ -15,6 +15,7 @@ from rich.text import Text
 
 from raykd.report.data import notes_and_warnings
 from raykd.report.display import Display
+from raykd.report.failures import Announcer
 from raykd.report.outputs import outputs_line
 from raykd.report.plain import first_lines
 from raykd.report.view import ALL, COSTS, View, run_name
@@ -49,6 +50,7 @@ class LiveDisplay(Display):
     def __init__(self, console: Console, view: View | None = None) -> None:
         self._console = console
         self._view = view or View()
+        self._failures = Announcer()
         self._lock = threading.Lock()
         self._news = True
         self._over = threading.Event()
@@ -72,7 +74,8 @@ class LiveDisplay(Display):
             for line in first_lines(event):
                 self._console.print(Text(line, style="dim"))
         if event["event"] == "end" and event["status"] == "failed":
-            self._console.print(Text(f"{event['id']} failed: {event['reason']}", style="red"))
+            failed = self._failures.line(self._view.records[event["id"]])
+            self._console.print(Text(failed, style="red"))
 
     def __enter__(self) -> LiveDisplay:
         self._live.start()

@@ -9,6 +9,7 @@ from typing import Any
 
 from raykd.report.data import data_line, notes_and_warnings
 from raykd.report.display import Display
+from raykd.report.failures import Announcer
 from raykd.report.outputs import outputs_line
 from raykd.report.view import View, asked_costs
 from raykd.search.figures import clock, compact, metric, percent, time_left, words
@@ -35,6 +36,7 @@ class PlainLines(Display):
         self._lock = threading.Lock()
         self._last = now()
         self._begun: set[str] = set()
+        self._failures = Announcer()
 
     def __call__(self, event: Mapping[str, Any]) -> None:
         with self._lock:
@@ -66,7 +68,7 @@ class PlainLines(Display):
         elif kind == "run":
             yield from self._phase_begins(view.records[event["id"]])
         elif kind == "end":
-            yield ended_line(view.records[event["id"]], view.watched)
+            yield ended_line(view.records[event["id"]], view.watched, self._failures)
         elif kind == "epoch" and self._now() - self._last >= EVERY:
             yield self._progress()
 
@@ -114,11 +116,11 @@ def first_lines(event: Mapping[str, Any]) -> Iterable[str]:
         yield from start["left_out"]
 
 
-def ended_line(record: Record, watched: str) -> str:
-    """What came of a training, in one line."""
-    how = {"stopped": "stopped early"}.get(record.status, record.status)
+def ended_line(record: Record, watched: str, failures: Announcer) -> str:
+    """The outcome of a training, in one line."""
     if record.status == "failed":
-        return f"{record.id} failed: {record.reason}"
+        return failures.line(record)
+    how = {"stopped": "stopped early"}.get(record.status, record.status)
     if record.role == "probe":
         return f"{record.id} {how}: CKA and gradients of every pair"
     told = [f"{words(watched)} {metric(watched, record.metrics.get(watched))}"]

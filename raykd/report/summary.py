@@ -15,7 +15,8 @@ from rich.table import Table
 from rich.text import Text
 
 from raykd.report.commands import Command, Event, commands, state, unfinished
-from raykd.report.view import COSTS, asked_costs
+from raykd.report.failures import causes, failure_lines
+from raykd.report.view import ALL, COSTS, asked_costs
 from raykd.search.figures import (
     compact,
     duration,
@@ -42,7 +43,6 @@ from raykd.search.statistics import FEWEST, Estimate, paired_gain
 from raykd.tracking.journal import events
 
 MOST_ASSISTANTS = 6
-MOST_FAILURES = 5
 
 
 def summary(result: StudyResult, told: Sequence[Event] | None = None) -> RenderableType:
@@ -97,6 +97,7 @@ def facts(result: StudyResult, told: Sequence[Event] | None = None) -> dict[str,
             result.teacher_falls_short.trial.id if result.teacher_falls_short else None
         ),
         "failed": {r.id: r.reason for r in _failed(result)},
+        "failures": [cause.plain() for cause in causes(_failed(result))],
         "left_out": left_out(told),
         "unfinished": unfinished(result, told),
         "commands": {found.name: found.text for found in commands(result, told)},
@@ -329,17 +330,14 @@ def _best_teacher(result: StudyResult) -> float | None:
 
 
 def _failed(result: StudyResult) -> list[Record]:
-    return [r for r in result.records.of("trial", "replicate", "alone") if r.status == "failed"]
+    return [r for r in result.records.of(*ALL) if r.status == "failed"]
 
 
 def _failures(result: StudyResult) -> list[RenderableType]:
     failed = _failed(result)
     if not failed:
         return []
-    lines = [Text(f"{record.id}: {record.reason}") for record in failed[:MOST_FAILURES]]
-    if len(failed) > MOST_FAILURES:
-        lines.append(Text(f"and {len(failed) - MOST_FAILURES} more"))
-    return [_title("Failed"), *_indented(lines)]
+    return [_title("Failed"), *_indented(map(Text, failure_lines(failed, result.folder)))]
 
 
 # What next

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import logging
 import os
+import shutil
 import sys
 import threading
 import warnings
@@ -269,6 +270,23 @@ def _shut_down() -> None:
         ray.shutdown()
     finally:
         keep_handlers()  # with the end of its C++ part the defaults are back
+
+
+def _session_folder() -> Path | None:
+    """The folder of this session's own logs and sockets; None where Ray does not tell."""
+    from ray._private import worker
+
+    node = getattr(worker, "_global_node", None)
+    return None if node is None else Path(node.get_session_dir_path())
+
+
+def _remove_session(folder: Path) -> None:
+    """Remove what Ray leaves of a session that ended well: megabytes under /tmp for each."""
+    latest = folder.parent / "session_latest"
+    with suppress(OSError):
+        if latest.is_symlink() and latest.resolve() == folder.resolve():
+            latest.unlink()
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _import_meanwhile() -> None:

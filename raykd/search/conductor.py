@@ -17,6 +17,7 @@ from raykd.architecture import Task
 from raykd.problems import StudyError
 from raykd.schemes import Alone, Preparation
 from raykd.search.caching import Caching
+from raykd.search.logs import Failure, Logs
 from raykd.search.records import Record, Records
 from raykd.search.shelf import Shelf
 from raykd.study.costs import Costs
@@ -57,6 +58,7 @@ class Conductor:
         slots: trials side by side.
         caching: decides which teachers' outputs are kept; None: all teachers are run live.
         costs: knows what students cost; None: it has measured none yet.
+        logs: where the logs of failed trainings are gathered; None: nowhere.
 
     Attributes:
         expected_trials: how many there will be, where that is known; None: as the study says.
@@ -77,6 +79,7 @@ class Conductor:
         slots: int = 1,
         caching: Caching | None = None,
         costs: Costs | None = None,
+        logs: Logs | None = None,
     ) -> None:
         self.study = study
         self.task = task
@@ -92,6 +95,7 @@ class Conductor:
         self._shelf = shelf
         self._slots = slots
         self._caching = caching
+        self._logs = logs
         self._outfitted: set[str] = set()
         self._builds: dict[str, Assignment] = {}  # shares of outputs that slots compute now
         own = [own_teacher(replace(study.settings, teacher=one)) for one in study.teachers()]
@@ -187,9 +191,14 @@ class Conductor:
             if epoch < int(result["epoch"]):  # that one is the result itself
                 self._epoch(record, epoch, {**record.assignment.metrics, **metrics})
         if result.get("failed"):
-            self.end(record.id, "failed", str(result["failed"]), {})
+            reason, place = str(result["failed"]), str(result.get("raised_at", ""))
+            failure = Failure(reason, place)
+            if self._logs is not None:
+                more = str(result.get("traceback", ""))
+                failure = self._logs.gathered(record.assignment, reason, raised_at=place, more=more)
+            self.end(record.id, "failed", failure=failure)
             if result.get("unusable"):
-                self.slot_failed(record.id, str(result["failed"]))
+                self.slot_failed(record.id, failure.reason)
             return
         metrics = numbers(result)
         self._epoch(record, int(result["epoch"]), metrics, result)
@@ -202,14 +211,31 @@ class Conductor:
         status: str,
         reason: str = "",
         metrics: Mapping[str, float] | None = None,
+        failure: Failure | None = None,
     ) -> None:
-        """A training is over; ending one twice changes nothing."""
+        """A training is over; ending one twice changes nothing.
+
+        Args:
+            reason: why it failed, where that is all there is to say of it.
+            failure: why it failed.
+        """
         if record_id not in self.records:
             return  # outputs were computed
         record = self.records[record_id]
         if record.status != "running":
             return
-        self._write("end", id=record_id, status=status, reason=reason, metrics=dict(metrics or {}))
+        failure = failure or Failure(reason)
+        known = {"raised_at": failure.raised_at, "log": failure.log}
+        more = {key: value for key, value in known.items() if value}
+        told = dict(metrics or {})
+        self._write("end", id=record_id, status=status, reason=failure.reason, metrics=told, **more)
+        if failure.log:
+            self._journal.write("artifact", id=record_id, path=failure.log, folder="logs")
+        if failure.raised_at:
+            tags = {"raised_at": failure.raised_at}
+            self._journal.write(
+                "note", id=record_id, tags=tags, metrics={}, step=len(record.epochs)
+            )
         self._storage.remove(record.assignment.state_file)
         self._storage.remove(record.assignment.failure_file)
         if record.role == "trial":
@@ -217,15 +243,27 @@ class Conductor:
         elif record.role == "teacher":
             self._teacher_ended(record)
 
-    def slot_failed(self, record_id: str, reason: str) -> None:
-        """A slot died with what it was training; where none ever finished an epoch, none can."""
+    def slot_failed(
+        self, record_id: str, reason: str, *, error: str = "", died: bool = False
+    ) -> None:
+        """A slot died with what it was training; where none ever finished an epoch, none can.
+
+        Args:
+            reason: in one line.
+            error: the slot's whole error, for the log.
+            died: whether its process ended without an answer.
+        """
         if record_id in self._builds:
             self._build_failed(record_id, reason)
         if record_id not in self.records:
             return  # it was only waiting, or computed outputs
-        self.end(record_id, "failed", reason)
+        failure = Failure(reason)
+        record = self.records[record_id]
+        if self._logs is not None and record.status == "running":
+            failure = self._logs.gathered(record.assignment, reason, more=error, died=died)
+        self.end(record_id, "failed", failure=failure)
         if not self._anything_finished:
-            self._abandon(f"no slot could be started: {reason}")
+            self._abandon(f"no slot could be started: {failure.reason}")
 
     @property
     def _anything_finished(self) -> bool:
@@ -239,13 +277,26 @@ class Conductor:
             return
         self._lost[file] = record
         if file in self._own:
-            self._abandon(f"the teacher could not be made ready: {record.reason}")
+            log = (
+                f"; its log: {self._logs.folder.path / record.log}"
+                if self._logs and record.log
+                else ""
+            )
+            self._abandon(f"the teacher could not be made ready: {record.reason}{log}")
             return
         for pupil in [waiting for waiting in self._queue if file in waiting.teachers]:
             self._queue.remove(pupil)
             self._begin(pupil)
             why = f"{record.id}, which was to teach it, failed: {record.reason}"
             self.end(pupil.id, "failed", why)
+
+    def _why(self, record: Record) -> str:
+        """Why a training failed, and where to read more."""
+        said = record.reason
+        said += f"; raised at {record.raised_at}" if record.raised_at else ""
+        if self._logs is None or not record.log:
+            return said
+        return f"{said}; log: {self._logs.folder.path / record.log}"
 
     def _abandon(self, why: str) -> None:
         self.fatal = self.fatal or why

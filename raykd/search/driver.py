@@ -36,6 +36,7 @@ from raykd.search.explorer import Explorer
 from raykd.search.fetched import with_fetched
 from raykd.search.folder import StudyFolder, Verb, create_folder
 from raykd.search.lock import check_lock, is_lost, locked
+from raykd.search.logs import Logs
 from raykd.search.packing import best, packed, remember, remembered, room
 from raykd.search.records import Records
 from raykd.search.result import StudyResult, read_result
@@ -221,7 +222,13 @@ class Enterprise:
             slots=slots,
             caching=self.caching(storage, slots),
             costs=self.costs,
+            logs=self.logs,
         )
+
+    @property
+    def logs(self) -> Logs:
+        """Gathers the logs of failed trainings."""
+        return Logs(self.folder, self.study.settings.cluster.workers_per_trial)
 
     def caching(self, storage: Storage, slots: int) -> Caching:
         """Decides which teachers' outputs are kept."""
@@ -497,6 +504,8 @@ def in_slots(enterprise: Enterprise) -> Conductor:
             verbose=enterprise.verbose,
             outlived=outlived,
         )
+    if explorer.finished and not enterprise.verbose:  # resuming never reads them
+        Storage(enterprise.folder.storage).remove_folder(f"{enterprise.folder.name}/ray")
     if not explorer.finished:
         raise KeyboardInterrupt  # Tune takes Ctrl-C for itself, and just returns
     return explorer

@@ -26,6 +26,7 @@ from raykd.problems import Infeasible, StudyError
 from raykd.schemes import Alone
 from raykd.search.caching import Caching
 from raykd.search.conductor import Conductor, Journal
+from raykd.search.logs import Logs
 from raykd.search.records import Record, Records
 from raykd.search.samplers import Grid
 from raykd.search.screening import again, score_of
@@ -48,8 +49,8 @@ class Explorer(Conductor):
     """Explores a study's space: draws trials, then chooses students.
 
     Args:
-        study, task, journal, storage, folder, shelf, records, search, caching, costs: as
-            `Conductor`'s.
+        study, task, journal, storage, folder, shelf, records, search, caching, costs, logs:
+            as `Conductor`'s.
         optuna_study: draws the points.
         clock: seconds, for the time budget.
         slots: trials side by side; at most so many are drawn while their teachers are trained.
@@ -70,6 +71,7 @@ class Explorer(Conductor):
         slots: int = 1,
         caching: Caching | None = None,
         costs: Costs | None = None,
+        logs: Logs | None = None,
     ) -> None:
         super().__init__(
             study,
@@ -83,6 +85,7 @@ class Explorer(Conductor):
             slots=slots,
             caching=caching,
             costs=costs,
+            logs=logs,
         )
         self._optuna = optuna_study
         self._clock = clock

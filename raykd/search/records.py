@@ -22,6 +22,9 @@ class Record:
         epochs: the metrics of each finished epoch.
         status: "running", "finished", "stopped" (early, by the scheduler) or "failed".
         reason: why it failed; empty else.
+        raised_at: the file and line of the user's own code that raised the error, "FILE:LINE";
+            empty else.
+        log: the log of a failed training, below the study's folder; empty else.
         metrics: of the last epoch, with cost and, where it was asked for, test metrics.
     """
 
@@ -29,6 +32,8 @@ class Record:
     epochs: list[dict[str, float]] = field(default_factory=list)
     status: str = "running"
     reason: str = ""
+    raised_at: str = ""
+    log: str = ""
     metrics: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -80,6 +85,7 @@ class Records:
             record.status = event["status"]
             self._running.pop(record.id, None)
             record.reason = event.get("reason") or ""
+            record.raised_at, record.log = event.get("raised_at", ""), event.get("log", "")
             record.metrics.update(_numbers(event["metrics"]))
 
     def __getitem__(self, record_id: str) -> Record:

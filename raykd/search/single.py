@@ -134,7 +134,9 @@ def _trained(seat: Any, assignment: Assignment, obey: Any) -> Any:
     while True:
         answer = begun if begun.get("failed") else obey(seat, Command(0, "epoch", {}))
         if answer.get("failed"):
-            yield {"epoch": 0, "done": True, "failed": answer["reason"]}
+            failed = {"failed": answer["reason"]}
+            failed |= {key: answer[key] for key in ("traceback", "raised_at")}
+            yield {"epoch": 0, "done": True, **failed}
             return
         yield {**answer["metrics"], **{k: answer[k] for k in ("epoch", "done")}, "history": history}
         history = []

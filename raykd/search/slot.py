@@ -92,9 +92,9 @@ class Slot(tune.Trainable):
             try:
                 return self._epoch()
             except WorkersGone as gone:
-                reason = self._told_before_the_end()
-                if reason is not None:
-                    return self._failure(reason)
+                written = self._written_failure()
+                if written is not None:
+                    return written
                 if self._unusable or self._mailbox.announcements:
                     raise  # Tune gives the trial a new slot
                 self._unusable = True
@@ -102,9 +102,9 @@ class Slot(tune.Trainable):
             except WorkersLost as lost:
                 losses += 1
                 self._started = False
-                reason = self._told_before_the_end()
-                if reason is not None:
-                    return self._failure(reason)
+                written = self._written_failure()
+                if written is not None:
+                    return written
                 if losses > self._shared.max_failures:
                     return self._failure(f"its workers were lost {losses} times: {lost}")
 
@@ -126,12 +126,12 @@ class Slot(tune.Trainable):
         if not self._started:
             begun = self._mailbox.ask("start", self._assignment.plain())
             if begun.get("failed"):
-                return self._failure(begun["reason"], begun["traceback"])
+                return self._failure(begun["reason"], begun["traceback"], begun["raised_at"])
             history = begun["history"]
             self._started = True
         answer = self._mailbox.ask("epoch")
         if answer.get("failed"):
-            return self._failure(answer["reason"], answer["traceback"])
+            return self._failure(answer["reason"], answer["traceback"], answer["raised_at"])
         return {
             "id": self._assignment.id,
             "epoch": answer["epoch"],
@@ -143,7 +143,7 @@ class Slot(tune.Trainable):
             **answer["metrics"],
         }
 
-    def _failure(self, reason: str, traceback: str = "") -> dict[str, Any]:
+    def _failure(self, reason: str, traceback: str = "", raised_at: str = "") -> dict[str, Any]:
         self._started = False
         return {
             "id": self._assignment.id,
@@ -151,12 +151,16 @@ class Slot(tune.Trainable):
             "done": True,
             "failed": reason,
             "traceback": traceback,
+            "raised_at": raised_at,
         }
 
-    def _told_before_the_end(self) -> str | None:
+    def _written_failure(self) -> dict[str, Any] | None:
         """Why the trial cannot be trained, if its workers could still write that down."""
-        reason = self._files.read(self._assignment.failure_file)
-        return None if reason is None else reason.decode()
+        written = self._files.read(self._assignment.failure_file)
+        if written is None:
+            return None
+        reason, _, raised_at = written.decode().partition("\n")
+        return self._failure(reason, raised_at=raised_at)
 
     def _check_trainer(self) -> None:
         if not self._trainer.is_alive():

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from ray.exceptions import RayActorError
 from ray.tune import Callback
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler
@@ -12,6 +13,9 @@ from ray.tune.search import Searcher
 
 from raykd.search.conductor import Conductor
 from raykd.search.schedulers import Rule, TuneRule
+
+DEATH = ("ActorDiedError", "The actor died unexpectedly", "worker process has died")
+"""Of these Ray speaks where a slot's process is gone."""
 
 
 class DriverOnly:
@@ -79,8 +83,11 @@ class Reports(DriverOnly, Callback):
     def on_trial_error(
         self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
     ) -> None:
-        said = str(trial.get_error() or _written_error(trial)).strip()
-        self._explorer.slot_failed(_id(trial), (said or "its slot was lost").splitlines()[-1])
+        error = trial.get_error()
+        text = str(error or _written_error(trial)).strip() or "its slot was lost"
+        died = isinstance(error, RayActorError) or any(sign in text for sign in DEATH)
+        reason = "Ray lost its slot" if died else text.splitlines()[-1]
+        self._explorer.slot_failed(_id(trial), reason, error=text, died=died)
 
 
 class Stopping(DriverOnly, FIFOScheduler):

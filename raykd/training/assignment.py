@@ -69,8 +69,16 @@ class Assignment:
 
     @property
     def failure_file(self) -> str:
-        """Where a rank puts the reason of a failure that took its whole group down."""
+        """The reason of a failure that took a whole group of ranks down, and in a second line
+        where the user's own code raised it."""
         return f"{self.folder}/states/{self.id.replace('/', '.')}.failed"
+
+    def log_file(self, rank: int = 0) -> str:
+        """The log of one of its processes, below the storage (`raykd.training.log`)."""
+        return f"{self.folder}/logs/{self.log_name(rank)}"
+
+    def log_name(self, rank: int = 0) -> str:
+        return self.id.replace("/", ".") + (f".rank-{rank}.log" if rank else ".log")
 
     @property
     def makes(self) -> str | None:

@@ -6,12 +6,13 @@ to the other ranks; all ranks then train in lock step, one epoch a command.
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import io
 import sys
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import partial
@@ -31,6 +32,7 @@ from raykd.training.at_hand import TeacherAtHand
 from raykd.training.cache import Build, Description, Outputs, OutputsStore, open_outputs
 from raykd.training.checkpoint import dump_weights
 from raykd.training.evaluate import evaluate_split, precision_of, summed
+from raykd.training.log import TrainingLog, raised_at
 from raykd.training.loop import Training
 from raykd.training.mailbox import Command, WorkerEnd
 from raykd.training.record import Diverged
@@ -82,8 +84,36 @@ class Seat:
         self._teachers: dict[str, torch.nn.Module] = {}
         self._outputs: dict[str, Outputs] = {}
         self._build: Build | None = None
+        self._log: TrainingLog | None = None
+        self._failed = False
         self._imported = 0
         """How many modules there were when they were last taken out of collections."""
+
+    def open_log(self, assignment: Assignment) -> None:
+        """Begin the log of a training; the one before is closed."""
+        self._close_log()
+        if assignment.folder:
+            bench = self.bench
+            self._log = TrainingLog(bench.storage, assignment.log_file(bench.rank))
+
+    @contextlib.contextmanager
+    def recording(self) -> Iterator[None]:
+        """Write into the training's log what is printed, and the traceback of what is raised."""
+        if self._log is None:
+            yield
+            return
+        with self._log.recording():
+            try:
+                yield
+            except Exception as error:
+                self._failed = True
+                self._log.failed(error)
+                raise
+
+    def _close_log(self) -> None:
+        if self._log is not None:
+            self._log.close(keep=self._failed or self.bench.rank == 0)
+        self._log, self._failed = None, False
 
     def start(self, assignment: Assignment) -> dict[str, Any]:
         """Make the training ready; goes on from its saved state where there is one."""
@@ -142,6 +172,7 @@ class Seat:
         """Drop the training and all it held."""
         if self.assignment is None:
             return {}
+        self._close_log()
         self.training = None
         self.assignment = None
         self._build = None
@@ -352,33 +383,55 @@ def obey(seat: Seat, command: Command) -> dict[str, Any]:
     With several ranks only a failure that every rank sees alike can be answered: after any other
     the ranks are out of step, so the reason is put away and the group starts again.
     """
+    assignment = seat.assignment
+    if command.verb == "start":
+        seat.stop()
+        assignment = Assignment.from_plain(command.body)
+        seat.open_log(assignment)
     try:
-        if command.verb == "start":
-            return seat.start(Assignment.from_plain(command.body))
-        return seat.epoch() if command.verb == "epoch" else seat.stop()
+        with seat.recording():
+            return _carried_out(seat, command, assignment)
     except Exception as error:
-        assignment = seat.assignment
-        if command.verb == "start":
-            assignment = Assignment.from_plain(command.body)
         failure = describe(error)
         alike = seat.bench.world == 1 or isinstance(error, Diverged)
         if not alike or _is_sticky(error):
             if assignment is not None:
-                seat.bench.storage.write(assignment.failure_file, failure["reason"].encode())
+                _put_away(seat.bench.storage, assignment, failure, error)
             raise
     # Only now: while it is handled, the exception holds the failed training's tensors.
     seat.stop()
     return failure
 
 
+def _carried_out(seat: Seat, command: Command, assignment: Assignment | None) -> dict[str, Any]:
+    if command.verb == "start" and assignment is not None:
+        return seat.start(assignment)
+    return seat.epoch() if command.verb == "epoch" else seat.stop()
+
+
+def _put_away(
+    storage: Storage, assignment: Assignment, failure: Mapping[str, Any], error: Exception
+) -> None:
+    """Write down why the group ends.  That another rank went away is only said where that rank did
+    not write its own reason."""
+    if _is_secondhand(error) and storage.exists(assignment.failure_file):
+        return
+    text = f"{failure['reason']}\n{failure['raised_at']}".rstrip()
+    storage.write(assignment.failure_file, text.encode())
+
+
 def describe(error: Exception) -> dict[str, Any]:
-    """A trial's failure as an answer: `reason` in one line, `traceback` for the log."""
-    known = isinstance(error, (Diverged, ValueError, torch.OutOfMemoryError))
-    reason = str(error) if known else f"{type(error).__name__}: {error}"
+    """A trial's failure as an answer: `reason` in one line, `traceback` for the log, and where the
+    user's own code raised it (`raised_at`, "FILE:LINE" or empty)."""
+    own = raised_at(error)
+    told = isinstance(error, (Diverged, torch.OutOfMemoryError))
+    told = told or (isinstance(error, ValueError) and not own)  # raykd's own messages
+    reason = str(error) if told else f"{type(error).__name__}: {error}"
     return {
         "failed": True,
         "reason": " ".join(reason.split()) or type(error).__name__,
         "traceback": "".join(traceback.format_exception(error)),
+        "raised_at": own,
     }
 
 
@@ -432,3 +485,10 @@ def _is_sticky(error: Exception) -> bool:
     """Whether the process cannot use its GPU any more."""
     text = str(error)
     return "CUDA error" in text and not isinstance(error, torch.OutOfMemoryError)
+
+
+def _is_secondhand(error: Exception) -> bool:
+    """Whether an error only says that another rank is gone."""
+    text = str(error)
+    signs = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "[gloo]")
+    return isinstance(error, RuntimeError) and any(sign in text for sign in (*signs, "NCCL"))

@@ -71,8 +71,8 @@ def paired(root: Path) -> Path:
             for seed in range(3):
                 names = {"student": "mlp", "learns_from": "hint", "pairs": ""}
                 tags = {"arm": arm.id}
-                fields = {"names": names, "tags": tags}
-                work = Assignment(f"{arm.id}/seed-{seed}", "trial", study, seed, 1, **fields)
+                name = f"{arm.id}/seed-{seed}"
+                work = Assignment(name, "trial", study, seed, 1, names=names, tags=tags)
                 journal.write("run", id=work.id, role="trial", assignment=work.plain())
                 reached = {"val_accuracy": 0.5 + 0.1 * number + 0.01 * (seed * number % 3)}
                 journal.epoch(work.id, 1, reached)

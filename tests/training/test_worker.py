@@ -328,7 +328,10 @@ def test_a_gpu_that_cannot_be_used_any_more_takes_the_group_down(
     with pytest.raises(RuntimeError, match="device-side"):
         ordered(seat, "epoch")
     reason = storage.read(assignment.failure_file)
-    assert reason == b"RuntimeError: CUDA error: device-side assert triggered"
+    assert reason is not None
+    said, place = reason.decode().split("\n")
+    assert said == "RuntimeError: CUDA error: device-side assert triggered"
+    assert place.startswith(f"{__file__}:")
 
 
 @pytest.mark.parametrize("verb", ["start", "epoch"])
@@ -345,7 +348,11 @@ def test_with_several_ranks_a_failure_of_one_takes_the_group_down(
     monkeypatch.setattr(Seat, verb, fail)
     with pytest.raises(ValueError, match="no such layer"):
         ordered(seat, verb, assignment)
-    assert storage.read(assignment.failure_file) == b"no such layer"
+    written = storage.read(assignment.failure_file)
+    assert written is not None and written.startswith(b"ValueError: no such layer\n")
+    log = storage.read(assignment.log_file())
+    if verb == "start":
+        assert log is not None and b"in fail\n" in log
 
 
 def test_with_several_ranks_what_all_see_alike_is_answered(

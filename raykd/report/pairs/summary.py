@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from raykd.report.commands import Event, pairs_commands, state
+from raykd.report.failures import causes, failure_lines
 from raykd.report.summary import no_verdict, seconds_at_work
 from raykd.search.figures import duration, interval, percent, points
 from raykd.search.pairs.arm import NONE
@@ -60,6 +61,7 @@ def facts(result: PairsResult, told: Sequence[Event] | None = None) -> dict[str,
         "seconds": seconds_at_work(told),
         "trials": dict(Counter(record.status for record in result.records.of("trial"))),
         "failed": {record.id: record.reason for record in result.failed},
+        "failures": [cause.plain() for cause in causes(result.failed)],
         "commands": {one.name: one.text for one in pairs_commands(result, told)},
     }
 
@@ -204,12 +206,17 @@ def _teachers(result: PairsResult) -> list[RenderableType]:
 
 def _reasons(result: PairsResult) -> list[RenderableType]:
     said = [f"{arm.id}: {arm.why_not}" for arm in result.arms if arm.why_not]
-    said += [f"{record.id} failed: {record.reason}" for record in result.failed]
-    if not said:
-        return []
     more = [f"and {len(said) - MOST_REASONS} more"] if len(said) > MOST_REASONS else []
-    lines = [Padding(Text(line), (0, 0, 0, 2)) for line in (*said[:MOST_REASONS], *more)]
-    return [Text("Not trained", style="bold"), *lines]
+    parts = {"Not trained": [*said[:MOST_REASONS], *more]}
+    parts["Failed"] = failure_lines(result.failed, result.folder)
+    blocks: list[RenderableType] = []
+    for title, told in parts.items():
+        if told:
+            blocks += [
+                Text(title, style="bold"),
+                *(Padding(Text(one), (0, 0, 0, 2)) for one in told),
+            ]
+    return blocks
 
 
 def _commands(result: PairsResult, told: Sequence[Event]) -> list[RenderableType]:

@@ -150,6 +150,7 @@ def _conductor(enterprise: Enterprise, slots: int) -> Conductor:
         slots=slots,
         caching=enterprise.caching(storage, slots),
         costs=enterprise.costs,
+        logs=enterprise.logs,
     )
 
 
