@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from raykd.data.pixels import DEEP, NoScale, Rules, Traits, depth_of, flattened
+from raykd.data.pixels import DEEP, PLAIN, NoScale, Rules, Traits, depth_of, flattened
 from raykd.data.places import printable
 
 if TYPE_CHECKING:
@@ -50,8 +50,6 @@ _one_at_a_time = threading.Lock()
 
 _DARK = 1 << 14
 """16-bit pictures that all stay below use two bits less than they have, or fewer."""
-
-PLAIN = Rules()
 
 
 class Seen:

@@ -1,11 +1,11 @@
-"""A folder of pictures, one folder a class."""
+"""Folders of pictures, one per class."""
 
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
 import numpy as np
@@ -13,7 +13,18 @@ import torch
 from pydantic import Field
 
 from raykd.data.augment import Augments
-from raykd.data.decode import SUFFIXES, decode_all
+from raykd.data.decode import Seen, decode_all
+from raykd.data.folders import Folder, Links
+from raykd.data.layout import Layout, named_layout, recognized_layout
+from raykd.data.listing import (
+    Listing,
+    check_headers,
+    class_folders,
+    equal_pictures,
+    list_pictures,
+)
+from raykd.data.pixels import Background, Rules
+from raykd.data.places import folder_path
 from raykd.data.source import (
     PARTS,
     Dataset,
@@ -23,6 +34,7 @@ from raykd.data.source import (
     Root,
     Source,
     SplitSeed,
+    Survey,
     TestFraction,
     ValLimit,
 )
@@ -32,21 +44,85 @@ from raykd.option import option
 _STATISTICS_SAMPLE = 2048
 
 
+@dataclass(frozen=True)
+class _Known:
+    """A listing, and when the folders that were read for it had changed last.
+
+    Attributes:
+        key: fields of the source that decide what is listed.
+        listing: the listing.
+        stamps: by folder, in nanoseconds.
+        began: when they were read.
+    """
+
+    key: tuple[str | None, ...]
+    listing: Listing
+    stamps: Mapping[str, int]
+    began: int
+
+    def is_valid(self) -> bool:
+        """Whether the folders are as they were; a change just before the look is not trusted."""
+        try:
+            return all(
+                os.stat(folder).st_mtime_ns == stamp < self.began - _TRUSTED_AFTER
+                for folder, stamp in self.stamps.items()
+            )
+        except OSError:
+            return False
+
+
+_last: list[_Known] = []
+"""The last listing, if any: `check` and `survey` follow each other."""
+
+_TRUSTED_AFTER = 2_000_000_000
+"""Nanoseconds: file systems keep times no finer than that."""
+
+
 @option
 class ImageFolder(Source):
-    """Pictures in folders, one a class: `root/train/CLASS/...` or `root/CLASS/...`.
+    """Pictures in folders, one per class: `root/train/CLASS/...` or `root/CLASS/...`.
 
-    The folders `root/val` and `root/test` are used where they are; else that part of the training
-    folder's pictures is kept, stratified.  A picture's short side is scaled to `size` and the
-    middle of the long one kept.  What fits `resident_limit_mb` is decoded once and kept in
-    memory; more is decoded by worker processes batch by batch, from `root` on every node, and
-    normalised by the mean and deviation of 2,048 training pictures.
+    Split folders are recognized by their names in any case (`Training`, `valid`, `seg_test`); a
+    split without a folder is cut off the training pictures, stratified. Hidden and system entries
+    are skipped. Pictures are turned upright by their EXIF orientation and become 8-bit pixels by
+    one rule per mode (docs/pictures.md). The short side is scaled to `size`, and the middle of the
+    long one kept. Up to `resident_limit_mb`, pictures are decoded once and kept in memory; more
+    are decoded by worker processes batch by batch, from `root` on every node, and normalized by
+    the mean and deviation of 2,048 training pictures.
     """
 
     name: Literal["image_folder"] = "image_folder"
     root: Root = "data"
+    train_folder: Annotated[
+        str | None,
+        Field(
+            min_length=1,
+            description="folder of the training split in root (. is root itself); null: split "
+            "folders are recognized by their names",
+        ),
+    ] = None
+    val_folder: Annotated[
+        str | None, Field(min_length=1, description="of the validation split; with train_folder")
+    ] = None
+    test_folder: Annotated[
+        str | None, Field(min_length=1, description="of the test split; with train_folder")
+    ] = None
     size: Annotated[int, Field(ge=1, description="height and width in pixels")] = 64
-    channels: Annotated[Literal[1, 3], Field(description="1: grey, 3: colour")] = 3
+    channels: Annotated[Literal[1, 3], Field(description="1: gray, 3: color")] = 3
+    background: Annotated[
+        Background,
+        Field(description="color under transparent pixels; none: transparency is ignored"),
+    ] = "white"
+    value_range: Annotated[
+        tuple[float, float] | None,
+        Field(
+            description="values that become black and white in pictures of more than 8 bits per "
+            "pixel; null: 16 bits by their depth, floats from 0 to 1; others are refused"
+        ),
+    ] = None
+    links: Annotated[
+        Links, Field(description="which links are followed: inside of root, or anywhere")
+    ] = "inside"
     test: TestFraction = 0.2
     val: Fraction = 0.1
     split_seed: SplitSeed = 0
@@ -60,140 +136,139 @@ class ImageFolder(Source):
         int | None, Field(ge=0, description="decoding processes; null: up to 8, by the cores")
     ] = None
 
+    def __post_init__(self) -> None:
+        if self.value_range is not None and not self.value_range[0] < self.value_range[1]:
+            raise ValueError("value_range: the first value must be below the second")
+        if self.train_folder is None and (self.val_folder or self.test_folder):
+            raise ValueError("name train_folder, too, with val_folder or test_folder")
+
     def task_shape(self) -> tuple[tuple[int, ...], int] | None:
-        train = self._folders().get("train")
-        if train is None or not train.is_dir():
-            return None
-        return self._shape, len(_class_names(train))
+        try:
+            return self._shape, len(class_folders(self._layout().folders["train"]))
+        except ValueError:
+            return None  # `check` says why
 
     def check(self) -> None:
-        train = self._folders()["train"]
-        if not train.is_dir():
-            raise ValueError(
-                f"image_folder: {train} is no folder; set data.root to a folder with one folder "
-                "a class, or with train/ (and val/, test/) that hold them"
-            )
-        if len(_class_names(train)) < 2:
-            raise ValueError(
-                f"image_folder: {train} holds {len(_class_names(train))} folder(s); it must hold "
-                "one a class, at least two"
-            )
+        self._rows(self._known_listing())
+
+    def survey(self) -> Survey:
+        listing = self._known_listing()
+        rows = self._rows(listing)
+        check_headers(self._root, listing, self._rules)
+        notes, warnings = equal_pictures(self._root, listing, rows)
+        return Survey(
+            sizes={split: len(rows[split]) for split in PARTS},
+            class_names=listing.class_names,
+            notes=(*self._cut_off(listing), *listing.notes, *notes),
+            warnings=(*listing.warnings, *warnings),
+            origin=self._root,
+        )
 
     def load(self) -> Dataset:
-        self.check()
-        listing = _listing(self._root(), self._folders())
-        rows = parted(listing.rows, listing.targets, self)
+        listing = self._listing()
+        rows = self._rows(listing)
         used = sum(len(part) for part in rows.values())
+        seen = Seen()
         if used * self.channels * self.size**2 <= self.resident_limit_mb * 1e6:
-            return self._resident(listing, rows)
-        return self._on_disk(listing, rows)
+            dataset = self._resident(listing, rows, seen)
+        else:
+            dataset = self._on_disk(listing, rows, seen)
+        notes, warnings = equal_pictures(self._root, listing, rows)
+        return replace(
+            dataset,
+            notes=(
+                *self._cut_off(listing),
+                *listing.notes,
+                *notes,
+                *seen.notes(self._rules),
+            ),
+            warnings=(*listing.warnings, *warnings, *seen.warnings(self._rules)),
+        )
 
     @property
     def _shape(self) -> tuple[int, int, int]:
         return self.channels, self.size, self.size
 
-    def _root(self) -> Path:
-        return Path(self.root).expanduser().absolute()
+    @property
+    def _rules(self) -> Rules:
+        return Rules(self.background, self.value_range)
 
-    def _folders(self) -> dict[str, Path]:
-        """The folder of each part; `train` always, the others where they are."""
-        root = self._root()
-        if not (root / "train").is_dir():
-            return {"train": root}
-        return {part: root / part for part in PARTS if (root / part).is_dir()}
+    @property
+    def _root(self) -> str:
+        return str(folder_path(self.root))
 
-    def _resident(self, listing: _Listing, rows: Mapping[str, np.ndarray]) -> Dataset:
-        root = str(self._root())
+    def _layout(self, root: Folder | None = None) -> Layout:
+        root = root or Folder.at(self._root, self.links)
+        named = {
+            split: name
+            for split, name in zip(
+                PARTS, (self.train_folder, self.val_folder, self.test_folder), strict=True
+            )
+            if name is not None
+        }
+        return named_layout(root, named) if named else recognized_layout(root)
+
+    def _listing(self) -> Listing:
+        return list_pictures(self._layout())
+
+    def _known_listing(self) -> Listing:
+        """The listing; the last one again while no folder has changed."""
+        key = (self._root, self.links, self.train_folder, self.val_folder, self.test_folder)
+        if _last and _last[0].key == key and _last[0].is_valid():
+            return _last[0].listing
+        began = time.time_ns()
+        root = Folder.at(self._root, self.links)
+        listing = list_pictures(self._layout(root))
+        _last[:] = [_Known(key, listing, root.stamps(), began)]
+        return listing
+
+    def _rows(self, listing: Listing) -> dict[str, np.ndarray]:
+        try:
+            return parted(listing.rows, listing.targets, self, listing.class_names)
+        except ValueError as error:
+            raise ValueError(f"image_folder: {error}") from None
+
+    def _cut_off(self, listing: Listing) -> list[str]:
+        """A note on splits that have no folder."""
+        shares = {"test": self.test, "val": self.val}
+        cut = [
+            f"{split} ({share:g})" for split, share in shares.items() if split not in listing.rows
+        ]
+        return [f"cut off the training pictures: {', then '.join(cut)}"] if cut else []
+
+    def _resident(self, listing: Listing, rows: Mapping[str, np.ndarray], seen: Seen) -> Dataset:
         splits = {
             part: resident(
-                decode_all(root, listing.some_paths(rows[part]), self._shape),
+                decode_all(self._root, listing.paths(rows[part]), self._shape, self._rules, seen),
                 listing.targets,
                 rows[part],
             )
             for part in PARTS
         }
         sample = torch.as_tensor(splits["train"].inputs)
-        return dataset_of_splits(self.name, splits, sample, listing.class_names, root)
+        return dataset_of_splits(self.name, splits, sample, listing.class_names, self._root)
 
-    def _on_disk(self, listing: _Listing, rows: Mapping[str, np.ndarray]) -> Dataset:
-        root = str(self._root())
+    def _on_disk(self, listing: Listing, rows: Mapping[str, np.ndarray], seen: Seen) -> Dataset:
         splits = {part: self._files(listing, rows[part]) for part in PARTS}
         some = np.linspace(0, len(rows["train"]) - 1, _STATISTICS_SAMPLE).astype(int)
-        seen = listing.some_paths(rows["train"][np.unique(some)])
-        sample = torch.from_numpy(decode_all(root, seen, self._shape))
-        file_sizes = {
-            path: os.stat(os.path.join(root, path)).st_size
-            for split in splits.values()
-            for path in split.paths
-        }
-        names = listing.class_names
-        return dataset_of_splits(self.name, splits, sample, names, root, file_sizes)
+        chosen = listing.paths(rows["train"][np.unique(some)])
+        decoded = decode_all(self._root, chosen, self._shape, self._rules, seen)
+        file_sizes = listing.sizes(np.concatenate(list(rows.values())))
+        sample, names = torch.from_numpy(decoded), listing.class_names
+        return dataset_of_splits(self.name, splits, sample, names, self._root, file_sizes)
 
-    def _files(self, listing: _Listing, rows: np.ndarray) -> FileSplit:
+    def _files(self, listing: Listing, rows: np.ndarray) -> FileSplit:
         return FileSplit(
-            root=str(self._root()),
-            paths=listing.some_paths(rows),
+            root=self._root,
+            paths=listing.paths(rows),
             targets=torch.from_numpy(listing.targets[rows]),
             index=torch.from_numpy(rows.astype(np.int64)),
             shape=self._shape,
             workers=self._workers(),
+            rules=self._rules,
         )
 
     def _workers(self) -> int:
         if self.workers is not None:
             return self.workers
         return min(8, len(os.sched_getaffinity(0)))
-
-
-@dataclass(frozen=True)
-class _Listing:
-    """Every picture found: paths relative to root, (N,) int64 targets, rows by part."""
-
-    paths: tuple[str, ...]
-    targets: np.ndarray
-    rows: Mapping[str, np.ndarray]
-    class_names: tuple[str, ...]
-
-    def some_paths(self, rows: np.ndarray) -> tuple[str, ...]:
-        return tuple(self.paths[row] for row in rows)
-
-
-def _class_names(folder: Path) -> tuple[str, ...]:
-    with os.scandir(folder) as entries:
-        return tuple(sorted(e.name for e in entries if e.is_dir() and not e.name.startswith(".")))
-
-
-def _listing(root: Path, folders: Mapping[str, Path]) -> _Listing:
-    names = _class_names(folders["train"])
-    paths: list[str] = []
-    targets: list[int] = []
-    rows = {}
-    for part in (part for part in PARTS if part in folders):
-        start = len(paths)
-        _check_classes(folders[part], names)
-        for label, name in enumerate(names):
-            found = _pictures(folders[part] / name)
-            if not found and part == "train":
-                raise ValueError(
-                    f"image_folder: {folders[part] / name} holds no picture "
-                    f"({', '.join(sorted(SUFFIXES))}); add some, or remove the folder"
-                )
-            paths += [str(path.relative_to(root)) for path in found]
-            targets += [label] * len(found)
-        rows[part] = np.arange(start, len(paths))
-    return _Listing(tuple(paths), np.array(targets, dtype=np.int64), rows, names)
-
-
-def _check_classes(folder: Path, names: tuple[str, ...]) -> None:
-    strange = sorted(set(_class_names(folder)) - set(names))
-    if strange:
-        raise ValueError(
-            f"image_folder: {folder} holds {strange[0]!r}, which is no class of the training "
-            f"folder ({', '.join(names)}); rename or remove it"
-        )
-
-
-def _pictures(folder: Path) -> list[Path]:
-    if not folder.is_dir():
-        return []
-    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)

@@ -44,6 +44,9 @@ class Rules:
     value_range: tuple[float, float] | None = None
 
 
+PLAIN = Rules()
+
+
 @dataclass(frozen=True)
 class Depth:
     """The header of a picture, as far as its scale depends on it.  Read before the pixels.

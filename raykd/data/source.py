@@ -13,6 +13,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from raykd.data.pixels import PLAIN, Rules
 from raykd.option import option
 
 if TYPE_CHECKING:
@@ -73,6 +74,7 @@ class FileSplit:
         targets, index: as in `Split`.
         shape: (C, H, W) of a decoded picture.
         workers: decoding processes a reader of this split starts; 0: decode in its own process.
+        rules: how stored values become 8-bit pixels.
     """
 
     root: str
@@ -81,6 +83,7 @@ class FileSplit:
     index: Tensor
     shape: tuple[int, int, int]
     workers: int
+    rules: Rules = PLAIN
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -95,7 +98,8 @@ class FileSplit:
         """The decoded pictures of those rows, (B, C, H, W) uint8 on the CPU."""
         from raykd.data.decode import decode_files
 
-        return decode_files(self.root, [self.paths[row] for row in rows.tolist()], self.shape)
+        paths = [self.paths[row] for row in rows.tolist()]
+        return decode_files(self.root, paths, self.shape, self.rules)
 
 
 AnySplit = Split | FileSplit
@@ -244,6 +248,10 @@ class Source:
         raise NotImplementedError
 
 
+_OF_FILES = ("root", "paths", "shape", "workers", "rules")
+"""Fields of a `FileSplit` that are no arrays."""
+
+
 def _moved(inputs: Inputs, device: torch.device | str) -> Inputs:
     if isinstance(inputs, Tensor):
         return inputs.to(device)
@@ -256,8 +264,7 @@ def _split_arrays(split: AnySplit) -> dict[str, Any]:
         "index": split.index.cpu().numpy(),
     }
     if isinstance(split, FileSplit):
-        plain = ("root", "paths", "shape", "workers")
-        return found | {key: getattr(split, key) for key in plain}
+        return found | {key: getattr(split, key) for key in _OF_FILES}
     if isinstance(split.inputs, Tensor):
         return found | {"inputs": split.inputs.cpu().numpy()}
     return found | {f"inputs/{key}": value.cpu().numpy() for key, value in split.inputs.items()}
@@ -266,7 +273,7 @@ def _split_arrays(split: AnySplit) -> dict[str, Any]:
 def _split_from(flat: Mapping[str, Any]) -> AnySplit:
     targets, index = _tensor(flat["targets"]), _tensor(flat["index"])
     if "paths" in flat:
-        plain = {key: flat[key] for key in ("root", "paths", "shape", "workers")}
+        plain = {key: flat[key] for key in _OF_FILES}
         return FileSplit(targets=targets, index=index, **plain)
     if "inputs" in flat:
         return Split(inputs=_tensor(flat["inputs"]), targets=targets, index=index)

@@ -12,6 +12,9 @@ from torch import Tensor
 
 from raykd.data.source import PARTS, AnySplit, Dataset, FileSplit, Split
 
+DECODER = 2
+"""Version of the rules by which files become pixels; outputs kept under another are not read."""
+
 
 def stratified(
     targets: np.ndarray, count: int, seed: int, what: str, *, leave: int = 1
@@ -85,30 +88,64 @@ class Shares(Protocol):
 
 
 def parted(
-    rows: Mapping[str, np.ndarray], targets: np.ndarray, shares: Shares
+    rows: Mapping[str, np.ndarray],
+    targets: np.ndarray,
+    shares: Shares,
+    class_names: Sequence[str] = (),
 ) -> dict[str, np.ndarray]:
-    """The rows of `train`, `val` and `test`: parts that are missing are cut off `train`, and no
-    part is larger than its limit.
+    """The rows of `train`, `val` and `test`: missing splits are cut off `train`, and no split is
+    larger than its limit.
 
     Args:
-        rows: of the parts that the data themselves tell apart, `train` among them.
-        targets: of all samples.
+        rows: of the splits that the data have, `train` among them.
+        targets: (N,) class indices of all samples.
         shares: the source.
+        class_names: for messages; default: the indices.
+
+    Raises:
+        ValueError: too few samples of a class, or in all.
     """
     found, seed = dict(rows), shares.split_seed
-    for part, share in (("test", shares.test), ("val", shares.val)):
-        if part not in found:
-            found["train"], found[part] = hold_out(targets, found["train"], share, seed, part)
+    cut = [split for split in ("test", "val") if split not in rows]
+    _check_class_sizes(targets[rows["train"]], 1 + len(cut), class_names)
+    for number, part in enumerate(cut, start=1):
+        share = {"test": shares.test, "val": shares.val}[part]
+        leave = 1 + len(cut) - number  # for train, and for the splits that are cut off later
+        found["train"], found[part] = hold_out(
+            targets, found["train"], share, seed, part, leave=leave
+        )
     found["train"] = at_most(targets, found["train"], shares.limit, seed, "limit")
     found["val"] = at_most(targets, found["val"], shares.val_limit, seed, "val_limit")
     return found
 
 
+def _check_class_sizes(targets: np.ndarray, least: int, class_names: Sequence[str]) -> None:
+    """Check that each class has a sample for each split."""
+    classes, sizes = np.unique(targets, return_counts=True)
+    few = np.flatnonzero(sizes < least)
+    if not len(few):
+        return
+    label, size = int(classes[few[0]]), int(sizes[few[0]])
+    name = repr(class_names[label]) if class_names else str(label)
+    more = f" (and {len(few) - 1} more classes have too few)" if len(few) > 1 else ""
+    samples = "sample" if size == 1 else "samples"
+    raise ValueError(
+        f"class {name} has {size} {samples}{more}; the splits need at least {least}: add samples "
+        "or remove the class"
+    )
+
+
 def hold_out(
-    targets: np.ndarray, rows: np.ndarray, fraction: float, seed: int, what: str
+    targets: np.ndarray,
+    rows: np.ndarray,
+    fraction: float,
+    seed: int,
+    what: str,
+    *,
+    leave: int = 1,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Cut `fraction` of `rows` off, stratified: (the rest, what was cut off), both in order."""
-    held = stratified(targets[rows], round(fraction * len(rows)), seed, what)
+    held = stratified(targets[rows], round(fraction * len(rows)), seed, what, leave=leave)
     return rows[~held], rows[held]
 
 
@@ -215,7 +252,8 @@ def fingerprint(splits: Mapping[str, AnySplit], file_sizes: Mapping[str, int]) -
         _feed(digest, f"{part}/index", split.index)
         if isinstance(split, FileSplit):
             listing = [(path, file_sizes.get(path)) for path in split.paths]
-            digest.update(repr((part, split.shape, listing)).encode())
+            rules = (DECODER, split.rules.background, split.rules.value_range)
+            digest.update(repr((part, split.shape, rules, listing)).encode())
         elif isinstance(split.inputs, Tensor):
             _feed(digest, f"{part}/inputs", split.inputs)
         else:

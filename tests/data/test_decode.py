@@ -16,13 +16,12 @@ from PIL import Image, TiffImagePlugin, features
 from raykd.data.decode import (
     FORMATS,
     MOST_PIXELS,
-    PLAIN,
     Seen,
     check_header,
     decode_all,
     decode_files,
 )
-from raykd.data.pixels import Rules
+from raykd.data.pixels import PLAIN, Rules
 
 SIZE = 4
 LEVELS = np.array([0, 60, 200, 255], dtype=np.uint8)[:, None].repeat(SIZE, 1)

@@ -289,7 +289,7 @@ class TestImageFolder:
 
     def test_an_empty_class(self, pictures: Path) -> None:
         (pictures / "emu").mkdir()
-        with pytest.raises(ValueError, match="emu holds no picture"):
+        with pytest.raises(ValueError, match="emu/ holds no picture"):
             ImageFolder(root=str(pictures)).load()
 
     def test_a_strange_class(self, tmp_path: Path, write_pictures: WritePictures) -> None:
