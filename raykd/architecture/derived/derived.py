@@ -17,6 +17,8 @@ from raykd.option import option
 class _AnyModel:
     """Any option of the family of models, to which the derived ones belong themselves."""
 
+    base = Model
+
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> Any:
         from raykd.architecture import MODELS
