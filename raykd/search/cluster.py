@@ -258,7 +258,11 @@ def ray_session(*, verbose: bool, groups: bool = True, slots: int = 0) -> Iterat
         yield [node["Resources"] for node in ray.nodes() if node["Alive"]]
     finally:
         if ours:
+            files = None if verbose or is_remote() else _session_folder()
+            well = sys.exc_info()[0] is None
             _shut_down()
+            if files is not None and well:
+                _remove_session(files)
 
 
 def _shut_down() -> None:

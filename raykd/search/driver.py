@@ -506,6 +506,9 @@ def in_slots(enterprise: Enterprise) -> Conductor:
         )
     if explorer.finished and not enterprise.verbose:  # resuming never reads them
         Storage(enterprise.folder.storage).remove_folder(f"{enterprise.folder.name}/ray")
+        for name in ("logs", "states"):
+            with contextlib.suppress(OSError):  # of those that are empty
+                (enterprise.folder.path / name).rmdir()
     if not explorer.finished:
         raise KeyboardInterrupt  # Tune takes Ctrl-C for itself, and just returns
     return explorer

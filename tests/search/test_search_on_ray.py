@@ -169,6 +169,10 @@ def runs_of(result: StudyResult) -> list[Run]:
     return list(client.search_runs([experiment.experiment_id], max_results=1000))
 
 
+def test_nothing_of_rays_own_is_left_in_the_folder(two_slots: StudyResult) -> None:
+    assert not (two_slots.folder / "ray").exists()
+
+
 def test_mlflow_holds_one_parent_and_a_child_per_trial(two_slots: StudyResult) -> None:
     runs = {run.data.tags["raykd.id"]: run for run in runs_of(two_slots)}
     parents = [run for run in runs.values() if "mlflow.parentRunId" not in run.data.tags]
