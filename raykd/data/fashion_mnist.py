@@ -133,7 +133,12 @@ def _read_all(folder: Path) -> tuple[np.ndarray, np.ndarray]:
         if part.shape != shape:
             raise ValueError(f"{folder / file} holds {part.shape}, not {shape}: copy it again")
     pictures = np.concatenate([parts[0], parts[2]])[:, None]
-    return pictures, np.concatenate([parts[1], parts[3]])
+    targets = np.concatenate([parts[1], parts[3]])
+    if targets.max() > 9:
+        raise ValueError(
+            f"{folder} holds the label {targets.max()}, but Fashion-MNIST has 0 to 9: copy it again"
+        )
+    return pictures, targets
 
 
 def _read_idx(folder: Path, file: str) -> np.ndarray:

@@ -160,6 +160,13 @@ class TestFashionMnist:
         with pytest.raises(ValueError, match=r"train-images-idx3-ubyte\.gz cannot be read"):
             FashionMnist(root=str(tmp_path / "root")).load()
 
+    def test_labels_of_other_data_are_refused(self, tmp_path: Path) -> None:
+        self.write(tmp_path / "root", packed=False)
+        labels = tmp_path / "root" / "t10k-labels-idx1-ubyte"
+        labels.write_bytes(labels.read_bytes()[:-1] + b"\x19")
+        with pytest.raises(ValueError, match="holds the label 25"):
+            FashionMnist(root=str(tmp_path / "root")).load()
+
     def test_too_few_pictures_are_named(self, tmp_path: Path) -> None:
         write_fashion_mnist(tmp_path / "root", packed=False, train=100)
         with pytest.raises(ValueError, match=r"holds \(100, 28, 28\), not \(60000, 28, 28\)"):
