@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -38,11 +38,13 @@ class Task:
             texts.
         classes: number of classes.
         text: how texts come; None: the inputs are one tensor.
+        class_names: of the data; () where they are not known.  Tasks that differ in them are equal.
     """
 
     input_shape: tuple[int, ...]
     classes: int
     text: Text | None = None
+    class_names: tuple[str, ...] = field(default=(), compare=False)
 
 
 @option
@@ -106,6 +108,17 @@ class Model:
 
     def files(self) -> tuple[Path, ...]:
         """The files that decide, beside its fields, what is built."""
+        return ()
+
+    def head_classes(self) -> tuple[str, ...]:
+        """Class names of the classifier that its networks start with, in the order of the outputs.
+
+        () where they are not known, or the classifier is a new one.
+        """
+        return ()
+
+    def remarks(self, task: Task) -> tuple[str, ...]:
+        """Sentences on what is done to the weights that its networks start from."""
         return ()
 
     def prepare(self, task: Task) -> None:

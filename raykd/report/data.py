@@ -46,6 +46,31 @@ def data_line(event: Mapping[str, Any]) -> str:
     return f"data {event['name']} from {event['origin']}: {sizes}; {classes}"
 
 
+def remarks(event: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Each note and warning of an event with the style it is printed in."""
+    if event["event"] == "dataset":
+        yield from notes_and_warnings(event)
+    for key, text in (event.get("tags") or {}).items() if event["event"] == "note" else ():
+        if key == "weights_notes":
+            yield from ((f"weights: {line}", "dim") for line in text.split("\n"))
+        elif key.startswith("warning"):
+            yield from ((f"{WARNING}{line}", WARNING_STYLE) for line in text.split("\n"))
+
+
+def weights_block(notes: Sequence[str], warnings: Sequence[str]) -> Iterator[RenderableType]:
+    """The remarks on weights for `raykd validate`."""
+    if not notes and not warnings:
+        return
+    table = Table.grid(padding=(0, 1))
+    table.add_column(min_width=9)
+    table.add_column(overflow="fold")
+    lines = [(note, "dim") for note in notes]
+    lines += [(f"{WARNING}{warning}", WARNING_STYLE) for warning in warnings]
+    for number, (line, style) in enumerate(lines):
+        table.add_row("" if number else "weights", Text(line, style=style))
+    yield table
+
+
 def notes_and_warnings(event: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Each note and warning of a `dataset` event with the style it is printed in."""
     for note in event.get("notes", ()):

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from raykd.report.data import data_line, notes_and_warnings
+from raykd.report.data import data_line, remarks
 from raykd.report.display import Display
 from raykd.report.failures import Announcer
 from raykd.report.outputs import outputs_line
@@ -44,7 +44,10 @@ class EpochLines(Display):
                 self._write(ended_line(record, self._view.watched, self._failures))
             elif event["event"] == "dataset":
                 self._write(data_line(event))
-                for line, _ in notes_and_warnings(event):
+                for line, _ in remarks(event):
+                    self._write(line)
+            elif event["event"] == "note":
+                for line, _ in remarks(event):
                     self._write(line)
             elif event["event"] == "warning":
                 self._write(f"warning: {event['text']}")

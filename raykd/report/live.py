@@ -13,7 +13,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from raykd.report.data import notes_and_warnings
+from raykd.report.data import remarks
 from raykd.report.display import Display
 from raykd.report.failures import Announcer
 from raykd.report.outputs import outputs_line
@@ -63,9 +63,8 @@ class LiveDisplay(Display):
         with self._lock:
             self._view.apply(event)
             self._news = True
-        if event["event"] == "dataset":
-            for line, style in notes_and_warnings(event):
-                self._console.print(Text(line, style=style))
+        for line, style in remarks(event):
+            self._console.print(Text(line, style=style))
         if event["event"] == "warning":
             self._console.print(Text(f"warning: {event['text']}", style="yellow"))
         if event["event"] == "outputs" and event["status"] != "begun":

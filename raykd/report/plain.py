@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from raykd.report.data import data_line, notes_and_warnings
+from raykd.report.data import data_line, remarks
 from raykd.report.display import Display
 from raykd.report.failures import Announcer
 from raykd.report.outputs import outputs_line
@@ -43,6 +43,8 @@ class PlainLines(Display):
             self._view.apply(event)
             for line in self._lines(event):
                 self._say(line)
+            for line, _ in remarks(event):
+                self._say(line)
 
     def _say(self, line: str) -> None:
         self._last = self._now()
@@ -55,7 +57,6 @@ class PlainLines(Display):
             yield f"study {event['name']}, seed {event['seed']}, {ways}"
         elif kind == "dataset":
             yield data_line(event)
-            yield from (line for line, _ in notes_and_warnings(event))
         elif kind == "phase":
             yield view.phase
         elif kind in ("warning", "start", "screen", "packing"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from rich.console import Group, RenderableType
 from rich.text import Text
@@ -11,13 +12,13 @@ from raykd.architecture import Task
 from raykd.data import Dataset, Survey
 from raykd.problems import StudyError
 from raykd.report.cache import plan_lines
-from raykd.report.data import data_block
+from raykd.report.data import data_block, weights_block
 from raykd.search.cluster import here, is_remote, plan_slots
 from raykd.search.driver import in_place, opened
 from raykd.search.packing import room
 from raykd.search.pairs.arms import arms_of
 from raykd.search.pairs.question import question_of
-from raykd.search.shelf import check_teacher_weights
+from raykd.search.shelf import check_started_models, check_teacher_weights, remarks_on_weights
 from raykd.study.costs import Costs
 from raykd.study.explain import explain
 from raykd.study.load import check_data, check_shapes
@@ -44,7 +45,7 @@ def explained(
     Raises:
         StudyError: the study, its data or this machine is not fit.
     """
-    checks = [check_data, check_teacher_weights]
+    checks = [check_data, check_teacher_weights, check_started_models]
     study = opened(file, overrides, checks, allow_import=allow_import)
     slots = _slots(study)
     survey = _survey(study)
@@ -57,10 +58,14 @@ def explained(
     with in_place(study):
         check_measured(study, task, Costs(study.settings.search, task))
     known = survey or data
+    named = replace(task, class_names=known.class_names if known is not None else ())
+    with in_place(study):
+        weights = remarks_on_weights(study, named)
     found = explain(study, task, seed, None if known is None else known.sizes["train"])
     return Group(
         found.render(),
         data_block(study.settings.data, known, task),
+        *weights_block(weights.notes, weights.warnings),
         Text(slots),
         *_outputs(study, task, data),
         *_layer_study(study, task),

@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from raykd.report.commands import Command, Event, commands, state, unfinished
+from raykd.report.data import WARNING, remarks
 from raykd.report.failures import causes, failure_lines
 from raykd.report.view import ALL, COSTS, asked_costs
 from raykd.search.figures import (
@@ -55,10 +56,12 @@ def summary(result: StudyResult, told: Sequence[Event] | None = None) -> Rendera
     told = _told(result) if told is None else told
     parts = [
         [_headline(result, told)],
+        _remarks(told, warnings=True),
         _front(result),
         _chosen(result),
         _teachers(result),
         _failures(result),
+        _remarks(told, warnings=False),
         _left_out(told),
         _commands(commands(result, told)),
     ]
@@ -99,6 +102,8 @@ def facts(result: StudyResult, told: Sequence[Event] | None = None) -> dict[str,
         "failed": {r.id: r.reason for r in _failed(result)},
         "failures": [cause.plain() for cause in causes(_failed(result))],
         "left_out": left_out(told),
+        "warnings": [line for line, _ in _remarks_in(told, warnings=True)],
+        "notes": [line for line, _ in _remarks_in(told, warnings=False)],
         "unfinished": unfinished(result, told),
         "commands": {found.name: found.text for found in commands(result, told)},
     }
@@ -149,6 +154,23 @@ def left_out(told: Sequence[Event]) -> list[str]:
 def _left_out(told: Sequence[Event]) -> list[RenderableType]:
     found = left_out(told)
     return [_title("Left out", ""), *_indented(map(Text, found))] if found else []
+
+
+def _remarks(told: Sequence[Event], *, warnings: bool) -> list[RenderableType]:
+    """Warnings about the data and the weights, or what was done to weights."""
+    return [Text(line, style=style) for line, style in _remarks_in(told, warnings=warnings)]
+
+
+def _remarks_in(told: Sequence[Event], *, warnings: bool) -> list[tuple[str, str]]:
+    """Each remark once, in order."""
+    found = (remark for event in told for remark in remarks(event))
+    of_data = ("data: ",)
+    wanted = [
+        (line, style)
+        for line, style in found
+        if line.startswith(WARNING) == warnings and not line.startswith(of_data)
+    ]
+    return list(dict.fromkeys(wanted))
 
 
 # The headline

@@ -26,13 +26,21 @@ class Teacher:
     """The network that teaches: trained by the study, or loaded.
 
     Exactly one of these holds: `weights` is null and the teacher is trained by `train`; `weights`
-    is a safetensors file for `model`; `weights` is an MLflow model URI (`models:/name@alias`,
+    is a file for `model`; `weights` is an MLflow model URI (`models:/name@alias`,
     `runs:/id/model`), and `model` may be left out.
     """
 
     model: AnyModel | None = None
     weights: Annotated[
-        str | None, Field(description="safetensors file, or MLflow model URI; null: train it")
+        str | None,
+        Field(description="file or folder of weights, or MLflow model URI; null: train it"),
+    ] = None
+    classes: Annotated[
+        tuple[str | int, ...] | None,
+        Field(
+            description="class names in the order of the outputs of `weights`; null: those that "
+            "come with the weights, else the order of the data"
+        ),
     ] = None
     train: Annotated[
         Train | None,
@@ -89,6 +97,7 @@ class Preparation:
         teachers: those, each prepared before it.
         augment: the augmentation of its training; None: the study's.
         origin: the trained network it starts from; None: it draws its weights, or loads them.
+        classes: class names in the order of the outputs of `weights`, where the study gives them.
     """
 
     model: Model | None
@@ -100,6 +109,7 @@ class Preparation:
     teachers: tuple[Preparation, ...] = ()
     augment: tuple[Any, ...] | None = None
     origin: Preparation | None = None
+    classes: tuple[str, ...] = ()
 
     @property
     def needs(self) -> tuple[Preparation, ...]:
@@ -118,7 +128,13 @@ class Preparation:
     @property
     def as_teacher(self) -> Teacher:
         """The option that stands for it where it teaches: its model, and nothing of its past."""
-        return Teacher(model=self.model, weights=self.weights, train=self.train, seed=self.seed)
+        return Teacher(
+            model=self.model,
+            weights=self.weights,
+            classes=self.classes or None,
+            train=self.train,
+            seed=self.seed,
+        )
 
 
 PAPERS_KD = Term(loss=KD(temperature=4.0), weight=1.0)
@@ -138,6 +154,7 @@ def learns_alone(teacher: Teacher, around: Circumstances) -> Preparation:
         train=teacher.train or own or around.train,
         seed=around.seed if teacher.seed is None else teacher.seed,
         origin=origin_of(teacher.model, around) if teacher.weights is None else None,
+        classes=tuple(map(str, teacher.classes or ())),
     )
 
 

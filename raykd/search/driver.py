@@ -48,7 +48,7 @@ from raykd.search.resuming import (
     resumed,
 )
 from raykd.search.screening import screen
-from raykd.search.shelf import Shelf, check_teacher_weights
+from raykd.search.shelf import Remarks, Shelf, check_teacher_weights, remarks_on_weights
 from raykd.search.starting import MARK as STARTED
 from raykd.search.starting import Start, put_first, starts
 from raykd.search.starting import absolute as absolute_run
@@ -216,7 +216,7 @@ class Enterprise:
             self.chronicle,
             storage,
             self.folder.name,
-            Shelf(self.study.settings, self.data.fingerprint, storage),
+            Shelf(self.study.settings, self.data.fingerprint, storage, self.task),
             self.records,
             self.search,
             slots=slots,
@@ -299,6 +299,7 @@ class _Prepared:
     Attributes:
         known: events of the run that is resumed; none of a fresh one.
         content: digests of the files that decide what its models are.
+        weights: remarks on the weights that it loads.
     """
 
     study: OpenStudy
@@ -308,6 +309,7 @@ class _Prepared:
     costs: Costs
     known: Sequence[Mapping[str, Any]]
     content: Mapping[str, str]
+    weights: Remarks
 
 
 def _prepared(
@@ -339,8 +341,9 @@ def _prepared(
         way.check(study, task)
         content = content_of(study, task)
         refuse_other_files(known, content)
+        weights = remarks_on_weights(study, task)
         costs = _costs(study, task, how, folder)
-    return _Prepared(study, data, task, how, costs, known, content)
+    return _Prepared(study, data, task, how, costs, known, content, weights)
 
 
 def _new_folder(study: OpenStudy, verb: Verb, way: Way) -> StudyFolder:
@@ -377,6 +380,8 @@ def _carried_out(
     journal = Journal(folder.journal)
     chronicle = Chronicle(journal, listeners)
     _open_chronicle(chronicle, prepared, folder)
+    if not known:
+        _note_weights(chronicle, prepared.weights)
     tracker = Tracker(folder.journal, settings.tracking.uri)
     status = "failed"
     try:
@@ -426,6 +431,14 @@ def _close(chronicle: Chronicle, journal: Journal, tracker: Tracker, status: str
     delivered = tracker.close(timeout=60 if status == "finished" else 10)
     chronicle.tell({"event": "tracked", "delivered": delivered, "status": str(tracker.status)})
     journal.close()
+
+
+def _note_weights(chronicle: Chronicle, weights: Remarks) -> None:
+    """Say what was done to the weights that are loaded."""
+    tags = {"weights_notes": weights.notes, "warning_weights": weights.warnings}
+    tags = {name: "\n".join(lines) for name, lines in tags.items() if lines}
+    if tags:
+        _note(chronicle, tags)
 
 
 def _concluded(chronicle: Chronicle, conductor: Conductor, folder: StudyFolder) -> StudyResult:

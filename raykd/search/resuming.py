@@ -20,6 +20,7 @@ from typing import Any
 
 from raykd.architecture import Model, Task
 from raykd.architecture.adapters.own_code import Imported
+from raykd.architecture.weight_files import weight_parts
 from raykd.data import Dataset
 from raykd.problems import Problem, StudyError
 from raykd.search.folder import StudyFolder, Verb, open_folder
@@ -141,7 +142,10 @@ def _files_in(value: Any) -> Iterator[Path]:
             yield from _imported_by(file, value.name.partition(":")[0])
     weights = getattr(value, "weights", None)
     if isinstance(weights, str) and "://" not in weights and ":/" not in weights:
-        yield Path(weights).expanduser()
+        try:
+            yield from weight_parts(weights)
+        except ValueError:  # reported where the weights are read
+            yield Path(weights).expanduser()
     for field in fields(value):
         yield from _files_in(getattr(value, field.name))
 

@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
-from raykd.architecture import Task
+import torch
+
+from raykd.architecture import Model, Task
+from raykd.architecture.weight_files import weight_parts
 from raykd.problems import Problem, StudyError
-from raykd.schemes import Preparation
-from raykd.study.schema import Study
+from raykd.schemes import Preparation, Teacher
+from raykd.study.models import models_in
+from raykd.study.opened import OpenStudy
+from raykd.study.outline import study_outline
+from raykd.study.place import Place, dotted
+from raykd.study.schema import Study, read_study
 from raykd.study.teachers import everyone_behind, teachers_of
+from raykd.training.checkpoint import dump_weights
+from raykd.training.loading import check_file, load_prepared, reorder_network
 from raykd.training.storage import Storage
-from raykd.training.teacher import check_weights, preparation_key
+from raykd.training.teacher import preparation_key
 
 
 class Shelf:
@@ -22,9 +34,17 @@ class Shelf:
         settings: the study's fixed parts.
         fingerprint: of its data.
         storage: where the files are.
+        task: inputs and classes of the data; None: networks are kept as they come.
+
+    Attributes:
+        notes: sentences on what was done to networks that were fetched.
     """
 
-    def __init__(self, settings: Study, fingerprint: str, storage: Storage) -> None:
+    def __init__(
+        self, settings: Study, fingerprint: str, storage: Storage, task: Task | None = None
+    ) -> None:
+        self.notes: list[str] = []
+        self._task = task
         self._settings = settings
         self._fingerprint = fingerprint
         self._storage = storage
@@ -32,7 +52,8 @@ class Shelf:
 
     def file(self, prepared: Preparation) -> str:
         """A network's file below the storage; the same for the same content."""
-        key = preparation_key(prepared, self._settings, self._fingerprint)
+        names = self._task.class_names if self._task is not None else ()
+        key = preparation_key(prepared, self._settings, self._fingerprint, names)
         return f"teachers/{key}.{'pt' if prepared.is_mlflow else 'safetensors'}"
 
     def has(self, file: str) -> bool:
@@ -53,41 +74,132 @@ class Shelf:
         """
         file = self.file(prepared)
         if prepared.weights is not None and not self.has(file):
-            self._storage.write(file, _content(prepared, self._settings))
+            self._storage.write(file, self._content(prepared))
+
+    def _content(self, prepared: Preparation) -> bytes:
+        assert prepared.weights is not None
+        try:
+            if prepared.is_mlflow:
+                return self._whole(prepared)
+            if self._task is None:
+                return Path(prepared.weights).expanduser().read_bytes()
+            loaded = load_prepared(prepared, self._task)
+            if loaded.is_as_read:
+                return weight_parts(prepared.weights)[0].read_bytes()
+            return dump_weights(loaded.network, dict(loaded.metadata))
+        except (OSError, ValueError) as error:
+            what = f"the teacher's weights {prepared.weights} cannot be read: {error}"
+            raise StudyError(Problem(what, path="teacher.weights")) from None
+
+    def _whole(self, prepared: Preparation) -> bytes:
+        """A network that MLflow keeps, its outputs in the order of the data."""
+        from raykd.tracking.models import load_model_uri
+
+        uri = self._settings.tracking.uri
+        network = load_model_uri(str(prepared.weights), tracking_uri=uri).cpu().eval()
+        if self._task is not None:
+            self.notes += reorder_network(network, prepared, self._task)
+        buffer = io.BytesIO()
+        torch.save(network, buffer)
+        return buffer.getvalue()
 
 
 def check_teacher_weights(study: Study, task: Task | None) -> Iterator[Problem]:
-    """See that each teacher's file of weights is there and fits its model; nothing is loaded."""
-    own = study.teacher.weights if study.teacher is not None else None
+    """A `Check`: whether each teacher's file of weights is there and holds its model's weights."""
+    own = study.teacher
+    for teacher in _from_files(study):
+        found = _file(teacher, task) if task is not None else None
+        if found is not None and found.problem:
+            path = "teacher.weights" if own and teacher.weights == own.weights else "scheme"
+            yield Problem(found.problem, path=path)
+
+
+def check_started_models(study: Study, task: Task | None) -> Iterator[Problem]:
+    """A `Check`: whether the files that models start from hold their weights; downloads nothing."""
+    for place, model in _starting(study) if task is not None else ():
+        assert task is not None
+        problem = _started(model, task, task.class_names).problem
+        if problem:
+            yield Problem(problem, path=dotted(place))
+
+
+@dataclass(frozen=True)
+class Remarks:
+    """What is said of the weights that a study loads, in sentences.
+
+    Attributes:
+        notes: what was done to them.
+        warnings: what may make results wrong.
+        problem: why they cannot be loaded; empty if they can.
+    """
+
+    notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+    problem: str = ""
+
+
+def remarks_on_weights(study: OpenStudy, task: Task) -> Remarks:
+    """All remarks on the weights that a study's teachers and models load from files.
+
+    Raises:
+        StudyError: they cannot be loaded.
+    """
+    if not re.search(r"weights|pretrained", str(study.document.data)):
+        return Remarks()
+    notes: dict[str, None] = {}
+    warnings: dict[str, None] = {}
+    for point in study.space_for(task).corners():
+        concrete = read_study(study_outline().expanded(point.data))
+        problems = [*check_teacher_weights(concrete, task), *check_started_models(concrete, task)]
+        if problems:
+            raise StudyError(problems)
+        found = [_file(teacher, task) for teacher in _from_files(concrete)]
+        found += [_started(model, task, task.class_names) for _, model in _starting(concrete)]
+        for one in found:
+            notes |= dict.fromkeys(one.notes)
+            warnings |= dict.fromkeys(one.warnings)
+    return Remarks(tuple(notes), tuple(warnings))
+
+
+def _from_files(study: Study) -> list[Teacher]:
+    """The teachers whose weights are files."""
     named = [] if study.teacher is None else [study.teacher]
     named += [one.as_teacher for one in everyone_behind(teachers_of(study))]
-    for teacher in named:
-        weights = teacher.weights
-        if weights is None or teacher.model is None or task is None or teacher.is_mlflow:
-            continue
-        try:
-            check_weights(Path(weights).expanduser(), teacher.model, task)
-        except ValueError as error:
-            yield Problem(str(error), path="teacher.weights" if weights == own else "scheme")
+    return [one for one in named if one.weights and one.model and not one.is_mlflow]
 
 
-def _content(prepared: Preparation, settings: Study) -> bytes:
-    assert prepared.weights is not None
+def _starting(study: Study) -> list[tuple[Place, Model]]:
+    """The models whose networks start from files that are here, each with its place."""
+    filled = {teacher.model for teacher in _from_files(study)}
+    return [
+        (place, model)
+        for place, model in models_in(study)
+        if not (place[0] in ("teacher", "scheme") and model in filled)
+        if getattr(model, "weights", None) is not None
+        or (getattr(model, "pretrained", False) and model.files() and not model.runs_code)
+    ]
+
+
+def _file(teacher: Teacher, task: Task) -> Remarks:
+    assert teacher.weights is not None and teacher.model is not None
+    classes = tuple(map(str, teacher.classes or ()))
+    return _checked_file(teacher.weights, teacher.model, classes, task, task.class_names)
+
+
+@lru_cache(maxsize=64)
+def _checked_file(
+    weights: str, model: Model, classes: tuple[str, ...], task: Task, _: tuple[str, ...]
+) -> Remarks:
     try:
-        if not prepared.is_mlflow:
-            return Path(prepared.weights).expanduser().read_bytes()
-        import torch
+        return Remarks(*check_file(weights, model, task, classes))
+    except ValueError as error:
+        return Remarks(problem=str(error))
 
-        from raykd.tracking.models import load_model_uri
 
-        module = load_model_uri(prepared.weights, tracking_uri=settings.tracking.uri)
-        buffer = io.BytesIO()
-        torch.save(module.cpu().eval(), buffer)
-        return buffer.getvalue()
-    except (OSError, ValueError) as error:
-        raise StudyError(
-            Problem(
-                f"the teacher's weights {prepared.weights} cannot be read: {error}",
-                path="teacher.weights",
-            )
-        ) from None
+@lru_cache(maxsize=64)
+def _started(model: Model, task: Task, _: tuple[str, ...]) -> Remarks:
+    try:
+        with torch.random.fork_rng(devices=[]):
+            return Remarks(model.remarks(task))
+    except ValueError as error:
+        return Remarks(problem=str(error))

@@ -69,6 +69,10 @@ def _teacher_findings(teacher: Teacher) -> Iterator[Finding]:
         if teacher.model is None:
             mend = "give `model` and let the study train it, or give `weights` as well"
             yield Finding(place, "neither `model` nor `weights` is given", mend)
+        if teacher.classes is not None:
+            what = "`classes` gives the order of the outputs of `weights`, and there are none"
+            mend = "remove `classes`: a trained teacher has the order of the data"
+            yield Finding((*place, "classes"), what, mend)
         return
     if teacher.train is not None:
         mend = "remove `train`, or remove `weights` and let the study train the teacher"

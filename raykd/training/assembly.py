@@ -41,7 +41,7 @@ def task_of(data: Dataset) -> Task:
         inputs = data.train.take(data.train.index[:0])
         assert not isinstance(inputs, Tensor), "texts are mappings of tensors"
         text = Text(data.vocabulary, data.padding, tuple(inputs))
-    return Task(input_shape=data.input_shape, classes=data.classes, text=text)
+    return Task(data.input_shape, data.classes, text, data.class_names)
 
 
 def assemble(

@@ -6,7 +6,7 @@ import os
 import pickle
 import uuid
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-Shapes = Mapping[str, tuple[int, ...]]
-"""Tensor shapes by name."""
-
-NAMED = 4
-"""How many tensors a message names before it only counts them."""
+from raykd.architecture.weight_fit import check_shapes
 
 
 def dump_weights(model: nn.Module, metadata: Mapping[str, str] | None = None) -> bytes:
@@ -79,38 +75,6 @@ def read_shapes(path: str | Path) -> dict[str, tuple[int, ...]]:
     """
     with _opened(path) as file:
         return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-
-
-def check_shapes(model: nn.Module, found: Shapes, source: str) -> None:
-    """See that `found` are the tensors `model` needs; the model may be on the meta device.
-
-    A missing `num_batches_tracked` is forgiven: it plays no part in a forward.
-
-    Raises:
-        ValueError: they are not.
-    """
-    wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    missing = [n for n in wanted if n not in found and not n.endswith("num_batches_tracked")]
-    unexpected = [name for name in found if name not in wanted]
-    other = [
-        f"{name} ({_size(found[name])} in the file, {_size(wanted[name])} in the model)"
-        for name in wanted
-        if name in found and found[name] != wanted[name]
-    ]
-    faults = [
-        f"{len(names)} {what}: {_first(names)}"
-        for what, names in (
-            ("missing", missing),
-            ("unexpected", unexpected),
-            ("of another shape", other),
-        )
-        if names
-    ]
-    if faults:
-        raise ValueError(
-            f"{source} does not hold the weights of this model: of its {len(wanted)} tensors "
-            f"and the file's {len(found)}, {'; '.join(faults)}. {_mend(unexpected, wanted)}"
-        )
 
 
 def save_state(state: Mapping[str, Any], path: str | Path) -> None:
@@ -195,24 +159,6 @@ def _unreadable(source: str, error: Exception) -> str:
         f"{source} is no readable safetensors file: {_line(error)}; write it with "
         "safetensors.torch.save_file(model.state_dict(), path)"
     )
-
-
-def _mend(unexpected: list[str], wanted: Iterable[str]) -> str:
-    wanted = set(wanted)
-    for name in unexpected[:1]:
-        prefix, _, rest = name.partition(".")
-        if rest in wanted:
-            return f"Take the leading {prefix + '.'!r} off the file's names"
-    return "Name the model (depth, width, input shape, classes) that these weights were made for"
-
-
-def _first(names: list[str]) -> str:
-    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-    return ", ".join(names[:NAMED]) + more
-
-
-def _size(shape: tuple[int, ...]) -> str:
-    return "x".join(map(str, shape)) or "a number"
 
 
 def _line(error: Exception) -> str:

@@ -54,7 +54,7 @@ def train_teachers(
 def _network(
     prepared: Preparation, study: Study, data: Dataset, known: Networks, device: torch.device
 ) -> nn.Module:
-    key = preparation_key(prepared, study, data.fingerprint)
+    key = preparation_key(prepared, study, data.fingerprint, data.class_names)
     if key not in known:
         if prepared.weights is not None:
             network = load_network(prepared, task_of(data)).to(device)

@@ -5,17 +5,20 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from torch import nn
 
 from raykd.architecture import Model, Task
-from raykd.architecture.cost import unfilled
+from raykd.architecture.class_order import is_generic
+from raykd.architecture.weight_files import weight_parts
 from raykd.schemes import Alone, Preparation, Teacher
 from raykd.schemes.teachers import learns_alone
 from raykd.study.schema import Cache, Student, Study, plain
 from raykd.study.teachers import circumstances
-from raykd.training.checkpoint import check_shapes, load_weights, parse_weights, read_shapes
+from raykd.training.checkpoint import parse_weights
+from raykd.training.loading import check_file, load_prepared, rows_of
 
 RECIPE = 2
 """Part of every teacher's key; raised when the same options come to train another teacher."""
@@ -69,26 +72,29 @@ def preparing_study(study: Study, prepared: Preparation) -> Study:
     )
 
 
-def teacher_key(study: Study, fingerprint: str) -> str:
+def teacher_key(study: Study, fingerprint: str, class_names: Sequence[str] = ()) -> str:
     """The content address of the study's own trained teacher; see `preparation_key`.
 
     Raises:
         ValueError: the study has no teacher.
     """
-    return preparation_key(own_teacher(study), study, fingerprint)
+    return preparation_key(own_teacher(study), study, fingerprint, class_names)
 
 
-def preparation_key(prepared: Preparation, study: Study, fingerprint: str) -> str:
+def preparation_key(
+    prepared: Preparation, study: Study, fingerprint: str, class_names: Sequence[str] = ()
+) -> str:
     """The content address of a network that teaches: 32 hex digits.
 
     Another model, training option, seed, augmentation, data set, or anything else in those that
     taught it gives another key; so does other content of a weights file, or of a file that the
-    model is built of.
+    model is built of, and another order of classes than the data's.
 
     Args:
         prepared: the network.
         study: concrete; gives the augmentation where the preparation does not.
         fingerprint: `Dataset.fingerprint`.
+        class_names: `Dataset.class_names`.
     """
     weights = prepared.weights
     augment = study.data.augment if prepared.augment is None else prepared.augment
@@ -96,17 +102,24 @@ def preparation_key(prepared: Preparation, study: Study, fingerprint: str) -> st
         "recipe": RECIPE,
         "model": plain(prepared.model),
         "weights": weights,
-        "bytes": _digest(weights) if weights and not prepared.is_mlflow else None,
+        "bytes": _digest_of_weights(weights) if weights and not prepared.is_mlflow else None,
         "train": plain(prepared.train),
         "scheme": plain(prepared.scheme),
         "knowledge": plain(prepared.knowledge),
-        "teachers": [preparation_key(one, study, fingerprint) for one in prepared.needs],
+        "teachers": [
+            preparation_key(one, study, fingerprint, class_names) for one in prepared.needs
+        ],
         "augment": plain(augment),
         "data": fingerprint,
         "seed": prepared.seed,
     }
     if prepared.model is not None and prepared.model.files():
         content["files"] = [_digest(str(file)) for file in prepared.model.files()]
+    rows = rows_of(prepared, class_names)
+    if rows is not None:
+        content["classes"] = rows
+    elif prepared.is_mlflow and class_names and not is_generic(class_names):
+        content["classes"] = list(class_names)  # it is known only once it is fetched
     text = json.dumps(content, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
@@ -137,19 +150,14 @@ def load_teacher(study: Study, task: Task, path: str | Path) -> nn.Module:
 
 
 def load_network(prepared: Preparation, task: Task) -> nn.Module:
-    """A network that is loaded from a safetensors file, in eval mode, on the CPU.
+    """A network with the weights of a file, in eval mode, on the CPU.
+
+    Its outputs are in the order of the data's classes, where names tell it.
 
     Raises:
         ValueError: nothing says its model, or the file does not hold its weights.
     """
-    if prepared.model is None or prepared.weights is None or prepared.is_mlflow:
-        raise ValueError(
-            f"a model and a safetensors file are needed, found model {prepared.model} and weights "
-            f"{prepared.weights}; load a network from MLflow with `mlflow.pytorch.load_model`"
-        )
-    network = prepared.model.blueprint(task)
-    load_weights(network, Path(prepared.weights).expanduser())
-    return network.eval()
+    return load_prepared(prepared, task).network
 
 
 def read_network(model: Model, task: Task, content: bytes) -> nn.Module:
@@ -164,20 +172,28 @@ def read_network(model: Model, task: Task, content: bytes) -> nn.Module:
 
 
 def check_weights(path: str | Path, model: Model, task: Task) -> None:
-    """See that the file holds this model's weights, by its header alone; nothing is loaded.
+    """See that the file holds this model's weights; the network is not filled.
 
     Raises:
-        ValueError: it does not (no such file, no safetensors file, missing, unexpected or
-            mis-shaped tensors), or the model cannot be built for the task.
+        ValueError: it does not (no such file, no weights, missing, unexpected or mis-shaped
+            tensors, values that are not finite), or the model cannot be built for the task.
     """
-    shapes = read_shapes(path)
-    check_shapes(unfilled(model, task), shapes, str(path))
+    check_file(path, model, task)
 
 
 def _teacher(study: Study) -> Teacher:
     if study.teacher is None:
         raise ValueError("the study has no teacher; name one under `teacher`")
     return study.teacher
+
+
+def _digest_of_weights(path: str) -> str | None:
+    """Of the content of all files that a path stands for; None where one is not there."""
+    try:
+        digests = [_digest(str(part)) for part in weight_parts(path)]
+    except ValueError:
+        return None
+    return digests[0] if len(digests) == 1 else " ".join(filter(None, digests))
 
 
 def _digest(path: str) -> str | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import io
+import json
 import sys
 import time
 import traceback
@@ -331,7 +332,8 @@ class Seat:
             metrics |= self._converted(kept, training.study, metrics)
         if assignment.keep is not None and self.bench.rank == 0:
             if assignment.keep.endswith(".safetensors"):
-                content = dump_weights(kept, {"id": assignment.id})
+                names = json.dumps(self.bench.data.class_names)
+                content = dump_weights(kept, {"id": assignment.id, "raykd.classes": names})
             else:
                 buffer = io.BytesIO()
                 torch.save(kept.to("cpu").eval(), buffer)

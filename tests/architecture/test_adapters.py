@@ -422,11 +422,13 @@ class TestWeights:
     def test_of_another_model(self, tmp_path: Path) -> None:
         file = str(tmp_path / "other.pth")
         torch.save(nn.Linear(3, 4).state_dict(), file)
-        with pytest.raises(ValueError, match=r"are not this model's: .* missing there; .* more"):
+        with pytest.raises(
+            ValueError, match=r"not hold the weights of this model: .* missing: .* more"
+        ):
             _model({"name": "timm/resnet18", "weights": file}).build(COLOUR)
 
     def test_no_file(self) -> None:
-        with pytest.raises(ValueError, match="no file of weights /nowhere"):
+        with pytest.raises(ValueError, match="/nowhere is not there"):
             _model({"name": "timm/resnet18", "weights": "/nowhere"}).build(COLOUR)
 
     def test_of_a_folder(self, tmp_path: Path) -> None:

@@ -108,13 +108,6 @@ def test_missing_and_unexpected_tensors_are_told_apart(tmp_path: Path) -> None:
     assert "30 missing: stage1.1" in less and " unexpected:" not in less  # 6 are batch counters
 
 
-def test_a_wrapper_s_prefix_is_seen(tmp_path: Path) -> None:
-    path = tmp_path / "wrapped.safetensors"
-    tensors = {f"module.{name}": tensor for name, tensor in network().state_dict().items()}
-    safetensors.torch.save_file(tensors, path)
-    assert "Take the leading 'module.' off" in refused(network(), path)
-
-
 def test_batch_counters_may_be_left_out(tmp_path: Path) -> None:
     model, other = network(), network()
     path = tmp_path / "old.safetensors"

@@ -18,8 +18,10 @@ from torch import Tensor, nn
 from raykd.architecture.adapters.hub import hub
 from raykd.architecture.adapters.library import LibraryModel, check_patches, library
 from raykd.architecture.adapters.values import Values
+from raykd.architecture.class_order import class_names_in
 from raykd.architecture.model import Task, picture_shape
 from raykd.architecture.taps import first_tensor
+from raykd.architecture.weight_files import class_names_beside
 from raykd.option import names_like, option
 
 _OF_DATA = frozenset(
@@ -79,6 +81,11 @@ class Hf(LibraryModel):
             )
         self._check_report(report, network, task)
         return logits_only(network)
+
+    def _pretrained_classes(self) -> tuple[str, ...]:
+        if self._folder is not None:
+            return class_names_beside(self._folder / "config.json")
+        return class_names_in(self._usual(library("transformers", "hf", self.name)))
 
     def _check_report(self, report: Mapping[str, Any], network: nn.Module, task: Task) -> None:
         """See that what was drawn anew is the classifier."""

@@ -15,9 +15,11 @@ from pydantic import Field
 from torch import nn
 
 from raykd.architecture.adapters.values import Values
-from raykd.architecture.adapters.weights import fill, read_tensors
+from raykd.architecture.adapters.weights import fill, keeps_classifier
+from raykd.architecture.class_order import UnmatchedClasses, class_rows, reorder_classes
 from raykd.architecture.macs import Unfilled
 from raykd.architecture.model import Model, Task
+from raykd.architecture.weight_files import read_weight_file, weight_class_names, weight_parts
 from raykd.option import option
 
 Pretrained = Annotated[
@@ -53,19 +55,58 @@ class LibraryModel(Model):
     def build(self, task: Task) -> nn.Module:
         """The network: (B, *input_shape) -> (B, classes), with the weights it is to start from.
 
-        A classifier for other classes and, of a stem for other channels, what does not fit are
-        drawn anew or derived.
+        A classifier for other classes gets new weights; a stem for other channels gets new or
+        derived ones.  A classifier for the data's classes in another order is reordered by name.
 
         Raises:
-            ValueError: there is no such model, it cannot be built so, or its weights are not to
-                be had.
+            ValueError: there is no such model, it cannot be built so, or its weights are not
+                available.
         """
+        return self._started(task)[0]
+
+    def remarks(self, task: Task) -> tuple[str, ...]:
+        return self._started(task)[1] if self.weights is not None or self.pretrained else ()
+
+    def head_classes(self) -> tuple[str, ...]:
+        if self.weights is not None:
+            return weight_class_names(self.weights)
+        return self._pretrained_classes() if self.pretrained else ()
+
+    def _started(self, task: Task) -> tuple[nn.Module, tuple[str, ...]]:
+        """The network with the weights it starts from, and what was done to them."""
         if self.weights is not None:
             network = self.blueprint(task)
-            fill(network, read_tensors(self.weights), task, self.weights)
-            return network
+            fitted = fill(network, read_weight_file(self.weights), task)
+            notes = (*fitted.notes, *fitted.warnings)
+            if not keeps_classifier(network, fitted, task):
+                said = f"the final layer gets new weights, for {task.classes} classes"
+                return network, (*notes, f"{self.weights}: {said}")
+            return network, (*notes, *self._reordered(network, task))
         if not self.pretrained:
-            return self.blueprint(task)
+            return self.blueprint(task), ()
+        network = self._downloaded(task)
+        return network, self._reordered(network, task)
+
+    def _reordered(self, network: nn.Module, task: Task) -> tuple[str, ...]:
+        """Put the outputs of a classifier that it starts with into the order of the data."""
+        theirs = self.head_classes()
+        if len(theirs) != task.classes:
+            return ()
+        try:
+            rows, note = class_rows(theirs, task.class_names, self.weights or self.name)
+        except UnmatchedClasses as error:
+            return (f"{error}; training starts from that final layer",)
+        if rows is None:
+            return ()
+        reorder_classes(network, rows, task, self.name)
+        return (note,)
+
+    def _downloaded(self, task: Task) -> nn.Module:
+        """The network with the library's own weights.
+
+        Raises:
+            ValueError: they are not available.
+        """
         try:
             return self._pretrained(task)
         except (OSError, RuntimeError) as error:
@@ -75,7 +116,12 @@ class LibraryModel(Model):
             ) from error
 
     def files(self) -> tuple[Path, ...]:
-        return () if self.weights is None else (Path(self.weights).expanduser(),)
+        if self.weights is None:
+            return ()
+        try:
+            return weight_parts(self.weights)
+        except ValueError:  # `prepare` reports it
+            return (Path(self.weights).expanduser(),)
 
     def prepare(self, task: Task) -> None:
         if self.pretrained or self.weights is not None:
@@ -84,6 +130,10 @@ class LibraryModel(Model):
     def _pretrained(self, task: Task) -> nn.Module:
         """The network with the library's own weights."""
         raise NotImplementedError
+
+    def _pretrained_classes(self) -> tuple[str, ...]:
+        """Class names of the library's own weights, in the order of the outputs."""
+        return ()
 
 
 def library(name: str, extra: str, model: str) -> ModuleType:

@@ -19,6 +19,7 @@ from raykd.architecture.adapters.library import (
 from raykd.architecture.adapters.stems import fit_stem
 from raykd.architecture.adapters.torchvision_models import Args, Stem
 from raykd.architecture.adapters.values import Values
+from raykd.architecture.class_order import class_names_in
 from raykd.architecture.model import Task, picture_shape
 from raykd.option import names_like, option
 
@@ -49,6 +50,10 @@ class Timm(LibraryModel):
     def _pretrained(self, task: Task) -> nn.Module:
         with hub():
             return self._network(task, pretrained=True)
+
+    def _pretrained_classes(self) -> tuple[str, ...]:
+        timm = library("timm", "timm", self.name)
+        return class_names_in(timm.get_pretrained_cfg(self.called))
 
     def _network(self, task: Task, *, pretrained: bool) -> nn.Module:
         channels, height, width = picture_shape(task, self.name)

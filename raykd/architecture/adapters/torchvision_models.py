@@ -20,6 +20,7 @@ from raykd.architecture.adapters.stems import fit_stem
 from raykd.architecture.adapters.values import Values
 from raykd.architecture.adapters.weights import fill
 from raykd.architecture.model import Task, picture_shape
+from raykd.architecture.weight_files import weight_file
 from raykd.option import names_like, option
 
 if TYPE_CHECKING:
@@ -68,8 +69,13 @@ class Torchvision(LibraryModel):
     def _pretrained(self, task: Task) -> nn.Module:
         weights = self._models().get_model_weights(self.called).DEFAULT
         network = self.blueprint(task)
-        fill(network, weights.get_state_dict(progress=False, check_hash=True), task, self.name)
+        given = weights.get_state_dict(progress=False, check_hash=True)
+        fill(network, weight_file(self.name, given), task)
         return network
+
+    def _pretrained_classes(self) -> tuple[str, ...]:
+        weights = self._models().get_model_weights(self.called).DEFAULT
+        return tuple(weights.meta.get("categories", ()))
 
     def _sizes(self, height: int, width: int) -> dict[str, Any]:
         """The arguments of those models that are built for one size."""

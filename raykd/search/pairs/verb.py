@@ -144,7 +144,7 @@ def _conductor(enterprise: Enterprise, slots: int) -> Conductor:
         enterprise.chronicle,
         storage,
         enterprise.folder.name,
-        Shelf(settings, enterprise.data.fingerprint, storage),
+        Shelf(settings, enterprise.data.fingerprint, storage, enterprise.task),
         enterprise.records,
         enterprise.search,
         slots=slots,
