@@ -17,10 +17,13 @@ from raykd.architecture.taps import first_tensor
 if TYPE_CHECKING:
     from raykd.architecture.model import Task
 
+_BY_NAME = ("label2id", "class_to_idx", "class2idx", "class_to_index")
+"""Keys of mappings from name to index: names may be numbers, too."""
+
 KEYS = (
     *("raykd.classes", "class_names", "classes", "CLASSES", "label_names", "labels", "categories"),
     *("id2label", "idx_to_class", "idx2class", "index_to_class"),
-    *("label2id", "class_to_idx", "class2idx", "class_to_index"),
+    *_BY_NAME,
 )
 """Keys under which training scripts, and the attributes under which networks, keep class names."""
 
@@ -47,7 +50,7 @@ def class_names_in(held: Any) -> tuple[str, ...]:
     """
     get = _getter(held)
     for key in KEYS:
-        names = _listed(get(key))
+        names = _listed(get(key), by_name=key in _BY_NAME)
         if names:
             return names
     for key in _HOLDERS:
@@ -159,7 +162,7 @@ def _getter(held: Any) -> Callable[[str], Any]:
     return lambda key: None if callable(value := getattr(held, key, None)) else value
 
 
-def _listed(value: Any) -> tuple[str, ...]:
+def _listed(value: Any, *, by_name: bool) -> tuple[str, ...]:
     """Names in the order of the outputs, from any of the forms in use; () where it is none."""
     if isinstance(value, str) and value[:1] in "[{":
         try:
@@ -167,16 +170,17 @@ def _listed(value: Any) -> tuple[str, ...]:
         except ValueError:
             return ()
     if isinstance(value, Mapping):
-        return _of_mapping(value)
+        return _of_mapping(value, by_name=by_name)
     if not isinstance(value, Sequence) or isinstance(value, str | bytes) or len(value) < 2:
         return ()
     plain = all(isinstance(name, str | int) and not isinstance(name, bool) for name in value)
     return tuple(map(str, value)) if plain and len(set(value)) == len(value) else ()
 
 
-def _of_mapping(value: Mapping[Any, Any]) -> tuple[str, ...]:
+def _of_mapping(value: Mapping[Any, Any], *, by_name: bool) -> tuple[str, ...]:
     pairs = list(value.items())
-    for flipped in (pairs, [(index, name) for name, index in pairs]):
+    turned = [(index, name) for name, index in pairs]
+    for flipped in (turned, pairs) if by_name else (pairs, turned):
         numbers = [_number(index) for index, _ in flipped]
         if len(pairs) > 1 and sorted(n for n in numbers if n is not None) == [*range(len(pairs))]:
             by_index = {n: name for n, (_, name) in zip(numbers, flipped, strict=True)}

@@ -170,7 +170,7 @@ def _read(source: str, stamps: Stamps, config: Stamps) -> WeightFile:
     if len(stamps) > 1:
         notes.append(f"{source}: read {len(stamps)} shards")
     _refuse_quantized(source, tensors)
-    held = _config_beside(Path(stamps[0][0])) if config else {}
+    held = _config_beside(Path(next(iter(stamps))[0])) if config else {}
     names = names or class_names_in(held)
     problem = held.get("problem_type")
     if isinstance(problem, str):

@@ -95,7 +95,8 @@ def test_a_teacher_of_another_order_teaches_in_that_of_the_data(
     file = study_file(tmp_path, path)
     result = distilled(file)
     [teacher] = result.teachers
-    assert teacher.metrics["val_accuracy"] == pytest.approx(accuracy(weights)) > 0.5
+    assert teacher.metrics["val_accuracy"] == pytest.approx(accuracy(weights))
+    assert accuracy(weights) > 0.5
     notes = "\n".join(
         event["tags"].get("weights_notes", "")
         for event in events(result.folder / "journal.jsonl")
@@ -170,9 +171,8 @@ def test_other_classes_are_refused_before_anything_starts(
     file = study_file(tmp_path, tmp_path / "t.pth")
     data = f"{{name: image_folder, root: '{tmp_path}/pictures', size: 8, channels: 1}}"
     file.write_text(file.read_text().replace("{name: digits}", data))
-    for call in (lambda: distilled(file), lambda: explained(str(file))):
-        with pytest.raises(StudyError, match=rf"study\.yaml:3: teacher\.weights: .*{said}"):
-            call()
+    with pytest.raises(StudyError, match=rf"study\.yaml:3: teacher\.weights: .*{said}"):
+        distilled(file)
     assert not (tmp_path / "studies").exists()
 
 
