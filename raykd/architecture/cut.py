@@ -50,7 +50,7 @@ class Trunk(nn.Module):
             network.set_submodule(path, nn.Identity())
 
     def forward(self, inputs: Any) -> Tensor:
-        return _until(self.network, self.layer, self.runs, inputs)
+        return self.layer.arranged(_until(self.network, self.layer, self.runs, inputs))
 
 
 class Head(nn.Module):
@@ -71,10 +71,11 @@ class Head(nn.Module):
     def __init__(self, network: nn.Module, layer: Layer, task: Task) -> None:
         super().__init__()
         rest = _rest(network, layer, task)
+        self.layer = layer
         self.network = copy.deepcopy(rest).requires_grad_(False).eval()
 
     def forward(self, features: Tensor) -> Tensor:
-        logits = first_tensor(self.network(features))
+        logits = first_tensor(self.network(self.layer.restored(features)))
         assert logits is not None, "the whole network gives a tensor"
         return logits
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from raykd.architecture.axes import Axes, AxisTracker
+from raykd.architecture.layouts import Layout, layout_of
 from raykd.architecture.macs import Rehearsal, without_fused_attention
 from raykd.architecture.stages import stage_ends
 from raykd.architecture.taps import first_tensor, unknown_layer, version
@@ -31,14 +34,17 @@ class Layer:
     """One place in a network at which a tensor can be tapped.
 
     Attributes:
-        name: what it is called: the module's dotted name, or an alias.
+        name: the module's dotted name, or an alias.
         module: the dotted name of the module to tap.
         type: the module's class.
-        shape: the tensor's shape without the batch.
-        depth: how deep it lies, 0 to 1: the share of the network's leaf modules that have run.
+        shape: the shape that losses read, without the batch: (C, H, W), (tokens, D) or (D,).  Four
+            axes or more where it is not known which of them holds the channels.
+        depth: the share of the network's leaf modules that have run, 0 to 1.
         stage: the alias it bears (`stage1`, ..., `embedding`), or empty.
         side: whether the module's output or its first input is meant.
         macs: multiply-accumulates per sample that were spent until here.
+        layout: how the module's tensor is brought to `shape`; None where it has that shape.
+        overwritten: whether a later module writes over the tensor in place.
     """
 
     name: str
@@ -49,27 +55,69 @@ class Layer:
     stage: str = ""
     side: Literal["output", "input"] = "output"
     macs: int = 0
+    layout: Layout | None = None
+    overwritten: bool = False
+
+    @property
+    def raw_shape(self) -> tuple[int, ...]:
+        """The shape of the module's own tensor, without the batch."""
+        return self.shape if self.layout is None else self.layout.raw
+
+    @property
+    def shape_text(self) -> str:
+        """The shape for users, such as "192x7x7" or "7x7x192 channels last"."""
+        raw = "x".join(map(str, self.raw_shape))
+        if self.layout is None:
+            return raw
+        read = "x".join(map(str, self.shape))
+        moved = self.layout.name.startswith("channels") or not self.layout.is_clear
+        return f"{raw} {self.layout.name}" + ("" if moved else f", read as {read}")
+
+    def arranged(self, tensor: Tensor) -> Tensor:
+        """The module's tensor with the axes of `shape`."""
+        return tensor if self.layout is None else self.layout.arranged(tensor)
+
+    def restored(self, tensor: Tensor) -> Tensor:
+        """A tensor with the axes of `shape`, with those of the module's own."""
+        return tensor if self.layout is None else self.layout.restored(tensor)
 
 
-def discover(model: nn.Module, task: Task) -> tuple[Layer, ...]:
+class Layers(tuple[Layer, ...]):
+    """A network's layers.
+
+    Attributes:
+        unreadable: modules that are no layers -> the reason.
+    """
+
+    unreadable: Mapping[str, str]
+
+    def __new__(cls, layers: Iterable[Layer] = (), unreadable: Mapping[str, str] | None = None):
+        made = super().__new__(cls, layers)
+        made.unreadable = unreadable or {}
+        return made
+
+
+def discover(model: nn.Module, task: Task) -> Layers:
     """Every layer of `model`, in the order in which the outputs are ready.
 
     One rehearsed forward in eval mode on the model's own device: convolutions and matrix products
     are not computed.  Parameters, batch-norm statistics and training modes stay as they are.
 
-    A module that runs several times appears once, as of its last run.  Left out are modules that
-    did not run, those that return no tensor or one without the batch, and those whose output a
-    later module overwrites in place.  `stages.py` says how the stages are found; the classifier's
-    input comes as a layer of its own, `embedding`.
+    A module that runs several times appears once, as of its last run.  Of a module that returns
+    several tensors the first is taken.  Modules that did not run, and those that return no tensor
+    with a batch axis, are in `Layers.unreadable`.  `stages.py` says how the stages are found; the
+    classifier's input comes as a layer of its own, `embedding`.
     """
     return survey(model, task)[0]
 
 
-def survey(model: nn.Module, task: Task) -> tuple[tuple[Layer, ...], int]:
+def survey(model: nn.Module, task: Task) -> tuple[Layers, int]:
     """The layers, as `discover` finds them, and the multiply-accumulates of a whole forward."""
-    probe = _Probe(model)
+    axes = AxisTracker()
+    probe = _Probe(model, axes)
     inputs = blank_inputs(task, _PROBE_BATCH, _device(model))
-    rehearsal = Rehearsal()
+    axes.begin(inputs)
+    rehearsal = Rehearsal(axes)
     with (
         evaluating(model),
         torch.no_grad(),
@@ -79,10 +127,12 @@ def survey(model: nn.Module, task: Task) -> tuple[tuple[Layer, ...], int]:
     ):
         output = first_tensor(model(inputs))
     layers = probe.layers()
-    ends = stage_ends(layers, tuple(output.shape[1:]) if output is not None else ())
+    fixed = [layer for layer in layers if not layer.overwritten]
+    ends = stage_ends(fixed, tuple(output.shape[1:]) if output is not None else ())
     stages = {module: f"stage{number}" for number, module in enumerate(ends, start=1)}
     named = [replace(layer, stage=stages.get(layer.module, "")) for layer in layers]
-    return (*named, *probe.embedding(_width(output))), _macs(rehearsal)
+    found = Layers((*named, *probe.embedding(_width(output))), probe.unreadable())
+    return found, _macs(rehearsal)
 
 
 def stage_aliases(layers: Iterable[Layer]) -> dict[str, Layer]:
@@ -96,12 +146,15 @@ def resolve(layers: Sequence[Layer], name: str) -> Layer:
     The layer that comes back bears the name asked for, so that a tap answers to it.
 
     Raises:
-        ValueError: there is no such layer.
+        ValueError: there is no such layer, or the module's output cannot be read; says why.
     """
     aliases = stage_aliases(layers)
     known = {layer.name: layer for layer in layers} | aliases
     if name in known:
         return known[name]
+    reason = layers.unreadable.get(name) if isinstance(layers, Layers) else None
+    if reason:
+        raise ValueError(f"module {name!r} cannot be read as a layer: {reason}")
     raise ValueError(unknown_layer(name, known, aliases))
 
 
@@ -125,9 +178,11 @@ def random_inputs(task: Task, batch: int, device: torch.device) -> Tensor | dict
 
 
 class _Probe:
-    """Writes down what each module gave in one forward."""
+    """Records the output of each module in one forward."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, axes: AxisTracker) -> None:
+        self._axes = axes
+        self._model = model
         self._modules = {name: module for name, module in model.named_modules() if name}
         self._runs: dict[str, _Run] = {}
         self._leaves = 0
@@ -153,46 +208,91 @@ class _Probe:
             macs = _macs(rehearsal)
             tensor, given = first_tensor(out), first_tensor((*args, *more.values()))
             self._runs.pop(name, None)
-            self._runs[name] = _Run(tensor, version(tensor), given, before, self._leaves, macs)
+            self._runs[name] = _Run(
+                output=tensor,
+                version=version(tensor),
+                given=given,
+                before=before,
+                after=self._leaves,
+                macs=macs,
+                axes=(self._axes_of(tensor), self._axes_of(given)),
+                returned=type(out).__name__,
+            )
 
         return hook
 
+    def _axes_of(self, tensor: Tensor | None) -> Axes:
+        return () if tensor is None else self._axes.of(tensor)
+
     def layers(self) -> list[Layer]:
-        return [
-            self._layer(name, run, run.output, run.after)
-            for name, run in self._runs.items()
-            if _batched(run.output) and version(run.output) == run.version
-        ]
+        found = []
+        for name, run in self._runs.items():
+            layer = self._layer(name, run, "output")
+            if layer is not None:
+                found.append(replace(layer, overwritten=version(run.output) != run.version))
+        return found
+
+    def unreadable(self) -> dict[str, str]:
+        """The modules that are no layers, with the reason."""
+        return {
+            name: _why_unreadable(module, self._runs.get(name), self._is_scripted(name))
+            for name, module in self._modules.items()
+            if name not in self._runs or self._layer(name, self._runs[name], "output") is None
+        }
+
+    def _is_scripted(self, name: str) -> bool:
+        """Whether it lies inside a scripted or traced module, which calls no hooks."""
+        parents = accumulate(name.split("."), lambda parent, child: f"{parent}.{child}")
+        above = [*parents][:-1]
+        whole = [self._model, *(self._modules[one] for one in above)]
+        return any(isinstance(one, torch.jit.ScriptModule) for one in whole)
 
     def embedding(self, classes: int) -> list[Layer]:
         """The input of the last linear layer, of those that give one value a class if any does."""
         linear = [name for name in self._runs if self._is_linear(name)]
         whole = [name for name in linear if _width(self._runs[name].output) == classes] or linear
-        if not whole or not _batched(self._runs[whole[-1]].given):
+        layer = self._layer(whole[-1], self._runs[whole[-1]], "input") if whole else None
+        if layer is None:
             return []
         run = self._runs[whole[-1]]
-        layer = self._layer(whole[-1], run, run.given, run.before)
         macs = run.macs - _linear_macs(run)
         return [replace(layer, name=EMBEDDING, stage=EMBEDDING, side="input", macs=macs)]
 
     def _is_linear(self, name: str) -> bool:
         return isinstance(self._modules[name], nn.Linear)
 
-    def _layer(self, name: str, run: _Run, tensor: Tensor | None, leaves: int) -> Layer:
-        assert tensor is not None
+    def _layer(self, name: str, run: _Run, side: Literal["output", "input"]) -> Layer | None:
+        """The module's output or input as a layer; None where it has no batch axis."""
+        tensor = run.output if side == "output" else run.given
+        if tensor is None:
+            return None
+        axes = run.axes[0 if side == "output" else 1]
+        batched, layout = layout_of(axes, tensor.shape, _PROBE_BATCH)
+        if not batched:
+            return None
         return Layer(
             name=name,
             module=name,
             type=type(self._modules[name]).__name__,
-            shape=tuple(tensor.shape[1:]),
-            depth=leaves / max(1, self._leaves),
+            shape=tuple(tensor.shape[1:]) if layout is None else layout.shape,
+            depth=(run.after if side == "output" else run.before) / max(1, self._leaves),
             macs=run.macs,
+            layout=layout,
         )
 
 
 @dataclass(frozen=True)
 class _Run:
-    """A module's run: its output and first input, the leaves run before and after, the cost."""
+    """A module's run.
+
+    Attributes:
+        output, given: the first tensor that it returned, and the first that it took.
+        version: how often the output had been written in place.
+        before, after: the leaves that had run.
+        macs: spent until then, over the batch.
+        axes: of the output and of the input.
+        returned: the type of what it returned.
+    """
 
     output: Tensor | None
     version: int
@@ -200,6 +300,30 @@ class _Run:
     before: int
     after: int
     macs: int
+    axes: tuple[Axes, Axes]
+    returned: str
+
+
+def _why_unreadable(module: nn.Module, run: _Run | None, scripted: bool) -> str:
+    if run is None and scripted:
+        return (
+            "it is part of a scripted or traced module, whose parts call no hooks; name the whole "
+            "scripted module, or build the model without scripting"
+        )
+    if run is None and isinstance(module, nn.ModuleList | nn.ModuleDict | nn.ParameterList):
+        return f"a {type(module).__name__} only holds other modules; name one of these"
+    if run is None:
+        return (
+            "the model does not call it in evaluation (it may run in training only, or its "
+            "weights are used without calling it); name a module that runs"
+        )
+    if run.output is None:
+        return f"it returns {run.returned}, in which there is no tensor; name a module inside it"
+    shape = tuple(run.output.shape)
+    return (
+        f"its output, {shape} for {_PROBE_BATCH} samples, has no axis for the samples (it is a "
+        "weight or holds windows of all samples); name a module further out"
+    )
 
 
 def _macs(rehearsal: Rehearsal) -> int:
@@ -213,10 +337,6 @@ def _linear_macs(run: _Run) -> int:
 
 def _width(tensor: Tensor | None) -> int:
     return 0 if tensor is None else tensor.shape[-1]
-
-
-def _batched(tensor: Tensor | None) -> bool:
-    return tensor is not None and tensor.dim() > 1 and len(tensor) == _PROBE_BATCH
 
 
 def _device(model: nn.Module) -> torch.device:

@@ -16,6 +16,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+from raykd.architecture.axes import AxisTracker
+
 _aten = torch.ops.aten
 
 
@@ -50,11 +52,15 @@ class Rehearsal(TorchDispatchMode):
     The formulas are those of `torch.utils.flop_counter` (a multiply-accumulate is two of its
     operations).  Convolutions and dense matrix products give zeros of the right shape; all else
     is computed.
+
+    Args:
+        axes: takes note of what every operation does to the axes of its tensors.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, axes: AxisTracker | None = None) -> None:
         super().__init__()
         self._operations = 0
+        self._axes = axes
 
     @property
     def macs(self) -> int:
@@ -76,10 +82,13 @@ class Rehearsal(TorchDispatchMode):
                 parts = func.decompose(*args, **kwargs)
             if parts is not NotImplemented:
                 return parts
+        call = None if self._axes is None else self._axes.call(func, args, kwargs)
         output = _blank_product(func, args)
         output = func(*args, **kwargs) if output is None else output
         if formula is not None:
             self._operations += formula(*args, **kwargs, out_val=output)
+        if self._axes is not None and call is not None:
+            self._axes.follow(call, output)
         return output
 
 

@@ -154,9 +154,8 @@ def _joined(parent: str, child: str) -> str:
 
 
 def _size(picture: Output) -> tuple[int, ...]:
-    """Height and width, of (C, H, W) and of a square (H, W, C)."""
-    first, second, third = picture.shape
-    return (first, second) if first == second != third else (second, third)
+    """The height and width of (C, H, W)."""
+    return picture.shape[1:]
 
 
 def _level(output: Output) -> int:

@@ -25,7 +25,8 @@ class Observed(NamedTuple):
 
     Attributes:
         logits: (B, classes).
-        layers: the tapped layers' tensors, (B, *shape), by the layers' names.
+        layers: the tapped layers' tensors, (B, *shape) with the axes of `Layer.shape`, by the
+            layers' names.
     """
 
     logits: Tensor
@@ -37,10 +38,13 @@ class Taps:
 
     Args:
         model: any module; of one wrapped for distributed training, the inner module's layers.
-        layers: layers from `resolve` or `discover`, or dotted module names (their outputs).
+        layers: layers from `resolve` or `discover`, or dotted module names.  Of a layer the tensor
+            is rearranged to `Layer.shape` (channels before places); of a bare name it is the
+            module's own.
 
     Of a module that runs several times in one forward, the last run is seen; of a module that
-    returns several tensors, the first.  `run` goes through `model` itself, so a wrapper's own
+    returns several tensors, the first.  A layer that a later module overwrites in place is kept:
+    that module gets a copy.  `run` goes through `model` itself, so a wrapper's own
     work is done.
 
     Raises:
@@ -145,7 +149,15 @@ class _Point(NamedTuple):
     name: str
     path: str
     module: nn.Module
-    takes_input: bool
+    layer: Layer | None
+
+    @property
+    def takes_input(self) -> bool:
+        return self.layer is not None and self.layer.side == "input"
+
+    @property
+    def is_overwritten(self) -> bool:
+        return self.layer is not None and self.layer.overwritten
 
 
 class _Enough(BaseException):
@@ -176,7 +188,8 @@ class _Seen(Mapping[str, Tensor]):
                 f"layer {name!r} (module {path!r}) was overwritten in place after it ran; "
                 "tap the module that overwrites it, or build the model without `inplace`"
             )
-        return tensor
+        layer = self._points[name].layer
+        return tensor if layer is None else layer.arranged(tensor)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._points)
@@ -208,9 +221,11 @@ class _Seen(Mapping[str, Tensor]):
 
         return hook
 
-    def _on_output(self, point: _Point) -> Callable[..., None]:
-        def hook(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+    def _on_output(self, point: _Point) -> Callable[..., Any]:
+        def hook(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
             self._see(point.name, output)
+            # What comes after writes into the copy; the values are the same for the network.
+            return output.clone() if point.is_overwritten and isinstance(output, Tensor) else None
 
         return hook
 
@@ -226,19 +241,14 @@ def _points(model: nn.Module, layers: Iterable[str | Layer]) -> list[_Point]:
     modules = dict(model.named_modules())
     points: dict[str, _Point] = {}
     for layer in layers:
-        name, path, takes_input = _place(layer)
+        name, path = (layer, layer) if isinstance(layer, str) else (layer.name, layer.module)
         if path not in modules or not path:
             raise ValueError(_unknown_module(name, path, modules))
-        point = _Point(name, path, modules[path], takes_input)
-        if points.setdefault(name, point) != point:
+        point = _Point(name, path, modules[path], None if isinstance(layer, str) else layer)
+        first = points.setdefault(name, point)
+        if (first.path, first.takes_input) != (path, point.takes_input):
             raise ValueError(f"two layers are called {name!r}: {points[name].path!r} and {path!r}")
     return list(points.values())
-
-
-def _place(layer: str | Layer) -> tuple[str, str, bool]:
-    if isinstance(layer, str):
-        return layer, layer, False
-    return layer.name, layer.module, layer.side == "input"
 
 
 def _unknown_module(name: str, path: str, modules: Mapping[str, nn.Module]) -> str:

@@ -41,7 +41,8 @@ def kind_of(shape: Shape) -> Kind:
     if len(shape) not in kinds:
         raise ValueError(
             f"a layer of shape {shape} is neither a map (C, H, W), nor tokens (N, D), nor an "
-            "embedding (D,)"
+            "embedding (D,): it is not known which axis holds its channels; name another layer, "
+            "or take a loss that compares samples only (sp, cka, pkt, rkd, cc)"
         )
     return kinds[len(shape)]
 
@@ -72,9 +73,10 @@ def connector(guided: Shape, hint: Shape, *, always: bool = False) -> nn.Module:
     Raises:
         ValueError: no connector bridges the two shapes; says why.
     """
+    kinds = kind_of(guided), kind_of(hint)
     if guided == hint and not always:
         return nn.Identity()
-    bridge = _BRIDGES.get((kind_of(guided), kind_of(hint)))
+    bridge = _BRIDGES.get(kinds)
     if bridge is None:
         raise ValueError(
             f"{_named(guided)} cannot become {_named(hint)}: nothing tells where its values "

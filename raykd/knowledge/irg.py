@@ -9,6 +9,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
+from raykd.knowledge.connectors import kind_of
 from raykd.knowledge.evidence import Lesson
 from raykd.knowledge.kernels import or_one, squared_distances
 from raykd.knowledge.loss import Loss, LossContext, LossModule
@@ -55,6 +56,8 @@ class _Graphs(LossModule):
         super().__init__(context)
         self.loss = loss
         self.pairs = context.pairs
+        for shape in (*context.guided_shapes, *context.hint_shapes):
+            kind_of(shape)  # raises where it is not known which axes hold places
 
     def value(self, lesson: Lesson) -> Tensor:
         ours = [_vertices(lesson.student.layers[pair.guided]) for pair in self.pairs]

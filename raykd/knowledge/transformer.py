@@ -13,7 +13,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from raykd.knowledge.connectors import places_of, require
+from raykd.knowledge.connectors import kind_of, places_of, require
 from raykd.knowledge.evidence import Shape
 from raykd.knowledge.kernels import or_one
 from raykd.knowledge.loss import PairLoss
@@ -95,7 +95,7 @@ class ValueRelation(PairLoss):
 
     def connector(self, guided: Shape, hint: Shape) -> nn.Module:
         for side, shape in (("guided", guided), ("hint", hint)):
-            width = shape[0] if len(shape) == 3 else shape[-1]
+            width = shape[0] if kind_of(shape) == "map" else shape[-1]
             if len(shape) == 1:
                 raise ValueError(f"the {side} layer {shape} is an embedding and has no tokens")
             if width % self.heads:

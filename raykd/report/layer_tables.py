@@ -49,7 +49,7 @@ def _title(model: Shown, found: Layers) -> str:
 
 def _row(layer: Layer) -> tuple[str, ...]:
     name = layer.module if layer.side == "output" else f"{layer.module} (its input)"
-    shape = "x".join(map(str, layer.shape))
+    shape = layer.shape_text
     return layer.stage, name, layer.type, shape, f"{layer.depth:.2f}", compact(layer.macs)
 
 
@@ -65,7 +65,7 @@ def _side_by_side(models: Sequence[Shown]) -> tuple[Sequence[str], list[tuple[st
 def _beside(layer: Layer | None) -> str:
     if layer is None:
         return "-"
-    return f"{layer.module} {'x'.join(map(str, layer.shape))} at {layer.depth:.2f}"
+    return f"{layer.module} {layer.shape_text} at {layer.depth:.2f}"
 
 
 def _notes(found: Layers) -> Iterator[str]:

@@ -59,8 +59,14 @@ class Shown:
             "model": self.name,
             "params": self.anatomy.params,
             "macs": self.anatomy.macs,
-            "layers": [asdict(layer) for layer in self.layers(stages=stages)],
+            "layers": [_plain(layer) for layer in self.layers(stages=stages)],
         }
+
+
+def _plain(layer: Layer) -> dict[str, Any]:
+    """The layer as JSON; `layout` is empty where the module's own tensor has `shape`."""
+    layout = "" if layer.layout is None else layer.layout.name
+    return {**asdict(replace(layer, layout=None)), "layout": layout, "raw_shape": layer.raw_shape}
 
 
 @dataclass(frozen=True)

@@ -86,12 +86,13 @@ class Branching(Distiller):
             upper_part(parts.build_student(), cut) for _ in range(scheme.branches - 1)
         )
         self.gate = _Gate(cut.layer.shape, scheme.branches, normalised=scheme.gate == "normalised")
-        self.split = cut.layer.name
+        self.split = cut.layer
 
     def forward(self, batch: Batch, progress: Progress) -> StepOutput:
         shown = self.taps.run(batch.inputs)
-        trunk = shown.layers[self.split]
-        logits = [shown.logits, *(branch(batch.inputs, trunk) for branch in self.branches)]
+        trunk = shown.layers[self.split.name]
+        raw = self.split.restored(trunk)
+        logits = [shown.logits, *(branch(batch.inputs, raw) for branch in self.branches)]
         stacked = torch.stack([one.float() for one in logits])
         shares = self.gate(trunk).float().softmax(dim=1)
         ensemble = (shares.t().unsqueeze(2) * stacked).sum(dim=0)
@@ -126,13 +127,21 @@ class Branch(nn.Module):
 
 
 class _Given(nn.Module):
-    """Stands where the trunk's last layer stood, and gives what it is told to."""
+    """Takes the place of the trunk's last layer and returns the features that were set.
+
+    Args:
+        copies: return a copy, because the next module writes into it.
+    """
 
     features: Tensor | None = None
 
+    def __init__(self, *, copies: bool) -> None:
+        super().__init__()
+        self.copies = copies
+
     def forward(self, *ignored: object, **also_ignored: object) -> Tensor:
         assert self.features is not None
-        return self.features
+        return self.features.clone() if self.copies else self.features
 
 
 class _Blank(nn.Module):
@@ -182,7 +191,7 @@ def upper_part(model: nn.Module, cut: Cut) -> Branch:
     it is forgotten where the trunk's features come in.  Unlike a traced graph
     (`raykd.architecture.cut`) the rest keeps its own code, with what differs in training.
     """
-    given = _Given()
+    given = _Given(copies=cut.layer.overwritten)
     parent, path = model, ""
     for name in cut.layer.module.split("."):
         _blank_before(parent, path, name, cut.shapes)
@@ -212,7 +221,12 @@ def find_cut(student: nn.Module, task: Task, name: str | None = None) -> Cut:
     """
     known = discover(student, task)
     layer = _before_last_stage(known) if name is None else resolve(known, name)
-    shapes = {one.module: one.shape for one in known if one.side == "output"}
+    if layer.layout is not None and not layer.layout.is_clear:
+        raise ValueError(
+            f"the student cannot be cut after layer {layer.name!r}: it is not known which axis of "
+            f"its output {layer.raw_shape} holds the channels; name another layer in `split`"
+        )
+    shapes = {one.module: one.raw_shape for one in known if one.side == "output"}
     idle = _tried(student, task, Cut(layer, shapes)) if layer.side == "output" else None
     if idle is None:
         raise ValueError(
@@ -241,7 +255,7 @@ def _tried(student: nn.Module, task: Task, cut: Cut) -> frozenset[str] | None:
     try:
         rest = upper_part(probe, cut)
         with torch.enable_grad():
-            logits = rest(inputs, shown.layers[cut.layer.name])
+            logits = rest(inputs, cut.layer.restored(shown.layers[cut.layer.name]))
             left = {name: p for name, p in rest.model.named_parameters() if p.requires_grad}
             found = torch.autograd.grad(logits.sum(), list(left.values()), allow_unused=True)
     except (RuntimeError, AttributeError, TypeError, ValueError, AssertionError):

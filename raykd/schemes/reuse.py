@@ -42,6 +42,7 @@ class Reusing(nn.Module):
         self.trunk = Trunk(student, resolve(discover(student, task), pair.guided), task)
         self.projector = projector
         self.shape: Shape = hint.shape
+        self.overwritten = hint.overwritten
 
     def forward(self, inputs: Any) -> Tensor:
         projected = self.projector(self.trunk(inputs))
@@ -53,7 +54,15 @@ class Reusing(nn.Module):
     def layers(self) -> tuple[Layer, ...]:
         """The student's layers that are left, as the student calls them, and `PROJECTED`."""
         left = self.trunk.layers
-        projected = replace(left[-1], name=PROJECTED, module="projector", stage="", side="output")
+        projected = replace(
+            left[-1],
+            name=PROJECTED,
+            module="projector",
+            stage="",
+            side="output",
+            layout=None,
+            overwritten=self.overwritten,
+        )
         return (
             *(replace(layer, module=f"trunk.network.{layer.module}") for layer in left),
             projected,

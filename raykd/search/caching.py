@@ -17,7 +17,7 @@ from raykd.training.cache.description import (
     architecture_digest,
     describe_outputs,
 )
-from raykd.training.cache.planning import GB, CachePlan
+from raykd.training.cache.planning import GB, CachePlan, moved_layouts
 from raykd.training.cache.store import OutputsStore, free_bytes
 from raykd.training.storage import Storage
 
@@ -150,6 +150,7 @@ class Caching:
             classes=self._plan.task.classes,
             layers=kept.layers,
             views=kept.views,
+            layouts=moved_layouts(prepared, kept.layers, self._plan.task),
         )
 
     def _asked_for(

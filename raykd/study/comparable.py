@@ -115,11 +115,12 @@ def layers_for(models: Sequence[Anatomy]) -> dict[Wide, tuple[str, ...]]:
 def _named(anatomy: Anatomy, *, blocks: bool) -> list[str]:
     """Its blocks, or all its layers, without the classifier and what ends just where its
     sequence does."""
-    by_name = {layer.module: layer for layer in anatomy.found if layer.side == "output"}
+    kept = [layer for layer in anatomy.found if not layer.overwritten]
+    by_name = {layer.module: layer for layer in kept if layer.side == "output"}
     parents = {name.rpartition(".")[0] for name in by_name}
-    embedding = next((one for one in anatomy.found if one.side == "input"), None)
+    embedding = next((one for one in kept if one.side == "input"), None)
     names = []
-    for layer in anatomy.found:
+    for layer in kept:
         whole = by_name.get(layer.module.rpartition(".")[0])
         if layer.side == "output" and whole is not None and _ends_sequence(layer, whole):
             continue

@@ -120,4 +120,4 @@ def _macs(study: Study, task: Task) -> int:
 
 
 def _layers(study: Study, task: Task) -> int:
-    return len(anatomy(study.student.model, task).found)
+    return sum(not one.overwritten for one in anatomy(study.student.model, task).found)

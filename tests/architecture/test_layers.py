@@ -124,7 +124,13 @@ class _Constant(nn.Module):
 def test_odd_layers() -> None:
     layers = discover(_Odd(), Task((4,), 3))
     names = [layer.name for layer in layers]
-    assert names == ["first", "inplace", "shared", "recurrent", "last", "embedding"]
+    assert names == [
+        *("first", "overwritten", "inplace", "shared", "recurrent", "last", "embedding")
+    ]
+    assert resolve(layers, "overwritten").overwritten
+    for name in ("unused", "constant"):
+        with pytest.raises(ValueError, match=f"module '{name}' cannot be read as a layer"):
+            resolve(layers, name)
     assert resolve(layers, "recurrent").shape == (1, 6)
     assert resolve(layers, "embedding").shape == (6,)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -66,6 +66,7 @@ class Description:
         precision: in which the teacher runs, as `Train.precision`.
         shard_rows: samples of one file.
         version: of this description's meaning.
+        layouts: of the hint layers whose axes are moved, how; other layers are left out.
     """
 
     teacher: str
@@ -80,6 +81,7 @@ class Description:
     precision: str
     shard_rows: int
     version: int = VERSION
+    layouts: Mapping[str, str] = field(default_factory=dict)
 
     @cached_property
     def key(self) -> str:
@@ -113,7 +115,10 @@ class Description:
 
     def plain(self) -> dict[str, Any]:
         """As mappings, lists and scalars."""
-        return json.loads(json.dumps(asdict(self)))
+        data = json.loads(json.dumps(asdict(self)))
+        if not self.layouts:  # addresses of layers that are kept as they are stay the same
+            del data["layouts"]
+        return data
 
     @classmethod
     def from_plain(cls, data: Mapping[str, Any]) -> Description:
@@ -132,6 +137,7 @@ def describe_outputs(
     layers: Mapping[str, Shape],
     views: int,
     shard_rows: int | None = None,
+    layouts: Mapping[str, str] | None = None,
 ) -> Description:
     """The outputs that trainings of a concrete study would read.
 
@@ -146,6 +152,7 @@ def describe_outputs(
         layers: the hint layers to keep, with their shapes without the batch.
         views: how many, where the samples are augmented.
         shard_rows: samples of one file; None: as `SHARD_BYTES` allows.
+        layouts: of the hint layers whose axes are moved, how.
     """
     shapes = {LOGITS: (classes,), **{name: tuple(layers[name]) for name in sorted(layers)}}
     augment = study.data.augment
@@ -162,6 +169,7 @@ def describe_outputs(
         dtype=study.cache.dtype,
         precision=study.train.precision,
         shard_rows=shard_rows or max(1, min(most, rows)),
+        layouts=layouts or {},
     )
 
 

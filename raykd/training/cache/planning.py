@@ -255,6 +255,21 @@ def hint_layers(study: Study, prepared: Preparation, task: Task) -> dict[str, Sh
         return {}
 
 
+def moved_layouts(prepared: Preparation, layers: Iterable[str], task: Task) -> dict[str, str]:
+    """How the axes of those hint layers are moved, by layer; layers left as they are do not appear.
+
+    Part of the address of kept outputs: those of another layout must not be read.
+    """
+    if prepared.model is None:
+        return {}
+    found = anatomy(prepared.model, task).resolve(layers)
+    return {
+        layer.name: f"{layer.layout.parts} {layer.layout.order}"
+        for layer in found
+        if layer.layout is not None
+    }
+
+
 def _reading(study: Study, prepared: Preparation) -> Reading:
     if prepared.weights is not None:  # how it would be trained plays no part
         prepared = Preparation(prepared.model, prepared.weights, Train(), seed=0)
