@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import torch
@@ -11,7 +12,7 @@ from torch import nn
 
 from raykd.architecture.layers import Layer, resolve, stage_aliases, survey
 from raykd.architecture.macs import Unfilled
-from raykd.architecture.model import Model, Task
+from raykd.architecture.model import Model, Task, UnfitShape
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,10 @@ def unfilled(model: Model, task: Task) -> nn.Module:
         return model.blueprint(task)
 
 
+_SIZES = (32, 48, 64, 80, 96, 128, 160, 192, 224, 256, 288, 299, 320, 384)
+"""Sides of the pictures that are tried where a model cannot take those of the data."""
+
+
 @lru_cache(maxsize=4096)
 def _anatomy(model: Model, task: Task) -> Anatomy:
     if task.text is not None and not model.takes_text:
@@ -85,7 +90,10 @@ def _anatomy(model: Model, task: Task) -> Anatomy:
             f"{model.name} takes no texts; take a transformer, such as "
             "{name: hf/bert, config: {num_hidden_layers: 2}}"
         )
-    network = unfilled(model, task)
+    try:
+        network = unfilled(model, task)
+    except UnfitShape as error:
+        raise ValueError(f"{error}{_larger(model, task)}") from error
     try:
         return dissect(network, task)
     except Exception as error:
@@ -93,5 +101,26 @@ def _anatomy(model: Model, task: Task) -> Anatomy:
             raise
         raise ValueError(
             f"{model.name} cannot take samples of shape {task.input_shape}: "
-            f"{str(error) or type(error).__name__}"
+            f"{str(error) or type(error).__name__}{_larger(model, task)}"
         ) from error
+
+
+def _larger(model: Model, task: Task) -> str:
+    """The smallest larger size of picture that the model takes, for a message; empty: none."""
+    if len(task.input_shape) != 3:
+        return ""
+    channels, *sides = task.input_shape
+    sizes = [side for side in _SIZES if side > max(sides)]
+
+    def is_taken(side: int) -> bool:
+        larger = replace(task, input_shape=(channels, side, side))
+        try:
+            dissect(unfilled(model, larger), larger)
+        except Exception:  # noqa: BLE001  it runs others' code: anything may come
+            return False
+        return True
+
+    at = bisect_left(sizes, True, key=is_taken)
+    if at == len(sizes):
+        return ""
+    return f"; pictures of {sizes[at]}x{sizes[at]} would do (`data.size: {sizes[at]}`)"

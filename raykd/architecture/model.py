@@ -29,6 +29,10 @@ class Text:
     inputs: tuple[str, ...] = ("input_ids", "attention_mask")
 
 
+class UnfitShape(ValueError):
+    """A model that cannot take samples of the data's shape, and might take larger ones."""
+
+
 @dataclass(frozen=True)
 class Task:
     """What a model must take and give.

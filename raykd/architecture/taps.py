@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import fields, is_dataclass
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -127,6 +128,8 @@ def first_tensor(value: Any) -> Tensor | None:
         values = [value["logits"]] if "logits" in value else list(value.values())
     elif isinstance(value, Sequence) and not isinstance(value, str):
         values = list(value)
+    elif is_dataclass(value) and getattr(value, "logits", None) is None:
+        values = [getattr(value, field.name) for field in fields(value)]
     else:
         values = [getattr(value, "logits", None)]
     return next((item for item in values if isinstance(item, Tensor)), None)

@@ -14,6 +14,7 @@ from typing import Annotated, Any, ClassVar
 from pydantic import Field
 from torch import nn
 
+from raykd.architecture.adapters.outputs import with_logits
 from raykd.architecture.adapters.values import Values
 from raykd.architecture.adapters.weights import fill, keeps_classifier
 from raykd.architecture.class_order import UnmatchedClasses, class_rows, reorder_classes
@@ -181,6 +182,18 @@ def constructed(
         raise ValueError(_unknown(model, make, refused[1], reserved)) from None
     except (ValueError, AssertionError, RuntimeError, KeyError, IndexError) as error:
         raise ValueError(_cannot(model, args, error)) from error
+
+
+def only_logits(model: str, network: nn.Module, task: Task) -> nn.Module:
+    """The network, in place, made to return logits alone (`outputs.py`).
+
+    Raises:
+        ValueError: it cannot be trained on such samples; names the model.
+    """
+    try:
+        return with_logits(network, task)
+    except ValueError as error:
+        raise type(error)(f"{model}: {error}") from error
 
 
 def unknown_name(model: str, known: Iterable[str], what: str) -> str:

@@ -17,6 +17,8 @@ import torch
 from pydantic import Field
 from torch import nn
 
+from raykd.architecture.adapters.library import only_logits
+from raykd.architecture.adapters.outputs import logits_of, no_logits, picking
 from raykd.architecture.adapters.torchvision_models import Args
 from raykd.architecture.adapters.values import Values
 from raykd.architecture.layers import blank_inputs
@@ -32,7 +34,9 @@ class Imported(Model):
     """A network that your own function builds: `my_package.models:build`.
 
     It is called as `build(task, **args)` and returns a `torch.nn.Module` that takes the task's
-    inputs, (B, *task.input_shape) or a mapping of tensors, and gives (B, task.classes).  Modules of
+    inputs, (B, *task.input_shape) or a mapping of tensors, and gives (B, task.classes).  Where it
+    gives a tuple, a mapping or a dataclass, the logits are its `logits` or the first tensor of that
+    shape.  Modules of
     the folder the study is started in are found, too.  Needs `--allow-import`.
     """
 
@@ -137,13 +141,19 @@ def _checked(network: Any, task: Task, name: str) -> nn.Module:
         ) from error
     finally:
         network.train(training)
-    shape = tuple(getattr(logits, "shape", ()))
+    if not isinstance(logits, torch.Tensor):
+        found = logits_of(logits, task.classes)
+        if found is None:
+            raise ValueError(f"{name}: {no_logits(logits, task.classes)}")
+        logits = found
+        picking(network, task)
+    shape = tuple(logits.shape)
     if shape != (2, task.classes):
         raise ValueError(
-            f"{name} gives {shape or type(logits).__name__} for 2 samples; it must give "
-            f"{(2, task.classes)}, one logit a class"
+            f"{name} gives {shape} for 2 samples; it must give {(2, task.classes)}, one logit a "
+            "class"
         )
-    return network.train()
+    return only_logits(name, network, task).train()
 
 
 @contextmanager

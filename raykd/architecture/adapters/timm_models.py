@@ -14,6 +14,7 @@ from raykd.architecture.adapters.library import (
     check_patches,
     constructed,
     library,
+    only_logits,
     unknown_name,
 )
 from raykd.architecture.adapters.stems import fit_stem
@@ -73,7 +74,7 @@ class Timm(LibraryModel):
         check_patches(self.name, getattr(patches, "patch_size", None), height, width)
         if self.stem == "small":
             fit_stem(network, channels, small=True, model=self.name)
-        return network
+        return only_logits(self.name, network, task)
 
     def _fixed_size(self, timm: ModuleType) -> bool:
         """Whether the model, which must be known, is built for pictures of one size."""

@@ -14,6 +14,7 @@ from raykd.architecture.adapters.library import (
     check_patches,
     constructed,
     library,
+    only_logits,
     unknown_name,
 )
 from raykd.architecture.adapters.stems import fit_stem
@@ -64,7 +65,7 @@ class Torchvision(LibraryModel):
         network = constructed(self.name, make, Values(given), _RESERVED)
         check_patches(self.name, getattr(network, "patch_size", None), height, width)
         fit_stem(network, channels, small=self.stem == "small", model=self.name)
-        return network
+        return only_logits(self.name, network, task)
 
     def _pretrained(self, task: Task) -> nn.Module:
         weights = self._models().get_model_weights(self.called).DEFAULT
