@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -246,7 +247,8 @@ class Odd(nn.Module):
         self.body = nn.Linear(4, 4)
         self.parts = nn.ModuleList([nn.Linear(4, 4)])
         self.auxiliary = nn.Linear(4, 3)
-        self.scripted = torch.jit.trace(nn.Sequential(nn.Linear(4, 4), nn.ReLU()), torch.rand(2, 4))
+        body = nn.Sequential(nn.Linear(4, 4), nn.ReLU())
+        self.scripted: Any = torch.jit.trace(body, torch.rand(2, 4))
         self.silent = Silent()
         self.weighed = nn.utils.parametrizations.weight_norm(nn.Linear(4, 3))
 
