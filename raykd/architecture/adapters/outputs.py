@@ -44,8 +44,9 @@ def logits_of(output: Any, classes: int) -> Tensor | None:
     """The logits in what a network returned; None where there are none."""
     if isinstance(output, Mapping) and isinstance(output.get("logits"), Tensor):
         return output["logits"]
-    if isinstance(getattr(output, "logits", None), Tensor):
-        return output.logits
+    named = getattr(output, "logits", None)
+    if isinstance(named, Tensor):
+        return named
     fitting = (one for one in _tensors(output) if one.dim() == 2 and one.shape[1] == classes)
     return next(fitting, None)
 
