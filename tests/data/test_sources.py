@@ -161,7 +161,7 @@ class TestFashionMnist:
             FashionMnist(root=str(tmp_path / "root")).load()
 
     def test_labels_of_other_data_are_refused(self, tmp_path: Path) -> None:
-        self.write(tmp_path / "root", packed=False)
+        write_fashion_mnist(tmp_path / "root", packed=False)
         labels = tmp_path / "root" / "t10k-labels-idx1-ubyte"
         labels.write_bytes(labels.read_bytes()[:-1] + b"\x19")
         with pytest.raises(ValueError, match="holds the label 25"):
