@@ -39,6 +39,9 @@ COSTS = (
 STUDENTS = ("trial", "replicate", "alone")
 REPLICATES = ("replicate", "alone")
 ALL = ("teacher", *STUDENTS)
+CLOSING_S = 2.0
+"""Seconds that a run takes after its last training."""
+
 SURE_AFTER = 5.0
 """Seconds of training students before a time left is guessed."""
 
@@ -108,6 +111,8 @@ class View:
         self._building: set[str] = set()
         self._first_student: float | None = None
         self._student_epochs = 0
+        self._epoch_ends: list[tuple[str, float]] = []
+        self._share = 0.0
         self._front: tuple[int, list[Record]] = (0, [])
 
     def apply(self, event: Mapping[str, Any]) -> None:
@@ -147,7 +152,9 @@ class View:
         """Count the epochs students are trained in this session, and since when."""
         if event["event"] == "run" and event["role"] in STUDENTS:
             self._first_student = self._first_student or self._now()
-        elif event["event"] == "epoch" and self.records[event["id"]].role in STUDENTS:
+        if event["event"] == "epoch" and event["id"] in self.records:
+            self._epoch_ends.append((self.records[event["id"]].role, self._now()))
+        if event["event"] == "epoch" and self.records[event["id"]].role in STUDENTS:
             self._first_student = self._first_student or self._now()
             self._student_epochs += 1
 
@@ -245,15 +252,48 @@ class View:
 
     @property
     def progress(self) -> float:
-        """The settled part of the plan's epochs, 0 to 1; an ended training is settled whole."""
-        if self.budget is None:
-            return 0.0
-        begun = self.records.of(*ALL)
-        done = sum(_settled(record) for record in begun)
-        whole = sum(record.assignment.epochs for record in begun) + self._epochs_to_come(
-            self.budget, self.budget.epochs
-        )
-        return min(1.0, done / whole) if whole else 0.0
+        """The share of the run's time that has passed, 0 to 1; it never goes back.
+
+        The rest is estimated from the durations of epochs so far, and before there are any of
+        students from the teacher's.
+        """
+        if self._phase == "tracking":
+            self._share = 1.0
+        elif self.budget is not None and self._epoch_ends:
+            passed = self.elapsed
+            self._share = max(self._share, passed / (passed + self._estimated_rest(self.budget)))
+        return self._share
+
+    def _estimated_rest(self, budget: Budget) -> float:
+        """Seconds until the end, roughly."""
+        teacher, student = self._pace("teacher"), self._pace(*STUDENTS)
+        pace = student or 0.5 * (teacher or 0.7) / (self.plan.slots if self.plan else 1)
+        running = self.records.running("teacher")
+        left = sum(r.assignment.epochs - len(r.epochs) for r in running)
+        left += sum(budget.teachers[len(self.records.teachers) :])
+        own = sum(r.assignment.epochs - len(r.epochs) for r in self.records.running(*REPLICATES))
+        own += self._replicate_epochs_to_come(budget)
+        if not self.chosen:
+            each, trials = self._likely_epochs(budget), self.records.running("trial")
+            own += sum(max(0.0, each - len(r.epochs)) for r in trials)
+            own += self._trials_to_come(budget) * each
+        return left * (teacher or pace) + own * pace + CLOSING_S
+
+    def _likely_epochs(self, budget: Budget) -> float:
+        """Epochs that a trial will run: as those so far, before there are any by its scheduler."""
+        ended = [r for r in self.records.of("trial") if r.status != "running"]
+        if len(ended) >= 4:
+            return self._usual_epochs(budget)
+        scheduler = self.settings.get("search", {}).get("scheduler") or {}
+        grace = scheduler.get("grace_epochs")
+        if grace is None or grace >= budget.epochs:
+            return budget.epochs
+        return grace + (budget.epochs - grace) / (1 + scheduler.get("reduction", 2))
+
+    def _pace(self, *roles: str) -> float | None:
+        """Seconds from one epoch of these roles to the next, over all slots; None before two."""
+        ends = [end for role, end in self._epoch_ends if role in roles]
+        return (ends[-1] - ends[0]) / (len(ends) - 1) if len(ends) > 1 else None
 
     @property
     def time_left(self) -> float | None:
@@ -280,14 +320,6 @@ class View:
         ended = [len(r.epochs) for r in self.records.of("trial") if r.status != "running"]
         return mean(ended) if ended else budget.epochs
 
-    def _epochs_to_come(self, budget: Budget, each: float) -> float:
-        """Epochs of the trainings not begun."""
-        begun = len(self.records.teachers)
-        teachers = sum(budget.teachers[begun:])
-        return (
-            teachers + self._trials_to_come(budget) * each + self._replicate_epochs_to_come(budget)
-        )
-
     def _trials_to_come(self, budget: Budget) -> int:
         if self.chosen:
             return 0
@@ -312,10 +344,6 @@ def asked_costs(records: Iterable[Record]) -> list[str]:
 
 def _arms(record: Record) -> int:
     return 1 if scheme_name(record) == "alone" else 2
-
-
-def _settled(record: Record) -> int:
-    return len(record.epochs) if record.status == "running" else record.assignment.epochs
 
 
 def _teacher_phase(teachers: list[Record]) -> str:

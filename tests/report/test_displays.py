@@ -52,7 +52,7 @@ def test_the_picture_tells_where_the_search_stands(teller: Teller) -> None:
     assert "digits 1222/216/359" in text
     assert "max val accuracy, min params" in text
     assert "trials 4/8: 2 running, 1 stopped early, 1 failed" in text
-    assert "28%" in text and "left" in text
+    assert f"{view.progress:.0%}" in text and "left" in text
     assert "best so far: trial-0000 resnet d14 w16, val acc 98.15%, params 174,970" in text
     assert "front of 2" in text
 

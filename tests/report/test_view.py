@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 
-from raykd.report.view import View
+from raykd.report.view import Budget, View
 from raykd.tracking.journal import Journal
 from told import SLOTS, VALUES, Clock, Teller, watched
 
@@ -33,6 +36,31 @@ def test_progress_only_grows_and_ends_at_one(teller: Teller) -> None:
         view.apply(event)
         assert view.progress >= last - 1e-12 or event["event"] == "note"
         last = view.progress
+    assert last == 1.0
+
+
+RECORDED = Path(__file__).with_name("quickstart_events.jsonl")
+"""The events of a run of the quickstart study on two cores, with the seconds since its start."""
+
+
+def test_the_share_shown_grows_with_time_in_a_recorded_run() -> None:
+    events = [json.loads(line) for line in RECORDED.read_text().splitlines()]
+    clock = Clock()
+    clock.now = 0.0
+    view, last = View(clock), 0.0
+    whole = next(event["at"] for event in events if event["event"] == "done")
+    for event in events:
+        clock.now = event["at"]
+        if event["event"] == "plan":
+            budget = event["budget"]
+            view.plan = SLOTS
+            view.budget = Budget(**{**budget, "teachers": tuple(budget["teachers"])})
+            continue
+        view.apply(event)
+        assert view.progress >= last
+        last = view.progress
+        if event["event"] in ("epoch", "end"):
+            assert view.progress == pytest.approx(event["at"] / whole, abs=0.16), event
     assert last == 1.0
 
 
@@ -76,4 +104,5 @@ def test_a_search_gone_on_with_knows_what_was_before(teller: Teller) -> None:
         "trial-0000",
         "trial-0001",
     ]
-    assert view.progress == pytest.approx((3 + 8) / (3 + 8 * 4 + 12 * 4))
+    passed = view.elapsed / (view.elapsed + 19 * 4)  # 1 s an epoch; 19 trainings of 4 epochs left
+    assert view.progress == pytest.approx(passed, abs=0.05)
