@@ -270,6 +270,15 @@ def _shut_down() -> None:
     import ray
 
     closing()
+    node = ray._private.worker._global_node
+    if node is not None:  # most of the time goes there, after the C++ part has ended
+        end = node.kill_all_processes
+
+        def kept(*args: Any, **more: Any) -> Any:
+            keep_handlers()
+            return end(*args, **more)
+
+        node.kill_all_processes = kept
     try:
         ray.shutdown()
     finally:
@@ -364,6 +373,31 @@ def _without_handlers() -> Iterator[None]:
         utils.set_sigterm_handler = before
 
 
+LONGEST_FOLDER = 35
+"""Characters of a folder below which Ray's sockets still have paths of at most 107 bytes."""
+
+
+def short_folder() -> str | None:
+    """A folder for Ray's files where the usual one, by RAY_TMPDIR or TMPDIR, is too deep for its
+    sockets; None: the usual one.
+
+    Raises:
+        StudyError: there is no other.
+    """
+    usual = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
+    if len(os.fsencode(os.path.abspath(usual))) <= LONGEST_FOLDER:
+        return None
+    if os.access("/tmp", os.W_OK | os.X_OK):
+        return f"/tmp/ray-{os.getuid()}"
+    raise StudyError(
+        Problem(
+            f"Ray's sockets would have paths of more than 107 bytes below {usual}, and /tmp "
+            "cannot be written",
+            mend=f"set RAY_TMPDIR to a folder of at most {LONGEST_FOLDER} characters",
+        )
+    )
+
+
 def _connect(verbose: bool, groups: bool, slots: int) -> None:
     import ray
 
@@ -375,7 +409,7 @@ def _connect(verbose: bool, groups: bool, slots: int) -> None:
     if not is_remote():
         # The dashboard is not only for show: Ray Train frees a stopped group's place through it.
         cpus = usable_cpus()
-        shared["num_cpus"] = cpus
+        shared |= {"num_cpus": cpus, "_temp_dir": short_folder()}
         if groups or verbose:
             ray.init(address="local", include_dashboard=True, **shared)
             return
