@@ -268,9 +268,10 @@ def ray_session(*, verbose: bool, groups: bool = True, slots: int = 0) -> Iterat
 def _shut_down() -> None:
     """End Ray, also where it had only begun to start, without being interrupted again."""
     import ray
+    from ray._private import worker
 
     closing()
-    node = ray._private.worker._global_node
+    node: Any = worker._global_node
     if node is not None:  # most of the time goes there, after the C++ part has ended
         end = node.kill_all_processes
 
