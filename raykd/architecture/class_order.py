@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from raykd.architecture.layers import evaluating, random_inputs
+from raykd.architecture.layers import blank_inputs, evaluating, random_inputs
 from raykd.architecture.taps import first_tensor
 
 if TYPE_CHECKING:
@@ -139,7 +139,8 @@ def reorder_classes(network: nn.Module, rows: Sequence[int], task: Task, source:
     device = next((p.device for p in network.parameters()), torch.device("cpu"))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        inputs = random_inputs(task, 2, device)
+        make = random_inputs if task.text is None else blank_inputs
+        inputs = make(task, 2, device)
     before = _outputs(network, inputs)
     heads = [module for module in network.modules() if _is_head(module, task.classes)]
     for chosen in ([heads[-1:], heads[:1], heads, *([head] for head in heads)]) if heads else []:

@@ -159,9 +159,24 @@ def resolve(layers: Sequence[Layer], name: str) -> Layer:
 
 
 def blank_inputs(task: Task, batch: int, device: torch.device) -> Tensor | dict[str, Tensor]:
-    """(batch, *input_shape) float32 zeros; for texts, as many of one token each."""
+    """(batch, *input_shape) float32 zeros; for texts, a text of the data as often.
+
+    Some networks of texts look for the tokens that a tokenizer always adds, so a made-up text does
+    not do.  Where no text is at hand, it is one token throughout.
+    """
     if task.text is None:
         return torch.zeros(batch, *task.input_shape, device=device)
+    sample = dict(task.text.sample)
+    if any(len(row) != task.input_shape[0] for row in sample.values()):
+        sample = {}
+    made = _one_token(task, batch, device)
+    real = {key: torch.tensor([row] * batch, device=device) for key, row in sample.items()}
+    return {key: real.get(key, made[key]) for key in made}
+
+
+def _one_token(task: Task, batch: int, device: torch.device) -> dict[str, Tensor]:
+    """Texts of one token throughout."""
+    assert task.text is not None
     held = {"input_ids": int(task.text.padding == 0), "attention_mask": 1}
     shape = (batch, *task.input_shape)
     return {key: torch.full(shape, held.get(key, 0), device=device) for key in task.text.inputs}
@@ -171,8 +186,7 @@ def random_inputs(task: Task, batch: int, device: torch.device) -> Tensor | dict
     """Samples of the task's shape drawn at random, uniform from 0 to 1; for texts, of tokens."""
     if task.text is None:
         return torch.rand(batch, *task.input_shape, device=device)
-    blank = blank_inputs(task, batch, device)
-    assert isinstance(blank, dict), "texts are mappings"
+    blank = _one_token(task, batch, device)
     tokens = torch.randint(task.text.vocabulary, (batch, *task.input_shape), device=device)
     return {**blank, "input_ids": tokens}
 

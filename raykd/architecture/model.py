@@ -22,11 +22,24 @@ class Text:
         padding: the token that short texts are filled up with.
         inputs: the mapping's keys; `input_ids` holds tokens, `attention_mask` 1 for those of the
             text and 0 for those that fill up, `token_type_ids` which of two texts one belongs to.
+        sample: one text of the data by these keys, with all that the tokenizer adds; () where none
+            is at hand.  Descriptions that differ in it are equal.
     """
 
     vocabulary: int
     padding: int = 0
     inputs: tuple[str, ...] = ("input_ids", "attention_mask")
+    sample: tuple[tuple[str, tuple[int, ...]], ...] = field(default=(), compare=False, repr=False)
+
+    @property
+    def last(self) -> int | None:
+        """The last token of the sample that does not fill up, such as the end of a text."""
+        held = dict(self.sample)
+        tokens, mask = held.get("input_ids", ()), held.get("attention_mask", ())
+        shown = [
+            token for token, read in zip(tokens, mask or [1] * len(tokens), strict=True) if read
+        ]
+        return shown[-1] if shown else None
 
 
 class UnfitShape(ValueError):

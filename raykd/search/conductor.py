@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
 from typing import Any, Protocol
@@ -17,6 +17,7 @@ from raykd.architecture import Task
 from raykd.problems import StudyError
 from raykd.schemes import Alone, Preparation
 from raykd.search.caching import Caching
+from raykd.search.doubts import at_chance, below_student
 from raykd.search.logs import Failure, Logs
 from raykd.search.records import Record, Records
 from raykd.search.shelf import Shelf
@@ -59,6 +60,7 @@ class Conductor:
         caching: decides which teachers' outputs are kept; None: all teachers are run live.
         costs: knows what students cost; None: it has measured none yet.
         logs: where the logs of failed trainings are gathered; None: nowhere.
+        val_counts: samples of each class of the validation split, by which teachers are judged.
 
     Attributes:
         expected_trials: how many there will be, where that is known; None: as the study says.
@@ -80,7 +82,10 @@ class Conductor:
         caching: Caching | None = None,
         costs: Costs | None = None,
         logs: Logs | None = None,
+        val_counts: Sequence[int] = (),
     ) -> None:
+        self._val_counts = val_counts
+        self._doubted: set[str] = set()
         self.study = study
         self.task = task
         self.search = search or study.settings.search
@@ -242,6 +247,8 @@ class Conductor:
             self._trial_ended(record)
         elif record.role == "teacher":
             self._teacher_ended(record)
+        if record.role in ("trial", "alone"):
+            self._compare_with_teacher(record)
 
     def slot_failed(
         self, record_id: str, reason: str, *, error: str = "", died: bool = False
@@ -274,6 +281,9 @@ class Conductor:
         file = _network_file(record)
         if record.status == "finished":
             self._shelf.note(file)
+            accuracy = record.metrics.get("val_accuracy")
+            if accuracy is not None:
+                self._doubt(record.id, at_chance(_teacher_of(record), accuracy, self._val_counts))
             return
         self._lost[file] = record
         if file in self._own:
@@ -297,6 +307,25 @@ class Conductor:
         if self._logs is None or not record.log:
             return said
         return f"{said}; log: {self._logs.folder.path / record.log}"
+
+    def _compare_with_teacher(self, record: Record) -> None:
+        """Warn where a student without a teacher is better than the study's teachers."""
+        alone = record.metrics.get("val_accuracy")
+        scheme = record.assignment.study.get("scheme", {}).get("name")
+        teachers = [one for one in self.records.teachers if "val_accuracy" in one.metrics]
+        if record.status != "finished" or alone is None or scheme != "alone" or not teachers:
+            return
+        best = max(teachers, key=lambda one: one.metrics["val_accuracy"])
+        reached, samples = best.metrics["val_accuracy"], sum(self._val_counts)
+        said = below_student(_teacher_of(best), reached, record.id, alone, samples)
+        self._doubt("below_student", said)
+
+    def _doubt(self, key: str, warning: str) -> None:
+        """Write a warning, once, into the journal; the displays and MLflow get it from there."""
+        if warning and key not in self._doubted:
+            self._doubted.add(key)
+            tags = {f"warning_{key.replace('-', '_')}": warning}
+            self._journal.write("note", id=None, tags=tags, metrics={}, step=0)
 
     def _abandon(self, why: str) -> None:
         self.fatal = self.fatal or why
@@ -505,6 +534,10 @@ def _network_file(record: Record) -> str:
     file = record.assignment.makes
     assert file is not None, "a teacher is loaded from a file or kept in one"
     return file
+
+
+def _teacher_of(record: Record) -> str:
+    return record.assignment.tags.get("teacher", record.id)
 
 
 def numbers(result: Mapping[str, Any]) -> dict[str, float]:

@@ -223,7 +223,14 @@ class Enterprise:
             caching=self.caching(storage, slots),
             costs=self.costs,
             logs=self.logs,
+            val_counts=self.val_counts,
         )
+
+    @property
+    def val_counts(self) -> list[int]:
+        """Samples of each class of the validation split."""
+        targets = self.data.val.targets
+        return torch.bincount(targets.cpu(), minlength=self.data.classes).tolist()
 
     @property
     def logs(self) -> Logs:

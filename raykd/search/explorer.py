@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -72,6 +72,7 @@ class Explorer(Conductor):
         caching: Caching | None = None,
         costs: Costs | None = None,
         logs: Logs | None = None,
+        val_counts: Sequence[int] = (),
     ) -> None:
         super().__init__(
             study,
@@ -86,6 +87,7 @@ class Explorer(Conductor):
             caching=caching,
             costs=costs,
             logs=logs,
+            val_counts=val_counts,
         )
         self._optuna = optuna_study
         self._clock = clock

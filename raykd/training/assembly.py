@@ -38,9 +38,10 @@ def task_of(data: Dataset) -> Task:
     """What a model for these data takes and gives."""
     text = None
     if data.vocabulary:
-        inputs = data.train.take(data.train.index[:0])
+        inputs = data.train.take(data.train.index.new_zeros(1))
         assert not isinstance(inputs, Tensor), "texts are mappings of tensors"
-        text = Text(data.vocabulary, data.padding, tuple(inputs))
+        sample = tuple((key, tuple(row[0].tolist())) for key, row in inputs.items())
+        text = Text(data.vocabulary, data.padding, tuple(inputs), sample)
     return Task(data.input_shape, data.classes, text, data.class_names)
 
 

@@ -19,7 +19,7 @@ from raykd.architecture.adapters.hub import hub
 from raykd.architecture.adapters.library import LibraryModel, check_patches, library
 from raykd.architecture.adapters.values import Values
 from raykd.architecture.class_order import class_names_in
-from raykd.architecture.model import Task, picture_shape
+from raykd.architecture.model import Task, Text, picture_shape
 from raykd.architecture.taps import first_tensor
 from raykd.architecture.weight_files import class_names_beside
 from raykd.option import names_like, option
@@ -167,9 +167,20 @@ class Hf(LibraryModel):
         else:
             given = {"vocab_size": self._vocabulary(usual, task), "use_cache": False}
             given["pad_token_id"] = task.text.padding
+            given |= self._ends(usual, task.text)
         return {"num_labels": task.classes} | {
             key: value for key, value in given.items() if hasattr(usual, key)
         }
+
+    def _ends(self, usual: Any, text: Text) -> dict[str, Any]:
+        """The tokens by which an encoder and decoder find a text's end and begin their own."""
+        if not getattr(usual, "is_encoder_decoder", False):
+            return {}
+        fresh = not self.pretrained and self.weights is None and self._folder is None
+        found = {"eos_token_id": text.last} if fresh and text.last is not None else {}
+        if getattr(usual, "decoder_start_token_id", None) is None:
+            found["decoder_start_token_id"] = text.padding
+        return found
 
     def _vocabulary(self, usual: Any, task: Task) -> int:
         assert task.text is not None

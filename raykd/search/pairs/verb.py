@@ -151,6 +151,7 @@ def _conductor(enterprise: Enterprise, slots: int) -> Conductor:
         caching=enterprise.caching(storage, slots),
         costs=enterprise.costs,
         logs=enterprise.logs,
+        val_counts=enterprise.val_counts,
     )
 
 

@@ -1,0 +1,80 @@
+"""Warnings about teachers that cannot teach: at chance, or worse than their student alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+LEVEL = 0.05
+"""Probability with which a warning may be wrong."""
+
+USEFUL = 0.25
+"""Share of the way from chance to no error above which a teacher is taken to know something."""
+
+CAUSES = (
+    "likely causes: another order of classes (`teacher.classes`), another normalization or input "
+    "size than the teacher was trained with, a wrong file of weights"
+)
+
+
+def at_chance(name: str, accuracy: float, counts: Sequence[int]) -> str:
+    """A warning where a teacher is not better than the most frequent class; else empty.
+
+    Two binomial bounds hold: the accuracy is within what guessing gives, and below what a teacher
+    that knows something would give (`USEFUL`).  So a small split does not warn wrongly.
+
+    Args:
+        name: of the teacher.
+        accuracy: on the validation split, 0 to 1.
+        counts: samples of each class of that split.
+    """
+    samples = sum(counts)
+    if not samples or max(counts) == samples:
+        return ""
+    chance = max(counts) / samples
+    hits = round(accuracy * samples)
+    knows = chance + USEFUL * (1 - chance)
+    if cumulative(hits - 1, samples, chance) > 1 - LEVEL:
+        return ""
+    if cumulative(hits, samples, knows) > LEVEL:
+        return ""
+    return (
+        f"teacher {name} is at chance: val accuracy {accuracy:.1%}, and the most frequent class "
+        f"alone gives {chance:.1%}; {CAUSES}"
+    )
+
+
+def below_student(name: str, accuracy: float, student: str, alone: float, samples: int) -> str:
+    """A warning where a student trained without a teacher is better than the teacher; else empty.
+
+    Args:
+        name, student: of the teacher and of the training.
+        accuracy, alone: on the validation split, 0 to 1.
+        samples: of that split.
+    """
+    mean = (accuracy + alone) / 2
+    noise = 1.645 * math.sqrt(2 * mean * (1 - mean) / samples) if samples else math.inf
+    if alone - accuracy <= noise:
+        return ""
+    return (
+        f"teacher {name} is worse than its student alone: val accuracy {accuracy:.1%} against "
+        f"{alone:.1%} of {student}; take a stronger teacher or train it longer; {CAUSES}"
+    )
+
+
+def cumulative(hits: int, samples: int, chance: float) -> float:
+    """P(X <= hits) of a binomial distribution."""
+    if hits < 0:
+        return 0.0
+    if not 0 < chance < 1:
+        return 1.0 if chance <= 0 or hits >= samples else 0.0
+    log = math.lgamma(samples + 1)
+    terms = (
+        log
+        - math.lgamma(k + 1)
+        - math.lgamma(samples - k + 1)
+        + k * math.log(chance)
+        + (samples - k) * math.log1p(-chance)
+        for k in range(min(hits, samples) + 1)
+    )
+    return min(1.0, math.fsum(map(math.exp, terms)))
