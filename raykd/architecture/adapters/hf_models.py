@@ -167,10 +167,9 @@ class Hf(LibraryModel):
         else:
             given = {"vocab_size": self._vocabulary(usual, task), "use_cache": False}
             given["pad_token_id"] = task.text.padding
-            given |= self._ends(usual, task.text)
-        return {"num_labels": task.classes} | {
-            key: value for key, value in given.items() if hasattr(usual, key)
-        }
+        ends = {} if task.text is None else self._ends(usual, task.text)
+        known = {key: value for key, value in given.items() if hasattr(usual, key)}
+        return {"num_labels": task.classes} | known | ends
 
     def _ends(self, usual: Any, text: Text) -> dict[str, Any]:
         """The tokens by which an encoder and decoder find a text's end and begin their own."""
