@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 from torch import nn
 
+from raykd.architecture.normalization import Normalization
 from raykd.option import option
 
 
@@ -62,6 +63,21 @@ class Task:
     classes: int
     text: Text | None = None
     class_names: tuple[str, ...] = field(default=(), compare=False)
+
+
+@dataclass(frozen=True)
+class TrainedOn:
+    """The pictures that weights were trained on.
+
+    Attributes:
+        normalization: of their pixels.
+        size: (height, width); None: unknown.
+        source: the file that says so, or the library's words.
+    """
+
+    normalization: Normalization
+    size: tuple[int, int] | None
+    source: Path | str
 
 
 @option
@@ -122,6 +138,14 @@ class Model:
     def deployed(self, network: nn.Module) -> nn.Module:
         """What is kept of a trained network, on its device: itself, or what it is converted to."""
         return network
+
+    def trained_on(self) -> TrainedOn | None:
+        """The pictures that weights of this model were trained on, by its own configuration.
+
+        Returns:
+            None where nothing says it.
+        """
+        return None
 
     def files(self) -> tuple[Path, ...]:
         """The files that decide, beside its fields, what is built."""

@@ -3,7 +3,7 @@
 from raykd.data.augment import AUGMENTATIONS, Augment
 from raykd.data.batch import Batch, Beside, Inputs
 from raykd.data.batches import Batches
-from raykd.data.source import AnySplit, Dataset, FileSplit, Source, Split, Survey
+from raykd.data.source import AnySplit, Dataset, FileSplit, Raw, Source, Split, Survey
 from raykd.data.sources import SOURCES
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "Dataset",
     "FileSplit",
     "Inputs",
+    "Raw",
     "Source",
     "Split",
     "Survey",

@@ -87,7 +87,7 @@ class Batches:
         self.view_seed = seed if view_seed is None else view_seed
         self.augment = tuple(augment)
         self.rank, self.world = rank, world
-        self._normalised = _Normalisation(dataset, self.device)
+        self._normalized = _Normalization(dataset, self.device)
         self._sizes = self._training_sizes(drop_last) if shuffle else self._share_sizes(drop_last)
         if self.augment and not _is_pictures(split):
             raise ValueError(
@@ -124,7 +124,7 @@ class Batches:
             read = self._reader.epoch(wanted, self.augment, self.view_seed)
         else:
             read = map(self._gathered, wanted)
-        return (batch.map(self._normalised) for batch in read)
+        return (batch.map(self._normalized) for batch in read)
 
     def _wanted(self, epoch: int, number: int) -> list[Wanted]:
         """What this rank reads in an epoch."""
@@ -139,7 +139,7 @@ class Batches:
         ]
 
     def _gathered(self, wanted: Wanted) -> Batch:
-        """A batch of a resident split, not yet normalised."""
+        """A batch of a resident split, not yet normalized."""
         index = self.split.index.index_select(0, wanted.rows)
         stored = self.split.take(wanted.rows)
         first, *more = [self._view(stored, index, number) for number in wanted.numbers]
@@ -191,13 +191,14 @@ class Batches:
         return [size] * (total // size) + ([rest] if rest and not drop_last else [])
 
 
-class _Normalisation:
+class _Normalization:
     """(B, C, H, W) uint8 -> float32, (x / 255 - mean) / std; anything else as it is."""
 
     def __init__(self, dataset: Dataset, device: torch.device) -> None:
         std = torch.tensor(dataset.std, dtype=torch.float64)
         mean = torch.tensor(dataset.mean, dtype=torch.float64)
         shape = (1, -1, 1, 1)
+        # The network that is delivered computes the same (raykd.architecture.delivered).
         self.scale = (1 / (255 * std)).float().reshape(shape).to(device)
         self.shift = (-mean / std).float().reshape(shape).to(device)
 

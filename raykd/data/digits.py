@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 from pathlib import Path
 from typing import Literal
@@ -13,6 +14,7 @@ from raykd.data.source import (
     Dataset,
     Fraction,
     Limit,
+    Raw,
     Source,
     SplitSeed,
     TestFraction,
@@ -20,6 +22,14 @@ from raykd.data.source import (
 )
 from raykd.data.splitting import at_most, dataset_of_pictures, hold_out
 from raykd.option import option
+
+LEVELS = 16
+"""The largest grey level of scikit-learn's digits."""
+
+RAW = Raw(
+    maximum=LEVELS, dtype="float64", shape=(8, 8), preparation="sklearn's load_digits().images"
+)
+"""Samples as `sklearn.datasets.load_digits` gives them."""
 
 
 @option
@@ -45,7 +55,7 @@ class Digits(Source):
 
     def load(self) -> Dataset:
         levels, targets = _levels_and_targets()
-        pictures = np.rint(levels * (255 / 16)).astype(np.uint8).reshape(-1, 1, 8, 8)
+        pictures = np.rint(levels * (255 / LEVELS)).astype(np.uint8).reshape(-1, 1, 8, 8)
         rest, test = hold_out(targets, np.arange(len(targets)), self.test, self.split_seed, "test")
         train, val = hold_out(targets, rest, self.val, self.split_seed, "val")
         rows = {
@@ -54,7 +64,8 @@ class Digits(Source):
             "test": test,
         }
         names = [str(digit) for digit in range(10)]
-        return dataset_of_pictures(self.name, pictures, targets, rows, names, "scikit-learn")
+        data = dataset_of_pictures(self.name, pictures, targets, rows, names, "scikit-learn")
+        return dataclasses.replace(data, raw=RAW)
 
 
 def _levels_and_targets() -> tuple[np.ndarray, np.ndarray]:

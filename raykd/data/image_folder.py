@@ -31,6 +31,7 @@ from raykd.data.source import (
     FileSplit,
     Fraction,
     Limit,
+    Raw,
     Root,
     Source,
     SplitSeed,
@@ -183,6 +184,16 @@ class ImageFolder(Source):
                 *seen.notes(self._rules),
             ),
             warnings=(*listing.warnings, *warnings, *seen.warnings(self._rules)),
+            raw=Raw(preparation=self._preparation),
+        )
+
+    @property
+    def _preparation(self) -> str:
+        """The way from a file to its pixels, for those who use a network without raykd."""
+        color = "RGB" if self.channels == 3 else "grayscale"
+        return (
+            f"the file as {color}, its middle square resized to {self.size}x{self.size} "
+            "(raykd.data.decode.decode_files)"
         )
 
     @property

@@ -124,6 +124,23 @@ class Survey:
     origin: str = ""
 
 
+@dataclass(frozen=True)
+class Raw:
+    """Samples as users of the data have them, where that is not what `Split` stores.
+
+    Attributes:
+        maximum: largest value of a pixel; stored is round(value * 255 / maximum).
+        dtype: NumPy's name of their type; empty: the stored one.
+        shape: of one sample; empty: `Dataset.input_shape`.
+        preparation: one sentence on the way from files to samples.
+    """
+
+    maximum: float = 255.0
+    dtype: str = ""
+    shape: tuple[int, ...] = ()
+    preparation: str = ""
+
+
 @dataclass(frozen=True, eq=False)
 class Dataset:
     """A data set, split.
@@ -135,7 +152,7 @@ class Dataset:
         class_names: one name a class.
         input_shape: one sample's shape without the batch.
         mean, std: per channel, of the training split scaled to [0, 1]; empty where there is
-            nothing to normalise.
+            nothing to normalize.
         fingerprint: hex digest of the bytes of all splits (for files that stay on disk, of their
             paths and sizes); another digest, other data.
         origin: where it was found (a path, a package).
@@ -143,6 +160,7 @@ class Dataset:
         padding: the token that short texts are filled up with.
         notes: sentences on how the data were read: recognized split folders, skipped entries.
         warnings: sentences on what may make results wrong.
+        raw: samples as users have them.
     """
 
     name: str
@@ -160,6 +178,7 @@ class Dataset:
     padding: int = 0
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
+    raw: Raw = Raw()
 
     @property
     def data_size(self) -> int:

@@ -21,6 +21,7 @@ from raykd.data.source import (
     Dataset,
     Fraction,
     Limit,
+    Raw,
     Source,
     Split,
     SplitSeed,
@@ -173,6 +174,10 @@ class Texts(Source):
                 *_blank(texts, tables),
                 *repeated(_plain(texts), labels.targets, rows, "text"),
                 *tokens.warnings,
+            ),
+            raw=Raw(
+                preparation=f"the tokenizer of {self.tokenizer} with truncation and padding to "
+                f"{self.max_length} tokens"
             ),
         )
 

@@ -14,6 +14,7 @@ from raykd.search.folder import open_folder
 from raykd.search.lock import driver_of
 from raykd.tracking.cursor import Cursor
 from raykd.tracking.journal import events
+from raykd.tracking.models import MODEL_NAME, logged_name
 from raykd.tracking.store import (
     absolute,
     check_store,
@@ -243,7 +244,7 @@ def _model_uri(model: Event, runs: _Runs) -> str | None:
         return None
     if model.get("register") and "champion" in model["aliases"]:
         return f"models:/{model['register']}@champion"
-    return f"runs:/{run_id}/model"
+    return f"runs:/{run_id}/{logged_name(model.get('name') or MODEL_NAME)}"
 
 
 def _short(path: Path) -> str:

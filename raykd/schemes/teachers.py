@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import Field
 
 from raykd.architecture import MODELS
+from raykd.architecture.normalization import Given, Named, Normalization
 from raykd.knowledge import KD, Term
 from raykd.option import option
 from raykd.schemes.train import Train
@@ -42,6 +43,13 @@ class Teacher:
             "come with the weights, else the order of the data"
         ),
     ] = None
+    normalization: Annotated[
+        Given,
+        Field(
+            description="of the pictures that `weights` were trained with; auto: as stored beside "
+            "the weights, else the data's own; model: by the configuration of the model's library"
+        ),
+    ] = "auto"
     train: Annotated[
         Train | None,
         Field(description="how to train it; null: as the study's teacher, or the student, is"),
@@ -98,6 +106,7 @@ class Preparation:
         augment: the augmentation of its training; None: the study's.
         origin: the trained network it starts from; None: it draws its weights, or loads them.
         classes: class names in the order of the outputs of `weights`, where the study gives them.
+        normalization: of the pictures that loaded weights were trained with.
     """
 
     model: Model | None
@@ -110,6 +119,7 @@ class Preparation:
     augment: tuple[Any, ...] | None = None
     origin: Preparation | None = None
     classes: tuple[str, ...] = ()
+    normalization: Normalization | Named = "auto"
 
     @property
     def needs(self) -> tuple[Preparation, ...]:
@@ -132,6 +142,7 @@ class Preparation:
             model=self.model,
             weights=self.weights,
             classes=self.classes or None,
+            normalization=self.normalization,
             train=self.train,
             seed=self.seed,
         )
@@ -155,6 +166,7 @@ def learns_alone(teacher: Teacher, around: Circumstances) -> Preparation:
         seed=around.seed if teacher.seed is None else teacher.seed,
         origin=origin_of(teacher.model, around) if teacher.weights is None else None,
         classes=tuple(map(str, teacher.classes or ())),
+        normalization=teacher.normalization,
     )
 
 

@@ -18,7 +18,7 @@ import torch
 
 from raykd.architecture import Task
 from raykd.architecture.screens import Ranking
-from raykd.data import Batches, Dataset
+from raykd.data import Dataset
 from raykd.problems import Problem, StudyError
 from raykd.search.caching import Caching
 from raykd.search.cluster import (
@@ -37,8 +37,9 @@ from raykd.search.fetched import with_fetched
 from raykd.search.folder import StudyFolder, Verb, create_folder
 from raykd.search.lock import check_lock, is_lost, locked
 from raykd.search.logs import Logs
+from raykd.search.naming import network_name
 from raykd.search.packing import best, packed, remember, remembered, room
-from raykd.search.records import Records
+from raykd.search.records import Record, Records, values_of
 from raykd.search.result import StudyResult, read_result
 from raykd.search.resuming import (
     content_of,
@@ -48,10 +49,16 @@ from raykd.search.resuming import (
     resumed,
 )
 from raykd.search.screening import screen
-from raykd.search.shelf import Remarks, Shelf, check_teacher_weights, remarks_on_weights
+from raykd.search.shelf import (
+    Remarks,
+    Shelf,
+    check_teacher_weights,
+    remarks_on_weights,
+)
 from raykd.search.starting import MARK as STARTED
 from raykd.search.starting import Start, put_first, starts
 from raykd.search.starting import absolute as absolute_run
+from raykd.search.statistics import estimate, proportion_interval
 from raykd.search.stopping import closing, is_stopping, keep_handlers, stoppable
 from raykd.search.trials import trial_first
 from raykd.study.costs import Costs
@@ -61,11 +68,12 @@ from raykd.study.measured import check_measured
 from raykd.study.models import check_models
 from raykd.study.opened import OpenStudy
 from raykd.study.place import parse_place
-from raykd.study.schema import Cluster, Search, Study, plain
+from raykd.study.schema import Cluster, Search, Study, plain, read_study
 from raykd.tracking.journal import Journal, events
 from raykd.tracking.store import absolute
 from raykd.training.assembly import task_of
 from raykd.training.cache.planning import CachePlan
+from raykd.training.delivering import preprocessing_of, raw_samples
 from raykd.training.storage import Storage, is_uri
 
 if TYPE_CHECKING:
@@ -778,7 +786,7 @@ def _keep_models(
     storage = Storage(folder.storage)
     chosen = list(explorer.chosen)
     smallest = min(chosen, key=lambda r: r.metrics["params"], default=None)
-    example = _example(data, folder.path)
+    preprocessing, example = preprocessing_of(data), _example(data, folder.path)
     for record in chosen:
         replicates = [
             r for r in explorer.records.children(record.id, "replicate") if r.status == "finished"
@@ -800,22 +808,40 @@ def _keep_models(
             "model",
             id=kept.id,
             path=f"students/{path.name}",
-            input_shape=list(data.input_shape),
-            input_dtype="float32" if example.suffix == ".npy" else "int64",
+            input_shape=list(preprocessing.shape),
+            input_dtype=preprocessing.dtype,
             example=example.name,
             register=settings.tracking.register,
             aliases=aliases,
             metrics={k: v for k, v in kept.metrics.items() if k.startswith(("val_", "test_"))},
+            name=network_name(read_study(kept.assignment.study)),
+            about=_about(kept, replicates, data),
         )
 
 
+def _about(kept: Record, replicates: Sequence[Record], data: Dataset) -> dict[str, Any]:
+    """Test accuracy with its interval, of the network that is kept and over all seeds."""
+    name, size = "test_accuracy", len(data.test)
+    low, high = proportion_interval(kept.metrics[name], size)
+    text = f"{kept.metrics[name]:.2%} (95% CI {low:.2%} to {high:.2%}, {size} test samples)"
+    over = estimate(values_of(replicates, name))
+    if over.count > 1:
+        text += f"; mean of {over.count} seeds {over.mean:.2%} ± {100 * over.half_width:.2f}"
+    return {
+        "accuracy": text,
+        "test_accuracy_interval": [low, high],
+        "trial": kept.assignment.parent or "",
+    }
+
+
+EXAMPLE_SAMPLES = 8
+
+
 def _example(data: Dataset, folder: Path) -> Path:
-    """The first validation samples as a model takes them, in a file: `.npy` of one tensor, `.npz`
-    of a mapping."""
+    """The first validation samples, raw, in a file: `.npy` of one tensor, `.npz` of a mapping."""
     import numpy as np
 
-    batches = Batches(data.val, dataset=data, batch_size=8, seed=0, shuffle=False)
-    inputs = next(iter(batches.epoch(0))).inputs
+    inputs = raw_samples(data, torch.arange(min(EXAMPLE_SAMPLES, len(data.val))), "val")
     if isinstance(inputs, torch.Tensor):
         np.save(folder / "example.npy", inputs.numpy())
         return folder / "example.npy"

@@ -28,6 +28,8 @@ from raykd.tracking.journal import events
 if TYPE_CHECKING:
     import pandas as pd
 
+    from raykd.architecture.delivered import Delivered
+
 METRIC = "test_accuracy"
 
 NOT_BEGUN = "try again in a moment if it has just started, else start the study again"
@@ -136,6 +138,30 @@ class StudyResult:
             if taught and alone is not None and alone.mean > max(taught) + ROUNDING:
                 return chosen
         return None
+
+    def student(self, trial: str | None = None) -> Delivered:
+        """The trained network of a chosen student, with its preprocessing, on the CPU.
+
+        Args:
+            trial: id of the chosen trial; None: the best one.
+
+        Returns:
+            A module from raw samples to logits; see `raykd.architecture.delivered`.
+
+        Raises:
+            ValueError: no such student was kept.
+        """
+        import torch
+
+        told = [
+            event for event in events(self.folder / "journal.jsonl") if event["event"] == "model"
+        ]
+        kept = {event["id"].partition("/")[0]: self.folder / event["path"] for event in told}
+        wanted = trial if trial is not None else next(iter(kept), "")
+        if wanted not in kept:
+            known = ", ".join(kept) or "none; chosen students are kept with search.replicates >= 1"
+            raise ValueError(f"no network of {wanted or 'a student'} was kept; kept: {known}")
+        return torch.load(kept[wanted], map_location="cpu", weights_only=False)
 
     def figures(self) -> dict[str, float]:
         """The study's figures, for its parent run."""

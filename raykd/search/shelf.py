@@ -12,6 +12,8 @@ from pathlib import Path
 import torch
 
 from raykd.architecture import Model, Task
+from raykd.architecture.delivered import expecting
+from raykd.architecture.normalization import METADATA, Normalization, to_metadata
 from raykd.architecture.weight_files import weight_parts
 from raykd.problems import Problem, StudyError
 from raykd.schemes import Preparation, Teacher
@@ -21,10 +23,15 @@ from raykd.study.outline import study_outline
 from raykd.study.place import Place, dotted
 from raykd.study.schema import Study, read_study
 from raykd.study.teachers import everyone_behind, teachers_of
-from raykd.training.checkpoint import dump_weights
+from raykd.training.checkpoint import dump_weights, metadata_of, with_metadata
 from raykd.training.loading import check_file, load_prepared, reorder_network
 from raykd.training.storage import Storage
-from raykd.training.teacher import preparation_key
+from raykd.training.teacher import (
+    normalization_notes,
+    normalization_of,
+    own_teacher,
+    preparation_key,
+)
 
 
 class Shelf:
@@ -81,15 +88,19 @@ class Shelf:
         try:
             if prepared.is_mlflow:
                 return self._whole(prepared)
-            if self._task is None:
-                return Path(prepared.weights).expanduser().read_bytes()
-            loaded = load_prepared(prepared, self._task)
-            if loaded.is_as_read:
-                return weight_parts(prepared.weights)[0].read_bytes()
-            return dump_weights(loaded.network, dict(loaded.metadata))
+            return with_normalization(self._weights(prepared), normalization_of(prepared))
         except (OSError, ValueError) as error:
             what = f"the teacher's weights {prepared.weights} cannot be read: {error}"
             raise StudyError(Problem(what, path="teacher.weights")) from None
+
+    def _weights(self, prepared: Preparation) -> bytes:
+        assert prepared.weights is not None
+        if self._task is None:
+            return Path(prepared.weights).expanduser().read_bytes()
+        loaded = load_prepared(prepared, self._task)
+        if loaded.is_as_read:
+            return weight_parts(prepared.weights)[0].read_bytes()
+        return dump_weights(loaded.network, dict(loaded.metadata))
 
     def _whole(self, prepared: Preparation) -> bytes:
         """A network that MLflow keeps, its outputs in the order of the data."""
@@ -99,13 +110,29 @@ class Shelf:
         network = load_model_uri(str(prepared.weights), tracking_uri=uri).cpu().eval()
         if self._task is not None:
             self.notes += reorder_network(network, prepared, self._task)
+        network = expecting(network, prepared.normalization)
         buffer = io.BytesIO()
         torch.save(network, buffer)
         return buffer.getvalue()
 
 
+def with_normalization(content: bytes, normalization: Normalization | None) -> bytes:
+    """The bytes of a safetensors file that say which normalization its network expects.
+
+    Args:
+        content: of any safetensors file.
+        normalization: None: the data's own.
+    """
+    metadata = metadata_of(content)
+    if normalization is None and METADATA not in metadata:
+        return content
+    kept = {key: value for key, value in metadata.items() if key != METADATA}
+    return with_metadata(content, kept | (to_metadata(normalization) if normalization else {}))
+
+
 def check_teacher_weights(study: Study, task: Task | None) -> Iterator[Problem]:
     """A `Check`: whether each teacher's file of weights is there and holds its model's weights."""
+    yield from _normalization_problems(study, task)
     own = study.teacher
     for teacher in _from_files(study):
         found = _file(teacher, task) if task is not None else None
@@ -155,6 +182,8 @@ def remarks_on_weights(study: OpenStudy, task: Task) -> Remarks:
             raise StudyError(problems)
         found = [_file(teacher, task) for teacher in _from_files(concrete)]
         found += [_started(model, task, task.class_names) for _, model in _starting(concrete)]
+        for where, prepared in _prepared(concrete):
+            found.append(Remarks(*normalization_notes(prepared, where, task)))
         for one in found:
             notes |= dict.fromkeys(one.notes)
             warnings |= dict.fromkeys(one.warnings)
@@ -194,6 +223,37 @@ def _checked_file(
         return Remarks(*check_file(weights, model, task, classes))
     except ValueError as error:
         return Remarks(problem=str(error))
+
+
+def _prepared(study: Study) -> list[tuple[str, Preparation]]:
+    """All networks that teach, each with its place in the study."""
+    own = [] if study.teacher is None else [own_teacher(study)]
+    others = [one for one in everyone_behind(teachers_of(study)) if one not in own]
+    return [("teacher", one) for one in own] + [("scheme", one) for one in others]
+
+
+def _normalization_problems(study: Study, task: Task | None) -> Iterator[Problem]:
+    """See that the normalization of each teacher is known and fits the data's pictures."""
+    for where, one in _prepared(study):
+        path = "teacher.normalization" if where == "teacher" else "scheme"
+        try:
+            if one.normalization != "auto":
+                _check_use(one, task)
+            normalization = normalization_of(one)
+            if normalization is not None and task is not None and task.text is None:
+                normalization.check(task.input_shape[0])
+        except ValueError as error:
+            yield Problem(str(error), path=path)
+
+
+def _check_use(prepared: Preparation, task: Task | None) -> None:
+    if prepared.weights is None:
+        raise ValueError(
+            "`normalization` is for loaded `weights`; a teacher that the study trains takes the "
+            "data's own mean and standard deviation; remove it"
+        )
+    if task is not None and (task.text is not None or len(task.input_shape) != 3):
+        raise ValueError("`normalization` is for pictures, and the data are none; remove it")
 
 
 @lru_cache(maxsize=64)

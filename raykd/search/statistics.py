@@ -98,3 +98,20 @@ def paired_gain(treated: Mapping[int, float], control: Mapping[int, float]) -> E
     differences = [without_rounding(treated[seed] - control[seed]) for seed in both]
     finite = [difference for difference in differences if math.isfinite(difference)]
     return estimate(finite, -1.0, 1.0) if finite else None
+
+
+def proportion_interval(share: float, count: int) -> tuple[float, float]:
+    """95% interval of a share of independent trials (Wilson 1927).
+
+    Args:
+        share: observed, 0 to 1.
+        count: number of trials, > 0.
+
+    Returns:
+        Lower and upper end, within [0, 1].
+    """
+    z = 1.959963984540054
+    center = share + z * z / (2 * count)
+    half = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
+    scale = 1 + z * z / count
+    return max(0.0, (center - half) / scale), min(1.0, (center + half) / scale)

@@ -135,6 +135,8 @@ def _place(loc: Sequence[str | int], data: Any, *, may_be_new: bool) -> Place:
         elif isinstance(value, list) and isinstance(step, int):
             place.append(step)
             value, past_name = (value[step] if step < len(value) else None), False
+        elif place and step == place[-1] and not last:
+            continue  # a union of a name and values, tagged with its own key
         else:
             break
     return tuple(place)

@@ -167,6 +167,8 @@ class Journal:
         register: str | None = None,
         aliases: Sequence[str] = (),
         metrics: Metrics | None = None,
+        name: str | None = None,
+        about: Mapping[str, Any] | None = None,
     ) -> None:
         """The network run `id` produced.
 
@@ -177,6 +179,8 @@ class Journal:
             register: registered model's name; None: the model is logged but not registered.
             aliases: names of this version among the registered ones ("champion", "smallest").
             metrics: what the model reached, shown beside it.
+            name: what it is, such as `digits-resnet-d8-w4-kd`; None: "model".
+            about: more facts on it, shown beside it.
         """
         self.write(
             "model",
@@ -188,6 +192,8 @@ class Journal:
             register=register,
             aliases=list(aliases),
             metrics=_numbers(metrics or {}),
+            name=name,
+            about=dict(about or {}),
         )
 
     def artifact(self, path: str | Path, *, id: str | None = None, folder: str = "") -> None:

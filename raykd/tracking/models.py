@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
+import json
+import re
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,7 +20,11 @@ if TYPE_CHECKING:
     from mlflow.models import ModelSignature
     from torch import nn
 
+    from raykd.architecture.delivered import Delivered
+
 MODEL_NAME = "model"
+MAX_NAME = 120
+MAX_TAG = 5000
 SCHEMES = ("models", "runs", "mlflow-artifacts")
 
 
@@ -38,7 +45,9 @@ def send_model(
     a second model when called again.  Here each step that is done already is left out.
 
     The network is kept whole (pickle), not as a traced graph: hint layers are found by module
-    name, and `.train()` must work.  Loading it needs raykd importable.
+    name, and `.train()` must work.  Loading it needs raykd importable.  A `Delivered` network
+    takes raw samples: its preprocessing and class names are in the signature, the metadata and
+    the tags.
 
     Args:
         event: the `model` event; `folder`: the journal's, for relative paths.
@@ -54,20 +63,30 @@ def send_model(
 
     model = _logged(client, experiment_id, run_id) or client.create_logged_model(
         experiment_id,
-        name=MODEL_NAME,
+        name=logged_name(event.get("name") or MODEL_NAME),
         source_run_id=run_id,
         tags=dict(tags),
         params=dict(params),
         model_type="student" if tags.get("raykd.role") != "teacher" else "teacher",
     )
     if model.status != LoggedModelStatus.READY:
-        _upload(client, model, event, folder, run_id)
+        try:
+            _upload(client, model, event, folder, run_id)
+        except Exception:
+            with contextlib.suppress(Exception):
+                client.finalize_logged_model(model.model_id, LoggedModelStatus.FAILED)
+            raise
         client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
     _link(client, run_id, model.model_id)
     if event.get("register"):
         version = _register(client, event["register"], model, run_id, tags)
         _name(client, version, event.get("aliases") or ())
     return f"models:/{model.model_id}"
+
+
+def logged_name(name: str) -> str:
+    """`name` as MLflow takes it for a logged model."""
+    return re.sub(r"[/:.%\"'\s]+", "-", name).strip("-")[:MAX_NAME] or MODEL_NAME
 
 
 def load_model_uri(uri: str, *, tracking_uri: str | None = None) -> nn.Module:
@@ -137,7 +156,7 @@ def _place_in_run(client: MlflowClient, run_id: str, name: str) -> str:
     run = client.get_run(run_id)
     for output in run.outputs.model_outputs if run.outputs else []:
         model = client.get_logged_model(output.model_id)
-        if model.name == name:
+        if name in (model.name, MODEL_NAME):
             return model.artifact_location
     return f"{run.info.artifact_uri}/{name}"  # as MLflow before 3 kept models
 
@@ -161,11 +180,9 @@ def _read(path: str, uri: str) -> nn.Module:
 
 
 def _logged(client: MlflowClient, experiment_id: str, run_id: str) -> LoggedModel | None:
-    """The run's model, whole or left half-uploaded by a process that died."""
+    """The run's model, complete or left half-uploaded by a process that died."""
     found = client.search_logged_models(
-        [experiment_id],
-        filter_string=f"source_run_id = {quoted(run_id)} AND name = {quoted(MODEL_NAME)}",
-        max_results=1,
+        [experiment_id], filter_string=f"source_run_id = {quoted(run_id)}", max_results=1
     )
     return found[0] if found else None
 
@@ -190,10 +207,21 @@ def _upload(
     from mlflow.models import Model
     from mlflow.pytorch import save_model
 
+    from raykd.architecture.delivered import Delivered
+
     network = _network(folder / event["path"])
     example: Any = np.load(folder / event["example"]) if event.get("example") else None
     if (event.get("example") or "").endswith(".npz"):
         example = dict(example)
+    facts: dict[str, Any] = {}
+    if isinstance(network, Delivered):
+        facts = {**network.facts(), "metrics": dict(event.get("metrics") or {})}
+        facts |= dict(event.get("about") or {})
+        if isinstance(example, Mapping):
+            example = np.stack([example[key] for key in network.preprocessing.keys], axis=1)
+        signature = _raw_signature(network, example)
+    else:
+        signature = _signature(network, event, example)
     shown: Any = None if isinstance(example, Mapping) else example  # see `_signature`
     with tempfile.TemporaryDirectory() as temporary:
         local = str(Path(temporary, MODEL_NAME))
@@ -205,13 +233,16 @@ def _upload(
                 model_uuid=model.model_id,
                 run_id=run_id,
                 model_id=model.model_id,
+                metadata=facts or None,
             ),
-            signature=_signature(network, event, example),
+            signature=signature,
             input_example=shown,
-            pip_requirements=_requirements(),  # else MLflow starts a process to find out
+            pip_requirements=_requirements(network),  # else MLflow starts a process to find out
             serialization_format="pickle",
         )
         client.log_model_artifacts(model.model_id, local)
+    if facts:
+        client.set_logged_model_tags(model.model_id, _fact_tags(facts))
 
 
 def _network(path: Path) -> nn.Module:
@@ -253,8 +284,41 @@ def _signature(network: nn.Module, event: Mapping[str, Any], example: Any) -> Mo
     return ModelSignature(inputs, Schema([spec]))
 
 
-def _requirements() -> list[str]:
-    names = ("torch", "numpy", "pydantic", "cloudpickle")
+def _raw_signature(network: Delivered, example: Any) -> ModelSignature:
+    """Raw samples by type and shape, as one tensor: MLflow's `predict` takes no others."""
+    import numpy as np
+    import torch
+    from mlflow.models import ModelSignature
+    from mlflow.types import Schema, TensorSpec
+
+    dtype, shape = np.dtype(network.preprocessing.dtype), network.preprocessing.signature_shape
+    given = torch.from_numpy(np.zeros((2, *shape), dtype) if example is None else example)
+    with torch.no_grad():
+        logits = network(given)
+    output = TensorSpec(logits.numpy().dtype, (-1, *logits.shape[1:]), name="logits")
+    return ModelSignature(Schema([TensorSpec(dtype, (-1, *shape))]), Schema([output]))
+
+
+def _fact_tags(facts: Mapping[str, Any]) -> dict[str, str]:
+    """What a model's page shows of its inputs, classes and accuracy."""
+    given = dict(facts["input"])
+    shown = {
+        "raykd.input": f"{given['kind']}, {given['dtype']} (batch, "
+        + ", ".join(map(str, given["shape"]))
+        + ")",
+        "raykd.preprocessing": json.dumps(given),
+        "raykd.output": facts["output"],
+        "raykd.classes": json.dumps(facts["classes"]),
+    }
+    if "accuracy" in facts:
+        shown["raykd.accuracy"] = facts["accuracy"]
+    return {key: value[:MAX_TAG] for key, value in shown.items()}
+
+
+def _requirements(network: nn.Module) -> list[str]:
+    modules = {type(module).__module__.partition(".")[0] for module in network.modules()}
+    names = ["torch", "numpy", "pydantic", "cloudpickle"]
+    names += [name for name in ("torchvision", "timm", "transformers") if name in modules]
     return [f"{name}=={importlib.metadata.version(name).partition('+')[0]}" for name in names]
 
 

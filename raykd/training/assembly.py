@@ -19,6 +19,7 @@ from raykd.architecture import (
     discover,
     stage_aliases,
 )
+from raykd.architecture.normalization import like
 from raykd.data import Dataset
 from raykd.knowledge import Shape, Term
 from raykd.knowledge.terms import layer_names
@@ -29,6 +30,7 @@ from raykd.study.teachers import needed_by, teachers_of
 from raykd.training.at_hand import TeacherAtHand, at_hand
 from raykd.training.cache import serves
 from raykd.training.layout import lay_out
+from raykd.training.normalizing import adapted
 from raykd.training.seeding import derive, seeded
 
 log = logging.getLogger("raykd")
@@ -73,6 +75,7 @@ def assemble(
             to inherit from.
     """
     task = task_of(data)
+    teachers = [adapted(one, data) if isinstance(one, nn.Module) else one for one in teachers]
     cpu = torch.device("cpu")
     with seeded(derive(seed, "student"), cpu):
         student = _student(study, task, teachers)
@@ -88,15 +91,20 @@ def _student(study: Study, task: Task, teachers: Sequence[nn.Module | TeacherAtH
     """The student with the weights it starts from."""
     model, teaching, needed = study.student.model, teachers_of(study), needed_by(study)
     if model.origin is not None and len(teachers) > len(teaching):
-        return model.build_from(at_hand(teachers[len(teaching)]).network, task)
+        return _made_from(at_hand(teachers[len(teaching)]).network, model, task)
     if needed == teaching:
         return model.build(task)
     if needed[-1] in teaching[: len(teachers)]:
-        return model.build_from(at_hand(teachers[teaching.index(needed[-1])]).network, task)
+        return _made_from(at_hand(teachers[teaching.index(needed[-1])]).network, model, task)
     raise ValueError(
         f"student '{model.name}' inherits from the study's trained teacher, which was not given; "
         "give it after those that teach (`train_teachers`), or write `inherit: false`"
     )
+
+
+def _made_from(trained: nn.Module, model: Model, task: Task) -> nn.Module:
+    """A student with the weights of a trained network, and with its normalization."""
+    return like(model.build_from(trained, task), trained)
 
 
 def _parts(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 import uuid
@@ -65,6 +66,25 @@ def read_metadata(path: str | Path) -> dict[str, str]:
     """
     with _opened(path) as file:
         return dict(file.metadata() or {})
+
+
+def metadata_of(content: bytes) -> dict[str, str]:
+    """What was written beside the weights of a safetensors file's bytes."""
+    return dict(_header(content).get("__metadata__") or {})
+
+
+def with_metadata(content: bytes, metadata: Mapping[str, str]) -> bytes:
+    """The bytes of a safetensors file with other metadata; the weights stay as they are."""
+    header = {key: value for key, value in _header(content).items() if key != "__metadata__"}
+    text = json.dumps({"__metadata__": dict(metadata), **header}).encode()
+    text += b" " * (-len(text) % 8)  # weights begin at a multiple of 8
+    start = 8 + int.from_bytes(content[:8], "little")
+    return len(text).to_bytes(8, "little") + text + content[start:]
+
+
+def _header(content: bytes) -> dict[str, Any]:
+    length = int.from_bytes(content[:8], "little")
+    return json.loads(content[8 : 8 + length])
 
 
 def read_shapes(path: str | Path) -> dict[str, tuple[int, ...]]:

@@ -17,6 +17,7 @@ from raykd.architecture.class_order import (
     reorder_classes,
 )
 from raykd.architecture.cost import unfilled
+from raykd.architecture.delivered import Delivered, Expecting
 from raykd.architecture.weight_files import WeightFile, read_weight_file, weight_class_names
 from raykd.architecture.weight_fit import Fitted, fit
 from raykd.schemes import Preparation
@@ -133,7 +134,10 @@ def reorder_network(network: nn.Module, prepared: Preparation, task: Task) -> tu
     source = str(prepared.weights)
     rows, note = _order(prepared.classes, class_names_in(network), task, source)
     if rows is not None:
-        reorder_classes(network, rows, task, source)
+        wrapped = isinstance(network, Delivered | Expecting)
+        reorder_classes(network.network if wrapped else network, rows, task, source)
+        if isinstance(network, Delivered):
+            network.class_names = tuple(task.class_names)
     return tuple(filter(None, [note]))
 
 

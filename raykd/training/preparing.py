@@ -13,7 +13,13 @@ from raykd.study.schema import Study
 from raykd.study.teachers import needed_by
 from raykd.training.assembly import task_of
 from raykd.training.loop import Training
-from raykd.training.teacher import load_network, preparation_key, preparing_study
+from raykd.training.normalizing import adapted
+from raykd.training.teacher import (
+    load_network,
+    normalization_of,
+    preparation_key,
+    preparing_study,
+)
 
 Networks = MutableMapping[str, nn.Module]
 """Trained networks by their content address."""
@@ -57,7 +63,8 @@ def _network(
     key = preparation_key(prepared, study, data.fingerprint, data.class_names)
     if key not in known:
         if prepared.weights is not None:
-            network = load_network(prepared, task_of(data)).to(device)
+            network = load_network(prepared, task_of(data))
+            network = adapted(network, data, normalization_of(prepared)).to(device)
         else:
             teachers = [_network(one, study, data, known, device) for one in prepared.needs]
             own = preparing_study(study, prepared)

@@ -11,13 +11,16 @@ from pathlib import Path
 from torch import nn
 
 from raykd.architecture import Model, Task
+from raykd.architecture.adapters.trained_on import trained_on_beside
 from raykd.architecture.class_order import is_generic
+from raykd.architecture.model import TrainedOn
+from raykd.architecture.normalization import METADATA, NAMED, Normalization, from_metadata
 from raykd.architecture.weight_files import weight_parts
 from raykd.schemes import Alone, Preparation, Teacher
 from raykd.schemes.teachers import learns_alone
 from raykd.study.schema import Cache, Student, Study, plain
 from raykd.study.teachers import circumstances
-from raykd.training.checkpoint import parse_weights
+from raykd.training.checkpoint import parse_weights, read_metadata
 from raykd.training.loading import check_file, load_prepared, rows_of
 
 RECIPE = 2
@@ -113,6 +116,9 @@ def preparation_key(
         "data": fingerprint,
         "seed": prepared.seed,
     }
+    normalization = normalization_of(prepared)
+    if normalization is not None:
+        content["normalization"] = plain(normalization)
     if prepared.model is not None and prepared.model.files():
         content["files"] = [_digest(str(file)) for file in prepared.model.files()]
     rows = rows_of(prepared, class_names)
@@ -122,6 +128,106 @@ def preparation_key(
         content["classes"] = list(class_names)  # it is known only once it is fetched
     text = json.dumps(content, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def normalization_of(prepared: Preparation) -> Normalization | None:
+    """The normalization that the weights of a file were trained with, where it is known.
+
+    Returns:
+        None: the data's own; of a network in MLflow, where the study says nothing: its own.
+
+    Raises:
+        ValueError: the configuration beside the weights cannot be read.
+    """
+    asked = prepared.normalization
+    if isinstance(asked, Normalization):
+        return asked
+    if asked in NAMED:
+        return NAMED[asked]
+    if asked == "model":
+        return _by_library(prepared)
+    if asked == "data" or prepared.weights is None or prepared.is_mlflow:
+        return None
+    if _is_own(prepared.weights):
+        return from_metadata(_metadata(prepared.weights))
+    beside = _told_beside(prepared)
+    return beside.normalization if beside is not None else None
+
+
+def _by_library(prepared: Preparation) -> Normalization:
+    trained_on = prepared.model.trained_on() if prepared.model is not None else None
+    if trained_on is None:
+        name = prepared.model.name if prepared.model is not None else prepared.weights
+        raise ValueError(
+            f"`normalization: model` asks for the configuration of {name}, which has none; write "
+            "`normalization: {mean: [...], std: [...]}`"
+        )
+    return trained_on.normalization
+
+
+def _told_beside(prepared: Preparation) -> TrainedOn | None:
+    """The configuration in the folder that holds the weights."""
+    if prepared.weights is None or prepared.is_mlflow:
+        return None
+    try:
+        folder = weight_parts(prepared.weights)[0].absolute().parent
+    except ValueError:  # reported where the weights are read
+        return None
+    return trained_on_beside(folder)
+
+
+def normalization_notes(
+    prepared: Preparation, where: str, task: Task
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Sentences on the pictures that a loaded teacher expects.
+
+    Args:
+        prepared: what teaches.
+        where: its place in the study, such as "teacher".
+        task: of the data.
+
+    Returns:
+        Notes and warnings.
+    """
+    if prepared.weights is None or task.text is not None or len(task.input_shape) != 3:
+        return (), ()
+    known, size = normalization_of(prepared), _size_warning(prepared, where, task)
+    if known is not None:
+        return (f"{where}: its inputs are normalized with {known.text()}",), size
+    if prepared.normalization == "data" or prepared.is_mlflow or _is_own(prepared.weights):
+        return (), size
+    note = (
+        f"{where}: nothing beside {prepared.weights} says how its pictures were normalized; the "
+        f"data's own mean and std are used; set {where}.normalization if it was trained with others"
+    )
+    trained_on = prepared.model.trained_on() if prepared.model is not None else None
+    if trained_on is not None:
+        note += f"; {trained_on.source}: {trained_on.normalization.text()} (`normalization: model`)"
+    return (note,), size
+
+
+def _is_own(weights: str) -> bool:
+    """Whether a file of weights was written by raykd."""
+    metadata = _metadata(weights)
+    return METADATA in metadata or "id" in metadata
+
+
+def _size_warning(prepared: Preparation, where: str, task: Task) -> tuple[str, ...]:
+    beside = _told_beside(prepared)
+    if beside is None or beside.size is None or beside.size == task.input_shape[1:]:
+        return ()
+    theirs, ours = (f"{height}x{width}" for height, width in (beside.size, task.input_shape[1:]))
+    return (
+        f"{where}: {beside.source} says pictures of {theirs}, the data's are {ours}; set "
+        "data.size, or expect a lower accuracy",
+    )
+
+
+def _metadata(weights: str) -> dict[str, str]:
+    try:
+        return read_metadata(Path(weights).expanduser())
+    except ValueError:  # no safetensors file
+        return {}
 
 
 def teacher_metadata(study: Study, key: str, accuracy: float) -> dict[str, str]:

@@ -24,6 +24,7 @@ import torch.distributed as dist
 
 from raykd.architecture import Model
 from raykd.architecture.derived import inherited
+from raykd.architecture.normalization import like, to_metadata
 from raykd.data import Dataset
 from raykd.study.schema import Study, read_study
 from raykd.study.teachers import teachers_of
@@ -32,13 +33,14 @@ from raykd.training.assignment import Assignment
 from raykd.training.at_hand import TeacherAtHand
 from raykd.training.cache import Build, Description, Outputs, OutputsStore, open_outputs
 from raykd.training.checkpoint import dump_weights
+from raykd.training.delivering import delivered, stored_network
 from raykd.training.evaluate import evaluate_split, precision_of, summed
 from raykd.training.log import TrainingLog, raised_at
 from raykd.training.loop import Training
 from raykd.training.mailbox import Command, WorkerEnd
+from raykd.training.normalizing import trained_with
 from raykd.training.record import Diverged
 from raykd.training.storage import Storage
-from raykd.training.teacher import read_network
 
 POLL_S = 20.0
 """How often idle ranks exchange a sign of life; well below any collective's timeout."""
@@ -304,11 +306,7 @@ class Seat:
                     f"the teacher's weights {file} are not below {self.bench.storage.root}; every "
                     "node must reach that folder"
                 )
-            if file.endswith(".safetensors"):
-                assert model is not None, "weights alone, and nothing says of which model"
-                network = read_network(model, task_of(self.bench.data), content)
-            else:
-                network = torch.load(io.BytesIO(content), map_location="cpu", weights_only=False)
+            network = stored_network(file, content, model, self.bench.data)
             self._teachers[file] = network.to(self.bench.device)
         network = self._teachers[file] = self._teachers.pop(file)  # the last used is the last
         if len(self._teachers) > MOST_TEACHERS:
@@ -327,20 +325,28 @@ class Seat:
         if model.origin is not None and len(assignment.teachers) > len(teachers_of(training.study)):
             metrics |= inherited(kept)
         if assignment.role != "teacher" and (assignment.test or assignment.keep):
-            kept = model.deployed(kept)
+            kept = like(model.deployed(kept), kept)
         if kept is not training.student:
             metrics |= self._converted(kept, training.study, metrics)
         if assignment.keep is not None and self.bench.rank == 0:
             if assignment.keep.endswith(".safetensors"):
-                names = json.dumps(self.bench.data.class_names)
-                content = dump_weights(kept, {"id": assignment.id, "raykd.classes": names})
+                content = dump_weights(kept, self._metadata(kept, assignment))
             else:
                 buffer = io.BytesIO()
-                torch.save(kept.to("cpu").eval(), buffer)
+                told = {**training.history[-1], **metrics}
+                measured = {k: v for k, v in told.items() if k.startswith(("val_", "test_"))}
+                torch.save(delivered(kept.to("cpu").eval(), self.bench.data, measured), buffer)
                 kept.to(self.bench.device)
                 content = buffer.getvalue()
             self.bench.storage.write(assignment.keep, content)
         return metrics
+
+    def _metadata(self, network: torch.nn.Module, assignment: Assignment) -> dict[str, str]:
+        """What is written beside the weights of a network that teaches."""
+        normalization = trained_with(network, self.bench.data)
+        known = {} if normalization is None else to_metadata(normalization)
+        names = json.dumps(self.bench.data.class_names)
+        return {"id": assignment.id, "raykd.classes": names, **known}
 
     def _converted(
         self, network: torch.nn.Module, study: Study, simulated: Mapping[str, float]

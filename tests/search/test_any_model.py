@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -164,7 +165,10 @@ def test_a_student_of_texts_lies_in_mlflow(texts: tuple[StudyResult, Path]) -> N
     place = client.get_model_version_download_uri("learned", version.version)
     signature = Model.load(place).signature
     assert signature is not None
-    assert signature.inputs.input_names() == ["input_ids", "attention_mask"]
+    (tensor,) = signature.inputs.inputs  # MLflow's own `predict` takes one tensor, no mapping
+    assert (tensor.type, tensor.shape) == (np.dtype("int64"), (-1, 2, 16))
+    stacked = torch.stack([tokens, torch.ones_like(tokens)], dim=1)
+    assert torch.equal(network(stacked), logits)
 
 
 def test_models_of_pictures_are_refused_for_texts_before_anything_is_trained(

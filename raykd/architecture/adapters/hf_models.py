@@ -17,9 +17,10 @@ from torch import Tensor, nn
 
 from raykd.architecture.adapters.hub import hub
 from raykd.architecture.adapters.library import LibraryModel, check_patches, library
+from raykd.architecture.adapters.trained_on import trained_on_beside
 from raykd.architecture.adapters.values import Values
 from raykd.architecture.class_order import class_names_in
-from raykd.architecture.model import Task, Text, picture_shape
+from raykd.architecture.model import Task, Text, TrainedOn, picture_shape
 from raykd.architecture.taps import first_tensor
 from raykd.architecture.weight_files import class_names_beside
 from raykd.option import names_like, option
@@ -57,6 +58,9 @@ class Hf(LibraryModel):
         with _quiet(transformers), _told_as_value_error(self.name, self.config):
             network = _family(transformers, task).from_config(config, dtype=torch.float32)
         return logits_only(network)
+
+    def trained_on(self) -> TrainedOn | None:
+        return trained_on_beside(self._folder) if self._folder is not None else None
 
     def files(self) -> tuple[Path, ...]:
         held = self._folder.iterdir() if self._folder is not None else ()

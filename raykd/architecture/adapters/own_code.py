@@ -21,6 +21,7 @@ from raykd.architecture.adapters.library import only_logits
 from raykd.architecture.adapters.outputs import logits_of, no_logits, picking
 from raykd.architecture.adapters.torchvision_models import Args
 from raykd.architecture.adapters.values import Values
+from raykd.architecture.delivered import unwrapped
 from raykd.architecture.layers import blank_inputs
 from raykd.architecture.model import Model, Task
 from raykd.option import names_like, option
@@ -97,6 +98,7 @@ class Stored(Model):
                 "`raykd.search`), which fetch it from the study's tracking store"
             )
         network = torch.load(io.BytesIO(_content(self.file)), "cpu", weights_only=False)
+        network, _ = unwrapped(network)  # batches are normalized already
         if not self.pretrained:
             _draw_anew(network, self.name)
         return _checked(network, task, self.name)

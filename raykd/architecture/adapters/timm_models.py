@@ -21,7 +21,8 @@ from raykd.architecture.adapters.stems import fit_stem
 from raykd.architecture.adapters.torchvision_models import Args, Stem
 from raykd.architecture.adapters.values import Values
 from raykd.architecture.class_order import class_names_in
-from raykd.architecture.model import Task, picture_shape
+from raykd.architecture.model import Task, TrainedOn, picture_shape
+from raykd.architecture.normalization import Normalization
 from raykd.option import names_like, option
 
 _RESERVED = (
@@ -75,6 +76,21 @@ class Timm(LibraryModel):
         if self.stem == "small":
             fit_stem(network, channels, small=True, model=self.name)
         return only_logits(self.name, network, task)
+
+    def trained_on(self) -> TrainedOn | None:
+        timm = library("timm", "timm", self.name)
+        try:
+            usual = timm.get_pretrained_cfg(self.called)
+        except RuntimeError:
+            return None
+        if usual is None or not usual.has_weights:
+            return None
+        height, width = usual.input_size[-2:]
+        return TrainedOn(
+            Normalization(mean=tuple(usual.mean), std=tuple(usual.std)),
+            (int(height), int(width)),
+            f"timm's configuration of {self.called}",
+        )
 
     def _fixed_size(self, timm: ModuleType) -> bool:
         """Whether the model, which must be known, is built for pictures of one size."""

@@ -20,7 +20,8 @@ from raykd.architecture.adapters.library import (
 from raykd.architecture.adapters.stems import fit_stem
 from raykd.architecture.adapters.values import Values
 from raykd.architecture.adapters.weights import fill
-from raykd.architecture.model import Task, picture_shape
+from raykd.architecture.model import Task, TrainedOn, picture_shape
+from raykd.architecture.normalization import Normalization
 from raykd.architecture.weight_files import weight_file
 from raykd.option import names_like, option
 
@@ -77,6 +78,15 @@ class Torchvision(LibraryModel):
     def _pretrained_classes(self) -> tuple[str, ...]:
         weights = self._models().get_model_weights(self.called).DEFAULT
         return tuple(weights.meta.get("categories", ()))
+
+    def trained_on(self) -> TrainedOn | None:
+        usual = self._models().get_model_weights(self.called).DEFAULT.transforms()
+        (side,) = usual.crop_size
+        return TrainedOn(
+            Normalization(mean=tuple(usual.mean), std=tuple(usual.std)),
+            (side, side),
+            f"torchvision's weights of {self.called}",
+        )
 
     def _sizes(self, height: int, width: int) -> dict[str, Any]:
         """The arguments of those models that are built for one size."""

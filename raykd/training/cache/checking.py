@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from dataclasses import dataclass
 
 import torch
@@ -18,9 +17,9 @@ from raykd.training.cache.building import outputs_of, view_batches
 from raykd.training.cache.description import LOGITS
 from raykd.training.cache.reading import Outputs
 from raykd.training.cache.store import FOLDER, Manifest, OutputsStore
+from raykd.training.delivering import stored_network
 from raykd.training.evaluate import precision_of
 from raykd.training.layout import lay_out
-from raykd.training.teacher import read_network
 
 TOLERANCE = 0.02
 """How far, as a part of the largest value, outputs may differ: another device rounds otherwise."""
@@ -118,10 +117,7 @@ def _teacher(
         raise ValueError(f"the teacher's weights {file} are not below {store.storage.root}")
     if not allow_import and (not file.endswith(".safetensors") or _runs_code(model)):
         raise ValueError("the teacher runs code that is not raykd's; add --allow-import")
-    if file.endswith(".safetensors"):
-        assert model is not None, "weights alone, and nothing says of which model"
-        return read_network(model, task_of(data), content)
-    return torch.load(io.BytesIO(content), map_location="cpu", weights_only=False)
+    return stored_network(file, content, model, data)
 
 
 def _runs_code(model: Model | None) -> bool:

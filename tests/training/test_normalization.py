@@ -1,0 +1,307 @@
+"""Teachers that were trained under another normalization than the data's."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from raykd.architecture import Mlp, Model
+from raykd.architecture.adapters.hf_models import Hf
+from raykd.architecture.adapters.timm_models import Timm
+from raykd.architecture.adapters.torchvision_models import Torchvision
+from raykd.architecture.derived import DERIVED
+from raykd.architecture.normalization import NAMED, Normalization, expected_by
+from raykd.data import Dataset
+from raykd.data.splitting import dataset_of_pictures
+from raykd.knowledge import KD, Term
+from raykd.schemes import Alone, MultiTeacher, Teacher
+from raykd.schemes.train import SGD, Train
+from raykd.search.shelf import Shelf, check_teacher_weights, with_normalization
+from raykd.study.schema import Student, Study
+from raykd.training.assembly import task_of
+from raykd.training.checkpoint import dump_weights, metadata_of
+from raykd.training.delivering import delivered, raw_samples, stored_network
+from raykd.training.evaluate import evaluate_split
+from raykd.training.loop import Training
+from raykd.training.normalizing import adapted
+from raykd.training.preparing import train_teachers
+from raykd.training.storage import Storage
+from raykd.training.teacher import (
+    normalization_notes,
+    normalization_of,
+    own_teacher,
+    preparation_key,
+)
+from training_cases import DIGITS
+
+MODEL = Mlp(depth=1, width=16)
+IMAGENET = NAMED["imagenet"]
+
+
+@lru_cache
+def pictures(brightness: int = 110) -> Dataset:
+    """Four classes that differ by their brightness alone."""
+    generator = np.random.default_rng(0)
+    targets = np.arange(240) % 4
+    levels = brightness - 30 + 20 * targets[:, None, None, None]
+    pixels = np.clip(generator.normal(levels, 12, (240, 3, 4, 4)), 0, 255).astype(np.uint8)
+    order = generator.permutation(240)
+    rows = {"train": order[:140], "val": order[140:180], "test": order[180:]}
+    return dataset_of_pictures("made", pixels, targets, rows, list("abcd"), "this test")
+
+
+def by_hand(pixels: Tensor, normalization: Normalization) -> Tensor:
+    mean, std = (torch.tensor(v).view(-1, 1, 1) for v in (normalization.mean, normalization.std))
+    return (pixels.float() / 255 - mean) / std
+
+
+@lru_cache
+def trained_elsewhere() -> nn.Module:
+    """A network of MODEL that was trained by hand on ImageNet's mean and deviation."""
+    data = pictures()
+    torch.manual_seed(0)
+    network = MODEL.build(task_of(data))
+    optimizer = torch.optim.Adam(network.parameters(), 0.02)
+    inputs = by_hand(torch.as_tensor(data.train.take(torch.arange(140))), IMAGENET)
+    for _ in range(80):
+        loss = nn.functional.cross_entropy(network(inputs), data.train.targets)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return network.eval()
+
+
+def accuracy_by_hand() -> float:
+    data = pictures()
+    inputs = by_hand(torch.as_tensor(data.test.take(torch.arange(60))), IMAGENET)
+    return (trained_elsewhere()(inputs).argmax(1) == data.test.targets).double().mean().item()
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    save_file(trained_elsewhere().state_dict(), tmp_path / "teacher.safetensors")
+    return tmp_path / "teacher.safetensors"
+
+
+def study(teacher: Teacher, **fields: object) -> Study:
+    return Study(
+        **{
+            "name": "small",
+            "data": DIGITS,
+            "teacher": teacher,
+            "student": Student(model=Mlp(depth=1, width=8)),
+            "knowledge": (Term(loss=KD()),),
+            "train": Train(epochs=1, batch_size=35, optimizer=SGD(lr=0.01)),
+            **fields,
+        }
+    )
+
+
+def accuracy(network: nn.Module, data: Dataset) -> float:
+    return evaluate_split(network, data, "test")["test_accuracy"]
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        "imagenet",
+        IMAGENET,
+        Normalization(
+            mean=tuple(255 * m for m in IMAGENET.mean),
+            std=tuple(255 * s for s in IMAGENET.std),
+            maximum=255,
+        ),
+    ],
+)
+def test_a_teacher_is_as_good_as_where_it_was_trained(
+    asked: Normalization | str, file: Path
+) -> None:
+    data = pictures()
+    teacher = Teacher(model=MODEL, weights=str(file), normalization=asked)  # type: ignore[arg-type]
+    (network,) = train_teachers(study(teacher), data)
+    assert accuracy_by_hand() > 0.6
+    assert accuracy(network, data) == pytest.approx(accuracy_by_hand(), abs=1e-12)
+    (plain,) = train_teachers(study(Teacher(model=MODEL, weights=str(file))), data)
+    assert accuracy(plain, data) < accuracy_by_hand()
+
+
+def test_the_file_on_the_shelf_keeps_it(file: Path, tmp_path: Path) -> None:
+    data, storage = pictures(), Storage(str(tmp_path / "studies"))
+    one = study(Teacher(model=MODEL, weights=str(file), normalization="imagenet"))
+    shelf = Shelf(one, data.fingerprint, storage)
+    shelf.fetch(own_teacher(one))
+    name = shelf.file(own_teacher(one))
+    content = storage.read(name)
+    assert content is not None and name.endswith(".safetensors")
+    network = stored_network(name, content, MODEL, data)
+    assert accuracy(network, data) == pytest.approx(accuracy_by_hand(), abs=1e-12)
+    assert load_file(Path(storage.root, name)).keys() == trained_elsewhere().state_dict().keys()
+
+
+def test_keys_change_only_where_it_is_set(file: Path) -> None:
+    def key(**fields: object) -> str:
+        one = study(Teacher(model=MODEL, weights=str(file), **fields))  # type: ignore[arg-type]
+        return preparation_key(own_teacher(one), one, "abc")
+
+    assert key() == key(normalization="data") != key(normalization="imagenet")
+    assert key(normalization="imagenet") == key(normalization=IMAGENET) != key(normalization="half")
+
+
+def test_every_teacher_of_a_scheme_has_its_own(file: Path) -> None:
+    data = pictures()
+    first = Teacher(model=MODEL, weights=str(file), normalization="imagenet")
+    second = Teacher(model=MODEL, weights=str(file), normalization="half")
+    both = train_teachers(study(first, scheme=MultiTeacher(others=(second,))), data)
+    assert [expected_by(one) for one in both] == [IMAGENET, NAMED["half"]]
+
+
+# Known without being asked
+
+
+def test_weights_of_raykd_bring_their_own(tmp_path: Path) -> None:
+    from raykd.architecture.normalization import to_metadata
+    from raykd.training.normalizing import trained_with
+
+    bright, dark = pictures(140), pictures(100)
+    own = study(Teacher(model=MODEL, train=Train(epochs=6, batch_size=20, optimizer=SGD(lr=0.1))))
+    (network,) = train_teachers(own, bright)
+    expected = trained_with(network, bright)
+    assert expected == Normalization(mean=bright.mean, std=bright.std)
+    assert expected is not None
+    kept = tmp_path / "kept.safetensors"
+    kept.write_bytes(dump_weights(network, {"id": "teacher-0", **to_metadata(expected)}))
+    again = Teacher(model=MODEL, weights=str(kept))
+    assert normalization_of(own_teacher(study(again))) == expected
+    (same,) = train_teachers(study(again), bright)
+    assert expected_by(same) is None  # nothing to correct, bit for bit
+    (other,) = train_teachers(study(again), dark)
+    moved = dataclasses.replace(dark, mean=bright.mean, std=bright.std)
+    assert accuracy(other, dark) == pytest.approx(accuracy(network, moved), abs=1e-12)
+    forced = own_teacher(study(dataclasses.replace(again, normalization="data")))
+    assert normalization_of(forced) is None
+
+
+def test_a_folder_of_transformers_says_it(tmp_path: Path) -> None:
+    model = Hf(name=f"hf/{tmp_path}")
+    for told, wanted in (
+        ({"image_mean": [0.5, 0.4, 0.3], "image_std": [0.2, 0.2, 0.1]}, (0.5, 0.4, 0.3)),
+        ({"image_mean": [1, 2, 3], "image_std": [1, 1, 1], "do_rescale": False}, None),
+        ({"do_normalize": False, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}, (0.0,)),
+    ):
+        (tmp_path / "preprocessor_config.json").write_text(
+            json.dumps({**told, "size": {"height": 224, "width": 224}})
+        )
+        trained_on = model.trained_on()
+        assert trained_on is not None and trained_on.size == (224, 224)
+        mean, _ = trained_on.normalization.statistics(3)
+        assert tuple(mean.tolist()) == pytest.approx(
+            tuple(torch.tensor(wanted or (1 / 255, 2 / 255, 3 / 255)).expand(3).tolist())
+        )
+    (tmp_path / "model.safetensors").write_bytes(dump_weights(nn.Linear(1, 1)))
+    beside = own_teacher(study(Teacher(model=model, weights=str(tmp_path / "model.safetensors"))))
+    assert normalization_of(beside) == trained_on.normalization
+    notes, warnings = normalization_notes(beside, "teacher", task_of(pictures()))
+    assert "mean 0, std 255 of pixels up to 255" in notes[0]
+    assert "224x224" in warnings[0] and "4x4" in warnings[0]
+    (tmp_path / "preprocessor_config.json").write_text("{")
+    with pytest.raises(ValueError, match="cannot be read"):
+        normalization_of(beside)
+
+
+@pytest.mark.parametrize(
+    "model", [Timm(name="timm/resnet18"), Torchvision(name="torchvision/vgg11")]
+)
+def test_a_library_is_asked_only_on_request(model: Model, file: Path) -> None:
+    asked = own_teacher(study(Teacher(model=model, weights=str(file), normalization="model")))
+    assert normalization_of(asked) == IMAGENET
+    prepared = own_teacher(study(Teacher(model=model, weights=str(file))))
+    assert normalization_of(prepared) is None
+    (note,), _ = normalization_notes(prepared, "teacher", task_of(pictures()))
+    assert "teacher.normalization" in note and "normalization: model" in note and "0.485" in note
+
+
+def test_a_delivered_student_teaches_without_normalizing_twice() -> None:
+    bright, dark = pictures(140), pictures(100)
+    alone = dataclasses.replace(study(Teacher()), teacher=None, scheme=Alone(), knowledge=())
+    training = Training(alone, bright, seed=0)
+    training.run_epoch()
+    student = training.student.eval()
+    moved = dataclasses.replace(dark, mean=bright.mean, std=bright.std)
+    for data, same_statistics in ((bright, bright), (dark, moved)):
+        wanted = accuracy(student, same_statistics)
+        raw = torch.as_tensor(raw_samples(data, torch.arange(60)))
+        answers = delivered(student, bright)(raw).argmax(1)
+        assert (answers == data.test.targets).double().mean().item() == pytest.approx(wanted)
+        teacher = adapted(delivered(student, bright), data)
+        assert accuracy(teacher, data) == pytest.approx(wanted, abs=1e-12)
+    taught = Training(study(Teacher()), dark, seed=0, teacher=delivered(student, bright))
+    assert taught.run_epoch()["train_loss"] > 0
+
+
+# Students that inherit
+
+
+@pytest.mark.parametrize("name", ["same", "fewer_layers", "low_rank", "compact", "quantised"])
+def test_a_student_made_of_the_teacher_expects_the_same(name: str) -> None:
+    from raykd.architecture import Resnet
+
+    data, source = pictures(), Resnet(depth=14, width=4)
+    kind = next(kind for kind in DERIVED if kind.__name__.lower() == name.replace("_", ""))
+    teacher = adapted(source.build(task_of(data)).eval(), data, IMAGENET)
+    one = study(
+        Teacher(model=source, weights="x.safetensors", normalization="imagenet"),
+        student=Student(model=kind(of=source, inherit=True)),  # type: ignore[call-arg]
+        scheme=Alone(),
+        knowledge=(),
+    )
+    training = Training(one, data, seed=0, teacher=[teacher])
+    assert expected_by(training.student) == IMAGENET
+    training.run_epoch()
+    kept = training.student.eval()
+    assert accuracy(kept, data) == pytest.approx(
+        (
+            delivered(kept, data)(torch.as_tensor(raw_samples(data, torch.arange(60)))).argmax(1)
+            == data.test.targets
+        )
+        .double()
+        .mean()
+        .item(),
+        abs=1e-12,
+    )
+
+
+# Refused before anything starts
+
+
+def problems(teacher: Teacher) -> list[str]:
+    return [str(p) for p in check_teacher_weights(study(teacher), task_of(pictures()))]
+
+
+def test_a_normalization_that_cannot_be_used_is_refused(file: Path) -> None:
+    (trained,) = problems(Teacher(model=MODEL, normalization="imagenet"))
+    assert "teacher.normalization" in trained and "loaded `weights`" in trained
+    two = Normalization(mean=(0.1, 0.2), std=(0.5,))
+    (channels,) = problems(Teacher(model=MODEL, weights=str(file), normalization=two))
+    assert "2 channels" in channels
+    (unknown,) = problems(Teacher(model=MODEL, weights=str(file), normalization="model"))
+    assert "configuration of mlp, which has none" in unknown
+    assert not problems(Teacher(model=MODEL, weights=str(file), normalization="imagenet"))
+
+
+def test_metadata_replace_what_was_there() -> None:
+    content = dump_weights(trained_elsewhere(), {"id": "x"})
+    marked = with_normalization(content, IMAGENET)
+    assert metadata_of(marked)["id"] == "x" and len(metadata_of(marked)) == 2
+    assert metadata_of(with_normalization(marked, None)) == {"id": "x"}
+    assert with_normalization(content, None) == content
+    network = stored_network("a.safetensors", marked, MODEL, pictures())
+    for name, tensor in trained_elsewhere().state_dict().items():
+        assert torch.equal(network.state_dict()[name], tensor)
