@@ -220,7 +220,7 @@ def _reshaped(axes: Axes, shape: Sequence[int]) -> Axes | None:
                 return _ends_alike(axes, shape)
             if size == 1:
                 break
-        made.append(tuple(axis))
+        made.append(simplified(axis) or tuple(axis))
     return tuple(made)
 
 

@@ -123,8 +123,8 @@ def _sides(
             either.append(i)
         elif CHANNEL in held:
             channels.append(i)
-        elif held and (held <= PLACES or (held == {UNKNOWN} and len(rest) == 2)):
-            places.append(i)  # beside channels, the only other axis holds places
+        elif held and (held <= PLACES or (held == {UNKNOWN} and i == rest[0] and len(rest) == 2)):
+            places.append(i)  # before the channels, the only other axis holds places
         else:
             return None
     if not channels and either:
