@@ -522,3 +522,9 @@ def test_files_that_decide_what_is_built(tmp_path: Path) -> None:
     assert _model({"name": "timm/resnet18", "weights": "w.pth"}).files() == (Path("w.pth"),)
     assert _model({"name": "json:loads"}).files()[0].name == "__init__.py"
     assert _model({"name": "timm/resnet18"}).files() == ()
+
+
+@pytest.mark.parametrize("name", ["hf/deit", "hf/levit"])
+def test_vision_models_that_look_at_their_architectures_are_built(name: str) -> None:
+    network = MODELS[name](name=name).blueprint(Task((3, 224, 224), 4))
+    assert any(isinstance(module, nn.Linear) for module in network.modules())

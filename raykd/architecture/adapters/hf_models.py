@@ -56,6 +56,8 @@ class Hf(LibraryModel):
         transformers = library("transformers", "hf", self.name)
         config = self._configuration(transformers, task)
         with _quiet(transformers), _told_as_value_error(self.name, self.config):
+            # deit and levit iterate over it, and it is None in a configuration made here
+            config.architectures = config.architectures or []
             network = _family(transformers, task).from_config(config, dtype=torch.float32)
         return logits_only(network)
 
