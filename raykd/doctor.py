@@ -23,10 +23,10 @@ from threading import Thread
 from typing import TYPE_CHECKING, Any
 
 from rich.console import RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from raykd.problems import StudyError
+from raykd.tables import Labeled
 
 if TYPE_CHECKING:
     from raykd.data.source import Source
@@ -116,17 +116,15 @@ def examine(needs: Needs) -> Iterator[Finding]:
 
 def shown(finding: Finding) -> RenderableType:
     """A finding for a `rich` console."""
-    grid = Table.grid(padding=(0, 1))
-    grid.add_column(width=5)
-    grid.add_column(width=14)
-    grid.add_column(overflow="fold")
     mark = "ok" if not finding.mend else "mend" if finding.essential else "note"
     style = {"ok": "green", "mend": "bold red", "note": "yellow"}[mark]
     text = Text(finding.what)
     if finding.mend:
         text.append(f"\n-> {finding.mend}")
-    grid.add_row(Text(mark, style=style), finding.about, text)
-    return grid
+    label = Text.assemble((f"{mark:5} ", style), finding.about)
+    block = Labeled(width=20, gap=1)
+    block.add(label, text)
+    return block
 
 
 # Python and packages

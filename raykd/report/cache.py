@@ -6,11 +6,12 @@ import time
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from rich.table import Table
+from rich.console import RenderableType
 from rich.text import Text
 
 from raykd.architecture.model import written
 from raykd.report.outputs import in_bytes
+from raykd.tables import Column, Grid, unbroken
 from raykd.training.cache.checking import Comparison
 from raykd.training.cache.foretelling import seconds_to_build
 from raykd.training.cache.planning import CachePlan, Kept
@@ -45,19 +46,16 @@ def _planned(kept: Kept, plan: CachePlan, device: str) -> str:
     )
 
 
-def entries_table(entries: Sequence[Entry], now: float | None = None) -> Table | Text:
+def entries_table(entries: Sequence[Entry], now: float | None = None) -> RenderableType:
     """The entries of a cache, for a `rich` console."""
     if not entries:
         return Text("nothing is kept")
-    table = Table(box=None, pad_edge=False)
-    for heading in ("address", "size", "teacher", "data", "views", "kept", "last read"):
-        table.add_column(heading, overflow="fold")
+    headings = ("address", "size", "teacher", "data", "views", "kept", "last read")
+    table = Grid([*map(Column, headings)], header_style="bold", gap=1)
     for entry in entries:
-        table.add_row(*map(Text, _cells(entry, time.time() if now is None else now)))
+        table.add(*_cells(entry, time.time() if now is None else now))
     total = in_bytes(sum(entry.bytes for entry in entries))
-    table.caption = f"{len(entries)} in all, {total}"
-    table.caption_justify = "left"
-    return table
+    return unbroken([table, Text(f"{len(entries)} in all, {total}", style="dim")])
 
 
 def entries_json(entries: Iterable[Entry]) -> list[dict[str, Any]]:

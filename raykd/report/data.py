@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from rich.table import Table
 from rich.text import Text
+
+from raykd.tables import Labeled
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -61,13 +62,11 @@ def weights_block(notes: Sequence[str], warnings: Sequence[str]) -> Iterator[Ren
     """The remarks on weights for `raykd validate`."""
     if not notes and not warnings:
         return
-    table = Table.grid(padding=(0, 1))
-    table.add_column(min_width=9)
-    table.add_column(overflow="fold")
+    table = Labeled(width=9, gap=1)
     lines = [(note, "dim") for note in notes]
     lines += [(f"{WARNING}{warning}", WARNING_STYLE) for warning in warnings]
     for number, (line, style) in enumerate(lines):
-        table.add_row("" if number else "weights", Text(line, style=style))
+        table.add("" if number else "weights", Text(line, style=style))
     yield table
 
 
@@ -87,20 +86,18 @@ def data_block(source: Source, found: Survey | Dataset | None, task: Task) -> Re
         found: a survey, or the loaded data; None where neither is at hand.
         task: input shape and number of classes.
     """
-    table = Table.grid(padding=(0, 1))
-    table.add_column(min_width=9)
-    table.add_column(overflow="fold")
+    table = Labeled(width=9, gap=1)
     place = found.origin if found is not None else str(getattr(source, "root", ""))
-    table.add_row("data", Text(f"{source.name} from {place}" if place else source.name))
+    table.add("data", Text(f"{source.name} from {place}" if place else source.name))
     names = found.class_names if found is not None else ()
-    table.add_row("", Text(classes_text(len(names) or task.classes, names)))
+    table.add("", Text(classes_text(len(names) or task.classes, names)))
     if found is None:
         return table
-    table.add_row("", Text(f"samples: {sizes_text(found.sizes)}"))
+    table.add("", Text(f"samples: {sizes_text(found.sizes)}"))
     for note in found.notes:
-        table.add_row("", Text(note, style="dim"))
+        table.add("", Text(note, style="dim"))
     for warning in found.warnings:
-        table.add_row("", Text(f"{WARNING}{warning}", style=WARNING_STYLE))
+        table.add("", Text(f"{WARNING}{warning}", style=WARNING_STYLE))
     return table
 
 

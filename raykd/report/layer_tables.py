@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from rich.console import Group, RenderableType
-from rich.table import Table
+from rich.console import RenderableType
 from rich.text import Text
 
 from raykd.architecture.layers import Layer
 from raykd.report.layers import Layers, Shown
 from raykd.search.figures import compact
+from raykd.tables import Column, Grid, unbroken
 
 HEADINGS = ("stage", "layer", "type", "shape", "depth", "MACs")
 FIGURES = ("depth", "MACs")
 
 
 def tables(found: Layers, *, stages: bool) -> RenderableType:
-    """The layers for a terminal; long names are folded, nothing is cut."""
+    """The layers for a terminal; rows that do not fit are stacked, nothing is cut."""
     blocks: list[RenderableType] = []
     if len(found.models) > 1:
         blocks += [_table(*_side_by_side(found.models)), Text()]
@@ -25,7 +25,7 @@ def tables(found: Layers, *, stages: bool) -> RenderableType:
         rows = [_row(layer) for layer in model.layers(stages=stages)]
         blocks += [Text(_title(model, found), style="bold"), _table(HEADINGS, rows), Text()]
     blocks += [Text(line) for line in _notes(found)]
-    return Group(*blocks)
+    return unbroken(blocks)
 
 
 def lines(found: Layers, *, stages: bool) -> Iterator[str]:
@@ -78,20 +78,20 @@ def _notes(found: Layers) -> Iterator[str]:
     yield from found.left_out
 
 
-def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in headings:
-        right = heading in FIGURES
-        table.add_column(
+def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> Grid:
+    columns = [
+        Column(
             heading,
-            justify="right" if right else "left",
-            no_wrap=right or heading == "stage",
-            overflow="fold",
-            style="cyan" if heading == "stage" else None,
+            right=heading in FIGURES,
+            whole=heading in FIGURES,
+            style="cyan" if heading == "stage" else "",
         )
+        for heading in headings
+    ]
+    grid = Grid(columns, header_style="bold", gap=1)
     for row in rows:
-        table.add_row(*map(Text, row))
-    return table
+        grid.add(*row)
+    return grid
 
 
 def _aligned(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:

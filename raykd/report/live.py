@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -21,6 +21,7 @@ from raykd.report.plain import first_lines
 from raykd.report.view import ALL, COSTS, View, run_name
 from raykd.search.figures import clock, compact, metric, percent, time_left, words
 from raykd.search.records import Record, cost, learns_from, pairs_name, student_name
+from raykd.tables import Column, Grid, cut, narrowed
 
 PERIOD = 0.25
 """Seconds between two looks for something new; the clock alone moves once a second."""
@@ -116,7 +117,7 @@ def picture(view: View, options: ConsoleOptions) -> RenderableType:
     """The display as it stands, no wider than the console and lower by one line."""
     width = options.max_width
     head = [*_header(view, width), Text(), *_progress(view, width), Text()]
-    foot = _best(view)
+    foot = _best(view, width)
     # One line for the table's heading, one that stays free so that nothing scrolls.
     room = options.size.height - len(head) - len(foot) - 2
     shown = rows(view, max(0, room))
@@ -149,7 +150,7 @@ def _header(view: View, width: int) -> list[Text]:
     if right and len(left) + len(right) + 2 <= width:
         title.append(" " * (width - len(left) - len(right)) + right, style="not bold dim")
     facts = " · ".join(_facts(view))
-    return [title, _line(facts, "dim")] if facts else [title]
+    return [title, _line(facts, width, "dim")] if facts else [title]
 
 
 def _facts(view: View) -> Iterable[str]:
@@ -165,64 +166,78 @@ def _facts(view: View) -> Iterable[str]:
 def _progress(view: View, width: int) -> list[RenderableType]:
     done = view.progress
     times = f"{done:4.0%}  {clock(view.elapsed)}, {time_left(view.time_left)}".removesuffix(", ")
-    grid = Table.grid(padding=(0, 1), expand=True)
-    grid.add_column(ratio=1)
-    grid.add_column(justify="right", no_wrap=True)
-    bar = ProgressBar(total=1.0, completed=done, width=max(4, width - len(times) - 2))
+    bar = ProgressBar(total=1.0, completed=done, width=max(4, width - len(times) - 1))
+    grid = Table.grid(padding=(0, 1))
+    grid.add_column(width=bar.width)
+    grid.add_column(no_wrap=True)
     grid.add_row(bar, Text(times, no_wrap=True))
-    return [_line(view.phase, "bold"), grid]
+    return [_line(view.phase, width, "bold"), grid]
 
 
-def _table(view: View, shown: list[tuple[Record, str]], width: int) -> Table:
-    table = Table(box=None, expand=True, pad_edge=False, padding=(0, 1), header_style="dim")
-    cut: dict[str, Any] = {"no_wrap": True, "overflow": "ellipsis"}
-    table.add_column("trial", **cut)
-    table.add_column("student", **cut, max_width=max(14, width // 4))
-    if width >= SMALL:
-        table.add_column("learns from", **cut, ratio=2)
-    if width >= WIDE:
-        table.add_column("pairs", **cut, ratio=1)
-    table.add_column("epoch", justify="right", **cut)
-    table.add_column(_short(view.watched), justify="right", **cut)
-    table.add_column("params", justify="right", **cut)
-    for name in _costs(view, width):
-        table.add_column(_short(name), justify="right", **cut)
-    table.add_column("status", **cut)
-    for record, status in shown:
-        table.add_row(*map(Text, _cells(view, record, status, width)), style=_style(status))
-    return table
+DROPPED = ("pairs", "learns from", "params", "epoch", "status")
+"""Columns left out where the terminal is too narrow, the first ones first; the costs that are
+objectives go with `learns from`."""
+
+KEPT = ("trial", "student", "epoch", "params", "status")
+"""Columns of a narrow terminal, beside the metric."""
+
+LEAST = {"student": 14, "learns from": 14, "pairs": 12}
+"""Fewest characters of columns whose cells may be cut, between words."""
 
 
-def _cells(view: View, record: Record, status: str, width: int) -> Iterable[str]:
-    yield run_name(record.id)
-    yield student_name(record)
+def _table(view: View, shown: list[tuple[Record, str]], width: int) -> Grid:
+    rows = [_cells(view, record, status) for record, status in shown]
+    names = list(rows[0])
+    if width < WIDE:
+        names.remove("pairs")
+    if width < SMALL:
+        names = [name for name in names if name in KEPT or name == _short(view.watched)]
+    for name in DROPPED:
+        if _least(rows, names) > width and name in names:
+            names.remove(name)
+    sizes = {name: max(len(name), *(len(row[name]) for row in rows)) for name in names}
+    lowest = [min(sizes[name], LEAST.get(name, sizes[name])) for name in names]
+    room = width - 2 * (len(names) - 1)
+    widths = dict(zip(names, narrowed([*sizes.values()], lowest, room), strict=True))
+    left = ("trial", "student", "learns from", "pairs", "status")
+    grid = Grid([Column(name, right=name not in left, whole=True) for name in names])
+    for row, (_, status) in zip(rows, shown, strict=True):
+        grid.add(*(cut(row[name], widths[name]) for name in names), style=_style(status))
+    return grid
+
+
+def _least(rows: Sequence[Mapping[str, str]], names: Sequence[str]) -> int:
+    """The fewest characters of a table of these columns."""
+    sizes = (max(len(name), *(len(row[name]) for row in rows)) for name in names)
+    least = [min(size, LEAST.get(name, size)) for name, size in zip(names, sizes, strict=True)]
+    return sum(least) + 2 * (len(names) - 1)
+
+
+def _cells(view: View, record: Record, status: str) -> dict[str, str]:
+    """All cells of a row by the heading of their column."""
     taught = record.role not in ("teacher", "alone")
-    if width >= SMALL:
-        yield learns_from(record) if taught else "labels"
-    if width >= WIDE:
-        yield pairs_name(record) if taught else ""
-    yield f"{len(record.epochs)}/{record.assignment.epochs}"
-    yield metric(view.watched, record.metrics.get(view.watched))
-    yield compact(cost(record, "params"))
-    for name in _costs(view, width):
-        yield metric(name, cost(record, name))
-    yield status
+    costs = [name for name in view.objectives if name in COSTS and name != "params"]
+    return {
+        "trial": run_name(record.id),
+        "student": student_name(record),
+        "learns from": learns_from(record) if taught else "labels",
+        "pairs": pairs_name(record) if taught else "",
+        "epoch": f"{len(record.epochs)}/{record.assignment.epochs}",
+        _short(view.watched): metric(view.watched, record.metrics.get(view.watched)),
+        "params": compact(cost(record, "params")),
+        **{_short(name): metric(name, cost(record, name)) for name in costs},
+        "status": status,
+    }
 
 
-def _costs(view: View, width: int) -> list[str]:
-    """The costs that are objectives, beside the parameters, where there is room."""
-    found = [name for name in view.objectives if name in COSTS and name != "params"]
-    return found if width >= SMALL else []
-
-
-def _best(view: View) -> list[Text]:
+def _best(view: View, width: int) -> list[Text]:
     if not view.front:
         return []
     best = view.front[0]
     figures = [f"{_short(name)} {metric(name, cost(best, name))}" for name in view.objectives]
     size = f" · front of {len(view.front)}" if len(view.objectives) > 1 else ""
     said = f"best so far: {best.id} {student_name(best)}, {', '.join(figures)}{size}"
-    return [Text(), _line(said)]
+    return [Text(), _line(said, width)]
 
 
 def _short(name: str) -> str:
@@ -233,6 +248,6 @@ def _style(status: str) -> str:
     return STYLES.get(status, "")
 
 
-def _line(text: str, style: str = "") -> Text:
-    """One line, cut where the terminal ends."""
-    return Text(text, style=style, no_wrap=True, overflow="ellipsis")
+def _line(text: str, width: int, style: str = "") -> Text:
+    """One line, cut between words where the terminal ends."""
+    return Text(cut(text, width), style=style, no_wrap=True, overflow="ellipsis")

@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 
-from rich.console import Group, RenderableType
-from rich.padding import Padding
-from rich.table import Table
+from rich.console import RenderableType
 from rich.text import Text
 
 from raykd.report.catalogue import Entry, Part
 from raykd.report.parameters import Held, Parameter
+from raykd.tables import Column, Grid, Labeled, Paragraph, unbroken
 
 INDENT = 2
 LONG = 60
@@ -40,14 +39,12 @@ def _overview(parts: Mapping[Part, Sequence[Entry]]) -> RenderableType:
     """Every option's name and what it is, part by part."""
     blocks: list[RenderableType] = []
     for part, listed in parts.items():
-        table = Table.grid(padding=(0, 2))
-        table.add_column(no_wrap=True, style="cyan")
-        table.add_column()
+        table = Labeled(indent=INDENT)
         for entry in listed:
-            table.add_row(Text(entry.name), Text(entry.summary))
-        blocks += [Text(part, style="bold"), Padding(table, (0, 0, 1, INDENT))]
+            table.add(Text(entry.name, style="cyan"), entry.summary)
+        blocks += [Text(part, style="bold"), table, Text()]
     more = "raykd list losses: with parameters, ranges, papers; raykd list losses kd: all of one"
-    return Group(*blocks, Text(more, style="dim"))
+    return unbroken([*blocks, Text(more, style="dim")])
 
 
 def _listed(listed: Sequence[Entry]) -> RenderableType:
@@ -55,19 +52,18 @@ def _listed(listed: Sequence[Entry]) -> RenderableType:
     widths = _widths([parameter for entry in listed for parameter in entry.parameters])
     blocks: list[RenderableType] = []
     for entry in listed:
-        told = (Text(line, style="dim") for line in _told(entry))
-        body = Group(Text(entry.summary), *told, _parameters(entry.parameters, widths))
-        blocks += [Text(entry.name, style="bold cyan"), Padding(body, (0, 0, 1, INDENT))]
-    return Group(*blocks)
+        told = (Paragraph(Text(line, style="dim"), INDENT) for line in _told(entry))
+        body = [Paragraph(Text(entry.summary), INDENT), *told]
+        body += [_parameters(entry.parameters, widths, INDENT)]
+        blocks += [Text(entry.name, style="bold cyan"), *body, Text()]
+    return unbroken(blocks)
 
 
 def _in_full(entry: Entry) -> RenderableType:
     """All that is known of one option."""
-    table = Table.grid(padding=(0, 2))
-    table.add_column(no_wrap=True, style="dim")
-    table.add_column()
+    table = Labeled()
     for label, text in entry.labelled.items():
-        table.add_row(Text(label), Text(text))
+        table.add(Text(label, style="dim"), text)
     blocks: list[RenderableType] = [
         Text.assemble((entry.name, "bold cyan"), (f", {entry.noun}", "dim")),
         Text(entry.summary),
@@ -78,14 +74,13 @@ def _in_full(entry: Entry) -> RenderableType:
     if entry.parameters:
         blocks += [Text(), _parameters(entry.parameters, _widths(entry.parameters))]
     blocks += [_held(one) for one in entry.held]
-    return Group(*blocks)
+    return unbroken(blocks)
 
 
 def _held(one: Held) -> RenderableType:
     """What stands inside an option, with its own parameters."""
     head = Text.assemble((one.name, "cyan"), ": ", one.summary)
-    body = _parameters(one.parameters, _widths(one.parameters))
-    return Group(Text(), head, Padding(body, (0, 0, 0, INDENT)))
+    return unbroken([Text(), head, _parameters(one.parameters, _widths(one.parameters), INDENT)])
 
 
 def _told(entry: Entry) -> list[str]:
@@ -104,14 +99,12 @@ def _widths(parameters: Sequence[Parameter]) -> tuple[int, int]:
     return min(names, 18), min(defaults, 12)
 
 
-def _parameters(parameters: Sequence[Parameter], widths: tuple[int, int]) -> Table:
-    table = Table.grid(padding=(0, 2))
-    table.add_column(min_width=widths[0], no_wrap=True, style="green")
-    table.add_column(min_width=widths[1], max_width=20, overflow="fold")
-    table.add_column()
+def _parameters(parameters: Sequence[Parameter], widths: tuple[int, int], indent: int = 0) -> Grid:
+    columns = [Column(whole=True, style="green"), Column(), Column(prose=True)]
+    table = Grid(columns, indent=indent, widths=(*widths, 0))
     for parameter in parameters:
         about = Text(parameter.type.text)
         if parameter.description:
             about.append(f"; {parameter.description}", style="dim")
-        table.add_row(Text(parameter.name), Text(parameter.default_text), about)
+        table.add(parameter.name, parameter.default_text, about)
     return table

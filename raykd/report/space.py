@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from rich.console import Group, RenderableType
-from rich.text import Text
 
 from raykd.architecture import Task
 from raykd.data import Dataset, Survey
@@ -24,6 +23,7 @@ from raykd.study.explain import explain
 from raykd.study.load import check_data, check_shapes
 from raykd.study.measured import check_measured
 from raykd.study.opened import OpenStudy
+from raykd.tables import Labeled
 from raykd.training.assembly import task_of
 from raykd.training.cache.planning import CachePlan
 
@@ -62,17 +62,18 @@ def explained(
     with in_place(study):
         weights = remarks_on_weights(study, named)
     found = explain(study, task, seed, None if known is None else known.sizes["train"])
+    rest = Labeled(width=9, gap=1)
+    for label, text in (slots, *_outputs(study, task, data), *_layer_study(study, task)):
+        rest.add(label, text)
     return Group(
         found.render(),
         data_block(study.settings.data, known, task),
         *weights_block(weights.notes, weights.warnings),
-        Text(slots),
-        *_outputs(study, task, data),
-        *_layer_study(study, task),
+        rest,
     )
 
 
-def _layer_study(study: OpenStudy, task: Task) -> list[Text]:
+def _layer_study(study: OpenStudy, task: Task) -> list[tuple[str, str]]:
     """What `raykd pairs` would train, where the study can be one about its layers."""
     try:
         question = question_of(study, task)
@@ -83,23 +84,23 @@ def _layer_study(study: OpenStudy, task: Task) -> list[Text]:
     trained = sum(not arm.why_not for arm in arms)
     said = f"`raykd pairs` would train {trained} arms x {how.seeds} seeds"
     left = len(arms) - trained
-    return [Text(f"pairs     {said}" + (f"; {left} arms cannot be trained" if left else ""))]
+    return [("pairs", said + (f"; {left} arms cannot be trained" if left else ""))]
 
 
-def _slots(study: OpenStudy) -> str:
+def _slots(study: OpenStudy) -> tuple[str, str]:
     """The slots the study would get here."""
     if is_remote():
-        return "slots     as many as fit on the cluster that RAY_ADDRESS names"
+        return "slots", "as many as fit on the cluster that RAY_ADDRESS names"
     cluster, nodes = study.settings.cluster, here()
     most = room(cluster, nodes)
     share = f", or up to {most} trials a GPU: the search tries which is fastest" if most > 1 else ""
-    return f"slots     {plan_slots(cluster, nodes)} on this machine{share}"
+    return "slots", f"{plan_slots(cluster, nodes)} on this machine{share}"
 
 
-def _outputs(study: OpenStudy, task: Task, data: Dataset | None) -> list[Text]:
+def _outputs(study: OpenStudy, task: Task, data: Dataset | None) -> list[tuple[str, str]]:
     """What would be kept of the teachers."""
     plan = CachePlan(study, task, None if data is None else len(data.train))
-    return [Text(f"cache     {line}") for line in plan_lines(plan)]
+    return [("cache", line) for line in plan_lines(plan)]
 
 
 def _survey(study: OpenStudy) -> Survey | None:

@@ -9,9 +9,7 @@ from dataclasses import asdict
 from itertools import combinations
 from typing import Any
 
-from rich.console import Group, RenderableType
-from rich.padding import Padding
-from rich.table import Table
+from rich.console import RenderableType
 from rich.text import Text
 
 from raykd.report.commands import Command, Event, commands, state, unfinished
@@ -41,6 +39,7 @@ from raykd.search.records import (
 )
 from raykd.search.result import METRIC, Chosen, StudyResult
 from raykd.search.statistics import FEWEST, Estimate, paired_gain
+from raykd.tables import Column, Grid, Paragraph, unbroken
 from raykd.tracking.journal import events
 
 MOST_ASSISTANTS = 6
@@ -68,7 +67,7 @@ def summary(result: StudyResult, told: Sequence[Event] | None = None) -> Rendera
     blocks: list[RenderableType] = []
     for part in filter(None, parts):
         blocks += [*part, Text()]
-    return Group(*blocks[:-1])
+    return unbroken(blocks[:-1])
 
 
 def facts(result: StudyResult, told: Sequence[Event] | None = None) -> dict[str, Any]:
@@ -208,13 +207,13 @@ def _front(result: StudyResult) -> list[RenderableType]:
     title = title if trials > 1 else "Trial"
     metrics = [name for name in result.objectives if name not in COSTS]
     metrics += [] if "val_accuracy" in metrics else ["val_accuracy"]
-    table = _table("trial", "student", "scheme", "learns from")
-    for name in (*metrics, *COSTS[:2]):
-        table.add_column(words(name).replace("accuracy", "acc"), justify="right", no_wrap=True)
+    headings = [words(name).replace("accuracy", "acc") for name in (*metrics, *COSTS[:2])]
+    figures_columns = [Column(heading, right=True, whole=True) for heading in headings]
+    table = _table("trial", "student", "scheme", "learns from", more=figures_columns)
     for record in result.pareto:
         figures = [metric(name, cost(record, name)) for name in metrics]
         costs = whole(cost(record, "params")), compact(cost(record, "macs"))
-        table.add_row(*map(Text, _description(record)), *figures, *costs)
+        table.add(*_description(record), *figures, *costs)
     return [_title(title, f"({ways}; validation split)"), table, *_costs(result.pareto)]
 
 
@@ -223,11 +222,9 @@ def _costs(front: Sequence[Record]) -> list[RenderableType]:
     names = asked_costs(front)
     if not names:
         return []
-    table = _table("trial")
-    for name in names:
-        table.add_column(words(name), justify="right")
+    table = _table("trial", more=[Column(words(name), right=True) for name in names])
     for record in front:
-        table.add_row(record.id, *(metric(name, cost(record, name)) for name in names))
+        table.add(record.id, *(metric(name, cost(record, name)) for name in names))
     on = next(filter(None, (record.assignment.tags.get("latency_on") for record in front)), "")
     return [Text(), _title("Their costs", f"(measured on {on})" if on else ""), table]
 
@@ -250,7 +247,7 @@ def _chosen(result: StudyResult) -> list[RenderableType]:
     table = _table("trial", "distilled", "same student alone", "gain in points")
     for chosen in judged:
         row = interval(chosen.distilled), interval(chosen.alone), points(chosen.gain)
-        table.add_row(chosen.trial.id, *row)
+        table.add(chosen.trial.id, *row)
     verdicts = [Text(f"{c.trial.id}: {gain_in_words(c.gain)}{_missing(c)}") for c in judged]
     return [title, table, *_indented([*verdicts, *_comparisons(result)])]
 
@@ -382,15 +379,12 @@ def _title(text: str, more: str = "") -> Text:
     return Text.assemble((text, "bold"), f" {more}" if more else "")
 
 
-def _table(*headings: str) -> Table:
-    table = Table(box=None, pad_edge=True, padding=(0, 1), header_style="dim")
-    for heading in headings:
-        table.add_column(heading, overflow="fold", no_wrap=heading == "trial")
-    return table
+def _table(*headings: str, more: Sequence[Column] = ()) -> Grid:
+    return Grid([*map(Column, headings), *more], indent=1)
 
 
 def _indented(lines: Iterable[Text]) -> Iterable[RenderableType]:
-    return (Padding(line, (0, 0, 0, 2)) for line in lines)
+    return (Paragraph(line, 2) for line in lines)
 
 
 # The same for machines

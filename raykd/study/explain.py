@@ -9,7 +9,6 @@ from statistics import mean
 from typing import Any
 
 from rich.console import Group
-from rich.table import Table
 from rich.text import Text
 
 from raykd.architecture import Task
@@ -24,6 +23,7 @@ from raykd.study.screens import foretold
 from raykd.study.space import Point
 from raykd.study.suggest import Scalar, Seeded
 from raykd.study.teachers import everyone_behind, teachers_of
+from raykd.tables import Column, Grid, Labeled
 
 DRAWS = 200
 """Random points looked at."""
@@ -226,26 +226,22 @@ def _dimensions(found: Explanation) -> Iterable[Any]:
         value = found.sample_values.get(dimension.name)
         shown = "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
         indent = "  " if when else ""
-        table.add_row(Text(indent + dimension.name), Text(dimension.text), Text(shown))
+        table.add(indent + dimension.name, dimension.text, shown)
     yield table
 
 
-def _table_of_dimensions(dimensions: Iterable[Dimension], *, heading: bool = True) -> Table:
+def _table_of_dimensions(dimensions: Iterable[Dimension], *, heading: bool = True) -> Grid:
     """An empty table; those of one space have columns of the same width."""
-    table = Table(box=None, pad_edge=False, show_header=heading)
     longest = max(len(dimension.name) for dimension in dimensions) + 2
-    table.add_column("parameter", width=longest, no_wrap=True)
-    table.add_column("values", overflow="fold")
-    table.add_column("sample", overflow="fold")
-    return table
+    columns = [Column("parameter", whole=True), Column("values"), Column("sample")]
+    widths = (longest, 0, 0)
+    return Grid(columns, header_style="bold", header=heading, gap=1, widths=widths)
 
 
 def _facts(found: Explanation) -> Iterable[Any]:
-    table = Table(box=None, show_header=False, pad_edge=False)
-    table.add_column(style="dim")
-    table.add_column()
+    table = Labeled(gap=1)
     for label, text in _fact_lines(found):
-        table.add_row(label, Text(text))
+        table.add(Text(label, style="dim"), text)
     yield table
 
 

@@ -7,9 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from rich.console import Group, RenderableType
-from rich.padding import Padding
-from rich.table import Table
+from rich.console import RenderableType
 from rich.text import Text
 
 from raykd.report.commands import Event, pairs_commands, state
@@ -22,6 +20,7 @@ from raykd.search.pairs.files import facts_of
 from raykd.search.pairs.result import PREDICTORS, TESTED, Best, Cell, PairsResult, ShownLayer
 from raykd.search.records import teacher_name
 from raykd.search.statistics import FEWEST
+from raykd.tables import Column, Grid, Paragraph, unbroken
 from raykd.tracking.journal import events
 
 MOST_REASONS = 6
@@ -48,7 +47,7 @@ def summary(result: PairsResult, told: Sequence[Event] | None = None) -> Rendera
     blocks: list[RenderableType] = []
     for part in filter(None, parts):
         blocks += [*part, Text()]
-    return Group(*blocks[:-1])
+    return unbroken(blocks[:-1])
 
 
 def facts(result: PairsResult, told: Sequence[Event] | None = None) -> dict[str, Any]:
@@ -82,13 +81,12 @@ def _headline(result: PairsResult, told: Sequence[Event]) -> Text:
 def _heatmap(result: PairsResult) -> list[RenderableType]:
     if not result.contrasts:
         return [Text("Nothing can be compared yet.", style="yellow")]
-    table = Table(box=None, pad_edge=True, padding=(0, 1), header_style="dim")
-    table.add_column("hint \\ guided")
-    for guided in result.guided:
-        table.add_column(f"{guided.name}\n{_shape(guided)}", justify="right", no_wrap=True)
+    guided = [f"{layer.name}\n{_shape(layer)}" for layer in result.guided]
+    columns = [Column(heading, right=True, whole=True) for heading in guided]
+    table = Grid([Column("hint \\ guided"), *columns], indent=1)
     for hint in reversed(result.hints):
         cells = [_cell(result.cell(hint.name, guided.name)) for guided in result.guided]
-        table.add_row(f"{hint.name} {_shape(hint)}", *cells)
+        table.add(f"{hint.name} {_shape(hint)}", *cells)
     base = _mean(result, NONE)
     title = f"(validation accuracy in points, no hint: {percent(base)})"
     return [Text.assemble(("Gain over no hint", "bold"), f" {title}"), table, *_legend(result)]
@@ -108,7 +106,7 @@ def _legend(result: PairsResult) -> list[RenderableType]:
             f"{100 * noise.deviation:.2f} points (one noise for all arms, {noise.freedom} degrees "
             f"of freedom)."
         )
-    return [Padding(Text(said, style="dim"), (0, 0, 0, 2))]
+    return [Paragraph(Text(said, style="dim"), 2)]
 
 
 def _cell(cell: Cell) -> Text:
@@ -130,21 +128,15 @@ def _others(result: PairsResult) -> list[RenderableType]:
     arms = [arm for arm in result.arms if arm.kind not in (NONE, "pair")]
     if not any(arm.id in result.contrasts for arm in arms):
         return []
-    table = Table(box=None, pad_edge=True, padding=(0, 1), header_style="dim")
-    for heading in ("pairing", "pairs", "val acc", "gain"):
-        right = heading in ("val acc", "gain")
-        table.add_column(
-            heading, justify="right" if right else "left", overflow="fold", no_wrap=right
-        )
+    figures = [Column(heading, right=True, whole=True) for heading in ("val acc", "gain")]
+    table = Grid([Column("pairing"), Column("pairs"), *figures], indent=1)
     for arm in arms:
         contrast = result.contrasts.get(arm.id)
         pairs = " ".join(f"{pair.hint}>{pair.guided}" for pair in arm.pairs[0])
         said = {"random": "another under each seed", "semckd": "learned attention over all"}
         figures = Text("-", style="dim") if contrast is None else _gain(contrast)
         pairs = said.get(arm.kind, pairs)
-        table.add_row(
-            arm.id.replace("_", " "), Text(pairs), percent(_mean(result, arm.id)), figures
-        )
+        table.add(arm.id.replace("_", " "), Text(pairs), percent(_mean(result, arm.id)), figures)
     return [Text("Other pairings", style="bold"), table]
 
 
@@ -177,14 +169,13 @@ def _predictors(result: PairsResult) -> list[RenderableType]:
     known = {name: one for name, one in result.rankings.items() if not math.isnan(one.tau)}
     if not known:
         return []
-    table = Table(box=None, pad_edge=True, padding=(0, 1), header_style="dim")
-    for heading in ("predictor", "Kendall's tau", "95% interval"):
-        table.add_column(heading, justify="left" if heading == "predictor" else "right")
+    figures = [Column(heading, right=True) for heading in ("Kendall's tau", "95% interval")]
+    table = Grid([Column("predictor"), *figures], indent=1)
     for name, found in sorted(known.items(), key=lambda one: -one[1].tau):
         span = "-" if math.isnan(found.low) else f"{found.low:+.2f} to {found.high:+.2f}"
         useful = not math.isnan(found.low) and not found.low <= 0 <= found.high
         style = "" if useful else "dim"
-        table.add_row(_described(result, name), f"{found.tau:+.2f}", span, style=style)
+        table.add(_described(result, name), f"{found.tau:+.2f}", span, style=style)
     cells = max(one.cells for one in known.values())
     title = f"(how they rank the gains of {cells} single pairs)"
     return [Text.assemble(("Cheap predictors", "bold"), f" {title}"), table]
@@ -214,7 +205,7 @@ def _reasons(result: PairsResult) -> list[RenderableType]:
         if told:
             blocks += [
                 Text(title, style="bold"),
-                *(Padding(Text(one), (0, 0, 0, 2)) for one in told),
+                *(Paragraph(Text(one), 2) for one in told),
             ]
     return blocks
 
