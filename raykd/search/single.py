@@ -121,9 +121,12 @@ def in_this_process(enterprise: Enterprise) -> Conductor:
             "trials": explorer.expected_trials,
         }
     )
-    while (assignment := explorer.next()) is not None:
-        for result in _trained(seat, assignment, obey):
-            explorer.report({"id": assignment.id, **assignment.metrics, **result})
+    try:
+        while (assignment := explorer.next()) is not None:
+            for result in _trained(seat, assignment, obey):
+                explorer.report({"id": assignment.id, **assignment.metrics, **result})
+    finally:
+        seat.stop()
     return explorer
 
 
