@@ -42,6 +42,10 @@ ALL = ("teacher", *STUDENTS)
 CLOSING_S = 2.0
 """Seconds that a run takes after its last training."""
 
+RECENT = 60
+"""Epochs that the share of the time is estimated from: a slow start is forgotten.  Over several
+slots epochs end in bursts, so this is the mean of many, not the median of the gaps."""
+
 SURE_AFTER = 5.0
 """Seconds of training students before a time left is guessed."""
 
@@ -291,8 +295,9 @@ class View:
         return grace + (budget.epochs - grace) / (1 + scheduler.get("reduction", 2))
 
     def _pace(self, *roles: str) -> float | None:
-        """Seconds from one epoch of these roles to the next, over all slots; None before two."""
-        ends = [end for role, end in self._epoch_ends if role in roles]
+        """Seconds from one recent epoch of these roles to the next, over all slots; None before
+        two."""
+        ends = [end for role, end in self._epoch_ends if role in roles][-RECENT:]
         return (ends[-1] - ends[0]) / (len(ends) - 1) if len(ends) > 1 else None
 
     @property

@@ -64,6 +64,26 @@ def test_the_share_shown_grows_with_time_in_a_recorded_run() -> None:
     assert last == 1.0
 
 
+def test_a_slow_start_is_forgotten(teller: Teller) -> None:
+    """The share shown rises at the pace of the last epochs, not of all of them."""
+    shares = []
+    for slow in (1.0, 50.0):
+        clock = Clock()
+        view = View(clock)
+        for event in [*teller.opening(), *teller.preparation(), *teller.trial(0, 0.9)]:
+            clock.now += slow
+            view.apply(event)
+        began = clock.now
+        run = next(iter(teller.trial(1, 0.8, status="running", epochs=1)))
+        view.apply(run)
+        for epoch in range(1, 71):
+            clock.now += 1.0
+            view.apply(teller.epoch("trial-0001", epoch, 0.5))
+        assert view.budget is not None and clock.now - began == 70
+        shares.append(view._estimated_rest(view.budget))
+    assert shares[0] == pytest.approx(shares[1])
+
+
 def test_no_time_left_is_claimed_before_students_were_trained(teller: Teller) -> None:
     view, _ = watched([*teller.opening(), *teller.preparation(), *teller.teacher()], each=10)
     assert view.time_left is None
