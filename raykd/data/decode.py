@@ -51,6 +51,9 @@ _one_at_a_time = threading.Lock()
 _DARK = 1 << 14
 """16-bit pictures that all stay below use two bits less than they have, or fewer."""
 
+_BLACK = 255
+"""Peak of a 16-bit color picture of which no upper 8 bits are set."""
+
 
 class Seen:
     """Counts of what was noticed while pictures were decoded."""
@@ -60,11 +63,13 @@ class Seen:
         self.counts: Counter[str] = Counter()
         self.first: dict[str, str] = {}
         self.peak = -1
+        self.color_peak = -1
 
-    def add(self, path: str, noticed: Sequence[str], peak: int) -> None:
+    def add(self, path: str, noticed: Sequence[str], traits: Traits) -> None:
         """Count one picture."""
         self.pictures += 1
-        self.peak = max(self.peak, peak)
+        self.peak = max(self.peak, traits.peak)
+        self.color_peak = max(self.color_peak, traits.color_peak)
         for what in noticed:
             self.counts[what] += 1
             self.first.setdefault(what, path)
@@ -84,6 +89,8 @@ class Seen:
         said = {
             "lost": "have 16 bits per pixel but use the lowest 8 alone and become black; set "
             "data.value_range to the values that are black and white",
+            "black": "have 16 bits per channel and become black; if they use the lowest 8 bits "
+            "alone, write them with 8 bits per channel",
             "invisible": "have no pixel that is not transparent, and show the background alone",
             "metadata": "have EXIF data that cannot be read; they are not turned",
         }
@@ -94,6 +101,12 @@ class Seen:
             found.append(
                 f"no 16-bit picture has a value above {self.peak}: all of them are dark; set "
                 f"data.value_range: [0, {(1 << self.peak.bit_length()) - 1}] to use the full scale"
+            )
+        if _BLACK < self.color_peak < _DARK:
+            found.append(
+                f"no 16-bit color picture has a value above {self.color_peak} of 65535: all of "
+                "them are dark; scale their values to the full 16 bits, or write them with 8 bits "
+                "per channel"
             )
         return tuple(found)
 
@@ -140,7 +153,7 @@ def decode_all(
     """
     pictures = np.empty((len(paths), *shape), dtype=np.uint8)
 
-    def decoded(row: int) -> tuple[list[str], int]:
+    def decoded(row: int) -> tuple[list[str], Traits]:
         return _decode_into(pictures[row], Path(root) / paths[row], rules)
 
     # Threads: Pillow lets go of the interpreter lock while it decodes and scales.
@@ -166,11 +179,11 @@ def check_header(path: Path, rules: Rules = PLAIN) -> None:
             flattened(image, 1, depth, rules, Traits())
 
 
-def _decode_into(picture: np.ndarray, path: Path, rules: Rules) -> tuple[list[str], int]:
+def _decode_into(picture: np.ndarray, path: Path, rules: Rules) -> tuple[list[str], Traits]:
     """Decode `path` into (C, size, size): the short side to `size`, the middle of the long one.
 
     Returns:
-        What was noticed, and the largest value of a 16-bit picture (-1: it is none).
+        Names of what was noticed, and the traits of the picture.
     """
     channels, size = picture.shape[:2]
     traits = Traits()
@@ -190,8 +203,9 @@ def _decode_into(picture: np.ndarray, path: Path, rules: Rules) -> tuple[list[st
         "transparent": traits.transparent,
         "invisible": traits.invisible,
         "lost": traits.lost,
+        "black": traits.color_peak == _BLACK,
     }
-    return [what for what, is_so in noticed.items() if is_so], traits.peak
+    return [what for what, is_so in noticed.items() if is_so], traits
 
 
 def _bounded(image: Image) -> AbstractContextManager[object]:
@@ -289,4 +303,12 @@ def _content(head: bytes) -> str:
         return "a PDF document"
     if not head.strip(b"\0"):
         return "a file of zeros, perhaps from a download that was cut off"
+    if head.startswith((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")):
+        return (
+            "a TIFF of a kind that Pillow does not read, such as 16-bit or 64-bit floats, color "
+            "floats or signed colors; write 8- or 16-bit integers or, with one channel, 32-bit "
+            "floats"
+        )
+    if head.startswith((b"PF", b"P7")):
+        return "a color PFM or PAM file, which Pillow does not read; write PNG or PPM"
     return "no picture of a known format"

@@ -23,7 +23,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from raykd.data.table import Table, counted, shown
+from raykd.data.table import HALF_CHARACTER, Table, counted, has_half_characters, shown
 
 Kind = Literal["integer", "padded integer", "boolean", "text"]
 
@@ -46,6 +46,14 @@ MISSING = frozenset(
         "+inf",
         "infinity",
         "-infinity",
+        "-",
+        "--",
+        "#ref!",
+        "#value!",
+        "#name?",
+        "#div/0!",
+        "#num!",
+        "#null!",
     ]
 )
 """Texts that stand for a missing value in many tables, in lower case."""
@@ -102,7 +110,11 @@ def labels_of(tables: Mapping[str, Sequence[Table]], column: str) -> Labels:
     written = next((value for value in train if not _INTEGER.fullmatch(str(value))), None)
     if written is not None and kind == "integer":
         notes.append(f"column '{column}' holds numbers such as {written}, read as whole numbers")
-    warnings = [*_mixed(train, kind, column), *_suspicious(counts, kind)]
+    warnings = [
+        *_mixed(train, kind, column),
+        *_unlike(tables["train"], column),
+        *_suspicious(counts, kind),
+    ]
     return Labels(names, np.array(targets, dtype=np.int64), tuple(notes), tuple(warnings))
 
 
@@ -156,7 +168,9 @@ def _is_missing(value: Any) -> bool:
 
 def _refused(value: Any) -> str:
     """The reason that a value is no label; empty if it may be one."""
-    if isinstance(value, str | int):
+    if isinstance(value, str):
+        return HALF_CHARACTER if has_half_characters(value) else ""
+    if isinstance(value, int):
         return ""
     if isinstance(value, float | Decimal):
         return "" if value == value // 1 else _REGRESSION
@@ -221,7 +235,9 @@ def _kind(values: Sequence[Any], *, typed: bool) -> Kind:
 
 
 def _is_whole(value: str) -> bool:
-    return _FLOAT.fullmatch(value) is not None and float(value).is_integer()
+    if _FLOAT.fullmatch(value) is None or not math.isfinite(float(value)):
+        return False
+    return Decimal(value) == Decimal(value).to_integral_value()
 
 
 def _name(value: Any, kind: Kind) -> str:
@@ -229,7 +245,7 @@ def _name(value: Any, kind: Kind) -> str:
     if isinstance(value, float | Decimal):
         return str(int(value))
     if kind == "integer" and isinstance(value, str) and _is_whole(value):
-        return str(int(value) if _INTEGER.fullmatch(value) else int(float(value)))
+        return str(int(value) if _INTEGER.fullmatch(value) else int(Decimal(value)))
     if kind == "boolean" and str(value).casefold() in ("true", "false"):
         return str(value).capitalize()
     return str(value)
@@ -301,6 +317,19 @@ def _mixed(values: Sequence[Any], kind: Kind, column: str) -> Iterator[str]:
         )
 
 
+def _unlike(tables: Sequence[Table], column: str) -> Iterator[str]:
+    """A warning of several training files, some with numbers as labels and some with names."""
+    by_kind: dict[bool, str] = {}
+    for table in tables:
+        is_text = _kind(_values(table, column), typed=table.typed) == "text"
+        by_kind.setdefault(is_text, table.file.name)
+    if len(by_kind) > 1:
+        yield (
+            f"column '{column}' holds whole numbers in {by_kind[False]}, but names in "
+            f"{by_kind[True]}: they are separate classes; write the same labels in all files"
+        )
+
+
 def _suspicious(counts: Counter[str], kind: Kind) -> Iterator[str]:
     if kind == "padded integer":
         yield from _alike(counts, lambda name: str(int(name)), "in leading zeros or signs")
@@ -308,7 +337,7 @@ def _suspicious(counts: Counter[str], kind: Kind) -> Iterator[str]:
         return
     yield from _alike(counts, _folded, "in case, white space or the form of letters")
     for name, count in counts.items():
-        if name.casefold() in MISSING:
+        if name.casefold() in MISSING and not (name == "-" and "+" in counts):
             yield (
                 f"label {named(name)} ({counted(count, 'row')}) looks like a missing label, and is "
                 "read as a class; remove the rows if it is none"

@@ -97,6 +97,7 @@ def recognized_layout(root: Folder) -> Layout:
     families = [family for rest, family in candidates.items() if _is_split(root, rest, family)]
     if not families:
         _refuse_splits_without_training(root, candidates.values())
+        _refuse_class_and_split(candidates)
         return Layout({"train": root})
     if len(families) > 1:
         raise ValueError(
@@ -163,6 +164,24 @@ def _refuse_splits_without_training(
                 f"image_folder: {_names(splits)} in {printable(root.root.path)} look like splits, "
                 f"but no folder is called train; {_FIX}"
             )
+
+
+def _refuse_class_and_split(
+    candidates: Mapping[tuple[str, ...], Mapping[str, list[Folder]]],
+) -> None:
+    """Refuse train_cats, train_dogs, test_cats, test_dogs: a class and a split in one name."""
+    families = [
+        family
+        for rest, family in candidates.items()
+        if rest and "train" in family and family.keys() - {"train"}
+    ]
+    folders = [folder for family in families for folder in _all(family)]
+    if len(families) >= 2 and all(folder.entries.pictures for folder in folders):
+        raise ValueError(
+            f"image_folder: the names of {_names(folders)} hold a split and a class; move the "
+            "pictures into train/CLASS/, test/CLASS/ and the like, or set data.train_folder: . if "
+            "each of these folders is a class"
+        )
 
 
 def _only(root: Folder, split: str, folders: list[Folder]) -> Folder:

@@ -37,6 +37,15 @@ HASHED_FILES, HASHED_BYTES = 4000, 64_000_000
 HEADERS = 64
 """Files whose headers are looked at in a survey."""
 
+_PICTURE_FOLDERS = frozenset({"image", "images", "img", "imgs", "jpegimages", "pictures", "rgb"})
+_LABEL_FOLDERS = frozenset(
+    {
+        *("mask", "masks", "label", "labels", "annotation", "annotations", "segmentation"),
+        *("segmentations", "segmentationclass", "groundtruth", "ground truth", "gt", "depth"),
+    }
+)
+"""Names, as `_key` writes them, of folders in data sets whose labels are pictures."""
+
 _NAMED = 3
 """Examples in a sentence."""
 
@@ -121,6 +130,7 @@ def list_pictures(layout: Layout) -> Listing:
             warnings += _check_split(split, folder, names, np.array(targets[start:], dtype=int))
         warnings += _stray(folder)
     _refuse_empty_files(pictures)
+    warnings += _label_pictures(names)
     if layout.folders["train"].path == "":
         warnings += lookalikes(layout.folders["train"])
     notes, more = _left_out(walked)
@@ -247,6 +257,16 @@ def _confusable(names: Sequence[str]) -> Iterator[str]:
         if len(group) > 1:
             alike = ", ".join(map(repr, group))
             yield f"classes {alike} differ in case, spaces or Unicode form alone: are they one?"
+
+
+def _label_pictures(names: Sequence[str]) -> Iterator[str]:
+    """A warning about a data set for segmentation or detection, whose folders are no classes."""
+    of_labels = [name for name in names if _key(name) in _LABEL_FOLDERS]
+    if of_labels and any(_key(name) in _PICTURE_FOLDERS for name in names):
+        yield (
+            f"{_some(names)} are read as classes, but look like pictures and their annotations "
+            "(segmentation or detection); raykd trains classifiers, and needs one folder per class"
+        )
 
 
 def _stray(folder: Folder) -> Iterator[str]:

@@ -55,11 +55,15 @@ class Depth:
         bits: of a whole number without a sign; 0: floats, or integers without a fixed scale.
         inverted: 0 is white (TIFF's WhiteIsZero), and Pillow has not inverted it.
         key: the transparent value or color in the pixels' own scale; None: none.
+        unsigned: 32-bit integers without a sign, which Pillow gives as signed ones.
+        deep_color: several channels of 16 bits, of which Pillow keeps the upper 8.
     """
 
     bits: int
     inverted: bool = False
     key: Any = None
+    unsigned: bool = False
+    deep_color: bool = False
 
 
 @dataclass
@@ -68,13 +72,16 @@ class Traits:
 
     Attributes:
         transparent, invisible: has transparent pixels, has no other pixels.
-        peak: largest value of a 16-bit picture; -1: it is none.
+        peak: largest value of a 16-bit picture with one channel; -1: it is none.
+        color_peak: largest value of a 16-bit picture with several channels, its lower 8 bits set;
+            -1: it is none.
         lost: a 16-bit picture with values that all become 0 though they differ.
     """
 
     transparent: bool = False
     invisible: bool = False
     peak: int = -1
+    color_peak: int = -1
     lost: bool = False
 
 
@@ -88,7 +95,14 @@ def depth_of(image: Image) -> Depth:
     if image.mode == "L" and tags.get(_SAMPLE_FORMAT, (1,))[0] == 2:
         raise NoScale("signed 8-bit values have no fixed scale; write unsigned 8-bit pictures")
     inverted = image.mode in DEEP and tags.get(_PHOTOMETRIC) == 0
-    return Depth(_bits(image, tags), inverted, _key(image))
+    unsigned = image.mode == "I" and tags.get(_SAMPLE_FORMAT, (1,))[0] == 1
+    return Depth(
+        _bits(image, tags),
+        inverted,
+        _key(image),
+        unsigned=unsigned and tags.get(_BITS, (0,))[0] == 32,
+        deep_color=_is_deep_color(image, tags),
+    )
 
 
 def flattened(image: Image, channels: int, depth: Depth, rules: Rules, traits: Traits) -> Image:
@@ -109,6 +123,9 @@ def flattened(image: Image, channels: int, depth: Depth, rules: Rules, traits: T
         ValueError: some are not finite.
     """
     target = "RGB" if channels == 3 else "L"
+    if depth.deep_color:
+        bands = image.getextrema()[: 1 if image.mode == "LA" else 3]
+        traits.color_peak = max(int(high) for _, high in bands) << 8 | 255  # type: ignore[misc]
     if image.mode in DEEP:
         image = _scaled(image, depth, rules, traits)
     elif depth.key is not None:
@@ -126,6 +143,14 @@ def _bits(image: Image, tags: Any) -> int:
     if image.mode == "I" and image.format in ("PNG", "PPM"):
         return 16  # Pillow scales a PGM's own maximum to 65535
     return 0 if image.mode in ("I", "F") else 8
+
+
+def _is_deep_color(image: Image, tags: Any) -> bool:
+    if image.mode not in ("LA", "RGB", "RGBA", "RGBX"):
+        return False
+    tile = getattr(image, "tile", ())
+    stored = str(tile[0][3]) if image.format == "PNG" and tile else ""
+    return ";16" in stored or tags.get(_BITS, (0,))[0] == 16
 
 
 def _key(image: Image) -> Any:
@@ -174,6 +199,8 @@ def _scaled(image: Image, depth: Depth, rules: Rules, traits: Traits) -> Image:
     from PIL import Image as Pillow
 
     values = np.asarray(image)
+    if depth.unsigned:
+        values = values.view(np.uint32)
     if depth.bits:
         most = int(values.max())
         traits.peak = most << (16 - depth.bits)

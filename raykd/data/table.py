@@ -9,6 +9,7 @@ from __future__ import annotations
 import codecs
 import io
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -104,6 +105,24 @@ def shown(value: Any) -> str:
     """A value for messages, cut if it is long."""
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+HALF_CHARACTER = (
+    "it contains half of a character (an unpaired surrogate such as \\ud83d), which is no text; "
+    "write the character again, or remove it"
+)
+"""Reason to refuse a text that `has_half_characters`."""
+
+
+def has_half_characters(text: str) -> bool:
+    """Whether a text contains an unpaired surrogate, which JSON can express and UTF-8 cannot."""
+    if text.isascii():
+        return False
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return True
+    return False
 
 
 def check_dialect(dialect: Dialect) -> None:
@@ -224,7 +243,18 @@ def _text_of(file: Path, dialect: Dialect, log: _Log) -> str:
     except UnicodeError as error:
         raise _not_decoded(file, content, encoding, error) from None
     _note_encoding(file, content, text, encoding, log)
-    return text
+    return _without_inner_marks(file, text, log)
+
+
+def _without_inner_marks(file: Path, text: str, log: _Log) -> str:
+    """The text without byte order marks at the starts of lines, which joined files contain."""
+    if "\ufeff" not in text:
+        return text
+    rest, count = re.subn("(?<=[\r\n])\ufeff", "", text)
+    if count:
+        marks = "byte order mark" if count == 1 else f"{count:,} byte order marks"
+        log.notes.append(f"{file.name}: {marks} between lines removed; were files joined?")
+    return rest
 
 
 def _note_encoding(file: Path, content: bytes, text: str, encoding: str, log: _Log) -> None:
@@ -298,7 +328,13 @@ def _csv(file: Path, wanted: Sequence[str], dialect: Dialect) -> Table:
         raise ValueError(
             f"text: {file}: the first line holds the names of the columns; leave out data.columns"
         )
-    if repeated := [line for row, line in zip(rows, lines, strict=True) if row == header]:
+    plain = [*map(_plain, header)]
+    width = len(plain)
+    if repeated := [
+        line
+        for row, line in zip(rows, lines, strict=True)
+        if len(row) == width and _plain(row[0]) == plain[0] and [*map(_plain, row)] == plain
+    ]:
         raise ValueError(f"text: {file}: line {repeated[0]} repeats the header; remove it")
     if first and has_row_names(header, rows):
         log.notes.append(f"{file.name}: the first column, which has no name, holds row numbers")
@@ -464,10 +500,7 @@ def _json_document(file: Path, text: str, error: Exception) -> list[Any]:
             f"text: {file} holds {shown(document)}; it must hold one object per line, or a list "
             "of objects"
         )
-    columns = {
-        key: [*value.values()] if isinstance(value, dict) else value
-        for key, value in document.items()
-    }
+    columns = _by_index(file, document)
     lengths = {len(value) for value in columns.values() if isinstance(value, list)}
     if len(lengths) != 1 or not all(isinstance(value, list) for value in columns.values()):
         keys = ", ".join(map(str, document))
@@ -476,6 +509,26 @@ def _json_document(file: Path, text: str, error: Exception) -> list[Any]:
             "one object per line, or a list of objects"
         )
     return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+
+def _by_index(file: Path, document: Mapping[str, Any]) -> dict[str, Any]:
+    """Columns of a document; those that map row names to values in the order of the first one.
+
+    Raises:
+        ValueError: two columns have values for different rows.
+    """
+    mappings = {key: value for key, value in document.items() if isinstance(value, dict)}
+    first, order = next(iter(mappings.items()), ("", {}))
+    for key, value in mappings.items():
+        if different := order.keys() ^ value.keys():
+            raise ValueError(
+                f"text: {file}: columns {first!r} and {key!r} have values for different rows, such "
+                f"as {shown(min(different))}; write one object per row"
+            )
+    return {
+        key: [value[row] for row in order] if isinstance(value, dict) else value
+        for key, value in document.items()
+    }
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

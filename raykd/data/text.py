@@ -30,11 +30,13 @@ from raykd.data.source import (
 )
 from raykd.data.splitting import fingerprint, parted
 from raykd.data.table import (
+    HALF_CHARACTER,
     Dialect,
     Table,
     check_dialect,
     check_table,
     counted,
+    has_half_characters,
     read_table,
     shown,
 )
@@ -283,6 +285,12 @@ def _texts(tables: Tables, columns: Sequence[str]) -> list[list[str]]:
 
 def _check_texts(table: Table, column: str) -> None:
     values = table.columns[column]
+    for row, value in enumerate(values):
+        if isinstance(value, str) and has_half_characters(value):
+            raise ValueError(
+                f"text: {table.file}: {table.place(row)} holds {shown(value)} in column "
+                f"'{column}'; {HALF_CHARACTER}"
+            )
     wrong = next((row for row, value in enumerate(values) if not isinstance(value, str)), None)
     if wrong is None and not table.typed and all(map(_is_number, values)):
         wrong = 0

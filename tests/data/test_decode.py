@@ -232,6 +232,14 @@ class TestModes:
         clipped = rows(tmp_path / "a.tif", 1, Rules(value_range=(15000, 16000)))
         assert clipped == [0, 0, 255, 255]
 
+    def test_32_bit_integers_without_a_sign_by_a_range(self, tmp_path: Path) -> None:
+        values = LEVELS.astype("<u4") * 16_843_009  # up to 2**32 - 1
+        write_tiff(tmp_path / "a.tif", values.tobytes(), {258: 32, 339: 1})
+        found = rows(tmp_path / "a.tif", 1, Rules(value_range=(0, 2**32 - 1)))
+        assert found == [0, 60, 200, 255]
+        with pytest.raises(ValueError, match=r"here 0 to 4\.29497e\+09"):
+            check_header(tmp_path / "a.tif")
+
     def test_signed_integers_are_refused(self, tmp_path: Path) -> None:
         write_tiff(tmp_path / "a.tif", LEVELS.tobytes(), {339: 2})
         with pytest.raises(ValueError, match=r"a\.tif cannot be decoded: signed 8-bit"):
@@ -509,6 +517,15 @@ class TestDamaged:
             with pytest.raises(ValueError, match=rf"a\.jpg cannot be decoded .*({said})"):
                 look(tmp_path / "a.jpg")
 
+    def test_kinds_that_pillow_does_not_read(self, tmp_path: Path) -> None:
+        values = (LEVELS / 255).astype("<f8")
+        write_tiff(tmp_path / "a.tif", values.tobytes(), {258: 64, 339: 3})
+        with pytest.raises(ValueError, match=r"a TIFF of a kind that Pillow does not read"):
+            decoded(tmp_path / "a.tif")
+        (tmp_path / "a.pfm").write_bytes(b"PF\n4 4\n-1.0\n" + bytes(4 * 4 * 3 * 4))
+        with pytest.raises(ValueError, match=r"a color PFM or PAM file"):
+            decoded(tmp_path / "a.pfm")
+
     def test_a_suffix_that_lies(self, tmp_path: Path) -> None:
         Image.fromarray(COLORS).save(tmp_path / "a.jpg", format="PNG")
         assert rows(tmp_path / "a.jpg", 3) == COLORS[:, 0].tolist()
@@ -573,6 +590,22 @@ class TestSeen:
         (said,) = noticed(tmp_path / "a.png").warnings(Rules())
         assert "become black" in said
         assert "a.png" in said
+
+    @pytest.mark.parametrize("channels", [3, 4])
+    def test_dark_color_pictures_of_16_bits(self, tmp_path: Path, channels: int) -> None:
+        values = np.full((SIZE, SIZE, channels), 65535, dtype=np.uint16)  # opaque
+        values[..., :3] = COLORS.astype(np.uint16) * 16
+        write_png(tmp_path / "a.png", values, 16, {3: 2, 4: 6}[channels])
+        (said,) = noticed(tmp_path / "a.png").warnings(PLAIN)
+        assert "no 16-bit color picture has a value above 4095 of 65535" in said
+        values[..., :3] = COLORS
+        write_png(tmp_path / "a.png", values, 16, {3: 2, 4: 6}[channels])
+        (said,) = noticed(tmp_path / "a.png").warnings(PLAIN)
+        assert "16 bits per channel and become black" in said
+        assert "a.png" in said
+        values[..., :3] = COLORS.astype(np.uint16) * 257
+        write_png(tmp_path / "a.png", values, 16, {3: 2, 4: 6}[channels])
+        assert noticed(tmp_path / "a.png").warnings(PLAIN) == ()
 
     def test_ordinary_pictures(self, tmp_path: Path) -> None:
         Image.fromarray(LEVELS.astype(np.uint16) * 257).save(tmp_path / "a.png")

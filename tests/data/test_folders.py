@@ -139,6 +139,20 @@ class TestSplitNames:
         assert "site_a/, site_b/ are read as classes" in warning
         assert "data.train_folder" in warning
 
+    @pytest.mark.parametrize("form", ["{split}_{name}", "{name}-{split}"])
+    def test_a_split_and_a_class_in_one_name(self, tmp_path: Path, form: str) -> None:
+        for split in ("train", "test"):
+            for name in CLASSES:
+                write(tmp_path / form.format(split=split, name=name), 20)
+        refused(tmp_path, r"hold a split and a class; move the pictures into train/CLASS/")
+        assert len(survey(tmp_path, train_folder=".").class_names) == 4
+
+    @pytest.mark.parametrize("names", [("images", "masks"), ("Img", "ground_truth")])
+    def test_pictures_and_their_masks(self, tmp_path: Path, names: tuple[str, str]) -> None:
+        write_split(tmp_path, classes=names)
+        (warning,) = survey(tmp_path).warnings
+        assert "look like pictures and their annotations" in warning
+
     def test_pictures_without_class_folders(self, tmp_path: Path) -> None:
         write(tmp_path / "train", 10)
         write(tmp_path / "test", 10)

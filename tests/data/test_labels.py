@@ -114,6 +114,8 @@ def test_labels_that_the_training_table_lacks() -> None:
             "differ only in leading zeros or signs are separate classes: '01' (1 row)",
         ),
         (["a", "b", "N/A", "N/A"], "label 'N/A' (2 rows) looks like a missing label"),
+        (["a", "-"], "label '-' (1 row) looks like a missing label"),
+        (["a", "#REF!"], "label '#REF!' (1 row) looks like a missing label"),
         (["a", "None"], "label 'None' (1 row) looks like a missing label"),
         (["1"] * 20 + ["three"], "holds numbers but for 1 of 21 rows: 'three'"),
         ([1, "1", "x"], "mixes types: text (2 rows), whole numbers (1 row); all are read as text"),
@@ -123,6 +125,28 @@ def test_labels_that_the_training_table_lacks() -> None:
 def test_warned_of(labels: list[Any], words: str) -> None:
     (warning,) = read(labels).warnings
     assert words in warning
+
+
+def test_signs_are_no_missing_labels() -> None:
+    assert read(["+", "-"]).warnings == ()
+
+
+def test_whole_numbers_with_more_digits_than_a_float_has() -> None:
+    assert read(["100000000000000000.0", "100000000000000001.0"]).class_names == (
+        "100000000000000000",
+        "100000000000000001",
+    )
+    with pytest.raises(ValueError, match="regression on such numbers"):
+        read(["100000000000000000.5", "2"])
+
+
+def test_numbers_in_one_file_and_names_in_another() -> None:
+    tables = [
+        Table(Path(name), {"label": labels}, [1, 2], "line", False)
+        for name, labels in (("a.csv", ["0", "1"]), ("b.csv", ["sea", "garden"]))
+    ]
+    (warning,) = labels_of({"train": tables}, "label").warnings
+    assert "whole numbers in a.csv, but names in b.csv" in warning
 
 
 def test_notes() -> None:

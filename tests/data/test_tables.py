@@ -117,6 +117,19 @@ class TestQuotes:
         with pytest.raises(ValueError, match="line 5 repeats the header"):
             read(file)
 
+    @pytest.mark.parametrize("header", ["\ufefftext,label", "Text, LABEL ", '\ufeff"text","label"'])
+    def test_a_header_that_is_repeated_in_another_form(self, header: str, tmp_path: Path) -> None:
+        again = lines(PLAIN).replace("text,label", header)
+        file = written(tmp_path / "a.csv", lines(PLAIN) + again)
+        with pytest.raises(ValueError, match="line 5 repeats the header"):
+            read(file)
+
+    def test_files_that_were_joined(self, tmp_path: Path) -> None:
+        joined = lines(PLAIN) + "\ufeff" + lines(PLAIN).removeprefix("text,label\n")
+        table = read(written(tmp_path / "a.csv", joined))
+        assert rows_of(table) == PLAIN * 2
+        assert table.notes == ("a.csv: byte order mark between lines removed; were files joined?",)
+
     def test_an_option_decides(self, tmp_path: Path) -> None:
         file = written(tmp_path / "a.tsv", lines([('"good"', "yes"), ("bad", "no")], "\t"))
         assert read(file, quoting="none").columns["text"] == ['"good"', "bad"]
@@ -307,6 +320,15 @@ class TestJson:
             file = written(tmp_path / "a.json", json.dumps(document, indent=indent))
             assert rows_of(read(file)) == PLAIN
             assert read(file).place(0) == "row 1"
+
+    def test_columns_by_row_name_in_different_orders(self, tmp_path: Path) -> None:
+        columns = {"text": {"0": "a", "1": "b"}, "label": {"1": "of b", "0": "of a"}}
+        file = written(tmp_path / "a.json", json.dumps(columns))
+        assert rows_of(read(file)) == [("a", "of a"), ("b", "of b")]
+        columns["label"]["2"] = columns["label"].pop("0")
+        file = written(tmp_path / "a.json", json.dumps(columns))
+        with pytest.raises(ValueError, match="'text' and 'label' have values for different rows"):
+            read(file)
 
     @pytest.mark.parametrize(
         ("content", "words"),

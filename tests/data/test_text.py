@@ -311,6 +311,15 @@ class TestRows:
         warnings = self._load(corpus, rows).warnings
         assert any("2 samples share their text with samples of another" in w for w in warnings)
 
+    @pytest.mark.parametrize("column", ["text", "label"])
+    def test_half_characters(self, corpus: Path, column: str) -> None:
+        rows = [{"text": text, "label": label} for text, label in self._rows(60)]
+        rows[4][column] += " \ud83d"
+        file = corpus / "half.jsonl"
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        with pytest.raises(ValueError, match=rf"line 5 .*'{column}'; it contains half of a char"):
+            _source(corpus, file).load()
+
     def test_empty_texts(self, corpus: Path) -> None:
         rows = self._rows(60)
         rows[5], rows[9] = ("", "a"), (" \t", "b")
