@@ -5,18 +5,19 @@ from __future__ import annotations
 import importlib
 import logging
 import os
+import secrets
 import shutil
 import sys
 import threading
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from raykd.problems import Problem, StudyError
-from raykd.search.reaching import cannot_join, check_cluster
+from raykd.search.reaching import cannot_join, check_cluster, has_token
 from raykd.search.stopping import closing, keep_handlers
 from raykd.study.schema import Cluster
 
@@ -249,20 +250,46 @@ def ray_session(*, verbose: bool, groups: bool = True, slots: int = 0) -> Iterat
         import ray
 
         ours = not ray.is_initialized()
+    with session_token() if ours and not is_remote() else nullcontext():
+        try:
+            if ours:
+                with warnings.catch_warnings(), _without_uv(), _without_handlers():
+                    warnings.simplefilter("ignore")
+                    _connect(verbose, groups, slots)
+                keep_handlers()  # Ray's C++ part has installed its own
+            yield [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        finally:
+            if ours:
+                files = None if verbose or is_remote() else _session_folder()
+                well = sys.exc_info()[0] is None
+                _shut_down()
+                if files is not None and well:
+                    _remove_session(files)
+
+
+@contextmanager
+def session_token() -> Iterator[None]:
+    """Give a Ray session on this machine a token of its own where the user has none.
+
+    Ray itself would write one to `~/.ray/auth_token`, readable by everybody, and fail where the
+    home folder cannot be written.
+    """
+    name = "RAY_AUTH_TOKEN"
+    if has_token():
+        yield
+        return
+    from ray._raylet import AuthenticationTokenLoader
+
+    before = os.environ.get(name)  # empty, if anything
+    os.environ[name] = secrets.token_hex(32)
+    AuthenticationTokenLoader.instance().reset_cache()
     try:
-        if ours:
-            with warnings.catch_warnings(), _without_uv(), _without_handlers():
-                warnings.simplefilter("ignore")
-                _connect(verbose, groups, slots)
-            keep_handlers()  # Ray's C++ part has installed its own
-        yield [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        yield
     finally:
-        if ours:
-            files = None if verbose or is_remote() else _session_folder()
-            well = sys.exc_info()[0] is None
-            _shut_down()
-            if files is not None and well:
-                _remove_session(files)
+        os.environ.pop(name)
+        if before is not None:
+            os.environ[name] = before
+        AuthenticationTokenLoader.instance().reset_cache()
 
 
 def _shut_down() -> None:

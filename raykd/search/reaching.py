@@ -63,7 +63,7 @@ def check_cluster(address: str) -> None:
         )
     if address != "auto":
         _connect(address)
-    if os.environ.get("RAY_AUTH_MODE") == "token" and not _has_token():
+    if os.environ.get("RAY_AUTH_MODE") == "token" and not has_token():
         raise _refused_token(address)
     _compare_versions(address, _asked(address))
 
@@ -148,7 +148,8 @@ def _token_file() -> Path:
     return Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or "~/.ray/auth_token").expanduser()
 
 
-def _has_token() -> bool:
+def has_token() -> bool:
+    """Whether the environment or the token file holds a token for Ray."""
     if os.environ.get("RAY_AUTH_TOKEN"):
         return True
     try:
@@ -164,7 +165,7 @@ def _refused_token(address: str) -> StudyError:
         "copy the file ~/.ray/auth_token of the cluster's head node there, or name it in "
         "RAY_AUTH_TOKEN_PATH"
     )
-    if not _has_token():
+    if not has_token():
         state = "is empty or cannot be read" if file.exists() else "does not exist"
         return cannot_join(address, f"it needs a token, and {token} {state}", copy)
     if os.environ.get("RAY_AUTH_MODE") != "token":
