@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import time
+import uuid
+import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
@@ -27,6 +31,9 @@ class Chronicle(Protocol):
 
     def tell(self, event: Mapping[str, Any]) -> None: ...
 
+
+BEAT_S = 60.0
+"""Seconds between two signs of life for the entries that a study uses."""
 
 SETTLED = ("kept", "found", "live")
 """What stands in the study's run in MLflow: whether outputs are read, or why teachers are run."""
@@ -75,6 +82,22 @@ class Caching:
         self._given_up: set[str] = set()
         self._building: dict[str, _Under] = {}
         self._told: set[Any] = set()
+        self._held: set[str] = set()
+        self._name = uuid.uuid4().hex
+        self._beaten = time.monotonic()
+        weakref.finalize(self, _release, self._store, self._held, self._name)
+
+    def beat(self) -> None:
+        """Keep the entries that this study uses from being removed by others; call it often."""
+        if time.monotonic() - self._beaten > BEAT_S:
+            self._beaten = time.monotonic()
+            for key in self._held:
+                self._store.hold(key, self._name)
+
+    def _hold(self, key: str) -> None:
+        if key not in self._held:
+            self._held.add(key)
+            self._store.hold(key, self._name)
 
     def fixed(self, study: Study) -> Study:
         """A concrete study with its views settled, the same in every trial and replicate."""
@@ -163,6 +186,7 @@ class Caching:
             return []
         if key in self._building or key in self._given_up:
             return []
+        self._hold(key)  # before it is read: nobody else may remove it from here on
         if self._is_there(key):
             self._ready.add(key)
             self._store.touch(key)
@@ -190,6 +214,9 @@ class Caching:
         needed = max(0, description.bytes - there)
         for removed in self._store.make_room(needed, limit, in_use):
             self._tell(removed, "removed")
+        others = [one for one in self._store.entries() if one.key not in in_use]
+        if others and sum(one.bytes for one in self._store.entries()) + needed > limit:
+            return f"running studies use the others, up to cache.limit_gb ({limit / GB:g})"
         free = free_bytes(self._storage)
         if free is not None and needed > free:
             return f"{needed / GB:.1f} GB are needed and {free / GB:.1f} GB of the disk are free"
@@ -226,6 +253,8 @@ class Caching:
 
     def _give_up(self, key: str, why: str) -> None:
         self._given_up.add(key)
+        self._held.discard(key)
+        self._store.release(key, self._name)
         self._tell(key, "live", why=why)
 
     def _digest(self, file: str) -> str:
@@ -244,6 +273,12 @@ class Caching:
             said = more.get("why") or f"{more['views']} view(s), {more['bytes']:,} bytes"
             tags = {"teacher_outputs": f"{status}: {said}"}
             self._chronicle.write("note", id=None, tags=tags, metrics={}, step=0)
+
+
+def _release(store: OutputsStore, held: set[str], name: str) -> None:
+    with contextlib.suppress(OSError):  # the storage may be gone by now
+        for key in held:
+            store.release(key, name)
 
 
 def _key(build: Assignment) -> str:

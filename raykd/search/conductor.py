@@ -188,6 +188,8 @@ class Conductor:
 
     def report(self, result: Mapping[str, Any]) -> None:
         """Take in what a slot reports after an epoch."""
+        if self._caching is not None:
+            self._caching.beat()
         if result["id"] in self._builds:
             self._build_reported(result)
             return

@@ -78,6 +78,5 @@ def _fetched(uri: str, document: Document) -> str:
     content = buffer.getvalue()
     storage = Storage(document.get(("cluster", "storage")) or Cluster().storage)
     name = f"networks/{hashlib.sha256(content).hexdigest()[:32]}.pt"
-    if not storage.exists(name):
-        storage.write(name, content)
+    storage.create(name, content)
     return f"{storage.root}/{name}"

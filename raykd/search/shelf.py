@@ -81,7 +81,7 @@ class Shelf:
         """
         file = self.file(prepared)
         if prepared.weights is not None and not self.has(file):
-            self._storage.write(file, self._content(prepared))
+            self._storage.create(file, self._content(prepared))
 
     def _content(self, prepared: Preparation) -> bytes:
         assert prepared.weights is not None

@@ -67,6 +67,24 @@ class Storage:
         finally:
             draft.unlink(missing_ok=True)
 
+    def create(self, name: str, content: bytes) -> bool:
+        """Write the whole file unless it exists; return whether it was written.
+
+        In a folder, the first of several writers wins, and nobody replaces its file.  Behind a URI
+        two writers at the same instant can both write.
+        """
+        if self._filesystem is not None:
+            if self.exists(name):
+                return False
+            self.write(name, content)
+            return True
+        target = Path(self.root, name)
+        if target.exists():
+            return False
+        draft = f"{target.parent.relative_to(self.root)}/.{target.name}.{uuid.uuid4().hex[:8]}"
+        self.write(draft, content)
+        return _linked(Path(self.root, draft), target)
+
     def _write_remote(self, filesystem: FileSystem, target: str, content: bytes) -> None:
         filesystem.create_dir(target.rsplit("/", 1)[0])
         # An object store shows an object when it is whole; other file systems need a draft.
@@ -140,6 +158,22 @@ class Storage:
     def below(self, name: str) -> Storage:
         """The folder `name` inside this one."""
         return Storage(f"{self.root.rstrip('/')}/{name}")
+
+
+def _linked(draft: Path, target: Path) -> bool:
+    """Give a finished draft its name unless that is taken; return whether it was free."""
+    try:
+        os.link(draft, target)
+        return True
+    except FileExistsError:
+        return False
+    except OSError:  # a file system without hard links, or the draft was cleared away
+        if target.exists():
+            return False
+        os.replace(draft, target)
+        return True
+    finally:
+        draft.unlink(missing_ok=True)
 
 
 def is_uri(root: str) -> bool:

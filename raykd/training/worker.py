@@ -338,7 +338,10 @@ class Seat:
                 torch.save(delivered(kept.to("cpu").eval(), self.bench.data, measured), buffer)
                 kept.to(self.bench.device)
                 content = buffer.getvalue()
-            self.bench.storage.write(assignment.keep, content)
+            if assignment.role == "teacher":  # another study may read the one that is there
+                self.bench.storage.create(assignment.keep, content)
+            else:
+                self.bench.storage.write(assignment.keep, content)
         return metrics
 
     def _metadata(self, network: torch.nn.Module, assignment: Assignment) -> dict[str, str]:

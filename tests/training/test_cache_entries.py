@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import os
 import signal
 import subprocess
@@ -228,6 +229,39 @@ def test_those_unused_longest_make_room(tmp_path: Path) -> None:
     assert store.make_room(10, sum(sizes.values())) == [keys[1]], "the one read longest ago"
     assert store.make_room(10, 20, keep=[keys[2]]) == [keys[0]], "what is in use stays"
     assert [entry.key for entry in store.entries()] == [keys[2]]
+
+
+def test_what_running_studies_hold_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one, other = (OutputsStore(Storage(str(tmp_path))) for _ in range(2))
+    description = described(STUDY)
+    built(tmp_path, STUDY, description)
+    key = description.key
+    one.hold(key, "a")
+    assert other.make_room(10, 20) == []
+    one.release(key, "a")
+    other.hold(key, "b")
+    with monkeypatch.context() as patched:
+        patched.setattr("raykd.training.cache.store.HELD_S", -1.0)  # its study has died
+        assert one.make_room(10, 20) == [key]
+    one.hold("nothing", "a")
+    one.release("nothing", "a")
+    assert one.entries() == [], "no empty folder is left"
+
+
+def test_a_second_study_does_not_replace_shards(tmp_path: Path) -> None:
+    """Two machines may differ in the last bits; the manifest's checksums stay true."""
+    description = described(STUDY)
+    late, early = (OutputsStore(Storage(str(tmp_path))) for _ in range(2))
+    first, *rest = description.shards
+    early.put(description.key, first, b"early")
+    late.put(description.key, first, b"later")
+    for shard in rest:
+        late.put(description.key, shard, b"both")
+    assert early.complete(description, {}) and late.complete(description, {})
+    late.put(description.key, first, b"later")
+    manifest = early.manifest(description.key)
+    assert manifest is not None and early.verify(description.key) == []
+    assert manifest.checksums[first.file] == hashlib.sha256(b"early").hexdigest()
 
 
 def test_values_beyond_a_type_s_range_are_refused(tmp_path: Path) -> None:

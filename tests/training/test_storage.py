@@ -131,3 +131,40 @@ def test_where_the_root_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 def test_a_scheme_nobody_knows_is_refused() -> None:
     with pytest.raises(ValueError, match="nonsense"):
         Storage("nonsense://bucket/kd")
+
+
+def test_the_first_of_several_writers_wins(storage: Storage) -> None:
+    assert storage.create("teachers/a.pt", b"one")
+    assert not storage.create("teachers/a.pt", b"two")
+    assert storage.read("teachers/a.pt") == b"one"
+    assert list(storage.files("teachers")) == ["a.pt"], "no draft is left"
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_one_writer_of_many_at_once_wins(
+    links: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also on a file system without hard links, as far as that can be."""
+    if not links:
+
+        def refused(*args: object) -> None:
+            raise PermissionError(1, "Operation not permitted")
+
+        monkeypatch.setattr(os, "link", refused)
+    storage, start = Storage(str(tmp_path)), threading.Barrier(8)
+    won: list[int] = []
+
+    def write(number: int) -> None:
+        start.wait()
+        if storage.create("shared/a", bytes([number]) * 100_000):
+            won.append(number)
+
+    threads = [threading.Thread(target=write, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    content = storage.read("shared/a")
+    assert content in [bytes([number]) * 100_000 for number in won]
+    assert not links or len(won) == 1
+    assert os.listdir(tmp_path / "shared") == ["a"], "no draft is left"

@@ -23,6 +23,11 @@ FORMAT = 1
 FOLDER = "outputs"
 MANIFEST = "manifest.json"
 USED = "used"
+HELD = "held-"
+"""Start of the names of the files by which running studies keep an entry from being removed."""
+
+HELD_S = 300.0
+"""Seconds after its last sign of life for which a study still keeps an entry."""
 
 
 @dataclass(frozen=True)
@@ -124,8 +129,18 @@ class OutputsStore:
             self._reopen(key, manifest, self._misshapen(key, manifest))
 
     def put(self, key: str, shard: Shard, content: bytes) -> None:
-        """Put a finished shard there."""
-        self.storage.write(_file(key, shard.file), content)
+        """Write a finished shard; one of the same size that another study wrote first stays.
+
+        Its checksum may stand in a manifest already, and machines differ in the last bits.
+        """
+        if not self.storage.create(_file(key, shard.file), content):
+            present = self.storage.read(_file(key, shard.file)) or b""
+            if self.manifest(key) is not None:
+                return
+            if len(present) == len(content):
+                content = present
+            else:  # what a crash left
+                self.storage.write(_file(key, shard.file), content)
         note = {"sha256": _digest(content), "size": len(content)}
         self.storage.write(_file(key, _note(shard.file)), json.dumps(note).encode())
 
@@ -151,9 +166,10 @@ class OutputsStore:
             "about": dict(about),
             "shards": {file: json.loads(note or b"") for file, note in notes.items()},
         }
-        self.storage.write(_file(key, MANIFEST), json.dumps(content, indent=1).encode())
+        self.storage.create(_file(key, MANIFEST), json.dumps(content, indent=1).encode())
         for file in self.storage.files(f"{FOLDER}/{key}"):
-            if file not in wanted and file not in (MANIFEST, USED):
+            draft_of = file[1:].rpartition(".")[0] if file.startswith(".") else ""
+            if file.endswith(_note("")) or draft_of in wanted:
                 self.storage.remove(_file(key, file))
         return True
 
@@ -170,6 +186,28 @@ class OutputsStore:
         """An entry is about to be read."""
         self.storage.write(_file(key, USED), repr(time.time()).encode())
 
+    def hold(self, key: str, study: str) -> None:
+        """Keep an entry from being removed by other studies for the next `HELD_S` seconds.
+
+        Args:
+            study: unlike that of any other running study.
+        """
+        self.storage.write(_file(key, f"{HELD}{study}"), repr(time.time()).encode())
+
+    def release(self, key: str, study: str) -> None:
+        """Let other studies remove an entry again."""
+        self.storage.remove(_file(key, f"{HELD}{study}"))
+        folder = self.storage.local(f"{FOLDER}/{key}")
+        if folder is not None:
+            with contextlib.suppress(OSError):  # it is not empty
+                folder.rmdir()
+
+    def is_held(self, key: str) -> bool:
+        """Return whether a running study uses an entry."""
+        files = self.storage.files(f"{FOLDER}/{key}")
+        signs = [self._time(_file(key, file)) for file in files if file.startswith(HELD)]
+        return any(sign > time.time() - HELD_S for sign in signs)
+
     def remove(self, key: str) -> None:
         """Remove an entry; the manifest first, so that nobody begins to read the rest."""
         self.storage.remove(_file(key, MANIFEST))
@@ -177,6 +215,8 @@ class OutputsStore:
 
     def make_room(self, needed: int, limit: float, keep: Iterable[str] = ()) -> list[str]:
         """Remove those unused longest until `needed` more bytes are within `limit`.
+
+        Entries that a running study holds stay.
 
         Args:
             needed, limit: bytes.
@@ -192,14 +232,17 @@ class OutputsStore:
         for entry in reversed(entries):
             if total <= limit:
                 break
-            if entry.key not in kept:
+            if entry.key not in kept and not self.is_held(entry.key):
                 self.remove(entry.key)
                 removed.append(entry.key)
                 total -= entry.bytes
         return removed
 
     def _used(self, key: str) -> float:
-        said = self.storage.read(_file(key, USED))
+        return self._time(_file(key, USED))
+
+    def _time(self, file: str) -> float:
+        said = self.storage.read(file)
         with contextlib.suppress(ValueError):
             return float(said or b"0")
         return 0.0
