@@ -278,18 +278,19 @@ def session_token() -> Iterator[None]:
     if has_token():
         yield
         return
-    from ray._raylet import AuthenticationTokenLoader
+    raylet: Any = importlib.import_module("ray._raylet")  # compiled: nothing says what is in it
+    loader = raylet.AuthenticationTokenLoader.instance()
 
     before = os.environ.get(name)  # empty, if anything
     os.environ[name] = secrets.token_hex(32)
-    AuthenticationTokenLoader.instance().reset_cache()
+    loader.reset_cache()
     try:
         yield
     finally:
         os.environ.pop(name)
         if before is not None:
             os.environ[name] = before
-        AuthenticationTokenLoader.instance().reset_cache()
+        loader.reset_cache()
 
 
 def _shut_down() -> None:

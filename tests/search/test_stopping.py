@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from raykd.problems import Terminated
-from raykd.search.cluster import LONGEST_FOLDER, short_folder
+from raykd.search.cluster import LONGEST_FOLDER, session_token, short_folder
 from raykd.search.stopping import closing, is_stopping, keep_handlers, stoppable
 
 STUDY = """\
@@ -105,6 +105,22 @@ def test_a_deep_temporary_folder_is_not_for_sockets(
     assert short_folder() is None
     monkeypatch.setenv("TMPDIR", str(tmp_path / ("x" * LONGEST_FOLDER)))
     assert short_folder() == f"/tmp/ray-{os.getuid()}"
+
+
+def test_a_session_brings_its_own_token_where_the_user_has_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray would write one below the home folder, which may be read-only."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    with session_token():
+        assert len(os.environ["RAY_AUTH_TOKEN"]) == 64
+    assert "RAY_AUTH_TOKEN" not in os.environ and not os.listdir(tmp_path)
+    (tmp_path / ".ray").mkdir()
+    (tmp_path / ".ray/auth_token").write_text("user's")
+    with session_token():
+        assert "RAY_AUTH_TOKEN" not in os.environ, "the user's own is used"
 
 
 @pytest.mark.slow
