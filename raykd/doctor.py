@@ -96,8 +96,9 @@ def needs_of(
     """
     if file is None:
         from raykd.study.schema import Cluster, Tracking
+        from raykd.tracking.store import TRACKING
 
-        return Needs(uri or Tracking().uri, Cluster().storage)
+        return Needs(uri or os.environ.get(TRACKING) or Tracking().uri, Cluster().storage)
     from raykd.search.driver import opened
 
     settings = opened(file, overrides, (), allow_import=allow_import).settings

@@ -60,6 +60,7 @@ from raykd.search.starting import Start, put_first, starts
 from raykd.search.starting import absolute as absolute_run
 from raykd.search.statistics import estimate, proportion_interval
 from raykd.search.stopping import closing, is_stopping, keep_handlers, stoppable
+from raykd.search.stores import as_begun, store_notice, store_source, with_store
 from raykd.search.trials import trial_first
 from raykd.study.costs import Costs
 from raykd.study.files import Document, read_document
@@ -70,7 +71,7 @@ from raykd.study.opened import OpenStudy
 from raykd.study.place import parse_place
 from raykd.study.schema import Cluster, Search, Study, plain, read_study
 from raykd.tracking.journal import Journal, events
-from raykd.tracking.store import absolute
+from raykd.tracking.store import absolute, masked
 from raykd.training.assembly import task_of
 from raykd.training.cache.planning import CachePlan
 from raykd.training.delivering import preprocessing_of, raw_samples
@@ -167,11 +168,12 @@ def opened(
         StudyError: it is not fit to start.
     """
     if isinstance(study, OpenStudy):
-        return study
+        return with_store(study)
     document = read_document(study).with_overrides(overrides)
     if allow_import:
         document = with_fetched(document)
-    return open_study(document, CHECKS if checks is None else checks, allow_import=allow_import)
+    found = open_study(document, CHECKS if checks is None else checks, allow_import=allow_import)
+    return with_store(found)
 
 
 @contextlib.contextmanager
@@ -341,9 +343,10 @@ def _prepared(
         StudyError: the study, its data or the machine is not fit, or differs from what the run to
             resume began with.
     """
+    known = events(folder.journal) if folder is not None and folder.journal.exists() else []
+    study = as_begun(study, known)
     settings = study.settings
     how = how or settings.search
-    known = events(folder.journal) if folder is not None and folder.journal.exists() else []
     with in_place(study):
         if conduct is in_slots:
             check_resources(settings.cluster)
@@ -395,6 +398,8 @@ def _carried_out(
     journal = Journal(folder.journal)
     chronicle = Chronicle(journal, listeners)
     _open_chronicle(chronicle, prepared, folder)
+    if notice := store_notice(study):
+        chronicle.tell({"event": "warning", "text": notice})
     if not known:
         _note_weights(chronicle, prepared.weights)
     tracker = Tracker(folder.journal, settings.tracking.uri)
@@ -733,7 +738,7 @@ def _open_chronicle(chronicle: Chronicle, prepared: _Prepared, folder: StudyFold
     """Write what the run begins with, or goes on with."""
     study, data, known = prepared.study, prepared.data, prepared.known
     settings = study.settings
-    uri = absolute(settings.tracking.uri)
+    uri = masked(absolute(settings.tracking.uri))
     before = next((event["id"] for event in known if event["event"] == "study"), None)
     present = versions()
     chronicle.write(
@@ -749,6 +754,7 @@ def _open_chronicle(chronicle: Chronicle, prepared: _Prepared, folder: StudyFold
         argv=sys.argv,
         git=git_commit(),
         versions=present,
+        store_from=store_source(study),
         content=dict(prepared.content),
         seed=settings.seed,
     )

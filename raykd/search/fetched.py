@@ -68,11 +68,11 @@ def _fetched(uri: str, document: Document) -> str:
     """The network's file below the storage, put there now."""
     import torch
 
-    from raykd.study.schema import Cluster, Tracking
+    from raykd.search.stores import store_of
+    from raykd.study.schema import Cluster
     from raykd.tracking.models import load_model_uri
 
-    tracking = document.get(("tracking", "uri")) or Tracking().uri
-    network = load_model_uri(uri, tracking_uri=tracking)
+    network = load_model_uri(uri, tracking_uri=store_of(document))
     buffer = io.BytesIO()
     torch.save(network, buffer)
     content = buffer.getvalue()

@@ -17,7 +17,7 @@ from raykd.option import names_of
 from raykd.study.domains import DOMAINS, near
 from raykd.study.outline import study_outline
 from raykd.study.place import Place, dotted, value_at
-from raykd.study.schema import NAME_PATTERN
+from raykd.study.schema import NAME_PATTERN, REGISTER_PATTERN
 
 _NOUNS = {
     "augment": "augmentation",
@@ -46,6 +46,7 @@ _TYPES = {
 }
 
 _PATTERNS = {
+    REGISTER_PATTERN: "a name without `/` and `:`",
     NAME_PATTERN: "letters, digits, `.`, `_` or `-`, the first a letter or a digit",
 }
 

@@ -270,14 +270,25 @@ class Cache:
     ] = None
 
 
+REGISTER_PATTERN = r"^[^/:\s][^/:]*$"
+"""Names that MLflow's registry takes."""
+
+
 @option
 class Tracking:
     """Where MLflow keeps the runs."""
 
     uri: str = "sqlite:///mlflow.db"
-    experiment: Annotated[str | None, Field(description="null: the study's name")] = None
+    experiment: Annotated[
+        str | None, Field(min_length=1, max_length=500, description="null: the study's name")
+    ] = None
     register: Annotated[
-        str | None, Field(description="registered model's name for the chosen students")
+        str | None,
+        Field(
+            pattern=REGISTER_PATTERN,
+            max_length=256,
+            description="registered model's name for the chosen students",
+        ),
     ] = None
 
 

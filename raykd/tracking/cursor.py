@@ -23,11 +23,14 @@ class Sent:
         experiment: MLflow's id of the experiment; empty where it is not known.
         runs: MLflow's ids of the study's run (key "") and of the runs with a model (key: their
             id in the journal).
+        refused: models and files that the store refused, by the byte at which their event ends,
+            each with the reason; they are tried again.
     """
 
     end: int = 0
     experiment: str = ""
     runs: Mapping[str, str] = field(default_factory=dict)
+    refused: Mapping[int, str] = field(default_factory=dict)
 
     @property
     def run(self) -> str:
@@ -59,7 +62,8 @@ class Cursor:
         """Replace the entry.  Models of the same study's run that were known stay known."""
         known = self.load()
         runs = {**known.runs, **sent.runs} if known.run == sent.run else dict(sent.runs)
-        entry = {"sent": sent.end, "experiment": sent.experiment, "runs": runs}
+        refused = {str(end): reason for end, reason in sent.refused.items()}
+        entry = {"sent": sent.end, "experiment": sent.experiment, "runs": runs, "refused": refused}
         new = self._file.with_name(self._file.name + ".new")
         new.write_text(json.dumps({**self._all(), self._place: entry}))
         os.replace(new, self._file)
@@ -78,4 +82,11 @@ def _read(entry: Mapping[str, Any]) -> Sent:
         end if isinstance(end, int) else 0,
         str(entry.get("experiment", "")),
         {str(key): str(value) for key, value in runs.items()} if isinstance(runs, dict) else {},
+        _refused(entry.get("refused")),
     )
+
+
+def _refused(kept: Any) -> dict[int, str]:
+    if not isinstance(kept, dict):
+        return {}
+    return {int(end): str(reason) for end, reason in kept.items() if str(end).isdigit()}

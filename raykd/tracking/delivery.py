@@ -60,9 +60,15 @@ REFUSALS = frozenset(
 )
 
 
+TOO_LARGE = re.compile(r"error code 413\b|\b413 Client Error|Payload Too Large", re.IGNORECASE)
+"""Said by servers and proxies that limit the size of an upload."""
+
+
 def is_refusal(error: Exception) -> bool:
     """Whether the event itself is at fault: the store answers, and will not have it."""
-    return getattr(error, "error_code", "") in REFUSALS or isinstance(error, ValueError)
+    if isinstance(error, ValueError) or TOO_LARGE.search(str(error)):
+        return True
+    return getattr(error, "error_code", "") in REFUSALS
 
 
 def is_unreachable(error: Exception) -> bool:

@@ -52,9 +52,11 @@ class Status:
     error: str = ""
 
     def __str__(self) -> str:
+        if self.refused:
+            waiting = f"{self.pending} events wait, " if self.pending else ""
+            return f"{waiting}{self.refused} refused by MLflow ({self.error})"
         said = f"{self.pending} events wait" if self.pending else "all events are in MLflow"
-        refused = f", {self.refused} were refused" if self.refused else ""
-        return said + refused + (f" ({self.error})" if self.error else "")
+        return said + (f" ({self.error})" if self.error else "")
 
 
 class Tracker:
@@ -96,12 +98,13 @@ class Tracker:
     def close(self, timeout: float = 30.0) -> bool:
         """Deliver what is left, for at most `timeout` seconds; returns whether all of it was.
 
-        What was not waits in the journal, for `raykd sync`.
+        What was not waits in the journal, for `raykd sync`; so do models and files that the store
+        refused.
         """
         self._closing.set()
         self._thread.join(timeout)
         self._abandoned.set()
-        return self._flushed
+        return self._flushed and not self._courier.refused
 
     def abandon(self) -> None:
         """Deliver nothing more: another process does."""
@@ -223,6 +226,8 @@ class _Courier:
         self._cursor = Cursor(self.path, self.place)
         self._lock: int | None = None
         self._status = Status()
+        self.refused: dict[int, str] = {}
+        """Models and files that the store refused, by the byte at which their event ends."""
         self._begin(None)
 
     def _begin(self, sent: int | None) -> None:
@@ -233,6 +238,7 @@ class _Courier:
         self._chunk: list[Entry] = []
         self._delivery: Delivery | None = None
         self._tries: dict[int, int] = {}
+        self._again: set[int] = set()  # refused before, to be tried once more
 
     @property
     def status(self) -> Status:
@@ -252,6 +258,7 @@ class _Courier:
     def forget(self) -> None:
         """Begin again with the first event."""
         self._begin(0)
+        self.refused = {}
 
     def close(self) -> None:
         if self._lock is not None:
@@ -267,7 +274,9 @@ class _Courier:
         if self._lock is None:
             self._lock = _locked(self.path)
         if self._sent is None:
-            self._sent = self._cursor.load().end
+            known = self._cursor.load()
+            self._sent, self.refused = known.end, dict(known.refused)
+            self._again = set(self.refused)
         if not self._chunk and not self._fill():
             return False
         if self._story.study is None:
@@ -276,8 +285,8 @@ class _Courier:
         if delivery is None:
             return True
         self._deliver(delivery)
-        self._sent = self._chunk[-1].end
-        self._cursor.save(Sent(self._sent, delivery.experiment, delivery.pages))
+        self._sent = max(self._sent, self._chunk[-1].end)
+        self._cursor.save(Sent(self._sent, delivery.experiment, delivery.pages, self.refused))
         self._chunk, self._tries = [], {}
         return True
 
@@ -287,7 +296,7 @@ class _Courier:
         for entry in read(self.path, self._read_to):
             self._read_to = entry.end
             event = self._take(entry)
-            if event is not None and entry.end > self._sent:
+            if event is not None and (entry.end > self._sent or entry.end in self._again):
                 self._chunk.append(Entry(entry.end, event))
             if self._chunk and (len(self._chunk) >= CHUNK or (event and event["event"] in HEAVY)):
                 break
@@ -309,7 +318,7 @@ class _Courier:
             client = connect(self._uri, verbose=self._verbose)
             delivery = Delivery(client, self._story, self.path.parent, self._uri)
             if self._sent and not delivery.resumed:
-                self._begin(0)
+                self.forget()
                 return None
             self._delivery = delivery
         return self._delivery
@@ -318,10 +327,14 @@ class _Courier:
         for entry in self._chunk:
             try:
                 delivery.deliver(entry.event)
+                self.refused.pop(entry.end, None)
             except Exception as error:  # noqa: BLE001 - raised again where it may pass
                 self._judge(error, entry.end)
                 kind = entry.event["event"]
-                self._refuse(f"{kind} of {entry.event.get('id') or 'study'}: {self._say(error)}")
+                reason = f"{kind} of {entry.event.get('id') or 'study'}: {self._say(error)}"
+                self._refuse(reason)
+                if kind in HEAVY:
+                    self.refused[entry.end] = reason
                 with contextlib.suppress(Exception):
                     delivery.complain(entry.event, self._say(error))
         try:

@@ -61,10 +61,67 @@ def connect(uri: str, *, verbose: bool = False) -> MlflowClient:
     return MlflowClient(tracking_uri=full, registry_uri=full)
 
 
+TRACKING = "MLFLOW_TRACKING_URI"
+"""MLflow's environment variable."""
+
+
 def absolute(uri: str) -> str:
-    """`uri` such that it means the same from every working folder."""
+    """`uri` such that it means the same from every working folder.
+
+    A password that was masked, as in a journal, is taken from MLFLOW_TRACKING_URI.
+    """
     file = database_file(uri)
-    return uri if file is None else f"sqlite:///{file}"
+    if file is not None:
+        query = uri.partition("?")[1:]
+        return f"sqlite:///{file}" + "".join(query)
+    given = os.environ.get(TRACKING, "")
+    return given if HIDDEN in uri and masked(given) == uri else uri
+
+
+def unusable(uri: str) -> tuple[str, str]:
+    """Why MLflow cannot keep runs at `uri`, by its form alone, and what to write; empty texts if
+    it can."""
+    scheme, colon, rest = uri.partition(":")
+    kind = scheme.split("+")[0]
+    advice = "write sqlite:///mlflow.db (a file here), sqlite:////folder/mlflow.db, or the "
+    advice += "http(s):// address of an MLflow server"
+    if kind == "sqlite" and colon:
+        return _unusable_sqlite(uri, rest)
+    if _is_server(uri):
+        host = urllib.parse.urlsplit(uri).hostname
+        return ("", "") if host else (f"{masked(uri)!r} names no host", "write http://host:port")
+    if kind in (*DATABASE_PORTS, "databricks", "databricks-uc", "uc") or uri == "databricks":
+        return "", ""
+    if not colon or kind == "file" or not re.fullmatch(r"[A-Za-z][\w.+-]+", scheme):
+        return f"{uri!r} is a folder or file; MLflow keeps runs in a database", advice
+    shown = re.sub(r":[^/\s:@]+@", f"{HIDDEN}@", masked(uri))  # the slashes may be missing
+    return f"{shown!r} is no tracking store of MLflow", advice
+
+
+def _unusable_sqlite(uri: str, rest: str) -> tuple[str, str]:
+    file = database_file(uri)
+    if file is None:
+        name = rest.strip("/").partition("?")[0]
+        example = f"sqlite:///{name}" if name and name != ":memory:" else "sqlite:///mlflow.db"
+        return f"{uri!r} names no file: three slashes come before a file's path", f"write {example}"
+    query = uri.partition("?")[2]
+    if "?" in str(file) or (query and not QUERY.fullmatch(query)):
+        what = f"{str(file) if '?' in str(file) else uri!r}: '?' ends the path of a database"
+        return what, "use a folder and a file without '?'"
+    if re.search(r"%[0-9A-Fa-f]{2}", str(file)):
+        what = f"{file}: MLflow reads '%' and two digits in a path as another character"
+        return what, "write the character itself, such as a space, or use another folder"
+    if file.is_dir():
+        return f"{file} is a folder", f"name a file: {uri.rstrip('/')}/mlflow.db"
+    return "", ""
+
+
+QUERY = re.compile(r"[\w.]+=[^&=?/]*(&[\w.]+=[^&=?/]*)*")
+
+
+def holds_password(uri: str) -> bool:
+    """Whether a password stands in `uri`."""
+    return masked(uri) != uri
 
 
 def database_file(uri: str) -> Path | None:
@@ -72,7 +129,8 @@ def database_file(uri: str) -> Path | None:
     prefix, slashes, path = uri.partition(":///")
     if not slashes or prefix.split("+")[0] != "sqlite" or not path or path == ":memory:":
         return None
-    return Path(os.path.abspath(path.partition("?")[0]))
+    path = path.partition("?")[0]
+    return Path(os.path.abspath(os.path.expanduser(path))) if path else None
 
 
 def database_folder(uri: str) -> Path | None:
@@ -83,7 +141,11 @@ def database_folder(uri: str) -> Path | None:
 
 def masked(uri: str) -> str:
     """`uri` with its password hidden, fit for a message or a file."""
-    return re.sub(r"(?<=://)([^/@:\s]*):[^/@\s]+@", r"\1:***@", uri)
+    hidden = re.sub(r"(?<=://)([^/@:\s]*):[^/\s]+@", rf"\1{HIDDEN}@", uri)
+    return re.sub(r"(?i)([?&](?:password|passwd|pwd|token)=)[^&\s]+", r"\1***", hidden)
+
+
+HIDDEN = ":***"
 
 
 KIND = {"mlflow.experimentKind": "custom_model_development"}

@@ -9,8 +9,11 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 
-from raykd.tracking import Journal, find_run, load_model_uri, sync
+from raykd.tracking import Journal, Tracker, find_run, load_model_uri, sync
 from raykd.tracking.cursor import Cursor, Sent
 from raykd.tracking.delivery import clean_key, cut, run_params, split_finite
 from raykd.tracking.store import connect, has_run, run_page
@@ -448,3 +451,44 @@ def test_names_and_values_mlflow_takes() -> None:
     }
     good, bad = split_finite({"a": "inf", "b": 2})
     assert good == {"b": 2.0} and bad == {"a": float("inf")}
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(28, "No space left on device"),
+        MlflowException("API request failed with error code 413 != 200"),
+        MlflowException("bad name", error_code=INVALID_PARAMETER_VALUE),
+    ],
+)
+def test_a_refused_model_is_not_delivered_until_a_later_sync(
+    error: Exception, journal: Journal, uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start(journal)
+    id = trial(journal, 0)
+    torch.save(network(), journal.path.parent / "student.pt")
+    journal.model(id, journal.path.parent / "student.pt", input_shape=(1, 8, 8), name="a.b/c")
+    journal.done()
+
+    def refuse(*_: object) -> None:
+        raise error
+
+    with monkeypatch.context() as broken:
+        broken.setattr(MlflowClient, "log_model_artifacts", refuse)
+        broken.setattr("raykd.tracking.runs.MAX_PAUSE", 0.01)
+        tracker = Tracker(journal.path, uri, start_after=0, poll=0.01)
+        assert not tracker.close(timeout=60)
+        assert tracker.status.refused == 1 and f"model of {id}" in str(tracker.status)
+        again = sync(journal.path, uri)
+        assert again.refused == 1 and again.pending == 0
+    store = Store(uri)
+    assert store.run().info.status == "FINISHED"  # the others were not held up
+    assert "raykd.model" not in store.run(id).data.tags
+    status = sync(journal.path, uri)
+    assert (status.pending, status.refused) == (0, 0) and status.delivered >= 1
+    tags = Store(uri).run(id).data.tags
+    assert tags["raykd.model"].startswith("models:/m-")
+    assert (
+        Store(uri).client.get_logged_model(tags["raykd.model"].rpartition("/")[2]).name == "a-b-c"
+    )
+    assert sync(journal.path, uri).delivered == 0
