@@ -52,7 +52,7 @@ def remarks(event: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     if event["event"] == "dataset":
         yield from notes_and_warnings(event)
     for key, text in (event.get("tags") or {}).items() if event["event"] == "note" else ():
-        if key == "weights_notes":
+        if key.startswith("weights_notes"):
             yield from ((f"weights: {line}", "dim") for line in text.split("\n"))
         elif key.startswith("warning"):
             yield from ((f"{WARNING}{line}", WARNING_STYLE) for line in text.split("\n"))

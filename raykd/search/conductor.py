@@ -27,6 +27,7 @@ from raykd.study.opened import OpenStudy
 from raykd.study.schema import Search, Study, plain, read_study
 from raykd.study.teachers import needed_by, teachers_of
 from raykd.training.assignment import Assignment, Role
+from raykd.training.output_check import outputs_warning
 from raykd.training.storage import Storage
 from raykd.training.teacher import own_teacher, preparing_study
 
@@ -86,6 +87,7 @@ class Conductor:
     ) -> None:
         self._val_counts = val_counts
         self._doubted: set[str] = set()
+        self._noted: set[str] = set()
         self.study = study
         self.task = task
         self.search = search or study.settings.search
@@ -251,6 +253,8 @@ class Conductor:
             self._teacher_ended(record)
         if record.role in ("trial", "alone"):
             self._compare_with_teacher(record)
+        if record.role != "teacher":
+            self._doubt_outputs(record)
 
     def slot_failed(
         self, record_id: str, reason: str, *, error: str = "", died: bool = False
@@ -283,6 +287,7 @@ class Conductor:
         file = _network_file(record)
         if record.status == "finished":
             self._shelf.note(file)
+            self._doubt_outputs(record)
             accuracy = record.metrics.get("val_accuracy")
             if accuracy is not None:
                 self._doubt(record.id, at_chance(_teacher_of(record), accuracy, self._val_counts))
@@ -321,6 +326,13 @@ class Conductor:
         reached, samples = best.metrics["val_accuracy"], sum(self._val_counts)
         said = below_student(_teacher_of(best), reached, record.id, alone, samples)
         self._doubt("below_student", said)
+
+    def _doubt_outputs(self, record: Record) -> None:
+        """Warn where a network gives probabilities instead of logits."""
+        is_teacher = record.role == "teacher"
+        name = f"teacher {_teacher_of(record)}" if is_teacher else f"the student of {record.id}"
+        key = f"outputs_{record.id}" if is_teacher else "outputs_student"
+        self._doubt(key, outputs_warning(name, record.metrics))
 
     def _doubt(self, key: str, warning: str) -> None:
         """Write a warning, once, into the journal; the displays and MLflow get it from there."""
@@ -389,7 +401,7 @@ class Conductor:
         records = self.records.of("teacher")
         settled = {_network_file(record) for record in records if self._is_settled(record)}
         for file, prepared in self._own.items():
-            self._shelf.fetch(prepared)
+            self._fetch(prepared)
             if file not in settled:
                 self._queue.append(self._teacher_assignment(prepared, file))
         for record in self.records.running(*ROLES):
@@ -423,11 +435,24 @@ class Conductor:
     def _asked_for(self, prepared: Preparation) -> str:
         file = self._shelf.file(prepared)
         if prepared.weights is not None:
-            self._shelf.fetch(prepared)
+            self._fetch(prepared)
         elif not self._shelf.has(file) and file not in self._under_way | {*self._lost}:
             teachers = self._ask_for(prepared.needs)
             self._queue.append(self._teacher_assignment(prepared, file, teachers))
         return file
+
+    def _fetch(self, prepared: Preparation) -> None:
+        """Put loaded weights on the shelf, and say what was done to them.
+
+        Raises:
+            StudyError: they cannot be read.
+        """
+        self._shelf.fetch(prepared)
+        notes = self._shelf.take_notes()
+        if notes and notes not in self._noted:
+            self._noted.add(notes)
+            tags = {"weights_notes_fetched": notes}
+            self._journal.write("note", id=None, tags=tags, metrics={}, step=0)
 
     @property
     def _under_way(self) -> set[str | None]:

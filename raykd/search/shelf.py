@@ -44,7 +44,7 @@ class Shelf:
         task: inputs and classes of the data; None: networks are kept as they come.
 
     Attributes:
-        notes: sentences on what was done to networks that were fetched.
+        notes: sentences on what was done to networks that were fetched, until they are taken.
     """
 
     def __init__(
@@ -76,12 +76,29 @@ class Shelf:
     def fetch(self, prepared: Preparation) -> None:
         """Put a network that is loaded, not trained, on the shelf.
 
+        The notes on a whole network lie beside it, for later studies that read it.
+
         Raises:
-            StudyError: its weights cannot be had.
+            StudyError: its weights cannot be read.
         """
         file = self.file(prepared)
-        if prepared.weights is not None and not self.has(file):
-            self._storage.create(file, self._content(prepared))
+        if prepared.weights is None:
+            return
+        beside = file.removesuffix(".pt") + ".notes"
+        if not self.has(file):
+            before = len(self.notes)
+            content = self._content(prepared)
+            if len(self.notes) > before:
+                self._storage.create(beside, "\n".join(self.notes[before:]).encode())
+            self._storage.create(file, content)
+        elif prepared.is_mlflow:
+            self.notes += (self._storage.read(beside) or b"").decode().splitlines()
+
+    def take_notes(self) -> str:
+        """The notes so far, a line each; they are given once."""
+        text = "\n".join(dict.fromkeys(self.notes))
+        self.notes.clear()
+        return text
 
     def _content(self, prepared: Preparation) -> bytes:
         assert prepared.weights is not None

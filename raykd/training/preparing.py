@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import MutableMapping
 
 import torch
@@ -14,6 +15,7 @@ from raykd.study.teachers import needed_by
 from raykd.training.assembly import task_of
 from raykd.training.loop import Training
 from raykd.training.normalizing import adapted
+from raykd.training.output_check import output_signs, outputs_warning
 from raykd.training.teacher import (
     load_network,
     normalization_of,
@@ -47,8 +49,12 @@ def train_teachers(
         device: where to train.
 
     Raises:
-        ValueError: weights that are named cannot be had, or only MLflow has them.
+        ValueError: named weights cannot be read, or only MLflow has them; or a teacher's outputs
+            are NaN or infinite.
         Diverged: a training did not converge.
+
+    Warns:
+        UserWarning: a teacher gives probabilities instead of logits.
     """
     known = {} if known is None else known
     return [
@@ -72,5 +78,20 @@ def _network(
             while training.epoch < training.epochs:
                 training.run_epoch()
             network = training.student.eval()
+        _check_outputs(network, prepared, data, device)
         known[key] = network
     return known[key]
+
+
+def _check_outputs(
+    network: nn.Module, prepared: Preparation, data: Dataset, device: torch.device
+) -> None:
+    model = prepared.model
+    name = f"teacher {model.name if model is not None else prepared.weights}"
+    try:
+        signs = output_signs(network, data, device=device)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
+    warning = outputs_warning(name, signs)
+    if warning:
+        warnings.warn(warning, stacklevel=4)

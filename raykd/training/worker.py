@@ -39,6 +39,7 @@ from raykd.training.log import TrainingLog, raised_at
 from raykd.training.loop import Training
 from raykd.training.mailbox import Command, WorkerEnd
 from raykd.training.normalizing import trained_with
+from raykd.training.output_check import output_signs
 from raykd.training.record import Diverged
 from raykd.training.storage import Storage
 
@@ -194,7 +195,7 @@ class Seat:
         """Evaluate a network that is there already."""
         study = read_study(assignment.study)
         network = self._network(study.student.model, file)
-        metrics: dict[str, float] = {}
+        metrics = self._output_signs(network, study)
         for split in ("val", "test"):
             metrics |= self._evaluated(network, study, split)
         clock = {"first_step": began, "end": time.time()}
@@ -236,6 +237,12 @@ class Seat:
             rank=bench.rank,
             world=bench.world,
         )
+
+    def _output_signs(self, network: torch.nn.Module, study: Study) -> dict[str, float]:
+        """See that a network that teaches gives logits; every rank looks at the same samples."""
+        device = self.bench.device
+        precision = precision_of(study.train.precision, device)
+        return output_signs(network, self.bench.data, device=device, precision=precision)
 
     def _at_hand(self, study: Study, assignment: Assignment) -> list[TeacherAtHand]:
         """The teachers of a training, each with its kept outputs where there are any."""
@@ -326,6 +333,11 @@ class Seat:
             metrics |= inherited(kept)
         if assignment.role != "teacher" and (assignment.test or assignment.keep):
             kept = like(model.deployed(kept), kept)
+        if assignment.role == "teacher":
+            metrics |= self._output_signs(training.student, training.study)
+        elif model.runs_code:  # a student may mask classes by infinite logits
+            with contextlib.suppress(ValueError):
+                metrics |= self._output_signs(training.student, training.study)
         if kept is not training.student:
             metrics |= self._converted(kept, training.study, metrics)
         if assignment.keep is not None and self.bench.rank == 0:

@@ -1,0 +1,110 @@
+"""Checks of a teacher's outputs on the validation data: they have to be finite logits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import nullcontext
+from itertools import islice
+
+import torch
+from torch import Tensor, nn
+
+from raykd.data import Batches, Dataset
+from raykd.training.evaluate import EVALUATION_BATCH, Precision
+from raykd.training.layout import laid_out
+
+BATCHES = 4
+"""Number of batches that are checked."""
+
+SUMS_TO_ONE = "outputs_sum_to_one"
+IN_UNIT_RANGE = "outputs_in_unit_range"
+"""Metrics of a network, set to 1 where its outputs look like probabilities."""
+
+_LEAST_SAMPLES = 4
+_TOLERANCE = {torch.float16: 1e-2, torch.bfloat16: 4e-2}
+"""Allowed error of a sum of probabilities, by type; other types: `_USUAL`."""
+
+_USUAL = 1e-3
+
+
+@torch.no_grad()
+def output_signs(
+    network: nn.Module,
+    data: Dataset,
+    *,
+    device: torch.device | str = "cpu",
+    precision: Precision = nullcontext,
+) -> dict[str, float]:
+    """Signs that a classifier gives probabilities where logits are expected.
+
+    Softened with a temperature T, softmax(probabilities / T) is close to uniform, so that a
+    distillation loss has little to teach.  Log-probabilities are harmless: they are the logits
+    shifted by a constant per sample, and softmax(z / T) does not change under such a shift for any
+    T.  The same holds for losses of centered or standardized logits.
+
+    Args:
+        network: of any mode, which is restored.
+        data: its first validation batches are given to the network.
+        device: of the network.
+        precision: context of the forwards.
+
+    Returns:
+        `SUMS_TO_ONE` where each row lies in [0, 1] and sums to 1 (softmax), `IN_UNIT_RANGE` where
+        each output lies in [0, 1] (sigmoid); empty for logits.
+
+    Raises:
+        ValueError: an output is NaN or infinite.
+    """
+    batches = Batches(
+        data.val, dataset=data, batch_size=EVALUATION_BATCH, seed=0, shuffle=False, device=device
+    )
+    was_training = network.training
+    network.eval()
+    try:
+        outputs = []
+        for batch in map(laid_out, islice(batches.epoch(0), BATCHES)):
+            with precision():
+                outputs.append(network(batch.inputs))
+    finally:
+        network.train(was_training)
+    return _signs(torch.cat(outputs)) if outputs else {}
+
+
+def outputs_warning(name: str, metrics: Mapping[str, float]) -> str:
+    """A warning where `output_signs` has found any; else empty.
+
+    Args:
+        name: of the network.
+        metrics: of the network, among others the signs.
+    """
+    if metrics.get(SUMS_TO_ONE):
+        what = "probabilities: each row sums to 1 (a softmax inside the network?)"
+    elif metrics.get(IN_UNIT_RANGE):
+        what = "values of 0 to 1 only (a sigmoid inside the network?)"
+    else:
+        return ""
+    return (
+        f"{name} gives {what}; losses expect logits and apply softmax themselves, so its "
+        "softened outputs are almost uniform; remove the last activation, or return the "
+        "logarithm of the probabilities"
+    )
+
+
+def _signs(outputs: Tensor) -> dict[str, float]:
+    rows = outputs.flatten(1)
+    finite = rows.isfinite().all(1)
+    if not bool(finite.all()):
+        bad = int((~finite).sum())
+        raise ValueError(
+            f"its outputs are NaN or infinite for {bad} of {len(rows)} validation samples; check "
+            "its weights and the normalization of its inputs (half precision overflows above 65504)"
+        )
+    tolerance = _TOLERANCE.get(rows.dtype, _USUAL)
+    rows = rows.double()
+    low, high = (float(value) for value in rows.aminmax())
+    if len(rows) < _LEAST_SAMPLES or low < -tolerance or high > 1 + tolerance or low == high:
+        return {}
+    if float((rows.sum(1) - 1).abs().max()) <= tolerance:
+        return {SUMS_TO_ONE: 1.0}
+    # A sigmoid's values differ between samples; logits near their start are of both signs.
+    return {IN_UNIT_RANGE: 1.0} if low >= 0 and high <= 1 else {}
