@@ -16,6 +16,7 @@ from raykd.report.commands import Command, Event, commands, state, unfinished
 from raykd.report.data import WARNING, remarks
 from raykd.report.failures import causes, failure_lines
 from raykd.report.view import ALL, COSTS, asked_costs
+from raykd.search.doubts import BELOW_STUDENT
 from raykd.search.figures import (
     compact,
     duration,
@@ -58,7 +59,7 @@ def summary(result: StudyResult, told: Sequence[Event] | None = None) -> Rendera
         _remarks(told, warnings=True),
         _front(result),
         _chosen(result),
-        _teachers(result),
+        _teachers(result, told),
         _failures(result),
         _remarks(told, warnings=False),
         _left_out(told),
@@ -296,7 +297,7 @@ def _comparisons(result: StudyResult) -> Iterable[Text]:
 # The teacher and what failed
 
 
-def _teachers(result: StudyResult) -> list[RenderableType]:
+def _teachers(result: StudyResult, told: Sequence[Event]) -> list[RenderableType]:
     lines = []
     for record in result.teachers:
         if record.status == "failed":
@@ -310,7 +311,8 @@ def _teachers(result: StudyResult) -> list[RenderableType]:
             lines.append(_whole(f"  its weights: {file}", "dim"))
     lines += _assistants(result.records)
     short = result.teacher_falls_short
-    if short is not None and short.alone is not None:
+    is_said = any(BELOW_STUDENT in line for line, _ in _remarks_in(told, warnings=True))
+    if short is not None and short.alone is not None and not is_said:
         said = (
             f"The teacher is worse than the student of {short.trial.id} trained alone "
             f"({percent(_best_teacher(result))} against {interval(short.alone)} on test data): "

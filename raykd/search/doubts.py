@@ -11,6 +11,8 @@ LEVEL = 0.05
 USEFUL = 0.25
 """Share of the way from chance to no error above which a teacher is taken to know something."""
 
+BELOW_STUDENT = "is worse than its student alone"
+
 CAUSES = (
     "likely causes: another order of classes (`teacher.classes`), another normalization or input "
     "size than the teacher was trained with, a wrong file of weights"
@@ -57,7 +59,7 @@ def below_student(name: str, accuracy: float, student: str, alone: float, sample
     if alone - accuracy <= noise:
         return ""
     return (
-        f"teacher {name} is worse than its student alone: val accuracy {accuracy:.1%} against "
+        f"teacher {name} {BELOW_STUDENT}: val accuracy {accuracy:.1%} against "
         f"{alone:.1%} of {student}; take a stronger teacher or train it longer; {CAUSES}"
     )
 

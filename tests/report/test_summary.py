@@ -85,6 +85,11 @@ def test_a_weak_teacher_is_said_out_loud(teller: Teller) -> None:
     told += [*teller.replicates(0, [0.95, 0.96], [0.94, 0.95])]
     text = " ".join(text_of(result_of(teller, told)).split())
     assert "The teacher is worse than the student of trial-0000 trained alone (93.00%" in text
+    warning = "teacher t is worse than its student alone: val accuracy 93.0%"
+    told.append({"event": "note", "tags": {"warning_below_student": warning}})
+    text = " ".join(text_of(result_of(teller, told)).split())
+    assert text.count("teacher t is worse than its student") == 1, "once is enough"
+    assert "The teacher is worse" not in text
 
 
 def test_students_that_cannot_be_told_apart_are_said_to_be(teller: Teller) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import mlflow
 import pytest
 import torch
+from mlflow.pytorch import log_model
 from torch import Tensor, nn
 
 from raykd.architecture import Mlp
@@ -77,7 +78,9 @@ def stored(network: nn.Module, folder: Path) -> str:
     """The URI of a network that MLflow keeps."""
     mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
     with mlflow.start_run():
-        return mlflow.pytorch.log_model(network, name="teacher").model_uri
+        return log_model(
+            network, name="teacher", serialization_format="pickle", pip_requirements=["torch"]
+        ).model_uri
 
 
 def searched(uri: str, folder: Path, name: str = "whole") -> StudyResult:
