@@ -625,7 +625,7 @@ def _leave(code: int) -> NoReturn:
 
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError, ValueError):
+        with contextlib.suppress(OSError, ValueError, AttributeError):  # None where it is closed
             stream.flush()
     os._exit(code)
 
@@ -820,6 +820,8 @@ def _silence() -> None:
     import os
 
     for stream in (sys.stdout, sys.stderr):
+        if stream is None:  # Python's value for a stream that was closed before the start
+            continue
         try:
             stream.flush()
         except (OSError, ValueError):

@@ -337,3 +337,16 @@ def test_search_is_a_package_and_a_function(monkeypatch: pytest.MonkeyPatch) -> 
     called("x.yaml", allow_import=True, progress=False)
     assert given[0][0] == "x.yaml" and given[0][1]["allow_import"]
     assert given[0][1]["listeners"] == []
+
+
+def test_closed_streams_are_no_error(tmp_path: Path) -> None:
+    program = "import sys, torch, raykd.cli; sys.argv = ['raykd', 'version']; raykd.cli.main()"
+    for closed in (">&-", "2>&-", ">&- 2>&-"):
+        command = f'"$0" -c "$1" {closed}'
+        done = subprocess.run(
+            ["sh", "-c", command, sys.executable, program],
+            check=False,
+            cwd=tmp_path,
+            capture_output=True,
+        )
+        assert (done.returncode, done.stderr) == (0, b"")

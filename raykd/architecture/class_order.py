@@ -8,6 +8,7 @@ import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -83,10 +84,10 @@ def class_rows(
     """
     if not ours:
         return None, ""
-    if not theirs or is_generic(theirs):
+    rows = _matched(theirs, ours)  # numbers count as names where the data have the same ones
+    if not theirs or (is_generic(theirs) and (rows is None or not _is_reordered(rows))):
         what = f"has generic class names ({_shown(theirs)})" if theirs else "names no classes"
         return None, f"{source} {what}; its class order is assumed to be {_shown(ours)}"
-    rows = _matched(theirs, ours)
     if rows is None and _is_counted(ours) and len(theirs) == len(ours):
         named = f"{source} names its classes {_shown(theirs)}, the data {_shown(ours)}"
         return None, f"{named}; their order is assumed to be the same"
@@ -96,7 +97,7 @@ def class_rows(
             f"{_shown(theirs)} ({len(theirs)}), the data have {_shown(ours)} ({len(ours)})"
             f"{_difference(theirs, ours)}"
         )
-    if rows == tuple(range(len(rows))):
+    if not _is_reordered(rows):
         return None, ""
     return rows, f"classes of {source} reordered by name: {_shown(theirs)} -> {_shown(ours)}"
 
@@ -113,7 +114,7 @@ def named_rows(given: Sequence[str], ours: Sequence[str], source: str) -> tuple[
             f"{source} must hold each class of the data once ({_shown(ours)}), it holds "
             f"{_shown(given)}{_difference(given, ours)}"
         )
-    return None if rows == tuple(range(len(rows))) else rows
+    return rows if _is_reordered(rows) else None
 
 
 def is_generic(names: Sequence[str]) -> bool:
@@ -172,6 +173,8 @@ def _listed(value: Any, *, by_name: bool) -> tuple[str, ...]:
             return ()
     if isinstance(value, Mapping):
         return _of_mapping(value, by_name=by_name)
+    if isinstance(value, np.ndarray):
+        value = value.tolist()
     if not isinstance(value, Sequence) or isinstance(value, str | bytes) or len(value) < 2:
         return ()
     plain = all(isinstance(name, str | int) and not isinstance(name, bool) for name in value)
@@ -202,6 +205,10 @@ def _is_counted(names: Sequence[str]) -> bool:
     if first is not None and numbers == list(range(first, first + len(names))):
         return True
     return is_generic(names)
+
+
+def _is_reordered(rows: tuple[int, ...]) -> bool:
+    return rows != tuple(range(len(rows)))
 
 
 def _plain(name: str) -> str:

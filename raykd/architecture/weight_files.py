@@ -41,9 +41,13 @@ _OTHERS = (
     (b"\x1f\x8b", "is compressed with gzip; unpack it"),
     (b"GGUF", "is a GGUF file of quantized weights; take the weights in full precision"),
     (b"<", "is a web page or XML, not weights: the download went wrong; download it again"),
+    (b"\x93NUMPY", f"is a NumPy array; raykd reads weights by name; {_SAFE}"),
     (b"version https", "is a pointer to a file, not the file itself; download the file"),
 )
 """First bytes of files that are no weights, and what to say."""
+
+_MAGIC = bytes.fromhex("6cfc9c46f9206aa85019")
+"""Begins what `torch.save` wrote before PyTorch 1.6, behind the header of a pickle."""
 
 _QUANTIZED = ("_packed_params", ".qweight", ".qzeros", ".quant_state", ".absmax", ".SCB")
 
@@ -249,10 +253,19 @@ def _loaded(file: Path) -> Any:
         with _harmless(), file.open("rb") as opened:  # by its name, torch would go by the suffix
             return torch.load(opened, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
+        if _is_bare_pickle(file):
+            raise ValueError(
+                f"{file} was written by pickle.dump, not by torch.save; raykd runs no code from "
+                f"files. Where it was made, {_SAFE}, or torch.save(model.state_dict(), path)"
+            ) from None
         raise ValueError(_would_run_code(file, error)) from None
     except (RuntimeError, EOFError, ValueError, KeyError, zipfile.BadZipFile, OSError) as error:
         if _is_torchscript(file):
             raise ValueError(f"{file} is a TorchScript program, not weights; {_SAFE}") from None
+        if _is_npz(file):
+            raise ValueError(
+                f"{file} holds NumPy arrays (npz); raykd reads PyTorch weights; {_SAFE}"
+            ) from None
         raise ValueError(
             f"{file} cannot be read as weights, it is truncated or damaged ({_line(error)}); copy "
             f"or download it again, or {_SAFE}"
@@ -284,10 +297,10 @@ def _harmless() -> Iterator[None]:
 
     import numpy as np
 
-    numpy = [np.dtype, np.ndarray, *{type(np.dtype(code)) for code in "bBhHiIlLqQefd?"}]
+    numpy = [np.dtype, np.ndarray, *{type(np.dtype(code)) for code in "bBhHiIlLqQefd?U"}]
     multiarray = np._core.multiarray  # type: ignore[attr-defined]
     scalars: list[Any] = [multiarray.scalar, multiarray._reconstruct]
-    plain = [Namespace, PosixPath, PurePosixPath, WindowsPath, defaultdict, deque, dict, set]
+    plain = [Namespace, PosixPath, PurePosixPath, WindowsPath, defaultdict, deque, dict, set, list]
     old = [(one, f"numpy.core.multiarray.{one.__name__}") for one in scalars]
     with torch.serialization.safe_globals([*plain, *numpy, *scalars, *old]):
         yield
@@ -299,6 +312,23 @@ def _is_torchscript(file: Path) -> bool:
             return any(name.endswith("constants.pkl") for name in archive.namelist())
     except (zipfile.BadZipFile, OSError):
         return False
+
+
+def _is_npz(file: Path) -> bool:
+    try:
+        with zipfile.ZipFile(file) as archive:
+            names = archive.namelist()
+    except (zipfile.BadZipFile, OSError):
+        return False
+    return bool(names) and all(name.endswith(".npy") for name in names)
+
+
+def _is_bare_pickle(file: Path) -> bool:
+    """Whether it is a whole pickle that lacks the magic number of torch's older format."""
+    with file.open("rb") as opened:
+        head = opened.read(32)
+        opened.seek(-1, 2)
+        return opened.read(1) == b"." and _MAGIC not in head and head[:1] == b"\x80"
 
 
 def _state_dict(file: Path, held: Any, depth: int = 0) -> tuple[dict[str, Tensor], list[str]]:

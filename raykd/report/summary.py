@@ -307,7 +307,7 @@ def _teachers(result: StudyResult, told: Sequence[Event]) -> list[RenderableType
         figures = f"val accuracy {percent(val)}, test accuracy {percent(test)}"
         lines.append(Text(f"Teacher {teacher_name(record)}: {figures}"))
         file = _weights(result, record)
-        if file:
+        if file and record.status == "finished":
             lines.append(_whole(f"  its weights: {file}", "dim"))
     lines += _assistants(result.records)
     short = result.teacher_falls_short

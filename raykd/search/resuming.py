@@ -9,7 +9,6 @@ because a search of days must survive an upgrade.
 
 from __future__ import annotations
 
-import ast
 import contextlib
 import hashlib
 import os
@@ -19,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 from raykd.architecture import Model, Task
-from raykd.architecture.adapters.own_code import Imported
 from raykd.architecture.weight_files import weight_parts
 from raykd.data import Dataset
 from raykd.problems import Problem, StudyError
@@ -137,9 +135,6 @@ def _files_in(value: Any) -> Iterator[Path]:
         return
     if isinstance(value, Model):
         yield from value.files()
-    if isinstance(value, Imported):
-        for file in value.files():
-            yield from _imported_by(file, value.name.partition(":")[0])
     weights = getattr(value, "weights", None)
     if isinstance(weights, str) and "://" not in weights and ":/" not in weights:
         try:
@@ -148,52 +143,6 @@ def _files_in(value: Any) -> Iterator[Path]:
             yield Path(weights).expanduser()
     for field in fields(value):
         yield from _files_in(getattr(value, field.name))
-
-
-def _imported_by(file: Path, module: str) -> Iterator[Path]:
-    """The source files that a module imports, and those they import, as far as they lie below the
-    folder that holds its outermost package."""
-    depth = module.count(".") + (file.name == "__init__.py")
-    if depth >= len(file.parents):
-        return
-    root, top = file.parents[depth], module.partition(".")[0]
-    installed = root.name in ("site-packages", "dist-packages")
-    packages = (file.parents[level] / "__init__.py" for level in range(depth))  # these run first
-    waiting = [file, *(one for one in packages if one.is_file())]
-    seen = set(waiting)
-    while waiting:
-        names: list[str] = []
-        with contextlib.suppress(OSError, SyntaxError, ValueError):
-            names += _names_imported(waiting.pop(), root)
-        for name in names:
-            if not installed or name.partition(".")[0] == top:
-                fresh = set(_sources_of(name, root)) - seen
-                waiting += fresh
-                seen |= fresh
-    yield from seen
-
-
-def _names_imported(source: Path, root: Path) -> Iterator[str]:
-    """Dotted names of modules that a source file may import."""
-    package = source.parent.relative_to(root).parts
-    for node in ast.walk(ast.parse(source.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            above = package[: len(package) - node.level + 1] if node.level else ()
-            base = ".".join([*above, *([node.module] if node.module else ())])
-            yield base
-            yield from (f"{base}.{alias.name}".lstrip(".") for alias in node.names)
-
-
-def _sources_of(name: str, root: Path) -> Iterator[Path]:
-    """The files of a module below `root`, its packages first."""
-    place = root
-    for part in filter(None, name.split(".")):
-        place = place / part
-        for file in (place / "__init__.py", place.with_suffix(".py")):
-            if file.is_file():
-                yield file
 
 
 def _name(file: Path) -> str:

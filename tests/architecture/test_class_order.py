@@ -52,6 +52,9 @@ def test_numbers_in_another_order_are_names() -> None:
     # folders are sorted as text: 0, 1, 10, 2
     assert class_rows(("0", "1", "10", "2"), ("0", "1", "2", "10"), "t")[0] == (0, 1, 3, 2)
     assert class_rows(("2", "1", "0"), ("0", "1", "2"), "t")[0] == (2, 1, 0)
+    counted = tuple(map(str, range(11)))
+    rows, note = class_rows(counted, tuple(sorted(counted)), "t")
+    assert rows == (0, 1, 10, 2, 3, 4, 5, 6, 7, 8, 9) and "reordered by name" in note
 
 
 def test_numbered_data_take_any_names() -> None:

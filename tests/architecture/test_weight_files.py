@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import pickle
+from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save, save_file
@@ -106,6 +109,36 @@ def test_the_network_is_preferred_to_its_average(tmp_path: Path) -> None:
     notes_of(held, tmp_path / "c.pth")
     both = {"state_dict": trained().state_dict(), "state_dict_ema": ema}
     assert "not those under 'state_dict_ema'" in notes_of(both, tmp_path / "d.pth")
+
+
+def test_numpy_values_beside_the_weights(tmp_path: Path) -> None:
+    names = np.array(["wolf", "ant", "fox"])
+    beside = {
+        "classes": names,
+        "hits": np.eye(3),
+        "curves": defaultdict(list),
+        "acc": np.float64(1),
+    }
+    assert "took the weights" in notes_of(
+        {"model": trained().state_dict(), **beside}, tmp_path / "a"
+    )
+    assert weight_class_names(tmp_path / "a") == ("wolf", "ant", "fox")
+
+
+def test_files_that_torch_did_not_write_are_named(tmp_path: Path) -> None:
+    weights = {name: tensor.numpy() for name, tensor in trained().state_dict().items()}
+    assert "written by pickle.dump" in refused(pickle.dumps(weights), tmp_path / "a.pkl")
+    np.savez(tmp_path / "b.npz", **weights)
+    assert "NumPy arrays (npz)" in refused((tmp_path / "b.npz").read_bytes(), tmp_path / "b.npz")
+    np.save(tmp_path / "c.npy", np.eye(3))
+    assert "NumPy array" in refused((tmp_path / "c.npy").read_bytes(), tmp_path / "c.npy")
+
+
+def test_the_format_before_pytorch_1_6_is_read(tmp_path: Path) -> None:
+    torch.save(trained().state_dict(), tmp_path / "a", _use_new_zipfile_serialization=False)
+    assert len(read_weight_file(tmp_path / "a").tensors) == len(trained().state_dict())
+    (tmp_path / "b").write_bytes((tmp_path / "a").read_bytes()[:-9])
+    assert "truncated" in refused((tmp_path / "b").read_bytes(), tmp_path / "b")
 
 
 def test_prefixes_that_cannot_be_told_apart(tmp_path: Path) -> None:

@@ -211,3 +211,9 @@ def test_figures_keep_honest_digits() -> None:
     assert [clock(s) for s in (0, 61, 3725)] == ["0:00", "1:01", "1:02:05"]
     assert [duration(s) for s in (42, 200, 7500)] == ["42 s", "3 min 20 s", "2 h 5 min"]
     assert [rough(s) for s in (1, 62, 127, 4000)] == ["5 s", "1 min", "2 min", "1 h 5 min"]
+
+
+def test_a_teacher_that_was_not_trained_to_its_end_has_no_file(teller: Teller) -> None:
+    *begun, finished = teller.teacher(test=0.93)
+    assert "its weights" not in text_of(result_of(teller, [*teller.opening(), *begun]))
+    assert "its weights" in text_of(result_of(teller, [*teller.opening(), *begun, finished]))

@@ -7,9 +7,11 @@ import pytest
 import torch
 
 from raykd.architecture import Mlp, Resnet, Task
+from raykd.architecture.adapters import Imported
 from raykd.schemes import Alone
 from raykd.schemes.train import SGD, Train
 from raykd.study.schema import Search, Student, Study, Teacher
+from raykd.training.cache.description import architecture_digest
 from raykd.training.checkpoint import dump_weights, read_metadata, save_weights
 from raykd.training.teacher import (
     check_weights,
@@ -89,6 +91,23 @@ def test_another_file_under_the_same_name_is_another_teacher(tmp_path: Path) -> 
     assert teacher_key(study, "data") == first
     save_weights(TEACHER.build(TASK), path)
     assert teacher_key(study, "data") != first
+
+
+def test_other_imported_code_is_another_teacher(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "nets_of_a_user").mkdir()
+    code = {"__init__": "", "models": "from .parts import act\n", "parts": "act = 1\n", "other": ""}
+    for name, text in code.items():
+        (tmp_path / "nets_of_a_user" / f"{name}.py").write_text(text)
+    model = Imported(name="nets_of_a_user.models:build")
+    study = changed(teacher=Teacher(model=model))
+    first, built = teacher_key(study, "data"), architecture_digest(model)
+    (tmp_path / "nets_of_a_user" / "other.py").write_text("unused = 1\n")
+    assert teacher_key(study, "data") == first and architecture_digest(model) == built
+    (tmp_path / "nets_of_a_user" / "parts.py").write_text("act = 2\n")
+    assert teacher_key(study, "data") != first and architecture_digest(model) != built
 
 
 def test_a_trained_teacher_comes_back_as_good_as_it_was(tmp_path: Path) -> None:

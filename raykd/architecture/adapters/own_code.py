@@ -19,6 +19,7 @@ from torch import nn
 
 from raykd.architecture.adapters.library import only_logits
 from raykd.architecture.adapters.outputs import logits_of, no_logits, picking
+from raykd.architecture.adapters.sources import source_files
 from raykd.architecture.adapters.torchvision_models import Args
 from raykd.architecture.adapters.values import Values
 from raykd.architecture.delivered import unwrapped
@@ -57,10 +58,13 @@ class Imported(Model):
         return _checked(network, task, self.name)
 
     def files(self) -> tuple[Path, ...]:
-        """The module's own file; what that imports is not known."""
+        """Return the module's own file, then the files that it imports from the same project."""
+        module = self.name.partition(":")[0]
         with _modules_here():
-            found = importlib.util.find_spec(self.name.partition(":")[0])
-        return () if found is None or found.origin is None else (Path(found.origin),)
+            found = importlib.util.find_spec(module)
+        if found is None or found.origin is None:
+            return ()
+        return source_files(Path(found.origin), module)
 
     def _function(self) -> Any:
         module, _, function = self.name.partition(":")
