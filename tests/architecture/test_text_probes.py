@@ -56,3 +56,19 @@ def test_the_probe_is_the_text_of_the_data() -> None:
     assert isinstance(drawn, dict) and bool(drawn["attention_mask"].all())
     other = blank_inputs(Task((4,), 3, Text(30, sample=SAMPLE)), 2, torch.device("cpu"))
     assert isinstance(other, dict) and other["input_ids"].shape == (2, 4)
+
+
+@pytest.mark.parametrize(("name", "reserved"), [("roberta", 1), ("mpnet", 2), ("bert", 0)])
+def test_the_longest_text_is_taken_and_the_next_refused(name: str, reserved: int) -> None:
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    fields = {**sizes, "intermediate_size": 16, "max_position_embeddings": 8 + reserved}
+    made = model(name, config=fields)
+    task = Task((8,), 3, Text(30))
+    inputs = random_inputs(task, 2, torch.device("cpu"))
+    assert isinstance(inputs, dict)
+    inputs["input_ids"].clamp_(min=2)  # no padding
+    assert made.build(task)(inputs).shape == (2, 3)
+    more = f" to {9 + reserved}" if reserved else ""
+    said = "at most 8 tokens, the data's have 9; lower"
+    with pytest.raises(ValueError, match=rf"{said} .* `config: {{max_pos.*`{more}$"):
+        made.build(Task((9,), 3, Text(30)))

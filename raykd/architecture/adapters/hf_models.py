@@ -33,6 +33,13 @@ _OF_DATA = frozenset(
 """What of a configuration follows from the data, or must be as raykd needs it."""
 
 
+_PADDED_POSITIONS = frozenset(
+    {"roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "xmod", "camembert"}
+    | {"data2vec-text", "ibert", "longformer", "luke", "mpnet", "layoutlmv3", "lilt", "markuplm"}
+)
+"""Model types whose positions start after that of the padding token."""
+
+
 @option
 class Hf(LibraryModel):
     """A classifier of transformers: `hf/bert`, `hf/./my-folder`, `hf/google/vit-base-patch16-224`.
@@ -271,12 +278,24 @@ def _check_lengths(model: str, config: Any, task: Task) -> None:
         check_patches(model, getattr(config, "patch_size", None), height, width)
         return
     (length,) = task.input_shape
-    most = getattr(config, "max_position_embeddings", None)
-    if isinstance(most, int) and 0 < most < length:
+    held = getattr(config, "max_position_embeddings", None)
+    if not isinstance(held, int) or held <= 0:
+        return
+    most = held - _reserved_positions(config)
+    if most < length:
         raise ValueError(
             f"{model} takes texts of at most {most} tokens, the data's have {length}; lower "
             "data.max_length, or raise `config: {max_position_embeddings: ...}`"
+            + (f" to {length + held - most}" if most < held else "")
         )
+
+
+def _reserved_positions(config: Any) -> int:
+    """Number of positions that no token takes: RoBERTa counts from the padding token's plus 1."""
+    if config.model_type not in _PADDED_POSITIONS:
+        return 0
+    padding = 1 if config.model_type == "mpnet" else config.pad_token_id  # mpnet's is fixed
+    return (padding or 0) + 1
 
 
 def _check_family(model: str, transformers: ModuleType, config: Any, task: Task) -> None:
