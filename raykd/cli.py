@@ -27,14 +27,14 @@ NOBODY_READS = 141
 """What a shell reports of a program that ended because its output's reader did."""
 
 EPILOG = (
-    "Exit codes: 0 all is well; 1 something that was started failed, or `doctor` found something "
-    "wrong; 2 the study, the machine or the command line is not fit, nothing was started; "
+    "Exit codes: 0 success; 1 a training failed, or `doctor` found a problem; "
+    "2 invalid study, machine setup or arguments (nothing was started); "
     "130 interrupted by Ctrl-C, 143 by SIGTERM, 129 by SIGHUP."
 )
 
 app = typer.Typer(
     name="raykd",
-    help="Search which student, and which distillation, makes most of a teacher.",
+    help="Find the best way to distill a large neural network into a small one.",
     epilog=EPILOG,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -44,14 +44,14 @@ app = typer.Typer(
 StudyFile = Annotated[
     str,
     typer.Argument(
-        metavar="FILE", help="A study file (YAML).", autocompletion=completion.study_files
+        metavar="FILE", help="Study file (YAML).", autocompletion=completion.study_files
     ),
 ]
 Folder = Annotated[
     Path,
     typer.Argument(
         metavar="FOLDER",
-        help="The study's folder, as the search printed it.",
+        help="The study folder printed by the search.",
         autocompletion=completion.study_folders,
     ),
 ]
@@ -60,7 +60,7 @@ Overrides = Annotated[
     typer.Option(
         "--set",
         metavar="a.b=VALUE",
-        help="Override a value in the study file; may be repeated.",
+        help="Override a value in the study file. Can be repeated.",
         autocompletion=completion.keys,
     ),
 ]
@@ -68,15 +68,15 @@ AllowImport = Annotated[
     bool,
     typer.Option(
         "--allow-import",
-        help="Let the study's models run code that is not raykd's: import paths, networks from "
-        "MLflow. Only for studies you trust; never remembered.",
+        help="Allow the study to run third-party code: models given by import path, networks "
+        "from MLflow. Use it only for studies you trust. It is not stored with the study.",
     ),
 ]
 Json = Annotated[
-    bool, typer.Option("--json", help="One JSON object a line for each event, and the result.")
+    bool, typer.Option("--json", help="Print events and the result as JSON, one object per line.")
 ]
 Verbose = Annotated[
-    bool, typer.Option("--verbose", "-v", help="Ray's own output too, and tracebacks.")
+    bool, typer.Option("--verbose", "-v", help="Show the output of Ray and full tracebacks.")
 ]
 
 
@@ -86,7 +86,8 @@ def search(
         str | None,
         typer.Argument(
             metavar="[FILE]",
-            help="A study file (YAML); or FOLDER:trial-0007: its study again, that trial first.",
+            help="Study file (YAML), or FOLDER:trial-0007 to rerun that study with this trial "
+            "first.",
             autocompletion=completion.study_files,
         ),
     ] = None,
@@ -103,20 +104,20 @@ def search(
         list[str] | None,
         typer.Option(
             metavar="RUN",
-            help="Try first what another study found: its folder, FOLDER:trial-0007, or a run's id "
-            "in MLflow; may be repeated.",
+            help="Start from the best trials of another study: its folder, FOLDER:trial-0007, or "
+            "an MLflow run ID. Can be repeated.",
         ),
     ] = None,
     allow_import: AllowImport = False,
     as_json: Json = False,
     verbose: Verbose = False,
 ) -> None:
-    """Search a study: its teacher, its trials, and the chosen students again under fresh seeds."""
+    """Run a search: train the teacher, run the trials, retrain the best students with new seeds."""
     if (file is None) == (resume is None):
-        raise typer.BadParameter("give a study FILE, or --resume FOLDER, and not both")
+        raise typer.BadParameter("give either a study FILE or --resume FOLDER")
     if resume is not None and (overrides or start_from):
-        wrong = "--set" if overrides else "--start-from"
-        raise typer.BadParameter(f"a search goes on as it began: no {wrong} with --resume")
+        option = "--set" if overrides else "--start-from"
+        raise typer.BadParameter(f"{option} cannot be used with --resume")
 
     def run(listeners: Sequence[Any]) -> StudyResult:
         from raykd.search.driver import search as search_study
@@ -144,17 +145,17 @@ def pairs(
         str | None,
         typer.Argument(
             metavar="[FILE]",
-            help="A study file (YAML); or FOLDER:trial-0007: the layers of that trial.",
+            help="Study file (YAML), or FOLDER:trial-0007 to study the layers of that trial.",
             autocompletion=completion.study_files,
         ),
     ] = None,
     overrides: Overrides = None,
     seeds: Annotated[
-        int | None, typer.Option(min=1, help="Trainings of each pair; default: search.pairs.seeds.")
+        int | None, typer.Option(min=1, help="Seeds per pair. Default: search.pairs.seeds.")
     ] = None,
     sets: Annotated[
         int | None,
-        typer.Option(min=0, help="Sampled sets of pairs, too; default: search.pairs.sets."),
+        typer.Option(min=0, help="Number of sampled sets of pairs. Default: search.pairs.sets."),
     ] = None,
     resume: Annotated[
         Path | None,
@@ -168,13 +169,13 @@ def pairs(
     as_json: Json = False,
     verbose: Verbose = False,
 ) -> None:
-    """Study layer pairs: train every hint layer with every guided layer, and compare."""
+    """Compare layer pairs: train every hint layer with every guided layer."""
     if (file is None) == (resume is None):
-        raise typer.BadParameter("give a study FILE, or --resume FOLDER, and not both")
+        raise typer.BadParameter("give either a study FILE or --resume FOLDER")
     asked = {"seeds": seeds, "sets": sets}
     more = [f"search.pairs.{key}={value}" for key, value in asked.items() if value is not None]
     if resume is not None and (overrides or more):
-        raise typer.BadParameter("a study goes on as it began: no --set, --seeds or --sets")
+        raise typer.BadParameter("--set, --seeds and --sets cannot be used with --resume")
 
     def run(listeners: Sequence[Any]) -> Any:
         from raykd.report.pairs import pairs as study_pairs
@@ -201,7 +202,7 @@ def distill(
         str,
         typer.Argument(
             metavar="FILE",
-            help="A study file (YAML); or FOLDER:trial-0007: train that trial again.",
+            help="Study file (YAML), or FOLDER:trial-0007 to train that trial again.",
             autocompletion=completion.study_files,
         ),
     ],
@@ -210,7 +211,7 @@ def distill(
     as_json: Json = False,
     verbose: Verbose = False,
 ) -> None:
-    """Train one student: the same file, nothing left open (or fixed by --set), no search."""
+    """Train a single student without a search. All parameters must be fixed (see --set)."""
 
     def run(listeners: Sequence[Any]) -> StudyResult:
         from raykd.search.single import distill as distill_study
@@ -238,7 +239,7 @@ def teacher(
     as_json: Json = False,
     verbose: Verbose = False,
 ) -> None:
-    """Train (or load) the study's teacher and evaluate it, alone."""
+    """Train or load only the teacher of a study, and evaluate it."""
 
     def run(listeners: Sequence[Any]) -> StudyResult:
         from raykd.search.single import train_teacher
@@ -261,19 +262,19 @@ def teacher(
 @app.command(epilog=EPILOG)
 def init(
     file: Annotated[
-        str, typer.Argument(metavar="FILE", help="The study file to write; - prints it.")
+        str, typer.Argument(metavar="FILE", help="Study file to write, or - for standard output.")
     ],
     name: Annotated[
         str,
         typer.Option(
             "--from",
             metavar="NAME",
-            help="What to start from: quickstart, architecture, pairing or text.",
+            help="Template: quickstart, architecture, pairing or text.",
         ),
     ] = "quickstart",
     force: Annotated[bool, typer.Option("--force", help="Replace the file if it exists.")] = False,
 ) -> None:
-    """Write a commented study file to start from."""
+    """Create a commented study file from a template."""
     with _errors(verbose=False):
         from raykd.study.starters import STARTERS, starter_text, write_starter
 
@@ -282,7 +283,7 @@ def init(
             return
         write_starter(name, file, force=force)
         quoted = shlex.quote(file)
-        typer.echo(f"{file}: written")
+        typer.echo(f"created {file}")
         typer.echo(f"  data: {STARTERS[name].data}")
         typer.echo(f"  check it: raykd validate {quoted}")
         typer.echo(f"  run it:   raykd {STARTERS[name].verb} {quoted}")
@@ -292,11 +293,11 @@ def init(
 def validate(
     file: StudyFile,
     overrides: Overrides = None,
-    seed: Annotated[int, typer.Option(help="Of the sampled trial.")] = 0,
+    seed: Annotated[int, typer.Option(help="Random seed of the example trial.")] = 0,
     allow_import: AllowImport = False,
     verbose: Verbose = False,
 ) -> None:
-    """Check a study and explain its space: what is open, how large it is, what it would cost."""
+    """Check a study file and show its search space, the size of the space and the cost."""
     from raykd.report import print_line
 
     console = _console()
@@ -317,32 +318,36 @@ def layers(
         str,
         typer.Argument(
             metavar="MODEL",
-            help="A model's name or YAML mapping, or a study file with models.",
+            help="Model name, model as a YAML mapping, or study file.",
             autocompletion=completion.models,
         ),
     ],
     overrides: Annotated[
         list[str] | None,
         typer.Option(
-            "--set", metavar="a=VALUE", help="A field of the model (depth=20), or of the study."
+            "--set",
+            metavar="a=VALUE",
+            help="Override a field of the model (depth=20) or a value in the study file.",
         ),
     ] = None,
     data: Annotated[
-        str, typer.Option(metavar="NAME", help="A data source, or a YAML mapping of one.")
+        str, typer.Option(metavar="NAME", help="Data source: its name or a YAML mapping.")
     ] = "",
     shape: Annotated[
-        str, typer.Option("--input", metavar="C,H,W", help="Of one sample; default: 3,32,32.")
+        str, typer.Option("--input", metavar="C,H,W", help="Shape of one sample. Default: 3,32,32.")
     ] = "",
-    classes: Annotated[int | None, typer.Option(min=2, help="Default: 10.")] = None,
+    classes: Annotated[
+        int | None, typer.Option(min=2, help="Number of classes. Default: 10.")
+    ] = None,
     text: Annotated[
-        str, typer.Option(metavar="LENGTH,VOCABULARY", help="Texts in place of pictures.")
+        str, typer.Option(metavar="LENGTH,VOCABULARY", help="Use text inputs instead of images.")
     ] = "",
-    stages: Annotated[bool, typer.Option(help="The layers alone that bear an alias.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+    stages: Annotated[bool, typer.Option(help="Show only layers with an alias.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object.")] = False,
     allow_import: AllowImport = False,
     verbose: Verbose = False,
 ) -> None:
-    """List the layers that may teach or be taught: name, type, shape, depth, stage, cost so far."""
+    """List the layers usable as hint or guided layers: name, type, shape, depth, stage, cost."""
     with _errors(verbose):
         from raykd.report import print_line
         from raykd.report.layer_tables import lines, tables
@@ -362,7 +367,7 @@ def layers(
 
 @app.command(epilog=EPILOG)
 def schema() -> None:
-    """Print the JSON Schema of study files, for editors that complete and check them."""
+    """Print the JSON Schema of study files, for completion and validation in editors."""
     import json
 
     from raykd.study.editors import json_schema
@@ -388,7 +393,7 @@ def list_options(
         str | None,
         typer.Argument(
             metavar="PART",
-            help=f"{', '.join(PARTS[:-1])} or {PARTS[-1]}; default: all, a line each.",
+            help=f"{', '.join(PARTS[:-1])} or {PARTS[-1]}. Default: all, one line each.",
             autocompletion=completion.parts,
         ),
     ] = None,
@@ -396,20 +401,20 @@ def list_options(
         str | None,
         typer.Argument(
             metavar="NAME",
-            help="One option of the part, in full.",
+            help="Show a single option in detail.",
             autocompletion=completion.options,
         ),
     ] = None,
     as_json: Annotated[
-        bool, typer.Option("--json", help="A JSON list, one object an option.")
+        bool, typer.Option("--json", help="Print a JSON list with one object per option.")
     ] = False,
     markdown: Annotated[
-        bool, typer.Option("--markdown", help="Markdown, of which docs/options.md is made.")
+        bool, typer.Option("--markdown", help="Print Markdown (the source of docs/options.md).")
     ] = False,
 ) -> None:
-    """List what a study may name: what it is, parameters, defaults, ranges, paper."""
+    """List the options available in a study file: parameters, defaults, ranges, papers."""
     if as_json and markdown:
-        raise typer.BadParameter("give --json or --markdown, not both")
+        raise typer.BadParameter("give either --json or --markdown")
     with _errors(verbose=False):
         from raykd.report.catalogue import chosen
         from raykd.report.options import json_of, view
@@ -427,16 +432,16 @@ def list_options(
 @app.command(epilog=EPILOG)
 def doctor(
     file: Annotated[
-        str | None, typer.Argument(metavar="[FILE]", help="Look at what this study needs.")
+        str | None, typer.Argument(metavar="[FILE]", help="Check what this study file needs.")
     ] = None,
     overrides: Overrides = None,
     uri: Annotated[
-        str | None, typer.Option(help="MLflow's tracking URI; default: the study's.")
+        str | None, typer.Option(help="MLflow tracking URI. Default: the one in the study.")
     ] = None,
     allow_import: AllowImport = False,
     verbose: Verbose = False,
 ) -> None:
-    """See whether this machine, or the cluster RAY_ADDRESS names, is ready; says what to do."""
+    """Check this machine, or the cluster at RAY_ADDRESS, and suggest how to fix problems."""
     with _errors(verbose):
         from raykd.doctor import examine, needs_of, shown
 
@@ -452,14 +457,14 @@ def doctor(
 def sync(
     folder: Folder,
     uri: Annotated[
-        str | None, typer.Option(help="MLflow's tracking URI; default: the study's.")
+        str | None, typer.Option(help="MLflow tracking URI. Default: the one in the study.")
     ] = None,
     from_start: Annotated[
-        bool, typer.Option(help="Send everything again; what is there already stays as it is.")
+        bool, typer.Option(help="Upload everything again. Existing entries are not changed.")
     ] = False,
     verbose: Verbose = False,
 ) -> None:
-    """Send to MLflow what a search could not (its server was away), or send it elsewhere."""
+    """Upload what could not be sent during the search to MLflow, or upload to another server."""
     with _errors(verbose):
         from raykd.search.folder import open_folder
         from raykd.search.lock import locked
@@ -480,7 +485,7 @@ def sync(
 
 @app.command(epilog=EPILOG)
 def report(folder: Folder, as_json: Json = False, verbose: Verbose = False) -> None:
-    """Print what a search found, finished or not."""
+    """Print the results of a finished, interrupted or running study."""
     with _errors(verbose):
         from raykd.search.folder import open_folder
 
@@ -492,17 +497,17 @@ def report(folder: Folder, as_json: Json = False, verbose: Verbose = False) -> N
 
 
 cache = typer.Typer(
-    help="Teachers' outputs, computed once for all trials: list, verify, remove.",
+    help="List, verify or remove cached teacher outputs.",
     no_args_is_help=True,
 )
 app.add_typer(cache, name="cache", epilog=EPILOG)
 
 Keys = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[ADDRESS]...", help="Addresses, or how they begin; default: all."),
+    typer.Argument(metavar="[ADDRESS]...", help="Addresses or their prefixes. Default: all."),
 ]
 StorageRoot = Annotated[
-    str, typer.Option("--storage", metavar="ROOT", help="The studies' cluster.storage.")
+    str, typer.Option("--storage", metavar="ROOT", help="Value of cluster.storage in the study.")
 ]
 
 
@@ -510,10 +515,10 @@ StorageRoot = Annotated[
 def cache_ls(
     storage: StorageRoot = "studies",
     as_json: Annotated[
-        bool, typer.Option("--json", help="A JSON list, one object an entry.")
+        bool, typer.Option("--json", help="Print a JSON list with one object per entry.")
     ] = False,
 ) -> None:
-    """List what is kept, the last read first."""
+    """List cached teacher outputs, most recently used first."""
     with _errors(verbose=False):
         from raykd.report.cache import entries_json, entries_table
 
@@ -532,13 +537,15 @@ def cache_verify(
     storage: StorageRoot = "studies",
     check: Annotated[
         bool,
-        typer.Option("--check", help="Run the teacher on random samples, too, and compare."),
+        typer.Option("--check", help="Also run the teacher on random samples and compare."),
     ] = False,
-    samples: Annotated[int, typer.Option(min=1, help="With --check: about how many.")] = 64,
+    samples: Annotated[
+        int, typer.Option(min=1, help="Approximate number of samples for --check.")
+    ] = 64,
     allow_import: AllowImport = False,
     verbose: Verbose = False,
 ) -> None:
-    """Read every byte, compare checksums; damaged files go, and are computed anew when needed."""
+    """Verify the checksums of cached outputs. Damaged files are removed and later recomputed."""
     with _errors(verbose):
         from raykd.report.cache import chosen_keys, comparison_line
         from raykd.training.cache.checking import compare
@@ -547,11 +554,11 @@ def cache_verify(
         try:
             for key in chosen_keys(store, keys or ()):
                 if store.manifest(key) is None:
-                    typer.echo(f"{key[:12]}: under construction")
+                    typer.echo(f"{key[:12]}: still being computed")
                     continue
                 faulty = store.verify(key)
-                said = f"damaged and removed: {', '.join(faulty)}" if faulty else "whole"
-                typer.echo(f"{key[:12]}: {said}")
+                verdict = f"damaged, removed: {', '.join(faulty)}" if faulty else "ok"
+                typer.echo(f"{key[:12]}: {verdict}")
                 sound = sound and not faulty
                 if check and not faulty:
                     found = compare(store, key, samples=samples, allow_import=allow_import)
@@ -568,11 +575,11 @@ def cache_verify(
 def cache_rm(
     keys: Keys = None,
     storage: StorageRoot = "studies",
-    everything: Annotated[bool, typer.Option("--all", help="All that is kept.")] = False,
+    everything: Annotated[bool, typer.Option("--all", help="Remove all cached outputs.")] = False,
 ) -> None:
-    """Remove outputs; a study that needs them computes them anew."""
+    """Remove cached outputs. Studies that need them recompute them."""
     if bool(keys) == everything:
-        raise typer.BadParameter("give ADDRESSes, or --all, and not both")
+        raise typer.BadParameter("give either ADDRESS arguments or --all")
     with _errors(verbose=False):
         from raykd.report.cache import chosen_keys
 
@@ -589,7 +596,7 @@ def cache_rm(
 
 @app.command(epilog=EPILOG)
 def version() -> None:
-    """Print the versions of raykd and of what it stands on."""
+    """Print the versions of raykd and its main dependencies."""
     from importlib.metadata import PackageNotFoundError
     from importlib.metadata import version as version_of
 
@@ -669,8 +676,8 @@ class _Session:
             _show(result, self.console, self._as_json)
         if self._undelivered:
             _complain(
-                f"MLflow has not got everything: {self._undelivered}\n"
-                f"    -> send the rest later: raykd sync {result.folder}"
+                f"not everything was uploaded to MLflow: {self._undelivered}\n"
+                f"    -> upload the rest later: raykd sync {result.folder}"
             )
         raise typer.Exit(FAILED if failed else OK)
 
@@ -689,13 +696,13 @@ class _Session:
     def interrupted(self) -> None:
         """Say how to go on."""
         if self._folder is None:
-            _complain("interrupted before anything was started")
+            _complain("interrupted before the study started")
         elif self._resumable:
             from raykd.report.commands import resume_command
 
-            _complain(f"interrupted; go on with:\n    {resume_command(self._folder)}")
+            _complain(f"interrupted; to resume:\n    {resume_command(self._folder)}")
         else:
-            _complain(f"interrupted; what was done stands in {self._folder}")
+            _complain(f"interrupted; results so far are in {self._folder}")
 
     def crash_file(self) -> Path:
         """Where the traceback of a mistake of ours goes."""
@@ -759,12 +766,12 @@ def _bug(error: Exception, verbose: bool, session: _Session | None) -> None:
     if verbose:
         _complain(text)
     first = (str(error).strip().splitlines() or [""])[0]
-    said = f"a mistake of raykd's own: {type(error).__name__}: {first}"
+    message = f"internal error (please report): {type(error).__name__}: {first}"
     file = session.crash_file() if session is not None else _crash_file()
     with contextlib.suppress(OSError):
         file.write_text(text, encoding="utf-8")
-        said += f"\n    -> please report it with {file}"
-    _complain(said)
+        message += f"\n    -> attach {file} to the report"
+    _complain(message)
 
 
 def _crash_file() -> Path:
@@ -810,7 +817,7 @@ def _console() -> Console:
 
     class Output(Console):
         def on_broken_pipe(self) -> None:  # rich would end the program, and with it the search
-            raise BrokenPipeError("nobody reads the output any more")
+            raise BrokenPipeError("output closed")
 
     return Output()
 

@@ -117,8 +117,8 @@ def examine(needs: Needs) -> Iterator[Finding]:
 
 def shown(finding: Finding) -> RenderableType:
     """A finding for a `rich` console."""
-    mark = "ok" if not finding.mend else "mend" if finding.essential else "note"
-    style = {"ok": "green", "mend": "bold red", "note": "yellow"}[mark]
+    mark = "ok" if not finding.mend else "error" if finding.essential else "note"
+    style = {"ok": "green", "error": "bold red", "note": "yellow"}[mark]
     text = Text(finding.what)
     if finding.mend:
         text.append(f"\n-> {finding.mend}")
@@ -176,10 +176,10 @@ def _version_problem(requirement: str) -> str:
     try:
         have = importlib.metadata.version(wanted.name)
     except importlib.metadata.PackageNotFoundError:
-        return f"{wanted.name} is missing"
+        return f"{wanted.name} is not installed"
     if wanted.specifier.contains(have, prereleases=True):
         return ""
-    return f"{wanted.name} is {have}, wanted {wanted.specifier}"
+    return f"{wanted.name} {have} is installed, {wanted.name}{wanted.specifier} is required"
 
 
 # Ray
@@ -204,14 +204,12 @@ def _ray_import() -> Finding | None:
         return Finding("ray", "is not installed", "python -m pip install 'ray[default,train,tune]'")
     lacking = [name for name in DASHBOARD_PARTS if importlib.util.find_spec(name) is None]
     if lacking:
-        what = f"its dashboard lacks {', '.join(lacking)}, and slots are not freed without it"
+        what = f"the dashboard of Ray is required to free slots, but lacks {', '.join(lacking)}"
         return Finding("ray", what, "python -m pip install 'ray[default,train,tune]'")
     try:
         import ray  # noqa: F401
     except Exception as error:  # noqa: BLE001 - a broken installation fails in any way
-        return Finding(
-            "ray", f"cannot be imported: {error}", "install ray[default,train,tune] anew"
-        )
+        return Finding("ray", f"cannot be imported: {error}", "reinstall ray[default,train,tune]")
     return None
 
 
@@ -224,7 +222,7 @@ def _cluster(address: str) -> Iterator[Finding]:
         (problem,) = error.problems
         yield Finding("ray", problem.what, problem.mend)
         return
-    yield Finding("ray", f"the cluster at RAY_ADDRESS={address} answers, with the same versions")
+    yield Finding("ray", f"the cluster at RAY_ADDRESS={address} responds, and its versions match")
     if address != "auto":
         yield _dashboard(host_and_port(address)[0])
 
@@ -238,15 +236,15 @@ def _dashboard(host: str) -> Finding:
             cluster = json.loads(answer.read(100_000)).get("ray_version", "")
     except (OSError, ValueError, AttributeError) as error:
         mend = (
-            "start the head with ray start --head --dashboard-host=ADDRESS (one that every node "
-            "reaches), or name it in RAY_DASHBOARD_ADDRESS"
+            "start the head node with `ray start --head --dashboard-host=ADDRESS` (an address "
+            "that every node can reach), or set RAY_DASHBOARD_ADDRESS"
         )
         return Finding("dashboard", f"no answer from {url} ({error})", mend)
     here = importlib.metadata.version("ray")
     if cluster and cluster != here:
         what = f"the cluster runs Ray {cluster}, this machine {here}"
         return Finding("dashboard", what, "install the same version on both")
-    return Finding("dashboard", f"{url} answers")
+    return Finding("dashboard", f"{url} responds")
 
 
 # The machine
@@ -268,21 +266,25 @@ def _gpus() -> Finding:
         names = ", ".join(torch.cuda.get_device_name(number) for number in range(count))
         return Finding("GPUs", f"{count} ({names})")
     if shutil.which("nvidia-smi") is not None:
-        what = f"nvidia-smi is here, but PyTorch {torch.__version__} sees no GPU"
-        mend = "install a PyTorch built for the driver's CUDA version, or run on the CPU"
+        what = f"nvidia-smi is installed, but PyTorch {torch.__version__} does not see a GPU"
+        mend = "install a PyTorch build for the CUDA version of the driver, or run on the CPU"
         return Finding("GPUs", what, mend, essential=False)
-    return Finding("GPUs", "none; trainings run on the CPU")
+    return Finding("GPUs", "none; training runs on the CPU")
 
 
 def _memory() -> Iterator[Finding]:
     free = _free_memory()
     if free is not None:
-        mend = "" if free >= ENOUGH_MEMORY else "close other programs, or set cluster.slots lower"
+        mend = "" if free >= ENOUGH_MEMORY else "close other programs, or reduce cluster.slots"
         yield Finding("memory", f"{_gib(free)} free", mend, essential=False)
     shared = Path("/dev/shm")
     if shared.is_dir():
         free = shutil.disk_usage(shared).free
-        mend = "" if free >= ENOUGH_SHARED else "give the container more, as with --shm-size=4g"
+        mend = (
+            ""
+            if free >= ENOUGH_SHARED
+            else "increase it, for example with `docker run --shm-size=4g`"
+        )
         yield Finding("shared memory", f"{_gib(free)} free in {shared}", mend, essential=False)
 
 
@@ -308,14 +310,16 @@ def _text(file: str) -> str:
 
 def _folder(storage: str) -> Finding:
     if "://" in storage:
-        return Finding("studies", f"{storage}: not looked at")
+        return Finding("studies", f"{storage}: not checked")
     wanted = Path(storage).expanduser().absolute()
     there = next(path for path in (wanted, *wanted.parents) if path.exists())
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
-        mend = "make it writable, or name another folder in cluster.storage"
-        return Finding("studies", f"{there} cannot be written", mend)
+        mend = "make it writable, or set cluster.storage to another folder"
+        return Finding("studies", f"{there} is not writable", mend)
     free = shutil.disk_usage(there).free
-    mend = "" if free >= ENOUGH_DISK else "free some, or name another folder in cluster.storage"
+    mend = (
+        "" if free >= ENOUGH_DISK else "free disk space, or set cluster.storage to another folder"
+    )
     return Finding("studies", f"{wanted}: {_gib(free)} free", mend, essential=False)
 
 
@@ -343,15 +347,19 @@ def _data(source: Source | None) -> Iterator[Finding]:
         thread.start()
     for one, thread in zip(sources, threads, strict=True):
         thread.join(max(0.0, until - time.monotonic()))
-        yield _data_finding(one.name, troubles.get(one.name, "no answer in time"), source)
+        yield _data_finding(
+            one.name, troubles.get(one.name, "no response within the time limit"), source
+        )
 
 
 def _data_finding(name: str, trouble: str, asked_for: Source | None) -> Finding:
     if not trouble:
-        return Finding(name, "at hand, or can be downloaded")
+        return Finding(name, "available, or can be downloaded")
     if asked_for is None:
-        return Finding(name, trouble, "needed by studies of such data alone", essential=False)
-    return Finding(name, trouble, "put the data in place, or mend the study's data.root")
+        return Finding(
+            name, trouble, "only required by studies that use this data", essential=False
+        )
+    return Finding(name, trouble, "copy the data there, or correct data.root in the study")
 
 
 def _ask(source: Source, troubles: dict[str, str]) -> None:

@@ -61,9 +61,9 @@ def key_of(folder: Path) -> str:
 
 def test_a_distillation_says_what_it_keeps(distilled: tuple[Path, Result]) -> None:
     said = distilled[1].stdout
-    assert "computing the teacher's outputs, once for all trials (2 view(s), 10.4 kB)" in said
-    assert said.index("computed the teacher's") > said.index("teacher-0 finished")
-    assert said.index("computed the teacher's") < said.index("trial-0000")
+    assert "computing teacher outputs for all trials (2 views, 10.4 kB)" in said
+    assert said.index("cached teacher outputs") > said.index("teacher-0 finished")
+    assert said.index("cached teacher outputs") < said.index("trial-0000")
 
 
 def test_what_is_kept_is_listed(folder: Path) -> None:
@@ -75,13 +75,13 @@ def test_what_is_kept_is_listed(folder: Path) -> None:
     assert entry["key"] == key_of(folder) and entry["complete"]
     assert entry["description"]["views"] == 2
     nothing = typed("cache", "ls", "--storage", "elsewhere")
-    assert (nothing.exit_code, nothing.stdout.strip()) == (0, "nothing is kept")
+    assert (nothing.exit_code, nothing.stdout.strip()) == (0, "the cache is empty")
 
 
 def test_what_is_kept_is_what_the_teacher_says(folder: Path) -> None:
     done = typed("cache", "verify", "--check", "--samples", "40")
     assert done.exit_code == 0, done.output
-    assert f"{key_of(folder)[:12]}: whole" in done.stdout
+    assert f"{key_of(folder)[:12]}: ok" in done.stdout
     assert done.stdout.count("agrees") == 2 and "40 samples" in done.stdout
 
 
@@ -95,7 +95,7 @@ def test_outputs_of_another_teacher_are_found_out(folder: Path) -> None:
     safetensors.torch.save_file(changed, weights)
     done = typed("cache", "verify", "--check")
     assert done.exit_code == 1
-    assert "whole" in done.stdout and "DIFFERS" in done.stdout
+    assert ": ok" in done.stdout and "DIFFERS" in done.stdout
 
 
 def test_damage_is_found_removed_and_mended_by_the_next_study(folder: Path) -> None:
@@ -106,9 +106,9 @@ def test_damage_is_found_removed_and_mended_by_the_next_study(folder: Path) -> N
     shard.write_bytes(content)
     done = typed("cache", "verify", key_of(folder)[:6])
     assert done.exit_code == 1
-    assert "damaged and removed: 000001.safetensors" in done.stdout
+    assert "damaged, removed: 000001.safetensors" in done.stdout
     assert not shard.exists()
-    assert "under construction" in typed("cache", "verify").stdout
+    assert "still being computed" in typed("cache", "verify").stdout
     again = typed("distill", "small.yaml")
     assert again.exit_code == 0, again.output
     assert shard.read_bytes() == whole
@@ -126,22 +126,25 @@ def test_what_is_kept_is_removed(folder: Path) -> None:
     assert typed("cache", "rm").exit_code == 2
     assert typed("cache", "rm", "--all", "abc").exit_code == 2
     wrong = typed("cache", "rm", "xyz")
-    assert wrong.exit_code == 2 and "there are no outputs xyz" in wrong.stderr
+    assert wrong.exit_code == 2 and "no cached outputs with address xyz" in wrong.stderr
     done = typed("cache", "rm", key_of(folder)[:5])
     assert done.exit_code == 0 and done.stdout.endswith(": removed\n")
-    assert typed("cache", "ls").stdout.strip() == "nothing is kept"
+    assert typed("cache", "ls").stdout.strip() == "the cache is empty"
 
 
 def test_validate_foretells(folder: Path) -> None:
     done = typed("validate", "small.yaml")
     said = " ".join(done.stdout.split())
     assert done.exit_code == 0, done.output
-    assert "logits + stage2 of teacher {name: mlp, width: 16}, 2 view(s): 10.4 kB" in said
-    assert "pays from 2.5 epochs (1.2 trainings) on, about 2 epochs will read it" in said
+    assert "logits + stage2 of teacher {name: mlp, width: 16}, 2 views: 10.4 kB" in said
+    assert "breaks even after 2.5 epochs; about 2 will use it" in said
     never = " ".join(typed("validate", "small.yaml", "--set", "cache.use=never").stdout.split())
     assert "cache " not in never
     auto = " ".join(typed("validate", "small.yaml", "--set", "cache.use=auto").stdout.split())
-    assert "runs live in every step: about 2 epochs would read them, and they pay from 2" in auto
+    assert (
+        "runs in every training step: about 2 epochs would use them, and they break even after 2"
+        in auto
+    )
 
 
 def test_numbers_of_bytes_are_readable() -> None:
@@ -160,9 +163,13 @@ def test_displays_say_why_a_teacher_is_run_live() -> None:
     for display in (PlainLines, EpochLines):
         lines: list[str] = []
         display(lines.append)(event)
-        assert len(lines) == 1 and lines[0].endswith("the teacher is run live: no room")
+        assert len(lines) == 1 and lines[0].endswith(
+            "the teacher runs in every training step: no room"
+        )
     removed = {"event": "outputs", "key": "0" * 32, "status": "removed"}
-    assert outputs_line(removed) == f"outputs {'0' * 12}, unused longest, removed from the cache"
+    assert outputs_line(removed) == (
+        "removed teacher outputs 000000000000 from the cache (least recently used)"
+    )
 
 
 def test_a_view_knows_what_is_computed() -> None:

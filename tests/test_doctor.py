@@ -43,7 +43,7 @@ def test_the_verb_fails_where_something_essential_is_wrong() -> None:
     done = CliRunner().invoke(app, ["doctor", "--uri", f"http://127.0.0.1:{unused_port()}"])
     assert done.exit_code == 1
     line = next(line for line in done.stdout.splitlines() if "MLflow" in line)
-    assert line.startswith("mend") and "no answer" in line
+    assert line.startswith("error") and "no answer" in line
 
 
 def test_a_study_that_is_wrong_is_unfit() -> None:
@@ -54,7 +54,9 @@ def test_a_study_that_is_wrong_is_unfit() -> None:
 def test_packages_are_held_against_what_is_wanted() -> None:
     have = importlib.metadata.version("typer")
     assert doctor._version_problem("typer>=0.1") == ""
-    assert doctor._version_problem("typer>=999") == f"typer is {have}, wanted >=999"
+    assert doctor._version_problem("typer>=999") == (
+        f"typer {have} is installed, typer>=999 is required"
+    )
     assert doctor._version_problem("no-such-package>=1") == "no-such-package is missing"
     assert doctor._version_problem("no-such-package; python_version < '3'") == ""
     wanted, python = doctor._wanted()
@@ -92,7 +94,7 @@ def test_missing_data_matter_to_the_study_that_names_them() -> None:
     ("finding", "mark"),
     [
         (Finding("a", "fine"), "ok"),
-        (Finding("a", "bad", "do this"), "mend"),
+        (Finding("a", "bad", "do this"), "error"),
         (Finding("a", "odd", "do this", essential=False), "note"),
     ],
 )

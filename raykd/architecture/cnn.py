@@ -20,18 +20,18 @@ class CnnStage:
     The first block has the stage's stride and comes from the channels of the stage before.
     """
 
-    width: Annotated[int, Field(ge=1, description="channels")]
-    depth: Annotated[int, Field(ge=1, description="blocks")] = 1
-    block: Annotated[AnyBlock, Field(description="what is repeated")] = Plain()
+    width: Annotated[int, Field(ge=1, description="Output channels")]
+    depth: Annotated[int, Field(ge=1, description="Number of blocks")] = 1
+    block: Annotated[AnyBlock, Field(description="Block type")] = Plain()
     kernel: Annotated[
-        Literal[1, 3, 5, 7, 9], Field(description="side of the blocks' spatial convolutions")
+        Literal[1, 3, 5, 7, 9], Field(description="Kernel size of the spatial convolutions")
     ] = 3
     stride: Annotated[
         Literal[1, 2] | None,
-        Field(description="2 halves the size; null: 1 in the first stage, 2 in the others"),
+        Field(description="Stride of the first block. null: 1 in the first stage, 2 in the others"),
     ] = None
     squeeze_excite: Annotated[
-        bool, Field(description="a squeeze-and-excite in each block, to a quarter of its channels")
+        bool, Field(description="Add squeeze-and-excitation to each block, with reduction 4")
     ] = False
 
     def build(self, inputs: int, first: bool) -> nn.Sequential:
@@ -60,7 +60,7 @@ class CnnStage:
 
 @option
 class Cnn(Model):
-    """Convolutional network of freely chosen stages, for the search of architectures.
+    """Convolutional network of configurable stages, for architecture search.
 
     A 3x3 stem with batch-norm and ReLU, stages one after the other, a global average and a linear
     classifier.  Each stage has a width, a number of blocks, a kernel, a kind of block and, if
@@ -76,13 +76,13 @@ class Cnn(Model):
     name: Literal["cnn"] = "cnn"
     stages: Annotated[
         tuple[CnnStage | None, ...],
-        Field(min_length=1, description="the stages, shallow to deep; null: left out"),
+        Field(min_length=1, description="Stages, shallow to deep; null entries are skipped"),
     ] = (CnnStage(width=16), CnnStage(width=32), CnnStage(width=64))
     stem: Annotated[
-        int | None, Field(ge=1, description="channels of the stem; null: as the first stage")
+        int | None, Field(ge=1, description="Channels of the stem. null: same as the first stage")
     ] = None
     stem_stride: Annotated[
-        Literal[1, 2], Field(description="2: the stem halves the picture's size")
+        Literal[1, 2], Field(description="Stride of the stem. 2 halves the image size")
     ] = 1
 
     def build(self, task: Task) -> nn.Module:

@@ -67,7 +67,7 @@ class Block:
 
 @option
 class Plain(Block):
-    """A convolution, without a shortcut (Simonyan & Zisserman 2015, arXiv:1409.1556)."""
+    """A convolution without a shortcut (Simonyan & Zisserman 2015, arXiv:1409.1556)."""
 
     name: Literal["plain"] = "plain"
 
@@ -78,7 +78,7 @@ class Plain(Block):
 
 @option
 class Basic(Block):
-    """Two convolutions beside a shortcut (He et al. 2016, arXiv:1512.03385)."""
+    """Two convolutions with a shortcut (He et al. 2016, arXiv:1512.03385)."""
 
     name: Literal["basic"] = "basic"
 
@@ -93,11 +93,11 @@ class Basic(Block):
 
 @option
 class Bottleneck(Block):
-    """1x1, k x k and 1x1 convolutions beside a shortcut (He et al. 2016, arXiv:1512.03385)."""
+    """1x1, k x k and 1x1 convolutions with a shortcut (He et al. 2016, arXiv:1512.03385)."""
 
     name: Literal["bottleneck"] = "bottleneck"
     expansion: Annotated[
-        int, Field(ge=1, description="the stage's width is this times the inner channels")
+        int, Field(ge=1, description="Ratio of the stage width to the inner channels")
     ] = 4
 
     def build(self, place: Place) -> nn.Module:
@@ -132,7 +132,8 @@ class InvertedResidualBlock(Block):
 
     name: Literal["inverted_residual"] = "inverted_residual"
     expansion: Annotated[
-        int, Field(ge=1, description="the hidden channels are this times the block's inputs")
+        int,
+        Field(ge=1, description="Ratio of the hidden channels to the input channels of the block"),
     ] = 6
 
     def build(self, place: Place) -> nn.Module:
@@ -150,7 +151,7 @@ class InvertedResidualBlock(Block):
 
 @option
 class Group(Block):
-    """A grouped and a 1x1 convolution beside a shortcut (Crowley et al. 2018, arXiv:1711.02613).
+    """A grouped and a 1x1 convolution with a shortcut (Crowley et al. 2018, arXiv:1711.02613).
 
     Half of their block G(g), which has two such pairs of convolutions.
     """
@@ -158,7 +159,11 @@ class Group(Block):
     name: Literal["group"] = "group"
     groups: Annotated[
         int,
-        Field(ge=1, description="at most so many: the most that divide it and the channels"),
+        Field(
+            ge=1,
+            description="Maximum number of groups; the largest common divisor with the "
+            "channels is used",
+        ),
     ] = 4
 
     def build(self, place: Place) -> nn.Module:
@@ -174,7 +179,7 @@ class Group(Block):
 
 @option
 class Shuffle(Block):
-    """The unit of ShuffleNet V2 (Ma et al. 2018, arXiv:1807.11164); takes an even width."""
+    """The unit of ShuffleNet V2 (Ma et al. 2018, arXiv:1807.11164); the width must be even."""
 
     name: Literal["shuffle"] = "shuffle"
 

@@ -17,7 +17,7 @@ _SCALE = 1e-6
 
 @option
 class Convnext(Model):
-    """ConvNeXt: depthwise convolutions and perceptrons with layer-norms, in stages.
+    """ConvNeXt: stages of depthwise convolutions and MLPs with layer normalization.
 
     Liu et al. 2022 (arXiv:2201.03545): a stem that maps each `patch` x `patch` square to `width`
     channels, stages of `depths` blocks with twice the channels of the stage before at half its
@@ -34,16 +34,18 @@ class Convnext(Model):
     paper = "Liu 2022, arXiv:2201.03545"
 
     name: Literal["convnext"] = "convnext"
-    patch: Annotated[int, Field(ge=1, description="the stem divides the size by this")] = 1
-    width: Annotated[int, Field(ge=1, description="channels of the first stage")] = 32
+    patch: Annotated[int, Field(ge=1, description="Patch size (stride of the stem)")] = 1
+    width: Annotated[int, Field(ge=1, description="Channels of the first stage")] = 32
     depths: Annotated[
         tuple[Annotated[int, Field(ge=1)], ...],
-        Field(min_length=1, description="blocks of each stage; as many stages as there are"),
+        Field(min_length=1, description="Blocks per stage; the length is the number of stages"),
     ] = (1, 1, 3, 1)
     kernel: Annotated[
-        Literal[3, 5, 7, 9, 11], Field(description="of the depthwise convolutions")
+        Literal[3, 5, 7, 9, 11], Field(description="Kernel size of the depthwise convolutions")
     ] = 7
-    expansion: Annotated[int, Field(ge=1, description="hidden channels of a block times this")] = 4
+    expansion: Annotated[
+        int, Field(ge=1, description="Ratio of the hidden channels to the channels of a block")
+    ] = 4
 
     def build(self, task: Task) -> nn.Module:
         channels, height, width = picture_shape(task, self.name)

@@ -35,13 +35,15 @@ ROUNDS = 4
 
 @option
 class Latency:
-    """How latencies are measured, on the machine that the search is started on."""
+    """Settings for latency measurements on the machine that starts the search."""
 
-    device: Annotated[str, Field(description="cpu, cuda, or one of several: cuda:1")] = "cpu"
-    batch: Annotated[int, Field(ge=2, description="samples at once in a batch latency")] = 32
-    threads: Annotated[int, Field(ge=1, description="of the CPU, for one forward")] = 1
+    device: Annotated[str, Field(description="Device to measure on: cpu, cuda, cuda:1, ...")] = (
+        "cpu"
+    )
+    batch: Annotated[int, Field(ge=2, description="Batch size for batch latencies")] = 32
+    threads: Annotated[int, Field(ge=1, description="Number of CPU threads for a forward pass")] = 1
     seconds: Annotated[
-        float, Field(gt=0, le=60, description="each figure is measured for so long")
+        float, Field(gt=0, le=60, description="Measuring time per value, in seconds")
     ] = 0.5
 
 

@@ -24,7 +24,7 @@ from raykd.option import option
 
 @option
 class Mixer(Model):
-    """MLP-Mixer: perceptrons over the patches of a picture and over their channels, in turn.
+    """MLP-Mixer: alternating MLPs over the patches of an image and over their channels.
 
     Tolstikhin et al. 2021 (arXiv:2105.01601), eq. 1: patches of `patch` x `patch`, each mapped to
     a token; `depth` blocks of a perceptron across the tokens (`token_ratio` x `width` hidden
@@ -41,16 +41,16 @@ class Mixer(Model):
     paper = "Tolstikhin 2021, arXiv:2105.01601"
 
     name: Literal["mixer"] = "mixer"
-    patch: Annotated[
-        int, Field(ge=1, description="side of a patch; divides the picture's sides")
-    ] = 4
-    depth: Annotated[int, Field(ge=1, description="blocks")] = 6
-    width: Annotated[int, Field(ge=1, description="numbers in a token")] = 128
+    patch: Annotated[int, Field(ge=1, description="Patch size. Must divide the image size")] = 4
+    depth: Annotated[int, Field(ge=1, description="Number of blocks")] = 6
+    width: Annotated[int, Field(ge=1, description="Embedding size of a token")] = 128
     token_ratio: Annotated[
-        float, Field(gt=0, description="hidden units across the tokens, times width")
+        float,
+        Field(gt=0, description="Ratio of the hidden units of the token-mixing MLP to the width"),
     ] = 0.5
     mlp_ratio: Annotated[
-        float, Field(gt=0, description="hidden units across a token, times width")
+        float,
+        Field(gt=0, description="Ratio of the hidden units of the channel-mixing MLP to the width"),
     ] = 4.0
 
     def build(self, task: Task) -> nn.Module:

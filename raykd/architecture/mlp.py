@@ -15,15 +15,15 @@ from raykd.option import option
 
 @option
 class Mlp(Model):
-    """Fully connected network on the flattened sample, batch-norm and ReLU in each block.
+    """Fully connected network on flattened samples, with batch normalization and ReLU.
 
     `depth` counts the hidden blocks (linear, batch-norm, ReLU), all of the same width; a linear
     classifier follows.  It takes samples of any shape.
     """
 
     name: Literal["mlp"] = "mlp"
-    depth: Annotated[int, Field(ge=1, description="hidden layers")] = 2
-    width: Annotated[int, Field(ge=1, description="units of a hidden layer")] = 256
+    depth: Annotated[int, Field(ge=1, description="Number of hidden layers")] = 2
+    width: Annotated[int, Field(ge=1, description="Units per hidden layer")] = 256
 
     def build(self, task: Task) -> nn.Module:
         network = nn.Sequential()

@@ -60,14 +60,22 @@ class MobilenetV2(Model):
     paper = "Sandler 2018, arXiv:1801.04381"
 
     name: Literal["mobilenet_v2"] = "mobilenet_v2"
-    width_multiplier: Annotated[float, Field(gt=0, description="channels times this")] = 1.0
-    expansion: Annotated[int, Field(ge=1, description="hidden channels of a block times this")] = 6
+    width_multiplier: Annotated[
+        float, Field(gt=0, description="Multiplier of all channel numbers")
+    ] = 1.0
+    expansion: Annotated[
+        int,
+        Field(ge=1, description="Ratio of the hidden channels to the input channels of a block"),
+    ] = 6
     variant: Annotated[
         Literal["cifar", "imagenet"],
-        Field(description="cifar: halves the size four times; imagenet: five times"),
+        Field(
+            description="Downsampling. cifar: halves the image size four times; imagenet: "
+            "five times"
+        ),
     ] = "cifar"
     stem_stride: Annotated[
-        Literal[1, 2], Field(description="1: the stem keeps the picture's size")
+        Literal[1, 2], Field(description="Stride of the stem. 1 keeps the image size")
     ] = 2
 
     def build(self, task: Task) -> nn.Module:

@@ -79,24 +79,33 @@ class Resnet(Model):
     paper = "He 2016, arXiv:1512.03385"
 
     name: Literal["resnet"] = "resnet"
-    stages: Annotated[Literal[3, 4], Field(description="4: as for ImageNet")] = 3
+    stages: Annotated[Literal[3, 4], Field(description="Number of stages. 4: as for ImageNet")] = 3
     block: Annotated[
         Literal["basic", "bottleneck"],
-        Field(description="basic: two 3x3 convolutions; bottleneck: 1x1, 3x3, 1x1"),
+        Field(description="Block type. basic: two 3x3 convolutions; bottleneck: 1x1, 3x3, 1x1"),
     ] = "basic"
     depth: Annotated[
         int,
-        Field(ge=8, description="6n+2 (bottleneck 9n+2); four stages: 10, 18, 34 (14, 26, 50 ...)"),
+        Field(
+            ge=8,
+            description="Number of layers. Three stages: 6n+2 (bottleneck 9n+2); four "
+            "stages: 10, 18, 34 (bottleneck 14, 26, 50, ...)",
+        ),
         AfterValidator(_valid_depth),
     ] = 20
-    width: Annotated[int, Field(ge=1, description="channels of the first stage's blocks")] = 16
+    width: Annotated[int, Field(ge=1, description="Channels of the blocks in the first stage")] = 16
     stem: Annotated[
         int | None,
-        Field(ge=1, description="channels of the stem; null: as the first stage's blocks"),
+        Field(
+            ge=1, description="Channels of the stem. null: same as the blocks of the first stage"
+        ),
     ] = None
     stem_type: Annotated[
         Literal["cifar", "imagenet"],
-        Field(description="cifar: 3x3; imagenet: 7x7 and max-pooling, a quarter of the size"),
+        Field(
+            description="Stem of the network. cifar: 3x3; imagenet: 7x7 and max-pooling, "
+            "which divides the image size by 4"
+        ),
     ] = "cifar"
 
     def build(self, task: Task) -> nn.Module:

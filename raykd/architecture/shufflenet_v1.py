@@ -19,7 +19,7 @@ _STEM = 24
 
 @option
 class ShufflenetV1(Model):
-    """ShuffleNet: grouped 1x1 convolutions with shuffled channels in three stages.
+    """ShuffleNet: three stages of grouped 1x1 convolutions with channel shuffle.
 
     Zhang et al. 2018 (arXiv:1707.01083), table 1: a stem of 24 channels, three stages of `depths`
     units with 144, 200, 240, 272 or 384 channels in the first for 1, 2, 3, 4 or 8 `groups` and
@@ -38,17 +38,24 @@ class ShufflenetV1(Model):
     paper = "Zhang 2018, arXiv:1707.01083"
 
     name: Literal["shufflenet_v1"] = "shufflenet_v1"
-    groups: Annotated[Literal[1, 2, 3, 4, 8], Field(description="of the 1x1 convolutions")] = 3
-    width_multiplier: Annotated[float, Field(gt=0, description="channels times this")] = 1.0
+    groups: Annotated[
+        Literal[1, 2, 3, 4, 8], Field(description="Groups of the 1x1 convolutions")
+    ] = 3
+    width_multiplier: Annotated[
+        float, Field(gt=0, description="Multiplier of all channel numbers")
+    ] = 1.0
     depths: Annotated[
         tuple[
             Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]
         ],
-        Field(description="units of each stage"),
+        Field(description="Units per stage"),
     ] = (4, 8, 4)
     variant: Annotated[
         Literal["cifar", "imagenet"],
-        Field(description="cifar: a stem that keeps the size; imagenet: one that quarters it"),
+        Field(
+            description="Stem of the network. cifar: keeps the image size; imagenet: "
+            "divides it by 4"
+        ),
     ] = "cifar"
 
     def build(self, task: Task) -> nn.Module:

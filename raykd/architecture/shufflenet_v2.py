@@ -31,7 +31,7 @@ def even(width: int) -> int:
 
 @option
 class ShufflenetV2(Model):
-    """ShuffleNet V2: units that split, convolve one half and shuffle, in three stages.
+    """ShuffleNet V2: three stages of units that split, convolve one half and shuffle.
 
     Ma et al. 2018 (arXiv:1807.11164), table 5: a stem of 24 channels, three stages of `depths`
     units with `width`, 2 x `width` and 4 x `width` channels, each of which begins by halving the
@@ -48,18 +48,23 @@ class ShufflenetV2(Model):
 
     name: Literal["shufflenet_v2"] = "shufflenet_v2"
     width: Annotated[
-        int, Field(ge=2, description="channels of the first stage, even"), AfterValidator(even)
+        int,
+        Field(ge=2, description="Channels of the first stage. Must be even"),
+        AfterValidator(even),
     ] = 116
-    head: Annotated[int, Field(ge=1, description="channels before the global average")] = 1024
+    head: Annotated[int, Field(ge=1, description="Channels before global average pooling")] = 1024
     depths: Annotated[
         tuple[
             Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]
         ],
-        Field(description="units of each stage"),
+        Field(description="Units per stage"),
     ] = (4, 8, 4)
     stem_type: Annotated[
         Literal["cifar", "imagenet"],
-        Field(description="cifar: 1x1; imagenet: 3x3 and max-pooling, a quarter of the size"),
+        Field(
+            description="Stem of the network. cifar: 1x1; imagenet: 3x3 and max-pooling, "
+            "which divides the image size by 4"
+        ),
     ] = "cifar"
 
     def build(self, task: Task) -> nn.Module:

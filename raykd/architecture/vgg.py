@@ -25,7 +25,7 @@ _LAST_POOLING_FROM = 64
 
 @option
 class Vgg(Model):
-    """VGG of five stages with batch-norm and a linear classifier, for pictures of any size.
+    """VGG of five stages with batch normalization and a linear classifier, for any image size.
 
     Simonyan & Zisserman 2015 (arXiv:1409.1556), table 1, as the benchmark of Tian et al. 2020
     (arXiv:1910.10699) has it for CIFAR: batch-norm after each convolution, a global average and
@@ -45,9 +45,9 @@ class Vgg(Model):
     name: Literal["vgg"] = "vgg"
     depth: Annotated[
         Literal[8, 11, 13, 16, 19],
-        Field(description="8: 5 convolutions; others: all but 3"),
+        Field(description="Number of layers. 8 has 5 convolutions; the others have all but 3"),
     ] = 8
-    width: Annotated[int, Field(ge=1, description="channels of the first stage")] = 64
+    width: Annotated[int, Field(ge=1, description="Channels of the first stage")] = 64
 
     def build(self, task: Task) -> nn.Module:
         channels, height, width = picture_shape(task, self.name)

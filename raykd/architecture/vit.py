@@ -40,7 +40,7 @@ def _valid_heads(heads: int, info: ValidationInfo) -> int:
 
 @option
 class Vit(Model):
-    """Vision transformer (ViT, DeiT): attention over the patches of a picture.
+    """Vision transformer (ViT, DeiT): attention over the patches of an image.
 
     Dosovitskiy et al. 2021 (arXiv:2010.11929), eq. 1 to 4: patches of `patch` x `patch`, each
     mapped to a token, a learned position added to each; `depth` blocks of self-attention with
@@ -60,18 +60,18 @@ class Vit(Model):
     paper = "Dosovitskiy 2021, arXiv:2010.11929"
 
     name: Literal["vit"] = "vit"
-    patch: Annotated[
-        int, Field(ge=1, description="side of a patch; divides the picture's sides")
-    ] = 4
-    depth: Annotated[int, Field(ge=1, description="blocks")] = 6
-    width: Annotated[int, Field(ge=1, description="numbers in a token")] = 128
+    patch: Annotated[int, Field(ge=1, description="Patch size. Must divide the image size")] = 4
+    depth: Annotated[int, Field(ge=1, description="Number of blocks")] = 6
+    width: Annotated[int, Field(ge=1, description="Embedding size of a token")] = 128
     heads: Annotated[
-        int, Field(ge=1, description="of attention; divide width"), AfterValidator(_valid_heads)
+        int,
+        Field(ge=1, description="Number of attention heads. Must divide the width"),
+        AfterValidator(_valid_heads),
     ] = 4
     mlp_ratio: Annotated[
-        float, Field(gt=0, description="hidden units of a block's perceptron, times width")
+        float, Field(gt=0, description="Ratio of the hidden units of the MLP to the width")
     ] = 4.0
-    pooling: Annotated[Literal["token", "mean"], Field(description="what the classifier sees")] = (
+    pooling: Annotated[Literal["token", "mean"], Field(description="Input of the classifier")] = (
         "token"
     )
 

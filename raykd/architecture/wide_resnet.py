@@ -40,10 +40,10 @@ class WideResnet(Model):
     name: Literal["wide_resnet"] = "wide_resnet"
     depth: Annotated[
         int,
-        Field(ge=10, description="6n+4: 10, 16, 22, 28, 40"),
+        Field(ge=10, description="Number of layers, 6n+4: 10, 16, 22, 28, 40"),
         AfterValidator(_valid_depth),
     ] = 16
-    widen: Annotated[int, Field(ge=1, description="channels as a multiple of 16, 32, 64")] = 2
+    widen: Annotated[int, Field(ge=1, description="Widening factor of the channels 16, 32, 64")] = 2
 
     def build(self, task: Task) -> nn.Module:
         channels, _, _ = picture_shape(task, self.name)

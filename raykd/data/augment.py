@@ -20,8 +20,10 @@ from raykd.option import Family, option
 if TYPE_CHECKING:
     from torchvision.transforms import v2
 
-Probability = Annotated[float, Field(ge=0, le=1, description="of doing it at all")]
-Level = Annotated[int, Field(ge=0, le=255, description="grey level that fills what is empty")]
+Probability = Annotated[
+    float, Field(ge=0, le=1, description="Probability of applying the augmentation")
+]
+Level = Annotated[int, Field(ge=0, le=255, description="Gray level that fills empty areas")]
 Range = tuple[float, float]
 
 
@@ -79,10 +81,10 @@ class TorchvisionAugment(Augment):
 
 @option
 class RandomCrop(Augment):
-    """Pad on all sides, then crop the picture's own size at a random place."""
+    """Pad all sides, then crop to the original size at a random position."""
 
     name: Literal["random_crop"] = "random_crop"
-    padding: Annotated[int, Field(ge=1, description="pixels on each side")] = 4
+    padding: Annotated[int, Field(ge=1, description="Padding on each side, in pixels")] = 4
     fill: Level = 0
 
     def __call__(self, pictures: Tensor, draws: Draws) -> Tensor:
@@ -97,7 +99,7 @@ class RandomCrop(Augment):
 
 @option
 class HorizontalFlip(Augment):
-    """Mirror left and right."""
+    """Flip the image horizontally."""
 
     name: Literal["horizontal_flip"] = "horizontal_flip"
     p: Probability = 0.5
@@ -111,7 +113,7 @@ class HorizontalFlip(Augment):
 
 @option
 class RandomErasing(Augment):
-    """Fill a random rectangle (Zhong 2020, arXiv:1708.04896, algorithm 1).
+    """Erase a random rectangle (Zhong 2020, arXiv:1708.04896, algorithm 1).
 
     As there, a rectangle that does not fit is drawn again; here at most 10 times, after which the
     picture stays whole.
@@ -121,11 +123,16 @@ class RandomErasing(Augment):
 
     name: Literal["random_erasing"] = "random_erasing"
     p: Probability = 0.5
-    scale: Annotated[Range, Field(description="smallest and largest part of the area")] = (
+    scale: Annotated[
+        Range, Field(description="Range of the erased area, as a fraction of the image")
+    ] = (
         0.02,
         0.33,
     )
-    ratio: Annotated[Range, Field(description="smallest and largest height / width")] = (0.3, 3.3)
+    ratio: Annotated[Range, Field(description="Range of the aspect ratio (height / width)")] = (
+        0.3,
+        3.3,
+    )
     fill: Level = 0
 
     def __post_init__(self) -> None:
@@ -163,16 +170,18 @@ class RandomErasing(Augment):
 
 @option
 class RandomResizedCrop(TorchvisionAugment):
-    """Crop a random part and scale it to the picture's own size (Szegedy 2015, arXiv:1409.4842)."""
+    """Crop a random area and resize it to the original size (Szegedy 2015, arXiv:1409.4842)."""
 
     paper = "Szegedy 2015, arXiv:1409.4842"
 
     name: Literal["random_resized_crop"] = "random_resized_crop"
-    scale: Annotated[Range, Field(description="smallest and largest part of the area")] = (
+    scale: Annotated[
+        Range, Field(description="Range of the cropped area, as a fraction of the image")
+    ] = (
         0.08,
         1.0,
     )
-    ratio: Annotated[Range, Field(description="smallest and largest width / height")] = (
+    ratio: Annotated[Range, Field(description="Range of the aspect ratio (width / height)")] = (
         3 / 4,
         4 / 3,
     )
@@ -189,10 +198,12 @@ class RandomResizedCrop(TorchvisionAugment):
 
 @option
 class Rotation(TorchvisionAugment):
-    """Rotate by a random angle about the centre."""
+    """Rotate by a random angle around the center."""
 
     name: Literal["rotation"] = "rotation"
-    degrees: Annotated[float, Field(gt=0, le=180, description="largest angle either way")] = 15.0
+    degrees: Annotated[
+        float, Field(gt=0, le=180, description="Maximum angle in either direction")
+    ] = 15.0
     fill: Level = 0
 
     def transform(self, height: int, width: int) -> v2.Transform:
@@ -206,14 +217,20 @@ class Rotation(TorchvisionAugment):
 
 @option
 class ColorJitter(TorchvisionAugment):
-    """Change brightness, contrast, saturation and hue at random (torchvision's `ColorJitter`)."""
+    """Randomly change brightness, contrast, saturation and hue (torchvision's `ColorJitter`)."""
 
     name: Literal["color_jitter"] = "color_jitter"
-    brightness: Annotated[float, Field(ge=0, description="by a factor 1 - x to 1 + x")] = 0.4
-    contrast: Annotated[float, Field(ge=0, description="by a factor 1 - x to 1 + x")] = 0.4
-    saturation: Annotated[float, Field(ge=0, description="by a factor 1 - x to 1 + x")] = 0.4
+    brightness: Annotated[
+        float, Field(ge=0, description="Strength x; the factor is between 1 - x and 1 + x")
+    ] = 0.4
+    contrast: Annotated[
+        float, Field(ge=0, description="Strength x; the factor is between 1 - x and 1 + x")
+    ] = 0.4
+    saturation: Annotated[
+        float, Field(ge=0, description="Strength x; the factor is between 1 - x and 1 + x")
+    ] = 0.4
     hue: Annotated[
-        float, Field(ge=0, le=0.5, description="by up to x turns of the colour circle")
+        float, Field(ge=0, le=0.5, description="Maximum shift, as a fraction of the color wheel")
     ] = 0.0
 
     def transform(self, height: int, width: int) -> v2.Transform:
@@ -224,13 +241,15 @@ class ColorJitter(TorchvisionAugment):
 
 @option
 class RandAugment(TorchvisionAugment):
-    """A few random operations of one strength (Cubuk 2020, arXiv:1909.13719)."""
+    """Apply random operations of equal strength (Cubuk 2020, arXiv:1909.13719)."""
 
     paper = "Cubuk 2020, arXiv:1909.13719"
 
     name: Literal["rand_augment"] = "rand_augment"
-    operations: Annotated[int, Field(ge=1, description="one after another")] = 2
-    magnitude: Annotated[int, Field(ge=0, le=30, description="strength of each")] = 9
+    operations: Annotated[
+        int, Field(ge=1, description="Number of operations applied in sequence")
+    ] = 2
+    magnitude: Annotated[int, Field(ge=0, le=30, description="Strength of each operation")] = 9
     fill: Level = 0
 
     def transform(self, height: int, width: int) -> v2.Transform:
@@ -241,7 +260,7 @@ class RandAugment(TorchvisionAugment):
 
 @option
 class TrivialAugment(TorchvisionAugment):
-    """One random operation of random strength (Müller 2021, arXiv:2103.10158, wide space)."""
+    """Apply one random operation of random strength (Müller 2021, arXiv:2103.10158, wide space)."""
 
     paper = "Müller 2021, arXiv:2103.10158"
 
@@ -286,5 +305,6 @@ else:
     AnyAugment = AUGMENTATIONS.annotation
 
 Augments = Annotated[
-    tuple[AnyAugment, ...], Field(description="done to the training pictures, in this order")
+    tuple[AnyAugment, ...],
+    Field(description="Augmentations of training images, applied in this order"),
 ]

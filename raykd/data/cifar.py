@@ -81,7 +81,7 @@ class _Cifar(Source):
 
 @option
 class Cifar10(_Cifar):
-    """60,000 colour photographs, 32x32 pixels, 10 classes.
+    """60,000 color photos, 32x32 pixels, 10 classes.
 
     Krizhevsky 2009.  Looked for under `root` as torchvision lays it out, then downloaded there.
     Normalised by the training split's own mean and standard deviation.
@@ -103,7 +103,7 @@ class Cifar10(_Cifar):
 
 @option
 class Cifar100(_Cifar):
-    """60,000 colour photographs, 32x32 pixels, 100 classes.
+    """60,000 color photos, 32x32 pixels, 100 classes.
 
     Krizhevsky 2009.  Looked for under `root` as torchvision lays it out, then downloaded there.
     Normalised by the training split's own mean and standard deviation.

@@ -34,7 +34,7 @@ RAW = Raw(
 
 @option
 class Digits(Source):
-    """1,797 handwritten digits of 8x8 pixels, part of scikit-learn.
+    """1,797 handwritten digits, 8x8 pixels, included in scikit-learn.
 
     Alpaydin & Kaynak 1998, UCI optical recognition of handwritten digits (its test part).  The
     17 grey levels are spread over 0 to 255.  There is no test split of its own.

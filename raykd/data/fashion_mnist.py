@@ -28,7 +28,7 @@ _TRAIN_SIZE, _TEST_SIZE = 60_000, 10_000
 
 @option
 class FashionMnist(Source):
-    """70,000 grey pictures of clothes, 28x28 pixels, 10 classes.
+    """70,000 grayscale images of clothing, 28x28 pixels, 10 classes.
 
     Xiao 2017, arXiv:1708.07747.  Looked for under `root` (as torchvision lays it out, or the four
     idx files themselves, packed or not), then where Debian's package dataset-fashion-mnist puts

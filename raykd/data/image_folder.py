@@ -81,7 +81,7 @@ _TRUSTED_AFTER = 2_000_000_000
 
 @option
 class ImageFolder(Source):
-    """Pictures in folders, one per class: `root/train/CLASS/...` or `root/CLASS/...`.
+    """Images in one folder per class: `root/train/CLASS/...` or `root/CLASS/...`.
 
     Split folders are recognized by their names in any case (`Training`, `valid`, `seg_test`); a
     split without a folder is cut off the training pictures, stratified. Hidden and system entries
@@ -98,31 +98,36 @@ class ImageFolder(Source):
         str | None,
         Field(
             min_length=1,
-            description="folder of the training split in root (. is root itself); null: split "
-            "folders are recognized by their names",
+            description="Folder of the training split inside `root` (`.`: `root` itself). "
+            "null: detect split folders by their names",
         ),
     ] = None
     val_folder: Annotated[
-        str | None, Field(min_length=1, description="of the validation split; with train_folder")
+        str | None,
+        Field(min_length=1, description="Folder of the validation split. Requires `train_folder`"),
     ] = None
     test_folder: Annotated[
-        str | None, Field(min_length=1, description="of the test split; with train_folder")
+        str | None,
+        Field(min_length=1, description="Folder of the test split. Requires `train_folder`"),
     ] = None
-    size: Annotated[int, Field(ge=1, description="height and width in pixels")] = 64
-    channels: Annotated[Literal[1, 3], Field(description="1: gray, 3: color")] = 3
+    size: Annotated[int, Field(ge=1, description="Height and width of the images, in pixels")] = 64
+    channels: Annotated[
+        Literal[1, 3], Field(description="Number of channels. 1: grayscale, 3: color")
+    ] = 3
     background: Annotated[
         Background,
-        Field(description="color under transparent pixels; none: transparency is ignored"),
+        Field(description="Background color under transparent pixels. none: ignore transparency"),
     ] = "white"
     value_range: Annotated[
         tuple[float, float] | None,
         Field(
-            description="values that become black and white in pictures of more than 8 bits per "
-            "pixel; null: 16 bits by their depth, floats from 0 to 1; others are refused"
+            description="Values mapped to black and white in images with more than 8 bits "
+            "per pixel. null: the full range for 16-bit images, 0 to 1 for "
+            "floating-point images; other types are rejected"
         ),
     ] = None
     links: Annotated[
-        Links, Field(description="which links are followed: inside of root, or anywhere")
+        Links, Field(description="Symbolic links to follow: only those inside `root`, or anywhere")
     ] = "inside"
     test: TestFraction = 0.2
     val: Fraction = 0.1
@@ -131,10 +136,11 @@ class ImageFolder(Source):
     val_limit: ValLimit = None
     augment: Augments = ()
     resident_limit_mb: Annotated[
-        float, Field(ge=0, description="decoded data up to this size are kept in memory")
+        float, Field(ge=0, description="Maximum size of decoded images to keep in memory, in MB")
     ] = 2000
     workers: Annotated[
-        int | None, Field(ge=0, description="decoding processes; null: up to 8, by the cores")
+        int | None,
+        Field(ge=0, description="Number of decoding processes. null: one per core, at most 8"),
     ] = None
 
     def __post_init__(self) -> None:

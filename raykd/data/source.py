@@ -23,13 +23,17 @@ if TYPE_CHECKING:
 PARTS: tuple[Literal["train", "val", "test"], ...] = ("train", "val", "test")
 
 Fraction = Annotated[
-    float, Field(gt=0, lt=1, description="part of the training samples kept for validation")
+    float, Field(gt=0, lt=1, description="Fraction of the training samples used for validation")
 ]
-TestFraction = Annotated[float, Field(gt=0, lt=1, description="part of all samples kept for test")]
-SplitSeed = Annotated[int, Field(ge=0, lt=2**31, description="another seed, another split")]
-Limit = Annotated[int | None, Field(ge=1, description="at most so many training samples")]
-ValLimit = Annotated[int | None, Field(ge=1, description="at most so many validation samples")]
-Root = Annotated[str, Field(min_length=1, description="folder the data are found in or put in")]
+TestFraction = Annotated[
+    float, Field(gt=0, lt=1, description="Fraction of all samples used for testing")
+]
+SplitSeed = Annotated[int, Field(ge=0, lt=2**31, description="Random seed of the split")]
+Limit = Annotated[int | None, Field(ge=1, description="Maximum number of training samples")]
+ValLimit = Annotated[int | None, Field(ge=1, description="Maximum number of validation samples")]
+Root = Annotated[
+    str, Field(min_length=1, description="Folder of the data; downloads are stored there")
+]
 
 
 @dataclass(frozen=True, eq=False)

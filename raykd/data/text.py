@@ -49,19 +49,20 @@ TableFile = Annotated[
     str,
     Field(
         min_length=1,
-        description="CSV, TSV, JSON, Parquet or Arrow file, a pattern for several files of one "
-        "table (train-*.parquet), or a folder written by Dataset.save_to_disk",
+        description="CSV, TSV, JSON, Parquet or Arrow file, a glob pattern for several "
+        "files of one table (train-*.parquet), or a folder written by "
+        "Dataset.save_to_disk",
     ),
 ]
 OtherTable = Annotated[
-    str | None, Field(description="a table of its own; null: a part of the training table")
+    str | None, Field(description="Table of this split. null: split it off the training table")
 ]
-Column = Annotated[str, Field(min_length=1, description="column of the table")]
+Column = Annotated[str, Field(min_length=1, description="Column of the table")]
 
 
 @option
 class Texts(Source):
-    """Texts of a table and their labels, as tokens of a tokenizer that lies in a folder.
+    """Texts and labels from a table, tokenized with a local tokenizer.
 
     The tokenizer is read by transformers (`save_pretrained` writes such folders); nothing is
     downloaded. Texts become tokens once, are cut off or padded to `max_length`, and stay in memory:
@@ -78,36 +79,40 @@ class Texts(Source):
     test_file: OtherTable = None
     text: Column = "text"
     second: Annotated[
-        str | None, Field(description="column of a second text, for tasks on pairs of texts")
+        str | None, Field(description="Column of the second text, for tasks on pairs of texts")
     ] = None
     label: Column = "label"
     delimiter: Annotated[
         str | None,
         Field(
-            description="character between the fields of CSV; null: a tab for .tsv, a comma for "
-            ".csv, or the one that splits the header into the columns"
+            description="CSV field delimiter. null: tab for .tsv, comma for .csv, otherwise "
+            "detected from the header"
         ),
     ] = None
     quoting: Annotated[
         Quoting,
         Field(
-            description="quotes in CSV. double: they enclose fields, and are doubled inside; "
-            "backslash: escaped inside; none: plain characters; auto: the first of these that "
-            "gives each row all columns"
+            description="CSV quoting. double: quotes enclose fields and are doubled inside; "
+            "backslash: quotes inside are escaped; none: quotes are plain "
+            "characters; auto: the first of these for which every row has all "
+            "columns"
         ),
     ] = "auto"
     encoding: Annotated[
         str | None,
-        Field(description="of CSV and JSON, such as cp1252; null: UTF-8, or by byte order mark"),
+        Field(
+            description="Encoding of CSV and JSON files, such as cp1252. null: UTF-8, or "
+            "detected from a byte order mark"
+        ),
     ] = None
     columns: Annotated[
         tuple[str, ...] | None,
-        Field(min_length=1, description="names of the columns of CSV without a header line"),
+        Field(min_length=1, description="Column names of CSV files without a header line"),
     ] = None
-    tokenizer: Annotated[str, Field(min_length=1, description="folder of the tokenizer")]
-    max_length: Annotated[int, Field(ge=2, description="tokens of a text, fewer are filled up")] = (
-        128
-    )
+    tokenizer: Annotated[str, Field(min_length=1, description="Folder of the tokenizer")]
+    max_length: Annotated[
+        int, Field(ge=2, description="Tokens per text; shorter texts are padded")
+    ] = 128
     test: TestFraction = 0.2
     val: Fraction = 0.1
     split_seed: SplitSeed = 0

@@ -18,7 +18,7 @@ from raykd.option import option
 
 @option
 class ActivationBoundaries(PairLoss):
-    """The student's neurons are on and off, by a margin, where the teacher's are.
+    """Match the activation boundaries of the teacher's neurons, with a margin.
 
     Of the squares (1[t > 0] relu(m - s) + 1[t <= 0] relu(m + s))^2, the alternative loss of Heo
     2019 (arXiv:1811.03233), section "Method", with s through a connector.  Best on layers before
@@ -42,9 +42,10 @@ class ActivationBoundaries(PairLoss):
     zero_at_teacher = False
 
     name: Literal["ab"] = "ab"
-    margin: Annotated[float, Field(gt=0, description="m")] = 1.0
+    margin: Annotated[float, Field(gt=0, description="Margin m")] = 1.0
     scale: Annotated[
-        Literal["mean", "benchmark"], Field(description="mean, or 3/1000 of the sum")
+        Literal["mean", "benchmark"],
+        Field(description="Scale of the loss: the mean, or 3/1000 of the sum"),
     ] = "mean"
 
     def connector(self, guided: Shape, hint: Shape) -> nn.Module:
@@ -63,7 +64,7 @@ class ActivationBoundaries(PairLoss):
 
 @option
 class OverhaulFeature(PairLoss):
-    """The student's features before the ReLU follow the teacher's, harmless negatives left alone.
+    """Match the features before the ReLU; negative values need no exact match.
 
     Sum over elements, mean over the batch, of (t - s)^2 where not s <= t <= 0: the partial L2
     distance of Heo 2019 (arXiv:1904.01866) with the margin ReLU t = max(f_t, m), m each channel's
@@ -85,7 +86,8 @@ class OverhaulFeature(PairLoss):
 
     name: Literal["ofd"] = "ofd"
     scale: Annotated[
-        Literal["paper", "benchmark"], Field(description="pairs alike, or shallower ones halved")
+        Literal["paper", "benchmark"],
+        Field(description="Scale of the pairs: equal, or halved for shallower pairs"),
     ] = "paper"
 
     def connector(self, guided: Shape, hint: Shape) -> nn.Module:

@@ -20,7 +20,7 @@ from raykd.option import option
 
 @option
 class Crd(Loss):
-    """A sample's two embeddings are told from those of samples of other classes.
+    """Contrast the two embeddings of a sample with those of other classes.
 
     -log h(t_i, s_i) - sum over N negatives j of log(1 - h(t_j, s_i)), mean over the batch, plus the
     same with the roles changed; h = e / (e + N/M), e = exp(g_t . g_s / tau) / Z with linear g of
@@ -52,14 +52,18 @@ class Crd(Loss):
     random = True
 
     name: Literal["crd"] = "crd"
-    width: Annotated[int, Field(ge=1, description="of the compared embeddings")] = 128
+    width: Annotated[int, Field(ge=1, description="Size of the compared embeddings")] = 128
     negatives: Annotated[
-        int, Field(ge=1, description="N, drawn for each sample; at most the training set")
+        int,
+        Field(
+            ge=1,
+            description="Number of negatives N per sample; at most the size of the training set",
+        ),
     ] = 16384
-    temperature: Annotated[float, Field(gt=0, description="tau")] = 0.07
-    momentum: Annotated[float, Field(ge=0, lt=1, description="of the memory")] = 0.5
+    temperature: Annotated[float, Field(gt=0, description="Temperature tau")] = 0.07
+    momentum: Annotated[float, Field(ge=0, lt=1, description="Momentum of the memory bank")] = 0.5
     scale: Annotated[
-        Literal["batch", "benchmark"], Field(description="where Z and the positives come from")
+        Literal["batch", "benchmark"], Field(description="Source of Z and of the positives")
     ] = "batch"
 
     @property

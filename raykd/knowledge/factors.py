@@ -20,7 +20,7 @@ from raykd.option import option
 
 @option
 class Ft(Loss):
-    """The student's translated features follow factors the teacher's can be restored from.
+    """Match translated student features to factors extracted from the teacher.
 
     || f_t/||f_t||_2 - f_s/||f_s||_2 ||_1, mean over the batch, f_t the teacher's factor and f_s the
     student's: the factor transfer loss of Kim 2018 (arXiv:1802.04977) with p = 1.  The factor comes
@@ -50,10 +50,15 @@ class Ft(Loss):
     relates_samples = False
 
     name: Literal["ft"] = "ft"
-    rate: Annotated[float, Field(gt=0, le=4, description="factor's channels over hint's")] = 0.5
-    pretrain_epochs: Annotated[int, Field(ge=0, description="of the paraphraser alone")] = 1
+    rate: Annotated[
+        float, Field(gt=0, le=4, description="Ratio of the factor channels to the hint channels")
+    ] = 0.5
+    pretrain_epochs: Annotated[
+        int, Field(ge=0, description="Epochs to pretrain the paraphraser")
+    ] = 1
     scale: Annotated[
-        Literal["paper", "benchmark"], Field(description="of factors, or of their energy's mean")
+        Literal["paper", "benchmark"],
+        Field(description="Scale of the loss: distance of factors, or of their mean energy"),
     ] = "paper"
 
     @property

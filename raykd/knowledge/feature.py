@@ -19,7 +19,7 @@ from raykd.option import option
 
 @option
 class Hint(PairLoss):
-    """A guided layer, through a regressor, imitates its hint layer.
+    """Match a guided layer, through a regressor, to its hint layer.
 
     l2: mean over batch and elements of (connector(F_s) - F_t)^2; FitNets, Romero 2015
     (arXiv:1412.6550), Eq. 3, whose 1/2 ||.||^2 is summed over elements: the mean is the CRD
@@ -42,10 +42,12 @@ class Hint(PairLoss):
 
     name: Literal["hint"] = "hint"
     similarity: Annotated[
-        Literal["l2", "l1", "cross_entropy", "mmd"], Field(description="what compares the two")
+        Literal["l2", "l1", "cross_entropy", "mmd"],
+        Field(description="Similarity measure of the two layers"),
     ] = "l2"
     regressor: Annotated[
-        Literal["auto", "always"], Field(description="auto: none where the shapes are the same")
+        Literal["auto", "always"],
+        Field(description="Regressor between the layers. auto: none if the shapes are equal"),
     ] = "auto"
 
     def connector(self, guided: Shape, hint: Shape) -> nn.Module:
@@ -70,7 +72,7 @@ class Hint(PairLoss):
 
 @option
 class AttentionTransfer(PairLoss):
-    """Where the student looks follows where the teacher looks.
+    """Match the spatial attention maps of the teacher.
 
     || Q_s/||Q_s||_2 - Q_t/||Q_t||_2 ||_2 with Q = sum_c |F_c|^p flattened, mean over the batch,
     sum over pairs; Zagoruyko 2017 (arXiv:1612.03928), Eq. 2 without its beta/2, which is the
@@ -90,9 +92,12 @@ class AttentionTransfer(PairLoss):
     same_shape = False
 
     name: Literal["at"] = "at"
-    power: Annotated[float, Field(ge=1, description="p: large favours the strongest")] = 2.0
+    power: Annotated[
+        float, Field(ge=1, description="Exponent p; large values emphasize strong activations")
+    ] = 2.0
     scale: Annotated[
-        Literal["paper", "benchmark"], Field(description="norm, or mean of squares")
+        Literal["paper", "benchmark"],
+        Field(description="Scale of the loss: norm, or mean of squares"),
     ] = "paper"
 
     def connector(self, guided: Shape, hint: Shape) -> nn.Module:

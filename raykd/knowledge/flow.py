@@ -19,7 +19,7 @@ from raykd.option import option
 
 @option
 class Fsp(Loss):
-    """The flow between two layers of the student is the flow between the teacher's two.
+    """Match the flow (FSP matrix) between two layers of the teacher.
 
     Mean over batch and entries of (G_s - G_t)^2, sum over neighbouring pairs, with G_ij = sum over
     places of a_i b_j / (H W) for layers a, b one after the other; Yim 2017 (CVPR), Eqs. 1 and 2.
@@ -43,10 +43,12 @@ class Fsp(Loss):
 
     name: Literal["fsp"] = "fsp"
     scale: Annotated[
-        Literal["benchmark", "paper"], Field(description="mean, or sum, over a matrix's entries")
+        Literal["benchmark", "paper"],
+        Field(description="Scale of the loss: mean or sum over the entries of a matrix"),
     ] = "benchmark"
     pooling: Annotated[
-        Literal["average", "max"], Field(description="what brings the larger map to the smaller")
+        Literal["average", "max"],
+        Field(description="Pooling that reduces the larger map to the size of the smaller"),
     ] = "average"
 
     def build(self, context: LossContext) -> LossModule:

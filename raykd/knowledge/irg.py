@@ -19,7 +19,7 @@ from raykd.option import option
 
 @option
 class Irg(Loss):
-    """The student's graph of samples, and its change from layer to layer, follow the teacher's.
+    """Match the graph of samples and its change from layer to layer.
 
     vertices x mean (z_s - z_t)^2 over logits, plus edges x mean (A_s - A_t)^2 summed over layers,
     A_ij = ||f_i - f_j||^2, plus transformations x the same for what happens between neighbouring
@@ -43,9 +43,11 @@ class Irg(Loss):
     relates_samples = True
 
     name: Literal["irg"] = "irg"
-    vertices: Annotated[float, Field(ge=0, description="weight of the logits")] = 0.1
-    edges: Annotated[float, Field(ge=0, description="weight of the distances")] = 2.0
-    transformations: Annotated[float, Field(ge=0, description="weight of the changes")] = 2.0
+    vertices: Annotated[float, Field(ge=0, description="Weight of the logits")] = 0.1
+    edges: Annotated[float, Field(ge=0, description="Weight of the distances")] = 2.0
+    transformations: Annotated[
+        float, Field(ge=0, description="Weight of the changes between layers")
+    ] = 2.0
 
     def build(self, context: LossContext) -> LossModule:
         return _Graphs(self, context)

@@ -17,7 +17,7 @@ from raykd.option import option
 
 @option
 class Mgd(PairLoss):
-    """From the student's features with parts masked out, the teacher's are generated.
+    """Generate the teacher's features from masked student features.
 
     Mean over batch and elements of (t - G(M a(s)))^2, M zero at a random share `mask` of each
     sample's places, a a 1x1 convolution where the channels differ (and a resizing where the sizes
@@ -39,10 +39,11 @@ class Mgd(PairLoss):
     random = True
 
     name: Literal["mgd"] = "mgd"
-    mask: Annotated[float, Field(ge=0, lt=1, description="share of what is hidden")] = 0.15
-    masked: Annotated[Literal["places", "channels"], Field(description="what is hidden, whole")] = (
-        "places"
-    )
+    mask: Annotated[float, Field(ge=0, lt=1, description="Fraction to mask")] = 0.15
+    masked: Annotated[
+        Literal["places", "channels"],
+        Field(description="Units to mask: spatial positions or channels"),
+    ] = "places"
 
     def judge(self, guided: Shape, hint: Shape) -> nn.Module:
         require("map", "mgd", guided, hint)

@@ -17,7 +17,7 @@ from raykd.option import option
 
 @option
 class Nst(PairLoss):
-    """The set of the student's channels has the teacher's distribution of patterns.
+    """Match the distribution of channel activation patterns.
 
     Squared maximum mean discrepancy between the channels' maps, flattened and of norm 1, mean
     over the batch, sum over pairs; Huang 2017 (arXiv:1707.01219), the NST loss without its
@@ -39,7 +39,7 @@ class Nst(PairLoss):
     same_shape = False
 
     name: Literal["nst"] = "nst"
-    kernel: Annotated[Kernel, Field(description="what compares two channels")] = "polynomial"
+    kernel: Annotated[Kernel, Field(description="Kernel that compares two channels")] = "polynomial"
 
     def connector(self, guided: Shape, hint: Shape) -> nn.Module:
         require("map", "nst", guided, hint)

@@ -15,7 +15,7 @@ from raykd.option import option
 
 @option
 class Pkt(PairLoss):
-    """Each sample finds its batch's other samples as probable as the teacher does.
+    """Match the conditional probabilities between samples of a batch.
 
     KL(p_t(.|i) || p_s(.|i)), mean over samples i, with p(j|i) = k(i, j) / sum_{j != i} k(i, j) and
     k = (cosine + 1) / 2; Passalis 2018 (arXiv:1803.10837), the conditional probabilities with the
@@ -37,7 +37,8 @@ class Pkt(PairLoss):
 
     name: Literal["pkt"] = "pkt"
     scale: Annotated[
-        Literal["paper", "benchmark"], Field(description="mean of sums, or mean of entries")
+        Literal["paper", "benchmark"],
+        Field(description="Scale of the loss: mean of sums, or mean of entries"),
     ] = "paper"
 
     def __call__(self, guided: Tensor, hint: Tensor) -> Tensor:

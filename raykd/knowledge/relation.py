@@ -23,7 +23,7 @@ from raykd.option import option
 
 @option
 class RelationalKD(PairLoss):
-    """Distances and angles between the samples of a batch follow the teacher's.
+    """Match distances and angles between the samples of a batch.
 
     Huber (delta 1) between psi_D(i, j) = ||f_i - f_j|| / mu, mu the mean over pairs i != j, and
     between psi_A(i, j, k) = cos of the angle at j; Park 2019 (arXiv:1904.05068), sections 3.2.1 and
@@ -45,8 +45,8 @@ class RelationalKD(PairLoss):
     same_shape = False
 
     name: Literal["rkd"] = "rkd"
-    distance: Annotated[float, Field(ge=0, description="weight of the distances")] = 25.0
-    angle: Annotated[float, Field(ge=0, description="weight of the angles")] = 50.0
+    distance: Annotated[float, Field(ge=0, description="Weight of the distances")] = 25.0
+    angle: Annotated[float, Field(ge=0, description="Weight of the angles")] = 50.0
 
     def __call__(self, guided: Tensor, hint: Tensor) -> Tensor:
         guided, hint = guided.flatten(1), hint.flatten(1)
@@ -58,7 +58,7 @@ class RelationalKD(PairLoss):
 
 @option
 class SimilarityPreserving(PairLoss):
-    """Samples that the teacher finds alike are alike to the student.
+    """Match the pairwise similarities of the samples in a batch.
 
     ||G_t - G_s||_F^2 / B^2 with G = F F^T, each row of norm 1; Tung 2019 (arXiv:1907.09682),
     Eqs. 1 to 3.  A sample whose features are all 0 is like no other: its row stays 0.
@@ -83,7 +83,7 @@ class SimilarityPreserving(PairLoss):
 
 @option
 class CorrelationCongruence(PairLoss):
-    """Correlations between samples, through a kernel, are congruent with the teacher's.
+    """Match kernel correlations between samples.
 
     ||C_s - C_t||_F^2 / B^2; Peng 2019 (arXiv:1904.01802), Eq. 6, embeddings at norm 1.  gaussian:
     C_ij = exp(-2 gamma) sum_{p <= order} (2 gamma)^p / p! (f_i . f_j)^p, the Taylor series of the
@@ -106,10 +106,13 @@ class CorrelationCongruence(PairLoss):
 
     name: Literal["cc"] = "cc"
     kernel: Annotated[
-        Literal["gaussian", "bilinear"], Field(description="what correlates two samples")
+        Literal["gaussian", "bilinear"],
+        Field(description="Kernel for the correlation of two samples"),
     ] = "gaussian"
-    gamma: Annotated[float, Field(gt=0, description="gaussian: the kernel's sharpness")] = 0.4
-    order: Annotated[int, Field(ge=1, le=10, description="gaussian: of the Taylor series")] = 2
+    gamma: Annotated[float, Field(gt=0, description="Sharpness of the Gaussian kernel")] = 0.4
+    order: Annotated[
+        int, Field(ge=1, le=10, description="Order of the Taylor series of the Gaussian kernel")
+    ] = 2
 
     def __call__(self, guided: Tensor, hint: Tensor) -> Tensor:
         return (self._correlations(guided) - self._correlations(hint)).square().mean()
@@ -129,7 +132,7 @@ class CorrelationCongruence(PairLoss):
 
 @option
 class Cka(PairLoss):
-    """The student's representation of the batch is the teacher's up to rotation and scale.
+    """Match the teacher's representation of a batch up to rotation and scale.
 
     1 - linear CKA = 1 - ||F_s^T F_t||_F^2 / (||F_s^T F_s||_F ||F_t^T F_t||_F), features centred
     over the batch; Kornblith 2019 (arXiv:1905.00414), Eq. 4, computed from B x B Gram matrices.

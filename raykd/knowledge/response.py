@@ -14,7 +14,9 @@ from raykd.knowledge.kernels import centred, unit
 from raykd.knowledge.loss import ResponseLoss
 from raykd.option import option
 
-Temperature = Annotated[float, Field(gt=0, description="softens both softmaxes")]
+Temperature = Annotated[
+    float, Field(gt=0, description="Softmax temperature of student and teacher")
+]
 
 
 def softened_kl(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
@@ -27,7 +29,7 @@ def softened_kl(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
 
 @option
 class KD(ResponseLoss):
-    """The student's softened class probabilities follow the teacher's.
+    """Match the softened class probabilities of the teacher.
 
     T^2 KL(p_t^T || p_s^T), mean over the batch; Hinton 2015 (arXiv:1503.02531), section 2, where
     T^2 keeps the gradient's size when T changes.  Zero where the logits differ by a constant a
@@ -50,7 +52,7 @@ class KD(ResponseLoss):
 
 @option
 class LogitMse(ResponseLoss):
-    """The student's logits follow the teacher's.
+    """Match the logits of the teacher.
 
     Mean over batch and classes of (z_s - z_t)^2, which is 2 / K of the objective of Ba 2014
     (arXiv:1312.6184), Eq. 1, half a sum over classes, and 1 / K of the L_MSE of Kim 2021
@@ -74,7 +76,7 @@ class LogitMse(ResponseLoss):
 
 @option
 class Dkd(ResponseLoss):
-    """kd taken apart into the target class against the rest, and the rest among themselves.
+    """Decouple kd into the target class vs. the rest, and the other classes.
 
     T^2 (alpha TCKD + beta NCKD), mean over the batch; Zhao 2022 (arXiv:2203.08679), Eq. 7:
     TCKD = KL of (p_target, 1 - p_target), NCKD = KL of the softmax over the other classes.  The
@@ -92,8 +94,8 @@ class Dkd(ResponseLoss):
 
     name: Literal["dkd"] = "dkd"
     temperature: Temperature = 4.0
-    alpha: Annotated[float, Field(ge=0, description="weight of the target class")] = 1.0
-    beta: Annotated[float, Field(ge=0, description="weight of the other classes")] = 8.0
+    alpha: Annotated[float, Field(ge=0, description="Weight of the target class")] = 1.0
+    beta: Annotated[float, Field(ge=0, description="Weight of the other classes")] = 8.0
 
     def __call__(self, student: Tensor, teacher: Tensor, targets: Tensor) -> Tensor:
         student, teacher = student / self.temperature, teacher / self.temperature
@@ -107,7 +109,7 @@ class Dkd(ResponseLoss):
 
 @option
 class Nkd(ResponseLoss):
-    """The target's probability as a soft label, the other classes normalised among themselves.
+    """Match the target probability and the normalized other classes separately.
 
     -p_t[y] log p_s[y] - gamma T^2 sum_{i != y} n_t[i] log n_s[i], mean over the batch, with n the
     softmax at T over the other classes; Yang 2023 (arXiv:2303.13005), the NKD loss (T is lambda
@@ -121,8 +123,10 @@ class Nkd(ResponseLoss):
     zero_at_teacher = False
 
     name: Literal["nkd"] = "nkd"
-    temperature: Annotated[float, Field(gt=0, description="softens the other classes")] = 1.0
-    gamma: Annotated[float, Field(ge=0, description="weight of the other classes")] = 1.5
+    temperature: Annotated[
+        float, Field(gt=0, description="Softmax temperature of the other classes")
+    ] = 1.0
+    gamma: Annotated[float, Field(ge=0, description="Weight of the other classes")] = 1.5
 
     def __call__(self, student: Tensor, teacher: Tensor, targets: Tensor) -> Tensor:
         place = targets[:, None]
@@ -138,7 +142,7 @@ class Nkd(ResponseLoss):
 
 @option
 class Dist(ResponseLoss):
-    """The student's probabilities correlate with the teacher's, by sample and by class.
+    """Maximize the correlation of probabilities with the teacher, per sample and per class.
 
     T^2 (inter x mean over samples + intra x mean over classes) of 1 - Pearson's correlation of
     the softened probabilities; Huang 2022 (arXiv:2205.10536), Eqs. 8 and 9, where the weights are
@@ -159,8 +163,14 @@ class Dist(ResponseLoss):
 
     name: Literal["dist"] = "dist"
     temperature: Temperature = 4.0
-    inter: Annotated[float, Field(ge=0, description="beta: weight over a sample's classes")] = 2.0
-    intra: Annotated[float, Field(ge=0, description="gamma: weight over a class's samples")] = 2.0
+    inter: Annotated[
+        float,
+        Field(ge=0, description="Weight beta of the correlation over the classes of a sample"),
+    ] = 2.0
+    intra: Annotated[
+        float,
+        Field(ge=0, description="Weight gamma of the correlation over the samples of a class"),
+    ] = 2.0
 
     def __call__(self, student: Tensor, teacher: Tensor, targets: Tensor) -> Tensor:
         learned = F.softmax(student / self.temperature, dim=1)
@@ -176,7 +186,7 @@ SoftTarget = Annotated[KD | LogitMse | Dkd | Nkd | Dist, Field(discriminator="na
 
 @option
 class LogitStd(ResponseLoss):
-    """Any loss on logits, with every sample's logits standardised first.
+    """Apply a loss on logits after standardizing the logits of each sample.
 
     `loss((z - mean z) / std z)` on both sides, so that the student need not match the logits'
     range; Sun 2024 (arXiv:2403.01427), Algorithm 1.  Its base temperature is the inner loss's.
@@ -196,11 +206,12 @@ class LogitStd(ResponseLoss):
     relates_samples = True
 
     name: Literal["logit_std"] = "logit_std"
-    loss: Annotated[SoftTarget, Field(description="what compares the standardised logits")] = KD(
+    loss: Annotated[SoftTarget, Field(description="Loss applied to the standardized logits")] = KD(
         temperature=2.0
     )
     deviation: Annotated[
-        Literal["population", "sample"], Field(description="squares over K, or over K - 1")
+        Literal["population", "sample"],
+        Field(description="Standard deviation: squares over K (population) or K - 1 (sample)"),
     ] = "population"
 
     def __post_init__(self) -> None:

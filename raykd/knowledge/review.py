@@ -21,7 +21,7 @@ LEVELS = (4, 2, 1)
 
 @option
 class ReviewKD(Loss):
-    """The student's layers, fused from the deepest on, follow the teacher's.
+    """Match student layers, fused from deep to shallow, to the teacher.
 
     From deep to shallow, each guided layer is fused with what came from the deeper ones by learned
     attention (ABF) and compared with its hint layer by the hierarchical context loss (HCL): the
@@ -42,7 +42,9 @@ class ReviewKD(Loss):
     zero_at_teacher = False
 
     name: Literal["reviewkd"] = "reviewkd"
-    width: Annotated[int, Field(ge=1, description="channels of the fused maps, at most")] = 512
+    width: Annotated[
+        int, Field(ge=1, description="Maximum number of channels of the fused maps")
+    ] = 512
 
     def build(self, context: LossContext) -> LossModule:
         return _Review(self, context)

@@ -18,7 +18,7 @@ from raykd.option import option
 
 @option
 class Semckd(Loss):
-    """Each guided layer attends, sample by sample, to every hint layer of its term.
+    """Match each guided layer to all hint layers, weighted by attention per sample.
 
     Mean over batch and guided layers of sum_t a_st D(s, t), D the mean over elements of
     (t - p_st(s))^2 and a_st the softmax over t of q_s . k_t; Chen 2021 (arXiv:2012.03236), section
@@ -44,9 +44,12 @@ class Semckd(Loss):
     zero_at_teacher = False
 
     name: Literal["semckd"] = "semckd"
-    width: Annotated[int, Field(ge=1, description="of queries and keys")] = 64
+    width: Annotated[int, Field(ge=1, description="Size of queries and keys")] = 64
     middle: Annotated[
-        float, Field(gt=0, le=4, description="channels inside a projection over the hint's")
+        float,
+        Field(
+            gt=0, le=4, description="Ratio of the channels inside a projection to the hint channels"
+        ),
     ] = 0.5
 
     def build(self, context: LossContext) -> LossModule:

@@ -17,7 +17,7 @@ from raykd.option import option
 
 @option
 class SimKD(Loss):
-    """A projector carries the student's last layer to the teacher's, whose classifier is reused.
+    """Project the last layer to that of the teacher, and reuse its classifier.
 
     Mean over batch and elements of (P(f_s) - f_t)^2; Chen 2022 (arXiv:2203.14001), section 3.2, the
     mean being the authors' code's.  The network that is evaluated and kept is the student up to the
@@ -51,7 +51,10 @@ class SimKD(Loss):
 
     name: Literal["simkd"] = "simkd"
     factor: Annotated[
-        int, Field(ge=1, description="hint channels over those in the projector's middle")
+        int,
+        Field(
+            ge=1, description="Ratio of the hint channels to the inner channels of the projector"
+        ),
     ] = 2
 
     def build(self, context: LossContext) -> LossModule:

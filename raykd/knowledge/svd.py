@@ -18,7 +18,7 @@ from raykd.option import option
 
 @option
 class Svd(Loss):
-    """How the main directions of features change from layer to layer follows the teacher's.
+    """Match the change of singular feature directions from layer to layer.
 
     Every map, as (places, channels), is compressed to its first `rank` right singular vectors V; to
     each of the teacher's the student's nearest of its first `rank` + 3 is taken, its sign turned;
@@ -43,7 +43,7 @@ class Svd(Loss):
     least_pairs = 2
 
     name: Literal["svd"] = "svd"
-    rank: Annotated[int, Field(ge=1, le=8, description="singular vectors kept")] = 1
+    rank: Annotated[int, Field(ge=1, le=8, description="Number of singular vectors to keep")] = 1
 
     def build(self, context: LossContext) -> LossModule:
         require_two_pairs("svd", context)

@@ -31,8 +31,12 @@ class Pair:
 
     hint: str
     guided: str
-    weight: Annotated[float, Field(ge=0, description="factor on the term's weight")] = 1.0
-    loss: Annotated[AnyLoss | None, Field(description="null: the term's")] = None
+    weight: Annotated[
+        float, Field(ge=0, description="Factor multiplied with the weight of the term")
+    ] = 1.0
+    loss: Annotated[
+        AnyLoss | None, Field(description="Loss of this pair. null: the loss of the term")
+    ] = None
 
     @property
     def is_alike(self) -> bool:
@@ -53,16 +57,23 @@ class Term:
     """
 
     loss: AnyLoss | None = None
-    weight: Annotated[float | None, Field(ge=0, description="null: the loss's own default")] = None
+    weight: Annotated[
+        float | None,
+        Field(ge=0, description="Weight of the term. null: the default weight of the loss"),
+    ] = None
     pairs: Annotated[
         tuple[Pair, ...] | None,
-        Field(description="hint layer of the teacher -> guided layer of the student"),
+        Field(description="Layer pairs: hint layer of the teacher -> guided layer of the student"),
     ] = None
-    start_epoch: Annotated[int, Field(ge=0, description="acts from this epoch on")] = 0
-    ramp_epochs: Annotated[float, Field(ge=0, description="the weight grows for so long")] = 0.0
-    stop_epoch: Annotated[int | None, Field(ge=1, description="acts before it; null: always")] = (
-        None
-    )
+    start_epoch: Annotated[
+        int, Field(ge=0, description="First epoch in which the term is active")
+    ] = 0
+    ramp_epochs: Annotated[
+        float, Field(ge=0, description="Number of epochs over which the weight increases linearly")
+    ] = 0.0
+    stop_epoch: Annotated[
+        int | None, Field(ge=1, description="Epoch from which the term is inactive. null: never")
+    ] = None
 
     def __post_init__(self) -> None:
         if self.stop_epoch is not None and self.stop_epoch <= self.start_epoch:

@@ -23,7 +23,7 @@ from raykd.option import option
 
 @option
 class AttentionMap(PairLoss):
-    """The student's tokens attend to what the teacher's attend to.
+    """Match the attention between tokens.
 
     Layers are attention matrices (heads, N, N).  mse: mean over batch, heads and entries of
     (A_s - A_t)^2, of scores (the paper's) or probabilities as tapped; TinyBERT, Jiao 2020
@@ -40,7 +40,9 @@ class AttentionMap(PairLoss):
     same_shape = False
 
     name: Literal["attention_map"] = "attention_map"
-    similarity: Annotated[Literal["mse", "kl"], Field(description="what compares two rows")] = "mse"
+    similarity: Annotated[
+        Literal["mse", "kl"], Field(description="Similarity measure of two attention rows")
+    ] = "mse"
 
     def connector(self, guided: Shape, hint: Shape) -> nn.Module:
         require("map", "attention_map", guided, hint)
@@ -75,7 +77,7 @@ class AttentionMap(PairLoss):
 
 @option
 class ValueRelation(PairLoss):
-    """The student's tokens' values relate to one another as the teacher's do.
+    """Match the relations between the values of tokens.
 
     KL(R_t || R_s) of the rows, mean over batch, heads and rows, R = softmax(V V^T / sqrt(d)) with
     d the width of a head; MiniLM, Wang 2020 (arXiv:2002.10957), section 3.2.  Layers are value
@@ -91,7 +93,7 @@ class ValueRelation(PairLoss):
     same_shape = False
 
     name: Literal["value_relation"] = "value_relation"
-    heads: Annotated[int, Field(ge=1, description="into which the values are cut")] = 1
+    heads: Annotated[int, Field(ge=1, description="Number of heads the values are split into")] = 1
 
     def connector(self, guided: Shape, hint: Shape) -> nn.Module:
         for side, shape in (("guided", guided), ("hint", hint)):

@@ -20,7 +20,7 @@ _LEAST_VARIANCE = 1e-5
 
 @option
 class Vid(PairLoss):
-    """The student's layer tells as much as it can about the teacher's.
+    """Maximize the mutual information with a teacher layer (variational bound).
 
     Mean over batch and elements of ((t - mu(s))^2 / sigma_c^2 + log sigma_c^2) / 2, with a learned
     mean and one learned variance a channel, sigma_c^2 = softplus(a_c) + 1e-5: the negative
@@ -38,7 +38,9 @@ class Vid(PairLoss):
     zero_at_teacher = False
 
     name: Literal["vid"] = "vid"
-    variance: Annotated[float, Field(gt=1e-4, description="the first, of every channel")] = 5.0
+    variance: Annotated[float, Field(gt=1e-4, description="Initial variance of every channel")] = (
+        5.0
+    )
 
     def judge(self, guided: Shape, hint: Shape) -> nn.Module:
         return _Likelihood(guided, hint, self.variance)

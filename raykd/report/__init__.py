@@ -59,5 +59,5 @@ class Shielded:
             self._listener(event)
         except Exception as error:  # noqa: BLE001 - any: hours of training are worth more
             self._failed = True
-            said = f"raykd's display failed ({type(error).__name__}: {error}); the search goes on"
+            said = f"raykd's display failed ({type(error).__name__}: {error}); the search continues"
             self._complain(said, traceback.format_exc())

@@ -32,30 +32,33 @@ def _planned(kept: Kept, plan: CachePlan, device: str) -> str:
     model = kept.prepared.model
     name = str(kept.prepared.weights) if model is None else written(model)
     if kept.why_not:
-        return f"teacher {name} runs live in every step: {kept.why_not}"
+        return f"teacher {name} runs in every training step: {kept.why_not}"
     what = " + ".join(["logits", *kept.layers])
     seconds = seconds_to_build(kept, plan.task, device)
-    size = f"{in_bytes(kept.row_bytes)} a sample and view" if kept.bytes is None else ""
-    time_ = "" if seconds is None else f", about {seconds:.1f} s for one worker like this process"
-    live = f"; {', '.join(kept.live)} too large, computed in every step" if kept.live else ""
+    size = f"{in_bytes(kept.row_bytes)} per sample and view" if kept.bytes is None else ""
+    time_ = "" if seconds is None else f", about {seconds:.1f} s to compute on one worker"
+    live = f"; too large to cache: {', '.join(kept.live)}" if kept.live else ""
+    views = "1 view" if kept.views == 1 else f"{kept.views} views"
+    epochs = "epoch" if f"{kept.break_even_epochs:.3g}" == "1" else "epochs"
     return (
-        f"{what} of teacher {name}, {kept.views} view(s): "
+        f"{what} of teacher {name}, {views}: "
         f"{size or in_bytes(kept.bytes or 0)}{time_}"
-        f"; pays from {kept.break_even_epochs:.3g} epochs ({kept.break_even_trials:.2g} trainings) "
-        f"on, about {kept.expected_epochs:.0f} epochs will read it{live}"
+        f"; breaks even after {kept.break_even_epochs:.3g} {epochs}; "
+        f"about {kept.expected_epochs:.0f} will use it{live}"
     )
 
 
 def entries_table(entries: Sequence[Entry], now: float | None = None) -> RenderableType:
     """The entries of a cache, for a `rich` console."""
     if not entries:
-        return Text("nothing is kept")
-    headings = ("address", "size", "teacher", "data", "views", "kept", "last read")
+        return Text("the cache is empty")
+    headings = ("address", "size", "teacher", "data", "views", "outputs", "last used")
     table = Grid([*map(Column, headings)], header_style="bold", gap=1)
     for entry in entries:
         table.add(*_cells(entry, time.time() if now is None else now))
     total = in_bytes(sum(entry.bytes for entry in entries))
-    return unbroken([table, Text(f"{len(entries)} in all, {total}", style="dim")])
+    count = "1 entry" if len(entries) == 1 else f"{len(entries)} entries"
+    return unbroken([table, Text(f"{count}, {total}", style="dim")])
 
 
 def entries_json(entries: Iterable[Entry]) -> list[dict[str, Any]]:
@@ -82,8 +85,8 @@ def chosen_keys(store: OutputsStore, given: Sequence[str]) -> list[str]:
     for prefix in given:
         if not any(key.startswith(prefix) for key in known):
             raise ValueError(
-                f"there are no outputs {prefix} below {store.storage.root}; `raykd cache ls` "
-                "lists what there is, and --storage says where"
+                f"no cached outputs with address {prefix} in {store.storage.root}; list them with "
+                "`raykd cache ls`, or set another folder with --storage"
             )
     return [key for key in known if not given or key.startswith(tuple(given))]
 
@@ -92,8 +95,8 @@ def comparison_line(found: Comparison) -> str:
     """One line of `raykd cache verify --check`."""
     verdict = "agrees" if found.agrees else "DIFFERS"
     return (
-        f"  {found.name}: {verdict}; largest difference {found.difference:.2g} of values up to "
-        f"{found.largest:.3g}, {found.samples} samples"
+        f"  {found.name}: {verdict}; largest difference {found.difference:.2g} "
+        f"(largest value {found.largest:.3g}), {found.samples} samples"
     )
 
 
@@ -101,7 +104,7 @@ def _cells(entry: Entry, now: float) -> tuple[str, ...]:
     manifest = entry.manifest
     used = "never" if not entry.used else f"{(now - entry.used) / 3600:.1f} h ago"
     if manifest is None:
-        return entry.key[:12], in_bytes(entry.bytes), "under construction", "", "", "", used
+        return entry.key[:12], in_bytes(entry.bytes), "still being computed", "", "", "", used
     study, described = manifest.about["study"], manifest.description
     model = (study.get("teacher") or {}).get("model") or {}
     return (

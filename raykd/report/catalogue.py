@@ -131,7 +131,7 @@ def chosen(part: str | None = None, name: str | None = None) -> dict[Part, list[
 def _no_part(word: str | None) -> Problem:
     named = [part for part in PARTS for one in entries(part) if one.name == word]
     mend = f"raykd list {named[0]} {word}" if named else near(word, PARTS)
-    return Problem(f"there is no part {word!r}; there are {', '.join(PARTS)}", mend=mend)
+    return Problem(f"unknown part {word!r}; must be one of {', '.join(PARTS)}", mend=mend)
 
 
 def entries(part: Part) -> list[Entry]:
@@ -162,7 +162,7 @@ def entry(part: Part, name: str) -> Entry:
         if one.name == name:
             return one
     names = [one.name for one in found]
-    what = f"unknown {found[0].noun} {name!r}; there are {', '.join(sorted(names))}"
+    what = f"unknown {found[0].noun} {name!r}; must be one of {', '.join(sorted(names))}"
     raise StudyError(Problem(what, mend=near(name, names)))
 
 

@@ -76,15 +76,15 @@ def pairs_commands(result: PairsResult, told: Sequence[Event]) -> list[Command]:
         told: its journal.
     """
     here, runs = _short(result.folder), _runs(result)
-    found = [Command("report", "see this summary again", f"{launcher()}raykd report {here}")]
+    found = [Command("report", "show this summary again", f"{launcher()}raykd report {here}")]
     if state(result, told) not in ("finished", "running"):
-        found.insert(0, Command("resume", "go on", resume_command(result.folder)))
+        found.insert(0, Command("resume", "resume the study", resume_command(result.folder)))
     pictures = [file for file in PICTURES if (result.folder / file).is_file()]
     if pictures:
         files = ", ".join([*pictures, "pairing.json", "pairs.csv"])
         found.append(Command("files", f"pictures and data ({files})", here))
     if not _is_sent(result, runs, told):
-        found.append(Command("sync", "send the runs to MLflow", f"{launcher()}raykd sync {here}"))
+        found.append(Command("sync", "upload the runs to MLflow", f"{launcher()}raykd sync {here}"))
     return [*found, *_opened(result, runs)]
 
 
@@ -100,10 +100,10 @@ def _raykd(
     result: StudyResult, told: Sequence[Event], here: str, *, sent: bool
 ) -> Iterator[Command]:
     if unfinished(result, told) and _is_search(told):
-        yield Command("resume", "go on", resume_command(result.folder))
-    yield Command("report", "see this summary again", f"{launcher()}raykd report {here}")
+        yield Command("resume", "resume the study", resume_command(result.folder))
+    yield Command("report", "show this summary again", f"{launcher()}raykd report {here}")
     if not sent:
-        yield Command("sync", "send the runs to MLflow", f"{launcher()}raykd sync {here}")
+        yield Command("sync", "upload the runs to MLflow", f"{launcher()}raykd sync {here}")
 
 
 def _browsers(result: StudyResult, runs: _Runs) -> Iterator[Command]:
@@ -118,11 +118,11 @@ def _opened(result: StudyResult | PairsResult, runs: _Runs) -> Iterator[Command]
         opened = launcher() + opened
     yield Command("mlflow", "open all runs in MLflow", opened)
     if runs.page:
-        yield Command("page", "this study's page there", runs.page)
+        yield Command("page", "open this study in MLflow", runs.page)
 
 
 def _dashboard(storage: str) -> Command:
-    what, program = "open the search in Optuna's dashboard", "optuna-dashboard"
+    what, program = "open the search in Optuna Dashboard", "optuna-dashboard"
     if importlib.util.find_spec("optuna_dashboard") is None:
         if launcher():
             program = "--with optuna-dashboard optuna-dashboard"

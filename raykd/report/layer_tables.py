@@ -70,11 +70,11 @@ def _beside(layer: Layer | None) -> str:
 
 def _notes(found: Layers) -> Iterator[str]:
     if found.more:
-        yield f"and {found.more} students more; these span their sizes"
+        yield f"and {found.more} more students, all between these in size"
     for parameter, pairing in (found.pairings or {}).items():
         for side, reading in zip(("hint", "guided"), pairing["reading"], strict=True):
             of = f"{reading}: " if reading != "list" else ""
-            yield f"{parameter} draws {side} from {of}{', '.join(pairing[side]) or 'nothing'}"
+            yield f"{parameter} samples {side} from {of}{', '.join(pairing[side]) or 'nothing'}"
     yield from found.left_out
 
 

@@ -162,8 +162,10 @@ def layers_of(
     """
     if Path(what).suffix in (".yaml", ".yml") or Path(what).is_file():
         if inputs != Inputs():
-            mend = "leave --data, --input, --classes and --text out"
-            raise StudyError(Problem("a study file says itself what its models take", mend=mend))
+            mend = "remove --data, --input, --classes and --text"
+            raise StudyError(
+                Problem("a study file already defines the inputs of its models", mend=mend)
+            )
         return _of_study(opened(what, overrides, (), allow_import=allow_import))
     study = _study_with(what, overrides, inputs, allow_import=allow_import)
     task = inputs.task or _task_of(study)
@@ -245,7 +247,7 @@ def _shown(role: str, model: Model, task: Task) -> Shown:
     try:
         return Shown(role, written(model), anatomy(model, task))
     except (ValueError, RuntimeError) as error:  # a forward that fails raises RuntimeError
-        mend = "" if "--input" in str(error) else "say for which samples: --input 3,224,224"
+        mend = "" if "--input" in str(error) else "give the input shape: --input 3,224,224"
         raise StudyError(Problem(str(error), mend=mend)) from None
 
 

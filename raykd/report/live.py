@@ -101,10 +101,8 @@ class LiveDisplay(Display):
             try:
                 self._live.update(self._picture(), refresh=True)
             except Exception as error:  # noqa: BLE001 - whatever it is, the search goes on
-                said = (
-                    f"raykd's display failed ({type(error).__name__}: {error}); the search goes on"
-                )
-                self._console.print(Text(said))
+                text = f"raykd's display failed ({type(error).__name__}: {error})"
+                self._console.print(Text(f"{text}; the search continues"))
                 return
 
     def _picture(self) -> RenderableType:
@@ -235,7 +233,7 @@ def _best(view: View, width: int) -> list[Text]:
         return []
     best = view.front[0]
     figures = [f"{_short(name)} {metric(name, cost(best, name))}" for name in view.objectives]
-    size = f" · front of {len(view.front)}" if len(view.objectives) > 1 else ""
+    size = f" · Pareto front: {len(view.front)}" if len(view.objectives) > 1 else ""
     said = f"best so far: {best.id} {student_name(best)}, {', '.join(figures)}{size}"
     return [Text(), _line(said, width)]
 

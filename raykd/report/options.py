@@ -43,7 +43,9 @@ def _overview(parts: Mapping[Part, Sequence[Entry]]) -> RenderableType:
         for entry in listed:
             table.add(Text(entry.name, style="cyan"), entry.summary)
         blocks += [Text(part, style="bold"), table, Text()]
-    more = "raykd list losses: with parameters, ranges, papers; raykd list losses kd: all of one"
+    more = (
+        "raykd list losses: parameters, ranges, papers; raykd list losses kd: one option in detail"
+    )
     return unbroken([*blocks, Text(more, style="dim")])
 
 

@@ -12,12 +12,17 @@ def outputs_line(event: Mapping[str, Any]) -> str:
     """One line for an `outputs` event of a running study."""
     status = event["status"]
     if status == "live":
-        return f"the teacher is run live: {event['why']}"
+        return f"the teacher runs in every training step: {event['why']}"
     if status == "removed":
-        return f"outputs {event['key'][:12]}, unused longest, removed from the cache"
-    size = f"{event['views']} view(s), {in_bytes(event['bytes'])}"
-    doing = {"begun": "computing", "kept": "computed", "found": "found"}[status]
-    return f"{doing} the teacher's outputs, once for all trials ({size})"
+        return f"removed teacher outputs {event['key'][:12]} from the cache (least recently used)"
+    views = "1 view" if event["views"] == 1 else f"{event['views']} views"
+    size = f"{views}, {in_bytes(event['bytes'])}"
+    text = {
+        "begun": "computing teacher outputs for all trials",
+        "kept": "cached teacher outputs for all trials",
+        "found": "using cached teacher outputs",
+    }[status]
+    return f"{text} ({size})"
 
 
 def in_bytes(count: float) -> str:

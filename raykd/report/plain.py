@@ -80,7 +80,7 @@ class PlainLines(Display):
         self._begun.add(role)
         epochs, budget = record.assignment.epochs, self._view.budget
         if role == "teacher":
-            doing = f"{epochs} epochs" if epochs else "measured"
+            doing = f"{epochs} epochs" if epochs else "evaluation"
             yield f"teacher {student_name(record)}: {doing}"
         elif role == "trial" and budget is not None:
             yield f"up to {budget.trials} trials of {epochs} epochs"
@@ -105,15 +105,15 @@ def first_lines(event: Mapping[str, Any]) -> Iterable[str]:
         return
     if event["event"] == "packing":
         rates = ", ".join(f"{n}: {rate:,.0f}" for n, rate in event["images_per_second"].items())
-        yield f"trials that share a GPU: {event['chosen']} (images/s tried: {rates})"
+        yield f"trials per GPU: {event['chosen']} (images/s by trials per GPU: {rates})"
         return
     if event["event"] == "screen":
         ranked = f"{event['candidates']} architectures ranked in {event['seconds']:.1f} s"
-        yield f"{event['name']}: {ranked}; the best {len(event['kept'])} go first"
+        yield f"{event['name']}: {ranked}; the best {len(event['kept'])} are tried first"
         return
     for start in event["starts"]:
         if start["params"]:
-            yield f"begins with {start['name']} ({len(start['params'])} values)"
+            yield f"starting from {start['name']} ({len(start['params'])} values)"
         yield from start["left_out"]
 
 
@@ -123,7 +123,7 @@ def ended_line(record: Record, watched: str, failures: Announcer) -> str:
         return failures.line(record)
     how = {"stopped": "stopped early"}.get(record.status, record.status)
     if record.role == "probe":
-        return f"{record.id} {how}: CKA and gradients of every pair"
+        return f"{record.id} {how}: measured CKA and gradients of every pair"
     told = [f"{words(watched)} {metric(watched, record.metrics.get(watched))}"]
     if "test_accuracy" in record.metrics:
         told += [f"test accuracy {percent(record.metrics['test_accuracy'])}"]

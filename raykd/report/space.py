@@ -82,18 +82,19 @@ def _layer_study(study: OpenStudy, task: Task) -> list[tuple[str, str]]:
     how = study.settings.search.pairs
     arms = arms_of(question, how)
     trained = sum(not arm.why_not for arm in arms)
-    said = f"`raykd pairs` would train {trained} arms x {how.seeds} seeds"
+    text = f"`raykd pairs` would train {trained} arms x {how.seeds} seeds"
     left = len(arms) - trained
-    return [("pairs", said + (f"; {left} arms cannot be trained" if left else ""))]
+    return [("pairs", text + (f"; {left} arms cannot be trained" if left else ""))]
 
 
 def _slots(study: OpenStudy) -> tuple[str, str]:
     """The slots the study would get here."""
     if is_remote():
-        return "slots", "as many as fit on the cluster that RAY_ADDRESS names"
+        return "slots", "as many as fit on the cluster at RAY_ADDRESS"
     cluster, nodes = study.settings.cluster, here()
     most = room(cluster, nodes)
-    share = f", or up to {most} trials a GPU: the search tries which is fastest" if most > 1 else ""
+    share = f", or up to {most} trials per GPU (the search measures which is fastest)"
+    share = share if most > 1 else ""
     return "slots", f"{plan_slots(cluster, nodes)} on this machine{share}"
 
 

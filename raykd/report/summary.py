@@ -153,7 +153,7 @@ def left_out(told: Sequence[Event]) -> list[str]:
 
 def _left_out(told: Sequence[Event]) -> list[RenderableType]:
     found = left_out(told)
-    return [_title("Left out", ""), *_indented(map(Text, found))] if found else []
+    return [_title("Excluded", ""), *_indented(map(Text, found))] if found else []
 
 
 def _remarks(told: Sequence[Event], *, warnings: bool) -> list[RenderableType]:
@@ -179,9 +179,9 @@ def _remarks_in(told: Sequence[Event], *, warnings: bool) -> list[tuple[str, str
 def _headline(result: StudyResult, told: Sequence[Event]) -> Text:
     trials = result.records.of("trial")
     counts = Counter(record.status for record in trials)
-    names = {"finished": "ran whole", "stopped": "stopped early", "failed": "failed"}
+    names = {"finished": "completed", "stopped": "stopped early", "failed": "failed"}
     status = state(result, told)
-    names["running"] = "running" if status == "running" else "broken off"
+    names["running"] = "running" if status == "running" else "interrupted"
     parts = [f"{counts[end]} {said}" for end, said in names.items() if counts[end]]
     how = "" if status == "finished" else f" ({status})"
     text = Text.assemble((result.name, "bold"), how)
@@ -202,7 +202,7 @@ def _front(result: StudyResult) -> list[RenderableType]:
     if not trials:
         return []
     if not result.pareto:
-        return [Text("No trial ran to its end, so there is no front.", style="yellow")]
+        return [Text("No trial completed, so there is no Pareto front.", style="yellow")]
     ways = ", ".join(f"{way} {words(name)}" for name, way in result.objectives.items())
     title = "Pareto front" if len(result.objectives) > 1 else "Best trial"
     title = title if trials > 1 else "Trial"
@@ -227,7 +227,7 @@ def _costs(front: Sequence[Record]) -> list[RenderableType]:
     for record in front:
         table.add(record.id, *(metric(name, cost(record, name)) for name in names))
     on = next(filter(None, (record.assignment.tags.get("latency_on") for record in front)), "")
-    return [Text(), _title("Their costs", f"(measured on {on})" if on else ""), table]
+    return [Text(), _title("Costs", f"(measured on {on})" if on else ""), table]
 
 
 def _description(record: Record) -> Iterable[str]:
@@ -244,8 +244,8 @@ def _chosen(result: StudyResult) -> list[RenderableType]:
     judged = [chosen for chosen in result.chosen if chosen.distilled is not None]
     if not judged:
         return []
-    title = _title("Chosen students", "(test accuracy over fresh seeds, mean ± 95% half width)")
-    table = _table("trial", "distilled", "same student alone", "gain in points")
+    title = _title("Chosen students", "(test accuracy over new seeds, mean ± 95% CI half-width)")
+    table = _table("trial", "distilled", "without teacher", "gain (points)")
     for chosen in judged:
         row = interval(chosen.distilled), interval(chosen.alone), points(chosen.gain)
         table.add(chosen.trial.id, *row)
@@ -257,17 +257,17 @@ def _missing(chosen: Chosen) -> str:
     if not chosen.missing:
         return ""
     noun = "training" if chosen.missing == 1 else "trainings"
-    return f" ({chosen.missing} {noun} failed and left out)"
+    return f" ({chosen.missing} failed {noun} excluded)"
 
 
 def gain_in_words(gain: Estimate | None) -> str:
     """The verdict on a gain over the student alone."""
     if gain is None:
-        return "there is nothing to compare it with."
+        return "no baseline to compare with."
     reason = no_verdict(gain)
     if reason:
         return f"{reason}."
-    return "better than alone." if gain.mean > 0 else "worse than alone."
+    return "better than without teacher." if gain.mean > 0 else "worse than without teacher."
 
 
 def no_verdict(difference: Estimate) -> str:
@@ -278,7 +278,7 @@ def no_verdict(difference: Estimate) -> str:
     if math.isnan(difference.half_width):
         if difference.mean == 0:
             return "no difference at the resolution of the test set"
-        return "all seeds differ by the same number of test samples, so there is no interval"
+        return "no confidence interval: all seeds differ by the same number of test samples"
     return "" if difference.clear_of_zero else "not significant (95% CI includes 0)"
 
 
@@ -288,10 +288,10 @@ def _comparisons(result: StudyResult) -> Iterable[Text]:
         reason = no_verdict(found)
         if not reason:
             better = first if found.mean > 0 else second
-            said = f"{pair} differ by {points(found)}: {better.trial.id} is better on test data."
+            text = f"{pair} differ by {points(found)}: {better.trial.id} is better on test data."
         else:
-            said = f"{pair} differ by {points(found)}, paired by seed: {reason}."
-        yield Text(said)
+            text = f"{pair} differ by {points(found)}, paired by seed: {reason}."
+        yield Text(text)
 
 
 # The teacher and what failed
@@ -308,17 +308,17 @@ def _teachers(result: StudyResult, told: Sequence[Event]) -> list[RenderableType
         lines.append(Text(f"Teacher {teacher_name(record)}: {figures}"))
         file = _weights(result, record)
         if file and record.status == "finished":
-            lines.append(_whole(f"  its weights: {file}", "dim"))
+            lines.append(_whole(f"  weights: {file}", "dim"))
     lines += _assistants(result.records)
     short = result.teacher_falls_short
     is_said = any(BELOW_STUDENT in line for line, _ in _remarks_in(told, warnings=True))
     if short is not None and short.alone is not None and not is_said:
-        said = (
-            f"The teacher is worse than the student of {short.trial.id} trained alone "
-            f"({percent(_best_teacher(result))} against {interval(short.alone)} on test data): "
-            "take a stronger teacher, or train it longer."
+        text = (
+            f"The teacher is worse than the student of {short.trial.id} trained without it "
+            f"({percent(_best_teacher(result))} vs. {interval(short.alone)} on test data). "
+            "Use a stronger teacher, or train it longer."
         )
-        lines.append(Text(said, style="yellow"))
+        lines.append(Text(text, style="yellow"))
     return lines
 
 
@@ -331,8 +331,8 @@ def _assistants(records: Records) -> list[RenderableType]:
         by = " and ".join(map(teacher_name, above))
         name = f"{teacher_name(record)}, taught by {by}" if by else teacher_name(record)
         reached = f"val accuracy {percent(record.metrics.get('val_accuracy'))}"
-        said = f"failed: {record.reason}" if record.status == "failed" else reached
-        lines.append(Text(f"Trained to teach: {name}: {said}"))
+        outcome = f"failed: {record.reason}" if record.status == "failed" else reached
+        lines.append(Text(f"Intermediate teacher {name}: {outcome}"))
     if len(records.assistants) > MOST_ASSISTANTS:
         lines.append(Text(f"  and {len(records.assistants) - MOST_ASSISTANTS} more"))
     return lines
@@ -369,7 +369,7 @@ def _commands(found: Sequence[Command]) -> list[RenderableType]:
     for command in found:
         # A command stands on a line of its own, so that it can be copied whole.
         lines += [_whole(f"  {command.what}:", "dim"), _whole(f"    {command.text}", "cyan")]
-    return [_title("What next"), *lines]
+    return [_title("Next steps"), *lines]
 
 
 def _whole(text: str, style: str) -> Text:

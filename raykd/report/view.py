@@ -208,18 +208,18 @@ class View:
     def phase(self) -> str:
         """What is going on, in a few words."""
         if self._phase == "tracking":
-            return "sending the rest to MLflow"
+            return "uploading to MLflow"
         if self._phase == "screen":
             return "ranking architectures"
         if self._phase == "packing":
-            return "trying how many trials share a GPU"
+            return "measuring how many trials fit on a GPU"
         if self._phase in ("", "ray"):
             return "waiting for Ray" if self._phase else "reading the data"
         if not any(r.epochs or r.status != "running" for r in self.records.of(*ALL)):
             return "starting the slots"
         running = self.records.running(*ALL)
         if self._building and not running:
-            return "computing the teacher's outputs"
+            return "computing teacher outputs"
         teachers = [record for record in running if record.role == "teacher"]
         if teachers and len(teachers) == len(running):
             return _teacher_phase(teachers)
@@ -354,4 +354,4 @@ def _arms(record: Record) -> int:
 def _teacher_phase(teachers: list[Record]) -> str:
     done = sum(len(record.epochs) for record in teachers)
     asked = sum(record.assignment.epochs for record in teachers)
-    return f"teacher {done}/{asked} epochs" if asked else "measuring the teacher"
+    return f"teacher {done}/{asked} epochs" if asked else "evaluating the teacher"

@@ -15,7 +15,7 @@ from raykd.schemes.scheme import Distiller, Parts, Scheme, StepOutput
 
 @option
 class Alone(Scheme):
-    """The student learns from the labels alone; no teacher, no knowledge."""
+    """Train the student on the labels only, without a teacher."""
 
     paper = ""
     needs_teacher = False

@@ -25,7 +25,7 @@ from raykd.schemes.teachers import (
 
 @option
 class Assistant(Scheme):
-    """Assistants of sizes in between pass the teacher's knowledge on to the student.
+    """Distill through teacher assistants of intermediate size.
 
     The teacher teaches the chain's first network, that one the next, the last one the student;
     Mirzadeh 2020 (arXiv:1902.03393, TAKD).  With `dense` every network is taught by all those
@@ -45,16 +45,24 @@ class Assistant(Scheme):
         tuple[Teacher, ...],
         Field(
             min_length=1,
-            description="from the largest to the smallest; `train` null: as the "
-            "teacher is trained; those with `weights` are taken as they are",
+            description="Assistants, from largest to smallest. `train` null: trained like "
+            "the teacher; assistants with `weights` are not trained",
         ),
     ]
     knowledge: Annotated[
-        tuple[Term, ...], Field(min_length=1, description="what assistants are taught")
+        tuple[Term, ...],
+        Field(min_length=1, description="Knowledge terms used to train the assistants"),
     ] = (PAPERS_KD,)
-    dense: Annotated[bool, Field(description="taught by all above, not by the last alone")] = False
-    drop: Annotated[float, Field(ge=0, lt=1, description="with `dense`")] = 0.0
-    task_weight: Annotated[float, Field(ge=0, description="weight of the labels' loss")] = 1.0
+    dense: Annotated[
+        bool, Field(description="Distill from all larger networks instead of only the previous one")
+    ] = False
+    drop: Annotated[
+        float,
+        Field(
+            ge=0, lt=1, description="Probability of dropping a teacher in a step. Only with `dense`"
+        ),
+    ] = 0.0
+    task_weight: Annotated[float, Field(ge=0, description="Weight of the label loss")] = 1.0
 
     def __post_init__(self) -> None:
         if self.drop and not self.dense:

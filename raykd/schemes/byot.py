@@ -22,7 +22,7 @@ Distance = Literal["mean", "squared", "norm"]
 
 @option
 class Byot(Scheme):
-    """Exits at the student's shallow stages learn from the labels and from its deepest exit.
+    """Train early exits of the student on the labels and on its deepest exit.
 
     Labels' loss + sum over shallow stages i of (1 - alpha) x labels' loss_i +
     alpha KL(p_deep || p_i), both softened by T, + feature x ||F_i - F_deep||^2, means over the
@@ -45,13 +45,18 @@ class Byot(Scheme):
     takes_knowledge = False
 
     name: Literal["byot"] = "byot"
-    alpha: Annotated[float, Field(ge=0, le=1, description="deepest exit against labels")] = 0.3
-    temperature: Annotated[float, Field(gt=0, description="softens both softmaxes")] = 3.0
-    times_t2: Annotated[bool, Field(description="the divergence times T^2, as in kd")] = False
-    feature: Annotated[float, Field(ge=0, description="weight of the deepest features")] = 0.03
-    distance: Annotated[Distance, Field(description="of an exit's features to the deepest's")] = (
-        "mean"
-    )
+    alpha: Annotated[
+        float, Field(ge=0, le=1, description="Weight of the deepest exit relative to the labels")
+    ] = 0.3
+    temperature: Annotated[
+        float, Field(gt=0, description="Softmax temperature of student and teacher")
+    ] = 3.0
+    times_t2: Annotated[bool, Field(description="Multiply the divergence by T^2, as in kd")] = False
+    feature: Annotated[float, Field(ge=0, description="Weight of the feature loss")] = 0.03
+    distance: Annotated[
+        Distance,
+        Field(description="Distance between the features of an exit and of the deepest exit"),
+    ] = "mean"
 
     def build(self, parts: Parts) -> Distiller:
         return OwnTeacher(self, parts)

@@ -16,7 +16,7 @@ from raykd.schemes.scheme import Distiller, Parts, Scheme, StepOutput
 
 @option
 class CsKd(Scheme):
-    """A sample's prediction follows that of another sample of its class.
+    """Match the predictions for two samples of the same class.
 
     Labels' loss of x + weight x T^2 KL(p(x') || p(x)), mean over the batch, x' without gradient;
     Yun 2020 (arXiv:2003.13964), section 2, T = 4 and weight 1 as there.  x' is drawn evenly from
@@ -34,8 +34,10 @@ class CsKd(Scheme):
     takes_knowledge = False
 
     name: Literal["cs_kd"] = "cs_kd"
-    temperature: Annotated[float, Field(gt=0, description="softens both softmaxes")] = 4.0
-    weight: Annotated[float, Field(ge=0, description="of the partner's teaching")] = 1.0
+    temperature: Annotated[
+        float, Field(gt=0, description="Softmax temperature of both predictions")
+    ] = 4.0
+    weight: Annotated[float, Field(ge=0, description="Weight of the class-wise loss")] = 1.0
 
     def build(self, parts: Parts) -> Distiller:
         return ClassWise(self, parts)

@@ -25,7 +25,7 @@ Together = Literal["mean", "sum", "ensemble"]
 
 @option
 class Dml(Scheme):
-    """Peers trained side by side learn from the labels and from each other.
+    """Train peers together on the labels and on each other's predictions.
 
     Sum over peers k of task_weight x labels' loss + the terms with k as student and the other peers
     as teachers, which get no gradient; Zhang 2018 (arXiv:1706.00384), section 2.  together: mean
@@ -44,8 +44,10 @@ class Dml(Scheme):
     name: Literal["dml"] = "dml"
     peers: Peers = 2
     others: Others = ()
-    together: Annotated[Together, Field(description="how several peers teach one")] = "mean"
-    task_weight: Annotated[float, Field(ge=0, description="weight of the labels' loss")] = 1.0
+    together: Annotated[
+        Together, Field(description="Combination of the losses of several peers")
+    ] = "mean"
+    task_weight: Annotated[float, Field(ge=0, description="Weight of the label loss")] = 1.0
 
     def __post_init__(self) -> None:
         check_room(self.peers, self.others)

@@ -23,7 +23,7 @@ Ensemble = Literal["naive", "linear", "linear_batch", "min_logit", "general", "m
 
 @option
 class Kdcl(Scheme):
-    """Peers trained side by side learn from the labels and from their ensemble's logits.
+    """Train peers together on the labels and on the logits of their ensemble.
 
     Sum over peers of the labels' loss + weight x T^2 KL(ensemble || peer), the ensemble without
     gradient; Guo 2020 (CVPR), section 3.  ensemble:
@@ -49,10 +49,16 @@ class Kdcl(Scheme):
     name: Literal["kdcl"] = "kdcl"
     peers: Peers = 2
     others: Others = ()
-    ensemble: Annotated[Ensemble, Field(description="how logits are put together")] = "min_logit"
-    own_views: Annotated[bool, Field(description="each peer sees its own augmentation")] = True
-    temperature: Annotated[float, Field(gt=0, description="softens both softmaxes")] = 2.0
-    weight: Annotated[float, Field(ge=0, description="of the ensemble's teaching")] = 1.0
+    ensemble: Annotated[
+        Ensemble, Field(description="Method that combines the logits of the peers")
+    ] = "min_logit"
+    own_views: Annotated[bool, Field(description="Use a separate augmentation for each peer")] = (
+        True
+    )
+    temperature: Annotated[
+        float, Field(gt=0, description="Softmax temperature of peers and ensemble")
+    ] = 2.0
+    weight: Annotated[float, Field(ge=0, description="Weight of the ensemble loss")] = 1.0
 
     def __post_init__(self) -> None:
         check_room(self.peers, self.others)

@@ -25,7 +25,7 @@ Target = Literal["probabilities", "logits", "each"]
 
 @option
 class MultiTeacher(Scheme):
-    """The study's teacher and others teach the student together; Gou 2021, section 5.3.
+    """Distill from several teachers at once (Gou 2021, section 5.3).
 
     combine, the teachers' shares w of sum 1: mean, the same for all (You 2017); weighted, as
     `weights` say; confidence, per sample by how well each teacher knows the label,
@@ -43,21 +43,20 @@ class MultiTeacher(Scheme):
     paper = "You 2017, KDD; Zhang 2022, arXiv:2201.00007"
 
     name: Literal["multi_teacher"] = "multi_teacher"
-    others: Annotated[
-        tuple[Teacher, ...], Field(min_length=1, description="teachers beside the study's own")
-    ]
-    combine: Annotated[Combine, Field(description="the teachers' shares")] = "mean"
+    others: Annotated[tuple[Teacher, ...], Field(min_length=1, description="Additional teachers")]
+    combine: Annotated[Combine, Field(description="Method that combines the teachers")] = "mean"
     weights: Annotated[
         tuple[Annotated[float, Field(gt=0)], ...] | None,
-        Field(description="with `weighted`: one a teacher, the study's own first"),
+        Field(
+            description="Weight per teacher, starting with the teacher of the study. Only "
+            "with `combine: weighted`"
+        ),
     ] = None
-    target: Annotated[Target, Field(description="what losses on logits compare with")] = (
-        "probabilities"
-    )
+    target: Annotated[Target, Field(description="Target of losses on logits")] = "probabilities"
     drop: Annotated[
-        float, Field(ge=0, lt=1, description="how often a teacher is left out of a step")
+        float, Field(ge=0, lt=1, description="Probability of dropping a teacher in a step")
     ] = 0.0
-    task_weight: Annotated[float, Field(ge=0, description="weight of the labels' loss")] = 1.0
+    task_weight: Annotated[float, Field(ge=0, description="Weight of the label loss")] = 1.0
 
     def __post_init__(self) -> None:
         if (self.combine == "weighted") != (self.weights is not None):

@@ -20,7 +20,7 @@ from raykd.schemes.watched import Watched
 
 @option
 class Offline(Scheme):
-    """A frozen teacher teaches the student.
+    """Distill from a frozen teacher.
 
     loss = task_weight x loss on the labels + sum of weight x term; Gou 2021 (arXiv:2006.05525),
     section 3.1, and Hinton 2015 (arXiv:1503.02531).  With `start_epoch` the labels join later, for
@@ -33,8 +33,8 @@ class Offline(Scheme):
     paper = "Hinton 2015, arXiv:1503.02531"
 
     name: Literal["offline"] = "offline"
-    task_weight: Annotated[float, Field(ge=0, description="weight of the labels' loss")] = 1.0
-    start_epoch: Annotated[int, Field(ge=0, description="the labels' loss joins here")] = 0
+    task_weight: Annotated[float, Field(ge=0, description="Weight of the label loss")] = 1.0
+    start_epoch: Annotated[int, Field(ge=0, description="First epoch that uses the label loss")] = 0
 
     @property
     def lends_classifier(self) -> bool:

@@ -26,7 +26,7 @@ from raykd.schemes.scheme import Distiller, Parts, Scheme, StepOutput
 
 @option
 class One(Scheme):
-    """Branches on a shared trunk learn from the labels and from their gated ensemble.
+    """Train branches of a shared trunk on the labels and on their gated ensemble.
 
     Sum over branches of the labels' loss + labels' loss of the ensemble + weight x sum of
     T^2 KL(ensemble || branch), the ensemble's logits being the branches' weighed by a gate on the
@@ -46,21 +46,35 @@ class One(Scheme):
     takes_knowledge = False
 
     name: Literal["one"] = "one"
-    branches: Annotated[int, Field(ge=2, le=8, description="the student's own included")] = 3
+    branches: Annotated[
+        int, Field(ge=2, le=8, description="Number of branches, including the student")
+    ] = 3
     split: Annotated[
-        str | None, Field(description="the trunk's last layer; null: the stage before the last")
+        str | None,
+        Field(description="Last layer of the shared trunk. null: the stage before the last"),
     ] = None
-    temperature: Annotated[float, Field(gt=0, description="softens both softmaxes")] = 3.0
-    weight: Annotated[float, Field(ge=0, description="of the ensemble's teaching")] = 1.0
+    temperature: Annotated[
+        float, Field(gt=0, description="Softmax temperature of branches and ensemble")
+    ] = 3.0
+    weight: Annotated[float, Field(ge=0, description="Weight of the ensemble loss")] = 1.0
     gate: Annotated[
-        Literal["normalised", "plain"], Field(description="how the trunk tells the shares")
+        Literal["normalised", "plain"],
+        Field(description="Gate that computes the weights of the branches"),
     ] = "normalised"
     ensemble_follows: Annotated[
-        bool, Field(description="the lessons move the ensemble too, not the branches alone")
+        bool,
+        Field(
+            description="Also backpropagate the ensemble loss into the ensemble, not only "
+            "into the branches"
+        ),
     ] = False
-    ramp_epochs: Annotated[float, Field(ge=0, description="the lessons' weight grows so long")] = (
-        0.0
-    )
+    ramp_epochs: Annotated[
+        float,
+        Field(
+            ge=0,
+            description="Number of epochs over which the weight of the ensemble loss increases",
+        ),
+    ] = 0.0
 
     def weight_at(self, progress: Progress) -> float:
         """The lessons' weight in this epoch."""

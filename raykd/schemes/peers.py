@@ -12,10 +12,10 @@ from raykd.architecture import Model
 from raykd.schemes.scheme import Parts
 from raykd.schemes.teachers import AnyModel
 
-Peers = Annotated[int, Field(ge=2, le=8, description="networks, the student included")]
+Peers = Annotated[int, Field(ge=2, le=8, description="Number of networks, including the student")]
 Others = Annotated[
     tuple[AnyModel, ...],
-    Field(description="architectures of the other peers; those not named are the student's"),
+    Field(description="Models of the other peers. Peers without a model use that of the student"),
 ]
 
 

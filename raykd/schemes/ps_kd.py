@@ -18,7 +18,7 @@ from raykd.schemes.scheme import Distiller, Parts, Scheme, StepOutput
 
 @option
 class PsKd(Scheme):
-    """The labels are softened by the student's own predictions of the epoch before.
+    """Soften the labels with the student's predictions from the previous epoch.
 
     Cross-entropy with (1 - a_t) label + a_t p_(t-1), a_t = alpha t / epochs for t = 1, 2, ...; Kim
     2021 (arXiv:2006.12000), section 3.  Its alpha is 0.8, for 300 epochs; the default is half of
@@ -33,7 +33,9 @@ class PsKd(Scheme):
     takes_knowledge = False
 
     name: Literal["ps_kd"] = "ps_kd"
-    alpha: Annotated[float, Field(ge=0, le=1, description="own share in the last epoch")] = 0.4
+    alpha: Annotated[
+        float, Field(ge=0, le=1, description="Weight of the past predictions in the last epoch")
+    ] = 0.4
 
     def build(self, parts: Parts) -> Distiller:
         return Progressive(self, parts)

@@ -25,7 +25,7 @@ BORN_AGAIN_KD = Term(loss=KD(temperature=1.0), weight=1.0)
 
 @option
 class BornAgain(Scheme):
-    """Generations of one architecture, each taught by the one before it.
+    """Train generations of one architecture, each distilled from the previous one.
 
     The first learns alone, or is the study's teacher where `first` is teacher; each later one
     starts afresh and learns from the labels and from its forebear, the student last; Furlanello
@@ -40,12 +40,13 @@ class BornAgain(Scheme):
 
     name: Literal["born_again"] = "born_again"
     generations: Annotated[
-        int, Field(ge=1, le=10, description="trainings under a teacher, the student's included")
+        int,
+        Field(ge=1, le=10, description="Number of distilled generations, including the student"),
     ] = 1
     first: Annotated[
-        Literal["alone", "teacher"], Field(description="who teaches the first generation")
+        Literal["alone", "teacher"], Field(description="Teacher of the first generation")
     ] = "alone"
-    task_weight: Annotated[float, Field(ge=0, description="weight of the labels' loss")] = 1.0
+    task_weight: Annotated[float, Field(ge=0, description="Weight of the label loss")] = 1.0
 
     def teachers(self, around: Circumstances) -> tuple[Preparation, ...]:
         if self.first == "alone":
@@ -74,7 +75,7 @@ class BornAgain(Scheme):
 
 @option
 class TfKdSelf(Scheme):
-    """The student is trained alone first, then again from the start under that first self.
+    """Train the student without a teacher, then distill it into a new copy.
 
     (1 - alpha) x labels' loss + alpha T^2 KL(p_first || p); Yuan 2020 (arXiv:1909.11723), section
     4 (Tf-KD_self).  T 6 is that of the authors' ResNet-18 on CIFAR-100.  Their alpha there is 0.95,
@@ -89,8 +90,12 @@ class TfKdSelf(Scheme):
     takes_knowledge = False
 
     name: Literal["tf_kd_self"] = "tf_kd_self"
-    temperature: Annotated[float, Field(gt=0, description="softens both softmaxes")] = 6.0
-    alpha: Annotated[float, Field(ge=0, le=1, description="teacher against labels")] = 0.1
+    temperature: Annotated[
+        float, Field(gt=0, description="Softmax temperature of student and teacher")
+    ] = 6.0
+    alpha: Annotated[
+        float, Field(ge=0, le=1, description="Weight of the teacher relative to the labels")
+    ] = 0.1
 
     def teachers(self, around: Circumstances) -> tuple[Preparation, ...]:
         return (own_kind(around),)

@@ -24,7 +24,7 @@ else:
 
 @option
 class Teacher:
-    """The network that teaches: trained by the study, or loaded.
+    """The teacher network, trained by the study or loaded from a file.
 
     Exactly one of these holds: `weights` is null and the teacher is trained by `train`; `weights`
     is a file for `model`; `weights` is an MLflow model URI (`models:/name@alias`,
@@ -34,13 +34,15 @@ class Teacher:
     model: AnyModel | None = None
     weights: Annotated[
         str | None,
-        Field(description="file or folder of weights, or MLflow model URI; null: train it"),
+        Field(
+            description="File or folder of weights, or MLflow model URI. null: train the teacher"
+        ),
     ] = None
     classes: Annotated[
         tuple[str | int, ...] | None,
         Field(
-            description="class names in the order of the outputs of `weights`; null: those that "
-            "come with the weights, else the order of the data"
+            description="Class names in the order of the outputs of `weights`. null: the "
+            "names stored with the weights, otherwise the order of the data"
         ),
     ] = None
     normalization: Annotated[
@@ -52,10 +54,16 @@ class Teacher:
     ] = "auto"
     train: Annotated[
         Train | None,
-        Field(description="how to train it; null: as the study's teacher, or the student, is"),
+        Field(
+            description="Training settings. null: those of the teacher of the study, or of "
+            "the student"
+        ),
     ] = None
     seed: Annotated[
-        int | None, Field(ge=0, lt=2**31, description="of its training; null: the study's")
+        int | None,
+        Field(
+            ge=0, lt=2**31, description="Random seed of the training. null: the seed of the study"
+        ),
     ] = None
 
     @property

@@ -18,7 +18,7 @@ from raykd.schemes.scheme import Distiller, Parts, Scheme, StepOutput
 
 @option
 class TfKd(Scheme):
-    """A virtual teacher, certain of the label and indifferent to all else, teaches the student.
+    """Distill from a virtual teacher: high for the label, uniform for other classes.
 
     (1 - alpha) x labels' loss + alpha x lesson, p_d = `certainty` on the label and the rest shared
     equally; Yuan 2020 (arXiv:1909.11723), section 4 (Tf-KD_reg), certainty 0.99, T = 20, alpha 0.1.
@@ -38,10 +38,19 @@ class TfKd(Scheme):
     takes_knowledge = False
 
     name: Literal["tf_kd"] = "tf_kd"
-    certainty: Annotated[float, Field(gt=0, lt=1, description="the label's probability")] = 0.99
-    temperature: Annotated[float, Field(gt=0, description="softens both softmaxes")] = 20.0
-    alpha: Annotated[float, Field(ge=0, le=1, description="teacher against labels")] = 0.1
-    form: Annotated[Literal["paper", "code"], Field(description="what is compared")] = "paper"
+    certainty: Annotated[
+        float, Field(gt=0, lt=1, description="Probability of the correct class")
+    ] = 0.99
+    temperature: Annotated[
+        float, Field(gt=0, description="Softmax temperature of student and teacher")
+    ] = 20.0
+    alpha: Annotated[
+        float, Field(ge=0, le=1, description="Weight of the teacher relative to the labels")
+    ] = 0.1
+    form: Annotated[
+        Literal["paper", "code"],
+        Field(description="Form of the loss: as in the paper, or as in the authors' code"),
+    ] = "paper"
 
     def build(self, parts: Parts) -> Distiller:
         return TaughtByVirtue(self, parts)

@@ -39,7 +39,7 @@ class AdamW:
 
 @option
 class Cosine:
-    """Half a cosine from the full rate to `final` times it, step by step."""
+    """Cosine decay from the full learning rate to `final` times it, per step."""
 
     name: Literal["cosine"] = "cosine"
     final: Annotated[float, Field(ge=0, le=1)] = 0.0
@@ -47,7 +47,7 @@ class Cosine:
 
 @option
 class Step:
-    """The rate times `factor` after each epoch listed in `at` (counted from 1)."""
+    """Multiply the learning rate by `factor` after each epoch in `at` (counted from 1)."""
 
     name: Literal["step"] = "step"
     at: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (150, 180, 210)
@@ -56,7 +56,7 @@ class Step:
 
 @option
 class Constant:
-    """The same rate throughout."""
+    """Constant learning rate."""
 
     name: Literal["constant"] = "constant"
 
@@ -67,24 +67,32 @@ Schedule = Annotated[Cosine | Step | Constant, Field(discriminator="name")]
 
 @option
 class Train:
-    """One training: the budget, the optimiser, the precision."""
+    """Training settings: budget, optimizer, schedule, precision."""
 
     epochs: PositiveInt = 10
-    batch_size: Annotated[int, Field(ge=1, description="per trial: shared among its workers")] = 64
+    batch_size: Annotated[
+        int, Field(ge=1, description="Samples per batch and trial, divided among its workers")
+    ] = 64
     optimizer: Optimizer = SGD()
     schedule: Schedule = Cosine()
-    warmup_epochs: Annotated[float, Field(ge=0, description="linear from 0")] = 0.0
+    warmup_epochs: Annotated[
+        float, Field(ge=0, description="Number of epochs with a linear learning rate warmup from 0")
+    ] = 0.0
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    clip_norm: Annotated[float | None, Field(gt=0, description="gradient norm; null: none")] = None
+    clip_norm: Annotated[
+        float | None, Field(gt=0, description="Maximum gradient norm. null: no clipping")
+    ] = None
     precision: Annotated[
-        Literal["auto", "fp32", "bf16"], Field(description="auto: bf16 on CUDA, else fp32")
+        Literal["auto", "fp32", "bf16"],
+        Field(description="Numeric precision. auto: bf16 on CUDA, otherwise fp32"),
     ] = "auto"
     compile: Annotated[
         Literal["none", "graph", "default", "reduce-overhead", "max-autotune"],
         Field(
-            description="graph: on a GPU whole steps are recorded once an epoch and replayed, "
-            "which compiles nothing; the others: torch.compile's mode for the student's forward "
-            "and backward, reduce-overhead: CUDA graphs; each architecture is compiled anew, and a "
-            "student whose layers a term looks at runs as it is written"
+            description="Compilation of the student. graph: record training steps as a CUDA "
+            "graph once per epoch and replay them, without compiling; other "
+            "values: mode of torch.compile for the forward and backward pass "
+            "(reduce-overhead uses CUDA graphs). Each architecture is compiled "
+            "separately; students with terms on layers run in eager mode"
         ),
     ] = "none"

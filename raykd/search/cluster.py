@@ -63,8 +63,10 @@ class SlotPlan:
     gpus: float
 
     def __str__(self) -> str:
+        trials = f"{self.slots} parallel trials" if self.slots > 1 else "1 trial at a time"
+        workers = "1 worker" if self.workers == 1 else f"{self.workers} workers"
         each = f"{self.cpus:g} CPU" + (f" + {self.gpus:g} GPU" if self.gpus else "")
-        return f"{self.slots} slot(s) x {self.workers} worker(s) x ({each})"
+        return f"{trials}, {workers} each ({each} per worker)"
 
 
 def here() -> list[Resources]:
@@ -127,7 +129,7 @@ def plan_slots(cluster: Cluster, nodes: Sequence[Resources]) -> SlotPlan:
     if gpus > 1 and gpus != int(gpus):
         raise StudyError(
             Problem(
-                f"got {gpus:g}; a worker has a part of one GPU (at most 1), or whole GPUs",
+                f"got {gpus:g}; must be a fraction of one GPU (at most 1) or a whole number",
                 path="cluster.gpus_per_worker",
                 mend=f"write {int(gpus)} or {int(gpus) + 1}",
             )
@@ -142,11 +144,10 @@ def plan_slots(cluster: Cluster, nodes: Sequence[Resources]) -> SlotPlan:
     if cluster.slots > most:
         raise StudyError(
             Problem(
-                f"{cluster.slots} slots were asked for, but {_described(nodes)} can hold at most "
-                f"{most} of {plan.workers} worker(s) with {plan.cpus:g} CPU and {plan.gpus:g} GPU",
+                f"{cluster.slots} slots requested, but {_described(nodes)} has resources for at "
+                f"most {most} ({_needs(plan)})",
                 path="cluster.slots",
-                mend=f"set cluster.slots to {most} or to auto, or join a larger cluster "
-                "(RAY_ADDRESS)",
+                mend=f"set cluster.slots to {most} or auto, or use a larger cluster (RAY_ADDRESS)",
             )
         )
     return SlotPlan(cluster.slots, plan.workers, plan.cpus, plan.gpus)
@@ -154,20 +155,26 @@ def plan_slots(cluster: Cluster, nodes: Sequence[Resources]) -> SlotPlan:
 
 def _refusal(cluster: Cluster, plan: SlotPlan, nodes: Sequence[Resources], places: int) -> Problem:
     if plan.gpus and not any(node.get("GPU", 0) for node in nodes):
-        field, mend = "gpus_per_worker", "set cluster.gpus_per_worker to 0 or to auto"
+        field, mend = "gpus_per_worker", "set cluster.gpus_per_worker to 0 or auto"
     elif not places and any(_places(node, cluster.cpus_per_worker, 0) for node in nodes):
-        field, mend = "gpus_per_worker", "ask for less of a GPU for each worker"
+        field, mend = "gpus_per_worker", "request a smaller fraction of a GPU per worker"
     elif not places:
         most = max(node.get("CPU", 0) for node in nodes)
         field, mend = "cpus_per_worker", f"set cluster.cpus_per_worker to at most {most:g}"
     else:
         field, mend = "workers_per_trial", f"set cluster.workers_per_trial to at most {places}"
     return Problem(
-        f"a trial needs {plan.workers} worker(s) with {plan.cpus:g} CPU and {plan.gpus:g} GPU "
-        f"each, which {_described(nodes)} can never place (it has room for {places})",
+        f"a trial does not fit on {_described(nodes)}: it needs {_needs(plan)}, and there are "
+        f"resources for {places}",
         path=f"cluster.{field}",
-        mend=f"{mend}, or join a larger cluster (RAY_ADDRESS)",
+        mend=f"{mend}, or use a larger cluster (RAY_ADDRESS)",
     )
+
+
+def _needs(plan: SlotPlan) -> str:
+    """Resources of one trial, in words."""
+    workers = "1 worker" if plan.workers == 1 else f"{plan.workers} workers"
+    return f"{workers} with {plan.cpus:g} CPU and {plan.gpus:g} GPU each"
 
 
 def _described(nodes: Sequence[Resources]) -> str:

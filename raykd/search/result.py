@@ -241,8 +241,8 @@ def result_card(result: StudyResult) -> Card:
         ],
     )
     card.table(
-        "Chosen students (test accuracy over fresh seeds, mean ± 95% half width)",
-        ("trial", "distilled", "same student alone", "gain in points"),
+        "Chosen students (test accuracy over new seeds, mean ± 95% CI half-width)",
+        ("trial", "distilled", "without teacher", "gain (points)"),
         [
             (each.trial.id, interval(each.distilled), interval(each.alone), points(each.gain))
             for each in result.chosen

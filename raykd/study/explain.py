@@ -213,7 +213,7 @@ def _range(values: Iterable[int]) -> tuple[int, int]:
 def _dimensions(found: Explanation) -> Iterable[Any]:
     """The parameters, those of one branch under its condition."""
     if not found.dimensions:
-        yield Text("nothing is left open: one trial")
+        yield Text("no open parameters: a single trial")
         return
     when = ""
     table = _table_of_dimensions(found.dimensions)
@@ -221,7 +221,7 @@ def _dimensions(found: Explanation) -> Iterable[Any]:
         if dimension.when != when:
             yield table
             when = dimension.when
-            yield Text(f"where {when}:" if when else "always:", style="italic")
+            yield Text(f"if {when}:" if when else "always:", style="italic")
             table = _table_of_dimensions(found.dimensions, heading=False)
         value = found.sample_values.get(dimension.name)
         shown = "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
@@ -257,9 +257,9 @@ def _fact_lines(found: Explanation) -> Iterable[tuple[str, str]]:
     feasible = f"{found.feasible / found.drawn:.0%} of {found.drawn} random points"
     yield "feasible", feasible
     for reason, times in found.reasons[:3]:
-        yield "", f"{times} not, because {reason}"
+        yield "", f"{times} infeasible: {reason}"
     for number, line in enumerate(found.left_out):
-        yield "left out" if number == 0 else "", line
+        yield "excluded" if number == 0 else "", line
     if found.screen:
         yield "screen", found.screen
     yield "trials", f"at most {found.trials}"
@@ -269,7 +269,7 @@ def _fact_lines(found: Explanation) -> Iterable[tuple[str, str]]:
         yield "samples", f"at most {students:,} through students, {teachers:,} through teachers"
     else:
         students, teachers = found.student_epochs, found.teacher_epochs
-        yield "epochs", f"at most {students:,} of students, {teachers:,} of teachers"
+        yield "epochs", f"at most {students:,} for students, {teachers:,} for teachers"
 
 
 def _span(ends: tuple[int, int]) -> str:

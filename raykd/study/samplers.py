@@ -35,50 +35,49 @@ class About:
 
 SAMPLERS: Mapping[Sampler, About] = {
     "tpe": About(
-        summary="Draws values that are more frequent among the good trials than among the rest.",
+        summary="Sample values that are more frequent among good trials than among the rest.",
         paper="Bergstra 2011, NeurIPS; several objectives: Ozaki 2022, JAIR 73",
         learns=True,
         several_objectives=True,
-        when="the default: any space, branches included; its first trials (half of them, at least "
-        "4, at most 10) are drawn at random",
+        when="the default, for any space with or without branches; its first trials (half of them, "
+        "at least 4, at most 10) are random",
     ),
     "random": About(
-        summary="Draws every value by itself, whatever the results.",
+        summary="Sample all values independently of previous results.",
         paper="Bergstra 2012, JMLR 13",
         learns=False,
         several_objectives=True,
-        when="as a baseline, or where every part of the space is to be seen alike, early stopping "
-        "or not",
+        when="baselines, or uniform coverage of the space",
     ),
     "nsga2": About(
-        summary="Crosses and mutates the trials of the best fronts, generation by generation.",
+        summary="Cross over and mutate the trials of the best fronts in generations.",
         paper="Deb 2002, IEEE Transactions on Evolutionary Computation 6",
         learns=True,
         several_objectives=True,
-        when="several objectives and trials enough for many generations (of 4 to 10 trials each)",
+        when="several objectives and enough trials for many generations (of 4 to 10 trials each)",
     ),
     "gp": About(
-        summary="Fits a Gaussian process to the results and draws where it expects to gain most.",
+        summary="Fit a Gaussian process and sample where the expected improvement is largest.",
         paper="Ament 2023, arXiv:2310.20708; several objectives: Daulton 2020, arXiv:2006.05078",
         learns=True,
         several_objectives=True,
-        when="few, costly trials over a handful of values; what stands inside branches is drawn at "
-        "random",
+        when="few, expensive trials with few parameters; parameters inside branches are sampled "
+        "at random",
     ),
     "grid": About(
-        summary="Tries every point of a finite space once, in random order.",
+        summary="Try every point of a finite space once, in random order.",
         paper="",
         learns=False,
         several_objectives=True,
-        when="a small finite space that is to be covered whole: numbers need a `step` or a list",
+        when="complete coverage of a small finite space; numbers need a `step` or a list",
     ),
     "qmc": About(
-        summary="Spreads points more evenly than chance does, along a scrambled Sobol' sequence.",
+        summary="Sample points evenly with a scrambled Sobol' sequence.",
         paper="Sobol' 1967, USSR Computational Mathematics and Mathematical Physics 7",
         learns=False,
         several_objectives=True,
-        when="an even survey of a space without branches; what the first trial did not draw is "
-        "drawn at random",
+        when="even coverage of a space without branches; parameters that the first trial did not "
+        "sample are random",
     ),
 }
 """In the order in which they are listed."""

@@ -43,7 +43,7 @@ else:
 
 @option
 class Student:
-    """The network that learns."""
+    """The student network."""
 
     model: AnyModel
 
@@ -66,7 +66,7 @@ Cost = Literal[
 
 @option
 class Bounds:
-    """The range a constrained quantity must keep."""
+    """Allowed range of a constrained quantity."""
 
     min: float | None = None
     max: float | None = None
@@ -93,18 +93,27 @@ class Asha:
     stops_early: ClassVar[bool] = True
     several_objectives: ClassVar[bool] = True
     when: ClassVar[str] = (
-        "many trials whose first epochs tell good from bad; where a term starts late or is trained "
-        "beforehand, let `grace_epochs` reach beyond"
+        "many trials whose first epochs predict the final result; if a term starts late or is "
+        "pretrained, set `grace_epochs` to a later epoch"
     )
 
     name: Literal["asha"] = "asha"
-    grace_epochs: Annotated[int, Field(ge=1, description="no trial stops before")] = 1
-    reduction: Annotated[float, Field(gt=1, description="one in so many goes on")] = 3
+    grace_epochs: Annotated[
+        int, Field(ge=1, description="Never stop a trial before this epoch")
+    ] = 1
+    reduction: Annotated[
+        float,
+        Field(
+            gt=1,
+            description="Reduction factor; the best 1/reduction of the trials continue at "
+            "each rung",
+        ),
+    ] = 3
 
 
 @option
 class Median:
-    """Stop a trial below the median of the others' running means (Golovin 2017).
+    """Stop a trial whose result is below the median of the running means of others (Golovin 2017).
 
     It looks at the first objective.
     """
@@ -112,21 +121,25 @@ class Median:
     paper: ClassVar[str] = "Golovin 2017, KDD"
     stops_early: ClassVar[bool] = True
     several_objectives: ClassVar[bool] = False
-    when: ClassVar[str] = "one objective, and fewer trials than would fill the rungs of asha"
+    when: ClassVar[str] = "one objective and too few trials for the rungs of asha"
 
     name: Literal["median"] = "median"
-    grace_epochs: Annotated[int, Field(ge=1, description="no trial stops before")] = 1
-    min_trials: Annotated[int, Field(ge=1, description="a median is of so many at least")] = 3
+    grace_epochs: Annotated[
+        int, Field(ge=1, description="Never stop a trial before this epoch")
+    ] = 1
+    min_trials: Annotated[
+        int, Field(ge=1, description="Minimum number of trials to compute a median")
+    ] = 3
 
 
 @option
 class Unscheduled:
-    """Every trial runs to its end."""
+    """Run every trial to the last epoch."""
 
     paper: ClassVar[str] = ""
     stops_early: ClassVar[bool] = False
     several_objectives: ClassVar[bool] = True
-    when: ClassVar[str] = "few trials, or trials that are all to be compared at the full budget"
+    when: ClassVar[str] = "few trials, or comparison of all trials at the full budget"
 
     name: Literal["none"] = "none"
 
@@ -140,28 +153,38 @@ NullArm = Literal["forward", "reverse", "random", "all_to_one", "semckd"]
 
 @option
 class PairStudy:
-    """How `raykd pairs` studies which hint layer should teach which guided layer."""
+    """Settings of `raykd pairs`, which compares pairs of hint and guided layers."""
 
     seeds: Annotated[
-        int, Field(ge=1, description="trainings of every arm; under 3 tell little")
+        int, Field(ge=1, description="Number of seeds per arm; at least 3 are recommended")
     ] = 3
     sets: Annotated[
-        int, Field(ge=0, description="sets of pairs to sample, beside single pairs")
+        int, Field(ge=0, description="Number of sampled sets of pairs, in addition to single pairs")
     ] = 0
-    arms: Annotated[
-        tuple[NullArm, ...], Field(description="what single pairs are compared with")
-    ] = ("forward", "reverse", "random", "all_to_one", "semckd")
+    arms: Annotated[tuple[NullArm, ...], Field(description="Baselines for single pairs")] = (
+        "forward",
+        "reverse",
+        "random",
+        "all_to_one",
+        "semckd",
+    )
     steps: Annotated[
-        int, Field(ge=0, description="steps without hint after which predictors look again")
+        int,
+        Field(
+            ge=0,
+            description="Training steps without hint before the predictors are computed a "
+            "second time",
+        ),
     ] = 200
     batches: Annotated[
-        int, Field(ge=0, description="training batches predictors look at; 0: no predictors")
+        int,
+        Field(ge=0, description="Number of training batches for the predictors; 0: no predictors"),
     ] = 8
 
 
 @option
 class Search:
-    """How the space is explored."""
+    """Settings of the search."""
 
     objectives: Annotated[dict[str, Direction], Field(min_length=1)] = field(
         default_factory=lambda: {"val_accuracy": "max"}
@@ -169,21 +192,32 @@ class Search:
     constraints: dict[Cost, Bounds] = field(default_factory=dict)
     measure: Annotated[
         tuple[Cost, ...],
-        Field(description="costs to know besides params, macs and those named above"),
+        Field(
+            description="Additional costs to measure, besides params, macs and those of "
+            "objectives and constraints"
+        ),
     ] = ()
-    latency: Annotated[Latency, Field(description="how latencies are measured")] = Latency()
+    latency: Annotated[Latency, Field(description="Settings for measuring latencies")] = Latency()
     sampler: Sampler = "tpe"
-    scheduler: Annotated[Scheduler, Field(description="early stopping")] = Unscheduled()
-    screen: Annotated[AnyScreen, Field(description="architectures ranked before any trains")] = (
-        Unscreened()
-    )
+    scheduler: Annotated[Scheduler, Field(description="Early stopping of trials")] = Unscheduled()
+    screen: Annotated[
+        AnyScreen, Field(description="Zero-cost proxy that ranks architectures before training")
+    ] = Unscreened()
     trials: PositiveInt = 16
     replicates: Annotated[
-        int, Field(ge=0, description="seeds for each chosen student and for it alone")
+        int,
+        Field(
+            ge=0,
+            description="Number of seeds for each chosen student, with and without the teacher",
+        ),
     ] = 3
-    chosen: Annotated[int, Field(ge=1, description="at most so many points of the front")] = 3
-    max_hours: Annotated[float | None, Field(gt=0, description="no new trial after")] = None
-    pairs: Annotated[PairStudy, Field(description="how `raykd pairs` runs")] = PairStudy()
+    chosen: Annotated[
+        int, Field(ge=1, description="Maximum number of students chosen from the Pareto front")
+    ] = 3
+    max_hours: Annotated[
+        float | None, Field(gt=0, description="Stop starting new trials after this many hours")
+    ] = None
+    pairs: Annotated[PairStudy, Field(description="Settings of `raykd pairs`")] = PairStudy()
 
     def conflicts(self) -> Iterator[Problem]:
         """Objectives, constraints and screens that cannot be searched with."""
@@ -196,32 +230,40 @@ class Search:
 
 @option
 class Cluster:
-    """What each trial gets of the cluster."""
+    """Resources for the trials."""
 
     slots: Annotated[
         Annotated[int, Field(ge=1)] | Literal["auto"],
         Field(
-            description="trials side by side; auto: as many as fit, and on GPUs, where "
-            "gpus_per_worker is auto too, as many on each as train the most images a second"
+            description="Number of parallel trials. auto: as many as fit; on GPUs, if "
+            "gpus_per_worker is auto too, the number per GPU with the highest "
+            "throughput in images per second"
         ),
     ] = "auto"
     workers_per_trial: PositiveInt = 1
     gpus_per_worker: Annotated[
         Annotated[float, Field(ge=0)] | Literal["auto"],
-        Field(description="auto: 1 if there are, or the part that `slots: auto` found best"),
+        Field(
+            description="GPUs per worker. auto: 1 if available, or the fraction selected by "
+            "`slots: auto`"
+        ),
     ] = "auto"
     cpus_per_worker: Annotated[float, Field(gt=0)] = 1
     storage: Annotated[
-        str, Field(description="folder or URI for the study's files; all nodes must reach it")
+        str,
+        Field(
+            description="Folder or URI for the files of the study. Must be accessible from "
+            "all nodes"
+        ),
     ] = "studies"
     max_failures: Annotated[
-        int, Field(ge=0, description="how often a slot's lost workers are started again")
+        int, Field(ge=0, description="Maximum number of restarts of lost workers per slot")
     ] = 3
 
 
 @option
 class Cache:
-    """Teachers' outputs on the training samples: computed once, read by every trial.
+    """Cache of teacher outputs on the training samples, shared by all trials.
 
     The views are replayable: view k of a sample is the same in every trial, replicate and process,
     so that what a teacher says of it can be kept (Beyer 2022, arXiv:2106.05237, "consistent").
@@ -230,42 +272,44 @@ class Cache:
 
     use: Annotated[
         Literal["auto", "always", "never"],
-        Field(description="auto: where it saves more than it costs and fits"),
+        Field(description="Use of the cache. auto: if it fits and saves time"),
     ] = "auto"
     views: Annotated[
         PositiveInt | Literal["auto"],
         Field(
-            description="different views of a sample, one an epoch, then again from the first; "
-            "auto: one for every epoch, fewer where so many do not fit"
+            description="Number of different augmented views per sample, reused in turn "
+            "over the epochs. auto: one per epoch, or fewer if they do not fit"
         ),
     ] = "auto"
     seed: Annotated[
-        int | None, Field(ge=0, lt=2**31, description="of the views; null: the study's")
+        int | None,
+        Field(ge=0, lt=2**31, description="Random seed of the views. null: the seed of the study"),
     ] = None
     dtype: Annotated[
-        Literal["fp16", "bf16", "fp32"], Field(description="in which outputs are kept")
+        Literal["fp16", "bf16", "fp32"], Field(description="Data type of the cached outputs")
     ] = "fp16"
     features_gb: Annotated[
         float,
         Field(
             ge=0,
-            description="for the hint layers of one teacher; what does not fit is "
-            "computed in every step",
+            description="Maximum size of the cached hint layers per teacher, in GB. Layers "
+            "that do not fit are computed in every training step",
         ),
     ] = 4.0
     limit_gb: Annotated[
         float,
         Field(
             gt=0,
-            description="for all outputs kept below the storage; beyond it those "
-            "unused longest are removed",
+            description="Maximum size of all cached outputs in the storage, in GB. Beyond "
+            "it, the least recently used are removed",
         ),
     ] = 20.0
     folder: Annotated[
         str | None,
         Field(
-            description="a folder of each node that outputs are copied to before they are read; "
-            "null: read where they are, copied below the system's temporary folder if that is a URI"
+            description="Folder on each node to copy outputs to before reading. null: read "
+            "them from the storage, or from a copy in the temporary folder if "
+            "the storage is a URI"
         ),
     ] = None
 
@@ -276,25 +320,30 @@ REGISTER_PATTERN = r"^[^/:\s][^/:]*$"
 
 @option
 class Tracking:
-    """Where MLflow keeps the runs."""
+    """MLflow tracking settings."""
 
     uri: str = "sqlite:///mlflow.db"
     experiment: Annotated[
-        str | None, Field(min_length=1, max_length=500, description="null: the study's name")
+        str | None,
+        Field(
+            min_length=1,
+            max_length=500,
+            description="Name of the MLflow experiment. null: the name of the study",
+        ),
     ] = None
     register: Annotated[
         str | None,
         Field(
             pattern=REGISTER_PATTERN,
             max_length=256,
-            description="registered model's name for the chosen students",
+            description="Name of the registered model for the chosen students",
         ),
     ] = None
 
 
 @option
 class Study:
-    """One search: a teacher, students and distillations, a budget, objectives."""
+    """A study: teacher, students, distillation methods, budget and objectives."""
 
     name: Annotated[str, Field(pattern=NAME_PATTERN, max_length=100)]
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0

@@ -47,14 +47,14 @@ def test_the_picture_tells_where_the_search_stands(teller: Teller) -> None:
     lines = drawn(view, 140, 40)
     text = "\n".join(lines)
     assert lines[0].startswith("raykd · made-up")
-    assert "2 slot(s)" in lines[0]
+    assert "2 parallel trials" in lines[0]
     assert "teacher resnet d14 w32 98.61%" in text
     assert "digits 1222/216/359" in text
     assert "max val accuracy, min params" in text
     assert "trials 4/8: 2 running, 1 stopped early, 1 failed" in text
     assert f"{view.progress:.0%}" in text and "left" in text
     assert "best so far: trial-0000 resnet d14 w16, val acc 98.15%, params 174,970" in text
-    assert "front of 2" in text
+    assert "Pareto front: 2" in text
 
 
 def test_the_table_begins_with_what_runs_then_the_best(teller: Teller) -> None:
@@ -186,4 +186,4 @@ def test_a_display_that_fails_does_not_end_the_search() -> None:
     shielded = Shielded(broken, lambda what, trace: said.append(what))
     for _ in range(3):
         shielded({"event": "run"})
-    assert said == ["raykd's display failed (KeyError: 'nothing'); the search goes on"]
+    assert said == ["raykd's display failed (KeyError: 'nothing'); the search continues"]

@@ -104,7 +104,7 @@ def test_a_study_shows_teacher_and_students_side_by_side() -> None:
     plain = run(str(QUICKSTART), "--stages").splitlines()
     assert plain[0].split()[:2] == ["stage", "teacher"]
     assert plain[1].startswith("stage1")
-    assert "knowledge[1].pairs draws hint from auto: stage1, stage2, stage3" in plain
+    assert "knowledge[1].pairs samples hint from auto: stage1, stage2, stage3" in plain
 
 
 @pytest.mark.parametrize(
@@ -118,7 +118,10 @@ def test_a_study_shows_teacher_and_students_side_by_side() -> None:
         (("torchvision/resnet81",), "did you mean torchvision/resnet18"),
         (("my_models:build",), "--allow-import"),
         (("resnet", "--data", "digitz"), "did you mean 'digits'?"),
-        ((str(QUICKSTART), "--data", "digits"), "a study file says itself what its models take"),
+        (
+            (str(QUICKSTART), "--data", "digits"),
+            "a study file already defines the inputs of its models",
+        ),
         (("{name: resnet",), "MODEL is not YAML"),
         (("nowhere.yaml",), "nowhere.yaml"),
     ],

@@ -41,7 +41,7 @@ def check(shown: RenderableType) -> None:
     for width in WIDTHS:
         text = printed(shown, width)
         assert wide - {word.rstrip(":") for word in text.split()} == set(), width
-        lines = text.partition("What next")[0].splitlines()
+        lines = text.partition("Next steps")[0].splitlines()
         assert [x for x in lines if len(x) > width and len(x.split()) > 1] == [], width
 
 

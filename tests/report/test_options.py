@@ -224,7 +224,7 @@ def test_eighty_columns_hold_it_all() -> None:
 
 def test_a_loss_is_told_with_its_weight_and_paper() -> None:
     text = " ".join(told("losses").partition("\nlogit_mse")[0].split())
-    assert text.startswith("kd The student's softened class probabilities follow the teacher's.")
+    assert text.startswith("kd Match the softened class probabilities of the teacher.")
     assert "knowledge: response; default weight: 0.9; default pairs: none" in text
     assert "paper: Hinton 2015, arXiv:1503.02531" in text
     assert text.endswith("temperature 4.0 number > 0; softens both softmaxes")
@@ -246,7 +246,7 @@ def test_json_is_json_alone() -> None:
     listed = json.loads(done.stdout)
     assert [one["name"] for one in listed] == list(LOSSES.members)
     kd = listed[0]
-    assert kd["summary"] == "The student's softened class probabilities follow the teacher's."
+    assert kd["summary"] == "Match the softened class probabilities of the teacher."
     assert (kd["knowledge"], kd["default_weight"], kd["default_pairs"]) == ("response", 0.9, "none")
     assert (kd["part"], kd["package"], kd["paper"]) == (
         "losses",
@@ -266,10 +266,10 @@ def test_json_is_json_alone() -> None:
         (["losses", "kdd"], ["unknown loss 'kdd'", "did you mean 'kd'?", "rkd"]),
         (["data", "digit"], ["unknown data source 'digit'", "did you mean 'digits'?"]),
         (["samplers", "xyz"], ["unknown sampler 'xyz'", "tpe"]),
-        (["loss"], ["there is no part 'loss'", "did you mean 'losses'?"]),
-        (["sources"], ["there is no part 'sources'", "losses, schemes, models, data"]),
-        (["hint"], ["there is no part 'hint'", "raykd list losses hint"]),
-        (["losses", "--json", "--markdown"], ["not both"]),
+        (["loss"], ["unknown part 'loss'", "did you mean 'losses'?"]),
+        (["sources"], ["unknown part 'sources'", "losses, schemes, models, data"]),
+        (["hint"], ["unknown part 'hint'", "raykd list losses hint"]),
+        (["losses", "--json", "--markdown"], ["give either --json or --markdown"]),
     ],
 )
 def test_what_is_not_there_is_said(words: list[str], said: list[str]) -> None:

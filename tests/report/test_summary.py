@@ -46,14 +46,14 @@ def text_of(result: StudyResult, width: int = 120) -> str:
 
 def test_the_summary_tells_what_was_found(teller: Teller) -> None:
     text = text_of(result_of(teller, teller.whole()))
-    assert "made-up: 6 trials in 0 s; 4 ran whole, 1 stopped early, 1 failed" in text
+    assert "made-up: 6 trials in 0 s; 4 completed, 1 stopped early, 1 failed" in text
     assert "Pareto front (max val accuracy, min params; validation split)" in text
     front = text[text.index("Pareto front") : text.index("Chosen students")]
     assert "trial-0000  resnet d14 w16  offline  1.93 kd T=1.12 + 47.3 hint" in front
     assert "98.15%  174,970  1.65M" in front
     assert "trial-0001" in front and "trial-0002" not in front
     assert "97.60% ± 0.50 (n=3)  95.40% ± 0.90 (n=3)  +2.20 ± 0.90 (n=3)" in text
-    assert "trial-0000: better than alone." in text
+    assert "trial-0000: better than without teacher." in text
     assert "trial-0001: not significant (95% CI includes 0)" in text
     assert "trial-0000 and trial-0001 differ by +0.83 ± 0.38 (n=3): trial-0000 is better" in text
     assert "Teacher resnet d14 w32: val accuracy 98.61%, test accuracy 97.50%" in text
@@ -75,8 +75,8 @@ def test_brackets_in_a_student_s_name_are_no_markup(tmp_path: Path) -> None:
 
 def test_the_summary_fits_80_columns_but_for_commands(teller: Teller) -> None:
     text = text_of(result_of(teller, teller.whole()), width=80)
-    told, _, _ = text.partition("What next")
-    assert max(len(line) for line in told.splitlines() if "its weights" not in line) <= 80
+    told, _, _ = text.partition("Next steps")
+    assert max(len(line) for line in told.splitlines() if "weights: " not in line) <= 80
     assert "optuna.log" in text.splitlines()[-1], "a command is never broken"
 
 
@@ -84,7 +84,7 @@ def test_a_weak_teacher_is_said_out_loud(teller: Teller) -> None:
     told = [*teller.opening(), *teller.teacher(test=0.93), *teller.trial(0, 0.95)]
     told += [*teller.replicates(0, [0.95, 0.96], [0.94, 0.95])]
     text = " ".join(text_of(result_of(teller, told)).split())
-    assert "The teacher is worse than the student of trial-0000 trained alone (93.00%" in text
+    assert "The teacher is worse than the student of trial-0000 trained without it (93.00%" in text
     warning = "teacher t is worse than its student alone: val accuracy 93.0%"
     told.append({"event": "note", "tags": {"warning_below_student": warning}})
     text = " ".join(text_of(result_of(teller, told)).split())
@@ -105,7 +105,7 @@ def test_an_interrupted_search_says_how_to_go_on(teller: Teller) -> None:
     result = result_of(teller, [*teller.halfway(), {"event": "done", "status": "interrupted"}])
     text = text_of(result)
     assert "made-up (interrupted): 6 trials" in text
-    assert "2 broken off" in text
+    assert "2 interrupted" in text
     assert f"raykd search --resume studies/{teller.folder.name}" in text
 
 
@@ -128,7 +128,7 @@ def test_a_running_search_is_running(teller: Teller) -> None:
 
 def test_a_search_without_a_whole_trial_has_no_front(teller: Teller) -> None:
     told = [*teller.opening(), *teller.trial(0, 0.9, epochs=1, status="failed")]
-    assert "No trial ran to its end, so there is no front." in text_of(result_of(teller, told))
+    assert "No trial completed, so there is no Pareto front." in text_of(result_of(teller, told))
 
 
 def test_the_facts_are_json_and_complete(teller: Teller) -> None:
@@ -177,15 +177,15 @@ def test_pauses_are_no_work() -> None:
 @pytest.mark.parametrize(
     ("values", "said"),
     [
-        ([0.02, 0.021, 0.022], "better than alone."),
-        ([-0.02, -0.021, -0.022], "worse than alone."),
+        ([0.02, 0.021, 0.022], "better than without teacher."),
+        ([-0.02, -0.021, -0.022], "worse than without teacher."),
         ([0.02, -0.021, 0.01], "not significant (95% CI includes 0)."),
         ([0.02], "1 seed is too few for a verdict."),
         ([0.02, 0.02], "2 seeds are too few for a verdict."),
         ([-0.0084, -0.0083], "2 seeds are too few for a verdict."),
         (
             [0.02, 0.02, 0.02],
-            "all seeds differ by the same number of test samples, so there is no interval.",
+            "no confidence interval: all seeds differ by the same number of test samples.",
         ),
         ([0.0, 0.0, 0.0], "no difference at the resolution of the test set."),
     ],

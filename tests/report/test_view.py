@@ -27,7 +27,7 @@ def test_phases_follow_the_search(teller: Teller) -> None:
     assert "trials 4/8: 1 running" in seen
     assert "trials 5/8: 1 running, 1 stopped early" in seen
     assert "replicates 11/12" in seen
-    assert seen[-1] == "sending the rest to MLflow"
+    assert seen[-1] == "uploading to MLflow"
 
 
 def test_progress_only_grows_and_ends_at_one(teller: Teller) -> None:

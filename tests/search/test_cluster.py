@@ -78,15 +78,15 @@ def test_slots(
 @pytest.mark.parametrize(
     ("asked", "nodes", "field", "mend"),
     [
-        ({"gpus_per_worker": 1}, LAPTOP, "gpus_per_worker", "to 0 or to auto"),
-        ({"gpus_per_worker": 0.5}, LAPTOP, "gpus_per_worker", "to 0 or to auto"),
-        ({"gpus_per_worker": 8}, SERVER, "gpus_per_worker", "less of a GPU"),
+        ({"gpus_per_worker": 1}, LAPTOP, "gpus_per_worker", "to 0 or auto"),
+        ({"gpus_per_worker": 0.5}, LAPTOP, "gpus_per_worker", "to 0 or auto"),
+        ({"gpus_per_worker": 8}, SERVER, "gpus_per_worker", "smaller fraction of a GPU"),
         ({"cpus_per_worker": 3}, LAPTOP, "cpus_per_worker", "at most 2"),
         ({"cpus_per_worker": 9}, [{"CPU": 4.0}, {"CPU": 8.0}], "cpus_per_worker", "at most 8"),
         ({"workers_per_trial": 3}, LAPTOP, "workers_per_trial", "at most 2"),
         ({"workers_per_trial": 9}, SERVER, "workers_per_trial", "at most 4"),
-        ({"slots": 3}, LAPTOP, "slots", "slots to 2 or to auto"),
-        ({"slots": 2, "workers_per_trial": 2}, LAPTOP, "slots", "slots to 1 or to auto"),
+        ({"slots": 3}, LAPTOP, "slots", "slots to 2 or auto"),
+        ({"slots": 2, "workers_per_trial": 2}, LAPTOP, "slots", "slots to 1 or auto"),
     ],
 )
 def test_what_can_never_be_placed_is_refused_by_name(
@@ -155,7 +155,9 @@ def test_a_container_s_quota(
 
 
 def test_a_plan_says_what_it_is() -> None:
-    assert str(plan_slots(cluster(), LAPTOP)) == "2 slot(s) x 1 worker(s) x (1 CPU)"
+    assert (
+        str(plan_slots(cluster(), LAPTOP)) == "2 parallel trials, 1 worker each (1 CPU per worker)"
+    )
     assert "0.5 GPU" in str(plan_slots(cluster(gpus_per_worker=0.5), SERVER))
 
 

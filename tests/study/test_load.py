@@ -622,7 +622,7 @@ def test_explanation_prints() -> None:
     assert "584 combinations x 3 continuous parameters" in text
     concrete = Console(width=120, record=True, file=io.StringIO())
     concrete.print(explain(opened(BASE), DIGITS).render())
-    assert "nothing is left open" in concrete.export_text()
+    assert "no open parameters" in concrete.export_text()
 
 
 @pytest.mark.parametrize("rate", [float("inf"), float("nan")])

@@ -56,7 +56,7 @@ class Hf(LibraryModel):
 
     name: Annotated[str, names_like("hf/NAME", r"^hf/.+")]
     config: Annotated[
-        Values, Field(description="fields of the model's configuration; may hold domains")
+        Values, Field(description="Configuration fields of the model. Can contain domains")
     ] = Values()
 
     def blueprint(self, task: Task) -> nn.Module:

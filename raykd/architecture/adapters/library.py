@@ -24,10 +24,11 @@ from raykd.architecture.weight_files import read_weight_file, weight_class_names
 from raykd.option import option
 
 Pretrained = Annotated[
-    bool, Field(description="start from the library's own weights, downloaded where need be")
+    bool,
+    Field(description="Start from the pretrained weights of the library (downloaded if needed)"),
 ]
 Weights = Annotated[
-    str | None, Field(description="start from this file of weights, safetensors or state_dict")
+    str | None, Field(description="Start from this weights file (safetensors or state_dict)")
 ]
 
 _REFUSED = re.compile(r"got (?:an unexpected|multiple values for) (?:keyword )?argument '(\w+)'")

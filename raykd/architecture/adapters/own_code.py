@@ -33,7 +33,7 @@ STORED = r"^(models|runs|mlflow-artifacts):/.+"
 
 @option
 class Imported(Model):
-    """A network that your own function builds: `my_package.models:build`.
+    """A network built by an imported function: `my_package.models:build`.
 
     It is called as `build(task, **args)` and returns a `torch.nn.Module` that takes the task's
     inputs, (B, *task.input_shape) or a mapping of tensors, and gives (B, task.classes).  Where it
@@ -77,7 +77,7 @@ class Imported(Model):
 
 @option
 class Stored(Model):
-    """A network that MLflow keeps, with its weights: `models:/NAME@ALIAS`, `runs:/ID/NAME`.
+    """A network stored in MLflow, with its weights: `models:/NAME@ALIAS`, `runs:/ID/NAME`.
 
     It is fetched once, when the study is started; resuming goes on with what was fetched then.
     Loading it runs the code it was saved with, so it needs `--allow-import`.
@@ -89,10 +89,10 @@ class Stored(Model):
 
     name: Annotated[str, names_like("models:/NAME", STORED)]
     pretrained: Annotated[
-        bool, Field(description="start from its weights; false: from weights drawn anew")
+        bool, Field(description="Start from the stored weights; false: random initialization")
     ] = True
     file: Annotated[
-        str | None, Field(description="where it was put when it was fetched; raykd fills this in")
+        str | None, Field(description="Local path of the downloaded network, set by raykd")
     ] = None
 
     def build(self, task: Task) -> nn.Module:

@@ -30,10 +30,14 @@ if TYPE_CHECKING:
 
 Stem = Annotated[
     Literal["own", "small"],
-    Field(description="small: 3x3, no stride, no pooling, for pictures of some 32 pixels"),
+    Field(
+        description="Stem of the network. small: 3x3, stride 1, no pooling, for images "
+        "of about 32x32 pixels"
+    ),
 ]
 Args = Annotated[
-    Values, Field(description="keyword arguments of the library's constructor; may hold domains")
+    Values,
+    Field(description="Keyword arguments of the torchvision constructor. Can contain domains"),
 ]
 
 _RESERVED = ("weights", "progress", "num_classes")

@@ -18,7 +18,7 @@ from raykd.option import option
 
 @option
 class Compact(Derived):
-    """The teacher with depthwise-separable or grouped convolutions in place of dense ones.
+    """The teacher with dense convolutions replaced by separable or grouped ones.
 
     Crowley 2018 (arXiv:1711.02613, moonshine): the network stays, each dense convolution larger
     than 1x1 but the first is exchanged.  `depthwise`: a depthwise one, then a 1x1, with nothing in
@@ -32,9 +32,9 @@ class Compact(Derived):
 
     name: Literal["compact"] = "compact"
     operator: Annotated[
-        Literal["depthwise", "group"], Field(description="what stands in for dense convolutions")
+        Literal["depthwise", "group"], Field(description="Replacement for dense convolutions")
     ] = "depthwise"
-    groups: Annotated[int, Field(ge=2, description="with `group`")] = 4
+    groups: Annotated[int, Field(ge=2, description="Number of groups. Only for `group`")] = 4
 
     def derive(self, network: nn.Module, task: Task, *, weighed: bool) -> nn.Module:
         dense = [

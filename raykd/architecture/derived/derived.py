@@ -48,9 +48,11 @@ class Derived(Model):
     name: str
     of: Annotated[
         AnyModel | None,
-        Field(description="the model it is derived from; null: the study's teacher's"),
+        Field(description="Source model. null: the teacher of the study"),
     ] = None
-    inherit: Annotated[bool, Field(description="start from the trained teacher's weights")] = True
+    inherit: Annotated[
+        bool, Field(description="Initialize from the weights of the trained teacher")
+    ] = True
 
     @property
     def source(self) -> Model:

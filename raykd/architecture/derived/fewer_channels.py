@@ -45,7 +45,7 @@ WIDTHS = {
 
 @option
 class FewerChannels(Derived):
-    """The teacher with its weakest filters and units removed: structured pruning by magnitude.
+    """The teacher after structured magnitude pruning of filters and units.
 
     Of every layer's channels a share of `keep` stays, those of the largest norm (Li 2017,
     arXiv:1608.08710, section 3: the sum of a filter's absolute weights; `norm: l2`: the root of the
@@ -59,8 +59,10 @@ class FewerChannels(Derived):
     paper = "Li 2017, arXiv:1608.08710"
 
     name: Literal["fewer_channels"] = "fewer_channels"
-    keep: Annotated[float, Field(gt=0, le=1, description="share of each layer's channels")] = 0.5
-    norm: Annotated[Literal["l1", "l2"], Field(description="of a channel's filters")] = "l1"
+    keep: Annotated[
+        float, Field(gt=0, le=1, description="Fraction of the channels of each layer to keep")
+    ] = 0.5
+    norm: Annotated[Literal["l1", "l2"], Field(description="Norm used to rank filters")] = "l1"
 
     def derive(self, network: nn.Module, task: Task, *, weighed: bool) -> nn.Module:
         pruning = library("torch_pruning", "pruning", self.name)

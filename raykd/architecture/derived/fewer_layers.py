@@ -23,7 +23,7 @@ Which = Literal["evenly", "first", "last", "magnitude"]
 
 @option
 class FewerLayers(Derived):
-    """The teacher with some of its repeated blocks left out.
+    """The teacher with some of its repeated blocks removed.
 
     Blocks are the numbered parts of one kind that follow one another (residual blocks, transformer
     layers), or else the convolutions or linear layers of a plain sequence, each with the norm and
@@ -36,8 +36,11 @@ class FewerLayers(Derived):
     paper = "Sanh 2019, arXiv:1910.01108"
 
     name: Literal["fewer_layers"] = "fewer_layers"
-    keep: Annotated[float, Field(gt=0, le=1, description="share of each run's blocks")] = 0.5
-    which: Annotated[Which, Field(description="the blocks that stay")] = "evenly"
+    keep: Annotated[
+        float,
+        Field(gt=0, le=1, description="Fraction of the blocks to keep in each run of equal blocks"),
+    ] = 0.5
+    which: Annotated[Which, Field(description="Rule that selects the blocks to keep")] = "evenly"
 
     def derive(self, network: nn.Module, task: Task, *, weighed: bool) -> nn.Module:
         runs = runs_of(network, task)

@@ -18,7 +18,7 @@ Operators = Literal["all", "convolution", "linear"]
 
 @option
 class LowRank(Derived):
-    """The teacher with its layers factorised: each a product of two of lower rank.
+    """The teacher with low-rank factorized layers: each becomes a product of two.
 
     A linear layer of n to m becomes one of n to r and one of r to m, a convolution of k x k one of
     k x k to r channels and one of 1x1 (Zhang 2015, arXiv:1505.06798, section 2.1, without its
@@ -33,8 +33,10 @@ class LowRank(Derived):
     paper = "Zhang 2015, arXiv:1505.06798"
 
     name: Literal["low_rank"] = "low_rank"
-    rank: Annotated[float, Field(gt=0, le=1, description="share of a layer's full rank")] = 0.25
-    operators: Annotated[Operators, Field(description="which layers are factorised")] = "all"
+    rank: Annotated[
+        float, Field(gt=0, le=1, description="Rank as a fraction of the full rank of the layer")
+    ] = 0.25
+    operators: Annotated[Operators, Field(description="Layer types to factorize")] = "all"
 
     def derive(self, network: nn.Module, task: Task, *, weighed: bool) -> nn.Module:
         classifier = classifier_of(network, task)

@@ -16,7 +16,7 @@ from raykd.option import option
 
 @option
 class Quantised(Derived):
-    """The teacher in 8 bits: trained with simulated rounding, then converted to int8.
+    """The teacher quantized to int8 with quantization-aware training.
 
     Quantisation-aware training (Jacob 2018, arXiv:1712.05877): the inputs and weights of every
     convolution and linear layer are rounded to 8 bits in the forward pass, gradients pass the
@@ -33,7 +33,10 @@ class Quantised(Derived):
     name: Literal["quantised"] = "quantised"
     ends: Annotated[
         Literal["int8", "float"],
-        Field(description="the first layer and the classifier; float: they stay as they are"),
+        Field(
+            description="Precision of the first layer and the classifier. float: do not "
+            "quantize them"
+        ),
     ] = "int8"
 
     def derive(self, network: nn.Module, task: Task, *, weighed: bool) -> nn.Module:

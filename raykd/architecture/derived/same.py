@@ -14,7 +14,7 @@ from raykd.option import option
 
 @option
 class Same(Derived):
-    """The teacher's own architecture, from weights of its own.
+    """The architecture of the teacher, with separate weights.
 
     Furlanello 2018 (arXiv:1805.04770, born-again networks): with scheme `offline` the student of
     one generation.  With `inherit` it starts as the trained teacher, and is trained further.
@@ -23,7 +23,9 @@ class Same(Derived):
     paper = "Furlanello 2018, arXiv:1805.04770"
 
     name: Literal["same"] = "same"
-    inherit: Annotated[bool, Field(description="start from the trained teacher's weights")] = False
+    inherit: Annotated[
+        bool, Field(description="Initialize from the weights of the trained teacher")
+    ] = False
 
     def derive(self, network: nn.Module, task: Task, *, weighed: bool) -> nn.Module:
         return network

@@ -20,7 +20,7 @@ from raykd.option import option
 
 @option
 class Diswot(Measured):
-    """How alike the untrained student and the untrained teacher are in semantics and relations.
+    """Semantic and relational similarity of the untrained student and teacher.
 
     After Dong et al. 2023 (arXiv:2303.15678), section 3: the negative of two distances,
 
@@ -45,7 +45,11 @@ class Diswot(Measured):
 
     name: Literal["diswot"] = "diswot"
     gaussian: Annotated[
-        bool, Field(description="weights from N(0, 1); false: the models' own first weights")
+        bool,
+        Field(
+            description="Initialize weights from N(0, 1); false: default initialization of "
+            "the models"
+        ),
     ] = True
 
     def seeded_scorer(self, about: Screening, seed: int) -> Scorer:

@@ -18,7 +18,7 @@ _aten = torch.ops.aten
 
 @option
 class Naswot(Measured):
-    """The log-determinant of how alike an untrained network's ReLU patterns are.
+    """Log-determinant of the similarity of ReLU patterns in an untrained network.
 
     Mellor et al. 2021 (arXiv:2006.04647), section 3.  Each sample has a binary code c: for each
     unit before a ReLU, whether it is above 0.  K_ij = units - hamming(c_i, c_j), a (B, B) matrix,

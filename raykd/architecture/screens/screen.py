@@ -69,7 +69,7 @@ class Screen:
 
 @option
 class Unscreened(Screen):
-    """Nothing is ranked beforehand: all points are the sampler's."""
+    """No ranking: the sampler selects all points."""
 
     name: Literal["none"] = "none"
 
@@ -84,20 +84,23 @@ class Ranking(Screen):
     """
 
     candidates: Annotated[
-        int, Field(ge=2, description="feasible points drawn at random and scored")
+        int, Field(ge=2, description="Number of random feasible points to score")
     ] = 200
     keep: Annotated[
         int | None,
-        Field(ge=1, description="the first so many trials are the best; null: half of the trials"),
+        Field(
+            ge=1, description="Number of top-ranked points to try first. null: half of the trials"
+        ),
     ] = None
     per_cost: Annotated[
         Literal["auto", "params", "macs", "none"],
         Field(
-            description="rank within bins of like cost, the same number of each bin goes on; auto: "
-            "by the cost that is an objective too, if there is one"
+            description="Rank within bins of similar cost and keep the same number from "
+            "each bin. auto: by the cost that is also an objective, if there is "
+            "one"
         ),
     ] = "auto"
-    bins: Annotated[int, Field(ge=2, description="with `per_cost`: so many bins")] = 5
+    bins: Annotated[int, Field(ge=2, description="Number of bins. Only with `per_cost`")] = 5
 
     def scorer(self, about: Screening) -> Scorer:
         """What gives each model its score.
@@ -112,11 +115,9 @@ class Ranking(Screen):
 class Measured(Ranking):
     """Base of the screens that build each network and let it run."""
 
-    batch: Annotated[
-        int, Field(ge=2, description="training samples, or samples of noise, looked at")
-    ] = 64
+    batch: Annotated[int, Field(ge=2, description="Batch size of training samples or noise")] = 64
     repeats: Annotated[
-        int, Field(ge=1, description="initial weights drawn; the score is the mean")
+        int, Field(ge=1, description="Number of weight initializations to average over")
     ] = 1
 
     def scorer(self, about: Screening) -> Scorer:

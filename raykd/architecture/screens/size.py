@@ -11,7 +11,7 @@ from raykd.option import option
 
 @option
 class Params(Ranking):
-    """The more parameters, the better.
+    """Number of parameters (more is better).
 
     The null screen: on DisWOT's table of 64 students it ranks the accuracy after distillation
     with Kendall's tau 0.87 (`benchmarks/screens.py`).  It says nothing where `params` is an
@@ -26,7 +26,7 @@ class Params(Ranking):
 
 @option
 class Macs(Ranking):
-    """The more multiply-accumulates, the better.
+    """Number of multiply-accumulate operations (more is better).
 
     It says nothing where `macs` is an objective.
     """

@@ -27,7 +27,7 @@ from raykd.option import option
 
 @option
 class Zen(Measured):
-    """How far a small change of noise moves the features of a network of Gaussian weights.
+    """Sensitivity of the features to small input noise, with Gaussian weights.
 
     Lin et al. 2021 (arXiv:2102.01063), algorithm 1: weights, x and e from N(0, 1),
 
@@ -46,7 +46,7 @@ class Zen(Measured):
     takes_text: ClassVar[bool] = False
 
     name: Literal["zen"] = "zen"
-    alpha: Annotated[float, Field(gt=0, description="size of the change")] = 0.01
+    alpha: Annotated[float, Field(gt=0, description="Scale of the perturbation")] = 0.01
 
     def seeded_scorer(self, about: Screening, seed: int) -> Scorer:
         device = device_of(about.inputs)

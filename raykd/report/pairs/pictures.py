@@ -63,8 +63,8 @@ def heatmap(result: PairsResult) -> Figure | None:
     _layer_axes(axes, result.hints, result.guided)
     axes.set_title("Gain over no hint (validation accuracy, points)", fontsize=10)
     shade = Patch(facecolor="white", edgecolor="0.55", hatch=HATCH)
-    said = "cannot be told from noise (Holm, 5%); ± is the 95% interval of one pair by itself"
-    figure.legend([shade], [said], loc="outside lower left", frameon=False, fontsize=8)
+    text = "not significant at 5% (Holm correction); ± half-width of the uncorrected 95% CI"
+    figure.legend([shade], [text], loc="outside lower left", frameon=False, fontsize=8)
     if others:
         _arms(figure.add_subplot(grid[1]), others, scale)
     return figure
@@ -87,7 +87,7 @@ def _cells(axes: Axes, result: PairsResult, scale: float) -> None:
 def _cell(axes: Axes, cell: Cell, column: int, row: int, scale: float) -> None:
     contrast = cell.contrast
     if contrast is None:
-        said = "cannot be\ncompared" if cell.why_not else "not trained"
+        said = "not\ncomparable" if cell.why_not else "not trained"
         axes.text(column, row, said, ha="center", va="center", fontsize=7, color="0.4")
         return
     if not contrast.is_clear:
@@ -181,7 +181,7 @@ def _arms(axes: Axes, arms: Sequence[tuple[str, Contrast]], scale: float) -> Non
 def cka(result: PairsResult) -> Figure | None:
     """Maps of CKA between teacher and student without hint; None where none was computed."""
     titles = {
-        "start": "student at its start",
+        "start": "untrained student",
         "steps": f"after {result.steps} steps without hint",
         "trained": "trained without hint",
     }

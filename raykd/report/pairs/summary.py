@@ -80,7 +80,7 @@ def _headline(result: PairsResult, told: Sequence[Event]) -> Text:
 
 def _heatmap(result: PairsResult) -> list[RenderableType]:
     if not result.contrasts:
-        return [Text("Nothing can be compared yet.", style="yellow")]
+        return [Text("No results to compare yet.", style="yellow")]
     guided = [f"{layer.name}\n{_shape(layer)}" for layer in result.guided]
     columns = [Column(heading, right=True, whole=True) for heading in guided]
     table = Grid([Column("hint \\ guided"), *columns], indent=1)
@@ -95,18 +95,18 @@ def _heatmap(result: PairsResult) -> list[RenderableType]:
 def _legend(result: PairsResult) -> list[RenderableType]:
     noise = result.noise
     if math.isnan(noise.deviation):
-        said = "One seed gives no estimate of the noise, so nothing is marked."
+        text = "No significance marks: one seed gives no estimate of the noise."
     elif len(result.seeds) < FEWEST:
-        said = f"{len(result.seeds)} seeds are too few for a verdict, so nothing is marked."
+        text = f"No significance marks: {len(result.seeds)} seeds are too few."
     else:
         compared = len(result.contrasts)
-        said = (
-            f"* can be told from noise (5%, Holm over {compared} arms); (*) only if it were the "
-            f"one arm looked at; ± 95% interval of that arm by itself. One training varies by "
-            f"{100 * noise.deviation:.2f} points (one noise for all arms, {noise.freedom} degrees "
-            f"of freedom)."
+        text = (
+            f"* significant at 5% (Holm correction over {compared} arms); (*) significant only "
+            f"without the correction; ± half-width of the uncorrected 95% CI. Standard deviation "
+            f"of one training: {100 * noise.deviation:.2f} points (pooled over all arms, "
+            f"{noise.freedom} degrees of freedom)."
         )
-    return [Paragraph(Text(said, style="dim"), 2)]
+    return [Paragraph(Text(text, style="dim"), 2)]
 
 
 def _cell(cell: Cell) -> Text:
@@ -133,7 +133,7 @@ def _others(result: PairsResult) -> list[RenderableType]:
     for arm in arms:
         contrast = result.contrasts.get(arm.id)
         pairs = " ".join(f"{pair.hint}>{pair.guided}" for pair in arm.pairs[0])
-        said = {"random": "another under each seed", "semckd": "learned attention over all"}
+        said = {"random": "differ by seed", "semckd": "learned attention over all pairs"}
         figures = Text("-", style="dim") if contrast is None else _gain(contrast)
         pairs = said.get(arm.kind, pairs)
         table.add(arm.id.replace("_", " "), Text(pairs), percent(_mean(result, arm.id)), figures)
@@ -147,7 +147,7 @@ def _best(result: PairsResult) -> list[RenderableType]:
     pairs = " ".join(f"{pair.hint}>{pair.guided}" for pair in best.arm.pairs[0])
     lines = [Text.assemble(("Best set of pairs", "bold"), f" {pairs} (chosen on validation data)")]
     if best.contrast is not None:
-        said = f"  validation gain {points(best.contrast.gain)}; of the best of many, so too high"
+        said = f"  validation gain {points(best.contrast.gain)} (optimistic: the best of many arms)"
         lines.append(Text(said))
     lines += _tested(best)
     return list(lines)
@@ -157,10 +157,10 @@ def _tested(best: Best) -> Iterable[Text]:
     if best.tested is None:
         return
     yield Text(
-        f"  test accuracy over fresh seeds: {interval(best.tested)}, without hint "
+        f"  test accuracy over new seeds: {interval(best.tested)}, without hint "
         f"{interval(best.untaught)}"
     )
-    reason = "nothing to compare it with" if best.gain is None else no_verdict(best.gain)
+    reason = "no baseline to compare with" if best.gain is None else no_verdict(best.gain)
     verdict = f": {reason}" if reason else ""
     yield Text(f"  gain on test data {points(best.gain)}{verdict}", "yellow" if reason else "")
 
@@ -177,7 +177,7 @@ def _predictors(result: PairsResult) -> list[RenderableType]:
         style = "" if useful else "dim"
         table.add(_described(result, name), f"{found.tau:+.2f}", span, style=style)
     cells = max(one.cells for one in known.values())
-    title = f"(how they rank the gains of {cells} single pairs)"
+    title = f"(rank correlation with the gains of {cells} single pairs)"
     return [Text.assemble(("Cheap predictors", "bold"), f" {title}"), table]
 
 
@@ -211,7 +211,7 @@ def _reasons(result: PairsResult) -> list[RenderableType]:
 
 
 def _commands(result: PairsResult, told: Sequence[Event]) -> list[RenderableType]:
-    lines: list[RenderableType] = [Text("What next", style="bold")]
+    lines: list[RenderableType] = [Text("Next steps", style="bold")]
     for command in pairs_commands(result, told):
         for text, style in ((f"  {command.what}:", "dim"), (f"    {command.text}", "cyan")):
             lines.append(Text(text, no_wrap=True, overflow="ignore", style=style))

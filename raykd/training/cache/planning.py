@@ -216,14 +216,14 @@ class CachePlan:
             return ""
         if found.bytes is not None and found.bytes > self._limit:
             limit = self.settings.limit_gb
-            return f"{found.bytes / GB:.1f} GB are more than cache.limit_gb, {limit:g}"
+            return f"{found.bytes / GB:.1f} GB exceed cache.limit_gb ({limit:g})"
         few = self.settings.views == "auto" and found.views < min(FEWEST_VIEWS, found.epochs)
         if augmented and few:
             return f"only {found.views} views would fit in {self.settings.limit_gb:g} GB"
         if found.expected_epochs < found.break_even_epochs:
             return (
-                f"about {found.expected_epochs:.0f} epochs would read them, and they pay from "
-                f"{found.break_even_epochs:.0f} on"
+                f"about {found.expected_epochs:.0f} epochs would use them, and they break even "
+                f"after {found.break_even_epochs:.0f}"
             )
         return ""
 
