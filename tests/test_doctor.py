@@ -57,7 +57,7 @@ def test_packages_are_held_against_what_is_wanted() -> None:
     assert doctor._version_problem("typer>=999") == (
         f"typer {have} is installed, typer>=999 is required"
     )
-    assert doctor._version_problem("no-such-package>=1") == "no-such-package is missing"
+    assert doctor._version_problem("no-such-package>=1") == "no-such-package is not installed"
     assert doctor._version_problem("no-such-package; python_version < '3'") == ""
     wanted, python = doctor._wanted()
     assert any(text.startswith("ray") for text in wanted)

@@ -93,8 +93,8 @@ def test_a_study_has_a_short_repr_and_a_card(repository: Path) -> None:
 def test_a_result_has_a_short_repr_and_a_card(result: raykd.StudyResult) -> None:
     assert repr(result).startswith("StudyResult('small', 1 trials, best trial-0000, folder=")
     texts = Cells(result._repr_html_()).texts
-    assert {"mlp d2 w8", "trial-0000", "Chosen students (test accuracy over fresh seeds, "
-            "mean ± 95% half width)"} <= set(texts)  # fmt: skip
+    assert {"mlp d2 w8", "trial-0000", "Chosen students (test accuracy over new seeds, "
+            "mean ± 95% CI half-width)"} <= set(texts)  # fmt: skip
 
 
 def test_cards_escape_what_they_show() -> None:
