@@ -183,11 +183,20 @@ def _one_token(task: Task, batch: int, device: torch.device) -> dict[str, Tensor
 
 
 def random_inputs(task: Task, batch: int, device: torch.device) -> Tensor | dict[str, Tensor]:
-    """Samples of the task's shape drawn at random, uniform from 0 to 1; for texts, of tokens."""
+    """Samples of the task's shape drawn at random, uniform from 0 to 1; for texts, of tokens.
+
+    Where the data's last token of a text is known, each text ends in it and has it nowhere else:
+    BART and its like classify by that token and need the same number of them in each text.
+    """
     if task.text is None:
         return torch.rand(batch, *task.input_shape, device=device)
     blank = _one_token(task, batch, device)
     tokens = torch.randint(task.text.vocabulary, (batch, *task.input_shape), device=device)
+    last = task.text.last
+    if last is not None:
+        other = next(n for n in range(3) if n not in (last, task.text.padding))
+        tokens = tokens.where(tokens != last, other)
+        tokens[:, -1] = last
     return {**blank, "input_ids": tokens}
 
 

@@ -36,6 +36,8 @@ def test_encoders_with_decoders(name: str, tmp_path: Path) -> None:
     network = made.build(TASK)
     assert network.config.eos_token_id == 3
     inputs = blank_inputs(TASK, 2, torch.device("cpu"))
+    drawn = random_inputs(TASK, 64, torch.device("cpu"))
+    assert network.eval()(drawn).shape == (64, 3)
     before = network.eval()(inputs)
     assert before.shape == (2, 3)
     reorder_classes(network, (2, 0, 1), TASK, name)

@@ -171,8 +171,11 @@ def test_other_classes_are_refused_before_anything_starts(
     file = study_file(tmp_path, tmp_path / "t.pth")
     data = f"{{name: image_folder, root: '{tmp_path}/pictures', size: 8, channels: 1}}"
     file.write_text(file.read_text().replace("{name: digits}", data))
-    with pytest.raises(StudyError, match=rf"study\.yaml:3: teacher\.weights: .*{said}"):
+    refusal = rf"study\.yaml:3: teacher\.weights: .*{said}"
+    with pytest.raises(StudyError, match=refusal):
         distilled(file)
+    with pytest.raises(StudyError, match=refusal):
+        explained(str(file))
     assert not (tmp_path / "studies").exists()
 
 
