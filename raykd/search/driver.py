@@ -33,7 +33,7 @@ from raykd.search.cluster import (
 )
 from raykd.search.conductor import Conductor
 from raykd.search.explorer import Explorer
-from raykd.search.fetched import with_fetched
+from raykd.search.fetched import with_fetched, with_versions
 from raykd.search.folder import StudyFolder, Verb, create_folder
 from raykd.search.lock import check_lock, is_lost, locked
 from raykd.search.logs import Logs
@@ -172,6 +172,7 @@ def opened(
     document = read_document(study).with_overrides(overrides)
     if allow_import:
         document = with_fetched(document)
+    document = with_versions(document)
     found = open_study(document, CHECKS if checks is None else checks, allow_import=allow_import)
     return with_store(found)
 

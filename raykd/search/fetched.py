@@ -19,11 +19,11 @@ from raykd.training.storage import Storage
 def with_fetched(document: Document) -> Document:
     """The study with the file of each network that it names by an MLflow URI.
 
-    The files lie below the study's storage, which every node must reach; they come into the study
-    as overrides, so that a search that is resumed goes on with the same networks.
+    The files lie below the study's storage, which every node must reach; they become overrides of
+    the study, so that a resumed search uses the same networks.
 
     Raises:
-        StudyError: a network cannot be had; names its place.
+        StudyError: a network cannot be fetched; names its place.
     """
     overrides: list[str] = []
     files: dict[str, str] = {}
@@ -41,6 +41,47 @@ def with_fetched(document: Document) -> Document:
     if problems:
         raise StudyError(problems)
     return document.with_overrides(overrides)
+
+
+def with_versions(document: Document) -> Document:
+    """The study with the version of each teacher that it names by an alias in MLflow.
+
+    A teacher is kept under the name of its weights: under an alias, an alias that moves to another
+    version would still mean the teacher it meant first.
+
+    Raises:
+        StudyError: there is no such alias; names its place.
+    """
+    overrides: list[str] = []
+    problems: list[Problem] = []
+    for place, uri in _aliases(document.data, ()):
+        try:
+            overrides.append(f"{dotted(place)}={json.dumps(_version_of(uri, document))}")
+        except ValueError as error:
+            problems.append(document.problem(place, str(error)))
+    if problems:
+        raise StudyError(problems)
+    return document.with_overrides(overrides) if overrides else document
+
+
+def _aliases(value: Any, place: Place) -> Iterator[tuple[Place, str]]:
+    """Every place where `weights` name a registered model by an alias."""
+    if isinstance(value, str):
+        if "weights" in place and re.match(r"models:/[^/@]+@", value):
+            yield place, value
+    elif isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from _aliases(inner, (*place, key))
+    elif isinstance(value, list):
+        for number, inner in enumerate(value):
+            yield from _aliases(inner, (*place, number))
+
+
+def _version_of(uri: str, document: Document) -> str:
+    from raykd.search.stores import store_of
+    from raykd.tracking.models import pinned
+
+    return pinned(uri, tracking_uri=store_of(document))
 
 
 def _named(value: Any, place: Place) -> Iterator[tuple[Place, Mapping[str, Any]]]:

@@ -110,6 +110,37 @@ def load_model_uri(uri: str, *, tracking_uri: str | None = None) -> nn.Module:
         return _read(_download(uri, tracking_uri, folder), uri)
 
 
+def pinned(uri: str, *, tracking_uri: str | None = None) -> str:
+    """A model URI with its alias replaced by the version that the alias names now.
+
+    Args:
+        uri: `models:/name@alias`; any other URI is returned as it is.
+        tracking_uri: as for `load_model_uri`.
+
+    Raises:
+        ValueError: there is no such alias, or the store does not answer.
+    """
+    scheme, _, path = uri.partition(":")
+    name, _, alias = path.strip("/").rpartition("@")
+    if scheme != "models" or not name:
+        return uri
+    import mlflow
+
+    store = absolute(tracking_uri or mlflow.get_tracking_uri())
+    try:
+        version = connect(store).get_model_version_by_alias(name, alias)
+    except Exception as error:
+        raise _no_model(uri, store, error) from error
+    return f"models:/{name}/{version.version}"
+
+
+def _no_model(uri: str, store: str, error: Exception) -> ValueError:
+    return ValueError(
+        f"{uri}: no such model in {masked(store)} ({masked(str(error))}); see the registered "
+        "models and their aliases in MLflow's UI under Models"
+    )
+
+
 def _download(uri: str, tracking_uri: str | None, folder: str) -> str:
     import mlflow
     from mlflow.artifacts import download_artifacts
@@ -123,10 +154,7 @@ def _download(uri: str, tracking_uri: str | None, folder: str) -> str:
             registry_uri=store,
         )
     except Exception as error:
-        raise ValueError(
-            f"{uri}: no such model in {masked(store)} ({masked(str(error))}); see the registered "
-            "models and their aliases in MLflow's UI under Models"
-        ) from error
+        raise _no_model(uri, store, error) from error
 
 
 def _place(client: MlflowClient, uri: str) -> str:

@@ -126,6 +126,27 @@ def test_its_winner_lies_in_mlflow_and_can_be_studied(
     assert any(student["file"] in override for override in kept["overrides"])
 
 
+def test_a_teacher_named_by_an_alias_is_the_version_the_alias_names_now(
+    pictures: tuple[StudyResult, Path], tmp_path: Path
+) -> None:
+    from mlflow import MlflowClient
+
+    _, folder = pictures
+    store = f"sqlite:///{folder}/mlflow.db"
+    file = tmp_path / "again.yaml"
+    file.write_text(PICTURES)
+    weights = "teacher={weights: 'models:/learned@best'}"
+    client = MlflowClient(store, store)
+    with pytest.raises(StudyError, match=r"teacher\.weights.*models:/learned@best: no such model"):
+        opened(file, [f"tracking.uri={store}", weights])
+    version = client.get_model_version_by_alias("learned", "champion")
+    client.set_registered_model_alias("learned", "best", version.version)
+    study = opened(file, [f"tracking.uri={store}", weights], checks=())
+    assert study.settings.teacher is not None
+    assert study.settings.teacher.weights == f"models:/learned/{version.version}"
+    assert any(f"models:/learned/{version.version}" in text for text in study.overrides)
+
+
 @pytest.fixture(scope="module")
 def texts(tmp_path_factory: pytest.TempPathFactory) -> tuple[StudyResult, Path]:
     folder = tmp_path_factory.mktemp("texts")
