@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 def search(
     study: OpenStudy | str | Path = "",
     *,
-    overrides: Sequence[str] = (),
+    overrides: Sequence[str] | str = (),
     resume: str | Path | None = None,
-    start_from: Sequence[str | Path] = (),
+    start_from: Sequence[str | Path] | str | Path = (),
     allow_import: bool = False,
     verbose: bool = False,
     progress: bool = True,
@@ -53,9 +53,9 @@ def search(
     with _progress(progress, verbose) as display:
         return search_study(
             study,
-            overrides=overrides,
+            overrides=[overrides] if isinstance(overrides, str) else overrides,
             resume=resume,
-            start_from=start_from,
+            start_from=[start_from] if isinstance(start_from, str | Path) else start_from,
             allow_import=allow_import,
             verbose=verbose,
             listeners=[*display, *listeners],
@@ -65,7 +65,7 @@ def search(
 def pairs(
     study: OpenStudy | str | Path = "",
     *,
-    overrides: Sequence[str] = (),
+    overrides: Sequence[str] | str = (),
     resume: str | Path | None = None,
     allow_import: bool = False,
     verbose: bool = False,
@@ -93,7 +93,7 @@ def pairs(
     with _progress(progress, verbose) as display:
         return study_pairs(
             study,
-            overrides=overrides,
+            overrides=[overrides] if isinstance(overrides, str) else overrides,
             resume=resume,
             allow_import=allow_import,
             verbose=verbose,
@@ -104,7 +104,7 @@ def pairs(
 def distill(
     study: OpenStudy | str | Path,
     *,
-    overrides: Sequence[str] = (),
+    overrides: Sequence[str] | str = (),
     allow_import: bool = False,
     verbose: bool = False,
     progress: bool = True,
@@ -131,7 +131,7 @@ def distill(
     with _progress(progress, verbose, by_epoch=True) as display:
         return distill_study(
             study,
-            overrides=overrides,
+            overrides=[overrides] if isinstance(overrides, str) else overrides,
             allow_import=allow_import,
             verbose=verbose,
             listeners=[*display, *listeners],
@@ -141,7 +141,7 @@ def distill(
 def train_teacher(
     study: OpenStudy | str | Path,
     *,
-    overrides: Sequence[str] = (),
+    overrides: Sequence[str] | str = (),
     allow_import: bool = False,
     verbose: bool = False,
     progress: bool = True,
@@ -165,7 +165,7 @@ def train_teacher(
     with _progress(progress, verbose, by_epoch=True) as display:
         return train(
             study,
-            overrides=overrides,
+            overrides=[overrides] if isinstance(overrides, str) else overrides,
             allow_import=allow_import,
             verbose=verbose,
             listeners=[*display, *listeners],

@@ -92,13 +92,13 @@ class Document:
     def with_overrides(self, overrides: Iterable[str]) -> Document:
         """The same with `a.b=value` arguments put in; the values are read as YAML.
 
-        A mapping that is missing on the way is made.
+        A mapping that is missing on the way is made.  A text is a single argument.
 
         Raises:
             StudyError: an argument that cannot be read, or a path that cannot be walked.
         """
         document, problems = self, []
-        for override in overrides:
+        for override in (overrides,) if isinstance(overrides, str) else overrides:
             try:
                 document = _overridden(document, override)
             except StudyError as error:
@@ -115,6 +115,10 @@ def read_document(path: str | os.PathLike[str]) -> Document:
         StudyError: there is no such file, or it is not text, not YAML, not a mapping, too large or
             too deep, or holds a duplicate key, a tag, an infinite number or NaN.
     """
+    if not isinstance(path, str | os.PathLike) or path == "":
+        got = "an empty path" if path == "" else f"a {type(path).__name__}"
+        what = f"a study is the path of a YAML file or an open study (load_study), got {got}"
+        raise StudyError(Problem(what, mend="write the study to a file and give its path"))
     file = os.fspath(path)
     return parse_document(_text_of(file), file)
 

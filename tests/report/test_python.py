@@ -6,6 +6,7 @@ import sys
 import types
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -106,3 +107,18 @@ def test_cards_escape_what_they_show() -> None:
     html = card.html()
     assert "<script>" not in html and "without rows" not in html and "empty" not in html
     assert {"a <b>", "c & d", "<script>alert(1)</script>", "<s>", "1 < 2"} <= set(Cells(html).texts)
+
+
+def test_a_single_text_is_one_override_and_one_run(file: Path) -> None:
+    assert raykd.load_study(file, "train.epochs=3").concrete().train.epochs == 3
+    with pytest.raises(raykd.StudyError, match="nowhere"):
+        raykd.search(file, start_from="nowhere", progress=False)
+    with pytest.raises(raykd.StudyError, match="no_such_key"):
+        raykd.search(file, overrides="no_such_key=1", progress=False)
+
+
+@pytest.mark.parametrize("study", [{"name": "small"}, None, 3, ""])
+def test_what_is_no_study_is_refused(study: Any) -> None:
+    for verb in (raykd.search, raykd.distill, raykd.train_teacher, raykd.pairs, raykd.load_study):
+        with pytest.raises(raykd.StudyError, match="is the path of a YAML file"):
+            verb(study)

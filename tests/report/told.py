@@ -94,7 +94,7 @@ class Teller:
 
     def teacher(self, val: float = 0.9861, test: float = 0.975) -> Iterator[Event]:
         study = teacher_study(self.settings)
-        yield from self.run("teacher-0", "teacher", study, test=True)
+        yield from self.run("teacher-0", "teacher", study, test=True, keep="teachers/0.safetensors")
         for epoch in range(1, study.train.epochs + 1):
             yield self.epoch("teacher-0", epoch, val - 0.05 / epoch)
         yield self.end("teacher-0", val_accuracy=val, test_accuracy=test)
