@@ -257,8 +257,8 @@ class Family:
                     yield self._loaded(point), _origin(point)
                 except _Unfit as reason:
                     logging.getLogger(OWN).warning(
-                        "raykd goes on without the %s that %s offers as %s (entry point %s = %s): "
-                        "%s\n    -> mend %s, or uninstall it",
+                        "raykd ignores the %s that %s provides as %s (entry point %s = %s): "
+                        "%s\n    -> fix %s, or uninstall it",
                         *(self.noun, _origin(point), point.name, self.group, point.value),
                         *(reason, _origin(point)),
                     )

@@ -190,7 +190,7 @@ def test_an_installed_package_adds_a_loss_a_scheme_and_a_model(
     # The same package names a data source that is not there: said once, and all else works.
     assert said["data"]["code"] == 0 and "digits" in said["data"]["out"]
     complaints = said["listed"]["err"] + said["data"]["err"] + done.stderr
-    assert complaints.count("raykd goes on without the data source that my-package 0.1") == 1
+    assert complaints.count("raykd ignores the data source that my-package 0.1") == 1
     assert "lost (entry point raykd.data = my_package.nowhere:Lost)" in complaints
     assert "No module named 'my_package.nowhere'" in complaints
 
@@ -272,10 +272,10 @@ def test_what_is_no_option_is_left_out_and_named(
         assert family["kd"] is KD
         assert TypeAdapter(family.annotation).validate_python({"name": "kd"}) == KD()
     (message,) = [record.getMessage() for record in caplog.records]
-    assert "without the loss that odd-package 2.0 offers as Odd" in message
+    assert "ignores the loss that odd-package 2.0 provides as Odd" in message
     assert "(entry point raykd.odd = odd_package:Odd)" in message
     assert why in message
-    assert "mend odd-package 2.0, or uninstall it" in message
+    assert "fix odd-package 2.0, or uninstall it" in message
 
 
 def test_others_of_the_same_package_stay(
@@ -285,7 +285,7 @@ def test_others_of_the_same_package_stay(
     family = offered(HEAD + good, "Good", "Bad")
     assert list(family.members) == ["kd", "good"]
     assert family.origins == {"kd": "raykd", "good": "odd-package 2.0"}
-    assert "offers as Bad" in caplog.text
+    assert "provides as Bad" in caplog.text
     read = TypeAdapter(family.annotation).validate_python({"name": "good"})
     assert type(read) is family["good"]
 

@@ -33,17 +33,17 @@ class Normalization:
     One value holds for all channels.
     """
 
-    mean: Annotated[tuple[float, ...], Field(min_length=1, description="one value per channel")]
+    mean: Annotated[tuple[float, ...], Field(min_length=1, description="Mean per channel")]
     std: Annotated[
         tuple[Annotated[float, Field(gt=0)], ...],
-        Field(min_length=1, description="one value per channel, > 0"),
+        Field(min_length=1, description="Standard deviation per channel"),
     ]
     maximum: Annotated[
         Literal[1, 255],
-        Field(description="a white pixel: 1 if mean and std are of pixels in [0, 1]"),
+        Field(description="Value of a white pixel; 1 if mean and std refer to [0, 1]"),
     ] = 1
     order: Annotated[
-        Literal["rgb", "bgr"], Field(description="order of the channels; OpenCV reads bgr")
+        Literal["rgb", "bgr"], Field(description="Channel order (OpenCV reads bgr)")
     ] = "rgb"
 
     def __post_init__(self) -> None:

@@ -84,7 +84,7 @@ class Cifar10(_Cifar):
     """60,000 color photos, 32x32 pixels, 10 classes.
 
     Krizhevsky 2009.  Looked for under `root` as torchvision lays it out, then downloaded there.
-    Normalised by the training split's own mean and standard deviation.
+    Normalized with the mean and standard deviation of the training split.
     """
 
     paper = "Krizhevsky 2009, Learning multiple layers of features from tiny images"
@@ -106,7 +106,7 @@ class Cifar100(_Cifar):
     """60,000 color photos, 32x32 pixels, 100 classes.
 
     Krizhevsky 2009.  Looked for under `root` as torchvision lays it out, then downloaded there.
-    Normalised by the training split's own mean and standard deviation.
+    Normalized with the mean and standard deviation of the training split.
     """
 
     paper = "Krizhevsky 2009, Learning multiple layers of features from tiny images"

@@ -28,13 +28,13 @@ class Ft(Loss):
     middle.
 
     In the term's first `pretrain_epochs` (the paper: beforehand) the value is the mean squared
-    error of the paraphraser's restoration, over the term's weight, so that its learning does not
-    hang on that; the student learns from the labels and other terms then.  From the next epoch on
-    the paraphraser is frozen and the value is the factors' distance.  Epochs are counted from the
-    term's `start_epoch`, and a training that was interrupted goes on where it was.
+    reconstruction error of the paraphraser, divided by the weight of the term to make its training
+    independent of the weight; the student learns from the labels and other terms meanwhile.  After
+    that the paraphraser is frozen and the value is the distance of the factors.  Epochs count from
+    the `start_epoch` of the term, and resumed trainings continue where they were interrupted.
 
     scale: paper, the sum of |.| as above; benchmark, as in the CRD benchmark, the mean over places
-    of |.| between the normalised means over channels of the squared factors.  The authors' code
+    of |.| between the normalized means over channels of the squared factors.  The authors' code
     takes the mean over all elements.
     """
 

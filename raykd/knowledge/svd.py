@@ -29,7 +29,7 @@ class Svd(Loss):
     the CRD benchmark.  Needs two pairs at least.  Where channels differ the guided layers pass
     connectors.  The gradient of nearly equal singular values is damped, as the paper bounds it; a
     vector's sign, which the paper leaves open, is the one that makes its sum positive; directions
-    whose singular value is nothing but rounding are left out.
+    whose singular value is only rounding error are ignored.
     """
 
     knowledge = "relation"

@@ -19,11 +19,11 @@ class CsKd(Scheme):
     """Match the predictions for two samples of the same class.
 
     Labels' loss of x + weight x T^2 KL(p(x') || p(x)), mean over the batch, x' without gradient;
-    Yun 2020 (arXiv:2003.13964), section 2, T = 4 and weight 1 as there.  x' is drawn evenly from
-    the other samples of x's class, for every x in every epoch anew (the authors' sampler may draw
-    x itself, which here happens only to a sample that has its class to itself).
+    Yun 2020 (arXiv:2003.13964), section 2, T = 4 and weight 1 as there.  In every epoch x' is
+    sampled uniformly from the other samples of the class of x (the sampler of the authors can
+    return x itself, which happens here only if x is the only sample of its class).
 
-    A batch of B is B samples x and their B partners: an epoch has as many optimiser steps and as
+    A batch of B is B samples x and their B partners: an epoch has as many optimizer steps and as
     many labelled samples as under any other scheme, but twice the forwards (those of the partners
     without a backward).  The null arm has the same number of epochs.  Partners go through the
     network by themselves, and its batch norm sees them too.

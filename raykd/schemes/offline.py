@@ -26,7 +26,7 @@ class Offline(Scheme):
     section 3.1, and Hinton 2015 (arXiv:1503.02531).  With `start_epoch` the labels join later, for
     methods that train in two stages: FitNets' (Romero 2015) are a hint with `stop_epoch: n`, the
     scheme and a kd with `start_epoch: n`; ab and fsp of the CRD benchmark the same with their own
-    term in place of the hint.  One optimiser and one learning rate's course go through both stages.
+    term in place of the hint.  Both stages share one optimizer and one learning rate schedule.
     In each epoch something must be trained: the labels' loss, or a term.
     """
 

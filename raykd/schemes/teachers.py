@@ -48,8 +48,9 @@ class Teacher:
     normalization: Annotated[
         Given,
         Field(
-            description="of the pictures that `weights` were trained with; auto: as stored beside "
-            "the weights, else the data's own; model: by the configuration of the model's library"
+            description="Normalization of the images that `weights` were trained with. auto: as "
+            "stored with the weights, otherwise that of the data; model: from the configuration "
+            "of the model library"
         ),
     ] = "auto"
     train: Annotated[

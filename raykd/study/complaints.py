@@ -202,8 +202,8 @@ def _unknown_name(
     if name is None:
         mend = f"write {{name: {names[0]}, ...}}" if names else ""
         found = found or "`name` is missing"
-        return Finding(place, f"{found}; it names one of {', '.join(sorted(names))}", mend)
-    what = f"unknown {noun} {shown(name)}; there are {', '.join(sorted(names))}"
+        return Finding(place, f"{found}; `name` must be one of {', '.join(sorted(names))}", mend)
+    what = f"unknown {noun} {shown(name)}; must be one of {', '.join(sorted(names))}"
     return Finding((*place, "name"), what, near(name, names))
 
 

@@ -223,10 +223,10 @@ class Costs:
             if told["on"] != here:
                 raise StudyError(
                     Problem(
-                        f"this search measured latencies on {told['on']}; here it would be on "
-                        f"{here}, and the two do not compare",
+                        f"this search measured latencies on {told['on']}; latencies measured on "
+                        f"{here} are not comparable",
                         path="search.latency",
-                        mend="go on where it began, or start a new search",
+                        mend="resume it on the original machine, or start a new search",
                     )
                 )
             self._known |= told["networks"]

@@ -358,7 +358,7 @@ class _Reader:
             name = self._key(key, place)
             if name in own:
                 first = own[name][0].start_mark.line + 1
-                what = f"the key `{name}` stands twice, first in line {first}"
+                what = f"the key `{name}` appears twice, first in line {first}"
                 raise self._error(key, (*place, name), what, "remove one of them")
             own[name] = key, value
         entries = {name: pair for name, pair in merged.items() if name not in own} | own

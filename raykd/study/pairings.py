@@ -497,7 +497,7 @@ def _sets(value: Any) -> tuple[tuple[LayerPair, ...], ...]:
     sets = tuple(_pairs(f"sets[{i}]", one) for i, one in enumerate(value))
     for i, one in enumerate(sets):
         if one in sets[:i]:
-            raise Malformed(f"`sets[{i}]` stands twice: {_listed(map(str, one))}", "remove one")
+            raise Malformed(f"`sets[{i}]` appears twice: {_listed(map(str, one))}", "remove one")
     return sets
 
 

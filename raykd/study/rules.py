@@ -46,15 +46,20 @@ def search_findings(search: Search) -> Iterator[Finding]:
     for name, direction in search.objectives.items():
         place = ("search", "objectives", name)
         if name.startswith("test_"):
-            mend = "take val_accuracy or val_loss; the chosen students are tested at the end"
-            yield Finding(place, "test data choose nothing in a study", mend)
+            what = (
+                "test metrics cannot be objectives: the test split is held out for the final "
+                "evaluation of the chosen students"
+            )
+            yield Finding(place, what, "use val_accuracy or val_loss")
         elif name not in OBJECTIVES:
             known = ", ".join(OBJECTIVES)
-            yield Finding(place, f"unknown objective; there are {known}", near(name, [*OBJECTIVES]))
+            yield Finding(
+                place, f"unknown objective; must be one of {known}", near(name, [*OBJECTIVES])
+            )
         elif direction != OBJECTIVES[name]:
-            better = "more" if OBJECTIVES[name] == "max" else "less"
+            goal = "maximized" if OBJECTIVES[name] == "max" else "minimized"
             mend = f"write `{name}: {OBJECTIVES[name]}`"
-            yield Finding(place, f"got '{direction}'; {better} is better of {name}", mend)
+            yield Finding(place, f"got '{direction}'; {name} must be {goal}", mend)
     yield from latency_findings(search)
     for cost, bounds in search.constraints.items():
         place = ("search", "constraints", cost)

@@ -222,7 +222,7 @@ class _Builder:
             raise Malformed("an empty choice", "list at least one option")
         for i, option in enumerate(options):
             if any(_same(option, other) for other in options[:i]):
-                raise Malformed(f"option {option!r} stands twice", "remove one of them")
+                raise Malformed(f"option {option!r} appears twice", "remove one of them")
         name, labels = dotted(place), labels_of(options)
         nodes = [
             self.node(option, (*source, "choice", i), place) for i, option in enumerate(options)

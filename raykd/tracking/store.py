@@ -404,8 +404,10 @@ def _check_server(uri: str, timeout: float) -> StoreCheck:
         return _check_refusal(address, error)
     except (OSError, ValueError) as error:
         reason = getattr(error, "reason", error)
-        mend = "start it (mlflow server), or mend tracking.uri; runs wait in the study's "
-        return StoreCheck(False, f"{address}: no answer ({reason})", mend + "journal meanwhile")
+        mend = (
+            "start it (mlflow server), or correct tracking.uri; until then runs are stored in the "
+        )
+        return StoreCheck(False, f"{address}: no answer ({reason})", mend + "journal of the study")
     return _check_answer(address, body)
 
 
@@ -427,7 +429,7 @@ def _check_answer(address: str, body: bytes) -> StoreCheck:
         answer = None
     if isinstance(answer, dict) and ("experiment" in answer or "error_code" in answer):
         return StoreCheck(True, f"{address}: answers")
-    return StoreCheck(False, f"{address}: answers, but is no MLflow server", "mend tracking.uri")
+    return StoreCheck(False, f"{address}: answers, but is no MLflow server", "correct tracking.uri")
 
 
 def _request(uri: str) -> urllib.request.Request:
@@ -459,6 +461,6 @@ def _check_database(uri: str, scheme: str, timeout: float) -> StoreCheck:
     try:
         socket.create_connection(place, timeout=timeout).close()
     except OSError as error:
-        mend = "start the database, or mend tracking.uri"
+        mend = "start the database, or correct tracking.uri"
         return StoreCheck(False, f"{place[0]}:{place[1]}: no answer ({error})", mend)
     return StoreCheck(True, f"{place[0]}:{place[1]}: answers; its tables were not looked at")

@@ -58,9 +58,7 @@ def preparing_study(study: Study, prepared: Preparation) -> Study:
         ValueError: nothing says its model.
     """
     if prepared.model is None:
-        raise ValueError(
-            "the teacher names no model; say under `teacher.model` which network it is"
-        )
+        raise ValueError("the teacher has no model; set `teacher.model` to its network")
     augment = study.data.augment if prepared.augment is None else prepared.augment
     return dataclasses.replace(
         study,

@@ -393,7 +393,9 @@ class TestWeights:
     def test_that_cannot_be_had(self, name: str) -> None:
         model = _model({"name": name, "pretrained": True})
         anatomy(model, COLOUR)  # to be measured it needs none
-        with pytest.raises(ValueError, match=rf"weights of {name} cannot be had .*weights: FILE"):
+        with pytest.raises(
+            ValueError, match=rf"weights of {name} are not available .*weights: FILE"
+        ):
             model.prepare(COLOUR)
 
     def test_an_architecture_has_none(self) -> None:

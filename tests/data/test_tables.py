@@ -334,7 +334,7 @@ class TestJson:
         ("content", "words"),
         [
             (jsonl([("a", "b")]) + '{"text": "a",\n', "line 2: Expecting property name"),
-            ('{"text": "a", "text": "b", "label": "c"}\n', "'text' stands twice"),
+            ('{"text": "a", "text": "b", "label": "c"}\n', "'text' appears twice"),
             ('"a"\n"b"\n', "line 1 holds 'a'; it must be an object"),
             ('{"data": [{"text": "a"}]}', "no column 'text'; it has data"),
             ('{"text": ["a", "b"], "label": ["c"]}', "no columns of one length"),

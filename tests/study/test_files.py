@@ -97,8 +97,8 @@ def test_anchors_aliases_and_merge_keys() -> None:
 @pytest.mark.parametrize(
     ("text", "line", "words"),
     [
-        ("a: 1\nb: 2\na: 3\n", 3, "the key `a` stands twice, first in line 1"),
-        ("a: {x: 1, x: 1}\n", 1, "the key `x` stands twice"),
+        ("a: 1\nb: 2\na: 3\n", 3, "the key `a` appears twice, first in line 1"),
+        ("a: {x: 1, x: 1}\n", 1, "the key `x` appears twice"),
         ("a: 1\n\tb: 2\n", 2, "a tab"),
         ("a:\n\t- 1\n", 2, "a tab"),
         ("a: [1, 2\nb: 3\n", 2, "not YAML"),

@@ -51,7 +51,7 @@ WRONG = [
     ),
     (
         changed(("name: kd", "name: kdd")),
-        "study.yaml:14: knowledge[0].loss.name: unknown loss 'kdd'; there are ",
+        "study.yaml:14: knowledge[0].loss.name: unknown loss 'kdd'; must be one of ",
     ),
     (
         with_pairs("[{hint: stage2, guided: stag2}]"),
@@ -153,13 +153,13 @@ WRONG = [
     ),
     (
         changed(("      name: kd\n", "")),
-        "study.yaml:13: knowledge[0].loss: `name` is missing; it names one of ",
+        "study.yaml:13: knowledge[0].loss: `name` is missing; `name` must be one of ",
     ),
     (
         changed(("{name: offline}", "{choice: [{name: offline}, {name: ofline}]}")),
-        "study.yaml:11: scheme.name: unknown scheme 'ofline'; there are ",
+        "study.yaml:11: scheme.name: unknown scheme 'ofline'; must be one of ",
     ),
-    (changed(("{name: offline}", "3")), "study.yaml:11: scheme: got 3; it names one of "),
+    (changed(("{name: offline}", "3")), "study.yaml:11: scheme: got 3; `name` must be one of "),
     (
         BASE + "search:\n  sampler: tpee\n",
         "study.yaml:19: search.sampler: got 'tpee'; must be 'random', 'tpe', 'nsga2', 'gp', "
@@ -174,16 +174,16 @@ WRONG = [
     # rules
     (
         BASE + "search:\n  objectives: {val_acuracy: max}\n",
-        "study.yaml:19: search.objectives.val_acuracy: unknown objective; there are val_accuracy",
+        "study.yaml:19: search.objectives.val_acuracy: unknown objective; must be one of val_acc",
     ),
     (
         BASE + "search:\n  objectives: {params: max}\n",
-        "study.yaml:19: search.objectives.params: got 'max'; less is better of params\n"
+        "study.yaml:19: search.objectives.params: got 'max'; params must be minimized\n"
         "    -> write `params: min`",
     ),
     (
         BASE + "search:\n  objectives: {test_accuracy: max}\n",
-        "study.yaml:19: search.objectives.test_accuracy: test data choose nothing in a study",
+        "study.yaml:19: search.objectives.test_accuracy: test metrics cannot be objectives",
     ),
     (
         BASE + "search:\n  constraints: {params: {min: 9, max: 3}}\n",

@@ -45,7 +45,7 @@ def complaint(*overrides: str, text: str = STUDY) -> str:
 MISTAKES: dict[str, tuple[tuple[str, ...], str]] = {
     "unknown": (
         ("search.screen={name: naswat}",),
-        "search.screen.name: unknown screen 'naswat'; there are diswot, macs, naswot, "
+        "search.screen.name: unknown screen 'naswat'; must be one of diswot, macs, naswot, "
         "none, params, zen",
     ),
     "unknown key": (

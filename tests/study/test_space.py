@@ -90,7 +90,7 @@ def test_continuous_domains(kind: str) -> None:
     [
         ("{choice: []}", "an empty choice"),
         ("{choice: 3}", "`choice` takes a list of options; got 3"),
-        ("{choice: [8, 8]}", "option 8 stands twice"),
+        ("{choice: [8, 8]}", "option 8 appears twice"),
         (
             "{int: [16, 4]}",
             "reversed bounds [16, 4]; the lower comes first -> write {int: [4, 16]}",

@@ -44,11 +44,11 @@ _PADDED_POSITIONS = frozenset(
 class Hf(LibraryModel):
     """A classifier of transformers: `hf/bert`, `hf/./my-folder`, `hf/google/vit-base-patch16-224`.
 
-    NAME is a folder with a `config.json`, else an architecture (`bert`, `distilbert`, `vit`, ...:
-    its usual configuration), else a model on the hub.  `config` sets fields of the configuration;
-    classes, channels, size of the pictures or of the vocabulary follow from the data.  Weights are
-    drawn anew unless `pretrained` asks for the folder's or the hub's.  Texts need data that give
-    tokens.  Code that comes with a model is never run.
+    NAME is a folder with a `config.json`, an architecture (`bert`, `distilbert`, `vit`, ... in its
+    usual configuration) or a model on the hub, in this order.  `config` sets configuration fields;
+    classes, channels and the size of the images or of the vocabulary follow from the data.
+    Weights are randomly initialized unless `pretrained` is set.  Texts need tokenized data.  Code
+    that comes with a model is never run.
     """
 
     extra = "hf"

@@ -113,8 +113,8 @@ class LibraryModel(Model):
             return self._pretrained(task)
         except (OSError, RuntimeError) as error:
             raise ValueError(
-                f"the pretrained weights of {self.name} cannot be had ({_line(error)}); write "
-                "`pretrained: false`, or name a file that holds them: `weights: FILE`"
+                f"the pretrained weights of {self.name} are not available ({_line(error)}); write "
+                "`pretrained: false`, or give a file with the weights: `weights: FILE`"
             ) from error
 
     def files(self) -> tuple[Path, ...]:

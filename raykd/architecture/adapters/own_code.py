@@ -79,7 +79,7 @@ class Imported(Model):
 class Stored(Model):
     """A network stored in MLflow, with its weights: `models:/NAME@ALIAS`, `runs:/ID/NAME`.
 
-    It is fetched once, when the study is started; resuming goes on with what was fetched then.
+    It is downloaded once, at the start of the study; a resumed study uses the same download.
     Loading it runs the code it was saved with, so it needs `--allow-import`.
     """
 
@@ -127,8 +127,8 @@ def _draw_anew(network: nn.Module, name: str) -> None:
             module.reset_parameters()  # type: ignore[operator]
         elif any(True for _ in module.parameters(recurse=False)):
             raise ValueError(
-                f"{name}: module {place!r} ({type(module).__name__}) holds parameters and has no "
-                "`reset_parameters`; its weights cannot be drawn anew, write `pretrained: true`"
+                f"{name}: module {place!r} ({type(module).__name__}) has parameters but no "
+                "`reset_parameters`, so it cannot be reinitialized; write `pretrained: true`"
             )
 
 

@@ -1,0 +1,90 @@
+"""Texts that users read contain none of the phrases that raykd's older texts were full of."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import typer.main
+from typer.testing import CliRunner
+
+import raykd
+from raykd.cli import app
+
+PACKAGE = Path(raykd.__file__).parent
+ERRORS = {
+    "Problem",
+    "ValueError",
+    "StudyError",
+    "Infeasible",
+    "Malformed",
+    "Finding",
+    "BadParameter",
+}
+AVOIDED = (
+    "anew",
+    "so many",
+    "(go|goes|gone) on( with)?",
+    "mend",
+    "told",
+    "nothing but",
+    "hangs? on",
+    "thrown away",
+    "said of",
+    "(is|are) not fit",
+    "can(not)? be had",
+    "lies beside",
+    "a mistake of raykd's own",
+    "stands? twice",
+    "colour",
+    "normalis\\w+",
+    "optimis\\w+",
+    "factoris\\w+",
+)
+PATTERN = re.compile(rf"\b({'|'.join(AVOIDED)})\b", re.IGNORECASE)
+
+
+def help_pages() -> Iterator[tuple[str, list[str]]]:
+    group = typer.main.get_command(app)
+    yield "raykd", []
+    for name in group.commands:  # pyright: ignore[reportAttributeAccessIssue]
+        yield f"raykd {name}", [name]
+    for name in ("ls", "verify", "rm"):
+        yield f"raykd cache {name}", ["cache", name]
+
+
+@pytest.mark.parametrize("words", [words for _, words in help_pages()], ids=" ".join)
+def test_help_is_plain_english(words: list[str]) -> None:
+    page = CliRunner().invoke(app, [*words, "--help"]).output
+    assert "Usage" in page
+    assert PATTERN.findall(" ".join(page.split())) == []
+
+
+def test_the_page_of_options_is_plain_english() -> None:
+    page = (PACKAGE.parent / "docs" / "options.md").read_text(encoding="utf-8")
+    page = re.sub(r"`normalised`.*normalised, plain", "", page)  # values of a key
+    lines = [line for line in page.splitlines() if PATTERN.search(line)]
+    assert lines == []
+
+
+def texts_of_errors(file: Path) -> Iterator[str]:
+    """The string constants in arguments of errors, with their places."""
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if not isinstance(node, ast.Call):
+            continue
+        name = getattr(node.func, "id", getattr(node.func, "attr", ""))
+        if name not in ERRORS:
+            continue
+        for argument in [*node.args, *(keyword.value for keyword in node.keywords)]:
+            for part in ast.walk(argument):
+                if isinstance(part, ast.Constant) and isinstance(part.value, str):
+                    yield f"{file.relative_to(PACKAGE)}:{part.lineno}: {part.value}"
+
+
+def test_errors_are_plain_english() -> None:
+    texts = [text for file in sorted(PACKAGE.rglob("*.py")) for text in texts_of_errors(file)]
+    assert len(texts) > 500, "the errors were collected"
+    assert [text for text in texts if PATTERN.search(text.split(": ", 1)[1])] == []
