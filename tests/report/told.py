@@ -92,9 +92,11 @@ class Teller:
         yield {"event": "phase", "phase": "ray"}
         yield {"event": "plan", "plan": SLOTS, "study": self.study, "folder": self.folder}
 
-    def teacher(self, val: float = 0.9861, test: float = 0.975) -> Iterator[Event]:
+    def teacher(
+        self, val: float = 0.9861, test: float = 0.975, keep: str | None = None
+    ) -> Iterator[Event]:
         study = teacher_study(self.settings)
-        yield from self.run("teacher-0", "teacher", study, test=True, keep="teachers/0.safetensors")
+        yield from self.run("teacher-0", "teacher", study, test=True, keep=keep)
         for epoch in range(1, study.train.epochs + 1):
             yield self.epoch("teacher-0", epoch, val - 0.05 / epoch)
         yield self.end("teacher-0", val_accuracy=val, test_accuracy=test)
