@@ -295,7 +295,7 @@ def test_bytes_are_foretold_exactly(tmp_path: Path, data: Dataset) -> None:
 def test_what_would_not_pay_is_not_kept() -> None:
     """Three views for one trial of three epochs: computed for more than they save."""
     [kept] = plan_of(160, AUGMENTED, trials=1, replicates=0).all.values()
-    assert "about 3 epochs would read them, and they pay from 4 on" in kept.why_not
+    assert "about 3 epochs would use them, and they break even after 4" in kept.why_not
     assert (kept.break_even_epochs, kept.break_even_trials) == (3.75, 1.25)
     [kept] = plan_of(160, AUGMENTED, trials=3, replicates=0).all.values()
     assert kept.why_not == ""

@@ -194,7 +194,7 @@ def test_marks_are_printed_and_explained(pretended: PairsResult) -> None:
     console = Console(width=140, record=True, file=io.StringIO())
     console.print(summary(pretended))
     told = console.export_text()
-    assert "* can be told from noise" in told
+    assert "* significant at 5%" in told
     [row] = [line for line in told.splitlines() if line.strip().startswith("stage2 16x4x4")]
     assert row.rstrip().endswith("*")
     assert facts(pretended)["status"] == "finished"

@@ -152,7 +152,8 @@ def test_figures_of_another_machine_do_not_compare(stopwatch: list[Any], tmp_pat
     told = json.loads(file.read_text())
     file.write_text(json.dumps({**told, "on": "cpu: a better one, 1 thread"}))
     with pytest.raises(
-        StudyError, match="measured latencies on cpu: a better one, 1 thread; here "
+        StudyError,
+        match="measured latencies on cpu: a better one, 1 thread; latencies measured on ",
     ):
         Costs(study.settings.search, TASK).keep_in(file)
     nothing = Costs(Search(), TASK)
@@ -260,7 +261,10 @@ MISTAKES = [
     ("latency: {seconds: 0}", r"search.latency.seconds: got 0; must be > 0"),
     ("measure: [latncy]", r"search.measure\[0\]: got 'latncy'; must be .*\n.*mean 'latency'"),
     ("measure: [val_loss]", r"search.measure\[0\]: got 'val_loss'; must be 'params', "),
-    ("objectives: {latency: max}", r"search.objectives.latency: got 'max'; less is better"),
+    (
+        "objectives: {latency: max}",
+        r"search.objectives.latency: got 'max'; latency must be minimized",
+    ),
     (
         "constraints: {latency: {min: 0.5, max: 0.25}}",
         r"search.constraints.latency: reversed bounds: min 0.5 is greater than max 0.25",
