@@ -137,6 +137,17 @@ def test_what_is_there_is_not_computed_again(tmp_path: Path) -> None:
     assert again.left == [] and again.finish()
 
 
+def test_drafts_that_a_killed_build_left_are_removed(tmp_path: Path) -> None:
+    description = described(STUDY, LAYERS, shard_rows=32)
+    folder = tmp_path / "outputs" / description.key
+    folder.mkdir(parents=True)
+    shard = description.shards[0].file
+    for draft in (f".{shard}.2954da9a", f".{shard}.sum.2954da9a"):
+        (folder / draft).write_bytes(b"half")
+    built(tmp_path, STUDY, description)
+    assert not [file for file in folder.iterdir() if file.name.startswith(".")]
+
+
 @pytest.mark.slow
 def test_a_build_that_is_killed_goes_on_to_the_same_bytes(tmp_path: Path) -> None:
     """kill -9 at three moments of one build, each in a process of its own."""

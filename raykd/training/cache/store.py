@@ -169,7 +169,7 @@ class OutputsStore:
         self.storage.create(_file(key, MANIFEST), json.dumps(content, indent=1).encode())
         for file in self.storage.files(f"{FOLDER}/{key}"):
             draft_of = file[1:].rpartition(".")[0] if file.startswith(".") else ""
-            if file.endswith(_note("")) or draft_of in wanted:
+            if file.endswith(_note("")) or draft_of.removesuffix(_note("")) in wanted:
                 self.storage.remove(_file(key, file))
         return True
 
