@@ -227,7 +227,7 @@ def test_a_loss_is_told_with_its_weight_and_paper() -> None:
     assert text.startswith("kd Match the softened class probabilities of the teacher.")
     assert "knowledge: response; default weight: 0.9; default pairs: none" in text
     assert "paper: Hinton 2015, arXiv:1503.02531" in text
-    assert text.endswith("temperature 4.0 number > 0; softens both softmaxes")
+    assert text.endswith("temperature 4.0 number > 0; Softmax temperature of student and teacher")
 
 
 @every_option

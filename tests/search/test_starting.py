@@ -235,4 +235,4 @@ def test_a_search_that_goes_on_takes_no_other_start(tmp_path: Path) -> None:
     words = ["search", "--resume", str(tmp_path), "--start-from", "elsewhere"]
     result = CliRunner().invoke(app, words)
     assert result.exit_code == 2
-    assert "no --start-from with --resume" in " ".join(result.output.split())
+    assert "--start-from cannot be used with --resume" in " ".join(result.output.split())
