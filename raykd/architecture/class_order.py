@@ -118,7 +118,7 @@ def named_rows(given: Sequence[str], ours: Sequence[str], source: str) -> tuple[
 
 
 def is_generic(names: Sequence[str]) -> bool:
-    """Whether names only count the outputs: `LABEL_0`, `LABEL_1`, ... or `0`, `1`, ..."""
+    """Return whether names only count the outputs: `LABEL_0`, `LABEL_1`, ... or `0`, `1`, ..."""
     found = [_GENERIC.fullmatch(name.strip()) for name in names]
     return all(match is not None and int(match[1]) == i for i, match in enumerate(found))
 
@@ -199,7 +199,7 @@ def _number(value: Any) -> int | None:
 
 
 def _is_counted(names: Sequence[str]) -> bool:
-    """Whether the names of the data are consecutive numbers, or generic."""
+    """Return whether the names of the data are consecutive numbers, or generic."""
     numbers = [int(name) if re.fullmatch(r"-?\d+", name) else None for name in names]
     first = numbers[0] if numbers else None
     if first is not None and numbers == list(range(first, first + len(names))):

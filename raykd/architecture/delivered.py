@@ -208,7 +208,7 @@ def scale_and_shift(mean: Sequence[float], std: Sequence[float]) -> tuple[Tensor
 
 
 def _traced() -> bool:
-    """Whether the forward is being recorded, so that no value may decide anything."""
+    """Return whether the forward is being recorded, so that no value may decide anything."""
     return torch.compiler.is_compiling() or torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
 
 

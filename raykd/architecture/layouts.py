@@ -53,7 +53,7 @@ class Layout:
 
     @property
     def is_clear(self) -> bool:
-        """Whether it is known which axis holds the channels."""
+        """Return whether it is known which axis holds the channels."""
         return self.name != UNCLEAR
 
     def arranged(self, tensor: Tensor) -> Tensor:
@@ -158,13 +158,13 @@ def _of(axis: Axis) -> str:
 
 
 def _is_whole(axis: Axis) -> bool:
-    """Whether places stand in their order: rows, columns, rows of columns, or tokens."""
+    """Return whether places stand in their order: rows, columns, rows of columns, or tokens."""
     kinds = tuple(atom.role for atom in axis)
     return {*kinds} == {UNKNOWN} or kinds in ((), (ROW,), (COLUMN,), (TOKEN,), (ROW, COLUMN))
 
 
 def _is_grid(pair: Sequence[Axis]) -> bool:
-    """Whether two axes are rows and columns, or both the same places (attention)."""
+    """Return whether two axes are rows and columns, or both the same places (attention)."""
     if len(pair) < 2 or not all(pair):
         return True
     (first, second) = pair

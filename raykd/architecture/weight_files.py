@@ -324,7 +324,7 @@ def _is_npz(file: Path) -> bool:
 
 
 def _is_bare_pickle(file: Path) -> bool:
-    """Whether it is a whole pickle that lacks the magic number of torch's older format."""
+    """Return whether it is a whole pickle that lacks the magic number of torch's older format."""
     with file.open("rb") as opened:
         head = opened.read(32)
         opened.seek(-1, 2)
@@ -355,7 +355,7 @@ def _state_dict(file: Path, held: Any, depth: int = 0) -> tuple[dict[str, Tensor
 
 
 def _has_tensors(value: Any) -> bool:
-    """Whether there are tensors by name in it, at most three mappings deep."""
+    """Return whether there are tensors by name in it, at most three mappings deep."""
     queue, depth = [value], 0
     while queue and depth < 3:
         mappings = [one for one in queue if isinstance(one, Mapping)]

@@ -24,7 +24,7 @@ SYSTEM = frozenset(
 
 
 def is_hidden(name: str) -> bool:
-    """Whether an entry is left out by its name: hidden, or written by a system."""
+    """Return whether an entry is left out by its name: hidden, or written by a system."""
     return name.startswith((".", "~$")) or name.casefold() in SYSTEM
 
 

@@ -123,7 +123,7 @@ def lookalikes(root: Folder) -> Iterator[str]:
 
 
 def _is_split(root: Folder, rest: tuple[str, ...], family: Mapping[str, list[Folder]]) -> bool:
-    """Whether folders are splits by their names and content.
+    """Return whether folders are splits by their names and content.
 
     A class may be called "train", too: it holds pictures itself.
     """

@@ -35,7 +35,7 @@ class Records:
 
     @property
     def is_even(self) -> bool:
-        """Whether all records have as many fields as the first."""
+        """Return whether all records have as many fields as the first."""
         width = len(self.fields[0])
         return all(len(record) == width for record in self.fields)
 

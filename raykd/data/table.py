@@ -481,7 +481,7 @@ def _json_lines(text: str) -> tuple[list[int], list[Any]]:
 
 
 def _is_row(value: Any) -> bool:
-    """Whether a value is a row, and no table of its own."""
+    """Return whether a value is a row, and no table of its own."""
     return isinstance(value, dict) and not any(isinstance(v, list | dict) for v in value.values())
 
 

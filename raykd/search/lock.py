@@ -72,7 +72,7 @@ class Identity:
 
     @property
     def is_local(self) -> bool:
-        """Whether its machine is this one and its number means the same here."""
+        """Return whether its machine is this one and its number means the same here."""
         own = Identity.own()
         if self.boot and own.boot:
             return (self.boot, self.namespace) == (own.boot, own.namespace)
@@ -80,7 +80,7 @@ class Identity:
 
     @property
     def is_alive(self) -> bool:
-        """Whether the process exists; ask only where `is_local`."""
+        """Return whether the process exists; ask only where `is_local`."""
         if self.started:
             return _start_of(self.pid) == self.started
         try:
@@ -315,7 +315,7 @@ def check_lock(folder: Path) -> None:
 
 
 def is_lost(folder: Path) -> bool:
-    """Whether this process took a folder's lock and has lost it since."""
+    """Return whether this process took a folder's lock and has lost it since."""
     try:
         check_lock(folder)
     except LockLost:

@@ -149,7 +149,7 @@ def _token_file() -> Path:
 
 
 def has_token() -> bool:
-    """Whether the environment or the token file holds a token for Ray."""
+    """Return whether the environment or the token file holds a token for Ray."""
     if os.environ.get("RAY_AUTH_TOKEN"):
         return True
     try:

@@ -119,7 +119,7 @@ def closing(hurry: Callable[[], None] = lambda: None) -> None:
 
 
 def is_stopping() -> bool:
-    """Whether such a signal has come."""
+    """Return whether such a signal has come."""
     return any(stop.received for stop in _present)
 
 

@@ -191,7 +191,7 @@ def crash_in(log: str) -> tuple[str, str]:
 
 
 def is_own(file: str) -> bool:
-    """Whether a source file is neither raykd's, nor Python's, nor a well-known library's."""
+    """Return whether a source file is neither raykd's, nor Python's, nor a well-known library's."""
     if file.startswith("<"):
         return False
     for root in _site_folders():
