@@ -18,12 +18,12 @@ teacher:
 student:
   model:
     choice:
-      - {name: fewer_layers, keep: 0.5}
-      - {name: fewer_channels, keep: 0.5}
+      - {name: layer_pruning, keep: 0.5}
+      - {name: channel_pruning, keep: 0.5}
       - {name: low_rank, rank: {choice: [0.25]}}
-      - compact
-      - {name: quantised, of: {name: fewer_layers, which: last}}
-      - {name: same, inherit: true}
+      - separable
+      - {name: quantized, base: {name: layer_pruning, rule: last}}
+      - {name: copy, inherit_weights: true}
 scheme: offline
 knowledge:
   - loss: {name: kd, temperature: 4}
@@ -41,7 +41,7 @@ def open_derived(*overrides: str, text: str = TEXT) -> OpenStudy:
 
 def derived_study(**changed: Any) -> Study:
     """A concrete one of the first kind, its source filled in."""
-    model = changed.pop("model", {"name": "fewer_layers"})
+    model = changed.pop("model", {"name": "layer_pruning"})
     plain = {
         "name": "small",
         "data": {"name": "digits", "limit": 120, "val_limit": 60},

@@ -38,17 +38,17 @@ def import_findings(study: Study) -> Iterator[Finding]:
 def derived_findings(study: Study) -> Iterator[Finding]:
     """The models of which nothing says what they are derived from."""
     for place, model in models_in(study):
-        if not isinstance(model, Derived) or model.of is not None:
+        if not isinstance(model, Derived) or model.base is not None:
             continue
-        mend = "name the teacher's `model`, or name a model under `of`"
+        mend = "name the teacher's `model`, or name a model under `base`"
         if place[0] == "teacher":
-            why, mend = "it is the teacher itself", "name a model under `of`"
+            why, mend = "it is the teacher itself", "name a model under `base`"
         elif study.teacher is None:
             why = "the study has no teacher"
         else:
             why = "the teacher is given by `weights` alone, which do not tell its architecture"
-        what = f"nothing says what '{model.name}' is derived from: `of` is null, and {why}"
-        yield Finding((*place, "of"), what, mend)
+        what = f"nothing says what '{model.name}' is derived from: `base` is null, and {why}"
+        yield Finding((*place, "base"), what, mend)
 
 
 def check_models(study: Study, task: Task | None) -> Iterator[Problem]:

@@ -382,8 +382,8 @@ def with_sources(study: Study) -> Study:
     A teacher that is itself derived has nobody to inherit from, and says so.
     """
     teacher = study.teacher
-    if teacher is not None and isinstance(teacher.model, Derived) and teacher.model.inherit:
-        fresh = dataclasses.replace(teacher.model, inherit=False)
+    if teacher is not None and isinstance(teacher.model, Derived) and teacher.model.inherit_weights:
+        fresh = dataclasses.replace(teacher.model, inherit_weights=False)
         teacher = dataclasses.replace(teacher, model=fresh)
     model = teacher.model if teacher is not None else None
     student, scheme = _derived_from(model, (study.student, study.scheme))

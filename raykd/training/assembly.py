@@ -98,7 +98,7 @@ def _student(study: Study, task: Task, teachers: Sequence[nn.Module | TeacherAtH
         return _made_from(at_hand(teachers[teaching.index(needed[-1])]).network, model, task)
     raise ValueError(
         f"student '{model.name}' inherits from the study's trained teacher, which was not given; "
-        "give it after those that teach (`train_teachers`), or write `inherit: false`"
+        "give it after those that teach (`train_teachers`), or write `inherit_weights: false`"
     )
 
 

@@ -50,7 +50,7 @@ class Training:
 
     With `world` > 1 the process group stands already, every rank makes the same calls, and the
     gradient is that of the mean over the whole batch, whatever the ranks' shares of it.
-    Batch-norm statistics, and ranges of inputs that are quantised, are averaged over the ranks at
+    Batch-norm statistics, and ranges of inputs that are quantized, are averaged over the ranks at
     each epoch's end.
 
     Args:

@@ -32,7 +32,7 @@ from raykd.architecture.cnn_blocks import (
     Shuffle,
 )
 from raykd.architecture.crd_benchmark import Published
-from raykd.architecture.derived import FewerLayers
+from raykd.architecture.derived import LayerPruning
 
 DIGITS = Task((1, 8, 8), 10)
 FASHION = Task((1, 28, 28), 10)
@@ -42,7 +42,7 @@ SOURCES = tuple(Resnet(depth=depth, width=width) for depth, width in ((14, 4), (
 
 # For each family: a small member, then the same with another depth and another width.
 VARIANTS: dict[str, Sequence[dict[str, Any]]] = {
-    **{cls.name: [{"of": source} for source in SOURCES] for cls in DERIVED},
+    **{cls.name: [{"base": source} for source in SOURCES] for cls in DERIVED},
     "resnet": ({"depth": 8, "width": 4}, {"depth": 20, "width": 4}, {"depth": 8, "width": 6}),
     "wide_resnet": ({"depth": 10, "widen": 1}, {"depth": 22, "widen": 1}, {"depth": 10}),
     "vgg": ({"depth": 8, "width": 4}, {"depth": 19, "width": 4}, {"depth": 8, "width": 6}),
@@ -93,21 +93,21 @@ BLOCKS: tuple[Block, ...] = (
 
 # Members that differ in more than depth and width.
 OTHERS: dict[str, Sequence[dict[str, Any]]] = {
-    "fewer_layers": (
-        {"of": Vgg(depth=16, width=2), "keep": 0.3, "which": "last"},
-        {"of": Mlp(depth=5, width=6), "which": "magnitude"},
+    "layer_pruning": (
+        {"base": Vgg(depth=16, width=2), "keep": 0.3, "rule": "last"},
+        {"base": Mlp(depth=5, width=6), "rule": "magnitude"},
     ),
-    "fewer_channels": (
-        {"of": MobilenetV2(width_multiplier=0.125, expansion=2), "keep": 0.75, "norm": "l2"},
-        {"of": Vit(depth=2, width=16, heads=4, patch=2), "keep": 0.5},
+    "channel_pruning": (
+        {"base": MobilenetV2(width_multiplier=0.125, expansion=2), "keep": 0.75, "norm": "l2"},
+        {"base": Vit(depth=2, width=16, heads=4, patch=2), "keep": 0.5},
     ),
-    "low_rank": ({"of": Vit(depth=2, width=16, heads=4), "rank": 0.1, "operators": "linear"},),
-    "compact": ({"of": SOURCES[0], "operator": "group", "groups": 2},),
-    "quantised": (
-        {"of": Mixer(depth=2, width=6), "ends": "float"},
-        {"of": FewerLayers(of=SOURCES[0], keep=0.1)},
+    "low_rank": ({"base": Vit(depth=2, width=16, heads=4), "rank": 0.1, "operators": "linear"},),
+    "separable": ({"base": SOURCES[0], "operator": "group", "groups": 2},),
+    "quantized": (
+        {"base": Mixer(depth=2, width=6), "ends": "float"},
+        {"base": LayerPruning(base=SOURCES[0], keep=0.1)},
     ),
-    "same": ({"of": Mlp(depth=2, width=4), "inherit": True},),
+    "copy": ({"base": Mlp(depth=2, width=4), "inherit_weights": True},),
     "resnet": (
         {"block": "bottleneck", "depth": 11, "width": 2},
         {"stages": 4, "depth": 10, "width": 2, "stem_type": "imagenet"},
@@ -140,7 +140,7 @@ OTHERS: dict[str, Sequence[dict[str, Any]]] = {
 
 # Members that learn the digits in a few steps, where the small ones above do not.
 LEARNERS: dict[str, dict[str, Any]] = {
-    "fewer_channels": {"of": Resnet(depth=14, width=8)},
+    "channel_pruning": {"base": Resnet(depth=14, width=8)},
     "mobilenet_v2": {"width_multiplier": 0.25, "stem_stride": 1},
     "cnn": {},
     "vit": {"depth": 4, "width": 32},
@@ -168,7 +168,7 @@ def small(name: str) -> Model:
 
 def default(name: str) -> Model:
     """With every field at its default, but for what a derived model is derived from."""
-    return MODELS[name](**({"of": Resnet()} if issubclass(MODELS[name], Derived) else {}))
+    return MODELS[name](**({"base": Resnet()} if issubclass(MODELS[name], Derived) else {}))
 
 
 def learner(name: str) -> Model:

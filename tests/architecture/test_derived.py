@@ -30,12 +30,12 @@ from raykd.architecture import (
 from raykd.architecture.adapters.torchvision_models import Torchvision
 from raykd.architecture.derived import (
     DERIVED,
-    Compact,
-    FewerChannels,
-    FewerLayers,
+    ChannelPruning,
+    Copy,
+    LayerPruning,
     LowRank,
-    Quantised,
-    Same,
+    Quantized,
+    Separable,
 )
 from raykd.architecture.derived.compact import grouped, separated
 from raykd.architecture.derived.fewer_layers import runs_of
@@ -70,7 +70,7 @@ def _derived(model: Derived, trained: nn.Module, task: Task = DIGITS) -> nn.Modu
 
 @pytest.mark.parametrize("cls", DERIVED, ids=lambda cls: cls.name)
 def test_what_is_inherited_has_the_told_size_and_leaves_the_teacher_alone(cls: Any) -> None:
-    model, trained = cls(of=RESNET, inherit=True), _trained(RESNET)
+    model, trained = cls(base=RESNET, inherit_weights=True), _trained(RESNET)
     before = copy.deepcopy(trained.state_dict())
     frozen = trained.requires_grad_(False)
     student = model.build_from(frozen, DIGITS)
@@ -86,10 +86,10 @@ def test_what_is_inherited_has_the_told_size_and_leaves_the_teacher_alone(cls: A
 @pytest.mark.parametrize(
     "model",
     [
-        Same(of=RESNET, inherit=True),
-        FewerLayers(of=RESNET, keep=1),
-        FewerChannels(of=RESNET, keep=1),
-        LowRank(of=RESNET, rank=1),
+        Copy(base=RESNET, inherit_weights=True),
+        LayerPruning(base=RESNET, keep=1),
+        ChannelPruning(base=RESNET, keep=1),
+        LowRank(base=RESNET, rank=1),
     ],
     ids=lambda model: model.name,
 )
@@ -99,11 +99,11 @@ def test_with_everything_kept_it_is_the_teacher(model: Derived) -> None:
 
 
 def test_a_source_of_its_own_and_one_after_the_other() -> None:
-    model = Quantised(of=FewerLayers(of=LowRank(of=RESNET), keep=0.3))
+    model = Quantized(base=LayerPruning(base=LowRank(base=RESNET), keep=0.3))
     assert model.origin == RESNET
-    fresh = FewerLayers(of=RESNET, inherit=False)
-    assert fresh.origin is None and Quantised(of=fresh).origin == fresh
-    assert _derived(Quantised(of=fresh), fresh.build(DIGITS))(_samples()).shape == (4, 10)
+    fresh = LayerPruning(base=RESNET, inherit_weights=False)
+    assert fresh.origin is None and Quantized(base=fresh).origin == fresh
+    assert _derived(Quantized(base=fresh), fresh.build(DIGITS))(_samples()).shape == (4, 10)
     student = _derived(model, _trained(RESNET))
     assert anatomy(model, DIGITS).params == anatomy(model.source, DIGITS).params
     assert student(_samples()).shape == (4, 10)
@@ -117,15 +117,15 @@ def _blocks(network: nn.Module, stage: str) -> list[nn.Module]:
 
 
 @pytest.mark.parametrize(
-    ("which", "kept"), [("evenly", [0, 2, 4]), ("first", [0, 1, 2]), ("last", [0, 3, 4])]
+    ("rule", "kept"), [("evenly", [0, 2, 4]), ("first", [0, 1, 2]), ("last", [0, 3, 4])]
 )
-def test_the_blocks_that_stay(which: Any, kept: list[int]) -> None:
+def test_the_blocks_that_stay(rule: Any, kept: list[int]) -> None:
     source = Resnet(depth=32, width=4, stem=6)  # stages of 5, the first block changes the shape
     trained = _trained(source)
-    student = _derived(FewerLayers(of=source, keep=0.6, which=which), trained)
+    student = _derived(LayerPruning(base=source, keep=0.6, rule=rule), trained)
     for stage in ("stage1", "stage2", "stage3"):
         found, known = _blocks(student, stage), _blocks(trained, stage)
-        expected = [0, 1, 4] if which == "evenly" else kept  # evenly among the four behind it
+        expected = [0, 1, 4] if rule == "evenly" else kept  # evenly among the four behind it
         assert [_same_weights(one, known) for one in found] == expected
 
 
@@ -145,23 +145,25 @@ def test_the_largest_blocks_stay_and_the_shapes_tell_it_before() -> None:
         for number, scale in ((1, 0.1), (2, 3.0), (3, 0.2), (4, 2.0)):
             for parameter in _blocks(trained, "stage2")[number].parameters():
                 parameter.mul_(scale)
-    student = _derived(FewerLayers(of=source, keep=0.6, which="magnitude"), trained)
+    student = _derived(LayerPruning(base=source, keep=0.6, rule="magnitude"), trained)
     found, known = _blocks(student, "stage2"), _blocks(trained, "stage2")
     assert [_same_weights(one, known) for one in found] == [0, 2, 4]
 
 
 def test_a_share_of_one_keeps_a_block_of_each_run() -> None:
     for source in (Vit(depth=8, width=16, heads=2), Mlp(depth=5, width=6), RESNET):
-        student = FewerLayers(of=source, keep=0.01).build(DIGITS)
+        student = LayerPruning(base=source, keep=0.01).build(DIGITS)
         assert runs_of(student, DIGITS) == []
         names = anatomy(source, DIGITS).aliases
         if source.name != "mlp":  # whose stages are its blocks
-            assert list(anatomy(FewerLayers(of=source, keep=0.01), DIGITS).aliases) == list(names)
+            assert list(anatomy(LayerPruning(base=source, keep=0.01), DIGITS).aliases) == list(
+                names
+            )
 
 
 def test_plain_sequences_lose_convolutions_with_their_norms() -> None:
     source = Vgg(depth=16, width=2)
-    student = FewerLayers(of=source, keep=0.5).build(DIGITS)
+    student = LayerPruning(base=source, keep=0.5).build(DIGITS)
     convolutions = [one for one in student.modules() if isinstance(one, nn.Conv2d)]
     norms = [one for one in student.modules() if isinstance(one, nn.BatchNorm2d)]
     assert len(convolutions) == len(norms) == 8  # of 2, 2, 3, 3, 3: 1, 1, 2, 2, 2
@@ -170,7 +172,7 @@ def test_plain_sequences_lose_convolutions_with_their_norms() -> None:
 def test_stages_are_no_blocks() -> None:
     """Torchvision numbers ConvNeXt's stages: no whole stage goes."""
     source = Torchvision(name="torchvision/convnext_tiny")
-    told, whole = anatomy(FewerLayers(of=source), CIFAR), anatomy(source, CIFAR)
+    told, whole = anatomy(LayerPruning(base=source), CIFAR), anatomy(source, CIFAR)
     assert list(told.aliases) == list(whole.aliases)
     assert 0.5 < told.params / whole.params < 0.8
 
@@ -181,7 +183,7 @@ def test_stages_are_no_blocks() -> None:
 def test_the_channels_of_the_largest_norm_stay() -> None:
     source = Vgg(depth=8, width=8)
     trained = _trained(source)
-    student = _derived(FewerChannels(of=source, keep=0.5), trained)
+    student = _derived(ChannelPruning(base=source, keep=0.5), trained)
     first = trained.get_submodule("stage1.conv1").weight
     assert isinstance(first, Tensor)
     kept = first.flatten(1).abs().sum(1).argsort(descending=True)[:4].sort().values
@@ -203,7 +205,7 @@ def test_channels_bound_by_a_residual_sum_are_ranked_together() -> None:
     norms = sum(weight.detach().flatten(1).norm(dim=1) for weight in weights)
     assert isinstance(norms, Tensor)
     kept = norms.argsort(descending=True)[:2].sort().values
-    student = _derived(FewerChannels(of=source, norm="l2"), trained)
+    student = _derived(ChannelPruning(base=source, norm="l2"), trained)
     assert torch.equal(student.get_parameter("stem.0.weight"), weights[0][kept])
 
 
@@ -260,7 +262,7 @@ def test_pruned_is_as_with_those_channels_at_zero(
             group.prune()
 
     monkeypatch.setattr(torch_pruning.pruner.BasePruner, "step", silencing)
-    student = _derived(FewerChannels(of=source), trained, CIFAR)
+    student = _derived(ChannelPruning(base=source), trained, CIFAR)
     with torch.no_grad():
         before, expected = trained(_samples(CIFAR)), silenced(_samples(CIFAR))
         found = student(_samples(CIFAR))
@@ -276,7 +278,7 @@ def _silence(module: nn.Module, channels: list[int]) -> None:
 
 def test_heads_of_attention_get_narrower() -> None:
     source = Vit(depth=2, width=16, heads=4, patch=2)
-    student = FewerChannels(of=source, keep=0.5).build(DIGITS)
+    student = ChannelPruning(base=source, keep=0.5).build(DIGITS)
     attention = student.get_submodule("stage1.0.attention")
     assert attention.heads == 4 and attention.get_submodule("qkv").out_features == 24
 
@@ -308,18 +310,18 @@ def test_a_product_of_lower_rank_is_the_nearest_one() -> None:
 
 
 def test_what_would_not_get_smaller_and_the_classifier_stay() -> None:
-    student = LowRank(of=Vit(depth=2, width=16, heads=4), rank=0.4).build(DIGITS)
+    student = LowRank(base=Vit(depth=2, width=16, heads=4), rank=0.4).build(DIGITS)
     kinds = {name: type(module).__name__ for name, module in student.named_modules()}
     assert kinds["stage1.0.attention.qkv"] == "Factorised"  # 6 x (48 + 16) < 48 x 16
     assert kinds["stage1.0.mlp.fc1"] == "Factorised"
-    small = LowRank(of=Vit(depth=2, width=16, heads=4), rank=0.5).build(DIGITS)
+    small = LowRank(base=Vit(depth=2, width=16, heads=4), rank=0.5).build(DIGITS)
     assert type(small.get_submodule("stage1.0.attention.project")) is nn.Linear  # 8 x 32 = 16 x 16
     assert kinds["classifier"] == "Linear"
-    only = LowRank(of=RESNET, operators="linear").build(DIGITS)
+    only = LowRank(base=RESNET, operators="linear").build(DIGITS)
     assert not any(type(module).__name__ == "Factorised" for module in only.modules())
 
 
-# Compact
+# Separable
 
 
 def test_a_separable_kernel_is_found_again() -> None:
@@ -342,14 +344,14 @@ def test_a_block_diagonal_kernel_is_found_again() -> None:
 
 
 def test_all_but_the_first_and_pointwise_convolutions_are_exchanged() -> None:
-    student = Compact(of=RESNET).build(DIGITS)
+    student = Separable(base=RESNET).build(DIGITS)
     dense = [
         name
         for name, layer in student.named_modules()
         if isinstance(layer, nn.Conv2d) and layer.groups == 1 and max(layer.kernel_size) > 1
     ]
     assert dense == ["stem.0"]
-    groups = Compact(of=Resnet(depth=8, width=6), operator="group", groups=4).build(DIGITS)
+    groups = Separable(base=Resnet(depth=8, width=6), operator="group", groups=4).build(DIGITS)
     found = [layer.groups for layer in groups.modules() if isinstance(layer, nn.Conv2d)]
     assert 4 in found and 3 in found  # of 6 channels the largest divisor that is no more than 4
 
@@ -358,13 +360,17 @@ def test_all_but_the_first_and_pointwise_convolutions_are_exchanged() -> None:
 
 TEXTS = Task((8,), 3, Text(50))
 WRONG: list[tuple[Derived, Task, str]] = [
-    (FewerLayers(), DIGITS, "nothing says what `fewer_layers` is derived from; name it under `of`"),
-    (FewerLayers(of=Resnet(depth=8)), DIGITS, "resnet has no blocks that could be left out"),
-    (FewerChannels(of=ShufflenetV1()), DIGITS, "the channels of shufflenet_v1 cannot be pruned"),
-    (Compact(of=Mlp()), DIGITS, "mlp has no dense convolution that `compact` could exchange"),
-    (Quantised(of=Mlp(depth=1), ends="float"), DIGITS, "mlp has no convolution or linear layer"),
-    (LowRank(of=RESNET), TEXTS, "resnet, which low_rank is derived from, takes no texts"),
-    (LowRank(of=Convnext(depths=(9,) * 9)), DIGITS, "a convnext of 9 stages"),
+    (
+        LayerPruning(),
+        DIGITS,
+        "nothing says what `layer_pruning` is derived from",
+    ),
+    (LayerPruning(base=Resnet(depth=8)), DIGITS, "resnet has no blocks that could be left out"),
+    (ChannelPruning(base=ShufflenetV1()), DIGITS, "the channels of shufflenet_v1 cannot be pruned"),
+    (Separable(base=Mlp()), DIGITS, "mlp has no dense convolution that `separable` could exchange"),
+    (Quantized(base=Mlp(depth=1), ends="float"), DIGITS, "mlp has no convolution or linear layer"),
+    (LowRank(base=RESNET), TEXTS, "resnet, which low_rank is derived from, takes no texts"),
+    (LowRank(base=Convnext(depths=(9,) * 9)), DIGITS, "a convnext of 9 stages"),
 ]
 
 
@@ -376,13 +382,13 @@ def test_mistakes_are_told_when_it_is_measured(model: Derived, task: Task, messa
 
 def test_a_network_of_another_make_is_refused() -> None:
     with pytest.raises(ValueError, match=r"none of `resnet`.*such as .*correct the teacher's"):
-        LowRank(of=RESNET).build_from(Resnet(depth=14, width=8).build(DIGITS), DIGITS)
+        LowRank(base=RESNET).build_from(Resnet(depth=14, width=8).build(DIGITS), DIGITS)
     with pytest.raises(ValueError, match="resnet inherits nothing"):
         RESNET.build_from(RESNET.build(DIGITS), DIGITS)
 
 
 def test_gradients_reach_all_of_a_chain() -> None:
-    model = Quantised(of=FewerChannels(of=Resnet(depth=14, width=8)))
+    model = Quantized(base=ChannelPruning(base=Resnet(depth=14, width=8)))
     student = model.build(DIGITS).train()
     F.cross_entropy(student(_samples()), torch.arange(4)).backward()
     assert all(one.grad is not None and one.grad.any() for one in student.parameters())

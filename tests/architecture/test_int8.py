@@ -17,7 +17,7 @@ from model_cases import DIGITS
 from raykd.architecture import Cnn, Mixer, Model, Resnet
 from raykd.architecture.cnn import CnnStage
 from raykd.architecture.cnn_blocks import Depthwise
-from raykd.architecture.derived import Quantised
+from raykd.architecture.derived import Quantized
 from raykd.architecture.derived.int8 import (
     INPUTS,
     Int8Conv2d,
@@ -148,7 +148,7 @@ SOURCES = (
     ("source", "ends"), [*product(SOURCES[:1], ["int8", "float"]), *product(SOURCES[1:], ["int8"])]
 )
 def test_converted_digits(source: Model, ends: Any) -> None:
-    model = Quantised(of=source, ends=ends)
+    model = Quantized(base=source, ends=ends)
     network, pictures, targets = _trained(model)
     before = copy.deepcopy(network.state_dict())
     kept = model.deployed(network)
@@ -170,7 +170,7 @@ def test_converted_digits(source: Model, ends: Any) -> None:
 
 
 def test_kept_as_a_file_copied_and_filled() -> None:
-    model = Quantised(of=Resnet(depth=8, width=4))
+    model = Quantized(base=Resnet(depth=8, width=4))
     network = model.build(DIGITS).train()
     network(torch.rand(8, 1, 8, 8))
     kept, inputs = model.deployed(network), torch.rand(4, 1, 8, 8)
@@ -191,7 +191,7 @@ def test_kept_as_a_file_copied_and_filled() -> None:
 
 
 def test_the_state_of_the_simulated_network_holds_its_ranges() -> None:
-    model = Quantised(of=Resnet(depth=8, width=4))
+    model = Quantized(base=Resnet(depth=8, width=4))
     network, inputs = model.build(DIGITS).train(), torch.rand(8, 1, 8, 8)
     network(inputs)
     again = model.build(DIGITS)

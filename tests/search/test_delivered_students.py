@@ -32,7 +32,7 @@ train: {epochs: 3, batch_size: 32}
 PICTURES = """\
 name: pictures
 data: {name: image_folder, root: FOLDER/data, size: 8}
-student: {model: {name: quantised, of: {name: mlp, depth: 2, width: 16}}}
+student: {model: {name: quantized, base: {name: mlp, depth: 2, width: 16}}}
 scheme: alone
 train: {epochs: 4, batch_size: 16}
 """
@@ -212,7 +212,7 @@ def test_the_signature_and_metadata_say_what_it_takes(
 
 def test_its_name_says_what_it_is(results: dict[str, StudyResult]) -> None:
     assert _delivered(results["digits"])["name"] == "digits-resnet-d8-w4-alone"
-    assert _delivered(results["pictures"])["name"].startswith("image_folder-quantised-of-mlp")
+    assert _delivered(results["pictures"])["name"].startswith("image_folder-quantized-base-mlp")
     assert _delivered(results["texts"])["name"].startswith("text-hf-bert")
 
 

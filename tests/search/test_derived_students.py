@@ -10,7 +10,7 @@ import torch
 
 from derived_studies import TEXT
 from raykd.architecture import Task, anatomy
-from raykd.architecture.derived import Same
+from raykd.architecture.derived import Copy
 from raykd.architecture.derived.int8 import Int8Layer
 from raykd.search.driver import opened, run
 from raykd.search.records import Record
@@ -21,7 +21,7 @@ from raykd.tracking.models import load_model_uri
 from raykd.training.checkpoint import load_weights
 from raykd.training.delivering import raw_samples
 
-KINDS = {"fewer_layers", "fewer_channels", "low_rank", "compact", "quantised", "same"}
+KINDS = {"layer_pruning", "channel_pruning", "low_rank", "separable", "quantized", "copy"}
 TASK = Task((1, 8, 8), 10)
 
 
@@ -59,11 +59,11 @@ def test_a_search_over_every_kind(found: tuple[StudyResult, Path]) -> None:
         assert "test_accuracy" not in record.metrics
     assert {_model(record).name for record in trials} == KINDS
     by_name = {_model(record).name: record.metrics for record in trials}
-    assert by_name["same"]["val_accuracy"] > 0.6, "it starts as the teacher"
+    assert by_name["copy"]["val_accuracy"] > 0.6, "it starts as the teacher"
 
 
 def test_a_quantised_student_is_tested_and_kept_in_int8(tmp_path: Path) -> None:
-    model = "student.model={name: quantised}"
+    model = "student.model={name: quantized}"
     result = _searched(tmp_path, model, "search.trials=1", "search.replicates=1")
     (replicate,), (alone,) = result.records.of("replicate"), result.records.of("alone")
     for record in (replicate, alone):
@@ -94,4 +94,4 @@ def test_derived_from_a_teacher_of_weights(found: tuple[StudyResult, Path], tmp_
     assert source is not None
     network = source.build(TASK)
     load_weights(network, file)
-    assert Same(of=source, inherit=True).build_from(network, TASK)
+    assert Copy(base=source, inherit_weights=True).build_from(network, TASK)

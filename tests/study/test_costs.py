@@ -199,8 +199,8 @@ def test_what_is_measured_is_what_is_deployed(stopwatch: list[Any]) -> None:
 
 def test_what_is_converted_is_measured_converted(stopwatch: list[Any]) -> None:
     study = searching("measure: [latency, memory]")
-    quantised = MODELS["quantised"](of=Resnet(depth=8, width=4))
-    one = replace(study.settings, student=replace(study.settings.student, model=quantised))
+    quantized = MODELS["quantized"](base=Resnet(depth=8, width=4))
+    one = replace(study.settings, student=replace(study.settings.student, model=quantized))
     Costs(study.settings.search, TASK).of(one)
     [(_, network)] = stopwatch
     assert any(b.dtype == torch.int8 for b in network.buffers())

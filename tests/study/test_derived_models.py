@@ -9,14 +9,14 @@ import pytest
 
 from derived_studies import KD, derived_study, open_derived
 from raykd.architecture import Resnet, Task
-from raykd.architecture.derived import FewerLayers, LowRank, Quantised
+from raykd.architecture.derived import LayerPruning, LowRank, Quantized
 from raykd.problems import StudyError
 from raykd.schemes import Preparation
 from raykd.study.schema import Student, plain, read_study
 from raykd.study.teachers import needed_by, teachers_of
 from raykd.training.teacher import preparation_key
 
-KINDS = ("fewer_layers", "fewer_channels", "low_rank", "compact", "quantised", "same")
+KINDS = ("layer_pruning", "channel_pruning", "low_rank", "separable", "quantized", "copy")
 TASK = Task((1, 8, 8), 10)
 
 
@@ -24,12 +24,12 @@ TASK = Task((1, 8, 8), 10)
 
 
 def test_what_is_left_open_is_the_teachers_model() -> None:
-    study = derived_study(model={"name": "quantised", "of": {"name": "low_rank"}})
+    study = derived_study(model={"name": "quantized", "base": {"name": "low_rank"}})
     assert study.teacher is not None
-    assert study.student == Student(model=Quantised(of=LowRank(of=study.teacher.model)))
+    assert study.student == Student(model=Quantized(base=LowRank(base=study.teacher.model)))
     assert read_study(plain(study)) == study
-    named = {"name": "fewer_layers", "of": {"name": "resnet", "depth": 20}}
-    assert derived_study(model=named).student.model == FewerLayers(of=Resnet(depth=20))
+    named = {"name": "layer_pruning", "base": {"name": "resnet", "depth": 20}}
+    assert derived_study(model=named).student.model == LayerPruning(base=Resnet(depth=20))
 
 
 def test_every_kind_in_one_space() -> None:
@@ -41,7 +41,9 @@ def test_every_kind_in_one_space() -> None:
         assert one.student.model.origin == one.teacher.model
         flat = study.flat(one)
         inner = (
-            "student.model.of.of" if one.student.model.name == "quantised" else "student.model.of"
+            "student.model.base.base"
+            if one.student.model.name == "quantized"
+            else "student.model.base"
         )
         assert flat[inner] == "resnet" and flat[f"{inner}.depth"] == 14
 
@@ -49,12 +51,12 @@ def test_every_kind_in_one_space() -> None:
 def test_the_source_follows_a_teacher_that_is_open() -> None:
     study = open_derived("teacher.model.depth={choice: [14, 20]}", "student.model=low_rank")
     drawn = [study.sample(seed, TASK) for seed in range(12)]
-    assert {one.student.model.of.depth for one in drawn} == {14, 20}  # type: ignore[union-attr]
-    assert all(one.student.model.of == one.teacher.model for one in drawn)  # type: ignore[union-attr]
+    assert {one.student.model.base.depth for one in drawn} == {14, 20}  # type: ignore[union-attr]
+    assert all(one.student.model.base == one.teacher.model for one in drawn)  # type: ignore[union-attr]
 
 
 def test_a_teacher_that_is_itself_derived() -> None:
-    model = {"name": "fewer_layers", "of": {"name": "resnet", "depth": 20, "width": 4}}
+    model = {"name": "layer_pruning", "base": {"name": "resnet", "depth": 20, "width": 4}}
     teacher = {"model": model, "train": {"epochs": 1}}
     study = derived_study(model={"name": "low_rank"}, teacher=teacher)
     assert study.teacher is not None and study.student.model.origin == study.teacher.model
@@ -66,42 +68,42 @@ def test_a_teacher_that_is_itself_derived() -> None:
 WRONG = [
     (
         ("teacher=null", "student.model=low_rank", "scheme=alone", "knowledge=[]"),
-        "student.model.of: nothing says what 'low_rank' is derived from: `of` is null, and the "
-        "study has no teacher\n    -> name the teacher's `model`, or name a model under `of`",
+        "student.model.base: nothing says what 'low_rank' is derived from: `base` is null, and the "
+        "study has no teacher\n    -> name the teacher's `model`, or name a model under `base`",
     ),
     (
         (
             "teacher={weights: 'models:/m@champion'}",
-            "student.model={name: quantised, of: compact}",
+            "student.model={name: quantized, base: separable}",
             "knowledge=[{loss: kd}]",
         ),
-        "student.model.of.of: nothing says what 'compact' is derived from: `of` is null, and the "
-        "teacher is given by `weights` alone",
+        "student.model.base.base: nothing says what 'separable' is derived from: `base` is null, "
+        "and the teacher is given by `weights` alone",
     ),
     (
-        ("teacher.model=fewer_layers", "student.model={name: mlp}"),
-        "teacher.model.of: nothing says what 'fewer_layers' is derived from: `of` is null, and it "
-        "is the teacher itself\n    -> name a model under `of`",
+        ("teacher.model=layer_pruning", "student.model={name: mlp}"),
+        "teacher.model.base: nothing says what 'layer_pruning' is derived from: `base` is null, "
+        "and it is the teacher itself\n    -> name a model under `base`",
     ),
     (("student.model={name: low_rank, rank: 0}",), "student.model.rank: got 0; must be > 0"),
     (
-        ("student.model={name: fewer_layers, keep: 1.5}",),
+        ("student.model={name: layer_pruning, keep: 1.5}",),
         "student.model.keep: got 1.5; must be <= 1",
     ),
     (
-        ("student.model={name: same, of: {name: resnet, depth: 15}}",),
-        "student.model.of.depth: a resnet's depth, with 3 stages of basic blocks, is 6n+2",
+        ("student.model={name: copy, base: {name: resnet, depth: 15}}",),
+        "student.model.base.depth: a resnet's depth, with 3 stages of basic blocks, is 6n+2",
     ),
     (
-        ("teacher.model={name: mlp}", "student.model=compact"),
-        "student.model: mlp has no dense convolution that `compact` could exchange",
+        ("teacher.model={name: mlp}", "student.model=separable"),
+        "student.model: mlp has no dense convolution that `separable` could exchange",
     ),
     (
-        ("teacher.model={name: resnet, depth: 8}", "student.model={name: fewer_layers}"),
+        ("teacher.model={name: resnet, depth: 8}", "student.model={name: layer_pruning}"),
         "student.model: resnet has no blocks that could be left out",
     ),
     (
-        ("teacher.model={name: shufflenet_v1}", "student.model=fewer_channels"),
+        ("teacher.model={name: shufflenet_v1}", "student.model=channel_pruning"),
         "student.model: the channels of shufflenet_v1 cannot be pruned by 0.5",
     ),
 ]
@@ -127,9 +129,9 @@ def test_the_teacher_reaches_every_scheme() -> None:
     for scheme in ("dml", "byot", "one"):
         assert needed_by(derived_study(scheme={"name": scheme})) == (own,)
     assert needed_by(derived_study(scheme={"name": "offline"}, knowledge=KD)) == (own, own)
-    fresh = derived_study(model={"name": "fewer_layers", "inherit": False})
+    fresh = derived_study(model={"name": "layer_pruning", "inherit_weights": False})
     assert needed_by(fresh) == ()
-    other = derived_study(model={"name": "fewer_layers", "of": {"name": "resnet", "depth": 20}})
+    other = derived_study(model={"name": "layer_pruning", "base": {"name": "resnet", "depth": 20}})
     assert needed_by(other) == () and other.student.model.build(TASK)
 
 

@@ -164,7 +164,7 @@ ARCHITECTURES = [
         "patch",
     ),
     (
-        {"student": "{name: fewer_layers, keep: 5}"},
+        {"student": "{name: layer_pruning, keep: 5}"},
         "student.model.keep: got 5; must be <= 1",
         "",
     ),

@@ -49,13 +49,13 @@ def test_the_same_start_with_and_without_a_teacher(data: Dataset) -> None:
     assert all(torch.equal(null[name], held) for name, held in taught.items())
     assert all(torch.equal(known[name], held) for name, held in taught.items())
     with pytest.raises(
-        ValueError, match="'fewer_layers' inherits from the study's trained teacher"
+        ValueError, match="'layer_pruning' inherits from the study's trained teacher"
     ):
         Training(alone, data, seed=3)
 
 
 def test_a_training_goes_on_where_it_was(data: Dataset) -> None:
-    study = derived_study(model={"name": "quantised"}, train={"epochs": 2, "batch_size": 32})
+    study = derived_study(model={"name": "quantized"}, train={"epochs": 2, "batch_size": 32})
     networks = train_teachers(study, data)
     whole, first, second = (Training(study, data, seed=1, teacher=networks) for _ in range(3))
     whole.run_epoch()

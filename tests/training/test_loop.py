@@ -182,7 +182,7 @@ def test_a_term_that_learns_may_join_late(optimizer: SGD | AdamW) -> None:
 @pytest.mark.parametrize("name", list(MODELS.members))
 def test_every_model_trains(name: str) -> None:
     cls = MODELS[name]
-    given: dict[str, Any] = {"of": Resnet(depth=14, width=4)} if issubclass(cls, Derived) else {}
+    given: dict[str, Any] = {"base": Resnet(depth=14, width=4)} if issubclass(cls, Derived) else {}
     study = dataclasses.replace(alone(epochs=1), student=Student(model=cls(**given)))
     small = dataclasses.replace(DIGITS, limit=40)
     training = Training(dataclasses.replace(study, data=small), digits(40), seed=0)

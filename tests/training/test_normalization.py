@@ -249,7 +249,7 @@ def test_a_delivered_student_teaches_without_normalizing_twice() -> None:
 # Students that inherit
 
 
-@pytest.mark.parametrize("name", ["same", "fewer_layers", "low_rank", "compact", "quantised"])
+@pytest.mark.parametrize("name", ["copy", "layer_pruning", "low_rank", "separable", "quantized"])
 def test_a_student_made_of_the_teacher_expects_the_same(name: str) -> None:
     from raykd.architecture import Resnet
 
@@ -258,7 +258,7 @@ def test_a_student_made_of_the_teacher_expects_the_same(name: str) -> None:
     teacher = adapted(source.build(task_of(data)).eval(), data, IMAGENET)
     one = study(
         Teacher(model=source, weights="x.safetensors", normalization="imagenet"),
-        student=Student(model=kind(of=source, inherit=True)),  # type: ignore[call-arg]
+        student=Student(model=kind(base=source, inherit_weights=True)),  # type: ignore[call-arg]
         scheme=Alone(),
         knowledge=(),
     )

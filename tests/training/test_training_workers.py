@@ -72,8 +72,8 @@ def test_batch_norm_statistics_come_from_all_ranks(ranks: list[dict[str, Any]]) 
 
 
 def test_ranges_of_quantised_inputs_come_from_all_ranks(ranks: list[dict[str, Any]]) -> None:
-    one = worker_cases.alone_in_the_world(worker_cases.STUDIES["quantised"])["weights"]
-    two = ranks[0]["quantised"]["weights"]
+    one = worker_cases.alone_in_the_world(worker_cases.STUDIES["quantized"])["weights"]
+    two = ranks[0]["quantized"]["weights"]
     names = [key for key in one if key.endswith("inputs.high")]
     assert len(names) > 5
     for name in names:

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 
 from raykd.architecture import Resnet, anatomy
-from raykd.architecture.derived import Quantised
+from raykd.architecture.derived import Quantized
 from raykd.data import AUGMENTATIONS
 from raykd.knowledge import LOSSES, Pair, Term
 from raykd.schemes.train import SGD
@@ -52,9 +52,9 @@ STUDIES: dict[str, Study] = {
         Term(loss=LOSSES["simkd"](), pairs=EMBEDDING), epochs=2, batch_size=UNEVEN
     ),
     "factors": taught(Term(loss=LOSSES["ft"]()), epochs=2, batch_size=UNEVEN),
-    "quantised": dataclasses.replace(
+    "quantized": dataclasses.replace(
         alone(epochs=1),
-        student=Student(model=Quantised(of=Resnet(depth=8, width=4), inherit=False)),
+        student=Student(model=Quantized(base=Resnet(depth=8, width=4), inherit_weights=False)),
     ),
     "contrast": taught(Term(loss=LOSSES["crd"]()), epochs=2, batch_size=UNEVEN),
 }

@@ -1,31 +1,31 @@
 """Students derived from the teacher: Gou et al. 2021 (arXiv:2006.05525), section 4."""
 
-from raykd.architecture.derived.compact import Compact
+from raykd.architecture.derived.compact import Separable
 from raykd.architecture.derived.derived import Derived, inherited
-from raykd.architecture.derived.fewer_channels import FewerChannels
-from raykd.architecture.derived.fewer_layers import FewerLayers
+from raykd.architecture.derived.fewer_channels import ChannelPruning
+from raykd.architecture.derived.fewer_layers import LayerPruning
 from raykd.architecture.derived.low_rank import LowRank
-from raykd.architecture.derived.quantised import Quantised
-from raykd.architecture.derived.same import Same
+from raykd.architecture.derived.quantised import Quantized
+from raykd.architecture.derived.same import Copy
 
 DERIVED: tuple[type[Derived], ...] = (
-    FewerLayers,
-    FewerChannels,
+    LayerPruning,
+    ChannelPruning,
     LowRank,
-    Compact,
-    Quantised,
-    Same,
+    Separable,
+    Quantized,
+    Copy,
 )
 """Models made of another model, as a rule the teacher's."""
 
 __all__ = [
     "DERIVED",
-    "Compact",
+    "ChannelPruning",
+    "Copy",
     "Derived",
-    "FewerChannels",
-    "FewerLayers",
+    "LayerPruning",
     "LowRank",
-    "Quantised",
-    "Same",
+    "Quantized",
+    "Separable",
     "inherited",
 ]

@@ -17,7 +17,7 @@ from raykd.option import option
 
 
 @option
-class Compact(Derived):
+class Separable(Derived):
     """The teacher with dense convolutions replaced by separable or grouped ones.
 
     Crowley 2018 (arXiv:1711.02613, moonshine): the network stays, each dense convolution larger
@@ -30,7 +30,7 @@ class Compact(Derived):
 
     paper = "Crowley 2018, arXiv:1711.02613"
 
-    name: Literal["compact"] = "compact"
+    name: Literal["separable"] = "separable"
     operator: Annotated[
         Literal["depthwise", "group"], Field(description="Replacement for dense convolutions")
     ] = "depthwise"
@@ -56,7 +56,7 @@ class Compact(Derived):
             changed += 1
         if not changed:
             raise ValueError(
-                f"{self.source.name} has no dense convolution that `compact` could exchange (the "
+                f"{self.source.name} has no dense convolution that `separable` could exchange (the "
                 "first one and 1x1 stay, and groups must divide the channels); derive the student "
                 "in another way, such as `low_rank`"
             )

@@ -46,11 +46,11 @@ class Derived(Model):
     takes_text = True  # where the source does
 
     name: str
-    of: Annotated[
+    base: Annotated[
         AnyModel | None,
-        Field(description="Source model. null: the teacher of the study"),
+        Field(description="Base model. null: the teacher of the study"),
     ] = None
-    inherit: Annotated[
+    inherit_weights: Annotated[
         bool, Field(description="Initialize from the weights of the trained teacher")
     ] = True
 
@@ -61,22 +61,22 @@ class Derived(Model):
         Raises:
             ValueError: nothing says so.
         """
-        if self.of is None:
+        if self.base is None:
             raise ValueError(
-                f"nothing says what `{self.name}` is derived from; name it under `of`, or name a "
+                f"nothing says what `{self.name}` is derived from; name it under `base`, or name a "
                 "`model` under `teacher`"
             )
-        return self.of
+        return self.base
 
     @property
     def origin(self) -> Model | None:
-        if not self.inherit or self.of is None:
+        if not self.inherit_weights or self.base is None:
             return None
-        return self.of.origin if _inherits(self.of) else self.of
+        return self.base.origin if _inherits(self.base) else self.base
 
     def of_teacher(self, teacher: Model | None) -> Model:
-        source = teacher if self.of is None else self.of.of_teacher(teacher)
-        return self if source == self.of else replace(self, of=source)
+        source = teacher if self.base is None else self.base.of_teacher(teacher)
+        return self if source == self.base else replace(self, base=source)
 
     def build(self, task: Task) -> nn.Module:
         return self._derive(self._checked(task).build(task), task, weighed=True)
@@ -108,7 +108,7 @@ class Derived(Model):
         raise NotImplementedError
 
     def files(self) -> tuple[Path, ...]:
-        return () if self.of is None else self.of.files()
+        return () if self.base is None else self.base.files()
 
     def prepare(self, task: Task) -> None:
         self.source.prepare(task)
@@ -127,7 +127,7 @@ class Derived(Model):
 
 def _inherits(source: Model) -> bool:
     """Whether a source is itself made of the trained network; else it is that network's model."""
-    return isinstance(source, Derived) and source.inherit
+    return isinstance(source, Derived) and source.inherit_weights
 
 
 def inherited(network: nn.Module) -> dict[str, float]:

@@ -44,7 +44,7 @@ WIDTHS = {
 
 
 @option
-class FewerChannels(Derived):
+class ChannelPruning(Derived):
     """The teacher after structured magnitude pruning of filters and units.
 
     Of every layer's channels a share of `keep` stays, those of the largest norm (Li 2017,
@@ -58,7 +58,7 @@ class FewerChannels(Derived):
 
     paper = "Li 2017, arXiv:1608.08710"
 
-    name: Literal["fewer_channels"] = "fewer_channels"
+    name: Literal["channel_pruning"] = "channel_pruning"
     keep: Annotated[
         float, Field(gt=0, le=1, description="Fraction of the channels of each layer to keep")
     ] = 0.5
@@ -114,7 +114,7 @@ class FewerChannels(Derived):
     def _cannot(self, why: object) -> str:
         return (
             f"the channels of {self.source.name} cannot be pruned by {1 - self.keep:.3g} "
-            f"({why}); keep more, or derive the student in another way, such as `fewer_layers` or "
+            f"({why}); keep more, or derive the student in another way, such as `layer_pruning` or "
             "`low_rank`"
         )
 

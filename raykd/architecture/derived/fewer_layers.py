@@ -18,11 +18,11 @@ from raykd.architecture.model import Task
 from raykd.architecture.taps import first_tensor
 from raykd.option import option
 
-Which = Literal["evenly", "first", "last", "magnitude"]
+Rule = Literal["evenly", "first", "last", "magnitude"]
 
 
 @option
-class FewerLayers(Derived):
+class LayerPruning(Derived):
     """The teacher with some of its repeated blocks removed.
 
     Blocks are the numbered parts of one kind that follow one another (residual blocks, transformer
@@ -35,12 +35,12 @@ class FewerLayers(Derived):
 
     paper = "Sanh 2019, arXiv:1910.01108"
 
-    name: Literal["fewer_layers"] = "fewer_layers"
+    name: Literal["layer_pruning"] = "layer_pruning"
     keep: Annotated[
         float,
         Field(gt=0, le=1, description="Fraction of the blocks to keep in each run of equal blocks"),
     ] = 0.5
-    which: Annotated[Which, Field(description="Rule that selects the blocks to keep")] = "evenly"
+    rule: Annotated[Rule, Field(description="Rule that selects the blocks to keep")] = "evenly"
 
     def derive(self, network: nn.Module, task: Task, *, weighed: bool) -> nn.Module:
         runs = runs_of(network, task)
@@ -48,11 +48,11 @@ class FewerLayers(Derived):
             raise ValueError(
                 f"{self.source.name} has no blocks that could be left out: none follows another of "
                 "its kind and gives the shape it takes; take a deeper one, or derive the student "
-                "in another way, such as `fewer_channels`"
+                "in another way, such as `channel_pruning`"
             )
         for run in runs:
             stay = run.kept(self.keep)
-            run.reduce(_chosen(run.blocks, stay, self.which, weighed))
+            run.reduce(_chosen(run.blocks, stay, self.rule, weighed))
         return network
 
 
@@ -211,14 +211,14 @@ def _runs(path: str, container: nn.Module, blocks: Sequence[Block]) -> Iterator[
         before = held[-1]
 
 
-def _chosen(blocks: Sequence[Block], stay: int, which: Which, weighed: bool) -> list[int]:
+def _chosen(blocks: Sequence[Block], stay: int, rule: Rule, weighed: bool) -> list[int]:
     """The numbers of the blocks that stay, in order."""
     count = len(blocks)
-    if which == "first" or (which == "magnitude" and not weighed):
+    if rule == "first" or (rule == "magnitude" and not weighed):
         return list(range(stay))
-    if which == "last":
+    if rule == "last":
         return list(range(count - stay, count))
-    if which == "magnitude":
+    if rule == "magnitude":
         norms = [block.norm for block in blocks]
         return sorted(sorted(range(count), key=lambda number: -norms[number])[:stay])
     if stay == 1:

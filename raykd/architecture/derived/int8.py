@@ -1,8 +1,8 @@
 """Convolutions and linear layers in 8 bits: simulated while they are trained, then for real.
 
-PyTorch's quantised tensors and the modules on them (`torch.ao.nn.quantized`) are on their way out
+PyTorch's quantized tensors and the modules on them (`torch.ao.nn.quantized`) are on their way out
 (pytorch/pytorch#184982, with 2.13); what stays are plain int8 tensors and the kernels of oneDNN,
-to which its compiler lowers quantised networks.  Those are called here.
+to which its compiler lowers quantized networks.  Those are called here.
 """
 
 from __future__ import annotations

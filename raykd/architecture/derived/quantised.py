@@ -15,7 +15,7 @@ from raykd.option import option
 
 
 @option
-class Quantised(Derived):
+class Quantized(Derived):
     """The teacher quantized to int8 with quantization-aware training.
 
     Quantisation-aware training (Jacob 2018, arXiv:1712.05877): the inputs and weights of every
@@ -30,7 +30,7 @@ class Quantised(Derived):
 
     paper = "Jacob 2018, arXiv:1712.05877"
 
-    name: Literal["quantised"] = "quantised"
+    name: Literal["quantized"] = "quantized"
     ends: Annotated[
         Literal["int8", "float"],
         Field(
@@ -46,7 +46,7 @@ class Quantised(Derived):
             fit = [path for path in fit[1:] if path != classifier]
         if not fit:
             raise ValueError(
-                f"{self.source.name} has no convolution or linear layer that could be quantised"
+                f"{self.source.name} has no convolution or linear layer that could be quantized"
                 + ("; write `ends: int8`" if self.ends == "float" else "")
             )
         for path in fit:

@@ -13,17 +13,18 @@ from raykd.option import option
 
 
 @option
-class Same(Derived):
+class Copy(Derived):
     """The architecture of the teacher, with separate weights.
 
     Furlanello 2018 (arXiv:1805.04770, born-again networks): with scheme `offline` the student of
-    one generation.  With `inherit` it starts as the trained teacher, and is trained further.
+    one generation.  With `inherit_weights` it starts from the weights of the
+    trained teacher.
     """
 
     paper = "Furlanello 2018, arXiv:1805.04770"
 
-    name: Literal["same"] = "same"
-    inherit: Annotated[
+    name: Literal["copy"] = "copy"
+    inherit_weights: Annotated[
         bool, Field(description="Initialize from the weights of the trained teacher")
     ] = False
 
