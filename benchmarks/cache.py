@@ -23,7 +23,7 @@ import torch
 from measuring import Findings, arguments, in_turn, spread, tell
 
 from raykd.architecture import Resnet, Task, anatomy
-from raykd.data import SOURCES, Batches, Dataset
+from raykd.data import SOURCES, BatchLoader, Dataset
 from raykd.schemes import LiveTeacher, Teacher
 from raykd.study.schema import Cache, Student, Study
 from raykd.training.cache import (
@@ -98,7 +98,7 @@ class Bench:
         teacher = LiveTeacher(lay_out(self.network, torch.device("cpu")), layers, self.task)
         batches = view_batches(description, self.study(), self.data)
         with torch.inference_mode():
-            for batch in batches.of_rows(torch.arange(description.rows).split(256), 0):
+            for batch in batches.read_rows(torch.arange(description.rows).split(256), 0):
                 teacher(batch)
 
     def open(self, key: str) -> Outputs:
@@ -106,18 +106,18 @@ class Bench:
         assert found is not None
         return found
 
-    def batches(self) -> Batches:
-        return Batches(self.data.train, dataset=self.data, batch_size=BATCH, seed=0, shuffle=True)
+    def batches(self) -> BatchLoader:
+        return BatchLoader(self.data.train, self.data, batch_size=BATCH, shuffle_seed=0)
 
 
-def read(outputs: Outputs, batches: Batches, names: tuple[str, ...]) -> None:
+def read(outputs: Outputs, batches: BatchLoader, names: tuple[str, ...]) -> None:
     """One epoch's outputs, and nothing else."""
     for batch in batches.epoch(0):
         for name in names:
             outputs.take(name, batch).sum()
 
 
-def bare(batches: Batches) -> None:
+def bare(batches: BatchLoader) -> None:
     """The same batches without them."""
     for batch in batches.epoch(0):
         batch.targets.sum()

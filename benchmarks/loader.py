@@ -33,7 +33,7 @@ from measuring import Findings, Times, arguments, in_turn, spread, tell
 from step import TrainsOnly
 
 from raykd.architecture import Resnet
-from raykd.data import AUGMENTATIONS, SOURCES, Batches, Dataset
+from raykd.data import AUGMENTATIONS, SOURCES, BatchLoader, Dataset, Placement, ViewOptions
 from raykd.data.image_folder import ImageFolder
 from raykd.schemes import Alone
 from raykd.schemes.train import SGD, Train
@@ -107,14 +107,13 @@ class Bench:
 
 
 def raykd_reads(bench: Bench, augment: Any = ()) -> Callable[[], object]:
-    batches = Batches(
+    batches = BatchLoader(
         bench.on_disk.train,
-        dataset=bench.on_disk,
+        bench.on_disk,
         batch_size=bench.batch,
-        seed=0,
-        shuffle=True,
-        augment=augment,
-        device=bench.device,
+        shuffle_seed=0,
+        views=ViewOptions(augment),
+        placement=Placement(bench.device),
     )
     numbers = iter(range(bench.epochs))
     return lambda: sum(len(laid_out(batch)) for batch in batches.epoch(next(numbers)))

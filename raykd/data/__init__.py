@@ -1,8 +1,8 @@
-"""Data: sources, their splits, and the batches made of them."""
+"""Data: sources, their splits, and the loading of batches."""
 
 from raykd.data.augment import AUGMENTATIONS, Augment
-from raykd.data.batch import Batch, Beside, Inputs
-from raykd.data.batches import Batches
+from raykd.data.batch import Batch, ExtraInputs, Inputs
+from raykd.data.batches import BatchLoader, Placement, ViewOptions
 from raykd.data.source import AnySplit, Dataset, FileSplit, Raw, Source, Split, Survey
 from raykd.data.sources import SOURCES
 
@@ -12,13 +12,15 @@ __all__ = [
     "AnySplit",
     "Augment",
     "Batch",
-    "Batches",
-    "Beside",
+    "BatchLoader",
     "Dataset",
+    "ExtraInputs",
     "FileSplit",
     "Inputs",
+    "Placement",
     "Raw",
     "Source",
     "Split",
     "Survey",
+    "ViewOptions",
 ]

@@ -1,12 +1,13 @@
-"""Augmentations: what may be done to a training picture.
+"""Augmentations of training images.
 
-Every one is replayable: what it does to a sample is a pure function of (seed, sample index, view
-number), whatever batch the sample comes in (see `raykd.data.views`), so that teacher and student
-see the same view (Beyer 2022, arXiv:2106.05237) and a view's teacher outputs can be kept.
+All are replayable: the result for a sample is a pure function of (seed, sample index, view
+number), independent of its batch (see `augmented_view`), so that teacher and student see the same
+view (Beyer 2022, arXiv:2106.05237) and teacher outputs can be cached for each view.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 import torch
@@ -14,7 +15,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
 
-from raykd.data.draws import Draws
+from raykd.data.draws import CounterRNG, key_of
 from raykd.option import Family, option
 
 if TYPE_CHECKING:
@@ -29,20 +30,20 @@ Range = tuple[float, float]
 
 @option
 class Augment:
-    """Base of every augmentation option."""
+    """Base class of augmentation options."""
 
     name: str
     paper: ClassVar[str] = ""
     """Author, year, arXiv number; empty where there is none."""
     batched: ClassVar[bool] = True
-    """Whether a whole batch is done at once, on its device; else sample by sample on the CPU."""
+    """True: applied to a whole batch on its device; False: sample by sample on the CPU."""
 
-    def __call__(self, pictures: Tensor, draws: Draws) -> Tensor:
+    def __call__(self, images: Tensor, rng: CounterRNG) -> Tensor:
         """Augment a batch.
 
         Args:
-            pictures: (B, C, H, W) uint8; not written to.
-            draws: each sample's random numbers, on the pictures' device.
+            images: (B, C, H, W) uint8; not written to.
+            rng: random numbers of the samples, on the device of the images.
 
         Returns:
             The augmented batch, same shape and type.
@@ -52,31 +53,31 @@ class Augment:
 
 @option
 class TorchvisionAugment(Augment):
-    """Base of augmentations done by a torchvision v2 transform, sample by sample on the CPU.
+    """Base class of augmentations that apply a torchvision v2 transform on the CPU.
 
-    A v2 transform draws one set of parameters a call, so each sample gets a call of its own,
-    with torch's CPU generator seeded from the sample's draw and put back afterwards.
+    A v2 transform draws one set of parameters per call, so it is called for each sample
+    separately, with the CPU generator of torch seeded for the sample and restored afterwards.
     """
 
     batched = False
 
     def transform(self, height: int, width: int) -> v2.Transform:
-        """The torchvision transform: (C, height, width) uint8 -> the same."""
+        """Return the torchvision transform: (C, height, width) uint8 -> the same."""
         raise NotImplementedError
 
-    def __call__(self, pictures: Tensor, draws: Draws) -> Tensor:
-        transform = self.transform(*pictures.shape[2:])
-        here = pictures.cpu()
+    def __call__(self, images: Tensor, rng: CounterRNG) -> Tensor:
+        transform = self.transform(*images.shape[2:])
+        here = images.cpu()
         done = torch.empty_like(here)
         generator = torch.default_generator
         state = generator.get_state()
         try:
-            for row, seed in enumerate(draws.words().tolist()):
+            for row, seed in enumerate(rng.words().tolist()):
                 generator.manual_seed(seed)
                 done[row] = transform(here[row])
         finally:
             generator.set_state(state)
-        return done.to(pictures.device)
+        return done.to(images.device)
 
 
 @option
@@ -87,13 +88,13 @@ class RandomCrop(Augment):
     padding: Annotated[int, Field(ge=1, description="Padding on each side, in pixels")] = 4
     fill: Level = 0
 
-    def __call__(self, pictures: Tensor, draws: Draws) -> Tensor:
-        height, width = pictures.shape[2:]
-        padded = functional.pad(pictures, (self.padding,) * 4, value=self.fill)
+    def __call__(self, images: Tensor, rng: CounterRNG) -> Tensor:
+        height, width = images.shape[2:]
+        padded = functional.pad(images, (self.padding,) * 4, value=self.fill)
         windows = padded.unfold(2, height, 1).unfold(3, width, 1)
-        rows = torch.arange(len(pictures), device=pictures.device)
+        rows = torch.arange(len(images), device=images.device)
         places = 2 * self.padding + 1
-        place = draws.below(places**2)
+        place = rng.below(places**2)
         return windows[rows, :, place // places, place % places]
 
 
@@ -104,19 +105,19 @@ class HorizontalFlip(Augment):
     name: Literal["horizontal_flip"] = "horizontal_flip"
     p: Probability = 0.5
 
-    def __call__(self, pictures: Tensor, draws: Draws) -> Tensor:
+    def __call__(self, images: Tensor, rng: CounterRNG) -> Tensor:
         # Whole bytes: on a CPU three bitwise operations take a quarter of `torch.where`'s time.
-        flipped = (draws.uniform() < self.p).to(torch.uint8) * 255
-        difference = (pictures ^ pictures.flip(-1)) & flipped[:, None, None, None]
-        return pictures ^ difference
+        flipped = (rng.uniform() < self.p).to(torch.uint8) * 255
+        difference = (images ^ images.flip(-1)) & flipped[:, None, None, None]
+        return images ^ difference
 
 
 @option
 class RandomErasing(Augment):
     """Erase a random rectangle (Zhong 2020, arXiv:1708.04896, algorithm 1).
 
-    As there, a rectangle that does not fit is drawn again; here at most 10 times, after which the
-    picture stays whole.
+    As in the paper, a rectangle that does not fit is drawn again; here at most 10 times, after
+    which the image stays whole.
     """
 
     paper = "Zhong 2020, arXiv:1708.04896"
@@ -139,24 +140,24 @@ class RandomErasing(Augment):
         _check_range("scale", self.scale, 1.0)
         _check_range("ratio", self.ratio, float("inf"))
 
-    def __call__(self, pictures: Tensor, draws: Draws) -> Tensor:
-        height, width = pictures.shape[2:]
-        erased = draws.uniform() < self.p
-        high, wide, fits = self._rectangle(draws, height, width)
-        top = (draws.uniform() * (height - high + 1)).long()[:, None, None]
-        left = (draws.uniform() * (width - wide + 1)).long()[:, None, None]
-        rows = torch.arange(height, device=pictures.device)[:, None]
-        columns = torch.arange(width, device=pictures.device)
+    def __call__(self, images: Tensor, rng: CounterRNG) -> Tensor:
+        height, width = images.shape[2:]
+        erased = rng.uniform() < self.p
+        high, wide, fits = self._rectangle(rng, height, width)
+        top = (rng.uniform() * (height - high + 1)).long()[:, None, None]
+        left = (rng.uniform() * (width - wide + 1)).long()[:, None, None]
+        rows = torch.arange(height, device=images.device)[:, None]
+        columns = torch.arange(width, device=images.device)
         inside = (rows >= top) & (rows < top + high[:, None, None])
         inside = inside & (columns >= left) & (columns < left + wide[:, None, None])
         inside = inside & (erased & fits)[:, None, None]
-        return pictures.masked_fill(inside[:, None], self.fill)
+        return images.masked_fill(inside[:, None], self.fill)
 
-    def _rectangle(self, draws: Draws, height: int, width: int) -> tuple[Tensor, Tensor, Tensor]:
-        """(B,) heights and widths of the first of 10 rectangles that fits, and whether any does."""
+    def _rectangle(self, rng: CounterRNG, height: int, width: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Return (B,) height and width of the first of 10 rectangles that fits, and if one fits."""
         low, high = torch.tensor(self.ratio).log().tolist()
-        area = draws.uniforms(10, *self.scale) * (height * width)
-        ratio = draws.uniforms(10, low, high).exp()
+        area = rng.uniforms(10, *self.scale) * (height * width)
+        ratio = rng.uniforms(10, low, high).exp()
         heights = (area * ratio).sqrt().round().long()
         widths = (area / ratio).sqrt().round().long()
         fits = (heights < height) & (widths < width)
@@ -273,14 +274,34 @@ class TrivialAugment(TorchvisionAugment):
         return v2.TrivialAugmentWide(fill=self.fill)
 
 
-def _check_range(field: str, given: Range, most: float) -> None:
-    low, high = given
+def _check_range(field: str, bounds: Range, most: float) -> None:
+    low, high = bounds
     if not 0 < low <= high <= most:
         bound = "" if most == float("inf") else f", the second at most {most:g}"
         raise ValueError(
-            f"{field}: got {list(given)}; must be two numbers above 0, the first not above the "
+            f"{field}: got {list(bounds)}; must be two numbers above 0, the first not above the "
             f"second{bound}"
         )
+
+
+def augmented_view(
+    images: Tensor, index: Tensor, augment: Sequence[Augment], *, seed: int, view: int
+) -> Tensor:
+    """Augment images: a pure function of (image, index, augment, seed, view).
+
+    Args:
+        images: (B, C, H, W) uint8.
+        index: (B,) int64, numbers of the samples, on the device of the images.
+        augment: augmentations, in this order.
+        seed: seed of the augmentations.
+        view: number of the view.
+
+    Returns:
+        (B, C, H, W) uint8; `images` itself if `augment` is empty.
+    """
+    for position, step in enumerate(augment):
+        images = step(images, CounterRNG(key_of(seed, view, position), index))
+    return images
 
 
 AUGMENTATIONS = Family(

@@ -1,4 +1,4 @@
-"""What travels from the data to the training loop."""
+"""Batches of samples, and requests for them."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ Inputs = Tensor | Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)
-class Beside:
-    """What a scheme wants beside the samples of its batches.
+class ExtraInputs:
+    """Inputs that a scheme needs in addition to the samples of its batches.
 
     Attributes:
-        views: how many further views of the same samples, each augmented anew.
-        partners: for each sample another one of its class.
+        views: number of further views of the same samples, each with its own augmentation.
+        partners: add another sample of the same class for each sample.
     """
 
     views: int = 0
@@ -26,16 +26,16 @@ class Beside:
 
 @dataclass(frozen=True)
 class Batch:
-    """One batch.
+    """Samples, their targets and their numbers.
 
     Attributes:
         inputs: (B, ...) a tensor, or a mapping of such tensors (tokens and their mask, say).
         targets: (B,) class indices, int64.
-        index: (B,) each sample's number in the data set, int64; the same sample has the same
-            number in every epoch, trial and process.
-        views: as `inputs`, each: the further views a scheme asked for.
-        partners: as `inputs`: each sample's partner, where a scheme asked for them.
-        view: which view of the samples `inputs` is.
+        index: (B,) number of each sample in the data set, int64; a sample keeps its number
+            across epochs, trials and processes.
+        views: like `inputs`, each: the further views of `ExtraInputs.views`.
+        partners: like `inputs`: the partner of each sample, if `ExtraInputs.partners` is set.
+        view: number of the view in `inputs`.
     """
 
     inputs: Inputs
@@ -49,10 +49,27 @@ class Batch:
         return len(self.targets)
 
     def map(self, change: Callable[[Inputs], Inputs]) -> Batch:
-        """The same batch with its inputs, views and partners changed."""
+        """Return this batch with `change` applied to its inputs, views and partners."""
         return dataclasses.replace(
             self,
             inputs=change(self.inputs),
             views=tuple(change(view) for view in self.views),
             partners=None if self.partners is None else change(self.partners),
         )
+
+
+@dataclass(frozen=True)
+class BatchRequest:
+    """Rows and views of a batch to be read.
+
+    Attributes:
+        rows: (B,) rows of the split.
+        views: numbers of the views of these rows; the first becomes `Batch.inputs`.
+        partners: (B,) rows of the partners, if any.
+        partner_view: number of the view of the partners.
+    """
+
+    rows: Tensor
+    views: tuple[int, ...]
+    partners: Tensor | None = None
+    partner_view: int = 0

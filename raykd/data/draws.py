@@ -1,8 +1,8 @@
-"""Random numbers that are a function of what they are for, not of what was drawn before.
+"""Counter-based random numbers: a pure function of their purpose, not of earlier draws.
 
-Each sample's numbers come from a counter-based generator keyed by (seed, view, place in the list
-of augmentations, number of the draw) and counted by the sample's index, so they are the same
-whatever batch, order, process or device the sample turns up in.
+The numbers of a sample come from a generator keyed by (seed, view, position in the list of
+augmentations, number of the draw), with the index of the sample as its counter, so they do not
+depend on the batch, order, process or device of the sample.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _SECOND = 0x94D049BB133111EB
 
 
 def key_of(*parts: int) -> int:
-    """One 64-bit key for a tuple of integers."""
+    """Return a 64-bit key for a tuple of integers."""
     key = 0
     for part in parts:
         key = splitmix64((key ^ part) & _MASK)
@@ -25,7 +25,7 @@ def key_of(*parts: int) -> int:
 
 
 def splitmix64(state: int) -> int:
-    """SplitMix64's output for `state` (Steele, Lea & Flood 2014, OOPSLA, figure 16)."""
+    """Return the output of SplitMix64 (Steele, Lea & Flood 2014, OOPSLA, figure 16)."""
     word = (state + _STEP) & _MASK
     word = ((word ^ (word >> 30)) * _FIRST) & _MASK
     word = ((word ^ (word >> 27)) * _SECOND) & _MASK
@@ -33,44 +33,44 @@ def splitmix64(state: int) -> int:
 
 
 def splitmix64_of(states: Tensor) -> Tensor:
-    """`splitmix64` of each element; int64 in and out, read as unsigned."""
+    """Apply `splitmix64` to each element; int64 in and out, interpreted as unsigned."""
     word = states + _signed(_STEP)
     word = (word ^ _shifted(word, 30)) * _signed(_FIRST)
     word = (word ^ _shifted(word, 27)) * _signed(_SECOND)
     return word ^ _shifted(word, 31)
 
 
-class Draws:
-    """The random numbers of one augmentation of a batch.
+class CounterRNG:
+    """Random numbers for each sample of a batch.
 
-    Successive calls give successive, independent numbers.
+    Successive calls return independent numbers.
 
     Args:
         key: from `key_of`.
-        index: (B,) int64, the samples' numbers; the draws live on its device.
+        index: (B,) int64, the numbers of the samples; results are on its device.
     """
 
     def __init__(self, key: int, index: Tensor) -> None:
         self._key = key
         self._counter = index * _signed(_STEP)
-        self._drawn = 0
+        self._draws = 0
 
     def words(self) -> Tensor:
-        """(B,) int64: 64 random bits a sample."""
-        key = key_of(self._key, self._drawn)
-        self._drawn += 1
+        """Return (B,) int64: 64 random bits for each sample."""
+        key = key_of(self._key, self._draws)
+        self._draws += 1
         return splitmix64_of(self._counter + _signed(key))
 
     def below(self, bound: int) -> Tensor:
-        """(B,) int64, uniform over 0 ... bound - 1 (bound up to 2^31)."""
+        """Return (B,) int64, uniform over 0 ... bound - 1 (bound up to 2^31)."""
         return (_shifted(self.words(), 33) * bound) >> 31
 
     def uniform(self, low: float = 0.0, high: float = 1.0) -> Tensor:
-        """(B,) float32, uniform over [low, high)."""
+        """Return (B,) float32, uniform over [low, high)."""
         return _scaled(self.words(), low, high)
 
     def uniforms(self, count: int, low: float = 0.0, high: float = 1.0) -> Tensor:
-        """(count, B) float32, uniform over [low, high): as many draws for little more than one."""
+        """Return (count, B) float32, uniform over [low, high), from a single draw."""
         steps = torch.arange(count, device=self._counter.device) * _signed(_STEP)
         return _scaled(splitmix64_of(self.words() + steps[:, None]), low, high)
 
@@ -80,10 +80,10 @@ def _scaled(words: Tensor, low: float, high: float) -> Tensor:
 
 
 def _signed(word: int) -> int:
-    """The int64 that has the bits of an unsigned 64-bit word."""
+    """Return the int64 with the bits of an unsigned 64-bit word."""
     return word - (1 << 64) if word >> 63 else word
 
 
 def _shifted(words: Tensor, by: int) -> Tensor:
-    """Logical shift to the right (torch's own copies the sign)."""
+    """Shift right logically (the operator of torch repeats the sign bit)."""
     return (words >> by) & ((1 << (64 - by)) - 1)

@@ -1,4 +1,4 @@
-"""Reads pictures that stay on disk: decoded by worker processes, ahead of their use."""
+"""Loading of images that stay on disk: worker processes decode them ahead of their use."""
 
 from __future__ import annotations
 
@@ -10,98 +10,97 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as MapDataset
 
-from raykd.data.augment import Augment
-from raykd.data.batch import Batch
+from raykd.data.augment import Augment, augmented_view
+from raykd.data.batch import Batch, BatchRequest
 from raykd.data.source import FileSplit
-from raykd.data.views import Wanted, view
+
+Augments = tuple[Augment, ...]
+
+Images = tuple[list[Tensor], Tensor]
+"""(B, C, H, W) uint8 of some samples, one tensor for each view, and (B,) their numbers."""
 
 
 @dataclass(frozen=True)
-class _Request:
-    """What a worker process is asked for: rows, and the views of them it is to make."""
+class _Task:
+    """Request for a worker process: rows, and the views that it augments."""
 
-    wanted: Wanted
-    augment: tuple[Augment, ...]
+    request: BatchRequest
+    augment: Augments
     seed: int
 
 
-Pictures = tuple[list[Tensor], Tensor]
-"""(B, C, H, W) uint8 of some samples, one tensor a view, and (B,) their numbers."""
-
-
 class FileReader:
-    """Batches of a `FileSplit`, decoded by its `workers` processes while others are in use.
+    """Batches of a `FileSplit`, decoded ahead by `FileSplit.workers` processes.
 
-    Batched augmentations are done on the device; if any is done sample by sample, all are done
-    by the worker processes (which see the same numbers: views do not depend on where).
+    Batched augmentations run on the device; if any augmentation works sample by sample, all run
+    in the worker processes (with the same random numbers, so the views are the same).
 
     Args:
         split: the files.
-        device: where batches are wanted; to a GPU they go through pinned memory.
+        device: device of the batches; a GPU gets them through pinned memory.
     """
 
     def __init__(self, split: FileSplit, device: torch.device) -> None:
         self.device = device
-        self._requests: list[_Request] = []
+        self._tasks: list[_Task] = []
         self._loader = DataLoader(
-            _Decoding(split.to("cpu")),  # type: ignore[arg-type]
-            sampler=self._requests,  # type: ignore[arg-type]
+            _DecodingDataset(split.to("cpu")),  # type: ignore[arg-type]
+            sampler=self._tasks,  # type: ignore[arg-type]
             batch_size=None,
             num_workers=split.workers,
             persistent_workers=split.workers > 0,
             pin_memory=device.type == "cuda",
         )
 
-    def epoch(
-        self, wanted: Sequence[Wanted], augment: tuple[Augment, ...], seed: int
+    def read(
+        self, requests: Sequence[BatchRequest], augment: Augments, seed: int
     ) -> Iterator[Batch]:
-        """Those batches, in that order, their pictures uint8."""
+        """Iterate over the requested batches, in this order, with uint8 images."""
         on_device = all(step.batched for step in augment)
-        made_there, made_here = ((), augment) if on_device else (augment, ())
-        self._requests[:] = [_Request(one, made_there, seed) for one in wanted]
-        for one, (own, theirs, targets) in zip(wanted, self._loader, strict=True):
-            index = self._moved(own[1])
-            first, *more = self._views(own, made_here, seed, one.numbers)
+        in_worker, here = ((), augment) if on_device else (augment, ())
+        self._tasks[:] = [_Task(request, in_worker, seed) for request in requests]
+        for request, (images, partner_images, targets) in zip(requests, self._loader, strict=True):
+            first, *more = self._views(images, here, seed, request.views)
             partners = None
-            if theirs is not None:
-                (partners,) = self._views(theirs, made_here, seed, (one.partners_number,))
-            there, shown = self._moved(targets), one.numbers[0]
-            yield Batch(first, there, index, tuple(more), partners, shown)
+            if partner_images is not None:
+                (partners,) = self._views(partner_images, here, seed, (request.partner_view,))
+            index, labels = self._to_device(images[1]), self._to_device(targets)
+            yield Batch(first, labels, index, tuple(more), partners, request.views[0])
 
     def _views(
-        self, read: Pictures, augment: tuple[Augment, ...], seed: int, numbers: Sequence[int]
+        self, images: Images, augment: Augments, seed: int, views: Sequence[int]
     ) -> list[Tensor]:
-        """On the device, those views: as the worker process made them, or made here."""
-        pictures, index = [self._moved(part) for part in read[0]], self._moved(read[1])
-        if len(pictures) == len(numbers) and not augment:
-            return pictures
-        return [view(pictures[0], index, augment, seed=seed, number=number) for number in numbers]
+        """Return the views on the device; those that no worker process augmented, augmented."""
+        decoded, index = [self._to_device(part) for part in images[0]], self._to_device(images[1])
+        if len(decoded) == len(views) and not augment:
+            return decoded
+        return [augmented_view(decoded[0], index, augment, seed=seed, view=view) for view in views]
 
-    def _moved(self, part: Tensor) -> Tensor:
+    def _to_device(self, part: Tensor) -> Tensor:
         return part.to(self.device, non_blocking=True)
 
 
-class _Decoding(MapDataset[tuple[Pictures, Pictures | None, Tensor]]):
-    """Answers a request with the samples, their partners and their targets; runs in a worker
-    process.  Pictures come as the views asked for, or once where they are made elsewhere."""
+class _DecodingDataset(MapDataset[tuple[Images, Images | None, Tensor]]):
+    """Samples, their partners and their targets for a task; used in the worker processes.
+
+    Images are returned once for each view, or once if they are augmented elsewhere.
+    """
 
     def __init__(self, split: FileSplit) -> None:
         self.split = split
 
-    def __getitem__(self, request: _Request) -> tuple[Pictures, Pictures | None, Tensor]:
-        wanted = request.wanted
-        own = self._decoded(request, wanted.rows, wanted.numbers)
-        theirs = None
-        if wanted.partners is not None:
-            theirs = self._decoded(request, wanted.partners, (wanted.partners_number,))
-        return own, theirs, self.split.targets[wanted.rows]
+    def __getitem__(self, task: _Task) -> tuple[Images, Images | None, Tensor]:
+        request = task.request
+        images = self._decode(task, request.rows, request.views)
+        partners = None
+        if request.partners is not None:
+            partners = self._decode(task, request.partners, (request.partner_view,))
+        return images, partners, self.split.targets[request.rows]
 
-    def _decoded(self, request: _Request, rows: Tensor, numbers: Sequence[int]) -> Pictures:
-        pictures, index = self.split.take(rows), self.split.index[rows]
-        if not request.augment:
-            return [pictures], index
-        views = [
-            view(pictures, index, request.augment, seed=request.seed, number=number)
-            for number in numbers
-        ]
-        return views, index
+    def _decode(self, task: _Task, rows: Tensor, views: Sequence[int]) -> Images:
+        images, index = self.split.take(rows), self.split.index[rows]
+        if not task.augment:
+            return [images], index
+        return [
+            augmented_view(images, index, task.augment, seed=task.seed, view=view) for view in views
+        ], index

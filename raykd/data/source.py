@@ -199,7 +199,7 @@ class Dataset:
         return {"train": self.train, "val": self.val, "test": self.test}[part]
 
     def to(self, device: torch.device | str) -> Dataset:
-        """The same data set on `device`: moved once, shared by every `Batches` made of it."""
+        """The same data set on `device`: moved once, shared by every `BatchLoader` made of it."""
         train, val, test = (self.split(part).to(device) for part in PARTS)
         return dataclasses.replace(self, train=train, val=val, test=test)
 

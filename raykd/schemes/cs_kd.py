@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import torch
 from pydantic import Field
 
-from raykd.data.batch import Batch, Beside
+from raykd.data.batch import Batch, ExtraInputs
 from raykd.knowledge import Progress
 from raykd.knowledge.response import softened_kl
 from raykd.option import option
@@ -46,7 +46,7 @@ class CsKd(Scheme):
 class ClassWise(Distiller):
     """One network that sees each sample and its partner."""
 
-    beside = Beside(partners=True)
+    extra_inputs = ExtraInputs(partners=True)
 
     def __init__(self, scheme: CsKd, parts: Parts) -> None:
         super().__init__()
@@ -61,7 +61,7 @@ class ClassWise(Distiller):
         if batch.partners is None:
             raise ValueError(
                 "scheme 'cs_kd' wants a partner for each sample and the batch has none; make "
-                "batches with the distiller's `beside`"
+                "batches with the distiller's `extra_inputs`"
             )
         logits = self.student(batch.inputs).float()
         with torch.no_grad():

@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from raykd.data.batch import Batch, Beside, Inputs
+from raykd.data.batch import Batch, ExtraInputs, Inputs
 from raykd.knowledge import Progress
 from raykd.knowledge.gather import from_all_workers
 from raykd.knowledge.response import softened_kl
@@ -76,7 +76,7 @@ class Collaborative(Distiller):
         self.task_loss = parts.task_loss
         self.student = peers[0]
         self.others = nn.ModuleList(peers[1:])
-        self.beside = Beside(views=len(self.others) if scheme.own_views else 0)
+        self.extra_inputs = ExtraInputs(views=len(self.others) if scheme.own_views else 0)
         self.shares = GeneralShares(len(peers)) if scheme.ensemble == "general" else None
 
     def begin_epoch(self, progress: Progress) -> None:
@@ -111,7 +111,7 @@ class Collaborative(Distiller):
             raise ValueError(
                 f"the peers of scheme 'kdcl' want {len(self.others)} further view(s) of each "
                 f"sample and the batch has {len(batch.views)}; make batches with the distiller's "
-                "`beside`, or set own_views: false"
+                "`extra_inputs`, or set own_views: false"
             )
         return (batch.inputs, *batch.views)
 

@@ -13,7 +13,7 @@ from typing import ClassVar, Protocol
 from torch import Tensor, nn
 
 from raykd.architecture.model import Task
-from raykd.data.batch import Batch, Beside
+from raykd.data.batch import Batch, ExtraInputs
 from raykd.knowledge import Term
 from raykd.knowledge.evidence import Evidence, Progress, Shape
 from raykd.knowledge.terms import Terms
@@ -154,8 +154,8 @@ class Distiller(nn.Module):
     steps_differ: bool = False
     """Whether steps of one epoch differ by more than their batches and their terms' weights."""
 
-    beside: Beside = Beside()
-    """What it wants beside the samples of its batches."""
+    extra_inputs: ExtraInputs = ExtraInputs()
+    """Inputs it needs in addition to the samples of its batches."""
 
     def forward(self, batch: Batch, progress: Progress) -> StepOutput:
         raise NotImplementedError

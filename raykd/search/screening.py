@@ -22,7 +22,7 @@ from raykd.architecture import Model, Task, anatomy
 from raykd.architecture.model import written
 from raykd.architecture.screens import Measured, Ranking, Screening
 from raykd.architecture.screens.screen import derived
-from raykd.data import Batches, Dataset
+from raykd.data import BatchLoader, Dataset, Placement
 from raykd.problems import Infeasible, Problem, StudyError
 from raykd.study.opened import OpenStudy
 from raykd.study.schema import Search
@@ -182,10 +182,10 @@ def _scored(
 def training_batch(data: Dataset, size: int, seed: int) -> tuple[Any, torch.Tensor]:
     """The first samples of the training split in an order drawn by the seed, not augmented."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    batches = Batches(
-        data.train, dataset=data, batch_size=size, seed=seed, shuffle=True, device=device
+    loader = BatchLoader(
+        data.train, data, batch_size=size, shuffle_seed=seed, placement=Placement(device)
     )
-    batch = next(iter(batches.epoch(0)))
+    batch = next(loader.epoch(0, steps=1))
     return batch.inputs, batch.targets
 
 

@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from raykd.data import Batch, Batches, Dataset
+from raykd.data import Batch, BatchLoader, Dataset, Placement
 from raykd.training.layout import laid_out
 
 EVALUATION_BATCH = 512
@@ -74,15 +74,12 @@ def evaluate_split(
     world: int = 1,
 ) -> dict[str, float]:
     """<split>_loss and <split>_accuracy of a network on a whole split, as `evaluate` gives them."""
-    batches = Batches(
+    batches = BatchLoader(
         data.split(split),
-        dataset=data,
+        data,
         batch_size=max(EVALUATION_BATCH, batch_size),
-        seed=0,
-        shuffle=False,
-        device=device,
-        rank=rank,
-        world=world,
+        shuffle_seed=None,
+        placement=Placement(device, rank, world),
     )
     found = evaluate(model, batches.epoch(0), device=device, precision=precision, world=world)
     return {f"{split}_{name}": value for name, value in found.items()}

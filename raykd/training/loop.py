@@ -11,7 +11,6 @@ import dataclasses
 import time
 from collections.abc import Mapping, Sequence
 from functools import partial
-from itertools import islice
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -19,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from raykd.architecture.derived.int8 import Range
-from raykd.data import Batch, Batches, Dataset
+from raykd.data import Batch, BatchLoader, Dataset, Placement, ViewOptions
 from raykd.knowledge import Progress, Terms
 from raykd.schemes import StepOutput
 from raykd.study.schema import Cache, Study
@@ -215,15 +214,16 @@ class Training:
         self.optimizer.load_state_dict(saved)
         self.history = copy.deepcopy(list(state["history"]))
 
-    def _train(self, most: int | None = None) -> Record:
+    def _train(self, steps: int | None = None) -> Record:
         """One epoch of steps, or its first ones."""
         record = Record(self.device)
         self.distiller.train()
         self.distiller.begin_epoch(self._progress(0))
         if self._replay is not None:
             self._replay.begin_epoch()
-        batches = self._batches.epoch(self.epoch, view_of(self.study.cache, self.epoch))
-        for step, batch in enumerate(islice(map(laid_out, batches), most)):
+        view = view_of(self.study.cache, self.epoch)
+        batches = self._batches.epoch(self.epoch, view=view, steps=steps)
+        for step, batch in enumerate(map(laid_out, batches)):
             record.add(self._step(batch, step), batch.targets)
         return record
 
@@ -265,10 +265,7 @@ class Training:
         """The loss times what makes DDP's mean over ranks the mean over the batch's samples."""
         if self.world == 1:
             return loss
-        size = self.study.train.batch_size
-        if step == len(self._batches) - 1:  # what is left: less than a batch, or a little more
-            size = len(self._data.train) - size * step
-        return loss * (len(batch) * self.world / size)
+        return loss * (len(batch) * self.world / self._batches.global_size(step))
 
     def _progress(self, step: int) -> Progress:
         return Progress(
@@ -281,19 +278,16 @@ class Training:
     def _steps_done(self, more_epochs: int = 0) -> int:
         return (self.epoch + more_epochs) * len(self._batches)
 
-    def _train_batches(self) -> Batches:
-        return Batches(
+    def _train_batches(self) -> BatchLoader:
+        return BatchLoader(
             self._data.train,
-            dataset=self._data,
+            self._data,
             batch_size=self.study.train.batch_size,
-            seed=self.seed,
-            shuffle=True,
-            augment=self.study.data.augment,
-            device=self.device,
-            rank=self.rank,
-            world=self.world,
-            beside=self.distiller.beside,
-            view_seed=self.study.cache.seed,
+            shuffle_seed=self.seed,
+            views=ViewOptions(
+                self.study.data.augment, self.study.cache.seed, self.distiller.extra_inputs
+            ),
+            placement=Placement(self.device, self.rank, self.world),
         )
 
     def _share_statistics(self) -> None:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import nullcontext
-from itertools import islice
 
 import torch
 from torch import Tensor, nn
 
-from raykd.data import Batches, Dataset
+from raykd.data import BatchLoader, Dataset, Placement
 from raykd.training.evaluate import EVALUATION_BATCH, Precision
 from raykd.training.layout import laid_out
 
@@ -55,14 +54,18 @@ def output_signs(
     Raises:
         ValueError: an output is NaN or infinite.
     """
-    batches = Batches(
-        data.val, dataset=data, batch_size=EVALUATION_BATCH, seed=0, shuffle=False, device=device
+    loader = BatchLoader(
+        data.val,
+        data,
+        batch_size=EVALUATION_BATCH,
+        shuffle_seed=None,
+        placement=Placement(device),
     )
     was_training = network.training
     network.eval()
     try:
         outputs = []
-        for batch in map(laid_out, islice(batches.epoch(0), BATCHES)):
+        for batch in map(laid_out, loader.epoch(0, steps=BATCHES)):
             with precision():
                 outputs.append(network(batch.inputs))
     finally:

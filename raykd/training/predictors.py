@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity, cross_entropy
 
 from raykd.architecture import Taps, Task, anatomy, discover, resolve
-from raykd.data import Batch, Batches, Dataset
+from raykd.data import Batch, BatchLoader, Dataset, Placement, ViewOptions
 from raykd.knowledge import Evidence, Pair, Progress, Term, Terms
 from raykd.knowledge.similarity import LEAST_SAMPLES, CkaMap
 from raykd.study.schema import Study
@@ -237,15 +237,14 @@ class _Look:
         for epoch in count():
             yield from map(laid_out, order.epoch(epoch))
 
-    def _order(self, least: int = 1) -> Batches:
-        return Batches(
+    def _order(self, least: int = 1) -> BatchLoader:
+        return BatchLoader(
             self.data.train,
-            dataset=self.data,
+            self.data,
             batch_size=max(least, self.study.train.batch_size),
-            seed=derive(self.seed, "predictors") % 2**31,
-            shuffle=True,
-            augment=self.study.data.augment,
-            device=self.device,
+            shuffle_seed=derive(self.seed, "predictors") % 2**31,
+            views=ViewOptions(self.study.data.augment),
+            placement=Placement(self.device),
         )
 
 

@@ -123,10 +123,10 @@ def test_every_scheme_trains_a_network_that_returns_a_tuple(name: str) -> None:
     )
     distiller = SCHEMES.members[name]().build(parts).train()
     inputs = torch.rand(8, 4)
-    beside: dict[str, Any] = {"partners": inputs} if distiller.beside.partners else {}
-    if distiller.beside.views:
-        beside["views"] = tuple(inputs for _ in range(distiller.beside.views))
-    batch = Batch(inputs, torch.arange(8) % 3, torch.arange(8), **beside)
+    extra: dict[str, Any] = {"partners": inputs} if distiller.extra_inputs.partners else {}
+    if distiller.extra_inputs.views:
+        extra["views"] = tuple(inputs for _ in range(distiller.extra_inputs.views))
+    batch = Batch(inputs, torch.arange(8) % 3, torch.arange(8), **extra)
     progress = Progress(epoch=0, epochs=2)
     distiller.begin_epoch(progress)
     output = distiller(batch, progress)

@@ -15,9 +15,9 @@ from raykd.data.augment import (
     RandomCrop,
     RandomErasing,
     Rotation,
+    augmented_view,
 )
-from raykd.data.draws import Draws, key_of, splitmix64, splitmix64_of
-from raykd.data.views import view
+from raykd.data.draws import CounterRNG, key_of, splitmix64, splitmix64_of
 
 
 def noise(count: int, channels: int = 3, size: int = 16) -> Tensor:
@@ -27,7 +27,7 @@ def noise(count: int, channels: int = 3, size: int = 16) -> Tensor:
 
 
 def made(augment: Augment, pictures: Tensor, index: Tensor, number: int = 0, seed: int = 0):
-    return view(pictures, index, [augment], seed=seed, number=number)
+    return augmented_view(pictures, index, [augment], seed=seed, view=number)
 
 
 @pytest.mark.parametrize("cls", list(AUGMENTATIONS), ids=lambda cls: cls.__name__)
@@ -71,11 +71,11 @@ class TestEveryAugmentation:
 def test_order_and_place_count() -> None:
     pictures, index = noise(20), torch.arange(20)
     crop, flip = RandomCrop(), HorizontalFlip()
-    one = view(pictures, index, [crop, flip], seed=0, number=0)
-    assert not torch.equal(one, view(pictures, index, [flip, crop], seed=0, number=0))
-    twice = view(pictures, index, [flip, flip], seed=0, number=0)
+    one = augmented_view(pictures, index, [crop, flip], seed=0, view=0)
+    assert not torch.equal(one, augmented_view(pictures, index, [flip, crop], seed=0, view=0))
+    twice = augmented_view(pictures, index, [flip, flip], seed=0, view=0)
     assert not torch.equal(twice, pictures), "two flips draw their own numbers"
-    assert view(pictures, index, [], seed=0, number=0) is pictures
+    assert augmented_view(pictures, index, [], seed=0, view=0) is pictures
 
 
 def test_crop_is_a_window_of_the_padded_picture() -> None:
@@ -158,7 +158,7 @@ class TestDraws:
         assert [word % 2**64 for word in words] == [splitmix64(state) for state in states]
 
     def test_uniform_and_independent(self) -> None:
-        draws = Draws(key_of(0, 0, 0), torch.arange(100_000))
+        draws = CounterRNG(key_of(0, 0, 0), torch.arange(100_000))
         first, second = draws.uniform(), draws.uniform()
         assert float(first.min()) >= 0
         assert float(first.max()) < 1
@@ -170,7 +170,7 @@ class TestDraws:
         assert float((counts / 100_000 - 1 / 9).abs().max()) < 0.005
 
     def test_several_at_once(self) -> None:
-        draws = Draws(key_of(1, 0, 0), torch.arange(10_000))
+        draws = CounterRNG(key_of(1, 0, 0), torch.arange(10_000))
         drawn = torch.cat([draws.uniforms(4, 2, 3), draws.uniform(2, 3)[None]])
         assert drawn.shape == (5, 10_000)
         assert float(drawn.min()) >= 2
@@ -179,7 +179,7 @@ class TestDraws:
 
     def test_views_of_one_sample_are_independent(self) -> None:
         index = torch.tensor([5])
-        drawn = torch.cat([Draws(key_of(0, view, 0), index).uniform() for view in range(2000)])
+        drawn = torch.cat([CounterRNG(key_of(0, view, 0), index).uniform() for view in range(2000)])
         assert abs(float(drawn.mean()) - 0.5) < 0.03
         assert abs(float(torch.corrcoef(torch.stack([drawn[1:], drawn[:-1]]))[0, 1])) < 0.08
 

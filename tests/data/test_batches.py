@@ -1,8 +1,8 @@
-"""Batches: order, shares of ranks, sizes, residence."""
+"""BatchLoader: order, shares of ranks, sizes, residence."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import chain
 from typing import Any
 
@@ -10,18 +10,30 @@ import pytest
 import torch
 from torch import Tensor
 
-from raykd.data import Batch, Batches, Dataset, Split
+from raykd.data import AnySplit, Augment, Batch, BatchLoader, Dataset, Placement, Split, ViewOptions
 from raykd.data.augment import HorizontalFlip, RandomCrop
 
 
-def batches(dataset: Dataset, **options: Any) -> Batches:
-    split = options.pop("split", dataset.train)
-    return Batches(
-        split, **{"batch_size": 64, "seed": 0, "shuffle": True, **options}, dataset=dataset
+def batches(
+    dataset: Dataset,
+    split: AnySplit | None = None,
+    *,
+    batch_size: int = 64,
+    seed: int | None = 0,
+    augment: Sequence[Augment] = (),
+    placement: Placement = Placement(),  # noqa: B008 - it never changes
+) -> BatchLoader:
+    return BatchLoader(
+        dataset.train if split is None else split,
+        dataset,
+        batch_size=batch_size,
+        shuffle_seed=seed,
+        views=ViewOptions(augment),
+        placement=placement,
     )
 
 
-def numbers(of: Batches, epoch: int = 0) -> list[list[int]]:
+def numbers(of: BatchLoader, epoch: int = 0) -> list[list[int]]:
     return [batch.index.tolist() for batch in of.epoch(epoch)]
 
 
@@ -73,7 +85,9 @@ def test_the_global_generator_is_neither_used_nor_moved(digits: Dataset) -> None
 @pytest.mark.parametrize("world", [2, 3])
 def test_ranks_share_each_global_batch(digits: Dataset, world: int) -> None:
     whole = numbers(batches(digits))
-    ranks = [batches(digits, rank=rank, world=world) for rank in range(world)]
+    ranks = [
+        batches(digits, placement=Placement(rank=rank, world_size=world)) for rank in range(world)
+    ]
     assert len({len(rank) for rank in ranks}) == 1
     for batch, shares in zip(whole, zip(*map(numbers, ranks), strict=True), strict=True):
         assert sorted(batch) == sorted(flat(shares))
@@ -85,7 +99,13 @@ def test_ranks_share_each_global_batch(digits: Dataset, world: int) -> None:
 def test_evaluation_sees_each_once(digits: Dataset, world: int, count: int) -> None:
     split = first(digits.val, count)
     ranks = [
-        batches(digits, split=split, shuffle=False, batch_size=8, rank=rank, world=world)
+        batches(
+            digits,
+            split=split,
+            seed=None,
+            batch_size=8,
+            placement=Placement(rank=rank, world_size=world),
+        )
         for rank in range(world)
     ]
     seen = [number for rank in ranks for batch in numbers(rank) for number in batch]
@@ -109,37 +129,38 @@ def test_evaluation_sees_each_once(digits: Dataset, world: int, count: int) -> N
 def test_sizes(digits: Dataset, count: int, size: int, world: int, expected: list[int]) -> None:
     split = first(digits.train, count)
     ranks = [
-        numbers(batches(digits, split=split, batch_size=size, rank=rank, world=world))
+        numbers(
+            batches(
+                digits,
+                split=split,
+                batch_size=size,
+                placement=Placement(rank=rank, world_size=world),
+            )
+        )
         for rank in range(world)
     ]
     assert [sum(map(len, shares)) for shares in zip(*ranks, strict=True)] == expected
     assert all(len(share) >= min(2, size // world) for rank in ranks for share in rank)
 
 
-def test_drop_last(digits: Dataset) -> None:
-    split = first(digits.train, 100)
-    assert list(map(len, numbers(batches(digits, split=split, drop_last=True)))) == [64]
-    kept = batches(digits, split=split, drop_last=True, shuffle=False)
-    assert list(map(len, numbers(kept))) == [64]
-
-
-@pytest.mark.parametrize(
-    "options", [{"count": 1, "batch_size": 8}, {"count": 3, "batch_size": 8, "world": 2},
-                {"count": 50, "batch_size": 2, "world": 4},
-                {"count": 50, "batch_size": 64, "drop_last": True}]
-)  # fmt: skip
-def test_too_small(digits: Dataset, options: dict[str, Any]) -> None:
-    split = first(digits.train, options.pop("count"))
+@pytest.mark.parametrize(("count", "batch_size", "world_size"), [(1, 8, 1), (3, 8, 2), (50, 2, 4)])
+def test_too_small(digits: Dataset, count: int, batch_size: int, world_size: int) -> None:
+    split = first(digits.train, count)
     with pytest.raises(ValueError, match=r"train\.batch_size"):
-        batches(digits, split=split, **options)
+        batches(
+            digits,
+            split=split,
+            batch_size=batch_size,
+            placement=Placement(world_size=world_size),
+        )
 
 
 def test_the_view_follows_the_epoch_or_what_is_asked(digits: Dataset) -> None:
     made = batches(digits, augment=(RandomCrop(padding=1),))
     plain = batches(digits)
 
-    def inputs(of: Batches, epoch: int, view: int | None = None) -> Tensor:
-        seen = list(of.epoch(epoch, view))
+    def inputs(of: BatchLoader, epoch: int, view: int | None = None) -> Tensor:
+        seen = list(of.epoch(epoch, view=view))
         order = torch.cat([batch.index for batch in seen]).argsort()
         return torch.cat([torch.as_tensor(batch.inputs) for batch in seen])[order]
 
@@ -147,7 +168,8 @@ def test_the_view_follows_the_epoch_or_what_is_asked(digits: Dataset) -> None:
     assert not torch.equal(inputs(made, 3), inputs(made, 4))
     assert not torch.equal(inputs(made, 3), inputs(plain, 3))
     other_ranks = [
-        batches(digits, augment=(RandomCrop(padding=1),), rank=r, world=2) for r in (0, 1)
+        batches(digits, augment=(RandomCrop(padding=1),), placement=Placement(rank=r, world_size=2))
+        for r in (0, 1)
     ]
     seen = [batch for rank in other_ranks for batch in rank.epoch(3)]
     order = torch.cat([batch.index for batch in seen]).argsort()
@@ -157,7 +179,7 @@ def test_the_view_follows_the_epoch_or_what_is_asked(digits: Dataset) -> None:
 
 def test_augmentation_is_for_pictures(digits: Dataset) -> None:
     split = Split({"tokens": torch.zeros(4, 2)}, torch.zeros(4).long(), torch.arange(4))
-    with pytest.raises(ValueError, match="augmentation is for pictures"):
+    with pytest.raises(ValueError, match="augmentation needs images"):
         batches(digits, split=split, augment=(HorizontalFlip(),))
 
 
@@ -175,7 +197,7 @@ def test_on_a_gpu_the_same_batches(digits: Dataset) -> None:
     options: dict[str, Any] = {"augment": (RandomCrop(), HorizontalFlip())}
     for here, there in zip(
         batches(digits, **options).epoch(0),
-        batches(digits, device="cuda", **options).epoch(0),
+        batches(digits, placement=Placement("cuda"), **options).epoch(0),
         strict=True,
     ):
         assert isinstance(there.inputs, Tensor)

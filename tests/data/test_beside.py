@@ -1,9 +1,10 @@
-"""What lies beside the samples of a batch: further views of them, and partners of their class."""
+"""Extra inputs of a batch: further views of its samples, and partners of their class."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,18 +12,42 @@ import pytest
 import torch
 from torch import Tensor
 
-from raykd.data import Batch, Batches, Beside, Dataset, FileSplit, Split
+from raykd.data import (
+    AnySplit,
+    Augment,
+    Batch,
+    BatchLoader,
+    Dataset,
+    ExtraInputs,
+    FileSplit,
+    Placement,
+    Split,
+    ViewOptions,
+)
 from raykd.data.augment import RandomCrop
+from raykd.data.batches import PartnerSampler
 from raykd.data.image_folder import ImageFolder
-from raykd.data.partners import Partners
 
 CROP = (RandomCrop(padding=2),)
 
 
-def batches(dataset: Dataset, beside: Beside, **options: Any) -> Batches:
-    split = options.pop("split", dataset.train)
-    given: dict[str, Any] = {"batch_size": 64, "seed": 0, "shuffle": True, **options}
-    return Batches(split, dataset=dataset, beside=beside, **given)
+def batches(
+    dataset: Dataset,
+    extra: ExtraInputs,
+    split: AnySplit | None = None,
+    *,
+    augment: Sequence[Augment] = (),
+    batch_size: int = 64,
+    placement: Placement = Placement(),  # noqa: B008 - it never changes
+) -> BatchLoader:
+    return BatchLoader(
+        dataset.train if split is None else split,
+        dataset,
+        batch_size=batch_size,
+        shuffle_seed=0,
+        views=ViewOptions(augment, extra=extra),
+        placement=placement,
+    )
 
 
 def tensor(inputs: object) -> Tensor:
@@ -32,14 +57,14 @@ def tensor(inputs: object) -> Tensor:
 
 def partners_of(split: Split | FileSplit, epoch: int = 0, seed: int = 0) -> Tensor:
     rows = torch.arange(len(split))
-    return Partners(split, torch.device("cpu")).of(rows, seed, epoch)
+    return PartnerSampler(split, torch.device("cpu")).sample(rows, seed, epoch)
 
 
 def test_samples_and_order_are_those_of_a_plain_batch(digits: Dataset) -> None:
-    plain = batches(digits, Beside(), augment=CROP)
-    beside = batches(digits, Beside(views=2, partners=True), augment=CROP)
-    assert len(plain) == len(beside)
-    for one, two in zip(plain.epoch(3), beside.epoch(3), strict=True):
+    plain = batches(digits, ExtraInputs(), augment=CROP)
+    more = batches(digits, ExtraInputs(views=2, partners=True), augment=CROP)
+    assert len(plain) == len(more)
+    for one, two in zip(plain.epoch(3), more.epoch(3), strict=True):
         assert one.views == () and one.partners is None
         assert torch.equal(one.index, two.index) and torch.equal(one.targets, two.targets)
         assert torch.equal(tensor(one.inputs), tensor(two.inputs))
@@ -71,11 +96,15 @@ def test_partners_depend_on_seed_epoch_and_sample_alone(digits: Dataset) -> None
 
 
 @pytest.mark.parametrize("world", [2, 3])
-def test_what_lies_beside_a_sample_goes_to_its_rank(digits: Dataset, world: int) -> None:
-    beside = Beside(views=1, partners=True)
-    whole = _by_sample(batches(digits, beside, augment=CROP).epoch(2))
+def test_extra_inputs_are_on_the_rank_of_their_sample(digits: Dataset, world: int) -> None:
+    extra = ExtraInputs(views=1, partners=True)
+    whole = _by_sample(batches(digits, extra, augment=CROP).epoch(2))
     shares = [
-        _by_sample(batches(digits, beside, augment=CROP, rank=rank, world=world).epoch(2))
+        _by_sample(
+            batches(
+                digits, extra, augment=CROP, placement=Placement(rank=rank, world_size=world)
+            ).epoch(2)
+        )
         for rank in range(world)
     ]
     assert sum(map(len, shares)) == len(whole)
@@ -86,7 +115,7 @@ def test_what_lies_beside_a_sample_goes_to_its_rank(digits: Dataset, world: int)
 
 def test_views_differ_and_can_be_had_again(digits: Dataset) -> None:
     (one, *_), (again, *_), (later, *_) = (
-        list(batches(digits, Beside(views=2), augment=CROP).epoch(epoch, view=view))
+        list(batches(digits, ExtraInputs(views=2), augment=CROP).epoch(epoch, view=view))
         for epoch, view in ((0, None), (0, None), (0, 1))
     )
     seen = [tensor(inputs) for inputs in (one.inputs, *one.views)]
@@ -100,16 +129,16 @@ def test_a_partner_of_oneself_is_another_view(digits: Dataset) -> None:
     split = digits.train
     assert isinstance(split, Split) and isinstance(split.inputs, Tensor)
     alone = Split(split.inputs[:10], torch.arange(10), split.index[:10])
-    (one,) = batches(digits, Beside(partners=True), split=alone, augment=CROP).epoch(0)
+    (one,) = batches(digits, ExtraInputs(partners=True), split=alone, augment=CROP).epoch(0)
     assert not torch.equal(tensor(one.inputs), tensor(one.partners))
-    (plain,) = batches(digits, Beside(partners=True), split=alone).epoch(0)
+    (plain,) = batches(digits, ExtraInputs(partners=True), split=alone).epoch(0)
     assert torch.equal(tensor(plain.inputs), tensor(plain.partners))
 
 
 def test_texts_have_partners_too(digits: Dataset) -> None:
     tokens = torch.arange(12).reshape(6, 2)
     split = Split({"input_ids": tokens}, torch.tensor([0, 1, 0, 1, 0, 1]), torch.arange(6))
-    (one,) = batches(digits, Beside(views=1, partners=True), split=split).epoch(0)
+    (one,) = batches(digits, ExtraInputs(views=1, partners=True), split=split).epoch(0)
     assert isinstance(one.inputs, dict) and isinstance(one.partners, dict)
     assert one.views == (one.inputs,)
     apart = (one.inputs["input_ids"] - one.partners["input_ids"])[:, 0]
@@ -128,7 +157,11 @@ def test_files_give_what_resident_pictures_give(
     if not batched:
         crop = _OneByOne(padding=2)
     made = [
-        list(batches(data, Beside(views=2, partners=True), augment=(crop,), batch_size=6).epoch(1))
+        list(
+            batches(data, ExtraInputs(views=2, partners=True), augment=(crop,), batch_size=6).epoch(
+                1
+            )
+        )
         for data in (kept, on_disk)
     ]
     for left, right in zip(*made, strict=True):

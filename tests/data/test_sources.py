@@ -14,7 +14,7 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 
 from pictures_at_hand import write_fashion_mnist
-from raykd.data import SOURCES, Batches, Dataset, FileSplit, Inputs, Source, Split
+from raykd.data import SOURCES, BatchLoader, Dataset, FileSplit, Inputs, Source, Split, ViewOptions
 from raykd.data.augment import Augments
 from raykd.data.cifar import Cifar10, Cifar100
 from raykd.data.digits import Digits
@@ -65,7 +65,7 @@ class TestEverySource:
         dataset = make_source(cls).load()
         if not dataset.mean:
             pytest.skip("no pictures")
-        batches = Batches(dataset.train, dataset=dataset, batch_size=4096, seed=0, shuffle=False)
+        batches = BatchLoader(dataset.train, dataset, batch_size=4096, shuffle_seed=None)
         inputs = torch.cat([torch.as_tensor(batch.inputs) for batch in batches.epoch(0)])
         assert inputs.dtype == torch.float32
         assert inputs.mean((0, 2, 3)).abs().max() < 1e-4
@@ -279,7 +279,7 @@ class TestImageFolder:
     def test_a_shorter_epoch_after_one_left_early(self, pictures: Path) -> None:
         source = ImageFolder(root=str(pictures), size=8, workers=1, resident_limit_mb=0)
         dataset = source.load()
-        batches = Batches(dataset.train, dataset=dataset, batch_size=4, seed=0, shuffle=True)
+        batches = BatchLoader(dataset.train, dataset, batch_size=4, shuffle_seed=0)
         next(batches.epoch(0))
         numbers = torch.cat([batch.index for batch in batches.epoch(1)])
         assert sorted(numbers.tolist()) == sorted(dataset.train.index.tolist())
@@ -317,9 +317,8 @@ def epochs(dataset: Dataset, augment: object) -> list:
 
     steps = {"batched": (RandomCrop(padding=2), HorizontalFlip()), "per sample": (Rotation(),)}
     chosen = steps.get(augment, ()) if isinstance(augment, str) else ()
-    batches = Batches(
-        dataset.train, dataset=dataset, batch_size=8, seed=3, shuffle=True, augment=chosen
-    )
+    views = ViewOptions(chosen)
+    batches = BatchLoader(dataset.train, dataset, batch_size=8, shuffle_seed=3, views=views)
     return [batch for epoch in (0, 1) for batch in batches.epoch(epoch)]
 
 
@@ -365,7 +364,7 @@ def test_a_mapping_goes_through_arrays() -> None:
     assert {key: value.tolist() for key, value in back.inputs.items()} == {
         key: value.tolist() for key, value in tokens.items()
     }
-    (batch,) = Batches(split, dataset=dataset, batch_size=4, seed=0, shuffle=True).epoch(0)
+    (batch,) = BatchLoader(split, dataset, batch_size=4, shuffle_seed=0).epoch(0)
     assert not isinstance(batch.inputs, torch.Tensor)
     assert torch.equal(batch.inputs["tokens"], tokens["tokens"][batch.index])
 

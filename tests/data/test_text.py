@@ -17,7 +17,7 @@ from pyarrow import feather, parquet
 from pydantic import TypeAdapter, ValidationError
 
 from docstrings import MODULES, VOCABULARY
-from raykd.data import SOURCES, Batches, Dataset, Split
+from raykd.data import SOURCES, BatchLoader, Dataset, Split
 from raykd.data.text import Texts
 from raykd.training.assembly import task_of
 
@@ -86,7 +86,7 @@ def test_splits_keep_proportions(dataset: Dataset) -> None:
 
 
 def test_batches_are_mappings(dataset: Dataset) -> None:
-    batches = Batches(dataset.train, dataset=dataset, batch_size=32, seed=0, shuffle=True)
+    batches = BatchLoader(dataset.train, dataset, batch_size=32, shuffle_seed=0)
     seen = []
     for batch in batches.epoch(0):
         assert not isinstance(batch.inputs, torch.Tensor)

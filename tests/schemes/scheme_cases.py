@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from raykd.architecture import Mlp, Model, Resnet, Task
-from raykd.data.batch import Batch, Beside
+from raykd.data.batch import Batch, ExtraInputs
 from raykd.knowledge import KD, Hint, Pair, Progress, Term
 from raykd.schemes import (
     SCHEMES,
@@ -121,7 +121,7 @@ class Case:
         return self.distiller(self.batch(number), self.progress(number))
 
     def batch(self, number: int) -> Batch:
-        return batch(number, self.distiller.beside)
+        return batch(number, self.distiller.extra_inputs)
 
     def progress(self, number: int) -> Progress:
         return Progress(number // STEPS_PER_EPOCH, self.epochs, number, STEPS_PER_EPOCH)
@@ -208,15 +208,15 @@ def _teacher_state(number: int) -> dict[str, Tensor]:
     return teacher.state_dict()
 
 
-def batch(number: int, beside: Beside = Beside()) -> Batch:  # noqa: B008 - it never changes
+def batch(number: int, extra: ExtraInputs = ExtraInputs()) -> Batch:  # noqa: B008 - it never changes
     """A batch of digits; further views are moved to the side, partners are the next of a class."""
     inputs, targets = _digits()
     rows = torch.arange(SIZE).roll(-BATCH * number)[:BATCH]
     plain = Batch(inputs[rows], targets[rows], rows)
     return dataclasses.replace(
         plain,
-        views=tuple(inputs[rows].roll(k + 1, dims=-1) for k in range(beside.views)),
-        partners=inputs[_next_of_class()[rows]] if beside.partners else None,
+        views=tuple(inputs[rows].roll(k + 1, dims=-1) for k in range(extra.views)),
+        partners=inputs[_next_of_class()[rows]] if extra.partners else None,
     )
 
 

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from raykd.architecture import MODELS, Derived, Mlp, Model, Resnet, Task, Vit
 from raykd.architecture.layers import random_inputs
 from raykd.architecture.model import Text
-from raykd.data.batch import Batch, Beside
+from raykd.data.batch import Batch, ExtraInputs
 from raykd.knowledge import KD, AttentionTransfer, Hint, Pair, Progress, Term
 from raykd.schemes import SCHEMES, Byot, CsKd, Dml, Kdcl, One, Parts, PsKd, Scheme, TfKd
 from raykd.schemes.byot import Distance, distance, lesson
@@ -220,7 +220,7 @@ class TestKdcl:
 
     def test_all_may_see_the_same_view(self) -> None:
         case = ready(Kdcl(own_views=False, ensemble="mean"))
-        assert case.distiller.beside == Beside()
+        assert case.distiller.extra_inputs == ExtraInputs()
         z = [logits_of(peer) for peer in networks_of(case)]
         p = softmax(np.mean(z, axis=0) / 2)
         expected = sum(
@@ -357,7 +357,9 @@ class TestCsKd:
     def test_loss(self) -> None:
         case = ready(CsKd())
         seen = case.batch(0)
-        assert seen.partners is not None and case.distiller.beside == Beside(partners=True)
+        assert seen.partners is not None and case.distiller.extra_inputs == ExtraInputs(
+            partners=True
+        )
         z, taught = (logits_of(case.distiller.student, x) for x in (seen.inputs, seen.partners))
         expected = cross_entropy(z, seen.targets) + 16 * kl(softmax(taught / 4), softmax(z / 4))
         assert case.step(0).loss.item() == pytest.approx(expected, rel=1e-3)

@@ -14,7 +14,7 @@ from mlflow.pytorch import log_model
 from torch import Tensor, nn
 
 from raykd.architecture import Mlp
-from raykd.data import Batches, Dataset
+from raykd.data import BatchLoader, Dataset
 from raykd.report.summary import facts
 from raykd.search.driver import opened, run
 from raykd.search.result import StudyResult
@@ -49,7 +49,7 @@ def trained() -> nn.Module:
     network = Mlp(depth=1, width=32).build(task_of(data()))
     optimizer = torch.optim.Adam(network.parameters(), 0.01)
     split = data().train
-    batches = Batches(split, dataset=data(), batch_size=len(split), seed=0, shuffle=False)
+    batches = BatchLoader(split, data(), batch_size=len(split), shuffle_seed=None)
     [batch] = batches.epoch(0)
     for _ in range(60):
         optimizer.zero_grad()

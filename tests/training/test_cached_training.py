@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from cache_cases import EPOCHS, LAYERS, built, cropped, data, described
-from raykd.data import Batches
+from raykd.data import BatchLoader, ViewOptions
 from raykd.knowledge import LOSSES, Pair, Term
 from raykd.schemes import LiveTeacher, MultiTeacher, Teacher
 from raykd.study.schema import Cache, Study
@@ -174,17 +174,15 @@ def test_views_are_a_function_of_their_own_seed() -> None:
     """Two trainings of other seeds see other orders and the same views."""
 
     def seen(seed: int, view_seed: int | None) -> dict[int, torch.Tensor]:
-        batches = Batches(
+        batches = BatchLoader(
             data().train,
-            dataset=data(),
+            data(),
             batch_size=16,
-            seed=seed,
-            shuffle=True,
-            augment=cropped().data.augment,
-            view_seed=view_seed,
+            shuffle_seed=seed,
+            views=ViewOptions(cropped().data.augment, view_seed),
         )
         pictures: dict[int, torch.Tensor] = {}
-        for batch in batches.epoch(3, 1):
+        for batch in batches.epoch(3, view=1):
             assert batch.view == 1 and isinstance(batch.inputs, torch.Tensor)
             pictures |= dict(zip(batch.index.tolist(), batch.inputs, strict=True))
         return pictures
@@ -212,7 +210,7 @@ def test_shards_of_any_size_show_the_same(tmp_path: Path) -> None:
     study = cropped()
     whole = built(tmp_path, study, described(study, ("stage2",), shard_rows=96))
     parts = built(tmp_path, study, described(study, ("stage2",), shard_rows=7))
-    batches = Batches(data().train, dataset=data(), batch_size=32, seed=0, shuffle=True)
+    batches = BatchLoader(data().train, data(), batch_size=32, shuffle_seed=0)
     for batch in batches.epoch(1):
         for name in ("@logits", "stage2"):
             assert torch.equal(whole.take(name, batch), parts.take(name, batch))

@@ -81,8 +81,8 @@ def without_waiting(training: Training, monkeypatch: pytest.MonkeyPatch) -> dict
     """An epoch of which no step may wait for the device; its beginning and its end may."""
     batches = training._batches.epoch
 
-    def watched(*numbers: int) -> Iterator[Batch]:
-        coming = batches(*numbers)
+    def watched(epoch: int, **options: Any) -> Iterator[Batch]:
+        coming = batches(epoch, **options)
         torch.cuda.set_sync_debug_mode("error")
         yield from coming
         torch.cuda.set_sync_debug_mode("default")

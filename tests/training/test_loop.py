@@ -12,7 +12,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from raykd.architecture import MODELS, Derived, Resnet, Task
-from raykd.data import Batches
+from raykd.data import BatchLoader
 from raykd.knowledge import LOSSES, Pair, Term
 from raykd.schemes import SCHEMES, Alone, Offline
 from raykd.schemes.train import SGD, AdamW, Constant
@@ -100,7 +100,7 @@ def test_the_metrics_of_an_epoch() -> None:
 def test_the_validation_figures_are_those_of_the_student_as_it_is() -> None:
     training = train_of(alone())
     metrics = training.run_epoch()
-    batches = Batches(digits().val, dataset=digits(), batch_size=7, seed=0, shuffle=False)
+    batches = BatchLoader(digits().val, digits(), batch_size=7, shuffle_seed=None)
     found = evaluate(training.student, batches.epoch(0))
     assert found["accuracy"] == metrics["val_accuracy"]
     assert found["loss"] == pytest.approx(metrics["val_loss"], rel=1e-5)
@@ -113,7 +113,7 @@ def test_the_steps_are_those_of_plain_pytorch() -> None:
     model = MODELS["mlp"](width=16).build(Task(input_shape=(1, 8, 8), classes=10))
     model.load_state_dict(training.student.state_dict())
     optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9, weight_decay=5e-4)
-    batches = Batches(digits().train, dataset=digits(), batch_size=32, seed=0, shuffle=True)
+    batches = BatchLoader(digits().train, digits(), batch_size=32, shuffle_seed=0)
     for batch in batches.epoch(0):
         logits = model(batch.inputs)
         loss = torch.nn.functional.cross_entropy(logits, batch.targets, label_smoothing=0.1)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from raykd.architecture import Task
-from raykd.data import Batches, Dataset
+from raykd.data import BatchLoader, Dataset, Placement, ViewOptions
 from raykd.knowledge import Evidence
 from raykd.schemes import LiveTeacher
 from raykd.study.schema import Study, plain
@@ -66,7 +66,7 @@ class Build:
         self._network = network
         self._data = data
         self._study = study
-        self._read: tuple[LiveTeacher, Batches] | None = None
+        self._read: tuple[LiveTeacher, BatchLoader] | None = None
         self._precision: Precision = precision_of(study.train.precision, self.device)
         own = description.shards[share::shares]
         there = set() if self._is_done() else store.finished(description.key)
@@ -98,7 +98,7 @@ class Build:
             outputs_of(self.description, *ready, rows, shard.view, self._precision)
         )
 
-    def _ready(self) -> tuple[LiveTeacher, Batches]:
+    def _ready(self) -> tuple[LiveTeacher, BatchLoader]:
         """The teacher and the pictures; made once, and not at all where nothing is left to do."""
         if self._read is None:
             given = self._network
@@ -108,16 +108,15 @@ class Build:
         return self._read
 
 
-def view_batches(description: Description, study: Study, data: Dataset) -> Batches:
+def view_batches(description: Description, study: Study, data: Dataset) -> BatchLoader:
     """The training samples under the description's views."""
-    return Batches(
+    return BatchLoader(
         data.train,
-        dataset=data,
+        data,
         batch_size=BATCH,
-        seed=description.seed,
-        shuffle=False,
-        augment=study.data.augment,
-        device=data.train.targets.device,
+        shuffle_seed=None,
+        views=ViewOptions(study.data.augment, description.seed),
+        placement=Placement(data.train.targets.device),
     )
 
 
@@ -125,7 +124,7 @@ def view_batches(description: Description, study: Study, data: Dataset) -> Batch
 def outputs_of(
     description: Description,
     teacher: LiveTeacher,
-    batches: Batches,
+    batches: BatchLoader,
     rows: Tensor,
     view: int,
     precision: Precision,
@@ -148,7 +147,7 @@ def outputs_of(
         for name, shape in description.shapes.items()
     }
     at = 0
-    for batch in batches.of_rows(rows.split(BATCH), view):
+    for batch in batches.read_rows(rows.split(BATCH), view):
         with precision():
             shown = teacher(laid_out(batch))
         for name, target in held.items():
