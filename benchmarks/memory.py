@@ -88,7 +88,7 @@ def served(trials: int) -> list[float]:
         conduct(seat, Assignment("teacher-0", "teacher", teacher, 0, 1, folder="s", keep=weights))
         caching = outputs_of(study, data, storage)
         for number in range(trials):
-            drawn = caching.fixed(study.sample(number % ROUND, task_of(data)))
+            drawn = caching.fixed(study.bind(task_of(data)).sample(number % ROUND).resolved)
             trial = Assignment(
                 f"trial-{number}",
                 "trial",

@@ -27,7 +27,7 @@ from raykd.data import SOURCES
 from raykd.knowledge import Evidence, LossContext, Pair, Progress
 from raykd.option import Family
 from raykd.study.domains import DOMAINS
-from raykd.study.rules import OBJECTIVES
+from raykd.study.objectives import OBJECTIVES
 from raykd.study.schema import Sampler, study_adapter
 
 ROOT = Path(__file__).parent.parent

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import ValidationError
 
 from raykd.architecture import Anatomy, Model, Task, Text, anatomy
 from raykd.architecture.layers import Layer
@@ -17,15 +16,14 @@ from raykd.architecture.model import written
 from raykd.problems import Problem, StudyError
 from raykd.search.driver import in_place, load_data, opened
 from raykd.study.comparable import layers_for
-from raykd.study.complaints import Finding, complaints
+from raykd.study.complaints import Finding, InvalidStudy, parse_study
 from raykd.study.files import Document, parse_document
 from raykd.study.load import check_shapes
 from raykd.study.models import import_findings
 from raykd.study.opened import OpenStudy, task_of
-from raykd.study.outline import study_outline
 from raykd.study.pairings import WIDE
 from raykd.study.place import dotted
-from raykd.study.schema import Study, read_study
+from raykd.study.schema import Study
 from raykd.study.space import read_space
 from raykd.training.assembly import task_of as task_of_data
 
@@ -214,11 +212,10 @@ def _concrete(document: Document, *, allow_import: bool) -> Study:
         ]
     if problems:
         raise StudyError(problems)
-    data = study_outline().expanded(document.data)
     try:
-        study = read_study(data)
-    except ValidationError as error:
-        raise StudyError(_told(complaints(error, data))) from None
+        study = parse_study(document.data)
+    except InvalidStudy as error:
+        raise StudyError(_told(error.findings)) from None
     refused = [] if allow_import else list(import_findings(study))
     if refused:
         raise StudyError(_told(refused))
@@ -263,7 +260,7 @@ def _of_study(study: OpenStudy) -> Layers:
     teachers = _each(study.models("teacher"), "teacher", task)
     students = sorted(_each(study.models("student"), "student", task), key=_size)
     shown = _spread(students)
-    narrowed = study.narrowed(task)
+    narrowed = study.bind(task).narrowed
     guided = layers_for([one.anatomy for one in students])
     hint = layers_for([one.anatomy for one in teachers]) if teachers else guided
     pairings = {}

@@ -18,9 +18,10 @@ from raykd.report.display import Display
 from raykd.report.failures import Announcer
 from raykd.report.outputs import outputs_line
 from raykd.report.plain import first_lines
-from raykd.report.view import ALL, COSTS, View, run_name
+from raykd.report.view import ALL, View, run_name
 from raykd.search.figures import clock, compact, metric, percent, time_left, words
 from raykd.search.records import Record, cost, learns_from, pairs_name, student_name
+from raykd.study.objectives import COSTS
 from raykd.tables import Column, Grid, cut, narrowed
 
 PERIOD = 0.25

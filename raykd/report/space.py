@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
 from rich.console import Group, RenderableType
+from rich.text import Text
 
 from raykd.architecture import Task
 from raykd.data import Dataset, Survey
@@ -18,12 +19,13 @@ from raykd.search.packing import room
 from raykd.search.pairs.arms import arms_of
 from raykd.search.pairs.question import question_of
 from raykd.search.shelf import check_started_models, check_teacher_weights, remarks_on_weights
-from raykd.study.costs import Costs
-from raykd.study.explain import explain
+from raykd.study.explain import Explanation, explain
+from raykd.study.extent import Dimension
 from raykd.study.load import check_data, check_shapes
 from raykd.study.measured import check_measured
 from raykd.study.opened import OpenStudy
-from raykd.tables import Labeled
+from raykd.study.student_costs import StudentCosts
+from raykd.tables import Column, Grid, Labeled
 from raykd.training.assembly import task_of
 from raykd.training.cache.planning import CachePlan
 
@@ -56,17 +58,17 @@ def explained(
         task = task_of(data)
         check_shapes(study, task, checks=checks)
     with in_place(study):
-        check_measured(study, task, Costs(study.settings.search, task))
+        check_measured(study.bind(task), StudentCosts(study.settings.search, task))
     known = survey or data
     named = replace(task, class_names=known.class_names if known is not None else ())
     with in_place(study):
         weights = remarks_on_weights(study, named)
-    found = explain(study, task, seed, None if known is None else known.sizes["train"])
+    explanation = explain(study.bind(task), seed, known.sizes["train"] if known else None)
     rest = Labeled(width=9, gap=1)
     for label, text in (slots, *_outputs(study, task, data), *_layer_study(study, task)):
         rest.add(label, text)
     return Group(
-        found.render(),
+        render(explanation),
         data_block(study.settings.data, known, task),
         *weights_block(weights.notes, weights.warnings),
         rest,
@@ -122,3 +124,78 @@ def _data_at_hand(study: OpenStudy) -> Dataset | None:
         return source.load()
     except ValueError as error:
         raise StudyError(study.document.problem(("data",), str(error))) from None
+
+
+def render(explanation: Explanation) -> Group:
+    """An explanation for a `rich` console."""
+    title = Text(f"study {explanation.name}", style="bold")
+    return Group(title, *_dimensions(explanation), _facts(explanation))
+
+
+def _dimensions(explanation: Explanation) -> Iterator[RenderableType]:
+    """Tables of the parameters, one for each branch, under its condition."""
+    if not explanation.dimensions:
+        yield Text("no open parameters: a single trial")
+        return
+    when = ""
+    table = _parameter_table(explanation.dimensions)
+    for dimension in explanation.dimensions:
+        if dimension.when != when:
+            yield table
+            when = dimension.when
+            yield Text(f"if {when}:" if when else "always:", style="italic")
+            table = _parameter_table(explanation.dimensions, heading=False)
+        value = explanation.sample_values.get(dimension.name)
+        text = "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
+        indent = "  " if when else ""
+        table.add(indent + dimension.name, dimension.text, text)
+    yield table
+
+
+def _parameter_table(dimensions: Iterable[Dimension], *, heading: bool = True) -> Grid:
+    """An empty table; all tables of a space have columns of the same width."""
+    longest = max(len(dimension.name) for dimension in dimensions) + 2
+    columns = [Column("parameter", whole=True), Column("values"), Column("sample")]
+    widths = (longest, 0, 0)
+    return Grid(columns, header_style="bold", header=heading, gap=1, widths=widths)
+
+
+def _facts(explanation: Explanation) -> Labeled:
+    table = Labeled(gap=1)
+    for label, text in _fact_lines(explanation):
+        table.add(Text(label, style="dim"), text)
+    return table
+
+
+def _fact_lines(explanation: Explanation) -> Iterator[tuple[str, str]]:
+    size = f"{explanation.size.combinations:,} combinations"
+    if explanation.size.continuous:
+        size += f" x {explanation.size.continuous} continuous parameters"
+    yield "space", size
+    costs = f"{_span(explanation.params)} parameters, {_span(explanation.macs)} MACs"
+    yield "student", costs + (f", {_span(explanation.memory)} bytes" if explanation.memory else "")
+    if explanation.measured:
+        yield "measured", explanation.measured
+    feasible = (
+        f"{explanation.feasible / explanation.drawn:.0%} of {explanation.drawn} random points"
+    )
+    yield "feasible", feasible
+    for reason, times in explanation.reasons[:3]:
+        yield "", f"{times} infeasible: {reason}"
+    for number, line in enumerate(explanation.left_out):
+        yield "excluded" if number == 0 else "", line
+    if explanation.proxy:
+        yield "screen", explanation.proxy
+    yield "trials", f"at most {explanation.trials}"
+    yield "teachers", f"{explanation.teachers} to train"
+    if explanation.student_passes is not None and explanation.teacher_passes is not None:
+        students, teachers = explanation.student_passes, explanation.teacher_passes
+        yield "samples", f"at most {students:,} through students, {teachers:,} through teachers"
+    else:
+        students, teachers = explanation.student_epochs, explanation.teacher_epochs
+        yield "epochs", f"at most {students:,} for students, {teachers:,} for teachers"
+
+
+def _span(ends: tuple[int, int]) -> str:
+    low, high = ends
+    return f"{low:,}" if low == high else f"{low:,} to {high:,}"

@@ -15,7 +15,7 @@ from rich.text import Text
 from raykd.report.commands import Command, Event, commands, state, unfinished
 from raykd.report.data import WARNING, remarks
 from raykd.report.failures import causes, failure_lines
-from raykd.report.view import ALL, COSTS, asked_costs
+from raykd.report.view import ALL, asked_costs
 from raykd.search.doubts import BELOW_STUDENT
 from raykd.search.figures import (
     compact,
@@ -40,6 +40,7 @@ from raykd.search.records import (
 )
 from raykd.search.result import METRIC, Chosen, StudyResult
 from raykd.search.statistics import FEWEST, Estimate, paired_gain
+from raykd.study.objectives import COSTS
 from raykd.tables import Column, Grid, Paragraph, unbroken
 from raykd.tracking.journal import events
 

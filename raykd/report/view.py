@@ -19,6 +19,7 @@ from raykd.search.records import (
     teacher_name,
 )
 from raykd.study.names import model_name
+from raykd.study.objectives import COSTS
 from raykd.tracking.journal import events
 
 if TYPE_CHECKING:
@@ -26,16 +27,6 @@ if TYPE_CHECKING:
     from raykd.search.folder import StudyFolder
     from raykd.study.opened import OpenStudy
 
-COSTS = (
-    "params",
-    "macs",
-    "memory",
-    "latency",
-    "batch_latency",
-    "onnx_latency",
-    "onnx_batch_latency",
-)
-"""What is known of a student before it is trained (`raykd.study.costs.COSTS`)."""
 STUDENTS = ("trial", "replicate", "alone")
 REPLICATES = ("replicate", "alone")
 ALL = ("teacher", *STUDENTS)

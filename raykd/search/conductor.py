@@ -21,11 +21,10 @@ from raykd.search.doubts import at_chance, below_student
 from raykd.search.logs import Failure, Logs
 from raykd.search.records import Record, Records
 from raykd.search.shelf import Shelf
-from raykd.study.costs import Costs
 from raykd.study.names import names_of
 from raykd.study.opened import OpenStudy
 from raykd.study.schema import Search, Study, plain, read_study
-from raykd.study.teachers import needed_by, teachers_of
+from raykd.study.student_costs import StudentCosts
 from raykd.training.assignment import Assignment, Role
 from raykd.training.output_check import outputs_warning
 from raykd.training.storage import Storage
@@ -81,7 +80,7 @@ class Conductor:
         search: Search | None = None,
         slots: int = 1,
         caching: Caching | None = None,
-        costs: Costs | None = None,
+        costs: StudentCosts | None = None,
         logs: Logs | None = None,
         val_counts: Sequence[int] = (),
     ) -> None:
@@ -91,7 +90,8 @@ class Conductor:
         self.study = study
         self.task = task
         self.search = search or study.settings.search
-        self._costs = costs or Costs(self.search, task)
+        self._bound = study.bind(task)
+        self._costs = costs or StudentCosts(self.search, task)
         self.records = records or Records()
         self.expected_trials: int | None = None
         self.note = ""
@@ -406,7 +406,8 @@ class Conductor:
                 self._queue.append(self._teacher_assignment(prepared, file))
         for record in self.records.running(*ROLES):
             if record.role != "teacher":
-                self._ask_for(self._needed_by(read_study(record.assignment.study)))
+                study = read_study(record.assignment.study)
+                self._ask_for(self._bound.candidate(study).networks)
             self._queue.append(record.assignment)
 
     def _is_settled(self, record: Record) -> bool:
@@ -415,14 +416,6 @@ class Conductor:
         return finished or record.status == "running"
 
     # Teachers: the study's own first, others when a trial is drawn that needs them
-
-    def _teachers_of(self, study: Study) -> tuple[Preparation, ...]:
-        """Replicates share the teachers that trials share, whatever their own seed."""
-        return teachers_of(study, seed=self.study.settings.seed)
-
-    def _needed_by(self, study: Study) -> tuple[Preparation, ...]:
-        """Its teachers, and the network that its student inherits from."""
-        return needed_by(study, seed=self.study.settings.seed)
 
     def _ask_for(self, prepared: Iterable[Preparation]) -> tuple[str, ...]:
         """The files of these networks; those that are not there are queued to be trained.
@@ -536,7 +529,7 @@ class Conductor:
         """Queue a training, after those of the teachers that it needs and that are not there."""
         if self._caching is not None:
             study = self._caching.fixed(study)
-        teachers = self._teachers_of(study)
+        candidate = self._bound.candidate(study)
         assignment = Assignment(
             **{
                 "id": record_id,
@@ -545,10 +538,12 @@ class Conductor:
                 "seed": study.seed,
                 "epochs": study.train.epochs,
                 "folder": self._folder,
-                "teachers": self._ask_for(self._needed_by(study)),
+                "teachers": self._ask_for(candidate.networks),
                 "params": self.study.flat(study),
-                "tags": tags_of(study, teachers) | self._costs.tags(study) | fields.pop("tags", {}),
-                "metrics": {**self._costs.of(study), **screened},
+                "tags": tags_of(study, candidate.teachers)
+                | self._costs.tags(candidate)
+                | fields.pop("tags", {}),
+                "metrics": {**self._costs.of(candidate), **screened},
                 **fields,
             }
         )

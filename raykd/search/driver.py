@@ -62,7 +62,6 @@ from raykd.search.statistics import estimate, proportion_interval
 from raykd.search.stopping import closing, is_stopping, keep_handlers, stoppable
 from raykd.search.stores import as_begun, store_notice, store_source, with_store
 from raykd.search.trials import trial_first
-from raykd.study.costs import Costs
 from raykd.study.files import Document, read_document
 from raykd.study.load import Check, check_shapes, open_study
 from raykd.study.measured import check_measured
@@ -70,6 +69,7 @@ from raykd.study.models import check_models
 from raykd.study.opened import OpenStudy
 from raykd.study.place import parse_place
 from raykd.study.schema import Cluster, Search, Study, plain, read_study
+from raykd.study.student_costs import StudentCosts
 from raykd.tracking.journal import Journal, events
 from raykd.tracking.store import absolute, masked
 from raykd.training.assembly import task_of
@@ -205,7 +205,7 @@ class Enterprise:
     records: Records
     search: Search
     verbose: bool
-    costs: Costs
+    costs: StudentCosts
     way: Way
 
     def conductor(self, slots: int) -> Conductor:
@@ -324,7 +324,7 @@ class _Prepared:
     data: Dataset
     task: Task
     how: Search
-    costs: Costs
+    costs: StudentCosts
     known: Sequence[Mapping[str, Any]]
     content: Mapping[str, str]
     weights: Remarks
@@ -496,17 +496,17 @@ def starting_from(runs: Sequence[str]) -> Way:
     return Way(explorer, _concluded, check, tuple(map(absolute_run, runs)))
 
 
-def _costs(study: OpenStudy, task: Task, how: Search, folder: StudyFolder | None) -> Costs:
+def _costs(study: OpenStudy, task: Task, how: Search, folder: StudyFolder | None) -> StudentCosts:
     """What measures students, or remembers what was measured, once it is sure that it can.
 
     Raises:
         StudyError: it cannot, or no student keeps the bounds.
     """
-    costs = Costs(how, task)
+    costs = StudentCosts(how, task)
     if folder is not None:
         costs.keep_in(folder.measured)
     if how.trials:
-        check_measured(study, task, costs)
+        check_measured(study.bind(task), costs)
     return costs
 
 
@@ -776,7 +776,7 @@ def _open_chronicle(chronicle: Chronicle, prepared: _Prepared, folder: StudyFold
         said = f"resumed with other versions than before ({', '.join(others)})"
         chronicle.tell({"event": "warning", "text": f"{said}: results may differ in last digits"})
         _note(chronicle, {"resumed_with": ", ".join(others)})
-    left_out = () if known else study.narrowed(prepared.task).lines
+    left_out = () if known else study.bind(prepared.task).narrowed.lines
     if left_out:
         _note(chronicle, {"pairs_left_out": "\n".join(left_out)})
 

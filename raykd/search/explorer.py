@@ -32,9 +32,9 @@ from raykd.search.samplers import Grid
 from raykd.search.screening import again, score_of
 from raykd.search.shelf import Shelf
 from raykd.search.tpe import SEEN
-from raykd.study.costs import Costs
 from raykd.study.opened import OpenStudy
 from raykd.study.schema import Search, Study, read_study
+from raykd.study.student_costs import StudentCosts
 from raykd.training.storage import Storage
 
 MAX_DRAWS = 1000
@@ -70,7 +70,7 @@ class Explorer(Conductor):
         clock: Callable[[], float] = time.time,
         slots: int = 1,
         caching: Caching | None = None,
-        costs: Costs | None = None,
+        costs: StudentCosts | None = None,
         logs: Logs | None = None,
         val_counts: Sequence[int] = (),
     ) -> None:
@@ -96,7 +96,7 @@ class Explorer(Conductor):
         )
         self._exhausted = False
         self._asked: dict[str, optuna.Trial | int] = {}
-        self._points = study.space_for(task).size.points or math.inf
+        self._points = self._bound.space.size.points or math.inf
         self._tried: dict[Drawn, str] = {}
         self._infeasible: set[Drawn] = set()
         self._has_told = False  # Optuna of a trial that ran, so that it knows of feasible ones
@@ -199,14 +199,14 @@ class Explorer(Conductor):
             else:
                 drawn = self._optuna.ask()
             try:
-                study = self.study.draw(drawn, self.task)
-                self._costs.check(study)
+                candidate = self._bound.draw(drawn)
+                self._costs.check(candidate)
             except Infeasible as why:
                 self._refuse(drawn, why)
                 continue
             _constrain(drawn, 0.0)
             if not self._was_tried(drawn):
-                self._queue_trial(drawn, study)
+                self._queue_trial(drawn, candidate.resolved)
                 return True
         return self._give_up(
             f"{MAX_DRAWS} draws in a row were infeasible or tried before; the space is exhausted"

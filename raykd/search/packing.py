@@ -105,7 +105,7 @@ def typical(study: OpenStudy, task: Task) -> Study | None:
     """A training as trials of the study are: its student alone, as where outputs are cached."""
     for seed in range(16):
         try:
-            drawn = study.draw(Seeded(seed), task)
+            drawn = study.bind(task).draw(Seeded(seed)).resolved
         except Infeasible:
             continue
         student = drawn.student.model

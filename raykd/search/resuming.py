@@ -25,9 +25,8 @@ from raykd.search.folder import StudyFolder, Verb, open_folder
 from raykd.search.lock import locked
 from raykd.study.files import parse_document
 from raykd.study.opened import OpenStudy
-from raykd.study.outline import study_outline
 from raykd.study.place import dotted
-from raykd.study.schema import plain, read_study
+from raykd.study.schema import plain
 
 FREE = (
     "tracking",
@@ -120,8 +119,8 @@ def content_of(study: OpenStudy, task: Task) -> dict[str, str]:
         task: what its models take and give.
     """
     found: set[Path] = set()
-    for point in study.space_for(task).corners():
-        found.update(_files_in(read_study(study_outline().expanded(point.data))))
+    for candidate in study.bind(task).corners():
+        found.update(_files_in(candidate.study))
     digests = {_name(file): _digest(file) for file in sorted(found)}
     return {name: digest for name, digest in digests.items() if digest}
 

@@ -26,7 +26,7 @@ from raykd.data import BatchLoader, Dataset, Placement
 from raykd.problems import Infeasible, Problem, StudyError
 from raykd.study.opened import OpenStudy
 from raykd.study.schema import Search
-from raykd.study.screens import kept, teacher_of, within_bins_of
+from raykd.study.screens import bin_cost, number_kept, teacher_model
 from raykd.study.suggest import Seeded
 
 MARK = "raykd.screen"
@@ -94,7 +94,7 @@ def screen(
         begun = clock()
         found = candidates(study, task, how, search)
         ranked = _scored(study, task, data, how, found)
-        best = [one.plain() for one in chosen(ranked, kept(how, search.trials), how.bins)]
+        best = [one.plain() for one in chosen(ranked, number_kept(how, search.trials), how.bins)]
         _tell(tell, how, ranked, best, clock() - begun)
         drawn.set_user_attr(MARK, best)
     known = {trial.user_attrs.get(MARK) for trial in drawn.get_trials(deepcopy=False)}
@@ -106,12 +106,12 @@ def screen(
 def candidates(study: OpenStudy, task: Task, how: Ranking, search: Search) -> list[Candidate]:
     """The distinct architectures of `how.candidates` feasible points drawn at random."""
     found: dict[Model, Candidate] = {}
-    cost = within_bins_of(how, search.objectives)
+    cost = bin_cost(how, search.objectives)
     wanted = how.candidates
     for number in range(ATTEMPTS * wanted):
         drawer = Seeded(derived(study.settings.seed, "point", number))
         try:
-            model = study.draw(drawer, task).student.model
+            model = study.bind(task).draw(drawer).study.student.model
         except Infeasible:
             continue
         own = {name: value for name, value in drawer.params.items() if name.startswith(STUDENT)}
@@ -171,7 +171,7 @@ def _scored(
     """
     batch = how.batch if isinstance(how, Measured) else 2
     inputs, targets = training_batch(data, batch, study.settings.seed)
-    about = Screening(task, inputs, targets, teacher_of(study), study.settings.seed)
+    about = Screening(task, inputs, targets, teacher_model(study), study.settings.seed)
     try:
         score = how.scorer(about)
         return [replace(one, score=score(one.model)) for one in found]

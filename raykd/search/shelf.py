@@ -19,9 +19,8 @@ from raykd.problems import Problem, StudyError
 from raykd.schemes import Preparation, Teacher
 from raykd.study.models import models_in
 from raykd.study.opened import OpenStudy
-from raykd.study.outline import study_outline
 from raykd.study.place import Place, dotted
-from raykd.study.schema import Study, read_study
+from raykd.study.schema import Study
 from raykd.study.teachers import everyone_behind, teachers_of
 from raykd.training.checkpoint import dump_weights, metadata_of, with_metadata
 from raykd.training.loading import check_file, load_prepared, reorder_network
@@ -192,8 +191,8 @@ def remarks_on_weights(study: OpenStudy, task: Task) -> Remarks:
         return Remarks()
     notes: dict[str, None] = {}
     warnings: dict[str, None] = {}
-    for point in study.space_for(task).corners():
-        concrete = read_study(study_outline().expanded(point.data))
+    for candidate in study.bind(task).corners():
+        concrete = candidate.study
         problems = [*check_teacher_weights(concrete, task), *check_started_models(concrete, task)]
         if problems:
             raise StudyError(problems)

@@ -126,7 +126,7 @@ def put_first(drawn: optuna.Study, found: Sequence[Start], write: Callable[..., 
 
 
 def _start(study: OpenStudy, task: Task, winner: Winner) -> Start:
-    space = study.space_for(task)
+    space = study.bind(task).space
     found = recalled(space, winner.study)
     if winner.pairs and not any(".pairs" in place for place in found.taken):
         params = drawn_again(space, winner.pairs)
@@ -144,7 +144,7 @@ def _infeasible(study: OpenStudy, task: Task, params: Mapping[str, Any]) -> str:
         drawer = Seeded(seed)
         drawer.params.update(params)
         try:
-            study.draw(drawer, task)
+            study.bind(task).draw(drawer)
         except Infeasible as error:
             why = str(error)
         else:

@@ -17,7 +17,7 @@ from raykd.option import names_of
 from raykd.study.domains import DOMAINS, near
 from raykd.study.outline import study_outline
 from raykd.study.place import Place, dotted, value_at
-from raykd.study.schema import NAME_PATTERN, REGISTER_PATTERN
+from raykd.study.schema import NAME_PATTERN, REGISTER_PATTERN, Study, read_study
 
 _NOUNS = {
     "augment": "augmentation",
@@ -62,6 +62,33 @@ class Finding:
     def __str__(self) -> str:
         path = dotted(self.place)
         return f"{path}: {self.what}" if path else self.what
+
+
+class InvalidStudy(ValueError):
+    """Plain data that are no valid study.
+
+    Attributes:
+        findings: one for each faulty place.
+        data: what was validated, bare names written out.
+    """
+
+    def __init__(self, findings: Sequence[Finding], data: Any) -> None:
+        super().__init__("; ".join(map(str, findings)))
+        self.findings = findings
+        self.data = data
+
+
+def parse_study(data: Mapping[str, Any]) -> Study:
+    """The concrete study that plain data describe; bare names of options are allowed.
+
+    Raises:
+        InvalidStudy: with all that is wrong.
+    """
+    expanded = study_outline().expanded(data)
+    try:
+        return read_study(expanded)
+    except ValidationError as error:
+        raise InvalidStudy(complaints(error, expanded), expanded) from None
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from raykd.architecture import Anatomy, Model, Task, dissect
 from raykd.architecture.cost import unfilled
 from raykd.architecture.layers import random_inputs
 from raykd.architecture.macs import Unfilled
+from raykd.architecture.memory import peak_memory
 from raykd.knowledge import Loss, LossContext, Pair, Term
 from raykd.knowledge.evidence import Shape
 from raykd.problems import Infeasible
@@ -26,7 +27,7 @@ RANGED = 8
 
 
 @dataclass(frozen=True)
-class Deployed:
+class DeployedModel:
     """The network that is kept of a concrete study, not yet built.
 
     Attributes:
@@ -106,7 +107,7 @@ class Reuse:
     others: tuple[str, ...] = ()
 
 
-def deployed(study: Study, student: Anatomy, task: Task) -> Anatomy:
+def deployed_profile(study: Study, student: Anatomy, task: Task) -> Anatomy:
     """`student` with the parameters and multiply-accumulates of the network that is kept.
 
     These are the student's own, unless a loss of the study deploys it with its teacher's
@@ -122,18 +123,18 @@ def deployed(study: Study, student: Anatomy, task: Task) -> Anatomy:
         PairError: the teacher cannot be cut where the pair says, or another term looks at a layer
             of the student that is left out.
     """
-    kept = what_is_deployed(study)
-    if kept.reuse is None:
+    model = deployed_model(study)
+    if model.reuse is None:
         return student
     try:
-        whole = _anatomy(kept, task)
+        whole = _profile(model, task)
     except ValueError as error:
         number = next(_deploying(study.knowledge))[0]
         raise PairError(("knowledge", number, "pairs"), str(error)) from None
     return replace(student, params=whole.params, macs=whole.macs)
 
 
-def what_is_deployed(study: Study) -> Deployed:
+def deployed_model(study: Study) -> DeployedModel:
     """Which network is kept of a concrete study, its pairs resolved.
 
     Raises:
@@ -145,7 +146,7 @@ def what_is_deployed(study: Study) -> Deployed:
     student = study.student.model
     found = list(_deploying(study.knowledge)) if study.scheme.takes_knowledge else []
     if not found:
-        return Deployed(student)
+        return DeployedModel(student)
     number, loss, pairs = found[0]
     if len(found) > 1:
         raise PairError(
@@ -169,7 +170,7 @@ def what_is_deployed(study: Study) -> Deployed:
     others = tuple(
         other.guided for term in study.knowledge if term.active for other in term.pairs or ()
     )
-    return Deployed(student, Reuse(teacher.model, loss, pair, others))
+    return DeployedModel(student, Reuse(teacher.model, loss, pair, others))
 
 
 def _deploying(terms: tuple[Term, ...]) -> Iterator[tuple[int, Loss, tuple[Pair, ...]]]:
@@ -189,8 +190,15 @@ def _check_assistants(study: Study) -> None:
 
 
 @lru_cache(maxsize=1024)
-def _anatomy(kept: Deployed, task: Task) -> Anatomy:
-    return dissect(kept.blank(task), task)
+def _profile(model: DeployedModel, task: Task) -> Anatomy:
+    return dissect(model.blank(task), task)
+
+
+@lru_cache(maxsize=4096)
+def peak_memory_of(model: DeployedModel, task: Task) -> int:
+    """Peak memory of one sample's forward through the deployed network, in bytes."""
+    network = model.network(task) if model.is_converted else model.blank(task)
+    return peak_memory(network, task)
 
 
 def _shape(anatomy: Anatomy, name: str) -> Shape:

@@ -16,24 +16,19 @@ from pydantic import TypeAdapter, ValidationError
 from raykd.architecture import Anatomy, Task
 from raykd.data import Source
 from raykd.problems import Infeasible, Problem, StudyError
-from raykd.study.complaints import Finding, complaints
-from raykd.study.costs import check_costs, counted, figure
+from raykd.study.candidate import Candidate, ModelError, pairing_losses
+from raykd.study.complaints import Finding, InvalidStudy, parse_study
+from raykd.study.costs import format_cost
 from raykd.study.domains import NUMBERS
 from raykd.study.files import Document, read_document
 from raykd.study.models import import_findings
 from raykd.study.nodes import Pairing
-from raykd.study.opened import (
-    ModelError,
-    OpenStudy,
-    anatomies,
-    losses_of,
-    task_of,
-)
-from raykd.study.outline import study_outline
-from raykd.study.pairing import PairError, of_the_other, resolve_pairs
+from raykd.study.objectives import Cost
+from raykd.study.opened import BoundStudy, OpenStudy, task_of
+from raykd.study.pairing import PairError, of_the_other
 from raykd.study.place import Place, dotted, parse_place
 from raykd.study.rules import search_findings, study_findings
-from raykd.study.schema import Cost, Search, Study, read_study
+from raykd.study.schema import Bounds, Search, Study
 from raykd.study.screens import space_findings, task_findings
 from raykd.study.space import Point, Space, read_space
 from raykd.study.suggest import Seeded
@@ -100,52 +95,45 @@ def open_study(
     if task is not None:
         check_shapes(opened, task, checks=checks)
     else:
-        _run_checks(studies, None, checks, report)
+        _run_checks([(study, point.origins) for point, study in studies], None, checks, report)
         report.raise_if_any()
     return opened
 
 
-def check_shapes(
-    opened: OpenStudy, task: Task, teacher: Anatomy | None = None, checks: Iterable[Check] = ()
-) -> None:
-    """Check all that hangs on the shape of the data: models, layers, connectors, constraints.
+def check_shapes(opened: OpenStudy, task: Task, checks: Iterable[Check] = ()) -> None:
+    """Check everything that depends on the shape of the data: models, layers, connectors,
+    constraints.
 
     Args:
         opened: the study.
-        task: what the models must take and give.
-        teacher: its layers, where the study does not say its model.
+        task: input shape and classes of the models.
         checks: as for `load_study`.
 
     Raises:
-        StudyError: all that is wrong.
+        StudyError: with all problems.
     """
     report = _Report(opened.document)
-    space = opened.space_for(task, teacher)
-    for impossible in opened.narrowed(task, teacher).impossible:
+    bound = opened.bind(task)
+    for impossible in bound.narrowed.impossible:
         report.add(Finding(impossible.place, impossible.what, impossible.mend))
-    studies = [
-        (point, read_study(study_outline().expanded(point.data))) for point in space.corners()
-    ]
-    if not studies:
-        _tell_models_that_fail(opened, task, teacher, report)
+    candidates = list(bound.corners())
+    if not candidates:
+        _report_failing_models(bound, report)
         if not report.problems:
             report.add(Finding(("knowledge",), "no point of the space can be drawn"))
-    _check_candidates(opened, [study for _, study in studies], task, teacher, report)
+    _check_pairings(opened.space, candidates, report)
     costs = _Costs()
-    for point, study in studies:
-        with report.shapes_of(point, costs):
-            student, known = anatomies(study, task, teacher)
-            resolved = resolve_pairs(study, student, known, task.classes)
-            found = counted(resolved, student, task)
-            costs.seen.append(found)
-            check_costs(study.search, found)
+    for candidate in candidates:
+        with report.shapes_of(candidate, costs):
+            costs.values.append(candidate.costs)
+            candidate.check()
             costs.feasible += 1
     for finding in task_findings(opened.settings.search, task):
         report.add(finding)
-    _run_checks(studies, task, checks, report)
+    _run_checks([(each.study, each.origins) for each in candidates], task, checks, report)
     report.raise_if_any()
     if not costs.feasible:
-        _search_feasible(opened, task, teacher, costs)
+        _search_feasible(bound, costs)
     if not costs.feasible:
         for finding in costs.findings(opened.settings.search):
             report.add(finding)
@@ -206,19 +194,19 @@ class _Report:
             self.add(Finding(parse_place(problem.path), problem.what, problem.mend), origins)
 
     @contextmanager
-    def shapes_of(self, point: Point, costs: _Costs) -> Iterator[None]:
-        """Note why a point cannot be a trial: a mistake in the study, or one draw among many."""
+    def shapes_of(self, candidate: Candidate, costs: _Costs) -> Iterator[None]:
+        """Note why a candidate cannot be a trial: a mistake in the study, or one draw of many."""
         try:
             yield
         except Infeasible as error:
             costs.reasons[str(error)] += 1
         except PairError as error:
-            if _is_drawn(error.place, point):
+            if _is_drawn(error.place, candidate.origins):
                 costs.reasons[str(error)] += 1
             else:
-                self.once(Finding(error.place, error.what, error.mend), point.origins)
+                self.once(Finding(error.place, error.what, error.mend), candidate.origins)
         except ModelError as error:
-            self.once(Finding(error.place, error.what), point.origins)
+            self.once(Finding(error.place, error.what), candidate.origins)
 
     def raise_if_any(self) -> None:
         if not self.problems:
@@ -255,13 +243,10 @@ def _spelled(written: str | None) -> str:
 def _typed(space: Space, report: _Report) -> Iterator[tuple[Point, Study]]:
     """The corners as studies; what is wrong with their types goes to the report."""
     for point in space.sketched.corners():  # real stages are known once the data's shape is
-        data = study_outline().expanded(point.data)
         try:
-            yield point, read_study(data)
-        except ValidationError as error:
-            for finding in complaints(error, data):
-                report.add(finding, point.origins)
-            for finding in _search_alone(data):
+            yield point, parse_study(point.data)
+        except InvalidStudy as error:
+            for finding in (*error.findings, *_search_alone(error.data)):
                 report.add(finding, point.origins)
 
 
@@ -314,7 +299,7 @@ def _order_findings(space: Space, point: Point, study: Study) -> Iterator[Findin
         for node in space.pairings
         if node.domain.order == "reverse" and node.domain.max > 1
     }
-    for source, name, losses in losses_of(study, point):
+    for source, name, losses in pairing_losses(study, point.origins):
         if source in backwards and not all(loss.pairs_apart for loss in losses):
             what = f"loss '{name}' compares all its pairs together, shallow to deep on both sides"
             mend = "write `order: monotone`, or take a loss that compares pairs one by one"
@@ -343,41 +328,33 @@ def _trained_alike(study: Study) -> bool:
     return teacher is not None and teacher.weights is None and teacher.train is None
 
 
-def _tell_models_that_fail(
-    opened: OpenStudy, task: Task, teacher: Anatomy | None, report: _Report
-) -> None:
-    """Where no model can be built there are no stages to pair, and no point can be drawn.
+def _report_failing_models(bound: BoundStudy, report: _Report) -> None:
+    """Report models that cannot be built: without one there are no stages to pair.
 
     Raises:
-        StudyError: that is why.
+        StudyError: there are such models.
     """
-    for point in opened.space.sketched.corners():
+    for candidate in bound.sketches():
         try:
-            anatomies(read_study(study_outline().expanded(point.data)), task, teacher)
+            _ = candidate.student
         except ModelError as error:
-            report.once(Finding(error.place, error.what), point.origins)
+            report.once(Finding(error.place, error.what), candidate.origins)
     report.raise_if_any()
 
 
-def _check_candidates(
-    opened: OpenStudy,
-    studies: list[Study],
-    task: Task,
-    teacher: Anatomy | None,
-    report: _Report,
-) -> None:
-    """Note the layers listed in a pairing that no student, or no teacher, of the space has."""
-    found: list[tuple[Anatomy, tuple[Anatomy | None, ...]]] = []
-    for study in studies:
+def _check_pairings(space: Space, candidates: Iterable[Candidate], report: _Report) -> None:
+    """Report the layers of a pairing that no student, or no teacher, of the candidates has."""
+    students: list[Anatomy] = []
+    teachers: list[Anatomy] = []
+    for candidate in candidates:
         try:
-            found.append(anatomies(study, task, teacher))
+            students.append(candidate.student)
         except ValueError:
-            continue  # noted where the point itself is checked
-    students = [student for student, _ in found]
-    hints = [one for _, teachers in found for one in teachers if one is not None]
-    for pairing in opened.space.pairings:
-        _check_side(pairing, "guided", students, hints, report)
-        _check_side(pairing, "hint", hints, students, report)
+            continue  # reported where the candidate itself is checked
+        teachers += [each for each in candidate.teacher_profiles if each is not None]
+    for pairing in space.pairings:
+        _check_side(pairing, "guided", students, teachers, report)
+        _check_side(pairing, "hint", teachers, students, report)
 
 
 def _check_side(
@@ -401,55 +378,54 @@ def _lacks(model: Anatomy, name: str) -> str:
 
 
 class _Costs:
-    """Which of the points looked at are feasible, and what the others cost."""
+    """Costs of the candidates looked at, and the reasons why some are infeasible."""
 
     def __init__(self) -> None:
         self.feasible = 0
-        self.seen: list[dict[Cost, float]] = []
+        self.values: list[dict[Cost, float]] = []
         self.reasons: Counter[str] = Counter()
 
     def findings(self, search: Search) -> Iterator[Finding]:
-        broken = False
-        for cost, bounds in search.constraints.items():
-            values = sorted(student[cost] for student in self.seen if cost in student)
-            place = ("search", "constraints", cost)
-            if values and bounds.max is not None and values[0] > bounds.max:
-                broken = True
-                what = f"no architecture of this space has {cost} <= {figure(cost, bounds.max)}"
-                mend = "raise it, or open the space to smaller students"
-                yield Finding(
-                    place, f"{what}; the smallest found has {figure(cost, values[0])}", mend
-                )
-            elif values and bounds.min is not None and values[-1] < bounds.min:
-                broken = True
-                what = f"no architecture of this space has {cost} >= {figure(cost, bounds.min)}"
-                mend = "lower it, or open the space to larger students"
-                yield Finding(
-                    place, f"{what}; the largest found has {figure(cost, values[-1])}", mend
-                )
-        if not broken:
+        """Yield the reasons why no candidate is feasible: constraints out of reach, or others."""
+        unmet = [
+            Finding(("search", "constraints", cost), *problem)
+            for cost, bounds in search.constraints.items()
+            if (problem := self._unmet(cost, bounds)) is not None
+        ]
+        yield from unmet
+        if not unmet:
             reason = self.reasons.most_common(1)[0][0] if self.reasons else "unknown"
-            what = f"none of the {self.reasons.total()} points tried can be a trial; most often"
-            yield Finding((), f"{what} because {reason}")
+            what = f"none of {self.reasons.total()} random points can be a trial; the most frequent"
+            yield Finding((), f"{what} reason: {reason}")
+
+    def _unmet(self, cost: Cost, bounds: Bounds) -> tuple[str, str] | None:
+        """Message and fix for bounds that no candidate can keep; None if one might."""
+        values = sorted(costs[cost] for costs in self.values if cost in costs)
+        if values and bounds.max is not None and values[0] > bounds.max:
+            limit, best = f"<= {format_cost(cost, bounds.max)}", "smallest"
+            mend, value = "raise it, or open the space to smaller students", values[0]
+        elif values and bounds.min is not None and values[-1] < bounds.min:
+            limit, best = f">= {format_cost(cost, bounds.min)}", "largest"
+            mend, value = "lower it, or open the space to larger students", values[-1]
+        else:
+            return None
+        what = f"no architecture of this space has {cost} {limit}"
+        return f"{what}; the {best} found has {format_cost(cost, value)}", mend
 
 
-def _is_drawn(place: Place, point: Point) -> bool:
+def _is_drawn(place: Place, origins: Mapping[Place, Place]) -> bool:
     """Whether the pairs of the term at `place` were drawn from a pairing domain."""
     pairs = (*place[:2], "pairs")
-    return (*pairs, 0) in point.origins and point.origins[*pairs, 0] == point.origins[pairs]
+    return (*pairs, 0) in origins and origins[*pairs, 0] == origins[pairs]
 
 
-def _search_feasible(opened: OpenStudy, task: Task, teacher: Anatomy | None, costs: _Costs) -> None:
+def _search_feasible(bound: BoundStudy, costs: _Costs) -> None:
     """Draw at random until a point is feasible."""
-    space = opened.space_for(task, teacher)
     for seed in range(TRIED):
         try:
-            point = space.draw(Seeded(seed))
-            study = read_study(study_outline().expanded(point.data))
-            student, known = anatomies(study, task, teacher)
-            resolved = resolve_pairs(study, student, known, task.classes)
-            costs.seen.append(counted(resolved, student, task))
-            opened.fitted(point, task, teacher)
+            candidate = bound.read(bound.space.draw(Seeded(seed)))
+            costs.values.append(candidate.costs)
+            candidate.check()
         except ValueError as error:
             costs.reasons[str(error)] += 1
         else:
@@ -458,12 +434,12 @@ def _search_feasible(opened: OpenStudy, task: Task, teacher: Anatomy | None, cos
 
 
 def _run_checks(
-    studies: Iterable[tuple[Point, Study]],
+    studies: Iterable[tuple[Study, Mapping[Place, Place]]],
     task: Task | None,
     checks: Iterable[Check],
     report: _Report,
 ) -> None:
     for check in checks:
-        for point, study in studies:
+        for study, origins in studies:
             for problem in islice(check(study, task), MOST_PROBLEMS):
-                report.note(problem, point.origins)
+                report.note(problem, origins)

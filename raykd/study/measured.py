@@ -1,123 +1,132 @@
-"""Whether what a study wants measured can be measured here, and be met; before anything starts."""
+"""Checks of measured costs before anything starts: this machine can measure them, and a student
+can meet their bounds."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 
-from raykd.architecture import Anatomy, Task, anatomy
 from raykd.problems import Infeasible, Problem, StudyError
-from raykd.study.costs import Costs, breaks, check_conditions, figure, measured, who_asks
-from raykd.study.opened import OpenStudy
-from raykd.study.schema import Bounds, Cost, Study
+from raykd.study.candidate import Candidate
+from raykd.study.costs import (
+    check_conditions,
+    format_cost,
+    measured_costs,
+    path_of_cost,
+    violation,
+)
+from raykd.study.objectives import Cost
+from raykd.study.opened import BoundStudy
+from raykd.study.schema import Bounds
+from raykd.study.student_costs import StudentCosts
 from raykd.study.suggest import Seeded
 
-LOOKED_AT = 32
-"""Points drawn at random, beside the space's corners, of which a few students are measured."""
+RANDOM_POINTS = 32
+"""Random points, in addition to the corners of the space, from which students are picked."""
 
 MEASURED_FIRST = 4
-"""Students measured to see whether one keeps a bound: those with the fewest multiply-accumulates,
-and those with the fewest layers (for a lower bound: the most)."""
+"""Number of students measured to check a bound: those with the fewest multiply-accumulates, and as
+many with the fewest layers (for a lower bound: the most)."""
 
 
-def check_measured(
-    opened: OpenStudy, task: Task, costs: Costs, teacher: Anatomy | None = None
-) -> None:
-    """See that measured costs can be had on this machine, and that a student keeps their bounds.
+def check_measured(bound: BoundStudy, costs: StudentCosts) -> None:
+    """Check that this machine can measure the costs, and that a student keeps their bounds.
 
-    Does nothing where the study asks for none.
+    Does nothing if the study asks for no measured cost.
 
     Args:
-        opened: the study, checked otherwise.
-        task: what the models take and give.
-        costs: measures; what is measured here need not be measured again.
-        teacher: its layers, where the study does not say its model.
+        bound: the study, otherwise checked.
+        costs: measures, and remembers what it measured.
 
     Raises:
-        StudyError: a device or a package is missing, no student can be measured, or none of those
-            that should be the quickest is quick enough.
+        StudyError: a device or a package is missing, no student can be measured, or none of the
+            students that should be fastest is fast enough.
     """
-    search = opened.settings.search
-    if not measured(search):
+    search = bound.open_study.settings.search
+    if not measured_costs(search):
         return
     check_conditions(search)
-    students = list(_students(opened, task, teacher))
+    students = list(_students(bound))
     if not students:
-        return  # the search will say why there is none
-    _check_measurable(students, costs, task)
-    for cost in measured(search):
+        return  # the search reports why
+    _check_measurable(students, costs)
+    for cost in measured_costs(search):
         if cost in search.constraints:
-            _check_bounds(cost, search.constraints[cost], students, costs, task)
+            _check_bounds(cost, search.constraints[cost], students, costs)
 
 
-def _students(opened: OpenStudy, task: Task, teacher: Anatomy | None) -> Iterator[Study]:
-    """Concrete studies with different students, that keep all bounds that need no measurement."""
-    space = opened.space_for(task, teacher)
-    seen = set()
-    points = [*space.corners(), *(space.draw(Seeded(seed)) for seed in range(LOOKED_AT))]
-    for point in points:
-        try:
-            study = opened.fitted(point, task, teacher)
-        except Infeasible:
-            continue
-        if study.student.model not in seen:
-            seen.add(study.student.model)
-            yield study
+def _students(bound: BoundStudy) -> Iterator[Candidate]:
+    """Candidates with different students that keep all bounds on costs that are not measured."""
+    models = set()
+    for candidate in _feasible(bound):
+        model = candidate.study.student.model
+        if model not in models:
+            models.add(model)
+            yield candidate
 
 
-def _check_measurable(students: list[Study], costs: Costs, task: Task) -> None:
-    lightest = sorted(students, key=lambda study: _macs(study, task))[:MEASURED_FIRST]
+def _feasible(bound: BoundStudy) -> Iterator[Candidate]:
+    for point in bound.space.corners():
+        with suppress(Infeasible):
+            yield bound.fit(point)
+    for seed in range(RANDOM_POINTS):
+        with suppress(Infeasible):
+            yield bound.draw(Seeded(seed))
+
+
+def _check_measurable(students: list[Candidate], costs: StudentCosts) -> None:
+    lightest = sorted(students, key=_macs)[:MEASURED_FIRST]
     reasons: dict[Cost, str] = {}
-    for study in lightest:
-        reasons = costs.reasons(study)
+    for student in lightest:
+        reasons = costs.reasons(student)
         if not reasons:
             return
     cost, reason = next(iter(reasons.items()))
-    search = students[0].search
     raise StudyError(
         Problem(
-            f"{cost} cannot be measured of the {len(lightest)} student(s) looked at: {reason}",
-            path=who_asks(search, [cost]),
-            mend="take other students, or another cost",
+            f"{cost} cannot be measured for any of {len(lightest)} student(s): {reason}",
+            path=path_of_cost(students[0].study.search, [cost]),
+            mend="use other students or another cost",
         )
     )
 
 
 def _check_bounds(
-    cost: Cost, bounds: Bounds, students: list[Study], costs: Costs, task: Task
+    cost: Cost, bounds: Bounds, students: list[Candidate], costs: StudentCosts
 ) -> None:
-    """See that one of the students that should keep the bounds does."""
-    found: list[float] = []
-    for study in _likely(students, task, most=bounds.max is None):
-        value = costs.of(study).get(cost)
+    """Check that one of the students most likely to keep the bounds does."""
+    values: list[float] = []
+    for student in _likely(students, most=bounds.max is None):
+        value = costs.of(student).get(cost)
         if value is None:
             continue
-        if not breaks(cost, value, bounds):
+        if not violation(cost, value, bounds):
             return
-        found.append(value)
-    if bounds.max is not None and min(found) > bounds.max:
-        what = f"no student measured has {cost} <= {figure(cost, bounds.max)} ms; the quickest of"
-        what += f" {len(found)} takes {figure(cost, min(found))} ms"
-        mend = "raise it, or open the space to smaller students"
-    elif bounds.min is not None and max(found) < bounds.min:
-        what = f"no student measured has {cost} >= {figure(cost, bounds.min)} ms; the slowest of"
-        what += f" {len(found)} takes {figure(cost, max(found))} ms"
-        mend = "lower it, or open the space to larger students"
+        values.append(value)
+    if bounds.max is not None and min(values) > bounds.max:
+        what = f"no measured student has {cost} <= {format_cost(cost, bounds.max)} ms; the fastest"
+        what += f" of {len(values)} takes {format_cost(cost, min(values))} ms"
+        mend = "raise the bound, or open the space to smaller students"
+    elif bounds.min is not None and max(values) < bounds.min:
+        what = f"no measured student has {cost} >= {format_cost(cost, bounds.min)} ms; the slowest"
+        what += f" of {len(values)} takes {format_cost(cost, max(values))} ms"
+        mend = "lower the bound, or open the space to larger students"
     else:
-        return  # some lie below and some above: others may lie between
+        return  # some are below and some above the bounds, so others may be within
     raise StudyError(Problem(what, path=f"search.constraints.{cost}", mend=mend))
 
 
-def _likely(students: list[Study], task: Task, *, most: bool) -> list[Study]:
-    """Those with the fewest (or most) multiply-accumulates, then those with the fewest layers."""
-    by_macs = sorted(students, key=lambda study: _macs(study, task), reverse=most)
-    by_layers = sorted(students, key=lambda study: _layers(study, task), reverse=most)
-    chosen = [*by_macs[:MEASURED_FIRST], *by_layers[:MEASURED_FIRST]]
-    return [study for i, study in enumerate(chosen) if study not in chosen[:i]]
+def _likely(students: list[Candidate], *, most: bool) -> list[Candidate]:
+    """The students with the fewest (or most) multiply-accumulates, then with the fewest (or most)
+    layers."""
+    by_macs = sorted(students, key=_macs, reverse=most)[:MEASURED_FIRST]
+    by_layers = sorted(students, key=_layers, reverse=most)[:MEASURED_FIRST]
+    return list(dict.fromkeys([*by_macs, *by_layers]))
 
 
-def _macs(study: Study, task: Task) -> int:
-    return anatomy(study.student.model, task).macs
+def _macs(candidate: Candidate) -> int:
+    return candidate.student.macs
 
 
-def _layers(study: Study, task: Task) -> int:
-    return sum(not one.overwritten for one in anatomy(study.student.model, task).found)
+def _layers(candidate: Candidate) -> int:
+    return sum(not layer.overwritten for layer in candidate.student.found)

@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 from pydantic import ValidationError
@@ -14,20 +15,18 @@ from raykd.architecture import Anatomy, Task, anatomy
 from raykd.card import Card
 from raykd.knowledge import Loss
 from raykd.problems import Infeasible, StudyError
-from raykd.schemes import Preparation, Teacher
+from raykd.schemes import Teacher
+from raykd.study.candidate import Candidate, pairing_losses
 from raykd.study.comparable import Met, Narrowed, layers_for, narrowed
-from raykd.study.complaints import complaints
-from raykd.study.costs import check_costs, counted
+from raykd.study.complaints import InvalidStudy, parse_study
 from raykd.study.domains import domain_kind
 from raykd.study.extent import Dimension, Size
 from raykd.study.files import Document
 from raykd.study.outline import study_outline
-from raykd.study.pairing import resolve_pairs
 from raykd.study.place import Place, dotted, parse_place
 from raykd.study.schema import Study, plain, read_study
 from raykd.study.space import Point, Space
 from raykd.study.suggest import Scalar, Seeded, Suggest
-from raykd.study.teachers import everyone_behind, teachers_of
 
 PRIVATE = ("tracking",)
 """Parts that `flat` leaves out: they describe no trial, and an address may hold a password."""
@@ -49,7 +48,9 @@ class OpenStudy:
     document: Document
     space: Space
     settings: Study
-    _spaces: dict[Any, Narrowed] = field(default_factory=dict, repr=False, compare=False)
+    _bound: dict[Task, BoundStudy] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     def __repr__(self) -> str:
         file = f", {self.document.file}" if self.document.file else ""
@@ -91,58 +92,13 @@ class OpenStudy:
 
     @property
     def _known_space(self) -> Space:
-        return self.space if self.task is None else self.space_for(self.task)
+        return self.space if self.task is None else self.bind(self.task).space
 
-    def space_for(self, task: Task, teacher: Anatomy | None = None) -> Space:
-        """The space with `auto` in its pairings replaced by the models' stages.
-
-        Of the students and teachers the space allows, those with the most stages count.  Pairs of
-        layers that no loss can compare are left out (`narrowed` says which).
-
-        Args:
-            task: what the models must take and give.
-            teacher: its layers, where the study does not say its model.
-        """
-        return self.narrowed(task, teacher).space
-
-    def narrowed(self, task: Task, teacher: Anatomy | None = None) -> Narrowed:
-        """The same space with what was left out of its pairings, and why."""
-        if not self.space.pairings:
-            return Narrowed(self.space)
-        own = (task, None if teacher is None else teacher.found)
-        if own not in self._spaces:
-            self._spaces[own] = self._narrowed(task, teacher)
-        return self._spaces[own]
-
-    def _narrowed(self, task: Task, teacher: Anatomy | None) -> Narrowed:
-        students = list(_built(self.models("student"), task))
-        teachers = [teacher] if teacher is not None else list(_built(self.models("teacher"), task))
-        guided = layers_for(students)
-        hint = layers_for(teachers) if teachers else guided
-        space = self.space.with_layers(hint, guided)
-        return narrowed(space, self._met(task, teacher))
-
-    def _met(self, task: Task, teacher: Anatomy | None) -> Met:
-        """The models and losses that the space brings together, as far as they can be read."""
-        students: dict[int, Anatomy] = {}
-        teachers: dict[int, Anatomy] = {}
-        losses: dict[Place, dict[str, set[Loss]]] = {}
-        for point in self.space.sketched.corners():
-            try:
-                study = read_study(study_outline().expanded(point.data))
-                student, theirs = anatomies(study, task, teacher)
-            except ValueError:
-                continue
-            students[id(student)] = student
-            mine = () if study.scheme.needs_teacher else (student,)
-            teachers |= {id(one): one for one in (theirs or mine) if one is not None}
-            for source, name, found in losses_of(study, point):
-                losses.setdefault(source, {}).setdefault(name, set()).update(found)
-        kept = {
-            source: {name: frozenset(found) for name, found in by_name.items()}
-            for source, by_name in losses.items()
-        }
-        return Met([*students.values()], [*teachers.values()], kept, task.classes)
+    def bind(self, task: Task) -> BoundStudy:
+        """The study bound to the task of its data; the same object for the same task."""
+        if task not in self._bound:
+            self._bound[task] = BoundStudy(self, task)
+        return self._bound[task]
 
     def concrete(self) -> Study:
         """The study itself, its pairs as they were written.
@@ -163,54 +119,6 @@ class OpenStudy:
                 for dimension in _one_a_path(self.dimensions)
             ]
         )
-
-    def draw(self, suggest: Suggest, task: Task, teacher: Anatomy | None = None) -> Study:
-        """One concrete study, its layer pairs resolved, within the study's constraints.
-
-        Args:
-            suggest: answers for the open values: an `optuna.Trial`, or one of `study.suggest`.
-            task: what the models must take and give.
-            teacher: its layers, where the study does not say its model.
-
-        Raises:
-            Infeasible: what was drawn can be no trial; says why.
-        """
-        return self.fitted(self.space_for(task, teacher).draw(suggest), task, teacher)
-
-    def sample(self, seed: int, task: Task, teacher: Anatomy | None = None) -> Study:
-        """One study drawn at random, the same for the same seed.
-
-        Raises:
-            Infeasible: of 200 draws none can be a trial; says why most could not.
-        """
-        reasons: Counter[str] = Counter()
-        for draw in range(200):
-            try:
-                return self.draw(Seeded(1000 * seed + draw), task, teacher)
-            except Infeasible as error:
-                reasons[str(error)] += 1
-        raise Infeasible(reasons.most_common(1)[0][0])
-
-    def fitted(self, point: Point, task: Task, teacher: Anatomy | None = None) -> Study:
-        """A drawn point as a study, checked as `draw` does.
-
-        Raises:
-            Infeasible: it can be no trial; says why.
-        """
-        data = study_outline().expanded(point.data)
-        try:
-            study = read_study(data)
-        except ValidationError as error:
-            raise Infeasible("; ".join(map(str, complaints(error, data)))) from None
-        try:
-            student, teachers = anatomies(study, task, teacher)
-            study = resolve_pairs(study, student, teachers, task.classes)
-            check_costs(study.search, counted(study, student, task))
-            return study
-        except Infeasible:
-            raise
-        except ValueError as error:
-            raise Infeasible(str(error)) from None
 
     def teachers(self) -> tuple[Teacher, ...]:
         """The teacher's distinct concrete variants; () where the study has none."""
@@ -260,6 +168,132 @@ class OpenStudy:
                 yield owner.model
 
 
+@dataclass(frozen=True, eq=False, repr=False)
+class BoundStudy:
+    """An open study bound to the task of its data: its layers are known, so it can be drawn from.
+
+    Attributes:
+        open_study: the study, its domains open.
+        task: input shape and classes of its models.
+    """
+
+    open_study: OpenStudy
+    task: Task
+
+    @property
+    def space(self) -> Space:
+        """The space with the layers of its pairings named.
+
+        `auto` becomes the stages of the student, or teacher, that has most of them.  Pairs of
+        layers that no loss can compare are left out (`narrowed` says which).
+        """
+        return self.narrowed.space
+
+    @cached_property
+    def narrowed(self) -> Narrowed:
+        """The space, with the pairs that were left out of it and the reasons."""
+        space = self.open_study.space
+        if not space.pairings:
+            return Narrowed(space)
+        students = list(_profiles(self.open_study.models("student"), self.task))
+        teachers = list(_profiles(self.open_study.models("teacher"), self.task))
+        guided = layers_for(students)
+        hint = layers_for(teachers) if teachers else guided
+        return narrowed(space.with_layers(hint, guided), self._met)
+
+    @property
+    def _met(self) -> Met:
+        """The models and losses that the space brings together, as far as they can be read."""
+        students: dict[int, Anatomy] = {}
+        teachers: dict[int, Anatomy] = {}
+        losses: dict[Place, dict[str, set[Loss]]] = {}
+        for candidate in self.sketches():
+            try:
+                student, profiles = candidate.student, candidate.teacher_profiles
+            except ValueError:
+                continue
+            students[id(student)] = student
+            own = () if candidate.study.scheme.needs_teacher else (student,)
+            teachers |= {id(one): one for one in (profiles or own) if one is not None}
+            for source, name, of_pairs in pairing_losses(candidate.study, candidate.origins):
+                losses.setdefault(source, {}).setdefault(name, set()).update(of_pairs)
+        frozen = {
+            source: {name: frozenset(of_pairs) for name, of_pairs in by_name.items()}
+            for source, by_name in losses.items()
+        }
+        return Met([*students.values()], [*teachers.values()], frozen, self.task.classes)
+
+    def candidate(self, study: Study) -> Candidate:
+        """A concrete study with the facts of this task; networks that trials share keep the open
+        study's seed."""
+        return Candidate(study, self.task, self.open_study.settings.seed)
+
+    def read(self, point: Point) -> Candidate:
+        """A drawn point, its pairs not yet resolved.
+
+        Raises:
+            InvalidStudy: a ValueError; its values cannot stand together.
+        """
+        study = parse_study(point.data)
+        return Candidate(study, self.task, self.open_study.settings.seed, point.origins)
+
+    def corners(self) -> Iterator[Candidate]:
+        """Candidates with every branch and both ends of every range; their pairs are not yet
+        resolved, and not all of them need be feasible."""
+        return self._readable(self.space)
+
+    def sketches(self) -> Iterator[Candidate]:
+        """As `corners`, with invented stages in the pairings whose layers only the models tell."""
+        return self._readable(self.open_study.space.sketched)
+
+    def _readable(self, space: Space) -> Iterator[Candidate]:
+        for point in space.corners():
+            try:
+                yield self.read(point)
+            except InvalidStudy:
+                continue
+
+    def draw(self, suggest: Suggest) -> Candidate:
+        """One candidate, its layer pairs resolved, within the study's constraints.
+
+        Args:
+            suggest: answers for the open values: an `optuna.Trial`, or one of `study.suggest`.
+
+        Raises:
+            Infeasible: the drawn values cannot be a trial, with the reason.
+        """
+        return self.fit(self.space.draw(suggest))
+
+    def sample(self, seed: int) -> Candidate:
+        """A random candidate, the same for the same seed.
+
+        Raises:
+            Infeasible: none of 200 draws is feasible; gives the most frequent reason.
+        """
+        reasons: Counter[str] = Counter()
+        for draw in range(200):
+            try:
+                return self.draw(Seeded(1000 * seed + draw))
+            except Infeasible as error:
+                reasons[str(error)] += 1
+        raise Infeasible(reasons.most_common(1)[0][0])
+
+    def fit(self, point: Point) -> Candidate:
+        """A drawn point as a checked candidate.
+
+        Raises:
+            Infeasible: the point cannot be a trial, with the reason.
+        """
+        try:
+            candidate = self.read(point)
+            candidate.check()
+        except Infeasible:
+            raise
+        except ValueError as error:
+            raise Infeasible(str(error)) from None
+        return candidate
+
+
 def study_card(study: OpenStudy) -> Card:
     """A study for notebooks: its parts, its parameters and the size of its space."""
     settings = study.settings
@@ -297,59 +331,7 @@ def task_of(study: Study) -> Task | None:
     return None if shape is None or shape[1] < 1 else Task(*shape)
 
 
-def anatomies(
-    study: Study, task: Task, teacher: Anatomy | None = None
-) -> tuple[Anatomy, tuple[Anatomy | None, ...]]:
-    """What the student's model is made of, and those of its teachers, in the scheme's order.
-
-    Args:
-        study: concrete.
-        task: what the models must take and give.
-        teacher: the layers of a teacher whose model the study does not say; else None stands
-            for them.
-
-    Raises:
-        ValueError: a model cannot be built for such data; names the place in the study.
-    """
-    student = _anatomy(study.student.model, task, ("student", "model"))
-    own = study.teacher.model if study.teacher is not None else None
-    if own is not None:
-        _anatomy(own, task, ("teacher", "model"))
-    teachers = teachers_of(study)
-    known: dict[Preparation, Anatomy | None] = {}
-    for prepared in everyone_behind(teachers):
-        place = ("teacher", "model") if prepared.model == own else ("scheme",)
-        model = prepared.model
-        known[prepared] = teacher if model is None else _anatomy(model, task, place)
-    return student, tuple(known[prepared] for prepared in teachers)
-
-
-class ModelError(ValueError):
-    """A model that cannot be built for the data; `place` is where the study asks for it."""
-
-    def __init__(self, place: Place, what: str) -> None:
-        super().__init__(f"{dotted(place)}: {what}")
-        self.place = place
-        self.what = what
-
-
-def _anatomy(model: Any, task: Task, place: Place) -> Anatomy:
-    try:
-        return anatomy(model, task)
-    except (ValueError, RuntimeError) as error:  # a forward that fails raises RuntimeError
-        raise ModelError(place, str(error)) from None
-
-
-def losses_of(study: Study, point: Point) -> Iterator[tuple[Place, str, set[Loss]]]:
-    """For each pairing drawn in a point: where it is written, the name of its term's loss, and the
-    losses of its pairs."""
-    for number, term in enumerate(study.knowledge):
-        source = point.origins.get(("knowledge", number, "pairs"))
-        if term.loss is not None and term.loss.takes_pairs and term.pairs and source is not None:
-            yield source, term.loss.name, {pair.loss or term.loss for pair in term.pairs}
-
-
-def _built(models: Iterable[Any], task: Task) -> Iterator[Anatomy]:
+def _profiles(models: Iterable[Any], task: Task) -> Iterator[Anatomy]:
     for model in models:
         try:
             yield anatomy(model, task)

@@ -9,26 +9,10 @@ from raykd.study.complaints import Finding
 from raykd.study.costs import latency_findings
 from raykd.study.domains import near
 from raykd.study.models import derived_findings
+from raykd.study.objectives import OBJECTIVES
 from raykd.study.place import parse_place
-from raykd.study.schema import Direction, Search, Study
+from raykd.study.schema import Search, Study
 from raykd.study.screens import screen_findings, teacher_findings
-
-OBJECTIVES: dict[str, Direction] = {
-    "val_accuracy": "max",
-    "val_loss": "min",
-    "train_accuracy": "max",
-    "train_loss": "min",
-    "params": "min",
-    "macs": "min",
-    "memory": "min",
-    "latency": "min",
-    "batch_latency": "min",
-    "onnx_latency": "min",
-    "onnx_batch_latency": "min",
-    "epoch_seconds": "min",
-    "images_per_second": "max",
-}
-"""What a search may optimise, and in which direction that is better."""
 
 
 def study_findings(study: Study) -> Iterator[Finding]:

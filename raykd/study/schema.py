@@ -22,6 +22,7 @@ from raykd.problems import Problem
 from raykd.schemes import SCHEMES, Offline
 from raykd.schemes.teachers import Teacher
 from raykd.schemes.train import PositiveInt, Train
+from raykd.study.objectives import Cost, Direction
 from raykd.study.samplers import Sampler
 
 if TYPE_CHECKING:
@@ -50,18 +51,6 @@ class Student:
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 """Names of studies: they become names of folders, too."""
-
-Direction = Literal["max", "min"]
-Cost = Literal[
-    "params",
-    "macs",
-    "memory",
-    "latency",
-    "batch_latency",
-    "onnx_latency",
-    "onnx_batch_latency",
-]
-"""What is known of a student before it is trained; latencies are measured."""
 
 
 @option

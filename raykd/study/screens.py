@@ -12,27 +12,27 @@ from raykd.architecture import Model, Task
 from raykd.architecture.layers import random_inputs
 from raykd.architecture.screens import Measured, Ranking, Screening
 from raykd.study.complaints import Finding
-from raykd.study.opened import OpenStudy
+from raykd.study.opened import BoundStudy, OpenStudy
 from raykd.study.schema import Search, Study
 from raykd.study.space import Space
 
 PLACE = ("search", "screen")
 
 
-def within_bins_of(how: Ranking, objectives: Mapping[str, str]) -> str:
-    """The cost by which candidates are parted before they are ranked; empty: they are not."""
-    if how.per_cost != "auto":
-        return "" if how.per_cost == "none" else how.per_cost
+def bin_cost(settings: Ranking, objectives: Mapping[str, str]) -> str:
+    """The cost that bins the candidates before they are ranked; "" for no bins."""
+    if settings.per_cost != "auto":
+        return "" if settings.per_cost == "none" else settings.per_cost
     return next((cost for cost in ("params", "macs") if cost in objectives), "")
 
 
-def kept(how: Ranking, trials: int) -> int:
-    """How many of the first trials are the screen's."""
-    return max(1, trials // 2) if how.keep is None else min(how.keep, trials)
+def number_kept(settings: Ranking, trials: int) -> int:
+    """Number of the first trials that come from the ranking."""
+    return max(1, trials // 2) if settings.keep is None else min(settings.keep, trials)
 
 
-def teacher_of(opened: OpenStudy) -> Model | None:
-    """The model of the study's teacher; None where it has none, or does not say."""
+def teacher_model(opened: OpenStudy) -> Model | None:
+    """The model of the study's teacher; None if there is no teacher, or only its weights."""
     teachers = opened.teachers()
     return teachers[0].model if teachers else None
 
@@ -51,7 +51,7 @@ def screen_findings(search: Search) -> Iterator[Finding]:
     if how.keep is not None and how.keep > how.candidates:
         what = f"{how.keep} of {how.candidates} candidates cannot be kept"
         yield Finding((*PLACE, "keep"), what, "lower it, or raise `candidates`")
-    if how.name == within_bins_of(how, search.objectives):
+    if how.name == bin_cost(how, search.objectives):
         what = f"'{how.name}' cannot rank students that are compared at equal {how.name}"
         mend = "take naswot, zen or diswot, or write `per_cost: none`"
         if how.per_cost == "auto":
@@ -93,47 +93,46 @@ def task_findings(search: Search, task: Task) -> Iterator[Finding]:
         yield Finding(PLACE, str(error))
 
 
-def foretold(opened: OpenStudy, task: Task, sample: Study | None) -> str:
-    """What the screen will do and how long that will take here; empty where there is none.
+def ranking_summary(bound: BoundStudy, sample: Study | None) -> str:
+    """The ranking before the first trial and its duration on this machine; "" if there is none.
 
     Args:
-        opened: the study.
-        task: what its students take and give.
-        sample: one of its concrete studies; it is scored to see how long that takes.
+        bound: the study.
+        sample: one of its concrete studies; it is scored to estimate the duration.
     """
-    search = opened.settings.search
-    how = search.screen
-    if not isinstance(how, Ranking):
+    search = bound.open_study.settings.search
+    settings = search.screen
+    if not isinstance(settings, Ranking):
         return ""
-    cost = within_bins_of(how, search.objectives)
-    best = kept(how, search.trials)
-    parted = f" in {min(how.bins, best)} bins of like {cost}" if cost else ""
-    points = opened.size.points
-    most = how.candidates if points is None else min(how.candidates, points)
+    cost = bin_cost(settings, search.objectives)
+    best = number_kept(settings, search.trials)
+    bins = f" in {min(settings.bins, best)} bins of similar {cost}" if cost else ""
+    points = bound.space.size.points
+    count = settings.candidates if points is None else min(settings.candidates, points)
     text = (
-        f"{how.name}: students of {most} random points are ranked{parted}, the best {best} "
+        f"{settings.name}: students of {count} random points are ranked{bins}, the best {best} "
         "are tried first"
     )
     if sample is None:
         return text
-    return f"{text}; about {_spoken(most * _seconds(opened, how, task, sample))}"
+    return f"{text}; about {_duration(count * _seconds(bound, settings, sample))}"
 
 
-def _seconds(opened: OpenStudy, how: Ranking, task: Task, sample: Study) -> float:
-    """How long one score takes: the median of three, after one that warms up."""
-    cpu = torch.device("cpu")
-    count = how.batch if isinstance(how, Measured) else 2
+def _seconds(bound: BoundStudy, settings: Ranking, sample: Study) -> float:
+    """Seconds for one score: the median of three, after one to warm up."""
+    cpu, task = torch.device("cpu"), bound.task
+    count = settings.batch if isinstance(settings, Measured) else 2
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         inputs, targets = random_inputs(task, count, cpu), torch.randint(task.classes, (count,))
-    score = how.scorer(Screening(task, inputs, targets, teacher_of(opened), 0))
-    taken = []
+    score = settings.scorer(Screening(task, inputs, targets, teacher_model(bound.open_study), 0))
+    seconds = []
     for _ in range(4):
-        begun = time.perf_counter()
+        start = time.perf_counter()
         score(sample.student.model)
-        taken.append(time.perf_counter() - begun)
-    return median(taken[1:])
+        seconds.append(time.perf_counter() - start)
+    return median(seconds[1:])
 
 
-def _spoken(seconds: float) -> str:
+def _duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{max(1.0, seconds):.0f} s"

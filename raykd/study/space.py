@@ -106,10 +106,6 @@ class Space:
 
         return self.with_pairings(fill)
 
-    def with_stages(self, hint: Sequence[str], guided: Sequence[str]) -> Space:
-        """The same with these layers in its pairings, where the models tell which there are."""
-        return self.with_layers(dict.fromkeys(WIDE, hint), dict.fromkeys(WIDE, guided))
-
     def with_layers(
         self, hint: Mapping[Wide, Sequence[str]], guided: Mapping[Wide, Sequence[str]]
     ) -> Space:

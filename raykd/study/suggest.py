@@ -75,30 +75,6 @@ class Seeded:
         return self.params[name]
 
 
-class Given:
-    """Answers with known parameters: a trial drawn before, again.
-
-    Raises:
-        KeyError: it is asked for a parameter it was not given.
-    """
-
-    def __init__(self, params: Mapping[str, Any]) -> None:
-        self.params = params
-
-    def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
-        return self.params[name]
-
-    def suggest_float(
-        self, name: str, low: float, high: float, *, step: float | None = None, log: bool = False
-    ) -> float:
-        return self.params[name]
-
-    def suggest_int(
-        self, name: str, low: int, high: int, *, step: int = 1, log: bool = False
-    ) -> int:
-        return self.params[name]
-
-
 Pick = Callable[[Mapping[str, Any], str, Sequence[Any]], Any]
 """(answers so far, parameter, its values) -> one of the values."""
 

@@ -102,7 +102,7 @@ class Teller:
         yield self.end("teacher-0", val_accuracy=val, test_accuracy=test)
 
     def point(self, number: int) -> Study:
-        return self.study.sample(number, TASK)
+        return self.study.bind(TASK).sample(number).resolved
 
     def run(self, run_id: str, role: Any, study: Study, **fields: Any) -> Iterator[Event]:
         cost = anatomy(study.student.model, TASK)

@@ -320,7 +320,7 @@ def test_views_that_do_not_fit() -> None:
     [kept] = plan_of(160, AUGMENTED, long, f"cache.limit_gb={5.5 * size}").all.values()
     assert "only 5 views would fit" in kept.why_not
     plan = plan_of(160, AUGMENTED, long, f"cache.limit_gb={12.5 * size}")
-    study = plan.fixed(plan.study.sample(0, TASK))
+    study = plan.fixed(plan.study.bind(TASK).sample(0).resolved)
     assert (study.cache.views, study.cache.seed) == (12, 7), "every trial shows the same twelve"
     [kept] = plan_of(160, AUGMENTED, long, "cache.views=4").all.values()
     assert kept.views == 4 and kept.why_not == ""

@@ -12,14 +12,15 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-from raykd.architecture import Task, anatomy
+from raykd.architecture import anatomy
 from raykd.problems import Infeasible
 from raykd.schemes import Alone
 from raykd.search.conductor import numbers, tags_of
 from raykd.search.explorer import Explorer
 from raykd.search.schedulers import ParetoAsha
-from raykd.study.opened import OpenStudy
-from raykd.study.schema import Study, read_study
+from raykd.study.candidate import Candidate
+from raykd.study.opened import BoundStudy
+from raykd.study.schema import read_study
 from raykd.study.teachers import teachers_of
 from raykd.training.assignment import Assignment
 from search_cases import (
@@ -493,12 +494,12 @@ def test_a_space_that_holds_little_that_is_feasible_ends_the_draws(tmp_path: Pat
 def test_draws_end_where_nothing_feasible_is_found(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def nothing_fits(study: OpenStudy, suggest: Any, task: Task) -> Study:
+    def nothing_fits(study: BoundStudy, suggest: Any) -> Candidate:
         suggest.suggest_float("lr", 0.1, 0.2)
         raise Infeasible("too large")
 
     monkeypatch.setattr("raykd.search.explorer.MAX_DRAWS", 20)
-    monkeypatch.setattr(OpenStudy, "draw", nothing_fits)
+    monkeypatch.setattr(BoundStudy, "draw", nothing_fits)
     study = opened("train.optimizer.lr={uniform: [0.1, 0.2]}")
     explorer = explore(World(study, tmp_path))
     assert explorer.records.of("trial") == []

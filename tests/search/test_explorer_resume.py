@@ -11,11 +11,10 @@ from typing import Any
 import pytest
 from optuna.trial import TrialState
 
-from raykd.architecture import Task
 from raykd.search.explorer import Explorer
 from raykd.search.records import Records
-from raykd.study.opened import OpenStudy
-from raykd.study.schema import Study
+from raykd.study.candidate import Candidate
+from raykd.study.opened import BoundStudy, OpenStudy
 from raykd.training.assignment import Assignment
 from search_cases import (
     POINTS,
@@ -140,7 +139,7 @@ def test_a_grid_loses_no_point_when_it_is_interrupted_while_drawing(
     """The process dies after the n-th value was drawn: the point is half drawn."""
     world = World(searching(opened(), trials=100, replicates=0, sampler="grid"), tmp_path)
     with monkeypatch.context() as patched:
-        patched.setattr(OpenStudy, "draw", dying_at(asked))
+        patched.setattr(BoundStudy, "draw", dying_at(asked))
         with pytest.raises(Crash):
             explore(world)
     explorer = explore(world)
@@ -151,7 +150,7 @@ def test_a_grid_loses_no_point_when_it_is_interrupted_while_drawing(
 
 
 def dying_at(asked: int) -> Any:
-    draw, count = OpenStudy.draw, [0]
+    draw, count = BoundStudy.draw, [0]
 
     class Dying:
         def __init__(self, trial: Any) -> None:
@@ -170,9 +169,9 @@ def dying_at(asked: int) -> Any:
 
             return suggest
 
-    def dying(study: OpenStudy, trial: Any, task: Task) -> Study:
+    def dying(study: BoundStudy, trial: Any) -> Candidate:
         suggest: Any = Dying(trial)
-        return draw(study, suggest, task)
+        return draw(study, suggest)
 
     return dying
 

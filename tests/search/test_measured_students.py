@@ -17,8 +17,8 @@ from raykd.search.driver import run
 from raykd.search.explorer import Explorer
 from raykd.search.single import in_this_process
 from raykd.study import costs
-from raykd.study.costs import Costs
-from raykd.study.schema import Cost
+from raykd.study.objectives import Cost
+from raykd.study.student_costs import StudentCosts
 from search_cases import SMALL, TASK, World, explore, opened
 
 WEIGHTS = 1000
@@ -88,8 +88,8 @@ def test_a_student_is_measured_once_in_a_search_and_its_resumption(
     study = opened(*MEASURED)
     world, file = World(study, tmp_path / "files"), tmp_path / "latency.json"
 
-    def known() -> Costs:
-        made = Costs(study.settings.search, TASK)
+    def known() -> StudentCosts:
+        made = StudentCosts(study.settings.search, TASK)
         made.keep_in(file)
         return made
 
@@ -149,7 +149,7 @@ def test_a_bound_no_student_keeps_starts_nothing(
         "search.constraints={latency: {max: 0.0001}}", "search.latency={seconds: 0.01}", text=REAL
     )
     with pytest.raises(
-        StudyError, match=r"no student measured has latency <= 0\.0001 ms; the quick"
+        StudyError, match=r"no student measured has latency <= 0\.0001 ms; the fast"
     ):
         run(study, None, in_this_process)
     assert not list(tmp_path.iterdir())

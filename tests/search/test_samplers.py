@@ -44,7 +44,7 @@ def drawn_by(
         asked = optuna.create_study(directions=directions(objectives), sampler=sampler)
         for number in range(draws):
             trial = asked.ask()
-            concrete = study.draw(trial, TASK)
+            concrete = study.bind(TASK).draw(trial).resolved
             assert concrete.student.model.name == "mlp"
             if number == 2:
                 trial.set_constraint("feasible", 1.0)
@@ -86,7 +86,7 @@ def test_draws_for_several_slots(name: str, study: OpenStudy) -> None:
     for _ in range(3):
         trials = [asked.ask() for _ in range(3)]
         for trial in trials:
-            study.draw(trial, TASK)
+            study.bind(TASK).draw(trial)
         for trial in trials:
             asked.tell(trial, [0.5, 1.0])
     assert len(asked.trials) == 9
@@ -102,7 +102,7 @@ def test_grid_visits_every_point_once(slots: int, study: OpenStudy) -> None:
         assert len(visited) < POINTS, "more draws than points"
         trials = [asked.ask() for _ in range(min(slots, POINTS - len(visited)))]
         for trial in trials:
-            study.draw(trial, TASK)
+            study.bind(TASK).draw(trial)
             visited.append(frozenset(trial.params.items()))
         for trial in trials:
             asked.tell(trial, [0.5, 1.0])

@@ -7,7 +7,7 @@ from typing import Any
 
 import optuna
 import pytest
-from optuna.trial import TrialState
+from optuna.trial import FixedTrial, TrialState
 
 from raykd.architecture import Mlp, anatomy
 from raykd.architecture.screens import Naswot, Params, Ranking, Screening
@@ -24,8 +24,8 @@ from raykd.search.screening import (
     training_batch,
 )
 from raykd.search.single import distill, in_this_process
-from raykd.study.schema import Study, read_study
-from raykd.study.suggest import Given
+from raykd.study.opened import BoundStudy
+from raykd.study.schema import read_study
 from raykd.tracking.journal import events as read_events
 from search_cases import SMALL, TASK, FakeTune, World, explore, opened
 
@@ -140,7 +140,7 @@ def test_candidates_are_feasible_and_distinct() -> None:
     assert all(anatomy(one.model, TASK).params <= 1000 for one in found)
     assert len({one.model for one in found}) == len(found)
     for one in found:
-        drawn = study.space.part("student").draw(Given(one.params)).data["student"]["model"]
+        drawn = study.space.part("student").draw(FixedTrial(one.params)).data["student"]["model"]
         assert Mlp(depth=drawn["depth"], width=drawn["width"]) == one.model
 
 
@@ -263,14 +263,14 @@ def test_an_architecture_is_tried_again_where_the_rest_of_a_draw_is_infeasible(
 ) -> None:
     world = screened_world(tmp_path)
     rank(world)
-    fit, calls = type(world.study).fitted, iter(range(1000))
+    fit, calls = BoundStudy.fit, iter(range(1000))
 
-    def fitful(self: Any, *args: Any) -> Study:
+    def fitful(self: Any, *args: Any) -> Any:
         if next(calls) < 2:
             raise Infeasible("as it happens")
         return fit(self, *args)
 
-    monkeypatch.setattr(type(world.study), "fitted", fitful)
+    monkeypatch.setattr(BoundStudy, "fit", fitful)
     explorer = explore(world)
     assert sorted(map(str, models_of(explorer)[:3])) == sorted(map(str, by_score(world)[:3]))
 
@@ -281,15 +281,15 @@ def test_an_architecture_that_never_fits_is_given_up(
     world = screened_world(tmp_path)
     drawn = rank(world)
     bad = by_score(world)[0]
-    fit = type(world.study).fitted
+    fit = BoundStudy.fit
 
-    def picky(self: Any, *args: Any) -> Study:
-        study = fit(self, *args)
-        if study.student.model == bad:
+    def picky(self: Any, *args: Any) -> Any:
+        candidate = fit(self, *args)
+        if candidate.study.student.model == bad:
             raise Infeasible("never")
-        return study
+        return candidate
 
-    monkeypatch.setattr(type(world.study), "fitted", picky)
+    monkeypatch.setattr(BoundStudy, "fit", picky)
     explorer = explore(world)
     assert bad not in models_of(explorer) and len(models_of(explorer)) == 5
     assert sum(trial.user_attrs.get(MARK) == 1 for trial in drawn.get_trials()) == ATTEMPTS

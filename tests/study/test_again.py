@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from optuna.trial import FixedTrial
 
 from raykd.problems import Infeasible
 from raykd.study.again import Recalled, drawn_again, open_paths, recalled
 from raykd.study.files import parse_document
 from raykd.study.pairings import LayerPair, read_pairing
 from raykd.study.space import Space, read_space
-from raykd.study.suggest import Given, Seeded
+from raykd.study.suggest import Seeded
 
 FOUND: dict[str, Any] = {
     "name": "other",
@@ -165,7 +166,7 @@ def test_every_way_to_write_a_pairing_draws_pairs_again(pairing: dict[str, Any])
     wanted = {LayerPair("stage1", "stage2"), LayerPair("stage3", "stage3")}
     params, pairs = domain.recalled(sorted(wanted), "p")
     assert {*pairs} == wanted
-    assert domain.draw(Given(params), "p") == pairs
+    assert domain.draw(FixedTrial(params), "p") == pairs
     with pytest.raises(Infeasible):
         domain.recalled([LayerPair("stage3", "stage1")], "p")
 

@@ -60,7 +60,7 @@ def test_a_branch_bears_the_full_name() -> None:
 def test_every_branch_is_drawn() -> None:
     study = _opened(CHOICE)
     assert study.task is not None
-    drawn = [study.draw(Seeded(seed), study.task).student.model for seed in range(20)]
+    drawn = [study.bind(study.task).draw(Seeded(seed)).study.student.model for seed in range(20)]
     assert {model.name for model in drawn} == {
         "resnet8",
         "timm/mobilenetv3_small_050",

@@ -16,15 +16,15 @@ from raykd.architecture import MODELS, Mlp, Resnet, Task, anatomy, onnx_runtime
 from raykd.architecture.latency import Latency, Timing
 from raykd.architecture.memory import peak_memory
 from raykd.problems import Infeasible, StudyError
-from raykd.report.view import COSTS as SHOWN
 from raykd.schemes.reuse import Reusing
-from raykd.study import costs
-from raykd.study.costs import COSTS, MEASURED, Costs, asked, costs_of, counted, described
+from raykd.study import student_costs
+from raykd.study.candidate import Candidate
+from raykd.study.costs import costs_of, measurement_summary, required_costs
 from raykd.study.measured import check_measured
-from raykd.study.opened import OpenStudy, anatomies
-from raykd.study.pairing import resolve_pairs
-from raykd.study.rules import OBJECTIVES
-from raykd.study.schema import Cost, Search, Study
+from raykd.study.objectives import COSTS, MEASURED, OBJECTIVES, Cost
+from raykd.study.opened import OpenStudy
+from raykd.study.schema import Search
+from raykd.study.student_costs import StudentCosts
 from written import BASE, opened
 
 TASK = Task((1, 8, 8), 10)
@@ -48,33 +48,35 @@ def stopwatch(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Cost, nn.Module]]:
         takes = sum(p.numel() for p in network.parameters()) / 10_000
         return Timing(takes / 2 if cost.startswith("onnx") else takes, 0.01, 9, 10)
 
-    monkeypatch.setattr(costs, "timing", timing)
+    monkeypatch.setattr(student_costs, "measure", timing)
     return told
 
 
-def student(study: OpenStudy, width: int = 4, **fields: Any) -> Study:
+def student(study: OpenStudy, width: int = 4, **fields: Any) -> Candidate:
     model = Resnet(depth=8, width=width)
-    return replace(study.settings, student=replace(study.settings.student, model=model), **fields)
+    settings = study.settings
+    changed = replace(settings, student=replace(settings.student, model=model), **fields)
+    return study.bind(TASK).candidate(changed)
 
 
 # Which are known
 
 
 def test_every_cost_is_an_objective_and_is_shown() -> None:
-    assert get_args(Cost) == COSTS == SHOWN
+    assert get_args(Cost) == COSTS
     assert all(OBJECTIVES[cost] == "min" for cost in COSTS)
 
 
 def test_only_what_is_asked_for_is_looked_at() -> None:
-    assert asked(Search()) == ("params", "macs")
-    assert described(Search()) == ""
+    assert required_costs(Search()) == ("params", "macs")
+    assert measurement_summary(Search()) == ""
     search = searching(
         "objectives: {val_accuracy: max, onnx_latency: min}, constraints: {memory: {max: 9e9}}, "
         "measure: [latency]"
     ).settings.search
-    assert asked(search) == ("params", "macs", "memory", "latency", "onnx_latency")
-    assert described(search).startswith("latency, onnx_latency on cpu: ")
-    assert described(search).endswith(
+    assert required_costs(search) == ("params", "macs", "memory", "latency", "onnx_latency")
+    assert measurement_summary(search).startswith("latency, onnx_latency on cpu: ")
+    assert measurement_summary(search).endswith(
         "1 thread, batches of 1 and 4, float32, before a trial starts"
     )
 
@@ -92,15 +94,11 @@ def test_costs_of_a_model() -> None:
 def test_memory_bounds_students() -> None:
     study = opened(OPEN)
     small, large = (
-        counted(
-            replace(student(study, width), search=Search(measure=("memory",))),
-            anatomy(Resnet(depth=8, width=width), TASK),
-            TASK,
-        )["memory"]
+        student(study, width, search=Search(measure=("memory",))).costs["memory"]
         for width in (4, 8)
     )
     bounded = opened(OPEN + f"search: {{constraints: {{memory: {{max: {small:.0f}}}}}}}\n")
-    drawn = {bounded.sample(seed, TASK).student.model for seed in range(8)}
+    drawn = {bounded.bind(TASK).sample(seed).study.student.model for seed in range(8)}
     assert drawn == {Resnet(depth=8, width=4)}
     with pytest.raises(
         StudyError,
@@ -116,7 +114,7 @@ def test_memory_bounds_students() -> None:
 
 def test_each_network_is_measured_once(stopwatch: list[Any]) -> None:
     study = searching("objectives: {latency: min}, measure: [onnx_batch_latency]")
-    known = Costs(study.settings.search, TASK)
+    known = StudentCosts(study.settings.search, TASK)
     one, two = student(study), student(study, 8)
     for _ in range(2):
         assert known.of(one)["latency"] == 2 * known.of(one)["onnx_batch_latency"] == 0.5142
@@ -126,17 +124,17 @@ def test_each_network_is_measured_once(stopwatch: list[Any]) -> None:
     assert tags["params"] == "5142"
     assert tags["latency"] == "0.5142 ms (IQR 0.01, 9 of 10 runs)"
     assert tags["latency_on"].startswith("cpu: ")
-    assert "latency_on" not in Costs(Search(), TASK).tags(one)
+    assert "latency_on" not in StudentCosts(Search(), TASK).tags(one)
 
 
 def test_a_resumed_search_has_the_same_figures(stopwatch: list[Any], tmp_path: Path) -> None:
     study = searching("objectives: {latency: min}")
     file = tmp_path / "latency.json"
-    first = Costs(study.settings.search, TASK)
+    first = StudentCosts(study.settings.search, TASK)
     before = first.of(student(study))  # measured before there was a folder
     first.keep_in(file)
     first.of(student(study, 8))
-    again = Costs(study.settings.search, TASK)
+    again = StudentCosts(study.settings.search, TASK)
     again.keep_in(file)
     assert again.of(student(study)) == before
     again.of(student(study, 8))
@@ -146,7 +144,7 @@ def test_a_resumed_search_has_the_same_figures(stopwatch: list[Any], tmp_path: P
 def test_figures_of_another_machine_do_not_compare(stopwatch: list[Any], tmp_path: Path) -> None:
     study = searching("objectives: {latency: min}")
     file = tmp_path / "latency.json"
-    known = Costs(study.settings.search, TASK)
+    known = StudentCosts(study.settings.search, TASK)
     known.of(student(study))
     known.keep_in(file)
     told = json.loads(file.read_text())
@@ -155,15 +153,15 @@ def test_figures_of_another_machine_do_not_compare(stopwatch: list[Any], tmp_pat
         StudyError,
         match="measured latencies on cpu: a better one, 1 thread; latencies measured on ",
     ):
-        Costs(study.settings.search, TASK).keep_in(file)
-    nothing = Costs(Search(), TASK)
+        StudentCosts(study.settings.search, TASK).keep_in(file)
+    nothing = StudentCosts(Search(), TASK)
     nothing.keep_in(tmp_path / "none.json")
     assert not (tmp_path / "none.json").exists()
 
 
 def test_a_bound_on_what_is_measured(stopwatch: list[Any]) -> None:
     study = searching("constraints: {latency: {max: 0.6}}")
-    known = Costs(study.settings.search, TASK)
+    known = StudentCosts(study.settings.search, TASK)
     known.check(student(study))
     with pytest.raises(Infeasible, match=r"^latency 1\.9\d* > 0\.6$"):
         known.check(student(study, 8))
@@ -173,9 +171,9 @@ def test_what_cannot_be_measured_is_infeasible(monkeypatch: pytest.MonkeyPatch) 
     def refuse(*args: Any) -> Timing:
         raise ValueError("it cannot be exported to ONNX: no such operator\nmore")
 
-    monkeypatch.setattr(costs, "timing", refuse)
+    monkeypatch.setattr(student_costs, "measure", refuse)
     study = searching("measure: [onnx_latency]")
-    known = Costs(study.settings.search, TASK)
+    known = StudentCosts(study.settings.search, TASK)
     said = "onnx_latency cannot be measured: it cannot be exported to ONNX: no such operator$"
     with pytest.raises(Infeasible, match=said):
         known.check(student(study))
@@ -187,13 +185,11 @@ def test_what_is_measured_is_what_is_deployed(stopwatch: list[Any]) -> None:
     text = OPEN.replace("      name: kd\n      temperature: 4\n", "      name: simkd\n")
     study = searching("measure: [latency]", text)
     one = student(study)
-    made, teachers = anatomies(one, TASK)
-    one = resolve_pairs(one, made, teachers, TASK.classes)
-    known = Costs(study.settings.search, TASK)
+    known = StudentCosts(study.settings.search, TASK)
     assert known.of(one)["latency"] == known.of(one)["params"] / 10_000
     [(_, network)] = stopwatch
     assert isinstance(network, Reusing)
-    alone = replace(one, knowledge=())
+    alone = student(study, knowledge=())
     assert known.of(alone)["latency"] != known.of(one)["latency"]
 
 
@@ -201,7 +197,7 @@ def test_what_is_converted_is_measured_converted(stopwatch: list[Any]) -> None:
     study = searching("measure: [latency, memory]")
     quantized = MODELS["quantized"](base=Resnet(depth=8, width=4))
     one = replace(study.settings, student=replace(study.settings.student, model=quantized))
-    Costs(study.settings.search, TASK).of(one)
+    StudentCosts(study.settings.search, TASK).of(study.bind(TASK).candidate(one))
     [(_, network)] = stopwatch
     assert any(b.dtype == torch.int8 for b in network.buffers())
 
@@ -210,7 +206,7 @@ def test_random_numbers_stay_as_they_are(stopwatch: list[Any]) -> None:
     study = searching("measure: [latency]")
     torch.manual_seed(5)
     before = torch.get_rng_state()
-    Costs(study.settings.search, TASK).of(student(study))
+    StudentCosts(study.settings.search, TASK).of(student(study))
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -239,12 +235,12 @@ def test_a_bound_that_a_student_keeps(stopwatch: list[Any]) -> None:
 MISTAKES = [
     (
         "constraints: {latency: {max: 0.1}}",
-        r"search.constraints.latency: no student measured has latency <= 0.1 ms; the quickest of 2 "
-        r"takes 0.5142 ms\n    -> raise it",
+        r"search.constraints.latency: no measured student has latency <= 0.1 ms; the fastest of 2 "
+        r"takes 0.5142 ms\n    -> raise the bound",
     ),
     (
         "constraints: {onnx_latency: {min: 70}}",
-        r"no student measured has onnx_latency >= 70 ms; the slowest of 2 takes 0.9\d+ ms",
+        r"no measured student has onnx_latency >= 70 ms; the slowest of 2 takes 0.9\d+ ms",
     ),
     (
         "objectives: {latency: min}, latency: {device: cuda}",
@@ -255,7 +251,7 @@ MISTAKES = [
         "measure: [onnx_latency], latency: {threads: 99999}",
         r"search.latency.threads: 99999 threads on a machine of \d+ CPUs\n    -> at most \d",
     ),
-    ("latency: {device: gpu}", r"search.latency.device: unknown device 'gpu'; there are cpu, cuda"),
+    ("latency: {device: gpu}", r"search.latency.device: unknown device 'gpu'; must be cpu, cuda"),
     ("latency: {device: 'cuda:x'}", r"search.latency.device: unknown device 'cuda:x'"),
     ("latency: {batch: 1}", r"search.latency.batch: got 1; must be >= 2"),
     ("latency: {seconds: 0}", r"search.latency.seconds: got 0; must be > 0"),
@@ -284,7 +280,7 @@ def test_mistakes(
 
 def checked_text(text: str) -> None:
     study = opened(text)
-    check_measured(study, TASK, Costs(study.settings.search, TASK))
+    check_measured(study.bind(TASK), StudentCosts(study.settings.search, TASK))
 
 
 def test_packages_that_are_not_installed(
@@ -309,10 +305,8 @@ def test_students_of_which_none_can_be_measured(monkeypatch: pytest.MonkeyPatch)
     def refuse(*args: Any) -> Timing:
         raise ValueError("no such operator")
 
-    monkeypatch.setattr(costs, "timing", refuse)
-    said = (
-        r"search.measure: batch_latency cannot be measured of the 2 student\(s\) looked at: no such"
-    )
+    monkeypatch.setattr(student_costs, "measure", refuse)
+    said = r"search.measure: batch_latency cannot be measured for any of 2 student\(s\): no such"
     with pytest.raises(StudyError, match=said):
         checked("measure: [batch_latency]")
 

@@ -11,9 +11,9 @@ from raykd.architecture import Anatomy, Resnet, Task, anatomy
 from raykd.knowledge import KD, LOSSES, Pair, Term
 from raykd.problems import Infeasible
 from raykd.schemes import Alone, Assistant, BornAgain, Dml, Offline, Scheme, Teacher
-from raykd.study.deployed import deployed
-from raykd.study.opened import anatomies
-from raykd.study.pairing import PairError, resolve_pairs
+from raykd.study.candidate import Candidate
+from raykd.study.deployed import deployed_profile
+from raykd.study.pairing import PairError
 from raykd.study.schema import Study
 from written import opened
 
@@ -34,13 +34,13 @@ def study_with(*terms: Term, **fields: Any) -> Study:
 
 
 def kept(study: Study) -> Anatomy:
-    student, teachers = anatomies(study, TASK)
-    return deployed(resolve_pairs(study, student, teachers, TASK.classes), student, TASK)
+    candidate = Candidate(study, TASK, study.seed)
+    return deployed_profile(candidate.resolved, candidate.student, TASK)
 
 
 def test_a_plain_student_costs_what_it_costs() -> None:
     study = study_with(Term(loss=KD()))
-    assert kept(study) is anatomies(study, TASK)[0]
+    assert kept(study) is anatomy(study.student.model, TASK)
 
 
 def test_projector_and_classifier_are_counted_and_the_students_own_is_not() -> None:
@@ -61,7 +61,7 @@ def test_other_pairs_cost_otherwise() -> None:
 def test_under_a_scheme_without_knowledge_nothing_is_deployed() -> None:
     study = study_with(scheme=Alone())
     student = anatomy(study.student.model, TASK)
-    assert deployed(study, student, TASK) is student
+    assert deployed_profile(study, student, TASK) is student
 
 
 @pytest.mark.parametrize(
@@ -79,7 +79,7 @@ def test_schemes_that_lend_no_classifier(scheme: Scheme) -> None:
     pairs = (Pair(hint="stage3", guided="stage3"),)
     study = replace(study, knowledge=(Term(loss=LOSSES["simkd"](), pairs=pairs),))
     with pytest.raises(Infeasible, match=f"'simkd'.*('{scheme.name}'|those who teach others)"):
-        deployed(study, student, TASK)
+        deployed_profile(study, student, TASK)
 
 
 @pytest.mark.parametrize(
@@ -130,4 +130,4 @@ def test_a_second_one_is_refused() -> None:
 def test_a_teacher_of_unknown_model_is_refused() -> None:
     study = study_with(teacher=Teacher(weights="models:/big@champion"))
     with pytest.raises(PairError, match="name it under `teacher`"):
-        deployed(study, anatomy(study.student.model, TASK), TASK)
+        deployed_profile(study, anatomy(study.student.model, TASK), TASK)

@@ -34,7 +34,7 @@ def test_what_is_left_open_is_the_teachers_model() -> None:
 
 def test_every_kind_in_one_space() -> None:
     study = open_derived("knowledge[1].pairs={pairing: {hint: auto, guided: auto, max: 1}}")
-    drawn = [study.sample(seed, TASK) for seed in range(30)]
+    drawn = [study.bind(TASK).sample(seed).resolved for seed in range(30)]
     assert {one.student.model.name for one in drawn} == set(KINDS)
     for one in drawn:
         assert one.teacher is not None
@@ -50,7 +50,7 @@ def test_every_kind_in_one_space() -> None:
 
 def test_the_source_follows_a_teacher_that_is_open() -> None:
     study = open_derived("teacher.model.depth={choice: [14, 20]}", "student.model=low_rank")
-    drawn = [study.sample(seed, TASK) for seed in range(12)]
+    drawn = [study.bind(TASK).sample(seed).resolved for seed in range(12)]
     assert {one.student.model.base.depth for one in drawn} == {14, 20}  # type: ignore[union-attr]
     assert all(one.student.model.base == one.teacher.model for one in drawn)  # type: ignore[union-attr]
 

@@ -9,16 +9,18 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from optuna.trial import FixedTrial
 from pydantic import ValidationError
 
 from raykd.architecture import Task, Text, anatomy
 from raykd.problems import Infeasible, Problem, StudyError
+from raykd.report.space import render
 from raykd.study.explain import explain
 from raykd.study.files import parse_document
 from raykd.study.load import check_data, check_shapes, load_study, open_study
 from raykd.study.opened import OpenStudy
 from raykd.study.schema import Study, plain, read_study
-from raykd.study.suggest import Given, Seeded
+from raykd.study.suggest import Seeded
 from written import BASE, SHIPPED, changed, opened
 
 DIGITS = Task((1, 8, 8), 10)
@@ -348,13 +350,16 @@ def test_problems_of_overrides_name_the_command_line() -> None:
 def test_pairs_that_cannot_be_bridged_are_left_out_before_anything_is_drawn() -> None:
     text = with_pairs("{pairing: {hint: [stage1, embedding], guided: [stage2, embedding]}}")
     study = opened(text)
-    drawn = [study.draw(Seeded(seed), DIGITS).knowledge[1].pairs or () for seed in range(30)]
+    drawn = [
+        study.bind(DIGITS).draw(Seeded(seed)).resolved.knowledge[1].pairs or ()
+        for seed in range(30)
+    ]
     assert {f"{pair.hint}>{pair.guided}" for pairs in drawn for pair in pairs} == {
         "stage1>stage2",
         "embedding>stage2",
         "embedding>embedding",
     }
-    (line,) = study.narrowed(DIGITS).lines
+    (line,) = study.bind(DIGITS).narrowed.lines
     assert line.startswith(
         "knowledge[1].pairs leaves out stage1>embedding under hint: guided layer 'embedding' (16,)"
     )
@@ -370,7 +375,7 @@ def test_pairs_that_some_draws_cannot_bridge_are_no_mistake() -> None:
     reasons = set()
     for seed in range(30):
         try:
-            study.draw(Seeded(seed), DIGITS)
+            study.bind(DIGITS).draw(Seeded(seed))
         except Infeasible as error:
             reasons.add(str(error).partition(" cannot")[0])
     assert reasons == {"knowledge[1].pairs: guided layer 'stage1' (8,)"}
@@ -391,8 +396,7 @@ def test_an_unknown_hint_model_asks_for_its_layers() -> None:
     (problem,) = problems_of(text)
     assert "`hint: auto` needs the teacher's `model`" in problem.what
     listed = opened(text.replace("{guided: auto}", "{hint: [stage2], guided: auto}"))
-    teacher = anatomy(opened(BASE).teachers()[0].model, DIGITS)  # type: ignore[arg-type]
-    drawn = listed.draw(Seeded(0), DIGITS, teacher)
+    drawn = listed.bind(DIGITS).draw(Seeded(0)).resolved
     assert drawn.knowledge[1].pairs is not None
 
 
@@ -456,7 +460,7 @@ def shipped(
 def test_shipped_studies_load(shipped: tuple[OpenStudy, Task]) -> None:
     study, task = shipped
     assert not study.is_concrete
-    sampled = study.sample(0, task)
+    sampled = study.bind(task).sample(0).resolved
     assert read_study(plain(sampled)) == sampled
 
 
@@ -466,13 +470,13 @@ def test_random_draws_of_shipped_studies_are_studies(shipped: tuple[OpenStudy, T
     for seed in range(100):
         drawer = Seeded(seed)
         try:
-            drawn = study.draw(drawer, task)
+            drawn = study.bind(task).draw(drawer).resolved
         except Infeasible as error:
             reasons.add(re.sub(r"[0-9,]+", "N", str(error)))
             continue
         found += 1
         assert read_study(plain(drawn)) == drawn
-        assert study.draw(Given(drawer.params), task) == drawn
+        assert study.bind(task).draw(FixedTrial(drawer.params)).resolved == drawn
         for cost, bounds in study.settings.search.constraints.items():
             if cost in ("params", "macs"):
                 value = getattr(anatomy(drawn.student.model, task), cost)
@@ -514,7 +518,8 @@ def test_the_quickstart_in_numbers() -> None:
 
 def test_a_study_pickles() -> None:
     study = pickle.loads(pickle.dumps(quickstart()))
-    assert study.sample(0, DIGITS) == quickstart().sample(0, DIGITS)
+    first, second = (each.bind(DIGITS).sample(0) for each in (study, quickstart()))
+    assert first.resolved == second.resolved
 
 
 def test_concrete_or_not() -> None:
@@ -551,7 +556,7 @@ def test_teachers_are_listed() -> None:
 def test_flat_parameters_bear_the_samplers_names() -> None:
     study = quickstart()
     drawer = Seeded(2)
-    flat = study.flat(study.draw(drawer, DIGITS))
+    flat = study.flat(study.bind(DIGITS).draw(drawer).resolved)
     for name, value in drawer.params.items():
         if ".pairs" not in name:
             assert flat[name] == value
@@ -577,7 +582,8 @@ def test_bare_names_stand_for_options() -> None:
     text = "name: x\ndata: digits\nteacher: {model: mlp}\nstudent: {model: mlp}\nscheme: offline\n"
     text += "knowledge: [{loss: {choice: [kd, rkd, null]}}]\nsearch: {scheduler: asha}\n"
     study = opened(text)
-    losses = [term.loss for seed in range(9) for term in study.sample(seed, DIGITS).knowledge]
+    samples = [study.bind(DIGITS).sample(seed).study for seed in range(9)]
+    losses = [term.loss for sample in samples for term in sample.knowledge]
     assert {None if loss is None else loss.name for loss in losses} == {"kd", "rkd", None}
     assert study.settings.search.scheduler.name == "asha"
 
@@ -588,17 +594,17 @@ def test_infeasible_draws_say_why() -> None:
         + "search: {constraints: {params: {max: 9000}}}\n"
     )
     with pytest.raises(Infeasible, match=r"params .* > 9,000"):
-        opened(text).draw(Given({"student.model.width": 64}), DIGITS)
+        opened(text).bind(DIGITS).draw(FixedTrial({"student.model.width": 64}))
 
 
 def test_an_interior_that_is_no_model_is_infeasible() -> None:
     study = opened(changed(("depth: 8", "depth: {int: [8, 14]}")))
     with pytest.raises(Infeasible, match="a resnet's depth"):
-        study.draw(Given({"student.model.depth": 9}), DIGITS)
+        study.bind(DIGITS).draw(FixedTrial({"student.model.depth": 9}))
 
 
 def test_explanation() -> None:
-    found = explain(quickstart(), DIGITS, seed=0, train_size=1000)
+    found = explain(quickstart().bind(DIGITS), seed=0, train_size=1000)
     assert found.branches["knowledge[1].loss"] == ("none", "hint", "at")
     assert found.params == (5142, 174970)
     assert 0.7 < found.feasible / found.drawn < 0.95
@@ -609,19 +615,19 @@ def test_explanation() -> None:
     # 16 trials and 3 x 3 replicates with and without the teacher, 8 epochs each
     assert found.student_passes == 1000 * 8 * (16 + 2 * 9)
     assert found.teacher_passes == 1000 * (8 * (16 + 9) + 15)
-    assert explain(quickstart(), DIGITS, seed=0, train_size=1000) == found
+    assert explain(quickstart().bind(DIGITS), seed=0, train_size=1000) == found
 
 
 def test_explanation_prints() -> None:
     from rich.console import Console
 
     console = Console(width=120, record=True, file=io.StringIO())
-    console.print(explain(quickstart(), DIGITS).render())
+    console.print(render(explain(quickstart().bind(DIGITS))))
     text = console.export_text()
     assert "knowledge[1].pairs.count" in text
     assert "584 combinations x 3 continuous parameters" in text
     concrete = Console(width=120, record=True, file=io.StringIO())
-    concrete.print(explain(opened(BASE), DIGITS).render())
+    concrete.print(render(explain(opened(BASE).bind(DIGITS))))
     assert "no open parameters" in concrete.export_text()
 
 

@@ -98,12 +98,12 @@ def test_each_loss_draws_what_it_can_compare() -> None:
     names = {d.name: d.when for d in space.dimensions if "pairs" in d.name}
     assert names["knowledge[0].pairs[0]"] == "knowledge[0].loss = hint"
     assert not any(name.startswith("knowledge[0].pairs.at[") for name in names), "one pair is left"
-    lines = space.narrowed(TASK).lines
+    lines = space.bind(TASK).narrowed.lines
     assert any("under at: " in line and "stage2>embedding" in line for line in lines)
     drawn: dict[str, set[str]] = {}
     for seed in range(100):
         try:
-            (term,) = space.draw(Seeded(seed), TASK).knowledge
+            (term,) = space.bind(TASK).draw(Seeded(seed)).resolved.knowledge
         except Infeasible:  # fsp finds no two pairs
             continue
         if term.loss is not None:
@@ -121,7 +121,7 @@ def test_a_loss_that_needs_two_pairs_is_never_drawn_with_one() -> None:
     assert "knowledge[0].pairs.fsp.count" in names
     for seed in range(60):
         try:
-            (term,) = space.draw(Seeded(seed), TASK).knowledge
+            (term,) = space.bind(TASK).draw(Seeded(seed)).resolved.knowledge
         except Infeasible:  # a pair drawn twice
             continue
         if term.loss is not None and term.loss.name == "fsp":
@@ -129,7 +129,7 @@ def test_a_loss_that_needs_two_pairs_is_never_drawn_with_one() -> None:
 
 
 def test_the_size_of_a_space_counts_what_each_loss_draws() -> None:
-    space = study("{max: 2}").space_for(TASK)
+    space = study("{max: 2}").bind(TASK).space
     single, double = 9, 27
     assert space.size.combinations == 2 * (1 + 2 * (single + double) + double)
 
@@ -149,7 +149,7 @@ def test_weights_and_losses_are_drawn_for_each_pair() -> None:
     seen = set()
     for seed in range(60):
         try:
-            (term,) = space.draw(Seeded(seed), TASK).knowledge
+            (term,) = space.bind(TASK).draw(Seeded(seed)).resolved.knowledge
         except Infeasible:
             continue
         seen |= {(pair.weight, pair.loss and pair.loss.name) for pair in term.pairs}

@@ -8,11 +8,12 @@ from rich.console import Console
 from raykd.architecture import Task, Text
 from raykd.architecture.screens import SCREENS, Ranking, Unscreened
 from raykd.problems import StudyError
+from raykd.report.space import render
 from raykd.study.explain import explain
 from raykd.study.files import parse_document
 from raykd.study.load import open_study
 from raykd.study.opened import OpenStudy
-from raykd.study.screens import kept, task_findings, within_bins_of
+from raykd.study.screens import bin_cost, number_kept, task_findings
 
 STUDY = """\
 name: screened
@@ -128,35 +129,35 @@ def test_none_is_the_default_and_a_bare_name_will_do() -> None:
     ("keep", "trials", "expected"), [(None, 6, 3), (None, 1, 1), (4, 6, 4), (4, 2, 2)]
 )
 def test_how_many_go_first(keep: int | None, trials: int, expected: int) -> None:
-    assert kept(Ranking(name="some", keep=keep), trials) == expected
+    assert number_kept(Ranking(name="some", keep=keep), trials) == expected
 
 
 def test_the_first_cost_among_the_objectives_parts() -> None:
     how = Ranking(name="some")
-    assert within_bins_of(how, {"val_accuracy": "max", "macs": "min"}) == "macs"
-    assert within_bins_of(how, {"macs": "min", "params": "min"}) == "params"
-    assert within_bins_of(how, {"val_accuracy": "max"}) == ""
+    assert bin_cost(how, {"val_accuracy": "max", "macs": "min"}) == "macs"
+    assert bin_cost(how, {"macs": "min", "params": "min"}) == "params"
+    assert bin_cost(how, {"val_accuracy": "max"}) == ""
 
 
 def told(study: OpenStudy) -> str:
     console = Console(width=300)
     with console.capture() as capture:
-        console.print(explain(study, TASK).render())
+        console.print(render(explain(study.bind(TASK))))
     return capture.get()
 
 
 def test_validate_says_what_will_be_ranked_and_how_long_that_takes() -> None:
-    found = explain(opened(), TASK).screen
+    found = explain(opened().bind(TASK)).proxy
     head = "naswot: students of 6 random points are ranked, the best 3 are tried first; about "
     assert found.startswith(head) and found.endswith(" s")
     assert head in told(opened())
 
 
 def test_validate_says_how_they_are_parted() -> None:
-    found = explain(opened("search.objectives={val_accuracy: max, macs: min}"), TASK).screen
-    assert "are ranked in 3 bins of like macs, the best 3" in found
+    found = explain(opened("search.objectives={val_accuracy: max, macs: min}").bind(TASK)).proxy
+    assert "are ranked in 3 bins of similar macs, the best 3" in found
 
 
 def test_validate_says_nothing_where_nothing_is_ranked() -> None:
-    assert explain(opened("search.screen=none"), TASK).screen == ""
+    assert explain(opened("search.screen=none").bind(TASK)).proxy == ""
     assert "screen" not in told(opened("search.screen=none", "name=plain"))

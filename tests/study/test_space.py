@@ -7,6 +7,7 @@ from typing import Any
 
 import optuna
 import pytest
+from optuna.trial import FixedTrial
 
 from raykd.problems import Infeasible
 from raykd.study.domains import labels_of, read_range
@@ -14,7 +15,7 @@ from raykd.study.files import parse_document
 from raykd.study.nodes import Choice, nodes_of
 from raykd.study.pairings import read_pairing
 from raykd.study.space import Space, read_space
-from raykd.study.suggest import Given, Seeded, every
+from raykd.study.suggest import Seeded, every
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
@@ -248,7 +249,7 @@ def test_the_parameters_of_a_pairing() -> None:
     ]
     assert space.dimensions[1].when == "knowledge[0].loss = hint | at"
     drawn = space.draw(
-        Given(
+        FixedTrial(
             {
                 "knowledge[0].loss": "hint",
                 "knowledge[0].pairs.count": 2,
@@ -275,7 +276,7 @@ def test_the_same_pair_twice_is_infeasible() -> None:
     }
     params |= {"knowledge[0].loss": "at", "knowledge[0].pairs.count": 2}
     with pytest.raises(Infeasible, match="drawn twice"):
-        space.draw(Given(params))
+        space.draw(FixedTrial(params))
 
 
 def test_one_pair_at_most_asks_for_no_count() -> None:
@@ -287,7 +288,8 @@ def test_auto_stages_come_later() -> None:
     space = space_of("knowledge:\n  - loss: {name: at}\n    pairs: {pairing: {max: 9}}\n")
     with pytest.raises(Infeasible, match="no stages"):
         space.draw(Seeded(0))
-    staged = space.with_stages(("stage1", "stage2"), ("stage1", "stage2", "stage3"))
+    stages = ("stage1", "stage2", "stage3")
+    staged = space.with_layers({"auto": stages[:2]}, {"auto": stages})
     assert names(staged)[0] == "knowledge[0].pairs.count"
     assert staged.dimensions[0].values == (1, 4)  # the longest chain in a 2 x 3 grid
 
@@ -379,7 +381,7 @@ def test_optuna_draws(text: str, sampler: str) -> None:
             study.tell(trial, state=optuna.trial.TrialState.PRUNED)
             continue
         assert trial.params.keys() <= known
-        assert space.draw(Given(trial.params)).data == point.data
+        assert space.draw(FixedTrial(trial.params)).data == point.data
         study.tell(trial, float(len(str(point.data))))
 
 

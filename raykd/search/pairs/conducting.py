@@ -125,7 +125,7 @@ class Arms(Conductor):
         hints = [layer.name for layer in question.hints]
         guided = [layer.name for layer in question.guided]
         shared = question.with_term(replace(question.loss, pairs=compared(possible)))
-        [teacher] = self._ask_for(self._teachers_of(shared))
+        [teacher] = self._ask_for(self._bound.candidate(shared).teachers)
         self._queue.append(
             Assignment(
                 id=name,

@@ -10,13 +10,13 @@ from raykd.architecture.layers import Layer, resolve, stage_aliases
 from raykd.knowledge import Term
 from raykd.problems import StudyError
 from raykd.schemes import Alone, Offline
+from raykd.study.candidate import Candidate
 from raykd.study.nodes import Pairing
-from raykd.study.opened import OpenStudy, anatomies
-from raykd.study.pairing import PairError, resolve_pairs, stages_of
+from raykd.study.opened import OpenStudy
+from raykd.study.pairing import PairError, stages_of
 from raykd.study.pairings import LayerPair, Order
 from raykd.study.place import Place, dotted, parse_place
 from raykd.study.schema import Study
-from raykd.study.teachers import teachers_of
 
 NOT_ASKED = "not among the study's pairs"
 
@@ -81,7 +81,7 @@ class Question:
     def why_not(self, term: Term) -> str:
         """Why the study cannot be trained with a term; empty where it can."""
         try:
-            resolve_pairs(self.with_term(term), self.student, (self.teacher,), self.task.classes)
+            _ = Candidate(self.with_term(term), self.task, self.study.seed).resolved
         except PairError as error:
             return error.what
         return ""
@@ -140,7 +140,7 @@ def _term(study: OpenStudy, task: Task) -> tuple[int, Pairing | None]:
     places: dict[Place, int] = {("knowledge", i, "pairs"): i for i in taking}
     open_ = {
         places[node.source]: node
-        for node in study.space_for(task).pairings
+        for node in study.bind(task).space.pairings
         if node.source in places
     }
     if not taking:
@@ -180,16 +180,16 @@ def _refuse_open(study: OpenStudy, number: int) -> None:
 
 
 def _models(study: OpenStudy, task: Task) -> tuple[Anatomy, Anatomy]:
-    settings = study.settings
-    scheme = settings.scheme
-    if not scheme.takes_knowledge or len(teachers_of(settings)) != 1:
+    scheme = study.settings.scheme
+    candidate = study.bind(task).candidate(study.settings)
+    if not scheme.takes_knowledge or len(candidate.teachers) != 1:
         raise _problem(
             study,
             ("scheme",),
             f"scheme '{scheme.name}' has not one trained teacher whose layers could teach",
             "take `scheme: {name: offline}`",
         )
-    student, (teacher,) = anatomies(settings, task)
+    student, (teacher,) = candidate.student, candidate.teacher_profiles
     if teacher is None:
         raise _problem(
             study,

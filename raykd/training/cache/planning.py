@@ -15,9 +15,8 @@ from raykd.problems import Infeasible
 from raykd.schemes import Preparation
 from raykd.schemes.train import Train
 from raykd.study.opened import OpenStudy
-from raykd.study.outline import study_outline
 from raykd.study.pairing import resolve_pairs
-from raykd.study.schema import Asha, Cache, Search, Study, read_study
+from raykd.study.schema import Asha, Cache, Search, Study
 from raykd.study.suggest import Seeded
 from raykd.study.teachers import teachers_of
 from raykd.training.cache.description import LOGITS, row_bytes
@@ -142,15 +141,12 @@ class CachePlan:
 
     def _points(self) -> Iterator[Study]:
         """Corners and random points, as trials would be drawn."""
-        space = self.study.space_for(self.task)
-        for point in space.corners():
-            try:
-                yield read_study(study_outline().expanded(point.data))
-            except ValueError:
-                continue
+        bound = self.study.bind(self.task)
+        for candidate in bound.corners():
+            yield candidate.study
         for draw in range(DRAWS if self.study.dimensions else 0):
             try:
-                yield self.study.draw(Seeded(draw), self.task)
+                yield bound.draw(Seeded(draw)).resolved
             except Infeasible:
                 continue
 

@@ -1,0 +1,151 @@
+"""A concrete study bound to the task of its data: its networks, layer pairs and costs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from raykd.architecture import Anatomy, Model, Task, anatomy
+from raykd.knowledge import Loss
+from raykd.schemes import Preparation
+from raykd.study.costs import check_costs, required_costs
+from raykd.study.deployed import DeployedModel, deployed_model, deployed_profile, peak_memory_of
+from raykd.study.objectives import Cost
+from raykd.study.pairing import resolve_pairs
+from raykd.study.place import Place, dotted
+from raykd.study.schema import Study
+from raykd.study.teachers import everyone_behind, needed_by, teachers_of
+
+
+class ModelError(ValueError):
+    """A model that cannot be built for the data; `place` is where the study names it."""
+
+    def __init__(self, place: Place, what: str) -> None:
+        super().__init__(f"{dotted(place)}: {what}")
+        self.place = place
+        self.what = what
+
+
+@dataclass(frozen=True, eq=False)
+class Candidate:
+    """One point of a study's space, or any other concrete study, bound to the task of its data.
+
+    Each fact is computed once, when it is first read.
+
+    Attributes:
+        study: the concrete study, its layer pairs as they were written or drawn.
+        task: input shape and classes of its models.
+        seed: random seed of the networks that many trials share.
+        origins: place in the study file of each place of `study`; empty for a study that was not
+            drawn.
+    """
+
+    study: Study
+    task: Task
+    seed: int
+    origins: Mapping[Place, Place] = field(default_factory=dict, repr=False)
+
+    @cached_property
+    def teachers(self) -> tuple[Preparation, ...]:
+        """The networks that teach, in the order of the scheme."""
+        return teachers_of(self.study, self.seed)
+
+    @cached_property
+    def networks(self) -> tuple[Preparation, ...]:
+        """All networks that must exist before training: the teachers, then the one that the
+        student inherits weights from."""
+        return needed_by(self.study, self.seed)
+
+    @property
+    def student(self) -> Anatomy:
+        """Profile of the student's network.
+
+        Raises:
+            ModelError: a model of the study cannot be built for this task.
+        """
+        return self._profiles[0]
+
+    @property
+    def teacher_profiles(self) -> tuple[Anatomy | None, ...]:
+        """Profiles of `teachers`; None for a teacher whose weights alone are given.
+
+        Raises:
+            ModelError: a model of the study cannot be built for this task.
+        """
+        return self._profiles[1]
+
+    @cached_property
+    def _profiles(self) -> tuple[Anatomy, tuple[Anatomy | None, ...]]:
+        study = self.study
+        student = _profile(study.student.model, self.task, ("student", "model"))
+        model = study.teacher.model if study.teacher is not None else None
+        if model is not None:
+            _profile(model, self.task, ("teacher", "model"))
+        profiles: dict[Preparation, Anatomy | None] = {}
+        for teacher in everyone_behind(self.teachers):
+            place = ("teacher", "model") if teacher.model == model else ("scheme",)
+            profiles[teacher] = (
+                None if teacher.model is None else _profile(teacher.model, self.task, place)
+            )
+        return student, tuple(profiles[teacher] for teacher in self.teachers)
+
+    @cached_property
+    def resolved(self) -> Study:
+        """The study with the layer pairs of its terms written out and checked.
+
+        Raises:
+            ModelError: a model of the study cannot be built for this task.
+            PairError: a layer does not exist, or no connector fits a pair.
+        """
+        return resolve_pairs(self.study, self.student, self.teacher_profiles, self.task.classes)
+
+    @cached_property
+    def deployed(self) -> DeployedModel:
+        """The network that is kept after training.
+
+        Raises:
+            ValueError: as `resolved`, or `deployed_model`.
+        """
+        return deployed_model(self.resolved)
+
+    @cached_property
+    def costs(self) -> dict[Cost, float]:
+        """Costs of the deployed network that need no measurement, as far as the study asks for
+        them.
+
+        Raises:
+            ValueError: as `deployed`.
+        """
+        profile = deployed_profile(self.resolved, self.student, self.task)
+        costs: dict[Cost, float] = {"params": float(profile.params), "macs": float(profile.macs)}
+        if "memory" in required_costs(self.study.search):
+            costs["memory"] = float(peak_memory_of(self.deployed, self.task))
+        return costs
+
+    def check(self) -> None:
+        """Check models, layer pairs, and the constraints on costs that need no measurement.
+
+        Raises:
+            Infeasible: a constraint is broken.
+            ValueError: as `costs`.
+        """
+        check_costs(self.study.search, self.costs)
+
+
+def pairing_losses(
+    study: Study, origins: Mapping[Place, Place]
+) -> Iterator[tuple[Place, str, set[Loss]]]:
+    """For each pairing that was drawn: its place in the study file, the name of its term's loss,
+    and the losses of its pairs."""
+    for number, term in enumerate(study.knowledge):
+        source = origins.get(("knowledge", number, "pairs"))
+        if term.loss is not None and term.loss.takes_pairs and term.pairs and source is not None:
+            yield source, term.loss.name, {pair.loss or term.loss for pair in term.pairs}
+
+
+def _profile(model: Model, task: Task, place: Place) -> Anatomy:
+    try:
+        return anatomy(model, task)
+    except (ValueError, RuntimeError) as error:  # a forward that fails raises RuntimeError
+        raise ModelError(place, str(error)) from None
