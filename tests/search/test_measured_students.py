@@ -16,7 +16,7 @@ from raykd.report.summary import summary
 from raykd.search.driver import run
 from raykd.search.explorer import Explorer
 from raykd.search.single import in_this_process
-from raykd.study import costs
+from raykd.study import student_costs
 from raykd.study.objectives import Cost
 from raykd.study.student_costs import StudentCosts
 from search_cases import SMALL, TASK, World, explore, opened
@@ -34,7 +34,7 @@ def stopwatch(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         told.append(sum(parameter.numel() for parameter in network.parameters()))
         return Timing(told[-1] / WEIGHTS, 0.01, 9, 10)
 
-    monkeypatch.setattr(costs, "timing", timing)
+    monkeypatch.setattr(student_costs, "measure", timing)
     return told
 
 
@@ -149,7 +149,7 @@ def test_a_bound_no_student_keeps_starts_nothing(
         "search.constraints={latency: {max: 0.0001}}", "search.latency={seconds: 0.01}", text=REAL
     )
     with pytest.raises(
-        StudyError, match=r"no student measured has latency <= 0\.0001 ms; the fast"
+        StudyError, match=r"no measured student has latency <= 0\.0001 ms; the fast"
     ):
         run(study, None, in_this_process)
     assert not list(tmp_path.iterdir())
