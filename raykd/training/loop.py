@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from raykd.architecture.derived.int8 import Range
+from raykd.architecture.derived.int8 import InputRange
 from raykd.data import Batch, BatchLoader, Dataset, Placement, ViewOptions
 from raykd.knowledge import Progress, Terms
 from raykd.schemes import StepOutput
@@ -311,7 +311,7 @@ def _statistics(module: nn.Module) -> tuple[Tensor | None, ...]:
     """What a module learns of its inputs in training without gradients."""
     if isinstance(module, nn.modules.batchnorm._BatchNorm):
         return module.running_mean, module.running_var
-    return (module.low, module.high) if isinstance(module, Range) else ()
+    return (module.low, module.high) if isinstance(module, InputRange) else ()
 
 
 def view_of(cache: Cache, epoch: int) -> int:

@@ -37,9 +37,9 @@ from raykd.architecture.derived import (
     Quantized,
     Separable,
 )
-from raykd.architecture.derived.compact import grouped, separated
-from raykd.architecture.derived.fewer_layers import runs_of
-from raykd.architecture.derived.low_rank import factorised
+from raykd.architecture.derived.compact import group, separate
+from raykd.architecture.derived.fewer_layers import find_runs
+from raykd.architecture.derived.low_rank import factorize
 from raykd.option import option
 
 RESNET = Resnet(depth=20, width=8)
@@ -105,7 +105,7 @@ def test_a_source_of_its_own_and_one_after_the_other() -> None:
     assert fresh.origin is None and Quantized(base=fresh).origin == fresh
     assert _derived(Quantized(base=fresh), fresh.build(DIGITS))(_samples()).shape == (4, 10)
     student = _derived(model, _trained(RESNET))
-    assert anatomy(model, DIGITS).params == anatomy(model.source, DIGITS).params
+    assert anatomy(model, DIGITS).params == anatomy(model.base_model, DIGITS).params
     assert student(_samples()).shape == (4, 10)
 
 
@@ -153,7 +153,7 @@ def test_the_largest_blocks_stay_and_the_shapes_tell_it_before() -> None:
 def test_a_share_of_one_keeps_a_block_of_each_run() -> None:
     for source in (Vit(depth=8, width=16, heads=2), Mlp(depth=5, width=6), RESNET):
         student = LayerPruning(base=source, keep=0.01).build(DIGITS)
-        assert runs_of(student, DIGITS) == []
+        assert find_runs(student, DIGITS) == []
         names = anatomy(source, DIGITS).aliases
         if source.name != "mlp":  # whose stages are its blocks
             assert list(anatomy(LayerPruning(base=source, keep=0.01), DIGITS).aliases) == list(
@@ -254,12 +254,12 @@ def test_pruned_is_as_with_those_channels_at_zero(
 
     def silencing(pruner: Any) -> None:
         names = {module: name for name, module in pruner.model.named_modules()}
-        for group in step(pruner, interactive=True) or ():
-            for held in group:
+        for channels in step(pruner, interactive=True) or ():
+            for held in channels:
                 module = held.dep.target.module
                 if module in names and pruner.DG.is_out_channel_pruning_fn(held.dep.handler):
                     _silence(silenced.get_submodule(names[module]), list(held.idxs))
-            group.prune()
+            channels.prune()
 
     monkeypatch.setattr(torch_pruning.pruner.BasePruner, "step", silencing)
     student = _derived(ChannelPruning(base=source), trained, CIFAR)
@@ -291,7 +291,7 @@ def test_heads_of_attention_get_narrower() -> None:
 )
 def test_a_product_of_full_rank_is_the_layer(layer: nn.Conv2d | nn.Linear) -> None:
     inputs = torch.randn(3, 7) if isinstance(layer, nn.Linear) else torch.randn(3, 4, 9, 9)
-    whole = factorised(layer, 5 if isinstance(layer, nn.Linear) else 6)
+    whole = factorize(layer, 5 if isinstance(layer, nn.Linear) else 6)
     torch.testing.assert_close(whole(inputs), layer(inputs), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(whole.weight, layer.weight, rtol=1e-4, atol=1e-5)
     assert (whole.bias is None) == (layer.bias is None)
@@ -302,7 +302,7 @@ def test_a_product_of_full_rank_is_the_layer(layer: nn.Conv2d | nn.Linear) -> No
 def test_a_product_of_lower_rank_is_the_nearest_one() -> None:
     layer = nn.Linear(12, 9)
     with torch.no_grad():
-        product = factorised(layer, 4).weight
+        product = factorize(layer, 4).weight
         values = torch.linalg.svdvals(layer.weight)
         error = (product - layer.weight).square().sum()
     assert torch.linalg.matrix_rank(product) == 4
@@ -312,13 +312,13 @@ def test_a_product_of_lower_rank_is_the_nearest_one() -> None:
 def test_what_would_not_get_smaller_and_the_classifier_stay() -> None:
     student = LowRank(base=Vit(depth=2, width=16, heads=4), rank=0.4).build(DIGITS)
     kinds = {name: type(module).__name__ for name, module in student.named_modules()}
-    assert kinds["stage1.0.attention.qkv"] == "Factorised"  # 6 x (48 + 16) < 48 x 16
-    assert kinds["stage1.0.mlp.fc1"] == "Factorised"
+    assert kinds["stage1.0.attention.qkv"] == "Factorized"  # 6 x (48 + 16) < 48 x 16
+    assert kinds["stage1.0.mlp.fc1"] == "Factorized"
     small = LowRank(base=Vit(depth=2, width=16, heads=4), rank=0.5).build(DIGITS)
     assert type(small.get_submodule("stage1.0.attention.project")) is nn.Linear  # 8 x 32 = 16 x 16
     assert kinds["classifier"] == "Linear"
     only = LowRank(base=RESNET, operators="linear").build(DIGITS)
-    assert not any(type(module).__name__ == "Factorised" for module in only.modules())
+    assert not any(type(module).__name__ == "Factorized" for module in only.modules())
 
 
 # Separable
@@ -331,7 +331,7 @@ def test_a_separable_kernel_is_found_again() -> None:
     with torch.no_grad():
         layer.weight.copy_(torch.einsum("oi,ihw->oihw", shares, places))
     inputs = torch.randn(2, 4, 8, 8)
-    torch.testing.assert_close(separated(layer)(inputs), layer(inputs), rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(separate(layer)(inputs), layer(inputs), rtol=1e-3, atol=1e-4)
 
 
 def test_a_block_diagonal_kernel_is_found_again() -> None:
@@ -340,7 +340,7 @@ def test_a_block_diagonal_kernel_is_found_again() -> None:
         layer.weight[:3, 2:] = 0
         layer.weight[3:, :2] = 0
     inputs = torch.randn(2, 4, 8, 8)
-    torch.testing.assert_close(grouped(layer, 2)(inputs), layer(inputs), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(group(layer, 2)(inputs), layer(inputs), rtol=1e-4, atol=1e-5)
 
 
 def test_all_but_the_first_and_pointwise_convolutions_are_exchanged() -> None:
@@ -363,13 +363,13 @@ WRONG: list[tuple[Derived, Task, str]] = [
     (
         LayerPruning(),
         DIGITS,
-        "nothing says what `layer_pruning` is derived from",
+        "`layer_pruning` has no base model; set `base`",
     ),
-    (LayerPruning(base=Resnet(depth=8)), DIGITS, "resnet has no blocks that could be left out"),
+    (LayerPruning(base=Resnet(depth=8)), DIGITS, "resnet has no blocks to remove"),
     (ChannelPruning(base=ShufflenetV1()), DIGITS, "the channels of shufflenet_v1 cannot be pruned"),
-    (Separable(base=Mlp()), DIGITS, "mlp has no dense convolution that `separable` could exchange"),
+    (Separable(base=Mlp()), DIGITS, "mlp has no dense convolution that `separable` can replace"),
     (Quantized(base=Mlp(depth=1), ends="float"), DIGITS, "mlp has no convolution or linear layer"),
-    (LowRank(base=RESNET), TEXTS, "resnet, which low_rank is derived from, takes no texts"),
+    (LowRank(base=RESNET), TEXTS, "resnet, the base of low_rank, does not take texts"),
     (LowRank(base=Convnext(depths=(9,) * 9)), DIGITS, "a convnext of 9 stages"),
 ]
 
@@ -381,7 +381,9 @@ def test_mistakes_are_told_when_it_is_measured(model: Derived, task: Task, messa
 
 
 def test_a_network_of_another_make_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"none of `resnet`.*such as .*correct the teacher's"):
+    with pytest.raises(
+        ValueError, match=r"not match `resnet`.*such as .*correct the teacher's"
+    ):
         LowRank(base=RESNET).build_from(Resnet(depth=14, width=8).build(DIGITS), DIGITS)
     with pytest.raises(ValueError, match="resnet inherits nothing"):
         RESNET.build_from(RESNET.build(DIGITS), DIGITS)

@@ -19,14 +19,14 @@ from raykd.architecture.cnn import CnnStage
 from raykd.architecture.cnn_blocks import Depthwise
 from raykd.architecture.derived import Quantized
 from raykd.architecture.derived.int8 import (
-    INPUTS,
+    INPUT_MAX,
+    InputRange,
     Int8Conv2d,
     Int8Layer,
     Int8Linear,
-    Range,
-    converted,
-    rounded,
-    simulated,
+    convert,
+    round_weight,
+    simulate,
 )
 
 LAYERS: list[tuple[nn.Module, tuple[int, ...]]] = [
@@ -42,13 +42,13 @@ LAYERS: list[tuple[nn.Module, tuple[int, ...]]] = [
 def _seen(layer: nn.Module, shape: tuple[int, ...]) -> tuple[nn.Module, Tensor]:
     """The layer, simulated and trained on inputs that are returned."""
     torch.manual_seed(0)
-    made, inputs = simulated(copy.deepcopy(layer)), torch.randn(shape) + 0.3
+    made, inputs = simulate(copy.deepcopy(layer)), torch.randn(shape) + 0.3
     made(inputs)
     return made.eval(), inputs
 
 
 def _converted(layer: nn.Module) -> Int8Layer:
-    whole = next(converted(nn.Sequential(layer)).children())
+    whole = next(convert(nn.Sequential(layer)).children())
     assert isinstance(whole, Int8Conv2d | Int8Linear)
     return whole
 
@@ -78,7 +78,7 @@ def test_products_are_those_of_whole_numbers(layer: Any, shape: tuple[int, ...])
     """Against 64 bit integers: nothing overflows, nothing is rounded on the way."""
     made, inputs = _seen(layer, shape)
     whole = _converted(made)
-    numbers = ((inputs / whole.scale).round() + whole.zero).clamp(0, INPUTS).long() - whole.zero
+    numbers = ((inputs / whole.scale).round() + whole.zero).clamp(0, INPUT_MAX).long() - whole.zero
     if isinstance(whole, Int8Linear):
         sums = numbers @ whole.weight.long().T
         scales = whole.scales
@@ -94,7 +94,7 @@ def test_products_are_those_of_whole_numbers(layer: Any, shape: tuple[int, ...])
 
 def test_weights_have_a_scale_for_each_output_and_their_gradient_passes() -> None:
     weight = torch.tensor([[1.27, -0.5, 0.004], [0.0127, 0.001, -0.002]], requires_grad=True)
-    held = rounded(weight)
+    held = round_weight(weight)
     assert torch.allclose(held, torch.tensor([[1.27, -0.5, 0.0], [0.0127, 0.001, -0.002]]))
     (held * torch.tensor([1.0, 2.0, 3.0])).sum().backward()
     assert weight.grad is not None
@@ -102,7 +102,7 @@ def test_weights_have_a_scale_for_each_output_and_their_gradient_passes() -> Non
 
 
 def test_a_range_follows_training_alone() -> None:
-    one = Range().eval()
+    one = InputRange().eval()
     inputs = torch.tensor([-1.0, 0.1, 3.0])
     assert torch.equal(one(inputs), inputs), "it has seen nothing"
     one.train()(inputs)
@@ -112,14 +112,14 @@ def test_a_range_follows_training_alone() -> None:
     one.eval()(torch.tensor([-50.0, 50.0]))
     assert one.high.item() == pytest.approx(3.1)
     assert torch.equal(one(torch.zeros(1)), torch.zeros(1)), "zero is a whole number"
-    dead = Range()
+    dead = InputRange()
     assert not dead(torch.zeros(3)).any() and dead.high == 0
     assert dead.eval()(torch.ones(3)).abs().max() < 1e-4
 
 
 def test_nothing_is_converted_that_has_seen_nothing() -> None:
     with pytest.raises(ValueError, match="layer '0' has seen no inputs in training"):
-        converted(nn.Sequential(simulated(nn.Linear(2, 2))))
+        convert(nn.Sequential(simulate(nn.Linear(2, 2))))
 
 
 def _trained(model: Model) -> tuple[nn.Module, Tensor, Tensor]:

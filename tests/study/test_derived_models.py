@@ -96,11 +96,11 @@ WRONG = [
     ),
     (
         ("teacher.model={name: mlp}", "student.model=separable"),
-        "student.model: mlp has no dense convolution that `separable` could exchange",
+        "student.model: mlp has no dense convolution that `separable` can replace",
     ),
     (
         ("teacher.model={name: resnet, depth: 8}", "student.model={name: layer_pruning}"),
-        "student.model: resnet has no blocks that could be left out",
+        "student.model: resnet has no blocks to remove",
     ),
     (
         ("teacher.model={name: shufflenet_v1}", "student.model=channel_pruning"),

@@ -1,4 +1,4 @@
-"""What all models have in common that are derived from another one."""
+"""Base of models that compress another model."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import Field, GetCoreSchemaHandler
 from torch import Tensor, nn
 
+from raykd.architecture.layers import EMBEDDING, discover, stage_aliases
 from raykd.architecture.model import Model, Task
 from raykd.option import option
 
@@ -34,16 +35,16 @@ else:
 
 @option
 class Derived(Model):
-    """Base of the models that are derived from a source: the teacher's model, or another one.
+    """Base of the models that compress a base model: that of the teacher, or another one.
 
-    Where the source is the study's teacher's model, networks inherit the trained teacher's
-    weights, whatever the scheme: the same student alone starts from the same weights.  Those of
-    another source start from what that one starts from itself (its pretrained weights, where it
-    has any).  Further networks that a scheme builds beside the student (peers) draw their own.
+    If the base is the model of the study's teacher, networks inherit the weights of the trained
+    teacher under every scheme, so that the student trained alone starts from the same weights.
+    With another base they start from the initial weights of that base (pretrained, if it is).
+    Peers that a scheme builds next to the student are initialized randomly.
     """
 
-    foreign = True  # what a source of another library does with a changed network is its affair
-    takes_text = True  # where the source does
+    foreign = True  # a base of another library may fail in any way once it is changed
+    takes_text = True  # if the base does
 
     name: str
     base: Annotated[
@@ -55,16 +56,15 @@ class Derived(Model):
     ] = True
 
     @property
-    def source(self) -> Model:
-        """What it is derived from.
+    def base_model(self) -> Model:
+        """The model to compress.
 
         Raises:
-            ValueError: nothing says so.
+            ValueError: neither `base` nor the teacher names one.
         """
         if self.base is None:
             raise ValueError(
-                f"nothing says what `{self.name}` is derived from; name it under `base`, or name a "
-                "`model` under `teacher`"
+                f"`{self.name}` has no base model; set `base`, or a `model` under `teacher`"
             )
         return self.base
 
@@ -72,38 +72,39 @@ class Derived(Model):
     def origin(self) -> Model | None:
         if not self.inherit_weights or self.base is None:
             return None
-        return self.base.origin if _inherits(self.base) else self.base
+        return self.base.origin if _uses_trained_weights(self.base) else self.base
 
     def of_teacher(self, teacher: Model | None) -> Model:
-        source = teacher if self.base is None else self.base.of_teacher(teacher)
-        return self if source == self.base else replace(self, base=source)
+        base = teacher if self.base is None else self.base.of_teacher(teacher)
+        return self if base == self.base else replace(self, base=base)
 
     def build(self, task: Task) -> nn.Module:
-        return self._derive(self._checked(task).build(task), task, weighed=True)
+        return self._compressed(self._checked_base(task).build(task), task, with_weights=True)
 
     def blueprint(self, task: Task) -> nn.Module:
-        return self._derive(self._checked(task).blueprint(task), task, weighed=False)
+        network = self._checked_base(task).blueprint(task)
+        return self._compressed(network, task, with_weights=False)
 
     def build_from(self, trained: nn.Module, task: Task) -> nn.Module:
-        source = self._checked(task)
-        if _inherits(source):
-            copied = source.build_from(trained, task)
+        base = self._checked_base(task)
+        if _uses_trained_weights(base):
+            network = base.build_from(trained, task)
         else:
-            _check_same(trained, source.blueprint(task), source)
-            copied = copy.deepcopy(trained).to("cpu").requires_grad_(True).train()
-        return self._derive(copied, task, weighed=True)
+            _check_same_tensors(trained, base.blueprint(task), base)
+            network = copy.deepcopy(trained).to("cpu").requires_grad_(True).train()
+        return self._compressed(network, task, with_weights=True)
 
-    def derive(self, network: nn.Module, task: Task, *, weighed: bool) -> nn.Module:
-        """A network of the source's, changed into one of this model's, its weights kept.
+    def compress(self, network: nn.Module, task: Task, *, with_weights: bool) -> nn.Module:
+        """Change a network of the base model into one of this model, keeping its weights.
 
         Args:
-            network: on the CPU; used up.
-            task: what it takes and gives.
-            weighed: whether its weights tell what is kept and what new weights are; if not they
-                are anything, and only the shapes of what comes back count.
+            network: on the CPU; modified.
+            task: inputs and outputs of the network.
+            with_weights: whether the weights decide what is kept and what new layers start from;
+                if false they are arbitrary, and only the shapes of the result matter.
 
         Raises:
-            ValueError: it cannot be changed so.
+            ValueError: the network cannot be compressed this way.
         """
         raise NotImplementedError
 
@@ -111,30 +112,30 @@ class Derived(Model):
         return () if self.base is None else self.base.files()
 
     def prepare(self, task: Task) -> None:
-        self.source.prepare(task)
+        self.base_model.prepare(task)
 
-    def _derive(self, network: nn.Module, task: Task, *, weighed: bool) -> nn.Module:
+    def _compressed(self, network: nn.Module, task: Task, *, with_weights: bool) -> nn.Module:
         mode = network.training
-        return self.derive(network, task, weighed=weighed).train(mode)
+        return self.compress(network, task, with_weights=with_weights).train(mode)
 
-    def _checked(self, task: Task) -> Model:
-        if task.text is not None and not self.source.takes_text:
+    def _checked_base(self, task: Task) -> Model:
+        base = self.base_model
+        if task.text is not None and not base.takes_text:
             raise ValueError(
-                f"{self.source.name}, which {self.name} is derived from, takes no texts"
+                f"{base.name}, the base of {self.name}, does not take texts; choose another base"
             )
-        return self.source
+        return base
 
 
-def _inherits(source: Model) -> bool:
-    """Whether a source is itself made of the trained network; else it is that network's model."""
-    return isinstance(source, Derived) and source.inherit_weights
+def _uses_trained_weights(base: Model) -> bool:
+    """Return whether a base is itself built from the trained network, whose model it is not."""
+    return isinstance(base, Derived) and base.inherit_weights
 
 
 def inherited(network: nn.Module) -> dict[str, float]:
-    """How much a network that was built from a trained one has from it.
+    """Count what a network inherited: `inherited_params` and `inherited_tensors`.
 
-    `inherited_params` and `inherited_tensors`: its parameters, one by one and by tensor.  All of
-    them are the teacher's own or made of the teacher's.
+    All parameters of a network built from a trained one are inherited or computed from it.
     """
     parameters = list(network.parameters())
     return {
@@ -143,31 +144,29 @@ def inherited(network: nn.Module) -> dict[str, float]:
     }
 
 
-def replaced(network: nn.Module, path: str, module: nn.Module) -> nn.Module:
-    """The network with another module at a place; "" is the whole of it."""
+def replace_module(network: nn.Module, path: str, module: nn.Module) -> nn.Module:
+    """Replace the module at a dotted name; "" replaces the whole network."""
     if not path:
         return module
     network.set_submodule(path, module)
     return network
 
 
-def classifier_of(network: nn.Module, task: Task) -> str:
-    """The dotted name of the layer that gives the logits; "" where there is no linear one."""
-    from raykd.architecture.layers import EMBEDDING, discover, stage_aliases
-
-    found = stage_aliases(discover(network, task))
-    return found[EMBEDDING].module if EMBEDDING in found else ""
+def find_classifier(network: nn.Module, task: Task) -> str:
+    """Return the dotted name of the linear layer that outputs the logits; "" if there is none."""
+    aliases = stage_aliases(discover(network, task))
+    return aliases[EMBEDDING].module if EMBEDDING in aliases else ""
 
 
-def _check_same(trained: nn.Module, wanted: nn.Module, source: Model) -> None:
-    """See that a trained network has the tensors of its model."""
-    found, needed = _shapes(trained.state_dict()), _shapes(wanted.state_dict())
-    odd = sorted(name for name in found.keys() | needed if found.get(name) != needed.get(name))
-    if odd:
+def _check_same_tensors(trained: nn.Module, blueprint: nn.Module, base: Model) -> None:
+    """Raise ValueError unless a trained network has the tensors of its model."""
+    actual, expected = _shapes(trained.state_dict()), _shapes(blueprint.state_dict())
+    names = actual.keys() | expected
+    different = sorted(name for name in names if actual.get(name) != expected.get(name))
+    if different:
         raise ValueError(
-            f"the trained network is none of `{source.name}` as the study describes it, and "
-            f"nothing can be derived from it: {len(odd)} of its tensors differ, such as {odd[0]}; "
-            "correct the teacher's `model`"
+            f"the trained network does not match `{base.name}`: {len(different)} tensors differ, "
+            f"such as {different[0]}; correct the teacher's `model`"
         )
 
 

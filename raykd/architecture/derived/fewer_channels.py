@@ -1,4 +1,4 @@
-"""Students with fewer channels than the teacher."""
+"""Students with fewer channels than the teacher: structured magnitude pruning."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from raykd.architecture.adapters.library import library
-from raykd.architecture.derived.derived import Derived, classifier_of
+from raykd.architecture.derived.derived import Derived, find_classifier
 from raykd.architecture.layers import blank_inputs
 from raykd.architecture.model import Task
 from raykd.architecture.taps import first_tensor
 from raykd.option import option
 
-HEADS = ("heads", "num_heads", "num_attention_heads")
-"""How modules of attention call the number of their heads."""
+HEAD_COUNTS = ("heads", "num_heads", "num_attention_heads")
+"""Attributes of attention modules that hold the number of heads."""
 
 PROJECTIONS = (
     "qkv",
@@ -32,7 +32,7 @@ PROJECTIONS = (
     "k_lin",
     "v_lin",
 )
-"""How they call the layers whose outputs are parted among the heads."""
+"""Attributes of attention modules that hold layers whose outputs are split among the heads."""
 
 WIDTHS = {
     "head_dim": False,
@@ -40,20 +40,20 @@ WIDTHS = {
     "attention_head_size": False,
     "all_head_size": True,
 }
-"""How they call the width of one head (False), or of all (True)."""
+"""Attributes that hold the width of one head (False) or of all heads together (True)."""
 
 
 @option
 class ChannelPruning(Derived):
     """The teacher after structured magnitude pruning of filters and units.
 
-    Of every layer's channels a share of `keep` stays, those of the largest norm (Li 2017,
+    Each layer keeps the fraction `keep` of its channels, those with the largest norm (Li 2017,
     arXiv:1608.08710, section 3: the sum of a filter's absolute weights; `norm: l2`: the root of the
-    sum of their squares).  Channels that are bound to one another by residual sums, depthwise or
-    grouped convolutions, norms or concatenations go together, and are ranked by the sum of their
-    filters' norms; they are found by torch-pruning (Fang 2023, arXiv:2301.12900, DepGraph).  The
-    logits stay, and so does a layer of which none would be left.  Of attention every head gets
-    narrower by the same share; the heads stay.
+    sum of squares).  Channels tied by residual sums, depthwise or grouped convolutions, norms or
+    concatenations are pruned together and ranked by the sum of their filters' norms; torch-pruning
+    finds these groups (Fang 2023, arXiv:2301.12900, DepGraph).  The logits are not pruned, nor is a
+    layer that would lose all channels.  Attention keeps all heads, each narrower by the same
+    fraction.
     """
 
     paper = "Li 2017, arXiv:1608.08710"
@@ -64,24 +64,24 @@ class ChannelPruning(Derived):
     ] = 0.5
     norm: Annotated[Literal["l1", "l2"], Field(description="Norm used to rank filters")] = "l1"
 
-    def derive(self, network: nn.Module, task: Task, *, weighed: bool) -> nn.Module:
+    def compress(self, network: nn.Module, task: Task, *, with_weights: bool) -> nn.Module:
         pruning = library("torch_pruning", "pruning", self.name)
         if self.keep == 1:
             return network
-        classifier = classifier_of(network, task)
+        classifier = find_classifier(network, task)
         if not classifier:
             raise ValueError(
-                f"{self.source.name} has no linear layer that gives the logits, and which channels "
-                "must stay is not known; derive the student in another way, such as `low_rank`"
+                f"{self.base_model.name} has no linear layer that outputs the logits, so the "
+                "channels to keep are unknown; choose another compression, such as `low_rank`"
             )
         try:
-            whole = network.get_submodule(classifier)
-            self._prune(pruning, network, task, whole, weighed=weighed)
+            kept = network.get_submodule(classifier)
+            self._prune(pruning, network, task, kept, with_weights=with_weights)
             logits = first_tensor(_forward(network, task))
-        except Exception as error:  # whatever the network's own code raises
-            raise ValueError(self._cannot(error)) from error
+        except Exception as error:  # the network's code may raise anything
+            raise ValueError(self._failure(error)) from error
         if logits is None or logits.shape[-1] != task.classes:
-            raise ValueError(self._cannot("it gives other logits"))
+            raise ValueError(self._failure("its logits changed shape"))
         return network
 
     def _prune(
@@ -91,16 +91,16 @@ class ChannelPruning(Derived):
         task: Task,
         classifier: nn.Module,
         *,
-        weighed: bool,
+        with_weights: bool,
     ) -> None:
         network.eval()
-        heads = _heads(network)
-        with warnings.catch_warnings(), torch.enable_grad():  # it follows the graph of gradients
-            warnings.simplefilter("ignore")  # of parameters outside layers, which go along
+        heads = _head_counts(network)
+        with warnings.catch_warnings(), torch.enable_grad():  # it traces the autograd graph
+            warnings.simplefilter("ignore")  # about parameters outside layers, which it prunes too
             pruner = pruning.pruner.BasePruner(
                 network,
                 blank_inputs(task, 2, torch.device("cpu")),
-                importance=_Norm(pruning, int(self.norm[1])) if weighed else _in_order,
+                importance=_Norm(pruning, int(self.norm[1])) if with_weights else _by_position,
                 pruning_ratio=1 - self.keep,
                 ignored_layers=[classifier],
                 num_heads=dict(heads),
@@ -109,18 +109,18 @@ class ChannelPruning(Derived):
                 forward_fn=_run,
             )
             pruner.step()
-        _settle(network, heads)
+        _update_head_widths(network, heads)
 
-    def _cannot(self, why: object) -> str:
+    def _failure(self, reason: object) -> str:
         return (
-            f"the channels of {self.source.name} cannot be pruned by {1 - self.keep:.3g} "
-            f"({why}); keep more, or derive the student in another way, such as `layer_pruning` or "
-            "`low_rank`"
+            f"the channels of {self.base_model.name} cannot be pruned by {1 - self.keep:.3g} "
+            f"({reason}); increase `keep`, or choose another compression, such as `layer_pruning` "
+            "or `low_rank`"
         )
 
 
 class _Norm:
-    """The norms of a group's filters, summed: (channels,), for torch-pruning."""
+    """Importance for torch-pruning: the summed norms of a group's filters, (channels,)."""
 
     def __init__(self, pruning: ModuleType, power: int) -> None:
         function = pruning.pruner.function
@@ -129,9 +129,9 @@ class _Norm:
 
     @torch.no_grad()
     def __call__(self, group: Any) -> Tensor:
-        known = [item for item in group if None not in item.root_idxs]
-        total = torch.zeros(1 + max(max(item.root_idxs) for item in known), dtype=torch.float64)
-        for item in known:
+        members = [item for item in group if None not in item.root_idxs]
+        total = torch.zeros(1 + max(max(item.root_idxs) for item in members), dtype=torch.float64)
+        for item in members:
             if item.dep.handler in self._outputs:
                 weight = item.dep.target.module.weight[item.idxs]
                 norms = weight.flatten(1).double().norm(self._power, dim=1)
@@ -139,14 +139,14 @@ class _Norm:
         return total
 
 
-def _in_order(group: Any) -> Tensor:
-    """For networks whose weights say nothing: as many channels, the first ones go."""
-    known = [item.root_idxs for item in group if None not in item.root_idxs]
-    return torch.arange(1 + max(map(max, known)), dtype=torch.float64)
+def _by_position(group: Any) -> Tensor:
+    """Rank channels by index, for networks with arbitrary weights, of which only shapes matter."""
+    indices = [item.root_idxs for item in group if None not in item.root_idxs]
+    return torch.arange(1 + max(map(max, indices)), dtype=torch.float64)
 
 
 def _run(network: nn.Module, inputs: Any) -> Any:
-    """A forward as raykd makes it: mappings of inputs are one argument."""
+    """Run a forward as raykd does: a mapping of inputs is one argument."""
     return network(inputs)
 
 
@@ -155,25 +155,25 @@ def _forward(network: nn.Module, task: Task) -> Any:
         return network(blank_inputs(task, 2, torch.device("cpu")))
 
 
-def _heads(network: nn.Module) -> dict[nn.Module, int]:
-    """The layers whose outputs are parted among heads of attention, with the number of heads."""
-    found: dict[nn.Module, int] = {}
+def _head_counts(network: nn.Module) -> dict[nn.Module, int]:
+    """Map each layer whose outputs are split among attention heads to the number of heads."""
+    counts: dict[nn.Module, int] = {}
     for module in network.modules():
-        heads = [getattr(module, name) for name in HEADS if hasattr(module, name)]
+        heads = [getattr(module, name) for name in HEAD_COUNTS if hasattr(module, name)]
         layers = [getattr(module, name, None) for name in PROJECTIONS] if heads else []
-        found |= {layer: int(heads[0]) for layer in layers if isinstance(layer, nn.Linear)}
-    return found
+        counts |= {layer: int(heads[0]) for layer in layers if isinstance(layer, nn.Linear)}
+    return counts
 
 
-def _settle(network: nn.Module, heads: dict[nn.Module, int]) -> None:
-    """Tell modules of attention how wide their heads have become."""
+def _update_head_widths(network: nn.Module, heads: dict[nn.Module, int]) -> None:
+    """Set the head widths that attention modules store to those after pruning."""
     for module in network.modules():
-        held = [child for child in module.children() if child in heads]
-        if not held:
+        projections = [child for child in module.children() if child in heads]
+        if not projections:
             continue
-        layer = held[0]
+        layer = projections[0]
         assert isinstance(layer, nn.Linear)
-        whole = layer.out_features // (3 if len(held) == 1 else 1)
-        for name, of_all in WIDTHS.items():
+        width = layer.out_features // (3 if len(projections) == 1 else 1)  # one layer: q, k and v
+        for name, of_all_heads in WIDTHS.items():
             if isinstance(getattr(module, name, None), int):
-                setattr(module, name, whole if of_all else whole // heads[layer])
+                setattr(module, name, width if of_all_heads else width // heads[layer])

@@ -1,8 +1,8 @@
-"""Students with some of the teacher's blocks left out."""
+"""Students with fewer blocks than the teacher."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Annotated, Any, Literal
@@ -25,12 +25,12 @@ Rule = Literal["evenly", "first", "last", "magnitude"]
 class LayerPruning(Derived):
     """The teacher with some of its repeated blocks removed.
 
-    Blocks are the numbered parts of one kind that follow one another (residual blocks, transformer
-    layers), or else the convolutions or linear layers of a plain sequence, each with the norm and
-    activation after it.  Only those whose output has their input's shape can go: the first block of
-    a stage that changes it stays, and counts.  Of each run of blocks a share of `keep` stays, one
-    at least (DistilBERT's initialisation, Sanh 2019, arXiv:1910.01108, is `keep: 0.5`); `magnitude`
-    keeps those of the largest weights (L2 norm), as Li 2017 (arXiv:1608.08710) does filters.
+    Blocks are consecutive numbered children of one type (residual blocks, transformer layers), or
+    else the convolutions or linear layers of a plain sequence, each with the norm and activation
+    after it.  Only blocks that keep the shape can be removed: a stage's first block, which changes
+    the shape, is kept and counted.  Each run of blocks keeps the fraction `keep`, at least one
+    (`keep: 0.5` is DistilBERT's initialization, Sanh 2019, arXiv:1910.01108); rule `magnitude`
+    keeps those with the largest weights (L2 norm), as Li 2017 (arXiv:1608.08710) does for filters.
     """
 
     paper = "Sanh 2019, arXiv:1910.01108"
@@ -42,206 +42,217 @@ class LayerPruning(Derived):
     ] = 0.5
     rule: Annotated[Rule, Field(description="Rule that selects the blocks to keep")] = "evenly"
 
-    def derive(self, network: nn.Module, task: Task, *, weighed: bool) -> nn.Module:
-        runs = runs_of(network, task)
+    def compress(self, network: nn.Module, task: Task, *, with_weights: bool) -> nn.Module:
+        runs = find_runs(network, task)
         if not runs:
             raise ValueError(
-                f"{self.source.name} has no blocks that could be left out: none follows another of "
-                "its kind and gives the shape it takes; take a deeper one, or derive the student "
-                "in another way, such as `channel_pruning`"
+                f"{self.base_model.name} has no blocks to remove: no block follows another of its "
+                "type and keeps the shape; choose a deeper model, or another compression, such as "
+                "`channel_pruning`"
             )
         for run in runs:
-            stay = run.kept(self.keep)
-            run.reduce(_chosen(run.blocks, stay, self.rule, weighed))
+            run.keep(_select(run.blocks, run.count(self.keep), self.rule, with_weights))
         return network
 
 
 @dataclass(frozen=True)
 class Block:
-    """Neighbouring children of a container that come and go together.
+    """Consecutive children of a container that are kept or removed together.
 
     Attributes:
-        names: of the children.
-        modules: the children themselves.
-        stays: whether the output's shape differs from the input's.
+        names: names of the children.
+        modules: the children.
+        is_fixed: whether the shapes of input and output differ, so that it cannot be removed.
     """
 
     names: tuple[str, ...]
     modules: tuple[nn.Module, ...]
-    stays: bool
+    is_fixed: bool
 
     @property
-    def kind(self) -> tuple[Any, ...]:
-        """Alike in blocks of one make."""
+    def kind(self) -> tuple[type[nn.Module], ...]:
+        """Types of the modules."""
         return tuple(map(type, self.modules))
 
     @property
-    def signature(self) -> tuple[Any, ...]:
-        """Alike in blocks that can take one another's place."""
+    def signature(self) -> tuple[object, ...]:
+        """Key that interchangeable blocks share."""
         tensors = (module.state_dict().items() for module in self.modules)
-        shapes = tuple((name, tuple(t.shape)) for found in tensors for name, t in found)
-        return (self.kind, self.stays, shapes)
+        shapes = tuple((name, tuple(t.shape)) for items in tensors for name, t in items)
+        return (self.kind, self.is_fixed, shapes)
 
     @property
     def is_plain(self) -> bool:
-        """Whether it is a mere sequence: others after one of their kind may be anything."""
+        """Return whether it is a bare sequence: others of that type may do anything."""
         return self.kind == (nn.Sequential,)
 
     @property
-    def holds_blocks(self) -> bool:
-        """Whether it is a sequence of modules that hold others: a stage, and no block."""
+    def is_stage(self) -> bool:
+        """Return whether it is a sequence of modules that contain others: a stage, not a block."""
         return self.is_plain and any(
             True for part in self.modules[0].children() for _ in part.children()
         )
 
     @property
     def norm(self) -> float:
-        """L2, of all parameters together."""
+        """L2 norm of all parameters."""
         parts = [p.detach() for module in self.modules for p in module.parameters()]
         return float(sum(part.double().square().sum() for part in parts)) ** 0.5
 
 
 @dataclass(frozen=True)
 class Run:
-    """Blocks alike that follow one another in a container, and can be left out.
+    """Consecutive interchangeable blocks of a container that can be removed.
 
     Attributes:
-        container: the sequence, by its dotted name, and the module.
-        blocks: those that can be left out.
-        led: whether one of their kind, which stays, is right before them.
+        path: dotted name of the container.
+        container: the sequence.
+        blocks: the removable blocks.
+        has_leader: whether a block of the same type that must stay comes right before them.
     """
 
     path: str
     container: nn.Module
     blocks: tuple[Block, ...]
-    led: bool
+    has_leader: bool
 
-    def kept(self, share: float) -> int:
-        """How many of the blocks stay of a share of them all, the leading one included."""
-        whole = max(1, int(share * (len(self.blocks) + self.led) + 0.5))
-        return whole - self.led
+    def count(self, fraction: float) -> int:
+        """Return how many of the blocks to keep, of a fraction that includes the leader."""
+        total = max(1, int(fraction * (len(self.blocks) + self.has_leader) + 0.5))
+        return total - self.has_leader
 
-    def reduce(self, stay: Sequence[int]) -> None:
-        """Keep these blocks, in the places of the first ones; what follows keeps its name.
+    def keep(self, indices: Sequence[int]) -> None:
+        """Keep these blocks under the names of the first ones; later modules keep their names.
 
-        The names that stay do not depend on which blocks do.  Lists, which are asked for their
-        n-th item, are numbered anew.
+        The remaining names do not depend on which blocks are kept.  The items of a list, which are
+        accessed by index, are renumbered.
         """
-        for place, number in enumerate(stay):
+        for place, number in enumerate(indices):
             for name, module in zip(
                 self.blocks[place].names, self.blocks[number].modules, strict=True
             ):
                 self.container.add_module(name, module)
-        for block in self.blocks[len(stay) :]:
+        for block in self.blocks[len(indices) :]:
             for name in block.names:
                 delattr(self.container, name)
         if isinstance(self.container, nn.ModuleList):
             modules = list(self.container.children())
-            self.container._modules.clear()
+            del self.container[:]
             self.container.extend(modules)
 
 
-def runs_of(network: nn.Module, task: Task) -> list[Run]:
-    """The runs of blocks that can be left out, the outermost first; none lies within another."""
-    shapes = _shapes(network, task)
-    found: list[Run] = []
+def find_runs(network: nn.Module, task: Task) -> list[Run]:
+    """Find the runs of removable blocks, outermost first; none lies inside another."""
+    shapes = _record_shapes(network, task)
+    runs: list[Run] = []
     containers = [
         (path, module)
         for path, module in network.named_modules()
         if isinstance(module, nn.Sequential | nn.ModuleList)
     ]
-    containers.sort(key=lambda held: held[0].count(".") + bool(held[0]))
+    containers.sort(key=lambda item: item[0].count(".") + bool(item[0]))
     kinds: set[type] = set()
     inside: set[nn.Module] = set()
-    for path, module in containers:
-        if module in inside:
+    # Numbered children that contain other modules.
+    for path, container in containers:
+        if container in inside:
             continue
-        runs = list(_runs(path, module, list(_parts(path, module, shapes))))
-        found += runs
-        kinds |= {type(block.modules[0]) for run in runs for block in run.blocks}
+        new = list(_runs(path, container, list(_child_blocks(path, container, shapes))))
+        runs += new
+        kinds |= {type(block.modules[0]) for run in new for block in run.blocks}
         inside |= {
-            inner for held in network.modules() if type(held) in kinds for inner in held.modules()
+            inner
+            for module in network.modules()
+            if type(module) in kinds
+            for inner in module.modules()
         }
-    if not found:
-        for path, module in containers:
-            if isinstance(module, nn.Sequential):
-                found += _runs(path, module, list(_layers(path, module, shapes)))
-    return found
+    # Without any: the layers of plain sequences.
+    if not runs:
+        for path, container in containers:
+            if isinstance(container, nn.Sequential):
+                runs += _runs(path, container, list(_layer_blocks(path, container, shapes)))
+    return runs
 
 
-def _parts(path: str, container: nn.Module, shapes: Shapes) -> Iterator[Block]:
-    """A container's numbered children that hold others."""
+def _child_blocks(path: str, container: nn.Module, shapes: Shapes) -> Iterator[Block]:
+    """Yield the children of a container; numbered ones that contain others may be removable."""
     for name, module in container.named_children():
         if name.isdigit() and any(True for _ in module.children()):
-            yield Block((name,), (module,), stays=not _keeps_shape(shapes, [_joined(path, name)]))
+            keeps = _keeps_shape(shapes, [_joined(path, name)])
+            yield Block((name,), (module,), is_fixed=not keeps)
         else:
-            yield Block((name,), (module,), stays=True)
+            yield Block((name,), (module,), is_fixed=True)
 
 
-def _layers(path: str, container: nn.Sequential, shapes: Shapes) -> Iterator[Block]:
-    """A sequence's convolutions and linear layers, each with what follows and keeps its shape."""
+def _layer_blocks(path: str, container: nn.Sequential, shapes: Shapes) -> Iterator[Block]:
+    """Yield a sequence's convolutions and linear layers, with the modules after that keep shape."""
     children = list(container.named_children())
     while children:
-        taken = [children.pop(0)]
-        if isinstance(taken[0][1], nn.Conv2d | nn.Linear):
-            while children and _follows(path, children[0], shapes):
-                taken.append(children.pop(0))
-        names, modules = zip(*taken, strict=True)
-        weighs = isinstance(modules[0], nn.Conv2d | nn.Linear) and len(modules) > 1
-        keeps = weighs and _keeps_shape(shapes, [_joined(path, name) for name in names])
-        yield Block(names, modules, stays=not keeps)
+        group = [children.pop(0)]
+        if isinstance(group[0][1], nn.Conv2d | nn.Linear):
+            while children and _belongs_to_previous(path, children[0], shapes):
+                group.append(children.pop(0))
+        names, modules = zip(*group, strict=True)
+        is_layer = isinstance(modules[0], nn.Conv2d | nn.Linear) and len(modules) > 1
+        keeps = is_layer and _keeps_shape(shapes, [_joined(path, name) for name in names])
+        yield Block(names, modules, is_fixed=not keeps)
 
 
-def _follows(path: str, child: tuple[str, nn.Module], shapes: Shapes) -> bool:
+def _belongs_to_previous(path: str, child: tuple[str, nn.Module], shapes: Shapes) -> bool:
+    """Return whether a child is a norm, an activation or the like of the layer before it."""
     name, module = child
-    leaf = not any(True for _ in module.children())
+    is_leaf = not any(True for _ in module.children())
     keeps = _keeps_shape(shapes, [_joined(path, name)])
-    return leaf and keeps and not isinstance(module, nn.Conv2d | nn.Linear)
+    return is_leaf and keeps and not isinstance(module, nn.Conv2d | nn.Linear)
 
 
 def _runs(path: str, container: nn.Module, blocks: Sequence[Block]) -> Iterator[Run]:
-    """Two alike and more; or one right after one of its kind that changes the shape."""
-    before: Block | None = None
-    for _, alike in groupby(blocks, key=lambda block: block.signature):
-        held = tuple(alike)
-        led = before is not None and before.stays and before.kind == held[0].kind
-        alone = len(held) == 1 and (not led or held[0].is_plain)
-        if not held[0].stays and not alone and not held[0].holds_blocks:
-            yield Run(path, container, held, led)
-        before = held[-1]
+    """Yield runs of two or more blocks, or of one right after a fixed one of its type."""
+    previous: Block | None = None
+    for _, equal in groupby(blocks, key=lambda block: block.signature):
+        run = tuple(equal)
+        first = run[0]
+        has_leader = previous is not None and previous.is_fixed and previous.kind == first.kind
+        is_single = len(run) == 1 and (not has_leader or first.is_plain)
+        if not first.is_fixed and not is_single and not first.is_stage:
+            yield Run(path, container, run, has_leader)
+        previous = run[-1]
 
 
-def _chosen(blocks: Sequence[Block], stay: int, rule: Rule, weighed: bool) -> list[int]:
-    """The numbers of the blocks that stay, in order."""
+def _select(blocks: Sequence[Block], keep: int, rule: Rule, with_weights: bool) -> list[int]:
+    """Return the indices of the blocks to keep, in order."""
     count = len(blocks)
-    if rule == "first" or (rule == "magnitude" and not weighed):
-        return list(range(stay))
+    if rule == "first" or (rule == "magnitude" and not with_weights):
+        return list(range(keep))
     if rule == "last":
-        return list(range(count - stay, count))
+        return list(range(count - keep, count))
     if rule == "magnitude":
         norms = [block.norm for block in blocks]
-        return sorted(sorted(range(count), key=lambda number: -norms[number])[:stay])
-    if stay == 1:
+        return sorted(sorted(range(count), key=lambda index: -norms[index])[:keep])
+    if keep == 1:
         return [0]
-    return [round(number * (count - 1) / (stay - 1)) for number in range(stay)]
+    return [round(number * (count - 1) / (keep - 1)) for number in range(keep)]
 
 
-Shapes = dict[str, list[tuple[Any, Any]]]
-"""For each module by its dotted name, the shapes it took and gave, a pair a run."""
+Shape = tuple[int, ...] | None
+
+Shapes = dict[str, list[tuple[Shape, Shape]]]
+"""Input and output shapes of each module, by dotted name, one pair per call."""
 
 
-def _shapes(network: nn.Module, task: Task) -> Shapes:
-    found: Shapes = {}
+def _record_shapes(network: nn.Module, task: Task) -> Shapes:
+    """Record the shapes of all modules in one forward without arithmetic."""
+    shapes: Shapes = {}
 
-    def hook(path: str) -> Any:
-        def see(module: nn.Module, args: Any, more: dict[str, Any], output: Any) -> None:
-            taken, given = first_tensor((*args, *more.values())), first_tensor(output)
-            found.setdefault(path, []).append((_shape(taken), _shape(given)))
+    def hook_for(path: str) -> Callable[..., None]:
+        def record(module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
+            inputs, outputs = first_tensor((*args, *kwargs.values())), first_tensor(output)
+            shapes.setdefault(path, []).append((_shape(inputs), _shape(outputs)))
 
-        return see
+        return record
 
     handles = [
-        module.register_forward_hook(hook(path), with_kwargs=True)
+        module.register_forward_hook(hook_for(path), with_kwargs=True)
         for path, module in network.named_modules()
     ]
     try:
@@ -250,19 +261,19 @@ def _shapes(network: nn.Module, task: Task) -> Shapes:
     finally:
         for handle in handles:
             handle.remove()
-    return found
+    return shapes
 
 
-def _shape(tensor: Tensor | None) -> tuple[int, ...] | None:
+def _shape(tensor: Tensor | None) -> Shape:
     return None if tensor is None else tuple(tensor.shape)
 
 
 def _keeps_shape(shapes: Shapes, paths: Sequence[str]) -> bool:
-    """Whether modules that run once, one after the other, give the shape that they take."""
+    """Return whether modules that each run once, in order, output the shape of their input."""
     if any(len(shapes.get(path, ())) != 1 for path in paths):
         return False
-    taken, given = shapes[paths[0]][0][0], shapes[paths[-1]][0][1]
-    return taken is not None and taken == given
+    before, after = shapes[paths[0]][0][0], shapes[paths[-1]][0][1]
+    return before is not None and before == after
 
 
 def _joined(path: str, name: str) -> str:

@@ -1,37 +1,38 @@
-"""Convolutions and linear layers in 8 bits: simulated while they are trained, then for real.
+"""Int8 convolutions and linear layers: simulated in training, then converted.
 
-PyTorch's quantized tensors and the modules on them (`torch.ao.nn.quantized`) are on their way out
-(pytorch/pytorch#184982, with 2.13); what stays are plain int8 tensors and the kernels of oneDNN,
-to which its compiler lowers quantized networks.  Those are called here.
+PyTorch deprecates quantized tensors and their modules (`torch.ao.nn.quantized`; pytorch/pytorch
+issue 184982, with 2.13).  Plain int8 tensors remain, and the oneDNN kernels to which its compiler
+lowers quantized networks.  This module calls those kernels directly.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-WEIGHTS = 127
-"""Weights are whole numbers from -127 to 127, times a scale for each output channel."""
+WEIGHT_MAX = 127
+"""Weights are integers from -127 to 127, times a scale per output channel."""
 
-INPUTS = 127
-"""Inputs are whole numbers from 0 to 127: on a CPU without VNNI instructions the sum of two
-products must fit into 16 bits (PyTorch's own settings for x86 have the same)."""
+INPUT_MAX = 127
+"""Inputs are integers from 0 to 127: on a CPU without VNNI instructions the sum of two products
+must fit into 16 bits (PyTorch's defaults for x86 are the same)."""
 
 MOMENTUM = 0.1
-"""How far one batch moves an input's range."""
+"""Weight of a batch in the moving average of an input range."""
 
 TINY = 1e-8
+"""Smallest scale."""
 
 
-class Range(nn.Module):
-    """The range of a tensor, and the rounding to 8 bits within it; shapes stay.
+class InputRange(nn.Module):
+    """Round a tensor to 8 bits within its range; the shape does not change.
 
-    In training the range follows the batches' least and largest values, by a moving average; in
-    eval mode it stays.  Until it has seen a batch nothing is rounded.
+    In training the range is a moving average of the minimum and maximum of each batch; in eval
+    mode it is constant.  Nothing is rounded before the first batch.
     """
 
     low: Tensor
@@ -40,23 +41,23 @@ class Range(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("low", torch.zeros(()))
-        self.register_buffer("high", -torch.ones(()))  # below `low`: it has seen nothing
+        self.register_buffer("high", -torch.ones(()))  # below `low`: no batch yet
 
     def forward(self, inputs: Tensor) -> Tensor:
         inputs = inputs.float()
         if self.training:
-            self._see(inputs.detach())
+            self._update(inputs.detach())
         scale, zero = self.grid()
-        rounded = torch.fake_quantize_per_tensor_affine(inputs, scale, zero, 0, INPUTS)
+        rounded = torch.fake_quantize_per_tensor_affine(inputs, scale, zero, 0, INPUT_MAX)
         return torch.where(self.high < self.low, inputs, rounded)
 
     def grid(self) -> tuple[Tensor, Tensor]:
-        """The step from one whole number to the next, and which of them is zero (int32)."""
-        scale = ((self.high - self.low) / INPUTS).clamp_min(TINY)
-        return scale, (-self.low / scale).round().clamp(0, INPUTS).int()
+        """Return the scale (step between integers) and the zero point (int32)."""
+        scale = ((self.high - self.low) / INPUT_MAX).clamp_min(TINY)
+        return scale, (-self.low / scale).round().clamp(0, INPUT_MAX).int()
 
     @torch.no_grad()
-    def _see(self, inputs: Tensor) -> None:
+    def _update(self, inputs: Tensor) -> None:
         low, high = inputs.amin().clamp_max(0), inputs.amax().clamp_min(0)
         first = self.high < self.low
         self.low.copy_(torch.where(first, low, self.low.lerp(low, MOMENTUM)))
@@ -64,82 +65,102 @@ class Range(nn.Module):
 
 
 class SimulatedConv2d(nn.Conv2d):
-    """A convolution whose inputs and weights are rounded to 8 bits; gradients pass the rounding.
+    """A convolution with inputs and weights rounded to 8 bits; gradients pass through.
 
-    Jacob 2018 (arXiv:1712.05877), section 3, with a scale for each output channel.
+    Jacob 2018 (arXiv:1712.05877), section 3, with a scale per output channel.
     """
 
-    inputs: Range
+    inputs: InputRange
 
     def forward(self, input: Tensor) -> Tensor:
-        return self._conv_forward(self.inputs(input), rounded(self.weight), self.bias)
+        # `_conv_forward` is private in torch 2.15; subclasses of Conv2d in torch.ao use it too.
+        return self._conv_forward(self.inputs(input), round_weight(self.weight), self.bias)
 
 
 class SimulatedLinear(nn.Linear):
-    """A linear layer whose inputs and weights are rounded to 8 bits, as `SimulatedConv2d`'s."""
+    """A linear layer with inputs and weights rounded to 8 bits, like `SimulatedConv2d`."""
 
-    inputs: Range
+    inputs: InputRange
 
     def forward(self, input: Tensor) -> Tensor:
-        return F.linear(self.inputs(input), rounded(self.weight), self.bias)
+        return F.linear(self.inputs(input), round_weight(self.weight), self.bias)
 
 
-def simulated(layer: nn.Module) -> nn.Module:
-    """The layer with its weights, to be trained in simulated 8 bits.
+def simulate(layer: nn.Module) -> nn.Module:
+    """Return the layer, with its weights, for training in simulated 8 bits.
 
     Args:
-        layer: a convolution or linear layer that can be (`can_be_int8`).
+        layer: a convolution or linear layer with an int8 form (`has_int8_form`).
     """
-    new = SimulatedConv2d if isinstance(layer, nn.Conv2d) else SimulatedLinear
-    made = new.__new__(new)
-    made.__dict__.update({**layer.__dict__, "_modules": {}})
-    made.inputs = Range()
-    return made
+    cls = SimulatedConv2d if isinstance(layer, nn.Conv2d) else SimulatedLinear
+    simulated = cls.__new__(cls)
+    simulated.__dict__.update({**layer.__dict__, "_modules": {}})
+    simulated.inputs = InputRange()
+    return simulated
 
 
-def can_be_int8(layer: nn.Module) -> bool:
-    """Whether there is an 8 bit form of this layer."""
+def has_int8_form(layer: nn.Module) -> bool:
+    """Return whether this layer can be simulated and converted."""
     if type(layer) is nn.Conv2d:
         return layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
     return type(layer) is nn.Linear
 
 
-def converted(network: nn.Module) -> nn.Module:
-    """The network with the simulated layers exchanged for those that compute in 8 bits; in place.
+def convert(network: nn.Module) -> nn.Module:
+    """Replace the simulated layers of a network, in place, by layers that compute in 8 bits.
 
     Raises:
-        ValueError: one has seen no batch yet.
+        ValueError: a layer has not seen a batch in training.
     """
     for path, layer in list(network.named_modules()):
         if isinstance(layer, SimulatedConv2d | SimulatedLinear):
             if bool(layer.inputs.high < layer.inputs.low):
                 raise ValueError(
-                    f"layer {path!r} has seen no inputs in training, and their range is not known; "
-                    "train the network before it is converted"
+                    f"layer {path!r} has seen no inputs in training, so their range is unknown; "
+                    "train the network before converting it"
                 )
-            made = Int8Conv2d(layer) if isinstance(layer, nn.Conv2d) else Int8Linear(layer)
-            network.set_submodule(path, made)
+            int8 = Int8Conv2d(layer) if isinstance(layer, nn.Conv2d) else Int8Linear(layer)
+            network.set_submodule(path, int8)
     return network
 
 
 def weight_scales(weight: Tensor) -> Tensor:
-    """(outputs, ...) -> (outputs,): the step between whole numbers."""
-    return (weight.detach().flatten(1).abs().amax(1) / WEIGHTS).clamp_min(TINY)
+    """Return the scale per output channel: (outputs, ...) -> (outputs,)."""
+    return (weight.detach().flatten(1).abs().amax(1) / WEIGHT_MAX).clamp_min(TINY)
 
 
-def rounded(weight: Tensor) -> Tensor:
-    """The weight as 8 bits would hold it; the gradient of what comes back is its own."""
+def round_weight(weight: Tensor) -> Tensor:
+    """Round a weight to 8 bits; the gradient passes through unchanged."""
     scales = weight_scales(weight)
     zeros = torch.zeros_like(scales, dtype=torch.int32)
-    return torch.fake_quantize_per_channel_affine(weight, scales, zeros, 0, -WEIGHTS, WEIGHTS)
+    return torch.fake_quantize_per_channel_affine(weight, scales, zeros, 0, -WEIGHT_MAX, WEIGHT_MAX)
+
+
+class _Packed(NamedTuple):
+    """Arguments of the int8 kernels that do not change between forwards.
+
+    Attributes:
+        weight: in the memory format of the kernel.
+        scale, zero: of the inputs.
+        weight_zeros: (outputs,) zero points of the weight, all 0.
+    """
+
+    weight: Tensor
+    scale: float
+    zero: int
+    weight_zeros: Tensor
+
+    def arguments(self, inputs: Tensor, scales: Tensor, bias: Tensor | None) -> tuple[object, ...]:
+        """Return the first arguments of a kernel, in its order."""
+        return (inputs, self.scale, self.zero, self.weight, scales, self.weight_zeros, bias)
 
 
 class Int8Layer(nn.Module):
-    """What convolutions and linear layers in 8 bits share; for inference.
+    """Base of the int8 convolution and linear layer; for inference.
 
-    Inputs are float32, are rounded to whole numbers, multiplied with int8 weights by a kernel of
-    oneDNN, and come out as float32.  Where that kernel is not to be had (other devices) the same
-    whole numbers are multiplied in float32.
+    Float32 inputs are rounded to integers and multiplied with int8 weights by a oneDNN kernel;
+    outputs are float32.  Where that kernel is not available (other devices), the same integers are
+    multiplied in float32.
 
     Args:
         layer: trained, with the range of its inputs.
@@ -155,49 +176,47 @@ class Int8Layer(nn.Module):
         super().__init__()
         scale, zero = layer.inputs.grid()
         scales = weight_scales(layer.weight)
-        whole = (layer.weight.detach() / _each(scales, layer.weight)).round()
-        self.register_buffer("weight", whole.clamp(-WEIGHTS, WEIGHTS).to(torch.int8))
+        integers = (layer.weight.detach() / _per_output(scales, layer.weight)).round()
+        self.register_buffer("weight", integers.clamp(-WEIGHT_MAX, WEIGHT_MAX).to(torch.int8))
         self.register_buffer("scales", scales)
         bias = None if layer.bias is None else layer.bias.detach().clone()
         self.register_buffer("bias", bias)
         self.register_buffer("scale", scale)
         self.register_buffer("zero", zero)
-        self._ready: tuple[Tensor, float, int, Tensor] | None = None
+        self._packed: _Packed | None = None
 
     def forward(self, inputs: Tensor) -> Tensor:
-        whole = (inputs.float() / self.scale).round() + self.zero
-        whole = whole.clamp_(0, INPUTS)
-        if whole.device.type != "cpu" or not torch.backends.mkldnn.is_available():
-            weight = self.weight.float() * _each(self.scales, self.weight)
-            return self._in_float((whole - self.zero) * self.scale, weight)
-        if self._ready is None:
+        integers = (inputs.float() / self.scale).round() + self.zero
+        integers = integers.clamp_(0, INPUT_MAX)
+        if integers.device.type != "cpu" or not torch.backends.mkldnn.is_available():
+            weight = self.weight.float() * _per_output(self.scales, self.weight)
+            return self._in_float((integers - self.zero) * self.scale, weight)
+        if self._packed is None:
             scale, zero = self.scale.item(), int(self.zero)
-            none = torch.zeros_like(self.scales, dtype=torch.int32)
-            self._ready = (self._packed(scale, zero), scale, zero, none)
-        return self._in_int8(whole.to(torch.uint8), *self._ready)
+            zeros = torch.zeros_like(self.scales, dtype=torch.int32)
+            self._packed = _Packed(self._pack(scale, zero), scale, zero, zeros)
+        return self._in_int8(integers.to(torch.uint8), self._packed)
 
-    def _packed(self, scale: float, zero: int) -> Tensor:
-        """The weight as the kernel wants it."""
+    def _pack(self, scale: float, zero: int) -> Tensor:
+        """Return the weight in the memory format of the kernel."""
         raise NotImplementedError
 
-    def _in_int8(
-        self, inputs: Tensor, packed: Tensor, scale: float, zero: int, none: Tensor
-    ) -> Tensor:
+    def _in_int8(self, inputs: Tensor, packed: _Packed) -> Tensor:
         raise NotImplementedError
 
     def _in_float(self, inputs: Tensor, weight: Tensor) -> Tensor:
         raise NotImplementedError
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
-        self._ready = None  # the weight goes elsewhere
+        self._packed = None  # the weight moves to another device or type
         return super()._apply(fn, recurse)
 
     def _load_from_state_dict(self, *args: Any, **more: Any) -> None:
-        self._ready = None
+        self._packed = None
         super()._load_from_state_dict(*args, **more)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_ready": None}  # made anew where it is loaded
+        return {**super().__getstate__(), "_packed": None}  # packed again after loading
 
 
 class Int8Conv2d(Int8Layer):
@@ -211,19 +230,17 @@ class Int8Conv2d(Int8Layer):
         self.dilation = tuple(layer.dilation)
         self.groups = layer.groups
 
-    def _packed(self, scale: float, zero: int) -> Tensor:
-        places = (self.stride, self.padding, self.dilation, self.groups)
+    def _pack(self, scale: float, zero: int) -> Tensor:
+        geometry = (self.stride, self.padding, self.dilation, self.groups)
         return torch.ops.onednn.qconv_prepack(
-            self.weight.contiguous(), self.scales, scale, zero, *places, None
+            self.weight.contiguous(), self.scales, scale, zero, *geometry, None
         )
 
-    def _in_int8(
-        self, inputs: Tensor, packed: Tensor, scale: float, zero: int, none: Tensor
-    ) -> Tensor:
-        places = (self.stride, self.padding, self.dilation, self.groups)
-        given = (inputs, scale, zero, packed, self.scales, none, self.bias)
+    def _in_int8(self, inputs: Tensor, packed: _Packed) -> Tensor:
+        geometry = (self.stride, self.padding, self.dilation, self.groups)
+        arguments = packed.arguments(inputs, self.scales, self.bias)
         return torch.ops.onednn.qconv_pointwise(
-            *given, *places, 1.0, 0, torch.float32, "none", [], ""
+            *arguments, *geometry, 1.0, 0, torch.float32, "none", [], ""
         )
 
     def _in_float(self, inputs: Tensor, weight: Tensor) -> Tensor:
@@ -237,14 +254,12 @@ class Int8Conv2d(Int8Layer):
 class Int8Linear(Int8Layer):
     """A linear layer in 8 bits: (..., n) float32 -> (..., m) float32."""
 
-    def _packed(self, scale: float, zero: int) -> Tensor:
+    def _pack(self, scale: float, zero: int) -> Tensor:
         return torch.ops.onednn.qlinear_prepack(self.weight.contiguous(), None)
 
-    def _in_int8(
-        self, inputs: Tensor, packed: Tensor, scale: float, zero: int, none: Tensor
-    ) -> Tensor:
-        given = (inputs, scale, zero, packed, self.scales, none, self.bias)
-        return torch.ops.onednn.qlinear_pointwise(*given, 1.0, 0, torch.float32, "none", [], "")
+    def _in_int8(self, inputs: Tensor, packed: _Packed) -> Tensor:
+        arguments = packed.arguments(inputs, self.scales, self.bias)
+        return torch.ops.onednn.qlinear_pointwise(*arguments, 1.0, 0, torch.float32, "none", [], "")
 
     def _in_float(self, inputs: Tensor, weight: Tensor) -> Tensor:
         return F.linear(inputs, weight, self.bias)
@@ -253,6 +268,6 @@ class Int8Linear(Int8Layer):
         return f"{tuple(self.weight.shape)}"
 
 
-def _each(scales: Tensor, weight: Tensor) -> Tensor:
-    """(outputs,) as (outputs, 1, ...), to be multiplied with the weight."""
+def _per_output(scales: Tensor, weight: Tensor) -> Tensor:
+    """Reshape (outputs,) to (outputs, 1, ...), to be multiplied with the weight."""
     return scales.view(-1, *[1] * (weight.dim() - 1))

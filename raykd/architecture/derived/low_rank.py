@@ -1,4 +1,4 @@
-"""Students whose layers are products of two smaller ones."""
+"""Students with low-rank layers: each is a product of two smaller ones."""
 
 from __future__ import annotations
 
@@ -8,26 +8,26 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from raykd.architecture.derived.derived import Derived, classifier_of, replaced
+from raykd.architecture.derived.derived import Derived, find_classifier, replace_module
 from raykd.architecture.model import Task
 from raykd.option import option
 
 Operators = Literal["all", "convolution", "linear"]
-"""Which layers are changed."""
+"""Layer types to factorize."""
 
 
 @option
 class LowRank(Derived):
     """The teacher with low-rank factorized layers: each becomes a product of two.
 
-    A linear layer of n to m becomes one of n to r and one of r to m, a convolution of k x k one of
-    k x k to r channels and one of 1x1 (Zhang 2015, arXiv:1505.06798, section 2.1, without its
-    correction for the non-linearity), with r = `rank` x the largest rank that it could have.
-    Weights come from the singular value decomposition: of all pairs of that rank their product is
-    nearest to the teacher's.  A layer that would not get smaller stays whole, and so do the
-    classifier and convolutions in groups.  How many parameters there are must be known before the
-    teacher is trained, so the rank is a share, the same for all layers, and does not follow the
-    kept energy of each one.
+    A linear layer from n to m units becomes one from n to r and one from r to m, a k x k
+    convolution one of k x k with r channels and one of 1x1 (Zhang 2015, arXiv:1505.06798, section
+    2.1, without its correction for the non-linearity), with r = `rank` x the full rank.  Weights
+    are from the singular value decomposition, whose product is the nearest to the teacher's weights
+    of all pairs of that rank.  Layers that would not get smaller, the classifier and grouped
+    convolutions are not changed.  The number of parameters must be known before the teacher is
+    trained, so the rank is the same fraction for all layers and does not depend on the kept energy
+    of each layer.
     """
 
     paper = "Zhang 2015, arXiv:1505.06798"
@@ -38,23 +38,24 @@ class LowRank(Derived):
     ] = 0.25
     operators: Annotated[Operators, Field(description="Layer types to factorize")] = "all"
 
-    def derive(self, network: nn.Module, task: Task, *, weighed: bool) -> nn.Module:
-        classifier = classifier_of(network, task)
+    def compress(self, network: nn.Module, task: Task, *, with_weights: bool) -> nn.Module:
+        classifier = find_classifier(network, task)
         for path, layer in list(network.named_modules()):
-            if path == classifier or not _factorisable(layer, self.operators):
+            if path == classifier or not _is_factorizable(layer, self.operators):
                 continue
             assert isinstance(layer, nn.Conv2d | nn.Linear)
             outputs, inputs = layer.weight.flatten(1).shape
             rank = max(1, round(self.rank * min(outputs, inputs)))
             if rank * (outputs + inputs) < outputs * inputs:
-                network = replaced(network, path, factorised(layer, rank, weighed=weighed))
+                pair = factorize(layer, rank, with_weights=with_weights)
+                network = replace_module(network, path, pair)
         return network
 
 
-class Factorised(nn.Sequential):
-    """`reduce`, then `expand`: a layer as the product of two.
+class Factorized(nn.Sequential):
+    """A layer as the product of two: `reduce`, then `expand`.
 
-    Networks whose own code looks at the layer's `weight` or `bias` find the product's.
+    `weight` and `bias` are those of the product, for networks that read them.
     """
 
     def __init__(self, reduce: nn.Module, expand: nn.Module) -> None:
@@ -74,13 +75,13 @@ class Factorised(nn.Sequential):
         return bias
 
 
-def factorised(layer: nn.Conv2d | nn.Linear, rank: int, *, weighed: bool = True) -> Factorised:
-    """The two layers, `reduce` and `expand`, whose product is nearest to a dense one.
+def factorize(layer: nn.Conv2d | nn.Linear, rank: int, *, with_weights: bool = True) -> Factorized:
+    """Build the pair of layers whose product is nearest to a dense one.
 
     Args:
-        layer: linear, or a convolution without groups.
-        rank: of the product; at the full rank the product is the layer.
-        weighed: whether they are given weights, too.
+        layer: a linear layer, or a convolution without groups.
+        rank: rank of the product; at full rank the product equals the layer.
+        with_weights: set the weights; if false they are arbitrary.
     """
     bias = layer.bias is not None
     if isinstance(layer, nn.Linear):
@@ -98,14 +99,14 @@ def factorised(layer: nn.Conv2d | nn.Linear, rank: int, *, weighed: bool = True)
             padding_mode=layer.padding_mode,
         )
         expand = nn.Conv2d(rank, layer.out_channels, 1, bias=bias)
-    if weighed:
-        _fill(layer, reduce, expand, rank)
-    return Factorised(reduce, expand)
+    if with_weights:
+        _set_weights(layer, reduce, expand, rank)
+    return Factorized(reduce, expand)
 
 
 @torch.no_grad()
-def _fill(layer: nn.Module, reduce: nn.Module, expand: nn.Module, rank: int) -> None:
-    left, right = halves(_weight(layer).flatten(1), rank)
+def _set_weights(layer: nn.Module, reduce: nn.Module, expand: nn.Module, rank: int) -> None:
+    left, right = factor_pair(_weight(layer).flatten(1), rank)
     _weight(reduce).copy_(right.view_as(_weight(reduce)))
     _weight(expand).copy_(left.view_as(_weight(expand)))
     if layer.bias is not None:
@@ -113,17 +114,17 @@ def _fill(layer: nn.Module, reduce: nn.Module, expand: nn.Module, rank: int) -> 
         expand.bias.copy_(layer.bias)
 
 
-def halves(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """(..., m, n) -> (..., m, rank) and (..., rank, n), whose product is nearest to it.
+def factor_pair(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """Split (..., m, n) into (..., m, rank) and (..., rank, n) with the nearest product.
 
-    Each has the roots of the singular values, so that neither learns faster than the other.
+    Both factors get the square roots of the singular values, so that they learn equally fast.
     """
     left, values, right = torch.linalg.svd(matrix, full_matrices=False)
     roots = values[..., :rank].sqrt()
     return left[..., :, :rank] * roots[..., None, :], roots[..., :, None] * right[..., :rank, :]
 
 
-def _factorisable(layer: nn.Module, operators: Operators) -> bool:
+def _is_factorizable(layer: nn.Module, operators: Operators) -> bool:
     if type(layer) is nn.Linear:
         return operators != "convolution"
     return type(layer) is nn.Conv2d and layer.groups == 1 and operators != "linear"

@@ -1,4 +1,4 @@
-"""Students in 8 bits."""
+"""Students in 8 bits: quantization-aware training."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Annotated, Literal
 from pydantic import Field
 from torch import nn
 
-from raykd.architecture.derived.derived import Derived, classifier_of, replaced
-from raykd.architecture.derived.int8 import can_be_int8, converted, simulated
+from raykd.architecture.derived.derived import Derived, find_classifier, replace_module
+from raykd.architecture.derived.int8 import convert, has_int8_form, simulate
 from raykd.architecture.model import Task
 from raykd.option import option
 
@@ -18,14 +18,15 @@ from raykd.option import option
 class Quantized(Derived):
     """The teacher quantized to int8 with quantization-aware training.
 
-    Quantisation-aware training (Jacob 2018, arXiv:1712.05877): the inputs and weights of every
-    convolution and linear layer are rounded to 8 bits in the forward pass, gradients pass the
-    rounding; weights have a scale for each output channel, inputs a range that follows the batches.
-    All else (norms, activations, sums) stays in float32.  Validation while it trains is that of the
-    simulated network.  What is tested and kept in the end is the converted one: weights are int8,
-    products are computed by int8 kernels on a CPU.  `test_accuracy` is its accuracy,
-    `simulated_test_accuracy` that of the network it was converted from, `int8_bytes` the size of
-    its tensors.  It has the teacher's parameters and multiply-accumulates.
+    Quantization-aware training (Jacob 2018, arXiv:1712.05877): the forward pass rounds the inputs
+    and weights of every convolution and linear layer to 8 bits, and gradients pass through the
+    rounding.  Weights have one scale per output channel; the range of the inputs is a moving
+    average over batches.  Everything else (norms, activations, sums) is float32.  Validation during
+    training uses this simulated network.  At the end the network is converted, tested and saved:
+    weights are int8, and a CPU computes products with int8 kernels.  `test_accuracy` is the
+    accuracy of the converted network, `simulated_test_accuracy` that of the network before
+    conversion, `int8_bytes` the size of the converted tensors.  Parameters and multiply-accumulates
+    are those of the teacher.
     """
 
     paper = "Jacob 2018, arXiv:1712.05877"
@@ -39,19 +40,19 @@ class Quantized(Derived):
         ),
     ] = "int8"
 
-    def derive(self, network: nn.Module, task: Task, *, weighed: bool) -> nn.Module:
-        fit = [path for path, layer in network.named_modules() if can_be_int8(layer)]
+    def compress(self, network: nn.Module, task: Task, *, with_weights: bool) -> nn.Module:
+        paths = [path for path, layer in network.named_modules() if has_int8_form(layer)]
         if self.ends == "float":
-            classifier = classifier_of(network, task)
-            fit = [path for path in fit[1:] if path != classifier]
-        if not fit:
+            classifier = find_classifier(network, task)
+            paths = [path for path in paths[1:] if path != classifier]
+        if not paths:
             raise ValueError(
-                f"{self.source.name} has no convolution or linear layer that could be quantized"
-                + ("; write `ends: int8`" if self.ends == "float" else "")
+                f"{self.base_model.name} has no convolution or linear layer to quantize"
+                + ("; set `ends: int8`" if self.ends == "float" else "")
             )
-        for path in fit:
-            network = replaced(network, path, simulated(network.get_submodule(path)))
+        for path in paths:
+            network = replace_module(network, path, simulate(network.get_submodule(path)))
         return network
 
     def deployed(self, network: nn.Module) -> nn.Module:
-        return converted(copy.deepcopy(network).eval())
+        return convert(copy.deepcopy(network).eval())

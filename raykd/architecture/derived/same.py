@@ -1,4 +1,4 @@
-"""A student of the teacher's own architecture."""
+"""Students with the architecture of the teacher."""
 
 from __future__ import annotations
 
@@ -16,9 +16,8 @@ from raykd.option import option
 class Copy(Derived):
     """The architecture of the teacher, with separate weights.
 
-    Furlanello 2018 (arXiv:1805.04770, born-again networks): with scheme `offline` the student of
-    one generation.  With `inherit_weights` it starts from the weights of the
-    trained teacher.
+    Furlanello 2018 (arXiv:1805.04770, born-again networks): with scheme `offline`, the student of
+    one generation.  With `inherit_weights` it starts from the weights of the trained teacher.
     """
 
     paper = "Furlanello 2018, arXiv:1805.04770"
@@ -28,5 +27,5 @@ class Copy(Derived):
         bool, Field(description="Initialize from the weights of the trained teacher")
     ] = False
 
-    def derive(self, network: nn.Module, task: Task, *, weighed: bool) -> nn.Module:
+    def compress(self, network: nn.Module, task: Task, *, with_weights: bool) -> nn.Module:
         return network
