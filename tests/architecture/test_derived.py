@@ -381,9 +381,7 @@ def test_mistakes_are_told_when_it_is_measured(model: Derived, task: Task, messa
 
 
 def test_a_network_of_another_make_is_refused() -> None:
-    with pytest.raises(
-        ValueError, match=r"not match `resnet`.*such as .*correct the teacher's"
-    ):
+    with pytest.raises(ValueError, match=r"not match `resnet`.*such as .*correct the teacher's"):
         LowRank(base=RESNET).build_from(Resnet(depth=14, width=8).build(DIGITS), DIGITS)
     with pytest.raises(ValueError, match="resnet inherits nothing"):
         RESNET.build_from(RESNET.build(DIGITS), DIGITS)
