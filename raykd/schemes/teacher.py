@@ -38,7 +38,8 @@ class LiveTeacher:
         self._watched = Watched(self.model, layers, task)
 
     def __call__(self, batch: Batch) -> Evidence:
-        self.model.eval()
+        if self.model.training:
+            self.model.eval()
         with torch.no_grad():
             if self.logits:
                 return self._watched(batch.inputs)

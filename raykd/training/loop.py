@@ -10,7 +10,6 @@ import copy
 import dataclasses
 import time
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -25,10 +24,10 @@ from raykd.study.schema import Cache, Study
 from raykd.training.assembly import assemble
 from raykd.training.at_hand import TeacherAtHand
 from raykd.training.evaluate import evaluate_split, precision_of, summed
-from raykd.training.graph import Replay
+from raykd.training.graph import CudaGraphStep
 from raykd.training.layout import can_compile, laid_out
-from raykd.training.optimisation import learning_rate, make_optimizer, set_rate
-from raykd.training.record import Diverged, Record
+from raykd.training.optimisation import learning_rate, make_optimizer, set_learning_rate
+from raykd.training.record import Diverged, EpochMetrics
 from raykd.training.seeding import derive, seeded
 
 __all__ = ["Diverged", "Training"]
@@ -86,15 +85,29 @@ class Training:
         self.distiller = assemble(study, data, seed=seed, teachers=teachers, device=self.device)
         self.optimizer = make_optimizer(study.train, self.distiller.parameters())
         self._data = data
-        self._batches = self._train_batches()
+        self.loader = BatchLoader(
+            data.train,
+            data,
+            batch_size=study.train.batch_size,
+            shuffle_seed=seed,
+            views=ViewOptions(study.data.augment, study.cache.seed, self.distiller.extra_inputs),
+            placement=Placement(self.device, rank, world),
+        )
         self._precision = precision_of(study.train.precision, self.device)
-        self._learned = list(self.distiller.parameters())
-        self._replay = Replay(self._learned, self.device) if self._can_replay() else None
-        if self._compiles and can_compile(self.student, self.device):
-            self.student.compile(mode=study.train.compile, dynamic=False)
-        self._stepper: nn.Module = self.distiller
+        self._parameters = list(self.distiller.parameters())
+        mode = study.train.compile
+        self._is_compiled = mode not in ("none", "graph") and can_compile(self.student, self.device)
+        if self._is_compiled:
+            self.student.compile(mode=mode, dynamic=False)
+        self._cuda_graph: CudaGraphStep | None = None
+        if mode == "graph" and self.device.type == "cuda" and world == 1:
+            # A graph repeats the same kernels: all steps of an epoch must be alike.
+            terms = [module for module in self.distiller.modules() if isinstance(module, Terms)]
+            if not self.distiller.steps_differ and not any(each.ramps for each in terms):
+                self._cuda_graph = CudaGraphStep(self._parameters, self.device)
+        self._model: nn.Module = self.distiller
         if world > 1:
-            self._stepper = DistributedDataParallel(
+            self._model = DistributedDataParallel(
                 self.distiller,
                 broadcast_buffers=False,
                 gradient_as_bucket_view=True,
@@ -129,18 +142,16 @@ class Training:
             Diverged: a loss was NaN or infinite; on every rank alike.
         """
         assert self.epoch < self.epochs, "all epochs are done"
-        begun = time.perf_counter()
-        with seeded(derive(self.seed, "epoch", self.epoch, self.rank), self.device):
-            record = self._train()
-        metrics = record.metrics(self.epoch + 1, self.world)
-        trained = time.perf_counter()
-        self._share_statistics()
+        start = time.perf_counter()
+        metrics = self.train_epoch().compute(self.epoch + 1, self.world)
+        train_seconds = time.perf_counter() - start
+        self._average_statistics()
         metrics |= self.evaluate("val")
         if not abs(metrics["val_loss"]) < float("inf"):
             raise Diverged(self.epoch + 1, "the validation loss not finite after the last step")
-        metrics["lr"] = learning_rate(self.study.train, self._steps_done(1) - 1, len(self._batches))
-        metrics["epoch_seconds"] = time.perf_counter() - begun
-        metrics["images_per_second"] = metrics.pop("samples") / (trained - begun)
+        metrics["lr"] = self.optimizer.param_groups[0]["lr"]
+        metrics["epoch_seconds"] = time.perf_counter() - start
+        metrics["images_per_second"] = metrics.pop("samples") / train_seconds
         self.history.append(metrics)
         return dict(metrics)
 
@@ -153,13 +164,12 @@ class Training:
         Returns:
             how many steps were trained.
         """
-        each = len(self._batches)
-        count = min(count, self.epochs * each)
-        for _ in range(count // each):
+        count = min(count, self.epochs * len(self.loader))
+        epochs, steps = divmod(count, len(self.loader))
+        for _ in range(epochs):
             self.run_epoch()
-        if count % each:
-            with seeded(derive(self.seed, "epoch", self.epoch, self.rank), self.device):
-                self._train(count % each)
+        if steps:
+            self.train_epoch(steps)
         return count
 
     def evaluate(self, split: Literal["train", "val", "test"]) -> dict[str, float]:
@@ -214,83 +224,50 @@ class Training:
         self.optimizer.load_state_dict(saved)
         self.history = copy.deepcopy(list(state["history"]))
 
-    def _train(self, steps: int | None = None) -> Record:
-        """One epoch of steps, or its first ones."""
-        record = Record(self.device)
-        self.distiller.train()
-        self.distiller.begin_epoch(self._progress(0))
-        if self._replay is not None:
-            self._replay.begin_epoch()
-        view = view_of(self.study.cache, self.epoch)
-        batches = self._batches.epoch(self.epoch, view=view, steps=steps)
-        for step, batch in enumerate(map(laid_out, batches)):
-            record.add(self._step(batch, step), batch.targets)
-        return record
+    def train_epoch(self, max_steps: int | None = None) -> EpochMetrics:
+        """Train one epoch, or its first `max_steps` steps; no step waits for the device."""
+        metrics = EpochMetrics(self.device)
+        with seeded(derive(self.seed, "epoch", self.epoch, self.rank), self.device):
+            self.distiller.train()
+            self.distiller.begin_epoch(self._progress(step=0))
+            view = view_of(self.study.cache, self.epoch)
+            batches = self.loader.epoch(self.epoch, view=view, steps=max_steps)
+            for step, batch in enumerate(map(laid_out, batches)):
+                progress = self._progress(step)
+                # Forward and backward, replayed as one CUDA graph if the study asks for that
+                if self._cuda_graph is None:
+                    output = self.forward_backward(batch, progress)
+                else:
+                    output = self._cuda_graph.run(self.forward_backward, batch, progress)
+                # Update of the weights
+                if self.study.train.clip_norm is not None:
+                    nn.utils.clip_grad_norm_(self._parameters, self.study.train.clip_norm)
+                rate = learning_rate(self.study.train, progress.step, progress.steps_per_epoch)
+                set_learning_rate(self.optimizer, rate)
+                self.optimizer.step()
+                metrics.update(output, batch.targets)
+        return metrics
 
-    def _step(self, batch: Batch, step: int) -> StepOutput:
-        """One optimiser step; nothing in it waits for the device."""
-        train, progress = self.study.train, self._progress(step)
-        if self._compiles:
+    def forward_backward(self, batch: Batch, progress: Progress) -> StepOutput:
+        """Replace the gradient of every parameter by that of one batch."""
+        if self._is_compiled:
             torch.compiler.cudagraph_mark_step_begin()
-        work = partial(self._learn, progress=progress, step=step)
-        output = work(batch) if self._replay is None else self._replay(work, batch)
-        if train.clip_norm is not None:
-            nn.utils.clip_grad_norm_(self._learned, train.clip_norm)
-        set_rate(self.optimizer, learning_rate(train, progress.step, len(self._batches)))
-        self.optimizer.step()
-        return output
-
-    def _learn(self, batch: Batch, progress: Progress, step: int) -> StepOutput:
-        """Forward and backward: every parameter's gradient is that of this batch."""
         with self._precision():
-            output: StepOutput = self._stepper(batch, progress)
-        for parameter in self._learned:
-            parameter.grad = None
-        self._weighed(output.loss, batch, step).backward()
+            output: StepOutput = self._model(batch, progress)
+        loss = output.loss
+        if self.world > 1:
+            # DDP averages over ranks: weigh each by its share of the global batch.
+            size = self.loader.global_size(progress.step % progress.steps_per_epoch)
+            loss = loss * (len(batch) * self.world / size)
+        self.optimizer.zero_grad()
+        loss.backward()
         return dataclasses.replace(output, loss=output.loss.detach())
 
-    @property
-    def _compiles(self) -> bool:
-        return self.study.train.compile not in ("none", "graph")
-
-    def _can_replay(self) -> bool:
-        """Whether steps are asked to be replayed, and those of an epoch differ by their batches
-        alone."""
-        asked = self.study.train.compile == "graph" and self.device.type == "cuda"
-        terms = [one for one in self.distiller.modules() if isinstance(one, Terms)]
-        differ = self.distiller.steps_differ or any(one.ramps for one in terms)
-        return asked and self.world == 1 and not differ
-
-    def _weighed(self, loss: Tensor, batch: Batch, step: int) -> Tensor:
-        """The loss times what makes DDP's mean over ranks the mean over the batch's samples."""
-        if self.world == 1:
-            return loss
-        return loss * (len(batch) * self.world / self._batches.global_size(step))
-
     def _progress(self, step: int) -> Progress:
-        return Progress(
-            epoch=self.epoch,
-            epochs=self.epochs,
-            step=self._steps_done() + step,
-            steps_per_epoch=len(self._batches),
-        )
+        steps = len(self.loader)
+        return Progress(self.epoch, self.epochs, self.epoch * steps + step, steps)
 
-    def _steps_done(self, more_epochs: int = 0) -> int:
-        return (self.epoch + more_epochs) * len(self._batches)
-
-    def _train_batches(self) -> BatchLoader:
-        return BatchLoader(
-            self._data.train,
-            self._data,
-            batch_size=self.study.train.batch_size,
-            shuffle_seed=self.seed,
-            views=ViewOptions(
-                self.study.data.augment, self.study.cache.seed, self.distiller.extra_inputs
-            ),
-            placement=Placement(self.device, self.rank, self.world),
-        )
-
-    def _share_statistics(self) -> None:
+    def _average_statistics(self) -> None:
         """Average over the ranks what each has learnt of its own share without gradients."""
         if self.world == 1:
             return

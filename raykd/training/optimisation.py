@@ -56,11 +56,16 @@ def _fusible(parameters: Iterable[nn.Parameter]) -> bool:
 
 
 def learning_rate(train: Train, step: int, steps_per_epoch: int) -> float:
-    """The rate of the optimiser step number `step`, counted from 0 over the whole training.
+    """Return the learning rate of one optimizer step.
 
-    Warm-up rises linearly over its steps: the first takes one part of the full rate, not
-    nothing, and the last all of it.  The cosine then runs over the steps that are left; the
-    milestones of `step` count whole epochs from the training's start.
+    It rises linearly over the warmup steps: the first uses 1 / steps of the full rate, the last
+    all of it.  A cosine schedule spans the remaining steps; the milestones of a step schedule
+    count epochs from the start of the training.
+
+    Args:
+        train: training settings.
+        step: counted from 0 over the whole training.
+        steps_per_epoch: batches in an epoch.
     """
     warmup = round(train.warmup_epochs * steps_per_epoch)
     rise = min(1.0, (step + 1) / warmup) if warmup else 1.0
@@ -79,6 +84,6 @@ def _decay(train: Train, step: int, steps_per_epoch: int, warmup: int) -> float:
     return 1.0
 
 
-def set_rate(optimizer: Optimizer, rate: float) -> None:
+def set_learning_rate(optimizer: Optimizer, rate: float) -> None:
     for group in optimizer.param_groups:
         group["lr"] = rate

@@ -27,7 +27,7 @@ from raykd.study.schema import Study
 from raykd.training.assembly import task_of
 from raykd.training.layout import laid_out
 from raykd.training.loop import Training
-from raykd.training.optimisation import make_optimizer, set_rate
+from raykd.training.optimisation import make_optimizer, set_learning_rate
 from raykd.training.seeding import derive, seeded
 
 FITTING_STEPS = 50
@@ -172,7 +172,7 @@ class _Look:
             return
         train = self.study.train
         optimizer = make_optimizer(train, learned)
-        set_rate(optimizer, train.optimizer.lr)
+        set_learning_rate(optimizer, train.optimizer.lr)
         weight = self.question.term.effective_weight
         taps = _taps(student, self.question.guided, self.task)
         for batch in islice(self._endless(), FITTING_STEPS):

@@ -1,6 +1,8 @@
-"""What happened in one epoch, kept on the device until its end so that no step waits for it."""
+"""Metrics of one epoch of training."""
 
 from __future__ import annotations
+
+import math
 
 import torch
 import torch.distributed as dist
@@ -15,83 +17,83 @@ class Diverged(ArithmeticError):
 
     Attributes:
         epoch: counted from 1.
-        what: which of the training's figures, and where in the epoch.
+        fault: the losses, and the step in the epoch.
     """
 
-    def __init__(self, epoch: int, what: str) -> None:
-        super().__init__(epoch, what)
+    def __init__(self, epoch: int, fault: str) -> None:
+        super().__init__(epoch, fault)
         self.epoch = epoch
-        self.what = what
+        self.fault = fault
 
     def __str__(self) -> str:
         return (
-            f"diverged in epoch {self.epoch}: {self.what}; lower the learning rate or the "
+            f"diverged in epoch {self.epoch}: {self.fault}; lower the learning rate or the "
             "term's weight, add train.warmup_epochs, or set train.clip_norm"
         )
 
 
-class Record:
-    """Losses and hits of every step of one epoch on this rank.
+class EpochMetrics:
+    """Sums of the losses and correct predictions of one epoch on this rank.
+
+    They stay on the device until the end of the epoch, so that no step waits for it.
 
     Args:
-        device: where the steps run.
+        device: device of the training.
     """
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._names: tuple[str, ...] = ()
-        self._values: list[Tensor] = []
-        self._hits: list[Tensor] = []
-        self._counts: list[int] = []
+        self._losses: list[Tensor] = []
+        self._correct: list[Tensor] = []
+        self._sizes: list[int] = []
 
-    def add(self, output: StepOutput, targets: Tensor) -> None:
-        """Write down one step; an epoch's steps all have the same terms."""
+    def update(self, output: StepOutput, targets: Tensor) -> None:
+        """Add one step; all steps of an epoch have the same terms."""
         names = ("loss", *output.terms)
         self._names = self._names or names
-        assert self._names == names, "an epoch's terms stay the same"
-        parts = [output.loss.detach(), *output.terms.values()]
-        self._values.append(torch.stack([part.float() for part in parts]))
-        self._hits.append((output.logits.argmax(1) == targets).sum())
-        self._counts.append(len(targets))
+        assert self._names == names, "the terms changed within an epoch"
+        losses = [output.loss.detach(), *output.terms.values()]
+        self._losses.append(torch.stack([loss.float() for loss in losses]))
+        self._correct.append((output.logits.argmax(1) == targets).sum())
+        self._sizes.append(len(targets))
 
-    def metrics(self, epoch: int, world: int = 1) -> dict[str, float]:
-        """train_loss, train_accuracy and term_<name> as means over all ranks' samples, samples.
+    def compute(self, epoch: int, world: int = 1) -> dict[str, float]:
+        """Compute the means over the samples of all ranks.
 
         Args:
-            epoch: counted from 1, for the message.
-            world: how many ranks there are; all of them call this.
+            epoch: counted from 1, for the error message.
+            world: number of ranks; each of them calls this.
+
+        Returns:
+            train_loss, train_accuracy, term_<name> for each term, and the number of samples.
 
         Raises:
-            Diverged: a loss was NaN or infinite in some step on some rank; on every rank alike.
+            Diverged: a loss was NaN or infinite in some step on some rank; raised on every rank.
         """
-        counts = torch.tensor(self._counts, dtype=torch.float64, device=self._device)
-        values, hits = torch.stack(self._values), torch.stack(self._hits).sum()
-        sums = torch.cat([counts @ values.double(), hits[None], counts.sum()[None]])
-        *losses, right, samples = summed(sums, world).tolist()
-        means = {name: loss / samples for name, loss in zip(self._names, losses, strict=True)}
-        if not all(map(_is_finite, losses)):
-            raise Diverged(epoch, self._first_fault(values, world))
-        terms = {f"term_{name}": mean for name, mean in means.items() if name != "loss"}
+        sizes = torch.tensor(self._sizes, dtype=torch.float64, device=self._device)
+        losses, correct = torch.stack(self._losses), torch.stack(self._correct).sum()
+        sums = torch.cat([sizes @ losses.double(), correct[None], sizes.sum()[None]])
+        *totals, correct_count, samples = summed(sums, world).tolist()
+        means = {name: total / samples for name, total in zip(self._names, totals, strict=True)}
+        if not all(map(math.isfinite, totals)):
+            raise Diverged(epoch, self._describe_fault(losses, world))
         return {
-            "train_loss": means["loss"],
-            "train_accuracy": right / samples,
-            **terms,
+            "train_loss": means.pop("loss"),
+            "train_accuracy": correct_count / samples,
+            **{f"term_{name}": mean for name, mean in means.items()},
             "samples": samples,
         }
 
-    def _first_fault(self, values: Tensor, world: int) -> str:
-        """Which figures were the first not to be finite; after them all the others follow."""
-        broken = ~torch.isfinite(values)
-        never = torch.full_like(broken[0], len(values), dtype=torch.int64)
+    def _describe_fault(self, losses: Tensor, world: int) -> str:
+        """Name the losses that were first not finite; all others follow from them."""
+        broken = ~torch.isfinite(losses)
+        never = torch.full_like(broken[0], len(losses), dtype=torch.int64)
         first = torch.where(broken.any(0), broken.int().argmax(0), never)
         if world > 1:
             dist.all_reduce(first, dist.ReduceOp.MIN)
         steps = dict(zip(self._names, first.tolist(), strict=True))
         step = min(steps.values())
         terms = [f"term {name!r}" for name in steps if name != "loss" and steps[name] == step]
-        where = f"in step {step + 1} of {len(values)}"
-        return f"{' and '.join(terms) or 'the weighted sum of the terms'} not finite {where}"
-
-
-def _is_finite(value: float) -> bool:
-    return abs(value) < float("inf")
+        faulty = " and ".join(terms) or "the weighted sum of the terms"
+        return f"{faulty} not finite in step {step + 1} of {len(losses)}"

@@ -161,8 +161,8 @@ def test_replayed_steps_learn_the_same(
     for _ in range(study.train.epochs):
         written, recorded = (losses(training.run_epoch()) for training in found)
         assert recorded == pytest.approx(written, rel=2e-3)
-    replay = found[1]._replay
-    assert replay is not None and replay._refused is (name in WAITS)
+    replay = found[1]._cuda_graph
+    assert replay is not None and replay._failed is (name in WAITS)
 
 
 @pytest.mark.parametrize("name", list(SCHEMES.members))
@@ -174,15 +174,15 @@ def test_replayed_steps_of_every_scheme_learn_the_same(name: str, there: Dataset
     for _ in range(study.train.epochs):
         expected = losses(written.run_epoch())
         assert losses(recorded.run_epoch()) == pytest.approx(expected, rel=5e-3)
-    assert recorded._replay is not None and not recorded._replay._refused
+    assert recorded._cuda_graph is not None and not recorded._cuda_graph._failed
 
 
 def test_steps_that_differ_are_not_replayed(there: Dataset) -> None:
     ramp = replayed(kept(Term(loss=LOSSES["kd"](), ramp_epochs=2)))
-    assert on_gpu(ramp, there)._replay is None
+    assert on_gpu(ramp, there)._cuda_graph is None
     two = (Teacher(model=Mlp(depth=2, width=16), seed=1),)
     dropping = dataclasses.replace(replayed(kept()), scheme=MultiTeacher(others=two, drop=0.5))
-    assert on_gpu(dropping, there)._replay is None
+    assert on_gpu(dropping, there)._cuda_graph is None
 
 
 def test_replayed_steps_draw_anew(there: Dataset) -> None:

@@ -288,7 +288,7 @@ def test_a_training_that_blows_up_says_so(train: dict[str, Any], what: str) -> N
     training = train_of(alone(epochs=3, **train))
     with pytest.raises(Diverged, match="not finite") as caught:
         finish(training)
-    assert what in caught.value.what
+    assert what in caught.value.fault
     assert caught.value.epoch == training.epoch + 1
 
 
@@ -315,7 +315,7 @@ class CountsHostReads(TorchDispatchMode):
 def test_no_step_waits_for_the_device(case: str) -> None:
     training = train_of(CASES[case]())
     with CountsHostReads() as counted:
-        training._train()
+        training.train_epoch()
     assert counted.reads == 0
 
 

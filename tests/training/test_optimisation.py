@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from raykd.schemes.train import SGD, AdamW, Constant, Cosine, Step, Train
-from raykd.training.optimisation import learning_rate, make_optimizer, set_rate
+from raykd.training.optimisation import learning_rate, make_optimizer, set_learning_rate
 
 LR = 0.4
 
@@ -62,7 +62,7 @@ def test_it_is_the_published_rule_whatever_the_kernel(option: SGD | AdamW) -> No
 
     def steps(optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> torch.Tensor:
         for step in range(5):
-            set_rate(optimizer, option.lr / (step + 1))
+            set_learning_rate(optimizer, option.lr / (step + 1))
             optimizer.zero_grad()
             (parameter**3).sum().backward()
             optimizer.step()

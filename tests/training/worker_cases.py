@@ -160,5 +160,5 @@ def _diverged(rank: int) -> str:
     try:
         training.run_epoch()
     except Diverged as error:
-        return f"{error.epoch}: {error.what}"
+        return f"{error.epoch}: {error.fault}"
     return "nothing"
