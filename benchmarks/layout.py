@@ -78,7 +78,7 @@ def random_pictures(case: Case, steps: int) -> Dataset:
 @contextmanager
 def lying(innermost: bool) -> Iterator[None]:
     """Everything lies so, whatever raykd thinks better."""
-    with patch("raykd.training.layout.innermost", lambda *_: innermost):
+    with patch("raykd.training.layout.channels_last_for", lambda *_: innermost):
         yield
 
 

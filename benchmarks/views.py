@@ -37,8 +37,14 @@ from raykd.schemes.train import SGD, Train
 from raykd.search.statistics import Estimate, estimate, paired_gain
 from raykd.study.schema import Cache, Student, Study
 from raykd.training import Training
-from raykd.training.at_hand import TeacherAtHand
-from raykd.training.cache import Build, OutputsStore, describe_outputs, digest_of, open_outputs
+from raykd.training.cache import (
+    Build,
+    OutputsStore,
+    TeacherAtHand,
+    describe_outputs,
+    digest_of,
+    open_outputs,
+)
 from raykd.training.storage import Storage
 
 LIVE, ALONE = "live", "alone"

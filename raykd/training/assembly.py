@@ -27,8 +27,7 @@ from raykd.schemes import Distiller, Guide, Parts, Preparation
 from raykd.study.pairing import resolve_pairs
 from raykd.study.schema import Study
 from raykd.study.teachers import needed_by, teachers_of
-from raykd.training.at_hand import TeacherAtHand, at_hand
-from raykd.training.cache import serves
+from raykd.training.cache import TeacherAtHand, serves
 from raykd.training.layout import lay_out
 from raykd.training.normalizing import adapted
 from raykd.training.seeding import derive, seeded
@@ -75,27 +74,30 @@ def assemble(
             to inherit from.
     """
     task = task_of(data)
-    teachers = [adapted(one, data) if isinstance(one, nn.Module) else one for one in teachers]
+    handles = [
+        TeacherAtHand(adapted(teacher, data)) if isinstance(teacher, nn.Module) else teacher
+        for teacher in teachers
+    ]
     cpu = torch.device("cpu")
     with seeded(derive(seed, "student"), cpu):
-        student = _student(study, task, teachers)
+        student = _student(study, task, handles)
     with seeded(derive(seed, "scheme"), cpu):
-        known = [_checked(at_hand(one), study, data, seed) for one in teachers]
-        parts = _parts(study, data, task, lay_out(student, device), known, device)
+        checked = [_checked(handle, study, data, seed) for handle in handles]
+        parts = _parts(study, data, task, lay_out(student, device), checked, device)
         distiller = study.scheme.build(parts)
     lay_out(distiller, device)
     return distiller
 
 
-def _student(study: Study, task: Task, teachers: Sequence[nn.Module | TeacherAtHand]) -> nn.Module:
+def _student(study: Study, task: Task, teachers: Sequence[TeacherAtHand]) -> nn.Module:
     """The student with the weights it starts from."""
     model, teaching, needed = study.student.model, teachers_of(study), needed_by(study)
     if model.origin is not None and len(teachers) > len(teaching):
-        return _made_from(at_hand(teachers[len(teaching)]).network, model, task)
+        return _made_from(teachers[len(teaching)].network, model, task)
     if needed == teaching:
         return model.build(task)
     if needed[-1] in teaching[: len(teachers)]:
-        return _made_from(at_hand(teachers[teaching.index(needed[-1])]).network, model, task)
+        return _made_from(teachers[teaching.index(needed[-1])].network, model, task)
     raise ValueError(
         f"student '{model.name}' inherits from the study's trained teacher, which was not given; "
         "give it after those that teach (`train_teachers`), or write `inherit_weights: false`"

@@ -26,14 +26,14 @@ FEW_CHANNELS = 16
 def lay_out(model: nn.Module, device: torch.device) -> nn.Module:
     """Put a network on `device`, in place, its kernels as `laid_out` lays the pictures."""
     model.to(device)
-    if innermost(device):
+    if channels_last_for(device):
         for tensor in (*model.parameters(), *model.buffers()):
             if tensor.dim() == 4:
                 tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)
     if device.type == "cpu":
         for module in model.modules():
             if isinstance(module, nn.Conv2d) and overruns(module):
-                _keep_outermost(module)
+                _make_contiguous(module)
     return model
 
 
@@ -49,13 +49,13 @@ def can_compile(model: nn.Module, device: torch.device) -> bool:
     return device.type != "cpu" or not any(map(overruns, convolutions))
 
 
-def _keep_outermost(layer: nn.Conv2d) -> None:
+def _make_contiguous(layer: nn.Conv2d) -> None:
     layer.weight.data = layer.weight.data.contiguous()
-    if _channels_outermost not in layer._forward_pre_hooks.values():
-        layer.register_forward_pre_hook(_channels_outermost)
+    if _contiguous_inputs not in layer._forward_pre_hooks.values():
+        layer.register_forward_pre_hook(_contiguous_inputs)
 
 
-def _channels_outermost(layer: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
+def _contiguous_inputs(layer: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
     # A copy always: `contiguous` would leave pictures of one channel as they are.
     return (inputs[0].clone(memory_format=torch.contiguous_format),)
 
@@ -66,7 +66,7 @@ def laid_out(batch: Batch) -> Batch:
 
 
 def _laid_out(inputs: Inputs) -> Inputs:
-    if not isinstance(inputs, Tensor) or inputs.dim() != 4 or not innermost(inputs.device):
+    if not isinstance(inputs, Tensor) or inputs.dim() != 4 or not channels_last_for(inputs.device):
         return inputs
     # `contiguous` would leave pictures of one channel alone, whose strides then say nothing.
     if inputs.shape[1] == 1 and inputs.is_contiguous():
@@ -75,6 +75,6 @@ def _laid_out(inputs: Inputs) -> Inputs:
     return torch.empty_like(inputs, memory_format=torch.channels_last).copy_(inputs)
 
 
-def innermost(device: torch.device) -> bool:
+def channels_last_for(device: torch.device) -> bool:
     """Whether pictures, kernels and kept maps lie with their channels innermost on `device`."""
     return device.type in ("cpu", "cuda")  # on others not measured

@@ -22,7 +22,7 @@ from raykd.knowledge import Progress, Terms
 from raykd.schemes import StepOutput
 from raykd.study.schema import Cache, Study
 from raykd.training.assembly import assemble
-from raykd.training.at_hand import TeacherAtHand
+from raykd.training.cache import TeacherAtHand
 from raykd.training.evaluate import evaluate_split, precision_of, summed
 from raykd.training.graph import CudaGraphStep
 from raykd.training.layout import can_compile, laid_out

@@ -30,8 +30,14 @@ from raykd.study.schema import Study, read_study
 from raykd.study.teachers import teachers_of
 from raykd.training.assembly import task_of
 from raykd.training.assignment import Assignment
-from raykd.training.at_hand import TeacherAtHand
-from raykd.training.cache import Build, Description, Outputs, OutputsStore, open_outputs
+from raykd.training.cache import (
+    Build,
+    Description,
+    Outputs,
+    OutputsStore,
+    TeacherAtHand,
+    open_outputs,
+)
 from raykd.training.checkpoint import dump_weights
 from raykd.training.delivering import delivered, stored_network
 from raykd.training.evaluate import evaluate_split, precision_of, summed

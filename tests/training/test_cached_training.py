@@ -17,8 +17,7 @@ from raykd.knowledge import LOSSES, Pair, Term
 from raykd.schemes import LiveTeacher, MultiTeacher, Teacher
 from raykd.study.schema import Cache, Study
 from raykd.training.assembly import task_of
-from raykd.training.at_hand import TeacherAtHand
-from raykd.training.cache import CachedTeacher, Outputs
+from raykd.training.cache import CachedTeacher, Outputs, TeacherAtHand
 from raykd.training.loop import Training
 from training_cases import (
     assert_same,

@@ -20,8 +20,7 @@ from raykd.schemes import SCHEMES, MultiTeacher, Teacher
 from raykd.schemes.train import SGD, AdamW
 from raykd.study.schema import Cache, Student, Study
 from raykd.training.assembly import task_of
-from raykd.training.at_hand import TeacherAtHand
-from raykd.training.cache import Build, Outputs, OutputsStore, open_outputs
+from raykd.training.cache import Build, Outputs, OutputsStore, TeacherAtHand, open_outputs
 from raykd.training.loop import Training
 from raykd.training.storage import Storage
 from training_cases import DIGITS, alone, forgetful, scheme_of, taught, teacher, teachers, untimed

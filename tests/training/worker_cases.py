@@ -17,10 +17,10 @@ from raykd.knowledge import LOSSES, Pair, Term
 from raykd.schemes.train import SGD
 from raykd.study.schema import Cache, Student, Study
 from raykd.training.assembly import task_of
-from raykd.training.at_hand import TeacherAtHand
 from raykd.training.cache import (
     Build,
     OutputsStore,
+    TeacherAtHand,
     describe_outputs,
     digest_of,
     open_outputs,

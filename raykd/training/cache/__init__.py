@@ -10,7 +10,7 @@ from raykd.training.cache.description import (
     digest_of,
     serves,
 )
-from raykd.training.cache.reading import CachedTeacher, Outputs, open_outputs
+from raykd.training.cache.reading import CachedTeacher, Outputs, TeacherAtHand, open_outputs
 from raykd.training.cache.store import OutputsStore
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "Description",
     "Outputs",
     "OutputsStore",
+    "TeacherAtHand",
     "describe_outputs",
     "digest_of",
     "open_outputs",

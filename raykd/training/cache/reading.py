@@ -11,20 +11,22 @@ import shutil
 import tempfile
 import uuid
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
+from torch import Tensor, nn
 
+from raykd.architecture import Task
 from raykd.data import Batch, Dataset
 from raykd.knowledge import Evidence
 from raykd.schemes import LiveTeacher
+from raykd.schemes.scheme import TeacherSource
 from raykd.training.cache.description import LOGITS, Description
 from raykd.training.cache.store import FOLDER, Manifest, OutputsStore
-from raykd.training.layout import innermost
+from raykd.training.layout import channels_last_for, lay_out
 
 log = logging.getLogger("raykd")
 
@@ -86,7 +88,7 @@ class Outputs:
         if taken.dim() != 4:
             return taken
         maps = taken.permute(0, 3, 1, 2)
-        return maps if innermost(self.device) else maps.contiguous()
+        return maps if channels_last_for(self.device) else maps.contiguous()
 
     def stored(self, name: str, view: int, rows: Tensor) -> Tensor:
         """An output as it lies in the files (maps with their channels innermost), by the samples'
@@ -164,6 +166,61 @@ class CachedTeacher:
         if self.logits:
             return Evidence(self.outputs.take(LOGITS, batch), shown)
         return Evidence(torch.empty(len(batch), 0, device=self.outputs.device), shown)
+
+
+class TeacherAtHand:
+    """A trained teacher: its network, which may be loaded later, and its cached outputs, if any.
+
+    Args:
+        network: the network, or a function that loads it.
+        outputs: its cached outputs on the training samples.
+    """
+
+    def __init__(
+        self, network: nn.Module | Callable[[], nn.Module], outputs: Outputs | None = None
+    ) -> None:
+        self._network = network if isinstance(network, nn.Module) else None
+        self._load = network
+        self.outputs = outputs
+
+    @property
+    def network(self) -> nn.Module:
+        """The trained network; loaded on first use."""
+        if self._network is None:
+            self._network = self._load()
+        return self._network
+
+    @property
+    def loaded(self) -> nn.Module | None:
+        """The network if it is loaded, else None."""
+        return self._network
+
+    def without_outputs(self) -> TeacherAtHand:
+        """Return a handle of the same teacher that always runs the network."""
+        return TeacherAtHand(self._load)
+
+    def source(
+        self, layers: Sequence[str], task: Task, device: torch.device, *, logits: bool
+    ) -> TeacherSource:
+        """Return the source of these layers: the cache, and the network for layers not in it.
+
+        Args:
+            layers: hint layers, as the pairs name them.
+            task: inputs and classes of the network.
+            device: device of the batches.
+            logits: whether a term reads the logits.
+
+        Raises:
+            ValueError: the teacher has no such layer.
+        """
+        if self.outputs is None:
+            return LiveTeacher(lay_out(self.network, device), layers, task, logits=logits)
+        cached = [name for name in layers if name in self.outputs.layers]
+        missing = [name for name in layers if name not in cached]
+        live = None
+        if missing:
+            live = LiveTeacher(lay_out(self.network, device), missing, task, logits=False)
+        return CachedTeacher(self.outputs, cached, live, logits=logits)
 
 
 def open_outputs(
