@@ -21,7 +21,7 @@ import torch
 from raykd.architecture import Model, Task, anatomy
 from raykd.architecture.model import written
 from raykd.architecture.screens import Measured, Ranking, Screening
-from raykd.architecture.screens.screen import derived
+from raykd.architecture.screens.screen import derive_seed
 from raykd.data import BatchLoader, Dataset, Placement
 from raykd.problems import Infeasible, Problem, StudyError
 from raykd.study.opened import OpenStudy
@@ -109,7 +109,7 @@ def candidates(study: OpenStudy, task: Task, how: Ranking, search: Search) -> li
     cost = bin_cost(how, search.objectives)
     wanted = how.candidates
     for number in range(ATTEMPTS * wanted):
-        drawer = Seeded(derived(study.settings.seed, "point", number))
+        drawer = Seeded(derive_seed(study.settings.seed, "point", number))
         try:
             model = study.bind(task).draw(drawer).study.student.model
         except Infeasible:

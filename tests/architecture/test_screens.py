@@ -25,10 +25,10 @@ from raykd.architecture.screens import (
     Screening,
     Zen,
 )
-from raykd.architecture.screens.diswot import likeness, relations, semantics
+from raykd.architecture.screens.diswot import class_cosines, relations, similarity_score
 from raykd.architecture.screens.naswot import Patterns, log_determinant
-from raykd.architecture.screens.screen import fresh
-from raykd.architecture.screens.zen import scales, zen_score
+from raykd.architecture.screens.screen import build_initialized
+from raykd.architecture.screens.zen import batch_variances, zen_score
 from raykd.data import SOURCES
 from raykd.option import option
 
@@ -123,7 +123,7 @@ class Straight(Model):
 
 
 @pytest.mark.parametrize(
-    ("name", "said"), [("naswot", "looks at ReLUs and their like, and straight has none")]
+    ("name", "said"), [("naswot", "needs ReLUs or the like, and straight has none")]
 )
 def test_networks_it_cannot_look_at_are_named(name: str, said: str, digits: Screening) -> None:
     with pytest.raises(ValueError, match=said):
@@ -149,7 +149,7 @@ def test_zen_score_by_hand() -> None:
 def test_zen_sees_the_variances_that_batch_norms_see() -> None:
     network = nn.Sequential(nn.Conv2d(2, 3, 1), nn.BatchNorm2d(3)).train()
     inputs = torch.randn(4, 2, 5, 5)
-    with torch.no_grad(), scales(network) as seen:
+    with torch.no_grad(), batch_variances(network) as seen:
         network(inputs)
         into = network[0](inputs)
     assert len(seen) == 1
@@ -183,7 +183,7 @@ def test_zen_of_a_linear_network_is_that_of_its_weights(digits: Screening) -> No
 
 
 def test_gaussian_weights_are_drawn_and_norms_reset(digits: Screening) -> None:
-    network = fresh(Resnet(depth=8, width=16), digits, seed=1, gaussian=True)
+    network = build_initialized(Resnet(depth=8, width=16), digits, seed=1, gaussian=True)
     convs = [m.weight.detach() for m in network.modules() if isinstance(m, nn.Conv2d)]
     weights = torch.cat([weight.flatten() for weight in convs])
     assert float(weights.std()) == pytest.approx(1, abs=0.02)
@@ -196,7 +196,7 @@ def test_gaussian_weights_are_drawn_and_norms_reset(digits: Screening) -> None:
 
 def test_diswots_matrices_by_hand() -> None:
     gradient = torch.tensor([[3.0, 4.0], [0.0, 2.0], [-6.0, -8.0]])
-    assert semantics(gradient).numpy() == pytest.approx(
+    assert class_cosines(gradient).numpy() == pytest.approx(
         np.array([[1, 0.8, -1], [0.8, 1, -0.8], [-1, -0.8, 1]])
     )
     features = torch.tensor([[1.0, 0.0], [1.0, 1.0]])  # products [[1, 1], [1, 2]]
@@ -213,7 +213,7 @@ def test_diswot_is_the_mean_squared_difference_of_both_matrices(digits: Screenin
     seeds: list[int] = []
     looks = []
     inputs, targets = digits.inputs[:16].double(), digits.targets[:16]  # type: ignore[index]
-    original = Diswot._looks
+    original = Diswot._similarities
 
     def watched(self: Diswot, model: Model, about: Screening, seed: int) -> Any:
         seeds.append(seed)
@@ -223,7 +223,7 @@ def test_diswot_is_the_mean_squared_difference_of_both_matrices(digits: Screenin
         patch.setattr(Diswot, "_looks", watched)
         score = screen.scorer(about)(student)
     for model, seed in zip((teacher, student), seeds, strict=True):
-        network = fresh(model, about, seed).double()
+        network = build_initialized(model, about, seed).double()
         with torch.no_grad():
             hidden = network[1](network[0](inputs))  # type: ignore[index]
             missed = torch.softmax(network[2](hidden), dim=1)  # type: ignore[index]
@@ -240,8 +240,8 @@ def test_diswot_is_the_mean_squared_difference_of_both_matrices(digits: Screenin
 
 
 def test_nothing_is_liker_than_the_same(digits: Screening) -> None:
-    looks = Diswot()._looks(TEACHER, digits, seed=1)
-    assert likeness(looks, looks) == 0
+    looks = Diswot()._similarities(TEACHER, digits, seed=1)
+    assert similarity_score(looks, looks) == 0
     assert Diswot().scorer(digits)(TEACHER) < 0, "other first weights"
 
 
@@ -308,7 +308,7 @@ def test_texts(name: str) -> None:
     about = Screening(WORDS, inputs, torch.arange(8) % 3, model, seed=0)
     screen = made(name)
     if not screen.takes_text:
-        with pytest.raises(ValueError, match="which texts cannot be made of; take naswot"):
+        with pytest.raises(ValueError, match="not possible with texts; use naswot"):
             screen.scorer(about)
         with pytest.raises(ValueError, match="which texts cannot be made of"):
             screen.check(WORDS)
@@ -343,7 +343,11 @@ def test_dropout_does_not_blur_a_score(name: str, digits: Screening) -> None:
     first = score(Dropping())
     torch.manual_seed(1)
     assert score(Dropping()) == first
-    norms = [m for m in fresh(Dropping(), digits, 0).modules() if isinstance(m, nn.BatchNorm1d)]
+    norms = [
+        m
+        for m in build_initialized(Dropping(), digits, 0).modules()
+        if isinstance(m, nn.BatchNorm1d)
+    ]
     assert [norm.training for norm in norms] == [True]
 
 

@@ -115,7 +115,7 @@ def test_noise_cannot_be_made_of_texts() -> None:
     search = opened("search.screen={name: zen}").settings.search
     words = Task((12,), 3, Text(vocabulary=50))
     [finding] = task_findings(search, words)
-    assert str(finding).startswith("search.screen: screen 'zen' feeds networks with noise")
+    assert str(finding).startswith("search.screen: proxy 'zen' feeds noise to networks")
     assert list(task_findings(search, TASK)) == []
 
 

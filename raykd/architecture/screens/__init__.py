@@ -1,4 +1,4 @@
-"""Cheap screens: they rank architectures before one of them is trained."""
+"""Zero-cost proxies: rank architectures without training them."""
 
 from raykd.architecture.screens.diswot import Diswot
 from raykd.architecture.screens.naswot import Naswot

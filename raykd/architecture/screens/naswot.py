@@ -1,4 +1,4 @@
-"""NASWOT: do the activations of an untrained network tell samples apart?"""
+"""NASWOT: separation of samples by the activations of an untrained network."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from raykd.architecture.macs import without_fused_attention
 from raykd.architecture.model import Model
-from raykd.architecture.screens.screen import Measured, Scorer, Screening, first, fresh
+from raykd.architecture.screens.screen import Measured, Scorer, Screening, build_initialized, first
 from raykd.option import option
 
 _aten = torch.ops.aten
@@ -20,33 +20,34 @@ _aten = torch.ops.aten
 class Naswot(Measured):
     """Log-determinant of the similarity of ReLU patterns in an untrained network.
 
-    Mellor et al. 2021 (arXiv:2006.04647), section 3.  Each sample has a binary code c: for each
-    unit before a ReLU, whether it is above 0.  K_ij = units - hamming(c_i, c_j), a (B, B) matrix,
-    and the score is log |det K|: large where samples get codes that differ.  It grows with the
-    number of units by itself, so look at it beside `params`, or with `per_cost`.
+    Mellor et al. 2021 (arXiv:2006.04647), section 3.  The binary code c of a sample holds, for each
+    input of a ReLU, whether it is above 0.  K_ij = units - hamming(c_i, c_j) is a (B, B) matrix,
+    and the score is log |det K|: large if samples have different codes.  It grows with the number
+    of units, so compare it with `params`, or use `per_cost`.
 
-    The network has its own first weights, and batch-norms see the batch, as in the paper; the
-    samples are the study's own training pictures, not augmented, their labels not looked at.  We
-    depart: of smooth activations (GELU, SiLU, hard-swish ...) the sign of the input is taken, of a
-    ReLU6 only its lower bend; `batch` is 64 and not 128, and the mean over `repeats` is offered.
+    As in the paper, weights are the default initialization and batch-norms use batch statistics;
+    samples are training images of the study, not augmented, without their labels.  Differences
+    from the paper: smooth activations (GELU, SiLU, hard-swish ...) use the sign of the input and a
+    ReLU6 its lower bend; `batch` is 64 instead of 128, and the score can be averaged over
+    `repeats`.
     """
 
     paper = "Mellor 2021, arXiv:2006.04647"
 
     name: Literal["naswot"] = "naswot"
 
-    def seeded_scorer(self, about: Screening, seed: int) -> Scorer:
-        inputs = first(about.inputs, self.batch)
+    def seeded_scorer(self, context: Screening, seed: int) -> Scorer:
+        inputs = first(context.inputs, self.batch)
 
         def score(model: Model) -> float:
-            network = fresh(model, about, seed)
+            network = build_initialized(model, context, seed)
             patterns = Patterns()
             with torch.no_grad(), without_fused_attention(), patterns:
                 network(inputs)
             if patterns.kernel is None:
                 raise ValueError(
-                    f"screen 'naswot' looks at ReLUs and their like, and {model.name} has none; "
-                    "take zen, params or macs"
+                    f"proxy 'naswot' needs ReLUs or the like, and {model.name} has none; "
+                    "use zen, params or macs"
                 )
             return log_determinant(patterns.kernel)
 
@@ -54,17 +55,17 @@ class Naswot(Measured):
 
 
 def log_determinant(kernel: Tensor) -> float:
-    """log |det kernel|, -inf where it is singular."""
+    """Return log |det kernel|; -inf if it is singular."""
     return float(torch.linalg.slogdet(kernel.double()).logabsdet)
 
 
 class Patterns(TorchDispatchMode):
-    """Adds up, over all rectifiers that run inside, in how many units two samples agree.
+    """Count in how many units two samples agree, over all rectifiers that run inside.
 
-    Works on any network, modules and functions alike.
+    Covers modules and functions of any network.
 
     Attributes:
-        kernel: (B, B) float64; None before the first rectifier has run.
+        kernel: (B, B) float64; None before the first rectifier.
     """
 
     RECTIFIERS = frozenset(
@@ -82,14 +83,14 @@ class Patterns(TorchDispatchMode):
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        """PyTorch would otherwise import the compiler, to keep it away from this mode."""
+        """Keep torch from importing its compiler for this mode (private hook; torch 2.15)."""
         return False
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        if func._overloadpacket in self.RECTIFIERS:
-            self._count(args[0])  # before it may be overwritten
+        if func._overloadpacket in self.RECTIFIERS:  # private in torch 2.15, used by its modes
+            self._count(args[0])  # before an in-place operation overwrites it
         return func(*args, **(kwargs or {}))
 
     def _count(self, values: Tensor) -> None:

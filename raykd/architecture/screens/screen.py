@@ -1,4 +1,4 @@
-"""The shape every screen has: it ranks architectures before one of them is trained."""
+"""Base classes of zero-cost proxies, which rank architectures without training them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -17,19 +17,19 @@ from raykd.option import option
 
 Inputs = Tensor | Mapping[str, Tensor]
 Scorer = Callable[[Model], float]
-"""A model's score; more is better.  Not a finite number: this screen cannot rank it."""
+"""Function from a model to its score: more is better; without a finite score it is not ranked."""
 
 
 @dataclass(frozen=True)
 class Screening:
-    """What a screen may look at.
+    """Data, teacher and seed that a proxy may use.
 
     Attributes:
-        task: what the models take and give.
-        inputs: (B, ...) one batch of training samples, as models take them.
-        targets: (B,) their classes, int64.
-        teacher: the teacher's model; None where there is none.
-        seed: of all that is drawn at random.
+        task: inputs and outputs of the models.
+        inputs: (B, ...) one batch of training samples, as inputs of the models.
+        targets: (B,) int64 classes of the samples.
+        teacher: model of the teacher, or None.
+        seed: seed of all random numbers.
     """
 
     task: Task
@@ -41,12 +41,12 @@ class Screening:
 
 @option
 class Screen:
-    """Base of every screen.
+    """Base of every proxy.
 
     Class attributes:
-        paper: author, year, arXiv number; empty where there is none.
+        paper: author, year, arXiv number; may be empty.
         needs_teacher: whether it compares a student with a teacher.
-        takes_text: whether it can look at networks for texts.
+        takes_text: whether it supports text models.
     """
 
     name: str
@@ -55,15 +55,15 @@ class Screen:
     takes_text: ClassVar[bool] = True
 
     def check(self, task: Task) -> None:
-        """See that it can look at networks for such a task.
+        """Check that the proxy supports a task.
 
         Raises:
-            ValueError: it cannot; says which can.
+            ValueError: it does not; the message names proxies that do.
         """
         if task.text is not None and not self.takes_text:
             raise ValueError(
-                f"screen '{self.name}' feeds networks with noise, which texts cannot be made of; "
-                "take naswot, diswot, params or macs"
+                f"proxy '{self.name}' feeds noise to networks, which is not possible with texts; "
+                "use naswot, diswot, params or macs"
             )
 
 
@@ -76,11 +76,11 @@ class Unscreened(Screen):
 
 @option
 class Ranking(Screen):
-    """Base of the screens that rank.
+    """Base of the proxies that rank.
 
-    `candidates` feasible points are drawn at random, their distinct architectures scored, and the
-    best `keep` of them are the first trials; what is no part of the student's model is left to
-    the sampler, which goes on by itself where trials are left.
+    `candidates` feasible points are drawn at random and their distinct architectures are scored.
+    The best `keep` become the first trials; the sampler chooses their other values and all further
+    trials.
     """
 
     candidates: Annotated[
@@ -102,31 +102,32 @@ class Ranking(Screen):
     ] = "auto"
     bins: Annotated[int, Field(ge=2, description="Number of bins. Only with `per_cost`")] = 5
 
-    def scorer(self, about: Screening) -> Scorer:
-        """What gives each model its score.
+    def scorer(self, context: Screening) -> Scorer:
+        """Return a function that scores models.
 
         Raises:
-            ValueError: it cannot work with what there is to look at.
+            ValueError: the context lacks something that the proxy needs.
         """
         raise NotImplementedError
 
 
 @option
 class Measured(Ranking):
-    """Base of the screens that build each network and let it run."""
+    """Base of the proxies that build and run each network."""
 
     batch: Annotated[int, Field(ge=2, description="Batch size of training samples or noise")] = 64
     repeats: Annotated[
         int, Field(ge=1, description="Number of weight initializations to average over")
     ] = 1
 
-    def scorer(self, about: Screening) -> Scorer:
-        self.check(about.task)
-        once = [self.seeded_scorer(about, derived(about.seed, n)) for n in range(self.repeats)]
-        return lambda model: sum(score(model) for score in once) / len(once)
+    def scorer(self, context: Screening) -> Scorer:
+        self.check(context.task)
+        seeds = [derive_seed(context.seed, number) for number in range(self.repeats)]
+        scorers = [self.seeded_scorer(context, seed) for seed in seeds]
+        return lambda model: sum(score(model) for score in scorers) / len(scorers)
 
-    def seeded_scorer(self, about: Screening, seed: int) -> Scorer:
-        """What gives each model its score under one seed.
+    def seeded_scorer(self, context: Screening, seed: int) -> Scorer:
+        """Return a function that scores models under one seed.
 
         Raises:
             ValueError: as `scorer`.
@@ -134,43 +135,45 @@ class Measured(Ranking):
         raise NotImplementedError
 
 
-def derived(seed: int, *purpose: str | int) -> int:
-    """A seed of its own for each purpose, below 2**63."""
+def derive_seed(seed: int, *purpose: str | int) -> int:
+    """Return a separate seed, below 2**63, for each purpose."""
     text = "/".join(map(str, ("screen", seed, *purpose)))
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
 
 @contextmanager
-def drawing(seed: int, device: torch.device | None = None) -> Iterator[None]:
-    """Torch's random numbers start from `seed` inside, and go on as before afterwards."""
-    on_cuda = [device] if device is not None and device.type == "cuda" else []
-    with torch.random.fork_rng(devices=on_cuda):
+def seeded_rng(seed: int, device: torch.device | None = None) -> Iterator[None]:
+    """Seed torch's random numbers inside the context, and restore their state after it."""
+    devices = [device] if device is not None and device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)
         yield
 
 
-def fresh(model: Model, about: Screening, seed: int, *, gaussian: bool = False) -> nn.Module:
-    """The model's network with first weights of this seed, on the inputs' device.
+def build_initialized(
+    model: Model, context: Screening, seed: int, *, gaussian: bool = False
+) -> nn.Module:
+    """Build a network with initial weights of this seed, on the device of the inputs.
 
-    Its batch-norms take what they need from the batch, as in training; nothing else, dropout
-    least of all, behaves as in training.
+    Batch-norms use batch statistics, as in training; all else, such as dropout, is in eval mode.
 
     Args:
         gaussian: weights of convolutions and linear layers from N(0, 1), biases 0, norms 1 and 0.
     """
-    with drawing(seed):
-        network = model.build(about.task)
+    with seeded_rng(seed):
+        network = model.build(context.task)
         if gaussian:
-            make_gaussian(network)
+            init_gaussian(network)
     network.eval()
     for module in network.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):  # no public base in torch 2.15
             module.train()
-    return network.to(device_of(about.inputs))
+    return network.to(device_of(context.inputs))
 
 
-def make_gaussian(network: nn.Module) -> None:
+def init_gaussian(network: nn.Module) -> None:
     """Draw the weights of convolutions and linear layers from N(0, 1); reset biases and norms."""
+    # `_ConvNd` and `_NormBase`: no public bases in torch 2.15.
     for module in network.modules():
         weight, bias = getattr(module, "weight", None), getattr(module, "bias", None)
         if isinstance(module, nn.Linear | nn.modules.conv._ConvNd):
@@ -188,12 +191,12 @@ def _is_norm(module: nn.Module) -> bool:
 
 
 def device_of(inputs: Inputs) -> torch.device:
-    """Where they lie."""
+    """Return the device of a batch."""
     return (inputs if isinstance(inputs, Tensor) else next(iter(inputs.values()))).device
 
 
-def first(inputs: Inputs, count: int) -> Any:
-    """The first `count` samples."""
+def first(inputs: Inputs, count: int) -> Inputs:
+    """Return the first `count` samples."""
     if isinstance(inputs, Tensor):
         return inputs[:count]
     return {key: value[:count] for key, value in inputs.items()}

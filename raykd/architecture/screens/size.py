@@ -1,4 +1,4 @@
-"""Size as a screen: what every other screen has to beat."""
+"""Model size as a proxy: the baseline of all other proxies."""
 
 from __future__ import annotations
 
@@ -13,25 +13,24 @@ from raykd.option import option
 class Params(Ranking):
     """Number of parameters (more is better).
 
-    The null screen: on DisWOT's table of 64 students it ranks the accuracy after distillation
-    with Kendall's tau 0.87 (`benchmarks/screens.py`).  It says nothing where `params` is an
-    objective.
+    The baseline: on DisWOT's table of 64 students it ranks the accuracy after distillation with
+    Kendall's tau 0.87 (`benchmarks/screens.py`).  Not informative if `params` is an objective.
     """
 
     name: Literal["params"] = "params"
 
-    def scorer(self, about: Screening) -> Scorer:
-        return lambda model: float(anatomy(model, about.task).params)
+    def scorer(self, context: Screening) -> Scorer:
+        return lambda model: float(anatomy(model, context.task).params)
 
 
 @option
 class Macs(Ranking):
     """Number of multiply-accumulate operations (more is better).
 
-    It says nothing where `macs` is an objective.
+    Not informative if `macs` is an objective.
     """
 
     name: Literal["macs"] = "macs"
 
-    def scorer(self, about: Screening) -> Scorer:
-        return lambda model: float(anatomy(model, about.task).macs)
+    def scorer(self, context: Screening) -> Scorer:
+        return lambda model: float(anatomy(model, context.task).macs)

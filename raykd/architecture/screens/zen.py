@@ -1,4 +1,4 @@
-"""Zen score: how expressive is a network of random weights?"""
+"""Zen score: expressivity of a network with random weights."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from raykd.architecture.screens.screen import (
     Measured,
     Scorer,
     Screening,
-    derived,
+    build_initialized,
+    derive_seed,
     device_of,
-    drawing,
-    fresh,
+    seeded_rng,
 )
 from raykd.architecture.taps import Taps
 from raykd.option import option
@@ -34,12 +34,12 @@ class Zen(Measured):
         log E ||f(x) - f(x + alpha e)||_F + sum_l log sqrt(mean_j sigma_lj^2)
 
     with f the features before the global average, E over the batch, and sigma_lj^2 the variance
-    that batch-norm l sees in channel j of f(x): the first part alone would not see the scale that
-    batch-norms take away.  No sample of the data is looked at.
+    that batch-norm l sees in channel j of f(x): the second part restores the scale that
+    batch-norms remove.  No data are used.
 
-    We depart: shortcuts stay where the paper takes them out, since no library's network can be
-    asked to run without; squeeze-and-excites stay, too.  f is the end of the last stage.  Networks
-    without batch-norms have the first part alone, and should be compared with their like only.
+    Differences from the paper: shortcuts and squeeze-and-excites are kept, since networks of other
+    libraries cannot run without them.  f is the output of the last stage.  Networks without
+    batch-norms have only the first part; compare them with one another only.
     """
 
     paper = "Lin 2021, arXiv:2102.01063"
@@ -48,61 +48,64 @@ class Zen(Measured):
     name: Literal["zen"] = "zen"
     alpha: Annotated[float, Field(gt=0, description="Scale of the perturbation")] = 0.01
 
-    def seeded_scorer(self, about: Screening, seed: int) -> Scorer:
-        device = device_of(about.inputs)
-        with drawing(derived(seed, "noise")):
-            noise = torch.randn(2, self.batch, *about.task.input_shape)
-        point, moved = noise[0].to(device), (noise[0] + self.alpha * noise[1]).to(device)
+    def seeded_scorer(self, context: Screening, seed: int) -> Scorer:
+        device = device_of(context.inputs)
+        with seeded_rng(derive_seed(seed, "noise")):
+            noise = torch.randn(2, self.batch, *context.task.input_shape)
+        clean, noisy = noise[0].to(device), (noise[0] + self.alpha * noise[1]).to(device)
 
         def score(model: Model) -> float:
-            network = fresh(model, about, seed, gaussian=True)
-            layer = last_stage(model, about)
-            taps = Taps(network, anatomy(model, about.task).resolve([layer]))
+            network = build_initialized(model, context, seed, gaussian=True)
+            layer = last_stage(model, context)
+            hooks = Taps(network, anatomy(model, context.task).resolve([layer]))
             with torch.no_grad():
-                with scales(network) as scale:
-                    here = taps.run(point).layers[layer]
-                there = taps.run(moved).layers[layer]
-            return zen_score(here, there, scale)
+                with batch_variances(network) as variances:
+                    clean_features = hooks.run(clean).layers[layer]
+                noisy_features = hooks.run(noisy).layers[layer]
+            return zen_score(clean_features, noisy_features, variances)
 
         return score
 
 
-def zen_score(here: Tensor, there: Tensor, scale: list[Tensor]) -> float:
-    """The score of the features at two places, (B, ...) each, and of the batch-norms' variances.
+def zen_score(clean: Tensor, noisy: Tensor, variances: list[Tensor]) -> float:
+    """Compute the score from features of clean and noisy inputs and batch-norm variances.
 
     Args:
-        scale: one tensor (channels,) a batch-norm.
+        clean, noisy: (B, ...) features.
+        variances: (channels,) tensors, one per batch-norm.
     """
-    moved = (here - there).double().flatten(1).norm(dim=1).mean()
-    return float(moved.log() + sum(0.5 * variances.double().mean().log() for variances in scale))
+    change = (clean - noisy).double().flatten(1).norm(dim=1).mean()
+    return float(change.log() + sum(0.5 * values.double().mean().log() for values in variances))
 
 
 @contextmanager
-def scales(network: nn.Module) -> Iterator[list[Tensor]]:
-    """The variances that batch-norms see in the forwards inside, one tensor (channels,) a run."""
-    seen: list[Tensor] = []
+def batch_variances(network: nn.Module) -> Iterator[list[Tensor]]:
+    """Record the variances that batch-norms see, one (channels,) tensor per call."""
+    variances: list[Tensor] = []
 
-    def see(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+    def record(module: nn.Module, args: tuple[Tensor, ...]) -> None:
         axes = [axis for axis in range(args[0].dim()) if axis != 1]
-        seen.append(args[0].var(axes, correction=0))
+        variances.append(args[0].var(axes, correction=0))
 
     norms = (m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm))
-    handles = [norm.register_forward_pre_hook(see) for norm in norms]
+    handles = [norm.register_forward_pre_hook(record) for norm in norms]
     try:
-        yield seen
+        yield variances
     finally:
         for handle in handles:
             handle.remove()
 
 
-def last_stage(model: Model, about: Screening) -> str:
-    """The alias of the deepest features before the classifier.
+def last_stage(model: Model, context: Screening) -> str:
+    """Return the alias of the deepest features before the classifier.
 
     Raises:
         ValueError: the network has neither stages nor a linear classifier.
     """
-    aliases = list(anatomy(model, about.task).aliases)
+    aliases = list(anatomy(model, context.task).aliases)
     stages = [alias for alias in aliases if alias.startswith("stage")]
     if not aliases:
-        raise ValueError(f"{model.name} has no stages to look at; take naswot, params or macs")
+        raise ValueError(
+            f"{model.name} has no stages and no linear classifier; use naswot, params or macs"
+        )
     return max(stages, key=lambda alias: int(alias.removeprefix("stage"))) if stages else aliases[0]
