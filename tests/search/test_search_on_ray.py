@@ -5,6 +5,7 @@ Ray is started once; only the driver that gets killed has one of its own.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -23,6 +24,7 @@ import torch
 from mlflow.entities import Run
 from sklearn.datasets import load_digits
 
+import paired_model
 from raykd.data import SOURCES
 from raykd.search.cluster import ray_session
 from raykd.search.driver import search
@@ -75,8 +77,12 @@ def written(folder: Path, *, slots: int = 1, rates: str = "[0.05, 0.1, 1e12]") -
 
 @pytest.fixture(scope="module")
 def on_ray() -> Iterator[None]:
-    with ray_session(verbose=False):
-        yield
+    """Ray, whose processes can import `paired_model`."""
+    file, name = Path(paired_model.__file__), paired_model.__name__
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(file.parents[name.count(".")]), prepend=os.pathsep)
+        with ray_session(verbose=False):
+            yield
 
 
 @pytest.fixture(scope="module")
@@ -155,9 +161,18 @@ def test_every_point_was_tried(two_slots: StudyResult) -> None:
     assert chosen.gain is not None and chosen.gain.count == 1
 
 
-def test_both_slots_worked(two_slots: StudyResult) -> None:
-    used = Counter(event["slot"] for event in told(two_slots) if event["event"] == "epoch")
-    assert len(used) == 2
+def test_two_slots_train_at_the_same_time(on_ray: None, tmp_path: Path) -> None:
+    """Each of two trials waits until the other is trained by another process."""
+    meeting = tmp_path / "meeting"
+    meeting.mkdir()
+    args = json.dumps({"folder": str(meeting), "driver": os.getpid()})
+    student = f'{{name: "{paired_model.__name__}:build", args: {args}}}'
+    file = written(tmp_path, slots=2, rates="[0.05, 0.1]")
+    overrides = [f"student.model={student}", "search.trials=2", "search.replicates=0"]
+    result = search(file, overrides=overrides, allow_import=True)
+    trained = [e for e in told(result) if e["event"] == "epoch" and e["id"].startswith("trial")]
+    assert len({event["slot"] for event in trained}) == 2
+    assert len(list(meeting.iterdir())) == 2
 
 
 def test_no_state_is_left(two_slots: StudyResult) -> None:
