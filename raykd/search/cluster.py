@@ -20,6 +20,7 @@ from raykd.problems import Problem, StudyError
 from raykd.search.reaching import cannot_join, check_cluster, has_token
 from raykd.search.stopping import closing, keep_handlers
 from raykd.study.schema import Cluster
+from raykd.training.storage import Storage, is_uri
 
 Resources = Mapping[str, float]
 
@@ -218,6 +219,42 @@ def check_resources(cluster: Cluster) -> None:
         check_cluster(os.environ["RAY_ADDRESS"].strip())
     else:
         plan_slots(cluster, here())
+
+
+def check_storage(storage: str, marker: str, nodes: Sequence[Resources]) -> None:
+    """Check that every node of a cluster of several reaches the folder where files are kept.
+
+    Args:
+        storage: a folder or a URI.
+        marker: name of the file, below `storage`, that the nodes look for.
+        nodes: the cluster's.
+
+    Raises:
+        StudyError: a node does not see the file.
+    """
+    if len(nodes) < 2 or is_uri(storage):
+        return
+    import ray
+
+    Storage(storage).write(marker, b"")
+
+    @ray.remote(num_cpus=0.01)
+    def sees_marker() -> bool:
+        return Storage(storage).exists(marker)
+
+    answers = [
+        sees_marker.options(label_selector={"ray.io/node-id": node["NodeID"]}).remote()
+        for node in ray.nodes()
+        if node["Alive"] and node["Resources"].get("CPU")
+    ]
+    if not all(ray.get(answers)):
+        raise StudyError(
+            Problem(
+                f"{storage} cannot be reached from every node of the cluster",
+                path="cluster.storage",
+                mend="name a folder on a shared file system, or a URI such as s3://bucket/path",
+            )
+        )
 
 
 def is_standing() -> bool:
@@ -454,9 +491,7 @@ def _connect(verbose: bool, groups: bool, slots: int) -> None:
         with _without_dashboard():
             ray.init(address="local", include_dashboard=False, _system_config=own, **shared)
         return
-    import raykd
-
-    package = str(Path(raykd.__file__).parent)
+    package = str(Path(__file__).parents[1])  # raykd itself
     try:
         ray.init(address="auto", runtime_env={"py_modules": [package]}, **shared)
     except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:

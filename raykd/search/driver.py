@@ -23,10 +23,9 @@ from raykd.problems import Problem, StudyError
 from raykd.search.caching import Caching
 from raykd.search.cluster import (
     Resources,
-    SlotPlan,
     check_resources,
+    check_storage,
     here,
-    inherited_environment,
     is_standing,
     plan_slots,
     ray_session,
@@ -59,7 +58,7 @@ from raykd.search.starting import MARK as STARTED
 from raykd.search.starting import Start, put_first, starts
 from raykd.search.starting import absolute as absolute_run
 from raykd.search.statistics import estimate, proportion_interval
-from raykd.search.stopping import closing, is_stopping, keep_handlers, stoppable
+from raykd.search.stopping import closing, is_stopping, stoppable
 from raykd.search.stores import as_begun, store_notice, store_source, with_store
 from raykd.search.trials import trial_first
 from raykd.study.files import Document, read_document
@@ -519,7 +518,8 @@ def in_slots(enterprise: Enterprise) -> Conductor:
     groups = asked.workers_per_trial > 1
     with ray_session(verbose=enterprise.verbose, groups=groups, slots=slots) as nodes:
         plan = plan_slots(_packed(enterprise, nodes), nodes)
-        _check_storage(enterprise.folder, nodes)
+        folder = enterprise.folder
+        check_storage(folder.storage, f"{folder.name}/reachable", nodes)
         explorer = enterprise.conductor(plan.slots)
         enterprise.chronicle.tell(
             {
@@ -530,11 +530,17 @@ def in_slots(enterprise: Enterprise) -> Conductor:
                 "trials": explorer.expected_trials,
             }
         )
-        explore(
+        from raykd.search.tune_side import run_planner  # imports Ray, whose settings stand now
+
+        own = f"{folder.storage}/{folder.name}" if is_uri(folder.storage) else str(folder.path)
+        run_planner(
             explorer,
             plan,
-            enterprise.folder,
+            enterprise.study.settings,
+            enterprise.search,
             enterprise.data,
+            storage=folder.storage,
+            folder=f"{own}/ray",
             verbose=enterprise.verbose,
             outlived=outlived,
         )
@@ -587,98 +593,6 @@ def load_data(settings: Study, document: Document | None = None) -> Dataset:
         raise StudyError(Problem(str(error), path="data")) from None
 
 
-def explore(
-    explorer: Conductor,
-    plan: SlotPlan,
-    folder: StudyFolder,
-    data: Dataset,
-    *,
-    verbose: bool = False,
-    outlived: bool = False,
-) -> None:
-    """Let Tune run everything the explorer asks for, in `plan.slots` warm slots.
-
-    Args:
-        outlived: whether Ray goes on when the search is over.
-    """
-    import ray
-    from ray import tune
-
-    from raykd.search.schedulers import make_rule
-    from raykd.search.slot import Slot, SlotSetup, resources_of
-    from raykd.search.tune_side import Reports, Stopping, Suggestions
-
-    epochs = explorer.study.settings.train.epochs
-    rule = make_rule(explorer.search, epochs)
-    setup = SlotSetup(
-        storage=folder.storage,
-        workers=plan.workers,
-        slots=plan.slots,
-        cpus=plan.cpus,
-        gpus=plan.gpus,
-        max_failures=explorer.study.settings.cluster.max_failures,
-        folder=_ray_folder(folder),
-        outlived=outlived,
-    )
-    trainable = tune.with_parameters(Slot, shared=setup, data=[ray.put(data.arrays())])
-    own = resources_of(plan.cpus, plan.gpus)
-    if plan.workers > 1:  # which hold what there is; Tune wants some request
-        own = {"CPU": 0.0, "memory": 1 << 20}
-    request = tune.PlacementGroupFactory([own])
-    tuner = tune.Tuner(
-        tune.with_resources(trainable, request),
-        tune_config=tune.TuneConfig(
-            search_alg=Suggestions(explorer),
-            scheduler=Stopping(explorer, rule),
-            num_samples=-1,
-            max_concurrent_trials=plan.slots,
-            reuse_actors=True,
-            trial_name_creator=_trial_name,
-            trial_dirname_creator=_trial_name,
-        ),
-        run_config=tune.RunConfig(
-            name="tune",
-            storage_path=_ray_folder(folder),
-            verbose=1 if verbose else 0,
-            callbacks=[Reports(explorer)],
-            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
-            failure_config=tune.FailureConfig(
-                max_failures=explorer.study.settings.cluster.max_failures
-            ),
-        ),
-    )
-    as_they_are = contextlib.nullcontext() if outlived else inherited_environment()
-    with _quiet(verbose), as_they_are:
-        try:
-            tuner.fit()
-        finally:
-            keep_handlers()  # Tune leaves one for SIGUSR1
-
-
-def _trial_name(trial: Any) -> str:
-    return trial.config["assignment"]["id"].replace("/", ".")
-
-
-def _ray_folder(folder: StudyFolder) -> str:
-    return (
-        f"{folder.storage}/{folder.name}/ray"
-        if is_uri(folder.storage)
-        else str(folder.path / "ray")
-    )
-
-
-@contextlib.contextmanager
-def _quiet(verbose: bool) -> Iterator[None]:
-    with warnings.catch_warnings():
-        if not verbose:
-            import logging
-
-            warnings.simplefilter("ignore")
-            for name in ("ray", "ray.tune", "ray.train"):
-                logging.getLogger(name).setLevel(logging.CRITICAL)
-        yield
-
-
 def open_optuna(name: str, search: Search, seed: int, folder: StudyFolder, slots: int) -> Any:
     """Optuna's study in the folder's own file, made or taken up."""
     import optuna
@@ -705,34 +619,6 @@ def open_optuna(name: str, search: Search, seed: int, folder: StudyFolder, slots
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         made.set_metric_names(list(search.objectives))
     return made
-
-
-def _check_storage(folder: StudyFolder, nodes: Sequence[Mapping[str, float]]) -> None:
-    """On several nodes, a folder that is not shared is found before anything is trained."""
-    if len(nodes) < 2 or is_uri(folder.storage):
-        return
-    import ray
-
-    marker = f"{folder.name}/reachable"
-    Storage(folder.storage).write(marker, b"")
-
-    @ray.remote(num_cpus=0.01)
-    def sees() -> bool:
-        return Storage(folder.storage).exists(marker)
-
-    spread = [
-        sees.options(label_selector={"ray.io/node-id": node["NodeID"]}).remote()
-        for node in ray.nodes()
-        if node["Alive"] and node["Resources"].get("CPU")
-    ]
-    if not all(ray.get(spread)):
-        raise StudyError(
-            Problem(
-                f"{folder.storage} cannot be reached from every node of the cluster",
-                path="cluster.storage",
-                mend="name a folder on a shared file system, or a URI such as s3://bucket/path",
-            )
-        )
 
 
 def _open_chronicle(chronicle: Chronicle, prepared: _Prepared, folder: StudyFolder) -> None:
