@@ -617,24 +617,10 @@ def main() -> None:
         app()
     except SystemExit as ended:
         if "torch" in sys.modules and isinstance(ended.code, int):
-            _leave(ended.code)
+            from raykd.compat.stdlib import exit_now
+
+            exit_now(ended.code)
         raise
-
-
-def _leave(code: int) -> NoReturn:
-    """End the process now.
-
-    Python would walk once more through all that was imported, which after a search takes one to two
-    seconds and frees nothing that the system does not free anyhow.
-    """
-    import atexit
-    import os
-
-    atexit._run_exitfuncs()
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError, ValueError, AttributeError):  # None where it is closed
-            stream.flush()
-    os._exit(code)
 
 
 class _Session:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from raykd.compat import ray_patches
 from raykd.problems import Problem, StudyError
 from raykd.search.reaching import cannot_join, check_cluster, has_token
 from raykd.search.stopping import closing, keep_handlers
@@ -25,7 +26,7 @@ from raykd.training.storage import Storage, is_uri
 Resources = Mapping[str, float]
 
 QUIET = {
-    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # `uv run` must not be repeated for every worker
+    ray_patches.UV_SETTING: "0",  # `uv run` must not be repeated for every worker
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_TRAIN_METRICS_ENABLED": "0",
@@ -297,14 +298,18 @@ def ray_session(*, verbose: bool, groups: bool = True, slots: int = 0) -> Iterat
     with session_token() if ours and not is_remote() else nullcontext():
         try:
             if ours:
-                with warnings.catch_warnings(), _without_uv(), _without_handlers():
+                with (
+                    warnings.catch_warnings(),
+                    ray_patches.skip_uv_environments(),
+                    ray_patches.skip_sigterm_handler(),
+                ):
                     warnings.simplefilter("ignore")
                     _connect(verbose, groups, slots)
                 keep_handlers()  # Ray's C++ part has installed its own
             yield [node["Resources"] for node in ray.nodes() if node["Alive"]]
         finally:
             if ours:
-                files = None if verbose or is_remote() else _session_folder()
+                files = None if verbose or is_remote() else ray_patches.session_folder()
                 well = sys.exc_info()[0] is None
                 _shut_down()
                 if files is not None and well:
@@ -322,48 +327,28 @@ def session_token() -> Iterator[None]:
     if has_token():
         yield
         return
-    raylet: Any = importlib.import_module("ray._raylet")  # compiled: nothing says what is in it
-    loader = raylet.AuthenticationTokenLoader.instance()
-
     before = os.environ.get(name)  # empty, if anything
     os.environ[name] = secrets.token_hex(32)
-    loader.reset_cache()
+    ray_patches.reset_token_cache()
     try:
         yield
     finally:
         os.environ.pop(name)
         if before is not None:
             os.environ[name] = before
-        loader.reset_cache()
+        ray_patches.reset_token_cache()
 
 
 def _shut_down() -> None:
     """End Ray, also where it had only begun to start, without being interrupted again."""
     import ray
-    from ray._private import worker
 
     closing()
-    node: Any = worker._global_node
-    if node is not None:  # most of the time goes there, after the C++ part has ended
-        end = node.kill_all_processes
-
-        def kept(*args: Any, **more: Any) -> Any:
-            keep_handlers()
-            return end(*args, **more)
-
-        node.kill_all_processes = kept
+    ray_patches.before_processes_end(keep_handlers)
     try:
         ray.shutdown()
     finally:
         keep_handlers()  # with the end of its C++ part the defaults are back
-
-
-def _session_folder() -> Path | None:
-    """The folder of this session's own logs and sockets; None where Ray does not tell."""
-    from ray._private import worker
-
-    node = getattr(worker, "_global_node", None)
-    return None if node is None else Path(node.get_session_dir_path())
 
 
 def _remove_session(folder: Path) -> None:
@@ -380,70 +365,6 @@ def _import_meanwhile() -> None:
     with suppress(ImportError):
         for module in ("optuna", "raykd.search.samplers", "raykd.search.slot"):
             importlib.import_module(module)
-
-
-@contextmanager
-def inherited_environment() -> Iterator[None]:
-    """Have Tune's actors be processes that are there already, with the environment they have.
-
-    Tune gives every actor some variables of the driver's, for which Ray starts new processes
-    while those that wait, with the same variables, go unused (Ray 2.60).
-    """
-    from ray.tune.execution import class_cache
-
-    names = ("DEFAULT_ENV_VARS", "ENV_VARS_TO_PROPAGATE")
-    before = {name: getattr(class_cache, name) for name in names if hasattr(class_cache, name)}
-    for name, value in before.items():
-        setattr(class_cache, name, type(value)())
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            setattr(class_cache, name, value)
-
-
-@contextmanager
-def _without_dashboard() -> Iterator[None]:
-    """Keep Ray from waiting for the server that also stands behind a dashboard that is not wanted:
-    over two of the seven seconds in which it starts on two cores.  Ray goes on in this way itself
-    where that server cannot be started."""
-    from ray._private import services
-
-    before = services.start_api_server
-    services.start_api_server = lambda *args, **kwargs: (None, None)
-    try:
-        yield
-    finally:
-        services.start_api_server = before
-
-
-@contextmanager
-def _without_uv() -> Iterator[None]:
-    """Keep Ray from having uv make an environment of its own for every worker, also where Ray was
-    imported, and has read its settings, before those of `QUIET` stood."""
-    from ray._private import ray_constants
-
-    name = "RAY_ENABLE_UV_RUN_RUNTIME_ENV"
-    before = getattr(ray_constants, name, None)
-    if os.environ.get(name) == QUIET[name]:
-        setattr(ray_constants, name, False)
-    try:
-        yield
-    finally:
-        setattr(ray_constants, name, before)
-
-
-@contextmanager
-def _without_handlers() -> Iterator[None]:
-    """Keep Ray from replacing the handlers of SIGTERM while it starts."""
-    from ray._private import utils
-
-    before = utils.set_sigterm_handler
-    utils.set_sigterm_handler = lambda handler: None
-    try:
-        yield
-    finally:
-        utils.set_sigterm_handler = before
 
 
 LONGEST_FOLDER = 35
@@ -488,7 +409,7 @@ def _connect(verbose: bool, groups: bool, slots: int) -> None:
             return
         worth_it = cpus <= SPARE * slots
         own = {"preload_python_modules": list(PRELOADED) if worth_it else []}
-        with _without_dashboard():
+        with ray_patches.skip_api_server():
             ray.init(address="local", include_dashboard=False, _system_config=own, **shared)
         return
     package = str(Path(__file__).parents[1])  # raykd itself

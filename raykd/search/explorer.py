@@ -22,6 +22,7 @@ import optuna
 from optuna.trial import TrialState
 
 from raykd.architecture import Task
+from raykd.compat.optuna_trials import resume_trial
 from raykd.problems import Infeasible, StudyError
 from raykd.schemes import Alone
 from raykd.search.caching import Caching
@@ -162,7 +163,7 @@ class Explorer(Conductor):
             if record_id not in self.records:
                 # The search broke off while it was drawn: go on drawing it, or a grid would
                 # take its point for tried.
-                self._half_drawn.append(optuna.Trial(self._optuna, trial._trial_id))
+                self._half_drawn.append(resume_trial(self._optuna, trial))
                 continue
             self._asked[record_id] = trial.number
             if self.records[record_id].status != "running":

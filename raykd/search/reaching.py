@@ -17,6 +17,7 @@ import threading
 from importlib.metadata import version
 from pathlib import Path
 
+from raykd.compat.ray_patches import CLUSTER_QUERY
 from raykd.problems import Problem, StudyError
 
 CONNECT_S = 4.0
@@ -26,22 +27,6 @@ ANSWER_S = 10.0
 """Seconds for an answer of the cluster's control service, the import of Ray included."""
 
 PORT = 6379
-
-ASK = """
-import json, sys
-import ray
-from ray._common.usage import usage_lib
-from ray._private import services
-from ray._raylet import GcsClient
-address = services.canonicalize_bootstrap_address(sys.argv[1])
-if sys.argv[1] == "auto":
-    from ray._private.authentication import authentication_token_setup
-    authentication_token_setup.maybe_enable_token_auth_if_token_available(False)
-print("asks", address, flush=True)
-found = usage_lib.get_cluster_metadata(GcsClient(address=address)) or {}
-print(json.dumps({key: found.get(key) for key in ("ray_version", "python_version")}))
-"""
-"""Prints the versions of the cluster whose address is its argument."""
 
 
 def check_cluster(address: str) -> None:
@@ -120,7 +105,7 @@ def _asked(address: str) -> dict[str, str]:
     Raises:
         StudyError: it gives no answer.
     """
-    command = [sys.executable, "-c", ASK, address]
+    command = [sys.executable, "-c", CLUSTER_QUERY, address]
     quiet = os.environ | {"RAY_BACKEND_LOG_LEVEL": "fatal", "RAY_USAGE_STATS_ENABLED": "0"}
     try:
         asked = subprocess.run(

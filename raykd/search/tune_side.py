@@ -17,8 +17,9 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 
+from raykd.compat.ray_patches import inherit_environment
 from raykd.data import Dataset
-from raykd.search.cluster import SlotPlan, inherited_environment
+from raykd.search.cluster import SlotPlan
 from raykd.search.schedulers import Rule, TuneRule, make_rule
 from raykd.search.slot import Slot, SlotSetup, resources_of
 from raykd.search.stopping import keep_handlers
@@ -115,7 +116,7 @@ def run_planner(
             failure_config=tune.FailureConfig(max_failures=failures),
         ),
     )
-    with _quiet(verbose), contextlib.nullcontext() if outlived else inherited_environment():
+    with _quiet(verbose), contextlib.nullcontext() if outlived else inherit_environment():
         try:
             tuner.fit()
         finally:

@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from multiprocessing.connection import Client, Connection, Listener, wait
 from typing import Any, Literal
 
+from raykd.compat.stdlib import listening_socket
+
 Verb = Literal["start", "epoch", "stop", "exit"]
 
 SILENCE_S = 10
@@ -68,6 +70,7 @@ class Mailbox:
     def __init__(self, host: str, still_coming: Callable[[], None] = lambda: None) -> None:
         key = secrets.token_bytes(32)
         self._listener = Listener((host, 0), family="AF_INET", backlog=8, authkey=key)
+        self._socket = listening_socket(self._listener)
         self._limit_handshakes()
         port = self._listener.address[1]
         self.address = Address(host, int(port), key)
@@ -129,12 +132,6 @@ class Mailbox:
             self._connection.close()
             self._connection = None
         self._listener.close()
-
-    @property
-    def _socket(self) -> Any:
-        # The standard library's Listener keeps its socket here and offers no other way to
-        # wait for a caller and for an answer at once.
-        return self._listener._listener._socket  # type: ignore[attr-defined]
 
     def _limit_handshakes(self) -> None:
         """A caller that connects and says nothing must not hold the slot up for ever.

@@ -14,7 +14,6 @@ from raykd.problems import StudyError
 from raykd.search.cluster import (
     _cpu_quota,
     here,
-    inherited_environment,
     is_remote,
     plan_slots,
     usable_cpus,
@@ -168,18 +167,6 @@ def test_a_cluster_is_named_by_ray_address(monkeypatch: pytest.MonkeyPatch) -> N
     assert is_remote()
     monkeypatch.setenv("RAY_ADDRESS", "local")
     assert not is_remote()
-
-
-def test_actors_of_tune_need_no_processes_of_their_own() -> None:
-    """And Tune goes on as before afterwards."""
-    from ray.tune.execution import class_cache
-
-    before = dict(class_cache.DEFAULT_ENV_VARS), set(class_cache.ENV_VARS_TO_PROPAGATE)
-    assert all(before), "else there is nothing to do any more"
-    with inherited_environment():
-        assert class_cache.DEFAULT_ENV_VARS == {}
-        assert set() == class_cache.ENV_VARS_TO_PROPAGATE
-    assert before == (class_cache.DEFAULT_ENV_VARS, class_cache.ENV_VARS_TO_PROPAGATE)
 
 
 SLOTS = """\

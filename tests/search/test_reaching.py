@@ -99,7 +99,7 @@ def test_a_missing_token(listener: str, tmp_path: Path, monkeypatch: pytest.Monk
 
 def answers(said: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Have the process that asks print this, as a cluster would make it."""
-    monkeypatch.setattr(reaching, "ASK", said)
+    monkeypatch.setattr(reaching, "CLUSTER_QUERY", said)
 
 
 def test_a_wrong_token(listener: str, monkeypatch: pytest.MonkeyPatch) -> None:
