@@ -78,7 +78,7 @@ def on_gpu(study: Study, there: Dataset, teacher: Any = None, seed: int = 5) -> 
 
 def without_waiting(training: Training, monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
     """An epoch of which no step may wait for the device; its beginning and its end may."""
-    batches = training._batches.epoch
+    batches = training.loader.epoch
 
     def watched(epoch: int, **options: Any) -> Iterator[Batch]:
         coming = batches(epoch, **options)
@@ -87,7 +87,7 @@ def without_waiting(training: Training, monkeypatch: pytest.MonkeyPatch) -> dict
         torch.cuda.set_sync_debug_mode("default")
 
     with monkeypatch.context() as patch:
-        patch.setattr(training._batches, "epoch", watched)
+        patch.setattr(training.loader, "epoch", watched)
         return training.run_epoch()
 
 

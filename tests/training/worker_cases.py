@@ -155,7 +155,7 @@ def _diverged(rank: int) -> str:
     """One rank's input is broken: every rank must hear of it, at the same point."""
     training = _training(STUDIES["even"], rank)
     if rank == 1:
-        normalised = training._batches._normalize
+        normalised = training.loader._normalize
         normalised.shift = normalised.shift * float("nan")
     try:
         training.run_epoch()
