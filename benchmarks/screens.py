@@ -245,11 +245,11 @@ def train(out: Path) -> None:
 
     torch.set_num_threads(1)
     study = fashion_study()
-    assert study.task is not None and isinstance(study.settings.search.screen, Ranking)
+    assert study.task is not None and isinstance(study.settings.search.proxy, Ranking)
     done = [json.loads(line)["student"] for line in out.open()] if out.exists() else []
     data = study.settings.data.load()
     teachers = train_teachers(study.settings, data, seed=0)
-    for one in candidates(study, study.task, study.settings.search.screen, study.settings.search):
+    for one in candidates(study, study.task, study.settings.search.proxy, study.settings.search):
         if plain(one.model) not in done:
             line = trained(study, one.model, data, teachers)
             with out.open("a") as file:

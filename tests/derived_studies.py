@@ -30,7 +30,7 @@ knowledge:
   - loss: {name: hint}
     pairs: [{hint: stage2, guided: stage2}]
 train: {epochs: 1, batch_size: 32, optimizer: {name: sgd, lr: 0.02}}
-search: {sampler: grid, trials: 6, replicates: 0, chosen: 1}
+search: {sampler: grid, trials: 6, replicates: 0, finalists: 1}
 """
 KD = [{"loss": {"name": "kd"}}]
 

@@ -53,13 +53,13 @@ def searched(axes: Axes, result: StudyResult) -> None:
 def tested(axes: Axes, result: StudyResult) -> None:
     """The chosen students on the test split, distilled and alone, with 95% intervals."""
     for said, colour in (("distilled", WHOLE), ("alone", ALONE)):
-        for chosen in result.chosen:
-            found = getattr(chosen, said)
+        for finalist in result.finalists:
+            found = getattr(finalist, said)
             if found is None:
                 continue
-            label = said if chosen is result.chosen[0] else None
+            label = said if finalist is result.finalists[0] else None
             axes.errorbar(
-                chosen.trial.metrics["params"],
+                finalist.trial.metrics["params"],
                 100 * found.mean,
                 yerr=100 * found.half_width,
                 fmt="o",

@@ -85,7 +85,7 @@ class PlainLines(Display):
         elif role == "trial" and budget is not None:
             yield f"up to {budget.trials} trials of {epochs} epochs"
         elif role == "replicate":
-            chosen = ", ".join(sorted(self._view.chosen))
+            chosen = ", ".join(sorted(self._view.finalists))
             yield f"{self._view.replicates_due} replicates of the chosen students ({chosen})"
 
     def _progress(self) -> str:

@@ -38,7 +38,7 @@ from raykd.search.records import (
     student_name,
     teacher_name,
 )
-from raykd.search.result import METRIC, Chosen, StudyResult
+from raykd.search.result import METRIC, Finalist, StudyResult
 from raykd.search.statistics import FEWEST, Estimate, paired_gain
 from raykd.study.objectives import COSTS
 from raykd.tables import Column, Grid, Paragraph, unbroken
@@ -85,7 +85,7 @@ def facts(result: StudyResult, told: Sequence[Event] | None = None) -> dict[str,
         "objectives": dict(result.objectives),
         "best": result.best.id if result.best is not None else None,
         "front": [_record_facts(record) for record in result.pareto],
-        "chosen": [_chosen_facts(chosen) for chosen in result.chosen],
+        "chosen": [_finalist_facts(finalist) for finalist in result.finalists],
         "differences": [
             {
                 "first": a.trial.id,
@@ -121,21 +121,21 @@ def seconds_at_work(told: Sequence[Event]) -> float:
     return (total + (last - began if began is not None and last is not None else 0)) / 1000
 
 
-def differences(result: StudyResult) -> list[tuple[Chosen, Chosen, Estimate]]:
+def differences(result: StudyResult) -> list[tuple[Finalist, Finalist, Estimate]]:
     """The chosen students two by two: the first's test accuracy less the second's, paired by
     seed."""
     found = []
-    for first, second in combinations(result.chosen, 2):
+    for first, second in combinations(result.finalists, 2):
         estimate = paired_gain(_by_seed(result, first), _by_seed(result, second))
         if estimate is not None:
             found.append((first, second, estimate))
     return found
 
 
-def _by_seed(result: StudyResult, chosen: Chosen) -> Mapping[int, float]:
+def _by_seed(result: StudyResult, finalist: Finalist) -> Mapping[int, float]:
     return {
         record.assignment.seed: record.metrics[METRIC]
-        for record in result.records.children(chosen.trial.id, "replicate")
+        for record in result.records.children(finalist.trial.id, "replicate")
         if record.status == "finished" and math.isfinite(record.metrics.get(METRIC, math.nan))
     }
 
@@ -242,23 +242,23 @@ def _description(record: Record) -> Iterable[str]:
 
 
 def _chosen(result: StudyResult) -> list[RenderableType]:
-    judged = [chosen for chosen in result.chosen if chosen.distilled is not None]
+    judged = [finalist for finalist in result.finalists if finalist.distilled is not None]
     if not judged:
         return []
     title = _title("Chosen students", "(test accuracy over new seeds, mean ± 95% CI half-width)")
     table = _table("trial", "distilled", "without teacher", "gain (points)")
-    for chosen in judged:
-        row = interval(chosen.distilled), interval(chosen.alone), points(chosen.gain)
-        table.add(chosen.trial.id, *row)
+    for finalist in judged:
+        row = interval(finalist.distilled), interval(finalist.alone), points(finalist.gain)
+        table.add(finalist.trial.id, *row)
     verdicts = [Text(f"{c.trial.id}: {gain_in_words(c.gain)}{_missing(c)}") for c in judged]
     return [title, table, *_indented([*verdicts, *_comparisons(result)])]
 
 
-def _missing(chosen: Chosen) -> str:
-    if not chosen.missing:
+def _missing(finalist: Finalist) -> str:
+    if not finalist.missing:
         return ""
-    noun = "training" if chosen.missing == 1 else "trainings"
-    return f" ({chosen.missing} failed {noun} excluded)"
+    noun = "training" if finalist.missing == 1 else "trainings"
+    return f" ({finalist.missing} failed {noun} excluded)"
 
 
 def gain_in_words(gain: Estimate | None) -> str:
@@ -406,12 +406,12 @@ def _record_facts(record: Record) -> dict[str, Any]:
     }
 
 
-def _chosen_facts(chosen: Chosen) -> dict[str, Any]:
-    arms = {"distilled": chosen.distilled, "alone": chosen.alone, "gain": chosen.gain}
+def _finalist_facts(finalist: Finalist) -> dict[str, Any]:
+    arms = {"distilled": finalist.distilled, "alone": finalist.alone, "gain": finalist.gain}
     return {
-        "id": chosen.trial.id,
+        "id": finalist.trial.id,
         **{name: asdict(found) if found else None for name, found in arms.items()},
-        "gain_is_clear": chosen.gain is not None and chosen.gain.clear_of_zero,
-        "verdict": gain_in_words(chosen.gain),
-        "missing": chosen.missing,
+        "gain_is_clear": finalist.gain is not None and finalist.gain.clear_of_zero,
+        "verdict": gain_in_words(finalist.gain),
+        "missing": finalist.missing,
     }

@@ -74,7 +74,7 @@ class Budget:
             ),
             trials=trials or (search.trials if points is None else min(search.trials, points)),
             epochs=settings.train.epochs,
-            chosen=1 if trials else search.chosen,
+            chosen=1 if trials else search.finalists,
             replicates=search.replicates,
             max_hours=search.max_hours,
         )
@@ -89,7 +89,7 @@ class View:
         records: every training so far.
         plan: the slots; None before they are known, and where there are none.
         budget: None before it is known.
-        chosen: ids of the chosen trials, once they are.
+        finalists: ids of the trials that are trained again, once they are chosen.
     """
 
     def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
@@ -98,7 +98,7 @@ class View:
         self.records = Records()
         self.plan: SlotPlan | None = None
         self.budget: Budget | None = None
-        self.chosen: set[str] = set()
+        self.finalists: set[str] = set()
         self._now = now
         self._began = now()
         self._plan_at = self._began
@@ -131,7 +131,7 @@ class View:
     def _remember(self, event: Mapping[str, Any]) -> None:
         self.records.apply(event)
         if event["event"] == "note" and event.get("tags", {}).get("chosen"):
-            self.chosen.add(event["id"])
+            self.finalists.add(event["id"])
 
     def _planned(self, event: Mapping[str, Any]) -> None:
         folder: StudyFolder = event["folder"]
@@ -240,7 +240,7 @@ class View:
     def replicates_due(self) -> int:
         """Trainings of the chosen students, once they are chosen; 0 before."""
         count = self.budget.replicates if self.budget else 0
-        due = sum(count * _arms(self.records[trial]) for trial in self.chosen)
+        due = sum(count * _arms(self.records[trial]) for trial in self.finalists)
         return max(due, len(self.records.of(*REPLICATES)))
 
     # How far it is
@@ -268,7 +268,7 @@ class View:
         left += sum(budget.teachers[len(self.records.teachers) :])
         own = sum(r.assignment.epochs - len(r.epochs) for r in self.records.running(*REPLICATES))
         own += self._replicate_epochs_to_come(budget)
-        if not self.chosen:
+        if not self.finalists:
             each, trials = self._likely_epochs(budget), self.records.running("trial")
             own += sum(max(0.0, each - len(r.epochs)) for r in trials)
             own += self._trials_to_come(budget) * each
@@ -317,13 +317,13 @@ class View:
         return mean(ended) if ended else budget.epochs
 
     def _trials_to_come(self, budget: Budget) -> int:
-        if self.chosen:
+        if self.finalists:
             return 0
         return max(0, budget.trials - len(self.records.of("trial")))
 
     def _replicate_epochs_to_come(self, budget: Budget) -> int:
         # Before students are chosen: as many as may be, each also alone.
-        due = self.replicates_due if self.chosen else 2 * budget.chosen * budget.replicates
+        due = self.replicates_due if self.finalists else 2 * budget.chosen * budget.replicates
         return max(0, due - len(self.records.of(*REPLICATES))) * budget.epochs
 
 

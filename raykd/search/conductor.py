@@ -176,7 +176,7 @@ class Conductor:
         raise NotImplementedError
 
     @property
-    def chosen(self) -> list[Record]:
+    def finalists(self) -> list[Record]:
         """The trials that were chosen to be trained again; [] before they are."""
         raise NotImplementedError
 

@@ -216,7 +216,7 @@ class Enterprise:
         storage = Storage(self.folder.storage)
         settings = self.study.settings
         drawn = open_optuna(settings.name, self.search, settings.seed, self.folder, slots)
-        if isinstance(self.search.screen, Ranking):
+        if isinstance(self.search.proxy, Ranking):
             self.chronicle.tell({"event": "phase", "phase": "screen"})
         screen(self.study, self.task, self.data, drawn, self.search, self.chronicle.write)
         return Explorer(
@@ -677,7 +677,7 @@ def _keep_models(
     """Hand each chosen student's network to MLflow: of its replicates the one with the best
     validation accuracy (the test split is not asked)."""
     storage = Storage(folder.storage)
-    chosen = list(explorer.chosen)
+    chosen = list(explorer.finalists)
     smallest = min(chosen, key=lambda r: r.metrics["params"], default=None)
     preprocessing, example = preprocessing_of(data), _example(data, folder.path)
     for record in chosen:

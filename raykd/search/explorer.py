@@ -102,7 +102,7 @@ class Explorer(Conductor):
         self._infeasible: set[Drawn] = set()
         self._has_told = False  # Optuna of a trial that ran, so that it knows of feasible ones
         self._half_drawn: deque[optuna.Trial] = deque()
-        self._chosen: list[Record] | None = None
+        self._finalists: list[Record] | None = None
         self._settle_with_optuna()
         # Once students were chosen no more are drawn, or the choice would not hold.
         self._exhausted = bool(self.records.of("replicate", "alone"))
@@ -136,7 +136,7 @@ class Explorer(Conductor):
 
     @property
     def _all_queued(self) -> bool:
-        return self._chosen is not None
+        return self._finalists is not None
 
     def _trial_ended(self, record: Record) -> None:
         self._tell(record)
@@ -145,9 +145,9 @@ class Explorer(Conductor):
         self._show_to_optuna(record, epoch)
 
     @property
-    def chosen(self) -> list[Record]:
+    def finalists(self) -> list[Record]:
         """The chosen trials, once all trials have ended."""
-        return list(self._chosen or [])
+        return list(self._finalists or [])
 
     def _settle_with_optuna(self) -> None:
         """Tell Optuna what ended while nobody listened; take up what did not."""
@@ -288,7 +288,7 @@ class Explorer(Conductor):
 
     def _ready_to_choose(self) -> bool:
         return (
-            self._chosen is None
+            self._finalists is None
             and not self._queue
             and not self._may_draw()
             and not self.records.running("teacher", "trial")
@@ -297,11 +297,11 @@ class Explorer(Conductor):
     def _queue_replicates(self) -> None:
         for drawn in self._half_drawn:
             self._optuna.tell(drawn, state=TrialState.FAIL)
-        self._chosen = self.records.choose(self.search.objectives, self.search.chosen)
-        for record in self._chosen:
+        self._finalists = self.records.choose(self.search.objectives, self.search.finalists)
+        for record in self._finalists:
             self._journal.write("note", id=record.id, tags={"chosen": "true"}, metrics={})
         for number in range(1, self.search.replicates + 1):
-            for record in self._chosen:
+            for record in self._finalists:
                 self._queue_replicate(record, number)
 
     def _queue_replicate(self, record: Record, number: int) -> None:

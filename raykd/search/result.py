@@ -37,7 +37,7 @@ NOT_BEGUN = "try again in a moment if it has just started, else start the study 
 
 
 @dataclass(frozen=True)
-class Chosen:
+class Finalist:
     """A chosen student: trained again under fresh seeds, with and without its teacher.
 
     Attributes:
@@ -100,7 +100,7 @@ class StudyResult:
         return self.pareto[0] if self.pareto else None
 
     @functools.cached_property
-    def chosen(self) -> list[Chosen]:
+    def finalists(self) -> list[Finalist]:
         """The chosen students with their test accuracy over seeds, best first."""
         picked = self.records.choose(self.objectives, self.chosen_at_most)
         return [self._judged(record) for record in picked]
@@ -130,13 +130,13 @@ class StudyResult:
         return pd.DataFrame(rows)
 
     @property
-    def teacher_falls_short(self) -> Chosen | None:
+    def teacher_falls_short(self) -> Finalist | None:
         """The chosen student whose lone training beats every teacher's test accuracy, if any."""
         taught = values_of(self.teachers, METRIC)
-        for chosen in self.chosen:
-            alone = chosen.alone
+        for finalist in self.finalists:
+            alone = finalist.alone
             if taught and alone is not None and alone.mean > max(taught) + ROUNDING:
-                return chosen
+                return finalist
         return None
 
     def student(self, trial: str | None = None) -> Delivered:
@@ -168,9 +168,9 @@ class StudyResult:
         found: dict[str, float] = {}
         if self.best is not None:
             found |= {f"best_{name}": self.best.metrics[name] for name in self.objectives}
-        for number, chosen in enumerate(self.chosen):
+        for number, finalist in enumerate(self.finalists):
             for what in ("distilled", "alone", "gain"):
-                value: Estimate | None = getattr(chosen, what)
+                value: Estimate | None = getattr(finalist, what)
                 if value is not None:
                     found[f"chosen{number}_{what}_test_accuracy"] = value.mean
                     if not math.isnan(value.half_width):
@@ -184,10 +184,10 @@ class StudyResult:
             found["best"] = self.best.id
         return found
 
-    def _judged(self, record: Record) -> Chosen:
+    def _judged(self, record: Record) -> Finalist:
         distilled = self._by_seed(record, "replicate")
         alone = self._by_seed(record, "alone")
-        return Chosen(
+        return Finalist(
             trial=record,
             distilled=estimate(list(distilled.values())) if distilled else None,
             alone=estimate(list(alone.values())) if alone else None,
@@ -245,7 +245,7 @@ def result_card(result: StudyResult) -> Card:
         ("trial", "distilled", "without teacher", "gain (points)"),
         [
             (each.trial.id, interval(each.distilled), interval(each.alone), points(each.gain))
-            for each in result.chosen
+            for each in result.finalists
             if each.distilled is not None
         ],
     )
@@ -278,7 +278,7 @@ def read_result(folder: str | Path) -> StudyResult:
         tracking_uri=resolved["tracking"]["uri"],
         experiment=study["experiment"],
         objectives=resolved["search"]["objectives"],
-        chosen_at_most=resolved["search"]["chosen"],
+        chosen_at_most=resolved["search"]["finalists"],
         records=Records.from_events(told),
         seconds=(told[-1]["at"] - begun[0]["at"]) / 1000,
     )

@@ -86,7 +86,7 @@ def screen(
     Raises:
         StudyError: the screen cannot look at these networks.
     """
-    how = search.screen
+    how = search.proxy
     if not isinstance(how, Ranking) or not search.trials:
         return
     best = drawn.user_attrs.get(MARK)
@@ -176,7 +176,7 @@ def _scored(
         score = how.scorer(about)
         return [replace(one, score=score(one.model)) for one in found]
     except (ValueError, RuntimeError) as error:  # a forward that fails raises RuntimeError
-        raise StudyError(Problem(str(error), path="search.screen")) from error
+        raise StudyError(Problem(str(error), path="search.proxy")) from error
 
 
 def training_batch(data: Dataset, size: int, seed: int) -> tuple[Any, torch.Tensor]:

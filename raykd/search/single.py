@@ -94,10 +94,10 @@ def _conducted(
         settings.search,
         trials=trials,
         replicates=replicates,
-        chosen=1,
+        finalists=1,
         sampler="random",
         scheduler=Unscheduled(),
-        screen=Unscreened(),
+        proxy=Unscreened(),
     )
     here = settings.cluster.workers_per_trial == 1 and not is_remote()
     conduct = in_this_process if here else in_slots

@@ -224,7 +224,7 @@ def _of_folder(folder: StudyFolder, overrides: Sequence[str], trial: str) -> lis
     if trial:
         found = [_trial(result.records.of("trial", "replicate", "probe"), trial, folder.name)]
     else:
-        found = [chosen.trial for chosen in result.chosen]
+        found = [finalist.trial for finalist in result.finalists]
     if not found:
         raise _nothing(folder.name)
     name = folder.name

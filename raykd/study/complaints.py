@@ -28,7 +28,7 @@ _NOUNS = {
     "schedule": "schedule",
     "scheduler": "scheduler",
     "scheme": "scheme",
-    "screen": "screen",
+    "proxy": "proxy",
 }
 
 _TYPES = {

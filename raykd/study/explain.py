@@ -176,7 +176,7 @@ def _epochs(bound: BoundStudy, statistics: _Statistics) -> tuple[int, int]:
     each = mean(statistics.epochs) if statistics.epochs else 0.0
     taught = mean(statistics.taught) if statistics.taught else 0.0
     trials = _trials(bound) * each
-    replicates = search.chosen * search.replicates * each
+    replicates = search.finalists * search.replicates * each
     of_teachers = sum(
         (teacher.train or opened.settings.train).epochs for teacher in _trained(opened)
     )

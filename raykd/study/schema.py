@@ -189,7 +189,7 @@ class Search:
     latency: Annotated[Latency, Field(description="Settings for measuring latencies")] = Latency()
     sampler: Sampler = "tpe"
     scheduler: Annotated[Scheduler, Field(description="Early stopping of trials")] = Unscheduled()
-    screen: Annotated[
+    proxy: Annotated[
         AnyScreen, Field(description="Zero-cost proxy that ranks architectures before training")
     ] = Unscreened()
     trials: PositiveInt = 16
@@ -197,11 +197,15 @@ class Search:
         int,
         Field(
             ge=0,
-            description="Number of seeds for each chosen student, with and without the teacher",
+            description="Number of seeds for each finalist, with and without the teacher",
         ),
     ] = 3
-    chosen: Annotated[
-        int, Field(ge=1, description="Maximum number of students chosen from the Pareto front")
+    finalists: Annotated[
+        int,
+        Field(
+            ge=1,
+            description="Maximum number of students of the Pareto front that are trained again",
+        ),
     ] = 3
     max_hours: Annotated[
         float | None, Field(gt=0, description="Stop starting new trials after this many hours")
@@ -325,7 +329,7 @@ class Tracking:
         Field(
             pattern=REGISTER_PATTERN,
             max_length=256,
-            description="Name of the registered model for the chosen students",
+            description="Name of the registered model for the finalists",
         ),
     ] = None
 

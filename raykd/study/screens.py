@@ -16,7 +16,7 @@ from raykd.study.opened import BoundStudy, OpenStudy
 from raykd.study.schema import Search, Study
 from raykd.study.space import Space
 
-PLACE = ("search", "screen")
+PLACE = ("search", "proxy")
 
 
 def bin_cost(settings: Ranking, objectives: Mapping[str, str]) -> str:
@@ -39,7 +39,7 @@ def teacher_model(opened: OpenStudy) -> Model | None:
 
 def screen_findings(search: Search) -> Iterator[Finding]:
     """What is wrong with a screen whose values are all of the right type."""
-    how = search.screen
+    how = search.proxy
     if not isinstance(how, Ranking):
         return
     if search.sampler == "grid":
@@ -61,7 +61,7 @@ def screen_findings(search: Search) -> Iterator[Finding]:
 
 def teacher_findings(study: Study) -> Iterator[Finding]:
     """What is wrong with a screen that compares with a teacher."""
-    how = study.search.screen
+    how = study.search.proxy
     if not how.needs_teacher:
         return
     mend = "give `teacher: {model: ...}`, or take naswot, zen, params or macs"
@@ -72,7 +72,7 @@ def teacher_findings(study: Study) -> Iterator[Finding]:
 
 def space_findings(space: Space, search: Search) -> Iterator[Finding]:
     """What is wrong with a screen of this space."""
-    how = search.screen
+    how = search.proxy
     if not isinstance(how, Ranking):
         return
     if space.dimensions and not space.part("student").dimensions:
@@ -88,7 +88,7 @@ def space_findings(space: Space, search: Search) -> Iterator[Finding]:
 def task_findings(search: Search, task: Task) -> Iterator[Finding]:
     """What is wrong with a screen of networks for such a task."""
     try:
-        search.screen.check(task)
+        search.proxy.check(task)
     except ValueError as error:
         yield Finding(PLACE, str(error))
 
@@ -101,7 +101,7 @@ def ranking_summary(bound: BoundStudy, sample: Study | None) -> str:
         sample: one of its concrete studies; it is scored to estimate the duration.
     """
     search = bound.open_study.settings.search
-    settings = search.screen
+    settings = search.proxy
     if not isinstance(settings, Ranking):
         return ""
     cost = bin_cost(settings, search.objectives)

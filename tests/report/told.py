@@ -44,7 +44,7 @@ search:
   objectives: {val_accuracy: max, params: min}
   trials: 8
   replicates: 3
-  chosen: 2
+  finalists: 2
   scheduler: {name: asha}
 """
 

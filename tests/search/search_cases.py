@@ -49,7 +49,7 @@ search:
   objectives: {val_accuracy: max, params: min}
   sampler: random
   trials: 4
-  chosen: 2
+  finalists: 2
   replicates: 2
 """
 """18 points: 2 depths x 3 widths x (2 temperatures or rkd)."""

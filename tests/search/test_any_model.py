@@ -33,7 +33,7 @@ knowledge:
   - loss: {name: hint}
     pairs: [{hint: embedding, guided: embedding}]
 train: {epochs: 1, batch_size: 32}
-search: {sampler: grid, trials: 4, replicates: 1, chosen: 1, objectives: {val_accuracy: max}}
+search: {sampler: grid, trials: 4, replicates: 1, finalists: 1, objectives: {val_accuracy: max}}
 """
 
 TEXTS = """\
@@ -62,7 +62,7 @@ knowledge:
   - loss: {name: hint}
     pairs: {pairing: {hint: auto, guided: auto, max: 1}}
 train: {epochs: 3, batch_size: 32, optimizer: {name: adamw, lr: 0.003}}
-search: {sampler: random, trials: 3, replicates: 1, chosen: 1, constraints: {params: {max: 100000}}}
+search: {sampler: random, trials: 3, replicates: 1, finalists: 1, constraints: {params: {max: 1e5}}}
 """
 
 
@@ -121,7 +121,7 @@ def test_its_winner_lies_in_mlflow_and_can_be_studied(
     (student,) = _students([trial])
     assert student["name"] == "models:/learned@champion"
     assert Path(student["file"]).is_file()
-    assert trial.metrics["params"] == result.chosen[0].trial.metrics["params"]
+    assert trial.metrics["params"] == result.finalists[0].trial.metrics["params"]
     kept = json.loads((Path(found.folder) / "folder.json").read_text())
     assert any(student["file"] in override for override in kept["overrides"])
 
@@ -180,7 +180,9 @@ def test_a_student_of_texts_lies_in_mlflow(texts: tuple[StudyResult, Path]) -> N
     tokens = torch.randint(100, (2, 16))
     logits = network({"input_ids": tokens, "attention_mask": torch.ones_like(tokens)})
     assert logits.shape == (2, 5)
-    assert sum(p.numel() for p in network.parameters()) == result.chosen[0].trial.metrics["params"]
+    assert (
+        sum(p.numel() for p in network.parameters()) == result.finalists[0].trial.metrics["params"]
+    )
     client = MlflowClient(store, store)
     version = client.get_model_version_by_alias("learned", "champion")
     place = client.get_model_version_download_uri("learned", version.version)

@@ -101,7 +101,7 @@ class Kept(FakeTune):
 
 
 def small(*overrides: str, **search: Any) -> OpenStudy:
-    given: dict[str, Any] = {"trials": 3, "chosen": 1, "replicates": 1}
+    given: dict[str, Any] = {"trials": 3, "finalists": 1, "replicates": 1}
     return searching(opened(*overrides), **{**given, **search})
 
 

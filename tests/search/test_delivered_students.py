@@ -81,7 +81,7 @@ def _run(text: str, folder: Path, *overrides: str) -> StudyResult:
     file = folder / "study.yaml"
     file.write_text(
         f"{text.replace('FOLDER', str(folder))}"
-        "search: {trials: 1, replicates: 2, chosen: 1}\n"
+        "search: {trials: 1, replicates: 2, finalists: 1}\n"
         f"cluster: {{storage: '{folder}/studies'}}\n"
         f"tracking: {{uri: 'sqlite:///{folder}/mlflow.db', register: learned}}\n"
     )

@@ -47,7 +47,7 @@ def test_all_schemes_and_all_losses_in_one_study(tmp_path: Path) -> None:
         "tracking": {"uri": f"sqlite:///{tmp_path}/mlflow.db"},
     }
     study["teacher"]["train"] = {"epochs": 1, "batch_size": 32}
-    study["search"] = {"trials": 90, "sampler": "random", "chosen": 1, "replicates": 1}
+    study["search"] = {"trials": 90, "sampler": "random", "finalists": 1, "replicates": 1}
     file = tmp_path / "study.yaml"
     file.write_text(yaml.safe_dump(study))
     result = run(load_study(file), None, in_this_process)

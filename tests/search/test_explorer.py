@@ -87,7 +87,7 @@ def test_phases_come_in_order(world: World) -> None:
     ids = [event["id"] for event in world.journal.of("run")]
     assert ids[:5] == ["teacher-0", "trial-0000", "trial-0001", "trial-0002", "trial-0003"]
     assert len(set(ids)) == len(ids)
-    assert len(explorer.chosen) == 2
+    assert len(explorer.finalists) == 2
 
 
 def test_every_epoch_is_told_once_and_before_the_end(world: World) -> None:
@@ -214,7 +214,7 @@ def test_test_data_are_for_the_chosen_and_the_teacher_alone(world: World) -> Non
 
 def test_the_null_arm_has_the_same_student_budget_and_seeds(world: World) -> None:
     explorer = explore(world)
-    for chosen in explorer.chosen:
+    for chosen in explorer.finalists:
         study = read_study(chosen.assignment.study)
         taught = explorer.records.children(chosen.id, "replicate")
         alone = explorer.records.children(chosen.id, "alone")
@@ -245,9 +245,9 @@ def test_without_replicates_the_search_ends_with_the_choice(world: World) -> Non
     world.study = searching(world.study, replicates=0)
     explorer = explore(world)
     assert roles(world.journal) == ["teacher"] + ["trial"] * 4
-    assert len(explorer.chosen) == 2
+    assert len(explorer.finalists) == 2
     chosen = [e["id"] for e in world.journal.of("note") if e["tags"] == {"chosen": "true"}]
-    assert chosen == [record.id for record in explorer.chosen]
+    assert chosen == [record.id for record in explorer.finalists]
 
 
 # Teachers
@@ -343,7 +343,7 @@ def test_generations_are_each_trials_own(tmp_path: Path) -> None:
             "scheme={name: born_again, generations: 2}",
             "search.trials=2",
             "search.replicates=1",
-            "search.chosen=1",
+            "search.finalists=1",
         ),
         tmp_path,
     )
@@ -565,7 +565,7 @@ def test_max_hours_that_end_before_the_first_trial(world: World) -> None:
     now[0] = 1e6
     FakeTune(world, explorer).run()
     assert roles(world.journal) == ["teacher"]
-    assert explorer.finished and explorer.chosen == [] and not explorer.fatal
+    assert explorer.finished and explorer.finalists == [] and not explorer.fatal
 
 
 # Ends
@@ -586,9 +586,9 @@ def planted(best: str, misleading: str) -> Any:
 
 
 def test_validation_alone_decides(world: World) -> None:
-    world.study = searching(world.study, objectives={"val_accuracy": "max"}, chosen=1)
+    world.study = searching(world.study, objectives={"val_accuracy": "max"}, finalists=1)
     explorer = explore(world, planted("trial-0002", "trial-0001"))
-    assert [r.id for r in explorer.chosen] == ["trial-0002"]
+    assert [r.id for r in explorer.finalists] == ["trial-0002"]
     assert [r.id for r in explorer.records.front({"val_accuracy": "max"})] == ["trial-0002"]
 
 
@@ -599,8 +599,8 @@ def test_an_early_best_epoch_does_not_count(world: World) -> None:
         high = assignment.id == "trial-0001" and epoch == 1
         return {"val_accuracy": 0.99 if high else 0.5 + 0.01 * (assignment.id == "trial-0003")}
 
-    world.study = searching(world.study, objectives={"val_accuracy": "max"}, chosen=1)
-    assert [r.id for r in explore(world, peaked).chosen] == ["trial-0003"]
+    world.study = searching(world.study, objectives={"val_accuracy": "max"}, finalists=1)
+    assert [r.id for r in explore(world, peaked).finalists] == ["trial-0003"]
 
 
 class StopAfterFirst:
@@ -614,15 +614,15 @@ class StopAfterFirst:
 
 
 def test_what_was_stopped_early_is_never_chosen(world: World) -> None:
-    world.study = searching(world.study, chosen=9, replicates=1)
+    world.study = searching(world.study, finalists=9, replicates=1)
     explorer = explore(
         world, planted("trial-0001", "none"), rule=StopAfterFirst("trial-0001", "trial-0002")
     )
     for record_id in ("trial-0001", "trial-0002"):
         record = explorer.records[record_id]
         assert record.status == "stopped" and len(record.epochs) == 1
-        assert record not in explorer.chosen
-    assert explorer.chosen
+        assert record not in explorer.finalists
+    assert explorer.finalists
     states = {record_id: trial.state for record_id, trial in asked(explorer).items()}
     assert states["trial-0001"] == TrialState.PRUNED
     assert states["trial-0000"] == TrialState.COMPLETE
@@ -666,7 +666,7 @@ def test_a_trial_that_fails_is_never_chosen_and_the_others_go_on(world: World) -
     tune.run()
     record = explorer.records["trial-0001"]
     assert (record.status, record.reason, len(record.epochs)) == ("failed", "diverged", 1)
-    assert record not in explorer.chosen
+    assert record not in explorer.finalists
     assert len(explorer.records.of("trial")) == 4
     states = {record_id: trial.state for record_id, trial in asked(explorer).items()}
     assert states["trial-0001"] == TrialState.FAIL
@@ -680,7 +680,7 @@ def test_a_trial_without_a_finite_objective_is_never_chosen(world: World) -> Non
         return found | {"val_accuracy": accuracy.get(assignment.id, found["val_accuracy"])}
 
     explorer = explore(world, strange)
-    assert {r.id for r in explorer.chosen} <= {"trial-0002", "trial-0003"}
+    assert {r.id for r in explorer.finalists} <= {"trial-0002", "trial-0003"}
     states = {record_id: trial.state for record_id, trial in asked(explorer).items()}
     assert states["trial-0000"] == states["trial-0001"] == TrialState.FAIL
 

@@ -51,7 +51,7 @@ class Fragile:
 
 
 def small() -> OpenStudy:
-    return searching(opened(), trials=3, chosen=1, replicates=1, sampler="grid")
+    return searching(opened(), trials=3, finalists=1, replicates=1, sampler="grid")
 
 
 def without_study(told: Told) -> dict[str, Any]:
@@ -116,7 +116,7 @@ def ids(found: Mapping[str, Any], role: str) -> list[str]:
 def test_interrupted_again_and_again_with_several_slots(
     dies_at: int, slots: int, tmp_path: Path
 ) -> None:
-    world = World(searching(opened(), trials=5, chosen=2, replicates=2), tmp_path)
+    world = World(searching(opened(), trials=5, finalists=2, replicates=2), tmp_path)
     explorer = None
     for _ in range(60):
         journal = Fragile(world.journal, dies_at, written=dies_at % 2 == 0)
@@ -226,13 +226,13 @@ def test_points_tried_before_are_known_after_resuming(tmp_path: Path) -> None:
 def test_a_finished_search_has_nothing_to_go_on_with(uninterrupted: World) -> None:
     told = len(uninterrupted.journal.of("run"))
     explorer = explore(uninterrupted)
-    assert explorer.finished and explorer.chosen
+    assert explorer.finished and explorer.finalists
     assert len(uninterrupted.journal.of("run")) == told
 
 
 def test_once_chosen_no_more_is_drawn(tmp_path: Path) -> None:
     """The hours were up, students were chosen, the search broke off: the choice still holds."""
-    world = World(searching(opened(), trials=50, max_hours=1.0, chosen=1), tmp_path)
+    world = World(searching(opened(), trials=50, max_hours=1.0, finalists=1), tmp_path)
     now = [0.0]
 
     def slow(assignment: Assignment, epoch: int) -> Mapping[str, float]:
@@ -246,7 +246,9 @@ def test_once_chosen_no_more_is_drawn(tmp_path: Path) -> None:
     assert roles(world.journal) == ["teacher", *["trial"] * 4, "replicate"]
     resumed = explore(world)
     assert roles(world.journal) == ["teacher", *["trial"] * 4, *["replicate", "alone"] * 2]
-    assert {r.assignment.parent for r in resumed.records.of("replicate")} == {resumed.chosen[0].id}
+    assert {r.assignment.parent for r in resumed.records.of("replicate")} == {
+        resumed.finalists[0].id
+    }
 
 
 @contextlib.contextmanager

@@ -232,7 +232,7 @@ def test_all_arms_have_the_same_seeds_and_the_same_budget(world: PairsWorld) -> 
 
 def test_the_best_set_and_no_hint_are_tested_under_fresh_seeds(world: PairsWorld) -> None:
     arms = conduct(world)
-    [chosen] = arms.chosen
+    [chosen] = arms.finalists
     assert chosen.assignment.tags["arm"] == "stage2-to-stage3", "it gains most"
     again = arms.records.of("replicate")
     assert sorted({r.assignment.tags["arm"] for r in again}) == ["none", "stage2-to-stage3"]
@@ -300,7 +300,7 @@ def test_an_arm_that_fails_is_left_out_of_the_choice(world: PairsWorld) -> None:
     arms = world.arms()
     Failing(world, arms, pretended).run()  # type: ignore[arg-type]
     assert arms.records["stage2-to-stage3/seed-1"].status == "failed"
-    assert arms.chosen[0].assignment.tags["arm"] == "stage3-to-stage3"
+    assert arms.finalists[0].assignment.tags["arm"] == "stage3-to-stage3"
 
 
 def test_without_predictors_nothing_is_probed(tmp_path: Path) -> None:

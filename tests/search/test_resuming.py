@@ -31,7 +31,7 @@ teacher: {model: {name: mlp, depth: 1, width: 8}, train: {epochs: 1, batch_size:
 student: {model: {name: 'nets.small:build', args: {width: 6}}}
 knowledge: [{loss: {name: kd, temperature: {choice: [2, 4]}}}]
 train: {epochs: 2, batch_size: 16}
-search: {trials: 2, replicates: 1, chosen: 1, sampler: grid}
+search: {trials: 2, replicates: 1, finalists: 1, sampler: grid}
 """
 
 CODE = {

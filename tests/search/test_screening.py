@@ -30,7 +30,7 @@ from raykd.tracking.journal import events as read_events
 from search_cases import SMALL, TASK, FakeTune, World, explore, opened
 
 SCREENED = (
-    SMALL.replace("sampler: random", "sampler: random\n  screen: {name: naswot, keep: 3}")
+    SMALL.replace("sampler: random", "sampler: random\n  proxy: {name: naswot, keep: 3}")
     .replace("trials: 4", "trials: 5")
     .replace(", params: min", "")
 )
@@ -133,14 +133,16 @@ def test_without_a_screen_nothing_is_ranked(tmp_path: Path) -> None:
 
 def test_candidates_are_feasible_and_distinct() -> None:
     study = opened("search.constraints={params: {max: 1000}}", text=SCREENED)
-    how = study.settings.search.screen
+    how = study.settings.search.proxy
     assert isinstance(how, Ranking)
     found = candidates(study, TASK, how, study.settings.search)
     assert 0 < len(found) < 6
     assert all(anatomy(one.model, TASK).params <= 1000 for one in found)
     assert len({one.model for one in found}) == len(found)
     for one in found:
-        drawn = study.space.part("student").draw(FixedTrial(one.params)).data["student"]["model"]
+        drawn = (
+            study.space.part("student").draw(FixedTrial(dict(one.params))).data["student"]["model"]
+        )
         assert Mlp(depth=drawn["depth"], width=drawn["width"]) == one.model
 
 
@@ -180,9 +182,9 @@ def test_auto_parts_by_the_cost_that_is_an_objective(
     objectives: str, per_cost: str, parted: bool
 ) -> None:
     study = opened(
-        f"search.objectives={objectives}", f"search.screen.per_cost={per_cost}", text=SCREENED
+        f"search.objectives={objectives}", f"search.proxy.per_cost={per_cost}", text=SCREENED
     )
-    how = study.settings.search.screen
+    how = study.settings.search.proxy
     assert isinstance(how, Ranking)
     found = candidates(study, TASK, how, study.settings.search)
     assert (len({one.cost for one in found}) > 1) is parted
@@ -190,7 +192,7 @@ def test_auto_parts_by_the_cost_that_is_an_objective(
 
 def test_students_of_all_sizes_go_first_where_size_is_an_objective(tmp_path: Path) -> None:
     text = SCREENED.replace("{val_accuracy: max}", "{val_accuracy: max, params: min}")
-    world = World(opened("search.screen.bins=3", text=text), tmp_path)
+    world = World(opened("search.proxy.bins=3", text=text), tmp_path)
     kept = rank(world).user_attrs[MARK]
     widths = [one["params"]["student.model.width"] for one in kept]
     sizes = [
@@ -305,7 +307,7 @@ def test_a_network_it_cannot_look_at_stops_the_study_before_it_starts(
         raise ValueError("it has no rectifier")
 
     monkeypatch.setattr(Naswot, "scorer", broken)
-    with pytest.raises(StudyError, match=r"search\.screen: it has no rectifier"):
+    with pytest.raises(StudyError, match=r"search\.proxy: it has no rectifier"):
         rank(screened_world(tmp_path))
 
 
@@ -318,7 +320,7 @@ def test_a_whole_search(tmp_path: Path) -> None:
         f"cluster.storage={tmp_path / 'studies'}",
         f"tracking.uri=sqlite:///{tmp_path / 'mlflow.db'}",
         "search.trials=3",
-        "search.screen={name: params, keep: 2}",
+        "search.proxy={name: params, keep: 2}",
         "search.replicates=0",
         "train.epochs=1",
         "teacher.train.epochs=1",
@@ -345,7 +347,7 @@ def test_one_concrete_training_is_not_screened(tmp_path: Path) -> None:
     distill(
         opened(
             *fixed,
-            "search.screen={name: params, per_cost: none}",
+            "search.proxy={name: params, per_cost: none}",
             f"cluster.storage={tmp_path / 'studies'}",
             f"tracking.uri=sqlite:///{tmp_path / 'mlflow.db'}",
             "search.replicates=0",
@@ -358,8 +360,8 @@ def test_one_concrete_training_is_not_screened(tmp_path: Path) -> None:
 
 
 def test_the_null_screen_prefers_the_largest(tmp_path: Path) -> None:
-    world = screened_world(tmp_path, "search.screen={name: params, keep: 2}")
-    assert isinstance(world.study.settings.search.screen, Params)
+    world = screened_world(tmp_path, "search.proxy={name: params, keep: 2}")
+    assert isinstance(world.study.settings.search.proxy, Params)
     kept = [one["params"] for one in rank(world).user_attrs[MARK]]
     widths = [(one["student.model.depth"], one["student.model.width"]) for one in kept]
     by_size = sorted(

@@ -28,7 +28,7 @@ def data() -> Dataset:
 
 
 def tiny() -> Any:
-    return searching(opened(), trials=3, chosen=1, replicates=1)
+    return searching(opened(), trials=3, finalists=1, replicates=1)
 
 
 class Seated(FakeTune):
@@ -138,7 +138,7 @@ def test_a_search_that_was_killed_comes_to_the_same(
 def test_a_trial_that_diverges_fails_alone(data: Dataset, tmp_path: Path) -> None:
     study = searching(
         opened("train.optimizer.lr={choice: [0.05, 1e12]}"),
-        trials=6, chosen=1, replicates=1,
+        trials=6, finalists=1, replicates=1,
     )  # fmt: skip
     world = World(study, tmp_path)
     explorer = world.explorer()
@@ -150,5 +150,5 @@ def test_a_trial_that_diverges_fails_alone(data: Dataset, tmp_path: Path) -> Non
         wild = record.assignment.params["train.optimizer.lr"] == 1e12
         assert (record.status == "failed") is wild
         assert not wild or "diverged in epoch 1" in record.reason
-    assert explorer.chosen[0].assignment.params["train.optimizer.lr"] == 0.05
+    assert explorer.finalists[0].assignment.params["train.optimizer.lr"] == 0.05
     assert {r.status for r in explorer.records.of("replicate", "alone")} == {"finished"}

@@ -58,7 +58,7 @@ search:
   objectives: {{val_accuracy: max, params: min}}
   sampler: grid
   trials: 6
-  chosen: 1
+  finalists: 1
   replicates: 1
 cluster: {{slots: {slots}, storage: {folder}/studies, gpus_per_worker: 0, cpus_per_worker: 0.5}}
 tracking: {{uri: "sqlite:///{folder}/mlflow.db"}}
@@ -157,7 +157,7 @@ def test_every_point_was_tried(two_slots: StudyResult) -> None:
     assert len({by_point(r) for r in two_slots.records.of("trial")}) == 6
     assert_every_epoch_once(two_slots)
     assert two_slots.best is not None and two_slots.best in two_slots.pareto
-    [chosen] = two_slots.chosen
+    [chosen] = two_slots.finalists
     assert chosen.gain is not None and chosen.gain.count == 1
 
 

@@ -80,7 +80,7 @@ def study(placed: tuple[str, ...]) -> OpenStudy:
 
 
 def test_the_winners_of_a_study_are_tried_first(first: StudyResult, study: OpenStudy) -> None:
-    winners = [chosen.trial for chosen in first.chosen]
+    winners = [chosen.trial for chosen in first.finalists]
     told: list[Any] = []
     result = run(
         study,

@@ -19,7 +19,7 @@ data: {name: digits, limit: 60, val_limit: 30}
 student: {model: {name: mlp, depth: 1, width: 4}}
 scheme: alone
 train: {epochs: 1, batch_size: 32}
-search: {trials: 1, replicates: 0, chosen: 1}
+search: {trials: 1, replicates: 0, finalists: 1}
 """
 
 

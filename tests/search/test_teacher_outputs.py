@@ -30,7 +30,7 @@ teacher: {weights: 'URI'}
 student: {model: {name: mlp, depth: 1, width: 8}}
 knowledge: [{loss: kd}]
 train: {epochs: 1}
-search: {trials: 1, replicates: 0, chosen: 1}
+search: {trials: 1, replicates: 0, finalists: 1}
 """
 ORDER = [3, 1, 4, 0, 5, 9, 2, 6, 8, 7]
 

@@ -38,7 +38,7 @@ teacher: {model: {name: mlp, depth: 1, width: 32}, weights: FILE}
 student: {model: {name: mlp, depth: 1, width: 8}}
 knowledge: [{loss: kd}]
 train: {epochs: 1}
-search: {trials: 1, replicates: 0, chosen: 1}
+search: {trials: 1, replicates: 0, finalists: 1}
 """
 ORDER = [3, 1, 4, 0, 5, 9, 2, 6, 8, 7]
 """The digit that each output of the reordered teacher stands for."""

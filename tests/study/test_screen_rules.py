@@ -26,7 +26,7 @@ knowledge: [{loss: {name: kd}}]
 train: {epochs: 1}
 search:
   objectives: {val_accuracy: max}
-  screen: {name: naswot, keep: 3}
+  proxy: {name: naswot, keep: 3}
   trials: 6
 """
 TASK = Task((1, 8, 8), 10)
@@ -45,62 +45,62 @@ def complaint(*overrides: str, text: str = STUDY) -> str:
 
 MISTAKES: dict[str, tuple[tuple[str, ...], str]] = {
     "unknown": (
-        ("search.screen={name: naswat}",),
-        "search.screen.name: unknown screen 'naswat'; must be one of diswot, macs, naswot, "
+        ("search.proxy={name: naswat}",),
+        "search.proxy.name: unknown proxy 'naswat'; must be one of diswot, macs, naswot, "
         "none, params, zen",
     ),
     "unknown key": (
-        ("search.screen={name: naswot, candidate: 20}",),
-        "search.screen.candidate: unknown key `candidate`; screen 'naswot' has name, candidates,",
+        ("search.proxy={name: naswot, candidate: 20}",),
+        "search.proxy.candidate: unknown key `candidate`; proxy 'naswot' has name, candidates,",
     ),
     "grid": (
         ("search.sampler=grid",),
-        "search.screen: sampler 'grid' tries every point, whatever a screen says\n"
+        "search.proxy: sampler 'grid' tries every point, whatever a screen says\n"
         "    -> remove `screen`, or take another sampler",
     ),
     "more than trials": (
-        ("search.screen.keep=7",),
-        "search.screen.keep: 7 architectures cannot be kept for 6 trials\n"
+        ("search.proxy.keep=7",),
+        "search.proxy.keep: 7 architectures cannot be kept for 6 trials\n"
         "    -> lower it, or raise search.trials",
     ),
     "more than candidates": (
-        ("search.screen.candidates=2",),
-        "search.screen.keep: 3 of 2 candidates cannot be kept\n"
+        ("search.proxy.candidates=2",),
+        "search.proxy.keep: 3 of 2 candidates cannot be kept\n"
         "    -> lower it, or raise `candidates`",
     ),
     "params, an objective": (
-        ("search.screen={name: params}", "search.objectives={val_accuracy: max, params: min}"),
-        "search.screen: 'params' cannot rank students that are compared at equal params "
+        ("search.proxy={name: params}", "search.objectives={val_accuracy: max, params: min}"),
+        "search.proxy: 'params' cannot rank students that are compared at equal params "
         "(`params` is an objective)\n    -> take naswot, zen or diswot, or write `per_cost: none`",
     ),
     "macs within macs": (
-        ("search.screen={name: macs, per_cost: macs}",),
-        "search.screen: 'macs' cannot rank students that are compared at equal macs\n",
+        ("search.proxy={name: macs, per_cost: macs}",),
+        "search.proxy: 'macs' cannot rank students that are compared at equal macs\n",
     ),
     "no teacher": (
-        ("search.screen={name: diswot}", "teacher=null", "scheme={name: alone}", "knowledge=[]"),
-        "search.screen: 'diswot' compares students with the teacher's model, which is not given\n"
+        ("search.proxy={name: diswot}", "teacher=null", "scheme={name: alone}", "knowledge=[]"),
+        "search.proxy: 'diswot' compares students with the teacher's model, which is not given\n"
         "    -> give `teacher: {model: ...}`, or take naswot, zen, params or macs",
     ),
     "many teachers": (
         (
-            "search.screen={name: diswot}",
+            "search.proxy={name: diswot}",
             "teacher={model: {name: mlp, depth: {choice: [1, 2]}}, train: {epochs: 1}}",
         ),
-        "search.screen: 'diswot' compares with one teacher; this space has 2\n",
+        "search.proxy: 'diswot' compares with one teacher; this space has 2\n",
     ),
     "one student": (
         ("student.model={name: mlp, depth: 1, width: 8}", "scheme={choice: [offline, alone]}"),
-        "search.screen: there is one student in this space, so there is nothing to rank\n"
+        "search.proxy: there is one student in this space, so there is nothing to rank\n"
         "    -> leave something of `student.model` open, or remove `screen`",
     ),
     "left open": (
-        ("search.screen={choice: [naswot, zen]}",),
-        "search.screen: `choice` cannot stand under `search`, which is the same for all trials",
+        ("search.proxy={choice: [naswot, zen]}",),
+        "search.proxy: `choice` cannot stand under `search`, which is the same for all trials",
     ),
     "out of range": (
-        ("search.screen={name: zen, alpha: 0}",),
-        "search.screen.alpha: got 0; must be > 0",
+        ("search.proxy={name: zen, alpha: 0}",),
+        "search.proxy.alpha: got 0; must be > 0",
     ),
 }
 
@@ -112,17 +112,17 @@ def test_mistakes(mistake: str) -> None:
 
 
 def test_noise_cannot_be_made_of_texts() -> None:
-    search = opened("search.screen={name: zen}").settings.search
+    search = opened("search.proxy={name: zen}").settings.search
     words = Task((12,), 3, Text(vocabulary=50))
     [finding] = task_findings(search, words)
-    assert str(finding).startswith("search.screen: proxy 'zen' feeds noise to networks")
+    assert str(finding).startswith("search.proxy: proxy 'zen' feeds noise to networks")
     assert list(task_findings(search, TASK)) == []
 
 
 def test_none_is_the_default_and_a_bare_name_will_do() -> None:
-    text = STUDY.replace("  screen: {name: naswot, keep: 3}\n", "")
-    assert opened(text=text).settings.search.screen == Unscreened()
-    assert opened("search.screen=zen", text=text).settings.search.screen == SCREENS["zen"]()
+    text = STUDY.replace("  proxy: {name: naswot, keep: 3}\n", "")
+    assert opened(text=text).settings.search.proxy == Unscreened()
+    assert opened("search.proxy=zen", text=text).settings.search.proxy == SCREENS["zen"]()
 
 
 @pytest.mark.parametrize(
@@ -159,5 +159,5 @@ def test_validate_says_how_they_are_parted() -> None:
 
 
 def test_validate_says_nothing_where_nothing_is_ranked() -> None:
-    assert explain(opened("search.screen=none").bind(TASK)).proxy == ""
-    assert "screen" not in told(opened("search.screen=none", "name=plain"))
+    assert explain(opened("search.proxy=none").bind(TASK)).proxy == ""
+    assert "screen" not in told(opened("search.proxy=none", "name=plain"))

@@ -60,7 +60,7 @@ class Arms(Conductor):
         super().report(result)
 
     @property
-    def chosen(self) -> list[Record]:
+    def finalists(self) -> list[Record]:
         return list(self._chosen or [])
 
     def _more(self) -> bool:

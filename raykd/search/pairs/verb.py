@@ -90,10 +90,10 @@ def _studied(
 ) -> PairsResult:
     how = replace(
         study.settings.search,
-        chosen=1,
+        finalists=1,
         sampler="random",
         scheduler=Unscheduled(),
-        screen=Unscreened(),
+        proxy=Unscreened(),
         max_hours=None,
     )
     if study.task is not None:

@@ -231,7 +231,7 @@ class CachePlan:
         """Epochs of all trials and replicates, about, if all read the same outputs."""
         points = self.study.size.points
         trials = self.search.trials if points is None else min(self.search.trials, points)
-        again = min(self.search.chosen, trials) * self.search.replicates * epochs
+        again = min(self.search.finalists, trials) * self.search.replicates * epochs
         return trials * epochs * _share_trained(self.search, epochs) + again
 
 
