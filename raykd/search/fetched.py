@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import re
 from collections.abc import Iterator, Mapping
@@ -107,16 +106,12 @@ def _stands_for_model(place: Place) -> bool:
 
 def _fetched(uri: str, document: Document) -> str:
     """The network's file below the storage, put there now."""
-    import torch
-
     from raykd.search.stores import store_of
     from raykd.study.schema import Cluster
     from raykd.tracking.models import load_model_uri
+    from raykd.training.checkpoint import dump_object
 
-    network = load_model_uri(uri, tracking_uri=store_of(document))
-    buffer = io.BytesIO()
-    torch.save(network, buffer)
-    content = buffer.getvalue()
+    content = dump_object(load_model_uri(uri, tracking_uri=store_of(document)))
     storage = Storage(document.get(("cluster", "storage")) or Cluster().storage)
     name = f"networks/{hashlib.sha256(content).hexdigest()[:32]}.pt"
     storage.create(name, content)

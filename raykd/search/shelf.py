@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ from raykd.study.opened import OpenStudy
 from raykd.study.place import Place, dotted
 from raykd.study.schema import Study
 from raykd.study.teachers import everyone_behind, teachers_of
-from raykd.training.checkpoint import dump_weights, metadata_of, with_metadata
+from raykd.training.checkpoint import dump_object, dump_weights, metadata_of, with_metadata
 from raykd.training.loading import check_file, load_prepared, reorder_network
 from raykd.training.storage import Storage
 from raykd.training.teacher import (
@@ -127,9 +126,7 @@ class Shelf:
         if self._task is not None:
             self.notes += reorder_network(network, prepared, self._task)
         network = expecting(network, prepared.normalization)
-        buffer = io.BytesIO()
-        torch.save(network, buffer)
-        return buffer.getvalue()
+        return dump_object(network)
 
 
 def with_normalization(content: bytes, normalization: Normalization | None) -> bytes:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping
 
 import torch
@@ -13,7 +12,7 @@ from raykd.architecture.delivered import PIXELS, Delivered, Preprocessing
 from raykd.architecture.normalization import from_metadata
 from raykd.data import Dataset, Inputs
 from raykd.training.assembly import task_of
-from raykd.training.checkpoint import metadata_of
+from raykd.training.checkpoint import metadata_of, parse_network
 from raykd.training.normalizing import adapted
 from raykd.training.teacher import read_network
 
@@ -98,8 +97,7 @@ def stored_network(file: str, content: bytes, model: Model | None, data: Dataset
         ValueError: the weights are not the model's, or their normalization does not fit.
     """
     if not file.endswith(".safetensors"):
-        network = torch.load(io.BytesIO(content), map_location="cpu", weights_only=False)
-        return adapted(network, data).eval()
+        return adapted(parse_network(content), data).eval()
     assert model is not None, "weights alone, and nothing says of which model"
     network = read_network(model, task_of(data), content)
     return adapted(network, data, from_metadata(metadata_of(content)))

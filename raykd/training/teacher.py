@@ -228,22 +228,6 @@ def _metadata(weights: str) -> dict[str, str]:
         return {}
 
 
-def teacher_metadata(study: Study, key: str, accuracy: float) -> dict[str, str]:
-    """What is written beside a trained teacher's weights.
-
-    Args:
-        study: the one it was trained in.
-        key: `teacher_key`.
-        accuracy: on the validation split, 0 to 1.
-    """
-    return {
-        "raykd.study": study.name,
-        "raykd.teacher_key": key,
-        "raykd.val_accuracy": repr(accuracy),
-        "raykd.model": json.dumps(plain(_teacher(study).model), sort_keys=True, default=str),
-    }
-
-
 def load_teacher(study: Study, task: Task, path: str | Path) -> nn.Module:
     """The study's teacher with the weights of a safetensors file, in eval mode, on the CPU.
 

@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
 
-from raykd.training.checkpoint import load_state, save_state
+from raykd.training.checkpoint import dump_object, parse_state
 from study_cases import STUDIES, training_of, untimed
 
 
 @pytest.mark.parametrize("name", list(STUDIES))
-def test_going_on_from_a_file_is_as_if_never_stopped(name: str, tmp_path: Path) -> None:
+def test_resuming_from_bytes_is_as_if_never_stopped(name: str) -> None:
     study = STUDIES[name]()
     whole = training_of(study)
     whole.run_epoch()
-    save_state(whole.state(), tmp_path / "state.pt")
+    saved = dump_object(whole.state())
     found = whole.run_epoch()
     torch.manual_seed(5)  # what the process did before is no matter
     resumed = training_of(study)
-    resumed.load_state(load_state(tmp_path / "state.pt"))
+    resumed.load_state(parse_state(saved))
     assert untimed(resumed.run_epoch()) == untimed(found)
     _assert_same(resumed.state(), whole.state(), "state")
 

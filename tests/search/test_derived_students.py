@@ -18,7 +18,7 @@ from raykd.search.result import StudyResult
 from raykd.search.single import in_this_process
 from raykd.study.schema import read_study
 from raykd.tracking.models import load_model_uri
-from raykd.training.checkpoint import load_weights
+from raykd.training.checkpoint import parse_weights
 from raykd.training.delivering import raw_samples
 
 KINDS = {"layer_pruning", "channel_pruning", "low_rank", "separable", "quantized", "copy"}
@@ -93,5 +93,5 @@ def test_derived_from_a_teacher_of_weights(found: tuple[StudyResult, Path], tmp_
     source = read_study(trial.assignment.study).student.model.origin
     assert source is not None
     network = source.build(TASK)
-    load_weights(network, file)
+    parse_weights(network, file.read_bytes())
     assert Copy(base=source, inherit_weights=True).build_from(network, TASK)

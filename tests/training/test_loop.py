@@ -4,7 +4,6 @@ import dataclasses
 import gc
 import math
 import weakref
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,7 +16,7 @@ from raykd.knowledge import LOSSES, Pair, Term
 from raykd.schemes import SCHEMES, Alone, Offline
 from raykd.schemes.train import SGD, AdamW, Constant
 from raykd.study.schema import Student, Study
-from raykd.training.checkpoint import load_state, save_state
+from raykd.training.checkpoint import dump_object, parse_state
 from raykd.training.evaluate import evaluate
 from raykd.training.layout import lay_out
 from raykd.training.loop import Diverged, Training
@@ -237,18 +236,18 @@ def test_a_student_starts_from_the_same_weights_under_every_scheme() -> None:
 
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("stop", [1, 2])
-def test_going_on_from_a_state_is_as_if_never_stopped(case: str, stop: int, tmp_path: Path) -> None:
+def test_going_on_from_a_state_is_as_if_never_stopped(case: str, stop: int) -> None:
     study = dataclasses.replace(
         CASES[case](), train=dataclasses.replace(CASES[case]().train, epochs=4)
     )
     whole = train_of(study, seed=2)
     for _ in range(stop):
         whole.run_epoch()
-    save_state(whole.state(), tmp_path / "state.pt")
+    saved = dump_object(whole.state())
     finish(whole)  # the state is a copy: going on does not change it
 
     resumed = train_of(study, seed=2)
-    resumed.load_state(load_state(tmp_path / "state.pt"))
+    resumed.load_state(parse_state(saved))
     assert resumed.epoch == stop
     finish(resumed)
     assert_same(weights(resumed.distiller), weights(whole.distiller))

@@ -109,10 +109,6 @@ class Description:
             for number, (view, start) in enumerate(places)
         )
 
-    @property
-    def shards_per_view(self) -> int:
-        return -(-self.rows // self.shard_rows)
-
     def plain(self) -> dict[str, Any]:
         """As mappings, lists and scalars."""
         data = json.loads(json.dumps(asdict(self)))
