@@ -197,7 +197,7 @@ class _Walk:
         name, domain = node.of(loss)
         held = {LayerPair(pair["hint"], pair["guided"]): pair for pair in value}
         try:
-            params, pairs = domain.recalled([*held], name)
+            params, pairs = domain.params_of([*held], name)
         except Infeasible as why:
             return self.found.leave(place, str(why))
         self.found.params |= params
@@ -265,7 +265,7 @@ def drawn_again(space: Space, pairs: Sequence[LayerPair]) -> dict[str, Any]:
     """The parameters with which the first term that may draws these pairs; {} where none may."""
     for node in space.pairings:
         try:
-            return node.domain.recalled(pairs, node.parameter)[0]
+            return node.domain.params_of(pairs, node.parameter)[0]
         except Infeasible:
             continue
     return {}

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 from raykd.study.domains import Range
-from raykd.study.gates import Gate
-from raykd.study.pairings import PairingDomain
 from raykd.study.place import Place
 from raykd.study.suggest import Scalar
+
+if TYPE_CHECKING:
+    from raykd.study.gates import Gate
+    from raykd.study.pairings import PairingDomain
 
 
 @dataclass(frozen=True)

@@ -288,7 +288,7 @@ class PairingDomain:
             raise Infeasible(f"{name}: {said} are not in the order '{self.order}'")
         return tuple(known[pair] for pair in wanted)
 
-    def recalled(
+    def params_of(
         self, pairs: Sequence[LayerPair], name: str
     ) -> tuple[dict[str, Any], tuple[LayerPair, ...]]:
         """The parameters with which these pairs are drawn (`name` as in `draw`), and the pairs as

@@ -164,11 +164,11 @@ def test_pairs_are_taken_whole_or_not_at_all(pairing: str, why: str) -> None:
 def test_every_way_to_write_a_pairing_draws_pairs_again(pairing: dict[str, Any]) -> None:
     domain = read_pairing(pairing)
     wanted = {LayerPair("stage1", "stage2"), LayerPair("stage3", "stage3")}
-    params, pairs = domain.recalled(sorted(wanted), "p")
+    params, pairs = domain.params_of(sorted(wanted), "p")
     assert {*pairs} == wanted
     assert domain.draw(FixedTrial(params), "p") == pairs
     with pytest.raises(Infeasible):
-        domain.recalled([LayerPair("stage3", "stage1")], "p")
+        domain.params_of([LayerPair("stage3", "stage1")], "p")
 
 
 def test_pairs_alone_go_to_the_first_term_that_may_draw_them() -> None:
