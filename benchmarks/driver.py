@@ -35,8 +35,12 @@ from unittest import mock
 
 from measuring import Demand, Findings, arguments, spread, tell
 
-from raykd.search.driver import Enterprise, in_slots, opened, run
+from raykd.search.driver import Executor, StudyRun
+from raykd.search.executors import RayExecutor
 from raykd.search.explorer import Explorer
+from raykd.search.search_run import SearchRun
+from raykd.search.session import RunSession
+from raykd.search.study_input import load_or_use
 from raykd.training.assignment import Assignment
 from raykd.training.storage import Storage
 
@@ -160,13 +164,16 @@ class Slots:
             self._live[trial.trial_id] = (trial, epoch)
 
 
-def without_ray(enterprise: Enterprise) -> Explorer:
-    """Conduct a study in made-up slots."""
-    slots = enterprise.study.settings.cluster.slots
-    assert isinstance(slots, int)
-    explorer = enterprise.explorer(slots)
-    Slots(explorer, Storage(enterprise.folder.storage), slots).run()
-    return explorer
+class WithoutRay(Executor):
+    """Runs a study in made-up slots."""
+
+    def execute(self, run: StudyRun[Any], session: RunSession) -> Explorer:
+        slots = session.study.settings.cluster.slots
+        assert isinstance(slots, int)
+        planner = run.planner(session, slots)
+        assert isinstance(planner, Explorer)
+        Slots(planner, Storage(session.folder.storage), slots).run()
+        return planner
 
 
 # With Tune
@@ -225,7 +232,7 @@ def starts(
     file = folder / "driver.yaml"
     file.write_text(STUDY)
     uri = f"sqlite:///{folder}/mlflow.db"
-    study = opened(
+    study = load_or_use(
         file,
         [
             f"search.trials={trials}",
@@ -252,7 +259,7 @@ def starts(
 
     off = contextlib.nullcontext() if tracking else mock.patch("raykd.tracking.runs.Tracker", _Off)
     with off, idle_actors() if tune else contextlib.nullcontext():
-        run(study, None, in_slots if tune else without_ray, listeners=[hear])
+        SearchRun(study, listeners=[hear]).run(RayExecutor() if tune else WithoutRay())
         for thread in threading.enumerate():
             if thread.name == "raykd-tracker":  # at its last chunk; its store is about to go
                 thread.join(60)

@@ -66,8 +66,8 @@ def served(trials: int) -> list[float]:
     """What this process holds after each of so many trials, in MB."""
     import torch
 
-    from raykd.search.driver import opened
     from raykd.search.shelf import Shelf
+    from raykd.search.study_input import load_or_use
     from raykd.study.schema import plain
     from raykd.training.assembly import task_of
     from raykd.training.assignment import Assignment
@@ -79,7 +79,7 @@ def served(trials: int) -> list[float]:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "memory.yaml"
         file.write_text(STUDY)
-        study = opened(file, [f"cluster.storage={folder}"])
+        study = load_or_use(file, [f"cluster.storage={folder}"])
         data, storage = study.settings.data.load(), Storage(folder)
         seat = Seat(Bench(storage, data, torch.device("cpu"), rank=0, world=1))
         shelf = Shelf(study.settings, data.fingerprint, storage)
@@ -136,7 +136,7 @@ def served_on_ray(trials: int) -> list[float]:
     """What the worker of a search's one slot holds after each trial, in MB."""
     import psutil
 
-    from raykd.search.driver import search
+    from raykd.search.search_run import search
 
     held: list[float] = []
 

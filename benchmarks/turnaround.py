@@ -37,7 +37,7 @@ cluster: {slots: 1}
 
 def warm_slots(folder: Path) -> list[float]:
     """Turn-arounds of one search in one slot, seconds."""
-    from raykd.search.driver import search
+    from raykd.search.search_run import search
 
     file = folder / "turnaround.yaml"
     file.write_text(STUDY)

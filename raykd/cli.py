@@ -120,7 +120,7 @@ def search(
         raise typer.BadParameter(f"{option} cannot be used with --resume")
 
     def run(listeners: Sequence[Any]) -> StudyResult:
-        from raykd.search.driver import search as search_study
+        from raykd.search.search_run import search as search_study
 
         return search_study(
             file or "",

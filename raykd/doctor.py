@@ -99,9 +99,9 @@ def needs_of(
         from raykd.tracking.store import TRACKING
 
         return Needs(uri or os.environ.get(TRACKING) or Tracking().uri, Cluster().storage)
-    from raykd.search.driver import opened
+    from raykd.search.study_input import load_or_use
 
-    settings = opened(file, overrides, (), allow_import=allow_import).settings
+    settings = load_or_use(file, overrides, (), allow_import=allow_import).settings
     return Needs(uri or settings.tracking.uri, settings.cluster.storage, settings.data)
 
 

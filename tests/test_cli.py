@@ -75,7 +75,7 @@ def test_wrong_studies_start_no_ray(study: str, tmp_path: Path) -> None:
         "    assert done.exit_code == 2, done.output"
     )
     modules = imported_after(statement, tmp_path)
-    assert "raykd.search.driver" in modules
+    assert "raykd.search.search_run" in modules
     assert not {"ray", "mlflow"} & modules
     assert not (tmp_path / "studies").exists()
 
@@ -167,7 +167,7 @@ def searched(study: str, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Resul
                     listener(event)
             raise error
 
-        monkeypatch.setattr("raykd.search.driver.search", search)
+        monkeypatch.setattr("raykd.search.search_run.search", search)
         return typed("search", study, *more)
 
     return run
@@ -327,11 +327,11 @@ def test_the_public_names_are_there() -> None:
 
 
 def test_search_is_a_package_and_a_function(monkeypatch: pytest.MonkeyPatch) -> None:
-    import raykd.search.driver
+    import raykd.search.search_run
 
     given: list[Any] = []
     monkeypatch.setattr(
-        raykd.search.driver, "search", lambda study, **more: given.append((study, more))
+        raykd.search.search_run, "search", lambda study, **more: given.append((study, more))
     )
     called: Any = raykd.search
     called("x.yaml", allow_import=True, progress=False)

@@ -14,7 +14,7 @@ from raykd.architecture import Anatomy, Model, Task, Text, anatomy
 from raykd.architecture.layers import Layer
 from raykd.architecture.model import written
 from raykd.problems import Problem, StudyError
-from raykd.search.driver import in_place, load_data, opened
+from raykd.search.study_input import load_data, load_or_use, located_problems
 from raykd.study.comparable import layers_for
 from raykd.study.complaints import Finding, InvalidStudy, parse_study
 from raykd.study.files import Document, parse_document
@@ -164,7 +164,7 @@ def layers_of(
             raise StudyError(
                 Problem("a study file already defines the inputs of its models", mend=mend)
             )
-        return _of_study(opened(what, overrides, (), allow_import=allow_import))
+        return _of_study(load_or_use(what, overrides, (), allow_import=allow_import))
     study = _study_with(what, overrides, inputs, allow_import=allow_import)
     task = inputs.task or _task_of(study)
     return Layers(task, (_shown("model", study.student.model, task),))
@@ -254,7 +254,7 @@ def _shown(role: str, model: Model, task: Task) -> Shown:
 def _of_study(study: OpenStudy) -> Layers:
     task = study.task
     if task is None:
-        with in_place(study):
+        with located_problems(study):
             task = task_of_data(load_data(study.settings))
             check_shapes(study, task)
     teachers = _each(study.models("teacher"), "teacher", task)

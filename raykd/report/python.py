@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from raykd.search.driver import Listener
+    from raykd.search.event_bus import Listener
     from raykd.search.pairs.result import PairsResult
     from raykd.search.result import StudyResult
     from raykd.study.opened import OpenStudy
@@ -48,7 +48,7 @@ def search(
     Raises:
         StudyError: the study, its data or the cluster cannot be used; nothing was started.
     """
-    from raykd.search.driver import search as search_study
+    from raykd.search.search_run import search as search_study
 
     with _progress(progress, verbose) as display:
         return search_study(

@@ -14,11 +14,11 @@ from raykd.problems import StudyError
 from raykd.report.cache import plan_lines
 from raykd.report.data import data_block, weights_block
 from raykd.search.cluster import here, is_remote, plan_slots
-from raykd.search.driver import in_place, opened
 from raykd.search.packing import room
 from raykd.search.pairs.arms import arms_of
 from raykd.search.pairs.question import question_of
 from raykd.search.shelf import check_started_models, check_teacher_weights, remarks_on_weights
+from raykd.search.study_input import load_or_use, located_problems
 from raykd.study.explain import Explanation, explain
 from raykd.study.extent import Dimension
 from raykd.study.load import check_data, check_shapes
@@ -48,7 +48,7 @@ def explained(
         StudyError: the study, its data or this machine is not fit.
     """
     checks = [check_data, check_teacher_weights, check_started_models]
-    study = opened(file, overrides, checks, allow_import=allow_import)
+    study = load_or_use(file, overrides, checks, allow_import=allow_import)
     slots = _slots(study)
     survey = _survey(study)
     data = _data_at_hand(study)
@@ -57,11 +57,11 @@ def explained(
         assert data is not None, "a source that does not tell its shape is read"
         task = task_of(data)
         check_shapes(study, task, checks=checks)
-    with in_place(study):
+    with located_problems(study):
         check_measured(study.bind(task), StudentCosts(study.settings.search, task))
     known = survey or data
     named = replace(task, class_names=known.class_names if known is not None else ())
-    with in_place(study):
+    with located_problems(study):
         weights = remarks_on_weights(study, named)
     explanation = explain(study.bind(task), seed, known.sizes["train"] if known else None)
     rest = Labeled(width=9, gap=1)

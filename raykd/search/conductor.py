@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, Protocol
 
@@ -44,69 +44,78 @@ class Journal(Protocol):
     def write(self, event: str, **fields: Any) -> None: ...
 
 
-class Conductor:
-    """Decides what each free slot trains, and keeps the books.
-
-    Args:
-        study: with its domains open.
-        task: what models must take and give.
-        journal: takes every event.
-        storage: where files are that every node must reach.
-        folder: the study's folder below it.
-        shelf: where the networks that teach are; those that are not there yet are trained.
-        records: what is known already (of an interrupted run).
-        search: how to search; None: as the study says.
-        slots: trials side by side.
-        caching: decides which teachers' outputs are kept; None: all teachers are run live.
-        costs: knows what students cost; None: it has measured none yet.
-        logs: where the logs of failed trainings are gathered; None: nowhere.
-        val_counts: samples of each class of the validation split, by which teachers are judged.
+@dataclass(frozen=True)
+class RunContext:
+    """Everything that a planner works with.
 
     Attributes:
-        expected_trials: how many there will be, where that is known; None: as the study says.
-        note: why no more trials were begun than were; empty where there is nothing to say.
-        fatal: why the study cannot go on; empty while it can.
+        study: with its domains open.
+        task: inputs and classes of the data.
+        search: search settings of the run.
+        journal: takes every event.
+        storage: of the files that every node must reach.
+        folder: the study's folder below the storage.
+        shelf: of the teachers; those that are missing are trained.
+        records: of trainings, from the journal of the run that is resumed.
+        costs: of students.
+        caching: decides which teachers' outputs are cached; None: all teachers are run live.
+        logs: of failed trainings; None: they are not gathered.
+        val_counts: samples of each class of the validation split, to judge teachers by.
+        slots: number of trials in parallel.
     """
 
-    def __init__(
-        self,
-        study: OpenStudy,
-        task: Task,
-        journal: Journal,
-        storage: Storage,
-        folder: str,
-        shelf: Shelf,
-        records: Records | None = None,
-        search: Search | None = None,
-        slots: int = 1,
-        caching: Caching | None = None,
-        costs: StudentCosts | None = None,
-        logs: Logs | None = None,
-        val_counts: Sequence[int] = (),
-    ) -> None:
-        self._val_counts = val_counts
+    study: OpenStudy
+    task: Task
+    search: Search
+    journal: Journal
+    storage: Storage
+    folder: str
+    shelf: Shelf
+    records: Records
+    costs: StudentCosts
+    caching: Caching | None = None
+    logs: Logs | None = None
+    val_counts: Sequence[int] = ()
+    slots: int = 1
+
+
+class Conductor:
+    """Decides what each free slot trains, and records the results.
+
+    Args:
+        context: study, data, storage and records of the run.
+
+    Attributes:
+        expected_trials: number of trials, where it is known; None: as the study says.
+        note: reason for ending the search early; empty if there is none.
+        fatal: reason why the study cannot continue; empty while it can.
+    """
+
+    def __init__(self, context: RunContext) -> None:
+        self._val_counts = context.val_counts
         self._doubted: set[str] = set()
         self._noted: set[str] = set()
-        self.study = study
-        self.task = task
-        self.search = search or study.settings.search
-        self._bound = study.bind(task)
-        self._costs = costs or StudentCosts(self.search, task)
-        self.records = records or Records()
+        self.study = context.study
+        self.task = context.task
+        self.search = context.search
+        self._bound = context.study.bind(context.task)
+        self._costs = context.costs
+        self.records = context.records
         self.expected_trials: int | None = None
         self.note = ""
         self.fatal = ""
-        self._journal = journal
-        self._storage = storage
-        self._folder = folder
-        self._shelf = shelf
-        self._slots = slots
-        self._caching = caching
-        self._logs = logs
+        self._journal = context.journal
+        self._storage = context.storage
+        self._folder = context.folder
+        self._shelf = context.shelf
+        self._slots = context.slots
+        self._caching = context.caching
+        self._logs = context.logs
         self._outfitted: set[str] = set()
         self._builds: dict[str, Assignment] = {}  # shares of outputs that slots compute now
+        study = self.study
         own = [own_teacher(replace(study.settings, teacher=one)) for one in study.teachers()]
-        self._own = {shelf.file(prepared): prepared for prepared in own}
+        self._own = {self._shelf.file(prepared): prepared for prepared in own}
         self._lost: dict[str, Record] = {}  # trainings that failed here, by the file they owe
         self._waits = 0
         self._queue: deque[Assignment] = deque()

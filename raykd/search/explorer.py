@@ -14,29 +14,22 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
 import optuna
 from optuna.trial import TrialState
 
-from raykd.architecture import Task
 from raykd.compat.optuna_trials import resume_trial
 from raykd.problems import Infeasible, StudyError
 from raykd.schemes import Alone
-from raykd.search.caching import Caching
-from raykd.search.conductor import Conductor, Journal
-from raykd.search.logs import Logs
-from raykd.search.records import Record, Records
+from raykd.search.conductor import Conductor, RunContext
+from raykd.search.records import Record
 from raykd.search.samplers import Grid
 from raykd.search.screening import again, score_of
-from raykd.search.shelf import Shelf
 from raykd.search.tpe import SEEN
-from raykd.study.opened import OpenStudy
-from raykd.study.schema import Search, Study, read_study
-from raykd.study.student_costs import StudentCosts
-from raykd.training.storage import Storage
+from raykd.study.schema import Study, read_study
 
 MAX_DRAWS = 1000
 """Draws in a row without a new feasible point before the search gives up drawing."""
@@ -50,46 +43,18 @@ class Explorer(Conductor):
     """Explores a study's space: draws trials, then chooses students.
 
     Args:
-        study, task, journal, storage, folder, shelf, records, search, caching, costs, logs:
-            as `Conductor`'s.
+        context: study, data, storage and records of the run.
         optuna_study: draws the points.
         clock: seconds, for the time budget.
-        slots: trials side by side; at most so many are drawn while their teachers are trained.
     """
 
     def __init__(
         self,
-        study: OpenStudy,
-        task: Task,
+        context: RunContext,
         optuna_study: optuna.Study,
-        journal: Journal,
-        storage: Storage,
-        folder: str,
-        shelf: Shelf,
-        records: Records | None = None,
-        search: Search | None = None,
         clock: Callable[[], float] = time.time,
-        slots: int = 1,
-        caching: Caching | None = None,
-        costs: StudentCosts | None = None,
-        logs: Logs | None = None,
-        val_counts: Sequence[int] = (),
     ) -> None:
-        super().__init__(
-            study,
-            task,
-            journal,
-            storage,
-            folder,
-            shelf,
-            records,
-            search,
-            slots=slots,
-            caching=caching,
-            costs=costs,
-            logs=logs,
-            val_counts=val_counts,
-        )
+        super().__init__(context)
         self._optuna = optuna_study
         self._clock = clock
         self._deadline = (

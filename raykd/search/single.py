@@ -4,24 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import Any, ClassVar
 
 from raykd.architecture.screens import Unscreened
 from raykd.option import replaced_unchecked
 from raykd.problems import Problem, StudyError
 from raykd.search.cluster import is_remote
-from raykd.search.conductor import Conductor
-from raykd.search.driver import Enterprise, Listener, in_slots, opened, run
+from raykd.search.driver import Executor
+from raykd.search.event_bus import Listener
+from raykd.search.executors import LocalExecutor, RayExecutor
 from raykd.search.folder import Verb
 from raykd.search.result import StudyResult
+from raykd.search.search_run import SearchRun
+from raykd.search.study_input import load_or_use
 from raykd.search.trials import fixed_trial
 from raykd.study.opened import OpenStudy
 from raykd.study.schema import Unscheduled
-from raykd.training.assignment import Assignment
-from raykd.training.mailbox import Command
-from raykd.training.storage import Storage
 
 
 def distill(
@@ -49,10 +47,11 @@ def distill(
         StudyError: the study leaves something open (names it), or is not fit to start.
     """
     with fixed_trial(study, overrides) as (named, values):
-        study = opened(named, values, allow_import=allow_import)
+        study = load_or_use(named, values, allow_import=allow_import)
         study.concrete()
         replicates = study.settings.search.replicates
-        return _conducted(study, "distill", 1, replicates, verbose, listeners)
+        run = SingleRun(study, replicates=replicates, verbose=verbose, listeners=listeners)
+        return run.run(_executor(study))
 
 
 def train_teacher(
@@ -68,7 +67,7 @@ def train_teacher(
     Raises:
         StudyError: the study has no teacher, or is not fit to start.
     """
-    study = opened(study, overrides, allow_import=allow_import)
+    study = load_or_use(study, overrides, allow_import=allow_import)
     if not study.teachers():
         raise StudyError(
             Problem(
@@ -78,70 +77,46 @@ def train_teacher(
                 file=study.document.file,
             )
         )
-    return _conducted(study, "teacher", 0, 0, verbose, listeners)
+    run = TeacherRun(study, verbose=verbose, listeners=listeners)
+    return run.run(_executor(study))
 
 
-def _conducted(
-    study: OpenStudy,
-    verb: Verb,
-    trials: int,
-    replicates: int,
-    verbose: bool,
-    listeners: Sequence[Listener],
-) -> StudyResult:
-    settings = study.settings
-    how = replaced_unchecked(
-        settings.search,
-        trials=trials,
-        replicates=replicates,
-        finalists=1,
-        sampler="random",
-        scheduler=Unscheduled(),
-        proxy=Unscreened(),
-    )
-    here = settings.cluster.workers_per_trial == 1 and not is_remote()
-    conduct = in_this_process if here else in_slots
-    return run(study, None, conduct, verb=verb, how=how, verbose=verbose, listeners=listeners)
+class SingleRun(SearchRun):
+    """One training of a concrete student, with its replicates.
+
+    Args:
+        study, settings: as `StudyRun`'s.
+        trials: 1; 0: the teachers alone are trained.
+        replicates: further trainings under fresh seeds, with and without teacher.
+    """
+
+    verb: ClassVar[Verb] = "distill"
+
+    def __init__(
+        self, study: OpenStudy, trials: int = 1, replicates: int = 0, **settings: Any
+    ) -> None:
+        super().__init__(study, **settings)
+        self.search = replaced_unchecked(
+            study.settings.search,
+            trials=trials,
+            replicates=replicates,
+            finalists=1,
+            sampler="random",
+            scheduler=Unscheduled(),
+            proxy=Unscreened(),
+        )
 
 
-def in_this_process(enterprise: Enterprise) -> Conductor:
-    """Conduct a study in this process, one training after another, without Ray."""
-    from raykd.training.worker import Bench, Seat, obey
+class TeacherRun(SingleRun):
+    """A training and evaluation of the study's teachers alone."""
 
-    explorer = enterprise.conductor(slots=1)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    data = enterprise.data.to(device)
-    seat = Seat(Bench(Storage(enterprise.folder.storage), data, device, rank=0, world=1))
-    enterprise.chronicle.tell(
-        {
-            "event": "plan",
-            "plan": None,
-            "study": enterprise.study,
-            "folder": enterprise.folder,
-            "trials": explorer.expected_trials,
-        }
-    )
-    try:
-        while (assignment := explorer.next()) is not None:
-            for result in _trained(seat, assignment, obey):
-                explorer.report({"id": assignment.id, **assignment.metrics, **result})
-    finally:
-        seat.stop()
-    return explorer
+    verb: ClassVar[Verb] = "teacher"
+
+    def __init__(self, study: OpenStudy, **settings: Any) -> None:
+        super().__init__(study, trials=0, **settings)
 
 
-def _trained(seat: Any, assignment: Assignment, obey: Any) -> Any:
-    """The results of one training, epoch by epoch, as a slot reports them."""
-    begun = obey(seat, Command(0, "start", assignment.plain()))
-    history = begun.get("history", [])
-    while True:
-        answer = begun if begun.get("failed") else obey(seat, Command(0, "epoch", {}))
-        if answer.get("failed"):
-            failed = {"failed": answer["reason"]}
-            failed |= {key: answer[key] for key in ("traceback", "raised_at")}
-            yield {"epoch": 0, "done": True, **failed}
-            return
-        yield {**answer["metrics"], **{k: answer[k] for k in ("epoch", "done")}, "history": history}
-        history = []
-        if answer["done"]:
-            return
+def _executor(study: OpenStudy) -> Executor:
+    """Return an executor in this process where one process of this machine suffices."""
+    local = study.settings.cluster.workers_per_trial == 1 and not is_remote()
+    return LocalExecutor() if local else RayExecutor()

@@ -13,7 +13,6 @@ from raykd.search.folder import create_folder
 from raykd.search.pairs.conducting import Arms
 from raykd.search.pairs.question import Question, question_of
 from raykd.search.pairs.result import PairsResult, read_pairs
-from raykd.search.records import Records
 from raykd.study.opened import OpenStudy
 from raykd.study.schema import plain
 from raykd.tracking.journal import Journal, events
@@ -55,17 +54,7 @@ class PairsWorld(World):
     """What outlives the driver of a layer study."""
 
     def arms(self, journal: Any = None, slots: int = 1) -> Arms:
-        return Arms(
-            question_of(self.study, TASK),
-            self.study,
-            TASK,
-            journal or self.journal,
-            self.storage,
-            "pairs-20260101-120000",
-            self.shelf,
-            Records.from_events(self.journal.events),
-            slots=slots,
-        )
+        return Arms(self.context(journal, slots), question_of(self.study, TASK))
 
 
 GAINS = {"stage2-to-stage3": 0.06, "stage3-to-stage3": 0.03, "reverse": -0.05}

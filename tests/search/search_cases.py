@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ import optuna
 from optuna.study import StudyDirection
 
 from raykd.architecture import Task
+from raykd.search.conductor import RunContext
 from raykd.search.explorer import Explorer
 from raykd.search.records import Records
 from raykd.search.samplers import make_sampler
@@ -23,6 +25,7 @@ from raykd.search.tune_side import Reports, Stopping, Suggestions
 from raykd.study.files import parse_document
 from raykd.study.load import open_study
 from raykd.study.opened import OpenStudy
+from raykd.study.student_costs import StudentCosts
 from raykd.training.assignment import Assignment
 from raykd.training.storage import Storage
 from raykd.training.teacher import own_teacher
@@ -105,18 +108,24 @@ class World:
 
     def explorer(self, journal: Any = None, slots: int = 1, **changed: Any) -> Explorer:
         """An explorer that goes on from what is there, as the driver makes it."""
-        settings = self.study.settings
-        return Explorer(
-            self.study,
-            TASK,
-            self.drawn(settings, slots),
-            journal or self.journal,
-            self.storage,
-            FOLDER,
-            self.shelf,
-            Records.from_events(self.journal.events),
+        clock = changed.pop("clock", time.time)
+        context = self.context(journal, slots, **changed)
+        return Explorer(context, self.drawn(self.study.settings, slots), clock)
+
+    def context(self, journal: Any = None, slots: int = 1, **changed: Any) -> RunContext:
+        """The context of a planner that goes on from what is there."""
+        search = self.study.settings.search
+        return RunContext(
+            study=self.study,
+            task=TASK,
+            search=search,
+            journal=journal or self.journal,
+            storage=self.storage,
+            folder=FOLDER,
+            shelf=self.shelf,
+            records=Records.from_events(self.journal.events),
             slots=slots,
-            **changed,
+            **{"costs": StudentCosts(search, TASK), **changed},
         )
 
     @property

@@ -12,10 +12,11 @@ import torch
 
 from docstrings import write_corpus
 from raykd.problems import StudyError
-from raykd.search.driver import opened, run
+from raykd.search.executors import LocalExecutor
 from raykd.search.records import Record
 from raykd.search.result import StudyResult
-from raykd.search.single import in_this_process
+from raykd.search.search_run import SearchRun
+from raykd.search.study_input import load_or_use
 from raykd.study.schema import read_study
 
 PICTURES = """\
@@ -70,7 +71,7 @@ def _searched(text: str, folder: Path, **more: Any) -> StudyResult:
     file = folder / "study.yaml"
     tracking = f"tracking: {{uri: 'sqlite:///{folder}/mlflow.db', register: learned}}\n"
     file.write_text(f"{text}cluster: {{storage: '{folder}/studies'}}\n{tracking}")
-    return run(opened(file, **more), None, in_this_process)
+    return SearchRun(load_or_use(file, **more)).run(LocalExecutor())
 
 
 def _students(trials: list[Record]) -> list[dict[str, Any]]:
@@ -138,10 +139,10 @@ def test_a_teacher_named_by_an_alias_is_the_version_the_alias_names_now(
     weights = "teacher={weights: 'models:/learned@best'}"
     client = MlflowClient(store, store)
     with pytest.raises(StudyError, match=r"teacher\.weights.*models:/learned@best: no such model"):
-        opened(file, [f"tracking.uri={store}", weights])
+        load_or_use(file, [f"tracking.uri={store}", weights])
     version = client.get_model_version_by_alias("learned", "champion")
     client.set_registered_model_alias("learned", "best", version.version)
-    study = opened(file, [f"tracking.uri={store}", weights], checks=())
+    study = load_or_use(file, [f"tracking.uri={store}", weights], checks=())
     assert study.settings.teacher is not None
     assert study.settings.teacher.weights == f"models:/learned/{version.version}"
     assert any(f"models:/learned/{version.version}" in text for text in study.overrides)

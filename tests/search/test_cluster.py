@@ -30,7 +30,7 @@ def cluster(**changed: Any) -> Cluster:
 
 def test_ray_is_not_imported_before_its_settings_stand() -> None:
     """Else under `uv run` Ray has uv make an environment for every one of its workers."""
-    code = "import sys; from raykd.search.driver import is_standing; is_standing()"
+    code = "import sys; from raykd.search.cluster import is_standing; is_standing()"
     code += "; print('ray' in sys.modules)"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "False"

@@ -16,9 +16,11 @@ from PIL import Image
 from docstrings import write_corpus
 from raykd.architecture.delivered import Delivered
 from raykd.data import Dataset
-from raykd.search.driver import opened, run
+from raykd.search.executors import LocalExecutor
 from raykd.search.result import StudyResult
-from raykd.search.single import in_this_process, train_teacher
+from raykd.search.search_run import SearchRun
+from raykd.search.single import train_teacher
+from raykd.search.study_input import load_or_use
 from raykd.tracking import events
 
 DIGITS = """\
@@ -85,7 +87,7 @@ def _run(text: str, folder: Path, *overrides: str) -> StudyResult:
         f"cluster: {{storage: '{folder}/studies'}}\n"
         f"tracking: {{uri: 'sqlite:///{folder}/mlflow.db', register: learned}}\n"
     )
-    return run(opened(file, overrides), None, in_this_process)
+    return SearchRun(load_or_use(file, overrides)).run(LocalExecutor())
 
 
 def _write_pictures(folder: Path, brightness: int, count: int = 30) -> None:
@@ -125,7 +127,7 @@ def _delivered(result: StudyResult) -> dict[str, Any]:
 
 
 def _data(result: StudyResult) -> Dataset:
-    return opened(result.folder / "study.yaml").settings.data.load()
+    return load_or_use(result.folder / "study.yaml").settings.data.load()
 
 
 def _raw(name: str, data: Dataset) -> np.ndarray:

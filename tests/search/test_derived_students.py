@@ -12,10 +12,11 @@ from derived_studies import TEXT
 from raykd.architecture import Task, anatomy
 from raykd.architecture.derived import Copy
 from raykd.architecture.derived.int8 import Int8Layer
-from raykd.search.driver import opened, run
+from raykd.search.executors import LocalExecutor
 from raykd.search.records import Record
 from raykd.search.result import StudyResult
-from raykd.search.single import in_this_process
+from raykd.search.search_run import SearchRun
+from raykd.search.study_input import load_or_use
 from raykd.study.schema import read_study
 from raykd.tracking.models import load_model_uri
 from raykd.training.checkpoint import parse_weights
@@ -29,7 +30,7 @@ def _searched(folder: Path, *overrides: str) -> StudyResult:
     file = folder / "study.yaml"
     tracking = f"tracking: {{uri: 'sqlite:///{folder}/mlflow.db', register: small}}\n"
     file.write_text(f"{TEXT}cluster: {{storage: '{folder}/studies'}}\n{tracking}")
-    return run(opened(file, overrides), None, in_this_process)
+    return SearchRun(load_or_use(file, overrides)).run(LocalExecutor())
 
 
 # A whole search

@@ -9,8 +9,8 @@ import pytest
 from optuna.storages.journal import JournalFileBackend
 
 from raykd.search.draws import DrawsFile
-from raykd.search.driver import open_optuna
 from raykd.search.folder import create_folder
+from raykd.search.search_run import open_optuna
 from raykd.study.schema import Search
 
 SEARCH = Search(sampler="tpe", trials=8)

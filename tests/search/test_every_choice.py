@@ -11,8 +11,8 @@ import yaml
 
 from raykd.knowledge import LOSSES
 from raykd.schemes import SCHEMES
-from raykd.search.driver import run
-from raykd.search.single import in_this_process
+from raykd.search.executors import LocalExecutor
+from raykd.search.search_run import SearchRun
 from raykd.study.load import load_study
 
 SPACES = Path(__file__).parents[2] / "search_spaces"
@@ -50,7 +50,7 @@ def test_all_schemes_and_all_losses_in_one_study(tmp_path: Path) -> None:
     study["search"] = {"trials": 90, "sampler": "random", "finalists": 1, "replicates": 1}
     file = tmp_path / "study.yaml"
     file.write_text(yaml.safe_dump(study))
-    result = run(load_study(file), None, in_this_process)
+    result = SearchRun(load_study(file)).run(LocalExecutor())
     trials = result.records.of("trial", "replicate", "alone", "teacher")
     assert {r.id: r.reason for r in trials if r.status != "finished"} == {}
     assert len(result.records.of("trial")) == 90

@@ -19,7 +19,7 @@ import pytest
 
 from raykd.problems import StudyError
 from raykd.search import lock
-from raykd.search.driver import Chronicle
+from raykd.search.event_bus import EventBus
 from raykd.search.lock import (
     LOCK,
     RECORD,
@@ -181,7 +181,7 @@ def test_a_driver_that_slept_too_long_notices_before_it_writes(
     monkeypatch.setattr(lock, "_clock", lambda: now)
     path = tmp_path / "journal.jsonl"
     with locked(tmp_path, "search"), Journal(path) as journal:
-        chronicle = Chronicle(journal, [])
+        chronicle = EventBus(journal, [])
         chronicle.write("note", id=None)
         write_record(tmp_path, ELSEWHERE)  # another process took it over
         now += STALE_S + 1

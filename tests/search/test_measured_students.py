@@ -13,9 +13,9 @@ from raykd.architecture import Task
 from raykd.architecture.latency import Latency, Timing
 from raykd.problems import StudyError
 from raykd.report.summary import summary
-from raykd.search.driver import run
+from raykd.search.executors import LocalExecutor
 from raykd.search.explorer import Explorer
-from raykd.search.single import in_this_process
+from raykd.search.search_run import SearchRun
 from raykd.study import student_costs
 from raykd.study.objectives import Cost
 from raykd.study.student_costs import StudentCosts
@@ -127,7 +127,7 @@ def test_a_search_for_quick_students(tmp_path: Path, monkeypatch: pytest.MonkeyP
         "train.epochs=1",
         text=REAL,
     )
-    result = run(study, None, in_this_process)
+    result = SearchRun(study).run(LocalExecutor())
     found = {r.assignment.params["student.model.width"]: r for r in result.records.of("trial")}
     small, large = found[8].metrics, found[512].metrics
     assert small["memory"] < large["memory"]
@@ -151,5 +151,5 @@ def test_a_bound_no_student_keeps_starts_nothing(
     with pytest.raises(
         StudyError, match=r"no measured student has latency <= 0\.0001 ms; the fast"
     ):
-        run(study, None, in_this_process)
+        SearchRun(study).run(LocalExecutor())
     assert not list(tmp_path.iterdir())

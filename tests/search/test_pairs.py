@@ -29,7 +29,7 @@ from raykd.search.pairs.arms import arms_of, trained_under
 from raykd.search.pairs.contrasts import contrasts, holm, kendall, noise_of, ranking
 from raykd.search.pairs.files import read_file, write_files
 from raykd.search.pairs.result import PairsResult, best_of, read_pairs
-from raykd.search.pairs.verb import check
+from raykd.search.pairs.verb import check_layer_study
 from raykd.training.assignment import Assignment
 from search_cases import FakeTune, roles
 
@@ -87,7 +87,7 @@ MISTAKES = {
 def test_mistakes_are_told_before_anything_starts(mistake: str) -> None:
     overrides, said = MISTAKES[mistake]
     with pytest.raises(StudyError, match=said) as caught:
-        check(study_of(*overrides), TASK)
+        check_layer_study(study_of(*overrides), TASK)
     assert (
         all(problem.mend for problem in caught.value.problems) or mistake == "a loss of two pairs"
     )

@@ -22,12 +22,12 @@ from raykd.cli import app
 from raykd.problems import StudyError
 from raykd.report.pairs.pictures import cka, draw, heatmap, predictors
 from raykd.report.pairs.summary import facts, summary
-from raykd.search.driver import search
+from raykd.search.executors import LocalExecutor
 from raykd.search.folder import open_folder
 from raykd.search.pairs.files import read_file
 from raykd.search.pairs.result import PairsResult, read_pairs
 from raykd.search.pairs.verb import pairs
-from raykd.search.single import in_this_process
+from raykd.search.search_run import search
 from raykd.tracking.journal import events
 from raykd.tracking.store import connect
 from search_cases import epochs_of
@@ -53,7 +53,7 @@ def written(folder: Path) -> Path:
 def trained(tmp_path_factory: pytest.TempPathFactory) -> PairsResult:
     """Three cells under two seeds, in this process."""
     file = written(tmp_path_factory.mktemp("digits"))
-    return pairs(file, overrides=TINY, conduct=in_this_process, draw=draw)
+    return pairs(file, overrides=TINY, executor=LocalExecutor(), draw=draw)
 
 
 @pytest.fixture(scope="module")
@@ -140,7 +140,7 @@ def test_a_search_is_no_layer_study_and_the_other_way(trained: PairsResult) -> N
 def test_a_finished_study_that_is_gone_on_with_stays_as_it_is(trained: PairsResult) -> None:
     before = (trained.folder / "pairing.json").read_bytes()
     count = len(trained.records.of("trial"))
-    again = pairs("", resume=trained.folder, conduct=in_this_process)
+    again = pairs("", resume=trained.folder, executor=LocalExecutor())
     assert len(again.records.of("trial")) == count
     assert (trained.folder / "pairing.json").read_bytes() == before
 

@@ -14,8 +14,8 @@ import pytest
 
 from raykd.problems import StudyError
 from raykd.search import reaching
-from raykd.search.driver import search
 from raykd.search.reaching import check_cluster, host_and_port
+from raykd.search.search_run import search
 
 TOKEN = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 

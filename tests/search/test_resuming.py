@@ -15,14 +15,17 @@ import pytest
 from PIL import Image
 
 from raykd.problems import StudyError
-from raykd.search import driver
-from raykd.search.driver import search
+from raykd.search import provenance, search_run
+from raykd.search.executors import LocalExecutor
 from raykd.search.folder import open_folder
 from raykd.search.lock import driver_of
 from raykd.search.resuming import content_of, other_versions, refuse_changes, resumed
-from raykd.search.single import distill, in_this_process
+from raykd.search.search_run import search
+from raykd.search.single import distill
+from raykd.search.study_input import load_data
 from raykd.study.load import load_study
 from raykd.tracking.journal import Journal, events
+from raykd.training.assembly import task_of
 
 STUDY = """\
 name: begun
@@ -74,7 +77,7 @@ def begun(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "study.yaml").write_text(STUDY)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        patch.setattr(driver, "in_slots", in_this_process)
+        patch.setattr(search_run, "RayExecutor", LocalExecutor)
         interrupt("study.yaml")
     return folder
 
@@ -94,7 +97,7 @@ def project(begun: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
     for name in [one for one in sys.modules if one.partition(".")[0] == "nets"]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.chdir(folder)
-    monkeypatch.setattr(driver, "in_slots", in_this_process)
+    monkeypatch.setattr(search_run, "RayExecutor", LocalExecutor)
     return folder
 
 
@@ -217,8 +220,8 @@ def test_other_weights_are_refused(project: Path) -> None:
 
 def test_other_versions_are_warned_of(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = study_of(project)
-    present = driver.versions()
-    monkeypatch.setattr(driver, "versions", lambda: present | {"torch": "9.9", "timm": "0.1"})
+    present = provenance.versions()
+    monkeypatch.setattr(provenance, "versions", lambda: present | {"torch": "9.9", "timm": "0.1"})
     told: list[Mapping[str, Any]] = []
     search("", resume=folder, allow_import=True, listeners=[told.append])
     [warning] = [one["text"] for one in told if one["event"] == "warning"]
@@ -262,7 +265,7 @@ def test_a_journal_without_a_beginning_refuses_nothing(project: Path) -> None:
     """A process that was killed at once has written no event."""
     folder = study_of(project)
     study = load_study(folder / "study.yaml", allow_import=True)
-    data = driver.load_data(study.settings)
+    data = load_data(study.settings)
     refuse_changes([], open_folder(folder)[0], study, data)
     assert other_versions([], {"torch": "1"}) == []
 
@@ -281,7 +284,7 @@ def test_journals_of_older_versions_know_less(project: Path) -> None:
 
 def test_content_names_every_file_once(project: Path) -> None:
     study = load_study("study.yaml", allow_import=True)
-    task = driver.task_of(driver.load_data(study.settings))
+    task = task_of(load_data(study.settings))
     found = content_of(study, task)
     assert [*found] == ["nets/__init__.py", "nets/parts.py", "nets/small.py"]
     assert all(len(digest) == 64 for digest in found.values())

@@ -12,7 +12,7 @@ from optuna.trial import FixedTrial, TrialState
 from raykd.architecture import Mlp, anatomy
 from raykd.architecture.screens import Naswot, Params, Ranking, Screening
 from raykd.problems import Infeasible, StudyError
-from raykd.search.driver import run
+from raykd.search.executors import LocalExecutor
 from raykd.search.explorer import Explorer
 from raykd.search.screening import (
     ATTEMPTS,
@@ -23,7 +23,8 @@ from raykd.search.screening import (
     screen,
     training_batch,
 )
-from raykd.search.single import distill, in_this_process
+from raykd.search.search_run import SearchRun
+from raykd.search.single import distill
 from raykd.study.opened import BoundStudy
 from raykd.study.schema import read_study
 from raykd.tracking.journal import events as read_events
@@ -327,7 +328,7 @@ def test_a_whole_search(tmp_path: Path) -> None:
         text=SCREENED,
     )
     events: list[Any] = []
-    result = run(study, None, in_this_process, listeners=[events.append])
+    result = SearchRun(study, listeners=[events.append]).run(LocalExecutor())
     assert next(event["phase"] for event in events if event["event"] == "phase") == "screen"
     journal = read_events(result.folder / "journal.jsonl")
     [told] = [event for event in journal if event["event"] == "screen"]

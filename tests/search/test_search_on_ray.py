@@ -27,10 +27,10 @@ from sklearn.datasets import load_digits
 import paired_model
 from raykd.data import SOURCES
 from raykd.search.cluster import ray_session
-from raykd.search.driver import search
 from raykd.search.folder import open_folder
 from raykd.search.records import Record
 from raykd.search.result import StudyResult, read_result
+from raykd.search.search_run import search
 from raykd.search.single import distill
 from raykd.study.load import load_study
 from raykd.tracking.journal import events
@@ -316,7 +316,7 @@ def test_a_worker_that_is_killed_costs_no_epoch(undisturbed: StudyResult, tmp_pa
 
 DRIVER = """\
 import os, signal, sys
-from raykd.search.driver import search
+from raykd.search.search_run import search
 
 def die(event):
     if (event["event"], event.get("id"), event.get("epoch")) == ("epoch", "trial-0002", 2):

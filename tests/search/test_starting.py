@@ -13,10 +13,10 @@ from typer.testing import CliRunner
 from raykd.cli import app
 from raykd.problems import StudyError
 from raykd.report.summary import left_out
-from raykd.search.driver import open_optuna, run, starting_from
+from raykd.search.executors import LocalExecutor
 from raykd.search.folder import create_folder, open_folder
 from raykd.search.result import StudyResult
-from raykd.search.single import in_this_process
+from raykd.search.search_run import SearchRun, open_optuna
 from raykd.search.starting import Start, put_first, starts
 from raykd.study.opened import OpenStudy
 from raykd.tracking.journal import events
@@ -46,9 +46,8 @@ search: {sampler: random, trials: 3, replicates: 0}
 """Other data, another teacher, a wider space of students, terms in another order."""
 
 
-def searched(study: OpenStudy, way: Any = None) -> StudyResult:
-    result: StudyResult = run(study, None, in_this_process, way=way)
-    return result
+def searched(study: OpenStudy) -> StudyResult:
+    return SearchRun(study).run(LocalExecutor())
 
 
 def trials_of(result: StudyResult, study: OpenStudy) -> list[optuna.trial.FrozenTrial]:
@@ -82,13 +81,8 @@ def study(placed: tuple[str, ...]) -> OpenStudy:
 def test_the_winners_of_a_study_are_tried_first(first: StudyResult, study: OpenStudy) -> None:
     winners = [chosen.trial for chosen in first.finalists]
     told: list[Any] = []
-    result = run(
-        study,
-        None,
-        in_this_process,
-        way=starting_from([str(first.folder)]),
-        listeners=[told.append],
-    )
+    run = SearchRun(study, start_from=[str(first.folder)], listeners=[told.append])
+    result = run.run(LocalExecutor())
     assert len(result.records.of("trial")) == 3
     trials = result.records.of("trial")
     model = winners[0].assignment.study["student"]["model"]
@@ -136,17 +130,17 @@ def test_folder_trial_and_mlflow_say_the_same(
 def test_a_search_that_is_gone_on_with_remembers_how_it_began(
     first: StudyResult, study: OpenStudy
 ) -> None:
-    way = starting_from([str(first.folder)])
+    run = SearchRun(study, start_from=[str(first.folder)])
     assert study.task is not None
     folder = create_folder(
-        "other", study.settings.cluster.storage, study.given, (), "search", way.start_from
+        "other", study.settings.cluster.storage, study.given, (), "search", run.start_from
     )
     again, _ = open_folder(folder.path)
     assert again.start_from == (str(first.folder),)
-    result = run(study, again, in_this_process, way=starting_from(()))
+    result = SearchRun(study, again).run(LocalExecutor())
     begun = trials_of(result, study)
     assert begun[0].user_attrs["raykd.start"].startswith(first.folder.name)
-    result = run(study, again, in_this_process, way=starting_from(()))
+    result = SearchRun(study, again).run(LocalExecutor())
     assert len(trials_of(result, study)) == len(begun), "nothing is put first twice"
 
 
@@ -190,7 +184,7 @@ def test_what_cannot_begin_a_search_is_told_before_anything_starts(
         (str(home), "is no study's folder"),
     ):
         with pytest.raises(StudyError, match=words):
-            run(study, None, in_this_process, way=starting_from([run_name]))
+            SearchRun(study, start_from=[run_name]).run(LocalExecutor())
     nothing = opened(
         *placed,
         "student.model={name: mlp, width: {int: [100, 120]}}",
@@ -198,7 +192,7 @@ def test_what_cannot_begin_a_search_is_told_before_anything_starts(
         text=OTHER,
     )
     with pytest.raises(StudyError, match=r"nothing of .* fits this study: .*it is not within 100"):
-        run(nothing, None, in_this_process, way=starting_from([str(first.folder)]))
+        SearchRun(nothing, start_from=[str(first.folder)]).run(LocalExecutor())
     assert sorted((home / "studies").iterdir()) == before
 
 

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from raykd.problems import StudyError
-from raykd.search.driver import opened, run
-from raykd.search.single import in_this_process
+from raykd.search.executors import LocalExecutor
+from raykd.search.search_run import SearchRun
 from raykd.search.stores import as_begun, store_notice
+from raykd.search.study_input import load_or_use
 from raykd.tracking import events
 from raykd.tracking.store import absolute, masked, unusable
 
@@ -32,7 +33,7 @@ def _alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 def store(text: str = STUDY, *overrides: str) -> str:
     Path("study.yaml").write_text(text)
-    return opened("study.yaml", overrides).settings.tracking.uri
+    return load_or_use("study.yaml", overrides).settings.tracking.uri
 
 
 def written(uri: str) -> str:
@@ -49,11 +50,11 @@ def test_the_environment_counts_where_the_study_says_nothing(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///other.db")
     assert store() == f"sqlite:///{tmp_path}/other.db"
     assert store(written("sqlite:///mine.db")) == f"sqlite:///{tmp_path}/mine.db"
-    study = opened("study.yaml")
+    study = load_or_use("study.yaml")
     assert "is not used" in store_notice(study) and "mine.db" in store_notice(study)
-    assert store(written("sqlite:///other.db")) and not store_notice(opened("study.yaml"))
+    assert store(written("sqlite:///other.db")) and not store_notice(load_or_use("study.yaml"))
     assert store(STUDY, "tracking.experiment=mine") == f"sqlite:///{tmp_path}/other.db"
-    assert store_notice(opened("study.yaml")).startswith("runs go to sqlite")
+    assert store_notice(load_or_use("study.yaml")).startswith("runs go to sqlite")
 
 
 @pytest.mark.parametrize(
@@ -153,9 +154,9 @@ def test_a_password_of_the_environment_is_kept_nowhere(
     monkeypatch.setattr("raykd.tracking.runs.Tracker.close", lambda self, timeout: self.abandon())
     Path("study.yaml").write_text(STUDY)
     told: list[object] = []
-    study = opened("study.yaml")
+    study = load_or_use("study.yaml")
     assert study.settings.tracking.uri == secret
-    result = run(study, None, in_this_process, listeners=[told.append])
+    result = SearchRun(study, listeners=[told.append]).run(LocalExecutor())
     for file in Path(result.folder).rglob("*"):
         assert file.is_dir() or b"s3cret" not in file.read_bytes(), file
     assert "s3cret" not in str(told)
@@ -172,13 +173,19 @@ def test_a_resumed_study_keeps_its_store(monkeypatch: pytest.MonkeyPatch) -> Non
     store()
     first = {"tracking": {"uri": "sqlite:////first/place.db"}}
     begun = {"event": "study", "resolved": first, "store_from": "MLFLOW_TRACKING_URI"}
-    assert as_begun(opened("study.yaml"), [begun]).settings.tracking.uri == first["tracking"]["uri"]
+    assert (
+        as_begun(load_or_use("study.yaml"), [begun]).settings.tracking.uri
+        == first["tracking"]["uri"]
+    )
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://elsewhere")
-    assert as_begun(opened("study.yaml"), [begun]).settings.tracking.uri == first["tracking"]["uri"]
+    assert (
+        as_begun(load_or_use("study.yaml"), [begun]).settings.tracking.uri
+        == first["tracking"]["uri"]
+    )
     plain = {"event": "study", "resolved": first}  # it began with the default
-    assert as_begun(opened("study.yaml"), [plain]).settings.tracking.uri.endswith("/mlflow.db")
+    assert as_begun(load_or_use("study.yaml"), [plain]).settings.tracking.uri.endswith("/mlflow.db")
     Path("study.yaml").write_text(written("sqlite:///mine.db"))
-    assert as_begun(opened("study.yaml"), [plain]).settings.tracking.uri.endswith("/mine.db")
+    assert as_begun(load_or_use("study.yaml"), [plain]).settings.tracking.uri.endswith("/mine.db")
 
 
 @pytest.mark.parametrize("name", ["a/b", "a:b", "''"])

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from raykd.problems import StudyError
-from raykd.search.driver import Chronicle
+from raykd.search.event_bus import EventBus
 from raykd.search.folder import FORMAT, create_folder, open_folder
 from raykd.search.result import read_result
 from raykd.tracking.journal import Journal, events
@@ -106,7 +106,7 @@ def test_a_chronicle_writes_and_tells(tmp_path: Path) -> None:
     heard: list[Mapping[str, Any]] = []
     also: list[str] = []
     with Journal(tmp_path / "journal.jsonl") as journal:
-        chronicle = Chronicle(journal, [heard.append, lambda e: also.append(e["event"])])
+        chronicle = EventBus(journal, [heard.append, lambda e: also.append(e["event"])])
         chronicle.write("epoch", id="trial-0000", epoch=1, metrics={"val_accuracy": 0.5})
         chronicle.tell({"event": "phase", "phase": "ray"})
     assert heard == [
@@ -121,7 +121,7 @@ def test_a_chronicle_writes_and_tells(tmp_path: Path) -> None:
 def test_what_is_told_is_already_written(tmp_path: Path) -> None:
     journal = Journal(tmp_path / "journal.jsonl")
     seen: list[int] = []
-    chronicle = Chronicle(journal, [lambda _: seen.append(len(events(journal.path)))])
+    chronicle = EventBus(journal, [lambda _: seen.append(len(events(journal.path)))])
     chronicle.write("note", id=None, tags={}, metrics={})
     chronicle.write("done", status="finished")
     journal.close()

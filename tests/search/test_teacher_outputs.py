@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from raykd.architecture import Mlp
 from raykd.data import BatchLoader, Dataset
 from raykd.report.summary import facts
-from raykd.search.driver import opened, run
+from raykd.search.executors import LocalExecutor
 from raykd.search.result import StudyResult
-from raykd.search.single import in_this_process
+from raykd.search.search_run import SearchRun
+from raykd.search.study_input import load_or_use
 from raykd.tracking.journal import events
 from raykd.training.assembly import task_of
 from raykd.training.delivering import delivered
@@ -88,7 +89,7 @@ def searched(uri: str, folder: Path, name: str = "whole") -> StudyResult:
     text = TEXT.replace("URI", uri).replace("name: whole", f"name: {name}")
     tracking = f"tracking: {{uri: 'sqlite:///{folder}/mlflow.db'}}\n"
     file.write_text(f"{text}cluster: {{storage: '{folder}/studies'}}\n{tracking}")
-    return run(opened(file, allow_import=True), None, in_this_process)
+    return SearchRun(load_or_use(file, allow_import=True)).run(LocalExecutor())
 
 
 def notes(result: StudyResult) -> str:

@@ -18,10 +18,11 @@ from raykd.architecture.weight_files import weight_class_names
 from raykd.data import Dataset
 from raykd.problems import StudyError
 from raykd.report.space import explained
-from raykd.search.driver import opened, run
+from raykd.search.executors import LocalExecutor
 from raykd.search.result import StudyResult
+from raykd.search.search_run import SearchRun
 from raykd.search.shelf import Shelf
-from raykd.search.single import in_this_process
+from raykd.search.study_input import load_or_use
 from raykd.study.load import load_study
 from raykd.tracking.journal import events
 from raykd.training import Training
@@ -76,7 +77,7 @@ def study_file(folder: Path, weights: Path, more: str = "") -> Path:
 
 
 def distilled(file: Path) -> StudyResult:
-    return run(opened(file), None, in_this_process)
+    return SearchRun(load_or_use(file)).run(LocalExecutor())
 
 
 def accuracy(weights: dict[str, Tensor]) -> float:

@@ -9,9 +9,10 @@ import pytest
 
 import raykd
 from raykd.problems import StudyError
-from raykd.search.driver import run
+from raykd.search.executors import LocalExecutor
 from raykd.search.result import StudyResult, read_result
-from raykd.search.single import distill, in_this_process
+from raykd.search.search_run import SearchRun
+from raykd.search.single import distill
 from raykd.search.trials import fixed_trial, trial_first
 from raykd.study.load import load_study
 
@@ -39,7 +40,7 @@ def first(tmp_path_factory: pytest.TempPathFactory) -> StudyResult:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         Path("study.yaml").write_text(STUDY)
-        return run(load_study("study.yaml", ["train.epochs=2"]), None, in_this_process)
+        return SearchRun(load_study("study.yaml", ["train.epochs=2"])).run(LocalExecutor())
 
 
 def study_of(result: StudyResult, trial: str) -> Any:

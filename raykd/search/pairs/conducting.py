@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from raykd.search.conductor import Conductor
+from raykd.search.conductor import Conductor, RunContext
 from raykd.search.pairs.arm import NONE, Arm
 from raykd.search.pairs.arms import arms_of, compared, label_of, trained_under
 from raykd.search.pairs.question import Question
@@ -28,12 +28,12 @@ class Arms(Conductor):
     """Trains the arms of a layer study, and keeps the books.
 
     Args:
+        context: study, data, storage and records of the run.
         question: what is asked.
-        others: as `Conductor`'s.
     """
 
-    def __init__(self, question: Question, *others: Any, **more: Any) -> None:
-        super().__init__(*others, **more)
+    def __init__(self, context: RunContext, question: Question) -> None:
+        super().__init__(context)
         self.how = self.search.pairs
         if self._caching is not None:  # all arms see the same views, also where none teaches
             shared = question.with_term(question.loss)
