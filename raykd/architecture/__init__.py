@@ -1,4 +1,4 @@
-"""Networks: families of models, their layers, what they cost, and taps on them."""
+"""Models: families, adapters to other libraries, compression, layers and costs."""
 
 from raykd.architecture.adapters import ADAPTERS
 from raykd.architecture.cnn import Cnn
@@ -14,7 +14,7 @@ from raykd.architecture.model import Model, Task, Text
 from raykd.architecture.resnet import Resnet
 from raykd.architecture.shufflenet_v1 import ShufflenetV1
 from raykd.architecture.shufflenet_v2 import ShufflenetV2
-from raykd.architecture.taps import Observed, Taps, tapped
+from raykd.architecture.taps import HookedOutputs, Taps, record_layers
 from raykd.architecture.vgg import Vgg
 from raykd.architecture.vit import Vit
 from raykd.architecture.wide_resnet import WideResnet
@@ -57,12 +57,12 @@ __all__ = [
     "Cnn",
     "Convnext",
     "Derived",
+    "HookedOutputs",
     "Layer",
     "Mixer",
     "Mlp",
     "MobilenetV2",
     "Model",
-    "Observed",
     "Resnet",
     "ShufflenetV1",
     "ShufflenetV2",
@@ -75,7 +75,7 @@ __all__ = [
     "anatomy",
     "discover",
     "dissect",
+    "record_layers",
     "resolve",
     "stage_aliases",
-    "tapped",
 ]

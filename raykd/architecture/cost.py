@@ -1,4 +1,4 @@
-"""What a model costs and what it is made of, known before it is trained."""
+"""Profile of a model: cost and layers, computed without training."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from functools import lru_cache
 import torch
 from torch import nn
 
-from raykd.architecture.layers import Layer, resolve, stage_aliases, survey
+from raykd.architecture.layers import Layer, discover_and_count, resolve, stage_aliases
 from raykd.architecture.macs import Unfilled
 from raykd.architecture.model import Model, Task, UnfitShape
 
 
 @dataclass(frozen=True)
 class Anatomy:
-    """A model's cost and layers.
+    """Cost and layers of a model.
 
     Attributes:
-        params: number of parameters, each shared one counted once.
+        params: number of parameters; shared ones count once.
         macs: multiply-accumulates of one sample's forward (convolutions and matrix products).
         layers: shapes without the batch, by dotted name and by alias.
-        aliases: `stage1`, `stage2`, ..., `embedding` -> the dotted name of the module.
-        found: the layers themselves, in the order in which they run.
+        aliases: dotted names of modules, by alias (`stage1`, `stage2`, ..., `embedding`).
+        found: the layers, in the order in which they run.
     """
 
     params: int
@@ -34,19 +34,19 @@ class Anatomy:
     found: tuple[Layer, ...]
 
     def resolve(self, names: Iterable[str]) -> tuple[Layer, ...]:
-        """The layers of these names, each under the name asked for, ready to be tapped.
+        """Return the layers with these names, for hooks.
 
         Raises:
-            ValueError: there is no such layer; says what comes near.
+            ValueError: there is no such layer; the message lists similar names.
         """
         return tuple(resolve(self.found, name) for name in names)
 
 
 def anatomy(model: Model, task: Task) -> Anatomy:
-    """Parameters, multiply-accumulates and layers of the networks that `model` builds.
+    """Profile the networks of a model: parameters, multiply-accumulates, layers.
 
-    One is built without drawing weights, and dissected; the answer is remembered.  The state of
-    the random numbers stays as it is.
+    Builds a network without initializing weights; results are cached.  The state of the random
+    number generators does not change.
 
     Raises:
         ValueError: the model cannot be built for such inputs.
@@ -55,22 +55,22 @@ def anatomy(model: Model, task: Task) -> Anatomy:
 
 
 def dissect(network: nn.Module, task: Task) -> Anatomy:
-    """Parameters, multiply-accumulates and layers of a network that is there (`discover`)."""
-    found, macs = survey(network, task)
-    aliases = stage_aliases(found)
+    """Profile an existing network: parameters, multiply-accumulates, layers (`discover`)."""
+    layers, macs = discover_and_count(network, task)
+    aliases = stage_aliases(layers)
     return Anatomy(
         params=sum(parameter.numel() for parameter in network.parameters()),
         macs=macs,
-        layers={layer.name: layer.shape for layer in (*found, *aliases.values())},
+        layers={layer.name: layer.shape for layer in (*layers, *aliases.values())},
         aliases={alias: layer.module for alias, layer in aliases.items()},
-        found=found,
+        found=layers,
     )
 
 
 def unfilled(model: Model, task: Task) -> nn.Module:
-    """The network that `model` builds, on the CPU, whatever its memory holds as weights.
+    """Build a network on the CPU without initializing weights, which are arbitrary memory.
 
-    The meta device would do too, but not every library's networks can be built there.
+    The meta device is not an alternative: some libraries' networks cannot be built on it.
 
     Raises:
         ValueError: the model cannot be built for such inputs.
@@ -80,20 +80,20 @@ def unfilled(model: Model, task: Task) -> nn.Module:
 
 
 _SIZES = (32, 48, 64, 80, 96, 128, 160, 192, 224, 256, 288, 299, 320, 384)
-"""Sides of the pictures that are tried where a model cannot take those of the data."""
+"""Image sizes to suggest if a model cannot take those of the data."""
 
 
 @lru_cache(maxsize=4096)
 def _anatomy(model: Model, task: Task) -> Anatomy:
     if task.text is not None and not model.takes_text:
         raise ValueError(
-            f"{model.name} takes no texts; take a transformer, such as "
+            f"{model.name} takes no texts; use a transformer, such as "
             "{name: hf/bert, config: {num_hidden_layers: 2}}"
         )
     try:
         network = unfilled(model, task)
     except UnfitShape as error:
-        raise ValueError(f"{error}{_larger(model, task)}") from error
+        raise ValueError(f"{error}{_size_hint(model, task)}") from error
     try:
         return dissect(network, task)
     except Exception as error:
@@ -101,26 +101,26 @@ def _anatomy(model: Model, task: Task) -> Anatomy:
             raise
         raise ValueError(
             f"{model.name} cannot take samples of shape {task.input_shape}: "
-            f"{str(error) or type(error).__name__}{_larger(model, task)}"
+            f"{str(error) or type(error).__name__}{_size_hint(model, task)}"
         ) from error
 
 
-def _larger(model: Model, task: Task) -> str:
-    """The smallest larger size of picture that the model takes, for a message; empty: none."""
+def _size_hint(model: Model, task: Task) -> str:
+    """Return the end of a message: the smallest larger image size that works, if any."""
     if len(task.input_shape) != 3:
         return ""
     channels, *sides = task.input_shape
     sizes = [side for side in _SIZES if side > max(sides)]
 
-    def is_taken(side: int) -> bool:
+    def works(side: int) -> bool:
         larger = replace(task, input_shape=(channels, side, side))
         try:
             dissect(unfilled(model, larger), larger)
-        except Exception:  # noqa: BLE001  it runs others' code: anything may come
+        except Exception:  # noqa: BLE001  the code of others may raise anything
             return False
         return True
 
-    at = bisect_left(sizes, True, key=is_taken)
-    if at == len(sizes):
+    index = bisect_left(sizes, True, key=works)
+    if index == len(sizes):
         return ""
-    return f"; pictures of {sizes[at]}x{sizes[at]} would do (`data.size: {sizes[at]}`)"
+    return f"; images of {sizes[index]}x{sizes[index]} work (`data.size: {sizes[index]}`)"

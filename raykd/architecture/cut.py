@@ -1,4 +1,4 @@
-"""A network cut in two at one of its layers: the part up to it, and the part after it."""
+"""Split a network at a layer: the backbone up to it, and the head after it."""
 
 from __future__ import annotations
 
@@ -11,72 +11,72 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from raykd.architecture.layers import Layer, blank_inputs, discover
+from raykd.architecture.layers import Layer, blank_inputs, discover, evaluating
 from raykd.architecture.macs import Rehearsal, without_fused_attention
 from raykd.architecture.model import Task
-from raykd.architecture.taps import first_tensor, tapped
+from raykd.architecture.taps import first_tensor, record_layers
 
 
 class Trunk(nn.Module):
     """A network up to one of its layers: (B, *input_shape) -> (B, *layer.shape).
 
-    The forward ends as soon as the layer has run.  Modules that only run after it are taken out
-    of the network, so that it has no more parameters than it uses.
+    The forward stops after the layer.  Modules that run only after it are removed, so that all
+    parameters are used.
 
     Args:
-        network: becomes part of this, and is changed.
-        layer: where it ends; of this network (`raykd.architecture.resolve`).
-        task: what the network takes and gives.
+        network: becomes a submodule, and is modified.
+        layer: last layer of the backbone; of this network (`resolve`).
+        task: inputs and outputs of the network.
 
     Attributes:
-        layers: those of the network's layers that are ready when the trunk ends, and that one.
+        layers: the layers that are complete at the end of the backbone, including `layer`.
     """
 
     def __init__(self, network: nn.Module, layer: Layer, task: Task) -> None:
         super().__init__()
-        known = discover(network, task)
-        whole = _course(network, task)
-        cut = _course(network, task, layer, whole.begun[layer.module])
+        layers = discover(network, task)
+        full = _count_calls(network, task)
+        partial = _count_calls(network, task, layer, full.started[layer.module])
         self.network = network
         self.layer = layer
-        self.runs = whole.begun[layer.module]
+        self.runs = full.started[layer.module]
         self.layers = tuple(
-            one
-            for one in known
-            if (one.side == "output" and cut.ended[one.module])
-            or (one.module, one.side) == (layer.module, layer.side)
+            other
+            for other in layers
+            if (other.side == "output" and partial.finished[other.module])
+            or (other.module, other.side) == (layer.module, layer.side)
         )
-        for path in cut.beyond(whole, layer):
+        for path in partial.unused(full, layer):
             network.set_submodule(path, nn.Identity())
 
     def forward(self, inputs: Any) -> Tensor:
-        return self.layer.arranged(_until(self.network, self.layer, self.runs, inputs))
+        return self.layer.arrange(_run_until(self.network, self.layer, self.runs, inputs))
 
 
 class Head(nn.Module):
-    """The rest of a network after one of its layers, frozen: (B, *layer.shape) -> (B, classes).
+    """A frozen copy of a network after one of its layers: (B, *layer.shape) -> (B, classes).
 
-    A copy, that stays in eval mode and whose parameters need no gradient.
+    It stays in eval mode, and its parameters have no gradients.
 
     Args:
-        network: left as it is.
-        layer: the one whose tensor is taken instead; of this network.
-        task: what the network takes and gives.
+        network: not modified.
+        layer: layer of the network whose tensor is the input of the head.
+        task: inputs and outputs of the network.
 
     Raises:
-        ValueError: the logits do not hang on this layer alone, nothing that was learned comes
-            after it, or `torch.fx` cannot trace what does.
+        ValueError: the logits depend on more than this layer, no parameters come after it, or
+            `torch.fx` cannot trace the part after it.
     """
 
     def __init__(self, network: nn.Module, layer: Layer, task: Task) -> None:
         super().__init__()
-        rest = _rest(network, layer, task)
+        traced = _trace_after(network, layer, task)
         self.layer = layer
-        self.network = copy.deepcopy(rest).requires_grad_(False).eval()
+        self.network = copy.deepcopy(traced).requires_grad_(False).eval()
 
     def forward(self, features: Tensor) -> Tensor:
-        logits = first_tensor(self.network(self.layer.restored(features)))
-        assert logits is not None, "the whole network gives a tensor"
+        logits = first_tensor(self.network(self.layer.restore(features)))
+        assert logits is not None, "the network returns a tensor"
         return logits
 
     def train(self, mode: bool = True) -> Head:
@@ -85,180 +85,171 @@ class Head(nn.Module):
         return self
 
 
-def shows_negatives(network: nn.Module, layer: Layer, task: Task) -> bool:
-    """Whether some of the layer's values are negative, as seen on noise."""
-    draw = torch.Generator().manual_seed(0)
-    noise = torch.randn(8, *task.input_shape, generator=draw)
-    place = next(network.parameters(), noise).device
-    with _evaluating(network), torch.no_grad(), tapped(network, [layer]) as seen:
-        network(noise.to(place))
-    return bool((seen[layer.name] < 0).any())
+def has_negative_values(network: nn.Module, layer: Layer, task: Task) -> bool:
+    """Return whether a layer has negative values for noise as input."""
+    rng = torch.Generator().manual_seed(0)
+    noise = torch.randn(8, *task.input_shape, generator=rng)
+    device = next(network.parameters(), noise).device
+    with evaluating(network), torch.no_grad(), record_layers(network, [layer]) as tensors:
+        network(noise.to(device))
+    return bool((tensors[layer.name] < 0).any())
 
 
-class _Reached(BaseException):
-    """Ends a forward; not an `Exception`, so that no network's own handler takes it."""
+class _StopForward(BaseException):
+    """End a forward; not an `Exception`, so that no handler of a network catches it."""
 
     def __init__(self, tensor: Tensor) -> None:
         super().__init__()
         self.tensor = tensor
 
 
-def _until(network: nn.Module, layer: Layer, runs: int, inputs: Any) -> Tensor:
-    """The layer's tensor of its last run; the forward ends there."""
-    left = runs
+def _run_until(network: nn.Module, layer: Layer, runs: int, inputs: Any) -> Tensor:
+    """Run a forward up to the last call of a layer, and return the tensor of the layer."""
+    remaining = runs
 
-    def see(values: Any) -> None:
-        nonlocal left
-        left -= 1
-        if not left:
+    def stop(values: Any) -> None:
+        nonlocal remaining
+        remaining -= 1
+        if not remaining:
             tensor = first_tensor(values)
-            assert tensor is not None, "a layer that is known gives a tensor"
-            raise _Reached(tensor)
+            assert tensor is not None, "a layer has a tensor"
+            raise _StopForward(tensor)
 
     module = network.get_submodule(layer.module)
     handle = (
-        module.register_forward_hook(lambda module, inputs, output: see(output))
+        module.register_forward_hook(lambda module, args, output: stop(output))
         if layer.side == "output"
         else module.register_forward_pre_hook(
-            lambda module, inputs, more: see((*inputs, *more.values())), with_kwargs=True
+            lambda module, args, kwargs: stop((*args, *kwargs.values())), with_kwargs=True
         )
     )
     try:
         network(inputs)
-    except _Reached as reached:
-        return reached.tensor
+    except _StopForward as stopped:
+        return stopped.tensor
     finally:
         handle.remove()
     raise ValueError(f"layer {layer.name!r} did not run {runs} time(s) in the forward")
 
 
-class _Course:
-    """How often each module's forward begins and ends in one forward of a network."""
+class _CallCounts:
+    """Number of started and finished calls of each module in one forward."""
 
     def __init__(self, network: nn.Module) -> None:
         self.modules = {path: module for path, module in network.named_modules() if path}
-        self.begun: Counter[str] = Counter()
-        self.ended: Counter[str] = Counter()
+        self.started: Counter[str] = Counter()
+        self.finished: Counter[str] = Counter()
 
     @contextmanager
-    def watched(self) -> Iterator[None]:
+    def recording(self) -> Iterator[None]:
         handles = []
         for path, module in self.modules.items():
-            handles.append(module.register_forward_pre_hook(_counting(self.begun, path)))
-            handles.append(module.register_forward_hook(_counting(self.ended, path)))
+            handles.append(module.register_forward_pre_hook(_increment(self.started, path)))
+            handles.append(module.register_forward_hook(_increment(self.finished, path)))
         try:
             yield
         finally:
             for handle in handles:
                 handle.remove()
 
-    def beyond(self, whole: _Course, layer: Layer) -> list[str]:
-        """The outermost modules that ran in the whole course, and did nothing in this one, which
-        ended at the layer."""
-        found: list[str] = []
+    def unused(self, full: _CallCounts, layer: Layer) -> list[str]:
+        """Return the outermost modules that run in the full forward, but not up to the layer."""
+        paths: list[str] = []
         for path, module in self.modules.items():
-            # One whose input is the layer has begun, and no more.
-            leaf = path == layer.module or not any(True for _ in module.children())
-            idle = not self.ended[path] if leaf else not self.begun[path]
-            if whole.begun[path] and idle and not any(path.startswith(f"{up}.") for up in found):
-                found.append(path)
-        return found
+            # A module whose input is the layer has started but not finished.
+            is_leaf = path == layer.module or not any(True for _ in module.children())
+            is_idle = not self.finished[path] if is_leaf else not self.started[path]
+            is_inside = any(path.startswith(f"{parent}.") for parent in paths)
+            if full.started[path] and is_idle and not is_inside:
+                paths.append(path)
+        return paths
 
 
-def _counting(counter: Counter[str], path: str) -> Callable[..., None]:
+def _increment(counter: Counter[str], path: str) -> Callable[..., None]:
     def hook(*_: Any) -> None:
         counter[path] += 1
 
     return hook
 
 
-def _course(network: nn.Module, task: Task, layer: Layer | None = None, runs: int = 0) -> _Course:
-    """Of a forward without most of its arithmetic: the whole one, or up to a layer."""
-    course = _Course(network)
-    place = next(network.parameters(), torch.empty(0)).device
-    inputs = blank_inputs(task, 2, place)
+def _count_calls(
+    network: nn.Module, task: Task, layer: Layer | None = None, runs: int = 0
+) -> _CallCounts:
+    """Count calls in a forward that skips most arithmetic: the full one, or up to a layer."""
+    counts = _CallCounts(network)
+    device = next(network.parameters(), torch.empty(0)).device
+    inputs = blank_inputs(task, 2, device)
     with (
-        _evaluating(network),
+        evaluating(network),
         torch.no_grad(),
         without_fused_attention(),
         Rehearsal(),
-        course.watched(),
+        counts.recording(),
     ):
         if layer is None:
             network(inputs)
         else:
-            _until(network, layer, runs, inputs)
-    return course
-
-
-@contextmanager
-def _evaluating(network: nn.Module) -> Iterator[None]:
-    modes = [(module, module.training) for module in network.modules()]
-    network.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
+            _run_until(network, layer, runs, inputs)
+    return counts
 
 
 class _Tracer(fx.Tracer):
-    """Traces a network without looking into the modules of `before`."""
+    """Trace a network without entering the modules `before` the layer."""
 
     def __init__(self, before: Collection[str] = ()) -> None:
         super().__init__()
         self.before = before
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        known = module_qualified_name in self.before
-        return known or super().is_leaf_module(m, module_qualified_name)
+        is_before = module_qualified_name in self.before
+        return is_before or super().is_leaf_module(m, module_qualified_name)
 
 
-def _rest(network: nn.Module, layer: Layer, task: Task) -> fx.GraphModule:
-    """What the network makes of the layer's tensor; shares its parameters.
+def _trace_after(network: nn.Module, layer: Layer, task: Task) -> fx.GraphModule:
+    """Trace the part of a network after a layer; it shares the parameters of the network.
 
-    Only what runs after the layer needs a forward that `torch.fx` can trace.
+    Only this part must be traceable by `torch.fx`.
     """
-    runs = _course(network, task).begun[layer.module]
-    before = {layer.module, *_course(network, task, layer, runs).ended}
+    runs = _count_calls(network, task).started[layer.module]
+    before = {layer.module, *_count_calls(network, task, layer, runs).finished}
     try:
-        with _evaluating(network):  # tracing fixes whatever asks which mode it is
+        with evaluating(network):  # a trace is valid for one mode only
             graph = _Tracer(before).trace(network)
-    except Exception as error:  # noqa: BLE001  it runs the network's own code: anything may come
+    except Exception as error:  # noqa: BLE001  the network's code may raise anything
         raise ValueError(
-            f"the part after layer {layer.name!r} cannot be cut out of the network: torch.fx "
-            f"cannot trace it ({error})"
+            f"the network cannot be split after layer {layer.name!r}: torch.fx cannot trace the "
+            f"part after it ({error}); name another layer"
         ) from None
-    rest = fx.GraphModule(network, graph)
-    _take_instead(rest.graph, layer)
-    rest.recompile()
-    rest.delete_all_unused_submodules()
-    if not any(True for _ in rest.parameters()):
+    traced = fx.GraphModule(network, graph)
+    _replace_input(traced.graph, layer)
+    traced.recompile()
+    traced.delete_all_unused_submodules()
+    if not any(True for _ in traced.parameters()):
         raise ValueError(
-            f"nothing that was learned comes after layer {layer.name!r}; name one before the "
-            "classifier, such as the last stage"
+            f"no parameters come after layer {layer.name!r}; name one before the classifier, such "
+            "as the last stage"
         )
-    return rest
+    return traced
 
 
-def _take_instead(graph: fx.Graph, layer: Layer) -> None:
-    """Let the layer's tensor come from outside, in place of the network's inputs."""
-    given = [node for node in graph.nodes if node.op == "placeholder"]
+def _replace_input(graph: fx.Graph, layer: Layer) -> None:
+    """Make the tensor of the layer the input of a graph, in place of the network's inputs."""
+    inputs = [node for node in graph.nodes if node.op == "placeholder"]
     runs = [node for node in graph.nodes if node.target == layer.module]
     if not runs:
         raise ValueError(
-            f"layer {layer.name!r} lies inside a module that torch.fx does not look into; name "
-            "one further out"
+            f"layer {layer.name!r} is inside a module that torch.fx does not enter; name an outer "
+            "one"
         )
     value = runs[-1] if layer.side == "output" else runs[-1].all_input_nodes[0]
-    with graph.inserting_before(given[0]):
+    with graph.inserting_before(inputs[0]):
         features = graph.placeholder("features")
     value.replace_all_uses_with(features)
     graph.eliminate_dead_code()
-    if not features.users or any(node.users for node in given):
+    if not features.users or any(node.users for node in inputs):
         raise ValueError(
-            f"the logits do not come from layer {layer.name!r} alone; name one through which all "
-            "goes, such as the last stage"
+            f"the logits depend on more than layer {layer.name!r}; name a layer through which all "
+            "data pass, such as the last stage"
         )
-    for node in given:
+    for node in inputs:
         graph.erase_node(node)

@@ -56,15 +56,15 @@ class Layout:
         """Return whether it is known which axis holds the channels."""
         return self.name != UNCLEAR
 
-    def arranged(self, tensor: Tensor) -> Tensor:
+    def arrange(self, tensor: Tensor) -> Tensor:
         """The module's tensor as losses read it: a view wherever memory allows."""
         if self.parts:
             tensor = tensor.reshape(self.parts)
         tensor = tensor.permute(self.order)
         return tensor if self._only_moves else tensor.reshape(len(tensor), *self.shape)
 
-    def restored(self, tensor: Tensor) -> Tensor:
-        """The inverse of `arranged`."""
+    def restore(self, tensor: Tensor) -> Tensor:
+        """The inverse of `arrange`."""
         samples = len(tensor)
         raw = (*self.raw[: self.batch], samples, *self.raw[self.batch :])
         cut = tuple(samples if size < 0 else size for size in self.parts) or raw

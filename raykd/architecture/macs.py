@@ -1,7 +1,7 @@
-"""A forward rehearsed: its shapes and multiply-accumulates without most of its arithmetic.
+"""Count multiply-accumulates in a forward that skips most arithmetic.
 
-PyTorch's meta device and its FlopCounterMode would tell the same, but import the compiler and a
-computer algebra system at their first use, which takes several seconds of every start.
+PyTorch's meta device and FlopCounterMode give the same numbers, but their first use imports the
+compiler and a computer algebra system, which adds several seconds to every start.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ _aten = torch.ops.aten
 
 
 class Unfilled(TorchFunctionMode):
-    """Skips the drawing of initial weights, for networks that are built to be measured.
+    """Skip the initialization of weights, for networks that are only measured.
 
-    Memory that is allocated and neither written nor read costs nothing.  What is drawn outside
-    `torch.nn.init`'s own dispatch is set to 0: `trunc_normal_` draws until all values lie within
-    its bounds, which those of unwritten memory may never do.
+    Allocated memory that is neither written nor read costs nothing.  Values drawn outside the
+    dispatch of `torch.nn.init` are set to 0: `trunc_normal_` repeats until all values are within
+    its bounds, which may never happen with unwritten memory.
     """
 
     _DRAWS = frozenset({"normal_", "uniform_", "trunc_normal_", "bernoulli_", "erfinv_"})
@@ -47,14 +47,14 @@ class Unfilled(TorchFunctionMode):
 
 
 class Rehearsal(TorchDispatchMode):
-    """Counts the multiply-accumulates of the products made inside, and does not compute them.
+    """Count the multiply-accumulates of products inside the context, without computing them.
 
-    The formulas are those of `torch.utils.flop_counter` (a multiply-accumulate is two of its
-    operations).  Convolutions and dense matrix products give zeros of the right shape; all else
+    Uses the formulas of `torch.utils.flop_counter` (one multiply-accumulate is two of its
+    operations).  Convolutions and dense matrix products return zeros of the right shape; all else
     is computed.
 
     Args:
-        axes: takes note of what every operation does to the axes of its tensors.
+        axes: tracker that records what each operation does to the axes of its tensors.
     """
 
     def __init__(self, axes: AxisTracker | None = None) -> None:
@@ -64,24 +64,25 @@ class Rehearsal(TorchDispatchMode):
 
     @property
     def macs(self) -> int:
-        """Counted so far, over the whole batch."""
+        """Multiply-accumulates so far, of the whole batch."""
         return self._operations // 2
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        """PyTorch would otherwise import the compiler, to keep it away from this mode."""
+        """Keep torch from importing its compiler for this mode (private hook; torch 2.15)."""
         return False
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
+        # `_overloadpacket` is private in torch 2.15; `torch.utils.flop_counter` uses it too.
         formula = flop_registry.get(func._overloadpacket)
         if formula is None and func is not torch.ops.prim.device.default:
             with self:
-                parts = func.decompose(*args, **kwargs)
-            if parts is not NotImplemented:
-                return parts
+                decomposed = func.decompose(*args, **kwargs)
+            if decomposed is not NotImplemented:
+                return decomposed
         call = None if self._axes is None else self._axes.call(func, args, kwargs)
         output = _blank_product(func, args)
         output = func(*args, **kwargs) if output is None else output
@@ -94,19 +95,19 @@ class Rehearsal(TorchDispatchMode):
 
 @contextmanager
 def without_fused_attention() -> Iterator[None]:
-    """Attention goes through its parts: the fused kernel has no formula and skips modules."""
-    before = torch.backends.mha.get_fastpath_enabled()
+    """Disable fused attention, whose kernel has no formula and skips modules."""
+    enabled = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
         yield
     finally:
-        torch.backends.mha.set_fastpath_enabled(before)
+        torch.backends.mha.set_fastpath_enabled(enabled)
 
 
 def _blank_product(func: Any, args: tuple[Any, ...]) -> Tensor | None:
-    """Zeros of the shape of the product's result; None for what is to be computed."""
+    """Return zeros of the shape of a product; None for operations to compute."""
     if func is _aten.convolution.default and not args[6]:
-        return args[0].new_zeros(_convolved(*args[:6]))
+        return args[0].new_zeros(_conv_shape(*args[:6]))
     if func is _aten.mm.default or func is _aten.addmm.default:
         left, right = args[-2:]
         return left.new_zeros(left.shape[0], right.shape[1])
@@ -115,7 +116,7 @@ def _blank_product(func: Any, args: tuple[Any, ...]) -> Tensor | None:
     return None
 
 
-def _convolved(
+def _conv_shape(
     inputs: Tensor,
     weight: Tensor,
     bias: Tensor | None,
@@ -123,17 +124,17 @@ def _convolved(
     padding: list[int],
     dilation: list[int],
 ) -> tuple[int, ...]:
-    axes = len(weight.shape) - 2
-    strides, paddings, dilations = (_each(v, axes) for v in (stride, padding, dilation))
+    dims = len(weight.shape) - 2
+    strides, paddings, dilations = (_expanded(v, dims) for v in (stride, padding, dilation))
     sizes = [
-        (size + 2 * pad - apart * (kernel - 1) - 1) // step + 1
-        for size, kernel, step, pad, apart in zip(
+        (size + 2 * pad - spacing * (kernel - 1) - 1) // step + 1
+        for size, kernel, step, pad, spacing in zip(
             inputs.shape[2:], weight.shape[2:], strides, paddings, dilations, strict=True
         )
     ]
     return (inputs.shape[0], weight.shape[0], *sizes)
 
 
-def _each(values: list[int], axes: int) -> list[int]:
-    """One value an axis, where one may stand for all."""
-    return list(values) * axes if len(values) == 1 else list(values)
+def _expanded(values: list[int], dims: int) -> list[int]:
+    """Return one value per dimension; a single value stands for all."""
+    return list(values) * dims if len(values) == 1 else list(values)

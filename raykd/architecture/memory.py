@@ -1,4 +1,4 @@
-"""Peak activation memory of a forward, without most of its arithmetic."""
+"""Peak activation memory of a forward that skips most arithmetic."""
 
 from __future__ import annotations
 
@@ -15,27 +15,25 @@ from raykd.architecture.macs import Rehearsal, without_fused_attention
 from raykd.architecture.model import Task
 
 
-class Footprint(Rehearsal):
-    """Follows the memory that the tensors made inside hold; products are not computed.
+class MemoryTracker(Rehearsal):
+    """Track the memory of tensors created inside the context; products are not computed.
 
-    A block of memory counts once, whatever views look at it, from the operation that makes it
-    until nothing holds it any more.
+    A storage counts once for all its views, from its creation until it is released.
 
     Args:
-        known: tensors that do not count (the weights).
-        held: tensors that are there already and count (the inputs).
+        ignored: tensors that do not count (the weights).
+        existing: tensors that exist already and count (the inputs).
     """
 
-    def __init__(self, known: Iterable[Tensor], held: Iterable[Tensor]) -> None:
+    def __init__(self, ignored: Iterable[Tensor], existing: Iterable[Tensor]) -> None:
         super().__init__()
-        self._known = {
-            storage._cdata for tensor in known if (storage := _memory_of(tensor)) is not None
-        }
-        self._held: dict[int, weakref.ref[UntypedStorage]] = {}
-        self._live = 0
+        storages = (_storage_of(tensor) for tensor in ignored)
+        self._ignored = {_storage_key(storage) for storage in storages if storage is not None}
+        self._alive: dict[int, weakref.ref[UntypedStorage]] = {}
+        self._bytes = 0
         self.peak = 0
-        for tensor in held:
-            self._meet(tensor)
+        for tensor in existing:
+            self._add(tensor)
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -43,47 +41,53 @@ class Footprint(Rehearsal):
         output = super().__torch_dispatch__(func, types, args, kwargs)
         for leaf in tree_leaves(output):
             if isinstance(leaf, Tensor):
-                self._meet(leaf)
+                self._add(leaf)
         return output
 
-    def _meet(self, tensor: Tensor) -> None:
-        storage = _memory_of(tensor)
-        if storage is None or storage._cdata in self._known or storage._cdata in self._held:
+    def _add(self, tensor: Tensor) -> None:
+        storage = _storage_of(tensor)
+        if storage is None:
             return
-        key, size = storage._cdata, storage.nbytes()
-        self._held[key] = weakref.ref(storage, lambda _: self._part(key, size))
-        self._live += size
-        self.peak = max(self.peak, self._live)
+        key, size = _storage_key(storage), storage.nbytes()
+        if key in self._ignored or key in self._alive:
+            return
+        self._alive[key] = weakref.ref(storage, lambda _: self._release(key, size))
+        self._bytes += size
+        self.peak = max(self.peak, self._bytes)
 
-    def _part(self, key: int, size: int) -> None:
-        del self._held[key]
-        self._live -= size
+    def _release(self, key: int, size: int) -> None:
+        del self._alive[key]
+        self._bytes -= size
 
 
 def peak_memory(network: nn.Module, task: Task) -> int:
-    """Bytes that one sample's forward holds at its fullest moment, in eval mode, without gradients.
+    """Return the peak memory, in bytes, of one sample's forward in eval mode without gradients.
 
-    Counted are the input and every tensor that an operation gives, as long as something holds it,
-    at the size and type it has; tensors that share memory (views, what is changed in place) count
-    once.  Not counted are weights and buffers, what a kernel needs for itself while it runs, and
-    what an allocator rounds up.  Operations run one by one, as PyTorch runs them without a
-    compiler, attention (`nn.MultiheadAttention`) in its parts.
+    The input and the result of every operation count while they are referenced; tensors that share
+    memory (views, in-place results) count once.  Weights, buffers, the workspace of kernels and the
+    rounding of allocators do not count.  Operations run one by one, as in PyTorch without a
+    compiler; attention (`nn.MultiheadAttention`) is not fused.
 
     Args:
-        network: on the CPU; neither its weights nor its training modes are changed.
-        task: what it takes.
+        network: on the CPU; its weights and training modes do not change.
+        task: inputs of the network.
     """
     inputs = blank_inputs(task, 1, torch.device("cpu"))
-    held = [inputs] if isinstance(inputs, Tensor) else list(inputs.values())
-    footprint = Footprint([*network.parameters(), *network.buffers()], held)
-    with evaluating(network), torch.no_grad(), without_fused_attention(), footprint:
+    tensors = [inputs] if isinstance(inputs, Tensor) else list(inputs.values())
+    tracker = MemoryTracker([*network.parameters(), *network.buffers()], tensors)
+    with evaluating(network), torch.no_grad(), without_fused_attention(), tracker:
         network(inputs)
-    return footprint.peak
+    return tracker.peak
 
 
-def _memory_of(tensor: Tensor) -> UntypedStorage | None:
-    """The block of memory behind a tensor; None for those that have none of PyTorch's."""
+def _storage_key(storage: UntypedStorage) -> int:
+    """Return a key that all Python objects of one storage share."""
+    return storage._cdata  # private in torch 2.15; `torch.multiprocessing` uses it too
+
+
+def _storage_of(tensor: Tensor) -> UntypedStorage | None:
+    """Return the storage of a tensor; None if torch does not manage its memory."""
     try:
         return tensor.untyped_storage()
-    except NotImplementedError:  # weights packed by a kernel's library
+    except NotImplementedError:  # weights packed by a kernel library
         return None

@@ -1,33 +1,85 @@
-"""Taps: what given layers put out during a forward, of any `nn.Module`.
+"""Hooks: read the outputs of layers during a forward of any `nn.Module`.
 
-Hooks are set for one forward and removed after it, whatever happens in it, so a tapped network
-can be copied, saved and wrapped between forwards as if it were not tapped.
+Hooks are set for one forward and removed after it, also after an error, so that a network can be
+copied, saved and wrapped between forwards.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from difflib import get_close_matches
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from raykd.architecture.layouts import Layout
+
 if TYPE_CHECKING:
     from torch.utils.hooks import RemovableHandle
 
-    from raykd.architecture.layers import Layer
+
+@dataclass(frozen=True)
+class Layer:
+    """A module's output, or its first input, that losses can read.
+
+    Attributes:
+        name: dotted name of the module, or an alias.
+        module: dotted name of the module.
+        type: class name of the module.
+        shape: shape for losses, without the batch: (C, H, W), (tokens, D) or (D,); four axes or
+            more if the channel axis is unknown.
+        depth: fraction of the network's leaf modules that have run, 0 to 1.
+        stage: alias (`stage1`, ..., `embedding`), or empty.
+        side: which tensor of the module it is.
+        macs: multiply-accumulates per sample from the input to this layer.
+        layout: conversion of the module's tensor to `shape`; None if it has that shape.
+        overwritten: whether a later module overwrites the tensor in place.
+    """
+
+    name: str
+    module: str
+    type: str
+    shape: tuple[int, ...]
+    depth: float
+    stage: str = ""
+    side: Literal["output", "input"] = "output"
+    macs: int = 0
+    layout: Layout | None = None
+    overwritten: bool = False
+
+    @property
+    def raw_shape(self) -> tuple[int, ...]:
+        """Shape of the module's tensor, without the batch."""
+        return self.shape if self.layout is None else self.layout.raw
+
+    @property
+    def shape_text(self) -> str:
+        """Shape for users, such as "192x7x7" or "7x7x192 channels last"."""
+        raw = "x".join(map(str, self.raw_shape))
+        if self.layout is None:
+            return raw
+        read = "x".join(map(str, self.shape))
+        moved = self.layout.name.startswith("channels") or not self.layout.is_clear
+        return f"{raw} {self.layout.name}" + ("" if moved else f", read as {read}")
+
+    def arrange(self, tensor: Tensor) -> Tensor:
+        """Convert the module's tensor to the axes of `shape`."""
+        return tensor if self.layout is None else self.layout.arrange(tensor)
+
+    def restore(self, tensor: Tensor) -> Tensor:
+        """Convert a tensor with the axes of `shape` to the module's axes; inverse of `arrange`."""
+        return tensor if self.layout is None else self.layout.restore(tensor)
 
 
-class Observed(NamedTuple):
-    """What one forward gave.
+class HookedOutputs(NamedTuple):
+    """Outputs of one forward.
 
     Attributes:
         logits: (B, classes).
-        layers: the tapped layers' tensors, (B, *shape) with the axes of `Layer.shape`, by the
-            layers' names.
+        layers: tensors of the hooked layers, (B, *shape) with the axes of `Layer.shape`, by name.
     """
 
     logits: Tensor
@@ -35,93 +87,94 @@ class Observed(NamedTuple):
 
 
 class Taps:
-    """A network together with the layers to look at; reusable, without state between forwards.
+    """A network and the layers to read; reusable, without state between forwards.
+
+    If a module runs several times in one forward, its last call counts; if it returns several
+    tensors, the first.  If a later module overwrites a layer in place, that module gets a copy.
+    `run` calls `model` itself, so a wrapper does its work.
 
     Args:
-        model: any module; of one wrapped for distributed training, the inner module's layers.
-        layers: layers from `resolve` or `discover`, or dotted module names.  Of a layer the tensor
-            is rearranged to `Layer.shape` (channels before places); of a bare name it is the
-            module's own.
-
-    Of a module that runs several times in one forward, the last run is seen; of a module that
-    returns several tensors, the first.  A layer that a later module overwrites in place is kept:
-    that module gets a copy.  `run` goes through `model` itself, so a wrapper's own
-    work is done.
+        model: any module; names are those inside a wrapper for distributed training.
+        layers: layers from `resolve` or `discover`, whose tensors are converted to `Layer.shape`,
+            or dotted module names, whose tensors are not converted.
 
     Raises:
-        ValueError: the model has no such module, or two layers bear one name.
+        ValueError: the model has no such module, or two layers have the same name.
     """
 
     def __init__(self, model: nn.Module, layers: Iterable[str | Layer]) -> None:
         self.model = model
-        self._points = _points(_unwrapped(model), layers)
-        self._runs: dict[str, int] | None = None
+        self._targets = _targets(_inner_module(model), layers)
+        self._call_counts: dict[str, int] | None = None
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The tapped layers' names."""
-        return tuple(point.name for point in self._points)
+        """Names of the layers."""
+        return tuple(target.name for target in self._targets)
 
-    def run(self, *inputs: Any, **more: Any) -> Observed:
-        """One forward of the network, with all it shows.
+    def run(self, *args: Any, **kwargs: Any) -> HookedOutputs:
+        """Run one forward and return its logits and layers.
 
         Raises:
-            ValueError: a layer did not run, gave no tensor, or was overwritten in place.
+            ValueError: a layer did not run, returned no tensor, or was overwritten in place.
         """
-        seen = _Seen(self._points)
-        with seen.watching():
-            output = self._forward(*inputs, **more)
+        recorder = _Recorder(self._targets)
+        with recorder.attached():
+            output = self._forward(*args, **kwargs)
         logits = first_tensor(output)
         if logits is None:
-            raise ValueError(f"the model returns no tensor but {type(output).__name__}")
-        self._runs = seen.runs
-        return Observed(logits, seen.checked())
+            raise ValueError(f"the model must return a tensor, it returns {type(output).__name__}")
+        self._call_counts = recorder.call_counts
+        return HookedOutputs(logits, recorder.tensors())
 
     @property
     def _forward(self) -> Callable[..., Any]:
-        """The network; where layers are looked at, uncompiled: compiled code calls no hooks."""
+        """The network; uncompiled if layers are read, since compiled code calls no hooks."""
+        # `_compiled_call_impl` is set by `Module.compile`; both are private in torch 2.15.
         compiled = getattr(self.model, "_compiled_call_impl", None) is not None
-        return self.model._call_impl if compiled and self._points else self.model
+        return self.model._call_impl if compiled and self._targets else self.model
 
-    def layers_only(self, *inputs: Any, **more: Any) -> dict[str, Tensor]:
-        """The tapped layers alone: the forward ends as soon as the last of them has run.
+    def layers_only(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """Return the layers alone; the forward stops after the last of them.
 
-        The first call goes to the end, to learn how often each layer runs.  Only for networks
-        that are not trained here (a teacher): a wrapper would not see the forward's end.
+        The first call runs to the end, to count how often each layer runs.  Only for networks
+        that are not trained (a teacher): a wrapper would not reach the end of its forward.
 
         Raises:
             ValueError: as `run`.
         """
-        if not self._points:
+        if not self._targets:
             return {}
-        if self._runs is None:
-            return self.run(*inputs, **more).layers
-        seen = _Seen(self._points, enough=self._runs)
+        if self._call_counts is None:
+            return self.run(*args, **kwargs).layers
+        recorder = _Recorder(self._targets, stop_at=self._call_counts)
         try:
-            with seen.watching():
-                self._forward(*inputs, **more)
-        except _Enough:
+            with recorder.attached():
+                self._forward(*args, **kwargs)
+        except _StopForward:
             pass
-        return seen.checked()
+        return recorder.tensors()
 
 
 @contextmanager
-def tapped(model: nn.Module, layers: Iterable[str | Layer]) -> Iterator[Mapping[str, Tensor]]:
-    """Look at `layers` during the forwards made inside: `with tapped(...) as seen: model(x)`.
+def record_layers(
+    model: nn.Module, layers: Iterable[str | Layer]
+) -> Iterator[Mapping[str, Tensor]]:
+    """Record layers in forwards: `with record_layers(model, ["stage2"]) as tensors: model(x)`.
 
-    `seen["stage2"]` is what that layer gave in the last forward.
+    `tensors["stage2"]` is the tensor of that layer in the last forward.
 
     Raises:
-        ValueError: as `Taps`; asking `seen` for a layer that did not run, gave no tensor, or was
+        ValueError: as `Taps`; or a layer is looked up that did not run, returned no tensor, or was
             overwritten in place.
     """
-    seen = _Seen(_points(_unwrapped(model), layers))
-    with seen.watching():
-        yield seen
+    recorder = _Recorder(_targets(_inner_module(model), layers))
+    with recorder.attached():
+        yield recorder
 
 
 def first_tensor(value: Any) -> Tensor | None:
-    """The tensor meant where a module returns more than one: itself, its logits, or the first."""
+    """Return the tensor that a return value stands for: itself, its `logits`, or the first one."""
     if isinstance(value, Tensor):
         return value
     if isinstance(value, Mapping):
@@ -135,20 +188,22 @@ def first_tensor(value: Any) -> Tensor | None:
     return next((item for item in values if isinstance(item, Tensor)), None)
 
 
-def unknown_layer(name: str, known: Iterable[str], aliases: Iterable[str] = ()) -> str:
-    """The message for a layer that is not there: what comes near, what there is."""
-    known = sorted(known)
-    close = get_close_matches(name, known, n=3, cutoff=0.5)
+def unknown_layer_message(name: str, layers: Iterable[str], aliases: Iterable[str] = ()) -> str:
+    """Return the error message for an unknown layer, with similar names and the stages."""
+    names = sorted(layers)
+    close = get_close_matches(name, names, n=3, cutoff=0.5)
     guess = f"did you mean {' or '.join(map(repr, close))}? " if close else ""
-    some = list(aliases) or known[:8]
+    listed = list(aliases) or names[:8]
     return (
         f"there is no layer {name!r}; {guess}the model's {'stages' if aliases else 'layers'} are "
-        f"{', '.join(some) or 'none'}{'' if aliases or len(known) <= 8 else ', ...'}, and every "
+        f"{', '.join(listed) or 'none'}{'' if aliases or len(names) <= 8 else ', ...'}, and every "
         "module's dotted name is a layer (`raykd layers` lists them)"
     )
 
 
-class _Point(NamedTuple):
+class _Target(NamedTuple):
+    """A module to hook, and the layer it stands for; None: the module's own tensor."""
+
     name: str
     path: str
     module: nn.Module
@@ -163,105 +218,105 @@ class _Point(NamedTuple):
         return self.layer is not None and self.layer.overwritten
 
 
-class _Enough(BaseException):
-    """Ends a forward; not an `Exception`, so that no network's own handler takes it."""
+class _StopForward(BaseException):
+    """End a forward; not an `Exception`, so that no handler of a network catches it."""
 
 
-class _Seen(Mapping[str, Tensor]):
-    """The tapped layers' tensors of the last forward."""
+class _Recorder(Mapping[str, Tensor]):
+    """Tensors of the hooked layers in the last forward."""
 
-    def __init__(self, points: Sequence[_Point], enough: Mapping[str, int] | None = None) -> None:
-        self._points = {point.name: point for point in points}
-        self._found: dict[str, tuple[Tensor, int] | None] = {}
-        self._enough = enough
-        self.runs: dict[str, int] = dict.fromkeys(self._points, 0)
+    def __init__(
+        self, targets: Sequence[_Target], stop_at: Mapping[str, int] | None = None
+    ) -> None:
+        self._targets = {target.name: target for target in targets}
+        self._outputs: dict[str, tuple[Tensor, int] | None] = {}
+        self._stop_at = stop_at
+        self.call_counts: dict[str, int] = dict.fromkeys(self._targets, 0)
 
     def __getitem__(self, name: str) -> Tensor:
-        if name not in self._points:
-            raise ValueError(f"layer {name!r} is not tapped; tapped are {', '.join(self._points)}")
-        path = self._points[name].path
-        if name not in self._found:
+        if name not in self._targets:
+            names = ", ".join(self._targets)
+            raise ValueError(f"layer {name!r} is not recorded; recorded are {names}")
+        path = self._targets[name].path
+        if name not in self._outputs:
             raise ValueError(f"layer {name!r} (module {path!r}) did not run in the forward")
-        found = self._found[name]
-        if found is None:
-            raise ValueError(f"layer {name!r} (module {path!r}) gave no tensor")
-        tensor, first = found
-        if version(tensor) != first:
+        output = self._outputs[name]
+        if output is None:
+            raise ValueError(f"layer {name!r} (module {path!r}) returned no tensor")
+        tensor, count = output
+        if write_count(tensor) != count:
             raise ValueError(
                 f"layer {name!r} (module {path!r}) was overwritten in place after it ran; "
-                "tap the module that overwrites it, or build the model without `inplace`"
+                "name the module that overwrites it, or build the model without `inplace`"
             )
-        layer = self._points[name].layer
-        return tensor if layer is None else layer.arranged(tensor)
+        layer = self._targets[name].layer
+        return tensor if layer is None else layer.arrange(tensor)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._points)
+        return iter(self._targets)
 
     def __len__(self) -> int:
-        return len(self._points)
+        return len(self._targets)
 
-    def checked(self) -> dict[str, Tensor]:
-        return {name: self[name] for name in self._points}
+    def tensors(self) -> dict[str, Tensor]:
+        return {name: self[name] for name in self._targets}
 
     @contextmanager
-    def watching(self) -> Iterator[None]:
+    def attached(self) -> Iterator[None]:
         handles: list[RemovableHandle] = []
         try:
-            handles.extend(self._watch(point) for point in self._points.values())
+            handles.extend(self._attach(target) for target in self._targets.values())
             yield
         finally:
             for handle in handles:
                 handle.remove()
 
-    def _watch(self, point: _Point) -> RemovableHandle:
-        if point.takes_input:
-            return point.module.register_forward_pre_hook(self._on_input(point), with_kwargs=True)
-        return point.module.register_forward_hook(self._on_output(point))
+    def _attach(self, target: _Target) -> RemovableHandle:
+        if target.takes_input:
+            return target.module.register_forward_pre_hook(self._on_input(target), with_kwargs=True)
+        return target.module.register_forward_hook(self._on_output(target))
 
-    def _on_input(self, point: _Point) -> Callable[..., None]:
+    def _on_input(self, target: _Target) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            self._see(point.name, (*args, *kwargs.values()))
+            self._record(target.name, (*args, *kwargs.values()))
 
         return hook
 
-    def _on_output(self, point: _Point) -> Callable[..., Any]:
-        def hook(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
-            self._see(point.name, output)
-            # What comes after writes into the copy; the values are the same for the network.
-            return output.clone() if point.is_overwritten and isinstance(output, Tensor) else None
+    def _on_output(self, target: _Target) -> Callable[..., Tensor | None]:
+        def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> Tensor | None:
+            self._record(target.name, output)
+            # Later modules write into the copy; its values are the same.
+            return output.clone() if target.is_overwritten and isinstance(output, Tensor) else None
 
         return hook
 
-    def _see(self, name: str, value: Any) -> None:
+    def _record(self, name: str, value: Any) -> None:
         tensor = first_tensor(value)
-        self._found[name] = None if tensor is None else (tensor, version(tensor))
-        self.runs[name] += 1
-        if self._enough is not None and self.runs == self._enough:
-            raise _Enough
+        self._outputs[name] = None if tensor is None else (tensor, write_count(tensor))
+        self.call_counts[name] += 1
+        if self._stop_at is not None and self.call_counts == self._stop_at:
+            raise _StopForward
 
 
-def _points(model: nn.Module, layers: Iterable[str | Layer]) -> list[_Point]:
+def _targets(model: nn.Module, layers: Iterable[str | Layer]) -> list[_Target]:
     modules = dict(model.named_modules())
-    points: dict[str, _Point] = {}
+    targets: dict[str, _Target] = {}
     for layer in layers:
         name, path = (layer, layer) if isinstance(layer, str) else (layer.name, layer.module)
         if path not in modules or not path:
-            raise ValueError(_unknown_module(name, path, modules))
-        point = _Point(name, path, modules[path], None if isinstance(layer, str) else layer)
-        first = points.setdefault(name, point)
-        if (first.path, first.takes_input) != (path, point.takes_input):
-            raise ValueError(f"two layers are called {name!r}: {points[name].path!r} and {path!r}")
-    return list(points.values())
+            raise ValueError(unknown_layer_message(path or name, filter(None, modules)))
+        target = _Target(name, path, modules[path], None if isinstance(layer, str) else layer)
+        first = targets.setdefault(name, target)
+        if (first.path, first.takes_input) != (path, target.takes_input):
+            raise ValueError(f"two layers are called {name!r}: {targets[name].path!r} and {path!r}")
+    return list(targets.values())
 
 
-def _unknown_module(name: str, path: str, modules: Mapping[str, nn.Module]) -> str:
-    return unknown_layer(path or name, [known for known in modules if known])
-
-
-def _unwrapped(model: nn.Module) -> nn.Module:
+def _inner_module(model: nn.Module) -> nn.Module:
     return model.module if isinstance(model, DistributedDataParallel) else model
 
 
-def version(tensor: Tensor | None) -> int:
-    """How often the tensor was written in place; -1 where nobody counts."""
+def write_count(tensor: Tensor | None) -> int:
+    """Return the number of in-place writes to a tensor; -1 if torch does not count them."""
+    # `_version` is private in torch 2.15, and documented in its notes on autograd.
     return -1 if tensor is None or tensor.is_inference() else tensor._version

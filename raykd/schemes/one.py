@@ -105,7 +105,7 @@ class Branching(Distiller):
     def forward(self, batch: Batch, progress: Progress) -> StepOutput:
         shown = self.taps.run(batch.inputs)
         trunk = shown.layers[self.split.name]
-        raw = self.split.restored(trunk)
+        raw = self.split.restore(trunk)
         logits = [shown.logits, *(branch(batch.inputs, raw) for branch in self.branches)]
         stacked = torch.stack([one.float() for one in logits])
         shares = self.gate(trunk).float().softmax(dim=1)
@@ -269,7 +269,7 @@ def _tried(student: nn.Module, task: Task, cut: Cut) -> frozenset[str] | None:
     try:
         rest = upper_part(probe, cut)
         with torch.enable_grad():
-            logits = rest(inputs, cut.layer.restored(shown.layers[cut.layer.name]))
+            logits = rest(inputs, cut.layer.restore(shown.layers[cut.layer.name]))
             left = {name: p for name, p in rest.model.named_parameters() if p.requires_grad}
             found = torch.autograd.grad(logits.sum(), list(left.values()), allow_unused=True)
     except (RuntimeError, AttributeError, TypeError, ValueError, AssertionError):

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from raykd.architecture import Task, discover, resolve
-from raykd.architecture.cut import Head, Trunk, shows_negatives
+from raykd.architecture.cut import Head, Trunk, has_negative_values
 from raykd.architecture.layers import Layer
 from raykd.knowledge import Pair, Shape, Terms
 from raykd.knowledge.loss import PROJECTED, LossModule
@@ -103,7 +103,7 @@ def reuse(parts: Parts, terms: Terms) -> Reusing | None:
     teacher, module = parts.teacher_network, terms.losses[terms.deploying]
     assert isinstance(module, LossModule)
     hint = resolve(discover(teacher, parts.task), pairs[0].hint)
-    projector = module.give_projector(shows_negatives(teacher, hint, parts.task))
+    projector = module.give_projector(has_negative_values(teacher, hint, parts.task))
     reusing = Reusing(parts.student, teacher, pairs[0], projector, parts.task)
     reusing.check_left(terms.guided_layers)
     return reusing

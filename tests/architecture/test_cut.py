@@ -11,8 +11,8 @@ import torchvision.models as tv
 from torch import Tensor, nn
 
 from model_cases import DIGITS, NAMES, hooks_on, small
-from raykd.architecture import Layer, Resnet, Task, discover, resolve, stage_aliases, tapped
-from raykd.architecture.cut import Head, Trunk, shows_negatives
+from raykd.architecture import Layer, Resnet, Task, discover, record_layers, resolve, stage_aliases
+from raykd.architecture.cut import Head, Trunk, has_negative_values
 
 
 def cut_at(network: nn.Module, name: str, task: Task = DIGITS) -> Layer:
@@ -25,7 +25,7 @@ def last_stage(network: nn.Module, task: Task = DIGITS) -> str:
 
 def shown(network: nn.Module, layer: Layer, inputs: Tensor) -> tuple[Tensor, Tensor]:
     """The layer's tensor and the logits."""
-    with torch.no_grad(), tapped(network, [layer]) as seen:
+    with torch.no_grad(), record_layers(network, [layer]) as seen:
         logits = network(inputs)
         return seen[layer.name], logits
 
@@ -100,8 +100,8 @@ def test_a_trunk_trains_all_it_has_and_names_what_is_left() -> None:
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
-        ("stage3.0.conv2", "do not come from layer 'stage3.0.conv2' alone"),
-        ("classifier", "nothing that was learned comes after layer 'classifier'"),
+        ("stage3.0.conv2", "depend on more than layer 'stage3.0.conv2'"),
+        ("classifier", "no parameters come after layer 'classifier'"),
     ],
     ids=["beside a shortcut", "the logits themselves"],
 )
@@ -126,7 +126,7 @@ class Counting(nn.Module):
 
 def test_a_forward_that_cannot_be_traced_is_told() -> None:
     network = Counting()
-    with pytest.raises(ValueError, match=r"after layer 'first' cannot be cut.*torch\.fx"):
+    with pytest.raises(ValueError, match=r"split after layer 'first'.*torch\.fx"):
         Head(network, cut_at(network, "first"), DIGITS)
 
 
@@ -144,6 +144,6 @@ def test_a_network_raykd_does_not_know() -> None:
 def test_whether_a_layer_shows_negatives(name: str, signed: bool) -> None:
     network = small(name).build(DIGITS).train()
     before = copy.deepcopy(network.state_dict())
-    assert shows_negatives(network, cut_at(network, "stage3"), DIGITS) is signed
+    assert has_negative_values(network, cut_at(network, "stage3"), DIGITS) is signed
     assert network.training
     assert all(torch.equal(before[key], value) for key, value in network.state_dict().items())

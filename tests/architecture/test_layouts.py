@@ -77,7 +77,7 @@ def test_maps_are_tapped_as_maps(
     assert layer.shape == (channels, 8, 8)
     assert ("" if layer.layout is None else layer.layout.name) == name
     assert torch.equal(tapped, stem)
-    assert torch.equal(layer.restored(tapped), change(stem))
+    assert torch.equal(layer.restore(tapped), change(stem))
 
 
 @pytest.mark.parametrize("channels", [6, 64])  # 64: as many as places
@@ -103,7 +103,7 @@ def test_tokens_are_tapped_as_tokens(
     assert layer.shape == (64, channels)
     assert ("" if layer.layout is None else layer.layout.name) == name
     assert torch.equal(tapped, stem.flatten(2).transpose(1, 2))
-    assert torch.equal(layer.restored(tapped), change(stem))
+    assert torch.equal(layer.restore(tapped), change(stem))
 
 
 @pytest.mark.parametrize(
@@ -271,7 +271,7 @@ class Silent(nn.Module):
     ("name", "reason"),
     [
         ("auxiliary", "does not call it in evaluation"),
-        ("parts", "ModuleList only holds other modules"),
+        ("parts", "ModuleList only contains other modules"),
         ("scripted.0", "scripted or traced"),
         ("silent", "returns NoneType"),
         ("weighed.parametrizations.weight", "no axis for the samples"),

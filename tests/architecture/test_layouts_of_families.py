@@ -16,7 +16,7 @@ from torch import nn
 
 from raykd.architecture import Task
 from raykd.architecture.adapters.hf_models import logits_only
-from raykd.architecture.layers import Layer, survey
+from raykd.architecture.layers import Layer, discover_and_count
 from raykd.architecture.macs import Unfilled
 
 timm = pytest.importorskip("timm")
@@ -80,7 +80,7 @@ def _layers(build: Build, side: int) -> dict[str, Layer]:
     except NotImplementedError:  # it looks at the weights it draws
         with Unfilled():
             network = build(side).to("meta")
-    layers, _ = survey(network.eval(), Task((3, side, side), 10))
+    layers, _ = discover_and_count(network.eval(), Task((3, side, side), 10))
     return {layer.module: layer for layer in layers if layer.side == "output"}
 
 

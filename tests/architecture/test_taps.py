@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from model_cases import DIGITS, hooks_on
-from raykd.architecture import Resnet, Taps, discover, resolve, tapped
+from raykd.architecture import Resnet, Taps, discover, record_layers, resolve
 
 
 @pytest.fixture
@@ -91,20 +91,20 @@ class _Double(nn.Module):
 
 
 def test_scoped(network: nn.Module, inputs: Tensor) -> None:
-    with tapped(network, ["stage1", "stage3"]) as seen:
+    with record_layers(network, ["stage1", "stage3"]) as seen:
         assert list(seen) == ["stage1", "stage3"]
         network(inputs)
         first = seen["stage3"]
         network(inputs + 1)
         assert not torch.equal(first, seen["stage3"])
     assert hooks_on(network) == 0
-    with pytest.raises(ValueError, match="'stage2' is not tapped; tapped are stage1, stage3"):
+    with pytest.raises(ValueError, match="'stage2' is not recorded; recorded are stage1, stage3"):
         seen["stage2"]
 
 
 def test_gone_after_an_exception(network: nn.Module, inputs: Tensor) -> None:
     def broken_off() -> None:
-        with tapped(network, ["stage1"]):
+        with record_layers(network, ["stage1"]):
             network(inputs)
             raise KeyError
 
@@ -118,7 +118,7 @@ def test_gone_after_an_exception(network: nn.Module, inputs: Tensor) -> None:
 
 
 def test_nested(network: nn.Module, inputs: Tensor) -> None:
-    with tapped(network, ["stage1"]) as outer:
+    with record_layers(network, ["stage1"]) as outer:
         network(inputs)
         before = outer["stage1"]
         inner = Taps(network, ["stage2"]).run(inputs).layers
@@ -176,7 +176,7 @@ class _Text(nn.Module):
     ("layer", "message"),
     [
         ("skipped", "'skipped' .* did not run"),
-        ("text", "'text' .* gave no tensor"),
+        ("text", "'text' .* returned no tensor"),
         ("linear", "'linear' .* overwritten in place"),
         ("liner", "no layer 'liner'; did you mean 'linear'"),
     ],
