@@ -1,0 +1,401 @@
+"""Measure how easy raykd's code is to read, and check it against limits.
+
+    python benchmarks/readability.py [--details]
+
+Prints one line for each measure: its value, its limit, and the goal if the limit is not there yet.
+A limit may only be lowered.  Exits with 1 if a value is above its limit.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import re
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import raykd
+
+PACKAGE = Path(raykd.__file__).parent
+
+QUESTION_WORDS = frozenset(
+    {"what", "where", "whether", "why", "how", "those", "which", "who", "whose"}
+)
+"""First words that a docstring must not have."""
+
+PHRASES = (
+    *(
+        "anew",
+        "so many",
+        "(go|goes|gone|going) on( with)?",
+        "mend(s|ed|ing)?",
+        "told",
+        "foret[eo]l\\w+",
+    ),
+    *("nothing but", "hangs? on", "thrown away", "said of", "(is|are) not fit", "can(not)? be had"),
+    *(
+        "(lie|lay)s? beside",
+        "stands? (twice|in|at|beside|there)",
+        "stood",
+        "at hand",
+        "ma[dk]e ready",
+    ),
+    *(
+        "whoever",
+        "nobody",
+        "thereby",
+        "dear",
+        "owes?",
+        "owed",
+        "in vain",
+        "see that",
+        "dissect\\w*",
+    ),
+    *("obeys?", "forebears?", "pupils?", "has to be seen", "of whom", "what a .{1,20} says"),
+    *("keeps? the books?", "is of no use", "whence", "hitherto", "the like"),
+    *("knows nothing of", "has it that", "takes? up", "took up", "let alone", "pours?", "be it"),
+    *("a walk over", "is at home", "by and by", "a mistake of raykd's own"),
+    # British spelling
+    *("colour\\w*", "behaviour", "(normal|optim|factor|quant|initial)is(e|ed|er|ers|es|ing|ation)"),
+)
+"""Patterns of phrases that texts must not contain."""
+
+PHRASE = re.compile(rf"\b({'|'.join(PHRASES)})\b", re.IGNORECASE)
+
+NAMES = frozenset(
+    {
+        *("found", "held", "told", "one", "own", "said", "again", "given", "shown", "owed", "got"),
+        *("taken", "made", "wanted", "asked", "others", "what", "where", "why", "how", "who"),
+        *("whose", "heard", "seen", "kept", "gone", "begun", "known"),
+    }
+)
+"""Names that functions, classes, parameters and variables must not have."""
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One measured value with its limit.
+
+    Attributes:
+        name: what is measured.
+        value: measured value.
+        limit: largest value allowed now.
+        goal: largest value allowed in the end.
+        details: places that contribute to the value, worst first.
+    """
+
+    name: str
+    value: float
+    limit: float
+    goal: float
+    details: tuple[str, ...] = ()
+
+
+LIMITS: dict[str, tuple[float, float]] = {
+    "docstrings that begin with a question word, %": (15, 2),
+    "avoided phrases": (320, 0),
+    "avoided names": (1400, 0),
+    "uses of Any per 1,000 lines of code": (22.6, 14),
+    "parameters of the largest constructor": (15, 6),
+    "lines of the longest function": (56, 40),
+    "lines of the largest file": (850, 450),
+    "files to follow a batch": (20, 17),
+    "files to follow a study": (43, 42),
+}
+"""Limit of each measure today, and the goal."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """A Python file of the package."""
+
+    path: Path
+
+    @cached_property
+    def text(self) -> str:
+        return self.path.read_text(encoding="utf-8")
+
+    @cached_property
+    def nodes(self) -> tuple[ast.AST, ...]:
+        return tuple(ast.walk(ast.parse(self.text)))
+
+    def place(self, node: Any) -> str:
+        """Return the file and line of a node, for messages."""
+        return f"{self.path.relative_to(PACKAGE.parent)}:{getattr(node, 'lineno', 1)}"
+
+    @property
+    def code_lines(self) -> int:
+        """Number of lines that are not blank, a comment or a docstring."""
+        doc_lines: set[int] = set()
+        for node in self.nodes:
+            if isinstance(node, ast.Expr) and _is_text(node.value):
+                doc_lines.update(range(node.lineno, (node.end_lineno or node.lineno) + 1))
+        return sum(
+            bool(line.strip()) and not line.strip().startswith("#") and number not in doc_lines
+            for number, line in enumerate(self.text.splitlines(), start=1)
+        )
+
+
+def _is_text(node: ast.AST) -> bool:
+    return isinstance(node, ast.Constant) and isinstance(node.value, str)
+
+
+def question_docstrings(sources: list[Source]) -> tuple[float, list[str]]:
+    """Return the share in % of docstrings whose first word is a question word."""
+    count, places = 0, []
+    documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    for source in sources:
+        for node in source.nodes:
+            doc = ast.get_docstring(node) if isinstance(node, documented) else None
+            if doc:
+                count += 1
+                first = re.match(r"\W*(\w+)", doc)
+                if first and first[1].lower() in QUESTION_WORDS:
+                    places.append(f"{source.place(node)}: {doc.splitlines()[0]}")
+    return 100 * len(places) / count, places
+
+
+def phrases(sources: list[Source]) -> tuple[float, list[str]]:
+    """Count avoided phrases in string constants and comments."""
+    places = []
+    for source in sources:
+        for node in source.nodes:
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                places += [f"{source.place(node)}: {m[0]}" for m in PHRASE.finditer(node.value)]
+        for number, line in enumerate(source.text.splitlines(), start=1):
+            comment = re.search(r"(?:^|\s)# (.*)", line)
+            if comment:
+                where = source.path.relative_to(PACKAGE.parent)
+                places += [f"{where}:{number}: {m[0]}" for m in PHRASE.finditer(comment[1])]
+    return len(places), places
+
+
+def bound_name(node: ast.AST) -> str:
+    """Return the name that a node binds; empty if it binds none."""
+    if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+        return node.name
+    if isinstance(node, ast.arg):
+        return node.arg
+    if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+        return node.id
+    return ""
+
+
+def names(sources: list[Source]) -> tuple[float, list[str]]:
+    """Count bindings of avoided names."""
+    places = [
+        f"{source.place(node)}: {bound_name(node)}"
+        for source in sources
+        for node in source.nodes
+        if bound_name(node).lstrip("_").lower() in NAMES
+    ]
+    return len(places), places
+
+
+def uses_of_any(sources: list[Source]) -> tuple[float, list[str]]:
+    """Return how often `Any` is used per 1,000 lines of code (imports are not counted)."""
+    counts = {
+        source: sum(isinstance(node, ast.Name) and node.id == "Any" for node in source.nodes)
+        for source in sources
+    }
+    worst = sorted(sources, key=lambda source: -counts[source])
+    lines = sum(source.code_lines for source in sources)
+    return 1000 * sum(counts.values()) / lines, [
+        f"{source.path.relative_to(PACKAGE.parent)}: {counts[source]}" for source in worst
+    ]
+
+
+def _functions(sources: list[Source]) -> Iterator[tuple[Source, ast.FunctionDef]]:
+    for source in sources:
+        for node in source.nodes:
+            if isinstance(node, ast.FunctionDef):
+                yield source, node
+
+
+def _largest(sizes: dict[str, int]) -> tuple[float, list[str]]:
+    worst = sorted(sizes, key=lambda place: -sizes[place])
+    return sizes[worst[0]], [f"{place}: {sizes[place]}" for place in worst]
+
+
+def constructor_parameters(sources: list[Source]) -> tuple[float, list[str]]:
+    """Return the number of parameters of the largest written `__init__`, without `self`."""
+    sizes = {
+        source.place(node): len([*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs])
+        - 1
+        for source, node in _functions(sources)
+        if node.name == "__init__"
+    }
+    return _largest(sizes)
+
+
+def function_lines(sources: list[Source]) -> tuple[float, list[str]]:
+    """Return the number of lines of the longest function, without its docstring."""
+    sizes = {}
+    for source, node in _functions(sources):
+        first = node.body[0]
+        has_doc = isinstance(first, ast.Expr) and _is_text(first.value)
+        doc = (first.end_lineno or 0) - first.lineno + 1 if has_doc else 0
+        sizes[f"{source.place(node)} {node.name}"] = (node.end_lineno or 0) - node.lineno + 1 - doc
+    return _largest(sizes)
+
+
+def file_lines(sources: list[Source]) -> tuple[float, list[str]]:
+    """Return the number of lines of the largest file."""
+    return _largest(
+        {str(s.path.relative_to(PACKAGE.parent)): len(s.text.splitlines()) for s in sources}
+    )
+
+
+STUDY = """
+name: readability
+data: {name: digits, limit: 200, val_limit: 60}
+teacher: {model: {name: resnet, depth: 8, width: 8}}
+student: {model: {name: resnet, depth: 8, width: {choice: [2, 4]}}}
+scheme: {name: offline}
+knowledge:
+- loss: {name: kd}
+- loss: {name: hint}
+  pairs: [{hint: stage2, guided: stage2}]
+train: {epochs: 1, batch_size: 32}
+"""
+"""A study of response and hint distillation on a small data set."""
+
+
+class Recorder:
+    """Records the files of raykd whose functions are entered."""
+
+    def __init__(self) -> None:
+        self.files: set[str] = set()
+
+    @contextmanager
+    def recording(self) -> Iterator[None]:
+        self.start()
+        try:
+            yield
+        finally:
+            self.stop()
+
+    def start(self) -> None:
+        sys.setprofile(self._profile)
+
+    def stop(self) -> None:
+        sys.setprofile(None)
+
+    def _profile(self, frame: FrameType, event: str, argument: object) -> None:
+        path = frame.f_code.co_filename
+        # The top-level code of a module is importing, not a step on the way.
+        if event == "call" and frame.f_code.co_name != "<module>" and path.startswith(str(PACKAGE)):
+            self.files.add(str(Path(path).relative_to(PACKAGE.parent)))
+
+
+def batch_files(folder: Path) -> tuple[float, list[str]]:
+    """Count the files of raykd in which a function is entered during one training step.
+
+    The step is the second one of an epoch of `STUDY` on the CPU, in this process, without Ray:
+    from the request of a batch to the end of the optimizer's step.
+    """
+    from raykd.data import BatchLoader
+    from raykd.training.assembly import task_of
+    from raykd.training.loop import Training
+
+    study = raykd.load_study(_write(folder), overrides=["student.model.width=4"]).concrete()
+    data = study.data.load()
+    assert study.teacher is not None and study.teacher.model is not None
+    teacher = study.teacher.model.build(task_of(data))
+    training = Training(study, data, seed=0, teacher=teacher)
+    recorder, epoch, steps = Recorder(), BatchLoader.epoch, 0
+
+    def watched(self: BatchLoader, *args: Any, **options: Any) -> Iterator[Any]:
+        batches = epoch(self, *args, **options)
+        yield next(batches)
+        recorder.start()
+        yield from batches
+
+    def after_step(*_: object) -> None:
+        nonlocal steps
+        steps += 1
+        if steps == 2:
+            recorder.stop()
+
+    training.optimizer.register_step_post_hook(after_step)
+    BatchLoader.epoch = watched
+    try:
+        training.run_epoch()
+    finally:
+        recorder.stop()
+        BatchLoader.epoch = epoch
+    return len(recorder.files), sorted(recorder.files)
+
+
+def study_files(folder: Path) -> tuple[float, list[str]]:
+    """Count the files of raykd in which a function is entered on the way of a study to a trial.
+
+    Three steps, in this process, without Ray: `STUDY` is read from its file, checked and opened;
+    it is bound to the shape of its data; and the first point of its space becomes a candidate.
+    """
+    from raykd.architecture import Task
+
+    recorder = Recorder()
+    with recorder.recording():
+        study = raykd.load_study(_write(folder))
+        bound = study.bind(Task(input_shape=(1, 8, 8), classes=10))
+        next(iter(bound.corners())).check()
+    return len(recorder.files), sorted(recorder.files)
+
+
+def _write(folder: Path) -> Path:
+    file = folder / "study.yaml"
+    file.write_text(STUDY, encoding="utf-8")
+    return file
+
+
+STATIC: dict[str, Callable[[list[Source]], tuple[float, list[str]]]] = {
+    "docstrings that begin with a question word, %": question_docstrings,
+    "avoided phrases": phrases,
+    "avoided names": names,
+    "uses of Any per 1,000 lines of code": uses_of_any,
+    "parameters of the largest constructor": constructor_parameters,
+    "lines of the longest function": function_lines,
+    "lines of the largest file": file_lines,
+}
+WALKS: dict[str, Callable[[Path], tuple[float, list[str]]]] = {
+    "files to follow a batch": batch_files,
+    "files to follow a study": study_files,
+}
+
+
+def measures(package: Path = PACKAGE) -> list[Measure]:
+    """Measure a package; what is measured by running it is always raykd."""
+    sources = [Source(path) for path in sorted(package.rglob("*.py"))]
+    results = {name: measure(sources) for name, measure in STATIC.items()}
+    with tempfile.TemporaryDirectory() as folder:
+        results |= {name: measure(Path(folder)) for name, measure in WALKS.items()}
+    return [
+        Measure(name, value, *LIMITS[name], tuple(details))
+        for name, (value, details) in results.items()
+    ]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--details", action="store_true", help="list the places, worst first")
+    details = parser.parse_args().details
+    results = measures()
+    for measure in results:
+        goal = f" (goal {measure.goal:g})" if measure.goal < measure.limit else ""
+        mark = "  " if measure.value <= measure.limit else "! "
+        print(f"{mark}{measure.name}: {measure.value:.4g}, at most {measure.limit:g}{goal}")
+        if details:
+            print(*(f"      {place}" for place in measure.details[:40]), sep="\n")
+    return int(any(measure.value > measure.limit for measure in results))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
