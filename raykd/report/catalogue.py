@@ -204,9 +204,7 @@ def _parameters(cls: type) -> Iterator[Parameter]:
         for held in dataclasses.fields(cls)
         if held.default_factory is not dataclasses.MISSING
     }
-    for one in Reader(schema.get("$defs", {}), nouns, told | {*TOLD_IN_STUDY_FILE}).parameters(
-        schema
-    ):
+    for one in Reader(schema, nouns, told | {*TOLD_IN_STUDY_FILE}).parameters():
         if one.name in made:  # a default that is made anew is not in the schema
             yield dataclasses.replace(one, default=made[one.name], brief=made[one.name])
         else:

@@ -9,9 +9,7 @@ from typing import Any
 
 import yaml
 
-from raykd.option import Names
-
-Schema = Mapping[str, Any]
+from raykd.study.outline import Schema, SchemaIndex
 
 _LIMITS = {
     "minimum": "min",
@@ -123,25 +121,25 @@ class Reader:
     """Reads the fields of an option.
 
     Args:
-        definitions: what references in its JSON Schema lead to.
+        schema: JSON Schema of the option.
         nouns: what a choice among all these options is called.
         told: titles of the definitions that are told elsewhere.
     """
 
     def __init__(
         self,
-        definitions: Schema,
+        schema: Schema,
         nouns: Mapping[frozenset[str], str],
         told: Collection[str] = (),
     ) -> None:
-        self.definitions = definitions
+        self.schema = schema
+        self.index = SchemaIndex(schema)
         self.nouns = nouns
         self.told = told
 
-    def parameters(self, schema: Schema) -> Iterator[Parameter]:
-        """The keys of the mapping with this schema, but for `name`."""
-        if "$ref" in schema:  # it holds itself
-            schema = self._referred(schema)
+    def parameters(self, schema: Schema | None = None) -> Iterator[Parameter]:
+        """The keys of the option, or of a mapping inside it with this schema, without `name`."""
+        schema = self.index.target(schema or self.schema)  # recursive options are references
         required = schema.get("required", ())
         for name, node in schema.get("properties", {}).items():
             if name != "name":
@@ -158,7 +156,7 @@ class Reader:
     def type(self, node: Schema) -> FieldType:
         """What the field with this schema takes."""
         if "$ref" in node:
-            return self._definition(self._referred(node))
+            return self._definition(self.index.target(node))
         members = node.get("anyOf") or node.get("oneOf")
         if members:
             return self._union([self.type(member) for member in members])
@@ -175,7 +173,7 @@ class Reader:
         if isinstance(value, Mapping):
             return self._brief_mapping(value, node)
         if isinstance(value, list):
-            arrays = [one for one in self._alternatives(node) if one.get("type") == "array"]
+            arrays = [one for one in self.index.alternatives(node) if one.get("type") == "array"]
             items = arrays[0].get("items", {}) if arrays else {}
             return [self.brief(item, items) for item in value]
         return float(f"{value:.6g}") if isinstance(value, float) else value
@@ -183,7 +181,7 @@ class Reader:
     def _brief_mapping(self, value: Schema, node: Schema) -> Any:
         fitting = [
             properties
-            for one in self._alternatives(node)
+            for one in self.index.alternatives(node)
             if (properties := one.get("properties", {}))
             and properties.get("name", {}).get("const") == value.get("name")
         ]
@@ -195,23 +193,10 @@ class Reader:
         }
         return changed["name"] if list(changed) == ["name"] else changed
 
-    def _alternatives(self, node: Schema) -> list[Schema]:
-        """What may stand at `node`: references followed, unions taken apart."""
-        if "$ref" in node:
-            return self._alternatives(self._referred(node))
-        members = node.get("anyOf") or node.get("oneOf")
-        if members:
-            return [found for member in members for found in self._alternatives(member)]
-        return [node]
-
-    def _referred(self, node: Schema) -> Schema:
-        return self.definitions[node["$ref"].rsplit("/", 1)[-1]]
-
     def _definition(self, node: Schema) -> FieldType:
         if "properties" not in node:
             return self.type(node)
-        names = Names.from_schema(node)
-        name = names.form if names else node["properties"].get("name", {}).get("const")
+        name = self.index.name(node)
         if name is not None:
             return replace(_among("option", (name,)), held=self._held(name, node))
         words = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", node["title"]).lower()

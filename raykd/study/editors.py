@@ -1,12 +1,12 @@
-"""The JSON Schema of study files, for editors that complete and check them."""
+"""JSON Schema of study files, for completion and checks in editors."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-from raykd.option import Names
 from raykd.study.domains import DOMAINS
+from raykd.study.outline import Schema, SchemaIndex
 from raykd.study.pairings import ORDERS, OWN, WIDE
 from raykd.study.schema import study_adapter
 from raykd.study.space import CLOSED
@@ -24,12 +24,10 @@ _LAYERS = {
 
 
 def json_schema() -> dict[str, Any]:
-    """The schema of a study file: at every place that may be left open, a domain may stand.
-
-    A bare name may stand for an option without further keys (`scheme: offline`).
-    """
+    """JSON Schema of a study file: domains are allowed wherever a study may be left open, and the
+    bare name of an option in place of a mapping (`scheme: offline`)."""
     schema = study_adapter().json_schema()
-    editor = _Editor(schema["$defs"])
+    editor = _Editor(schema)
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         **schema,
@@ -40,10 +38,11 @@ def json_schema() -> dict[str, Any]:
 
 
 class _Editor:
-    """Rewrites a schema's definitions: each stays as it is, and gets an open twin."""
+    """Adds to each definition of a schema a variant with its values left open."""
 
-    def __init__(self, definitions: Mapping[str, Any]) -> None:
-        self.original = definitions
+    def __init__(self, schema: Schema) -> None:
+        self.index = SchemaIndex(schema)
+        self.original = schema["$defs"]
 
     def definitions(self) -> dict[str, Any]:
         closed = {name: self.closed(node) for name, node in self.original.items()}
@@ -63,7 +62,7 @@ class _Editor:
         """The data sources, closed but for their augmentation."""
         sources = []
         for member in node.get("oneOf", [node]):
-            source = self.original[member["$ref"].removeprefix(_REF)]
+            source = self.index.target(member)
             properties = {
                 key: self.place(value) if key == "augment" else value
                 for key, value in source["properties"].items()
@@ -109,20 +108,12 @@ class _Editor:
         return opened
 
     def bare_names(self, node: Any) -> list[dict[str, Any]]:
-        found = list(self.names(node))
-        names = sorted(name["const"] for name in found if "const" in name)
-        patterns = [_bare(name) for name in found if "pattern" in name]
+        """Schemas of the names of the options allowed at `node`."""
+        options = [each for each in self.index.alternatives(node) if self.index.name(each)]
+        fields = [option["properties"]["name"] for option in options]
+        names = sorted(field["const"] for field in fields if "const" in field)
+        patterns = [_bare(field) for field in fields if "pattern" in field]
         return [*([{"enum": names}] if names else []), *patterns]
-
-    def names(self, node: Any) -> Iterator[dict[str, Any]]:
-        """What the schema says of the names of the options that may stand at `node`."""
-        if "$ref" in node:
-            target = self.original[node["$ref"].removeprefix(_REF)]
-            name = target.get("properties", {}).get("name", {})
-            if "const" in name or Names.from_schema(target) is not None:
-                yield name
-        for member in (*node.get("anyOf", ()), *node.get("oneOf", ())):
-            yield from self.names(member)
 
 
 def _about(node: Any) -> dict[str, Any]:
