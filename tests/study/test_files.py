@@ -282,9 +282,9 @@ def test_overrides(override: str, place: tuple[str | int, ...], value: object) -
     ("override", "words"),
     [
         ("train.epochs", "has no `=`"),
-        ("train..epochs=3", "is no path"),
+        ("train..epochs=3", "is not a path"),
         ("=3", "an empty path"),
-        ("[0]=3", "is no path"),
+        ("[0]=3", "is not a path"),
         ("knowledge[1].weight=3", "knowledge has 1 items, so there is no [1]"),
         ("knowledge.weight=3", "knowledge is a list, not a mapping"),
         ("train[0]=3", "train is a mapping, not a list"),
