@@ -150,7 +150,7 @@ def test_a_search_has_one_beginning(study: str, arguments: list[str]) -> None:
 def test_a_folder_that_is_no_studys_is_unfit(study: str, verb: str) -> None:
     done = typed(verb, ".")
     assert done.exit_code == 2
-    assert "is no study's folder" in done.stderr
+    assert "is not a study's folder" in done.stderr
 
 
 # How a search ends

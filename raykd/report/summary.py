@@ -39,7 +39,7 @@ from raykd.search.records import (
     teacher_name,
 )
 from raykd.search.result import METRIC, Finalist, StudyResult
-from raykd.search.statistics import FEWEST, Estimate, paired_gain
+from raykd.search.statistics import MIN_SEEDS, Estimate, paired_gain
 from raykd.study.objectives import COSTS
 from raykd.tables import Column, Grid, Paragraph, unbroken
 from raykd.tracking.journal import events
@@ -273,7 +273,7 @@ def gain_in_words(gain: Estimate | None) -> str:
 
 def no_verdict(difference: Estimate) -> str:
     """The reason why a difference of accuracies allows no verdict; empty if it allows one."""
-    if difference.count < FEWEST:
+    if difference.count < MIN_SEEDS:
         seeds = "1 seed is" if difference.count == 1 else f"{difference.count} seeds are"
         return f"{seeds} too few for a verdict"
     if math.isnan(difference.half_width):

@@ -1,4 +1,4 @@
-"""Warnings about teachers that cannot teach: at chance, or worse than their student alone."""
+"""Warnings about weak teachers: at chance, or worse than a student without teacher."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import math
 from collections.abc import Sequence
 
 LEVEL = 0.05
-"""Probability with which a warning may be wrong."""
+"""Significance level of the warnings."""
 
 USEFUL = 0.25
-"""Share of the way from chance to no error above which a teacher is taken to know something."""
+"""Fraction of the way from chance to 100% accuracy above which a teacher is not at chance."""
 
 BELOW_STUDENT = "is worse than its student alone"
 
@@ -20,10 +20,10 @@ CAUSES = (
 
 
 def at_chance(name: str, accuracy: float, counts: Sequence[int]) -> str:
-    """A warning where a teacher is not better than the most frequent class; else empty.
+    """Return a warning if a teacher is no better than the most frequent class, else "".
 
-    Two binomial bounds hold: the accuracy is within what guessing gives, and below what a teacher
-    that knows something would give (`USEFUL`).  So a small split does not warn wrongly.
+    Two binomial tests must agree: the accuracy is consistent with guessing, and below that of a
+    useful teacher (`USEFUL`).  This prevents false warnings on small splits.
 
     Args:
         name: of the teacher.
@@ -35,10 +35,10 @@ def at_chance(name: str, accuracy: float, counts: Sequence[int]) -> str:
         return ""
     chance = max(counts) / samples
     hits = round(accuracy * samples)
-    knows = chance + USEFUL * (1 - chance)
+    useful = chance + USEFUL * (1 - chance)
     if cumulative(hits - 1, samples, chance) > 1 - LEVEL:
         return ""
-    if cumulative(hits, samples, knows) > LEVEL:
+    if cumulative(hits, samples, useful) > LEVEL:
         return ""
     return (
         f"teacher {name} is at chance: val accuracy {accuracy:.1%}, and the most frequent class "
@@ -47,7 +47,7 @@ def at_chance(name: str, accuracy: float, counts: Sequence[int]) -> str:
 
 
 def below_student(name: str, accuracy: float, student: str, alone: float, samples: int) -> str:
-    """A warning where a student trained without a teacher is better than the teacher; else empty.
+    """Return a warning if a student trained without a teacher beats the teacher, else "".
 
     Args:
         name, student: of the teacher and of the training.
@@ -65,7 +65,7 @@ def below_student(name: str, accuracy: float, student: str, alone: float, sample
 
 
 def cumulative(hits: int, samples: int, chance: float) -> float:
-    """P(X <= hits) of a binomial distribution."""
+    """Return P(X <= hits) of a binomial distribution."""
     if hits < 0:
         return 0.0
     if not 0 < chance < 1:

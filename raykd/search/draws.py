@@ -1,4 +1,4 @@
-"""Where Optuna keeps what was drawn: its own journal, in the study's folder."""
+"""Optuna's journal of drawn points, in the study's folder."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from raykd.search.lock import check_lock
 
 
 class DrawsFile(JournalFileBackend):
-    """Optuna's journal in a file that one process alone writes.
+    """Optuna's journal in a file that only one process writes.
 
-    Without a lock, and without waiting for the disk: a draw writes some ten lines, and the time
-    goes between two trials.  A killed process loses nothing by this, and after a power cut the
-    study's own journal still knows all.  A line that was left unfinished is cut off.
+    It takes no lock and does not wait for the disk: a draw writes about ten lines, between two
+    trials.  A killed process loses nothing, and after a power failure the study's own journal
+    has all results.  An unfinished last line is removed when the file is opened.
 
-    Against Optuna's sqlite storage a draw takes a sixth of the processor time (eight slots, ten
-    parameters), because what other trials reached is in memory and not asked for again.
+    A draw takes a sixth of the CPU time that Optuna's SQLite storage needs (eight slots, ten
+    parameters), because the results of other trials stay in memory.
     """
 
     def __init__(self, path: str | Path) -> None:
         self._path = Path(path)
-        _cut_off_unfinished(self._path)
+        _remove_unfinished_line(self._path)
         super().__init__(str(path))
 
     def append_logs(self, logs: Sequence[Mapping[str, Any]]) -> None:
@@ -35,10 +35,10 @@ class DrawsFile(JournalFileBackend):
             file.write(lines.encode())
 
 
-def _cut_off_unfinished(path: Path) -> None:
+def _remove_unfinished_line(path: Path) -> None:
     if path.exists():
         content = path.read_bytes()
-        whole = content.rfind(b"\n") + 1
-        if whole < len(content):
+        end = content.rfind(b"\n") + 1
+        if end < len(content):
             with open(path, "r+b") as file:
-                file.truncate(whole)
+                file.truncate(end)

@@ -1,4 +1,4 @@
-"""A study's folder: what was asked, what happened, and what is needed to go on."""
+"""Study folder: the study file, the journal, and what is needed to resume."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ class StudyFolder:
     """The files of one search.
 
     Attributes:
-        path: the local folder, with raykd's journal and Optuna's.
-        storage: where the files are that every node must reach; a folder or a URI.
-        name: the study's folder below `storage`.
-        verb: what was asked for.
-        start_from: the runs whose winners were to be tried first.
-        begun_in: the working folder that relative paths of the study mean; None: the present one.
+        path: local folder, with raykd's journal and Optuna's.
+        storage: folder or URI of the files that every node must reach.
+        name: of the study's folder below `storage`.
+        verb: command that created it.
+        start_from: runs whose best trials are tried first.
+        begun_in: working folder for relative paths of the study; None: the current one.
     """
 
     path: Path
@@ -43,22 +43,22 @@ class StudyFolder:
 
     @property
     def measured(self) -> Path:
-        """What was measured of students before they were trained."""
+        """Measured latencies of students."""
         return self.path / "latency.json"
 
     @property
     def packing(self) -> Path:
-        """What was measured of trials that share a GPU."""
+        """Measured throughput of trials that share a GPU."""
         return self.path / "packing.json"
 
     @property
     def optuna(self) -> str:
-        """Optuna's journal, as `optuna-dashboard` takes it."""
+        """Optuna's journal, which `optuna-dashboard` can open."""
         return str(self.path / "optuna.log")
 
     @property
     def given(self) -> Path:
-        """The study file as it was given."""
+        """Copy of the study file."""
         return self.path / "study.yaml"
 
 
@@ -70,7 +70,11 @@ def create_folder(
     verb: Verb = "search",
     start_from: Sequence[str] = (),
 ) -> StudyFolder:
-    """A fresh folder below `storage` (or below ./studies, where that is a URI)."""
+    """Create a new folder below `storage` (below ./studies if `storage` is a URI).
+
+    Raises:
+        StudyError: the folder cannot be written.
+    """
     root = Path("studies") if is_uri(storage) else Path(storage).expanduser()
     stamp = time.strftime("%Y%m%d-%H%M%S")
     for attempt in range(100):
@@ -83,13 +87,13 @@ def create_folder(
         except OSError as error:
             raise StudyError(
                 Problem(
-                    f"the folder {root} cannot be written: {error.strerror}",
+                    f"cannot write to folder {root}: {error.strerror}",
                     path="cluster.storage",
-                    mend="name a folder that can, or make this one writable",
+                    mend="name another folder, or make this one writable",
                 )
             ) from None
     else:
-        raise StudyError(f"no fresh folder could be made below {root}")
+        raise StudyError(f"cannot create a new folder below {root}: 100 names are taken")
     folder = StudyFolder(
         path,
         storage if is_uri(storage) else str(root.absolute()),
@@ -113,36 +117,37 @@ def create_folder(
 
 
 def open_folder(path: str | os.PathLike[str]) -> tuple[StudyFolder, list[str]]:
-    """The folder of a search that ran before, and its overrides.
+    """Return the folder of an earlier run, and its overrides.
 
     Raises:
-        StudyError: it is no study's folder.
+        StudyError: it is not a study's folder.
     """
     at = Path(path).expanduser().absolute()
     try:
         content = json.loads((at / "folder.json").read_text())
-        found = content["format"]
-        kept = [content[key] for key in ("storage", "overrides", "verb") if found == FORMAT]
+        written_format = content["format"]
+        keys = ("storage", "overrides", "verb") if written_format == FORMAT else ()
+        fields = [content[key] for key in keys]
     except (FileNotFoundError, NotADirectoryError):
         raise StudyError(
             Problem(
-                f"{path} is no study's folder: it holds no folder.json",
+                f"{path} is not a study's folder: it has no folder.json",
                 mend="name the folder that `raykd search` printed (below `cluster.storage`)",
             )
         ) from None
     except (ValueError, KeyError, TypeError):
         raise StudyError(
             Problem(
-                f"{path} is no study's folder: its folder.json was not written by raykd",
+                f"{path} is not a study's folder: its folder.json was not written by raykd",
                 mend="name the folder that `raykd search` printed (below `cluster.storage`)",
             )
         ) from None
-    if found != FORMAT:
+    if written_format != FORMAT:
         raise StudyError(
-            f"{path} was written by another version of raykd (format {found}, "
-            f"this one reads {FORMAT})"
+            f"{path} was written by another version of raykd: its format is {written_format}, "
+            f"and this version reads {FORMAT}"
         )
-    storage, overrides, verb = kept
+    storage, overrides, verb = fields
     if not is_uri(storage) and Path(storage) != at.parent:
         storage = str(at.parent)  # the folder was moved whole
     start_from = tuple(content.get("start_from", ()))
@@ -151,17 +156,19 @@ def open_folder(path: str | os.PathLike[str]) -> tuple[StudyFolder, list[str]]:
 
 
 def _begun_in(content: Mapping[str, Any], at: Path) -> str | None:
-    """The working folder a study was begun in; where that is gone, the one that lies as it did
-    relative to the study's folder; None: neither exists."""
-    begun, path = content.get("begun_in"), content.get("path")
-    if not isinstance(begun, str) or not isinstance(path, str):
+    """Return the working folder in which a study started; None if it cannot be determined.
+
+    If that folder is gone, it is the folder at the same place relative to the study's folder.
+    """
+    folder, path = content.get("begun_in"), content.get("path")
+    if not isinstance(folder, str) or not isinstance(path, str):
         return None
-    if os.access(begun, os.R_OK | os.X_OK) and Path(begun).is_dir():
-        return begun
-    if not Path(path).is_relative_to(begun):
+    if os.access(folder, os.R_OK | os.X_OK) and Path(folder).is_dir():
+        return folder
+    if not Path(path).is_relative_to(folder):
         return None
-    inside = Path(path).parent.relative_to(begun).parts  # as "studies"; the folder may be renamed
-    around = at.parent.parts
-    if inside and around[-len(inside) :] != inside:
+    inside = Path(path).parent.relative_to(folder).parts  # as "studies"; the folder may be renamed
+    outside = at.parent.parts
+    if inside and outside[-len(inside) :] != inside:
         return None
-    return str(Path(*around[: len(around) - len(inside)]))
+    return str(Path(*outside[: len(outside) - len(inside)]))

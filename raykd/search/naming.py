@@ -7,11 +7,11 @@ import re
 from raykd.study.names import model_name
 from raykd.study.schema import Study, plain
 
-LONGEST = 100
+MAX_LENGTH = 100
 
 
 def network_name(study: Study) -> str:
-    """A trained student in one word: `digits-resnet-d8-w4-kd`.
+    """Return the name of a trained student: `digits-resnet-d8-w4-kd`.
 
     Args:
         study: concrete.
@@ -22,4 +22,4 @@ def network_name(study: Study) -> str:
     taught = losses if scheme == "offline" and losses else [scheme, *losses]
     words = [study.data.name, model_name(plain(study.student.model)), *dict.fromkeys(taught)]
     text = re.sub(r"(?<=\d)\.(?=\d)", "_", "-".join(words))
-    return re.sub(r"[^A-Za-z0-9_]+", "-", text).strip("-")[:LONGEST].strip("-")
+    return re.sub(r"[^A-Za-z0-9_]+", "-", text).strip("-")[:MAX_LENGTH].strip("-")

@@ -22,7 +22,7 @@ from raykd.search.records import (
     teacher_name,
     values_of,
 )
-from raykd.search.statistics import ROUNDING, Estimate, estimate, paired_gain
+from raykd.search.statistics import ROUNDING_ERROR, Estimate, estimate, paired_gain
 from raykd.tracking.journal import events
 
 if TYPE_CHECKING:
@@ -135,7 +135,7 @@ class StudyResult:
         taught = values_of(self.teachers, METRIC)
         for finalist in self.finalists:
             alone = finalist.alone
-            if taught and alone is not None and alone.mean > max(taught) + ROUNDING:
+            if taught and alone is not None and alone.mean > max(taught) + ROUNDING_ERROR:
                 return finalist
         return None
 

@@ -1,10 +1,9 @@
-"""Samplers: how the next point of the space is drawn.  All of them are Optuna's."""
+"""Samplers: Optuna's, each draws the next point of the space."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import optuna
 from optuna.samplers import BaseSampler, BruteForceSampler
@@ -14,9 +13,9 @@ from raykd.search.tpe import make_tpe
 
 
 class Grid(BruteForceSampler):
-    """Optuna's exhaustive sampler over a conditional space, for use by ask and tell.
+    """Optuna's exhaustive sampler over a conditional space, for its ask-and-tell interface.
 
-    Outside `Study.optimize` Optuna's own cannot end a study; here `exhausted` says it is over.
+    Outside `Study.optimize`, Optuna's sampler cannot end a study.  This one sets `exhausted`.
     """
 
     def __init__(self, seed: int) -> None:
@@ -38,13 +37,13 @@ class Grid(BruteForceSampler):
 
 
 def make_sampler(name: str, *, seed: int, startup_trials: int, slots: int) -> BaseSampler:
-    """The Optuna sampler a study names.
+    """Return the Optuna sampler that a study names.
 
     Args:
         name: random, tpe, nsga2, gp, grid or qmc.
         seed: of its draws.
         startup_trials: random draws before a model is fitted (tpe, gp), or the population (nsga2).
-        slots: how many trials run side by side.
+        slots: number of trials in parallel.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
@@ -53,7 +52,7 @@ def make_sampler(name: str, *, seed: int, startup_trials: int, slots: int) -> Ba
 
 def _make(name: str, seed: int, startup_trials: int, slots: int) -> BaseSampler:
     samplers = optuna.samplers
-    made: dict[str, Any] = {
+    build: dict[str, Callable[[], BaseSampler]] = {
         "random": lambda: samplers.RandomSampler(seed=seed),
         "tpe": lambda: make_tpe(
             seed=seed,
@@ -67,4 +66,4 @@ def _make(name: str, seed: int, startup_trials: int, slots: int) -> BaseSampler:
             qmc_type="sobol", scramble=True, seed=seed, warn_independent_sampling=False
         ),
     }
-    return made[name]()
+    return build[name]()

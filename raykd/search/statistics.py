@@ -1,4 +1,4 @@
-"""Honest figures: intervals over seeds, and gains paired by seed."""
+"""Confidence intervals over seeds, and gains paired by seed."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-ENDS = ((1.0 - 0.95) / 2, (1.0 + 0.95) / 2)
-"""The levels at which a 95% interval begins and ends."""
+INTERVAL_LEVELS = ((1.0 - 0.95) / 2, (1.0 + 0.95) / 2)
+"""Quantiles at which a 95% interval begins and ends."""
 
-FEWEST = 3
-"""Seeds below which no verdict is given."""
+MIN_SEEDS = 3
+"""Minimum number of seeds for a conclusion."""
 
-ROUNDING = 1e-12
+ROUNDING_ERROR = 1e-12
 """Accuracies are fractions of a test set; differences below this are rounding."""
 
 
@@ -25,8 +25,8 @@ class Estimate:
     Attributes:
         mean: of the values.
         low, high: ends of the interval, within the range of the quantity; NaN with fewer than two
-            values, and where all values are the same: they are counts of a finite test set, so
-            that they agree does not mean that there is no noise.
+            values, and if all values are the same: they are counts of a finite test set, so equal
+            values do not mean that there is no noise.
         count: number of values.
     """
 
@@ -41,15 +41,15 @@ class Estimate:
 
     @property
     def clear_of_zero(self) -> bool:
-        """Whether the interval excludes zero, from at least `FEWEST` seeds."""
-        return self.count >= FEWEST and (self.low > 0 or self.high < 0)
+        """True if the interval excludes zero, from at least `MIN_SEEDS` seeds."""
+        return self.count >= MIN_SEEDS and (self.low > 0 or self.high < 0)
 
 
 def estimate(values: Sequence[float], lowest: float = 0.0, highest: float = 1.0) -> Estimate:
-    """Mean and 95% interval of independent values (one a seed).
+    """Return the mean and 95% interval of independent values (one per seed).
 
     Args:
-        values: accuracies, unless another range is given; those that are not finite are left out.
+        values: accuracies, unless another range is given; values that are not finite are ignored.
         lowest, highest: the range of the quantity; the interval stays within it.
 
     Raises:
@@ -60,22 +60,22 @@ def estimate(values: Sequence[float], lowest: float = 0.0, highest: float = 1.0)
         raise ValueError("an estimate needs at least one finite value, got none")
     count = len(values)
     mean = without_rounding(math.fsum(values) / count)
-    if max(values) - min(values) <= ROUNDING:  # so has a single value
+    if max(values) - min(values) <= ROUNDING_ERROR:  # so has a single value
         return Estimate(mean, math.nan, math.nan, count)
     error = float(np.std(values, ddof=1)) / count**0.5
-    low, high = (quantile(level, count - 1) * error + mean for level in ENDS)
+    low, high = (quantile(level, count - 1) * error + mean for level in INTERVAL_LEVELS)
     return Estimate(mean, max(low, lowest), min(high, highest), count)
 
 
 def without_rounding(difference: float) -> float:
-    """The difference, 0 where it is nothing but rounding."""
-    return 0.0 if abs(difference) <= ROUNDING else difference
+    """Return the difference; 0 if it is only a rounding error."""
+    return 0.0 if abs(difference) <= ROUNDING_ERROR else difference
 
 
 def quantile(level: float, freedom: int) -> float:
-    """A quantile of Student's t distribution.
+    """Return a quantile of Student's t distribution.
 
-    `scipy.stats` computes it by the same function, but takes most of a second to import.
+    `scipy.stats` uses the same function, but takes most of a second to import.
     """
     from scipy.special import stdtrit
 
@@ -83,25 +83,25 @@ def quantile(level: float, freedom: int) -> float:
 
 
 def survival(value: float, freedom: int) -> float:
-    """The probability that Student's t is above `value`."""
+    """Return the probability that Student's t is above `value`."""
     from scipy.special import stdtr
 
     return float(stdtr(freedom, -value))
 
 
 def paired_gain(treated: Mapping[int, float], control: Mapping[int, float]) -> Estimate | None:
-    """The mean difference of accuracies over the seeds that both have; None if they share none.
+    """Return the mean difference of accuracies over common seeds; None without common seeds.
 
-    A seed whose value is not finite on either side is left out.
+    Seeds with a value that is not finite on either side are ignored.
     """
-    both = sorted(treated.keys() & control.keys())
-    differences = [without_rounding(treated[seed] - control[seed]) for seed in both]
+    seeds = sorted(treated.keys() & control.keys())
+    differences = [without_rounding(treated[seed] - control[seed]) for seed in seeds]
     finite = [difference for difference in differences if math.isfinite(difference)]
     return estimate(finite, -1.0, 1.0) if finite else None
 
 
 def proportion_interval(share: float, count: int) -> tuple[float, float]:
-    """95% interval of a share of independent trials (Wilson 1927).
+    """Return the 95% interval of a proportion of independent trials (Wilson 1927).
 
     Args:
         share: observed, 0 to 1.

@@ -1,4 +1,4 @@
-"""One trial of an earlier study as the beginning of another (`FOLDER:trial-0007`)."""
+"""References to a trial of an earlier study, `FOLDER:trial-0007`, as the start of a run."""
 
 from __future__ import annotations
 
@@ -24,26 +24,26 @@ from raykd.study.space import read_space
 def fixed_trial(
     study: Any, overrides: Sequence[str], *, pairs_open: bool = False
 ) -> Iterator[tuple[Any, Sequence[str]]]:
-    """The study file and overrides for a study that may be named as `FOLDER:TRIAL`.
+    """Give the study file and overrides of a study, or of a trial named `FOLDER:TRIAL`.
 
-    For a trial they are its study's file with what the trial drew in place of what the file leaves
-    open, then `overrides`; relative paths mean the working folder its study was begun in.  Anything
-    else is given back as it is.
+    For a trial: its study's file, with the drawn values in place of the open domains, then
+    `overrides`.  Relative paths are relative to the working folder in which its study started.
+    Anything else is returned unchanged.
 
     Args:
         study: an open study, the path of a study file, or `FOLDER:TRIAL`.
         overrides: `a.b=value`.
-        pairs_open: keep layer pairs open where the file leaves them open.
+        pairs_open: keep the domains of layer pairs open.
 
     Raises:
-        StudyError: the folder is no study's, it has no such trial, or the trial failed and nothing
-            is overridden.
+        StudyError: the folder is not a study's, it has no such trial, or the trial failed and
+            nothing is overridden.
     """
     named = _named(study)
     if named is None:
         yield study, overrides
         return
-    folder, before, record = named
+    folder, study_overrides, record = named
     if record.status == "failed" and not overrides:
         raise StudyError(
             Problem(
@@ -51,47 +51,49 @@ def fixed_trial(
                 mend="name another trial, or change the cause with --set",
             )
         )
-    document = parse_document(folder.given.read_text(), str(folder.given)).with_overrides(before)
+    document = parse_document(folder.given.read_text(), str(folder.given)).with_overrides(
+        study_overrides
+    )
     values = _values(document, record, pairs_open=pairs_open)
     with working_folder(folder.begun_in):
-        yield str(folder.given), [*before, *values, *overrides]
+        yield str(folder.given), [*study_overrides, *values, *overrides]
 
 
 @contextlib.contextmanager
 def trial_first(
     study: Any, overrides: Sequence[str], start_from: Sequence[str]
 ) -> Iterator[tuple[Any, Sequence[str], list[str]]]:
-    """The study file, overrides and runs to start from, for a study named as `FOLDER:TRIAL`.
+    """Give the study file, overrides and runs to start from, for a study named `FOLDER:TRIAL`.
 
-    A search of a trial is a new search of the trial's study that tries the trial first.
+    Searching a trial means a new search of its study that tries this trial first.
 
     Raises:
-        StudyError: the folder is no study's, or it has no such trial.
+        StudyError: the folder is not a study's, or it has no such trial.
     """
     named = _named(study)
     if named is None:
         yield study, overrides, list(start_from)
         return
-    folder, before, record = named
+    folder, study_overrides, record = named
     first = f"{folder.path}:{record.id}"
     with working_folder(folder.begun_in):
-        yield str(folder.given), [*before, *overrides], [first, *start_from]
+        yield str(folder.given), [*study_overrides, *overrides], [first, *start_from]
 
 
 def _named(study: Any) -> tuple[StudyFolder, list[str], Record] | None:
-    """The folder, its overrides and the trial that a text names; None if it names no trial."""
+    """Return the folder, its overrides and the trial that a text names; None without a trial."""
     if not isinstance(study, str | Path) or Path(study).expanduser().is_file():
         return None
     path, colon, trial = str(study).rpartition(":")
-    whole = Path(study).expanduser()
-    if whole.is_dir() and (whole / "folder.json").exists():
-        folder, _ = open_folder(whole)
-        raise _without_trial(folder, "is a study's folder")
+    folder_path = Path(study).expanduser()
+    if folder_path.is_dir() and (folder_path / "folder.json").exists():
+        folder, _ = open_folder(folder_path)
+        raise _without_trial(folder, "this is a study's folder, not a trial")
     if not colon or not Path(path).expanduser().is_dir():
         return None
     folder, overrides = open_folder(path)
     if not trial:
-        raise _without_trial(folder, "no trial is named")
+        raise _without_trial(folder, "the trial is missing after the colon")
     return folder, overrides, _trial(folder, trial)
 
 
@@ -100,22 +102,22 @@ def _trial(folder: StudyFolder, trial: str) -> Record:
     for record in records:
         if record.id == trial:
             return record
-    known = [record.id for record in records if record.role == "trial"]
-    listed = ", ".join(known[:20]) + (f" and {len(known) - 20} more" if len(known) > 20 else "")
-    what = f"{folder.name} has no trial {trial!r}; it has {listed or 'none'}"
-    raise StudyError(Problem(what, mend=near(trial, known)))
+    trials = [record.id for record in records if record.role == "trial"]
+    listed = ", ".join(trials[:20]) + (f" and {len(trials) - 20} more" if len(trials) > 20 else "")
+    text = f"{folder.name} has no trial {trial!r}; it has {listed or 'none'}"
+    raise StudyError(Problem(text, mend=near(trial, trials)))
 
 
-def _without_trial(folder: StudyFolder, what: str) -> StudyError:
+def _without_trial(folder: StudyFolder, text: str) -> StudyError:
     best = read_result(folder.path).best
     example = best.id if best is not None else "trial-0000"
     return StudyError(
-        Problem(f"{folder.path}: {what}", mend=f"name one of its trials: {folder.path}:{example}")
+        Problem(f"{folder.path}: {text}", mend=f"name one of its trials: {folder.path}:{example}")
     )
 
 
 def _values(document: Document, record: Record, *, pairs_open: bool) -> Iterator[str]:
-    """Overrides that put the trial's values in place of every part that the file leaves open."""
+    """Yield overrides that replace every part with open domains by the trial's values."""
     study = record.assignment.study
     space, _, _ = read_space(document)
     parts = dict.fromkeys(str(parse_place(path)[0]) for path in open_paths(space))
@@ -129,11 +131,11 @@ def _values(document: Document, record: Record, *, pairs_open: bool) -> Iterator
 
 
 def _with_open_pairs(terms: Sequence[Mapping[str, Any]], written: Any) -> list[dict[str, Any]]:
-    """The trial's terms with the pairings of the study file in place of the pairs it drew."""
-    found = [dict(term) for term in terms]
-    if isinstance(written, list) and len(written) == len(found):
-        for term, given in zip(found, written, strict=True):
-            pairs = given.get("pairs") if isinstance(given, Mapping) else None
+    """Return the trial's terms with the pairings of the study file instead of the drawn pairs."""
+    opened = [dict(term) for term in terms]
+    if isinstance(written, list) and len(written) == len(opened):
+        for term, source in zip(opened, written, strict=True):
+            pairs = source.get("pairs") if isinstance(source, Mapping) else None
             if isinstance(pairs, Mapping) and "pairing" in pairs and term.get("loss"):
                 term["pairs"] = dict(pairs)
-    return found
+    return opened

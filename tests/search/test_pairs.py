@@ -26,7 +26,7 @@ from raykd.knowledge import Pair
 from raykd.problems import StudyError
 from raykd.search.pairs.arm import Arm
 from raykd.search.pairs.arms import arms_of, trained_under
-from raykd.search.pairs.contrasts import contrasts, holm, kendall, noise_of, ranking
+from raykd.search.pairs.contrasts import contrasts, holm, kendall, noise_of, rank_correlation
 from raykd.search.pairs.files import read_file, write_files
 from raykd.search.pairs.result import PairsResult, best_of, read_pairs
 from raykd.search.pairs.verb import check_layer_study
@@ -388,18 +388,20 @@ def test_tau_is_scipys_and_its_interval_holds_it() -> None:
     rng = np.random.default_rng(1)
     truth = np.linspace(0, 1, 12)
     gains = truth[:, None] + rng.normal(scale=0.1, size=(12, 3))
-    found = ranking(np.repeat(truth[:, None], 3, axis=1), gains)
+    found = rank_correlation(np.repeat(truth[:, None], 3, axis=1), gains)
     assert found.tau == pytest.approx(stats.kendalltau(truth, gains.mean(1))[0])
     assert 0 < found.low <= found.tau <= found.high <= 1 and found.cells == 12
-    assert ranking(np.repeat(-truth[:, None], 3, axis=1), gains).tau == -found.tau
+    assert rank_correlation(np.repeat(-truth[:, None], 3, axis=1), gains).tau == -found.tau
 
 
 def test_what_cannot_be_ranked_is_not() -> None:
     gains = np.arange(12.0).reshape(6, 2)
-    assert math.isnan(ranking(np.ones((6, 2)), gains).tau), "all the same"
+    assert math.isnan(rank_correlation(np.ones((6, 2)), gains).tau), "all the same"
     missing = np.arange(12.0).reshape(6, 2)
     missing[1:5] = np.nan
-    assert ranking(missing, gains).cells == 2 and math.isnan(ranking(missing, gains).tau)
+    assert rank_correlation(missing, gains).cells == 2 and math.isnan(
+        rank_correlation(missing, gains).tau
+    )
 
 
 def test_the_best_was_trained_under_every_seed() -> None:
@@ -460,5 +462,5 @@ def test_what_is_no_such_file_is_said(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text("{}")
     with pytest.raises(StudyError, match=r"is no pairing\.json"):
         read_file(tmp_path / "a.json")
-    with pytest.raises(StudyError, match="no study's folder"):
+    with pytest.raises(StudyError, match="not a study's folder"):
         read_pairs(tmp_path)

@@ -133,7 +133,7 @@ def test_the_summary_is_plain_where_there_is_no_terminal(trained: PairsResult) -
 def test_a_search_is_no_layer_study_and_the_other_way(trained: PairsResult) -> None:
     with pytest.raises(StudyError, match="raykd pairs --resume"):
         search("", resume=trained.folder)
-    with pytest.raises(StudyError, match=r"holds no layer study|no study's folder"):
+    with pytest.raises(StudyError, match=r"holds no layer study|not a study's folder"):
         read_pairs(trained.folder.parent)
 
 

@@ -181,7 +181,7 @@ def test_what_cannot_begin_a_search_is_told_before_anything_starts(
         ("nowhere", "there is no such folder, and it is no id"),
         (f"{first.folder}:trial-0009", "has no 'trial-0009'; it has trial-0000"),
         ("0" * 32, "has no such run of raykd's"),
-        (str(home), "is no study's folder"),
+        (str(home), "is not a study's folder"),
     ):
         with pytest.raises(StudyError, match=words):
             SearchRun(study, start_from=[run_name]).run(LocalExecutor())

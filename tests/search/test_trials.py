@@ -93,7 +93,7 @@ def test_what_is_wrong_is_said(first: StudyResult, tmp_path: Path) -> None:
         raykd.search(f"{first.folder}:trail-0001")
     with pytest.raises(StudyError, match=r"name one of its trials: .*:trial-000"):
         raykd.distill(str(first.folder))
-    with pytest.raises(StudyError, match="is no study's folder"):
+    with pytest.raises(StudyError, match="is not a study's folder"):
         raykd.pairs(f"{tmp_path}:trial-0000")
 
 

@@ -19,7 +19,7 @@ from raykd.search.pairs.contrasts import Contrast
 from raykd.search.pairs.files import facts_of
 from raykd.search.pairs.result import PREDICTORS, TESTED, Best, Cell, PairsResult, ShownLayer
 from raykd.search.records import teacher_name
-from raykd.search.statistics import FEWEST
+from raykd.search.statistics import MIN_SEEDS
 from raykd.tables import Column, Grid, Paragraph, unbroken
 from raykd.tracking.journal import events
 
@@ -96,7 +96,7 @@ def _legend(result: PairsResult) -> list[RenderableType]:
     noise = result.noise
     if math.isnan(noise.deviation):
         text = "No significance marks: one seed gives no estimate of the noise."
-    elif len(result.seeds) < FEWEST:
+    elif len(result.seeds) < MIN_SEEDS:
         text = f"No significance marks: {len(result.seeds)} seeds are too few."
     else:
         compared = len(result.contrasts)

@@ -1,8 +1,8 @@
-"""What can be said of many arms that were trained under the same seeds.
+"""Statistics of arms that were trained under the same seeds.
 
-With three seeds an interval of each arm's own knows next to nothing of the noise, and the best of
-many arms looks better than it is.  So one error is taken for all arms, and the marks are corrected
-for their number.
+With three seeds, an arm's own values say almost nothing about the noise, and the best of many arms
+looks better than it is.  So all arms share one error estimate, and the significance marks are
+corrected for the number of arms.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from raykd.search.statistics import FEWEST, Estimate, quantile, survival, without_rounding
+from raykd.search.statistics import MIN_SEEDS, Estimate, quantile, survival, without_rounding
 
 Values = Mapping[str, Mapping[int, float]]
-"""Arm -> seed -> what it reached."""
+"""Arm -> seed -> accuracy."""
 
 LEVEL = 0.05
 RESAMPLES = 1000
@@ -24,11 +24,11 @@ RESAMPLES = 1000
 
 @dataclass(frozen=True)
 class Noise:
-    """What is left of the arms' values when the arms and the seeds are taken out.
+    """Residual noise of one training, after the effects of arm and seed.
 
     Attributes:
-        deviation: the standard deviation of one training; NaN where nothing is left to tell it.
-        freedom: its degrees of freedom.
+        deviation: standard deviation; NaN without degrees of freedom.
+        freedom: degrees of freedom.
     """
 
     deviation: float
@@ -37,14 +37,14 @@ class Noise:
 
 @dataclass(frozen=True)
 class Contrast:
-    """How much better an arm is than the arm it is compared with.
+    """Gain of an arm over the arm that it is compared with.
 
     Attributes:
-        gain: mean over the seeds both have, with its 95% interval from the noise of all arms; the
-            interval is this arm's alone, not corrected for the number of arms.
-        by_seed: the difference under each seed.
-        p: of the gain, two-sided; NaN where the noise is not known.
-        p_holm: the same corrected for the number of arms compared (Holm 1979).
+        gain: mean over the common seeds, with its 95% interval from the noise of all arms; the
+            interval is not corrected for the number of arms.
+        by_seed: difference under each seed.
+        p: p value of the gain, two-sided; NaN if the noise is unknown.
+        p_holm: p value corrected for the number of arms (Holm 1979).
     """
 
     gain: Estimate
@@ -54,55 +54,54 @@ class Contrast:
 
     @property
     def is_clear(self) -> bool:
-        """Whether the gain is significant, corrected for the number of arms."""
-        return self.gain.count >= FEWEST and self.p_holm < LEVEL
+        """True if the gain is significant, corrected for the number of arms."""
+        return self.gain.count >= MIN_SEEDS and self.p_holm < LEVEL
 
     @property
     def leaves_zero_out(self) -> bool:
-        """Whether the gain is significant if this arm were the only one."""
-        return self.gain.count >= FEWEST and self.p < LEVEL
+        """True if the gain would be significant for a single arm."""
+        return self.gain.count >= MIN_SEEDS and self.p < LEVEL
 
 
 def noise_of(values: Values) -> Noise:
-    """The noise of one training by the two-way model arm + seed + noise (randomised blocks).
+    """Estimate the noise of one training by the two-way model arm + seed + noise.
 
-    It takes the noise to be as large in every arm.
+    This is the model of a randomized block design; it assumes equal noise in all arms.
     """
-    told = [
+    rows = [
         (arm, seed, value)
         for arm, of in values.items()
         for seed, value in of.items()
         if math.isfinite(value)
     ]
-    if not told:
+    if not rows:
         return Noise(math.nan, 0)
-    arms = sorted({arm for arm, _, _ in told})
-    seeds = sorted({seed for _, seed, _ in told})
-    design = np.zeros((len(told), len(arms) + len(seeds)))
-    for row, (arm, seed, _) in enumerate(told):
+    arms = sorted({arm for arm, _, _ in rows})
+    seeds = sorted({seed for _, seed, _ in rows})
+    design = np.zeros((len(rows), len(arms) + len(seeds)))
+    for row, (arm, seed, _) in enumerate(rows):
         design[row, arms.index(arm)] = 1
         design[row, len(arms) + seeds.index(seed)] = 1
-    wanted = np.array([value for _, _, value in told])
-    fitted, _, rank, _ = np.linalg.lstsq(design, wanted, rcond=None)
-    freedom = len(told) - int(rank)
+    observed = np.array([value for _, _, value in rows])
+    fitted, _, rank, _ = np.linalg.lstsq(design, observed, rcond=None)
+    freedom = len(rows) - int(rank)
     if freedom < 1:
         return Noise(math.nan, 0)
-    left = wanted - design @ fitted
-    variance = float(left @ left) / freedom
-    if variance <= (1e-12 * max(1.0, float(np.abs(wanted).max()))) ** 2:
+    residuals = observed - design @ fitted
+    variance = float(residuals @ residuals) / freedom
+    if variance <= (1e-12 * max(1.0, float(np.abs(observed).max()))) ** 2:
         variance = 0.0  # rounding
     return Noise(math.sqrt(variance), freedom)
 
 
 def contrasts(values: Values, control: str) -> dict[str, Contrast]:
-    """Every arm against `control`; those without a seed in common with it are left out.
+    """Compare every arm with `control`; arms without a common seed are left out.
 
-    Values that all follow from arm and seed show no noise; then nothing is clear, as the values are
-    counts of a small split.
+    Values without residual noise are counts of a small split; then no gain is significant.
     """
     noise = noise_of(values)
     base = values.get(control, {})
-    found: dict[str, Contrast] = {}
+    results: dict[str, Contrast] = {}
     for arm, of in values.items():
         by_seed = {
             seed: without_rounding(of[seed] - base[seed])
@@ -116,42 +115,44 @@ def contrasts(values: Values, control: str) -> dict[str, Contrast]:
         error = noise.deviation * math.sqrt(2 / count)
         if not error > 0:
             gain = Estimate(mean, math.nan, math.nan, count)
-            found[arm] = Contrast(gain, by_seed, math.nan, math.nan)
+            results[arm] = Contrast(gain, by_seed, math.nan, math.nan)
             continue
         half = quantile(1 - LEVEL / 2, noise.freedom) * error
         p = 2 * survival(abs(mean) / error, noise.freedom)
-        found[arm] = Contrast(_within(mean, half, count), by_seed, p, p)
-    corrected = holm({arm: one.p for arm, one in found.items() if not math.isnan(one.p)})
+        results[arm] = Contrast(_within(mean, half, count), by_seed, p, p)
+    corrected = holm({arm: each.p for arm, each in results.items() if not math.isnan(each.p)})
     return {
-        arm: Contrast(one.gain, one.by_seed, one.p, corrected.get(arm, math.nan))
-        for arm, one in found.items()
+        arm: Contrast(each.gain, each.by_seed, each.p, corrected.get(arm, math.nan))
+        for arm, each in results.items()
     }
 
 
 def _within(mean: float, half: float, count: int) -> Estimate:
-    """A difference of accuracies with an interval of this half width, within [-1, 1]."""
+    """Return a difference of accuracies with an interval of this half width, within [-1, 1]."""
     return Estimate(mean, max(mean - half, -1.0), min(mean + half, 1.0), count)
 
 
 def holm(p_values: Mapping[str, float]) -> dict[str, float]:
-    """The p values, corrected so that the chance of any wrong mark among them stays below the
-    level (Holm 1979, Scandinavian Journal of Statistics 6)."""
-    found: dict[str, float] = {}
+    """Return p values corrected for their number.
+
+    They bound the family-wise error rate (Holm 1979, Scandinavian Journal of Statistics 6).
+    """
+    corrected: dict[str, float] = {}
     least = 0.0
     for rank, (name, p) in enumerate(sorted(p_values.items(), key=lambda item: item[1])):
         least = max(least, min(1.0, p * (len(p_values) - rank)))
-        found[name] = least
-    return found
+        corrected[name] = least
+    return corrected
 
 
 @dataclass(frozen=True)
-class Ranking:
-    """How well a predictor ranks the cells' gains.
+class RankCorrelation:
+    """Rank correlation of a predictor with the cells' gains.
 
     Attributes:
-        tau: Kendall's tau-b; NaN where one of the two is the same for all cells.
-        low, high: its 95% interval, from resampled cells and seeds; NaN where there is none.
-        cells: how many were ranked.
+        tau: Kendall's tau-b; NaN if predictor or gain is the same for all cells.
+        low, high: its 95% interval, from resampled cells and seeds; NaN if undefined.
+        cells: number of ranked cells.
     """
 
     tau: float
@@ -160,21 +161,20 @@ class Ranking:
     cells: int
 
 
-def ranking(predicted: np.ndarray, gains: np.ndarray, seed: int = 0) -> Ranking:
-    """Kendall's tau between a predictor and the cells' mean gains.
+def rank_correlation(predicted: np.ndarray, gains: np.ndarray, seed: int = 0) -> RankCorrelation:
+    """Return Kendall's tau between a predictor and the cells' mean gains.
 
-    The interval is that of the middle 95% of `RESAMPLES` draws of cells, and of seeds, with
-    replacement.  It holds for cells and seeds like these.
+    The interval is the middle 95% of `RESAMPLES` bootstrap samples of cells and seeds.
 
     Args:
-        predicted, gains: (cells, seeds); NaN where a value is missing.
-        seed: of the draws.
+        predicted, gains: (cells, seeds); NaN for a missing value.
+        seed: of the resampling.
     """
     usable = np.isfinite(predicted).any(1) & np.isfinite(gains).any(1)
     predicted, gains = predicted[usable], gains[usable]
     cells = len(predicted)
     if cells < 3:
-        return Ranking(math.nan, math.nan, math.nan, cells)
+        return RankCorrelation(math.nan, math.nan, math.nan, cells)
     tau = _tau(_means(predicted), _rounded(_means(gains)))
     rng = np.random.default_rng(seed)
     draws: list[float] = []
@@ -183,43 +183,43 @@ def ranking(predicted: np.ndarray, gains: np.ndarray, seed: int = 0) -> Ranking:
         columns = rng.integers(gains.shape[1], size=gains.shape[1])
         drawn = np.ix_(rows, columns)
         draws.append(_tau(_means(predicted[drawn]), _rounded(_means(gains[drawn]))))
-    known = [draw for draw in draws if not math.isnan(draw)]
-    if math.isnan(tau) or len(known) < RESAMPLES / 2:
-        return Ranking(tau, math.nan, math.nan, cells)
-    low, high = np.percentile(known, [2.5, 97.5])
-    return Ranking(tau, float(low), float(high), cells)
+    finite = [draw for draw in draws if not math.isnan(draw)]
+    if math.isnan(tau) or len(finite) < RESAMPLES / 2:
+        return RankCorrelation(tau, math.nan, math.nan, cells)
+    low, high = np.percentile(finite, [2.5, 97.5])
+    return RankCorrelation(tau, float(low), float(high), cells)
 
 
 def _rounded(gains: np.ndarray) -> np.ndarray:
-    """Gains without rounding errors, so that equal numbers of samples are ties."""
+    """Return gains without rounding errors, so that equal numbers of samples are ties."""
     return np.round(gains, 12)
 
 
 def _means(table: np.ndarray) -> np.ndarray:
-    """The mean of each row's known values; NaN where it has none."""
-    known = np.isfinite(table)
-    counts = known.sum(1)
-    sums = np.where(known, table, 0.0).sum(1)
+    """Return the mean of each row's finite values; NaN for a row without any."""
+    finite = np.isfinite(table)
+    counts = finite.sum(1)
+    sums = np.where(finite, table, 0.0).sum(1)
     return np.where(counts > 0, sums / np.maximum(counts, 1), np.nan)
 
 
 def _tau(predicted: Sequence[float] | np.ndarray, gains: Sequence[float] | np.ndarray) -> float:
-    one, other = np.asarray(predicted), np.asarray(gains)
-    known = np.isfinite(one) & np.isfinite(other)
-    return kendall(one[known], other[known])
+    x, y = np.asarray(predicted), np.asarray(gains)
+    finite = np.isfinite(x) & np.isfinite(y)
+    return kendall(x[finite], y[finite])
 
 
-def kendall(one: np.ndarray, other: np.ndarray) -> float:
-    """Kendall's tau-b of finite values, both (N,); NaN where one side has no two unequal values.
+def kendall(x: np.ndarray, y: np.ndarray) -> float:
+    """Return Kendall's tau-b of finite values, both (N,); NaN if one side is constant.
 
-    As `scipy.stats.kendalltau`, without its p value and its import, which takes most of a second.
+    The same as `scipy.stats.kendalltau`, whose import takes most of a second.
     """
-    before = np.sign(np.subtract.outer(one, one))
-    after = np.sign(np.subtract.outer(other, other))
-    # Each pair of values counts twice here, on both sides of the diagonal.
-    unequal, unequal_other = np.count_nonzero(before), np.count_nonzero(after)
-    if not unequal or not unequal_other:
+    order_x = np.sign(np.subtract.outer(x, x))
+    order_y = np.sign(np.subtract.outer(y, y))
+    # each pair of values counts twice, on both sides of the diagonal
+    unequal_x, unequal_y = np.count_nonzero(order_x), np.count_nonzero(order_y)
+    if not unequal_x or not unequal_y:
         return math.nan
-    agreement = float((before * after).sum()) / 2
-    tau = agreement / math.sqrt(unequal / 2) / math.sqrt(unequal_other / 2)
+    agreement = float((order_x * order_y).sum()) / 2
+    tau = agreement / math.sqrt(unequal_x / 2) / math.sqrt(unequal_y / 2)
     return min(1.0, max(-1.0, tau))

@@ -19,11 +19,11 @@ from raykd.search.pairs.arm import NONE, Arm
 from raykd.search.pairs.contrasts import (
     Contrast,
     Noise,
-    Ranking,
+    RankCorrelation,
     Values,
     contrasts,
     noise_of,
-    ranking,
+    rank_correlation,
 )
 from raykd.search.records import Record, Records
 from raykd.search.statistics import Estimate, estimate, paired_gain
@@ -186,14 +186,14 @@ class PairsResult:
         )
 
     @functools.cached_property
-    def rankings(self) -> Mapping[str, Ranking]:
+    def rankings(self) -> Mapping[str, RankCorrelation]:
         """How well each predictor ranks the cells' gains."""
         trained = [cell for cell in self.cells if cell.contrast is not None]
         gains = np.array([self._gains(cell) for cell in trained]).reshape(len(trained), -1)
-        found: dict[str, Ranking] = {}
+        found: dict[str, RankCorrelation] = {}
         for name in PREDICTORS:
             predicted = [self._predicted(name, cell.hint, cell.guided) for cell in trained]
-            found[name] = ranking(np.array(predicted).reshape(len(trained), -1), gains)
+            found[name] = rank_correlation(np.array(predicted).reshape(len(trained), -1), gains)
         return found
 
     def cka(self, when: str) -> np.ndarray | None:
