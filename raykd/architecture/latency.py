@@ -1,4 +1,4 @@
-"""How long a network's forward takes, measured."""
+"""Measure the latency of a forward."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from raykd.architecture.layers import random_inputs
 from raykd.architecture.model import Task
 from raykd.option import option
 
-FEWEST = 5
-"""Runs that a median is taken of, at least."""
+MIN_RUNS = 5
+"""Minimum number of runs for a median."""
 
-CALM = 0.95
-"""Of an undisturbed run's time on a single thread, the part that the thread was at work."""
+UNDISTURBED = 0.95
+"""Minimum ratio of CPU time to wall time of an undisturbed run on one thread."""
 
 WARM_UP = 3
-"""Runs that do not count, at least."""
+"""Minimum number of warm-up runs."""
 
-ROUNDS = 4
-"""Where disturbed runs cannot be told, the quietest of so many stretches of runs counts."""
+SEGMENTS = 4
+"""Number of segments of which the fastest counts, if disturbed runs cannot be detected."""
 
 
 @option
@@ -49,37 +49,37 @@ class Latency:
 
 @dataclass(frozen=True)
 class Timing:
-    """What a measurement gave.
+    """Result of a measurement.
 
     Attributes:
-        median: milliseconds a forward.
-        iqr: milliseconds between the quartiles.
-        runs: how many forwards these are taken of.
-        made: how many there were; the others were disturbed.
-        busy: whether all were disturbed; the figures are then the thread's own time at work.
+        median: milliseconds per forward.
+        iqr: interquartile range in milliseconds.
+        runs: number of runs that count.
+        total_runs: number of all runs; the others were disturbed.
+        busy: whether nearly all runs were disturbed; values are then CPU time of the thread.
     """
 
     median: float
     iqr: float
     runs: int
-    made: int
+    total_runs: int
     busy: bool = False
 
     def __str__(self) -> str:
-        said = f"{self.median:.4g} ms (IQR {self.iqr:.2g}, {self.runs} of {self.made} runs)"
-        return f"{said}, at work on a busy machine" if self.busy else said
+        text = f"{self.median:.4g} ms (IQR {self.iqr:.2g}, {self.runs} of {self.total_runs} runs)"
+        return f"{text}, CPU time on a busy machine" if self.busy else text
 
 
-def torch_latency(network: nn.Module, task: Task, batch: int, how: Latency) -> Timing:
-    """The latency of a network's forward in PyTorch: eval mode, inference mode, no compiler.
+def torch_latency(network: nn.Module, task: Task, batch: int, settings: Latency) -> Timing:
+    """Measure a forward in PyTorch: eval mode, inference mode, no compiler.
 
     Args:
-        network: on the CPU, filled with weights; comes back there, in eval mode.
-        task: what it takes.
-        batch: samples at once.
-        how: where and for how long.
+        network: on the CPU, with initialized weights; returned there, in eval mode.
+        task: inputs of the network.
+        batch: batch size.
+        settings: device and measuring time.
     """
-    device = torch.device(how.device)
+    device = torch.device(settings.device)
     network.eval().to(device)
     inputs = random_inputs(task, batch, device)
 
@@ -90,58 +90,58 @@ def torch_latency(network: nn.Module, task: Task, batch: int, how: Latency) -> T
 
     try:
         with torch.inference_mode():
-            return timed(run, how)
+            return time_calls(run, settings)
     finally:
         network.to("cpu")
 
 
-def timed(run: Callable[[], object], how: Latency) -> Timing:
-    """The median of a call's duration, after warming up, and how sure it is.
+def time_calls(run: Callable[[], object], settings: Latency) -> Timing:
+    """Measure the median duration of a call, after warming up.
 
-    Other processes share the machine, a search's own trainings first of all.  On one thread of
-    the CPU a run that had to wait for them is known by the thread's own clock, and left out;
-    where nearly all had to wait, that clock is taken for the wall's.  Else (several threads, a
-    GPU) the runs are parted into `ROUNDS` stretches, of which the one with the lowest median
-    counts.
+    Other processes share the machine, such as trainings of the same search.  On one CPU thread,
+    the CPU time of the thread shows which runs had to wait, and these do not count; if nearly all
+    had to wait, CPU time is returned instead of wall time.  Otherwise (several threads, a GPU) the
+    runs are split into `SEGMENTS` segments, and the one with the lowest median counts.
     """
-    with _threads(how.threads), _uncollected():
-        list(_runs(run, how.seconds / 5, WARM_UP))
-        if how.device != "cpu" or how.threads > 1:
-            runs = list(_runs(run, how.seconds, ROUNDS * FEWEST))
-            return _of_quietest([one.wall for one in runs])
-        runs = list(_runs(run, how.seconds, FEWEST))
-        if len(_calm(runs)) < FEWEST:
-            runs += _runs(run, how.seconds, FEWEST)
-    calm = _calm(runs)
-    if len(calm) < FEWEST:
-        return _timing([one.work for one in runs], len(runs), busy=True)
-    return _timing([one.wall for one in calm], len(runs))
+    with _threads(settings.threads), _no_garbage_collection():
+        list(_runs(run, settings.seconds / 5, WARM_UP))
+        if settings.device != "cpu" or settings.threads > 1:
+            runs = list(_runs(run, settings.seconds, SEGMENTS * MIN_RUNS))
+            return _fastest_segment([run.wall for run in runs])
+        runs = list(_runs(run, settings.seconds, MIN_RUNS))
+        if len(_undisturbed(runs)) < MIN_RUNS:
+            runs += _runs(run, settings.seconds, MIN_RUNS)
+    undisturbed = _undisturbed(runs)
+    if len(undisturbed) < MIN_RUNS:
+        return _timing([run.cpu for run in runs], len(runs), busy=True)
+    return _timing([run.wall for run in undisturbed], len(runs))
 
 
-def lacking(how: Latency) -> Iterator[tuple[str, str, str]]:
-    """What of the conditions this machine cannot give: the field, what is wrong, how to mend it."""
+def unmet_conditions(settings: Latency) -> Iterator[tuple[str, str, str]]:
+    """Yield the settings that this machine does not support: field, problem, fix."""
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    if cpus and how.threads > cpus:
-        yield "threads", f"{how.threads} threads on a machine of {cpus} CPUs", f"at most {cpus}"
-    device = torch.device(how.device)
+    if cpus and settings.threads > cpus:
+        problem = f"{settings.threads} threads on a machine of {cpus} CPUs"
+        yield "threads", problem, f"use at most {cpus}"
+    device = torch.device(settings.device)
     if device.type == "cuda":
-        found = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        if (device.index or 0) >= found:
-            devices = ", ".join(f"cuda:{i}" for i in range(found)) or "no CUDA device"
-            what = (
-                f"latency is to be measured on '{how.device}', and the machine the search is "
-                f"started on has {devices}"
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if (device.index or 0) >= count:
+            devices = ", ".join(f"cuda:{i}" for i in range(count)) or "no CUDA device"
+            problem = (
+                f"latency is measured on '{settings.device}', but the machine that starts the "
+                f"search has {devices}"
             )
-            yield "device", what, "take one it has (cpu is always there), or start it where one is"
+            yield "device", problem, "use cpu or one of its devices, or start the search elsewhere"
 
 
 def device_name(device: str) -> str:
-    """What a device is called by who made it."""
+    """Return the product name of a device."""
     if device != "cpu":
         return torch.cuda.get_device_name(torch.device(device))
     try:
-        with open("/proc/cpuinfo", encoding="utf-8") as told:
-            lines = (line.partition(":") for line in told)
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            lines = (line.partition(":") for line in file)
             names = [value.strip() for key, _, value in lines if key.strip() == "model name"]
     except OSError:
         names = []
@@ -150,51 +150,51 @@ def device_name(device: str) -> str:
 
 @dataclass(frozen=True)
 class _Run:
-    """One call: seconds by the wall, and seconds that this thread was at work."""
+    """Wall time and CPU time of one call, in seconds."""
 
     wall: float
-    work: float
+    cpu: float
 
 
-def _runs(run: Callable[[], object], seconds: float, fewest: int) -> Iterator[_Run]:
+def _runs(run: Callable[[], object], seconds: float, min_runs: int) -> Iterator[_Run]:
     end = time.perf_counter() + seconds
-    made = 0
-    while made < fewest or time.perf_counter() < end:
-        work, wall = time.thread_time(), time.perf_counter()
+    count = 0
+    while count < min_runs or time.perf_counter() < end:
+        cpu, wall = time.thread_time(), time.perf_counter()
         run()
-        wall, work = time.perf_counter() - wall, time.thread_time() - work
-        yield _Run(wall, work)
-        made += 1
+        wall, cpu = time.perf_counter() - wall, time.thread_time() - cpu
+        yield _Run(wall, cpu)
+        count += 1
 
 
-def _calm(runs: list[_Run]) -> list[_Run]:
-    return [one for one in runs if one.work >= CALM * one.wall]
+def _undisturbed(runs: list[_Run]) -> list[_Run]:
+    return [run for run in runs if run.cpu >= UNDISTURBED * run.wall]
 
 
-def _of_quietest(walls: list[float]) -> Timing:
-    size = len(walls) // ROUNDS
-    stretches = [walls[i * size : (i + 1) * size] for i in range(ROUNDS)]
-    return _timing(min(stretches, key=statistics.median), len(walls))
+def _fastest_segment(times: list[float]) -> Timing:
+    size = len(times) // SEGMENTS
+    segments = [times[i * size : (i + 1) * size] for i in range(SEGMENTS)]
+    return _timing(min(segments, key=statistics.median), len(times))
 
 
-def _timing(walls: list[float], made: int, *, busy: bool = False) -> Timing:
-    low, middle, high = statistics.quantiles(walls, n=4, method="inclusive")
-    return Timing(1e3 * middle, 1e3 * (high - low), len(walls), made, busy)
+def _timing(times: list[float], total_runs: int, *, busy: bool = False) -> Timing:
+    low, middle, high = statistics.quantiles(times, n=4, method="inclusive")
+    return Timing(1e3 * middle, 1e3 * (high - low), len(times), total_runs, busy)
 
 
 @contextmanager
 def _threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
+    previous = torch.get_num_threads()
     torch.set_num_threads(count)
     try:
         yield
     finally:
-        torch.set_num_threads(before)
+        torch.set_num_threads(previous)
 
 
 @contextmanager
-def _uncollected() -> Iterator[None]:
-    """Garbage is collected before, not while one measures."""
+def _no_garbage_collection() -> Iterator[None]:
+    """Collect garbage now, and not inside the context."""
     enabled = gc.isenabled()
     gc.collect()
     gc.disable()

@@ -1,4 +1,4 @@
-"""A network's forward in ONNX Runtime; needs the optional packages of raykd[onnx]."""
+"""Measure the latency of a forward in ONNX Runtime; needs the packages of raykd[onnx]."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from raykd.architecture.latency import Latency, Timing, timed
+from raykd.architecture.latency import Latency, Timing, time_calls
 from raykd.architecture.layers import random_inputs
 from raykd.architecture.model import Task
 
@@ -23,43 +23,43 @@ PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
 TOLERANCE = 1e-2
-"""Of the largest output: how far ONNX Runtime's may be from PyTorch's."""
+"""Tolerance of ONNX Runtime against PyTorch, relative to the largest output."""
 
 
-def onnx_latency(network: nn.Module, task: Task, batch: int, how: Latency) -> Timing:
-    """The latency of a network's forward in ONNX Runtime, exported for this batch size.
+def onnx_latency(network: nn.Module, task: Task, batch: int, settings: Latency) -> Timing:
+    """Measure a forward in ONNX Runtime, exported for this batch size.
 
-    Inputs and outputs are and stay on the device.  That the outputs are PyTorch's is checked.
+    Inputs and outputs stay on the device.  The outputs are compared with those of PyTorch.
 
     Args:
-        network: on the CPU, filled with weights; comes back in eval mode.
-        task: what it takes.
-        batch: samples at once.
-        how: where and for how long.
+        network: on the CPU, with initialized weights; returned in eval mode.
+        task: inputs of the network.
+        batch: batch size.
+        settings: device and measuring time.
 
     Raises:
-        ValueError: it cannot be exported, ONNX Runtime cannot run it, or gives something else.
+        ValueError: the export fails, ONNX Runtime cannot run the model, or its outputs differ.
     """
     inputs = random_inputs(task, batch, torch.device("cpu"))
-    named = {"inputs": inputs} if isinstance(inputs, Tensor) else dict(inputs)
-    arrays = {name: tensor.numpy() for name, tensor in named.items()}
-    session = _session(exported(network, inputs), how)
-    binding = _bound(session, arrays, how)
+    by_name = {"inputs": inputs} if isinstance(inputs, Tensor) else dict(inputs)
+    arrays = {name: tensor.numpy() for name, tensor in by_name.items()}
+    session = _session(export_onnx(network, inputs), settings)
+    binding = _bind(session, arrays, settings)
     session.run_with_iobinding(binding)
     with torch.inference_mode():
-        _check_same(network.eval()(inputs).numpy(), binding.copy_outputs_to_cpu()[0])
-    return timed(lambda: session.run_with_iobinding(binding), how)
+        _check_outputs(network.eval()(inputs).numpy(), binding.copy_outputs_to_cpu()[0])
+    return time_calls(lambda: session.run_with_iobinding(binding), settings)
 
 
-def exported(network: nn.Module, inputs: Tensor | Mapping[str, Tensor]) -> bytes:
-    """A network as an ONNX model for inputs of this shape; its inputs bear the mapping's names.
+def export_onnx(network: nn.Module, inputs: Tensor | Mapping[str, Tensor]) -> bytes:
+    """Export a network to ONNX for inputs of this shape, with the names of the mapping.
 
     Args:
-        network: on the CPU; comes back in eval mode.
-        inputs: (B, *input_shape), or a mapping of such.
+        network: on the CPU; returned in eval mode.
+        inputs: (B, *input_shape), or a mapping of such tensors.
 
     Raises:
-        ValueError: it cannot be exported.
+        ValueError: the network cannot be exported.
     """
     names = ["inputs"] if isinstance(inputs, Tensor) else list(inputs)
     tensors = (inputs,) if isinstance(inputs, Tensor) else tuple(inputs.values())
@@ -69,30 +69,31 @@ def exported(network: nn.Module, inputs: Tensor | Mapping[str, Tensor]) -> bytes
             program = torch.onnx.export(
                 flat, tensors, input_names=names, dynamo=True, verbose=False
             )
-            assert program is not None, "it is asked for as an object, not as a file"
+            assert program is not None, "returned unless it is written to a file"
             return program.model_proto.SerializeToString()
     except Exception as error:
         raise ValueError(
-            f"it cannot be exported to ONNX: {_line(error.__cause__ or error)}"
+            f"the network cannot be exported to ONNX: {_first_line(error.__cause__ or error)}"
         ) from error
 
 
-def lacking_onnx(how: Latency) -> Iterator[tuple[str, str, str]]:
-    """What ONNX Runtime lacks here: the field of the conditions, what is wrong, how to mend it."""
+def lacking_onnx(settings: Latency) -> Iterator[tuple[str, str, str]]:
+    """Yield what ONNX Runtime needs and this machine lacks: field, problem, fix."""
     missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
         verb = "is" if len(missing) == 1 else "are"
-        what = f"latency in ONNX Runtime needs {', '.join(missing)}, which {verb} not installed"
-        yield "", what, "install raykd[onnx]"
+        names = ", ".join(missing)
+        problem = f"latency in ONNX Runtime needs {names}, which {verb} not installed"
+        yield "", problem, "install raykd[onnx]"
         return
-    provider = PROVIDERS[how.device.partition(":")[0]]
+    provider = PROVIDERS[settings.device.partition(":")[0]]
     if provider not in importlib.import_module("onnxruntime").get_available_providers():
-        what = f"the ONNX Runtime installed here cannot use '{how.device}'"
-        yield "device", what, "install onnxruntime-gpu in place of onnxruntime, or take cpu"
+        problem = f"the installed ONNX Runtime does not support '{settings.device}'"
+        yield "device", problem, "install onnxruntime-gpu instead of onnxruntime, or use cpu"
 
 
 class _Flat(nn.Module):
-    """A network of texts that takes the values of its mapping one by one."""
+    """A text model that takes the values of its input mapping as separate arguments."""
 
     def __init__(self, network: nn.Module, names: list[str]) -> None:
         super().__init__()
@@ -103,56 +104,58 @@ class _Flat(nn.Module):
         return self.network(dict(zip(self.names, tensors, strict=True)))
 
 
-def _session(model: bytes, how: Latency) -> Any:
+def _session(model: bytes, settings: Latency) -> Any:
     runtime = importlib.import_module("onnxruntime")
     options = runtime.SessionOptions()
-    options.intra_op_num_threads = how.threads
+    options.intra_op_num_threads = settings.threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3  # errors
-    kind, _, number = how.device.partition(":")
-    settings = {"device_id": number or "0"} if kind == "cuda" else {}
+    kind, _, number = settings.device.partition(":")
+    provider_options = {"device_id": number or "0"} if kind == "cuda" else {}
+    provider = (PROVIDERS[kind], provider_options)
     try:
-        return runtime.InferenceSession(model, options, providers=[(PROVIDERS[kind], settings)])
+        return runtime.InferenceSession(model, options, providers=[provider])
     except Exception as error:
-        raise ValueError(f"ONNX Runtime cannot run it: {_line(error)}") from error
+        raise ValueError(f"ONNX Runtime cannot run the network: {_first_line(error)}") from error
 
 
-def _bound(session: Any, arrays: Mapping[str, Any], how: Latency) -> Any:
-    kind, _, number = how.device.partition(":")
-    place = kind, int(number or 0)
+def _bind(session: Any, arrays: Mapping[str, np.ndarray], settings: Latency) -> Any:
+    """Bind inputs and outputs of a session to memory on the device."""
+    kind, _, number = settings.device.partition(":")
+    device = kind, int(number or 0)
     value = importlib.import_module("onnxruntime").OrtValue
     binding = session.io_binding()
-    for wanted in session.get_inputs():  # what the network does not use is not there
-        held = value.ortvalue_from_numpy(np.ascontiguousarray(arrays[wanted.name]), *place)
-        binding.bind_ortvalue_input(wanted.name, held)
-    for given in session.get_outputs():
-        binding.bind_output(given.name, *place)
+    for node in session.get_inputs():  # without inputs that the network does not use
+        array = value.ortvalue_from_numpy(np.ascontiguousarray(arrays[node.name]), *device)
+        binding.bind_ortvalue_input(node.name, array)
+    for node in session.get_outputs():
+        binding.bind_output(node.name, *device)
     return binding
 
 
-def _check_same(ours: Any, theirs: Any) -> None:
-    if ours.shape != theirs.shape:
-        raise ValueError(f"in ONNX Runtime it gives {theirs.shape} instead of {ours.shape}")
-    most = float(np.abs(ours).max())
-    apart = float(np.abs(ours - theirs).max())
-    if not apart <= TOLERANCE * most + 1e-6:
+def _check_outputs(expected: np.ndarray, actual: np.ndarray) -> None:
+    if expected.shape != actual.shape:
+        raise ValueError(f"ONNX Runtime outputs {actual.shape} instead of {expected.shape}")
+    largest = float(np.abs(expected).max())
+    difference = float(np.abs(expected - actual).max())
+    if not difference <= TOLERANCE * largest + 1e-6:
         raise ValueError(
-            f"in ONNX Runtime it gives other outputs: {apart:.2g} apart, the largest is {most:.2g}"
+            f"ONNX Runtime and PyTorch differ by {difference:.2g} (largest output {largest:.2g})"
         )
 
 
 @contextlib.contextmanager
 def _silence() -> Iterator[None]:
-    """The exporter tells how far it is, what it may do otherwise one day, and all of a graph."""
-    before = logging.root.manager.disable
+    """Hide the exporter's progress, warnings and dumps of graphs."""
+    level = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
         with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:
-        logging.disable(before)
+        logging.disable(level)
 
 
-def _line(error: BaseException) -> str:
+def _first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,13 +1,13 @@
-"""Where a network's stages end, found from the shapes of its layers' outputs.
+"""Find the ends of a network's stages from the output shapes of its layers.
 
-The aliases `stage1`, `stage2` ... let a pairing outlive a change of depth or width.  Three rules,
-the first that finds anything holds:
+The aliases `stage1`, `stage2` ... keep a pairing valid when depth or width changes.  The first of
+three rules that finds stages applies:
 
-1. The network says it: its own children are called `stage1`, `stage2`, ...  raykd's families do.
-2. Pictures that shrink: a stage is a run of layers of one picture size.  Its end is the last
-   module of that size, at the outermost level of nesting at which (nearly) all runs have an end.
-3. Repeated blocks (perceptrons, transformers): each block ends a stage; of more than
-   `BLOCK_STAGES` blocks, those at equal distances do, so that the aliases outlive the depth.
+1. Names: the network's children are called `stage1`, `stage2`, ..., as in raykd's families.
+2. Feature map sizes: a stage is a run of layers with maps of one size.  It ends with the last
+   module of that size, at the outermost nesting level at which (nearly) all runs have an end.
+3. Repeated blocks (MLPs, transformers): each block ends a stage; of more than `BLOCK_STAGES`
+   blocks, equally spaced ones do, so that the aliases do not depend on the depth.
 """
 
 from __future__ import annotations
@@ -20,46 +20,46 @@ from math import prod
 from typing import Protocol
 
 BLOCK_STAGES = 4
-"""At most so many stages are made of repeated blocks."""
+"""Maximum number of stages of repeated blocks."""
 
 _NO_STAGE = re.compile(r"Pool|Flatten|Identity|Dropout|DropPath|Softmax")
-"""Modules of such types end no stage."""
+"""Module types that do not end a stage."""
 
 
 class Output(Protocol):
-    """A module's output."""
+    """Output of a module."""
 
     @property
     def module(self) -> str:
-        """Its dotted name."""
+        """Dotted name of the module."""
         ...
 
     @property
     def type(self) -> str:
-        """Its class's name."""
+        """Class name of the module."""
         ...
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of its output, without the batch."""
+        """Shape of the output, without the batch."""
         ...
 
 
 def stage_ends(outputs: Sequence[Output], logits: tuple[int, ...]) -> tuple[str, ...]:
-    """The dotted names of the modules that end stage 1, 2, ...; () where there are none.
+    """Return the dotted names of the modules that end stage 1, 2, ...; may be empty.
 
     Args:
-        outputs: the modules' outputs, in the order in which they were ready.
-        logits: the shape of the network's own output; a module of that shape ends no stage.
+        outputs: outputs of the modules, in order of completion.
+        logits: output shape of the network; modules of that shape do not end a stage.
     """
-    fit = [
+    candidates = [
         output
         for output in outputs
         if output.module
         and _without_ones(output.shape) != _without_ones(logits)
         and not _NO_STAGE.search(output.type)
     ]
-    return _declared(outputs) or _by_picture_size(fit) or _by_repetition(fit)
+    return _declared(outputs) or _by_map_size(candidates) or _by_repetition(candidates)
 
 
 def _without_ones(shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -74,7 +74,7 @@ def _declared(outputs: Sequence[Output]) -> tuple[str, ...]:
     return tuple(f"stage{number}" for number in range(1, count + 1))
 
 
-def _by_picture_size(outputs: Sequence[Output]) -> tuple[str, ...]:
+def _by_map_size(outputs: Sequence[Output]) -> tuple[str, ...]:
     runs = _runs([output for output in outputs if len(output.shape) == 3])
     if len(runs) < 2:
         return ()
@@ -83,79 +83,83 @@ def _by_picture_size(outputs: Sequence[Output]) -> tuple[str, ...]:
     return ends if len(ends) >= 2 else _ends(runs)
 
 
-def _runs(pictures: Sequence[Output]) -> list[list[Output]]:
-    """Runs of one picture size; detours (a squeeze to 1x1 that comes back) are left out."""
-    largest, trunk = 0, []
-    for output in reversed(pictures):
+def _runs(maps: Sequence[Output]) -> list[list[Output]]:
+    """Group feature maps by size, without detours (such as a squeeze to 1x1)."""
+    largest, main_path = 0, []
+    for output in reversed(maps):
         area = prod(_size(output))
         if area >= largest:
             largest = area
-            trunk.append(output)
-    trunk.reverse()
-    return [list(run) for _, run in groupby(trunk, key=_size)]
+            main_path.append(output)
+    main_path.reverse()
+    return [list(run) for _, run in groupby(main_path, key=_size)]
 
 
 def _ends(runs: Sequence[Sequence[Output]]) -> tuple[str, ...]:
-    """Each run's last module at the outermost level of nesting that leaves out one run at most.
+    """Return the last module of each run, at the outermost level that misses at most one run.
 
-    A deeper level may have ends in more runs only because a block's first layers still see the
-    size of the stage before.
+    A deeper level may have ends in more runs only because the first layers of a block have the
+    size of the previous stage.
     """
     levels = [{_level(output) for output in run} for run in runs]
-    covered = {
-        level: sum(level in found for found in levels) for level in sorted(set().union(*levels))
+    counts = {
+        level: sum(level in present for present in levels) for level in sorted(set().union(*levels))
     }
-    if not covered:
+    if not counts:
         return ()
-    enough = min(max(covered.values()), max(2, max(covered.values()) - 1))
-    best = next(level for level, count in covered.items() if count >= enough)
+    most = max(counts.values())
+    required = min(most, max(2, most - 1))
+    best = next(level for level, count in counts.items() if count >= required)
     at_best = ([output.module for output in run if _level(output) == best] for run in runs)
     return tuple(names[-1] for names in at_best if names)
 
 
 def _by_repetition(outputs: Sequence[Output]) -> tuple[str, ...]:
-    """Ends of blocks at equal distances; the blocks are the numbered siblings (`layer.0`,
-    `layer.1` ...) of one type that hold most of the network, or else those that are the most."""
+    """Return equally spaced blocks.
+
+    Blocks are the numbered siblings (`layer.0`, `layer.1` ...) of one type that contain most of
+    the network, or else the largest group of siblings.
+    """
     siblings: dict[tuple[str, str], list[str]] = {}
     for output in outputs:
         parent = output.module.rpartition(".")[0]
         siblings.setdefault((parent, output.type), []).append(output.module)
     if not siblings:
         return ()
-    held = Counter(
+    sizes = Counter(
         parent for output in outputs for parent in accumulate(output.module.split("."), _joined)
     )
     numbered = [names for names in siblings.values() if names[0][-1].isdigit()]
-    whole = [
-        names for names in numbered if len(names) > 1 and _share(names, held) > len(outputs) / 2
+    dominant = [
+        names for names in numbered if len(names) > 1 and _total(names, sizes) > len(outputs) / 2
     ]
     blocks = max(
-        whole or numbered or siblings.values(),
+        dominant or numbered or siblings.values(),
         key=lambda names: (
-            _share(names, held) if numbered else 0,
+            _total(names, sizes) if numbered else 0,
             len(names),
             -names[0].count("."),
         ),
     )
-    if len(blocks) == 1:  # the sequence that holds the one block ends where it does
+    if len(blocks) == 1:  # use the sequence that contains the single block
         parent = blocks[0].rpartition(".")[0]
         blocks = [output.module for output in outputs if output.module == parent] or blocks
     stages = min(len(blocks), BLOCK_STAGES)
     return tuple(blocks[-(-number * len(blocks) // stages) - 1] for number in range(1, stages + 1))
 
 
-def _share(blocks: Sequence[str], held: Mapping[str, int]) -> int:
-    """How many of the outputs are those of the blocks and of what they hold."""
-    return sum(held[block] for block in blocks)
+def _total(blocks: Sequence[str], sizes: Mapping[str, int]) -> int:
+    """Count the outputs of the blocks and of the modules inside them."""
+    return sum(sizes[block] for block in blocks)
 
 
 def _joined(parent: str, child: str) -> str:
     return f"{parent}.{child}"
 
 
-def _size(picture: Output) -> tuple[int, ...]:
-    """The height and width of (C, H, W)."""
-    return picture.shape[1:]
+def _size(output: Output) -> tuple[int, ...]:
+    """Return the height and width of (C, H, W)."""
+    return output.shape[1:]
 
 
 def _level(output: Output) -> int:

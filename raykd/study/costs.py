@@ -11,8 +11,8 @@ from raykd.architecture.latency import (
     Latency,
     Timing,
     device_name,
-    lacking,
     torch_latency,
+    unmet_conditions,
 )
 from raykd.problems import Infeasible, Problem, StudyError
 from raykd.study.complaints import Finding
@@ -43,7 +43,7 @@ def measurement_summary(search: Search) -> str:
 def conditions(settings: Latency) -> str:
     """Device, threads and batch sizes of latency measurements, in words."""
     device = settings.device
-    place = f"{device}: {device_name(device)}" if not list(lacking(settings)) else device
+    place = f"{device}: {device_name(device)}" if not list(unmet_conditions(settings)) else device
     threads = "1 thread" if settings.threads == 1 else f"{settings.threads} threads"
     return f"{place}, {threads}, batches of 1 and {settings.batch}, float32"
 
@@ -132,7 +132,7 @@ def check_conditions(search: Search) -> None:
         StudyError: it cannot; names what is missing and how to get it.
     """
     costs = measured_costs(search)
-    missing = list(lacking(search.latency)) if costs else []
+    missing = list(unmet_conditions(search.latency)) if costs else []
     if not missing and any(cost.startswith("onnx") for cost in costs):
         from raykd.architecture.onnx_runtime import lacking_onnx
 

@@ -11,13 +11,13 @@ import torch
 
 from raykd.architecture import Resnet, Task, latency
 from raykd.architecture.latency import (
-    FEWEST,
+    MIN_RUNS,
     Latency,
     Timing,
     device_name,
-    lacking,
-    timed,
+    time_calls,
     torch_latency,
+    unmet_conditions,
 )
 
 TASK = Task((3, 32, 32), 10)
@@ -55,7 +55,9 @@ def test_more_work_takes_longer() -> None:
 def test_threads_and_garbage_are_as_before() -> None:
     threads = torch.get_num_threads()
     seen: list[tuple[int, bool]] = []
-    timed(lambda: seen.append((torch.get_num_threads(), gc.isenabled())), Latency(seconds=0.001))
+    time_calls(
+        lambda: seen.append((torch.get_num_threads(), gc.isenabled())), Latency(seconds=0.001)
+    )
     assert {*seen} == {(1, False)}
     assert torch.get_num_threads() == threads
     assert gc.isenabled()
@@ -82,26 +84,26 @@ def cycle(*waits: float) -> Iterator[float]:
 
 def test_runs_that_had_to_wait_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     machine = Machine(monkeypatch, cycle(0, 0.02, 0.03))
-    found = timed(machine.run, Latency(seconds=1))
+    found = time_calls(machine.run, Latency(seconds=1))
     assert found.median == pytest.approx(10)
     assert found.iqr == pytest.approx(0)
-    assert FEWEST <= found.runs < found.made
+    assert MIN_RUNS <= found.runs < found.total_runs
     assert not found.busy
 
 
 def test_where_all_had_to_wait_their_own_time_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     machine = Machine(monkeypatch, cycle(0.02, 0.03))
-    found = timed(machine.run, Latency(seconds=1))
+    found = time_calls(machine.run, Latency(seconds=1))
     assert found.busy and found.median == pytest.approx(10)
-    assert str(found).endswith("at work on a busy machine")
+    assert str(found).endswith("CPU time on a busy machine")
 
 
 def test_on_several_threads_the_quietest_stretch_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     waits = iter([0.0] * 20 + [0.03] * 25 + [0.001] * 25 + [0.03] * 1000)
     machine = Machine(monkeypatch, waits)
-    found = timed(machine.run, Latency(seconds=1.6, threads=2))
+    found = time_calls(machine.run, Latency(seconds=1.6, threads=2))
     assert 10 <= found.median <= 11.5
-    assert found.made > found.runs
+    assert found.total_runs > found.runs
 
 
 def test_a_figure_says_how_sure_it_is() -> None:
@@ -110,15 +112,15 @@ def test_a_figure_says_how_sure_it_is() -> None:
 
 def test_what_a_machine_cannot_give(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert not list(lacking(Latency()))
-    [(field, what, mend)] = lacking(Latency(device="cuda"))
+    assert not list(unmet_conditions(Latency()))
+    [(field, what, mend)] = unmet_conditions(Latency(device="cuda"))
     assert field == "device" and "'cuda'" in what and "no CUDA device" in what and "cpu" in mend
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    assert not list(lacking(Latency(device="cuda:1")))
-    [(_, what, _)] = lacking(Latency(device="cuda:2"))
+    assert not list(unmet_conditions(Latency(device="cuda:1")))
+    [(_, what, _)] = unmet_conditions(Latency(device="cuda:2"))
     assert "has cuda:0, cuda:1" in what
-    [(field, what, _)] = lacking(Latency(threads=100_000))
+    [(field, what, _)] = unmet_conditions(Latency(threads=100_000))
     assert field == "threads" and what.startswith("100000 threads on a machine of ")
 
 

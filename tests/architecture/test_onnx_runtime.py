@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from raykd.architecture import MODELS, Model, Resnet, Task, Text, Vit, onnx_runtime
 from raykd.architecture.latency import Latency
 from raykd.architecture.layers import random_inputs
-from raykd.architecture.onnx_runtime import exported, lacking_onnx, onnx_latency
+from raykd.architecture.onnx_runtime import export_onnx, lacking_onnx, onnx_latency
 
 runtime = pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
@@ -42,7 +42,7 @@ def test_it_computes_what_pytorch_computes(model: Any, task: Task) -> None:
     torch.manual_seed(3)
     network = model.build(task).eval()
     inputs = random_inputs(task, 2, torch.device("cpu"))
-    session = runtime.InferenceSession(exported(network, inputs))
+    session = runtime.InferenceSession(export_onnx(network, inputs))
     named = {"inputs": inputs} if isinstance(inputs, Tensor) else inputs
     fed = {one.name: named[one.name].numpy() for one in session.get_inputs()}
     with torch.inference_mode():
@@ -74,17 +74,17 @@ class Doubtful(nn.Module):
 
 
 def test_a_network_that_cannot_be_exported(capfd: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(ValueError, match=r"it cannot be exported to ONNX: \w") as caught:
+    with pytest.raises(ValueError, match=r"the network cannot be exported to ONNX: \w") as caught:
         onnx_latency(Doubtful(), TASK, 1, QUICK)
     assert "\n" not in str(caught.value)
     assert not capfd.readouterr().err
 
 
 def test_other_outputs_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    another = exported(nn.Flatten(), torch.rand(2, 3, 4, 4))
-    monkeypatch.setattr(onnx_runtime, "exported", lambda network, inputs: another)
+    another = export_onnx(nn.Flatten(), torch.rand(2, 3, 4, 4))
+    monkeypatch.setattr(onnx_runtime, "export_onnx", lambda network, inputs: another)
     negative = nn.Sequential(nn.Flatten(), nn.Linear(48, 48))
-    with pytest.raises(ValueError, match="in ONNX Runtime it gives other outputs: "):
+    with pytest.raises(ValueError, match="ONNX Runtime and PyTorch differ by "):
         onnx_latency(negative, Task((3, 4, 4), 48), 2, QUICK)
     with pytest.raises(ValueError, match=r"gives \(2, 48\) instead of \(2, 5\)"):
         onnx_latency(nn.Sequential(nn.Flatten(), nn.Linear(48, 5)), Task((3, 4, 4), 5), 2, QUICK)

@@ -61,7 +61,7 @@ def test_aliases_are_the_same_over_depth_and_width(name: str) -> None:
 @pytest.mark.parametrize("name", [cls.name for cls in DERIVED])
 def test_students_derived_from_a_teacher_keep_its_aliases(name: str) -> None:
     for model in variants(name):
-        source = getattr(model, "of")  # noqa: B009 - a field that derived models alone have
+        source = getattr(model, "base")  # noqa: B009 - a field that derived models alone have
         assert aliases(model) == aliases(source)
 
 

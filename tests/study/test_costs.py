@@ -244,12 +244,12 @@ MISTAKES = [
     ),
     (
         "objectives: {latency: min}, latency: {device: cuda}",
-        r"search.latency.device: latency is to be measured on 'cuda', and the machine the search "
-        r"is started on has no CUDA device\n    -> take one it has",
+        r"search.latency.device: latency is measured on 'cuda', but the machine that starts the "
+        r"search has no CUDA device\n    -> use cpu",
     ),
     (
         "measure: [onnx_latency], latency: {threads: 99999}",
-        r"search.latency.threads: 99999 threads on a machine of \d+ CPUs\n    -> at most \d",
+        r"search.latency.threads: 99999 threads on a machine of \d+ CPUs\n    -> use at most \d",
     ),
     ("latency: {device: gpu}", r"search.latency.device: unknown device 'gpu'; must be cpu, cuda"),
     ("latency: {device: 'cuda:x'}", r"search.latency.device: unknown device 'cuda:x'"),
