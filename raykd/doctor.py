@@ -16,7 +16,7 @@ import sys
 import time
 import tomllib
 import urllib.request
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Thread
@@ -374,10 +374,9 @@ def _sources() -> Iterable[Source]:
     """Yield every source that has no required field."""
     from raykd.data import SOURCES
 
-    for cls in SOURCES:
+    for name, cls in SOURCES.members.items():
         if not any(_is_required(field) for field in dataclasses.fields(cls)):
-            make: Callable[[], Any] = cls
-            yield make()
+            yield cls(name=name)
 
 
 def _is_required(field: dataclasses.Field[Any]) -> bool:

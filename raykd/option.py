@@ -1,8 +1,7 @@
 """Options: the named, typed values of a study.
 
 Every loss, scheme, model, data source, optimizer ... is one frozen dataclass whose fields are
-its configuration.  A `Family` is the closed union of the options that may stand at one place of
-a study; the union is the registry.
+its configuration.  A `Registry` holds the options that one key of a study file accepts.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ import dataclasses
 import functools
 import logging
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from functools import cache, cached_property
 from importlib.metadata import EntryPoint, entry_points
 from typing import Annotated, Any, TypeVar, Union, dataclass_transform
@@ -32,7 +31,7 @@ from raykd.problems import Problem, StudyError
 T = TypeVar("T")
 
 OWN = "raykd"
-"""Where raykd's own options come from."""
+"""Origin of the options that raykd itself provides."""
 
 
 @dataclass_transform(frozen_default=True, kw_only_default=True)
@@ -145,117 +144,120 @@ def names_of(cls: type) -> Names | None:
     return None
 
 
-class Family:
-    """The options that may stand at one place of a study, by name.
+class Registry:
+    """Options that a key of a study file accepts, by name.
 
-    Other packages add theirs by entry points.  They are loaded when the family is first asked for
-    its members, not when raykd is imported: a package may import raykd before raykd imports it.
-    An entry point that cannot be used is left out, and `raykd`'s logger says so, once; a study that
-    does not name it never needs it.
+    A registry is created empty, next to the base class of its options; the package that holds the
+    options adds them.  Other packages add theirs by entry points, which are loaded when the options
+    are first looked up, not when raykd is imported: a package may import raykd before raykd imports
+    it.  An entry point that cannot be used is skipped, and raykd's logger says so once; only a
+    study that names its option fails.
 
     Args:
-        noun: what an option is called in messages ("loss", "scheme", ...).
-        members: raykd's own options.
-        group: the entry-point group through which other packages add theirs; each entry point
-            names one option class.
-        base: what every option of the family derives from.
+        noun: name of one option in messages ("loss", "scheme", ...).
+        base: base class of all options.
+        entry_points: entry-point group of other packages; each entry point names one option class.
     """
 
-    def __init__(self, noun: str, members: Sequence[type], group: str, base: type = object) -> None:
+    def __init__(self, noun: str, base: type, entry_points: str) -> None:
         self.noun = noun
-        self.group = group
         self.base = base
-        self._own = tuple(members)
+        self.group = entry_points
+        self._builtin: tuple[type, ...] = ()
         self._loading = False
+
+    def add(self, *options: type) -> None:
+        """Add option classes of raykd itself, in the order in which they are listed."""
+        self._builtin += options
+        vars(self).pop("_entries", None)
 
     @property
     def members(self) -> dict[str, type]:
-        """Option classes by name, raykd's own first; those that answer to many names left out.
+        """Option classes that have one name, by it; raykd's own first.
 
         Raises:
-            StudyError: a ValueError; two options bear the same name.
+            StudyError: a ValueError; two options have the same name.
         """
-        return {name: cls for name, cls in self._all.items() if names_of(cls) is None}
+        return {name: cls for name, cls in self._classes.items() if names_of(cls) is None}
 
     @property
     def forms(self) -> dict[str, type]:
-        """Option classes that answer to many names, by the form of these ("timm/NAME")."""
-        return {form: cls for form, cls in self._all.items() if names_of(cls) is not None}
+        """Option classes that have many names, by the form of these ("timm/NAME")."""
+        return {form: cls for form, cls in self._classes.items() if names_of(cls) is not None}
 
     def find(self, name: str) -> type | None:
-        """The option that answers to `name`; None where there is none."""
-        return self._all.get(self._tag_of(name))
+        """Return the option of this name, or None."""
+        return self._classes.get(self._tag_of(name))
 
     @property
     def origins(self) -> dict[str, str]:
-        """The package each option comes from, with its version if it is not raykd's own."""
-        return {name: origin for name, (_, origin) in self._found.items()}
+        """Package of each option: "raykd", or another package with its version."""
+        return {name: origin for name, (_, origin) in self._entries.items()}
 
     def __iter__(self) -> Iterator[type]:
         return iter(self.members.values())
 
     def __getitem__(self, name: str) -> type:
-        """The option that answers to `name`.
+        """Return the option of this name.
 
         Raises:
             KeyError: there is none.
         """
-        return self._all[self._tag_of(name)]
-
-    @property
-    def annotation(self) -> Any:
-        """The type to put on a dataclass field: a union discriminated by `name`."""
-        return Annotated[Any, self]
+        return self._classes[self._tag_of(name)]
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> Any:
-        """Pydantic asks for the union when it first reads a study."""
+        """Build the schema of the union of all options, when pydantic first reads a study.
+
+        `Annotated[Loss, LOSSES]` is the type of a field that holds one of `LOSSES`.
+        """
         members = tuple(self)
-        if len(members) == len(self._all) == 1:
+        if len(members) == len(self._classes) == 1:
             return handler.generate_schema(members[0])
         if not self.forms:
             return handler.generate_schema(Annotated[Union[members], Field(discriminator="name")])  # noqa: UP007
-        tagged = tuple(Annotated[cls, Tag(tag)] for tag, cls in self._all.items())
+        tagged = tuple(Annotated[cls, Tag(tag)] for tag, cls in self._classes.items())
         return handler.generate_schema(Annotated[Union[tagged], Discriminator(self._tag)])  # noqa: UP007
 
     @property
-    def _all(self) -> dict[str, type]:
+    def _classes(self) -> dict[str, type]:
         """Every option, by its name or by the form of its names."""
-        if self._loading:  # a package asks that is itself being loaded
-            return {option_name(cls): cls for cls in self._own}
-        return {name: cls for name, (cls, _) in self._found.items()}
+        if self._loading:  # a package that is being loaded looks up an option
+            return {option_name(cls): cls for cls in self._builtin}
+        return {name: cls for name, (cls, _) in self._entries.items()}
 
     def _tag(self, value: Any) -> str | None:
-        """Which member of the union `value` belongs to."""
+        """Return the tag of the member of the union that `value` belongs to."""
         name = value.get("name") if isinstance(value, Mapping) else getattr(value, "name", None)
         return None if name is None else self._tag_of(name)
 
     def _tag_of(self, name: Any) -> str:
-        found = (form for form, cls in self.forms.items() if name in (names_of(cls) or ()))
-        return next(found, str(name))
+        forms = (form for form, cls in self.forms.items() if name in (names_of(cls) or ()))
+        return next(forms, str(name))
 
     @cached_property
-    def _found(self) -> dict[str, tuple[type, str]]:
-        found: dict[str, tuple[type, str]] = {}
-        for cls, origin in (*((cls, OWN) for cls in self._own), *self._plugins()):
+    def _entries(self) -> dict[str, tuple[type, str]]:
+        """(class, package) of every option, by its name or by the form of its names."""
+        entries: dict[str, tuple[type, str]] = {}
+        for cls, origin in (*((cls, OWN) for cls in self._builtin), *self._plugins()):
             name = option_name(cls)
-            known, home = found.setdefault(name, (cls, origin))
-            if known is not cls:
+            first, first_origin = entries.setdefault(name, (cls, origin))
+            if first is not cls:
                 raise StudyError(
                     Problem(
-                        f"two {self.noun} options are called {name!r}: {_path(known)} of {home} "
-                        f"and {_path(cls)} of {origin}",
+                        f"two {self.noun} options are called {name!r}: {_path(first)} of "
+                        f"{first_origin} and {_path(cls)} of {origin}",
                         mend=f"rename one of them, or uninstall {origin}",
                     )
                 )
-        return found
+        return entries
 
     def _plugins(self) -> Iterator[tuple[type, str]]:
         self._loading = True
         try:
             for point in sorted(entry_points(group=self.group)):
                 try:
-                    yield self._loaded(point), _origin(point)
-                except _Unfit as reason:
+                    yield self._load(point), _origin(point)
+                except _UnusableOption as reason:
                     logging.getLogger(OWN).warning(
                         "raykd ignores the %s that %s provides as %s (entry point %s = %s): "
                         "%s\n    -> fix %s, or uninstall it",
@@ -265,25 +267,31 @@ class Family:
         finally:
             self._loading = False
 
-    def _loaded(self, point: EntryPoint) -> type:
+    def _load(self, point: EntryPoint) -> type:
         try:
             cls = point.load()
         except (Exception, SystemExit) as error:  # the code of others may raise anything
-            raise _Unfit(f"it cannot be imported: {type(error).__name__}: {error}") from error
+            raise _UnusableOption(
+                f"it cannot be imported: {type(error).__name__}: {error}"
+            ) from error
         if not isinstance(cls, type) or "__dataclass_fields__" not in vars(cls):
-            raise _Unfit(f"{cls!r} is no option; it must name a class with @option above it")
+            raise _UnusableOption(
+                f"{cls!r} is no option; it must name a class with @option above it"
+            )
         if not issubclass(cls, self.base):
-            raise _Unfit(f"{_path(cls)} is no {self.noun}; derive it from {_path(self.base)}")
+            raise _UnusableOption(
+                f"{_path(cls)} is no {self.noun}; derive it from {_path(self.base)}"
+            )
         try:
             option_name(cls)
             TypeAdapter(cls).json_schema()
         except Exception as error:  # pydantic's errors have no common base
-            raise _Unfit(f"its fields cannot be read from a study: {error}") from error
+            raise _UnusableOption(f"its fields cannot be read from a study: {error}") from error
         return cls
 
 
-class _Unfit(Exception):
-    """Why an entry point gives no option."""
+class _UnusableOption(Exception):
+    """Reason why an entry point provides no option."""
 
 
 def _path(cls: type) -> str:

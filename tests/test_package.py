@@ -24,8 +24,8 @@ import yaml
 import raykd
 from raykd import cli
 from raykd.data import SOURCES
-from raykd.knowledge import Evidence, LossContext, Pair, Progress
-from raykd.option import Family
+from raykd.knowledge import Evidence, Loss, LossContext, Pair, Progress
+from raykd.option import Registry
 from raykd.study.domains import DOMAINS
 from raykd.study.objectives import OBJECTIVES
 from raykd.study.schema import Sampler, study_adapter
@@ -181,7 +181,9 @@ class TestDocuments:
         (tmp_path / "example_of_a_loss.py").write_text(example)
         monkeypatch.syspath_prepend(tmp_path)
         cosine = importlib.import_module("example_of_a_loss").Cosine
-        loss = Family("loss", [cosine], group="raykd.none")["cosine"]()
+        losses = Registry("loss", base=Loss, entry_points="raykd.none")
+        losses.add(cosine)
+        loss = losses["cosine"]()
         context = LossContext(
             pairs=(Pair(hint="embedding", guided="embedding"),),
             guided_shapes=((4,),),

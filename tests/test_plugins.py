@@ -11,6 +11,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import pytest
 from pydantic import TypeAdapter
@@ -19,7 +20,7 @@ from typer.testing import CliRunner
 import raykd
 from raykd.cli import app
 from raykd.knowledge import KD, Loss
-from raykd.option import Family
+from raykd.option import Registry
 from raykd.problems import StudyError
 from raykd.report.catalogue import FAMILIES
 
@@ -216,14 +217,16 @@ class Offered:
 
     folder: Path
 
-    def __call__(self, code: str, *points: str) -> Family:
+    def __call__(self, code: str, *points: str) -> Registry:
         (self.folder / "odd_package.py").write_text(code)
         about = self.folder / "odd_package-2.0.dist-info"
         about.mkdir()
         (about / "METADATA").write_text("Metadata-Version: 2.1\nName: odd-package\nVersion: 2.0\n")
         lines = "\n".join(f"{point} = odd_package:{point}" for point in points)
         (about / "entry_points.txt").write_text(f"[raykd.odd]\n{lines}\n")
-        return Family("loss", [KD], group="raykd.odd", base=Loss)
+        registry = Registry("loss", base=Loss, entry_points="raykd.odd")
+        registry.add(KD)
+        return registry
 
 
 @pytest.fixture
@@ -270,7 +273,7 @@ def test_what_is_no_option_is_left_out_and_named(
     with caplog.at_level(logging.WARNING, logger="raykd"):
         assert list(family.members) == ["kd"]
         assert family["kd"] is KD
-        assert TypeAdapter(family.annotation).validate_python({"name": "kd"}) == KD()
+        assert TypeAdapter(Annotated[Loss, family]).validate_python({"name": "kd"}) == KD()
     (message,) = [record.getMessage() for record in caplog.records]
     assert "ignores the loss that odd-package 2.0 provides as Odd" in message
     assert "(entry point raykd.odd = odd_package:Odd)" in message
@@ -286,7 +289,7 @@ def test_others_of_the_same_package_stay(
     assert list(family.members) == ["kd", "good"]
     assert family.origins == {"kd": "raykd", "good": "odd-package 2.0"}
     assert "provides as Bad" in caplog.text
-    read = TypeAdapter(family.annotation).validate_python({"name": "good"})
+    read = TypeAdapter(Annotated[Loss, family]).validate_python({"name": "good"})
     assert type(read) is family["good"]
 
 
@@ -303,7 +306,7 @@ def test_two_options_of_one_name_are_refused(
     assert "raykd.knowledge.response.KD of raykd and odd_package.Mine of odd-package 2.0" in said
     assert "rename one of them, or uninstall odd-package 2.0" in said
     with pytest.raises(StudyError):
-        TypeAdapter(family.annotation)
+        TypeAdapter(Annotated[Loss, family])
 
     monkeypatch.setitem(FAMILIES, "losses", family)  # type: ignore[arg-type]
     done = CliRunner().invoke(app, ["list", "losses"])

@@ -10,7 +10,7 @@ from raykd.architecture.layers import Layer, discover, resolve, stage_aliases
 from raykd.architecture.mixer import Mixer
 from raykd.architecture.mlp import Mlp
 from raykd.architecture.mobilenet_v2 import MobilenetV2
-from raykd.architecture.model import Model, Task, Text
+from raykd.architecture.model import MODELS, AnyModel, Model, Task, Text
 from raykd.architecture.resnet import Resnet
 from raykd.architecture.shufflenet_v1 import ShufflenetV1
 from raykd.architecture.shufflenet_v2 import ShufflenetV2
@@ -18,7 +18,6 @@ from raykd.architecture.taps import HookedOutputs, Taps, record_layers
 from raykd.architecture.vgg import Vgg
 from raykd.architecture.vit import Vit
 from raykd.architecture.wide_resnet import WideResnet
-from raykd.option import Family
 
 FAMILIES: tuple[type[Model], ...] = (
     Resnet,
@@ -35,17 +34,7 @@ FAMILIES: tuple[type[Model], ...] = (
 )
 """Families of models, with fields that can be searched."""
 
-MODELS = Family(
-    "model",
-    [
-        *FAMILIES,
-        *CRD_BENCHMARK,
-        *DERIVED,
-        *ADAPTERS,
-    ],
-    group="raykd.models",
-    base=Model,
-)
+MODELS.add(*FAMILIES, *CRD_BENCHMARK, *DERIVED, *ADAPTERS)
 
 __all__ = [
     "ADAPTERS",
@@ -54,6 +43,7 @@ __all__ = [
     "FAMILIES",
     "MODELS",
     "Anatomy",
+    "AnyModel",
     "Cnn",
     "Convnext",
     "Derived",

@@ -6,12 +6,12 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from torch import nn
 
 from raykd.architecture.normalization import Normalization
-from raykd.option import option
+from raykd.option import Registry, option
 
 
 @dataclass(frozen=True)
@@ -170,6 +170,13 @@ class Model:
         Raises:
             ValueError: it cannot; says what was tried and the remedies.
         """
+
+
+MODELS = Registry("model", base=Model, entry_points="raykd.models")
+"""Models that a study may name; `raykd.architecture` adds them."""
+
+AnyModel = Annotated[Model, MODELS]
+"""Type of a field that holds a model."""
 
 
 def picture_shape(task: Task, family: str) -> tuple[int, int, int]:

@@ -3,12 +3,29 @@
 from raykd.data.augment import AUGMENTATIONS, Augment
 from raykd.data.batch import Batch, ExtraInputs, Inputs
 from raykd.data.batches import BatchLoader, Placement, ViewOptions
-from raykd.data.source import AnySplit, Dataset, FileSplit, Raw, Source, Split, Survey
-from raykd.data.sources import SOURCES
+from raykd.data.cifar import Cifar10, Cifar100
+from raykd.data.digits import Digits
+from raykd.data.fashion_mnist import FashionMnist
+from raykd.data.image_folder import ImageFolder
+from raykd.data.source import (
+    SOURCES,
+    AnySource,
+    AnySplit,
+    Dataset,
+    FileSplit,
+    Raw,
+    Source,
+    Split,
+    Survey,
+)
+from raykd.data.text import Texts
+
+SOURCES.add(Digits, FashionMnist, Cifar10, Cifar100, ImageFolder, Texts)
 
 __all__ = [
     "AUGMENTATIONS",
     "SOURCES",
+    "AnySource",
     "AnySplit",
     "Augment",
     "Batch",

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from raykd.data.draws import CounterRNG, key_of
-from raykd.option import Family, option
+from raykd.option import Registry, option
 
 if TYPE_CHECKING:
     from torchvision.transforms import v2
@@ -304,28 +304,19 @@ def augmented_view(
     return images
 
 
-AUGMENTATIONS = Family(
-    "augmentation",
-    [
-        RandomCrop,
-        HorizontalFlip,
-        RandomErasing,
-        RandomResizedCrop,
-        Rotation,
-        ColorJitter,
-        RandAugment,
-        TrivialAugment,
-    ],
-    group="raykd.augmentations",
-    base=Augment,
+AUGMENTATIONS = Registry("augmentation", base=Augment, entry_points="raykd.augmentations")
+AUGMENTATIONS.add(
+    RandomCrop,
+    HorizontalFlip,
+    RandomErasing,
+    RandomResizedCrop,
+    Rotation,
+    ColorJitter,
+    RandAugment,
+    TrivialAugment,
 )
 
-if TYPE_CHECKING:
-    AnyAugment = Augment
-else:
-    AnyAugment = AUGMENTATIONS.annotation
-
 Augments = Annotated[
-    tuple[AnyAugment, ...],
+    tuple[Annotated[Augment, AUGMENTATIONS], ...],
     Field(description="Augmentations of training images, applied in this order"),
 ]

@@ -14,7 +14,7 @@ from pydantic import Field
 from torch import Tensor
 
 from raykd.data.pixels import PLAIN, Rules
-from raykd.option import option
+from raykd.option import Registry, option
 
 if TYPE_CHECKING:
     from raykd.data.augment import Augment
@@ -269,6 +269,13 @@ class Source:
             ValueError: the data cannot be had; says where it was looked for and the remedies.
         """
         raise NotImplementedError
+
+
+SOURCES = Registry("data source", base=Source, entry_points="raykd.data")
+"""Data sources that a study may name; `raykd.data` adds them."""
+
+AnySource = Annotated[Source, SOURCES]
+"""Type of a field that holds a data source."""
 
 
 _OF_FILES = ("root", "paths", "shape", "workers", "rules")

@@ -26,7 +26,7 @@ from typing import Literal
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from raykd.knowledge.evidence import Shape
+from raykd.knowledge.shapes import Shape
 
 Kind = Literal["map", "tokens", "embedding"]
 

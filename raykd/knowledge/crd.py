@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from raykd.knowledge.connectors import PlaceMean, kind_of
-from raykd.knowledge.evidence import Lesson, Shape
+from raykd.knowledge.evidence import Lesson
 from raykd.knowledge.gather import from_all_workers
 from raykd.knowledge.kernels import unit
 from raykd.knowledge.loss import Loss, LossContext, LossModule, for_each_pair
+from raykd.knowledge.shapes import Shape
 from raykd.option import option
 
 

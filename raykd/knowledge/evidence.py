@@ -7,9 +7,6 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-Shape = tuple[int, ...]
-"""A layer's output shape without the batch: (C, H, W), (tokens, D) or (D,)."""
-
 
 @dataclass(frozen=True)
 class Evidence:

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from raykd.knowledge.connectors import Resize, require
-from raykd.knowledge.evidence import Lesson, Shape
+from raykd.knowledge.evidence import Lesson
 from raykd.knowledge.kernels import unit
 from raykd.knowledge.loss import Loss, LossContext, LossModule, for_each_pair
-from raykd.knowledge.shapes import check_features
+from raykd.knowledge.shapes import Shape, check_features
 from raykd.option import option
 
 

@@ -10,10 +10,9 @@ from torch.linalg import vector_norm
 from torch.nn import functional as F
 
 from raykd.knowledge.connectors import connector, places_of, require, resized, smaller
-from raykd.knowledge.evidence import Shape
 from raykd.knowledge.kernels import discrepancy, or_one, unit
 from raykd.knowledge.loss import PairLoss
-from raykd.knowledge.shapes import check_maps
+from raykd.knowledge.shapes import Shape, check_maps
 from raykd.option import option
 
 

@@ -10,17 +10,21 @@ import functools
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
-from raykd.knowledge.evidence import Evidence, Lesson, Progress, Shape
-from raykd.knowledge.shapes import check_features, check_integers, check_layers, check_logits
-from raykd.option import option
-
-if TYPE_CHECKING:
-    from raykd.knowledge.term import Pair
+from raykd.knowledge.evidence import Evidence, Lesson, Progress
+from raykd.knowledge.shapes import (
+    Shape,
+    check_features,
+    check_integers,
+    check_layers,
+    check_logits,
+)
+from raykd.option import Registry, option
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -103,8 +107,8 @@ class LossModule(nn.Module):
         batch = len(student.logits)
         check_integers("the targets", targets, batch)
         check_integers("the numbers of samples", index, batch)
-        check_layers("student", student, batch, self._guided)
-        check_layers("teacher", teacher, batch, self._hints)
+        check_layers("student", student.layers, batch, self._guided)
+        check_layers("teacher", teacher.layers, batch, self._hints)
         with torch.autocast(student.logits.device.type, enabled=False):
             shown, taught = student.map(widened), teacher.detached().map(widened)
             return self.value(Lesson(shown, taught, targets, index, progress))
@@ -174,6 +178,36 @@ class Loss:
             ValueError: the layers it is given cannot be bridged; names both layers and shapes.
         """
         raise NotImplementedError
+
+
+LOSSES = Registry("loss", base=Loss, entry_points="raykd.losses")
+"""Losses that a term may name; `raykd.knowledge` adds them."""
+
+AnyLoss = Annotated[Loss, LOSSES]
+"""Type of a field that holds a loss."""
+
+
+@option
+class Pair:
+    """One hint layer of the teacher and the guided layer of the student it teaches.
+
+    A pair may count more or less than its term's others, and may be compared by a loss of its own;
+    the term's loss must then compare each pair by itself (`Loss.pairs_apart`).
+    """
+
+    hint: str
+    guided: str
+    weight: Annotated[
+        float, Field(ge=0, description="Factor multiplied with the weight of the term")
+    ] = 1.0
+    loss: Annotated[
+        AnyLoss | None, Field(description="Loss of this pair. null: the loss of the term")
+    ] = None
+
+    @property
+    def is_alike(self) -> bool:
+        """Whether it has neither weight nor loss of its own."""
+        return self.loss is None and self.weight == 1
 
 
 @option

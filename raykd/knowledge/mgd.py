@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from raykd.knowledge.connectors import Resize, require
-from raykd.knowledge.evidence import Shape
 from raykd.knowledge.loss import PairLoss
+from raykd.knowledge.shapes import Shape
 from raykd.option import option
 
 

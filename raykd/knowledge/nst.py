@@ -8,10 +8,9 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from raykd.knowledge.connectors import require, resized, smaller
-from raykd.knowledge.evidence import Shape
 from raykd.knowledge.kernels import Kernel, discrepancy, unit
 from raykd.knowledge.loss import PairLoss
-from raykd.knowledge.shapes import check_maps
+from raykd.knowledge.shapes import Shape, check_maps
 from raykd.option import option
 
 

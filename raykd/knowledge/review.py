@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from raykd.knowledge.connectors import kind_of, require
-from raykd.knowledge.evidence import Lesson, Shape
+from raykd.knowledge.evidence import Lesson
 from raykd.knowledge.loss import Loss, LossContext, LossModule, for_each_pair
-from raykd.knowledge.shapes import check_features, check_maps
+from raykd.knowledge.shapes import Shape, check_features, check_maps
 from raykd.option import option
 
 LEVELS = (4, 2, 1)

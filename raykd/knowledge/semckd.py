@@ -10,9 +10,10 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from raykd.knowledge.connectors import PlaceMean, Resize, connector, kind_of, resized
-from raykd.knowledge.evidence import Lesson, Shape
+from raykd.knowledge.evidence import Lesson
 from raykd.knowledge.kernels import unit
 from raykd.knowledge.loss import Loss, LossContext, LossModule, for_each_pair
+from raykd.knowledge.shapes import Shape
 from raykd.option import option
 
 

@@ -6,9 +6,12 @@ checks compare Python integers only: no synchronization with a GPU, and a few mi
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from torch import Tensor
 
-from raykd.knowledge.evidence import Evidence, Shape
+Shape = tuple[int, ...]
+"""Output shape of a layer without the batch: (C, H, W), (tokens, D) or (D,)."""
 
 
 def check_logits(loss: str, student: Tensor, teacher: Tensor, targets: Tensor | None) -> None:
@@ -81,12 +84,14 @@ def check_maps(loss: str, guided: Tensor, hint: Tensor) -> None:
         )
 
 
-def check_layers(side: str, evidence: Evidence, batch: int, shapes: dict[str, Shape]) -> None:
+def check_layers(
+    side: str, layers: Mapping[str, Tensor], batch: int, shapes: Mapping[str, Shape]
+) -> None:
     """Check a network's layers against the shapes that a loss was built for.
 
     Args:
         side: "student" or "teacher", for the message.
-        evidence: layers that are not in it are not checked.
+        layers: outputs by name; a layer that is missing is not checked.
         batch: number of samples.
         shapes: by layer, without the batch.
 
@@ -94,7 +99,7 @@ def check_layers(side: str, evidence: Evidence, batch: int, shapes: dict[str, Sh
         ValueError: a layer has another shape.
     """
     for name, shape in shapes.items():
-        layer = evidence.layers.get(name)
+        layer = layers.get(name)
         if layer is not None and layer.shape != (batch, *shape):
             raise ValueError(
                 f"layer {name!r} of the {side} has shape {tuple(layer.shape)}; the loss was built "

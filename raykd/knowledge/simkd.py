@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from raykd.knowledge.connectors import kind_of, resized
-from raykd.knowledge.evidence import Lesson, Shape
+from raykd.knowledge.evidence import Lesson
 from raykd.knowledge.loss import PROJECTED, Loss, LossContext, LossModule, for_each_pair
-from raykd.knowledge.shapes import check_features
+from raykd.knowledge.shapes import Shape, check_features
 from raykd.option import option
 
 

@@ -4,44 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 from pydantic import Field
 
 from raykd.knowledge.evidence import Progress
-from raykd.knowledge.losses import LOSSES
+from raykd.knowledge.loss import LOSSES, AnyLoss, Loss, Pair
 from raykd.option import option
 from raykd.problems import Problem
-
-if TYPE_CHECKING:
-    from raykd.knowledge.loss import Loss
-
-    AnyLoss = Loss
-else:
-    AnyLoss = LOSSES.annotation
-
-
-@option
-class Pair:
-    """One hint layer of the teacher and the guided layer of the student it teaches.
-
-    A pair may count more or less than its term's others, and may be compared by a loss of its own;
-    the term's loss must then compare each pair by itself (`Loss.pairs_apart`).
-    """
-
-    hint: str
-    guided: str
-    weight: Annotated[
-        float, Field(ge=0, description="Factor multiplied with the weight of the term")
-    ] = 1.0
-    loss: Annotated[
-        AnyLoss | None, Field(description="Loss of this pair. null: the loss of the term")
-    ] = None
-
-    @property
-    def is_alike(self) -> bool:
-        """Whether it has neither weight nor loss of its own."""
-        return self.loss is None and self.weight == 1
 
 
 @option

@@ -8,8 +8,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from raykd.knowledge.evidence import Evidence, Progress, Shape
+from raykd.knowledge.evidence import Evidence, Progress
 from raykd.knowledge.loss import LossContext, widened
+from raykd.knowledge.shapes import Shape
 from raykd.knowledge.term import Pair, Term
 
 

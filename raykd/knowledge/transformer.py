@@ -14,10 +14,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from raykd.knowledge.connectors import kind_of, places_of, require
-from raykd.knowledge.evidence import Shape
 from raykd.knowledge.kernels import or_one
 from raykd.knowledge.loss import PairLoss
-from raykd.knowledge.shapes import check_features, check_maps
+from raykd.knowledge.shapes import Shape, check_features, check_maps
 from raykd.option import option
 
 

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from raykd.knowledge.connectors import PlaceMean, connector, kind_of, resized
-from raykd.knowledge.evidence import Shape
 from raykd.knowledge.loss import PairLoss
+from raykd.knowledge.shapes import Shape
 from raykd.option import option
 
 _LEAST_VARIANCE = 1e-5

@@ -14,7 +14,7 @@ from raykd.architecture import MODELS
 from raykd.architecture.screens import SCREENS
 from raykd.data import AUGMENTATIONS, SOURCES
 from raykd.knowledge import LOSSES
-from raykd.option import OWN, Family, option_name
+from raykd.option import OWN, Registry, option_name
 from raykd.problems import Problem, StudyError
 from raykd.report.parameters import Held, Parameter, Reader, shown
 from raykd.schemes import SCHEMES
@@ -26,7 +26,7 @@ Part = Literal[
     "losses", "schemes", "models", "data", "samplers", "schedulers", "screens", "augmentations"
 ]
 
-FAMILIES: Mapping[Part, Family] = {
+FAMILIES: Mapping[Part, Registry] = {
     "losses": LOSSES,
     "schemes": SCHEMES,
     "models": MODELS,

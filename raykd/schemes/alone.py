@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from raykd.data.batch import Batch
 from raykd.knowledge.evidence import Progress
 from raykd.option import option
-from raykd.schemes.scheme import Distiller, Parts, Scheme, StepOutput
+from raykd.schemes.distiller import Distiller, Parts, StepOutput
+from raykd.schemes.scheme import Scheme
 
 
 @option

@@ -8,19 +8,17 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from raykd.knowledge import Term
+from raykd.knowledge import KD, Term
 from raykd.knowledge.terms import any_reads_logits
 from raykd.option import option
+from raykd.schemes.distiller import Distiller, Parts
 from raykd.schemes.multi_teacher import FollowsTeachers, MultiTeacher, Shares
 from raykd.schemes.offline import FollowsTeacher, Offline
-from raykd.schemes.scheme import Distiller, Parts, Scheme
-from raykd.schemes.teachers import (
-    PAPERS_KD,
-    Circumstances,
-    Preparation,
-    Teacher,
-    learns_alone,
-)
+from raykd.schemes.scheme import Circumstances, Preparation, Scheme, learns_alone
+from raykd.schemes.teachers import Teacher
+
+PAPERS_KD = Term(loss=KD(temperature=4.0), weight=1.0)
+"""What an assistant is taught where nothing else is said."""
 
 
 @option

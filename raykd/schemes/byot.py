@@ -14,8 +14,8 @@ from raykd.knowledge import Progress, Shape
 from raykd.knowledge.connectors import PlaceMean, connector
 from raykd.knowledge.response import softened_kl
 from raykd.option import option
-from raykd.schemes.scheme import Distiller, Parts, Scheme, StepOutput
-from raykd.schemes.watched import Watched
+from raykd.schemes.distiller import Distiller, Parts, StepOutput, Watched
+from raykd.schemes.scheme import Scheme
 
 Distance = Literal["mean", "squared", "norm"]
 

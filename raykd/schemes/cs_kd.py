@@ -11,7 +11,8 @@ from raykd.data.batch import Batch, ExtraInputs
 from raykd.knowledge import Progress
 from raykd.knowledge.response import softened_kl
 from raykd.option import option
-from raykd.schemes.scheme import Distiller, Parts, Scheme, StepOutput
+from raykd.schemes.distiller import Distiller, Parts, StepOutput
+from raykd.schemes.scheme import Scheme
 
 
 @option

@@ -16,9 +16,9 @@ from raykd.data.batch import Batch
 from raykd.knowledge import KD, Evidence, Progress, Shape, Term, Terms
 from raykd.knowledge.terms import layer_names
 from raykd.option import option
+from raykd.schemes.distiller import Distiller, Parts, StepOutput, Watched
 from raykd.schemes.peers import Others, Peers, built_peers, check_room
-from raykd.schemes.scheme import Distiller, Parts, Scheme, StepOutput
-from raykd.schemes.watched import Watched
+from raykd.schemes.scheme import Scheme
 
 Together = Literal["mean", "sum", "ensemble"]
 

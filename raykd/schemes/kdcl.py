@@ -15,8 +15,9 @@ from raykd.knowledge import Progress
 from raykd.knowledge.gather import from_all_workers
 from raykd.knowledge.response import softened_kl
 from raykd.option import option
+from raykd.schemes.distiller import Distiller, Parts, StepOutput
 from raykd.schemes.peers import Others, Peers, built_peers, check_room
-from raykd.schemes.scheme import Distiller, Parts, Scheme, StepOutput
+from raykd.schemes.scheme import Scheme
 
 Ensemble = Literal["naive", "linear", "linear_batch", "min_logit", "general", "mean"]
 

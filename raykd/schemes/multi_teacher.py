@@ -15,9 +15,9 @@ from raykd.data.batch import Batch
 from raykd.knowledge import Evidence, Progress, Term, Terms
 from raykd.knowledge.terms import term_names
 from raykd.option import option
-from raykd.schemes.scheme import Distiller, Parts, Scheme, StepOutput
-from raykd.schemes.teachers import Circumstances, Preparation, Teacher, learns_alone
-from raykd.schemes.watched import Watched
+from raykd.schemes.distiller import Distiller, Parts, StepOutput, Watched
+from raykd.schemes.scheme import Circumstances, Preparation, Scheme, learns_alone
+from raykd.schemes.teachers import Teacher
 
 Combine = Literal["mean", "weighted", "confidence", "gate"]
 Target = Literal["probabilities", "logits", "each"]

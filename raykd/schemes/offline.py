@@ -13,9 +13,9 @@ from raykd.knowledge.evidence import Progress
 from raykd.knowledge.loss import PROJECTED
 from raykd.knowledge.terms import any_reads_logits
 from raykd.option import option
+from raykd.schemes.distiller import Distiller, Parts, StepOutput, Watched
 from raykd.schemes.reuse import reuse
-from raykd.schemes.scheme import Distiller, Parts, Scheme, StepOutput
-from raykd.schemes.watched import Watched
+from raykd.schemes.scheme import Scheme
 
 
 @option

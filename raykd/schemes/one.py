@@ -21,7 +21,8 @@ from raykd.knowledge import Progress, Shape
 from raykd.knowledge.connectors import PlaceMean
 from raykd.knowledge.response import softened_kl
 from raykd.option import option
-from raykd.schemes.scheme import Distiller, Parts, Scheme, StepOutput
+from raykd.schemes.distiller import Distiller, Parts, StepOutput
+from raykd.schemes.scheme import Scheme
 
 
 @option

@@ -8,9 +8,8 @@ from typing import Annotated
 from pydantic import Field
 from torch import nn
 
-from raykd.architecture import Model
-from raykd.schemes.scheme import Parts
-from raykd.schemes.teachers import AnyModel
+from raykd.architecture import AnyModel, Model
+from raykd.schemes.distiller import Parts
 
 Peers = Annotated[int, Field(ge=2, le=8, description="Number of networks, including the student")]
 Others = Annotated[

@@ -13,7 +13,8 @@ from raykd.data.batch import Batch
 from raykd.knowledge import Progress
 from raykd.knowledge.gather import from_all_workers
 from raykd.option import option
-from raykd.schemes.scheme import Distiller, Parts, Scheme, StepOutput
+from raykd.schemes.distiller import Distiller, Parts, StepOutput
+from raykd.schemes.scheme import Scheme
 
 
 @option

@@ -14,7 +14,7 @@ from raykd.architecture.cut import Head, Trunk, has_negative_values
 from raykd.architecture.layers import Layer
 from raykd.knowledge import Pair, Shape, Terms
 from raykd.knowledge.loss import PROJECTED, LossModule
-from raykd.schemes.scheme import Parts
+from raykd.schemes.distiller import Parts
 
 
 class Reusing(nn.Module):

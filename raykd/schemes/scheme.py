@@ -1,4 +1,4 @@
-"""The shape every scheme has: who teaches whom, and when.
+"""Base class of schemes: who teaches whom, and when.
 
 A scheme option builds a `Distiller`, the module the training loop calls.  The loop does not know
 that distillation exists: it calls the distiller, and walks down the gradient of what comes back.
@@ -6,162 +6,17 @@ that distillation exists: it calls the distiller, and walks down the gradient of
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import ClassVar, Protocol
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar
 
-from torch import Tensor, nn
-
-from raykd.architecture.model import Task
-from raykd.data.batch import Batch, ExtraInputs
+from raykd.architecture import Model
+from raykd.architecture.normalization import Named, Normalization
 from raykd.knowledge import Term
-from raykd.knowledge.evidence import Evidence, Progress, Shape
-from raykd.knowledge.terms import Terms
-from raykd.option import option
-from raykd.schemes.teachers import Circumstances, Preparation, learns_alone
-
-
-@dataclass(frozen=True)
-class StepOutput:
-    """What one batch gives.
-
-    Attributes:
-        loss: the scalar to minimise.
-        terms: each part of it by name, detached and unweighted ("task", "kd", "hint" ...).
-        logits: (B, classes) of the student that will be deployed, detached.
-    """
-
-    loss: Tensor
-    terms: Mapping[str, Tensor]
-    logits: Tensor
-
-
-class TeacherSource(Protocol):
-    """Where the teacher's evidence comes from: a live forward, or a cache of one."""
-
-    def __call__(self, batch: Batch) -> Evidence: ...
-
-
-@dataclass(frozen=True)
-class Guide:
-    """One teacher of several, as a scheme meets it.
-
-    Attributes:
-        teacher: its evidence.
-        terms: the knowledge to transfer, pairs resolved to its own layers.
-        hint_shapes: shape of every layer of its own that a pair names.
-    """
-
-    teacher: TeacherSource
-    terms: Sequence[Term]
-    hint_shapes: Mapping[str, Shape] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Parts:
-    """All that a scheme may build from.
-
-    Attributes:
-        student: the network to train.
-        build_student: makes another untrained copy of it (for peers), fresh weights each call.
-        teacher: evidence of the teacher (its layers named as the pairs name them); None where the
-            scheme needs none.
-        terms: the knowledge to transfer, pairs resolved to layer names.
-        task_loss: (logits, targets) -> scalar, the loss on the labels.
-        task: what the networks take and give; the distiller finds the student's layers with it.
-        train_size: number of training samples.
-        data_size: one more than the largest `Batch.index`.
-        guided_shapes / hint_shapes: shape of every layer named in a pair, by the name the pair
-            uses, without the batch.
-        others: the teachers after the first, in the order of `Scheme.teachers`.
-        teacher_network: the first teacher itself, where it is at hand.
-    """
-
-    student: nn.Module
-    build_student: Callable[[], nn.Module]
-    teacher: TeacherSource | None
-    terms: Sequence[Term]
-    task_loss: Callable[[Tensor, Tensor], Tensor]
-    task: Task
-    train_size: int
-    data_size: int
-    guided_shapes: Mapping[str, Shape] = field(default_factory=dict)
-    hint_shapes: Mapping[str, Shape] = field(default_factory=dict)
-    others: Sequence[Guide] = ()
-    teacher_network: nn.Module | None = None
-
-    @property
-    def classes(self) -> int:
-        return self.task.classes
-
-    @property
-    def guides(self) -> tuple[Guide, ...]:
-        """Every teacher, the first one first.
-
-        Raises:
-            ValueError: there is none.
-        """
-        if self.teacher is None:
-            raise ValueError(
-                "the scheme needs a teacher and the study has none; name a `teacher`, or take a "
-                "scheme without one (`scheme: {name: alone}`)"
-            )
-        return (Guide(self.teacher, self.terms, self.hint_shapes), *self.others)
-
-    def with_terms(self, terms: Sequence[Term]) -> Parts:
-        """The same, but for what is transferred."""
-        return replace(self, terms=terms)
-
-    def make_terms(
-        self,
-        terms: Sequence[Term] | None = None,
-        hint_shapes: Mapping[str, Shape] | None = None,
-        deployable: bool = False,
-    ) -> Terms:
-        """Terms made ready, what their losses learn freshly initialised.
-
-        Args:
-            terms: null: all.
-            hint_shapes: null: the first teacher's.
-            deployable: whether a loss may change the network that is kept.
-
-        Raises:
-            ValueError: layers that cannot be bridged.
-        """
-        return Terms(
-            self.terms if terms is None else terms,
-            classes=self.classes,
-            train_size=self.train_size,
-            data_size=self.data_size,
-            guided_shapes=self.guided_shapes,
-            hint_shapes=self.hint_shapes if hint_shapes is None else hint_shapes,
-            deployable=deployable,
-        )
-
-
-class Distiller(nn.Module):
-    """A scheme made ready for one trial.
-
-    Every registered parameter is trained; the teacher is not registered.
-    """
-
-    student: nn.Module
-    """The network that is evaluated and kept."""
-
-    needs_unused_parameter_search: bool = False
-    """Whether some parameters may get no gradient in some step (for DDP)."""
-
-    steps_differ: bool = False
-    """Whether steps of one epoch differ by more than their batches and their terms' weights."""
-
-    extra_inputs: ExtraInputs = ExtraInputs()
-    """Inputs it needs in addition to the samples of its batches."""
-
-    def forward(self, batch: Batch, progress: Progress) -> StepOutput:
-        raise NotImplementedError
-
-    def begin_epoch(self, progress: Progress) -> None:
-        """Called before an epoch's first batch."""
+from raykd.option import Registry, option
+from raykd.schemes.distiller import Distiller, Parts
+from raykd.schemes.teachers import Teacher
+from raykd.schemes.train import Train
 
 
 @option
@@ -201,3 +56,136 @@ class Scheme:
             ValueError: the parts do not fit (no teacher, layers that cannot be bridged).
         """
         raise NotImplementedError
+
+
+SCHEMES = Registry("scheme", base=Scheme, entry_points="raykd.schemes")
+"""Schemes that a study may name; `raykd.schemes` adds them."""
+
+AnyScheme = Annotated[Scheme, SCHEMES]
+"""Type of a field that holds a scheme."""
+
+
+@dataclass(frozen=True)
+class Circumstances:
+    """What a scheme may choose its teachers by.
+
+    Attributes:
+        teacher: the study's own, if it has one.
+        student: the trial's model.
+        train: how the trial is trained.
+        knowledge: the trial's terms.
+        seed: the study's: networks that many trials share are trained under it.
+        trial_seed: the trial's own; a replicate's differs from the study's.
+        augment: the trial's augmentation.
+    """
+
+    teacher: Teacher | None
+    student: Model
+    train: Train
+    knowledge: tuple[Term, ...]
+    seed: int
+    trial_seed: int
+    augment: tuple[Any, ...] = ()
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """A network that must be there before a trial begins: what it is and how it is trained.
+
+    Two trials that need the same preparation share one; see `raykd.training.teacher.teacher_key`.
+
+    Attributes:
+        model: None where `weights` alone tell.
+        weights: a file or URI it is loaded from; None: it is trained.
+        train, seed: of its training.
+        scheme: who teaches it; None: it learns alone.
+        knowledge: what its own teachers teach it.
+        teachers: those, each prepared before it.
+        augment: the augmentation of its training; None: the study's.
+        origin: the trained network it starts from; None: it draws its weights, or loads them.
+        classes: class names in the order of the outputs of `weights`, where the study gives them.
+        normalization: of the pictures that loaded weights were trained with.
+    """
+
+    model: Model | None
+    weights: str | None
+    train: Train
+    seed: int
+    scheme: Scheme | None = None
+    knowledge: tuple[Term, ...] = ()
+    teachers: tuple[Preparation, ...] = ()
+    augment: tuple[Any, ...] | None = None
+    origin: Preparation | None = None
+    classes: tuple[str, ...] = ()
+    normalization: Normalization | Named = "auto"
+
+    @property
+    def needs(self) -> tuple[Preparation, ...]:
+        """The networks that must be there before it is trained: its teachers, then its origin."""
+        return self.teachers if self.origin is None else (*self.teachers, self.origin)
+
+    @property
+    def is_mlflow(self) -> bool:
+        return Teacher(weights=self.weights).is_mlflow
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether it belongs to the study, rather than to one trial."""
+        return self.augment is None
+
+    @property
+    def as_teacher(self) -> Teacher:
+        """The option that stands for it where it teaches: its model, and nothing of its past."""
+        return Teacher(
+            model=self.model,
+            weights=self.weights,
+            classes=self.classes or None,
+            normalization=self.normalization,
+            train=self.train,
+            seed=self.seed,
+        )
+
+
+def learns_alone(teacher: Teacher, around: Circumstances) -> Preparation:
+    """The preparation of a teacher that the study, or a scheme, names.
+
+    Where it does not say how it is trained, it is trained as the study's own teacher is, or else
+    as the student.
+    """
+    own = around.teacher.train if around.teacher is not None else None
+    return Preparation(
+        model=teacher.model,
+        weights=teacher.weights,
+        train=teacher.train or own or around.train,
+        seed=around.seed if teacher.seed is None else teacher.seed,
+        origin=origin_of(teacher.model, around) if teacher.weights is None else None,
+        classes=tuple(map(str, teacher.classes or ())),
+        normalization=teacher.normalization,
+    )
+
+
+def origin_of(model: Model | None, around: Circumstances) -> Preparation | None:
+    """The study's own teacher where a model's networks inherit from it; else None."""
+    teacher = around.teacher
+    if model is None or teacher is None or model.origin is None or model.origin != teacher.model:
+        return None
+    return learns_alone(teacher, around)
+
+
+def own_kind(around: Circumstances, generation: int = 0) -> Preparation:
+    """A network of the student's own architecture, trained alone as the trial is trained.
+
+    Its seed differs from the trial's, so that it starts from other weights.
+    """
+    return Preparation(
+        model=around.student,
+        weights=None,
+        train=around.train,
+        seed=(around.trial_seed + GENERATION_SEEDS * (generation + 1)) % 2**31,
+        augment=around.augment,
+        origin=origin_of(around.student, around),
+    )
+
+
+GENERATION_SEEDS = 100_003
+"""Added to a trial's seed for each generation before it; more than there are replicates."""

@@ -10,14 +10,9 @@ from pydantic import Field
 
 from raykd.knowledge import KD, Term
 from raykd.option import option
+from raykd.schemes.distiller import Distiller, Parts
 from raykd.schemes.offline import FollowsTeacher, Offline
-from raykd.schemes.scheme import Distiller, Parts, Scheme
-from raykd.schemes.teachers import (
-    Circumstances,
-    Preparation,
-    learns_alone,
-    own_kind,
-)
+from raykd.schemes.scheme import Circumstances, Preparation, Scheme, learns_alone, own_kind
 
 BORN_AGAIN_KD = Term(loss=KD(temperature=1.0), weight=1.0)
 """Furlanello 2018: the cross-entropy between the two outputs, not softened."""

@@ -1,25 +1,21 @@
-"""Which networks teach, and what has to be trained before they can."""
+"""Teachers: the option of a study, and the network that is run in training."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any
+from collections.abc import Sequence
+from typing import Annotated
 
+import torch
 from pydantic import Field
+from torch import nn
 
-from raykd.architecture import MODELS
-from raykd.architecture.normalization import Given, Named, Normalization
-from raykd.knowledge import KD, Term
+from raykd.architecture import AnyModel, Task
+from raykd.architecture.normalization import Given
+from raykd.data.batch import Batch
+from raykd.knowledge import Evidence
 from raykd.option import option
+from raykd.schemes.distiller import Watched
 from raykd.schemes.train import Train
-
-if TYPE_CHECKING:
-    from raykd.architecture import Model
-    from raykd.schemes.scheme import Scheme
-
-    AnyModel = Model
-else:
-    AnyModel = MODELS.annotation
 
 
 @option
@@ -76,131 +72,35 @@ class Teacher:
         )
 
 
-@dataclass(frozen=True)
-class Circumstances:
-    """What a scheme may choose its teachers by.
+class LiveTeacher:
+    """Evidence from a forward of the teacher, frozen and in eval mode.
 
-    Attributes:
-        teacher: the study's own, if it has one.
-        student: the trial's model.
-        train: how the trial is trained.
-        knowledge: the trial's terms.
-        seed: the study's: networks that many trials share are trained under it.
-        trial_seed: the trial's own; a replicate's differs from the study's.
-        augment: the trial's augmentation.
+    A `TeacherSource`.  The model is put in eval mode, its parameters need no gradient from then
+    on, and its batch-norm statistics do not move.
+
+    Args:
+        model: the trained teacher, on the device of the batches.
+        layers: the hint layers to show, as the pairs name them.
+        task: what the teacher takes and gives.
+        logits: whether any term reads the logits; if not, the forward ends after the last layer
+            and the evidence's logits are (B, 0).
+
+    Raises:
+        ValueError: the teacher has no such layer.
     """
 
-    teacher: Teacher | None
-    student: Model
-    train: Train
-    knowledge: tuple[Term, ...]
-    seed: int
-    trial_seed: int
-    augment: tuple[Any, ...] = ()
+    def __init__(
+        self, model: nn.Module, layers: Sequence[str], task: Task, *, logits: bool = True
+    ) -> None:
+        self.model = model.eval().requires_grad_(False)
+        self.logits = logits
+        self._watched = Watched(self.model, layers, task)
 
-
-@dataclass(frozen=True)
-class Preparation:
-    """A network that must be there before a trial begins: what it is and how it is trained.
-
-    Two trials that need the same preparation share one; see `raykd.training.teacher.teacher_key`.
-
-    Attributes:
-        model: None where `weights` alone tell.
-        weights: a file or URI it is loaded from; None: it is trained.
-        train, seed: of its training.
-        scheme: who teaches it; None: it learns alone.
-        knowledge: what its own teachers teach it.
-        teachers: those, each prepared before it.
-        augment: the augmentation of its training; None: the study's.
-        origin: the trained network it starts from; None: it draws its weights, or loads them.
-        classes: class names in the order of the outputs of `weights`, where the study gives them.
-        normalization: of the pictures that loaded weights were trained with.
-    """
-
-    model: Model | None
-    weights: str | None
-    train: Train
-    seed: int
-    scheme: Scheme | None = None
-    knowledge: tuple[Term, ...] = ()
-    teachers: tuple[Preparation, ...] = ()
-    augment: tuple[Any, ...] | None = None
-    origin: Preparation | None = None
-    classes: tuple[str, ...] = ()
-    normalization: Normalization | Named = "auto"
-
-    @property
-    def needs(self) -> tuple[Preparation, ...]:
-        """The networks that must be there before it is trained: its teachers, then its origin."""
-        return self.teachers if self.origin is None else (*self.teachers, self.origin)
-
-    @property
-    def is_mlflow(self) -> bool:
-        return Teacher(weights=self.weights).is_mlflow
-
-    @property
-    def is_shared(self) -> bool:
-        """Whether it belongs to the study, rather than to one trial."""
-        return self.augment is None
-
-    @property
-    def as_teacher(self) -> Teacher:
-        """The option that stands for it where it teaches: its model, and nothing of its past."""
-        return Teacher(
-            model=self.model,
-            weights=self.weights,
-            classes=self.classes or None,
-            normalization=self.normalization,
-            train=self.train,
-            seed=self.seed,
-        )
-
-
-PAPERS_KD = Term(loss=KD(temperature=4.0), weight=1.0)
-"""What an assistant is taught where nothing else is said."""
-
-
-def learns_alone(teacher: Teacher, around: Circumstances) -> Preparation:
-    """The preparation of a teacher that the study, or a scheme, names.
-
-    Where it does not say how it is trained, it is trained as the study's own teacher is, or else
-    as the student.
-    """
-    own = around.teacher.train if around.teacher is not None else None
-    return Preparation(
-        model=teacher.model,
-        weights=teacher.weights,
-        train=teacher.train or own or around.train,
-        seed=around.seed if teacher.seed is None else teacher.seed,
-        origin=origin_of(teacher.model, around) if teacher.weights is None else None,
-        classes=tuple(map(str, teacher.classes or ())),
-        normalization=teacher.normalization,
-    )
-
-
-def origin_of(model: Model | None, around: Circumstances) -> Preparation | None:
-    """The study's own teacher where a model's networks inherit from it; else None."""
-    teacher = around.teacher
-    if model is None or teacher is None or model.origin is None or model.origin != teacher.model:
-        return None
-    return learns_alone(teacher, around)
-
-
-def own_kind(around: Circumstances, generation: int = 0) -> Preparation:
-    """A network of the student's own architecture, trained alone as the trial is trained.
-
-    Its seed differs from the trial's, so that it starts from other weights.
-    """
-    return Preparation(
-        model=around.student,
-        weights=None,
-        train=around.train,
-        seed=(around.trial_seed + GENERATION_SEEDS * (generation + 1)) % 2**31,
-        augment=around.augment,
-        origin=origin_of(around.student, around),
-    )
-
-
-GENERATION_SEEDS = 100_003
-"""Added to a trial's seed for each generation before it; more than there are replicates."""
+    def __call__(self, batch: Batch) -> Evidence:
+        if self.model.training:
+            self.model.eval()
+        with torch.no_grad():
+            if self.logits:
+                return self._watched(batch.inputs)
+            nothing = torch.empty(len(batch), 0, device=batch.targets.device)
+            return Evidence(nothing, self._watched.layers_only(batch.inputs))

@@ -13,7 +13,8 @@ from raykd.data.batch import Batch
 from raykd.knowledge import Progress
 from raykd.knowledge.response import softened_kl
 from raykd.option import option
-from raykd.schemes.scheme import Distiller, Parts, Scheme, StepOutput
+from raykd.schemes.distiller import Distiller, Parts, StepOutput
+from raykd.schemes.scheme import Scheme
 
 
 @option

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from raykd.architecture import Anatomy
 from raykd.architecture.layers import Layer
 from raykd.knowledge import Loss, Pair
-from raykd.knowledge.evidence import Shape
+from raykd.knowledge.shapes import Shape
 from raykd.study.nodes import Pairing
 from raykd.study.pairing import stages_of, why_not
 from raykd.study.pairings import WIDE, LayerPair, PairingDomain, Wide, bare

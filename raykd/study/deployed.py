@@ -15,7 +15,7 @@ from raykd.architecture.layers import random_inputs
 from raykd.architecture.macs import Unfilled
 from raykd.architecture.memory import peak_memory
 from raykd.knowledge import Loss, LossContext, Pair, Term
-from raykd.knowledge.evidence import Shape
+from raykd.knowledge.shapes import Shape
 from raykd.problems import Infeasible
 from raykd.schemes.reuse import Reusing
 from raykd.study.pairing import PairError

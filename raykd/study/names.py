@@ -12,7 +12,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from raykd.option import Family
+    from raykd.option import Registry
 
 SIZES = {"depth": "d", "width": "w", "widen": "w"}
 """Fields of a model that are always shown, and their letters."""
@@ -137,7 +137,7 @@ def _layer(name: str) -> str:
     return f"s{number}" if number.isdigit() else name
 
 
-def _defaults(family: Family, name: str) -> dict[str, Any]:
+def _defaults(family: Registry, name: str) -> dict[str, Any]:
     """The defaults of an option as plain data; {} for one that is not installed here."""
     cls = family.find(name)
     return {} if cls is None else _plain_defaults(cls)

@@ -10,7 +10,7 @@ import torch
 
 from raykd.architecture import Anatomy
 from raykd.knowledge import Loss, LossContext, Pair, Term
-from raykd.knowledge.evidence import Shape
+from raykd.knowledge.shapes import Shape
 from raykd.study.place import Place, dotted
 from raykd.study.schema import Study
 

@@ -8,38 +8,21 @@ import operator
 from collections.abc import Iterator, Mapping
 from dataclasses import field
 from functools import lru_cache
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, TypeAdapter
 
-from raykd.architecture import MODELS, Derived
+from raykd.architecture import AnyModel, Derived, Model
 from raykd.architecture.latency import Latency
-from raykd.architecture.screens import SCREENS, Unscreened
-from raykd.data import SOURCES
+from raykd.architecture.screens import AnyScreen, Unscreened
+from raykd.data import AnySource
 from raykd.knowledge import Term
 from raykd.option import option
 from raykd.problems import Problem
-from raykd.schemes import SCHEMES, Offline
-from raykd.schemes.teachers import Teacher
+from raykd.schemes import AnyScheme, Offline, Teacher
 from raykd.schemes.train import PositiveInt, Train
 from raykd.study.objectives import Cost, Direction
 from raykd.study.samplers import Sampler
-
-if TYPE_CHECKING:
-    from raykd.architecture.model import Model
-    from raykd.architecture.screens import Screen
-    from raykd.data.source import Source
-    from raykd.schemes.scheme import Scheme
-
-    AnyModel = Model
-    AnySource = Source
-    AnyScheme = Scheme
-    AnyScreen = Screen
-else:
-    AnyModel = MODELS.annotation
-    AnySource = SOURCES.annotation
-    AnyScheme = SCHEMES.annotation
-    AnyScreen = SCREENS.annotation
 
 
 @option
@@ -387,8 +370,6 @@ def with_sources(study: Study) -> Study:
 
 def _derived_from(teacher: Model | None, value: Any) -> Any:
     """A part of a study with its derived models filled in; itself where there are none."""
-    from raykd.architecture.model import Model
-
     if isinstance(value, Model):
         return value.of_teacher(teacher)
     if isinstance(value, tuple):

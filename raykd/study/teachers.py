@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from raykd.schemes import Circumstances, Preparation
-from raykd.schemes.teachers import origin_of
+from raykd.schemes.scheme import origin_of
 from raykd.study.schema import Study
 
 

@@ -17,7 +17,7 @@ from raykd.architecture.model import TrainedOn
 from raykd.architecture.normalization import METADATA, NAMED, Normalization, from_metadata
 from raykd.architecture.weight_files import weight_parts
 from raykd.schemes import Alone, Preparation, Teacher
-from raykd.schemes.teachers import learns_alone
+from raykd.schemes.scheme import learns_alone
 from raykd.study.schema import Cache, Student, Study, plain
 from raykd.study.teachers import circumstances
 from raykd.training.checkpoint import parse_weights, read_metadata

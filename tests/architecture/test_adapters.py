@@ -24,7 +24,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.flop_counter import FlopCounterMode
 
 from model_cases import hooks_on
-from raykd.architecture import MODELS, Model, Taps, Task, Text, anatomy, discover, resolve
+from raykd.architecture import MODELS, AnyModel, Model, Taps, Task, Text, anatomy, discover, resolve
 from raykd.architecture.adapters import hub
 from raykd.architecture.layers import random_inputs
 from raykd.architecture.stages import BLOCK_STAGES
@@ -69,7 +69,7 @@ every_case = pytest.mark.parametrize("case", list(CASES))
 
 
 def _model(fields: dict[str, Any]) -> Model:
-    return TypeAdapter(MODELS.annotation).validate_python(fields)
+    return TypeAdapter(AnyModel).validate_python(fields)
 
 
 def _case(case: str) -> tuple[Model, Task]:
@@ -213,7 +213,7 @@ def test_whole_networks_and_their_weights_survive_a_file(case: str) -> None:
 def test_is_a_value(case: str) -> None:
     model, again = _case(case)[0], _case(case)[0]
     assert model == again and hash(model) == hash(again)
-    adapter = TypeAdapter(MODELS.annotation)
+    adapter = TypeAdapter(AnyModel)
     assert adapter.validate_python(adapter.dump_python(model)) == model
     assert adapter.validate_json(adapter.dump_json(model), strict=True) == model
     assert MODELS.find(model.name) is MODELS[model.name] is type(model)

@@ -20,6 +20,7 @@ from model_cases import CIFAR
 from raykd.architecture import (
     CRD_BENCHMARK,
     MODELS,
+    AnyModel,
     Convnext,
     Mixer,
     MobilenetV2,
@@ -107,7 +108,7 @@ SHUFFLENET_V1 = {
 
 @pytest.mark.parametrize("name", BENCHMARK)
 def test_the_benchmarks_networks_have_its_sizes(name: str) -> None:
-    model = TypeAdapter(MODELS.annotation).validate_python({"name": name})
+    model = TypeAdapter(AnyModel).validate_python({"name": name})
     assert anatomy(model, CIFAR).params == BENCHMARK[name]
     if isinstance(MEMBERS[name], Resnet | WideResnet | Vgg) and name != "ResNet50":
         assert _on_paper(MEMBERS[name]) == BENCHMARK[name]
@@ -120,7 +121,7 @@ def test_the_benchmarks_networks_are_options_like_any_other() -> None:
         assert pickle.loads(pickle.dumps(model)) == model
         assert hash(model) == hash(cls())  # pyright: ignore[reportCallIssue]
         with pytest.raises(ValueError, match="width"):
-            TypeAdapter(MODELS.annotation).validate_python({"name": cls.name, "width": 8})
+            TypeAdapter(AnyModel).validate_python({"name": cls.name, "width": 8})
     assert MODELS["resnet8x4"].__doc__ == (
         "The CRD benchmark's resnet8x4: {name: resnet, depth: 8, width: 64, stem: 32}."
     )

@@ -14,7 +14,7 @@ from pydantic import TypeAdapter
 from torch import Tensor, nn
 
 from model_cases import DIGITS, NAMES, small
-from raykd.architecture import MODELS, Cnn, Model, Resnet, Task, Text, anatomy
+from raykd.architecture import AnyModel, Cnn, Model, Resnet, Task, Text, anatomy
 from raykd.architecture.cnn import CnnStage
 from raykd.architecture.screens import (
     SCREENS,
@@ -302,7 +302,7 @@ def test_another_seed_gives_another_score_and_repeats_their_mean(
 def test_texts(name: str) -> None:
     pytest.importorskip("transformers")
     written = {"name": "hf/bert", "config": {**BERT, "intermediate_size": 32}}
-    model = TypeAdapter(MODELS.annotation).validate_python(written)
+    model = TypeAdapter(AnyModel).validate_python(written)
     tokens = torch.randint(2, 50, (8, 12), generator=torch.Generator().manual_seed(0))
     inputs = {"input_ids": tokens, "attention_mask": torch.ones(8, 12, dtype=torch.long)}
     about = Screening(WORDS, inputs, torch.arange(8) % 3, model, seed=0)
@@ -364,5 +364,5 @@ FOREIGN: tuple[dict[str, Any], ...] = (
 @pytest.mark.parametrize("name", MEASURED)
 def test_networks_of_other_libraries(name: str, written: dict[str, Any], digits: Screening) -> None:
     pytest.importorskip(written["name"].partition("/")[0])
-    model = TypeAdapter(MODELS.annotation).validate_python(written)
+    model = TypeAdapter(AnyModel).validate_python(written)
     assert math.isfinite(made(name, batch=8).scorer(digits)(model))

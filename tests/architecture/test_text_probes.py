@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from raykd.architecture import MODELS, Task, Text, anatomy
+from raykd.architecture import AnyModel, Task, Text, anatomy
 from raykd.architecture.class_order import reorder_classes
 from raykd.architecture.layers import blank_inputs, random_inputs
 
@@ -26,7 +26,7 @@ SIZES: dict[str, dict[str, Any]] = {
 def model(name: str, **fields: Any) -> Any:
     from pydantic import TypeAdapter
 
-    return TypeAdapter(MODELS.annotation).validate_python({"name": f"hf/{name}", **fields})
+    return TypeAdapter(AnyModel).validate_python({"name": f"hf/{name}", **fields})
 
 
 @pytest.mark.parametrize("name", SIZES)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import numpy as np
 import pytest
 import torch
@@ -64,7 +66,7 @@ class TestEveryAugmentation:
         assert torch.equal(pictures, before)
 
     def test_through_a_study_file(self, cls: type, channels: int) -> None:
-        adapter = TypeAdapter(AUGMENTATIONS.annotation)
+        adapter = TypeAdapter(Annotated[Augment, AUGMENTATIONS])
         assert adapter.validate_python({"name": cls().name}) == cls()
 
 

@@ -17,7 +17,7 @@ from pyarrow import feather, parquet
 from pydantic import TypeAdapter, ValidationError
 
 from docstrings import MODULES, VOCABULARY
-from raykd.data import SOURCES, BatchLoader, Dataset, Split
+from raykd.data import AnySource, BatchLoader, Dataset, Split
 from raykd.data.text import Texts
 from raykd.training.assembly import task_of
 
@@ -242,7 +242,7 @@ class TestMistakes:
 
     def test_augmentations(self, corpus: Path) -> None:
         with pytest.raises(ValidationError, match="augmentations are for pictures"):
-            TypeAdapter(SOURCES.annotation).validate_python(
+            TypeAdapter(AnySource).validate_python(
                 {
                     "name": "text",
                     "file": "a.csv",

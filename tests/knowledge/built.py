@@ -8,7 +8,7 @@ import torch
 
 from arrays import Array, tensor
 from raykd.knowledge import Evidence, Loss, LossContext, Pair, Progress
-from raykd.knowledge.evidence import Shape
+from raykd.knowledge.shapes import Shape
 
 
 def context(

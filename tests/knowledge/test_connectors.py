@@ -14,7 +14,7 @@ from torch import nn
 from loss_cases import CLASSES
 from raykd.knowledge import Hint, LossContext, Pair, RelationalKD
 from raykd.knowledge.connectors import PlaceMean, connector, resized
-from raykd.knowledge.evidence import Shape
+from raykd.knowledge.shapes import Shape
 
 
 @pytest.mark.parametrize(

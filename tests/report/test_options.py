@@ -19,7 +19,7 @@ from typer.testing import CliRunner, Result
 
 from raykd import cli
 from raykd.architecture import MODELS, Model
-from raykd.data import AUGMENTATIONS
+from raykd.data import AUGMENTATIONS, Augment
 from raykd.knowledge import LOSSES, ResponseLoss, Term
 from raykd.option import OWN, names_like, option
 from raykd.report.catalogue import FAMILIES, PARTS, Entry, Part, chosen, entries
@@ -165,7 +165,7 @@ class Odd(ResponseLoss):
     term: Term = Term(loss=LOSSES["kd"](temperature=2.0))
     free: Any = None
     folder: Annotated[str, Field(min_length=1, max_length=9)]
-    pictures: tuple[AUGMENTATIONS.annotation, ...] = (  # type: ignore[valid-type]
+    pictures: tuple[Annotated[Augment, AUGMENTATIONS], ...] = (
         AUGMENTATIONS["rotation"](degrees=9.5),
         AUGMENTATIONS["horizontal_flip"](),
     )
@@ -173,7 +173,9 @@ class Odd(ResponseLoss):
 
 
 def test_all_kinds_of_fields_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(LOSSES.__dict__, "_found", {**LOSSES._found, "odd": (Odd, "odd-package 2")})
+    monkeypatch.setitem(
+        LOSSES.__dict__, "_entries", {**LOSSES._entries, "odd": (Odd, "odd-package 2")}
+    )
     (entry,) = chosen("losses", "odd")["losses"]
     read = {one.name: one for one in entry.parameters}
     assert {name: one.type.text for name, one in read.items()} == {
@@ -343,8 +345,8 @@ def test_an_option_of_many_names_is_listed_by_their_form(monkeypatch: pytest.Mon
         name: Annotated[str, names_like("library/NAME", r"^library/.+$")]
         width: Annotated[int, Field(ge=1, description="channels")] = 8
 
-    found = {**MODELS._found, "library/NAME": (Foreign, "odd-package 2.0")}
-    monkeypatch.setitem(MODELS.__dict__, "_found", found)
+    found = {**MODELS._entries, "library/NAME": (Foreign, "odd-package 2.0")}
+    monkeypatch.setitem(MODELS.__dict__, "_entries", found)
     foreign = entries("models")[-1]
     assert (foreign.name, foreign.summary) == ("library/NAME", "Any model of a library.")
     assert [one.name for one in foreign.parameters] == ["width"]
@@ -359,7 +361,7 @@ def test_an_option_without_documentation_is_listed(monkeypatch: pytest.MonkeyPat
     class Mute(ResponseLoss):
         name: Literal["mute"] = "mute"
 
-    monkeypatch.setitem(LOSSES.__dict__, "_found", {"mute": (Mute, "odd-package 2.0")})
+    monkeypatch.setitem(LOSSES.__dict__, "_entries", {"mute": (Mute, "odd-package 2.0")})
     (mute,) = entries("losses")
     assert (mute.summary, mute.details, mute.paper) == ("", "", "")
     assert "package: odd-package 2.0" in " ".join(told("losses").split())

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from raykd.architecture import Mlp, Model, Vit
 from raykd.data.batch import Batch
 from raykd.knowledge import KD, Hint, Pair, Progress, Term
-from raykd.schemes import SCHEMES, Scheme
+from raykd.schemes import SCHEMES, AnyScheme, Scheme
 from scheme_cases import (
     BATCH,
     STEPS_PER_EPOCH,
@@ -28,7 +28,7 @@ from scheme_cases import (
     ready,
 )
 
-READER: TypeAdapter[Scheme] = TypeAdapter(SCHEMES.annotation)
+READER: TypeAdapter[Scheme] = TypeAdapter(AnyScheme)
 
 
 @pytest.fixture(params=examples(), ids=label)

@@ -13,12 +13,12 @@ from scipy.optimize import minimize
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from raykd.architecture import MODELS, Derived, Mlp, Model, Resnet, Task, Vit
+from raykd.architecture import MODELS, AnyModel, Derived, Mlp, Model, Resnet, Task, Vit
 from raykd.architecture.layers import random_inputs
 from raykd.architecture.model import Text
 from raykd.data.batch import Batch, ExtraInputs
 from raykd.knowledge import KD, AttentionTransfer, Hint, Pair, Progress, Term
-from raykd.schemes import SCHEMES, Byot, CsKd, Dml, Kdcl, One, Parts, PsKd, Scheme, TfKd
+from raykd.schemes import AnyScheme, Byot, CsKd, Dml, Kdcl, One, Parts, PsKd, Scheme, TfKd
 from raykd.schemes.byot import Distance, distance, lesson
 from raykd.schemes.kdcl import (
     Collaborative,
@@ -127,7 +127,7 @@ class TestDml:
     def test_more_architectures_than_peers_are_refused(self, name: str) -> None:
         written = {"name": name, "others": [{"name": "resnet"}, {"name": "resnet"}]}
         with pytest.raises(ValidationError, match="set peers: 3"):
-            TypeAdapter(SCHEMES.annotation).validate_python(written)
+            TypeAdapter(AnyScheme).validate_python(written)
 
 
 LOGITS = torch.randn(3, 5, 4, generator=torch.Generator().manual_seed(0)).double()
@@ -469,7 +469,7 @@ def test_a_reader_of_texts_can_be_its_student(scheme: Scheme) -> None:
     task = Task((12,), 3, Text(vocabulary=50, padding=1))
     small = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
     written = {"name": "hf/bert", "config": {**small, "intermediate_size": 32}}
-    model: Model = TypeAdapter(MODELS.annotation).validate_python(written)
+    model: Model = TypeAdapter(AnyModel).validate_python(written)
     torch.manual_seed(0)
     parts = Parts(
         model.build(task), lambda: model.build(task), None, (), F.cross_entropy, task, 4, 4

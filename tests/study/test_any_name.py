@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import jsonschema
 import pytest
 
-from raykd.architecture import MODELS
+from raykd.architecture import MODELS, Model
 from raykd.architecture.adapters import Imported, Stored, Timm
-from raykd.option import Family, option_name
+from raykd.option import Registry, option_name
 from raykd.problems import StudyError
 from raykd.study.editors import json_schema
 from raykd.study.files import parse_document
@@ -151,8 +151,9 @@ class TestFamily:
     def test_one_option_of_many_names_alone(self) -> None:
         from pydantic import TypeAdapter
 
-        alone = Family("model", [Timm], group="raykd.none")
-        adapter = TypeAdapter(alone.annotation)
+        models = Registry("model", base=Model, entry_points="raykd.none")
+        models.add(Timm)
+        adapter = TypeAdapter(Annotated[Model, models])
         assert adapter.validate_python({"name": "timm/a"}) == Timm(name="timm/a")
         with pytest.raises(ValueError, match="name"):
             adapter.validate_python({"name": "other/a"})

@@ -5,32 +5,14 @@ from __future__ import annotations
 import copy
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
-from pydantic import Field, GetCoreSchemaHandler
+from pydantic import Field
 from torch import Tensor, nn
 
 from raykd.architecture.layers import EMBEDDING, discover, stage_aliases
-from raykd.architecture.model import Model, Task
+from raykd.architecture.model import AnyModel, Model, Task
 from raykd.option import option
-
-
-class _AnyModel:
-    """Any option of the family of models, to which the derived ones belong themselves."""
-
-    base = Model
-
-    @classmethod
-    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> Any:
-        from raykd.architecture import MODELS
-
-        return MODELS.__get_pydantic_core_schema__(source, handler)
-
-
-if TYPE_CHECKING:
-    AnyModel = Model
-else:
-    AnyModel = Annotated[Any, _AnyModel]
 
 
 @option

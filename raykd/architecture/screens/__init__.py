@@ -3,6 +3,8 @@
 from raykd.architecture.screens.diswot import Diswot
 from raykd.architecture.screens.naswot import Naswot
 from raykd.architecture.screens.screen import (
+    SCREENS,
+    AnyScreen,
     Measured,
     Ranking,
     Scorer,
@@ -12,17 +14,12 @@ from raykd.architecture.screens.screen import (
 )
 from raykd.architecture.screens.size import Macs, Params
 from raykd.architecture.screens.zen import Zen
-from raykd.option import Family
 
-SCREENS = Family(
-    "screen",
-    [Unscreened, Params, Macs, Naswot, Zen, Diswot],
-    group="raykd.screens",
-    base=Screen,
-)
+SCREENS.add(Unscreened, Params, Macs, Naswot, Zen, Diswot)
 
 __all__ = [
     "SCREENS",
+    "AnyScreen",
     "Diswot",
     "Macs",
     "Measured",

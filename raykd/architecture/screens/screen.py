@@ -13,7 +13,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from raykd.architecture.model import Model, Task
-from raykd.option import option
+from raykd.option import Registry, option
 
 Inputs = Tensor | Mapping[str, Tensor]
 Scorer = Callable[[Model], float]
@@ -65,6 +65,13 @@ class Screen:
                 f"proxy '{self.name}' feeds noise to networks, which is not possible with texts; "
                 "use naswot, diswot, params or macs"
             )
+
+
+SCREENS = Registry("screen", base=Screen, entry_points="raykd.screens")
+"""Proxies that a study may name; `raykd.architecture.screens` adds them."""
+
+AnyScreen = Annotated[Screen, SCREENS]
+"""Type of a field that holds a screen."""
 
 
 @option

@@ -15,7 +15,7 @@ from torch import nn
 
 from raykd.architecture import Model
 from raykd.data import Dataset
-from raykd.knowledge.evidence import Shape
+from raykd.knowledge.shapes import Shape
 from raykd.study.schema import Study, plain
 
 VERSION = 1

@@ -9,7 +9,7 @@ from typing import Any
 
 from raykd.architecture import Task, anatomy
 from raykd.knowledge import Term
-from raykd.knowledge.evidence import Shape
+from raykd.knowledge.shapes import Shape
 from raykd.knowledge.terms import layer_names
 from raykd.problems import Infeasible
 from raykd.schemes import Preparation

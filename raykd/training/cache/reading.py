@@ -23,7 +23,7 @@ from raykd.architecture import Task
 from raykd.data import Batch, Dataset
 from raykd.knowledge import Evidence
 from raykd.schemes import LiveTeacher
-from raykd.schemes.scheme import TeacherSource
+from raykd.schemes.distiller import TeacherSource
 from raykd.training.cache.description import LOGITS, Description
 from raykd.training.cache.store import FOLDER, Manifest, OutputsStore
 from raykd.training.layout import channels_last_for, lay_out
