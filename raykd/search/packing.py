@@ -168,7 +168,7 @@ class _Trainee:
         import ray
         import torch
 
-        from raykd.data import Dataset
+        from raykd.data import Dataset, Placement
         from raykd.training.loop import Training
 
         device = torch.device("cuda" if share["num_gpus"] else "cpu")
@@ -177,7 +177,7 @@ class _Trainee:
         held = Dataset.from_arrays(ray.get(data[0])).to(device)
         longer = replace(study, train=replace(study.train, epochs=1_000_000))
         self._images = study.train.batch_size
-        self._training = Training(longer, held, seed=0, device=device)
+        self._training = Training(longer, held, seed=0, placement=Placement(device))
         self._steps = min(STEPS, max(1, -(-len(held.train) // self._images) - 1))
 
     def ready(self) -> None:

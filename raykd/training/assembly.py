@@ -30,7 +30,7 @@ from raykd.study.teachers import needed_by, teachers_of
 from raykd.training.cache import TeacherAtHand, serves
 from raykd.training.layout import lay_out
 from raykd.training.normalizing import adapted
-from raykd.training.seeding import derive, seeded
+from raykd.training.seeding import derive_seed, seeded
 
 log = logging.getLogger("raykd")
 
@@ -79,9 +79,9 @@ def assemble(
         for teacher in teachers
     ]
     cpu = torch.device("cpu")
-    with seeded(derive(seed, "student"), cpu):
+    with seeded(derive_seed(seed, "student"), cpu):
         student = _student(study, task, handles)
-    with seeded(derive(seed, "scheme"), cpu):
+    with seeded(derive_seed(seed, "scheme"), cpu):
         checked = [_checked(handle, study, data, seed) for handle in handles]
         parts = _parts(study, data, task, lay_out(student, device), checked, device)
         distiller = study.scheme.build(parts)

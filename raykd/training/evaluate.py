@@ -1,4 +1,4 @@
-"""How well a network does on a split, over all workers."""
+"""Loss and accuracy of a network on a split, over all workers."""
 
 from __future__ import annotations
 
@@ -12,18 +12,19 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from raykd.data import Batch, BatchLoader, Dataset, Placement
+from raykd.data.batches import ON_CPU
 from raykd.training.layout import laid_out
 
 EVALUATION_BATCH = 512
-"""Least number of samples of an evaluation batch, all ranks together."""
+"""Minimum number of samples in an evaluation batch, over all ranks."""
 
-Precision = Callable[[], AbstractContextManager[object]]
-"""Makes the context a forward runs in."""
+Autocast = Callable[[], AbstractContextManager[object]]
+"""Returns the context in which forward passes run."""
 
 
-def precision_of(asked: Literal["auto", "fp32", "bf16"], device: torch.device) -> Precision:
-    """The context for forwards: autocast to bfloat16 on CUDA or where it is asked for."""
-    if asked == "fp32" or (asked == "auto" and device.type != "cuda"):
+def precision_of(precision: Literal["auto", "fp32", "bf16"], device: torch.device) -> Autocast:
+    """Return the context of forward passes: autocast to bfloat16 for bf16, and for auto on CUDA."""
+    if precision == "fp32" or (precision == "auto" and device.type != "cuda"):
         return nullcontext
     return lambda: torch.autocast(device.type, dtype=torch.bfloat16)
 
@@ -33,33 +34,43 @@ def evaluate(
     batches: Iterable[Batch],
     *,
     device: torch.device | str = "cpu",
-    precision: Precision = nullcontext,
+    autocast: Autocast = nullcontext,
     world: int = 1,
 ) -> dict[str, float]:
-    """Mean cross-entropy (nats, without label smoothing) and accuracy (0 to 1), in eval mode.
+    """Compute the mean loss and the accuracy of a network.
 
-    With `world` > 1 each rank passes its own share of the samples, of whatever size, and every
-    rank gets the figures of all of them.  The model's mode is put back afterwards.
+    Args:
+        model: run in eval mode; its mode is restored.
+        batches: the share of the samples of this rank, of any size.
+        device: of the model.
+        autocast: context of the forward passes.
+        world: number of ranks; each of them calls this and gets the result over all samples.
+
+    Returns:
+        loss, the mean cross-entropy (nats, without label smoothing), and accuracy (0 to 1).
 
     Raises:
-        ValueError: there is no sample at all.
+        ValueError: there are no samples.
     """
-    sums = torch.zeros(3, dtype=torch.float64, device=device)  # loss, hits, samples
+    sums = torch.zeros(3, dtype=torch.float64, device=device)  # loss, correct, samples
     samples = 0
     was_training = model.training
     model.eval()
     try:
         with torch.inference_mode():
             for batch in map(laid_out, batches):
-                sums[:2] += _loss_and_hits(model, batch, precision)
-                samples += len(batch)  # counted here: to put a number on the device waits for it
+                with autocast():
+                    logits: Tensor = model(batch.inputs)
+                sums[0] += cross_entropy(logits.float(), batch.targets, reduction="sum").double()
+                sums[1] += (logits.argmax(1) == batch.targets).sum()
+                samples += len(batch)  # on the CPU: copying a number to the device waits for it
     finally:
         model.train(was_training)
     sums[2] = samples
-    loss, hits, total = summed(sums, world).tolist()
+    loss, correct, total = all_reduce_sum(sums, world).tolist()
     if not total:
-        raise ValueError("there is no sample to evaluate on; the split is empty")
-    return {"loss": loss / total, "accuracy": hits / total}
+        raise ValueError("there are no samples to evaluate on: the split is empty")
+    return {"loss": loss / total, "accuracy": correct / total}
 
 
 def evaluate_split(
@@ -68,34 +79,24 @@ def evaluate_split(
     split: Literal["train", "val", "test"],
     *,
     batch_size: int = 1,
-    device: torch.device | str = "cpu",
-    precision: Precision = nullcontext,
-    rank: int = 0,
-    world: int = 1,
+    autocast: Autocast = nullcontext,
+    placement: Placement = ON_CPU,
 ) -> dict[str, float]:
-    """<split>_loss and <split>_accuracy of a network on a whole split, as `evaluate` gives them."""
-    batches = BatchLoader(
+    """Compute <split>_loss and <split>_accuracy of a network on a whole split; see `evaluate`."""
+    loader = BatchLoader(
         data.split(split),
         data,
         batch_size=max(EVALUATION_BATCH, batch_size),
         shuffle_seed=None,
-        placement=Placement(device, rank, world),
+        placement=placement,
     )
-    found = evaluate(model, batches.epoch(0), device=device, precision=precision, world=world)
-    return {f"{split}_{name}": value for name, value in found.items()}
+    batches, world = loader.epoch(0), placement.world_size
+    metrics = evaluate(model, batches, device=loader.device, autocast=autocast, world=world)
+    return {f"{split}_{name}": value for name, value in metrics.items()}
 
 
-def summed(values: Tensor, world: int) -> Tensor:
-    """The sum over all ranks, on every rank; in place."""
+def all_reduce_sum(values: Tensor, world: int) -> Tensor:
+    """Sum a tensor over all ranks, in place; every rank gets the sum."""
     if world > 1:
         dist.all_reduce(values)
     return values
-
-
-def _loss_and_hits(model: nn.Module, batch: Batch, precision: Precision) -> Tensor:
-    """(2,) float64: the batch's losses summed, and how many answers were right."""
-    with precision():
-        logits: Tensor = model(batch.inputs)
-    loss = cross_entropy(logits.float(), batch.targets, reduction="sum")
-    hits = (logits.argmax(1) == batch.targets).sum()
-    return torch.stack([loss.double(), hits.double()])

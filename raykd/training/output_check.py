@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from raykd.data import BatchLoader, Dataset, Placement
-from raykd.training.evaluate import EVALUATION_BATCH, Precision
+from raykd.training.evaluate import EVALUATION_BATCH, Autocast
 from raykd.training.layout import laid_out
 
 BATCHES = 4
@@ -32,7 +32,7 @@ def output_signs(
     data: Dataset,
     *,
     device: torch.device | str = "cpu",
-    precision: Precision = nullcontext,
+    autocast: Autocast = nullcontext,
 ) -> dict[str, float]:
     """Signs that a classifier gives probabilities where logits are expected.
 
@@ -66,7 +66,7 @@ def output_signs(
     try:
         outputs = []
         for batch in map(laid_out, loader.epoch(0, steps=BATCHES)):
-            with precision():
+            with autocast():
                 outputs.append(network(batch.inputs))
     finally:
         network.train(was_training)

@@ -28,7 +28,7 @@ from raykd.training.assembly import task_of
 from raykd.training.layout import laid_out
 from raykd.training.loop import Training
 from raykd.training.optimisation import make_optimizer, set_learning_rate
-from raykd.training.seeding import derive, seeded
+from raykd.training.seeding import derive_seed, seeded
 
 FITTING_STEPS = 50
 """Steps in which the connectors learn before their gradients are looked at."""
@@ -105,7 +105,7 @@ def answer(
     """
     device = torch.device(device)
     teacher = teacher.to(device).eval().requires_grad_(False)
-    training = Training(study, data, seed=seed, teacher=list(teachers), device=device)
+    training = Training(study, data, seed=seed, teacher=list(teachers), placement=Placement(device))
     look = _Look(question, study, data, seed, teacher, device)
     maps = {"start": look.map_with(training.student)}
     steps = training.run_steps(question.steps)
@@ -156,7 +156,7 @@ class _Look:
         question = self.question
         student = _as_in_training(copy.deepcopy(student))
         deploys = question.term.loss is not None and question.term.loss.deploys
-        with seeded(derive(self.seed, "predictors"), self.device):
+        with seeded(derive_seed(self.seed, "predictors"), self.device):
             modules = {} if deploys else {pair: self._module(*pair) for pair in question.possible}
             self._fit(modules, student)
             found = [self._cosines(modules, student, batch) for batch in self._batches()]
@@ -242,7 +242,7 @@ class _Look:
             self.data.train,
             self.data,
             batch_size=max(least, self.study.train.batch_size),
-            shuffle_seed=derive(self.seed, "predictors") % 2**31,
+            shuffle_seed=derive_seed(self.seed, "predictors") % 2**31,
             views=ViewOptions(self.study.data.augment),
             placement=Placement(self.device),
         )

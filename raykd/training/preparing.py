@@ -8,7 +8,7 @@ from collections.abc import MutableMapping
 import torch
 from torch import nn
 
-from raykd.data import Dataset
+from raykd.data import Dataset, Placement
 from raykd.schemes import Preparation
 from raykd.study.schema import Study
 from raykd.study.teachers import needed_by
@@ -74,7 +74,9 @@ def _network(
         else:
             teachers = [_network(one, study, data, known, device) for one in prepared.needs]
             own = preparing_study(study, prepared)
-            training = Training(own, data, seed=own.seed, teacher=teachers, device=device)
+            training = Training(
+                own, data, seed=own.seed, teacher=teachers, placement=Placement(device)
+            )
             while training.epoch < training.epochs:
                 training.run_epoch()
             network = training.student.eval()

@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from raykd.schemes import StepOutput
-from raykd.training.evaluate import summed
+from raykd.training.evaluate import all_reduce_sum
 
 
 class Diverged(ArithmeticError):
@@ -74,7 +74,7 @@ class EpochMetrics:
         sizes = torch.tensor(self._sizes, dtype=torch.float64, device=self._device)
         losses, correct = torch.stack(self._losses), torch.stack(self._correct).sum()
         sums = torch.cat([sizes @ losses.double(), correct[None], sizes.sum()[None]])
-        *totals, correct_count, samples = summed(sums, world).tolist()
+        *totals, correct_count, samples = all_reduce_sum(sums, world).tolist()
         means = {name: total / samples for name, total in zip(self._names, totals, strict=True)}
         if not all(map(math.isfinite, totals)):
             raise Diverged(epoch, self._describe_fault(losses, world))

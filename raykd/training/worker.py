@@ -25,7 +25,7 @@ import torch.distributed as dist
 from raykd.architecture import Model
 from raykd.architecture.derived import inherited
 from raykd.architecture.normalization import like, to_metadata
-from raykd.data import Dataset
+from raykd.data import Dataset, Placement
 from raykd.study.schema import Study, read_study
 from raykd.study.teachers import teachers_of
 from raykd.training.assembly import task_of
@@ -40,7 +40,7 @@ from raykd.training.cache import (
 )
 from raykd.training.checkpoint import dump_weights
 from raykd.training.delivering import delivered, stored_network
-from raykd.training.evaluate import evaluate_split, precision_of, summed
+from raykd.training.evaluate import all_reduce_sum, evaluate_split, precision_of
 from raykd.training.log import TrainingLog, raised_at
 from raykd.training.loop import Training
 from raykd.training.mailbox import Command, WorkerEnd
@@ -142,9 +142,7 @@ class Seat:
             bench.data,
             seed=assignment.seed,
             teacher=self._at_hand(study, assignment),
-            device=bench.device,
-            rank=bench.rank,
-            world=bench.world,
+            placement=Placement(bench.device, bench.rank, bench.world),
         )
         saved = bench.storage.read(assignment.state_file)
         if saved is not None:
@@ -238,17 +236,15 @@ class Seat:
             bench.data,
             split,
             batch_size=study.train.batch_size,
-            device=bench.device,
-            precision=precision_of(study.train.precision, bench.device),
-            rank=bench.rank,
-            world=bench.world,
+            autocast=precision_of(study.train.precision, bench.device),
+            placement=Placement(bench.device, bench.rank, bench.world),
         )
 
     def _output_signs(self, network: torch.nn.Module, study: Study) -> dict[str, float]:
         """See that a network that teaches gives logits; every rank looks at the same samples."""
         device = self.bench.device
-        precision = precision_of(study.train.precision, device)
-        return output_signs(network, self.bench.data, device=device, precision=precision)
+        autocast = precision_of(study.train.precision, device)
+        return output_signs(network, self.bench.data, device=device, autocast=autocast)
 
     def _at_hand(self, study: Study, assignment: Assignment) -> list[TeacherAtHand]:
         """The teachers of a training, each with its kept outputs where there are any."""
@@ -276,7 +272,7 @@ class Seat:
                 limit=study.cache.limit_gb * 1e9,
             )
             there = torch.tensor([float(found is not None)], device=bench.device)
-            if summed(there, bench.world).item() < bench.world or found is None:
+            if all_reduce_sum(there, bench.world).item() < bench.world or found is None:
                 return None
             self._outputs[key] = found
         found = self._outputs[key] = self._outputs.pop(key)
@@ -303,7 +299,7 @@ class Seat:
     def _advance(self, build: Build, began: float) -> dict[str, Any]:
         """Compute a few shards of a teacher's outputs; the last rank to end its share ends it."""
         counts = torch.tensor([build.advance(BUILD_S), build.total], device=self.bench.device)
-        left, total = summed(counts, self.bench.world).tolist()
+        left, total = all_reduce_sum(counts, self.bench.world).tolist()
         if not left and self.bench.rank == 0:
             build.finish()
         clock = {"first_step": began, "end": time.time()}

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from raykd.architecture import Model
-from raykd.data import AUGMENTATIONS, SOURCES, Dataset
+from raykd.data import AUGMENTATIONS, SOURCES, Dataset, Placement
 from raykd.knowledge import KD, LOSSES, Hint, Pair, Term
 from raykd.schemes import Offline, Scheme
 from raykd.schemes import Teacher as TeacherOption
@@ -53,7 +53,7 @@ def training_of(study: Study, *, seed: int = 0, rank: int = 0, world: int = 1) -
         teacher(number, prepared.model or TEACHER)
         for number, prepared in enumerate(teachers_of(study))
     ]
-    return Training(study, digits(), seed=seed, teacher=teachers, rank=rank, world=world)
+    return Training(study, digits(), seed=seed, teacher=teachers, placement=Placement("cpu", rank, world))
 
 
 def untimed(metrics: dict[str, float]) -> dict[str, float]:

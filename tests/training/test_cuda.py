@@ -14,7 +14,7 @@ import torch
 
 from cache_cases import FLIP, LAYERS, ROWS, data, described
 from raykd.architecture import Mlp, Resnet
-from raykd.data import Batch, Dataset
+from raykd.data import Batch, Dataset, Placement
 from raykd.knowledge import LOSSES, Pair, Term
 from raykd.schemes import SCHEMES, MultiTeacher, Teacher
 from raykd.schemes.train import SGD, AdamW
@@ -73,7 +73,7 @@ def kept(*terms: Term, **train: Any) -> Study:
 
 def on_gpu(study: Study, there: Dataset, teacher: Any = None, seed: int = 5) -> Training:
     given = copy.deepcopy(teachers(study)) if teacher is None else teacher
-    return Training(study, there, seed=seed, teacher=given, device=CUDA)
+    return Training(study, there, seed=seed, teacher=given, placement=Placement(CUDA))
 
 
 def without_waiting(training: Training, monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
@@ -160,7 +160,7 @@ def test_replayed_steps_learn_the_same(
     for _ in range(study.train.epochs):
         written, recorded = (losses(training.run_epoch()) for training in found)
         assert recorded == pytest.approx(written, rel=2e-3)
-    replay = found[1]._cuda_graph
+    replay = found[1].cuda_graph
     assert replay is not None and replay._failed is (name in WAITS)
 
 
@@ -173,15 +173,15 @@ def test_replayed_steps_of_every_scheme_learn_the_same(name: str, there: Dataset
     for _ in range(study.train.epochs):
         expected = losses(written.run_epoch())
         assert losses(recorded.run_epoch()) == pytest.approx(expected, rel=5e-3)
-    assert recorded._cuda_graph is not None and not recorded._cuda_graph._failed
+    assert recorded.cuda_graph is not None and not recorded.cuda_graph._failed
 
 
 def test_steps_that_differ_are_not_replayed(there: Dataset) -> None:
     ramp = replayed(kept(Term(loss=LOSSES["kd"](), ramp_epochs=2)))
-    assert on_gpu(ramp, there)._cuda_graph is None
+    assert on_gpu(ramp, there).cuda_graph is None
     two = (Teacher(model=Mlp(depth=2, width=16), seed=1),)
     dropping = dataclasses.replace(replayed(kept()), scheme=MultiTeacher(others=two, drop=0.5))
-    assert on_gpu(dropping, there)._cuda_graph is None
+    assert on_gpu(dropping, there).cuda_graph is None
 
 
 def test_replayed_steps_draw_anew(there: Dataset) -> None:

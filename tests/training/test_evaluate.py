@@ -48,7 +48,7 @@ def test_the_mode_is_put_back_when_the_forward_fails() -> None:
 
 
 def test_an_empty_split_is_refused() -> None:
-    with pytest.raises(ValueError, match="no sample"):
+    with pytest.raises(ValueError, match="no samples"):
         evaluate(nn.Linear(5, 3), [])
 
 
@@ -67,5 +67,5 @@ def test_precision(asked: str, device: str, dtype: torch.dtype) -> None:
 
 def test_bf16_figures_are_near_those_of_fp32() -> None:
     model, given = nn.Linear(5, 3), batches(64)
-    half = evaluate(model, given, precision=precision_of("bf16", torch.device("cpu")))
+    half = evaluate(model, given, autocast=precision_of("bf16", torch.device("cpu")))
     assert half["loss"] == pytest.approx(evaluate(model, given)["loss"], abs=0.02)

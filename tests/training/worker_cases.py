@@ -12,7 +12,7 @@ import torch.distributed as dist
 
 from raykd.architecture import Resnet, anatomy
 from raykd.architecture.derived import Quantized
-from raykd.data import AUGMENTATIONS
+from raykd.data import AUGMENTATIONS, Placement
 from raykd.knowledge import LOSSES, Pair, Term
 from raykd.schemes.train import SGD
 from raykd.study.schema import Cache, Student, Study
@@ -94,7 +94,9 @@ def run(rank: int, folder: str) -> None:
 
 
 def _training(study: Study, rank: int, world: int = 2) -> Training:
-    return Training(study, digits(), seed=0, teacher=teacher(), rank=rank, world=world)
+    return Training(
+        study, digits(), seed=0, teacher=teacher(), placement=Placement("cpu", rank, world)
+    )
 
 
 def _trained(study: Study, rank: int, world: int = 2) -> dict[str, Any]:
@@ -148,7 +150,9 @@ def _cached(study: Study, rank: int, folder: str) -> dict[str, Any]:
     dist.barrier()
     outputs = open_outputs(store, description.key, digits())
     kept = TeacherAtHand(teacher(), outputs)
-    return finished(Training(study, digits(), seed=0, teacher=kept, rank=rank, world=2))
+    return finished(
+        Training(study, digits(), seed=0, teacher=kept, placement=Placement("cpu", rank, 2))
+    )
 
 
 def _diverged(rank: int) -> str:

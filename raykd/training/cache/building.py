@@ -17,7 +17,7 @@ from raykd.schemes import LiveTeacher
 from raykd.study.schema import Study, plain
 from raykd.training.cache.description import DTYPES, LOGITS, Description, Shard
 from raykd.training.cache.store import OutputsStore
-from raykd.training.evaluate import Precision, precision_of
+from raykd.training.evaluate import Autocast, precision_of
 from raykd.training.layout import laid_out, lay_out
 
 BATCH = 256
@@ -67,7 +67,7 @@ class Build:
         self._data = data
         self._study = study
         self._read: tuple[LiveTeacher, BatchLoader] | None = None
-        self._precision: Precision = precision_of(study.train.precision, self.device)
+        self._autocast: Autocast = precision_of(study.train.precision, self.device)
         own = description.shards[share::shares]
         there = set() if self._is_done() else store.finished(description.key)
         self.total = len(own)
@@ -95,7 +95,7 @@ class Build:
         rows = torch.arange(shard.start, shard.stop)
         ready = self._ready()
         return safetensors.torch.save(
-            outputs_of(self.description, *ready, rows, shard.view, self._precision)
+            outputs_of(self.description, *ready, rows, shard.view, self._autocast)
         )
 
     def _ready(self) -> tuple[LiveTeacher, BatchLoader]:
@@ -127,7 +127,7 @@ def outputs_of(
     batches: BatchLoader,
     rows: Tensor,
     view: int,
-    precision: Precision,
+    autocast: Autocast,
 ) -> dict[str, Tensor]:
     """What is kept of some samples, computed now: on the CPU, maps with their channels innermost.
 
@@ -148,7 +148,7 @@ def outputs_of(
     }
     at = 0
     for batch in batches.read_rows(rows.split(BATCH), view):
-        with precision():
+        with autocast():
             shown = teacher(laid_out(batch))
         for name, target in held.items():
             found = _named(shown, name)
