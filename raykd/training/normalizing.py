@@ -1,4 +1,4 @@
-"""Teachers adapted to the normalization of a study's data."""
+"""Teachers adapted to the normalization of the data of a study."""
 
 from __future__ import annotations
 
@@ -10,28 +10,29 @@ from raykd.data import Dataset
 
 
 def adapted(network: nn.Module, data: Dataset, stored: Normalization | None = None) -> nn.Module:
-    """A teacher, such that it takes the batches of `data`.
+    """Return a teacher that takes the batches of `data`.
 
-    Preprocessing that travels with a network is taken off: batches are normalized already.  Where
-    it was trained with another mean or deviation, an affine map in front corrects its inputs.
+    Preprocessing that is part of the network is removed, because batches are already normalized.
+    If the network was trained with another mean or standard deviation, an affine map before it
+    corrects its inputs.
 
     Args:
         network: of any origin.
-        data: what the batches are made of.
-        stored: the normalization that is known from elsewhere; None: what the network knows.
+        data: source of the batches.
+        stored: normalization of the network's inputs; None: as the network states.
 
     Raises:
         ValueError: the normalization is for another number of channels.
     """
-    inner, found = unwrapped(network)
-    normalization = stored or found
+    inner, stated = unwrapped(network)
+    normalization = stored or stated
     if normalization is None or data.vocabulary:
         return inner
     return renormalized(inner, normalization, data.mean, data.std)
 
 
 def trained_with(network: nn.Module, data: Dataset) -> Normalization | None:
-    """The normalization that a network trained on `data` expects; None where there is none."""
+    """Return the normalization that a network trained on `data` expects; None if there is none."""
     if not data.mean:
         return None
     return expected_by(network) or Normalization(mean=data.mean, std=data.std)

@@ -1,4 +1,4 @@
-"""The optimiser and the learning rate of one training."""
+"""Optimizer and learning rate of a training."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from raykd.schemes.train import SGD, Constant, Cosine, Step, Train
 
 
 def make_optimizer(train: Train, parameters: Iterable[nn.Parameter]) -> Optimizer:
-    """The optimiser of `train` over all `parameters`; weight decay acts on every one of them.
+    """Return the optimizer of a training; its weight decay acts on all parameters.
 
-    The fused kernels are used on CUDA and on the CPU, torch's own choice elsewhere.
+    Fused kernels are used on CUDA and the CPU, the default of PyTorch elsewhere.
     """
-    wanted = [parameter for parameter in parameters if parameter.requires_grad]
-    fused = True if _fusible(wanted) else None
+    trained = [parameter for parameter in parameters if parameter.requires_grad]
+    fused = all(p.device.type in ("cpu", "cuda") and p.is_floating_point() for p in trained) or None
     option = train.optimizer
     if isinstance(option, SGD):
         optimizer = torch.optim.SGD(
-            wanted,
+            trained,
             lr=option.lr,
             momentum=option.momentum,
             weight_decay=option.weight_decay,
@@ -30,29 +30,18 @@ def make_optimizer(train: Train, parameters: Iterable[nn.Parameter]) -> Optimize
             fused=fused,
         )
         if option.momentum:
-            _start_at_rest(optimizer, wanted)
+            # A momentum of 0 leaves the first step as it is.  Without it PyTorch's fused kernel
+            # fails if only some parameters have a momentum, as when a term starts in a later epoch.
+            for parameter in trained:
+                optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
         return optimizer
     return torch.optim.AdamW(
-        wanted,
+        trained,
         lr=option.lr,
         betas=option.betas,
         weight_decay=option.weight_decay,
         fused=fused,
     )
-
-
-def _start_at_rest(optimizer: torch.optim.SGD, parameters: Iterable[nn.Parameter]) -> None:
-    """Give every parameter a momentum of 0, which has the first step come out as without one.
-
-    Torch's fused kernel fails where some parameters have a momentum and others, whose term joins
-    in a later epoch, have none yet.
-    """
-    for parameter in parameters:
-        optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
-
-
-def _fusible(parameters: Iterable[nn.Parameter]) -> bool:
-    return all(p.device.type in ("cpu", "cuda") and p.is_floating_point() for p in parameters)
 
 
 def learning_rate(train: Train, step: int, steps_per_epoch: int) -> float:
@@ -75,9 +64,9 @@ def learning_rate(train: Train, step: int, steps_per_epoch: int) -> float:
 def _decay(train: Train, step: int, steps_per_epoch: int, warmup: int) -> float:
     schedule = train.schedule
     if isinstance(schedule, Cosine):
-        left = max(1, train.epochs * steps_per_epoch - warmup)
-        done = min(1.0, max(0, step - warmup) / left)
-        return schedule.final + (1 - schedule.final) * (1 + math.cos(math.pi * done)) / 2
+        decay_steps = max(1, train.epochs * steps_per_epoch - warmup)
+        progress = min(1.0, max(0, step - warmup) / decay_steps)
+        return schedule.final + (1 - schedule.final) * (1 + math.cos(math.pi * progress)) / 2
     if isinstance(schedule, Step):
         return schedule.factor ** sum(step >= epoch * steps_per_epoch for epoch in schedule.at)
     assert isinstance(schedule, Constant), f"unknown schedule {schedule}"
@@ -85,5 +74,6 @@ def _decay(train: Train, step: int, steps_per_epoch: int, warmup: int) -> float:
 
 
 def set_learning_rate(optimizer: Optimizer, rate: float) -> None:
+    """Set the learning rate of all parameters."""
     for group in optimizer.param_groups:
         group["lr"] = rate

@@ -53,7 +53,8 @@ def training_of(study: Study, *, seed: int = 0, rank: int = 0, world: int = 1) -
         teacher(number, prepared.model or TEACHER)
         for number, prepared in enumerate(teachers_of(study))
     ]
-    return Training(study, digits(), seed=seed, teacher=teachers, placement=Placement("cpu", rank, world))
+    placement = Placement("cpu", rank, world)
+    return Training(study, digits(), seed=seed, teacher=teachers, placement=placement)
 
 
 def untimed(metrics: dict[str, float]) -> dict[str, float]:
