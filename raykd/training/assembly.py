@@ -1,9 +1,9 @@
-"""From a concrete study to the distiller that the loop trains."""
+"""Build the distiller that the loop trains from a concrete study."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 
 import torch
@@ -12,7 +12,6 @@ from torch.nn.functional import cross_entropy
 
 from raykd.architecture import (
     Anatomy,
-    Model,
     Task,
     Text,
     anatomy,
@@ -36,7 +35,7 @@ log = logging.getLogger("raykd")
 
 
 def task_of(data: Dataset) -> Task:
-    """What a model for these data takes and gives."""
+    """Return the inputs and classes of a model for these data."""
     text = None
     if data.vocabulary:
         inputs = data.train.take(data.train.index.new_zeros(1))
@@ -54,149 +53,141 @@ def assemble(
     teachers: Sequence[nn.Module | TeacherAtHand],
     device: torch.device,
 ) -> Distiller:
-    """The scheme made ready, on `device`.
+    """Build the distiller of a concrete study on a device.
 
-    The student's first weights depend on `seed` and its architecture alone, so that it starts
-    from the same ones under every scheme.  They are drawn on the CPU, the same for any device.
+    The initial weights of the student depend on `seed` and its architecture alone: they are the
+    same under every scheme, and drawn on the CPU, the same for any device.
 
     Args:
         study: concrete.
-        data: what it is trained on.
+        data: for the training.
         seed: of the training.
-        teachers: those of `teachers_of(study)`, trained, in that order; those that are left over
-            (a teacher where the scheme needs none) are not used, but for the one right after them,
-            from which the student inherits where its model does (`needed_by`).
-        device: where to train.
+        teachers: trained, in the order of `teachers_of(study)`; after them the network that the
+            student inherits from, if it does (`needed_by`).  Further ones are not used.
+        device: of the training.
 
     Raises:
-        ValueError: a model does not fit the data, a layer is not there or cannot be bridged, the
-            scheme needs a teacher and there is none, or the student inherits and nothing is given
-            to inherit from.
+        ValueError: a model does not fit the data, a layer does not exist or cannot be connected,
+            the scheme needs a teacher and there is none, or a network to inherit from is missing.
     """
-    task = task_of(data)
+    task, model = task_of(data), study.student.model
     handles = [
         TeacherAtHand(adapted(teacher, data)) if isinstance(teacher, nn.Module) else teacher
         for teacher in teachers
     ]
     cpu = torch.device("cpu")
     with seeded(derive_seed(seed, "student"), cpu):
-        student = _student(study, task, handles)
+        student = lay_out(_student(study, task, handles), device)
     with seeded(derive_seed(seed, "scheme"), cpu):
-        checked = [_checked(handle, study, data, seed) for handle in handles]
-        parts = _parts(study, data, task, lay_out(student, device), checked, device)
-        distiller = study.scheme.build(parts)
-    lay_out(distiller, device)
-    return distiller
+        handles = [_with_valid_outputs(handle, study, data, seed) for handle in handles]
+        # Pairs are resolved to layers only if a loss compares layers
+        terms: Sequence[Term] = study.knowledge
+        uses_pairs = study.scheme.takes_knowledge and any(
+            term.active and term.loss and term.loss.takes_pairs for term in terms
+        )
+        profile = anatomy(model, task) if uses_pairs else None
+        guides = _guides(study, task, handles, profile, device)
+        if profile is not None and not guides:
+            terms = resolve_pairs(study, profile, (), task.classes).knowledge
+        shapes = profile.layers if profile is not None else {}
+        parts = Parts(
+            student=student,
+            build_student=lambda: lay_out(model.build(task), device),
+            teacher=guides[0].teacher if guides else None,
+            terms=guides[0].terms if guides else terms,
+            task_loss=partial(cross_entropy, label_smoothing=study.train.label_smoothing),
+            task=task,
+            train_size=len(data.train),
+            data_size=data.data_size,
+            guided_shapes=shapes,
+            hint_shapes=guides[0].hint_shapes if guides else shapes,
+            others=guides[1:],
+            teacher_network=_classifier_source(study, handles[0]) if guides else None,
+        )
+        return lay_out(study.scheme.build(parts), device)
 
 
 def _student(study: Study, task: Task, teachers: Sequence[TeacherAtHand]) -> nn.Module:
-    """The student with the weights it starts from."""
+    """Return the student with its initial weights."""
     model, teaching, needed = study.student.model, teachers_of(study), needed_by(study)
     if model.origin is not None and len(teachers) > len(teaching):
-        return _made_from(teachers[len(teaching)].network, model, task)
-    if needed == teaching:
+        origin = teachers[len(teaching)]
+    elif needed == teaching:
         return model.build(task)
-    if needed[-1] in teaching[: len(teachers)]:
-        return _made_from(teachers[teaching.index(needed[-1])].network, model, task)
-    raise ValueError(
-        f"student '{model.name}' inherits from the study's trained teacher, which was not given; "
-        "give it after those that teach (`train_teachers`), or write `inherit_weights: false`"
-    )
+    elif needed[-1] in teaching[: len(teachers)]:
+        origin = teachers[teaching.index(needed[-1])]
+    else:
+        raise ValueError(
+            f"student '{model.name}' inherits from the trained teacher of the study, which is "
+            "missing; pass it after the teachers of the scheme (`train_teachers` does), or set "
+            "`inherit_weights: false`"
+        )
+    return like(model.build_from(origin.network, task), origin.network)
 
 
-def _made_from(trained: nn.Module, model: Model, task: Task) -> nn.Module:
-    """A student with the weights of a trained network, and with its normalization."""
-    return like(model.build_from(trained, task), trained)
-
-
-def _parts(
+def _guides(
     study: Study,
-    data: Dataset,
     task: Task,
-    student: nn.Module,
     teachers: Sequence[TeacherAtHand],
+    profile: Anatomy | None,
     device: torch.device,
-) -> Parts:
+) -> list[Guide]:
+    """Return the teachers as the scheme uses them.
+
+    Args:
+        study: concrete.
+        task: inputs and classes.
+        teachers: trained; those after the ones of the scheme are not used.
+        profile: of the student; None if no loss compares layers.
+        device: of the training.
+    """
     prepared = teachers_of(study)
     if teachers and not prepared and study.scheme.needs_teacher:
-        # Given as a network, by a caller whose study says nothing of it.
+        # A network passed from Python for a study without a `teacher` key
         prepared = (Preparation(model=None, weights=None, train=study.train, seed=study.seed),)
     if teachers and len(teachers) < len(prepared):
         raise ValueError(
-            f"scheme '{study.scheme.name}' learns from {len(prepared)} teachers and "
-            f"{len(teachers)} were given; give one for each"
+            f"scheme '{study.scheme.name}' needs {len(prepared)} teachers, got {len(teachers)}; "
+            "pass one for each"
         )
-    ours = anatomy(study.student.model, task) if _takes_pairs(study) else None
-    guides = [
-        _guide(study, task, one, teacher, ours, device)
-        for one, teacher in zip(prepared, teachers, strict=False)
-    ]
-    terms: Sequence[Term] = study.knowledge
-    if ours is not None and not guides:
-        terms = resolve_pairs(study, ours, (), task.classes).knowledge
-    own = ours.layers if ours is not None else {}
-    return Parts(
-        student=student,
-        build_student=_builder(study.student.model, task, device),
-        teacher=guides[0].teacher if guides else None,
-        terms=guides[0].terms if guides else terms,
-        task_loss=partial(cross_entropy, label_smoothing=study.train.label_smoothing),
-        task=task,
-        train_size=len(data.train),
-        data_size=data.data_size,
-        guided_shapes=own,
-        hint_shapes=guides[0].hint_shapes if guides else own,
-        others=guides[1:],
-        teacher_network=_lender(study, teachers[0]) if guides else None,
-    )
+    guides = []
+    for option, teacher in zip(prepared, teachers, strict=False):
+        terms: Sequence[Term] = study.knowledge
+        layers: Mapping[str, Shape] = {}
+        if profile is not None:
+            theirs = _teacher_profile(option, teacher, task)
+            terms = resolve_pairs(study, profile, (theirs,), task.classes).knowledge
+            layers = theirs.layers
+        logits = study.scheme.reads_logits(terms)
+        source = teacher.source(layer_names(terms, "hint"), task, device, logits=logits)
+        guides.append(Guide(source, terms, layers))
+    return guides
 
 
-def _checked(teacher: TeacherAtHand, study: Study, data: Dataset, seed: int) -> TeacherAtHand:
-    """The teacher, without outputs that are not those of what the training will show."""
+def _with_valid_outputs(
+    teacher: TeacherAtHand, study: Study, data: Dataset, seed: int
+) -> TeacherAtHand:
+    """Return a teacher without its cached outputs if they do not match the training."""
     if teacher.outputs is None:
         return teacher
     seed = seed if study.cache.seed is None else study.cache.seed
-    why = serves(teacher.outputs.description, study, data, seed)
-    if why:
-        log.warning("the teacher's outputs cannot be used, it is run live: %s", why)
-    return teacher.without_outputs() if why else teacher
+    mismatch = serves(teacher.outputs.description, study, data, seed)
+    if mismatch:
+        log.warning("cached teacher outputs are not used, it is run live: %s", mismatch)
+        return teacher.without_outputs()
+    return teacher
 
 
-def _lender(study: Study, teacher: TeacherAtHand) -> nn.Module | None:
-    """The teacher's network where it is at hand, or a loss takes over a part of it."""
+def _classifier_source(study: Study, teacher: TeacherAtHand) -> nn.Module | None:
+    """Return the network of a teacher if it is loaded, or a loss needs its classifier."""
     deploys = any(term.active and term.loss and term.loss.deploys for term in study.knowledge)
     return teacher.network if deploys else teacher.loaded
 
 
-def _guide(
-    study: Study,
-    task: Task,
-    prepared: Preparation,
-    teacher: TeacherAtHand,
-    ours: Anatomy | None,
-    device: torch.device,
-) -> Guide:
-    """A teacher as the scheme meets it, the pairs resolved to its own layers."""
-    terms: Sequence[Term] = study.knowledge
-    layers: Mapping[str, Shape] = {}
-    if ours is not None:
-        theirs = _teacher_anatomy(prepared, teacher, task)
-        terms = resolve_pairs(study, ours, (theirs,), task.classes).knowledge
-        layers = theirs.layers
-    named = layer_names(terms, "hint")
-    logits = study.scheme.reads_logits(terms)
-    return Guide(teacher.source(named, task, device, logits=logits), terms, layers)
-
-
-def _takes_pairs(study: Study) -> bool:
-    terms = study.knowledge if study.scheme.takes_knowledge else ()
-    return any(term.active and term.loss and term.loss.takes_pairs for term in terms)
-
-
-def _teacher_anatomy(prepared: Preparation, teacher: TeacherAtHand, task: Task) -> Anatomy:
-    """From the option where there is one; a teacher given as a network is looked at itself."""
-    if prepared.model is not None:
-        return anatomy(prepared.model, task)
+def _teacher_profile(option: Preparation, teacher: TeacherAtHand, task: Task) -> Anatomy:
+    """Return the profile of a teacher, from its option or else from the network itself."""
+    if option.model is not None:
+        return anatomy(option.model, task)
     network = teacher.network
     found = discover(network, task)
     aliases = stage_aliases(found)
@@ -207,7 +198,3 @@ def _teacher_anatomy(prepared: Preparation, teacher: TeacherAtHand, task: Task) 
         aliases={alias: layer.module for alias, layer in aliases.items()},
         found=found,
     )
-
-
-def _builder(model: Model, task: Task, device: torch.device) -> Callable[[], nn.Module]:
-    return lambda: lay_out(model.build(task), device)
