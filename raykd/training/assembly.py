@@ -104,7 +104,9 @@ def assemble(
             others=guides[1:],
             teacher_network=_classifier_source(study, handles[0]) if guides else None,
         )
-        return lay_out(study.scheme.build(parts), device)
+        distiller = study.scheme.build(parts)
+    lay_out(distiller, device)
+    return distiller
 
 
 def _student(study: Study, task: Task, teachers: Sequence[TeacherAtHand]) -> nn.Module:

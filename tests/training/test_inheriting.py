@@ -49,7 +49,7 @@ def test_the_same_start_with_and_without_a_teacher(data: Dataset) -> None:
     assert all(torch.equal(null[name], held) for name, held in taught.items())
     assert all(torch.equal(known[name], held) for name, held in taught.items())
     with pytest.raises(
-        ValueError, match="'layer_pruning' inherits from the study's trained teacher"
+        ValueError, match="'layer_pruning' inherits from the trained teacher of the study"
     ):
         Training(alone, data, seed=3)
 
