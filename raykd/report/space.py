@@ -16,7 +16,7 @@ from raykd.report.data import data_block, weights_block
 from raykd.search.cluster import here, is_remote, plan_slots
 from raykd.search.packing import room
 from raykd.search.pairs.arms import arms_of
-from raykd.search.pairs.question import question_of
+from raykd.search.pairs.question import design_layer_study
 from raykd.search.shelf import check_started_models, check_teacher_weights, remarks_on_weights
 from raykd.search.study_input import load_or_use, located_problems
 from raykd.study.explain import Explanation, explain
@@ -78,7 +78,7 @@ def explained(
 def _layer_study(study: OpenStudy, task: Task) -> list[tuple[str, str]]:
     """What `raykd pairs` would train, where the study can be one about its layers."""
     try:
-        question = question_of(study, task)
+        question = design_layer_study(study, task)
     except StudyError:
         return []
     how = study.settings.search.pairs

@@ -11,7 +11,7 @@ from typing import Any
 from raykd.architecture import Task
 from raykd.search.folder import create_folder
 from raykd.search.pairs.conducting import Arms
-from raykd.search.pairs.question import Question, question_of
+from raykd.search.pairs.question import LayerStudyDesign, design_layer_study
 from raykd.search.pairs.result import PairsResult, read_pairs
 from raykd.study.opened import OpenStudy
 from raykd.study.schema import plain
@@ -46,15 +46,15 @@ def study_of(*overrides: str, text: str = PAIRS) -> OpenStudy:
     return opened(*overrides, text=text)
 
 
-def asked(*overrides: str) -> Question:
-    return question_of(study_of(*overrides), TASK)
+def asked(*overrides: str) -> LayerStudyDesign:
+    return design_layer_study(study_of(*overrides), TASK)
 
 
 class PairsWorld(World):
     """What outlives the driver of a layer study."""
 
     def arms(self, journal: Any = None, slots: int = 1) -> Arms:
-        return Arms(self.context(journal, slots), question_of(self.study, TASK))
+        return Arms(self.context(journal, slots), design_layer_study(self.study, TASK))
 
 
 GAINS = {"stage2-to-stage3": 0.06, "stage3-to-stage3": 0.03, "reverse": -0.05}

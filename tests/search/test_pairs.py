@@ -41,7 +41,7 @@ def test_layers_come_shallow_to_deep_with_their_shapes() -> None:
     assert [layer.name for layer in question.hints] == ["stage1", "stage3"]
     assert [layer.name for layer in question.guided] == ["stage1", "stage2", "stage3"]
     assert question.hints[0].shape == (8, 8, 8) and question.guided[0].shape == (4, 8, 8)
-    assert [layer.name for layer in question.shown("hint")][-1] == "embedding"
+    assert [layer.name for layer in question.cka_layers("hint")][-1] == "embedding"
     assert question.term == 1
 
 
@@ -49,7 +49,7 @@ def test_pairs_may_be_listed_and_then_stand_for_their_layers() -> None:
     listed = "knowledge[1].pairs=[{hint: stage1, guided: stage2}, {hint: stage3, guided: stage2}]"
     question = asked(listed)
     assert [layer.name for layer in question.hints] == ["stage1", "stage3"]
-    assert len(question.crossed) == 2
+    assert len(question.all_pairs) == 2
 
 
 MISTAKES = {
@@ -63,18 +63,18 @@ MISTAKES = {
         r"(?s)train\.optimizer\.lr: left open.*--set 'train\.optimizer\.lr=",
     ),
     "an open weight": (["knowledge[1].weight={uniform: [1, 2]}"], r"knowledge\[1\]\.weight: left"),
-    "no teacher": (["scheme={name: dml}"], "has not one trained teacher"),
+    "no teacher": (["scheme={name: dml}"], "does not have exactly one trained teacher"),
     "one pair": (
         [f"{PAIRING}={{hint: [stage1], guided: [stage2]}}"],
-        "one pair alone, stage1>stage2",
+        "only one pair, stage1>stage2",
     ),
-    "weights of their own": ([f"{PAIRING}.weight=2"], "weights or losses of their own"),
+    "weights of their own": ([f"{PAIRING}.weight=2"], "their own weights or losses"),
     "written pairs with weights of their own": (
         [
             "knowledge[1].pairs=[{hint: stage1, guided: stage1}, "
             "{hint: stage2, guided: stage2, weight: 2}]"
         ],
-        "weights or losses of their own",
+        "their own weights or losses",
     ),
     "a loss of two pairs": (
         ["knowledge[1].loss=fsp", f"{PAIRING}.max=2"],
@@ -102,7 +102,7 @@ def test_of_two_terms_the_one_whose_pairs_are_open_is_studied() -> None:
     at = "{loss: at, pairs: [{hint: stage1, guided: stage1}]}"
     question = asked(f"knowledge=[{at}, {{loss: hint, pairs: {{pairing: {{}}}}}}]")
     assert question.term == 1
-    [left] = question.without.knowledge
+    [left] = question.baseline.knowledge
     assert left.loss is not None and left.loss.name == "at"
 
 
@@ -196,7 +196,7 @@ def test_arms_differ_in_their_pairs_alone() -> None:
 
 def test_without_other_knowledge_the_student_learns_alone() -> None:
     question = asked("knowledge=[{loss: hint, pairs: {pairing: {}}}]")
-    assert question.without.scheme.name == "alone" and not question.without.knowledge
+    assert question.baseline.scheme.name == "alone" and not question.baseline.knowledge
 
 
 def test_an_arm_is_written_down_whole() -> None:

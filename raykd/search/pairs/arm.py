@@ -1,4 +1,4 @@
-"""An arm of a layer study, as plain data: read back without torch."""
+"""Arm of a layer study, as plain data, without importing torch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Kind = Literal["none", "pair", "forward", "reverse", "random", "all_to_one", "se
 Pairs = tuple[LayerPair, ...]
 
 NONE = "none"
-"""The arm without hint, with which all others are compared."""
+"""Baseline arm without hint, with which all others are compared."""
 
 
 @dataclass(frozen=True)
@@ -21,9 +21,9 @@ class Arm:
 
     Attributes:
         id: "none", "stage1-to-stage2", "forward", "set-1" ...
-        kind: what sort it is.
-        pairs: its pairs; one entry where they are the same under every seed, else one a seed.
-        why_not: why it is not trained; empty where it is.
+        kind: of pairing.
+        pairs: one entry if the pairs are the same under every seed, else one entry per seed.
+        why_not: reason why it is not trained; "" if it is.
     """
 
     id: str
@@ -32,12 +32,12 @@ class Arm:
     why_not: str = ""
 
     def pairs_under(self, number: int) -> Pairs:
-        """Its pairs under the seed of that number, counted from 0."""
+        """Return its pairs under a seed, by number from 0."""
         return self.pairs[number % len(self.pairs)]
 
     @property
     def is_one_set(self) -> bool:
-        """Whether it is one set of pairs, compared by the study's own loss: one that can win."""
+        """True for a trained set of pairs under the study's own loss, which can be the best."""
         return self.kind not in ("none", "random", "semckd") and not self.why_not
 
     def plain(self) -> dict[str, Any]:
@@ -49,6 +49,6 @@ class Arm:
         }
 
     @classmethod
-    def from_plain(cls, told: Mapping[str, Any]) -> Arm:
-        pairs = tuple(tuple(LayerPair(h, g) for h, g in one) for one in told["pairs"])
-        return cls(told["id"], told["kind"], pairs, told["why_not"])
+    def from_plain(cls, data: Mapping[str, Any]) -> Arm:
+        pairs = tuple(tuple(LayerPair(h, g) for h, g in each) for each in data["pairs"])
+        return cls(data["id"], data["kind"], pairs, data["why_not"])

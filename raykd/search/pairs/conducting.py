@@ -17,7 +17,7 @@ from typing import Any
 from raykd.search.conductor import Conductor, RunContext
 from raykd.search.pairs.arm import NONE, Arm
 from raykd.search.pairs.arms import arms_of, compared, label_of, trained_under
-from raykd.search.pairs.question import Question
+from raykd.search.pairs.question import LayerStudyDesign
 from raykd.search.pairs.result import best_of, values_by_seed
 from raykd.search.records import Record
 from raykd.study.schema import Study, plain
@@ -32,7 +32,7 @@ class Arms(Conductor):
         question: what is asked.
     """
 
-    def __init__(self, context: RunContext, question: Question) -> None:
+    def __init__(self, context: RunContext, question: LayerStudyDesign) -> None:
         super().__init__(context)
         self.how = self.search.pairs
         if self._caching is not None:  # all arms see the same views, also where none teaches
@@ -96,7 +96,7 @@ class Arms(Conductor):
     def _told(self) -> dict[str, Any]:
         question = self._question
         layers = {"hints": question.hints, "guided": question.guided}
-        layers |= {f"shown_{side}": question.shown(side) for side in ("hint", "guided")}
+        layers |= {f"shown_{side}": question.cka_layers(side) for side in ("hint", "guided")}
         term = question.loss
         return {
             "arms": [arm.plain() for arm in self._arms],
@@ -140,8 +140,8 @@ class Arms(Conductor):
                     "term": question.term,
                     "hints": hints,
                     "guided": guided,
-                    "teacher_layers": [layer.name for layer in question.shown("hint")],
-                    "student_layers": [layer.name for layer in question.shown("guided")],
+                    "teacher_layers": [layer.name for layer in question.cka_layers("hint")],
+                    "student_layers": [layer.name for layer in question.cka_layers("guided")],
                     "possible": [
                         [hints.index(pair.hint), guided.index(pair.guided)] for pair in possible
                     ],

@@ -20,7 +20,7 @@ from raykd.search.folder import StudyFolder, Verb
 from raykd.search.pairs.arms import arms_of
 from raykd.search.pairs.conducting import Arms
 from raykd.search.pairs.files import write_files
-from raykd.search.pairs.question import question_of
+from raykd.search.pairs.question import design_layer_study
 from raykd.search.pairs.result import PairsResult, read_pairs
 from raykd.search.resuming import resumed
 from raykd.search.session import RunSession
@@ -111,7 +111,7 @@ class LayerStudyRun(StudyRun[PairsResult]):
         check_layer_study(study, task)
 
     def planner(self, session: RunSession, slots: int) -> Arms:
-        return Arms(session.context(slots), question_of(session.study, session.task))
+        return Arms(session.context(slots), design_layer_study(session.study, session.task))
 
     def conclude(self, session: RunSession, planner: Conductor) -> PairsResult:
         folder = session.folder.path
@@ -128,9 +128,9 @@ def check_layer_study(study: OpenStudy, task: Task) -> None:
     """Check that a study can be a layer study.
 
     Raises:
-        StudyError: see `question_of`; or none of its pairs can be compared by its loss.
+        StudyError: see `design_layer_study`; or none of its pairs can be compared by its loss.
     """
-    question = question_of(study, task)
+    question = design_layer_study(study, task)
     arms = arms_of(question, study.settings.search.pairs)
     singles = [arm for arm in arms if arm.kind == "pair"]
     if all(arm.why_not for arm in singles):
@@ -142,5 +142,5 @@ def check_layer_study(study: OpenStudy, task: Task) -> None:
 
 def _trainings(study: OpenStudy, task: Task) -> int:
     how = study.settings.search.pairs
-    arms = arms_of(question_of(study, task), how)
+    arms = arms_of(design_layer_study(study, task), how)
     return how.seeds * sum(not arm.why_not for arm in arms)
