@@ -1,4 +1,4 @@
-"""Networks that MLflow keeps, fetched for a study that names them as models."""
+"""Models from MLflow: a study that names them by URI gets local files and fixed versions."""
 
 from __future__ import annotations
 
@@ -16,40 +16,40 @@ from raykd.training.storage import Storage
 
 
 def with_fetched(document: Document) -> Document:
-    """The study with the file of each network that it names by an MLflow URI.
+    """Download each network that a study names by an MLflow URI, and name its file in the study.
 
-    The files lie below the study's storage, which every node must reach; they become overrides of
-    the study, so that a resumed search uses the same networks.
+    The files are stored below the study's storage, which every node must reach.  They become
+    overrides of the study, so that a resumed search uses the same networks.
 
     Raises:
-        StudyError: a network cannot be fetched; names its place.
+        StudyError: a network cannot be downloaded; names its place.
     """
     overrides: list[str] = []
     files: dict[str, str] = {}
     problems: list[Problem] = []
-    for place, named in _named(document.data, ()):
-        if named.get("file") is not None:
+    for place, model in _models_by_uri(document.data, ()):
+        if model.get("file") is not None:
             continue
-        uri = named["name"]
+        uri = model["name"]
         try:
-            files[uri] = files.get(uri) or _fetched(uri, document)
+            files[uri] = files.get(uri) or _download(uri, document)
         except ValueError as error:
             problems.append(document.problem(place, str(error)))
             continue
-        overrides.append(f"{dotted(place)}={json.dumps({**named, 'file': files[uri]})}")
+        overrides.append(f"{dotted(place)}={json.dumps({**model, 'file': files[uri]})}")
     if problems:
         raise StudyError(problems)
     return document.with_overrides(overrides)
 
 
 def with_versions(document: Document) -> Document:
-    """The study with the version of each teacher that it names by an alias in MLflow.
+    """Replace the MLflow aliases of a study's teachers by version numbers.
 
-    A teacher is kept under the name of its weights: under an alias, an alias that moves to another
-    version would still mean the teacher it meant first.
+    Teachers are cached by the name of their weights.  If that were an alias, moving the alias to
+    another version would not change the cached teacher.
 
     Raises:
-        StudyError: there is no such alias; names its place.
+        StudyError: an alias does not exist; names its place.
     """
     overrides: list[str] = []
     problems: list[Problem] = []
@@ -64,7 +64,7 @@ def with_versions(document: Document) -> Document:
 
 
 def _aliases(value: Any, place: Place) -> Iterator[tuple[Place, str]]:
-    """Every place where `weights` name a registered model by an alias."""
+    """Yield every place where `weights` name a registered model by an alias."""
     if isinstance(value, str):
         if "weights" in place and re.match(r"models:/[^/@]+@", value):
             yield place, value
@@ -83,29 +83,29 @@ def _version_of(uri: str, document: Document) -> str:
     return pinned(uri, tracking_uri=store_of(document))
 
 
-def _named(value: Any, place: Place) -> Iterator[tuple[Place, Mapping[str, Any]]]:
-    """Every place where a model is named by a URI, with what is written there."""
-    if isinstance(value, str) and _stands_for_model(place) and re.search(STORED, value):
+def _models_by_uri(value: Any, place: Place) -> Iterator[tuple[Place, Mapping[str, Any]]]:
+    """Yield every place where a model is named by a URI, with the value at that place."""
+    if isinstance(value, str) and _is_model_place(place) and re.search(STORED, value):
         yield place, {"name": value}
     elif isinstance(value, Mapping):
         name = value.get("name")
         if isinstance(name, str) and re.search(STORED, name):
             yield place, value
-        for key, held in value.items():
-            yield from _named(held, (*place, key))
+        for key, inner in value.items():
+            yield from _models_by_uri(inner, (*place, key))
     elif isinstance(value, list):
-        for number, held in enumerate(value):
-            yield from _named(held, (*place, number))
+        for number, inner in enumerate(value):
+            yield from _models_by_uri(inner, (*place, number))
 
 
-def _stands_for_model(place: Place) -> bool:
-    """Whether a bare name at `place` is a model's, be it an option of a choice."""
+def _is_model_place(place: Place) -> bool:
+    """Return True if a bare name at `place` is a model's, possibly as an option of a choice."""
     keys = [step for step in place if isinstance(step, str) and step != "choice"]
     return bool(keys) and keys[-1] == "model"
 
 
-def _fetched(uri: str, document: Document) -> str:
-    """The network's file below the storage, put there now."""
+def _download(uri: str, document: Document) -> str:
+    """Download a network and return its file below the storage."""
     from raykd.search.stores import store_of
     from raykd.study.schema import Cluster
     from raykd.tracking.models import load_model_uri

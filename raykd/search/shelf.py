@@ -1,4 +1,4 @@
-"""Where the networks that teach are kept: below the storage, found by their content."""
+"""Store of teacher networks, and checks of the weights that a study loads."""
 
 from __future__ import annotations
 
@@ -33,16 +33,18 @@ from raykd.training.teacher import (
 
 
 class Shelf:
-    """The networks that teach in a study, and in every other with the same storage.
+    """Teacher networks below the storage, shared by all studies with the same storage.
+
+    A file's name is a key of everything that determines the network.
 
     Args:
-        settings: the study's fixed parts.
+        settings: fixed parts of the study.
         fingerprint: of its data.
-        storage: where the files are.
-        task: inputs and classes of the data; None: networks are kept as they come.
+        storage: of the files.
+        task: inputs and classes of the data; None: networks are stored unchanged.
 
     Attributes:
-        notes: sentences on what was done to networks that were fetched, until they are taken.
+        notes: sentences on changes to loaded networks, until `take_notes` returns them.
     """
 
     def __init__(
@@ -56,25 +58,25 @@ class Shelf:
         self._there: set[str] = set()
 
     def file(self, prepared: Preparation) -> str:
-        """A network's file below the storage; the same for the same content."""
+        """Return a network's file below the storage; equal networks have equal files."""
         names = self._task.class_names if self._task is not None else ()
         key = preparation_key(prepared, self._settings, self._fingerprint, names)
         return f"teachers/{key}.{'pt' if prepared.is_mlflow else 'safetensors'}"
 
     def has(self, file: str) -> bool:
-        """Whether a file is there; what was there once is not asked for again."""
+        """Return True if a file exists; a positive answer is remembered."""
         if file not in self._there and self._storage.exists(file):
             self._there.add(file)
         return file in self._there
 
     def note(self, file: str) -> None:
-        """A training has just put this file there."""
+        """Record that a training has written this file."""
         self._there.add(file)
 
     def fetch(self, prepared: Preparation) -> None:
-        """Put a network that is loaded, not trained, on the shelf.
+        """Store a network that is loaded, not trained.
 
-        The notes on a whole network lie beside it, for later studies that read it.
+        Notes on a whole network are stored in a second file, for later studies that read it.
 
         Raises:
             StudyError: its weights cannot be read.
@@ -82,18 +84,18 @@ class Shelf:
         file = self.file(prepared)
         if prepared.weights is None:
             return
-        beside = file.removesuffix(".pt") + ".notes"
+        notes_file = file.removesuffix(".pt") + ".notes"
         if not self.has(file):
-            before = len(self.notes)
+            count = len(self.notes)
             content = self._content(prepared)
-            if len(self.notes) > before:
-                self._storage.create(beside, "\n".join(self.notes[before:]).encode())
+            if len(self.notes) > count:
+                self._storage.create(notes_file, "\n".join(self.notes[count:]).encode())
             self._storage.create(file, content)
         elif prepared.is_mlflow:
-            self.notes += (self._storage.read(beside) or b"").decode().splitlines()
+            self.notes += (self._storage.read(notes_file) or b"").decode().splitlines()
 
     def take_notes(self) -> str:
-        """The notes so far, a line each; they are given once."""
+        """Return the notes, one per line, and forget them."""
         text = "\n".join(dict.fromkeys(self.notes))
         self.notes.clear()
         return text
@@ -105,8 +107,8 @@ class Shelf:
                 return self._whole(prepared)
             return with_normalization(self._weights(prepared), normalization_of(prepared))
         except (OSError, ValueError) as error:
-            what = f"the teacher's weights {prepared.weights} cannot be read: {error}"
-            raise StudyError(Problem(what, path="teacher.weights")) from None
+            text = f"cannot read the teacher's weights {prepared.weights}: {error}"
+            raise StudyError(Problem(text, path="teacher.weights")) from None
 
     def _weights(self, prepared: Preparation) -> bytes:
         assert prepared.weights is not None
@@ -118,7 +120,7 @@ class Shelf:
         return dump_weights(loaded.network, dict(loaded.metadata))
 
     def _whole(self, prepared: Preparation) -> bytes:
-        """A network that MLflow keeps, its outputs in the order of the data."""
+        """Return a network from MLflow, with its outputs in the order of the data's classes."""
         from raykd.tracking.models import load_model_uri
 
         uri = self._settings.tracking.uri
@@ -130,32 +132,33 @@ class Shelf:
 
 
 def with_normalization(content: bytes, normalization: Normalization | None) -> bytes:
-    """The bytes of a safetensors file that say which normalization its network expects.
+    """Return a safetensors file with the normalization that its network expects in its metadata.
 
     Args:
         content: of any safetensors file.
-        normalization: None: the data's own.
+        normalization: None: the data's.
     """
     metadata = metadata_of(content)
     if normalization is None and METADATA not in metadata:
         return content
-    kept = {key: value for key, value in metadata.items() if key != METADATA}
-    return with_metadata(content, kept | (to_metadata(normalization) if normalization else {}))
+    rest = {key: value for key, value in metadata.items() if key != METADATA}
+    return with_metadata(content, rest | (to_metadata(normalization) if normalization else {}))
 
 
 def check_teacher_weights(study: Study, task: Task | None) -> Iterator[Problem]:
-    """A `Check`: whether each teacher's file of weights is there and holds its model's weights."""
+    """Check that each teacher's weights file exists and fits its model."""
     yield from _normalization_problems(study, task)
-    own = study.teacher
-    for teacher in _from_files(study):
-        found = _file(teacher, task) if task is not None else None
-        if found is not None and found.problem:
-            path = "teacher.weights" if own and teacher.weights == own.weights else "scheme"
-            yield Problem(found.problem, path=path)
+    study_teacher = study.teacher
+    for teacher in _from_files(study) if task is not None else ():
+        assert task is not None
+        problem = _file(teacher, task).problem
+        if problem:
+            is_own = study_teacher and teacher.weights == study_teacher.weights
+            yield Problem(problem, path="teacher.weights" if is_own else "scheme")
 
 
 def check_started_models(study: Study, task: Task | None) -> Iterator[Problem]:
-    """A `Check`: whether the files that models start from hold their weights; downloads nothing."""
+    """Check that the local weights files of models fit them; downloads nothing."""
     for place, model in _starting(study) if task is not None else ():
         assert task is not None
         problem = _started(model, task, task.class_names).problem
@@ -165,12 +168,12 @@ def check_started_models(study: Study, task: Task | None) -> Iterator[Problem]:
 
 @dataclass(frozen=True)
 class Remarks:
-    """What is said of the weights that a study loads, in sentences.
+    """Remarks on the weights that a study loads, in sentences.
 
     Attributes:
-        notes: what was done to them.
-        warnings: what may make results wrong.
-        problem: why they cannot be loaded; empty if they can.
+        notes: changes to them.
+        warnings: conditions that may make results wrong.
+        problem: reason why they cannot be loaded; "" if they can.
     """
 
     notes: tuple[str, ...] = ()
@@ -179,7 +182,7 @@ class Remarks:
 
 
 def remarks_on_weights(study: OpenStudy, task: Task) -> Remarks:
-    """All remarks on the weights that a study's teachers and models load from files.
+    """Return all remarks on the weights that a study's teachers and models load from files.
 
     Raises:
         StudyError: they cannot be loaded.
@@ -193,30 +196,30 @@ def remarks_on_weights(study: OpenStudy, task: Task) -> Remarks:
         problems = [*check_teacher_weights(concrete, task), *check_started_models(concrete, task)]
         if problems:
             raise StudyError(problems)
-        found = [_file(teacher, task) for teacher in _from_files(concrete)]
-        found += [_started(model, task, task.class_names) for _, model in _starting(concrete)]
-        for where, prepared in _prepared(concrete):
-            found.append(Remarks(*normalization_notes(prepared, where, task)))
-        for one in found:
-            notes |= dict.fromkeys(one.notes)
-            warnings |= dict.fromkeys(one.warnings)
+        remarks = [_file(teacher, task) for teacher in _from_files(concrete)]
+        remarks += [_started(model, task, task.class_names) for _, model in _starting(concrete)]
+        for place, prepared in _prepared(concrete):
+            remarks.append(Remarks(*normalization_notes(prepared, place, task)))
+        for remark in remarks:
+            notes |= dict.fromkeys(remark.notes)
+            warnings |= dict.fromkeys(remark.warnings)
     return Remarks(tuple(notes), tuple(warnings))
 
 
 def _from_files(study: Study) -> list[Teacher]:
-    """The teachers whose weights are files."""
-    named = [] if study.teacher is None else [study.teacher]
-    named += [one.as_teacher for one in everyone_behind(teachers_of(study))]
-    return [one for one in named if one.weights and one.model and not one.is_mlflow]
+    """Return the teachers whose weights are files."""
+    teachers = [] if study.teacher is None else [study.teacher]
+    teachers += [each.as_teacher for each in everyone_behind(teachers_of(study))]
+    return [each for each in teachers if each.weights and each.model and not each.is_mlflow]
 
 
 def _starting(study: Study) -> list[tuple[Place, Model]]:
-    """The models whose networks start from files that are here, each with its place."""
-    filled = {teacher.model for teacher in _from_files(study)}
+    """Return the models that are initialized from local files, each with its place."""
+    loaded = {teacher.model for teacher in _from_files(study)}
     return [
         (place, model)
         for place, model in models_in(study)
-        if not (place[0] in ("teacher", "scheme") and model in filled)
+        if not (place[0] in ("teacher", "scheme") and model in loaded)
         if getattr(model, "weights", None) is not None
         or (getattr(model, "pretrained", False) and model.files() and not model.runs_code)
     ]
@@ -239,20 +242,20 @@ def _checked_file(
 
 
 def _prepared(study: Study) -> list[tuple[str, Preparation]]:
-    """All networks that teach, each with its place in the study."""
-    own = [] if study.teacher is None else [own_teacher(study)]
-    others = [one for one in everyone_behind(teachers_of(study)) if one not in own]
-    return [("teacher", one) for one in own] + [("scheme", one) for one in others]
+    """Return all teacher networks, each with its place in the study."""
+    study_teachers = [] if study.teacher is None else [own_teacher(study)]
+    rest = [each for each in everyone_behind(teachers_of(study)) if each not in study_teachers]
+    return [("teacher", each) for each in study_teachers] + [("scheme", each) for each in rest]
 
 
 def _normalization_problems(study: Study, task: Task | None) -> Iterator[Problem]:
-    """See that the normalization of each teacher is known and fits the data's pictures."""
-    for where, one in _prepared(study):
-        path = "teacher.normalization" if where == "teacher" else "scheme"
+    """Check that the normalization of each teacher is known and fits the images."""
+    for place, prepared in _prepared(study):
+        path = "teacher.normalization" if place == "teacher" else "scheme"
         try:
-            if one.normalization != "auto":
-                _check_use(one, task)
-            normalization = normalization_of(one)
+            if prepared.normalization != "auto":
+                _check_use(prepared, task)
+            normalization = normalization_of(prepared)
             if normalization is not None and task is not None and task.text is None:
                 normalization.check(task.input_shape[0])
         except ValueError as error:
@@ -262,11 +265,11 @@ def _normalization_problems(study: Study, task: Task | None) -> Iterator[Problem
 def _check_use(prepared: Preparation, task: Task | None) -> None:
     if prepared.weights is None:
         raise ValueError(
-            "`normalization` is for loaded `weights`; a teacher that the study trains takes the "
-            "data's own mean and standard deviation; remove it"
+            "`normalization` is for loaded `weights`; a teacher that the study trains uses the "
+            "mean and standard deviation of the data; remove it"
         )
     if task is not None and (task.text is not None or len(task.input_shape) != 3):
-        raise ValueError("`normalization` is for pictures, and the data are none; remove it")
+        raise ValueError("`normalization` is for images, and the data are not images; remove it")
 
 
 @lru_cache(maxsize=64)

@@ -27,7 +27,7 @@ from raykd.problems import StudyError
 from raykd.search.pairs.arm import Arm
 from raykd.search.pairs.arms import arms_of, trained_under
 from raykd.search.pairs.contrasts import contrasts, holm, kendall, noise_of, rank_correlation
-from raykd.search.pairs.files import read_file, write_files
+from raykd.search.pairs.files import write_files
 from raykd.search.pairs.result import PairsResult, best_of, read_pairs
 from raykd.search.pairs.verb import check_layer_study
 from raykd.training.assignment import Assignment
@@ -446,7 +446,7 @@ def test_the_files_hold_all_of_it_and_are_read_back(result: PairsResult) -> None
     first = told.read_bytes(), table.read_bytes()
     assert write_files(read_pairs(result.folder)) == (told, table)
     assert (told.read_bytes(), table.read_bytes()) == first
-    found = read_file(told)
+    found = json.loads(told.read_text())
     assert found["best"]["pairs"] == [{"hint": "stage2", "guided": "stage3"}]
     assert found["best"]["loss"]["name"] == "hint" and found["best"]["weight"] == 1
     assert len(found["cells"]) == 9 and len(found["arms"]) == ARMS
@@ -458,9 +458,6 @@ def test_the_files_hold_all_of_it_and_are_read_back(result: PairsResult) -> None
     assert len(lines) == 1 + 9 * 3 and lines[0].startswith("hint,guided,seed,val_accuracy,gain")
 
 
-def test_what_is_no_such_file_is_said(tmp_path: Path) -> None:
-    (tmp_path / "a.json").write_text("{}")
-    with pytest.raises(StudyError, match=r"is no pairing\.json"):
-        read_file(tmp_path / "a.json")
+def test_a_folder_of_no_study_is_refused(tmp_path: Path) -> None:
     with pytest.raises(StudyError, match="not a study's folder"):
         read_pairs(tmp_path)

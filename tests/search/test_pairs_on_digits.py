@@ -24,7 +24,6 @@ from raykd.report.pairs.pictures import cka, draw, heatmap, predictors
 from raykd.report.pairs.summary import facts, summary
 from raykd.search.executors import LocalExecutor
 from raykd.search.folder import open_folder
-from raykd.search.pairs.files import read_file
 from raykd.search.pairs.result import PairsResult, read_pairs
 from raykd.search.pairs.verb import pairs
 from raykd.search.search_run import search
@@ -87,7 +86,7 @@ def test_two_students_of_one_seed_start_alike(trained: PairsResult) -> None:
 
 
 def test_files_and_pictures_are_left_in_the_folder(trained: PairsResult) -> None:
-    told = read_file(trained.folder / "pairing.json")
+    told = json.loads((trained.folder / "pairing.json").read_text())
     assert told["best"]["arm"] == trained.best.arm.id  # type: ignore[union-attr]
     for name in PICTURES:
         picture = imread(trained.folder / name)

@@ -1,22 +1,20 @@
-"""The files a layer study leaves in its folder.
+"""Files of a layer study: `pairing.json` has all results, `pairs.csv` a line per cell and seed.
 
-`pairing.json` holds all of it:
-- `format`, `study`, `id`, `metric` (what gains are measured in, a fraction), `data_split`;
-- `term` (its number in `knowledge`), `loss` (plain data), `weight`;
+Keys of `pairing.json`:
+- `format`, `study`, `id`, `metric` (unit of gains, a fraction), `data_split`;
+- `term` (its index in `knowledge`), `loss` (plain data), `weight`;
 - `hints`, `guided`: the layers, each with `name`, `shape`, `depth`; `seeds`;
-- `noise`: the `deviation` of one training and its degrees of `freedom`;
-- `cells`: one for each hint and guided layer, with `hint`, `guided`, `arm`, `why_not` (null where
-  it was trained), `gain` and `predictors`;
-- `arms`: each with `id`, `kind`, `pairs` (a list of pairs for each seed, or one for all), `values`
+- `noise`: `deviation` of one training and its degrees of `freedom`;
+- `cells`: one per hint and guided layer, with `hint`, `guided`, `arm`, `why_not` (null if it was
+  trained), `gain` and `predictors`;
+- `arms`: each with `id`, `kind`, `pairs` (a list of pairs per seed, or one for all seeds), `values`
   by seed, `why_not` and `gain`;
 - a `gain`: `mean`, `low`, `high`, `count`, `by_seed`, `p`, `p_holm`, `clear`, or null;
 - `best`: `arm`, `pairs` (list of `{hint, guided}`), `loss`, `weight`, `gain`, and `test` with
   `taught`, `untaught`, `gain` (each `mean`, `low`, `high`, `count`); or null;
 - `rankings`: predictor -> `tau`, `low`, `high`, `cells`, `what`;
 - `cka`: `hints` and `guided` (names), `start`, `steps`, `trained`: matrices, hints as rows.
-Numbers that JSON does not know are null.
-
-`pairs.csv` has a line for each cell and seed.
+NaN and infinite numbers are null.
 """
 
 from __future__ import annotations
@@ -30,7 +28,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from raykd.problems import Problem, StudyError
 from raykd.search.pairs.arm import Arm
 from raykd.search.pairs.contrasts import Contrast
 from raykd.search.pairs.result import METRIC, PREDICTORS, PairsResult, pairs_of
@@ -42,30 +39,14 @@ JSON_FILE, CSV_FILE = "pairing.json", "pairs.csv"
 
 def write_files(result: PairsResult) -> tuple[Path, ...]:
     """Write both files into the study's folder; the same result gives the same bytes."""
-    told, table = result.folder / JSON_FILE, result.folder / CSV_FILE
-    told.write_text(json.dumps(facts_of(result), indent=1, allow_nan=False) + "\n")
-    table.write_text(table_of(result))
-    return told, table
-
-
-def read_file(path: str | Path) -> dict[str, Any]:
-    """What `pairing.json` holds.
-
-    Raises:
-        StudyError: there is no such file, or it is another one.
-    """
-    try:
-        told = json.loads(Path(path).read_text())
-        if told["format"] == FORMAT:
-            return told
-        what = f"{path} has format {told['format']}; this raykd reads {FORMAT}"
-    except (OSError, ValueError, KeyError, TypeError):
-        what = f"{path} is no {JSON_FILE} of a layer study"
-    raise StudyError(Problem(what, mend="name the file that `raykd pairs` wrote"))
+    json_path, csv_path = result.folder / JSON_FILE, result.folder / CSV_FILE
+    json_path.write_text(json.dumps(facts_of(result), indent=1, allow_nan=False) + "\n")
+    csv_path.write_text(table_of(result))
+    return json_path, csv_path
 
 
 def facts_of(result: PairsResult) -> dict[str, Any]:
-    """All of a result as plain data; see this file's head."""
+    """Return a result as plain data, with the keys of `pairing.json`."""
     best = result.best
     maps = {when: result.cka(when) for when in ("start", "steps", "trained")}
     return _finite(
@@ -108,21 +89,21 @@ def facts_of(result: PairsResult) -> dict[str, Any]:
                 },
             },
             "rankings": {
-                name: {**asdict(found), "what": PREDICTORS[name]}
-                for name, found in result.rankings.items()
+                name: {**asdict(correlation), "what": PREDICTORS[name]}
+                for name, correlation in result.rankings.items()
             },
             "cka": {
                 "hints": [layer.name for layer in result.shown_hints],
                 "guided": [layer.name for layer in result.shown_guided],
                 "after_steps": result.steps,
-                **{when: found.tolist() for when, found in maps.items() if found is not None},
+                **{when: cka.tolist() for when, cka in maps.items() if cka is not None},
             },
         }
     )
 
 
 def table_of(result: PairsResult) -> str:
-    """`pairs.csv`: hint, guided, seed, value, gain, and each predictor's mean."""
+    """Return `pairs.csv`: hint, guided, seed, value, gain, and each predictor's mean."""
     text = io.StringIO()
     names = list(PREDICTORS)
     rows = csv.writer(text, lineterminator="\n")
@@ -138,10 +119,10 @@ def table_of(result: PairsResult) -> str:
 
 
 def _arm(result: PairsResult, arm: Arm) -> dict[str, Any]:
-    told = arm.plain()
-    pairs = [[{"hint": h, "guided": g} for h, g in one] for one in told["pairs"]]
+    plain = arm.plain()
+    pairs = [[{"hint": h, "guided": g} for h, g in each] for each in plain["pairs"]]
     return {
-        **told,
+        **plain,
         "pairs": pairs,
         "why_not": arm.why_not or None,
         "values": {str(seed): v for seed, v in result.values.get(arm.id, {}).items()},
@@ -161,8 +142,8 @@ def _gain(contrast: Contrast | None) -> dict[str, Any] | None:
     }
 
 
-def _estimate(found: Estimate | None) -> dict[str, Any] | None:
-    return None if found is None else asdict(found)
+def _estimate(value: Estimate | None) -> dict[str, Any] | None:
+    return None if value is None else asdict(value)
 
 
 def _number(value: float | None) -> str:
@@ -170,11 +151,11 @@ def _number(value: float | None) -> str:
 
 
 def _finite(value: Any) -> Any:
-    """The same with null for every number that JSON does not know."""
+    """Return plain data with None for every NaN and infinite number."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
-        return {key: _finite(held) for key, held in value.items()}
+        return {key: _finite(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(held) for held in value]
+        return [_finite(inner) for inner in value]
     return value
