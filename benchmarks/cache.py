@@ -22,23 +22,23 @@ from typing import Any
 import torch
 from measuring import Findings, arguments, in_turn, spread, tell
 
-from raykd.architecture import Resnet, Task, anatomy
 from raykd.data import SOURCES, BatchLoader, Dataset
+from raykd.models import Resnet, Task, model_profile
 from raykd.schemes import LiveTeacher, Teacher
-from raykd.study.schema import Cache, Student, Study
-from raykd.training.cache import (
+from raykd.storage import Storage
+from raykd.study.config import Cache, Student, Study
+from raykd.training.memory_format import to_device
+from raykd.training.teacher_cache import (
     LOGITS,
     Build,
+    CacheStore,
     Description,
     Outputs,
-    OutputsStore,
     describe_outputs,
-    digest_of,
-    open_outputs,
+    network_digest,
+    open_cached_outputs,
 )
-from raykd.training.cache.building import view_batches
-from raykd.training.layout import lay_out
-from raykd.training.storage import Storage
+from raykd.training.teacher_cache.builder import view_loader
 
 TEACHER = Resnet(depth=20, width=32)
 LAYERS = ("stage2", "stage3")
@@ -66,11 +66,11 @@ class Bench:
         )
 
     def description(self, layers: tuple[str, ...], dtype: str = "fp16") -> Description:
-        shapes = anatomy(TEACHER, self.task).layers
+        shapes = model_profile(TEACHER, self.task).layers
         return describe_outputs(
             self.study(dtype),
             teacher="resnet",
-            weights=digest_of(self.network),
+            weights=network_digest(self.network),
             fingerprint=self.data.fingerprint,
             rows=len(self.data.train),
             classes=self.data.classes,
@@ -78,8 +78,8 @@ class Bench:
             views=1,
         )
 
-    def store(self) -> OutputsStore:
-        return OutputsStore(Storage(str(self.folder)))
+    def store(self) -> CacheStore:
+        return CacheStore(Storage(str(self.folder)))
 
     def build(self, layers: tuple[str, ...], dtype: str = "fp16") -> str:
         """Computed anew; its address."""
@@ -95,14 +95,14 @@ class Bench:
     def forward(self, layers: tuple[str, ...]) -> None:
         """The teacher over all images once."""
         description = self.description(layers)
-        teacher = LiveTeacher(lay_out(self.network, torch.device("cpu")), layers, self.task)
-        batches = view_batches(description, self.study(), self.data)
+        teacher = LiveTeacher(to_device(self.network, torch.device("cpu")), layers, self.task)
+        batches = view_loader(description, self.study(), self.data)
         with torch.inference_mode():
             for batch in batches.read_rows(torch.arange(description.rows).split(256), 0):
                 teacher(batch)
 
     def open(self, key: str) -> Outputs:
-        found = open_outputs(self.store(), key, self.data)
+        found = open_cached_outputs(self.store(), key, self.data)
         assert found is not None
         return found
 

@@ -35,14 +35,14 @@ from unittest import mock
 
 from measuring import Demand, Findings, arguments, spread, tell
 
-from raykd.search.driver import Executor, StudyRun
-from raykd.search.executors import RayExecutor
-from raykd.search.explorer import Explorer
-from raykd.search.search_run import SearchRun
-from raykd.search.session import RunSession
-from raykd.search.study_input import load_or_use
-from raykd.training.assignment import Assignment
-from raykd.training.storage import Storage
+from raykd.runtime.jobs import Assignment
+from raykd.storage import Storage
+from raykd.tuning.executors import RayExecutor
+from raykd.tuning.run import Executor, StudyRun
+from raykd.tuning.search_planner import SearchPlanner
+from raykd.tuning.search_run import SearchRun
+from raykd.tuning.session import RunSession
+from raykd.tuning.study_input import load_or_use
 
 STUDY = """\
 name: driver
@@ -115,11 +115,11 @@ class Slots:
         slots: how many.
     """
 
-    def __init__(self, explorer: Explorer, storage: Storage, slots: int) -> None:
-        from raykd.search.schedulers import make_rule
-        from raykd.search.tune_side import Reports, Stopping, Suggestions
+    def __init__(self, explorer: SearchPlanner, storage: Storage, slots: int) -> None:
+        from raykd.runtime.early_stopping import make_stopping_rule
+        from raykd.runtime.ray_tune import Reports, Stopping, Suggestions
 
-        rule = make_rule(explorer.search, explorer.study.settings.train.epochs)
+        rule = make_stopping_rule(explorer.search, explorer.study.settings.train.epochs)
         self._storage, self._slots = storage, slots
         self._suggestions, self._stopping = Suggestions(explorer), Stopping(explorer, rule)
         self._reports = Reports(explorer)
@@ -167,11 +167,11 @@ class Slots:
 class WithoutRay(Executor):
     """Runs a study in made-up slots."""
 
-    def execute(self, run: StudyRun[Any], session: RunSession) -> Explorer:
+    def execute(self, run: StudyRun[Any], session: RunSession) -> SearchPlanner:
         slots = session.study.settings.cluster.slots
         assert isinstance(slots, int)
         planner = run.planner(session, slots)
-        assert isinstance(planner, Explorer)
+        assert isinstance(planner, SearchPlanner)
         Slots(planner, Storage(session.folder.storage), slots).run()
         return planner
 
@@ -209,7 +209,7 @@ def idle_actors() -> Iterator[None]:
                 Storage(self._root).write(assignment["keep"], b"weights")
             return answer(assignment, self._epoch)
 
-    with mock.patch("raykd.search.slot.Slot", Idle):
+    with mock.patch("raykd.runtime.slot.Slot", Idle):
         yield
 
 
@@ -257,7 +257,7 @@ def starts(
             if len(began) % 100 == 0:
                 tell(f"{len(began)} trials, {began[-1] - began[0]:.1f} s")
 
-    off = contextlib.nullcontext() if tracking else mock.patch("raykd.tracking.runs.Tracker", _Off)
+    off = contextlib.nullcontext() if tracking else mock.patch("raykd.tracking.sync.Tracker", _Off)
     with off, idle_actors() if tune else contextlib.nullcontext():
         SearchRun(study, listeners=[hear]).run(RayExecutor() if tune else WithoutRay())
         for thread in threading.enumerate():

@@ -28,16 +28,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from raykd.architecture import Resnet, Vgg
 from raykd.data import SOURCES
-from raykd.knowledge import KD, LOSSES, Term
+from raykd.losses import KD, LOSSES, Term
+from raykd.models import Resnet, Vgg
 from raykd.schemes import SCHEMES, Alone, Scheme, Teacher
-from raykd.schemes.train import SGD, Train
-from raykd.search.statistics import Estimate, estimate, paired_gain
-from raykd.study.schema import Student, Study
-from raykd.study.teachers import everyone_behind, teachers_of
+from raykd.study.config import Student, Study
+from raykd.study.teachers import teacher_chain, teachers_of
+from raykd.train_config import SGD, Train
 from raykd.training import Diverged, Training
-from raykd.training.preparing import train_teachers
+from raykd.training.teachers import train_teachers
+from raykd.tuning.statistics import Estimate, estimate, paired_gain
 
 OPTIMIZER = SGD(lr=0.05)
 TEACHER = Teacher(
@@ -92,7 +92,7 @@ def trained(job: tuple[str, int]) -> dict[str, Any]:
         "accuracy": accuracy,
         "more_epochs": sum(
             one.train.epochs
-            for one in everyone_behind(teachers_of(study, 0))
+            for one in teacher_chain(teachers_of(study, 0))
             if one.model != TEACHER.model
         ),
     }

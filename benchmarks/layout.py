@@ -3,8 +3,8 @@
     python benchmarks/layout.py [--repeats 3] [--only resnet-8 resnet-50] [--json FILE]
 
 `Training` of a student alone, on random pictures that lie on the device, with what
-`raykd.training.layout` decides set one way and the other, in float32 and in bfloat16.  `ratio` is
-innermost by outermost, the median over repeats; below 1 innermost is faster.
+`raykd.training.memory_format` decides set one way and the other, in float32 and in bfloat16.
+`ratio` is innermost by outermost, the median over repeats; below 1 innermost is faster.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from gpu import finished
 from measuring import Findings, Times, arguments, in_turn, tell
 from step import TrainsOnly
 
-from raykd.architecture import MODELS, Model
 from raykd.data import SOURCES, Dataset
-from raykd.data.splitting import dataset_of_pictures
+from raykd.data.splits import dataset_of_pictures
+from raykd.models import MODELS, Model
 from raykd.schemes import Alone
-from raykd.schemes.train import SGD, Train
-from raykd.study.schema import Student, Study
+from raykd.study.config import Student, Study
+from raykd.train_config import SGD, Train
 
 Precision = Literal["fp32", "bf16"]
 
@@ -78,7 +78,7 @@ def random_pictures(case: Case, steps: int) -> Dataset:
 @contextmanager
 def lying(innermost: bool) -> Iterator[None]:
     """Everything lies so, whatever raykd thinks better."""
-    with patch("raykd.training.layout.channels_last_for", lambda *_: innermost):
+    with patch("raykd.training.memory_format.channels_last_for", lambda *_: innermost):
         yield
 
 

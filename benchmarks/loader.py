@@ -32,13 +32,13 @@ from gpu import busy_seconds, finished
 from measuring import Findings, Times, arguments, in_turn, spread, tell
 from step import TrainsOnly
 
-from raykd.architecture import Resnet
 from raykd.data import AUGMENTATIONS, SOURCES, BatchLoader, Dataset, Placement, ViewOptions
 from raykd.data.image_folder import ImageFolder
+from raykd.models import Resnet
 from raykd.schemes import Alone
-from raykd.schemes.train import SGD, Train
-from raykd.study.schema import Student, Study
-from raykd.training.layout import laid_out
+from raykd.study.config import Student, Study
+from raykd.train_config import SGD, Train
+from raykd.training.memory_format import to_memory_format
 
 CLASSES = 10
 SIZE = (500, 400)
@@ -116,7 +116,7 @@ def raykd_reads(bench: Bench, augment: Any = ()) -> Callable[[], object]:
         placement=Placement(bench.device),
     )
     numbers = iter(range(bench.epochs))
-    return lambda: sum(len(laid_out(batch)) for batch in batches.epoch(next(numbers)))
+    return lambda: sum(len(to_memory_format(batch)) for batch in batches.epoch(next(numbers)))
 
 
 def torchvision_reads(bench: Bench) -> Callable[[], object]:
@@ -170,7 +170,7 @@ MEMORY = "train, raykd, in memory"
 """The training that waits for no reader."""
 
 
-def arms_of(bench: Bench) -> dict[str, Callable[[], Callable[[], object]]]:
+def build_arms(bench: Bench) -> dict[str, Callable[[], Callable[[], object]]]:
     """What makes each arm ready, by its name."""
     return {
         "read, torchvision": lambda: torchvision_reads(bench),
@@ -184,7 +184,7 @@ def arms_of(bench: Bench) -> dict[str, Callable[[], Callable[[], object]]]:
 
 def compare(bench: Bench, repeats: int) -> Findings:
     """All arms, in turn."""
-    arms = {name: finished(make(), bench.device) for name, make in arms_of(bench).items()}
+    arms = {name: finished(make(), bench.device) for name, make in build_arms(bench).items()}
     times = in_turn(arms, repeats)
     busy: dict[str, float] = {}
     if bench.device.type == "cuda":

@@ -23,11 +23,11 @@ from typing import Literal
 import torch
 from torch.nn.functional import cross_entropy
 
-from raykd.architecture import Resnet, Task
 from raykd.data import SOURCES, Dataset, Split
+from raykd.models import Resnet, Task
 from raykd.schemes import Alone
-from raykd.schemes.train import SGD, Train
-from raykd.study.schema import Student, Study
+from raykd.study.config import Student, Study
+from raykd.train_config import SGD, Train
 from raykd.training import Training
 
 BATCH, RATE, MOMENTUM, DECAY = 128, 0.05, 0.9, 5e-4

@@ -66,14 +66,14 @@ def served(trials: int) -> list[float]:
     """What this process holds after each of so many trials, in MB."""
     import torch
 
-    from raykd.search.shelf import Shelf
-    from raykd.search.study_input import load_or_use
-    from raykd.study.schema import plain
-    from raykd.training.assembly import task_of
-    from raykd.training.assignment import Assignment
-    from raykd.training.storage import Storage
-    from raykd.training.teacher import own_teacher, teacher_study
-    from raykd.training.worker import Bench, Seat
+    from raykd.runtime.jobs import Assignment
+    from raykd.runtime.worker import Bench, Seat
+    from raykd.storage import Storage
+    from raykd.study.config import plain
+    from raykd.training.build import task_of
+    from raykd.training.teachers import teacher_spec_of, teacher_study
+    from raykd.tuning.study_input import load_or_use
+    from raykd.tuning.teacher_store import TeacherStore
 
     held: list[float] = []
     with tempfile.TemporaryDirectory() as folder:
@@ -82,8 +82,8 @@ def served(trials: int) -> list[float]:
         study = load_or_use(file, [f"cluster.storage={folder}"])
         data, storage = study.settings.data.load(), Storage(folder)
         seat = Seat(Bench(storage, data, torch.device("cpu"), rank=0, world=1))
-        shelf = Shelf(study.settings, data.fingerprint, storage)
-        weights = shelf.file(own_teacher(study.settings))
+        shelf = TeacherStore(study.settings, data.fingerprint, storage)
+        weights = shelf.file(teacher_spec_of(study.settings))
         teacher = plain(teacher_study(study.settings))
         conduct(seat, Assignment("teacher-0", "teacher", teacher, 0, 1, folder="s", keep=weights))
         caching = outputs_of(study, data, storage)
@@ -111,18 +111,18 @@ def served(trials: int) -> list[float]:
 
 def outputs_of(study: Any, data: Any, storage: Any) -> Any:
     """What decides which outputs of the teacher are read."""
-    from raykd.search.caching import Caching
-    from raykd.training.assembly import task_of
-    from raykd.training.cache.planning import CachePlan
+    from raykd.training.build import task_of
+    from raykd.training.teacher_cache.plan import CachePlan
+    from raykd.tuning.cache_jobs import CacheScheduler
 
     rows = len(data.train)
-    return Caching(CachePlan(study, task_of(data), rows), storage, data.fingerprint, rows)
+    return CacheScheduler(CachePlan(study, task_of(data), rows), storage, data.fingerprint, rows)
 
 
 def conduct(seat: Any, assignment: Any) -> None:
     """Have one assignment carried out, as a slot does."""
-    from raykd.training.mailbox import Command
-    from raykd.training.worker import obey
+    from raykd.runtime.channel import Command
+    from raykd.runtime.worker import obey
 
     answer = obey(seat, Command(0, "start", assignment.plain()))
     while not answer.get("failed") and not answer.get("done"):
@@ -136,7 +136,7 @@ def served_on_ray(trials: int) -> list[float]:
     """What the worker of a search's one slot holds after each trial, in MB."""
     import psutil
 
-    from raykd.search.search_run import search
+    from raykd.tuning.search_run import search
 
     held: list[float] = []
 

@@ -56,7 +56,7 @@ PHRASES = (
         "owed",
         "in vain",
         "see that",
-        "dissect\\w*",
+        "profile_network\\w*",
     ),
     *("obeys?", "forebears?", "pupils?", "has to be seen", "of whom", "what a .{1,20} says"),
     *("keeps? the books?", "is of no use", "whence", "hitherto", "the like"),
@@ -302,8 +302,8 @@ def batch_files(folder: Path) -> tuple[float, list[str]]:
     from the request of a batch to the end of the optimizer's step.
     """
     from raykd.data import BatchLoader
-    from raykd.training.assembly import task_of
-    from raykd.training.loop import Training
+    from raykd.training.build import task_of
+    from raykd.training.trainer import Training
 
     study = raykd.load_study(_write(folder), overrides=["student.model.width=4"]).concrete()
     data = study.data.load()
@@ -340,7 +340,7 @@ def study_files(folder: Path) -> tuple[float, list[str]]:
     Three steps, in this process, without Ray: `STUDY` is read from its file, checked and opened;
     it is bound to the shape of its data; and the first point of its space becomes a candidate.
     """
-    from raykd.architecture import Task
+    from raykd.models import Task
 
     recorder = Recorder()
     with recorder.recording():

@@ -43,7 +43,7 @@ PARTS = ("slots", "workers", "cluster")
 
 def searched(settings: Sequence[str]) -> dict[str, float]:
     """One search on a Ray of its own: trials an hour, images/s and seconds of its trials."""
-    from raykd.search.search_run import search
+    from raykd.tuning.search_run import search
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -35,16 +35,16 @@ from numpy.typing import NDArray
 from scipy.stats import kendalltau
 from torch.nn.functional import interpolate
 
-from raykd.architecture import Cnn, Model, Resnet, Task, anatomy
-from raykd.architecture.cnn import CnnStage
-from raykd.architecture.cnn_blocks import Basic
-from raykd.architecture.screens import SCREENS, Measured, Ranking, Screening
 from raykd.data import SOURCES, Dataset
-from raykd.search.screening import candidates, training_batch
-from raykd.study.files import parse_document
-from raykd.study.load import open_study
-from raykd.study.opened import OpenStudy
-from raykd.study.schema import plain, read_study
+from raykd.models import Cnn, Model, Resnet, Task, model_profile
+from raykd.models.proxies import PROXIES, Measured, ProxyContext, Ranking
+from raykd.models.zoo.cnn import CnnStage
+from raykd.models.zoo.cnn_blocks import Basic
+from raykd.study.checks.load import open_study
+from raykd.study.config import plain, read_study
+from raykd.study.open_study import OpenStudy
+from raykd.study.yaml_file import parse_document
+from raykd.tuning.proxy_ranking import candidates, training_batch
 
 HERE = Path(__file__).parent / "data"
 CIFAR = Task((3, 32, 32), 100)
@@ -98,11 +98,11 @@ class Students:
     name: str
     models: Sequence[Model]
     accuracies: Mapping[str, NDArray[np.float64]]
-    about: Screening
+    about: ProxyContext
 
     @property
     def params(self) -> NDArray[np.float64]:
-        return np.array([anatomy(one, self.about.task).params for one in self.models], float)
+        return np.array([model_profile(one, self.about.task).params for one in self.models], float)
 
 
 class Tau(NamedTuple):
@@ -214,7 +214,7 @@ def diswot_students(batch: int) -> Iterator[Students]:
     pictures, targets = training_batch(SOURCES["fashion_mnist"](limit=2000).load(), batch, 0)
     scaled = interpolate(pictures, size=32, mode="bilinear").expand(-1, 3, -1, -1)
     for name, inputs, labels in (("noise", noise, classes), ("pictures", scaled, targets)):
-        about = Screening(CIFAR, inputs.contiguous(), labels, Resnet(depth=110), seed=0)
+        about = ProxyContext(CIFAR, inputs.contiguous(), labels, Resnet(depth=110), seed=0)
         yield Students(f"diswot, {name}", models, known, about)
 
 
@@ -231,7 +231,7 @@ def fashion_students(batch: int) -> Iterator[Students]:
     inputs, targets = training_batch(study.settings.data.load(), batch, 0)
     teacher = study.settings.teacher
     assert study.task is not None and teacher is not None
-    about = Screening(study.task, inputs, targets, teacher.model, seed=0)
+    about = ProxyContext(study.task, inputs, targets, teacher.model, seed=0)
     yield Students("fashion", models, {"acc_kd": accuracy}, about)
 
 
@@ -241,7 +241,7 @@ def read_student(study: OpenStudy, model: Mapping[str, Any]) -> Model:
 
 def train(out: Path) -> None:
     """Train the students of our own table that are not trained yet."""
-    from raykd.training.preparing import train_teachers
+    from raykd.training.teachers import train_teachers
 
     torch.set_num_threads(1)
     study = fashion_study()
@@ -269,8 +269,8 @@ def trained(study: OpenStudy, model: Model, data: Dataset, teachers: Any) -> dic
         training.run_epoch()
     return {
         "student": plain(model),
-        "params": anatomy(model, study.task).params,
-        "macs": anatomy(model, study.task).macs,
+        "params": model_profile(model, study.task).params,
+        "macs": model_profile(model, study.task).macs,
         "val_accuracy": training.evaluate("val")["val_accuracy"],
         "seconds": round(time.perf_counter() - begun, 1),
     }
@@ -281,7 +281,7 @@ def trained(study: OpenStudy, model: Model, data: Dataset, teachers: Any) -> dic
 
 def scored(students: Students, batch: int, repeats: int) -> Iterator[tuple[str, Any, float]]:
     """(screen, scores, seconds a student) of every screen."""
-    for name, cls in SCREENS.members.items():
+    for name, cls in PROXIES.members.items():
         if issubclass(cls, Ranking):
             fields: dict[str, Any] = {"batch": batch, "repeats": repeats}
             screen = cls(**(fields if issubclass(cls, Measured) else {}))

@@ -94,7 +94,7 @@ def network(depth: int, width: int) -> Any:
     """An untrained resnet, laid out for speed."""
     import torch
 
-    from raykd.architecture import Resnet, Task
+    from raykd.models import Resnet, Task
 
     made = Resnet(depth=depth, width=width).build(Task(input_shape=(1, 28, 28), classes=10))
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -201,7 +201,7 @@ def nested(size: Size) -> list[float]:
     from ray.train.torch import TorchTrainer
     from ray.tune.search.optuna import OptunaSearch
 
-    from raykd.search.cluster import ray_session
+    from raykd.runtime.cluster import ray_session
 
     here = Path.cwd()
     weights = here / "teacher.pt"

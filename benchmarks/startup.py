@@ -95,7 +95,7 @@ def first_step(folder: Path) -> float:
     from sklearn.datasets import load_digits
     from torch.nn import functional as F
 
-    from raykd.architecture import Resnet, Task
+    from raykd.models import Resnet, Task
 
     pixels, labels = load_digits(return_X_y=True)
     inputs = torch.tensor(pixels, dtype=torch.float32).reshape(-1, 1, 8, 8) / 16

@@ -43,30 +43,30 @@ from measuring import Demand, Findings, Times, arguments, in_turn, spread, tell
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from raykd.architecture import Resnet, Task, anatomy
 from raykd.data import SOURCES, Dataset, Split
-from raykd.knowledge import KD, Hint, Term
-from raykd.knowledge.term import Pair
+from raykd.losses import KD, Hint, Term
+from raykd.losses.terms import Pair
+from raykd.models import Resnet, Task, model_profile
 from raykd.schemes import Alone, Offline, Teacher
-from raykd.schemes.train import SGD, Train
-from raykd.study.schema import Cache, Student, Study
+from raykd.storage import Storage
+from raykd.study.config import Cache, Student, Study
+from raykd.train_config import SGD, Train
 from raykd.training import Training
-from raykd.training.cache import (
+from raykd.training.metrics import autocast_for
+from raykd.training.teacher_cache import (
     Build,
-    OutputsStore,
-    TeacherAtHand,
+    CacheStore,
+    TeacherHandle,
     describe_outputs,
-    digest_of,
-    open_outputs,
+    network_digest,
+    open_cached_outputs,
 )
-from raykd.training.evaluate import precision_of
-from raykd.training.storage import Storage
 
-Lesson = Literal["alone", "kd", "hint"]
+LossInputs = Literal["alone", "kd", "hint"]
 Epoch = Callable[[], float]
 """Trains one epoch; returns its mean loss."""
 
-LESSONS: tuple[Lesson, ...] = ("alone", "kd", "hint")
+LESSONS: tuple[LossInputs, ...] = ("alone", "kd", "hint")
 RATE, MOMENTUM, DECAY = 0.05, 0.9, 5e-4
 TEMPERATURE, KD_WEIGHT, HINT_WEIGHT = 4.0, 0.9, 10.0
 PLAIN = "alone, plain"
@@ -121,7 +121,7 @@ class Bench:
         return torch.optim.SGD(wanted, RATE, momentum=MOMENTUM, weight_decay=DECAY, fused=True)
 
     def autocast(self) -> AbstractContextManager[object]:
-        return precision_of(self.precision, self.device)()
+        return autocast_for(self.precision, self.device)()
 
     def regressor(self) -> nn.Module:
         """From the student's second stage to the teacher's."""
@@ -144,7 +144,7 @@ class ByHand:
     def __init__(
         self,
         bench: Bench,
-        lesson: Lesson,
+        lesson: LossInputs,
         cached: bool = False,
         layout: torch.memory_format = torch.contiguous_format,
     ) -> None:
@@ -234,7 +234,7 @@ class TrainsOnly(Training):
         return {f"{split}_loss": 0.0, f"{split}_accuracy": 0.0}
 
 
-def study_of(bench: Bench, lesson: Lesson, mode: Any = "none") -> Study:
+def study_of(bench: Bench, lesson: LossInputs, mode: Any = "none") -> Study:
     """The concrete study of an arm."""
     terms = {
         "alone": (),
@@ -265,7 +265,9 @@ def study_of(bench: Bench, lesson: Lesson, mode: Any = "none") -> Study:
     )
 
 
-def raykd_epoch(bench: Bench, lesson: Lesson, cached: bool = False, mode: Any = "none") -> Epoch:
+def raykd_epoch(
+    bench: Bench, lesson: LossInputs, cached: bool = False, mode: Any = "none"
+) -> Epoch:
     """`Training.run_epoch` with all its bookkeeping, but without its evaluation.
 
     Args:
@@ -277,33 +279,33 @@ def raykd_epoch(bench: Bench, lesson: Lesson, cached: bool = False, mode: Any = 
     if lesson != "alone":
         network = bench.teacher().eval()
         outputs = built_outputs(bench, study, lesson, network, data) if cached else None
-        teacher = TeacherAtHand(network, outputs)
+        teacher = TeacherHandle(network, outputs)
     training = TrainsOnly(study, data, seed=0, teacher=teacher, device=bench.device)
     return lambda: training.run_epoch()["train_loss"]
 
 
 def built_outputs(
-    bench: Bench, study: Study, lesson: Lesson, network: nn.Module, data: Dataset
+    bench: Bench, study: Study, lesson: LossInputs, network: nn.Module, data: Dataset
 ) -> Any:
     """The teacher's outputs, computed, put on disk and opened."""
-    stages = anatomy(bench.teacher_model, bench.task).resolve(["stage2"])
+    stages = model_profile(bench.teacher_model, bench.task).resolve(["stage2"])
     layers = {layer.name: layer.shape for layer in stages} if lesson == "hint" else {}
     description = describe_outputs(
         study,
         teacher=repr(bench.teacher_model),
-        weights=digest_of(network),
+        weights=network_digest(network),
         fingerprint=data.fingerprint,
         rows=len(data.train),
         classes=data.classes,
         layers=layers,
         views=1,
     )
-    store = OutputsStore(Storage(str(bench.folder)))
+    store = CacheStore(Storage(str(bench.folder)))
     build = Build(description, study, network, data, bench.task, store, device=bench.device)
     while build.advance(math.inf):
         pass
     build.finish()
-    outputs = open_outputs(store, description.key, data, device=bench.device)
+    outputs = open_cached_outputs(store, description.key, data, device=bench.device)
     assert outputs is not None, "it was just built"
     return outputs
 
@@ -334,7 +336,7 @@ class Pictures(torch.utils.data.Dataset):  # type: ignore[type-arg]
         return shown, self._targets[row]
 
 
-def torchdistill_epoch(bench: Bench, lesson: Lesson, eval_mode: bool = False) -> Epoch:
+def torchdistill_epoch(bench: Bench, lesson: LossInputs, eval_mode: bool = False) -> Epoch:
     """An epoch of torchdistill's box over its own data loader, as its examples drive it.
 
     Raises:
@@ -375,7 +377,7 @@ def _box_epoch(box: Any, bench: Bench, number: int) -> float:
     return total / samples
 
 
-def _box_settings(bench: Bench, lesson: Lesson) -> dict[str, Any]:
+def _box_settings(bench: Bench, lesson: LossInputs) -> dict[str, Any]:
     """A training of torchdistill, as its configuration files write one down."""
     kd = {
         "criterion": {
@@ -472,7 +474,7 @@ def _register_guided() -> None:
 # The comparison
 
 
-def arms_of(bench: Bench, lessons: Sequence[Lesson]) -> dict[str, Callable[[], Epoch]]:
+def build_arms(bench: Bench, lessons: Sequence[LossInputs]) -> dict[str, Callable[[], Epoch]]:
     """What makes each arm ready, by its name; `alone, plain` is always among them."""
     inner = torch.channels_last
     made: dict[str, Callable[[], Epoch]] = {
@@ -496,7 +498,7 @@ def _compiled_arms(bench: Bench, mode: str) -> dict[str, Callable[[], Epoch]]:
     }
 
 
-def _arms_of(bench: Bench, lesson: Lesson) -> dict[str, Callable[[], Epoch]]:
+def _arms_of(bench: Bench, lesson: LossInputs) -> dict[str, Callable[[], Epoch]]:
     inner = torch.channels_last
     return {
         f"{lesson}, plain": lambda: ByHand(bench, lesson).epoch,
@@ -511,12 +513,12 @@ def _arms_of(bench: Bench, lesson: Lesson) -> dict[str, Callable[[], Epoch]]:
     }
 
 
-def compare(bench: Bench, repeats: int, lessons: Sequence[Lesson]) -> Findings:
+def compare(bench: Bench, repeats: int, lessons: Sequence[LossInputs]) -> Findings:
     """All arms, in turn."""
     losses: dict[str, list[float]] = {}
     arms: dict[str, Callable[[], object]] = {}
     lacking: list[str] = []
-    for name, make in arms_of(bench, lessons).items():
+    for name, make in build_arms(bench, lessons).items():
         try:
             arms[name] = partial(_noted, make(), told := [])
             losses[name] = told

@@ -38,7 +38,7 @@ from typing import Any
 import psutil
 from measuring import Demand, Findings, arguments, in_turn, spread, tell
 
-from raykd.search.statistics import estimate
+from raykd.tuning.statistics import estimate
 
 PER_EPOCH = 10
 
@@ -84,7 +84,7 @@ class Sender:
 
     def __init__(self, folder: Path, address: str) -> None:
         from raykd.tracking.journal import Journal
-        from raykd.tracking.runs import Tracker
+        from raykd.tracking.sync import Tracker
 
         self.journal = Journal(folder / "journal.jsonl")
         self.journal.study(f"tracking-{time.time_ns()}", name="tracking")
@@ -180,11 +180,11 @@ def processor_time(server_process: int) -> float:
 
 def training(epochs: int, images: int) -> Any:
     """A small training of raykd's own, as `raykd distill` runs it in the tracker's process."""
-    from raykd.architecture import Resnet
     from raykd.data import SOURCES
+    from raykd.models import Resnet
     from raykd.schemes import Alone
-    from raykd.schemes.train import Train
-    from raykd.study.schema import Student, Study
+    from raykd.study.config import Student, Study
+    from raykd.train_config import Train
     from raykd.training import Training
 
     source = SOURCES["fashion_mnist"](limit=images, val_limit=500)

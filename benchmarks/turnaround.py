@@ -37,7 +37,7 @@ cluster: {slots: 1}
 
 def warm_slots(folder: Path) -> list[float]:
     """Turn-arounds of one search in one slot, seconds."""
-    from raykd.search.search_run import search
+    from raykd.tuning.search_run import search
 
     file = folder / "turnaround.yaml"
     file.write_text(STUDY)
@@ -58,7 +58,7 @@ def nested(folder: Path, trials: int) -> list[float]:
     from ray import train, tune
     from ray.train.torch import TorchTrainer
 
-    from raykd.search.cluster import ray_session
+    from raykd.runtime.cluster import ray_session
 
     def train_student(setup: dict[str, Any]) -> None:
         import torch

@@ -29,23 +29,23 @@ import torch
 from measuring import Demand, Findings, arguments, tell
 from torch import nn
 
-from raykd.architecture import Resnet, Task
 from raykd.data import AUGMENTATIONS, SOURCES, Dataset
-from raykd.knowledge import KD, Term
+from raykd.losses import KD, Term
+from raykd.models import Resnet, Task
 from raykd.schemes import Alone, Offline, Teacher
-from raykd.schemes.train import SGD, Train
-from raykd.search.statistics import Estimate, estimate, paired_gain
-from raykd.study.schema import Cache, Student, Study
+from raykd.storage import Storage
+from raykd.study.config import Cache, Student, Study
+from raykd.train_config import SGD, Train
 from raykd.training import Training
-from raykd.training.cache import (
+from raykd.training.teacher_cache import (
     Build,
-    OutputsStore,
-    TeacherAtHand,
+    CacheStore,
+    TeacherHandle,
     describe_outputs,
-    digest_of,
-    open_outputs,
+    network_digest,
+    open_cached_outputs,
 )
-from raykd.training.storage import Storage
+from raykd.tuning.statistics import Estimate, estimate, paired_gain
 
 LIVE, ALONE = "live", "alone"
 SHARED_SEED = 1000
@@ -97,7 +97,7 @@ class Bench:
     def accuracy(self, arm: str, seed: int) -> float:
         """Of the student on the test split, 0 to 100."""
         study = self.study(arm)
-        teacher = None if arm == ALONE else TeacherAtHand(self.teacher, self._outputs(arm, study))
+        teacher = None if arm == ALONE else TeacherHandle(self.teacher, self._outputs(arm, study))
         training = Training(study, self.data, seed=seed, teacher=teacher)
         while training.epoch < training.epochs:
             training.run_epoch()
@@ -110,21 +110,21 @@ class Bench:
         description = describe_outputs(
             study,
             teacher=repr(study.teacher),
-            weights=digest_of(self.teacher),
+            weights=network_digest(self.teacher),
             fingerprint=data.fingerprint,
             rows=len(data.train),
             classes=data.classes,
             layers={},
             views=self.views(arm),
         )
-        store = OutputsStore(Storage(str(self.folder)))
+        store = CacheStore(Storage(str(self.folder)))
         if store.manifest(description.key) is None:
             task = Task(input_shape=data.input_shape, classes=data.classes)
             build = Build(description, study, self.teacher, data, task, store)
             while build.advance(math.inf):
                 pass
             build.finish()
-        outputs = open_outputs(store, description.key, data)
+        outputs = open_cached_outputs(store, description.key, data)
         assert outputs is not None, "it was just built"
         return outputs
 

@@ -6,27 +6,23 @@ The names below are loaded when they are first used, so that `import raykd` cost
 
 from __future__ import annotations
 
-import sys
 from importlib import import_module
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-import raykd.search as _package
-
 if TYPE_CHECKING:
-    from raykd.problems import Problem, StudyError
+    from raykd.errors import Problem, StudyError
+    from raykd.layer_study.result import LayerStudyResult, read_layer_study
     from raykd.report.python import distill, pairs, search, train_teacher
-    from raykd.search.pairs.result import PairsResult, read_pairs
-    from raykd.search.result import StudyResult, read_result
-    from raykd.study.load import load_study
-    from raykd.study.opened import OpenStudy
-    from raykd.study.schema import Study
+    from raykd.study.checks.load import load_study
+    from raykd.study.config import Study
+    from raykd.study.open_study import OpenStudy
+    from raykd.tuning.result import StudyResult, read_result
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "LayerStudyResult",
     "OpenStudy",
-    "PairsResult",
     "Problem",
     "Study",
     "StudyError",
@@ -35,24 +31,25 @@ __all__ = [
     "distill",
     "load_study",
     "pairs",
-    "read_pairs",
+    "read_layer_study",
     "read_result",
     "search",
     "train_teacher",
 ]
 
 _HOMES = {
-    "OpenStudy": "raykd.study.opened",
-    "Problem": "raykd.problems",
-    "Study": "raykd.study.schema",
-    "StudyError": "raykd.problems",
-    "PairsResult": "raykd.search.pairs.result",
-    "StudyResult": "raykd.search.result",
+    "OpenStudy": "raykd.study.open_study",
+    "Problem": "raykd.errors",
+    "Study": "raykd.study.config",
+    "StudyError": "raykd.errors",
+    "LayerStudyResult": "raykd.layer_study.result",
+    "StudyResult": "raykd.tuning.result",
     "distill": "raykd.report.python",
-    "load_study": "raykd.study.load",
+    "load_study": "raykd.study.checks.load",
     "pairs": "raykd.report.python",
-    "read_pairs": "raykd.search.pairs.result",
-    "read_result": "raykd.search.result",
+    "read_layer_study": "raykd.layer_study.result",
+    "read_result": "raykd.tuning.result",
+    "search": "raykd.tuning.run",
     "train_teacher": "raykd.report.python",
 }
 
@@ -65,17 +62,3 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
-
-
-class _SearchPackage(ModuleType):
-    """The package `raykd.search`, which can be called as the function of that name."""
-
-    def __call__(self, *args: Any, **kwargs: Any) -> StudyResult:
-        from raykd.report.python import search
-
-        return search(*args, **kwargs)
-
-
-# Importing any module of the package binds `raykd.search` to the package, so that is what must
-# be callable.
-sys.modules[_package.__name__].__class__ = _SearchPackage

@@ -1,6 +1,6 @@
 """`python -m raykd`."""
 
-from raykd.cli import main
+from raykd.cli.commands import main
 
 if __name__ == "__main__":
     main()

@@ -25,7 +25,7 @@ from pydantic import (
 )
 from pydantic.dataclasses import dataclass
 
-from raykd.problems import Problem, StudyError
+from raykd.errors import Problem, StudyError
 
 STRICT = ConfigDict(strict=True, allow_inf_nan=False, extra="forbid")
 """Text is not a number, 8.0 and True are not integers, and NaN is not allowed anywhere."""
@@ -186,8 +186,8 @@ def _problems(cls: type, values: Mapping[str, Any], error: ValidationError) -> I
                 yield Problem(f"`{name}` is missing", path=cls.__name__)
         elif fault["type"] == "unexpected_keyword_argument" and not inner:
             fields = f"has {', '.join(known)}" if known else "takes no arguments"
-            what = f"unknown argument `{name}`; {cls.__name__} {fields}"
-            yield Problem(what, path=cls.__name__, mend=near(name, known))
+            message = f"unknown argument `{name}`; {cls.__name__} {fields}"
+            yield Problem(message, path=cls.__name__, fix=near(name, known))
         else:
             place = f"{cls.__name__}.{name}{_within(values.get(name), inner)}"
             places.setdefault(place, []).append(fault)
@@ -203,8 +203,8 @@ def _wrong_value(
         return Problem(_allowed(faults[0]), path=place)
     limits = [fault for fault in faults if fault["type"] in LIMITS]
     allowed = dict.fromkeys(map(_allowed, limits or faults))
-    what = f"got {shown(given)}; must be {' or '.join(allowed)}"
-    return Problem(what, path=place, mend=_suggestion(given, faults, families))
+    message = f"got {shown(given)}; must be {' or '.join(allowed)}"
+    return Problem(message, path=place, fix=_suggestion(given, faults, families))
 
 
 def _families(cls: type, name: str) -> list[Any]:

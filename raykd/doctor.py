@@ -25,11 +25,11 @@ from typing import TYPE_CHECKING, Any
 from rich.console import RenderableType
 from rich.text import Text
 
-from raykd.problems import StudyError
-from raykd.tables import Labeled
+from raykd.errors import StudyError
+from raykd.terminal_tables import Labeled
 
 if TYPE_CHECKING:
-    from raykd.data.source import Source
+    from raykd.data.dataset import Source
 
 ANSWER_WITHIN = 3.0
 """Seconds a server is given."""
@@ -52,19 +52,19 @@ class Finding:
 
     Attributes:
         about: the thing.
-        what: what was found.
-        mend: what to do; empty where all is well.
+        message: what was found.
+        fix: what to do; empty where all is well.
         essential: whether a search fails without it.
     """
 
     about: str
-    what: str
-    mend: str = ""
+    message: str
+    fix: str = ""
     essential: bool = True
 
     @property
     def fatal(self) -> bool:
-        return bool(self.mend) and self.essential
+        return bool(self.fix) and self.essential
 
 
 @dataclass(frozen=True)
@@ -95,11 +95,11 @@ def needs_of(
         StudyError: the file is no study.
     """
     if file is None:
-        from raykd.study.schema import Cluster, Tracking
-        from raykd.tracking.store import TRACKING
+        from raykd.study.config import Cluster, Tracking
+        from raykd.tracking.mlflow_client import TRACKING
 
         return Needs(uri or os.environ.get(TRACKING) or Tracking().uri, Cluster().storage)
-    from raykd.search.study_input import load_or_use
+    from raykd.tuning.study_input import load_or_use
 
     settings = load_or_use(file, overrides, (), allow_import=allow_import).settings
     return Needs(uri or settings.tracking.uri, settings.cluster.storage, settings.data)
@@ -117,11 +117,11 @@ def examine(needs: Needs) -> Iterator[Finding]:
 
 def shown(finding: Finding) -> RenderableType:
     """A finding for a `rich` console."""
-    mark = "ok" if not finding.mend else "error" if finding.essential else "note"
+    mark = "ok" if not finding.fix else "error" if finding.essential else "note"
     style = {"ok": "green", "error": "bold red", "note": "yellow"}[mark]
-    text = Text(finding.what)
-    if finding.mend:
-        text.append(f"\n-> {finding.mend}")
+    text = Text(finding.message)
+    if finding.fix:
+        text.append(f"\n-> {finding.fix}")
     label = Text.assemble((f"{mark:5} ", style), finding.about)
     block = Labeled(width=20, gap=1)
     block.add(label, text)
@@ -214,13 +214,13 @@ def _ray_import() -> Finding | None:
 
 
 def _cluster(address: str) -> Iterator[Finding]:
-    from raykd.search.reaching import check_cluster, host_and_port
+    from raykd.runtime.cluster_check import check_cluster, host_and_port
 
     try:
         check_cluster(address)
     except StudyError as error:
         (problem,) = error.problems
-        yield Finding("ray", problem.what, problem.mend)
+        yield Finding("ray", problem.message, problem.fix)
         return
     yield Finding("ray", f"the cluster at RAY_ADDRESS={address} responds, and its versions match")
     if address != "auto":
@@ -235,15 +235,15 @@ def _dashboard(host: str) -> Finding:
         with urllib.request.urlopen(f"{url}/api/version", timeout=ANSWER_WITHIN) as answer:
             cluster = json.loads(answer.read(100_000)).get("ray_version", "")
     except (OSError, ValueError, AttributeError) as error:
-        mend = (
+        fix = (
             "start the head node with `ray start --head --dashboard-host=ADDRESS` (an address "
             "that every node can reach), or set RAY_DASHBOARD_ADDRESS"
         )
-        return Finding("dashboard", f"no answer from {url} ({error})", mend)
+        return Finding("dashboard", f"no answer from {url} ({error})", fix)
     here = importlib.metadata.version("ray")
     if cluster and cluster != here:
-        what = f"the cluster runs Ray {cluster}, this machine {here}"
-        return Finding("dashboard", what, "install the same version on both")
+        message = f"the cluster runs Ray {cluster}, this machine {here}"
+        return Finding("dashboard", message, "install the same version on both")
     return Finding("dashboard", f"{url} responds")
 
 
@@ -251,7 +251,7 @@ def _dashboard(host: str) -> Finding:
 
 
 def _machine() -> Iterator[Finding]:
-    from raykd.search.cluster import here
+    from raykd.runtime.cluster import here
 
     yield Finding("CPUs", f"{here()[0]['CPU']:g}")
     yield _gpus()
@@ -266,26 +266,26 @@ def _gpus() -> Finding:
         names = ", ".join(torch.cuda.get_device_name(number) for number in range(count))
         return Finding("GPUs", f"{count} ({names})")
     if shutil.which("nvidia-smi") is not None:
-        what = f"nvidia-smi is installed, but PyTorch {torch.__version__} does not see a GPU"
-        mend = "install a PyTorch build for the CUDA version of the driver, or run on the CPU"
-        return Finding("GPUs", what, mend, essential=False)
+        message = f"nvidia-smi is installed, but PyTorch {torch.__version__} does not see a GPU"
+        fix = "install a PyTorch build for the CUDA version of the driver, or run on the CPU"
+        return Finding("GPUs", message, fix, essential=False)
     return Finding("GPUs", "none; training runs on the CPU")
 
 
 def _memory() -> Iterator[Finding]:
     free = _free_memory()
     if free is not None:
-        mend = "" if free >= ENOUGH_MEMORY else "close other programs, or reduce cluster.slots"
-        yield Finding("memory", f"{_gib(free)} free", mend, essential=False)
+        fix = "" if free >= ENOUGH_MEMORY else "close other programs, or reduce cluster.slots"
+        yield Finding("memory", f"{_gib(free)} free", fix, essential=False)
     shared = Path("/dev/shm")
     if shared.is_dir():
         free = shutil.disk_usage(shared).free
-        mend = (
+        fix = (
             ""
             if free >= ENOUGH_SHARED
             else "increase it, for example with `docker run --shm-size=4g`"
         )
-        yield Finding("shared memory", f"{_gib(free)} free in {shared}", mend, essential=False)
+        yield Finding("shared memory", f"{_gib(free)} free in {shared}", fix, essential=False)
 
 
 def _free_memory() -> int | None:
@@ -314,13 +314,11 @@ def _folder(storage: str) -> Finding:
     wanted = Path(storage).expanduser().absolute()
     there = next(path for path in (wanted, *wanted.parents) if path.exists())
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
-        mend = "make it writable, or set cluster.storage to another folder"
-        return Finding("studies", f"{there} is not writable", mend)
+        fix = "make it writable, or set cluster.storage to another folder"
+        return Finding("studies", f"{there} is not writable", fix)
     free = shutil.disk_usage(there).free
-    mend = (
-        "" if free >= ENOUGH_DISK else "free disk space, or set cluster.storage to another folder"
-    )
-    return Finding("studies", f"{wanted}: {_gib(free)} free", mend, essential=False)
+    fix = "" if free >= ENOUGH_DISK else "free disk space, or set cluster.storage to another folder"
+    return Finding("studies", f"{wanted}: {_gib(free)} free", fix, essential=False)
 
 
 def _gib(size: float) -> str:
@@ -331,10 +329,10 @@ def _gib(size: float) -> str:
 
 
 def _store(uri: str) -> Finding:
-    from raykd.tracking.store import check_store
+    from raykd.tracking.mlflow_client import check_store
 
     found = check_store(uri, timeout=ANSWER_WITHIN)
-    return Finding("MLflow", found.what, found.mend)
+    return Finding("MLflow", found.message, found.fix)
 
 
 def _data(source: Source | None) -> Iterator[Finding]:

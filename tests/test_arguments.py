@@ -15,21 +15,21 @@ import numpy as np
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from raykd.architecture import MODELS
-from raykd.architecture.resnet import Resnet
-from raykd.architecture.screens import SCREENS
 from raykd.data import SOURCES
 from raykd.data.augment import AUGMENTATIONS
 from raykd.data.image_folder import ImageFolder
-from raykd.knowledge import KD, LOSSES, Hint, Pair, ResponseLoss, Term
-from raykd.option import option
-from raykd.problems import StudyError
+from raykd.errors import StudyError
+from raykd.losses import KD, LOSSES, Hint, Pair, ResponseLoss, Term
+from raykd.models import MODELS
+from raykd.models.proxies import PROXIES
+from raykd.models.zoo.resnet import Resnet
+from raykd.registry import option
 from raykd.schemes import SCHEMES, Assistant, Teacher
-from raykd.schemes.train import SGD, AdamW, Constant, Cosine, Step, Train
-from raykd.study import schema
-from raykd.study.schema import Bounds, Search, plain
+from raykd.study import config as schema
+from raykd.study.config import Bounds, Search, plain
+from raykd.train_config import SGD, AdamW, Constant, Cosine, Step, Train
 
-FAMILIES = (LOSSES, SCHEMES, MODELS, SOURCES, AUGMENTATIONS, SCREENS)
+FAMILIES = (LOSSES, SCHEMES, MODELS, SOURCES, AUGMENTATIONS, PROXIES)
 PARTS = (
     *(Pair, Term, Teacher, Train, SGD, AdamW, Cosine, Step, Constant),
     *(schema.Bounds, schema.Asha, schema.Median, schema.Unscheduled, schema.PairStudy),

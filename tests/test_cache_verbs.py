@@ -9,11 +9,10 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
-from raykd.cli import app
-from raykd.report.epochs import EpochLines
-from raykd.report.outputs import in_bytes, outputs_line
-from raykd.report.plain import PlainLines
-from raykd.report.view import View
+from raykd.cli.commands import app
+from raykd.report.format import in_bytes, outputs_line
+from raykd.report.lines import EpochLines, PlainLines
+from raykd.report.progress import View
 
 STUDY = """\
 name: small

@@ -13,8 +13,8 @@ import pytest
 from typer.testing import CliRunner, Result
 
 import raykd
-from raykd.cli import EPILOG, app
-from raykd.problems import Problem, StudyError
+from raykd.cli.commands import EPILOG, app
+from raykd.errors import Problem, StudyError
 
 STUDY = """\
 name: small
@@ -60,8 +60,8 @@ def imported_after(statement: str, cwd: Path) -> set[str]:
 
 
 def test_the_command_line_imports_nothing_heavy(tmp_path: Path) -> None:
-    modules = imported_after("import raykd.cli, raykd.search", tmp_path)
-    assert "raykd.cli" in modules
+    modules = imported_after("import raykd.cli.commands, raykd.search", tmp_path)
+    assert "raykd.cli.commands" in modules
     heavy = {"torch", "ray", "mlflow", "optuna", "numpy", "scipy", "pydantic", "pandas"}
     assert not heavy & modules
 
@@ -69,13 +69,13 @@ def test_the_command_line_imports_nothing_heavy(tmp_path: Path) -> None:
 def test_wrong_studies_start_no_ray(study: str, tmp_path: Path) -> None:
     statement = (
         "from typer.testing import CliRunner, Result\n"
-        "from raykd.cli import app\n"
+        "from raykd.cli.commands import app\n"
         f"for verb in ('search', 'distill', 'teacher', 'validate'):\n"
         f"    done = CliRunner().invoke(app, [verb, {study!r}, '--set', 'train.epohs=3'])\n"
         "    assert done.exit_code == 2, done.output"
     )
     modules = imported_after(statement, tmp_path)
-    assert "raykd.search.search_run" in modules
+    assert "raykd.tuning.search_run" in modules
     assert not {"ray", "mlflow"} & modules
     assert not (tmp_path / "studies").exists()
 
@@ -167,7 +167,7 @@ def searched(study: str, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Resul
                     listener(event)
             raise error
 
-        monkeypatch.setattr("raykd.search.search_run.search", search)
+        monkeypatch.setattr("raykd.tuning.search_run.search", search)
         return typed("search", study, *more)
 
     return run
@@ -220,13 +220,13 @@ def test_a_mistake_of_ours_is_owned_up_to(searched: Callable[..., Result], tmp_p
 
 
 def test_problems_are_json_too(searched: Callable[..., Result]) -> None:
-    problem = Problem("wrong", path="a.b", mend="right it", file="x.yaml", line=3)
+    problem = Problem("wrong", path="a.b", fix="right it", file="x.yaml", line=3)
     done = searched([], StudyError(problem), "--json")
     assert done.exit_code == 2
     event = json.loads(done.stdout)
     assert event["event"] == "error"
     assert event["problems"] == [
-        {"what": "wrong", "path": "a.b", "mend": "right it", "file": "x.yaml", "line": 3}
+        {"message": "wrong", "path": "a.b", "fix": "right it", "file": "x.yaml", "line": 3}
     ]
 
 
@@ -327,11 +327,11 @@ def test_the_public_names_are_there() -> None:
 
 
 def test_search_is_a_package_and_a_function(monkeypatch: pytest.MonkeyPatch) -> None:
-    import raykd.search.search_run
+    import raykd.tuning.search_run
 
     given: list[Any] = []
     monkeypatch.setattr(
-        raykd.search.search_run, "search", lambda study, **more: given.append((study, more))
+        raykd.tuning.search_run, "search", lambda study, **more: given.append((study, more))
     )
     called: Any = raykd.search
     called("x.yaml", allow_import=True, progress=False)
@@ -340,7 +340,7 @@ def test_search_is_a_package_and_a_function(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_closed_streams_are_no_error(tmp_path: Path) -> None:
-    program = "import sys, torch, raykd.cli; sys.argv = ['raykd', 'version']; raykd.cli.main()"
+    program = "import sys, torch, raykd.cli.commands; sys.argv = ['raykd', 'version']; raykd.cli.commands.main()"
     for closed in (">&-", "2>&-", ">&- 2>&-"):
         command = f'"$0" -c "$1" {closed}'
         done = subprocess.run(

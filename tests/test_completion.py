@@ -10,14 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from raykd import completion
-from raykd.report.completions import text
+from raykd.cli import completion
+from raykd.cli.completion_words import text
 
 TELLS_IMPORTS = """
 import sys
-import raykd.cli
+import raykd.cli.commands
 try:
-    raykd.cli.app(prog_name="raykd")
+    raykd.cli.commands.app(prog_name="raykd")
 finally:
     print(*sorted({"torch", "ray", "mlflow", "optuna", "pandas"} & set(sys.modules)))
 """
@@ -81,7 +81,7 @@ def test_the_shell_completes(line: str, expected: list[str], folder: Path) -> No
 
 def test_completion_words_are_up_to_date() -> None:
     stored = files("raykd").joinpath("completions.json").read_text(encoding="utf-8")
-    assert stored == text(), "run: python -m raykd.report.completions"
+    assert stored == text(), "run: python -m raykd.cli.completion_words"
 
 
 def test_names_of_other_packages_are_completed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from raykd import doctor
-from raykd.cli import app
+from raykd.cli.commands import app
 from raykd.data import SOURCES
 from raykd.doctor import Finding, Needs
 
@@ -68,26 +68,26 @@ def test_a_cluster_that_does_not_answer_is_fatal(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{unused_port()}")
     (found,) = doctor._ray()
     assert found.fatal
-    assert "nobody answers" in found.what and "ray start --head" in found.mend
+    assert "nobody answers" in found.message and "ray start --head" in found.fix
 
 
 def test_a_cluster_without_its_dashboard_is_fatal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_DASHBOARD_ADDRESS", f"http://127.0.0.1:{unused_port()}")
     dashboard = doctor._dashboard("127.0.0.1")
-    assert dashboard.fatal and "--dashboard-host" in dashboard.mend
+    assert dashboard.fatal and "--dashboard-host" in dashboard.fix
 
 
 def test_a_folder_that_cannot_be_written_is_fatal(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     assert doctor._folder("file/studies").fatal
     assert not doctor._folder("fresh/studies").fatal
-    assert not doctor._folder("s3://bucket/path").mend
+    assert not doctor._folder("s3://bucket/path").fix
 
 
 def test_missing_data_matter_to_the_study_that_names_them() -> None:
     missing = SOURCES["image_folder"](root="nowhere")
     (found,) = doctor._data(missing)
-    assert found.fatal and "nowhere" in found.what
+    assert found.fatal and "nowhere" in found.message
 
 
 @pytest.mark.parametrize(
@@ -103,4 +103,4 @@ def test_a_finding_shows_what_to_do(finding: Finding, mark: str) -> None:
     console.print(doctor.shown(finding))
     text = console.export_text()
     assert text.split()[0] == mark
-    assert ("-> do this" in text) == bool(finding.mend)
+    assert ("-> do this" in text) == bool(finding.fix)

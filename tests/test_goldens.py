@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-import golden_facts
-from golden_facts import FACTS, GOLDENS
+from helpers import golden_facts
+from helpers.golden_facts import FACTS, GOLDENS
 
 
 def golden(name: str) -> Any:

@@ -22,13 +22,13 @@ import typer
 import yaml
 
 import raykd
-from raykd import cli
+from raykd.cli import commands as cli
 from raykd.data import SOURCES
-from raykd.knowledge import Evidence, Loss, LossContext, Pair, Progress
-from raykd.option import Registry
-from raykd.study.domains import DOMAINS
+from raykd.losses import Loss, LossContext, ModelOutputs, Pair, Progress
+from raykd.registry import Registry
+from raykd.study.config import Sampler, study_adapter
 from raykd.study.objectives import OBJECTIVES
-from raykd.study.schema import Sampler, study_adapter
+from raykd.study.space.domains import DOMAINS
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docker/README.md"]
@@ -68,9 +68,9 @@ class TestLayers:
         ("module", "heavy"),
         [
             ("raykd", ("torch", "ray", "mlflow", "optuna")),
-            ("raykd.cli", ("torch", "ray", "mlflow", "optuna")),
-            ("raykd.study.files", ("torch", "ray", "mlflow", "optuna")),
-            ("raykd.study.load, raykd.training.loop", ("ray", "mlflow", "optuna")),
+            ("raykd.cli.commands", ("torch", "ray", "mlflow", "optuna")),
+            ("raykd.study.yaml_file", ("torch", "ray", "mlflow", "optuna")),
+            ("raykd.study.checks.load, raykd.training.trainer", ("ray", "mlflow", "optuna")),
         ],
     )
     def test_imports_no_more_than_it_needs(self, module: str, heavy: tuple[str, ...]) -> None:
@@ -133,7 +133,7 @@ class TestProject:
         held = {name.split("/")[0] for name in zipfile.ZipFile(wheel).namelist()}
         names = set(zipfile.ZipFile(wheel).namelist())
         assert held == {"raykd", f"raykd-{raykd.__version__}.dist-info"}
-        assert {"raykd/py.typed", "raykd/cli.py"} <= names
+        assert {"raykd/py.typed", "raykd/cli/commands.py"} <= names
 
 
 class TestDocuments:
@@ -192,8 +192,8 @@ class TestDocuments:
             train_size=8,
             data_size=8,
         )
-        student = Evidence(logits=torch.zeros(8, 3), layers={"embedding": torch.randn(8, 4)})
-        teacher = Evidence(logits=torch.zeros(8, 3), layers={"embedding": torch.randn(8, 6)})
+        student = ModelOutputs(logits=torch.zeros(8, 3), layers={"embedding": torch.randn(8, 4)})
+        teacher = ModelOutputs(logits=torch.zeros(8, 3), layers={"embedding": torch.randn(8, 6)})
         progress = Progress(epoch=0, epochs=1, step=0, steps_per_epoch=1)
         value = loss.build(context)(
             student, teacher, torch.zeros(8, dtype=torch.long), torch.arange(8), progress

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 import raykd
 from benchmarks.readability import PHRASE
-from raykd.cli import app
+from raykd.cli.commands import app
 
 PACKAGE = Path(raykd.__file__).parent
 ERRORS = {

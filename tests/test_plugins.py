@@ -18,11 +18,11 @@ from pydantic import TypeAdapter
 from typer.testing import CliRunner
 
 import raykd
-from raykd.cli import app
-from raykd.knowledge import KD, Loss
-from raykd.option import Registry
-from raykd.problems import StudyError
-from raykd.report.catalogue import FAMILIES
+from raykd.cli.commands import app
+from raykd.errors import StudyError
+from raykd.losses import KD, Loss
+from raykd.registry import Registry
+from raykd.report.options.catalogue import FAMILIES
 
 OTHERS = '''\
 """A scheme and a model."""
@@ -36,8 +36,8 @@ from typing import Annotated, Literal
 from pydantic import Field
 from torch import nn
 
-from raykd.architecture import Model, Task
-from raykd.option import option
+from raykd.models import Model, Task
+from raykd.registry import option
 from raykd.schemes import Distiller, Offline, Parts, Scheme
 
 
@@ -102,7 +102,7 @@ search: {replicates: 0}
 USED = """\
 import json, sys
 from typer.testing import CliRunner
-from raykd.cli import app
+from raykd.cli.commands import app
 
 def typed(*words):
     done = CliRunner().invoke(app, words)
@@ -114,7 +114,7 @@ said = {
     "valid": typed("validate", "plugged.yaml"),
     "wrong": typed("validate", "plugged.yaml", "--set", "student.model.width=65"),
 }
-from raykd.search.single import distill
+from raykd.tuning.single_run import distill
 record = distill("plugged.yaml").best
 said["trained"] = {"status": record.status, "metrics": dict(record.metrics)}
 print(json.dumps(said))
@@ -200,7 +200,7 @@ def test_a_package_may_be_imported_before_raykd(installed: Path, tmp_path: Path)
     code = (
         "from my_package.cosine import Cosine\n"
         "import my_package.others\n"
-        "from raykd.knowledge import LOSSES, Term\n"
+        "from raykd.losses import LOSSES, Term\n"
         "assert LOSSES['cosine'] is Cosine\n"
         "assert LOSSES.origins['cosine'] == 'my-package 0.1'\n"
     )
@@ -239,8 +239,8 @@ def offered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Offered:
 HEAD = """\
 from typing import Literal
 from torch import Tensor
-from raykd.knowledge import LOSSES, Loss, ResponseLoss
-from raykd.option import option
+from raykd.losses import LOSSES, Loss, ResponseLoss
+from raykd.registry import option
 
 """
 PLAIN = "class Odd:\n    pass\n"
@@ -261,7 +261,7 @@ UNREADABLE = (
         ("Odd = 1", "1 is no option; it must name a class with @option above it"),
         (HEAD + PLAIN, "is no option; it must name a class with @option above it"),
         (HEAD + BARE, "is no option; it must name a class with @option above it"),
-        (HEAD + STRANGER, "odd_package.Odd is no loss; derive it from raykd.knowledge.loss.Loss"),
+        (HEAD + STRANGER, "odd_package.Odd is no loss; derive it from raykd.losses.base.Loss"),
         (HEAD + NAMELESS, "odd_package.Odd has no `name: Literal[...] = ...` field"),
         (HEAD + UNREADABLE, "its fields cannot be read from a study: Unable to generate"),
     ],
@@ -303,7 +303,7 @@ def test_two_options_of_one_name_are_refused(
     with pytest.raises(StudyError, match="two loss options are called 'kd'") as caught:
         _ = family.members
     said = str(caught.value)
-    assert "raykd.knowledge.response.KD of raykd and odd_package.Mine of odd-package 2.0" in said
+    assert "raykd.losses.logits.KD of raykd and odd_package.Mine of odd-package 2.0" in said
     assert "rename one of them, or uninstall odd-package 2.0" in said
     with pytest.raises(StudyError):
         TypeAdapter(Annotated[Loss, family])
@@ -316,7 +316,7 @@ def test_two_options_of_one_name_are_refused(
 
 
 def test_an_option_offered_twice_is_one(offered: Offered) -> None:
-    again = "from raykd.knowledge import KD as Again\n"
+    again = "from raykd.losses import KD as Again\n"
     family = offered(again, "Again")
     assert list(family.members) == ["kd"]
     assert family.origins == {"kd": "raykd"}

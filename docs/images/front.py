@@ -14,8 +14,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 import raykd
-from raykd.search.records import Record
-from raykd.search.result import StudyResult
+from raykd.tuning.records import Record
+from raykd.tuning.result import StudyResult
 
 WHOLE, STOPPED, ALONE = "#0b559f", "#b0b0b0", "#c2570c"
 

@@ -15,13 +15,13 @@ from rich.console import Console
 from rich.text import Text
 
 from raykd.report.live import picture
+from raykd.report.progress import View
 from raykd.report.summary import summary
-from raykd.report.view import View
-from raykd.search.cluster import here, plan_slots
-from raykd.search.folder import StudyFolder, open_folder
-from raykd.search.result import read_result
-from raykd.study.load import load_study
+from raykd.runtime.cluster import here, plan_slots
+from raykd.study.checks.load import load_study
 from raykd.tracking.journal import events
+from raykd.tuning.result import read_result
+from raykd.tuning.study_dir import StudyFolder, open_folder
 
 WIDTH = 118
 

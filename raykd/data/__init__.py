@@ -2,12 +2,8 @@
 
 from raykd.data.augment import AUGMENTATIONS, Augment
 from raykd.data.batch import Batch, ExtraInputs, Inputs
-from raykd.data.batches import BatchLoader, Placement, ViewOptions
 from raykd.data.cifar import Cifar10, Cifar100
-from raykd.data.digits import Digits
-from raykd.data.fashion_mnist import FashionMnist
-from raykd.data.image_folder import ImageFolder
-from raykd.data.source import (
+from raykd.data.dataset import (
     SOURCES,
     AnySource,
     AnySplit,
@@ -18,6 +14,10 @@ from raykd.data.source import (
     Split,
     Survey,
 )
+from raykd.data.digits import Digits
+from raykd.data.fashion_mnist import FashionMnist
+from raykd.data.image_folder import ImageFolder
+from raykd.data.loader import BatchLoader, Placement, ViewOptions
 from raykd.data.text import Texts
 
 SOURCES.add(Digits, FashionMnist, Cifar10, Cifar100, ImageFolder, Texts)

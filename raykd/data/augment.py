@@ -15,8 +15,8 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
 
-from raykd.data.draws import CounterRNG, key_of
-from raykd.option import Registry, option
+from raykd.data.rng import CounterRNG, key_of
+from raykd.registry import Registry, option
 
 if TYPE_CHECKING:
     from torchvision.transforms import v2

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 import numpy as np
 
 from raykd.data.augment import Augments, HorizontalFlip, RandomCrop
-from raykd.data.places import missing, reachable
-from raykd.data.source import Dataset, Fraction, Limit, Root, Source, SplitSeed, ValLimit
-from raykd.data.splitting import at_most, dataset_of_pictures, hold_out
-from raykd.option import option
+from raykd.data.dataset import Dataset, Fraction, Limit, Root, Source, SplitSeed, ValLimit
+from raykd.data.download import missing, reachable
+from raykd.data.splits import at_most, dataset_of_pictures, hold_out
+from raykd.registry import option
 
 if TYPE_CHECKING:
     from torchvision.datasets import CIFAR10

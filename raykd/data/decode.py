@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from raykd.data.download import printable
 from raykd.data.pixels import DEEP, PLAIN, NoScale, Rules, Traits, depth_of, flattened
-from raykd.data.places import printable
 
 if TYPE_CHECKING:
     from PIL.Image import Image

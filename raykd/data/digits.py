@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 
 from raykd.data.augment import Augments
-from raykd.data.source import (
+from raykd.data.dataset import (
     Dataset,
     Fraction,
     Limit,
@@ -20,8 +20,8 @@ from raykd.data.source import (
     TestFraction,
     ValLimit,
 )
-from raykd.data.splitting import at_most, dataset_of_pictures, hold_out
-from raykd.option import option
+from raykd.data.splits import at_most, dataset_of_pictures, hold_out
+from raykd.registry import option
 
 LEVELS = 16
 """The largest grey level of scikit-learn's digits."""

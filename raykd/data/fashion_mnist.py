@@ -9,10 +9,10 @@ from typing import ClassVar, Literal
 import numpy as np
 
 from raykd.data.augment import Augments
-from raykd.data.places import missing, reachable
-from raykd.data.source import Dataset, Fraction, Limit, Root, Source, SplitSeed, ValLimit
-from raykd.data.splitting import at_most, dataset_of_pictures, hold_out
-from raykd.option import option
+from raykd.data.dataset import Dataset, Fraction, Limit, Root, Source, SplitSeed, ValLimit
+from raykd.data.download import missing, reachable
+from raykd.data.splits import at_most, dataset_of_pictures, hold_out
+from raykd.registry import option
 
 DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
 """Where Debian's package dataset-fashion-mnist puts it."""

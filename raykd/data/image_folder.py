@@ -13,19 +13,7 @@ import torch
 from pydantic import Field
 
 from raykd.data.augment import Augments
-from raykd.data.decode import Seen, decode_all
-from raykd.data.folders import Folder, Links
-from raykd.data.layout import Layout, named_layout, recognized_layout
-from raykd.data.listing import (
-    Listing,
-    check_headers,
-    class_folders,
-    equal_pictures,
-    list_pictures,
-)
-from raykd.data.pixels import Background, Rules
-from raykd.data.places import folder_path
-from raykd.data.source import (
+from raykd.data.dataset import (
     PARTS,
     Dataset,
     FileSplit,
@@ -39,8 +27,20 @@ from raykd.data.source import (
     TestFraction,
     ValLimit,
 )
-from raykd.data.splitting import dataset_of_splits, parted, resident
-from raykd.option import option
+from raykd.data.decode import Seen, decode_all
+from raykd.data.directory_tree import Folder, Links
+from raykd.data.download import folder_path
+from raykd.data.image_listing import (
+    Listing,
+    check_headers,
+    class_folders,
+    equal_pictures,
+    list_pictures,
+)
+from raykd.data.pixels import Background, Rules
+from raykd.data.split_folders import Layout, named_layout, recognized_layout
+from raykd.data.splits import dataset_of_splits, parted, resident
+from raykd.registry import option
 
 _STATISTICS_SAMPLE = 2048
 

@@ -266,13 +266,13 @@ def _check_known(
         return
     row = next(row for row, label in enumerate(labels) if label in strange)
     every = listed(f"{named(name)} ({counted(n, 'row')})" for name, n in strange.most_common())
-    mend = "rename or remove it"
+    fix = "rename or remove it"
     if labels[row] == "-1":
-        mend = f"-1 often marks rows without a label: leave out data.{split}_file"
+        fix = f"-1 often marks rows without a label: leave out data.{split}_file"
     raise ValueError(
         f"text: {_at(tables, row)} has the label {named(labels[row])}, which the training table "
         f"lacks; of such labels there are {every}; the training table has "
-        f"{listed(map(named, known))}; {mend}"
+        f"{listed(map(named, known))}; {fix}"
     )
 
 

@@ -16,7 +16,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
 
-from raykd.data.records import Malformed, Quoting, has_row_names, records_of
+from raykd.data.csv_records import Malformed, Quoting, has_row_names, records_of
 
 FORMATS = {
     ".csv": "csv",
@@ -200,9 +200,9 @@ def _check_folder(folder: Path) -> None:
     if (folder / "state.json").is_file() or (folder / "dataset_dict.json").is_file():
         return
     tables = sorted(path.name for path in folder.iterdir() if path.suffix.lower() in FORMATS)
-    mend = f"; it holds {', '.join(tables[:8])}: name one of them" if tables else ""
+    fix = f"; it holds {', '.join(tables[:8])}: name one of them" if tables else ""
     raise ValueError(
-        f"text: {folder} is a folder, but none that Dataset.save_to_disk wrote{mend}; several "
+        f"text: {folder} is a folder, but none that Dataset.save_to_disk wrote{fix}; several "
         "files of one table are named by a pattern, such as train-*.parquet"
     )
 

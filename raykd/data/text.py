@@ -13,10 +13,8 @@ from pydantic import Field
 from torch import Tensor
 
 from raykd.data.augment import Augments
-from raykd.data.labels import Labels, labels_of, listed, named
-from raykd.data.leakage import repeated
-from raykd.data.records import Quoting
-from raykd.data.source import (
+from raykd.data.csv_records import Quoting
+from raykd.data.dataset import (
     PARTS,
     Dataset,
     Fraction,
@@ -28,7 +26,9 @@ from raykd.data.source import (
     TestFraction,
     ValLimit,
 )
-from raykd.data.splitting import fingerprint, parted
+from raykd.data.duplicates import repeated
+from raykd.data.labels import Labels, labels_of, listed, named
+from raykd.data.splits import fingerprint, parted
 from raykd.data.table import (
     HALF_CHARACTER,
     Dialect,
@@ -40,7 +40,7 @@ from raykd.data.table import (
     read_table,
     shown,
 )
-from raykd.option import option
+from raykd.registry import option
 
 MOST_UNKNOWN = 0.1
 """Share of unknown tokens above which a tokenizer is said not to fit the texts."""

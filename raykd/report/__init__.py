@@ -6,7 +6,7 @@ import traceback
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from raykd.report.display import Display
+from raykd.report.lines import Display
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -18,14 +18,14 @@ def search_display(console: Console, *, lines: bool = False) -> Display:
         from raykd.report.live import LiveDisplay
 
         return LiveDisplay(console)
-    from raykd.report.plain import PlainLines
+    from raykd.report.lines import PlainLines
 
     return PlainLines(lambda line: print_line(console, line))
 
 
 def epoch_display(console: Console) -> Display:
     """One line an epoch, for single trainings."""
-    from raykd.report.epochs import EpochLines
+    from raykd.report.lines import EpochLines
 
     return EpochLines(lambda line: print_line(console, line))
 

@@ -9,13 +9,12 @@ from typing import Any
 from rich.console import RenderableType
 from rich.text import Text
 
-from raykd.architecture.model import written
-from raykd.report.outputs import in_bytes
-from raykd.tables import Column, Grid, unbroken
-from raykd.training.cache.checking import Comparison
-from raykd.training.cache.foretelling import seconds_to_build
-from raykd.training.cache.planning import CachePlan, Kept
-from raykd.training.cache.store import Entry, OutputsStore
+from raykd.models.base import written
+from raykd.report.format import in_bytes
+from raykd.terminal_tables import Column, Grid, unbroken
+from raykd.training.teacher_cache.plan import CachePlan, Kept, estimate_build_time
+from raykd.training.teacher_cache.store import CacheStore, Entry
+from raykd.training.teacher_cache.verify import Comparison
 
 MOST_LINES = 4
 """Teachers whose outputs are told of one by one."""
@@ -34,7 +33,7 @@ def _planned(kept: Kept, plan: CachePlan, device: str) -> str:
     if kept.why_not:
         return f"teacher {name} runs in every training step: {kept.why_not}"
     what = " + ".join(["logits", *kept.layers])
-    seconds = seconds_to_build(kept, plan.task, device)
+    seconds = estimate_build_time(kept, plan.task, device)
     size = f"{in_bytes(kept.row_bytes)} per sample and view" if kept.bytes is None else ""
     time_ = "" if seconds is None else f", about {seconds:.1f} s to compute on one worker"
     live = f"; too large to cache: {', '.join(kept.live)}" if kept.live else ""
@@ -75,7 +74,7 @@ def entries_json(entries: Iterable[Entry]) -> list[dict[str, Any]]:
     ]
 
 
-def chosen_keys(store: OutputsStore, given: Sequence[str]) -> list[str]:
+def chosen_keys(store: CacheStore, given: Sequence[str]) -> list[str]:
     """The addresses that begin as is written; all, where nothing is.
 
     Raises:

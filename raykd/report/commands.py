@@ -10,12 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from raykd.search.folder import open_folder
-from raykd.search.lock import driver_of
 from raykd.tracking.cursor import Cursor
 from raykd.tracking.journal import events
-from raykd.tracking.models import MODEL_NAME, logged_name
-from raykd.tracking.store import (
+from raykd.tracking.mlflow_client import (
     absolute,
     check_store,
     database_file,
@@ -25,10 +22,13 @@ from raykd.tracking.store import (
     run_page,
     ui_command,
 )
+from raykd.tracking.mlflow_models import MODEL_NAME, logged_name
+from raykd.tuning.study_dir import open_folder
+from raykd.tuning.study_lock import active_driver
 
 if TYPE_CHECKING:
-    from raykd.search.pairs.result import PairsResult
-    from raykd.search.result import StudyResult
+    from raykd.layer_study.result import LayerStudyResult
+    from raykd.tuning.result import StudyResult
 
 Event = Mapping[str, Any]
 
@@ -68,7 +68,7 @@ def launcher() -> str:
     return "uv run " if os.environ.get("UV_RUN_RECURSION_DEPTH") else ""
 
 
-def pairs_commands(result: PairsResult, told: Sequence[Event]) -> list[Command]:
+def pairs_commands(result: LayerStudyResult, told: Sequence[Event]) -> list[Command]:
     """What can be done with the result of a layer study.
 
     Args:
@@ -112,7 +112,7 @@ def _browsers(result: StudyResult, runs: _Runs) -> Iterator[Command]:
         yield _dashboard(open_folder(result.folder)[0].optuna)
 
 
-def _opened(result: StudyResult | PairsResult, runs: _Runs) -> Iterator[Command]:
+def _opened(result: StudyResult | LayerStudyResult, runs: _Runs) -> Iterator[Command]:
     opened = ui_command(result.tracking_uri)
     if not opened.startswith("http"):
         opened = launcher() + opened
@@ -131,7 +131,7 @@ def _dashboard(storage: str) -> Command:
     return Command("optuna", what, f"{launcher()}{program} {shlex.quote(storage)}")
 
 
-def state(result: StudyResult | PairsResult, told: Sequence[Event]) -> str:
+def state(result: StudyResult | LayerStudyResult, told: Sequence[Event]) -> str:
     """How the study stands: "running" while a process works on it, else as it ended ("finished",
     "failed", "interrupted"); one that died without a word is interrupted.
 
@@ -139,7 +139,7 @@ def state(result: StudyResult | PairsResult, told: Sequence[Event]) -> str:
         result: of the study.
         told: its journal.
     """
-    return "running" if driver_of(result.folder) is not None else ended(told)
+    return "running" if active_driver(result.folder) is not None else ended(told)
 
 
 def ended(told: Sequence[Event]) -> str:
@@ -180,7 +180,7 @@ class _Runs:
     models: Mapping[str, str] = field(default_factory=dict)
 
 
-def _runs(result: StudyResult | PairsResult) -> _Runs:
+def _runs(result: StudyResult | LayerStudyResult) -> _Runs:
     """The study's runs, as delivery noted them; the store is not connected to."""
     uri, journal = result.tracking_uri, result.folder / "journal.jsonl"
     sent = Cursor(journal, masked(absolute(uri))).load()
@@ -194,14 +194,14 @@ def _runs(result: StudyResult | PairsResult) -> _Runs:
     return _Runs(run_page(uri, sent.experiment, sent.run), complete, sent.runs)
 
 
-def _is_sent(result: StudyResult | PairsResult, runs: _Runs, told: Sequence[Event]) -> bool:
+def _is_sent(result: StudyResult | LayerStudyResult, runs: _Runs, told: Sequence[Event]) -> bool:
     """Whether nothing is left to send; a study that runs, or is resumed, sends the rest itself."""
     if state(result, told) == "running":
         return True
     return bool(runs.page) and (runs.complete or ended(told) not in ("finished", "failed"))
 
 
-def _asked(result: StudyResult | PairsResult) -> _Runs:
+def _asked(result: StudyResult | LayerStudyResult) -> _Runs:
     """The study's runs, as MLflow itself knows them."""
     uri = result.tracking_uri
     file = database_file(uri)

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 from rich.text import Text
 
-from raykd.tables import Labeled
+from raykd.terminal_tables import Labeled
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from raykd.architecture import Task
     from raykd.data import Dataset, Source, Survey
+    from raykd.models import Task
 
 WARNING = "WARNING: "
 

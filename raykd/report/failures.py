@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from raykd.search.records import Record
+from raykd.tuning.records import Record
 
 MOST_CAUSES = 5
 MOST_IDS = 8

@@ -3,29 +3,32 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
+from rich.console import RenderableType
+from rich.text import Text as RichText
 
-from raykd.architecture import Anatomy, Model, Task, Text, anatomy
-from raykd.architecture.layers import Layer
-from raykd.architecture.model import written
-from raykd.problems import Problem, StudyError
-from raykd.search.study_input import load_data, load_or_use, located_problems
-from raykd.study.comparable import layers_for
-from raykd.study.complaints import Finding, InvalidStudy, parse_study
-from raykd.study.files import Document, parse_document
-from raykd.study.load import check_shapes
-from raykd.study.models import import_findings
-from raykd.study.opened import OpenStudy, task_of
-from raykd.study.pairings import WIDE
-from raykd.study.place import dotted
-from raykd.study.schema import Study
-from raykd.study.space import read_space
-from raykd.training.assembly import task_of as task_of_data
+from raykd.errors import Problem, StudyError
+from raykd.models import Model, ModelProfile, Task, Text, model_profile
+from raykd.models.base import written
+from raykd.models.introspection.layers import Layer
+from raykd.study.checks.layer_pairs import layers_for
+from raykd.study.checks.load import check_shapes
+from raykd.study.checks.messages import Finding, InvalidStudy, parse_study
+from raykd.study.checks.rules import import_findings
+from raykd.study.config import Study
+from raykd.study.open_study import OpenStudy, task_of
+from raykd.study.space.pairing import WIDE
+from raykd.study.space.space import read_space
+from raykd.study.yaml_file import Document, dotted, parse_document
+from raykd.terminal_tables import Column, Grid, unbroken
+from raykd.training.build import task_of as task_of_data
+from raykd.tuning.number_format import compact
+from raykd.tuning.study_input import load_data, load_or_use, located_problems
 
 MOST_STUDENTS = 3
 """Of a study's students so many are shown: the smallest, the largest, and between."""
@@ -45,18 +48,18 @@ class Shown:
 
     role: str
     name: str
-    anatomy: Anatomy
+    model_profile: ModelProfile
 
     def layers(self, *, stages: bool) -> tuple[Layer, ...]:
         """Every layer, in the order in which they run, or those alone that bear an alias."""
-        return tuple(layer for layer in self.anatomy.found if layer.stage or not stages)
+        return tuple(layer for layer in self.model_profile.found if layer.stage or not stages)
 
     def plain(self, *, stages: bool) -> dict[str, Any]:
         return {
             "role": self.role,
             "model": self.name,
-            "params": self.anatomy.params,
-            "macs": self.anatomy.macs,
+            "params": self.model_profile.params,
+            "macs": self.model_profile.macs,
             "layers": [_plain(layer) for layer in self.layers(stages=stages)],
         }
 
@@ -160,9 +163,9 @@ def layers_of(
     """
     if Path(what).suffix in (".yaml", ".yml") or Path(what).is_file():
         if inputs != Inputs():
-            mend = "remove --data, --input, --classes and --text"
+            fix = "remove --data, --input, --classes and --text"
             raise StudyError(
-                Problem("a study file already defines the inputs of its models", mend=mend)
+                Problem("a study file already defines the inputs of its models", fix=fix)
             )
         return _of_study(load_or_use(what, overrides, (), allow_import=allow_import))
     study = _study_with(what, overrides, inputs, allow_import=allow_import)
@@ -198,16 +201,16 @@ def _option(what: str, text: str) -> Any:
     try:
         return yaml.safe_load(text)
     except yaml.YAMLError:
-        mend = "write for example '{name: resnet, depth: 20}'"
-        raise StudyError(Problem(f"{what} is not YAML: {text}", mend=mend)) from None
+        fix = "write for example '{name: resnet, depth: 20}'"
+        raise StudyError(Problem(f"{what} is not YAML: {text}", fix=fix)) from None
 
 
 def _concrete(document: Document, *, allow_import: bool) -> Study:
     space, problems, _ = read_space(document)
     if not problems and space.dimensions:
-        mend = "give one value; of a study file with domains, name the file"
+        fix = "give one value; of a study file with domains, name the file"
         problems = [
-            Problem(f"left open: {dimension.text}", dimension.path, mend)
+            Problem(f"left open: {dimension.text}", dimension.path, fix)
             for dimension in space.dimensions
         ]
     if problems:
@@ -223,7 +226,7 @@ def _concrete(document: Document, *, allow_import: bool) -> Study:
 
 
 def _told(found: Iterable[Finding]) -> list[Problem]:
-    return [Problem(one.what, dotted(one.place), one.mend) for one in found]
+    return [Problem(one.message, dotted(one.place), one.fix) for one in found]
 
 
 def _renamed(problem: Problem) -> Problem:
@@ -242,10 +245,10 @@ def _task_of(study: Study) -> Task:
 
 def _shown(role: str, model: Model, task: Task) -> Shown:
     try:
-        return Shown(role, written(model), anatomy(model, task))
+        return Shown(role, written(model), model_profile(model, task))
     except (ValueError, RuntimeError) as error:  # a forward that fails raises RuntimeError
-        mend = "" if "--input" in str(error) else "give the input shape: --input 3,224,224"
-        raise StudyError(Problem(str(error), mend=mend)) from None
+        fix = "" if "--input" in str(error) else "give the input shape: --input 3,224,224"
+        raise StudyError(Problem(str(error), fix=fix)) from None
 
 
 # The models of a study
@@ -261,8 +264,8 @@ def _of_study(study: OpenStudy) -> Layers:
     students = sorted(_each(study.models("student"), "student", task), key=_size)
     shown = _spread(students)
     narrowed = study.bind(task).narrowed
-    guided = layers_for([one.anatomy for one in students])
-    hint = layers_for([one.anatomy for one in teachers]) if teachers else guided
+    guided = layers_for([one.model_profile for one in students])
+    hint = layers_for([one.model_profile for one in teachers]) if teachers else guided
     pairings = {}
     for node in study.space.pairings:
         domain = node.domain.filled(hint, guided)
@@ -280,7 +283,7 @@ def _each(models: Iterable[Model], role: str, task: Task) -> list[Shown]:
     found: dict[str, Shown] = {}
     for model in models:
         try:
-            shown = Shown(role, written(model), anatomy(model, task))
+            shown = Shown(role, written(model), model_profile(model, task))
         except (ValueError, RuntimeError):
             continue
         found.setdefault(shown.name, shown)
@@ -288,7 +291,7 @@ def _each(models: Iterable[Model], role: str, task: Task) -> list[Shown]:
 
 
 def _size(shown: Shown) -> int:
-    return shown.anatomy.params
+    return shown.model_profile.params
 
 
 def _spread(students: Sequence[Shown]) -> list[Shown]:
@@ -296,3 +299,96 @@ def _spread(students: Sequence[Shown]) -> list[Shown]:
         return list(students)
     last = len(students) - 1
     return [students[last * i // (MOST_STUDENTS - 1)] for i in range(MOST_STUDENTS)]
+
+
+HEADINGS = ("stage", "layer", "type", "shape", "depth", "MACs")
+FIGURES = ("depth", "MACs")
+
+
+def tables(found: Layers, *, stages: bool) -> RenderableType:
+    """The layers for a terminal; rows that do not fit are stacked, nothing is cut."""
+    blocks: list[RenderableType] = []
+    if len(found.models) > 1:
+        blocks += [_table(*_side_by_side(found.models)), RichText()]
+    for model in found.models if len(found.models) == 1 or not stages else ():
+        rows = [_row(layer) for layer in model.layers(stages=stages)]
+        blocks += [RichText(_title(model, found), style="bold"), _table(HEADINGS, rows), RichText()]
+    blocks += [RichText(line) for line in _notes(found)]
+    return unbroken(blocks)
+
+
+def lines(found: Layers, *, stages: bool) -> Iterator[str]:
+    """The same without colours, a layer a line, whatever its length."""
+    if len(found.models) > 1:
+        yield from _aligned(*_side_by_side(found.models))
+        yield ""
+    for model in found.models if len(found.models) == 1 or not stages else ():
+        yield _title(model, found)
+        yield from _aligned(HEADINGS, [_row(layer) for layer in model.layers(stages=stages)])
+        yield ""
+    yield from _notes(found)
+
+
+def _title(model: Shown, found: Layers) -> str:
+    shape = "x".join(map(str, found.task.input_shape))
+    cost = f"{model.model_profile.params:,} parameters, {compact(model.model_profile.macs)} MACs"
+    role = "" if model.role == "model" else f"{model.role} "
+    return f"{role}{model.name}: {cost}; input {shape}, {found.task.classes} classes"
+
+
+def _row(layer: Layer) -> tuple[str, ...]:
+    name = layer.module if layer.side == "output" else f"{layer.module} (its input)"
+    shape = layer.shape_text
+    return layer.stage, name, layer.type, shape, f"{layer.depth:.2f}", compact(layer.macs)
+
+
+def _side_by_side(models: Sequence[Shown]) -> tuple[Sequence[str], list[tuple[str, ...]]]:
+    """The aliases, with what bears them in each of the models."""
+    held = [{layer.stage: layer for layer in one.layers(stages=True)} for one in models]
+    order = {alias: None for one in held for alias in one if alias != "embedding"}
+    aliases = [*sorted(order, key=lambda alias: int(alias.removeprefix("stage"))), "embedding"]
+    rows = [(alias, *(_beside(one.get(alias)) for one in held)) for alias in aliases]
+    return ["stage", *(f"{one.role} {one.name}" for one in models)], rows
+
+
+def _beside(layer: Layer | None) -> str:
+    if layer is None:
+        return "-"
+    return f"{layer.module} {layer.shape_text} at {layer.depth:.2f}"
+
+
+def _notes(found: Layers) -> Iterator[str]:
+    if found.more:
+        yield f"and {found.more} more students, all between these in size"
+    for parameter, pairing in (found.pairings or {}).items():
+        for side, reading in zip(("hint", "guided"), pairing["reading"], strict=True):
+            of = f"{reading}: " if reading != "list" else ""
+            yield f"{parameter} samples {side} from {of}{', '.join(pairing[side]) or 'nothing'}"
+    yield from found.left_out
+
+
+def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> Grid:
+    columns = [
+        Column(
+            heading,
+            right=heading in FIGURES,
+            whole=heading in FIGURES,
+            style="cyan" if heading == "stage" else "",
+        )
+        for heading in headings
+    ]
+    grid = Grid(columns, header_style="bold", gap=1)
+    for row in rows:
+        grid.add(*row)
+    return grid
+
+
+def _aligned(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    told = [headings, *rows]
+    widths = [max(len(row[i]) for row in told) for i in range(len(headings))]
+    for row in told:
+        cells = [
+            cell.rjust(width) if heading in FIGURES else cell.ljust(width)
+            for cell, width, heading in zip(row, widths, headings, strict=True)
+        ]
+        yield "  ".join(cells).rstrip()

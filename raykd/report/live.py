@@ -14,15 +14,14 @@ from rich.table import Table
 from rich.text import Text
 
 from raykd.report.data import remarks
-from raykd.report.display import Display
 from raykd.report.failures import Announcer
-from raykd.report.outputs import outputs_line
-from raykd.report.plain import first_lines
-from raykd.report.view import ALL, View, run_name
-from raykd.search.figures import clock, compact, metric, percent, time_left, words
-from raykd.search.records import Record, cost, learns_from, pairs_name, student_name
+from raykd.report.format import outputs_line
+from raykd.report.lines import Display, first_lines
+from raykd.report.progress import ALL, View, run_name
 from raykd.study.objectives import COSTS
-from raykd.tables import Column, Grid, cut, narrowed
+from raykd.terminal_tables import Column, Grid, cut, narrowed
+from raykd.tuning.number_format import clock, compact, metric, percent, time_left, words
+from raykd.tuning.records import Record, cost, learns_from, pairs_name, student_name
 
 PERIOD = 0.25
 """Seconds between two looks for something new; the clock alone moves once a second."""

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from raykd.search.event_bus import Listener
-    from raykd.search.pairs.result import PairsResult
-    from raykd.search.result import StudyResult
-    from raykd.study.opened import OpenStudy
+    from raykd.layer_study.result import LayerStudyResult
+    from raykd.study.open_study import OpenStudy
+    from raykd.tuning.event_bus import Listener
+    from raykd.tuning.result import StudyResult
 
 
 def search(
@@ -48,7 +48,7 @@ def search(
     Raises:
         StudyError: the study, its data or the cluster cannot be used; nothing was started.
     """
-    from raykd.search.search_run import search as search_study
+    from raykd.tuning.search_run import search as search_study
 
     with _progress(progress, verbose) as display:
         return search_study(
@@ -71,7 +71,7 @@ def pairs(
     verbose: bool = False,
     progress: bool = True,
     listeners: Sequence[Listener] = (),
-) -> PairsResult:
+) -> LayerStudyResult:
     """Study which hint layer should teach which guided layer.
 
     Files and pictures are written to the study's folder and to MLflow.
@@ -88,7 +88,7 @@ def pairs(
     Raises:
         StudyError: the study, its data or the cluster cannot be used; nothing was started.
     """
-    from raykd.report.pairs import pairs as study_pairs
+    from raykd.report.layer_study import pairs as study_pairs
 
     with _progress(progress, verbose) as display:
         return study_pairs(
@@ -126,7 +126,7 @@ def distill(
     Raises:
         StudyError: the study leaves a value open (names it), or cannot be started.
     """
-    from raykd.search.single import distill as distill_study
+    from raykd.tuning.single_run import distill as distill_study
 
     with _progress(progress, verbose, by_epoch=True) as display:
         return distill_study(
@@ -160,7 +160,7 @@ def train_teacher(
     Raises:
         StudyError: the study has no teacher, or cannot be started.
     """
-    from raykd.search.single import train_teacher as train
+    from raykd.tuning.single_run import train_teacher as train
 
     with _progress(progress, verbose, by_epoch=True) as display:
         return train(

@@ -8,26 +8,30 @@ from dataclasses import replace
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from raykd.architecture import Task
 from raykd.data import Dataset, Survey
-from raykd.problems import StudyError
+from raykd.errors import StudyError
+from raykd.layer_study.arms import build_arms
+from raykd.layer_study.design import design_layer_study
+from raykd.models import Task
 from raykd.report.cache import plan_lines
 from raykd.report.data import data_block, weights_block
-from raykd.search.cluster import here, is_remote, plan_slots
-from raykd.search.packing import room
-from raykd.search.pairs.arms import arms_of
-from raykd.search.pairs.question import design_layer_study
-from raykd.search.shelf import check_started_models, check_teacher_weights, remarks_on_weights
-from raykd.search.study_input import load_or_use, located_problems
+from raykd.runtime.cluster import here, is_remote, plan_slots
+from raykd.runtime.gpu_sharing import room
+from raykd.study.checks.latency import check_measured
+from raykd.study.checks.load import check_data, check_shapes
 from raykd.study.explain import Explanation, explain
-from raykd.study.extent import Dimension
-from raykd.study.load import check_data, check_shapes
-from raykd.study.measured import check_measured
-from raykd.study.opened import OpenStudy
+from raykd.study.open_study import OpenStudy
+from raykd.study.space.size import Dimension
 from raykd.study.student_costs import StudentCosts
-from raykd.tables import Column, Grid, Labeled
-from raykd.training.assembly import task_of
-from raykd.training.cache.planning import CachePlan
+from raykd.terminal_tables import Column, Grid, Labeled
+from raykd.training.build import task_of
+from raykd.training.teacher_cache.plan import CachePlan
+from raykd.tuning.study_input import load_or_use, located_problems
+from raykd.tuning.teacher_store import (
+    check_started_models,
+    check_teacher_weights,
+    remarks_on_weights,
+)
 
 
 def explained(
@@ -82,7 +86,7 @@ def _layer_study(study: OpenStudy, task: Task) -> list[tuple[str, str]]:
     except StudyError:
         return []
     how = study.settings.search.pairs
-    arms = arms_of(question, how)
+    arms = build_arms(question, how)
     trained = sum(not arm.why_not for arm in arms)
     text = f"`raykd pairs` would train {trained} arms x {how.seeds} seeds"
     left = len(arms) - trained

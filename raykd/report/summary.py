@@ -15,9 +15,11 @@ from rich.text import Text
 from raykd.report.commands import Command, Event, commands, state, unfinished
 from raykd.report.data import WARNING, remarks
 from raykd.report.failures import causes, failure_lines
-from raykd.report.view import ALL, asked_costs
-from raykd.search.doubts import BELOW_STUDENT
-from raykd.search.figures import (
+from raykd.report.progress import ALL, asked_costs
+from raykd.study.objectives import COSTS
+from raykd.terminal_tables import Column, Grid, Paragraph, unbroken
+from raykd.tracking.journal import events
+from raykd.tuning.number_format import (
     compact,
     duration,
     interval,
@@ -27,8 +29,7 @@ from raykd.search.figures import (
     whole,
     words,
 )
-from raykd.search.folder import open_folder
-from raykd.search.records import (
+from raykd.tuning.records import (
     Record,
     Records,
     cost,
@@ -38,11 +39,10 @@ from raykd.search.records import (
     student_name,
     teacher_name,
 )
-from raykd.search.result import METRIC, Finalist, StudyResult
-from raykd.search.statistics import MIN_SEEDS, Estimate, paired_gain
-from raykd.study.objectives import COSTS
-from raykd.tables import Column, Grid, Paragraph, unbroken
-from raykd.tracking.journal import events
+from raykd.tuning.result import METRIC, Finalist, StudyResult
+from raykd.tuning.statistics import MIN_SEEDS, Estimate, paired_gain
+from raykd.tuning.study_dir import open_folder
+from raykd.tuning.teacher_warnings import BELOW_STUDENT
 
 MOST_ASSISTANTS = 6
 

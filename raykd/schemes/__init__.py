@@ -2,17 +2,17 @@
 
 from raykd.schemes.alone import Alone
 from raykd.schemes.assistant import Assistant
+from raykd.schemes.base import SCHEMES, AnyScheme, Scheme, TeacherContext, TeacherSpec
+from raykd.schemes.born_again import BornAgain, TfKdSelf
 from raykd.schemes.byot import Byot
 from raykd.schemes.cs_kd import CsKd
-from raykd.schemes.distiller import Distiller, Guide, Parts, StepOutput, TeacherSource, Watched
+from raykd.schemes.distiller import Distiller, Guide, HookedModel, Parts, StepOutput, TeacherSource
 from raykd.schemes.dml import Dml
 from raykd.schemes.kdcl import Kdcl
 from raykd.schemes.multi_teacher import MultiTeacher
 from raykd.schemes.offline import Offline
 from raykd.schemes.one import One
 from raykd.schemes.ps_kd import PsKd
-from raykd.schemes.scheme import SCHEMES, AnyScheme, Circumstances, Preparation, Scheme
-from raykd.schemes.self_taught import BornAgain, TfKdSelf
 from raykd.schemes.teachers import LiveTeacher, Teacher
 from raykd.schemes.tf_kd import TfKd
 
@@ -39,24 +39,24 @@ __all__ = [
     "Assistant",
     "BornAgain",
     "Byot",
-    "Circumstances",
     "CsKd",
     "Distiller",
     "Dml",
     "Guide",
+    "HookedModel",
     "Kdcl",
     "LiveTeacher",
     "MultiTeacher",
     "Offline",
     "One",
     "Parts",
-    "Preparation",
     "PsKd",
     "Scheme",
     "StepOutput",
     "Teacher",
+    "TeacherContext",
     "TeacherSource",
+    "TeacherSpec",
     "TfKd",
     "TfKdSelf",
-    "Watched",
 ]

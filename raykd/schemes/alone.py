@@ -8,10 +8,10 @@ from typing import Literal
 from torch import Tensor, nn
 
 from raykd.data.batch import Batch
-from raykd.knowledge.evidence import Progress
-from raykd.option import option
+from raykd.losses.model_outputs import Progress
+from raykd.registry import option
+from raykd.schemes.base import Scheme
 from raykd.schemes.distiller import Distiller, Parts, StepOutput
-from raykd.schemes.scheme import Scheme
 
 
 @option
@@ -25,10 +25,10 @@ class Alone(Scheme):
     name: Literal["alone"] = "alone"
 
     def build(self, parts: Parts) -> Distiller:
-        return LearnsAlone(parts.student, parts.task_loss)
+        return AloneDistiller(parts.student, parts.task_loss)
 
 
-class LearnsAlone(Distiller):
+class AloneDistiller(Distiller):
     """The task loss and nothing else."""
 
     def __init__(self, student: nn.Module, task_loss: Callable[[Tensor, Tensor], Tensor]) -> None:

@@ -8,16 +8,16 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from raykd.knowledge import KD, Term
-from raykd.knowledge.terms import any_reads_logits
-from raykd.option import option
+from raykd.losses import KD, Term
+from raykd.losses.terms import any_reads_logits
+from raykd.registry import option
+from raykd.schemes.base import Scheme, TeacherContext, TeacherSpec, independent_teacher
 from raykd.schemes.distiller import Distiller, Parts
-from raykd.schemes.multi_teacher import FollowsTeachers, MultiTeacher, Shares
-from raykd.schemes.offline import FollowsTeacher, Offline
-from raykd.schemes.scheme import Circumstances, Preparation, Scheme, learns_alone
+from raykd.schemes.multi_teacher import MultiTeacher, MultiTeacherDistiller, Shares
+from raykd.schemes.offline import Offline, OfflineDistiller
 from raykd.schemes.teachers import Teacher
 
-PAPERS_KD = Term(loss=KD(temperature=4.0), weight=1.0)
+ASSISTANT_KD = Term(loss=KD(temperature=4.0), weight=1.0)
 """What an assistant is taught where nothing else is said."""
 
 
@@ -50,7 +50,7 @@ class Assistant(Scheme):
     knowledge: Annotated[
         tuple[Term, ...],
         Field(min_length=1, description="Knowledge terms used to train the assistants"),
-    ] = (PAPERS_KD,)
+    ] = (ASSISTANT_KD,)
     dense: Annotated[
         bool, Field(description="Distill from all larger networks instead of only the previous one")
     ] = False
@@ -68,10 +68,10 @@ class Assistant(Scheme):
                 f"drop is {self.drop} and each network has one teacher; set dense: true, or drop: 0"
             )
 
-    def teachers(self, around: Circumstances) -> tuple[Preparation, ...]:
+    def teachers(self, around: TeacherContext) -> tuple[TeacherSpec, ...]:
         own = super().teachers(around)
         for link in self.chain if own else ():
-            assistant = learns_alone(link, around)
+            assistant = independent_teacher(link, around)
             if link.weights is None:
                 above = own if self.dense else own[-1:]
                 assistant = replace(
@@ -83,7 +83,7 @@ class Assistant(Scheme):
             own = (*own, assistant)
         return own if self.dense else own[-1:]
 
-    def _scheme(self, above: tuple[Preparation, ...]) -> Scheme:
+    def _scheme(self, above: tuple[TeacherSpec, ...]) -> Scheme:
         """How an assistant is taught by those above it."""
         if len(above) == 1:
             return Offline(task_weight=self.task_weight)
@@ -101,6 +101,6 @@ class Assistant(Scheme):
 
     def build(self, parts: Parts) -> Distiller:
         if not self.dense:
-            return FollowsTeacher(parts, self.task_weight)
+            return OfflineDistiller(parts, self.task_weight)
         shares = Shares("mean", len(parts.guides), parts.classes)
-        return FollowsTeachers(parts, shares, "each", self.task_weight, self.drop)
+        return MultiTeacherDistiller(parts, shares, "each", self.task_weight, self.drop)

@@ -8,14 +8,14 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from raykd.architecture import discover, stage_aliases
 from raykd.data.batch import Batch
-from raykd.knowledge import Progress, Shape
-from raykd.knowledge.connectors import PlaceMean, connector
-from raykd.knowledge.response import softened_kl
-from raykd.option import option
-from raykd.schemes.distiller import Distiller, Parts, StepOutput, Watched
-from raykd.schemes.scheme import Scheme
+from raykd.losses import Progress, Shape
+from raykd.losses.connectors import PlaceMean, connector
+from raykd.losses.logits import softened_kl
+from raykd.models import discover, stage_aliases
+from raykd.registry import option
+from raykd.schemes.base import Scheme
+from raykd.schemes.distiller import Distiller, HookedModel, Parts, StepOutput
 
 Distance = Literal["mean", "squared", "norm"]
 
@@ -83,7 +83,7 @@ class OwnTeacher(Distiller):
         self.task_loss = parts.task_loss
         self.student = parts.student
         self.stages = stages
-        self.watched = Watched(parts.student, stages, parts.task)
+        self.watched = HookedModel(parts.student, stages, parts.task)
         last = aliases[stages[-1]].shape
         self.exits = nn.ModuleList(
             _Exit(aliases[name].shape, last, parts.classes) for name in stages[:-1]

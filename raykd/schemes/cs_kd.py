@@ -8,11 +8,11 @@ import torch
 from pydantic import Field
 
 from raykd.data.batch import Batch, ExtraInputs
-from raykd.knowledge import Progress
-from raykd.knowledge.response import softened_kl
-from raykd.option import option
+from raykd.losses import Progress
+from raykd.losses.logits import softened_kl
+from raykd.registry import option
+from raykd.schemes.base import Scheme
 from raykd.schemes.distiller import Distiller, Parts, StepOutput
-from raykd.schemes.scheme import Scheme
 
 
 @option

@@ -8,9 +8,9 @@ from typing import Protocol
 
 from torch import Tensor, nn
 
-from raykd.architecture import Layer, Taps, Task, discover, resolve
 from raykd.data.batch import Batch, ExtraInputs, Inputs
-from raykd.knowledge import Evidence, Progress, Shape, Term, Terms
+from raykd.losses import ModelOutputs, Progress, Shape, Term, Terms
+from raykd.models import Layer, LayerHooks, Task, discover, resolve
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class StepOutput:
 class TeacherSource(Protocol):
     """Where the teacher's evidence comes from: a live forward, or a cache of one."""
 
-    def __call__(self, batch: Batch) -> Evidence: ...
+    def __call__(self, batch: Batch) -> ModelOutputs: ...
 
 
 @dataclass(frozen=True)
@@ -156,7 +156,7 @@ class Distiller(nn.Module):
         """Called before an epoch's first batch."""
 
 
-class Watched:
+class HookedModel:
     """Runs a network and shows its logits and the layers asked for.
 
     Args:
@@ -178,11 +178,11 @@ class Watched:
     ) -> None:
         if known is None:
             known = discover(model, task) if layers else ()
-        self._taps = Taps(model, [resolve(known, name) for name in layers])
+        self._taps = LayerHooks(model, [resolve(known, name) for name in layers])
 
-    def __call__(self, inputs: Inputs) -> Evidence:
+    def __call__(self, inputs: Inputs) -> ModelOutputs:
         logits, layers = self._taps.run(inputs)
-        return Evidence(logits, layers)
+        return ModelOutputs(logits, layers)
 
     def layers_only(self, inputs: Inputs) -> dict[str, Tensor]:
         """The layers without the logits: the forward ends after the last of them.  No gradient."""

@@ -11,14 +11,40 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from raykd.architecture import Task, discover, resolve
 from raykd.data.batch import Batch
-from raykd.knowledge import KD, Evidence, Progress, Shape, Term, Terms
-from raykd.knowledge.terms import layer_names
-from raykd.option import option
-from raykd.schemes.distiller import Distiller, Parts, StepOutput, Watched
-from raykd.schemes.peers import Others, Peers, built_peers, check_room
-from raykd.schemes.scheme import Scheme
+from raykd.losses import KD, ModelOutputs, Progress, Shape, Term, Terms
+from raykd.losses.terms import layer_names
+from raykd.models import AnyModel, Model, Task, discover, resolve
+from raykd.registry import option
+from raykd.schemes.base import Scheme
+from raykd.schemes.distiller import Distiller, HookedModel, Parts, StepOutput
+
+Peers = Annotated[int, Field(ge=2, le=8, description="Number of networks, including the student")]
+Others = Annotated[
+    tuple[AnyModel, ...],
+    Field(description="Models of the other peers. Peers without a model use that of the student"),
+]
+
+
+def check_room(peers: int, others: Sequence[object]) -> None:
+    """See that no more architectures are named than there are peers beside the student.
+
+    Raises:
+        ValueError: there are.
+    """
+    if len(others) >= peers:
+        raise ValueError(
+            f"{len(others)} architectures are named in `others` and {peers} peers leave room for "
+            f"{peers - 1}; set peers: {len(others) + 1}"
+        )
+
+
+def built_peers(parts: Parts, peers: int, others: Sequence[Model]) -> list[nn.Module]:
+    """The student, then the peers of other architectures, then those of its own."""
+    named = [model.build(parts.task) for model in others]
+    alike = [parts.build_student() for _ in range(peers - 1 - len(named))]
+    return [parts.student, *named, *alike]
+
 
 Together = Literal["mean", "sum", "ensemble"]
 
@@ -72,7 +98,7 @@ class Mutual(Distiller):
         self.task_loss = parts.task_loss
         self.student = peers[0]
         self.others = nn.ModuleList(peers[1:])
-        self.watched = [Watched(peer, layers, parts.task) for peer in peers]
+        self.watched = [HookedModel(peer, layers, parts.task) for peer in peers]
         self.lessons = nn.ModuleDict(
             {
                 _lesson(k, j): _terms(parts, terms, shapes[k], shapes[j])
@@ -98,14 +124,14 @@ class Mutual(Distiller):
         return StepOutput(total, values, shown[0].logits.detach())
 
     def _taught(
-        self, k: int, shown: Sequence[Evidence], batch: Batch, progress: Progress
+        self, k: int, shown: Sequence[ModelOutputs], batch: Batch, progress: Progress
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """What peer k is taught by the others, and the mean over them of each term's value."""
         numbers = [j for j in range(len(shown)) if j != k]
         teachers = [shown[j] for j in numbers]
         if self.scheme.together == "ensemble":
             logits = mixed([teacher.logits for teacher in teachers])
-            teachers = [Evidence(logits, teacher.layers) for teacher in teachers]
+            teachers = [ModelOutputs(logits, teacher.layers) for teacher in teachers]
         lessons = [
             self.lessons[_lesson(k, j)](shown[k], teacher, batch.targets, batch.index, progress)
             for j, teacher in zip(numbers, teachers, strict=True)

@@ -11,13 +11,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from raykd.data.batch import Batch, ExtraInputs, Inputs
-from raykd.knowledge import Progress
-from raykd.knowledge.gather import from_all_workers
-from raykd.knowledge.response import softened_kl
-from raykd.option import option
+from raykd.losses import Progress
+from raykd.losses.functional import from_all_workers
+from raykd.losses.logits import softened_kl
+from raykd.registry import option
+from raykd.schemes.base import Scheme
 from raykd.schemes.distiller import Distiller, Parts, StepOutput
-from raykd.schemes.peers import Others, Peers, built_peers, check_room
-from raykd.schemes.scheme import Scheme
+from raykd.schemes.dml import Others, Peers, built_peers, check_room
 
 Ensemble = Literal["naive", "linear", "linear_batch", "min_logit", "general", "mean"]
 

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from raykd.data.batch import Batch
-from raykd.knowledge import Evidence, Progress, Term, Terms
-from raykd.knowledge.terms import term_names
-from raykd.option import option
-from raykd.schemes.distiller import Distiller, Parts, StepOutput, Watched
-from raykd.schemes.scheme import Circumstances, Preparation, Scheme, learns_alone
+from raykd.losses import ModelOutputs, Progress, Term, Terms
+from raykd.losses.terms import term_names
+from raykd.registry import option
+from raykd.schemes.base import Scheme, TeacherContext, TeacherSpec, independent_teacher
+from raykd.schemes.distiller import Distiller, HookedModel, Parts, StepOutput
 from raykd.schemes.teachers import Teacher
 
 Combine = Literal["mean", "weighted", "confidence", "gate"]
@@ -72,16 +72,16 @@ class MultiTeacher(Scheme):
         if self.drop and self.combine == "gate":
             raise ValueError("a gate looks at all teachers; set drop: 0, or combine: mean")
 
-    def teachers(self, around: Circumstances) -> tuple[Preparation, ...]:
+    def teachers(self, around: TeacherContext) -> tuple[TeacherSpec, ...]:
         own = super().teachers(around)
-        return (*own, *(learns_alone(other, around) for other in self.others if own))
+        return (*own, *(independent_teacher(other, around) for other in self.others if own))
 
     def build(self, parts: Parts) -> Distiller:
         shares = Shares(self.combine, len(self.others) + 1, parts.classes, self.weights)
-        return FollowsTeachers(parts, shares, self.target, self.task_weight, self.drop)
+        return MultiTeacherDistiller(parts, shares, self.target, self.task_weight, self.drop)
 
 
-class FollowsTeachers(Distiller):
+class MultiTeacherDistiller(Distiller):
     """One student and the evidence of several frozen teachers.
 
     Args:
@@ -122,7 +122,7 @@ class FollowsTeachers(Distiller):
             for guide in self.guides
         )
         guided = {name: None for terms in self._terms for name in terms.guided_layers}
-        self.watched = Watched(parts.student, tuple(guided), parts.task)
+        self.watched = HookedModel(parts.student, tuple(guided), parts.task)
         self.steps_differ = drop > 0
         self.needs_unused_parameter_search = drop > 0 or any(
             terms.sometimes_unused for terms in self._terms
@@ -145,7 +145,7 @@ class FollowsTeachers(Distiller):
         nothing = torch.zeros_like(values["task"])
         values |= {f"share_{k + 1}": nothing for k in range(len(self.guides))}
         for name, term in self.mixed.items():
-            mixed = Evidence(mix(logits, shares, self.target, temperature_of(term)), {})
+            mixed = ModelOutputs(mix(logits, shares, self.target, temperature_of(term)), {})
             lesson, named = self.on_mixed[name](shown, mixed, batch.targets, batch.index, progress)
             total = total + lesson
             for value in named.values():  # none before the term's first epoch

@@ -8,14 +8,14 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from raykd.data.batch import Batch
-from raykd.knowledge import Term
-from raykd.knowledge.evidence import Progress
-from raykd.knowledge.loss import PROJECTED
-from raykd.knowledge.terms import any_reads_logits
-from raykd.option import option
-from raykd.schemes.distiller import Distiller, Parts, StepOutput, Watched
-from raykd.schemes.reuse import reuse
-from raykd.schemes.scheme import Scheme
+from raykd.losses import Term
+from raykd.losses.base import PROJECTED
+from raykd.losses.model_outputs import Progress
+from raykd.losses.terms import any_reads_logits
+from raykd.registry import option
+from raykd.schemes.base import Scheme
+from raykd.schemes.classifier_reuse import reuse
+from raykd.schemes.distiller import Distiller, HookedModel, Parts, StepOutput
 
 
 @option
@@ -44,10 +44,10 @@ class Offline(Scheme):
         return any_reads_logits(terms)
 
     def build(self, parts: Parts) -> Distiller:
-        return FollowsTeacher(parts, self.task_weight, self.start_epoch)
+        return OfflineDistiller(parts, self.task_weight, self.start_epoch)
 
 
-class FollowsTeacher(Distiller):
+class OfflineDistiller(Distiller):
     """One student, the evidence of a frozen teacher, and the terms between them.
 
     Args:
@@ -74,7 +74,7 @@ class FollowsTeacher(Distiller):
         if reusing is not None:
             layers, known = (*layers, PROJECTED), reusing.layers
         self.student = reusing or parts.student
-        self.watched = Watched(self.student, layers, parts.task, known)
+        self.watched = HookedModel(self.student, layers, parts.task, known)
         self.needs_unused_parameter_search = self.terms.sometimes_unused or start_epoch > 0
 
     def forward(self, batch: Batch, progress: Progress) -> StepOutput:

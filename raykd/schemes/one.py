@@ -13,16 +13,16 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from raykd.architecture import Layer, Taps, Task, discover, resolve, stage_aliases
-from raykd.architecture.layers import random_inputs
-from raykd.architecture.taps import first_tensor
 from raykd.data.batch import Batch, Inputs
-from raykd.knowledge import Progress, Shape
-from raykd.knowledge.connectors import PlaceMean
-from raykd.knowledge.response import softened_kl
-from raykd.option import option
+from raykd.losses import Progress, Shape
+from raykd.losses.connectors import PlaceMean
+from raykd.losses.logits import softened_kl
+from raykd.models import Layer, LayerHooks, Task, discover, resolve, stage_aliases
+from raykd.models.introspection.hooks import first_tensor
+from raykd.models.introspection.layers import random_inputs
+from raykd.registry import option
+from raykd.schemes.base import Scheme
 from raykd.schemes.distiller import Distiller, Parts, StepOutput
-from raykd.schemes.scheme import Scheme
 
 
 @option
@@ -96,7 +96,7 @@ class Branching(Distiller):
         self.scheme = scheme
         self.task_loss = parts.task_loss
         self.student = parts.student
-        self.taps = Taps(parts.student, [cut.layer])
+        self.taps = LayerHooks(parts.student, [cut.layer])
         self.branches = nn.ModuleList(
             upper_part(parts.build_student(), cut) for _ in range(scheme.branches - 1)
         )
@@ -204,7 +204,7 @@ def upper_part(model: nn.Module, cut: Cut) -> Branch:
     The modules before the layer lose their weights and give zeros, so that whatever the network
     does between them (a token put in front, positions added) goes on without a fault; what comes of
     it is forgotten where the trunk's features come in.  Unlike a traced graph
-    (`raykd.architecture.cut`) the rest keeps its own code, with what differs in training.
+    (`raykd.models.introspection.split`) the rest keeps its own code, with what differs in training.
     """
     given = _Given(copies=cut.layer.overwritten)
     parent, path = model, ""
@@ -266,7 +266,7 @@ def _tried(student: nn.Module, task: Task, cut: Cut) -> frozenset[str] | None:
     probe = copy.deepcopy(student).eval()
     inputs = random_inputs(task, 2, next(probe.parameters()).device)
     with torch.no_grad():
-        shown = Taps(probe, [cut.layer]).run(inputs)
+        shown = LayerHooks(probe, [cut.layer]).run(inputs)
     try:
         rest = upper_part(probe, cut)
         with torch.enable_grad():

@@ -10,11 +10,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from raykd.data.batch import Batch
-from raykd.knowledge import Progress
-from raykd.knowledge.gather import from_all_workers
-from raykd.option import option
+from raykd.losses import Progress
+from raykd.losses.functional import from_all_workers
+from raykd.registry import option
+from raykd.schemes.base import Scheme
 from raykd.schemes.distiller import Distiller, Parts, StepOutput
-from raykd.schemes.scheme import Scheme
 
 
 @option

@@ -9,13 +9,13 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from raykd.architecture import AnyModel, Task
-from raykd.architecture.normalization import Given
 from raykd.data.batch import Batch
-from raykd.knowledge import Evidence
-from raykd.option import option
-from raykd.schemes.distiller import Watched
-from raykd.schemes.train import Train
+from raykd.losses import ModelOutputs
+from raykd.models import AnyModel, Task
+from raykd.models.normalization import Given
+from raykd.registry import option
+from raykd.schemes.distiller import HookedModel
+from raykd.train_config import Train
 
 
 @option
@@ -73,7 +73,7 @@ class Teacher:
 
 
 class LiveTeacher:
-    """Evidence from a forward of the teacher, frozen and in eval mode.
+    """ModelOutputs from a forward of the teacher, frozen and in eval mode.
 
     A `TeacherSource`.  The model is put in eval mode, its parameters need no gradient from then
     on, and its batch-norm statistics do not move.
@@ -94,13 +94,13 @@ class LiveTeacher:
     ) -> None:
         self.model = model.eval().requires_grad_(False)
         self.logits = logits
-        self._watched = Watched(self.model, layers, task)
+        self._watched = HookedModel(self.model, layers, task)
 
-    def __call__(self, batch: Batch) -> Evidence:
+    def __call__(self, batch: Batch) -> ModelOutputs:
         if self.model.training:
             self.model.eval()
         with torch.no_grad():
             if self.logits:
                 return self._watched(batch.inputs)
             nothing = torch.empty(len(batch), 0, device=batch.targets.device)
-            return Evidence(nothing, self._watched.layers_only(batch.inputs))
+            return ModelOutputs(nothing, self._watched.layers_only(batch.inputs))

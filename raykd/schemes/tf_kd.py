@@ -10,11 +10,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from raykd.data.batch import Batch
-from raykd.knowledge import Progress
-from raykd.knowledge.response import softened_kl
-from raykd.option import option
+from raykd.losses import Progress
+from raykd.losses.logits import softened_kl
+from raykd.registry import option
+from raykd.schemes.base import Scheme
 from raykd.schemes.distiller import Distiller, Parts, StepOutput
-from raykd.schemes.scheme import Scheme
 
 
 @option

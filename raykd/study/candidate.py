@@ -6,25 +6,25 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from raykd.architecture import Anatomy, Model, Task, anatomy
-from raykd.knowledge import Loss
-from raykd.schemes import Preparation
+from raykd.losses import Loss
+from raykd.models import Model, ModelProfile, Task, model_profile
+from raykd.schemes import TeacherSpec
+from raykd.study.checks.layer_pairs import resolve_pairs
+from raykd.study.config import Study
 from raykd.study.costs import check_costs, required_costs
-from raykd.study.deployed import DeployedModel, deployed_model, deployed_profile, peak_memory_of
+from raykd.study.deployment import DeployedModel, deployed_model, deployed_profile, peak_memory_of
 from raykd.study.objectives import Cost
-from raykd.study.pairing import resolve_pairs
-from raykd.study.place import Place, dotted
-from raykd.study.schema import Study
-from raykd.study.teachers import everyone_behind, needed_by, teachers_of
+from raykd.study.teachers import required_networks, teacher_chain, teachers_of
+from raykd.study.yaml_file import Place, dotted
 
 
 class ModelError(ValueError):
     """A model that cannot be built for the data; `place` is where the study names it."""
 
-    def __init__(self, place: Place, what: str) -> None:
-        super().__init__(f"{dotted(place)}: {what}")
+    def __init__(self, place: Place, message: str) -> None:
+        super().__init__(f"{dotted(place)}: {message}")
         self.place = place
-        self.what = what
+        self.message = message
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,18 +47,18 @@ class Candidate:
     origins: Mapping[Place, Place] = field(default_factory=dict, repr=False)
 
     @cached_property
-    def teachers(self) -> tuple[Preparation, ...]:
+    def teachers(self) -> tuple[TeacherSpec, ...]:
         """The networks that teach, in the order of the scheme."""
         return teachers_of(self.study, self.seed)
 
     @cached_property
-    def networks(self) -> tuple[Preparation, ...]:
+    def networks(self) -> tuple[TeacherSpec, ...]:
         """All networks that must exist before training: the teachers, then the one that the
         student inherits weights from."""
-        return needed_by(self.study, self.seed)
+        return required_networks(self.study, self.seed)
 
     @property
-    def student(self) -> Anatomy:
+    def student(self) -> ModelProfile:
         """Profile of the student's network.
 
         Raises:
@@ -67,7 +67,7 @@ class Candidate:
         return self._profiles[0]
 
     @property
-    def teacher_profiles(self) -> tuple[Anatomy | None, ...]:
+    def teacher_profiles(self) -> tuple[ModelProfile | None, ...]:
         """Profiles of `teachers`; None for a teacher whose weights alone are given.
 
         Raises:
@@ -76,14 +76,14 @@ class Candidate:
         return self._profiles[1]
 
     @cached_property
-    def _profiles(self) -> tuple[Anatomy, tuple[Anatomy | None, ...]]:
+    def _profiles(self) -> tuple[ModelProfile, tuple[ModelProfile | None, ...]]:
         study = self.study
         student = _profile(study.student.model, self.task, ("student", "model"))
         model = study.teacher.model if study.teacher is not None else None
         if model is not None:
             _profile(model, self.task, ("teacher", "model"))
-        profiles: dict[Preparation, Anatomy | None] = {}
-        for teacher in everyone_behind(self.teachers):
+        profiles: dict[TeacherSpec, ModelProfile | None] = {}
+        for teacher in teacher_chain(self.teachers):
             place = ("teacher", "model") if teacher.model == model else ("scheme",)
             profiles[teacher] = (
                 None if teacher.model is None else _profile(teacher.model, self.task, place)
@@ -144,8 +144,8 @@ def pairing_losses(
             yield source, term.loss.name, {pair.loss or term.loss for pair in term.pairs}
 
 
-def _profile(model: Model, task: Task, place: Place) -> Anatomy:
+def _profile(model: Model, task: Task, place: Place) -> ModelProfile:
     try:
-        return anatomy(model, task)
+        return model_profile(model, task)
     except (ValueError, RuntimeError) as error:  # a forward that fails raises RuntimeError
         raise ModelError(place, str(error)) from None

@@ -6,19 +6,19 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from torch import nn
 
-from raykd.architecture import Model, Task, anatomy
-from raykd.architecture.latency import (
+from raykd.errors import Infeasible, Problem, StudyError
+from raykd.models import Model, Task, model_profile
+from raykd.models.introspection.latency import (
     Latency,
     Timing,
     device_name,
     torch_latency,
     unmet_conditions,
 )
-from raykd.problems import Infeasible, Problem, StudyError
-from raykd.study.complaints import Finding
-from raykd.study.deployed import DeployedModel, peak_memory_of
+from raykd.study.checks.messages import Finding
+from raykd.study.config import Bounds, Search
+from raykd.study.deployment import DeployedModel, peak_memory_of
 from raykd.study.objectives import COSTS, MEASURED, Cost
-from raykd.study.schema import Bounds, Search
 
 
 def required_costs(search: Search) -> tuple[Cost, ...]:
@@ -88,7 +88,7 @@ def costs_of(
     Raises:
         ValueError: the model cannot be built for such data, or not be measured so.
     """
-    profile, settings = anatomy(model, task), settings or Latency()
+    profile, settings = model_profile(model, task), settings or Latency()
     deployed, chosen = DeployedModel(model), frozenset(names)
     values: dict[Cost, Callable[[], float]] = {
         "params": lambda: float(profile.params),
@@ -111,7 +111,7 @@ def measure(cost: Cost, network: nn.Module, task: Task, settings: Latency) -> Ti
     batch = settings.batch if "batch" in cost else 1
     if not cost.startswith("onnx"):
         return torch_latency(network, task, batch, settings)
-    from raykd.architecture.onnx_runtime import onnx_latency
+    from raykd.models.introspection.onnx_latency import onnx_latency
 
     return onnx_latency(network, task, batch, settings)
 
@@ -134,18 +134,18 @@ def check_conditions(search: Search) -> None:
     costs = measured_costs(search)
     missing = list(unmet_conditions(search.latency)) if costs else []
     if not missing and any(cost.startswith("onnx") for cost in costs):
-        from raykd.architecture.onnx_runtime import lacking_onnx
+        from raykd.models.introspection.onnx_latency import unmet_onnx_conditions
 
-        missing = list(lacking_onnx(search.latency))
+        missing = list(unmet_onnx_conditions(search.latency))
     if missing:
         raise StudyError(
             [
                 Problem(
-                    what,
+                    message,
                     path=f"search.latency.{field}" if field else path_of_cost(search),
-                    mend=mend,
+                    fix=fix,
                 )
-                for field, what, mend in missing
+                for field, message, fix in missing
             ]
         )
 

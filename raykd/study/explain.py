@@ -8,17 +8,17 @@ from contextlib import suppress
 from dataclasses import dataclass
 from statistics import mean
 
-from raykd.problems import Infeasible
-from raykd.schemes import Preparation, Teacher
+from raykd.errors import Infeasible
+from raykd.schemes import Teacher, TeacherSpec
 from raykd.study.candidate import Candidate
-from raykd.study.complaints import InvalidStudy
+from raykd.study.checks.messages import InvalidStudy
+from raykd.study.checks.rules import ranking_summary
+from raykd.study.config import Study
 from raykd.study.costs import costs_of, measurement_summary, required_costs
-from raykd.study.extent import Dimension, Size
-from raykd.study.opened import BoundStudy, OpenStudy
-from raykd.study.schema import Study
-from raykd.study.screens import ranking_summary
-from raykd.study.suggest import Scalar, Seeded
-from raykd.study.teachers import everyone_behind
+from raykd.study.open_study import BoundStudy, OpenStudy
+from raykd.study.space.sampling import Scalar, Seeded
+from raykd.study.space.size import Dimension, Size
+from raykd.study.teachers import teacher_chain
 
 DRAWS = 200
 """Number of random points."""
@@ -147,7 +147,7 @@ class _Statistics:
         self.memory: list[int] = []
         self.epochs: list[int] = []
         self.taught: list[bool] = []
-        self.shared: set[Preparation] = set()
+        self.shared: set[TeacherSpec] = set()
         self.unshared_epochs: list[int] = []
 
     def add(self, candidate: Candidate) -> None:
@@ -164,7 +164,7 @@ class _Statistics:
             return
         self.epochs.append(study.train.epochs)
         self.taught.append(bool(candidate.teachers))
-        trained = [each for each in everyone_behind(candidate.teachers) if each.weights is None]
+        trained = [each for each in teacher_chain(candidate.teachers) if each.weights is None]
         self.shared |= {each for each in trained if each.is_shared}
         self.unshared_epochs.append(sum(e.train.epochs for e in trained if not e.is_shared))
 

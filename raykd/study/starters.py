@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 
-from raykd.problems import Problem, StudyError
-from raykd.study.domains import near
+from raykd.errors import Problem, StudyError
+from raykd.study.space.domains import near
 
 FASHION = (
     "Fashion-MNIST is downloaded once, or comes with the Debian package dataset-fashion-mnist; for "
@@ -50,8 +50,8 @@ def starter_text(name: str, file: str) -> str:
         StudyError: there is no such study.
     """
     if name not in STARTERS:
-        what = f"unknown study {name!r}; there are {', '.join(STARTERS)}"
-        raise StudyError(Problem(what, path="--from", mend=near(name, [*STARTERS])))
+        message = f"unknown study {name!r}; there are {', '.join(STARTERS)}"
+        raise StudyError(Problem(message, path="--from", fix=near(name, [*STARTERS])))
     text = (files("raykd.study") / "templates" / f"{name}.yaml").read_text(encoding="utf-8")
     return text.replace(f"search_spaces/{name}.yaml", file)
 
@@ -71,14 +71,14 @@ def write_starter(name: str, file: str | Path, *, force: bool = False) -> Path:
     text = starter_text(name, shlex.quote(str(file)))
     if path.is_dir():
         raise StudyError(
-            Problem("is a folder", file=str(file), mend=f"name a file: {file}/{name}.yaml")
+            Problem("is a folder", file=str(file), fix=f"name a file: {file}/{name}.yaml")
         )
     try:
         with path.open("w" if force else "x", encoding="utf-8") as stream:
             stream.write(text)
     except FileExistsError:
         raise StudyError(
-            Problem("exists already", file=str(file), mend="name another file, or add --force")
+            Problem("exists already", file=str(file), fix="name another file, or add --force")
         ) from None
     except OSError as error:
         raise StudyError(Problem(f"cannot be written: {error.strerror}", file=str(file))) from None

@@ -8,14 +8,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from raykd.architecture import Task
-from raykd.architecture.latency import Timing
-from raykd.problems import Infeasible, Problem, StudyError
+from raykd.errors import Infeasible, Problem, StudyError
+from raykd.models import Task
+from raykd.models.introspection.latency import Timing
 from raykd.study.candidate import Candidate
+from raykd.study.config import Search, plain
 from raykd.study.costs import check_costs, conditions, measure, measured_costs
-from raykd.study.deployed import DeployedModel
+from raykd.study.deployment import DeployedModel
 from raykd.study.objectives import Cost
-from raykd.study.schema import Search, plain
 
 _Measurement = Timing | str
 """A latency, or the reason why it cannot be measured."""
@@ -52,7 +52,7 @@ class StudentCosts:
                         f"this search measured latencies on {stored['on']}; latencies measured on "
                         f"{here} are not comparable",
                         path="search.latency",
-                        mend="resume it on the original machine, or start a new search",
+                        fix="resume it on the original machine, or start a new search",
                     )
                 )
             for network, costs in stored["networks"].items():

@@ -4,9 +4,9 @@ Nothing here imports MLflow until a store is reached.
 """
 
 from raykd.tracking.journal import Journal, events
-from raykd.tracking.models import load_model_uri
-from raykd.tracking.runs import Status, Tracker, sync
-from raykd.tracking.store import FoundRun, StoreCheck, check_store, find_run, ui_command
+from raykd.tracking.mlflow_client import FoundRun, StoreCheck, check_store, find_run, ui_command
+from raykd.tracking.mlflow_models import load_model_uri
+from raykd.tracking.sync import Status, Tracker, sync
 
 __all__ = [
     "FoundRun",

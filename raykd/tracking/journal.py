@@ -1,7 +1,7 @@
 """The journal: what a study did, one JSON object a line, in the order in which it happened.
 
 It is the only thing the search writes while it runs; MLflow is filled from it, afterwards or
-alongside (`raykd.tracking.runs`).  Every line carries `at`, milliseconds since 1970 (UTC), and
+alongside (`raykd.tracking.sync`).  Every line carries `at`, milliseconds since 1970 (UTC), and
 `event`; replaying the same lines therefore gives the same runs, metrics and time stamps.
 
 Numbers that JSON does not know are written as the strings "nan", "inf" and "-inf".  Files inside

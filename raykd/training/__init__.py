@@ -10,9 +10,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from raykd.training.loop import Diverged, Training
-    from raykd.training.preparing import train_teachers
-    from raykd.training.teacher import check_weights, load_teacher, teacher_key, teacher_study
+    from raykd.training.teachers import (
+        check_weights,
+        load_teacher,
+        teacher_key,
+        teacher_study,
+        train_teachers,
+    )
+    from raykd.training.trainer import Diverged, Training
 
 __all__ = [
     "Diverged",

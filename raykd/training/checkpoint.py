@@ -15,7 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from raykd.architecture.weight_fit import check_shapes
+from raykd.models.weights.matching import check_shapes
 
 
 def dump_weights(model: nn.Module, metadata: Mapping[str, str] | None = None) -> bytes:
@@ -66,7 +66,7 @@ def read_metadata(path: str | Path) -> dict[str, str]:
         raise ValueError(_unreadable(str(path), error)) from None
 
 
-def metadata_of(content: bytes) -> dict[str, str]:
+def weights_metadata(content: bytes) -> dict[str, str]:
     """Return the metadata in the bytes of a safetensors file."""
     return dict(_header(content).get("__metadata__") or {})
 

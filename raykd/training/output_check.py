@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from raykd.data import BatchLoader, Dataset, Placement
-from raykd.training.evaluate import EVALUATION_BATCH, Autocast
-from raykd.training.layout import laid_out
+from raykd.training.memory_format import to_memory_format
+from raykd.training.metrics import EVALUATION_BATCH, Autocast
 
 BATCHES = 4
 """Number of batches that are checked."""
@@ -65,7 +65,7 @@ def output_signs(
     network.eval()
     try:
         outputs = []
-        for batch in map(laid_out, loader.epoch(0, steps=BATCHES)):
+        for batch in map(to_memory_format, loader.epoch(0, steps=BATCHES)):
             with autocast():
                 outputs.append(network(batch.inputs))
     finally:

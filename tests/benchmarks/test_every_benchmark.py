@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import torch
 
-from raykd.architecture import Resnet
 from raykd.data import SOURCES
+from raykd.models import Resnet
 
 Load = Callable[[str], ModuleType]
 FOLDER = Path(__file__).parents[2] / "benchmarks"
@@ -53,8 +53,8 @@ def test_the_arms_of_a_step_train(bench: Any) -> None:
     step = sys.modules["step"]
     found = step.compare(bench, 2, step.LESSONS)
     arms = {row["epoch"] for row in found.rows}
-    by_others = {arm for arm in step.arms_of(bench, step.LESSONS) if "torchdistill" in arm}
-    assert arms >= set(step.arms_of(bench, step.LESSONS)) - by_others
+    by_others = {arm for arm in step.build_arms(bench, step.LESSONS) if "torchdistill" in arm}
+    assert arms >= set(step.build_arms(bench, step.LESSONS)) - by_others
     for losses in found.raw["losses"].values():
         assert len(losses) == 3, "one epoch to warm up and two that are timed"
         assert all(map(math.isfinite, losses))

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from docstrings import write_corpus
-from pictures_at_hand import write_fashion_mnist
+from helpers.docstrings import write_corpus
+from helpers.pictures_at_hand import write_fashion_mnist
 from raykd.data import Dataset, Source
 from raykd.data.digits import Digits
 

@@ -19,7 +19,7 @@ from raykd.data.augment import (
     Rotation,
     augmented_view,
 )
-from raykd.data.draws import CounterRNG, key_of, splitmix64, splitmix64_of
+from raykd.data.rng import CounterRNG, key_of, splitmix64, splitmix64_of
 
 
 def noise(count: int, channels: int = 3, size: int = 16) -> Tensor:

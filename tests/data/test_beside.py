@@ -25,8 +25,8 @@ from raykd.data import (
     ViewOptions,
 )
 from raykd.data.augment import RandomCrop
-from raykd.data.batches import PartnerSampler
 from raykd.data.image_folder import ImageFolder
+from raykd.data.loader import PartnerSampler
 
 CROP = (RandomCrop(padding=2),)
 

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from raykd.data.folders import Folder
+from raykd.data.dataset import Survey
+from raykd.data.directory_tree import Folder
 from raykd.data.image_folder import ImageFolder
-from raykd.data.layout import split_of
-from raykd.data.source import Survey
+from raykd.data.split_folders import split_of
 
 CLASSES = ("blue", "red")
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 from pydantic import TypeAdapter, ValidationError
 
-from pictures_at_hand import write_fashion_mnist
+from helpers.pictures_at_hand import write_fashion_mnist
 from raykd.data import (
     SOURCES,
     AnySource,
@@ -27,12 +27,12 @@ from raykd.data import (
 )
 from raykd.data.augment import Augments
 from raykd.data.cifar import Cifar10, Cifar100
+from raykd.data.dataset import PARTS
 from raykd.data.digits import Digits
 from raykd.data.fashion_mnist import DEBIAN_FOLDER, FashionMnist
 from raykd.data.image_folder import ImageFolder
-from raykd.data.source import PARTS
-from raykd.data.splitting import channel_statistics, stratified
-from raykd.option import option
+from raykd.data.splits import channel_statistics, stratified
+from raykd.registry import option
 
 MakeSource = Callable[[type], Source]
 WritePictures = Callable[[Path, int], None]

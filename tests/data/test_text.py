@@ -16,10 +16,10 @@ from pyarrow import csv as arrow_csv
 from pyarrow import feather, parquet
 from pydantic import TypeAdapter, ValidationError
 
-from docstrings import MODULES, VOCABULARY
+from helpers.docstrings import MODULES, VOCABULARY
 from raykd.data import AnySource, BatchLoader, Dataset, Split
 from raykd.data.text import Texts
-from raykd.training.assembly import task_of
+from raykd.training.build import task_of
 
 LENGTH = 24
 

@@ -15,8 +15,8 @@ import pytest
 import typer
 import yaml
 
-from raykd import cli
-from raykd.study.load import load_study
+from raykd.cli import commands as cli
+from raykd.study.checks.load import load_study
 
 DOCKER = Path(__file__).parents[2] / "docker"
 ROOT = DOCKER.parent

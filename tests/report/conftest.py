@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from raykd.study.load import load_study
-from raykd.study.opened import OpenStudy
-from told import STUDY, Teller
+from helpers.events import STUDY, Teller
+from raykd.study.checks.load import load_study
+from raykd.study.open_study import OpenStudy
 
 
 @pytest.fixture(scope="session")

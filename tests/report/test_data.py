@@ -8,16 +8,14 @@ from typing import Any
 
 from rich.console import Console
 
-from raykd.architecture import Task
+from helpers.events import Teller
 from raykd.data import Source, Survey
 from raykd.data.digits import Digits
 from raykd.data.fashion_mnist import FashionMnist
+from raykd.models import Task
 from raykd.report.data import WARNING, classes_text, data_block
-from raykd.report.epochs import EpochLines
+from raykd.report.lines import EpochLines, JsonLines, PlainLines
 from raykd.report.live import LiveDisplay
-from raykd.report.machine import JsonLines
-from raykd.report.plain import PlainLines
-from told import Teller
 
 NOTE = "3 hidden entries were skipped"
 SUSPECT = "2 pictures are in train and in test"

@@ -11,13 +11,11 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from helpers.events import Clock, Teller, watched
 from raykd.report import Shielded, search_display
-from raykd.report.epochs import EpochLines
+from raykd.report.lines import EpochLines, JsonLines, PlainLines
 from raykd.report.live import LiveDisplay, picture
-from raykd.report.machine import JsonLines
-from raykd.report.plain import PlainLines
-from raykd.report.view import View
-from told import Clock, Teller, watched
+from raykd.report.progress import View
 
 
 def drawn(view: View, width: int, height: int) -> list[str]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from raykd.report.failures import Announcer, causes, failure_lines
-from raykd.search.records import Record
-from raykd.training.assignment import Assignment
+from raykd.runtime.jobs import Assignment
+from raykd.tuning.records import Record
 
 
 def failed(number: int, reason: str, raised_at: str = "", log: str = "") -> Record:

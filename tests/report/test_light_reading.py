@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from raykd.search.folder import create_folder
-from raykd.search.pairs.arm import Arm
-from raykd.search.pairs.result import read_pairs
-from raykd.study.pairings import LayerPair
+from helpers.events import Teller
+from raykd.layer_study.arm_record import Arm
+from raykd.layer_study.result import read_layer_study
+from raykd.runtime.jobs import Assignment
+from raykd.study.space.pairing import LayerPair
 from raykd.tracking.journal import Journal
-from raykd.training.assignment import Assignment
-from told import Teller
+from raykd.tuning.study_dir import create_folder
 
 HEAVY = {
     "mlflow",
@@ -87,7 +87,7 @@ def imported_by(*words: str) -> set[str]:
     """The modules in memory after a command of the command line."""
     code = (
         "import sys, json, contextlib\n"
-        "from raykd.cli import app\n"
+        "from raykd.cli.commands import app\n"
         "with contextlib.suppress(SystemExit):\n"
         f"    app({list(words)!r})\n"
         "print()\n"
@@ -110,7 +110,7 @@ def test_a_layer_study_is_reported_without_heavy_imports(
     tmp_path: Path, more: tuple[str, ...]
 ) -> None:
     folder = paired(tmp_path)
-    assert read_pairs(folder).rankings["hint_depth"].cells == 3
+    assert read_layer_study(folder).rankings["hint_depth"].cells == 3
     modules = imported_by("report", str(folder), *more)
-    assert "raykd.report.pairs.summary" in modules
+    assert "raykd.report.layer_study.summary" in modules
     assert HEAVY & modules == set()

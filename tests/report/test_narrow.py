@@ -9,21 +9,20 @@ from pathlib import Path
 import pytest
 from rich.console import Console, RenderableType
 from rich.text import Text
+from test_light_reading import paired, searched
 
+from helpers.events import STUDY, Teller, watched
 from raykd.doctor import Finding, shown
-from raykd.report.catalogue import chosen
-from raykd.report.layer_tables import tables
-from raykd.report.layers import Inputs, layers_of
+from raykd.layer_study.result import read_layer_study
+from raykd.report.layer_study.summary import summary as pairs_summary
+from raykd.report.layers import Inputs, layers_of, tables
 from raykd.report.live import picture
-from raykd.report.options import view
-from raykd.report.pairs.summary import summary as pairs_summary
+from raykd.report.options.catalogue import chosen
+from raykd.report.options.render import view
 from raykd.report.space import explained
 from raykd.report.summary import summary
-from raykd.search.pairs.result import read_pairs
-from raykd.search.result import read_result
-from raykd.tables import Column, Grid, Labeled, cut
-from test_light_reading import paired, searched
-from told import STUDY, Teller, watched
+from raykd.terminal_tables import Column, Grid, Labeled, cut
+from raykd.tuning.result import read_result
 
 WIDTHS = (40, 60, 80, 120)
 
@@ -50,7 +49,7 @@ def of_search(teller: Teller) -> RenderableType:
 
 
 def of_pairs(teller: Teller) -> RenderableType:
-    return pairs_summary(read_pairs(paired(teller.folder.path.parent)))
+    return pairs_summary(read_layer_study(paired(teller.folder.path.parent)))
 
 
 def of_study(teller: Teller) -> RenderableType:

@@ -17,16 +17,15 @@ from pydantic import Field, TypeAdapter, ValidationError
 from rich.console import Console
 from typer.testing import CliRunner, Result
 
-from raykd import cli
-from raykd.architecture import MODELS, Model
+from raykd.cli import commands as cli
 from raykd.data import AUGMENTATIONS, Augment
-from raykd.knowledge import LOSSES, ResponseLoss, Term
-from raykd.option import OWN, names_like, option
-from raykd.report.catalogue import FAMILIES, PARTS, Entry, Part, chosen, entries
-from raykd.report.options import json_of, view
-from raykd.report.pages import COMMAND, page
-from raykd.report.parameters import Parameter
-from raykd.study.schema import Scheduler
+from raykd.losses import LOSSES, ResponseLoss, Term
+from raykd.models import MODELS, Model
+from raykd.registry import OWN, names_like, option
+from raykd.report.options.catalogue import FAMILIES, PARTS, Entry, Part, chosen, entries
+from raykd.report.options.fields import Parameter
+from raykd.report.options.render import COMMAND, json_of, page, view
+from raykd.study.config import Scheduler
 
 FOUND: dict[Part, list[Entry]] = {
     part: [one for one in listed if one.package == OWN] for part, listed in chosen().items()
@@ -291,7 +290,7 @@ def test_help_names_the_parts() -> None:
 
 def test_listing_imports_neither_ray_nor_mlflow() -> None:
     code = (
-        "import sys, raykd.report.catalogue as c, raykd.report.pages as p\n"
+        "import sys, raykd.report.options.catalogue as c, raykd.report.options.render as p\n"
         "p.page(c.chosen())\n"
         "print([m for m in ('ray', 'mlflow', 'optuna', 'torchvision', 'sklearn', 'scipy')"
         " if m in sys.modules])"

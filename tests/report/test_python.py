@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import raykd
-from raykd.card import Card
+from raykd.html_card import Card
 
 STUDY = """\
 name: small <b>

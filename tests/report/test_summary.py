@@ -9,16 +9,16 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from helpers.events import STUDY, Teller
 from raykd.report.commands import commands
-from raykd.report.machine import jsonable
+from raykd.report.lines import jsonable
 from raykd.report.summary import facts, gain_in_words, seconds_at_work, summary
-from raykd.search.figures import clock, compact, duration, interval, percent, points, rough
-from raykd.search.lock import locked
-from raykd.search.result import StudyResult, read_result
-from raykd.search.statistics import Estimate, estimate
-from raykd.study.load import load_study
+from raykd.study.checks.load import load_study
 from raykd.tracking.journal import Journal, events
-from told import STUDY, Teller
+from raykd.tuning.number_format import clock, compact, duration, interval, percent, points, rough
+from raykd.tuning.result import StudyResult, read_result
+from raykd.tuning.statistics import Estimate, estimate
+from raykd.tuning.study_lock import locked
 
 LIVE_ONLY = ("phase", "plan", "tracked")
 

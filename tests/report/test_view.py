@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from raykd.report.view import Budget, View
+from helpers.events import SLOTS, VALUES, Clock, Teller, watched
+from raykd.report.progress import Budget, View
 from raykd.tracking.journal import Journal
-from told import SLOTS, VALUES, Clock, Teller, watched
 
 
 def test_phases_follow_the_search(teller: Teller) -> None:

@@ -10,11 +10,7 @@ import torch
 from pydantic import TypeAdapter
 from torch import Tensor, nn
 
-from raykd.architecture import Mlp, Model, Vit
-from raykd.data.batch import Batch
-from raykd.knowledge import KD, Hint, Pair, Progress, Term
-from raykd.schemes import SCHEMES, AnyScheme, Scheme
-from scheme_cases import (
+from helpers.scheme_cases import (
     BATCH,
     STEPS_PER_EPOCH,
     STUDENT,
@@ -27,6 +23,10 @@ from scheme_cases import (
     label,
     ready,
 )
+from raykd.data.batch import Batch
+from raykd.losses import KD, Hint, Pair, Progress, Term
+from raykd.models import Mlp, Model, Vit
+from raykd.schemes import SCHEMES, AnyScheme, Scheme
 
 READER: TypeAdapter[Scheme] = TypeAdapter(AnyScheme)
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from raykd.knowledge import KD, Hint, Pair, Term
+from helpers.scheme_cases import BATCH, STUDENT, TASK, batch, build, ready, trained_teacher
+from raykd.losses import KD, Hint, Pair, Term
 from raykd.schemes import Alone, LiveTeacher, Offline, Parts
-from scheme_cases import BATCH, STUDENT, TASK, batch, build, ready, trained_teacher
 
 STAGE2 = (Pair(hint="stage2", guided="stage2"),)
 

@@ -11,12 +11,12 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from raykd.architecture import WideResnet
-from raykd.knowledge import KD, Hint, Pair, Term
-from raykd.knowledge.simkd import SimKD
+from helpers.scheme_cases import SIZE, STUDENT, TASK, TEACHER, Case, batch, build, trained_teacher
+from raykd.losses import KD, Hint, Pair, Term
+from raykd.losses.simkd import SimKD
+from raykd.models import WideResnet
 from raykd.schemes import Dml, Guide, LiveTeacher, MultiTeacher, Offline, Parts, Scheme, Teacher
-from raykd.schemes.reuse import Reusing
-from scheme_cases import SIZE, STUDENT, TASK, TEACHER, Case, batch, build, trained_teacher
+from raykd.schemes.classifier_reuse import Reusing
 
 LAST = (Pair(hint="stage3", guided="stage3"),)
 SIMKD = Term(loss=SimKD(), weight=10, pairs=LAST)

@@ -13,11 +13,12 @@ from scipy.optimize import minimize
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from raykd.architecture import MODELS, AnyModel, Derived, Mlp, Model, Resnet, Task, Vit
-from raykd.architecture.layers import random_inputs
-from raykd.architecture.model import Text
+from helpers.scheme_cases import BATCH, SIZE, STEPS_PER_EPOCH, TASK, Case, batch, build, ready
 from raykd.data.batch import Batch, ExtraInputs
-from raykd.knowledge import KD, AttentionTransfer, Hint, Pair, Progress, Term
+from raykd.losses import KD, AttentionTransfer, Hint, Pair, Progress, Term
+from raykd.models import MODELS, AnyModel, CompressedModel, Mlp, Model, Resnet, Task, Vit
+from raykd.models.base import Text
+from raykd.models.introspection.layers import random_inputs
 from raykd.schemes import AnyScheme, Byot, CsKd, Dml, Kdcl, One, Parts, PsKd, Scheme, TfKd
 from raykd.schemes.byot import Distance, distance, lesson
 from raykd.schemes.kdcl import (
@@ -31,7 +32,6 @@ from raykd.schemes.kdcl import (
 from raykd.schemes.one import Branching, find_cut, upper_part
 from raykd.schemes.ps_kd import Progressive
 from raykd.schemes.tf_kd import virtual_lesson
-from scheme_cases import BATCH, SIZE, STEPS_PER_EPOCH, TASK, Case, batch, build, ready
 
 Array = NDArray[np.float64]
 
@@ -441,7 +441,7 @@ FAMILIES = [cls for cls in MODELS if not cls.__module__.endswith("crd_benchmark"
 @pytest.mark.parametrize("model", FAMILIES, ids=lambda cls: cls.name)
 def test_branches_and_exits_fit_any_family(scheme: Scheme, model: type[Model]) -> None:
     task = Task(input_shape=(1, 32, 32), classes=10)
-    derived: dict[str, Any] = {"of": Resnet()} if issubclass(model, Derived) else {}
+    derived: dict[str, Any] = {"of": Resnet()} if issubclass(model, CompressedModel) else {}
     student = model(**derived)
     draw = torch.Generator().manual_seed(0)
     inputs, rows = torch.rand(4, *task.input_shape, generator=draw), torch.arange(4)

@@ -13,14 +13,14 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from raykd.architecture import Mlp, Resnet
+from helpers.scheme_cases import SIZE, STEPS_PER_EPOCH, STUDENT, TASK, batch, build, trained_teacher
 from raykd.data.batch import Batch
-from raykd.knowledge import KD, Hint, Pair, Progress, Term
-from raykd.knowledge.evidence import Evidence
+from raykd.losses import KD, Hint, Pair, Progress, Term
+from raykd.losses.model_outputs import ModelOutputs
+from raykd.models import Mlp, Resnet
 from raykd.schemes import (
     Alone,
     BornAgain,
-    Circumstances,
     Dml,
     Guide,
     LiveTeacher,
@@ -30,19 +30,19 @@ from raykd.schemes import (
     Scheme,
     StepOutput,
     Teacher,
+    TeacherContext,
     TfKdSelf,
 )
 from raykd.schemes.assistant import Assistant
-from raykd.schemes.multi_teacher import FollowsTeachers, Shares
-from raykd.schemes.train import Train
-from scheme_cases import SIZE, STEPS_PER_EPOCH, STUDENT, TASK, batch, build, trained_teacher
+from raykd.schemes.multi_teacher import MultiTeacherDistiller, Shares
+from raykd.train_config import Train
 
 Array = NDArray[np.float64]
 
 BIG = Teacher(model=Resnet(depth=20, width=16), train=Train(epochs=30))
 MIDDLE = Teacher(model=Resnet(depth=14, width=16))
 SMALL = Teacher(model=Resnet(depth=8, width=16), train=Train(epochs=5))
-AROUND = Circumstances(
+AROUND = TeacherContext(
     teacher=BIG,
     student=STUDENT,
     train=Train(epochs=7),
@@ -260,7 +260,7 @@ def test_only_the_gates_own_loss_teaches_the_gate() -> None:
     three = Three()
     others = (Teacher(model=STUDENT), Teacher(model=STUDENT))
     distiller = MultiTeacher(others=others, combine="gate").build(three.parts)
-    assert isinstance(distiller, FollowsTeachers)
+    assert isinstance(distiller, MultiTeacherDistiller)
     found = distiller(batch(0), Progress(0, 4, 0, STEPS_PER_EPOCH))
     logits = [torch.as_tensor(one).float() for one in three.logits()[1]]
     found.loss.backward()
@@ -277,7 +277,7 @@ def test_hints_of_every_teacher_have_connectors_of_their_own() -> None:
     distiller = MultiTeacher(
         others=others, combine="weighted", weights=(2, 1, 1), task_weight=0
     ).build(three.parts)
-    assert isinstance(distiller, FollowsTeachers)
+    assert isinstance(distiller, MultiTeacherDistiller)
     found = distiller(batch(0), Progress(0, 4, 0, STEPS_PER_EPOCH))
     shown = distiller.watched(batch(0).inputs)
     expected = torch.zeros(())
@@ -301,7 +301,7 @@ def test_a_dropped_teacher_teaches_nothing_in_that_step() -> None:
         def __init__(self, number: int, source: Any) -> None:
             self.number, self.source = number, source
 
-        def __call__(self, seen: Batch) -> Evidence:
+        def __call__(self, seen: Batch) -> ModelOutputs:
             calls.append(self.number)
             return self.source(seen)
 
@@ -310,7 +310,7 @@ def test_a_dropped_teacher_teaches_nothing_in_that_step() -> None:
         for i, guide in enumerate(three.parts.guides)
     ]
     parts = replace(three.parts, teacher=guides[0].teacher, others=guides[1:])
-    distiller = FollowsTeachers(parts, Shares("mean", 3, 10), "each", 1.0, drop=0.5)
+    distiller = MultiTeacherDistiller(parts, Shares("mean", 3, 10), "each", 1.0, drop=0.5)
     asked = []
     for step in range(60):
         calls.clear()

@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch.multiprocessing.spawn import spawn
 
-import two_workers
-from raykd.knowledge import LOSSES
-from raykd.knowledge.gather import from_all_workers
+from helpers import two_workers
+from helpers.scheme_cases import batch, ready
+from helpers.study_cases import STUDIES
+from raykd.losses import LOSSES
+from raykd.losses.functional import from_all_workers
 from raykd.schemes import PsKd
-from scheme_cases import batch, ready
-from study_cases import STUDIES
 
 NOT_ALIKE = {
     "scheme-kdcl-ensemble=linear_batch": "one combination for each worker's share of the batch",

@@ -7,16 +7,16 @@ from typing import Annotated, Any
 import jsonschema
 import pytest
 
-from raykd.architecture import MODELS, Model
-from raykd.architecture.adapters import Imported, Stored, Timm
-from raykd.option import Registry, option_name
-from raykd.problems import StudyError
-from raykd.study.editors import json_schema
-from raykd.study.files import parse_document
-from raykd.study.load import open_study
-from raykd.study.opened import OpenStudy
-from raykd.study.suggest import Seeded
-from written import BASE, changed
+from helpers.study_files import BASE, changed
+from raykd.errors import StudyError
+from raykd.models import MODELS, Model
+from raykd.models.adapters import Imported, Stored, Timm
+from raykd.registry import Registry, option_name
+from raykd.study.checks.load import open_study
+from raykd.study.json_schema import json_schema
+from raykd.study.open_study import OpenStudy
+from raykd.study.space.sampling import Seeded
+from raykd.study.yaml_file import parse_document
 
 VALIDATOR = jsonschema.Draft202012Validator(json_schema())
 

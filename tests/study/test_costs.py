@@ -12,20 +12,21 @@ import pytest
 import torch
 from torch import nn
 
-from raykd.architecture import MODELS, Mlp, Resnet, Task, anatomy, onnx_runtime
-from raykd.architecture.latency import Latency, Timing
-from raykd.architecture.memory import peak_memory
-from raykd.problems import Infeasible, StudyError
-from raykd.schemes.reuse import Reusing
+from helpers.study_files import BASE, opened
+from raykd.errors import Infeasible, StudyError
+from raykd.models import MODELS, Mlp, Resnet, Task, model_profile
+from raykd.models.introspection import onnx_latency as onnx_runtime
+from raykd.models.introspection.latency import Latency, Timing
+from raykd.models.introspection.memory import peak_memory
+from raykd.schemes.classifier_reuse import Reusing
 from raykd.study import student_costs
 from raykd.study.candidate import Candidate
+from raykd.study.checks.latency import check_measured
+from raykd.study.config import Search
 from raykd.study.costs import costs_of, measurement_summary, required_costs
-from raykd.study.measured import check_measured
 from raykd.study.objectives import COSTS, MEASURED, OBJECTIVES, Cost
-from raykd.study.opened import OpenStudy
-from raykd.study.schema import Search
+from raykd.study.open_study import OpenStudy
 from raykd.study.student_costs import StudentCosts
-from written import BASE, opened
 
 TASK = Task((1, 8, 8), 10)
 
@@ -86,7 +87,7 @@ def test_costs_of_a_model() -> None:
     quick = Latency(seconds=0.01, batch=3)
     found = costs_of(model, TASK, ("latency", "memory", "params", "macs"), quick)
     assert list(found) == ["params", "macs", "memory", "latency"]
-    assert found["params"] == anatomy(model, TASK).params
+    assert found["params"] == model_profile(model, TASK).params
     assert found["memory"] == peak_memory(model.build(TASK), TASK)
     assert 0 < found["latency"] < 100
 

@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 
-from derived_studies import KD, derived_study, open_derived
-from raykd.architecture import Resnet, Task
-from raykd.architecture.derived import LayerPruning, LowRank, Quantized
-from raykd.problems import StudyError
-from raykd.schemes import Preparation
-from raykd.study.schema import Student, plain, read_study
-from raykd.study.teachers import needed_by, teachers_of
-from raykd.training.teacher import preparation_key
+from helpers.derived_studies import KD, derived_study, open_derived
+from raykd.errors import StudyError
+from raykd.models import Resnet, Task
+from raykd.models.compression import LayerPruning, LowRank, Quantized
+from raykd.schemes import TeacherSpec
+from raykd.study.config import Student, plain, read_study
+from raykd.study.teachers import required_networks, teachers_of
+from raykd.training.teachers import spec_key
 
 KINDS = ("layer_pruning", "channel_pruning", "low_rank", "separable", "quantized", "copy")
 TASK = Task((1, 8, 8), 10)
@@ -60,7 +60,7 @@ def test_a_teacher_that_is_itself_derived() -> None:
     teacher = {"model": model, "train": {"epochs": 1}}
     study = derived_study(model={"name": "low_rank"}, teacher=teacher)
     assert study.teacher is not None and study.student.model.origin == study.teacher.model
-    (own,) = needed_by(study)
+    (own,) = required_networks(study)
     assert own.model == study.teacher.model and own.needs == ()
     assert read_study(plain(study)) == study
 
@@ -123,20 +123,20 @@ def test_mistakes_are_told_before_anything_starts(overrides: Any, message: str) 
 def test_the_teacher_reaches_every_scheme() -> None:
     teacher = derived_study().teacher
     assert teacher is not None and teacher.train is not None
-    own = Preparation(model=teacher.model, weights=None, train=teacher.train, seed=0)
-    assert needed_by(derived_study()) == (own,)
+    own = TeacherSpec(model=teacher.model, weights=None, train=teacher.train, seed=0)
+    assert required_networks(derived_study()) == (own,)
     assert teachers_of(derived_study()) == ()
     for scheme in ("dml", "byot", "one"):
-        assert needed_by(derived_study(scheme={"name": scheme})) == (own,)
-    assert needed_by(derived_study(scheme={"name": "offline"}, knowledge=KD)) == (own, own)
+        assert required_networks(derived_study(scheme={"name": scheme})) == (own,)
+    assert required_networks(derived_study(scheme={"name": "offline"}, knowledge=KD)) == (own, own)
     fresh = derived_study(model={"name": "layer_pruning", "inherit_weights": False})
-    assert needed_by(fresh) == ()
+    assert required_networks(fresh) == ()
     other = derived_study(model={"name": "layer_pruning", "base": {"name": "resnet", "depth": 20}})
-    assert needed_by(other) == () and other.student.model.build(TASK)
+    assert required_networks(other) == () and other.student.model.build(TASK)
 
 
 def test_networks_before_the_student_inherit_too() -> None:
-    own = needed_by(derived_study())[-1]
+    own = required_networks(derived_study())[-1]
     (first,) = teachers_of(derived_study(scheme={"name": "born_again"}))
     assert (
         first.model == derived_study().student.model
@@ -150,4 +150,4 @@ def test_networks_before_the_student_inherit_too() -> None:
     assert assistant.origin == own and assistant.needs == (own, own)
     study = derived_study()
     other = replace(first, origin=replace(own, seed=5))
-    assert preparation_key(first, study, "x") != preparation_key(other, study, "x")
+    assert spec_key(first, study, "x") != spec_key(other, study, "x")

@@ -8,9 +8,9 @@ from typing import Any
 import jsonschema
 import pytest
 
-from raykd.study.editors import json_schema
-from raykd.study.files import parse_document, read_document
-from written import BASE, SHIPPED, changed
+from helpers.study_files import BASE, SHIPPED, changed
+from raykd.study.json_schema import json_schema
+from raykd.study.yaml_file import parse_document, read_document
 
 SCHEMA = json_schema()
 VALIDATOR = jsonschema.Draft202012Validator(SCHEMA)

@@ -10,9 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from raykd.problems import Problem, StudyError
-from raykd.study.files import Mark, parse_document, read_document
-from raykd.study.place import dotted, parse_place
+from raykd.errors import Problem, StudyError
+from raykd.study.yaml_file import Mark, dotted, parse_document, parse_place, read_document
 
 TEXT = """\
 name: x
@@ -134,7 +133,7 @@ def test_anchors_aliases_and_merge_keys() -> None:
 )
 def test_refused_with_its_line(text: str, line: int, words: str) -> None:
     problem = only_problem(text)
-    assert words in problem.what
+    assert words in problem.message
     assert problem.line == line
     assert problem.file == "study.yaml"
 
@@ -143,7 +142,7 @@ def test_aliases_cannot_blow_a_file_up() -> None:
     bomb = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
         f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]\n" for i in range(1, 9)
     )
-    assert "more than 20,000 values" in only_problem(bomb).what
+    assert "more than 20,000 values" in only_problem(bomb).message
 
 
 TWICE = "a{i}: &a{i} {{<<: [*a{before}, *a{before}]}}\n"
@@ -182,7 +181,7 @@ def test_merge_keys_are_merged_once() -> None:
 )
 def test_files_that_would_take_long_are_refused_soon(text: str, words: str) -> None:
     began = time.perf_counter()
-    assert words in only_problem(text).what
+    assert words in only_problem(text).message
     assert time.perf_counter() - began < 2
 
 
@@ -228,9 +227,9 @@ def test_files_that_are_no_text(content: bytes, line: int, words: str, tmp_path:
     with pytest.raises(StudyError) as caught:
         read_document(tmp_path / "study.yaml")
     (problem,) = caught.value.problems
-    assert words in problem.what
+    assert words in problem.message
     assert problem.line == line
-    assert problem.mend
+    assert problem.fix
 
 
 def test_a_path_that_cannot_be_one() -> None:
@@ -243,8 +242,8 @@ def test_missing_file_names_its_neighbours(tmp_path: Path) -> None:
     with pytest.raises(StudyError) as caught:
         read_document(tmp_path / "not_there.yaml")
     (problem,) = caught.value.problems
-    assert problem.what == "no such file"
-    assert "there.yaml" in problem.mend
+    assert problem.message == "no such file"
+    assert "there.yaml" in problem.fix
 
 
 def test_folder_and_bytes(tmp_path: Path) -> None:
@@ -300,7 +299,7 @@ def test_refused_overrides(override: str, words: str) -> None:
     with pytest.raises(StudyError) as caught:
         parse_document(TEXT, "study.yaml").with_overrides([override])
     (problem,) = caught.value.problems
-    assert words in problem.what
+    assert words in problem.message
     assert problem.file == "--set"
 
 
@@ -326,6 +325,6 @@ def test_paths_read_back() -> None:
 
 
 def test_reading_files_needs_no_torch() -> None:
-    code = "import raykd.study.files, sys; sys.exit('torch' in sys.modules)"
+    code = "import raykd.study.yaml_file, sys; sys.exit('torch' in sys.modules)"
     root = Path(__file__).parents[2]
     assert subprocess.run([sys.executable, "-c", code], cwd=root, check=False).returncode == 0

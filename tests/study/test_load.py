@@ -12,16 +12,16 @@ import pytest
 from optuna.trial import FixedTrial
 from pydantic import ValidationError
 
-from raykd.architecture import Task, Text, anatomy
-from raykd.problems import Infeasible, Problem, StudyError
+from helpers.study_files import BASE, SHIPPED, changed, opened
+from raykd.errors import Infeasible, Problem, StudyError
+from raykd.models import Task, Text, model_profile
 from raykd.report.space import render
+from raykd.study.checks.load import check_data, check_shapes, load_study, open_study
+from raykd.study.config import Study, plain, read_study
 from raykd.study.explain import explain
-from raykd.study.files import parse_document
-from raykd.study.load import check_data, check_shapes, load_study, open_study
-from raykd.study.opened import OpenStudy
-from raykd.study.schema import Study, plain, read_study
-from raykd.study.suggest import Seeded
-from written import BASE, SHIPPED, changed, opened
+from raykd.study.open_study import OpenStudy
+from raykd.study.space.sampling import Seeded
+from raykd.study.yaml_file import parse_document
 
 DIGITS = Task((1, 8, 8), 10)
 
@@ -339,7 +339,7 @@ def test_very_many_problems_are_cut() -> None:
     text = BASE + "".join(f"strange{i}: 1\n" for i in range(50))
     problems = problems_of(text)
     assert len(problems) == 21
-    assert problems[-1].what == "and 30 problems more"
+    assert problems[-1].message == "and 30 problems more"
 
 
 def test_problems_of_overrides_name_the_command_line() -> None:
@@ -384,7 +384,7 @@ def test_pairs_that_some_draws_cannot_bridge_are_no_mistake() -> None:
 def test_a_space_in_which_no_pairs_fit_is_a_mistake() -> None:
     text = with_pairs("{pairing: {hint: [stage1], guided: [embedding]}}")
     (problem,) = problems_of(text)
-    assert problem.what.startswith("none of its pairs can be compared: guided layer 'embedding'")
+    assert problem.message.startswith("none of its pairs can be compared: guided layer 'embedding'")
     assert (problem.path, problem.line) == ("knowledge[1].pairs", 18)
 
 
@@ -394,7 +394,7 @@ def test_an_unknown_hint_model_asks_for_its_layers() -> None:
         "  weights: models:/teacher@best\n",
     )
     (problem,) = problems_of(text)
-    assert "`hint: auto` needs the teacher's `model`" in problem.what
+    assert "`hint: auto` needs the teacher's `model`" in problem.message
     listed = opened(text.replace("{guided: auto}", "{hint: [stage2], guided: auto}"))
     drawn = listed.bind(DIGITS).draw(Seeded(0)).resolved
     assert drawn.knowledge[1].pairs is not None
@@ -405,7 +405,7 @@ def test_checks_get_a_line_and_are_told_once() -> None:
 
     def never_happy(study: Study, task: Task | None) -> Iterator[Problem | str]:
         seen.append(task)
-        yield Problem("no such file", path="teacher.model", mend="copy it")
+        yield Problem("no such file", path="teacher.model", fix="copy it")
         yield "and one of the whole study"
 
     text = changed(("width: 4", "width: {int: [4, 8], step: 4}"))
@@ -426,7 +426,7 @@ def test_missing_data_is_told_by_its_check(tmp_path: Path) -> None:
         load_study(path, checks=[check_data])
     (problem,) = caught.value.problems
     assert (problem.line, problem.path) == (2, "data")
-    assert str(folder) in problem.what
+    assert str(folder) in problem.message
 
 
 def test_shapes_are_checked_once_the_data_are_known(tmp_path: Path) -> None:
@@ -479,7 +479,7 @@ def test_random_draws_of_shipped_studies_are_studies(shipped: tuple[OpenStudy, T
         assert study.bind(task).draw(FixedTrial(drawer.params)).resolved == drawn
         for cost, bounds in study.settings.search.constraints.items():
             if cost in ("params", "macs"):
-                value = getattr(anatomy(drawn.student.model, task), cost)
+                value = getattr(model_profile(drawn.student.model, task), cost)
                 assert bounds.max is None or value <= bounds.max
         for term in drawn.knowledge:
             if term.loss is not None and term.loss.takes_pairs and term.active:

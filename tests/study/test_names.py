@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from raykd.architecture import Cnn, Model, Resnet, Vit
-from raykd.architecture.cnn import CnnStage
-from raykd.architecture.cnn_blocks import Group
-from raykd.knowledge import Hint
-from raykd.study.names import model_name, names_of
-from raykd.study.schema import plain
+from raykd.losses import Hint
+from raykd.models import Cnn, Model, Resnet, Vit
+from raykd.models.zoo.cnn import CnnStage
+from raykd.models.zoo.cnn_blocks import Group
+from raykd.study.config import plain
+from raykd.study.short_names import model_name, names_of
 
 
 def _named(model: Model) -> str:

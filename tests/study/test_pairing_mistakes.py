@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import pytest
 
-from raykd.problems import StudyError
-from written import opened
+from helpers.study_files import opened
+from raykd.errors import StudyError
 
 STUDY = """\
 name: mistaken

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from raykd.architecture import Task
-from raykd.problems import Infeasible
-from raykd.study.pairings import LayerPair, PairingDomain, read_pairing
-from raykd.study.suggest import Seeded, every
-from written import opened
+from helpers.study_files import opened
+from raykd.errors import Infeasible
+from raykd.models import Task
+from raykd.study.space.pairing import LayerPair, PairingDomain, read_pairing
+from raykd.study.space.sampling import Seeded, every
 
 TASK = Task((1, 8, 8), 10)
 STUDY = """\

@@ -5,15 +5,15 @@ from __future__ import annotations
 import pytest
 from rich.console import Console
 
-from raykd.architecture import Task, Text
-from raykd.architecture.screens import SCREENS, Ranking, Unscreened
-from raykd.problems import StudyError
+from raykd.errors import StudyError
+from raykd.models import Task, Text
+from raykd.models.proxies import PROXIES, NoProxy, Ranking
 from raykd.report.space import render
+from raykd.study.checks.load import open_study
+from raykd.study.checks.rules import bin_cost, number_kept, task_findings
 from raykd.study.explain import explain
-from raykd.study.files import parse_document
-from raykd.study.load import open_study
-from raykd.study.opened import OpenStudy
-from raykd.study.screens import bin_cost, number_kept, task_findings
+from raykd.study.open_study import OpenStudy
+from raykd.study.yaml_file import parse_document
 
 STUDY = """\
 name: screened
@@ -121,8 +121,8 @@ def test_noise_cannot_be_made_of_texts() -> None:
 
 def test_none_is_the_default_and_a_bare_name_will_do() -> None:
     text = STUDY.replace("  proxy: {name: naswot, keep: 3}\n", "")
-    assert opened(text=text).settings.search.proxy == Unscreened()
-    assert opened("search.proxy=zen", text=text).settings.search.proxy == SCREENS["zen"]()
+    assert opened(text=text).settings.search.proxy == NoProxy()
+    assert opened("search.proxy=zen", text=text).settings.search.proxy == PROXIES["zen"]()
 
 
 @pytest.mark.parametrize(

@@ -9,13 +9,12 @@ import optuna
 import pytest
 from optuna.trial import FixedTrial
 
-from raykd.problems import Infeasible
-from raykd.study.domains import labels_of, read_range
-from raykd.study.files import parse_document
-from raykd.study.nodes import Choice, nodes_of
-from raykd.study.pairings import read_pairing
-from raykd.study.space import Space, read_space
-from raykd.study.suggest import Seeded, every
+from raykd.errors import Infeasible
+from raykd.study.space.domains import Choice, labels_of, nodes_of, read_range
+from raykd.study.space.pairing import read_pairing
+from raykd.study.space.sampling import Seeded, every
+from raykd.study.space.space import Space, read_space
+from raykd.study.yaml_file import parse_document
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
@@ -45,7 +44,7 @@ def problem_of(text: str) -> str:
     (problem,) = problems
     assert problem.file == "study.yaml"
     assert problem.line == 2
-    return f"{problem.path}: {problem.what} -> {problem.mend}"
+    return f"{problem.path}: {problem.message} -> {problem.fix}"
 
 
 @pytest.mark.parametrize(

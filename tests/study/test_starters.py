@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from raykd.cli import app
-from raykd.problems import StudyError
-from raykd.study.load import load_study
+from raykd.cli.commands import app
+from raykd.errors import StudyError
+from raykd.study.checks.load import load_study
 from raykd.study.starters import STARTERS, starter_text, write_starter
 
 

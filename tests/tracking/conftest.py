@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from mlflow_server import Server
+from helpers.mlflow_server import Server
 from raykd.tracking import Journal
-from raykd.tracking.store import connect
+from raykd.tracking.mlflow_client import connect
 
 
 @pytest.fixture

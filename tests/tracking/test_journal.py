@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from raykd.tracking.journal import Journal, events, read
-from raykd.tracking.story import Story
+from raykd.tracking.mlflow_writer import Story
 
 
 def test_events_come_back_in_order_with_times(tmp_path: Path) -> None:

@@ -16,16 +16,16 @@ import pytest
 import safetensors.torch
 import torch
 
-import cache_cases
-from cache_cases import CROP, FLIP, LAYERS, build, built, cropped, data, described, files
-from raykd.architecture import Resnet
+from helpers import cache_cases
+from helpers.cache_cases import CROP, FLIP, LAYERS, build, built, cropped, data, described, files
+from helpers.training_cases import digits, teacher_model, untaught
 from raykd.data import AUGMENTATIONS
-from raykd.study.schema import Cache, Study
-from raykd.training.cache import LOGITS, Description, OutputsStore, digest_of
-from raykd.training.cache.description import architecture_digest
-from raykd.training.cache.reading import fetched
-from raykd.training.storage import Storage
-from training_cases import digits, teacher_model, untaught
+from raykd.models import Resnet
+from raykd.storage import Storage
+from raykd.study.config import Cache, Study
+from raykd.training.teacher_cache import LOGITS, CacheStore, Description, network_digest
+from raykd.training.teacher_cache.reader import fetched
+from raykd.training.teacher_cache.spec import model_digest
 
 STUDY = cropped()
 
@@ -39,10 +39,8 @@ def cached(**changed: object) -> Study:
 
 
 CHANGES: dict[str, Callable[[], Description]] = {
-    "weights": lambda: described(STUDY, weights=digest_of(untaught(teacher_model(), 1))),
-    "architecture": lambda: described(
-        STUDY, teacher=architecture_digest(Resnet(depth=14, width=8))
-    ),
+    "weights": lambda: described(STUDY, weights=network_digest(untaught(teacher_model(), 1))),
+    "architecture": lambda: described(STUDY, teacher=model_digest(Resnet(depth=14, width=8))),
     "another transform": lambda: described(augmented(CROP, FLIP)),
     "a transform's field": lambda: described(augmented(AUGMENTATIONS["random_crop"](padding=2))),
     "no transform": lambda: described(augmented()),
@@ -167,7 +165,7 @@ def test_a_build_that_is_killed_goes_on_to_the_same_bytes(tmp_path: Path) -> Non
         os.kill(process.pid, signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL
         process.stdout.close()
-        assert not OutputsStore(Storage(str(folder))).is_whole(description.key)
+        assert not CacheStore(Storage(str(folder))).is_whole(description.key)
     resumed = build(tmp_path / "killed", STUDY, description)
     assert 0 < len(resumed.left) <= 48 - 3, "what was finished is kept"
     built(tmp_path / "killed", STUDY, description)
@@ -195,7 +193,7 @@ def test_a_damaged_shard_is_found_and_computed_anew(damage: str, tmp_path: Path)
     description = described(STUDY, ("stage2",))
     built(tmp_path, STUDY, description)
     before = files(tmp_path, description.key)
-    store = OutputsStore(Storage(str(tmp_path)))
+    store = CacheStore(Storage(str(tmp_path)))
     assert store.verify(description.key) == [] and store.is_whole(description.key)
     shard = tmp_path / "outputs" / description.key / description.shards[3].file
     content = bytearray(shard.read_bytes())
@@ -220,14 +218,14 @@ def test_a_manifest_of_another_format_is_none(tmp_path: Path) -> None:
     description = described(STUDY)
     built(tmp_path, STUDY, description)
     manifest = tmp_path / "outputs" / description.key / "manifest.json"
-    store = OutputsStore(Storage(str(tmp_path)))
+    store = CacheStore(Storage(str(tmp_path)))
     for content in ("{", "[]", '{"format": 2}', '{"format": 1}'):
         manifest.write_text(content)
         assert store.manifest(description.key) is None
 
 
 def test_those_unused_longest_make_room(tmp_path: Path) -> None:
-    store = OutputsStore(Storage(str(tmp_path)))
+    store = CacheStore(Storage(str(tmp_path)))
     keys = []
     for views in (1, 2, 3):
         description = described(STUDY, views=views)
@@ -243,7 +241,7 @@ def test_those_unused_longest_make_room(tmp_path: Path) -> None:
 
 
 def test_what_running_studies_hold_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    one, other = (OutputsStore(Storage(str(tmp_path))) for _ in range(2))
+    one, other = (CacheStore(Storage(str(tmp_path))) for _ in range(2))
     description = described(STUDY)
     built(tmp_path, STUDY, description)
     key = description.key
@@ -252,7 +250,7 @@ def test_what_running_studies_hold_stays(tmp_path: Path, monkeypatch: pytest.Mon
     one.release(key, "a")
     other.hold(key, "b")
     with monkeypatch.context() as patched:
-        patched.setattr("raykd.training.cache.store.HELD_S", -1.0)  # its study has died
+        patched.setattr("raykd.training.teacher_cache.store.HELD_S", -1.0)  # its study has died
         assert one.make_room(10, 20) == [key]
     one.hold("nothing", "a")
     one.release("nothing", "a")
@@ -262,7 +260,7 @@ def test_what_running_studies_hold_stays(tmp_path: Path, monkeypatch: pytest.Mon
 def test_a_second_study_does_not_replace_shards(tmp_path: Path) -> None:
     """Two machines may differ in the last bits; the manifest's checksums stay true."""
     description = described(STUDY)
-    late, early = (OutputsStore(Storage(str(tmp_path))) for _ in range(2))
+    late, early = (CacheStore(Storage(str(tmp_path))) for _ in range(2))
     first, *rest = description.shards
     early.put(description.key, first, b"early")
     late.put(description.key, first, b"later")
@@ -296,7 +294,7 @@ class Times(torch.nn.Module):
 def test_a_node_fetches_once_and_sees_to_the_checksums(tmp_path: Path) -> None:
     description = described(STUDY)
     built(tmp_path, STUDY, description)
-    store = OutputsStore(Storage(str(tmp_path)))
+    store = CacheStore(Storage(str(tmp_path)))
     manifest = store.manifest(description.key)
     assert manifest is not None
     node = tmp_path / "node"
@@ -315,7 +313,7 @@ def test_a_node_fetches_once_and_sees_to_the_checksums(tmp_path: Path) -> None:
 
 
 def test_a_node_s_copies_make_room_for_one_another(tmp_path: Path) -> None:
-    store, node = OutputsStore(Storage(str(tmp_path))), tmp_path / "node"
+    store, node = CacheStore(Storage(str(tmp_path))), tmp_path / "node"
     copies = []
     for views in (1, 2, 3):
         description = described(STUDY, views=views)
@@ -337,7 +335,7 @@ def test_behind_a_uri_they_are_the_same(tmp_path: Path) -> None:
     remote._filesystem = SubTreeFileSystem(str(tmp_path / "remote"), LocalFileSystem())
     description = described(STUDY)
     making = build(tmp_path, STUDY, description)
-    making.store = OutputsStore(remote)
+    making.store = CacheStore(remote)
     while making.advance():
         pass
     assert making.finish() and making.store.is_whole(description.key)
@@ -362,7 +360,7 @@ def test_the_files_cannot_be_changed_through_what_is_read(tmp_path: Path) -> Non
 def test_removed_outputs_can_be_read_to_the_end(tmp_path: Path) -> None:
     """Another study may evict them while a training reads them."""
     outputs = built(tmp_path, STUDY, described(STUDY))
-    OutputsStore(Storage(str(tmp_path))).remove(outputs.description.key)
+    CacheStore(Storage(str(tmp_path))).remove(outputs.description.key)
     for view in (0, 1):
         assert outputs.stored(LOGITS, view, torch.arange(96)).isfinite().all()
 

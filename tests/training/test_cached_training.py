@@ -11,15 +11,8 @@ import pytest
 import torch
 from torch import nn
 
-from cache_cases import EPOCHS, LAYERS, built, cropped, data, described
-from raykd.data import BatchLoader, ViewOptions
-from raykd.knowledge import LOSSES, Pair, Term
-from raykd.schemes import LiveTeacher, MultiTeacher, Teacher
-from raykd.study.schema import Cache, Study
-from raykd.training.assembly import task_of
-from raykd.training.cache import CachedTeacher, Outputs, TeacherAtHand
-from raykd.training.loop import Training
-from training_cases import (
+from helpers.cache_cases import EPOCHS, LAYERS, built, cropped, data, described
+from helpers.training_cases import (
     assert_same,
     scheme_of,
     teacher,
@@ -29,6 +22,13 @@ from training_cases import (
     untimed,
     weights,
 )
+from raykd.data import BatchLoader, ViewOptions
+from raykd.losses import LOSSES, Pair, Term
+from raykd.schemes import LiveTeacher, MultiTeacher, Teacher
+from raykd.study.config import Cache, Study
+from raykd.training.build import task_of
+from raykd.training.teacher_cache import CachedTeacher, Outputs, TeacherHandle
+from raykd.training.trainer import Training
 
 
 @pytest.fixture(scope="module")
@@ -63,14 +63,14 @@ def test_with_every_loss(name: str, outputs: Outputs) -> None:
     study = cropped(Term(loss=LOSSES[name]()))
     live = finished(study, teacher())
     lends = LOSSES[name].deploys
-    kept = TeacherAtHand(teacher() if lends else never, outputs)
+    kept = TeacherHandle(teacher() if lends else never, outputs)
     assert_near(finished(study, kept), live)
 
 
 def test_it_is_the_same_to_the_bit(outputs: Outputs) -> None:
     """On the CPU, in float32, with samples that rounding cannot tell apart by their batch."""
     study = cropped(Term(loss=LOSSES["kd"]()), Term(loss=LOSSES["hint"]()))
-    cached, live = finished(study, TeacherAtHand(never, outputs)), finished(study, teacher())
+    cached, live = finished(study, TeacherHandle(never, outputs)), finished(study, teacher())
     for ours, theirs in zip(cached.history, live.history, strict=True):
         assert untimed(ours) == pytest.approx(untimed(theirs), rel=1e-6)
 
@@ -79,14 +79,14 @@ def test_it_is_the_same_to_the_bit(outputs: Outputs) -> None:
 def test_with_several_teachers_each_its_own(scheme: str, outputs: Outputs, tmp_path: Path) -> None:
     study = dataclasses.replace(cropped(), scheme=scheme_of(scheme))
     live = finished(study, teachers(study))
-    kept = [TeacherAtHand(never, outputs), *teachers(study)[1:]]
+    kept = [TeacherHandle(never, outputs), *teachers(study)[1:]]
     assert_near(finished(study, kept), live)
 
 
 def test_a_teacher_twice_is_itself_twice(outputs: Outputs) -> None:
     own = Teacher(model=teacher_model())
     study = dataclasses.replace(cropped(), scheme=MultiTeacher(others=(own,), combine="confidence"))
-    kept = TeacherAtHand(never, outputs)
+    kept = TeacherHandle(never, outputs)
     assert_near(finished(study, [kept, kept]), finished(study, [teacher(), teacher()]))
 
 
@@ -99,7 +99,7 @@ def test_layers_that_are_not_kept_are_run_no_further_than_needed(tmp_path: Path)
     ran: list[str] = []
     for name, module in network.named_modules():
         module.register_forward_hook(lambda *_, name=name: ran.append(name))
-    training = Training(study, data(), seed=5, teacher=TeacherAtHand(network, some))
+    training = Training(study, data(), seed=5, teacher=TeacherHandle(network, some))
     training.run_epoch()
     ran.clear()  # the first forward goes to the end, to see where the layers lie
     training.run_epoch()
@@ -154,7 +154,7 @@ def test_outputs_of_something_else_are_not_read(
         train = dataclasses.replace(study.train, epochs=changed["epochs"])
         study = dataclasses.replace(study, train=train)
     with caplog.at_level(logging.WARNING, logger="raykd"):
-        training = Training(study, data(), seed=5, teacher=TeacherAtHand(teacher(), outputs))
+        training = Training(study, data(), seed=5, teacher=TeacherHandle(teacher(), outputs))
     assert isinstance(training.distiller.teacher, LiveTeacher)
     assert why in caplog.text and "run live" in caplog.text
 
@@ -162,7 +162,7 @@ def test_outputs_of_something_else_are_not_read(
 def test_few_views_come_again(outputs: Outputs) -> None:
     """With `views: 2` the third epoch shows what the first did, live or not."""
     study = cropped(epochs=3, cache=Cache(dtype="fp32", seed=5, views=2))
-    cached = finished(study, TeacherAtHand(never, outputs))
+    cached = finished(study, TeacherHandle(never, outputs))
     assert_near(cached, finished(study, teacher()))
     other = finished(dataclasses.replace(study, cache=Cache(seed=5)), teacher())
     assert other.history[1]["train_loss"] == cached.history[1]["train_loss"]
@@ -196,10 +196,10 @@ def test_views_are_a_function_of_their_own_seed() -> None:
 
 def test_a_student_goes_on_from_a_saved_state(outputs: Outputs) -> None:
     study = cropped(Term(loss=LOSSES["kd"]()), Term(loss=LOSSES["hint"]()))
-    whole = finished(study, TeacherAtHand(never, outputs))
-    first = Training(study, data(), seed=5, teacher=TeacherAtHand(never, outputs))
+    whole = finished(study, TeacherHandle(never, outputs))
+    first = Training(study, data(), seed=5, teacher=TeacherHandle(never, outputs))
     first.run_epoch()
-    second = Training(study, data(), seed=5, teacher=TeacherAtHand(never, outputs))
+    second = Training(study, data(), seed=5, teacher=TeacherHandle(never, outputs))
     second.load_state(first.state())
     second.run_epoch()
     assert_same(weights(second.student), weights(whole.student))

@@ -8,7 +8,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from raykd.architecture import Resnet, Task
+from raykd.models import Resnet, Task
 from raykd.training.checkpoint import (
     dump_object,
     dump_weights,

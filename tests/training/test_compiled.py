@@ -10,11 +10,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from raykd.architecture import Resnet
-from raykd.knowledge import LOSSES, Pair, Term
-from raykd.study.schema import Student, Study
-from raykd.training.loop import Training
-from training_cases import alone, digits, taught, teacher, weights
+from helpers.training_cases import alone, digits, taught, teacher, weights
+from raykd.losses import LOSSES, Pair, Term
+from raykd.models import Resnet
+from raykd.study.config import Student, Study
+from raykd.training.trainer import Training
 
 pytestmark = [
     pytest.mark.slow,
@@ -57,6 +57,6 @@ def test_layers_of_a_compiled_student_are_still_seen() -> None:
 
 
 def test_what_onednn_computes_wrong_is_not_compiled_on_a_cpu() -> None:
-    """The compiler would lay it out with the channels innermost (see raykd.training.layout)."""
+    """The compiler would put the channels last (see raykd.training.memory_format)."""
     training = trained(alone(compile="default"), width=4)
     assert training.student._compiled_call_impl is None

@@ -12,18 +12,33 @@ from typing import Any
 import pytest
 import torch
 
-from cache_cases import FLIP, LAYERS, ROWS, data, described
-from raykd.architecture import Mlp, Resnet
+from helpers.cache_cases import FLIP, LAYERS, ROWS, data, described
+from helpers.training_cases import (
+    DIGITS,
+    alone,
+    forgetful,
+    scheme_of,
+    taught,
+    teacher,
+    teachers,
+    untimed,
+)
 from raykd.data import Batch, Dataset, Placement
-from raykd.knowledge import LOSSES, Pair, Term
+from raykd.losses import LOSSES, Pair, Term
+from raykd.models import Mlp, Resnet
 from raykd.schemes import SCHEMES, MultiTeacher, Teacher
-from raykd.schemes.train import SGD, AdamW
-from raykd.study.schema import Cache, Student, Study
-from raykd.training.assembly import task_of
-from raykd.training.cache import Build, Outputs, OutputsStore, TeacherAtHand, open_outputs
-from raykd.training.loop import Training
-from raykd.training.storage import Storage
-from training_cases import DIGITS, alone, forgetful, scheme_of, taught, teacher, teachers, untimed
+from raykd.storage import Storage
+from raykd.study.config import Cache, Student, Study
+from raykd.train_config import SGD, AdamW
+from raykd.training.build import task_of
+from raykd.training.teacher_cache import (
+    Build,
+    CacheStore,
+    Outputs,
+    TeacherHandle,
+    open_cached_outputs,
+)
+from raykd.training.trainer import Training
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 
@@ -43,14 +58,14 @@ def there() -> Dataset:
 @pytest.fixture(scope="module")
 def outputs(tmp_path_factory: pytest.TempPathFactory, there: Dataset) -> Outputs:
     """The shared teacher's, computed on the GPU, of pictures as they are."""
-    study, store = kept(), OutputsStore(Storage(str(tmp_path_factory.mktemp("kept"))))
+    study, store = kept(), CacheStore(Storage(str(tmp_path_factory.mktemp("kept"))))
     description = described(study, LAYERS, views=1)
     network = copy.deepcopy(teacher()).to(CUDA)
     build = Build(description, study, network, there, task_of(there), store, device=CUDA)
     while build.advance():
         pass
     assert build.finish()
-    found = open_outputs(store, description.key, there, device=CUDA)
+    found = open_cached_outputs(store, description.key, there, device=CUDA)
     assert found is not None
     return found
 
@@ -120,7 +135,7 @@ def test_no_step_waits_that_augments_clips_and_reads_kept_outputs(
 ) -> None:
     terms = (Term(loss=LOSSES["kd"]()), Term(loss=LOSSES["hint"](), pairs=STAGES))
     study = kept(*terms, optimizer=optimizer, clip_norm=1.0, label_smoothing=0.1)
-    training = on_gpu(study, there, TeacherAtHand(never, outputs))
+    training = on_gpu(study, there, TeacherHandle(never, outputs))
     training.run_epoch()
     without_waiting(training, monkeypatch)
     flipped = dataclasses.replace(study, data=dataclasses.replace(study.data, augment=(FLIP,)))
@@ -136,7 +151,7 @@ def never() -> torch.nn.Module:
 @pytest.mark.parametrize("name", ["kd", "hint", "rkd", "attention_map"])
 def test_kept_and_live_teachers_teach_the_same(name: str, there: Dataset, outputs: Outputs) -> None:
     study = kept(Term(loss=LOSSES[name]()))
-    live, cached = on_gpu(study, there), on_gpu(study, there, TeacherAtHand(never, outputs))
+    live, cached = on_gpu(study, there), on_gpu(study, there, TeacherHandle(never, outputs))
     for _ in range(study.train.epochs):
         assert losses(cached.run_epoch()) == pytest.approx(losses(live.run_epoch()), rel=1e-2)
 
@@ -154,7 +169,7 @@ def test_replayed_steps_learn_the_same(
     """Of four steps an epoch two are replayed, and the last has a batch of another size."""
     study = kept(Term(loss=LOSSES[name]()), batch_size=28, clip_norm=1.0)
     found = [
-        on_gpu(one, there, TeacherAtHand(never, outputs) if kind == "kept" else None)
+        on_gpu(one, there, TeacherHandle(never, outputs) if kind == "kept" else None)
         for one in (study, replayed(study))
     ]
     for _ in range(study.train.epochs):

@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from raykd.data import Batch
-from raykd.training.evaluate import evaluate, precision_of
+from raykd.training.metrics import autocast_for, evaluate
 
 
 def batches(*sizes: int) -> list[Batch]:
@@ -61,11 +61,11 @@ def test_an_empty_split_is_refused() -> None:
     ],
 )
 def test_precision(asked: str, device: str, dtype: torch.dtype) -> None:
-    with precision_of(asked, torch.device(device))():  # type: ignore[arg-type]
+    with autocast_for(asked, torch.device(device))():  # type: ignore[arg-type]
         assert nn.Linear(5, 3)(torch.ones(2, 5)).dtype == dtype
 
 
 def test_bf16_figures_are_near_those_of_fp32() -> None:
     model, given = nn.Linear(5, 3), batches(64)
-    half = evaluate(model, given, autocast=precision_of("bf16", torch.device("cpu")))
+    half = evaluate(model, given, autocast=autocast_for("bf16", torch.device("cpu")))
     assert half["loss"] == pytest.approx(evaluate(model, given)["loss"], abs=0.02)

@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 import torch
 
-from derived_studies import KD, derived_study
-from raykd.architecture.derived import LowRank
+from helpers.derived_studies import KD, derived_study
 from raykd.data import Dataset
+from raykd.models.compression import LowRank
 from raykd.schemes import Alone, Assistant, BornAgain, Teacher
-from raykd.study.schema import plain
-from raykd.training.loop import Training
-from raykd.training.preparing import train_teachers
+from raykd.study.config import plain
+from raykd.training.teachers import train_teachers
+from raykd.training.trainer import Training
 
 
 @pytest.fixture(scope="module")

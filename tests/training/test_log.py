@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from raykd.training.log import HEAD, LIMIT, TAIL, TrainingLog, crash_in, is_own, raised_at
-from raykd.training.storage import Storage
+from raykd.storage import Storage
+from raykd.training.log_file import HEAD, LIMIT, TAIL, TrainingLog, find_crash, is_own, raised_at
 
 NAME = "study/logs/trial-0000.log"
 
@@ -148,7 +148,7 @@ def test_libraries_are_not_the_users_own() -> None:
     import torch
 
     assert not is_own(torch.__file__) and not is_own(threading.__file__)
-    assert not is_own(sys.modules["raykd.training.log"].__file__ or "")
+    assert not is_own(sys.modules["raykd.training.log_file"].__file__ or "")
     assert not is_own("<frozen importlib._bootstrap>")
     assert is_own("/projects/mine/models.py") and is_own(__file__)
     packages = Path(torch.__file__).parents[1]
@@ -159,8 +159,8 @@ def test_libraries_are_not_the_users_own() -> None:
 
 CRASHING = """
 import ctypes, logging, sys, warnings
-from raykd.training.log import TrainingLog
-from raykd.training.storage import Storage
+from raykd.training.log_file import TrainingLog
+from raykd.storage import Storage
 log = TrainingLog(Storage(sys.argv[1]), sys.argv[2])
 def forward():
     ctypes.string_at(0)
@@ -181,8 +181,8 @@ def test_a_crash_leaves_pythons_stack_in_the_log(tmp_path: Path) -> None:
     text = kept(Storage(str(tmp_path)))
     assert text.startswith("about to crash\n")
     assert "UserWarning: careful" in text and "beware\n" in text
-    assert crash_in(text) == ("Segmentation fault", f"{file}:7")
-    assert crash_in("RuntimeError: boom") == ("", "")
+    assert find_crash(text) == ("Segmentation fault", f"{file}:7")
+    assert find_crash("RuntimeError: boom") == ("", "")
 
 
 def test_nothing_of_the_environment_is_written(

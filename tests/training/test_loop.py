@@ -10,17 +10,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from raykd.architecture import MODELS, Derived, Resnet, Task
-from raykd.data import BatchLoader
-from raykd.knowledge import LOSSES, Pair, Term
-from raykd.schemes import SCHEMES, Alone, Offline
-from raykd.schemes.train import SGD, AdamW, Constant
-from raykd.study.schema import Student, Study
-from raykd.training.checkpoint import dump_object, parse_state
-from raykd.training.evaluate import evaluate
-from raykd.training.layout import lay_out
-from raykd.training.loop import Diverged, Training
-from training_cases import (
+from helpers.training_cases import (
     DIGITS,
     Forgetful,
     alone,
@@ -36,6 +26,16 @@ from training_cases import (
     untimed,
     weights,
 )
+from raykd.data import BatchLoader
+from raykd.losses import LOSSES, Pair, Term
+from raykd.models import MODELS, CompressedModel, Resnet, Task
+from raykd.schemes import SCHEMES, Alone, Offline
+from raykd.study.config import Student, Study
+from raykd.train_config import SGD, AdamW, Constant
+from raykd.training.checkpoint import dump_object, parse_state
+from raykd.training.memory_format import to_device
+from raykd.training.metrics import evaluate
+from raykd.training.trainer import Diverged, Training
 
 CASES = {"alone": alone, "taught": taught, "rich": rich, "forgetful": forgetful}
 METRICS = {
@@ -181,7 +181,9 @@ def test_a_term_that_learns_may_join_late(optimizer: SGD | AdamW) -> None:
 @pytest.mark.parametrize("name", list(MODELS.members))
 def test_every_model_trains(name: str) -> None:
     cls = MODELS[name]
-    given: dict[str, Any] = {"base": Resnet(depth=14, width=4)} if issubclass(cls, Derived) else {}
+    given: dict[str, Any] = (
+        {"base": Resnet(depth=14, width=4)} if issubclass(cls, CompressedModel) else {}
+    )
     study = dataclasses.replace(alone(epochs=1), student=Student(model=cls(**given)))
     small = dataclasses.replace(DIGITS, limit=40)
     training = Training(dataclasses.replace(study, data=small), digits(40), seed=0)
@@ -358,7 +360,7 @@ def test_a_teacher_given_as_a_network_needs_no_option() -> None:
 
 def test_five_trainings_on_one_teacher_leave_no_trace() -> None:
     """No hook, no statistic moved, and each training is gone with its last reference."""
-    network = lay_out(teacher(), torch.device("cpu"))
+    network = to_device(teacher(), torch.device("cpu"))
     before, hooks = weights(network), hooks_of(network)
     gc.collect()
     gc.disable()  # nothing may be left for the collector

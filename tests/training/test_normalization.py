@@ -13,34 +13,34 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from raykd.architecture import Mlp, Model
-from raykd.architecture.adapters.hf_models import Hf
-from raykd.architecture.adapters.timm_models import Timm
-from raykd.architecture.adapters.torchvision_models import Torchvision
-from raykd.architecture.derived import DERIVED
-from raykd.architecture.normalization import NAMED, Normalization, expected_by
+from helpers.training_cases import DIGITS
 from raykd.data import Dataset
-from raykd.data.splitting import dataset_of_pictures
-from raykd.knowledge import KD, Term
+from raykd.data.splits import dataset_of_pictures
+from raykd.losses import KD, Term
+from raykd.models import Mlp, Model
+from raykd.models.adapters.huggingface import Hf
+from raykd.models.adapters.timm import Timm
+from raykd.models.adapters.torchvision import Torchvision
+from raykd.models.compression import COMPRESSED_MODELS
+from raykd.models.normalization import NAMED, Normalization, expected_normalization
 from raykd.schemes import Alone, MultiTeacher, Teacher
-from raykd.schemes.train import SGD, Train
-from raykd.search.shelf import Shelf, check_teacher_weights, with_normalization
-from raykd.study.schema import Student, Study
-from raykd.training.assembly import task_of
-from raykd.training.checkpoint import dump_weights, metadata_of
-from raykd.training.delivering import delivered, raw_samples, stored_network
-from raykd.training.evaluate import evaluate_split
-from raykd.training.loop import Training
-from raykd.training.normalizing import adapted
-from raykd.training.preparing import train_teachers
-from raykd.training.storage import Storage
-from raykd.training.teacher import (
+from raykd.storage import Storage
+from raykd.study.config import Student, Study
+from raykd.train_config import SGD, Train
+from raykd.training.build import task_of
+from raykd.training.checkpoint import dump_weights, weights_metadata
+from raykd.training.metrics import evaluate_split
+from raykd.training.normalization import adapted
+from raykd.training.stored_networks import delivered, load_stored_network, raw_samples
+from raykd.training.teachers import (
     normalization_notes,
     normalization_of,
-    own_teacher,
-    preparation_key,
+    spec_key,
+    teacher_spec_of,
+    train_teachers,
 )
-from training_cases import DIGITS
+from raykd.training.trainer import Training
+from raykd.tuning.teacher_store import TeacherStore, check_teacher_weights, with_normalization
 
 MODEL = Mlp(depth=1, width=16)
 IMAGENET = NAMED["imagenet"]
@@ -136,12 +136,12 @@ def test_a_teacher_is_as_good_as_where_it_was_trained(
 def test_the_file_on_the_shelf_keeps_it(file: Path, tmp_path: Path) -> None:
     data, storage = pictures(), Storage(str(tmp_path / "studies"))
     one = study(Teacher(model=MODEL, weights=str(file), normalization="imagenet"))
-    shelf = Shelf(one, data.fingerprint, storage)
-    shelf.fetch(own_teacher(one))
-    name = shelf.file(own_teacher(one))
+    shelf = TeacherStore(one, data.fingerprint, storage)
+    shelf.fetch(teacher_spec_of(one))
+    name = shelf.file(teacher_spec_of(one))
     content = storage.read(name)
     assert content is not None and name.endswith(".safetensors")
-    network = stored_network(name, content, MODEL, data)
+    network = load_stored_network(name, content, MODEL, data)
     assert accuracy(network, data) == pytest.approx(accuracy_by_hand(), abs=1e-12)
     assert load_file(Path(storage.root, name)).keys() == trained_elsewhere().state_dict().keys()
 
@@ -149,7 +149,7 @@ def test_the_file_on_the_shelf_keeps_it(file: Path, tmp_path: Path) -> None:
 def test_keys_change_only_where_it_is_set(file: Path) -> None:
     def key(**fields: object) -> str:
         one = study(Teacher(model=MODEL, weights=str(file), **fields))  # type: ignore[arg-type]
-        return preparation_key(own_teacher(one), one, "abc")
+        return spec_key(teacher_spec_of(one), one, "abc")
 
     assert key() == key(normalization="data") != key(normalization="imagenet")
     assert key(normalization="imagenet") == key(normalization=IMAGENET) != key(normalization="half")
@@ -160,32 +160,32 @@ def test_every_teacher_of_a_scheme_has_its_own(file: Path) -> None:
     first = Teacher(model=MODEL, weights=str(file), normalization="imagenet")
     second = Teacher(model=MODEL, weights=str(file), normalization="half")
     both = train_teachers(study(first, scheme=MultiTeacher(others=(second,))), data)
-    assert [expected_by(one) for one in both] == [IMAGENET, NAMED["half"]]
+    assert [expected_normalization(one) for one in both] == [IMAGENET, NAMED["half"]]
 
 
 # Known without being asked
 
 
 def test_weights_of_raykd_bring_their_own(tmp_path: Path) -> None:
-    from raykd.architecture.normalization import to_metadata
-    from raykd.training.normalizing import trained_with
+    from raykd.models.normalization import to_metadata
+    from raykd.training.normalization import training_normalization
 
     bright, dark = pictures(140), pictures(100)
     own = study(Teacher(model=MODEL, train=Train(epochs=6, batch_size=20, optimizer=SGD(lr=0.1))))
     (network,) = train_teachers(own, bright)
-    expected = trained_with(network, bright)
+    expected = training_normalization(network, bright)
     assert expected == Normalization(mean=bright.mean, std=bright.std)
     assert expected is not None
     kept = tmp_path / "kept.safetensors"
     kept.write_bytes(dump_weights(network, {"id": "teacher-0", **to_metadata(expected)}))
     again = Teacher(model=MODEL, weights=str(kept))
-    assert normalization_of(own_teacher(study(again))) == expected
+    assert normalization_of(teacher_spec_of(study(again))) == expected
     (same,) = train_teachers(study(again), bright)
-    assert expected_by(same) is None  # nothing to correct, bit for bit
+    assert expected_normalization(same) is None  # nothing to correct, bit for bit
     (other,) = train_teachers(study(again), dark)
     moved = dataclasses.replace(dark, mean=bright.mean, std=bright.std)
     assert accuracy(other, dark) == pytest.approx(accuracy(network, moved), abs=1e-12)
-    forced = own_teacher(study(dataclasses.replace(again, normalization="data")))
+    forced = teacher_spec_of(study(dataclasses.replace(again, normalization="data")))
     assert normalization_of(forced) is None
 
 
@@ -199,15 +199,17 @@ def test_a_folder_of_transformers_says_it(tmp_path: Path) -> None:
         (tmp_path / "preprocessor_config.json").write_text(
             json.dumps({**told, "size": {"height": 224, "width": 224}})
         )
-        trained_on = model.trained_on()
-        assert trained_on is not None and trained_on.size == (224, 224)
-        mean, _ = trained_on.normalization.statistics(3)
+        pretraining_images = model.pretraining_images()
+        assert pretraining_images is not None and pretraining_images.size == (224, 224)
+        mean, _ = pretraining_images.normalization.statistics(3)
         assert tuple(mean.tolist()) == pytest.approx(
             tuple(torch.tensor(wanted or (1 / 255, 2 / 255, 3 / 255)).expand(3).tolist())
         )
     (tmp_path / "model.safetensors").write_bytes(dump_weights(nn.Linear(1, 1)))
-    beside = own_teacher(study(Teacher(model=model, weights=str(tmp_path / "model.safetensors"))))
-    assert normalization_of(beside) == trained_on.normalization
+    beside = teacher_spec_of(
+        study(Teacher(model=model, weights=str(tmp_path / "model.safetensors")))
+    )
+    assert normalization_of(beside) == pretraining_images.normalization
     notes, warnings = normalization_notes(beside, "teacher", task_of(pictures()))
     assert "mean 0, std 255 of pixels up to 255" in notes[0]
     assert "224x224" in warnings[0] and "4x4" in warnings[0]
@@ -220,9 +222,9 @@ def test_a_folder_of_transformers_says_it(tmp_path: Path) -> None:
     "model", [Timm(name="timm/resnet18"), Torchvision(name="torchvision/vgg11")]
 )
 def test_a_library_is_asked_only_on_request(model: Model, file: Path) -> None:
-    asked = own_teacher(study(Teacher(model=model, weights=str(file), normalization="model")))
+    asked = teacher_spec_of(study(Teacher(model=model, weights=str(file), normalization="model")))
     assert normalization_of(asked) == IMAGENET
-    prepared = own_teacher(study(Teacher(model=model, weights=str(file))))
+    prepared = teacher_spec_of(study(Teacher(model=model, weights=str(file))))
     assert normalization_of(prepared) is None
     (note,), _ = normalization_notes(prepared, "teacher", task_of(pictures()))
     assert "teacher.normalization" in note and "normalization: model" in note and "0.485" in note
@@ -251,10 +253,12 @@ def test_a_delivered_student_teaches_without_normalizing_twice() -> None:
 
 @pytest.mark.parametrize("name", ["copy", "layer_pruning", "low_rank", "separable", "quantized"])
 def test_a_student_made_of_the_teacher_expects_the_same(name: str) -> None:
-    from raykd.architecture import Resnet
+    from raykd.models import Resnet
 
     data, source = pictures(), Resnet(depth=14, width=4)
-    kind = next(kind for kind in DERIVED if kind.__name__.lower() == name.replace("_", ""))
+    kind = next(
+        kind for kind in COMPRESSED_MODELS if kind.__name__.lower() == name.replace("_", "")
+    )
     teacher = adapted(source.build(task_of(data)).eval(), data, IMAGENET)
     one = study(
         Teacher(model=source, weights="x.safetensors", normalization="imagenet"),
@@ -263,7 +267,7 @@ def test_a_student_made_of_the_teacher_expects_the_same(name: str) -> None:
         knowledge=(),
     )
     training = Training(one, data, seed=0, teacher=[teacher])
-    assert expected_by(training.student) == IMAGENET
+    assert expected_normalization(training.student) == IMAGENET
     training.run_epoch()
     kept = training.student.eval()
     assert accuracy(kept, data) == pytest.approx(
@@ -299,9 +303,9 @@ def test_a_normalization_that_cannot_be_used_is_refused(file: Path) -> None:
 def test_metadata_replace_what_was_there() -> None:
     content = dump_weights(trained_elsewhere(), {"id": "x"})
     marked = with_normalization(content, IMAGENET)
-    assert metadata_of(marked)["id"] == "x" and len(metadata_of(marked)) == 2
-    assert metadata_of(with_normalization(marked, None)) == {"id": "x"}
+    assert weights_metadata(marked)["id"] == "x" and len(weights_metadata(marked)) == 2
+    assert weights_metadata(with_normalization(marked, None)) == {"id": "x"}
     assert with_normalization(content, None) == content
-    network = stored_network("a.safetensors", marked, MODEL, pictures())
+    network = load_stored_network("a.safetensors", marked, MODEL, pictures())
     for name, tensor in trained_elsewhere().state_dict().items():
         assert torch.equal(network.state_dict()[name], tensor)

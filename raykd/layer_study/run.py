@@ -1,0 +1,148 @@
+"""A layer study, from an open study to its result."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+from raykd.errors import StudyError
+from raykd.layer_study.arms import build_arms
+from raykd.layer_study.design import design_layer_study
+from raykd.layer_study.files import write_files
+from raykd.layer_study.planner import LayerStudyPlanner
+from raykd.layer_study.result import LayerStudyResult, read_layer_study
+from raykd.models import Task
+from raykd.models.proxies import NoProxy
+from raykd.registry import replaced_unchecked
+from raykd.study.config import Unscheduled
+from raykd.study.open_study import OpenStudy
+from raykd.tuning.event_bus import Listener
+from raykd.tuning.executors import RayExecutor
+from raykd.tuning.planner import Planner
+from raykd.tuning.resume import resumed
+from raykd.tuning.run import Executor, StudyRun
+from raykd.tuning.session import RunSession
+from raykd.tuning.study_dir import StudyFolder, Verb
+from raykd.tuning.study_input import load_or_use
+from raykd.tuning.trial_reference import study_of_trial
+
+Draw = Callable[[LayerStudyResult], Iterable[Path]]
+"""Draws pictures of a result into its folder, and says which."""
+
+IN_MLFLOW = "pairs"
+"""The folder of a layer study's files among the artifacts of its run."""
+
+
+def pairs(
+    study: OpenStudy | str | Path,
+    *,
+    overrides: Sequence[str] = (),
+    resume: str | Path | None = None,
+    allow_import: bool = False,
+    verbose: bool = False,
+    listeners: Sequence[Listener] = (),
+    draw: Draw | None = None,
+    executor: Executor | None = None,
+) -> LayerStudyResult:
+    """Study which hint layer should teach which guided layer.
+
+    Args:
+        study: an open study (`load_study`), the path of a study file, or `FOLDER:trial-0007`: the
+            layers of that trial's teacher and student are paired.
+        overrides: `a.b=value`, as on the command line; only with a path.
+        resume: the folder of an interrupted layer study to resume; `study` is then not read.
+        allow_import: let models run code of their own (import paths, networks from MLflow).
+        verbose: show Ray's own output.
+        listeners: called with every event as it happens.
+        draw: draws the figures; None: there are none.
+        executor: trains the jobs; None: slots of a Ray cluster.
+
+    Raises:
+        StudyError: the study, its data or the cluster cannot be used; nothing was started.
+    """
+    with contextlib.ExitStack() as stack:
+        folder = None
+        if resume is not None:
+            folder, overrides = stack.enter_context(resumed(resume, "pairs"))
+            study = folder.given
+        else:
+            named = study_of_trial(study, overrides, pairs_open=True)
+            study, overrides = stack.enter_context(named)
+        study = load_or_use(study, overrides, allow_import=allow_import)
+        run = LayerStudyRun(study, folder, draw, verbose=verbose, listeners=listeners)
+        return run.run(executor or RayExecutor())
+
+
+class LayerStudyRun(StudyRun[LayerStudyResult]):
+    """A layer study.
+
+    Args:
+        study, folder, settings: as `StudyRun`'s.
+        draw: draws the figures; None: there are none.
+    """
+
+    verb: ClassVar[Verb] = "pairs"
+
+    def __init__(
+        self,
+        study: OpenStudy,
+        folder: StudyFolder | None = None,
+        draw: Draw | None = None,
+        **settings: Any,
+    ) -> None:
+        super().__init__(study, folder, **settings)
+        self.draw = draw
+        self.search = replace(
+            study.settings.search,
+            finalists=1,
+            sampler="random",
+            scheduler=Unscheduled(),
+            proxy=NoProxy(),
+            max_hours=None,
+        )
+        if study.task is not None:
+            check_layer_study(study, study.task)
+            self.search = replaced_unchecked(self.search, trials=_trainings(study, study.task))
+
+    def check(self, study: OpenStudy, task: Task) -> None:
+        check_layer_study(study, task)
+
+    def planner(self, session: RunSession, slots: int) -> LayerStudyPlanner:
+        return LayerStudyPlanner(
+            session.context(slots), design_layer_study(session.study, session.task)
+        )
+
+    def conclude(self, session: RunSession, planner: Planner) -> LayerStudyResult:
+        folder = session.folder.path
+        result = read_layer_study(folder)
+        files = [*write_files(result), *(self.draw(result) if self.draw is not None else ())]
+        for file in files:
+            path = str(file.relative_to(folder))
+            session.bus.write("artifact", id=None, path=path, folder=IN_MLFLOW)
+        session.bus.write("note", id=None, tags=result.tags(), metrics=result.figures(), step=0)
+        return result
+
+
+def check_layer_study(study: OpenStudy, task: Task) -> None:
+    """Check that a study can be a layer study.
+
+    Raises:
+        StudyError: see `design_layer_study`; or none of its pairs can be compared by its loss.
+    """
+    question = design_layer_study(study, task)
+    arms = build_arms(question, study.settings.search.pairs)
+    singles = [arm for arm in arms if arm.kind == "pair"]
+    if all(arm.why_not for arm in singles):
+        message = f"none of its {len(singles)} pairs can be compared: {singles[0].why_not}"
+        place = ("knowledge", question.term, "pairs")
+        fix = "take another loss, or name other layers"
+        raise StudyError(study.document.problem(place, message, fix))
+
+
+def _trainings(study: OpenStudy, task: Task) -> int:
+    how = study.settings.search.pairs
+    arms = build_arms(design_layer_study(study, task), how)
+    return how.seeds * sum(not arm.why_not for arm in arms)

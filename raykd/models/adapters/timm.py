@@ -1,0 +1,105 @@
+"""Models of timm (PyTorch Image Models)."""
+
+from __future__ import annotations
+
+from functools import partial
+from types import ModuleType
+from typing import Annotated
+
+from torch import nn
+
+from raykd.models.adapters.hub import hub
+from raykd.models.adapters.library import (
+    LibraryModel,
+    check_patches,
+    constructed,
+    library,
+    only_logits,
+    unknown_name,
+)
+from raykd.models.adapters.stems import fit_stem
+from raykd.models.adapters.torchvision import Args, Stem
+from raykd.models.adapters.values import Values
+from raykd.models.base import PretrainingImages, Task, picture_shape
+from raykd.models.normalization import Normalization
+from raykd.models.weights.class_order import find_class_names
+from raykd.registry import names_like, option
+
+_RESERVED = (
+    *("num_classes", "in_chans", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay"),
+    *("checkpoint_path", "cache_dir", "features_only", "scriptable", "exportable"),
+)
+
+
+@option
+class Timm(LibraryModel):
+    """A classifier of timm, `timm/resnet18` or, with its weights' tag, `timm/resnet18.a1_in1k`.
+
+    Built for the data's classes and channels, and for the pictures' size where a model has but
+    one (`img_size`).  `stem: small` exchanges the first convolution for a 3x3 one without stride or
+    pooling.  Pretrained weights are those of the tag, or timm's default.
+    """
+
+    extra = "timm"
+
+    name: Annotated[str, names_like("timm/NAME", r"^timm/.+")]
+    stem: Stem = "own"
+    args: Args = Values()
+
+    def blueprint(self, task: Task) -> nn.Module:
+        return self._network(task, pretrained=False)
+
+    def _pretrained(self, task: Task) -> nn.Module:
+        with hub():
+            return self._network(task, pretrained=True)
+
+    def _pretrained_classes(self) -> tuple[str, ...]:
+        timm = library("timm", "timm", self.name)
+        return find_class_names(timm.get_pretrained_cfg(self.called))
+
+    def _network(self, task: Task, *, pretrained: bool) -> nn.Module:
+        channels, height, width = picture_shape(task, self.name)
+        timm = library("timm", "timm", self.name)
+        given = dict(self.args)
+        if self._fixed_size(timm) and "img_size" not in given:
+            given["img_size"] = [height, width]
+        make = partial(
+            timm.create_model,
+            self.called,
+            pretrained=pretrained,
+            num_classes=task.classes,
+            in_chans=channels,
+        )
+        network = constructed(self.name, make, Values(given), _RESERVED)
+        patches = getattr(network, "patch_embed", getattr(network, "stem", None))
+        check_patches(self.name, getattr(patches, "patch_size", None), height, width)
+        if self.stem == "small":
+            fit_stem(network, channels, small=True, model=self.name)
+        return only_logits(self.name, network, task)
+
+    def pretraining_images(self) -> PretrainingImages | None:
+        timm = library("timm", "timm", self.name)
+        try:
+            usual = timm.get_pretrained_cfg(self.called)
+        except RuntimeError:
+            return None
+        if usual is None or not usual.has_weights:
+            return None
+        height, width = usual.input_size[-2:]
+        return PretrainingImages(
+            Normalization(mean=tuple(usual.mean), std=tuple(usual.std)),
+            (int(height), int(width)),
+            f"timm's configuration of {self.called}",
+        )
+
+    def _fixed_size(self, timm: ModuleType) -> bool:
+        """Whether the model, which must be known, is built for pictures of one size."""
+        if not timm.is_model(self.called):
+            raise ValueError(unknown_name(self.name, timm.list_models(), "timm"))
+        try:
+            usual = timm.get_pretrained_cfg(self.called, allow_unregistered=False)
+        except RuntimeError:
+            architecture = self.called.partition(".")[0]
+            known = timm.list_pretrained(f"{architecture}.*")
+            raise ValueError(unknown_name(self.name, known, "timm")) from None
+        return bool(usual.fixed_input_size)

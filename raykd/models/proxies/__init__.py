@@ -1,0 +1,34 @@
+"""Zero-cost proxies: rank architectures without training them."""
+
+from raykd.models.proxies.base import (
+    PROXIES,
+    AnyProxy,
+    Measured,
+    NoProxy,
+    Proxy,
+    ProxyContext,
+    Ranking,
+    Scorer,
+)
+from raykd.models.proxies.diswot import Diswot
+from raykd.models.proxies.naswot import Naswot
+from raykd.models.proxies.size import Macs, Params
+from raykd.models.proxies.zen import Zen
+
+PROXIES.add(NoProxy, Params, Macs, Naswot, Zen, Diswot)
+
+__all__ = [
+    "PROXIES",
+    "AnyProxy",
+    "Diswot",
+    "Macs",
+    "Measured",
+    "Naswot",
+    "NoProxy",
+    "Params",
+    "Proxy",
+    "ProxyContext",
+    "Ranking",
+    "Scorer",
+    "Zen",
+]

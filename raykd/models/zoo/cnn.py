@@ -1,0 +1,104 @@
+"""Convolutional networks of freely chosen stages: a space for architecture search."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+from torch import nn
+
+from raykd.models.base import Model, Task, picture_shape, written
+from raykd.models.zoo.blocks import conv_bn, initialise, staged
+from raykd.models.zoo.cnn_blocks import AnyBlock, Place, Plain
+from raykd.registry import option
+
+
+@option
+class CnnStage:
+    """One stage of a `cnn`: a block, repeated.
+
+    The first block has the stage's stride and comes from the channels of the stage before.
+    """
+
+    width: Annotated[int, Field(ge=1, description="Output channels")]
+    depth: Annotated[int, Field(ge=1, description="Number of blocks")] = 1
+    block: Annotated[AnyBlock, Field(description="Block type")] = Plain()
+    kernel: Annotated[
+        Literal[1, 3, 5, 7, 9], Field(description="Kernel size of the spatial convolutions")
+    ] = 3
+    stride: Annotated[
+        Literal[1, 2] | None,
+        Field(description="Stride of the first block. null: 1 in the first stage, 2 in the others"),
+    ] = None
+    squeeze_excite: Annotated[
+        bool, Field(description="Add squeeze-and-excitation to each block, with reduction 4")
+    ] = False
+
+    def build(self, inputs: int, first: bool) -> nn.Sequential:
+        """(B, inputs, H, W) -> (B, width, H', W').
+
+        Raises:
+            ValueError: the block cannot have such a width.
+        """
+        stride = self.stride or (1 if first else 2)
+        blocks = []
+        for number in range(self.depth):
+            place = Place(
+                inputs if number == 0 else self.width,
+                self.width,
+                self.kernel,
+                stride if number == 0 else 1,
+                self.squeeze_excite,
+            )
+            blocks.append(self.block.build(place))
+        return nn.Sequential(*blocks)
+
+    def __repr__(self) -> str:
+        """As a study file writes it, without what is left at its default."""
+        return written(self)
+
+
+@option
+class Cnn(Model):
+    """Convolutional network of configurable stages, for architecture search.
+
+    A 3x3 stem with batch-norm and ReLU, stages one after the other, a global average and a linear
+    classifier.  Each stage has a width, a number of blocks, a kernel, a kind of block and, if
+    asked for, squeeze-and-excite of its own.  A macro space: blocks within a stage are the same,
+    and there are no cells to search.  How many stages there are may be open, too: a stage that is
+    null is left out, so the last one may be `{choice: [null, {width: 64}]}`.
+
+    Every stage but the first halves the size, rounding up, so pictures of every size will do.
+    Convolutions start as in He et al. 2015 (arXiv:1502.01852), fan out, the classifier from
+    PyTorch's defaults.
+    """
+
+    name: Literal["cnn"] = "cnn"
+    stages: Annotated[
+        tuple[CnnStage | None, ...],
+        Field(min_length=1, description="Stages, shallow to deep; null entries are skipped"),
+    ] = (CnnStage(width=16), CnnStage(width=32), CnnStage(width=64))
+    stem: Annotated[
+        int | None, Field(ge=1, description="Channels of the stem. null: same as the first stage")
+    ] = None
+    stem_stride: Annotated[
+        Literal[1, 2], Field(description="Stride of the stem. 2 halves the image size")
+    ] = 1
+
+    def build(self, task: Task) -> nn.Module:
+        channels, _, _ = picture_shape(task, self.name)
+        there = [stage for stage in self.stages if stage is not None]
+        if not there:
+            raise ValueError(f"a cnn has at least one stage, not {written(self.stages)}; list some")
+        before = self.stem or there[0].width
+        stem = conv_bn(channels, before, kernel=3, stride=self.stem_stride)
+        stages: list[nn.Module] = []
+        for number, stage in enumerate(there, start=1):
+            try:
+                stages.append(stage.build(before, first=number == 1))
+            except ValueError as error:
+                raise ValueError(f"stage{number} of the cnn: {error}") from None
+            before = stage.width
+        network = staged(stem, stages, nn.Linear(before, task.classes))
+        initialise(network)
+        return network

@@ -1,0 +1,86 @@
+"""MLP-Mixer (Tolstikhin et al. 2021, arXiv:2105.01601)."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+from torch import Tensor, nn
+
+from raykd.models.base import Model, Task, picture_shape
+from raykd.models.zoo.blocks import (
+    Patches,
+    TokenMean,
+    in_stages,
+    lecun_normal,
+    named,
+    numbered,
+    patch_count,
+    perceptron,
+    start,
+)
+from raykd.registry import option
+
+
+@option
+class Mixer(Model):
+    """MLP-Mixer: alternating MLPs over the patches of an image and over their channels.
+
+    Tolstikhin et al. 2021 (arXiv:2105.01601), eq. 1: patches of `patch` x `patch`, each mapped to
+    a token; `depth` blocks of a perceptron across the tokens (`token_ratio` x `width` hidden
+    units) and one across each token (`mlp_ratio` x `width`), both behind a layer-norm and beside a
+    shortcut; a layer-norm, the tokens' mean and a linear classifier.  Mixer-S/16 is `patch: 16,
+    depth: 8, width: 512`, Mixer-B/16 `patch: 16, depth: 12, width: 768`.
+
+    The blocks make up to four stages of equal length, whose outputs are (tokens, width); with four
+    blocks and more there are four.  Weights start from LeCun's normal distribution and biases at
+    0, as in the paper's code (appendix E), but for its classifier at 0, so that all layers learn
+    from the first step on.  Dropout and stochastic depth are left out.
+    """
+
+    paper = "Tolstikhin 2021, arXiv:2105.01601"
+
+    name: Literal["mixer"] = "mixer"
+    patch: Annotated[int, Field(ge=1, description="Patch size. Must divide the image size")] = 4
+    depth: Annotated[int, Field(ge=1, description="Number of blocks")] = 6
+    width: Annotated[int, Field(ge=1, description="Embedding size of a token")] = 128
+    token_ratio: Annotated[
+        float,
+        Field(gt=0, description="Ratio of the hidden units of the token-mixing MLP to the width"),
+    ] = 0.5
+    mlp_ratio: Annotated[
+        float,
+        Field(gt=0, description="Ratio of the hidden units of the channel-mixing MLP to the width"),
+    ] = 4.0
+
+    def build(self, task: Task) -> nn.Module:
+        shape = picture_shape(task, self.name)
+        count = patch_count(shape, self.patch, self.name)
+        network = named(
+            patches=Patches(shape[0], self.width, self.patch),
+            **numbered(in_stages([self._block(count) for _ in range(self.depth)])),
+            norm=nn.LayerNorm(self.width, eps=1e-6),
+            pool=TokenMean(),
+            classifier=nn.Linear(self.width, task.classes),
+        )
+        start(network, lecun_normal)
+        return network
+
+    def _block(self, count: int) -> nn.Module:
+        across = max(1, round(self.width * self.token_ratio))
+        return _Block(count, self.width, across, max(1, round(self.width * self.mlp_ratio)))
+
+
+class _Block(nn.Module):
+    """(B, tokens, width) -> the same."""
+
+    def __init__(self, count: int, width: int, across: int, hidden: int) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width, eps=1e-6)
+        self.token_mlp = perceptron(count, across)
+        self.norm2 = nn.LayerNorm(width, eps=1e-6)
+        self.mlp = perceptron(width, hidden)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        tokens = tokens + self.token_mlp(self.norm1(tokens).transpose(1, 2)).transpose(1, 2)
+        return tokens + self.mlp(self.norm2(tokens))

@@ -1,0 +1,124 @@
+"""ShuffleNet V2 (Ma et al. 2018, arXiv:1807.11164)."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import torch
+from pydantic import AfterValidator, Field
+from torch import Tensor, nn
+
+from raykd.models.base import Model, Task, picture_shape
+from raykd.models.zoo.blocks import conv_bn, imagenet_stem, named, staged
+from raykd.registry import option
+
+_STEM = 24
+
+
+def even(width: int) -> int:
+    """`width` itself.
+
+    Raises:
+        ValueError: it is odd.
+    """
+    if width % 2:
+        raise ValueError(
+            f"shuffled units have two halves, so their width is even, not {width}; "
+            f"take {width - 1 or 2} or {width + 1}, and in a range `step: 2`"
+        )
+    return width
+
+
+@option
+class ShufflenetV2(Model):
+    """ShuffleNet V2: three stages of units that split, convolve one half and shuffle.
+
+    Ma et al. 2018 (arXiv:1807.11164), table 5: a stem of 24 channels, three stages of `depths`
+    units with `width`, 2 x `width` and 4 x `width` channels, each of which begins by halving the
+    size, a 1x1 convolution to `head` channels, a global average and a linear classifier.  The
+    paper's widths are 48, 116, 176 and 244 (with `head: 2048`).
+
+    The defaults are the ShuffleV2 of the benchmark of Tian et al. 2020 (arXiv:1910.10699), with a
+    1x1 stem that keeps the size.  `stem_type: imagenet` is the paper's, with a 3x3 convolution and
+    a max-pooling of stride 2 each.  The weights start from PyTorch's defaults, as those of the
+    benchmark and of torchvision do.
+    """
+
+    paper = "Ma 2018, arXiv:1807.11164"
+
+    name: Literal["shufflenet_v2"] = "shufflenet_v2"
+    width: Annotated[
+        int,
+        Field(ge=2, description="Channels of the first stage. Must be even"),
+        AfterValidator(even),
+    ] = 116
+    head: Annotated[int, Field(ge=1, description="Channels before global average pooling")] = 1024
+    depths: Annotated[
+        tuple[
+            Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]
+        ],
+        Field(description="Units per stage"),
+    ] = (4, 8, 4)
+    stem_type: Annotated[
+        Literal["cifar", "imagenet"],
+        Field(
+            description="Stem of the network. cifar: 1x1; imagenet: 3x3 and max-pooling, "
+            "which divides the image size by 4"
+        ),
+    ] = "cifar"
+
+    def build(self, task: Task) -> nn.Module:
+        channels, _, _ = picture_shape(task, self.name)
+        is_cifar = self.stem_type == "cifar"
+        stem = conv_bn(channels, _STEM) if is_cifar else imagenet_stem(channels, _STEM, kernel=3)
+        stages, before, outputs = [], _STEM, even(self.width)
+        for depth in self.depths:
+            rest = [ShuffleUnit(outputs, outputs) for _ in range(depth - 1)]
+            stages.append(nn.Sequential(ShuffleUnit(before, outputs, stride=2), *rest))
+            before, outputs = outputs, 2 * outputs
+        head = conv_bn(before, self.head)
+        return staged(stem, stages, nn.Linear(self.head, task.classes), head)
+
+
+class ShuffleUnit(nn.Module):
+    """Two halves, of which one is convolved and one kept; then their channels are shuffled.
+
+    The paper's figure 3 (c); where the shape changes, both halves are convolved from all inputs
+    (figure 3 d).
+
+    Args:
+        inputs, outputs: channels; `outputs` is even.
+        stride, kernel: of the depthwise convolution.
+        squeeze: whether the convolved half goes through a squeeze-and-excite (section 4).
+    """
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        stride: int = 1,
+        kernel: int = 3,
+        squeeze: nn.Module | None = None,
+    ) -> None:
+        super().__init__()
+        half = even(outputs) // 2
+        self.splits = stride == 1 and inputs == outputs
+        self.kept = nn.Identity() if self.splits else _depthwise_first(inputs, half, stride, kernel)
+        self.convolved = named(
+            reduce=conv_bn(half if self.splits else inputs, half),
+            depthwise=conv_bn(half, half, kernel, stride, groups=half, act=None),
+            expand=conv_bn(half, half),
+            squeeze=squeeze,
+        )
+        self.shuffle = nn.ChannelShuffle(2)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        kept, convolved = inputs.chunk(2, dim=1) if self.splits else (inputs, inputs)
+        return self.shuffle(torch.cat([self.kept(kept), self.convolved(convolved)], dim=1))
+
+
+def _depthwise_first(inputs: int, outputs: int, stride: int, kernel: int) -> nn.Sequential:
+    return named(
+        depthwise=conv_bn(inputs, inputs, kernel, stride, groups=inputs, act=None),
+        expand=conv_bn(inputs, outputs),
+    )

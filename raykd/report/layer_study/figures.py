@@ -1,0 +1,263 @@
+"""The pictures of a layer study, by matplotlib: gains, CKA, predictors."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch, Rectangle
+
+from raykd.layer_study.arm_record import Arm
+from raykd.layer_study.result import PREDICTORS, Cell, LayerInfo, LayerStudyResult
+from raykd.layer_study.statistics import Contrast
+
+GAINS = "RdBu"
+"""Colours of gains: blue is better than no hint, red worse; told apart by the colour-blind."""
+
+ALIKE = "cividis"
+DPI = 150
+HATCH = "///"
+
+
+def draw(result: LayerStudyResult) -> list[Path]:
+    """Draw every picture there are data for into the study's folder."""
+    pictures: dict[str, Callable[[LayerStudyResult], Figure | None]] = {
+        "heatmap.png": heatmap,
+        "cka.png": cka,
+        "predictors.png": predictors,
+    }
+    drawn = []
+    for name, make in pictures.items():
+        figure = make(result)
+        if figure is not None:
+            path = result.folder / name
+            figure.savefig(path, dpi=DPI, facecolor="white")
+            drawn.append(path)
+    return drawn
+
+
+# Gains
+
+
+def heatmap(result: LayerStudyResult) -> Figure | None:
+    """Gain over no hint of every pair, in percentage points, and of the other arms beside it;
+    None before anything is known."""
+    if not result.contrasts:
+        return None
+    across, up = len(result.guided), len(result.hints)
+    others = _others(result)
+    width = 2.6 + 1.25 * across
+    figure = _figure(width + (4.6 if others else 0), max(3.6, 1.9 + 0.8 * up))
+    grid = figure.add_gridspec(1, 2 if others else 1, width_ratios=[width, 4.2][: 1 + bool(others)])
+    axes = figure.add_subplot(grid[0])
+    strongest = max((100 * abs(one.gain.mean) for one in result.contrasts.values()), default=1.0)
+    scale = max(strongest, 0.1)
+    _cells(axes, result, scale)
+    _layer_axes(axes, result.hints, result.guided)
+    axes.set_title("Gain over no hint (validation accuracy, points)", fontsize=10)
+    shade = Patch(facecolor="white", edgecolor="0.55", hatch=HATCH)
+    text = "not significant at 5% (Holm correction); ± half-width of the uncorrected 95% CI"
+    figure.legend([shade], [text], loc="outside lower left", frameon=False, fontsize=8)
+    if others:
+        _arms(figure.add_subplot(grid[1]), others, scale)
+    return figure
+
+
+def _cells(axes: Axes, result: LayerStudyResult, scale: float) -> None:
+    table = np.full((len(result.hints), len(result.guided)), np.nan)
+    for row, hint in enumerate(result.hints):
+        for column, guided in enumerate(result.guided):
+            cell = result.cell(hint.name, guided.name)
+            if cell.contrast is not None:
+                table[row, column] = 100 * cell.contrast.gain.mean
+    colours = colormaps[GAINS].with_extremes(bad="0.88")
+    axes.imshow(table, cmap=colours, vmin=-scale, vmax=scale, origin="lower", aspect="auto")
+    for row, hint in enumerate(result.hints):
+        for column, guided in enumerate(result.guided):
+            _cell(axes, result.cell(hint.name, guided.name), column, row, scale)
+
+
+def _cell(axes: Axes, cell: Cell, column: int, row: int, scale: float) -> None:
+    contrast = cell.contrast
+    if contrast is None:
+        said = "not\ncomparable" if cell.why_not else "not trained"
+        axes.text(column, row, said, ha="center", va="center", fontsize=7, color="0.4")
+        return
+    if not contrast.is_clear:
+        axes.add_patch(
+            Rectangle(
+                (column - 0.5, row - 0.5), 1, 1, fill=False, hatch=HATCH, edgecolor="0.6", lw=0
+            )
+        )
+    dark = 100 * abs(contrast.gain.mean) > 0.65 * scale
+    axes.text(
+        column,
+        row,
+        _gain_text(contrast),
+        ha="center",
+        va="center",
+        fontsize=9,
+        color="white" if dark else "black",
+        fontweight="bold" if contrast.is_clear else "normal",
+        bbox={"facecolor": _face(contrast, scale), "edgecolor": "none", "pad": 1.5},
+    )
+
+
+def _face(contrast: Contrast, scale: float) -> Any:
+    """The cell's own colour, so that hatching does not run through its text."""
+    return colormaps[GAINS]((100 * contrast.gain.mean / scale + 1) / 2)
+
+
+def _gain_text(contrast: Contrast) -> str:
+    half = contrast.gain.half_width
+    spread = "" if math.isnan(half) else f"\n± {100 * half:.1f}"
+    return f"{100 * contrast.gain.mean:+.1f}{spread}"
+
+
+def _layer_axes(axes: Axes, hints: Sequence[LayerInfo], guided: Sequence[LayerInfo]) -> None:
+    axes.set_xticks(range(len(guided)), [_named(one) for one in guided], fontsize=8)
+    axes.set_yticks(range(len(hints)), [_named(one) for one in hints], fontsize=8)
+    axes.set_xlabel("guided layer (student)", fontsize=9)
+    axes.set_ylabel("hint layer (teacher)", fontsize=9)
+    axes.tick_params(length=0)
+    for side in axes.spines.values():
+        side.set_visible(False)
+
+
+def _named(layer: LayerInfo) -> str:
+    return f"{layer.name}\n{'x'.join(map(str, layer.shape))}"
+
+
+def _others(result: LayerStudyResult) -> list[tuple[str, Contrast]]:
+    """The arms that are no single pair, and the best single one, best first."""
+    named = [(_arm_name(arm), result.contrasts.get(arm.id)) for arm in _not_single(result)]
+    single = [(f"{c.hint}>{c.guided}", c.contrast) for c in result.cells if c.contrast is not None]
+    single.sort(key=lambda one: one[1].gain.mean, reverse=True)
+    found = [(name, one) for name, one in (*named, *single[:1]) if one is not None]
+    return sorted(found, key=lambda one: one[1].gain.mean)
+
+
+def _not_single(result: LayerStudyResult) -> list[Arm]:
+    return [arm for arm in result.arms if arm.kind not in ("none", "pair")]
+
+
+def _arm_name(arm: Arm) -> str:
+    if arm.kind != "set":
+        return arm.id.replace("_", " ")
+    return "\n".join(f"{pair.hint}>{pair.guided}" for pair in arm.pairs[0])
+
+
+def _arms(axes: Axes, arms: Sequence[tuple[str, Contrast]], scale: float) -> None:
+    for place, (_, contrast) in enumerate(arms):
+        half = contrast.gain.half_width
+        axes.errorbar(
+            100 * contrast.gain.mean,
+            place,
+            xerr=None if math.isnan(half) else 100 * half,
+            fmt="o" if contrast.is_clear else "D",
+            color=colormaps[GAINS](0.95 if contrast.gain.mean >= 0 else 0.05),
+            markerfacecolor=None if contrast.is_clear else "white",
+            capsize=3,
+        )
+    axes.axvline(0, color="0.4", lw=1)
+    axes.set_yticks(range(len(arms)), [name for name, _ in arms], fontsize=8)
+    axes.set_ylim(-0.6, len(arms) - 0.4)
+    axes.set_xlabel("gain over no hint (points)", fontsize=9)
+    axes.set_title("Other pairings, and the best pair", fontsize=10)
+    axes.grid(axis="x", color="0.9")
+    axes.set_axisbelow(True)
+
+
+# CKA
+
+
+def cka(result: LayerStudyResult) -> Figure | None:
+    """Maps of CKA between teacher and student without hint; None where none was computed."""
+    titles = {
+        "start": "untrained student",
+        "steps": f"after {result.steps} steps without hint",
+        "trained": "trained without hint",
+    }
+    maps = {when: found for when in titles if (found := result.cka(when)) is not None}
+    if not maps:
+        return None
+    across, up = len(result.shown_guided), len(result.shown_hints)
+    figure = _figure(len(maps) * (1.0 + 0.85 * across) + 1.6, max(3.2, 1.6 + 0.65 * up))
+    drawn = figure.subplots(1, len(maps), squeeze=False)[0]
+    for place, (axes, (when, found)) in enumerate(zip(drawn, maps.items(), strict=True)):
+        shown = axes.imshow(found, cmap=ALIKE, vmin=0, vmax=1, origin="lower", aspect="auto")
+        for (row, column), value in np.ndenumerate(found):
+            colour = "white" if value < 0.5 else "black"
+            said = "-" if math.isnan(value) else f"{value:.2f}"
+            axes.text(column, row, said, ha="center", va="center", fontsize=8, color=colour)
+        _layer_axes(axes, result.shown_hints, result.shown_guided)
+        axes.set_title(titles[when], fontsize=10)
+        if place:
+            axes.set_ylabel("")
+            axes.set_yticklabels([])
+        if place == len(maps) - 1:
+            figure.colorbar(shown, ax=drawn.tolist(), label="linear CKA, unbiased", pad=0.02)
+    return figure
+
+
+# Predictors
+
+
+def predictors(result: LayerStudyResult) -> Figure | None:
+    """Each predictor against the cells' gains, with Kendall's tau; None where too little is
+    known."""
+    names = [name for name in PREDICTORS if not math.isnan(result.rankings[name].tau)]
+    if not names:
+        return None
+    rows = math.ceil(len(names) / 3)
+    figure = _figure(10.5, 3.2 * rows + 0.3)
+    drawn = figure.subplots(rows, 3, squeeze=False).flatten()
+    for axes in drawn[len(names) :]:
+        axes.set_visible(False)
+    for axes, name in zip(drawn, names, strict=False):
+        _predictor(axes, result, name)
+    return figure
+
+
+def _predictor(axes: Axes, result: LayerStudyResult, name: str) -> None:
+    for cell in result.cells:
+        if cell.contrast is None or math.isnan(cell.predictors[name]):
+            continue
+        clear = cell.contrast.is_clear
+        at = cell.predictors[name], 100 * cell.contrast.gain.mean
+        axes.plot(*at, "o", color="#0b559f", markerfacecolor=None if clear else "white")
+        short = f"{_short(cell.hint)}>{_short(cell.guided)}"
+        axes.annotate(
+            short, at, xytext=(4, 3), textcoords="offset points", fontsize=6, color="0.35"
+        )
+    found = result.rankings[name]
+    span = "" if math.isnan(found.low) else f" [{found.low:+.2f}, {found.high:+.2f}]"
+    axes.set_title(f"tau {found.tau:+.2f}{span}", fontsize=10)
+    axes.set_xlabel(_wrapped(PREDICTORS[name]), fontsize=8)
+    axes.set_ylabel("gain (points)", fontsize=8)
+    axes.axhline(0, color="0.6", lw=1)
+    axes.margins(0.2)
+
+
+def _short(name: str) -> str:
+    number = name.removeprefix("stage")
+    return f"s{number}" if number.isdigit() else name
+
+
+def _wrapped(text: str) -> str:
+    import textwrap
+
+    return "\n".join(textwrap.wrap(text, 38))
+
+
+def _figure(width: float, height: float) -> Figure:
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure

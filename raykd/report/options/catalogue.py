@@ -1,0 +1,218 @@
+"""What a study may name, as data: `raykd list` and the page of options are made from it."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+from pydantic import TypeAdapter
+
+from raykd.data import AUGMENTATIONS, SOURCES
+from raykd.errors import Problem, StudyError
+from raykd.losses import LOSSES
+from raykd.models import MODELS
+from raykd.models.proxies import PROXIES
+from raykd.registry import OWN, Registry, option_name
+from raykd.report.options.fields import Held, Parameter, Reader, shown
+from raykd.schemes import SCHEMES
+from raykd.study.config import SAMPLERS, Scheduler
+from raykd.study.space.domains import near
+
+Part = Literal[
+    "losses", "schemes", "models", "data", "samplers", "schedulers", "screens", "augmentations"
+]
+
+FAMILIES: Mapping[Part, Registry] = {
+    "losses": LOSSES,
+    "schemes": SCHEMES,
+    "models": MODELS,
+    "data": SOURCES,
+    "screens": PROXIES,
+    "augmentations": AUGMENTATIONS,
+}
+
+FACTS: Mapping[Part, Sequence[str]] = {
+    "losses": ("knowledge", "default_weight", "weight_source", "default_pairs"),
+    "schemes": ("needs_teacher", "takes_knowledge"),
+    "samplers": ("several_objectives", "learns", "when"),
+    "schedulers": ("several_objectives", "stops_early", "when"),
+    "screens": ("needs_teacher", "takes_text"),
+}
+"""Class attributes that are told of each option of a part."""
+
+
+TOLD_IN_STUDY_FILE = ("Pair", "Teacher", "Term", "Train")
+"""Parts of a study that docs/study-file.md tells key by key."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One option of one part.
+
+    Attributes:
+        noun: what it is: "loss", "scheme", ...
+        summary: the first sentence of its documentation.
+        details: the paragraphs after it.
+        package: where it comes from: "raykd", or another package with its version.
+        facts: what else is told of it, by name.
+    """
+
+    part: Part
+    noun: str
+    name: str
+    summary: str
+    details: str
+    paper: str
+    package: str = OWN
+    parameters: tuple[Parameter, ...] = ()
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def labelled(self) -> dict[str, str]:
+        """What is told of it besides its parameters, in words, by label."""
+        package = "" if self.package == OWN else self.package
+        held = {"paper": self.paper, **self.facts, "package": package}
+        return {name.replace("_", " "): _said(value) for name, value in held.items() if value != ""}
+
+    @property
+    def paragraphs(self) -> list[str]:
+        """Its details, a paragraph a line; lists and what is indented as they are."""
+        found = [text for text in self.details.split("\n\n") if text.strip()]
+        return [text if _is_laid_out(text) else " ".join(text.split()) for text in found]
+
+    @property
+    def held(self) -> list[Held]:
+        """What stands inside it and is told nowhere else, each once, the outer before the inner."""
+        found: dict[str, Held] = {}
+        todo = [held for one in self.parameters for held in one.type.held]
+        while todo:
+            held = todo.pop(0)
+            if held.name not in found:
+                found[held.name] = held
+                todo += [inner for one in held.parameters for inner in one.type.held]
+        return list(found.values())
+
+    def plain(self) -> dict[str, Any]:
+        """As plain data."""
+        return {
+            "part": self.part,
+            "name": self.name,
+            "summary": self.summary,
+            "details": self.details,
+            "paper": self.paper,
+            **self.facts,
+            "package": self.package,
+            "parameters": [parameter.plain() for parameter in self.parameters],
+        }
+
+
+PARTS: tuple[Part, ...] = get_args(Part)
+
+
+def chosen(part: str | None = None, name: str | None = None) -> dict[Part, list[Entry]]:
+    """The options of all parts, of one part, or the one of that part which bears a name.
+
+    Raises:
+        StudyError: there is no such part or option, and which ones come near; or two options bear
+            the same name.
+    """
+    parts: list[Part] = [known for known in PARTS if part is None or part == known]
+    if not parts:
+        raise StudyError(_no_part(part))
+    if name is not None:
+        return {parts[0]: [entry(parts[0], name)]}
+    return {known: entries(known) for known in parts}
+
+
+def _no_part(word: str | None) -> Problem:
+    named = [part for part in PARTS for one in entries(part) if one.name == word]
+    fix = f"raykd list {named[0]} {word}" if named else near(word, PARTS)
+    return Problem(f"unknown part {word!r}; must be one of {', '.join(PARTS)}", fix=fix)
+
+
+def entries(part: Part) -> list[Entry]:
+    """All options of a part, raykd's own first.
+
+    Raises:
+        StudyError: two options bear the same name.
+    """
+    if part == "samplers":
+        return list(_samplers())
+    if part == "schedulers":
+        union = get_args(Scheduler)[0]
+        return [_entry(part, "scheduler", cls, OWN) for cls in get_args(union)]
+    family = FAMILIES[part]
+    options = {**family.members, **family.forms}
+    origins = family.origins
+    return [_entry(part, family.noun, cls, origins[name]) for name, cls in options.items()]
+
+
+def entry(part: Part, name: str) -> Entry:
+    """The option of that name.
+
+    Raises:
+        StudyError: there is none; names those that come near.
+    """
+    found = entries(part)
+    for one in found:
+        if one.name == name:
+            return one
+    names = [one.name for one in found]
+    message = f"unknown {found[0].noun} {name!r}; must be one of {', '.join(sorted(names))}"
+    raise StudyError(Problem(message, fix=near(name, names)))
+
+
+def _samplers() -> Iterator[Entry]:
+    for name, about in SAMPLERS.items():
+        facts = {fact: getattr(about, fact) for fact in FACTS["samplers"]}
+        yield Entry("samplers", "sampler", name, about.summary, "", about.paper, facts=facts)
+
+
+def _entry(part: Part, noun: str, cls: type, package: str) -> Entry:
+    summary, _, details = _documentation(cls).partition("\n\n")
+    return Entry(
+        part,
+        noun,
+        option_name(cls),
+        " ".join(summary.split()),
+        details.strip(),
+        getattr(cls, "paper", ""),
+        package,
+        tuple(_parameters(cls)),
+        {fact: getattr(cls, fact, "") for fact in FACTS.get(part, ())},
+    )
+
+
+def _documentation(cls: type) -> str:
+    """The docstring; empty where the dataclass wrote its own."""
+    text = inspect.getdoc(cls) or ""
+    return "" if text.startswith(f"{cls.__name__}(") else text
+
+
+def _parameters(cls: type) -> Iterator[Parameter]:
+    schema = TypeAdapter(cls).json_schema()
+    families = FAMILIES.values()
+    options = {family.noun: {**family.members, **family.forms} for family in families}
+    nouns = {frozenset(named): noun for noun, named in options.items()}
+    told = {cls.__name__ for named in options.values() for cls in named.values()}
+    made = {
+        held.name: TypeAdapter(Any).dump_python(held.default_factory(), mode="json")
+        for held in dataclasses.fields(cls)
+        if held.default_factory is not dataclasses.MISSING
+    }
+    for one in Reader(schema, nouns, told | {*TOLD_IN_STUDY_FILE}).parameters():
+        if one.name in made:  # a default that is made anew is not in the schema
+            yield dataclasses.replace(one, default=made[one.name], brief=made[one.name])
+        else:
+            yield one
+
+
+def _said(fact: Any) -> str:
+    return ("no", "yes")[fact] if isinstance(fact, bool) else shown(fact)
+
+
+def _is_laid_out(text: str) -> bool:
+    return any(line.startswith((" ", "-", "*", "|")) for line in text.splitlines())

@@ -1,0 +1,279 @@
+"""What the fields of an option take, read from its JSON Schema."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import yaml
+
+from raykd.study.json_schema import Schema, SchemaIndex
+
+_LIMITS = {
+    "minimum": "min",
+    "exclusiveMinimum": "exclusive_min",
+    "maximum": "max",
+    "exclusiveMaximum": "exclusive_max",
+    "minItems": "min_items",
+    "maxItems": "max_items",
+    "minLength": "min_length",
+    "maxLength": "max_length",
+    "pattern": "pattern",
+}
+
+_PHRASES = {
+    "min": ">= {}",
+    "exclusive_min": "> {}",
+    "max": "<= {}",
+    "exclusive_max": "< {}",
+    "min_items": "at least {}",
+    "max_items": "at most {}",
+    "min_length": "of {} or more characters",
+    "max_length": "of at most {} characters",
+    "pattern": "of the form {}",
+}
+
+
+@dataclass(frozen=True)
+class FieldType:
+    """What a field takes.
+
+    Attributes:
+        type: as JSON Schema calls it ("number", "integer or null", "list of numbers"); "option"
+            for one of several options by name, or what such options are called ("model").
+        text: type, choices and limits in words: "number > 0", "l2, l1, mmd", "integer or null".
+        choices: the values, or the options, it is limited to; empty: not limited so.
+        limits: bounds by name (`min`, `exclusive_min`, `max_items` ...); those of numbers hold for
+            each item of a list.
+        held: the mappings and options it takes, where they are told nowhere else.
+    """
+
+    type: str
+    text: str
+    choices: tuple[Any, ...] = ()
+    limits: Mapping[str, Any] = field(default_factory=dict)
+    held: tuple[Held, ...] = ()
+
+    def plain(self) -> dict[str, Any]:
+        """As plain data, what does not apply left out."""
+        choices = {"choices": list(self.choices)} if self.choices else {}
+        held = {"of": [one.plain() for one in self.held]} if self.held else {}
+        return {"type": self.type, **choices, **self.limits, **held}
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One key of an option.
+
+    Attributes:
+        required: whether a study has to give it; else `default` holds its default as plain data.
+        brief: the default as a study file would write it.
+        type: what it takes.
+        description: what it is for.
+    """
+
+    name: str
+    required: bool
+    default: Any
+    brief: Any
+    type: FieldType
+    description: str
+
+    @property
+    def default_text(self) -> str:
+        """Its default in words."""
+        return "required" if self.required else shown(self.brief)
+
+    def plain(self) -> dict[str, Any]:
+        """As plain data, what does not apply left out."""
+        default = {} if self.required else {"default": self.default}
+        return {
+            "name": self.name,
+            **self.type.plain(),
+            "required": self.required,
+            **default,
+            "description": self.description,
+        }
+
+
+@dataclass(frozen=True)
+class Held:
+    """A mapping, or an option, that stands inside an option.
+
+    Attributes:
+        name: what the mapping is called, or the option's name.
+        summary: the first sentence of its documentation.
+    """
+
+    name: str
+    summary: str
+    parameters: tuple[Parameter, ...]
+
+    def plain(self) -> dict[str, Any]:
+        """As plain data."""
+        parameters = [parameter.plain() for parameter in self.parameters]
+        return {"name": self.name, "summary": self.summary, "parameters": parameters}
+
+
+class Reader:
+    """Reads the fields of an option.
+
+    Args:
+        schema: JSON Schema of the option.
+        nouns: what a choice among all these options is called.
+        told: titles of the definitions that are told elsewhere.
+    """
+
+    def __init__(
+        self,
+        schema: Schema,
+        nouns: Mapping[frozenset[str], str],
+        told: Collection[str] = (),
+    ) -> None:
+        self.schema = schema
+        self.index = SchemaIndex(schema)
+        self.nouns = nouns
+        self.told = told
+
+    def parameters(self, schema: Schema | None = None) -> Iterator[Parameter]:
+        """The keys of the option, or of a mapping inside it with this schema, without `name`."""
+        schema = self.index.target(schema or self.schema)  # recursive options are references
+        required = schema.get("required", ())
+        for name, node in schema.get("properties", {}).items():
+            if name != "name":
+                default = node.get("default")
+                yield Parameter(
+                    name,
+                    name in required,
+                    default,
+                    self.brief(default, node),
+                    self.type(node),
+                    node.get("description", ""),
+                )
+
+    def type(self, node: Schema) -> FieldType:
+        """What the field with this schema takes."""
+        if "$ref" in node:
+            return self._definition(self.index.target(node))
+        members = node.get("anyOf") or node.get("oneOf")
+        if members:
+            return self._union([self.type(member) for member in members])
+        if "const" in node or "enum" in node:
+            return _among(node.get("type", "string"), node.get("enum") or (node["const"],))
+        if node.get("type") == "array":
+            return self._list(node)
+        kind = str(node.get("type", "any value")).replace("object", "mapping")
+        limits = _limits(node)
+        return FieldType(kind, " ".join([kind, *_phrases(limits)]), limits=limits)
+
+    def brief(self, value: Any, node: Schema) -> Any:
+        """A default as a study file would write it, what is default inside it left out."""
+        if isinstance(value, Mapping):
+            return self._brief_mapping(value, node)
+        if isinstance(value, list):
+            arrays = [one for one in self.index.alternatives(node) if one.get("type") == "array"]
+            items = arrays[0].get("items", {}) if arrays else {}
+            return [self.brief(item, items) for item in value]
+        return float(f"{value:.6g}") if isinstance(value, float) else value
+
+    def _brief_mapping(self, value: Schema, node: Schema) -> Any:
+        fitting = [
+            properties
+            for one in self.index.alternatives(node)
+            if (properties := one.get("properties", {}))
+            and properties.get("name", {}).get("const") == value.get("name")
+        ]
+        properties = fitting[0] if fitting else {}
+        changed = {
+            key: self.brief(held, properties.get(key, {}))
+            for key, held in value.items()
+            if key == "name" or held != properties.get(key, {}).get("default", ...)
+        }
+        return changed["name"] if list(changed) == ["name"] else changed
+
+    def _definition(self, node: Schema) -> FieldType:
+        if "properties" not in node:
+            return self.type(node)
+        name = self.index.name(node)
+        if name is not None:
+            return replace(_among("option", (name,)), held=self._held(name, node))
+        words = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", node["title"]).lower()
+        return FieldType(words, words, held=self._held(words, node))
+
+    def _held(self, name: str, node: Schema) -> tuple[Held, ...]:
+        if node["title"] in self.told:
+            return ()
+        summary = " ".join(node.get("description", "").partition("\n\n")[0].split())
+        return (Held(name, summary, tuple(self.parameters(node))),)
+
+    def _union(self, members: Sequence[FieldType]) -> FieldType:
+        one = self._either([member for member in members if member.type != "null"])
+        if all(member.type != "null" for member in members):
+            return one
+        text = f"null or {one.text}" if one.type.startswith("list") else f"{one.text} or null"
+        return replace(one, type=f"{one.type} or null", text=text)
+
+    def _either(self, members: Sequence[FieldType]) -> FieldType:
+        kinds = tuple(dict.fromkeys(member.type for member in members))
+        held = tuple(one for member in members for one in member.held)
+        if len(kinds) == 1 and all(member.choices for member in members):
+            choices = tuple(choice for member in members for choice in member.choices)
+            noun = self.nouns.get(frozenset(choices), "") if kinds[0] == "option" else ""
+            return FieldType(noun, noun) if noun else _among(kinds[0], choices, held)
+        return FieldType(
+            " or ".join(kinds),
+            " or ".join(dict.fromkeys(member.text for member in members)),
+            limits={name: limit for member in members for name, limit in member.limits.items()},
+            held=held,
+        )
+
+    def _list(self, node: Schema) -> FieldType:
+        places = [self.type(item) for item in node.get("prefixItems", ())]
+        alike = len({place.text for place in places}) == 1
+        items = places[0] if alike else self._union(places or [self.type(node.get("items", {}))])
+        limits = _limits(node)
+        kinds = " or ".join(map(_plural, items.type.split(" or ")))
+        text = f"list of {len(places)} {kinds}" if places else f"list of {kinds}"
+        if items.choices:
+            text += ": " + ", ".join(map(str, items.choices))
+        elif items.limits:
+            text += ", each " + " and ".join(_phrases(items.limits))
+        lengths = [] if places else _phrases(limits)
+        return FieldType(
+            f"list of {kinds}",
+            ", ".join([text, *lengths]),
+            items.choices,
+            {**items.limits, **limits},
+            items.held,
+        )
+
+
+def shown(value: Any) -> str:
+    """A value in one line, as YAML writes it, but for quotes."""
+    if isinstance(value, str) and value:
+        return value
+    text = yaml.safe_dump([value], default_flow_style=True, sort_keys=False, width=10**6)
+    return text.strip()[1:-1]
+
+
+def _among(kind: str, choices: Sequence[Any], held: tuple[Held, ...] = ()) -> FieldType:
+    return FieldType(kind, ", ".join(map(str, choices)), tuple(choices), held=held)
+
+
+def _limits(node: Schema) -> dict[str, Any]:
+    return {name: node[key] for key, name in _LIMITS.items() if key in node}
+
+
+def _phrases(limits: Mapping[str, Any]) -> list[str]:
+    if set(limits) == {"min", "max"}:
+        return [f"from {limits['min']} to {limits['max']}"]
+    if limits.get("min_length") == 1:
+        limits = {name: limit for name, limit in limits.items() if name != "min_length"}
+    phrases = [_PHRASES[name].format(limit) for name, limit in limits.items()]
+    return [" and ".join(phrases)] if phrases else []
+
+
+def _plural(noun: str) -> str:
+    return noun + ("es" if noun.endswith("s") else "s")

@@ -1,0 +1,348 @@
+"""A running search as its events tell it: where it stands, how far it is, how long it may take.
+
+Pure book-keeping: nothing here prints.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from statistics import mean
+from typing import TYPE_CHECKING, Any
+
+from raykd.study.objectives import COSTS
+from raykd.study.short_names import model_name
+from raykd.tracking.journal import events
+from raykd.tuning.records import (
+    Record,
+    Records,
+    cost,
+    scheme_name,
+    teacher_name,
+)
+
+if TYPE_CHECKING:
+    from raykd.runtime.cluster import SlotPlan
+    from raykd.study.open_study import OpenStudy
+    from raykd.tuning.study_dir import StudyFolder
+
+STUDENTS = ("trial", "replicate", "alone")
+REPLICATES = ("replicate", "alone")
+ALL = ("teacher", *STUDENTS)
+CLOSING_S = 2.0
+"""Seconds that a run takes after its last training."""
+
+RECENT = 60
+"""Epochs that the share of the time is estimated from: a slow start is forgotten.  Over several
+slots epochs end in bursts, so this is the mean of many, not the median of the gaps."""
+
+SURE_AFTER = 5.0
+"""Seconds of training students before a time left is guessed."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What a study may spend, in trainings and their epochs.
+
+    Attributes:
+        teachers: epochs of each teacher that is trained.
+        trials: how many there will be at most.
+        epochs: of one trial.
+        chosen: students that are trained again, at most.
+        replicates: seeds of each of them.
+        max_hours: no new trial is begun after; None: no limit.
+    """
+
+    teachers: tuple[int, ...]
+    trials: int
+    epochs: int
+    chosen: int
+    replicates: int
+    max_hours: float | None = None
+
+    @classmethod
+    def of(cls, study: OpenStudy, trials: int | None = None) -> Budget:
+        """What `study` may spend; `trials`: how many there will be, where that is known."""
+        settings, search = study.settings, study.settings.search
+        points = study.size.points
+        return cls(
+            teachers=tuple(
+                (teacher.train or settings.train).epochs
+                for teacher in study.teachers()
+                if teacher.weights is None
+            ),
+            trials=trials or (search.trials if points is None else min(search.trials, points)),
+            epochs=settings.train.epochs,
+            chosen=1 if trials else search.finalists,
+            replicates=search.replicates,
+            max_hours=search.max_hours,
+        )
+
+
+class View:
+    """Takes in a search's events; asked at any time.
+
+    Attributes:
+        study: the `study` event; empty before it came.
+        data: the `dataset` event; empty before it came.
+        records: every training so far.
+        plan: the slots; None before they are known, and where there are none.
+        budget: None before it is known.
+        finalists: ids of the trials that are trained again, once they are chosen.
+    """
+
+    def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
+        self.study: Mapping[str, Any] = {}
+        self.data: Mapping[str, Any] = {}
+        self.records = Records()
+        self.plan: SlotPlan | None = None
+        self.budget: Budget | None = None
+        self.finalists: set[str] = set()
+        self._now = now
+        self._began = now()
+        self._plan_at = self._began
+        self._phase = ""
+        self._building: set[str] = set()
+        self._first_student: float | None = None
+        self._student_epochs = 0
+        self._epoch_ends: list[tuple[str, float]] = []
+        self._share = 0.0
+        self._front: tuple[int, list[Record]] = (0, [])
+
+    def apply(self, event: Mapping[str, Any]) -> None:
+        """Take in one event."""
+        kind = event["event"]
+        if kind == "study":
+            self.study = event
+        elif kind == "dataset":
+            self.data = event
+        elif kind == "phase":
+            self._phase = event["phase"]
+        elif kind == "plan":
+            self._planned(event)
+        elif kind == "outputs":
+            building = event["status"] == "begun"
+            (self._building.add if building else self._building.discard)(event["key"])
+        else:
+            self._count(event)
+            self._remember(event)
+
+    def _remember(self, event: Mapping[str, Any]) -> None:
+        self.records.apply(event)
+        if event["event"] == "note" and event.get("tags", {}).get("chosen"):
+            self.finalists.add(event["id"])
+
+    def _planned(self, event: Mapping[str, Any]) -> None:
+        folder: StudyFolder = event["folder"]
+        self.plan = event["plan"]
+        self.budget = Budget.of(event["study"], event.get("trials"))
+        self._plan_at = self._now()
+        self._phase = "slots"
+        # What an interrupted search did before is in its journal alone.
+        for event in events(folder.journal):
+            self._remember(event)
+
+    def _count(self, event: Mapping[str, Any]) -> None:
+        """Count the epochs students are trained in this session, and since when."""
+        if event["event"] == "run" and event["role"] in STUDENTS:
+            self._first_student = self._first_student or self._now()
+        if event["event"] == "epoch" and event["id"] in self.records:
+            self._epoch_ends.append((self.records[event["id"]].role, self._now()))
+        if event["event"] == "epoch" and self.records[event["id"]].role in STUDENTS:
+            self._first_student = self._first_student or self._now()
+            self._student_epochs += 1
+
+    # Where it stands
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """The study's fixed parts, defaults included; empty before the `study` event."""
+        return self.study.get("resolved", {})
+
+    @property
+    def objectives(self) -> Mapping[str, str]:
+        return self.settings.get("search", {}).get("objectives", {"val_accuracy": "max"})
+
+    @property
+    def watched(self) -> str:
+        """The metric a table shows of each training: the first objective that is no cost."""
+        return next((name for name in self.objectives if name not in COSTS), "val_accuracy")
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since this view began to look."""
+        return self._now() - self._began
+
+    @property
+    def front(self) -> list[Record]:
+        """The non-dominated trials so far, best first in the first objective."""
+        ended = len(self.records.of("trial")) - len(self.records.running("trial"))
+        if ended != self._front[0]:
+            self._front = ended, self.records.front(self.objectives)
+        return self._front[1]
+
+    @property
+    def teacher(self) -> Record | None:
+        """The study's own teacher that was ready last."""
+        ready = [r for r in self.records.teachers if r.status == "finished"]
+        return ready[-1] if ready else None
+
+    @property
+    def teacher_name(self) -> str:
+        if self.teacher is not None:
+            return teacher_name(self.teacher)
+        teacher = self.settings.get("teacher")
+        return model_name(teacher.get("model")) if teacher else "none"
+
+    @property
+    def phase(self) -> str:
+        """What is going on, in a few words."""
+        if self._phase == "tracking":
+            return "uploading to MLflow"
+        if self._phase == "screen":
+            return "ranking architectures"
+        if self._phase == "packing":
+            return "measuring how many trials fit on a GPU"
+        if self._phase in ("", "ray"):
+            return "waiting for Ray" if self._phase else "reading the data"
+        if not any(r.epochs or r.status != "running" for r in self.records.of(*ALL)):
+            return "starting the slots"
+        running = self.records.running(*ALL)
+        if self._building and not running:
+            return "computing teacher outputs"
+        teachers = [record for record in running if record.role == "teacher"]
+        if teachers and len(teachers) == len(running):
+            return _teacher_phase(teachers)
+        if self.replicates_due:
+            return f"replicates {self._replicates_ended}/{self.replicates_due}"
+        if not running and self.records.of("trial"):
+            return "choosing students"
+        return self._trial_phase()
+
+    def _trial_phase(self) -> str:
+        trials = self.records.of("trial")
+        by_status = {
+            s: sum(r.status == s for r in trials) for s in ("running", "stopped", "failed")
+        }
+        ended = len(trials) - by_status["running"]
+        asked = self.budget.trials if self.budget else len(trials)
+        said = [f"{by_status['running']} running"]
+        said += [f"{by_status['stopped']} stopped early"] if by_status["stopped"] else []
+        said += [f"{by_status['failed']} failed"] if by_status["failed"] else []
+        return f"trials {ended}/{asked}: {', '.join(said)}"
+
+    @property
+    def _replicates_ended(self) -> int:
+        return len(self.records.of(*REPLICATES)) - len(self.records.running(*REPLICATES))
+
+    @property
+    def replicates_due(self) -> int:
+        """Trainings of the chosen students, once they are chosen; 0 before."""
+        count = self.budget.replicates if self.budget else 0
+        due = sum(count * _arms(self.records[trial]) for trial in self.finalists)
+        return max(due, len(self.records.of(*REPLICATES)))
+
+    # How far it is
+
+    @property
+    def progress(self) -> float:
+        """The share of the run's time that has passed, 0 to 1; it never goes back.
+
+        The rest is estimated from the durations of epochs so far, and before there are any of
+        students from the teacher's.
+        """
+        if self._phase == "tracking":
+            self._share = 1.0
+        elif self.budget is not None and self._epoch_ends:
+            passed = self.elapsed
+            self._share = max(self._share, passed / (passed + self._estimated_rest(self.budget)))
+        return self._share
+
+    def _estimated_rest(self, budget: Budget) -> float:
+        """Seconds until the end, roughly."""
+        teacher, student = self._pace("teacher"), self._pace(*STUDENTS)
+        pace = student or 0.5 * (teacher or 0.7) / (self.plan.slots if self.plan else 1)
+        running = self.records.running("teacher")
+        left = sum(r.assignment.epochs - len(r.epochs) for r in running)
+        left += sum(budget.teachers[len(self.records.teachers) :])
+        own = sum(r.assignment.epochs - len(r.epochs) for r in self.records.running(*REPLICATES))
+        own += self._replicate_epochs_to_come(budget)
+        if not self.finalists:
+            each, trials = self._likely_epochs(budget), self.records.running("trial")
+            own += sum(max(0.0, each - len(r.epochs)) for r in trials)
+            own += self._trials_to_come(budget) * each
+        return left * (teacher or pace) + own * pace + CLOSING_S
+
+    def _likely_epochs(self, budget: Budget) -> float:
+        """Epochs that a trial will run: as those so far, before there are any by its scheduler."""
+        ended = [r for r in self.records.of("trial") if r.status != "running"]
+        if len(ended) >= 4:
+            return self._usual_epochs(budget)
+        scheduler = self.settings.get("search", {}).get("scheduler") or {}
+        grace = scheduler.get("grace_epochs")
+        if grace is None or grace >= budget.epochs:
+            return budget.epochs
+        return grace + (budget.epochs - grace) / (1 + scheduler.get("reduction", 2))
+
+    def _pace(self, *roles: str) -> float | None:
+        """Seconds from one recent epoch of these roles to the next, over all slots; None before
+        two."""
+        ends = [end for role, end in self._epoch_ends if role in roles][-RECENT:]
+        return (ends[-1] - ends[0]) / (len(ends) - 1) if len(ends) > 1 else None
+
+    @property
+    def time_left(self) -> float | None:
+        """Seconds the rest will take at the pace so far; None while that cannot be said."""
+        if self._phase == "tracking":
+            return 0.0
+        if self.budget is None or self._first_student is None:
+            return None
+        spent = self._now() - self._first_student
+        slots = self.plan.slots if self.plan else 1
+        if spent < SURE_AFTER or self._student_epochs < 2 * slots:
+            return None
+        pace = spent / self._student_epochs
+        running = self.records.running(*STUDENTS)
+        left = sum(r.assignment.epochs - len(r.epochs) for r in running)
+        trials = self._trials_to_come(self.budget) * self._usual_epochs(self.budget) * pace
+        if self.budget.max_hours is not None:
+            rest = self._plan_at + 3600 * self.budget.max_hours - self._now()
+            trials = min(trials, max(0.0, rest))
+        return (left + self._replicate_epochs_to_come(self.budget)) * pace + trials
+
+    def _usual_epochs(self, budget: Budget) -> float:
+        """How many epochs a trial ran so far; early stopping makes them fewer than asked for."""
+        ended = [len(r.epochs) for r in self.records.of("trial") if r.status != "running"]
+        return mean(ended) if ended else budget.epochs
+
+    def _trials_to_come(self, budget: Budget) -> int:
+        if self.finalists:
+            return 0
+        return max(0, budget.trials - len(self.records.of("trial")))
+
+    def _replicate_epochs_to_come(self, budget: Budget) -> int:
+        # Before students are chosen: as many as may be, each also alone.
+        due = self.replicates_due if self.finalists else 2 * budget.chosen * budget.replicates
+        return max(0, due - len(self.records.of(*REPLICATES))) * budget.epochs
+
+
+def run_name(run_id: str) -> str:
+    """An id in short: "0007/seed-1" for "trial-0007/seed-1"."""
+    return run_id.removeprefix("trial-")
+
+
+def asked_costs(records: Iterable[Record]) -> list[str]:
+    """The costs that a study asks for besides parameters and MACs."""
+    known = list(records)
+    return [name for name in COSTS[2:] if any(cost(one, name) is not None for one in known)]
+
+
+def _arms(record: Record) -> int:
+    return 1 if scheme_name(record) == "alone" else 2
+
+
+def _teacher_phase(teachers: list[Record]) -> str:
+    done = sum(len(record.epochs) for record in teachers)
+    asked = sum(record.assignment.epochs for record in teachers)
+    return f"teacher {done}/{asked} epochs" if asked else "evaluating the teacher"

@@ -1,0 +1,111 @@
+"""Schemes whose teacher is a network of the student's own architecture, trained before it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from raykd.losses import KD, Term
+from raykd.registry import option
+from raykd.schemes.base import (
+    Scheme,
+    TeacherContext,
+    TeacherSpec,
+    independent_teacher,
+    self_teacher,
+)
+from raykd.schemes.distiller import Distiller, Parts
+from raykd.schemes.offline import Offline, OfflineDistiller
+
+BORN_AGAIN_KD = Term(loss=KD(temperature=1.0), weight=1.0)
+"""Furlanello 2018: the cross-entropy between the two outputs, not softened."""
+
+
+@option
+class BornAgain(Scheme):
+    """Train generations of one architecture, each distilled from the previous one.
+
+    The first learns alone, or is the study's teacher where `first` is teacher; each later one
+    starts afresh and learns from the labels and from its forebear, the student last; Furlanello
+    2018 (arXiv:1805.04770), section 3.  The study's `knowledge` is what every generation is taught;
+    without any, the paper's: kd at temperature 1 and weight 1 (its ensemble of all generations is
+    not built).  A trial trains `generations` networks before its own when `first` is alone, one
+    less when it is teacher: the null arm has the budget of the last one only.
+    """
+
+    paper = "Furlanello 2018, arXiv:1805.04770"
+    needs_teacher = False
+
+    name: Literal["born_again"] = "born_again"
+    generations: Annotated[
+        int,
+        Field(ge=1, le=10, description="Number of distilled generations, including the student"),
+    ] = 1
+    first: Annotated[
+        Literal["alone", "teacher"], Field(description="Teacher of the first generation")
+    ] = "alone"
+    task_weight: Annotated[float, Field(ge=0, description="Weight of the label loss")] = 1.0
+
+    def teachers(self, around: TeacherContext) -> tuple[TeacherSpec, ...]:
+        if self.first == "alone":
+            forebear = self_teacher(around)
+        elif around.teacher is None:
+            return ()
+        else:
+            forebear = independent_teacher(around.teacher, around)
+        for generation in range(1, self.generations):
+            forebear = replace(
+                self_teacher(around, generation),
+                scheme=Offline(task_weight=self.task_weight),
+                knowledge=transferred(around.knowledge, BORN_AGAIN_KD),
+                teachers=(forebear,),
+            )
+        return (forebear,)
+
+    @property
+    def lends_classifier(self) -> bool:
+        return self.generations == 1
+
+    def build(self, parts: Parts) -> Distiller:
+        terms = transferred(parts.terms, BORN_AGAIN_KD)
+        return OfflineDistiller(parts.with_terms(terms), self.task_weight)
+
+
+@option
+class TfKdSelf(Scheme):
+    """Train the student without a teacher, then distill it into a new copy.
+
+    (1 - alpha) x labels' loss + alpha T^2 KL(p_first || p); Yuan 2020 (arXiv:1909.11723), section
+    4 (Tf-KD_self).  T 6 is that of the authors' ResNet-18 on CIFAR-100.  Their alpha there is 0.95,
+    with the mean over classes, too, times 50 (half of the divergence used here), for trainings of
+    200 epochs; after six epochs a former self knows too little for that (it cost 7 points of a
+    small student's accuracy), so the default is 0.1, which cost nothing.  A trial trains two
+    networks; the null arm has the budget of the second only.
+    """
+
+    paper = "Yuan 2020, arXiv:1909.11723"
+    needs_teacher = False
+    takes_knowledge = False
+
+    name: Literal["tf_kd_self"] = "tf_kd_self"
+    temperature: Annotated[
+        float, Field(gt=0, description="Softmax temperature of student and teacher")
+    ] = 6.0
+    alpha: Annotated[
+        float, Field(ge=0, le=1, description="Weight of the teacher relative to the labels")
+    ] = 0.1
+
+    def teachers(self, around: TeacherContext) -> tuple[TeacherSpec, ...]:
+        return (self_teacher(around),)
+
+    def build(self, parts: Parts) -> Distiller:
+        term = Term(loss=KD(temperature=self.temperature), weight=self.alpha)
+        return OfflineDistiller(parts.with_terms((term,)), 1 - self.alpha)
+
+
+def transferred(terms: Sequence[Term], default: Term) -> tuple[Term, ...]:
+    """The terms that act, or the default where none does."""
+    return tuple(term for term in terms if term.active) or (default,)

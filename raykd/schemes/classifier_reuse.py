@@ -1,0 +1,109 @@
+"""A student that is deployed with its teacher's classifier."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from raykd.losses import Pair, Shape, Terms
+from raykd.losses.base import PROJECTED, LossModule
+from raykd.models import Task, discover, resolve
+from raykd.models.introspection.layers import Layer
+from raykd.models.introspection.split import Backbone, Head, has_negative_values
+from raykd.schemes.distiller import Parts
+
+
+class Reusing(nn.Module):
+    """A student up to a layer, a projector, and what comes after that layer in the teacher.
+
+    (B, *input_shape) -> (B, classes).  Backbone and projector are trained, the head is frozen.
+
+    Args:
+        student: becomes part of this, and loses what comes after the guided layer.
+        teacher: left as it is; the head is a copy.
+        pair: where the two are cut.
+        projector: carries the guided layer to the hint layer, maps perhaps not to its size.
+        task: what both networks take and give.
+
+    Raises:
+        ValueError: there is no such layer, or the teacher cannot be cut there.
+    """
+
+    def __init__(
+        self, student: nn.Module, teacher: nn.Module, pair: Pair, projector: nn.Module, task: Task
+    ) -> None:
+        super().__init__()
+        hint = resolve(discover(teacher, task), pair.hint)
+        self.head = Head(teacher, hint, task)
+        self.trunk = Backbone(student, resolve(discover(student, task), pair.guided), task)
+        self.projector = projector
+        self.shape: Shape = hint.shape
+        self.overwritten = hint.overwritten
+
+    def forward(self, inputs: Any) -> Tensor:
+        projected = self.projector(self.trunk(inputs))
+        if projected.shape[1:] != self.shape and projected.dim() == 4:
+            projected = F.interpolate(projected, size=self.shape[1:], mode="nearest")
+        return self.head(projected)
+
+    @property
+    def layers(self) -> tuple[Layer, ...]:
+        """The student's layers that are left, as the student calls them, and `PROJECTED`."""
+        left = self.trunk.layers
+        projected = replace(
+            left[-1],
+            name=PROJECTED,
+            module="projector",
+            stage="",
+            side="output",
+            layout=None,
+            overwritten=self.overwritten,
+        )
+        return (
+            *(replace(layer, module=f"trunk.network.{layer.module}") for layer in left),
+            projected,
+        )
+
+    def check_left(self, names: Iterable[str]) -> None:
+        """See that the student still has these layers.
+
+        Raises:
+            ValueError: one of them is left out.
+        """
+        for name in names:
+            try:
+                resolve(self.layers, name)
+            except ValueError as error:
+                end = self.trunk.layer.name
+                raise ValueError(f"the student ends after {end!r} under simkd: {error}") from None
+
+
+def reuse(parts: Parts, terms: Terms) -> Reusing | None:
+    """The network that the terms deploy in place of the student; None where none does.
+
+    Its projector is taken out of the terms.
+
+    Raises:
+        ValueError: the teacher's network is not at hand or cannot be cut, or a term looks at a
+            layer of the student that is left out.
+    """
+    if terms.deploying is None:
+        return None
+    if parts.teacher_network is None:
+        raise ValueError(
+            f"loss '{terms.deploying}' takes over the teacher's classifier, and only what the "
+            "teacher shows is at hand; give the teacher itself"
+        )
+    pairs = terms.terms[terms.deploying].pairs
+    assert pairs, "it would not have been made ready without one"
+    teacher, module = parts.teacher_network, terms.losses[terms.deploying]
+    assert isinstance(module, LossModule)
+    hint = resolve(discover(teacher, parts.task), pairs[0].hint)
+    projector = module.give_projector(has_negative_values(teacher, hint, parts.task))
+    reusing = Reusing(parts.student, teacher, pairs[0], projector, parts.task)
+    reusing.check_left(terms.guided_layers)
+    return reusing

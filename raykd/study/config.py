@@ -1,0 +1,470 @@
+"""The concrete study: what a study file says once every domain has a value."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import operator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field, TypeAdapter
+
+from raykd.data import AnySource
+from raykd.errors import Problem
+from raykd.losses import Term
+from raykd.models import AnyModel, CompressedModel, Model
+from raykd.models.introspection.latency import Latency
+from raykd.models.proxies import AnyProxy, NoProxy
+from raykd.registry import option
+from raykd.schemes import AnyScheme, Offline, Teacher
+from raykd.study.objectives import Cost, Direction
+from raykd.train_config import PositiveInt, Train
+
+Sampler = Literal["random", "tpe", "nsga2", "gp", "grid", "qmc"]
+
+
+@dataclass(frozen=True)
+class About:
+    """One sampler.
+
+    Attributes:
+        summary: how it draws, in one sentence.
+        paper: author, year, arXiv number or venue; empty where there is none.
+        learns: whether what it draws depends on the results of trials.  A trial that ended early
+            counts with its last results.
+        several_objectives: whether it serves several objectives as well as one.
+        when: when to take it.
+    """
+
+    summary: str
+    paper: str
+    learns: bool
+    several_objectives: bool
+    when: str
+
+
+SAMPLERS: Mapping[Sampler, About] = {
+    "tpe": About(
+        summary="Sample values that are more frequent among good trials than among the rest.",
+        paper="Bergstra 2011, NeurIPS; several objectives: Ozaki 2022, JAIR 73",
+        learns=True,
+        several_objectives=True,
+        when="the default, for any space with or without branches; its first trials (half of them, "
+        "at least 4, at most 10) are random",
+    ),
+    "random": About(
+        summary="Sample all values independently of previous results.",
+        paper="Bergstra 2012, JMLR 13",
+        learns=False,
+        several_objectives=True,
+        when="baselines, or uniform coverage of the space",
+    ),
+    "nsga2": About(
+        summary="Cross over and mutate the trials of the best fronts in generations.",
+        paper="Deb 2002, IEEE Transactions on Evolutionary Computation 6",
+        learns=True,
+        several_objectives=True,
+        when="several objectives and enough trials for many generations (of 4 to 10 trials each)",
+    ),
+    "gp": About(
+        summary="Fit a Gaussian process and sample where the expected improvement is largest.",
+        paper="Ament 2023, arXiv:2310.20708; several objectives: Daulton 2020, arXiv:2006.05078",
+        learns=True,
+        several_objectives=True,
+        when="few, expensive trials with few parameters; parameters inside branches are sampled "
+        "at random",
+    ),
+    "grid": About(
+        summary="Try every point of a finite space once, in random order.",
+        paper="",
+        learns=False,
+        several_objectives=True,
+        when="complete coverage of a small finite space; numbers need a `step` or a list",
+    ),
+    "qmc": About(
+        summary="Sample points evenly with a scrambled Sobol' sequence.",
+        paper="Sobol' 1967, USSR Computational Mathematics and Mathematical Physics 7",
+        learns=False,
+        several_objectives=True,
+        when="even coverage of a space without branches; parameters that the first trial did not "
+        "sample are random",
+    ),
+}
+"""In the order in which they are listed."""
+
+
+@option
+class Student:
+    """The student network."""
+
+    model: AnyModel
+
+
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+"""Names of studies: they become names of folders, too."""
+
+
+@option
+class Bounds:
+    """Allowed range of a constrained quantity."""
+
+    min: float | None = None
+    max: float | None = None
+
+    def conflicts(self) -> Iterator[Problem]:
+        """A range that is reversed, or no range."""
+        if self.min is None and self.max is None:
+            yield Problem("bounds nothing", fix="write {max: 100_000}, or remove it")
+        elif self.min is not None and self.max is not None and self.min > self.max:
+            message = f"reversed bounds: min {self.min:,.9g} is greater than max {self.max:,.9g}"
+            yield Problem(message, fix="exchange them")
+
+
+@option
+class Asha:
+    """Asynchronous successive halving (Li 2020, arXiv:1810.05934).
+
+    With one objective Ray Tune's own; with several, rungs keep whole non-dominated fronts.
+    """
+
+    paper: ClassVar[str] = (
+        "Li 2020, arXiv:1810.05934; several objectives: Schmucker 2021, arXiv:2106.12639"
+    )
+    stops_early: ClassVar[bool] = True
+    several_objectives: ClassVar[bool] = True
+    when: ClassVar[str] = (
+        "many trials whose first epochs predict the final result; if a term starts late or is "
+        "pretrained, set `grace_epochs` to a later epoch"
+    )
+
+    name: Literal["asha"] = "asha"
+    grace_epochs: Annotated[
+        int, Field(ge=1, description="Never stop a trial before this epoch")
+    ] = 1
+    reduction: Annotated[
+        float,
+        Field(
+            gt=1,
+            description="Reduction factor; the best 1/reduction of the trials continue at "
+            "each rung",
+        ),
+    ] = 3
+
+
+@option
+class Median:
+    """Stop a trial whose result is below the median of the running means of others (Golovin 2017).
+
+    It looks at the first objective.
+    """
+
+    paper: ClassVar[str] = "Golovin 2017, KDD"
+    stops_early: ClassVar[bool] = True
+    several_objectives: ClassVar[bool] = False
+    when: ClassVar[str] = "one objective and too few trials for the rungs of asha"
+
+    name: Literal["median"] = "median"
+    grace_epochs: Annotated[
+        int, Field(ge=1, description="Never stop a trial before this epoch")
+    ] = 1
+    min_trials: Annotated[
+        int, Field(ge=1, description="Minimum number of trials to compute a median")
+    ] = 3
+
+
+@option
+class Unscheduled:
+    """Run every trial to the last epoch."""
+
+    paper: ClassVar[str] = ""
+    stops_early: ClassVar[bool] = False
+    several_objectives: ClassVar[bool] = True
+    when: ClassVar[str] = "few trials, or comparison of all trials at the full budget"
+
+    name: Literal["none"] = "none"
+
+
+Scheduler = Annotated[Asha | Median | Unscheduled, Field(discriminator="name")]
+
+
+NullArm = Literal["forward", "reverse", "random", "all_to_one", "semckd"]
+"""What single pairs are held against, beside the student without hint."""
+
+
+@option
+class PairStudy:
+    """Settings of `raykd pairs`, which compares pairs of hint and guided layers."""
+
+    seeds: Annotated[
+        int, Field(ge=1, description="Number of seeds per arm; at least 3 are recommended")
+    ] = 3
+    sets: Annotated[
+        int, Field(ge=0, description="Number of sampled sets of pairs, in addition to single pairs")
+    ] = 0
+    arms: Annotated[tuple[NullArm, ...], Field(description="Baselines for single pairs")] = (
+        "forward",
+        "reverse",
+        "random",
+        "all_to_one",
+        "semckd",
+    )
+    steps: Annotated[
+        int,
+        Field(
+            ge=0,
+            description="Training steps without hint before the predictors are computed a "
+            "second time",
+        ),
+    ] = 200
+    batches: Annotated[
+        int,
+        Field(ge=0, description="Number of training batches for the predictors; 0: no predictors"),
+    ] = 8
+
+
+@option
+class Search:
+    """Settings of the search."""
+
+    objectives: Annotated[dict[str, Direction], Field(min_length=1)] = field(
+        default_factory=lambda: {"val_accuracy": "max"}
+    )
+    constraints: dict[Cost, Bounds] = field(default_factory=dict)
+    measure: Annotated[
+        tuple[Cost, ...],
+        Field(
+            description="Additional costs to measure, besides params, macs and those of "
+            "objectives and constraints"
+        ),
+    ] = ()
+    latency: Annotated[Latency, Field(description="Settings for measuring latencies")] = Latency()
+    sampler: Sampler = "tpe"
+    scheduler: Annotated[Scheduler, Field(description="Early stopping of trials")] = Unscheduled()
+    proxy: Annotated[
+        AnyProxy, Field(description="Zero-cost proxy that ranks architectures before training")
+    ] = NoProxy()
+    trials: PositiveInt = 16
+    replicates: Annotated[
+        int,
+        Field(
+            ge=0,
+            description="Number of seeds for each finalist, with and without the teacher",
+        ),
+    ] = 3
+    finalists: Annotated[
+        int,
+        Field(
+            ge=1,
+            description="Maximum number of students of the Pareto front that are trained again",
+        ),
+    ] = 3
+    max_hours: Annotated[
+        float | None, Field(gt=0, description="Stop starting new trials after this many hours")
+    ] = None
+    pairs: Annotated[PairStudy, Field(description="Settings of `raykd pairs`")] = PairStudy()
+
+    def conflicts(self) -> Iterator[Problem]:
+        """Objectives, constraints and screens that cannot be searched with."""
+        from raykd.study.checks.rules import search_findings
+        from raykd.study.yaml_file import dotted
+
+        for found in search_findings(self):
+            yield Problem(found.message, path=dotted(found.place[1:]), fix=found.fix)
+
+
+@option
+class Cluster:
+    """Resources for the trials."""
+
+    slots: Annotated[
+        Annotated[int, Field(ge=1)] | Literal["auto"],
+        Field(
+            description="Number of parallel trials. auto: as many as fit; on GPUs, if "
+            "gpus_per_worker is auto too, the number per GPU with the highest "
+            "throughput in images per second"
+        ),
+    ] = "auto"
+    workers_per_trial: PositiveInt = 1
+    gpus_per_worker: Annotated[
+        Annotated[float, Field(ge=0)] | Literal["auto"],
+        Field(
+            description="GPUs per worker. auto: 1 if available, or the fraction selected by "
+            "`slots: auto`"
+        ),
+    ] = "auto"
+    cpus_per_worker: Annotated[float, Field(gt=0)] = 1
+    storage: Annotated[
+        str,
+        Field(
+            description="Folder or URI for the files of the study. Must be accessible from "
+            "all nodes"
+        ),
+    ] = "studies"
+    max_failures: Annotated[
+        int, Field(ge=0, description="Maximum number of restarts of lost workers per slot")
+    ] = 3
+
+
+@option
+class Cache:
+    """Cache of teacher outputs on the training samples, shared by all trials.
+
+    The views are replayable: view k of a sample is the same in every trial, replicate and process,
+    so that what a teacher says of it can be kept (Beyer 2022, arXiv:2106.05237, "consistent").
+    Logits are kept, not probabilities, which hang on the temperature.
+    """
+
+    use: Annotated[
+        Literal["auto", "always", "never"],
+        Field(description="Use of the cache. auto: if it fits and saves time"),
+    ] = "auto"
+    views: Annotated[
+        PositiveInt | Literal["auto"],
+        Field(
+            description="Number of different augmented views per sample, reused in turn "
+            "over the epochs. auto: one per epoch, or fewer if they do not fit"
+        ),
+    ] = "auto"
+    seed: Annotated[
+        int | None,
+        Field(ge=0, lt=2**31, description="Random seed of the views. null: the seed of the study"),
+    ] = None
+    dtype: Annotated[
+        Literal["fp16", "bf16", "fp32"], Field(description="Data type of the cached outputs")
+    ] = "fp16"
+    features_gb: Annotated[
+        float,
+        Field(
+            ge=0,
+            description="Maximum size of the cached hint layers per teacher, in GB. Layers "
+            "that do not fit are computed in every training step",
+        ),
+    ] = 4.0
+    limit_gb: Annotated[
+        float,
+        Field(
+            gt=0,
+            description="Maximum size of all cached outputs in the storage, in GB. Beyond "
+            "it, the least recently used are removed",
+        ),
+    ] = 20.0
+    folder: Annotated[
+        str | None,
+        Field(
+            description="Folder on each node to copy outputs to before reading. null: read "
+            "them from the storage, or from a copy in the temporary folder if "
+            "the storage is a URI"
+        ),
+    ] = None
+
+
+REGISTER_PATTERN = r"^[^/:\s][^/:]*$"
+"""Names that MLflow's registry takes."""
+
+
+@option
+class Tracking:
+    """MLflow tracking settings."""
+
+    uri: str = "sqlite:///mlflow.db"
+    experiment: Annotated[
+        str | None,
+        Field(
+            min_length=1,
+            max_length=500,
+            description="Name of the MLflow experiment. null: the name of the study",
+        ),
+    ] = None
+    register: Annotated[
+        str | None,
+        Field(
+            pattern=REGISTER_PATTERN,
+            max_length=256,
+            description="Name of the registered model for the finalists",
+        ),
+    ] = None
+
+
+@option
+class Study:
+    """A study: teacher, students, distillation methods, budget and objectives."""
+
+    name: Annotated[str, Field(pattern=NAME_PATTERN, max_length=100)]
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    data: AnySource
+    teacher: Teacher | None = None
+    student: Student
+    scheme: AnyScheme = Offline()
+    knowledge: tuple[Term, ...] = ()
+    train: Train = Train()
+    search: Search = Search()
+    cluster: Cluster = Cluster()
+    cache: Cache = Cache()
+    tracking: Tracking = Tracking()
+
+
+@lru_cache(maxsize=1)
+def study_adapter() -> TypeAdapter[Study]:
+    """Reads and describes `Study`."""
+    return TypeAdapter(Study)
+
+
+def read_study(data: Mapping[str, Any]) -> Study:
+    """The concrete study that plain data (`plain`, or a file without domains) write down.
+
+    Strict: text is no number, 8.0 no whole number, and `true` neither.
+
+    Raises:
+        pydantic.ValidationError: a ValueError; the data are no concrete study.
+    """
+    return with_sources(study_adapter().validate_json(json.dumps(data), strict=True))
+
+
+def with_sources(study: Study) -> Study:
+    """The study with its teacher's model wherever a model is derived from none that is named.
+
+    A teacher that is itself derived has nobody to inherit from, and says so.
+    """
+    teacher = study.teacher
+    if (
+        teacher is not None
+        and isinstance(teacher.model, CompressedModel)
+        and teacher.model.inherit_weights
+    ):
+        fresh = dataclasses.replace(teacher.model, inherit_weights=False)
+        teacher = dataclasses.replace(teacher, model=fresh)
+    model = teacher.model if teacher is not None else None
+    student, scheme = _derived_from(model, (study.student, study.scheme))
+    if (teacher, student, scheme) == (study.teacher, study.student, study.scheme):
+        return study
+    return dataclasses.replace(study, teacher=teacher, student=student, scheme=scheme)
+
+
+def _derived_from(teacher: Model | None, value: Any) -> Any:
+    """A part of a study with its derived models filled in; itself where there are none."""
+    if isinstance(value, Model):
+        return value.bind_teacher(teacher)
+    if isinstance(value, tuple):
+        held = tuple(_derived_from(teacher, inner) for inner in value)
+        return value if all(map(operator.is_, held, value)) else held
+    if not dataclasses.is_dataclass(value) or isinstance(value, type):
+        return value
+    fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    changed = {name: _derived_from(teacher, held) for name, held in fields.items()}
+    changed = {name: held for name, held in changed.items() if held is not fields[name]}
+    return dataclasses.replace(value, **changed) if changed else value
+
+
+def plain(value: Any) -> Any:
+    """An option (a study, a term, a model ...) as mappings, lists and scalars."""
+    if dataclasses.is_dataclass(value):
+        held = ((field.name, getattr(value, field.name)) for field in dataclasses.fields(value))
+        return {name: plain(inner) for name, inner in held}
+    if isinstance(value, Mapping):
+        return {key: plain(inner) for key, inner in value.items()}
+    if isinstance(value, tuple | list):
+        return [plain(inner) for inner in value]
+    return value

@@ -1,0 +1,150 @@
+"""Short names of students, losses and layer pairs, for tables.
+
+Option classes, and with them torch, are imported only when a name is made: the journal keeps each
+training's names, so that reading results needs neither.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from raykd.registry import Registry
+
+SIZES = {"depth": "d", "width": "w", "widen": "w"}
+"""Fields of a model that are always shown, and their letters."""
+
+
+def names_of(study: Mapping[str, Any]) -> dict[str, str]:
+    """The names under which tables show a training.
+
+    Args:
+        study: the concrete study as plain data.
+
+    Returns:
+        `student`: the trained network, `learns_from`: its losses, `pairs`: its layer pairs.
+    """
+    return {
+        "student": model_name(study["student"]["model"]),
+        "learns_from": objective_name(study),
+        "pairs": pairs_name(study),
+    }
+
+
+def model_name(model: Mapping[str, Any] | None) -> str:
+    """A model in short, "resnet d14 w12": its sizes, and what differs from the default.
+
+    Args:
+        model: the model's option as plain data.
+    """
+    if not model:
+        return "a stored model"
+    from raykd.models import MODELS
+
+    usual = _defaults(MODELS, model["name"])
+    parts = [
+        f"{SIZES[key]}{value}" if key in SIZES else _held(key, value)
+        for key, value in model.items()
+        if key != "name" and (key in SIZES or value != usual.get(key))
+    ]
+    return " ".join([model["name"], *parts])
+
+
+def objective_name(study: Mapping[str, Any]) -> str:
+    """What a trial learns from in short: "0.31 kd T=4.1 + 12 at"; "labels" for labels alone.
+
+    Args:
+        study: the concrete study as plain data.
+    """
+    terms = [_term(term) for term in study.get("knowledge") or () if _active(term)]
+    return " + ".join(terms) or "labels"
+
+
+def pairs_name(study: Mapping[str, Any]) -> str:
+    """The layer pairs, hint to guided, stages cut short: "s3>s2"; "" where there are none."""
+    terms = [term for term in study.get("knowledge") or () if _active(term)]
+    pairs = [pair for term in terms for pair in term.get("pairs") or ()]
+    return " ".join(map(_pair, pairs))
+
+
+def significant(number: float) -> str:
+    """Three significant digits, without an exponent where one can be spared: 0.31, 12.4, 1240."""
+    return f"{number:.0f}" if 100 <= abs(number) < 1e5 else f"{number:.3g}"
+
+
+def _pair(pair: Mapping[str, Any]) -> str:
+    """A pair in short, with what it has of its own: "s1>s2(0.5 at)"."""
+    layers = f"{_layer(pair['hint'])}>{_layer(pair['guided'])}"
+    weight, loss = pair.get("weight", 1), pair.get("loss")
+    own = [significant(weight)] if weight != 1 else []
+    own += [_loss(loss)] if loss is not None else []
+    return f"{layers}({' '.join(own)})" if own else layers
+
+
+def _active(term: Mapping[str, Any]) -> bool:
+    return term.get("loss") is not None and term.get("weight") != 0
+
+
+def _term(term: Mapping[str, Any]) -> str:
+    weight = term.get("weight")
+    loss = _loss(term["loss"])
+    return loss if weight is None else f"{significant(weight)} {loss}"
+
+
+def _loss(loss: Mapping[str, Any]) -> str:
+    from raykd.losses import LOSSES
+
+    usual = _defaults(LOSSES, loss["name"])
+    parts = [
+        f"{'T' if key == 'temperature' else key}={_value(value)}"
+        for key, value in loss.items()
+        if key != "name" and (key == "temperature" or value != usual.get(key))
+    ]
+    return " ".join([loss["name"], *parts])
+
+
+def _held(key: str, value: Any) -> str:
+    """A field and its value; of arguments for another library, these alone."""
+    return _value(value) if key in ("args", "config") else f"{key}={_value(value)}"
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, float):
+        return significant(value)
+    if isinstance(value, Mapping):
+        given = " ".join(f"{key}={_value(held)}" for key, held in value.items())
+        return str(value["name"]) if "name" in value else _part(value) or given
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_value, value)) + "]"
+    return str(value)
+
+
+def _part(part: Mapping[str, Any]) -> str:
+    """A part of a model in short, "d2 w16 depthwise": its sizes, and the options it holds."""
+    sizes = [f"{letter}{part[key]}" for key, letter in SIZES.items() if key in part]
+    return " ".join([*sizes, *(str(held["name"]) for held in part.values() if _has_name(held))])
+
+
+def _has_name(value: Any) -> bool:
+    return isinstance(value, Mapping) and "name" in value
+
+
+def _layer(name: str) -> str:
+    number = name.removeprefix("stage")
+    return f"s{number}" if number.isdigit() else name
+
+
+def _defaults(family: Registry, name: str) -> dict[str, Any]:
+    """The defaults of an option as plain data; {} for one that is not installed here."""
+    cls = family.find(name)
+    return {} if cls is None else _plain_defaults(cls)
+
+
+@cache
+def _plain_defaults(cls: type) -> dict[str, Any]:
+    from raykd.study.config import plain
+
+    return {field.name: plain(field.default) for field in dataclasses.fields(cls)}

@@ -1,0 +1,350 @@
+"""The space of a study: its values, those left open included, as a tree that can be drawn from.
+
+One walk over the tree, define-by-run, asks for each open value under its place in the study
+(`knowledge[0].loss` = "kd", then `knowledge[0].loss.temperature` = 4.2) and leaves plain data: a
+concrete study.  Where two branches give one place different domains, the parameter's name holds
+the branch's label (`knowledge[0].loss.kd.temperature`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from raykd.errors import Problem
+from raykd.study.space.conditions import gate_of, name_of
+from raykd.study.space.domains import (
+    Choice,
+    Fixed,
+    Group,
+    Listing,
+    Malformed,
+    Node,
+    Number,
+    Pairing,
+    domain_kind,
+    domains_of,
+    is_open,
+    labels_of,
+    nodes_of,
+    read_range,
+    rebuilt,
+)
+from raykd.study.space.pairing import OWN, WIDE, Wide, read_pairing
+from raykd.study.space.sampling import Scalar, Suggest, corners, every
+from raykd.study.space.size import Dimension, Size, dimensions_of, size_of
+from raykd.study.yaml_file import Document, Place, dotted
+
+CLOSED = ("name", "seed", "search", "cluster", "cache", "tracking")
+"""Parts of a study that hold no domains: they are the same for all of its trials."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """One concrete study as plain data.
+
+    Attributes:
+        data: mappings, lists and scalars.
+        origins: the place in the study file from which each place of `data` comes.
+    """
+
+    data: dict[str, Any]
+    origins: Mapping[Place, Place]
+
+
+@dataclass(frozen=True)
+class Space:
+    """All the concrete studies a study file allows."""
+
+    root: Group
+
+    def draw(self, suggest: Suggest) -> Point:
+        """One point, its open values answered by `suggest`.
+
+        Raises:
+            Infeasible: the answers contradict one another (a pair drawn twice).
+        """
+        walk = _Walk(suggest)
+        return Point(walk.draw(self.root, ()), walk.origins)
+
+    def part(self, key: str) -> Space:
+        """The space of one of the study's parts alone; the rest is left out."""
+        held = {name: node for name, node in self.root.items.items() if name == key}
+        return Space(replace(self.root, items=held, gate=None))
+
+    def corners(self) -> list[Point]:
+        """Points that hold every branch and both ends of every range at least once."""
+        return corners(Space(_unshared(self.root)).draw)
+
+    def points(self) -> Iterator[Point]:
+        """Every point of a finite space.
+
+        Raises:
+            ValueError: a value is continuous.
+        """
+        return (point for _, point in every(self.draw))
+
+    @property
+    def size(self) -> Size:
+        return size_of(self.root)
+
+    @property
+    def dimensions(self) -> tuple[Dimension, ...]:
+        """The parameters, in the order in which they are drawn."""
+        return dimensions_of(self.root)
+
+    @property
+    def pairings(self) -> tuple[Pairing, ...]:
+        return tuple(node for node in nodes_of(self.root) if isinstance(node, Pairing))
+
+    @property
+    def sketched(self) -> Space:
+        """The same with made-up stages where only the models tell which there are."""
+
+        def fill(node: Pairing) -> Pairing:
+            stages = dict.fromkeys(WIDE, tuple(f"stage{i + 1}" for i in range(node.domain.min)))
+            return replace(node, domain=node.domain.filled(stages, stages))
+
+        return self.with_pairings(fill)
+
+    def with_layers(
+        self, hint: Mapping[Wide, Sequence[str]], guided: Mapping[Wide, Sequence[str]]
+    ) -> Space:
+        """The same with the layers named for which `auto`, `blocks` and `all` stand."""
+        return self.with_pairings(
+            lambda node: replace(node, domain=node.domain.filled(hint, guided))
+        )
+
+    def with_pairings(self, change: Callable[[Pairing], Pairing]) -> Space:
+        """The same with each pairing changed."""
+        root = rebuilt(self.root, lambda node: change(node) if isinstance(node, Pairing) else node)
+        assert isinstance(root, Group)
+        return Space(root)
+
+
+def read_space(document: Document) -> tuple[Space, list[Problem], frozenset[Place]]:
+    """The space a document writes down.
+
+    Returns:
+        the space; the problems of its domains; and the places that hold nothing of use because
+        of them.
+    """
+    builder = _Builder(document)
+    root = builder.group(document.data, (), ())
+    return Space(root), builder.problems, frozenset(builder.broken)
+
+
+class _Builder:
+    """Reads the document into nodes and collects what is wrong with its domains."""
+
+    def __init__(self, document: Document) -> None:
+        self.document = document
+        self.problems: list[Problem] = []
+        self.broken: set[Place] = set()
+
+    def node(self, value: Any, source: Place, place: Place) -> Node:
+        try:
+            kind = domain_kind(value)
+            if kind is not None:
+                self.allow(kind, value, place)
+                return self.domain(kind, value, source, place)
+        except Malformed as error:
+            problem = self.document.problem(source, str(error), error.fix, dotted(place))
+            self.problems.append(problem)
+            self.broken.add(place)
+            return Fixed(source, None)
+        if isinstance(value, Mapping):
+            return self.group(value, source, place)
+        if isinstance(value, list):
+            items = (self.node(item, (*source, i), (*place, i)) for i, item in enumerate(value))
+            return Listing(source, tuple(items))
+        return Fixed(source, value)
+
+    def group(self, value: Mapping[str, Any], source: Place, place: Place) -> Group:
+        items = {key: self.node(held, (*source, key), (*place, key)) for key, held in value.items()}
+        open_keys = frozenset(key for key, node in items.items() if is_open(node))
+        return Group(source, items, gate_of(place, items.keys(), open_keys))
+
+    def allow(self, kind: str, value: Mapping[str, Any], place: Place) -> None:
+        """Raise Malformed where no such domain may stand."""
+        if not place:
+            raise Malformed("the study as a whole cannot be a domain", "put domains inside it")
+        top = place[0]
+        if top in CLOSED:
+            raise Malformed(
+                f"`{kind}` cannot stand under `{top}`, which is the same for all trials",
+                "give one value; compare others by another study",
+            )
+        if top == "data" and place[1:2] != ("augment",):
+            raise Malformed(
+                f"`{kind}` cannot stand here: all trials of a study share one data set",
+                "give one value; only data.augment may be left open",
+            )
+        if kind == "pairing" and not (top == "knowledge" and place[2:] == ("pairs",)):
+            fix = "a pairing is the value of `pairs` in a term of knowledge"
+            raise Malformed("`pairing` cannot stand here", fix)
+        if top == "teacher" and kind in ("uniform", "loguniform") and "step" not in value:
+            raise Malformed(
+                f"`{kind}` cannot stand under `teacher`: every variant of it is trained once",
+                "list the variants, {choice: [...]}, or give `uniform` a step",
+            )
+
+    def domain(self, kind: str, value: Mapping[str, Any], source: Place, place: Place) -> Node:
+        if kind == "choice":
+            return self.choice(value["choice"], source, place)
+        if kind == "pairing":
+            return self.pairing(value["pairing"], source, place)
+        if kind in ("uniform", "loguniform", "int", "logint"):
+            return Number(source, dotted(place), read_range(kind, value[kind], value.get("step")))
+        raise AssertionError(kind)
+
+    def pairing(self, value: Any, source: Place, place: Place) -> Node:
+        domain = read_pairing(value)
+        written = {key: value[key] for key in OWN if key in value}
+        inside = (*source, "pairing")
+        own = [
+            Group(
+                inside,
+                {k: self.node(v, (*inside, k), (*place, i, k)) for k, v in written.items()},
+            )
+            for i in range(domain.max if written else 0)
+        ]
+        return Pairing(source, dotted(place), domain, tuple(own))
+
+    def choice(self, options: Any, source: Place, place: Place) -> Node:
+        if not isinstance(options, list):
+            fix = "write {choice: [first, second]}"
+            raise Malformed(f"`choice` takes a list of options; got {options!r}", fix)
+        if not options:
+            raise Malformed("an empty choice", "list at least one option")
+        for i, option in enumerate(options):
+            if any(_same(option, other) for other in options[:i]):
+                raise Malformed(f"option {option!r} appears twice", "remove one of them")
+        name, labels = dotted(place), labels_of(options)
+        nodes = [
+            self.node(option, (*source, "choice", i), place) for i, option in enumerate(options)
+        ]
+        return Choice(source, name, labels, _told_apart(name, labels, nodes))
+
+
+def _same(one: Any, other: Any) -> bool:
+    return type(one) is type(other) and one == other
+
+
+def _told_apart(name: str, labels: Sequence[Scalar], options: list[Node]) -> tuple[Node, ...]:
+    """The options, with their labels in those parameters' names that would else collide."""
+    held = [{node.parameter: _domain_of(node) for node in domains_of(option)} for option in options]
+    domains: dict[str, list[Any]] = {name: [None]}
+    for parameters in held:
+        for parameter, domain in parameters.items():
+            domains.setdefault(parameter, []).append(domain)
+    clashing = {key for key, found in domains.items() if any(one != found[0] for one in found[1:])}
+    return tuple(
+        _renamed(
+            option,
+            {key: f"{name}.{label}{key.removeprefix(name)}" for key in clashing & set(parameters)},
+        )
+        for option, label, parameters in zip(options, labels, held, strict=True)
+    )
+
+
+def _domain_of(node: Choice | Number | Pairing) -> Any:
+    return node.labels if isinstance(node, Choice) else node.domain
+
+
+def _renamed(node: Node, names: Mapping[str, str]) -> Node:
+    def rename(found: Node) -> Node:
+        if isinstance(found, Choice | Number | Pairing) and found.parameter in names:
+            return replace(found, parameter=names[found.parameter])
+        return found
+
+    return rebuilt(node, rename) if names else node
+
+
+def _unshared(root: Group) -> Group:
+    """The same with a parameter of its own for every domain, so that branches share none."""
+
+    def rename(found: Node) -> Node:
+        if isinstance(found, Choice | Number | Pairing):
+            return replace(found, parameter=dotted(found.source))
+        return found
+
+    unshared = rebuilt(root, rename)
+    assert isinstance(unshared, Group)
+    return unshared
+
+
+class _Walk:
+    """One draw."""
+
+    def __init__(self, suggest: Suggest) -> None:
+        self.suggest = suggest
+        self.origins: dict[Place, Place] = {}
+
+    def draw(self, node: Node, place: Place) -> Any:
+        self.origins[place] = node.source
+        match node:
+            case Fixed():
+                return node.value
+            case Listing():
+                return [self.draw(item, (*place, i)) for i, item in enumerate(node.items)]
+            case Group():
+                return self._group(node, place)
+            case Choice():
+                return self.draw(self._option(node), place)
+            case Number():
+                return node.domain.draw(self.suggest, node.parameter)
+            case Pairing():
+                return self._pairing(node, place)
+
+    def _option(self, node: Choice) -> Node:
+        if len(node.options) == 1:
+            return node.options[0]
+        label = self.suggest.suggest_categorical(node.parameter, node.labels)
+        if label not in node.labels:
+            raise ValueError(f"{node.parameter}: {label!r} is none of {list(node.labels)}")
+        return node.options[node.labels.index(label)]
+
+    def _group(self, node: Group, place: Place) -> dict[str, Any]:
+        gated = node.gate.keys if node.gate is not None else frozenset()
+        drawn = {
+            key: self.draw(item, (*place, key))
+            for key, item in node.items.items()
+            if key not in gated
+        }
+        if node.gate is not None:
+            opened = node.gate.opens(drawn[node.gate.on])
+            for key in (key for key in node.items if key in opened):
+                drawn[key] = self._gated(node.items[key], (*place, key), drawn[node.gate.on])
+        return {key: drawn[key] for key in node.items if key in drawn}
+
+    def _gated(self, node: Node, place: Place, on: Any) -> Any:
+        """What hangs on the value `on` of another: pairs also on which loss compares them."""
+        if not isinstance(node, Pairing):
+            return self.draw(node, place)
+        self.origins[place] = node.source
+        return self._pairing(node, place, name_of(on))
+
+    def _pairing(self, node: Pairing, place: Place, loss: str = "") -> list[dict[str, Any]]:
+        name, domain = node.of(loss)
+        pairs = []
+        for i, pair in enumerate(domain.draw(self.suggest, name)):
+            inner = (*place, i)
+            inside = (
+                inner,
+                (*inner, "hint"),
+                (*inner, "guided"),
+                *((*inner, k) for k in pair.held),
+            )
+            self.origins |= dict.fromkeys(inside, node.source)
+            own = self._own(node, i, {*pair.held}, inner)
+            pairs.append({"hint": pair.hint, "guided": pair.guided, **pair.held, **own})
+        return pairs
+
+    def _own(self, node: Pairing, number: int, held: set[str], place: Place) -> dict[str, Any]:
+        """What is drawn for one pair alone, but for what it has already."""
+        if not node.own:
+            return {}
+        items = node.own[number].items.items()
+        return {key: self.draw(item, (*place, key)) for key, item in items if key not in held}

@@ -1,0 +1,380 @@
+"""Networks in MLflow: written as MLflow models, registered, and read back."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import json
+import re
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from raykd.tracking.mlflow_client import absolute, connect, masked, quoted
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import LoggedModel
+    from mlflow.entities.model_registry import ModelVersion
+    from mlflow.models import ModelSignature
+    from torch import nn
+
+    from raykd.models.preprocessing import RawInputModel
+
+MODEL_NAME = "model"
+MAX_NAME = 120
+MAX_TAG = 5000
+SCHEMES = ("models", "runs", "mlflow-artifacts")
+
+
+def send_model(
+    client: MlflowClient,
+    event: Mapping[str, Any],
+    folder: Path,
+    *,
+    experiment_id: str,
+    run_id: str,
+    params: Mapping[str, str],
+    tags: Mapping[str, str],
+) -> str:
+    """Log a journal's model into run `run_id` and register it where asked.
+
+    Does what `mlflow.pytorch.log_model(..., name="model")` does, but step by step on `client`:
+    that function goes by the process-wide tracking URI, which belongs to the user, and would log
+    a second model when called again.  Here each step that is done already is left out.
+
+    The network is kept whole (pickle), not as a traced graph: hint layers are found by module
+    name, and `.train()` must work.  Loading it needs raykd importable.  A `RawInputModel` network
+    takes raw samples: its preprocessing and class names are in the signature, the metadata and
+    the tags.
+
+    Args:
+        event: the `model` event; `folder`: the journal's, for relative paths.
+        params, tags: shown with the model.
+
+    Returns:
+        The model's URI, `models:/m-...`.
+
+    Raises:
+        ValueError: the file is missing or holds no network.
+    """
+    from mlflow.entities import LoggedModelStatus
+
+    model = _logged(client, experiment_id, run_id) or client.create_logged_model(
+        experiment_id,
+        name=logged_name(event.get("name") or MODEL_NAME),
+        source_run_id=run_id,
+        tags=dict(tags),
+        params=dict(params),
+        model_type="student" if tags.get("raykd.role") != "teacher" else "teacher",
+    )
+    if model.status != LoggedModelStatus.READY:
+        try:
+            _upload(client, model, event, folder, run_id)
+        except Exception:
+            with contextlib.suppress(Exception):
+                client.finalize_logged_model(model.model_id, LoggedModelStatus.FAILED)
+            raise
+        client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
+    _link(client, run_id, model.model_id)
+    if event.get("register"):
+        version = _register(client, event["register"], model, run_id, tags)
+        _name(client, version, event.get("aliases") or ())
+    return f"models:/{model.model_id}"
+
+
+def logged_name(name: str) -> str:
+    """`name` as MLflow takes it for a logged model."""
+    return re.sub(r"[/:.%\"'\s]+", "-", name).strip("-")[:MAX_NAME] or MODEL_NAME
+
+
+def load_model_uri(uri: str, *, tracking_uri: str | None = None) -> nn.Module:
+    """The network at an MLflow model URI, on the CPU in eval mode.
+
+    Loading a model runs the code it was saved with: load only what you trust.
+
+    Args:
+        uri: `models:/name@alias`, `models:/name/version`, `models:/m-id`, `runs:/run/model`.
+        tracking_uri: the store to look in; None: MLflow's own choice (MLFLOW_TRACKING_URI).
+
+    Raises:
+        ValueError: no such model, no PyTorch model, or one that cannot be read here.
+    """
+    if uri.partition(":")[0] not in SCHEMES:
+        raise ValueError(
+            f"{uri!r} is no MLflow model URI; allowed are models:/name@alias, "
+            "models:/name/version and runs:/run_id/model"
+        )
+    with tempfile.TemporaryDirectory() as folder:
+        return _read(_download(uri, tracking_uri, folder), uri)
+
+
+def pinned(uri: str, *, tracking_uri: str | None = None) -> str:
+    """A model URI with its alias replaced by the version that the alias names now.
+
+    Args:
+        uri: `models:/name@alias`; any other URI is returned as it is.
+        tracking_uri: as for `load_model_uri`.
+
+    Raises:
+        ValueError: there is no such alias, or the store does not answer.
+    """
+    scheme, _, path = uri.partition(":")
+    name, _, alias = path.strip("/").rpartition("@")
+    if scheme != "models" or not name:
+        return uri
+    import mlflow
+
+    store = absolute(tracking_uri or mlflow.get_tracking_uri())
+    try:
+        version = connect(store).get_model_version_by_alias(name, alias)
+    except Exception as error:
+        raise _no_model(uri, store, error) from error
+    return f"models:/{name}/{version.version}"
+
+
+def _no_model(uri: str, store: str, error: Exception) -> ValueError:
+    return ValueError(
+        f"{uri}: no such model in {masked(store)} ({masked(str(error))}); see the registered "
+        "models and their aliases in MLflow's UI under Models"
+    )
+
+
+def _download(uri: str, tracking_uri: str | None, folder: str) -> str:
+    import mlflow
+    from mlflow.artifacts import download_artifacts
+
+    store = absolute(tracking_uri or mlflow.get_tracking_uri())
+    try:
+        return download_artifacts(
+            artifact_uri=_place(connect(store), uri),
+            dst_path=folder,
+            tracking_uri=store,
+            registry_uri=store,
+        )
+    except Exception as error:
+        raise _no_model(uri, store, error) from error
+
+
+def _place(client: MlflowClient, uri: str) -> str:
+    """Where the files of a model URI lie.
+
+    MLflow's own resolution asks the process-wide tracking URI, whatever it is told.
+    """
+    scheme, _, path = uri.partition(":")
+    name, _, suffix = path.strip("/").partition("/")
+    if scheme == "runs":
+        return _place_in_run(client, name, suffix)
+    if scheme != "models":
+        return uri
+    if "@" in name:
+        version = client.get_model_version_by_alias(*name.rsplit("@", 1))
+    elif suffix.isdigit():
+        version = client.get_model_version(name, suffix)
+    elif suffix:
+        raise ValueError(f"{suffix!r} is neither a version nor, as in {name}@champion, an alias")
+    else:
+        return client.get_logged_model(name).artifact_location
+    place = client.get_model_version_download_uri(version.name, str(version.version))
+    return _place(client, place)
+
+
+def _place_in_run(client: MlflowClient, run_id: str, name: str) -> str:
+    run = client.get_run(run_id)
+    for output in run.outputs.model_outputs if run.outputs else []:
+        model = client.get_logged_model(output.model_id)
+        if name in (model.name, MODEL_NAME):
+            return model.artifact_location
+    return f"{run.info.artifact_uri}/{name}"  # as MLflow before 3 kept models
+
+
+def _read(path: str, uri: str) -> nn.Module:
+    from mlflow.pytorch import load_model
+    from torch import nn
+
+    try:
+        model = load_model(path, map_location="cpu")
+    except ModuleNotFoundError as error:
+        raise ValueError(f"{uri}: needs the package {error.name!r}; install it") from error
+    except Exception as error:
+        raise ValueError(
+            f"{uri}: cannot be read as a PyTorch model ({error}); raykd loads what "
+            "mlflow.pytorch.log_model has written"
+        ) from error
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"{uri}: holds a {type(model).__name__}, not a torch.nn.Module")
+    return model
+
+
+def _logged(client: MlflowClient, experiment_id: str, run_id: str) -> LoggedModel | None:
+    """The run's model, complete or left half-uploaded by a process that died."""
+    found = client.search_logged_models(
+        [experiment_id], filter_string=f"source_run_id = {quoted(run_id)}", max_results=1
+    )
+    return found[0] if found else None
+
+
+def _link(client: MlflowClient, run_id: str, model_id: str) -> None:
+    from mlflow.entities import LoggedModelOutput
+
+    outputs = client.get_run(run_id).outputs
+    linked = outputs.model_outputs if outputs else []
+    if all(output.model_id != model_id for output in linked):
+        client.log_outputs(run_id, [LoggedModelOutput(model_id, step=0)])
+
+
+def _upload(
+    client: MlflowClient,
+    model: LoggedModel,
+    event: Mapping[str, Any],
+    folder: Path,
+    run_id: str,
+) -> None:
+    import numpy as np
+    from mlflow.models import Model
+    from mlflow.pytorch import save_model
+
+    from raykd.models.preprocessing import RawInputModel
+
+    network = _network(folder / event["path"])
+    example: Any = np.load(folder / event["example"]) if event.get("example") else None
+    if (event.get("example") or "").endswith(".npz"):
+        example = dict(example)
+    facts: dict[str, Any] = {}
+    if isinstance(network, RawInputModel):
+        facts = {**network.facts(), "metrics": dict(event.get("metrics") or {})}
+        facts |= dict(event.get("about") or {})
+        if isinstance(example, Mapping):
+            example = np.stack([example[key] for key in network.preprocessing.keys], axis=1)
+        signature = _raw_signature(network, example)
+    else:
+        signature = _signature(network, event, example)
+    shown: Any = None if isinstance(example, Mapping) else example  # see `_signature`
+    with tempfile.TemporaryDirectory() as temporary:
+        local = str(Path(temporary, MODEL_NAME))
+        save_model(
+            network,
+            local,
+            mlflow_model=Model(
+                artifact_path=model.artifact_location,
+                model_uuid=model.model_id,
+                run_id=run_id,
+                model_id=model.model_id,
+                metadata=facts or None,
+            ),
+            signature=signature,
+            input_example=shown,
+            pip_requirements=_requirements(network),  # else MLflow starts a process to find out
+            serialization_format="pickle",
+        )
+        client.log_model_artifacts(model.model_id, local)
+    if facts:
+        client.set_logged_model_tags(model.model_id, _fact_tags(facts))
+
+
+def _network(path: Path) -> nn.Module:
+    import torch
+    from torch import nn
+
+    if not path.is_file():
+        raise ValueError(f"{path}: no such model file")
+    network = torch.load(path, map_location="cpu", weights_only=False)
+    if not isinstance(network, nn.Module):
+        raise ValueError(f"{path}: holds a {type(network).__name__}, not a torch.nn.Module")
+    return network.eval()
+
+
+def _signature(network: nn.Module, event: Mapping[str, Any], example: Any) -> ModelSignature:
+    """Inputs (-1, *input_shape), each by its name where there are several, and, where the network
+    gives one tensor, its shape.
+
+    Of inputs by name MLflow keeps no example: its own `predict` takes none for PyTorch models.
+    """
+    import numpy as np
+    import torch
+    from mlflow.models import ModelSignature
+    from mlflow.types import Schema, TensorSpec
+
+    dtype = np.dtype(event.get("input_dtype", "float32"))
+    shape = tuple(event["input_shape"])
+    if isinstance(example, Mapping):
+        inputs = Schema([TensorSpec(dtype, (-1, *shape), name=key) for key in example])
+        given: Any = {key: torch.from_numpy(value) for key, value in example.items()}
+    else:
+        inputs = Schema([TensorSpec(dtype, (-1, *shape))])
+        given = torch.from_numpy(np.zeros((2, *shape), dtype) if example is None else example)
+    with torch.no_grad():
+        logits = network(given)
+    if not isinstance(logits, torch.Tensor):
+        return ModelSignature(inputs)
+    spec = TensorSpec(logits.numpy().dtype, (-1, *logits.shape[1:]))
+    return ModelSignature(inputs, Schema([spec]))
+
+
+def _raw_signature(network: RawInputModel, example: Any) -> ModelSignature:
+    """Raw samples by type and shape, as one tensor: MLflow's `predict` takes no others."""
+    import numpy as np
+    import torch
+    from mlflow.models import ModelSignature
+    from mlflow.types import Schema, TensorSpec
+
+    dtype, shape = np.dtype(network.preprocessing.dtype), network.preprocessing.signature_shape
+    given = torch.from_numpy(np.zeros((2, *shape), dtype) if example is None else example)
+    with torch.no_grad():
+        logits = network(given)
+    output = TensorSpec(logits.numpy().dtype, (-1, *logits.shape[1:]), name="logits")
+    return ModelSignature(Schema([TensorSpec(dtype, (-1, *shape))]), Schema([output]))
+
+
+def _fact_tags(facts: Mapping[str, Any]) -> dict[str, str]:
+    """What a model's page shows of its inputs, classes and accuracy."""
+    given = dict(facts["input"])
+    shown = {
+        "raykd.input": f"{given['kind']}, {given['dtype']} (batch, "
+        + ", ".join(map(str, given["shape"]))
+        + ")",
+        "raykd.preprocessing": json.dumps(given),
+        "raykd.output": facts["output"],
+        "raykd.classes": json.dumps(facts["classes"]),
+    }
+    if "accuracy" in facts:
+        shown["raykd.accuracy"] = facts["accuracy"]
+    return {key: value[:MAX_TAG] for key, value in shown.items()}
+
+
+def _requirements(network: nn.Module) -> list[str]:
+    modules = {type(module).__module__.partition(".")[0] for module in network.modules()}
+    names = ["torch", "numpy", "pydantic", "cloudpickle"]
+    names += [name for name in ("torchvision", "timm", "transformers") if name in modules]
+    return [f"{name}=={importlib.metadata.version(name).partition('+')[0]}" for name in names]
+
+
+def _register(
+    client: MlflowClient, name: str, model: LoggedModel, run_id: str, tags: Mapping[str, str]
+) -> ModelVersion:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client.create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+    for version in client.search_model_versions(f"name = {quoted(name)}"):
+        if version.run_id == run_id:
+            return version
+    # The source is the model's place, not models:/m-...: to resolve that, MLflow would ask the
+    # process-wide tracking URI.
+    return client.create_model_version(
+        name, model.artifact_location, run_id=run_id, tags=dict(tags), model_id=model.model_id
+    )
+
+
+def _name(client: MlflowClient, version: ModelVersion, aliases: tuple[str, ...]) -> None:
+    """Move aliases to `version`, but never back from a newer one: journals may be replayed."""
+    if not aliases:
+        return
+    held = client.get_registered_model(version.name).aliases
+    for alias in aliases:
+        if int(held.get(alias, 0)) < int(version.version):
+            client.set_registered_model_alias(version.name, alias, str(version.version))

@@ -1,0 +1,397 @@
+"""From the journal to MLflow, off the training path.
+
+`Tracker` follows a journal from a thread of its own; `sync` does the same in the foreground.  A
+cursor beside the journal (`<journal>.sent`) says how far each store has been served.  It is written
+after delivery, so what a crash leaves between the two is delivered again, which changes nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from raykd.tracking.cursor import Cursor, Sent
+from raykd.tracking.journal import Entry, read
+from raykd.tracking.mlflow_client import absolute, connect, masked
+from raykd.tracking.mlflow_writer import Story
+
+if TYPE_CHECKING:
+    from raykd.tracking.mlflow_writer import Delivery
+
+CHUNK = 200  # events delivered between two writings of the cursor
+HEAVY = frozenset({"model", "artifact"})  # a chunk ends after such an event
+REFUSALS_ALLOWED = 2  # tries of a refused event: the second one on a fresh connection
+FAILURES_ALLOWED = 4  # tries of an event that fails for a reason unknown
+MAX_PAUSE = 10.0  # seconds between two tries
+QUIET_S = 0.2  # without an event, after which those before are delivered
+PATIENCE_S = 3.0  # how long such a pause is waited for
+FAREWELL_PAUSE = 1.0  # the same while `close` waits
+
+
+@dataclass(frozen=True)
+class Status:
+    """How far the store is served.
+
+    Attributes:
+        pending: events not yet in MLflow.
+        delivered: events brought there (or dealt with) since this began.
+        refused: those of them that could not be.
+        error: the last trouble, empty while all is well; `refused` ones stay named.
+    """
+
+    pending: int = 0
+    delivered: int = 0
+    refused: int = 0
+    error: str = ""
+
+    def __str__(self) -> str:
+        if self.refused:
+            waiting = f"{self.pending} events wait, " if self.pending else ""
+            return f"{waiting}{self.refused} refused by MLflow ({self.error})"
+        said = f"{self.pending} events wait" if self.pending else "all events are in MLflow"
+        return said + (f" ({self.error})" if self.error else "")
+
+
+class Tracker:
+    """Follows a journal and writes it to MLflow; never blocks its caller and never raises.
+
+    Args:
+        journal_path: the journal; it need not exist yet.
+        uri: MLflow's tracking URI.
+        verbose: let MLflow print.
+        poll: seconds between two looks at the journal.
+        start_after: seconds before MLflow is imported: leaves start-up, when every CPU cycle
+            counts, to the study.  `close` does not wait for it.
+    """
+
+    def __init__(
+        self,
+        journal_path: str | Path,
+        uri: str,
+        *,
+        verbose: bool = False,
+        poll: float = 0.5,
+        start_after: float = 2.0,
+    ) -> None:
+        self._courier = _Courier(journal_path, uri, verbose=verbose)
+        self._poll = poll
+        self._start_after = start_after
+        self._closing = threading.Event()
+        self._abandoned = threading.Event()
+        self._flushed = False
+        self._last_took = 0.0
+        self._thread = threading.Thread(target=self._run, name="raykd-tracker", daemon=True)
+        self._thread.start()
+
+    @property
+    def status(self) -> Status:
+        """Pending events, and the last trouble."""
+        return self._courier.status
+
+    def close(self, timeout: float = 30.0) -> bool:
+        """Deliver what is left, for at most `timeout` seconds; returns whether all of it was.
+
+        What was not waits in the journal, for `raykd sync`; so do models and files that the store
+        refused.
+        """
+        self._closing.set()
+        self._thread.join(timeout)
+        self._abandoned.set()
+        return self._flushed and not self._courier.refused
+
+    def abandon(self) -> None:
+        """Deliver nothing more: another process does."""
+        self._abandoned.set()
+        self._closing.set()
+
+    def __enter__(self) -> Tracker:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _run(self) -> None:
+        self._closing.wait(self._start_after)
+        pause = self._poll
+        with contextlib.closing(self._courier) as courier:
+            while not self._abandoned.is_set():
+                self._wait_for_calm()
+                last_look = self._closing.is_set()
+                began = time.monotonic()
+                try:
+                    busy = courier.step()
+                except Exception as error:  # noqa: BLE001 - whatever it is, the study goes on
+                    courier.trouble(error)
+                    pause = min(2 * pause, MAX_PAUSE)
+                    self._rest(pause)
+                    continue
+                pause = self._poll
+                self._last_took = time.monotonic() - began
+                if not busy and last_look:
+                    self._flushed = True
+                    return
+                if not busy:
+                    self._closing.wait(pause)
+
+    def _wait_for_calm(self) -> None:
+        """Wait while events are written one after the other, as between two trials.
+
+        Its work and the driver's take turns at the interpreter: done at once it made a slot wait
+        half as long again for its next trial (43 ms against 28; benchmarks/turnaround.py).  Where
+        there never is one and events pile up, half of the time is the driver's alone.
+        """
+        began = time.monotonic()
+        while not self._closing.is_set() and time.monotonic() < began + PATIENCE_S:
+            quiet, waited = self._courier.silence(), time.monotonic() - began
+            piled_up = self._courier.status.pending >= CHUNK
+            if quiet >= QUIET_S or (piled_up and waited >= self._last_took):
+                return
+            self._closing.wait(QUIET_S - quiet)
+
+    def _rest(self, pause: float) -> None:
+        """Wait before the next try: shorter once `close` waits for us."""
+        if not self._closing.is_set():
+            self._closing.wait(pause)
+        else:
+            self._abandoned.wait(min(pause, FAREWELL_PAUSE))
+
+
+def sync(
+    journal_path: str | Path,
+    uri: str,
+    *,
+    from_start: bool = False,
+    patience: float = 60.0,
+    verbose: bool = False,
+    report: Callable[[Status], None] | None = None,
+) -> Status:
+    """Bring what the journal holds to MLflow, now.
+
+    Models in the journal are unpickled on the way: sync only a study that is your own.
+
+    Args:
+        from_start: deliver everything again (what is there already stays as it is).
+        patience: seconds to go on trying while the store is out of reach.
+        report: told of the progress, chunk by chunk.
+
+    Raises:
+        ValueError: there is no journal; it holds no study; another process delivers it; the store
+            stays out of reach.
+    """
+    if not Path(journal_path).is_file():
+        raise ValueError(f"{journal_path}: no such journal; name the folder of a study that ran")
+    if not any(entry.event["event"] == "study" for entry in read(journal_path)):
+        raise ValueError(f"{journal_path}: no study in it; is it a study's journal?")
+    with contextlib.closing(_Courier(journal_path, uri, verbose=verbose)) as courier:
+        if from_start:
+            courier.forget()
+        while _patiently(courier, patience):
+            if report is not None:
+                report(courier.status)
+        return courier.status
+
+
+def _patiently(courier: _Courier, patience: float) -> bool:
+    """One step, tried again while there is patience."""
+    until, pause = time.monotonic() + patience, 0.5
+    while True:
+        try:
+            return courier.step()
+        except Exception as error:
+            courier.trouble(error)
+            if time.monotonic() + pause > until:
+                raise ValueError(
+                    f"MLflow at {courier.place}: {courier.status.error}; "
+                    f"{courier.status.pending} events wait in {courier.path}"
+                ) from error
+            time.sleep(pause)
+            pause = min(2 * pause, MAX_PAUSE)
+
+
+class _Courier:
+    """Reads a journal chunk by chunk and delivers each; the loop around it decides about time."""
+
+    def __init__(self, path: str | Path, uri: str, *, verbose: bool) -> None:
+        self.path = Path(os.path.abspath(path))
+        self.place = masked(absolute(uri))
+        self._uri = absolute(uri)
+        self._verbose = verbose
+        self._cursor = Cursor(self.path, self.place)
+        self._lock: int | None = None
+        self._status = Status()
+        self.refused: dict[int, str] = {}
+        """Models and files that the store refused, by the byte at which their event ends."""
+        self._begin(None)
+
+    def _begin(self, sent: int | None) -> None:
+        """Read from the journal's first byte; `sent`: as the cursor says, or that many bytes."""
+        self._sent = sent
+        self._read_to = 0
+        self._story = Story()
+        self._chunk: list[Entry] = []
+        self._delivery: Delivery | None = None
+        self._tries: dict[int, int] = {}
+        self._again: set[int] = set()  # refused before, to be tried once more
+
+    @property
+    def status(self) -> Status:
+        return replace(self._status, pending=len(self._chunk) + self._unread())
+
+    def silence(self) -> float:
+        """Seconds since the journal was written to; not less than 0."""
+        try:
+            return max(0.0, time.time() - os.stat(self.path).st_mtime)
+        except OSError:
+            return math.inf
+
+    def trouble(self, error: Exception) -> None:
+        self._delivery = None
+        self._status = replace(self._status, error=self._say(error))
+
+    def forget(self) -> None:
+        """Begin again with the first event."""
+        self._begin(0)
+        self.refused = {}
+
+    def close(self) -> None:
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def step(self) -> bool:
+        """Deliver the next chunk; returns whether there was one.
+
+        Raises:
+            Exception: the store is out of reach; the chunk is kept.
+        """
+        if self._lock is None:
+            self._lock = _locked(self.path)
+        if self._sent is None:
+            known = self._cursor.load()
+            self._sent, self.refused = known.end, dict(known.refused)
+            self._again = set(self.refused)
+        if not self._chunk and not self._fill():
+            return False
+        if self._story.study is None:
+            raise ValueError(f"{self.path}: its first event is no study")
+        delivery = self._connected()
+        if delivery is None:
+            return True
+        self._deliver(delivery)
+        self._sent = max(self._sent, self._chunk[-1].end)
+        self._cursor.save(Sent(self._sent, delivery.experiment, delivery.pages, self.refused))
+        self._chunk, self._tries = [], {}
+        return True
+
+    def _fill(self) -> bool:
+        """Read the next chunk of events that are still to be delivered."""
+        assert self._sent is not None
+        for entry in read(self.path, self._read_to):
+            self._read_to = entry.end
+            event = self._take(entry)
+            if event is not None and (entry.end > self._sent or entry.end in self._again):
+                self._chunk.append(Entry(entry.end, event))
+            if self._chunk and (len(self._chunk) >= CHUNK or (event and event["event"] in HEAVY)):
+                break
+        return bool(self._chunk)
+
+    def _take(self, entry: Entry) -> dict | None:
+        try:
+            return self._story.take(entry.event)
+        except (KeyError, TypeError) as error:
+            self._refuse(f"{entry.event.get('event')} event: {error}")
+            return None
+
+    def _connected(self) -> Delivery | None:
+        """The connection; None where the store turned out to be another one, and all is begun
+        anew."""
+        if self._delivery is None:
+            from raykd.tracking.mlflow_writer import Delivery
+
+            client = connect(self._uri, verbose=self._verbose)
+            delivery = Delivery(client, self._story, self.path.parent, self._uri)
+            if self._sent and not delivery.resumed:
+                self.forget()
+                return None
+            self._delivery = delivery
+        return self._delivery
+
+    def _deliver(self, delivery: Delivery) -> None:
+        for entry in self._chunk:
+            try:
+                delivery.deliver(entry.event)
+                self.refused.pop(entry.end, None)
+            except Exception as error:  # noqa: BLE001 - raised again where it may pass
+                self._judge(error, entry.end)
+                kind = entry.event["event"]
+                reason = f"{kind} of {entry.event.get('id') or 'study'}: {self._say(error)}"
+                self._refuse(reason)
+                if kind in HEAVY:
+                    self.refused[entry.end] = reason
+                with contextlib.suppress(Exception):
+                    delivery.complain(entry.event, self._say(error))
+        try:
+            refusals = delivery.flush(tolerant=self._tries.get(-1, 0) > 0)
+        except Exception as error:
+            self._judge(error, -1)
+            raise
+        for error in refusals:
+            self._refuse(self._say(error))
+        if not self._status.refused:
+            self._status = replace(self._status, error="")
+        self._status = replace(self._status, delivered=self._status.delivered + len(self._chunk))
+
+    def _judge(self, error: Exception, place: int) -> None:
+        """Raise `error` again while another try is worth it."""
+        from raykd.tracking.mlflow_writer import is_refusal, is_unreachable
+
+        if is_unreachable(error):
+            raise error
+        self._tries[place] = self._tries.get(place, 0) + 1
+        allowed = REFUSALS_ALLOWED if is_refusal(error) else FAILURES_ALLOWED
+        if self._tries[place] < allowed:
+            raise error
+
+    def _refuse(self, problem: str) -> None:
+        self._status = replace(self._status, refused=self._status.refused + 1, error=problem)
+
+    def _say(self, error: Exception) -> str:
+        said = masked(str(error)) or type(error).__name__
+        return said if len(said) <= 500 else said[:500] + " ..."
+
+    def _unread(self) -> int:
+        """Lines of the journal not read yet."""
+        try:
+            with open(self.path, "rb") as file:
+                file.seek(self._read_to)
+                return sum(block.count(b"\n") for block in iter(lambda: file.read(1 << 20), b""))
+        except OSError:
+            return 0
+
+
+def _locked(journal: Path) -> int:
+    """An open file that holds the journal's delivery lock until it is closed.
+
+    Two deliverers would each create the runs the other has not seen yet.
+
+    Raises:
+        ValueError: another one holds it.
+    """
+    file = os.open(journal.with_name(journal.name + ".lock"), os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(file)
+        raise ValueError(f"{journal}: another process is sending it; wait for it") from error
+    except (ImportError, OSError):  # Windows, some network file systems: do without
+        pass
+    return file

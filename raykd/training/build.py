@@ -1,0 +1,202 @@
+"""Build the distiller that the loop trains from a concrete study."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from raykd.data import Dataset
+from raykd.losses import Shape, Term
+from raykd.losses.terms import layer_names
+from raykd.models import (
+    ModelProfile,
+    Task,
+    Text,
+    discover,
+    model_profile,
+    stage_aliases,
+)
+from raykd.models.normalization import like
+from raykd.schemes import Distiller, Guide, Parts, TeacherSpec
+from raykd.study.checks.layer_pairs import resolve_pairs
+from raykd.study.config import Study
+from raykd.study.teachers import required_networks, teachers_of
+from raykd.training.memory_format import to_device
+from raykd.training.normalization import adapted
+from raykd.training.seeding import derive_seed, seeded
+from raykd.training.teacher_cache import TeacherHandle, serves
+
+log = logging.getLogger("raykd")
+
+
+def task_of(data: Dataset) -> Task:
+    """Return the inputs and classes of a model for these data."""
+    text = None
+    if data.vocabulary:
+        inputs = data.train.take(data.train.index.new_zeros(1))
+        assert not isinstance(inputs, Tensor), "texts are mappings of tensors"
+        sample = tuple((key, tuple(row[0].tolist())) for key, row in inputs.items())
+        text = Text(data.vocabulary, data.padding, tuple(inputs), sample)
+    return Task(data.input_shape, data.classes, text, data.class_names)
+
+
+def assemble(
+    study: Study,
+    data: Dataset,
+    *,
+    seed: int,
+    teachers: Sequence[nn.Module | TeacherHandle],
+    device: torch.device,
+) -> Distiller:
+    """Build the distiller of a concrete study on a device.
+
+    The initial weights of the student depend on `seed` and its architecture alone: they are the
+    same under every scheme, and drawn on the CPU, the same for any device.
+
+    Args:
+        study: concrete.
+        data: for the training.
+        seed: of the training.
+        teachers: trained, in the order of `teachers_of(study)`; after them the network that the
+            student inherits from, if it does (`required_networks`).  Further ones are not used.
+        device: of the training.
+
+    Raises:
+        ValueError: a model does not fit the data, a layer does not exist or cannot be connected,
+            the scheme needs a teacher and there is none, or a network to inherit from is missing.
+    """
+    task, model = task_of(data), study.student.model
+    handles = [
+        TeacherHandle(adapted(teacher, data)) if isinstance(teacher, nn.Module) else teacher
+        for teacher in teachers
+    ]
+    cpu = torch.device("cpu")
+    with seeded(derive_seed(seed, "student"), cpu):
+        student = to_device(_student(study, task, handles), device)
+    with seeded(derive_seed(seed, "scheme"), cpu):
+        handles = [_with_valid_outputs(handle, study, data, seed) for handle in handles]
+        # Pairs are resolved to layers only if a loss compares layers
+        terms: Sequence[Term] = study.knowledge
+        uses_pairs = study.scheme.takes_knowledge and any(
+            term.active and term.loss and term.loss.takes_pairs for term in terms
+        )
+        profile = model_profile(model, task) if uses_pairs else None
+        guides = _guides(study, task, handles, profile, device)
+        if profile is not None and not guides:
+            terms = resolve_pairs(study, profile, (), task.classes).knowledge
+        shapes = profile.layers if profile is not None else {}
+        parts = Parts(
+            student=student,
+            build_student=lambda: to_device(model.build(task), device),
+            teacher=guides[0].teacher if guides else None,
+            terms=guides[0].terms if guides else terms,
+            task_loss=partial(cross_entropy, label_smoothing=study.train.label_smoothing),
+            task=task,
+            train_size=len(data.train),
+            data_size=data.data_size,
+            guided_shapes=shapes,
+            hint_shapes=guides[0].hint_shapes if guides else shapes,
+            others=guides[1:],
+            teacher_network=_classifier_source(study, handles[0]) if guides else None,
+        )
+        distiller = study.scheme.build(parts)
+    to_device(distiller, device)
+    return distiller
+
+
+def _student(study: Study, task: Task, teachers: Sequence[TeacherHandle]) -> nn.Module:
+    """Return the student with its initial weights."""
+    model, teaching, needed = study.student.model, teachers_of(study), required_networks(study)
+    if model.origin is not None and len(teachers) > len(teaching):
+        origin = teachers[len(teaching)]
+    elif needed == teaching:
+        return model.build(task)
+    elif needed[-1] in teaching[: len(teachers)]:
+        origin = teachers[teaching.index(needed[-1])]
+    else:
+        raise ValueError(
+            f"student '{model.name}' inherits from the trained teacher of the study, which is "
+            "missing; pass it after the teachers of the scheme (`train_teachers` does), or set "
+            "`inherit_weights: false`"
+        )
+    return like(model.build_from(origin.network, task), origin.network)
+
+
+def _guides(
+    study: Study,
+    task: Task,
+    teachers: Sequence[TeacherHandle],
+    profile: ModelProfile | None,
+    device: torch.device,
+) -> list[Guide]:
+    """Return the teachers as the scheme uses them.
+
+    Args:
+        study: concrete.
+        task: inputs and classes.
+        teachers: trained; those after the ones of the scheme are not used.
+        profile: of the student; None if no loss compares layers.
+        device: of the training.
+    """
+    prepared = teachers_of(study)
+    if teachers and not prepared and study.scheme.needs_teacher:
+        # A network passed from Python for a study without a `teacher` key
+        prepared = (TeacherSpec(model=None, weights=None, train=study.train, seed=study.seed),)
+    if teachers and len(teachers) < len(prepared):
+        raise ValueError(
+            f"scheme '{study.scheme.name}' needs {len(prepared)} teachers, got {len(teachers)}; "
+            "pass one for each"
+        )
+    guides = []
+    for option, teacher in zip(prepared, teachers, strict=False):
+        terms: Sequence[Term] = study.knowledge
+        layers: Mapping[str, Shape] = {}
+        if profile is not None:
+            theirs = _teacher_profile(option, teacher, task)
+            terms = resolve_pairs(study, profile, (theirs,), task.classes).knowledge
+            layers = theirs.layers
+        logits = study.scheme.reads_logits(terms)
+        source = teacher.source(layer_names(terms, "hint"), task, device, logits=logits)
+        guides.append(Guide(source, terms, layers))
+    return guides
+
+
+def _with_valid_outputs(
+    teacher: TeacherHandle, study: Study, data: Dataset, seed: int
+) -> TeacherHandle:
+    """Return a teacher without its cached outputs if they do not match the training."""
+    if teacher.outputs is None:
+        return teacher
+    seed = seed if study.cache.seed is None else study.cache.seed
+    mismatch = serves(teacher.outputs.description, study, data, seed)
+    if mismatch:
+        log.warning("cached teacher outputs are not used, it is run live: %s", mismatch)
+        return teacher.without_outputs()
+    return teacher
+
+
+def _classifier_source(study: Study, teacher: TeacherHandle) -> nn.Module | None:
+    """Return the network of a teacher if it is loaded, or a loss needs its classifier."""
+    deploys = any(term.active and term.loss and term.loss.deploys for term in study.knowledge)
+    return teacher.network if deploys else teacher.loaded
+
+
+def _teacher_profile(option: TeacherSpec, teacher: TeacherHandle, task: Task) -> ModelProfile:
+    """Return the profile of a teacher, from its option or else from the network itself."""
+    if option.model is not None:
+        return model_profile(option.model, task)
+    network = teacher.network
+    found = discover(network, task)
+    aliases = stage_aliases(found)
+    return ModelProfile(
+        params=sum(parameter.numel() for parameter in network.parameters()),
+        macs=max((layer.macs for layer in found), default=0),
+        layers={layer.name: layer.shape for layer in (*found, *aliases.values())},
+        aliases={alias: layer.module for alias, layer in aliases.items()},
+        found=found,
+    )

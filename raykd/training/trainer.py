@@ -1,0 +1,314 @@
+"""Training loop: plain PyTorch, the same for teachers and students under every scheme.
+
+The loop does not know about distillation: it runs a distiller and minimizes the loss it returns.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from raykd.data import Batch, BatchLoader, Dataset, Placement, ViewOptions
+from raykd.data.loader import ON_CPU
+from raykd.losses import Progress, Terms
+from raykd.models.compression.int8 import InputRange
+from raykd.schemes import StepOutput
+from raykd.study.config import Cache, Study
+from raykd.training.build import assemble
+from raykd.training.cuda_graph import CudaGraphStep
+from raykd.training.memory_format import can_compile, to_memory_format
+from raykd.training.metrics import (
+    Diverged,
+    EpochMetrics,
+    all_reduce_sum,
+    autocast_for,
+    evaluate_split,
+)
+from raykd.training.optim import learning_rate, make_optimizer, set_learning_rate
+from raykd.training.seeding import derive_seed, seeded
+from raykd.training.teacher_cache import TeacherHandle
+
+__all__ = ["Diverged", "Training"]
+
+Teachers = nn.Module | TeacherHandle | Sequence[nn.Module | TeacherHandle]
+
+STUDENT = "student."
+"""Prefix of the names of the student's tensors in a distiller."""
+
+
+class Training:
+    """Training of one concrete study, epoch by epoch.
+
+    The result depends on the study, the data, the seed and the number of workers alone: weights,
+    connectors, batch order, views and dropout have separate seeds, and those of an epoch are
+    derived from its number.  A training resumed from a saved state therefore equals one that was
+    never interrupted (bit for bit on the CPU).
+
+    With several workers the process group must exist, and every rank makes the same calls.  The
+    gradient is that of the mean over the global batch, for any division among the ranks.
+    Batch-norm statistics, and ranges of quantized inputs, are averaged over the ranks at the end
+    of each epoch.
+
+    Args:
+        study: concrete; pairs that its knowledge leaves out are chosen by the losses.
+        data: moved to the device if it is not there yet (a caller that trains often moves it
+            once, `Dataset.to`).
+        seed: of everything random.
+        teacher: the trained teacher, or one for each of `teachers_of(study)`; put in eval mode
+            and frozen.  None for schemes without a teacher.
+        placement: device, rank and number of workers.
+
+    Raises:
+        ValueError: the study does not fit the data or the teacher.
+    """
+
+    def __init__(
+        self,
+        study: Study,
+        data: Dataset,
+        *,
+        seed: int,
+        teacher: Teachers | None = None,
+        placement: Placement = ON_CPU,
+    ) -> None:
+        self.study, self.seed, self._data = study, seed, data
+        self.device = torch.device(placement.device)
+        self.placement, self.world_size = placement, placement.world_size
+        self.history: list[dict[str, float]] = []
+        single = isinstance(teacher, nn.Module | TeacherHandle)
+        teachers = [teacher] if single else list(teacher or ())
+        self.distiller = assemble(study, data, seed=seed, teachers=teachers, device=self.device)
+        self.parameters = list(self.distiller.parameters())
+        self.optimizer = make_optimizer(study.train, self.parameters)
+        self.loader = BatchLoader(
+            data.train,
+            data,
+            batch_size=study.train.batch_size,
+            shuffle_seed=seed,
+            views=ViewOptions(study.data.augment, study.cache.seed, self.distiller.extra_inputs),
+            placement=placement,
+        )
+        self._autocast = autocast_for(study.train.precision, self.device)
+
+        # Compilation
+        mode = study.train.compile
+        self._is_compiled = mode not in ("none", "graph") and can_compile(self.student, self.device)
+        if self._is_compiled:
+            self.student.compile(mode=mode, dynamic=False)
+        self.cuda_graph: CudaGraphStep | None = None
+        if mode == "graph" and self.device.type == "cuda" and self.world_size == 1:
+            # A graph repeats the same kernels: the steps of an epoch may differ by their batch only
+            ramps = any(isinstance(m, Terms) and m.ramps for m in self.distiller.modules())
+            if not self.distiller.steps_differ and not ramps:
+                self.cuda_graph = CudaGraphStep(self.parameters, self.device)
+
+        # Data parallelism
+        self._model: nn.Module = self.distiller
+        if self.world_size > 1:
+            self._model = DistributedDataParallel(
+                self.distiller,
+                broadcast_buffers=False,
+                gradient_as_bucket_view=True,
+                find_unused_parameters=self.distiller.needs_unused_parameter_search,
+            )
+
+    @property
+    def student(self) -> nn.Module:
+        """Network that is evaluated and kept."""
+        return self.distiller.student
+
+    @property
+    def epochs(self) -> int:
+        """Number of epochs of the whole training."""
+        return self.study.train.epochs
+
+    @property
+    def epoch(self) -> int:
+        """Number of finished epochs."""
+        return len(self.history)
+
+    def run_epoch(self) -> dict[str, float]:
+        """Train one epoch and evaluate on the validation split.
+
+        Returns:
+            train_loss and term_<name> (unweighted), means over the samples of the epoch;
+            train_accuracy, of the same forward passes; val_loss (cross-entropy) and val_accuracy;
+            lr, of the last step; epoch_seconds, with the evaluation; images_per_second, of the
+            training alone, over all ranks.
+
+        Raises:
+            Diverged: a loss was NaN or infinite; raised on every rank.
+        """
+        assert self.epoch < self.epochs, "all epochs are done"
+        start = time.perf_counter()
+        metrics = self.train_epoch().compute(self.epoch + 1, self.world_size)
+        train_seconds = time.perf_counter() - start
+        self._average_statistics()
+        metrics |= self.evaluate("val")
+        if not abs(metrics["val_loss"]) < float("inf"):
+            raise Diverged(self.epoch + 1, "the validation loss not finite after the last step")
+        metrics["lr"] = self.optimizer.param_groups[0]["lr"]
+        metrics["epoch_seconds"] = time.perf_counter() - start
+        metrics["images_per_second"] = metrics.pop("samples") / train_seconds
+        self.history.append(metrics)
+        return dict(metrics)
+
+    def train_epoch(self, max_steps: int | None = None) -> EpochMetrics:
+        """Train one epoch, or its first `max_steps` steps; no step waits for the device."""
+        metrics = EpochMetrics(self.device)
+        seed = derive_seed(self.seed, "epoch", self.epoch, self.placement.rank)
+        with seeded(seed, self.device):
+            self.distiller.train()
+            self.distiller.begin_epoch(self._progress(step=0))
+            view = view_of(self.study.cache, self.epoch)
+            batches = self.loader.epoch(self.epoch, view=view, steps=max_steps)
+            for step, batch in enumerate(map(to_memory_format, batches)):
+                progress = self._progress(step)
+                # Forward and backward, replayed as one CUDA graph if the study asks for it
+                if self.cuda_graph is None:
+                    output = self.forward_backward(batch, progress)
+                else:
+                    output = self.cuda_graph.run(self.forward_backward, batch, progress)
+                # Update of the weights
+                if self.study.train.clip_norm is not None:
+                    nn.utils.clip_grad_norm_(self.parameters, self.study.train.clip_norm)
+                rate = learning_rate(self.study.train, progress.step, progress.steps_per_epoch)
+                set_learning_rate(self.optimizer, rate)
+                self.optimizer.step()
+                metrics.update(output, batch.targets)
+        return metrics
+
+    def forward_backward(self, batch: Batch, progress: Progress) -> StepOutput:
+        """Run the distiller on a batch and set the gradient of every parameter."""
+        if self._is_compiled:
+            torch.compiler.cudagraph_mark_step_begin()
+        with self._autocast():
+            output: StepOutput = self._model(batch, progress)
+        loss = output.loss
+        if self.world_size > 1:
+            # DDP averages over ranks: weight each by its share of the global batch
+            size = self.loader.global_size(progress.step % progress.steps_per_epoch)
+            loss = loss * (len(batch) * self.world_size / size)
+        for parameter in self.parameters:
+            parameter.grad = None
+        loss.backward()
+        return dataclasses.replace(output, loss=output.loss.detach())
+
+    def run_steps(self, count: int) -> int:
+        """Train for a number of steps, at most to the end: whole epochs, then single steps.
+
+        The training cannot be resumed from within an epoch; this is for a look at a student early
+        in its training.
+
+        Returns:
+            The number of steps trained.
+        """
+        count = min(count, self.epochs * len(self.loader))
+        epochs, steps = divmod(count, len(self.loader))
+        for _ in range(epochs):
+            self.run_epoch()
+        if steps:
+            self.train_epoch(steps)
+        return count
+
+    def evaluate(self, split: Literal["train", "val", "test"]) -> dict[str, float]:
+        """Compute <split>_loss (mean cross-entropy) and <split>_accuracy of the student."""
+        return evaluate_split(
+            self.student,
+            self._data,
+            split,
+            batch_size=self.study.train.batch_size,
+            autocast=self._autocast,
+            placement=self.placement,
+        )
+
+    def state(self) -> dict[str, Any]:
+        """Return a copy of the state on the CPU, in types that need no code to load.
+
+        `student` and `distiller` (learned parts of the scheme and the losses) hold tensors by
+        name.  There is no random state: the random numbers of an epoch follow from the seed and
+        the number of the epoch.
+        """
+        tensors = self.distiller.state_dict()
+        student = {k: v for k, v in tensors.items() if k.startswith(STUDENT)}
+        return {
+            "seed": self.seed,
+            "epoch": self.epoch,
+            "history": copy.deepcopy(self.history),
+            "student": _to_cpu({k.removeprefix(STUDENT): v for k, v in student.items()}),
+            "distiller": _to_cpu({k: v for k, v in tensors.items() if k not in student}),
+            "optimizer": _to_cpu(self.optimizer.state_dict()["state"]),
+        }
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Resume from a state, of this or another process or device.
+
+        Raises:
+            ValueError: the state is of another training.
+        """
+        if state["seed"] != self.seed or len(state["history"]) > self.epochs:
+            raise ValueError(
+                f"the saved state is of a training with seed {state['seed']} after "
+                f"{len(state['history'])} epochs, but this training has seed {self.seed} and "
+                f"{self.epochs} epochs; remove the state to start over"
+            )
+        student = {STUDENT + name: tensor for name, tensor in state["student"].items()}
+        try:
+            self.distiller.load_state_dict({**student, **state["distiller"]})
+        except RuntimeError as error:
+            raise ValueError(f"the saved state is of another study: {error}") from None
+        groups = self.optimizer.state_dict()["param_groups"]
+        saved = {"state": _to_cpu(state["optimizer"]), "param_groups": groups}
+        self.optimizer.load_state_dict(saved)
+        self.history = copy.deepcopy(list(state["history"]))
+
+    def _progress(self, step: int) -> Progress:
+        steps = len(self.loader)
+        return Progress(self.epoch, self.epochs, self.epoch * steps + step, steps)
+
+    def _average_statistics(self) -> None:
+        """Average over the ranks the statistics that modules learn without gradients."""
+        if self.world_size == 1:
+            return
+        statistics = [
+            statistic
+            for module in self.distiller.modules()
+            for statistic in _statistics(module)
+            if statistic is not None
+        ]
+        if statistics:
+            flat = torch.cat([statistic.flatten() for statistic in statistics])
+            flat = all_reduce_sum(flat, self.world_size).div_(self.world_size)
+            parts = flat.split([statistic.numel() for statistic in statistics])
+            for statistic, part in zip(statistics, parts, strict=True):
+                statistic.copy_(part.view_as(statistic))
+
+
+def view_of(cache: Cache, epoch: int) -> int:
+    """Return the number of the view of each sample in an epoch, counted from 0."""
+    return epoch if cache.views == "auto" else epoch % cache.views
+
+
+def _statistics(module: nn.Module) -> tuple[Tensor | None, ...]:
+    if isinstance(module, nn.modules.batchnorm._BatchNorm):
+        return module.running_mean, module.running_var
+    return (module.low, module.high) if isinstance(module, InputRange) else ()
+
+
+T = TypeVar("T")
+
+
+def _to_cpu(value: T) -> T:
+    """Copy nested mappings, with their tensors on the CPU."""
+    if isinstance(value, Tensor):
+        return value.detach().to("cpu", copy=True)  # type: ignore[return-value]
+    if isinstance(value, Mapping):
+        return {key: _to_cpu(item) for key, item in value.items()}  # type: ignore[return-value]
+    return value

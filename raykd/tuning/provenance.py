@@ -1,0 +1,106 @@
+"""Provenance of a run: the study, the data, the commit and the versions that it starts with."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import platform
+import subprocess
+import sys
+import uuid
+from collections.abc import Mapping
+from dataclasses import replace
+
+from raykd.study.config import plain
+from raykd.tracking.mlflow_client import absolute, masked
+from raykd.tuning.event_bus import EventBus
+from raykd.tuning.mlflow_store import store_notice, store_source
+from raykd.tuning.resume import other_versions
+from raykd.tuning.session import Prepared
+from raykd.tuning.study_dir import StudyFolder
+
+PACKAGES = (
+    *("raykd", "ray", "torch", "torchvision", "optuna", "mlflow", "numpy", "pydantic"),
+    *("pillow", "scikit-learn", "timm", "transformers", "datasets"),
+)
+
+
+def write_provenance(bus: EventBus, prepared: Prepared, folder: StudyFolder) -> None:
+    """Write the study, its data and the software that it runs with to the journal.
+
+    A resumed run keeps its id; changes of package versions are noted.
+    """
+    study, data, history = prepared.study, prepared.data, prepared.history
+    settings = study.settings
+    uri = masked(absolute(settings.tracking.uri))
+    first_id = next((event["id"] for event in history if event["event"] == "study"), None)
+    installed = versions()
+    bus.write(
+        "study",
+        id=first_id or uuid.uuid4().hex,
+        name=settings.name,
+        experiment=settings.tracking.experiment or settings.name,
+        register=settings.tracking.register,
+        given=study.given,
+        overrides=list(study.overrides),
+        resolved=plain(replace(settings, tracking=replace(settings.tracking, uri=uri))),
+        file=str(folder.given),
+        argv=sys.argv,
+        git=git_commit(),
+        versions=installed,
+        store_from=store_source(study),
+        content=dict(prepared.digests),
+        seed=settings.seed,
+    )
+    bus.write(
+        "dataset",
+        name=data.name,
+        origin=data.origin,
+        fingerprint=data.fingerprint,
+        sizes=dict(data.sizes),
+        classes=data.classes,
+        input_shape=list(data.input_shape),
+        class_names=list(data.class_names),
+        notes=list(data.notes),
+        warnings=list(data.warnings),
+    )
+    changed = other_versions(history, installed)
+    if changed:
+        text = f"resumed with other versions than before ({', '.join(changed)})"
+        bus.tell({"event": "warning", "text": f"{text}: results may differ in last digits"})
+        _note(bus, {"resumed_with": ", ".join(changed)})
+    left_out = () if history else study.bind(prepared.task).narrowed.lines
+    if left_out:
+        _note(bus, {"pairs_left_out": "\n".join(left_out)})
+    if notice := store_notice(study):
+        bus.tell({"event": "warning", "text": notice})
+    if not history:
+        remarks = prepared.weights
+        texts = {"weights_notes": remarks.notes, "warning_weights": remarks.warnings}
+        tags = {name: "\n".join(lines) for name, lines in texts.items() if lines}
+        if tags:
+            _note(bus, tags)
+
+
+def _note(bus: EventBus, tags: Mapping[str, str]) -> None:
+    bus.write("note", id=None, tags=dict(tags), metrics={}, step=0)
+
+
+def git_commit() -> str | None:
+    """Return the commit of the working folder; None outside a repository."""
+    try:
+        completed = subprocess.run(
+            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return completed.stdout.strip()
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of Python and of the packages that affect what a training computes."""
+    installed = {"python": platform.python_version()}
+    for package in PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            installed[package] = importlib.metadata.version(package)
+    return installed

@@ -1,0 +1,215 @@
+"""Runs of a study: the part that searches, layer studies and single trainings share.
+
+A run checks its study, loads the data, opens the study's folder, journal and tracking, lets an
+executor train the jobs of its planner, and returns what it concludes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
+
+from raykd.errors import StudyError
+from raykd.models import Task
+from raykd.runtime.signals import closing, received_stop_signal, stop_on_signals
+from raykd.study.checks.latency import check_measured
+from raykd.study.checks.load import check_shapes
+from raykd.study.config import Cluster, Search
+from raykd.study.open_study import OpenStudy
+from raykd.study.student_costs import StudentCosts
+from raykd.tracking.journal import Journal, events
+from raykd.training.build import task_of
+from raykd.tuning.event_bus import EventBus, Listener
+from raykd.tuning.export import export_students
+from raykd.tuning.mlflow_store import with_recorded_store
+from raykd.tuning.planner import Planner
+from raykd.tuning.provenance import write_provenance
+from raykd.tuning.records import Records
+from raykd.tuning.resume import check_same_files, check_unchanged, file_digests
+from raykd.tuning.session import Prepared, RunSession
+from raykd.tuning.study_dir import StudyFolder, Verb, create_folder
+from raykd.tuning.study_input import CHECKS, load_data, located_problems
+from raykd.tuning.study_lock import check_lock, is_lost, locked
+from raykd.tuning.teacher_store import remarks_on_weights
+
+if TYPE_CHECKING:
+    from raykd.tracking.sync import Tracker
+
+ResultT = TypeVar("ResultT")
+
+
+class Executor(ABC):
+    """Machine on which the jobs of a run are trained."""
+
+    def check(self, cluster: Cluster) -> None:  # noqa: B027 - optional
+        """Check that the machine has what the study requests.
+
+        Raises:
+            StudyError: it does not.
+        """
+
+    @abstractmethod
+    def execute(self, run: StudyRun[Any], session: RunSession) -> Planner:
+        """Train every job of the run's planner, and return the planner.
+
+        Raises:
+            KeyboardInterrupt: the user stopped it.
+        """
+
+
+class StudyRun(ABC, Generic[ResultT]):
+    """One run of a study, new or resumed.
+
+    Subclasses decide what is trained (`planner`) and what the result is (`conclude`).
+
+    Args:
+        study: checked.
+        folder: of the interrupted run to resume; None: a new one is created.
+        search: search settings; None: the study's.
+        verbose: show Ray's own output.
+        listeners: called with every event as it happens.
+
+    Attributes:
+        verb: command of which this is a run.
+        start_from: runs whose best trials are tried first.
+    """
+
+    verb: ClassVar[Verb]
+
+    def __init__(
+        self,
+        study: OpenStudy,
+        folder: StudyFolder | None = None,
+        *,
+        search: Search | None = None,
+        verbose: bool = False,
+        listeners: Sequence[Listener] = (),
+    ) -> None:
+        self.study = study
+        self.folder = folder
+        self.search = search
+        self.verbose = verbose
+        self.listeners = listeners
+        self.start_from: tuple[str, ...] = ()
+
+    def check(self, study: OpenStudy, task: Task) -> None:
+        """Check that this kind of run fits the study, before anything starts.
+
+        Raises:
+            StudyError: it does not.
+        """
+
+    @abstractmethod
+    def planner(self, session: RunSession, slots: int) -> Planner:
+        """Return the planner that decides what this number of slots trains."""
+
+    @abstractmethod
+    def conclude(self, session: RunSession, planner: Planner) -> ResultT:
+        """Write what came out to the journal and the folder, and return it."""
+
+    def run(self, executor: Executor) -> ResultT:
+        """Check the study, train its jobs and return the result.
+
+        Raises:
+            StudyError: the study, its data or the machine cannot be used, or differ from those of
+                the run to resume; or a training failed that all others need.
+        """
+        with stop_on_signals(), contextlib.ExitStack() as stack:
+            prepared = self._prepare(executor)
+            folder = self.folder
+            if folder is None:
+                folder = self._create_folder()
+                stack.enter_context(locked(folder.path, self.verb))
+            return self._train(prepared, folder, executor)
+
+    def _prepare(self, executor: Executor) -> Prepared:
+        """Load the data and check all that can be checked before anything starts."""
+        folder, history = self.folder, []
+        if folder is not None and folder.journal.exists():
+            history = events(folder.journal)
+        study = with_recorded_store(self.study, history)
+        settings = study.settings
+        search = self.search or settings.search
+        with located_problems(study):
+            executor.check(settings.cluster)
+            data = load_data(settings, study.document)
+            if folder is not None:
+                check_unchanged(history, folder, study, data)
+            task = task_of(data)
+            if study.task is None:  # nothing could be checked before the data were loaded
+                check_shapes(study, task, checks=CHECKS)
+            self.check(study, task)
+            digests = file_digests(study, task)
+            check_same_files(history, digests)
+            weights = remarks_on_weights(study, task)
+            costs = StudentCosts(search, task)
+            if folder is not None:
+                costs.keep_in(folder.measured)
+            if search.trials:
+                check_measured(study.bind(task), costs)
+        return Prepared(study, data, task, search, costs, history, digests, weights)
+
+    def _create_folder(self) -> StudyFolder:
+        study, settings = self.study, self.study.settings
+        with located_problems(study):
+            return create_folder(
+                settings.name,
+                settings.cluster.storage,
+                study.given,
+                study.overrides,
+                self.verb,
+                self.start_from,
+            )
+
+    def _train(self, prepared: Prepared, folder: StudyFolder, executor: Executor) -> ResultT:
+        """Train the planner's jobs with journal and tracking open, and write the result."""
+        from raykd.tracking.sync import Tracker
+
+        # open the journal and the tracking behind it
+        prepared.costs.keep_in(folder.measured)
+        journal = Journal(folder.journal)
+        bus = EventBus(journal, self.listeners)
+        write_provenance(bus, prepared, folder)
+        tracker = Tracker(folder.journal, prepared.study.settings.tracking.uri)
+        status = "failed"
+        try:
+            # train
+            records = Records.from_events(prepared.history)
+            session = RunSession(prepared, folder, bus, records, self.verbose)
+            with located_problems(prepared.study):
+                planner = executor.execute(self, session)
+            if planner.fatal:
+                raise StudyError(planner.fatal)
+            # write the result
+            export_students(session, planner)
+            result = self.conclude(session, planner)
+            status = "finished"
+        except (KeyboardInterrupt, SystemExit):
+            status = "interrupted"
+            raise
+        except Exception:
+            check_lock(folder.path)  # Tune may have wrapped the error
+            if received_stop_signal():  # Ray's processes may have had the signal, too
+                status = "interrupted"
+                raise KeyboardInterrupt from None
+            raise
+        finally:
+            closing(hurry=tracker.abandon)
+            status = "lost" if is_lost(folder.path) else status
+            _close(bus, journal, tracker, status)
+        return result
+
+
+def _close(bus: EventBus, journal: Journal, tracker: Tracker, status: str) -> None:
+    """Write the end of the run, and give MLflow time to get it."""
+    if status == "lost":  # journal and MLflow belong to another process now
+        tracker.abandon()
+        journal.close()
+        return
+    bus.write("done", status=status)
+    bus.tell({"event": "phase", "phase": "tracking"})
+    delivered = tracker.close(timeout=60 if status == "finished" else 10)
+    bus.tell({"event": "tracked", "delivered": delivered, "status": str(tracker.status)})
+    journal.close()

@@ -1,0 +1,103 @@
+"""Prepared studies and sessions: what runs, executors and planners share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from raykd.data import Dataset
+from raykd.models import Task
+from raykd.storage import Storage
+from raykd.study.config import Search
+from raykd.study.open_study import OpenStudy
+from raykd.study.student_costs import StudentCosts
+from raykd.training.teacher_cache.plan import CachePlan
+from raykd.tuning.cache_jobs import CacheScheduler
+from raykd.tuning.event_bus import EventBus
+from raykd.tuning.failure_logs import Logs
+from raykd.tuning.planner import RunContext
+from raykd.tuning.records import Records
+from raykd.tuning.study_dir import StudyFolder
+from raykd.tuning.teacher_store import Remarks, TeacherStore
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A study that passed every check, with its data.
+
+    Attributes:
+        study: checked.
+        data: loaded.
+        task: inputs and classes of the data.
+        search: search settings of the run.
+        costs: of students, measured or estimated.
+        history: events of the run that is resumed; empty for a new run.
+        digests: SHA-256 of the files that decide what its models are, by name.
+        weights: remarks on the weights that it loads.
+    """
+
+    study: OpenStudy
+    data: Dataset
+    task: Task
+    search: Search
+    costs: StudentCosts
+    history: Sequence[Mapping[str, Any]]
+    digests: Mapping[str, str]
+    weights: Remarks
+
+
+@dataclass(frozen=True)
+class RunSession:
+    """A run with an open journal.
+
+    Attributes:
+        prepared: its study and data.
+        folder: of the study.
+        bus: takes every event.
+        records: of trainings, from the journal.
+        verbose: whether Ray's own output is shown.
+    """
+
+    prepared: Prepared
+    folder: StudyFolder
+    bus: EventBus
+    records: Records
+    verbose: bool = False
+
+    @property
+    def study(self) -> OpenStudy:
+        return self.prepared.study
+
+    @property
+    def data(self) -> Dataset:
+        return self.prepared.data
+
+    @property
+    def task(self) -> Task:
+        return self.prepared.task
+
+    def context(self, slots: int) -> RunContext:
+        """Return the context of a planner for this number of slots."""
+        study, data, search = self.study, self.data, self.prepared.search
+        settings, storage = study.settings, Storage(self.folder.storage)
+        plan = CachePlan(study, self.task, len(data.train), search)
+        return RunContext(
+            study=study,
+            task=self.task,
+            journal=self.bus,
+            storage=storage,
+            folder=self.folder.name,
+            shelf=TeacherStore(settings, data.fingerprint, storage, self.task),
+            records=self.records,
+            search=search,
+            costs=self.prepared.costs,
+            caching=CacheScheduler(
+                plan, storage, data.fingerprint, len(data.train), slots=slots, chronicle=self.bus
+            ),
+            logs=Logs(self.folder, settings.cluster.workers_per_trial),
+            val_counts=torch.bincount(data.val.targets.cpu(), minlength=data.classes).tolist(),
+            slots=slots,
+        )

@@ -1,0 +1,388 @@
+"""Store of teacher networks, and checks of the weights that a study loads."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from raykd.errors import Problem, StudyError
+from raykd.models import Model, Task
+from raykd.models.adapters.custom_code import STORED
+from raykd.models.normalization import METADATA, Normalization, to_metadata
+from raykd.models.preprocessing import expecting
+from raykd.models.weights.files import weight_parts
+from raykd.schemes import Teacher, TeacherSpec
+from raykd.storage import Storage
+from raykd.study.checks.rules import models_in
+from raykd.study.config import Study
+from raykd.study.open_study import OpenStudy
+from raykd.study.teachers import teacher_chain, teachers_of
+from raykd.study.yaml_file import Document, Place, dotted
+from raykd.training.checkpoint import dump_object, dump_weights, weights_metadata, with_metadata
+from raykd.training.teacher_weights import check_file, load_teacher_weights, reorder_network
+from raykd.training.teachers import (
+    normalization_notes,
+    normalization_of,
+    spec_key,
+    teacher_spec_of,
+)
+
+
+class TeacherStore:
+    """Teacher networks below the storage, shared by all studies with the same storage.
+
+    A file's name is a key of everything that determines the network.
+
+    Args:
+        settings: fixed parts of the study.
+        fingerprint: of its data.
+        storage: of the files.
+        task: inputs and classes of the data; None: networks are stored unchanged.
+
+    Attributes:
+        notes: sentences on changes to loaded networks, until `take_notes` returns them.
+    """
+
+    def __init__(
+        self, settings: Study, fingerprint: str, storage: Storage, task: Task | None = None
+    ) -> None:
+        self.notes: list[str] = []
+        self._task = task
+        self._settings = settings
+        self._fingerprint = fingerprint
+        self._storage = storage
+        self._there: set[str] = set()
+
+    def file(self, prepared: TeacherSpec) -> str:
+        """Return a network's file below the storage; equal networks have equal files."""
+        names = self._task.class_names if self._task is not None else ()
+        key = spec_key(prepared, self._settings, self._fingerprint, names)
+        return f"teachers/{key}.{'pt' if prepared.is_mlflow else 'safetensors'}"
+
+    def has(self, file: str) -> bool:
+        """Return True if a file exists; a positive answer is remembered."""
+        if file not in self._there and self._storage.exists(file):
+            self._there.add(file)
+        return file in self._there
+
+    def note(self, file: str) -> None:
+        """Record that a training has written this file."""
+        self._there.add(file)
+
+    def fetch(self, prepared: TeacherSpec) -> None:
+        """Store a network that is loaded, not trained.
+
+        Notes on a whole network are stored in a second file, for later studies that read it.
+
+        Raises:
+            StudyError: its weights cannot be read.
+        """
+        file = self.file(prepared)
+        if prepared.weights is None:
+            return
+        notes_file = file.removesuffix(".pt") + ".notes"
+        if not self.has(file):
+            count = len(self.notes)
+            content = self._content(prepared)
+            if len(self.notes) > count:
+                self._storage.create(notes_file, "\n".join(self.notes[count:]).encode())
+            self._storage.create(file, content)
+        elif prepared.is_mlflow:
+            self.notes += (self._storage.read(notes_file) or b"").decode().splitlines()
+
+    def take_notes(self) -> str:
+        """Return the notes, one per line, and forget them."""
+        text = "\n".join(dict.fromkeys(self.notes))
+        self.notes.clear()
+        return text
+
+    def _content(self, prepared: TeacherSpec) -> bytes:
+        assert prepared.weights is not None
+        try:
+            if prepared.is_mlflow:
+                return self._whole(prepared)
+            return with_normalization(self._weights(prepared), normalization_of(prepared))
+        except (OSError, ValueError) as error:
+            text = f"cannot read the teacher's weights {prepared.weights}: {error}"
+            raise StudyError(Problem(text, path="teacher.weights")) from None
+
+    def _weights(self, prepared: TeacherSpec) -> bytes:
+        assert prepared.weights is not None
+        if self._task is None:
+            return Path(prepared.weights).expanduser().read_bytes()
+        loaded = load_teacher_weights(prepared, self._task)
+        if loaded.is_as_read:
+            return weight_parts(prepared.weights)[0].read_bytes()
+        return dump_weights(loaded.network, dict(loaded.metadata))
+
+    def _whole(self, prepared: TeacherSpec) -> bytes:
+        """Return a network from MLflow, with its outputs in the order of the data's classes."""
+        from raykd.tracking.mlflow_models import load_model_uri
+
+        uri = self._settings.tracking.uri
+        network = load_model_uri(str(prepared.weights), tracking_uri=uri).cpu().eval()
+        if self._task is not None:
+            self.notes += reorder_network(network, prepared, self._task)
+        network = expecting(network, prepared.normalization)
+        return dump_object(network)
+
+
+def with_normalization(content: bytes, normalization: Normalization | None) -> bytes:
+    """Return a safetensors file with the normalization that its network expects in its metadata.
+
+    Args:
+        content: of any safetensors file.
+        normalization: None: the data's.
+    """
+    metadata = weights_metadata(content)
+    if normalization is None and METADATA not in metadata:
+        return content
+    rest = {key: value for key, value in metadata.items() if key != METADATA}
+    return with_metadata(content, rest | (to_metadata(normalization) if normalization else {}))
+
+
+def check_teacher_weights(study: Study, task: Task | None) -> Iterator[Problem]:
+    """Check that each teacher's weights file exists and fits its model."""
+    yield from _normalization_problems(study, task)
+    study_teacher = study.teacher
+    for teacher in _from_files(study) if task is not None else ():
+        assert task is not None
+        problem = _file(teacher, task).problem
+        if problem:
+            is_own = study_teacher and teacher.weights == study_teacher.weights
+            yield Problem(problem, path="teacher.weights" if is_own else "scheme")
+
+
+def check_started_models(study: Study, task: Task | None) -> Iterator[Problem]:
+    """Check that the local weights files of models fit them; downloads nothing."""
+    for place, model in _starting(study) if task is not None else ():
+        assert task is not None
+        problem = _started(model, task, task.class_names).problem
+        if problem:
+            yield Problem(problem, path=dotted(place))
+
+
+@dataclass(frozen=True)
+class Remarks:
+    """Remarks on the weights that a study loads, in sentences.
+
+    Attributes:
+        notes: changes to them.
+        warnings: conditions that may make results wrong.
+        problem: reason why they cannot be loaded; "" if they can.
+    """
+
+    notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+    problem: str = ""
+
+
+def remarks_on_weights(study: OpenStudy, task: Task) -> Remarks:
+    """Return all remarks on the weights that a study's teachers and models load from files.
+
+    Raises:
+        StudyError: they cannot be loaded.
+    """
+    if not re.search(r"weights|pretrained", str(study.document.data)):
+        return Remarks()
+    notes: dict[str, None] = {}
+    warnings: dict[str, None] = {}
+    for candidate in study.bind(task).corners():
+        concrete = candidate.study
+        problems = [*check_teacher_weights(concrete, task), *check_started_models(concrete, task)]
+        if problems:
+            raise StudyError(problems)
+        remarks = [_file(teacher, task) for teacher in _from_files(concrete)]
+        remarks += [_started(model, task, task.class_names) for _, model in _starting(concrete)]
+        for place, prepared in _prepared(concrete):
+            remarks.append(Remarks(*normalization_notes(prepared, place, task)))
+        for remark in remarks:
+            notes |= dict.fromkeys(remark.notes)
+            warnings |= dict.fromkeys(remark.warnings)
+    return Remarks(tuple(notes), tuple(warnings))
+
+
+def _from_files(study: Study) -> list[Teacher]:
+    """Return the teachers whose weights are files."""
+    teachers = [] if study.teacher is None else [study.teacher]
+    teachers += [each.as_teacher for each in teacher_chain(teachers_of(study))]
+    return [each for each in teachers if each.weights and each.model and not each.is_mlflow]
+
+
+def _starting(study: Study) -> list[tuple[Place, Model]]:
+    """Return the models that are initialized from local files, each with its place."""
+    loaded = {teacher.model for teacher in _from_files(study)}
+    return [
+        (place, model)
+        for place, model in models_in(study)
+        if not (place[0] in ("teacher", "scheme") and model in loaded)
+        if getattr(model, "weights", None) is not None
+        or (getattr(model, "pretrained", False) and model.files() and not model.runs_code)
+    ]
+
+
+def _file(teacher: Teacher, task: Task) -> Remarks:
+    assert teacher.weights is not None and teacher.model is not None
+    classes = tuple(map(str, teacher.classes or ()))
+    return _checked_file(teacher.weights, teacher.model, classes, task, task.class_names)
+
+
+@lru_cache(maxsize=64)
+def _checked_file(
+    weights: str, model: Model, classes: tuple[str, ...], task: Task, _: tuple[str, ...]
+) -> Remarks:
+    try:
+        return Remarks(*check_file(weights, model, task, classes))
+    except ValueError as error:
+        return Remarks(problem=str(error))
+
+
+def _prepared(study: Study) -> list[tuple[str, TeacherSpec]]:
+    """Return all teacher networks, each with its place in the study."""
+    study_teachers = [] if study.teacher is None else [teacher_spec_of(study)]
+    rest = [each for each in teacher_chain(teachers_of(study)) if each not in study_teachers]
+    return [("teacher", each) for each in study_teachers] + [("scheme", each) for each in rest]
+
+
+def _normalization_problems(study: Study, task: Task | None) -> Iterator[Problem]:
+    """Check that the normalization of each teacher is known and fits the images."""
+    for place, prepared in _prepared(study):
+        path = "teacher.normalization" if place == "teacher" else "scheme"
+        try:
+            if prepared.normalization != "auto":
+                _check_use(prepared, task)
+            normalization = normalization_of(prepared)
+            if normalization is not None and task is not None and task.text is None:
+                normalization.check(task.input_shape[0])
+        except ValueError as error:
+            yield Problem(str(error), path=path)
+
+
+def _check_use(prepared: TeacherSpec, task: Task | None) -> None:
+    if prepared.weights is None:
+        raise ValueError(
+            "`normalization` is for loaded `weights`; a teacher that the study trains uses the "
+            "mean and standard deviation of the data; remove it"
+        )
+    if task is not None and (task.text is not None or len(task.input_shape) != 3):
+        raise ValueError("`normalization` is for images, and the data are not images; remove it")
+
+
+@lru_cache(maxsize=64)
+def _started(model: Model, task: Task, _: tuple[str, ...]) -> Remarks:
+    try:
+        with torch.random.fork_rng(devices=[]):
+            return Remarks(model.remarks(task))
+    except ValueError as error:
+        return Remarks(problem=str(error))
+
+
+def resolve_mlflow_models(document: Document) -> Document:
+    """Download each network that a study names by an MLflow URI, and name its file in the study.
+
+    The files are stored below the study's storage, which every node must reach.  They become
+    overrides of the study, so that a resumed search uses the same networks.
+
+    Raises:
+        StudyError: a network cannot be downloaded; names its place.
+    """
+    overrides: list[str] = []
+    files: dict[str, str] = {}
+    problems: list[Problem] = []
+    for place, model in _models_by_uri(document.data, ()):
+        if model.get("file") is not None:
+            continue
+        uri = model["name"]
+        try:
+            files[uri] = files.get(uri) or _download(uri, document)
+        except ValueError as error:
+            problems.append(document.problem(place, str(error)))
+            continue
+        overrides.append(f"{dotted(place)}={json.dumps({**model, 'file': files[uri]})}")
+    if problems:
+        raise StudyError(problems)
+    return document.with_overrides(overrides)
+
+
+def resolve_model_versions(document: Document) -> Document:
+    """Replace the MLflow aliases of a study's teachers by version numbers.
+
+    Teachers are cached by the name of their weights.  If that were an alias, moving the alias to
+    another version would not change the cached teacher.
+
+    Raises:
+        StudyError: an alias does not exist; names its place.
+    """
+    overrides: list[str] = []
+    problems: list[Problem] = []
+    for place, uri in _aliases(document.data, ()):
+        try:
+            overrides.append(f"{dotted(place)}={json.dumps(_version_of(uri, document))}")
+        except ValueError as error:
+            problems.append(document.problem(place, str(error)))
+    if problems:
+        raise StudyError(problems)
+    return document.with_overrides(overrides) if overrides else document
+
+
+def _aliases(value: Any, place: Place) -> Iterator[tuple[Place, str]]:
+    """Yield every place where `weights` name a registered model by an alias."""
+    if isinstance(value, str):
+        if "weights" in place and re.match(r"models:/[^/@]+@", value):
+            yield place, value
+    elif isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from _aliases(inner, (*place, key))
+    elif isinstance(value, list):
+        for number, inner in enumerate(value):
+            yield from _aliases(inner, (*place, number))
+
+
+def _version_of(uri: str, document: Document) -> str:
+    from raykd.tracking.mlflow_models import pinned
+    from raykd.tuning.mlflow_store import tracking_store_of
+
+    return pinned(uri, tracking_uri=tracking_store_of(document))
+
+
+def _models_by_uri(value: Any, place: Place) -> Iterator[tuple[Place, Mapping[str, Any]]]:
+    """Yield every place where a model is named by a URI, with the value at that place."""
+    if isinstance(value, str) and _is_model_place(place) and re.search(STORED, value):
+        yield place, {"name": value}
+    elif isinstance(value, Mapping):
+        name = value.get("name")
+        if isinstance(name, str) and re.search(STORED, name):
+            yield place, value
+        for key, inner in value.items():
+            yield from _models_by_uri(inner, (*place, key))
+    elif isinstance(value, list):
+        for number, inner in enumerate(value):
+            yield from _models_by_uri(inner, (*place, number))
+
+
+def _is_model_place(place: Place) -> bool:
+    """Return True if a bare name at `place` is a model's, possibly as an option of a choice."""
+    keys = [step for step in place if isinstance(step, str) and step != "choice"]
+    return bool(keys) and keys[-1] == "model"
+
+
+def _download(uri: str, document: Document) -> str:
+    """Download a network and return its file below the storage."""
+    from raykd.study.config import Cluster
+    from raykd.tracking.mlflow_models import load_model_uri
+    from raykd.training.checkpoint import dump_object
+    from raykd.tuning.mlflow_store import tracking_store_of
+
+    content = dump_object(load_model_uri(uri, tracking_uri=tracking_store_of(document)))
+    storage = Storage(document.get(("cluster", "storage")) or Cluster().storage)
+    name = f"networks/{hashlib.sha256(content).hexdigest()[:32]}.pt"
+    storage.create(name, content)
+    return f"{storage.root}/{name}"

@@ -1,0 +1,1 @@
+"""Small studies, data and fakes that several tests share."""

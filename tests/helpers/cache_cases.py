@@ -1,0 +1,100 @@
+"""What the tests of kept outputs share; a script, too, that builds until it is killed."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from pathlib import Path
+from typing import Any
+
+from helpers.training_cases import DIGITS, digits, taught, teacher, teacher_model
+from raykd.data import AUGMENTATIONS, Dataset
+from raykd.losses import Term
+from raykd.models import model_profile
+from raykd.storage import Storage
+from raykd.study.config import Cache, Study
+from raykd.train_config import SGD
+from raykd.training.build import task_of
+from raykd.training.teacher_cache import (
+    Build,
+    CacheStore,
+    Description,
+    Outputs,
+    describe_outputs,
+    network_digest,
+    open_cached_outputs,
+)
+
+EPOCHS = 2
+ROWS = 96
+CROP = AUGMENTATIONS["random_crop"](padding=1)
+FLIP = AUGMENTATIONS["horizontal_flip"]()
+LAYERS = ("stage1", "stage2", "stage3", "embedding")
+
+
+def data() -> Dataset:
+    return digits(ROWS)
+
+
+def cropped(*terms: Term, cache: Cache | None = None, **train: Any) -> Study:
+    """A study whose pictures are augmented, so that each epoch shows another view."""
+    study = taught(*terms, **{"epochs": EPOCHS, "optimizer": SGD(lr=0.02), **train})
+    source = dataclasses.replace(DIGITS, limit=ROWS, augment=(CROP,))
+    return dataclasses.replace(study, data=source, cache=cache or Cache(dtype="fp32", seed=5))
+
+
+def described(study: Study, layers: tuple[str, ...] = (), **changed: Any) -> Description:
+    """The outputs that `study` would read of the teacher that all tests share."""
+    shapes = model_profile(teacher_model(), task_of(data())).layers
+    given: dict[str, Any] = {
+        "teacher": "resnet",
+        "weights": network_digest(teacher()),
+        "fingerprint": data().fingerprint,
+        "rows": len(data().train),
+        "classes": 10,
+        "layers": {name: shapes[name] for name in layers},
+        "views": EPOCHS,
+        "shard_rows": 40,
+    }
+    return describe_outputs(study, **{**given, **changed})
+
+
+def build(
+    folder: Path, study: Study, description: Description, share: int = 0, shares: int = 1
+) -> Build:
+    return Build(
+        description,
+        study,
+        teacher(),
+        data(),
+        task_of(data()),
+        CacheStore(Storage(str(folder))),
+        share=share,
+        shares=shares,
+    )
+
+
+def built(folder: Path, study: Study, description: Description) -> Outputs:
+    """All of it, ready to be read."""
+    whole = build(folder, study, description)
+    while whole.advance():
+        pass
+    assert whole.finish()
+    found = open_cached_outputs(whole.store, description.key, data())
+    assert found is not None
+    return found
+
+
+def files(folder: Path, key: str) -> dict[str, bytes]:
+    """Every file of an entry but the note of its last use."""
+    found = (folder / "outputs" / key).iterdir()
+    return {one.name: one.read_bytes() for one in found if one.name != "used"}
+
+
+if __name__ == "__main__":
+    to_kill = cropped()
+    one_by_one = build(Path(sys.argv[1]), to_kill, described(to_kill, LAYERS, shard_rows=4))
+    print("begun", flush=True)
+    while one_by_one.advance():
+        print(len(one_by_one.left), flush=True)
+    one_by_one.finish()

@@ -1,0 +1,237 @@
+"""A search's events made up, on a real study, for the displays and the summary."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from raykd.models import Task, model_profile
+from raykd.report.progress import View
+from raykd.runtime.cluster import SlotPlan
+from raykd.runtime.jobs import Assignment
+from raykd.schemes import Alone
+from raykd.study.config import Study, plain
+from raykd.study.open_study import OpenStudy
+from raykd.study.short_names import names_of
+from raykd.training.teachers import teacher_study
+from raykd.tuning.study_dir import StudyFolder, create_folder
+
+Event = dict[str, Any]
+TASK = Task(input_shape=(1, 8, 8), classes=10)
+SLOTS = SlotPlan(slots=2, workers=1, cpus=1.0, gpus=0.0)
+
+VALUES = (0.9815, 0.9722, 0.9444, 0.9676)
+"""Validation accuracy of the first trials; the first two make the front."""
+
+STUDY = """\
+name: made-up
+data: {name: digits}
+teacher:
+  model: {name: resnet, depth: 14, width: 32}
+  train: {epochs: 3}
+student:
+  model: {name: resnet, depth: {choice: [8, 14]}, width: {int: [4, 16], step: 4}}
+knowledge:
+  - loss: {name: kd, temperature: {loguniform: [1, 16]}}
+    weight: {uniform: [0.1, 2.0]}
+  - loss: {choice: [null, {name: hint}, {name: at}]}
+    pairs: {pairing: {hint: auto, guided: auto, max: 2, order: monotone}}
+    weight: {loguniform: [0.1, 100]}
+train: {epochs: 4}
+search:
+  objectives: {val_accuracy: max, params: min}
+  trials: 8
+  replicates: 3
+  finalists: 2
+  scheduler: {name: asha}
+"""
+
+
+class Teller:
+    """Tells a made-up search piece by piece."""
+
+    def __init__(self, study: OpenStudy, root: Path) -> None:
+        self.study = study
+        self.settings = study.settings
+        self.folder: StudyFolder = create_folder(
+            study.settings.name, str(root / "studies"), study.given, ()
+        )
+
+    def opening(self) -> Iterator[Event]:
+        settings = self.settings
+        yield {
+            "event": "study",
+            "id": "abc123",
+            "name": settings.name,
+            "experiment": settings.name,
+            "register": None,
+            "given": self.study.given,
+            "resolved": plain(settings),
+            "file": str(self.folder.given),
+            "argv": [],
+            "git": None,
+            "versions": {},
+            "seed": settings.seed,
+        }
+        yield {
+            "event": "dataset",
+            "name": "digits",
+            "origin": "scikit-learn",
+            "fingerprint": "f",
+            "sizes": {"train": 1222, "val": 216, "test": 359},
+            "classes": 10,
+            "input_shape": [1, 8, 8],
+            "class_names": [str(digit) for digit in range(10)],
+            "notes": ["3 hidden entries were skipped"],
+            "warnings": ["2 pictures are in train and in test"],
+        }
+
+    def preparation(self) -> Iterator[Event]:
+        yield {"event": "phase", "phase": "ray"}
+        yield {"event": "plan", "plan": SLOTS, "study": self.study, "folder": self.folder}
+
+    def teacher(
+        self, val: float = 0.9861, test: float = 0.975, keep: str | None = None
+    ) -> Iterator[Event]:
+        study = teacher_study(self.settings)
+        yield from self.run("teacher-0", "teacher", study, test=True, keep=keep)
+        for epoch in range(1, study.train.epochs + 1):
+            yield self.epoch("teacher-0", epoch, val - 0.05 / epoch)
+        yield self.end("teacher-0", val_accuracy=val, test_accuracy=test)
+
+    def point(self, number: int) -> Study:
+        return self.study.bind(TASK).sample(number).resolved
+
+    def run(self, run_id: str, role: Any, study: Study, **fields: Any) -> Iterator[Event]:
+        cost = model_profile(study.student.model, TASK)
+        written = plain(study)
+        assignment = Assignment(
+            id=run_id,
+            role=role,
+            study=written,
+            names=names_of(written),
+            seed=fields.pop("seed", study.seed),
+            epochs=study.train.epochs,
+            folder=self.folder.name,
+            metrics={"params": float(cost.params), "macs": float(cost.macs)},
+            **fields,
+        ).plain()
+        yield {
+            "event": "run",
+            "assignment": assignment,
+            **{key: assignment[key] for key in ("id", "role", "parent", "params", "tags", "seed")},
+        }
+
+    def epoch(self, run_id: str, epoch: int, val: float) -> Event:
+        metrics = {
+            "train_loss": 1.0 / epoch,
+            "train_accuracy": val,
+            "val_loss": 1.0 - val,
+            "val_accuracy": val,
+            "lr": 0.05,
+            "epoch_seconds": 0.4,
+        }
+        return {"event": "epoch", "id": run_id, "epoch": epoch, "metrics": metrics}
+
+    def end(
+        self, run_id: str, status: str = "finished", reason: str = "", **metrics: float
+    ) -> Event:
+        return {
+            "event": "end",
+            "id": run_id,
+            "status": status,
+            "reason": reason,
+            "metrics": metrics,
+        }
+
+    def trial(
+        self, number: int, val: float, *, epochs: int = 4, status: str = "finished"
+    ) -> Iterator[Event]:
+        """A trial that ends after `epochs`; status "running": it does not."""
+        run_id = f"trial-{number:04d}"
+        study = self.point(number)
+        yield from self.run(run_id, "trial", study)
+        for epoch in range(1, epochs + 1):
+            yield self.epoch(run_id, epoch, val - 0.1 / epoch + 0.025)
+        cost = model_profile(study.student.model, TASK)
+        if status == "failed":
+            yield self.end(run_id, "failed", "diverged in epoch 2: term 'kd' not finite in step 3")
+        elif status != "running":
+            params, macs = float(cost.params), float(cost.macs)
+            yield self.end(run_id, status, val_accuracy=val, params=params, macs=macs)
+
+    def replicates(
+        self, number: int, distilled: list[float], alone: list[float]
+    ) -> Iterator[Event]:
+        parent = f"trial-{number:04d}"
+        study = self.point(number)
+        yield {"event": "note", "id": parent, "tags": {"chosen": "true"}, "metrics": {}}
+        for seed, test in enumerate(distilled, 1):
+            run_id = f"{parent}/seed-{seed}"
+            yield from self.run(run_id, "replicate", study, parent=parent, seed=seed)
+            yield self.epoch(run_id, 1, test)
+            yield self.end(run_id, val_accuracy=test, test_accuracy=test)
+        null = replace(study, scheme=Alone(), knowledge=())
+        for seed, test in enumerate(alone, 1):
+            run_id = f"{parent}/alone-{seed}"
+            yield from self.run(run_id, "alone", null, parent=parent, seed=seed)
+            yield self.epoch(run_id, 1, test)
+            yield self.end(run_id, val_accuracy=test, test_accuracy=test)
+
+    def halfway(self) -> Iterator[Event]:
+        """A search with a teacher, some trials that ended, and two that run."""
+        yield from self.opening()
+        yield from self.preparation()
+        yield from self.teacher()
+        yield from self.trial(0, VALUES[0])
+        yield from self.trial(1, VALUES[1])
+        yield from self.trial(2, 0.61, epochs=2, status="stopped")
+        yield from self.trial(3, 0.9, epochs=1, status="failed")
+        yield from self.trial(4, 0.93, epochs=3, status="running")
+        yield from self.trial(5, 0.88, epochs=1, status="running")
+
+    def whole(self) -> Iterator[Event]:
+        """A search from its beginning to its end."""
+        yield from self.opening()
+        yield from self.preparation()
+        yield from self.teacher()
+        for number, val in enumerate(VALUES):
+            yield from self.trial(number, val)
+        yield from self.trial(4, 0.61, epochs=2, status="stopped")
+        yield from self.trial(5, 0.9, epochs=1, status="failed")
+        chosen = self.chosen()
+        yield from self.replicates(chosen[0], [0.974, 0.978, 0.976], [0.951, 0.953, 0.958])
+        yield from self.replicates(chosen[1], [0.964, 0.970, 0.969], [0.962, 0.973, 0.967])
+        yield {"event": "done", "status": "finished"}
+        yield {"event": "phase", "phase": "tracking"}
+        yield {"event": "tracked", "delivered": True, "status": "all events are in MLflow"}
+
+    def chosen(self) -> list[int]:
+        """The two trials that `whole` chooses."""
+        from raykd.tuning.records import Records
+
+        told = [event for n, val in enumerate(VALUES) for event in self.trial(n, val)]
+        picked = Records.from_events(told).choose(self.settings.search.objectives, 2)
+        return [int(record.id.removeprefix("trial-")) for record in picked]
+
+
+class Clock:
+    """Time that passes when it is told to."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def watched(events: Iterable[Mapping[str, Any]], each: float = 1.0) -> tuple[View, Clock]:
+    """A view that was told the events, `each` seconds apart."""
+    clock = Clock()
+    view = View(clock)
+    for event in events:
+        clock.now += each
+        view.apply(event)
+    return view, clock

@@ -1,0 +1,287 @@
+"""Small studies, and a Tune without Ray: what the tests of the search share."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import optuna
+from optuna.study import StudyDirection
+
+from raykd.models import Task
+from raykd.runtime.early_stopping import Rule
+from raykd.runtime.jobs import Assignment
+from raykd.runtime.ray_tune import Reports, Stopping, Suggestions
+from raykd.storage import Storage
+from raykd.study.checks.load import open_study
+from raykd.study.open_study import OpenStudy
+from raykd.study.student_costs import StudentCosts
+from raykd.study.yaml_file import parse_document
+from raykd.training.teachers import teacher_spec_of
+from raykd.tuning.planner import RunContext
+from raykd.tuning.records import Records
+from raykd.tuning.samplers import make_sampler
+from raykd.tuning.search_planner import SearchPlanner
+from raykd.tuning.teacher_store import TeacherStore
+
+SMALL = """\
+name: small
+seed: 7
+data: {name: digits, limit: 160, val_limit: 60}
+teacher:
+  model: {name: mlp, depth: 2, width: 32}
+  train: {epochs: 2, batch_size: 32}
+student:
+  model:
+    name: mlp
+    depth: {choice: [1, 2]}
+    width: {int: [8, 24], step: 8}
+knowledge:
+  - loss:
+      choice:
+        - {name: kd, temperature: {choice: [2, 4]}}
+        - {name: rkd}
+train: {epochs: 3, batch_size: 32, optimizer: {name: sgd, lr: 0.05}}
+search:
+  objectives: {val_accuracy: max, params: min}
+  sampler: random
+  trials: 4
+  finalists: 2
+  replicates: 2
+"""
+"""18 points: 2 depths x 3 widths x (2 temperatures or rkd)."""
+
+POINTS = 18
+DIRECTIONS = {"max": StudyDirection.MAXIMIZE, "min": StudyDirection.MINIMIZE}
+TASK = Task(input_shape=(1, 8, 8), classes=10)
+FOLDER = "small-20260101-120000"
+
+Metrics = Callable[[Assignment, int], Mapping[str, float]]
+"""(assignment, epoch) -> what it reaches then."""
+
+
+def opened(*overrides: str, text: str = SMALL) -> OpenStudy:
+    return open_study(parse_document(text, "study.yaml").with_overrides(overrides))
+
+
+def searching(study: OpenStudy, **search: Any) -> OpenStudy:
+    """The study with other settings of its search."""
+    settings = replace(study.settings, search=replace(study.settings.search, **search))
+    return replace(study, settings=settings)
+
+
+class Told:
+    """A journal in memory."""
+
+    def __init__(self) -> None:
+        self.events: list[dict[str, Any]] = []
+
+    def write(self, event: str, **fields: Any) -> None:
+        self.events.append(json.loads(json.dumps({"event": event, **fields})))
+
+    def of(self, event: str, **fields: Any) -> list[dict[str, Any]]:
+        return [
+            told
+            for told in self.events
+            if told["event"] == event and all(told[key] == value for key, value in fields.items())
+        ]
+
+
+class World:
+    """What outlives the driver: journal, Optuna's database, storage, and what was trained.
+
+    `wrap` sees every journal before an explorer writes to it: a test may break it.
+    """
+
+    def __init__(self, study: OpenStudy, root: Path) -> None:
+        self.study = study
+        self.journal = Told()
+        self.storage = Storage(str(root))
+        self.optuna = optuna.storages.InMemoryStorage()
+        self.trained: list[tuple[str, int]] = []
+
+    def explorer(self, journal: Any = None, slots: int = 1, **changed: Any) -> SearchPlanner:
+        """An explorer that goes on from what is there, as the driver makes it."""
+        clock = changed.pop("clock", time.time)
+        context = self.context(journal, slots, **changed)
+        return SearchPlanner(context, self.drawn(self.study.settings, slots), clock)
+
+    def context(self, journal: Any = None, slots: int = 1, **changed: Any) -> RunContext:
+        """The context of a planner that goes on from what is there."""
+        search = self.study.settings.search
+        return RunContext(
+            study=self.study,
+            task=TASK,
+            search=search,
+            journal=journal or self.journal,
+            storage=self.storage,
+            folder=FOLDER,
+            shelf=self.shelf,
+            records=Records.from_events(self.journal.events),
+            slots=slots,
+            **{"costs": StudentCosts(search, TASK), **changed},
+        )
+
+    @property
+    def shelf(self) -> TeacherStore:
+        return TeacherStore(self.study.settings, "digits", self.storage)
+
+    def give_teacher(self) -> str:
+        """Put the study's own teacher where it is looked for; the file."""
+        [teacher] = self.study.teachers()
+        file = self.shelf.file(teacher_spec_of(replace(self.study.settings, teacher=teacher)))
+        self.storage.write(file, b"weights")
+        return file
+
+    def drawn(self, settings: Any, slots: int = 1) -> optuna.Study:
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        objectives = settings.search.objectives.values()
+        return optuna.create_study(
+            storage=self.optuna,
+            study_name=settings.name,
+            load_if_exists=True,
+            directions=[DIRECTIONS[direction] for direction in objectives],
+            sampler=make_sampler(
+                settings.search.sampler, seed=settings.seed, startup_trials=4, slots=slots
+            ),
+        )
+
+
+def made_up(assignment: Assignment, epoch: int) -> dict[str, float]:
+    """Metrics that look like a training's: from nothing but the assignment and the epoch."""
+    knowledge = [
+        {**term, "pairs": [[p["hint"], p["guided"]] for p in term["pairs"] or ()]}
+        for term in assignment.study["knowledge"]
+    ]
+    text = json.dumps([assignment.study["student"], knowledge], sort_keys=True)
+    seed = hashlib.sha256(f"{text}{assignment.seed}".encode()).digest()[0] / 2560
+    found = {"train_loss": 1 / (1 + epoch), "val_accuracy": 0.5 + seed + 0.1 * epoch}
+    if assignment.test and epoch >= assignment.epochs:
+        found["test_accuracy"] = found["val_accuracy"] - 0.05
+    return found
+
+
+def trained(world: World, assignment: Assignment, metrics: Metrics) -> Iterator[dict[str, Any]]:
+    """What a slot reports of one training: goes on from the saved state where there is one."""
+    storage = world.storage
+    saved = storage.read(assignment.state_file)
+    history = json.loads(saved) if saved else []
+    if not assignment.epochs:
+        yield {"epoch": 0, "done": True, "id": assignment.id, **metrics(assignment, 0)}
+        return
+    before = list(history)
+    while True:
+        if len(history) < assignment.epochs:
+            world.trained.append((assignment.id, len(history) + 1))
+            history.append(dict(metrics(assignment, len(history) + 1)))
+            storage.write(assignment.state_file, json.dumps(history).encode())
+        done = len(history) == assignment.epochs
+        if done and assignment.keep:
+            storage.write(assignment.keep, b"weights")
+        yield {
+            "id": assignment.id,
+            "epoch": len(history),
+            "done": done,
+            "history": before,
+            "clock": {"first_step": 0.0, "end": 0.0},
+            "training_iteration": 1,
+            **assignment.metrics,
+            **history[-1],
+        }
+        before = []
+
+
+class FakeTune:
+    """Tune's controller as the search sees it: the same calls in the same order, no Ray."""
+
+    def __init__(
+        self,
+        world: World,
+        explorer: SearchPlanner,
+        metrics: Metrics = made_up,
+        slots: int = 1,
+        rule: Rule | None = None,
+    ) -> None:
+        self.world, self.explorer, self.metrics, self.slots = world, explorer, metrics, slots
+        self._suggestions = Suggestions(explorer)
+        self._stopping = Stopping(explorer, rule)
+        self._reports = Reports(explorer)
+        self._live: list[tuple[Any, Iterator[dict[str, Any]]]] = []
+        self._count = 0
+        self.waited = 0
+        self.most_at_once = 0
+
+    def run(self, most_rounds: int = 2000) -> None:
+        for _ in range(most_rounds):
+            self._fill()
+            if not self._live:
+                return
+            for trial, results in list(self._live):
+                self._step(trial, results)
+                self._reports.on_step_end(0, [])
+        raise AssertionError("the search does not end")
+
+    def _fill(self) -> None:
+        while len(self._live) < self.slots:
+            config = self._suggestions.suggest(str(self._count))
+            if config == Suggestions.FINISHED:
+                return
+            json.dumps(config)  # plain data: it has to travel
+            self._count += 1
+            trial: Any = SimpleNamespace(trial_id=str(self._count), config=config)
+            trial.get_error = lambda: None
+            assignment = Assignment.from_plain(config["assignment"])
+            self._stopping.on_trial_add(None, trial)
+            self._live.append((trial, self._results(assignment)))
+            working = [t for t, _ in self._live if t.config["assignment"]["role"] != "wait"]
+            self.most_at_once = max(self.most_at_once, len(working))
+
+    def _results(self, assignment: Assignment) -> Iterator[dict[str, Any]]:
+        if assignment.role != "wait":
+            yield from trained(self.world, assignment, self.metrics)
+            return
+        while True:
+            self.waited += 1
+            yield {"id": assignment.id, "epoch": 0, "done": False}
+
+    def _step(self, trial: Any, results: Iterator[dict[str, Any]]) -> None:
+        result = next(results)
+        decision = "STOP" if result["done"] else None
+        decision = decision or self._stopping.on_trial_result(None, trial, result)
+        result["done"] = result["done"] or decision == "STOP"
+        self._reports.on_trial_result(0, [], trial, result)
+        if decision == "STOP":
+            self._suggestions.on_trial_complete(trial.trial_id, result)
+            self._reports.on_trial_complete(0, [], trial)
+            self._live = [(t, r) for t, r in self._live if t is not trial]
+
+
+def explore(world: World, metrics: Metrics = made_up, **settings: Any) -> SearchPlanner:
+    """Run a study to its end in a fake Tune."""
+    slots = settings.pop("slots", 1)
+    rule = settings.pop("rule", None)
+    explorer = world.explorer(slots=slots, **settings)
+    FakeTune(world, explorer, metrics, slots, rule).run()
+    return explorer
+
+
+def roles(told: Told) -> list[str]:
+    """The roles of the trainings in the order in which they began."""
+    return [event["role"] for event in told.of("run")]
+
+
+def epochs_of(events: Sequence[Mapping[str, Any]]) -> dict[str, list[int]]:
+    """The epochs each training has in a journal, in their order."""
+    found: dict[str, list[int]] = {}
+    for event in events:
+        if event["event"] == "run":
+            found.setdefault(event["id"], [])
+        elif event["event"] == "epoch":
+            found[event["id"]].append(event["epoch"])
+    return found

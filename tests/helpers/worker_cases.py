@@ -1,0 +1,168 @@
+"""What each of two workers does in `test_workers`; a module of its own, so that it can be sent."""
+
+from __future__ import annotations
+
+import dataclasses
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from helpers.training_cases import (
+    DIGITS,
+    alone,
+    digits,
+    taught,
+    teacher,
+    teacher_model,
+    unnormalised,
+    untimed,
+)
+from raykd.data import AUGMENTATIONS, Placement
+from raykd.losses import LOSSES, Pair, Term
+from raykd.models import Resnet, model_profile
+from raykd.models.compression import Quantized
+from raykd.storage import Storage
+from raykd.study.config import Cache, Student, Study
+from raykd.train_config import SGD
+from raykd.training.build import task_of
+from raykd.training.teacher_cache import (
+    Build,
+    CacheStore,
+    TeacherHandle,
+    describe_outputs,
+    network_digest,
+    open_cached_outputs,
+)
+from raykd.training.trainer import Diverged, Training
+
+UNEVEN = 37
+"""A batch size that gives two workers unequal shares, and 200 samples an odd last batch of 15."""
+
+EMBEDDING = (Pair(hint="embedding", guided="embedding"),)
+
+STUDIES: dict[str, Study] = {
+    "even": unnormalised(epochs=2, optimizer=SGD(lr=0.1)),
+    "uneven": unnormalised(epochs=2, batch_size=UNEVEN, optimizer=SGD(lr=0.1), clip_norm=0.5),
+    "late": taught(Term(loss=LOSSES["hint"](), start_epoch=1), epochs=2, batch_size=UNEVEN),
+    "normalised": alone(epochs=1),
+    "deployed": unnormalised(
+        Term(loss=LOSSES["simkd"](), pairs=EMBEDDING), epochs=2, batch_size=UNEVEN
+    ),
+    "factors": taught(Term(loss=LOSSES["ft"]()), epochs=2, batch_size=UNEVEN),
+    "quantized": dataclasses.replace(
+        alone(epochs=1),
+        student=Student(model=Quantized(base=Resnet(depth=8, width=4), inherit_weights=False)),
+    ),
+    "contrast": taught(Term(loss=LOSSES["crd"]()), epochs=2, batch_size=UNEVEN),
+}
+
+
+CACHED = dataclasses.replace(
+    unnormalised(
+        Term(loss=LOSSES["kd"]()),
+        Term(loss=LOSSES["hint"](), pairs=EMBEDDING),
+        epochs=2,
+        batch_size=UNEVEN,
+    ),
+    data=dataclasses.replace(DIGITS, augment=(AUGMENTATIONS["random_crop"](padding=1),)),
+    cache=Cache(dtype="fp32", seed=0),
+)
+
+
+def run(rank: int, folder: str) -> None:
+    """Train every study with two workers, and put what this one saw into `folder`."""
+    torch.set_num_threads(1)
+    torch.manual_seed(rank)  # ranks whose processes differ must yet agree
+    dist.init_process_group(
+        "gloo",
+        init_method=f"file://{folder}/meeting",
+        rank=rank,
+        world_size=2,
+        timeout=timedelta(seconds=180),
+    )
+    try:
+        seen: dict[str, Any] = {name: _trained(study, rank) for name, study in STUDIES.items()}
+        seen["resumed"] = _resumed(STUDIES["uneven"], rank)
+        seen["diverged"] = _diverged(rank)
+        seen["cached"] = _cached(CACHED, rank, folder)
+        torch.save(seen, Path(folder) / f"rank{rank}.pt")
+    finally:
+        dist.destroy_process_group()
+
+
+def _training(study: Study, rank: int, world: int = 2) -> Training:
+    return Training(
+        study, digits(), seed=0, teacher=teacher(), placement=Placement("cpu", rank, world)
+    )
+
+
+def _trained(study: Study, rank: int, world: int = 2) -> dict[str, Any]:
+    return finished(_training(study, rank, world))
+
+
+def finished(training: Training) -> dict[str, Any]:
+    while training.epoch < training.epochs:
+        training.run_epoch()
+    return {
+        "history": [untimed(metrics) for metrics in training.history],
+        "test": training.evaluate("test"),
+        "weights": training.state()["student"],
+    }
+
+
+def alone_in_the_world(study: Study) -> dict[str, Any]:
+    """The same with one worker."""
+    return _trained(study, rank=0, world=1)
+
+
+def _resumed(study: Study, rank: int) -> dict[str, Any]:
+    first, second = _training(study, rank), _training(study, rank)
+    first.run_epoch()
+    second.load_state(first.state())
+    return finished(second)
+
+
+def _cached(study: Study, rank: int, folder: str) -> dict[str, Any]:
+    """Each rank computes its share of the teacher's outputs, then reads those of its samples."""
+    shapes = model_profile(teacher_model(), task_of(digits())).layers
+    description = describe_outputs(
+        study,
+        teacher="resnet",
+        weights=network_digest(teacher()),
+        fingerprint=digits().fingerprint,
+        rows=len(digits().train),
+        classes=10,
+        layers={"embedding": shapes["embedding"]},
+        views=2,
+        shard_rows=30,
+    )
+    store = CacheStore(Storage(folder))
+    task = task_of(digits())
+    build = Build(description, study, teacher(), digits(), task, store, share=rank, shares=2)
+    while build.advance():
+        pass
+    dist.barrier()
+    if rank == 0:
+        assert build.finish()
+    dist.barrier()
+    outputs = open_cached_outputs(store, description.key, digits())
+    kept = TeacherHandle(teacher(), outputs)
+    return finished(
+        Training(study, digits(), seed=0, teacher=kept, placement=Placement("cpu", rank, 2))
+    )
+
+
+def _diverged(rank: int) -> str:
+    """One rank's input is broken: every rank must hear of it, at the same point."""
+    training = _training(STUDIES["even"], rank)
+    if rank == 1:
+        normalised = training.loader._normalize
+        normalised.shift = normalised.shift * float("nan")
+    try:
+        training.run_epoch()
+    except Diverged as error:
+        return f"{error.epoch}: {error.fault}"
+    return "nothing"

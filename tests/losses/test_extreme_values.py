@@ -1,0 +1,136 @@
+"""Large logits, certain teachers, layers of zeros, half precision: finite values and gradients."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from helpers.loss_cases import CLASSES, Case, label, make, variants
+from raykd.losses import KD, Loss, ModelOutputs, PairLoss, ResponseLoss
+from raykd.losses.transformer import AttentionMap
+
+ALL = variants()
+ON_LOGITS = [loss for loss in ALL if isinstance(loss, ResponseLoss)]
+ON_LAYERS = [loss for loss in ALL if loss.takes_pairs]
+
+
+def logits(kind: str, seed: int) -> Tensor:
+    draw = torch.Generator().manual_seed(seed)
+    drawn = torch.randn(6, CLASSES, generator=draw)
+    if kind == "large":
+        return 1e4 * drawn.sign() * (drawn.abs() + 0.5)
+    if kind == "certain":
+        return torch.full((6, CLASSES), -1e4).scatter(1, drawn.argmax(1, keepdim=True), 1e4)
+    return torch.zeros(6, CLASSES) if kind == "zero" else drawn
+
+
+@pytest.mark.parametrize("taught", ["ordinary", "large", "certain", "zero"])
+@pytest.mark.parametrize("shown", ["ordinary", "large", "certain", "zero"])
+@pytest.mark.parametrize("loss", ON_LOGITS, ids=label)
+def test_logits_of_any_size_give_finite_gradients(
+    loss: ResponseLoss, shown: str, taught: str
+) -> None:
+    student = logits(shown, 1).requires_grad_()
+    value = loss(student, logits(taught, 2), torch.arange(6) % CLASSES)
+    value.backward()
+    assert torch.isfinite(value)
+    assert student.grad is not None
+    assert torch.isfinite(student.grad).all()
+
+
+def test_a_certain_teacher_still_moves_a_student_that_is_wrong() -> None:
+    student = torch.zeros(6, CLASSES).requires_grad_()
+    KD(temperature=1)(student, logits("certain", 2), torch.arange(6) % CLASSES).backward()
+    assert student.grad is not None
+    # the gradient of cross-entropy against a one-hot teacher: (1/5 - one-hot) / 6
+    assert student.grad.min() == pytest.approx((0.2 - 1) / 6)
+    assert student.grad.max() == pytest.approx(0.2 / 6)
+
+
+def scaled(case: Case, student: float, teacher: float) -> Case:
+    shown = {k: (student * v.detach()).requires_grad_() for k, v in case.student.layers.items()}
+    taught = {k: teacher * v.detach() for k, v in case.teacher.layers.items()}
+    case.student = ModelOutputs(case.student.logits, shown)
+    case.teacher = ModelOutputs(case.teacher.logits, taught)
+    return case
+
+
+@pytest.mark.parametrize(("shown", "taught"), [(0, 1), (1, 0), (0, 0), (1e3, 1), (1, 1e3)])
+@pytest.mark.parametrize("loss", ON_LAYERS, ids=label)
+def test_layers_of_zeros_and_large_layers_give_finite_gradients(
+    loss: Loss, shown: float, taught: float
+) -> None:
+    case = scaled(make(loss), shown, taught)
+    value = case.value()
+    value.backward()
+    assert torch.isfinite(value)
+    for leaf in case.student_leaves():
+        assert leaf.grad is not None
+        assert torch.isfinite(leaf.grad).all()
+
+
+@pytest.mark.parametrize("smallest", [1e-6, 1e-8, 1e-12, 1e-20, 1e-30])
+def test_attention_keeps_its_gradient_however_small(smallest: float) -> None:
+    # KL of t from s = softmax(z) has the gradient s - t with respect to z
+    scores = torch.tensor([0.0, math.log(smallest)]).expand(1, 1, 2, 2).clone().requires_grad_()
+    taught = torch.tensor([0.25, 0.75]).expand(1, 1, 2, 2)
+    AttentionMap(similarity="kl")(scores.softmax(dim=-1), taught).backward()
+    assert scores.grad is not None
+    expected = (torch.tensor([1 - smallest, smallest]) - taught) / 2  # the mean over two rows
+    torch.testing.assert_close(scores.grad, expected.expand(1, 1, 2, 2))
+
+
+def test_attention_value_by_hand() -> None:
+    taught = torch.tensor([0.0, 1.0]).expand(1, 1, 2, 2)
+    shown = torch.tensor([1 - 1e-10, 1e-10]).expand(1, 1, 2, 2)
+    found = AttentionMap(similarity="kl")(shown, taught).item()
+    assert found == pytest.approx(-math.log(1e-10), rel=1e-5)
+
+
+def test_rows_without_attention_give_no_gradient() -> None:
+    shown = torch.tensor([[0.5, 0.5], [0.0, 0.0]])[None, None].requires_grad_()
+    taught = torch.tensor([[0.25, 0.75], [0.0, 0.0]])[None, None]
+    AttentionMap(similarity="kl")(shown, taught).backward()
+    assert shown.grad is not None
+    assert torch.isfinite(shown.grad).all()
+    assert shown.grad[0, 0, 1].tolist() == [0, 0]
+
+
+def test_scores_are_not_taken_for_probabilities() -> None:
+    case = make(AttentionMap(similarity="kl"))
+    case.student = case.student.map(lambda layer: layer - 1)
+    with pytest.raises(ValueError, match="negative values"):
+        case.value()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("loss", ON_LOGITS, ids=label)
+def test_half_precision_is_computed_in_float32_when_called(
+    loss: ResponseLoss, dtype: torch.dtype
+) -> None:
+    student, teacher = logits("ordinary", 1).to(dtype), logits("ordinary", 2).to(dtype)
+    targets = torch.arange(6) % CLASSES
+    with torch.autocast("cpu", torch.bfloat16):
+        value = loss(student, teacher, targets)
+    assert value.dtype == torch.float32
+    torch.testing.assert_close(value, loss(student.float(), teacher.float(), targets))
+
+
+def test_half_precision_of_layers_when_called() -> None:
+    guided, hint = torch.randn(4, 6, 2, 2).bfloat16(), torch.randn(4, 6, 2, 2).bfloat16()
+    for loss in ALL:
+        if isinstance(loss, PairLoss) and type(loss).__call__ is not PairLoss.__call__:
+            guided, hint = guided.softmax(-1), hint.softmax(-1)
+            with torch.autocast("cpu", torch.bfloat16):
+                value = loss(guided, hint)
+            torch.testing.assert_close(value, loss(guided.float(), hint.float()))
+
+
+def test_calling_a_loss_detaches_the_teacher() -> None:
+    student, teacher = torch.randn(4, 5).requires_grad_(), torch.randn(4, 5).requires_grad_()
+    KD()(student, teacher, torch.zeros(4).long()).backward()
+    assert student.grad is not None
+    assert teacher.grad is None

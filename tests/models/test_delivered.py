@@ -1,0 +1,265 @@
+"""Networks with their preprocessing: what they take, refuse, and say."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from raykd.models import Resnet, Task
+from raykd.models.normalization import (
+    NAMED,
+    Normalization,
+    adapt_normalization,
+    expected_normalization,
+    from_metadata,
+    like,
+    to_metadata,
+)
+from raykd.models.preprocessing import (
+    Expecting,
+    Preprocessing,
+    RawInputModel,
+    expecting,
+    strip_preprocessing,
+)
+
+MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
+COLOR = Preprocessing("pictures", (3, 6, 4), dtype="uint8", mean=MEAN, std=STD)
+LEVELS = Preprocessing(
+    "pictures", (1, 2, 3), dtype="float64", raw_shape=(2, 3), maximum=16, mean=(0.5,), std=(0.25,)
+)
+TEXTS = Preprocessing("texts", (5,), dtype="int64", keys=("input_ids", "attention_mask"))
+
+
+class Echo(nn.Module):
+    """Gives its inputs, flat, so that a test sees them."""
+
+    def forward(self, inputs: Tensor | dict[str, Tensor]) -> Tensor:
+        if isinstance(inputs, Tensor):
+            return inputs.flatten(1)
+        return torch.cat([inputs[key] for key in sorted(inputs)], dim=1)
+
+
+def echo(preprocessing: Preprocessing) -> RawInputModel:
+    return RawInputModel(Echo(), preprocessing, ["a", "b"])
+
+
+def test_pixels_are_normalized_by_hand_computed_values() -> None:
+    pictures = torch.randint(0, 256, (5, 3, 6, 4), dtype=torch.uint8)
+    wanted = (pictures.double() / 255 - torch.tensor(MEAN).double().view(3, 1, 1)) / torch.tensor(
+        STD
+    ).double().view(3, 1, 1)
+    found = echo(COLOR)(pictures).double()
+    torch.testing.assert_close(found, wanted.flatten(1), rtol=1e-5, atol=1e-5)
+    assert torch.equal(echo(COLOR)(pictures), echo(COLOR)(pictures.float()))
+    assert torch.equal(echo(COLOR)(pictures), echo(COLOR)(pictures.double()))
+
+
+def test_raw_levels_are_spread_over_a_byte_first() -> None:
+    levels = torch.tensor([[[0.0, 8, 16], [1, 3, 5]]], dtype=torch.float64)
+    bytes_ = torch.tensor([0, 128, 255, 16, 48, 80])  # round(level * 255 / 16), halves to even
+    wanted = (bytes_ / 255 - 0.5) / 0.25
+    for given in (levels, levels.unsqueeze(1), levels.flatten(1), levels.to(torch.uint8)):
+        torch.testing.assert_close(echo(LEVELS)(given)[0], wanted, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("preprocessing", "given", "said"),
+    [
+        (COLOR, torch.rand(2, 3, 6, 4), "multiply by 255"),
+        (COLOR, torch.randn(2, 3, 6, 4) * 3, "normalization is part of the network"),
+        (COLOR, torch.full((2, 3, 6, 4), 300), "pixels of 0 to 255"),
+        (COLOR, torch.zeros(2, 6, 4, 3, dtype=torch.uint8), "move the channels first"),
+        (COLOR, torch.zeros(2, 3, 8, 8, dtype=torch.uint8), "resize them to 6x4"),
+        (COLOR, torch.zeros(2, 1, 6, 4, dtype=torch.uint8), r"got \(2, 1, 6, 4\)"),
+        (LEVELS, torch.full((2, 2, 3), 255, dtype=torch.uint8), "pixels of 0 to 16"),
+        (LEVELS, torch.zeros(2, 4, 3), r"\(batch, 1, 2, 3\)"),
+        (TEXTS, torch.zeros(2, 5, dtype=torch.int64), "stacked"),
+        (TEXTS, {"input_ids": torch.zeros(2, 5, dtype=torch.int64)}, "missing: attention_mask"),
+    ],
+)
+def test_what_does_not_fit_is_refused(
+    preprocessing: Preprocessing, given: Tensor | dict[str, Tensor], said: str
+) -> None:
+    with pytest.raises(ValueError, match=said):
+        echo(preprocessing)(given)
+
+
+def test_a_mapping_for_pictures_is_refused() -> None:
+    with pytest.raises(ValueError, match="one tensor"):
+        echo(COLOR)({"input_ids": torch.zeros(2, 5)})
+
+
+def test_black_pictures_are_no_mistake() -> None:
+    assert torch.equal(
+        echo(COLOR)(torch.zeros(2, 3, 6, 4)),
+        echo(COLOR)(torch.zeros(2, 3, 6, 4, dtype=torch.uint8)),
+    )
+
+
+def test_texts_come_as_a_mapping_or_stacked() -> None:
+    ids, mask = torch.arange(10).view(2, 5), torch.ones(2, 5, dtype=torch.int64)
+    given = {"attention_mask": mask, "input_ids": ids, "token_type_ids": ids}
+    assert torch.equal(echo(TEXTS)(given), torch.cat([mask, ids], dim=1))
+    assert torch.equal(echo(TEXTS)(torch.stack([ids, mask], dim=1)), echo(TEXTS)(given))
+
+
+def test_tensors_are_passed_on() -> None:
+    vectors = torch.randn(3, 7)
+    assert torch.equal(echo(Preprocessing("tensors", (7,)))(vectors), vectors)
+
+
+@pytest.mark.parametrize("preprocessing", [COLOR, LEVELS])
+def test_a_network_can_be_exported(preprocessing: Preprocessing) -> None:
+    task = Task(input_shape=preprocessing.shape, classes=2)
+    network = nn.Sequential(nn.Flatten(), nn.Linear(torch.Size(task.input_shape).numel(), 2))
+    delivered = RawInputModel(network, preprocessing, ["a", "b"]).eval()
+    shape = preprocessing.signature_shape
+    dtype = getattr(torch, preprocessing.dtype)
+    some = torch.randint(0, int(preprocessing.maximum) + 1, (4, *shape)).to(dtype)
+    exported = torch.export.export(
+        delivered, (some[:2],), dynamic_shapes=({0: torch.export.Dim("batch", min=1)},)
+    )
+    torch.testing.assert_close(exported.module()(some), delivered(some))
+
+
+def test_onnx_takes_raw_samples(tmp_path: Path) -> None:
+    runtime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    delivered = RawInputModel(
+        Resnet(depth=8, width=4).build(Task((1, 2, 3), 2)), LEVELS, ["a", "b"]
+    ).eval()
+    some = torch.randint(0, 17, (3, 2, 3)).double()
+    program = torch.onnx.export(
+        delivered,
+        (some,),
+        dynamo=True,
+        verbose=False,
+        dynamic_shapes=({0: torch.export.Dim("batch", min=2)},),
+    )
+    assert program is not None
+    program.save(tmp_path / "network.onnx")
+    session = runtime.InferenceSession(
+        str(tmp_path / "network.onnx"), providers=["CPUExecutionProvider"]
+    )
+    (found,) = session.run(None, {session.get_inputs()[0].name: some.numpy()})
+    torch.testing.assert_close(
+        torch.from_numpy(found), delivered(some).detach(), rtol=1e-4, atol=1e-4
+    )
+
+
+def test_facts_say_how_to_use_it() -> None:
+    facts = RawInputModel(Echo(), COLOR, ["cat", "dog"], {"test_accuracy": 0.9}).facts()
+    assert facts["classes"] == ["cat", "dog"] and facts["metrics"] == {"test_accuracy": 0.9}
+    assert "logits" in facts["output"]
+    given = facts["input"]
+    assert given["mean"] == list(MEAN) and given["std"] == list(STD)
+    assert given["color"] == "RGB" and given["size"] == [6, 4] and given["maximum"] == 255
+    assert echo(TEXTS).facts()["input"]["keys"] == ["input_ids", "attention_mask"]
+
+
+def test_preprocessing_survives_saving() -> None:
+    buffer = io.BytesIO()
+    torch.save(echo(COLOR), buffer)
+    buffer.seek(0)
+    loaded = torch.load(buffer, weights_only=False)
+    pictures = torch.randint(0, 256, (2, 3, 6, 4), dtype=torch.uint8)
+    assert torch.equal(loaded(pictures), echo(COLOR)(pictures))
+
+
+# The normalization of teachers
+
+
+def test_a_network_tells_what_it_expects() -> None:
+    inner = Echo()
+    assert strip_preprocessing(inner) == (inner, None)
+    assert strip_preprocessing(RawInputModel(inner, COLOR, "ab")) == (
+        inner,
+        Normalization(mean=MEAN, std=STD),
+    )
+    assert strip_preprocessing(RawInputModel(inner, TEXTS, "ab")) == (inner, None)
+    scaled = Preprocessing("pictures", (3, 6, 4), dtype="uint8")
+    assert strip_preprocessing(RawInputModel(inner, scaled, "ab")) == (inner, NAMED["none"])
+    half = NAMED["half"]
+    assert strip_preprocessing(Expecting(inner, half)) == (inner, half)
+    assert strip_preprocessing(expecting(RawInputModel(inner, COLOR, "ab"), half)) == (inner, half)
+    assert strip_preprocessing(expecting(RawInputModel(inner, COLOR, "ab"), "imagenet")) == (
+        inner,
+        NAMED["imagenet"],
+    )
+    assert strip_preprocessing(expecting(RawInputModel(inner, COLOR, "ab"), "data")) == (
+        inner,
+        None,
+    )
+
+
+@pytest.mark.parametrize(
+    "theirs",
+    [
+        Normalization(mean=(0.1, 0.2, 0.3), std=(0.3, 0.2, 0.1)),
+        Normalization(mean=(0.5,), std=(0.5,)),
+        Normalization(mean=(123.0, 117.0, 104.0), std=(58.0, 57.0, 57.5), maximum=255),
+        Normalization(mean=(104.0, 117.0, 123.0), std=(1.0,), maximum=255, order="bgr"),
+        NAMED["none"],
+        NAMED["imagenet"],
+    ],
+)
+def test_batches_of_the_data_reach_a_network_as_it_was_trained(theirs: Normalization) -> None:
+    pixels = torch.randint(0, 256, (2, 3, 4, 4)).double()
+    ours = (pixels / 255 - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
+    if theirs.order == "bgr":
+        pixels = pixels.flip(1)
+    mean, std = (torch.tensor(v).double().view(-1, 1, 1) for v in (theirs.mean, theirs.std))
+    wanted = (pixels * theirs.maximum / 255 - mean) / std
+    network = adapt_normalization(nn.Sequential(Echo()), theirs, MEAN, STD)
+    found = network(ours.float()).double()
+    torch.testing.assert_close(found, wanted.flatten(1), rtol=1e-4, atol=1e-3)
+    assert expected_normalization(network) == theirs and not network.state_dict()
+    assert strip_preprocessing(network)[1] == theirs  # and takes it off again
+    assert torch.equal(network(ours.float()), ours.float().flatten(1))
+
+
+def test_the_same_normalization_changes_nothing() -> None:
+    network = adapt_normalization(Echo(), Normalization(mean=MEAN, std=STD), MEAN, STD)
+    assert expected_normalization(network) is None and not network._forward_pre_hooks
+    assert (
+        adapt_normalization(network, None, MEAN, STD) is network and not network._forward_pre_hooks
+    )
+
+
+def test_a_copy_takes_the_map_over() -> None:
+    trained = adapt_normalization(Echo(), NAMED["half"], MEAN, STD)
+    inputs = torch.randn(2, 3, 4, 4)
+    assert torch.equal(like(Echo(), trained)(inputs), trained(inputs))
+    assert not torch.equal(like(Echo(), Echo())(inputs), trained(inputs))
+
+
+def test_metadata_keep_every_digit() -> None:
+    given = Normalization(mean=(0.1234567890123456,), std=(0.3333333333333333,), order="bgr")
+    assert from_metadata(to_metadata(given)) == given
+    assert from_metadata({}) is None and from_metadata({"raykd.normalization": "x"}) is None
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"mean": (0.1, 0.2), "std": (0.1, 0.2, 0.3)}, "one per channel"),
+        ({"mean": (123.0,), "std": (58.0,)}, "maximum: 255"),
+        ({"mean": (float("inf"),), "std": (1.0,)}, "finite"),
+        ({"mean": (0.1, 0.2), "std": (0.5,), "order": "bgr"}, "3 channels"),
+    ],
+)
+def test_values_that_cannot_be_meant_are_refused(fields: dict, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        Normalization(**fields)
+
+
+def test_another_number_of_channels_is_refused() -> None:
+    with pytest.raises(ValueError, match="3 channels and the data's pictures have 1"):
+        adapt_normalization(Echo(), NAMED["imagenet"], (0.5,), (0.5,))
+    with pytest.raises(ValueError, match="3 channels"):
+        Normalization(mean=(0.5,), std=(0.5,), order="bgr").check(1)

@@ -1,0 +1,149 @@
+"""Networks cut in two: the part up to a layer and the part after it make the whole."""
+
+from __future__ import annotations
+
+import copy
+import io
+
+import pytest
+import torch
+import torchvision.models as tv
+from torch import Tensor, nn
+
+from helpers.model_cases import DIGITS, NAMES, hooks_on, small
+from raykd.models import Layer, Resnet, Task, discover, record_layers, resolve, stage_aliases
+from raykd.models.introspection.split import Backbone, Head, has_negative_values
+
+
+def cut_at(network: nn.Module, name: str, task: Task = DIGITS) -> Layer:
+    return resolve(discover(network, task), name)
+
+
+def last_stage(network: nn.Module, task: Task = DIGITS) -> str:
+    return [name for name in stage_aliases(discover(network, task)) if name != "embedding"][-1]
+
+
+def shown(network: nn.Module, layer: Layer, inputs: Tensor) -> tuple[Tensor, Tensor]:
+    """The layer's tensor and the logits."""
+    with torch.no_grad(), record_layers(network, [layer]) as seen:
+        logits = network(inputs)
+        return seen[layer.name], logits
+
+
+def size(network: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+@pytest.fixture(params=NAMES)
+def network(request: pytest.FixtureRequest) -> nn.Module:
+    torch.manual_seed(0)
+    return small(request.param).build(DIGITS).eval()
+
+
+@pytest.fixture
+def inputs() -> Tensor:
+    return torch.randn(3, *DIGITS.input_shape, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("place", ["last stage", "embedding"])
+def test_the_two_parts_make_the_whole(network: nn.Module, inputs: Tensor, place: str) -> None:
+    layer = cut_at(network, last_stage(network) if place == "last stage" else place)
+    features, logits = shown(network, layer, inputs)
+    head = Head(network, layer, DIGITS)
+    trunk = Backbone(copy.deepcopy(network), layer, DIGITS)
+    torch.testing.assert_close(head(features), logits)
+    torch.testing.assert_close(trunk(inputs), features, rtol=0, atol=0)
+    assert size(trunk) + size(head) == size(network)
+    assert hooks_on(network) == hooks_on(trunk) == 0
+
+
+def test_parts_can_be_saved_whole_and_copied(network: nn.Module, inputs: Tensor) -> None:
+    layer = cut_at(network, last_stage(network))
+    trunk = Backbone(copy.deepcopy(network), layer, DIGITS)
+    parts = nn.Sequential(trunk, Head(network, layer, DIGITS))
+    expected = parts.eval()(inputs)
+    file = io.BytesIO()
+    torch.save(parts, file)
+    file.seek(0)
+    read = torch.load(file, weights_only=False)
+    torch.testing.assert_close(read(inputs), expected, rtol=0, atol=0)
+    torch.testing.assert_close(copy.deepcopy(parts)(inputs), expected, rtol=0, atol=0)
+
+
+def test_the_head_is_frozen_and_stays_in_eval_mode() -> None:
+    teacher = small("wide_resnet").build(DIGITS).train()
+    layer = cut_at(teacher, "stage3")
+    head = Head(teacher, layer, DIGITS).train()
+    assert teacher.training and all(parameter.requires_grad for parameter in teacher.parameters())
+    before = copy.deepcopy(head.state_dict())
+    features = torch.randn(2, *layer.shape, requires_grad=True)
+    head(features).sum().backward()
+    assert features.grad is not None and features.grad.abs().sum() > 0
+    assert all(not parameter.requires_grad for parameter in head.parameters())
+    assert all(torch.equal(before[name], value) for name, value in head.state_dict().items())
+    with torch.no_grad():
+        next(teacher.parameters()).zero_()
+        teacher.get_submodule("classifier").weight.zero_()  # type: ignore[union-attr, operator]
+    assert all(torch.equal(before[name], value) for name, value in head.state_dict().items())
+
+
+def test_a_trunk_trains_all_it_has_and_names_what_is_left() -> None:
+    student = Resnet(depth=8, width=4).build(DIGITS)
+    trunk = Backbone(student, cut_at(student, "stage2"), DIGITS).train()
+    trunk(torch.randn(2, *DIGITS.input_shape)).sum().backward()
+    assert all(parameter.grad is not None for parameter in trunk.parameters())
+    left = {layer.name for layer in trunk.layers}
+    assert {"stem", "stage1", "stage2", "stage2.0.conv1"} <= left
+    assert not {"stage3", "pool", "classifier", "embedding"} & left
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("stage3.0.conv2", "depend on more than layer 'stage3.0.conv2'"),
+        ("classifier", "no parameters come after layer 'classifier'"),
+    ],
+    ids=["beside a shortcut", "the logits themselves"],
+)
+def test_where_a_network_cannot_be_cut(name: str, reason: str) -> None:
+    network = Resnet(depth=8, width=4).build(DIGITS)
+    with pytest.raises(ValueError, match=reason):
+        Head(network, cut_at(network, name), DIGITS)
+
+
+class Counting(nn.Module):
+    """What comes after its first layer looks at the values themselves."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Flatten()
+        self.last = nn.Linear(64, 10)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        features = self.first(inputs)
+        return self.last(features if features.sum() > 0 else -features)
+
+
+def test_a_forward_that_cannot_be_traced_is_told() -> None:
+    network = Counting()
+    with pytest.raises(ValueError, match=r"split after layer 'first'.*torch\.fx"):
+        Head(network, cut_at(network, "first"), DIGITS)
+
+
+def test_a_network_raykd_does_not_know() -> None:
+    task = Task((3, 64, 64), 1000)
+    network = tv.get_model("resnet18").eval()
+    layer = resolve(discover(network, task), "layer4")
+    inputs = torch.randn(2, *task.input_shape, generator=torch.Generator().manual_seed(0))
+    features, logits = shown(network, layer, inputs)
+    torch.testing.assert_close(Head(network, layer, task)(features), logits)
+    assert size(Head(network, layer, task)) == 512 * 1000 + 1000
+
+
+@pytest.mark.parametrize(("name", "signed"), [("resnet", False), ("wide_resnet", True)])
+def test_whether_a_layer_shows_negatives(name: str, signed: bool) -> None:
+    network = small(name).build(DIGITS).train()
+    before = copy.deepcopy(network.state_dict())
+    assert has_negative_values(network, cut_at(network, "stage3"), DIGITS) is signed
+    assert network.training
+    assert all(torch.equal(before[key], value) for key, value in network.state_dict().items())

@@ -1,0 +1,338 @@
+"""Checkpoints as people have them: every form is read, or refused with the reason."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save, save_file
+from torch import Tensor, nn
+
+from raykd.models import Resnet, Task, Text
+from raykd.models.weights.files import read_weight_file, weight_class_names
+from raykd.models.weights.matching import fit
+
+TASK = Task((1, 8, 8), 3)
+MODEL = Resnet(depth=8, width=4)
+Tensors = dict[str, Tensor]
+
+
+def trained(seed: int = 1) -> nn.Module:
+    torch.manual_seed(seed)
+    return MODEL.build(TASK)
+
+
+def prefixed(prefix: str, tensors: Tensors) -> Tensors:
+    return {prefix + name: tensor for name, tensor in tensors.items()}
+
+
+def notes_of(content: Any, path: Path, task: Task = TASK) -> str:
+    """Save, read and fit; see that the network has the very weights."""
+    torch.save(content, path)
+    network, wanted = trained(2), trained().state_dict()
+    fitted = fit(network, read_weight_file(path), task)
+    network.load_state_dict(fitted.tensors, strict=False)
+    for name, tensor in network.state_dict().items():
+        if not name.endswith("num_batches_tracked"):
+            assert torch.equal(tensor, wanted[name]), name
+    return "\n".join(fitted.notes)
+
+
+def refused(content: Any, path: Path, task: Task = TASK) -> str:
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        torch.save(content, path)
+    with pytest.raises(ValueError, match=path.name) as caught:
+        fit(trained(), read_weight_file(path), task)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda held: held,
+        lambda held: {"state_dict": held, "epoch": 3},
+        lambda held: {"model": held, "optimizer": {"state": {0: {"step": torch.ones(1)}}}},
+        lambda held: {"net": held, "acc": 93.2},
+        lambda held: {"model_state_dict": held, "loss": torch.tensor(0.1)},
+        lambda held: {"params": held},
+        lambda held: {"checkpoint": {"model": {"state_dict": held}}},
+        lambda held: {"weird_key": held, "epoch": 1},
+        lambda held: {"state_dict_ema": held},
+        lambda held: {"model_ema": prefixed("module.", held)},
+    ],
+    ids=["plain", "state_dict", "model", "net", "msd", "params", "nested", "any", "ema", "ema2"],
+)
+def test_wrappers(tmp_path: Path, wrap: Callable[[Tensors], Any]) -> None:
+    held = trained().state_dict()
+    notes = notes_of(wrap(held), tmp_path / "c.pth")
+    assert ("took the weights under" in notes) == (wrap(held) is not held)
+
+
+@pytest.mark.parametrize(
+    "prefix",
+    [
+        *("module.", "model.", "_orig_mod.", "backbone.", "net.", "encoder.", "module.model."),
+        *("_orig_mod.module.", "module._orig_mod.", "model.net._orig_mod.", "my_wrapper.inner."),
+    ],
+)
+def test_prefixes(tmp_path: Path, prefix: str) -> None:
+    notes = notes_of(prefixed(prefix, trained().state_dict()), tmp_path / "c.pth")
+    assert "removed" in notes
+
+
+def test_a_compiled_part_in_the_middle(tmp_path: Path) -> None:
+    held = {n.replace("stage1.", "stage1._orig_mod."): t for n, t in trained().state_dict().items()}
+    assert "removed '_orig_mod' from names" in notes_of(held, tmp_path / "c.pth")
+
+
+def test_tensors_beside_the_network_are_named(tmp_path: Path) -> None:
+    lightning = {
+        "state_dict": {**prefixed("model.", trained().state_dict()), "loss.weight": torch.ones(3)},
+        "hyper_parameters": {"lr": 0.1},
+        "pytorch-lightning_version": "2.4",
+    }
+    assert "left out: loss.weight" in notes_of(lightning, tmp_path / "c.ckpt")
+
+
+def test_the_network_is_preferred_to_its_average(tmp_path: Path) -> None:
+    ema = trained(5).state_dict()
+    held = {**prefixed("model.", trained().state_dict()), **prefixed("ema_model.module.", ema)}
+    notes_of(held, tmp_path / "c.pth")
+    both = {"state_dict": trained().state_dict(), "state_dict_ema": ema}
+    assert "not those under 'state_dict_ema'" in notes_of(both, tmp_path / "d.pth")
+
+
+def test_numpy_values_beside_the_weights(tmp_path: Path) -> None:
+    names = np.array(["wolf", "ant", "fox"])
+    beside = {
+        "classes": names,
+        "hits": np.eye(3),
+        "curves": defaultdict(list),
+        "acc": np.float64(1),
+    }
+    assert "took the weights" in notes_of(
+        {"model": trained().state_dict(), **beside}, tmp_path / "a"
+    )
+    assert weight_class_names(tmp_path / "a") == ("wolf", "ant", "fox")
+
+
+def test_files_that_torch_did_not_write_are_named(tmp_path: Path) -> None:
+    weights = {name: tensor.numpy() for name, tensor in trained().state_dict().items()}
+    assert "written by pickle.dump" in refused(pickle.dumps(weights), tmp_path / "a.pkl")
+    np.savez(tmp_path / "b.npz", **weights)
+    assert "NumPy arrays (npz)" in refused((tmp_path / "b.npz").read_bytes(), tmp_path / "b.npz")
+    np.save(tmp_path / "c.npy", np.eye(3))
+    assert "NumPy array" in refused((tmp_path / "c.npy").read_bytes(), tmp_path / "c.npy")
+
+
+def test_the_format_before_pytorch_1_6_is_read(tmp_path: Path) -> None:
+    torch.save(trained().state_dict(), tmp_path / "a", _use_new_zipfile_serialization=False)
+    assert len(read_weight_file(tmp_path / "a").tensors) == len(trained().state_dict())
+    (tmp_path / "b").write_bytes((tmp_path / "a").read_bytes()[:-9])
+    assert "truncated" in refused((tmp_path / "b").read_bytes(), tmp_path / "b")
+
+
+def test_prefixes_that_cannot_be_told_apart(tmp_path: Path) -> None:
+    held = {**prefixed("q.", trained().state_dict()), **prefixed("k.", trained(3).state_dict())}
+    assert "'q.', 'k.'" in refused(held, tmp_path / "c.pth")
+
+
+def test_a_prefix_that_the_model_has(tmp_path: Path) -> None:
+    whole = nn.Sequential()
+    whole.add_module("model", trained(3))
+    torch.save(trained().state_dict(), tmp_path / "c.pth")
+    fitted = fit(whole, read_weight_file(tmp_path / "c.pth"), TASK)
+    assert fitted.tensors.keys() == whole.state_dict().keys()
+    assert "added the prefix 'model.'" in fitted.notes[0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_other_precisions_are_cast_and_said(tmp_path: Path, dtype: torch.dtype) -> None:
+    low = {
+        n: t.to(dtype) if t.is_floating_point() else t for n, t in trained().state_dict().items()
+    }
+    torch.save(low, tmp_path / "c.pth")
+    network = trained(2)
+    fitted = fit(network, read_weight_file(tmp_path / "c.pth"), TASK)
+    network.load_state_dict(fitted.tensors, strict=False)
+    name = str(dtype).removeprefix("torch.")
+    assert any(f"tensors from {name} to float32" in note for note in fitted.notes)
+    for key, tensor in network.state_dict().items():
+        assert torch.equal(tensor, low[key].to(tensor.dtype)), key
+
+
+def test_missing_counters_are_accepted(tmp_path: Path) -> None:
+    held = {n: t for n, t in trained().state_dict().items() if "num_batches" not in n}
+    assert notes_of(held, tmp_path / "c.pth") == ""
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "pth", "bin"])
+def test_the_content_decides_not_the_suffix(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"c.{suffix}"
+    path.write_bytes(save(trained().state_dict()))
+    assert read_weight_file(path).is_plain
+    torch.save(trained().state_dict(), path)
+    assert read_weight_file(path).tensors.keys() == trained().state_dict().keys()
+
+
+def test_shards_and_folders(tmp_path: Path) -> None:
+    held = list(trained().state_dict().items())
+    parts = {"model-1.safetensors": dict(held[:5]), "model-2.safetensors": dict(held[5:])}
+    for name, tensors in parts.items():
+        save_file(tensors, tmp_path / name)
+    index = {"weight_map": {key: name for name, tensors in parts.items() for key in tensors}}
+    path = tmp_path / "model.safetensors.index.json"
+    path.write_text(json.dumps(index))
+    for given in (path, tmp_path):
+        file = read_weight_file(given)
+        assert file.tensors.keys() == dict(held).keys() and "read 2 shards" in file.notes[0]
+        assert fit(trained(), file, TASK).tensors.keys() == dict(held).keys()
+    (tmp_path / "model-2.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"model-2\.safetensors is not beside it"):
+        read_weight_file(path)
+
+
+class Whole(nn.Linear):
+    """A network that can only be unpickled by running code."""
+
+
+class TestRefused:
+    def test_whole_networks(self, tmp_path: Path) -> None:
+        said = refused(Whole(3, 3), tmp_path / "c.pt")
+        assert "Whole" in said and "runs no code" in said and "model.state_dict()" in said
+
+    def test_code(self, tmp_path: Path) -> None:
+        class Bad:
+            def __reduce__(self) -> Any:
+                return print, ("ran",)
+
+        assert "runs no code" in refused({"state_dict": Bad()}, tmp_path / "c.pt")
+
+    def test_files_that_are_no_weights(self, tmp_path: Path) -> None:
+        path = tmp_path / "c.safetensors"
+        pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 9\n"
+        assert "git lfs pull" in refused(pointer, path)
+        assert "is empty" in refused(b"", path)
+        assert "web page" in refused(b"\n<!DOCTYPE html><html>", path)
+        assert "no readable safetensors file" in refused(b"x" * 999, path)
+        assert "holds no weights by name" in refused({"epoch": 3}, path)
+        assert "a list" in refused([torch.ones(3)], path)
+
+    @pytest.mark.parametrize("share", [0.2, 0.5, 0.95])
+    def test_truncated_files(self, tmp_path: Path, share: float) -> None:
+        torch.save(trained().state_dict(), tmp_path / "whole.pth")
+        whole = (tmp_path / "whole.pth").read_bytes()
+        for content in (whole, save(trained().state_dict())):
+            cut = content[: int(len(content) * share)]
+            assert "truncated or damaged" in refused(cut, tmp_path / "c.bin")
+
+    def test_other_classes(self, tmp_path: Path) -> None:
+        said = refused(MODEL.build(Task((1, 8, 8), 5)).state_dict(), tmp_path / "c.pth")
+        assert "is a classifier of 5 classes" in said and "the data have 3" in said
+
+    def test_other_networks(self, tmp_path: Path) -> None:
+        said = refused(Resnet(depth=14, width=4).build(TASK).state_dict(), tmp_path / "c.pth")
+        assert "unexpected: stage1.1" in said and " more" in said and "missing" not in said
+        wide = refused(Resnet(depth=8, width=8).build(TASK).state_dict(), tmp_path / "c.pth")
+        assert "8x1x3x3 in the file, 4x1x3x3 in the model" in wide
+
+    def test_values(self, tmp_path: Path) -> None:
+        held = trained().state_dict()
+        name = next(iter(held))
+        held[name].view(-1)[0] = float("nan")
+        assert f"NaN or infinite values in 1 of {len(held)}" in refused(held, tmp_path / "c.pth")
+        held[name].view(-1)[0] = float("inf")
+        assert name in refused(held, tmp_path / "c.pth")
+
+    def test_quantized_weights(self, tmp_path: Path) -> None:
+        held = trained().state_dict()
+        name = next(iter(held))
+        held[name] = torch.ones_like(held[name], dtype=torch.int8)
+        assert "quantized weights" in refused(held, tmp_path / "c.pth")
+        packed = {"fc.scale": torch.ones(1), "fc._packed_params.dtype": torch.ones(1)}
+        assert "quantized weights" in refused(packed, tmp_path / "c.pth")
+
+
+class Words(nn.Module):
+    """Reads tokens, and has as many positions as tokens."""
+
+    def __init__(self, tokens: int, classes: int) -> None:
+        super().__init__()
+        self.words, self.places = nn.Embedding(tokens, 4), nn.Embedding(26, 4)
+        self.head = nn.Linear(4, classes)
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.words
+
+    def forward(self, inputs: dict[str, Tensor]) -> Tensor:
+        return self.head(self.words(inputs["input_ids"]).mean(1))
+
+
+class TestVocabulary:
+    TASK = Task((6,), 3, Text(26))
+
+    def test_a_padded_one_is_cut(self, tmp_path: Path) -> None:
+        given, network = Words(64, 3), Words(26, 3)
+        torch.save(given.state_dict(), tmp_path / "c.pth")
+        fitted = fit(network, read_weight_file(tmp_path / "c.pth"), self.TASK)
+        network.load_state_dict(fitted.tensors)
+        tokens = {"input_ids": torch.randint(26, (5, 6))}
+        assert torch.equal(network(tokens), given(tokens))
+        assert "first 26 of the 64 rows of words.weight" in fitted.notes[0]
+        assert not fitted.warnings
+
+    def test_a_much_larger_one_is_warned_of(self, tmp_path: Path) -> None:
+        torch.save(Words(30_522, 3).state_dict(), tmp_path / "c.pth")
+        fitted = fit(Words(26, 3), read_weight_file(tmp_path / "c.pth"), self.TASK)
+        assert "knows 30522 tokens and the data's tokenizer 26" in fitted.warnings[0]
+
+    def test_a_smaller_one_is_refused(self, tmp_path: Path) -> None:
+        torch.save(Words(20, 3).state_dict(), tmp_path / "c.pth")
+        with pytest.raises(ValueError, match=r"knows 20 tokens .* tokenizer has 26"):
+            fit(Words(26, 3), read_weight_file(tmp_path / "c.pth"), self.TASK)
+
+
+class TestClassNames:
+    NAMES = ("sea", "kitchen", "garden")
+
+    @pytest.mark.parametrize(
+        "beside",
+        [
+            {"classes": [*NAMES]},
+            {"class_names": NAMES},
+            {"class_to_idx": {"garden": 2, "sea": 0, "kitchen": 1}},
+            {"idx_to_class": {0: "sea", 1: "kitchen", 2: "garden"}},
+            {"id2label": {"0": "sea", "1": "kitchen", "2": "garden"}},
+            {"meta": {"CLASSES": NAMES}},
+            {"hyper_parameters": {"label_names": [*NAMES]}},
+        ],
+    )
+    def test_beside_a_state_dict(self, tmp_path: Path, beside: dict[str, Any]) -> None:
+        torch.save({"state_dict": trained().state_dict(), **beside}, tmp_path / "c.pth")
+        assert weight_class_names(tmp_path / "c.pth") == self.NAMES
+
+    def test_in_the_header_and_in_a_configuration(self, tmp_path: Path) -> None:
+        path = tmp_path / "c.safetensors"
+        save_file(trained().state_dict(), path)
+        assert weight_class_names(path) == ()
+        config = {"id2label": {str(n): name for n, name in enumerate(self.NAMES)}}
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        assert weight_class_names(path) == self.NAMES
+        save_file(trained().state_dict(), path, {"raykd.classes": json.dumps(["a", "b", "c"])})
+        assert weight_class_names(path) == ("a", "b", "c")
+
+    def test_a_number_of_classes_is_no_name(self, tmp_path: Path) -> None:
+        torch.save({"model": trained().state_dict(), "classes": 3}, tmp_path / "c.pth")
+        torch.save({"model": trained().state_dict(), "labels": [0, 1, 1]}, tmp_path / "d.pth")
+        assert (
+            weight_class_names(tmp_path / "c.pth") == weight_class_names(tmp_path / "d.pth") == ()
+        )

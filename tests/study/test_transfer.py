@@ -1,0 +1,195 @@
+"""What a study's space can draw again of another study's point."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from optuna.trial import FixedTrial
+
+from raykd.errors import Infeasible
+from raykd.study.space.pairing import LayerPair, read_pairing
+from raykd.study.space.sampling import Seeded
+from raykd.study.space.space import Space, read_space
+from raykd.study.space.transfer import Transfer, open_paths, params_for_pairs, transfer_values
+from raykd.study.yaml_file import parse_document
+
+FOUND: dict[str, Any] = {
+    "name": "other",
+    "student": {"model": {"name": "resnet", "depth": 14, "width": 12}},
+    "scheme": {"name": "offline", "task_weight": 1.0},
+    "knowledge": [
+        {"loss": {"name": "kd", "temperature": 4.0}, "weight": 0.5, "pairs": None},
+        {
+            "loss": {"name": "hint", "similarity": "l2"},
+            "weight": 3.0,
+            "pairs": [
+                {"hint": "stage1", "guided": "stage2", "weight": 1.0, "loss": None},
+                {"hint": "stage3", "guided": "stage3", "weight": 2.0, "loss": {"name": "at"}},
+            ],
+        },
+    ],
+    "train": {"epochs": 8, "optimizer": {"name": "sgd", "lr": 0.05}},
+}
+
+SIDES = "hint: [stage1, stage2, stage3], guided: [stage1, stage2, stage3]"
+
+
+def space_of(text: str) -> Space:
+    space, problems, _ = read_space(parse_document(text, "study.yaml"))
+    assert not problems, problems
+    return space
+
+
+def taken(text: str, found: dict[str, Any] | None = None) -> Transfer:
+    return transfer_values(space_of(text), found or FOUND)
+
+
+@pytest.mark.parametrize(
+    ("text", "params"),
+    [
+        (
+            "student: {model: {name: resnet, depth: {choice: [8, 14]}, width: {int: [8, 16]}}}",
+            {"student.model.depth": 14, "student.model.width": 12},
+        ),
+        (
+            "student: {model: {name: resnet, depth: 8, width: {int: [4, 16], step: 8}}}",
+            {"student.model.width": 12},
+        ),
+        ("student: {model: {name: resnet, width: {int: [5, 17], step: 8}}}", {}),
+        ("student: {model: {name: mlp, width: {int: [8, 16]}}}", {}),
+        (
+            "student: {model: {choice: [{name: mlp}, {name: resnet, width: {choice: [12, 16]}}]}}",
+            {"student.model": "resnet", "student.model.width": 12},
+        ),
+        (
+            "student: {model: {choice: [{name: resnet, depth: 8}, {name: resnet, depth: 14}]}}",
+            {"student.model": "resnet(depth=14)"},
+        ),
+        ("student: {model: {choice: [{name: resnet, depth: 8}, {name: resnet, depth: 20}]}}", {}),
+        ("scheme: {choice: [dml, offline]}", {"scheme": "offline"}),
+        ("train: {epochs: {choice: [4, 8]}}", {"train.epochs": 8}),
+        (
+            "train: {optimizer: {name: sgd, lr: {loguniform: [0.01, 0.1]}}}",
+            {"train.optimizer.lr": 0.05},
+        ),
+    ],
+)
+def test_what_lies_within_is_taken(text: str, params: dict[str, Any]) -> None:
+    assert taken(text + "\n").params == params
+
+
+TERMS = """\
+knowledge:
+  - loss: {choice: [null, {name: hint, similarity: {choice: [l1, l2]}}, {name: at}]}
+    weight: {loguniform: [1, 10]}
+    pairs: {pairing: {SIDES, max: 2}}
+  - loss: {name: kd, temperature: {uniform: [1, 8]}}
+    weight: {uniform: [1, 2]}
+""".replace("SIDES", SIDES)
+
+
+def test_terms_go_by_their_losses_and_not_by_their_numbers() -> None:
+    found = taken(TERMS)
+    assert found.params == {
+        "knowledge[0].loss": "hint",
+        "knowledge[0].loss.similarity": "l2",
+        "knowledge[0].weight": 3.0,
+        "knowledge[0].pairs.count": 2,
+        "knowledge[0].pairs[0].hint": "stage1",
+        "knowledge[0].pairs[0].guided": "stage2",
+        "knowledge[0].pairs[1].hint": "stage3",
+        "knowledge[0].pairs[1].guided": "stage3",
+        "knowledge[1].loss.temperature": 4.0,
+    }
+    assert found.reason("knowledge[0].weight") == "it is not within 1 to 2"
+    assert found.reason("knowledge[1].pairs") == ""
+    assert found.reason("student.model.width") == "this study leaves nothing open there"
+
+
+def test_what_is_taken_is_drawn() -> None:
+    space = space_of(TERMS)
+    drawer = Seeded(0)
+    drawer.params.update(transfer_values(space, FOUND).params)
+    hint, kd = space.draw(drawer).data["knowledge"]
+    assert hint["pairs"] == [
+        {"hint": "stage1", "guided": "stage2"},
+        {"hint": "stage3", "guided": "stage3"},
+    ]
+    assert (hint["weight"], kd["loss"]["temperature"]) == (3.0, 4.0)
+
+
+def test_what_pairs_have_of_their_own_is_taken_with_them() -> None:
+    text = (
+        "knowledge:\n  - loss: {name: hint}\n    pairs: {pairing: {SIDES, max: 2, "
+        "weight: {loguniform: [0.1, 10]}, loss: {choice: [null, at]}}}\n"
+    )
+    found = taken(text.replace("SIDES", SIDES))
+    own = {name: value for name, value in found.params.items() if not name.endswith("guided")}
+    assert own == {
+        "knowledge[0].pairs.count": 2,
+        "knowledge[0].pairs[0].hint": "stage1",
+        "knowledge[0].pairs[0].weight": 1.0,
+        "knowledge[0].pairs[0].loss": "none",
+        "knowledge[0].pairs[1].hint": "stage3",
+        "knowledge[0].pairs[1].weight": 2.0,
+        "knowledge[0].pairs[1].loss": "at",
+    }
+
+
+@pytest.mark.parametrize(
+    ("pairing", "why"),
+    [
+        ("hint: [stage1], guided: [stage2, stage3]", "stage3>stage3 is none of its pairs"),
+        ("SIDES", "2 pairs; it takes 1 to 1"),
+        ("SIDES, max: 2, order: reverse", "are not in the order 'reverse'"),
+        ("sets: [[[stage1, stage1]], [[stage1, stage3]]]", "is none of its sets"),
+    ],
+)
+def test_pairs_are_taken_whole_or_not_at_all(pairing: str, why: str) -> None:
+    pairing = pairing.replace("SIDES", SIDES)
+    found = taken(f"knowledge:\n  - loss: hint\n    pairs: {{pairing: {{{pairing}}}}}\n")
+    assert found.params == {}
+    assert why in found.reason("knowledge[1].pairs")
+
+
+@pytest.mark.parametrize(
+    "pairing",
+    [
+        {"pairs": [["stage1", "stage2"], ["stage2", "stage2"], ["stage3", "stage3"]], "max": 3},
+        {"sets": [[["stage1", "stage1"]], [["stage3", "stage3"], ["stage1", "stage2"]]]},
+        {"hint": ["stage1", "stage3"], "guided": ["stage2", "stage3"], "max": 2, "order": "any"},
+    ],
+)
+def test_every_way_to_write_a_pairing_draws_pairs_again(pairing: dict[str, Any]) -> None:
+    domain = read_pairing(pairing)
+    wanted = {LayerPair("stage1", "stage2"), LayerPair("stage3", "stage3")}
+    params, pairs = domain.params_of(sorted(wanted), "p")
+    assert {*pairs} == wanted
+    assert domain.draw(FixedTrial(params), "p") == pairs
+    with pytest.raises(Infeasible):
+        domain.params_of([LayerPair("stage3", "stage1")], "p")
+
+
+def test_pairs_alone_go_to_the_first_term_that_may_draw_them() -> None:
+    space = space_of(
+        "knowledge:\n"
+        "  - loss: at\n    pairs: {pairing: {hint: [stage1, stage2], guided: [stage1, stage2]}}\n"
+        "  - loss: hint\n    pairs: {pairing: {hint: [stage1, stage3], guided: [stage2, stage3]}}\n"
+    )
+    assert params_for_pairs(space, [LayerPair("stage3", "stage3")]) == {
+        "knowledge[1].pairs[0].hint": "stage3",
+        "knowledge[1].pairs[0].guided": "stage3",
+    }
+    assert params_for_pairs(space, [LayerPair("stage4", "stage3")]) == {}
+
+
+def test_a_pairing_is_one_open_place() -> None:
+    assert open_paths(space_of(TERMS)) == (
+        "knowledge[0].loss",
+        "knowledge[0].loss.similarity",
+        "knowledge[0].weight",
+        "knowledge[0].pairs",
+        "knowledge[1].loss.temperature",
+        "knowledge[1].weight",
+    )

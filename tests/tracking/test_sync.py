@@ -1,0 +1,192 @@
+"""The thread, and a store that is not always there."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from helpers.mlflow_runs import Store
+from helpers.mlflow_server import Server
+from helpers.small_study import STUDY, network, start, trial
+from raykd.tracking import Journal, Tracker, find_run, load_model_uri, sync
+from raykd.tracking.mlflow_client import check_store
+from raykd.tracking.sync import CHUNK, PATIENCE_S
+
+
+def wait(until: float, done: Callable[[], object]) -> bool:
+    end = time.monotonic() + until
+    while time.monotonic() < end:
+        if done():
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def test_the_tracker_follows_the_journal(journal: Journal, uri: str) -> None:
+    with Tracker(journal.path, uri, poll=0.05, start_after=0) as tracker:
+        start(journal)
+        trial(journal, 0)
+        assert wait(60, lambda: tracker.status.delivered == 6), tracker.status
+        assert str(tracker.status) == "all events are in MLflow"
+        journal.run("trial-0001", role="trial")
+        journal.epoch("trial-0001", 1, {"val_accuracy": 0.5})
+        assert wait(60, lambda: tracker.status.delivered == 8), tracker.status
+        assert Store(uri).run("trial-0001").info.status == "RUNNING"
+        journal.end("trial-0001", "finished")
+        journal.done()
+        assert tracker.close(60)
+    assert tracker.status.pending == 0
+    assert Store(uri).run().info.status == "FINISHED"
+
+
+def test_close_delivers_what_was_written_just_before(journal: Journal, uri: str) -> None:
+    tracker = Tracker(journal.path, uri, start_after=600)
+    start(journal)
+    trial(journal, 0)
+    assert tracker.status.pending == 6
+    assert tracker.close(60)
+    assert Store(uri).run("trial-0000").info.status == "FINISHED"
+
+
+def test_where_events_never_pause_the_store_gets_half_of_the_time(
+    journal: Journal, uri: str
+) -> None:
+    tracker = Tracker(journal.path, uri, start_after=600)
+    start(journal)
+    for number in range(CHUNK // 4):
+        trial(journal, number)
+    assert tracker.status.pending >= CHUNK
+
+    def waited(took: float, last_event: float) -> float:
+        os.utime(journal.path, (last_event, last_event))
+        tracker._last_took = took
+        began = time.monotonic()
+        tracker._wait_for_calm()
+        return time.monotonic() - began
+
+    still_to_come = time.time() + 600
+    assert 0.5 <= waited(0.5, still_to_come) < PATIENCE_S
+    assert waited(60, still_to_come) >= PATIENCE_S, "but events are not held back for ever"
+    assert waited(60, time.time() - 1) < 0.5, "calm is made use of at once"
+    tracker._abandoned.set()  # so that `close` brings none of it anywhere
+    tracker.close(0)
+
+
+def test_an_absent_store_blocks_and_breaks_nothing(journal: Journal, folder: Path) -> None:
+    began = time.monotonic()
+    tracker = Tracker(journal.path, f"sqlite:///{folder}/taken/mlflow.db", start_after=0)
+    (folder / "taken").write_text("a file where a folder should be")
+    start(journal)
+    assert time.monotonic() - began < 1
+    assert wait(60, lambda: tracker.status.error), tracker.status
+    assert not tracker.close(1)
+    assert tracker.status.pending == 2
+    assert str(tracker.status).startswith("2 events wait (")
+
+
+def test_only_one_delivers_a_journal(journal: Journal, uri: str) -> None:
+    start(journal)
+    with Tracker(journal.path, uri, poll=0.05, start_after=0) as tracker:
+        assert wait(60, lambda: tracker.status.delivered == 2), tracker.status
+        with pytest.raises(ValueError, match="another process is sending it"):
+            sync(journal.path, uri, patience=0)
+    assert sync(journal.path, uri).delivered == 0
+
+
+def test_no_journal_yet_is_no_trouble(folder: Path, uri: str) -> None:
+    path = folder / "later" / "journal.jsonl"
+    path.parent.mkdir()
+    with Tracker(path, uri, poll=0.05, start_after=0) as tracker:
+        time.sleep(0.2)
+        with Journal(path) as journal:
+            start(journal)
+        assert wait(60, lambda: tracker.status.delivered == 2), tracker.status
+    assert tracker.status.error == ""
+
+
+@pytest.mark.slow
+def test_a_server_that_starts_late_and_dies_gets_everything_once(
+    journal: Journal, server: Server, folder: Path, tables: Path
+) -> None:
+    shutil.copyfile(tables, folder / "server.db")
+    tracker = Tracker(journal.path, server.uri, poll=0.1, start_after=0)
+    start(journal)
+    trial(journal, 0)
+    assert wait(120, lambda: tracker.status.error), tracker.status
+    assert tracker.status.pending == 6
+    server.start()
+    assert wait(240, lambda: tracker.status.delivered == 6), tracker.status
+    assert tracker.status.error == ""
+    assert wait(60, lambda: check_store(server.uri).ok), check_store(server.uri)
+
+    journal.run("trial-0001", role="trial")
+    for epoch in range(1, 201):
+        journal.epoch("trial-0001", epoch, {"loss": 1 / epoch, "accuracy": epoch / 256})
+        if epoch == 100:
+            time.sleep(0.2)  # let it be in the middle
+            server.stop()
+    journal.end("trial-0001", "finished")
+    path = journal.path.parent / "student.pt"
+    torch.save(network(), path)
+    journal.model(
+        "trial-0001", path, input_shape=(1, 8, 8), register="digits", aliases=["champion"]
+    )
+    journal.done()
+    time.sleep(1)
+    server.start()
+    assert tracker.close(240), tracker.status
+    assert (tracker.status.pending, tracker.status.refused) == (0, 0), tracker.status
+
+    store = Store(server.uri)
+    assert sorted(run[0] for run in store.everything().values()) == [
+        "digits",
+        "trial-0000",
+        "trial-0001",
+    ]
+    history = store.history("trial-0001", "accuracy")
+    assert [(step, value) for step, value, _ in history] == [(e, e / 256) for e in range(1, 201)]
+    assert store.run("trial-0001").info.status == "FINISHED"
+    load_model_uri("models:/digits@champion", tracking_uri=server.uri)
+    found = find_run(server.uri, STUDY)
+    assert found is not None and found.page.startswith(server.uri)
+
+
+@pytest.mark.slow
+def test_sync_to_a_server_that_never_comes_gives_up(journal: Journal, server: Server) -> None:
+    start(journal)
+    began = time.monotonic()
+    with pytest.raises(ValueError, match="2 events wait"):
+        sync(journal.path, server.uri, patience=2)
+    assert time.monotonic() - began < 30
+    with pytest.raises(ValueError, match="MLflow at"):
+        find_run(server.uri, STUDY)
+
+
+@pytest.mark.slow
+def test_nothing_is_printed(journal: Journal, folder: Path) -> None:
+    start(journal)
+    id = trial(journal, 0)
+    torch.save(network(), journal.path.parent / "student.pt")
+    journal.model(id, journal.path.parent / "student.pt", input_shape=(1, 8, 8), register="d")
+    journal.done()
+    code = f"""
+from raykd.tracking import Tracker
+new = Tracker({str(journal.path)!r}, "sqlite:///{folder}/quiet.db", start_after=0)
+assert new.close(120), new.status
+away = Tracker({str(journal.path)!r}, "http://127.0.0.1:9", start_after=0)
+assert not away.close(3)
+"""
+    root = Path(__file__).parents[2]
+    env = {**os.environ, "PYTHONPATH": str(root)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=env, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

@@ -1,0 +1,98 @@
+"""Students made of the teacher: whole searches of them, in this process."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from helpers.derived_studies import TEXT
+from raykd.models import Task, model_profile
+from raykd.models.compression import Copy
+from raykd.models.compression.int8 import Int8Layer
+from raykd.study.config import read_study
+from raykd.tracking.mlflow_models import load_model_uri
+from raykd.training.checkpoint import parse_weights
+from raykd.training.stored_networks import raw_samples
+from raykd.tuning.executors import LocalExecutor
+from raykd.tuning.records import Record
+from raykd.tuning.result import StudyResult
+from raykd.tuning.search_run import SearchRun
+from raykd.tuning.study_input import load_or_use
+
+KINDS = {"layer_pruning", "channel_pruning", "low_rank", "separable", "quantized", "copy"}
+TASK = Task((1, 8, 8), 10)
+
+
+def _searched(folder: Path, *overrides: str) -> StudyResult:
+    file = folder / "study.yaml"
+    tracking = f"tracking: {{uri: 'sqlite:///{folder}/mlflow.db', register: small}}\n"
+    file.write_text(f"{TEXT}cluster: {{storage: '{folder}/studies'}}\n{tracking}")
+    return SearchRun(load_or_use(file, overrides)).run(LocalExecutor())
+
+
+# A whole search
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> tuple[StudyResult, Path]:
+    folder = tmp_path_factory.mktemp("derived")
+    return _searched(folder), folder
+
+
+def _model(record: Record) -> Any:
+    return read_study(record.assignment.study).student.model
+
+
+def test_a_search_over_every_kind(found: tuple[StudyResult, Path]) -> None:
+    result, _ = found
+    trials = result.records.of("trial")
+    assert {record.status for record in trials} == {"finished"}
+    (teacher,) = result.records.of("teacher")
+    for record in trials:
+        told = model_profile(_model(record), TASK)
+        assert record.metrics["params"] == told.params == record.metrics["inherited_params"]
+        assert record.assignment.teachers[-1] == teacher.assignment.keep
+        assert record.assignment.tags["student"].startswith(_model(record).name)
+        assert "Resnet(" not in record.assignment.tags["student"]
+        assert "test_accuracy" not in record.metrics
+    assert {_model(record).name for record in trials} == KINDS
+    by_name = {_model(record).name: record.metrics for record in trials}
+    assert by_name["copy"]["val_accuracy"] > 0.6, "it starts as the teacher"
+
+
+def test_a_quantised_student_is_tested_and_kept_in_int8(tmp_path: Path) -> None:
+    model = "student.model={name: quantized}"
+    result = _searched(tmp_path, model, "search.trials=1", "search.replicates=1")
+    (replicate,), (alone,) = result.records.of("replicate"), result.records.of("alone")
+    for record in (replicate, alone):
+        metrics = record.metrics
+        assert abs(metrics["test_accuracy"] - metrics["simulated_test_accuracy"]) < 0.03
+        assert metrics["int8_bytes"] < 0.5 * 4 * metrics["params"]
+        assert metrics["inherited_params"] == metrics["params"]
+    assert replicate.metrics["test_accuracy"] > 0.5
+    kept = load_model_uri("models:/small@champion", tracking_uri=f"sqlite:///{tmp_path}/mlflow.db")
+    layers = [one for one in kept.modules() if isinstance(one, Int8Layer)]
+    assert len(layers) > 10 and all(one.weight.dtype == torch.int8 for one in layers)
+    data = read_study(replicate.assignment.study).data.load()
+    raw = raw_samples(data, torch.arange(len(data.test)))
+    hits = (kept(raw).argmax(1) == data.test.targets).double().mean().item()
+    assert hits == pytest.approx(replicate.metrics["test_accuracy"], abs=1e-12)
+
+
+def test_derived_from_a_teacher_of_weights(found: tuple[StudyResult, Path], tmp_path: Path) -> None:
+    """The teacher's file may come from anywhere, as long as its model is named."""
+    result, folder = found
+    (teacher,) = result.records.of("teacher")
+    file = folder / "studies" / str(teacher.assignment.keep)
+    weights = f"teacher={{model: {{name: resnet, depth: 14, width: 8}}, weights: '{file}'}}"
+    again = _searched(tmp_path, weights, "student.model=low_rank", "search.trials=1")
+    (trial,) = again.records.of("trial")
+    assert trial.status == "finished" and trial.metrics["inherited_params"] > 0
+    source = read_study(trial.assignment.study).student.model.origin
+    assert source is not None
+    network = source.build(TASK)
+    parse_weights(network, file.read_bytes())
+    assert Copy(base=source, inherit_weights=True).build_from(network, TASK)

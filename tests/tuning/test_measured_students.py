@@ -1,0 +1,155 @@
+"""Searches whose objectives and bounds are measured of students before they train."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+from torch import nn
+
+from helpers.search_cases import SMALL, TASK, World, explore, opened
+from raykd.errors import StudyError
+from raykd.models import Task
+from raykd.models.introspection.latency import Latency, Timing
+from raykd.report.summary import summary
+from raykd.study import student_costs
+from raykd.study.objectives import Cost
+from raykd.study.student_costs import StudentCosts
+from raykd.tuning.executors import LocalExecutor
+from raykd.tuning.search_planner import SearchPlanner
+from raykd.tuning.search_run import SearchRun
+
+WEIGHTS = 1000
+"""Parameters that take the stopwatch's millisecond."""
+
+
+@pytest.fixture
+def stopwatch(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Every network takes a millisecond for each 1,000 parameters; tells whom it timed."""
+    told: list[int] = []
+
+    def timing(cost: Cost, network: nn.Module, task: Task, how: Latency) -> Timing:
+        told.append(sum(parameter.numel() for parameter in network.parameters()))
+        return Timing(told[-1] / WEIGHTS, 0.01, 9, 10)
+
+    monkeypatch.setattr(student_costs, "measure", timing)
+    return told
+
+
+MEASURED = (
+    "search.objectives={val_accuracy: max, latency: min}",
+    "search.constraints={latency: {max: 1.5}, memory: {max: 480}}",
+    "search.trials=18",
+    "search.replicates=1",
+)
+
+
+def trials(explorer: SearchPlanner) -> dict[str, Any]:
+    return {record.id: record for record in explorer.records.of("trial")}
+
+
+def test_bounds_are_kept_before_a_trial_starts(stopwatch: list[int], tmp_path: Path) -> None:
+    world = World(opened(*MEASURED), tmp_path)
+    explorer = explore(world)
+    found = trials(explorer)
+    assert found and explorer.finished
+    for record in found.values():
+        metrics = record.metrics
+        assert metrics["latency"] == metrics["params"] / WEIGHTS <= 1.5
+        assert metrics["memory"] <= 480
+        tags = record.assignment.tags
+        assert tags["latency"].endswith("ms (IQR 0.01, 9 of 10 runs)")
+        assert tags["latency_on"].startswith("cpu: ")
+    refused = [
+        trial
+        for trial in explorer._optuna.get_trials()
+        if str(trial.user_attrs.get("raykd.infeasible", "")).startswith("latency ")
+    ]
+    assert refused and all(trial.constraints == {"feasible": 1.0} for trial in refused)
+    assert refused[0].user_attrs["raykd.infeasible"].endswith(" > 1.5")
+
+
+def test_the_sampler_is_told_the_measured_objective(stopwatch: list[int], tmp_path: Path) -> None:
+    explorer = explore(World(opened(*MEASURED), tmp_path))
+    told = {
+        trial.user_attrs["raykd.id"]: trial.values
+        for trial in explorer._optuna.get_trials()
+        if "raykd.id" in trial.user_attrs
+    }
+    for record_id, record in trials(explorer).items():
+        assert told[record_id] == [record.metrics["val_accuracy"], record.metrics["latency"]]
+
+
+def test_a_student_is_measured_once_in_a_search_and_its_resumption(
+    stopwatch: list[int], tmp_path: Path
+) -> None:
+    study = opened(*MEASURED)
+    world, file = World(study, tmp_path / "files"), tmp_path / "latency.json"
+
+    def known() -> StudentCosts:
+        made = StudentCosts(study.settings.search, TASK)
+        made.keep_in(file)
+        return made
+
+    begun = world.explorer(costs=known())
+    while len(begun.records.of("trial")) < 2:
+        assignment = begun.next()
+        assert assignment is not None
+        if assignment.role == "teacher":
+            assert assignment.keep is not None
+            world.storage.write(assignment.keep, b"weights")
+            begun.report({"id": assignment.id, "epoch": 2, "done": True})
+    before = {record.id: record.assignment.metrics for record in begun.records.of("trial")}
+    explorer = explore(world, costs=known())
+    assert explorer.finished and len(trials(explorer)) > 2
+    assert len(stopwatch) == len(set(stopwatch))
+    for record_id, metrics in before.items():
+        assert trials(explorer)[record_id].assignment.metrics == metrics
+
+
+REAL = SMALL.replace("trials: 4", "trials: 3").replace("replicates: 2", "replicates: 1")
+
+
+def test_a_search_for_quick_students(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With real clocks, and students of which some are 20 times as large."""
+    monkeypatch.chdir(tmp_path)
+    study = opened(
+        "student.model={name: mlp, depth: 2, width: {choice: [8, 512]}}",
+        "search.objectives={val_accuracy: max, latency: min}",
+        "search.measure=[memory, batch_latency]",
+        "search.latency={seconds: 0.02, batch: 64}",
+        "search.sampler=grid",
+        "search.trials=2",
+        "search.replicates=0",
+        "knowledge=[{loss: kd}]",
+        "train.epochs=1",
+        text=REAL,
+    )
+    result = SearchRun(study).run(LocalExecutor())
+    found = {r.assignment.params["student.model.width"]: r for r in result.records.of("trial")}
+    small, large = found[8].metrics, found[512].metrics
+    assert small["memory"] < large["memory"]
+    assert 0 < small["batch_latency"] < large["batch_latency"]
+    assert (result.folder / "latency.json").exists()
+    quickest = min(result.records.of("trial"), key=lambda record: record.metrics["latency"])
+    assert quickest.id in {record.id for record in result.pareto}
+    console = Console(width=160, record=True)
+    console.print(summary(result))
+    shown = console.export_text()
+    assert "min latency" in shown and "batch latency" in shown and " ms " in shown
+
+
+def test_a_bound_no_student_keeps_starts_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    study = opened(
+        "search.constraints={latency: {max: 0.0001}}", "search.latency={seconds: 0.01}", text=REAL
+    )
+    with pytest.raises(
+        StudyError, match=r"no measured student has latency <= 0\.0001 ms; the fast"
+    ):
+        SearchRun(study).run(LocalExecutor())
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,146 @@
+"""What is known of a study, read from its journal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from raykd.runtime.jobs import Assignment, Role
+from raykd.tracking.journal import Journal, events
+from raykd.tuning.records import Records, values_of
+
+OBJECTIVES = {"val_accuracy": "max", "params": "min"}
+
+
+def run(record_id: str, role: Role = "trial", parent: str | None = None) -> dict[str, Any]:
+    assignment = Assignment(record_id, role, {}, seed=1, epochs=2, parent=parent)
+    return {"event": "run", "id": record_id, "role": role, "assignment": assignment.plain()}
+
+
+def epoch(record_id: str, number: int, **metrics: Any) -> dict[str, Any]:
+    return {"event": "epoch", "id": record_id, "epoch": number, "metrics": metrics}
+
+
+def end(record_id: str, status: str = "finished", **metrics: Any) -> dict[str, Any]:
+    return {"event": "end", "id": record_id, "status": status, "reason": "", "metrics": metrics}
+
+
+def ended(record_id: str, accuracy: Any, params: float, status: str = "finished") -> list[Any]:
+    metrics = {"val_accuracy": accuracy, "params": params}
+    return [run(record_id), epoch(record_id, 1, **metrics), end(record_id, status, **metrics)]
+
+
+def plain(records: Records) -> list[Any]:
+    return [
+        (r.id, r.role, r.status, r.epochs, r.metrics)
+        for r in records.of("teacher", "trial", "replicate", "alone")
+    ]
+
+
+STORY = [
+    {"event": "study", "id": "x"},
+    run("teacher-0", "teacher"),
+    epoch("teacher-0", 1, val_accuracy=0.5),
+    epoch("teacher-0", 2, val_accuracy=0.6),
+    end("teacher-0", val_accuracy=0.6, test_accuracy=0.7),
+    run("trial-0000"),
+    epoch("trial-0000", 1, val_accuracy=0.4),
+    run("trial-0001"),
+    end("trial-0001", "failed"),
+    {"event": "note", "id": "trial-0000", "tags": {}},
+    run("trial-0000/seed-1", "replicate", "trial-0000"),
+    {"event": "done", "status": "interrupted"},
+]
+
+
+def test_a_journal_tells_where_everything_stands() -> None:
+    records = Records.from_events(STORY)
+    assert records["teacher-0"].status == "finished"
+    assert [e["val_accuracy"] for e in records["teacher-0"].epochs] == [0.5, 0.6]
+    assert records["teacher-0"].metrics == {"val_accuracy": 0.6, "test_accuracy": 0.7}
+    assert [r.id for r in records.running("trial", "replicate")] == [
+        "trial-0000",
+        "trial-0000/seed-1",
+    ]
+    assert [r.id for r in records.children("trial-0000", "replicate")] == ["trial-0000/seed-1"]
+    assert "trial-0001" in records and "trial-0002" not in records
+
+
+@pytest.mark.parametrize("twice", range(1, len(STORY)))
+def test_events_told_twice_change_nothing(twice: int) -> None:
+    once = Records.from_events(STORY)
+    assert plain(Records.from_events([*STORY[:twice], *STORY])) == plain(once)
+    assert plain(Records.from_events([*STORY, STORY[twice]])) == plain(once)
+
+
+def test_a_gap_in_the_epochs_is_not_filled_by_a_later_one() -> None:
+    records = Records.from_events([run("trial-0000"), epoch("trial-0000", 2, val_accuracy=1)])
+    assert records["trial-0000"].epochs == []
+
+
+def test_records_kept_live_equal_those_read_back(tmp_path: Path) -> None:
+    live = Records()
+    with Journal(tmp_path / "journal.jsonl") as journal:
+        for event in [*STORY, *ended("trial-0002", float("nan"), 10)]:
+            fields: Mapping[str, Any] = {k: v for k, v in event.items() if k != "event"}
+            journal.write(event["event"], **fields)
+            live.apply(event)
+    read = Records.from_events(events(tmp_path / "journal.jsonl"))
+    assert repr(plain(read)) == repr(plain(live))  # NaN is not equal to itself, its text is
+    assert read["trial-0000"].assignment.plain() == run("trial-0000")["assignment"]
+
+
+def test_front_and_choice() -> None:
+    records = Records.from_events(
+        ended("trial-0000", 0.90, 100)
+        + ended("trial-0001", 0.95, 300)
+        + ended("trial-0002", 0.85, 200)  # dominated
+        + ended("trial-0003", 0.90, 100)  # the same point again
+        + ended("trial-0004", 0.70, 50)
+        + ended("trial-0005", 0.94, 250)
+    )
+    assert [r.id for r in records.front(OBJECTIVES)] == [
+        "trial-0001",
+        "trial-0005",
+        "trial-0000",
+        "trial-0004",
+    ]
+    assert [r.id for r in records.choose(OBJECTIVES, 1)] == ["trial-0001"]
+    assert [r.id for r in records.choose(OBJECTIVES, 2)] == ["trial-0001", "trial-0004"]
+    assert len(records.choose(OBJECTIVES, 9)) == 4
+    assert [r.id for r in records.front({"params": "min"})] == ["trial-0004"]
+
+
+def test_what_did_not_run_its_whole_budget_is_never_on_the_front() -> None:
+    records = Records.from_events(
+        ended("trial-0000", 0.99, 1, "stopped")
+        + ended("trial-0001", 0.99, 1, "failed")
+        + ended("trial-0002", "nan", 1)
+        + ended("trial-0003", "inf", 1)
+        + ended("trial-0004", 0.1, 100)
+        + [run("trial-0005"), epoch("trial-0005", 1, val_accuracy=0.99, params=1)]
+        + [run("trial-0006"), end("trial-0006", params=1)]
+        + [run("trial-0007", "replicate"), end("trial-0007", val_accuracy=1.0, params=1)]
+    )
+    assert [r.id for r in records.front(OBJECTIVES)] == ["trial-0004"]
+    assert Records().front(OBJECTIVES) == [] == Records().choose(OBJECTIVES, 3)
+
+
+def test_test_metrics_do_not_decide() -> None:
+    story = [
+        *ended("trial-0000", 0.9, 10),
+        end("trial-0000", val_accuracy=0.9, params=10, test_accuracy=0.1),
+        *ended("trial-0001", 0.8, 10),
+        end("trial-0001", val_accuracy=0.8, params=10, test_accuracy=0.99),
+    ]
+    assert [r.id for r in Records.from_events(story).front(OBJECTIVES)] == ["trial-0000"]
+
+
+def test_means_are_of_what_finished() -> None:
+    records = Records.from_events(
+        ended("trial-0000", 0.9, 10) + ended("trial-0001", 0.8, 10, "failed")
+    )
+    assert values_of(records.of("trial"), "val_accuracy") == [0.9]

@@ -1,0 +1,794 @@
+"""The search without Ray: made-up metrics, and a Tune that only makes its calls."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+from optuna.trial import TrialState
+
+from helpers.search_cases import (
+    POINTS,
+    SMALL,
+    TASK,
+    FakeTune,
+    World,
+    epochs_of,
+    explore,
+    made_up,
+    opened,
+    roles,
+    searching,
+)
+from raykd.errors import Infeasible
+from raykd.models import model_profile
+from raykd.runtime.early_stopping import ParetoAsha
+from raykd.runtime.jobs import Assignment
+from raykd.schemes import Alone
+from raykd.study.candidate import Candidate
+from raykd.study.config import read_study
+from raykd.study.open_study import BoundStudy
+from raykd.study.teachers import teachers_of
+from raykd.tuning.planner import numbers, tags_of
+from raykd.tuning.search_planner import SearchPlanner
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    return World(opened(), tmp_path)
+
+
+def drawn(explorer: SearchPlanner) -> list[optuna.trial.FrozenTrial]:
+    return explorer._optuna.get_trials(deepcopy=False)
+
+
+def asked(explorer: SearchPlanner) -> dict[str, optuna.trial.FrozenTrial]:
+    """What Optuna knows of each trial: not of infeasible draws and repeated ones."""
+    ids = {t.user_attrs["raykd.id"]: t for t in drawn(explorer) if "raykd.id" in t.user_attrs}
+    assert list(ids) == [record.id for record in explorer.records.of("trial")]
+    return ids
+
+
+def test_the_next_trial_is_drawn_while_the_slots_are_at_work(tmp_path: Path) -> None:
+    world = World(opened("train.optimizer.lr={uniform: [0.01, 0.1]}"), tmp_path)
+    explorer = world.explorer()
+    teacher = explorer.next()
+    assert teacher is not None and teacher.role == "teacher"
+    explorer.draw_ahead()
+    assert not drawn(explorer), "not before there is a teacher"
+    world.storage.write(str(teacher.keep), b"weights")
+    explorer.report(
+        {"id": teacher.id, "epoch": teacher.epochs, "done": True, **made_up(teacher, 1)}
+    )
+    first = explorer.next()
+    explorer.draw_ahead()
+    explorer.draw_ahead()
+    assert first is not None and first.id == "trial-0000"
+    assert [trial.user_attrs["raykd.id"] for trial in drawn(explorer)] == [
+        "trial-0000",
+        "trial-0001",
+    ]
+    assert "trial-0001" not in explorer.records, "it has not begun"
+
+
+# Phases
+
+
+def test_phases_come_in_order(world: World) -> None:
+    explorer = explore(world)
+    assert roles(world.journal) == ["teacher", *["trial"] * 4, *["replicate", "alone"] * 4]
+    assert explorer.finished and not explorer.fatal
+    assert all(r.status == "finished" for r in explorer.records.of("teacher", "trial", "alone"))
+    ids = [event["id"] for event in world.journal.of("run")]
+    assert ids[:5] == ["teacher-0", "trial-0000", "trial-0001", "trial-0002", "trial-0003"]
+    assert len(set(ids)) == len(ids)
+    assert len(explorer.finalists) == 2
+
+
+def test_every_epoch_is_told_once_and_before_the_end(world: World) -> None:
+    explore(world, slots=3)
+    assert all(epochs in ([1, 2, 3], [1, 2]) for epochs in epochs_of(world.journal.events).values())
+    ended: set[str] = set()
+    for event in world.journal.events:
+        assert event["event"] != "epoch" or event["id"] not in ended
+        if event["event"] == "end":
+            assert event["id"] not in ended
+            ended.add(event["id"])
+    assert len(ended) == len(world.journal.of("run")) == 13
+
+
+def test_no_trial_begins_before_the_teacher_is_ready(world: World) -> None:
+    explorer = world.explorer(slots=3)
+    tune = FakeTune(world, explorer, slots=3)
+    tune.run()
+    events = world.journal.events
+    ready = next(i for i, e in enumerate(events) if e["event"] == "end" and e["id"] == "teacher-0")
+    first = next(i for i, e in enumerate(events) if e["event"] == "run" and e["role"] == "trial")
+    assert ready < first
+    assert tune.waited > 0, "the other slots were kept warm meanwhile"
+    assert tune.most_at_once == 3
+
+
+def test_waiting_ends_when_there_is_work(world: World) -> None:
+    explorer = world.explorer(slots=2)
+    teacher = explorer.next()
+    assert teacher is not None and teacher.role == "teacher"
+    waits = explorer.next(), explorer.next()
+    assert [w and w.role for w in waits] == ["wait", "wait"]
+    assert waits[0] is not None and waits[1] is not None and waits[0].id != waits[1].id
+    assert not explorer.has_work
+    explorer.report({"id": teacher.id, "epoch": 1, "done": False, "val_accuracy": 0.1})
+    assert not explorer.has_work
+    explorer.report({"id": teacher.id, "epoch": 2, "done": True, "val_accuracy": 0.2})
+    assert explorer.has_work
+    trial = explorer.next()
+    assert trial is not None and trial.role == "trial"
+
+
+def test_a_teacher_all_else_waits_for_has_the_processors_to_itself(world: World) -> None:
+    explorer = world.explorer(slots=2)
+    teacher = explorer.next()
+    assert teacher is not None and teacher.sole
+    # A driver that goes on from here says the same, or the teacher would be another.
+    again = world.explorer(slots=2)
+    FakeTune(world, again, slots=2).run()
+    told = [Assignment.from_plain(event["assignment"]) for event in world.journal.of("run")]
+    assert [one.sole for one in told] == [True] + [False] * 12
+
+
+def test_two_teachers_share_the_processors(tmp_path: Path) -> None:
+    explorer = World(opened("teacher.model.depth={choice: [1, 2]}"), tmp_path).explorer(slots=2)
+    begun = [explorer.next(), explorer.next()]
+    assert [(one.role, one.sole) for one in begun if one] == [("teacher", False)] * 2
+
+
+def test_slots_wait_for_the_last_trials_before_any_is_chosen(world: World) -> None:
+    world.study = searching(world.study, trials=1)
+    explorer = world.explorer()
+    for role in ("teacher", "trial"):
+        at_work = explorer.next()
+        assert at_work is not None and at_work.role == role
+        waiting = explorer.next()
+        assert waiting is not None and waiting.role == "wait" and not explorer.has_work
+        for epoch in range(1, at_work.epochs + 1):
+            explorer.report(
+                {"id": at_work.id, "epoch": epoch, "done": epoch == at_work.epochs}
+                | {"val_accuracy": 0.5, **at_work.metrics}
+            )
+    assert explorer.has_work
+    replicate = explorer.next()
+    assert replicate is not None and replicate.role == "replicate"
+
+
+def test_slots_interleave(world: World) -> None:
+    world.study = searching(world.study, trials=6)
+    explorer = explore(world, slots=3)
+    begun = [i for i, e in enumerate(world.journal.events) if e["event"] == "run"]
+    assert len(explorer.records.of("trial")) == 6
+    told = [e["id"] for e in world.journal.of("epoch") if e["id"].startswith("trial-")]
+    assert told[:3] == ["trial-0000", "trial-0001", "trial-0002"], "side by side"
+    assert begun == sorted(begun)
+    one = World(world.study, Path(world.storage.root) / "one")
+    alone = explore(one)
+    assert {r.id for r in explorer.records.of("trial")} == {r.id for r in alone.records.of("trial")}
+
+
+def test_after_the_end_there_is_nothing(world: World) -> None:
+    explorer = explore(world)
+    assert explorer.next() is None and explorer.next() is None
+    assert explorer.has_work, "a slot that still waits has to be given up"
+
+
+# What is asked of a slot
+
+
+def test_assignments_say_all_a_slot_needs(world: World) -> None:
+    explore(world)
+    by_id = {e["id"]: Assignment.from_plain(e["assignment"]) for e in world.journal.of("run")}
+    teacher, trial = by_id["teacher-0"], by_id["trial-0000"]
+    assert teacher.epochs == 2 and teacher.test and not teacher.teachers
+    assert teacher.keep is not None and trial.teachers == (teacher.keep,)
+    assert read_study(teacher.study).student.model.name == "mlp"
+    assert trial.epochs == 3 and trial.seed == 7 and not trial.test and trial.keep is None
+    study = read_study(trial.study)
+    cost = model_profile(study.student.model, TASK)
+    assert trial.metrics == {"params": cost.params, "macs": cost.macs}
+    assert trial.params["student.model.width"] == study.student.model.width  # type: ignore[attr-defined]
+    assert trial.params["knowledge[0].loss"] in ("kd", "rkd")
+    assert trial.tags.items() >= tags_of(study, teachers_of(study)).items()
+    assert trial.tags["losses"] == trial.params["knowledge[0].loss"]
+
+
+def test_test_data_are_for_the_chosen_and_the_teacher_alone(world: World) -> None:
+    explorer = explore(world)
+    for record in explorer.records.of("trial"):
+        assert not record.assignment.test and "test_accuracy" not in record.metrics
+    for record in explorer.records.of("teacher", "replicate", "alone"):
+        assert record.assignment.test and "test_accuracy" in record.metrics
+
+
+def test_the_null_arm_has_the_same_student_budget_and_seeds(world: World) -> None:
+    explorer = explore(world)
+    for chosen in explorer.finalists:
+        study = read_study(chosen.assignment.study)
+        taught = explorer.records.children(chosen.id, "replicate")
+        alone = explorer.records.children(chosen.id, "alone")
+        assert [r.assignment.seed for r in taught] == [r.assignment.seed for r in alone] == [8, 9]
+        for ours, theirs in zip(taught, alone, strict=True):
+            with_teacher, without = map(
+                read_study, (ours.assignment.study, theirs.assignment.study)
+            )
+            assert with_teacher == replace(study, seed=ours.assignment.seed)
+            assert without.student == study.student and without.train == study.train
+            assert without.data == study.data and without.seed == with_teacher.seed
+            assert isinstance(without.scheme, Alone) and without.knowledge == ()
+            assert not theirs.assignment.teachers and ours.assignment.teachers
+            assert ours.assignment.epochs == theirs.assignment.epochs == chosen.assignment.epochs
+            assert ours.assignment.keep is not None
+
+
+def test_a_study_without_a_teacher_needs_no_null_arm(tmp_path: Path) -> None:
+    text = SMALL.replace("knowledge:", "scheme: {name: alone}\nunused:").split("unused:")
+    text = text[0] + "train:" + text[1].split("train:", 1)[1]
+    text = text.replace(text[text.index("teacher:") : text.index("student:")], "")
+    world = World(opened(text=text), tmp_path)
+    explore(world)
+    assert roles(world.journal) == ["trial"] * 4 + ["replicate"] * 4
+
+
+def test_without_replicates_the_search_ends_with_the_choice(world: World) -> None:
+    world.study = searching(world.study, replicates=0)
+    explorer = explore(world)
+    assert roles(world.journal) == ["teacher"] + ["trial"] * 4
+    assert len(explorer.finalists) == 2
+    chosen = [e["id"] for e in world.journal.of("note") if e["tags"] == {"chosen": "true"}]
+    assert chosen == [record.id for record in explorer.finalists]
+
+
+# Teachers
+
+
+def test_a_teacher_that_is_there_is_only_measured(world: World) -> None:
+    file = world.give_teacher()
+    explore(world)
+    first = Assignment.from_plain(world.journal.of("run")[0]["assignment"])
+    assert (first.role, first.epochs, first.keep) == ("teacher", 0, None)
+    assert first.measures == file and first.test
+    assert world.journal.of("epoch", id="teacher-0") == []
+    assert world.journal.of("end", id="teacher-0")[0]["status"] == "finished"
+
+
+def test_a_whole_network_from_mlflow_is_only_measured(tmp_path: Path) -> None:
+    """It names no model: there is nothing that could be built or trained."""
+    world = World(
+        opened("teacher={weights: 'models:/teacher@champion'}", "knowledge=[{loss: kd}]"), tmp_path
+    )
+    file = world.give_teacher()
+    explorer = world.explorer()
+    first = explorer.next()
+    assert first is not None and (first.epochs, first.measures) == (0, file)
+    assert file.endswith(".pt")
+    assert first.tags["teacher"] == "models:/teacher@champion"
+    teacher = read_study(first.study).teacher
+    assert teacher is not None and teacher.weights == "models:/teacher@champion"
+
+
+def test_all_teachers_of_a_space_are_ready_first(tmp_path: Path) -> None:
+    study = opened("teacher.model.width={choice: [16, 32]}")
+    world = World(study, tmp_path)
+    explorer = explore(world, slots=2)
+    assert roles(world.journal)[:2] == ["teacher", "teacher"]
+    widths = {
+        read_study(r.assignment.study).student.model.width  # type: ignore[attr-defined]
+        for r in explorer.records.of("teacher")
+    }
+    assert widths == {16, 32}
+    kept = {r.assignment.keep: r for r in explorer.records.of("teacher")}
+    assert len(kept) == 2
+    for trial in explorer.records.of("trial"):
+        teacher = read_study(trial.assignment.study).teacher
+        [own] = [kept[file] for file in trial.assignment.teachers]
+        assert teacher is not None
+        assert read_study(own.assignment.study).student.model == teacher.model
+
+
+CHAIN = (
+    "scheme={name: assistant, chain: [{model: {name: mlp, depth: 2, width: 24}}, "
+    "{model: {name: mlp, depth: 1, width: 24}}]}"
+)
+
+
+def test_an_assistant_is_trained_once_before_the_trials_that_need_it(tmp_path: Path) -> None:
+    world = World(opened(CHAIN, "search.trials=3"), tmp_path)
+    explorer = explore(world, slots=2)
+    assert roles(world.journal)[:3] == ["teacher"] * 3
+    own, first, second = explorer.records.of("teacher")
+    assert [r.id for r in explorer.records.teachers] == [own.id]
+    assert [r.id for r in explorer.records.assistants] == [first.id, second.id]
+    assert first.assignment.teachers == (own.assignment.keep,)
+    assert second.assignment.teachers == (first.assignment.keep,)
+    assert not first.assignment.test and not second.assignment.test
+    taught = read_study(second.assignment.study)
+    assert taught.scheme.name == "offline" and [t.loss.name for t in taught.knowledge] == ["kd"]  # type: ignore[union-attr]
+    for trial in explorer.records.of("trial", "replicate"):
+        assert trial.assignment.teachers == (second.assignment.keep,)
+    # A trial begins only when those that teach it have ended.
+    told = [(e["event"], e["id"]) for e in world.journal.events if e["event"] in ("run", "end")]
+    assert told.index(("end", first.id)) < told.index(("run", second.id))
+    assert told.index(("end", second.id)) < told.index(("run", "trial-0000"))
+    tag = world.journal.of("run", id="trial-0000")[0]["tags"]["teacher"]
+    assert tag.count("taught by") == 2
+
+
+def test_an_assistant_of_another_study_is_found_by_its_content(tmp_path: Path) -> None:
+    first = explore(World(opened(CHAIN, "search.trials=1"), tmp_path))
+    for record in first.records.of("teacher"):
+        assert record.assignment.keep is not None
+        first._storage.write(record.assignment.keep, b"weights")
+    again = explore(World(opened(CHAIN, "search.trials=2", "name=other"), tmp_path))
+    assert [r.assignment.epochs for r in again.records.of("teacher")] == [0]
+    changed = CHAIN.replace("width: 24}}]", "width: 16}}]")
+    third = explore(World(opened(changed, "search.trials=1"), tmp_path))
+    assert [r.assignment.epochs for r in third.records.of("teacher")] == [0, 2]
+
+
+def test_generations_are_each_trials_own(tmp_path: Path) -> None:
+    world = World(
+        opened(
+            "scheme={name: born_again, generations: 2}",
+            "search.trials=2",
+            "search.replicates=1",
+            "search.finalists=1",
+        ),
+        tmp_path,
+    )
+    explorer = explore(world, slots=2)
+    ancestors = explorer.records.assistants
+    assert len(ancestors) == 2 * 3  # two trials and one replicate, two networks before each
+    for trial in explorer.records.of("trial", "replicate"):
+        [file] = trial.assignment.teachers
+        [forebear] = [r for r in ancestors if r.assignment.keep == file]
+        study, own = read_study(forebear.assignment.study), read_study(trial.assignment.study)
+        assert study.student == own.student and study.train == own.train
+        assert study.seed != own.seed and study.scheme.name == "offline"
+
+
+def test_without_its_assistant_a_trial_fails_and_the_study_goes_on(tmp_path: Path) -> None:
+    space = "scheme={choice: [{name: offline}, " + CHAIN.removeprefix("scheme=") + "]}"
+    world = World(opened(space, "search.trials=6", "search.replicates=0"), tmp_path)
+    explorer = world.explorer()
+    while (asked := explorer.next()) is not None:
+        broken = asked.role == "teacher" and not asked.test
+        result = {"failed": "diverged"} if broken else dict(made_up(asked, 3))
+        if asked.role != "wait":
+            explorer.report({"id": asked.id, "epoch": asked.epochs, "done": True, **result})
+    trials = explorer.records.of("trial")
+    schemes = {r.id: read_study(r.assignment.study).scheme.name for r in trials}
+    assert set(schemes.values()) == {"offline", "assistant"} and not explorer.fatal
+    for record in trials:
+        assert record.status == ("failed" if schemes[record.id] == "assistant" else "finished")
+        assert record.status == "finished" or "was to teach it, failed: " in record.reason
+    # What failed once is not tried again for every trial.
+    assert len(explorer.records.assistants) == 2
+
+
+def test_a_teacher_that_fails_ends_the_study_with_its_reason(world: World) -> None:
+    explorer = world.explorer(slots=2)
+    teacher = explorer.next()
+    waiting = explorer.next()
+    assert teacher is not None and waiting is not None and waiting.role == "wait"
+    explorer.report({"id": teacher.id, "epoch": 0, "done": True, "failed": "diverged in epoch 1"})
+    assert explorer.fatal == "the teacher could not be made ready: diverged in epoch 1"
+    assert explorer.finished and explorer.has_work
+    assert explorer.next() is None
+    assert roles(world.journal) == ["teacher"]
+    assert world.journal.of("end")[0]["status"] == "failed"
+
+
+# Draws
+
+
+def test_infeasible_draws_never_become_trials(tmp_path: Path) -> None:
+    study = opened("search.constraints={params: {max: 1000}}", "search.trials=6")
+    world = World(study, tmp_path)
+    explorer = explore(world)
+    trials = explorer.records.of("trial")
+    assert trials and all(r.assignment.metrics["params"] <= 1000 for r in trials)
+    infeasible = [t for t in drawn(explorer) if "raykd.infeasible" in t.user_attrs]
+    assert infeasible, "the space holds students that are too large"
+    ran = [t.number for t in drawn(explorer) if t.state == TrialState.COMPLETE]
+    for trial in infeasible:
+        assert "params" in trial.user_attrs["raykd.infeasible"]
+        assert trial.constraints == {"feasible": 1.0}
+        assert "raykd.id" not in trial.user_attrs
+        # Nothing is learnt of them alone: TPE would seek them.
+        told = trial.number > ran[0]
+        assert trial.state == (TrialState.PRUNED if told else TrialState.FAIL)
+    assert {t.state for t in infeasible} == {TrialState.PRUNED, TrialState.FAIL}
+    for number in ran:
+        assert drawn(explorer)[number].constraints == {"feasible": 0.0}
+
+
+def test_many_slots_do_not_lead_to_infeasible_draws(tmp_path: Path) -> None:
+    """Before a trial has ended TPE draws as if it knew nothing, and later it knows what fits."""
+    study = opened(
+        "search.constraints={params: {max: 1000}}",
+        "search.trials=80",
+        "search.sampler=tpe",
+        "train.optimizer.lr={uniform: [0.01, 0.1]}",
+    )
+    world = World(study, tmp_path)
+    explorer = world.explorer(slots=60)
+    teacher = explorer.next()
+    assert teacher is not None and teacher.role == "teacher"
+    world.storage.write(str(teacher.keep), b"weights")
+    explorer.report(
+        {"id": teacher.id, "epoch": teacher.epochs, "done": True, **made_up(teacher, 1)}
+    )
+    for _ in range(60):
+        assignment = explorer.next()
+        assert assignment is not None and assignment.role == "trial"
+    refused = [t for t in drawn(explorer) if "raykd.infeasible" in t.user_attrs]
+    assert len(refused) > 10, "more than TPE wants to know before it fits a model"
+    assert all(t.state == TrialState.FAIL for t in refused)
+    assert not world.explorer(slots=60)._has_told
+    stopped = StopAfterFirst(*(f"trial-{number:04d}" for number in range(80)))
+    explore(world, slots=60, rule=stopped)
+    late = [t for t in drawn(explorer) if "raykd.infeasible" in t.user_attrs][len(refused) :]
+    assert late and all(t.state == TrialState.PRUNED for t in late), "a stopped trial is known"
+    assert world.explorer(slots=60)._has_told, "a search that goes on knows it too"
+
+
+def test_a_point_drawn_again_is_answered_from_what_is_known(world: World) -> None:
+    world.study = searching(world.study, trials=POINTS + 4, sampler="random", replicates=0)
+    explorer = explore(world)
+    seen = [frozenset(r.assignment.params.items()) for r in explorer.records.of("trial")]
+    assert len(seen) == len(set(seen)) <= POINTS
+    again = [t for t in drawn(explorer) if "raykd.same_as" in t.user_attrs]
+    assert again, "with 18 points and 22 trials some must be drawn twice"
+    for trial in again:
+        twin = explorer.records[trial.user_attrs["raykd.same_as"]]
+        assert trial.state == TrialState.COMPLETE
+        assert trial.values == [twin.metrics["val_accuracy"], twin.metrics["params"]]
+
+
+def test_a_point_drawn_again_while_it_is_trained_counts_as_failed(tmp_path: Path) -> None:
+    study = opened(
+        "student.model.depth=1", "student.model.width={choice: [8, 16]}",
+        "knowledge[0].loss={name: kd}", "search.trials=4",
+    )  # fmt: skip
+    world = World(study, tmp_path)
+    explorer = explore(world, slots=4)
+    assert len(explorer.records.of("trial")) == 2
+    again = [t for t in drawn(explorer) if "raykd.same_as" in t.user_attrs]
+    assert [t.state for t in again] == [TrialState.FAIL] * len(again)
+    assert again, "with seed 7 the first point is drawn twice"
+
+
+def test_a_space_that_is_used_up_ends_the_draws(tmp_path: Path) -> None:
+    study = opened("student.model.depth=1", "student.model.width=8", "search.trials=16")
+    world = World(study, tmp_path)
+    explorer = explore(world)
+    assert len(explorer.records.of("trial")) == 3
+    assert explorer.note == "every point of the space has been tried"
+    assert explorer.finished
+    assert len(drawn(explorer)) < 50, "it is known how many points there are"
+
+
+def test_a_space_that_holds_little_that_is_feasible_ends_the_draws(tmp_path: Path) -> None:
+    """The number of points is known, and so is when all others are infeasible."""
+    study = opened("search.constraints={params: {max: 700}}", "search.trials=16")
+    explorer = explore(World(study, tmp_path))
+    assert 0 < len(explorer.records.of("trial")) < POINTS
+    assert len(explorer.records.of("trial")) == len(
+        {frozenset(t.params.items()) for t in asked(explorer).values()}
+    )
+    assert explorer.note == "every point of the space has been tried"
+
+
+def test_draws_end_where_nothing_feasible_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def nothing_fits(study: BoundStudy, suggest: Any) -> Candidate:
+        suggest.suggest_float("lr", 0.1, 0.2)
+        raise Infeasible("too large")
+
+    monkeypatch.setattr("raykd.tuning.search_planner.MAX_DRAWS", 20)
+    monkeypatch.setattr(BoundStudy, "draw", nothing_fits)
+    study = opened("train.optimizer.lr={uniform: [0.1, 0.2]}")
+    explorer = explore(World(study, tmp_path))
+    assert explorer.records.of("trial") == []
+    assert "20 draws in a row" in explorer.note and explorer.finished
+    assert len(drawn(explorer)) == 20
+
+
+@pytest.mark.parametrize("slots", [1, 4])
+def test_a_grid_tries_every_point_once_and_ends(slots: int, world: World) -> None:
+    world.study = searching(world.study, sampler="grid", trials=100, replicates=0)
+    explorer = explore(world, slots=slots)
+    seen = {frozenset(r.assignment.params.items()) for r in explorer.records.of("trial")}
+    assert len(explorer.records.of("trial")) == len(seen) == POINTS
+    assert explorer.note == "every point of the space has been tried"
+
+
+def test_the_same_seed_draws_the_same_trials(tmp_path: Path) -> None:
+    found = []
+    for name in ("a", "b"):
+        world = World(searching(opened(), sampler="tpe", trials=8), tmp_path / name)
+        explore(world)
+        found.append(json.dumps(world.journal.events, sort_keys=True))
+    assert found[0] == found[1]
+
+
+def test_optuna_is_told_what_came_of_each_trial(world: World) -> None:
+    explorer = explore(world)
+    for record_id, trial in asked(explorer).items():
+        record = explorer.records[record_id]
+        assert trial.state == TrialState.COMPLETE
+        assert trial.values == [record.metrics["val_accuracy"], record.metrics["params"]]
+
+
+def test_with_one_objective_optuna_sees_each_epoch(world: World) -> None:
+    world.study = searching(world.study, objectives={"val_accuracy": "max"})
+    explorer = explore(world)
+    for trial in asked(explorer).values():
+        assert list(trial.intermediate_values) == [1, 2, 3]
+        assert trial.value == pytest.approx(trial.intermediate_values[3])
+
+
+def test_no_new_trial_after_max_hours(world: World) -> None:
+    world.study = searching(world.study, max_hours=1.0, trials=50)
+    now = [0.0]
+    explorer = world.explorer(clock=lambda: now[0])
+
+    def slow(assignment: Assignment, epoch: int) -> Mapping[str, float]:
+        now[0] += 300 if assignment.role == "trial" else 0
+        return made_up(assignment, epoch)
+
+    FakeTune(world, explorer, slow).run()
+    assert len(explorer.records.of("trial")) == 4  # 3 epochs of 5 minutes each
+    assert all(r.status == "finished" for r in explorer.records.of("trial"))
+    assert len(explorer.records.of("replicate")) == 4, (
+        "what was chosen is trained again all the same"
+    )
+
+
+def test_max_hours_that_end_before_the_first_trial(world: World) -> None:
+    world.study = searching(world.study, max_hours=1.0)
+    now = [0.0]
+    explorer = world.explorer(clock=lambda: now[0])
+    now[0] = 1e6
+    FakeTune(world, explorer).run()
+    assert roles(world.journal) == ["teacher"]
+    assert explorer.finished and explorer.finalists == [] and not explorer.fatal
+
+
+# Ends
+
+
+def planted(best: str, misleading: str) -> Any:
+    """Validation favours one trial, everything else another."""
+
+    def metrics(assignment: Assignment, epoch: int) -> dict[str, float]:
+        found = {"val_accuracy": 0.5, "test_accuracy": 0.5, "train_accuracy": 0.5}
+        if assignment.id == best:
+            found |= {"val_accuracy": 0.9, "test_accuracy": 0.1, "train_accuracy": 0.1}
+        if assignment.id == misleading:
+            found |= {"val_accuracy": 0.4, "test_accuracy": 1.0, "train_accuracy": 1.0}
+        return found
+
+    return metrics
+
+
+def test_validation_alone_decides(world: World) -> None:
+    world.study = searching(world.study, objectives={"val_accuracy": "max"}, finalists=1)
+    explorer = explore(world, planted("trial-0002", "trial-0001"))
+    assert [r.id for r in explorer.finalists] == ["trial-0002"]
+    assert [r.id for r in explorer.records.front({"val_accuracy": "max"})] == ["trial-0002"]
+
+
+def test_an_early_best_epoch_does_not_count(world: World) -> None:
+    """The last epoch does: no trial is chosen by a peak on the way."""
+
+    def peaked(assignment: Assignment, epoch: int) -> dict[str, float]:
+        high = assignment.id == "trial-0001" and epoch == 1
+        return {"val_accuracy": 0.99 if high else 0.5 + 0.01 * (assignment.id == "trial-0003")}
+
+    world.study = searching(world.study, objectives={"val_accuracy": "max"}, finalists=1)
+    assert [r.id for r in explore(world, peaked).finalists] == ["trial-0003"]
+
+
+class StopAfterFirst:
+    """Stops the named trials after their first epoch."""
+
+    def __init__(self, *ids: str) -> None:
+        self.ids = ids
+
+    def keeps(self, trial: Any, result: Mapping[str, Any]) -> bool:
+        return result["id"] not in self.ids
+
+
+def test_what_was_stopped_early_is_never_chosen(world: World) -> None:
+    world.study = searching(world.study, finalists=9, replicates=1)
+    explorer = explore(
+        world, planted("trial-0001", "none"), rule=StopAfterFirst("trial-0001", "trial-0002")
+    )
+    for record_id in ("trial-0001", "trial-0002"):
+        record = explorer.records[record_id]
+        assert record.status == "stopped" and len(record.epochs) == 1
+        assert record not in explorer.finalists
+    assert explorer.finalists
+    states = {record_id: trial.state for record_id, trial in asked(explorer).items()}
+    assert states["trial-0001"] == TrialState.PRUNED
+    assert states["trial-0000"] == TrialState.COMPLETE
+    assert all(len(r.epochs) == 3 for r in explorer.records.of("replicate", "alone"))
+
+
+def test_the_rule_is_asked_about_trials_alone(world: World) -> None:
+    asked: list[str] = []
+
+    class Never:
+        def keeps(self, trial: Any, result: Mapping[str, Any]) -> bool:
+            asked.append(result["id"])
+            return True
+
+    explore(world, rule=Never())
+    assert {name.split("-")[0] for name in asked} == {"trial"} and not any("/" in n for n in asked)
+    assert asked.count("trial-0000") == 2, "not after the last epoch"
+
+
+def test_pareto_asha_in_a_search(world: World) -> None:
+    world.study = searching(world.study, trials=9, replicates=1)
+    rule = ParetoAsha(world.study.settings.search.objectives, 3, 1, 3)
+    explorer = explore(world, rule=rule)
+    status = [r.status for r in explorer.records.of("trial")]
+    assert "stopped" in status and "finished" in status
+    assert explorer.records.front(world.study.settings.search.objectives)
+
+
+def test_a_trial_that_fails_is_never_chosen_and_the_others_go_on(world: World) -> None:
+    explorer = world.explorer()
+    tune = FakeTune(world, explorer)
+    fine = tune._results
+
+    def results(assignment: Assignment) -> Any:
+        if assignment.id != "trial-0001":
+            return fine(assignment)
+        failed = {"id": assignment.id, "epoch": 0, "done": True, "failed": "diverged"}
+        return iter([next(fine(assignment)), {**failed, "traceback": "..."}])
+
+    tune._results = results
+    tune.run()
+    record = explorer.records["trial-0001"]
+    assert (record.status, record.reason, len(record.epochs)) == ("failed", "diverged", 1)
+    assert record not in explorer.finalists
+    assert len(explorer.records.of("trial")) == 4
+    states = {record_id: trial.state for record_id, trial in asked(explorer).items()}
+    assert states["trial-0001"] == TrialState.FAIL
+    assert explorer.finished and not explorer.fatal
+
+
+def test_a_trial_without_a_finite_objective_is_never_chosen(world: World) -> None:
+    def strange(assignment: Assignment, epoch: int) -> dict[str, float]:
+        accuracy = {"trial-0000": float("nan"), "trial-0001": float("inf")}
+        found = made_up(assignment, epoch)
+        return found | {"val_accuracy": accuracy.get(assignment.id, found["val_accuracy"])}
+
+    explorer = explore(world, strange)
+    assert {r.id for r in explorer.finalists} <= {"trial-0002", "trial-0003"}
+    states = {record_id: trial.state for record_id, trial in asked(explorer).items()}
+    assert states["trial-0000"] == states["trial-0001"] == TrialState.FAIL
+
+
+def test_a_replicate_that_fails_leaves_the_rest(world: World) -> None:
+    explorer = world.explorer()
+    tune = FakeTune(world, explorer)
+    fine = tune._results
+
+    def results(assignment: Assignment) -> Any:
+        if not assignment.id.endswith("/seed-1"):
+            return fine(assignment)
+        return iter([{"id": assignment.id, "epoch": 0, "done": True, "failed": "no memory"}])
+
+    tune._results = results
+    tune.run()
+    assert {r.status for r in explorer.records.of("alone")} == {"finished"}
+    assert sorted(r.status for r in explorer.records.of("replicate")) == [
+        *["failed"] * 2,
+        *["finished"] * 2,
+    ]
+
+
+def test_ending_twice_changes_nothing(world: World) -> None:
+    explorer = explore(world)
+    before = list(world.journal.events)
+    explorer.end("trial-0000", "failed", "late")
+    explorer.end("trial-0000", "stopped")
+    assert world.journal.events == before
+    assert explorer.records["trial-0000"].status == "finished"
+
+
+def test_states_are_put_away_when_a_training_ends(world: World) -> None:
+    explore(world)
+    states = Path(world.storage.root).rglob("states/*")
+    assert list(states) == []
+
+
+# Slots that die
+
+
+def test_a_slot_that_never_lived_ends_the_study(world: World) -> None:
+    """Tune has tried it again and again by then: no other slot will do better."""
+    world.give_teacher()
+    explorer = world.explorer()
+    first = explorer.next()
+    assert first is not None
+    explorer.report({"id": first.id, "epoch": 0, "done": True, "val_accuracy": 0.9})
+    trial = explorer.next()
+    assert trial is not None and trial.role == "trial"
+    explorer.slot_failed(trial.id, "no such device")
+    assert explorer.next() is None
+    assert explorer.fatal == "no slot could be started: no such device"
+    assert explorer.records["trial-0000"].reason == "no such device"
+
+
+def test_a_slot_that_dies_later_takes_one_trial_with_it(world: World) -> None:
+    explorer = world.explorer()
+    tune = FakeTune(world, explorer)
+    fine = tune._results
+    dead: list[str] = []
+
+    def results(assignment: Assignment) -> Any:
+        if assignment.id == "trial-0001" and not dead:
+            dead.append(assignment.id)
+            explorer.slot_failed(assignment.id, "its node went away")
+            return iter([{"id": assignment.id, "epoch": 0, "done": True, "failed": "late news"}])
+        return fine(assignment)
+
+    tune._results = results
+    tune.run()
+    assert not explorer.fatal and explorer.finished
+    assert explorer.records["trial-0001"].reason == "its node went away"
+    assert len(explorer.records.of("trial")) == 4
+
+
+def test_a_slot_that_dies_waiting_is_no_training(world: World) -> None:
+    explorer = world.explorer(slots=2)
+    explorer.next()
+    waiting = explorer.next()
+    assert waiting is not None and waiting.role == "wait"
+    explorer.slot_failed(waiting.id, "gone")
+    assert world.journal.of("end") == []
+
+
+# Books
+
+
+def test_metrics_are_what_was_measured() -> None:
+    result = {
+        "id": "trial-0000", "epoch": 2, "done": False, "training_iteration": 2, "pid": 7,
+        "time_total_s": 3.0, "val_accuracy": 0.5, "params": 100, "date": "today", "history": [],
+        "clock": {"end": 1.0}, "should_checkpoint": True,
+    }  # fmt: skip
+    assert numbers(result) == {"val_accuracy": 0.5, "params": 100.0}
+
+
+def test_journal_epochs_hold_the_same_metrics_live_and_replayed(world: World) -> None:
+    explorer = world.explorer()
+    teacher = explorer.next()
+    assert teacher is not None
+    explorer.report({"id": teacher.id, "epoch": 2, "done": True, "val_accuracy": 0.2,
+                     "history": [{"val_accuracy": 0.1}]})  # fmt: skip
+    trial = explorer.next()
+    assert trial is not None
+    explorer.report({"id": trial.id, "epoch": 3, "done": True, "val_accuracy": 0.3, **trial.metrics,
+                     "history": [{"val_accuracy": 0.1}, {"val_accuracy": 0.2}]})  # fmt: skip
+    metrics = [e["metrics"] for e in world.journal.of("epoch", id=trial.id)]
+    assert [m["val_accuracy"] for m in metrics] == [0.1, 0.2, 0.3]
+    assert len({frozenset(m) for m in metrics}) == 1
+    assert epochs_of(world.journal.events) == {"teacher-0": [1, 2], "trial-0000": [1, 2, 3]}

@@ -1,0 +1,325 @@
+"""A search that broke off goes on, wherever that was: no finished epoch is lost or doubled."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from optuna.trial import TrialState
+
+from helpers.search_cases import (
+    POINTS,
+    FakeTune,
+    Told,
+    World,
+    epochs_of,
+    explore,
+    made_up,
+    opened,
+    roles,
+    searching,
+)
+from raykd.runtime.jobs import Assignment
+from raykd.study.candidate import Candidate
+from raykd.study.open_study import BoundStudy, OpenStudy
+from raykd.tuning.records import Records
+from raykd.tuning.search_planner import SearchPlanner
+
+
+class Crash(BaseException):
+    """The driver is killed."""
+
+
+class Fragile:
+    """A journal whose process dies at its n-th event: just before it is written, or just after."""
+
+    def __init__(self, journal: Told, dies_at: int, *, written: bool) -> None:
+        self.journal, self.dies_at, self.written = journal, dies_at, written
+        self.count = 0
+
+    def write(self, event: str, **fields: Any) -> None:
+        self.count += 1
+        if self.count == self.dies_at and not self.written:
+            raise Crash
+        self.journal.write(event, **fields)
+        if self.count == self.dies_at:
+            raise Crash
+
+
+def small() -> OpenStudy:
+    return searching(opened(), trials=3, finalists=1, replicates=1, sampler="grid")
+
+
+def without_study(told: Told) -> dict[str, Any]:
+    """What a search has come to: each training's end and its epochs' metrics."""
+    records = Records.from_events(told.events)
+    return {
+        record.id: (record.role, record.status, record.epochs, record.assignment.plain())
+        for record in records.of("teacher", "trial", "replicate", "alone")
+    }
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> World:
+    world = World(small(), tmp_path_factory.mktemp("uninterrupted"))
+    explore(world)
+    return world
+
+
+EVENTS = 1 + 2 + 1 + 3 * (1 + 3 + 1) + 1 + 2 * (1 + 3 + 1)
+"""teacher, three trials, the note of the chosen one, its replicate and its null arm."""
+
+
+def test_the_uninterrupted_search_has_so_many_events(uninterrupted: World) -> None:
+    assert len(uninterrupted.journal.events) == EVENTS
+
+
+@pytest.mark.parametrize("written", [False, True])
+@pytest.mark.parametrize("dies_at", range(1, EVENTS + 1))
+def test_interrupted_at_every_point(
+    dies_at: int, written: bool, uninterrupted: World, tmp_path: Path
+) -> None:
+    world = World(small(), tmp_path)
+    with pytest.raises(Crash):
+        explore(world, journal=Fragile(world.journal, dies_at, written=written))
+    told = list(world.journal.events)
+    explorer = explore(world)
+    assert explorer.finished and not explorer.fatal
+    assert world.journal.events[: len(told)] == told
+    assert all(e in ([1, 2, 3], [1, 2]) for e in epochs_of(world.journal.events).values())
+    assert len(world.trained) == len(set(world.trained)), "no epoch is trained twice"
+    found, expected = without_study(world.journal), without_study(uninterrupted.journal)
+    assert [ids(found, role) for role in ROLES] == [ids(expected, role) for role in ROLES]
+    assert {state for _, state, _, _ in found.values()} == {"finished"}
+    ended = [event["id"] for event in world.journal.of("end")]
+    assert len(ended) == len(set(ended))
+    states = [t.state for t in explorer._optuna.get_trials(deepcopy=False)]
+    assert TrialState.RUNNING not in states and TrialState.FAIL not in states
+
+
+ROLES = ("teacher", "trial", "replicate", "alone")
+
+
+def ids(found: Mapping[str, Any], role: str) -> list[str]:
+    """Of the roles that come after the choice the numbers alone: another order of draws makes
+    another trial the best."""
+    names = [name for name, (its, *_) in found.items() if its == role]
+    return [name.split("/")[-1] for name in names]
+
+
+@pytest.mark.parametrize("slots", [2, 3])
+@pytest.mark.parametrize("dies_at", range(4, 60, 5))
+def test_interrupted_again_and_again_with_several_slots(
+    dies_at: int, slots: int, tmp_path: Path
+) -> None:
+    world = World(searching(opened(), trials=5, finalists=2, replicates=2), tmp_path)
+    explorer = None
+    for _ in range(60):
+        journal = Fragile(world.journal, dies_at, written=dies_at % 2 == 0)
+        with contextlib.suppress(Crash):
+            explorer = explore(world, journal=journal, slots=slots)
+            break
+    assert explorer is not None and explorer.finished
+    assert len(explorer.records.of("trial")) == 5
+    assert len(explorer.records.of("replicate")) == len(explorer.records.of("alone")) == 4
+    assert all(e in ([1, 2, 3], [1, 2]) for e in epochs_of(world.journal.events).values())
+    assert len(world.trained) == len(set(world.trained))
+    points = {json.dumps(r.assignment.params) for r in explorer.records.of("trial")}
+    assert len(points) == 5
+
+
+@pytest.mark.parametrize("asked", range(1, 12))
+def test_a_grid_loses_no_point_when_it_is_interrupted_while_drawing(
+    asked: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The process dies after the n-th value was drawn: the point is half drawn."""
+    world = World(searching(opened(), trials=100, replicates=0, sampler="grid"), tmp_path)
+    with monkeypatch.context() as patched:
+        patched.setattr(BoundStudy, "draw", dying_at(asked))
+        with pytest.raises(Crash):
+            explore(world)
+    explorer = explore(world)
+    points = {json.dumps(r.assignment.params) for r in explorer.records.of("trial")}
+    assert len(points) == len(explorer.records.of("trial")) == POINTS
+    states = {t.state for t in explorer._optuna.get_trials(deepcopy=False)}
+    assert states == {TrialState.COMPLETE}
+
+
+def dying_at(asked: int) -> Any:
+    draw, count = BoundStudy.draw, [0]
+
+    class Dying:
+        def __init__(self, trial: Any) -> None:
+            self.trial = trial
+
+        def __getattr__(self, name: str) -> Any:
+            answer = getattr(self.trial, name)
+            if not name.startswith("suggest"):
+                return answer
+
+            def suggest(*args: Any, **kwargs: Any) -> Any:
+                count[0] += 1
+                if count[0] == asked:
+                    raise Crash
+                return answer(*args, **kwargs)
+
+            return suggest
+
+    def dying(study: BoundStudy, trial: Any) -> Candidate:
+        suggest: Any = Dying(trial)
+        return draw(study, suggest)
+
+    return dying
+
+
+def test_a_half_drawn_point_that_is_not_wanted_any_more_is_closed(tmp_path: Path) -> None:
+    world = World(searching(opened(), max_hours=1.0), tmp_path)
+    with pytest.raises(Crash):
+        explore(world, journal=Fragile(world.journal, 5, written=False))  # the first trial's run
+    now = [0.0]
+    explorer = world.explorer(clock=lambda: now[0])
+    now[0] = 1e6
+    FakeTune(world, explorer).run()
+    assert explorer.finished and explorer.records.of("trial") == []
+    [trial] = explorer._optuna.get_trials(deepcopy=False)
+    assert trial.state == TrialState.FAIL
+
+
+def test_what_optuna_was_not_told_it_is_told_on_resuming(tmp_path: Path) -> None:
+    world = World(small(), tmp_path)
+    end = 4 + 5  # the first trial's end
+    with pytest.raises(Crash):
+        explore(world, journal=Fragile(world.journal, end, written=True))
+    assert world.journal.events[-1]["event"] == "end"
+    explorer = world.explorer()
+    [trial] = explorer._optuna.get_trials(deepcopy=False)
+    record = explorer.records["trial-0000"]
+    assert trial.state == TrialState.COMPLETE
+    assert trial.values == [record.metrics["val_accuracy"], record.metrics["params"]]
+
+
+def test_what_was_stopped_or_failed_stays_so(tmp_path: Path) -> None:
+    world = World(small(), tmp_path)
+    with pytest.raises(Crash):
+        explore(world, journal=Fragile(world.journal, 4 + 5 + 2, written=True))
+    explorer = world.explorer()
+    explorer.end("trial-0001", "stopped")
+    resumed = explore(world)
+    assert resumed.records["trial-0001"].status == "stopped"
+    assert len(resumed.records["trial-0001"].epochs) == 1
+
+
+def test_points_tried_before_are_known_after_resuming(tmp_path: Path) -> None:
+    world = World(searching(opened(), trials=6, replicates=0, sampler="random"), tmp_path)
+    with pytest.raises(Crash):
+        explore(world, journal=Fragile(world.journal, 4 + 3 * 5, written=True))
+    world.study = searching(world.study, trials=100)
+    explorer = explore(world)
+    points = [json.dumps(r.assignment.params) for r in explorer.records.of("trial")]
+    assert len(points) == len(set(points)) == POINTS
+
+
+def test_a_finished_search_has_nothing_to_go_on_with(uninterrupted: World) -> None:
+    told = len(uninterrupted.journal.of("run"))
+    explorer = explore(uninterrupted)
+    assert explorer.finished and explorer.finalists
+    assert len(uninterrupted.journal.of("run")) == told
+
+
+def test_once_chosen_no_more_is_drawn(tmp_path: Path) -> None:
+    """The hours were up, students were chosen, the search broke off: the choice still holds."""
+    world = World(searching(opened(), trials=50, max_hours=1.0, finalists=1), tmp_path)
+    now = [0.0]
+
+    def slow(assignment: Assignment, epoch: int) -> Mapping[str, float]:
+        now[0] += 300 if assignment.role == "trial" else 0
+        return made_up(assignment, epoch)
+
+    journal = Fragile(world.journal, 4 + 4 * 5 + 1 + 3, written=True)
+    explorer = world.explorer(journal=journal, clock=lambda: now[0])
+    with pytest.raises(Crash):
+        FakeTune(world, explorer, slow).run()
+    assert roles(world.journal) == ["teacher", *["trial"] * 4, "replicate"]
+    resumed = explore(world)
+    assert roles(world.journal) == ["teacher", *["trial"] * 4, *["replicate", "alone"] * 2]
+    assert {r.assignment.parent for r in resumed.records.of("replicate")} == {
+        resumed.finalists[0].id
+    }
+
+
+@contextlib.contextmanager
+def broken_off(world: World, dies_at: int) -> Iterator[None]:
+    with pytest.raises(Crash):
+        explore(world, journal=Fragile(world.journal, dies_at, written=True))
+    yield
+
+
+def test_a_teacher_that_failed_is_tried_again(tmp_path: Path) -> None:
+    world = World(small(), tmp_path)
+    explorer = world.explorer()
+    teacher = explorer.next()
+    assert teacher is not None
+    explorer.report({"id": teacher.id, "epoch": 0, "done": True, "failed": "out of memory"})
+    assert explorer.fatal
+    resumed = explore(world)
+    assert not resumed.fatal
+    assert [(r.id, r.status) for r in resumed.records.of("teacher")] == [
+        ("teacher-0", "failed"),
+        ("teacher-1", "finished"),
+    ]
+    assert len(resumed.records.of("trial")) == 3
+
+
+def test_a_teacher_whose_file_was_lost_is_trained_again(tmp_path: Path) -> None:
+    """As when a study's folder was moved without the teachers that lie beside it."""
+    world = World(small(), tmp_path)
+    with broken_off(world, 4 + 5):
+        [file] = [r.keep for r in assignments(world.journal) if r.role == "teacher"]
+        assert file is not None
+        world.storage.remove(file)
+    resumed = explore(world)
+    assert [r.id for r in resumed.records.of("teacher")] == ["teacher-0", "teacher-1"]
+    assert world.storage.exists(file)
+    assert {r.status for r in resumed.records.of("teacher", "trial")} == {"finished"}
+
+
+def test_saved_states_that_were_lost_cost_time_but_no_epoch(tmp_path: Path) -> None:
+    world = World(small(), tmp_path)
+    with broken_off(world, 4 + 3):  # the first trial's second epoch
+        [state] = Path(world.storage.root).rglob("states/*")
+        state.unlink()
+    resumed = explore(world)
+    assert epochs_of(world.journal.events)["trial-0000"] == [1, 2, 3]
+    assert world.trained.count(("trial-0000", 1)) == 2
+    assert resumed.finished
+
+
+def test_a_torn_journal_line_is_written_again(tmp_path: Path) -> None:
+    """Optuna knows of a trial whose first line was lost: it is the same trial again."""
+    world = World(small(), tmp_path)
+    with broken_off(world, 5):
+        lost = world.journal.events.pop()
+        assert lost["event"] == "run" and lost["role"] == "trial"
+    explorer = explore(world)
+    again = world.journal.of("run", id="trial-0000")
+    assert len(again) == 1 and again[0]["params"] == lost["params"]
+    assert len(explorer._optuna.get_trials(deepcopy=False)) == 3
+
+
+def assignments(told: Told) -> list[Assignment]:
+    return [Assignment.from_plain(event["assignment"]) for event in told.of("run")]
+
+
+def test_running_trainings_come_before_new_ones(tmp_path: Path) -> None:
+    world = World(searching(opened(), trials=6), tmp_path)
+    with pytest.raises(Crash):
+        explore(world, journal=Fragile(world.journal, 14, written=True), slots=3)
+    running = [r.id for r in Records.from_events(world.journal.events).running("trial")]
+    assert len(running) == 3
+    explorer: SearchPlanner = world.explorer()
+    first = [explorer.next() for _ in range(4)]
+    assert [a and a.id for a in first] == [*running, "trial-0003"]

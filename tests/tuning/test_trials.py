@@ -1,0 +1,103 @@
+"""One trial of an earlier study as the beginning of another: distill, search and pairs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import raykd
+from raykd.errors import StudyError
+from raykd.study.checks.load import load_study
+from raykd.tuning.executors import LocalExecutor
+from raykd.tuning.result import StudyResult, read_result
+from raykd.tuning.search_run import SearchRun
+from raykd.tuning.single_run import distill
+from raykd.tuning.trial_reference import search_of_trial, study_of_trial
+
+STUDY = """\
+name: first
+data: {name: digits, limit: 100, val_limit: 50}
+teacher:
+  model: {name: resnet, depth: 8, width: 4}
+  train: {epochs: 1, batch_size: 32}
+student:
+  model: {name: resnet, depth: 8, width: {int: [2, 8], step: 2}}
+knowledge:
+  - loss: {name: kd, temperature: {uniform: [1, 9]}}
+  - loss: {name: hint}
+    pairs: {pairing: {hint: auto, guided: auto, max: 1}}
+train: {epochs: 1, batch_size: 32}
+search: {sampler: random, trials: 3, replicates: 0}
+tracking: {uri: "sqlite:///mlflow.db"}
+"""
+
+
+@pytest.fixture(scope="module")
+def first(tmp_path_factory: pytest.TempPathFactory) -> StudyResult:
+    folder = tmp_path_factory.mktemp("first")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        Path("study.yaml").write_text(STUDY)
+        return SearchRun(load_study("study.yaml", ["train.epochs=2"])).run(LocalExecutor())
+
+
+def study_of(result: StudyResult, trial: str) -> Any:
+    return result.records[trial].assignment.study
+
+
+def test_distill_trains_that_very_trial_again(first: StudyResult, tmp_path: Path) -> None:
+    named = f"{first.folder}:trial-0001"
+    again = distill(named)
+    assert again.folder.parent == first.folder.parent  # where relative paths mean the same
+    before, after = study_of(first, "trial-0001"), study_of(again, "trial-0000")
+    for part in ("data", "teacher", "student", "scheme", "knowledge", "train", "seed"):
+        assert after[part] == before[part], part
+    reached = [r.metrics["val_accuracy"] for r in (first.records["trial-0001"], again.best) if r]
+    assert reached[0] == reached[1]
+    assert read_result(again.folder).name == "first"
+
+
+def test_values_of_the_trial_can_be_overridden(first: StudyResult) -> None:
+    again = distill(f"{first.folder}:trial-0002", overrides=["train.epochs=1", "seed=5"])
+    before, after = study_of(first, "trial-0002"), study_of(again, "trial-0000")
+    assert (after["train"]["epochs"], after["seed"]) == (1, 5)
+    assert after["student"] == before["student"]
+
+
+def test_a_search_tries_the_trial_first(first: StudyResult) -> None:
+    with search_of_trial(f"{first.folder}:trial-0001", ["search.trials=2"], ["other"]) as begun:
+        study, overrides, start_from = begun
+        assert Path(study).read_text() == STUDY
+        assert overrides == ["train.epochs=2", "search.trials=2"]
+        assert start_from == [f"{first.folder}:trial-0001", "other"]
+
+
+def test_a_layer_study_keeps_the_pairs_open(first: StudyResult) -> None:
+    with study_of_trial(f"{first.folder}:trial-0000", [], pairs_open=True) as (study, overrides):
+        opened = load_study(study, overrides)
+    assert opened.dimensions
+    assert all(found.path.startswith("knowledge[1].pairs") for found in opened.dimensions)
+    drawn = study_of(first, "trial-0000")
+    assert opened.settings.student.model.width == drawn["student"]["model"]["width"]  # type: ignore[attr-defined]
+    loss = opened.settings.knowledge[0].loss
+    assert loss is not None
+    assert loss.temperature == drawn["knowledge"][0]["loss"]["temperature"]  # type: ignore[attr-defined]
+
+
+def test_what_is_wrong_is_said(first: StudyResult, tmp_path: Path) -> None:
+    with pytest.raises(StudyError, match=r"has no trial 'trial-0009'; it has trial-0000, trial-00"):
+        raykd.distill(f"{first.folder}:trial-0009")
+    with pytest.raises(StudyError, match=r"did you mean 'trial-0001'"):
+        raykd.search(f"{first.folder}:trail-0001")
+    with pytest.raises(StudyError, match=r"name one of its trials: .*:trial-000"):
+        raykd.distill(str(first.folder))
+    with pytest.raises(StudyError, match="is not a study's folder"):
+        raykd.pairs(f"{tmp_path}:trial-0000")
+
+
+def test_other_studies_are_given_back_as_they_are(tmp_path: Path) -> None:
+    for study in ("study.yaml", tmp_path / "a:b.yaml"):
+        with study_of_trial(study, ["seed=1"]) as found:
+            assert found == (study, ["seed=1"])

@@ -1,0 +1,232 @@
+"""A search that begins with what another study found: from its folder, a trial, MLflow, pairs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+from typer.testing import CliRunner
+
+from helpers.search_cases import SMALL, TASK, World, explore, opened
+from raykd.cli.commands import app
+from raykd.errors import StudyError
+from raykd.report.summary import left_out
+from raykd.study.open_study import OpenStudy
+from raykd.tracking.journal import events
+from raykd.tracking.mlflow_client import find_run
+from raykd.tuning.executors import LocalExecutor
+from raykd.tuning.result import StudyResult
+from raykd.tuning.search_run import SearchRun, open_optuna
+from raykd.tuning.study_dir import create_folder, open_folder
+from raykd.tuning.warm_start import Start, enqueue_start_points, starts
+
+LONE = ("search.trials=3", "search.replicates=0", "train.epochs=1", "teacher.train.epochs=1")
+
+OTHER = """\
+name: other
+data: {name: digits, limit: 120, val_limit: 50}
+teacher:
+  model: {name: resnet, depth: 8, width: 4}
+  train: {epochs: 1, batch_size: 32}
+student:
+  model:
+    choice:
+      - {name: resnet, depth: 8, width: {int: [4, 8], step: 4}}
+      - {name: mlp, depth: {choice: [1, 2, 3]}, width: {int: [2, 20]}}
+knowledge:
+  - loss: {choice: [null, {name: hint}]}
+    pairs: {pairing: {hint: auto, guided: [stage1, stage2, stage3, embedding], max: 2}}
+  - loss: {choice: [{name: rkd}, {name: kd, temperature: {uniform: [1, 3]}}]}
+train: {epochs: 1, batch_size: 32}
+search: {sampler: random, trials: 3, replicates: 0}
+"""
+"""Other data, another teacher, a wider space of students, terms in another order."""
+
+
+def searched(study: OpenStudy) -> StudyResult:
+    return SearchRun(study).run(LocalExecutor())
+
+
+def trials_of(result: StudyResult, study: OpenStudy) -> list[optuna.trial.FrozenTrial]:
+    folder, _ = open_folder(result.folder)
+    settings = study.settings
+    found = open_optuna(settings.name, settings.search, settings.seed, folder, 1).get_trials()
+    return list(found)
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture(scope="module")
+def placed(home: Path) -> tuple[str, ...]:
+    return (f"cluster.storage={home}/studies", f"tracking.uri=sqlite:///{home}/mlflow.db")
+
+
+@pytest.fixture(scope="module")
+def first(placed: tuple[str, ...]) -> StudyResult:
+    """A study that has found something."""
+    return searched(opened(*LONE, *placed, text=SMALL))
+
+
+@pytest.fixture
+def study(placed: tuple[str, ...]) -> OpenStudy:
+    return opened(*placed, text=OTHER)
+
+
+def test_the_winners_of_a_study_are_tried_first(first: StudyResult, study: OpenStudy) -> None:
+    winners = [chosen.trial for chosen in first.finalists]
+    told: list[Any] = []
+    run = SearchRun(study, start_from=[str(first.folder)], listeners=[told.append])
+    result = run.run(LocalExecutor())
+    assert len(result.records.of("trial")) == 3
+    trials = result.records.of("trial")
+    model = winners[0].assignment.study["student"]["model"]
+    mine = trials[0].assignment.study["student"]["model"]
+    assert mine["name"] == "mlp"
+    assert mine["depth"] == model["depth"]
+    fits = model["width"] <= 20
+    assert (mine["width"] == model["width"]) is fits
+    (start,) = [event for event in told if event["event"] == "start"]
+    name = f"{first.folder.name}:{winners[0].id}"
+    assert start["starts"][0]["name"] == name
+    lines = [line for one in start["starts"] for line in one["left_out"]]
+    wide = f"{name}: student.model.width = {model['width']} is left out: it is not within 2 to 20"
+    assert (wide in lines) is not fits
+    notes = [e["tags"] for e in events(result.folder / "journal.jsonl") if e["event"] == "note"]
+    assert any(name in tags.get("start_from", "") for tags in notes)
+    told_again = left_out(events(result.folder / "journal.jsonl"))
+    assert {*lines} <= {*told_again}
+    assert any(line.startswith("knowledge[0].pairs leaves out stage1>embed") for line in told_again)
+    marked = [trial.user_attrs.get("raykd.start") for trial in trials_of(result, study)]
+    assert marked[: len(winners)] == [f"{first.folder.name}:{one.id}" for one in winners]
+
+
+def test_folder_trial_and_mlflow_say_the_same(
+    first: StudyResult, study: OpenStudy, home: Path
+) -> None:
+    uri = f"sqlite:///{home}/mlflow.db"
+    for record in first.records.of("trial"):
+        stored = find_run(uri, f"{first.study_id}/{record.id}")
+        assert stored is not None
+        (one,) = starts(study, TASK, [f"{first.folder}:{record.id}"])
+        (other,) = starts(study, TASK, [stored.run_id])
+        assert one.params
+        assert dict(other.params) == dict(one.params)
+        assert [line.partition(": ")[2] for line in other.left_out] == [
+            line.partition(": ")[2] for line in one.left_out
+        ]
+    parent = find_run(uri, first.study_id)
+    assert parent is not None
+    whole = [dict(start.params) for start in starts(study, TASK, [str(first.folder)])]
+    stored = [dict(start.params) for start in starts(study, TASK, [parent.run_id])]
+    assert sorted(map(repr, stored)) == sorted(map(repr, whole))
+
+
+def test_a_search_that_is_gone_on_with_remembers_how_it_began(
+    first: StudyResult, study: OpenStudy
+) -> None:
+    run = SearchRun(study, start_from=[str(first.folder)])
+    assert study.task is not None
+    folder = create_folder(
+        "other", study.settings.cluster.storage, study.given, (), "search", run.start_from
+    )
+    again, _ = open_folder(folder.path)
+    assert again.start_from == (str(first.folder),)
+    result = SearchRun(study, again).run(LocalExecutor())
+    begun = trials_of(result, study)
+    assert begun[0].user_attrs["raykd.start"].startswith(first.folder.name)
+    result = SearchRun(study, again).run(LocalExecutor())
+    assert len(trials_of(result, study)) == len(begun), "nothing is put first twice"
+
+
+def layer_study(home: Path, text: str) -> Path:
+    """The folder of a layer study, with what it found."""
+    folder = create_folder("layers", str(home / "studies"), OTHER, (), "pairs")
+    (folder.path / "pairing.json").write_text(text)
+    return folder.path
+
+
+def test_a_found_pairing_begins_a_search(study: OpenStudy, home: Path) -> None:
+    pairs = [{"hint": "stage1", "guided": "stage1"}, {"hint": "stage3", "guided": "stage2"}]
+    best = {"pairs": pairs, "loss": {"name": "hint"}, "weight": 2.0}
+    (start,) = starts(study, TASK, [str(layer_study(home, json.dumps({"term": 1, "best": best})))])
+    assert start.params == {
+        "knowledge[0].loss": "hint",
+        "knowledge[0].pairs.count": 2,
+        "knowledge[0].pairs[0].hint": "stage1",
+        "knowledge[0].pairs[0].guided": "stage1",
+        "knowledge[0].pairs[1].hint": "stage3",
+        "knowledge[0].pairs[1].guided": "stage2",
+    }
+    unknown = {**best, "loss": {"name": "nst"}}
+    (start,) = starts(
+        study, TASK, [str(layer_study(home, json.dumps({"term": 0, "best": unknown})))]
+    )
+    assert "knowledge[0].loss" not in start.params
+    assert start.params["knowledge[0].pairs[1].hint"] == "stage3"
+    with pytest.raises(StudyError, match="has found no best pairing"):
+        starts(study, TASK, [str(layer_study(home, json.dumps({"term": 0, "best": None})))])
+
+
+def test_what_cannot_begin_a_search_is_told_before_anything_starts(
+    first: StudyResult, study: OpenStudy, placed: tuple[str, ...], home: Path
+) -> None:
+    before = sorted((home / "studies").iterdir())
+    for run_name, words in (
+        ("nowhere", "there is no such folder, and it is no id"),
+        (f"{first.folder}:trial-0009", "has no 'trial-0009'; it has trial-0000"),
+        ("0" * 32, "has no such run of raykd's"),
+        (str(home), "is not a study's folder"),
+    ):
+        with pytest.raises(StudyError, match=words):
+            SearchRun(study, start_from=[run_name]).run(LocalExecutor())
+    nothing = opened(
+        *placed,
+        "student.model={name: mlp, width: {int: [100, 120]}}",
+        "knowledge=[{loss: {name: nkd}, weight: {uniform: [1, 2]}}]",
+        text=OTHER,
+    )
+    with pytest.raises(StudyError, match=r"nothing of .* fits this study: .*it is not within 100"):
+        SearchRun(nothing, start_from=[str(first.folder)]).run(LocalExecutor())
+    assert sorted((home / "studies").iterdir()) == before
+
+
+def test_what_is_put_first_goes_before_the_samplers_own(tmp_path: Path) -> None:
+    """With half of its values left open, and one winner of which nothing fits."""
+    world = World(opened("search.trials=4", "search.replicates=0"), tmp_path)
+    params = {"student.model.depth": 2, "student.model.width": 24}
+    enqueue_start_points(
+        world.drawn(world.study.settings),
+        [Start("a:trial-0003", params), Start("b:trial-0000", {}, ("b is left out: no",))],
+        world.journal.write,
+    )
+    explorer = explore(world)
+    first, *_ = explorer.records.of("trial")
+    assert first.assignment.study["student"]["model"] == {"name": "mlp", "depth": 2, "width": 24}
+    assert len(explorer.records.of("trial")) == 4
+    (note,) = [event["tags"] for event in world.journal.of("note") if "start_from" in event["tags"]]
+    assert note == {
+        "start_from": "a:trial-0003, b:trial-0000",
+        "start_left_out": "b is left out: no",
+    }
+
+
+def test_a_winner_that_breaks_a_constraint_is_left_out(
+    first: StudyResult, placed: tuple[str, ...]
+) -> None:
+    narrow = opened(*placed, "search.constraints={params: {max: 100}}", text=OTHER.replace(
+        "width: {int: [2, 20]}", "width: {int: [1, 64]}"))  # fmt: skip
+    with pytest.raises(StudyError, match=r"nothing of .* fits this study: .* is left out: params"):
+        starts(narrow, TASK, [str(first.folder)])
+
+
+def test_a_search_that_goes_on_takes_no_other_start(tmp_path: Path) -> None:
+    words = ["search", "--resume", str(tmp_path), "--start-from", "elsewhere"]
+    result = CliRunner().invoke(app, words)
+    assert result.exit_code == 2
+    assert "--start-from cannot be used with --resume" in " ".join(result.output.split())
