@@ -24,6 +24,7 @@ from measuring import Findings, Times, arguments, in_turn, tell
 from step import TrainsOnly
 
 from raykd.data import SOURCES, Dataset
+from raykd.data.loader import Placement
 from raykd.data.splits import dataset_of_pictures
 from raykd.models import MODELS, Model
 from raykd.schemes import Alone
@@ -96,7 +97,7 @@ def epoch_of(
     )
     device = data.train.targets.device
     with lying(innermost):
-        training = TrainsOnly(study, data, seed=0, device=device)
+        training = TrainsOnly(study, data, seed=0, placement=Placement(device))
 
     def epoch() -> None:
         with lying(innermost):

@@ -163,7 +163,7 @@ def raykd_trains(bench: Bench, data: Dataset, augment: Any = ()) -> Callable[[],
             precision=bench.precision,
         ),
     )
-    return TrainsOnly(study, data, seed=0, device=bench.device).run_epoch
+    return TrainsOnly(study, data, seed=0, placement=Placement(bench.device)).run_epoch
 
 
 MEMORY = "train, raykd, in memory"

@@ -24,6 +24,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from raykd.data import SOURCES, Dataset, Split
+from raykd.data.loader import Placement
 from raykd.models import Resnet, Task
 from raykd.schemes import Alone
 from raykd.study.config import Student, Study
@@ -82,7 +83,7 @@ def raykd_loop(data: Dataset, epochs: int, device: torch.device) -> Callable[[],
             precision="fp32",
         ),
     )
-    return TrainsOnly(study, data.to(device), seed=0, device=device).run_epoch
+    return TrainsOnly(study, data.to(device), seed=0, placement=Placement(device)).run_epoch
 
 
 class TrainsOnly(Training):

@@ -103,7 +103,7 @@ class Demand:
         sign = ">=" if self.at_least else "<="
         said = {True: "yes", False: "NO", None: "not measured"}[self.met]
         return [
-            self.message,
+            self.what,
             f"{sign} {self.limit:g}{self.unit}",
             "" if self.value is None else f"{self.value:.3g}{self.unit}",
             said,

@@ -44,6 +44,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from raykd.data import SOURCES, Dataset, Split
+from raykd.data.loader import Placement
 from raykd.losses import KD, Hint, Term
 from raykd.losses.terms import Pair
 from raykd.models import Resnet, Task, model_profile
@@ -280,7 +281,7 @@ def raykd_epoch(
         network = bench.teacher().eval()
         outputs = built_outputs(bench, study, lesson, network, data) if cached else None
         teacher = TeacherHandle(network, outputs)
-    training = TrainsOnly(study, data, seed=0, teacher=teacher, device=bench.device)
+    training = TrainsOnly(study, data, seed=0, teacher=teacher, placement=Placement(bench.device))
     return lambda: training.run_epoch()["train_loss"]
 
 

@@ -340,7 +340,10 @@ def test_search_is_a_package_and_a_function(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_closed_streams_are_no_error(tmp_path: Path) -> None:
-    program = "import sys, torch, raykd.cli.commands; sys.argv = ['raykd', 'version']; raykd.cli.commands.main()"
+    program = (
+        "import sys, torch; from raykd.cli.commands import main; "
+        "sys.argv = ['raykd', 'version']; main()"
+    )
     for closed in (">&-", "2>&-", ">&- 2>&-"):
         command = f'"$0" -c "$1" {closed}'
         done = subprocess.run(

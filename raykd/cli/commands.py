@@ -784,7 +784,7 @@ def _reporting(result: StudyResult | LayerStudyResult) -> Any:
 
     from raykd.tuning.result import StudyResult
 
-    found = "summary" if isinstance(result, StudyResult) else "pairs.summary"
+    found = "summary" if isinstance(result, StudyResult) else "layer_study.summary"
     return import_module(f"raykd.report.{found}")
 
 

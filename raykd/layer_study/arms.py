@@ -1,4 +1,4 @@
-"""LayerStudyPlanner of a layer study: every single pair, and the baselines to compare them with."""
+"""Arms of a layer study: every single pair, and the baselines to compare them with."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ DRAWS = 200
 
 
 def build_arms(design: LayerStudyDesign, settings: PairStudy) -> tuple[Arm, ...]:
-    """Return all arms; "none" is the first.  LayerStudyPlanner that cannot be trained carry the reason.
+    """Return all arms; "none" is the first.  Arms that cannot be trained carry the reason.
 
     - single pairs: every hint layer with every guided layer;
     - "forward": every guided layer learns from the hint layer at the same relative depth;

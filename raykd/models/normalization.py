@@ -182,7 +182,7 @@ def like(network: nn.Module, other: nn.Module) -> nn.Module:
 
 
 def without_map(network: nn.Module) -> nn.Module:
-    """The network, in place, without the map of `adapt_normalization`: it takes what it was trained on."""
+    """Remove the map of `adapt_normalization`, in place, and return the network."""
     for key, hook in list(network._forward_pre_hooks.items()):
         if hook is _renormalize:
             del network._forward_pre_hooks[key]

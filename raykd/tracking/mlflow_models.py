@@ -9,7 +9,7 @@ import re
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from raykd.tracking.mlflow_client import absolute, connect, masked, quoted
 
@@ -20,7 +20,26 @@ if TYPE_CHECKING:
     from mlflow.models import ModelSignature
     from torch import nn
 
-    from raykd.models.preprocessing import RawInputModel
+
+@runtime_checkable
+class RawInputs(Protocol):
+    """A network that takes raw samples and knows its preprocessing and classes.
+
+    Attributes:
+        preprocessing: kind, shape, dtype, keys of the raw samples; see
+            `raykd.models.preprocessing`.
+        class_names: one name per class, in the order of the logits.
+        metrics: figures that the network reached.
+    """
+
+    preprocessing: Any
+    class_names: tuple[str, ...]
+    metrics: dict[str, float]
+
+    def __call__(self, inputs: Any) -> Any: ...
+
+    def facts(self) -> dict[str, Any]: ...
+
 
 MODEL_NAME = "model"
 MAX_NAME = 120
@@ -45,7 +64,7 @@ def send_model(
     a second model when called again.  Here each step that is done already is left out.
 
     The network is kept whole (pickle), not as a traced graph: hint layers are found by module
-    name, and `.train()` must work.  Loading it needs raykd importable.  A `RawInputModel` network
+    name, and `.train()` must work.  Loading it needs raykd importable.  A network with `RawInputs`
     takes raw samples: its preprocessing and class names are in the signature, the metadata and
     the tags.
 
@@ -235,14 +254,12 @@ def _upload(
     from mlflow.models import Model
     from mlflow.pytorch import save_model
 
-    from raykd.models.preprocessing import RawInputModel
-
     network = _network(folder / event["path"])
     example: Any = np.load(folder / event["example"]) if event.get("example") else None
     if (event.get("example") or "").endswith(".npz"):
         example = dict(example)
     facts: dict[str, Any] = {}
-    if isinstance(network, RawInputModel):
+    if isinstance(network, RawInputs):
         facts = {**network.facts(), "metrics": dict(event.get("metrics") or {})}
         facts |= dict(event.get("about") or {})
         if isinstance(example, Mapping):
@@ -312,7 +329,7 @@ def _signature(network: nn.Module, event: Mapping[str, Any], example: Any) -> Mo
     return ModelSignature(inputs, Schema([spec]))
 
 
-def _raw_signature(network: RawInputModel, example: Any) -> ModelSignature:
+def _raw_signature(network: RawInputs, example: Any) -> ModelSignature:
     """Raw samples by type and shape, as one tensor: MLflow's `predict` takes no others."""
     import numpy as np
     import torch

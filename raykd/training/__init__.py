@@ -30,13 +30,13 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Diverged": "record",
-    "Training": "loop",
-    "check_weights": "teacher",
-    "load_teacher": "teacher",
-    "teacher_key": "teacher",
-    "teacher_study": "teacher",
-    "train_teachers": "preparing",
+    "Diverged": "metrics",
+    "Training": "trainer",
+    "check_weights": "teachers",
+    "load_teacher": "teachers",
+    "teacher_key": "teachers",
+    "teacher_study": "teachers",
+    "train_teachers": "teachers",
 }
 
 

@@ -203,9 +203,9 @@ def normalization_notes(
         f"{where}: nothing beside {prepared.weights} says how its pictures were normalized; the "
         f"data's own mean and std are used; set {where}.normalization if it was trained with others"
     )
-    pretraining_images = prepared.model.pretraining_images() if prepared.model is not None else None
-    if pretraining_images is not None:
-        note += f"; {pretraining_images.source}: {pretraining_images.normalization.text()} (`normalization: model`)"
+    images = prepared.model.pretraining_images() if prepared.model is not None else None
+    if images is not None:
+        note += f"; {images.source}: {images.normalization.text()} (`normalization: model`)"
     return (note,), size
 
 

@@ -1,7 +1,7 @@
-"""What slots are given to do, and the books of it: the part that all ways of running a study share.
+"""Queue of jobs for the slots, and their results: the part that all runs of a study share.
 
-What there is to train, and when, its subclasses say: `SearchPlanner` draws points of a space, `LayerStudyPlanner` has
-a list.  Without Ray.
+Subclasses decide which trials to queue: `SearchPlanner` draws points of a space,
+`LayerStudyPlanner` has a list.  Without Ray.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """Layouts of all families of torchvision, timm and transformers, against a run at another size.
 
 Nothing is downloaded or computed: the networks lie on the meta device.  Between two sizes of
-picture the axes of places change and the axis of channels does not; `raykd.models.introspection.axes` never
-looks at a second size, so the two ways to tell them apart are independent.
+picture the axes of places change and the axis of channels does not;
+`raykd.models.introspection.axes` never looks at a
+second size, so the two ways to tell them apart are independent.
 """
 
 from __future__ import annotations

@@ -165,8 +165,8 @@ def record_layers(
     `tensors["stage2"]` is the tensor of that layer in the last forward.
 
     Raises:
-        ValueError: as `LayerHooks`; or a layer is looked up that did not run, returned no tensor, or was
-            overwritten in place.
+        ValueError: as `LayerHooks`; or a layer is looked up that did not run, returned no tensor,
+            or was overwritten in place.
     """
     recorder = _Recorder(_targets(_inner_module(model), layers))
     with recorder.attached():
