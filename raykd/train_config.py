@@ -1,19 +1,44 @@
-"""How a network is trained: the `train` part of a study."""
+"""Training settings of a study: optimizer, learning rate schedule and budget of one network."""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import math
+from collections.abc import Sequence
+from typing import Annotated, ClassVar, Literal
 
+import torch
 from pydantic import Field
+from torch import nn
 
-from raykd.registry import option
+from raykd.registry import Registry, option
 
 PositiveInt = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(gt=0)]
 
 
 @option
-class SGD:
+class Optimizer:
+    """Base class of optimizers.
+
+    Class attributes:
+        paper: author, year, arXiv number or venue.
+    """
+
+    paper: ClassVar[str] = ""
+
+    name: str
+    lr: Rate
+
+    def build(self, parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
+        """Build the optimizer over parameters that all require a gradient.
+
+        The fused kernel is used on CUDA and on the CPU, PyTorch's choice elsewhere.
+        """
+        raise NotImplementedError
+
+
+@option
+class SGD(Optimizer):
     """Stochastic gradient descent with momentum."""
 
     name: Literal["sgd"] = "sgd"
@@ -22,10 +47,27 @@ class SGD:
     weight_decay: Annotated[float, Field(ge=0)] = 5e-4
     nesterov: bool = False
 
+    def build(self, parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
+        optimizer = torch.optim.SGD(
+            parameters,
+            lr=self.lr,
+            momentum=self.momentum,
+            weight_decay=self.weight_decay,
+            nesterov=self.nesterov,
+            fused=_fused(parameters),
+        )
+        # A momentum of 0 gives the same first step as none.  The fused kernel fails if only some
+        # parameters have one, as when a term that learns something starts in a later epoch.
+        for parameter in parameters if self.momentum else ():
+            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+        return optimizer
+
 
 @option
-class AdamW:
+class AdamW(Optimizer):
     """Adam with decoupled weight decay (Loshchilov 2019, arXiv:1711.05101)."""
+
+    paper = "Loshchilov 2019, arXiv:1711.05101"
 
     name: Literal["adamw"] = "adamw"
     lr: Rate = 1e-3
@@ -36,33 +78,86 @@ class AdamW:
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"betas: got {list(self.betas)}; each must be >= 0 and < 1")
 
+    def build(self, parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(
+            parameters,
+            lr=self.lr,
+            betas=self.betas,
+            weight_decay=self.weight_decay,
+            fused=_fused(parameters),
+        )
+
+
+def _fused(parameters: Sequence[nn.Parameter]) -> bool | None:
+    """Return True if PyTorch has a fused kernel for all parameters, else None."""
+    devices = ("cpu", "cuda")
+    return all(p.device.type in devices and p.is_floating_point() for p in parameters) or None
+
+
+OPTIMIZERS = Registry("optimizer", base=Optimizer, entry_points="raykd.optimizers")
+OPTIMIZERS.add(SGD, AdamW)
+
 
 @option
-class Cosine:
-    """Cosine decay from the full learning rate to `final` times it, per step."""
+class Schedule:
+    """Base class of learning rate schedules.
+
+    Class attributes:
+        paper: author, year, arXiv number or venue; empty if there is none.
+    """
+
+    paper: ClassVar[str] = ""
+
+    name: str
+
+    def factor(self, epoch: float, fraction: float) -> float:
+        """Return the factor on the learning rate in one step, apart from warmup.
+
+        Args:
+            epoch: epochs trained before this step.
+            fraction: part of the steps after warmup that was taken before this step, 0 to 1.
+        """
+        raise NotImplementedError
+
+
+@option
+class Cosine(Schedule):
+    """Cosine decay from the full learning rate to `final_lr_fraction` times it, per step."""
+
+    paper = "Loshchilov 2017, arXiv:1608.03983"
 
     name: Literal["cosine"] = "cosine"
-    final: Annotated[float, Field(ge=0, le=1)] = 0.0
+    final_lr_fraction: Annotated[float, Field(ge=0, le=1)] = 0.0
+
+    def factor(self, epoch: float, fraction: float) -> float:
+        final = self.final_lr_fraction
+        return final + (1 - final) * (1 + math.cos(math.pi * fraction)) / 2
 
 
 @option
-class Step:
-    """Multiply the learning rate by `factor` after each epoch in `at` (counted from 1)."""
+class Step(Schedule):
+    """Multiply the learning rate by `gamma` after each epoch in `milestones` (counted from 1)."""
 
     name: Literal["step"] = "step"
-    at: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (150, 180, 210)
-    factor: Annotated[float, Field(gt=0, le=1)] = 0.1
+    milestones: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (150, 180, 210)
+    gamma: Annotated[float, Field(gt=0, le=1)] = 0.1
+
+    def factor(self, epoch: float, fraction: float) -> float:
+        return self.gamma ** sum(epoch >= milestone for milestone in self.milestones)
 
 
 @option
-class Constant:
+class Constant(Schedule):
     """Constant learning rate."""
 
     name: Literal["constant"] = "constant"
 
+    def factor(self, epoch: float, fraction: float) -> float:
+        return 1.0
 
-Optimizer = Annotated[SGD | AdamW, Field(discriminator="name")]
-Schedule = Annotated[Cosine | Step | Constant, Field(discriminator="name")]
+
+SCHEDULES = Registry("schedule", base=Schedule, entry_points="raykd.schedules")
+SCHEDULES.add(Cosine, Step, Constant)
 
 
 @option
@@ -73,8 +168,8 @@ class Train:
     batch_size: Annotated[
         int, Field(ge=1, description="Samples per batch and trial, divided among its workers")
     ] = 64
-    optimizer: Optimizer = SGD()
-    schedule: Schedule = Cosine()
+    optimizer: Annotated[Optimizer, OPTIMIZERS] = SGD()
+    schedule: Annotated[Schedule, SCHEDULES] = Cosine()
     warmup_epochs: Annotated[
         float, Field(ge=0, description="Number of epochs with a linear learning rate warmup from 0")
     ] = 0.0

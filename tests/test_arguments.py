@@ -153,7 +153,7 @@ def test_a_message_names_option_field_value_and_what_is_allowed() -> None:
     assert message(lambda: KD(temprature=4)) == (  # type: ignore[call-arg]
         "KD: unknown argument `temprature`; KD has temperature\n    -> did you mean 'temperature'?"
     )
-    assert message(lambda: Step(at=(150, 0))) == "Step.at[1]: got 0; must be >= 1"
+    assert message(lambda: Step(milestones=(150, 0))) == "Step.milestones[1]: got 0; must be >= 1"
     assert message(lambda: Pair(hint="stage1")) == (  # type: ignore[call-arg]
         "Pair: `guided` is missing"
     )
@@ -181,7 +181,7 @@ def test_replace_is_checked() -> None:
 def test_natural_python_values_are_taken(tmp_path: Path) -> None:
     assert KD(temperature=4) == KD(temperature=4.0)
     assert type(KD(temperature=4).temperature) is float
-    assert Step(at=[1, 2]).at == (1, 2)  # type: ignore[arg-type]
+    assert Step(milestones=[1, 2]).milestones == (1, 2)  # type: ignore[arg-type]
     assert ImageFolder(root=tmp_path).root == str(tmp_path)  # type: ignore[arg-type]
     train = Train(epochs=np.int64(3), label_smoothing=np.float32(0.5))  # type: ignore[arg-type]
     assert (train.epochs, train.label_smoothing) == (3, 0.5)

@@ -21,7 +21,7 @@ def rates(train: Train, steps_per_epoch: int) -> list[float]:
 
 
 def test_cosine_runs_from_the_full_rate_to_the_final_one() -> None:
-    train = Train(epochs=2, optimizer=SGD(lr=LR), schedule=Cosine(final=0.25))
+    train = Train(epochs=2, optimizer=SGD(lr=LR), schedule=Cosine(final_lr_fraction=0.25))
     found = [learning_rate(train, step, 4) for step in range(9)]
     expected = [LR * (0.25 + 0.75 * (1 + math.cos(math.pi * step / 8)) / 2) for step in range(9)]
     assert found == pytest.approx(expected)
@@ -29,7 +29,7 @@ def test_cosine_runs_from_the_full_rate_to_the_final_one() -> None:
 
 
 def test_step_counts_whole_epochs_from_1() -> None:
-    train = Train(epochs=4, optimizer=SGD(lr=LR), schedule=Step(at=(1, 3), factor=0.1))
+    train = Train(epochs=4, optimizer=SGD(lr=LR), schedule=Step(milestones=(1, 3), gamma=0.1))
     assert rates(train, 2) == pytest.approx([LR] * 2 + [LR / 10] * 4 + [LR / 100] * 2)
 
 

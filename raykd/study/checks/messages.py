@@ -24,7 +24,7 @@ _NOUNS = {
     "data": "data source",
     "loss": "loss",
     "model": "model",
-    "optimizer": "optimiser",
+    "optimizer": "optimizer",
     "schedule": "schedule",
     "scheduler": "scheduler",
     "scheme": "scheme",
