@@ -1,8 +1,8 @@
-"""The normalization of pictures that a network was trained with.
+"""Normalization of the images that a network was trained with.
 
-All batches of a study are normalized by the data's own mean and standard deviation, and are shared
-by teachers and students.  A teacher that was trained with other values gets its inputs through one
-affine map in front of its forward.
+All batches of a study are normalized with the mean and standard deviation of the data, and shared
+by teachers and students.  A teacher that was trained with other values gets an affine map before
+its forward.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from raykd.registry import option
 
 LARGEST = 1.0
-"""Largest mean or deviation of pixels in [0, 1]; larger values are those of pixels up to 255."""
+"""Largest mean or deviation of pixels in [0, 1]; larger values refer to pixels up to 255."""
 
 METADATA = "raykd.normalization"
 """Key of the normalization in the metadata of a safetensors file."""
@@ -27,10 +27,10 @@ METADATA = "raykd.normalization"
 
 @option
 class Normalization:
-    """Mean and standard deviation per channel of the pictures that a network was trained with.
+    """Mean and standard deviation per channel of the images that a network was trained with.
 
-    Pixels p of 0 to 255 enter as (p / 255 - mean) / std; with `maximum: 255` as (p - mean) / std.
-    One value holds for all channels.
+    The network takes (p / 255 - mean) / std for pixels p of 0 to 255; with `maximum: 255` it takes
+    (p - mean) / std.  A single value applies to all channels.
     """
 
     mean: Annotated[tuple[float, ...], Field(min_length=1, description="Mean per channel")]
@@ -56,11 +56,11 @@ class Normalization:
             )
         if self.maximum == 1 and max(values) > LARGEST:
             raise ValueError(
-                f"{max(values):g} is no mean or std of pixels in [0, 1]; write `maximum: 255` "
-                "beside values of pixels from 0 to 255"
+                f"{max(values):g} is too large for pixels in [0, 1]; set `maximum: 255` if mean "
+                "and std refer to pixels from 0 to 255"
             )
         if self.order == "bgr" and self.channels not in (1, 3):
-            raise ValueError(f"order bgr is for 3 channels, not {self.channels}")
+            raise ValueError(f"order bgr needs 3 channels, not {self.channels}")
 
     @property
     def channels(self) -> int:
@@ -68,20 +68,20 @@ class Normalization:
         return max(len(self.mean), len(self.std))
 
     def check(self, channels: int) -> None:
-        """See that it fits pictures of so many channels.
+        """Check that the normalization fits images with this number of channels.
 
         Raises:
             ValueError: it does not.
         """
-        wanted = 3 if self.order == "bgr" else self.channels
-        if wanted not in (1, channels):
+        expected = 3 if self.order == "bgr" else self.channels
+        if expected not in (1, channels):
             raise ValueError(
-                f"the normalization has {wanted} channels and the data's pictures have {channels}; "
-                "give one value per channel of the data, or one for all"
+                f"the normalization has {expected} channels and the images have {channels}; give "
+                "one value per channel of the data, or one for all"
             )
 
     def statistics(self, channels: int) -> tuple[Tensor, Tensor]:
-        """Mean and deviation of pixels in [0, 1], (channels,) float64, in the order of the data."""
+        """Return mean and std of pixels in [0, 1], (channels,) float64, as the data order them."""
         self.check(channels)
         mean, std = (
             torch.tensor(values, dtype=torch.float64).expand(channels) / self.maximum
@@ -90,7 +90,7 @@ class Normalization:
         return (mean.flip(0), std.flip(0)) if self.order == "bgr" else (mean, std)
 
     def text(self) -> str:
-        """In words, for messages."""
+        """Return a description for messages."""
         mean, std = (", ".join(f"{v:.4g}" for v in values) for values in (self.mean, self.std))
         scale = "" if self.maximum == 1 else f" of pixels up to {self.maximum}"
         order = ", bgr" if self.order == "bgr" else ""
@@ -103,7 +103,7 @@ Given = Annotated[
     Annotated[Normalization, Tag("normalization")] | Annotated[Named, Tag("name")],
     Discriminator(lambda value: "name" if isinstance(value, str) else "normalization"),
 ]
-"""What a study may write: a name or the values; messages speak of the one that was meant."""
+"""Normalization in a study file: a name or the values; errors refer to the form that was used."""
 
 NAMED: dict[str, Normalization] = {
     "imagenet": Normalization(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)),
@@ -114,13 +114,13 @@ NAMED: dict[str, Normalization] = {
 
 
 def to_metadata(normalization: Normalization) -> dict[str, str]:
-    """The metadata of a safetensors file whose network expects this normalization."""
+    """Return metadata for a safetensors file of a network with this normalization."""
     fields = ("mean", "std", "maximum", "order")
     return {METADATA: json.dumps({name: getattr(normalization, name) for name in fields})}
 
 
 def from_metadata(metadata: dict[str, str]) -> Normalization | None:
-    """The normalization in a safetensors file's metadata; None where there is none."""
+    """Return the normalization in the metadata of a safetensors file, or None."""
     try:
         fields = json.loads(metadata[METADATA])
         return Normalization(
@@ -139,50 +139,51 @@ def adapt_normalization(
     mean: Sequence[float],
     std: Sequence[float],
 ) -> nn.Module:
-    """The network, in place, such that it takes the batches of data with this mean and deviation.
+    """Adapt a network, in place, to batches of data with this mean and deviation.
 
-    The affine map stands in front of the forward, as a hook: names of modules and tensors stay.
+    A forward pre-hook applies the affine map, so that names of modules and tensors do not change.
 
     Args:
-        network: expects `normalization`.
-        normalization: None: the data's own.
-        mean, std: of the data, of pixels in [0, 1]; empty: pixels are only scaled to [0, 1], or
-            are no pictures where `normalization` is None.
+        network: trained with `normalization`.
+        normalization: None: that of the data.
+        mean, std: of the data, for pixels in [0, 1]; empty: pixels are only scaled to [0, 1], or,
+            without `normalization`, the data are not images.
 
     Raises:
-        ValueError: another number of channels.
+        ValueError: the number of channels differs.
     """
     if normalization is None:
         return network
     channels = max(len(mean), 1 if normalization.order == "rgb" else 3)
     target_mean, target_std = normalization.statistics(channels)
-    own_mean = torch.tensor(tuple(mean) or (0.0,), dtype=torch.float64)
-    own_std = torch.tensor(tuple(std) or (1.0,), dtype=torch.float64)
-    flipped = normalization.order == "bgr"
-    if torch.equal(own_mean, target_mean) and torch.equal(own_std, target_std) and not flipped:
+    data_mean = torch.tensor(tuple(mean) or (0.0,), dtype=torch.float64)
+    data_std = torch.tensor(tuple(std) or (1.0,), dtype=torch.float64)
+    is_bgr = normalization.order == "bgr"
+    if torch.equal(data_mean, target_mean) and torch.equal(data_std, target_std) and not is_bgr:
         return network
-    scale = (own_std / target_std).float().reshape(1, -1, 1, 1)
-    shift = ((own_mean - target_mean) / target_std).float().reshape(1, -1, 1, 1)
-    return _hooked(network, normalization, scale, shift)
+    scale = (data_std / target_std).float().reshape(1, -1, 1, 1)
+    shift = ((data_mean - target_mean) / target_std).float().reshape(1, -1, 1, 1)
+    return _add_input_map(network, normalization, scale, shift)
 
 
 def expected_normalization(network: nn.Module) -> Normalization | None:
-    """The normalization that `adapt_normalization` adapted a network to; None: the data's own."""
+    """Return the normalization that `adapt_normalization` adapts, or None for that of the data."""
     return getattr(network, "raykd_normalization", None)
 
 
 def like(network: nn.Module, other: nn.Module) -> nn.Module:
-    """The network, in place, with the same map in front of it as `other` has."""
+    """Add, in place, the input map of another network, if it has one."""
     normalization = expected_normalization(other)
     if normalization is None or expected_normalization(network) is not None:
         return network
     scale: Any = other.raykd_scale
     shift: Any = other.raykd_shift
-    return _hooked(network, normalization, scale.detach().clone(), shift.detach().clone())
+    return _add_input_map(network, normalization, scale.detach().clone(), shift.detach().clone())
 
 
-def without_map(network: nn.Module) -> nn.Module:
+def remove_input_map(network: nn.Module) -> nn.Module:
     """Remove the map of `adapt_normalization`, in place, and return the network."""
+    # `_forward_pre_hooks` is private in torch 2.15; handles of hooks are not copied or pickled.
     for key, hook in list(network._forward_pre_hooks.items()):
         if hook is _renormalize:
             del network._forward_pre_hooks[key]
@@ -192,12 +193,12 @@ def without_map(network: nn.Module) -> nn.Module:
     return network
 
 
-def _hooked(
+def _add_input_map(
     network: nn.Module, normalization: Normalization, scale: Tensor, shift: Tensor
 ) -> nn.Module:
-    place = next((t.device for t in network.parameters()), torch.device("cpu"))
-    network.register_buffer("raykd_scale", scale.to(place), persistent=False)
-    network.register_buffer("raykd_shift", shift.to(place), persistent=False)
+    device = next((t.device for t in network.parameters()), torch.device("cpu"))
+    network.register_buffer("raykd_scale", scale.to(device), persistent=False)
+    network.register_buffer("raykd_shift", shift.to(device), persistent=False)
     network.raykd_normalization = normalization  # type: ignore[assignment]
     if _renormalize not in network._forward_pre_hooks.values():
         network.register_forward_pre_hook(_renormalize)
@@ -205,7 +206,7 @@ def _hooked(
 
 
 def _renormalize(network: Any, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    pictures = inputs[0] * network.raykd_scale + network.raykd_shift
+    images = inputs[0] * network.raykd_scale + network.raykd_shift
     if network.raykd_normalization.order == "bgr":
-        pictures = pictures.flip(1)
-    return (pictures, *inputs[1:])
+        images = images.flip(1)
+    return (images, *inputs[1:])

@@ -1,7 +1,7 @@
-"""A trained classifier together with the preprocessing of its inputs.
+"""Classifiers with the preprocessing of their inputs.
 
-The network that a study keeps takes raw samples, as the data source gives them.  Normalization,
-input shape and class names are part of the module, so they cannot get lost on the way.
+The network that a study saves takes raw samples, as the data source returns them.  Normalization,
+input shape and class names are part of the module, so that they cannot be lost.
 """
 
 from __future__ import annotations
@@ -17,31 +17,31 @@ from raykd.models.normalization import (
     NAMED,
     Normalization,
     expected_normalization,
-    without_map,
+    remove_input_map,
 )
 
 PIXELS = 255.0
-"""Largest value of a pixel as raykd stores pictures."""
+"""Largest pixel value in stored images."""
 
 COLORS = {1: "grayscale", 3: "RGB"}
 
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """The way from raw samples to the inputs of a network.
+    """Conversion of raw samples to the inputs of a network.
 
     Attributes:
-        kind: "pictures", which are stored as uint8; "texts", which are tokens; or "tensors", which
-            are passed on unchanged.
-        shape: one raw sample's shape without the batch: (C, H, W), (tokens,), ...
-        dtype: NumPy's name of the raw samples' type.
-        raw_shape: another shape that the data source gives its samples; empty: `shape`.
-        maximum: largest raw value of a pixel; raw values are rounded to 0 ... 255 first.
+        kind: "pictures" (images, stored as uint8), "texts" (tokens) or "tensors" (passed on
+            unchanged).
+        shape: shape of a raw sample without the batch: (C, H, W), (tokens,), ...
+        dtype: NumPy name of the type of raw samples.
+        raw_shape: shape of the samples in the data source; empty: same as `shape`.
+        maximum: largest raw pixel value; raw values are rounded to 0 ... 255 first.
         mean, std: per channel, of pixels scaled to [0, 1]; empty: pixels are only scaled.
-        keys: the tensors of a text in order, such as `input_ids` and `attention_mask`.
-        padding: the token that short texts are filled up with.
+        keys: names of the tensors of a text in order, such as `input_ids` and `attention_mask`.
+        padding: padding token.
         vocabulary: number of tokens.
-        preparation: one sentence on the way from files to raw samples.
+        preparation: one sentence on how files become raw samples.
     """
 
     kind: Literal["pictures", "texts", "tensors"]
@@ -58,18 +58,18 @@ class Preprocessing:
 
     @property
     def signature_shape(self) -> tuple[int, ...]:
-        """Shape of one sample as a single tensor: of texts, the tensors of `keys` stacked."""
+        """Shape of one sample as a single tensor; for texts, of the stacked tensors of `keys`."""
         if self.kind == "texts":
             return (len(self.keys), *self.shape)
         return self.raw_shape or self.shape
 
     def facts(self) -> dict[str, Any]:
-        """As plain data, with what a reader needs to know."""
-        found: dict[str, Any] = {"kind": self.kind, "shape": list(self.signature_shape)}
-        found["dtype"] = self.dtype
+        """Return a description as plain data."""
+        facts: dict[str, Any] = {"kind": self.kind, "shape": list(self.signature_shape)}
+        facts["dtype"] = self.dtype
         if self.kind == "pictures" and len(self.shape) == 3:
             channels, height, width = self.shape
-            found |= {
+            facts |= {
                 "channels": channels,
                 "color": COLORS.get(channels, f"{channels} channels"),
                 "size": [height, width],
@@ -79,33 +79,33 @@ class Preprocessing:
                 "normalization": "(value / maximum - mean) / std, inside the network",
             }
         if self.kind == "texts":
-            found |= {"keys": list(self.keys), "padding": self.padding}
-            found |= {"vocabulary": self.vocabulary, "max_length": self.shape[0]}
+            facts |= {"keys": list(self.keys), "padding": self.padding}
+            facts |= {"vocabulary": self.vocabulary, "max_length": self.shape[0]}
         if self.preparation:
-            found["preparation"] = self.preparation
-        return found
+            facts["preparation"] = self.preparation
+        return facts
 
 
 class RawInputModel(nn.Module):
-    """Raw samples -> logits: a trained classifier after its preprocessing.
+    """A trained classifier with its preprocessing: raw samples -> logits.
 
-    - pictures: (B, C, H, W), uint8 or any type that holds the same values; of one channel also
+    - pictures: (B, C, H, W), uint8 or any type with the same values; with one channel also
       (B, H, W) or (B, H * W).
-    - texts: a mapping of (B, tokens) int64, or these tensors stacked, (B, keys, tokens), in the
+    - texts: a mapping of (B, tokens) int64 tensors, or the same stacked, (B, keys, tokens), in the
       order of `preprocessing.keys`.
     - tensors: (B, ...), passed on unchanged.
 
-    The forward can be traced (`torch.export`, ONNX).  Outside of a trace, pictures whose values do
-    not fit are refused, such as pixels that were scaled to [0, 1] beforehand.
+    The forward can be traced (`torch.export`, ONNX).  Outside of a trace, images with values out of
+    range raise an error, such as pixels that are already scaled to [0, 1].
 
     Args:
         network: normalized inputs -> (B, classes) logits.
-        preprocessing: of its inputs.
+        preprocessing: preprocessing of the inputs.
         class_names: one name per class, in the order of the logits.
-        metrics: figures that the network reached ("test_accuracy", ...).
+        metrics: metrics of the network ("test_accuracy", ...).
 
     Raises:
-        ValueError (in `forward`): inputs of another shape, or pictures out of range.
+        ValueError (in `forward`): inputs have another shape, or pixels are out of range.
     """
 
     scale: Tensor
@@ -129,20 +129,20 @@ class RawInputModel(nn.Module):
         self.train(network.training)
 
     def forward(self, inputs: Tensor | Mapping[str, Tensor]) -> Tensor:
-        """Logits (B, classes) of raw samples."""
+        """Return logits (B, classes) of raw samples."""
         return self.network(self.preprocessed(inputs))
 
     def preprocessed(self, inputs: Tensor | Mapping[str, Tensor]) -> Tensor | dict[str, Tensor]:
-        """The network's inputs for raw samples."""
+        """Convert raw samples to inputs of the network."""
         kind = self.preprocessing.kind
         if kind == "texts":
             return self._tokens(inputs)
         if not isinstance(inputs, Tensor):
-            raise ValueError(f"this network takes one tensor, not a {type(inputs).__name__}")
+            raise ValueError(f"this network takes a tensor, got a {type(inputs).__name__}")
         return self._pixels(inputs) if kind == "pictures" else inputs
 
     def facts(self) -> dict[str, Any]:
-        """Inputs, outputs, classes and figures as plain data."""
+        """Return inputs, outputs, classes and metrics as plain data."""
         return {
             "input": self.preprocessing.facts(),
             "output": "logits (batch, classes); softmax gives probabilities",
@@ -153,7 +153,7 @@ class RawInputModel(nn.Module):
     def _pixels(self, inputs: Tensor) -> Tensor:
         pixels = self._shaped(inputs)
         maximum = self.preprocessing.maximum
-        if not _traced():
+        if not _is_traced():
             _check_range(pixels, maximum)
         pixels = pixels.float()
         if maximum != PIXELS:
@@ -163,20 +163,20 @@ class RawInputModel(nn.Module):
         return pixels * self.scale + self.shift
 
     def _shaped(self, inputs: Tensor) -> Tensor:
-        """(B, C, H, W) of any shape that is allowed."""
-        shape, given = self.preprocessing.shape, tuple(inputs.shape[1:])
-        if given == shape:
+        """Reshape images of any allowed shape to (B, C, H, W)."""
+        shape, actual = self.preprocessing.shape, tuple(inputs.shape[1:])
+        if actual == shape:
             return inputs
         if len(shape) != 3:
-            raise ValueError(f"this network takes samples of shape {shape}, got {given}")
+            raise ValueError(f"this network takes samples of shape {shape}, got {actual}")
         channels, height, width = shape
-        if channels == 1 and given == (height, width):
+        if channels == 1 and actual == (height, width):
             return inputs.unsqueeze(1)
-        if channels == 1 and given == (height * width,):
+        if channels == 1 and actual == (height * width,):
             return inputs.unflatten(1, (1, height, width))
         raise ValueError(
-            f"this network takes pictures of shape (batch, {channels}, {height}, {width}), got "
-            f"{tuple(inputs.shape)}" + _hint(given, (channels, height, width))
+            f"this network takes images of shape (batch, {channels}, {height}, {width}), got "
+            f"{tuple(inputs.shape)}" + _hint(actual, (channels, height, width))
         )
 
     def _tokens(self, inputs: Tensor | Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -184,8 +184,8 @@ class RawInputModel(nn.Module):
         if isinstance(inputs, Tensor):
             if inputs.dim() != 3 or inputs.shape[1] != len(keys):
                 raise ValueError(
-                    f"this network takes {', '.join(keys)} stacked, (batch, {len(keys)}, tokens), "
-                    f"or as a mapping; got {tuple(inputs.shape)}"
+                    f"this network takes a mapping with {', '.join(keys)}, or these stacked, "
+                    f"(batch, {len(keys)}, tokens); got {tuple(inputs.shape)}"
                 )
             return {key: inputs[:, number] for number, key in enumerate(keys)}
         missing = [key for key in keys if key not in inputs]
@@ -195,7 +195,7 @@ class RawInputModel(nn.Module):
 
 
 def scale_and_shift(mean: Sequence[float], std: Sequence[float]) -> tuple[Tensor, Tensor]:
-    """Factor and offset, (1, C, 1, 1) float32 each, with which pixels 0 ... 255 are normalized.
+    """Return factor and offset, (1, C, 1, 1) float32 each, that normalize pixels of 0 ... 255.
 
     Args:
         mean, std: per channel, of pixels scaled to [0, 1].
@@ -207,13 +207,13 @@ def scale_and_shift(mean: Sequence[float], std: Sequence[float]) -> tuple[Tensor
     return scale, (-means / deviations).float().reshape(shape)
 
 
-def _traced() -> bool:
-    """Return whether the forward is being recorded, so that no value may decide anything."""
+def _is_traced() -> bool:
+    """Return whether the forward is being traced, so that it cannot depend on values."""
     return torch.compiler.is_compiling() or torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
 
 
 def _check_range(pixels: Tensor, maximum: float) -> None:
-    """See that pictures hold raw values; costs nothing for uint8 of the full range."""
+    """Raise ValueError unless images have raw values; free for uint8 with the full range."""
     if pixels.is_meta or not pixels.numel():
         return
     if pixels.dtype == torch.uint8 and maximum == PIXELS:
@@ -222,30 +222,30 @@ def _check_range(pixels: Tensor, maximum: float) -> None:
     if low < 0 or high > maximum:
         raise ValueError(
             f"this network takes pixels of 0 to {maximum:g}, got values from {low:.4g} to "
-            f"{high:.4g}; give raw samples, normalization is part of the network"
+            f"{high:.4g}; pass raw samples, normalization is part of the network"
         )
     if pixels.is_floating_point() and 0 < high <= 1:
         raise ValueError(
-            f"this network takes pixels of 0 to {maximum:g}, got values up to {high:.4g}; give raw "
+            f"this network takes pixels of 0 to {maximum:g}, got values up to {high:.4g}; pass raw "
             f"samples (multiply by {maximum:g} if they were scaled to [0, 1])"
         )
 
 
-def _hint(given: tuple[int, ...], shape: tuple[int, int, int]) -> str:
+def _hint(actual: tuple[int, ...], shape: tuple[int, int, int]) -> str:
     channels, height, width = shape
-    if given == (height, width, channels):
-        return "; move the channels first: pictures.permute(0, 3, 1, 2)"
-    if len(given) == 3 and given[0] == channels:
+    if actual == (height, width, channels):
+        return "; move the channels first: images.permute(0, 3, 1, 2)"
+    if len(actual) == 3 and actual[0] == channels:
         return f"; resize them to {height}x{width}"
     return ""
 
 
 class Expecting(nn.Module):
-    """A network beside the normalization that it was trained with; the forward is the network's.
+    """A network with a record of the normalization it was trained with; same forward.
 
     Args:
         network: normalized inputs -> logits.
-        normalization: of its inputs.
+        normalization: normalization of the inputs.
     """
 
     def __init__(self, network: nn.Module, normalization: Normalization) -> None:
@@ -258,38 +258,38 @@ class Expecting(nn.Module):
         return self.network(inputs)
 
 
-def expecting(network: nn.Module, asked: Normalization | str) -> nn.Module:
-    """The network with the normalization that a study names for it.
+def set_normalization(network: nn.Module, setting: Normalization | str) -> nn.Module:
+    """Return the network with the normalization that a study sets for it.
 
     Args:
         network: any network, with or without preprocessing.
-        asked: as `teacher.normalization`; "auto": what the network itself knows.
+        setting: `teacher.normalization`; "auto": keep what the network records.
     """
-    if asked == "auto":
+    if setting == "auto":
         return network
     inner, _ = strip_preprocessing(network)
-    if isinstance(asked, str):
-        return Expecting(inner, NAMED[asked]) if asked in NAMED else inner
-    return Expecting(inner, asked)
+    if isinstance(setting, str):
+        return Expecting(inner, NAMED[setting]) if setting in NAMED else inner
+    return Expecting(inner, setting)
 
 
 def strip_preprocessing(network: nn.Module) -> tuple[nn.Module, Normalization | None]:
-    """A network without its preprocessing, and the normalization that it expects.
+    """Return a network without its preprocessing, and the normalization of its inputs.
 
     Args:
-        network: any network; its preprocessing is taken off where raykd put it on.
+        network: any network; preprocessing that raykd added is removed.
 
     Returns:
-        The network itself, and None, where nothing is known of its normalization.
+        The network, and its normalization or None if that is unknown.
     """
-    found: Normalization | None = None
+    normalization: Normalization | None = None
     if isinstance(network, RawInputModel):
         preprocessing, network = network.preprocessing, network.network
         if preprocessing.kind == "pictures":
-            found = NAMED["none"]
+            normalization = NAMED["none"]
             if preprocessing.mean:
-                found = Normalization(mean=preprocessing.mean, std=preprocessing.std)
+                normalization = Normalization(mean=preprocessing.mean, std=preprocessing.std)
     elif isinstance(network, Expecting):
-        found, network = network.normalization, network.network
+        normalization, network = network.normalization, network.network
     inner = expected_normalization(network)
-    return (network, found) if inner is None else (without_map(network), inner)
+    return (network, normalization) if inner is None else (remove_input_map(network), inner)

@@ -17,7 +17,7 @@ from raykd.errors import Problem, StudyError
 from raykd.models import Model, Task
 from raykd.models.adapters.custom_code import STORED
 from raykd.models.normalization import METADATA, Normalization, to_metadata
-from raykd.models.preprocessing import expecting
+from raykd.models.preprocessing import set_normalization
 from raykd.models.weights.files import weight_parts
 from raykd.schemes import Teacher, TeacherSpec
 from raykd.storage import Storage
@@ -131,7 +131,7 @@ class TeacherStore:
         network = load_model_uri(str(prepared.weights), tracking_uri=uri).cpu().eval()
         if self._task is not None:
             self.notes += reorder_network(network, prepared, self._task)
-        network = expecting(network, prepared.normalization)
+        network = set_normalization(network, prepared.normalization)
         return dump_object(network)
 
 

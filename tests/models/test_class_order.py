@@ -82,7 +82,7 @@ def test_other_classes_are_refused_with_both_lists() -> None:
 def test_names_that_a_user_gives() -> None:
     assert named_rows(("sea", "kitchen", "garden"), OURS, "teacher.classes") == (2, 1, 0)
     assert named_rows(OURS, OURS, "teacher.classes") is None
-    with pytest.raises(UnmatchedClasses, match=r"teacher\.classes must hold each class"):
+    with pytest.raises(UnmatchedClasses, match=r"teacher\.classes must list each class"):
         named_rows(("0", "1", "2"), OURS, "teacher.classes")
 
 

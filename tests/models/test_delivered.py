@@ -23,7 +23,7 @@ from raykd.models.preprocessing import (
     Expecting,
     Preprocessing,
     RawInputModel,
-    expecting,
+    set_normalization,
     strip_preprocessing,
 )
 
@@ -90,7 +90,7 @@ def test_what_does_not_fit_is_refused(
 
 
 def test_a_mapping_for_pictures_is_refused() -> None:
-    with pytest.raises(ValueError, match="one tensor"):
+    with pytest.raises(ValueError, match="takes a tensor"):
         echo(COLOR)({"input_ids": torch.zeros(2, 5)})
 
 
@@ -186,12 +186,17 @@ def test_a_network_tells_what_it_expects() -> None:
     assert strip_preprocessing(RawInputModel(inner, scaled, "ab")) == (inner, NAMED["none"])
     half = NAMED["half"]
     assert strip_preprocessing(Expecting(inner, half)) == (inner, half)
-    assert strip_preprocessing(expecting(RawInputModel(inner, COLOR, "ab"), half)) == (inner, half)
-    assert strip_preprocessing(expecting(RawInputModel(inner, COLOR, "ab"), "imagenet")) == (
+    assert strip_preprocessing(set_normalization(RawInputModel(inner, COLOR, "ab"), half)) == (
+        inner,
+        half,
+    )
+    assert strip_preprocessing(
+        set_normalization(RawInputModel(inner, COLOR, "ab"), "imagenet")
+    ) == (
         inner,
         NAMED["imagenet"],
     )
-    assert strip_preprocessing(expecting(RawInputModel(inner, COLOR, "ab"), "data")) == (
+    assert strip_preprocessing(set_normalization(RawInputModel(inner, COLOR, "ab"), "data")) == (
         inner,
         None,
     )
@@ -259,7 +264,7 @@ def test_values_that_cannot_be_meant_are_refused(fields: dict, said: str) -> Non
 
 
 def test_another_number_of_channels_is_refused() -> None:
-    with pytest.raises(ValueError, match="3 channels and the data's pictures have 1"):
+    with pytest.raises(ValueError, match="3 channels and the images have 1"):
         adapt_normalization(Echo(), NAMED["imagenet"], (0.5,), (0.5,))
     with pytest.raises(ValueError, match="3 channels"):
         Normalization(mean=(0.5,), std=(0.5,), order="bgr").check(1)

@@ -182,7 +182,7 @@ def test_other_classes_are_refused_before_anything_starts(
 def test_classes_that_are_no_permutation(tmp_path: Path, weights: dict[str, Tensor]) -> None:
     torch.save(weights, tmp_path / "t.pth")
     more = ", classes: [0, 1, 2, 3, 4, 5, 6, 7, 8, 8]"
-    with pytest.raises(StudyError, match=r"teacher\.classes must hold each class .* missing: 9"):
+    with pytest.raises(StudyError, match=r"teacher\.classes must list each class .* missing: 9"):
         explained(str(study_file(tmp_path, tmp_path / "t.pth", more)))
     trained = TEXT.replace("weights: FILE", "classes: [0, 1]")
     (tmp_path / "other.yaml").write_text(trained)

@@ -1,9 +1,9 @@
-"""Axes of the tensors of one forward: which hold samples, channels, rows, columns or tokens.
+"""Track the axes of tensors in a forward: samples, channels, rows, columns or tokens.
 
-A shape does not tell a map (C, H, W) from one whose channels come last, (H, W, C), nor tokens from
-their transpose.  The operations do: a convolution or a linear layer makes channels, `permute` and
-`view` move axes.  `AxisTracker` follows them operation by operation, during the dry run that finds
-the layers anyway, so it needs neither a second size of picture nor a list of known modules.
+A shape does not distinguish a map (C, H, W) from one with channels last, (H, W, C), or tokens from
+their transpose.  The operations do: a convolution or a linear layer outputs channels; `permute` and
+`view` move axes.  `AxisTracker` follows each operation of the forward that finds the layers, so it
+needs neither a second image size nor a list of module types.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ _aten = torch.ops.aten
 
 BATCH, CHANNEL, ROW, COLUMN, TOKEN, UNKNOWN = "B", "C", "H", "W", "T", "X"
 PLACES = frozenset({ROW, COLUMN, TOKEN})
-"""Roles that say where a value belongs."""
+"""Roles of positions in an image or a sequence."""
 
 
 class Atom(NamedTuple):
-    """A part of an axis, or all of it.
+    """An axis, or a part of one.
 
     Attributes:
-        role: what it counts.
-        size: how many.
-        stride: the distance of neighbors, counted in the role's own units: of 14 rows cut into 2
-            windows of 7 rows, the windows have stride 7 and the rows within one stride 1.
-        grid: of tokens with further ones (a class token), the atoms of the tokens alone.
+        role: what it indexes.
+        size: number of entries.
+        stride: distance of neighbors in units of the role: of 14 rows split into 2 windows of 7
+            rows, the windows have stride 7 and the rows inside one have stride 1.
+        grid: for tokens with additional ones (a class token), the atoms without them.
     """
 
     role: str
@@ -41,23 +41,23 @@ class Atom(NamedTuple):
 
 
 Axis = tuple[Atom, ...]
-"""Atoms from the slowest to the fastest; () where an axis of size 1 counts nothing."""
+"""Atoms from the slowest to the fastest; () if an axis of size 1 has no role."""
 
 Axes = tuple[Axis, ...]
 
 
 class AxisTracker:
-    """The axes of every tensor that operations made since it began.
+    """Axes of every tensor that an operation has returned.
 
-    A tensor is recognized by the memory it views, so views of one tensor are told apart, and a
-    tensor that reuses memory replaces what was known of it.
+    A tensor is identified by its view of a storage: views of one tensor differ, and a tensor that
+    reuses memory replaces the previous entry.
     """
 
     def __init__(self) -> None:
         self._axes: dict[tuple[Any, ...], Axes] = {}
 
     def begin(self, inputs: Tensor | Mapping[str, Tensor]) -> None:
-        """Name the axes of the network's inputs: (B, C, H, W), (B, C, T), (B, C), tokens (B, T)."""
+        """Set the axes of the inputs: (B, C, H, W), (B, C), tokens (B, T)."""
         if isinstance(inputs, Tensor):
             roles = {2: "BC", 4: "BCHW"}.get(inputs.dim(), "B" + "X" * (inputs.dim() - 1))
             self._set(inputs, _whole(roles, inputs.shape))
@@ -66,75 +66,77 @@ class AxisTracker:
             self._set(tensor, _whole("BT" + "X" * (tensor.dim() - 2), tensor.shape))
 
     def of(self, tensor: Tensor) -> Axes:
-        """The axes of a tensor; of unknown role where no operation made it."""
-        known = self._axes.get(_key(tensor))
-        return known if known is not None else _whole(UNKNOWN * tensor.dim(), tensor.shape)
+        """Return the axes of a tensor; unknown roles if no operation returned it."""
+        axes = self._axes.get(_key(tensor))
+        return axes if axes is not None else _whole(UNKNOWN * tensor.dim(), tensor.shape)
 
-    def call(self, func: Any, args: Sequence[Any], more: Mapping[str, Any]) -> Call:
-        """An operation that is about to be done (it may change the shape of its argument)."""
-        given = _tensors(args, more)
-        return Call(func, args, more, [*map(self.of, given)], [one.shape for one in given])
+    def call(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Call:
+        """Describe an operation before it runs, since it may change the shape of its argument."""
+        tensors = _tensors(args, kwargs)
+        shapes = [tensor.shape for tensor in tensors]
+        return Call(func, args, kwargs, [*map(self.of, tensors)], shapes)
 
     def follow(self, call: Call, output: Any) -> None:
-        """Take note of an operation that was done."""
+        """Set the axes of the tensors that an operation returned."""
         results = output if isinstance(output, tuple | list) else (output,)
-        made = [one for one in results if isinstance(one, Tensor)]
+        # `_overloadpacket` is private in torch 2.15; `torch.utils.flop_counter` uses it too.
         rule = _RULES.get(call.func._overloadpacket, _general)
-        for one in made:
-            axes = rule(call, one.shape)
-            fits = axes is not None and len(axes) == one.dim()
-            self._set(one, axes if fits and axes else _whole(UNKNOWN * one.dim(), one.shape))
+        for tensor in results:
+            if not isinstance(tensor, Tensor):
+                continue
+            axes = rule(call, tensor.shape)
+            if not axes or len(axes) != tensor.dim():
+                axes = _whole(UNKNOWN * tensor.dim(), tensor.shape)
+            self._set(tensor, axes)
 
     def _set(self, tensor: Tensor, axes: Axes) -> None:
         self._axes[_key(tensor)] = axes
 
 
 class Call(NamedTuple):
-    """An operation: its arguments, the axes and sizes of the tensors among them."""
+    """An operation: its arguments, and the axes and sizes of the tensors among them."""
 
     func: Any
     args: Sequence[Any]
-    more: Mapping[str, Any]
+    kwargs: Mapping[str, Any]
     axes: list[Axes]
     sizes: list[torch.Size]
 
     def option(self, name: str) -> Any:
-        """The argument of that name, or its default; None where there is none."""
-        place, default = _places(self.func).get(name, (None, None))
-        if place is not None and place < len(self.args):
-            return self.args[place]
-        return self.more.get(name, default)
+        """Return the argument of this name, or its default, or None."""
+        position, default = _parameters(self.func).get(name, (None, None))
+        if position is not None and position < len(self.args):
+            return self.args[position]
+        return self.kwargs.get(name, default)
 
     @property
     def dims(self) -> list[int]:
-        """The axes of the first tensor that the argument `dim` names, counted from 0."""
+        """Axes of the first tensor that the argument `dim` names, counted from 0."""
         dim = self.option("dim")
-        named = [] if dim is None else [dim] if isinstance(dim, int) else list(dim)
+        values = [] if dim is None else [dim] if isinstance(dim, int) else list(dim)
         count = len(self.axes[0]) if self.axes else 0
-        return [one % max(1, count) for one in named if isinstance(one, int)]
+        return [value % max(1, count) for value in values if isinstance(value, int)]
 
 
 @cache
-def _places(func: Any) -> dict[str, tuple[int, Any]]:
-    """The place and the default of each argument."""
-    arguments = enumerate(func._schema.arguments)
+def _parameters(func: Any) -> dict[str, tuple[int, Any]]:
+    """Return the position and the default of each parameter."""
+    arguments = enumerate(func._schema.arguments)  # private in torch 2.15, without a replacement
     return {argument.name: (i, argument.default_value) for i, argument in arguments}
 
 
-def _tensors(args: Iterable[Any], more: Mapping[str, Any]) -> list[Tensor]:
-    found: list[Tensor] = []
-    for value in (*args, *more.values()):
-        if isinstance(value, Tensor):
-            found.append(value)
-        elif isinstance(value, list | tuple):
-            found += [one for one in value if isinstance(one, Tensor)]
-    return found
+def _tensors(args: Iterable[Any], kwargs: Mapping[str, Any]) -> list[Tensor]:
+    tensors: list[Tensor] = []
+    for value in (*args, *kwargs.values()):
+        values = value if isinstance(value, list | tuple) else (value,)
+        tensors += [item for item in values if isinstance(item, Tensor)]
+    return tensors
 
 
 def _key(tensor: Tensor) -> tuple[Any, ...]:
     if tensor.layout is not torch.strided:
         return (id(tensor),)
-    storage = tensor.untyped_storage()._cdata
+    storage = tensor.untyped_storage()._cdata  # private in torch 2.15
     return storage, tensor.storage_offset(), tensor.shape, tensor.stride()
 
 
@@ -146,7 +148,7 @@ def _whole(roles: str, shape: Sequence[int]) -> Axes:
 
 
 def simplified(atoms: Iterable[Atom]) -> Axis:
-    """The same with neighbors joined that are parts of one whole, without those of size 1."""
+    """Join adjacent parts of one axis, and drop parts of size 1."""
     joined: list[Atom] = []
     for atom in atoms:
         if atom.size == 1:
@@ -160,106 +162,106 @@ def simplified(atoms: Iterable[Atom]) -> Axis:
 
 
 def roles(axis: Axis) -> frozenset[str]:
-    """The roles of its atoms."""
+    """Return the roles of an axis's atoms."""
     return frozenset(atom.role for atom in axis)
 
 
-def _known(axis: Axis) -> bool:
+def _has_known_roles(axis: Axis) -> bool:
     return bool(axis) and UNKNOWN not in roles(axis)
 
 
 def resized(axis: Axis, size: int) -> Axis:
-    """The axis after an operation that changed how much it holds, not what."""
-    held = roles(axis)
-    if not axis or BATCH in held:
+    """Return an axis after an operation that changed its size but not its role."""
+    kinds = roles(axis)
+    if not axis or BATCH in kinds:
         return (Atom(UNKNOWN, size),)
     for atom in axis:
-        if len(axis) == 1 and atom.grid and size == prod(one.size for one in atom.grid):
+        if len(axis) == 1 and atom.grid and size == prod(part.size for part in atom.grid):
             return atom.grid
-    if UNKNOWN in held or CHANNEL in held:
-        return (Atom(UNKNOWN if UNKNOWN in held else CHANNEL, size),)
-    if len(held) == 1 and TOKEN not in held:
-        return (Atom(next(iter(held)), size),)
-    inside = prod(atom.size for atom in axis)
-    return (Atom(TOKEN, size, 1, simplified(axis) if size > inside else ()),)
+    if UNKNOWN in kinds or CHANNEL in kinds:
+        return (Atom(UNKNOWN if UNKNOWN in kinds else CHANNEL, size),)
+    if len(kinds) == 1 and TOKEN not in kinds:
+        return (Atom(next(iter(kinds)), size),)
+    previous_size = prod(atom.size for atom in axis)
+    return (Atom(TOKEN, size, 1, simplified(axis) if size > previous_size else ()),)
 
 
-def _mixed(axis: Axis, size: int, beside: Iterable[Axis]) -> Axis:
-    """The axis that a matrix product makes of the one it sums over.
+def _mixed(axis: Axis, size: int, other_axes: Iterable[Axis]) -> Axis:
+    """Return the axis that replaces the one that a matrix product sums over.
 
-    Channels become channels, and places that are mixed stay places, unless they are only the inside
-    of patches whose places are in the axes `beside`.
+    Channels become channels.  Positions remain positions, unless they are the inside of patches,
+    whose positions are in `other_axes`.
     """
-    held = roles(axis)
-    if not held or not held <= PLACES or held <= frozenset().union(*map(roles, beside)):
+    kinds = roles(axis)
+    if not kinds or not kinds <= PLACES or kinds <= frozenset().union(*map(roles, other_axes)):
         return (Atom(CHANNEL, size),)
     return axis if prod(atom.size for atom in axis) == size else resized(axis, size)
 
 
 def _reshaped(axes: Axes, shape: Sequence[int]) -> Axes | None:
-    """The axes of the same values, in the same order, in another shape."""
-    left = [atom for axis in axes for atom in axis]
-    left.reverse()
-    made: list[Axis] = []
+    """Return the axes of the same values, in the same order, in another shape."""
+    remaining = [atom for axis in axes for atom in axis]
+    remaining.reverse()
+    result: list[Axis] = []
     for whole in shape:
         axis: list[Atom] = []
         size = whole
-        while size > 1 or (left and left[-1].size == 1 and not axis):
-            if not left:
+        while size > 1 or (remaining and remaining[-1].size == 1 and not axis):
+            if not remaining:
                 return None
-            atom = left.pop()
+            atom = remaining.pop()
             if size % atom.size == 0:
                 axis.append(atom)
                 size //= atom.size
             elif atom.size % size == 0:
                 rest = atom.size // size
                 axis.append(Atom(atom.role, size, atom.stride * rest))
-                left.append(Atom(atom.role, rest, atom.stride))
+                remaining.append(Atom(atom.role, rest, atom.stride))
                 size = 1
             else:
-                return _ends_alike(axes, shape)
+                return _equal_ends(axes, shape)
             if size == 1:
                 break
-        made.append(simplified(axis) or tuple(axis))
-    return tuple(made)
+        result.append(simplified(axis) or tuple(axis))
+    return tuple(result)
 
 
-def _ends_alike(axes: Axes, shape: Sequence[int]) -> Axes:
-    """Where sizes do not divide: what leading and trailing axes of one size hold is kept."""
+def _equal_ends(axes: Axes, shape: Sequence[int]) -> Axes:
+    """Keep leading and trailing axes of unchanged size, where other sizes do not divide."""
     sizes = [prod(atom.size for atom in axis) for axis in axes]
-    made = list(_whole(UNKNOWN * len(shape), shape))
-    both = min(len(axes), len(shape))
-    for ahead in (range(both), range(-1, -both - 1, -1)):
-        for i in ahead:
+    result = list(_whole(UNKNOWN * len(shape), shape))
+    count = min(len(axes), len(shape))
+    for indices in (range(count), range(-1, -count - 1, -1)):
+        for i in indices:
             if sizes[i] != shape[i]:
                 break
-            made[i] = axes[i]
-    return tuple(made)
+            result[i] = axes[i]
+    return tuple(result)
 
 
-def _joined(given: Sequence[Axis]) -> Axis:
-    """The axis of an elementwise result: of several that disagree nothing is known."""
-    known = [axis for axis in given if _known(axis)]
-    if not known:
-        return given[0] if given else ()
-    channels = [axis for axis in known if CHANNEL in roles(axis)]
-    if channels and len(channels) < len(known):
-        return tuple(Atom(UNKNOWN, atom.size) for atom in known[0])
-    grids = [axis for axis in known if TOKEN not in roles(axis)]
-    return (grids or known)[0]
+def _joined(candidates: Sequence[Axis]) -> Axis:
+    """Return the axis of an elementwise result; its role is unknown if the inputs disagree."""
+    clear = [axis for axis in candidates if _has_known_roles(axis)]
+    if not clear:
+        return candidates[0] if candidates else ()
+    channels = [axis for axis in clear if CHANNEL in roles(axis)]
+    if channels and len(channels) < len(clear):
+        return tuple(Atom(UNKNOWN, atom.size) for atom in clear[0])
+    grids = [axis for axis in clear if TOKEN not in roles(axis)]
+    return (grids or clear)[0]
 
 
-# Rules: (call, shape of the result) -> its axes, or None
+# Rules: (call, shape of the result) -> axes of the result, or None if unknown
 
 
 def _general(call: Call, shape: torch.Size) -> Axes | None:
-    """An operation on elements, on places or over axes that it names."""
+    """Operations on elements, on positions or over the axes of `dim`."""
     if not call.axes:
         return None
     first, dims = call.axes[0], call.dims
     if dims and len(shape) == len(first) - len(dims):
         return tuple(axis for i, axis in enumerate(first) if i not in dims)
-    return _broadcast(call, shape) or _place_by_place(call, shape)
+    return _broadcast(call, shape) or _axis_by_axis(call, shape)
 
 
 def _broadcast(call: Call, shape: torch.Size) -> Axes | None:
@@ -269,24 +271,29 @@ def _broadcast(call: Call, shape: torch.Size) -> Axes | None:
         if len(size) > rank:
             return None
         for i, axis in enumerate(axes, start=rank - len(size)):
-            own = size[i - rank + len(size)]
-            if own == shape[i]:
+            length = size[i - rank + len(size)]
+            if length == shape[i]:
                 columns[i].append(axis)
-            elif own != 1:
+            elif length != 1:
                 return None
     return tuple(map(_joined, columns))
 
 
-def _place_by_place(call: Call, shape: torch.Size) -> Axes | None:
-    """Axes that stay where they are, of other sizes: pooling, padding, slices, sums that keep."""
+def _axis_by_axis(call: Call, shape: torch.Size) -> Axes | None:
+    """Operations that only change sizes: pooling, padding, slices, sums with `keepdim`."""
     for axes, sizes in zip(call.axes, call.sizes, strict=True):
         if len(axes) == len(shape):
-            columns = zip(axes, sizes, shape, strict=True)
-            return tuple(axis if old == new else _kept(axis, new) for axis, old, new in columns)
+            return _with_sizes(axes, sizes, shape)
     return None
 
 
-def _kept(axis: Axis, size: int) -> Axis:
+def _with_sizes(axes: Sequence[Axis], sizes: Sequence[int], shape: Sequence[int]) -> Axes:
+    """Return the axes after a change of sizes; axes of unchanged size stay the same."""
+    columns = zip(axes, sizes, shape, strict=True)
+    return tuple(axis if old == new else _with_size(axis, new) for axis, old, new in columns)
+
+
+def _with_size(axis: Axis, size: int) -> Axis:
     if size == 1 and BATCH not in roles(axis):
         kinds = roles(axis)
         role = CHANNEL if CHANNEL in kinds else next(iter(kinds)) if len(kinds) == 1 else TOKEN
@@ -314,13 +321,13 @@ def _transpose(call: Call, shape: torch.Size) -> Axes | None:
 
 
 def _expand(call: Call, shape: torch.Size) -> Axes | None:
-    """Repeats what has size 1, and whole axes (`repeat`)."""
+    """Repetition of axes of size 1 (`expand`) and of whole axes (`repeat`)."""
     axes, sizes = call.axes[0], call.sizes[0]
     new = len(shape) - len(axes)
-    made: list[Axis] = [(Atom(UNKNOWN, size),) for size in shape[:new]]
+    result: list[Axis] = [(Atom(UNKNOWN, size),) for size in shape[:new]]
     for axis, old, size in zip(axes, sizes, shape[new:], strict=True):
-        made.append(axis if old == size else resized(axis, size))
-    return tuple(made)
+        result.append(axis if old == size else resized(axis, size))
+    return tuple(result)
 
 
 def _squeeze(call: Call, shape: torch.Size) -> Axes | None:
@@ -336,75 +343,81 @@ def _unsqueeze(call: Call, shape: torch.Size) -> Axes | None:
 
 
 def _concatenate(call: Call, shape: torch.Size) -> Axes | None:
-    """Joins tensors along an axis; of another number of axes than theirs, along a new one."""
+    """Join tensors along an axis (`cat`), or along a new one (`stack`)."""
     rank = len(shape)
     dim = (call.option("dim") or 0) % rank
     parts = [axes for axes in call.axes if len(axes) >= rank - 1 and axes]
     if len(parts[0]) == rank - 1:
         parts = [(*axes[:dim], (), *axes[dim:]) for axes in parts]
-    made = [_joined([axes[i] for axes in parts]) for i in range(rank)]
+    result = [_joined([axes[i] for axes in parts]) for i in range(rank)]
     along = [axes[dim] for axes in parts]
     if len(along) == 1:
-        made[dim] = along[0]
+        result[dim] = along[0]
     elif dim == 0 and not any(along) and not any(BATCH in roles(a) for axes in parts for a in axes):
-        followed = any(_known(axis) for axes in parts for axis in axes)
-        made[dim] = (Atom(BATCH if followed else UNKNOWN, shape[0]),)  # of samples done one by one
+        is_tracked = any(_has_known_roles(axis) for axes in parts for axis in axes)
+        result[dim] = (Atom(BATCH if is_tracked else UNKNOWN, shape[0]),)  # samples one by one
     else:
-        made[dim] = _appended(along, shape[dim])
-    return tuple(made)
+        result[dim] = _appended(along, shape[dim])
+    return tuple(result)
 
 
 def _appended(along: Sequence[Axis], size: int) -> Axis:
-    held = frozenset().union(*map(roles, along)) - {UNKNOWN}
-    if BATCH in held:
+    kinds = frozenset().union(*map(roles, along)) - {UNKNOWN}
+    if BATCH in kinds:
         return (Atom(UNKNOWN, size),)
-    if CHANNEL in held or not held:
-        stacked = not any(along)
-        return (Atom(CHANNEL if CHANNEL in held or stacked else UNKNOWN, size),)
+    if CHANNEL in kinds or not kinds:
+        is_stacked = not any(along)
+        return (Atom(CHANNEL if CHANNEL in kinds or is_stacked else UNKNOWN, size),)
     grids = [axis for axis in map(simplified, along) if roles(axis) == {ROW, COLUMN}]
     if len(grids) == 1:
         return (Atom(TOKEN, size, 1, grids[0]),)
-    return (Atom(next(iter(held)) if len(held) == 1 else TOKEN, size),)
+    return (Atom(next(iter(kinds)) if len(kinds) == 1 else TOKEN, size),)
 
 
 def _convolve(call: Call, shape: torch.Size) -> Axes | None:
     batch, channels, *places = call.axes[0]
-    columns = zip(places, call.sizes[0][2:], shape[2:], strict=True)
-    made = [axis if old == new else _kept(axis, new) for axis, old, new in columns]
-    made = [
-        axis if _known(axis) else (Atom(TOKEN, n),) for axis, n in zip(made, shape[2:], strict=True)
+    resized_places = _with_sizes(places, call.sizes[0][2:], shape[2:])
+    spatial = [
+        axis if _has_known_roles(axis) else (Atom(TOKEN, size),)
+        for axis, size in zip(resized_places, shape[2:], strict=True)
     ]
-    return (batch, _mixed(channels, shape[1], (batch, *places)), *made)
+    return (batch, _mixed(channels, shape[1], (batch, *places)), *spatial)
 
 
 def _product(call: Call, shape: torch.Size) -> Axes | None:
-    """Matrix products, of batches too, with what is added first or without."""
+    """Matrix products, also batched, with or without an added tensor (which comes first)."""
     left, right = call.axes[-2:]
     if len(left) < 2 or not right:
         return None
     batch = [_joined([left[0], right[0]])] if len(left) == 3 else []
-    taught = [any(map(_known, side)) for side in (left, right)]
+    is_data = [any(map(_has_known_roles, side)) for side in (left, right)]
     *_, row, inner = left
     if len(right) == 1:
-        return (row if taught[0] else _mixed(right[0], shape[-1], ()),)
+        return (row if is_data[0] else _mixed(right[0], shape[-1], ()),)
     outer, column = right[-2:]
     if not roles(row) - {UNKNOWN}:
-        row = _free(taught, 0, outer, [*right[:-2], column], shape[-2])
+        row = _free(is_data, 0, outer, [*right[:-2], column], shape[-2])
     if not roles(column) - {UNKNOWN}:
-        column = _free(taught[::-1], 1, inner, left[:-1], shape[-1])
+        column = _free(is_data[::-1], 1, inner, left[:-1], shape[-1])
     return (*batch, row, column)
 
 
-def _free(taught: list[bool], side: int, inner: Axis, beside: Sequence[Axis], size: int) -> Axis:
-    """An axis of a product that is not summed over and counts nothing known.
+def _free(
+    is_data: list[bool], side: int, inner: Axis, other_axes: Sequence[Axis], size: int
+) -> Axis:
+    """Return an axis of unknown role that a product does not sum over.
 
-    It is one of learned tokens where its tensor has other known axes, and else one of weights.
+    It holds learned tokens if its tensor has other known axes, and weights otherwise.
+
+    Args:
+        is_data: whether its tensor, and the other one, have known axes.
+        side: 0 for a row, 1 for a column.
     """
-    if taught[0]:
+    if is_data[0]:
         return (Atom(TOKEN, size),)
-    if not taught[1] and side == 0:
+    if not is_data[1] and side == 0:
         return (Atom(UNKNOWN, size),)
-    return _mixed(inner, size, beside)
+    return _mixed(inner, size, other_axes)
 
 
 def _embedding(call: Call, shape: torch.Size) -> Axes | None:
@@ -426,24 +439,23 @@ def _folded(call: Call, shape: torch.Size) -> Axes | None:
 
 
 def _windows(call: Call, shape: torch.Size) -> Axes | None:
-    """`Tensor.unfold`: windows along an axis, their insides last."""
+    """`Tensor.unfold`: windows along an axis, their inside as the last axis."""
     axes, sizes = call.axes[0], call.sizes[0]
     dim = call.option("dimension") % len(axes)
-    made = [axis if sizes[i] == shape[i] else _kept(axis, shape[i]) for i, axis in enumerate(axes)]
     inside = Atom(UNKNOWN if CHANNEL not in roles(axes[dim]) else CHANNEL, shape[-1])
-    return (*made, (inside,))
+    return (*_with_sizes(axes, sizes, shape[:-1]), (inside,))
 
 
 def _index(call: Call, shape: torch.Size) -> Axes | None:
-    """Elements picked along one axis; anything more involved is not followed."""
+    """Elements selected along one axis; other indexing is not tracked."""
     indices = call.option("indices") or call.option("index")
     axes, sizes = call.axes[0], call.sizes[0]
     if isinstance(indices, list | tuple):
-        picked = [i for i, one in enumerate(indices) if one is not None]
-        flat = len(picked) == 1 and indices[picked[0]].dim() == 1
-        if not flat or len(shape) != len(axes):
-            return _ends_alike(axes, shape)
-    return tuple(a if o == n else _kept(a, n) for a, o, n in zip(axes, sizes, shape, strict=True))
+        picked = [i for i, index in enumerate(indices) if index is not None]
+        is_flat = len(picked) == 1 and indices[picked[0]].dim() == 1
+        if not is_flat or len(shape) != len(axes):
+            return _equal_ends(axes, shape)
+    return _with_sizes(axes, sizes, shape)
 
 
 _Rule = Callable[[Call, torch.Size], Axes | None]
