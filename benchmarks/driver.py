@@ -35,7 +35,7 @@ from unittest import mock
 
 from measuring import Demand, Findings, arguments, spread, tell
 
-from raykd.runtime.jobs import Assignment
+from raykd.runtime.jobs import Clock, IdleJob, Report, TrainJob
 from raykd.storage import Storage
 from raykd.tuning.executors import RayExecutor
 from raykd.tuning.run import Executor, StudyRun
@@ -73,10 +73,10 @@ cluster: {cpus_per_worker: 0.1}
 LIMIT = 1.2
 
 
-def metrics(assignment: Mapping[str, Any], epoch: int) -> dict[str, float]:
+def metrics(job: TrainJob, epoch: int) -> dict[str, float]:
     """What a made-up training reaches: better with width, noisy, the same every time."""
-    width = float(assignment["study"]["student"]["model"]["width"])
-    noise = zlib.crc32(repr(assignment["params"]).encode()) % 1000 / 5000
+    width = float(job.study["student"]["model"]["width"])
+    noise = zlib.crc32(repr(job.params).encode()) % 1000 / 5000
     reached = min(1.0, 0.3 + width / 200 + noise + 0.02 * epoch)
     return {
         "train_loss": 1 / (epoch + 1),
@@ -89,18 +89,14 @@ def metrics(assignment: Mapping[str, Any], epoch: int) -> dict[str, float]:
     }
 
 
-def answer(assignment: Mapping[str, Any], epoch: int) -> dict[str, Any]:
-    """A slot's report of an epoch."""
-    done = epoch >= assignment["epochs"]
-    return {
-        "id": assignment["id"],
-        "epoch": epoch,
-        "done": done,
-        "history": [],
-        "clock": {"first_step": time.time(), "end": time.time()},
-        **assignment["metrics"],
-        **metrics(assignment, epoch),
-    }
+def answer(job: Any, epoch: int) -> dict[str, Any]:
+    """A slot's result after an epoch."""
+    if isinstance(job, IdleJob):
+        return {"epoch": 0, "done": False}
+    now, done = time.time(), epoch >= job.epochs
+    report = Report(epoch, metrics(job, epoch), done, Clock(now, now))
+    known = {"outcome": report, "slot": "here:1", "epoch": epoch, "done": done}
+    return {**known, **job.metrics, **report.metrics}
 
 
 # Without Ray: slots in this process, called as Tune calls its actors
@@ -144,13 +140,10 @@ class Slots:
         return True
 
     def _step(self, trial: Any, epoch: int) -> None:
-        assignment = trial.config["assignment"]
-        if assignment["role"] == "wait":
-            result: dict[str, Any] = {"id": assignment["id"], "epoch": 0, "done": False}
-        else:
-            result = answer(assignment, epoch)
-            if result["done"] and assignment["keep"]:
-                self._storage.write(assignment["keep"], b"weights")
+        job = trial.config["job"]
+        result = answer(job, epoch)
+        if result["done"] and job.network_file:
+            self._storage.write(job.network_file, b"weights")
         stops = result["done"] or (
             self._stopping.on_trial_result(None, trial, result) == self._stopping.STOP  # type: ignore[arg-type]
         )
@@ -196,20 +189,19 @@ def idle_actors() -> Iterator[None]:
             return True
 
         def _take(self, config: Mapping[str, Any]) -> None:
-            self._assignment = config["assignment"]
+            self._job = config["job"]
             self._epoch = 0
 
         def step(self) -> dict[str, Any]:
-            assignment = self._assignment
-            if assignment["role"] == "wait":
-                time.sleep(0.02)
-                return {"id": assignment["id"], "epoch": 0, "done": False}
             self._epoch += 1
-            if self._epoch >= assignment["epochs"] and assignment["keep"]:
-                Storage(self._root).write(assignment["keep"], b"weights")
-            return answer(assignment, self._epoch)
+            result = answer(self._job, self._epoch)
+            if result["epoch"] == 0:  # an idle job
+                time.sleep(0.02)
+            if result["done"] and self._job.network_file:
+                Storage(self._root).write(self._job.network_file, b"weights")
+            return result
 
-    with mock.patch("raykd.runtime.slot.Slot", Idle):
+    with mock.patch("raykd.runtime.ray_tune.Slot", Idle):
         yield
 
 
@@ -247,7 +239,7 @@ def starts(
     began: list[float] = []
 
     def hear(event: Mapping[str, Any]) -> None:
-        if event["event"] == "run" and Assignment.from_plain(event["assignment"]).role == "trial":
+        if event["event"] == "run" and event["role"] == "trial":
             began.append(time.perf_counter())
             for when, profile in (profiles or {}).items():
                 if len(began) - 1 == windows[when].start:

@@ -66,8 +66,8 @@ def served(trials: int) -> list[float]:
     """What this process holds after each of so many trials, in MB."""
     import torch
 
-    from raykd.runtime.jobs import Assignment
-    from raykd.runtime.worker import Bench, Seat
+    from raykd.runtime.jobs import TrainJob
+    from raykd.runtime.worker import Worker, WorkerContext
     from raykd.storage import Storage
     from raykd.study.config import plain
     from raykd.training.build import task_of
@@ -81,15 +81,17 @@ def served(trials: int) -> list[float]:
         file.write_text(STUDY)
         study = load_or_use(file, [f"cluster.storage={folder}"])
         data, storage = study.settings.data.load(), Storage(folder)
-        seat = Seat(Bench(storage, data, torch.device("cpu"), rank=0, world=1))
+        context = WorkerContext(storage, data, torch.device("cpu"), rank=0, world=1)
+        worker = Worker(context)
         shelf = TeacherStore(study.settings, data.fingerprint, storage)
         weights = shelf.file(teacher_spec_of(study.settings))
         teacher = plain(teacher_study(study.settings))
-        conduct(seat, Assignment("teacher-0", "teacher", teacher, 0, 1, folder="s", keep=weights))
+        job = TrainJob("teacher-0", "teacher", teacher, 0, 1, folder="s", keep=weights)
+        conduct(worker, job)
         caching = outputs_of(study, data, storage)
         for number in range(trials):
             drawn = caching.fixed(study.bind(task_of(data)).sample(number % ROUND).resolved)
-            trial = Assignment(
+            trial = TrainJob(
                 f"trial-{number}",
                 "trial",
                 plain(drawn),
@@ -101,9 +103,9 @@ def served(trials: int) -> list[float]:
             if number % 2:
                 trial, builds = caching.outfit(trial)
                 for build in builds:
-                    conduct(seat, build)
+                    conduct(worker, build)
                     caching.done(build)
-            conduct(seat, trial)
+            conduct(worker, trial)
             storage.remove(trial.state_file)
             held.append(held_mb())
     return held
@@ -119,17 +121,14 @@ def outputs_of(study: Any, data: Any, storage: Any) -> Any:
     return CacheScheduler(CachePlan(study, task_of(data), rows), storage, data.fingerprint, rows)
 
 
-def conduct(seat: Any, assignment: Any) -> None:
-    """Have one assignment carried out, as a slot does."""
-    from raykd.runtime.channel import Command
-    from raykd.runtime.worker import obey
+def conduct(worker: Any, job: Any) -> None:
+    """Run a job, as a slot does."""
+    from raykd.runtime.jobs import JobFailure
 
-    answer = obey(seat, Command(0, "start", assignment.plain()))
-    while not answer.get("failed") and not answer.get("done"):
-        answer = obey(seat, Command(0, "epoch", {}))
-    if answer.get("failed"):
-        raise RuntimeError(f"{assignment.id}: {answer['reason']}\n{answer['traceback']}")
-    obey(seat, Command(0, "stop", {}))
+    for outcome in worker.outcomes(job):
+        if isinstance(outcome, JobFailure):
+            raise RuntimeError(f"{job.id}: {outcome.reason}\n{outcome.traceback}")
+    worker.stop()
 
 
 def served_on_ray(trials: int) -> list[float]:

@@ -251,9 +251,9 @@ def _dashboard(host: str) -> Finding:
 
 
 def _machine() -> Iterator[Finding]:
-    from raykd.runtime.cluster import here
+    from raykd.runtime.cluster import this_machine
 
-    yield Finding("CPUs", f"{here()[0]['CPU']:g}")
+    yield Finding("CPUs", f"{this_machine()[0]['CPU']:g}")
     yield _gpus()
     yield from _memory()
 

@@ -68,7 +68,7 @@ def test_a_cluster_that_does_not_answer_is_fatal(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{unused_port()}")
     (found,) = doctor._ray()
     assert found.fatal
-    assert "nobody answers" in found.message and "ray start --head" in found.fix
+    assert "no process listens" in found.message and "ray start --head" in found.fix
 
 
 def test_a_cluster_without_its_dashboard_is_fatal(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,7 @@ from rich.text import Text
 from raykd.report.live import picture
 from raykd.report.progress import View
 from raykd.report.summary import summary
-from raykd.runtime.cluster import here, plan_slots
+from raykd.runtime.cluster import plan_slots, this_machine
 from raykd.study.checks.load import load_study
 from raykd.tracking.journal import events
 from raykd.tuning.result import read_result
@@ -35,7 +35,7 @@ def main(folder: Path, target: Path) -> None:
     clock = told[0]["at"]
     with tempfile.TemporaryDirectory() as empty:
         view = View(now=lambda: clock / 1000)
-        plan = plan_slots(study.settings.cluster, here())
+        plan = plan_slots(study.settings.cluster, this_machine())
         blank = StudyFolder(Path(empty), empty, "blank")
         ended = 0
         for event in told:

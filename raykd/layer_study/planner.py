@@ -10,7 +10,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -18,7 +17,7 @@ from raykd.layer_study.arm_record import NONE, Arm
 from raykd.layer_study.arms import build_arms, compared, label_of, study_of_arm
 from raykd.layer_study.design import LayerStudyDesign
 from raykd.layer_study.result import best_of, values_by_seed
-from raykd.runtime.jobs import Assignment
+from raykd.runtime.jobs import ProbeDesign, ProbeJob, Report
 from raykd.study.config import Study, plain
 from raykd.tuning.planner import Planner, RunContext
 from raykd.tuning.records import Record
@@ -52,12 +51,12 @@ class LayerStudyPlanner(Planner):
         for record in self.records.of("trial"):
             self._trial_ended(record)
 
-    def report(self, result: Mapping[str, Any]) -> None:
-        if "found" in result:
-            record = self.records[result["id"]]
-            told = {"id": record.id, "seed": record.assignment.seed, **result["found"]}
+    def report(self, job_id: str, report: Report, slot: str = "") -> None:
+        if report.predictors is not None:
+            record = self.records[job_id]
+            told = {"id": record.id, "seed": record.assignment.seed, **report.predictors}
             self._write("predictors", **told)
-        super().report(result)
+        super().report(job_id, report, slot)
 
     @property
     def finalists(self) -> list[Record]:
@@ -127,30 +126,29 @@ class LayerStudyPlanner(Planner):
         shared = question.with_term(replace(question.loss, pairs=compared(possible)))
         [teacher] = self._ask_for(self._bound.candidate(shared).teachers)
         self._queue.append(
-            Assignment(
+            ProbeJob(
                 id=name,
                 role="probe",
                 study=plain(replace(shared, seed=study.seed)),
                 seed=study.seed,
-                epochs=0,
                 folder=self._folder,
                 teachers=(teacher,),
                 tags={"arm": "predictors", "seed": str(study.seed)},
-                probe={
-                    "term": question.term,
-                    "hints": hints,
-                    "guided": guided,
-                    "teacher_layers": [layer.name for layer in question.cka_layers("hint")],
-                    "student_layers": [layer.name for layer in question.cka_layers("guided")],
-                    "possible": [
-                        [hints.index(pair.hint), guided.index(pair.guided)] for pair in possible
-                    ],
-                    "steps": self.how.steps,
-                    "batches": self.how.batches,
-                    "without": without.assignment.study,
-                    "without_teachers": list(without.assignment.teachers),
-                    "trained": without.assignment.keep,
-                },
+                design=ProbeDesign(
+                    term=question.term,
+                    hints=tuple(hints),
+                    guided=tuple(guided),
+                    teacher_layers=tuple(layer.name for layer in question.cka_layers("hint")),
+                    student_layers=tuple(layer.name for layer in question.cka_layers("guided")),
+                    possible=tuple(
+                        (hints.index(pair.hint), guided.index(pair.guided)) for pair in possible
+                    ),
+                    steps=self.how.steps,
+                    batches=self.how.batches,
+                    baseline=without.assignment.study,
+                    baseline_teachers=without.assignment.teachers,
+                    trained_baseline=without.assignment.network_file,
+                ),
             )
         )
 

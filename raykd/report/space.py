@@ -15,8 +15,8 @@ from raykd.layer_study.design import design_layer_study
 from raykd.models import Task
 from raykd.report.cache import plan_lines
 from raykd.report.data import data_block, weights_block
-from raykd.runtime.cluster import here, is_remote, plan_slots
-from raykd.runtime.gpu_sharing import room
+from raykd.runtime.cluster import is_remote, plan_slots, this_machine
+from raykd.runtime.gpu_sharing import max_trials_per_gpu
 from raykd.study.checks.latency import check_measured
 from raykd.study.checks.load import check_data, check_shapes
 from raykd.study.explain import Explanation, explain
@@ -97,8 +97,8 @@ def _slots(study: OpenStudy) -> tuple[str, str]:
     """The slots the study would get here."""
     if is_remote():
         return "slots", "as many as fit on the cluster at RAY_ADDRESS"
-    cluster, nodes = study.settings.cluster, here()
-    most = room(cluster, nodes)
+    cluster, nodes = study.settings.cluster, this_machine()
+    most = max_trials_per_gpu(cluster, nodes)
     share = f", or up to {most} trials per GPU (the search measures which is fastest)"
     share = share if most > 1 else ""
     return "slots", f"{plan_slots(cluster, nodes)} on this machine{share}"

@@ -326,7 +326,7 @@ def _teachers(result: StudyResult, told: Sequence[Event]) -> list[RenderableType
 def _assistants(records: Records) -> list[RenderableType]:
     """The networks that schemes had trained to teach: assistants, earlier generations."""
     lines: list[RenderableType] = []
-    by_file = {record.assignment.makes: record for record in records.of("teacher")}
+    by_file = {record.assignment.network_file: record for record in records.of("teacher")}
     for record in records.assistants[:MOST_ASSISTANTS]:
         above = [by_file[file] for file in record.assignment.teachers if file in by_file]
         by = " and ".join(map(teacher_name, above))
@@ -341,7 +341,7 @@ def _assistants(records: Records) -> list[RenderableType]:
 
 def _weights(result: StudyResult, record: Record) -> str:
     """Where a teacher's weights are: a study may name the file as `teacher.weights`."""
-    name = record.assignment.makes
+    name = record.assignment.network_file
     storage = open_folder(result.folder)[0].storage
     return f"{storage.rstrip('/')}/{name}" if name else ""
 

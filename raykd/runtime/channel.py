@@ -1,7 +1,7 @@
-"""How a slot talks to rank 0 of its worker group: numbered commands and answers on one socket.
+"""Channel between a slot and rank 0 of its worker group: numbered requests and responses.
 
-A worker group that is started again announces itself by a new connection; a command still under
-way is then known to be lost.  Numbers keep a late answer from being taken for the next one.
+A worker group that starts again announces itself by a new connection, so the slot knows that a
+pending request is lost.  The numbers keep a late response from being taken for the next one.
 """
 
 from __future__ import annotations
@@ -11,22 +11,20 @@ import secrets
 import socket
 import struct
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.connection import Client, Connection, Listener, wait
-from typing import Any, Literal
 
 from raykd.compat.stdlib import listening_socket
+from raykd.runtime.jobs import AnyJob, JobFailure, Report
 
-Verb = Literal["start", "epoch", "stop", "exit"]
-
-SILENCE_S = 10
-"""How long a caller may fall silent in the middle of a message."""
+HANDSHAKE_S = 10
+"""Seconds that a caller may be silent in the middle of a message."""
 
 
 @dataclass(frozen=True)
 class Address:
-    """Where a slot listens, and the key that proves a caller belongs to it."""
+    """Address of a slot, and the key that proves that a caller belongs to it."""
 
     host: str
     port: int
@@ -34,47 +32,69 @@ class Address:
 
 
 @dataclass(frozen=True)
-class Command:
-    """What the slot asks."""
+class StartJob:
+    """Start a job and run it up to its first report; it resumes from its saved state, if any."""
 
-    id: int
-    verb: Verb
-    body: Mapping[str, Any]
+    job: AnyJob
 
 
 @dataclass(frozen=True)
-class Answer:
-    """What the workers say of the command with the same id."""
+class ContinueJob:
+    """Run the job up to its next report."""
+
+
+@dataclass(frozen=True)
+class Exit:
+    """End the worker group."""
+
+
+Action = StartJob | ContinueJob | Exit
+
+
+@dataclass(frozen=True)
+class Request:
+    """Message of a slot to its workers."""
 
     id: int
-    body: Mapping[str, Any]
+    action: Action
+
+
+@dataclass(frozen=True)
+class Response:
+    """Message of the workers to their slot: the outcome of the request with the same id."""
+
+    id: int
+    outcome: Report | JobFailure
 
 
 class WorkersLost(Exception):
-    """The worker group went away before it answered."""
+    """The worker group went away before it responded."""
 
 
 class WorkersGone(Exception):
-    """The worker group is not coming back; the reason is the message."""
+    """The worker group does not come back; the message is the reason."""
 
 
-class Mailbox:
-    """The slot's side.
+class Channel:
+    """Slot's end of the channel.
 
     Args:
         host: the address of this node that the workers can reach.
-        still_coming: raises (any exception) once no worker group can announce itself any more;
-            asked while waiting.
+        check_alive: raises (any exception) when no worker group can announce itself any more;
+            called while waiting.
+
+    Attributes:
+        announcements: number of worker groups that have announced themselves.
     """
 
-    def __init__(self, host: str, still_coming: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, host: str, check_alive: Callable[[], None] = lambda: None) -> None:
         key = secrets.token_bytes(32)
         self._listener = Listener((host, 0), family="AF_INET", backlog=8, authkey=key)
         self._socket = listening_socket(self._listener)
         self._limit_handshakes()
         port = self._listener.address[1]
         self.address = Address(host, int(port), key)
-        self._still_coming = still_coming
+        self._check_alive = check_alive
         self._connection: Connection | None = None
         self._last_id = 0
         self.announcements = 0
@@ -87,16 +107,16 @@ class Mailbox:
         """
         deadline = time.monotonic() + timeout
         while self._connection is None:
-            self._still_coming()
+            self._check_alive()
             if time.monotonic() > deadline:
                 raise WorkersGone(
                     f"no worker group announced itself within {timeout:.0f} s; "
                     "`raykd doctor` and -v show what Ray is doing"
                 )
-            self._accept_if_calling(0.2)
+            self._accept_caller(0.2)
 
-    def ask(self, verb: Verb, body: Mapping[str, Any] | None = None) -> Mapping[str, Any]:
-        """Send a command and wait for its answer, however long that takes.
+    def request(self, action: Action) -> Report | JobFailure:
+        """Send a request and wait for its response without a time limit.
 
         Raises:
             WorkersLost: the group went away first; it may announce itself again.
@@ -106,62 +126,63 @@ class Mailbox:
             raise WorkersLost("no worker group is connected")
         self._last_id += 1
         try:
-            connection.send(Command(self._last_id, verb, body or {}))
+            connection.send(Request(self._last_id, action))
             while True:
                 ready = wait([connection, self._socket], timeout=1.0)
                 if connection in ready:
-                    answer = connection.recv()
-                    if answer.id == self._last_id:
-                        return answer.body
+                    response: Response = connection.recv()
+                    if response.id == self._last_id:
+                        return response.outcome
                 elif ready:
-                    self._accept_if_calling(0)
+                    self._accept_caller(0)
                     if self._connection is not connection:
                         raise WorkersLost("the worker group started again")
                 else:
-                    self._still_coming()
+                    self._check_alive()
         except (EOFError, OSError) as error:
             if self._connection is connection:
                 self._connection = None
             raise WorkersLost(f"the worker group went away ({type(error).__name__})") from error
 
     def close(self) -> None:
-        """Say goodbye, without waiting for an answer."""
+        """End the worker group, without waiting for a response."""
         if self._connection is not None:
             with contextlib.suppress(EOFError, OSError):
-                self._connection.send(Command(self._last_id + 1, "exit", {}))
+                self._connection.send(Request(self._last_id + 1, Exit()))
             self._connection.close()
             self._connection = None
         self._listener.close()
 
     def _limit_handshakes(self) -> None:
-        """A caller that connects and says nothing must not hold the slot up for ever.
+        """Limit the time of handshakes: a caller that stays silent must not block the slot.
 
-        Linux hands the listening socket's time limit on to the connections it accepts.
+        Linux passes the time limit of the listening socket on to the connections it accepts.
         """
-        limit = struct.pack("ll", SILENCE_S, 0)
+        limit = struct.pack("ll", HANDSHAKE_S, 0)
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
 
-    def _accept_if_calling(self, timeout: float) -> None:
+    def _accept_caller(self, timeout: float) -> None:
+        """Accept a new worker group's connection, if one calls within `timeout` seconds."""
         if not wait([self._socket], timeout=timeout):
             return
         try:
-            newcomer = self._listener.accept()
+            connection = self._listener.accept()
         except Exception:  # noqa: BLE001 - a stranger may send anything
-            return  # not one of ours: it did not know the key, or hung up
+            return  # it did not know the key, or hung up
         if self._connection is not None:
             self._connection.close()
-        self._connection = newcomer
+        self._connection = connection
         self.announcements += 1
 
 
-class WorkerEnd:
-    """Rank 0's side."""
+class ChannelClient:
+    """Rank 0's end of the channel."""
 
     def __init__(self, address: Address) -> None:
         self._connection = Client((address.host, address.port), authkey=address.key)
 
-    def next(self, timeout: float) -> Command | None:
-        """The next command; None where none came within `timeout` seconds.
+    def receive(self, timeout: float) -> Request | None:
+        """Return the next request; None if none came within `timeout` seconds.
 
         Raises:
             EOFError: the slot is gone.
@@ -170,5 +191,6 @@ class WorkerEnd:
             return None
         return self._connection.recv()
 
-    def answer(self, command: Command, body: Mapping[str, Any]) -> None:
-        self._connection.send(Answer(command.id, body))
+    def respond(self, request: Request, outcome: Report | JobFailure) -> None:
+        """Send the outcome of a request."""
+        self._connection.send(Response(request.id, outcome))

@@ -1,4 +1,4 @@
-"""The cluster a study runs on: found or started, and how many slots it holds."""
+"""Ray cluster of a study: joined or started, and divided into slots."""
 
 from __future__ import annotations
 
@@ -19,13 +19,14 @@ from typing import Any
 from raykd.compat import ray_patches
 from raykd.errors import Problem, StudyError
 from raykd.runtime.cluster_check import check_cluster, has_token, join_error
-from raykd.runtime.signals import closing, restore_signal_handlers
+from raykd.runtime.signals import begin_cleanup, restore_signal_handlers
 from raykd.storage import Storage, is_uri
 from raykd.study.config import Cluster
 
 Resources = Mapping[str, float]
+"""Resources of a node by Ray's names: "CPU", "GPU"."""
 
-QUIET = {
+RAY_SETTINGS = {
     ray_patches.UV_SETTING: "0",  # `uv run` must not be repeated for every worker
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_AIR_NEW_OUTPUT": "0",
@@ -34,28 +35,28 @@ QUIET = {
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # paths in a study are relative to where it was started
     "RAY_USAGE_STATS_ENABLED": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # MLflow holds the metrics
-    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # a slot that waits has none to report
-    "TUNE_GLOBAL_CHECKPOINT_S": "1e9",  # an interrupted search goes on from its own folder
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # an idle slot reports none
+    "TUNE_GLOBAL_CHECKPOINT_S": "1e9",  # an interrupted search resumes from its own folder
     "TUNE_WARN_THRESHOLD_S": "10",
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
 }
 
-ALONE = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}  # one process a slot less to start
+LOCAL_RAY_SETTINGS = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}  # one process less for each slot
 
-PRELOADED = ("raykd.runtime.slot", "raykd.runtime.worker")
-"""What the processes that Ray starts at once, one a CPU, import while they wait to become slots."""
+PRELOADED_MODULES = ("raykd.runtime.slot", "raykd.runtime.worker")
+"""Imports of the idle processes that Ray starts at once, one for each CPU, and makes slots of."""
 
-SPARE = 2
-"""Of so many such processes at most one slot is made; of more, most would import in vain."""
+MAX_CPUS_PER_SLOT = 2
+"""Idle processes import ahead only if there are at most this many of them for each slot."""
 
 
 @dataclass(frozen=True)
 class SlotPlan:
-    """What the trials of a study get.
+    """Division of a cluster into slots.
 
     Attributes:
-        slots: trials side by side.
-        workers: ranks of each.
+        slots: number of trials that run at the same time.
+        workers: ranks of each trial.
         cpus, gpus: of each rank.
     """
 
@@ -71,40 +72,46 @@ class SlotPlan:
         return f"{trials}, {workers} each ({each} per worker)"
 
 
-def here() -> list[Resources]:
-    """The resources of a Ray started on this machine, as one node."""
+def this_machine() -> list[Resources]:
+    """Return the resources of a Ray that is started on this machine, as one node."""
     return [{"CPU": float(usable_cpus()), "GPU": float(_gpus())}]
 
 
 def usable_cpus() -> int:
-    """CPUs that this process may use, at least 1: those of its affinity (`taskset`, SLURM), and no
-    more whole ones than its cgroup's quota (`docker --cpus`, Kubernetes' limits)."""
-    own = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(own, int(_cpu_quota())))
+    """Return the number of CPUs that this process may use, at least 1.
+
+    These are the CPUs of its affinity (`taskset`, SLURM), limited by the whole CPUs of its cgroup's
+    quota (`docker --cpus`, limits of Kubernetes).
+    """
+    affinity = getattr(os, "sched_getaffinity", None)  # Linux alone has it
+    cpus = len(affinity(0)) if affinity else os.cpu_count() or 1
+    return max(1, min(cpus, int(_cpu_quota())))
 
 
-def _cpu_quota(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> float:
-    """CPUs that the control groups of this process grant it together; a large number: no limit."""
+def _cpu_quota(
+    root: Path = Path("/sys/fs/cgroup"), groups: Path = Path("/proc/self/cgroup")
+) -> float:
+    """Return the CPUs that this process's control groups grant it; a large number: no limit."""
     quotas = [float(1 << 20)]
-    for file, period in _quota_files(root, own):
+    for file, period in _quota_files(root, groups):
         with suppress(OSError, ValueError):
-            words = file.read_text(encoding="ascii").split()
-            granted = float(words[0])  # "max" is no number: no limit
-            per = float(words[1] if period is None else period.read_text(encoding="ascii"))
-            if granted > 0 and per > 0:
-                quotas.append(granted / per)
+            fields = file.read_text(encoding="ascii").split()
+            quota = float(fields[0])  # "max" is no number: no limit
+            length = float(fields[1] if period is None else period.read_text(encoding="ascii"))
+            if quota > 0 and length > 0:
+                quotas.append(quota / length)
     return min(quotas)
 
 
-def _quota_files(root: Path, own: Path) -> Iterator[tuple[Path, Path | None]]:
-    """The files of a quota, of version 2 and 1, from this process's group up to the root."""
-    inside = {"": "/"}
+def _quota_files(root: Path, groups: Path) -> Iterator[tuple[Path, Path | None]]:
+    """Yield the quota files of cgroup versions 2 and 1, from this process's group to the root."""
+    paths = {"": "/"}
     with suppress(OSError):
-        for line in own.read_text(encoding="utf-8").splitlines():
+        for line in groups.read_text(encoding="utf-8").splitlines():
             _, controllers, path = line.split(":", 2)
-            inside |= dict.fromkeys(controllers.split(","), path)
+            paths |= dict.fromkeys(controllers.split(","), path)
     for controller, folders in (("", [root]), ("cpu", [root / "cpu", root / "cpu,cpuacct"])):
-        path = Path(inside.get(controller, "/").lstrip("/"))
+        path = Path(paths.get(controller, "/").lstrip("/"))
         for folder in folders:
             for level in (path, *path.parents):
                 if controller:
@@ -115,15 +122,14 @@ def _quota_files(root: Path, own: Path) -> Iterator[tuple[Path, Path | None]]:
 
 
 def plan_slots(cluster: Cluster, nodes: Sequence[Resources]) -> SlotPlan:
-    """How many trials run side by side, and on what.
+    """Plan how many trials run at the same time, and their resources.
 
     Args:
-        cluster: what the study asks for.
+        cluster: settings of the study.
         nodes: each node's total "CPU" and "GPU".
 
     Raises:
-        StudyError: the cluster can never place what is asked; says what there is, and what to
-            change.
+        StudyError: the cluster can never place the trials; names its resources and a remedy.
     """
     gpus = cluster.gpus_per_worker
     if gpus == "auto":
@@ -137,19 +143,20 @@ def plan_slots(cluster: Cluster, nodes: Sequence[Resources]) -> SlotPlan:
             )
         )
     places = sum(_places(node, cluster.cpus_per_worker, gpus) for node in nodes)
-    most = places // cluster.workers_per_trial
-    plan = SlotPlan(most, cluster.workers_per_trial, cluster.cpus_per_worker, gpus)
-    if most < 1:
+    max_slots = places // cluster.workers_per_trial
+    plan = SlotPlan(max_slots, cluster.workers_per_trial, cluster.cpus_per_worker, gpus)
+    if max_slots < 1:
         raise StudyError(_refusal(cluster, plan, nodes, places))
     if cluster.slots == "auto":
         return plan
-    if cluster.slots > most:
+    if cluster.slots > max_slots:
         raise StudyError(
             Problem(
-                f"{cluster.slots} slots requested, but {_described(nodes)} has resources for at "
-                f"most {most} ({_needs(plan)})",
+                f"{cluster.slots} slots requested, but {_describe(nodes)} has resources for at "
+                f"most {max_slots} ({_needs(plan)})",
                 path="cluster.slots",
-                fix=f"set cluster.slots to {most} or auto, or use a larger cluster (RAY_ADDRESS)",
+                fix=f"set cluster.slots to {max_slots} or auto, or use a larger cluster "
+                "(RAY_ADDRESS)",
             )
         )
     return SlotPlan(cluster.slots, plan.workers, plan.cpus, plan.gpus)
@@ -166,7 +173,7 @@ def _refusal(cluster: Cluster, plan: SlotPlan, nodes: Sequence[Resources], place
     else:
         field, fix = "workers_per_trial", f"set cluster.workers_per_trial to at most {places}"
     return Problem(
-        f"a trial does not fit on {_described(nodes)}: it needs {_needs(plan)}, and there are "
+        f"a trial does not fit on {_describe(nodes)}: it needs {_needs(plan)}, and there are "
         f"resources for {places}",
         path=f"cluster.{field}",
         fix=f"{fix}, or use a larger cluster (RAY_ADDRESS)",
@@ -174,26 +181,28 @@ def _refusal(cluster: Cluster, plan: SlotPlan, nodes: Sequence[Resources], place
 
 
 def _needs(plan: SlotPlan) -> str:
-    """Resources of one trial, in words."""
+    """Describe the resources of one trial."""
     workers = "1 worker" if plan.workers == 1 else f"{plan.workers} workers"
     return f"{workers} with {plan.cpus:g} CPU and {plan.gpus:g} GPU each"
 
 
-def _described(nodes: Sequence[Resources]) -> str:
+def _describe(nodes: Sequence[Resources]) -> str:
+    """Describe the resources of a cluster."""
     cpus = sum(node.get("CPU", 0) for node in nodes)
     gpus = sum(node.get("GPU", 0) for node in nodes)
-    where = "this machine" if len(nodes) == 1 else f"the cluster of {len(nodes)} nodes"
-    return f"{where} ({cpus:g} CPU, {gpus:g} GPU)"
+    place = "this machine" if len(nodes) == 1 else f"the cluster of {len(nodes)} nodes"
+    return f"{place} ({cpus:g} CPU, {gpus:g} GPU)"
 
 
 def _places(node: Resources, cpus: float, gpus: float) -> int:
+    """Return how many workers with these resources fit on a node."""
     places = int(node.get("CPU", 0) / cpus + 1e-9)
     return min(places, _gpu_places(node.get("GPU", 0), gpus)) if gpus else places
 
 
-def _gpu_places(there: float, each: float) -> int:
-    # Parts of a GPU must lie on one GPU.
-    return int(there) * int(1 / each + 1e-9) if each < 1 else int(there / each + 1e-9)
+def _gpu_places(gpus: float, share: float) -> int:
+    # A fraction of a GPU must lie on one GPU.
+    return int(gpus) * int(1 / share + 1e-9) if share < 1 else int(gpus / share + 1e-9)
 
 
 def _gpus() -> int:
@@ -203,27 +212,28 @@ def _gpus() -> int:
 
 
 def is_remote() -> bool:
-    """Whether the study is to run on a cluster that is there already."""
+    """Return whether the study is to run on a cluster that exists already."""
     return os.environ.get("RAY_ADDRESS", "").strip() not in ("", "local")
 
 
 def check_resources(cluster: Cluster) -> None:
-    """See, before anything is read or started, that there is room for a study's trials: on this
-    machine, or on a cluster that can be joined.
+    """Check that this machine can place a study's trials, or that the cluster can be joined.
+
+    It is fast, so that it can run before data are read or Ray is started.
 
     Raises:
-        StudyError: there is not; see `plan_slots` and `check_cluster`.
+        StudyError: see `plan_slots` and `check_cluster`.
     """
     if is_initialized():
         return
     if is_remote():
         check_cluster(os.environ["RAY_ADDRESS"].strip())
     else:
-        plan_slots(cluster, here())
+        plan_slots(cluster, this_machine())
 
 
 def check_storage(storage: str, marker: str, nodes: Sequence[Resources]) -> None:
-    """Check that every node of a cluster of several reaches the folder where files are kept.
+    """Check that every node of a cluster reaches the storage.
 
     Args:
         storage: a folder or a URI.
@@ -259,45 +269,45 @@ def check_storage(storage: str, marker: str, nodes: Sequence[Resources]) -> None
 
 
 def uses_existing_ray() -> bool:
-    """Whether Ray is there already, and will be there after the search.
+    """Return whether Ray runs already, and continues after the search.
 
-    It is not imported for that: Ray reads some of its settings while it is imported, and those of
-    `QUIET` must stand by then.
+    Does not import Ray: it reads some of its settings while it is imported, and `RAY_SETTINGS` must
+    be set before.
     """
     return is_remote() or is_initialized()
 
 
 def is_initialized() -> bool:
-    """Whether this process has started or joined Ray."""
+    """Return whether this process has started or joined Ray."""
     ray = sys.modules.get("ray")
     return ray is not None and ray.is_initialized()
 
 
 @contextmanager
 def ray_session(*, verbose: bool, groups: bool = True, slots: int = 0) -> Iterator[list[Resources]]:
-    """Join the cluster `RAY_ADDRESS` names, or start Ray on this machine and end it afterwards.
+    """Join the cluster of `RAY_ADDRESS`, or start Ray on this machine and end it afterwards.
 
-    Gives each node's total resources.
+    Yields each node's total resources.
 
     Args:
         verbose: let Ray's own output through.
-        groups: whether trials will be trained by groups of processes.
-        slots: how many slots there will be on this machine, as far as that is known.
+        groups: whether groups of processes will train the trials.
+        slots: number of slots on this machine; 0: unknown.
 
     Raises:
         StudyError: the cluster cannot be joined.
     """
-    for name, value in (QUIET if is_remote() else QUIET | ALONE).items():
+    for name, value in (RAY_SETTINGS if is_remote() else RAY_SETTINGS | LOCAL_RAY_SETTINGS).items():
         os.environ.setdefault(name, value)
-    threading.Thread(target=_import_meanwhile, daemon=True).start()  # now that the settings stand
+    threading.Thread(target=_import_ahead, daemon=True).start()  # now that the settings are set
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         import ray
 
-        ours = not ray.is_initialized()
-    with session_token() if ours and not is_remote() else nullcontext():
+        starts = not ray.is_initialized()
+    with session_token() if starts and not is_remote() else nullcontext():
         try:
-            if ours:
+            if starts:
                 with (
                     warnings.catch_warnings(),
                     ray_patches.skip_uv_environments(),
@@ -305,23 +315,23 @@ def ray_session(*, verbose: bool, groups: bool = True, slots: int = 0) -> Iterat
                 ):
                     warnings.simplefilter("ignore")
                     _connect(verbose, groups, slots)
-                restore_signal_handlers()  # Ray's C++ part has installed its own
+                restore_signal_handlers()  # Ray's C++ part has installed others
             yield [node["Resources"] for node in ray.nodes() if node["Alive"]]
         finally:
-            if ours:
-                files = None if verbose or is_remote() else ray_patches.session_folder()
-                well = sys.exc_info()[0] is None
+            if starts:
+                folder = None if verbose or is_remote() else ray_patches.session_folder()
+                succeeded = sys.exc_info()[0] is None
                 _shut_down()
-                if files is not None and well:
-                    _remove_session(files)
+                if folder is not None and succeeded:
+                    _remove_session(folder)
 
 
 @contextmanager
 def session_token() -> Iterator[None]:
-    """Give a Ray session on this machine a token of its own where the user has none.
+    """Give a Ray session on this machine its own token if the user has none.
 
-    Ray itself would write one to `~/.ray/auth_token`, readable by everybody, and fail where the
-    home folder cannot be written.
+    Ray itself would write one to `~/.ray/auth_token`, readable by everybody, and fail if the home
+    folder cannot be written.
     """
     name = "RAY_AUTH_TOKEN"
     if has_token():
@@ -340,19 +350,19 @@ def session_token() -> Iterator[None]:
 
 
 def _shut_down() -> None:
-    """End Ray, also where it had only begun to start, without being interrupted again."""
+    """End Ray, even if its start was interrupted, without being interrupted again."""
     import ray
 
-    closing()
+    begin_cleanup()
     ray_patches.before_processes_end(restore_signal_handlers)
     try:
         ray.shutdown()
     finally:
-        restore_signal_handlers()  # with the end of its C++ part the defaults are back
+        restore_signal_handlers()  # the end of Ray's C++ part sets the defaults
 
 
 def _remove_session(folder: Path) -> None:
-    """Remove what Ray leaves of a session that ended well: megabytes under /tmp for each."""
+    """Remove the files of a session that succeeded: megabytes under /tmp for each."""
     latest = folder.parent / "session_latest"
     with suppress(OSError):
         if latest.is_symlink() and latest.resolve() == folder.resolve():
@@ -360,34 +370,35 @@ def _remove_session(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def _import_meanwhile() -> None:
-    """What will be wanted as soon as Ray is there, whose processes take seconds to come up."""
+def _import_ahead() -> None:
+    """Import modules of the search while Ray's processes start, which takes seconds."""
     with suppress(ImportError):
-        for module in ("optuna", "raykd.tuning.samplers", "raykd.runtime.slot"):
+        for module in ("optuna", "raykd.compat.optuna_tpe", "raykd.runtime.slot"):
             importlib.import_module(module)
 
 
-LONGEST_FOLDER = 35
-"""Characters of a folder below which Ray's sockets still have paths of at most 107 bytes."""
+MAX_FOLDER_LENGTH = 35
+"""Length of a folder's path below which Ray's sockets have paths of at most 107 bytes."""
 
 
 def ray_temp_folder() -> str | None:
-    """A folder for Ray's files where the usual one, by RAY_TMPDIR or TMPDIR, is too deep for its
-    sockets; None: the usual one.
+    """Return a folder for Ray's files if the path of the default one is too long for its sockets.
+
+    The default is RAY_TMPDIR, TMPDIR or /tmp; None: use the default.
 
     Raises:
-        StudyError: there is no other.
+        StudyError: there is no other folder.
     """
-    usual = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
-    if len(os.fsencode(os.path.abspath(usual))) <= LONGEST_FOLDER:
+    default = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
+    if len(os.fsencode(os.path.abspath(default))) <= MAX_FOLDER_LENGTH:
         return None
     if os.access("/tmp", os.W_OK | os.X_OK):
         return f"/tmp/ray-{os.getuid()}"
     raise StudyError(
         Problem(
-            f"Ray's sockets would have paths of more than 107 bytes below {usual}, and /tmp "
+            f"Ray's sockets would have paths of more than 107 bytes below {default}, and /tmp "
             "cannot be written",
-            fix=f"set RAY_TMPDIR to a folder of at most {LONGEST_FOLDER} characters",
+            fix=f"set RAY_TMPDIR to a folder of at most {MAX_FOLDER_LENGTH} characters",
         )
     )
 
@@ -395,25 +406,24 @@ def ray_temp_folder() -> str | None:
 def _connect(verbose: bool, groups: bool, slots: int) -> None:
     import ray
 
-    shared: dict[str, Any] = {
+    settings: dict[str, Any] = {
         "log_to_driver": verbose,
         "logging_level": logging.INFO if verbose else logging.ERROR,
         "configure_logging": True,
     }
     if not is_remote():
-        # The dashboard is not only for show: Ray Train frees a stopped group's place through it.
         cpus = usable_cpus()
-        shared |= {"num_cpus": cpus, "_temp_dir": ray_temp_folder()}
-        if groups or verbose:
-            ray.init(address="local", include_dashboard=True, **shared)
+        settings |= {"num_cpus": cpus, "_temp_dir": ray_temp_folder()}
+        if groups or verbose:  # Ray Train frees the resources of a stopped group by the dashboard
+            ray.init(address="local", include_dashboard=True, **settings)
             return
-        worth_it = cpus <= SPARE * slots
-        own = {"preload_python_modules": list(PRELOADED) if worth_it else []}
+        preloads = cpus <= MAX_CPUS_PER_SLOT * slots
+        system = {"preload_python_modules": list(PRELOADED_MODULES) if preloads else []}
         with ray_patches.skip_api_server():
-            ray.init(address="local", include_dashboard=False, _system_config=own, **shared)
+            ray.init(address="local", include_dashboard=False, _system_config=system, **settings)
         return
     package = str(Path(__file__).parents[1])  # raykd itself
     try:
-        ray.init(address="auto", runtime_env={"py_modules": [package]}, **shared)
+        ray.init(address="auto", runtime_env={"py_modules": [package]}, **settings)
     except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
         raise join_error(os.environ["RAY_ADDRESS"], str(error)) from None

@@ -1,8 +1,8 @@
-"""Sees within seconds whether the cluster that RAY_ADDRESS names can be joined.
+"""Check within seconds that the cluster of RAY_ADDRESS can be joined.
 
-`ray.init` tries for minutes to reach a cluster that is not there.  So the address is first looked
-up and connected to, then a process of its own asks the cluster's control service (GCS) for its
-versions: Ray's C++ part tries for ever, prints warnings, and cannot be interrupted.
+`ray.init` tries for minutes to reach a cluster that is not there.  So the address is resolved and
+connected to first.  Then a separate process asks the cluster's control service (GCS) for its
+versions: Ray's C++ part tries forever, prints warnings, and cannot be interrupted.
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ from raykd.compat.ray_patches import CLUSTER_QUERY
 from raykd.errors import Problem, StudyError
 
 CONNECT_S = 4.0
-"""Seconds for the look-up of a host's name and for a connection, each."""
+"""Seconds for resolving a host's name and for a connection, each."""
 
 ANSWER_S = 10.0
-"""Seconds for an answer of the cluster's control service, the import of Ray included."""
+"""Seconds for a response of the cluster's control service, including the import of Ray."""
 
 PORT = 6379
 
 
 def check_cluster(address: str) -> None:
-    """See that a cluster answers, accepts this machine's token and runs the same versions.
+    """Check that a cluster responds, accepts this machine's token and runs the same versions.
 
     Args:
         address: as in RAY_ADDRESS: `HOST:PORT` or `auto`.
 
     Raises:
-        StudyError: it does not, or the address is of another kind; names the address and, where it
-            is about the token, the token's file.
+        StudyError: it does not, or the address is of another kind; names the address and, if the
+            token is the cause, the token's file.
     """
     if "://" in address:
         raise join_error(
@@ -50,31 +50,33 @@ def check_cluster(address: str) -> None:
         _connect(address)
     if os.environ.get("RAY_AUTH_MODE") == "token" and not has_token():
         raise _refused_token(address)
-    _compare_versions(address, _asked(address))
+    _compare_versions(address, _query_versions(address))
 
 
 def _connect(address: str) -> None:
-    """See that somebody listens.
+    """Check that a process listens at the address.
 
     Raises:
-        StudyError: nobody does.
+        StudyError: none does.
     """
     host, port = host_and_port(address)
-    found: list[str] = []
-    # In a thread, because a name look-up has no time limit of its own.
-    thread = threading.Thread(target=lambda: found.append(_trouble(host, port)), daemon=True)
+    errors: list[str] = []
+    # In a thread, because resolving a name has no time limit.
+    thread = threading.Thread(
+        target=lambda: errors.append(_connection_error(host, port)), daemon=True
+    )
     thread.start()
     thread.join(2 * CONNECT_S)
-    trouble = found[0] if found else f"{host} could not be looked up in {2 * CONNECT_S:.0f} s"
-    if trouble:
-        raise join_error(address, trouble)
+    error = errors[0] if errors else f"{host} could not be resolved in {2 * CONNECT_S:.0f} s"
+    if error:
+        raise join_error(address, error)
 
 
 def host_and_port(address: str) -> tuple[str, int]:
-    """`HOST:PORT` in two; Ray's usual port where there is none.
+    """Split `HOST:PORT`; without a port, it is Ray's default.
 
     Raises:
-        StudyError: the port is no number from 1 to 65535.
+        StudyError: the port is not a number from 1 to 65535.
     """
     host, colon, port = address.strip().rstrip("/").rpartition(":")
     if not colon or host.endswith(":") or (":" in host and not host.endswith("]")):
@@ -84,8 +86,8 @@ def host_and_port(address: str) -> tuple[str, int]:
     return host.strip("[]"), int(port)
 
 
-def _trouble(host: str, port: int) -> str:
-    """Why no connection can be opened; empty where one can."""
+def _connection_error(host: str, port: int) -> str:
+    """Return the reason why no connection can be opened; empty if one can."""
     try:
         socket.create_connection((host, port), timeout=CONNECT_S).close()
     except socket.gaierror as error:
@@ -93,40 +95,39 @@ def _trouble(host: str, port: int) -> str:
     except TimeoutError:
         return f"{host}:{port} does not answer within {CONNECT_S:.0f} s"
     except OSError as error:
-        return f"nobody answers at {host}:{port} ({error.strerror})"
+        return f"no process listens at {host}:{port} ({error.strerror})"
     except UnicodeError:
         return f"{host!r} is not a host's name"
     return ""
 
 
-def _asked(address: str) -> dict[str, str]:
-    """The versions of the cluster.
+def _query_versions(address: str) -> dict[str, str]:
+    """Return the versions of the cluster.
 
     Raises:
-        StudyError: it gives no answer.
+        StudyError: it does not respond.
     """
     command = [sys.executable, "-c", CLUSTER_QUERY, address]
     quiet = os.environ | {"RAY_BACKEND_LOG_LEVEL": "fatal", "RAY_USAGE_STATS_ENABLED": "0"}
     try:
-        asked = subprocess.run(
+        process = subprocess.run(
             command, capture_output=True, text=True, timeout=ANSWER_S, env=quiet, check=False
         )
-    except subprocess.TimeoutExpired as late:
-        begun = b"asks" in (late.stdout or b"")
-        what = f"no Ray cluster answered within {ANSWER_S:.0f} s"
-        if not begun:
-            what = f"Ray could not be imported within {ANSWER_S:.0f} s"
-        raise join_error(address, what) from None
-    if asked.returncode == 0:
-        return json.loads(asked.stdout.splitlines()[-1])
-    lines = asked.stderr.strip().splitlines() or ["no reason was given"]
-    said = next((line for line in reversed(lines) if "Error" in line.split(":")[0]), lines[-1])
-    kind, _, reason = said.partition(": ")
+    except subprocess.TimeoutExpired as timeout:
+        message = f"no Ray cluster responded within {ANSWER_S:.0f} s"
+        if b"asks" not in (timeout.stdout or b""):
+            message = f"Ray could not be imported within {ANSWER_S:.0f} s"
+        raise join_error(address, message) from None
+    if process.returncode == 0:
+        return json.loads(process.stdout.splitlines()[-1])
+    lines = process.stderr.strip().splitlines() or ["no reason was given"]
+    error = next((line for line in reversed(lines) if "Error" in line.split(":")[0]), lines[-1])
+    kind, _, reason = error.partition(": ")
     if kind.endswith("AuthenticationError"):
         raise _refused_token(address)
-    if "Could not find any running Ray instance" in said:
+    if "Could not find any running Ray instance" in error:
         raise join_error(address, "no Ray runs on this machine")
-    raise join_error(address, f"it is not a Ray cluster that answers ({(reason or said)[:200]})")
+    raise join_error(address, f"no Ray cluster responds there ({(reason or error)[:200]})")
 
 
 def _token_file() -> Path:
@@ -144,8 +145,9 @@ def has_token() -> bool:
 
 
 def _refused_token(address: str) -> StudyError:
-    file, given = _token_file(), bool(os.environ.get("RAY_AUTH_TOKEN"))
-    token = "the token in RAY_AUTH_TOKEN" if given else f"the token file {file}"
+    """Return the error of a cluster that refuses this machine's token."""
+    file, is_set = _token_file(), bool(os.environ.get("RAY_AUTH_TOKEN"))
+    token = "the token in RAY_AUTH_TOKEN" if is_set else f"the token file {file}"
     copy = (
         "copy the file ~/.ray/auth_token of the cluster's head node there, or name it in "
         "RAY_AUTH_TOKEN_PATH"
@@ -154,26 +156,27 @@ def _refused_token(address: str) -> StudyError:
         state = "is empty or cannot be read" if file.exists() else "does not exist"
         return join_error(address, f"it needs a token, and {token} {state}", copy)
     if os.environ.get("RAY_AUTH_MODE") != "token":
-        what = "it needs a token, but RAY_AUTH_MODE is not `token`"
-        return join_error(address, what, f"set RAY_AUTH_MODE=token; then {token} is used")
+        message = "it needs a token, but RAY_AUTH_MODE is not `token`"
+        return join_error(address, message, f"set RAY_AUTH_MODE=token; then {token} is used")
     return join_error(address, f"it does not accept {token}", copy)
 
 
-def _compare_versions(address: str, found: dict[str, str]) -> None:
-    here = {"ray_version": version("ray"), "python_version": platform.python_version()}
+def _compare_versions(address: str, versions: dict[str, str]) -> None:
+    """Check that the cluster and this machine have the same versions."""
+    local = {"ray_version": version("ray"), "python_version": platform.python_version()}
     names = {"ray_version": "Ray", "python_version": "Python"}
-    said = [
-        f"{name} {found[key]}, this machine {here[key]}"
+    differences = [
+        f"{name} {versions[key]}, this machine {local[key]}"
         for key, name in names.items()
-        if found.get(key) and found[key] != here[key]
+        if versions.get(key) and versions[key] != local[key]
     ]
-    if said:
-        what = f"the cluster has {' and '.join(said)}"
-        raise join_error(address, what, "install the same versions here and on the cluster")
+    if differences:
+        message = f"the cluster has {' and '.join(differences)}"
+        raise join_error(address, message, "install the same versions here and on the cluster")
 
 
 def join_error(address: str, message: str, fix: str = "") -> StudyError:
-    """The error of a cluster that cannot be joined."""
+    """Return the error of a cluster that cannot be joined."""
     return StudyError(
         Problem(
             f"the cluster at RAY_ADDRESS={address} cannot be joined: {message}",

@@ -1,4 +1,4 @@
-"""Schedulers: which trials end early.
+"""Early stopping of trials.
 
 Ray Tune's ASHA and median rule serve one objective; `ParetoAsha` serves several.
 """
@@ -20,27 +20,29 @@ from raykd import pareto
 from raykd.study.config import Asha, Median, Search
 
 
-class Rule(Protocol):
-    """Says after each epoch of a searched trial whether it goes on."""
+class StoppingRule(Protocol):
+    """Rule that decides after each epoch of a searched trial whether it continues."""
 
-    def keeps(self, trial: Any, result: Mapping[str, Any]) -> bool: ...
+    def keeps(self, trial: Any, result: Mapping[str, Any]) -> bool:
+        """Return whether the trial continues after a result with `epoch` and its metrics."""
+        ...
 
 
 class ParetoAsha:
     """Asynchronous successive halving over several objectives (MO-ASHA: Schmucker 2021,
     arXiv:2106.12639, Algorithm 1, with crowding distance where it has an epsilon-net).
 
-    Rungs stand at `grace * reduction**k` epochs, as in ASHA (Li 2020, arXiv:1810.05934,
-    Algorithm 2).  A trial that reaches a rung goes on if it is among the best 1/`reduction` of
-    those that have reached it, where trials are ordered by their non-dominated front and, in the
-    front that the cut runs through, by crowding distance (Deb 2002).  The whole first front of a
-    rung with fewer than `reduction` trials goes on, so that a first arrival is never stopped.
+    The rungs are at `grace * reduction**k` epochs, as in ASHA (Li 2020, arXiv:1810.05934,
+    Algorithm 2).  A trial that reaches a rung continues if it is among the best 1/`reduction` of
+    those that have reached it.  Trials are ordered by their non-dominated front and, in the front
+    that is only partly kept, by crowding distance (Deb 2002).  The whole first front of a rung with
+    fewer than `reduction` trials continues, so that a first arrival is never stopped.
 
     Args:
         objectives: metric name -> "max" or "min".
         epochs: the full budget; no rung at or above it.
         grace: the first rung, in epochs.
-        reduction: one in so many goes on.
+        reduction: the best 1/`reduction` of the trials of a rung continue.
     """
 
     def __init__(
@@ -56,7 +58,7 @@ class ParetoAsha:
 
     @property
     def milestones(self) -> tuple[int, ...]:
-        """The rungs, in epochs."""
+        """Epochs of the rungs."""
         return tuple(self._rungs)
 
     def keeps(self, trial: Any, result: Mapping[str, Any]) -> bool:
@@ -66,45 +68,51 @@ class ParetoAsha:
         point = pareto.losses([result], self._objectives)[0]  # type: ignore[list-item]
         if not np.isfinite(point).all():
             return False
-        return self._is_among_best(rung, rung.place(str(getattr(trial, "trial_id", trial)), point))
+        return self._is_among_best(rung, rung.index(str(getattr(trial, "trial_id", trial)), point))
 
-    def _is_among_best(self, rung: _Rung, which: int) -> bool:
+    def _is_among_best(self, rung: _Rung, index: int) -> bool:
+        """Return whether the trial of that index continues."""
         points, rank = rung.fronts.points, rung.fronts.ranks
-        room = max(1, int(len(points) / self._reduction))
-        better = int((rank < rank[which]).sum())
-        front = np.flatnonzero(rank == rank[which])
-        if better >= room:
+        capacity = max(1, int(len(points) / self._reduction))
+        better = int((rank < rank[index]).sum())
+        front = np.flatnonzero(rank == rank[index])
+        if better >= capacity:
             return False
-        if better + len(front) <= room or (rank[which] == 0 and len(points) < self._reduction):
+        if better + len(front) <= capacity or (rank[index] == 0 and len(points) < self._reduction):
             return True
-        # The cut runs through this front: those with the most room around them go on.
+        # This front is only partly kept: its least crowded points continue.
         order = front[np.argsort(-pareto.crowding(points[front]), kind="stable")]
-        return which in order[: room - better]
+        return index in order[: capacity - better]
 
 
 @dataclass
 class _Rung:
-    """Who reached a rung, and what they had reached there."""
+    """Trials that reached a rung, and their objectives there.
 
-    places: dict[str, int]
+    Attributes:
+        indices: index of each trial's point.
+        fronts: the points.
+    """
+
+    indices: dict[str, int]
     fronts: pareto.Fronts
 
-    def place(self, trial: str, point: np.ndarray) -> int:
-        """Where among the rung's points the trial's is; told anew, it takes the old one's place."""
-        known = self.places.setdefault(trial, len(self.places))
-        if known == len(self.fronts.points):
+    def index(self, trial: str, point: np.ndarray) -> int:
+        """Return the index of the trial's point; a second point of a trial replaces its first."""
+        index = self.indices.setdefault(trial, len(self.indices))
+        if index == len(self.fronts.points):
             self.fronts.add(point)
-        elif (self.fronts.points[known] != point).any():
+        elif (self.fronts.points[index] != point).any():
             points = self.fronts.points
-            points[known] = point
+            points[index] = point
             self.fronts = pareto.Fronts(points.shape[1])
             for each in points:
                 self.fronts.add(each)
-        return known
+        return index
 
 
 class TuneRule:
-    """One of Tune's own schedulers, asked as a rule.
+    """Rule that asks one of Tune's own schedulers.
 
     Args:
         scheduler: works on `epoch` and one metric.
@@ -118,18 +126,19 @@ class TuneRule:
         return decision == TrialScheduler.CONTINUE
 
     def added(self, trial: Any) -> None:
+        """Announce a trial to the scheduler."""
         self._scheduler.on_trial_add(_NoController(), trial)  # type: ignore[arg-type]
 
 
 class _NoController:
-    """What Tune's rules may ask of the controller: no trial is ever paused."""
+    """Stand-in for Tune's controller, which schedulers ask for paused trials; there are none."""
 
     def get_live_trials(self) -> list[Any]:
         return []
 
 
-def make_stopping_rule(search: Search, epochs: int) -> Rule | None:
-    """The study's early-stopping rule; None where every trial runs to its end."""
+def make_stopping_rule(search: Search, epochs: int) -> StoppingRule | None:
+    """Return the study's early-stopping rule; None if every trial runs to its end."""
     scheduler = search.scheduler
     metric, direction = next(iter(search.objectives.items()))
     if isinstance(scheduler, Asha):

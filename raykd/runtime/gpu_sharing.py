@@ -1,8 +1,8 @@
-"""How many slots share a GPU: tried for a few seconds, for `cluster.slots: auto`.
+"""Measurement of how many trials should share a GPU, for `cluster.slots: auto`.
 
-A small student leaves most of a large GPU idle, and how much depends on the student, the GPU and
-the processor beside it.  So trainings like the study's own are run side by side, one, two and four
-on one GPU, and what gives the most images a second is taken.
+A small student leaves most of a large GPU idle; how much depends on the student, the GPU and the
+CPU.  So trainings like the study's own run at the same time on one GPU: first one, then two and
+four of them, for a few seconds each.  The number with the most images a second is used.
 """
 
 from __future__ import annotations
@@ -25,105 +25,107 @@ from raykd.study.space.sampling import Seeded
 if TYPE_CHECKING:
     from raykd.data import Dataset
 
-TRIED = (1, 2, 4)
-"""So many trainings on one GPU."""
+COUNTS = (1, 2, 4)
+"""Numbers of trainings on one GPU that are measured."""
 
-SECONDS = 3.0
-"""How long each number of them is looked at."""
+MEASURE_S = 3.0
+"""Seconds of each measurement."""
 
-WORTH_IT = 1.05
-"""More trainings on a GPU, each with its own memory, must give so many times the images."""
+MIN_SPEEDUP = 1.05
+"""Ratio of images a second that more trainings on a GPU must reach."""
 
 READY_S = 180.0
-"""How long the trainings may take to be ready; a cluster that has no room for them now is left."""
+"""Seconds in which the trainings must be ready; nothing is measured on a busy cluster."""
 
 STEPS = 20
-"""Steps between two looks at the clock."""
+"""Training steps between two readings of the clock."""
 
 
-def packed(
+def measure_sharing(
     study: OpenStudy, task: Task, data: Dataset, nodes: Sequence[Resources]
 ) -> tuple[Cluster, dict[int, float]]:
-    """The study's wishes with the part of a GPU that a trial gets, and what was measured.
+    """Measure how many trials should share a GPU.
 
-    Nothing is measured, and the wishes come back as they are, where the study decides itself
-    (`slots` or `gpus_per_worker` are numbers), where trials take several workers, where no node
-    has a GPU, or where its CPUs are too few for more than one trial a GPU.
+    Nothing is measured, and the settings stay as they are, if `slots` or `gpus_per_worker` are
+    numbers, if trials take several workers, if no node has a GPU, or if its CPUs are too few for
+    more than one trial on each GPU.
 
     Returns:
-        the wishes, and images a second of all trainings together by how many shared a GPU.
+        the cluster settings with the share of a GPU for each trial, and images a second of all
+        trainings together by the number of trainings on a GPU.
     """
     cluster = study.settings.cluster
-    most = room(cluster, nodes)
-    example = typical(study, task) if most > 1 else None
+    most = max_trials_per_gpu(cluster, nodes)
+    example = example_training(study, task) if most > 1 else None
     if example is None:
         return cluster, {}
     share = {"num_cpus": cluster.cpus_per_worker, "num_gpus": 1 / most}
-    rates = side_by_side(example, data, [count for count in TRIED if count <= most], share)
-    return replace(cluster, gpus_per_worker=1 / best(rates)), rates
+    rates = measure_rates(example, data, [count for count in COUNTS if count <= most], share)
+    return replace(cluster, gpus_per_worker=1 / best_count(rates)), rates
 
 
-def room(cluster: Cluster, nodes: Sequence[Resources]) -> int:
-    """How many trials may share a GPU by the CPUs of the GPUs' nodes; 1: nothing to find out."""
-    asked = cluster.slots != "auto" or cluster.gpus_per_worker != "auto"
+def max_trials_per_gpu(cluster: Cluster, nodes: Sequence[Resources]) -> int:
+    """Return how many trials may share a GPU by the CPUs of its node; 1: nothing to measure."""
+    is_set = cluster.slots != "auto" or cluster.gpus_per_worker != "auto"
     gpus = [node for node in nodes if node.get("GPU", 0) >= 1]
-    if asked or cluster.workers_per_trial > 1 or not gpus:
+    if is_set or cluster.workers_per_trial > 1 or not gpus:
         return 1
     each = min(node.get("CPU", 0) / cluster.cpus_per_worker / node["GPU"] for node in gpus)
-    return max(count for count in TRIED if count <= max(1, int(each + 1e-9)))
+    return max(count for count in COUNTS if count <= max(1, int(each + 1e-9)))
 
 
-def best(rates: Mapping[int, float]) -> int:
-    """How many trainings share a GPU: more only where they give clearly more images."""
-    chosen = min(rates, default=1)
+def best_count(rates: Mapping[int, float]) -> int:
+    """Return the best number of trainings on a GPU; more only if they are clearly faster."""
+    best = min(rates, default=1)
     for count in sorted(rates):
-        if rates[count] > WORTH_IT * rates[chosen]:
-            chosen = count
-    return chosen
+        if rates[count] > MIN_SPEEDUP * rates[best]:
+            best = count
+    return best
 
 
-def remember(file: Path, nodes: Sequence[Resources], rates: Mapping[int, float]) -> None:
-    """Keep what was measured, so that a search that goes on need not measure again."""
+def save_rates(file: Path, nodes: Sequence[Resources], rates: Mapping[int, float]) -> None:
+    """Save the measured rates, so that a resumed search need not measure again."""
     file.write_text(json.dumps({"gpus": _gpus(nodes), "images_per_second": rates}))
 
 
-def remembered(file: Path, nodes: Sequence[Resources]) -> dict[int, float]:
-    """What `remember` kept; nothing where there are other nodes now."""
+def load_rates(file: Path, nodes: Sequence[Resources]) -> dict[int, float]:
+    """Load rates that `save_rates` saved; empty if there are none of these nodes."""
     if not file.exists():
         return {}
-    kept = json.loads(file.read_text())
-    if kept["gpus"] != _gpus(nodes):
+    saved = json.loads(file.read_text())
+    if saved["gpus"] != _gpus(nodes):
         return {}
-    return {int(count): rate for count, rate in kept["images_per_second"].items()}
+    return {int(count): rate for count, rate in saved["images_per_second"].items()}
 
 
 def _gpus(nodes: Sequence[Resources]) -> list[list[float]]:
     return sorted([node.get("CPU", 0.0), node["GPU"]] for node in nodes if node.get("GPU", 0))
 
 
-def typical(study: OpenStudy, task: Task) -> Study | None:
-    """A training as trials of the study are: its student alone, as where outputs are cached."""
+def example_training(study: OpenStudy, task: Task) -> Study | None:
+    """Draw a training like the study's trials: the student alone, as with cached outputs."""
     for seed in range(16):
         try:
             drawn = study.bind(task).draw(Seeded(seed)).resolved
         except Infeasible:
             continue
         student = drawn.student.model
-        if student.origin is None:  # else it would want a trained teacher
+        if student.origin is None:  # else it needs a trained teacher
             return replace(drawn, scheme=Alone(), knowledge=())
     return None
 
 
-def side_by_side(
+def measure_rates(
     study: Study, data: Dataset, counts: Sequence[int], share: Mapping[str, float]
 ) -> dict[int, float]:
-    """Images a second of so many trainings at a time, all on one GPU (or on one node's CPUs).
+    """Measure images a second of several trainings on one GPU, or on the CPUs of one node.
 
     Args:
         study: concrete, without a teacher.
         data: of the trainings.
-        counts: how many to try, ascending; those for which memory does not suffice are left out.
-        share: what Ray gives each of them: `num_cpus`, `num_gpus`.
+        counts: numbers of trainings, ascending; a number that the memory does not allow ends the
+            measurement.
+        share: resources of each training: `num_cpus`, `num_gpus`.
     """
     import ray
     from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
@@ -131,38 +133,39 @@ def side_by_side(
     most = max(counts)
     bundle = {"CPU": share["num_cpus"] * most} | ({"GPU": 1.0} if share["num_gpus"] else {})
     group = ray.util.placement_group([bundle])
-    placed = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=0)
-    trainee = ray.remote(_Trainee).options(**share, scheduling_strategy=placed)
+    strategy = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=0)
+    actor = ray.remote(_Trainee).options(**share, scheduling_strategy=strategy)
     try:
         if not group.wait(READY_S):
             return {}
-        held = ray.put(data.arrays())
-        trainees = [trainee.remote(study, [held], share) for _ in range(most)]
+        arrays = ray.put(data.arrays())
+        trainees = [actor.remote(study, [arrays], share) for _ in range(most)]
         rates: dict[int, float] = {}
         for count in counts:
-            found = _rate(trainees[:count])
-            if found is None:
+            rate = _rate(trainees[:count])
+            if rate is None:
                 break
-            rates[count] = found
+            rates[count] = rate
         return rates
     finally:
         ray.util.remove_placement_group(group)  # and what runs in it
 
 
 def _rate(trainees: Sequence[Any]) -> float | None:
-    """Of all together; None where one of them could not train."""
+    """Return images a second of all trainings; None if one of them could not train."""
     import ray
     from ray.exceptions import RayError
 
     try:
-        ray.get([one.ready.remote() for one in trainees], timeout=READY_S)
-        return sum(ray.get([one.train.remote(SECONDS) for one in trainees], timeout=READY_S))
+        ray.get([trainee.ready.remote() for trainee in trainees], timeout=READY_S)
+        rates = [trainee.train.remote(MEASURE_S) for trainee in trainees]
+        return sum(ray.get(rates, timeout=READY_S))
     except (RayError, TimeoutError):
         return None
 
 
 class _Trainee:
-    """One training, in a process of its own."""
+    """Actor that trains in its own process."""
 
     def __init__(self, study: Study, data: Sequence[Any], share: Mapping[str, float]) -> None:
         import ray
@@ -174,27 +177,27 @@ class _Trainee:
         device = torch.device("cuda" if share["num_gpus"] else "cpu")
         if device.type == "cpu":
             torch.set_num_threads(max(1, int(share["num_cpus"])))
-        held = Dataset.from_arrays(ray.get(data[0])).to(device)
+        dataset = Dataset.from_arrays(ray.get(data[0])).to(device)
         longer = replace(study, train=replace(study.train, epochs=1_000_000))
         self._images = study.train.batch_size
-        self._training = Training(longer, held, seed=0, placement=Placement(device))
-        self._steps = min(STEPS, max(1, -(-len(held.train) // self._images) - 1))
+        self._training = Training(longer, dataset, seed=0, placement=Placement(device))
+        self._steps = min(STEPS, max(1, -(-len(dataset.train) // self._images) - 1))
 
     def ready(self) -> None:
-        """What is chosen or made in the first steps is."""
+        """Run the first steps, which allocate memory and choose kernels."""
         self._run()
 
     def train(self, seconds: float) -> float:
-        """Train for so long; images a second."""
-        began, steps = time.perf_counter(), 0
-        while time.perf_counter() - began < seconds:
+        """Train for some seconds, and return images a second."""
+        start, steps = time.perf_counter(), 0
+        while time.perf_counter() - start < seconds:
             steps += self._run()
-        return steps * self._images / (time.perf_counter() - began)
+        return steps * self._images / (time.perf_counter() - start)
 
     def _run(self) -> int:
         import torch
 
-        done = self._training.run_steps(self._steps)
+        steps = self._training.run_steps(self._steps)
         if self._training.device.type == "cuda":
             torch.cuda.synchronize()
-        return done
+        return steps

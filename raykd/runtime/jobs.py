@@ -1,95 +1,351 @@
-"""One piece of work for a slot: which concrete study to train, under which seed."""
+"""Jobs of a slot, and the reports they give.
+
+All of it is plain data: importing this module loads no torch, so that a study's records can be
+read without it.
+"""
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import KW_ONLY, dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
 
-Role = Literal["teacher", "trial", "replicate", "alone", "probe", "outputs", "wait"]
+if TYPE_CHECKING:
+    from raykd.training.teacher_cache import Description
+
+Role = Literal["teacher", "trial", "replicate", "alone", "probe"]
+"""Purpose of a job that has a record."""
+
+Metrics = Mapping[str, float]
 
 
 @dataclass(frozen=True)
-class Assignment:
-    """One training, in plain data, so that it can travel without torch.
+class Job:
+    """Work for one slot.
 
     Attributes:
-        id: "teacher-0", "trial-0007", "trial-0007/seed-1", "trial-0007/alone-1"; "wait-3" keeps
-            a slot warm while there is nothing to do, "outputs-1f3a-0" keeps a teacher's.
-        role: what the training is for.
-        study: the concrete study, as plain data.
-        seed: of the training.
-        epochs: how many there will be; 0: nothing is trained, `measures` is evaluated.
-        folder: the study's folder below the storage.
-        params: the drawn values by their study path; empty for what is not drawn.
-        parent: the id of the trial this belongs to, or None.
-        teachers: the files of the networks that teach, below the storage, in the scheme's order.
-        outputs: the addresses of those teachers' kept outputs, in the same order; empty texts for
-            teachers that are run live, no texts where all are.
-        build: what to compute and keep of the first of the teachers (`role` is "outputs"): its
-            `description`, `about`, and which `share` of how many `shares`; or None.
-        probe: what to find out of a teacher and a student that has only begun to learn (`role` is
-            "probe"), as `raykd.training.layer_probes.question_of` reads it, with the concrete study
-            `without` hint, `without_teachers` (as `teachers`), and the file of the student
-            `trained` without hint; or None.
-        measures: the file of a network, below the storage, that is only evaluated, or None.
-        sole: whether nothing else can be trained before it ends, so that it may use the processors
-            of the slots that wait for it.
-        test: whether the test split is evaluated at the end.
-        keep: the file, below the storage, for the trained network, or None.
-        tags, metrics: what is known before it starts (losses, params, MACs).
-        names: how tables show it (`raykd.study.short_names.names_of`); empty before it begins.
+        id: "teacher-0", "trial-0007", "trial-0007/seed-1", "trial-0007/alone-1", "outputs-1f3a-0",
+            "wait-3".
+        folder: the study's folder below the storage; empty: the job writes no log.
     """
 
     id: str
-    role: Role
-    study: Mapping[str, Any]
-    seed: int
-    epochs: int
+    _: KW_ONLY
     folder: str = ""
-    params: Mapping[str, Any] = field(default_factory=dict)
-    parent: str | None = None
-    teachers: tuple[str, ...] = ()
-    outputs: tuple[str, ...] = ()
-    build: Mapping[str, Any] | None = None
-    probe: Mapping[str, Any] | None = None
-    measures: str | None = None
-    sole: bool = False
-    test: bool = False
-    keep: str | None = None
-    tags: Mapping[str, str] = field(default_factory=dict)
-    metrics: Mapping[str, float] = field(default_factory=dict)
-    names: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def state_file(self) -> str:
-        """Where its state is kept between epochs, below the storage."""
+        """File of the training's state between epochs, below the storage."""
         return f"{self.folder}/states/{self.id.replace('/', '.')}.pt"
 
     @property
     def failure_file(self) -> str:
-        """The reason of a failure that took a whole group of ranks down, and in a second line
-        where the user's own code raised it."""
+        """File of the reason of a failure that ended a whole group of ranks, below the storage.
+
+        A second line holds the place in the user's own code that raised the error.
+        """
         return f"{self.folder}/states/{self.id.replace('/', '.')}.failed"
 
     def log_file(self, rank: int = 0) -> str:
-        """The log of one of its processes, below the storage (`raykd.training.log_file`)."""
+        """Return the log of one of the job's processes, below the storage."""
         return f"{self.folder}/logs/{self.log_name(rank)}"
 
     def log_name(self, rank: int = 0) -> str:
+        """Return the file name of a log (`raykd.training.log_file`)."""
         return self.id.replace("/", ".") + (f".rank-{rank}.log" if rank else ".log")
 
+
+@dataclass(frozen=True)
+class RecordedJob(Job):
+    """Job with a record in the journal and a run in MLflow.
+
+    Attributes:
+        role: purpose of the job.
+        study: the concrete study, as plain data.
+        seed: of the training.
+        epochs: number of epochs; 0: nothing is trained.
+        params: the drawn values by their study path; empty for what is not drawn.
+        parent: id of the trial this belongs to, or None.
+        teachers: files of the teachers' networks, below the storage, in the scheme's order.
+        test: whether the test split is evaluated at the end.
+        tags: text that MLflow shows.
+        metrics: numbers that are known before the job starts (parameters, MACs).
+        names: short names for tables (`raykd.study.short_names.names_of`); empty before it starts.
+    """
+
+    role: Role
+    study: Mapping[str, Any]
+    seed: int
+    epochs: int = 0
+    _: KW_ONLY
+    params: Mapping[str, Any] = field(default_factory=dict)
+    parent: str | None = None
+    teachers: tuple[str, ...] = ()
+    test: bool = False
+    tags: Mapping[str, str] = field(default_factory=dict)
+    metrics: Metrics = field(default_factory=dict)
+    names: Mapping[str, str] = field(default_factory=dict)
+
     @property
-    def makes(self) -> str | None:
-        """The file, below the storage, where its network is at its end, or None."""
-        return self.keep or self.measures
+    def network_file(self) -> str | None:
+        """File, below the storage, that holds the job's network at its end, or None."""
+        return None
 
     def plain(self) -> dict[str, Any]:
-        # Its values are plain already: `asdict` would copy a whole study, at a millisecond each.
-        return {one.name: getattr(self, one.name) for one in dataclasses.fields(self)}
+        """Return the job as the journal keeps it; `read_job` reads it back."""
+        data: dict[str, Any] = {
+            "id": self.id,
+            "role": self.role,
+            "study": self.study,
+            "seed": self.seed,
+            "epochs": self.epochs,
+            "folder": self.folder,
+            "params": self.params,
+            "parent": self.parent,
+            "teachers": self.teachers,
+            "outputs": (),
+            "build": None,
+            "probe": None,
+            "measures": None,
+            "sole": False,
+            "test": self.test,
+            "keep": None,
+            "tags": self.tags,
+            "metrics": self.metrics,
+            "names": self.names,
+        }
+        return data | self._details()
+
+    def _details(self) -> dict[str, Any]:
+        """Return the entries of `plain` that only this kind of job sets."""
+        return {}
+
+
+@dataclass(frozen=True)
+class TrainJob(RecordedJob):
+    """Train a network.
+
+    Attributes:
+        cache_keys: keys of the teachers' cached outputs, in the order of `teachers`; an empty key
+            for a teacher that is run live, no keys if all are.
+        exclusive: whether all other slots wait for this job, so that it may use their processors.
+        keep: file, below the storage, for the trained network, or None.
+    """
+
+    _: KW_ONLY
+    cache_keys: tuple[str, ...] = ()
+    exclusive: bool = False
+    keep: str | None = None
+
+    @property
+    def network_file(self) -> str | None:
+        return self.keep
+
+    def _details(self) -> dict[str, Any]:
+        return {"outputs": self.cache_keys, "sole": self.exclusive, "keep": self.keep}
+
+
+@dataclass(frozen=True)
+class EvaluateJob(RecordedJob):
+    """Evaluate a network that exists already.
+
+    Attributes:
+        weights_file: the network's file, below the storage.
+    """
+
+    _: KW_ONLY
+    weights_file: str
+
+    @property
+    def network_file(self) -> str | None:
+        return self.weights_file
+
+    def _details(self) -> dict[str, Any]:
+        return {"measures": self.weights_file}
+
+
+@dataclass(frozen=True)
+class ProbeDesign:
+    """Comparison of a teacher's layers with those of a student that has only begun to learn.
+
+    Attributes:
+        term: number of the study's term that compares the layers.
+        hints, guided: layers of the pairs, shallow to deep.
+        teacher_layers, student_layers: layers of the CKA map.
+        possible: pairs (number of hint, number of guided) that the term's loss can compare.
+        steps: of training without hint before the second comparison.
+        batches: number of batches to compare on.
+        baseline: concrete study of the student that learns without hint.
+        baseline_teachers: files of that study's teachers, below the storage.
+        trained_baseline: file of that student after its whole training, or None.
+    """
+
+    term: int
+    hints: tuple[str, ...]
+    guided: tuple[str, ...]
+    teacher_layers: tuple[str, ...]
+    student_layers: tuple[str, ...]
+    possible: tuple[tuple[int, int], ...]
+    steps: int
+    batches: int
+    baseline: Mapping[str, Any]
+    baseline_teachers: tuple[str, ...]
+    trained_baseline: str | None
+
+    def plain(self) -> dict[str, Any]:
+        """Return the design as the journal keeps it."""
+        return {
+            "term": self.term,
+            "hints": list(self.hints),
+            "guided": list(self.guided),
+            "teacher_layers": list(self.teacher_layers),
+            "student_layers": list(self.student_layers),
+            "possible": [list(pair) for pair in self.possible],
+            "steps": self.steps,
+            "batches": self.batches,
+            "without": self.baseline,
+            "without_teachers": list(self.baseline_teachers),
+            "trained": self.trained_baseline,
+        }
 
     @classmethod
-    def from_plain(cls, data: Mapping[str, Any]) -> Assignment:
-        lists = {name: tuple(data.get(name, ())) for name in ("teachers", "outputs")}
-        return cls(**{**data, **lists})
+    def from_plain(cls, data: Mapping[str, Any]) -> ProbeDesign:
+        """Read a design from the journal."""
+        return cls(
+            term=data["term"],
+            hints=tuple(data["hints"]),
+            guided=tuple(data["guided"]),
+            teacher_layers=tuple(data["teacher_layers"]),
+            student_layers=tuple(data["student_layers"]),
+            possible=tuple((hint, guided) for hint, guided in data["possible"]),
+            steps=data["steps"],
+            batches=data["batches"],
+            baseline=data["without"],
+            baseline_teachers=tuple(data["without_teachers"]),
+            trained_baseline=data["trained"],
+        )
+
+
+@dataclass(frozen=True)
+class ProbeJob(RecordedJob):
+    """Compute predictors of layer pairs."""
+
+    _: KW_ONLY
+    design: ProbeDesign
+
+    def _details(self) -> dict[str, Any]:
+        return {"probe": self.design.plain()}
+
+
+@dataclass(frozen=True)
+class CacheJob(Job):
+    """Compute a share of a teacher's outputs on the training split.
+
+    Attributes:
+        study: the concrete study, as plain data.
+        teacher: number of the teacher among those of the study.
+        weights_file: the teacher's network, below the storage.
+        entry: the cache entry to compute.
+        share, shares: computes every `shares`-th file of the entry, from number `share`.
+    """
+
+    study: Mapping[str, Any]
+    teacher: int
+    weights_file: str
+    entry: Description
+    share: int
+    shares: int
+
+    @property
+    def teachers(self) -> tuple[str, ...]:
+        """Files of the networks that the job needs, below the storage."""
+        return (self.weights_file,)
+
+
+@dataclass(frozen=True)
+class IdleJob(Job):
+    """Keep a slot warm while there is nothing to do.
+
+    Attributes:
+        seconds: time between two questions whether there is work.
+    """
+
+    seconds: float = 0.2
+
+
+JournalJob = TrainJob | EvaluateJob | ProbeJob
+QueuedJob = JournalJob | CacheJob
+AnyJob = QueuedJob | IdleJob
+
+
+def read_job(data: Mapping[str, Any]) -> JournalJob:
+    """Read a recorded job from the journal."""
+    common: dict[str, Any] = {
+        name: data[name] for name in ("id", "role", "study", "seed", "epochs")
+    } | {
+        name: data[name]
+        for name in ("folder", "params", "parent", "test", "tags", "metrics", "names")
+        if name in data
+    }
+    common["teachers"] = tuple(data.get("teachers", ()))
+    if data.get("probe") is not None:
+        return ProbeJob(**common, design=ProbeDesign.from_plain(data["probe"]))
+    if data.get("measures") is not None:
+        return EvaluateJob(**common, weights_file=data["measures"])
+    return TrainJob(
+        **common,
+        cache_keys=tuple(data.get("outputs", ())),
+        exclusive=data.get("sole", False),
+        keep=data.get("keep"),
+    )
+
+
+@dataclass(frozen=True)
+class Clock:
+    """Times of one report, in seconds since 1970.
+
+    Attributes:
+        first_step: before the first step.
+        end: after the last one, and after the training's state was saved.
+    """
+
+    first_step: float
+    end: float
+
+
+@dataclass(frozen=True)
+class Report:
+    """Progress of a job: an epoch of a training, or a part of another job.
+
+    Attributes:
+        epoch: number of finished epochs (of a cache job: of files).
+        metrics: of this epoch; of the last one with cost and, if asked for, test metrics.
+        done: whether the job is complete.
+        clock: when this epoch was trained; None if it was not measured.
+        history: metrics of the epochs before, if the job was resumed since the last report.
+        predictors: of a probe job: its result.
+    """
+
+    epoch: int
+    metrics: Metrics
+    done: bool
+    clock: Clock | None = None
+    history: tuple[Metrics, ...] = ()
+    predictors: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class JobFailure:
+    """Failure of a job.
+
+    Attributes:
+        reason: in one line.
+        traceback: for the log; empty if there is none.
+        raised_at: the place in the user's own code, "FILE:LINE"; empty if it took no part.
+        slot_unusable: whether the slot itself cannot train anything.
+    """
+
+    reason: str
+    traceback: str = ""
+    raised_at: str = ""
+    slot_unusable: bool = False

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,14 +20,14 @@ from ray.tune.search import Searcher
 from raykd.compat.ray_patches import inherit_environment
 from raykd.data import Dataset
 from raykd.runtime.cluster import SlotPlan
-from raykd.runtime.early_stopping import Rule, TuneRule, make_stopping_rule
-from raykd.runtime.jobs import Assignment
+from raykd.runtime.early_stopping import StoppingRule, TuneRule, make_stopping_rule
+from raykd.runtime.jobs import AnyJob, IdleJob, JobFailure, RecordedJob, Report
 from raykd.runtime.signals import restore_signal_handlers
 from raykd.runtime.slot import Slot, SlotSetup, resources_of
 from raykd.study.config import Search, Study
 
 DEATH = ("ActorDiedError", "The actor died unexpectedly", "worker process has died")
-"""Of these Ray speaks where a slot's process is gone."""
+"""Texts of Ray's errors when a slot's process is gone."""
 
 
 class Planner(Protocol):
@@ -38,20 +38,24 @@ class Planner(Protocol):
         """Return whether `next` would give something else than an idle job."""
         ...
 
-    def next(self) -> Assignment | None:
+    def next(self) -> AnyJob | None:
         """Return the next job; None when the study is complete."""
         ...
 
-    def report(self, result: Mapping[str, Any]) -> None:
-        """Record a slot's report after an epoch."""
+    def report(self, job_id: str, report: Report, slot: str) -> None:
+        """Record the progress of a job in a slot."""
+        ...
+
+    def job_failed(self, job_id: str, failure: JobFailure) -> None:
+        """Record the failure of a job."""
         ...
 
     def end(self, record_id: str, status: str) -> None:
-        """Record the end of a training."""
+        """Record the end of a training; ignores jobs without a record."""
         ...
 
     def slot_failed(self, record_id: str, reason: str, *, error: str, died: bool) -> None:
-        """Record that a slot died during a training."""
+        """Record that a slot died during a job."""
         ...
 
     def draw_ahead(self) -> None:
@@ -131,7 +135,7 @@ def _request(plan: SlotPlan) -> dict[str, float]:
 
 
 def _trial_name(trial: Trial) -> str:
-    return _id(trial).replace("/", ".")
+    return _job(trial).id.replace("/", ".")
 
 
 @contextlib.contextmanager
@@ -165,10 +169,8 @@ class Suggestions(DriverOnly, Searcher):
         self._planner = planner
 
     def suggest(self, trial_id: str) -> Any:
-        assignment = self._planner.next()
-        if assignment is None:
-            return Searcher.FINISHED
-        return {"assignment": assignment.plain()}
+        job = self._planner.next()
+        return Searcher.FINISHED if job is None else {"job": job}
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
@@ -192,16 +194,16 @@ class Reports(DriverOnly, Callback):
     def on_trial_result(
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
     ) -> None:
-        if _role(trial) != "wait":
-            # Tune marks a result of a trial it is about to stop as done, too.
-            finished = result["epoch"] >= trial.config["assignment"]["epochs"]
-            self._planner.report({**result, "done": finished})
+        outcome = result.get("outcome")  # none of an idle job
+        if isinstance(outcome, JobFailure):
+            self._planner.job_failed(_job(trial).id, outcome)
+        elif isinstance(outcome, Report):
+            self._planner.report(_job(trial).id, outcome, result["slot"])
 
     def on_trial_complete(
         self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
     ) -> None:
-        if _role(trial) != "wait":
-            self._planner.end(_id(trial), "stopped")
+        self._planner.end(_job(trial).id, "stopped")
 
     def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
         self._planner.draw_ahead()
@@ -211,9 +213,9 @@ class Reports(DriverOnly, Callback):
     ) -> None:
         error = trial.get_error()
         text = str(error or _written_error(trial)).strip() or "its slot was lost"
-        died = isinstance(error, RayActorError) or any(sign in text for sign in DEATH)
+        died = isinstance(error, RayActorError) or any(words in text for words in DEATH)
         reason = "Ray lost its slot" if died else text.splitlines()[-1]
-        self._planner.slot_failed(_id(trial), reason, error=text, died=died)
+        self._planner.slot_failed(_job(trial).id, reason, error=text, died=died)
 
 
 class Stopping(DriverOnly, FIFOScheduler):
@@ -223,35 +225,36 @@ class Stopping(DriverOnly, FIFOScheduler):
     their end.
     """
 
-    def __init__(self, planner: Planner, rule: Rule | None) -> None:
+    def __init__(self, planner: Planner, rule: StoppingRule | None) -> None:
         super().__init__()
         self._planner = planner
         self._rule = rule
 
     def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
-        if isinstance(self._rule, TuneRule) and _role(trial) == "trial":
+        if isinstance(self._rule, TuneRule) and _is_searched(trial):
             self._rule.added(trial)
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
-        role = _role(trial)
-        if role == "wait":
+        if isinstance(_job(trial), IdleJob):
             return self.STOP if self._planner.has_work else self.CONTINUE
-        if role != "trial" or self._rule is None or result.get("done") or result.get("failed"):
+        if self._rule is None or not _is_searched(trial) or result.get("done"):
             return self.CONTINUE
         return self.CONTINUE if self._rule.keeps(trial, result) else self.STOP
 
 
 def _written_error(trial: Trial) -> str:
-    """What Tune wrote of a trial's last failure, where it no longer holds the error itself."""
+    """Return the text of a trial's last error from Tune's file, if Tune dropped the error."""
     try:
         return Path(trial.error_file or "").read_text()
     except OSError:
         return ""
 
 
-def _role(trial: Trial) -> str:
-    return trial.config["assignment"]["role"]
+def _job(trial: Trial) -> AnyJob:
+    return trial.config["job"]
 
 
-def _id(trial: Trial) -> str:
-    return trial.config["assignment"]["id"]
+def _is_searched(trial: Trial) -> bool:
+    """Return whether the trial is one of the study's, so that it may be stopped early."""
+    job = _job(trial)
+    return isinstance(job, RecordedJob) and job.role == "trial"

@@ -1,12 +1,12 @@
-"""SIGTERM and SIGHUP stop a run as Ctrl-C does.
+"""Signals SIGTERM and SIGHUP, which stop a run as Ctrl-C does.
 
-SLURM, Kubernetes and `docker stop` send SIGTERM, a terminal that is closed SIGHUP.  While a run is
-under way each of them acts as Ctrl-C (Tune then ends after the present step); when the run has
-been put in order, `Terminated` leaves with the usual exit code, 128 + the signal's number.
+SLURM, Kubernetes and `docker stop` send SIGTERM; a terminal that is closed sends SIGHUP.  During a
+run each of them acts as Ctrl-C (Tune then ends after the present step).  After the clean-up,
+`Terminated` ends the process with the usual exit code, 128 + the signal's number.
 
-A handler that the host program installed itself is respected, and so is a signal that it ignores.
-Ray installs handlers of its own, in Python and in C++, whenever it starts or ends in a process:
-`restore_signal_handlers` puts ours, or the host's, back.
+Handlers of the host program, and signals that it ignores, are respected.  Ray installs its own
+handlers, in Python and in C++, whenever it starts or ends in a process; `restore_signal_handlers`
+restores ours, or the host's.
 """
 
 from __future__ import annotations
@@ -25,43 +25,48 @@ Handler = Callable[[int, FrameType | None], Any] | int | signal.Handlers | None
 WATCHED = tuple(
     getattr(signal, name) for name in ("SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, name)
 )
-"""Signals whose handlers are put back after Ray has set its own."""
+"""Signals whose handlers are restored after Ray has set its own."""
 
 STOPPING = tuple(number for number in WATCHED if number.name in ("SIGTERM", "SIGHUP"))
 """Signals that end a run."""
 
 
-class _Stop:
-    """The signals of one run."""
+class _StopSignals:
+    """Signal handlers of one run.
+
+    Attributes:
+        received: the first signal that stops the run; 0: none.
+        hurry: called by further signals during the clean-up; None: before it.
+    """
 
     def __init__(self) -> None:
         self.received = 0
         self.hurry: Callable[[], None] | None = None
-        self.before: dict[int, Handler] = {}
-        self.wanted: dict[int, Handler] = {}
+        self._before: dict[int, Handler] = {}
+        self._handlers: dict[int, Handler] = {}
 
     def install(self) -> None:
-        """Take the signals that the host program leaves to their default."""
+        """Handle the signals that the host program leaves to their default."""
         for number in WATCHED:
-            self.before[number] = self.wanted[number] = signal.getsignal(number)
+            self._before[number] = self._handlers[number] = signal.getsignal(number)
         for number in STOPPING:
-            if self.before[number] == signal.SIG_DFL:
-                self.wanted[number] = self.receive
+            if self._before[number] == signal.SIG_DFL:
+                self._handlers[number] = self.receive
         self.keep()
 
     def keep(self) -> None:
-        """Have the wanted handlers in place, whatever was installed meanwhile."""
-        for number, handler in self.wanted.items():
-            if handler is not None:  # None: installed by C code, and beyond Python's reach
+        """Install the handlers of this run again."""
+        for number, handler in self._handlers.items():
+            if handler is not None:  # None: installed by C code, out of Python's reach
                 signal.signal(number, handler)
 
     def restore(self) -> None:
-        """Have the handlers of before in place."""
-        self.wanted = self.before
+        """Install the handlers from before the run."""
+        self._handlers = self._before
         self.keep()
 
     def receive(self, number: int, frame: FrameType | None) -> None:
-        """Act as Ctrl-C; where the run is being put in order already, hurry that up."""
+        """Act as Ctrl-C; during the clean-up, hurry it."""
         self.received = self.received or number
         if self.hurry is not None:
             self.hurry()
@@ -73,22 +78,22 @@ class _Stop:
             raise KeyboardInterrupt
 
 
-_present: list[_Stop] = []
-"""The run's under way, if any."""
+_active: list[_StopSignals] = []
+"""Signals of the present run; empty if there is none."""
 
 
 @contextmanager
 def stop_on_signals() -> Iterator[None]:
-    """Have SIGTERM and SIGHUP act as Ctrl-C inside; outside the main thread nothing changes.
+    """Let SIGTERM and SIGHUP act as Ctrl-C in the context; in other threads nothing changes.
 
     Raises:
-        Terminated: one of them came, and the run has been interrupted.
+        Terminated: one of them interrupted the run.
     """
-    if not _is_main() or _present:
+    if not _is_main() or _active:
         yield
         return
-    stop = _Stop()
-    _present.append(stop)
+    stop = _StopSignals()
+    _active.append(stop)
     try:
         stop.install()
         yield
@@ -97,30 +102,30 @@ def stop_on_signals() -> Iterator[None]:
             raise Terminated(stop.received) from None
         raise
     finally:
-        _present.clear()
+        _active.clear()
         stop.restore()
 
 
 def restore_signal_handlers() -> None:
-    """Put the handlers back that Ray has replaced."""
+    """Restore the signal handlers that Ray has replaced."""
     if _is_main():
-        for stop in _present:
+        for stop in _active:
             stop.keep()
 
 
-def closing(hurry: Callable[[], None] = lambda: None) -> None:
-    """From now on a run is put in order, which more signals do not interrupt.
+def begin_cleanup(hurry: Callable[[], None] = lambda: None) -> None:
+    """Begin the clean-up of a run, which further signals do not interrupt.
 
     Args:
-        hurry: called when one comes.
+        hurry: called by each of them.
     """
-    for stop in _present:
+    for stop in _active:
         stop.hurry = hurry
 
 
 def received_stop_signal() -> bool:
-    """Return whether such a signal has come."""
-    return any(stop.received for stop in _present)
+    """Return whether a signal has stopped the run."""
+    return any(stop.received for stop in _active)
 
 
 def _is_main() -> bool:

@@ -1,7 +1,7 @@
-"""Ray Train's side of a slot: one long-lived worker group that serves trial after trial.
+"""Worker of a slot: a long-lived process of Ray Train that runs job after job.
 
-Every rank runs `serve`.  Rank 0 talks to the slot through its mailbox and passes each command on
-to the other ranks; all ranks then train in lock step, one epoch a command.
+Every rank runs `serve`.  Rank 0 receives the slot's requests through its channel and broadcasts
+them to the other ranks.  All ranks train in lockstep, one epoch a request.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ import json
 import sys
 import time
 import traceback
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
 from typing import Any, Literal
@@ -26,8 +26,27 @@ from raykd.data import Dataset, Placement
 from raykd.models import Model
 from raykd.models.compression import inherited
 from raykd.models.normalization import like, to_metadata
-from raykd.runtime.channel import Command, WorkerEnd
-from raykd.runtime.jobs import Assignment
+from raykd.runtime.channel import (
+    Address,
+    ChannelClient,
+    ContinueJob,
+    Exit,
+    Request,
+    StartJob,
+)
+from raykd.runtime.jobs import (
+    AnyJob,
+    CacheJob,
+    Clock,
+    EvaluateJob,
+    IdleJob,
+    Job,
+    JobFailure,
+    Metrics,
+    ProbeJob,
+    Report,
+    TrainJob,
+)
 from raykd.storage import Storage
 from raykd.study.config import Study, read_study
 from raykd.study.teachers import teachers_of
@@ -41,31 +60,34 @@ from raykd.training.stored_networks import delivered, load_stored_network
 from raykd.training.teacher_cache import (
     Build,
     CacheStore,
-    Description,
     Outputs,
     TeacherHandle,
     open_cached_outputs,
 )
+from raykd.training.teacher_cache.builder import provenance_of
 from raykd.training.trainer import Training
 
 POLL_S = 20.0
-"""How often idle ranks exchange a sign of life; well below any collective's timeout."""
+"""Seconds between two signs of life of idle ranks; well below any collective's timeout."""
 
-MOST_TEACHERS = 16
-"""Networks that teach and stay loaded between trials; beyond, the one unused longest goes."""
+MAX_LOADED_TEACHERS = 16
+"""Teachers' networks that stay loaded between jobs; the least recently used ones are dropped."""
 
-
-BUILD_S = 2.0
-"""How long a worker computes a teacher's outputs before it says how far it is."""
+CACHE_REPORT_S = 2.0
+"""Seconds of computing a cache entry between two reports."""
 
 
 @dataclass(frozen=True)
-class Bench:
-    """What stays warm between trials on one rank.
+class WorkerContext:
+    """Resources of one rank that stay the same for all jobs.
 
     Attributes:
-        threads: that compute on a CPU; 0: as many as torch takes by itself.
-        sole_threads: the same, for a training that all other slots wait for.
+        storage: root of the study's files.
+        data: on the device.
+        device: to compute on.
+        rank, world: number of this rank, and how many there are.
+        threads: for computing on a CPU; 0: as many as torch uses by default.
+        exclusive_threads: the same, for a job that all other slots wait for.
     """
 
     storage: Storage
@@ -74,40 +96,111 @@ class Bench:
     rank: int
     world: int
     threads: int = 0
-    sole_threads: int = 0
+    exclusive_threads: int = 0
 
-    def take_threads(self, *, sole: bool) -> None:
-        """Compute with as many threads as this training may use."""
-        count = self.sole_threads if sole else self.threads
+    @property
+    def placement(self) -> Placement:
+        return Placement(self.device, self.rank, self.world)
+
+    def set_threads(self, *, exclusive: bool) -> None:
+        """Compute with as many threads as the job may use."""
+        count = self.exclusive_threads if exclusive else self.threads
         if count and count != torch.get_num_threads():
             torch.set_num_threads(count)
 
 
-class Seat:
-    """One rank's seat: it holds at most one training at a time."""
+class Worker:
+    """One rank: runs at most one job at a time.
 
-    def __init__(self, bench: Bench) -> None:
-        self.bench = bench
-        self.assignment: Assignment | None = None
+    Attributes:
+        job: the present one.
+        training: of the present job, if it trains.
+    """
+
+    def __init__(self, context: WorkerContext) -> None:
+        self.context = context
+        self.job: AnyJob | None = None
         self.training: Training | None = None
+        self._reports: Iterator[Report] | None = None
         self._teachers: dict[str, torch.nn.Module] = {}
         self._outputs: dict[str, Outputs] = {}
-        self._build: Build | None = None
         self._log: TrainingLog | None = None
         self._failed = False
         self._imported = 0
-        """How many modules there were when they were last taken out of collections."""
+        """Number of modules when objects were last taken out of garbage collections."""
 
-    def open_log(self, assignment: Assignment) -> None:
-        """Begin the log of a training; the one before is closed."""
+    def outcomes(self, job: AnyJob) -> Iterator[Report | JobFailure]:
+        """Run a whole job, and yield each of its reports."""
+        action: StartJob | ContinueJob = StartJob(job)
+        while True:
+            outcome = self.handle(action)
+            yield outcome
+            if isinstance(outcome, JobFailure) or outcome.done:
+                return
+            action = ContinueJob()
+
+    def handle(self, action: StartJob | ContinueJob) -> Report | JobFailure:
+        """Run a job up to its next report.  An error of the job is its outcome.
+
+        With several ranks, only a failure that every rank sees can be an outcome.  After any other
+        the ranks are out of step: the reason is saved, and the group starts again.
+        """
+        if isinstance(action, StartJob):
+            self._start(action.job)
+        assert self.job is not None and self._reports is not None, "no job was started"
+        try:
+            with self._record_log():
+                return next(self._reports)
+        except Exception as error:
+            failure = failure_of(error)
+            all_ranks_see_it = self.context.world == 1 or isinstance(error, Diverged)
+            if not all_ranks_see_it or _breaks_gpu(error):
+                _save_failure(self.context.storage, self.job, failure, error)
+                raise
+        # Only now: while it is handled, the exception holds the failed training's tensors.
+        self.stop()
+        return failure
+
+    def run(self, job: AnyJob) -> Iterator[Report]:
+        """Run a job from its start or from its saved state."""
+        match job:
+            case TrainJob():
+                return self._train(job)
+            case EvaluateJob():
+                return self._evaluate(job)
+            case ProbeJob():
+                return self._probe(job)
+            case CacheJob():
+                return self._build_cache(job)
+            case IdleJob():
+                raise ValueError("an idle job needs no worker")
+
+    def stop(self) -> None:
+        """Drop the job and everything that only it needs."""
+        if self.job is None:
+            return
         self._close_log()
-        if assignment.folder:
-            bench = self.bench
-            self._log = TrainingLog(bench.storage, assignment.log_file(bench.rank))
+        self.job = self.training = self._reports = None
+        gc.collect()
+        if len(sys.modules) != self._imported:
+            # Imported modules stay for good: later collections need not walk through them.
+            gc.freeze()
+            self._imported = len(sys.modules)
+        if self.context.device.type == "cuda":
+            torch.cuda.empty_cache()
+        if "torch._dynamo" in sys.modules:  # where it is not imported, nothing was compiled
+            torch.compiler.reset()
+
+    def _start(self, job: AnyJob) -> None:
+        self.stop()
+        self.job, self._reports = job, self.run(job)
+        if job.folder:
+            self._log = TrainingLog(self.context.storage, job.log_file(self.context.rank))
+        self.context.set_threads(exclusive=isinstance(job, TrainJob) and job.exclusive)
 
     @contextlib.contextmanager
-    def recording(self) -> Iterator[None]:
-        """Write into the training's log what is printed, and the traceback of what is raised."""
+    def _record_log(self) -> Iterator[None]:
+        """Write the job's output, and the traceback of its error, into its log."""
         if self._log is None:
             yield
             return
@@ -121,361 +214,339 @@ class Seat:
 
     def _close_log(self) -> None:
         if self._log is not None:
-            self._log.close(keep=self._failed or self.bench.rank == 0)
+            self._log.close(keep=self._failed or self.context.rank == 0)
         self._log, self._failed = None, False
 
-    def start(self, assignment: Assignment) -> dict[str, Any]:
-        """Make the training ready; goes on from its saved state where there is one."""
-        self.stop()
-        self.assignment = assignment
-        self.bench.take_threads(sole=assignment.sole)
-        if assignment.measures is not None or assignment.probe is not None:
-            return {"epoch": 0, "history": []}
-        study = read_study(assignment.study)
-        if assignment.build is not None:
-            self._build = self._building(study, assignment, assignment.build)
-            return {"epoch": 0, "history": []}
-        bench = self.bench
-        self.training = Training(
+    # One generator for each kind of job
+
+    def _train(self, job: TrainJob) -> Iterator[Report]:
+        """Train, and save the state after each epoch."""
+        context = self.context
+        study = read_study(job.study)
+        self.training = training = Training(
             study,
-            bench.data,
-            seed=assignment.seed,
-            teacher=self._at_hand(study, assignment),
-            placement=Placement(bench.device, bench.rank, bench.world),
+            context.data,
+            seed=job.seed,
+            teacher=self._teachers_of(study, job.teachers, job.cache_keys),
+            placement=context.placement,
         )
-        saved = bench.storage.read(assignment.state_file)
+        saved = context.storage.read(job.state_file)
         if saved is not None:
-            self.training.load_state(
-                torch.load(io.BytesIO(saved), map_location=bench.device, weights_only=True)
+            training.load_state(
+                torch.load(io.BytesIO(saved), map_location=context.device, weights_only=True)
             )
-        return {"epoch": self.training.epoch, "history": list(self.training.history)}
+        history: tuple[Metrics, ...] = tuple(training.history)
+        while True:
+            first_step = time.time()
+            if training.epoch < training.epochs:
+                training.run_epoch()
+                self._save_state(training, job)
+            metrics = dict(training.history[-1])
+            done = training.epoch >= training.epochs
+            if done:
+                metrics |= self._finish(training, job)
+            clock = Clock(first_step, time.time())
+            yield Report(training.epoch, metrics, done, clock, history)
+            if done:
+                return
+            history = ()
 
-    def epoch(self) -> dict[str, Any]:
-        """Train one epoch, put its state away, and finish the training after its last."""
-        training, assignment = self.training, self.assignment
+    def _evaluate(self, job: EvaluateJob) -> Iterator[Report]:
+        """Evaluate a network on the validation and test splits."""
         first_step = time.time()
-        if assignment is not None and assignment.measures is not None:
-            return self._measure(assignment, assignment.measures, first_step)
-        if assignment is not None and assignment.probe is not None:
-            return self._probed(assignment, assignment.probe, first_step)
-        if self._build is not None:
-            return self._advance(self._build, first_step)
-        assert training is not None and assignment is not None, "epoch before start"
-        if training.epoch < training.epochs:
-            training.run_epoch()
-            self._save(training, assignment)
-        metrics = dict(training.history[-1])
-        done = training.epoch >= training.epochs
-        if done:
-            metrics |= self._finish(training, assignment)
-        return {
-            "epoch": training.epoch,
-            "metrics": metrics,
-            "done": done,
-            "clock": {"first_step": first_step, "end": time.time()},
-        }
-
-    def stop(self) -> dict[str, Any]:
-        """Drop the training and all it held."""
-        if self.assignment is None:
-            return {}
-        self._close_log()
-        self.training = None
-        self.assignment = None
-        self._build = None
-        gc.collect()
-        if len(sys.modules) != self._imported:
-            # What was imported stays for good: later collections need not walk through it.
-            gc.freeze()
-            self._imported = len(sys.modules)
-        if self.bench.device.type == "cuda":
-            torch.cuda.empty_cache()
-        if "torch._dynamo" in sys.modules:  # nothing was compiled where it is not even imported
-            torch.compiler.reset()
-        return {}
-
-    def _measure(self, assignment: Assignment, file: str, began: float) -> dict[str, Any]:
-        """Evaluate a network that is there already."""
-        study = read_study(assignment.study)
-        network = self._network(study.student.model, file)
+        study = read_study(job.study)
+        network = self._network(study.student.model, job.weights_file)
         metrics = self._output_signs(network, study)
         for split in ("val", "test"):
-            metrics |= self._evaluated(network, study, split)
-        clock = {"first_step": began, "end": time.time()}
-        return {"epoch": 0, "metrics": metrics, "done": True, "clock": clock}
+            metrics |= self._evaluate_split(network, study, split)
+        yield Report(0, metrics, True, Clock(first_step, time.time()))
 
-    def _probed(
-        self, assignment: Assignment, probe: Mapping[str, Any], began: float
-    ) -> dict[str, Any]:
-        """Look at a teacher and a student that has only begun to learn; all ranks do the same."""
+    def _probe(self, job: ProbeJob) -> Iterator[Report]:
+        """Compare a teacher and a student that has only begun to learn; all ranks do the same."""
         from raykd.training.layer_probes import answer, question_of
 
-        study, without = read_study(assignment.study), read_study(probe["without"])
-        model = teachers_of(study)[0].model
-        own = replace(assignment, teachers=tuple(probe["without_teachers"]))
-        found = answer(
-            question_of(probe, study.knowledge),
-            without,
-            self.bench.data,
-            seed=assignment.seed,
-            teacher=self._network(model, assignment.teachers[0]),
-            teachers=self._at_hand(without, own),
-            trained=self._network(None, probe["trained"]) if probe["trained"] else None,
-            device=self.bench.device,
+        first_step = time.time()
+        design = job.design
+        study, baseline = read_study(job.study), read_study(design.baseline)
+        trained = design.trained_baseline
+        predictors = answer(
+            question_of(design.plain(), study.knowledge),
+            baseline,
+            self.context.data,
+            seed=job.seed,
+            teacher=self._network(teachers_of(study)[0].model, job.teachers[0]),
+            teachers=self._teachers_of(baseline, design.baseline_teachers, ()),
+            trained=self._network(None, trained) if trained else None,
+            device=self.context.device,
         )
-        clock = {"first_step": began, "end": time.time()}
-        return {"epoch": 0, "metrics": {"found": found}, "done": True, "clock": clock}
+        yield Report(0, {}, True, Clock(first_step, time.time()), predictors=predictors)
 
-    def _evaluated(
+    def _build_cache(self, job: CacheJob) -> Iterator[Report]:
+        """Compute files of a cache entry; the last rank to finish its share ends the job."""
+        context = self.context
+        study = read_study(job.study)
+        model = teachers_of(study)[job.teacher].model
+        build = Build(
+            job.entry,
+            study,
+            partial(self._network, model, job.weights_file),
+            context.data,
+            task_of(context.data),
+            CacheStore(context.storage),
+            about=provenance_of(study, job.teacher, job.weights_file),
+            device=context.device,
+            share=job.share + job.shares * context.rank,
+            shares=job.shares * context.world,
+        )
+        done = False
+        while not done:
+            first_step = time.time()
+            counts = torch.tensor(
+                [build.advance(CACHE_REPORT_S), build.total], device=context.device
+            )
+            left, total = all_reduce_sum(counts, context.world).tolist()
+            done = not left
+            if done and context.rank == 0:
+                build.finish()
+            metrics = {"shards": float(total - left)}
+            yield Report(total - left, metrics, done, Clock(first_step, time.time()))
+
+    # What the jobs share
+
+    def _evaluate_split(
         self, network: torch.nn.Module, study: Study, split: Literal["val", "test"]
     ) -> dict[str, float]:
-        bench = self.bench
+        """Evaluate a network on one split, shared among the ranks."""
+        context = self.context
         return evaluate_split(
             network,
-            bench.data,
+            context.data,
             split,
             batch_size=study.train.batch_size,
-            autocast=autocast_for(study.train.precision, bench.device),
-            placement=Placement(bench.device, bench.rank, bench.world),
+            autocast=autocast_for(study.train.precision, context.device),
+            placement=context.placement,
         )
 
     def _output_signs(self, network: torch.nn.Module, study: Study) -> dict[str, float]:
-        """See that a network that teaches gives logits; every rank looks at the same samples."""
-        device = self.bench.device
+        """Check that a teacher gives logits; every rank checks the same samples."""
+        device = self.context.device
         autocast = autocast_for(study.train.precision, device)
-        return output_signs(network, self.bench.data, device=device, autocast=autocast)
+        return output_signs(network, self.context.data, device=device, autocast=autocast)
 
-    def _at_hand(self, study: Study, assignment: Assignment) -> list[TeacherHandle]:
-        """The teachers of a training, each with its kept outputs where there are any."""
+    def _teachers_of(
+        self, study: Study, files: Sequence[str], cache_keys: Sequence[str]
+    ) -> list[TeacherHandle]:
+        """Return the teachers of a training, each with its cached outputs if there are any."""
         models = [prepared.model for prepared in teachers_of(study)]
-        if len(assignment.teachers) > len(models):  # the last is what the student inherits from
+        if len(files) > len(models):  # the last is the network that the student inherits from
             models.append(study.student.model.origin)
-        keys = (*assignment.outputs, *[""] * len(models))[: len(models)]
+        keys = (*cache_keys, *[""] * len(models))[: len(models)]
         return [
-            TeacherHandle(partial(self._network, model, file), self._kept(study, key))
-            for model, file, key in zip(models, assignment.teachers, keys, strict=True)
+            TeacherHandle(partial(self._network, model, file), self._cached_outputs(study, key))
+            for model, file, key in zip(models, files, keys, strict=True)
         ]
 
-    def _kept(self, study: Study, key: str) -> Outputs | None:
-        """A teacher's outputs, which stay open between trials; every rank agrees on them."""
+    def _cached_outputs(self, study: Study, key: str) -> Outputs | None:
+        """Open a teacher's cached outputs; None unless every rank can read them.
+
+        They stay open between jobs.
+        """
         if not key:
             return None
         if key not in self._outputs:
-            bench = self.bench
-            found = open_cached_outputs(
-                CacheStore(bench.storage),
+            context = self.context
+            outputs = open_cached_outputs(
+                CacheStore(context.storage),
                 key,
-                bench.data,
-                device=bench.device,
+                context.data,
+                device=context.device,
                 folder=study.cache.folder,
                 limit=study.cache.limit_gb * 1e9,
             )
-            there = torch.tensor([float(found is not None)], device=bench.device)
-            if all_reduce_sum(there, bench.world).item() < bench.world or found is None:
+            readable = torch.tensor([float(outputs is not None)], device=context.device)
+            if all_reduce_sum(readable, context.world).item() < context.world or outputs is None:
                 return None
-            self._outputs[key] = found
-        found = self._outputs[key] = self._outputs.pop(key)
-        if len(self._outputs) > MOST_TEACHERS:
+            self._outputs[key] = outputs
+        outputs = self._outputs[key] = self._outputs.pop(key)
+        if len(self._outputs) > MAX_LOADED_TEACHERS:
             del self._outputs[next(iter(self._outputs))]
-        return found
-
-    def _building(self, study: Study, assignment: Assignment, build: Mapping[str, Any]) -> Build:
-        bench, teacher = self.bench, int(build["about"]["teacher"])
-        model = teachers_of(study)[teacher].model
-        return Build(
-            Description.from_plain(build["description"]),
-            study,
-            partial(self._network, model, assignment.teachers[0]),
-            bench.data,
-            task_of(bench.data),
-            CacheStore(bench.storage),
-            about=build["about"],
-            device=bench.device,
-            share=build["share"] + build["shares"] * bench.rank,
-            shares=build["shares"] * bench.world,
-        )
-
-    def _advance(self, build: Build, began: float) -> dict[str, Any]:
-        """Compute a few shards of a teacher's outputs; the last rank to end its share ends it."""
-        counts = torch.tensor([build.advance(BUILD_S), build.total], device=self.bench.device)
-        left, total = all_reduce_sum(counts, self.bench.world).tolist()
-        if not left and self.bench.rank == 0:
-            build.finish()
-        clock = {"first_step": began, "end": time.time()}
-        metrics = {"shards": float(total - left)}
-        return {"epoch": total - left, "metrics": metrics, "done": not left, "clock": clock}
+        return outputs
 
     def _network(self, model: Model | None, file: str) -> torch.nn.Module:
-        """A network that was put away: its weights for `model`, or the whole of it."""
+        """Load a saved network: its weights into `model`, or the whole of it."""
         if file not in self._teachers:
-            content = self.bench.storage.read(file)
+            content = self.context.storage.read(file)
             if content is None:
                 raise FileNotFoundError(
-                    f"the teacher's weights {file} are not below {self.bench.storage.root}; every "
-                    "node must reach that folder"
+                    f"the teacher's weights {file} are not below {self.context.storage.root}; "
+                    "every node must reach that folder"
                 )
-            network = load_stored_network(file, content, model, self.bench.data)
-            self._teachers[file] = network.to(self.bench.device)
-        network = self._teachers[file] = self._teachers.pop(file)  # the last used is the last
-        if len(self._teachers) > MOST_TEACHERS:
+            network = load_stored_network(file, content, model, self.context.data)
+            self._teachers[file] = network.to(self.context.device)
+        network = self._teachers[file] = self._teachers.pop(file)  # the most recent one is the last
+        if len(self._teachers) > MAX_LOADED_TEACHERS:
             del self._teachers[next(iter(self._teachers))]
         return network
 
-    def _save(self, training: Training, assignment: Assignment) -> None:
-        if self.bench.rank == 0:
+    def _save_state(self, training: Training, job: TrainJob) -> None:
+        if self.context.rank == 0:
             buffer = io.BytesIO()
             torch.save(training.state(), buffer)
-            self.bench.storage.write(assignment.state_file, buffer.getvalue())
+            self.context.storage.write(job.state_file, buffer.getvalue())
 
-    def _finish(self, training: Training, assignment: Assignment) -> dict[str, float]:
-        metrics = training.evaluate("test") if assignment.test else {}
-        model, kept = training.study.student.model, training.student
-        if model.origin is not None and len(assignment.teachers) > len(teachers_of(training.study)):
-            metrics |= inherited(kept)
-        if assignment.role != "teacher" and (assignment.test or assignment.keep):
-            kept = like(model.deployed(kept), kept)
-        if assignment.role == "teacher":
-            metrics |= self._output_signs(training.student, training.study)
+    def _finish(self, training: Training, job: TrainJob) -> dict[str, float]:
+        """Evaluate, deploy and save a trained network.
+
+        Returns:
+            metrics in addition to those of the last epoch.
+        """
+        study, network = training.study, training.student
+        metrics = training.evaluate("test") if job.test else {}
+        model = study.student.model
+        if model.origin is not None and len(job.teachers) > len(teachers_of(study)):
+            metrics |= inherited(network)
+        if job.role != "teacher" and (job.test or job.keep):
+            network = like(model.deployed(network), network)
+        if job.role == "teacher":
+            metrics |= self._output_signs(training.student, study)
         elif model.runs_code:  # a student may mask classes by infinite logits
             with contextlib.suppress(ValueError):
-                metrics |= self._output_signs(training.student, training.study)
-        if kept is not training.student:
-            metrics |= self._converted(kept, training.study, metrics)
-        if assignment.keep is not None and self.bench.rank == 0:
-            if assignment.keep.endswith(".safetensors"):
-                content = dump_weights(kept, self._metadata(kept, assignment))
-            else:
-                buffer = io.BytesIO()
-                told = {**training.history[-1], **metrics}
-                measured = {k: v for k, v in told.items() if k.startswith(("val_", "test_"))}
-                torch.save(delivered(kept.to("cpu").eval(), self.bench.data, measured), buffer)
-                kept.to(self.bench.device)
-                content = buffer.getvalue()
-            if assignment.role == "teacher":  # another study may read the one that is there
-                self.bench.storage.create(assignment.keep, content)
-            else:
-                self.bench.storage.write(assignment.keep, content)
+                metrics |= self._output_signs(training.student, study)
+        if network is not training.student:
+            metrics |= self._evaluate_deployed(network, study, metrics)
+        if job.keep is not None and self.context.rank == 0:
+            self._save_network(network, job, job.keep, {**training.history[-1], **metrics})
         return metrics
 
-    def _metadata(self, network: torch.nn.Module, assignment: Assignment) -> dict[str, str]:
-        """What is written beside the weights of a network that teaches."""
-        normalization = training_normalization(network, self.bench.data)
-        known = {} if normalization is None else to_metadata(normalization)
-        names = json.dumps(self.bench.data.class_names)
-        return {"id": assignment.id, "raykd.classes": names, **known}
-
-    def _converted(
+    def _evaluate_deployed(
         self, network: torch.nn.Module, study: Study, simulated: Mapping[str, float]
     ) -> dict[str, float]:
-        """Size and test figures of what a student was converted to, and the student's own."""
-        metrics = {"int8_bytes": float(sum(one.nbytes for one in network.state_dict().values()))}
+        """Measure the size of a deployed network and, if it was tested before, test it again.
+
+        Args:
+            network: the student as it is deployed.
+            study: concrete.
+            simulated: metrics of the student as it was trained.
+        """
+        metrics = {"int8_bytes": float(sum(part.nbytes for part in network.state_dict().values()))}
         if "test_accuracy" not in simulated:
             return metrics
         metrics |= {f"simulated_{n}": v for n, v in simulated.items() if n.startswith("test_")}
-        return metrics | self._evaluated(network, study, "test")
+        return metrics | self._evaluate_split(network, study, "test")
+
+    def _save_network(
+        self, network: torch.nn.Module, job: TrainJob, file: str, metrics: Metrics
+    ) -> None:
+        """Save a teacher's weights with their metadata, or a whole student."""
+        context = self.context
+        if file.endswith(".safetensors"):
+            content = dump_weights(network, self._metadata(network, job))
+        else:
+            buffer = io.BytesIO()
+            measured = {k: v for k, v in metrics.items() if k.startswith(("val_", "test_"))}
+            torch.save(delivered(network.to("cpu").eval(), context.data, measured), buffer)
+            network.to(context.device)
+            content = buffer.getvalue()
+        if job.role == "teacher":  # another study may read the file that exists
+            context.storage.create(file, content)
+        else:
+            context.storage.write(file, content)
+
+    def _metadata(self, network: torch.nn.Module, job: TrainJob) -> dict[str, str]:
+        """Return the metadata of a teacher's weights."""
+        normalization = training_normalization(network, self.context.data)
+        metadata = {} if normalization is None else to_metadata(normalization)
+        names = json.dumps(self.context.data.class_names)
+        return {"id": job.id, "raykd.classes": names, **metadata}
 
 
-def serve(setup: Mapping[str, Any]) -> None:
-    """The training function of a slot's `TorchTrainer`.
+@dataclass(frozen=True)
+class WorkerSetup:
+    """Arguments of `serve`.
+
+    Attributes:
+        address: of the slot's channel.
+        storage: root of the study's files.
+        data: Ray object that holds `Dataset.arrays()`.
+        cpus, gpus: of this worker.
+        slots: number of slots.
+    """
+
+    address: Address
+    storage: str
+    data: Any
+    cpus: float
+    gpus: float
+    slots: int
+
+
+def serve(config: Mapping[str, WorkerSetup]) -> None:
+    """Serve a slot's requests until it ends; the training function of its `TorchTrainer`.
 
     Args:
-        setup: `address` of the slot's mailbox, `storage` root, `data` (a Ray object holding
-            `Dataset.arrays()`), `threads` and `gpus` per worker, and the `slots` there are.
+        config: holds "setup".
     """
     import ray.train
 
-    context = ray.train.get_context()
-    seat = Seat(_bench(setup, context.get_world_rank(), context.get_world_size()))
-    mailbox = WorkerEnd(setup["address"]) if seat.bench.rank == 0 else None
-    others = _control_group(seat.bench.world)
+    setup, train_context = config["setup"], ray.train.get_context()
+    rank, world = train_context.get_world_rank(), train_context.get_world_size()
+    worker = Worker(_context(setup, rank, world))
+    client = ChannelClient(setup.address) if rank == 0 else None
+    group = _control_group(world)
     while True:
-        command = _next_command(mailbox, others)
-        if command is None:
+        request = _next_request(client, group)
+        if request is None:
             continue
-        if command.verb == "exit":
+        if isinstance(request.action, Exit):
             return
-        body = obey(seat, command)
-        if mailbox is not None:
-            mailbox.answer(command, body)
-        if body.get("done"):
-            seat.stop()  # while the driver thinks what is next
+        outcome = worker.handle(request.action)
+        if client is not None:
+            client.respond(request, outcome)
+        if isinstance(outcome, Report) and outcome.done:
+            worker.stop()  # while the driver decides what is next
 
 
-def obey(seat: Seat, command: Command) -> dict[str, Any]:
-    """Carry out one command; a trial's own exception is its answer, not the group's end.
+def failure_of(error: Exception) -> JobFailure:
+    """Return the failure that an error of a job means."""
+    place = raised_at(error)
+    is_clear = isinstance(error, (Diverged, torch.OutOfMemoryError))
+    is_clear = is_clear or (isinstance(error, ValueError) and not place)  # raykd's own messages
+    reason = str(error) if is_clear else f"{type(error).__name__}: {error}"
+    return JobFailure(
+        reason=" ".join(reason.split()) or type(error).__name__,
+        traceback="".join(traceback.format_exception(error)),
+        raised_at=place,
+    )
 
-    With several ranks only a failure that every rank sees alike can be answered: after any other
-    the ranks are out of step, so the reason is put away and the group starts again.
+
+def _save_failure(storage: Storage, job: Job, failure: JobFailure, error: Exception) -> None:
+    """Save the reason why the group ends.
+
+    An error that only says that another rank is gone does not replace that rank's own reason.
     """
-    assignment = seat.assignment
-    if command.verb == "start":
-        seat.stop()
-        assignment = Assignment.from_plain(command.body)
-        seat.open_log(assignment)
-    try:
-        with seat.recording():
-            return _carried_out(seat, command, assignment)
-    except Exception as error:
-        failure = describe(error)
-        alike = seat.bench.world == 1 or isinstance(error, Diverged)
-        if not alike or _is_sticky(error):
-            if assignment is not None:
-                _put_away(seat.bench.storage, assignment, failure, error)
-            raise
-    # Only now: while it is handled, the exception holds the failed training's tensors.
-    seat.stop()
-    return failure
-
-
-def _carried_out(seat: Seat, command: Command, assignment: Assignment | None) -> dict[str, Any]:
-    if command.verb == "start" and assignment is not None:
-        return seat.start(assignment)
-    return seat.epoch() if command.verb == "epoch" else seat.stop()
-
-
-def _put_away(
-    storage: Storage, assignment: Assignment, failure: Mapping[str, Any], error: Exception
-) -> None:
-    """Write down why the group ends.  That another rank went away is only said where that rank did
-    not write its own reason."""
-    if _is_secondhand(error) and storage.exists(assignment.failure_file):
+    if _is_secondary(error) and storage.exists(job.failure_file):
         return
-    text = f"{failure['reason']}\n{failure['raised_at']}".rstrip()
-    storage.write(assignment.failure_file, text.encode())
+    text = f"{failure.reason}\n{failure.raised_at}".rstrip()
+    storage.write(job.failure_file, text.encode())
 
 
-def describe(error: Exception) -> dict[str, Any]:
-    """A trial's failure as an answer: `reason` in one line, `traceback` for the log, and where the
-    user's own code raised it (`raised_at`, "FILE:LINE" or empty)."""
-    own = raised_at(error)
-    told = isinstance(error, (Diverged, torch.OutOfMemoryError))
-    told = told or (isinstance(error, ValueError) and not own)  # raykd's own messages
-    reason = str(error) if told else f"{type(error).__name__}: {error}"
-    return {
-        "failed": True,
-        "reason": " ".join(reason.split()) or type(error).__name__,
-        "traceback": "".join(traceback.format_exception(error)),
-        "raised_at": own,
-    }
-
-
-def _bench(setup: Mapping[str, Any], rank: int, world: int) -> Bench:
+def _context(setup: WorkerSetup, rank: int, world: int) -> WorkerContext:
     import ray
     from ray.train.torch import get_device
 
-    # Without processes of its own Ray Train takes any GPU that it sees.
-    device = get_device() if setup["gpus"] else torch.device("cpu")
-    threads = max(1, int(setup["threads"])) if device.type == "cpu" else 0
-    alone = min(threads * int(setup["slots"]), _processors()) if world == 1 else 0
-    data = Dataset.from_arrays(ray.get(setup["data"])).to(device)
-    storage = Storage(setup["storage"])
-    bench = Bench(storage, data, device, rank, world, threads, max(threads, alone))
-    bench.take_threads(sole=False)
-    return bench
+    # In the slot's own process Ray Train would take any GPU that it sees.
+    device = get_device() if setup.gpus else torch.device("cpu")
+    threads = max(1, int(setup.cpus)) if device.type == "cpu" else 0
+    exclusive = min(threads * setup.slots, _ray_cpus()) if world == 1 else 0
+    data = Dataset.from_arrays(ray.get(setup.data)).to(device)
+    storage = Storage(setup.storage)
+    context = WorkerContext(storage, data, device, rank, world, threads, max(threads, exclusive))
+    context.set_threads(exclusive=False)
+    return context
 
 
-def _processors() -> int:
-    """How many processors of this node Ray gives away."""
+def _ray_cpus() -> int:
+    """Return the number of CPUs that Ray assigns on this node."""
     import ray
 
     here = ray.get_runtime_context().get_node_id()
@@ -484,35 +555,35 @@ def _processors() -> int:
 
 
 def _control_group(world: int) -> dist.ProcessGroup | None:
-    """A gloo group for passing commands on, apart from the group that carries gradients."""
+    """Create a gloo group for requests, separate from the group of the gradients."""
     if world == 1:
         return None
     return dist.new_group(backend="gloo", timeout=timedelta(seconds=POLL_S * 15))  # type: ignore[return-value]
 
 
-def _next_command(mailbox: WorkerEnd | None, others: dist.ProcessGroup | None) -> Command | None:
-    """The next command on every rank; None is a sign of life while there is nothing to do."""
-    command = None
-    if mailbox is not None:
+def _next_request(client: ChannelClient | None, group: dist.ProcessGroup | None) -> Request | None:
+    """Return the next request on every rank; None as a sign of life while there is none."""
+    request = None
+    if client is not None:
         try:
-            command = mailbox.next(POLL_S)
+            request = client.receive(POLL_S)
         except (EOFError, OSError):
-            command = Command(0, "exit", {})  # the slot is gone, and with it our work
-    if others is None:
-        return command
-    passed: list[Command | None] = [command]
-    dist.broadcast_object_list(passed, src=0, group=others)
-    return passed[0]
+            request = Request(0, Exit())  # the slot is gone
+    if group is None:
+        return request
+    broadcast: list[Request | None] = [request]
+    dist.broadcast_object_list(broadcast, src=0, group=group)
+    return broadcast[0]
 
 
-def _is_sticky(error: Exception) -> bool:
-    """Whether the process cannot use its GPU any more."""
+def _breaks_gpu(error: Exception) -> bool:
+    """Return whether the process cannot use its GPU after an error."""
     text = str(error)
     return "CUDA error" in text and not isinstance(error, torch.OutOfMemoryError)
 
 
-def _is_secondhand(error: Exception) -> bool:
-    """Whether an error only says that another rank is gone."""
+def _is_secondary(error: Exception) -> bool:
+    """Return whether an error only says that another rank is gone."""
     text = str(error)
     signs = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "[gloo]")
     return isinstance(error, RuntimeError) and any(sign in text for sign in (*signs, "NCCL"))

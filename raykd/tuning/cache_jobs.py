@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
-from raykd.runtime.jobs import Assignment
+from raykd.runtime.jobs import CacheJob, TrainJob
 from raykd.schemes import TeacherSpec
 from raykd.storage import Storage
 from raykd.study.config import Study, plain, read_study
@@ -103,13 +103,13 @@ class CacheScheduler:
         """A concrete study with its views settled, the same in every trial and replicate."""
         return self._plan.fixed(study)
 
-    def outfit(self, assignment: Assignment) -> tuple[Assignment, list[Assignment]]:
+    def outfit(self, assignment: TrainJob) -> tuple[TrainJob, list[CacheJob]]:
         """The same training with the addresses of the outputs it will read, and what has to be
         computed first; its teachers are there."""
         study = read_study(assignment.study)
         teachers = teachers_of(study, self._plan.study.settings.seed)
         keys: list[str] = []
-        builds: list[Assignment] = []
+        builds: list[CacheJob] = []
         for number, (prepared, file) in enumerate(zip(teachers, assignment.teachers, strict=False)):
             description = self._description(study, prepared, file)
             if description is None:
@@ -118,13 +118,13 @@ class CacheScheduler:
             keys.append(description.key)
             builds += self._asked_for(description, assignment, study, number)
         keys = ["" if key in self._given_up else key for key in keys]
-        return replace(assignment, outputs=tuple(keys) if any(keys) else ()), builds
+        return replace(assignment, cache_keys=tuple(keys) if any(keys) else ()), builds
 
-    def waits(self, assignment: Assignment) -> bool:
+    def waits(self, assignment: TrainJob) -> bool:
         """Whether outputs that a training reads are still under construction."""
-        return any(key in self._building for key in assignment.outputs)
+        return any(key in self._building for key in assignment.cache_keys)
 
-    def done(self, build: Assignment) -> None:
+    def done(self, build: CacheJob) -> None:
         """A share is computed."""
         key = _key(build)
         under = self._building.get(key)
@@ -140,21 +140,21 @@ class CacheScheduler:
         else:
             self._give_up(key, "some of its files are missing")
 
-    def failed(self, build: Assignment, why: str) -> None:
+    def failed(self, build: CacheJob, why: str) -> None:
         """A share could not be computed: the teacher is run live."""
         key = _key(build)
         self._building.pop(key, None)
         if key not in self._given_up:
             self._give_up(key, why)
 
-    def still_wanted(self, build: Assignment) -> bool:
+    def still_wanted(self, build: CacheJob) -> bool:
         """Whether a share that is queued is still to be computed."""
         return _key(build) in self._building
 
-    def usable(self, assignment: Assignment) -> Assignment:
+    def usable(self, assignment: TrainJob) -> TrainJob:
         """The same training without outputs that were given up."""
-        keys = tuple("" if key in self._given_up else key for key in assignment.outputs)
-        return replace(assignment, outputs=keys if any(keys) else ())
+        keys = tuple("" if key in self._given_up else key for key in assignment.cache_keys)
+        return replace(assignment, cache_keys=keys if any(keys) else ())
 
     def _description(self, study: Study, prepared: TeacherSpec, file: str) -> Description | None:
         """What of a teacher a concrete study would read; None where it is to be run live."""
@@ -177,8 +177,8 @@ class CacheScheduler:
         )
 
     def _asked_for(
-        self, description: Description, pupil: Assignment, study: Study, teacher: int
-    ) -> list[Assignment]:
+        self, description: Description, pupil: TrainJob, study: Study, teacher: int
+    ) -> list[CacheJob]:
         """What is to be computed for these outputs, if nobody has yet."""
         key = description.key
         if key in self._ready:
@@ -223,27 +223,22 @@ class CacheScheduler:
         return ""
 
     def _shares(
-        self, description: Description, pupil: Assignment, study: Study, teacher: int
-    ) -> list[Assignment]:
+        self, description: Description, pupil: TrainJob, study: Study, teacher: int
+    ) -> list[CacheJob]:
         key = description.key
         about = provenance_of(study, teacher, pupil.teachers[teacher])
         shares = min(self._slots, len(description.shards))
         under = self._building[key] = _Under(description, about)
         builds = [
-            Assignment(
+            CacheJob(
                 id=f"outputs-{key[:12]}-{share}",
-                role="outputs",
-                study=plain(study),
-                seed=study.seed,
-                epochs=len(description.shards[share::shares]),
                 folder=pupil.folder,
-                teachers=(pupil.teachers[teacher],),
-                build={
-                    "description": description.plain(),
-                    "about": about,
-                    "share": share,
-                    "shares": shares,
-                },
+                study=plain(study),
+                teacher=teacher,
+                weights_file=pupil.teachers[teacher],
+                entry=description,
+                share=share,
+                shares=shares,
             )
             for share in range(shares)
         ]
@@ -281,6 +276,5 @@ def _release(store: CacheStore, held: set[str], name: str) -> None:
             store.release(key, name)
 
 
-def _key(build: Assignment) -> str:
-    assert build.build is not None, "only outputs are computed"
-    return Description.from_plain(build.build["description"]).key
+def _key(build: CacheJob) -> str:
+    return build.entry.key

@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 
-from raykd.runtime.channel import Command
 from raykd.runtime.cluster import (
     Resources,
     check_resources,
     check_storage,
-    here,
     plan_slots,
     ray_session,
+    this_machine,
     uses_existing_ray,
 )
-from raykd.runtime.gpu_sharing import best, packed, remember, remembered, room
-from raykd.runtime.jobs import Assignment
+from raykd.runtime.gpu_sharing import (
+    best_count,
+    load_rates,
+    max_trials_per_gpu,
+    measure_sharing,
+    save_rates,
+)
+from raykd.runtime.jobs import JobFailure
 from raykd.storage import Storage, is_uri
 from raykd.study.config import Cluster
 from raykd.tuning.planner import Planner
@@ -39,7 +44,7 @@ class RayExecutor(Executor):
         session.bus.tell({"event": "phase", "phase": "ray"})
         outlived = uses_existing_ray()
         cluster = session.study.settings.cluster
-        slots = 0 if outlived else plan_slots(cluster, here()).slots
+        slots = 0 if outlived else plan_slots(cluster, this_machine()).slots
         groups = cluster.workers_per_trial > 1
         with ray_session(verbose=session.verbose, groups=groups, slots=slots) as nodes:
             plan = plan_slots(_with_measured_sharing(session, nodes), nodes)
@@ -74,19 +79,23 @@ class LocalExecutor(Executor):
     """Trains jobs in this process, one after another, without Ray."""
 
     def execute(self, run: StudyRun[Any], session: RunSession) -> Planner:
-        from raykd.runtime.worker import Bench, Seat, obey
+        from raykd.runtime.worker import Worker, WorkerContext
 
         planner = run.planner(session, slots=1)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         data = session.data.to(device)
-        seat = Seat(Bench(Storage(session.folder.storage), data, device, rank=0, world=1))
+        storage = Storage(session.folder.storage)
+        worker = Worker(WorkerContext(storage, data, device, rank=0, world=1))
         _announce(session, None, planner)
         try:
-            while (assignment := planner.next()) is not None:
-                for result in _trained(seat, assignment, obey):
-                    planner.report({"id": assignment.id, **assignment.metrics, **result})
+            while (job := planner.next()) is not None:
+                for outcome in worker.outcomes(job):
+                    if isinstance(outcome, JobFailure):
+                        planner.job_failed(job.id, outcome)
+                    else:
+                        planner.report(job.id, outcome)
         finally:
-            seat.stop()
+            worker.stop()
         return planner
 
 
@@ -106,35 +115,18 @@ def _announce(session: RunSession, plan: Any, planner: Planner) -> None:
 def _with_measured_sharing(session: RunSession, nodes: Sequence[Resources]) -> Cluster:
     """Return the cluster settings; where trials may share a GPU, with their measured number."""
     cluster, bus = session.study.settings.cluster, session.bus
-    if room(cluster, nodes) == 1:
+    if max_trials_per_gpu(cluster, nodes) == 1:
         return cluster
     file = session.folder.packing
-    rates = remembered(file, nodes)
+    rates = load_rates(file, nodes)
     if rates:
-        return replace(cluster, gpus_per_worker=1 / best(rates))
+        return replace(cluster, gpus_per_worker=1 / best_count(rates))
     bus.tell({"event": "phase", "phase": "packing"})
-    cluster, rates = packed(session.study, session.task, session.data, nodes)
+    cluster, rates = measure_sharing(session.study, session.task, session.data, nodes)
     if rates:
-        remember(file, nodes, rates)
-        bus.tell({"event": "packing", "images_per_second": rates, "chosen": best(rates)})
+        save_rates(file, nodes, rates)
+        bus.tell({"event": "packing", "images_per_second": rates, "chosen": best_count(rates)})
         metrics = {f"images_per_second_{count}_a_gpu": rate for count, rate in rates.items()}
-        tags = {"trials_a_gpu": str(best(rates))}
+        tags = {"trials_a_gpu": str(best_count(rates))}
         bus.write("note", id=None, tags=tags, metrics=metrics, step=0)
     return cluster
-
-
-def _trained(seat: Any, assignment: Assignment, obey: Any) -> Iterator[dict[str, Any]]:
-    """Yield the results of one training, epoch by epoch, as a slot reports them."""
-    begun = obey(seat, Command(0, "start", assignment.plain()))
-    history = begun.get("history", [])
-    while True:
-        answer = begun if begun.get("failed") else obey(seat, Command(0, "epoch", {}))
-        if answer.get("failed"):
-            failed = {"failed": answer["reason"]}
-            failed |= {key: answer[key] for key in ("traceback", "raised_at")}
-            yield {"epoch": 0, "done": True, **failed}
-            return
-        yield {**answer["metrics"], **{k: answer[k] for k in ("epoch", "done")}, "history": history}
-        history = []
-        if answer["done"]:
-            return

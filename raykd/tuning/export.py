@@ -38,10 +38,10 @@ def export_students(session: RunSession, planner: Planner) -> None:
         if not replicates:
             continue
         kept = max(replicates, key=lambda r: r.metrics["val_accuracy"])
-        assert kept.assignment.keep is not None
-        path = folder.path / "students" / Path(kept.assignment.keep).name
+        assert kept.assignment.network_file is not None
+        path = folder.path / "students" / Path(kept.assignment.network_file).name
         if not path.exists():  # the storage is a URI
-            content = storage.read(kept.assignment.keep)
+            content = storage.read(kept.assignment.network_file)
             if content is None:
                 continue
             path.parent.mkdir(exist_ok=True)

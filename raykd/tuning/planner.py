@@ -15,7 +15,18 @@ from typing import Any, Protocol
 
 from raykd.errors import StudyError
 from raykd.models import Task
-from raykd.runtime.jobs import Assignment, Role
+from raykd.runtime.jobs import (
+    AnyJob,
+    CacheJob,
+    EvaluateJob,
+    IdleJob,
+    JobFailure,
+    QueuedJob,
+    RecordedJob,
+    Report,
+    Role,
+    TrainJob,
+)
 from raykd.schemes import Alone, TeacherSpec
 from raykd.storage import Storage
 from raykd.study.config import Search, Study, plain, read_study
@@ -31,13 +42,7 @@ from raykd.tuning.teacher_store import TeacherStore
 from raykd.tuning.teacher_warnings import chance_warning, weak_teacher_warning
 
 ROLES: tuple[Role, ...] = ("teacher", "trial", "replicate", "alone", "probe")
-"""Of the assignments of which there are records."""
-
-BOOKS = frozenset(
-    {"done", "epoch", "training_iteration", "timestamp", "time_this_iter_s", "time_total_s", "pid"}
-    | {"time_since_restore", "iterations_since_restore", "trial_id", "id"}
-)
-"""What Tune adds to a result and what is no metric of the training."""
+"""Roles of the jobs of which there are records."""
 
 
 class Journal(Protocol):
@@ -112,17 +117,17 @@ class Planner:
         self._caching = context.caching
         self._logs = context.logs
         self._outfitted: set[str] = set()
-        self._builds: dict[str, Assignment] = {}  # shares of outputs that slots compute now
+        self._builds: dict[str, CacheJob] = {}  # shares of outputs that slots compute now
         study = self.study
         own = [teacher_spec_of(replace(study.settings, teacher=one)) for one in study.teachers()]
         self._own = {self._shelf.file(prepared): prepared for prepared in own}
         self._lost: dict[str, Record] = {}  # trainings that failed here, by the file they owe
         self._waits = 0
-        self._queue: deque[Assignment] = deque()
+        self._queue: deque[QueuedJob] = deque()
 
     # What is next
 
-    def next(self) -> Assignment | None:
+    def next(self) -> AnyJob | None:
         """The next training; one that waits where there is none yet; None when all is over."""
         if self.fatal or self.finished:
             return None
@@ -138,10 +143,10 @@ class Planner:
             self._abandon(str(error))
             return None
         self._waits += 1
-        return Assignment(f"wait-{self._waits}", "wait", {}, seed=0, epochs=0)
+        return IdleJob(f"wait-{self._waits}")
 
     @property
-    def _first_ready(self) -> Assignment | None:
+    def _first_ready(self) -> QueuedJob | None:
         """The first in the queue whose teachers, and the outputs it reads of them, are all there.
 
         Whatever is queued has asked for its teachers: those that are not under way are there.
@@ -197,31 +202,46 @@ class Planner:
 
     # What came of it
 
-    def report(self, result: Mapping[str, Any]) -> None:
-        """Take in what a slot reports after an epoch."""
+    def report(self, job_id: str, report: Report, slot: str = "") -> None:
+        """Record the progress of a job.
+
+        Args:
+            job_id: id of the job.
+            report: what it reached.
+            slot: the slot that runs it, "HOST:PID"; empty: this process.
+        """
         if self._caching is not None:
             self._caching.beat()
-        if result["id"] in self._builds:
-            self._build_reported(result)
+        if job_id in self._builds:
+            if report.done:
+                assert self._caching is not None
+                self._caching.done(self._builds.pop(job_id))
             return
-        record = self.records[result["id"]]
-        for epoch, metrics in enumerate(result.get("history", ()), 1):
-            if epoch < int(result["epoch"]):  # that one is the result itself
-                self._epoch(record, epoch, {**record.assignment.metrics, **metrics})
-        if result.get("failed"):
-            reason, place = str(result["failed"]), str(result.get("raised_at", ""))
-            failure = Failure(reason, place)
-            if self._logs is not None:
-                more = str(result.get("traceback", ""))
-                failure = self._logs.gathered(record.assignment, reason, raised_at=place, more=more)
-            self.end(record.id, "failed", failure=failure)
-            if result.get("unusable"):
-                self.slot_failed(record.id, failure.reason)
-            return
-        metrics = numbers(result)
-        self._epoch(record, int(result["epoch"]), metrics, result)
-        if result["done"]:
+        record = self.records[job_id]
+        known = {name: float(value) for name, value in record.assignment.metrics.items()}
+        for epoch, metrics in enumerate(report.history, 1):
+            if epoch < report.epoch:  # that one is the report itself
+                self._epoch(record, epoch, {**known, **metrics})
+        where = {"slot": slot, "clock": report.clock and dataclasses.asdict(report.clock)}
+        metrics = {**known, **report.metrics}
+        self._epoch(record, report.epoch, metrics, {k: v for k, v in where.items() if v})
+        if report.done:
             self.end(record.id, "finished", "", metrics)
+
+    def job_failed(self, job_id: str, failure: JobFailure) -> None:
+        """Record the failure of a job."""
+        if job_id in self._builds:
+            self._build_failed(job_id, failure.reason)
+            return
+        record, place = self.records[job_id], failure.raised_at
+        logged = Failure(failure.reason, place)
+        if self._logs is not None:
+            logged = self._logs.collect(
+                record.assignment, failure.reason, raised_at=place, more=failure.traceback
+            )
+        self.end(record.id, "failed", failure=logged)
+        if failure.slot_unusable:
+            self.slot_failed(record.id, logged.reason)
 
     def end(
         self,
@@ -282,7 +302,7 @@ class Planner:
         failure = Failure(reason)
         record = self.records[record_id]
         if self._logs is not None and record.status == "running":
-            failure = self._logs.gathered(record.assignment, reason, more=error, died=died)
+            failure = self._logs.collect(record.assignment, reason, more=error, died=died)
         self.end(record_id, "failed", failure=failure)
         if not self._anything_finished:
             self._abandon(f"no slot could be started: {failure.reason}")
@@ -312,7 +332,8 @@ class Planner:
             )
             self._abandon(f"the teacher could not be made ready: {record.reason}{log}")
             return
-        for pupil in [waiting for waiting in self._queue if file in waiting.teachers]:
+        recorded = [job for job in self._queue if isinstance(job, RecordedJob)]
+        for pupil in [waiting for waiting in recorded if file in waiting.teachers]:
             self._queue.remove(pupil)
             self._begin(pupil)
             why = f"{record.id}, which was to teach it, failed: {record.reason}"
@@ -358,49 +379,48 @@ class Planner:
 
     # Books
 
-    def _begin(self, assignment: Assignment) -> Assignment:
-        if assignment.role == "outputs":
-            self._builds[assignment.id] = assignment
-            return assignment
-        if self._caching is not None:
-            assignment = self._caching.usable(assignment)
-        assignment = replace(assignment, sole=self._is_sole(assignment))
-        if assignment.id not in self.records:
-            assignment = replace(assignment, names=names_of(assignment.study))
+    def _begin(self, job: QueuedJob) -> QueuedJob:
+        if isinstance(job, CacheJob):
+            self._builds[job.id] = job
+            return job
+        if isinstance(job, TrainJob):
+            if self._caching is not None:
+                job = self._caching.usable(job)
+            job = replace(job, exclusive=self._is_exclusive(job))
+        if job.id not in self.records:
+            job = replace(job, names=names_of(job.study))
             self._write(
                 "run",
-                id=assignment.id,
-                role=assignment.role,
-                parent=assignment.parent,
-                params=dict(assignment.params),
-                tags=dict(assignment.tags),
-                seed=assignment.seed,
-                assignment=assignment.plain(),
+                id=job.id,
+                role=job.role,
+                parent=job.parent,
+                params=dict(job.params),
+                tags=dict(job.tags),
+                seed=job.seed,
+                assignment=job.plain(),
             )
-        return assignment
+        return job
 
-    def _is_sole(self, assignment: Assignment) -> bool:
+    def _is_exclusive(self, job: TrainJob) -> bool:
         """Whether all else waits for this teacher, by the study's own order and not by chance.
 
         Training on more processors rounds differently, so that only what is the same each time
         the study is run may tell.
         """
-        if assignment.keep not in self._own:
+        if job.keep not in self._own:
             return False
-        others = [one for one in self.records.running(*ROLES) if one.id != assignment.id]
-        return not others and all(assignment.keep in one.teachers for one in self._queue)
+        others = [one for one in self.records.running(*ROLES) if one.id != job.id]
+        return not others and all(job.keep in one.teachers for one in self._queue)
 
     def _epoch(
         self,
         record: Record,
         epoch: int,
-        metrics: Mapping[str, Any],
-        result: Mapping[str, Any] | None = None,
+        metrics: Mapping[str, float],
+        where: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
         if epoch == len(record.epochs) + 1:
-            said = result or {}
-            where = {key: said[key] for key in ("slot", "clock") if key in said}
-            self._write("epoch", id=record.id, epoch=epoch, metrics=numbers(metrics), **where)
+            self._write("epoch", id=record.id, epoch=epoch, metrics=dict(metrics), **where)
             self._epoch_ended(record, epoch)
 
     def _write(self, event: str, **fields: Any) -> None:
@@ -414,7 +434,7 @@ class Planner:
         for file, prepared in self._own.items():
             self._fetch(prepared)
             if file not in settled:
-                self._queue.append(self._teacher_assignment(prepared, file))
+                self._queue.append(self._teacher_job(prepared, file))
         for record in self.records.running(*ROLES):
             if record.role != "teacher":
                 study = read_study(record.assignment.study)
@@ -442,7 +462,7 @@ class Planner:
             self._fetch(prepared)
         elif not self._shelf.has(file) and file not in self._under_way | {*self._lost}:
             teachers = self._ask_for(prepared.needs)
-            self._queue.append(self._teacher_assignment(prepared, file, teachers))
+            self._queue.append(self._teacher_job(prepared, file, teachers))
         return file
 
     def _fetch(self, prepared: TeacherSpec) -> None:
@@ -462,33 +482,34 @@ class Planner:
     def _under_way(self) -> set[str | None]:
         """The files that networks being trained, or in the queue, will be put into."""
         running = [record.assignment for record in self.records.running("teacher")]
-        return {one.keep for one in (*self._queue, *running) if one.role == "teacher"}
+        jobs = [one for one in (*self._queue, *running) if isinstance(one, TrainJob)]
+        return {job.keep for job in jobs if job.role == "teacher"}
 
-    def _teacher_assignment(
+    def _teacher_job(
         self, prepared: TeacherSpec, file: str, teachers: tuple[str, ...] = ()
-    ) -> Assignment:
-        own, ready = file in self._own, self._shelf.has(file)
-        queued = sum(assignment.role == "teacher" for assignment in self._queue)
+    ) -> TrainJob | EvaluateJob:
+        """Return the job that trains a teacher, or evaluates one that is there."""
+        queued = sum(isinstance(job, RecordedJob) and job.role == "teacher" for job in self._queue)
         if prepared.model is not None:
             study = teacher_training_study(self.study.settings, prepared)
         else:  # a whole network from MLflow: it is only measured
             study = replace(
                 self.study.settings, teacher=prepared.as_teacher, scheme=Alone(), knowledge=()
             )
-        return Assignment(
-            id=f"teacher-{len(self.records.of('teacher')) + queued}",
-            role="teacher",
-            study=plain(study),
-            seed=study.seed,
-            epochs=0 if ready else study.train.epochs,
-            folder=self._folder,
-            teachers=teachers,
-            measures=file if ready else None,
-            keep=None if ready else file,
-            test=own,
-            params=self.study.flat(study),
-            tags={"teacher": lineage(prepared)},
-        )
+        fields: dict[str, Any] = {
+            "id": f"teacher-{len(self.records.of('teacher')) + queued}",
+            "role": "teacher",
+            "study": plain(study),
+            "seed": study.seed,
+            "folder": self._folder,
+            "teachers": teachers,
+            "test": file in self._own,
+            "params": self.study.flat(study),
+            "tags": {"teacher": lineage(prepared)},
+        }
+        if self._shelf.has(file):
+            return EvaluateJob(**fields, weights_file=file)
+        return TrainJob(**fields, epochs=study.train.epochs, keep=file)
 
     # What teachers say of the training samples, where it is computed once
 
@@ -498,8 +519,10 @@ class Planner:
         if self._caching is None:
             return
         under_way = self._under_way
-        builds: list[Assignment] = []
+        builds: list[CacheJob] = []
         for place, one in enumerate(tuple(self._queue)):
+            if not isinstance(one, TrainJob):
+                continue
             learns = one.role in ("trial", "replicate") and one.teachers
             if learns and one.id not in self._outfitted and under_way.isdisjoint(one.teachers):
                 self._outfitted.add(one.id)
@@ -507,28 +530,24 @@ class Planner:
                 builds += more
         self._queue.extendleft(reversed(builds))
 
-    def _waits_for_outputs(self, assignment: Assignment) -> bool:
-        return self._caching is not None and self._caching.waits(assignment)
-
-    def _build_reported(self, result: Mapping[str, Any]) -> None:
-        if result.get("failed"):
-            self._build_failed(result["id"], str(result["failed"]))
-        elif result["done"]:
-            assert self._caching is not None
-            self._caching.done(self._builds.pop(result["id"]))
+    def _waits_for_outputs(self, job: QueuedJob) -> bool:
+        if self._caching is None or not isinstance(job, TrainJob):
+            return False
+        return self._caching.waits(job)
 
     def _build_failed(self, build_id: str, reason: str) -> None:
         """The teacher is run live; what is left to compute of its outputs is not asked for."""
         assert self._caching is not None
         self._caching.failed(self._builds.pop(build_id), reason)
-        for one in [one for one in self._queue if one.role == "outputs"]:
+        for one in [one for one in self._queue if isinstance(one, CacheJob)]:
             if not self._caching.still_wanted(one):
                 self._queue.remove(one)
 
     @property
     def _own_are_ready(self) -> bool:
         running = [record.assignment for record in self.records.running("teacher")]
-        return all(one.makes not in self._own for one in (*self._queue, *running))
+        jobs = [one for one in (*self._queue, *running) if isinstance(one, RecordedJob)]
+        return all(job.network_file not in self._own for job in jobs)
 
     def _queue_student(
         self,
@@ -541,7 +560,7 @@ class Planner:
         if self._caching is not None:
             study = self._caching.fixed(study)
         candidate = self._bound.candidate(study)
-        assignment = Assignment(
+        job = TrainJob(
             **{
                 "id": record_id,
                 "role": "trial",
@@ -558,28 +577,19 @@ class Planner:
                 **fields,
             }
         )
-        self._queue.append(assignment)
-        for file in {*assignment.teachers} & {*self._lost}:
+        self._queue.append(job)
+        for file in {*job.teachers} & {*self._lost}:
             self._teacher_ended(self._lost[file])
 
 
 def _network_file(record: Record) -> str:
-    file = record.assignment.makes
+    file = record.assignment.network_file
     assert file is not None, "a teacher is loaded from a file or kept in one"
     return file
 
 
 def _teacher_of(record: Record) -> str:
     return record.assignment.tags.get("teacher", record.id)
-
-
-def numbers(result: Mapping[str, Any]) -> dict[str, float]:
-    """The metrics of a result: its finite and infinite numbers, without its book-keeping."""
-    return {
-        name: float(value)
-        for name, value in result.items()
-        if isinstance(value, (int, float)) and not isinstance(value, bool) and name not in BOOKS
-    }
 
 
 def label(part: object) -> str:

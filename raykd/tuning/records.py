@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from raykd import pareto
-from raykd.runtime.jobs import Assignment, Role
+from raykd.runtime.jobs import EvaluateJob, JournalJob, Role, read_job
 from raykd.study.short_names import names_of
 
 
@@ -28,7 +28,7 @@ class Record:
         metrics: of the last epoch, with cost and, where it was asked for, test metrics.
     """
 
-    assignment: Assignment
+    assignment: JournalJob
     epochs: list[dict[str, float]] = field(default_factory=list)
     status: str = "running"
     reason: str = ""
@@ -70,7 +70,7 @@ class Records:
         """Take in one journal event; the same event twice changes nothing."""
         kind = event["event"]
         if kind == "run":
-            assignment = Assignment.from_plain(event["assignment"])
+            assignment = read_job(event["assignment"])
             if assignment.id not in self._all:
                 record = Record(assignment)
                 self._all[record.id] = self._running[record.id] = record
@@ -145,7 +145,11 @@ def values_of(records: Sequence[Record], metric: str) -> list[float]:
 def teacher_name(record: Record) -> str:
     """A network that teaches, in short."""
     teacher = record.assignment.study.get("teacher") or {}
-    if record.assignment.measures and teacher.get("weights") and not teacher.get("model"):
+    if (
+        isinstance(record.assignment, EvaluateJob)
+        and teacher.get("weights")
+        and not teacher.get("model")
+    ):
         return str(teacher["weights"])  # a whole network from MLflow
     return _name(record, "student")
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 from raykd.errors import StudyError
 from raykd.models import Task
-from raykd.runtime.signals import closing, received_stop_signal, stop_on_signals
+from raykd.runtime.signals import begin_cleanup, received_stop_signal, stop_on_signals
 from raykd.study.checks.latency import check_measured
 from raykd.study.checks.load import check_shapes
 from raykd.study.config import Cluster, Search
@@ -196,7 +196,7 @@ class StudyRun(ABC, Generic[ResultT]):
                 raise KeyboardInterrupt from None
             raise
         finally:
-            closing(hurry=tracker.abandon)
+            begin_cleanup(hurry=tracker.abandon)
             status = "lost" if is_lost(folder.path) else status
             _close(bus, journal, tracker, status)
         return result

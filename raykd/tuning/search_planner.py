@@ -24,6 +24,7 @@ from optuna.trial import TrialState
 from raykd.compat.optuna_tpe import SEEN
 from raykd.compat.optuna_trials import resume_trial
 from raykd.errors import Infeasible, StudyError
+from raykd.runtime.jobs import TrainJob
 from raykd.schemes import Alone
 from raykd.study.config import Study, read_study
 from raykd.tuning.planner import Planner, RunContext
@@ -153,7 +154,10 @@ class SearchPlanner(Planner):
     @property
     def _held(self) -> int:
         """How many trials were drawn and have not begun."""
-        return sum(a.role == "trial" and a.id not in self.records for a in self._queue)
+        return sum(
+            isinstance(job, TrainJob) and job.role == "trial" and job.id not in self.records
+            for job in self._queue
+        )
 
     def _draw(self) -> bool:
         """Queue one feasible point that was not tried before; False where none is left."""

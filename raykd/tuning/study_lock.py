@@ -1,11 +1,11 @@
-"""The lock of a study's folder: one process at a time writes there.
+"""Lock of a study's folder: one process at a time writes there.
 
-Two things guard a folder.  `driver.json` says who works there: host, process, since when.  An
-operating-system lock on `driver.lock` ends with its process, so that a crash frees the folder at
-once.  Where the file system has no such locks, and between two machines, the modification time of
-`driver.json` decides: its process renews it every `BEAT_S` seconds.
+Two files guard a folder.  `driver.json` names the process that works there: its host, its number
+and its start.  An operating-system lock on `driver.lock` ends with its process, so that a crash
+frees the folder at once.  If the file system has no such locks, and between two machines, the
+modification time of `driver.json` decides: its process renews it every `BEAT_S` seconds.
 
-Imports the standard library alone: `raykd report` asks who works on a study.
+Imports only the standard library: `raykd report` reads which process works on a study.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ except ImportError:  # not a POSIX system
 
 RECORD, LOCK = "driver.json", "driver.lock"
 BEAT_S = 10.0
-"""Seconds between two signs of life."""
+"""Seconds between two renewals of `driver.json`."""
 
 STALE_S = 120.0
-"""Seconds without a sign of life after which a process of another machine counts as dead."""
+"""Seconds without renewal after which a process of another machine counts as dead."""
 
 TRUSTED_S = 30.0
-"""Seconds after the last sign of life for which a process may write without looking again."""
+"""Seconds after a renewal in which its process may write without another check."""
 
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL)
 """Errors of file systems without locks."""
@@ -48,14 +48,14 @@ Work = Literal["search", "pairs", "distill", "teacher", "sync"]
 
 @dataclass(frozen=True)
 class Identity:
-    """A process, told apart from every other one that ever had its number.
+    """Identity of a process, unlike any other that has had the same number.
 
     Attributes:
         host: name of its machine.
         pid: its number.
-        started: when it started, in the kernel's ticks since boot; 0: unknown.
-        boot: the machine's boot id; empty: unknown.
-        namespace: the process numbers' namespace (containers have their own); empty: unknown.
+        started: its start, in the kernel's ticks since boot; 0: unknown.
+        boot: boot id of the machine; empty: unknown.
+        namespace: namespace of process numbers (containers have their own); empty: unknown.
     """
 
     host: str
@@ -65,22 +65,22 @@ class Identity:
     namespace: str
 
     @classmethod
-    def own(cls) -> Identity:
-        """The identity of this process."""
+    def of_this_process(cls) -> Identity:
+        """Return the identity of this process."""
         pid = os.getpid()
         return cls(socket.gethostname(), pid, _start_of(pid) or 0, _boot(), _namespace())
 
     @property
     def is_local(self) -> bool:
         """Return whether its machine is this one and its number means the same here."""
-        own = Identity.own()
-        if self.boot and own.boot:
-            return (self.boot, self.namespace) == (own.boot, own.namespace)
-        return self.host == own.host
+        present = Identity.of_this_process()
+        if self.boot and present.boot:
+            return (self.boot, self.namespace) == (present.boot, present.namespace)
+        return self.host == present.host
 
     @property
     def is_alive(self) -> bool:
-        """Return whether the process exists; ask only where `is_local`."""
+        """Return whether the process exists; only valid if `is_local`."""
         if self.started:
             return _start_of(self.pid) == self.started
         try:
@@ -94,15 +94,15 @@ class Identity:
 
 @dataclass(frozen=True)
 class Driver:
-    """A process that took a study's folder.
+    """Process that locked a study's folder.
 
     Attributes:
-        folder: the study's.
-        identity: the process.
-        work: the verb it runs.
-        since: when it took the folder, in seconds since 1970.
-        token: unlike that of any other time a folder was taken.
-        released: whether it has given the folder back.
+        folder: of the study.
+        identity: of the process.
+        work: the command it runs.
+        since: time of the lock, in seconds since 1970.
+        token: unique to this lock.
+        released: whether the process has released the folder.
     """
 
     folder: Path
@@ -118,7 +118,7 @@ class Driver:
 
     @property
     def silence(self) -> float:
-        """Seconds since the process's last sign of life."""
+        """Seconds since the process last renewed `driver.json`."""
         try:
             return max(0.0, _time_in(self.folder) - (self.folder / RECORD).stat().st_mtime)
         except OSError:
@@ -126,28 +126,29 @@ class Driver:
 
     @property
     def is_at_work(self) -> bool:
-        """Whether the process is alive and has not given the folder back, as far as can be known
-        without asking it."""
+        """Return whether the process still works on the study, as far as its files show."""
         if self.released:
             return False
         return self.identity.is_alive if self.identity.is_local else self.silence < STALE_S
 
 
 class LockLost(StudyError):
-    """Another process has taken the folder: this one must not write there any more."""
+    """The folder is locked by another process now: this one must not write there any more."""
 
 
 class FolderLock:
-    """This process's lock of one folder; see `locked`."""
+    """Lock of one folder by this process; see `locked`."""
 
     def __init__(self, folder: Path, work: Work) -> None:
         self.folder = folder
-        self.driver = Driver(folder, Identity.own(), work, time.time(), uuid.uuid4().hex)
+        self.driver = Driver(
+            folder, Identity.of_this_process(), work, time.time(), uuid.uuid4().hex
+        )
         self._file = -1
-        self._seen = _clock()
+        self._renewed_at = _clock()
         self._lost = False
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._beat, name="raykd-lock", daemon=True)
+        self._released = threading.Event()
+        self._thread = threading.Thread(target=self._keep_alive, name="raykd-lock", daemon=True)
 
     def take(self) -> None:
         """Take the lock.
@@ -156,9 +157,9 @@ class FolderLock:
             StudyError: another process has it, or the folder cannot be written.
         """
         try:
-            guarded = self._lock_file()
-            self._check_record(guarded)
-            self._write_record(guarded)
+            has_file_lock = self._lock_file()
+            self._check_record(has_file_lock)
+            self._write_record(has_file_lock)
         except StudyError:
             self._close()
             raise
@@ -173,8 +174,8 @@ class FolderLock:
         self._thread.start()
 
     def release(self) -> None:
-        """Give the folder back."""
-        self._over.set()
+        """Release the folder."""
+        self._released.set()
         if self._thread.is_alive():
             self._thread.join()
         with contextlib.suppress(OSError):
@@ -183,12 +184,12 @@ class FolderLock:
         self._close()
 
     def check(self) -> None:
-        """See that the lock is still held; costs nothing while the signs of life are fresh.
+        """Check that the folder is still locked; costs nothing soon after a renewal.
 
         Raises:
             LockLost: another process has taken the folder, as after a long suspension.
         """
-        if self._lost or (_clock() - self._seen > TRUSTED_S and not self._renewed()):
+        if self._lost or (_clock() - self._renewed_at > TRUSTED_S and not self._renew()):
             new = read_driver(self.folder)
             raise LockLost(
                 Problem(
@@ -199,7 +200,7 @@ class FolderLock:
             )
 
     def _lock_file(self) -> bool:
-        """Take the operating system's lock; False where the file system has none."""
+        """Take the operating system's lock; False if the file system has none."""
         self._file = os.open(self.folder / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
         if fcntl is None:
             return False
@@ -213,26 +214,30 @@ class FolderLock:
             raise _refusal(self.folder, read_driver(self.folder)) from None
         return True
 
-    def _check_record(self, guarded: bool) -> None:
-        found = read_driver(self.folder)
-        if found is None or found.released:
+    def _check_record(self, has_file_lock: bool) -> None:
+        """Refuse the folder if the process in `driver.json` is alive."""
+        driver = read_driver(self.folder)
+        if driver is None or driver.released:
             return
-        if found.identity.is_local:
-            # Without a start time another process may have the number: the lock knows better.
-            alive = found.identity.is_alive and not (guarded and not found.identity.started)
+        identity = driver.identity
+        if identity.is_local:
+            # Without a start time, another process may have the number: the file lock is certain.
+            alive = identity.is_alive and not (has_file_lock and not identity.started)
         else:
-            here = bool(found.identity.boot) and found.identity.boot == _boot()  # a container
-            alive = found.silence < (TRUSTED_S if guarded and here else STALE_S)
+            same_machine = bool(identity.boot) and identity.boot == _boot()  # another container
+            limit = TRUSTED_S if has_file_lock and same_machine else STALE_S
+            alive = driver.silence < limit
         if alive:
-            raise _refusal(self.folder, found)
+            raise _refusal(self.folder, driver)
 
-    def _write_record(self, guarded: bool) -> None:
+    def _write_record(self, has_file_lock: bool) -> None:
+        """Write `driver.json`; without a file lock, the process that writes it last has it."""
         self._write(self.driver)
-        if not guarded:  # whoever replaced the record last has it
+        if not has_file_lock:
             time.sleep(0.5)
         if not self._is_ours():
             raise _refusal(self.folder, read_driver(self.folder))
-        self._seen = _clock()
+        self._renewed_at = _clock()
 
     def _write(self, driver: Driver) -> None:
         content = {**asdict(driver.identity), "format": 1}
@@ -242,29 +247,30 @@ class FolderLock:
         os.replace(draft, self.folder / RECORD)
 
     def _is_ours(self) -> bool:
-        found = read_driver(self.folder)
-        return found is not None and found.token == self.driver.token
+        driver = read_driver(self.folder)
+        return driver is not None and driver.token == self.driver.token
 
-    def _renewed(self) -> bool:
-        """Renew the sign of life; False where the folder is another process's now."""
-        began = _clock()
+    def _renew(self) -> bool:
+        """Renew `driver.json`; False if the folder is locked by another process now."""
+        start = _clock()
         try:
             if not self._is_ours():
-                # A record that is merely gone is written again, unless others had time to come.
-                gone = not (self.folder / RECORD).exists() and self.folder.exists()
-                self._lost = not gone or began - self._seen > STALE_S
+                # A deleted record is written again, unless another process had time to come.
+                is_deleted = not (self.folder / RECORD).exists() and self.folder.exists()
+                self._lost = not is_deleted or start - self._renewed_at > STALE_S
                 if self._lost:
                     return False
                 self._write(self.driver)
             os.utime(self.folder / RECORD)
-        except OSError:  # a file server that is away
-            return began - self._seen < STALE_S - TRUSTED_S
-        self._seen = began
+        except OSError:  # the file server is away
+            return start - self._renewed_at < STALE_S - TRUSTED_S
+        self._renewed_at = start
         return True
 
-    def _beat(self) -> None:
-        while not self._over.wait(BEAT_S):
-            if not self._renewed() and self._lost:
+    def _keep_alive(self) -> None:
+        """Renew `driver.json` until the folder is released or lost."""
+        while not self._released.wait(BEAT_S):
+            if not self._renew() and self._lost:
                 return
 
     def _close(self) -> None:
@@ -273,49 +279,49 @@ class FolderLock:
             self._file = -1
 
 
-_HELD: dict[str, FolderLock] = {}
+_LOCKS: dict[str, FolderLock] = {}
 _GUARD = threading.Lock()
 
 
 @contextlib.contextmanager
 def locked(folder: Path, work: Work) -> Iterator[FolderLock]:
-    """Keep every other process, and every other thread, from writing in a study's folder.
+    """Keep other processes and threads from writing in a study's folder.
 
     Args:
-        folder: the study's.
-        work: the verb, for messages.
+        folder: of the study.
+        work: the command, for messages.
 
     Raises:
-        StudyError: another process works there; says which.
+        StudyError: another process works there; names it.
     """
     key = os.path.realpath(folder)
-    with _GUARD:  # closing any handle of the lock's file would free it: look here first
-        if key in _HELD:
-            raise _refusal(folder, _HELD[key].driver)
+    with _GUARD:  # opening and closing the lock's file again would free it: check here first
+        if key in _LOCKS:
+            raise _refusal(folder, _LOCKS[key].driver)
         lock = FolderLock(folder, work)
         lock.take()
-        _HELD[key] = lock
+        _LOCKS[key] = lock
     try:
         yield lock
     finally:
         with _GUARD:
-            del _HELD[key]
+            del _LOCKS[key]
             lock.release()
 
 
 def check_lock(folder: Path) -> None:
-    """See that a lock this process took of a folder is still its own; nothing where it took none.
+    """Check that this process still has its lock of a folder, if it took one.
 
     Raises:
-        LockLost: it is not.
+        LockLost: another process has taken it.
     """
-    for lock in tuple(_HELD.values()):
+    for lock in tuple(_LOCKS.values()):
         if lock.folder == folder:
             lock.check()
 
 
 def is_lost(folder: Path) -> bool:
-    """Return whether this process took a folder's lock and has lost it since."""
+    """Return whether this process had a folder's lock and has lost it."""
     try:
         check_lock(folder)
     except LockLost:
@@ -324,29 +330,30 @@ def is_lost(folder: Path) -> bool:
 
 
 def active_driver(folder: Path) -> Driver | None:
-    """The process that runs the study in a folder now; None where none does."""
-    found = read_driver(folder)
-    return found if found is not None and found.work != "sync" and found.is_at_work else None
+    """Return the process that runs the study in a folder now; None if none does."""
+    driver = read_driver(folder)
+    return driver if driver is not None and driver.work != "sync" and driver.is_at_work else None
 
 
 def read_driver(folder: Path) -> Driver | None:
-    """The process that took a folder last, alive or not; None where none ever did."""
+    """Return the process that locked a folder last, alive or not; None if none ever did."""
     try:
         content = json.loads((folder / RECORD).read_text(encoding="utf-8"))
         names = ("host", "pid", "started", "boot", "namespace")
         identity = Identity(**{name: content[name] for name in names})
-        more = {key: content[key] for key in ("work", "since", "token", "released")}
-        return Driver(folder, identity, **more)
+        fields = {key: content[key] for key in ("work", "since", "token", "released")}
+        return Driver(folder, identity, **fields)
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
 def _refusal(folder: Path, driver: Driver | None) -> StudyError:
+    """Return the error of a folder that another process works in."""
     if driver is None or driver.released:
         return StudyError(
             Problem(
                 f"another process works on the study in {folder}",
-                fix="wait until it ends; `raykd report` shows how far it is",
+                fix="wait until it ends; `raykd report` shows its progress",
             )
         )
     local = driver.identity.is_local
@@ -365,7 +372,7 @@ def _refusal(folder: Path, driver: Driver | None) -> StudyError:
 
 
 def _time_in(folder: Path) -> float:
-    """The time by the clock of the folder's file system, which may be another machine's."""
+    """Return the time by the clock of the folder's file system, which may be another machine's."""
     draft = folder / f".clock.{uuid.uuid4().hex[:8]}"
     try:
         draft.touch(exist_ok=False)
@@ -378,14 +385,14 @@ def _time_in(folder: Path) -> float:
 
 
 def _clock() -> float:
-    """Seconds that also pass while the process or the machine is suspended."""
+    """Return seconds that also pass while the process or the machine is suspended."""
     if hasattr(time, "CLOCK_BOOTTIME"):
         return time.clock_gettime(time.CLOCK_BOOTTIME)
     return time.monotonic()
 
 
 def _start_of(pid: int) -> int | None:
-    """When a process started, in ticks since boot; None where it does not exist or is a zombie."""
+    """Return a process's start in ticks since boot; None if it does not exist or is a zombie."""
     try:
         text = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace")
     except OSError:

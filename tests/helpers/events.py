@@ -10,7 +10,7 @@ from typing import Any
 from raykd.models import Task, model_profile
 from raykd.report.progress import View
 from raykd.runtime.cluster import SlotPlan
-from raykd.runtime.jobs import Assignment
+from raykd.runtime.jobs import TrainJob
 from raykd.schemes import Alone
 from raykd.study.config import Study, plain
 from raykd.study.open_study import OpenStudy
@@ -107,7 +107,7 @@ class Teller:
     def run(self, run_id: str, role: Any, study: Study, **fields: Any) -> Iterator[Event]:
         cost = model_profile(study.student.model, TASK)
         written = plain(study)
-        assignment = Assignment(
+        assignment = TrainJob(
             id=run_id,
             role=role,
             study=written,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from raykd.layer_study.design import LayerStudyDesign, design_layer_study
 from raykd.layer_study.planner import LayerStudyPlanner
 from raykd.layer_study.result import LayerStudyResult, read_layer_study
 from raykd.models import Task
-from raykd.runtime.jobs import Assignment
+from raykd.runtime.jobs import JournalJob, ProbeDesign, ProbeJob
 from raykd.study.config import plain
 from raykd.study.open_study import OpenStudy
 from raykd.tracking.journal import Journal, events
@@ -61,10 +60,10 @@ GAINS = {"stage2-to-stage3": 0.06, "stage3-to-stage3": 0.03, "reverse": -0.05}
 """What some arms gain over all others in `pretended`."""
 
 
-def pretended(assignment: Assignment, epoch: int) -> dict[str, Any]:
+def pretended(assignment: JournalJob, epoch: int) -> dict[str, Any]:
     """Metrics as of a training, or predictors as of a probe, from nothing but the assignment."""
-    if assignment.probe is not None:
-        return {"found": predicted(assignment.probe, assignment.seed)}
+    if isinstance(assignment, ProbeJob):
+        return {"predictors": predicted(assignment.design, assignment.seed)}
     arm, text = assignment.tags.get("arm", ""), f"{assignment.tags.get('arm')}{assignment.seed}"
     noise = hashlib.sha256(text.encode()).digest()[0] / 25600
     value = 0.5 + 0.01 * assignment.seed + noise + GAINS.get(arm, 0.0) + 0.1 * epoch
@@ -74,14 +73,14 @@ def pretended(assignment: Assignment, epoch: int) -> dict[str, Any]:
     return found
 
 
-def predicted(probe: Mapping[str, Any], seed: int) -> dict[str, Any]:
+def predicted(probe: ProbeDesign, seed: int) -> dict[str, Any]:
     """CKA that falls with the distance of two layers, gradients of nothing."""
-    rows, columns = probe["teacher_layers"], probe["student_layers"]
+    rows, columns = probe.teacher_layers, probe.student_layers
     table = [[1 / (1 + abs(r - c)) for c, _ in enumerate(columns)] for r, _ in enumerate(rows)]
-    gradient = [[float("nan") for _ in probe["guided"]] for _ in probe["hints"]]
+    gradient = [[float("nan") for _ in probe.guided] for _ in probe.hints]
     gradient[0][0] = 0.25 + seed / 100
     return {
-        "steps": probe["steps"],
+        "steps": probe.steps,
         "cka": {"start": table, "steps": table, "trained": table},
         "gradient": gradient,
     }

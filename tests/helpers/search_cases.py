@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import pickle
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -15,8 +16,15 @@ import optuna
 from optuna.study import StudyDirection
 
 from raykd.models import Task
-from raykd.runtime.early_stopping import Rule
-from raykd.runtime.jobs import Assignment
+from raykd.runtime.early_stopping import StoppingRule
+from raykd.runtime.jobs import (
+    AnyJob,
+    Clock,
+    IdleJob,
+    JobFailure,
+    JournalJob,
+    Report,
+)
 from raykd.runtime.ray_tune import Reports, Stopping, Suggestions
 from raykd.storage import Storage
 from raykd.study.checks.load import open_study
@@ -62,8 +70,12 @@ DIRECTIONS = {"max": StudyDirection.MAXIMIZE, "min": StudyDirection.MINIMIZE}
 TASK = Task(input_shape=(1, 8, 8), classes=10)
 FOLDER = "small-20260101-120000"
 
-Metrics = Callable[[Assignment, int], Mapping[str, float]]
-"""(assignment, epoch) -> what it reaches then."""
+Metrics = Callable[[JournalJob, int], Mapping[str, float]]
+"""(job, epoch) -> its metrics after that epoch."""
+
+Result = dict[str, Any]
+"""A report as tests write it: `epoch`, `done`, perhaps `history`, `failed`, `traceback` or
+`predictors`; all else are metrics."""
 
 
 def opened(*overrides: str, text: str = SMALL) -> OpenStudy:
@@ -153,7 +165,39 @@ class World:
         )
 
 
-def made_up(assignment: Assignment, epoch: int) -> dict[str, float]:
+def outcome_of(result: Result | Report | JobFailure) -> Report | JobFailure:
+    """Return the report or failure that a test's result means."""
+    if not isinstance(result, dict):
+        return result
+    metrics = dict(result)
+    if "failed" in metrics:
+        more = {key: metrics[key] for key in ("traceback", "raised_at") if key in metrics}
+        unusable = metrics.get("unusable", False)
+        return JobFailure(metrics["failed"], slot_unusable=unusable, **more)
+    fields = {key: metrics.pop(key) for key in ("epoch", "done", "predictors") if key in metrics}
+    return Report(
+        **fields,
+        history=tuple(metrics.pop("history", ())),
+        clock=Clock(0.0, 0.0),
+        metrics=metrics,
+    )
+
+
+def next_job(explorer: Any) -> Any:
+    """Return a planner's next job, of any kind."""
+    return explorer.next()
+
+
+def tell(explorer: Any, job: AnyJob, **result: Any) -> None:
+    """Report a job's result to a planner."""
+    outcome = outcome_of(result)
+    if isinstance(outcome, JobFailure):
+        explorer.job_failed(job.id, outcome)
+    else:
+        explorer.report(job.id, outcome)
+
+
+def made_up(assignment: JournalJob, epoch: int) -> dict[str, float]:
     """Metrics that look like a training's: from nothing but the assignment and the epoch."""
     knowledge = [
         {**term, "pairs": [[p["hint"], p["guided"]] for p in term["pairs"] or ()]}
@@ -167,13 +211,13 @@ def made_up(assignment: Assignment, epoch: int) -> dict[str, float]:
     return found
 
 
-def trained(world: World, assignment: Assignment, metrics: Metrics) -> Iterator[dict[str, Any]]:
+def trained(world: World, assignment: JournalJob, metrics: Metrics) -> Iterator[Result]:
     """What a slot reports of one training: goes on from the saved state where there is one."""
     storage = world.storage
     saved = storage.read(assignment.state_file)
     history = json.loads(saved) if saved else []
     if not assignment.epochs:
-        yield {"epoch": 0, "done": True, "id": assignment.id, **metrics(assignment, 0)}
+        yield {"epoch": 0, "done": True, **metrics(assignment, 0)}
         return
     before = list(history)
     while True:
@@ -182,18 +226,9 @@ def trained(world: World, assignment: Assignment, metrics: Metrics) -> Iterator[
             history.append(dict(metrics(assignment, len(history) + 1)))
             storage.write(assignment.state_file, json.dumps(history).encode())
         done = len(history) == assignment.epochs
-        if done and assignment.keep:
-            storage.write(assignment.keep, b"weights")
-        yield {
-            "id": assignment.id,
-            "epoch": len(history),
-            "done": done,
-            "history": before,
-            "clock": {"first_step": 0.0, "end": 0.0},
-            "training_iteration": 1,
-            **assignment.metrics,
-            **history[-1],
-        }
+        if done and assignment.network_file:
+            storage.write(assignment.network_file, b"weights")
+        yield {"epoch": len(history), "done": done, "history": before, **history[-1]}
         before = []
 
 
@@ -206,13 +241,13 @@ class FakeTune:
         explorer: SearchPlanner,
         metrics: Metrics = made_up,
         slots: int = 1,
-        rule: Rule | None = None,
+        rule: StoppingRule | None = None,
     ) -> None:
         self.world, self.explorer, self.metrics, self.slots = world, explorer, metrics, slots
         self._suggestions = Suggestions(explorer)
         self._stopping = Stopping(explorer, rule)
         self._reports = Reports(explorer)
-        self._live: list[tuple[Any, Iterator[dict[str, Any]]]] = []
+        self._live: list[tuple[Any, Iterator[Any]]] = []
         self._count = 0
         self.waited = 0
         self.most_at_once = 0
@@ -232,26 +267,31 @@ class FakeTune:
             config = self._suggestions.suggest(str(self._count))
             if config == Suggestions.FINISHED:
                 return
-            json.dumps(config)  # plain data: it has to travel
+            pickle.dumps(config)  # it has to travel
             self._count += 1
             trial: Any = SimpleNamespace(trial_id=str(self._count), config=config)
             trial.get_error = lambda: None
-            assignment = Assignment.from_plain(config["assignment"])
             self._stopping.on_trial_add(None, trial)
-            self._live.append((trial, self._results(assignment)))
-            working = [t for t, _ in self._live if t.config["assignment"]["role"] != "wait"]
+            self._live.append((trial, self._results(config["job"])))
+            working = [t for t, _ in self._live if not isinstance(t.config["job"], IdleJob)]
             self.most_at_once = max(self.most_at_once, len(working))
 
-    def _results(self, assignment: Assignment) -> Iterator[dict[str, Any]]:
-        if assignment.role != "wait":
-            yield from trained(self.world, assignment, self.metrics)
+    def _results(self, job: Any) -> Iterator[Any]:
+        if not isinstance(job, IdleJob):
+            yield from trained(self.world, job, self.metrics)
             return
         while True:
             self.waited += 1
-            yield {"id": assignment.id, "epoch": 0, "done": False}
+            yield {"epoch": 0, "done": False}
 
-    def _step(self, trial: Any, results: Iterator[dict[str, Any]]) -> None:
-        result = next(results)
+    def _step(self, trial: Any, results: Iterator[Any]) -> None:
+        job, outcome = trial.config["job"], outcome_of(next(results))
+        result: dict[str, Any] = {"epoch": 0, "done": True, "outcome": outcome, "slot": "here:1"}
+        if isinstance(outcome, Report):
+            result |= {"epoch": outcome.epoch, "done": outcome.done}
+            result |= {**getattr(job, "metrics", {}), **outcome.metrics}
+        if isinstance(job, IdleJob):
+            del result["outcome"]
         decision = "STOP" if result["done"] else None
         decision = decision or self._stopping.on_trial_result(None, trial, result)
         result["done"] = result["done"] or decision == "STOP"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any, Literal
 
@@ -143,7 +144,7 @@ def scheme_of(name: str) -> Scheme:
     return SCHEMES[name](**given.get(name, {}))
 
 
-def untimed(metrics: dict[str, float]) -> dict[str, float]:
+def untimed(metrics: Mapping[str, float]) -> dict[str, float]:
     clocks = ("epoch_seconds", "images_per_second")
     return {name: value for name, value in metrics.items() if name not in clocks}
 

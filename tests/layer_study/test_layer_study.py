@@ -31,7 +31,7 @@ from raykd.layer_study.result import LayerStudyResult, best_of, read_layer_study
 from raykd.layer_study.run import check_layer_study
 from raykd.layer_study.statistics import contrasts, holm, kendall, noise_of, rank_correlation
 from raykd.losses import Pair
-from raykd.runtime.jobs import Assignment
+from raykd.runtime.jobs import JournalJob
 
 # What is asked
 
@@ -236,7 +236,7 @@ def test_the_best_set_and_no_hint_are_tested_under_fresh_seeds(world: PairsWorld
     assert sorted({r.assignment.tags["arm"] for r in again}) == ["none", "stage2-to-stage3"]
     assert {r.assignment.seed for r in again} == {10, 11}, "none of the arms' own"
     assert all("test_accuracy" in r.metrics for r in again) and len(again) == 4
-    kept = [r.assignment.keep for r in again if r.assignment.tags["arm"] != "none"]
+    kept = [r.assignment.network_file for r in again if r.assignment.tags["arm"] != "none"]
     assert all(kept) and {r.assignment.parent for r in again} == {chosen.id, "none/seed-0"}
 
 
@@ -269,7 +269,7 @@ def test_an_interrupted_study_comes_to_the_same(
     conduct(whole)
     steps = 0
 
-    def dying(assignment: Assignment, epoch: int) -> dict[str, Any]:
+    def dying(assignment: JournalJob, epoch: int) -> dict[str, Any]:
         nonlocal steps
         steps += 1
         if steps == at:
@@ -289,11 +289,11 @@ def results(world: PairsWorld) -> dict[str, Any]:
 
 def test_an_arm_that_fails_is_left_out_of_the_choice(world: PairsWorld) -> None:
     class Failing(FakeTune):
-        def _results(self, assignment: Assignment) -> Any:
-            if assignment.id != "stage2-to-stage3/seed-1":
-                yield from super()._results(assignment)
+        def _results(self, job: Any) -> Any:
+            if job.id != "stage2-to-stage3/seed-1":
+                yield from super()._results(job)
                 return
-            yield {"id": assignment.id, "epoch": 0, "done": True, "failed": "diverged"}
+            yield {"failed": "diverged"}
 
     arms = world.arms()
     Failing(world, arms, pretended).run()  # type: ignore[arg-type]

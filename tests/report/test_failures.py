@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from raykd.report.failures import Announcer, causes, failure_lines
-from raykd.runtime.jobs import Assignment
+from raykd.runtime.jobs import TrainJob
 from raykd.tuning.records import Record
 
 
 def failed(number: int, reason: str, raised_at: str = "", log: str = "") -> Record:
-    work = Assignment(f"trial-{number:04}", "trial", {}, seed=0, epochs=1)
+    work = TrainJob(f"trial-{number:04}", "trial", {}, seed=0, epochs=1)
     return Record(work, status="failed", reason=reason, raised_at=raised_at, log=log)
 
 

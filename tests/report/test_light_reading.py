@@ -12,7 +12,7 @@ import pytest
 from helpers.events import Teller
 from raykd.layer_study.arm_record import Arm
 from raykd.layer_study.result import read_layer_study
-from raykd.runtime.jobs import Assignment
+from raykd.runtime.jobs import TrainJob
 from raykd.study.space.pairing import LayerPair
 from raykd.tracking.journal import Journal
 from raykd.tuning.study_dir import create_folder
@@ -72,7 +72,7 @@ def paired(root: Path) -> Path:
                 names = {"student": "mlp", "learns_from": "hint", "pairs": ""}
                 tags = {"arm": arm.id}
                 name = f"{arm.id}/seed-{seed}"
-                work = Assignment(name, "trial", study, seed, 1, names=names, tags=tags)
+                work = TrainJob(name, "trial", study, seed, 1, names=names, tags=tags)
                 journal.write("run", id=work.id, role="trial", assignment=work.plain())
                 reached = {"val_accuracy": 0.5 + 0.1 * number + 0.01 * (seed * number % 3)}
                 journal.epoch(work.id, 1, reached)

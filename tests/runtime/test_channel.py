@@ -1,35 +1,43 @@
-"""A slot and rank 0 on one socket: numbered commands, lost groups, strangers."""
+"""A slot and rank 0 on one socket: numbered requests, lost groups, strangers."""
 
 from __future__ import annotations
 
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from multiprocessing import AuthenticationError
 from typing import Any
 
 import pytest
 
-from raykd.runtime import channel as mailboxes
+from raykd.runtime import channel as channels
 from raykd.runtime.channel import (
     Address,
-    Answer,
-    Command,
-    Mailbox,
-    WorkerEnd,
+    Channel,
+    ChannelClient,
+    ContinueJob,
+    Exit,
+    Request,
+    StartJob,
     WorkersGone,
     WorkersLost,
 )
+from raykd.runtime.jobs import JobFailure, Report, TrainJob
 
 HOST = "127.0.0.1"
 
 
+def ok(reason: str = "fine") -> JobFailure:
+    """An outcome that can be told from others."""
+    return JobFailure(reason)
+
+
 @pytest.fixture
-def mailbox() -> Iterator[Mailbox]:
-    mailbox = Mailbox(HOST)
-    yield mailbox
-    mailbox.close()
+def channel() -> Iterator[Channel]:
+    channel = Channel(HOST)
+    yield channel
+    channel.close()
 
 
 def meanwhile(work: Callable[[], Any]) -> threading.Thread:
@@ -38,273 +46,276 @@ def meanwhile(work: Callable[[], Any]) -> threading.Thread:
     return thread
 
 
-def connected(mailbox: Mailbox) -> WorkerEnd:
+def connected(channel: Channel) -> ChannelClient:
     """A worker's end that has announced itself."""
-    ends: list[WorkerEnd] = []
-    before = mailbox.announcements
-    thread = meanwhile(lambda: ends.append(WorkerEnd(mailbox.address)))
+    ends: list[ChannelClient] = []
+    before = channel.announcements
+    thread = meanwhile(lambda: ends.append(ChannelClient(channel.address)))
     until = time.monotonic() + 10
-    while mailbox.announcements == before and time.monotonic() < until:
-        mailbox._accept_if_calling(0.1)
+    while channel.announcements == before and time.monotonic() < until:
+        channel._accept_caller(0.1)
     thread.join()
     return ends[0]
 
 
-def served(end: WorkerEnd, answers: int = 1) -> threading.Thread:
-    """Answers so many commands with what they ask."""
+def served(end: ChannelClient, answers: int = 1) -> threading.Thread:
+    """Answers so many requests with what they ask."""
 
     def work() -> None:
         for _ in range(answers):
-            command = end.next(10)
-            assert command is not None
-            end.answer(command, {"verb": command.verb, **command.body})
+            request = end.receive(10)
+            assert request is not None
+            end.respond(request, ok(str(request.action)))
 
     return meanwhile(work)
 
 
-def test_commands_are_answered(mailbox: Mailbox) -> None:
-    end = connected(mailbox)
+def test_requests_are_answered(channel: Channel) -> None:
+    end = connected(channel)
     served(end, 3)
-    assert mailbox.ask("start", {"id": "trial-0000"}) == {"verb": "start", "id": "trial-0000"}
-    assert mailbox.ask("epoch") == {"verb": "epoch"}
-    assert mailbox.ask("stop") == {"verb": "stop"}
-    assert mailbox.announcements == 1
+    start = StartJob(TrainJob("trial-0000", "trial", {}, seed=0, epochs=1))
+    assert channel.request(start) == ok(str(start))
+    assert channel.request(ContinueJob()) == ok("ContinueJob()")
+    assert channel.request(ContinueJob()) == ok("ContinueJob()")
+    assert channel.announcements == 1
 
 
-def test_commands_are_numbered(mailbox: Mailbox) -> None:
-    end = connected(mailbox)
+def test_requests_are_numbered(channel: Channel) -> None:
+    end = connected(channel)
     seen: list[int] = []
 
     def work() -> None:
         for _ in range(3):
-            command = end.next(10)
-            assert command is not None
-            seen.append(command.id)
-            end.answer(command, {})
+            request = end.receive(10)
+            assert request is not None
+            seen.append(request.id)
+            end.respond(request, ok())
 
     worker = meanwhile(work)
     for _ in range(3):
-        mailbox.ask("epoch")
+        channel.request(ContinueJob())
     worker.join()
     assert seen == sorted(set(seen)) and len(seen) == 3
 
 
-def test_a_late_answer_is_not_taken_for_the_next(mailbox: Mailbox) -> None:
-    end = connected(mailbox)
+def test_a_late_answer_is_not_taken_for_the_next(channel: Channel) -> None:
+    end = connected(channel)
 
     def work() -> None:
-        command = end.next(10)
-        assert command is not None
-        end.answer(Command(command.id - 1, "epoch", {}), {"late": True})
-        end.answer(Command(command.id + 7, "epoch", {}), {"strange": True})
-        end.answer(command, {"late": False})
+        request = end.receive(10)
+        assert request is not None
+        end.respond(Request(request.id - 1, ContinueJob()), ok("late"))
+        end.respond(Request(request.id + 7, ContinueJob()), ok("strange"))
+        end.respond(request, ok("in time"))
 
     meanwhile(work)
-    assert mailbox.ask("epoch") == {"late": False}
+    assert channel.request(ContinueJob()) == ok("in time")
 
 
-def test_an_answer_that_was_not_waited_for_is_passed_over(mailbox: Mailbox) -> None:
-    """A second answer to the same command is still in the socket when the next is asked."""
-    end = connected(mailbox)
+def test_an_answer_that_was_not_waited_for_is_passed_over(channel: Channel) -> None:
+    """A second answer to the same request is still in the socket when the next is asked."""
+    end = connected(channel)
 
     def work() -> None:
-        first = end.next(10)
+        first = end.receive(10)
         assert first is not None
-        end.answer(first, {"number": 1})
-        end.answer(first, {"number": "1 again"})
-        second = end.next(10)
+        end.respond(first, ok("1"))
+        end.respond(first, ok("1 again"))
+        second = end.receive(10)
         assert second is not None
-        end.answer(second, {"number": 2})
+        end.respond(second, ok("2"))
 
     meanwhile(work)
-    assert mailbox.ask("epoch") == {"number": 1}
-    assert mailbox.ask("epoch") == {"number": 2}
+    assert channel.request(ContinueJob()) == ok("1")
+    assert channel.request(ContinueJob()) == ok("2")
 
 
-def test_a_group_that_starts_again_means_that_the_command_is_lost(mailbox: Mailbox) -> None:
-    first = connected(mailbox)
-    ends: list[WorkerEnd] = []
+def test_a_group_that_starts_again_means_that_the_request_is_lost(channel: Channel) -> None:
+    first = connected(channel)
+    ends: list[ChannelClient] = []
 
     def work() -> None:
-        assert first.next(10) is not None  # takes the command and never answers
-        ends.append(WorkerEnd(mailbox.address))
+        assert first.receive(10) is not None  # takes the request and never answers
+        ends.append(ChannelClient(channel.address))
 
     worker = meanwhile(work)
     with pytest.raises(WorkersLost, match="started again"):
-        mailbox.ask("epoch")
+        channel.request(ContinueJob())
     worker.join()
-    assert mailbox.announcements == 2
+    assert channel.announcements == 2
     served(ends[0])
-    assert mailbox.ask("start") == {"verb": "start"}
+    assert channel.request(ContinueJob()) == ok("ContinueJob()")
 
 
-def test_a_group_that_dies_is_lost_and_waited_for(mailbox: Mailbox) -> None:
-    end = connected(mailbox)
+def test_a_group_that_dies_is_lost_and_waited_for(channel: Channel) -> None:
+    end = connected(channel)
 
     def work() -> None:
-        assert end.next(10) is not None
+        assert end.receive(10) is not None
         end._connection.close()
 
     meanwhile(work)
     with pytest.raises(WorkersLost, match="went away"):
-        mailbox.ask("epoch")
+        channel.request(ContinueJob())
     with pytest.raises(WorkersLost, match="no worker group"):
-        mailbox.ask("epoch")
-    ends: list[WorkerEnd] = []
-    newcomer = meanwhile(lambda: ends.append(WorkerEnd(mailbox.address)))
-    mailbox.wait_for_workers(10)
+        channel.request(ContinueJob())
+    ends: list[ChannelClient] = []
+    newcomer = meanwhile(lambda: ends.append(ChannelClient(channel.address)))
+    channel.wait_for_workers(10)
     newcomer.join()
     served(ends[0])
-    assert mailbox.ask("epoch") == {"verb": "epoch"}
+    assert channel.request(ContinueJob()) == ok("ContinueJob()")
 
 
-def test_a_group_that_died_between_two_commands_is_lost(mailbox: Mailbox) -> None:
-    end = connected(mailbox)
+def test_a_group_that_died_between_two_requests_is_lost(channel: Channel) -> None:
+    end = connected(channel)
     served(end)
-    mailbox.ask("epoch")
+    channel.request(ContinueJob())
     end._connection.close()
     with pytest.raises(WorkersLost):
-        mailbox.ask("epoch")
+        channel.request(ContinueJob())
 
 
-def test_a_group_that_restarted_between_two_commands_is_noticed(mailbox: Mailbox) -> None:
+def test_a_group_that_restarted_between_two_requests_is_noticed(channel: Channel) -> None:
     """The old connection still looks alive (its node went away without a word)."""
-    old = connected(mailbox)
-    ends: list[WorkerEnd] = []
-    meanwhile(lambda: ends.append(WorkerEnd(mailbox.address)))
+    old = connected(channel)
+    ends: list[ChannelClient] = []
+    meanwhile(lambda: ends.append(ChannelClient(channel.address)))
     with pytest.raises(WorkersLost, match="started again"):
-        mailbox.ask("epoch")
-    command = old.next(10)
-    assert command is not None and command.verb == "epoch", "it was asked before it was found out"
+        channel.request(ContinueJob())
+    request = old.receive(10)
+    assert request is not None and request.action == ContinueJob(), (
+        "it was asked before it was found out"
+    )
     with pytest.raises(EOFError):
-        old.next(10)
+        old.receive(10)
 
 
-def test_a_wrong_key_is_refused(mailbox: Mailbox) -> None:
+def test_a_wrong_key_is_refused(channel: Channel) -> None:
     refused: list[BaseException] = []
 
     def stranger() -> None:
-        address = mailbox.address
+        address = channel.address
         try:
-            WorkerEnd(Address(address.host, address.port, b"a guess"))
+            ChannelClient(Address(address.host, address.port, b"a guess"))
         except (AuthenticationError, OSError, EOFError) as error:
             refused.append(error)
 
     thread = meanwhile(stranger)
     with pytest.raises(WorkersGone):
-        mailbox.wait_for_workers(1.0)
+        channel.wait_for_workers(1.0)
     thread.join(10)
-    assert refused and mailbox.announcements == 0
+    assert refused and channel.announcements == 0
 
 
-def test_a_stranger_does_not_cost_the_workers_their_command(mailbox: Mailbox) -> None:
-    end = connected(mailbox)
+def test_a_stranger_does_not_cost_the_workers_their_request(channel: Channel) -> None:
+    end = connected(channel)
 
     def work() -> None:
-        command = end.next(10)
-        assert command is not None
+        request = end.receive(10)
+        assert request is not None
         try:
-            WorkerEnd(Address(mailbox.address.host, mailbox.address.port, b"a guess"))
+            ChannelClient(Address(channel.address.host, channel.address.port, b"a guess"))
         except (AuthenticationError, OSError, EOFError):
-            end.answer(command, {"fine": True})
+            end.respond(request, ok())
 
     meanwhile(work)
-    assert mailbox.ask("epoch") == {"fine": True}
-    assert mailbox.announcements == 1
+    assert channel.request(ContinueJob()) == ok()
+    assert channel.announcements == 1
 
 
 def test_a_caller_that_says_nothing_does_not_hold_the_slot_up(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(mailboxes, "SILENCE_S", 1)
-    mailbox = Mailbox(HOST)
-    end = connected(mailbox)
-    with socket.create_connection((HOST, mailbox.address.port)):
+    monkeypatch.setattr(channels, "HANDSHAKE_S", 1)
+    channel = Channel(HOST)
+    end = connected(channel)
+    with socket.create_connection((HOST, channel.address.port)):
 
         def work() -> None:
-            command = end.next(10)
-            assert command is not None
+            request = end.receive(10)
+            assert request is not None
             time.sleep(0.3)
-            end.answer(command, {"fine": True})
+            end.respond(request, ok())
 
         meanwhile(work)
         began = time.monotonic()
-        assert mailbox.ask("epoch") == {"fine": True}
+        assert channel.request(ContinueJob()) == ok()
         assert time.monotonic() - began < 8
-    mailbox.close()
+    channel.close()
 
 
 def test_a_slow_epoch_is_not_taken_for_silence(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mailboxes, "SILENCE_S", 1)
-    mailbox = Mailbox(HOST)
-    end = connected(mailbox)
+    monkeypatch.setattr(channels, "HANDSHAKE_S", 1)
+    channel = Channel(HOST)
+    end = connected(channel)
 
     def work() -> None:
-        command = end.next(10)
-        assert command is not None
+        request = end.receive(10)
+        assert request is not None
         time.sleep(2.5)
-        end.answer(command, {"fine": True})
+        end.respond(request, ok())
 
     meanwhile(work)
-    assert mailbox.ask("epoch") == {"fine": True}
-    mailbox.close()
+    assert channel.request(ContinueJob()) == ok()
+    channel.close()
 
 
-def test_large_answers_arrive(mailbox: Mailbox) -> None:
-    end = connected(mailbox)
-    history = [{"val_accuracy": i / 1000, "name": "x" * 100} for i in range(20_000)]
+def test_large_answers_arrive(channel: Channel) -> None:
+    end = connected(channel)
+    history = [{"val_accuracy": i / 1000, "x" * 100: 0.0} for i in range(20_000)]
 
     def work() -> None:
-        command = end.next(10)
-        assert command is not None
-        end.answer(command, {"history": history})
+        request = end.receive(10)
+        assert request is not None
+        end.respond(request, Report(1, {}, done=False, history=tuple(history)))
 
     meanwhile(work)
-    found: Mapping[str, Any] = mailbox.ask("start")
-    assert found["history"] == history
+    outcome = channel.request(ContinueJob())
+    assert isinstance(outcome, Report) and list(outcome.history) == history
 
 
 def test_when_the_slot_closes_the_worker_is_told_and_then_sees_the_end() -> None:
-    mailbox = Mailbox(HOST)
-    end = connected(mailbox)
-    mailbox.close()
-    command = end.next(10)
-    assert command is not None and command.verb == "exit"
+    channel = Channel(HOST)
+    end = connected(channel)
+    channel.close()
+    request = end.receive(10)
+    assert request is not None and request.action == Exit()
     with pytest.raises(EOFError):
-        end.next(10)
+        end.receive(10)
 
 
 def test_a_slot_that_dies_is_seen_by_the_worker() -> None:
-    mailbox = Mailbox(HOST)
-    end = connected(mailbox)
-    assert mailbox._connection is not None
-    mailbox._connection.close()  # as the system does for a process that was killed
+    channel = Channel(HOST)
+    end = connected(channel)
+    assert channel._connection is not None
+    channel._connection.close()  # as the system does for a process that was killed
     with pytest.raises((EOFError, OSError)):
-        end.next(10)
-    mailbox.close()
+        end.receive(10)
+    channel.close()
 
 
 def test_closing_twice_and_after_the_workers_died() -> None:
-    mailbox = Mailbox(HOST)
-    end = connected(mailbox)
+    channel = Channel(HOST)
+    end = connected(channel)
     end._connection.close()
-    mailbox.close()
-    mailbox.close()
+    channel.close()
+    channel.close()
 
 
-def test_an_idle_worker_gets_none(mailbox: Mailbox) -> None:
-    end = connected(mailbox)
-    assert end.next(0.05) is None
+def test_an_idle_worker_gets_none(channel: Channel) -> None:
+    end = connected(channel)
+    assert end.receive(0.05) is None
 
 
 def test_waiting_ends_when_nobody_can_come_any_more() -> None:
     def gone() -> None:
         raise WorkersGone("Ray Train ended the worker group")
 
-    mailbox = Mailbox(HOST, gone)
+    channel = Channel(HOST, gone)
     with pytest.raises(WorkersGone, match="ended"):
-        mailbox.wait_for_workers(60)
-    mailbox.close()
+        channel.wait_for_workers(60)
+    channel.close()
 
 
 def test_asking_ends_when_nobody_can_come_any_more() -> None:
@@ -314,24 +325,24 @@ def test_asking_ends_when_nobody_can_come_any_more() -> None:
         if trouble:
             raise WorkersGone(trouble[0])
 
-    mailbox = Mailbox(HOST, check)
-    end = connected(mailbox)
+    channel = Channel(HOST, check)
+    end = connected(channel)
     trouble.append("the controller failed")
     with pytest.raises(WorkersGone, match="controller"):
-        mailbox.ask("epoch")
-    assert end.next(1) is not None
-    mailbox.close()
+        channel.request(ContinueJob())
+    assert end.receive(1) is not None
+    channel.close()
 
 
-def test_nobody_came_in_time(mailbox: Mailbox) -> None:
+def test_nobody_came_in_time(channel: Channel) -> None:
     with pytest.raises(WorkersGone, match=r"within 0 s; .*doctor"):
-        mailbox.wait_for_workers(0.2)
+        channel.wait_for_workers(0.2)
 
 
 def test_every_slot_has_a_key_of_its_own() -> None:
-    one, other = Mailbox(HOST), Mailbox(HOST)
+    one, other = Channel(HOST), Channel(HOST)
     assert one.address.key != other.address.key and len(one.address.key) >= 32
     assert one.address.port != other.address.port
-    assert repr(one.address.key) not in repr(Command(1, "epoch", {})) + repr(Answer(1, {}))
+    assert repr(one.address.key) not in repr(Request(1, ContinueJob()))
     one.close()
     other.close()

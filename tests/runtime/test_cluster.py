@@ -13,9 +13,9 @@ import pytest
 from raykd.errors import StudyError
 from raykd.runtime.cluster import (
     _cpu_quota,
-    here,
     is_remote,
     plan_slots,
+    this_machine,
     usable_cpus,
 )
 from raykd.study.config import Cluster
@@ -106,9 +106,9 @@ def test_the_mend_of_a_refusal_works() -> None:
 
 
 def test_this_machine_is_one_node() -> None:
-    [node] = here()
+    [node] = this_machine()
     assert node["CPU"] >= 1 and node["GPU"] >= 0
-    assert plan_slots(cluster(gpus_per_worker=0), here()).slots == int(node["CPU"])
+    assert plan_slots(cluster(gpus_per_worker=0), this_machine()).slots == int(node["CPU"])
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="needs Linux")
@@ -117,7 +117,7 @@ def test_one_count_of_cpus_for_plans_and_for_ray() -> None:
     before = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {min(before)})
     try:
-        assert usable_cpus() == 1 and here()[0]["CPU"] == 1
+        assert usable_cpus() == 1 and this_machine()[0]["CPU"] == 1
     finally:
         os.sched_setaffinity(0, before)
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from raykd.runtime.early_stopping import ParetoAsha, Rule, TuneRule, make_stopping_rule
+from raykd.runtime.early_stopping import ParetoAsha, StoppingRule, TuneRule, make_stopping_rule
 from raykd.study.config import Asha, Median, Search, Unscheduled
 
 OBJECTIVES = {"val_accuracy": "max", "params": "min"}
@@ -19,7 +19,7 @@ def asha(epochs: int = 9, grace: int = 1, reduction: float = 3) -> ParetoAsha:
     return ParetoAsha(OBJECTIVES, epochs, grace, reduction)
 
 
-def keeps(rule: Rule, name: str, epoch: int, accuracy: float, params: float = 1.0) -> bool:
+def keeps(rule: StoppingRule, name: str, epoch: int, accuracy: float, params: float = 1.0) -> bool:
     result = {"epoch": epoch, "val_accuracy": accuracy, "params": params}
     return rule.keeps(SimpleNamespace(trial_id=name), result)
 
@@ -137,7 +137,7 @@ def test_a_grace_beyond_the_budget_is_no_rung() -> None:
     assert decisions(alone, [0.9, 0.1], epochs=9) == {0: 9, 1: 9}
 
 
-def decisions(rule: Rule, accuracies: list[float], *, epochs: int) -> dict[int, int]:
+def decisions(rule: StoppingRule, accuracies: list[float], *, epochs: int) -> dict[int, int]:
     """Trials one after the other; each one's last epoch."""
     ended: dict[int, int] = {}
     for number, accuracy in enumerate(accuracies):

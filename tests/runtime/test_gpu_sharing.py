@@ -11,13 +11,13 @@ import pytest
 from raykd.runtime import gpu_sharing as packing
 from raykd.runtime.cluster import plan_slots, ray_session
 from raykd.runtime.gpu_sharing import (
-    best,
-    packed,
-    remember,
-    remembered,
-    room,
-    side_by_side,
-    typical,
+    best_count,
+    example_training,
+    load_rates,
+    max_trials_per_gpu,
+    measure_rates,
+    measure_sharing,
+    save_rates,
 )
 from raykd.study.checks.load import load_study
 from raykd.study.config import Cluster
@@ -63,7 +63,7 @@ def study(tmp_path: Path) -> OpenStudy:
 def test_tried_where_the_study_leaves_it_open_and_cpus_suffice(
     asked: dict[str, Any], nodes: list[dict[str, float]], most: int
 ) -> None:
-    assert room(Cluster(**asked), nodes) == most
+    assert max_trials_per_gpu(Cluster(**asked), nodes) == most
 
 
 @pytest.mark.parametrize(
@@ -78,7 +78,7 @@ def test_tried_where_the_study_leaves_it_open_and_cpus_suffice(
     ],
 )
 def test_more_only_where_they_give_clearly_more(rates: dict[int, float], chosen: int) -> None:
-    assert best(rates) == chosen
+    assert best_count(rates) == chosen
 
 
 def test_the_best_share_becomes_the_plan(study: OpenStudy, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -90,9 +90,9 @@ def test_the_best_share_becomes_the_plan(study: OpenStudy, monkeypatch: pytest.M
         tried.append(share)
         return {1: 10.0, 2: 19.0, 4: 19.5} if counts == [1, 2, 4] else {}
 
-    monkeypatch.setattr(packing, "side_by_side", measured)
+    monkeypatch.setattr(packing, "measure_rates", measured)
     data = study.settings.data.load()
-    cluster, rates = packed(study, task_of(data), data, SERVER)
+    cluster, rates = measure_sharing(study, task_of(data), data, SERVER)
     assert tried == [{"num_cpus": 1, "num_gpus": 0.25}]
     assert (cluster.gpus_per_worker, rates[2]) == (0.5, 19.0)
     assert plan_slots(cluster, SERVER).slots == 8
@@ -100,15 +100,15 @@ def test_the_best_share_becomes_the_plan(study: OpenStudy, monkeypatch: pytest.M
 
 def test_what_was_measured_is_kept_for_the_same_gpus(tmp_path: Path) -> None:
     file, rates = tmp_path / "packing.json", {1: 10.0, 2: 19.0}
-    assert remembered(file, SERVER) == {}
-    remember(file, SERVER, rates)
-    assert remembered(file, SERVER) == rates
-    assert remembered(file, [*SERVER, *SERVER]) == {}
+    assert load_rates(file, SERVER) == {}
+    save_rates(file, SERVER, rates)
+    assert load_rates(file, SERVER) == rates
+    assert load_rates(file, [*SERVER, *SERVER]) == {}
 
 
 def test_without_a_gpu_nothing_is_tried(study: OpenStudy) -> None:
     data = study.settings.data.load()
-    cluster, rates = packed(study, task_of(data), data, [{"CPU": 2.0}])
+    cluster, rates = measure_sharing(study, task_of(data), data, [{"CPU": 2.0}])
     assert (cluster, rates) == (study.settings.cluster, {})
 
 
@@ -118,11 +118,11 @@ def test_trainings_run_side_by_side_on_ray(
     study: OpenStudy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On shares of a CPU, where no GPU is at hand."""
-    monkeypatch.setattr(packing, "SECONDS", 0.5)
+    monkeypatch.setattr(packing, "MEASURE_S", 0.5)
     data = study.settings.data.load()
-    example = typical(study, task_of(data))
+    example = example_training(study, task_of(data))
     assert example is not None and example.scheme.name == "alone"
     with ray_session(verbose=False):
-        rates = side_by_side(example, data, [1, 2], {"num_cpus": 0.5, "num_gpus": 0})
+        rates = measure_rates(example, data, [1, 2], {"num_cpus": 0.5, "num_gpus": 0})
     assert set(rates) == {1, 2}
     assert all(rate > 0 for rate in rates.values())

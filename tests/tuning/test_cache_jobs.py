@@ -9,11 +9,10 @@ from typing import Any
 import pytest
 import torch
 
-from helpers.search_cases import TASK, FakeTune, World, opened, roles, searching
+from helpers.search_cases import TASK, FakeTune, World, next_job, opened, roles, searching, tell
 from raykd.data import Dataset
-from raykd.runtime.channel import Command
-from raykd.runtime.jobs import Assignment
-from raykd.runtime.worker import Bench, Seat, obey
+from raykd.runtime.jobs import CacheJob, IdleJob
+from raykd.runtime.worker import Worker, WorkerContext
 from raykd.study.open_study import OpenStudy
 from raykd.training.teacher_cache import CacheStore
 from raykd.training.teacher_cache.plan import CachePlan
@@ -71,33 +70,22 @@ class Kept(FakeTune):
         self.taught: dict[str, str] = {}
         self.shares: list[str] = []
 
-    def _results(self, assignment: Assignment) -> Iterator[dict[str, Any]]:
-        if assignment.role == "wait":
-            yield from super()._results(assignment)
+    def _results(self, job: Any) -> Iterator[Any]:
+        if isinstance(job, IdleJob):
+            yield from super()._results(job)
             return
-        seat = Seat(Bench(self.world.storage, self.data, torch.device("cpu"), rank=0, world=1))
-        begun = obey(seat, Command(1, "start", assignment.plain()))
-        if assignment.role == "outputs":
-            self.shares.append(assignment.id)
-        self._look(assignment, seat.training)
-        while True:
-            answer = begun if begun.get("failed") else obey(seat, Command(2, "epoch", {}))
-            known = {"id": assignment.id, **assignment.metrics}
-            if answer.get("failed"):
-                yield {**known, "epoch": 0, "done": True, "failed": answer["reason"]}
-                return
-            yield {
-                **known,
-                "history": begun["history"],
-                "epoch": answer["epoch"],
-                "done": answer["done"],
-                **answer["metrics"],
-            }
+        if isinstance(job, CacheJob):
+            self.shares.append(job.id)
+        cpu = torch.device("cpu")
+        worker = Worker(WorkerContext(self.world.storage, self.data, cpu, rank=0, world=1))
+        for outcome in worker.outcomes(job):
+            self._look(job.id, worker.training)
+            yield outcome
 
-    def _look(self, assignment: Assignment, training: Training | None) -> None:
+    def _look(self, job_id: str, training: Training | None) -> None:
         source = getattr(training.distiller, "teacher", None) if training else None
         if source is not None:
-            self.taught[assignment.id] = type(source).__name__
+            self.taught[job_id] = type(source).__name__
 
 
 def small(*overrides: str, **search: Any) -> OpenStudy:
@@ -123,7 +111,7 @@ def test_outputs_are_computed_after_the_teacher_and_before_the_first_trial(
     [entry] = CacheStore(world.storage).entries()
     assert entry.manifest is not None and entry.manifest.description.views == 1
     for trial in explorer.records.of("trial", "replicate"):
-        assert trial.assignment.outputs == (entry.key,)
+        assert trial.assignment.plain()["outputs"] == (entry.key,)
 
 
 def test_it_comes_to_what_a_search_without_comes_to(tmp_path: Path, data: Dataset) -> None:
@@ -192,12 +180,12 @@ def test_a_failed_computation_leaves_the_teacher_live(tmp_path: Path, data: Data
     world = World(small("cache.use=always", AUGMENTED), tmp_path)
 
     class Broken(Kept):
-        def _results(self, assignment: Assignment) -> Iterator[dict[str, Any]]:
-            if assignment.role == "outputs":
-                self.shares.append(assignment.id)
-                yield {"id": assignment.id, "epoch": 0, "done": True, "failed": "no luck"}
+        def _results(self, job: Any) -> Iterator[Any]:
+            if isinstance(job, CacheJob):
+                self.shares.append(job.id)
+                yield {"failed": "no luck"}
             else:
-                yield from super()._results(assignment)
+                yield from super()._results(job)
 
     tune = Broken(world, data, slots=2)
     tune.run()
@@ -211,19 +199,18 @@ def test_a_failed_computation_leaves_the_teacher_live(tmp_path: Path, data: Data
 def test_a_slot_that_dies_while_it_computes_stops_nobody(tmp_path: Path, data: Dataset) -> None:
     world = World(small("cache.use=always"), tmp_path)
     explorer = Kept(world, data).explorer
-    teacher = explorer.next()
-    assert teacher is not None
+    teacher = next_job(explorer)
     world.storage.write(str(teacher.keep), b"weights")
     for epoch in (1, 2):
-        explorer.report({"id": teacher.id, "epoch": epoch, "done": epoch == 2, "val_accuracy": 0.5})
-    build = explorer.next()
-    assert build is not None and build.role == "outputs"
-    while (held := explorer.next()) is not None and held.role != "wait":
+        tell(explorer, teacher, epoch=epoch, done=epoch == 2, val_accuracy=0.5)
+    build = next_job(explorer)
+    assert isinstance(build, CacheJob)
+    while not isinstance(held := next_job(explorer), IdleJob):
         raise AssertionError(f"{held.id} began before the outputs were there")
     explorer.slot_failed(build.id, "its slot was lost")
     explorer.end(build.id, "stopped")
-    trial = explorer.next()
-    assert trial is not None and trial.role == "trial" and trial.outputs == ()
+    trial = next_job(explorer)
+    assert trial.role == "trial" and trial.cache_keys == ()
 
 
 def test_a_search_that_was_killed_goes_on_with_them(tmp_path: Path, data: Dataset) -> None:
@@ -246,10 +233,10 @@ def test_outputs_that_vanish_are_no_failure(tmp_path: Path, data: Dataset) -> No
     world = World(small("cache.use=always"), tmp_path)
 
     class Evicting(Kept):
-        def _results(self, assignment: Assignment) -> Iterator[dict[str, Any]]:
-            if assignment.id == "trial-0001":
-                CacheStore(self.world.storage).remove(assignment.outputs[0])
-            yield from super()._results(assignment)
+        def _results(self, job: Any) -> Iterator[Any]:
+            if job.id == "trial-0001":
+                CacheStore(self.world.storage).remove(job.cache_keys[0])
+            yield from super()._results(job)
 
     tune = Evicting(world, data)
     tune.run()

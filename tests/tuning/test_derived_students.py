@@ -54,7 +54,7 @@ def test_a_search_over_every_kind(found: tuple[StudyResult, Path]) -> None:
     for record in trials:
         told = model_profile(_model(record), TASK)
         assert record.metrics["params"] == told.params == record.metrics["inherited_params"]
-        assert record.assignment.teachers[-1] == teacher.assignment.keep
+        assert record.assignment.teachers[-1] == teacher.assignment.network_file
         assert record.assignment.tags["student"].startswith(_model(record).name)
         assert "Resnet(" not in record.assignment.tags["student"]
         assert "test_accuracy" not in record.metrics
@@ -86,7 +86,7 @@ def test_derived_from_a_teacher_of_weights(found: tuple[StudyResult, Path], tmp_
     """The teacher's file may come from anywhere, as long as its model is named."""
     result, folder = found
     (teacher,) = result.records.of("teacher")
-    file = folder / "studies" / str(teacher.assignment.keep)
+    file = folder / "studies" / str(teacher.assignment.network_file)
     weights = f"teacher={{model: {{name: resnet, depth: 14, width: 8}}, weights: '{file}'}}"
     again = _searched(tmp_path, weights, "student.model=low_rank", "search.trials=1")
     (trial,) = again.records.of("trial")

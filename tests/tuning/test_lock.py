@@ -44,7 +44,7 @@ with locked(Path(sys.argv[1]), "search"):
     time.sleep(60)
 """
 
-OWN = Identity.own()
+OWN = Identity.of_this_process()
 ELSEWHERE = replace(OWN, host="elsewhere", boot="another-boot", pid=1, started=12345)
 CONTAINER = replace(OWN, host="container", namespace="pid:[1]", pid=1, started=12345)
 """A process of this machine whose number means nothing here."""
@@ -168,7 +168,7 @@ def test_without_locks_of_the_file_system_the_record_decides(
     monkeypatch.setattr(lock, "fcntl", None)
     monkeypatch.setattr(time, "sleep", lambda seconds: None)
     with locked(tmp_path, "search"):
-        monkeypatch.setattr(lock, "_HELD", {})
+        monkeypatch.setattr(lock, "_LOCKS", {})
         assert f"process {os.getpid()}" in refusal(tmp_path)
         monkeypatch.undo()
 

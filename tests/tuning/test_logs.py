@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from raykd.runtime.jobs import Assignment
+from raykd.runtime.jobs import TrainJob
 from raykd.storage import Storage
 from raykd.tuning.failure_logs import KILLED, Logs
 from raykd.tuning.study_dir import StudyFolder, create_folder
@@ -23,8 +23,8 @@ def folder(tmp_path: Path) -> StudyFolder:
     return create_folder("small", str(tmp_path), "", ())
 
 
-def work(folder: StudyFolder) -> Assignment:
-    return Assignment("trial-0000/seed-1", "replicate", {}, seed=0, epochs=1, folder=folder.name)
+def work(folder: StudyFolder) -> TrainJob:
+    return TrainJob("trial-0000/seed-1", "replicate", {}, seed=0, epochs=1, folder=folder.name)
 
 
 def write(folder: StudyFolder, rank: int, text: str) -> None:
@@ -34,7 +34,7 @@ def write(folder: StudyFolder, rank: int, text: str) -> None:
 def test_the_logs_of_all_workers_become_one(folder: StudyFolder) -> None:
     write(folder, 0, "zero\n")
     write(folder, 1, "one\nValueError: boom\n")
-    failure = Logs(folder, workers=2).gathered(work(folder), "ValueError: boom", raised_at="a.py:1")
+    failure = Logs(folder, workers=2).collect(work(folder), "ValueError: boom", raised_at="a.py:1")
     assert failure.log == "logs/trial-0000.seed-1.log"
     assert (folder.path / failure.log).read_text() == (
         "--- worker 0 of 2 ---\nzero\n\n--- worker 1 of 2 ---\none\nValueError: boom\n"
@@ -45,19 +45,19 @@ def test_the_logs_of_all_workers_become_one(folder: StudyFolder) -> None:
 
 def test_a_crash_of_any_worker_is_the_reason(folder: StudyFolder) -> None:
     write(folder, 1, CRASH)
-    failure = Logs(folder, workers=2).gathered(work(folder), "[gloo] Connection closed by peer")
+    failure = Logs(folder, workers=2).collect(work(folder), "[gloo] Connection closed by peer")
     assert failure.reason == "its process crashed: Segmentation fault (signal 11)"
     assert failure.raised_at == "/somewhere/own.py:7"
 
 
 def test_a_process_that_died_without_a_word_was_killed(folder: StudyFolder) -> None:
     error = "The actor died unexpectedly"
-    failure = Logs(folder).gathered(work(folder), "Ray lost its slot", more=error, died=True)
+    failure = Logs(folder).collect(work(folder), "Ray lost its slot", more=error, died=True)
     assert failure.reason == KILLED and "signal 9" in KILLED
     assert (folder.path / failure.log).read_text() == error + "\n"
 
 
 def test_a_traceback_is_not_written_twice(folder: StudyFolder) -> None:
     write(folder, 0, "Traceback\nboom\n")
-    failure = Logs(folder).gathered(work(folder), "boom", more="Traceback\nboom\n")
+    failure = Logs(folder).collect(work(folder), "boom", more="Traceback\nboom\n")
     assert (folder.path / failure.log).read_text() == "Traceback\nboom\n"

@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 from torch import nn
 
-from helpers.search_cases import SMALL, TASK, World, explore, opened
+from helpers.search_cases import SMALL, TASK, World, explore, next_job, opened, tell
 from raykd.errors import StudyError
 from raykd.models import Task
 from raykd.models.introspection.latency import Latency, Timing
@@ -95,12 +95,11 @@ def test_a_student_is_measured_once_in_a_search_and_its_resumption(
 
     begun = world.explorer(costs=known())
     while len(begun.records.of("trial")) < 2:
-        assignment = begun.next()
-        assert assignment is not None
+        assignment = next_job(begun)
         if assignment.role == "teacher":
             assert assignment.keep is not None
             world.storage.write(assignment.keep, b"weights")
-            begun.report({"id": assignment.id, "epoch": 2, "done": True})
+            tell(begun, assignment, epoch=2, done=True)
     before = {record.id: record.assignment.metrics for record in begun.records.of("trial")}
     explorer = explore(world, costs=known())
     assert explorer.finished and len(trials(explorer)) > 2

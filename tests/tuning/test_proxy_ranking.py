@@ -9,7 +9,7 @@ import optuna
 import pytest
 from optuna.trial import FixedTrial, TrialState
 
-from helpers.search_cases import SMALL, TASK, FakeTune, World, explore, opened
+from helpers.search_cases import SMALL, TASK, FakeTune, World, explore, next_job, opened, tell
 from raykd.errors import Infeasible, StudyError
 from raykd.models import Mlp, model_profile
 from raykd.models.proxies import Naswot, Params, ProxyContext, Ranking
@@ -214,14 +214,12 @@ def test_a_resumed_search_does_not_rank_again(
     explorer = world.explorer()
     FakeTune(world, explorer)
     for _ in range(2):  # the teacher, and one trial that is broken off
-        at_work = explorer.next()
+        at_work = next_job(explorer)
         assert at_work is not None
         if at_work.role == "teacher":
             world.give_teacher()
             for epoch in (1, 2):
-                explorer.report(
-                    {"id": at_work.id, "epoch": epoch, "done": epoch == 2, "val_accuracy": 0.5}
-                )
+                tell(explorer, at_work, epoch=epoch, done=epoch == 2, val_accuracy=0.5)
 
     def again(*args: Any) -> Any:
         raise AssertionError("ranked again")

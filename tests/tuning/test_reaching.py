@@ -74,12 +74,12 @@ def test_nobody_listens() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
     message, fix = refusal(f"127.0.0.1:{port}")
-    assert f"nobody answers at 127.0.0.1:{port}" in message and "unset it" in fix
+    assert f"no process listens at 127.0.0.1:{port}" in message and "unset it" in fix
 
 
 def test_an_unknown_host() -> None:
     what, _ = refusal("no-such-host.invalid:6379")
-    assert "no-such-host.invalid is unknown" in what or "could not be looked up" in what
+    assert "no-such-host.invalid is unknown" in what or "could not be resolved" in what
 
 
 def test_a_server_that_is_no_cluster(listener: str, monkeypatch: pytest.MonkeyPatch) -> None:

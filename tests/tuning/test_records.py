@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from raykd.runtime.jobs import Assignment, Role
+from raykd.runtime.jobs import Role, TrainJob
 from raykd.tracking.journal import Journal, events
 from raykd.tuning.records import Records, values_of
 
@@ -16,7 +16,7 @@ OBJECTIVES = {"val_accuracy": "max", "params": "min"}
 
 
 def run(record_id: str, role: Role = "trial", parent: str | None = None) -> dict[str, Any]:
-    assignment = Assignment(record_id, role, {}, seed=1, epochs=2, parent=parent)
+    assignment = TrainJob(record_id, role, {}, seed=1, epochs=2, parent=parent)
     return {"event": "run", "id": record_id, "role": role, "assignment": assignment.plain()}
 
 

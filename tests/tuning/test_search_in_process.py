@@ -12,9 +12,7 @@ import torch
 
 from helpers.search_cases import FakeTune, Told, World, epochs_of, opened, roles, searching
 from raykd.data import Dataset
-from raykd.runtime.channel import Command
-from raykd.runtime.jobs import Assignment
-from raykd.runtime.worker import Bench, Seat, obey
+from raykd.runtime.worker import Worker, WorkerContext
 from raykd.training.stored_networks import raw_samples
 from raykd.tuning.records import Records
 from raykd.tuning.search_planner import SearchPlanner
@@ -36,19 +34,11 @@ class Seated(FakeTune):
 
     def __init__(self, world: World, explorer: SearchPlanner, data: Dataset) -> None:
         super().__init__(world, explorer)
-        self.seat = Seat(Bench(world.storage, data, torch.device("cpu"), rank=0, world=1))
+        cpu = torch.device("cpu")
+        self.worker = Worker(WorkerContext(world.storage, data, cpu, rank=0, world=1))
 
-    def _results(self, assignment: Assignment) -> Iterator[dict[str, Any]]:
-        begun = obey(self.seat, Command(1, "start", assignment.plain()))
-        history = begun.get("history", [])
-        while True:
-            answer = begun if begun.get("failed") else obey(self.seat, Command(2, "epoch", {}))
-            if answer.get("failed"):
-                yield {"id": assignment.id, "epoch": 0, "done": True, "failed": answer["reason"]}
-                return
-            known = {"id": assignment.id, "history": history, **assignment.metrics}
-            yield {**known, "epoch": answer["epoch"], "done": answer["done"], **answer["metrics"]}
-            history = []
+    def _results(self, job: Any) -> Iterator[Any]:
+        yield from self.worker.outcomes(job)
 
 
 def found(told: Told) -> dict[str, Any]:
@@ -91,8 +81,8 @@ def test_the_kept_student_reaches_what_was_reported(
 ) -> None:
     world, explorer = finished
     [replicate] = explorer.records.of("replicate")
-    assert replicate.assignment.keep is not None
-    content = world.storage.read(replicate.assignment.keep)
+    assert replicate.assignment.network_file is not None
+    content = world.storage.read(replicate.assignment.network_file)
     assert content is not None
     student = torch.load(io.BytesIO(content), weights_only=False)
     raw = raw_samples(data, torch.arange(len(data.test)))
@@ -121,11 +111,9 @@ def test_a_search_that_was_killed_comes_to_the_same(
         tune = Seated(world, world.explorer(), data)
         train = tune._results
 
-        def dying(
-            assignment: Assignment, train: Any = train, record_id: str = record_id
-        ) -> Iterator[dict[str, Any]]:
-            for result in train(assignment):
-                if assignment.id.endswith(record_id) and result["epoch"] == 2:
+        def dying(job: Any, train: Any = train, record_id: str = record_id) -> Iterator[Any]:
+            for result in train(job):
+                if job.id.endswith(record_id) and result.epoch == 2:
                     raise Killed  # the epoch was trained and saved, but not reported
                 yield result
 

@@ -265,7 +265,7 @@ def test_the_same_seed_and_one_slot_give_the_same(
     assert again.figures() == one_slot.figures()
     assert again.folder.parent == tmp_path / "studies"
     [replicate] = again.records.of("replicate")
-    assert (tmp_path / "elsewhere" / str(replicate.assignment.keep)).is_file()
+    assert (tmp_path / "elsewhere" / str(replicate.assignment.network_file)).is_file()
 
 
 # Processes that are killed

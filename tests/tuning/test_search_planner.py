@@ -21,20 +21,22 @@ from helpers.search_cases import (
     epochs_of,
     explore,
     made_up,
+    next_job,
     opened,
     roles,
     searching,
+    tell,
 )
 from raykd.errors import Infeasible
 from raykd.models import model_profile
 from raykd.runtime.early_stopping import ParetoAsha
-from raykd.runtime.jobs import Assignment
+from raykd.runtime.jobs import EvaluateJob, IdleJob, JournalJob, read_job
 from raykd.schemes import Alone
 from raykd.study.candidate import Candidate
 from raykd.study.config import read_study
 from raykd.study.open_study import BoundStudy
 from raykd.study.teachers import teachers_of
-from raykd.tuning.planner import numbers, tags_of
+from raykd.tuning.planner import tags_of
 from raykd.tuning.search_planner import SearchPlanner
 
 
@@ -57,15 +59,13 @@ def asked(explorer: SearchPlanner) -> dict[str, optuna.trial.FrozenTrial]:
 def test_the_next_trial_is_drawn_while_the_slots_are_at_work(tmp_path: Path) -> None:
     world = World(opened("train.optimizer.lr={uniform: [0.01, 0.1]}"), tmp_path)
     explorer = world.explorer()
-    teacher = explorer.next()
+    teacher = next_job(explorer)
     assert teacher is not None and teacher.role == "teacher"
     explorer.draw_ahead()
     assert not drawn(explorer), "not before there is a teacher"
     world.storage.write(str(teacher.keep), b"weights")
-    explorer.report(
-        {"id": teacher.id, "epoch": teacher.epochs, "done": True, **made_up(teacher, 1)}
-    )
-    first = explorer.next()
+    tell(explorer, teacher, epoch=teacher.epochs, done=True, **made_up(teacher, 1))
+    first = next_job(explorer)
     explorer.draw_ahead()
     explorer.draw_ahead()
     assert first is not None and first.id == "trial-0000"
@@ -116,52 +116,50 @@ def test_no_trial_begins_before_the_teacher_is_ready(world: World) -> None:
 
 def test_waiting_ends_when_there_is_work(world: World) -> None:
     explorer = world.explorer(slots=2)
-    teacher = explorer.next()
+    teacher = next_job(explorer)
     assert teacher is not None and teacher.role == "teacher"
-    waits = explorer.next(), explorer.next()
-    assert [w and w.role for w in waits] == ["wait", "wait"]
-    assert waits[0] is not None and waits[1] is not None and waits[0].id != waits[1].id
+    waits = next_job(explorer), next_job(explorer)
+    assert all(isinstance(job, IdleJob) for job in waits)
+    assert waits[0].id != waits[1].id
     assert not explorer.has_work
-    explorer.report({"id": teacher.id, "epoch": 1, "done": False, "val_accuracy": 0.1})
+    tell(explorer, teacher, epoch=1, done=False, val_accuracy=0.1)
     assert not explorer.has_work
-    explorer.report({"id": teacher.id, "epoch": 2, "done": True, "val_accuracy": 0.2})
+    tell(explorer, teacher, epoch=2, done=True, val_accuracy=0.2)
     assert explorer.has_work
-    trial = explorer.next()
+    trial = next_job(explorer)
     assert trial is not None and trial.role == "trial"
 
 
 def test_a_teacher_all_else_waits_for_has_the_processors_to_itself(world: World) -> None:
     explorer = world.explorer(slots=2)
-    teacher = explorer.next()
-    assert teacher is not None and teacher.sole
+    teacher = next_job(explorer)
+    assert teacher.exclusive
     # A driver that goes on from here says the same, or the teacher would be another.
     again = world.explorer(slots=2)
     FakeTune(world, again, slots=2).run()
-    told = [Assignment.from_plain(event["assignment"]) for event in world.journal.of("run")]
-    assert [one.sole for one in told] == [True] + [False] * 12
+    told = [read_job(event["assignment"]) for event in world.journal.of("run")]
+    assert [getattr(one, "exclusive", False) for one in told] == [True] + [False] * 12
 
 
 def test_two_teachers_share_the_processors(tmp_path: Path) -> None:
     explorer = World(opened("teacher.model.depth={choice: [1, 2]}"), tmp_path).explorer(slots=2)
-    begun = [explorer.next(), explorer.next()]
-    assert [(one.role, one.sole) for one in begun if one] == [("teacher", False)] * 2
+    begun = [next_job(explorer), next_job(explorer)]
+    assert [(one.role, one.exclusive) for one in begun if one] == [("teacher", False)] * 2
 
 
 def test_slots_wait_for_the_last_trials_before_any_is_chosen(world: World) -> None:
     world.study = searching(world.study, trials=1)
     explorer = world.explorer()
     for role in ("teacher", "trial"):
-        at_work = explorer.next()
+        at_work = next_job(explorer)
         assert at_work is not None and at_work.role == role
-        waiting = explorer.next()
-        assert waiting is not None and waiting.role == "wait" and not explorer.has_work
+        waiting = next_job(explorer)
+        assert isinstance(waiting, IdleJob) and not explorer.has_work
         for epoch in range(1, at_work.epochs + 1):
-            explorer.report(
-                {"id": at_work.id, "epoch": epoch, "done": epoch == at_work.epochs}
-                | {"val_accuracy": 0.5, **at_work.metrics}
-            )
+            done = epoch == at_work.epochs
+            tell(explorer, at_work, epoch=epoch, done=done, val_accuracy=0.5)
     assert explorer.has_work
-    replicate = explorer.next()
+    replicate = next_job(explorer)
     assert replicate is not None and replicate.role == "replicate"
 
 
@@ -180,7 +178,7 @@ def test_slots_interleave(world: World) -> None:
 
 def test_after_the_end_there_is_nothing(world: World) -> None:
     explorer = explore(world)
-    assert explorer.next() is None and explorer.next() is None
+    assert next_job(explorer) is None and next_job(explorer) is None
     assert explorer.has_work, "a slot that still waits has to be given up"
 
 
@@ -189,12 +187,12 @@ def test_after_the_end_there_is_nothing(world: World) -> None:
 
 def test_assignments_say_all_a_slot_needs(world: World) -> None:
     explore(world)
-    by_id = {e["id"]: Assignment.from_plain(e["assignment"]) for e in world.journal.of("run")}
+    by_id = {e["id"]: read_job(e["assignment"]) for e in world.journal.of("run")}
     teacher, trial = by_id["teacher-0"], by_id["trial-0000"]
     assert teacher.epochs == 2 and teacher.test and not teacher.teachers
-    assert teacher.keep is not None and trial.teachers == (teacher.keep,)
+    assert teacher.network_file is not None and trial.teachers == (teacher.network_file,)
     assert read_study(teacher.study).student.model.name == "mlp"
-    assert trial.epochs == 3 and trial.seed == 7 and not trial.test and trial.keep is None
+    assert trial.epochs == 3 and trial.seed == 7 and not trial.test and trial.network_file is None
     study = read_study(trial.study)
     cost = model_profile(study.student.model, TASK)
     assert trial.metrics == {"params": cost.params, "macs": cost.macs}
@@ -229,7 +227,7 @@ def test_the_null_arm_has_the_same_student_budget_and_seeds(world: World) -> Non
             assert isinstance(without.scheme, Alone) and without.knowledge == ()
             assert not theirs.assignment.teachers and ours.assignment.teachers
             assert ours.assignment.epochs == theirs.assignment.epochs == chosen.assignment.epochs
-            assert ours.assignment.keep is not None
+            assert ours.assignment.network_file is not None
 
 
 def test_a_study_without_a_teacher_needs_no_null_arm(tmp_path: Path) -> None:
@@ -256,9 +254,9 @@ def test_without_replicates_the_search_ends_with_the_choice(world: World) -> Non
 def test_a_teacher_that_is_there_is_only_measured(world: World) -> None:
     file = world.give_teacher()
     explore(world)
-    first = Assignment.from_plain(world.journal.of("run")[0]["assignment"])
-    assert (first.role, first.epochs, first.keep) == ("teacher", 0, None)
-    assert first.measures == file and first.test
+    first = read_job(world.journal.of("run")[0]["assignment"])
+    assert (first.role, first.epochs, getattr(first, "keep", None)) == ("teacher", 0, None)
+    assert isinstance(first, EvaluateJob) and first.weights_file == file and first.test
     assert world.journal.of("epoch", id="teacher-0") == []
     assert world.journal.of("end", id="teacher-0")[0]["status"] == "finished"
 
@@ -270,8 +268,8 @@ def test_a_whole_network_from_mlflow_is_only_measured(tmp_path: Path) -> None:
     )
     file = world.give_teacher()
     explorer = world.explorer()
-    first = explorer.next()
-    assert first is not None and (first.epochs, first.measures) == (0, file)
+    first = next_job(explorer)
+    assert first is not None and (first.epochs, first.weights_file) == (0, file)
     assert file.endswith(".pt")
     assert first.tags["teacher"] == "models:/teacher@champion"
     teacher = read_study(first.study).teacher
@@ -288,7 +286,7 @@ def test_all_teachers_of_a_space_are_ready_first(tmp_path: Path) -> None:
         for r in explorer.records.of("teacher")
     }
     assert widths == {16, 32}
-    kept = {r.assignment.keep: r for r in explorer.records.of("teacher")}
+    kept = {r.assignment.network_file: r for r in explorer.records.of("teacher")}
     assert len(kept) == 2
     for trial in explorer.records.of("trial"):
         teacher = read_study(trial.assignment.study).teacher
@@ -310,13 +308,13 @@ def test_an_assistant_is_trained_once_before_the_trials_that_need_it(tmp_path: P
     own, first, second = explorer.records.of("teacher")
     assert [r.id for r in explorer.records.teachers] == [own.id]
     assert [r.id for r in explorer.records.assistants] == [first.id, second.id]
-    assert first.assignment.teachers == (own.assignment.keep,)
-    assert second.assignment.teachers == (first.assignment.keep,)
+    assert first.assignment.teachers == (own.assignment.network_file,)
+    assert second.assignment.teachers == (first.assignment.network_file,)
     assert not first.assignment.test and not second.assignment.test
     taught = read_study(second.assignment.study)
     assert taught.scheme.name == "offline" and [t.loss.name for t in taught.knowledge] == ["kd"]  # type: ignore[union-attr]
     for trial in explorer.records.of("trial", "replicate"):
-        assert trial.assignment.teachers == (second.assignment.keep,)
+        assert trial.assignment.teachers == (second.assignment.network_file,)
     # A trial begins only when those that teach it have ended.
     told = [(e["event"], e["id"]) for e in world.journal.events if e["event"] in ("run", "end")]
     assert told.index(("end", first.id)) < told.index(("run", second.id))
@@ -328,8 +326,8 @@ def test_an_assistant_is_trained_once_before_the_trials_that_need_it(tmp_path: P
 def test_an_assistant_of_another_study_is_found_by_its_content(tmp_path: Path) -> None:
     first = explore(World(opened(CHAIN, "search.trials=1"), tmp_path))
     for record in first.records.of("teacher"):
-        assert record.assignment.keep is not None
-        first._storage.write(record.assignment.keep, b"weights")
+        assert record.assignment.network_file is not None
+        first._storage.write(record.assignment.network_file, b"weights")
     again = explore(World(opened(CHAIN, "search.trials=2", "name=other"), tmp_path))
     assert [r.assignment.epochs for r in again.records.of("teacher")] == [0]
     changed = CHAIN.replace("width: 24}}]", "width: 16}}]")
@@ -352,7 +350,7 @@ def test_generations_are_each_trials_own(tmp_path: Path) -> None:
     assert len(ancestors) == 2 * 3  # two trials and one replicate, two networks before each
     for trial in explorer.records.of("trial", "replicate"):
         [file] = trial.assignment.teachers
-        [forebear] = [r for r in ancestors if r.assignment.keep == file]
+        [forebear] = [r for r in ancestors if r.assignment.network_file == file]
         study, own = read_study(forebear.assignment.study), read_study(trial.assignment.study)
         assert study.student == own.student and study.train == own.train
         assert study.seed != own.seed and study.scheme.name == "offline"
@@ -362,11 +360,12 @@ def test_without_its_assistant_a_trial_fails_and_the_study_goes_on(tmp_path: Pat
     space = "scheme={choice: [{name: offline}, " + CHAIN.removeprefix("scheme=") + "]}"
     world = World(opened(space, "search.trials=6", "search.replicates=0"), tmp_path)
     explorer = world.explorer()
-    while (asked := explorer.next()) is not None:
+    while (asked := next_job(explorer)) is not None:
+        if isinstance(asked, IdleJob):
+            continue
         broken = asked.role == "teacher" and not asked.test
         result = {"failed": "diverged"} if broken else dict(made_up(asked, 3))
-        if asked.role != "wait":
-            explorer.report({"id": asked.id, "epoch": asked.epochs, "done": True, **result})
+        tell(explorer, asked, epoch=asked.epochs, done=True, **result)
     trials = explorer.records.of("trial")
     schemes = {r.id: read_study(r.assignment.study).scheme.name for r in trials}
     assert set(schemes.values()) == {"offline", "assistant"} and not explorer.fatal
@@ -379,13 +378,13 @@ def test_without_its_assistant_a_trial_fails_and_the_study_goes_on(tmp_path: Pat
 
 def test_a_teacher_that_fails_ends_the_study_with_its_reason(world: World) -> None:
     explorer = world.explorer(slots=2)
-    teacher = explorer.next()
-    waiting = explorer.next()
-    assert teacher is not None and waiting is not None and waiting.role == "wait"
-    explorer.report({"id": teacher.id, "epoch": 0, "done": True, "failed": "diverged in epoch 1"})
+    teacher = next_job(explorer)
+    waiting = next_job(explorer)
+    assert teacher is not None and isinstance(waiting, IdleJob)
+    tell(explorer, teacher, failed="diverged in epoch 1")
     assert explorer.fatal == "the teacher could not be made ready: diverged in epoch 1"
     assert explorer.finished and explorer.has_work
-    assert explorer.next() is None
+    assert next_job(explorer) is None
     assert roles(world.journal) == ["teacher"]
     assert world.journal.of("end")[0]["status"] == "failed"
 
@@ -424,14 +423,12 @@ def test_many_slots_do_not_lead_to_infeasible_draws(tmp_path: Path) -> None:
     )
     world = World(study, tmp_path)
     explorer = world.explorer(slots=60)
-    teacher = explorer.next()
+    teacher = next_job(explorer)
     assert teacher is not None and teacher.role == "teacher"
     world.storage.write(str(teacher.keep), b"weights")
-    explorer.report(
-        {"id": teacher.id, "epoch": teacher.epochs, "done": True, **made_up(teacher, 1)}
-    )
+    tell(explorer, teacher, epoch=teacher.epochs, done=True, **made_up(teacher, 1))
     for _ in range(60):
-        assignment = explorer.next()
+        assignment = next_job(explorer)
         assert assignment is not None and assignment.role == "trial"
     refused = [t for t in drawn(explorer) if "raykd.infeasible" in t.user_attrs]
     assert len(refused) > 10, "more than TPE wants to know before it fits a model"
@@ -546,7 +543,7 @@ def test_no_new_trial_after_max_hours(world: World) -> None:
     now = [0.0]
     explorer = world.explorer(clock=lambda: now[0])
 
-    def slow(assignment: Assignment, epoch: int) -> Mapping[str, float]:
+    def slow(assignment: JournalJob, epoch: int) -> Mapping[str, float]:
         now[0] += 300 if assignment.role == "trial" else 0
         return made_up(assignment, epoch)
 
@@ -574,7 +571,7 @@ def test_max_hours_that_end_before_the_first_trial(world: World) -> None:
 def planted(best: str, misleading: str) -> Any:
     """Validation favours one trial, everything else another."""
 
-    def metrics(assignment: Assignment, epoch: int) -> dict[str, float]:
+    def metrics(assignment: JournalJob, epoch: int) -> dict[str, float]:
         found = {"val_accuracy": 0.5, "test_accuracy": 0.5, "train_accuracy": 0.5}
         if assignment.id == best:
             found |= {"val_accuracy": 0.9, "test_accuracy": 0.1, "train_accuracy": 0.1}
@@ -595,7 +592,7 @@ def test_validation_alone_decides(world: World) -> None:
 def test_an_early_best_epoch_does_not_count(world: World) -> None:
     """The last epoch does: no trial is chosen by a peak on the way."""
 
-    def peaked(assignment: Assignment, epoch: int) -> dict[str, float]:
+    def peaked(assignment: JournalJob, epoch: int) -> dict[str, float]:
         high = assignment.id == "trial-0001" and epoch == 1
         return {"val_accuracy": 0.99 if high else 0.5 + 0.01 * (assignment.id == "trial-0003")}
 
@@ -610,7 +607,7 @@ class StopAfterFirst:
         self.ids = ids
 
     def keeps(self, trial: Any, result: Mapping[str, Any]) -> bool:
-        return result["id"] not in self.ids
+        return trial.config["job"].id not in self.ids
 
 
 def test_what_was_stopped_early_is_never_chosen(world: World) -> None:
@@ -634,7 +631,7 @@ def test_the_rule_is_asked_about_trials_alone(world: World) -> None:
 
     class Never:
         def keeps(self, trial: Any, result: Mapping[str, Any]) -> bool:
-            asked.append(result["id"])
+            asked.append(trial.config["job"].id)
             return True
 
     explore(world, rule=Never())
@@ -656,11 +653,11 @@ def test_a_trial_that_fails_is_never_chosen_and_the_others_go_on(world: World) -
     tune = FakeTune(world, explorer)
     fine = tune._results
 
-    def results(assignment: Assignment) -> Any:
-        if assignment.id != "trial-0001":
-            return fine(assignment)
-        failed = {"id": assignment.id, "epoch": 0, "done": True, "failed": "diverged"}
-        return iter([next(fine(assignment)), {**failed, "traceback": "..."}])
+    def results(job: Any) -> Any:
+        if job.id != "trial-0001":
+            return fine(job)
+        failed = {"failed": "diverged", "traceback": "..."}
+        return iter([next(fine(job)), failed])
 
     tune._results = results
     tune.run()
@@ -674,7 +671,7 @@ def test_a_trial_that_fails_is_never_chosen_and_the_others_go_on(world: World) -
 
 
 def test_a_trial_without_a_finite_objective_is_never_chosen(world: World) -> None:
-    def strange(assignment: Assignment, epoch: int) -> dict[str, float]:
+    def strange(assignment: JournalJob, epoch: int) -> dict[str, float]:
         accuracy = {"trial-0000": float("nan"), "trial-0001": float("inf")}
         found = made_up(assignment, epoch)
         return found | {"val_accuracy": accuracy.get(assignment.id, found["val_accuracy"])}
@@ -690,10 +687,10 @@ def test_a_replicate_that_fails_leaves_the_rest(world: World) -> None:
     tune = FakeTune(world, explorer)
     fine = tune._results
 
-    def results(assignment: Assignment) -> Any:
-        if not assignment.id.endswith("/seed-1"):
-            return fine(assignment)
-        return iter([{"id": assignment.id, "epoch": 0, "done": True, "failed": "no memory"}])
+    def results(job: Any) -> Any:
+        if not job.id.endswith("/seed-1"):
+            return fine(job)
+        return iter([{"failed": "no memory"}])
 
     tune._results = results
     tune.run()
@@ -726,13 +723,13 @@ def test_a_slot_that_never_lived_ends_the_study(world: World) -> None:
     """Tune has tried it again and again by then: no other slot will do better."""
     world.give_teacher()
     explorer = world.explorer()
-    first = explorer.next()
+    first = next_job(explorer)
     assert first is not None
-    explorer.report({"id": first.id, "epoch": 0, "done": True, "val_accuracy": 0.9})
-    trial = explorer.next()
+    tell(explorer, first, epoch=0, done=True, val_accuracy=0.9)
+    trial = next_job(explorer)
     assert trial is not None and trial.role == "trial"
     explorer.slot_failed(trial.id, "no such device")
-    assert explorer.next() is None
+    assert next_job(explorer) is None
     assert explorer.fatal == "no slot could be started: no such device"
     assert explorer.records["trial-0000"].reason == "no such device"
 
@@ -743,12 +740,12 @@ def test_a_slot_that_dies_later_takes_one_trial_with_it(world: World) -> None:
     fine = tune._results
     dead: list[str] = []
 
-    def results(assignment: Assignment) -> Any:
-        if assignment.id == "trial-0001" and not dead:
-            dead.append(assignment.id)
-            explorer.slot_failed(assignment.id, "its node went away")
-            return iter([{"id": assignment.id, "epoch": 0, "done": True, "failed": "late news"}])
-        return fine(assignment)
+    def results(job: Any) -> Any:
+        if job.id == "trial-0001" and not dead:
+            dead.append(job.id)
+            explorer.slot_failed(job.id, "its node went away")
+            return iter([{"failed": "late news"}])
+        return fine(job)
 
     tune._results = results
     tune.run()
@@ -759,9 +756,9 @@ def test_a_slot_that_dies_later_takes_one_trial_with_it(world: World) -> None:
 
 def test_a_slot_that_dies_waiting_is_no_training(world: World) -> None:
     explorer = world.explorer(slots=2)
-    explorer.next()
-    waiting = explorer.next()
-    assert waiting is not None and waiting.role == "wait"
+    next_job(explorer)
+    waiting = next_job(explorer)
+    assert isinstance(waiting, IdleJob)
     explorer.slot_failed(waiting.id, "gone")
     assert world.journal.of("end") == []
 
@@ -769,25 +766,16 @@ def test_a_slot_that_dies_waiting_is_no_training(world: World) -> None:
 # Books
 
 
-def test_metrics_are_what_was_measured() -> None:
-    result = {
-        "id": "trial-0000", "epoch": 2, "done": False, "training_iteration": 2, "pid": 7,
-        "time_total_s": 3.0, "val_accuracy": 0.5, "params": 100, "date": "today", "history": [],
-        "clock": {"end": 1.0}, "should_checkpoint": True,
-    }  # fmt: skip
-    assert numbers(result) == {"val_accuracy": 0.5, "params": 100.0}
-
-
 def test_journal_epochs_hold_the_same_metrics_live_and_replayed(world: World) -> None:
     explorer = world.explorer()
-    teacher = explorer.next()
+    teacher = next_job(explorer)
     assert teacher is not None
-    explorer.report({"id": teacher.id, "epoch": 2, "done": True, "val_accuracy": 0.2,
-                     "history": [{"val_accuracy": 0.1}]})  # fmt: skip
-    trial = explorer.next()
+    history = [{"val_accuracy": 0.1}]
+    tell(explorer, teacher, epoch=2, done=True, val_accuracy=0.2, history=history)
+    trial = next_job(explorer)
     assert trial is not None
-    explorer.report({"id": trial.id, "epoch": 3, "done": True, "val_accuracy": 0.3, **trial.metrics,
-                     "history": [{"val_accuracy": 0.1}, {"val_accuracy": 0.2}]})  # fmt: skip
+    history = [{"val_accuracy": 0.1}, {"val_accuracy": 0.2}]
+    tell(explorer, trial, epoch=3, done=True, val_accuracy=0.3, history=history)
     metrics = [e["metrics"] for e in world.journal.of("epoch", id=trial.id)]
     assert [m["val_accuracy"] for m in metrics] == [0.1, 0.2, 0.3]
     assert len({frozenset(m) for m in metrics}) == 1

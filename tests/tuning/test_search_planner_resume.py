@@ -19,11 +19,13 @@ from helpers.search_cases import (
     epochs_of,
     explore,
     made_up,
+    next_job,
     opened,
     roles,
     searching,
+    tell,
 )
-from raykd.runtime.jobs import Assignment
+from raykd.runtime.jobs import JournalJob, read_job
 from raykd.study.candidate import Candidate
 from raykd.study.open_study import BoundStudy, OpenStudy
 from raykd.tuning.records import Records
@@ -235,7 +237,7 @@ def test_once_chosen_no_more_is_drawn(tmp_path: Path) -> None:
     world = World(searching(opened(), trials=50, max_hours=1.0, finalists=1), tmp_path)
     now = [0.0]
 
-    def slow(assignment: Assignment, epoch: int) -> Mapping[str, float]:
+    def slow(assignment: JournalJob, epoch: int) -> Mapping[str, float]:
         now[0] += 300 if assignment.role == "trial" else 0
         return made_up(assignment, epoch)
 
@@ -261,9 +263,9 @@ def broken_off(world: World, dies_at: int) -> Iterator[None]:
 def test_a_teacher_that_failed_is_tried_again(tmp_path: Path) -> None:
     world = World(small(), tmp_path)
     explorer = world.explorer()
-    teacher = explorer.next()
+    teacher = next_job(explorer)
     assert teacher is not None
-    explorer.report({"id": teacher.id, "epoch": 0, "done": True, "failed": "out of memory"})
+    tell(explorer, teacher, failed="out of memory")
     assert explorer.fatal
     resumed = explore(world)
     assert not resumed.fatal
@@ -278,7 +280,7 @@ def test_a_teacher_whose_file_was_lost_is_trained_again(tmp_path: Path) -> None:
     """As when a study's folder was moved without the teachers that lie beside it."""
     world = World(small(), tmp_path)
     with broken_off(world, 4 + 5):
-        [file] = [r.keep for r in assignments(world.journal) if r.role == "teacher"]
+        [file] = [r.network_file for r in assignments(world.journal) if r.role == "teacher"]
         assert file is not None
         world.storage.remove(file)
     resumed = explore(world)
@@ -310,8 +312,8 @@ def test_a_torn_journal_line_is_written_again(tmp_path: Path) -> None:
     assert len(explorer._optuna.get_trials(deepcopy=False)) == 3
 
 
-def assignments(told: Told) -> list[Assignment]:
-    return [Assignment.from_plain(event["assignment"]) for event in told.of("run")]
+def assignments(told: Told) -> list[JournalJob]:
+    return [read_job(event["assignment"]) for event in told.of("run")]
 
 
 def test_running_trainings_come_before_new_ones(tmp_path: Path) -> None:
@@ -321,5 +323,5 @@ def test_running_trainings_come_before_new_ones(tmp_path: Path) -> None:
     running = [r.id for r in Records.from_events(world.journal.events).running("trial")]
     assert len(running) == 3
     explorer: SearchPlanner = world.explorer()
-    first = [explorer.next() for _ in range(4)]
+    first = [next_job(explorer) for _ in range(4)]
     assert [a and a.id for a in first] == [*running, "trial-0003"]

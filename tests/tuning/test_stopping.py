@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 
 from raykd.errors import Terminated
-from raykd.runtime.cluster import LONGEST_FOLDER, ray_temp_folder, session_token
+from raykd.runtime.cluster import MAX_FOLDER_LENGTH, ray_temp_folder, session_token
 from raykd.runtime.signals import (
-    closing,
+    begin_cleanup,
     received_stop_signal,
     restore_signal_handlers,
     stop_on_signals,
@@ -57,7 +57,7 @@ def test_it_acts_as_ctrl_c(number: signal.Signals, ctrl_c: Any) -> None:
             signal.raise_signal(number)
         except KeyboardInterrupt:
             assert received_stop_signal()
-            closing(hurry=lambda: seen.append("hurry"))
+            begin_cleanup(hurry=lambda: seen.append("hurry"))
             signal.raise_signal(number)  # does not interrupt the cleaning up
             seen.append("cleaned up")
             raise
@@ -108,7 +108,7 @@ def test_a_deep_temporary_folder_is_not_for_sockets(
     monkeypatch.delenv("RAY_TMPDIR", raising=False)
     monkeypatch.setenv("TMPDIR", "/tmp")
     assert ray_temp_folder() is None
-    monkeypatch.setenv("TMPDIR", str(tmp_path / ("x" * LONGEST_FOLDER)))
+    monkeypatch.setenv("TMPDIR", str(tmp_path / ("x" * MAX_FOLDER_LENGTH)))
     assert ray_temp_folder() == f"/tmp/ray-{os.getuid()}"
 
 
@@ -132,7 +132,7 @@ def test_a_session_brings_its_own_token_where_the_user_has_none(
 @pytest.mark.parametrize("times", [1, 2])
 def test_a_search_on_ray_is_stopped_in_order(times: int, tmp_path: Path) -> None:
     """Below a temporary folder that is too deep for Ray's sockets."""
-    deep = tmp_path / ("x" * LONGEST_FOLDER)
+    deep = tmp_path / ("x" * MAX_FOLDER_LENGTH)
     deep.mkdir()
     (tmp_path / "study.yaml").write_text(STUDY)
     command = [sys.executable, "-m", "raykd", "search", "study.yaml"]
