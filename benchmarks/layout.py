@@ -25,7 +25,7 @@ from step import TrainsOnly
 
 from raykd.data import SOURCES, Dataset
 from raykd.data.loader import Placement
-from raykd.data.splits import dataset_of_pictures
+from raykd.data.splits import dataset_of_images
 from raykd.models import MODELS, Model
 from raykd.schemes import Alone
 from raykd.study.config import Student, Study
@@ -73,7 +73,7 @@ def random_pictures(case: Case, steps: int) -> Dataset:
         "test": np.array([train + 1]),
     }
     names = tuple(map(str, range(CLASSES)))
-    return dataset_of_pictures("random", pictures, targets, rows, names, "")
+    return dataset_of_images("random", pictures, targets, rows, names, "")
 
 
 @contextmanager

@@ -9,8 +9,8 @@ import numpy as np
 
 from raykd.data.augment import Augments, HorizontalFlip, RandomCrop
 from raykd.data.dataset import Dataset, Fraction, Limit, Root, Source, SplitSeed, ValLimit
-from raykd.data.download import missing, reachable
-from raykd.data.splits import at_most, dataset_of_pictures, hold_out
+from raykd.data.download import missing_data, reachable
+from raykd.data.splits import at_most, dataset_of_images, hold_out
 from raykd.registry import option
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @option
 class _Cifar(Source):
-    """What the two have in common."""
+    """Base class of CIFAR-10 and CIFAR-100."""
 
     root: Root = "data"
     val: Fraction = 0.1
@@ -41,7 +41,7 @@ class _Cifar(Source):
 
     def load(self) -> Dataset:
         train, test = self._part(train=True), self._part(train=False)
-        pictures = np.concatenate([train.data, test.data]).transpose(0, 3, 1, 2)
+        images = np.concatenate([train.data, test.data]).transpose(0, 3, 1, 2)
         targets = np.array(train.targets + test.targets)
         rest, val = hold_out(targets, np.arange(len(train.data)), self.val, self.split_seed, "val")
         rows = {
@@ -50,13 +50,13 @@ class _Cifar(Source):
             "test": np.arange(len(train.data), len(targets)),
         }
         origin = str(self._folder())
-        return dataset_of_pictures(self.name, pictures, targets, rows, train.classes, origin)
+        return dataset_of_images(self.name, images, targets, rows, train.classes, origin)
 
     def _part(self, train: bool) -> CIFAR10:
         kind, root = self._torchvision(), Path(self.root).expanduser()
         try:
             return kind(str(root), train=train, download=False)
-        except (OSError, RuntimeError):  # not there, or its checksums differ
+        except (OSError, RuntimeError):  # missing, or with other checksums
             pass
         try:
             return kind(str(root), train=train, download=True)
@@ -71,19 +71,19 @@ class _Cifar(Source):
 
     def _missing(self, cause: str) -> ValueError:
         folder, kind = self._folder(), self._torchvision()
-        state = " (there, but incomplete or damaged)" if folder.is_dir() else ""
+        state = " (incomplete or damaged)" if folder.is_dir() else ""
         remedies = (
             f"unpack {kind.filename} (the Python version of {self.title}) into {folder.parent}",
-            f"set data.root to the folder that holds {folder.name}",
+            f"set data.root to the folder that contains {folder.name}",
         )
-        return missing(self.title, [f"{folder}{state}"], remedies, cause)
+        return missing_data(self.title, [f"{folder}{state}"], remedies, cause)
 
 
 @option
 class Cifar10(_Cifar):
     """60,000 color photos, 32x32 pixels, 10 classes.
 
-    Krizhevsky 2009.  Looked for under `root` as torchvision lays it out, then downloaded there.
+    Krizhevsky 2009.  Searched in `root`, in the layout of torchvision, then downloaded there.
     Normalized with the mean and standard deviation of the training split.
     """
 
@@ -105,7 +105,7 @@ class Cifar10(_Cifar):
 class Cifar100(_Cifar):
     """60,000 color photos, 32x32 pixels, 100 classes.
 
-    Krizhevsky 2009.  Looked for under `root` as torchvision lays it out, then downloaded there.
+    Krizhevsky 2009.  Searched in `root`, in the layout of torchvision, then downloaded there.
     Normalized with the mean and standard deviation of the training split.
     """
 

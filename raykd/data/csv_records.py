@@ -22,10 +22,10 @@ class Records:
     """Records of a CSV file.
 
     Attributes:
-        fields: of each record.
-        lines: line (from 1) in which each record begins.
-        blank: number of blank records between others, which are left out.
-        note: the meaning of quotes, if it was not clear.
+        fields: fields of each record.
+        lines: first line of each record, counted from 1.
+        blank: number of blank records between others, which are skipped.
+        note: sentence on the meaning of quotes, if it was detected.
     """
 
     fields: list[list[str]]
@@ -41,45 +41,45 @@ class Records:
 
 
 class Malformed(ValueError):
-    """A record that cannot be read, and the line in which it begins."""
+    """Raised for a record that cannot be read; `line` is its first line."""
 
     def __init__(self, line: int, reason: str) -> None:
         super().__init__(reason)
         self.line = line
 
 
-def records_of(text: str, delimiter: str, quoting: Quoting, label: str, header: bool) -> Records:
+def read_records(text: str, delimiter: str, quoting: Quoting, label: str, header: bool) -> Records:
     """Read CSV text.
 
-    With `auto`, quotes enclose fields and are doubled inside, if that gives well-formed records;
-    else they are escaped by backslashes or plain characters, if that gives each record as many
-    fields as the first.
+    With `auto`, quotes enclose fields and are doubled inside, if all records are well-formed then;
+    else they are escaped by backslashes or plain characters, if all records have as many fields
+    as the first then.
 
     Args:
         text: the whole file.
-        delimiter: between fields.
+        delimiter: separator of fields.
         quoting: meaning of double quotes.
-        label: column of labels; helps to tell lines of a field from records.
-        header: whether the first record names the columns.
+        label: column of labels; helps to distinguish lines of a field from records.
+        header: the first record contains the names of the columns.
 
     Raises:
-        ValueError: quotes that do not fit, or of which a meaning cannot be chosen; names the line.
+        ValueError: mismatched quotes, or quotes of unclear meaning; names the line.
     """
     if '"' not in text:
         return _records(text, delimiter, "none")
     try:
         if quoting != "auto":
             return _records(text, delimiter, quoting)
-        return _guessed(text, delimiter, label if header else "")
+        return _detect(text, delimiter, label if header else "")
     except Malformed as error:
         raise ValueError(
-            f"the record that begins in line {error.line} has quotes that do not fit ({error}); "
+            f"the record that begins in line {error.line} has mismatched quotes ({error}); "
             "inside quotes write each quote twice, or set data.quoting to none where quotes are "
             "plain characters, or to backslash where they are escaped"
         ) from None
 
 
-def _guessed(text: str, delimiter: str, label: str) -> Records:
+def _detect(text: str, delimiter: str, label: str) -> Records:
     plain = _records(text, delimiter, "none")
     try:
         quoted = _records(text, delimiter, "double")
@@ -108,7 +108,7 @@ def _even(plain: Records) -> Records | None:
 
 
 def _escaped(text: str, delimiter: str) -> Records | None:
-    """Records with quotes escaped by backslashes; None if that does not fit."""
+    """Return records with quotes escaped by backslashes; None if the fields do not match."""
     if '\\"' not in text:
         return None
     try:
@@ -119,9 +119,9 @@ def _escaped(text: str, delimiter: str) -> Records | None:
 
 
 def _check_lines(quoted: Records, plain: Records, label: str) -> None:
-    """Refuse a quoted field of several lines each of which is a row itself.
+    """Reject a quoted field of several lines that look like rows.
 
-    A line is a row if it has all fields, and a label that rows of one line have, too.
+    A line looks like a row if it has all fields, and a label that also occurs in single-line rows.
     """
     width = len(quoted.fields[0])
     names = [name.strip().casefold() for name in quoted.fields[0]]
@@ -189,7 +189,7 @@ def _any_field_size() -> Iterator[None]:
 
 
 def has_row_names(header: Sequence[str], rows: Sequence[Sequence[str]]) -> bool:
-    """Whether rows begin with their number, which the header leaves out, as R writes them."""
+    """Return whether rows begin with their number, which the header lacks (as written by R)."""
     if not rows or any(len(row) != len(header) + 1 for row in rows):
         return False
     numbers = [row[0] for row in rows]

@@ -1,4 +1,4 @@
-"""The shape every data source has."""
+"""Data sets, their splits, and the base class of data sources."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ Root = Annotated[
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """One part of a data set, resident in memory.
+    """Split of a data set in memory.
 
     Attributes:
-        inputs: (N, C, H, W) uint8 for pictures, or a mapping of (N, ...) tensors.
+        inputs: (N, C, H, W) uint8 for images, or a mapping of (N, ...) tensors.
         targets: (N,) int64 class indices.
-        index: (N,) int64, each sample's number in the whole data set (unique over all splits).
+        index: (N,) int64, number of each sample in the data set (unique over all splits).
     """
 
     inputs: Inputs
@@ -54,15 +54,15 @@ class Split:
         return len(self.targets)
 
     def to(self, device: torch.device | str) -> Split:
-        """The same split on `device`; no copy where it is there already."""
+        """Return the split on `device`, without a copy if it is there already."""
         return Split(
-            inputs=_moved(self.inputs, device),
+            inputs=_to_device(self.inputs, device),
             targets=self.targets.to(device),
             index=self.index.to(device),
         )
 
     def take(self, rows: Tensor) -> Inputs:
-        """The inputs of those rows, as they are stored."""
+        """Return the inputs of the rows as they are stored."""
         if isinstance(self.inputs, Tensor):
             return self.inputs.index_select(0, rows)
         return {key: value.index_select(0, rows) for key, value in self.inputs.items()}
@@ -70,15 +70,16 @@ class Split:
 
 @dataclass(frozen=True, eq=False)
 class FileSplit:
-    """One part of a data set of pictures too large to be resident: files, decoded when asked for.
+    """Split of a data set of images that is too large for memory; files are decoded on demand.
 
     Attributes:
-        root: the folder `paths` are relative to; every worker must be able to read it.
-        paths: (N,) one file a sample.
-        targets, index: as in `Split`.
-        shape: (C, H, W) of a decoded picture.
-        workers: decoding processes a reader of this split starts; 0: decode in its own process.
-        rules: how stored values become 8-bit pixels.
+        root: folder of `paths`; every worker must be able to read it.
+        paths: (N,) file of each sample.
+        targets: (N,) int64 class indices.
+        index: (N,) int64, as in `Split`.
+        shape: (C, H, W) of a decoded image.
+        workers: number of decoding processes of a loader; 0: decode in its own process.
+        rules: options of the conversion of stored values to 8-bit pixels.
     """
 
     root: str
@@ -93,13 +94,13 @@ class FileSplit:
         return len(self.targets)
 
     def to(self, device: torch.device | str) -> FileSplit:
-        """The same split, its targets and index on `device`; pictures move batch by batch."""
+        """Return the split with targets and index on `device`; images are moved batch by batch."""
         return dataclasses.replace(
             self, targets=self.targets.to(device), index=self.index.to(device)
         )
 
     def take(self, rows: Tensor) -> Tensor:
-        """The decoded pictures of those rows, (B, C, H, W) uint8 on the CPU."""
+        """Return the decoded images of the rows, (B, C, H, W) uint8 on the CPU."""
         from raykd.data.decode import decode_files
 
         paths = [self.paths[row] for row in rows.tolist()]
@@ -111,14 +112,14 @@ AnySplit = Split | FileSplit
 
 @dataclass(frozen=True)
 class Survey:
-    """A cheap look at the files of a data source: nothing is decoded.
+    """Summary of the files of a data source, without decoding them.
 
     Attributes:
-        sizes: samples of each split.
-        class_names: one name per class, in the order of the class indices.
+        sizes: number of samples in each split.
+        class_names: names of the classes, in the order of the class indices.
         notes: sentences on how the data were read: recognized split folders, skipped entries.
-        warnings: sentences on what may make results wrong.
-        origin: path or package the data come from.
+        warnings: sentences on possible faults in the data.
+        origin: path or package of the data.
     """
 
     sizes: Mapping[str, int]
@@ -130,13 +131,13 @@ class Survey:
 
 @dataclass(frozen=True)
 class Raw:
-    """Samples as users of the data have them, where that is not what `Split` stores.
+    """Original form of samples, if it differs from the form that `Split` stores.
 
     Attributes:
-        maximum: largest value of a pixel; stored is round(value * 255 / maximum).
-        dtype: NumPy's name of their type; empty: the stored one.
-        shape: of one sample; empty: `Dataset.input_shape`.
-        preparation: one sentence on the way from files to samples.
+        maximum: largest value of a pixel; the stored value is round(value * 255 / maximum).
+        dtype: name of the NumPy type; empty: the stored type.
+        shape: shape of a sample; empty: `Dataset.input_shape`.
+        preparation: sentence on the way from files to samples.
     """
 
     maximum: float = 255.0
@@ -147,24 +148,24 @@ class Raw:
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """A data set, split.
+    """Data set with its splits.
 
     Attributes:
-        name: the source's name.
-        train, val, test: its splits.
+        name: name of the source.
+        train, val, test: splits.
         classes: number of classes.
-        class_names: one name a class.
-        input_shape: one sample's shape without the batch.
-        mean, std: per channel, of the training split scaled to [0, 1]; empty where there is
-            nothing to normalize.
-        fingerprint: hex digest of the bytes of all splits (for files that stay on disk, of their
-            paths and sizes); another digest, other data.
-        origin: where it was found (a path, a package).
-        vocabulary: how many tokens the texts are made of; 0: they are no texts.
-        padding: the token that short texts are filled up with.
+        class_names: names of the classes.
+        input_shape: shape of a sample, without the batch dimension.
+        mean, std: per channel, of the training split scaled to [0, 1]; empty if the inputs are
+            not normalized.
+        fingerprint: hex digest of the bytes of all splits (of paths and sizes, for files that
+            stay on disk); changes with the data.
+        origin: path or package of the data.
+        vocabulary: number of tokens of the tokenizer; 0 if the samples are not texts.
+        padding: token that fills up short texts.
         notes: sentences on how the data were read: recognized split folders, skipped entries.
-        warnings: sentences on what may make results wrong.
-        raw: samples as users have them.
+        warnings: sentences on possible faults in the data.
+        raw: original form of the samples.
     """
 
     name: str
@@ -186,28 +187,28 @@ class Dataset:
 
     @property
     def data_size(self) -> int:
-        """One more than the largest sample number."""
+        """Largest sample number plus one."""
         return 1 + max(int(split.index.max()) for split in (self.train, self.val, self.test))
 
     @property
     def sizes(self) -> Mapping[str, int]:
-        """Samples in each split."""
+        """Number of samples in each split."""
         return {"train": len(self.train), "val": len(self.val), "test": len(self.test)}
 
     def split(self, part: Literal["train", "val", "test"]) -> AnySplit:
-        """The split called `part`."""
+        """Return a split by its name."""
         return {"train": self.train, "val": self.val, "test": self.test}[part]
 
     def to(self, device: torch.device | str) -> Dataset:
-        """The same data set on `device`: moved once, shared by every `BatchLoader` made of it."""
+        """Return the data set on `device`, to be shared by several loaders."""
         train, val, test = (self.split(part).to(device) for part in PARTS)
         return dataclasses.replace(self, train=train, val=val, test=test)
 
     def arrays(self) -> dict[str, Any]:
-        """The data set as NumPy arrays and plain values, for a store that shares arrays.
+        """Return the data set as NumPy arrays and plain values, for a store that shares arrays.
 
-        A split's parts stand under `train/targets` and the like; an input that is a mapping under
-        `train/inputs/KEY`.  Nothing is copied when the data are on the CPU.
+        Keys of a split are `train/targets`, `train/index` and `train/inputs`, or
+        `train/inputs/KEY` if inputs are a mapping.  Data on the CPU are not copied.
         """
         flat: dict[str, Any] = {
             field.name: getattr(self, field.name)
@@ -221,7 +222,7 @@ class Dataset:
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, Any]) -> Dataset:
-        """Undo `arrays`.  Read-only arrays are used where they lie, and never written to."""
+        """Build a data set from the result of `arrays`, without copies of read-only arrays."""
         plain = {key: value for key, value in arrays.items() if "/" not in key}
         train, val, test = (_split_from(_under(arrays, f"{part}/")) for part in PARTS)
         return cls(**plain, train=train, val=val, test=test)
@@ -229,11 +230,11 @@ class Dataset:
 
 @option
 class Source:
-    """Base of every data source option.
+    """Base class of data source options.
 
     Attributes:
-        paper: who made the data: author, year, arXiv number; empty where nobody is named.
-        augment: what is done to the training pictures, in this order.
+        paper: source of the data: author, year, arXiv number; may be empty.
+        augment: augmentations of training images, in this order.
     """
 
     name: str
@@ -241,69 +242,69 @@ class Source:
     augment: tuple[Augment, ...] = ()
 
     def task_shape(self) -> tuple[tuple[int, ...], int] | None:
-        """(input shape, classes) where both are known without reading the data, else None."""
+        """Return (input shape, classes), or None if they are unknown without reading the data."""
         return None
 
     def check(self) -> None:
-        """See cheaply whether the data can be had (no download, no decoding).
+        """Check quickly that the data are available, without a download or decoding.
 
         Raises:
-            ValueError: it cannot; says where it was looked for and the remedies.
+            ValueError: they are not; names the searched folders and the remedies.
         """
 
     def survey(self) -> Survey | None:
-        """Count classes and samples by a cheap look at the files: no download, no decoding.
+        """Count classes and samples quickly, without a download or decoding.
 
         Returns:
-            None where only reading the data would tell.
+            The counts, or None if they are unknown without reading the data.
 
         Raises:
-            ValueError: as `check`.
+            ValueError: the data are not available, as in `check`.
         """
         return None
 
     def load(self) -> Dataset:
-        """Read (download where allowed) and split the data.
+        """Read and split the data; download them if necessary.
 
         Raises:
-            ValueError: the data cannot be had; says where it was looked for and the remedies.
+            ValueError: they are not available; names the searched folders and the remedies.
         """
         raise NotImplementedError
 
 
 SOURCES = Registry("data source", base=Source, entry_points="raykd.data")
-"""Data sources that a study may name; `raykd.data` adds them."""
+"""Registry of data sources; `raykd.data` fills it."""
 
 AnySource = Annotated[Source, SOURCES]
 """Type of a field that holds a data source."""
 
 
-_OF_FILES = ("root", "paths", "shape", "workers", "rules")
-"""Fields of a `FileSplit` that are no arrays."""
+_FILE_FIELDS = ("root", "paths", "shape", "workers", "rules")
+"""Fields of a `FileSplit` that are not arrays."""
 
 
-def _moved(inputs: Inputs, device: torch.device | str) -> Inputs:
+def _to_device(inputs: Inputs, device: torch.device | str) -> Inputs:
     if isinstance(inputs, Tensor):
         return inputs.to(device)
     return {key: value.to(device) for key, value in inputs.items()}
 
 
 def _split_arrays(split: AnySplit) -> dict[str, Any]:
-    found: dict[str, Any] = {
+    arrays: dict[str, Any] = {
         "targets": split.targets.cpu().numpy(),
         "index": split.index.cpu().numpy(),
     }
     if isinstance(split, FileSplit):
-        return found | {key: getattr(split, key) for key in _OF_FILES}
+        return arrays | {key: getattr(split, key) for key in _FILE_FIELDS}
     if isinstance(split.inputs, Tensor):
-        return found | {"inputs": split.inputs.cpu().numpy()}
-    return found | {f"inputs/{key}": value.cpu().numpy() for key, value in split.inputs.items()}
+        return arrays | {"inputs": split.inputs.cpu().numpy()}
+    return arrays | {f"inputs/{key}": value.cpu().numpy() for key, value in split.inputs.items()}
 
 
 def _split_from(flat: Mapping[str, Any]) -> AnySplit:
     targets, index = _tensor(flat["targets"]), _tensor(flat["index"])
     if "paths" in flat:
-        plain = {key: flat[key] for key in _OF_FILES}
+        plain = {key: flat[key] for key in _FILE_FIELDS}
         return FileSplit(targets=targets, index=index, **plain)
     if "inputs" in flat:
         return Split(inputs=_tensor(flat["inputs"]), targets=targets, index=index)
@@ -317,6 +318,6 @@ def _under(flat: Mapping[str, Any], prefix: str) -> dict[str, Any]:
 
 def _tensor(array: np.ndarray) -> Tensor:
     with warnings.catch_warnings():
-        # Arrays of a shared store are read-only, of which torch warns; splits are never written.
+        # torch warns about the read-only arrays of a shared store; splits are never written to.
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
         return torch.from_numpy(array)

@@ -1,11 +1,11 @@
-"""Decode picture files to tensors of one size."""
+"""Decode image files to tensors of one size."""
 
 from __future__ import annotations
 
 import os
 import threading
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from raykd.data.download import printable
-from raykd.data.pixels import DEEP, PLAIN, NoScale, Rules, Traits, depth_of, flattened
+from raykd.data.pixels import DEEP, PLAIN, NoScale, Rules, Traits, depth_of, flatten
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -36,84 +36,88 @@ FORMATS = {
     "DIB": (),
     "MPO": (),
 }
-"""Formats that are decoded, and the suffixes of their files.  The content of a file decides."""
+"""Formats that are decoded, and their suffixes.  The content of a file decides its format."""
 
 SUFFIXES = frozenset(suffix for suffixes in FORMATS.values() for suffix in suffixes)
 
 MOST_PIXELS = 2 * 89_478_485
-"""Larger pictures are refused; Pillow's own limit, which imported code may have lifted."""
+"""Limit of Pillow, which imported code may have changed; larger images are rejected."""
 
 _LARGE = 1 << 25
-"""Pixels from which on a process decodes one picture at a time, to bound its memory."""
+"""Number of pixels above which a process decodes one image at a time, to bound its memory."""
 
 _one_at_a_time = threading.Lock()
 
 _DARK = 1 << 14
-"""16-bit pictures that all stay below use two bits less than they have, or fewer."""
+"""16-bit images whose values are all below leave at least two bits unused."""
 
 _BLACK = 255
-"""Peak of a 16-bit color picture of which no upper 8 bits are set."""
+"""Peak of a 16-bit color image that uses only the lower 8 bits."""
 
 
-class Seen:
-    """Counts of what was noticed while pictures were decoded."""
+class DecodingLog:
+    """Counts of special cases among decoded images."""
 
     def __init__(self) -> None:
-        self.pictures = 0
+        self.images = 0
         self.counts: Counter[str] = Counter()
         self.first: dict[str, str] = {}
         self.peak = -1
         self.color_peak = -1
 
-    def add(self, path: str, noticed: Sequence[str], traits: Traits) -> None:
-        """Count one picture."""
-        self.pictures += 1
+    def add(self, path: str, cases: Sequence[str], traits: Traits) -> None:
+        """Count one image."""
+        self.images += 1
         self.peak = max(self.peak, traits.peak)
         self.color_peak = max(self.color_peak, traits.color_peak)
-        for what in noticed:
-            self.counts[what] += 1
-            self.first.setdefault(what, path)
+        for case in cases:
+            self.counts[case] += 1
+            self.first.setdefault(case, path)
 
     def notes(self, rules: Rules) -> tuple[str, ...]:
-        """Sentences on rules that were applied."""
-        background = "ignored" if rules.background == "none" else f"laid on {rules.background}"
-        said = {
-            "turned": "were turned upright by their EXIF orientation",
+        """Return sentences on the rules that were applied."""
+        background = "ignored" if rules.background == "none" else f"shown on {rules.background}"
+        texts = {
+            "turned": "were turned upright according to their EXIF orientation",
             "frames": "hold more than one frame; the first one is used",
             "transparent": f"have transparent pixels, {background}",
         }
-        return tuple(self._sentence(what, text) for what, text in said.items() if self.counts[what])
+        return tuple(self._sentences(texts))
 
     def warnings(self, rules: Rules) -> tuple[str, ...]:
-        """Sentences on what may be wrong with the pictures."""
-        said = {
-            "lost": "have 16 bits per pixel but use the lowest 8 alone and become black; set "
+        """Return sentences on possible faults of the images."""
+        texts = {
+            "lost": "have 16 bits per pixel but use only the lowest 8, and become black; set "
             "data.value_range to the values that are black and white",
-            "black": "have 16 bits per channel and become black; if they use the lowest 8 bits "
-            "alone, write them with 8 bits per channel",
-            "invisible": "have no pixel that is not transparent, and show the background alone",
-            "metadata": "have EXIF data that cannot be read; they are not turned",
+            "black": "have 16 bits per channel and become black; if they use only the lowest "
+            "8 bits, write them with 8 bits per channel",
+            "invisible": "have only transparent pixels, and show just the background",
+            "metadata": "have unreadable EXIF data; they are not turned",
         }
         if rules.background == "none":
-            del said["invisible"]
-        found = [self._sentence(what, text) for what, text in said.items() if self.counts[what]]
+            del texts["invisible"]
+        sentences = self._sentences(texts)
         if 0 < self.peak < _DARK and rules.value_range is None and not self.counts["lost"]:
-            found.append(
-                f"no 16-bit picture has a value above {self.peak}: all of them are dark; set "
+            sentences.append(
+                f"no 16-bit image has a value above {self.peak}: all of them are dark; set "
                 f"data.value_range: [0, {(1 << self.peak.bit_length()) - 1}] to use the full scale"
             )
         if _BLACK < self.color_peak < _DARK:
-            found.append(
-                f"no 16-bit color picture has a value above {self.color_peak} of 65535: all of "
+            sentences.append(
+                f"no 16-bit color image has a value above {self.color_peak} of 65535: all of "
                 "them are dark; scale their values to the full 16 bits, or write them with 8 bits "
                 "per channel"
             )
-        return tuple(found)
+        return tuple(sentences)
 
-    def _sentence(self, what: str, text: str) -> str:
-        count, first = self.counts[what], printable(self.first[what])
-        which = first if count == 1 else f"such as {first}"
-        return f"{count} of {self.pictures} pictures {text} ({which})"
+    def _sentences(self, texts: Mapping[str, str]) -> list[str]:
+        """Return a sentence for each case that occurred."""
+        sentences = []
+        for case in (case for case in texts if self.counts[case]):
+            count, first = self.counts[case], printable(self.first[case])
+            example = first if count == 1 else f"such as {first}"
+            sentences.append(f"{count} of {self.images} images {texts[case]} ({example})")
+        return sentences
 
 
 def decode_files(
@@ -124,7 +128,7 @@ def decode_files(
     Args:
         root: the folder `paths` are relative to.
         paths: (B,) files.
-        shape: (C, H, W) wanted, C 1 or 3, H = W.
+        shape: (C, H, W) of the result, C 1 or 3, H = W.
         rules: how stored values become 8-bit pixels.
 
     Returns:
@@ -133,10 +137,10 @@ def decode_files(
     Raises:
         ValueError: a file cannot be decoded; names it.
     """
-    pictures = np.empty((len(paths), *shape), dtype=np.uint8)
+    images = np.empty((len(paths), *shape), dtype=np.uint8)
     for row, path in enumerate(paths):
-        _decode_into(pictures[row], Path(root) / path, rules)
-    return torch.from_numpy(pictures)
+        _decode_into(images[row], Path(root) / path, rules)
+    return torch.from_numpy(images)
 
 
 def decode_all(
@@ -144,59 +148,59 @@ def decode_all(
     paths: Sequence[str],
     shape: tuple[int, int, int],
     rules: Rules = PLAIN,
-    seen: Seen | None = None,
+    log: DecodingLog | None = None,
 ) -> np.ndarray:
-    """Decode files as `decode_files` does, on all cores; for a whole data set.
+    """Decode the files of a data set like `decode_files`, on all cores.
 
     Args:
-        seen: counts what was noticed.
+        log: counts special cases.
     """
-    pictures = np.empty((len(paths), *shape), dtype=np.uint8)
+    images = np.empty((len(paths), *shape), dtype=np.uint8)
 
-    def decoded(row: int) -> tuple[list[str], Traits]:
-        return _decode_into(pictures[row], Path(root) / paths[row], rules)
+    def decode(row: int) -> tuple[list[str], Traits]:
+        return _decode_into(images[row], Path(root) / paths[row], rules)
 
-    # Threads: Pillow lets go of the interpreter lock while it decodes and scales.
+    # Threads suffice: Pillow releases the interpreter lock while it decodes and scales.
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        for path, noticed in zip(paths, pool.map(decoded, range(len(paths))), strict=True):
-            if seen is not None:
-                seen.add(path, *noticed)
-    return pictures
+        for path, result in zip(paths, pool.map(decode, range(len(paths))), strict=True):
+            if log is not None:
+                log.add(path, *result)
+    return images
 
 
 def check_header(path: Path, rules: Rules = PLAIN) -> None:
-    """Check that a file is a picture of a kind that can be decoded, by its header.
+    """Check by its header that a file is an image that can be decoded.
 
-    Only a picture of 32-bit integers or floats is decoded, as its values decide.
+    Images of 32-bit integers or floats are decoded, because their values decide.
 
     Raises:
-        ValueError: it is not; names the file.
+        ValueError: it cannot be decoded; names the file.
     """
-    with _named(path), _opened(path) as image:
+    with _naming(path), _open(path) as image:
         depth = depth_of(image)
         if image.mode in DEEP and not depth.bits:
             image.load()
-            flattened(image, 1, depth, rules, Traits())
+            flatten(image, 1, depth, rules, Traits())
 
 
-def _decode_into(picture: np.ndarray, path: Path, rules: Rules) -> tuple[list[str], Traits]:
-    """Decode `path` into (C, size, size): the short side to `size`, the middle of the long one.
+def _decode_into(out: np.ndarray, path: Path, rules: Rules) -> tuple[list[str], Traits]:
+    """Decode `path` into `out`, (C, size, size): the center square, resized.
 
     Returns:
-        Names of what was noticed, and the traits of the picture.
+        Names of special cases, and the traits of the image.
     """
-    channels, size = picture.shape[:2]
+    channels, size = out.shape[:2]
     traits = Traits()
-    with _named(path), _opened(path) as image:
+    with _naming(path), _open(path) as image:
         frames = getattr(image, "is_animated", False)
         depth = depth_of(image)
         image.draft("RGB" if channels == 3 else "L", (size, size))  # JPEG: decode it small
-        with _bounded(image):
-            turned, readable = _upright(image)
-            flat = flattened(image, channels, depth, rules, traits)
-            squared = _squared(flat, size)
-    picture[:] = np.asarray(squared).reshape(size, size, channels).transpose(2, 0, 1)
-    noticed = {
+        with _memory_bound(image):
+            turned, readable = _turn_upright(image)
+            flat = flatten(image, channels, depth, rules, traits)
+            square = _center_square(flat, size)
+    out[:] = np.asarray(square).reshape(size, size, channels).transpose(2, 0, 1)
+    cases = {
         "frames": frames,
         "turned": turned,
         "metadata": not readable,
@@ -205,31 +209,31 @@ def _decode_into(picture: np.ndarray, path: Path, rules: Rules) -> tuple[list[st
         "lost": traits.lost,
         "black": traits.color_peak == _BLACK,
     }
-    return [what for what, is_so in noticed.items() if is_so], traits
+    return [case for case, applies in cases.items() if applies], traits
 
 
-def _bounded(image: Image) -> AbstractContextManager[object]:
-    """The context to decode a picture in."""
+def _memory_bound(image: Image) -> AbstractContextManager[object]:
+    """Return a context that decodes large images one at a time."""
     return _one_at_a_time if image.width * image.height > _LARGE else nullcontext()
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Image]:
-    """An open picture file, its pixels not loaded.
+def _open(path: Path) -> Iterator[Image]:
+    """Open an image file without loading its pixels.
 
     Raises:
-        ValueError: it is no picture, or too large a one.
+        ValueError: it is not an image, or too large.
     """
     from PIL import Image
 
-    # Not by its path: Pillow then maps some files, and reads a turned TIFF by wrong rows.
+    # Not by path: Pillow then maps some files into memory, and reads rotated TIFFs wrong.
     with open(path, "rb") as file:
         if not os.fstat(file.fileno()).st_size:
             raise ValueError("the file is empty")
         try:
-            # Only these: some of Pillow's other formats start programs.
+            # Only these formats: some others of Pillow start programs.
             image = Image.open(file, formats=list(FORMATS))
-        except (Image.UnidentifiedImageError, KeyError):  # KeyError: a Pillow without a format
+        except (Image.UnidentifiedImageError, KeyError):  # KeyError: this Pillow lacks a format
             file.seek(0)
             raise ValueError(f"it is {_content(file.read(512))}") from None
         except Image.DecompressionBombError:
@@ -241,13 +245,13 @@ def _opened(path: Path) -> Iterator[Image]:
 
 
 _METADATA = ("exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif")
-"""Entries of a picture's information that may hold its orientation."""
+"""Entries of an image's information that may hold its orientation."""
 
 _TOO_LARGE = f"it has more than {MOST_PIXELS:,} pixels; write it smaller"
 
 
 @contextmanager
-def _named(path: Path) -> Iterator[None]:
+def _naming(path: Path) -> Iterator[None]:
     """Raise every error as a ValueError that names the file."""
     try:
         yield
@@ -260,11 +264,11 @@ def _named(path: Path) -> Iterator[None]:
         ) from error
 
 
-def _upright(image: Image) -> tuple[bool, bool]:
-    """Load a picture's pixels and turn them as its EXIF orientation says.
+def _turn_upright(image: Image) -> tuple[bool, bool]:
+    """Load the pixels of an image and turn them according to its EXIF orientation.
 
     Returns:
-        Whether it was turned, and whether its EXIF data could be read.
+        (it was turned, its EXIF data could be read).
     """
     from PIL import ExifTags, ImageOps
 
@@ -281,7 +285,7 @@ def _upright(image: Image) -> tuple[bool, bool]:
     return orientation in range(2, 9), True
 
 
-def _squared(image: Image, size: int) -> Image:
+def _center_square(image: Image, size: int) -> Image:
     from PIL.Image import Resampling
 
     width, height = image.size
@@ -292,9 +296,9 @@ def _squared(image: Image, size: int) -> Image:
 
 
 def _content(head: bytes) -> str:
-    """Kind of a file that is no readable picture, by its first bytes."""
+    """Describe a file that is not a readable image, by its first bytes."""
     if head[4:8] == b"ftyp" and head[8:12] in (b"heic", b"heix", b"mif1", b"msf1", b"hevc"):
-        return "a HEIC picture, which Pillow does not read; convert it to JPEG"
+        return "a HEIC image, which Pillow does not read; convert it to JPEG"
     if head[:256].lstrip().lower().startswith((b"<!doctype html", b"<html")):
         return "a web page, perhaps from a failed download"
     if head.startswith(b"version https://git-lfs"):
@@ -311,4 +315,4 @@ def _content(head: bytes) -> str:
         )
     if head.startswith((b"PF", b"P7")):
         return "a color PFM or PAM file, which Pillow does not read; write PNG or PPM"
-    return "no picture of a known format"
+    return "not an image of a known format"

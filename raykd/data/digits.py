@@ -20,16 +20,16 @@ from raykd.data.dataset import (
     TestFraction,
     ValLimit,
 )
-from raykd.data.splits import at_most, dataset_of_pictures, hold_out
+from raykd.data.splits import at_most, dataset_of_images, hold_out
 from raykd.registry import option
 
 LEVELS = 16
-"""The largest grey level of scikit-learn's digits."""
+"""Largest gray level of the digits in scikit-learn."""
 
 RAW = Raw(
     maximum=LEVELS, dtype="float64", shape=(8, 8), preparation="sklearn's load_digits().images"
 )
-"""Samples as `sklearn.datasets.load_digits` gives them."""
+"""Samples as returned by `sklearn.datasets.load_digits`."""
 
 
 @option
@@ -37,7 +37,7 @@ class Digits(Source):
     """1,797 handwritten digits, 8x8 pixels, included in scikit-learn.
 
     Alpaydin & Kaynak 1998, UCI optical recognition of handwritten digits (its test part).  The
-    17 grey levels are spread over 0 to 255.  There is no test split of its own.
+    17 gray levels are scaled to 0 to 255.  The test split is cut off the samples.
     """
 
     paper = "Alpaydin 1998, UCI optical recognition of handwritten digits"
@@ -55,7 +55,7 @@ class Digits(Source):
 
     def load(self) -> Dataset:
         levels, targets = _levels_and_targets()
-        pictures = np.rint(levels * (255 / LEVELS)).astype(np.uint8).reshape(-1, 1, 8, 8)
+        images = np.rint(levels * (255 / LEVELS)).astype(np.uint8).reshape(-1, 1, 8, 8)
         rest, test = hold_out(targets, np.arange(len(targets)), self.test, self.split_seed, "test")
         train, val = hold_out(targets, rest, self.val, self.split_seed, "val")
         rows = {
@@ -64,15 +64,14 @@ class Digits(Source):
             "test": test,
         }
         names = [str(digit) for digit in range(10)]
-        data = dataset_of_pictures(self.name, pictures, targets, rows, names, "scikit-learn")
+        data = dataset_of_images(self.name, images, targets, rows, names, "scikit-learn")
         return dataclasses.replace(data, raw=RAW)
 
 
 def _levels_and_targets() -> tuple[np.ndarray, np.ndarray]:
-    """(N, 64) levels 0 to 16 and (N,) digits.
+    """Return (N, 64) levels 0 to 16 and (N,) digits.
 
-    The file is read where scikit-learn keeps it: importing scikit-learn takes seconds, and this
-    is all that is wanted of it.
+    Reads the file in the package of scikit-learn, because importing scikit-learn takes seconds.
     """
     package = importlib.util.find_spec("sklearn")
     for folder in (package and package.submodule_search_locations) or ():
@@ -80,7 +79,7 @@ def _levels_and_targets() -> tuple[np.ndarray, np.ndarray]:
         if file.is_file():
             table = np.loadtxt(file, delimiter=",")
             return table[:, :-1], table[:, -1].astype(np.int64)
-    from sklearn.datasets import load_digits  # another layout: let it find its file
+    from sklearn.datasets import load_digits  # a version with another layout
 
     levels, targets = load_digits(return_X_y=True)
     return np.asarray(levels), np.asarray(targets)

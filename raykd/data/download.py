@@ -1,4 +1,4 @@
-"""Places of data: folders of a study, paths in messages, mirrors."""
+"""Paths of data, and the availability of downloads."""
 
 from __future__ import annotations
 
@@ -12,29 +12,29 @@ CONNECT_SECONDS = 3.0
 
 
 def folder_path(name: str) -> Path:
-    """An absolute path of a folder or file as a study names it; `~` is the home folder.
+    """Return the absolute path of a folder or file given in a study; `~` is the home folder.
 
     Raises:
-        ValueError: it cannot be a path.
+        ValueError: `name` is not a valid path.
     """
     if "\0" in name:
-        raise ValueError(f"{name!r} is no path: it holds a NUL character")
+        raise ValueError(f"{name!r} is not a valid path: it contains a NUL character")
     try:
         return Path(name).expanduser().absolute()
-    except RuntimeError as error:  # ~somebody, of whom the machine knows no home
-        raise ValueError(f"{name} is no path: {error}") from None
+    except RuntimeError as error:  # ~user without a home folder on this machine
+        raise ValueError(f"{name} is not a valid path: {error}") from None
 
 
 def printable(path: str | Path) -> str:
-    """A path for a message: one line, whatever bytes its name has."""
+    """Return a path for a message: one printable line, whatever bytes it contains."""
     text = os.fsencode(path).decode("utf-8", "backslashreplace")
     return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
 
 
 def reachable(url: str, seconds: float = CONNECT_SECONDS) -> bool:
-    """Whether `url` answers a HEAD request within `seconds` (proxies of the environment apply)."""
+    """Return whether `url` answers a HEAD request in time (proxies of the environment apply)."""
     answers: list[bool] = []
-    # In a thread, because a name look-up has no time limit of its own.
+    # In a thread, because a name look-up has no time limit.
     thread = threading.Thread(target=lambda: answers.append(_answers(url, seconds)), daemon=True)
     thread.start()
     thread.join(seconds)
@@ -50,16 +50,18 @@ def _answers(url: str, seconds: float) -> bool:
         return False
 
 
-def missing(what: str, looked: Sequence[str], remedies: Sequence[str], cause: str) -> ValueError:
-    """The error for data that are neither here nor to be downloaded.
+def missing_data(
+    name: str, folders: Sequence[str], remedies: Sequence[str], cause: str
+) -> ValueError:
+    """Return the error for data that are neither on this machine nor available for download.
 
     Args:
-        what: the data set's name.
-        looked: the places looked at.
-        remedies: what the user can do, one sentence each.
-        cause: why it could not be downloaded.
+        name: name of the data set.
+        folders: folders that were searched.
+        remedies: things that the user can do, a sentence each.
+        cause: reason that the download failed.
     """
     return ValueError(
-        f"{what} was not found in {', '.join(looked)}, and could not be downloaded ({cause}); "
+        f"{name} was not found in {', '.join(folders)}, and could not be downloaded ({cause}); "
         f"either {', or '.join(remedies)}"
     )

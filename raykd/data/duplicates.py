@@ -1,4 +1,4 @@
-"""Equal samples: those of the training split in other splits, and those with several labels."""
+"""Duplicate samples: in several splits, or with several labels."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from collections.abc import Hashable, Iterator, Mapping, Sequence
 import numpy as np
 
 
-def repeated(
+def duplicate_warnings(
     samples: Sequence[Hashable],
     targets: np.ndarray,
     rows: Mapping[str, np.ndarray],
     noun: str,
 ) -> Iterator[str]:
-    """Warnings about equal samples.
+    """Warn about equal samples in several splits or with several labels.
 
     Args:
-        samples: (N,) contents of all samples.
+        samples: (N,) content of each sample.
         targets: (N,) class indices.
         rows: samples of each split.
-        noun: one sample in messages, such as "text".
+        noun: name of a sample in messages, such as "text".
     """
     train = {samples[row] for row in rows["train"]}
     for split in ("val", "test"):
@@ -37,6 +37,6 @@ def repeated(
     if several:
         count = sum(samples[row] in several for row in used.tolist())
         yield (
-            f"{count:,} samples share their {noun} with samples of another label; correct their "
+            f"{count:,} samples have the same {noun} as samples with another label; correct their "
             "labels"
         )

@@ -10,12 +10,12 @@ import numpy as np
 
 from raykd.data.augment import Augments
 from raykd.data.dataset import Dataset, Fraction, Limit, Root, Source, SplitSeed, ValLimit
-from raykd.data.download import missing, reachable
-from raykd.data.splits import at_most, dataset_of_pictures, hold_out
+from raykd.data.download import missing_data, reachable
+from raykd.data.splits import at_most, dataset_of_images, hold_out
 from raykd.registry import option
 
 DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
-"""Where Debian's package dataset-fashion-mnist puts it."""
+"""Folder of the Debian package dataset-fashion-mnist."""
 
 _FILES = (
     "train-images-idx3-ubyte",
@@ -30,9 +30,9 @@ _TRAIN_SIZE, _TEST_SIZE = 60_000, 10_000
 class FashionMnist(Source):
     """70,000 grayscale images of clothing, 28x28 pixels, 10 classes.
 
-    Xiao 2017, arXiv:1708.07747.  Looked for under `root` (as torchvision lays it out, or the four
-    idx files themselves, packed or not), then where Debian's package dataset-fashion-mnist puts
-    it, then downloaded into `root` by torchvision.
+    Xiao 2017, arXiv:1708.07747.  Searched in `root` (in the layout of torchvision, or the
+    four idx files, compressed or not), then in the folder of the Debian package
+    dataset-fashion-mnist, then downloaded into `root` by torchvision.
     """
 
     paper = "Xiao 2017, arXiv:1708.07747"
@@ -67,16 +67,14 @@ class FashionMnist(Source):
 
     def load(self) -> Dataset:
         folder = self._folder() or self._download()
-        pictures, targets = _read_all(folder)
+        images, targets = _read_all(folder)
         train, val = hold_out(targets, np.arange(_TRAIN_SIZE), self.val, self.split_seed, "val")
         rows = {
             "train": at_most(targets, train, self.limit, self.split_seed, "limit"),
             "val": at_most(targets, val, self.val_limit, self.split_seed, "val_limit"),
             "test": np.arange(_TRAIN_SIZE, _TRAIN_SIZE + _TEST_SIZE),
         }
-        return dataset_of_pictures(
-            self.name, pictures, targets, rows, self.class_names, str(folder)
-        )
+        return dataset_of_images(self.name, images, targets, rows, self.class_names, str(folder))
 
     def _places(self) -> tuple[Path, ...]:
         root = Path(self.root).expanduser()
@@ -84,7 +82,7 @@ class FashionMnist(Source):
 
     def _folder(self) -> Path | None:
         for place in self._places():
-            if all(_packed_or_not(place, file) for file in _FILES):
+            if all(_file_in(place, file) for file in _FILES):
                 return place
         return None
 
@@ -102,9 +100,9 @@ class FashionMnist(Source):
         remedies = (
             "install the package dataset-fashion-mnist (Debian, Ubuntu)",
             f"copy the four idx files (.gz or not) to {self._places()[0]}",
-            "set data.root to the folder that holds them",
+            "set data.root to the folder that contains them",
         )
-        return missing("Fashion-MNIST", [str(p) for p in self._places()], remedies, cause)
+        return missing_data("Fashion-MNIST", [str(p) for p in self._places()], remedies, cause)
 
 
 def _mirror() -> str:
@@ -113,7 +111,7 @@ def _mirror() -> str:
     return FashionMNIST.mirrors[0]
 
 
-def _packed_or_not(folder: Path, file: str) -> Path | None:
+def _file_in(folder: Path, file: str) -> Path | None:
     for path in (folder / file, folder / f"{file}.gz"):
         if path.is_file():
             return path
@@ -121,7 +119,7 @@ def _packed_or_not(folder: Path, file: str) -> Path | None:
 
 
 def _read_all(folder: Path) -> tuple[np.ndarray, np.ndarray]:
-    """All pictures (N, 1, 28, 28) uint8 and labels (N,), the training part first."""
+    """Return all images (N, 1, 28, 28) uint8 and labels (N,), the training part first."""
     parts = [_read_idx(folder, file) for file in _FILES]
     expected = [
         (_TRAIN_SIZE, 28, 28),
@@ -132,18 +130,18 @@ def _read_all(folder: Path) -> tuple[np.ndarray, np.ndarray]:
     for file, part, shape in zip(_FILES, parts, expected, strict=True):
         if part.shape != shape:
             raise ValueError(f"{folder / file} holds {part.shape}, not {shape}: copy it again")
-    pictures = np.concatenate([parts[0], parts[2]])[:, None]
+    images = np.concatenate([parts[0], parts[2]])[:, None]
     targets = np.concatenate([parts[1], parts[3]])
     if targets.max() > 9:
         raise ValueError(
             f"{folder} holds the label {targets.max()}, but Fashion-MNIST has 0 to 9: copy it again"
         )
-    return pictures, targets
+    return images, targets
 
 
 def _read_idx(folder: Path, file: str) -> np.ndarray:
     """Read an idx file of unsigned bytes: 2 zero bytes, type, rank, sizes (big-endian), data."""
-    path = _packed_or_not(folder, file)
+    path = _file_in(folder, file)
     assert path is not None
     try:
         raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()

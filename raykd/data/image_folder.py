@@ -1,4 +1,4 @@
-"""Folders of pictures, one per class."""
+"""Folders of images, one per class."""
 
 from __future__ import annotations
 
@@ -27,33 +27,33 @@ from raykd.data.dataset import (
     TestFraction,
     ValLimit,
 )
-from raykd.data.decode import Seen, decode_all
+from raykd.data.decode import DecodingLog, decode_all
 from raykd.data.directory_tree import Folder, Links
 from raykd.data.download import folder_path
 from raykd.data.image_listing import (
     Listing,
     check_headers,
     class_folders,
-    equal_pictures,
-    list_pictures,
+    equal_images,
+    list_images,
 )
 from raykd.data.pixels import Background, Rules
 from raykd.data.split_folders import Layout, named_layout, recognized_layout
-from raykd.data.splits import dataset_of_splits, parted, resident
+from raykd.data.splits import dataset_of_splits, resident, split_rows
 from raykd.registry import option
 
 _STATISTICS_SAMPLE = 2048
 
 
 @dataclass(frozen=True)
-class _Known:
-    """A listing, and when the folders that were read for it had changed last.
+class _CachedListing:
+    """A listing, and the times of the last change of its folders.
 
     Attributes:
-        key: fields of the source that decide what is listed.
-        listing: the listing.
-        stamps: by folder, in nanoseconds.
-        began: when they were read.
+        key: fields of the source that decide its files.
+        listing: the files.
+        stamps: time of the last change of each folder, in ns.
+        began: time at which the folders were read, in ns.
     """
 
     key: tuple[str | None, ...]
@@ -62,21 +62,21 @@ class _Known:
     began: int
 
     def is_valid(self) -> bool:
-        """Whether the folders are as they were; a change just before the look is not trusted."""
+        """Return whether the folders are unchanged; recent changes may have the same time stamp."""
         try:
             return all(
-                os.stat(folder).st_mtime_ns == stamp < self.began - _TRUSTED_AFTER
+                os.stat(folder).st_mtime_ns == stamp < self.began - _TIME_RESOLUTION
                 for folder, stamp in self.stamps.items()
             )
         except OSError:
             return False
 
 
-_last: list[_Known] = []
-"""The last listing, if any: `check` and `survey` follow each other."""
+_last: list[_CachedListing] = []
+"""The last listing, if any: `survey` follows `check`."""
 
-_TRUSTED_AFTER = 2_000_000_000
-"""Nanoseconds: file systems keep times no finer than that."""
+_TIME_RESOLUTION = 2_000_000_000
+"""Coarsest resolution of file times, in ns."""
 
 
 @option
@@ -84,12 +84,12 @@ class ImageFolder(Source):
     """Images in one folder per class: `root/train/CLASS/...` or `root/CLASS/...`.
 
     Split folders are recognized by their names in any case (`Training`, `valid`, `seg_test`); a
-    split without a folder is cut off the training pictures, stratified. Hidden and system entries
-    are skipped. Pictures are turned upright by their EXIF orientation and become 8-bit pixels by
-    one rule per mode (docs/pictures.md). The short side is scaled to `size`, and the middle of the
-    long one kept. Up to `resident_limit_mb`, pictures are decoded once and kept in memory; more
-    are decoded by worker processes batch by batch, from `root` on every node, and normalized by
-    the mean and deviation of 2,048 training pictures.
+    split without a folder is split off the training images, stratified. Hidden and system entries
+    are skipped. Images are turned upright according to their EXIF orientation and converted to
+    8-bit pixels by one rule per mode (docs/pictures.md). The center square is resized to `size`.
+    Up to `resident_limit_mb`, images are decoded once and stored in memory; larger data are
+    decoded batch by batch by worker processes, from `root` on every node, and normalized by the
+    mean and standard deviation of 2,048 training images.
     """
 
     name: Literal["image_folder"] = "image_folder"
@@ -147,26 +147,26 @@ class ImageFolder(Source):
         if self.value_range is not None and not self.value_range[0] < self.value_range[1]:
             raise ValueError("value_range: the first value must be below the second")
         if self.train_folder is None and (self.val_folder or self.test_folder):
-            raise ValueError("name train_folder, too, with val_folder or test_folder")
+            raise ValueError("val_folder and test_folder need train_folder; set it, too")
 
     def task_shape(self) -> tuple[tuple[int, ...], int] | None:
         try:
             return self._shape, len(class_folders(self._layout().folders["train"]))
         except ValueError:
-            return None  # `check` says why
+            return None  # `check` reports the reason
 
     def check(self) -> None:
-        self._rows(self._known_listing())
+        self._rows(self._cached_listing())
 
     def survey(self) -> Survey:
-        listing = self._known_listing()
+        listing = self._cached_listing()
         rows = self._rows(listing)
         check_headers(self._root, listing, self._rules)
-        notes, warnings = equal_pictures(self._root, listing, rows)
+        notes, warnings = equal_images(self._root, listing, rows)
         return Survey(
             sizes={split: len(rows[split]) for split in PARTS},
             class_names=listing.class_names,
-            notes=(*self._cut_off(listing), *listing.notes, *notes),
+            notes=(*self._split_note(listing), *listing.notes, *notes),
             warnings=(*listing.warnings, *warnings),
             origin=self._root,
         )
@@ -175,30 +175,30 @@ class ImageFolder(Source):
         listing = self._listing()
         rows = self._rows(listing)
         used = sum(len(part) for part in rows.values())
-        seen = Seen()
+        log = DecodingLog()
         if used * self.channels * self.size**2 <= self.resident_limit_mb * 1e6:
-            dataset = self._resident(listing, rows, seen)
+            dataset = self._resident(listing, rows, log)
         else:
-            dataset = self._on_disk(listing, rows, seen)
-        notes, warnings = equal_pictures(self._root, listing, rows)
+            dataset = self._on_disk(listing, rows, log)
+        notes, warnings = equal_images(self._root, listing, rows)
         return replace(
             dataset,
             notes=(
-                *self._cut_off(listing),
+                *self._split_note(listing),
                 *listing.notes,
                 *notes,
-                *seen.notes(self._rules),
+                *log.notes(self._rules),
             ),
-            warnings=(*listing.warnings, *warnings, *seen.warnings(self._rules)),
+            warnings=(*listing.warnings, *warnings, *log.warnings(self._rules)),
             raw=Raw(preparation=self._preparation),
         )
 
     @property
     def _preparation(self) -> str:
-        """The way from a file to its pixels, for those who use a network without raykd."""
+        """Sentence on the way from a file to its pixels, for users of a network without raykd."""
         color = "RGB" if self.channels == 3 else "grayscale"
         return (
-            f"the file as {color}, its middle square resized to {self.size}x{self.size} "
+            f"the file as {color}, its center square resized to {self.size}x{self.size} "
             "(raykd.data.decode.decode_files)"
         )
 
@@ -226,37 +226,39 @@ class ImageFolder(Source):
         return named_layout(root, named) if named else recognized_layout(root)
 
     def _listing(self) -> Listing:
-        return list_pictures(self._layout())
+        return list_images(self._layout())
 
-    def _known_listing(self) -> Listing:
-        """The listing; the last one again while no folder has changed."""
+    def _cached_listing(self) -> Listing:
+        """Return the listing; the cached one if no folder has changed."""
         key = (self._root, self.links, self.train_folder, self.val_folder, self.test_folder)
         if _last and _last[0].key == key and _last[0].is_valid():
             return _last[0].listing
         began = time.time_ns()
         root = Folder.at(self._root, self.links)
-        listing = list_pictures(self._layout(root))
-        _last[:] = [_Known(key, listing, root.stamps(), began)]
+        listing = list_images(self._layout(root))
+        _last[:] = [_CachedListing(key, listing, root.stamps(), began)]
         return listing
 
     def _rows(self, listing: Listing) -> dict[str, np.ndarray]:
         try:
-            return parted(listing.rows, listing.targets, self, listing.class_names)
+            return split_rows(listing.rows, listing.targets, self, listing.class_names)
         except ValueError as error:
             raise ValueError(f"image_folder: {error}") from None
 
-    def _cut_off(self, listing: Listing) -> list[str]:
-        """A note on splits that have no folder."""
+    def _split_note(self, listing: Listing) -> list[str]:
+        """Return a note on splits that have no folder."""
         shares = {"test": self.test, "val": self.val}
         cut = [
             f"{split} ({share:g})" for split, share in shares.items() if split not in listing.rows
         ]
-        return [f"cut off the training pictures: {', then '.join(cut)}"] if cut else []
+        return [f"split off the training images: {', then '.join(cut)}"] if cut else []
 
-    def _resident(self, listing: Listing, rows: Mapping[str, np.ndarray], seen: Seen) -> Dataset:
+    def _resident(
+        self, listing: Listing, rows: Mapping[str, np.ndarray], log: DecodingLog
+    ) -> Dataset:
         splits = {
             part: resident(
-                decode_all(self._root, listing.paths(rows[part]), self._shape, self._rules, seen),
+                decode_all(self._root, listing.paths(rows[part]), self._shape, self._rules, log),
                 listing.targets,
                 rows[part],
             )
@@ -265,11 +267,13 @@ class ImageFolder(Source):
         sample = torch.as_tensor(splits["train"].inputs)
         return dataset_of_splits(self.name, splits, sample, listing.class_names, self._root)
 
-    def _on_disk(self, listing: Listing, rows: Mapping[str, np.ndarray], seen: Seen) -> Dataset:
+    def _on_disk(
+        self, listing: Listing, rows: Mapping[str, np.ndarray], log: DecodingLog
+    ) -> Dataset:
         splits = {part: self._files(listing, rows[part]) for part in PARTS}
         some = np.linspace(0, len(rows["train"]) - 1, _STATISTICS_SAMPLE).astype(int)
         chosen = listing.paths(rows["train"][np.unique(some)])
-        decoded = decode_all(self._root, chosen, self._shape, self._rules, seen)
+        decoded = decode_all(self._root, chosen, self._shape, self._rules, log)
         file_sizes = listing.sizes(np.concatenate(list(rows.values())))
         sample, names = torch.from_numpy(decoded), listing.class_names
         return dataset_of_splits(self.name, splits, sample, names, self._root, file_sizes)

@@ -1,12 +1,12 @@
-"""Class labels of a table: names, order and indices, and what is wrong with them.
+"""Class labels of a table: names, order, indices, and checks.
 
-The rules:
+Rules:
 
-- White space around a label is removed; case is kept.
-- Labels of CSV that are all whole numbers (1, 1.0), or all true or false, are such values; labels
-  of other formats have the type that the file gives them.
-- Classes are ordered by number or, if labels are text, by text.
-- A label that is missing is an error; text that looks like a missing label is a warning.
+- White space around a label is removed; case matters.
+- CSV labels that are all whole numbers (1, 1.0), or all true or false, are read as such; labels of
+  other formats have their type in the file.
+- Classes are sorted by number or, if labels are text, by text.
+- A missing label is an error; text that looks like a missing label is a warning.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from raykd.data.table import HALF_CHARACTER, Table, counted, has_half_characters, shown
+from raykd.data.table import HALF_CHARACTER, Table, counted, has_half_characters, short_repr
 
 Kind = Literal["integer", "padded integer", "boolean", "text"]
 
@@ -56,11 +56,11 @@ MISSING = frozenset(
         "#null!",
     ]
 )
-"""Texts that stand for a missing value in many tables, in lower case."""
+"""Texts that often represent a missing value, in lower case."""
 
 _INTEGER = re.compile(r"[-+]?[0-9]+")
 _FLOAT = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?")
-_SHOWN = 5
+_MAX_LISTED = 5
 
 
 @dataclass(frozen=True)
@@ -68,8 +68,8 @@ class Labels:
     """Labels of several tables.
 
     Attributes:
-        class_names: of the training table, in the order of the class indices.
-        targets: (N,) int64 class indices of all tables, one after the other.
+        class_names: names in the training table, in the order of the class indices.
+        targets: (N,) int64 class indices of all tables, concatenated.
         notes, warnings: sentences on how labels were read.
     """
 
@@ -79,12 +79,12 @@ class Labels:
     warnings: tuple[str, ...]
 
 
-def labels_of(tables: Mapping[str, Sequence[Table]], column: str) -> Labels:
-    """Read the labels of tables by split; "train" says which classes there are.
+def read_labels(tables: Mapping[str, Sequence[Table]], column: str) -> Labels:
+    """Read the labels of tables by split; those of "train" define the classes.
 
     Raises:
-        ValueError: missing labels, numbers that are no class indices, lists, fewer than two
-            classes, or a label that the training table lacks; names the line.
+        ValueError: missing labels, numbers that are not whole, lists, fewer than two classes, or a
+            label that the training table lacks; names the line.
     """
     notes: list[str] = []
     for table in _all(tables):
@@ -96,8 +96,8 @@ def labels_of(tables: Mapping[str, Sequence[Table]], column: str) -> Labels:
     names = _class_names(train, kind)
     if len(names) < 2:
         raise ValueError(
-            f"text: column '{column}' of {tables['train'][0].file} has the label "
-            f"{listed(map(named, names))} alone; a classifier needs two classes"
+            f"text: column '{column}' of {tables['train'][0].file} has only the label "
+            f"{listed(map(quoted, names))}; a classifier needs two classes"
         )
     indices = {name: index for index, name in enumerate(names)}
     counts: Counter[str] = Counter()
@@ -118,16 +118,16 @@ def labels_of(tables: Mapping[str, Sequence[Table]], column: str) -> Labels:
     return Labels(names, np.array(targets, dtype=np.int64), tuple(notes), tuple(warnings))
 
 
-def named(label: str) -> str:
-    """A label for messages: in quotes, and short."""
+def quoted(label: str) -> str:
+    """Return a label for messages: in quotes, shortened."""
     return repr(label if len(label) <= 60 else f"{label[:59]}…")
 
 
 def listed(items: Iterable[str]) -> str:
-    """The first items of a list, and the number of the others."""
+    """Return the first items of a list and the number of further items, for messages."""
     every = list(items)
-    more = f" and {len(every) - _SHOWN} more" if len(every) > _SHOWN else ""
-    return ", ".join(every[:_SHOWN]) + more
+    more = f" and {len(every) - _MAX_LISTED} more" if len(every) > _MAX_LISTED else ""
+    return ", ".join(every[:_MAX_LISTED]) + more
 
 
 def _all(tables: Mapping[str, Sequence[Table]]) -> Iterator[Table]:
@@ -135,7 +135,7 @@ def _all(tables: Mapping[str, Sequence[Table]]) -> Iterator[Table]:
 
 
 def _values(table: Table, column: str) -> list[Any]:
-    """The labels without white space around them."""
+    """Return the labels without white space around them."""
     return [value.strip() if isinstance(value, str) else value for value in table.columns[column]]
 
 
@@ -146,16 +146,16 @@ def _check(table: Table, column: str) -> None:
     missing = [row for row, value in enumerate(table.columns[column]) if _is_missing(value)]
     if missing:
         more = len(missing) - 1
-        others = f", as {'does' if more == 1 else 'do'} {counted(more, 'other')}" if more else ""
-        held = table.columns[column][missing[0]]
+        more_rows = f"; the same is true of {counted(more, 'other row')}" if more else ""
+        value = table.columns[column][missing[0]]
         raise ValueError(
             f"text: {table.file}: {table.place(missing[0])} has no label in column '{column}' "
-            f"({held!r}{others}); fill it in, or remove the row"
+            f"({value!r}{more_rows}); fill it in, or remove the row"
         )
     for row, value in enumerate(table.columns[column]):
-        if reason := _refused(value):
+        if reason := _rejection(value):
             raise ValueError(
-                f"text: {table.file}: {table.place(row)} holds {shown(value)} in column "
+                f"text: {table.file}: {table.place(row)} holds {short_repr(value)} in column "
                 f"'{column}'; {reason}"
             )
 
@@ -166,8 +166,8 @@ def _is_missing(value: Any) -> bool:
     return value is None or (isinstance(value, float) and math.isnan(value))
 
 
-def _refused(value: Any) -> str:
-    """The reason that a value is no label; empty if it may be one."""
+def _rejection(value: Any) -> str:
+    """Return the reason that a value cannot be a label; empty if it can."""
     if isinstance(value, str):
         return HALF_CHARACTER if has_half_characters(value) else ""
     if isinstance(value, int):
@@ -191,26 +191,26 @@ _REGRESSION = (
 
 
 def _check_numbers(tables: Sequence[Table], column: str, kind: Kind) -> None:
-    """Refuse CSV labels that are numbers but for a few, or no whole numbers."""
+    """Reject CSV labels that are numbers with a few exceptions, or numbers that are not whole."""
     untyped = [table for table in tables if not table.typed]
     if kind != "text" or len(untyped) < len(tables):
         return
     places = [
         (table, row, value) for table in tables for row, value in enumerate(_values(table, column))
     ]
-    others = [place for place in places if not _FLOAT.fullmatch(place[2])]
-    if not others:
+    texts = [place for place in places if not _FLOAT.fullmatch(place[2])]
+    if not texts:
         table, row, value = next(place for place in places if not _is_whole(place[2]))
         raise ValueError(
             f"text: {table.file}: {table.place(row)} holds {value} in column '{column}'; "
             f"{_REGRESSION}"
         )
-    if len(others) < len(places) and all(value.casefold() in MISSING for *_, value in others):
-        table, row, value = others[0]
+    if len(texts) < len(places) and all(value.casefold() in MISSING for *_, value in texts):
+        table, row, value = texts[0]
         raise ValueError(
             f"text: {table.file}: {table.place(row)} holds {value!r} in column '{column}', where "
-            f"{len(places) - len(others)} other rows hold numbers; it looks like a missing label "
-            f"({counted(len(others), 'row')}): fill it in, or remove the rows"
+            f"{len(places) - len(texts)} other rows hold numbers; it looks like a missing label "
+            f"({counted(len(texts), 'row')}): fill it in, or remove the rows"
         )
 
 
@@ -241,7 +241,7 @@ def _is_whole(value: str) -> bool:
 
 
 def _name(value: Any, kind: Kind) -> str:
-    """The class name of a label; a label of another kind than those for training keeps its text."""
+    """Return the class name of a label; the text of labels of another kind than in training."""
     if isinstance(value, float | Decimal):
         return str(int(value))
     if kind == "integer" and isinstance(value, str) and _is_whole(value):
@@ -259,25 +259,25 @@ def _class_names(values: Sequence[Any], kind: Kind) -> tuple[str, ...]:
 
 
 def _check_known(
-    split: str, tables: Sequence[Table], labels: Sequence[str], known: Mapping[str, int]
+    split: str, tables: Sequence[Table], labels: Sequence[str], indices: Mapping[str, int]
 ) -> None:
-    strange = Counter(label for label in labels if label not in known)
+    strange = Counter(label for label in labels if label not in indices)
     if not strange:
         return
     row = next(row for row, label in enumerate(labels) if label in strange)
-    every = listed(f"{named(name)} ({counted(n, 'row')})" for name, n in strange.most_common())
+    every = listed(f"{quoted(name)} ({counted(n, 'row')})" for name, n in strange.most_common())
     fix = "rename or remove it"
     if labels[row] == "-1":
         fix = f"-1 often marks rows without a label: leave out data.{split}_file"
     raise ValueError(
-        f"text: {_at(tables, row)} has the label {named(labels[row])}, which the training table "
-        f"lacks; of such labels there are {every}; the training table has "
-        f"{listed(map(named, known))}; {fix}"
+        f"text: {_at(tables, row)} has the label {quoted(labels[row])}, which the training table "
+        f"lacks; all such labels: {every}; the training table has "
+        f"{listed(map(quoted, indices))}; {fix}"
     )
 
 
 def _at(tables: Sequence[Table], row: int) -> str:
-    """File and place of a row of several tables."""
+    """Return the file and place of a row of several tables."""
     for table in tables[:-1]:
         if row < len(table):
             return f"{table.file}: {table.place(row)}"
@@ -293,14 +293,14 @@ def _stripped(table: Table, column: str) -> Iterator[str]:
     if spaced:
         yield (
             f"{table.file.name}: white space around {counted(len(spaced), 'label')} removed (such "
-            f"as {named(spaced[0])})"
+            f"as {quoted(spaced[0])})"
         )
 
 
 def _mixed(values: Sequence[Any], kind: Kind, column: str) -> Iterator[str]:
-    """Warnings of labels of several types, which share one class if they read alike."""
-    called = {str: "text", bool: "true or false", int: "whole numbers", float: "numbers"}
-    kinds = Counter(called.get(type(value), type(value).__name__) for value in values)
+    """Warn about labels of several types, which share a class if their texts are equal."""
+    nouns = {str: "text", bool: "true or false", int: "whole numbers", float: "numbers"}
+    kinds = Counter(nouns.get(type(value), type(value).__name__) for value in values)
     if len(kinds) > 1 and kind == "text":
         parts = ", ".join(
             f"{name} ({counted(count, 'row')})" for name, count in kinds.most_common()
@@ -309,16 +309,16 @@ def _mixed(values: Sequence[Any], kind: Kind, column: str) -> Iterator[str]:
     texts = [value for value in values if isinstance(value, str)]
     if kind != "text" or len(texts) < len(values):
         return
-    others = [value for value in texts if not _FLOAT.fullmatch(value)]
-    if 0 < len(others) < len(texts) / 10:
+    words = [value for value in texts if not _FLOAT.fullmatch(value)]
+    if 0 < len(words) < len(texts) / 10:
         yield (
-            f"column '{column}' holds numbers but for {len(others)} of {len(texts)} rows: "
-            f"{listed(map(named, dict.fromkeys(others)))}; all are read as text"
+            f"column '{column}' holds numbers, except for {len(words)} of {len(texts)} rows: "
+            f"{listed(map(quoted, dict.fromkeys(words)))}; all are read as text"
         )
 
 
 def _unlike(tables: Sequence[Table], column: str) -> Iterator[str]:
-    """A warning of several training files, some with numbers as labels and some with names."""
+    """Warn about training files of which some have numbers as labels and others names."""
     by_kind: dict[bool, str] = {}
     for table in tables:
         is_text = _kind(_values(table, column), typed=table.typed) == "text"
@@ -339,15 +339,17 @@ def _suspicious(counts: Counter[str], kind: Kind) -> Iterator[str]:
     for name, count in counts.items():
         if name.casefold() in MISSING and not (name == "-" and "+" in counts):
             yield (
-                f"label {named(name)} ({counted(count, 'row')}) looks like a missing label, and is "
-                "read as a class; remove the rows if it is none"
+                f"label {quoted(name)} ({counted(count, 'row')}) looks like a missing label, but "
+                "is read as a class; remove the rows if the label is missing"
             )
-    quoted = [name for name in counts if len(name) > 1 and name[0] == name[-1] and name[0] in "'\""]
-    if quoted:
-        yield f"labels in quotes: {listed(map(named, quoted))}; the quotes are part of the names"
+    in_quotes = [
+        name for name in counts if len(name) > 1 and name[0] == name[-1] and name[0] in "'\""
+    ]
+    if in_quotes:
+        yield f"labels in quotes: {listed(map(quoted, in_quotes))}; the quotes belong to the names"
 
 
-def _alike(counts: Counter[str], key: Callable[[str], str], how: str) -> Iterator[str]:
+def _alike(counts: Counter[str], key: Callable[[str], str], difference: str) -> Iterator[str]:
     groups: dict[str, list[str]] = {}
     for name in counts:
         groups.setdefault(key(name), []).append(name)
@@ -357,7 +359,7 @@ def _alike(counts: Counter[str], key: Callable[[str], str], how: str) -> Iterato
         if len(names) > 1
     ]
     if alike:
-        yield f"labels that differ only {how} are separate classes: {listed(alike)}"
+        yield f"labels that differ only {difference} are separate classes: {listed(alike)}"
 
 
 def _folded(name: str) -> str:
@@ -366,6 +368,6 @@ def _folded(name: str) -> str:
 
 
 def _exact(name: str) -> str:
-    """A label for messages; with escapes, if its letters could be of another form."""
+    """Return a label for messages, with escapes if it is not in composed Unicode form."""
     composed = unicodedata.normalize("NFC", name) == name
-    return named(name) if composed else ascii(name)
+    return quoted(name) if composed else ascii(name)

@@ -1,4 +1,4 @@
-"""Pictures of any Pillow mode as 8-bit gray or RGB, by one rule per mode."""
+"""Conversion of images of any Pillow mode to 8-bit gray or RGB, by one rule per mode."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ _PHOTOMETRIC, _BITS, _SAMPLE_FORMAT = 262, 258, 339
 """TIFF tags."""
 
 _FIX = (
-    "set data.value_range: [LOW, HIGH], the values that become black and white in every picture, "
-    "or write 8- or 16-bit pictures"
+    "set data.value_range: [LOW, HIGH], the values that become black and white in every image, "
+    "or write 8- or 16-bit images"
 )
 
 
 class NoScale(ValueError):
-    """The values of a picture have no fixed scale; says what to do."""
+    """Raised if the values of an image have no fixed scale; names the remedies."""
 
 
 @dataclass(frozen=True)
 class Rules:
-    """Choices of a study about how stored values become 8-bit pixels.
+    """Options of the conversion of stored values to 8-bit pixels.
 
     Attributes:
-        background: what transparent pixels are laid on; "none": their alpha is ignored.
-        value_range: values of pictures with more than 8 bits per pixel that become 0 and 255;
-            None: by the depth of the file.
+        background: color under transparent pixels; "none": transparency is ignored.
+        value_range: values that become 0 and 255 in images with more than 8 bits per pixel;
+            None: depends on the depth of the file.
     """
 
     background: Background = "white"
@@ -49,14 +49,14 @@ PLAIN = Rules()
 
 @dataclass(frozen=True)
 class Depth:
-    """The header of a picture, as far as its scale depends on it.  Read before the pixels.
+    """Scale of the values of an image, from its header.
 
     Attributes:
-        bits: of a whole number without a sign; 0: floats, or integers without a fixed scale.
-        inverted: 0 is white (TIFF's WhiteIsZero), and Pillow has not inverted it.
-        key: the transparent value or color in the pixels' own scale; None: none.
-        unsigned: 32-bit integers without a sign, which Pillow gives as signed ones.
-        deep_color: several channels of 16 bits, of which Pillow keeps the upper 8.
+        bits: bits of an unsigned integer; 0: floats, or integers without a fixed scale.
+        inverted: 0 is white (WhiteIsZero in TIFF), and Pillow does not invert it.
+        key: transparent value or color in the scale of the pixels; None: no transparency.
+        unsigned: unsigned 32-bit integers, which Pillow returns as signed.
+        deep_color: several channels of 16 bits, of which Pillow returns the upper 8.
     """
 
     bits: int
@@ -68,14 +68,15 @@ class Depth:
 
 @dataclass
 class Traits:
-    """Properties of a picture that its user may want to know.
+    """Properties of an image that are reported to the user.
 
     Attributes:
-        transparent, invisible: has transparent pixels, has no other pixels.
-        peak: largest value of a 16-bit picture with one channel; -1: it is none.
-        color_peak: largest value of a 16-bit picture with several channels, its lower 8 bits set;
-            -1: it is none.
-        lost: a 16-bit picture with values that all become 0 though they differ.
+        transparent: it has transparent pixels.
+        invisible: it has only transparent pixels.
+        peak: largest value of a 16-bit image with one channel; -1 for others.
+        color_peak: largest value of a 16-bit image with several channels, its lower 8 bits set;
+            -1 for others.
+        lost: it has 16 bits, and its values differ but all become 0.
     """
 
     transparent: bool = False
@@ -86,14 +87,14 @@ class Traits:
 
 
 def depth_of(image: Image) -> Depth:
-    """Scale and transparent color of a picture whose pixels are not loaded yet.
+    """Return the scale and transparent color of an image whose pixels are not loaded yet.
 
     Raises:
-        NoScale: Pillow would read the values wrong.
+        NoScale: Pillow would misread the values.
     """
     tags = getattr(image, "tag_v2", {}) if image.format == "TIFF" else {}
     if image.mode == "L" and tags.get(_SAMPLE_FORMAT, (1,))[0] == 2:
-        raise NoScale("signed 8-bit values have no fixed scale; write unsigned 8-bit pictures")
+        raise NoScale("signed 8-bit values have no fixed scale; write unsigned 8-bit images")
     inverted = image.mode in DEEP and tags.get(_PHOTOMETRIC) == 0
     unsigned = image.mode == "I" and tags.get(_SAMPLE_FORMAT, (1,))[0] == 1
     return Depth(
@@ -105,35 +106,35 @@ def depth_of(image: Image) -> Depth:
     )
 
 
-def flattened(image: Image, channels: int, depth: Depth, rules: Rules, traits: Traits) -> Image:
-    """Convert a loaded picture.
+def flatten(image: Image, channels: int, depth: Depth, rules: Rules, traits: Traits) -> Image:
+    """Convert a loaded image to mode L or RGB.
 
     Args:
-        image: of any mode.
+        image: image of any mode.
         channels: 1 or 3.
-        depth: by `depth_of`.
-        rules: the study's choices.
+        depth: result of `depth_of`.
+        rules: options of the study.
         traits: filled in.
 
     Returns:
-        A picture of mode L or RGB.
+        An image of mode L or RGB.
 
     Raises:
-        NoScale: its values have no fixed scale.
-        ValueError: some are not finite.
+        NoScale: the values have no fixed scale.
+        ValueError: some values are not finite.
     """
     target = "RGB" if channels == 3 else "L"
     if depth.deep_color:
         bands = image.getextrema()[: 1 if image.mode == "LA" else 3]
         traits.color_peak = max(int(high) for _, high in bands) << 8 | 255  # type: ignore[misc]
     if image.mode in DEEP:
-        image = _scaled(image, depth, rules, traits)
+        image = _scale(image, depth, rules, traits)
     elif depth.key is not None:
         image.info["transparency"] = depth.key
     if _has_alpha(image):
-        image = _composed(image, rules, traits)
+        image = _without_alpha(image, rules, traits)
     if image.mode == "LAB":
-        image = image.convert("RGB")  # to gray there is no direct way
+        image = image.convert("RGB")  # there is no direct conversion to gray
     return image.convert(target)
 
 
@@ -141,7 +142,7 @@ def _bits(image: Image, tags: Any) -> int:
     if image.mode.startswith("I;16"):
         return tags.get(_BITS, (16,))[0]
     if image.mode == "I" and image.format in ("PNG", "PPM"):
-        return 16  # Pillow scales a PGM's own maximum to 65535
+        return 16  # Pillow scales the maximum of a PGM to 65535
     return 0 if image.mode in ("I", "F") else 8
 
 
@@ -154,7 +155,7 @@ def _is_deep_color(image: Image, tags: Any) -> bool:
 
 
 def _key(image: Image) -> Any:
-    """The transparent value of a PNG in the scale of the pixels that Pillow gives."""
+    """Return the transparent value of a PNG in the scale of the pixels that Pillow returns."""
     key = image.info.get("transparency")
     tile = getattr(image, "tile", ())
     if key is None or image.format != "PNG" or not tile:
@@ -175,12 +176,12 @@ def _has_alpha(image: Image) -> bool:
     )
 
 
-def _composed(image: Image, rules: Rules, traits: Traits) -> Image:
-    """The picture without transparency."""
+def _without_alpha(image: Image, rules: Rules, traits: Traits) -> Image:
+    """Return the image without transparency."""
     from PIL import Image as Pillow
 
     if image.mode == "La":
-        image = image.convert("LA")  # to RGBA there is no direct way
+        image = image.convert("LA")  # there is no direct conversion to RGBA
     colored = image.convert("RGBA")
     alpha = colored.getchannel("A")
     least, most = alpha.getextrema()
@@ -194,8 +195,8 @@ def _composed(image: Image, rules: Rules, traits: Traits) -> Image:
     return composed
 
 
-def _scaled(image: Image, depth: Depth, rules: Rules, traits: Traits) -> Image:
-    """A picture of more than 8 bits per pixel in mode L, or LA where a value is transparent."""
+def _scale(image: Image, depth: Depth, rules: Rules, traits: Traits) -> Image:
+    """Convert more than 8 bits per pixel to mode L, or LA if a value is transparent."""
     from PIL import Image as Pillow
 
     values = np.asarray(image)
@@ -215,7 +216,7 @@ def _scaled(image: Image, depth: Depth, rules: Rules, traits: Traits) -> Image:
 
 
 def _levels(values: np.ndarray, bits: int, span: tuple[float, float] | None) -> np.ndarray:
-    """(H, W) uint8 of the values."""
+    """Return the values as (H, W) uint8."""
     if span is not None:
         _refuse_nan(values)
         low, high = span

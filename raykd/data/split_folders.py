@@ -1,4 +1,4 @@
-"""Split folders by their names: train, val and test as people call them."""
+"""Recognition of split folders (train, val, test) by their names."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ WORDS = {
     ),
     "test": frozenset({"test", "testing", "tst", "testset"}),
 }
-"""Words that name a split, in any case."""
+"""Words that name a split, in lower case."""
 
 _FILLERS = frozenset({"set", "data", "dataset", "image", "images", "img", "imgs", "pictures"})
-"""Words beside them that tell two splits of one data set not apart."""
+"""Other words in the names of split folders, which do not distinguish data sets."""
 
 _FIX = (
     "name the folders of the splits in data.train_folder, data.val_folder and data.test_folder "
@@ -34,12 +34,12 @@ _NAMES_SHOWN = 4
 
 @dataclass(frozen=True)
 class Layout:
-    """The folder of each split; `train` always, others if they are there.
+    """Folder of each split: `train`, and `val` and `test` if they exist.
 
     Attributes:
-        folders: by split.
-        notes: sentences on how they were recognized.
-        warnings: sentences on what may be wrong.
+        folders: folders by split.
+        notes: sentences on how the folders were recognized.
+        warnings: sentences on possible mistakes.
     """
 
     folders: Mapping[str, Folder]
@@ -48,46 +48,46 @@ class Layout:
 
 
 def split_of(name: str) -> tuple[str, tuple[str, ...]] | None:
-    """The split that a folder's name tells, and the other words of the name.
+    """Return the split in the name of a folder, and the other words of the name.
 
-    `Train`, `train_images` and `train2017` are train; `seg_train` is train beside "seg".
+    `Train`, `train_images` and `train2017` are train; `seg_train` is train with the word "seg".
     """
     spaced = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", unicodedata.normalize("NFKC", name))
     words = re.findall(r"[^\W\d_]+|\d+", spaced.casefold())
-    found = [split for word in words for split in WORDS if word in WORDS[split]]
-    if len(found) != 1:
+    splits = [split for word in words for split in WORDS if word in WORDS[split]]
+    if len(splits) != 1:
         return None
-    rest = [word for word in words if word not in WORDS[found[0]] and word not in _FILLERS]
-    return found[0], tuple(rest)
+    rest = [word for word in words if word not in WORDS[splits[0]] and word not in _FILLERS]
+    return splits[0], tuple(rest)
 
 
 def named_layout(root: Folder, names: Mapping[str, str]) -> Layout:
-    """The layout that a study names.
+    """Return the layout given in a study.
 
     Args:
-        root: the root.
+        root: root of the data.
         names: folder of each split, relative to the root.
 
     Raises:
-        ValueError: a folder is not there, or two are the same.
+        ValueError: a folder does not exist, or two overlap.
     """
     if "train" not in names:
         raise ValueError("image_folder: with data.val_folder or test_folder, name train_folder too")
-    folders = {split: _descended(root, name, split) for split, name in names.items()}
-    for (one, left), (other, right) in combinations(folders.items(), 2):
+    folders = {split: _subfolder(root, name, split) for split, name in names.items()}
+    for (split, left), (other, right) in combinations(folders.items(), 2):
         if left.reals[-1] in right.reals or right.reals[-1] in left.reals:
             raise ValueError(
-                f"image_folder: {one} and {other} share files: {left} and {right} are the same "
-                "folder, or one lies in the other"
+                f"image_folder: {split} and {other} share files: {left} and {right} are the same "
+                "folder, or one is inside the other"
             )
     return Layout(folders)
 
 
 def recognized_layout(root: Folder) -> Layout:
-    """The layout by the names of the folders; without split folders the root holds the classes.
+    """Recognize the split folders by name; without any, the root holds the classes.
 
     Raises:
-        ValueError: the names leave open which folder is which.
+        ValueError: the names are ambiguous.
     """
     candidates: dict[tuple[str, ...], dict[str, list[Folder]]] = {}
     for folder in root.entries.folders:
@@ -105,14 +105,14 @@ def recognized_layout(root: Folder) -> Layout:
             f"({'; '.join(_names(_all(family)) for family in families)}); {_FIX}"
         )
     folders = {split: _only(root, split, many) for split, many in families[0].items()}
-    return Layout(folders, *_told(root, folders))
+    return Layout(folders, *_remarks(root, folders))
 
 
 def lookalikes(root: Folder) -> Iterator[str]:
-    """Warnings about classes that look like splits: they hold folders of the same names."""
+    """Warn about classes that look like splits: they hold folders of the same names."""
     classes = [folder for folder in root.entries.folders if _holds_anything(folder)]
     inner = [{inner.name for inner in folder.entries.folders} for folder in classes]
-    if len(classes) < 2 or any(folder.entries.pictures for folder in classes):
+    if len(classes) < 2 or any(folder.entries.images for folder in classes):
         return
     shared, every = set.intersection(*inner), set.union(*inner)
     if len(shared) >= 2 and 2 * len(shared) >= len(every):
@@ -125,26 +125,26 @@ def lookalikes(root: Folder) -> Iterator[str]:
 def _is_split(root: Folder, rest: tuple[str, ...], family: Mapping[str, list[Folder]]) -> bool:
     """Return whether folders are splits by their names and content.
 
-    A class may be called "train", too: it holds pictures itself.
+    A class called "train" holds images itself.
     """
     if "train" not in family:
         return False
-    beside = [folder for folder in root.entries.folders if folder not in _all(family)]
-    if any(_opened(folder).entries.folders for folder in family["train"]):
-        if rest and len(family) == 1 and beside:
+    siblings = [folder for folder in root.entries.folders if folder not in _all(family)]
+    if any(_unnested(folder).entries.folders for folder in family["train"]):
+        if rest and len(family) == 1 and siblings:
             return False
-        _refuse_ambiguous(root, family, beside)
+        _refuse_ambiguous(root, family, siblings)
         return True
-    return not any(_holds_anything(folder) for folder in beside)
+    return not any(_holds_anything(folder) for folder in siblings)
 
 
 def _refuse_ambiguous(
-    root: Folder, family: Mapping[str, list[Folder]], beside: Iterable[Folder]
+    root: Folder, family: Mapping[str, list[Folder]], siblings: Iterable[Folder]
 ) -> None:
-    """Refuse a "train" that may be a class like its siblings: they hold the same folders."""
+    """Reject a "train" folder that may be a class: its siblings hold the same folders."""
     (train, *_) = family["train"]
     inner = {folder.name for folder in train.entries.folders}
-    for folder in beside:
+    for folder in siblings:
         shared = inner & {inner.name for inner in folder.entries.folders}
         if len(family) == 1 and shared and len(shared) * 2 >= len(inner):
             raise ValueError(
@@ -156,10 +156,10 @@ def _refuse_ambiguous(
 def _refuse_splits_without_training(
     root: Folder, families: Iterable[Mapping[str, list[Folder]]]
 ) -> None:
-    """Refuse test/CLASS/... without a training folder: its classes are no parts of one class."""
+    """Reject test/CLASS/... without a training folder, which would read as one class "test"."""
     for family in families:
         splits = [folder for folder in _all(family) if len(folder.entries.folders) >= 2]
-        if "train" not in family and splits and not any(f.entries.pictures for f in splits):
+        if "train" not in family and splits and not any(f.entries.images for f in splits):
             raise ValueError(
                 f"image_folder: {_names(splits)} in {printable(root.root.path)} look like splits, "
                 f"but no folder is called train; {_FIX}"
@@ -169,18 +169,18 @@ def _refuse_splits_without_training(
 def _refuse_class_and_split(
     candidates: Mapping[tuple[str, ...], Mapping[str, list[Folder]]],
 ) -> None:
-    """Refuse train_cats, train_dogs, test_cats, test_dogs: a class and a split in one name."""
+    """Reject train_cats, train_dogs, test_cats, test_dogs: split and class in one name."""
     families = [
         family
         for rest, family in candidates.items()
         if rest and "train" in family and family.keys() - {"train"}
     ]
     folders = [folder for family in families for folder in _all(family)]
-    if len(families) >= 2 and all(folder.entries.pictures for folder in folders):
+    if len(families) >= 2 and all(folder.entries.images for folder in folders):
         raise ValueError(
             f"image_folder: the names of {_names(folders)} hold a split and a class; move the "
-            "pictures into train/CLASS/, test/CLASS/ and the like, or set data.train_folder: . if "
-            "each of these folders is a class"
+            "images into train/CLASS/ and test/CLASS/, or set data.train_folder: . if each of "
+            "these folders is a class"
         )
 
 
@@ -190,43 +190,47 @@ def _only(root: Folder, split: str, folders: list[Folder]) -> Folder:
             f"image_folder: {_names(folders)} in {printable(root.root.path)} all look like the "
             f"{split} split; rename or remove all but one, or {_FIX}"
         )
-    return _opened(folders[0])
+    return _unnested(folders[0])
 
 
-def _opened(folder: Folder) -> Folder:
-    """The folder, or the one of the same split that is all it holds (seg_train/seg_train)."""
+def _unnested(folder: Folder) -> Folder:
+    """Return the folder, or its only entry if that names the same split (seg_train/seg_train)."""
     inner = folder.entries.folders
-    if folder.entries.pictures or len(inner) != 1:
+    if folder.entries.images or len(inner) != 1:
         return folder
     ours, theirs = split_of(folder.name), split_of(inner[0].name)
     same = ours is not None and theirs is not None and ours[0] == theirs[0]
     return inner[0] if same else folder
 
 
-def _told(root: Folder, folders: Mapping[str, Folder]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Notes and warnings on recognized splits."""
+def _remarks(
+    root: Folder, folders: Mapping[str, Folder]
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return notes and warnings on recognized splits."""
     notes, warnings = [], []
     if any(folder.path != split for split, folder in folders.items()):
-        found = ", ".join(f"{split} from {folder}" for split, folder in folders.items())
-        notes.append(f"split folders recognized by their names: {found}")
+        sources = ", ".join(f"{split} from {folder}" for split, folder in folders.items())
+        notes.append(f"split folders recognized by their names: {sources}")
     used = [folder.path.split("/")[0] for folder in folders.values()]
     unused = [f for f in root.entries.folders if f.name not in used]
     inner = {folder.name for folder in folders["train"].entries.folders}
     alike = [f for f in unused if split_of(f.name) or _share(inner, f)]
     if alike:
-        warnings.append(f"{_names(alike)} beside {folders['train']} look like splits, not used")
-    others = [folder for folder in unused if folder not in alike]
-    if others:
-        notes.append(f"{_names(others)} beside {folders['train']} not used")
+        warnings.append(
+            f"{_names(alike)} next to {folders['train']} look like splits, but are not used"
+        )
+    ignored = [folder for folder in unused if folder not in alike]
+    if ignored:
+        notes.append(f"{_names(ignored)} next to {folders['train']} not used")
     return tuple(notes), tuple(warnings)
 
 
 def _share(inner: set[str], folder: Folder) -> bool:
-    return bool(inner & {one.name for one in folder.entries.folders})
+    return bool(inner & {subfolder.name for subfolder in folder.entries.folders})
 
 
-def _descended(root: Folder, name: str, split: str) -> Folder:
-    """A folder by its path relative to the root."""
+def _subfolder(root: Folder, name: str, split: str) -> Folder:
+    """Return a folder by its path relative to the root."""
     folder = root
     for step in (part for part in name.split("/") if part not in ("", ".")):
         by_name = {inner.name: inner for inner in folder.entries.folders}
@@ -242,7 +246,7 @@ def _descended(root: Folder, name: str, split: str) -> Folder:
 
 
 def _holds_anything(folder: Folder) -> bool:
-    return bool(folder.entries.pictures or folder.entries.folders)
+    return bool(folder.entries.images or folder.entries.folders)
 
 
 def _all(family: Mapping[str, list[Folder]]) -> list[Folder]:
@@ -254,6 +258,6 @@ def _names(folders: Iterable[Folder]) -> str:
 
 
 def _list(names: list[str]) -> str:
-    shown = ", ".join(names[:_NAMES_SHOWN])
+    listed = ", ".join(names[:_NAMES_SHOWN])
     more = len(names) - _NAMES_SHOWN
-    return f"{shown} and {more} more" if more > 0 else shown
+    return f"{listed} and {more} more" if more > 0 else listed

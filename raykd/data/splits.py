@@ -13,29 +13,29 @@ from torch import Tensor
 from raykd.data.dataset import PARTS, AnySplit, Dataset, FileSplit, Split
 
 DECODER = 2
-"""Version of the rules by which files become pixels; outputs kept under another are not read."""
+"""Version of the conversion from files to pixels; part of the fingerprint of data on disk."""
 
 
 def stratified(
-    targets: np.ndarray, count: int, seed: int, what: str, *, leave: int = 1
+    targets: np.ndarray, count: int, seed: int, name: str, *, leave: int = 1
 ) -> np.ndarray:
     """Choose `count` samples so that classes keep their proportions.
 
     Args:
         targets: (N,) class indices.
-        count: how many to choose.
+        count: number of samples to choose.
         seed: the choice is a pure function of it.
-        what: what the choice is for, in messages ("val").
-        leave: how many samples of each class must not be chosen.
+        name: purpose of the choice in messages ("val").
+        leave: number of samples of each class to leave.
 
     Returns:
-        (N,) bool, True for the chosen; at least one of each class.
+        (N,) bool, True for the chosen samples; at least one of each class.
 
     Raises:
-        ValueError: too few samples to choose and leave one of each class.
+        ValueError: too few samples to choose one and leave `leave` of each class.
     """
     classes, sizes = np.unique(targets, return_counts=True)
-    _check_enough(classes, sizes, count, what, leave)
+    _check_enough(classes, sizes, count, name, leave)
     shares = _shares(sizes, count, leave)
     generator = np.random.default_rng(seed)
     chosen = np.zeros(len(targets), dtype=bool)
@@ -46,23 +46,23 @@ def stratified(
 
 
 def _check_enough(
-    classes: np.ndarray, sizes: np.ndarray, count: int, what: str, leave: int
+    classes: np.ndarray, sizes: np.ndarray, count: int, name: str, leave: int
 ) -> None:
     if sizes.min() < 1 + leave:
         raise ValueError(
-            f"{what}: class {classes[sizes.argmin()]} has {sizes.min()} sample(s), too few to "
+            f"{name}: class {classes[sizes.argmin()]} has {sizes.min()} sample(s), too few to "
             f"choose one and leave {leave}; add samples or remove the class"
         )
     most = int(sizes.sum()) - leave * len(classes)
     if not len(classes) <= count <= most:
         raise ValueError(
-            f"{what} would take {count} of {sizes.sum()} samples; with {len(classes)} classes it "
-            f"must take {len(classes)} to {most}; change `{what}`"
+            f"{name} would take {count} of {sizes.sum()} samples; with {len(classes)} classes it "
+            f"must take {len(classes)} to {most}; change `{name}`"
         )
 
 
 def _shares(sizes: np.ndarray, count: int, leave: int) -> np.ndarray:
-    """How many of each class, `count` in all: proportional, then by largest remainder."""
+    """Return sample counts of the classes, `count` in total, by the largest remainder method."""
     ideal = count * sizes / sizes.sum()
     shares = np.clip(np.floor(ideal).astype(int), 1, sizes - leave)
     while shares.sum() < count:
@@ -72,8 +72,8 @@ def _shares(sizes: np.ndarray, count: int, leave: int) -> np.ndarray:
     return shares
 
 
-class Shares(Protocol):
-    """The fields of a source that say how its samples are parted."""
+class SplitOptions(Protocol):
+    """Fields of a source that decide its splits."""
 
     @property
     def val(self) -> float: ...
@@ -87,36 +87,37 @@ class Shares(Protocol):
     def val_limit(self) -> int | None: ...
 
 
-def parted(
+def split_rows(
     rows: Mapping[str, np.ndarray],
     targets: np.ndarray,
-    shares: Shares,
+    options: SplitOptions,
     class_names: Sequence[str] = (),
 ) -> dict[str, np.ndarray]:
-    """The rows of `train`, `val` and `test`: missing splits are cut off `train`, and no split is
-    larger than its limit.
+    """Return the rows of `train`, `val` and `test`.
+
+    Missing splits are split off `train`; then splits are reduced to their limits.
 
     Args:
-        rows: of the splits that the data have, `train` among them.
+        rows: rows of the splits that the data have, including `train`.
         targets: (N,) class indices of all samples.
-        shares: the source.
-        class_names: for messages; default: the indices.
+        options: the source.
+        class_names: names in messages; default: the indices.
 
     Raises:
-        ValueError: too few samples of a class, or in all.
+        ValueError: too few samples in total or of a class.
     """
-    found, seed = dict(rows), shares.split_seed
+    splits, seed = dict(rows), options.split_seed
     cut = [split for split in ("test", "val") if split not in rows]
     _check_class_sizes(targets[rows["train"]], 1 + len(cut), class_names)
     for number, part in enumerate(cut, start=1):
-        share = {"test": shares.test, "val": shares.val}[part]
-        leave = 1 + len(cut) - number  # for train, and for the splits that are cut off later
-        found["train"], found[part] = hold_out(
-            targets, found["train"], share, seed, part, leave=leave
+        fraction = {"test": options.test, "val": options.val}[part]
+        leave = 1 + len(cut) - number  # for train, and for the splits that follow
+        splits["train"], splits[part] = hold_out(
+            targets, splits["train"], fraction, seed, part, leave=leave
         )
-    found["train"] = at_most(targets, found["train"], shares.limit, seed, "limit")
-    found["val"] = at_most(targets, found["val"], shares.val_limit, seed, "val_limit")
-    return found
+    splits["train"] = at_most(targets, splits["train"], options.limit, seed, "limit")
+    splits["val"] = at_most(targets, splits["val"], options.val_limit, seed, "val_limit")
+    return splits
 
 
 def _check_class_sizes(targets: np.ndarray, least: int, class_names: Sequence[str]) -> None:
@@ -140,51 +141,51 @@ def hold_out(
     rows: np.ndarray,
     fraction: float,
     seed: int,
-    what: str,
+    name: str,
     *,
     leave: int = 1,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Cut `fraction` of `rows` off, stratified: (the rest, what was cut off), both in order."""
-    held = stratified(targets[rows], round(fraction * len(rows)), seed, what, leave=leave)
-    return rows[~held], rows[held]
+    """Split a stratified `fraction` off `rows`; return (the rest, the fraction), both in order."""
+    chosen = stratified(targets[rows], round(fraction * len(rows)), seed, name, leave=leave)
+    return rows[~chosen], rows[chosen]
 
 
 def at_most(
-    targets: np.ndarray, rows: np.ndarray, limit: int | None, seed: int, what: str
+    targets: np.ndarray, rows: np.ndarray, limit: int | None, seed: int, name: str
 ) -> np.ndarray:
-    """`rows`, or a stratified choice of `limit` of them where there are more."""
+    """Return `rows`, reduced to a stratified choice of `limit` rows if there are more."""
     if limit is None or limit >= len(rows):
         return rows
-    return rows[stratified(targets[rows], limit, seed, what, leave=0)]
+    return rows[stratified(targets[rows], limit, seed, name, leave=0)]
 
 
-def dataset_of_pictures(
+def dataset_of_images(
     name: str,
-    pictures: np.ndarray,
+    images: np.ndarray,
     targets: np.ndarray,
     rows: Mapping[str, np.ndarray],
     class_names: Sequence[str],
     origin: str,
 ) -> Dataset:
-    """A data set of pictures held in memory, cut into its splits.
+    """Return a data set of images in memory.
 
     Args:
-        name: the source's name.
-        pictures: (N, C, H, W) uint8, all of them.
+        name: name of the source.
+        images: (N, C, H, W) uint8, all images.
         targets: (N,) class indices.
-        rows: the rows of each split; a sample's row is its number.
-        class_names: one a class.
-        origin: where they were found.
+        rows: rows of each split; the row of a sample is its number.
+        class_names: names of the classes.
+        origin: path or package of the data.
     """
-    splits = {part: resident(pictures[rows[part]], targets, rows[part]) for part in PARTS}
-    sample = torch.from_numpy(pictures[rows["train"]])
+    splits = {part: resident(images[rows[part]], targets, rows[part]) for part in PARTS}
+    sample = torch.from_numpy(images[rows["train"]])
     return dataset_of_splits(name, splits, sample, class_names, origin)
 
 
-def resident(pictures: np.ndarray, targets: np.ndarray, rows: np.ndarray) -> Split:
-    """The split of those rows; `pictures` are theirs alone, `targets` are all samples'."""
+def resident(images: np.ndarray, targets: np.ndarray, rows: np.ndarray) -> Split:
+    """Return the split of the rows, with the images of these rows and the targets of all."""
     return Split(
-        inputs=torch.from_numpy(pictures),
+        inputs=torch.from_numpy(images),
         targets=torch.from_numpy(targets[rows].astype(np.int64)),
         index=torch.from_numpy(rows.astype(np.int64)),
     )
@@ -198,15 +199,15 @@ def dataset_of_splits(
     origin: str,
     file_sizes: Mapping[str, int] | None = None,
 ) -> Dataset:
-    """A data set of pictures that are cut into splits already.
+    """A data set of images that are cut into splits already.
 
     Args:
         name: the source's name.
         splits: by part.
-        sample: (N, C, H, W) uint8, the training pictures to measure mean and deviation by.
+        sample: (N, C, H, W) uint8, the training images to measure mean and deviation by.
         class_names: one a class.
         origin: where they were found.
-        file_sizes: in bytes by path, for pictures that stay on disk.
+        file_sizes: in bytes by path, for images that stay on disk.
     """
     mean, std = channel_statistics(sample)
     return Dataset(
@@ -224,18 +225,18 @@ def dataset_of_splits(
     )
 
 
-def channel_statistics(pictures: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation of each channel over all pixels, of values scaled to [0, 1].
 
     Exact: worked out in float64 from the counts of the 256 levels.  A constant channel gets the
     deviation 1.
 
     Args:
-        pictures: (N, C, H, W) uint8.
+        images: (N, C, H, W) uint8.
     """
     levels = np.arange(256) / 255.0
     means, deviations = [], []
-    for channel in pictures.unbind(1):
+    for channel in images.unbind(1):
         counts = np.bincount(channel.numpy().ravel(), minlength=256)
         mean = float((counts * levels).sum() / counts.sum())
         variance = float((counts * (levels - mean) ** 2).sum() / counts.sum())

@@ -1,7 +1,7 @@
-"""Tables in files: CSV, TSV, JSON, Parquet and Arrow, with the place of every row.
+"""Tables in files: CSV, TSV, JSON, Parquet and Arrow, with the position of each row.
 
-Every row of a file is read, or an error names the line.  CSV values are text; the other formats
-keep their types.
+All rows of a file are read, or an error names the line.  CSV values are text; values of other
+formats keep their types.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
 
-from raykd.data.csv_records import Malformed, Quoting, has_row_names, records_of
+from raykd.data.csv_records import Malformed, Quoting, has_row_names, read_records
 
 FORMATS = {
     ".csv": "csv",
@@ -28,9 +28,9 @@ FORMATS = {
     ".arrow": "arrow",
     ".feather": "arrow",
 }
-"""Format of a table by its file's suffix; a folder is one that `Dataset.save_to_disk` wrote."""
+"""Format of a table by the suffix of its file; folders are those of `Dataset.save_to_disk`."""
 
-_BYTE_ORDER_MARKS = (  # UTF-32's begins with UTF-16's
+_BYTE_ORDER_MARKS = (  # the mark of UTF-32 begins with that of UTF-16
     (codecs.BOM_UTF32_LE, "utf-32"),
     (codecs.BOM_UTF32_BE, "utf-32"),
     (codecs.BOM_UTF16_LE, "utf-16"),
@@ -47,18 +47,18 @@ _BINARY = {
     b"ARROW1": "Arrow",
     b"%PDF": "PDF",
 }
-"""Formats that are often given a wrong suffix, by their first bytes."""
+"""Formats whose files often have a wrong suffix, by their first bytes."""
 
 
 @dataclass(frozen=True)
 class Dialect:
-    """How text files are read; the other formats need none of it.
+    """Options for reading text files.
 
     Attributes:
-        delimiter: between the fields of CSV; None: a tab for .tsv, a comma for .csv.
+        delimiter: separator of CSV fields; None: a tab for .tsv, a comma for .csv.
         quoting: meaning of double quotes in CSV.
-        encoding: of CSV and JSON; None: UTF-8, or by the byte order mark.
-        columns: names of the columns of a CSV file without a header; empty: the first line.
+        encoding: encoding of CSV and JSON; None: UTF-8, or by the byte order mark.
+        columns: column names of a CSV file without a header; empty: in the first line.
     """
 
     delimiter: str | None = None
@@ -72,11 +72,11 @@ class Table:
     """Columns of a table.
 
     Attributes:
-        file: where it was read.
-        columns: values by the column's name as it was asked for, of equal lengths.
-        places: one number per row.
-        unit: what `places` count: "line" or "row", from 1.
-        typed: whether values have types; in CSV all are text.
+        file: path of the table.
+        columns: values of each requested column, of equal lengths.
+        places: line or row of each row in the file, from 1.
+        unit: unit of `places`.
+        typed: values have types; False for CSV, where all are text.
         notes, warnings: sentences on how the file was read.
     """
 
@@ -92,30 +92,30 @@ class Table:
         return len(self.places)
 
     def place(self, row: int) -> str:
-        """The place of a row (from 0) for messages: "line 7"."""
+        """Return the place of a row (from 0) for messages: "line 7"."""
         return f"{self.unit} {self.places[row]}"
 
 
 def counted(count: int, noun: str) -> str:
-    """A number of things: "1 row", "2,000 rows"."""
+    """Return a number with its noun: "1 row", "2,000 rows"."""
     return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
 
 
-def shown(value: Any) -> str:
-    """A value for messages, cut if it is long."""
+def short_repr(value: Any) -> str:
+    """Return a value for messages, shortened."""
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 HALF_CHARACTER = (
-    "it contains half of a character (an unpaired surrogate such as \\ud83d), which is no text; "
+    "it contains half of a character (an unpaired surrogate such as \\ud83d), which is not text; "
     "write the character again, or remove it"
 )
-"""Reason to refuse a text that `has_half_characters`."""
+"""Message for a text that `has_half_characters`."""
 
 
 def has_half_characters(text: str) -> bool:
-    """Whether a text contains an unpaired surrogate, which JSON can express and UTF-8 cannot."""
+    """Return whether a text contains an unpaired surrogate, which JSON allows but not UTF-8."""
     if text.isascii():
         return False
     try:
@@ -126,10 +126,11 @@ def has_half_characters(text: str) -> bool:
 
 
 def check_dialect(dialect: Dialect) -> None:
-    """Check what a dialect says without reading a file.
+    """Check the options of a dialect without reading a file.
 
     Raises:
-        ValueError: an unknown encoding, a delimiter that is not one character, a column twice.
+        ValueError: an unknown encoding, a delimiter that is not one character, or a repeated
+            column.
     """
     if dialect.encoding is not None:
         try:
@@ -142,8 +143,8 @@ def check_dialect(dialect: Dialect) -> None:
     delimiter = _delimiter(dialect.delimiter)
     if delimiter is not None and (len(delimiter) != 1 or delimiter in '"\r\n\\'):
         raise ValueError(
-            f"text: the delimiter is {dialect.delimiter!r}; it must be one character, but no "
-            'quote, backslash or line end; write a tab as "\\t"'
+            f"text: the delimiter is {dialect.delimiter!r}; it must be one character, but not "
+            'a quote, backslash or line end; write a tab as "\\t"'
         )
     twice = [name for name in dialect.columns if dialect.columns.count(name) > 1]
     if twice:
@@ -151,7 +152,7 @@ def check_dialect(dialect: Dialect) -> None:
 
 
 def check_table(file: Path) -> None:
-    """Check cheaply that a file or folder can be a table.
+    """Check quickly that a file or folder can be a table.
 
     Raises:
         ValueError: it does not exist, or has an unknown format.
@@ -161,27 +162,27 @@ def check_table(file: Path) -> None:
             _check_folder(path)
         elif path.suffix.lower() not in FORMATS:
             raise ValueError(
-                f"text: {path.name} is no table raykd reads; allowed are {', '.join(FORMATS)} and "
-                "folders written by Dataset.save_to_disk"
+                f"text: {path.name} is not a supported table; supported are {', '.join(FORMATS)} "
+                "and folders written by Dataset.save_to_disk"
             )
 
 
 def read_table(file: Path, columns: Sequence[str], dialect: Dialect) -> Iterator[Table]:
-    """Read columns of a table, or of every table that a pattern such as `train-*.parquet` matches.
+    """Read columns of a table, or of all tables that match a pattern such as `train-*.parquet`.
 
     Raises:
-        ValueError: a file that cannot be read, or lacks a column or rows; names the line if one
-            is at fault, and the remedies.
+        ValueError: a file cannot be read, or lacks a column or rows; names the faulty line, if
+            any, and the remedies.
     """
-    wanted = list(dict.fromkeys(columns))
+    names = list(dict.fromkeys(columns))
     for path in _files(file):
         kind = "folder" if path.is_dir() else FORMATS[path.suffix.lower()]
         if kind == "csv":
-            table = _csv(path, wanted, dialect)
+            table = _csv(path, names, dialect)
         elif kind == "json":
-            table = _json(path, wanted, dialect)
+            table = _json(path, names, dialect)
         else:
-            table = _arrow(path, kind, wanted)
+            table = _arrow(path, kind, names)
         if not len(table):
             raise ValueError(f"text: {path} has no rows")
         yield table
@@ -202,8 +203,8 @@ def _check_folder(folder: Path) -> None:
     tables = sorted(path.name for path in folder.iterdir() if path.suffix.lower() in FORMATS)
     fix = f"; it holds {', '.join(tables[:8])}: name one of them" if tables else ""
     raise ValueError(
-        f"text: {folder} is a folder, but none that Dataset.save_to_disk wrote{fix}; several "
-        "files of one table are named by a pattern, such as train-*.parquet"
+        f"text: {folder} is a folder that Dataset.save_to_disk did not write{fix}; for several "
+        "files of one table give a pattern, such as train-*.parquet"
     )
 
 
@@ -227,7 +228,7 @@ def _text_of(file: Path, dialect: Dialect, log: _Log) -> str:
         raise ValueError(f"text: {file} is empty")
     if kind := next((name for magic, name in _BINARY.items() if content.startswith(magic)), ""):
         raise ValueError(
-            f"text: {file} is a {kind} file, no {file.suffix} text; unpack or export it first"
+            f"text: {file} is a {kind} file, not {file.suffix} text; unpack or export it first"
         )
     mark = next((name for mark, name in _BYTE_ORDER_MARKS if content.startswith(mark)), None)
     encoding = dialect.encoding or mark or "utf-8"
@@ -235,25 +236,25 @@ def _text_of(file: Path, dialect: Dialect, log: _Log) -> str:
         encoding = mark
     if encoding == "utf-8" and content.count(b"\0") > len(content) // 4:
         raise ValueError(
-            f"text: {file} is no UTF-8 text; if it is UTF-16, set data.encoding to utf-16-le or "
+            f"text: {file} is not UTF-8 text; if it is UTF-16, set data.encoding to utf-16-le or "
             "utf-16-be, or save it as UTF-8"
         )
     try:
         text = content.decode(encoding).removeprefix("\ufeff")
     except UnicodeError as error:
-        raise _not_decoded(file, content, encoding, error) from None
+        raise _decoding_error(file, content, encoding, error) from None
     _note_encoding(file, content, text, encoding, log)
     return _without_inner_marks(file, text, log)
 
 
 def _without_inner_marks(file: Path, text: str, log: _Log) -> str:
-    """The text without byte order marks at the starts of lines, which joined files contain."""
+    """Remove byte order marks at the starts of lines, which concatenated files contain."""
     if "\ufeff" not in text:
         return text
     rest, count = re.subn("(?<=[\r\n])\ufeff", "", text)
     if count:
         marks = "byte order mark" if count == 1 else f"{count:,} byte order marks"
-        log.notes.append(f"{file.name}: {marks} between lines removed; were files joined?")
+        log.notes.append(f"{file.name}: {marks} between lines removed; were files concatenated?")
     return rest
 
 
@@ -280,7 +281,7 @@ def _is_utf8(content: bytes) -> bool:
     return True
 
 
-def _not_decoded(file: Path, content: bytes, encoding: str, error: UnicodeError) -> ValueError:
+def _decoding_error(file: Path, content: bytes, encoding: str, error: UnicodeError) -> ValueError:
     if not isinstance(error, UnicodeDecodeError) or "16" in encoding or "32" in encoding:
         return ValueError(
             f"text: {file} is not {encoding} text ({error}); set data.encoding to its encoding, or "
@@ -302,19 +303,19 @@ def _not_decoded(file: Path, content: bytes, encoding: str, error: UnicodeError)
 
 
 def _line(before: str) -> int:
-    """The line (from 1) in which a text goes on after `before`."""
+    """Return the line (from 1) of the text that follows `before`."""
     return 1 + before.count("\n") + before.count("\r") - before.count("\r\n")
 
 
 # CSV ----------------------------------------------------------------------------------------------
 
 
-def _csv(file: Path, wanted: Sequence[str], dialect: Dialect) -> Table:
+def _csv(file: Path, names: Sequence[str], dialect: Dialect) -> Table:
     log = _Log([], [])
     text = _text_of(file, dialect, log)
-    delimiter = _delimiter(dialect.delimiter) or _sniffed(file, text, wanted, dialect, log)
+    delimiter = _delimiter(dialect.delimiter) or _detect_delimiter(file, text, names, dialect, log)
     try:
-        records = records_of(text, delimiter, dialect.quoting, wanted[-1], not dialect.columns)
+        records = read_records(text, delimiter, dialect.quoting, names[-1], not dialect.columns)
     except ValueError as error:
         raise ValueError(f"text: {file}: {error}") from None
     if not records.fields:
@@ -341,7 +342,7 @@ def _csv(file: Path, wanted: Sequence[str], dialect: Dialect) -> Table:
         rows = [row[1:] for row in rows]
     indices = {
         name: _column(name, header, file, log, has_header=bool(first), typed=False)
-        for name in wanted
+        for name in names
     }
     _check_widths(file, header, rows, lines, max(indices.values()), log)
     if inner := records.blank:
@@ -354,17 +355,19 @@ def _delimiter(written: str | None) -> str | None:
     return "\t" if written in ("\\t", "tab") else written
 
 
-def _sniffed(file: Path, text: str, wanted: Sequence[str], dialect: Dialect, log: _Log) -> str:
-    """The usual delimiter, or another one if only that one splits the header into the columns."""
+def _detect_delimiter(
+    file: Path, text: str, names: Sequence[str], dialect: Dialect, log: _Log
+) -> str:
+    """Return the usual delimiter, or the one that splits the header into the columns."""
     usual = "\t" if file.suffix.lower() == ".tsv" else ","
     head = _head(text)
     if dialect.columns:
         return usual
     for other in (usual, *(mark for mark in ",;\t|" if mark != usual)):
-        names = {_plain(name.strip('"')) for name in head.split(other)}
-        if len(names) > 1 and {_plain(name) for name in wanted} <= names:
+        fields = {_plain(name.strip('"')) for name in head.split(other)}
+        if len(fields) > 1 and {_plain(name) for name in names} <= fields:
             if other != usual:
-                log.notes.append(f"{file.name}: fields are separated by {_called(other)}")
+                log.notes.append(f"{file.name}: fields are separated by {_plural(other)}")
             return other
     return usual
 
@@ -373,12 +376,12 @@ def _head(text: str) -> str:
     return next((line for line in text[:100_000].splitlines() if line.strip()), "")
 
 
-def _called(delimiter: str) -> str:
+def _plural(delimiter: str) -> str:
     return {"\t": "tabs", ",": "commas", ";": "semicolons", "|": "bars"}[delimiter]
 
 
 def _plain(name: str) -> str:
-    """A column's name without white space around it and without case."""
+    """Return the name of a column in lower case, without white space around it."""
     return name.strip().strip("\ufeff\u200b").casefold()
 
 
@@ -390,7 +393,7 @@ def _check_widths(
     last: int,
     log: _Log,
 ) -> None:
-    """Check that no row has more fields than the header, or lacks one that is used."""
+    """Check that no row has more fields than the header, or lacks a field that is used."""
     short = 0
     for row, line in zip(rows, lines, strict=True):
         if len(row) > len(header) or len(row) <= last:
@@ -410,7 +413,7 @@ def _check_widths(
 def _column(
     name: str, header: Sequence[str], file: Path, log: _Log, *, has_header: bool, typed: bool
 ) -> int:
-    """The index of a column; its name may differ in case and in white space around it."""
+    """Return the index of a column; its name may differ in case and in white space around it."""
     exact = [index for index, other in enumerate(header) if other == name]
     alike = exact or [index for index, other in enumerate(header) if _plain(other) == _plain(name)]
     if len(alike) > 1:
@@ -428,20 +431,20 @@ def _column(
 def _no_column(name: str, header: Sequence[str], file: Path, *, first_line: bool) -> ValueError:
     close = get_close_matches(name, header, n=1, cutoff=0.6)
     guess = f"; did you mean '{close[0]}'?" if close else ""
-    shown = ", ".join(other if len(other) <= 40 else f"{other[:39]}…" for other in header[:20])
+    listed = ", ".join(other if len(other) <= 40 else f"{other[:39]}…" for other in header[:20])
     more = f" and {len(header) - 20} more" if len(header) > 20 else ""
     if first_line and not close:
         guess = (
-            "; if its first line is no header, name its columns in data.columns; if other "
+            "; if its first line is not a header, name its columns in data.columns; if other "
             "characters separate the fields, set data.delimiter"
         )
-    return ValueError(f"text: {file} has no column '{name}'; it has {shown}{more}{guess}")
+    return ValueError(f"text: {file} has no column '{name}'; it has {listed}{more}{guess}")
 
 
 # JSON ---------------------------------------------------------------------------------------------
 
 
-def _json(file: Path, wanted: Sequence[str], dialect: Dialect) -> Table:
+def _json(file: Path, names: Sequence[str], dialect: Dialect) -> Table:
     log = _Log([], [])
     text = _text_of(file, dialect, log)
     unit: Literal["line", "row"] = "line"
@@ -454,12 +457,12 @@ def _json(file: Path, wanted: Sequence[str], dialect: Dialect) -> Table:
     for row, line in zip(rows, lines, strict=True):
         if not isinstance(row, dict):
             raise ValueError(
-                f"text: {file}: {unit} {line} holds {shown(row)}; it must be an object with the "
-                "columns as keys"
+                f"text: {file}: {unit} {line} holds {short_repr(row)}; it must be an object with "
+                "the columns as keys"
             )
-    names = list(dict.fromkeys(key for row in rows for key in row))
+    keys = list(dict.fromkeys(key for row in rows for key in row))
     header = {
-        name: names[_column(name, names, file, log, has_header=True, typed=True)] for name in wanted
+        name: keys[_column(name, keys, file, log, has_header=True, typed=True)] for name in names
     }
     columns = {name: [row.get(key) for row in rows] for name, key in header.items()}
     return Table(file, columns, lines, unit, True, tuple(log.notes), tuple(log.warnings))
@@ -481,38 +484,38 @@ def _json_lines(text: str) -> tuple[list[int], list[Any]]:
 
 
 def _is_row(value: Any) -> bool:
-    """Return whether a value is a row, and no table of its own."""
+    """Return whether a value is a row, not a table."""
     return isinstance(value, dict) and not any(isinstance(v, list | dict) for v in value.values())
 
 
 def _json_document(file: Path, text: str, error: Exception) -> list[Any]:
-    """The rows of a file that is one JSON document: a list of rows, or columns by name."""
+    """Return the rows of a JSON document: a list of rows, or columns by name."""
     try:
         document = json.loads(text, object_pairs_hook=_unique)
     except (ValueError, RecursionError) as other:
         in_lines = isinstance(error, Malformed) and text.lstrip()[:1] == "{"
-        where = f"line {error.line}: {error}" if in_lines else str(other)  # type: ignore[union-attr]
-        raise ValueError(f"text: {file} cannot be read as JSON ({where})") from None
+        reason = f"line {error.line}: {error}" if in_lines else str(other)  # type: ignore[union-attr]
+        raise ValueError(f"text: {file} cannot be read as JSON ({reason})") from None
     if isinstance(document, list):
         return document
     if not isinstance(document, dict):
         raise ValueError(
-            f"text: {file} holds {shown(document)}; it must hold one object per line, or a list "
-            "of objects"
+            f"text: {file} holds {short_repr(document)}; it must hold one object per line, or a "
+            "list of objects"
         )
     columns = _by_index(file, document)
     lengths = {len(value) for value in columns.values() if isinstance(value, list)}
     if len(lengths) != 1 or not all(isinstance(value, list) for value in columns.values()):
         keys = ", ".join(map(str, document))
         raise ValueError(
-            f"text: {file} is one object ({keys}) whose values are no columns of one length; write "
-            "one object per line, or a list of objects"
+            f"text: {file} is one object ({keys}) whose values are not columns of equal length; "
+            "write one object per line, or a list of objects"
         )
     return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 
 def _by_index(file: Path, document: Mapping[str, Any]) -> dict[str, Any]:
-    """Columns of a document; those that map row names to values in the order of the first one.
+    """Return the columns of a document; mappings of row names in the order of the first.
 
     Raises:
         ValueError: two columns have values for different rows.
@@ -523,7 +526,7 @@ def _by_index(file: Path, document: Mapping[str, Any]) -> dict[str, Any]:
         if different := order.keys() ^ value.keys():
             raise ValueError(
                 f"text: {file}: columns {first!r} and {key!r} have values for different rows, such "
-                f"as {shown(min(different))}; write one object per row"
+                f"as {short_repr(min(different))}; write one object per row"
             )
     return {
         key: [value[row] for row in order] if isinstance(value, dict) else value
@@ -532,21 +535,21 @@ def _by_index(file: Path, document: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    held = dict(pairs)
-    if len(held) < len(pairs):
+    mapping = dict(pairs)
+    if len(mapping) < len(pairs):
         keys = [key for key, _ in pairs]
         twice = next(key for key in keys if keys.count(key) > 1)
         raise ValueError(f"the key {twice!r} appears twice in one object")
-    return held
+    return mapping
 
 
 # Parquet and Arrow --------------------------------------------------------------------------------
 
 
-def _arrow(file: Path, kind: str, wanted: Sequence[str]) -> Table:
+def _arrow(file: Path, kind: str, names: Sequence[str]) -> Table:
     log = _Log([], [])
     try:
-        table = _opened(file, kind)
+        table = _open(file, kind)
     except Exception as error:  # a file may hold anything
         cause = error.__cause__ or error
         raise ValueError(
@@ -555,19 +558,19 @@ def _arrow(file: Path, kind: str, wanted: Sequence[str]) -> Table:
     if isinstance(table, dict):
         raise ValueError(
             f"text: {file} holds several tables ({', '.join(map(str, table))}); name the folder of "
-            "one"
+            "one of them"
         )
     header = list(table.column_names)
-    names = {
+    keys = {
         name: header[_column(name, header, file, log, has_header=True, typed=True)]
-        for name in wanted
+        for name in names
     }
-    columns = {name: _values(table, key) for name, key in names.items()}
+    columns = {name: _values(table, key) for name, key in keys.items()}
     places = range(1, table.num_rows + 1)
     return Table(file, columns, places, "row", True, tuple(log.notes), tuple(log.warnings))
 
 
-def _opened(file: Path, kind: str) -> Any:
+def _open(file: Path, kind: str) -> Any:
     if kind == "folder":
         import datasets
 
@@ -586,7 +589,7 @@ def _opened(file: Path, kind: str) -> Any:
 
 
 def _values(table: Any, column: str) -> list[Any]:
-    """Values of a column; class numbers by their names, if the table has names for them."""
+    """Return the values of a column; class numbers as names, if the table has names for them."""
     names = _class_names(table, column)
     values = table[column]
     listed = values.to_pylist() if hasattr(values, "to_pylist") else list(values)
@@ -598,6 +601,6 @@ def _values(table: Any, column: str) -> list[Any]:
 def _class_names(table: Any, column: str) -> Sequence[str] | None:
     if hasattr(table, "features"):
         return getattr(table.features[column], "names", None)
-    described = json.loads((table.schema.metadata or {}).get(b"huggingface", b"{}"))
-    feature = (described.get("info") or {}).get("features", {}).get(column, {})
+    metadata = json.loads((table.schema.metadata or {}).get(b"huggingface", b"{}"))
+    feature = (metadata.get("info") or {}).get("features", {}).get(column, {})
     return feature.get("names") if feature.get("_type") == "ClassLabel" else None

@@ -1,4 +1,4 @@
-"""Texts from a table, cut into tokens."""
+"""Texts from a table, as tokens."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ from raykd.data.dataset import (
     TestFraction,
     ValLimit,
 )
-from raykd.data.duplicates import repeated
-from raykd.data.labels import Labels, labels_of, listed, named
-from raykd.data.splits import fingerprint, parted
+from raykd.data.duplicates import duplicate_warnings
+from raykd.data.labels import Labels, listed, quoted, read_labels
+from raykd.data.splits import fingerprint, split_rows
 from raykd.data.table import (
     HALF_CHARACTER,
     Dialect,
@@ -38,12 +38,12 @@ from raykd.data.table import (
     counted,
     has_half_characters,
     read_table,
-    shown,
+    short_repr,
 )
 from raykd.registry import option
 
-MOST_UNKNOWN = 0.1
-"""Share of unknown tokens above which a tokenizer is said not to fit the texts."""
+MAX_UNKNOWN = 0.1
+"""Fraction of unknown tokens above which a tokenizer does not suit the texts."""
 
 TableFile = Annotated[
     str,
@@ -64,13 +64,13 @@ Column = Annotated[str, Field(min_length=1, description="Column of the table")]
 class Texts(Source):
     """Texts and labels from a table, tokenized with a local tokenizer.
 
-    The tokenizer is read by transformers (`save_pretrained` writes such folders); nothing is
-    downloaded. Texts become tokens once, are cut off or padded to `max_length`, and stay in memory:
-    a sample is `input_ids` and `attention_mask`, with `second` also `token_type_ids` if the
-    tokenizer tells two texts apart. Without a table for validation or test, that part of the
-    training table is kept, stratified. Classes are the labels of the training table, ordered by
-    number or by text: white space around labels is removed, case is kept, and numbers with decimals
-    or several labels per text are refused. Every row is read, or an error names its line.
+    The tokenizer is a folder written by `save_pretrained` of transformers; nothing is downloaded.
+    Texts are tokenized once, truncated or padded to `max_length`, and stored in memory: a sample is
+    `input_ids` and `attention_mask`, with `second` also `token_type_ids` if the tokenizer
+    distinguishes two texts. A split without a table is split off the training table, stratified.
+    Classes are the labels of the training table, sorted by number or by text: white space around
+    labels is removed, case matters, and numbers with decimals or several labels per text are
+    rejected. All rows are read, or an error names the line.
     """
 
     name: Literal["text"] = "text"
@@ -122,25 +122,25 @@ class Texts(Source):
 
     def __post_init__(self) -> None:
         if self.augment:
-            raise ValueError("augmentations are for pictures; leave `augment` out")
+            raise ValueError("augmentations need images; leave `augment` out")
         check_dialect(self._dialect)
 
     def check(self) -> None:
-        _needed()
+        _check_libraries()
         for file in self._files().values():
             check_table(file)
         folder = _path(self.tokenizer)
         if not folder.is_dir():
             raise ValueError(
-                f"text: there is no folder {folder} with a tokenizer; write one by "
-                "tokenizer.save_pretrained(folder), and name it in data.tokenizer"
+                f"text: there is no folder {folder} with a tokenizer; write it with "
+                "tokenizer.save_pretrained(folder), and set data.tokenizer to it"
             )
 
     def load(self) -> Dataset:
         self.check()
         tables = {split: self._tables(file) for split, file in self._files().items()}
         texts = _texts(tables, self._text_columns)
-        labels = labels_of(tables, self.label)
+        labels = read_labels(tables, self.label)
         rows: dict[str, np.ndarray] = {}
         start = 0
         for split, parts in tables.items():
@@ -148,10 +148,10 @@ class Texts(Source):
             start += len(rows[split])
         try:
             _check_sizes(rows, labels, self.label)
-            rows = parted(rows, labels.targets, self)
-        except ValueError as error:  # labels that look wrong may be the reason
+            rows = split_rows(rows, labels.targets, self)
+        except ValueError as error:  # suspicious labels may be the reason
             raise ValueError("; ".join([str(error), *labels.warnings])) from None
-        tokens = _tokenized(_tokenizer(_path(self.tokenizer)), texts, self)
+        tokens = _tokenize(_load_tokenizer(_path(self.tokenizer)), texts, self)
         splits = {part: _split(tokens.inputs, labels.targets, rows[part]) for part in PARTS}
         read = [table for parts in tables.values() for table in parts]
         return Dataset(
@@ -177,9 +177,9 @@ class Texts(Source):
             warnings=(
                 *(warning for table in read for warning in table.warnings),
                 *labels.warnings,
-                *_absent(tables, labels, rows),
+                *_missing_classes(tables, labels, rows),
                 *_blank(texts, tables),
-                *repeated(_plain(texts), labels.targets, rows, "text"),
+                *duplicate_warnings(_plain(texts), labels.targets, rows, "text"),
                 *tokens.warnings,
             ),
             raw=Raw(
@@ -210,9 +210,9 @@ class _Tokens:
 
     Attributes:
         inputs: (N, length) int64 tensors by name.
-        vocabulary: number of tokens that the tokenizer knows.
+        vocabulary: number of tokens of the tokenizer.
         padding: token that fills up short texts.
-        notes, warnings: sentences on what was cut off or is unknown.
+        notes, warnings: sentences on truncated texts and unknown tokens.
     """
 
     inputs: Mapping[str, Tensor]
@@ -226,8 +226,8 @@ def _path(name: str) -> Path:
     return Path(name).expanduser().absolute()
 
 
-def _needed() -> None:
-    """See that the libraries are there, without importing them."""
+def _check_libraries() -> None:
+    """Check that the libraries are installed, without importing them."""
     from importlib.util import find_spec
 
     missing = [name for name in ("datasets", "transformers") if find_spec(name) is None]
@@ -243,14 +243,14 @@ Tables = Mapping[str, Sequence[Table]]
 
 
 def _check_sizes(rows: Mapping[str, np.ndarray], labels: Labels, column: str) -> None:
-    """Check that every class has a row for each split that is cut off the training table."""
+    """Check that each class has a row for every split that is split off the training table."""
     least = 4 - len(rows)
     sizes = np.bincount(labels.targets[rows["train"]], minlength=len(labels.class_names))
     small = [int(index) for index in np.argsort(sizes, kind="stable") if sizes[index] < least]
     if not small:
         return
     every = listed(
-        f"{named(labels.class_names[i])} ({counted(int(sizes[i]), 'row')})" for i in small
+        f"{quoted(labels.class_names[i])} ({counted(int(sizes[i]), 'row')})" for i in small
     )
     cut = " and ".join(split for split in ("val", "test") if split not in rows)
     doubt = (
@@ -266,20 +266,22 @@ def _check_sizes(rows: Mapping[str, np.ndarray], labels: Labels, column: str) ->
     )
 
 
-def _absent(tables: Tables, labels: Labels, rows: Mapping[str, np.ndarray]) -> Iterator[str]:
-    """Warnings of classes that a validation or test table lacks."""
+def _missing_classes(
+    tables: Tables, labels: Labels, rows: Mapping[str, np.ndarray]
+) -> Iterator[str]:
+    """Warn about classes that a validation or test table lacks."""
     for split in tables:
         present = set(labels.targets[rows[split]].tolist())
         absent = [name for i, name in enumerate(labels.class_names) if i not in present]
         if absent and split != "train":
-            yield f"the {split} table has no rows with the label {listed(map(named, absent))}"
+            yield f"the {split} table has no rows with the label {listed(map(quoted, absent))}"
 
 
 def _texts(tables: Tables, columns: Sequence[str]) -> list[list[str]]:
-    """The texts of all tables, one list per column.
+    """Return the texts of all tables, one list per column.
 
     Raises:
-        ValueError: a value that is no text, or a column of numbers.
+        ValueError: a value is not text, or all values are numbers.
     """
     read = [table for parts in tables.values() for table in parts]
     for table in read:
@@ -293,14 +295,14 @@ def _check_texts(table: Table, column: str) -> None:
     for row, value in enumerate(values):
         if isinstance(value, str) and has_half_characters(value):
             raise ValueError(
-                f"text: {table.file}: {table.place(row)} holds {shown(value)} in column "
+                f"text: {table.file}: {table.place(row)} holds {short_repr(value)} in column "
                 f"'{column}'; {HALF_CHARACTER}"
             )
     wrong = next((row for row, value in enumerate(values) if not isinstance(value, str)), None)
     if wrong is None and not table.typed and all(map(_is_number, values)):
         wrong = 0
     if wrong is not None:
-        value = values[wrong] if isinstance(values[wrong], str) else shown(values[wrong])
+        value = values[wrong] if isinstance(values[wrong], str) else short_repr(values[wrong])
         raise ValueError(
             f"text: {table.file}: {table.place(wrong)} holds {value} in column '{column}', not a "
             "text; name the column of texts in data.text, or remove the row"
@@ -308,7 +310,7 @@ def _check_texts(table: Table, column: str) -> None:
 
 
 def _plain(texts: Sequence[Sequence[str]]) -> list[tuple[str, ...]]:
-    """The texts of each row, without differences in white space."""
+    """Return the texts of each row with single spaces between words."""
     return [tuple(" ".join(text.split()) for text in row) for row in zip(*texts, strict=True)]
 
 
@@ -321,7 +323,7 @@ def _is_number(text: str) -> bool:
 
 
 def _blank(texts: Sequence[Sequence[str]], tables: Tables) -> Iterator[str]:
-    """A warning of rows without a text."""
+    """Warn about rows without text."""
     blank = [
         row for row, parts in enumerate(zip(*texts, strict=True)) if not any(map(str.strip, parts))
     ]
@@ -334,11 +336,11 @@ def _blank(texts: Sequence[Sequence[str]], tables: Tables) -> Iterator[str]:
         ]
         yield (
             f"{counted(len(blank), 'text')} without a word, such as {places[blank[0]]}; remove the "
-            "rows if that is a mistake"
+            "rows if they are a mistake"
         )
 
 
-def _tokenizer(folder: Path) -> Any:
+def _load_tokenizer(folder: Path) -> Any:
     from transformers import AutoTokenizer
 
     try:
@@ -347,17 +349,17 @@ def _tokenizer(folder: Path) -> Any:
         reason = " ".join(str(error).split())[:200]
         raise ValueError(
             f"text: {folder} holds no tokenizer that transformers can read ({reason}); write one "
-            "by tokenizer.save_pretrained(folder)"
+            "with tokenizer.save_pretrained(folder)"
         ) from error
     if tokenizer.pad_token_id is None:
         raise ValueError(
-            f"text: the tokenizer of {folder} has no token that fills up; give it one "
+            f"text: the tokenizer of {folder} has no padding token; set one "
             "(tokenizer.pad_token = ...) and save it again"
         )
     return tokenizer
 
 
-def _tokenized(tokenizer: Any, texts: Sequence[list[str]], source: Texts) -> _Tokens:
+def _tokenize(tokenizer: Any, texts: Sequence[list[str]], source: Texts) -> _Tokens:
     encoded = tokenizer(
         *texts,
         truncation=True,
@@ -375,13 +377,15 @@ def _tokenized(tokenizer: Any, texts: Sequence[list[str]], source: Texts) -> _To
         tokens,
         len(tokenizer),
         int(tokenizer.pad_token_id),
-        notes=tuple(_cut(tokenizer, texts, tokens["attention_mask"], source.max_length)),
+        notes=tuple(_truncated(tokenizer, texts, tokens["attention_mask"], source.max_length)),
         warnings=tuple(_unknown(tokenizer, tokens)),
     )
 
 
-def _cut(tokenizer: Any, texts: Sequence[list[str]], mask: Tensor, length: int) -> Iterator[str]:
-    """A note on texts that are longer than `length` tokens."""
+def _truncated(
+    tokenizer: Any, texts: Sequence[list[str]], mask: Tensor, length: int
+) -> Iterator[str]:
+    """Note texts that are longer than `length` tokens."""
     full = mask.all(dim=1).nonzero().flatten().tolist()
     if not full:
         return
@@ -390,23 +394,23 @@ def _cut(tokenizer: Any, texts: Sequence[list[str]], mask: Tensor, length: int) 
     count = sum(size > length for size in lengths)
     if count:
         yield (
-            f"{count:,} of {counted(len(mask), 'text')} cut off at {length} tokens "
+            f"{count:,} of {counted(len(mask), 'text')} truncated to {length} tokens "
             f"(data.max_length); the longest has {max(lengths):,}"
         )
 
 
 def _unknown(tokenizer: Any, tokens: Mapping[str, Tensor]) -> Iterator[str]:
-    """A warning of a tokenizer that does not know the words of the texts."""
+    """Warn about a tokenizer that does not know the words of the texts."""
     if tokenizer.unk_token_id is None:
         return
-    kept = tokens["input_ids"][tokens["attention_mask"].bool()]
+    ids = tokens["input_ids"][tokens["attention_mask"].bool()]
     special = {*tokenizer.all_special_ids} - {tokenizer.unk_token_id}
-    words = kept[~torch.isin(kept, torch.tensor(sorted(special), dtype=torch.int64))]
+    words = ids[~torch.isin(ids, torch.tensor(sorted(special), dtype=torch.int64))]
     share = float((words == tokenizer.unk_token_id).float().mean()) if len(words) else 0.0
-    if share > MOST_UNKNOWN:
+    if share > MAX_UNKNOWN:
         yield (
-            f"{share:.0%} of the tokens are unknown to the tokenizer; take one that fits the "
-            "language and letters of the texts"
+            f"{share:.0%} of the tokens are unknown to the tokenizer; use a tokenizer for "
+            "the language and script of the texts"
         )
 
 

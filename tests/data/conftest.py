@@ -57,7 +57,7 @@ def write_cifar(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path, int], None]:
 
 @pytest.fixture
 def write_pictures() -> Callable[[Path, int], None]:
-    """Writes so many PNG pictures of random pixels, 12 wide and 10 high, into a new folder."""
+    """Writes so many PNG images of random pixels, 12 wide and 10 high, into a new folder."""
 
     def write(folder: Path, count: int) -> None:
         folder.mkdir(parents=True)
@@ -71,7 +71,7 @@ def write_pictures() -> Callable[[Path, int], None]:
 
 @pytest.fixture
 def pictures(tmp_path: Path, write_pictures: Callable[[Path, int], None]) -> Path:
-    """A folder of two classes, 20 pictures each."""
+    """A folder of two classes, 20 images each."""
     for name in ("cat", "dog"):
         write_pictures(tmp_path / name, 20)
     return tmp_path

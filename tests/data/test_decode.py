@@ -16,7 +16,7 @@ from PIL import Image, TiffImagePlugin, features
 from raykd.data.decode import (
     FORMATS,
     MOST_PIXELS,
-    Seen,
+    DecodingLog,
     check_header,
     decode_all,
     decode_files,
@@ -47,8 +47,8 @@ def rows(path: Path, channels: int = 1, rules: Rules = PLAIN) -> list:
     return picture[:, 0].squeeze(-1).tolist() if channels == 1 else picture[:, 0].tolist()
 
 
-def noticed(path: Path, rules: Rules = PLAIN) -> Seen:
-    seen = Seen()
+def noticed(path: Path, rules: Rules = PLAIN) -> DecodingLog:
+    seen = DecodingLog()
     decode_all(str(path.parent), [path.name], (3, SIZE, SIZE), rules, seen)
     return seen
 
@@ -359,10 +359,10 @@ class TestModes:
 
     @pytest.mark.parametrize("channels", [1, 3])
     def test_hsv(self, channels: int) -> None:
-        from raykd.data.pixels import Depth, Traits, flattened
+        from raykd.data.pixels import Depth, Traits, flatten
 
         picture = Image.fromarray(COLORS).convert("HSV")  # no file format stores it
-        found = flattened(picture, channels, Depth(8), Rules(), Traits())
+        found = flatten(picture, channels, Depth(8), Rules(), Traits())
         expected = Image.fromarray(COLORS).convert(found.mode)
         assert np.abs(np.asarray(found).astype(int) - np.asarray(expected)).max() <= 3
 
@@ -421,7 +421,7 @@ STORED = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_270,
 }
-"""What is done to an upright picture before it is stored under an orientation."""
+"""What is done to an upright image before it is stored under an orientation."""
 
 
 class TestOrientation:
@@ -506,9 +506,9 @@ class TestDamaged:
             (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git lfs pull"),
             (bytes(1000), "zeros"),
             (b"%PDF-1.4", "PDF"),
-            (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "no picture"),
-            (b"not a picture", "no picture"),
-            (b"\x89PNG\r\n\x1a\n", "no picture|cannot"),
+            (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not an image"),
+            (b"not an image", "not an image"),
+            (b"\x89PNG\r\n\x1a\n", "not an image|cannot"),
         ],
     )
     def test_other_content(self, tmp_path: Path, content: bytes, said: str) -> None:
@@ -597,7 +597,7 @@ class TestSeen:
         values[..., :3] = COLORS.astype(np.uint16) * 16
         write_png(tmp_path / "a.png", values, 16, {3: 2, 4: 6}[channels])
         (said,) = noticed(tmp_path / "a.png").warnings(PLAIN)
-        assert "no 16-bit color picture has a value above 4095 of 65535" in said
+        assert "no 16-bit color image has a value above 4095 of 65535" in said
         values[..., :3] = COLORS
         write_png(tmp_path / "a.png", values, 16, {3: 2, 4: 6}[channels])
         (said,) = noticed(tmp_path / "a.png").warnings(PLAIN)
@@ -610,10 +610,10 @@ class TestSeen:
     def test_ordinary_pictures(self, tmp_path: Path) -> None:
         Image.fromarray(LEVELS.astype(np.uint16) * 257).save(tmp_path / "a.png")
         Image.fromarray(COLORS).save(tmp_path / "b.png")
-        seen = Seen()
+        seen = DecodingLog()
         decode_all(str(tmp_path), ["a.png", "b.png"], (1, 4, 4), Rules(), seen)
         assert seen.notes(Rules()) == seen.warnings(Rules()) == ()
-        assert seen.pictures == 2
+        assert seen.images == 2
 
 
 def test_every_mode_that_files_have_is_tested() -> None:

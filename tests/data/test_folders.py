@@ -1,4 +1,4 @@
-"""Folders of pictures as people have them: split names, hidden entries, links, small classes."""
+"""Folders of images as people have them: split names, hidden entries, links, small classes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ CLASSES = ("blue", "red")
 
 
 def write(folder: Path, count: int, suffix: str = ".png") -> None:
-    """Random pictures, unlike any others."""
+    """Random images, unlike any others."""
     folder.mkdir(parents=True, exist_ok=True)
     generator = np.random.default_rng(abs(hash(str(folder))) % 2**32)
     for number in range(count):
@@ -144,19 +144,19 @@ class TestSplitNames:
         for split in ("train", "test"):
             for name in CLASSES:
                 write(tmp_path / form.format(split=split, name=name), 20)
-        refused(tmp_path, r"hold a split and a class; move the pictures into train/CLASS/")
+        refused(tmp_path, r"hold a split and a class; move the images into train/CLASS/")
         assert len(survey(tmp_path, train_folder=".").class_names) == 4
 
     @pytest.mark.parametrize("names", [("images", "masks"), ("Img", "ground_truth")])
     def test_pictures_and_their_masks(self, tmp_path: Path, names: tuple[str, str]) -> None:
         write_split(tmp_path, classes=names)
         (warning,) = survey(tmp_path).warnings
-        assert "look like pictures and their annotations" in warning
+        assert "look like images and their annotations" in warning
 
     def test_pictures_without_class_folders(self, tmp_path: Path) -> None:
         write(tmp_path / "train", 10)
         write(tmp_path / "test", 10)
-        refused(tmp_path, r"train/ holds 0 folder\(s\) and 10 pictures that are in no folder")
+        refused(tmp_path, r"train/ holds 0 folder\(s\) and 10 images that are in no folder")
 
     def test_classes_one_level_deeper(self, tmp_path: Path) -> None:
         write_split(tmp_path / "archive")
@@ -168,8 +168,8 @@ class TestSplitNames:
         write(tmp_path / "extra", 3)
         write_split(tmp_path / "seg_test")
         found = survey(tmp_path)
-        assert any("extra/ beside train/ not used" in note for note in found.notes)
-        assert any("seg_test/ beside train/ look like splits" in text for text in found.warnings)
+        assert any("extra/ next to train/ not used" in note for note in found.notes)
+        assert any("seg_test/ next to train/ look like splits" in text for text in found.warnings)
 
     def test_named_folders_are_checked(self, tmp_path: Path) -> None:
         write_split(tmp_path / "one")
@@ -177,7 +177,7 @@ class TestSplitNames:
         refused(tmp_path, "share files", train_folder="one", test_folder="one")
         refused(tmp_path, "share files", train_folder=".", test_folder="one")
         refused(tmp_path, "holds no folder", train_folder="../one")
-        with pytest.raises(ValueError, match="name train_folder, too"):
+        with pytest.raises(ValueError, match="need train_folder"):
             ImageFolder(root=str(tmp_path), val_folder="one")
 
 
@@ -191,7 +191,7 @@ class TestSplitsAndClasses:
             write(tmp_path / split, 5)
         elif kind == "empty classes":
             write_split(tmp_path / split, 0)
-        refused(tmp_path, rf"{split}/ holds no picture of any class \(expected {split}/CLASS")
+        refused(tmp_path, rf"{split}/ holds no image of any class \(expected {split}/CLASS")
         assert survey(tmp_path, train_folder="train").sizes["train"] == 14
 
     @pytest.mark.parametrize(("count", "said"), [(1, "1 sample;"), (2, "2 samples;")])
@@ -214,12 +214,12 @@ class TestSplitsAndClasses:
         write_split(tmp_path / "train")
         write(tmp_path / "test" / "red", 5)
         (warning,) = survey(tmp_path).warnings
-        assert warning == "1 of 2 classes have no picture in test: blue"
+        assert warning == "1 of 2 classes have no image in test: blue"
 
     def test_a_class_in_another_case(self, tmp_path: Path) -> None:
         write_split(tmp_path / "train")
         write_split(tmp_path / "test", classes=("blue", "Red"))
-        refused(tmp_path, r"'Red', which is no class .*did you mean 'red'")
+        refused(tmp_path, r"'Red', which is not a class .*did you mean 'red'")
 
     def test_names_that_differ_in_case_alone(self, tmp_path: Path) -> None:
         write_split(tmp_path, classes=("Red", "red", "blue"))
@@ -272,9 +272,9 @@ class TestEntries:
         (tmp_path / "blue" / "read.txt").write_bytes(b"x")
         write(tmp_path, 2)
         found = survey(tmp_path)
-        assert "3 .heic files are left out" in found.warnings[1]
-        assert "2 pictures directly in" in found.warnings[0]
-        assert any("1 .txt files are no pictures" in note for note in found.notes)
+        assert "3 .heic files are skipped" in found.warnings[1]
+        assert "2 images directly in" in found.warnings[0]
+        assert any("1 .txt files are not images" in note for note in found.notes)
 
     def test_gif_is_read(self, tmp_path: Path) -> None:
         write_split(tmp_path)
@@ -303,7 +303,7 @@ class TestEntries:
         (tmp_path / "a").write_bytes(b"x")
         refused(tmp_path / "a", "is a file; set")
         refused(Path("a\0b"), "NUL")
-        refused(Path("~nobody-of-this-name/x"), "is no path")
+        refused(Path("~nobody-of-this-name/x"), "is not a valid path")
 
 
 class TestLinks:
@@ -318,7 +318,7 @@ class TestLinks:
         found = survey(tmp_path / "alias", val=0.2)
         assert found.class_names == ("blue", "green", "red")
         assert sum(found.sizes.values()) == 11 + 5 + 10
-        assert any("links to folders that are read already" in note for note in found.notes)
+        assert any("links to folders that are already read" in note for note in found.notes)
 
     @pytest.mark.parametrize("kind", ["file", "folder", "class"])
     def test_outside(self, tmp_path: Path, kind: str) -> None:
@@ -359,13 +359,13 @@ class TestEqualPictures:
         for number in range(3):
             shutil.copy(tmp_path / f"train/red/0{number}.png", tmp_path / f"test/red/x{number}.png")
         (warning,) = survey(tmp_path).warnings
-        assert "of 23 test pictures are also in the training split" in warning
+        assert "of 23 test images are also in the training split" in warning
 
     def test_in_two_classes(self, tmp_path: Path) -> None:
         write_split(tmp_path, 30)
         for number in range(10):
             shutil.copy(tmp_path / f"red/{number:02}.png", tmp_path / f"blue/x{number}.png")
-        assert any("20 samples share their picture" in text for text in survey(tmp_path).warnings)
+        assert any("20 samples have the same image" in text for text in survey(tmp_path).warnings)
 
 
 def test_a_listing_is_known_until_a_folder_changes(tmp_path: Path) -> None:
@@ -374,9 +374,9 @@ def test_a_listing_is_known_until_a_folder_changes(tmp_path: Path) -> None:
     for folder in (tmp_path, tmp_path / "blue", tmp_path / "red"):
         os.utime(folder, (old, old))
     source = ImageFolder(root=str(tmp_path), size=4)
-    assert source._known_listing() is source._known_listing()
+    assert source._cached_listing() is source._cached_listing()
     write(tmp_path / "red" / "more", 1)
-    assert len(source._known_listing().pictures) == 21
+    assert len(source._cached_listing().images) == 21
 
 
 def test_deep_folders(tmp_path: Path) -> None:

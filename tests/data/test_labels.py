@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from raykd.data.labels import Labels, labels_of
+from raykd.data.labels import Labels, read_labels
 from raykd.data.table import Table
 
 
@@ -23,7 +23,7 @@ def read(labels: Sequence[Any], test: Sequence[Any] = (), typed: bool | None = N
     tables = {"train": [table_of(labels, typed)]}
     if test:
         tables["test"] = [table_of(test, typed, "test.csv")]
-    return labels_of(tables, "label")
+    return read_labels(tables, "label")
 
 
 @pytest.mark.parametrize(
@@ -73,7 +73,7 @@ def test_other_tables_use_the_classes_of_the_training_table() -> None:
     [
         (
             ["a", "", "b", " "],
-            r"a\.csv: line 3 has no label in column 'label' \('', as does 1 other",
+            r"a\.csv: line 3 has no label in column 'label' \(''; the same is true of 1 other row",
         ),
         (["a", None], "line 3 has no label in column 'label' .None"),
         ([1.0, float("nan")], "line 3 has no label in column 'label' .nan"),
@@ -87,7 +87,7 @@ def test_other_tables_use_the_classes_of_the_training_table() -> None:
         ([{"a": 1}], "a label is a text or a whole number"),
         ([b"a", b"b"], "holds b'a'.* a label is a text or a whole number"),
         ([date(2026, 1, 1)], "not a date"),
-        (["a", "a"], "has the label 'a' alone; a classifier needs two classes"),
+        (["a", "a"], "has only the label 'a'; a classifier needs two classes"),
     ],
 )
 def test_refused(labels: list[Any], words: str) -> None:
@@ -117,7 +117,7 @@ def test_labels_that_the_training_table_lacks() -> None:
         (["a", "-"], "label '-' (1 row) looks like a missing label"),
         (["a", "#REF!"], "label '#REF!' (1 row) looks like a missing label"),
         (["a", "None"], "label 'None' (1 row) looks like a missing label"),
-        (["1"] * 20 + ["three"], "holds numbers but for 1 of 21 rows: 'three'"),
+        (["1"] * 20 + ["three"], "holds numbers, except for 1 of 21 rows: 'three'"),
         ([1, "1", "x"], "mixes types: text (2 rows), whole numbers (1 row); all are read as text"),
         (['"a"', '"b"'], "labels in quotes"),
     ],
@@ -145,7 +145,7 @@ def test_numbers_in_one_file_and_names_in_another() -> None:
         Table(Path(name), {"label": labels}, [1, 2], "line", False)
         for name, labels in (("a.csv", ["0", "1"]), ("b.csv", ["sea", "garden"]))
     ]
-    (warning,) = labels_of({"train": tables}, "label").warnings
+    (warning,) = read_labels({"train": tables}, "label").warnings
     assert "whole numbers in a.csv, but names in b.csv" in warning
 
 

@@ -74,7 +74,7 @@ class TestEverySource:
     def test_training_pictures_leave_standardised(self, cls: type, make_source: MakeSource) -> None:
         dataset = make_source(cls).load()
         if not dataset.mean:
-            pytest.skip("no pictures")
+            pytest.skip("no images")
         batches = BatchLoader(dataset.train, dataset, batch_size=4096, shuffle_seed=None)
         inputs = torch.cat([torch.as_tensor(batch.inputs) for batch in batches.epoch(0)])
         assert inputs.dtype == torch.float32
@@ -295,7 +295,7 @@ class TestImageFolder:
         assert sorted(numbers.tolist()) == sorted(dataset.train.index.tolist())
 
     def test_missing(self, tmp_path: Path) -> None:
-        with pytest.raises(ValueError, match=r"is no folder; set data\.root"):
+        with pytest.raises(ValueError, match=r"is not a folder; set data\.root"):
             ImageFolder(root=str(tmp_path / "none")).check()
         assert ImageFolder(root=str(tmp_path / "none")).task_shape() is None
 
@@ -306,18 +306,18 @@ class TestImageFolder:
 
     def test_an_empty_class(self, pictures: Path) -> None:
         (pictures / "emu").mkdir()
-        with pytest.raises(ValueError, match="emu/ holds no picture"):
+        with pytest.raises(ValueError, match="emu/ holds no image"):
             ImageFolder(root=str(pictures)).load()
 
     def test_a_strange_class(self, tmp_path: Path, write_pictures: WritePictures) -> None:
         for name in ("cat", "dog"):
             write_pictures(tmp_path / "train" / name, 5)
         write_pictures(tmp_path / "test" / "dgo", 5)
-        with pytest.raises(ValueError, match="'dgo', which is no class"):
+        with pytest.raises(ValueError, match="'dgo', which is not a class"):
             ImageFolder(root=str(tmp_path)).load()
 
     def test_a_broken_picture(self, pictures: Path) -> None:
-        (pictures / "cat" / "999.jpg").write_bytes(b"not a picture")
+        (pictures / "cat" / "999.jpg").write_bytes(b"not an image")
         with pytest.raises(ValueError, match=r"999\.jpg cannot be decoded"):
             ImageFolder(root=str(pictures)).load()
 
@@ -335,7 +335,7 @@ def epochs(dataset: Dataset, augment: object) -> list:
 class TestStratified:
     def test_proportions(self) -> None:
         targets = np.repeat([0, 1, 2], [600, 300, 100])
-        chosen = stratified(targets, 100, seed=0, what="val")
+        chosen = stratified(targets, 100, seed=0, name="val")
         assert np.bincount(targets[chosen]).tolist() == [60, 30, 10]
 
     def test_rare_classes_get_one_and_leave_one(self) -> None:

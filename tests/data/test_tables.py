@@ -86,7 +86,7 @@ class TestQuotes:
     def test_quotes_that_fit_no_reading(self, tmp_path: Path) -> None:
         file = written(tmp_path / "a.csv", lines([*PLAIN, ('"so" it, was', "no")]))
         with pytest.raises(
-            ValueError, match=r"a\.csv: the record that begins in line 5 has quotes"
+            ValueError, match=r"a\.csv: the record that begins in line 5 has mismatched quotes"
         ):
             read(file)
 
@@ -128,7 +128,9 @@ class TestQuotes:
         joined = lines(PLAIN) + "\ufeff" + lines(PLAIN).removeprefix("text,label\n")
         table = read(written(tmp_path / "a.csv", joined))
         assert rows_of(table) == PLAIN * 2
-        assert table.notes == ("a.csv: byte order mark between lines removed; were files joined?",)
+        assert table.notes == (
+            "a.csv: byte order mark between lines removed; were files concatenated?",
+        )
 
     def test_an_option_decides(self, tmp_path: Path) -> None:
         file = written(tmp_path / "a.tsv", lines([('"good"', "yes"), ("bad", "no")], "\t"))
@@ -284,7 +286,7 @@ class TestEncodings:
         [(gzip.compress(b"text,label"), "gzip"), (b"PK\x03\x04\x14\0", "Excel")],
     )
     def test_binary_files(self, content: bytes, kind: str, tmp_path: Path) -> None:
-        with pytest.raises(ValueError, match=rf"a\.csv is a .*{kind} file, no \.csv text"):
+        with pytest.raises(ValueError, match=rf"a\.csv is a .*{kind} file, not \.csv text"):
             read(written(tmp_path / "a.csv", content))
 
     @pytest.mark.parametrize("encoding", ["klingon", "base64", "rot13"])
@@ -337,7 +339,7 @@ class TestJson:
             ('{"text": "a", "text": "b", "label": "c"}\n', "'text' appears twice"),
             ('"a"\n"b"\n', "line 1 holds 'a'; it must be an object"),
             ('{"data": [{"text": "a"}]}', "no column 'text'; it has data"),
-            ('{"text": ["a", "b"], "label": ["c"]}', "no columns of one length"),
+            ('{"text": ["a", "b"], "label": ["c"]}', "not columns of equal length"),
             ("[" * 100_000, "cannot be read as JSON"),
         ],
     )

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from helpers.training_cases import DIGITS
 from raykd.data import Dataset
-from raykd.data.splits import dataset_of_pictures
+from raykd.data.splits import dataset_of_images
 from raykd.losses import KD, Term
 from raykd.models import Mlp, Model
 from raykd.models.adapters.huggingface import Hf
@@ -55,7 +55,7 @@ def pictures(brightness: int = 110) -> Dataset:
     pixels = np.clip(generator.normal(levels, 12, (240, 3, 4, 4)), 0, 255).astype(np.uint8)
     order = generator.permutation(240)
     rows = {"train": order[:140], "val": order[140:180], "test": order[180:]}
-    return dataset_of_pictures("made", pixels, targets, rows, list("abcd"), "this test")
+    return dataset_of_images("made", pixels, targets, rows, list("abcd"), "this test")
 
 
 def by_hand(pixels: Tensor, normalization: Normalization) -> Tensor:
