@@ -214,7 +214,7 @@ def _layers(
     """Return the names of the hint and guided layers, and the named pairs (None: all)."""
     if pairing is not None:
         domain = pairing.domain
-        if pairing.own or any(pair.own for pair in domain.named):
+        if pairing.settings or any(pair.extra for pair in domain.named):
             raise _weighted(study, number)
         hints = tuple(dict.fromkeys(pair.hint for pair in domain.named))
         guided = tuple(dict.fromkeys(pair.guided for pair in domain.named))

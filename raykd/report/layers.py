@@ -18,8 +18,8 @@ from raykd.models.base import written
 from raykd.models.introspection.layers import Layer
 from raykd.study.checks.layer_pairs import layers_for
 from raykd.study.checks.load import check_shapes
-from raykd.study.checks.messages import Finding, InvalidStudy, parse_study
-from raykd.study.checks.rules import import_findings
+from raykd.study.checks.messages import InvalidStudy, Issue, parse_study
+from raykd.study.checks.rules import import_issues
 from raykd.study.config import Study
 from raykd.study.open_study import OpenStudy, task_of
 from raykd.study.space.pairing import WIDE
@@ -218,14 +218,14 @@ def _concrete(document: Document, *, allow_import: bool) -> Study:
     try:
         study = parse_study(document.data)
     except InvalidStudy as error:
-        raise StudyError(_told(error.findings)) from None
-    refused = [] if allow_import else list(import_findings(study))
+        raise StudyError(_told(error.issues)) from None
+    refused = [] if allow_import else list(import_issues(study))
     if refused:
         raise StudyError(_told(refused))
     return study
 
 
-def _told(found: Iterable[Finding]) -> list[Problem]:
+def _told(found: Iterable[Issue]) -> list[Problem]:
     return [Problem(one.message, dotted(one.place), one.fix) for one in found]
 
 
@@ -263,7 +263,7 @@ def _of_study(study: OpenStudy) -> Layers:
     teachers = _each(study.models("teacher"), "teacher", task)
     students = sorted(_each(study.models("student"), "student", task), key=_size)
     shown = _spread(students)
-    narrowed = study.bind(task).narrowed
+    narrowed = study.bind(task).filtered
     guided = layers_for([one.model_profile for one in students])
     hint = layers_for([one.model_profile for one in teachers]) if teachers else guided
     pairings = {}

@@ -1,4 +1,4 @@
-"""The concrete study: what a study file says once every domain has a value."""
+"""The concrete study: a study file whose domains all have a value."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ class Student:
 
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
-"""Names of studies: they become names of folders, too."""
+"""Pattern of study names; they are also names of folders."""
 
 
 @option
@@ -115,9 +115,9 @@ class Bounds:
     max: float | None = None
 
     def conflicts(self) -> Iterator[Problem]:
-        """A range that is reversed, or no range."""
+        """Yield the problem of bounds that are missing or reversed."""
         if self.min is None and self.max is None:
-            yield Problem("bounds nothing", fix="write {max: 100_000}, or remove it")
+            yield Problem("neither min nor max is given", fix="write {max: 100_000}, or remove it")
         elif self.min is not None and self.max is not None and self.min > self.max:
             message = f"reversed bounds: min {self.min:,.9g} is greater than max {self.max:,.9g}"
             yield Problem(message, fix="exchange them")
@@ -156,9 +156,9 @@ class Asha:
 
 @option
 class Median:
-    """Stop a trial whose result is below the median of the running means of others (Golovin 2017).
+    """Stop a trial if its result is worse than the median of the running means of other trials.
 
-    It looks at the first objective.
+    It uses the first objective.
     """
 
     paper: ClassVar[str] = "Golovin 2017, KDD"
@@ -191,7 +191,7 @@ Scheduler = Annotated[Asha | Median | Unscheduled, Field(discriminator="name")]
 
 
 NullArm = Literal["forward", "reverse", "random", "all_to_one", "semckd"]
-"""What single pairs are held against, beside the student without hint."""
+"""Baselines of single pairs, besides the student without hint."""
 
 
 @option
@@ -267,12 +267,12 @@ class Search:
     pairs: Annotated[PairStudy, Field(description="Settings of `raykd pairs`")] = PairStudy()
 
     def conflicts(self) -> Iterator[Problem]:
-        """Objectives, constraints and screens that cannot be searched with."""
-        from raykd.study.checks.rules import search_findings
+        """Yield the problems of objectives, constraints and the proxy."""
+        from raykd.study.checks.rules import search_issues
         from raykd.study.yaml_file import dotted
 
-        for found in search_findings(self):
-            yield Problem(found.message, path=dotted(found.place[1:]), fix=found.fix)
+        for issue in search_issues(self):
+            yield Problem(issue.message, path=dotted(issue.place[1:]), fix=issue.fix)
 
 
 @option
@@ -313,8 +313,8 @@ class Cache:
     """Cache of teacher outputs on the training samples, shared by all trials.
 
     The views are replayable: view k of a sample is the same in every trial, replicate and process,
-    so that what a teacher says of it can be kept (Beyer 2022, arXiv:2106.05237, "consistent").
-    Logits are kept, not probabilities, which hang on the temperature.
+    so its teacher outputs can be cached (Beyer 2022, arXiv:2106.05237, "consistent").  Logits are
+    cached instead of probabilities, which depend on the temperature.
     """
 
     use: Annotated[
@@ -362,7 +362,7 @@ class Cache:
 
 
 REGISTER_PATTERN = r"^[^/:\s][^/:]*$"
-"""Names that MLflow's registry takes."""
+"""Pattern of names in MLflow's model registry."""
 
 
 @option
@@ -408,25 +408,25 @@ class Study:
 
 @lru_cache(maxsize=1)
 def study_adapter() -> TypeAdapter[Study]:
-    """Reads and describes `Study`."""
+    """Pydantic's adapter of `Study`."""
     return TypeAdapter(Study)
 
 
 def read_study(data: Mapping[str, Any]) -> Study:
-    """The concrete study that plain data (`plain`, or a file without domains) write down.
+    """Read a concrete study from plain data (`plain`, or a file without domains).
 
-    Strict: text is no number, 8.0 no whole number, and `true` neither.
+    Strict: text, 8.0 and `true` are not whole numbers.
 
     Raises:
-        pydantic.ValidationError: a ValueError; the data are no concrete study.
+        pydantic.ValidationError: a ValueError; the data are not a concrete study.
     """
     return with_sources(study_adapter().validate_json(json.dumps(data), strict=True))
 
 
 def with_sources(study: Study) -> Study:
-    """The study with its teacher's model wherever a model is derived from none that is named.
+    """The study with its teacher's model as base of all compressed models without one.
 
-    A teacher that is itself derived has nobody to inherit from, and says so.
+    A teacher that is itself a compressed model inherits no weights.
     """
     teacher = study.teacher
     if (
@@ -444,25 +444,25 @@ def with_sources(study: Study) -> Study:
 
 
 def _derived_from(teacher: Model | None, value: Any) -> Any:
-    """A part of a study with its derived models filled in; itself where there are none."""
+    """A part of a study with the bases of its compressed models; the same object if it has none."""
     if isinstance(value, Model):
         return value.bind_teacher(teacher)
     if isinstance(value, tuple):
-        held = tuple(_derived_from(teacher, inner) for inner in value)
-        return value if all(map(operator.is_, held, value)) else held
+        value_of = tuple(_derived_from(teacher, inner) for inner in value)
+        return value if all(map(operator.is_, value_of, value)) else value_of
     if not dataclasses.is_dataclass(value) or isinstance(value, type):
         return value
     fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
-    changed = {name: _derived_from(teacher, held) for name, held in fields.items()}
-    changed = {name: held for name, held in changed.items() if held is not fields[name]}
+    changed = {name: _derived_from(teacher, value_of) for name, value_of in fields.items()}
+    changed = {name: value_of for name, value_of in changed.items() if value_of is not fields[name]}
     return dataclasses.replace(value, **changed) if changed else value
 
 
 def plain(value: Any) -> Any:
     """An option (a study, a term, a model ...) as mappings, lists and scalars."""
     if dataclasses.is_dataclass(value):
-        held = ((field.name, getattr(value, field.name)) for field in dataclasses.fields(value))
-        return {name: plain(inner) for name, inner in held}
+        fields = ((field.name, getattr(value, field.name)) for field in dataclasses.fields(value))
+        return {name: plain(inner) for name, inner in fields}
     if isinstance(value, Mapping):
         return {key: plain(inner) for key, inner in value.items()}
     if isinstance(value, tuple | list):

@@ -15,7 +15,7 @@ from raykd.models.introspection.latency import (
     torch_latency,
     unmet_conditions,
 )
-from raykd.study.checks.messages import Finding
+from raykd.study.checks.messages import Issue
 from raykd.study.config import Bounds, Search
 from raykd.study.deployment import DeployedModel, peak_memory_of
 from raykd.study.objectives import COSTS, MEASURED, Cost
@@ -28,7 +28,7 @@ def required_costs(search: Search) -> tuple[Cost, ...]:
 
 
 def measured_costs(search: Search) -> tuple[Cost, ...]:
-    """Those of the required costs that are measured."""
+    """The required costs that are measured."""
     return tuple(cost for cost in required_costs(search) if cost in MEASURED)
 
 
@@ -116,13 +116,13 @@ def measure(cost: Cost, network: nn.Module, task: Task, settings: Latency) -> Ti
     return onnx_latency(network, task, batch, settings)
 
 
-def latency_findings(search: Search) -> Iterator[Finding]:
+def latency_issues(search: Search) -> Iterator[Issue]:
     """Yield problems of the latency settings that are independent of this machine."""
     kind, _, number = search.latency.device.partition(":")
     cuda = kind == "cuda" and (number.isdigit() or search.latency.device == "cuda")
     if search.latency.device != "cpu" and not cuda:
         what = f"unknown device '{search.latency.device}'; must be cpu, cuda, cuda:0, cuda:1 ..."
-        yield Finding(("search", "latency", "device"), what, "write one of these")
+        yield Issue(("search", "latency", "device"), what, "write one of these")
 
 
 def check_conditions(search: Search) -> None:

@@ -1,4 +1,4 @@
-"""What is deployed of a concrete study: the student, or a network made of it and its teacher."""
+"""The deployed network of a concrete study: the student, perhaps with a part of its teacher."""
 
 from __future__ import annotations
 
@@ -23,44 +23,44 @@ from raykd.study.config import Study
 from raykd.study.teachers import teacher_chain, teachers_of
 
 RANGED = 8
-"""Random samples that a network sees before it is converted."""
+"""Number of random samples that a network sees before it is converted."""
 
 
 @dataclass(frozen=True)
 class DeployedModel:
-    """The network that is kept of a concrete study, not yet built.
+    """The network that is kept after training, not yet built.
 
     Attributes:
-        model: the student's.
-        reuse: what of a teacher it is deployed with; None: it is deployed as it is.
+        model: of the student.
+        reuse: the part of a teacher that it is deployed with; None: it is deployed alone.
     """
 
     model: Model
     reuse: Reuse | None = None
 
     def network(self, task: Task) -> nn.Module:
-        """The network as it is kept, untrained, on the CPU.
+        """Build the network as it is kept, untrained, on the CPU.
 
-        The state of the random numbers stays as it is.
+        The state of the random number generator is preserved.
 
         Raises:
-            ValueError: it cannot be built, or not cut where its pair says.
+            ValueError: it cannot be built, or not be cut at its pair.
         """
         with torch.random.fork_rng(devices=[]), torch.device("cpu"):
             torch.manual_seed(0)
             network = self._built(task)
-            if self.is_converted:  # what depends on the range of the inputs has to see some
+            if self.is_converted:  # quantization ranges need samples
                 with torch.no_grad():
                     network.train()(random_inputs(task, RANGED, torch.device("cpu")))
             return self.model.deployed(network)
 
     @property
     def is_converted(self) -> bool:
-        """Whether what is kept is not the network that is trained."""
+        """True if the kept network is a conversion of the trained one."""
         return type(self.model).deployed is not Model.deployed
 
     def blank(self, task: Task) -> nn.Module:
-        """The network as it is trained, with whatever its memory holds as weights.
+        """Build the network as it is trained, with uninitialized weights.
 
         Raises:
             ValueError: as `network`.
@@ -86,42 +86,42 @@ class DeployedModel:
         )
         projector = loss.build(context).give_projector(signed=False)
         whole = Reusing(ours, theirs, pair, projector, task)
-        whole.check_left(self.reuse.others)
+        whole.check_left(self.reuse.other_layers)
         return whole
 
 
 @dataclass(frozen=True)
 class Reuse:
-    """What a student is deployed with.
+    """The part of a teacher that a student is deployed with.
 
     Attributes:
-        teacher: whose classifier it gets.
-        loss: the loss that says so.
-        pair: where the two networks are cut.
-        others: layers of the student that other terms look at.
+        teacher: the model whose classifier the student gets.
+        loss: the loss that replaces the classifier.
+        pair: the layers at which the two networks are cut.
+        other_layers: layers of the student that other terms use.
     """
 
     teacher: Model
     loss: Loss
     pair: Pair
-    others: tuple[str, ...] = ()
+    other_layers: tuple[str, ...] = ()
 
 
 def deployed_profile(study: Study, student: ModelProfile, task: Task) -> ModelProfile:
-    """`student` with the parameters and multiply-accumulates of the network that is kept.
+    """Return `student` with the parameters and multiply-accumulates of the deployed network.
 
-    These are the student's own, unless a loss of the study deploys it with its teacher's
+    They are those of the student, unless a loss of the study deploys it with its teacher's
     classifier (`Loss.deploys`).
 
     Args:
         study: concrete, its pairs resolved.
-        student: what its model is made of.
-        task: what the models take and give.
+        student: profile of its model.
+        task: input shape and classes of the models.
 
     Raises:
-        Infeasible: the scheme does not go with such a loss.
-        PairError: the teacher cannot be cut where the pair says, or another term looks at a layer
-            of the student that is left out.
+        Infeasible: the scheme does not allow such a loss.
+        PairError: the teacher cannot be cut at the pair, or another term uses a layer of the
+            student that is removed.
     """
     model = deployed_model(study)
     if model.reuse is None:
@@ -135,42 +135,42 @@ def deployed_profile(study: Study, student: ModelProfile, task: Task) -> ModelPr
 
 
 def deployed_model(study: Study) -> DeployedModel:
-    """Which network is kept of a concrete study, its pairs resolved.
+    """The network that is kept after training a concrete study, its pairs resolved.
 
     Raises:
-        Infeasible: the scheme does not go with a loss that deploys the student with its teacher's
+        Infeasible: the scheme does not allow a loss that deploys the student with its teacher's
             classifier.
-        PairError: there are two such losses, or the teacher's model is not known.
+        PairError: there are two such losses, or the teacher's model is unknown.
     """
     _check_assistants(study)
     student = study.student.model
-    found = list(_deploying(study.knowledge)) if study.scheme.takes_knowledge else []
-    if not found:
+    deploying = list(_deploying(study.knowledge)) if study.scheme.takes_knowledge else []
+    if not deploying:
         return DeployedModel(student)
-    number, loss, pairs = found[0]
-    if len(found) > 1:
+    number, loss, pairs = deploying[0]
+    if len(deploying) > 1:
         raise PairError(
-            ("knowledge", found[1][0]),
-            f"loss '{loss.name}' replaces the student's classifier and stands here twice; keep one",
+            ("knowledge", deploying[1][0]),
+            f"loss '{loss.name}' replaces the student's classifier and is used twice; remove one",
         )
     if not study.scheme.lends_classifier:
         raise Infeasible(
-            f"loss '{loss.name}' gives the student the classifier of the one teacher it has, which "
-            f"scheme '{study.scheme.name}' does not lend as it is set; take `scheme: {{name: "
-            "offline}`, or another loss"
+            f"loss '{loss.name}' gives the student the classifier of its only teacher, which "
+            f"scheme '{study.scheme.name}' does not lend with these settings; use `scheme: "
+            "{name: offline}`, or another loss"
         )
     (teacher,) = teachers_of(study)
     if teacher.model is None:
         raise PairError(
             ("knowledge", number),
-            f"loss '{loss.name}' deploys a part of the teacher, whose size is known only when its "
-            "`model` is; name it under `teacher`",
+            f"loss '{loss.name}' deploys a part of the teacher, so its size must be known; "
+            "name the `model` under `teacher`",
         )
     (pair,) = pairs
-    others = tuple(
-        other.guided for term in study.knowledge if term.active for other in term.pairs or ()
+    other_layers = tuple(
+        each.guided for term in study.knowledge if term.active for each in term.pairs or ()
     )
-    return DeployedModel(student, Reuse(teacher.model, loss, pair, others))
+    return DeployedModel(student, Reuse(teacher.model, loss, pair, other_layers))
 
 
 def _deploying(terms: tuple[Term, ...]) -> Iterator[tuple[int, Loss, tuple[Pair, ...]]]:
@@ -180,12 +180,13 @@ def _deploying(terms: tuple[Term, ...]) -> Iterator[tuple[int, Loss, tuple[Pair,
 
 
 def _check_assistants(study: Study) -> None:
-    """A network that teaches is kept as the weights of its own model."""
+    """Check that no teacher has a replaced classifier: only the weights of its model are stored."""
     for prepared in teacher_chain(teachers_of(study)):
         for _, loss, _ in _deploying(prepared.knowledge):
             raise Infeasible(
-                f"loss '{loss.name}' replaces the classifier of whom it teaches, and those who "
-                "teach others are kept as their model's weights alone; take another loss for them"
+                f"loss '{loss.name}' replaces the classifier of the network it trains, but of "
+                "networks that teach others only the weights of their model are stored; use "
+                "another loss for them"
             )
 
 

@@ -120,7 +120,7 @@ def explain(bound: BoundStudy, seed: int = 0, train_size: int | None = None) -> 
         student_passes=None if train_size is None else student * train_size,
         teacher_passes=None if train_size is None else teacher * train_size,
         proxy=ranking_summary(bound, sample),
-        left_out=bound.narrowed.lines,
+        left_out=bound.filtered.lines,
         memory=_range(statistics.memory) if statistics.memory else None,
         measured=measurement_summary(settings.search),
     )

@@ -9,7 +9,7 @@ from typing import Any
 from raykd.registry import Names
 from raykd.study.config import study_adapter
 from raykd.study.space.domains import DOMAINS
-from raykd.study.space.pairing import ORDERS, OWN, WIDE
+from raykd.study.space.pairing import ORDERS, PAIR_KEYS, WIDE
 from raykd.study.space.space import CLOSED
 from raykd.study.yaml_file import Json, Place, value_at
 
@@ -46,9 +46,9 @@ class SchemaIndex:
         return self._names_of(node)[0]
 
     def answers(self, node: Schema, name: str | None) -> bool:
-        """Whether the option that `node` describes has this name."""
-        own, names = self._names_of(node)
-        return own is not None and (name == own if names is None else name in names)
+        """Return whether the option that `node` describes has this name."""
+        single, names = self._names_of(node)
+        return single is not None and (name == single if names is None else name in names)
 
     def _split(self, node: Schema) -> list[Schema]:
         if "$ref" in node:
@@ -278,7 +278,7 @@ def _choice(options: list[Any]) -> dict[str, Any]:
 
 
 def _fitting(node: Any) -> list[str]:
-    """The domains other than `choice` whose values may stand at `node`."""
+    """The domains other than `choice` that are allowed at `node`."""
     types = set(_types(node))
     fitting = []
     if "number" in types:
@@ -291,12 +291,12 @@ def _fitting(node: Any) -> list[str]:
 
 
 def _types(node: Mapping[str, Any]) -> list[str]:
-    found = [node["type"]] if isinstance(node.get("type"), str) else []
+    types = [node["type"]] if isinstance(node.get("type"), str) else []
     if isinstance(node.get("items"), Mapping) and "$ref" in node["items"]:
-        found.append(node["items"]["$ref"])
+        types.append(node["items"]["$ref"])
     for member in (*node.get("anyOf", ()), *node.get("oneOf", ())):
-        found += _types(member)
-    return found
+        types += _types(member)
+    return types
 
 
 def _domain_definitions(pair: Any) -> dict[str, Any]:
@@ -344,7 +344,7 @@ def _pairing(pair: Any) -> dict[str, Any]:
             "min": {"type": "integer", "minimum": 1, "default": 1},
             "max": {"type": "integer", "minimum": 1, "default": 1},
             "order": {"enum": [*ORDERS], "default": "monotone"},
-            **{key: pair["properties"][key] for key in OWN},
+            **{key: pair["properties"][key] for key in PAIR_KEYS},
         },
         "additionalProperties": False,
     }

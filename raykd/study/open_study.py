@@ -1,4 +1,4 @@
-"""A study with its domains open: what it holds fixed, what can be drawn from it."""
+"""Studies with open values: loaded (`OpenStudy`), and bound to the task of their data."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from raykd.losses import Loss
 from raykd.models import ModelProfile, Task, model_profile
 from raykd.schemes import Teacher
 from raykd.study.candidate import Candidate, pairing_losses
-from raykd.study.checks.layer_pairs import Met, Narrowed, layers_for, narrowed
+from raykd.study.checks.layer_pairs import FilteredSpace, SpaceModels, filter_pairs, layers_for
 from raykd.study.checks.messages import InvalidStudy, parse_study
 from raykd.study.config import Study, plain, read_study
 from raykd.study.json_schema import study_outline
@@ -28,20 +28,20 @@ from raykd.study.space.space import Point, Space
 from raykd.study.yaml_file import Document, Place, dotted, parse_place
 
 PRIVATE = ("tracking",)
-"""Parts that `flat` leaves out: they describe no trial, and an address may hold a password."""
+"""Parts that `flat` omits: they do not describe the trial, and a URI may contain a password."""
 
 _ALIKE = re.compile(r"knowledge\[\d+\]\.pairs\[\d+\]\.(weight|loss)")
 
 
 @dataclass(frozen=True, repr=False)
 class OpenStudy:
-    """A study file, read and checked; see `raykd.study.checks.load.load_study`.
+    """A loaded and checked study file (`load_study`).
 
     Attributes:
-        document: the file as plain data, its `--set` overrides put in.
-        space: what may be drawn, `auto` in its pairings not yet known.
-        settings: a concrete study, for the parts that no domain may touch: name, seed, data
-            (but its augmentation), search, cluster, cache, tracking.
+        document: the file as plain data, with its `--set` overrides.
+        space: the fixed and open values; `auto` in pairings is not yet resolved.
+        settings: a concrete study, for the parts without domains: name, seed, data (without
+            augmentation), search, cluster, cache, tracking.
     """
 
     document: Document
@@ -61,8 +61,8 @@ class OpenStudy:
         return study_card(self).html()
 
     @property
-    def given(self) -> str:
-        """The study file as it was read."""
+    def text(self) -> str:
+        """Content of the study file."""
         return self.document.text
 
     @property
@@ -72,12 +72,12 @@ class OpenStudy:
 
     @property
     def task(self) -> Task | None:
-        """What the models must take and give, where that is known without reading the data."""
+        """Input shape and classes of the models; None if unknown before the data are read."""
         return task_of(self.settings)
 
     @property
     def dimensions(self) -> tuple[Dimension, ...]:
-        """The parameters a sampler sees."""
+        """The parameters of the samplers."""
         return self._known_space.dimensions
 
     @property
@@ -86,7 +86,7 @@ class OpenStudy:
 
     @property
     def is_concrete(self) -> bool:
-        """Whether nothing is left open."""
+        """True if no value is left open."""
         return not self.dimensions
 
     @property
@@ -100,10 +100,10 @@ class OpenStudy:
         return self._bound[task]
 
     def concrete(self) -> Study:
-        """The study itself, its pairs as they were written.
+        """The study itself, for a study without open values.
 
         Raises:
-            StudyError: some of its values are open; names them.
+            StudyError: names the open values.
         """
         if self.is_concrete:
             return self.settings
@@ -120,22 +120,23 @@ class OpenStudy:
         )
 
     def teachers(self) -> tuple[Teacher, ...]:
-        """The teacher's distinct concrete variants; () where the study has none."""
+        """The distinct variants of the teacher; () if the study has no teacher."""
         rest = plain(self.settings)
-        found: list[Teacher] = []
+        teachers: list[Teacher] = []
         for point in self.space.part("teacher").points():
             part = study_outline().expanded(point.data).get("teacher")
             teacher = read_study({**rest, "teacher": part}).teacher
-            if teacher is not None and teacher not in found:
-                found.append(teacher)
-        return tuple(found)
+            if teacher is not None and teacher not in teachers:
+                teachers.append(teacher)
+        return tuple(teachers)
 
     def flat(self, study: Study) -> dict[str, Scalar]:
-        """A concrete study's values by their path, defaults included, `tracking` left out.
+        """Values of a concrete study by their path, including defaults, without `tracking`.
 
-        What is chosen by name stands under its place, as a sampler's parameters do:
-        `knowledge[0].loss` = "kd" beside `knowledge[0].loss.temperature`.  Null is "none"; a list
-        of scalars is one text.  A pair's weight and loss are left out where it has none of its own.
+        The name of an option has the path of the option, as for samplers: `knowledge[0].loss` =
+            "kd"
+        and `knowledge[0].loss.temperature`.  Null is "none"; a list of scalars is one text.  Weight
+        and loss of a pair are omitted if they are the defaults.
         """
         return {
             path: value
@@ -146,16 +147,16 @@ class OpenStudy:
         }
 
     def resolved(self, study: Study | None = None) -> dict[str, Any]:
-        """A concrete study as plain data, defaults included.
+        """A concrete study as plain data, including defaults.
 
-        Without an argument, this study: its defaults filled in, its domains as they are written.
+        Without an argument, this study with its defaults filled in and its domains as written.
         """
         if study is not None:
             return plain(study)
         return _filled(study_outline().expanded(self.document.data), plain(self.settings))
 
     def models(self, part: str) -> Iterable[Any]:
-        """The models that may stand in a part of the study, as far as they can be read."""
+        """Yield the models that a part of the study ("teacher", "student") allows."""
         rest = plain(self.settings)
         for point in self.space.part(part).sketched.corners():
             try:
@@ -184,25 +185,25 @@ class BoundStudy:
         """The space with the layers of its pairings named.
 
         `auto` becomes the stages of the student, or teacher, that has most of them.  Pairs of
-        layers that no loss can compare are left out (`narrowed` says which).
+        layers that no loss can compare are left out (`filtered` lists them).
         """
-        return self.narrowed.space
+        return self.filtered.space
 
     @cached_property
-    def narrowed(self) -> Narrowed:
+    def filtered(self) -> FilteredSpace:
         """The space, with the pairs that were left out of it and the reasons."""
         space = self.open_study.space
         if not space.pairings:
-            return Narrowed(space)
+            return FilteredSpace(space)
         students = list(_profiles(self.open_study.models("student"), self.task))
         teachers = list(_profiles(self.open_study.models("teacher"), self.task))
         guided = layers_for(students)
         hint = layers_for(teachers) if teachers else guided
-        return narrowed(space.with_layers(hint, guided), self._met)
+        return filter_pairs(space.with_layers(hint, guided), self._models)
 
     @property
-    def _met(self) -> Met:
-        """The models and losses that the space brings together, as far as they can be read."""
+    def _models(self) -> SpaceModels:
+        """The models and losses of the space, as far as they can be built."""
         students: dict[int, ModelProfile] = {}
         teachers: dict[int, ModelProfile] = {}
         losses: dict[Place, dict[str, set[Loss]]] = {}
@@ -212,37 +213,42 @@ class BoundStudy:
             except ValueError:
                 continue
             students[id(student)] = student
-            own = () if candidate.study.scheme.needs_teacher else (student,)
-            teachers |= {id(one): one for one in (profiles or own) if one is not None}
+            students_only = () if candidate.study.scheme.needs_teacher else (student,)
+            teachers |= {
+                id(profile): profile
+                for profile in (profiles or students_only)
+                if profile is not None
+            }
             for source, name, of_pairs in pairing_losses(candidate.study, candidate.origins):
                 losses.setdefault(source, {}).setdefault(name, set()).update(of_pairs)
         frozen = {
             source: {name: frozenset(of_pairs) for name, of_pairs in by_name.items()}
             for source, by_name in losses.items()
         }
-        return Met([*students.values()], [*teachers.values()], frozen, self.task.classes)
+        return SpaceModels([*students.values()], [*teachers.values()], frozen, self.task.classes)
 
     def candidate(self, study: Study) -> Candidate:
-        """A concrete study with the facts of this task; networks that trials share keep the open
-        study's seed."""
+        """Bind a concrete study to this task; shared networks use the seed of the open study."""
         return Candidate(study, self.task, self.open_study.settings.seed)
 
     def read(self, point: Point) -> Candidate:
-        """A drawn point, its pairs not yet resolved.
+        """Read a drawn point, its pairs not yet resolved.
 
         Raises:
-            InvalidStudy: a ValueError; its values cannot stand together.
+            InvalidStudy: a ValueError; its values are not valid together.
         """
         study = parse_study(point.data)
         return Candidate(study, self.task, self.open_study.settings.seed, point.origins)
 
     def corners(self) -> Iterator[Candidate]:
-        """Candidates with every branch and both ends of every range; their pairs are not yet
-        resolved, and not all of them need be feasible."""
+        """Yield candidates that cover every branch and both ends of every range.
+
+        Their pairs are not yet resolved, and some may be infeasible.
+        """
         return self._readable(self.space)
 
     def sketches(self) -> Iterator[Candidate]:
-        """As `corners`, with invented stages in the pairings whose layers only the models tell."""
+        """As `corners`, with invented stages for layers that only the models determine."""
         return self._readable(self.open_study.space.sketched)
 
     def _readable(self, space: Space) -> Iterator[Candidate]:
@@ -253,10 +259,10 @@ class BoundStudy:
                 continue
 
     def draw(self, suggest: Suggest) -> Candidate:
-        """One candidate, its layer pairs resolved, within the study's constraints.
+        """Draw a candidate within the study's constraints.
 
         Args:
-            suggest: answers for the open values: an `optuna.Trial`, or one of `study.suggest`.
+            suggest: gives the open values: an `optuna.Trial`, or a class of `study.suggest`.
 
         Raises:
             Infeasible: the drawn values cannot be a trial, with the reason.
@@ -264,7 +270,7 @@ class BoundStudy:
         return self.fit(self.space.draw(suggest))
 
     def sample(self, seed: int) -> Candidate:
-        """A random candidate, the same for the same seed.
+        """Draw a random candidate, the same for the same seed.
 
         Raises:
             Infeasible: none of 200 draws is feasible; gives the most frequent reason.
@@ -278,7 +284,7 @@ class BoundStudy:
         raise Infeasible(reasons.most_common(1)[0][0])
 
     def fit(self, point: Point) -> Candidate:
-        """A drawn point as a checked candidate.
+        """Read and check a drawn point.
 
         Raises:
             Infeasible: the point cannot be a trial, with the reason.
@@ -294,7 +300,7 @@ class BoundStudy:
 
 
 def study_card(study: OpenStudy) -> Card:
-    """A study for notebooks: its parts, its parameters and the size of its space."""
+    """Card of a study for notebooks: its parts, its parameters and the size of its space."""
     settings = study.settings
     search = settings.search
     card = Card(f"study {settings.name}", study.document.file or "")
@@ -316,15 +322,15 @@ def study_card(study: OpenStudy) -> Card:
 
 
 def _model_names(models: Iterable[Any]) -> list[str]:
-    """Distinct names of models, in their order."""
+    """Distinct names of models, in order."""
     return list(dict.fromkeys(str(model.name) for model in models))
 
 
 def task_of(study: Study) -> Task | None:
-    """What the models must take and give, where that is known without reading the data.
+    """Input shape and classes of the models; None if unknown before the data are read.
 
     Raises:
-        ValueError: the data source says that it cannot be had.
+        ValueError: the data source is not available.
     """
     shape = study.data.task_shape()
     return None if shape is None or shape[1] < 1 else Task(*shape)
@@ -347,7 +353,7 @@ def _one_a_path(dimensions: Sequence[Dimension]) -> list[Dimension]:
 
 
 def _place_of_domain(data: Any, path: str) -> Place:
-    """Where the document writes the domain for a concrete path, or the choice that holds it."""
+    """Place in the document of the domain of a path, or of the choice that contains it."""
     place: list[str | int] = []
     for step in parse_place(path):
         if domain_kind(data) is not None or not isinstance(data, list | Mapping):
@@ -359,11 +365,11 @@ def _place_of_domain(data: Any, path: str) -> Place:
 
 def _flat(value: Any, place: Place) -> Iterable[tuple[str, Scalar]]:
     if isinstance(value, dict):
-        for key, held in value.items():
-            yield from _flat(held, place if key == "name" else (*place, key))
+        for key, child in value.items():
+            yield from _flat(child, place if key == "name" else (*place, key))
     elif isinstance(value, list) and any(isinstance(item, dict | list) for item in value):
-        for i, held in enumerate(value):
-            yield from _flat(held, (*place, i))
+        for i, child in enumerate(value):
+            yield from _flat(child, (*place, i))
     elif isinstance(value, list):
         yield dotted(place), "[" + ", ".join(map(str, value)) + "]"
     else:
@@ -371,7 +377,7 @@ def _flat(value: Any, place: Place) -> Iterable[tuple[str, Scalar]]:
 
 
 def _filled(written: Any, full: Any) -> Any:
-    """`written` with what it leaves out taken from `full`; domains stay as they are."""
+    """`written` with missing values taken from `full`; domains are kept."""
     if not isinstance(written, Mapping) or not isinstance(full, Mapping):
         return written
     if domain_kind(written) is not None:

@@ -1,7 +1,7 @@
 """Short names of students, losses and layer pairs, for tables.
 
-Option classes, and with them torch, are imported only when a name is made: the journal keeps each
-training's names, so that reading results needs neither.
+Option classes and torch are imported only when a name is built: the journal stores the names of
+each training, so reading results needs neither.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ if TYPE_CHECKING:
     from raykd.registry import Registry
 
 SIZES = {"depth": "d", "width": "w", "widen": "w"}
-"""Fields of a model that are always shown, and their letters."""
+"""Fields of a model that are always part of its name, and their letters."""
 
 
 def names_of(study: Mapping[str, Any]) -> dict[str, str]:
-    """The names under which tables show a training.
+    """Short names of a training.
 
     Args:
         study: the concrete study as plain data.
 
     Returns:
-        `student`: the trained network, `learns_from`: its losses, `pairs`: its layer pairs.
+        `student`: the trained network; `learns_from`: its losses; `pairs`: its layer pairs.
     """
     return {
         "student": model_name(study["student"]["model"]),
@@ -35,7 +35,7 @@ def names_of(study: Mapping[str, Any]) -> dict[str, str]:
 
 
 def model_name(model: Mapping[str, Any] | None) -> str:
-    """A model in short, "resnet d14 w12": its sizes, and what differs from the default.
+    """Short name of a model, "resnet d14 w12": its sizes, and values that are not the default.
 
     Args:
         model: the model's option as plain data.
@@ -46,7 +46,7 @@ def model_name(model: Mapping[str, Any] | None) -> str:
 
     usual = _defaults(MODELS, model["name"])
     parts = [
-        f"{SIZES[key]}{value}" if key in SIZES else _held(key, value)
+        f"{SIZES[key]}{value}" if key in SIZES else _field(key, value)
         for key, value in model.items()
         if key != "name" and (key in SIZES or value != usual.get(key))
     ]
@@ -54,7 +54,7 @@ def model_name(model: Mapping[str, Any] | None) -> str:
 
 
 def objective_name(study: Mapping[str, Any]) -> str:
-    """What a trial learns from in short: "0.31 kd T=4.1 + 12 at"; "labels" for labels alone.
+    """Short name of the losses of a trial: "0.31 kd T=4.1 + 12 at"; "labels" if it has none.
 
     Args:
         study: the concrete study as plain data.
@@ -64,24 +64,24 @@ def objective_name(study: Mapping[str, Any]) -> str:
 
 
 def pairs_name(study: Mapping[str, Any]) -> str:
-    """The layer pairs, hint to guided, stages cut short: "s3>s2"; "" where there are none."""
+    """Short name of the layer pairs, hint to guided: "s3>s2" for stages; "" if there are none."""
     terms = [term for term in study.get("knowledge") or () if _active(term)]
     pairs = [pair for term in terms for pair in term.get("pairs") or ()]
     return " ".join(map(_pair, pairs))
 
 
 def significant(number: float) -> str:
-    """Three significant digits, without an exponent where one can be spared: 0.31, 12.4, 1240."""
+    """A number with three significant digits: 0.31, 12.4, 1240; an exponent only from 1e5."""
     return f"{number:.0f}" if 100 <= abs(number) < 1e5 else f"{number:.3g}"
 
 
 def _pair(pair: Mapping[str, Any]) -> str:
-    """A pair in short, with what it has of its own: "s1>s2(0.5 at)"."""
+    """Short name of a pair, with its weight and loss if it has them: "s1>s2(0.5 at)"."""
     layers = f"{_layer(pair['hint'])}>{_layer(pair['guided'])}"
     weight, loss = pair.get("weight", 1), pair.get("loss")
-    own = [significant(weight)] if weight != 1 else []
-    own += [_loss(loss)] if loss is not None else []
-    return f"{layers}({' '.join(own)})" if own else layers
+    settings = [significant(weight)] if weight != 1 else []
+    settings += [_loss(loss)] if loss is not None else []
+    return f"{layers}({' '.join(settings)})" if settings else layers
 
 
 def _active(term: Mapping[str, Any]) -> bool:
@@ -106,8 +106,8 @@ def _loss(loss: Mapping[str, Any]) -> str:
     return " ".join([loss["name"], *parts])
 
 
-def _held(key: str, value: Any) -> str:
-    """A field and its value; of arguments for another library, these alone."""
+def _field(key: str, value: Any) -> str:
+    """A field and its value; for arguments of another library, the value alone."""
     return _value(value) if key in ("args", "config") else f"{key}={_value(value)}"
 
 
@@ -115,17 +115,19 @@ def _value(value: Any) -> str:
     if isinstance(value, float):
         return significant(value)
     if isinstance(value, Mapping):
-        given = " ".join(f"{key}={_value(held)}" for key, held in value.items())
-        return str(value["name"]) if "name" in value else _part(value) or given
+        text = " ".join(f"{key}={_value(item)}" for key, item in value.items())
+        return str(value["name"]) if "name" in value else _part(value) or text
     if isinstance(value, list):
         return "[" + ", ".join(map(_value, value)) + "]"
     return str(value)
 
 
 def _part(part: Mapping[str, Any]) -> str:
-    """A part of a model in short, "d2 w16 depthwise": its sizes, and the options it holds."""
+    """Short name of a part of a model, "d2 w16 depthwise": its sizes and its options."""
     sizes = [f"{letter}{part[key]}" for key, letter in SIZES.items() if key in part]
-    return " ".join([*sizes, *(str(held["name"]) for held in part.values() if _has_name(held))])
+    return " ".join(
+        [*sizes, *(str(option["name"]) for option in part.values() if _has_name(option))]
+    )
 
 
 def _has_name(value: Any) -> bool:
@@ -138,7 +140,7 @@ def _layer(name: str) -> str:
 
 
 def _defaults(family: Registry, name: str) -> dict[str, Any]:
-    """The defaults of an option as plain data; {} for one that is not installed here."""
+    """The defaults of an option as plain data; {} if it is not installed."""
     cls = family.find(name)
     return {} if cls is None else _plain_defaults(cls)
 

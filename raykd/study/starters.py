@@ -13,7 +13,7 @@ from raykd.study.space.domains import near
 
 FASHION = (
     "Fashion-MNIST is downloaded once, or comes with the Debian package dataset-fashion-mnist; for "
-    "pictures of your own write `data: {name: image_folder, root: FOLDER}`"
+    "your own pictures, write `data: {name: image_folder, root: FOLDER}`"
 )
 
 
@@ -23,7 +23,7 @@ class Starter:
 
     Attributes:
         verb: the command that runs it.
-        data: one sentence about its data.
+        data: a sentence about its data.
     """
 
     verb: str
@@ -36,21 +36,22 @@ STARTERS: Mapping[str, Starter] = {
     "pairing": Starter("pairs", FASHION),
     "text": Starter(
         "search",
-        "the first lines of the file say how to get the texts, the tokenizer and the teacher; for "
-        "texts of your own name a CSV or Parquet file as `data.file`",
+        "the first lines of the file explain how to get the texts, the tokenizer and the teacher; "
+        "for your own texts, give a CSV or Parquet file as `data.file`",
     ),
 }
-"""The studies by name; each is a file in `templates/`, the same as in `search_spaces/`."""
+"""Starter studies by name; each is a file in `templates/`, identical to that in
+`search_spaces/`."""
 
 
 def starter_text(name: str, file: str) -> str:
-    """The study file called `name`, with commands that name `file`.
+    """Text of the study file `name`, with `file` in its commands.
 
     Raises:
         StudyError: there is no such study.
     """
     if name not in STARTERS:
-        message = f"unknown study {name!r}; there are {', '.join(STARTERS)}"
+        message = f"unknown study {name!r}; must be one of {', '.join(STARTERS)}"
         raise StudyError(Problem(message, path="--from", fix=near(name, [*STARTERS])))
     text = (files("raykd.study") / "templates" / f"{name}.yaml").read_text(encoding="utf-8")
     return text.replace(f"search_spaces/{name}.yaml", file)
@@ -71,14 +72,14 @@ def write_starter(name: str, file: str | Path, *, force: bool = False) -> Path:
     text = starter_text(name, shlex.quote(str(file)))
     if path.is_dir():
         raise StudyError(
-            Problem("is a folder", file=str(file), fix=f"name a file: {file}/{name}.yaml")
+            Problem("is a folder", file=str(file), fix=f"give a file: {file}/{name}.yaml")
         )
     try:
         with path.open("w" if force else "x", encoding="utf-8") as stream:
             stream.write(text)
     except FileExistsError:
         raise StudyError(
-            Problem("exists already", file=str(file), fix="name another file, or add --force")
+            Problem("already exists", file=str(file), fix="use another file, or add --force")
         ) from None
     except OSError as error:
         raise StudyError(Problem(f"cannot be written: {error.strerror}", file=str(file))) from None

@@ -1,4 +1,4 @@
-"""The networks that must be ready before a concrete study can be trained."""
+"""The networks that must exist before a concrete study can be trained."""
 
 from __future__ import annotations
 
@@ -10,27 +10,27 @@ from raykd.study.config import Study
 
 
 def teachers_of(study: Study, seed: int | None = None) -> tuple[TeacherSpec, ...]:
-    """Those that teach under the study's scheme, in the scheme's order; () where none do.
+    """The networks that teach under the study's scheme, in the order of the scheme.
 
     Args:
         study: concrete.
-        seed: of the networks that many trials share; None: the study's own.
+        seed: random seed of the networks that trials share; None: that of the study.
     """
     return study.scheme.teachers(teacher_context(study, seed))
 
 
 def required_networks(study: Study, seed: int | None = None) -> tuple[TeacherSpec, ...]:
-    """All networks that must be ready to train a concrete study; the arguments as `teachers_of`.
+    """All networks that must exist to train a concrete study; arguments as for `teachers_of`.
 
-    Its teachers in the scheme's order, then the trained network that its student inherits from,
-    where it does (even if that one teaches, too).
+    They are its teachers in the order of the scheme, then the trained network that its student
+    inherits weights from, if it does (even if that network is one of the teachers).
     """
     origin = origin_of(study.student.model, teacher_context(study, seed))
     return teachers_of(study, seed) + (() if origin is None else (origin,))
 
 
 def teacher_context(study: Study, seed: int | None = None) -> TeacherContext:
-    """What a scheme may choose its teachers by; the arguments as those of `teachers_of`."""
+    """The facts by which a scheme selects its teachers; arguments as for `teachers_of`."""
     return TeacherContext(
         teacher=study.teacher,
         student=study.student.model,
@@ -42,16 +42,16 @@ def teacher_context(study: Study, seed: int | None = None) -> TeacherContext:
     )
 
 
-def teacher_chain(prepared: tuple[TeacherSpec, ...]) -> Iterator[TeacherSpec]:
-    """These and all that taught them, each once, teachers before those they teach."""
-    seen: set[TeacherSpec] = set()
+def teacher_chain(networks: tuple[TeacherSpec, ...]) -> Iterator[TeacherSpec]:
+    """Yield these networks and all their teachers, each once, teachers before their students."""
+    visited: set[TeacherSpec] = set()
 
-    def walk(one: TeacherSpec) -> Iterator[TeacherSpec]:
-        if one not in seen:
-            seen.add(one)
-            for teacher in one.needs:
+    def walk(network: TeacherSpec) -> Iterator[TeacherSpec]:
+        if network not in visited:
+            visited.add(network)
+            for teacher in network.needs:
                 yield from walk(teacher)
-            yield one
+            yield network
 
-    for one in prepared:
-        yield from walk(one)
+    for network in networks:
+        yield from walk(network)

@@ -1,9 +1,8 @@
-"""Study files: YAML read safely, every value with the line it stands on.
+"""Study files: safe YAML with the line of every value.
 
-YAML as `yaml.safe_load` understands it, but `1e-3` is a number, a date is text, and a key may
-not stand twice in one mapping.  Anchors, aliases and merge keys work; other tags are refused, and
-so are infinite numbers and NaN.  Size, depth and number of values are limited, so that no file
-takes long to read.
+YAML is read as by `yaml.safe_load`, but `1e-3` is a number, a date is text, and keys of a mapping
+are unique.  Anchors, aliases and merge keys work; other tags, infinite numbers and NaN are errors.
+Size, depth and number of values are limited, so that every file is read quickly.
 """
 
 from __future__ import annotations
@@ -76,13 +75,13 @@ def value_at(data: Json, place: Place) -> Json:
 
 
 MOST_VALUES = 20_000
-"""Values in a file at most, with aliases expanded."""
+"""Maximum number of values in a file, with aliases expanded."""
 
 MOST_BYTES = 2_000_000
-"""Size of a file at most."""
+"""Maximum size of a file."""
 
 MOST_DEPTH = 100
-"""Nested mappings and lists at most, with aliases expanded."""
+"""Maximum depth of mappings and lists, with aliases expanded."""
 
 COMMAND_LINE = "--set"
 
@@ -92,7 +91,7 @@ _PLAIN_TAGS = frozenset(_CORE + kind for kind in ("null", "bool", "int", "float"
 
 @dataclass(frozen=True)
 class Mark:
-    """Where a value was written: a line (from 1) of a file, or 0 of the command line."""
+    """Position of a value: a line of a file, counted from 1, or line 0 of the command line."""
 
     file: str
     line: int
@@ -104,11 +103,11 @@ class Document:
 
     Attributes:
         data: mappings, lists and scalars, nothing shared between two places.
-        marks: where each place was written.
-        text: the file as it was read.
-        file: its name, as given.
-        overrides: the `--set` arguments already in `data`.
-        spelled: Booleans that were written as `yes`, `no`, `on` or `off`, by their place.
+        marks: position of each place.
+        text: content of the file.
+        file: its name.
+        overrides: the `--set` arguments that are part of `data`.
+        spelled: Booleans that were written as `yes`, `no`, `on` or `off`, by place.
     """
 
     data: Mapping[str, Any]
@@ -119,17 +118,17 @@ class Document:
     spelled: Mapping[Place, str] = field(default_factory=dict)
 
     def mark(self, place: Place) -> Mark:
-        """Where `place` was written, or else the nearest place around it."""
+        """Position of `place`, or of the nearest place around it."""
         for length in range(len(place), -1, -1):
-            found = self.marks.get(place[:length])
-            if found is not None:
-                return found
+            mark = self.marks.get(place[:length])
+            if mark is not None:
+                return mark
         return Mark(self.file, 0)
 
     def problem(
         self, place: Place, message: str, fix: str = "", path: str | None = None
     ) -> Problem:
-        """A problem at `place`, called `path` in the message where that differs."""
+        """A problem at `place`, which the message calls `path` if that is given."""
         mark = self.mark(place)
         return Problem(
             message=message,
@@ -140,16 +139,16 @@ class Document:
         )
 
     def get(self, place: Place) -> Any:
-        """The value at `place`; None where there is none."""
+        """The value at `place`; None if there is none."""
         return value_at(self.data, place)
 
     def with_overrides(self, overrides: Iterable[str]) -> Document:
-        """The same with `a.b=value` arguments put in; the values are read as YAML.
+        """The same with `a.b=value` arguments applied; the values are read as YAML.
 
-        A mapping that is missing on the way is made.  A text is a single argument.
+        Missing mappings are created.  A text is a single argument.
 
         Raises:
-            StudyError: an argument that cannot be read, or a path that cannot be walked.
+            StudyError: an argument cannot be read, or its path leads through a list or a scalar.
         """
         document, problems = self, []
         for override in (overrides,) if isinstance(overrides, str) else overrides:
@@ -166,19 +165,19 @@ def read_document(path: str | os.PathLike[str]) -> Document:
     """Read a study file in UTF-8, or in UTF-16 or UTF-32 with a byte order mark.
 
     Raises:
-        StudyError: there is no such file, or it is not text, not YAML, not a mapping, too large or
-            too deep, or holds a duplicate key, a tag, an infinite number or NaN.
+        StudyError: the file does not exist; is not text, YAML or a mapping; is too large or too
+            deep; or contains a duplicate key, a tag, an infinite number or NaN.
     """
     if not isinstance(path, str | os.PathLike) or path == "":
-        got = "an empty path" if path == "" else f"a {type(path).__name__}"
-        message = f"a study is the path of a YAML file or an open study (load_study), got {got}"
+        kind = "an empty path" if path == "" else f"a {type(path).__name__}"
+        message = f"a study is the path of a YAML file or an open study (load_study), got {kind}"
         raise StudyError(Problem(message, fix="write the study to a file and give its path"))
     file = os.fspath(path)
     return parse_document(_text_of(file), file)
 
 
 def parse_document(text: str, file: str = "") -> Document:
-    """Read a study from text; `file` is what messages call it.
+    """Read a study from text; `file` is its name in messages.
 
     Raises:
         StudyError: as `read_document`.
@@ -190,7 +189,7 @@ def parse_document(text: str, file: str = "") -> Document:
     if not isinstance(data, dict):
         raise StudyError(
             Problem(
-                f"a study is a mapping of keys to values, not {_kind(data)}",
+                f"a study must be a mapping of keys to values, not {_kind(data)}",
                 file=file,
                 line=1,
                 fix="begin with `name: ...`",
@@ -233,7 +232,7 @@ def _bytes_of(file: str) -> bytes:
             content = stream.read(MOST_BYTES + 1)
     except FileNotFoundError:
         beside = sorted(path.name for path in _folder(file).glob("*.y*ml"))[:12]
-        fix = f"{_folder(file)} holds {', '.join(beside)}" if beside else "check the path"
+        fix = f"{_folder(file)} contains {', '.join(beside)}" if beside else "check the path"
         raise StudyError(Problem("no such file", file=file, fix=fix)) from None
     except IsADirectoryError:
         raise StudyError(Problem("a folder, not a study file", file=file)) from None
@@ -242,7 +241,7 @@ def _bytes_of(file: str) -> bytes:
     except ValueError as error:  # NUL in the path
         raise StudyError(Problem(f"cannot be read: {error}", file=repr(file))) from None
     if len(content) > MOST_BYTES:
-        message = f"larger than {MOST_BYTES // 1_000_000} MB; a study file is a short text"
+        message = f"larger than {MOST_BYTES // 1_000_000} MB; study files are short texts"
         raise StudyError(Problem(message, file=file, fix="check the path"))
     return content
 
@@ -252,8 +251,12 @@ def _not_decoded(error: UnicodeDecodeError, content: bytes, file: str) -> Proble
     if error.encoding != "utf-8":
         return Problem(f"not valid {error.encoding.upper()} text", "", _SAVE, file)
     byte = content[error.start : error.start + 1]
-    shown = byte.decode("cp1252", errors="ignore")
-    meaning = f", in Windows-1252 and Latin-1 {shown!r}" if shown.isprintable() and shown else ""
+    character = byte.decode("cp1252", errors="ignore")
+    meaning = (
+        f", in Windows-1252 and Latin-1 {character!r}"
+        if character.isprintable() and character
+        else ""
+    )
     return Problem(f"not UTF-8 text: byte 0x{byte.hex()}{meaning}", "", _SAVE, file, line)
 
 
@@ -265,7 +268,7 @@ def _folder(file: str) -> Path:
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe YAML whose floats may lack a dot (`1e-3`), without dates and base-60 numbers."""
+    """Safe YAML with floats such as `1e-3`, without dates and base-60 numbers."""
 
     yaml_implicit_resolvers = {  # noqa: RUF012
         first: [
@@ -312,11 +315,11 @@ _TOO_DEEP = f"more than {MOST_DEPTH} nested mappings and lists"
 _TOO_MANY = f"more than {MOST_VALUES:,} values, with aliases expanded"
 
 Entries = dict[str, tuple[yaml.Node, yaml.Node]]
-"""The key and the value nodes of a mapping, by the key's text."""
+"""Key node and value node of each entry of a mapping, by the text of the key."""
 
 
 class _Reader:
-    """Turns YAML's nodes into plain data and remembers where each stood."""
+    """Turns YAML nodes into plain data and records their positions."""
 
     def __init__(self, file: str) -> None:
         self.file = file
@@ -348,7 +351,7 @@ class _Reader:
     def _value(self, loader: _Loader, node: yaml.Node, place: Place) -> Any:
         self.marks.setdefault(place, Mark(self.file, node.start_mark.line + 1))
         if node in self.open:
-            raise self._error(node, place, "an alias that holds itself")
+            raise self._error(node, place, "an alias that contains itself")
         if len(self.marks) > MOST_VALUES:
             raise self._error(node, place, _TOO_MANY)
         if len(self.open) > MOST_DEPTH:
@@ -372,10 +375,10 @@ class _Reader:
         except (ValueError, KeyError):  # `!!int x`, `!!bool x`
             kind = node.tag.removeprefix(_CORE)
             written = node.value if len(node.value) <= 60 else f"{node.value[:57]}..."
-            raise self._error(node, place, f"{written!r} is no {kind}") from None
+            raise self._error(node, place, f"{written!r} is not a valid {kind}") from None
         if isinstance(value, float) and not math.isfinite(value):
-            what = f"got {node.value}; a number must be finite"
-            raise self._error(node, place, what, "leave the key out, or write a number")
+            what = f"got {node.value}; numbers must be finite"
+            raise self._error(node, place, what, "omit the key, or write a finite number")
         if isinstance(value, str) and (bad := _NO_TEXT.search(value)):
             raise self._error(node, place, f"text with the character {_called(bad[0])}")
         if isinstance(value, bool) and node.value.lower() not in ("true", "false"):
@@ -393,38 +396,38 @@ class _Reader:
     def _entries(
         self, node: yaml.MappingNode, place: Place, merging: tuple[yaml.Node, ...]
     ) -> Entries:
-        """The entries of a mapping, those it merges first; its own replace them.
+        """The entries of a mapping, merged ones first; its own entries replace them.
 
-        Nodes are merged, not values, and each node once: merge keys cannot multiply the work.
+        Nodes are merged instead of values, and each node once: merge keys cannot multiply the work.
         """
         if id(node) in self.entries:
             return self.entries[id(node)][1]
         if node in merging:
-            raise self._error(node, place, "an alias that holds itself")
+            raise self._error(node, place, "an alias that contains itself")
         if len(merging) > MOST_DEPTH:
             raise self._error(node, (), _TOO_DEEP)
-        own: Entries = {}
+        entries: Entries = {}
         merged: Entries = {}
         for key, value in node.value:
             if key.tag == f"{_CORE}merge":
                 merged = {**self._sources(value, place, (*merging, node)), **merged}
                 continue
             name = self._key(key, place)
-            if name in own:
-                first = own[name][0].start_mark.line + 1
+            if name in entries:
+                first = entries[name][0].start_mark.line + 1
                 what = f"the key `{name}` appears twice, first in line {first}"
                 raise self._error(key, (*place, name), what, "remove one of them")
-            own[name] = key, value
-        entries = {name: pair for name, pair in merged.items() if name not in own} | own
-        self.entries[id(node)] = node, entries  # the node is kept, so that its id stays its own
-        return entries
+            entries[name] = key, value
+        combined = {name: pair for name, pair in merged.items() if name not in entries} | entries
+        self.entries[id(node)] = node, combined  # a reference to the node keeps its id unique
+        return combined
 
     def _sources(self, node: yaml.Node, place: Place, merging: tuple[yaml.Node, ...]) -> Entries:
         sources = node.value if isinstance(node, yaml.SequenceNode) else [node]
         merged: Entries = {}
         for source in sources:
             if not isinstance(source, yaml.MappingNode):
-                raise self._error(source, place, "`<<` takes a mapping, or a list of mappings")
+                raise self._error(source, place, "`<<` must be a mapping or a list of mappings")
             if source.tag != f"{_CORE}map":
                 raise self._tagged(source, place)
             merged = {**self._entries(source, place, merging), **merged}
@@ -438,7 +441,7 @@ class _Reader:
             if key.value.isprintable():
                 return key.value
             odd = next(letter for letter in key.value if not letter.isprintable())
-            message = f"the key {key.value!r} has the character {_called(odd)}"
+            message = f"the key {key.value!r} contains the character {_called(odd)}"
             raise self._error(key, place, message, "remove it; indent with plain spaces")
         text = key.value if isinstance(key, yaml.ScalarNode) else "a list or mapping"
         kind = key.tag.rsplit(":", 1)[-1]
@@ -448,7 +451,7 @@ class _Reader:
     def _tagged(self, node: yaml.Node, place: Place) -> StudyError:
         tag = node.tag.replace(_CORE, "!!")
         fix = "write it as plain text, numbers, lists and mappings"
-        return self._error(node, place, f"the tag {tag} is refused: a study is plain data", fix)
+        return self._error(node, place, f"the tag {tag} is not allowed: a study is plain data", fix)
 
     def _error(self, node: yaml.Node, place: Place, message: str, fix: str = "") -> StudyError:
         line = node.start_mark.line + 1
@@ -456,11 +459,11 @@ class _Reader:
 
 
 _NO_TEXT = re.compile("[\0\ud800-\udfff]")
-"""Characters that no path, name or JSON text can hold; YAML writes them as escapes."""
+"""Characters that paths, names and JSON cannot contain; YAML can write them as escapes."""
 
 
 def _called(letter: str) -> str:
-    """A character by its code, and its name where it has one."""
+    """A character as its code point and its name, if it has one."""
     name = unicodedata.name(letter, "NUL" if letter == "\0" else "")
     return f"U+{ord(letter):04X}" + (f" ({name})" if name else "")
 
@@ -472,16 +475,16 @@ def _syntax_problem(error: yaml.MarkedYAMLError, text: str, file: str, line: int
     written = lines[line - 1] if 0 < line <= len(lines) else ""
     if "\t" in written[: len(written) - len(written.lstrip())] or "'\\t'" in str(error.problem):
         return Problem(
-            "a tab; YAML is indented by spaces", "", "put spaces in its place", file, line
+            "a tab; YAML must be indented with spaces", "", "replace it with spaces", file, line
         )
     message = f"not YAML: {error.problem}" if error.problem else "not YAML"
     if error.context and error.context_mark and error.context_mark.line + 1 != line:
         message += f" ({error.context} that began in line {error.context_mark.line + 1})"
     fix = ""
     if "mapping values are not allowed" in str(error.problem):
-        fix = "check the indentation; text that holds `: ` stands in quotes"
+        fix = "check the indentation; text with `: ` needs quotes"
     elif "undefined alias" in str(error.problem):
-        fix = "an `&anchor` must stand before its `*alias`; text that begins with * needs quotes"
+        fix = "an `&anchor` must come before its `*alias`; text that begins with * needs quotes"
     return Problem(message, "", fix, file, line)
 
 
@@ -490,7 +493,7 @@ def _kind(value: Any) -> str:
 
 
 def _overridden(document: Document, override: str) -> Document:
-    """`document` with one `a.b=value` put in."""
+    """`document` with one `a.b=value` applied."""
     name, equals, text = override.partition("=")
     if not equals:
         raise _refused(f"{override!r} has no `=`", fix="write --set a.b=value")
@@ -503,7 +506,7 @@ def _overridden(document: Document, override: str) -> Document:
         value = reader.read(text)
     except StudyError as error:
         raise _refused(f"{text!r}: {error.problems[0].message}", dotted(place)) from None
-    marks = {known: mark for known, mark in document.marks.items() if known[: len(place)] != place}
+    marks = {path: mark for path, mark in document.marks.items() if path[: len(place)] != place}
     marks |= {(*place, *inner): Mark(COMMAND_LINE, 0) for inner in (reader.marks or {(): None})}
     spelled = {at: word for at, word in document.spelled.items() if at[: len(place)] != place}
     spelled |= {(*place, *inner): word for inner, word in reader.spelled.items()}
@@ -518,32 +521,30 @@ def _overridden(document: Document, override: str) -> Document:
     )
 
 
-def _put(old: Any, place: Place, value: Any, seen: Place) -> Any:
-    """`old` with `value` at `place`, sharing nothing that changes."""
+def _put(old: Any, place: Place, value: Any, walked: Place) -> Any:
+    """A copy of `old` with `value` at `place`."""
     if not place:
         return value
     step, rest = place[0], place[1:]
-    here = dotted(seen) or "the study"
+    path = dotted(walked) or "the study"
     if isinstance(step, int):
         if not isinstance(old, list):
-            raise _refused(f"{here} is {_describe(old)}, not a list", dotted((*seen, step)))
+            raise _refused(f"{path} is {_describe(old)}, not a list", dotted((*walked, step)))
         if step >= len(old):
-            message = f"{here} has {len(old)} items, so there is no [{step}]"
-            fix = f"count from 0, or give the whole list: --set '{here}=[...]'"
-            raise _refused(message, dotted((*seen, step)), fix)
-        changed = _put(old[step], rest, value, (*seen, step))
+            message = f"{path} has {len(old)} items, so there is no [{step}]"
+            fix = f"count from 0, or give the whole list: --set '{path}=[...]'"
+            raise _refused(message, dotted((*walked, step)), fix)
+        changed = _put(old[step], rest, value, (*walked, step))
         return [*old[:step], changed, *old[step + 1 :]]
     if old is not None and not isinstance(old, dict):
-        fix = f"give the whole of it: --set '{here}={{...}}'"
-        raise _refused(f"{here} is {_describe(old)}, not a mapping", dotted((*seen, step)), fix)
+        fix = f"replace it as a whole: --set '{path}={{...}}'"
+        raise _refused(f"{path} is {_describe(old)}, not a mapping", dotted((*walked, step)), fix)
     if isinstance(old, dict) and "choice" in old and step != "choice":
-        message = (
-            f"{here} is a choice of {len(old['choice'] or ())}, so it has no `{step}` of its own"
-        )
-        fix = f"name the option, {here}.choice[0].{step}=..., or set {here} as a whole"
-        raise _refused(message, dotted((*seen, step)), fix)
+        message = f"{path} is a choice of {len(old['choice'] or ())} options, so it has no `{step}`"
+        fix = f"name the option, {path}.choice[0].{step}=..., or replace {path} as a whole"
+        raise _refused(message, dotted((*walked, step)), fix)
     old = old or {}
-    return {**old, step: _put(old.get(step), rest, value, (*seen, step))}
+    return {**old, step: _put(old.get(step), rest, value, (*walked, step))}
 
 
 def _describe(value: Any) -> str:

@@ -41,7 +41,7 @@ def write_provenance(bus: EventBus, prepared: Prepared, folder: StudyFolder) -> 
         name=settings.name,
         experiment=settings.tracking.experiment or settings.name,
         register=settings.tracking.register,
-        given=study.given,
+        given=study.text,
         overrides=list(study.overrides),
         resolved=plain(replace(settings, tracking=replace(settings.tracking, uri=uri))),
         file=str(folder.given),
@@ -69,7 +69,7 @@ def write_provenance(bus: EventBus, prepared: Prepared, folder: StudyFolder) -> 
         text = f"resumed with other versions than before ({', '.join(changed)})"
         bus.tell({"event": "warning", "text": f"{text}: results may differ in last digits"})
         _note(bus, {"resumed_with": ", ".join(changed)})
-    left_out = () if history else study.bind(prepared.task).narrowed.lines
+    left_out = () if history else study.bind(prepared.task).filtered.lines
     if left_out:
         _note(bus, {"pairs_left_out": "\n".join(left_out)})
     if notice := store_notice(study):

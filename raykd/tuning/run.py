@@ -157,7 +157,7 @@ class StudyRun(ABC, Generic[ResultT]):
             return create_folder(
                 settings.name,
                 settings.cluster.storage,
-                study.given,
+                study.text,
                 study.overrides,
                 self.verb,
                 self.start_from,

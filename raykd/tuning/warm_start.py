@@ -129,9 +129,9 @@ def enqueue_start_points(
 def _start(study: OpenStudy, task: Task, winner: Winner) -> Start:
     space = study.bind(task).space
     found = transfer_values(space, winner.study)
-    if winner.pairs and not any(".pairs" in place for place in found.taken):
+    if winner.pairs and not any(".pairs" in place for place in found.used):
         params = params_for_pairs(space, winner.pairs)
-        found = Transfer(params, {*found.taken, *(winner.drawn if params else ())}, found.left)
+        found = Transfer(params, {*found.used, *(winner.drawn if params else ())}, found.rejected)
     why = _infeasible(study, task, found.params)
     if why:
         return Start(winner.name, {}, (f"{winner.name} is left out: {why}",))

@@ -124,7 +124,7 @@ class TestCode:
     @pytest.mark.parametrize("model", ["my.models:build", "models:/m@champion", "runs:/1a/model"])
     def test_is_refused_before_it_is_looked_at(self, model: str) -> None:
         said = _refused(f"{{choice: [resnet8, {{name: '{model}'}}]}}")
-        assert f"student.model.name: '{model}' would run code that is not raykd's" in said
+        assert f"student.model.name: '{model}' would run code from outside raykd" in said
         assert "--allow-import" in said
 
     def test_in_a_teacher_too(self) -> None:

@@ -78,7 +78,7 @@ def test_schemes_that_lend_no_classifier(scheme: Scheme) -> None:
     student = model_profile(study.student.model, TASK)
     pairs = (Pair(hint="stage3", guided="stage3"),)
     study = replace(study, knowledge=(Term(loss=LOSSES["simkd"](), pairs=pairs),))
-    with pytest.raises(Infeasible, match=f"'simkd'.*('{scheme.name}'|those who teach others)"):
+    with pytest.raises(Infeasible, match=f"'simkd'.*('{scheme.name}'|networks that teach others)"):
         deployed_profile(study, student, TASK)
 
 
@@ -105,13 +105,13 @@ def test_schemes_that_lend_one(scheme: Scheme) -> None:
 def test_an_assistant_is_not_taught_so() -> None:
     chain = (Teacher(model=Resnet(depth=8, width=6)),)
     scheme = Assistant(chain=chain, knowledge=(Term(loss=LOSSES["simkd"]()),))
-    with pytest.raises(Infeasible, match="those who teach others"):
+    with pytest.raises(Infeasible, match="networks that teach others"):
         kept(study_with(Term(loss=KD()), scheme=scheme))
 
 
 def test_a_layer_at_which_the_teacher_cannot_be_cut() -> None:
     pairs = (Pair(hint="stage3.0.conv2", guided="stage3"),)
-    with pytest.raises(PairError, match=r"knowledge\[0\]\.pairs: the logits do not come from"):
+    with pytest.raises(PairError, match=r"knowledge\[0\]\.pairs: the logits depend on more than"):
         kept(study_with(Term(loss=LOSSES["simkd"](), pairs=pairs)))
 
 
@@ -123,11 +123,11 @@ def test_a_term_that_looks_at_a_layer_left_out() -> None:
 
 def test_a_second_one_is_refused() -> None:
     simkd = Term(loss=LOSSES["simkd"]())
-    with pytest.raises(PairError, match=r"knowledge\[1\].*stands here twice"):
+    with pytest.raises(PairError, match=r"knowledge\[1\].*is used twice"):
         kept(study_with(simkd, simkd))
 
 
 def test_a_teacher_of_unknown_model_is_refused() -> None:
     study = study_with(teacher=Teacher(weights="models:/big@champion"))
-    with pytest.raises(PairError, match="name it under `teacher`"):
+    with pytest.raises(PairError, match="name the `model` under `teacher`"):
         deployed_profile(study, model_profile(study.student.model, TASK), TASK)

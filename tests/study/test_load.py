@@ -75,7 +75,8 @@ WRONG = [
     ),
     (
         changed(("width: 4", "width: {int: [16, 4]}")),
-        "study.yaml:10: student.model.width: reversed bounds [16, 4]; the lower comes first\n"
+        "study.yaml:10: student.model.width: reversed bounds [16, 4]; the lower bound "
+        "must come first\n"
         "    -> write {int: [4, 16]}",
     ),
     (
@@ -117,7 +118,7 @@ WRONG = [
     (
         changed(("depth: 8", "depth: [8, 14]")),
         "study.yaml:9: student.model.depth: got a list of 2; must be a whole number\n"
-        "    -> to try several values, write {choice: [...]}",
+        "    -> for several values, write {choice: [...]}",
     ),
     (
         changed(("depth: 8", "depth: {chioce: [8, 14]}")),
@@ -193,7 +194,7 @@ WRONG = [
     ),
     (
         BASE + "search:\n  constraints: {macs: {}}\n",
-        "study.yaml:19: search.constraints.macs: bounds nothing",
+        "study.yaml:19: search.constraints.macs: neither min nor max is given",
     ),
     (
         BASE + "search:\n  constraints: {params: {max: 100}}\n",
@@ -216,7 +217,7 @@ WRONG = [
             ("  train: {epochs: 2}\nstudent", "  train: null\nstudent"),
             ("  model: {name: resnet, depth: 14, width: 8}\n", ""),
         ),
-        "study.yaml:3: teacher: neither `model` nor `weights` is given",
+        "study.yaml:3: teacher: `model` and `weights` are missing",
     ),
     (
         changed(
@@ -234,15 +235,15 @@ WRONG = [
                 "  weights: x.safetensors\n",
             )
         ),
-        "study.yaml:3: teacher: `model` is missing beside `weights`",
+        "study.yaml:3: teacher: `weights` without `model`",
     ),
     (
         changed(("{name: offline}", "alone")),
-        "study.yaml:12: knowledge: scheme 'alone' takes no knowledge",
+        "study.yaml:12: knowledge: scheme 'alone' uses no `knowledge`",
     ),
     (
         BASE.partition("knowledge:")[0] + "knowledge: []\n",
-        "study.yaml:12: knowledge: there is no `knowledge` for scheme 'offline' to transfer",
+        "study.yaml:12: knowledge: `knowledge` is missing; scheme 'offline' needs it",
     ),
     (
         changed(
@@ -268,11 +269,11 @@ WRONG = [
             ("  train: {epochs: 2}\nstudent", "student"),
             ("\ntrain: {epochs: 2}", "\ntrain: {epochs: {int: [1, 4]}}"),
         ),
-        "study.yaml:3: teacher: `teacher.train` is left out",
+        "study.yaml:3: teacher: without `teacher.train`",
     ),
     (
         changed(("width: 8}", "width: {int: [1, 40]}}")),
-        "study.yaml:3: teacher: 40 different teachers; at most 16 are trained for a study",
+        "study.yaml:3: teacher: 40 different teachers; a study trains at most 16",
     ),
     # networks that a scheme names
     (
@@ -339,7 +340,7 @@ def test_very_many_problems_are_cut() -> None:
     text = BASE + "".join(f"strange{i}: 1\n" for i in range(50))
     problems = problems_of(text)
     assert len(problems) == 21
-    assert problems[-1].message == "and 30 problems more"
+    assert problems[-1].message == "and 30 more problems"
 
 
 def test_problems_of_overrides_name_the_command_line() -> None:
@@ -359,9 +360,9 @@ def test_pairs_that_cannot_be_bridged_are_left_out_before_anything_is_drawn() ->
         "embedding>stage2",
         "embedding>embedding",
     }
-    (line,) = study.bind(DIGITS).narrowed.lines
+    (line,) = study.bind(DIGITS).filtered.lines
     assert line.startswith(
-        "knowledge[1].pairs leaves out stage1>embedding under hint: guided layer 'embedding' (16,)"
+        "knowledge[1].pairs excludes stage1>embedding under hint: guided layer 'embedding' (16,)"
     )
 
 

@@ -52,28 +52,28 @@ PAIRINGS = [
     (
         {"pairs": "{pairing: {hint: [embed.patches, stage3], guided: auto}}", "student": VIT},
         "knowledge[1].pairs.pairing.hint[0]: teacher: there is no layer 'embed.patches'",
-        "-> the student has such a layer: `hint` names the teacher's, `guided` the student's",
+        "-> the student has this layer: `hint` names the teacher's, `guided` the student's",
     ),
     (
         {"pairs": "[{hint: stage1, guided: embed.patches}]", "teacher": VIT},
         "knowledge[1].pairs[0].guided: student: there is no layer 'embed.patches'",
-        "-> the teacher has such a layer",
+        "-> the teacher has this layer",
     ),
     (
         {"pairs": "{pairing: {hint: [stage1, stage2], guided: [embedding]}}"},
         "knowledge[1].pairs: none of its pairs can be compared: guided layer 'embedding' (16,) "
         "cannot be carried to hint layer 'stage1' (8, 8, 8)",
-        "-> name layers that can, or take another loss; `raykd layers` shows their shapes",
+        "-> name other layers, or use another loss; `raykd layers` shows shapes",
     ),
     (
         {"pairs": "{pairing: {max: 2, order: reverse}}", "loss": "{name: reviewkd}"},
         "knowledge[1].pairs.pairing.order: loss 'reviewkd' compares all its pairs together, "
         "shallow to deep on both sides",
-        "-> write `order: monotone`, or take a loss that compares pairs one by one",
+        "-> write `order: monotone`, or use a loss that compares pairs one by one",
     ),
     (
         {"pairs": "{pairing: {order: reversed}}"},
-        "knowledge[1].pairs: `order` is 'monotone', 'any' or 'reverse'; got 'reversed'",
+        "knowledge[1].pairs: `order` must be 'monotone', 'any' or 'reverse'; got 'reversed'",
         "-> did you mean 'reverse'?",
     ),
     (
@@ -83,12 +83,12 @@ PAIRINGS = [
         },
         "knowledge[1].pairs.pairing.guided[1]: student: there is no layer 'stage4'; did you mean "
         "'stage3'",
-        "-> the teacher has such a layer",
+        "-> the teacher has this layer",
     ),
     (
         {"pairs": "{pairing: {max: 0}}"},
-        "knowledge[1].pairs: `max` is a whole number from 1; got 0",
-        "-> write 1 or more; for trials without pairs, let `loss` be a choice with null",
+        "knowledge[1].pairs: `max` must be a whole number >= 1; got 0",
+        "-> for trials without pairs, write `loss` as a choice with null",
     ),
     (
         {"pairs": "{pairing: {min: 3, max: 2}}"},
@@ -107,17 +107,17 @@ PAIRINGS = [
     ),
     (
         {"pairs": "{pairing: {pairs: []}}"},
-        "knowledge[1].pairs: `pairs` is an empty list",
+        "knowledge[1].pairs: `pairs` must be a non-empty list of pairs",
         "-> write [[stage1, stage2], ...], hint layer first",
     ),
     (
         {"pairs": "{pairing: {pairs: [[stage1, stage1], [stage2]]}}"},
-        "knowledge[1].pairs: `pairs[1]` is no pair of layers; got ['stage2']",
+        "knowledge[1].pairs: `pairs[1]` must be a pair of layers; got ['stage2']",
         "-> write [HINT, GUIDED] or {hint: HINT, guided: GUIDED}",
     ),
     (
         {"pairs": "{pairing: {sets: [[[stage1, stage1]]], max: 2}}"},
-        "knowledge[1].pairs: `sets` names what is drawn and stands beside `max`",
+        "knowledge[1].pairs: `sets` lists everything to draw, so `max` cannot be given",
         "-> remove `max`, or remove `sets`",
     ),
     (

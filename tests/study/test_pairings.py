@@ -78,7 +78,7 @@ def test_pairs_and_sets_are_drawn_as_they_are_named() -> None:
     domain = read_pairing({"pairs": named, "max": 2})
     assert domain.count == 3 + 3
     assert {len(found) for found in sets_of(domain)} == {1, 2}
-    assert {pair.held.get("weight") for found in sets_of(domain) for pair in found} == {None, 2}
+    assert {pair.settings.get("weight") for found in sets_of(domain) for pair in found} == {None, 2}
     whole = read_pairing({"sets": [[["a", "x"]], [["a", "y"], ["c", "z"]]]})
     assert sets_of(whole) == {
         frozenset({LayerPair("a", "x")}),
@@ -98,7 +98,7 @@ def test_each_loss_draws_what_it_can_compare() -> None:
     names = {d.name: d.when for d in space.dimensions if "pairs" in d.name}
     assert names["knowledge[0].pairs[0]"] == "knowledge[0].loss = hint"
     assert not any(name.startswith("knowledge[0].pairs.at[") for name in names), "one pair is left"
-    lines = space.bind(TASK).narrowed.lines
+    lines = space.bind(TASK).filtered.lines
     assert any("under at: " in line and "stage2>embedding" in line for line in lines)
     drawn: dict[str, set[str]] = {}
     for seed in range(100):

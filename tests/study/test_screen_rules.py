@@ -10,7 +10,7 @@ from raykd.models import Task, Text
 from raykd.models.proxies import PROXIES, NoProxy, Ranking
 from raykd.report.space import render
 from raykd.study.checks.load import open_study
-from raykd.study.checks.rules import bin_cost, number_kept, task_findings
+from raykd.study.checks.rules import bin_cost, number_kept, proxy_task_issues
 from raykd.study.explain import explain
 from raykd.study.open_study import OpenStudy
 from raykd.study.yaml_file import parse_document
@@ -55,23 +55,22 @@ MISTAKES: dict[str, tuple[tuple[str, ...], str]] = {
     ),
     "grid": (
         ("search.sampler=grid",),
-        "search.proxy: sampler 'grid' tries every point, whatever a screen says\n"
-        "    -> remove `screen`, or take another sampler",
+        "search.proxy: sampler 'grid' tries every point, so a ranking has no effect\n"
+        "    -> remove `proxy`, or use another sampler",
     ),
     "more than trials": (
         ("search.proxy.keep=7",),
-        "search.proxy.keep: 7 architectures cannot be kept for 6 trials\n"
+        "search.proxy.keep: cannot keep 7 architectures for 6 trials\n"
         "    -> lower it, or raise search.trials",
     ),
     "more than candidates": (
         ("search.proxy.candidates=2",),
-        "search.proxy.keep: 3 of 2 candidates cannot be kept\n"
-        "    -> lower it, or raise `candidates`",
+        "search.proxy.keep: cannot keep 3 of 2 candidates\n    -> lower it, or raise `candidates`",
     ),
     "params, an objective": (
         ("search.proxy={name: params}", "search.objectives={val_accuracy: max, params: min}"),
         "search.proxy: 'params' cannot rank students that are compared at equal params "
-        "(`params` is an objective)\n    -> take naswot, zen or diswot, or write `per_cost: none`",
+        "(`params` is an objective)\n    -> use naswot, zen or diswot, or write `per_cost: none`",
     ),
     "macs within macs": (
         ("search.proxy={name: macs, per_cost: macs}",),
@@ -79,24 +78,24 @@ MISTAKES: dict[str, tuple[tuple[str, ...], str]] = {
     ),
     "no teacher": (
         ("search.proxy={name: diswot}", "teacher=null", "scheme={name: alone}", "knowledge=[]"),
-        "search.proxy: 'diswot' compares students with the teacher's model, which is not given\n"
-        "    -> give `teacher: {model: ...}`, or take naswot, zen, params or macs",
+        "search.proxy: 'diswot' compares students with the teacher's model, which is missing\n"
+        "    -> give `teacher: {model: ...}`, or use naswot, zen, params or macs",
     ),
     "many teachers": (
         (
             "search.proxy={name: diswot}",
             "teacher={model: {name: mlp, depth: {choice: [1, 2]}}, train: {epochs: 1}}",
         ),
-        "search.proxy: 'diswot' compares with one teacher; this space has 2\n",
+        "search.proxy: 'diswot' compares students with one teacher; this space has 2\n",
     ),
     "one student": (
         ("student.model={name: mlp, depth: 1, width: 8}", "scheme={choice: [offline, alone]}"),
-        "search.proxy: there is one student in this space, so there is nothing to rank\n"
-        "    -> leave something of `student.model` open, or remove `screen`",
+        "search.proxy: this space has a single student, so there is nothing to rank\n"
+        "    -> leave a value of `student.model` open, or remove `proxy`",
     ),
     "left open": (
         ("search.proxy={choice: [naswot, zen]}",),
-        "search.proxy: `choice` cannot stand under `search`, which is the same for all trials",
+        "search.proxy: `choice` is not allowed under `search`, which is the same for all trials",
     ),
     "out of range": (
         ("search.proxy={name: zen, alpha: 0}",),
@@ -114,9 +113,9 @@ def test_mistakes(mistake: str) -> None:
 def test_noise_cannot_be_made_of_texts() -> None:
     search = opened("search.proxy={name: zen}").settings.search
     words = Task((12,), 3, Text(vocabulary=50))
-    [finding] = task_findings(search, words)
-    assert str(finding).startswith("search.proxy: proxy 'zen' feeds noise to networks")
-    assert list(task_findings(search, TASK)) == []
+    [issue] = proxy_task_issues(search, words)
+    assert str(issue).startswith("search.proxy: proxy 'zen' feeds noise to networks")
+    assert list(proxy_task_issues(search, TASK)) == []
 
 
 def test_none_is_the_default_and_a_bare_name_will_do() -> None:

@@ -34,7 +34,7 @@ def test_the_quickstart_is_valid(tmp_path: Path) -> None:
 def test_a_file_is_not_overwritten(tmp_path: Path) -> None:
     file = tmp_path / "study.yaml"
     file.write_text("mine")
-    with pytest.raises(StudyError, match=r"exists already\n    -> name another file, or add --f"):
+    with pytest.raises(StudyError, match=r"already exists\n    -> use another file, or add --f"):
         write_starter("quickstart", file)
     assert file.read_text() == "mine"
     write_starter("quickstart", file, force=True)

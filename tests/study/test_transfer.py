@@ -102,7 +102,7 @@ def test_terms_go_by_their_losses_and_not_by_their_numbers() -> None:
         "knowledge[0].pairs[1].guided": "stage3",
         "knowledge[1].loss.temperature": 4.0,
     }
-    assert found.reason("knowledge[0].weight") == "it is not within 1 to 2"
+    assert found.reason("knowledge[0].weight") == "it is outside 1 to 2"
     assert found.reason("knowledge[1].pairs") == ""
     assert found.reason("student.model.width") == "this study leaves nothing open there"
 
@@ -140,10 +140,10 @@ def test_what_pairs_have_of_their_own_is_taken_with_them() -> None:
 @pytest.mark.parametrize(
     ("pairing", "why"),
     [
-        ("hint: [stage1], guided: [stage2, stage3]", "stage3>stage3 is none of its pairs"),
-        ("SIDES", "2 pairs; it takes 1 to 1"),
+        ("hint: [stage1], guided: [stage2, stage3]", "stage3>stage3 is not one of its pairs"),
+        ("SIDES", "got 2 pairs; must be 1 to 1"),
         ("SIDES, max: 2, order: reverse", "are not in the order 'reverse'"),
-        ("sets: [[[stage1, stage1]], [[stage1, stage3]]]", "is none of its sets"),
+        ("sets: [[[stage1, stage1]], [[stage1, stage3]]]", "is not one of its sets"),
     ],
 )
 def test_pairs_are_taken_whole_or_not_at_all(pairing: str, why: str) -> None:

@@ -95,13 +95,13 @@ def test_the_winners_of_a_study_are_tried_first(first: StudyResult, study: OpenS
     name = f"{first.folder.name}:{winners[0].id}"
     assert start["starts"][0]["name"] == name
     lines = [line for one in start["starts"] for line in one["left_out"]]
-    wide = f"{name}: student.model.width = {model['width']} is left out: it is not within 2 to 20"
+    wide = f"{name}: student.model.width = {model['width']} is left out: it is outside 2 to 20"
     assert (wide in lines) is not fits
     notes = [e["tags"] for e in events(result.folder / "journal.jsonl") if e["event"] == "note"]
     assert any(name in tags.get("start_from", "") for tags in notes)
     told_again = left_out(events(result.folder / "journal.jsonl"))
     assert {*lines} <= {*told_again}
-    assert any(line.startswith("knowledge[0].pairs leaves out stage1>embed") for line in told_again)
+    assert any(line.startswith("knowledge[0].pairs excludes stage1>embed") for line in told_again)
     marked = [trial.user_attrs.get("raykd.start") for trial in trials_of(result, study)]
     assert marked[: len(winners)] == [f"{first.folder.name}:{one.id}" for one in winners]
 
@@ -191,7 +191,7 @@ def test_what_cannot_begin_a_search_is_told_before_anything_starts(
         "knowledge=[{loss: {name: nkd}, weight: {uniform: [1, 2]}}]",
         text=OTHER,
     )
-    with pytest.raises(StudyError, match=r"nothing of .* fits this study: .*it is not within 100"):
+    with pytest.raises(StudyError, match=r"nothing of .* fits this study: .*it is outside 100"):
         SearchRun(nothing, start_from=[str(first.folder)]).run(LocalExecutor())
     assert sorted((home / "studies").iterdir()) == before
 

@@ -1,4 +1,4 @@
-"""Layer pairs: which hint layer teaches which guided layer, checked before anything is trained."""
+"""Layer pairs of a concrete study: defaults filled in, and checked before training."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ from raykd.study.yaml_file import Place, dotted
 
 
 class PairError(ValueError):
-    """Layers that are not there, or that no connector bridges; `place` says where in the study."""
+    """Layers that do not exist or that a loss cannot compare; `place` is their place in the
+    study."""
 
     def __init__(self, place: Place, message: str, fix: str = "") -> None:
         super().__init__(f"{dotted(place)}: {message}")
@@ -30,7 +31,7 @@ class PairError(ValueError):
 
 
 def stages_of(model_profile: ModelProfile) -> tuple[str, ...]:
-    """A model's stage aliases, shallow to deep."""
+    """Stage aliases of a model, shallow to deep."""
     stages = []
     while (name := f"stage{len(stages) + 1}") in model_profile.aliases:
         stages.append(name)
@@ -43,22 +44,22 @@ def resolve_pairs(
     teachers: Sequence[ModelProfile | None] = (),
     classes: int = 10,
 ) -> Study:
-    """`study` with the pairs of each term that takes some written out and checked.
+    """Return `study` with the pairs of all terms written out and checked.
 
-    Pairs left null become the loss's own default, unless several teachers each have their own.
-    Each loss is made ready once for the shapes it would meet, without memory for its weights.
+    Pairs that are null become the default of the loss, unless there are several teachers.  Each
+    loss is built once for its shapes, on the meta device.
 
     Args:
         study: a concrete study.
-        student: what its model is made of.
-        teachers: the same of those who teach under its scheme; None: nothing is known of one.
-            Where there is none, the student's own layers are the hint layers, if the scheme needs
-            no teacher.
-        classes: of the data.
+        student: profile of its model.
+        teachers: profiles of the networks that teach under its scheme; None for one that is
+            unknown. If there are none and the scheme needs no teacher, the hint layers are the
+            student's.
+        classes: number of classes of the data.
 
     Raises:
-        PairError: a ValueError; a layer that is not there (with what comes near), or a pair that
-            cannot be bridged (with both layers and both shapes), and the place in the study.
+        PairError: a ValueError; a layer does not exist (with similar names), or a loss cannot
+            compare a pair (with layers and shapes).
     """
     hints = list(teachers) or [None if study.scheme.needs_teacher else student]
     resolved = [
@@ -95,14 +96,16 @@ def _resolved(
     resolved = replace(term, pairs=tuple(pairs))
     shapes = {(p.hint, p.guided): (g, h) for p, g, h in zip(pairs, guided, hint, strict=True)}
     for part in resolved.parts:
-        unfit = _unfit(part, shapes, classes)
-        if unfit:
-            raise PairError(place if term.pairs is None else (*place, "pairs"), unfit)
+        problem = _pairs_mismatch(part, shapes, classes)
+        if problem:
+            raise PairError(place if term.pairs is None else (*place, "pairs"), problem)
     return resolved
 
 
-def _unfit(term: Term, shapes: Mapping[tuple[str, str], tuple[Shape, Shape]], classes: int) -> str:
-    """Why a term's loss cannot be made ready for its pairs; empty where it can."""
+def _pairs_mismatch(
+    term: Term, shapes: Mapping[tuple[str, str], tuple[Shape, Shape]], classes: int
+) -> str:
+    """The reason why the loss of a term cannot compare its pairs; "" if it can."""
     assert term.loss is not None
     pairs = term.pairs or ()
     guided, hint = (
@@ -111,8 +114,8 @@ def _unfit(term: Term, shapes: Mapping[tuple[str, str], tuple[Shape, Shape]], cl
     return _dry_run(term.loss, pairs, guided, hint, classes)
 
 
-def why_not(loss: Loss, pair: Pair, guided: Shape, hint: Shape, classes: int) -> str:
-    """Why a loss cannot compare two layers of these shapes; empty where it can."""
+def mismatch(loss: Loss, pair: Pair, guided: Shape, hint: Shape, classes: int) -> str:
+    """The reason why a loss cannot compare two layers of these shapes; "" if it can."""
     count = loss.least_pairs
     anonymous = (Pair(hint="hint", guided="guided"),) * count
     if not _dry_run(loss, anonymous, (guided,) * count, (hint,) * count, classes):
@@ -128,9 +131,9 @@ def _default_pairs(
     if loss.default_pairs == "embedding":
         return (Pair(hint="embedding", guided="embedding"),)
     hints, guided = stages_of(teacher), stages_of(student)
-    for stages, who in ((hints, "teacher"), (guided, "student")):
+    for stages, role in ((hints, "teacher"), (guided, "student")):
         if not stages:
-            what = f"no stages were found in the {who} for {loss.name} to pair; name the `pairs`"
+            what = f"the {role} has no stages that {loss.name} could pair; name the `pairs`"
             raise PairError(place, what)
     depth = 1 if loss.default_pairs == "last" else min(len(hints), len(guided))
     return [
@@ -145,15 +148,15 @@ def _shape(
     try:
         return tuple(model_profile.resolve([name])[0].shape)
     except ValueError as error:
-        who = "student" if side == "guided" else "teacher"
-        fix = of_the_other(side) if other is not None and name in other.layers else ""
-        raise PairError(place, f"{who}: {error}", fix) from None
+        role = "student" if side == "guided" else "teacher"
+        fix = other_side_hint(side) if other is not None and name in other.layers else ""
+        raise PairError(place, f"{role}: {error}", fix) from None
 
 
-def of_the_other(side: str) -> str:
-    """How to mend a layer that is not there, but in the network of the other side."""
+def other_side_hint(side: str) -> str:
+    """Fix for a layer that only the network of the other side has."""
     other = "teacher" if side == "guided" else "student"
-    return f"the {other} has such a layer: `hint` names the teacher's, `guided` the student's"
+    return f"the {other} has this layer: `hint` names the teacher's, `guided` the student's"
 
 
 @lru_cache(maxsize=4096)
@@ -164,7 +167,7 @@ def _dry_run(
     hint: tuple[Shape, ...],
     classes: int,
 ) -> str:
-    """Why the loss cannot be made ready for these layers; empty where it can."""
+    """The reason why a loss cannot be built for these layers; "" if it can."""
     context = LossContext(
         pairs=pairs,
         guided_shapes=guided,
@@ -186,27 +189,29 @@ def _dry_run(
 
 
 Losses = Mapping[str, frozenset[Loss]]
-"""What may compare the pairs of a term: by the name of the term's loss, its variants."""
+"""Losses that can compare the pairs of a term: variants by the name of the term's loss."""
 
 
 @dataclass(frozen=True)
-class LeftOut:
+class ExcludedPair:
     """A pair of layers that is never drawn.
 
     Attributes:
         parameter: of the pairing.
-        loss: the name of the loss that cannot compare them; empty: none of those of the pairs.
+        loss: name of the loss that cannot compare the layers; "": none of the losses of pairs can.
+        pair: the layers.
+        reason: in words.
     """
 
     parameter: str
     loss: str
     pair: LayerPair
-    why: str
+    reason: str
 
 
 @dataclass(frozen=True)
 class Impossible:
-    """A pairing none of whose sets can be drawn; `place` is where the study writes it."""
+    """A pairing from which nothing can be drawn; `place` is its place in the study file."""
 
     place: Place
     message: str
@@ -214,37 +219,37 @@ class Impossible:
 
 
 @dataclass(frozen=True)
-class Narrowed:
-    """A space whose pairings hold what can be compared."""
+class FilteredSpace:
+    """A space whose pairings contain only layers that a loss can compare."""
 
     space: Space
-    left_out: tuple[LeftOut, ...] = ()
+    excluded: tuple[ExcludedPair, ...] = ()
     impossible: tuple[Impossible, ...] = ()
 
     @property
     def lines(self) -> tuple[str, ...]:
-        """What was left out and why, a line for each pairing and loss."""
-        groups: dict[tuple[str, str], list[LeftOut]] = {}
-        for one in self.left_out:
-            groups.setdefault((one.parameter, one.loss), []).append(one)
-        return tuple(_line(*group, found) for group, found in groups.items())
+        """The excluded pairs with reasons, one line for each pairing and loss."""
+        groups: dict[tuple[str, str], list[ExcludedPair]] = {}
+        for pair in self.excluded:
+            groups.setdefault((pair.parameter, pair.loss), []).append(pair)
+        return tuple(_line(*group, pairs) for group, pairs in groups.items())
 
 
-def _line(parameter: str, loss: str, found: Sequence[LeftOut]) -> str:
-    pairs = [str(one.pair) for one in found]
-    told = ", ".join(pairs[:4]) + (f" and {len(pairs) - 4} more" if len(pairs) > 4 else "")
-    whose = f" under {loss}" if loss else ""
-    return f"{parameter} leaves out {told}{whose}: {found[0].why}"
+def _line(parameter: str, loss: str, excluded: Sequence[ExcludedPair]) -> str:
+    pairs = [str(each.pair) for each in excluded]
+    names = ", ".join(pairs[:4]) + (f" and {len(pairs) - 4} more" if len(pairs) > 4 else "")
+    under = f" under {loss}" if loss else ""
+    return f"{parameter} excludes {names}{under}: {excluded[0].reason}"
 
 
 @dataclass(frozen=True)
-class Met:
-    """What the points of a space bring together.
+class SpaceModels:
+    """The models and losses of a space.
 
     Attributes:
-        students, teachers: what their models are made of, each once.
-        losses: by the place at which a pairing is written.
-        classes: of the data.
+        students, teachers: profiles of their models, each once.
+        losses: by the place of the pairing in the study file.
+        classes: number of classes of the data.
     """
 
     students: Sequence[ModelProfile]
@@ -254,39 +259,41 @@ class Met:
     _shapes: dict[tuple[bool, str], set[Shape]] = field(default_factory=dict)
 
     def shapes(self, name: str, *, guided: bool) -> set[Shape]:
-        """The shapes a layer has in the models of one side; none where no model has it."""
+        """Shapes of a layer in the models of one side; empty if no model has it."""
         models = self.students if guided else self.teachers
         if (guided, name) not in self._shapes:
-            found = {tuple(one.layers[name]) for one in models if name in one.layers}
-            self._shapes[guided, name] = found
+            shapes = {tuple(profile.layers[name]) for profile in models if name in profile.layers}
+            self._shapes[guided, name] = shapes
         return self._shapes[guided, name]
 
 
 def layers_for(models: Sequence[ModelProfile]) -> dict[Wide, tuple[str, ...]]:
-    """What `auto`, `blocks` and `all` stand for in the models of one side, shallow to deep.
+    """Layer names that `auto`, `blocks` and `all` stand for in the models of model side, shallow to
+    deep.
 
-    `auto`: the stages of the model that has most of them.  `blocks` and `all`: the stages and
-    blocks, or all the layers, that every one of the models has, as named in the first; a layer
-    that ends a stage goes by its alias.
+    `auto`: the stages of the model with the most stages.  `blocks` and `all`: the stages and
+        blocks,
+    or all layers, that every model has, in the order of the first; the last layer of a stage is
+    called by its alias.
     """
     most: tuple[str, ...] = max(map(stages_of, models), key=len, default=())
-    found: dict[Wide, tuple[str, ...]] = dict.fromkeys(WIDE, most)
+    layers: dict[Wide, tuple[str, ...]] = dict.fromkeys(WIDE, most)
     for wide in ("blocks", "all"):
-        named = [_named(one, blocks=wide == "blocks") for one in models]
+        named = [_named(model, blocks=wide == "blocks") for model in models]
         shared = set(named[0]).intersection(*named[1:]) if named else set()
-        found[wide] = tuple(name for name in named[0] if name in shared) if named else ()
-    return found
+        layers[wide] = tuple(name for name in named[0] if name in shared) if named else ()
+    return layers
 
 
 def _named(model_profile: ModelProfile, *, blocks: bool) -> list[str]:
-    """Its blocks, or all its layers, without the classifier and what ends just where its
-    sequence does."""
-    kept = [layer for layer in model_profile.found if not layer.overwritten]
-    by_name = {layer.module: layer for layer in kept if layer.side == "output"}
+    """Names of its blocks, or of all its layers, without the classifier and without the last layer
+    of a sequence."""
+    layers = [layer for layer in model_profile.found if not layer.overwritten]
+    by_name = {layer.module: layer for layer in layers if layer.side == "output"}
     parents = {name.rpartition(".")[0] for name in by_name}
-    embedding = next((one for one in kept if one.side == "input"), None)
+    embedding = next((layer for layer in layers if layer.side == "input"), None)
     names = []
-    for layer in kept:
+    for layer in layers:
         whole = by_name.get(layer.module.rpartition(".")[0])
         if layer.side == "output" and whole is not None and _ends_sequence(layer, whole):
             continue
@@ -303,98 +310,101 @@ def _ends_sequence(layer: Layer, whole: Layer) -> bool:
     return same and whole.type == "Sequential"
 
 
-def narrowed(space: Space, met: Met) -> Narrowed:
-    """The space without the pairs of layers that its losses cannot compare.
+def filter_pairs(space: Space, models: SpaceModels) -> FilteredSpace:
+    """The space without the layer pairs that its losses cannot compare.
 
     Args:
-        space: the layers of its pairings all named.
-        met: its models and losses.
+        space: the layers of its pairings named.
+        models: its models and losses.
     """
-    left_out: list[LeftOut] = []
+    excluded: list[ExcludedPair] = []
     impossible: list[Impossible] = []
 
-    def narrow(node: Pairing) -> Pairing:
-        losses = met.losses.get(node.source, {})
+    def filtered(node: Pairing) -> Pairing:
+        losses = models.losses.get(node.source, {})
         if not node.domain.named or not losses:
             return node
-        found = _narrow(node, _groups(node, losses), met)
-        left_out.extend(found.left_out)
-        impossible.extend(found.impossible)
-        return found.node
+        result = _filter_node(node, _groups(node, losses), models)
+        excluded.extend(result.excluded)
+        impossible.extend(result.impossible)
+        return result.node
 
-    return Narrowed(space.with_pairings(narrow), tuple(left_out), tuple(impossible))
+    return FilteredSpace(space.with_pairings(filtered), tuple(excluded), tuple(impossible))
 
 
 @dataclass(frozen=True)
-class _Narrow:
+class _FilteredNode:
     node: Pairing
-    left_out: tuple[LeftOut, ...]
+    excluded: tuple[ExcludedPair, ...]
     impossible: tuple[Impossible, ...]
 
 
-def _narrow(node: Pairing, losses: Losses, met: Met) -> _Narrow:
-    reasons = {name: _reasons(node.domain, variants, met) for name, variants in losses.items()}
+def _filter_node(node: Pairing, losses: Losses, models: SpaceModels) -> _FilteredNode:
+    reasons = {name: _reasons(node.domain, variants, models) for name, variants in losses.items()}
     domains = {
-        name: _spanned(node.domain.without(frozenset(found)), losses[name])
-        for name, found in reasons.items()
+        name: _spanned(node.domain.without(frozenset(pairs)), losses[name])
+        for name, pairs in reasons.items()
     }
-    left_out = tuple(
-        LeftOut(node.parameter, name, pair, why)
-        for name, found in reasons.items()
-        for pair, why in found.items()
+    excluded = tuple(
+        ExcludedPair(node.parameter, name, pair, reason)
+        for name, pairs in reasons.items()
+        for pair, reason in pairs.items()
     )
     if len(domains) == 1:
         (domain,) = domains.values()
         by_loss: dict[str, PairingDomain] = {}
     else:
         domain = node.domain.without(frozenset.intersection(*map(frozenset, reasons.values())))
-        by_loss = {name: found for name, found in domains.items() if found != domain}
+        by_loss = {name: each for name, each in domains.items() if each != domain}
     changed = replace(node, domain=domain, by_loss=by_loss)
-    if any(found.sizes for found in domains.values()):
-        return _Narrow(changed, left_out, ())
-    message, fix = _why_impossible(node, losses, reasons)
-    return _Narrow(changed, left_out, (Impossible(node.source, message, fix),))
+    if any(each.sizes for each in domains.values()):
+        return _FilteredNode(changed, excluded, ())
+    message, fix = _no_sets(node, losses, reasons)
+    return _FilteredNode(changed, excluded, (Impossible(node.source, message, fix),))
 
 
 def _groups(node: Pairing, losses: Losses) -> Losses:
-    """The losses that may compare a pair; where pairs have losses of their own, all as one."""
-    owned = [pair for pair in node.domain.named if "loss" in pair.held]
-    if owned or any("loss" in group.items for group in node.own):
+    """The losses that can compare a pair; a single group if pairs have losses of their own."""
+    if any("loss" in pair.settings for pair in node.domain.named) or any(
+        "loss" in group.items for group in node.settings
+    ):
         return {"": frozenset().union(*losses.values())}
     return losses
 
 
-def _reasons(domain: PairingDomain, losses: Iterable[Loss], met: Met) -> dict[LayerPair, str]:
-    """The pairs that none of the losses can compare in any of the models, and why."""
+def _reasons(
+    domain: PairingDomain, losses: Iterable[Loss], models: SpaceModels
+) -> dict[LayerPair, str]:
+    """The pairs that none of the losses can compare in any of the models, with reasons."""
     variants = sorted(losses, key=repr)
     pairs = dict.fromkeys(map(bare, domain.named))
-    return {pair: why for pair in pairs if (why := _reason(pair, variants, met))}
+    return {pair: reason for pair in pairs if (reason := _reason(pair, variants, models))}
 
 
-def _reason(pair: LayerPair, losses: Sequence[Loss], met: Met) -> str:
-    """Why none of the losses can compare two layers; empty where one can, or no model has them."""
+def _reason(pair: LayerPair, losses: Sequence[Loss], models: SpaceModels) -> str:
+    """The reason why no loss can compare two layers; "" if one can, or if no model has them."""
     first, layers = "", Pair(hint=pair.hint, guided=pair.guided)
     for loss in losses:
-        for guided in sorted(met.shapes(pair.guided, guided=True)):
-            for hint in sorted(met.shapes(pair.hint, guided=False)):
-                why = why_not(loss, layers, guided, hint, met.classes)
-                if not why:
+        for guided in sorted(models.shapes(pair.guided, guided=True)):
+            for hint in sorted(models.shapes(pair.hint, guided=False)):
+                reason = mismatch(loss, layers, guided, hint, models.classes)
+                if not reason:
                     return ""
-                first = first or why
+                first = first or reason
     return first
 
 
 def _spanned(domain: PairingDomain, losses: Iterable[Loss]) -> PairingDomain:
-    """The domain without sets of fewer or more pairs than all of the losses take."""
+    """The domain without sets of fewer or more pairs than the losses take."""
     least = max(domain.min, min(loss.least_pairs for loss in losses))
     most = max(loss.most_pairs or domain.max for loss in losses)
     return replace(domain, min=least, max=min(domain.max, most))
 
 
-def _why_impossible(
+def _no_sets(
     node: Pairing, losses: Losses, reasons: Mapping[str, Mapping[LayerPair, str]]
 ) -> tuple[str, str]:
-    """Why nothing can be drawn, and how to mend it; said of the first loss."""
+    """Message and fix for a pairing from which nothing can be drawn, for its first loss."""
     name, variants = next(iter(losses.items()))
     domain, loss = _spanned(node.domain, variants), next(iter(variants))
     if domain.min > domain.max:
@@ -404,10 +414,10 @@ def _why_impossible(
         return f"loss '{name}' takes at most {domain.max} pair(s)", "lower `min`"
     count = len(node.domain.named)
     if reasons[name]:
-        why = next(iter(reasons[name].values()))
+        reason = next(iter(reasons[name].values()))
         some = len(reasons[name])
         which = "none of its pairs can" if some == count else f"{some} of {count} pairs cannot"
-        what = f"{which} be compared: {why}"
-        return what, "name layers that can, or take another loss; `raykd layers` shows their shapes"
-    what = f"its {count} pairs make no {domain.min} in the order '{domain.order}'"
+        what = f"{which} be compared: {reason}"
+        return what, "name other layers, or use another loss; `raykd layers` shows shapes"
+    what = f"its {count} pairs allow no set of {domain.min} in the order '{domain.order}'"
     return what, "lower `min`, name more layers, or write `order: any`"

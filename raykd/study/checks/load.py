@@ -1,4 +1,4 @@
-"""Reading a study file and finding everything that is wrong with it, before anything starts."""
+"""Loading of study files, with all checks that are possible before anything starts."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from raykd.data import Source
 from raykd.errors import Infeasible, Problem, StudyError
 from raykd.models import ModelProfile, Task
 from raykd.study.candidate import Candidate, ModelError, pairing_losses
-from raykd.study.checks.layer_pairs import PairError, of_the_other
-from raykd.study.checks.messages import Finding, InvalidStudy, parse_study
+from raykd.study.checks.layer_pairs import PairError, other_side_hint
+from raykd.study.checks.messages import InvalidStudy, Issue, parse_study
 from raykd.study.checks.rules import (
-    import_findings,
-    search_findings,
-    space_findings,
-    study_findings,
-    task_findings,
+    import_issues,
+    proxy_space_issues,
+    proxy_task_issues,
+    search_issues,
+    study_issues,
 )
 from raykd.study.config import Bounds, Search, Study
 from raykd.study.costs import format_cost
@@ -37,12 +37,12 @@ from raykd.study.teachers import teacher_chain, teachers_of
 from raykd.study.yaml_file import Document, Place, dotted, parse_place, read_document
 
 Check = Callable[[Study, Task | None], Iterable[Problem | str]]
-"""Looks at one concrete study; a problem without a line gets that of its path."""
+"""Check of one concrete study; a problem without a line gets the line of its path."""
 
 MOST_PROBLEMS = 20
 MOST_TEACHERS = 16
 TRIED = 200
-"""Random points tried before a space is said to hold nothing feasible."""
+"""Number of random points before a space counts as infeasible."""
 
 
 def load_study(
@@ -52,21 +52,22 @@ def load_study(
     *,
     allow_import: bool = False,
 ) -> OpenStudy:
-    """Read a study file and check all of it.
+    """Read and check a study file.
 
-    Every branch and both ends of every range are checked: keys and types, the rules of schemes,
-    teachers and objectives, models that can be built, layers and connectors (on the meta
-    device), constraints that can be met.  Nothing is read or downloaded.  Where the shape of the
-    data is known only once they are read, call `check_shapes` then.
+    Every branch and both ends of every range are checked: keys and types; rules of schemes,
+        teachers
+    and objectives; that models can be built; layers and connectors (on the meta device); that
+    constraints can be met.  No data are read or downloaded.  If their shape is unknown before they
+    are read, call `check_shapes` afterwards.
 
     Args:
         path: a YAML file.
         overrides: `a.b=value` arguments.
-        checks: further ones, called for every concrete study that is looked at.
-        allow_import: let models run code of their own (import paths, networks from MLflow).
+        checks: further checks of every concrete study that is looked at.
+        allow_import: allow models to run custom code (import paths, networks from MLflow).
 
     Raises:
-        StudyError: all that is wrong, with file, line, place, and how to mend it.
+        StudyError: with all problems: file, line, place, and how to fix them.
     """
     document = read_document(path).with_overrides(overrides)
     return open_study(document, checks, allow_import=allow_import)
@@ -75,19 +76,19 @@ def load_study(
 def open_study(
     document: Document, checks: Iterable[Check] = (), *, allow_import: bool = False
 ) -> OpenStudy:
-    """As `load_study`, for a document already read."""
+    """As `load_study`, for a document that is already read."""
     space, problems, broken = read_space(document)
-    report = _Report(document, problems, broken)
+    report = _IssueCollector(document, problems, broken)
     studies = list(_typed(space, report))
     if not allow_import:
         _refuse_imports(studies, report)
     for point, study in studies:
-        for finding in study_findings(study):
-            report.add(finding, point.origins)
-        for finding in _order_findings(space, point, study):
-            report.add(finding)
-    for finding in _space_findings(document, space, [study for _, study in studies]):
-        report.add(finding)
+        for issue in study_issues(study):
+            report.add(issue, point.origins)
+        for issue in _order_issues(space, point, study):
+            report.add(issue)
+    for issue in _space_issues(document, space, [study for _, study in studies]):
+        report.add(issue)
     report.raise_if_any()
     opened = OpenStudy(document, space, studies[0][1])
     try:
@@ -114,15 +115,15 @@ def check_shapes(opened: OpenStudy, task: Task, checks: Iterable[Check] = ()) ->
     Raises:
         StudyError: with all problems.
     """
-    report = _Report(opened.document)
+    report = _IssueCollector(opened.document)
     bound = opened.bind(task)
-    for impossible in bound.narrowed.impossible:
-        report.add(Finding(impossible.place, impossible.message, impossible.fix))
+    for impossible in bound.filtered.impossible:
+        report.add(Issue(impossible.place, impossible.message, impossible.fix))
     candidates = list(bound.corners())
     if not candidates:
         _report_failing_models(bound, report)
         if not report.problems:
-            report.add(Finding(("knowledge",), "no point of the space can be drawn"))
+            report.add(Issue(("knowledge",), "no point of the space can be drawn"))
     _check_pairings(opened.space, candidates, report)
     costs = _Costs()
     for candidate in candidates:
@@ -130,20 +131,20 @@ def check_shapes(opened: OpenStudy, task: Task, checks: Iterable[Check] = ()) ->
             costs.values.append(candidate.costs)
             candidate.check()
             costs.feasible += 1
-    for finding in task_findings(opened.settings.search, task):
-        report.add(finding)
+    for issue in proxy_task_issues(opened.settings.search, task):
+        report.add(issue)
     _run_checks([(each.study, each.origins) for each in candidates], task, checks, report)
     report.raise_if_any()
     if not costs.feasible:
         _search_feasible(bound, costs)
     if not costs.feasible:
-        for finding in costs.findings(opened.settings.search):
-            report.add(finding)
+        for issue in costs.issues(opened.settings.search):
+            report.add(issue)
         report.raise_if_any()
 
 
 def check_data(study: Study, task: Task | None) -> Iterator[Problem]:
-    """A `Check`: whether the data can be had."""
+    """Check that the data are available (a `Check`)."""
     reason = _missing_data(study.data)
     if reason:
         yield Problem(reason, path="data")
@@ -158,8 +159,8 @@ def _missing_data(source: Source) -> str:
     return ""
 
 
-class _Report:
-    """Collects problems, each once."""
+class _IssueCollector:
+    """Collects the problems of a study, each once."""
 
     def __init__(
         self,
@@ -171,33 +172,33 @@ class _Report:
         self.broken = broken
         self.problems = dict.fromkeys(problems)
 
-    def add(self, finding: Finding, origins: Mapping[Place, Place] | None = None) -> None:
-        """Note a finding in a concrete study whose values come from `origins`."""
-        place = finding.place
+    def add(self, issue: Issue, origins: Mapping[Place, Place] | None = None) -> None:
+        """Add an issue of a concrete study whose values come from `origins`."""
+        place = issue.place
         if any(place[: len(broken)] == broken for broken in self.broken):
             return
         source = place if origins is None else _source(place, origins)
-        message = finding.message + _as_written(self.document.get(source))
-        fix = finding.fix or _spelled(self.document.spelled.get(source))
+        message = issue.message + _as_written(self.document.get(source))
+        fix = issue.fix or _spelled(self.document.spelled.get(source))
         self.problems[self.document.problem(source, message, fix, dotted(place))] = None
 
-    def once(self, finding: Finding, origins: Mapping[Place, Place]) -> None:
-        """As `add`, but only the first for its place: others differ in shapes alone."""
-        if all(problem.path != dotted(finding.place) for problem in self.problems):
-            self.add(finding, origins)
+    def once(self, issue: Issue, origins: Mapping[Place, Place]) -> None:
+        """As `add`, but only the first for its place: others differ only in shapes."""
+        if all(problem.path != dotted(issue.place) for problem in self.problems):
+            self.add(issue, origins)
 
     def note(self, problem: Problem | str, origins: Mapping[Place, Place]) -> None:
-        """Note what a check found; where it says no line, its path's is taken."""
+        """Add a problem of a check; without a file, it gets the line of its path."""
         if isinstance(problem, str):
             problem = Problem(problem)
         if problem.file or not problem.path:
             self.problems[problem] = None
         else:
-            self.add(Finding(parse_place(problem.path), problem.message, problem.fix), origins)
+            self.add(Issue(parse_place(problem.path), problem.message, problem.fix), origins)
 
     @contextmanager
     def shapes_of(self, candidate: Candidate, costs: _Costs) -> Iterator[None]:
-        """Note why a candidate cannot be a trial: a mistake in the study, or one draw of many."""
+        """Add the reason why a candidate is infeasible: an error in the study, or of one draw."""
         try:
             yield
         except Infeasible as error:
@@ -206,23 +207,23 @@ class _Report:
             if _is_drawn(error.place, candidate.origins):
                 costs.reasons[str(error)] += 1
             else:
-                self.once(Finding(error.place, error.message, error.fix), candidate.origins)
+                self.once(Issue(error.place, error.message, error.fix), candidate.origins)
         except ModelError as error:
-            self.once(Finding(error.place, error.message), candidate.origins)
+            self.once(Issue(error.place, error.message), candidate.origins)
 
     def raise_if_any(self) -> None:
         if not self.problems:
             return
-        found = sorted(self.problems, key=lambda problem: problem.line)
-        more = len(found) - MOST_PROBLEMS
+        problems = sorted(self.problems, key=lambda problem: problem.line)
+        more = len(problems) - MOST_PROBLEMS
         if more > 0:
             file = self.document.file
-            found = [*found[:MOST_PROBLEMS], Problem(f"and {more} problems more", file=file)]
-        raise StudyError(found)
+            problems = [*problems[:MOST_PROBLEMS], Problem(f"and {more} more problems", file=file)]
+        raise StudyError(problems)
 
 
 def _source(place: Place, origins: Mapping[Place, Place]) -> Place:
-    """Where in the document a place of a concrete study comes from."""
+    """Place in the document of a place in a concrete study."""
     for length in range(len(place), -1, -1):
         if place[:length] in origins:
             return (*origins[place[:length]], *place[length:])
@@ -230,74 +231,74 @@ def _source(place: Place, origins: Mapping[Place, Place]) -> Place:
 
 
 def _as_written(value: Any) -> str:
-    """A reminder that a value is the end of a range."""
+    """Note for a value that is the end of a range."""
     kind = next((kind for kind in NUMBERS if isinstance(value, dict) and kind in value), None)
     return f" (an end of {{{kind}: {value[kind]}}})" if kind is not None else ""
 
 
 def _spelled(written: str | None) -> str:
-    """A remedy for text that YAML reads as true or false."""
+    """Fix for text that YAML reads as true or false."""
     return (
         f'`{written}` is read as true or false; text needs quotes: "{written}"' if written else ""
     )
 
 
-def _typed(space: Space, report: _Report) -> Iterator[tuple[Point, Study]]:
-    """The corners as studies; what is wrong with their types goes to the report."""
-    for point in space.sketched.corners():  # real stages are known once the data's shape is
+def _typed(space: Space, report: _IssueCollector) -> Iterator[tuple[Point, Study]]:
+    """Yield the corners as studies; invalid ones go to the report."""
+    for point in space.sketched.corners():  # stages are unknown before the shape of the data
         try:
             yield point, parse_study(point.data)
         except InvalidStudy as error:
-            for finding in (*error.findings, *_search_alone(error.data)):
-                report.add(finding, point.origins)
+            for issue in (*error.issues, *_search_alone(error.data)):
+                report.add(issue, point.origins)
 
 
-def _refuse_imports(studies: Iterable[tuple[Point, Study]], report: _Report) -> None:
-    """Nothing may be built where a model would have code of its own run."""
-    found = [(finding, point) for point, study in studies for finding in import_findings(study)]
-    for finding, point in found:
-        report.add(finding, point.origins)
-    if found:
+def _refuse_imports(studies: Iterable[tuple[Point, Study]], report: _IssueCollector) -> None:
+    """Refuse models that run custom code before any model is built."""
+    refused = [(issue, point) for point, study in studies for issue in import_issues(study)]
+    for issue, point in refused:
+        report.add(issue, point.origins)
+    if refused:
         report.raise_if_any()
 
 
-def _search_alone(data: Any) -> Iterator[Finding]:
-    """What the rules say of the `search` part of a study that is wrong elsewhere."""
+def _search_alone(data: Any) -> Iterator[Issue]:
+    """Issues of the `search` part of a study that is invalid elsewhere."""
     try:
         search = TypeAdapter(Search).validate_python(data.get("search") or {})
     except ValidationError:
         return
-    yield from search_findings(search)
+    yield from search_issues(search)
 
 
-def _space_findings(document: Document, space: Space, studies: list[Study]) -> Iterator[Finding]:
+def _space_issues(document: Document, space: Space, studies: list[Study]) -> Iterator[Issue]:
     teachers = space.part("teacher").size.combinations
     if teachers > MOST_TEACHERS:
-        message = f"{teachers} different teachers; at most {MOST_TEACHERS} are trained for a study"
-        yield Finding(("teacher",), message, "leave less of the teacher open")
+        message = f"{teachers} different teachers; a study trains at most {MOST_TEACHERS}"
+        yield Issue(("teacher",), message, "leave less of the teacher open")
     if not studies:
         return
     first = studies[0]
-    yield from space_findings(space, first.search)
-    continuous = [found for found in space.dimensions if "uniform" in found.kind]
+    yield from proxy_space_issues(space, first.search)
+    continuous = [dimension for dimension in space.dimensions if "uniform" in dimension.kind]
     if first.search.sampler == "grid" and space.size.points is None:
-        names = ", ".join(found.name for found in continuous)
-        fix = "give `uniform` a step or list the values, or take another sampler"
-        yield Finding(("search", "sampler"), f"'grid' cannot list continuous values: {names}", fix)
-    yield from _open_recipes([found.path for found in space.part("train").dimensions], studies)
+        names = ", ".join(dimension.name for dimension in continuous)
+        fix = "give `uniform` a `step`, list the values, or use another sampler"
+        yield Issue(("search", "sampler"), f"'grid' cannot list continuous values: {names}", fix)
+    yield from _open_recipes(
+        [dimension.path for dimension in space.part("train").dimensions], studies
+    )
     unknown = [s for s in studies if s.teacher is not None and s.teacher.model is None]
     for pairing in space.pairings if unknown else ():
         hint = pairing.domain.hint
         if not pairing.domain.is_known and isinstance(hint, str):
-            message = (
-                f"`hint: {hint}` needs the teacher's `model`, which `weights` alone do not tell"
-            )
+            message = f"`hint: {hint}` needs the teacher's `model`; there are only `weights`"
             fix = "name the teacher's `model`, or list its layers: `hint: [...]`"
-            yield Finding(pairing.source, message, fix)
+            yield Issue(pairing.source, message, fix)
 
 
-def _order_findings(space: Space, point: Point, study: Study) -> Iterator[Finding]:
-    """Pairings that go backwards under a loss that goes from shallow to deep."""
+def _order_issues(space: Space, point: Point, study: Study) -> Iterator[Issue]:
+    """Issues of pairings in reverse order under losses that go from shallow to deep."""
     backwards = {
         node.source
         for node in space.pairings
@@ -308,33 +309,31 @@ def _order_findings(space: Space, point: Point, study: Study) -> Iterator[Findin
             message = (
                 f"loss '{name}' compares all its pairs together, shallow to deep on both sides"
             )
-            fix = "write `order: monotone`, or take a loss that compares pairs one by one"
-            yield Finding((*source, "pairing", "order"), message, fix)
+            fix = "write `order: monotone`, or use a loss that compares pairs one by one"
+            yield Issue((*source, "pairing", "order"), message, fix)
 
 
-def _open_recipes(open_train: list[str], studies: list[Study]) -> Iterator[Finding]:
-    """Networks that trials share, but whose training would differ from trial to trial."""
+def _open_recipes(open_train: list[str], studies: list[Study]) -> Iterator[Issue]:
+    """Issues of shared networks whose training would differ from trial to trial."""
     differs = f"but {', '.join(open_train)} differs from trial to trial"
     if open_train and any(_trained_alike(study) for study in studies):
-        what = (
-            f"`teacher.train` is left out, so the teacher is trained as the student is, {differs}"
-        )
-        yield Finding(("teacher",), what, "add `train: {...}` to the teacher")
+        what = f"without `teacher.train`, the teacher is trained like the student, {differs}"
+        yield Issue(("teacher",), what, "add `train: {...}` to the teacher")
         return
     for study in studies if open_train else ():
         for prepared in teacher_chain(teachers_of(study)):
             if prepared.is_shared and prepared.weights is None and prepared.train == study.train:
-                what = f"a network that many trials share is trained as the student is, {differs}"
-                yield Finding(("scheme",), what, "add `train: {...}` to it")
+                what = f"a network that trials share is trained like the student, {differs}"
+                yield Issue(("scheme",), what, "add `train: {...}` to it")
 
 
 def _trained_alike(study: Study) -> bool:
-    """Whether the teacher is trained with the student's own settings."""
+    """Return whether the teacher is trained with the settings of the student."""
     teacher = study.teacher
     return teacher is not None and teacher.weights is None and teacher.train is None
 
 
-def _report_failing_models(bound: BoundStudy, report: _Report) -> None:
+def _report_failing_models(bound: BoundStudy, report: _IssueCollector) -> None:
     """Report models that cannot be built: without one there are no stages to pair.
 
     Raises:
@@ -344,11 +343,11 @@ def _report_failing_models(bound: BoundStudy, report: _Report) -> None:
         try:
             _ = candidate.student
         except ModelError as error:
-            report.once(Finding(error.place, error.message), candidate.origins)
+            report.once(Issue(error.place, error.message), candidate.origins)
     report.raise_if_any()
 
 
-def _check_pairings(space: Space, candidates: Iterable[Candidate], report: _Report) -> None:
+def _check_pairings(space: Space, candidates: Iterable[Candidate], report: _IssueCollector) -> None:
     """Report the layers of a pairing that no student, or no teacher, of the candidates has."""
     students: list[ModelProfile] = []
     teachers: list[ModelProfile] = []
@@ -367,16 +366,16 @@ def _check_side(
     pairing: Pairing,
     side: str,
     models: list[ModelProfile],
-    others: list[ModelProfile],
-    report: _Report,
+    other_models: list[ModelProfile],
+    report: _IssueCollector,
 ) -> None:
     for place, name in pairing.domain.written(side):
         reasons = [reason for model in models if (reason := _lacks(model, name))]
         if models and len(reasons) == len(models):
-            who = "student" if side == "guided" else "teacher"
-            found = Finding((*pairing.source, "pairing", *place), f"{who}: {reasons[0]}")
-            elsewhere = any(not _lacks(model, name) for model in others)
-            report.add(replace(found, fix=of_the_other(side)) if elsewhere else found)
+            role = "student" if side == "guided" else "teacher"
+            issue = Issue((*pairing.source, "pairing", *place), f"{role}: {reasons[0]}")
+            elsewhere = any(not _lacks(model, name) for model in other_models)
+            report.add(replace(issue, fix=other_side_hint(side)) if elsewhere else issue)
 
 
 def _lacks(model: ModelProfile, name: str) -> str:
@@ -395,10 +394,10 @@ class _Costs:
         self.values: list[dict[Cost, float]] = []
         self.reasons: Counter[str] = Counter()
 
-    def findings(self, search: Search) -> Iterator[Finding]:
+    def issues(self, search: Search) -> Iterator[Issue]:
         """Yield the reasons why no candidate is feasible: constraints out of reach, or others."""
         unmet = [
-            Finding(("search", "constraints", cost), *problem)
+            Issue(("search", "constraints", cost), *problem)
             for cost, bounds in search.constraints.items()
             if (problem := self._unmet(cost, bounds)) is not None
         ]
@@ -406,7 +405,7 @@ class _Costs:
         if not unmet:
             reason = self.reasons.most_common(1)[0][0] if self.reasons else "unknown"
             what = f"none of {self.reasons.total()} random points can be a trial; the most frequent"
-            yield Finding((), f"{what} reason: {reason}")
+            yield Issue((), f"{what} reason: {reason}")
 
     def _unmet(self, cost: Cost, bounds: Bounds) -> tuple[str, str] | None:
         """Message and fix for bounds that no candidate can keep; None if one might."""
@@ -424,7 +423,7 @@ class _Costs:
 
 
 def _is_drawn(place: Place, origins: Mapping[Place, Place]) -> bool:
-    """Whether the pairs of the term at `place` were drawn from a pairing domain."""
+    """Return whether the pairs of the term at `place` were drawn from a pairing domain."""
     pairs = (*place[:2], "pairs")
     return (*pairs, 0) in origins and origins[*pairs, 0] == origins[pairs]
 
@@ -447,7 +446,7 @@ def _run_checks(
     studies: Iterable[tuple[Study, Mapping[Place, Place]]],
     task: Task | None,
     checks: Iterable[Check],
-    report: _Report,
+    report: _IssueCollector,
 ) -> None:
     for check in checks:
         for study, origins in studies:

@@ -1,4 +1,4 @@
-"""What pydantic finds wrong with a study, in plain sentences."""
+"""Validation errors of pydantic as sentences about a study."""
 
 from __future__ import annotations
 
@@ -52,8 +52,8 @@ _PATTERNS = {
 
 
 @dataclass(frozen=True)
-class Finding:
-    """Something wrong at one place of a concrete study."""
+class Issue:
+    """A problem at one place of a concrete study."""
 
     place: Place
     message: str
@@ -65,16 +65,16 @@ class Finding:
 
 
 class InvalidStudy(ValueError):
-    """Plain data that are no valid study.
+    """Plain data that are not a valid study.
 
     Attributes:
-        findings: one for each faulty place.
-        data: what was validated, bare names written out.
+        issues: one for each invalid place.
+        data: the validated data, with bare names written out.
     """
 
-    def __init__(self, findings: Sequence[Finding], data: Any) -> None:
-        super().__init__("; ".join(map(str, findings)))
-        self.findings = findings
+    def __init__(self, issues: Sequence[Issue], data: Any) -> None:
+        super().__init__("; ".join(map(str, issues)))
+        self.issues = issues
         self.data = data
 
 
@@ -82,74 +82,75 @@ def parse_study(data: Mapping[str, Any]) -> Study:
     """The concrete study that plain data describe; bare names of options are allowed.
 
     Raises:
-        InvalidStudy: with all that is wrong.
+        InvalidStudy: with all issues.
     """
     expanded = study_outline().expanded(data)
     try:
         return read_study(expanded)
     except ValidationError as error:
-        raise InvalidStudy(complaints(error, expanded), expanded) from None
+        raise InvalidStudy(validation_errors(error, expanded), expanded) from None
 
 
 @dataclass(frozen=True)
-class _Fault:
-    """One of pydantic's errors, with its place in the data."""
+class _Error:
+    """An error of pydantic, with its place in the data."""
 
     type: str
     place: Place
-    found: Any
+    value: Any
     context: Mapping[str, Any]
     message: str
 
 
-def complaints(error: ValidationError, data: Any) -> list[Finding]:
-    """One finding a place; `data` is what was validated."""
+def validation_errors(error: ValidationError, data: Any) -> list[Issue]:
+    """One issue for each invalid place; `data` was validated."""
     errors = error.errors(include_url=False)
-    faults = [
-        _Fault(
-            found["type"],
-            _place(found["loc"], data, may_be_new=found["type"] in _NEW_KEYS),
-            found.get("input"),
-            found.get("ctx") or {},
-            found["msg"],
+    errors = [
+        _Error(
+            each["type"],
+            _place(each["loc"], data, may_be_new=each["type"] in _NEW_KEYS),
+            each.get("input"),
+            each.get("ctx") or {},
+            each["msg"],
         )
-        for found in errors
+        for each in errors
     ]
-    faults = [fault for fault in faults if not _is_misspelt_elsewhere(fault, faults)]
-    faults = [fault for fault in faults if not _is_short_of_the_faulty(fault, faults)]
-    by_place = groupby(sorted(faults, key=_sort_key), key=_sort_key)
-    return [_finding(list(found), data) for _, found in by_place]
+    errors = [error for error in errors if not _is_misspelt_elsewhere(error, errors)]
+    errors = [error for error in errors if not _is_short_of_the_faulty(error, errors)]
+    by_place = groupby(sorted(errors, key=_sort_key), key=_sort_key)
+    return [_issue(list(each), data) for _, each in by_place]
 
 
 _NEW_KEYS = ("missing", "unexpected_keyword_argument", "extra_forbidden")
 
 
-def _is_short_of_the_faulty(fault: _Fault, faults: Sequence[_Fault]) -> bool:
-    """Whether a list is called too short only because items in it are faulty themselves."""
-    length = len(fault.place)
-    within = (other.place for other in faults if len(other.place) > length)
-    return fault.type == "too_short" and any(place[:length] == fault.place for place in within)
+def _is_short_of_the_faulty(error: _Error, errors: Sequence[_Error]) -> bool:
+    """Return whether a list is only too short because of invalid items in it."""
+    length = len(error.place)
+    within = (other.place for other in errors if len(other.place) > length)
+    return error.type == "too_short" and any(place[:length] == error.place for place in within)
 
 
-def _is_misspelt_elsewhere(fault: _Fault, faults: Sequence[_Fault]) -> bool:
-    """Whether a key is missing because an unknown one beside it was meant."""
-    if fault.type != "missing" or not isinstance(fault.place[-1], str):
+def _is_misspelt_elsewhere(error: _Error, errors: Sequence[_Error]) -> bool:
+    """Return whether a key is only missing because it is misspelled next to it."""
+    if error.type != "missing" or not isinstance(error.place[-1], str):
         return False
     strange = [
         str(other.place[-1])
-        for other in faults
-        if other.type == "unexpected_keyword_argument" and other.place[:-1] == fault.place[:-1]
+        for other in errors
+        if other.type == "unexpected_keyword_argument" and other.place[:-1] == error.place[:-1]
     ]
-    return bool(near(fault.place[-1], strange))
+    return bool(near(error.place[-1], strange))
 
 
-def _sort_key(fault: _Fault) -> tuple[tuple[int, str], ...]:
-    steps = fault.place
+def _sort_key(error: _Error) -> tuple[tuple[int, str], ...]:
+    steps = error.place
     return tuple((step, "") if isinstance(step, int) else (-1, step) for step in steps)
 
 
 def _place(loc: Sequence[str | int], data: Any, *, may_be_new: bool) -> Place:
-    """Pydantic's location without what is no key of the data: options' names, unions' members."""
+    """Pydantic's location without steps that are not in the data: names of options, members of
+    unions."""
     place: list[str | int] = []
     value, past_name = data, False
     for i, step in enumerate(loc):
@@ -164,136 +165,136 @@ def _place(loc: Sequence[str | int], data: Any, *, may_be_new: bool) -> Place:
             place.append(step)
             value, past_name = (value[step] if step < len(value) else None), False
         elif place and step == place[-1] and not last:
-            continue  # a union of a name and values, tagged with its own key
+            continue  # pydantic repeats the key for a union
         else:
             break
     return tuple(place)
 
 
 def _names_option(step: str | int, name: Any) -> bool:
-    """Whether pydantic says by this step which option was chosen: its name, or its names' form."""
+    """Return whether this step of pydantic's location is the name of the chosen option."""
     cls = MODELS.forms.get(step) if isinstance(step, str) else None
     names = names_of(cls) if cls is not None else None
     return name is not None and (name == step or (names is not None and name in names))
 
 
-def _finding(faults: list[_Fault], data: Any) -> Finding:
-    first = faults[0]
+def _issue(errors: list[_Error], data: Any) -> Issue:
+    first = errors[0]
     if first.type == "missing":
         return _missing(first, data)
     if first.type in ("unexpected_keyword_argument", "extra_forbidden"):
         return _unknown_key(first, data)
-    if first.type == "union_tag_not_found" and not isinstance(first.found, Mapping):
-        return _unknown_name(first.place, None, data, f"got {shown(first.found)}")
+    if first.type == "union_tag_not_found" and not isinstance(first.value, Mapping):
+        return _unknown_name(first.place, None, data, f"got {quoted(first.value)}")
     if first.type in ("union_tag_invalid", "union_tag_not_found"):
         return _unknown_name(first.place, first.context.get("tag"), data)
     if first.type == "literal_error" and len(first.place) > 1 and first.place[-1] == "name":
-        return _unknown_name(first.place[:-1], first.found, data)
+        return _unknown_name(first.place[:-1], first.value, data)
     if first.type in ("value_error", "assertion_error"):
-        return Finding(first.place, first.message.split(", ", 1)[-1])
-    if first.type == "literal_error" and first.found != value_at(data, first.place):
+        return Issue(first.place, first.message.split(", ", 1)[-1])
+    if first.type == "literal_error" and first.value != value_at(data, first.place):
         return _unknown_key(first, data)
     if _takes_options(first, data):
         names = study_outline().names(data, first.place)
-        return _unknown_name(first.place, None, data, f"got {shown(first.found)}", names)
-    return _wrong_value(faults)
+        return _unknown_name(first.place, None, data, f"got {quoted(first.value)}", names)
+    return _wrong_value(errors)
 
 
-def _missing(fault: _Fault, data: Any) -> Finding:
-    *parent, key = fault.place
+def _missing(error: _Error, data: Any) -> Issue:
+    *parent, key = error.place
     if isinstance(key, int):
-        return Finding(tuple(parent), f"too short: item {key + 1} is missing")
-    return Finding(tuple(parent), f"`{key}` is missing")
+        return Issue(tuple(parent), f"too short: item {key + 1} is missing")
+    return Issue(tuple(parent), f"`{key}` is missing")
 
 
-def _unknown_key(fault: _Fault, data: Any) -> Finding:
-    *parent, key = fault.place
+def _unknown_key(error: _Error, data: Any) -> Issue:
+    *parent, key = error.place
     keys = study_outline().keys(data, tuple(parent))
-    here = dotted(parent)
-    held = value_at(data, tuple(parent))
-    name = held.get("name") if parent and isinstance(held, Mapping) else None
-    called = f"{_noun(tuple(parent))} '{name}'" if isinstance(name, str) else here or "a study"
+    path = dotted(parent)
+    value = value_at(data, tuple(parent))
+    name = value.get("name") if parent and isinstance(value, Mapping) else None
+    called = f"{_noun(tuple(parent))} '{name}'" if isinstance(name, str) else path or "a study"
     what = f"unknown key `{key}`; {called} has {', '.join(keys)}"
-    return Finding((*parent, key), what, near(key, keys))
+    return Issue((*parent, key), what, near(key, keys))
 
 
 def _unknown_name(
     place: Place,
     name: Any,
     data: Any,
-    found: str = "",
+    problem: str = "",
     names: Sequence[str] = (),
-) -> Finding:
+) -> Issue:
     names = names or study_outline().names(data, place)
     noun = _noun(place)
     if name is None:
         fix = f"write {{name: {names[0]}, ...}}" if names else ""
-        found = found or "`name` is missing"
-        return Finding(place, f"{found}; `name` must be one of {', '.join(sorted(names))}", fix)
-    message = f"unknown {noun} {shown(name)}; must be one of {', '.join(sorted(names))}"
-    return Finding((*place, "name"), message, near(name, names))
+        problem = problem or "`name` is missing"
+        return Issue(place, f"{problem}; `name` must be one of {', '.join(sorted(names))}", fix)
+    message = f"unknown {noun} {quoted(name)}; must be one of {', '.join(sorted(names))}"
+    return Issue((*place, "name"), message, near(name, names))
 
 
-def _takes_options(fault: _Fault, data: Any) -> bool:
-    if fault.type not in ("dict_type", "dataclass_type"):
+def _takes_options(error: _Error, data: Any) -> bool:
+    if error.type not in ("dict_type", "dataclass_type"):
         return False
-    return bool(study_outline().names(data, fault.place))
+    return bool(study_outline().names(data, error.place))
 
 
-def _wrong_value(faults: Iterable[_Fault]) -> Finding:
-    faults = list(faults)
-    first = faults[0]
-    limits = [text for fault in faults for text in _allowed(fault)]
-    if any(fault.type in LIMITS for fault in faults):
-        # the types are right, so what is left to say of the numbers is their limit
-        limits = [text for fault in faults if fault.type not in _TYPES for text in _allowed(fault)]
-    what = f"got {shown(first.found)}; must be {' or '.join(dict.fromkeys(limits))}"
-    return Finding(first.place, what, _mend(faults))
+def _wrong_value(errors: Iterable[_Error]) -> Issue:
+    errors = list(errors)
+    first = errors[0]
+    limits = [text for error in errors for text in _allowed(error)]
+    if any(error.type in LIMITS for error in errors):
+        # the types are right: only the limits of the numbers matter
+        limits = [text for error in errors if error.type not in _TYPES for text in _allowed(error)]
+    what = f"got {quoted(first.value)}; must be {' or '.join(dict.fromkeys(limits))}"
+    return Issue(first.place, what, _mend(errors))
 
 
-def _allowed(fault: _Fault) -> Iterator[str]:
-    context = fault.context
-    if fault.type in _TYPES:
-        yield _TYPES[fault.type]
-    elif fault.type in LIMITS:
-        text, key = LIMITS[fault.type]
+def _allowed(error: _Error) -> Iterator[str]:
+    context = error.context
+    if error.type in _TYPES:
+        yield _TYPES[error.type]
+    elif error.type in LIMITS:
+        text, key = LIMITS[error.type]
         yield text.format(**{key: context[key]})
-    elif fault.type == "literal_error":
+    elif error.type == "literal_error":
         yield str(context["expected"])
-    elif fault.type == "too_short":
+    elif error.type == "too_short":
         least = context["min_length"]
         yield "at least one" if least == 1 else f"at least {least} items"
-    elif fault.type == "too_long":
+    elif error.type == "too_long":
         yield f"at most {context['max_length']} items"
-    elif fault.type == "string_pattern_mismatch":
+    elif error.type == "string_pattern_mismatch":
         yield _PATTERNS.get(context["pattern"], f"text of the form {context['pattern']}")
-    elif fault.type == "string_too_long":
+    elif error.type == "string_too_long":
         yield f"at most {context['max_length']} characters"
     else:
-        yield fault.message.removeprefix("Input should be ")
+        yield error.message.removeprefix("Input should be ")
 
 
-def _mend(faults: Sequence[_Fault]) -> str:
-    found = faults[0].found
-    if isinstance(found, list) and not any(fault.type.startswith("too_") for fault in faults):
-        return "to try several values, write {choice: [...]}"
-    if isinstance(found, Mapping):
-        guesses = (near(key, (*DOMAINS, "step")) for key in found)
+def _mend(errors: Sequence[_Error]) -> str:
+    value = errors[0].value
+    if isinstance(value, list) and not any(error.type.startswith("too_") for error in errors):
+        return "for several values, write {choice: [...]}"
+    if isinstance(value, Mapping):
+        guesses = (near(key, (*DOMAINS, "step")) for key in value)
         return next((guess for guess in guesses if guess), "")
-    if not isinstance(found, str):
+    if not isinstance(value, str):
         return ""
-    numbers = any(fault.type in ("int_type", "float_type") for fault in faults)
-    if numbers and (fix := _number_mend(found)):
+    numbers = any(error.type in ("int_type", "float_type") for error in errors)
+    if numbers and (fix := _number_mend(value)):
         return fix
-    literals = [fault.context["expected"] for fault in faults if fault.type == "literal_error"]
-    known = [
+    literals = [error.context["expected"] for error in errors if error.type == "literal_error"]
+    choices = [
         word.strip("'") for text in literals for word in text.replace(" or ", ", ").split(", ")
     ]
-    return near(found, known)
+    return near(value, choices)
 
 
 def _number_mend(text: str) -> str:
-    """How to write a number that was written as text."""
+    """Fix for a number that was written as text."""
     odd = next((letter for letter in text if not letter.isascii()), "")
     if odd and any(letter.isdigit() for letter in text):
         return f"write plain digits: remove U+{ord(odd):04X}"
@@ -309,8 +310,8 @@ def _number_mend(text: str) -> str:
         return ""
 
 
-def shown(value: Any) -> str:
-    """A value as a message quotes it."""
+def quoted(value: Any) -> str:
+    """A value as quoted in a message."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, Mapping):

@@ -1,4 +1,4 @@
-"""What must hold of a concrete study beyond its types."""
+"""Rules of a concrete study beyond the types of its values."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from raykd.models import CompressedModel, Model, Task
 from raykd.models.introspection.layers import random_inputs
 from raykd.models.proxies import Measured, ProxyContext, Ranking
 from raykd.schemes import BornAgain, Teacher
-from raykd.study.checks.messages import Finding
+from raykd.study.checks.messages import Issue
 from raykd.study.config import Search, Study
-from raykd.study.costs import latency_findings
+from raykd.study.costs import latency_issues
 from raykd.study.objectives import OBJECTIVES
 from raykd.study.open_study import BoundStudy, OpenStudy
 from raykd.study.space.domains import near
@@ -27,52 +27,52 @@ from raykd.study.yaml_file import Place, dotted, parse_place
 
 
 def models_in(value: Any, place: Place = ()) -> Iterator[tuple[Place, Model]]:
-    """Every model in a concrete study, or in a part of it, with its place."""
+    """Yield every model in a concrete study, or in a part of it, with its place."""
     if isinstance(value, Model):
         yield place, value
     if dataclasses.is_dataclass(value):
-        for held in dataclasses.fields(value):
-            yield from models_in(getattr(value, held.name), (*place, held.name))
+        for child in dataclasses.fields(value):
+            yield from models_in(getattr(value, child.name), (*place, child.name))
     elif isinstance(value, tuple):
-        for number, held in enumerate(value):
-            yield from models_in(held, (*place, number))
+        for number, child in enumerate(value):
+            yield from models_in(child, (*place, number))
 
 
-def import_findings(study: Study) -> Iterator[Finding]:
-    """The models that would have code of their own run."""
+def import_issues(study: Study) -> Iterator[Issue]:
+    """Yield an issue for each model that runs custom code."""
     for place, model in models_in(study):
         if model.runs_code:
-            message = f"'{model.name}' would run code that is not raykd's"
-            fix = "if you trust it, allow it each time: --allow-import (allow_import=True)"
-            yield Finding((*place, "name"), message, fix)
+            message = f"'{model.name}' would run code from outside raykd"
+            fix = "if you trust it, allow it in each command: --allow-import (allow_import=True)"
+            yield Issue((*place, "name"), message, fix)
 
 
-def derived_findings(study: Study) -> Iterator[Finding]:
-    """The models of which nothing says what they are derived from."""
+def derived_issues(study: Study) -> Iterator[Issue]:
+    """Yield an issue for each compressed model without a base model."""
     for place, model in models_in(study):
         if not isinstance(model, CompressedModel) or model.base is not None:
             continue
         fix = "name the teacher's `model`, or name a model under `base`"
         if place[0] == "teacher":
-            why, fix = "it is the teacher itself", "name a model under `base`"
+            reason, fix = "it is the teacher itself", "name a model under `base`"
         elif study.teacher is None:
-            why = "the study has no teacher"
+            reason = "the study has no teacher"
         else:
-            why = "the teacher is given by `weights` alone, which do not tell its architecture"
-        message = f"nothing says what '{model.name}' is derived from: `base` is null, and {why}"
-        yield Finding((*place, "base"), message, fix)
+            reason = "the teacher is given by `weights` alone, without a `model`"
+        message = f"nothing says what '{model.name}' is derived from: `base` is null, and {reason}"
+        yield Issue((*place, "base"), message, fix)
 
 
 def check_models(study: Study, task: Task | None) -> Iterator[Problem]:
-    """A `Check`: whether the weights that models start from can be had; fetches them."""
+    """Check that the initial weights of models are available, and download them (a `Check`)."""
     for place, model in models_in(study):
-        reason = _lacks(model, task) if task is not None else ""
+        reason = _missing_weights(model, task) if task is not None else ""
         if reason:
             yield Problem(reason, path=dotted(place))
 
 
 @lru_cache(maxsize=256)
-def _lacks(model: Model, task: Task) -> str:
+def _missing_weights(model: Model, task: Task) -> str:
     try:
         model.prepare(task)
     except ValueError as error:
@@ -101,60 +101,62 @@ def teacher_model(opened: OpenStudy) -> Model | None:
     return teachers[0].model if teachers else None
 
 
-def screen_findings(search: Search) -> Iterator[Finding]:
-    """What is wrong with a screen whose values are all of the right type."""
-    how = search.proxy
-    if not isinstance(how, Ranking):
+def proxy_issues(search: Search) -> Iterator[Issue]:
+    """Yield the issues of a proxy whose values have the right types."""
+    settings = search.proxy
+    if not isinstance(settings, Ranking):
         return
     if search.sampler == "grid":
-        fix = "remove `screen`, or take another sampler"
-        yield Finding(PLACE, "sampler 'grid' tries every point, whatever a screen says", fix)
-    if how.keep is not None and how.keep > search.trials:
-        message = f"{how.keep} architectures cannot be kept for {search.trials} trials"
-        yield Finding((*PLACE, "keep"), message, "lower it, or raise search.trials")
-    if how.keep is not None and how.keep > how.candidates:
-        message = f"{how.keep} of {how.candidates} candidates cannot be kept"
-        yield Finding((*PLACE, "keep"), message, "lower it, or raise `candidates`")
-    if how.name == bin_cost(how, search.objectives):
-        message = f"'{how.name}' cannot rank students that are compared at equal {how.name}"
-        fix = "take naswot, zen or diswot, or write `per_cost: none`"
-        if how.per_cost == "auto":
-            message += f" (`{how.name}` is an objective)"
-        yield Finding(PLACE, message, fix)
+        fix = "remove `proxy`, or use another sampler"
+        yield Issue(PLACE, "sampler 'grid' tries every point, so a ranking has no effect", fix)
+    if settings.keep is not None and settings.keep > search.trials:
+        message = f"cannot keep {settings.keep} architectures for {search.trials} trials"
+        yield Issue((*PLACE, "keep"), message, "lower it, or raise search.trials")
+    if settings.keep is not None and settings.keep > settings.candidates:
+        message = f"cannot keep {settings.keep} of {settings.candidates} candidates"
+        yield Issue((*PLACE, "keep"), message, "lower it, or raise `candidates`")
+    if settings.name == bin_cost(settings, search.objectives):
+        message = (
+            f"'{settings.name}' cannot rank students that are compared at equal {settings.name}"
+        )
+        fix = "use naswot, zen or diswot, or write `per_cost: none`"
+        if settings.per_cost == "auto":
+            message += f" (`{settings.name}` is an objective)"
+        yield Issue(PLACE, message, fix)
 
 
-def teacher_findings(study: Study) -> Iterator[Finding]:
-    """What is wrong with a screen that compares with a teacher."""
-    how = study.search.proxy
-    if not how.needs_teacher:
+def proxy_teacher_issues(study: Study) -> Iterator[Issue]:
+    """Yield the issues of a proxy that compares students with the teacher."""
+    settings = study.search.proxy
+    if not settings.needs_teacher:
         return
-    fix = "give `teacher: {model: ...}`, or take naswot, zen, params or macs"
+    fix = "give `teacher: {model: ...}`, or use naswot, zen, params or macs"
     if study.teacher is None or study.teacher.model is None:
-        message = f"'{how.name}' compares students with the teacher's model, which is not given"
-        yield Finding(PLACE, message, fix)
+        message = f"'{settings.name}' compares students with the teacher's model, which is missing"
+        yield Issue(PLACE, message, fix)
 
 
-def space_findings(space: Space, search: Search) -> Iterator[Finding]:
-    """What is wrong with a screen of this space."""
-    how = search.proxy
-    if not isinstance(how, Ranking):
+def proxy_space_issues(space: Space, search: Search) -> Iterator[Issue]:
+    """Yield the issues of a proxy in this space."""
+    settings = search.proxy
+    if not isinstance(settings, Ranking):
         return
     if space.dimensions and not space.part("student").dimensions:
-        message = "there is one student in this space, so there is nothing to rank"
-        fix = "leave something of `student.model` open, or remove `screen`"
-        yield Finding(PLACE, message, fix)
+        message = "this space has a single student, so there is nothing to rank"
+        fix = "leave a value of `student.model` open, or remove `proxy`"
+        yield Issue(PLACE, message, fix)
     teachers = space.part("teacher").size.combinations
-    if how.needs_teacher and teachers > 1:
-        message = f"'{how.name}' compares with one teacher; this space has {teachers}"
-        yield Finding(PLACE, message, "give the teacher one value, or take naswot, zen or params")
+    if settings.needs_teacher and teachers > 1:
+        message = f"'{settings.name}' compares students with one teacher; this space has {teachers}"
+        yield Issue(PLACE, message, "give the teacher one value, or use naswot, zen or params")
 
 
-def task_findings(search: Search, task: Task) -> Iterator[Finding]:
-    """What is wrong with a screen of networks for such a task."""
+def proxy_task_issues(search: Search, task: Task) -> Iterator[Issue]:
+    """Yield the issues of a proxy for this task."""
     try:
         search.proxy.check(task)
     except ValueError as error:
-        yield Finding(PLACE, str(error))
+        yield Issue(PLACE, str(error))
 
 
 def ranking_summary(bound: BoundStudy, sample: Study | None) -> str:
@@ -202,78 +204,79 @@ def _duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{max(1.0, seconds):.0f} s"
 
 
-def study_findings(study: Study) -> Iterator[Finding]:
-    """What is wrong with a study whose values are all of the right type."""
-    yield from search_findings(study.search)
+def study_issues(study: Study) -> Iterator[Issue]:
+    """Yield the issues of a study whose values have the right types."""
+    yield from search_issues(study.search)
     if study.teacher is not None:
-        yield from _teacher_findings(study.teacher)
-    yield from _scheme_findings(study)
-    yield from derived_findings(study)
-    yield from teacher_findings(study)
-    yield from _term_findings(study)
+        yield from _teacher_part_issues(study.teacher)
+    yield from _scheme_issues(study)
+    yield from derived_issues(study)
+    yield from proxy_teacher_issues(study)
+    yield from _term_issues(study)
 
 
-def search_findings(search: Search) -> Iterator[Finding]:
+def search_issues(search: Search) -> Iterator[Issue]:
+    """Yield the issues of the `search` part."""
     for name, direction in search.objectives.items():
         place = ("search", "objectives", name)
         if name.startswith("test_"):
             message = (
                 "test metrics cannot be objectives: the test split is held out for the final "
-                "evaluation of the chosen students"
+                "evaluation of the finalists"
             )
-            yield Finding(place, message, "use val_accuracy or val_loss")
+            yield Issue(place, message, "use val_accuracy or val_loss")
         elif name not in OBJECTIVES:
-            known = ", ".join(OBJECTIVES)
-            yield Finding(
-                place, f"unknown objective; must be one of {known}", near(name, [*OBJECTIVES])
+            names = ", ".join(OBJECTIVES)
+            yield Issue(
+                place, f"unknown objective; must be one of {names}", near(name, [*OBJECTIVES])
             )
         elif direction != OBJECTIVES[name]:
             goal = "maximized" if OBJECTIVES[name] == "max" else "minimized"
             fix = f"write `{name}: {OBJECTIVES[name]}`"
-            yield Finding(place, f"got '{direction}'; {name} must be {goal}", fix)
-    yield from latency_findings(search)
+            yield Issue(place, f"got '{direction}'; {name} must be {goal}", fix)
+    yield from latency_issues(search)
     for cost, bounds in search.constraints.items():
         place = ("search", "constraints", cost)
         for problem in bounds.conflicts():
-            yield Finding(place, problem.message, problem.fix)
-    yield from screen_findings(search)
+            yield Issue(place, problem.message, problem.fix)
+    yield from proxy_issues(search)
 
 
-def _teacher_findings(teacher: Teacher) -> Iterator[Finding]:
+def _teacher_part_issues(teacher: Teacher) -> Iterator[Issue]:
     place = ("teacher",)
     if teacher.weights is None:
         if teacher.model is None:
-            fix = "give `model` and let the study train it, or give `weights` as well"
-            yield Finding(place, "neither `model` nor `weights` is given", fix)
+            fix = "give a `model` for the study to train, or `weights`"
+            yield Issue(place, "`model` and `weights` are missing", fix)
         if teacher.classes is not None:
-            message = "`classes` gives the order of the outputs of `weights`, and there are none"
+            message = "`classes` is the order of the outputs of `weights`, which are not given"
             fix = "remove `classes`: a trained teacher has the order of the data"
-            yield Finding((*place, "classes"), message, fix)
+            yield Issue((*place, "classes"), message, fix)
         return
     if teacher.train is not None:
         fix = "remove `train`, or remove `weights` and let the study train the teacher"
-        yield Finding((*place, "train"), "a teacher loaded from `weights` is not trained", fix)
+        yield Issue((*place, "train"), "a teacher loaded from `weights` is not trained", fix)
     if teacher.model is None and not teacher.is_mlflow:
-        fix = "give the `model` whose weights the file holds"
-        yield Finding(place, "`model` is missing beside `weights`", fix)
+        fix = "give the `model` that the weights belong to"
+        yield Issue(place, "`weights` without `model`", fix)
 
 
-def _scheme_findings(study: Study) -> Iterator[Finding]:
+def _scheme_issues(study: Study) -> Iterator[Issue]:
     scheme = study.scheme
     asks = scheme.needs_teacher or (isinstance(scheme, BornAgain) and scheme.first == "teacher")
     if asks and study.teacher is None:
-        fix = "add `teacher: {model: ...}`, or take `scheme: {name: alone}`"
-        yield Finding((), f"`teacher` is missing; scheme '{scheme.name}' needs one", fix)
+        fix = "add `teacher: {model: ...}`, or use `scheme: {name: alone}`"
+        yield Issue((), f"`teacher` is missing; scheme '{scheme.name}' needs one", fix)
     if study.knowledge and not scheme.takes_knowledge:
-        fix = "remove `knowledge`, or take another scheme"
-        yield Finding(("knowledge",), f"scheme '{scheme.name}' takes no knowledge", fix)
+        fix = "remove `knowledge`, or use another scheme"
+        yield Issue(("knowledge",), f"scheme '{scheme.name}' uses no `knowledge`", fix)
     if scheme.needs_teacher and scheme.takes_knowledge and not study.knowledge:
-        fix = "add `knowledge: [{loss: {name: kd}}]`, or take `scheme: {name: alone}`"
-        message = f"there is no `knowledge` for scheme '{scheme.name}' to transfer"
-        yield Finding(("knowledge",), message, fix)
+        fix = "add `knowledge: [{loss: {name: kd}}]`, or use `scheme: {name: alone}`"
+        message = f"`knowledge` is missing; scheme '{scheme.name}' needs it"
+        yield Issue(("knowledge",), message, fix)
 
 
-def _term_findings(study: Study) -> Iterator[Finding]:
+def _term_issues(study: Study) -> Iterator[Issue]:
     for number, term in enumerate(study.knowledge):
         place = ("knowledge", number)
         unknown = study.teacher is not None and study.teacher.model is None
@@ -281,8 +284,8 @@ def _term_findings(study: Study) -> Iterator[Finding]:
         if takes_pairs and term.pairs is None and study.scheme.needs_teacher and unknown:
             fix = "name the `pairs`, or the teacher's `model`"
             message = (
-                "the layers of a teacher given by `weights` alone are known only when it is loaded"
+                "the layers of a teacher given by `weights` alone are unknown before it is loaded"
             )
-            yield Finding(place, message, fix)
+            yield Issue(place, message, fix)
         for problem in term.conflicts():
-            yield Finding((*place, *parse_place(problem.path)), problem.message, problem.fix)
+            yield Issue((*place, *parse_place(problem.path)), problem.message, problem.fix)

@@ -1,67 +1,69 @@
-"""Which parts of a study hang on others, so that nothing is drawn that could not matter.
+"""Conditional keys: parts of a study that are drawn only for some values of another key.
 
-A term without a loss needs no weight and no pairs, a loss on logits no pairs, and a scheme that
-takes no knowledge no terms.
+A term without a loss needs no weight and no pairs, a loss on logits no pairs, and a scheme without
+knowledge no terms.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from raykd.losses import LOSSES
 from raykd.schemes import SCHEMES
-from raykd.study.yaml_file import Place
+from raykd.study.yaml_file import Json, Place
 
 
 @dataclass(frozen=True)
-class Gate:
-    """Keys of a mapping that are drawn only for some values of another.
+class Condition:
+    """Keys of a mapping that are drawn only for some values of another key (the parent).
 
     Attributes:
-        on: the key whose value decides.
-        keys: the keys that hang on it.
-        closes: value of `on` -> the keys that are not drawn, or None for all of them.
+        parent: the key whose value decides.
+        keys: the conditional keys.
+        inactive: value of the parent -> the keys that are not drawn, or None for all of them.
     """
 
-    on: str
+    parent: str
     keys: frozenset[str]
-    closes: Callable[[Any], frozenset[str] | None]
+    inactive: Callable[[Json], frozenset[str] | None]
 
-    def opens(self, value: Any) -> frozenset[str]:
-        """Those of `keys` that are drawn for this value of `on`."""
-        closed = self.closes(value)
-        return frozenset() if closed is None else self.keys - closed
+    def active(self, value: Json) -> frozenset[str]:
+        """The conditional keys that are drawn for this value of the parent."""
+        inactive = self.inactive(value)
+        return frozenset() if inactive is None else self.keys - inactive
 
 
-def gate_of(place: Place, keys: Collection[str], open_keys: Collection[str]) -> Gate | None:
-    """The gate of the mapping at `place`; None where nothing hangs on anything.
+def condition_at(
+    place: Place, keys: Collection[str], open_keys: Collection[str]
+) -> Condition | None:
+    """The condition of the mapping at `place`; None if no key is conditional.
+
+    Keys without a domain are never conditional on a fixed parent: pairs of a loss on logits are an
+    error to report.
 
     Args:
         place: of the mapping, in the concrete study.
         keys: the mapping's keys.
-        open_keys: those whose values hold domains.
-
-    What a study writes out without a domain in sight is never dropped: pairs given to a loss on
-    logits are a mistake to be told.
+        open_keys: the keys whose values contain domains.
     """
     if not place and {"scheme", "knowledge"} <= set(keys) and "scheme" in open_keys:
-        return Gate("scheme", frozenset({"knowledge"}), closed_by_scheme)
+        return Condition("scheme", frozenset({"knowledge"}), _inactive_under_scheme)
     if place[:1] == ("knowledge",) and len(place) == 2 and "loss" in keys:
-        hanging = set(open_keys) - {"loss"}
+        conditional = set(open_keys) - {"loss"}
         if "loss" in open_keys and "pairs" in keys:
-            hanging.add("pairs")
-        return Gate("loss", frozenset(hanging), closed_by_loss) if hanging else None
+            conditional.add("pairs")
+        if conditional:
+            return Condition("loss", frozenset(conditional), _inactive_under_loss)
     return None
 
 
-def closed_by_scheme(scheme: Any) -> frozenset[str] | None:
+def _inactive_under_scheme(scheme: Json) -> frozenset[str] | None:
     cls = SCHEMES.members.get(name_of(scheme))
     return frozenset() if cls is None or getattr(cls, "takes_knowledge", True) else None
 
 
-def closed_by_loss(loss: Any) -> frozenset[str] | None:
+def _inactive_under_loss(loss: Json) -> frozenset[str] | None:
     if loss is None:
         return None
     cls = LOSSES.members.get(name_of(loss))
@@ -69,7 +71,7 @@ def closed_by_loss(loss: Any) -> frozenset[str] | None:
     return frozenset() if takes else frozenset({"pairs"})
 
 
-def name_of(value: Any) -> str:
-    """The name of an option written as a mapping or as its bare name; empty where it has none."""
+def name_of(value: Json) -> str:
+    """The name of an option written as a mapping or as its bare name; "" if it has none."""
     name = value.get("name") if isinstance(value, Mapping) else value
     return name if isinstance(name, str) else ""

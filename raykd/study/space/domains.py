@@ -1,7 +1,7 @@
-"""Domains: the values a study leaves open, as a study file writes them.
+"""Domains: the values that a study leaves open.
 
 `{choice: [...]}`, `{uniform: [a, b]}`, `{loguniform: [a, b]}`, `{int: [a, b]}`, `{logint: [a, b]}`
-and `{pairing: {...}}` (pairings.py); `uniform` and `int` may have a `step` beside them.
+and `{pairing: {...}}` (pairings.py); `uniform` and `int` may have a `step`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from raykd.study.space.sampling import Scalar, Suggest
 from raykd.study.yaml_file import Place
 
 if TYPE_CHECKING:
-    from raykd.study.space.conditions import Gate
+    from raykd.study.space.conditions import Condition
     from raykd.study.space.pairing import PairingDomain
 
 
@@ -28,7 +28,7 @@ STEPPED = ("uniform", "int")
 
 
 class Malformed(ValueError):
-    """A domain that is not well written; `fix` says how to write it."""
+    """A domain that is invalid."""
 
     def __init__(self, message: str, fix: str = "") -> None:
         super().__init__(message)
@@ -36,10 +36,10 @@ class Malformed(ValueError):
 
 
 def domain_kind(value: Any) -> str | None:
-    """The domain that `value` writes down; None for a plain value.
+    """The kind of domain that `value` describes; None for a plain value.
 
     Raises:
-        Malformed: the domain's key has company.
+        Malformed: there are other keys next to that of the domain.
     """
     if not isinstance(value, Mapping):
         return None
@@ -50,11 +50,11 @@ def domain_kind(value: Any) -> str | None:
     if kinds[0] in STEPPED and "step" in company:
         company.remove("step")
     if company == ["step"]:
-        raise Malformed(f"`{kinds[0]}` takes no step", "only `uniform` and `int` take one")
+        raise Malformed(f"`{kinds[0]}` has no `step`", "only `uniform` and `int` have one")
     if company:
-        others = ", ".join(f"`{key}`" for key in company)
-        fix = "a domain stands in place of a value, alone; put what belongs to an option inside it"
-        raise Malformed(f"`{kinds[0]}` stands beside {others}", fix)
+        keys = ", ".join(f"`{key}`" for key in company)
+        fix = "a domain replaces a value; put keys of an option inside the domain"
+        raise Malformed(f"`{kinds[0]}` and {keys} in one mapping", fix)
     return kinds[0]
 
 
@@ -63,9 +63,9 @@ class Range:
     """A numeric domain.
 
     Attributes:
-        kind: as it is written.
-        low, high: its ends, both of which it holds; `high` lies on the grid that `step` makes.
-        step: the grid's distance; None: every value (whole numbers for `int` and `logint`).
+        kind: key in the study file.
+        low, high: bounds, both included; `high` is a multiple of `step` above `low`.
+        step: distance of the values; None: every value (whole numbers for `int` and `logint`).
     """
 
     kind: NumberKind
@@ -83,7 +83,7 @@ class Range:
 
     @property
     def count(self) -> int | None:
-        """How many values it holds; None: infinitely many."""
+        """Number of values; None: infinitely many."""
         if self.low == self.high:
             return 1
         if self.step is None and not self.whole:
@@ -103,24 +103,26 @@ class Range:
 
 
 def read_range(kind: NumberKind, bounds: Any, step: Any = None) -> Range:
-    """The numeric domain `{kind: bounds, step: step}`.
+    """Read the numeric domain `{kind: bounds, step: step}`.
 
     Raises:
-        Malformed: bounds that are not two numbers, are reversed, or do not fit the kind; a step
-            that is not above 0 or does not fit between them.
+        Malformed: bounds that are not two numbers, are reversed or not allowed for the kind; a step
+            that is not positive or greater than the range.
     """
     if not isinstance(bounds, list) or len(bounds) != 2 or not all(map(_is_number, bounds)):
-        raise Malformed(f"`{kind}` takes two numbers; got {bounds!r}", f"write {{{kind}: [1, 16]}}")
+        raise Malformed(
+            f"`{kind}` must be two numbers; got {bounds!r}", f"write {{{kind}: [1, 16]}}"
+        )
     low, high = bounds
     if low > high:
         fix = f"write {{{kind}: [{high}, {low}]}}"
-        raise Malformed(f"reversed bounds {bounds}; the lower comes first", fix)
+        raise Malformed(f"reversed bounds {bounds}; the lower bound must come first", fix)
     if kind in ("int", "logint") and not all(isinstance(bound, int) for bound in bounds):
         fix = f"for other numbers write `{'uniform' if kind == 'int' else 'loguniform'}`"
-        raise Malformed(f"`{kind}` takes whole numbers; got {bounds}", fix)
+        raise Malformed(f"`{kind}` must be whole numbers; got {bounds}", fix)
     if kind in ("loguniform", "logint") and low <= 0:
         fix = f"raise the lower bound, or write `{'uniform' if kind == 'loguniform' else 'int'}`"
-        raise Malformed(f"`{kind}` needs bounds above 0; got {bounds}", fix)
+        raise Malformed(f"bounds of `{kind}` must be > 0; got {bounds}", fix)
     if step is None:
         return Range(kind, low, high)
     return _with_step(Range(kind, low, high), step)
@@ -128,12 +130,12 @@ def read_range(kind: NumberKind, bounds: Any, step: Any = None) -> Range:
 
 def _with_step(domain: Range, step: Any) -> Range:
     if not _is_number(step) or step <= 0:
-        raise Malformed(f"a step is a number above 0; got {step!r}")
+        raise Malformed(f"`step` must be a number > 0; got {step!r}")
     if domain.kind == "int" and not isinstance(step, int):
-        raise Malformed(f"the step of `int` is a whole number; got {step}")
+        raise Malformed(f"`step` of `int` must be a whole number; got {step}")
     if step > domain.high - domain.low:
-        what = f"step {step} is greater than the range {domain.low:g} to {domain.high:g}"
-        raise Malformed(what, "take a smaller step, or a wider range")
+        what = f"`step` {step} is greater than the range {domain.low:g} to {domain.high:g}"
+        raise Malformed(what, "use a smaller step, or a wider range")
     steps = math.floor((domain.high - domain.low) / step + 1e-9)
     return Range(domain.kind, domain.low, domain.low + steps * step, step)
 
@@ -143,7 +145,7 @@ def _is_number(value: Any) -> bool:
 
 
 def label_of(value: Any) -> Scalar:
-    """What an option of a choice is called: its `name`, or the scalar itself."""
+    """Label of an option of a choice: its `name`, or the scalar itself."""
     if value is None:
         return "none"
     if isinstance(value, Mapping):
@@ -151,24 +153,26 @@ def label_of(value: Any) -> Scalar:
         if isinstance(name, str):
             return name
         kind = next((kind for kind in DOMAINS if kind in value), None)
-        return kind or _short(", ".join(_held(key, held) for key, held in value.items()))
+        return kind or _short(", ".join(_key_label(key, item) for key, item in value.items()))
     if isinstance(value, list):
-        return _short("[" + ", ".join(str(label_of(held)) for held in value) + "]")
+        return _short("[" + ", ".join(str(label_of(item)) for item in value) + "]")
     return value
 
 
-def _held(key: str, value: Any) -> str:
-    """A value under its key; where it is open itself, the key alone."""
+def _key_label(key: str, value: Any) -> str:
+    """A value with its key, or the key alone for a domain."""
     return key if domain_kind(value) is not None else f"{key}={label_of(value)}"
 
 
 def labels_of(options: Sequence[Any]) -> tuple[Scalar, ...]:
-    """A label for each option, no two equal; stable while the options are."""
+    """Labels of options, no two equal; the same for the same options."""
     labels = [label_of(option) for option in options]
     for label in {name for name in labels if isinstance(name, str) and labels.count(name) > 1}:
         same = [place for place, other in enumerate(labels) if other == label]
         for place in same:
-            labels[place] = _told_apart(options[place], [options[other] for other in same], label)
+            labels[place] = _distinct_label(
+                options[place], [options[other] for other in same], label
+            )
     for place, label in enumerate(labels):
         not_equal_to_itself = isinstance(label, float) and math.isnan(label)
         if not_equal_to_itself or label in labels[:place]:  # 1 beside True, say
@@ -177,8 +181,8 @@ def labels_of(options: Sequence[Any]) -> tuple[Scalar, ...]:
     return tuple(labels)
 
 
-def _told_apart(option: Any, same: Sequence[Any], label: str) -> str:
-    """`label` with those of the option's own values in which it differs from its namesakes."""
+def _distinct_label(option: Any, same: Sequence[Any], label: str) -> str:
+    """`label` with the values in which the option differs from others of the same label."""
     if not isinstance(option, Mapping):
         return label
     namesakes = [other for other in same if isinstance(other, Mapping)]
@@ -188,8 +192,8 @@ def _told_apart(option: Any, same: Sequence[Any], label: str) -> str:
         if not isinstance(value, Mapping | list)
         and any(other.get(key) != value for other in namesakes)
     }
-    held = ", ".join(f"{key}={label_of(value)}" for key, value in telling.items())
-    return f"{label}({_short(held)})" if held else label
+    values = ", ".join(f"{key}={label_of(value)}" for key, value in telling.items())
+    return f"{label}({_short(values)})" if values else label
 
 
 def _short(text: str, most: int = 60) -> str:
@@ -218,11 +222,11 @@ class Listing:
 
 @dataclass(frozen=True)
 class Group:
-    """A mapping; some of its values are drawn only if its gate opens for them."""
+    """A mapping; some of its keys may be conditional."""
 
     source: Place
     items: Mapping[str, Node]
-    gate: Gate | None = None
+    condition: Condition | None = None
 
 
 @dataclass(frozen=True)
@@ -249,19 +253,20 @@ class Pairing:
     """A set of layer pairs.
 
     Attributes:
-        domain: of all losses that its term may have.
-        own: for the first pair, the second ..., what is drawn for it alone.
-        by_loss: narrower domains of some of these losses, by name.
+        domain: for all losses of its term.
+        settings: domains of the pairs' weights and losses, one group for each pair.
+        by_loss: narrower domains of some losses, by name.
     """
 
     source: Place
     parameter: str
     domain: PairingDomain
-    own: tuple[Group, ...] = ()
+    settings: tuple[Group, ...] = ()
     by_loss: Mapping[str, PairingDomain] = field(default_factory=dict)
 
     def of(self, loss: str) -> tuple[str, PairingDomain]:
-        """The parameter and the domain under a loss; its name is part of a narrower one's."""
+        """Parameter and domain under a loss; the parameter of a narrower domain contains its
+        name."""
         if loss in self.by_loss:
             return f"{self.parameter}.{loss}", self.by_loss[loss]
         return self.parameter, self.domain
@@ -276,31 +281,31 @@ def _inner(node: Node) -> tuple[Node, ...]:
     if isinstance(node, Group):
         return tuple(node.items.values())
     if isinstance(node, Pairing):
-        return node.own
+        return node.settings
     return node.options if isinstance(node, Choice) else ()
 
 
 def nodes_of(node: Node) -> Iterator[Node]:
-    """The node and all that lie below it."""
+    """The node and all nodes below it."""
     yield node
     for inner in _inner(node):
         yield from nodes_of(inner)
 
 
 def domains_of(node: Node) -> Iterator[Choice | Number | Pairing]:
-    """Those of them that are domains."""
-    for found in nodes_of(node):
-        if isinstance(found, Choice | Number | Pairing):
-            yield found
+    """The domains at and below the node."""
+    for each in nodes_of(node):
+        if isinstance(each, Choice | Number | Pairing):
+            yield each
 
 
 def is_open(node: Node) -> bool:
-    """Whether there is a domain at or below the node."""
+    """Return whether there is a domain at or below the node."""
     return next(domains_of(node), None) is not None
 
 
 def rebuilt(node: Node, change: Callable[[Node], Node]) -> Node:
-    """The tree with `change` applied to each node, the inner ones first."""
+    """The tree with `change` applied to each node, inner nodes first."""
     if isinstance(node, Listing):
         node = replace(node, items=tuple(rebuilt(item, change) for item in node.items))
     elif isinstance(node, Group):
@@ -309,6 +314,7 @@ def rebuilt(node: Node, change: Callable[[Node], Node]) -> Node:
     elif isinstance(node, Choice):
         node = replace(node, options=tuple(rebuilt(option, change) for option in node.options))
     elif isinstance(node, Pairing):
-        own = tuple(group for one in node.own if isinstance(group := rebuilt(one, change), Group))
-        node = replace(node, own=own)
+        groups = (rebuilt(group, change) for group in node.settings)
+        settings = tuple(group for group in groups if isinstance(group, Group))
+        node = replace(node, settings=settings)
     return change(node)

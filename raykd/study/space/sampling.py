@@ -1,7 +1,7 @@
-"""Who draws the values of a space, and walks over all that can be drawn.
+"""Drawing of values at random, and enumeration of a space.
 
-A space is drawn define-by-run: it asks for one value after another, and what it asks next may
-hang on what it got.  An `optuna.Trial` answers such questions; so do the classes here.
+A space is define-by-run: it asks for one value after another, and the next question may depend on
+the last answer.  An `optuna.Trial` answers such questions, and so do the classes here.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Scalar = None | bool | int | float | str
 
 
 class Suggest(Protocol):
-    """Whoever answers; `optuna.Trial` is one."""
+    """Protocol of `optuna.Trial`: answers for the open values of a space."""
 
     def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any: ...
 
@@ -36,31 +36,35 @@ Draw = Callable[[Suggest], T]
 
 
 class Seeded:
-    """Answers at random, the same for the same seed."""
+    """Random answers, the same for the same seed.
+
+    Attributes:
+        params: the answers so far; set in advance, they are given instead of random ones.
+    """
 
     def __init__(self, seed: int) -> None:
         self.random = random.Random(seed)
         self.params: dict[str, Any] = {}
 
     def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
-        return self._kept(name, lambda: self.random.choice(choices))
+        return self._remembered(name, lambda: self.random.choice(choices))
 
     def suggest_float(
         self, name: str, low: float, high: float, *, step: float | None = None, log: bool = False
     ) -> float:
         if step is not None:
-            return self._kept(name, lambda: low + step * self._upto((high - low) / step))
+            return self._remembered(name, lambda: low + step * self._upto((high - low) / step))
         if log:
-            return self._kept(name, lambda: _between(low, high, self._log(low, high)))
-        return self._kept(name, lambda: self.random.uniform(low, high))
+            return self._remembered(name, lambda: _between(low, high, self._log(low, high)))
+        return self._remembered(name, lambda: self.random.uniform(low, high))
 
     def suggest_int(
         self, name: str, low: int, high: int, *, step: int = 1, log: bool = False
     ) -> int:
         if log:
-            drawn = self._kept(name, lambda: round(self._log(low - 0.499, high + 0.499)))
+            drawn = self._remembered(name, lambda: round(self._log(low - 0.499, high + 0.499)))
             return _between(low, high, drawn)
-        return self._kept(name, lambda: low + step * self._upto((high - low) // step))
+        return self._remembered(name, lambda: low + step * self._upto((high - low) // step))
 
     def _upto(self, steps: float) -> int:
         return self.random.randint(0, math.floor(steps + 1e-9))
@@ -68,19 +72,19 @@ class Seeded:
     def _log(self, low: float, high: float) -> float:
         return math.exp(self.random.uniform(math.log(low), math.log(high)))
 
-    def _kept(self, name: str, draw: Callable[[], T]) -> T:
-        """The same answer when the same name is asked for again, as Optuna does."""
+    def _remembered(self, name: str, draw: Callable[[], T]) -> T:
+        """Return the same answer for the same name, as Optuna does."""
         if name not in self.params:
             self.params[name] = draw()
         return self.params[name]
 
 
 Pick = Callable[[Mapping[str, Any], str, Sequence[Any]], Any]
-"""(answers so far, parameter, its values) -> one of the values."""
+"""(answers so far, parameter, its values) -> the value to take."""
 
 
-class _Asked:
-    """Turns every question into a pick from a list: all of a domain's values, or its two ends."""
+class _Picker:
+    """Answers every question by `pick` from a list: all values of a domain, or its two ends."""
 
     def __init__(self, pick: Pick, *, ends: bool) -> None:
         self.pick = pick
@@ -114,12 +118,12 @@ class _Asked:
 
 
 def every(draw: Draw[T]) -> Iterator[tuple[dict[str, Any], T]]:
-    """Every point of a finite space, with its parameters, the first options first.
+    """Yield every point of a finite space with its parameters, the first options first.
 
     Raises:
         ValueError: the space is continuous.
     """
-    script: list[list[int]] = []  # for each question in turn: the answer taken, of how many
+    script: list[list[int]] = []  # for each question: index of the answer, number of answers
 
     def pick(before: Mapping[str, Any], name: str, values: Sequence[Any]) -> Any:
         if len(before) == len(script):
@@ -127,13 +131,13 @@ def every(draw: Draw[T]) -> Iterator[tuple[dict[str, Any], T]]:
         return values[script[len(before)][0]]
 
     while True:
-        asked = _Asked(pick, ends=False)
+        picker = _Picker(pick, ends=False)
         try:
-            drawn = draw(asked)
+            drawn = draw(picker)
         except Infeasible:
             pass
         else:
-            yield asked.params, drawn
+            yield picker.params, drawn
         while script and script[-1][0] + 1 == script[-1][1]:
             script.pop()
         if not script:
@@ -142,42 +146,42 @@ def every(draw: Draw[T]) -> Iterator[tuple[dict[str, Any], T]]:
 
 
 def corners(draw: Draw[T], attempts: int = 20) -> list[T]:
-    """Points that take every branch and both ends of every numeric domain at least once.
+    """Points that cover every branch and both ends of every numeric domain at least once.
 
-    Their number grows with that of branches and ends, not with its product.  A value that is
-    infeasible in `attempts` points is left out.
+    Their number grows with the sum of branches and ends, not with their product.  A value that is
+    infeasible in `attempts` points is skipped.
     """
     return list(_Cover(draw, attempts).points())
 
 
 class _Cover(Generic[T]):
-    """Keeps a list of values still to be taken, each with the answers that lead to its question."""
+    """A list of values not covered yet, each with the answers that lead to its question."""
 
     def __init__(self, draw: Draw[T], attempts: int) -> None:
         self.draw = draw
         self.attempts = attempts
         self.random = random.Random(0)
-        self.taken: set[tuple[str, Any]] = set()
-        self.found: set[tuple[str, Any]] = set()
+        self.covered: set[tuple[str, Any]] = set()
+        self.queued: set[tuple[str, Any]] = set()
         self.todo: list[dict[str, Any]] = [{}]
 
     def points(self) -> Iterator[T]:
         while self.todo:
             lead = self.todo.pop()
             name = next(reversed(lead), None)
-            if name is None or (name, _exact(lead[name])) not in self.taken:
+            if name is None or (name, _exact(lead[name])) not in self.covered:
                 yield from self._point(list(lead.items()))
 
     def _point(self, lead: list[tuple[str, Any]]) -> Iterator[T]:
-        """One point that follows `lead`, or, where that is infeasible, less and less of it."""
+        """Yield a point that follows `lead`; if that is infeasible, ever fewer of its answers."""
         for attempt in range(self.attempts):
-            kept = dict([*lead[: max(0, len(lead) - 1 - attempt)], *lead[-1:]])
-            asked = _Asked(partial(self._pick, kept), ends=True)
+            answers = dict([*lead[: max(0, len(lead) - 1 - attempt)], *lead[-1:]])
+            picker = _Picker(partial(self._pick, answers), ends=True)
             try:
-                drawn = self.draw(asked)
+                drawn = self.draw(picker)
             except Infeasible:
                 continue
-            self.taken |= {(name, _exact(value)) for name, value in asked.params.items()}
+            self.covered |= {(name, _exact(value)) for name, value in picker.params.items()}
             yield drawn
             return
 
@@ -185,17 +189,17 @@ class _Cover(Generic[T]):
         self, lead: Mapping[str, Any], before: Mapping[str, Any], name: str, values: Sequence[Any]
     ) -> Any:
         for value in values:
-            if (name, _exact(value)) not in self.found:
-                self.found.add((name, _exact(value)))
+            if (name, _exact(value)) not in self.queued:
+                self.queued.add((name, _exact(value)))
                 self.todo.append({**before, name: value})
         if name in lead:
             return lead[name]
-        fresh = [value for value in values if (name, _exact(value)) not in self.taken]
+        fresh = [value for value in values if (name, _exact(value)) not in self.covered]
         return self.random.choice(fresh or values)
 
 
 def _exact(value: Any) -> tuple[type, Any]:
-    """Tells 1 from True and 1.0."""
+    """A key that distinguishes 1, True and 1.0."""
     return type(value), value
 
 

@@ -1,4 +1,4 @@
-"""How far a space extends: its parameters, and how many points it holds."""
+"""Size of a space: its parameters and its number of points."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from raykd.study.space.conditions import Gate, name_of
+from raykd.study.space.conditions import Condition, name_of
 from raykd.study.space.domains import (
     Choice,
     Fixed,
@@ -24,15 +24,15 @@ from raykd.study.yaml_file import Place, dotted
 
 @dataclass(frozen=True)
 class Dimension:
-    """One parameter of the space, as a sampler sees it.
+    """A parameter of the space, as samplers see it.
 
     Attributes:
-        name: the parameter's name.
-        path: the place it sets, dotted.
-        kind: the domain: choice, uniform, loguniform, int, logint, pairing.
-        values: the options, or the low and the high end.
-        text: `values`, to be read.
-        when: in which branches it is drawn; empty: always.
+        name: of the parameter.
+        path: dotted path of the place that it sets.
+        kind: choice, uniform, loguniform, int, logint or pairing.
+        values: the options, or the two bounds.
+        text: `values` as text.
+        when: condition under which it is drawn; "": always.
     """
 
     name: str
@@ -45,10 +45,10 @@ class Dimension:
 
 @dataclass(frozen=True)
 class Size:
-    """How large a space is.
+    """The size of a space.
 
     Attributes:
-        combinations: number of points, continuous values not counted.
+        combinations: number of points, without continuous values.
         continuous: number of continuous parameters.
     """
 
@@ -62,7 +62,7 @@ class Size:
 
 
 def size_of(root: Group) -> Size:
-    """How large the space below `root` is."""
+    """The size of the space below `root`."""
     continuous = {
         node.parameter
         for node in nodes_of(root)
@@ -72,12 +72,12 @@ def size_of(root: Group) -> Size:
 
 
 def dimensions_of(root: Group) -> tuple[Dimension, ...]:
-    """The parameters below `root`, in the order in which they are drawn."""
+    """The parameters below `root` in the order of drawing."""
     merged: dict[str, Dimension] = {}
-    for found in _dimensions(root, (), ()):
-        known = merged.get(found.name)
-        when = found.when if known is None else _either(known.when, found.when)
-        merged[found.name] = replace(found, when=when)
+    for dimension in _dimensions(root, (), ()):
+        earlier = merged.get(dimension.name)
+        when = dimension.when if earlier is None else _either(earlier.when, dimension.when)
+        merged[dimension.name] = replace(dimension, when=when)
     return tuple(merged.values())
 
 
@@ -98,44 +98,47 @@ def _count(node: Node) -> int:
 
 
 def _count_group(node: Group) -> int:
-    if node.gate is None:
+    if node.condition is None:
         return _product(_count(item) for item in node.items.values())
-    gate = node.gate
+    condition = node.condition
     free = _product(
-        _count(item) for key, item in node.items.items() if key != gate.on and key not in gate.keys
+        _count(item)
+        for key, item in node.items.items()
+        if key != condition.parent and key not in condition.keys
     )
-    cases = _cases(node.items[gate.on], gate)
+    cases = _cases(node.items[condition.parent], condition)
     return free * sum(
-        times * _product(_count_gated(node.items[key], name) for key in opened if key in node.items)
-        for (opened, name), times in cases.items()
+        times
+        * _product(_count_conditional(node.items[key], name) for key in active if key in node.items)
+        for (active, name), times in cases.items()
     )
 
 
-def _count_gated(node: Node, name: str) -> int:
+def _count_conditional(node: Node, name: str) -> int:
     return _count_pairing(node, name) if isinstance(node, Pairing) else _count(node)
 
 
 def _count_pairing(node: Pairing, loss: str) -> int:
-    """The sets of pairs under a loss, each with what may be drawn for its pairs alone."""
-    each = _count(node.own[0]) if node.own else 1
+    """Number of sets of pairs under a loss, times the values of the pairs' weights and losses."""
+    each = _count(node.settings[0]) if node.settings else 1
     _, domain = node.of(loss)
     return sum(times * each**size for size, times in domain.sizes.items())
 
 
 Case = tuple[frozenset[str], str]
-"""The keys that a gate opens, and the name of the option for which it does."""
+"""The active keys of a condition, and the name of the option that activates them."""
 
 
-def _cases(node: Node, gate: Gate) -> Counter[Case]:
-    """For each case, by how many values of `node` it comes about."""
+def _cases(node: Node, condition: Condition) -> Counter[Case]:
+    """For each case, the number of values of `node` that lead to it."""
     if isinstance(node, Choice):
-        return sum((_cases(option, gate) for option in node.options), Counter())
+        return sum((_cases(option, condition) for option in node.options), Counter())
     if isinstance(node, Group):
         name = node.items.get("name")
         value: Any = {"name": name.value} if isinstance(name, Fixed) else {}
     else:
         value = node.value if isinstance(node, Fixed) else {}
-    return Counter({(gate.opens(value), name_of(value)): _count(node)})
+    return Counter({(condition.active(value), name_of(value)): _count(node)})
 
 
 def _product(counts: Iterable[int]) -> int:
@@ -165,56 +168,56 @@ def _dimensions(node: Node, place: Place, when: tuple[str, ...]) -> Iterator[Dim
 
 
 def _group_dimensions(node: Group, place: Place, when: tuple[str, ...]) -> Iterator[Dimension]:
-    gated = node.gate.keys if node.gate is not None else frozenset()
+    conditional = node.condition.keys if node.condition is not None else frozenset()
     for key, item in node.items.items():
-        if key not in gated:
+        if key not in conditional:
             yield from _dimensions(item, (*place, key), when)
-    if node.gate is not None:
-        for key in (key for key in node.items if key in gated):
-            yield from _gated_dimensions(node, node.gate, key, place, when)
+    if node.condition is not None:
+        for key in (key for key in node.items if key in conditional):
+            yield from _conditional_dimensions(node, node.condition, key, place, when)
 
 
-def _gated_dimensions(
-    node: Group, gate: Gate, key: str, place: Place, when: tuple[str, ...]
+def _conditional_dimensions(
+    node: Group, condition: Condition, key: str, place: Place, when: tuple[str, ...]
 ) -> Iterator[Dimension]:
-    on, held = node.items[gate.on], node.items[key]
-    if not isinstance(held, Pairing) or not held.by_loss:
-        condition = _condition(on, gate, key)
-        if condition is not None:
-            yield from _dimensions(held, (*place, key), (*when, *condition))
+    parent, child = node.items[condition.parent], node.items[key]
+    if not isinstance(child, Pairing) or not child.by_loss:
+        clause = _condition(parent, condition, key)
+        if clause is not None:
+            yield from _dimensions(child, (*place, key), (*when, *clause))
         return
-    names = {name for opened, name in _cases(on, gate) if key in opened}
-    rest = names - held.by_loss.keys()
-    for losses in (rest, *({loss} for loss in held.by_loss)):
-        condition = _condition(on, gate, key, losses) if losses else None
-        if condition is not None:
-            variant, inside = _variant(held, min(losses)), (*when, *condition)
-            yield from _pairing_dimensions(variant, (*place, key), inside)
+    names = {name for active, name in _cases(parent, condition) if key in active}
+    rest = names - child.by_loss.keys()
+    for losses in (rest, *({loss} for loss in child.by_loss)):
+        clause = _condition(parent, condition, key, losses) if losses else None
+        if clause is not None:
+            variant, conditions = _variant(child, min(losses)), (*when, *clause)
+            yield from _pairing_dimensions(variant, (*place, key), conditions)
 
 
 def _variant(node: Pairing, loss: str) -> Pairing:
-    """The pairing as it is drawn under a loss; what its pairs have of their own, under all."""
+    """The pairing as it is drawn under a loss; weights and losses of pairs are drawn under all."""
     parameter, domain = node.of(loss)
     return replace(node, parameter=parameter, domain=domain, by_loss={})
 
 
-def _opens(node: Node, gate: Gate, key: str, losses: Collection[str] | None) -> bool:
-    """Whether the gate opens for `key`, for one of these names if any are given."""
-    names = [name for opened, name in _cases(node, gate) if key in opened]
+def _is_active(node: Node, condition: Condition, key: str, losses: Collection[str] | None) -> bool:
+    """Return whether `key` can be active, under one of these losses if any are given."""
+    names = [name for active, name in _cases(node, condition) if key in active]
     return any(losses is None or name in losses for name in names)
 
 
 def _condition(
-    node: Node, gate: Gate, key: str, losses: Collection[str] | None = None
+    node: Node, condition: Condition, key: str, losses: Collection[str] | None = None
 ) -> tuple[str, ...] | None:
-    """When the gate on `node` opens for `key`, for one of these names if any are given; None:
+    """The condition under which `key` is active, under one of these losses if any are given; None:
     never."""
     if not isinstance(node, Choice):
-        return () if _opens(node, gate, key, losses) else None
+        return () if _is_active(node, condition, key, losses) else None
     opening = [
         str(label)
         for label, option in zip(node.labels, node.options, strict=True)
-        if _opens(option, gate, key, losses)
+        if _is_active(option, condition, key, losses)
     ]
     if len(opening) == len(node.labels):
         return ()
@@ -234,10 +237,10 @@ def _choice_dimensions(node: Choice, place: Place, when: tuple[str, ...]) -> Ite
 
 def _pairing_dimensions(node: Pairing, place: Place, when: tuple[str, ...]) -> Iterator[Dimension]:
     domain, name, path = node.domain, node.parameter, dotted(place)
-    known = domain.is_known
-    least, most = (domain.least, domain.most) if known else (domain.min, domain.max)
+    is_known = domain.is_known
+    least, most = (domain.least, domain.most) if is_known else (domain.min, domain.max)
     if domain.sets is not None and len(domain.whole_sets) > 1:
-        labels = tuple(", ".join(map(str, one)) for one in domain.whole_sets)
+        labels = tuple(", ".join(map(str, pairs)) for pairs in domain.whole_sets)
         yield Dimension(name, path, "pairing", labels, " | ".join(labels), " and ".join(when))
     elif domain.sets is None and least < most:
         values, text = (least, most), f"{least} to {most}"
@@ -246,12 +249,12 @@ def _pairing_dimensions(node: Pairing, place: Place, when: tuple[str, ...]) -> I
         later = when if i < least or domain.sets is not None else (*when, f"{name}.count > {i}")
         if domain.sets is None:
             yield from _pair_dimensions(node, i, place, " and ".join(later))
-        if node.own:
-            yield from _dimensions(node.own[i], (*place, i), later)
+        if node.settings:
+            yield from _dimensions(node.settings[i], (*place, i), later)
 
 
 def _pair_dimensions(node: Pairing, number: int, place: Place, when: str) -> Iterator[Dimension]:
-    """Those of one pair's layers."""
+    """The parameters of one pair's layers."""
     domain, name = node.domain, f"{node.parameter}[{number}]"
     if domain.is_known and not domain.is_crossed:
         labels = tuple(map(str, domain.candidates))
@@ -275,6 +278,6 @@ _WIDE = {
 }
 
 
-def _either(one: str, other: str) -> str:
-    """The condition that one of two holds; an empty one always does."""
-    return f"{one} or {other}" if one and other and one != other else one and other
+def _either(first: str, second: str) -> str:
+    """The disjunction of two conditions, where "" is always true."""
+    return f"{first} or {second}" if first and second and first != second else first and second

@@ -1,9 +1,9 @@
-"""The space of a study: its values, those left open included, as a tree that can be drawn from.
+"""The space of a study: a tree of fixed and open values from which concrete studies are drawn.
 
-One walk over the tree, define-by-run, asks for each open value under its place in the study
-(`knowledge[0].loss` = "kd", then `knowledge[0].loss.temperature` = 4.2) and leaves plain data: a
-concrete study.  Where two branches give one place different domains, the parameter's name holds
-the branch's label (`knowledge[0].loss.kd.temperature`).
+A draw walks over the tree, asks for each open value by its place in the study
+(`knowledge[0].loss` = "kd", then `knowledge[0].loss.temperature` = 4.2), and gives plain data: a
+concrete study.  If two branches have different domains at one place, the parameter's name contains
+the label of the branch (`knowledge[0].loss.kd.temperature`).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from raykd.errors import Problem
-from raykd.study.space.conditions import gate_of, name_of
+from raykd.study.space.conditions import condition_at, name_of
 from raykd.study.space.domains import (
     Choice,
     Fixed,
@@ -31,13 +31,13 @@ from raykd.study.space.domains import (
     read_range,
     rebuilt,
 )
-from raykd.study.space.pairing import OWN, WIDE, Wide, read_pairing
+from raykd.study.space.pairing import PAIR_KEYS, WIDE, Wide, read_pairing
 from raykd.study.space.sampling import Scalar, Suggest, corners, every
 from raykd.study.space.size import Dimension, Size, dimensions_of, size_of
 from raykd.study.yaml_file import Document, Place, dotted
 
 CLOSED = ("name", "seed", "search", "cluster", "cache", "tracking")
-"""Parts of a study that hold no domains: they are the same for all of its trials."""
+"""Parts of a study without domains: they are the same for all trials."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Point:
 
     Attributes:
         data: mappings, lists and scalars.
-        origins: the place in the study file from which each place of `data` comes.
+        origins: the place in the study file of each place of `data`.
     """
 
     data: dict[str, Any]
@@ -55,26 +55,26 @@ class Point:
 
 @dataclass(frozen=True)
 class Space:
-    """All the concrete studies a study file allows."""
+    """All concrete studies that a study file allows."""
 
     root: Group
 
     def draw(self, suggest: Suggest) -> Point:
-        """One point, its open values answered by `suggest`.
+        """Draw a point; `suggest` gives the open values.
 
         Raises:
-            Infeasible: the answers contradict one another (a pair drawn twice).
+            Infeasible: the values contradict one another (the same pair twice).
         """
         walk = _Walk(suggest)
         return Point(walk.draw(self.root, ()), walk.origins)
 
     def part(self, key: str) -> Space:
-        """The space of one of the study's parts alone; the rest is left out."""
-        held = {name: node for name, node in self.root.items.items() if name == key}
-        return Space(replace(self.root, items=held, gate=None))
+        """The space of one part of the study, without the rest."""
+        items = {name: node for name, node in self.root.items.items() if name == key}
+        return Space(replace(self.root, items=items, condition=None))
 
     def corners(self) -> list[Point]:
-        """Points that hold every branch and both ends of every range at least once."""
+        """Points that cover every branch and both ends of every range at least once."""
         return corners(Space(_unshared(self.root)).draw)
 
     def points(self) -> Iterator[Point]:
@@ -91,7 +91,7 @@ class Space:
 
     @property
     def dimensions(self) -> tuple[Dimension, ...]:
-        """The parameters, in the order in which they are drawn."""
+        """The parameters in the order of drawing."""
         return dimensions_of(self.root)
 
     @property
@@ -100,7 +100,7 @@ class Space:
 
     @property
     def sketched(self) -> Space:
-        """The same with made-up stages where only the models tell which there are."""
+        """The same with invented stages in place of layers that only the models determine."""
 
         def fill(node: Pairing) -> Pairing:
             stages = dict.fromkeys(WIDE, tuple(f"stage{i + 1}" for i in range(node.domain.min)))
@@ -111,7 +111,7 @@ class Space:
     def with_layers(
         self, hint: Mapping[Wide, Sequence[str]], guided: Mapping[Wide, Sequence[str]]
     ) -> Space:
-        """The same with the layers named for which `auto`, `blocks` and `all` stand."""
+        """The same with `auto`, `blocks` and `all` replaced by layer names."""
         return self.with_pairings(
             lambda node: replace(node, domain=node.domain.filled(hint, guided))
         )
@@ -124,11 +124,11 @@ class Space:
 
 
 def read_space(document: Document) -> tuple[Space, list[Problem], frozenset[Place]]:
-    """The space a document writes down.
+    """Read the space of a document.
 
     Returns:
-        the space; the problems of its domains; and the places that hold nothing of use because
-        of them.
+        the space; the problems of its domains; and the places whose values are invalid because of
+        them.
     """
     builder = _Builder(document)
     root = builder.group(document.data, (), ())
@@ -136,7 +136,7 @@ def read_space(document: Document) -> tuple[Space, list[Problem], frozenset[Plac
 
 
 class _Builder:
-    """Reads the document into nodes and collects what is wrong with its domains."""
+    """Reads a document into nodes and collects the problems of its domains."""
 
     def __init__(self, document: Document) -> None:
         self.document = document
@@ -162,32 +162,34 @@ class _Builder:
         return Fixed(source, value)
 
     def group(self, value: Mapping[str, Any], source: Place, place: Place) -> Group:
-        items = {key: self.node(held, (*source, key), (*place, key)) for key, held in value.items()}
+        items = {
+            key: self.node(child, (*source, key), (*place, key)) for key, child in value.items()
+        }
         open_keys = frozenset(key for key, node in items.items() if is_open(node))
-        return Group(source, items, gate_of(place, items.keys(), open_keys))
+        return Group(source, items, condition_at(place, items.keys(), open_keys))
 
     def allow(self, kind: str, value: Mapping[str, Any], place: Place) -> None:
-        """Raise Malformed where no such domain may stand."""
+        """Raise Malformed if the domain is not allowed at this place."""
         if not place:
-            raise Malformed("the study as a whole cannot be a domain", "put domains inside it")
+            raise Malformed("the whole study cannot be a domain", "put domains inside it")
         top = place[0]
         if top in CLOSED:
             raise Malformed(
-                f"`{kind}` cannot stand under `{top}`, which is the same for all trials",
-                "give one value; compare others by another study",
+                f"`{kind}` is not allowed under `{top}`, which is the same for all trials",
+                "give one value, and use another study for other values",
             )
         if top == "data" and place[1:2] != ("augment",):
             raise Malformed(
-                f"`{kind}` cannot stand here: all trials of a study share one data set",
-                "give one value; only data.augment may be left open",
+                f"`{kind}` is not allowed here: all trials of a study share one data set",
+                "give one value; of the data, only data.augment can be left open",
             )
         if kind == "pairing" and not (top == "knowledge" and place[2:] == ("pairs",)):
-            fix = "a pairing is the value of `pairs` in a term of knowledge"
-            raise Malformed("`pairing` cannot stand here", fix)
+            fix = "use it as the value of `pairs` in a term of `knowledge`"
+            raise Malformed("`pairing` is not allowed here", fix)
         if top == "teacher" and kind in ("uniform", "loguniform") and "step" not in value:
             raise Malformed(
-                f"`{kind}` cannot stand under `teacher`: every variant of it is trained once",
-                "list the variants, {choice: [...]}, or give `uniform` a step",
+                f"`{kind}` is not allowed under `teacher`: every variant of it is trained once",
+                "list the variants, {choice: [...]}, or give `uniform` a `step`",
             )
 
     def domain(self, kind: str, value: Mapping[str, Any], source: Place, place: Place) -> Node:
@@ -201,21 +203,21 @@ class _Builder:
 
     def pairing(self, value: Any, source: Place, place: Place) -> Node:
         domain = read_pairing(value)
-        written = {key: value[key] for key in OWN if key in value}
-        inside = (*source, "pairing")
-        own = [
+        written = {key: value[key] for key in PAIR_KEYS if key in value}
+        inner = (*source, "pairing")
+        settings = [
             Group(
-                inside,
-                {k: self.node(v, (*inside, k), (*place, i, k)) for k, v in written.items()},
+                inner,
+                {k: self.node(v, (*inner, k), (*place, i, k)) for k, v in written.items()},
             )
             for i in range(domain.max if written else 0)
         ]
-        return Pairing(source, dotted(place), domain, tuple(own))
+        return Pairing(source, dotted(place), domain, tuple(settings))
 
     def choice(self, options: Any, source: Place, place: Place) -> Node:
         if not isinstance(options, list):
             fix = "write {choice: [first, second]}"
-            raise Malformed(f"`choice` takes a list of options; got {options!r}", fix)
+            raise Malformed(f"`choice` must be a list of options; got {options!r}", fix)
         if not options:
             raise Malformed("an empty choice", "list at least one option")
         for i, option in enumerate(options):
@@ -225,27 +227,31 @@ class _Builder:
         nodes = [
             self.node(option, (*source, "choice", i), place) for i, option in enumerate(options)
         ]
-        return Choice(source, name, labels, _told_apart(name, labels, nodes))
+        return Choice(source, name, labels, _distinct(name, labels, nodes))
 
 
-def _same(one: Any, other: Any) -> bool:
-    return type(one) is type(other) and one == other
+def _same(first: Any, second: Any) -> bool:
+    return type(first) is type(second) and first == second
 
 
-def _told_apart(name: str, labels: Sequence[Scalar], options: list[Node]) -> tuple[Node, ...]:
-    """The options, with their labels in those parameters' names that would else collide."""
-    held = [{node.parameter: _domain_of(node) for node in domains_of(option)} for option in options]
+def _distinct(name: str, labels: Sequence[Scalar], options: list[Node]) -> tuple[Node, ...]:
+    """The options, with labels in the names of parameters that would otherwise collide."""
+    by_option = [
+        {node.parameter: _domain_of(node) for node in domains_of(option)} for option in options
+    ]
     domains: dict[str, list[Any]] = {name: [None]}
-    for parameters in held:
+    for parameters in by_option:
         for parameter, domain in parameters.items():
             domains.setdefault(parameter, []).append(domain)
-    clashing = {key for key, found in domains.items() if any(one != found[0] for one in found[1:])}
+    clashing = {
+        key for key, each in domains.items() if any(domain != each[0] for domain in each[1:])
+    }
     return tuple(
         _renamed(
             option,
             {key: f"{name}.{label}{key.removeprefix(name)}" for key in clashing & set(parameters)},
         )
-        for option, label, parameters in zip(options, labels, held, strict=True)
+        for option, label, parameters in zip(options, labels, by_option, strict=True)
     )
 
 
@@ -254,21 +260,21 @@ def _domain_of(node: Choice | Number | Pairing) -> Any:
 
 
 def _renamed(node: Node, names: Mapping[str, str]) -> Node:
-    def rename(found: Node) -> Node:
-        if isinstance(found, Choice | Number | Pairing) and found.parameter in names:
-            return replace(found, parameter=names[found.parameter])
-        return found
+    def rename(each: Node) -> Node:
+        if isinstance(each, Choice | Number | Pairing) and each.parameter in names:
+            return replace(each, parameter=names[each.parameter])
+        return each
 
     return rebuilt(node, rename) if names else node
 
 
 def _unshared(root: Group) -> Group:
-    """The same with a parameter of its own for every domain, so that branches share none."""
+    """The same with a separate parameter for every domain, so that branches share none."""
 
-    def rename(found: Node) -> Node:
-        if isinstance(found, Choice | Number | Pairing):
-            return replace(found, parameter=dotted(found.source))
-        return found
+    def rename(each: Node) -> Node:
+        if isinstance(each, Choice | Number | Pairing):
+            return replace(each, parameter=dotted(each.source))
+        return each
 
     unshared = rebuilt(root, rename)
     assert isinstance(unshared, Group)
@@ -276,7 +282,7 @@ def _unshared(root: Group) -> Group:
 
 
 class _Walk:
-    """One draw."""
+    """Draws one point."""
 
     def __init__(self, suggest: Suggest) -> None:
         self.suggest = suggest
@@ -303,48 +309,52 @@ class _Walk:
             return node.options[0]
         label = self.suggest.suggest_categorical(node.parameter, node.labels)
         if label not in node.labels:
-            raise ValueError(f"{node.parameter}: {label!r} is none of {list(node.labels)}")
+            raise ValueError(f"{node.parameter}: got {label!r}; must be one of {list(node.labels)}")
         return node.options[node.labels.index(label)]
 
     def _group(self, node: Group, place: Place) -> dict[str, Any]:
-        gated = node.gate.keys if node.gate is not None else frozenset()
+        conditional = node.condition.keys if node.condition is not None else frozenset()
         drawn = {
             key: self.draw(item, (*place, key))
             for key, item in node.items.items()
-            if key not in gated
+            if key not in conditional
         }
-        if node.gate is not None:
-            opened = node.gate.opens(drawn[node.gate.on])
-            for key in (key for key in node.items if key in opened):
-                drawn[key] = self._gated(node.items[key], (*place, key), drawn[node.gate.on])
+        if node.condition is not None:
+            active = node.condition.active(drawn[node.condition.parent])
+            for key in (key for key in node.items if key in active):
+                drawn[key] = self._conditional(
+                    node.items[key], (*place, key), drawn[node.condition.parent]
+                )
         return {key: drawn[key] for key in node.items if key in drawn}
 
-    def _gated(self, node: Node, place: Place, on: Any) -> Any:
-        """What hangs on the value `on` of another: pairs also on which loss compares them."""
+    def _conditional(self, node: Node, place: Place, parent: Any) -> Any:
+        """Draw a conditional key; the domain of pairs may depend on the loss (`parent`), too."""
         if not isinstance(node, Pairing):
             return self.draw(node, place)
         self.origins[place] = node.source
-        return self._pairing(node, place, name_of(on))
+        return self._pairing(node, place, name_of(parent))
 
     def _pairing(self, node: Pairing, place: Place, loss: str = "") -> list[dict[str, Any]]:
         name, domain = node.of(loss)
         pairs = []
         for i, pair in enumerate(domain.draw(self.suggest, name)):
             inner = (*place, i)
-            inside = (
+            places = (
                 inner,
                 (*inner, "hint"),
                 (*inner, "guided"),
-                *((*inner, k) for k in pair.held),
+                *((*inner, k) for k in pair.settings),
             )
-            self.origins |= dict.fromkeys(inside, node.source)
-            own = self._own(node, i, {*pair.held}, inner)
-            pairs.append({"hint": pair.hint, "guided": pair.guided, **pair.held, **own})
+            self.origins |= dict.fromkeys(places, node.source)
+            settings = self._pair_settings(node, i, {*pair.settings}, inner)
+            pairs.append({"hint": pair.hint, "guided": pair.guided, **pair.settings, **settings})
         return pairs
 
-    def _own(self, node: Pairing, number: int, held: set[str], place: Place) -> dict[str, Any]:
-        """What is drawn for one pair alone, but for what it has already."""
-        if not node.own:
+    def _pair_settings(
+        self, node: Pairing, number: int, present: set[str], place: Place
+    ) -> dict[str, Any]:
+        """Draw weight and loss of one pair, except those that the pair already has."""
+        if not node.settings:
             return {}
-        items = node.own[number].items.items()
-        return {key: self.draw(item, (*place, key)) for key, item in items if key not in held}
+        items = node.settings[number].items.items()
+        return {key: self.draw(item, (*place, key)) for key, item in items if key not in present}

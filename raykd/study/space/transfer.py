@@ -1,8 +1,8 @@
-"""What one study's space can draw again of a point of another's.
+"""Transfer of a trial's values to the space of another study.
 
-The other's concrete study is laid over the tree of this one: where a value is left open here and
-the other's lies within, it is taken; branches are told by the names of their options.  So a found
-student or distillation can begin a search on other data, or in a somewhat different space.
+The concrete study of the trial is matched with the tree of the space.  Open values are taken over
+if the space allows them; branches are matched by the names of their options.  So a search can begin
+with a student or a distillation that was found on other data or in a different space.
 """
 
 from __future__ import annotations
@@ -32,79 +32,81 @@ from raykd.study.yaml_file import Place, dotted
 
 @dataclass
 class Transfer:
-    """What was taken over.
+    """Values that were taken over.
 
     Attributes:
         params: the parameters of this space, by name.
-        taken: the places of the other study that they come from, dotted.
-        left: place -> why its value was not taken.
-        known: the places that both studies have.
+        used: dotted places of the other study that they come from.
+        rejected: dotted place -> reason why its value was not taken over.
+        shared: dotted places that both studies have.
     """
 
     params: dict[str, Scalar] = field(default_factory=dict)
-    taken: set[str] = field(default_factory=set)
-    left: dict[str, str] = field(default_factory=dict)
-    known: set[str] = field(default_factory=set)
+    used: set[str] = field(default_factory=set)
+    rejected: dict[str, str] = field(default_factory=dict)
+    shared: set[str] = field(default_factory=set)
 
     def take(self, parameter: str, value: Scalar, place: Place) -> bool:
         self.params[parameter] = value
-        self.taken.add(dotted(place))
+        self.used.add(dotted(place))
         return True
 
-    def leave(self, place: Place, why: str) -> bool:
-        self.left.setdefault(dotted(place), why)
+    def reject(self, place: Place, reason: str) -> bool:
+        self.rejected.setdefault(dotted(place), reason)
         return False
 
     def add(self, other: Transfer) -> None:
         self.params |= other.params
-        self.taken |= other.taken
-        self.known |= other.known
-        self.left = {**other.left, **self.left}
+        self.used |= other.used
+        self.shared |= other.shared
+        self.rejected = {**other.rejected, **self.rejected}
 
     def reason(self, path: str) -> str:
-        """Why the value at `path` was not taken; the nearest place around it that was left tells.
+        """The reason why the value at `path` was not taken over, from the nearest place around it.
 
-        Empty where it was taken, or where this study has just that value fixed.
+        "" if it was taken over, or if this study fixes the same value.
         """
-        if path in self.taken:
+        if path in self.used:
             return ""
-        around = [place for place in self.left if _lies_in(path, place)]
+        around = [place for place in self.rejected if _lies_in(path, place)]
         if around:
-            return self.left[max(around, key=len)]
-        return "" if path in self.known else "this study leaves nothing open there"
+            return self.rejected[max(around, key=len)]
+        return "" if path in self.shared else "this study leaves nothing open there"
 
 
 def transfer_values(space: Space, data: Mapping[str, Any]) -> Transfer:
-    """What of a concrete study the space can draw again.
+    """Match a concrete study with a space and take over the values that the space allows.
 
     Args:
-        space: of the study to be begun, its pairings known.
+        space: of the new study, the layers of its pairings named.
         data: the other study as plain data; parts may be missing.
     """
     walk = _Walk()
     for key, node in space.root.items.items():
         if key in CLOSED or key not in data:
             continue
-        if key == "data":  # the data may be others; what is done to them may be the same
+        if key == "data":  # another data set may have the same augmentation
             walk.augmentations(node, data[key])
         else:
             walk.fit(node, data[key], (key,))
-    return walk.found
+    return walk.result
 
 
 class _Walk:
-    """Lays values over the tree."""
+    """Matches values with the tree of a space."""
 
     def __init__(self) -> None:
-        self.found = Transfer()
+        self.result = Transfer()
 
     def fit(self, node: Node, value: Any, place: Place) -> bool:
-        """Take what fits at and below a place; returns whether the value as a whole is the
-        node's, but for numbers that lie elsewhere."""
-        self.found.known.add(dotted(place))
+        """Take over the values at and below a place.
+
+        Returns whether the whole value matches, apart from numbers out of range.
+        """
+        self.result.shared.add(dotted(place))
         match node:
             case Fixed():
-                return _names(node, value) or self.found.leave(
+                return _names(node, value) or self.result.reject(
                     place, f"this study has {label_of(node.value)} there"
                 )
             case Number():
@@ -119,40 +121,40 @@ class _Walk:
                 return self._pairing(node, value, place, "")
 
     def augmentations(self, node: Node, value: Any) -> None:
-        here = node.items if isinstance(node, Group) else {}
-        there = value if isinstance(value, Mapping) else {}
-        if "augment" in here and "augment" in there:
-            self.fit(here["augment"], there["augment"], ("data", "augment"))
+        node_items = node.items if isinstance(node, Group) else {}
+        value_items = value if isinstance(value, Mapping) else {}
+        if "augment" in node_items and "augment" in value_items:
+            self.fit(node_items["augment"], value_items["augment"], ("data", "augment"))
 
     def _number(self, node: Number, value: Any, place: Place) -> bool:
         if not _lies_on(node.domain, value):
-            return self.found.leave(place, f"it is not within {node.domain}")
+            return self.result.reject(place, f"it is outside {node.domain}")
         value = int(value) if node.domain.whole else float(value)
-        return self.found.take(node.parameter, value, place)
+        return self.result.take(node.parameter, value, place)
 
     def _choice(self, node: Choice, value: Any, place: Place) -> bool:
         options = list(_fitting(node, value, place))
         if not options:
             labels = " | ".join(map(str, node.labels))
-            return self.found.leave(place, f"it is none of {labels}")
-        label, inside = options[0]
-        self.found.add(inside)
+            return self.result.reject(place, f"it is not one of {labels}")
+        label, result = options[0]
+        self.result.add(result)
         if len(node.options) > 1:
-            self.found.take(node.parameter, label, place)
+            self.result.take(node.parameter, label, place)
         return True
 
     def _listing(self, node: Listing, value: Any, place: Place) -> bool:
         if not isinstance(value, list):
-            return self.found.leave(place, "this study has a list there")
+            return self.result.reject(place, "this study has a list there")
         if place == ("knowledge",):
             return self._terms(node, value)
         pairs = list(zip(node.items, value, strict=False))
-        fits = [self.fit(item, held, (*place, i)) for i, (item, held) in enumerate(pairs)]
+        fits = [self.fit(item, each, (*place, i)) for i, (item, each) in enumerate(pairs)]
         return all(fits) and len(node.items) == len(value)
 
     def _terms(self, node: Listing, value: Sequence[Any]) -> bool:
-        """Terms go by their losses: each takes over the other study's first one of such a loss,
-        the one of its own number before others."""
+        """Match terms by their losses: each takes the other study's term of the same number if it
+        has such a loss, otherwise the first one that has."""
         todo = {number for number, term in enumerate(value) if isinstance(term, Mapping)}
         for number, item in enumerate(node.items):
             fit = [other for other in todo if _has_loss(item, value[other])]
@@ -162,33 +164,33 @@ class _Walk:
                 self._moved(item, value[other], number, other)
         for other in todo:
             name = name_of(value[other].get("loss")) or "none"
-            self.found.leave(("knowledge", other), f"no term here may have the loss '{name}'")
+            self.result.reject(("knowledge", other), f"no term here may have the loss '{name}'")
         return not todo
 
     def _moved(self, node: Node, value: Any, number: int, other: int) -> None:
-        """Fit a term, and say its places by its number in the other study."""
-        here, there = f"knowledge[{number}]", f"knowledge[{other}]"
-        inside = _Walk()
-        inside.fit(node, value, ("knowledge", number))
+        """Match a term, and record its places under its number in the other study."""
+        new_place, old_place = f"knowledge[{number}]", f"knowledge[{other}]"
+        walk = _Walk()
+        walk.fit(node, value, ("knowledge", number))
 
         def moved(place: str) -> str:
-            return there + place.removeprefix(here)
+            return old_place + place.removeprefix(new_place)
 
-        found = inside.found
-        self.found.params |= found.params
-        self.found.taken |= set(map(moved, found.taken))
-        self.found.known |= set(map(moved, found.known))
-        self.found.left |= {moved(place): why for place, why in found.left.items()}
+        nested = walk.result
+        self.result.params |= nested.params
+        self.result.used |= set(map(moved, nested.used))
+        self.result.shared |= set(map(moved, nested.shared))
+        self.result.rejected |= {moved(place): reason for place, reason in nested.rejected.items()}
 
     def _group(self, node: Group, value: Any, place: Place) -> bool:
         if not _names(node, value):
-            return self.found.leave(place, f"this study has {_name(node) or 'a mapping'} there")
+            return self.result.reject(place, f"this study has {_name(node) or 'a mapping'} there")
         if not isinstance(value, Mapping):
             return True
-        on = node.gate.on if node.gate is not None else None
+        parent = node.condition.parent if node.condition is not None else None
         fits = {
             key: self._below(node, key, value, place)
-            for key in sorted(node.items, key=lambda key: key != on)
+            for key in sorted(node.items, key=lambda key: key != parent)
             if key in value
         }
         return all(fits.values())
@@ -200,48 +202,48 @@ class _Walk:
         return self.fit(item, value[key], inner)
 
     def _pairing(self, node: Pairing, value: Any, place: Place, loss: str) -> bool:
-        self.found.known.add(dotted(place))
+        self.result.shared.add(dotted(place))
         if not value:
-            return self.found.leave(place, "it names no pairs")
+            return self.result.reject(place, "it has no pairs")
         name, domain = node.of(loss)
-        held = {LayerPair(pair["hint"], pair["guided"]): pair for pair in value}
+        by_layers = {LayerPair(pair["hint"], pair["guided"]): pair for pair in value}
         try:
-            params, pairs = domain.params_of([*held], name)
-        except Infeasible as why:
-            return self.found.leave(place, str(why))
-        self.found.params |= params
-        self.found.taken |= {dotted(place), *_inside(place, len(pairs))}
-        for number, pair in enumerate(pairs if node.own else ()):
-            self.fit(node.own[number], held[bare(pair)], (*place, number))
+            params, pairs = domain.params_of([*by_layers], name)
+        except Infeasible as error:
+            return self.result.reject(place, str(error))
+        self.result.params |= params
+        self.result.used |= {dotted(place), *_pair_places(place, len(pairs))}
+        for number, pair in enumerate(pairs if node.settings else ()):
+            self.fit(node.settings[number], by_layers[bare(pair)], (*place, number))
         return True
 
 
-def _inside(place: Place, count: int) -> Iterator[str]:
+def _pair_places(place: Place, count: int) -> Iterator[str]:
     for number in range(count):
         yield dotted((*place, number))
         yield from (dotted((*place, number, side)) for side in ("hint", "guided"))
 
 
 def _fitting(node: Choice, value: Any, place: Place) -> Iterator[tuple[Scalar, Transfer]]:
-    """The options the value may be one of, with what is taken inside them; the best first.
+    """The options that match the value, with the values taken over walk them; the best first.
 
-    Of several options of one name, that which has the value's own fixed values.
+    Among options of match name, the match with the same fixed values comes first.
     """
-    found: list[tuple[bool, int, Scalar, Transfer]] = []
+    matches: list[tuple[bool, int, Scalar, Transfer]] = []
     for number, (label, option) in enumerate(zip(node.labels, node.options, strict=True)):
-        inside = _Walk()
+        walk = _Walk()
         if not _names(option, value):
             continue
-        whole = inside.fit(option, value, place)
-        found.append((not whole, number, label, inside.found))
-    alone = len(found) == 1 and not isinstance(node.options[found[0][1]], Number)
-    for less, _, label, inside in sorted(found, key=lambda one: one[:2]):
+        whole = walk.fit(option, value, place)
+        matches.append((not whole, number, label, walk.result))
+    alone = len(matches) == 1 and not isinstance(node.options[matches[0][1]], Number)
+    for less, _, label, result in sorted(matches, key=lambda match: match[:2]):
         if not less or alone:
-            yield label, inside
+            yield label, result
 
 
 def _names(node: Node, value: Any) -> bool:
-    """Whether the value may be the node's, by its name or as a scalar."""
+    """Return whether the value matches the node, by its name or as a scalar."""
     if isinstance(node, Choice):
         return any(_names(option, value) for option in node.options)
     if isinstance(node, Number):
@@ -257,12 +259,12 @@ def _names(node: Node, value: Any) -> bool:
 
 
 def _name(group: Group) -> str:
-    held = group.items.get("name")
-    return str(held.value) if isinstance(held, Fixed) else ""
+    name = group.items.get("name")
+    return str(name.value) if isinstance(name, Fixed) else ""
 
 
 def _has_loss(term: Node, other: Mapping[str, Any]) -> bool:
-    """Whether a term of this study may have the loss of another's."""
+    """Return whether a term of this study allows the loss of another study's term."""
     if isinstance(term, Choice):
         return any(_has_loss(option, other) for option in term.options)
     if not isinstance(term, Group) or "loss" not in term.items:
@@ -271,7 +273,8 @@ def _has_loss(term: Node, other: Mapping[str, Any]) -> bool:
 
 
 def params_for_pairs(space: Space, pairs: Sequence[LayerPair]) -> dict[str, Any]:
-    """The parameters with which the first term that may draws these pairs; {} where none may."""
+    """The parameters with which a term draws these pairs, for the first term that allows them; {}
+    if none does."""
     for node in space.pairings:
         try:
             return node.domain.params_of(pairs, node.parameter)[0]
@@ -281,12 +284,12 @@ def params_for_pairs(space: Space, pairs: Sequence[LayerPair]) -> dict[str, Any]
 
 
 def open_paths(space: Space) -> tuple[str, ...]:
-    """The places that a space leaves open, a pairing as a whole, in the order of drawing."""
-    found: dict[str, None] = {}
+    """The open places of a space in the order of drawing; a pairing counts as one."""
+    paths: dict[str, None] = {}
     for dimension in space.dimensions:
-        pairs, inside, _ = dimension.path.partition(".pairs[")
-        found[f"{pairs}.pairs" if inside else pairs] = None
-    return tuple(found)
+        pairs, is_pair, _ = dimension.path.partition(".pairs[")
+        paths[f"{pairs}.pairs" if is_pair else pairs] = None
+    return tuple(paths)
 
 
 def _lies_in(path: str, place: str) -> bool:
