@@ -155,7 +155,7 @@ def chain(first: str, line: str, length: int) -> str:
 
 
 def test_merge_keys_are_merged_once() -> None:
-    began = time.perf_counter()
+    began = time.process_time()
     document = parse_document(chain("{x: 1}", TWICE, 31), "f")
     assert document.data["a30"] == {"x": 1}
     assert document.mark(("a30", "x")).line == 1
@@ -163,7 +163,7 @@ def test_merge_keys_are_merged_once() -> None:
     document = parse_document(f"a: &a {{{wide}}}\nb:\n  <<: *a\n  k7: x\n", "f")
     assert document.data["b"] == {**document.data["a"], "k7": "x"}
     assert document.mark(("b", "k7")).line == 4
-    assert time.perf_counter() - began < 2
+    assert time.process_time() - began < 2
 
 
 @pytest.mark.parametrize(
@@ -180,9 +180,9 @@ def test_merge_keys_are_merged_once() -> None:
     ],
 )
 def test_files_that_would_take_long_are_refused_soon(text: str, words: str) -> None:
-    began = time.perf_counter()
+    began = time.process_time()
     assert words in only_problem(text).message
-    assert time.perf_counter() - began < 2
+    assert time.process_time() - began < 2
 
 
 @pytest.mark.parametrize(

@@ -133,7 +133,7 @@ def test_a_search_that_is_gone_on_with_remembers_how_it_began(
     run = SearchRun(study, start_from=[str(first.folder)])
     assert study.task is not None
     folder = create_folder(
-        "other", study.settings.cluster.storage, study.given, (), "search", run.start_from
+        "other", study.settings.cluster.storage, study.text, (), "search", run.start_from
     )
     again, _ = open_folder(folder.path)
     assert again.start_from == (str(first.folder),)
