@@ -30,11 +30,13 @@ from raykd.study.config import Cache, Student, Study
 from raykd.training.memory_format import to_device
 from raykd.training.teacher_cache import (
     LOGITS,
-    Build,
+    CacheBuilder,
+    CachedOutputs,
+    CacheSpec,
     CacheStore,
-    Description,
-    Outputs,
-    describe_outputs,
+    TeacherOutputs,
+    TrainingSamples,
+    cache_spec,
     network_digest,
     open_cached_outputs,
 )
@@ -65,18 +67,12 @@ class Bench:
             cache=Cache(dtype=dtype),  # type: ignore[arg-type]
         )
 
-    def description(self, layers: tuple[str, ...], dtype: str = "fp16") -> Description:
+    def description(self, layers: tuple[str, ...], dtype: str = "fp16") -> CacheSpec:
         shapes = model_profile(TEACHER, self.task).layers
-        return describe_outputs(
-            self.study(dtype),
-            teacher="resnet",
-            weights=network_digest(self.network),
-            fingerprint=self.data.fingerprint,
-            rows=len(self.data.train),
-            classes=self.data.classes,
-            layers={name: shapes[name] for name in layers},
-            views=1,
+        outputs = TeacherOutputs(
+            "resnet", network_digest(self.network), {name: shapes[name] for name in layers}
         )
+        return cache_spec(self.study(dtype), outputs, TrainingSamples.of(self.data), views=1)
 
     def store(self) -> CacheStore:
         return CacheStore(Storage(str(self.folder)))
@@ -85,8 +81,13 @@ class Bench:
         """Computed anew; its address."""
         description, store = self.description(layers, dtype), self.store()
         store.remove(description.key)
-        study = self.study(dtype)
-        build = Build(description, study, self.network, self.data, self.task, store)
+        build = CacheBuilder(
+            description,
+            self.study(dtype),
+            lambda: LiveTeacher(to_device(self.network, torch.device("cpu")), layers, self.task),
+            self.data,
+            store,
+        )
         while build.advance():
             pass
         assert build.finish()
@@ -101,7 +102,7 @@ class Bench:
             for batch in batches.read_rows(torch.arange(description.rows).split(256), 0):
                 teacher(batch)
 
-    def open(self, key: str) -> Outputs:
+    def open(self, key: str) -> CachedOutputs:
         found = open_cached_outputs(self.store(), key, self.data)
         assert found is not None
         return found
@@ -110,7 +111,7 @@ class Bench:
         return BatchLoader(self.data.train, self.data, batch_size=BATCH, shuffle_seed=0)
 
 
-def read(outputs: Outputs, batches: BatchLoader, names: tuple[str, ...]) -> None:
+def read(outputs: CachedOutputs, batches: BatchLoader, names: tuple[str, ...]) -> None:
     """One epoch's outputs, and nothing else."""
     for batch in batches.epoch(0):
         for name in names:
@@ -127,7 +128,7 @@ def errors(bench: Bench) -> list[dict[str, Any]]:
     """How far each type is from float32, relative to the largest value."""
     rows = []
     exact = bench.open(bench.build(LAYERS, "fp32"))
-    every = torch.arange(exact.description.rows)
+    every = torch.arange(exact.spec.rows)
     for dtype in ("fp16", "bf16"):
         near = bench.open(bench.build(LAYERS, dtype))
         for name in (LOGITS, *LAYERS):
@@ -137,8 +138,8 @@ def errors(bench: Bench) -> list[dict[str, Any]]:
             if name == LOGITS:
                 found["KL at T 4"] = divergence(theirs / 4, ours / 4)
             rows.append(found)
-        bench.store().remove(near.description.key)
-    bench.store().remove(exact.description.key)
+        bench.store().remove(near.spec.key)
+    bench.store().remove(exact.spec.key)
     return rows
 
 

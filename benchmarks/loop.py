@@ -23,8 +23,7 @@ from typing import Literal
 import torch
 from torch.nn.functional import cross_entropy
 
-from raykd.data import SOURCES, Dataset, Split
-from raykd.data.loader import Placement
+from raykd.data import SOURCES, Dataset, Placement, Split
 from raykd.models import Resnet, Task
 from raykd.schemes import Alone
 from raykd.study.config import Student, Study

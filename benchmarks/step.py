@@ -43,22 +43,24 @@ from measuring import Demand, Findings, Times, arguments, in_turn, spread, tell
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from raykd.data import SOURCES, Dataset, Split
-from raykd.data.loader import Placement
+from raykd.data import SOURCES, Dataset, Placement, Split
 from raykd.losses import KD, Hint, Term
 from raykd.losses.terms import Pair
 from raykd.models import Resnet, Task, model_profile
-from raykd.schemes import Alone, Offline, Teacher
+from raykd.schemes import Alone, LiveTeacher, Offline, Teacher
 from raykd.storage import Storage
 from raykd.study.config import Cache, Student, Study
 from raykd.train_config import SGD, Train
 from raykd.training import Training
+from raykd.training.memory_format import to_device
 from raykd.training.metrics import autocast_for
 from raykd.training.teacher_cache import (
-    Build,
+    CacheBuilder,
     CacheStore,
     TeacherHandle,
-    describe_outputs,
+    TeacherOutputs,
+    TrainingSamples,
+    cache_spec,
     network_digest,
     open_cached_outputs,
 )
@@ -291,18 +293,17 @@ def built_outputs(
     """The teacher's outputs, computed, put on disk and opened."""
     stages = model_profile(bench.teacher_model, bench.task).resolve(["stage2"])
     layers = {layer.name: layer.shape for layer in stages} if lesson == "hint" else {}
-    description = describe_outputs(
-        study,
-        teacher=repr(bench.teacher_model),
-        weights=network_digest(network),
-        fingerprint=data.fingerprint,
-        rows=len(data.train),
-        classes=data.classes,
-        layers=layers,
-        views=1,
-    )
+    teacher = TeacherOutputs(repr(bench.teacher_model), network_digest(network), layers)
+    description = cache_spec(study, teacher, TrainingSamples.of(data), views=1)
     store = CacheStore(Storage(str(bench.folder)))
-    build = Build(description, study, network, data, bench.task, store, device=bench.device)
+    build = CacheBuilder(
+        description,
+        study,
+        lambda: LiveTeacher(to_device(network, bench.device), tuple(layers), bench.task),
+        data,
+        store,
+        Placement(bench.device),
+    )
     while build.advance(math.inf):
         pass
     build.finish()

@@ -32,16 +32,19 @@ from torch import nn
 from raykd.data import AUGMENTATIONS, SOURCES, Dataset
 from raykd.losses import KD, Term
 from raykd.models import Resnet, Task
-from raykd.schemes import Alone, Offline, Teacher
+from raykd.schemes import Alone, LiveTeacher, Offline, Teacher
 from raykd.storage import Storage
 from raykd.study.config import Cache, Student, Study
 from raykd.train_config import SGD, Train
 from raykd.training import Training
+from raykd.training.memory_format import to_device
 from raykd.training.teacher_cache import (
-    Build,
+    CacheBuilder,
     CacheStore,
     TeacherHandle,
-    describe_outputs,
+    TeacherOutputs,
+    TrainingSamples,
+    cache_spec,
     network_digest,
     open_cached_outputs,
 )
@@ -107,20 +110,16 @@ class Bench:
         if not self.views(arm):
             return None
         data = self.data
-        description = describe_outputs(
-            study,
-            teacher=repr(study.teacher),
-            weights=network_digest(self.teacher),
-            fingerprint=data.fingerprint,
-            rows=len(data.train),
-            classes=data.classes,
-            layers={},
-            views=self.views(arm),
-        )
+        teacher = TeacherOutputs(repr(study.teacher), network_digest(self.teacher))
+        samples = TrainingSamples.of(data)
+        description = cache_spec(study, teacher, samples, views=self.views(arm))
         store = CacheStore(Storage(str(self.folder)))
         if store.manifest(description.key) is None:
             task = Task(input_shape=data.input_shape, classes=data.classes)
-            build = Build(description, study, self.teacher, data, task, store)
+            network = to_device(self.teacher, torch.device("cpu"))
+            build = CacheBuilder(
+                description, study, lambda: LiveTeacher(network, (), task), data, store
+            )
             while build.advance(math.inf):
                 pass
             build.finish()

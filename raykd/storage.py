@@ -1,4 +1,4 @@
-"""Files that every node of the cluster can reach: a folder, or a URI that Arrow understands."""
+"""Storage: files that every node of a cluster can reach, in a folder or behind a URI."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ if TYPE_CHECKING:
 
 
 OBJECT_STORES = ("s3", "gcs", "abfs")
-"""Arrow's names of the file systems on which a file appears when it is closed."""
+"""Arrow's names of the file systems in which a file appears when it is closed."""
 
 
 class Storage:
-    """A folder of whole files, written atomically.
+    """Folder whose files are written atomically.
 
     Args:
-        root: a local (or network) folder, or a URI such as `s3://bucket/path`.
+        root: a local (or network) folder, or a URI that Arrow supports, such as
+            `s3://bucket/path`.
     """
 
     def __init__(self, root: str) -> None:
@@ -31,14 +32,14 @@ class Storage:
         if is_uri(root):
             from pyarrow.fs import FileSystem
 
-            found, self._prefix = FileSystem.from_uri(root)
-            if found.type_name == "local":  # file:///folder
+            filesystem, self._prefix = FileSystem.from_uri(root)
+            if filesystem.type_name == "local":  # file:///folder
                 self.root = self._prefix
             else:
-                self._filesystem = found
+                self._filesystem = filesystem
 
     def read(self, name: str) -> bytes | None:
-        """The file's bytes, or None where there is no such file."""
+        """Return the bytes of a file, or None if there is no such file."""
         if self._filesystem is None:
             try:
                 return Path(self.root, name).read_bytes()
@@ -51,7 +52,7 @@ class Storage:
             return None
 
     def write(self, name: str, content: bytes) -> None:
-        """Put the whole file there, or nothing: a reader never sees half of it."""
+        """Write a file atomically: no reader sees a part of it."""
         if self._filesystem is not None:
             self._write_remote(self._filesystem, f"{self._prefix}/{name}", content)
             return
@@ -68,10 +69,10 @@ class Storage:
             draft.unlink(missing_ok=True)
 
     def create(self, name: str, content: bytes) -> bool:
-        """Write the whole file unless it exists; return whether it was written.
+        """Write a file atomically unless it exists; return whether it was written.
 
-        In a folder, the first of several writers wins, and nobody replaces its file.  Behind a URI
-        two writers at the same instant can both write.
+        In a folder the first of several concurrent writers wins, and its file is not replaced.
+        Behind a URI two writers at the same instant can both write.
         """
         if self._filesystem is not None:
             if self.exists(name):
@@ -83,16 +84,16 @@ class Storage:
             return False
         draft = f"{target.parent.relative_to(self.root)}/.{target.name}.{uuid.uuid4().hex[:8]}"
         self.write(draft, content)
-        return _linked(Path(self.root, draft), target)
+        return _link(Path(self.root, draft), target)
 
     def _write_remote(self, filesystem: FileSystem, target: str, content: bytes) -> None:
         filesystem.create_dir(target.rsplit("/", 1)[0])
-        # An object store shows an object when it is whole; other file systems need a draft.
-        whole = filesystem.type_name in OBJECT_STORES
-        draft = target if whole else f"{target}.{uuid.uuid4().hex[:8]}"
+        # An object appears in an object store when it is complete; others need a draft.
+        is_atomic = filesystem.type_name in OBJECT_STORES
+        draft = target if is_atomic else f"{target}.{uuid.uuid4().hex[:8]}"
         with filesystem.open_output_stream(draft) as stream:
             stream.write(content)
-        if not whole:
+        if not is_atomic:
             filesystem.move(draft, target)
 
     def exists(self, name: str) -> bool:
@@ -103,7 +104,7 @@ class Storage:
         return self._filesystem.get_file_info(f"{self._prefix}/{name}").type == FileType.File
 
     def remove(self, name: str) -> None:
-        """Remove the file; no matter if it is not there."""
+        """Remove a file if it exists."""
         if self._filesystem is None:
             Path(self.root, name).unlink(missing_ok=True)
             return
@@ -111,40 +112,40 @@ class Storage:
             self._filesystem.delete_file(f"{self._prefix}/{name}")
 
     def files(self, folder: str) -> dict[str, int]:
-        """The names and sizes of the files that lie right in a folder; none where it is not."""
+        """Return the names and sizes of the files directly in a folder; empty if there is none."""
         if self._filesystem is None:
             try:
-                with os.scandir(Path(self.root, folder)) as found:
-                    return {one.name: one.stat().st_size for one in found if one.is_file()}
+                with os.scandir(Path(self.root, folder)) as entries:
+                    return {file.name: file.stat().st_size for file in entries if file.is_file()}
             except (FileNotFoundError, NotADirectoryError):
                 return {}
         from pyarrow.fs import FileType
 
-        found = self._listed(folder)
-        return {one.base_name: one.size or 0 for one in found if one.type == FileType.File}
+        infos = self._list(folder)
+        return {info.base_name: info.size or 0 for info in infos if info.type == FileType.File}
 
     def folders(self, folder: str) -> list[str]:
-        """The names of the folders that lie right in a folder, in order."""
+        """Return the names of the folders directly in a folder, sorted."""
         if self._filesystem is None:
             try:
-                with os.scandir(Path(self.root, folder)) as found:
-                    return sorted(one.name for one in found if one.is_dir())
+                with os.scandir(Path(self.root, folder)) as entries:
+                    return sorted(entry.name for entry in entries if entry.is_dir())
             except (FileNotFoundError, NotADirectoryError):
                 return []
         from pyarrow.fs import FileType
 
-        found = self._listed(folder)
-        return sorted(one.base_name for one in found if one.type == FileType.Directory)
+        infos = self._list(folder)
+        return sorted(info.base_name for info in infos if info.type == FileType.Directory)
 
-    def _listed(self, folder: str) -> list[FileInfo]:
+    def _list(self, folder: str) -> list[FileInfo]:
         from pyarrow.fs import FileSelector
 
         assert self._filesystem is not None
-        where = FileSelector(f"{self._prefix}/{folder}", allow_not_found=True)
-        return list(self._filesystem.get_file_info(where))
+        selector = FileSelector(f"{self._prefix}/{folder}", allow_not_found=True)
+        return list(self._filesystem.get_file_info(selector))
 
     def remove_folder(self, folder: str) -> None:
-        """Remove a folder and all in it; no matter if it is not there."""
+        """Remove a folder and its contents if it exists."""
         if self._filesystem is None:
             shutil.rmtree(Path(self.root, folder), ignore_errors=True)
             return
@@ -152,22 +153,22 @@ class Storage:
             self._filesystem.delete_dir(f"{self._prefix}/{folder}")
 
     def local(self, name: str) -> Path | None:
-        """Where a file lies for this machine's own file system; None where it lies elsewhere."""
+        """Return the path of a file in the local file system; None behind a URI."""
         return Path(self.root, name) if self._filesystem is None else None
 
     def below(self, name: str) -> Storage:
-        """The folder `name` inside this one."""
+        """Return the storage of the folder `name` inside this one."""
         return Storage(f"{self.root.rstrip('/')}/{name}")
 
 
-def _linked(draft: Path, target: Path) -> bool:
-    """Give a finished draft its name unless that is taken; return whether it was free."""
+def _link(draft: Path, target: Path) -> bool:
+    """Rename a finished draft unless the name is taken; return whether it was free."""
     try:
         os.link(draft, target)
         return True
     except FileExistsError:
         return False
-    except OSError:  # a file system without hard links, or the draft was cleared away
+    except OSError:  # a file system without hard links, or the draft was removed
         if target.exists():
             return False
         os.replace(draft, target)

@@ -12,8 +12,8 @@ from rich.text import Text
 from raykd.models.base import written
 from raykd.report.format import in_bytes
 from raykd.terminal_tables import Column, Grid, unbroken
-from raykd.training.teacher_cache.plan import CachePlan, Kept, estimate_build_time
-from raykd.training.teacher_cache.store import CacheStore, Entry
+from raykd.training.teacher_cache.plan import CachePlan, PlannedEntry, estimate_build_time
+from raykd.training.teacher_cache.store import CacheEntry, CacheStore
 from raykd.training.teacher_cache.verify import Comparison
 
 MOST_LINES = 4
@@ -27,7 +27,7 @@ def plan_lines(plan: CachePlan, device: str = "cpu") -> list[str]:
     return lines + ([f"and {more} more"] if more > 0 else [])
 
 
-def _planned(kept: Kept, plan: CachePlan, device: str) -> str:
+def _planned(kept: PlannedEntry, plan: CachePlan, device: str) -> str:
     model = kept.prepared.model
     name = str(kept.prepared.weights) if model is None else written(model)
     if kept.why_not:
@@ -47,7 +47,7 @@ def _planned(kept: Kept, plan: CachePlan, device: str) -> str:
     )
 
 
-def entries_table(entries: Sequence[Entry], now: float | None = None) -> RenderableType:
+def entries_table(entries: Sequence[CacheEntry], now: float | None = None) -> RenderableType:
     """The entries of a cache, for a `rich` console."""
     if not entries:
         return Text("the cache is empty")
@@ -60,7 +60,7 @@ def entries_table(entries: Sequence[Entry], now: float | None = None) -> Rendera
     return unbroken([table, Text(f"{count}, {total}", style="dim")])
 
 
-def entries_json(entries: Iterable[Entry]) -> list[dict[str, Any]]:
+def entries_json(entries: Iterable[CacheEntry]) -> list[dict[str, Any]]:
     """The same for machines."""
     return [
         {
@@ -68,7 +68,7 @@ def entries_json(entries: Iterable[Entry]) -> list[dict[str, Any]]:
             "bytes": entry.bytes,
             "used": entry.used,
             "complete": entry.manifest is not None,
-            "description": entry.manifest.description.plain() if entry.manifest else None,
+            "description": entry.manifest.spec.plain() if entry.manifest else None,
         }
         for entry in entries
     ]
@@ -99,12 +99,12 @@ def comparison_line(found: Comparison) -> str:
     )
 
 
-def _cells(entry: Entry, now: float) -> tuple[str, ...]:
+def _cells(entry: CacheEntry, now: float) -> tuple[str, ...]:
     manifest = entry.manifest
     used = "never" if not entry.used else f"{(now - entry.used) / 3600:.1f} h ago"
     if manifest is None:
         return entry.key[:12], in_bytes(entry.bytes), "still being computed", "", "", "", used
-    study, described = manifest.about["study"], manifest.description
+    study, described = manifest.about["study"], manifest.spec
     model = (study.get("teacher") or {}).get("model") or {}
     return (
         entry.key[:12],

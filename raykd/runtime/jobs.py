@@ -11,7 +11,7 @@ from dataclasses import KW_ONLY, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
-    from raykd.training.teacher_cache import Description
+    from raykd.training.teacher_cache import CacheSpec
 
 Role = Literal["teacher", "trial", "replicate", "alone", "probe"]
 """Purpose of a job that has a record."""
@@ -252,7 +252,7 @@ class CacheJob(Job):
     study: Mapping[str, Any]
     teacher: int
     weights_file: str
-    entry: Description
+    entry: CacheSpec
     share: int
     shares: int
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import io
 import json
 import sys
 import time
@@ -47,20 +46,22 @@ from raykd.runtime.jobs import (
     Report,
     TrainJob,
 )
+from raykd.schemes import LiveTeacher
 from raykd.storage import Storage
 from raykd.study.config import Study, read_study
 from raykd.study.teachers import teachers_of
 from raykd.training.build import task_of
-from raykd.training.checkpoint import dump_weights
+from raykd.training.checkpoint import dump_object, dump_weights, parse_state
 from raykd.training.log_file import TrainingLog, raised_at
+from raykd.training.memory_format import to_device
 from raykd.training.metrics import Diverged, all_reduce_sum, autocast_for, evaluate_split
 from raykd.training.normalization import training_normalization
 from raykd.training.output_check import output_signs
 from raykd.training.stored_networks import delivered, load_stored_network
 from raykd.training.teacher_cache import (
-    Build,
+    CacheBuilder,
+    CachedOutputs,
     CacheStore,
-    Outputs,
     TeacherHandle,
     open_cached_outputs,
 )
@@ -123,7 +124,7 @@ class Worker:
         self.training: Training | None = None
         self._reports: Iterator[Report] | None = None
         self._teachers: dict[str, torch.nn.Module] = {}
-        self._outputs: dict[str, Outputs] = {}
+        self._outputs: dict[str, CachedOutputs] = {}
         self._log: TrainingLog | None = None
         self._failed = False
         self._imported = 0
@@ -232,9 +233,7 @@ class Worker:
         )
         saved = context.storage.read(job.state_file)
         if saved is not None:
-            training.load_state(
-                torch.load(io.BytesIO(saved), map_location=context.device, weights_only=True)
-            )
+            training.load_state(parse_state(saved, context.device, job.state_file))
         history: tuple[Metrics, ...] = tuple(training.history)
         while True:
             first_step = time.time()
@@ -263,21 +262,25 @@ class Worker:
 
     def _probe(self, job: ProbeJob) -> Iterator[Report]:
         """Compare a teacher and a student that has only begun to learn; all ranks do the same."""
-        from raykd.training.layer_probes import answer, question_of
+        from raykd.training.layer_probes import ProbedPairs, probe_layers
 
         first_step = time.time()
         design = job.design
         study, baseline = read_study(job.study), read_study(design.baseline)
         trained = design.trained_baseline
-        predictors = answer(
-            question_of(design.plain(), study.knowledge),
+        teacher = self._network(teachers_of(study)[0].model, job.teachers[0])
+        training = Training(
             baseline,
             self.context.data,
             seed=job.seed,
-            teacher=self._network(teachers_of(study)[0].model, job.teachers[0]),
-            teachers=self._teachers_of(baseline, design.baseline_teachers, ()),
+            teacher=self._teachers_of(baseline, design.baseline_teachers, ()),
+            placement=Placement(self.context.device),
+        )
+        predictors = probe_layers(
+            ProbedPairs.from_plain(design.plain(), study.knowledge),
+            training,
+            teacher=teacher,
             trained=self._network(None, trained) if trained else None,
-            device=self.context.device,
         )
         yield Report(0, {}, True, Clock(first_step, time.time()), predictors=predictors)
 
@@ -286,17 +289,19 @@ class Worker:
         context = self.context
         study = read_study(job.study)
         model = teachers_of(study)[job.teacher].model
-        build = Build(
+
+        def load_teacher() -> LiveTeacher:
+            network = to_device(self._network(model, job.weights_file), context.device)
+            return LiveTeacher(network, job.entry.layers, task_of(context.data))
+
+        share, shares = job.share + job.shares * context.rank, job.shares * context.world
+        build = CacheBuilder(
             job.entry,
             study,
-            partial(self._network, model, job.weights_file),
+            load_teacher,
             context.data,
-            task_of(context.data),
             CacheStore(context.storage),
-            about=provenance_of(study, job.teacher, job.weights_file),
-            device=context.device,
-            share=job.share + job.shares * context.rank,
-            shares=job.shares * context.world,
+            Placement(context.device, share, shares),
         )
         done = False
         while not done:
@@ -307,7 +312,7 @@ class Worker:
             left, total = all_reduce_sum(counts, context.world).tolist()
             done = not left
             if done and context.rank == 0:
-                build.finish()
+                build.finish(provenance_of(study, job.teacher, job.weights_file))
             metrics = {"shards": float(total - left)}
             yield Report(total - left, metrics, done, Clock(first_step, time.time()))
 
@@ -346,7 +351,7 @@ class Worker:
             for model, file, key in zip(models, files, keys, strict=True)
         ]
 
-    def _cached_outputs(self, study: Study, key: str) -> Outputs | None:
+    def _cached_outputs(self, study: Study, key: str) -> CachedOutputs | None:
         """Open a teacher's cached outputs; None unless every rank can read them.
 
         They stay open between jobs.
@@ -390,9 +395,7 @@ class Worker:
 
     def _save_state(self, training: Training, job: TrainJob) -> None:
         if self.context.rank == 0:
-            buffer = io.BytesIO()
-            torch.save(training.state(), buffer)
-            self.context.storage.write(job.state_file, buffer.getvalue())
+            self.context.storage.write(job.state_file, dump_object(training.state()))
 
     def _finish(self, training: Training, job: TrainJob) -> dict[str, float]:
         """Evaluate, deploy and save a trained network.
@@ -442,11 +445,10 @@ class Worker:
         if file.endswith(".safetensors"):
             content = dump_weights(network, self._metadata(network, job))
         else:
-            buffer = io.BytesIO()
             measured = {k: v for k, v in metrics.items() if k.startswith(("val_", "test_"))}
-            torch.save(delivered(network.to("cpu").eval(), context.data, measured), buffer)
+            whole = delivered(network.to("cpu").eval(), context.data, measured)
+            content = dump_object(whole)
             network.to(context.device)
-            content = buffer.getvalue()
         if job.role == "teacher":  # another study may read the file that exists
             context.storage.create(file, content)
         else:

@@ -29,7 +29,7 @@ from raykd.study.teachers import required_networks, teachers_of
 from raykd.training.memory_format import to_device
 from raykd.training.normalization import adapted
 from raykd.training.seeding import derive_seed, seeded
-from raykd.training.teacher_cache import TeacherHandle, serves
+from raykd.training.teacher_cache import TeacherHandle, find_mismatch
 
 log = logging.getLogger("raykd")
 
@@ -173,7 +173,7 @@ def _with_valid_outputs(
     if teacher.outputs is None:
         return teacher
     seed = seed if study.cache.seed is None else study.cache.seed
-    mismatch = serves(teacher.outputs.description, study, data, seed)
+    mismatch = find_mismatch(teacher.outputs.spec, study, data, seed)
     if mismatch:
         log.warning("cached teacher outputs are not used, it is run live: %s", mismatch)
         return teacher.without_outputs()

@@ -1,9 +1,10 @@
-"""What can be known of a layer pair before anything is trained with it.
+"""Predictors of the value of a layer pair, without training with it.
 
-Three cheap predictors of what a pair will be worth, none of which looks at validation data:
-- CKA between hint and guided layer, of the student as it starts and after a few steps;
-- how the gradient of the pair's loss agrees with that of the labels' loss after these steps;
-- how deep the two layers lie (`raykd.models` tells that without any data).
+Two cheap predictors, which use no validation data:
+- CKA between hint and guided layer, for the student at initialization and after a few steps;
+- agreement of the gradient of the pair's loss with that of the label loss after these steps.
+
+The third, the depth of the two layers, needs no data (`raykd.models`).
 """
 
 from __future__ import annotations
@@ -19,11 +20,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity, cross_entropy
 
-from raykd.data import Batch, BatchLoader, Dataset, Placement, ViewOptions
+from raykd.data import Batch, BatchLoader, Placement, ViewOptions
 from raykd.losses import ModelOutputs, Pair, Progress, Term, Terms
 from raykd.losses.cka_map import LEAST_SAMPLES, CkaMap
-from raykd.models import LayerHooks, Task, discover, model_profile, resolve
-from raykd.study.config import Study
+from raykd.models import Layer, LayerHooks, Task, discover, model_profile, resolve
 from raykd.training.build import task_of
 from raykd.training.memory_format import to_memory_format
 from raykd.training.optim import make_optimizer, set_learning_rate
@@ -31,22 +31,25 @@ from raykd.training.seeding import derive_seed, seeded
 from raykd.training.trainer import Training
 
 FITTING_STEPS = 50
-"""Steps in which the connectors learn before their gradients are looked at."""
+"""Training steps of the connectors before their gradients are compared."""
 
 Matrix = list[list[float]]
 
+PairIndex = tuple[int, int]
+"""Numbers of the hint layer and the guided layer."""
+
 
 @dataclass(frozen=True)
-class Question:
-    """What is asked of a teacher and a student.
+class ProbedPairs:
+    """Layers and pairs for which predictors are computed.
 
     Attributes:
-        hints, guided: the layers of the pairs, shallow to deep.
-        teacher_layers, student_layers: those of the CKA map.
-        term: the term that compares the layers, as the study has it, without its pairs.
-        possible: the pairs (number of hint, number of guided) that its loss can compare.
-        steps: of training without hint before the second look.
-        batches: how many are looked at.
+        hints, guided: layers of the pairs, shallow to deep.
+        teacher_layers, student_layers: layers of the CKA map.
+        term: the term that compares the layers, as in the study, without its pairs.
+        possible: pairs that its loss can compare.
+        steps: training steps without hint before the second look.
+        batches: number of batches that are used.
     """
 
     hints: tuple[str, ...]
@@ -54,196 +57,177 @@ class Question:
     teacher_layers: tuple[str, ...]
     student_layers: tuple[str, ...]
     term: Term
-    possible: tuple[tuple[int, int], ...]
+    possible: tuple[PairIndex, ...]
     steps: int
     batches: int
 
+    @classmethod
+    def from_plain(cls, data: Mapping[str, Any], knowledge: Sequence[Term]) -> ProbedPairs:
+        """Read a design from plain data, whose `term` is the number of a term of `knowledge`."""
+        return cls(
+            hints=tuple(data["hints"]),
+            guided=tuple(data["guided"]),
+            teacher_layers=tuple(data["teacher_layers"]),
+            student_layers=tuple(data["student_layers"]),
+            term=replace(knowledge[data["term"]], pairs=None),
+            possible=tuple((hint, guided) for hint, guided in data["possible"]),
+            steps=data["steps"],
+            batches=data["batches"],
+        )
 
-def question_of(told: Mapping[str, Any], knowledge: Sequence[Term]) -> Question:
-    """The question that plain data ask; their `term` is the number of a term of `knowledge`."""
-    return Question(
-        hints=tuple(told["hints"]),
-        guided=tuple(told["guided"]),
-        teacher_layers=tuple(told["teacher_layers"]),
-        student_layers=tuple(told["student_layers"]),
-        term=replace(knowledge[told["term"]], pairs=None),
-        possible=tuple((hint, guided) for hint, guided in told["possible"]),
-        steps=told["steps"],
-        batches=told["batches"],
-    )
 
-
-def answer(
-    question: Question,
-    study: Study,
-    data: Dataset,
+def probe_layers(
+    design: ProbedPairs,
+    training: Training,
     *,
-    seed: int,
     teacher: nn.Module,
-    teachers: Sequence[Any] = (),
     trained: nn.Module | None = None,
-    device: torch.device | str = "cpu",
 ) -> dict[str, Any]:
-    """The predictors of every pair, in plain data; the same for the same arguments (on a CPU).
-
-    The student is the one that starts under `seed` in every arm, and it is trained `steps` steps
-    (at most as many as a training has) by the same loop as the arm without hint.
+    """Compute the predictors of every pair; deterministic on a CPU.
 
     Args:
-        study: concrete: that of the arm without hint.
-        data: training batches are looked at alone.
-        seed: of the training.
+        design: layers and pairs.
+        training: of the student without hint, at its start; trained for `design.steps` steps, at
+            most to its end.  Only its training batches are used.
         teacher: trained.
-        teachers: as `Training` takes them for `study`.
-        trained: the student without hint after its whole training, for a third map.
-        device: where to compute.
+        trained: the student after its whole training without hint, for a third CKA map.
 
     Returns:
-        `steps` that were trained; `cka`: "start", "steps" and (with `trained`) "trained" ->
-        (teacher_layers, student_layers) matrix; `gradient`: (hints, guided) matrix of cosines,
-        NaN for pairs that cannot be compared.
+        steps, the number of training steps; cka, a (teacher_layers, student_layers) matrix for
+        "start", "steps" and, with `trained`, "trained"; gradient, a (hints, guided) matrix of
+        cosines, NaN for pairs that cannot be compared.
     """
-    device = torch.device(device)
-    teacher = teacher.to(device).eval().requires_grad_(False)
-    training = Training(study, data, seed=seed, teacher=list(teachers), placement=Placement(device))
-    look = _Look(question, study, data, seed, teacher, device)
-    maps = {"start": look.map_with(training.student)}
-    steps = training.run_steps(question.steps)
-    maps["steps"] = look.map_with(training.student)
-    gradient = look.gradients(training.student)
+    teacher = teacher.to(training.device).eval().requires_grad_(False)
+    probe = _Probe(design, training, teacher)
+    maps = {"start": probe.cka_map(training.student)}
+    steps = training.run_steps(design.steps)
+    maps["steps"] = probe.cka_map(training.student)
+    gradient = probe.gradient_agreement(training.student)
     if trained is not None:
-        maps["trained"] = look.map_with(trained.to(device))
+        maps["trained"] = probe.cka_map(trained.to(training.device))
     return {"steps": steps, "cka": maps, "gradient": gradient}
 
 
-class _Look:
-    """The same training batches, shown to the teacher and to students."""
+class _Probe:
+    """Runs the teacher and students on the same training batches."""
 
-    def __init__(
-        self,
-        question: Question,
-        study: Study,
-        data: Dataset,
-        seed: int,
-        teacher: nn.Module,
-        device: torch.device,
-    ) -> None:
-        self.question, self.study, self.data, self.seed = question, study, data, seed
-        self.device, self.task = device, task_of(data)
-        self.teacher = teacher
-        wanted = (*question.teacher_layers, *question.hints)
-        self._taps = _taps(teacher, wanted, self.task)
+    def __init__(self, design: ProbedPairs, training: Training, teacher: nn.Module) -> None:
+        self.design, self.teacher = design, teacher
+        self.study, self.data, self.seed = training.study, training.data, training.seed
+        self.device, self.task = training.device, task_of(training.data)
+        self._taps = _taps(teacher, (*design.teacher_layers, *design.hints), self.task)
 
-    def map_with(self, student: nn.Module) -> Matrix:
-        """CKA between the layers of the teacher and of a student, which stays as it is."""
-        question = self.question
-        shown = _as_in_training(copy.deepcopy(student))
-        taps = _taps(shown, question.student_layers, self.task)
-        found = CkaMap(question.teacher_layers, question.student_layers)
+    def cka_map(self, student: nn.Module) -> Matrix:
+        """Compute the CKA between the layers of the teacher and of a copy of a student."""
+        design = self.design
+        copied = _freeze_dropout(copy.deepcopy(student))
+        taps = _taps(copied, design.student_layers, self.task)
+        cka = CkaMap(design.teacher_layers, design.student_layers)
         with torch.no_grad():
-            for batch in self._batches(least=LEAST_SAMPLES):
-                theirs = self._taps.layers_only(batch.inputs)
-                found.add(theirs, taps.run(batch.inputs).layers)
-        return found.values.tolist()
+            for batch in self._batches(min_samples=LEAST_SAMPLES):
+                hints = self._taps.layers_only(batch.inputs)
+                cka.add(hints, taps.run(batch.inputs).layers)
+        return cka.values.tolist()
 
-    def gradients(self, student: nn.Module) -> Matrix:
-        """For each pair the cosine between the gradients of its loss and of the labels' loss, in
-        the parameters that both reach; mean over batches.
+    def gradient_agreement(self, student: nn.Module) -> Matrix:
+        """Compute for each pair the cosine between the gradients of its loss and the label loss.
 
-        The connectors first learn for `FITTING_STEPS` steps on a student that stands still: the
-        gradient through one that was just drawn says nothing of the pair.
+        It is taken over the parameters that both reach, and averaged over batches.  The
+        connectors are trained for `FITTING_STEPS` steps on the fixed student first: a gradient
+        through a random connector is not informative.
         """
-        question = self.question
-        student = _as_in_training(copy.deepcopy(student))
-        deploys = question.term.loss is not None and question.term.loss.deploys
+        design = self.design
+        student = _freeze_dropout(copy.deepcopy(student))
+        deploys = design.term.loss is not None and design.term.loss.deploys
         with seeded(derive_seed(self.seed, "predictors"), self.device):
-            modules = {} if deploys else {pair: self._module(*pair) for pair in question.possible}
-            self._fit(modules, student)
-            found = [self._cosines(modules, student, batch) for batch in self._batches()]
-        table = [[math.nan] * len(question.guided) for _ in question.hints]
-        for hint, guided in modules:
-            cosines = [one[hint, guided] for one in found]
+            losses = {} if deploys else {pair: self._pair_loss(*pair) for pair in design.possible}
+            self._fit(losses, student)
+            batches = [self._cosines(losses, student, batch) for batch in self._batches()]
+        table = [[math.nan] * len(design.guided) for _ in design.hints]
+        for hint, guided in losses:
+            cosines = [values[hint, guided] for values in batches]
             table[hint][guided] = math.fsum(cosines) / len(cosines)
         return table
 
-    def _fit(self, modules: Mapping[tuple[int, int], nn.Module], student: nn.Module) -> None:
-        learned = [p for module in modules.values() for p in module.parameters()]
-        if not learned:
+    def _fit(self, losses: Mapping[PairIndex, nn.Module], student: nn.Module) -> None:
+        """Train the connectors of all pairs on a fixed student."""
+        parameters = [p for loss in losses.values() for p in loss.parameters()]
+        if not parameters:
             return
         train = self.study.train
-        optimizer = make_optimizer(train, learned)
+        optimizer = make_optimizer(train, parameters)
         set_learning_rate(optimizer, train.optimizer.lr)
-        weight = self.question.term.effective_weight
-        taps = _taps(student, self.question.guided, self.task)
-        for batch in islice(self._endless(), FITTING_STEPS):
+        weight = self.design.term.effective_weight
+        taps = _taps(student, self.design.guided, self.task)
+        for batch in islice(self._endless_batches(), FITTING_STEPS):
             with torch.no_grad():
-                logits, layers = taps.run(batch.inputs)
-                hints = self._taps.run(batch.inputs)
-            shown, taught = ModelOutputs(logits, layers), ModelOutputs(*hints)
-            losses = [self._loss(module, shown, taught, batch) for module in modules.values()]
+                guided = ModelOutputs(*taps.run(batch.inputs))
+                hints = ModelOutputs(*self._taps.run(batch.inputs))
+            values = [self._value(loss, guided, hints, batch) for loss in losses.values()]
             optimizer.zero_grad(set_to_none=True)
-            (weight * torch.stack(losses).sum()).backward()
-            # The pairs share nothing, so each is clipped by itself, as it would be alone.
-            for module in modules.values():
-                own = list(module.parameters())
-                if train.clip_norm is not None and own:
-                    nn.utils.clip_grad_norm_(own, train.clip_norm)
+            (weight * torch.stack(values).sum()).backward()
+            # The pairs share no parameters: each is clipped separately, as it would be alone.
+            for loss in losses.values():
+                connectors = list(loss.parameters())
+                if train.clip_norm is not None and connectors:
+                    nn.utils.clip_grad_norm_(connectors, train.clip_norm)
             optimizer.step()
 
     def _cosines(
-        self, modules: Mapping[tuple[int, int], nn.Module], student: nn.Module, batch: Batch
-    ) -> dict[tuple[int, int], float]:
-        taps = _taps(student, self.question.guided, self.task)
-        shown = ModelOutputs(*taps.run(batch.inputs))
+        self, losses: Mapping[PairIndex, nn.Module], student: nn.Module, batch: Batch
+    ) -> dict[PairIndex, float]:
+        taps = _taps(student, self.design.guided, self.task)
+        guided = ModelOutputs(*taps.run(batch.inputs))
         with torch.no_grad():
-            taught = ModelOutputs(*self._taps.run(batch.inputs))
-        shared = [p for p in student.parameters() if p.requires_grad]
+            hints = ModelOutputs(*self._taps.run(batch.inputs))
+        parameters = [p for p in student.parameters() if p.requires_grad]
         smoothing = self.study.train.label_smoothing
-        labels = cross_entropy(shown.logits, batch.targets, label_smoothing=smoothing)
-        wanted = gradient_of(labels, shared)
+        labels = cross_entropy(guided.logits, batch.targets, label_smoothing=smoothing)
+        target = gradient_of(labels, parameters)
         return {
-            pair: agreement(wanted, gradient_of(self._loss(module, shown, taught, batch), shared))
-            for pair, module in modules.items()
+            pair: agreement(
+                target, gradient_of(self._value(loss, guided, hints, batch), parameters)
+            )
+            for pair, loss in losses.items()
         }
 
-    def _loss(
-        self, module: nn.Module, shown: ModelOutputs, taught: ModelOutputs, batch: Batch
+    def _value(
+        self, loss: nn.Module, guided: ModelOutputs, hints: ModelOutputs, batch: Batch
     ) -> Tensor:
         progress = Progress(epoch=0, epochs=self.study.train.epochs)
-        return module(shown, taught, batch.targets, batch.index, progress)
+        return loss(guided, hints, batch.targets, batch.index, progress)
 
-    def _module(self, hint: int, guided: int) -> nn.Module:
-        """The pair's loss, made ready on the device."""
-        question, study = self.question, self.study
-        pair = Pair(hint=question.hints[hint], guided=question.guided[guided])
-        term = replace(question.term, pairs=(pair,))
-        [theirs] = [one.shape for one in _named(self.teacher, (pair.hint,), self.task)]
-        ours = model_profile(study.student.model, self.task).resolve([pair.guided])[0].shape
+    def _pair_loss(self, hint: int, guided: int) -> nn.Module:
+        """Build the loss of one pair, with its connectors."""
+        pair = Pair(hint=self.design.hints[hint], guided=self.design.guided[guided])
+        [hint_layer] = _layers(self.teacher, (pair.hint,), self.task)
+        [guided_layer] = model_profile(self.study.student.model, self.task).resolve([pair.guided])
         terms = Terms(
-            [term],
+            [replace(self.design.term, pairs=(pair,))],
             classes=self.task.classes,
             train_size=len(self.data.train),
             data_size=self.data.data_size,
-            guided_shapes={pair.guided: ours},
-            hint_shapes={pair.hint: theirs},
+            guided_shapes={pair.guided: guided_layer.shape},
+            hint_shapes={pair.hint: hint_layer.shape},
         )
-        [module] = terms.losses.values()
-        return module.to(self.device)
+        [loss] = terms.losses.values()
+        return loss.to(self.device)
 
-    def _batches(self, least: int = 1) -> Iterator[Batch]:
-        """The training batches that are looked at, the same at every look."""
-        return islice(self._endless(least), min(self.question.batches, len(self._order(least))))
+    def _batches(self, min_samples: int = 1) -> Iterator[Batch]:
+        """Yield the training batches of a look, the same each time."""
+        size = min(self.design.batches, len(self._loader(min_samples)))
+        return islice(self._endless_batches(min_samples), size)
 
-    def _endless(self, least: int = 1) -> Iterator[Batch]:
-        order = self._order(least)
+    def _endless_batches(self, min_samples: int = 1) -> Iterator[Batch]:
+        loader = self._loader(min_samples)
         for epoch in count():
-            yield from map(to_memory_format, order.epoch(epoch))
+            yield from map(to_memory_format, loader.epoch(epoch))
 
-    def _order(self, least: int = 1) -> BatchLoader:
+    def _loader(self, min_samples: int) -> BatchLoader:
         return BatchLoader(
             self.data.train,
             self.data,
-            batch_size=max(least, self.study.train.batch_size),
+            batch_size=max(min_samples, self.study.train.batch_size),
             shuffle_seed=derive_seed(self.seed, "predictors") % 2**31,
             views=ViewOptions(self.study.data.augment),
             placement=Placement(self.device),
@@ -254,33 +238,35 @@ Gradients = Sequence[Tensor | None]
 
 
 def gradient_of(loss: Tensor, parameters: Sequence[Tensor]) -> Gradients:
-    """The gradient of each parameter; None where the loss does not reach it."""
+    """Return the gradient for each parameter; None if the loss does not depend on it."""
     return torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
 
 
-def agreement(one: Gradients, other: Gradients) -> float:
-    """The cosine of two gradients over the parameters that both reach; NaN where there are none,
-    or one of the two is 0."""
-    both = [(a, b) for a, b in zip(one, other, strict=True) if a is not None and b is not None]
+def agreement(first: Gradients, second: Gradients) -> float:
+    """Return the cosine of two gradients over the parameters that both reach.
+
+    It is NaN if there are none, or one of the gradients is 0.
+    """
+    both = [(a, b) for a, b in zip(first, second, strict=True) if a is not None and b is not None]
     if not both:
         return math.nan
-    first, second = (torch.cat([pair[side].flatten() for pair in both]) for side in (0, 1))
-    if not first.any() or not second.any():
+    left, right = (torch.cat([pair[side].flatten() for pair in both]) for side in (0, 1))
+    if not left.any() or not right.any():
         return math.nan
-    return float(cosine_similarity(first.double(), second.double(), dim=0))
+    return float(cosine_similarity(left.double(), right.double(), dim=0))
 
 
 def _taps(network: nn.Module, layers: Sequence[str], task: Task) -> LayerHooks:
-    return LayerHooks(network, _named(network, tuple(dict.fromkeys(layers)), task))
+    return LayerHooks(network, _layers(network, tuple(dict.fromkeys(layers)), task))
 
 
-def _named(network: nn.Module, layers: Sequence[str], task: Task) -> list[Any]:
-    known = discover(network, task)
-    return [resolve(known, name) for name in layers]
+def _layers(network: nn.Module, names: Sequence[str], task: Task) -> list[Layer]:
+    layers = discover(network, task)
+    return [resolve(layers, name) for name in names]
 
 
-def _as_in_training(network: nn.Module) -> nn.Module:
-    """The network, in place: batch norm by each batch's own statistics, nothing dropped."""
+def _freeze_dropout(network: nn.Module) -> nn.Module:
+    """Put a network in eval mode, in place, but for batch norms, which use batch statistics."""
     network.eval()
     for module in network.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):

@@ -1,4 +1,4 @@
-"""The log of a training: what its process printed, and its traceback, in a file of bounded size.
+"""Log file of a training: output of its process and its traceback, up to a maximum size.
 
 Nothing of the environment is written.
 """
@@ -15,17 +15,16 @@ import sysconfig
 import tempfile
 import threading
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from types import TracebackType
-from typing import IO, Any
+from typing import IO, Any, TextIO
 
 from raykd.storage import Storage
 
 LIMIT, HEAD, TAIL = 512 << 10, 64 << 10, 192 << 10
 """A file longer than `LIMIT` bytes is cut to its first `HEAD` and its last `TAIL` bytes."""
 
-OTHERS = ("raykd-tracker", "raykd-display")
+OTHER_THREADS = ("raykd-tracker", "raykd-display")
 """Threads of raykd whose output belongs to no training."""
 
 LIBRARIES = frozenset(
@@ -33,18 +32,18 @@ LIBRARIES = frozenset(
     | {"tokenizers", "safetensors", "huggingface_hub", "torch_pruning", "onnx", "onnxruntime"}
     | {"onnxscript", "mlflow", "optuna", "pandas", "pyarrow", "sklearn", "pydantic", "einops"}
 )
-"""Installed packages whose frames are not where a user's mistake is."""
+"""Installed packages whose frames are not reported as the place of an error."""
 
 
 class TrainingLog:
-    """Keeps what one rank prints while it trains.
+    """Log of what one rank prints during a training.
 
-    It also receives Python's stack where the process crashes (`faulthandler`).  A log that cannot
-    be written is given up: the training goes on.
+    It also receives the Python stack if the process crashes (`faulthandler`).  If the log cannot
+    be written, the training continues without it.
 
     Args:
-        storage: of the study's files.
-        name: the file below it; what is there already is kept.
+        storage: of the study.
+        name: of the file below it; an existing file is appended to.
     """
 
     def __init__(self, storage: Storage, name: str) -> None:
@@ -62,7 +61,7 @@ class TrainingLog:
             faulthandler.enable(self._file.fileno(), all_threads=False)
 
     def write(self, text: str) -> None:
-        """Append text; the middle of a long log is left out."""
+        """Append text; the middle of a long log is removed."""
         with self._lock:
             if self._file is None or self._broken:
                 return
@@ -77,7 +76,7 @@ class TrainingLog:
     def recording(self) -> Iterator[None]:
         """Copy standard output and standard error into the log."""
         before = sys.stdout, sys.stderr
-        copies = _Copied(sys.stdout, self), _Copied(sys.stderr, self)
+        copies = _TeeStream(sys.stdout, self), _TeeStream(sys.stderr, self)
         sys.stdout, sys.stderr = copies  # type: ignore[assignment]
         try:
             yield
@@ -88,7 +87,7 @@ class TrainingLog:
                 sys.stderr = before[1]
 
     def failed(self, error: BaseException) -> None:
-        """Append an error's whole traceback; the log is complete and readable from then on."""
+        """Append the whole traceback of an error, and make the log readable for others."""
         self.write("".join(traceback.format_exception(error)))
         if self._local is None and self._file is not None:
             with contextlib.suppress(OSError):
@@ -96,7 +95,7 @@ class TrainingLog:
                 self._storage.write(self._name, self._file.read())
 
     def close(self, *, keep: bool = True) -> None:
-        """End the log; an empty one is removed, and so is any other unless `keep`."""
+        """Close the log; it is removed if it is empty, or unless `keep`."""
         with self._lock:
             file, self._file = self._file, None
         if file is None:
@@ -129,19 +128,19 @@ class TrainingLog:
         self._size = file.write(content)
 
 
-class _Copied:
+class _TeeStream:
     """A text stream whose output is also written into a log."""
 
-    def __init__(self, stream: Any, log: TrainingLog) -> None:
+    def __init__(self, stream: TextIO, log: TrainingLog) -> None:
         self._stream = stream
         self._log = log
 
     def write(self, text: str) -> int:
-        if threading.current_thread().name not in OTHERS:
+        if threading.current_thread().name not in OTHER_THREADS:
             self._log.write(text)
         return self._stream.write(text)
 
-    def writelines(self, lines: Any) -> None:
+    def writelines(self, lines: Iterable[str]) -> None:
         for line in lines:
             self.write(line)
 
@@ -150,30 +149,30 @@ class _Copied:
 
 
 def shortened(content: bytes) -> bytes:
-    """A log cut to its first and last lines where it is longer than both together."""
+    """Return the first `HEAD` and last `TAIL` bytes of a log, or all of a shorter one."""
     if len(content) <= HEAD + TAIL:
         return content
     head, tail = content[:HEAD], content[-TAIL:]
-    left_out = len(content) - HEAD - TAIL
-    return head + f"\n[... {left_out:,} bytes left out ...]\n".encode() + tail
+    omitted = len(content) - HEAD - TAIL
+    return head + f"\n[... {omitted:,} bytes left out ...]\n".encode() + tail
 
 
 def raised_at(error: BaseException) -> str:
-    """The file and line of the user's own code in which an error was raised, "models.py:12"; empty
-    where none of it took part."""
+    """Return the file and line of the user's code in which an error was raised, "models.py:12".
+
+    It is empty if no code of the user is in the traceback.
+    """
     links: list[BaseException] = []
     link: BaseException | None = error
     while link is not None and link not in links:
         links.append(link)
         link = link.__cause__ or (None if link.__suppress_context__ else link.__context__)
-    places = (_own_place(one.__traceback__) for one in reversed(links))
-    return next(filter(None, places), "")
-
-
-def _own_place(trace: TracebackType | None) -> str:
-    frames = [(one.filename, one.lineno) for one in traceback.extract_tb(trace)]
-    own = [f"{file}:{line}" for file, line in frames if is_own(file)]
-    return own[-1] if own else ""
+    for link in reversed(links):
+        frames = reversed(traceback.extract_tb(link.__traceback__))
+        for frame in frames:
+            if is_own(frame.filename):
+                return f"{frame.filename}:{frame.lineno}"
+    return ""
 
 
 CRASH = re.compile(r"Fatal Python error: (.+)")
@@ -181,8 +180,12 @@ FRAME = re.compile(r'File "(.+)", line (\d+) in')
 
 
 def find_crash(log: str) -> tuple[str, str]:
-    """What `faulthandler` wrote of a crash, "Segmentation fault", and the user's own file and line
-    it happened in; empty texts where there was no crash, or no such frame."""
+    """Read the report of `faulthandler` in a log.
+
+    Returns:
+        The kind of crash, "Segmentation fault", and the file and line of the user's code; empty
+        if there was no crash, or no such frame.
+    """
     *_, last = [None, *CRASH.finditer(log)]
     if last is None:
         return "", ""
@@ -191,7 +194,7 @@ def find_crash(log: str) -> tuple[str, str]:
 
 
 def is_own(file: str) -> bool:
-    """Return whether a source file is neither raykd's, nor Python's, nor a well-known library's."""
+    """Return whether a source file is the user's: not of raykd, Python or a common library."""
     if file.startswith("<"):
         return False
     for root in _site_folders():

@@ -2,11 +2,26 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from torch import nn
 
 from raykd.data import Dataset
-from raykd.models.normalization import Normalization, adapt_normalization, expected_normalization
+from raykd.models import Task
+from raykd.models.adapters.pretraining_images import read_pretraining_images
+from raykd.models.base import PretrainingImages
+from raykd.models.normalization import (
+    METADATA,
+    NAMED,
+    Normalization,
+    adapt_normalization,
+    expected_normalization,
+    from_metadata,
+)
 from raykd.models.preprocessing import strip_preprocessing
+from raykd.models.weights.files import weight_parts
+from raykd.schemes import TeacherSpec
+from raykd.training.checkpoint import read_metadata
 
 
 def adapted(network: nn.Module, data: Dataset, stored: Normalization | None = None) -> nn.Module:
@@ -36,3 +51,104 @@ def training_normalization(network: nn.Module, data: Dataset) -> Normalization |
     if not data.mean:
         return None
     return expected_normalization(network) or Normalization(mean=data.mean, std=data.std)
+
+
+def normalization_of(prepared: TeacherSpec) -> Normalization | None:
+    """Return the normalization that the weights of a teacher were trained with, if known.
+
+    Returns:
+        None: that of the data; for a network in MLflow without a setting in the study, its own.
+
+    Raises:
+        ValueError: the configuration next to the weights cannot be read.
+    """
+    setting = prepared.normalization
+    if isinstance(setting, Normalization):
+        return setting
+    if setting in NAMED:
+        return NAMED[setting]
+    if setting == "model":
+        return _library_normalization(prepared)
+    if setting == "data" or prepared.weights is None or prepared.is_mlflow:
+        return None
+    if _is_from_raykd(prepared.weights):
+        return from_metadata(_metadata(prepared.weights))
+    images = _pretraining_images(prepared)
+    return images.normalization if images is not None else None
+
+
+def _library_normalization(prepared: TeacherSpec) -> Normalization:
+    pretraining_images = prepared.model.pretraining_images() if prepared.model is not None else None
+    if pretraining_images is None:
+        name = prepared.model.name if prepared.model is not None else prepared.weights
+        raise ValueError(
+            f"`normalization: model` needs a library configuration, which {name} does not have; "
+            "write `normalization: {mean: [...], std: [...]}`"
+        )
+    return pretraining_images.normalization
+
+
+def _pretraining_images(prepared: TeacherSpec) -> PretrainingImages | None:
+    """Read the configuration in the folder of the weights."""
+    if prepared.weights is None or prepared.is_mlflow:
+        return None
+    try:
+        folder = weight_parts(prepared.weights)[0].absolute().parent
+    except ValueError:  # reported where the weights are read
+        return None
+    return read_pretraining_images(folder)
+
+
+def normalization_notes(
+    prepared: TeacherSpec, place: str, task: Task
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Describe the images that a loaded teacher expects, in sentences.
+
+    Args:
+        prepared: the teacher.
+        place: of the teacher in the study, such as "teacher".
+        task: inputs and classes of the data.
+
+    Returns:
+        Notes and warnings.
+    """
+    if prepared.weights is None or task.text is not None or len(task.input_shape) != 3:
+        return (), ()
+    normalization, size = normalization_of(prepared), _size_warning(prepared, place, task)
+    if normalization is not None:
+        return (f"{place}: its inputs are normalized with {normalization.text()}",), size
+    if prepared.normalization == "data" or prepared.is_mlflow or _is_from_raykd(prepared.weights):
+        return (), size
+    note = (
+        f"{place}: no configuration next to {prepared.weights} states the normalization of its "
+        f"images; mean and std of the data are used; set {place}.normalization if it was trained "
+        "with others"
+    )
+    images = prepared.model.pretraining_images() if prepared.model is not None else None
+    if images is not None:
+        note += f"; {images.source}: {images.normalization.text()} (`normalization: model`)"
+    return (note,), size
+
+
+def _is_from_raykd(weights: str) -> bool:
+    """Return whether a file of weights was written by raykd."""
+    metadata = _metadata(weights)
+    return METADATA in metadata or "id" in metadata
+
+
+def _size_warning(prepared: TeacherSpec, place: str, task: Task) -> tuple[str, ...]:
+    images, size = _pretraining_images(prepared), task.input_shape[1:]
+    if images is None or images.size is None or images.size == size:
+        return ()
+    theirs, ours = (f"{height}x{width}" for height, width in (images.size, size))
+    return (
+        f"{place}: {images.source} states images of {theirs}, those of the data are {ours}; set "
+        "data.size, or expect a lower accuracy",
+    )
+
+
+def _metadata(weights: str) -> dict[str, str]:
+    try:
+        return read_metadata(Path(weights).expanduser())
+    except ValueError:  # no safetensors file
+        return {}

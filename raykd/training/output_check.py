@@ -1,4 +1,4 @@
-"""Checks of a teacher's outputs on the validation data: they have to be finite logits."""
+"""Check that the outputs of a teacher on the validation data are finite logits."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ BATCHES = 4
 
 SUMS_TO_ONE = "outputs_sum_to_one"
 IN_UNIT_RANGE = "outputs_in_unit_range"
-"""Metrics of a network, set to 1 where its outputs look like probabilities."""
+"""Metrics of a network, set to 1 if its outputs look like probabilities."""
 
 _LEAST_SAMPLES = 4
 _TOLERANCE = {torch.float16: 1e-2, torch.bfloat16: 4e-2}
@@ -34,7 +34,7 @@ def output_signs(
     device: torch.device | str = "cpu",
     autocast: Autocast = nullcontext,
 ) -> dict[str, float]:
-    """Signs that a classifier gives probabilities where logits are expected.
+    """Find signs that a classifier returns probabilities instead of logits.
 
     Softened with a temperature T, softmax(probabilities / T) is close to uniform, so that a
     distillation loss has little to teach.  Log-probabilities are harmless: they are the logits
@@ -42,14 +42,14 @@ def output_signs(
     T.  The same holds for losses of centered or standardized logits.
 
     Args:
-        network: of any mode, which is restored.
-        data: its first validation batches are given to the network.
+        network: run in eval mode; its mode is restored.
+        data: its first validation batches are used.
         device: of the network.
-        precision: context of the forwards.
+        autocast: context of the forward passes.
 
     Returns:
-        `SUMS_TO_ONE` where each row lies in [0, 1] and sums to 1 (softmax), `IN_UNIT_RANGE` where
-        each output lies in [0, 1] (sigmoid); empty for logits.
+        `SUMS_TO_ONE` if each row is in [0, 1] and sums to 1 (softmax), `IN_UNIT_RANGE` if each
+        output is in [0, 1] (sigmoid); empty for logits.
 
     Raises:
         ValueError: an output is NaN or infinite.
@@ -74,20 +74,20 @@ def output_signs(
 
 
 def outputs_warning(name: str, metrics: Mapping[str, float]) -> str:
-    """A warning where `output_signs` has found any; else empty.
+    """Return a warning if metrics of a network have signs of probabilities; else an empty text.
 
     Args:
         name: of the network.
-        metrics: of the network, among others the signs.
+        metrics: of the network, with those of `output_signs`.
     """
     if metrics.get(SUMS_TO_ONE):
-        what = "probabilities: each row sums to 1 (a softmax inside the network?)"
+        outputs = "probabilities: each row sums to 1 (a softmax inside the network?)"
     elif metrics.get(IN_UNIT_RANGE):
-        what = "values of 0 to 1 only (a sigmoid inside the network?)"
+        outputs = "only values from 0 to 1 (a sigmoid inside the network?)"
     else:
         return ""
     return (
-        f"{name} gives {what}; losses expect logits and apply softmax themselves, so its "
+        f"{name} returns {outputs}; losses expect logits and apply softmax themselves, so its "
         "softened outputs are almost uniform; remove the last activation, or return the "
         "logarithm of the probabilities"
     )

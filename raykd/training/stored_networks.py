@@ -1,4 +1,4 @@
-"""Networks as they are kept: with the preprocessing of the data they were trained on."""
+"""Stored networks, with the preprocessing of the data they were trained on."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from raykd.training.teachers import read_network
 
 
 def preprocessing_of(data: Dataset) -> Preprocessing:
-    """The way from the data's raw samples to the inputs of a network."""
+    """Return the preprocessing from the raw samples of the data to the inputs of a network."""
     inputs = data.train.take(data.train.index[:0])
     raw = data.raw
     if not isinstance(inputs, Tensor):
@@ -51,18 +51,18 @@ def preprocessing_of(data: Dataset) -> Preprocessing:
 def delivered(
     network: nn.Module, data: Dataset, metrics: Mapping[str, float] | None = None
 ) -> RawInputModel:
-    """The network as a module from the data's raw samples to logits.
+    """Return a network as a module from raw samples of the data to logits.
 
     Args:
         network: trained on `data`; on the CPU.
-        data: gives normalization, shape and class names.
-        metrics: figures that it reached.
+        data: determines normalization, shape and class names.
+        metrics: of the network.
     """
     return RawInputModel(network, preprocessing_of(data), data.class_names, metrics).eval()
 
 
 def raw_samples(data: Dataset, rows: Tensor, part: str = "test") -> Inputs:
-    """Samples of a split as users of the data have them.
+    """Return samples of a split as they are before preprocessing.
 
     Args:
         data: a data set.
@@ -85,19 +85,19 @@ def raw_samples(data: Dataset, rows: Tensor, part: str = "test") -> Inputs:
 
 
 def load_stored_network(file: str, content: bytes, model: Model | None, data: Dataset) -> nn.Module:
-    """A network below the storage, adapted to the data, in eval mode, on the CPU.
+    """Load a stored network, adapted to the data, in eval mode, on the CPU.
 
     Args:
-        file: its name; a safetensors file holds weights for `model`, any other a whole network.
-        content: its bytes.
-        model: what the weights are of.
-        data: what the batches are made of.
+        file: name; a safetensors file holds weights of `model`, any other a whole network.
+        content: bytes of the file.
+        model: of the weights.
+        data: source of the batches.
 
     Raises:
-        ValueError: the weights are not the model's, or their normalization does not fit.
+        ValueError: the weights are not those of the model, or their normalization does not fit.
     """
     if not file.endswith(".safetensors"):
         return adapted(parse_network(content), data).eval()
-    assert model is not None, "weights alone, and nothing says of which model"
+    assert model is not None, "weights without their model"
     network = read_network(model, task_of(data), content)
     return adapted(network, data, from_metadata(weights_metadata(content)))

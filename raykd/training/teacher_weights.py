@@ -1,4 +1,4 @@
-"""Networks that teach from a file of weights: read, made to fit, in the data's order of classes."""
+"""Teachers from files of weights, with outputs in the order of the classes of the data."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from raykd.models.weights.matching import MatchedWeights, fit
 from raykd.schemes import TeacherSpec
 
 Rows = tuple[int, ...] | None
-"""The output of a network for each class of the data; None: they are in the same order."""
+"""Number of the output for each class of the data; None: the orders are equal."""
 
 _OTHER_PROBLEMS = ("regression", "multi_label_classification")
 
@@ -53,11 +53,11 @@ class Loaded:
 
 
 def load_teacher_weights(prepared: TeacherSpec, task: Task) -> Loaded:
-    """The network of a model with the weights of a file, its outputs in the order of the data.
+    """Load a teacher from its file of weights, with outputs in the order of the data.
 
     Raises:
-        ValueError: the model or the file is not named, the file does not hold the model's weights,
-            or its class names are not those of the data.
+        ValueError: the model or the file is missing, the file does not hold the weights of the
+            model, or its class names are not those of the data.
     """
     if prepared.model is None or prepared.weights is None or prepared.is_mlflow:
         raise ValueError(
@@ -82,16 +82,16 @@ def load_teacher_weights(prepared: TeacherSpec, task: Task) -> Loaded:
 def check_file(
     path: str | Path, model: Model, task: Task, classes: Sequence[str] = ()
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """See that a file holds a model's weights; the network is not filled.
+    """Check that a file holds the weights of a model, without loading them.
 
     Args:
         path: of the file.
-        model: whose weights it is to hold.
+        model: of the weights.
         task: inputs and classes of the data.
-        classes: class names in the order of the outputs, where the study gives them.
+        classes: class names in the order of the outputs, if the study has them.
 
     Returns:
-        What will be done to the weights, and warnings, in sentences.
+        Notes on the changes that loading will make, and warnings, in sentences.
 
     Raises:
         ValueError: as `load_teacher_weights`.
@@ -103,10 +103,10 @@ def check_file(
 
 
 def rows_of(prepared: TeacherSpec, class_names: Sequence[str]) -> Rows:
-    """The order of classes in which a network's outputs are taken, as far as files tell.
+    """Return the output for each class of the data, as far as files state the classes.
 
     Args:
-        prepared: the network.
+        prepared: the teacher.
         class_names: of the data.
     """
     if not class_names:
@@ -125,10 +125,10 @@ def rows_of(prepared: TeacherSpec, class_names: Sequence[str]) -> Rows:
 
 
 def reorder_network(network: nn.Module, prepared: TeacherSpec, task: Task) -> tuple[str, ...]:
-    """Put the outputs of a whole network, in place, into the order of the data.
+    """Put the outputs of a network, in place, in the order of the data.
 
     Returns:
-        What was done, in sentences.
+        Notes on the changes, in sentences.
 
     Raises:
         ValueError: its class names are not those of the data.
@@ -157,13 +157,14 @@ def _checked(
 
 
 def _order(
-    given: tuple[str, ...], theirs: tuple[str, ...], task: Task, source: str
+    classes: tuple[str, ...], stored: tuple[str, ...], task: Task, source: str
 ) -> tuple[Rows, str]:
-    if given:
-        ours = task.class_names
-        rows = named_rows(given, ours, "teacher.classes") if ours else None
+    if classes:
+        rows = None
+        if task.class_names:
+            rows = named_rows(classes, task.class_names, "teacher.classes")
         return rows, f"classes of {source} ordered by teacher.classes" if rows else ""
     try:
-        return class_rows(theirs, task.class_names, source)
+        return class_rows(stored, task.class_names, source)
     except UnmatchedClasses as error:
         raise UnmatchedClasses(f"{error}. If they are the same classes, {_REMEDY}") from None

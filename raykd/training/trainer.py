@@ -78,7 +78,7 @@ class Training:
         teacher: Teachers | None = None,
         placement: Placement = ON_CPU,
     ) -> None:
-        self.study, self.seed, self._data = study, seed, data
+        self.study, self.data, self.seed = study, data, seed
         self.device = torch.device(placement.device)
         self.placement, self.world_size = placement, placement.world_size
         self.history: list[dict[str, float]] = []
@@ -222,7 +222,7 @@ class Training:
         """Compute <split>_loss (mean cross-entropy) and <split>_accuracy of the student."""
         return evaluate_split(
             self.student,
-            self._data,
+            self.data,
             split,
             batch_size=self.study.train.batch_size,
             autocast=self._autocast,

@@ -19,8 +19,10 @@ from raykd.study.teachers import teachers_of
 from raykd.training.teacher_cache.builder import provenance_of
 from raykd.training.teacher_cache.plan import GB, CachePlan, layer_layouts
 from raykd.training.teacher_cache.spec import (
-    Description,
-    describe_outputs,
+    CacheSpec,
+    TeacherOutputs,
+    TrainingSamples,
+    cache_spec,
     model_digest,
 )
 from raykd.training.teacher_cache.store import CacheStore, free_bytes
@@ -43,7 +45,7 @@ SETTLED = ("kept", "found", "live")
 class _Under:
     """An entry under construction: the shares that are not done yet."""
 
-    description: Description
+    description: CacheSpec
     about: Mapping[str, Any]
     left: set[str] = field(default_factory=set)
 
@@ -156,28 +158,26 @@ class CacheScheduler:
         keys = tuple("" if key in self._given_up else key for key in assignment.cache_keys)
         return replace(assignment, cache_keys=keys if any(keys) else ())
 
-    def _description(self, study: Study, prepared: TeacherSpec, file: str) -> Description | None:
+    def _description(self, study: Study, prepared: TeacherSpec, file: str) -> CacheSpec | None:
         """What of a teacher a concrete study would read; None where it is to be run live."""
-        kept = self._plan.kept(study, prepared) if prepared.is_shared else None
+        kept = self._plan.entry_for(study, prepared) if prepared.is_shared else None
         if kept is None:
             return None
         if kept.why_not:
             self._tell(repr(kept.prepared), "live", why=kept.why_not)
             return None
-        return describe_outputs(
-            study,
-            teacher=model_digest(prepared.model),
-            weights=self._digest(file),
-            fingerprint=self._fingerprint,
-            rows=self._rows,
-            classes=self._plan.task.classes,
-            layers=kept.layers,
-            views=kept.views,
-            layouts=layer_layouts(prepared, kept.layers, self._plan.task),
+        task = self._plan.task
+        outputs = TeacherOutputs(
+            model_digest(prepared.model),
+            self._digest(file),
+            kept.layers,
+            layer_layouts(prepared, kept.layers, task),
         )
+        samples = TrainingSamples(self._fingerprint, self._rows, task.classes)
+        return cache_spec(study, outputs, samples, views=kept.views)
 
     def _asked_for(
-        self, description: Description, pupil: TrainJob, study: Study, teacher: int
+        self, description: CacheSpec, pupil: TrainJob, study: Study, teacher: int
     ) -> list[CacheJob]:
         """What is to be computed for these outputs, if nobody has yet."""
         key = description.key
@@ -203,10 +203,10 @@ class CacheScheduler:
         what is not is taken out, to be computed anew."""
         if self._store.is_whole(key):
             return not self._store.verify(key)
-        self._store.mend(key)
+        self._store.repair(key)
         return False
 
-    def _room_for(self, description: Description) -> str:
+    def _room_for(self, description: CacheSpec) -> str:
         """Make room; why there is none, or empty."""
         limit = self._plan.settings.limit_gb * GB
         in_use = {*self._ready, *self._building, description.key}
@@ -223,7 +223,7 @@ class CacheScheduler:
         return ""
 
     def _shares(
-        self, description: Description, pupil: TrainJob, study: Study, teacher: int
+        self, description: CacheSpec, pupil: TrainJob, study: Study, teacher: int
     ) -> list[CacheJob]:
         key = description.key
         about = provenance_of(study, teacher, pupil.teachers[teacher])

@@ -27,10 +27,9 @@ from raykd.study.open_study import OpenStudy
 from raykd.study.teachers import teacher_chain, teachers_of
 from raykd.study.yaml_file import Document, Place, dotted
 from raykd.training.checkpoint import dump_object, dump_weights, weights_metadata, with_metadata
+from raykd.training.normalization import normalization_notes, normalization_of
 from raykd.training.teacher_weights import check_file, load_teacher_weights, reorder_network
 from raykd.training.teachers import (
-    normalization_notes,
-    normalization_of,
     spec_key,
     teacher_spec_of,
 )

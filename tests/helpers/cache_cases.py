@@ -7,20 +7,26 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from helpers.training_cases import DIGITS, digits, taught, teacher, teacher_model
-from raykd.data import AUGMENTATIONS, Dataset
+from raykd.data import AUGMENTATIONS, Dataset, Placement
 from raykd.losses import Term
 from raykd.models import model_profile
+from raykd.schemes import LiveTeacher
 from raykd.storage import Storage
 from raykd.study.config import Cache, Study
 from raykd.train_config import SGD
 from raykd.training.build import task_of
+from raykd.training.memory_format import to_device
 from raykd.training.teacher_cache import (
-    Build,
+    CacheBuilder,
+    CachedOutputs,
+    CacheSpec,
     CacheStore,
-    Description,
-    Outputs,
-    describe_outputs,
+    TeacherOutputs,
+    TrainingSamples,
+    cache_spec,
     network_digest,
     open_cached_outputs,
 )
@@ -43,7 +49,7 @@ def cropped(*terms: Term, cache: Cache | None = None, **train: Any) -> Study:
     return dataclasses.replace(study, data=source, cache=cache or Cache(dtype="fp32", seed=5))
 
 
-def described(study: Study, layers: tuple[str, ...] = (), **changed: Any) -> Description:
+def described(study: Study, layers: tuple[str, ...] = (), **changed: Any) -> CacheSpec:
     """The outputs that `study` would read of the teacher that all tests share."""
     shapes = model_profile(teacher_model(), task_of(data())).layers
     given: dict[str, Any] = {
@@ -56,25 +62,27 @@ def described(study: Study, layers: tuple[str, ...] = (), **changed: Any) -> Des
         "views": EPOCHS,
         "shard_rows": 40,
     }
-    return describe_outputs(study, **{**given, **changed})
+    given |= changed
+    outputs = TeacherOutputs(
+        given["teacher"], given["weights"], given["layers"], given.get("layouts", {})
+    )
+    samples = TrainingSamples(given["fingerprint"], given["rows"], given["classes"])
+    return cache_spec(study, outputs, samples, views=given["views"], shard_rows=given["shard_rows"])
 
 
 def build(
-    folder: Path, study: Study, description: Description, share: int = 0, shares: int = 1
-) -> Build:
-    return Build(
-        description,
-        study,
-        teacher(),
-        data(),
-        task_of(data()),
-        CacheStore(Storage(str(folder))),
-        share=share,
-        shares=shares,
-    )
+    folder: Path, study: Study, description: CacheSpec, share: int = 0, shares: int = 1
+) -> CacheBuilder:
+    def load_teacher() -> LiveTeacher:
+        network = to_device(teacher(), torch.device("cpu"))
+        return LiveTeacher(network, description.layers, task_of(data()))
+
+    store = CacheStore(Storage(str(folder)))
+    placement = Placement("cpu", share, shares)
+    return CacheBuilder(description, study, load_teacher, data(), store, placement)
 
 
-def built(folder: Path, study: Study, description: Description) -> Outputs:
+def built(folder: Path, study: Study, description: CacheSpec) -> CachedOutputs:
     """All of it, ready to be read."""
     whole = build(folder, study, description)
     while whole.advance():
@@ -96,5 +104,5 @@ if __name__ == "__main__":
     one_by_one = build(Path(sys.argv[1]), to_kill, described(to_kill, LAYERS, shard_rows=4))
     print("begun", flush=True)
     while one_by_one.advance():
-        print(len(one_by_one.left), flush=True)
+        print(len(one_by_one.remaining), flush=True)
     one_by_one.finish()

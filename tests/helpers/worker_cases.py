@@ -24,15 +24,19 @@ from raykd.data import AUGMENTATIONS, Placement
 from raykd.losses import LOSSES, Pair, Term
 from raykd.models import Resnet, model_profile
 from raykd.models.compression import Quantized
+from raykd.schemes import LiveTeacher
 from raykd.storage import Storage
 from raykd.study.config import Cache, Student, Study
 from raykd.train_config import SGD
 from raykd.training.build import task_of
+from raykd.training.memory_format import to_device
 from raykd.training.teacher_cache import (
-    Build,
+    CacheBuilder,
     CacheStore,
     TeacherHandle,
-    describe_outputs,
+    TeacherOutputs,
+    TrainingSamples,
+    cache_spec,
     network_digest,
     open_cached_outputs,
 )
@@ -128,20 +132,15 @@ def _resumed(study: Study, rank: int) -> dict[str, Any]:
 def _cached(study: Study, rank: int, folder: str) -> dict[str, Any]:
     """Each rank computes its share of the teacher's outputs, then reads those of its samples."""
     shapes = model_profile(teacher_model(), task_of(digits())).layers
-    description = describe_outputs(
-        study,
-        teacher="resnet",
-        weights=network_digest(teacher()),
-        fingerprint=digits().fingerprint,
-        rows=len(digits().train),
-        classes=10,
-        layers={"embedding": shapes["embedding"]},
-        views=2,
-        shard_rows=30,
-    )
+    layers = {"embedding": shapes["embedding"]}
+    outputs = TeacherOutputs("resnet", network_digest(teacher()), layers)
+    samples = TrainingSamples.of(digits())
+    description = cache_spec(study, outputs, samples, views=2, shard_rows=30)
     store = CacheStore(Storage(folder))
-    task = task_of(digits())
-    build = Build(description, study, teacher(), digits(), task, store, share=rank, shares=2)
+    live = LiveTeacher(to_device(teacher(), torch.device("cpu")), tuple(layers), task_of(digits()))
+    build = CacheBuilder(
+        description, study, lambda: live, digits(), store, Placement("cpu", rank, 2)
+    )
     while build.advance():
         pass
     dist.barrier()

@@ -21,10 +21,12 @@ from helpers.cache_cases import CROP, FLIP, LAYERS, build, built, cropped, data,
 from helpers.training_cases import digits, teacher_model, untaught
 from raykd.data import AUGMENTATIONS
 from raykd.models import Resnet
+from raykd.schemes import LiveTeacher
 from raykd.storage import Storage
 from raykd.study.config import Cache, Study
-from raykd.training.teacher_cache import LOGITS, CacheStore, Description, network_digest
-from raykd.training.teacher_cache.reader import fetched
+from raykd.training.build import task_of
+from raykd.training.teacher_cache import LOGITS, CacheSpec, CacheStore, network_digest
+from raykd.training.teacher_cache.reader import copy_entry
 from raykd.training.teacher_cache.spec import model_digest
 
 STUDY = cropped()
@@ -38,7 +40,7 @@ def cached(**changed: object) -> Study:
     return dataclasses.replace(STUDY, cache=dataclasses.replace(STUDY.cache, **changed))
 
 
-CHANGES: dict[str, Callable[[], Description]] = {
+CHANGES: dict[str, Callable[[], CacheSpec]] = {
     "weights": lambda: described(STUDY, weights=network_digest(untaught(teacher_model(), 1))),
     "architecture": lambda: described(STUDY, teacher=model_digest(Resnet(depth=14, width=8))),
     "another transform": lambda: described(augmented(CROP, FLIP)),
@@ -76,7 +78,7 @@ def test_the_address_does_not_hang_on_anything_else() -> None:
     )
     assert described(other).key == described(STUDY).key
     assert (
-        Description.from_plain(described(STUDY, LAYERS).plain()).key == described(STUDY, LAYERS).key
+        CacheSpec.from_plain(described(STUDY, LAYERS).plain()).key == described(STUDY, LAYERS).key
     )
 
 
@@ -132,7 +134,7 @@ def test_what_is_there_is_not_computed_again(tmp_path: Path) -> None:
     description = described(STUDY)
     built(tmp_path, STUDY, description)
     again = build(tmp_path, STUDY, description)
-    assert again.left == [] and again.finish()
+    assert again.remaining == [] and again.finish()
 
 
 def test_drafts_that_a_killed_build_left_are_removed(tmp_path: Path) -> None:
@@ -167,7 +169,7 @@ def test_a_build_that_is_killed_goes_on_to_the_same_bytes(tmp_path: Path) -> Non
         process.stdout.close()
         assert not CacheStore(Storage(str(folder))).is_whole(description.key)
     resumed = build(tmp_path / "killed", STUDY, description)
-    assert 0 < len(resumed.left) <= 48 - 3, "what was finished is kept"
+    assert 0 < len(resumed.remaining) <= 48 - 3, "what was finished is kept"
     built(tmp_path / "killed", STUDY, description)
     built(tmp_path / "whole", STUDY, description)
     ours, theirs = (files(tmp_path / name, description.key) for name in ("killed", "whole"))
@@ -182,7 +184,7 @@ def test_half_a_shard_and_a_stray_draft_do_no_harm(tmp_path: Path) -> None:
     first = description.shards[0].file
     (folder / f"{first}.sum").unlink()
     (folder / f".{first}.0123abcd").write_bytes(b"half")
-    assert len(build(tmp_path, STUDY, description).left) == len(description.shards)
+    assert len(build(tmp_path, STUDY, description).remaining) == len(description.shards)
     built(tmp_path, STUDY, description)
     built(tmp_path / "whole", STUDY, description)
     assert files(tmp_path, description.key) == files(tmp_path / "whole", description.key)
@@ -204,12 +206,12 @@ def test_a_damaged_shard_is_found_and_computed_anew(damage: str, tmp_path: Path)
         shard.write_bytes(content if damage == "flipped" else content[:-9])
     assert store.is_whole(description.key) == (damage == "flipped"), "sizes tell the others"
     if damage == "cut":
-        store.mend(description.key)
+        store.repair(description.key)
     else:
         assert store.verify(description.key) == [description.shards[3].file]
     assert not store.is_whole(description.key)
     mending = build(tmp_path, STUDY, description)
-    assert [one.number for one in mending.left] == [3], "only the damaged one"
+    assert [one.number for one in mending.remaining] == [3], "only the damaged one"
     built(tmp_path, STUDY, description)
     assert files(tmp_path, description.key) == before
 
@@ -250,7 +252,7 @@ def test_what_running_studies_hold_stays(tmp_path: Path, monkeypatch: pytest.Mon
     one.release(key, "a")
     other.hold(key, "b")
     with monkeypatch.context() as patched:
-        patched.setattr("raykd.training.teacher_cache.store.HELD_S", -1.0)  # its study has died
+        patched.setattr("raykd.training.teacher_cache.store.LEASE_S", -1.0)  # its study has died
         assert one.make_room(10, 20) == [key]
     one.hold("nothing", "a")
     one.release("nothing", "a")
@@ -277,8 +279,11 @@ def test_values_beyond_a_type_s_range_are_refused(tmp_path: Path) -> None:
     network = untaught(teacher_model(), 3)
     study = cached(dtype="fp16")
     making = build(tmp_path, study, described(study))
-    making._network = torch.nn.Sequential(network, Times(1e6))
-    with pytest.raises(ValueError, match=r"logits holds values that fp16 cannot; set cache\.dtype"):
+    scaled = torch.nn.Sequential(network, Times(1e6))
+    making._load_teacher = lambda: LiveTeacher(scaled, (), task_of(data()))
+    with pytest.raises(
+        ValueError, match=r"logits of the teacher exceeds the range of fp16; set cache\.dtype"
+    ):
         making.advance()
 
 
@@ -298,17 +303,17 @@ def test_a_node_fetches_once_and_sees_to_the_checksums(tmp_path: Path) -> None:
     manifest = store.manifest(description.key)
     assert manifest is not None
     node = tmp_path / "node"
-    copy = fetched(store, description.key, manifest, node)
+    copy = copy_entry(store, description.key, manifest, node)
     for shard in description.shards:
         original = tmp_path / "outputs" / description.key / shard.file
         assert (copy / shard.file).read_bytes() == original.read_bytes()
     stamp = (copy / description.shards[0].file).stat().st_mtime_ns
-    assert fetched(store, description.key, manifest, node) == copy
+    assert copy_entry(store, description.key, manifest, node) == copy
     assert (copy / description.shards[0].file).stat().st_mtime_ns == stamp
     spoilt = tmp_path / "outputs" / description.key / description.shards[0].file
     spoilt.write_bytes(spoilt.read_bytes()[:-1] + b"?")
     with pytest.raises(ValueError, match=r"000000\.safetensors of the outputs .* is damaged"):
-        fetched(store, description.key, manifest, tmp_path / "another")
+        copy_entry(store, description.key, manifest, tmp_path / "another")
     assert not [one for one in (tmp_path / "another").iterdir() if one.is_dir()]
 
 
@@ -321,7 +326,7 @@ def test_a_node_s_copies_make_room_for_one_another(tmp_path: Path) -> None:
         manifest = store.manifest(description.key)
         assert manifest is not None
         limit = 1e9 if views < 3 else manifest.bytes + 10
-        copies.append(fetched(store, description.key, manifest, node, limit))
+        copies.append(copy_entry(store, description.key, manifest, node, limit))
         os.utime(copies[-1], (views, views))
     assert [copy.is_dir() for copy in copies] == [False, False, True]
 
@@ -350,17 +355,17 @@ def test_behind_a_uri_they_are_the_same(tmp_path: Path) -> None:
 
 def test_the_files_cannot_be_changed_through_what_is_read(tmp_path: Path) -> None:
     outputs = built(tmp_path, STUDY, described(STUDY, shard_rows=96))
-    before = files(tmp_path, outputs.description.key)
+    before = files(tmp_path, outputs.spec.key)
     outputs._maps[LOGITS][0][0].fill_(7.0)
-    assert files(tmp_path, outputs.description.key) == before
-    again = built(tmp_path, STUDY, outputs.description)
+    assert files(tmp_path, outputs.spec.key) == before
+    again = built(tmp_path, STUDY, outputs.spec)
     assert again.stored(LOGITS, 0, torch.arange(5)).ne(7.0).any()
 
 
 def test_removed_outputs_can_be_read_to_the_end(tmp_path: Path) -> None:
     """Another study may evict them while a training reads them."""
     outputs = built(tmp_path, STUDY, described(STUDY))
-    CacheStore(Storage(str(tmp_path))).remove(outputs.description.key)
+    CacheStore(Storage(str(tmp_path))).remove(outputs.spec.key)
     for view in (0, 1):
         assert outputs.stored(LOGITS, view, torch.arange(96)).isfinite().all()
 

@@ -27,12 +27,12 @@ from raykd.losses import LOSSES, Pair, Term
 from raykd.schemes import LiveTeacher, MultiTeacher, Teacher
 from raykd.study.config import Cache, Study
 from raykd.training.build import task_of
-from raykd.training.teacher_cache import CachedTeacher, Outputs, TeacherHandle
+from raykd.training.teacher_cache import CachedOutputs, CachedTeacher, TeacherHandle
 from raykd.training.trainer import Training
 
 
 @pytest.fixture(scope="module")
-def outputs(tmp_path_factory: pytest.TempPathFactory) -> Outputs:
+def outputs(tmp_path_factory: pytest.TempPathFactory) -> CachedOutputs:
     study = cropped()
     return built(tmp_path_factory.mktemp("kept"), study, described(study, LAYERS))
 
@@ -59,7 +59,7 @@ def assert_near(cached: Training, live: Training) -> None:
 
 
 @pytest.mark.parametrize("name", list(LOSSES.members))
-def test_with_every_loss(name: str, outputs: Outputs) -> None:
+def test_with_every_loss(name: str, outputs: CachedOutputs) -> None:
     study = cropped(Term(loss=LOSSES[name]()))
     live = finished(study, teacher())
     lends = LOSSES[name].deploys
@@ -67,7 +67,7 @@ def test_with_every_loss(name: str, outputs: Outputs) -> None:
     assert_near(finished(study, kept), live)
 
 
-def test_it_is_the_same_to_the_bit(outputs: Outputs) -> None:
+def test_it_is_the_same_to_the_bit(outputs: CachedOutputs) -> None:
     """On the CPU, in float32, with samples that rounding cannot tell apart by their batch."""
     study = cropped(Term(loss=LOSSES["kd"]()), Term(loss=LOSSES["hint"]()))
     cached, live = finished(study, TeacherHandle(never, outputs)), finished(study, teacher())
@@ -76,14 +76,16 @@ def test_it_is_the_same_to_the_bit(outputs: Outputs) -> None:
 
 
 @pytest.mark.parametrize("scheme", ["offline", "multi_teacher"])
-def test_with_several_teachers_each_its_own(scheme: str, outputs: Outputs, tmp_path: Path) -> None:
+def test_with_several_teachers_each_its_own(
+    scheme: str, outputs: CachedOutputs, tmp_path: Path
+) -> None:
     study = dataclasses.replace(cropped(), scheme=scheme_of(scheme))
     live = finished(study, teachers(study))
     kept = [TeacherHandle(never, outputs), *teachers(study)[1:]]
     assert_near(finished(study, kept), live)
 
 
-def test_a_teacher_twice_is_itself_twice(outputs: Outputs) -> None:
+def test_a_teacher_twice_is_itself_twice(outputs: CachedOutputs) -> None:
     own = Teacher(model=teacher_model())
     study = dataclasses.replace(cropped(), scheme=MultiTeacher(others=(own,), combine="confidence"))
     kept = TeacherHandle(never, outputs)
@@ -133,15 +135,15 @@ def test_losses_that_say_so_never_look_at_the_logits(name: str) -> None:
 
 
 MISFITS: dict[str, tuple[dict[str, Any], str]] = {
-    "seed": ({"cache": Cache(dtype="fp32", seed=6)}, "their views are of seed 5"),
-    "augment": ({"augment": ()}, "augmented otherwise"),
-    "epochs": ({"epochs": EPOCHS + 1}, "they hold 2 views, and the training shows 3"),
+    "seed": ({"cache": Cache(dtype="fp32", seed=6)}, "their views have seed 5"),
+    "augment": ({"augment": ()}, "images with another augmentation"),
+    "epochs": ({"epochs": EPOCHS + 1}, "they have 2 views, and the training uses 3"),
 }
 
 
 @pytest.mark.parametrize("name", MISFITS)
 def test_outputs_of_something_else_are_not_read(
-    name: str, outputs: Outputs, caplog: pytest.LogCaptureFixture
+    name: str, outputs: CachedOutputs, caplog: pytest.LogCaptureFixture
 ) -> None:
     changed, why = MISFITS[name]
     study = cropped()
@@ -159,7 +161,7 @@ def test_outputs_of_something_else_are_not_read(
     assert why in caplog.text and "run live" in caplog.text
 
 
-def test_few_views_come_again(outputs: Outputs) -> None:
+def test_few_views_come_again(outputs: CachedOutputs) -> None:
     """With `views: 2` the third epoch shows what the first did, live or not."""
     study = cropped(epochs=3, cache=Cache(dtype="fp32", seed=5, views=2))
     cached = finished(study, TeacherHandle(never, outputs))
@@ -194,7 +196,7 @@ def test_views_are_a_function_of_their_own_seed() -> None:
     assert all(torch.equal(alone[index], picture) for index, picture in seen(0, 1).items())
 
 
-def test_a_student_goes_on_from_a_saved_state(outputs: Outputs) -> None:
+def test_a_student_goes_on_from_a_saved_state(outputs: CachedOutputs) -> None:
     study = cropped(Term(loss=LOSSES["kd"]()), Term(loss=LOSSES["hint"]()))
     whole = finished(study, TeacherHandle(never, outputs))
     first = Training(study, data(), seed=5, teacher=TeacherHandle(never, outputs))

@@ -26,15 +26,16 @@ from helpers.training_cases import (
 from raykd.data import Batch, Dataset, Placement
 from raykd.losses import LOSSES, Pair, Term
 from raykd.models import Mlp, Resnet
-from raykd.schemes import SCHEMES, MultiTeacher, Teacher
+from raykd.schemes import SCHEMES, LiveTeacher, MultiTeacher, Teacher
 from raykd.storage import Storage
 from raykd.study.config import Cache, Student, Study
 from raykd.train_config import SGD, AdamW
 from raykd.training.build import task_of
+from raykd.training.memory_format import to_device
 from raykd.training.teacher_cache import (
-    Build,
+    CacheBuilder,
+    CachedOutputs,
     CacheStore,
-    Outputs,
     TeacherHandle,
     open_cached_outputs,
 )
@@ -56,12 +57,13 @@ def there() -> Dataset:
 
 
 @pytest.fixture(scope="module")
-def outputs(tmp_path_factory: pytest.TempPathFactory, there: Dataset) -> Outputs:
+def outputs(tmp_path_factory: pytest.TempPathFactory, there: Dataset) -> CachedOutputs:
     """The shared teacher's, computed on the GPU, of pictures as they are."""
     study, store = kept(), CacheStore(Storage(str(tmp_path_factory.mktemp("kept"))))
     description = described(study, LAYERS, views=1)
     network = copy.deepcopy(teacher()).to(CUDA)
-    build = Build(description, study, network, there, task_of(there), store, device=CUDA)
+    live = LiveTeacher(to_device(network, CUDA), LAYERS, task_of(there))
+    build = CacheBuilder(description, study, lambda: live, there, store, Placement(CUDA))
     while build.advance():
         pass
     assert build.finish()
@@ -131,7 +133,7 @@ def test_no_step_of_any_scheme_waits_for_the_device(
 
 @pytest.mark.parametrize("optimizer", [SGD(lr=0.02), AdamW()], ids=lambda one: one.name)
 def test_no_step_waits_that_augments_clips_and_reads_kept_outputs(
-    optimizer: Any, there: Dataset, outputs: Outputs, monkeypatch: pytest.MonkeyPatch
+    optimizer: Any, there: Dataset, outputs: CachedOutputs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     terms = (Term(loss=LOSSES["kd"]()), Term(loss=LOSSES["hint"](), pairs=STAGES))
     study = kept(*terms, optimizer=optimizer, clip_norm=1.0, label_smoothing=0.1)
@@ -149,7 +151,9 @@ def never() -> torch.nn.Module:
 
 
 @pytest.mark.parametrize("name", ["kd", "hint", "rkd", "attention_map"])
-def test_kept_and_live_teachers_teach_the_same(name: str, there: Dataset, outputs: Outputs) -> None:
+def test_kept_and_live_teachers_teach_the_same(
+    name: str, there: Dataset, outputs: CachedOutputs
+) -> None:
     study = kept(Term(loss=LOSSES[name]()))
     live, cached = on_gpu(study, there), on_gpu(study, there, TeacherHandle(never, outputs))
     for _ in range(study.train.epochs):
@@ -164,7 +168,7 @@ def losses(metrics: dict[str, float]) -> dict[str, float]:
 @pytest.mark.parametrize("name", ["kd", "hint", "crd", "svd"])
 @pytest.mark.parametrize("kind", ["live", "kept"])
 def test_replayed_steps_learn_the_same(
-    name: str, kind: str, there: Dataset, outputs: Outputs
+    name: str, kind: str, there: Dataset, outputs: CachedOutputs
 ) -> None:
     """Of four steps an epoch two are replayed, and the last has a batch of another size."""
     study = kept(Term(loss=LOSSES[name]()), batch_size=28, clip_norm=1.0)

@@ -29,7 +29,7 @@ def test_trained_in_a_notebook(scheme: Any, data: Dataset) -> None:
     terms = KD if scheme.takes_knowledge else []
     study = derived_study(scheme=plain(scheme), knowledge=terms)
     known: dict[str, torch.nn.Module] = {}
-    networks = train_teachers(study, data, known=known)
+    networks = train_teachers(study, data, cache=known)
     training = Training(study, data, seed=0, teacher=networks)
     teacher = networks[-1].state_dict()
     ours = training.student.state_dict()

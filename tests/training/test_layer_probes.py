@@ -16,7 +16,7 @@ from raykd.data import Dataset
 from raykd.data.digits import Digits
 from raykd.losses import LOSSES, Term
 from raykd.study.config import Study, read_study
-from raykd.training.layer_probes import Question, agreement, answer, gradient_of
+from raykd.training.layer_probes import ProbedPairs, agreement, gradient_of, probe_layers
 from raykd.training.trainer import Training
 
 LAYERS = ("stage1", "stage2")
@@ -50,29 +50,31 @@ def teacher(study: Study, data: Dataset) -> nn.Module:
     return training.student
 
 
-def question(**changed: Any) -> Question:
-    every = tuple((hint, guided) for hint in range(2) for guided in range(2))
+def probed(
+    study: Study,
+    data: Dataset,
+    teacher: nn.Module,
+    trained: nn.Module | None = None,
+    **changed: Any,
+) -> dict[str, Any]:
+    pairs = tuple((hint, guided) for hint in range(2) for guided in range(2))
     loss = Term(loss=LOSSES["hint"]())
-    asked = Question(LAYERS, LAYERS, LAYERS, LAYERS, loss, every, steps=4, batches=2)
-    return replace(asked, **changed)
-
-
-def found(study: Study, data: Dataset, teacher: nn.Module, **changed: Any) -> dict[str, Any]:
-    more = {"trained": changed.pop("trained", None)}
-    return answer(question(**changed), study, data, seed=0, teacher=teacher, **more)
+    design = ProbedPairs(LAYERS, LAYERS, LAYERS, LAYERS, loss, pairs, steps=4, batches=2)
+    training = Training(study, data, seed=0)
+    return probe_layers(replace(design, **changed), training, teacher=teacher, trained=trained)
 
 
 def test_a_student_that_is_its_teacher_is_like_it(
     study: Study, data: Dataset, teacher: nn.Module
 ) -> None:
-    told = found(study, data, teacher, trained=copy.deepcopy(teacher))
-    assert told["steps"] == 4 and set(told["cka"]) == {"start", "steps", "trained"}
-    start, trained = (torch.tensor(told["cka"][when]) for when in ("start", "trained"))
+    result = probed(study, data, teacher, trained=copy.deepcopy(teacher))
+    assert result["steps"] == 4 and set(result["cka"]) == {"start", "steps", "trained"}
+    start, trained = (torch.tensor(result["cka"][when]) for when in ("start", "trained"))
     # Not quite 1: the teacher's batch norms take the statistics of its few steps of training.
     assert trained.shape == (2, 2) and trained.diagonal().min() > 0.8
     assert (trained.diagonal() > torch.tensor([trained[0, 1], trained[1, 0]])).all()
     assert (trained.diagonal() > start.diagonal()).all()
-    table = torch.tensor(told["gradient"])
+    table = torch.tensor(result["gradient"])
     assert table.isfinite().all() and table.abs().max() <= 1
 
 
@@ -82,9 +84,9 @@ def test_it_is_the_same_again_and_leaves_the_networks_alone(
     before = {name: value.clone() for name, value in teacher.state_dict().items()}
     trained = Training(study, data, seed=1).student
     then = {name: value.clone() for name, value in trained.state_dict().items()}
-    one = found(study, data, teacher, trained=trained)
+    one = probed(study, data, teacher, trained=trained)
     torch.rand(3)  # what the process did before plays no part
-    assert found(study, data, teacher, trained=trained) == one
+    assert probed(study, data, teacher, trained=trained) == one
     assert "trained" in one["cka"]
     assert all(torch.equal(value, before[name]) for name, value in teacher.state_dict().items())
     assert all(torch.equal(value, then[name]) for name, value in trained.state_dict().items())
@@ -93,7 +95,7 @@ def test_it_is_the_same_again_and_leaves_the_networks_alone(
 def test_pairs_that_are_not_possible_have_no_gradient(
     study: Study, data: Dataset, teacher: nn.Module
 ) -> None:
-    table = found(study, data, teacher, possible=((0, 1),))["gradient"]
+    table = probed(study, data, teacher, possible=((0, 1),))["gradient"]
     assert math.isfinite(table[0][1])
     assert math.isnan(table[0][0]) and math.isnan(table[1][0]) and math.isnan(table[1][1])
 

@@ -30,11 +30,9 @@ from raykd.train_config import SGD, Train
 from raykd.training.build import task_of
 from raykd.training.checkpoint import dump_weights, weights_metadata
 from raykd.training.metrics import evaluate_split
-from raykd.training.normalization import adapted
+from raykd.training.normalization import adapted, normalization_notes, normalization_of
 from raykd.training.stored_networks import delivered, load_stored_network, raw_samples
 from raykd.training.teachers import (
-    normalization_notes,
-    normalization_of,
     spec_key,
     teacher_spec_of,
     train_teachers,
@@ -296,7 +294,7 @@ def test_a_normalization_that_cannot_be_used_is_refused(file: Path) -> None:
     (channels,) = problems(Teacher(model=MODEL, weights=str(file), normalization=two))
     assert "2 channels" in channels
     (unknown,) = problems(Teacher(model=MODEL, weights=str(file), normalization="model"))
-    assert "configuration of mlp, which has none" in unknown
+    assert "needs a library configuration, which mlp does not have" in unknown
     assert not problems(Teacher(model=MODEL, weights=str(file), normalization="imagenet"))
 
 

@@ -96,7 +96,7 @@ knowledge: [{loss: kd}]
 """
     file = tmp_path / "study.yaml"
     file.write_text(text)
-    with pytest.warns(UserWarning, match=r"ends_in_softmax:build gives probabilities"):
+    with pytest.warns(UserWarning, match=r"ends_in_softmax:build returns probabilities"):
         train_teachers(load_study(file, allow_import=True).settings, data)
     file.write_text(text.replace("scale: 1", "scale: 0"))
     with warnings.catch_warnings():

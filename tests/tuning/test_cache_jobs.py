@@ -109,7 +109,7 @@ def test_outputs_are_computed_after_the_teacher_and_before_the_first_trial(
     assert {r.status for r in explorer.records.of("trial", "replicate")} == {"finished"}
     assert set(tune.taught.values()) == {"CachedTeacher"} and len(tune.taught) == 4
     [entry] = CacheStore(world.storage).entries()
-    assert entry.manifest is not None and entry.manifest.description.views == 1
+    assert entry.manifest is not None and entry.manifest.spec.views == 1
     for trial in explorer.records.of("trial", "replicate"):
         assert trial.assignment.plain()["outputs"] == (entry.key,)
 
@@ -274,7 +274,7 @@ def test_bytes_are_foretold_exactly(tmp_path: Path, data: Dataset) -> None:
     [kept] = tune.plan.all.values()
     [entry] = CacheStore(world.storage).entries()
     assert entry.manifest is not None
-    assert kept.bytes == entry.manifest.description.bytes == 3 * 160 * (10 + 16 * 2 * 2) * 2
+    assert kept.bytes == entry.manifest.spec.bytes == 3 * 160 * (10 + 16 * 2 * 2) * 2
     headers = entry.manifest.bytes - (kept.bytes or 0)
     assert 0 < headers < 300 * len(entry.manifest.sizes)
 

@@ -100,8 +100,8 @@ def notes(result: StudyResult) -> str:
 @pytest.mark.parametrize(
     ("last", "said"),
     [
-        (nn.Softmax(1), "gives probabilities: each row sums to 1"),
-        (nn.Sigmoid(), "gives values of 0 to 1 only"),
+        (nn.Softmax(1), "returns probabilities: each row sums to 1"),
+        (nn.Sigmoid(), "returns only values from 0 to 1"),
         (nn.LogSoftmax(1), ""),
     ],
 )

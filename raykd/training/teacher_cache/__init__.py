@@ -1,33 +1,37 @@
-"""Teachers' outputs, computed once: described, built, kept and read; `planning` chooses."""
+"""Cached teacher outputs: specification, builder, store, reader, plan."""
 
 from __future__ import annotations
 
-from raykd.training.teacher_cache.builder import Build
+from raykd.training.teacher_cache.builder import CacheBuilder
 from raykd.training.teacher_cache.reader import (
+    CachedOutputs,
     CachedTeacher,
-    Outputs,
     TeacherHandle,
     open_cached_outputs,
 )
 from raykd.training.teacher_cache.spec import (
     LOGITS,
-    Description,
-    describe_outputs,
+    CacheSpec,
+    TeacherOutputs,
+    TrainingSamples,
+    cache_spec,
+    find_mismatch,
     network_digest,
-    serves,
 )
 from raykd.training.teacher_cache.store import CacheStore
 
 __all__ = [
     "LOGITS",
-    "Build",
+    "CacheBuilder",
+    "CacheSpec",
     "CacheStore",
+    "CachedOutputs",
     "CachedTeacher",
-    "Description",
-    "Outputs",
     "TeacherHandle",
-    "describe_outputs",
+    "TeacherOutputs",
+    "TrainingSamples",
+    "cache_spec",
+    "find_mismatch",
     "network_digest",
     "open_cached_outputs",
-    "serves",
 ]

@@ -1,4 +1,4 @@
-"""Which outputs of teachers are worth keeping, worked out before anything is computed."""
+"""Plan of the teacher outputs that a study caches, made before anything is computed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from raykd.errors import Infeasible
 from raykd.losses import Term
 from raykd.losses.shapes import Shape
 from raykd.losses.terms import layer_names
-from raykd.models import Model, Task, model_profile
+from raykd.models import Task, model_profile
 from raykd.models.introspection.layers import blank_inputs
 from raykd.schemes import TeacherSpec
 from raykd.study.checks.layer_pairs import resolve_pairs
@@ -27,34 +27,34 @@ from raykd.training.memory_format import to_device
 from raykd.training.teacher_cache.spec import LOGITS, row_bytes
 
 DRAWS = 64
-"""Random points of the space that are asked what they read."""
+"""Number of random points of the space that are checked for the outputs they read."""
 
 FEWEST_VIEWS = 8
-"""Where fewer views than this fit, `auto` keeps none: augmentation would be lost."""
+"""With `use: auto`, outputs are not cached if fewer views fit: augmentation would be lost."""
 
 OVERHEAD = 1.25
-"""What computing and writing a view costs, in forwards of the teacher over the training split."""
+"""Cost to compute and write a view, in forward passes of the teacher on the training split."""
 
 GB = 1e9
 
 Reading = tuple[TeacherSpec, tuple[Any, ...], str]
-"""What makes outputs different within a study: the teacher, the augmentation, the precision."""
+"""Everything that distinguishes outputs within a study: teacher, augmentation, precision."""
 
 
 @dataclass(frozen=True)
-class Kept:
-    """One teacher's outputs as a study would keep them.
+class PlannedEntry:
+    """Cache entry of one teacher, as planned for a study.
 
     Attributes:
         prepared: the teacher.
-        views: how many.
-        epochs: of the longest training that reads them.
-        layers: the hint layers that are kept, with their shapes.
-        live: hint layers that are too large, and are computed in every step.
-        row_bytes: of one sample under one view.
-        rows: samples of the training split; None: not known.
-        expected_epochs: epochs of trainings that will read them, about.
-        why_not: why they are not kept; empty where they are.
+        views: number of views.
+        epochs: of the longest training that reads the entry.
+        layers: hint layers in the entry, with their shapes.
+        live: hint layers that are too large to cache, and are computed in every step.
+        row_bytes: bytes of one sample under one view.
+        rows: samples of the training split; None: unknown.
+        expected_epochs: estimated epochs of all trainings that read the entry.
+        why_not: reason why nothing is cached; empty if the entry is used.
     """
 
     prepared: TeacherSpec
@@ -69,38 +69,45 @@ class Kept:
 
     @property
     def bytes(self) -> int | None:
-        """Of all of them; None where the number of samples is not known."""
+        """Size of the entry; None if the number of samples is unknown."""
         return None if self.rows is None else self.views * self.rows * self.row_bytes
 
     @property
     def break_even_epochs(self) -> float:
-        """From so many epochs of students on they save time."""
+        """Number of student epochs from which the entry saves time."""
         return self.views * OVERHEAD
 
     @property
     def break_even_trials(self) -> float:
-        """The same in trainings of the full length."""
+        """Number of full trainings from which the entry saves time."""
         return self.break_even_epochs / self.epochs
 
 
 @dataclass
-class _Use:
-    """How often, and for what, a teacher's outputs are read by the points looked at."""
+class _Usage:
+    """Use of the outputs of one teacher by the points of the space that were checked.
 
-    points: float = 0
+    Attributes:
+        points: number of points that use the teacher.
+        epochs: of the longest training.
+        layers: hint layers in use, with their shapes.
+        counts: number of points that use each layer.
+    """
+
+    points: int = 0
     epochs: int = 0
     layers: dict[str, Shape] = field(default_factory=dict)
-    asked: dict[str, float] = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=dict)
 
 
 class CachePlan:
-    """Which outputs a study keeps: a pure function of the study and of its data's size.
+    """Cache entries of a study: a pure function of the study and the size of its data.
 
     Args:
-        study: with its domains open.
-        task: what models must take and give.
-        rows: samples of the training split; None: not known.
-        search: how it is searched; None: as the study says.
+        study: with its search space.
+        task: inputs and classes of the models.
+        rows: samples of the training split; None: unknown.
+        search: search settings; None: those of the study.
     """
 
     def __init__(
@@ -115,37 +122,36 @@ class CachePlan:
     def settings(self) -> Cache:
         return self.study.settings.cache
 
-    def kept(self, study: Study, prepared: TeacherSpec) -> Kept | None:
-        """What is kept of a teacher for a concrete study; None where its scheme has no other
-        pupils, or the study was not foreseen."""
+    def entry_for(self, study: Study, prepared: TeacherSpec) -> PlannedEntry | None:
+        """Return the planned entry of a teacher of a concrete study; None if there is none."""
         return self.all.get(_reading(study, prepared))
 
     def fixed(self, study: Study) -> Study:
-        """A concrete study whose views are settled: shared by all trials, as many as are kept."""
+        """Return a concrete study with the seed and number of views that all trials share."""
         cache = study.cache
         if cache.seed is None:
             cache = replace(cache, seed=self.study.settings.seed)
         if cache.views == "auto" and study.data.augment:
-            kept = [self.kept(study, one) for one in self._shared_teachers(study)]
-            views = [one.views for one in kept if one is not None and not one.why_not]
+            entries = [self.entry_for(study, each) for each in self._shared_teachers(study)]
+            views = [entry.views for entry in entries if entry is not None and not entry.why_not]
             if views and min(views) < study.train.epochs:
                 cache = replace(cache, views=min(views))
         return replace(study, cache=cache)
 
     @cached_property
-    def all(self) -> dict[Reading, Kept]:
-        """What is, or is not, kept, in the order in which the space's points ask for it."""
+    def all(self) -> dict[Reading, PlannedEntry]:
+        """Planned entries, also those that are not used, in the order of the space's points."""
         if self.settings.use == "never":
             return {}
-        seen: dict[Reading, _Use] = {}
+        usages: dict[Reading, _Usage] = {}
         points = 0
         for study in self._points():
             points += 1
-            self._look(study, seen)
-        return {reading: self._kept(reading, use, points) for reading, use in seen.items()}
+            self._count(study, usages)
+        return {reading: self._plan(reading, usage, points) for reading, usage in usages.items()}
 
     def _points(self) -> Iterator[Study]:
-        """Corners and random points, as trials would be drawn."""
+        """Yield corners and random points of the space, as trials are drawn."""
         bound = self.study.bind(self.task)
         for candidate in bound.corners():
             yield candidate.study
@@ -157,74 +163,76 @@ class CachePlan:
 
     def _shared_teachers(self, study: Study) -> list[TeacherSpec]:
         teachers = teachers_of(study, self.study.settings.seed)
-        return [one for one in teachers if one.is_shared]
+        return [teacher for teacher in teachers if teacher.is_shared]
 
-    def _look(self, study: Study, seen: dict[Reading, _Use]) -> None:
+    def _count(self, study: Study, usages: dict[Reading, _Usage]) -> None:
         for prepared in self._shared_teachers(study):
             layers = hint_layers(study, prepared, self.task)
-            use = seen.setdefault(_reading(study, prepared), _Use())
-            use.points += 1
-            use.epochs = max(use.epochs, study.train.epochs)
-            use.layers |= layers
+            usage = usages.setdefault(_reading(study, prepared), _Usage())
+            usage.points += 1
+            usage.epochs = max(usage.epochs, study.train.epochs)
+            usage.layers |= layers
             for name in layers:
-                use.asked[name] = use.asked.get(name, 0) + 1
+                usage.counts[name] = usage.counts.get(name, 0) + 1
 
-    def _kept(self, reading: Reading, use: _Use, points: int) -> Kept:
+    def _plan(self, reading: Reading, usage: _Usage, points: int) -> PlannedEntry:
         prepared, augment, _ = reading
         logits = {LOGITS: (self.task.classes,)}
-        views = self._views(bool(augment), use.epochs, row_bytes(logits, self.settings.dtype))
-        layers, live = self._chosen(use, views)
-        found = Kept(
+        views = self._views(bool(augment), usage.epochs, row_bytes(logits, self.settings.dtype))
+        layers, live = self._select_layers(usage, views)
+        entry = PlannedEntry(
             prepared=prepared,
             views=views,
-            epochs=use.epochs,
+            epochs=usage.epochs,
             layers=layers,
             live=live,
             row_bytes=row_bytes({**logits, **layers}, self.settings.dtype),
             rows=self.rows,
-            expected_epochs=use.points / points * self._trainings(use.epochs),
+            expected_epochs=usage.points / points * self._total_epochs(usage.epochs),
         )
-        return replace(found, why_not=self._objection(found, bool(augment)))
+        return replace(entry, why_not=self._objection(entry, bool(augment)))
 
     def _views(self, augmented: bool, epochs: int, logits_bytes: int) -> int:
-        """How many views are shown: of the logits alone so many must fit."""
-        asked = self.settings.views
+        """Return the number of views; their logits must fit within the limit."""
+        views = self.settings.views
         if not augmented:
             return 1
-        if asked != "auto":
-            return min(asked, epochs)
+        if views != "auto":
+            return min(views, epochs)
         if self.rows is None:
             return epochs
         return max(1, min(epochs, int(self._limit // (logits_bytes * self.rows))))
 
-    def _chosen(self, use: _Use, views: int) -> tuple[dict[str, Shape], tuple[str, ...]]:
-        """The layers that fit, those first that are asked for most per byte; and the others."""
+    def _select_layers(self, usage: _Usage, views: int) -> tuple[dict[str, Shape], tuple[str, ...]]:
+        """Return the layers that fit, the most used per byte first, and the remaining ones."""
         budget = min(self.settings.features_gb * GB, self._limit / 2)
-        each = {
+        sizes = {
             name: views * (self.rows or 0) * row_bytes({name: shape}, self.settings.dtype)
-            for name, shape in use.layers.items()
+            for name, shape in usage.layers.items()
         }
-        order = sorted(use.layers, key=lambda name: (-use.asked[name] / max(1, each[name]), name))
-        chosen: dict[str, Shape] = {}
+        order = sorted(
+            usage.layers, key=lambda name: (-usage.counts[name] / max(1, sizes[name]), name)
+        )
+        selected: dict[str, Shape] = {}
         for name in order:
-            if each[name] <= budget:
-                budget -= each[name]
-                chosen[name] = use.layers[name]
-        return chosen, tuple(sorted(set(use.layers) - set(chosen)))
+            if sizes[name] <= budget:
+                budget -= sizes[name]
+                selected[name] = usage.layers[name]
+        return selected, tuple(sorted(set(usage.layers) - set(selected)))
 
-    def _objection(self, found: Kept, augmented: bool) -> str:
+    def _objection(self, entry: PlannedEntry, augmented: bool) -> str:
         if self.settings.use == "always":
             return ""
-        if found.bytes is not None and found.bytes > self._limit:
+        if entry.bytes is not None and entry.bytes > self._limit:
             limit = self.settings.limit_gb
-            return f"{found.bytes / GB:.1f} GB exceed cache.limit_gb ({limit:g})"
-        few = self.settings.views == "auto" and found.views < min(FEWEST_VIEWS, found.epochs)
+            return f"{entry.bytes / GB:.1f} GB exceed cache.limit_gb ({limit:g})"
+        few = self.settings.views == "auto" and entry.views < min(FEWEST_VIEWS, entry.epochs)
         if augmented and few:
-            return f"only {found.views} views would fit in {self.settings.limit_gb:g} GB"
-        if found.expected_epochs < found.break_even_epochs:
+            return f"only {entry.views} views would fit in {self.settings.limit_gb:g} GB"
+        if entry.expected_epochs < entry.break_even_epochs:
             return (
-                f"about {found.expected_epochs:.0f} epochs would use them, and they break even "
-                f"after {found.break_even_epochs:.0f}"
+                f"about {entry.expected_epochs:.0f} epochs would use them, and they break even "
+                f"after {entry.break_even_epochs:.0f}"
             )
         return ""
 
@@ -232,18 +240,18 @@ class CachePlan:
     def _limit(self) -> float:
         return self.settings.limit_gb * GB
 
-    def _trainings(self, epochs: int) -> float:
-        """Epochs of all trials and replicates, about, if all read the same outputs."""
+    def _total_epochs(self, epochs: int) -> float:
+        """Estimate the epochs of all trials and replicates if all read the same outputs."""
         points = self.study.size.points
         trials = self.search.trials if points is None else min(self.search.trials, points)
-        again = min(self.search.finalists, trials) * self.search.replicates * epochs
-        return trials * epochs * _share_trained(self.search, epochs) + again
+        replicates = min(self.search.finalists, trials) * self.search.replicates * epochs
+        return trials * epochs * _mean_fraction(self.search, epochs) + replicates
 
 
 def hint_layers(study: Study, prepared: TeacherSpec, task: Task) -> dict[str, Shape]:
-    """The layers of a teacher that a concrete study's terms look at, with their shapes.
+    """Return the hint layers of a teacher in a concrete study, with their shapes.
 
-    None where nothing is known of the teacher's layers, or they do not fit.
+    They are empty if the layers of the teacher are unknown or do not fit.
     """
     if not study.scheme.takes_knowledge or prepared.model is None:
         return {}
@@ -257,71 +265,74 @@ def hint_layers(study: Study, prepared: TeacherSpec, task: Task) -> dict[str, Sh
 
 
 def layer_layouts(prepared: TeacherSpec, layers: Iterable[str], task: Task) -> dict[str, str]:
-    """How the axes of those hint layers are moved, by layer; layers left as they are do not appear.
+    """Return the order of the axes of hint layers that are permuted; others are left out.
 
-    Part of the address of kept outputs: those of another layout must not be read.
+    It is part of the key of a cache entry: outputs of another layout must not be read.
     """
     if prepared.model is None:
         return {}
-    found = model_profile(prepared.model, task).resolve(layers)
     return {
         layer.name: f"{layer.layout.parts} {layer.layout.order}"
-        for layer in found
+        for layer in model_profile(prepared.model, task).resolve(layers)
         if layer.layout is not None
     }
 
 
 def _reading(study: Study, prepared: TeacherSpec) -> Reading:
-    if prepared.weights is not None:  # how it would be trained plays no part
+    if prepared.weights is not None:  # its training settings are not used
         prepared = TeacherSpec(prepared.model, prepared.weights, Train(), seed=0)
     return prepared, tuple(study.data.augment), study.train.precision
 
 
-def _share_trained(search: Search, epochs: int) -> float:
-    """Which part of a full training a trial goes through on average, under its scheduler."""
-    rule = search.scheduler
-    if not isinstance(rule, Asha):
+def _mean_fraction(search: Search, epochs: int) -> float:
+    """Estimate the mean fraction of a full training that a trial completes."""
+    scheduler = search.scheduler
+    if not isinstance(scheduler, Asha):
         return 1.0
-    trained, at, alive = 0.0, min(rule.grace_epochs, epochs), 1.0
-    trained += at
-    while at < epochs:
-        alive /= rule.reduction
-        following = min(epochs, at * rule.reduction)
-        trained += alive * (following - at)
-        at = following
+    rung, survivors = min(scheduler.grace_epochs, epochs), 1.0
+    trained = float(rung)
+    while rung < epochs:
+        survivors /= scheduler.reduction
+        next_rung = min(epochs, rung * scheduler.reduction)
+        trained += survivors * (next_rung - rung)
+        rung = next_rung
     return trained / epochs
 
 
 PROBE_MACS = 2e9
-"""Multiply-accumulates of the forward that is timed, about; one sample's where that has more."""
+"""Approximate multiply-accumulates of the timed forward pass, of at least one sample."""
 
 FORWARDS = 4
+"""Number of timed forward passes, of which the fastest counts."""
 
-MOST = 64
-"""Samples of that forward."""
+MAX_SAMPLES = 64
+"""Maximum batch size of the timed forward pass."""
 
 
-def estimate_build_time(kept: Kept, task: Task, device: torch.device | str = "cpu") -> float | None:
-    """Seconds one worker like this process takes, about; None where too little is known."""
-    if kept.prepared.model is None or kept.rows is None:
+def estimate_build_time(
+    entry: PlannedEntry, task: Task, device: torch.device | str = "cpu"
+) -> float | None:
+    """Estimate the seconds that one worker like this process needs to compute a cache entry.
+
+    Times an untrained network in float32.
+
+    Returns:
+        None if the model or the number of samples is unknown.
+    """
+    if entry.prepared.model is None or entry.rows is None:
         return None
-    forward = seconds_a_sample(kept.prepared.model, task, torch.device(device))
-    return forward * kept.rows * kept.views * OVERHEAD
-
-
-def seconds_a_sample(model: Model, task: Task, device: torch.device) -> float:
-    """Of an untrained network's forward, in float32: the quickest of a few of a small batch."""
+    device, model = torch.device(device), entry.prepared.model
     macs = max(1, model_profile(model, task).macs)
-    samples = max(1, min(MOST, int(PROBE_MACS / macs)))
+    samples = max(1, min(MAX_SAMPLES, int(PROBE_MACS / macs)))
     with torch.random.fork_rng(devices=[]):
         network = to_device(model.blueprint(task), device).eval()
     inputs = blank_inputs(task, samples, device)
-    taken = []
+    seconds = []
     with torch.inference_mode():
         for _ in range(FORWARDS):
-            began = time.perf_counter()
+            start = time.perf_counter()
             network(inputs)
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
-            taken.append(time.perf_counter() - began)
-    return min(taken) / samples
+            seconds.append(time.perf_counter() - start)
+    return min(seconds) / samples * entry.rows * entry.views * OVERHEAD

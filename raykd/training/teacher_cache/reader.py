@@ -1,4 +1,4 @@
-"""Reading a teacher's outputs: the cached teacher, which is never run."""
+"""Teachers whose outputs are read from the cache."""
 
 from __future__ import annotations
 
@@ -25,107 +25,124 @@ from raykd.models import Task
 from raykd.schemes import LiveTeacher
 from raykd.schemes.distiller import TeacherSource
 from raykd.training.memory_format import channels_last_for, to_device
-from raykd.training.teacher_cache.spec import LOGITS, Description
+from raykd.training.teacher_cache.spec import LOGITS, CacheSpec
 from raykd.training.teacher_cache.store import FOLDER, CacheStore, Manifest
 
 log = logging.getLogger("raykd")
 
 CPU = torch.device("cpu")
 
+COPIES = "raykd-outputs"
+"""Folder of copies, below the system's temporary folder."""
+
 DEVICE_SHARE = 0.25
-"""Of a GPU's free memory, what outputs may take."""
+"""Maximum share of the free memory of a GPU for cached outputs."""
 
 Table = list[Tensor]
-"""One output under one view: (rows, ...) each, the shards in order."""
+"""One output under one view: (rows, ...) for each shard, in order."""
 
 
-class Outputs:
-    """The kept outputs of one teacher, ready to be read.
+class CachedOutputs:
+    """Cached outputs of one teacher, open for reading.
 
-    On the CPU they are memory maps of the files, private and copied on write, so that all
-    processes of a node share the pages and none can change the files.  On a GPU what fits is put
-    into its memory, one view at a time where not all fit; the rest is gathered on the CPU.
+    On the CPU they are memory maps of the files, private and copied on write: all processes of a
+    node share the pages and none can change the files.  On a GPU, outputs that fit are copied to
+    its memory, one view at a time if not all fit; the others are gathered on the CPU.
 
     Args:
-        description: of the outputs.
-        folder: where the shards are, on a file system of this machine.
-        data: whose training split they belong to.
-        device: where they are wanted.
+        spec: of the outputs.
+        folder: of the shards, in a file system of this machine.
+        data: source of the training split.
+        device: of the returned tensors.
     """
 
     def __init__(
         self,
-        description: Description,
+        spec: CacheSpec,
         folder: Path,
         data: Dataset,
         device: torch.device | str = "cpu",
     ) -> None:
-        self.description = description
+        self.spec = spec
         self.device = torch.device(device)
         index = data.train.index.cpu()
-        places = torch.full((data.data_size,), -1)
-        places[index] = torch.arange(len(index))
-        self._places = {self.device: places.to(self.device)}
-        self._places.setdefault(CPU, places)
-        self._maps = _mapped(description, folder)
-        self._room = _room(self.device)
+        rows = torch.full((data.data_size,), -1)
+        rows[index] = torch.arange(len(index))
+        self._rows = {self.device: rows.to(self.device)}  # row of each sample, by its number
+        self._rows.setdefault(CPU, rows)
+        self._maps = _map_files(spec, folder)
+        self._device_bytes = 0
+        if self.device.type == "cuda":
+            self._device_bytes = int(torch.cuda.mem_get_info(self.device)[0] * DEVICE_SHARE)
         self._tables: OrderedDict[tuple[str, int], Table] = OrderedDict()
         self._resident = 0
 
     @property
     def layers(self) -> tuple[str, ...]:
-        """The hint layers that are kept."""
-        return self.description.layers
+        """Hint layers in the cache."""
+        return self.spec.layers
 
     def take(self, name: str, batch: Batch) -> Tensor:
-        """A batch's logits (`LOGITS`) or hint layer, (B, *shape), on the device, as it is kept."""
-        view = batch.view if self.description.augment else 0
+        """Return one output for a batch, in its stored type.
+
+        Args:
+            name: `LOGITS`, or a hint layer.
+            batch: of the training split.
+
+        Returns:
+            (B, *shape), on the device.
+        """
+        view = batch.view if self.spec.augment else 0
         table = self._table(name, view)
-        where = CPU if table[0].device == CPU else self.device
-        rows = self._places[where].index_select(0, batch.index.to(where))
-        taken = table[0].index_select(0, rows) if len(table) == 1 else self._gathered(table, rows)
-        taken = taken.to(self.device, non_blocking=True)
-        if taken.dim() != 4:
-            return taken
-        maps = taken.permute(0, 3, 1, 2)
+        device = CPU if table[0].device == CPU else self.device
+        rows = self._rows[device].index_select(0, batch.index.to(device))
+        output = table[0].index_select(0, rows) if len(table) == 1 else self._gather(table, rows)
+        output = output.to(self.device, non_blocking=True)
+        if output.dim() != 4:
+            return output
+        maps = output.permute(0, 3, 1, 2)
         return maps if channels_last_for(self.device) else maps.contiguous()
 
     def stored(self, name: str, view: int, rows: Tensor) -> Tensor:
-        """An output as it lies in the files (maps with their channels innermost), by the samples'
-        places (B,) in the training split, on the CPU."""
-        return self._gathered(self._maps[name][view], rows)
+        """Return one output as it is stored (maps channels-last), on the CPU.
 
-    def _gathered(self, table: Table, rows: Tensor) -> Tensor:
-        """Rows that lie in several shards."""
-        size = self.description.shard_rows
-        taken = table[0].new_empty((len(rows), *table[0].shape[1:]))
+        Args:
+            name: `LOGITS`, or a hint layer.
+            view: number of the view.
+            rows: (B,) rows of the training split.
+        """
+        return self._gather(self._maps[name][view], rows)
+
+    def _gather(self, table: Table, rows: Tensor) -> Tensor:
+        """Return rows of several shards."""
+        size = self.spec.shard_rows
+        output = table[0].new_empty((len(rows), *table[0].shape[1:]))
         shards = rows.div(size, rounding_mode="floor")
         for number in shards.unique().tolist():
-            here = (shards == number).nonzero()[:, 0]
-            part = table[number].index_select(0, rows.index_select(0, here) - number * size)
-            taken.index_copy_(0, here, part)
-        return taken
+            places = (shards == number).nonzero()[:, 0]
+            part = table[number].index_select(0, rows.index_select(0, places) - number * size)
+            output.index_copy_(0, places, part)
+        return output
 
     def _table(self, name: str, view: int) -> Table:
-        """On the device where it fits, older tables making way; else as the files are mapped."""
+        """Return a table on the device, which replaces older ones, or the mapped files."""
         mapped = self._maps[name][view]
         needed = sum(part.nbytes for part in mapped)
-        if needed > self._room:
+        if needed > self._device_bytes:
             return mapped
         if (name, view) not in self._tables:
-            while self._resident + needed > self._room:
-                _, old = self._tables.popitem(last=False)
-                self._resident -= sum(part.nbytes for part in old)
+            while self._resident + needed > self._device_bytes:
+                _, oldest = self._tables.popitem(last=False)
+                self._resident -= sum(part.nbytes for part in oldest)
             self._resident += needed
             self._tables[name, view] = [torch.cat([part.to(self.device) for part in mapped])]
         return self._tables[name, view]
 
 
-def _mapped(description: Description, folder: Path) -> dict[str, list[Table]]:
-    """Every output's tables, by view.  All files are opened now: what is mapped stays readable
-    even if the entry is removed."""
-    tables = {name: [Table() for _ in range(description.views)] for name in description.shapes}
-    for shard in description.shards:
+def _map_files(spec: CacheSpec, folder: Path) -> dict[str, list[Table]]:
+    """Map the tables of every output, by view; they stay readable if the entry is removed."""
+    tables = {name: [Table() for _ in range(spec.views)] for name in spec.shapes}
+    for shard in spec.shards:
         with safe_open(folder / shard.file, framework="pt") as file:
             for name, views in tables.items():
                 views[shard.view].append(file.get_tensor(name))
@@ -133,39 +150,39 @@ def _mapped(description: Description, folder: Path) -> dict[str, list[Table]]:
 
 
 class CachedTeacher:
-    """ModelOutputs of a teacher from its kept outputs.
+    """Teacher whose outputs come from the cache.
 
-    A `TeacherSource`.  Layers that are not kept are shown by a live teacher beside it, whose
-    forward ends after the last of them.
+    A `TeacherSource`.  Layers that are not cached come from a live teacher, whose forward pass
+    ends after the last of them.
 
     Args:
-        outputs: of the teacher.
-        layers: the hint layers to show, as the pairs name them, among those that are kept.
-        live: shows the others.
-        logits: whether any term reads the logits; if not they are (B, 0).
+        outputs: cached outputs.
+        layers: cached hint layers to return, as the pairs name them.
+        live: returns the other layers.
+        logits: whether a term reads the logits; if not, they are (B, 0).
     """
 
     def __init__(
         self,
-        outputs: Outputs,
+        outputs: CachedOutputs,
         layers: Sequence[str],
         live: LiveTeacher | None = None,
         *,
         logits: bool = True,
     ) -> None:
-        assert live is None or not live.logits, "the logits are kept"
+        assert live is None or not live.logits, "logits come from the cache"
         self.outputs = outputs
         self.layers = tuple(layers)
         self.live = live
         self.logits = logits
 
     def __call__(self, batch: Batch) -> ModelOutputs:
-        shown = {name: self.outputs.take(name, batch) for name in self.layers}
+        layers = {name: self.outputs.take(name, batch) for name in self.layers}
         if self.live is not None:
-            shown |= self.live(batch).layers
+            layers |= self.live(batch).layers
         if self.logits:
-            return ModelOutputs(self.outputs.take(LOGITS, batch), shown)
-        return ModelOutputs(torch.empty(len(batch), 0, device=self.outputs.device), shown)
+            return ModelOutputs(self.outputs.take(LOGITS, batch), layers)
+        return ModelOutputs(torch.empty(len(batch), 0, device=self.outputs.device), layers)
 
 
 class TeacherHandle:
@@ -177,7 +194,7 @@ class TeacherHandle:
     """
 
     def __init__(
-        self, network: nn.Module | Callable[[], nn.Module], outputs: Outputs | None = None
+        self, network: nn.Module | Callable[[], nn.Module], outputs: CachedOutputs | None = None
     ) -> None:
         self._network = network if isinstance(network, nn.Module) else None
         self._load = network
@@ -231,42 +248,52 @@ def open_cached_outputs(
     device: torch.device | str = "cpu",
     folder: str | None = None,
     limit: float = math.inf,
-) -> Outputs | None:
-    """The outputs of an address; None where they are not whole (the reason is logged).
+) -> CachedOutputs | None:
+    """Open a cache entry; return None if it is incomplete or unreadable (the reason is logged).
 
     Args:
-        store: where they are kept.
-        key: their address.
-        data: whose training split they belong to.
-        device: where they are wanted.
-        folder: where on this node they are copied to before they are read; None: read in place,
-            or copied below the system's temporary folder where the store is behind a URI.
-        limit: bytes of all such copies; those unused longest make way.
+        store: of the entry.
+        key: of the entry.
+        data: source of the training split.
+        device: of the returned tensors.
+        folder: on this node, to which the entry is copied before it is read; None: it is read in
+            place, or copied below the system's temporary folder if the store is behind a URI.
+        limit: bytes of all such copies; the least recently used are removed.
     """
     manifest = store.manifest(key)
-    here = store.storage.local(f"{FOLDER}/{key}")
+    local = store.storage.local(f"{FOLDER}/{key}")
     if manifest is None or not store.is_whole(key):
         log.warning("the teacher's outputs %s are gone or damaged; it is run live", key)
         return None
     store.touch(key)
     try:
-        if folder is not None or here is None:
-            own = Path(tempfile.gettempdir(), "raykd-outputs")
-            root = own if folder is None else Path(folder).expanduser()
-            here = fetched(store, key, manifest, root, limit)
-        return Outputs(manifest.description, here, data, device)
+        if folder is not None or local is None:
+            copies = Path(tempfile.gettempdir(), COPIES) if folder is None else Path(folder)
+            root = copies.expanduser()
+            local = copy_entry(store, key, manifest, root, limit)
+        return CachedOutputs(manifest.spec, local, data, device)
     except (OSError, ValueError, SafetensorError) as error:
         log.warning("the teacher's outputs %s cannot be read (%s); it is run live", key, error)
         return None
 
 
-def fetched(
+def copy_entry(
     store: CacheStore, key: str, manifest: Manifest, root: Path, limit: float = math.inf
 ) -> Path:
-    """A node's own copy of an entry, made by the first process that asks; checksums are seen to.
+    """Copy an entry to this node, unless another process has done so, and verify its checksums.
+
+    Args:
+        store: of the entry.
+        key: of the entry.
+        manifest: of the entry.
+        root: folder of all copies.
+        limit: bytes of all copies; the least recently used are removed.
+
+    Returns:
+        The folder of the copy.
 
     Raises:
-        ValueError: a shard's bytes are not those that were written.
+        ValueError: the checksum of a shard is wrong.
         OSError: the copy cannot be written.
     """
     target = root / key
@@ -275,7 +302,7 @@ def fetched(
         if target.is_dir():
             os.utime(target)
             return target
-        _make_room(root, limit - manifest.bytes)
+        _limit_copies(root, limit - manifest.bytes)
         draft = root / f".{key}.{uuid.uuid4().hex[:8]}"
         draft.mkdir()
         try:
@@ -290,32 +317,26 @@ def fetched(
     return target
 
 
-def _make_room(root: Path, limit: float) -> None:
-    """Remove the copies unused longest until the rest takes `limit` bytes at most.
+def _limit_copies(root: Path, limit: float) -> None:
+    """Remove the least recently used copies until the others take `limit` bytes at most.
 
-    A process that reads one goes on reading: the system keeps its pages until it is done.
+    Processes that read a removed copy can go on: its pages stay mapped.
     """
     copies = sorted(
-        (one for one in root.iterdir() if one.is_dir()),
-        key=lambda one: one.stat().st_mtime,
+        (folder for folder in root.iterdir() if folder.is_dir()),
+        key=lambda folder: folder.stat().st_mtime,
         reverse=True,
     )
-    taken = 0
+    total = 0
     for copy in copies:
-        taken += sum(file.stat().st_size for file in copy.iterdir())
-        if taken > limit:
+        total += sum(file.stat().st_size for file in copy.iterdir())
+        if total > limit:
             shutil.rmtree(copy, ignore_errors=True)
 
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """One process of this machine at a time; the system lets go of it when the process dies."""
+    """Hold a lock of this machine; the system releases it if the process dies."""
     with open(path, "w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
-
-
-def _room(device: torch.device) -> int:
-    if device.type != "cuda":
-        return 0
-    return int(torch.cuda.mem_get_info(device)[0] * DEVICE_SHARE)

@@ -1,4 +1,4 @@
-"""What is kept of a teacher, and the address that follows from it."""
+"""Specification of cached teacher outputs, and the key that follows from it."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ from raykd.models import Model
 from raykd.study.config import Study, plain
 
 VERSION = 1
-"""Part of every address; raised when the same description comes to mean other bytes."""
+"""Part of every key; raised when the same specification comes to mean other bytes."""
 
 LOGITS = "@logits"
-"""What the logits are called among the layers; no module can bear this name."""
+"""Name of the logits among the layers; no module can have this name."""
 
 SHARD_BYTES = 64 << 20
-"""How large one file may become."""
+"""Maximum size of a file."""
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 
 
 class Shard(NamedTuple):
-    """One file: a stretch of samples under one view.
+    """File with consecutive samples under one view.
 
     Attributes:
         number: of the shard, over all views.
-        view: which view of the samples.
-        start, stop: the samples, by their place in the training split.
+        view: number of the view.
+        start, stop: range of the samples, by their rows in the training split.
     """
 
     number: int
@@ -50,23 +50,26 @@ class Shard(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Description:
-    """The outputs of one teacher on the training split, so exactly that they can be told apart.
+class CacheSpec:
+    """Specification of the outputs of one teacher on the training split.
+
+    It holds everything that determines the bytes of a cache entry, up to rounding on different
+    machines.
 
     Attributes:
-        teacher: digest of its architecture.
-        weights: digest of its weights.
+        teacher: digest of the architecture.
+        weights: digest of the weights.
         data: `Dataset.fingerprint`.
         rows: samples of the training split.
-        augment: what is done to the pictures, as plain data.
+        augment: augmentation of the images, as plain data.
         seed: of the views.
-        views: how many.
-        shapes: what is kept of each sample: `LOGITS` and the hint layers, without the batch.
-        dtype: in which it is kept.
-        precision: in which the teacher runs, as `Train.precision`.
-        shard_rows: samples of one file.
-        version: of this description's meaning.
-        layouts: of the hint layers whose axes are moved, how; other layers are left out.
+        views: number of views.
+        shapes: shape of each output without the batch: `LOGITS` and the hint layers.
+        dtype: of the stored outputs.
+        precision: of the forward passes, as `Train.precision`.
+        shard_rows: samples of a file.
+        version: of the meaning of this specification.
+        layouts: order of the axes of hint layers that are permuted; other layers are left out.
     """
 
     teacher: str
@@ -85,23 +88,23 @@ class Description:
 
     @cached_property
     def key(self) -> str:
-        """The content address: 32 hex digits; whatever changes in the description changes it."""
+        """Key of the cache entry: 32 hex digits that change with every field."""
         text = json.dumps(self.plain(), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:32]
 
     @property
     def layers(self) -> tuple[str, ...]:
-        """The hint layers."""
+        """Hint layers in the entry."""
         return tuple(name for name in self.shapes if name != LOGITS)
 
     @property
     def bytes(self) -> int:
-        """Of all outputs; the files' headers are a little more."""
+        """Size of all outputs, without the headers of the files."""
         return self.views * self.rows * row_bytes(self.shapes, self.dtype)
 
     @property
     def shards(self) -> tuple[Shard, ...]:
-        """The files, in order; none holds samples of two views."""
+        """Files of the entry, in order; none holds samples of two views."""
         starts = range(0, self.rows, self.shard_rows)
         places = [(view, start) for view in range(self.views) for start in starts]
         return tuple(
@@ -110,69 +113,95 @@ class Description:
         )
 
     def plain(self) -> dict[str, Any]:
-        """As mappings, lists and scalars."""
+        """Return the fields as mappings, lists and scalars."""
         data = json.loads(json.dumps(asdict(self)))
-        if not self.layouts:  # addresses of layers that are kept as they are stay the same
+        if not self.layouts:  # keys of entries without permuted layers stay the same
             del data["layouts"]
         return data
 
     @classmethod
-    def from_plain(cls, data: Mapping[str, Any]) -> Description:
+    def from_plain(cls, data: Mapping[str, Any]) -> CacheSpec:
         shapes = {name: tuple(shape) for name, shape in data["shapes"].items()}
         return cls(**{**data, "shapes": shapes, "augment": tuple(data["augment"])})
 
 
-def describe_outputs(
+@dataclass(frozen=True)
+class TeacherOutputs:
+    """Outputs of a trained teacher that are to be cached.
+
+    Attributes:
+        model: digest of the architecture (`model_digest`).
+        weights: digest of the weights.
+        layers: hint layers in addition to the logits, with their shapes without the batch.
+        layouts: order of the axes of hint layers that are permuted.
+    """
+
+    model: str
+    weights: str
+    layers: Mapping[str, Shape] = field(default_factory=dict)
+    layouts: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class TrainingSamples:
+    """Samples that a teacher is run on.
+
+    Attributes:
+        fingerprint: of the data set.
+        rows: samples of the training split.
+        classes: of the data set.
+    """
+
+    fingerprint: str
+    rows: int
+    classes: int
+
+    @classmethod
+    def of(cls, data: Dataset) -> TrainingSamples:
+        return cls(data.fingerprint, len(data.train), data.classes)
+
+
+def cache_spec(
     study: Study,
+    teacher: TeacherOutputs,
+    samples: TrainingSamples,
     *,
-    teacher: str,
-    weights: str,
-    fingerprint: str,
-    rows: int,
-    classes: int,
-    layers: Mapping[str, Shape],
     views: int,
     shard_rows: int | None = None,
-    layouts: Mapping[str, str] | None = None,
-) -> Description:
-    """The outputs that trainings of a concrete study would read.
-
-    Without augmentation there is one view.
+) -> CacheSpec:
+    """Specify the outputs that trainings of a concrete study read.
 
     Args:
-        study: gives the augmentation, the precision, and how outputs are kept.
-        teacher, weights: as in `Description`.
-        fingerprint: of the data.
-        rows: samples of the training split.
-        classes: of the logits.
-        layers: the hint layers to keep, with their shapes without the batch.
-        views: how many, where the samples are augmented.
-        shard_rows: samples of one file; None: as `SHARD_BYTES` allows.
-        layouts: of the hint layers whose axes are moved, how.
+        study: determines augmentation, precision and how outputs are stored.
+        teacher: the outputs.
+        samples: the training split.
+        views: number of views; 1 is used if the study has no augmentation.
+        shard_rows: samples of a file; None: as many as `SHARD_BYTES` allows.
     """
-    shapes = {LOGITS: (classes,), **{name: tuple(layers[name]) for name in sorted(layers)}}
+    layers = {name: tuple(teacher.layers[name]) for name in sorted(teacher.layers)}
+    shapes = {LOGITS: (samples.classes,), **layers}
     augment = study.data.augment
     most = SHARD_BYTES // row_bytes(shapes, study.cache.dtype)
-    return Description(
-        teacher=teacher,
-        weights=weights,
-        data=fingerprint,
-        rows=rows,
+    return CacheSpec(
+        teacher=teacher.model,
+        weights=teacher.weights,
+        data=samples.fingerprint,
+        rows=samples.rows,
         augment=tuple(plain(augment)),
         seed=study.seed if study.cache.seed is None else study.cache.seed,
         views=views if augment else 1,
         shapes=shapes,
         dtype=study.cache.dtype,
         precision=study.train.precision,
-        shard_rows=shard_rows or max(1, min(most, rows)),
-        layouts=layouts or {},
+        shard_rows=shard_rows or max(1, min(most, samples.rows)),
+        layouts=teacher.layouts,
     )
 
 
 def model_digest(model: Model | None) -> str:
-    """A digest of what a model option builds: its fields, and the files it is built of.
+    """Return a digest of a model option: its fields, and the files it is built from.
 
-    Of None, a network that comes whole with its weights, it is empty.
+    It is empty for None, a network that is stored whole with its weights.
     """
     if model is None:
         return ""
@@ -182,33 +211,39 @@ def model_digest(model: Model | None) -> str:
     return digest.hexdigest()
 
 
-def row_bytes(shapes: Mapping[str, Sequence[int]], dtype: str) -> int:
-    """Bytes of one sample under one view."""
-    numbers = sum(torch.Size(shape).numel() for shape in shapes.values())
-    return numbers * DTYPES[dtype].itemsize
-
-
-def serves(description: Description, study: Study, data: Dataset, seed: int) -> str:
-    """Why a training of a concrete study, whose views are of `seed`, cannot read these outputs;
-    empty where it can."""
-    wanted = study.train.epochs if study.cache.views == "auto" else study.cache.views
-    shown = min(wanted, study.train.epochs)
-    if description.data != data.fingerprint or description.rows != len(data.train):
-        return "they are of other data"
-    if list(description.augment) != plain(study.data.augment):
-        return "they are of pictures augmented otherwise"
-    if description.augment and description.seed != seed:
-        return f"their views are of seed {description.seed}, those of the training of {seed}"
-    if description.augment and description.views < shown:
-        return f"they hold {description.views} views, and the training shows {shown}"
-    return ""
-
-
 def network_digest(network: nn.Module) -> str:
-    """A digest of a network's classes and weights, for one that lies in no file."""
+    """Return a digest of the classes and weights of a network that is stored in no file."""
     digest = hashlib.sha256(str(network).encode())
     for name, tensor in network.state_dict().items():
         flat = tensor.detach().cpu().contiguous()
         digest.update(f"{name} {flat.dtype} {tuple(flat.shape)}".encode())
         digest.update(flat.flatten().view(torch.uint8).numpy().data if flat.numel() else b"")
     return digest.hexdigest()
+
+
+def row_bytes(shapes: Mapping[str, Sequence[int]], dtype: str) -> int:
+    """Return the size of the outputs for one sample under one view."""
+    numbers = sum(torch.Size(shape).numel() for shape in shapes.values())
+    return numbers * DTYPES[dtype].itemsize
+
+
+def find_mismatch(spec: CacheSpec, study: Study, data: Dataset, seed: int) -> str:
+    """Return the reason why a training cannot read a cache entry; empty if it can.
+
+    Args:
+        spec: of the entry.
+        study: of the training; concrete.
+        data: of the training.
+        seed: of the views of the training.
+    """
+    views = study.train.epochs if study.cache.views == "auto" else study.cache.views
+    needed = min(views, study.train.epochs)
+    if spec.data != data.fingerprint or spec.rows != len(data.train):
+        return "they are of other data"
+    if list(spec.augment) != plain(study.data.augment):
+        return "they are of images with another augmentation"
+    if spec.augment and spec.seed != seed:
+        return f"their views have seed {spec.seed}, those of the training have {seed}"
+    if spec.augment and spec.views < needed:
+        return f"they have {spec.views} views, and the training uses {needed}"
+    return ""

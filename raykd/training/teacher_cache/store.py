@@ -1,8 +1,9 @@
-"""Where the outputs of teachers are kept: below the storage, each under its own address.
+"""Store of cached teacher outputs, below the storage of a study.
 
-An entry is a folder of shards (safetensors), each written whole or not at all, and a manifest with
-their checksums that is written last: an entry without one is under construction.  While it is,
-each finished shard has its checksum beside it, so that an interrupted build goes on after them.
+An entry is a folder of shards (safetensors files) and a manifest with their checksums, each file
+written atomically.  The manifest is written last: an entry without one is under construction, and
+each of its finished shards has a file with its checksum, so that an interrupted build can
+continue.
 """
 
 from __future__ import annotations
@@ -17,50 +18,50 @@ from dataclasses import dataclass
 from typing import Any
 
 from raykd.storage import Storage
-from raykd.training.teacher_cache.spec import Description, Shard
+from raykd.training.teacher_cache.spec import CacheSpec, Shard
 
 FORMAT = 1
 FOLDER = "outputs"
 MANIFEST = "manifest.json"
-USED = "used"
-HELD = "held-"
-"""Start of the names of the files by which running studies keep an entry from being removed."""
+LAST_USE = "used"
+LEASE = "held-"
+"""Prefix of the files by which running studies protect an entry from removal."""
 
-HELD_S = 300.0
-"""Seconds after its last sign of life for which a study still keeps an entry."""
+LEASE_S = 300.0
+"""Seconds for which a lease is valid after it was written."""
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """What an entry holds.
+    """Contents of an entry.
 
     Attributes:
-        description: of its outputs.
-        about: what is needed to compute them anew, and to name them to people.
-        checksums: SHA-256 of each file, by its name.
-        sizes: bytes of each file.
+        spec: of its outputs.
+        about: what is needed to compute them again, and to show them to people (`provenance_of`).
+        checksums: SHA-256 of each file, by name.
+        sizes: bytes of each file, by name.
     """
 
-    description: Description
+    spec: CacheSpec
     about: Mapping[str, Any]
     checksums: Mapping[str, str]
     sizes: Mapping[str, int]
 
     @property
     def bytes(self) -> int:
-        """Of all files."""
+        """Size of all files."""
         return sum(self.sizes.values())
 
 
 @dataclass(frozen=True)
-class Entry:
-    """An entry as it is listed.
+class CacheEntry:
+    """Entry in a listing.
 
     Attributes:
-        key: its address.
-        manifest: None where it is under construction.
-        bytes: of the files that are there.
-        used: when it was last read, in seconds since 1970.
+        key: of the entry.
+        manifest: None if the entry is under construction.
+        bytes: size of its files.
+        used: time of the last use, in seconds since 1970.
     """
 
     key: str
@@ -70,17 +71,17 @@ class Entry:
 
 
 class CacheStore:
-    """The entries below one storage.
+    """Cache entries below a storage.
 
     Args:
-        storage: every worker must reach it.
+        storage: must be reachable by every worker.
     """
 
     def __init__(self, storage: Storage) -> None:
         self.storage = storage
 
     def manifest(self, key: str) -> Manifest | None:
-        """An entry's manifest; None where there is none that can be read."""
+        """Return the manifest of an entry; None if there is none that can be read."""
         content = self.storage.read(_file(key, MANIFEST))
         if content is None:
             return None
@@ -89,49 +90,52 @@ class CacheStore:
             if data["format"] != FORMAT:
                 return None
             return Manifest(
-                Description.from_plain(data["description"]),
+                CacheSpec.from_plain(data["description"]),
                 data["about"],
-                {file: found["sha256"] for file, found in data["shards"].items()},
-                {file: found["size"] for file, found in data["shards"].items()},
+                {file: shard["sha256"] for file, shard in data["shards"].items()},
+                {file: shard["size"] for file, shard in data["shards"].items()},
             )
         except (ValueError, KeyError, TypeError):
             return None
 
     def is_whole(self, key: str) -> bool:
-        """Whether an entry is complete, as far as its files' sizes tell."""
+        """Return whether an entry is complete, judging by the sizes of its files."""
         manifest = self.manifest(key)
-        return manifest is not None and not self._misshapen(key, manifest)
+        return manifest is not None and not self._wrong_sizes(key, manifest)
 
     def verify(self, key: str) -> list[str]:
-        """The shards whose bytes are not what they were when they were written.
+        """Read all shards of an entry and remove those whose checksums are wrong.
 
-        All are read.  The faulty ones are removed: the next study that needs the entry computes
-        them anew, and them alone.
+        The next study that needs the entry computes only the removed shards.
+
+        Returns:
+            Names of the removed files.
 
         Raises:
-            ValueError: there is no complete entry of this address.
+            ValueError: there is no complete entry with this key.
         """
         manifest = self.manifest(key)
         if manifest is None:
             raise ValueError(f"there are no complete outputs {key} below {self.storage.root}")
-        faulty = [
+        damaged = [
             file
             for file, checksum in manifest.checksums.items()
             if _digest(self.storage.read(_file(key, file))) != checksum
         ]
-        self._reopen(key, manifest, faulty)
-        return faulty
+        self._reopen(key, manifest, damaged)
+        return damaged
 
-    def mend(self, key: str) -> None:
-        """Where an entry's files are missing or cut short, take it back under construction."""
+    def repair(self, key: str) -> None:
+        """Remove shards of the wrong size, which puts the entry back under construction."""
         manifest = self.manifest(key)
         if manifest is not None:
-            self._reopen(key, manifest, self._misshapen(key, manifest))
+            self._reopen(key, manifest, self._wrong_sizes(key, manifest))
 
     def put(self, key: str, shard: Shard, content: bytes) -> None:
-        """Write a finished shard; one of the same size that another study wrote first stays.
+        """Write a finished shard, unless another study has written one of the same size.
 
-        Its checksum may stand in a manifest already, and machines differ in the last bits.
+        The first one stays, because a manifest may already hold its checksum, and machines differ
+        in the last bits.
         """
         if not self.storage.create(_file(key, shard.file), content):
             present = self.storage.read(_file(key, shard.file)) or b""
@@ -139,64 +143,66 @@ class CacheStore:
                 return
             if len(present) == len(content):
                 content = present
-            else:  # what a crash left
+            else:  # left by a crash
                 self.storage.write(_file(key, shard.file), content)
-        note = {"sha256": _digest(content), "size": len(content)}
-        self.storage.write(_file(key, _note(shard.file)), json.dumps(note).encode())
+        self._write_checksum(key, shard.file, _digest(content), len(content))
 
     def finished(self, key: str) -> set[str]:
-        """The files of those shards that are there, while an entry is under construction."""
+        """Return the names of the finished shards of an entry under construction."""
         files = self.storage.files(f"{FOLDER}/{key}")
-        return {file for file in files if _note(file) in files}
+        return {file for file in files if _checksum_file(file) in files}
 
-    def complete(self, description: Description, about: Mapping[str, Any]) -> bool:
-        """Write the manifest if all shards are there; whether the entry is complete now."""
-        key = description.key
+    def complete(self, spec: CacheSpec, about: Mapping[str, Any]) -> bool:
+        """Write the manifest if all shards exist; return whether the entry is complete now."""
+        key = spec.key
         if self.manifest(key) is not None:
             return True
-        wanted = [shard.file for shard in description.shards]
-        if not self.finished(key).issuperset(wanted):
+        shards = [shard.file for shard in spec.shards]
+        if not self.finished(key).issuperset(shards):
             return False
-        notes = {file: self.storage.read(_file(key, _note(file))) for file in wanted}
-        if None in notes.values():
+        checksums = {file: self.storage.read(_file(key, _checksum_file(file))) for file in shards}
+        if None in checksums.values():
             return self.manifest(key) is not None  # another worker was first
         content = {
             "format": FORMAT,
-            "description": description.plain(),
+            "description": spec.plain(),
             "about": dict(about),
-            "shards": {file: json.loads(note or b"") for file, note in notes.items()},
+            "shards": {file: json.loads(checksum or b"") for file, checksum in checksums.items()},
         }
         self.storage.create(_file(key, MANIFEST), json.dumps(content, indent=1).encode())
         for file in self.storage.files(f"{FOLDER}/{key}"):
             draft_of = file[1:].rpartition(".")[0] if file.startswith(".") else ""
-            if file.endswith(_note("")) or draft_of.removesuffix(_note("")) in wanted:
+            is_checksum = file.endswith(_checksum_file(""))
+            if is_checksum or draft_of.removesuffix(_checksum_file("")) in shards:
                 self.storage.remove(_file(key, file))
         return True
 
-    def entries(self) -> list[Entry]:
-        """All of them, the last used one first."""
-        found = [self.entry(key) for key in self.storage.folders(FOLDER)]
-        return sorted(found, key=lambda entry: entry.used, reverse=True)
+    def entries(self) -> list[CacheEntry]:
+        """Return all entries, the most recently used first."""
+        entries = [self.entry(key) for key in self.storage.folders(FOLDER)]
+        return sorted(entries, key=lambda entry: entry.used, reverse=True)
 
-    def entry(self, key: str) -> Entry:
-        files = self.storage.files(f"{FOLDER}/{key}")
-        return Entry(key, self.manifest(key), sum(files.values()), self._used(key))
+    def entry(self, key: str) -> CacheEntry:
+        """Return one entry; its size is 0 if it does not exist."""
+        size = sum(self.storage.files(f"{FOLDER}/{key}").values())
+        return CacheEntry(key, self.manifest(key), size, self._time(_file(key, LAST_USE)))
 
     def touch(self, key: str) -> None:
-        """An entry is about to be read."""
-        self.storage.write(_file(key, USED), repr(time.time()).encode())
+        """Record that an entry is used now."""
+        self.storage.write(_file(key, LAST_USE), repr(time.time()).encode())
 
     def hold(self, key: str, study: str) -> None:
-        """Keep an entry from being removed by other studies for the next `HELD_S` seconds.
+        """Protect an entry from removal by other studies for the next `LEASE_S` seconds.
 
         Args:
-            study: unlike that of any other running study.
+            key: of the entry.
+            study: name, unique among running studies.
         """
-        self.storage.write(_file(key, f"{HELD}{study}"), repr(time.time()).encode())
+        self.storage.write(_file(key, f"{LEASE}{study}"), repr(time.time()).encode())
 
     def release(self, key: str, study: str) -> None:
         """Let other studies remove an entry again."""
-        self.storage.remove(_file(key, f"{HELD}{study}"))
+        self.storage.remove(_file(key, f"{LEASE}{study}"))
         folder = self.storage.local(f"{FOLDER}/{key}")
         if folder is not None:
             with contextlib.suppress(OSError):  # it is not empty
@@ -205,81 +211,79 @@ class CacheStore:
     def is_held(self, key: str) -> bool:
         """Return whether a running study uses an entry."""
         files = self.storage.files(f"{FOLDER}/{key}")
-        signs = [self._time(_file(key, file)) for file in files if file.startswith(HELD)]
-        return any(sign > time.time() - HELD_S for sign in signs)
+        times = [self._time(_file(key, file)) for file in files if file.startswith(LEASE)]
+        return any(written > time.time() - LEASE_S for written in times)
 
     def remove(self, key: str) -> None:
-        """Remove an entry; the manifest first, so that nobody begins to read the rest."""
+        """Remove an entry; the manifest first, so that no other process starts to read it."""
         self.storage.remove(_file(key, MANIFEST))
         self.storage.remove_folder(f"{FOLDER}/{key}")
 
     def make_room(self, needed: int, limit: float, keep: Iterable[str] = ()) -> list[str]:
-        """Remove those unused longest until `needed` more bytes are within `limit`.
-
-        Entries that a running study holds stay.
+        """Remove the least recently used entries until `needed` more bytes fit within `limit`.
 
         Args:
             needed, limit: bytes.
-            keep: entries that stay.
+            keep: keys of entries to keep, in addition to those that running studies use.
 
         Returns:
-            The addresses of those removed.
+            Keys of the removed entries.
         """
-        kept = set(keep)
+        protected = set(keep)
         entries = self.entries()
         total = sum(entry.bytes for entry in entries) + needed
         removed = []
         for entry in reversed(entries):
             if total <= limit:
                 break
-            if entry.key not in kept and not self.is_held(entry.key):
+            if entry.key not in protected and not self.is_held(entry.key):
                 self.remove(entry.key)
                 removed.append(entry.key)
                 total -= entry.bytes
         return removed
 
-    def _used(self, key: str) -> float:
-        return self._time(_file(key, USED))
-
     def _time(self, file: str) -> float:
-        said = self.storage.read(file)
+        content = self.storage.read(file)
         with contextlib.suppress(ValueError):
-            return float(said or b"0")
+            return float(content or b"0")
         return 0.0
 
-    def _misshapen(self, key: str, manifest: Manifest) -> list[str]:
+    def _wrong_sizes(self, key: str, manifest: Manifest) -> list[str]:
         files = self.storage.files(f"{FOLDER}/{key}")
         return [file for file, size in manifest.sizes.items() if files.get(file) != size]
 
-    def _reopen(self, key: str, manifest: Manifest, faulty: list[str]) -> None:
-        """Take a complete entry back under construction without its faulty shards."""
-        if not faulty:
+    def _reopen(self, key: str, manifest: Manifest, damaged: list[str]) -> None:
+        """Put a complete entry back under construction, without its damaged shards."""
+        if not damaged:
             return
-        for file in faulty:
+        for file in damaged:
             self.storage.remove(_file(key, file))
         for file, checksum in manifest.checksums.items():
-            if file not in faulty:
-                note = {"sha256": checksum, "size": manifest.sizes[file]}
-                self.storage.write(_file(key, _note(file)), json.dumps(note).encode())
+            if file not in damaged:
+                self._write_checksum(key, file, checksum, manifest.sizes[file])
         self.storage.remove(_file(key, MANIFEST))
+
+    def _write_checksum(self, key: str, file: str, checksum: str, size: int) -> None:
+        content = json.dumps({"sha256": checksum, "size": size}).encode()
+        self.storage.write(_file(key, _checksum_file(file)), content)
 
 
 def free_bytes(storage: Storage) -> int | None:
-    """What the disk below a storage still holds; None where nobody can tell."""
+    """Return the free space of the disk of a storage; None if it is unknown."""
     folder = storage.local("")
     while folder is not None and not folder.exists() and folder != folder.parent:
         folder = folder.parent
     if folder is None:
         return None
-    found = os.statvfs(folder)
-    return found.f_bavail * found.f_frsize
+    status = os.statvfs(folder)
+    return status.f_bavail * status.f_frsize
 
 
 def _file(key: str, file: str) -> str:
     return f"{FOLDER}/{key}/{file}"
 
 
-def _note(file: str) -> str:
+def _checksum_file(file: str) -> str:
     return f"{file}.sum"
 
 

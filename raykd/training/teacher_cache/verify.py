@@ -1,4 +1,4 @@
-"""Kept outputs compared with what the teacher says now."""
+"""Comparison of cached outputs with those the teacher computes now."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from raykd.data import Dataset
-from raykd.models import Model
 from raykd.schemes import LiveTeacher
 from raykd.study.config import read_study
 from raykd.study.teachers import teachers_of
@@ -16,24 +15,24 @@ from raykd.training.build import task_of
 from raykd.training.memory_format import to_device
 from raykd.training.metrics import autocast_for
 from raykd.training.stored_networks import load_stored_network
-from raykd.training.teacher_cache.builder import outputs_of, view_loader
-from raykd.training.teacher_cache.reader import Outputs
+from raykd.training.teacher_cache.builder import compute_outputs, view_loader
+from raykd.training.teacher_cache.reader import CachedOutputs
 from raykd.training.teacher_cache.spec import LOGITS
 from raykd.training.teacher_cache.store import FOLDER, CacheStore, Manifest
 
 TOLERANCE = 0.02
-"""How far, as a part of the largest value, outputs may differ: another device rounds otherwise."""
+"""Allowed difference relative to the largest value; devices round differently."""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """One kind of output on a random sample.
+    """Comparison of one output on random samples.
 
     Attributes:
-        name: of the layer; "logits" for those.
-        samples: that were compared.
-        largest: absolute value of what the teacher says now.
-        difference: largest absolute one between that and what is kept.
+        name: of the layer, or "logits".
+        samples: number of samples.
+        largest: largest absolute value that the teacher computes now.
+        difference: largest absolute difference from the cached values.
     """
 
     name: str
@@ -55,55 +54,56 @@ def compare(
     device: torch.device | str = "cpu",
     allow_import: bool = False,
 ) -> list[Comparison]:
-    """Run the teacher on random samples under random views, and compare.
+    """Run the teacher of a cache entry on random samples and views, and compare the outputs.
 
     Args:
-        store: where the outputs are.
-        key: their address.
-        samples: about how many.
-        seed: of the sample.
-        device: where the teacher runs.
-        allow_import: let a teacher run code that is not raykd's.
+        store: of the entry.
+        key: of the entry.
+        samples: approximate number of samples.
+        seed: of the choice of samples.
+        device: of the teacher.
+        allow_import: allow a teacher to run code that is not part of raykd.
 
     Raises:
-        ValueError: there are no such outputs, or their data or their teacher cannot be had.
+        ValueError: there is no such entry, or its data or its teacher are not available.
     """
     manifest = store.manifest(key)
     if manifest is None:
         raise ValueError(f"there are no complete outputs {key} below {store.storage.root}")
-    here = store.storage.local(f"{FOLDER}/{key}")
-    if here is None:
-        raise ValueError("outputs behind a URI are compared on a copy: fetch the folder first")
-    device = torch.device(device)
+    folder = store.storage.local(f"{FOLDER}/{key}")
+    if folder is None:
+        raise ValueError("outputs behind a URI are compared on a copy: download the folder first")
+    # Data, teacher and cached outputs
+    device, spec = torch.device(device), manifest.spec
     study = read_study(manifest.about["study"])
     data = study.data.load().to(device)
-    if data.fingerprint != manifest.description.data:
+    if data.fingerprint != spec.data:
         raise ValueError(f"the data {study.data.name} are not those that {key} was computed on")
     network = to_device(_teacher(store, manifest, data, allow_import), device)
-    teacher = LiveTeacher(network, manifest.description.layers, task_of(data))
-    batches = view_loader(manifest.description, study, data)
-    outputs = Outputs(manifest.description, here, data, "cpu")
+    teacher = LiveTeacher(network, spec.layers, task_of(data))
+    loader = view_loader(spec, study, data)
+    outputs = CachedOutputs(spec, folder, data, "cpu")
+    # Random samples of random views
     generator = torch.Generator().manual_seed(seed)
-    found: dict[str, list[tuple[Tensor, Tensor]]] = {}
-    views = min(manifest.description.views, 4)
-    for view in torch.randperm(manifest.description.views, generator=generator)[:views].tolist():
-        each = max(1, samples // views)
-        rows = torch.randperm(manifest.description.rows, generator=generator)[:each]
-        precision = autocast_for(study.train.precision, device)
-        now = outputs_of(manifest.description, teacher, batches, rows, view, precision)
-        for name, fresh in now.items():
-            kept = outputs.stored(name, view, rows)
-            found.setdefault(name, []).append((kept.float(), fresh.float()))
-    return [_compared(name, pairs) for name, pairs in found.items()]
+    pairs: dict[str, list[tuple[Tensor, Tensor]]] = {}
+    views = min(spec.views, 4)
+    for view in torch.randperm(spec.views, generator=generator)[:views].tolist():
+        rows = torch.randperm(spec.rows, generator=generator)[: max(1, samples // views)]
+        autocast = autocast_for(study.train.precision, device)
+        computed = compute_outputs(spec, teacher, loader, rows, view, autocast)
+        for name, output in computed.items():
+            cached = outputs.stored(name, view, rows)
+            pairs.setdefault(name, []).append((cached.float(), output.float()))
+    return [_comparison(name, tensors) for name, tensors in pairs.items()]
 
 
-def _compared(name: str, pairs: list[tuple[Tensor, Tensor]]) -> Comparison:
-    kept, fresh = (torch.cat(each) for each in zip(*pairs, strict=True))
+def _comparison(name: str, pairs: list[tuple[Tensor, Tensor]]) -> Comparison:
+    cached, computed = (torch.cat(each) for each in zip(*pairs, strict=True))
     return Comparison(
         name="logits" if name == LOGITS else name,
-        samples=len(fresh),
-        largest=fresh.abs().max().item(),
-        difference=(kept - fresh).abs().nan_to_num(nan=float("inf")).max().item(),
+        samples=len(computed),
+        largest=computed.abs().max().item(),
+        difference=(cached - computed).abs().nan_to_num(nan=float("inf")).max().item(),
     )
 
 
@@ -113,10 +113,7 @@ def _teacher(store: CacheStore, manifest: Manifest, data: Dataset, allow_import:
     content = store.storage.read(file) if file else None
     if content is None:
         raise ValueError(f"the teacher's weights {file} are not below {store.storage.root}")
-    if not allow_import and (not file.endswith(".safetensors") or _runs_code(model)):
-        raise ValueError("the teacher runs code that is not raykd's; add --allow-import")
+    runs_code = model is not None and model.runs_code
+    if not allow_import and (runs_code or not file.endswith(".safetensors")):
+        raise ValueError("the teacher runs code that is not part of raykd; add --allow-import")
     return load_stored_network(file, content, model, data)
-
-
-def _runs_code(model: Model | None) -> bool:
-    return model is not None and model.runs_code
