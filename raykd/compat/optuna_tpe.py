@@ -1,13 +1,13 @@
-"""Optuna's TPE, whose draws do not grow dear with the number of trials.
+"""Optuna's TPE with cached trials: a draw takes nearly constant time in a long search.
 
-Optuna 5 begins anew for each parameter that it draws: it reads all trials, parts them into good and
-bad ones, and looks up what each of them had for that parameter.  A conditional space has many
-parameters, a long search many trials.  Here the trials are read and parted once for each trial that
-is drawn, what a finished trial had is looked up once, and of equal candidates one is weighed.  The
-draws are the same, number for number (tests/search/test_tpe.py compares them).
+For each parameter that it draws, Optuna 5 reads all trials, splits them into good and bad ones, and
+looks up the parameter in each of them.  A conditional space has many parameters, a long search many
+trials.  Here the trials are read and split once for each new trial, the parameters of a finished
+trial are looked up once, and equal candidates are scored once.  The draws are identical, number for
+number (tests/search/test_tpe.py compares them).
 
-This leans on private parts of Optuna.  Where they are not as they were in 5.0, `make_tpe` gives
-Optuna's own sampler, which draws the same and takes longer.
+This uses private parts of Optuna 5.0.  If they are different, `make_tpe` returns Optuna's own
+sampler, which draws the same values and takes longer.
 """
 
 from __future__ import annotations
@@ -21,34 +21,34 @@ import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution
 from optuna.samplers import TPESampler
-from optuna.samplers._tpe import sampler as _theirs
+from optuna.samplers._tpe import sampler as _tpe
 from optuna.trial import FrozenTrial, TrialState
 
-SEEN = (TrialState.COMPLETE, TrialState.PRUNED)
+LEARNABLE_STATES = (TrialState.COMPLETE, TrialState.PRUNED)
 
 
-class _Parted(NamedTuple):
-    """What the models of one draw are made of: the good trials, and the others."""
+class _Split(NamedTuple):
+    """Trials from which the two models of a draw are built."""
 
-    trial: int  # which is drawn
-    below: list[FrozenTrial]
-    above: list[FrozenTrial]
-    numbers: tuple[np.ndarray, np.ndarray]  # of the good ones and of the others
+    trial: int  # number of the trial that is drawn
+    below: list[FrozenTrial]  # the good ones
+    above: list[FrozenTrial]  # the bad ones
+    numbers: tuple[np.ndarray, np.ndarray]  # of the good ones and of the bad ones
 
 
 class _Column:
-    """What each trial had for one parameter, as the number Optuna makes of it.
+    """Values of one parameter in all trials, in Optuna's internal representation.
 
     Args:
         name: of the parameter.
-        distribution: what it is drawn from now.
+        distribution: that the parameter is drawn from now.
     """
 
     def __init__(self, name: str, distribution: BaseDistribution) -> None:
         self.distribution = distribution
         self._name = name
-        self._values = np.zeros(64)  # by the trial's number; nan where it had none
-        self._known = np.zeros(64, dtype=bool)
+        self._values = np.zeros(64)  # by the trial's number; nan if it has none
+        self._is_cached = np.zeros(64, dtype=bool)
 
     def of(
         self,
@@ -56,30 +56,36 @@ class _Column:
         numbers: np.ndarray,
         params_of: Callable[[FrozenTrial], Mapping[str, Any]],
     ) -> np.ndarray:
-        """The trials' values, shape (trials,); what isn't drawn yet is looked up each time."""
+        """Return the trials' values, shape (trials,).
+
+        Values of trials that are not drawn completely are looked up each time.
+        """
         count = int(numbers.max(initial=0)) + 1
-        self._values, self._known = _longer(self._values, count), _longer(self._known, count)
-        for place in np.flatnonzero(~self._known[numbers]).tolist():
+        self._values, self._is_cached = (
+            _extend(self._values, count),
+            _extend(self._is_cached, count),
+        )
+        for place in np.flatnonzero(~self._is_cached[numbers]).tolist():
             trial = trials[place]
             params = params_of(trial)
             value = np.nan
             if self._name in params:
                 value = self.distribution.to_internal_repr(params[self._name])
             self._values[trial.number] = value
-            # What was drawn for a trial under way stays so; what was only promised may not.
-            self._known[trial.number] = trial.state.is_finished() or self._name in trial.params
+            # A value that was drawn for a running trial stays; one that was only enqueued may not.
+            self._is_cached[trial.number] = trial.state.is_finished() or self._name in trial.params
         return self._values[numbers]
 
 
-def _longer(array: np.ndarray, size: int) -> np.ndarray:
-    """The array, or a longer one that begins with it: of at least this size, filled with zeros."""
+def _extend(array: np.ndarray, size: int) -> np.ndarray:
+    """Return the array, extended by zeros to at least this size."""
     if size <= len(array):
         return array
     return np.append(array, np.zeros(max(size, 2 * len(array)) - len(array), array.dtype))
 
 
 class CachedTPE(TPESampler):
-    """Optuna's `TPESampler` with its looking up done once; for one study.
+    """Optuna's `TPESampler` with cached lookups; for one study.
 
     Args:
         arguments: of `TPESampler`.
@@ -87,17 +93,17 @@ class CachedTPE(TPESampler):
 
     def __init__(self, **arguments: Any) -> None:
         super().__init__(**arguments)
-        self._parted: _Parted | None = None
+        self._split: _Split | None = None
         self._columns: dict[str, _Column] = {}
-        self._enough = False  # whether trials have ended that models can be made of
-        self._common: dict[str, BaseDistribution] | None = None  # what all of them were drawn from
-        # By a trial's number, which is its place among all:
+        self._has_models = False  # whether enough trials have ended to build models
+        self._common: dict[str, BaseDistribution] | None = None  # of all of them
+        # By a trial's number, which is its index among all:
         self._ended = np.zeros(64, dtype=bool)
-        self._seen = np.zeros(64, dtype=bool)  # ended in one of the ways that TPE learns from
-        self._beaten = np.zeros(64, dtype=bool)  # by as many as can ever be good
+        self._learnable = np.zeros(64, dtype=bool)  # ended in a state that TPE learns from
+        self._beaten = np.zeros(64, dtype=bool)  # can never be among the good ones
 
     def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
-        self._parted = None
+        self._split = None
         super().before_trial(study, trial)
 
     def after_trial(
@@ -107,7 +113,7 @@ class CachedTPE(TPESampler):
         state: TrialState,
         values: Sequence[float] | None,
     ) -> None:
-        self._parted = None
+        self._split = None
         super().after_trial(study, trial, state, values)
 
     def infer_relative_search_space(
@@ -115,8 +121,8 @@ class CachedTPE(TPESampler):
     ) -> dict[str, BaseDistribution]:
         if self._group or not self._is_multivariate(study):
             return super().infer_relative_search_space(study, trial)
-        # Optuna meets all trials anew that began after the first one that is still under way.
-        self._learnt_from(study._get_trials(deepcopy=False, use_cache=True))
+        # Optuna reads all trials again that began after the first one that is still running.
+        self._learnable_trials(study._get_trials(deepcopy=False, use_cache=True))
         common = sorted((self._common or {}).items())
         return {name: each for name, each in common if not each.single()}
 
@@ -127,89 +133,88 @@ class CachedTPE(TPESampler):
         param_name: str,
         param_distribution: BaseDistribution,
     ) -> Any:
-        if self._enough:  # and there are ever more: no need to count them again
+        if self._has_models:  # the number of trials only grows: no need to count them again
             return self._sample(study, trial, {param_name: param_distribution})[param_name]
         return super().sample_independent(study, trial, param_name, param_distribution)
 
     def _sample(
         self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
-        self._enough = True
-        parted = self._part(study, trial)
-        good = self._build_parzen_estimator(study, search_space, parted.below, handle_below=True)
-        others = self._build_parzen_estimator(study, search_space, parted.above, handle_below=False)
+        self._has_models = True
+        split = self._split_for(study, trial)
+        good = self._build_parzen_estimator(study, search_space, split.below, handle_below=True)
+        bad = self._build_parzen_estimator(study, search_space, split.above, handle_below=False)
         candidates = good.sample(self._rng.rng, self._n_ei_candidates)
-        best = self._compare(candidates, self._gains(candidates, good, others))
+        best = self._compare(candidates, self._scores(candidates, good, bad))
         return {name: each.to_external_repr(best[name]) for name, each in search_space.items()}
 
-    def _gains(self, candidates: dict[str, np.ndarray], good: Any, others: Any) -> np.ndarray:
-        """What Optuna expects of each candidate, looked at once where several are the same."""
+    def _scores(self, candidates: dict[str, np.ndarray], good: Any, bad: Any) -> np.ndarray:
+        """Return the acquisition function of each candidate; equal candidates are scored once."""
         if len(candidates) > 1:
-            return self._compute_acquisition_func(candidates, good, others)
+            return self._compute_acquisition_func(candidates, good, bad)
         ((name, values),) = candidates.items()
         distinct, places = np.unique(values, return_inverse=True)
-        return self._compute_acquisition_func({name: distinct}, good, others)[places]
+        return self._compute_acquisition_func({name: distinct}, good, bad)[places]
 
-    def _part(self, study: optuna.Study, trial: FrozenTrial) -> _Parted:
-        if self._parted is None or self._parted.trial != trial.number:
+    def _split_for(self, study: optuna.Study, trial: FrozenTrial) -> _Split:
+        """Split the trials for a new one, unless that has been done."""
+        if self._split is None or self._split.trial != trial.number:
             trials = study.get_trials(deepcopy=False)
-            known = self._learnt_from(trials)
-            known[trial.number] = False
-            below = self._below(study, trials, known)
+            mask = self._learnable_trials(trials)
+            mask[trial.number] = False
+            below = self._below(study, trials, mask)
             good = np.array([each.number for each in below], dtype=int)
-            known[good] = False
-            others = np.flatnonzero(known)
-            above = [trials[number] for number in others.tolist()]
-            self._parted = _Parted(trial.number, below, above, (good, others))
-        return self._parted
+            mask[good] = False
+            bad = np.flatnonzero(mask)
+            above = [trials[number] for number in bad.tolist()]
+            self._split = _Split(trial.number, below, above, (good, bad))
+        return self._split
 
-    def _learnt_from(self, trials: Sequence[FrozenTrial]) -> np.ndarray:
-        """Whether TPE learns from each of the study's trials, shape (trials,)."""
+    def _learnable_trials(self, trials: Sequence[FrozenTrial]) -> np.ndarray:
+        """Return a mask of the trials that TPE learns from, shape (trials,)."""
         count = len(trials)
-        self._ended, self._seen, self._beaten = (
-            _longer(each, count) for each in (self._ended, self._seen, self._beaten)
+        self._ended, self._learnable, self._beaten = (
+            _extend(each, count) for each in (self._ended, self._learnable, self._beaten)
         )
-        known = self._seen[:count].copy()
+        mask = self._learnable[:count].copy()
         for number in np.flatnonzero(~self._ended[:count]).tolist():
             state = trials[number].state
             self._ended[number] = state.is_finished()
-            known[number] = self._seen[number] = state in SEEN
-            if state in SEEN:
-                self._meet(trials[number].distributions)
+            mask[number] = self._learnable[number] = state in LEARNABLE_STATES
+            if state in LEARNABLE_STATES:
+                self._intersect(trials[number].distributions)
             if self._constant_liar and state == TrialState.RUNNING:
-                known[number] = True
-        return known
+                mask[number] = True
+        return mask
 
-    def _meet(self, drawn_from: Mapping[str, BaseDistribution]) -> None:
-        """Leave of what all trials were drawn from what this one was drawn from too."""
+    def _intersect(self, distributions: Mapping[str, BaseDistribution]) -> None:
+        """Keep the common distributions that a trial has, too."""
         if self._common is None:
-            self._common = dict(drawn_from)
+            self._common = dict(distributions)
         else:
             self._common = {
-                name: each for name, each in self._common.items() if drawn_from.get(name) == each
+                name: each for name, each in self._common.items() if distributions.get(name) == each
             }
 
     def _below(
-        self, study: optuna.Study, trials: Sequence[FrozenTrial], known: np.ndarray
+        self, study: optuna.Study, trials: Sequence[FrozenTrial], mask: np.ndarray
     ) -> list[FrozenTrial]:
-        """The good ones of the trials that are known, in order of their numbers.
+        """Return the good ones of the masked trials, in order of their numbers.
 
-        With one objective there is a limit to how many are good, and one trial is better than
-        another for good and all.  Who has so many before him can be passed over from then on.
+        With one objective, the number of good trials is limited and the order of two trials never
+        changes.  So a trial with that many better ones is skipped from then on.
         """
         single = len(study.directions) == 1
-        gamma = self._gamma or (
-            _theirs.default_gamma if single else _theirs.default_gamma_multiobjective
-        )
-        finished = int(np.count_nonzero(known & self._seen[: len(known)]))
-        near = np.flatnonzero(known & ~self._beaten[: len(known)] if single else known)
-        others = [trials[number] for number in near.tolist()]
-        below, _ = _theirs._split_trials(study, others, gamma(finished))
-        most = gamma(sys.maxsize)
-        if single and len(others) > 4 * most:
-            others = [each for each in others if each.state in SEEN]
-            _, lost = _theirs._split_trials(study, others, most)
-            self._beaten[[each.number for each in lost]] = True
+        gamma = self._gamma or (_tpe.default_gamma if single else _tpe.default_gamma_multiobjective)
+        finished = int(np.count_nonzero(mask & self._learnable[: len(mask)]))
+        remaining = np.flatnonzero(mask & ~self._beaten[: len(mask)] if single else mask)
+        candidates = [trials[number] for number in remaining.tolist()]
+        below, _ = _tpe._split_trials(study, candidates, gamma(finished))
+        limit = gamma(sys.maxsize)
+        if single and len(candidates) > 4 * limit:
+            candidates = [each for each in candidates if each.state in LEARNABLE_STATES]
+            _, beaten = _tpe._split_trials(study, candidates, limit)
+            self._beaten[[each.number for each in beaten]] = True
         return below
 
     def _get_internal_repr(
@@ -218,16 +223,16 @@ class CachedTPE(TPESampler):
         search_space: dict[str, BaseDistribution],
         study: optuna.Study,
     ) -> dict[str, np.ndarray]:
-        assert self._parted is not None, "models are made of trials that were parted"
-        numbers = self._parted.numbers[0 if trials is self._parted.below else 1]
+        assert self._split is not None, "models are built after the split"
+        numbers = self._split.numbers[0 if trials is self._split.below else 1]
         values = {
             name: self._column(name, distribution).of(
                 trials, numbers, lambda trial: self._get_params(trial, study)
             )
             for name, distribution in search_space.items()
         }
-        whole = ~np.isnan(np.array(list(values.values()))).any(axis=0)
-        return {name: column[whole] for name, column in values.items()}
+        is_complete = ~np.isnan(np.array(list(values.values()))).any(axis=0)
+        return {name: column[is_complete] for name, column in values.items()}
 
     def _column(self, name: str, distribution: BaseDistribution) -> _Column:
         column = self._columns.get(name)
@@ -236,7 +241,7 @@ class CachedTPE(TPESampler):
         return column
 
 
-# What `CachedTPE` overrides, calls or reads, with the parameters it counts on.
+# Methods that `CachedTPE` overrides or calls, with their parameters.
 _PARTS: dict[str, tuple[str, ...]] = {
     "infer_relative_search_space": ("self", "study", "trial"),
     "_is_multivariate": ("self", "study"),
@@ -252,19 +257,19 @@ _FUNCTIONS = ("_split_trials", "default_gamma", "default_gamma_multiobjective")
 
 
 def fits() -> bool:
-    """Whether this Optuna has the parts that `CachedTPE` leans on."""
+    """Return whether this Optuna has the private parts that `CachedTPE` uses."""
 
-    def as_known(name: str, parameters: tuple[str, ...]) -> bool:
-        found = getattr(TPESampler, name, None)
-        return found is not None and tuple(inspect.signature(found).parameters) == parameters
+    def has(name: str, parameters: tuple[str, ...]) -> bool:
+        method = getattr(TPESampler, name, None)
+        return method is not None and tuple(inspect.signature(method).parameters) == parameters
 
     return (
-        all(as_known(name, parameters) for name, parameters in _PARTS.items())
+        all(has(name, parameters) for name, parameters in _PARTS.items())
         and all(field in vars(TPESampler()) for field in _FIELDS)
-        and all(hasattr(_theirs, name) for name in _FUNCTIONS)
+        and all(hasattr(_tpe, name) for name in _FUNCTIONS)
     )
 
 
 def make_tpe(**arguments: Any) -> TPESampler:
-    """TPE with these arguments of Optuna's `TPESampler`, swift where this Optuna allows it."""
+    """Return a TPE sampler with these arguments; a cached one if this Optuna allows it."""
     return CachedTPE(**arguments) if fits() else TPESampler(**arguments)

@@ -21,7 +21,7 @@ from typing import Any
 import optuna
 from optuna.trial import TrialState
 
-from raykd.compat.optuna_tpe import SEEN
+from raykd.compat.optuna_tpe import LEARNABLE_STATES
 from raykd.compat.optuna_trials import resume_trial
 from raykd.errors import Infeasible, StudyError
 from raykd.runtime.jobs import TrainJob
@@ -121,7 +121,7 @@ class SearchPlanner(Planner):
             record_id = str(trial.user_attrs.get("raykd.id"))
             if record_id in self.records:
                 self._remember(trial.params, record_id)
-                self._has_told |= trial.state in SEEN
+                self._has_told |= trial.state in LEARNABLE_STATES
             elif "raykd.infeasible" in trial.user_attrs:
                 self._infeasible.add(frozenset(trial.params.items()))
             if trial.state != TrialState.RUNNING:

@@ -117,8 +117,8 @@ def test_a_trial_sees_what_ended_since_the_one_before() -> None:
         trial = study.ask()
         trial.suggest_float("x", 0, 1)
         trial.suggest_float("y", 0, 1)
-        parted = sampler._parted
-        seen.append(len(parted.below) + len(parted.above) if parted else 0)
+        split = sampler._split
+        seen.append(len(split.below) + len(split.above) if split else 0)
         study.tell(trial, 1.0)
     assert seen == [0, 1, 2, 3, 4, 5]
 
@@ -136,5 +136,5 @@ def test_another_optuna_gives_its_own(part: str, monkeypatch: pytest.MonkeyPatch
 
 
 def test_an_optuna_without_a_function_gives_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delattr(tpe._theirs, "_split_trials")
+    monkeypatch.delattr(tpe._tpe, "_split_trials")
     assert type(make_tpe(seed=0)) is TPESampler
