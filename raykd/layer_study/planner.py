@@ -54,7 +54,7 @@ class LayerStudyPlanner(Planner):
     def report(self, job_id: str, report: Report, slot: str = "") -> None:
         if report.predictors is not None:
             record = self.records[job_id]
-            told = {"id": record.id, "seed": record.assignment.seed, **report.predictors}
+            told = {"id": record.id, "seed": record.job.seed, **report.predictors}
             self._write("predictors", **told)
         super().report(job_id, report, slot)
 
@@ -78,7 +78,7 @@ class LayerStudyPlanner(Planner):
 
     def _trial_ended(self, record: Record) -> None:
         """Have predictors computed once the student without hint is trained."""
-        arm, number = record.assignment.tags["arm"], int(record.assignment.tags["seed_number"])
+        arm, number = record.job.tags["arm"], int(record.job.tags["seed_number"])
         probe = f"predictors/seed-{number}"
         known = probe in self.records or any(one.id == probe for one in self._queue)
         ready = arm == NONE and record.status == "finished"
@@ -145,9 +145,9 @@ class LayerStudyPlanner(Planner):
                     ),
                     steps=self.how.steps,
                     batches=self.how.batches,
-                    baseline=without.assignment.study,
-                    baseline_teachers=without.assignment.teachers,
-                    trained_baseline=without.assignment.network_file,
+                    baseline=without.job.study,
+                    baseline_teachers=without.job.teachers,
+                    trained_baseline=without.job.network_file,
                 ),
             )
         )

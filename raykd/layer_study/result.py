@@ -253,7 +253,7 @@ class LayerStudyResult:
         )
 
     def _failure(self, arm: str) -> str:
-        of = [r for r in self.records.of("trial") if r.assignment.tags.get("arm") == arm]
+        of = [r for r in self.records.of("trial") if r.job.tags.get("arm") == arm]
         failed = [r.reason for r in of if r.status == "failed"]
         return failed[0] if failed and len(failed) == len(self.seeds) else ""
 
@@ -287,9 +287,9 @@ class LayerStudyResult:
 
     def _tested(self, arm: str) -> dict[int, float]:
         return {
-            record.assignment.seed: record.metrics[TESTED]
+            record.job.seed: record.metrics[TESTED]
             for record in self.records.of("replicate")
-            if record.assignment.tags.get("arm") == arm
+            if record.job.tags.get("arm") == arm
             and record.status == "finished"
             and math.isfinite(record.metrics.get(TESTED, math.nan))
         }
@@ -378,8 +378,8 @@ def values_by_seed(records: Records) -> dict[str, dict[int, float]]:
     found: dict[str, dict[int, float]] = {}
     for record in records.of("trial"):
         if record.status == "finished" and math.isfinite(record.metrics.get(METRIC, math.nan)):
-            arm = record.assignment.tags["arm"]
-            found.setdefault(arm, {})[record.assignment.seed] = record.metrics[METRIC]
+            arm = record.job.tags["arm"]
+            found.setdefault(arm, {})[record.job.seed] = record.metrics[METRIC]
     return found
 
 

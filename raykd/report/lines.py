@@ -102,7 +102,7 @@ class PlainLines(Display):
         if role in self._begun:
             return
         self._begun.add(role)
-        epochs, budget = record.assignment.epochs, self._view.budget
+        epochs, budget = record.job.epochs, self._view.budget
         if role == "teacher":
             doing = f"{epochs} epochs" if epochs else "evaluation"
             yield f"teacher {student_name(record)}: {doing}"
@@ -154,7 +154,7 @@ def ended_line(record: Record, watched: str, failures: Announcer) -> str:
     if cost(record, "params") is not None:
         told += [f"{compact(cost(record, 'params'))} params"]
     told += [f"{words(name)} {metric(name, cost(record, name))}" for name in asked_costs([record])]
-    ran = f"{len(record.epochs)}/{record.assignment.epochs} epochs"
+    ran = f"{len(record.epochs)}/{record.job.epochs} epochs"
     return f"{record.id} {how} ({ran}): {', '.join(told)}; {described(record)}"
 
 
@@ -219,7 +219,7 @@ class EpochLines(Display):
             self._write(HEADINGS)
         metrics = event["metrics"]
         cells = (
-            f"{event['epoch']}/{record.assignment.epochs}".rjust(9),
+            f"{event['epoch']}/{record.job.epochs}".rjust(9),
             f"{metrics.get('train_loss', float('nan')):10.4f}",
             percent(metrics.get("train_accuracy")).rjust(9),
             percent(metrics.get("val_accuracy")).rjust(8),

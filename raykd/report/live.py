@@ -220,7 +220,7 @@ def _cells(view: View, record: Record, status: str) -> dict[str, str]:
         "student": student_name(record),
         "learns from": learns_from(record) if taught else "labels",
         "pairs": pairs_name(record) if taught else "",
-        "epoch": f"{len(record.epochs)}/{record.assignment.epochs}",
+        "epoch": f"{len(record.epochs)}/{record.job.epochs}",
         _short(view.watched): metric(view.watched, record.metrics.get(view.watched)),
         "params": compact(cost(record, "params")),
         **{_short(name): metric(name, cost(record, name)) for name in costs},

@@ -264,9 +264,9 @@ class View:
         teacher, student = self._pace("teacher"), self._pace(*STUDENTS)
         pace = student or 0.5 * (teacher or 0.7) / (self.plan.slots if self.plan else 1)
         running = self.records.running("teacher")
-        left = sum(r.assignment.epochs - len(r.epochs) for r in running)
+        left = sum(r.job.epochs - len(r.epochs) for r in running)
         left += sum(budget.teachers[len(self.records.teachers) :])
-        own = sum(r.assignment.epochs - len(r.epochs) for r in self.records.running(*REPLICATES))
+        own = sum(r.job.epochs - len(r.epochs) for r in self.records.running(*REPLICATES))
         own += self._replicate_epochs_to_come(budget)
         if not self.finalists:
             each, trials = self._likely_epochs(budget), self.records.running("trial")
@@ -304,7 +304,7 @@ class View:
             return None
         pace = spent / self._student_epochs
         running = self.records.running(*STUDENTS)
-        left = sum(r.assignment.epochs - len(r.epochs) for r in running)
+        left = sum(r.job.epochs - len(r.epochs) for r in running)
         trials = self._trials_to_come(self.budget) * self._usual_epochs(self.budget) * pace
         if self.budget.max_hours is not None:
             rest = self._plan_at + 3600 * self.budget.max_hours - self._now()
@@ -344,5 +344,5 @@ def _arms(record: Record) -> int:
 
 def _teacher_phase(teachers: list[Record]) -> str:
     done = sum(len(record.epochs) for record in teachers)
-    asked = sum(record.assignment.epochs for record in teachers)
+    asked = sum(record.job.epochs for record in teachers)
     return f"teacher {done}/{asked} epochs" if asked else "evaluating the teacher"

@@ -134,7 +134,7 @@ def differences(result: StudyResult) -> list[tuple[Finalist, Finalist, Estimate]
 
 def _by_seed(result: StudyResult, finalist: Finalist) -> Mapping[int, float]:
     return {
-        record.assignment.seed: record.metrics[METRIC]
+        record.job.seed: record.metrics[METRIC]
         for record in result.records.children(finalist.trial.id, "replicate")
         if record.status == "finished" and math.isfinite(record.metrics.get(METRIC, math.nan))
     }
@@ -227,7 +227,7 @@ def _costs(front: Sequence[Record]) -> list[RenderableType]:
     table = _table("trial", more=[Column(words(name), right=True) for name in names])
     for record in front:
         table.add(record.id, *(metric(name, cost(record, name)) for name in names))
-    on = next(filter(None, (record.assignment.tags.get("latency_on") for record in front)), "")
+    on = next(filter(None, (record.job.tags.get("latency_on") for record in front)), "")
     return [Text(), _title("Costs", f"(measured on {on})" if on else ""), table]
 
 
@@ -326,9 +326,9 @@ def _teachers(result: StudyResult, told: Sequence[Event]) -> list[RenderableType
 def _assistants(records: Records) -> list[RenderableType]:
     """The networks that schemes had trained to teach: assistants, earlier generations."""
     lines: list[RenderableType] = []
-    by_file = {record.assignment.network_file: record for record in records.of("teacher")}
+    by_file = {record.job.network_file: record for record in records.of("teacher")}
     for record in records.assistants[:MOST_ASSISTANTS]:
-        above = [by_file[file] for file in record.assignment.teachers if file in by_file]
+        above = [by_file[file] for file in record.job.teachers if file in by_file]
         by = " and ".join(map(teacher_name, above))
         name = f"{teacher_name(record)}, taught by {by}" if by else teacher_name(record)
         reached = f"val accuracy {percent(record.metrics.get('val_accuracy'))}"
@@ -341,7 +341,7 @@ def _assistants(records: Records) -> list[RenderableType]:
 
 def _weights(result: StudyResult, record: Record) -> str:
     """Where a teacher's weights are: a study may name the file as `teacher.weights`."""
-    name = record.assignment.network_file
+    name = record.job.network_file
     storage = open_folder(result.folder)[0].storage
     return f"{storage.rstrip('/')}/{name}" if name else ""
 
@@ -401,8 +401,8 @@ def _record_facts(record: Record) -> dict[str, Any]:
         "scheme": scheme_name(record),
         "learns_from": learns_from(record),
         "pairs": pairs_name(record),
-        "metrics": {**record.assignment.metrics, **record.metrics},
-        "params": dict(record.assignment.params),
+        "metrics": {**record.job.metrics, **record.metrics},
+        "params": dict(record.job.params),
     }
 
 

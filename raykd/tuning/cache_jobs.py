@@ -105,26 +105,26 @@ class CacheScheduler:
         """A concrete study with its views settled, the same in every trial and replicate."""
         return self._plan.fixed(study)
 
-    def outfit(self, assignment: TrainJob) -> tuple[TrainJob, list[CacheJob]]:
+    def outfit(self, job: TrainJob) -> tuple[TrainJob, list[CacheJob]]:
         """The same training with the addresses of the outputs it will read, and what has to be
         computed first; its teachers are there."""
-        study = read_study(assignment.study)
+        study = read_study(job.study)
         teachers = teachers_of(study, self._plan.study.settings.seed)
         keys: list[str] = []
         builds: list[CacheJob] = []
-        for number, (prepared, file) in enumerate(zip(teachers, assignment.teachers, strict=False)):
+        for number, (prepared, file) in enumerate(zip(teachers, job.teachers, strict=False)):
             description = self._description(study, prepared, file)
             if description is None:
                 keys.append("")
                 continue
             keys.append(description.key)
-            builds += self._asked_for(description, assignment, study, number)
+            builds += self._asked_for(description, job, study, number)
         keys = ["" if key in self._given_up else key for key in keys]
-        return replace(assignment, cache_keys=tuple(keys) if any(keys) else ()), builds
+        return replace(job, cache_keys=tuple(keys) if any(keys) else ()), builds
 
-    def waits(self, assignment: TrainJob) -> bool:
+    def waits(self, job: TrainJob) -> bool:
         """Whether outputs that a training reads are still under construction."""
-        return any(key in self._building for key in assignment.cache_keys)
+        return any(key in self._building for key in job.cache_keys)
 
     def done(self, build: CacheJob) -> None:
         """A share is computed."""
@@ -153,10 +153,10 @@ class CacheScheduler:
         """Whether a share that is queued is still to be computed."""
         return _key(build) in self._building
 
-    def usable(self, assignment: TrainJob) -> TrainJob:
+    def usable(self, job: TrainJob) -> TrainJob:
         """The same training without outputs that were given up."""
-        keys = tuple("" if key in self._given_up else key for key in assignment.cache_keys)
-        return replace(assignment, cache_keys=keys if any(keys) else ())
+        keys = tuple("" if key in self._given_up else key for key in job.cache_keys)
+        return replace(job, cache_keys=keys if any(keys) else ())
 
     def _description(self, study: Study, prepared: TeacherSpec, file: str) -> CacheSpec | None:
         """What of a teacher a concrete study would read; None where it is to be run live."""

@@ -38,10 +38,10 @@ def export_students(session: RunSession, planner: Planner) -> None:
         if not replicates:
             continue
         kept = max(replicates, key=lambda r: r.metrics["val_accuracy"])
-        assert kept.assignment.network_file is not None
-        path = folder.path / "students" / Path(kept.assignment.network_file).name
+        assert kept.job.network_file is not None
+        path = folder.path / "students" / Path(kept.job.network_file).name
         if not path.exists():  # the storage is a URI
-            content = storage.read(kept.assignment.network_file)
+            content = storage.read(kept.job.network_file)
             if content is None:
                 continue
             path.parent.mkdir(exist_ok=True)
@@ -58,7 +58,7 @@ def export_students(session: RunSession, planner: Planner) -> None:
             register=session.study.settings.tracking.register,
             aliases=aliases,
             metrics={k: v for k, v in kept.metrics.items() if k.startswith(("val_", "test_"))},
-            name=network_name(read_study(kept.assignment.study)),
+            name=network_name(read_study(kept.job.study)),
             about=_about(kept, replicates, data),
         )
 
@@ -74,7 +74,7 @@ def _about(kept: Record, replicates: Sequence[Record], data: Dataset) -> dict[st
     return {
         "accuracy": text,
         "test_accuracy_interval": [low, high],
-        "trial": kept.assignment.parent or "",
+        "trial": kept.job.parent or "",
     }
 
 

@@ -218,7 +218,7 @@ class Planner:
                 self._caching.done(self._builds.pop(job_id))
             return
         record = self.records[job_id]
-        known = {name: float(value) for name, value in record.assignment.metrics.items()}
+        known = {name: float(value) for name, value in record.job.metrics.items()}
         for epoch, metrics in enumerate(report.history, 1):
             if epoch < report.epoch:  # that one is the report itself
                 self._epoch(record, epoch, {**known, **metrics})
@@ -237,7 +237,7 @@ class Planner:
         logged = Failure(failure.reason, place)
         if self._logs is not None:
             logged = self._logs.collect(
-                record.assignment, failure.reason, raised_at=place, more=failure.traceback
+                record.job, failure.reason, raised_at=place, more=failure.traceback
             )
         self.end(record.id, "failed", failure=logged)
         if failure.slot_unusable:
@@ -274,8 +274,8 @@ class Planner:
             self._journal.write(
                 "note", id=record_id, tags=tags, metrics={}, step=len(record.epochs)
             )
-        self._storage.remove(record.assignment.state_file)
-        self._storage.remove(record.assignment.failure_file)
+        self._storage.remove(record.job.state_file)
+        self._storage.remove(record.job.failure_file)
         if record.role == "trial":
             self._trial_ended(record)
         elif record.role == "teacher":
@@ -302,7 +302,7 @@ class Planner:
         failure = Failure(reason)
         record = self.records[record_id]
         if self._logs is not None and record.status == "running":
-            failure = self._logs.collect(record.assignment, reason, more=error, died=died)
+            failure = self._logs.collect(record.job, reason, more=error, died=died)
         self.end(record_id, "failed", failure=failure)
         if not self._anything_finished:
             self._abandon(f"no slot could be started: {failure.reason}")
@@ -350,7 +350,7 @@ class Planner:
     def _compare_with_teacher(self, record: Record) -> None:
         """Warn where a student without a teacher is better than the study's teachers."""
         alone = record.metrics.get("val_accuracy")
-        scheme = record.assignment.study.get("scheme", {}).get("name")
+        scheme = record.job.study.get("scheme", {}).get("name")
         teachers = [one for one in self.records.teachers if "val_accuracy" in one.metrics]
         if record.status != "finished" or alone is None or scheme != "alone" or not teachers:
             return
@@ -437,9 +437,9 @@ class Planner:
                 self._queue.append(self._teacher_job(prepared, file))
         for record in self.records.running(*ROLES):
             if record.role != "teacher":
-                study = read_study(record.assignment.study)
+                study = read_study(record.job.study)
                 self._ask_for(self._bound.candidate(study).networks)
-            self._queue.append(record.assignment)
+            self._queue.append(record.job)
 
     def _is_settled(self, record: Record) -> bool:
         """Whether a teacher is under way, or done and still where it was put."""
@@ -481,7 +481,7 @@ class Planner:
     @property
     def _under_way(self) -> set[str | None]:
         """The files that networks being trained, or in the queue, will be put into."""
-        running = [record.assignment for record in self.records.running("teacher")]
+        running = [record.job for record in self.records.running("teacher")]
         jobs = [one for one in (*self._queue, *running) if isinstance(one, TrainJob)]
         return {job.keep for job in jobs if job.role == "teacher"}
 
@@ -545,7 +545,7 @@ class Planner:
 
     @property
     def _own_are_ready(self) -> bool:
-        running = [record.assignment for record in self.records.running("teacher")]
+        running = [record.job for record in self.records.running("teacher")]
         jobs = [one for one in (*self._queue, *running) if isinstance(one, RecordedJob)]
         return all(job.network_file not in self._own for job in jobs)
 
@@ -583,13 +583,13 @@ class Planner:
 
 
 def _network_file(record: Record) -> str:
-    file = record.assignment.network_file
+    file = record.job.network_file
     assert file is not None, "a teacher is loaded from a file or kept in one"
     return file
 
 
 def _teacher_of(record: Record) -> str:
-    return record.assignment.tags.get("teacher", record.id)
+    return record.job.tags.get("teacher", record.id)
 
 
 def label(part: object) -> str:

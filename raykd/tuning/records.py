@@ -18,7 +18,7 @@ class Record:
     """One training.
 
     Attributes:
-        assignment: what it was asked to be.
+        job: the job of the training.
         epochs: the metrics of each finished epoch.
         status: "running", "finished", "stopped" (early, by the scheduler) or "failed".
         reason: why it failed; empty else.
@@ -28,7 +28,7 @@ class Record:
         metrics: of the last epoch, with cost and, where it was asked for, test metrics.
     """
 
-    assignment: JournalJob
+    job: JournalJob
     epochs: list[dict[str, float]] = field(default_factory=list)
     status: str = "running"
     reason: str = ""
@@ -38,11 +38,11 @@ class Record:
 
     @property
     def id(self) -> str:
-        return self.assignment.id
+        return self.job.id
 
     @property
     def role(self) -> Role:
-        return self.assignment.role
+        return self.job.role
 
     def seen(self, objectives: Iterable[str]) -> bool:
         """Whether it ran its whole budget and has a finite value for every objective."""
@@ -70,9 +70,9 @@ class Records:
         """Take in one journal event; the same event twice changes nothing."""
         kind = event["event"]
         if kind == "run":
-            assignment = read_job(event["assignment"])
-            if assignment.id not in self._all:
-                record = Record(assignment)
+            job = read_job(event["assignment"])
+            if job.id not in self._all:
+                record = Record(job)
                 self._all[record.id] = self._running[record.id] = record
                 self._by_role[record.role].append(record)
         elif kind == "epoch":
@@ -102,18 +102,18 @@ class Records:
     @property
     def teachers(self) -> list[Record]:
         """The study's own: they alone see the test split."""
-        return [record for record in self.of("teacher") if record.assignment.test]
+        return [record for record in self.of("teacher") if record.job.test]
 
     @property
     def assistants(self) -> list[Record]:
         """Other networks that were trained to teach: assistants, earlier generations."""
-        return [record for record in self.of("teacher") if not record.assignment.test]
+        return [record for record in self.of("teacher") if not record.job.test]
 
     def running(self, *roles: Role) -> list[Record]:
         return [record for record in self._running.values() if record.role in roles]
 
     def children(self, parent: str, role: Role) -> list[Record]:
-        return [record for record in self.of(role) if record.assignment.parent == parent]
+        return [record for record in self.of(role) if record.job.parent == parent]
 
     def front(self, objectives: Mapping[str, str]) -> list[Record]:
         """The non-dominated trials among those that ran their whole budget, best first in the
@@ -144,12 +144,8 @@ def values_of(records: Sequence[Record], metric: str) -> list[float]:
 
 def teacher_name(record: Record) -> str:
     """A network that teaches, in short."""
-    teacher = record.assignment.study.get("teacher") or {}
-    if (
-        isinstance(record.assignment, EvaluateJob)
-        and teacher.get("weights")
-        and not teacher.get("model")
-    ):
+    teacher = record.job.study.get("teacher") or {}
+    if isinstance(record.job, EvaluateJob) and teacher.get("weights") and not teacher.get("model"):
         return str(teacher["weights"])  # a whole network from MLflow
     return _name(record, "student")
 
@@ -171,13 +167,13 @@ def pairs_name(record: Record) -> str:
 
 def _name(record: Record, name: str) -> str:
     """A name the journal keeps; one of an older journal is made from the study."""
-    return (record.assignment.names or names_of(record.assignment.study))[name]
+    return (record.job.names or names_of(record.job.study))[name]
 
 
 def scheme_name(record: Record) -> str:
-    return record.assignment.study["scheme"]["name"]
+    return record.job.study["scheme"]["name"]
 
 
 def cost(record: Record, name: str) -> float | None:
     """One of the costs of a training's network, where it is known."""
-    return record.metrics.get(name, record.assignment.metrics.get(name))
+    return record.metrics.get(name, record.job.metrics.get(name))

@@ -122,8 +122,8 @@ class StudyResult:
                 "status": record.status,
                 "reason": record.reason,
                 "epochs": len(record.epochs),
-                **dict(record.assignment.params.items()),
-                **record.assignment.metrics,
+                **dict(record.job.params.items()),
+                **record.job.metrics,
                 **record.metrics,
             }
             rows.append(row)
@@ -197,7 +197,7 @@ class StudyResult:
 
     def _by_seed(self, record: Record, role: Any) -> dict[int, float]:
         return {
-            child.assignment.seed: child.metrics[METRIC]
+            child.job.seed: child.metrics[METRIC]
             for child in self.records.children(record.id, role)
             if child.status == "finished" and math.isfinite(child.metrics.get(METRIC, math.nan))
         }

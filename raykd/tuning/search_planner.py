@@ -275,7 +275,7 @@ class SearchPlanner(Planner):
 
     def _queue_replicate(self, record: Record, number: int) -> None:
         """Queue a chosen trial under a fresh seed, and its student alone."""
-        study = read_study(record.assignment.study)
+        study = read_study(record.job.study)
         seed = study.seed + number
         name, alone = f"{record.id}/seed-{number}", f"{record.id}/alone-{number}"
         fields = {"parent": record.id, "seed": seed, "test": True}

@@ -117,7 +117,7 @@ def _without_trial(folder: StudyFolder, text: str) -> StudyError:
 
 def _values(document: Document, record: Record, *, pairs_open: bool) -> Iterator[str]:
     """Yield overrides that replace every part with open domains by the trial's values."""
-    study = record.assignment.study
+    study = record.job.study
     space, _, _ = read_space(document)
     parts = dict.fromkeys(str(parse_place(path)[0]) for path in open_paths(space))
     for part in parts:
@@ -125,8 +125,8 @@ def _values(document: Document, record: Record, *, pairs_open: bool) -> Iterator
         if part == "knowledge" and pairs_open:
             value = _with_open_pairs(value, document.get(("knowledge",)))
         yield f"{part}={json.dumps(value)}"
-    if record.assignment.seed != study["seed"]:
-        yield f"seed={record.assignment.seed}"
+    if record.job.seed != study["seed"]:
+        yield f"seed={record.job.seed}"
 
 
 def _with_open_pairs(terms: Sequence[Mapping[str, Any]], written: Any) -> list[dict[str, Any]]:

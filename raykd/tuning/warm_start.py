@@ -229,7 +229,7 @@ def _of_folder(folder: StudyFolder, overrides: Sequence[str], trial: str) -> lis
     if not found:
         raise _nothing(folder.name)
     name = folder.name
-    return [Winner(f"{name}:{one.id}", one.assignment.study, drawn) for one in found]
+    return [Winner(f"{name}:{one.id}", one.job.study, drawn) for one in found]
 
 
 def _trial(records: Sequence[Record], trial: str, folder: str) -> Record:

@@ -107,7 +107,7 @@ class Teller:
     def run(self, run_id: str, role: Any, study: Study, **fields: Any) -> Iterator[Event]:
         cost = model_profile(study.student.model, TASK)
         written = plain(study)
-        assignment = TrainJob(
+        job = TrainJob(
             id=run_id,
             role=role,
             study=written,
@@ -120,8 +120,8 @@ class Teller:
         ).plain()
         yield {
             "event": "run",
-            "assignment": assignment,
-            **{key: assignment[key] for key in ("id", "role", "parent", "params", "tags", "seed")},
+            "assignment": job,
+            **{key: job[key] for key in ("id", "role", "parent", "params", "tags", "seed")},
         }
 
     def epoch(self, run_id: str, epoch: int, val: float) -> Event:

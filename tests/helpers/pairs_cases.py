@@ -60,15 +60,15 @@ GAINS = {"stage2-to-stage3": 0.06, "stage3-to-stage3": 0.03, "reverse": -0.05}
 """What some arms gain over all others in `pretended`."""
 
 
-def pretended(assignment: JournalJob, epoch: int) -> dict[str, Any]:
-    """Metrics as of a training, or predictors as of a probe, from nothing but the assignment."""
-    if isinstance(assignment, ProbeJob):
-        return {"predictors": predicted(assignment.design, assignment.seed)}
-    arm, text = assignment.tags.get("arm", ""), f"{assignment.tags.get('arm')}{assignment.seed}"
+def pretended(job: JournalJob, epoch: int) -> dict[str, Any]:
+    """Metrics as of a training, or predictors as of a probe, from nothing but the job."""
+    if isinstance(job, ProbeJob):
+        return {"predictors": predicted(job.design, job.seed)}
+    arm, text = job.tags.get("arm", ""), f"{job.tags.get('arm')}{job.seed}"
     noise = hashlib.sha256(text.encode()).digest()[0] / 25600
-    value = 0.5 + 0.01 * assignment.seed + noise + GAINS.get(arm, 0.0) + 0.1 * epoch
+    value = 0.5 + 0.01 * job.seed + noise + GAINS.get(arm, 0.0) + 0.1 * epoch
     found = {"train_loss": 1 / (1 + epoch), "val_accuracy": value}
-    if assignment.test and epoch >= assignment.epochs:
+    if job.test and epoch >= job.epochs:
         found["test_accuracy"] = value - 0.05
     return found
 

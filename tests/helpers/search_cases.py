@@ -197,37 +197,37 @@ def tell(explorer: Any, job: AnyJob, **result: Any) -> None:
         explorer.report(job.id, outcome)
 
 
-def made_up(assignment: JournalJob, epoch: int) -> dict[str, float]:
-    """Metrics that look like a training's: from nothing but the assignment and the epoch."""
+def made_up(job: JournalJob, epoch: int) -> dict[str, float]:
+    """Metrics that look like a training's: from nothing but the job and the epoch."""
     knowledge = [
         {**term, "pairs": [[p["hint"], p["guided"]] for p in term["pairs"] or ()]}
-        for term in assignment.study["knowledge"]
+        for term in job.study["knowledge"]
     ]
-    text = json.dumps([assignment.study["student"], knowledge], sort_keys=True)
-    seed = hashlib.sha256(f"{text}{assignment.seed}".encode()).digest()[0] / 2560
+    text = json.dumps([job.study["student"], knowledge], sort_keys=True)
+    seed = hashlib.sha256(f"{text}{job.seed}".encode()).digest()[0] / 2560
     found = {"train_loss": 1 / (1 + epoch), "val_accuracy": 0.5 + seed + 0.1 * epoch}
-    if assignment.test and epoch >= assignment.epochs:
+    if job.test and epoch >= job.epochs:
         found["test_accuracy"] = found["val_accuracy"] - 0.05
     return found
 
 
-def trained(world: World, assignment: JournalJob, metrics: Metrics) -> Iterator[Result]:
+def trained(world: World, job: JournalJob, metrics: Metrics) -> Iterator[Result]:
     """What a slot reports of one training: goes on from the saved state where there is one."""
     storage = world.storage
-    saved = storage.read(assignment.state_file)
+    saved = storage.read(job.state_file)
     history = json.loads(saved) if saved else []
-    if not assignment.epochs:
-        yield {"epoch": 0, "done": True, **metrics(assignment, 0)}
+    if not job.epochs:
+        yield {"epoch": 0, "done": True, **metrics(job, 0)}
         return
     before = list(history)
     while True:
-        if len(history) < assignment.epochs:
-            world.trained.append((assignment.id, len(history) + 1))
-            history.append(dict(metrics(assignment, len(history) + 1)))
-            storage.write(assignment.state_file, json.dumps(history).encode())
-        done = len(history) == assignment.epochs
-        if done and assignment.network_file:
-            storage.write(assignment.network_file, b"weights")
+        if len(history) < job.epochs:
+            world.trained.append((job.id, len(history) + 1))
+            history.append(dict(metrics(job, len(history) + 1)))
+            storage.write(job.state_file, json.dumps(history).encode())
+        done = len(history) == job.epochs
+        if done and job.network_file:
+            storage.write(job.network_file, b"weights")
         yield {"epoch": len(history), "done": done, "history": before, **history[-1]}
         before = []
 

@@ -219,25 +219,25 @@ def test_all_arms_have_the_same_seeds_and_the_same_budget(world: PairsWorld) -> 
     trials = arms.records.of("trial")
     assert len(trials) == ARMS * 3 == arms.expected_trials
     for record in trials:
-        assert len(record.epochs) == record.assignment.epochs == 2
-        assert record.assignment.seed == 7 + int(record.assignment.tags["seed_number"])
-        assert not record.assignment.test, "validation data choose"
+        assert len(record.epochs) == record.job.epochs == 2
+        assert record.job.seed == 7 + int(record.job.tags["seed_number"])
+        assert not record.job.test, "validation data choose"
     assert roles(world.journal).count("teacher") == 1
     assert len(arms.records.of("probe")) == 3
-    tags = arms.records["stage1-to-stage2/seed-1"].assignment.tags
+    tags = arms.records["stage1-to-stage2/seed-1"].job.tags
     assert (tags["hint"], tags["guided"], tags["seed"]) == ("stage1", "stage2", "8")
 
 
 def test_the_best_set_and_no_hint_are_tested_under_fresh_seeds(world: PairsWorld) -> None:
     arms = conduct(world)
     [chosen] = arms.finalists
-    assert chosen.assignment.tags["arm"] == "stage2-to-stage3", "it gains most"
+    assert chosen.job.tags["arm"] == "stage2-to-stage3", "it gains most"
     again = arms.records.of("replicate")
-    assert sorted({r.assignment.tags["arm"] for r in again}) == ["none", "stage2-to-stage3"]
-    assert {r.assignment.seed for r in again} == {10, 11}, "none of the arms' own"
+    assert sorted({r.job.tags["arm"] for r in again}) == ["none", "stage2-to-stage3"]
+    assert {r.job.seed for r in again} == {10, 11}, "none of the arms' own"
     assert all("test_accuracy" in r.metrics for r in again) and len(again) == 4
-    kept = [r.assignment.network_file for r in again if r.assignment.tags["arm"] != "none"]
-    assert all(kept) and {r.assignment.parent for r in again} == {chosen.id, "none/seed-0"}
+    kept = [r.job.network_file for r in again if r.job.tags["arm"] != "none"]
+    assert all(kept) and {r.job.parent for r in again} == {chosen.id, "none/seed-0"}
 
 
 def test_a_probe_waits_for_the_student_without_hint_and_uses_it(world: PairsWorld) -> None:
@@ -269,12 +269,12 @@ def test_an_interrupted_study_comes_to_the_same(
     conduct(whole)
     steps = 0
 
-    def dying(assignment: JournalJob, epoch: int) -> dict[str, Any]:
+    def dying(job: JournalJob, epoch: int) -> dict[str, Any]:
         nonlocal steps
         steps += 1
         if steps == at:
             raise Killed
-        return pretended(assignment, epoch)
+        return pretended(job, epoch)
 
     with pytest.raises(Killed):
         FakeTune(world, world.arms(), dying, 1).run()  # type: ignore[arg-type]
@@ -298,7 +298,7 @@ def test_an_arm_that_fails_is_left_out_of_the_choice(world: PairsWorld) -> None:
     arms = world.arms()
     Failing(world, arms, pretended).run()  # type: ignore[arg-type]
     assert arms.records["stage2-to-stage3/seed-1"].status == "failed"
-    assert arms.finalists[0].assignment.tags["arm"] == "stage3-to-stage3"
+    assert arms.finalists[0].job.tags["arm"] == "stage3-to-stage3"
 
 
 def test_without_predictors_nothing_is_probed(tmp_path: Path) -> None:

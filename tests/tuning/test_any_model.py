@@ -75,7 +75,7 @@ def _searched(text: str, folder: Path, **more: Any) -> StudyResult:
 
 
 def _students(trials: list[Record]) -> list[dict[str, Any]]:
-    return [dict(trial.assignment.study["student"]["model"]) for trial in trials]
+    return [dict(trial.job.study["student"]["model"]) for trial in trials]
 
 
 @pytest.fixture(scope="module")
@@ -102,10 +102,7 @@ def test_a_search_over_students_of_timm(pictures: tuple[StudyResult, Path]) -> N
     assert len(channels) == 2
     for trial in trials:
         assert trial.metrics["term_hint"] > 0 and trial.metrics["params"] > 0
-        assert (
-            read_study(trial.assignment.study).student.model.name
-            == trial.assignment.params["student.model"]
-        )
+        assert read_study(trial.job.study).student.model.name == trial.job.params["student.model"]
 
 
 def test_its_winner_lies_in_mlflow_and_can_be_studied(
@@ -161,7 +158,7 @@ def test_a_search_over_students_of_transformers(texts: tuple[StudyResult, Path])
     assert {trial.status for trial in trials} == {"finished"}
     assert {student["name"] for student in _students(trials)} <= {"hf/distilbert", "hf/roberta"}
     for trial in trials:
-        (_, hint) = trial.assignment.study["knowledge"]
+        (_, hint) = trial.job.study["knowledge"]
         (pair,) = hint["pairs"]
         assert pair["hint"] in ("stage1", "stage2") and trial.metrics["term_hint"] > 0
         assert trial.metrics["params"] < 100_000

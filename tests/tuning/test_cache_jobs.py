@@ -111,7 +111,7 @@ def test_outputs_are_computed_after_the_teacher_and_before_the_first_trial(
     [entry] = CacheStore(world.storage).entries()
     assert entry.manifest is not None and entry.manifest.spec.views == 1
     for trial in explorer.records.of("trial", "replicate"):
-        assert trial.assignment.plain()["outputs"] == (entry.key,)
+        assert trial.job.plain()["outputs"] == (entry.key,)
 
 
 def test_it_comes_to_what_a_search_without_comes_to(tmp_path: Path, data: Dataset) -> None:
@@ -172,7 +172,7 @@ def test_replicates_see_the_views_of_the_trials(tmp_path: Path, data: Dataset) -
     world = World(small(AUGMENTED), tmp_path)
     tune, explorer = run(world, data)
     found = explorer.records.of("trial", "replicate", "alone")
-    assert {r.assignment.study["cache"]["seed"] for r in found} == {7}
+    assert {r.job.study["cache"]["seed"] for r in found} == {7}
     assert tune.taught["trial-0000"] == "CachedTeacher" and len(tune.taught) == 4
 
 

@@ -43,7 +43,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> tuple[StudyResult, Path]:
 
 
 def _model(record: Record) -> Any:
-    return read_study(record.assignment.study).student.model
+    return read_study(record.job.study).student.model
 
 
 def test_a_search_over_every_kind(found: tuple[StudyResult, Path]) -> None:
@@ -54,9 +54,9 @@ def test_a_search_over_every_kind(found: tuple[StudyResult, Path]) -> None:
     for record in trials:
         told = model_profile(_model(record), TASK)
         assert record.metrics["params"] == told.params == record.metrics["inherited_params"]
-        assert record.assignment.teachers[-1] == teacher.assignment.network_file
-        assert record.assignment.tags["student"].startswith(_model(record).name)
-        assert "Resnet(" not in record.assignment.tags["student"]
+        assert record.job.teachers[-1] == teacher.job.network_file
+        assert record.job.tags["student"].startswith(_model(record).name)
+        assert "Resnet(" not in record.job.tags["student"]
         assert "test_accuracy" not in record.metrics
     assert {_model(record).name for record in trials} == KINDS
     by_name = {_model(record).name: record.metrics for record in trials}
@@ -76,7 +76,7 @@ def test_a_quantised_student_is_tested_and_kept_in_int8(tmp_path: Path) -> None:
     kept = load_model_uri("models:/small@champion", tracking_uri=f"sqlite:///{tmp_path}/mlflow.db")
     layers = [one for one in kept.modules() if isinstance(one, Int8Layer)]
     assert len(layers) > 10 and all(one.weight.dtype == torch.int8 for one in layers)
-    data = read_study(replicate.assignment.study).data.load()
+    data = read_study(replicate.job.study).data.load()
     raw = raw_samples(data, torch.arange(len(data.test)))
     hits = (kept(raw).argmax(1) == data.test.targets).double().mean().item()
     assert hits == pytest.approx(replicate.metrics["test_accuracy"], abs=1e-12)
@@ -86,12 +86,12 @@ def test_derived_from_a_teacher_of_weights(found: tuple[StudyResult, Path], tmp_
     """The teacher's file may come from anywhere, as long as its model is named."""
     result, folder = found
     (teacher,) = result.records.of("teacher")
-    file = folder / "studies" / str(teacher.assignment.network_file)
+    file = folder / "studies" / str(teacher.job.network_file)
     weights = f"teacher={{model: {{name: resnet, depth: 14, width: 8}}, weights: '{file}'}}"
     again = _searched(tmp_path, weights, "student.model=low_rank", "search.trials=1")
     (trial,) = again.records.of("trial")
     assert trial.status == "finished" and trial.metrics["inherited_params"] > 0
-    source = read_study(trial.assignment.study).student.model.origin
+    source = read_study(trial.job.study).student.model.origin
     assert source is not None
     network = source.build(TASK)
     parse_weights(network, file.read_bytes())

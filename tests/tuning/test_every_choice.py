@@ -54,7 +54,7 @@ def test_all_schemes_and_all_losses_in_one_study(tmp_path: Path) -> None:
     trials = result.records.of("trial", "replicate", "alone", "teacher")
     assert {r.id: r.reason for r in trials if r.status != "finished"} == {}
     assert len(result.records.of("trial")) == 90
-    drawn = [record.assignment.study for record in result.records.of("trial")]
+    drawn = [record.job.study for record in result.records.of("trial")]
     assert set(Counter(one["scheme"]["name"] for one in drawn)) == set(SCHEMES.members)
     losses = {term["loss"]["name"] for one in drawn for term in one["knowledge"] if term["loss"]}
     assert len(losses) > 20

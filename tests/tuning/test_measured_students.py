@@ -59,7 +59,7 @@ def test_bounds_are_kept_before_a_trial_starts(stopwatch: list[int], tmp_path: P
         metrics = record.metrics
         assert metrics["latency"] == metrics["params"] / WEIGHTS <= 1.5
         assert metrics["memory"] <= 480
-        tags = record.assignment.tags
+        tags = record.job.tags
         assert tags["latency"].endswith("ms (IQR 0.01, 9 of 10 runs)")
         assert tags["latency_on"].startswith("cpu: ")
     refused = [
@@ -95,17 +95,17 @@ def test_a_student_is_measured_once_in_a_search_and_its_resumption(
 
     begun = world.explorer(costs=known())
     while len(begun.records.of("trial")) < 2:
-        assignment = next_job(begun)
-        if assignment.role == "teacher":
-            assert assignment.keep is not None
-            world.storage.write(assignment.keep, b"weights")
-            tell(begun, assignment, epoch=2, done=True)
-    before = {record.id: record.assignment.metrics for record in begun.records.of("trial")}
+        job = next_job(begun)
+        if job.role == "teacher":
+            assert job.keep is not None
+            world.storage.write(job.keep, b"weights")
+            tell(begun, job, epoch=2, done=True)
+    before = {record.id: record.job.metrics for record in begun.records.of("trial")}
     explorer = explore(world, costs=known())
     assert explorer.finished and len(trials(explorer)) > 2
     assert len(stopwatch) == len(set(stopwatch))
     for record_id, metrics in before.items():
-        assert trials(explorer)[record_id].assignment.metrics == metrics
+        assert trials(explorer)[record_id].job.metrics == metrics
 
 
 REAL = SMALL.replace("trials: 4", "trials: 3").replace("replicates: 2", "replicates: 1")
@@ -127,7 +127,7 @@ def test_a_search_for_quick_students(tmp_path: Path, monkeypatch: pytest.MonkeyP
         text=REAL,
     )
     result = SearchRun(study).run(LocalExecutor())
-    found = {r.assignment.params["student.model.width"]: r for r in result.records.of("trial")}
+    found = {r.job.params["student.model.width"]: r for r in result.records.of("trial")}
     small, large = found[8].metrics, found[512].metrics
     assert small["memory"] < large["memory"]
     assert 0 < small["batch_latency"] < large["batch_latency"]

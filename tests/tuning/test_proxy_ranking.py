@@ -53,7 +53,7 @@ def rank(world: World, slots: int = 1) -> optuna.Study:
 
 
 def models_of(explorer: SearchPlanner) -> list[Any]:
-    return [read_study(r.assignment.study).student.model for r in explorer.records.of("trial")]
+    return [read_study(r.job.study).student.model for r in explorer.records.of("trial")]
 
 
 def metrics_of(world: World, record_id: str) -> dict[str, float]:

@@ -16,8 +16,8 @@ OBJECTIVES = {"val_accuracy": "max", "params": "min"}
 
 
 def run(record_id: str, role: Role = "trial", parent: str | None = None) -> dict[str, Any]:
-    assignment = TrainJob(record_id, role, {}, seed=1, epochs=2, parent=parent)
-    return {"event": "run", "id": record_id, "role": role, "assignment": assignment.plain()}
+    job = TrainJob(record_id, role, {}, seed=1, epochs=2, parent=parent)
+    return {"event": "run", "id": record_id, "role": role, "assignment": job.plain()}
 
 
 def epoch(record_id: str, number: int, **metrics: Any) -> dict[str, Any]:
@@ -90,7 +90,7 @@ def test_records_kept_live_equal_those_read_back(tmp_path: Path) -> None:
             live.apply(event)
     read = Records.from_events(events(tmp_path / "journal.jsonl"))
     assert repr(plain(read)) == repr(plain(live))  # NaN is not equal to itself, its text is
-    assert read["trial-0000"].assignment.plain() == run("trial-0000")["assignment"]
+    assert read["trial-0000"].job.plain() == run("trial-0000")["assignment"]
 
 
 def test_front_and_choice() -> None:

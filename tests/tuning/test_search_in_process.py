@@ -81,8 +81,8 @@ def test_the_kept_student_reaches_what_was_reported(
 ) -> None:
     world, explorer = finished
     [replicate] = explorer.records.of("replicate")
-    assert replicate.assignment.network_file is not None
-    content = world.storage.read(replicate.assignment.network_file)
+    assert replicate.job.network_file is not None
+    content = world.storage.read(replicate.job.network_file)
     assert content is not None
     student = torch.load(io.BytesIO(content), weights_only=False)
     raw = raw_samples(data, torch.arange(len(data.test)))
@@ -137,8 +137,8 @@ def test_a_trial_that_diverges_fails_alone(data: Dataset, tmp_path: Path) -> Non
     failed = [r for r in trials if r.status == "failed"]
     assert failed and len(trials) == 6
     for record in trials:
-        wild = record.assignment.params["train.optimizer.lr"] == 1e12
+        wild = record.job.params["train.optimizer.lr"] == 1e12
         assert (record.status == "failed") is wild
         assert not wild or "diverged in epoch 1" in record.reason
-    assert explorer.finalists[0].assignment.params["train.optimizer.lr"] == 0.05
+    assert explorer.finalists[0].job.params["train.optimizer.lr"] == 0.05
     assert {r.status for r in explorer.records.of("replicate", "alone")} == {"finished"}

@@ -122,15 +122,15 @@ def untimed(metrics: Mapping[str, float]) -> dict[str, float]:
 
 def by_point(record: Record) -> str:
     """A training by what it is, not by when it was drawn."""
-    role, params = record.role, record.assignment.params
+    role, params = record.role, record.job.params
     point = (params.get("student.model.width"), params.get("train.optimizer.lr"))
-    return f"{role} {point} seed {record.assignment.seed}"
+    return f"{role} {point} seed {record.job.seed}"
 
 
 def assert_every_epoch_once(result: StudyResult) -> None:
     found = epochs_of(told(result))
     for record in everything(result):
-        whole = list(range(1, record.assignment.epochs + 1))
+        whole = list(range(1, record.job.epochs + 1))
         assert found[record.id] == (whole if record.status == "finished" else []), record.id
     ended = Counter(event["id"] for event in told(result) if event["event"] == "end")
     assert set(ended.values()) == {1}
@@ -198,7 +198,7 @@ def test_mlflow_holds_one_parent_and_a_child_per_trial(two_slots: StudyResult) -
     assert len(runs) == 1 + len(everything(two_slots))
     for record in everything(two_slots):
         run = runs[f"{two_slots.study_id}/{record.id}"]
-        above = f"/{record.assignment.parent}" if record.assignment.parent else ""
+        above = f"/{record.job.parent}" if record.job.parent else ""
         parent = runs[two_slots.study_id + above]
         assert run.data.tags["mlflow.parentRunId"] == parent.info.run_id
         assert run.data.tags["raykd.role"] == record.role
@@ -213,7 +213,7 @@ def test_mlflow_holds_every_epoch_and_parameter(two_slots: StudyResult) -> None:
         history = client.get_metric_history(run.info.run_id, "val_accuracy")
         values = {metric.step: metric.value for metric in history}
         assert values == {n: e["val_accuracy"] for n, e in enumerate(record.epochs, 1)}
-        width = record.assignment.params["student.model.width"]
+        width = record.job.params["student.model.width"]
         assert run.data.params["student.model.width"] == str(width)
         assert run.data.metrics["params"] == record.metrics["params"]
 
@@ -240,7 +240,7 @@ def accuracy(model: Any) -> float:
 
 def test_trials_that_diverge_fail_with_their_reason(one_slot: StudyResult) -> None:
     trials = one_slot.records.of("trial")
-    wild = [r for r in trials if r.assignment.params["train.optimizer.lr"] == WILD]
+    wild = [r for r in trials if r.job.params["train.optimizer.lr"] == WILD]
     assert len(wild) == 2 and len(trials) == 6
     for record in trials:
         assert record.status == ("failed" if record in wild else "finished")
@@ -265,7 +265,7 @@ def test_the_same_seed_and_one_slot_give_the_same(
     assert again.figures() == one_slot.figures()
     assert again.folder.parent == tmp_path / "studies"
     [replicate] = again.records.of("replicate")
-    assert (tmp_path / "elsewhere" / str(replicate.assignment.network_file)).is_file()
+    assert (tmp_path / "elsewhere" / str(replicate.job.network_file)).is_file()
 
 
 # Processes that are killed

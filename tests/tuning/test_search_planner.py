@@ -205,29 +205,27 @@ def test_assignments_say_all_a_slot_needs(world: World) -> None:
 def test_test_data_are_for_the_chosen_and_the_teacher_alone(world: World) -> None:
     explorer = explore(world)
     for record in explorer.records.of("trial"):
-        assert not record.assignment.test and "test_accuracy" not in record.metrics
+        assert not record.job.test and "test_accuracy" not in record.metrics
     for record in explorer.records.of("teacher", "replicate", "alone"):
-        assert record.assignment.test and "test_accuracy" in record.metrics
+        assert record.job.test and "test_accuracy" in record.metrics
 
 
 def test_the_null_arm_has_the_same_student_budget_and_seeds(world: World) -> None:
     explorer = explore(world)
     for chosen in explorer.finalists:
-        study = read_study(chosen.assignment.study)
+        study = read_study(chosen.job.study)
         taught = explorer.records.children(chosen.id, "replicate")
         alone = explorer.records.children(chosen.id, "alone")
-        assert [r.assignment.seed for r in taught] == [r.assignment.seed for r in alone] == [8, 9]
+        assert [r.job.seed for r in taught] == [r.job.seed for r in alone] == [8, 9]
         for ours, theirs in zip(taught, alone, strict=True):
-            with_teacher, without = map(
-                read_study, (ours.assignment.study, theirs.assignment.study)
-            )
-            assert with_teacher == replace(study, seed=ours.assignment.seed)
+            with_teacher, without = map(read_study, (ours.job.study, theirs.job.study))
+            assert with_teacher == replace(study, seed=ours.job.seed)
             assert without.student == study.student and without.train == study.train
             assert without.data == study.data and without.seed == with_teacher.seed
             assert isinstance(without.scheme, Alone) and without.knowledge == ()
-            assert not theirs.assignment.teachers and ours.assignment.teachers
-            assert ours.assignment.epochs == theirs.assignment.epochs == chosen.assignment.epochs
-            assert ours.assignment.network_file is not None
+            assert not theirs.job.teachers and ours.job.teachers
+            assert ours.job.epochs == theirs.job.epochs == chosen.job.epochs
+            assert ours.job.network_file is not None
 
 
 def test_a_study_without_a_teacher_needs_no_null_arm(tmp_path: Path) -> None:
@@ -282,17 +280,17 @@ def test_all_teachers_of_a_space_are_ready_first(tmp_path: Path) -> None:
     explorer = explore(world, slots=2)
     assert roles(world.journal)[:2] == ["teacher", "teacher"]
     widths = {
-        read_study(r.assignment.study).student.model.width  # type: ignore[attr-defined]
+        read_study(r.job.study).student.model.width  # type: ignore[attr-defined]
         for r in explorer.records.of("teacher")
     }
     assert widths == {16, 32}
-    kept = {r.assignment.network_file: r for r in explorer.records.of("teacher")}
+    kept = {r.job.network_file: r for r in explorer.records.of("teacher")}
     assert len(kept) == 2
     for trial in explorer.records.of("trial"):
-        teacher = read_study(trial.assignment.study).teacher
-        [own] = [kept[file] for file in trial.assignment.teachers]
+        teacher = read_study(trial.job.study).teacher
+        [own] = [kept[file] for file in trial.job.teachers]
         assert teacher is not None
-        assert read_study(own.assignment.study).student.model == teacher.model
+        assert read_study(own.job.study).student.model == teacher.model
 
 
 CHAIN = (
@@ -308,13 +306,13 @@ def test_an_assistant_is_trained_once_before_the_trials_that_need_it(tmp_path: P
     own, first, second = explorer.records.of("teacher")
     assert [r.id for r in explorer.records.teachers] == [own.id]
     assert [r.id for r in explorer.records.assistants] == [first.id, second.id]
-    assert first.assignment.teachers == (own.assignment.network_file,)
-    assert second.assignment.teachers == (first.assignment.network_file,)
-    assert not first.assignment.test and not second.assignment.test
-    taught = read_study(second.assignment.study)
+    assert first.job.teachers == (own.job.network_file,)
+    assert second.job.teachers == (first.job.network_file,)
+    assert not first.job.test and not second.job.test
+    taught = read_study(second.job.study)
     assert taught.scheme.name == "offline" and [t.loss.name for t in taught.knowledge] == ["kd"]  # type: ignore[union-attr]
     for trial in explorer.records.of("trial", "replicate"):
-        assert trial.assignment.teachers == (second.assignment.network_file,)
+        assert trial.job.teachers == (second.job.network_file,)
     # A trial begins only when those that teach it have ended.
     told = [(e["event"], e["id"]) for e in world.journal.events if e["event"] in ("run", "end")]
     assert told.index(("end", first.id)) < told.index(("run", second.id))
@@ -326,13 +324,13 @@ def test_an_assistant_is_trained_once_before_the_trials_that_need_it(tmp_path: P
 def test_an_assistant_of_another_study_is_found_by_its_content(tmp_path: Path) -> None:
     first = explore(World(opened(CHAIN, "search.trials=1"), tmp_path))
     for record in first.records.of("teacher"):
-        assert record.assignment.network_file is not None
-        first._storage.write(record.assignment.network_file, b"weights")
+        assert record.job.network_file is not None
+        first._storage.write(record.job.network_file, b"weights")
     again = explore(World(opened(CHAIN, "search.trials=2", "name=other"), tmp_path))
-    assert [r.assignment.epochs for r in again.records.of("teacher")] == [0]
+    assert [r.job.epochs for r in again.records.of("teacher")] == [0]
     changed = CHAIN.replace("width: 24}}]", "width: 16}}]")
     third = explore(World(opened(changed, "search.trials=1"), tmp_path))
-    assert [r.assignment.epochs for r in third.records.of("teacher")] == [0, 2]
+    assert [r.job.epochs for r in third.records.of("teacher")] == [0, 2]
 
 
 def test_generations_are_each_trials_own(tmp_path: Path) -> None:
@@ -349,9 +347,9 @@ def test_generations_are_each_trials_own(tmp_path: Path) -> None:
     ancestors = explorer.records.assistants
     assert len(ancestors) == 2 * 3  # two trials and one replicate, two networks before each
     for trial in explorer.records.of("trial", "replicate"):
-        [file] = trial.assignment.teachers
-        [forebear] = [r for r in ancestors if r.assignment.network_file == file]
-        study, own = read_study(forebear.assignment.study), read_study(trial.assignment.study)
+        [file] = trial.job.teachers
+        [forebear] = [r for r in ancestors if r.job.network_file == file]
+        study, own = read_study(forebear.job.study), read_study(trial.job.study)
         assert study.student == own.student and study.train == own.train
         assert study.seed != own.seed and study.scheme.name == "offline"
 
@@ -367,7 +365,7 @@ def test_without_its_assistant_a_trial_fails_and_the_study_goes_on(tmp_path: Pat
         result = {"failed": "diverged"} if broken else dict(made_up(asked, 3))
         tell(explorer, asked, epoch=asked.epochs, done=True, **result)
     trials = explorer.records.of("trial")
-    schemes = {r.id: read_study(r.assignment.study).scheme.name for r in trials}
+    schemes = {r.id: read_study(r.job.study).scheme.name for r in trials}
     assert set(schemes.values()) == {"offline", "assistant"} and not explorer.fatal
     for record in trials:
         assert record.status == ("failed" if schemes[record.id] == "assistant" else "finished")
@@ -397,7 +395,7 @@ def test_infeasible_draws_never_become_trials(tmp_path: Path) -> None:
     world = World(study, tmp_path)
     explorer = explore(world)
     trials = explorer.records.of("trial")
-    assert trials and all(r.assignment.metrics["params"] <= 1000 for r in trials)
+    assert trials and all(r.job.metrics["params"] <= 1000 for r in trials)
     infeasible = [t for t in drawn(explorer) if "raykd.infeasible" in t.user_attrs]
     assert infeasible, "the space holds students that are too large"
     ran = [t.number for t in drawn(explorer) if t.state == TrialState.COMPLETE]
@@ -428,8 +426,8 @@ def test_many_slots_do_not_lead_to_infeasible_draws(tmp_path: Path) -> None:
     world.storage.write(str(teacher.keep), b"weights")
     tell(explorer, teacher, epoch=teacher.epochs, done=True, **made_up(teacher, 1))
     for _ in range(60):
-        assignment = next_job(explorer)
-        assert assignment is not None and assignment.role == "trial"
+        job = next_job(explorer)
+        assert job is not None and job.role == "trial"
     refused = [t for t in drawn(explorer) if "raykd.infeasible" in t.user_attrs]
     assert len(refused) > 10, "more than TPE wants to know before it fits a model"
     assert all(t.state == TrialState.FAIL for t in refused)
@@ -444,7 +442,7 @@ def test_many_slots_do_not_lead_to_infeasible_draws(tmp_path: Path) -> None:
 def test_a_point_drawn_again_is_answered_from_what_is_known(world: World) -> None:
     world.study = searching(world.study, trials=POINTS + 4, sampler="random", replicates=0)
     explorer = explore(world)
-    seen = [frozenset(r.assignment.params.items()) for r in explorer.records.of("trial")]
+    seen = [frozenset(r.job.params.items()) for r in explorer.records.of("trial")]
     assert len(seen) == len(set(seen)) <= POINTS
     again = [t for t in drawn(explorer) if "raykd.same_as" in t.user_attrs]
     assert again, "with 18 points and 22 trials some must be drawn twice"
@@ -508,7 +506,7 @@ def test_draws_end_where_nothing_feasible_is_found(
 def test_a_grid_tries_every_point_once_and_ends(slots: int, world: World) -> None:
     world.study = searching(world.study, sampler="grid", trials=100, replicates=0)
     explorer = explore(world, slots=slots)
-    seen = {frozenset(r.assignment.params.items()) for r in explorer.records.of("trial")}
+    seen = {frozenset(r.job.params.items()) for r in explorer.records.of("trial")}
     assert len(explorer.records.of("trial")) == len(seen) == POINTS
     assert explorer.note == "every point of the space has been tried"
 
@@ -543,9 +541,9 @@ def test_no_new_trial_after_max_hours(world: World) -> None:
     now = [0.0]
     explorer = world.explorer(clock=lambda: now[0])
 
-    def slow(assignment: JournalJob, epoch: int) -> Mapping[str, float]:
-        now[0] += 300 if assignment.role == "trial" else 0
-        return made_up(assignment, epoch)
+    def slow(job: JournalJob, epoch: int) -> Mapping[str, float]:
+        now[0] += 300 if job.role == "trial" else 0
+        return made_up(job, epoch)
 
     FakeTune(world, explorer, slow).run()
     assert len(explorer.records.of("trial")) == 4  # 3 epochs of 5 minutes each
@@ -571,11 +569,11 @@ def test_max_hours_that_end_before_the_first_trial(world: World) -> None:
 def planted(best: str, misleading: str) -> Any:
     """Validation favours one trial, everything else another."""
 
-    def metrics(assignment: JournalJob, epoch: int) -> dict[str, float]:
+    def metrics(job: JournalJob, epoch: int) -> dict[str, float]:
         found = {"val_accuracy": 0.5, "test_accuracy": 0.5, "train_accuracy": 0.5}
-        if assignment.id == best:
+        if job.id == best:
             found |= {"val_accuracy": 0.9, "test_accuracy": 0.1, "train_accuracy": 0.1}
-        if assignment.id == misleading:
+        if job.id == misleading:
             found |= {"val_accuracy": 0.4, "test_accuracy": 1.0, "train_accuracy": 1.0}
         return found
 
@@ -592,9 +590,9 @@ def test_validation_alone_decides(world: World) -> None:
 def test_an_early_best_epoch_does_not_count(world: World) -> None:
     """The last epoch does: no trial is chosen by a peak on the way."""
 
-    def peaked(assignment: JournalJob, epoch: int) -> dict[str, float]:
-        high = assignment.id == "trial-0001" and epoch == 1
-        return {"val_accuracy": 0.99 if high else 0.5 + 0.01 * (assignment.id == "trial-0003")}
+    def peaked(job: JournalJob, epoch: int) -> dict[str, float]:
+        high = job.id == "trial-0001" and epoch == 1
+        return {"val_accuracy": 0.99 if high else 0.5 + 0.01 * (job.id == "trial-0003")}
 
     world.study = searching(world.study, objectives={"val_accuracy": "max"}, finalists=1)
     assert [r.id for r in explore(world, peaked).finalists] == ["trial-0003"]
@@ -671,10 +669,10 @@ def test_a_trial_that_fails_is_never_chosen_and_the_others_go_on(world: World) -
 
 
 def test_a_trial_without_a_finite_objective_is_never_chosen(world: World) -> None:
-    def strange(assignment: JournalJob, epoch: int) -> dict[str, float]:
+    def strange(job: JournalJob, epoch: int) -> dict[str, float]:
         accuracy = {"trial-0000": float("nan"), "trial-0001": float("inf")}
-        found = made_up(assignment, epoch)
-        return found | {"val_accuracy": accuracy.get(assignment.id, found["val_accuracy"])}
+        found = made_up(job, epoch)
+        return found | {"val_accuracy": accuracy.get(job.id, found["val_accuracy"])}
 
     explorer = explore(world, strange)
     assert {r.id for r in explorer.finalists} <= {"trial-0002", "trial-0003"}

@@ -60,7 +60,7 @@ def without_study(told: Told) -> dict[str, Any]:
     """What a search has come to: each training's end and its epochs' metrics."""
     records = Records.from_events(told.events)
     return {
-        record.id: (record.role, record.status, record.epochs, record.assignment.plain())
+        record.id: (record.role, record.status, record.epochs, record.job.plain())
         for record in records.of("teacher", "trial", "replicate", "alone")
     }
 
@@ -130,7 +130,7 @@ def test_interrupted_again_and_again_with_several_slots(
     assert len(explorer.records.of("replicate")) == len(explorer.records.of("alone")) == 4
     assert all(e in ([1, 2, 3], [1, 2]) for e in epochs_of(world.journal.events).values())
     assert len(world.trained) == len(set(world.trained))
-    points = {json.dumps(r.assignment.params) for r in explorer.records.of("trial")}
+    points = {json.dumps(r.job.params) for r in explorer.records.of("trial")}
     assert len(points) == 5
 
 
@@ -145,7 +145,7 @@ def test_a_grid_loses_no_point_when_it_is_interrupted_while_drawing(
         with pytest.raises(Crash):
             explore(world)
     explorer = explore(world)
-    points = {json.dumps(r.assignment.params) for r in explorer.records.of("trial")}
+    points = {json.dumps(r.job.params) for r in explorer.records.of("trial")}
     assert len(points) == len(explorer.records.of("trial")) == POINTS
     states = {t.state for t in explorer._optuna.get_trials(deepcopy=False)}
     assert states == {TrialState.COMPLETE}
@@ -221,7 +221,7 @@ def test_points_tried_before_are_known_after_resuming(tmp_path: Path) -> None:
         explore(world, journal=Fragile(world.journal, 4 + 3 * 5, written=True))
     world.study = searching(world.study, trials=100)
     explorer = explore(world)
-    points = [json.dumps(r.assignment.params) for r in explorer.records.of("trial")]
+    points = [json.dumps(r.job.params) for r in explorer.records.of("trial")]
     assert len(points) == len(set(points)) == POINTS
 
 
@@ -237,9 +237,9 @@ def test_once_chosen_no_more_is_drawn(tmp_path: Path) -> None:
     world = World(searching(opened(), trials=50, max_hours=1.0, finalists=1), tmp_path)
     now = [0.0]
 
-    def slow(assignment: JournalJob, epoch: int) -> Mapping[str, float]:
-        now[0] += 300 if assignment.role == "trial" else 0
-        return made_up(assignment, epoch)
+    def slow(job: JournalJob, epoch: int) -> Mapping[str, float]:
+        now[0] += 300 if job.role == "trial" else 0
+        return made_up(job, epoch)
 
     journal = Fragile(world.journal, 4 + 4 * 5 + 1 + 3, written=True)
     explorer = world.explorer(journal=journal, clock=lambda: now[0])
@@ -248,9 +248,7 @@ def test_once_chosen_no_more_is_drawn(tmp_path: Path) -> None:
     assert roles(world.journal) == ["teacher", *["trial"] * 4, "replicate"]
     resumed = explore(world)
     assert roles(world.journal) == ["teacher", *["trial"] * 4, *["replicate", "alone"] * 2]
-    assert {r.assignment.parent for r in resumed.records.of("replicate")} == {
-        resumed.finalists[0].id
-    }
+    assert {r.job.parent for r in resumed.records.of("replicate")} == {resumed.finalists[0].id}
 
 
 @contextlib.contextmanager

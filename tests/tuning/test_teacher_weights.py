@@ -212,5 +212,5 @@ def test_the_classes_of_a_trained_teacher_stay_with_its_weights(tmp_path: Path) 
     text = file.read_text().replace(f"weights: '{tmp_path / 'none'}'", "train: {epochs: 1}")
     file.write_text(text)
     [teacher] = distilled(file).teachers
-    kept = tmp_path / "studies" / str(teacher.assignment.network_file)
+    kept = tmp_path / "studies" / str(teacher.job.network_file)
     assert weight_class_names(kept) == data().class_names

@@ -44,7 +44,7 @@ def first(tmp_path_factory: pytest.TempPathFactory) -> StudyResult:
 
 
 def study_of(result: StudyResult, trial: str) -> Any:
-    return result.records[trial].assignment.study
+    return result.records[trial].job.study
 
 
 def test_distill_trains_that_very_trial_again(first: StudyResult, tmp_path: Path) -> None:

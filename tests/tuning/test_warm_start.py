@@ -85,8 +85,8 @@ def test_the_winners_of_a_study_are_tried_first(first: StudyResult, study: OpenS
     result = run.run(LocalExecutor())
     assert len(result.records.of("trial")) == 3
     trials = result.records.of("trial")
-    model = winners[0].assignment.study["student"]["model"]
-    mine = trials[0].assignment.study["student"]["model"]
+    model = winners[0].job.study["student"]["model"]
+    mine = trials[0].job.study["student"]["model"]
     assert mine["name"] == "mlp"
     assert mine["depth"] == model["depth"]
     fits = model["width"] <= 20
@@ -207,7 +207,7 @@ def test_what_is_put_first_goes_before_the_samplers_own(tmp_path: Path) -> None:
     )
     explorer = explore(world)
     first, *_ = explorer.records.of("trial")
-    assert first.assignment.study["student"]["model"] == {"name": "mlp", "depth": 2, "width": 24}
+    assert first.job.study["student"]["model"] == {"name": "mlp", "depth": 2, "width": 24}
     assert len(explorer.records.of("trial")) == 4
     (note,) = [event["tags"] for event in world.journal.of("note") if "start_from" in event["tags"]]
     assert note == {
