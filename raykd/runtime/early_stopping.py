@@ -23,7 +23,7 @@ from raykd.study.config import Asha, Median, Search
 class StoppingRule(Protocol):
     """Rule that decides after each epoch of a searched trial whether it continues."""
 
-    def keeps(self, trial: Any, result: Mapping[str, Any]) -> bool:
+    def keeps(self, trial: object, result: Mapping[str, Any]) -> bool:
         """Return whether the trial continues after a result with `epoch` and its metrics."""
         ...
 
@@ -61,7 +61,7 @@ class ParetoAsha:
         """Epochs of the rungs."""
         return tuple(self._rungs)
 
-    def keeps(self, trial: Any, result: Mapping[str, Any]) -> bool:
+    def keeps(self, trial: object, result: Mapping[str, Any]) -> bool:
         rung = self._rungs.get(int(result["epoch"]))
         if rung is None:
             return True
@@ -121,11 +121,11 @@ class TuneRule:
     def __init__(self, scheduler: TrialScheduler) -> None:
         self._scheduler = scheduler
 
-    def keeps(self, trial: Any, result: Mapping[str, Any]) -> bool:
+    def keeps(self, trial: object, result: Mapping[str, Any]) -> bool:
         decision = self._scheduler.on_trial_result(_NoController(), trial, dict(result))  # type: ignore[arg-type]
         return decision == TrialScheduler.CONTINUE
 
-    def added(self, trial: Any) -> None:
+    def added(self, trial: object) -> None:
         """Announce a trial to the scheduler."""
         self._scheduler.on_trial_add(_NoController(), trial)  # type: ignore[arg-type]
 

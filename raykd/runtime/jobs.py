@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 Role = Literal["teacher", "trial", "replicate", "alone", "probe"]
 """Purpose of a job that has a record."""
 
+PlainData = Mapping[str, Any]
+"""Data that JSON can hold: a study, drawn values, a job."""
+
 Metrics = Mapping[str, float]
 
 
@@ -74,11 +77,11 @@ class RecordedJob(Job):
     """
 
     role: Role
-    study: Mapping[str, Any]
+    study: PlainData
     seed: int
     epochs: int = 0
     _: KW_ONLY
-    params: Mapping[str, Any] = field(default_factory=dict)
+    params: PlainData = field(default_factory=dict)
     parent: str | None = None
     teachers: tuple[str, ...] = ()
     test: bool = False
@@ -91,9 +94,9 @@ class RecordedJob(Job):
         """File, below the storage, that holds the job's network at its end, or None."""
         return None
 
-    def plain(self) -> dict[str, Any]:
+    def plain(self) -> PlainData:
         """Return the job as the journal keeps it; `read_job` reads it back."""
-        data: dict[str, Any] = {
+        return {
             "id": self.id,
             "role": self.role,
             "study": self.study,
@@ -113,10 +116,10 @@ class RecordedJob(Job):
             "tags": self.tags,
             "metrics": self.metrics,
             "names": self.names,
+            **self._details(),
         }
-        return data | self._details()
 
-    def _details(self) -> dict[str, Any]:
+    def _details(self) -> PlainData:
         """Return the entries of `plain` that only this kind of job sets."""
         return {}
 
@@ -141,7 +144,7 @@ class TrainJob(RecordedJob):
     def network_file(self) -> str | None:
         return self.keep
 
-    def _details(self) -> dict[str, Any]:
+    def _details(self) -> PlainData:
         return {"outputs": self.cache_keys, "sole": self.exclusive, "keep": self.keep}
 
 
@@ -160,7 +163,7 @@ class EvaluateJob(RecordedJob):
     def network_file(self) -> str | None:
         return self.weights_file
 
-    def _details(self) -> dict[str, Any]:
+    def _details(self) -> PlainData:
         return {"measures": self.weights_file}
 
 
@@ -188,11 +191,11 @@ class ProbeDesign:
     possible: tuple[tuple[int, int], ...]
     steps: int
     batches: int
-    baseline: Mapping[str, Any]
+    baseline: PlainData
     baseline_teachers: tuple[str, ...]
     trained_baseline: str | None
 
-    def plain(self) -> dict[str, Any]:
+    def plain(self) -> PlainData:
         """Return the design as the journal keeps it."""
         return {
             "term": self.term,
@@ -209,7 +212,7 @@ class ProbeDesign:
         }
 
     @classmethod
-    def from_plain(cls, data: Mapping[str, Any]) -> ProbeDesign:
+    def from_plain(cls, data: PlainData) -> ProbeDesign:
         """Read a design from the journal."""
         return cls(
             term=data["term"],
@@ -233,7 +236,7 @@ class ProbeJob(RecordedJob):
     _: KW_ONLY
     design: ProbeDesign
 
-    def _details(self) -> dict[str, Any]:
+    def _details(self) -> PlainData:
         return {"probe": self.design.plain()}
 
 
@@ -249,7 +252,7 @@ class CacheJob(Job):
         share, shares: computes every `shares`-th file of the entry, from number `share`.
     """
 
-    study: Mapping[str, Any]
+    study: PlainData
     teacher: int
     weights_file: str
     entry: CacheSpec
@@ -278,15 +281,12 @@ QueuedJob = JournalJob | CacheJob
 AnyJob = QueuedJob | IdleJob
 
 
-def read_job(data: Mapping[str, Any]) -> JournalJob:
+def read_job(data: PlainData) -> JournalJob:
     """Read a recorded job from the journal."""
-    common: dict[str, Any] = {
-        name: data[name] for name in ("id", "role", "study", "seed", "epochs")
-    } | {
-        name: data[name]
-        for name in ("folder", "params", "parent", "test", "tags", "metrics", "names")
-        if name in data
-    }
+    required = ("id", "role", "study", "seed", "epochs")
+    optional = ("folder", "params", "parent", "test", "tags", "metrics", "names")
+    common = {name: data[name] for name in required}
+    common |= {name: data[name] for name in optional if name in data}
     common["teachers"] = tuple(data.get("teachers", ()))
     if data.get("probe") is not None:
         return ProbeJob(**common, design=ProbeDesign.from_plain(data["probe"]))
@@ -331,7 +331,7 @@ class Report:
     done: bool
     clock: Clock | None = None
     history: tuple[Metrics, ...] = ()
-    predictors: Mapping[str, Any] | None = None
+    predictors: PlainData | None = None
 
 
 @dataclass(frozen=True)

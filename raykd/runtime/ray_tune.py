@@ -157,7 +157,7 @@ class DriverOnly:
 
     _planner: Planner
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         return {}
 
 
@@ -173,7 +173,7 @@ class Suggestions(DriverOnly, Searcher):
         return Searcher.FINISHED if job is None else {"job": job}
 
     def on_trial_complete(
-        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
+        self, trial_id: str, result: dict[str, object] | None = None, error: bool = False
     ) -> None:
         pass
 
@@ -192,24 +192,29 @@ class Reports(DriverOnly, Callback):
         self._planner = planner
 
     def on_trial_result(
-        self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
+        self,
+        iteration: int,
+        trials: list[Trial],
+        trial: Trial,
+        result: dict[str, object],
+        **info: object,
     ) -> None:
         outcome = result.get("outcome")  # none of an idle job
         if isinstance(outcome, JobFailure):
             self._planner.job_failed(_job(trial).id, outcome)
         elif isinstance(outcome, Report):
-            self._planner.report(_job(trial).id, outcome, result["slot"])
+            self._planner.report(_job(trial).id, outcome, str(result["slot"]))
 
     def on_trial_complete(
-        self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
+        self, iteration: int, trials: list[Trial], trial: Trial, **info: object
     ) -> None:
         self._planner.end(_job(trial).id, "stopped")
 
-    def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
+    def on_step_end(self, iteration: int, trials: list[Trial], **info: object) -> None:
         self._planner.draw_ahead()
 
     def on_trial_error(
-        self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
+        self, iteration: int, trials: list[Trial], trial: Trial, **info: object
     ) -> None:
         error = trial.get_error()
         text = str(error or _written_error(trial)).strip() or "its slot was lost"
@@ -230,11 +235,11 @@ class Stopping(DriverOnly, FIFOScheduler):
         self._planner = planner
         self._rule = rule
 
-    def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
+    def on_trial_add(self, tune_controller: object, trial: Trial) -> None:
         if isinstance(self._rule, TuneRule) and _is_searched(trial):
             self._rule.added(trial)
 
-    def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
+    def on_trial_result(self, tune_controller: object, trial: Trial, result: dict[str, Any]) -> str:
         if isinstance(_job(trial), IdleJob):
             return self.STOP if self._planner.has_work else self.CONTINUE
         if self._rule is None or not _is_searched(trial) or result.get("done"):

@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ray import tune
 
@@ -22,6 +22,7 @@ from raykd.runtime.jobs import AnyJob, IdleJob, JobFailure, RecordedJob, Report
 from raykd.storage import Storage
 
 if TYPE_CHECKING:
+    from ray import ObjectRef
     from ray.train.torch import TorchTrainer
 
 START_TIMEOUT_S = 300.0
@@ -65,7 +66,7 @@ class Slot(tune.Trainable):
     """Actor that runs one job after another; `step` is one epoch of the present one."""
 
     def setup(  # type: ignore[override]
-        self, config: Mapping[str, AnyJob], shared: SlotSetup, data: list[Any]
+        self, config: Mapping[str, AnyJob], shared: SlotSetup, data: list[ObjectRef]
     ) -> None:
         import ray
 
@@ -85,7 +86,7 @@ class Slot(tune.Trainable):
         self._started = False
         return True
 
-    def step(self) -> dict[str, Any]:
+    def step(self) -> dict[str, object]:
         """Run the job up to its next report, and return that as a result of Tune."""
         if isinstance(self._job, IdleJob):
             time.sleep(self._job.seconds)
@@ -153,7 +154,7 @@ class Slot(tune.Trainable):
         if not self._trainer.is_alive():
             raise WorkersGone(self._ended or "Ray Train ended the worker group")
 
-    def _train_here(self, data: Any) -> None:
+    def _train_here(self, data: ObjectRef) -> None:
         """Run a group of one in this process."""
         try:
             self._trainer_of(data, processes=0).fit()
@@ -161,7 +162,7 @@ class Slot(tune.Trainable):
             ability = "go on" if self._channel.announcements else "start"
             self._ended = f"its workers cannot {ability}: {_last_line(error)}"
 
-    def _train_in_a_group(self, data: Any) -> None:
+    def _train_in_a_group(self, data: ObjectRef) -> None:
         """Run a group of processes, and start it again after it failed."""
         while True:
             announced = self._channel.announcements
@@ -174,7 +175,7 @@ class Slot(tune.Trainable):
                     self._ended = f"its workers cannot start: {_last_line(error)}"
                     return
 
-    def _trainer_of(self, data: Any, processes: int) -> TorchTrainer:
+    def _trainer_of(self, data: ObjectRef, processes: int) -> TorchTrainer:
         """Create a trainer whose processes serve the slot's channel; 0: in this process."""
         from ray.train import FailureConfig, RunConfig, ScalingConfig
         from ray.train.torch import TorchConfig, TorchTrainer

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 import torch.distributed as dist
@@ -67,6 +67,9 @@ from raykd.training.teacher_cache import (
 )
 from raykd.training.teacher_cache.builder import provenance_of
 from raykd.training.trainer import Training
+
+if TYPE_CHECKING:
+    from ray import ObjectRef
 
 POLL_S = 20.0
 """Seconds between two signs of life of idle ranks; well below any collective's timeout."""
@@ -476,7 +479,7 @@ class WorkerSetup:
 
     address: Address
     storage: str
-    data: Any
+    data: ObjectRef
     cpus: float
     gpus: float
     slots: int
