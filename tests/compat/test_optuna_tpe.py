@@ -36,21 +36,21 @@ def draw(trial: Trial) -> float:
         worth += trial.suggest_float("temperature", 1.0, 16.0) / 16
         worth += 0.1 * (trial.suggest_categorical("depth", [8, 14, 20]) == 14)
     elif kind == "mlp":
-        # Its range moves, so what was known of it must be looked up anew.
+        # Its range changes, so cached values must be looked up again.
         worth -= trial.suggest_float("drift", 0.0, 1.0 + trial.number // 40)
         worth += trial.suggest_int("layers", 1, 64, log=True) / 64
     return worth
 
 
 def end(study: optuna.Study, trial: Trial, worth: float, luck: np.random.RandomState) -> None:
-    """Tell how a trial ended: most whole, some stopped, failed or too dear."""
+    """End a trial: most are complete, some stopped, failed or infeasible."""
     values = [worth, trial.params["width"] * (1.0 + worth)][: len(study.directions)]
-    fate = luck.choice(["whole", "stopped", "failed", "dear"], p=[0.6, 0.2, 0.08, 0.12])
+    fate = luck.choice(["whole", "stopped", "failed", "infeasible"], p=[0.6, 0.2, 0.08, 0.12])
     if fate == "failed":
         study.tell(trial, state=TrialState.FAIL)
         return
-    trial.set_constraint("params", 1.0 if fate == "dear" else 0.0)
-    if fate == "whole" or (fate == "dear" and luck.rand() < 0.5):
+    trial.set_constraint("params", 1.0 if fate == "infeasible" else 0.0)
+    if fate == "whole" or (fate == "infeasible" and luck.rand() < 0.5):
         study.tell(trial, values)
     else:
         if len(values) == 1 and luck.rand() < 0.9:
@@ -61,18 +61,18 @@ def end(study: optuna.Study, trial: Trial, worth: float, luck: np.random.RandomS
 def run(
     sampler: TPESampler, storage: BaseStorage, objectives: int, live: int
 ) -> list[dict[str, Any]]:
-    """What a sampler draws while so many trials are under way, which end in any order."""
+    """Return the draws of a sampler with `live` running trials, which end in any order."""
     luck = np.random.RandomState(0)
     study = optuna.create_study(
         storage=storage, sampler=sampler, directions=DIRECTIONS[:objectives]
     )
-    under_way: list[tuple[Trial, float]] = []
+    running: list[tuple[Trial, float]] = []
     for _ in range(TRIALS):
-        while len(under_way) >= live:
-            trial, worth = under_way.pop(luck.randint(len(under_way)))
+        while len(running) >= live:
+            trial, worth = running.pop(luck.randint(len(running)))
             end(study, trial, worth, luck)
         trial = study.ask()
-        under_way.append((trial, draw(trial)))
+        running.append((trial, draw(trial)))
     return [trial.params for trial in study.get_trials(deepcopy=False)]
 
 
@@ -99,28 +99,28 @@ def test_draws_what_optunas_draws(
     objectives: int, live: int, storage: Callable[[Path], BaseStorage], tmp_path: Path
 ) -> None:
     arguments: dict[str, Any] = {"seed": 5, "n_startup_trials": 12, "constant_liar": live > 1}
-    swift = CachedTPE(**arguments)
-    found = run(swift, storage(tmp_path), objectives, live)
-    assert found == run(TPESampler(**arguments), storage(tmp_path), objectives, live)
-    assert found != run(CachedTPE(**arguments | {"seed": 6}), storage(tmp_path), objectives, live)
-    # All that makes it swift was in use.
-    assert swift._columns.keys() == {key for params in found for key in params}
-    assert swift._beaten.any() == (objectives == 1)
+    cached = CachedTPE(**arguments)
+    draws = run(cached, storage(tmp_path), objectives, live)
+    assert draws == run(TPESampler(**arguments), storage(tmp_path), objectives, live)
+    assert draws != run(CachedTPE(**arguments | {"seed": 6}), storage(tmp_path), objectives, live)
+    # All that makes it cached was in use.
+    assert cached._columns.keys() == {key for params in draws for key in params}
+    assert cached._beaten.any() == (objectives == 1)
 
 
 def test_a_trial_sees_what_ended_since_the_one_before() -> None:
     """Nothing of the last trial's looking up is used for the next."""
     sampler = CachedTPE(seed=0, n_startup_trials=1)
     study = optuna.create_study(sampler=sampler)
-    seen = []
+    counts = []
     for _ in range(6):
         trial = study.ask()
         trial.suggest_float("x", 0, 1)
         trial.suggest_float("y", 0, 1)
         split = sampler._split
-        seen.append(len(split.below) + len(split.above) if split else 0)
+        counts.append(len(split.below) + len(split.above) if split else 0)
         study.tell(trial, 1.0)
-    assert seen == [0, 1, 2, 3, 4, 5]
+    assert counts == [0, 1, 2, 3, 4, 5]
 
 
 def test_studies_get_the_swift_one() -> None:

@@ -8,7 +8,7 @@ from raykd.compat.optuna_trials import resume_trial
 
 
 def test_an_interrupted_trial_is_drawn_to_its_end() -> None:
-    """What it drew before stays, and it is told like any other."""
+    """Its first value stays, and it is finished like any other trial."""
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
     first = study.ask().suggest_float("x", 0, 1)
     [frozen] = study.get_trials()

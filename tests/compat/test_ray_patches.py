@@ -79,8 +79,8 @@ def test_an_action_runs_before_the_processes_end(monkeypatch: pytest.MonkeyPatch
     calls: list[str] = []
 
     class FakeNode:
-        def kill_all_processes(self, **how: Any) -> None:
-            calls.append(f"end {how}")
+        def kill_all_processes(self, **kwargs: Any) -> None:
+            calls.append(f"end {kwargs}")
 
     node = FakeNode()
     monkeypatch.setattr(worker, "_global_node", node)

@@ -13,12 +13,12 @@ from raykd.compat.stdlib import listening_socket
 def test_a_listener_tells_its_socket() -> None:
     """It becomes ready when a caller connects."""
     with Listener(("127.0.0.1", 0)) as listener:
-        found = listening_socket(listener)
-        assert isinstance(found, socket.socket)
-        assert found.getsockname() == listener.address
-        assert wait([found], timeout=0) == []
+        listening = listening_socket(listener)
+        assert isinstance(listening, socket.socket)
+        assert listening.getsockname() == listener.address
+        assert wait([listening], timeout=0) == []
         with Client(listener.address):
-            assert wait([found], timeout=10) == [found]
+            assert wait([listening], timeout=10) == [listening]
 
 
 SCRIPT = """\

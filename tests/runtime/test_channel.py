@@ -1,4 +1,4 @@
-"""A slot and rank 0 on one socket: numbered requests, lost groups, strangers."""
+"""A slot and rank 0 on left socket: numbered requests, lost groups, strangers."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ HOST = "127.0.0.1"
 
 
 def ok(reason: str = "fine") -> JobFailure:
-    """An outcome that can be told from others."""
+    """Return an outcome with this reason."""
     return JobFailure(reason)
 
 
@@ -40,39 +40,39 @@ def channel() -> Iterator[Channel]:
     channel.close()
 
 
-def meanwhile(work: Callable[[], Any]) -> threading.Thread:
+def in_thread(work: Callable[[], Any]) -> threading.Thread:
     thread = threading.Thread(target=work, daemon=True)
     thread.start()
     return thread
 
 
-def connected(channel: Channel) -> ChannelClient:
-    """A worker's end that has announced itself."""
-    ends: list[ChannelClient] = []
+def connect(channel: Channel) -> ChannelClient:
+    """A worker's client that has announced itself."""
+    clients: list[ChannelClient] = []
     before = channel.announcements
-    thread = meanwhile(lambda: ends.append(ChannelClient(channel.address)))
+    thread = in_thread(lambda: clients.append(ChannelClient(channel.address)))
     until = time.monotonic() + 10
     while channel.announcements == before and time.monotonic() < until:
         channel._accept_caller(0.1)
     thread.join()
-    return ends[0]
+    return clients[0]
 
 
-def served(end: ChannelClient, answers: int = 1) -> threading.Thread:
-    """Answers so many requests with what they ask."""
+def respond_to(client: ChannelClient, answers: int = 1) -> threading.Thread:
+    """Respond to requests with the text of their action."""
 
     def work() -> None:
         for _ in range(answers):
-            request = end.receive(10)
+            request = client.receive(10)
             assert request is not None
-            end.respond(request, ok(str(request.action)))
+            client.respond(request, ok(str(request.action)))
 
-    return meanwhile(work)
+    return in_thread(work)
 
 
 def test_requests_are_answered(channel: Channel) -> None:
-    end = connected(channel)
-    served(end, 3)
+    client = connect(channel)
+    respond_to(client, 3)
     start = StartJob(TrainJob("trial-0000", "trial", {}, seed=0, epochs=1))
     assert channel.request(start) == ok(str(start))
     assert channel.request(ContinueJob()) == ok("ContinueJob()")
@@ -81,106 +81,106 @@ def test_requests_are_answered(channel: Channel) -> None:
 
 
 def test_requests_are_numbered(channel: Channel) -> None:
-    end = connected(channel)
-    seen: list[int] = []
+    client = connect(channel)
+    numbers: list[int] = []
 
     def work() -> None:
         for _ in range(3):
-            request = end.receive(10)
+            request = client.receive(10)
             assert request is not None
-            seen.append(request.id)
-            end.respond(request, ok())
+            numbers.append(request.id)
+            client.respond(request, ok())
 
-    worker = meanwhile(work)
+    worker = in_thread(work)
     for _ in range(3):
         channel.request(ContinueJob())
     worker.join()
-    assert seen == sorted(set(seen)) and len(seen) == 3
+    assert numbers == sorted(set(numbers)) and len(numbers) == 3
 
 
 def test_a_late_answer_is_not_taken_for_the_next(channel: Channel) -> None:
-    end = connected(channel)
+    client = connect(channel)
 
     def work() -> None:
-        request = end.receive(10)
+        request = client.receive(10)
         assert request is not None
-        end.respond(Request(request.id - 1, ContinueJob()), ok("late"))
-        end.respond(Request(request.id + 7, ContinueJob()), ok("strange"))
-        end.respond(request, ok("in time"))
+        client.respond(Request(request.id - 1, ContinueJob()), ok("late"))
+        client.respond(Request(request.id + 7, ContinueJob()), ok("strange"))
+        client.respond(request, ok("in time"))
 
-    meanwhile(work)
+    in_thread(work)
     assert channel.request(ContinueJob()) == ok("in time")
 
 
 def test_an_answer_that_was_not_waited_for_is_passed_over(channel: Channel) -> None:
     """A second answer to the same request is still in the socket when the next is asked."""
-    end = connected(channel)
+    client = connect(channel)
 
     def work() -> None:
-        first = end.receive(10)
+        first = client.receive(10)
         assert first is not None
-        end.respond(first, ok("1"))
-        end.respond(first, ok("1 again"))
-        second = end.receive(10)
+        client.respond(first, ok("1"))
+        client.respond(first, ok("1 again"))
+        second = client.receive(10)
         assert second is not None
-        end.respond(second, ok("2"))
+        client.respond(second, ok("2"))
 
-    meanwhile(work)
+    in_thread(work)
     assert channel.request(ContinueJob()) == ok("1")
     assert channel.request(ContinueJob()) == ok("2")
 
 
 def test_a_group_that_starts_again_means_that_the_request_is_lost(channel: Channel) -> None:
-    first = connected(channel)
-    ends: list[ChannelClient] = []
+    first = connect(channel)
+    clients: list[ChannelClient] = []
 
     def work() -> None:
         assert first.receive(10) is not None  # takes the request and never answers
-        ends.append(ChannelClient(channel.address))
+        clients.append(ChannelClient(channel.address))
 
-    worker = meanwhile(work)
+    worker = in_thread(work)
     with pytest.raises(WorkersLost, match="started again"):
         channel.request(ContinueJob())
     worker.join()
     assert channel.announcements == 2
-    served(ends[0])
+    respond_to(clients[0])
     assert channel.request(ContinueJob()) == ok("ContinueJob()")
 
 
 def test_a_group_that_dies_is_lost_and_waited_for(channel: Channel) -> None:
-    end = connected(channel)
+    client = connect(channel)
 
     def work() -> None:
-        assert end.receive(10) is not None
-        end._connection.close()
+        assert client.receive(10) is not None
+        client._connection.close()
 
-    meanwhile(work)
+    in_thread(work)
     with pytest.raises(WorkersLost, match="went away"):
         channel.request(ContinueJob())
     with pytest.raises(WorkersLost, match="no worker group"):
         channel.request(ContinueJob())
-    ends: list[ChannelClient] = []
-    newcomer = meanwhile(lambda: ends.append(ChannelClient(channel.address)))
+    clients: list[ChannelClient] = []
+    newcomer = in_thread(lambda: clients.append(ChannelClient(channel.address)))
     channel.wait_for_workers(10)
     newcomer.join()
-    served(ends[0])
+    respond_to(clients[0])
     assert channel.request(ContinueJob()) == ok("ContinueJob()")
 
 
 def test_a_group_that_died_between_two_requests_is_lost(channel: Channel) -> None:
-    end = connected(channel)
-    served(end)
+    client = connect(channel)
+    respond_to(client)
     channel.request(ContinueJob())
-    end._connection.close()
+    client._connection.close()
     with pytest.raises(WorkersLost):
         channel.request(ContinueJob())
 
 
 def test_a_group_that_restarted_between_two_requests_is_noticed(channel: Channel) -> None:
     """The old connection still looks alive (its node went away without a word)."""
-    old = connected(channel)
-    ends: list[ChannelClient] = []
-    meanwhile(lambda: ends.append(ChannelClient(channel.address)))
+    old = connect(channel)
+    clients: list[ChannelClient] = []
+    in_thread(lambda: clients.append(ChannelClient(channel.address)))
     with pytest.raises(WorkersLost, match="started again"):
         channel.request(ContinueJob())
     request = old.receive(10)
@@ -201,7 +201,7 @@ def test_a_wrong_key_is_refused(channel: Channel) -> None:
         except (AuthenticationError, OSError, EOFError) as error:
             refused.append(error)
 
-    thread = meanwhile(stranger)
+    thread = in_thread(stranger)
     with pytest.raises(WorkersGone):
         channel.wait_for_workers(1.0)
     thread.join(10)
@@ -209,17 +209,17 @@ def test_a_wrong_key_is_refused(channel: Channel) -> None:
 
 
 def test_a_stranger_does_not_cost_the_workers_their_request(channel: Channel) -> None:
-    end = connected(channel)
+    client = connect(channel)
 
     def work() -> None:
-        request = end.receive(10)
+        request = client.receive(10)
         assert request is not None
         try:
             ChannelClient(Address(channel.address.host, channel.address.port, b"a guess"))
         except (AuthenticationError, OSError, EOFError):
-            end.respond(request, ok())
+            client.respond(request, ok())
 
-    meanwhile(work)
+    in_thread(work)
     assert channel.request(ContinueJob()) == ok()
     assert channel.announcements == 1
 
@@ -229,16 +229,16 @@ def test_a_caller_that_says_nothing_does_not_hold_the_slot_up(
 ) -> None:
     monkeypatch.setattr(channels, "HANDSHAKE_S", 1)
     channel = Channel(HOST)
-    end = connected(channel)
+    client = connect(channel)
     with socket.create_connection((HOST, channel.address.port)):
 
         def work() -> None:
-            request = end.receive(10)
+            request = client.receive(10)
             assert request is not None
             time.sleep(0.3)
-            end.respond(request, ok())
+            client.respond(request, ok())
 
-        meanwhile(work)
+        in_thread(work)
         began = time.monotonic()
         assert channel.request(ContinueJob()) == ok()
         assert time.monotonic() - began < 8
@@ -248,89 +248,89 @@ def test_a_caller_that_says_nothing_does_not_hold_the_slot_up(
 def test_a_slow_epoch_is_not_taken_for_silence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(channels, "HANDSHAKE_S", 1)
     channel = Channel(HOST)
-    end = connected(channel)
+    client = connect(channel)
 
     def work() -> None:
-        request = end.receive(10)
+        request = client.receive(10)
         assert request is not None
         time.sleep(2.5)
-        end.respond(request, ok())
+        client.respond(request, ok())
 
-    meanwhile(work)
+    in_thread(work)
     assert channel.request(ContinueJob()) == ok()
     channel.close()
 
 
 def test_large_answers_arrive(channel: Channel) -> None:
-    end = connected(channel)
+    client = connect(channel)
     history = [{"val_accuracy": i / 1000, "x" * 100: 0.0} for i in range(20_000)]
 
     def work() -> None:
-        request = end.receive(10)
+        request = client.receive(10)
         assert request is not None
-        end.respond(request, Report(1, {}, done=False, history=tuple(history)))
+        client.respond(request, Report(1, {}, done=False, history=tuple(history)))
 
-    meanwhile(work)
+    in_thread(work)
     outcome = channel.request(ContinueJob())
     assert isinstance(outcome, Report) and list(outcome.history) == history
 
 
 def test_when_the_slot_closes_the_worker_is_told_and_then_sees_the_end() -> None:
     channel = Channel(HOST)
-    end = connected(channel)
+    client = connect(channel)
     channel.close()
-    request = end.receive(10)
+    request = client.receive(10)
     assert request is not None and request.action == Exit()
     with pytest.raises(EOFError):
-        end.receive(10)
+        client.receive(10)
 
 
 def test_a_slot_that_dies_is_seen_by_the_worker() -> None:
     channel = Channel(HOST)
-    end = connected(channel)
+    client = connect(channel)
     assert channel._connection is not None
     channel._connection.close()  # as the system does for a process that was killed
     with pytest.raises((EOFError, OSError)):
-        end.receive(10)
+        client.receive(10)
     channel.close()
 
 
 def test_closing_twice_and_after_the_workers_died() -> None:
     channel = Channel(HOST)
-    end = connected(channel)
-    end._connection.close()
+    client = connect(channel)
+    client._connection.close()
     channel.close()
     channel.close()
 
 
 def test_an_idle_worker_gets_none(channel: Channel) -> None:
-    end = connected(channel)
-    assert end.receive(0.05) is None
+    client = connect(channel)
+    assert client.receive(0.05) is None
 
 
 def test_waiting_ends_when_nobody_can_come_any_more() -> None:
-    def gone() -> None:
+    def check_alive() -> None:
         raise WorkersGone("Ray Train ended the worker group")
 
-    channel = Channel(HOST, gone)
+    channel = Channel(HOST, check_alive)
     with pytest.raises(WorkersGone, match="ended"):
         channel.wait_for_workers(60)
     channel.close()
 
 
 def test_asking_ends_when_nobody_can_come_any_more() -> None:
-    trouble: list[str] = []
+    errors: list[str] = []
 
     def check() -> None:
-        if trouble:
-            raise WorkersGone(trouble[0])
+        if errors:
+            raise WorkersGone(errors[0])
 
     channel = Channel(HOST, check)
-    end = connected(channel)
-    trouble.append("the controller failed")
+    client = connect(channel)
+    errors.append("the controller failed")
     with pytest.raises(WorkersGone, match="controller"):
         channel.request(ContinueJob())
-    assert end.receive(1) is not None
+    assert client.receive(1) is not None
     channel.close()
 
 
@@ -340,9 +340,9 @@ def test_nobody_came_in_time(channel: Channel) -> None:
 
 
 def test_every_slot_has_a_key_of_its_own() -> None:
-    one, other = Channel(HOST), Channel(HOST)
-    assert one.address.key != other.address.key and len(one.address.key) >= 32
-    assert one.address.port != other.address.port
-    assert repr(one.address.key) not in repr(Request(1, ContinueJob()))
-    one.close()
-    other.close()
+    left, right = Channel(HOST), Channel(HOST)
+    assert left.address.key != right.address.key and len(left.address.key) >= 32
+    assert left.address.port != right.address.port
+    assert repr(left.address.key) not in repr(Request(1, ContinueJob()))
+    left.close()
+    right.close()

@@ -37,7 +37,7 @@ def test_ray_is_not_imported_before_its_settings_stand() -> None:
 
 
 @pytest.mark.parametrize(
-    ("asked", "nodes", "plan"),
+    ("fields", "nodes", "plan"),
     [
         ({}, LAPTOP, (2, 1, 1, 0)),
         ({"slots": 1}, LAPTOP, (1, 1, 1, 0)),
@@ -68,14 +68,14 @@ def test_ray_is_not_imported_before_its_settings_stand() -> None:
     ],
 )
 def test_slots(
-    asked: dict[str, Any], nodes: list[dict[str, float]], plan: tuple[float, ...]
+    fields: dict[str, Any], nodes: list[dict[str, float]], plan: tuple[float, ...]
 ) -> None:
-    found = plan_slots(cluster(**asked), nodes)
-    assert (found.slots, found.workers, found.cpus, found.gpus) == plan
+    slots = plan_slots(cluster(**fields), nodes)
+    assert (slots.slots, slots.workers, slots.cpus, slots.gpus) == plan
 
 
 @pytest.mark.parametrize(
-    ("asked", "nodes", "field", "fix"),
+    ("fields", "nodes", "field", "fix"),
     [
         ({"gpus_per_worker": 1}, LAPTOP, "gpus_per_worker", "to 0 or auto"),
         ({"gpus_per_worker": 0.5}, LAPTOP, "gpus_per_worker", "to 0 or auto"),
@@ -89,10 +89,10 @@ def test_slots(
     ],
 )
 def test_what_can_never_be_placed_is_refused_by_name(
-    asked: dict[str, Any], nodes: list[dict[str, float]], field: str, fix: str
+    fields: dict[str, Any], nodes: list[dict[str, float]], field: str, fix: str
 ) -> None:
     with pytest.raises(StudyError) as refused:
-        plan_slots(cluster(**asked), nodes)
+        plan_slots(cluster(**fields), nodes)
     [problem] = refused.value.problems
     assert problem.path == f"cluster.{field}"
     assert fix in problem.fix and "RAY_ADDRESS" in problem.fix
@@ -101,8 +101,8 @@ def test_what_can_never_be_placed_is_refused_by_name(
 
 
 def test_the_mend_of_a_refusal_works() -> None:
-    for asked in ({"workers_per_trial": 2}, {"cpus_per_worker": 2}, {"gpus_per_worker": "auto"}):
-        assert plan_slots(cluster(**asked), LAPTOP).slots >= 1
+    for fields in ({"workers_per_trial": 2}, {"cpus_per_worker": 2}, {"gpus_per_worker": "auto"}):
+        assert plan_slots(cluster(**fields), LAPTOP).slots >= 1
 
 
 def test_this_machine_is_one_node() -> None:
@@ -190,5 +190,5 @@ assert not ray.is_initialized()
 def test_processes_that_become_slots_have_imported_what_they_need() -> None:
     """And have the driver's settings, by inheritance."""
     command = [sys.executable, "-c", SLOTS]
-    found = subprocess.run(command, capture_output=True, text=True, check=True, timeout=300)
-    assert found.stdout.split() == ["True", "0"], found.stderr
+    process = subprocess.run(command, capture_output=True, text=True, check=True, timeout=300)
+    assert process.stdout.split() == ["True", "0"], process.stderr

@@ -74,11 +74,11 @@ def test_the_front_of_a_young_rung_goes_on_whole() -> None:
 
 def test_no_more_than_one_in_so_many_goes_on_in_the_long_run() -> None:
     rule = asha()
-    kept = 0
+    count = 0
     order = np.random.default_rng(0).permutation(60)
     for i in map(int, order):  # all of them non-dominated: only room decides
-        kept += keeps(rule, str(i), 1, 0.5 + i / 1000, 100 + i)
-    assert 10 <= kept <= 30  # about one in three of the 60
+        count += keeps(rule, str(i), 1, 0.5 + i / 1000, 100 + i)
+    assert 10 <= count <= 30  # about one in three of the 60
 
 
 def test_the_cut_keeps_the_ends_of_the_front() -> None:
@@ -110,7 +110,7 @@ def test_another_result_for_a_rung_takes_the_place_of_the_first() -> None:
     rule = asha()
     assert keeps(rule, "a", 1, 0.2, 1)
     assert keeps(rule, "b", 1, 0.3, 1)
-    assert not keeps(rule, "a", 1, 0.1, 1)  # judged as itself, not as whoever came last
+    assert not keeps(rule, "a", 1, 0.1, 1)  # judged as itself, not as the last to arrive
     assert keeps(rule, "a", 1, 0.9, 1)
     assert not keeps(rule, "c", 1, 0.8, 1)
 
@@ -174,8 +174,8 @@ def test_tunes_asha_minimises_where_less_is_better() -> None:
 def test_tunes_median_stops_what_is_below_the_median() -> None:
     rule = make_stopping_rule(search(scheduler=Median(grace_epochs=2, min_trials=3)), 5)
     assert rule is not None
-    found = decisions(rule, [0.5, 0.6, 0.7, 0.1, 0.65], epochs=5)
-    assert found == {0: 5, 1: 5, 2: 5, 3: 2, 4: 5}
+    epochs = decisions(rule, [0.5, 0.6, 0.7, 0.1, 0.65], epochs=5)
+    assert epochs == {0: 5, 1: 5, 2: 5, 3: 2, 4: 5}
 
 
 def test_tunes_median_waits_for_enough_trials() -> None:

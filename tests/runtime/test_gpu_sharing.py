@@ -1,4 +1,4 @@
-"""How many trials share a GPU: when it is tried, what is chosen, and that trainings really run."""
+"""Sharing of a GPU by trials: when it is measured, the choice, and a measurement."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from raykd.runtime import gpu_sharing as packing
+from raykd.runtime import gpu_sharing
 from raykd.runtime.cluster import plan_slots, ray_session
 from raykd.runtime.gpu_sharing import (
     best_count,
@@ -43,7 +43,7 @@ def study(tmp_path: Path) -> OpenStudy:
 
 
 @pytest.mark.parametrize(
-    ("asked", "nodes", "most"),
+    ("fields", "nodes", "most"),
     [
         ({}, SERVER, 4),
         ({}, [{"CPU": 8.0, "GPU": 4.0}], 2),
@@ -61,9 +61,9 @@ def study(tmp_path: Path) -> OpenStudy:
     ],
 )
 def test_tried_where_the_study_leaves_it_open_and_cpus_suffice(
-    asked: dict[str, Any], nodes: list[dict[str, float]], most: int
+    fields: dict[str, Any], nodes: list[dict[str, float]], most: int
 ) -> None:
-    assert max_trials_per_gpu(Cluster(**asked), nodes) == most
+    assert max_trials_per_gpu(Cluster(**fields), nodes) == most
 
 
 @pytest.mark.parametrize(
@@ -90,7 +90,7 @@ def test_the_best_share_becomes_the_plan(study: OpenStudy, monkeypatch: pytest.M
         tried.append(share)
         return {1: 10.0, 2: 19.0, 4: 19.5} if counts == [1, 2, 4] else {}
 
-    monkeypatch.setattr(packing, "measure_rates", measured)
+    monkeypatch.setattr(gpu_sharing, "measure_rates", measured)
     data = study.settings.data.load()
     cluster, rates = measure_sharing(study, task_of(data), data, SERVER)
     assert tried == [{"num_cpus": 1, "num_gpus": 0.25}]
@@ -117,8 +117,8 @@ def test_without_a_gpu_nothing_is_tried(study: OpenStudy) -> None:
 def test_trainings_run_side_by_side_on_ray(
     study: OpenStudy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On shares of a CPU, where no GPU is at hand."""
-    monkeypatch.setattr(packing, "MEASURE_S", 0.5)
+    """With shares of a CPU, since there may be no GPU."""
+    monkeypatch.setattr(gpu_sharing, "MEASURE_S", 0.5)
     data = study.settings.data.load()
     example = example_training(study, task_of(data))
     assert example is not None and example.scheme.name == "alone"

@@ -1,4 +1,4 @@
-"""What a slot makes of a training function in its own process that ends before its time."""
+"""Slots whose training function, in the slot's own process, ends too early."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def slot_of(
     setup = SlotSetup(
         str(folder), workers=1, slots=1, cpus=1, gpus=0, max_failures=2, folder=str(folder)
     )
-    slot.setup({"job": FIRST}, setup, [None])
+    slot.setup({"job": FIRST}, setup, [None])  # type: ignore[list-item]
     return slot
 
 

@@ -148,11 +148,11 @@ def test_only_a_training_that_all_wait_for_takes_all_threads(worker: Worker) -> 
     context = dataclasses.replace(worker.context, threads=1, exclusive_threads=2)
     worker = Worker(context)
     try:
-        taken = []
+        counts = []
         for number, exclusive in enumerate((True, False)):
             start(worker, job_of(alone(), f"trial-{number:04d}", exclusive=exclusive))
-            taken.append(torch.get_num_threads())
-        assert taken == [2, 1]
+            counts.append(torch.get_num_threads())
+        assert counts == [2, 1]
     finally:
         torch.set_num_threads(before)
 
@@ -187,9 +187,9 @@ def test_a_training_goes_on_in_another_process(storage: Storage) -> None:
 def test_an_epoch_that_was_saved_but_not_answered_is_not_trained_again(storage: Storage) -> None:
     study = alone(epochs=2)
     *_, last = run(worker_of(storage), job_of(study, test=True))
-    again = start(worker_of(storage), job_of(study, test=True))
-    assert again.done and again.epoch == 2 and len(again.history) == 2
-    assert again.metrics == last.metrics, "to the second: nothing was trained"
+    report = start(worker_of(storage), job_of(study, test=True))
+    assert report.done and report.epoch == 2 and len(report.history) == 2
+    assert report.metrics == last.metrics, "to the second: nothing was trained"
 
 
 def test_a_state_of_another_training_is_a_failure(storage: Storage) -> None:
@@ -277,16 +277,16 @@ def test_an_exception_is_the_answer_and_the_seat_is_free_again(
 
 def test_a_failed_training_is_let_go(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
     start(worker, job_of(alone()))
-    gone = weakref.ref(present_training(worker))
+    reference = weakref.ref(present_training(worker))
     collect, collected = gc.collect, list[bool]()
 
     def fail(_: Training) -> Any:
         raise torch.OutOfMemoryError("out of memory")
 
     def watched() -> int:
-        found = collect()
-        collected.append(gone() is None)
-        return found
+        result = collect()
+        collected.append(reference() is None)
+        return result
 
     monkeypatch.setattr(gc, "collect", watched)
     monkeypatch.setattr(Training, "run_epoch", fail)
@@ -340,8 +340,8 @@ def test_a_gpu_that_cannot_be_used_any_more_takes_the_group_down(
         proceed(worker)
     reason = storage.read(job.failure_file)
     assert reason is not None
-    said, place = reason.decode().split("\n")
-    assert said == "RuntimeError: CUDA error: device-side assert triggered"
+    text, place = reason.decode().split("\n")
+    assert text == "RuntimeError: CUDA error: device-side assert triggered"
     assert place.startswith(f"{__file__}:")
 
 

@@ -49,7 +49,7 @@ def default_handlers(monkeypatch: pytest.MonkeyPatch) -> Any:
 def test_it_acts_as_ctrl_c(number: signal.Signals, ctrl_c: Any) -> None:
     """Also in a background job of a shell, which ignores Ctrl-C."""
     signal.signal(signal.SIGINT, ctrl_c)
-    seen: list[str] = []
+    calls: list[str] = []
 
     @stop_on_signals()
     def run() -> None:
@@ -57,14 +57,14 @@ def test_it_acts_as_ctrl_c(number: signal.Signals, ctrl_c: Any) -> None:
             signal.raise_signal(number)
         except KeyboardInterrupt:
             assert received_stop_signal()
-            begin_cleanup(hurry=lambda: seen.append("hurry"))
+            begin_cleanup(hurry=lambda: calls.append("hurry"))
             signal.raise_signal(number)  # does not interrupt the cleaning up
-            seen.append("cleaned up")
+            calls.append("cleaned up")
             raise
 
     with pytest.raises(Terminated) as ended:
         run()
-    assert ended.value.code == 128 + number and seen == ["hurry", "cleaned up"]
+    assert ended.value.code == 128 + number and calls == ["hurry", "cleaned up"]
     assert signal.getsignal(number) == signal.SIG_DFL and not received_stop_signal()
 
 
@@ -74,10 +74,10 @@ def test_ctrl_c_stays_ctrl_c() -> None:
 
 
 def test_the_host_program_s_handlers_are_respected() -> None:
-    seen: list[int] = []
+    calls: list[int] = []
 
     def own(number: int, frame: Any) -> None:
-        seen.append(number)
+        calls.append(number)
 
     signal.signal(signal.SIGTERM, own)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # nohup
@@ -86,20 +86,20 @@ def test_the_host_program_s_handlers_are_respected() -> None:
         restore_signal_handlers()
         signal.raise_signal(signal.SIGTERM)
         signal.raise_signal(signal.SIGHUP)
-    assert seen == [signal.SIGTERM] and signal.getsignal(signal.SIGTERM) is own
+    assert calls == [signal.SIGTERM] and signal.getsignal(signal.SIGTERM) is own
 
 
 def test_in_another_thread_nothing_is_installed() -> None:
-    seen: list[Any] = []
+    calls: list[Any] = []
 
     def run() -> None:
         with stop_on_signals():
-            seen.append(signal.getsignal(signal.SIGTERM))
+            calls.append(signal.getsignal(signal.SIGTERM))
 
     thread = threading.Thread(target=run)
     thread.start()
     thread.join()
-    assert seen == [signal.SIG_DFL]
+    assert calls == [signal.SIG_DFL]
 
 
 def test_a_deep_temporary_folder_is_not_for_sockets(
@@ -140,17 +140,17 @@ def test_a_search_on_ray_is_stopped_in_order(times: int, tmp_path: Path) -> None
     environment = os.environ | {"TMPDIR": str(deep)}
     with subprocess.Popen(command, cwd=tmp_path, env=environment, **pipe) as process:
         assert process.stdout is not None
-        said = []
+        lines = []
         for line in process.stdout:
-            said.append(line)
+            lines.append(line)
             if "teacher" in line:
                 break
-        assert process.poll() is None, "".join(said)
+        assert process.poll() is None, "".join(lines)
         for _ in range(times):
             process.terminate()
             threading.Event().wait(1)
         rest = process.stdout.read()
-        assert process.wait(60) == 143, "".join(said) + rest
+        assert process.wait(60) == 143, "".join(lines) + rest
     assert "raykd search --resume studies/small-" in rest and "***" not in rest
     [journal] = tmp_path.glob("studies/small-*/journal.jsonl")
     last = json.loads(journal.read_text().splitlines()[-1])

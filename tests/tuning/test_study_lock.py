@@ -44,9 +44,9 @@ with locked(Path(sys.argv[1]), "search"):
     time.sleep(60)
 """
 
-OWN = Identity.of_this_process()
-ELSEWHERE = replace(OWN, host="elsewhere", boot="another-boot", pid=1, started=12345)
-CONTAINER = replace(OWN, host="container", namespace="pid:[1]", pid=1, started=12345)
+PRESENT = Identity.of_this_process()
+ELSEWHERE = replace(PRESENT, host="elsewhere", boot="another-boot", pid=1, started=12345)
+CONTAINER = replace(PRESENT, host="container", namespace="pid:[1]", pid=1, started=12345)
 """A process of this machine whose number means nothing here."""
 
 
@@ -80,9 +80,9 @@ def refusal(folder: Path) -> str:
 def test_a_folder_is_taken_and_given_back(tmp_path: Path) -> None:
     assert active_driver(tmp_path) is None
     with locked(tmp_path, "search"):
-        found = active_driver(tmp_path)
-        assert found is not None and found.identity == OWN and found.work == "search"
-        assert f"process {os.getpid()}" in str(found)
+        driver = active_driver(tmp_path)
+        assert driver is not None and driver.identity == PRESENT and driver.work == "search"
+        assert f"process {os.getpid()}" in str(driver)
     assert active_driver(tmp_path) is None
     with locked(tmp_path, "pairs"):
         assert active_driver(tmp_path) is not None
@@ -90,16 +90,19 @@ def test_a_folder_is_taken_and_given_back(tmp_path: Path) -> None:
 
 def test_a_second_driver_is_refused_and_told_who_works_there(tmp_path: Path) -> None:
     with held_by_another(tmp_path) as process:
-        said = refusal(tmp_path)
-        assert f"process {process.pid} on {OWN.host}, since 2" in said and "raykd search" in said
-        found = active_driver(tmp_path)
-        assert found is not None and found.identity.pid == process.pid
+        message = refusal(tmp_path)
+        assert (
+            f"process {process.pid} on {PRESENT.host}, since 2" in message
+            and "raykd search" in message
+        )
+        driver = active_driver(tmp_path)
+        assert driver is not None and driver.identity.pid == process.pid
         process.kill()
         process.wait()
         assert active_driver(tmp_path) is None, "it died without giving the folder back"
         with locked(tmp_path, "search"):
             assert read_driver(tmp_path) == replace(
-                read_driver(tmp_path) or found, identity=OWN, released=False
+                read_driver(tmp_path) or driver, identity=PRESENT, released=False
             )
 
 
@@ -112,25 +115,25 @@ def test_a_suspended_driver_is_not_taken_over(tmp_path: Path) -> None:
 
 
 def test_a_second_thread_is_refused(tmp_path: Path) -> None:
-    said: list[str] = []
+    message: list[str] = []
     with locked(tmp_path, "search"):
-        thread = threading.Thread(target=lambda: said.append(refusal(tmp_path)))
+        thread = threading.Thread(target=lambda: message.append(refusal(tmp_path)))
         thread.start()
         thread.join()
         (tmp_path / "link").symlink_to(tmp_path)
-        said.append(refusal(tmp_path / "link"))
+        message.append(refusal(tmp_path / "link"))
         # The failed tries must not have freed the operating system's lock.
         code = HOLDER.replace("time.sleep(60)", "")
         run = subprocess.run(
             [sys.executable, "-c", code, tmp_path], capture_output=True, text=True, check=False
         )
         assert run.returncode == 1 and f"process {os.getpid()}" in run.stderr
-    assert all(f"process {os.getpid()}" in one for one in said) and len(said) == 2
+    assert all(f"process {os.getpid()}" in text for text in message) and len(message) == 2
 
 
 def test_the_number_of_a_dead_process_may_be_used_again(tmp_path: Path) -> None:
     """In a container a driver always is process 1: when it started tells them apart."""
-    write_record(tmp_path, replace(OWN, started=OWN.started - 1))
+    write_record(tmp_path, replace(PRESENT, started=PRESENT.started - 1))
     with locked(tmp_path, "search"):
         pass
 
@@ -142,9 +145,9 @@ def test_a_driver_on_another_machine_is_dead_when_it_is_silent(
     write_record(tmp_path, ELSEWHERE, age)
     assert (active_driver(tmp_path) is not None) is fresh
     if fresh:
-        said = refusal(tmp_path)
-        assert "process 1 on elsewhere" in said and f"{age:.0f} s ago" in said
-        assert str(tmp_path / LOCK) in said
+        message = refusal(tmp_path)
+        assert "process 1 on elsewhere" in message and f"{age:.0f} s ago" in message
+        assert str(tmp_path / LOCK) in message
     else:
         with locked(tmp_path, "search"):
             pass
@@ -191,8 +194,8 @@ def test_a_driver_that_slept_too_long_notices_before_it_writes(
             check_lock(tmp_path)
         assert is_lost(tmp_path) and not is_lost(tmp_path / "other")
     assert [event["event"] for event in events(path)] == ["note"]
-    found = read_driver(tmp_path)
-    assert found is not None and found.token == "another", "it is not ours to give back"
+    driver = read_driver(tmp_path)
+    assert driver is not None and driver.token == "another", "it is not ours to give back"
 
 
 @pytest.mark.parametrize(("silent", "lost"), [(TRUSTED_S + 1, False), (STALE_S + 1, True)])

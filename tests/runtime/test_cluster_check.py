@@ -78,14 +78,14 @@ def test_nobody_listens() -> None:
 
 
 def test_an_unknown_host() -> None:
-    what, _ = refusal("no-such-host.invalid:6379")
-    assert "no-such-host.invalid is unknown" in what or "could not be resolved" in what
+    message, _ = refusal("no-such-host.invalid:6379")
+    assert "no-such-host.invalid is unknown" in message or "could not be resolved" in message
 
 
 def test_a_server_that_is_no_cluster(listener: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reaching, "ANSWER_S", 3.0)
-    what, _ = refusal(listener)
-    assert "within 3 s" in what
+    message, _ = refusal(listener)
+    assert "within 3 s" in message
 
 
 def test_a_missing_token(listener: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -97,9 +97,9 @@ def test_a_missing_token(listener: str, tmp_path: Path, monkeypatch: pytest.Monk
     assert f"{tmp_path}/token is empty" in refusal(listener)[0]
 
 
-def answers(said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def answers(script: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Have the process that asks print this, as a cluster would make it."""
-    monkeypatch.setattr(reaching, "CLUSTER_QUERY", said)
+    monkeypatch.setattr(reaching, "CLUSTER_QUERY", script)
 
 
 def test_a_wrong_token(listener: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -111,16 +111,20 @@ def test_a_wrong_token(listener: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("ray", "python", "said"),
+    ("ray", "python", "difference"),
     [("1.0", None, "Ray 1.0, this machine"), (None, "2.7.1", "Python 2.7.1, this machine")],
 )
 def test_other_versions(
-    ray: str | None, python: str | None, said: str, listener: str, monkeypatch: pytest.MonkeyPatch
+    ray: str | None,
+    python: str | None,
+    difference: str,
+    listener: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    found = {"ray_version": ray, "python_version": python}
-    answers(f"print({json.dumps(json.dumps(found))})", monkeypatch)
+    versions = {"ray_version": ray, "python_version": python}
+    answers(f"print({json.dumps(json.dumps(versions))})", monkeypatch)
     message, fix = refusal(listener)
-    assert said in message and "same versions" in fix
+    assert difference in message and "same versions" in fix
 
 
 def test_a_search_is_refused_before_anything_is_written(
