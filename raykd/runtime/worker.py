@@ -13,7 +13,7 @@ import sys
 import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Literal
@@ -279,8 +279,18 @@ class Worker:
             teacher=self._teachers_of(baseline, design.baseline_teachers, ()),
             placement=Placement(self.context.device),
         )
+        pairs = ProbedPairs(
+            hints=design.hints,
+            guided=design.guided,
+            teacher_layers=design.teacher_layers,
+            student_layers=design.student_layers,
+            term=replace(study.knowledge[design.term], pairs=None),
+            possible=design.possible,
+            steps=design.steps,
+            batches=design.batches,
+        )
         predictors = probe_layers(
-            ProbedPairs.from_plain(design.plain(), study.knowledge),
+            pairs,
             training,
             teacher=teacher,
             trained=self._network(None, trained) if trained else None,

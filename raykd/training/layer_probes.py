@@ -61,20 +61,6 @@ class ProbedPairs:
     steps: int
     batches: int
 
-    @classmethod
-    def from_plain(cls, data: Mapping[str, Any], knowledge: Sequence[Term]) -> ProbedPairs:
-        """Read a design from plain data, whose `term` is the number of a term of `knowledge`."""
-        return cls(
-            hints=tuple(data["hints"]),
-            guided=tuple(data["guided"]),
-            teacher_layers=tuple(data["teacher_layers"]),
-            student_layers=tuple(data["student_layers"]),
-            term=replace(knowledge[data["term"]], pairs=None),
-            possible=tuple((hint, guided) for hint, guided in data["possible"]),
-            steps=data["steps"],
-            batches=data["batches"],
-        )
-
 
 def probe_layers(
     design: ProbedPairs,
