@@ -1,4 +1,4 @@
-"""What is wrong with a study, said so that it can be mended."""
+"""Errors of studies and runs."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Problem:
-    """One mistake.
+    """Mistake in a study or its environment.
 
     Attributes:
-        message: what was found and what is allowed, in one sentence.
-        path: the place in the study, dotted (`knowledge[0].loss.temperature`); empty for the
-            whole file or for things outside it.
-        fix: how to mend it; empty where `message` says it all.
-        file: the study file, or empty.
-        line: its line, counted from 1; 0 where there is none.
+        message: invalid value and allowed values, in one sentence.
+        path: dotted path in the study (`knowledge[0].loss.temperature`); empty for the whole file
+            or for anything outside it.
+        fix: way to fix the mistake; may be empty.
+        file: study file, or empty.
+        line: line in the file, counted from 1; 0 if unknown.
     """
 
     message: str
@@ -33,7 +33,7 @@ class Problem:
 
 
 class StudyError(ValueError):
-    """A study, or the place it is to run in, is not fit to start; carries every problem found."""
+    """Raised if a study, its data or the machine has problems; contains all of them."""
 
     def __init__(self, problems: Problem | str | Sequence[Problem]) -> None:
         if isinstance(problems, str):
@@ -46,9 +46,9 @@ class StudyError(ValueError):
 
 
 class Terminated(SystemExit):
-    """SIGTERM or SIGHUP ended a run, which was put in order as after Ctrl-C.
+    """Raised after SIGTERM or SIGHUP, once the run has been closed as after Ctrl-C.
 
-    Leaves the program with the usual exit code: 128 + the signal's number.
+    The exit code of the program is 128 + the number of the signal, as usual.
     """
 
     def __init__(self, signal: int) -> None:
@@ -57,7 +57,7 @@ class Terminated(SystemExit):
 
 
 class Infeasible(ValueError):
-    """A sampled point that cannot be a trial (a broken constraint, an impossible pairing).
+    """Raised for a sampled point that cannot be a trial (violated constraint, impossible pairing).
 
-    The search draws again; it is no fault of the study.
+    The search then draws another point.
     """

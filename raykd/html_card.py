@@ -1,4 +1,4 @@
-"""Cards: what a notebook shows for a study or a result, as HTML without scripts."""
+"""HTML cards that notebooks show for studies and results (without scripts)."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ _STYLE = "text-align:left;padding:0.15em 0.8em 0.15em 0;vertical-align:top"
 
 @dataclass
 class Card:
-    """A title, facts with their labels, tables and sentences, in the order they are added.
+    """Title, labeled facts, tables and sentences, in the order in which they are added.
 
-    Text is escaped; colors are those of the page, so that light and dark themes both work.
+    Text is escaped.  Colors are inherited from the page, for light and dark themes.
 
     Args:
         title: shown in bold.
-        subtitle: shown beside the title.
+        subtitle: shown after the title.
     """
 
     title: str
@@ -25,7 +25,7 @@ class Card:
     _blocks: list[str] = field(default_factory=list)
 
     def facts(self, facts: Iterable[tuple[str, str]]) -> None:
-        """Add labeled facts, one a line; facts without text are left out."""
+        """Add labeled facts, one per line; facts without text are skipped."""
         rows = "".join(
             f'<tr><th scope="row" style="{_STYLE};font-weight:normal;opacity:0.7">{escape(label)}'
             f'</th><td style="{_STYLE}">{escape(text)}</td></tr>'
@@ -38,9 +38,9 @@ class Card:
         """Add a table, unless it has no rows.
 
         Args:
-            caption: shown above it.
-            headings: one a column.
-            rows: each with one text a column.
+            caption: shown above the table.
+            headings: headings of the columns.
+            rows: texts of the columns in each row.
         """
         body = "".join(
             "<tr>" + "".join(f'<td style="{_STYLE}">{escape(cell)}</td>' for cell in row) + "</tr>"
@@ -63,7 +63,7 @@ class Card:
         self._blocks.append(f'<div style="padding-top:0.4em">{escape(text)}</div>')
 
     def html(self) -> str:
-        """The card as one HTML element."""
+        """Return the card as one HTML element."""
         subtitle = f' <span style="opacity:0.7">{escape(self.subtitle)}</span>'
         return (
             '<div style="overflow-x:auto;max-width:100%">'

@@ -1,8 +1,8 @@
-"""Tables and paragraphs for a terminal that break lines between words only.
+"""Tables and paragraphs for a terminal that break lines only between words.
 
-`rich.table.Table` narrows a column below its longest word where the console is narrow, and breaks
-the word.  The renderables here never do: a table that does not fit is stacked, and a word that is
-longer than the line (a path, a command) is printed whole on a line of its own.
+On a narrow console `rich.table.Table` breaks words.  The renderables here do not: a table that
+does not fit is stacked, and a word longer than the line (a path, a command) is printed whole on a
+separate line.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ from rich.table import Table
 from rich.text import Text
 
 GAP = 2
-"""Spaces between two columns."""
+"""Number of spaces between two columns."""
 
 PROSE = 24
-"""Fewest characters a line of a prose column may have; with less room, rows are stacked."""
+"""Minimum width of a prose column; with less room, rows are stacked."""
 
 
 @dataclass(frozen=True)
 class Column:
-    """One column of a `Grid`.
+    """Column of a `Grid`.
 
     Attributes:
-        heading: in the first line; may have several lines.
-        right: whether cells are aligned to the right.
-        whole: whether a cell's line is never wrapped.
-        prose: whether cells are sentences, which need room for several words in a line.
-        style: of its cells.
+        heading: heading; may have several lines.
+        right: align cells to the right.
+        whole: do not wrap the lines of cells.
+        prose: cells are sentences, which need room for several words per line.
+        style: style of the cells.
     """
 
     heading: str = ""
@@ -42,34 +42,34 @@ class Column:
     prose: bool = False
     style: str = ""
 
-    def narrowest(self, cells: Sequence[Text]) -> int:
-        """The fewest characters that break none of the words."""
+    def min_width(self, cells: Sequence[Text]) -> int:
+        """Return the minimum width that breaks no word."""
         lines = [line for text in [self.heading, *_plain(cells)] for line in text.split("\n")]
         if self.whole:
             return max(map(cell_len, lines))
         longest = max((cell_len(word) for line in lines for word in line.split()), default=0)
-        return max(longest, min(PROSE, self.widest(cells))) if self.prose else longest
+        return max(longest, min(PROSE, self.max_width(cells))) if self.prose else longest
 
-    def widest(self, cells: Sequence[Text]) -> int:
-        """The characters that wrap none of the lines."""
+    def max_width(self, cells: Sequence[Text]) -> int:
+        """Return the minimum width that wraps no line."""
         texts = [self.heading, *_plain(cells)]
         return max(cell_len(line) for text in texts for line in text.split("\n"))
 
 
 @dataclass
 class Grid:
-    """A table without rules whose words are never broken.
+    """Table without borders whose words are never broken.
 
-    Where the console is too narrow for each column's longest word, each row becomes a block of
+    If the console is too narrow for the longest word of each column, each row becomes a block of
     `heading: cell` lines.
 
     Attributes:
-        columns: from left to right.
+        columns: columns from left to right.
         indent: spaces on the left.
-        header_style: of the headings.
-        header: whether a line of headings is shown; a stacked row has them in any case.
+        header_style: style of the headings.
+        header: show a line of headings; stacked rows always show them.
         gap: spaces between columns.
-        widths: the fewest characters of each column, to align several grids; empty: any.
+        widths: minimum widths of the columns, to align several grids; empty: no minimum.
     """
 
     columns: Sequence[Column]
@@ -81,7 +81,7 @@ class Grid:
     _rows: list[tuple[list[Text], str]] = field(default_factory=list, init=False)
 
     def add(self, *cells: str | Text, style: str = "") -> None:
-        """Add a row, a cell for each column."""
+        """Add a row with a cell for each column."""
         if len(cells) != len(self.columns):
             raise ValueError(f"{len(cells)} cells for {len(self.columns)} columns")
         texts = [cell if isinstance(cell, Text) else Text(cell) for cell in cells]
@@ -92,26 +92,26 @@ class Grid:
         return len(self._rows)
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        widths = self._fitted(options.max_width - self.indent)
+        widths = self._fit(options.max_width - self.indent)
         if widths is None:
             yield from self._stacked(options.max_width)
         else:
             yield Padding(self._table(widths), (0, 0, 0, self.indent), expand=False)
 
-    def _fitted(self, room: int) -> list[int] | None:
-        """Each column's width; None where they do not fit without breaking words."""
+    def _fit(self, room: int) -> list[int] | None:
+        """Return the widths of the columns; None if they do not fit without breaking words."""
         parts = [[cells[i] for cells, _ in self._rows] for i in range(len(self.columns))]
         room -= self.gap * (len(self.columns) - 1)
         pairs = list(zip(self.columns, parts, strict=True))
-        lowest = [column.narrowest(cells) for column, cells in pairs]
+        lowest = [column.min_width(cells) for column, cells in pairs]
         if sum(lowest) > room:
             return None
         fewest = self.widths or [0] * len(pairs)
         widest = [
-            max(column.widest(cells), least)
+            max(column.max_width(cells), least)
             for (column, cells), least in zip(pairs, fewest, strict=True)
         ]
-        return narrowed(widest, lowest, room)
+        return shrink_widths(widest, lowest, room)
 
     def _table(self, widths: Sequence[int]) -> Table:
         headed = self.header and any(column.heading for column in self.columns)
@@ -150,12 +150,12 @@ class Grid:
 
 @dataclass
 class Labeled:
-    """Labels on the left and a paragraph beside each.
+    """Labels, each with a paragraph to its right.
 
-    Where the paragraphs would have too little room, each stands below its label.
+    If there is too little room, paragraphs are shown below their labels.
 
     Attributes:
-        width: of the labels; 0: that of the longest.
+        width: width of the labels; 0: width of the longest label.
         gap: spaces between label and paragraph.
         indent: spaces on the left.
     """
@@ -167,7 +167,7 @@ class Labeled:
 
     def add(self, label: str | Text, text: str | Text) -> None:
         """Add a paragraph; an empty label continues the one above."""
-        first, second = (one if isinstance(one, Text) else Text(one) for one in (label, text))
+        first, second = (part if isinstance(part, Text) else Text(part) for part in (label, text))
         self._rows.append((first, second))
 
     @property
@@ -178,9 +178,9 @@ class Labeled:
         longest = max((label.cell_len for label, _ in self._rows), default=0)
         width = max(self.width, longest) + self.gap
         room = options.max_width - self.indent - width
-        beside = room >= min(PROSE, max((text.cell_len for _, text in self._rows), default=0))
+        fits = room >= min(PROSE, max((text.cell_len for _, text in self._rows), default=0))
         for label, text in self._rows:
-            if beside:
+            if fits:
                 lines = list(paragraph(text, room)) or [Text()]
                 heads = [label, *(Text() for _ in lines[1:])]
                 for head, line in zip(heads, lines, strict=True):
@@ -194,11 +194,11 @@ class Labeled:
 
 @dataclass(frozen=True)
 class Paragraph:
-    """Text wrapped between words; a word longer than the line has a line of its own.
+    """Text wrapped between words; a word longer than the line is put on a separate line.
 
     Attributes:
-        text: spaces at the beginning of a line are kept, and repeated in the lines that follow.
-        indent: more spaces on the left.
+        text: the text; wrapped lines repeat the spaces at the beginning of their line.
+        indent: additional spaces on the left.
     """
 
     text: Text
@@ -209,19 +209,19 @@ class Paragraph:
 
 
 def unbroken(blocks: Iterable[RenderableType]) -> Group:
-    """The blocks below each other, their texts wrapped between words."""
+    """Stack blocks, with their texts wrapped between words."""
     return Group(*(Paragraph(b) if isinstance(b, Text) and not b.no_wrap else b for b in blocks))
 
 
 def paragraph(text: Text, width: int, indent: str = "") -> Iterator[Text]:
-    """The lines of a text, wrapped between words, each after `indent`."""
+    """Wrap a text between words; each line begins with `indent`."""
     for line in text.split("\n", allow_blank=True):
-        for part in wrapped(line, width - len(indent)):
+        for part in wrap(line, width - len(indent)):
             yield _whole_line(Text.assemble(indent, part))
 
 
-def wrapped(line: Text, room: int) -> Iterator[Text]:
-    """The lines of one line of text, each of at most `room` characters unless a word is longer."""
+def wrap(line: Text, room: int) -> Iterator[Text]:
+    """Wrap a line into parts of at most `room` characters, unless a word is longer."""
     indent = len(line.plain) - len(line.plain.lstrip(" "))
     room = max(1, room - indent)
     start, used = indent, 0
@@ -238,8 +238,8 @@ def wrapped(line: Text, room: int) -> Iterator[Text]:
         yield Text.assemble(" " * indent, part)
 
 
-def narrowed(widths: Sequence[int], lowest: Sequence[int], room: int) -> list[int]:
-    """`widths` with the widest reduced first until they fit `room`, none below its lowest."""
+def shrink_widths(widths: Sequence[int], lowest: Sequence[int], room: int) -> list[int]:
+    """Reduce widths, the widest first, until they fit `room`; none below its value in `lowest`."""
     fitted = [max(width, low) for width, low in zip(widths, lowest, strict=True)]
     while sum(fitted) > room:
         spare = [i for i, low in enumerate(lowest) if fitted[i] > low]
@@ -249,20 +249,20 @@ def narrowed(widths: Sequence[int], lowest: Sequence[int], room: int) -> list[in
     return fitted
 
 
-def cut(text: str, room: int) -> str:
-    """The text in at most `room` characters; what does not fit is cut between words, with `…`."""
+def truncate(text: str, room: int) -> str:
+    """Truncate a text between words to at most `room` characters, ending with `…`."""
     if cell_len(text) <= room:
         return text
-    kept = ""
+    short = ""
     for word in re.finditer(r"\s*\S+", text):
-        if cell_len(kept + word.group()) > room - 2:
+        if cell_len(short + word.group()) > room - 2:
             break
-        kept += word.group()
-    return f"{kept.rstrip(' ,·;:')} …" if kept.strip() else "…"[:room]
+        short += word.group()
+    return f"{short.rstrip(' ,·;:')} …" if short.strip() else "…"[:room]
 
 
 def _whole_line(line: Text) -> Text:
-    """The line as it is, neither wrapped nor cut."""
+    """Return the line with wrapping and truncation turned off."""
     line.no_wrap, line.overflow = True, "ignore"
     return line
 

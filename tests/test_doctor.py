@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from raykd import doctor
 from raykd.cli.commands import app
 from raykd.data import SOURCES
-from raykd.doctor import Finding, Needs
+from raykd.doctor import CheckResult, Requirements
 
 
 @pytest.fixture(autouse=True)
@@ -20,7 +20,7 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.delenv("RAY_DASHBOARD_ADDRESS", raising=False)
-    monkeypatch.setattr(doctor, "ANSWER_WITHIN", 0.5)
+    monkeypatch.setattr(doctor, "SERVER_TIMEOUT", 0.5)
 
 
 def unused_port() -> int:
@@ -31,8 +31,8 @@ def unused_port() -> int:
 
 def test_a_machine_that_is_ready_is_said_to_be(tmp_path: Path) -> None:
     digits = SOURCES["digits"]()
-    found = list(doctor.examine(Needs("sqlite:///mlflow.db", "studies", digits)))
-    about = [finding.about for finding in found]
+    found = list(doctor.run_checks(Requirements("sqlite:///mlflow.db", "studies", digits)))
+    about = [finding.subject for finding in found]
     assert {"python", "packages", "ray", "CPUs", "GPUs", "studies", "MLflow"} <= set(about)
     assert about[-1] == "digits"
     assert not [finding for finding in found if finding.fatal]
@@ -59,7 +59,7 @@ def test_packages_are_held_against_what_is_wanted() -> None:
     )
     assert doctor._version_problem("no-such-package>=1") == "no-such-package is not installed"
     assert doctor._version_problem("no-such-package; python_version < '3'") == ""
-    wanted, python = doctor._wanted()
+    wanted, python = doctor._package_requirements()
     assert any(text.startswith("ray") for text in wanted)
     assert python == ">=3.11"
 
@@ -93,14 +93,14 @@ def test_missing_data_matter_to_the_study_that_names_them() -> None:
 @pytest.mark.parametrize(
     ("finding", "mark"),
     [
-        (Finding("a", "fine"), "ok"),
-        (Finding("a", "bad", "do this"), "error"),
-        (Finding("a", "odd", "do this", essential=False), "note"),
+        (CheckResult("a", "fine"), "ok"),
+        (CheckResult("a", "bad", "do this"), "error"),
+        (CheckResult("a", "odd", "do this", essential=False), "note"),
     ],
 )
-def test_a_finding_shows_what_to_do(finding: Finding, mark: str) -> None:
+def test_a_finding_shows_what_to_do(finding: CheckResult, mark: str) -> None:
     console = Console(width=80, record=True, file=io.StringIO())
-    console.print(doctor.shown(finding))
+    console.print(doctor.render(finding))
     text = console.export_text()
     assert text.split()[0] == mark
     assert ("-> do this" in text) == bool(finding.fix)

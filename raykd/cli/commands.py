@@ -441,13 +441,14 @@ def doctor(
 ) -> None:
     """Check this machine, or the cluster at RAY_ADDRESS, and suggest how to fix problems."""
     with _errors(verbose):
-        from raykd.doctor import examine, needs_of, shown
+        from raykd.doctor import render, requirements_of, run_checks
 
         console = _console()
         fit = True
-        for finding in examine(needs_of(file, overrides or (), uri, allow_import=allow_import)):
-            console.print(shown(finding), crop=False)
-            fit = fit and not finding.fatal
+        requirements = requirements_of(file, overrides or (), uri, allow_import=allow_import)
+        for result in run_checks(requirements):
+            console.print(render(result), crop=False)
+            fit = fit and not result.fatal
     raise typer.Exit(OK if fit else FAILED)
 
 

@@ -1,6 +1,6 @@
 """Shell completion: option names, `--set` keys, study files and study folders.
 
-Runs at each press of the Tab key, so nothing heavy is imported: the words come from
+Runs at each press of the Tab key, so it imports only light modules; the words come from
 `completions.json`, which `raykd.cli.completion_words` writes.
 """
 
@@ -24,48 +24,48 @@ GROUPS = {
     "screens": "raykd.screens",
     "augmentations": "raykd.augmentations",
 }
-"""The entry points by which other packages add options."""
+"""Entry point groups for options of other packages."""
 
 STORAGE = "studies"
-"""Default of `cluster.storage`: the folder that holds the studies' folders."""
+"""Default of `cluster.storage`: the folder of all studies."""
 
 Items = list[tuple[str, str]]
 
 
 def parts(incomplete: str) -> Items:
-    """The parts of `raykd list`."""
+    """Complete the parts of `raykd list`."""
     return _starting(incomplete, ((part, "") for part in _words()["options"]))
 
 
 def options(context: Context, incomplete: str) -> Items:
-    """The names in the part of `raykd list` that stands before the cursor."""
+    """Complete the names in the part of `raykd list` before the cursor."""
     part = context.params.get("part") or ""
-    known = _words()["options"].get(part, {})
-    return _starting(incomplete, [*known.items(), *_plugins(part)])
+    words = _words()["options"].get(part, {})
+    return _starting(incomplete, [*words.items(), *_plugins(part)])
 
 
 def models(incomplete: str) -> Items:
-    """Models by name, and study files."""
-    known = _words()["options"]["models"]
-    return _starting(incomplete, [*known.items(), *_plugins("models")]) + study_files(incomplete)
+    """Complete names of models, and study files."""
+    words = _words()["options"]["models"]
+    return _starting(incomplete, [*words.items(), *_plugins("models")]) + study_files(incomplete)
 
 
 def keys(incomplete: str) -> Items:
-    """The study's keys, ready for their value: `train.epochs=`."""
+    """Complete keys of a study, followed by `=`: `train.epochs=`."""
     if "=" in incomplete:
         return []
     return _starting(incomplete, ((f"{key}=", text) for key, text in _words()["keys"].items()))
 
 
 def study_folders(incomplete: str) -> Items:
-    """Folders of studies below `studies/`, or below the path that is being typed, latest first."""
+    """Complete folders of studies below `studies/` or below the typed path, latest first."""
     folders = [entry for entry in _entries(incomplete, STORAGE) if _is_study(entry)]
     folders.sort(key=lambda folder: (folder / "journal.jsonl").stat().st_mtime, reverse=True)
     return _starting(incomplete, ((str(folder), "") for folder in folders))
 
 
 def study_files(incomplete: str) -> Items:
-    """YAML files, and the folders on the way to them."""
+    """Complete YAML files and the folders that lead to them."""
     listed: list[tuple[str, str]] = []
     for entry in _entries(incomplete, "."):
         if entry.is_dir():
@@ -80,7 +80,7 @@ def _is_study(folder: Path) -> bool:
 
 
 def _entries(incomplete: str, default: str) -> list[Path]:
-    """What lies in the folder that is being typed, `default` where none is yet."""
+    """Return the entries of the typed folder, or of `default` without one."""
     folder = Path(os.path.dirname(incomplete) or default)
     try:
         return [folder / name for name in os.listdir(folder) if not name.startswith(".")]
@@ -89,7 +89,7 @@ def _entries(incomplete: str, default: str) -> list[Path]:
 
 
 def _plugins(part: str) -> Iterator[tuple[str, str]]:
-    """Names that other packages add; none of them is imported."""
+    """Return names of options in other packages, without importing them."""
     from importlib.metadata import entry_points
 
     for point in entry_points(group=GROUPS.get(part, "raykd.none")):

@@ -19,7 +19,7 @@ from raykd.report.format import outputs_line
 from raykd.report.lines import Display, first_lines
 from raykd.report.progress import ALL, View, run_name
 from raykd.study.objectives import COSTS
-from raykd.terminal_tables import Column, Grid, cut, narrowed
+from raykd.terminal_tables import Column, Grid, shrink_widths, truncate
 from raykd.tuning.number_format import clock, compact, metric, percent, time_left, words
 from raykd.tuning.records import Record, cost, learns_from, pairs_name, student_name
 
@@ -196,11 +196,11 @@ def _table(view: View, shown: list[tuple[Record, str]], width: int) -> Grid:
     sizes = {name: max(len(name), *(len(row[name]) for row in rows)) for name in names}
     lowest = [min(sizes[name], LEAST.get(name, sizes[name])) for name in names]
     room = width - 2 * (len(names) - 1)
-    widths = dict(zip(names, narrowed([*sizes.values()], lowest, room), strict=True))
+    widths = dict(zip(names, shrink_widths([*sizes.values()], lowest, room), strict=True))
     left = ("trial", "student", "learns from", "pairs", "status")
     grid = Grid([Column(name, right=name not in left, whole=True) for name in names])
     for row, (_, status) in zip(rows, shown, strict=True):
-        grid.add(*(cut(row[name], widths[name]) for name in names), style=_style(status))
+        grid.add(*(truncate(row[name], widths[name]) for name in names), style=_style(status))
     return grid
 
 
@@ -248,4 +248,4 @@ def _style(status: str) -> str:
 
 def _line(text: str, width: int, style: str = "") -> Text:
     """One line, cut between words where the terminal ends."""
-    return Text(cut(text, width), style=style, no_wrap=True, overflow="ellipsis")
+    return Text(truncate(text, width), style=style, no_wrap=True, overflow="ellipsis")

@@ -12,7 +12,7 @@ from rich.text import Text
 from test_light_reading import paired, searched
 
 from helpers.events import STUDY, Teller, watched
-from raykd.doctor import Finding, shown
+from raykd.doctor import CheckResult, render
 from raykd.layer_study.result import read_layer_study
 from raykd.report.layer_study.summary import summary as pairs_summary
 from raykd.report.layers import Inputs, layers_of, tables
@@ -21,7 +21,7 @@ from raykd.report.options.catalogue import chosen
 from raykd.report.options.render import view
 from raykd.report.space import explained
 from raykd.report.summary import summary
-from raykd.terminal_tables import Column, Grid, Labeled, cut
+from raykd.terminal_tables import Column, Grid, Labeled, truncate
 from raykd.tuning.result import read_result
 
 WIDTHS = (40, 60, 80, 120)
@@ -75,8 +75,8 @@ def test_no_word_of_a_list_is_broken(part: str | None) -> None:
 
 def test_no_word_of_a_finding_is_broken() -> None:
     path = "/opt/" + "very-long-folder/" * 8 + "bin/python"
-    check(shown(Finding("python", f"3.11.4 at {path}", "use Python >= 3.12")))
-    assert path in printed(shown(Finding("python", f"3.11.4 at {path}")), 40)
+    check(render(CheckResult("python", f"3.11.4 at {path}", "use Python >= 3.12")))
+    assert path in printed(render(CheckResult("python", f"3.11.4 at {path}")), 40)
 
 
 @pytest.mark.parametrize("width", WIDTHS)
@@ -110,6 +110,6 @@ def test_a_word_longer_than_the_line_has_a_line_of_its_own() -> None:
 
 
 def test_text_is_cut_between_words() -> None:
-    assert cut("trials 4/8: 2 running", 21) == "trials 4/8: 2 running"
-    assert cut("trials 4/8: 2 running", 18) == "trials 4/8: 2 …"
-    assert cut("indivisible", 5) == "…"
+    assert truncate("trials 4/8: 2 running", 21) == "trials 4/8: 2 running"
+    assert truncate("trials 4/8: 2 running", 18) == "trials 4/8: 2 …"
+    assert truncate("indivisible", 5) == "…"
