@@ -25,7 +25,7 @@ from raykd.study.space.domains import domain_kind
 from raykd.study.space.sampling import Scalar, Seeded, Suggest
 from raykd.study.space.size import Dimension, Size
 from raykd.study.space.space import Point, Space
-from raykd.study.yaml_file import Document, Place, dotted, parse_place
+from raykd.study.yaml_file import Document, Json, Place, dotted, parse_place
 
 PRIVATE = ("tracking",)
 """Parts that `flat` omits: they do not describe the trial, and a URI may contain a password."""
@@ -146,7 +146,7 @@ class OpenStudy:
             if not _ALIKE.fullmatch(path) or value not in (1, "none")
         }
 
-    def resolved(self, study: Study | None = None) -> dict[str, Any]:
+    def resolved(self, study: Study | None = None) -> dict[str, Json]:
         """A concrete study as plain data, including defaults.
 
         Without an argument, this study with its defaults filled in and its domains as written.
@@ -352,7 +352,7 @@ def _one_a_path(dimensions: Sequence[Dimension]) -> list[Dimension]:
     return list(by_path.values())
 
 
-def _place_of_domain(data: Any, path: str) -> Place:
+def _place_of_domain(data: Json, path: str) -> Place:
     """Place in the document of the domain of a path, or of the choice that contains it."""
     place: list[str | int] = []
     for step in parse_place(path):
@@ -363,8 +363,8 @@ def _place_of_domain(data: Any, path: str) -> Place:
     return tuple(place)
 
 
-def _flat(value: Any, place: Place) -> Iterable[tuple[str, Scalar]]:
-    if isinstance(value, dict):
+def _flat(value: Json, place: Place) -> Iterable[tuple[str, Scalar]]:
+    if isinstance(value, Mapping):
         for key, child in value.items():
             yield from _flat(child, place if key == "name" else (*place, key))
     elif isinstance(value, list) and any(isinstance(item, dict | list) for item in value):
@@ -376,13 +376,15 @@ def _flat(value: Any, place: Place) -> Iterable[tuple[str, Scalar]]:
         yield dotted(place), "none" if value is None else value
 
 
-def _filled(written: Any, full: Any) -> Any:
+def _filled(written: Mapping[str, Json], full: Mapping[str, Json]) -> dict[str, Json]:
     """`written` with missing values taken from `full`; domains are kept."""
-    if not isinstance(written, Mapping) or not isinstance(full, Mapping):
-        return written
     if domain_kind(written) is not None:
         return dict(written)
-    return {
-        **{key: value for key, value in full.items() if key not in written},
-        **{key: _filled(value, full.get(key)) for key, value in written.items()},
-    }
+    filled = {key: value for key, value in full.items() if key not in written}
+    for key, value in written.items():
+        default = full.get(key)
+        if isinstance(value, Mapping) and isinstance(default, Mapping):
+            filled[key] = _filled(value, default)
+        else:
+            filled[key] = value
+    return filled

@@ -14,11 +14,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from raykd.registry import Registry
 
+Plain = Mapping[str, Any]
+"""An option, or a study, as plain data."""
+
 SIZES = {"depth": "d", "width": "w", "widen": "w"}
 """Fields of a model that are always part of its name, and their letters."""
 
 
-def names_of(study: Mapping[str, Any]) -> dict[str, str]:
+def names_of(study: Plain) -> dict[str, str]:
     """Short names of a training.
 
     Args:
@@ -34,7 +37,7 @@ def names_of(study: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
-def model_name(model: Mapping[str, Any] | None) -> str:
+def model_name(model: Plain | None) -> str:
     """Short name of a model, "resnet d14 w12": its sizes, and values that are not the default.
 
     Args:
@@ -53,7 +56,7 @@ def model_name(model: Mapping[str, Any] | None) -> str:
     return " ".join([model["name"], *parts])
 
 
-def objective_name(study: Mapping[str, Any]) -> str:
+def objective_name(study: Plain) -> str:
     """Short name of the losses of a trial: "0.31 kd T=4.1 + 12 at"; "labels" if it has none.
 
     Args:
@@ -63,7 +66,7 @@ def objective_name(study: Mapping[str, Any]) -> str:
     return " + ".join(terms) or "labels"
 
 
-def pairs_name(study: Mapping[str, Any]) -> str:
+def pairs_name(study: Plain) -> str:
     """Short name of the layer pairs, hint to guided: "s3>s2" for stages; "" if there are none."""
     terms = [term for term in study.get("knowledge") or () if _active(term)]
     pairs = [pair for term in terms for pair in term.get("pairs") or ()]
@@ -75,7 +78,7 @@ def significant(number: float) -> str:
     return f"{number:.0f}" if 100 <= abs(number) < 1e5 else f"{number:.3g}"
 
 
-def _pair(pair: Mapping[str, Any]) -> str:
+def _pair(pair: Plain) -> str:
     """Short name of a pair, with its weight and loss if it has them: "s1>s2(0.5 at)"."""
     layers = f"{_layer(pair['hint'])}>{_layer(pair['guided'])}"
     weight, loss = pair.get("weight", 1), pair.get("loss")
@@ -84,17 +87,17 @@ def _pair(pair: Mapping[str, Any]) -> str:
     return f"{layers}({' '.join(settings)})" if settings else layers
 
 
-def _active(term: Mapping[str, Any]) -> bool:
+def _active(term: Plain) -> bool:
     return term.get("loss") is not None and term.get("weight") != 0
 
 
-def _term(term: Mapping[str, Any]) -> str:
+def _term(term: Plain) -> str:
     weight = term.get("weight")
     loss = _loss(term["loss"])
     return loss if weight is None else f"{significant(weight)} {loss}"
 
 
-def _loss(loss: Mapping[str, Any]) -> str:
+def _loss(loss: Plain) -> str:
     from raykd.losses import LOSSES
 
     usual = _defaults(LOSSES, loss["name"])
@@ -122,7 +125,7 @@ def _value(value: Any) -> str:
     return str(value)
 
 
-def _part(part: Mapping[str, Any]) -> str:
+def _part(part: Plain) -> str:
     """Short name of a part of a model, "d2 w16 depthwise": its sizes and its options."""
     sizes = [f"{letter}{part[key]}" for key, letter in SIZES.items() if key in part]
     return " ".join(

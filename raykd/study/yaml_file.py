@@ -12,7 +12,7 @@ import math
 import os
 import re
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -21,7 +21,7 @@ import yaml
 
 from raykd.errors import Problem, StudyError
 
-Json: TypeAlias = "str | int | float | bool | Sequence[Json] | Mapping[str, Json] | None"
+Json: TypeAlias = "str | int | float | bool | list[Json] | Mapping[str, Json] | None"
 """Plain data, as YAML and JSON files contain them."""
 
 Place = tuple[str | int, ...]
@@ -110,7 +110,7 @@ class Document:
         spelled: Booleans that were written as `yes`, `no`, `on` or `off`, by place.
     """
 
-    data: Mapping[str, Any]
+    data: Mapping[str, Json]
     marks: Mapping[Place, Mark]
     text: str
     file: str
@@ -138,7 +138,7 @@ class Document:
             line=mark.line,
         )
 
-    def get(self, place: Place) -> Any:
+    def get(self, place: Place) -> Json:
         """The value at `place`; None if there is none."""
         return value_at(self.data, place)
 
@@ -329,7 +329,7 @@ class _Reader:
         self.entries: dict[int, tuple[yaml.Node, Entries]] = {}
         self.merged = 0
 
-    def read(self, text: str) -> Any:
+    def read(self, text: str) -> Json:
         loader = None
         try:
             loader = _Loader(text)
@@ -348,7 +348,7 @@ class _Reader:
             if loader is not None:
                 loader.dispose()
 
-    def _value(self, loader: _Loader, node: yaml.Node, place: Place) -> Any:
+    def _value(self, loader: _Loader, node: yaml.Node, place: Place) -> Json:
         self.marks.setdefault(place, Mark(self.file, node.start_mark.line + 1))
         if node in self.open:
             raise self._error(node, place, "an alias that contains itself")
@@ -369,7 +369,7 @@ class _Reader:
             self.open.pop()
         raise self._tagged(node, place)
 
-    def _scalar(self, loader: _Loader, node: yaml.ScalarNode, place: Place) -> Any:
+    def _scalar(self, loader: _Loader, node: yaml.ScalarNode, place: Place) -> Json:
         try:
             value = loader.construct_object(node)
         except (ValueError, KeyError):  # `!!int x`, `!!bool x`
@@ -385,7 +385,7 @@ class _Reader:
             self.spelled[place] = node.value
         return value
 
-    def _mapping(self, loader: _Loader, node: yaml.MappingNode, place: Place) -> dict[str, Any]:
+    def _mapping(self, loader: _Loader, node: yaml.MappingNode, place: Place) -> dict[str, Json]:
         filled = {}
         for name, (key, value) in self._entries(node, place, ()).items():
             inner = (*place, name)
@@ -488,7 +488,7 @@ def _syntax_problem(error: yaml.MarkedYAMLError, text: str, file: str, line: int
     return Problem(message, "", fix, file, line)
 
 
-def _kind(value: Any) -> str:
+def _kind(value: Json) -> str:
     return "a list" if isinstance(value, list) else f"the single value {value!r}"
 
 
@@ -521,7 +521,7 @@ def _overridden(document: Document, override: str) -> Document:
     )
 
 
-def _put(old: Any, place: Place, value: Any, walked: Place) -> Any:
+def _put(old: Json, place: Place, value: Json, walked: Place) -> Json:
     """A copy of `old` with `value` at `place`."""
     if not place:
         return value
@@ -540,14 +540,16 @@ def _put(old: Any, place: Place, value: Any, walked: Place) -> Any:
         fix = f"replace it as a whole: --set '{path}={{...}}'"
         raise _refused(f"{path} is {_describe(old)}, not a mapping", dotted((*walked, step)), fix)
     if isinstance(old, dict) and "choice" in old and step != "choice":
-        message = f"{path} is a choice of {len(old['choice'] or ())} options, so it has no `{step}`"
+        options = old["choice"]
+        count = len(options) if isinstance(options, list) else 0
+        message = f"{path} is a choice of {count} options, so it has no `{step}`"
         fix = f"name the option, {path}.choice[0].{step}=..., or replace {path} as a whole"
         raise _refused(message, dotted((*walked, step)), fix)
     old = old or {}
     return {**old, step: _put(old.get(step), rest, value, (*walked, step))}
 
 
-def _describe(value: Any) -> str:
+def _describe(value: Json) -> str:
     if isinstance(value, dict):
         return "a mapping"
     return "a list" if isinstance(value, list) else repr(value)

@@ -381,7 +381,7 @@ def _download(uri: str, document: Document) -> str:
     from raykd.tuning.mlflow_store import tracking_store_of
 
     content = dump_object(load_model_uri(uri, tracking_uri=tracking_store_of(document)))
-    storage = Storage(document.get(("cluster", "storage")) or Cluster().storage)
+    storage = Storage(str(document.get(("cluster", "storage")) or Cluster().storage))
     name = f"networks/{hashlib.sha256(content).hexdigest()[:32]}.pt"
     storage.create(name, content)
     return f"{storage.root}/{name}"

@@ -17,7 +17,7 @@ from raykd.registry import names_of
 from raykd.study.config import NAME_PATTERN, REGISTER_PATTERN, Study, read_study
 from raykd.study.json_schema import study_outline
 from raykd.study.space.domains import DOMAINS, near
-from raykd.study.yaml_file import Place, dotted, value_at
+from raykd.study.yaml_file import Json, Place, dotted, value_at
 
 _NOUNS = {
     "augment": "augmentation",
@@ -72,13 +72,13 @@ class InvalidStudy(ValueError):
         data: the validated data, with bare names written out.
     """
 
-    def __init__(self, issues: Sequence[Issue], data: Any) -> None:
+    def __init__(self, issues: Sequence[Issue], data: Json) -> None:
         super().__init__("; ".join(map(str, issues)))
         self.issues = issues
         self.data = data
 
 
-def parse_study(data: Mapping[str, Any]) -> Study:
+def parse_study(data: Mapping[str, Json]) -> Study:
     """The concrete study that plain data describe; bare names of options are allowed.
 
     Raises:
@@ -97,12 +97,12 @@ class _Error:
 
     type: str
     place: Place
-    value: Any
+    value: Json
     context: Mapping[str, Any]
     message: str
 
 
-def validation_errors(error: ValidationError, data: Any) -> list[Issue]:
+def validation_errors(error: ValidationError, data: Json) -> list[Issue]:
     """One issue for each invalid place; `data` was validated."""
     errors = error.errors(include_url=False)
     errors = [
@@ -148,7 +148,7 @@ def _sort_key(error: _Error) -> tuple[tuple[int, str], ...]:
     return tuple((step, "") if isinstance(step, int) else (-1, step) for step in steps)
 
 
-def _place(loc: Sequence[str | int], data: Any, *, may_be_new: bool) -> Place:
+def _place(loc: Sequence[str | int], data: Json, *, may_be_new: bool) -> Place:
     """Pydantic's location without steps that are not in the data: names of options, members of
     unions."""
     place: list[str | int] = []
@@ -160,7 +160,7 @@ def _place(loc: Sequence[str | int], data: Any, *, may_be_new: bool) -> Place:
             past_name = True
         elif isinstance(value, Mapping) and (step in value or (last and may_be_new)):
             place.append(step)
-            value, past_name = value.get(step), False
+            value, past_name = value.get(str(step)), False
         elif isinstance(value, list) and isinstance(step, int):
             place.append(step)
             value, past_name = (value[step] if step < len(value) else None), False
@@ -171,14 +171,14 @@ def _place(loc: Sequence[str | int], data: Any, *, may_be_new: bool) -> Place:
     return tuple(place)
 
 
-def _names_option(step: str | int, name: Any) -> bool:
+def _names_option(step: str | int, name: Json) -> bool:
     """Return whether this step of pydantic's location is the name of the chosen option."""
     cls = MODELS.forms.get(step) if isinstance(step, str) else None
     names = names_of(cls) if cls is not None else None
     return name is not None and (name == step or (names is not None and name in names))
 
 
-def _issue(errors: list[_Error], data: Any) -> Issue:
+def _issue(errors: list[_Error], data: Json) -> Issue:
     first = errors[0]
     if first.type == "missing":
         return _missing(first, data)
@@ -200,14 +200,14 @@ def _issue(errors: list[_Error], data: Any) -> Issue:
     return _wrong_value(errors)
 
 
-def _missing(error: _Error, data: Any) -> Issue:
+def _missing(error: _Error, data: Json) -> Issue:
     *parent, key = error.place
     if isinstance(key, int):
         return Issue(tuple(parent), f"too short: item {key + 1} is missing")
     return Issue(tuple(parent), f"`{key}` is missing")
 
 
-def _unknown_key(error: _Error, data: Any) -> Issue:
+def _unknown_key(error: _Error, data: Json) -> Issue:
     *parent, key = error.place
     keys = study_outline().keys(data, tuple(parent))
     path = dotted(parent)
@@ -220,8 +220,8 @@ def _unknown_key(error: _Error, data: Any) -> Issue:
 
 def _unknown_name(
     place: Place,
-    name: Any,
-    data: Any,
+    name: Json,
+    data: Json,
     problem: str = "",
     names: Sequence[str] = (),
 ) -> Issue:
@@ -235,7 +235,7 @@ def _unknown_name(
     return Issue((*place, "name"), message, near(name, names))
 
 
-def _takes_options(error: _Error, data: Any) -> bool:
+def _takes_options(error: _Error, data: Json) -> bool:
     if error.type not in ("dict_type", "dataclass_type"):
         return False
     return bool(study_outline().names(data, error.place))
@@ -310,7 +310,7 @@ def _number_mend(text: str) -> str:
         return ""
 
 
-def quoted(value: Any) -> str:
+def quoted(value: Json) -> str:
     """A value as quoted in a message."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]

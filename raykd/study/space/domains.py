@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from raykd.arguments import near as near
 from raykd.study.space.sampling import Scalar, Suggest
-from raykd.study.yaml_file import Place
+from raykd.study.yaml_file import Json, Place
 
 if TYPE_CHECKING:
     from raykd.study.space.conditions import Condition
@@ -35,7 +35,7 @@ class Malformed(ValueError):
         self.fix = fix
 
 
-def domain_kind(value: Any) -> str | None:
+def domain_kind(value: Json) -> str | None:
     """The kind of domain that `value` describes; None for a plain value.
 
     Raises:
@@ -140,11 +140,11 @@ def _with_step(domain: Range, step: Any) -> Range:
     return Range(domain.kind, domain.low, domain.low + steps * step, step)
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: Json) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def label_of(value: Any) -> Scalar:
+def label_of(value: Json) -> Scalar:
     """Label of an option of a choice: its `name`, or the scalar itself."""
     if value is None:
         return "none"
@@ -159,12 +159,12 @@ def label_of(value: Any) -> Scalar:
     return value
 
 
-def _key_label(key: str, value: Any) -> str:
+def _key_label(key: str, value: Json) -> str:
     """A value with its key, or the key alone for a domain."""
     return key if domain_kind(value) is not None else f"{key}={label_of(value)}"
 
 
-def labels_of(options: Sequence[Any]) -> tuple[Scalar, ...]:
+def labels_of(options: Sequence[Json]) -> tuple[Scalar, ...]:
     """Labels of options, no two equal; the same for the same options."""
     labels = [label_of(option) for option in options]
     for label in {name for name in labels if isinstance(name, str) and labels.count(name) > 1}:
@@ -181,7 +181,7 @@ def labels_of(options: Sequence[Any]) -> tuple[Scalar, ...]:
     return tuple(labels)
 
 
-def _distinct_label(option: Any, same: Sequence[Any], label: str) -> str:
+def _distinct_label(option: Json, same: Sequence[Json], label: str) -> str:
     """`label` with the values in which the option differs from others of the same label."""
     if not isinstance(option, Mapping):
         return label

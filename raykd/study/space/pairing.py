@@ -12,12 +12,14 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, TypeVar, get_args
 
 from raykd.errors import Infeasible
 from raykd.study.space.domains import Malformed, domain_kind, label_of, near
-from raykd.study.space.sampling import Suggest
+from raykd.study.space.sampling import Scalar, Suggest
+from raykd.study.yaml_file import Json
 
+T = TypeVar("T")
 Order = Literal["monotone", "any", "reverse"]
 Wide = Literal["auto", "blocks", "all"]
 Layers = tuple[str, ...] | Wide
@@ -43,7 +45,7 @@ class LayerPair(NamedTuple):
     extra: str = ""
 
     @property
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> dict[str, Json]:
         """`weight` and `loss` of the pair, as far as it has them."""
         return json.loads(self.extra) if self.extra else {}
 
@@ -295,14 +297,14 @@ class PairingDomain:
 
     def params_of(
         self, pairs: Sequence[LayerPair], name: str
-    ) -> tuple[dict[str, Any], tuple[LayerPair, ...]]:
+    ) -> tuple[dict[str, Scalar], tuple[LayerPair, ...]]:
         """The parameters with which `draw` gives these pairs, and the pairs in the domain's order.
 
         Raises:
             Infeasible: the domain does not contain them, with the reason.
         """
         ordered = _in_set(pairs, self.whole_sets) if self.sets else self._checked(pairs, name)
-        params: dict[str, Any] = {}
+        params: dict[str, Scalar] = {}
         return params, self.draw(_Answers(ordered, name, params), name)
 
     def _checked(self, pairs: Sequence[LayerPair], name: str) -> tuple[LayerPair, ...]:
@@ -332,15 +334,16 @@ def _in_set(
 class _Answers:
     """Gives the answers that draw certain pairs, and records the parameters that are asked for."""
 
-    def __init__(self, pairs: Sequence[LayerPair], name: str, params: dict[str, Any]) -> None:
+    def __init__(self, pairs: Sequence[LayerPair], name: str, params: dict[str, Scalar]) -> None:
         self.params = params
-        self.answers: dict[str, Any] = {name: _listed(map(str, pairs)), f"{name}.count": len(pairs)}
+        self.answers: dict[str, Scalar] = {name: _listed(map(str, pairs))}
+        self.answers[f"{name}.count"] = len(pairs)
         for i, pair in enumerate(pairs):
             self.answers[f"{name}[{i}]"] = str(pair)
             self.answers[f"{name}[{i}].hint"] = pair.hint
             self.answers[f"{name}[{i}].guided"] = pair.guided
 
-    def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
+    def suggest_categorical(self, name: str, choices: Sequence[Scalar]) -> Scalar:
         return self._answer(name)
 
     def suggest_int(
@@ -363,9 +366,10 @@ def bare(pair: LayerPair) -> LayerPair:
     return LayerPair(pair.hint, pair.guided)
 
 
-def _one_of(suggest: Suggest, name: str, options: Mapping[str, Any]) -> Any:
+def _one_of(suggest: Suggest, name: str, options: Mapping[str, T]) -> T:
     labels = tuple(options)
-    return options[labels[0] if len(labels) == 1 else suggest.suggest_categorical(name, labels)]
+    label = labels[0] if len(labels) == 1 else suggest.suggest_categorical(name, labels)
+    return options[str(label)]
 
 
 def _number(suggest: Suggest, name: str, layers: Sequence[str]) -> int:
@@ -406,7 +410,7 @@ def _sums(grid: Sequence[Sequence[int]]) -> list[list[int]]:
 # Reading
 
 
-def read_pairing(value: Any) -> PairingDomain:
+def read_pairing(value: Json) -> PairingDomain:
     """Read the domain `{pairing: value}`; `weight` and `loss` are ignored.
 
     Raises:
@@ -441,7 +445,7 @@ def read_pairing(value: Any) -> PairingDomain:
     return domain
 
 
-def _refuse_company(value: Mapping[str, Any]) -> None:
+def _refuse_company(value: Mapping[str, Json]) -> None:
     """Check that `sets`, `pairs` and lists of layers are not mixed."""
     way = next((key for key in ("sets", "pairs") if key in value), None)
     strange = {
@@ -474,7 +478,7 @@ def _span(value: Mapping[str, Any]) -> tuple[int, int]:
     return least, most
 
 
-def _whole(value: Any) -> int:
+def _whole(value: Json) -> int:
     return value if isinstance(value, int) else 1
 
 
@@ -495,7 +499,7 @@ def _layers(side: str, value: Mapping[str, Any]) -> Layers:
     return tuple(names)
 
 
-def _sets(value: Any) -> tuple[tuple[LayerPair, ...], ...]:
+def _sets(value: Json) -> tuple[tuple[LayerPair, ...], ...]:
     fix = "write `sets: [[[stage1, stage1]], [[stage1, stage2], [stage2, stage3]]]`"
     if not isinstance(value, list) or not value:
         raise Malformed(f"`sets` must be a list of lists of pairs; got {value!r}", fix)
@@ -506,7 +510,7 @@ def _sets(value: Any) -> tuple[tuple[LayerPair, ...], ...]:
     return sets
 
 
-def _pairs(key: str, value: Any) -> tuple[LayerPair, ...]:
+def _pairs(key: str, value: Json) -> tuple[LayerPair, ...]:
     if not isinstance(value, list) or not value:
         fix = "write [[stage1, stage2], ...], hint layer first"
         raise Malformed(f"`{key}` must be a non-empty list of pairs; got {value!r}", fix)
@@ -538,7 +542,7 @@ def _pair(place: str, value: Any) -> LayerPair:
     return LayerPair(value["hint"], value["guided"], json.dumps(settings) if settings else "")
 
 
-def _is_open(value: Any) -> bool:
+def _is_open(value: Json) -> bool:
     if isinstance(value, list):
         return any(map(_is_open, value))
     if not isinstance(value, Mapping):

@@ -21,7 +21,7 @@ Scalar = None | bool | int | float | str
 class Suggest(Protocol):
     """Protocol of `optuna.Trial`: answers for the open values of a space."""
 
-    def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any: ...
+    def suggest_categorical(self, name: str, choices: Sequence[Scalar]) -> Scalar: ...
 
     def suggest_float(
         self, name: str, low: float, high: float, *, step: float | None = None, log: bool = False
@@ -46,7 +46,7 @@ class Seeded:
         self.random = random.Random(seed)
         self.params: dict[str, Any] = {}
 
-    def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
+    def suggest_categorical(self, name: str, choices: Sequence[Scalar]) -> Scalar:
         return self._remembered(name, lambda: self.random.choice(choices))
 
     def suggest_float(
@@ -91,7 +91,7 @@ class _Picker:
         self.ends = ends
         self.params: dict[str, Any] = {}
 
-    def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
+    def suggest_categorical(self, name: str, choices: Sequence[Scalar]) -> Scalar:
         return self._picked(name, choices)
 
     def suggest_float(

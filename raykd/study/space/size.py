@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any
 
 from raykd.study.space.conditions import Condition, name_of
 from raykd.study.space.domains import (
@@ -19,7 +18,7 @@ from raykd.study.space.domains import (
     nodes_of,
 )
 from raykd.study.space.sampling import Scalar
-from raykd.study.yaml_file import Place, dotted
+from raykd.study.yaml_file import Json, Place, dotted
 
 
 @dataclass(frozen=True)
@@ -135,7 +134,7 @@ def _cases(node: Node, condition: Condition) -> Counter[Case]:
         return sum((_cases(option, condition) for option in node.options), Counter())
     if isinstance(node, Group):
         name = node.items.get("name")
-        value: Any = {"name": name.value} if isinstance(name, Fixed) else {}
+        value: Json = {"name": name.value} if isinstance(name, Fixed) else {}
     else:
         value = node.value if isinstance(node, Fixed) else {}
     return Counter({(condition.active(value), name_of(value)): _count(node)})

@@ -34,7 +34,7 @@ from raykd.study.space.domains import (
 from raykd.study.space.pairing import PAIR_KEYS, WIDE, Wide, read_pairing
 from raykd.study.space.sampling import Scalar, Suggest, corners, every
 from raykd.study.space.size import Dimension, Size, dimensions_of, size_of
-from raykd.study.yaml_file import Document, Place, dotted
+from raykd.study.yaml_file import Document, Json, Place, dotted
 
 CLOSED = ("name", "seed", "search", "cluster", "cache", "tracking")
 """Parts of a study without domains: they are the same for all trials."""
@@ -49,7 +49,7 @@ class Point:
         origins: the place in the study file of each place of `data`.
     """
 
-    data: dict[str, Any]
+    data: dict[str, Json]
     origins: Mapping[Place, Place]
 
 
@@ -66,7 +66,9 @@ class Space:
             Infeasible: the values contradict one another (the same pair twice).
         """
         walk = _Walk(suggest)
-        return Point(walk.draw(self.root, ()), walk.origins)
+        data = walk.draw(self.root, ())
+        assert isinstance(data, dict)
+        return Point(data, walk.origins)
 
     def part(self, key: str) -> Space:
         """The space of one part of the study, without the rest."""
@@ -143,10 +145,10 @@ class _Builder:
         self.problems: list[Problem] = []
         self.broken: set[Place] = set()
 
-    def node(self, value: Any, source: Place, place: Place) -> Node:
+    def node(self, value: Json, source: Place, place: Place) -> Node:
         try:
             kind = domain_kind(value)
-            if kind is not None:
+            if kind is not None and isinstance(value, Mapping):
                 self.allow(kind, value, place)
                 return self.domain(kind, value, source, place)
         except Malformed as error:
@@ -161,14 +163,14 @@ class _Builder:
             return Listing(source, tuple(items))
         return Fixed(source, value)
 
-    def group(self, value: Mapping[str, Any], source: Place, place: Place) -> Group:
+    def group(self, value: Mapping[str, Json], source: Place, place: Place) -> Group:
         items = {
             key: self.node(child, (*source, key), (*place, key)) for key, child in value.items()
         }
         open_keys = frozenset(key for key, node in items.items() if is_open(node))
         return Group(source, items, condition_at(place, items.keys(), open_keys))
 
-    def allow(self, kind: str, value: Mapping[str, Any], place: Place) -> None:
+    def allow(self, kind: str, value: Mapping[str, Json], place: Place) -> None:
         """Raise Malformed if the domain is not allowed at this place."""
         if not place:
             raise Malformed("the whole study cannot be a domain", "put domains inside it")
@@ -192,7 +194,7 @@ class _Builder:
                 "list the variants, {choice: [...]}, or give `uniform` a `step`",
             )
 
-    def domain(self, kind: str, value: Mapping[str, Any], source: Place, place: Place) -> Node:
+    def domain(self, kind: str, value: Mapping[str, Json], source: Place, place: Place) -> Node:
         if kind == "choice":
             return self.choice(value["choice"], source, place)
         if kind == "pairing":
@@ -201,9 +203,10 @@ class _Builder:
             return Number(source, dotted(place), read_range(kind, value[kind], value.get("step")))
         raise AssertionError(kind)
 
-    def pairing(self, value: Any, source: Place, place: Place) -> Node:
+    def pairing(self, value: Json, source: Place, place: Place) -> Node:
         domain = read_pairing(value)
-        written = {key: value[key] for key in PAIR_KEYS if key in value}
+        fields = value if isinstance(value, Mapping) else {}
+        written = {key: fields[key] for key in PAIR_KEYS if key in fields}
         inner = (*source, "pairing")
         settings = [
             Group(
@@ -214,7 +217,7 @@ class _Builder:
         ]
         return Pairing(source, dotted(place), domain, tuple(settings))
 
-    def choice(self, options: Any, source: Place, place: Place) -> Node:
+    def choice(self, options: Json, source: Place, place: Place) -> Node:
         if not isinstance(options, list):
             fix = "write {choice: [first, second]}"
             raise Malformed(f"`choice` must be a list of options; got {options!r}", fix)
@@ -230,7 +233,7 @@ class _Builder:
         return Choice(source, name, labels, _distinct(name, labels, nodes))
 
 
-def _same(first: Any, second: Any) -> bool:
+def _same(first: Json, second: Json) -> bool:
     return type(first) is type(second) and first == second
 
 
@@ -255,7 +258,7 @@ def _distinct(name: str, labels: Sequence[Scalar], options: list[Node]) -> tuple
     )
 
 
-def _domain_of(node: Choice | Number | Pairing) -> Any:
+def _domain_of(node: Choice | Number | Pairing) -> object:
     return node.labels if isinstance(node, Choice) else node.domain
 
 
@@ -288,7 +291,7 @@ class _Walk:
         self.suggest = suggest
         self.origins: dict[Place, Place] = {}
 
-    def draw(self, node: Node, place: Place) -> Any:
+    def draw(self, node: Node, place: Place) -> Json:
         self.origins[place] = node.source
         match node:
             case Fixed():
@@ -312,7 +315,7 @@ class _Walk:
             raise ValueError(f"{node.parameter}: got {label!r}; must be one of {list(node.labels)}")
         return node.options[node.labels.index(label)]
 
-    def _group(self, node: Group, place: Place) -> dict[str, Any]:
+    def _group(self, node: Group, place: Place) -> dict[str, Json]:
         conditional = node.condition.keys if node.condition is not None else frozenset()
         drawn = {
             key: self.draw(item, (*place, key))
@@ -327,16 +330,16 @@ class _Walk:
                 )
         return {key: drawn[key] for key in node.items if key in drawn}
 
-    def _conditional(self, node: Node, place: Place, parent: Any) -> Any:
+    def _conditional(self, node: Node, place: Place, parent: Json) -> Json:
         """Draw a conditional key; the domain of pairs may depend on the loss (`parent`), too."""
         if not isinstance(node, Pairing):
             return self.draw(node, place)
         self.origins[place] = node.source
         return self._pairing(node, place, name_of(parent))
 
-    def _pairing(self, node: Pairing, place: Place, loss: str = "") -> list[dict[str, Any]]:
+    def _pairing(self, node: Pairing, place: Place, loss: str = "") -> list[Json]:
         name, domain = node.of(loss)
-        pairs = []
+        pairs: list[Json] = []
         for i, pair in enumerate(domain.draw(self.suggest, name)):
             inner = (*place, i)
             places = (
@@ -352,7 +355,7 @@ class _Walk:
 
     def _pair_settings(
         self, node: Pairing, number: int, present: set[str], place: Place
-    ) -> dict[str, Any]:
+    ) -> dict[str, Json]:
         """Draw weight and loss of one pair, except those that the pair already has."""
         if not node.settings:
             return {}

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeGuard
 
 from raykd.errors import Infeasible
 from raykd.study.space.conditions import name_of
@@ -27,7 +27,7 @@ from raykd.study.space.domains import (
 from raykd.study.space.pairing import LayerPair, bare
 from raykd.study.space.sampling import Scalar
 from raykd.study.space.space import CLOSED, Space
-from raykd.study.yaml_file import Place, dotted
+from raykd.study.yaml_file import Json, Place, dotted
 
 
 @dataclass
@@ -74,7 +74,7 @@ class Transfer:
         return "" if path in self.shared else "this study leaves nothing open there"
 
 
-def transfer_values(space: Space, data: Mapping[str, Any]) -> Transfer:
+def transfer_values(space: Space, data: Mapping[str, Json]) -> Transfer:
     """Match a concrete study with a space and take over the values that the space allows.
 
     Args:
@@ -98,7 +98,7 @@ class _Walk:
     def __init__(self) -> None:
         self.result = Transfer()
 
-    def fit(self, node: Node, value: Any, place: Place) -> bool:
+    def fit(self, node: Node, value: Json, place: Place) -> bool:
         """Take over the values at and below a place.
 
         Returns whether the whole value matches, apart from numbers out of range.
@@ -120,19 +120,19 @@ class _Walk:
             case Pairing():
                 return self._pairing(node, value, place, "")
 
-    def augmentations(self, node: Node, value: Any) -> None:
+    def augmentations(self, node: Node, value: Json) -> None:
         node_items = node.items if isinstance(node, Group) else {}
         value_items = value if isinstance(value, Mapping) else {}
         if "augment" in node_items and "augment" in value_items:
             self.fit(node_items["augment"], value_items["augment"], ("data", "augment"))
 
-    def _number(self, node: Number, value: Any, place: Place) -> bool:
-        if not _lies_on(node.domain, value):
+    def _number(self, node: Number, value: Json, place: Place) -> bool:
+        if not _lies_on(value, node.domain):
             return self.result.reject(place, f"it is outside {node.domain}")
         value = int(value) if node.domain.whole else float(value)
         return self.result.take(node.parameter, value, place)
 
-    def _choice(self, node: Choice, value: Any, place: Place) -> bool:
+    def _choice(self, node: Choice, value: Json, place: Place) -> bool:
         options = list(_fitting(node, value, place))
         if not options:
             labels = " | ".join(map(str, node.labels))
@@ -143,7 +143,7 @@ class _Walk:
             self.result.take(node.parameter, label, place)
         return True
 
-    def _listing(self, node: Listing, value: Any, place: Place) -> bool:
+    def _listing(self, node: Listing, value: Json, place: Place) -> bool:
         if not isinstance(value, list):
             return self.result.reject(place, "this study has a list there")
         if place == ("knowledge",):
@@ -152,22 +152,21 @@ class _Walk:
         fits = [self.fit(item, each, (*place, i)) for i, (item, each) in enumerate(pairs)]
         return all(fits) and len(node.items) == len(value)
 
-    def _terms(self, node: Listing, value: Sequence[Any]) -> bool:
+    def _terms(self, node: Listing, value: Sequence[Json]) -> bool:
         """Match terms by their losses: each takes the other study's term of the same number if it
         has such a loss, otherwise the first one that has."""
-        todo = {number for number, term in enumerate(value) if isinstance(term, Mapping)}
+        todo = {number: term for number, term in enumerate(value) if isinstance(term, Mapping)}
         for number, item in enumerate(node.items):
-            fit = [other for other in todo if _has_loss(item, value[other])]
+            fit = [other for other in todo if _has_loss(item, todo[other])]
             if fit:
                 other = number if number in fit else min(fit)
-                todo.remove(other)
-                self._moved(item, value[other], number, other)
-        for other in todo:
-            name = name_of(value[other].get("loss")) or "none"
+                self._moved(item, todo.pop(other), number, other)
+        for other, term in todo.items():
+            name = name_of(term.get("loss")) or "none"
             self.result.reject(("knowledge", other), f"no term here may have the loss '{name}'")
         return not todo
 
-    def _moved(self, node: Node, value: Any, number: int, other: int) -> None:
+    def _moved(self, node: Node, value: Json, number: int, other: int) -> None:
         """Match a term, and record its places under its number in the other study."""
         new_place, old_place = f"knowledge[{number}]", f"knowledge[{other}]"
         walk = _Walk()
@@ -182,7 +181,7 @@ class _Walk:
         self.result.shared |= set(map(moved, nested.shared))
         self.result.rejected |= {moved(place): reason for place, reason in nested.rejected.items()}
 
-    def _group(self, node: Group, value: Any, place: Place) -> bool:
+    def _group(self, node: Group, value: Json, place: Place) -> bool:
         if not _names(node, value):
             return self.result.reject(place, f"this study has {_name(node) or 'a mapping'} there")
         if not isinstance(value, Mapping):
@@ -195,7 +194,7 @@ class _Walk:
         }
         return all(fits.values())
 
-    def _below(self, node: Group, key: str, value: Mapping[str, Any], place: Place) -> bool:
+    def _below(self, node: Group, key: str, value: Mapping[str, Json], place: Place) -> bool:
         inner, item = (*place, key), node.items[key]
         if isinstance(item, Pairing):
             return self._pairing(item, value[key], inner, name_of(value.get("loss")))
@@ -224,7 +223,7 @@ def _pair_places(place: Place, count: int) -> Iterator[str]:
         yield from (dotted((*place, number, side)) for side in ("hint", "guided"))
 
 
-def _fitting(node: Choice, value: Any, place: Place) -> Iterator[tuple[Scalar, Transfer]]:
+def _fitting(node: Choice, value: Json, place: Place) -> Iterator[tuple[Scalar, Transfer]]:
     """The options that match the value, with the values taken over walk them; the best first.
 
     Among options of match name, the match with the same fixed values comes first.
@@ -242,7 +241,7 @@ def _fitting(node: Choice, value: Any, place: Place) -> Iterator[tuple[Scalar, T
             yield label, result
 
 
-def _names(node: Node, value: Any) -> bool:
+def _names(node: Node, value: Json) -> bool:
     """Return whether the value matches the node, by its name or as a scalar."""
     if isinstance(node, Choice):
         return any(_names(option, value) for option in node.options)
@@ -263,7 +262,7 @@ def _name(group: Group) -> str:
     return str(name.value) if isinstance(name, Fixed) else ""
 
 
-def _has_loss(term: Node, other: Mapping[str, Any]) -> bool:
+def _has_loss(term: Node, other: Mapping[str, Json]) -> bool:
     """Return whether a term of this study allows the loss of another study's term."""
     if isinstance(term, Choice):
         return any(_has_loss(option, other) for option in term.options)
@@ -272,7 +271,7 @@ def _has_loss(term: Node, other: Mapping[str, Any]) -> bool:
     return _names(term.items["loss"], other.get("loss"))
 
 
-def params_for_pairs(space: Space, pairs: Sequence[LayerPair]) -> dict[str, Any]:
+def params_for_pairs(space: Space, pairs: Sequence[LayerPair]) -> dict[str, Scalar]:
     """The parameters with which a term draws these pairs, for the first term that allows them; {}
     if none does."""
     for node in space.pairings:
@@ -296,7 +295,7 @@ def _lies_in(path: str, place: str) -> bool:
     return path == place or (path.startswith(place) and path[len(place)] in ".[") or not place
 
 
-def _lies_on(domain: Range, value: Any) -> bool:
+def _lies_on(value: Json, domain: Range) -> TypeGuard[float]:
     if not isinstance(value, int | float) or isinstance(value, bool):
         return False
     if not domain.low <= value <= domain.high or (domain.whole and value != int(value)):
