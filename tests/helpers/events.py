@@ -56,7 +56,7 @@ class Teller:
         self.study = study
         self.settings = study.settings
         self.folder: StudyFolder = create_folder(
-            study.settings.name, str(root / "studies"), study.given, ()
+            study.settings.name, str(root / "studies"), study.text, ()
         )
 
     def opening(self) -> Iterator[Event]:
@@ -67,7 +67,7 @@ class Teller:
             "name": settings.name,
             "experiment": settings.name,
             "register": None,
-            "given": self.study.given,
+            "given": self.study.text,
             "resolved": plain(settings),
             "file": str(self.folder.given),
             "argv": [],

@@ -96,7 +96,7 @@ def conduct(world: PairsWorld, metrics: Metrics = pretended, slots: int = 1) -> 
 def pretended_result(root: Path, *overrides: str) -> LayerStudyResult:
     """The result of a layer study in which nothing was trained, in a folder of its own."""
     study = study_of(*overrides)
-    folder = create_folder("pairs", str(root), study.given, study.overrides, "pairs")
+    folder = create_folder("pairs", str(root), study.text, study.overrides, "pairs")
     journal = Journal(folder.journal)
     settings = replace(study.settings, tracking=replace(study.settings.tracking, uri="sqlite:///x"))
     journal.write("study", id="a", name="pairs", experiment="pairs", resolved=plain(settings))
