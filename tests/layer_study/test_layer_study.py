@@ -92,7 +92,7 @@ def test_mistakes_are_told_before_anything_starts(mistake: str) -> None:
 
 
 def test_a_scheme_that_takes_no_knowledge_is_refused() -> None:
-    with pytest.raises(StudyError, match="uses no .knowledge"):
+    with pytest.raises(StudyError, match="uses no `knowledge`"):
         study_of("scheme={name: alone}")
 
 
