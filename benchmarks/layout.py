@@ -79,7 +79,10 @@ def random_pictures(case: Case, steps: int) -> Dataset:
 @contextmanager
 def lying(innermost: bool) -> Iterator[None]:
     """Everything lies so, whatever raykd thinks better."""
-    with patch("raykd.training.memory_format.channels_last_for", lambda *_: innermost):
+    with (
+        patch("raykd.data.batch.channels_last_for", lambda *_: innermost),
+        patch("raykd.training.memory_format.channels_last_for", lambda *_: innermost),
+    ):
         yield
 
 

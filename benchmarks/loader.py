@@ -32,13 +32,20 @@ from gpu import busy_seconds, finished
 from measuring import Findings, Times, arguments, in_turn, spread, tell
 from step import TrainsOnly
 
-from raykd.data import AUGMENTATIONS, SOURCES, BatchLoader, Dataset, Placement, ViewOptions
+from raykd.data import (
+    AUGMENTATIONS,
+    SOURCES,
+    BatchLoader,
+    Dataset,
+    Placement,
+    ViewOptions,
+    to_memory_format,
+)
 from raykd.data.image_folder import ImageFolder
 from raykd.models import Resnet
 from raykd.schemes import Alone
 from raykd.study.config import Student, Study
 from raykd.train_config import SGD, Train
-from raykd.training.memory_format import to_memory_format
 
 CLASSES = 10
 SIZE = (500, 400)

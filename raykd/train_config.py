@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Annotated, ClassVar, Literal
 
 import torch
@@ -191,3 +191,24 @@ class Train:
             "separately; students with terms on layers run in eager mode"
         ),
     ] = "none"
+
+    def build_optimizer(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+        """Build the optimizer; weight decay acts on all parameters that require a gradient."""
+        return self.optimizer.build([p for p in parameters if p.requires_grad])
+
+    def learning_rate(self, step: int, steps_per_epoch: int) -> float:
+        """Return the learning rate of one optimizer step.
+
+        It rises linearly over the warmup steps: the first has 1 / steps of the full rate, the
+        last all of it.  A cosine schedule spans the remaining steps; milestones count epochs from
+        the start of the training.
+
+        Args:
+            step: counted from 0 over the whole training.
+            steps_per_epoch: batches in an epoch.
+        """
+        warmup = round(self.warmup_epochs * steps_per_epoch)
+        rise = min(1.0, (step + 1) / warmup) if warmup else 1.0
+        after_warmup = max(1, self.epochs * steps_per_epoch - warmup)
+        fraction = min(1.0, max(0, step - warmup) / after_warmup)
+        return self.optimizer.lr * rise * self.schedule.factor(step / steps_per_epoch, fraction)

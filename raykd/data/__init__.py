@@ -1,7 +1,7 @@
 """Data: sources, their splits, and the loading of batches."""
 
 from raykd.data.augment import AUGMENTATIONS, Augment
-from raykd.data.batch import Batch, ExtraInputs, Inputs
+from raykd.data.batch import Batch, ExtraInputs, Inputs, channels_last_for, to_memory_format
 from raykd.data.cifar import Cifar10, Cifar100
 from raykd.data.dataset import (
     SOURCES,
@@ -40,4 +40,6 @@ __all__ = [
     "Split",
     "Survey",
     "ViewOptions",
+    "channels_last_for",
+    "to_memory_format",
 ]

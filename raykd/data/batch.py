@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 Inputs = Tensor | Mapping[str, Tensor]
@@ -73,3 +74,26 @@ class BatchRequest:
     views: tuple[int, ...]
     partners: Tensor | None = None
     partner_view: int = 0
+
+
+def channels_last_for(device: torch.device) -> bool:
+    """Return whether images, kernels and cached maps are channels-last on `device`.
+
+    See `raykd.training.memory_format` for measurements.
+    """
+    return device.type in ("cpu", "cuda")  # not measured on others
+
+
+def to_memory_format(batch: Batch) -> Batch:
+    """Return a batch with channels-last images if that is faster on its device."""
+    return batch.map(_to_channels_last)
+
+
+def _to_channels_last(inputs: Inputs) -> Inputs:
+    if not isinstance(inputs, Tensor) or inputs.dim() != 4 or not channels_last_for(inputs.device):
+        return inputs
+    # `contiguous` would leave images of one channel alone, whose strides are ambiguous.
+    if inputs.shape[1] == 1 and inputs.is_contiguous():
+        height, width = inputs.shape[2:]
+        return inputs.as_strided(inputs.shape, (height * width, 1, width, 1))
+    return torch.empty_like(inputs, memory_format=torch.channels_last).copy_(inputs)

@@ -45,7 +45,7 @@ def task_of(data: Dataset) -> Task:
     return Task(data.input_shape, data.classes, text, data.class_names)
 
 
-def assemble(
+def build_distiller(
     study: Study,
     data: Dataset,
     *,
@@ -71,15 +71,11 @@ def assemble(
             the scheme needs a teacher and there is none, or a network to inherit from is missing.
     """
     task, model = task_of(data), study.student.model
-    handles = [
-        TeacherHandle(adapted(teacher, data)) if isinstance(teacher, nn.Module) else teacher
-        for teacher in teachers
-    ]
+    handles = [_handle(teacher, study, data, seed) for teacher in teachers]
     cpu = torch.device("cpu")
     with seeded(derive_seed(seed, "student"), cpu):
         student = to_device(_student(study, task, handles), device)
     with seeded(derive_seed(seed, "scheme"), cpu):
-        handles = [_with_valid_outputs(handle, study, data, seed) for handle in handles]
         # Pairs are resolved to layers only if a loss compares layers
         terms: Sequence[Term] = study.knowledge
         uses_pairs = study.scheme.takes_knowledge and any(
@@ -166,10 +162,12 @@ def _guides(
     return guides
 
 
-def _with_valid_outputs(
-    teacher: TeacherHandle, study: Study, data: Dataset, seed: int
+def _handle(
+    teacher: nn.Module | TeacherHandle, study: Study, data: Dataset, seed: int
 ) -> TeacherHandle:
-    """Return a teacher without its cached outputs if they do not match the training."""
+    """Return the handle of a teacher, without cached outputs that do not match the training."""
+    if isinstance(teacher, nn.Module):
+        return TeacherHandle(adapted(teacher, data))
     if teacher.outputs is None:
         return teacher
     seed = seed if study.cache.seed is None else study.cache.seed

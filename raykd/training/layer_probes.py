@@ -20,13 +20,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity, cross_entropy
 
-from raykd.data import Batch, BatchLoader, Placement, ViewOptions
+from raykd.data import Batch, BatchLoader, Placement, ViewOptions, to_memory_format
 from raykd.losses import ModelOutputs, Pair, Progress, Term, Terms
 from raykd.losses.cka_map import LEAST_SAMPLES, CkaMap
 from raykd.models import Layer, LayerHooks, Task, discover, model_profile, resolve
 from raykd.training.build import task_of
-from raykd.training.memory_format import to_memory_format
-from raykd.training.optim import make_optimizer, set_learning_rate
 from raykd.training.seeding import derive_seed, seeded
 from raykd.training.trainer import Training
 
@@ -141,8 +139,7 @@ class _Probe:
         if not parameters:
             return
         train = self.study.train
-        optimizer = make_optimizer(train, parameters)
-        set_learning_rate(optimizer, train.optimizer.lr)
+        optimizer = train.build_optimizer(parameters)
         weight = self.design.term.effective_weight
         taps = _taps(student, self.design.guided, self.task)
         for batch in islice(self._endless_batches(), FITTING_STEPS):

@@ -1,4 +1,4 @@
-"""Memory format of images, kernels and networks.
+"""Memory format of networks.
 
 Channels-last images and kernels take 0.72 to 0.94 of the time of convolutions and batch norms on a
 CPU (resnet, wide_resnet, vgg of depth 8 to 20; one core), and 0.35 to 0.92 on a GPU, in float32 and
@@ -17,19 +17,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from raykd.data import Batch, Inputs
+from raykd.data import channels_last_for
 
 FEW_CHANNELS = 16
 """Channels of a oneDNN block (8 or 16); with less than one block its workspace is too small."""
 
 
-def channels_last_for(device: torch.device) -> bool:
-    """Return whether images, kernels and cached maps are channels-last on `device`."""
-    return device.type in ("cpu", "cuda")  # not measured on others
-
-
 def to_device(model: nn.Module, device: torch.device) -> nn.Module:
-    """Move a network to `device`, in place, with kernels in the format of `to_memory_format`."""
+    """Move a network to `device`, in place, with kernels in the format of its images."""
     model.to(device)
     if channels_last_for(device):
         for tensor in (*model.parameters(), *model.buffers()):
@@ -40,11 +35,6 @@ def to_device(model: nn.Module, device: torch.device) -> nn.Module:
             if isinstance(module, nn.Conv2d) and overruns(module):
                 _make_contiguous(module)
     return model
-
-
-def to_memory_format(batch: Batch) -> Batch:
-    """Return a batch with channels-last images if that is faster on its device."""
-    return batch.map(_to_channels_last)
 
 
 def overruns(layer: nn.Conv2d) -> bool:
@@ -68,13 +58,3 @@ def _make_contiguous(layer: nn.Conv2d) -> None:
 def _contiguous_inputs(layer: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
     # Always a copy: `contiguous` would leave images of one channel as they are.
     return (inputs[0].clone(memory_format=torch.contiguous_format),)
-
-
-def _to_channels_last(inputs: Inputs) -> Inputs:
-    if not isinstance(inputs, Tensor) or inputs.dim() != 4 or not channels_last_for(inputs.device):
-        return inputs
-    # `contiguous` would leave images of one channel alone, whose strides are ambiguous.
-    if inputs.shape[1] == 1 and inputs.is_contiguous():
-        height, width = inputs.shape[2:]
-        return inputs.as_strided(inputs.shape, (height * width, 1, width, 1))
-    return torch.empty_like(inputs, memory_format=torch.channels_last).copy_(inputs)

@@ -12,10 +12,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from raykd.data import Batch, BatchLoader, Dataset, Placement
+from raykd.data import Batch, BatchLoader, Dataset, Placement, to_memory_format
 from raykd.data.loader import ON_CPU
 from raykd.schemes import StepOutput
-from raykd.training.memory_format import to_memory_format
 
 EVALUATION_BATCH = 512
 """Minimum number of samples in an evaluation batch, over all ranks."""

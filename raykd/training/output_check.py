@@ -8,8 +8,7 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor, nn
 
-from raykd.data import BatchLoader, Dataset, Placement
-from raykd.training.memory_format import to_memory_format
+from raykd.data import BatchLoader, Dataset, Placement, to_memory_format
 from raykd.training.metrics import EVALUATION_BATCH, Autocast
 
 BATCHES = 4

@@ -15,15 +15,22 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from raykd.data import Batch, BatchLoader, Dataset, Placement, ViewOptions
+from raykd.data import (
+    Batch,
+    BatchLoader,
+    Dataset,
+    Placement,
+    ViewOptions,
+    to_memory_format,
+)
 from raykd.data.loader import ON_CPU
 from raykd.losses import Progress, Terms
 from raykd.models.compression.int8 import InputRange
 from raykd.schemes import StepOutput
 from raykd.study.config import Cache, Study
-from raykd.training.build import assemble
+from raykd.training.build import build_distiller
 from raykd.training.cuda_graph import CudaGraphStep
-from raykd.training.memory_format import can_compile, to_memory_format
+from raykd.training.memory_format import can_compile
 from raykd.training.metrics import (
     Diverged,
     EpochMetrics,
@@ -31,7 +38,6 @@ from raykd.training.metrics import (
     autocast_for,
     evaluate_split,
 )
-from raykd.training.optim import learning_rate, make_optimizer, set_learning_rate
 from raykd.training.seeding import derive_seed, seeded
 from raykd.training.teacher_cache import TeacherHandle
 
@@ -84,9 +90,11 @@ class Training:
         self.history: list[dict[str, float]] = []
         single = isinstance(teacher, nn.Module | TeacherHandle)
         teachers = [teacher] if single else list(teacher or ())
-        self.distiller = assemble(study, data, seed=seed, teachers=teachers, device=self.device)
+        self.distiller = build_distiller(
+            study, data, seed=seed, teachers=teachers, device=self.device
+        )
         self.parameters = list(self.distiller.parameters())
-        self.optimizer = make_optimizer(study.train, self.parameters)
+        self.optimizer = study.train.build_optimizer(self.parameters)
         self.loader = BatchLoader(
             data.train,
             data,
@@ -102,12 +110,7 @@ class Training:
         self._is_compiled = mode not in ("none", "graph") and can_compile(self.student, self.device)
         if self._is_compiled:
             self.student.compile(mode=mode, dynamic=False)
-        self.cuda_graph: CudaGraphStep | None = None
-        if mode == "graph" and self.device.type == "cuda" and self.world_size == 1:
-            # A graph repeats the same kernels: the steps of an epoch may differ by their batch only
-            ramps = any(isinstance(m, Terms) and m.ramps for m in self.distiller.modules())
-            if not self.distiller.steps_differ and not ramps:
-                self.cuda_graph = CudaGraphStep(self.parameters, self.device)
+        self.cuda_graph = self._make_cuda_graph() if mode == "graph" else None
 
         # Data parallelism
         self._model: nn.Module = self.distiller
@@ -179,8 +182,9 @@ class Training:
                 # Update of the weights
                 if self.study.train.clip_norm is not None:
                     nn.utils.clip_grad_norm_(self.parameters, self.study.train.clip_norm)
-                rate = learning_rate(self.study.train, progress.step, progress.steps_per_epoch)
-                set_learning_rate(self.optimizer, rate)
+                rate = self.study.train.learning_rate(progress.step, progress.steps_per_epoch)
+                for group in self.optimizer.param_groups:
+                    group["lr"] = rate
                 self.optimizer.step()
                 metrics.update(output, batch.targets)
         return metrics
@@ -268,6 +272,15 @@ class Training:
         saved = {"state": _to_cpu(state["optimizer"]), "param_groups": groups}
         self.optimizer.load_state_dict(saved)
         self.history = copy.deepcopy(list(state["history"]))
+
+    def _make_cuda_graph(self) -> CudaGraphStep | None:
+        if self.device.type != "cuda" or self.world_size > 1:
+            return None
+        # A graph repeats the same kernels: the steps of an epoch may differ by their batch only
+        ramps = any(isinstance(m, Terms) and m.ramps for m in self.distiller.modules())
+        if self.distiller.steps_differ or ramps:
+            return None
+        return CudaGraphStep(self.parameters, self.device)
 
     def _progress(self, step: int) -> Progress:
         steps = len(self.loader)

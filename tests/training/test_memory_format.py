@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from raykd.data import Batch
-from raykd.training.memory_format import overruns, to_device, to_memory_format
+from raykd.data import Batch, to_memory_format
+from raykd.training.memory_format import overruns, to_device
 
 CPU = torch.device("cpu")
 

@@ -8,21 +8,19 @@ import torch
 from torch import nn
 
 from raykd.train_config import SGD, AdamW, Constant, Cosine, Step, Train
-from raykd.training.optim import learning_rate, make_optimizer, set_learning_rate
 
 LR = 0.4
 
 
 def rates(train: Train, steps_per_epoch: int) -> list[float]:
     return [
-        learning_rate(train, step, steps_per_epoch)
-        for step in range(train.epochs * steps_per_epoch)
+        train.learning_rate(step, steps_per_epoch) for step in range(train.epochs * steps_per_epoch)
     ]
 
 
 def test_cosine_runs_from_the_full_rate_to_the_final_one() -> None:
     train = Train(epochs=2, optimizer=SGD(lr=LR), schedule=Cosine(final_lr_fraction=0.25))
-    found = [learning_rate(train, step, 4) for step in range(9)]
+    found = [train.learning_rate(step, 4) for step in range(9)]
     expected = [LR * (0.25 + 0.75 * (1 + math.cos(math.pi * step / 8)) / 2) for step in range(9)]
     assert found == pytest.approx(expected)
     assert found[0] == LR and found[8] == pytest.approx(LR / 4)
@@ -62,7 +60,8 @@ def test_it_is_the_published_rule_whatever_the_kernel(option: SGD | AdamW) -> No
 
     def steps(optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> torch.Tensor:
         for step in range(5):
-            set_learning_rate(optimizer, option.lr / (step + 1))
+            for group in optimizer.param_groups:
+                group["lr"] = option.lr / (step + 1)
             optimizer.zero_grad()
             (parameter**3).sum().backward()
             optimizer.step()
@@ -87,11 +86,11 @@ def test_it_is_the_published_rule_whatever_the_kernel(option: SGD | AdamW) -> No
             weight_decay=option.weight_decay,
             foreach=False,
         )
-    found = steps(make_optimizer(Train(optimizer=option), [ours]), ours)
+    found = steps(Train(optimizer=option).build_optimizer([ours]), ours)
     torch.testing.assert_close(found, steps(reference, theirs))
 
 
 def test_frozen_parameters_are_left_out() -> None:
     frozen = nn.Parameter(torch.ones(2), requires_grad=False)
-    optimizer = make_optimizer(Train(), [nn.Parameter(torch.ones(3)), frozen])
+    optimizer = Train().build_optimizer([nn.Parameter(torch.ones(3)), frozen])
     assert sum(len(group["params"]) for group in optimizer.param_groups) == 1

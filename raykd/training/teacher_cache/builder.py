@@ -10,11 +10,10 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from raykd.data import BatchLoader, Dataset, Placement, ViewOptions
+from raykd.data import BatchLoader, Dataset, Placement, ViewOptions, to_memory_format
 from raykd.data.loader import ON_CPU
 from raykd.schemes import LiveTeacher
 from raykd.study.config import Study, plain
-from raykd.training.memory_format import to_memory_format
 from raykd.training.metrics import Autocast, autocast_for
 from raykd.training.teacher_cache.spec import DTYPES, LOGITS, CacheSpec, Shard
 from raykd.training.teacher_cache.store import CacheStore

@@ -19,12 +19,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from raykd.data import Batch, Dataset
+from raykd.data import Batch, Dataset, channels_last_for
 from raykd.losses import ModelOutputs
 from raykd.models import Task
 from raykd.schemes import LiveTeacher
 from raykd.schemes.distiller import TeacherSource
-from raykd.training.memory_format import channels_last_for, to_device
+from raykd.training.memory_format import to_device
 from raykd.training.teacher_cache.spec import LOGITS, CacheSpec
 from raykd.training.teacher_cache.store import FOLDER, CacheStore, Manifest
 
