@@ -28,8 +28,8 @@ def plan_lines(plan: CachePlan, device: str = "cpu") -> list[str]:
 
 
 def _planned(kept: PlannedEntry, plan: CachePlan, device: str) -> str:
-    model = kept.prepared.model
-    name = str(kept.prepared.weights) if model is None else written(model)
+    model = kept.teacher.model
+    name = str(kept.teacher.weights) if model is None else written(model)
     if kept.why_not:
         return f"teacher {name} runs in every training step: {kept.why_not}"
     what = " + ".join(["logits", *kept.layers])

@@ -1,46 +1,30 @@
-"""Training, plain PyTorch: the loop, evaluation, checkpoints, the teacher.
+"""Training in plain PyTorch: trainer, teachers, cached teacher outputs, metrics.
 
-The names are loaded when they are asked for: what the driver needs of this package (assignments,
-the mailbox, storage) comes without torch.
+Names are imported on first use, so that importing the package does not import torch.
 """
 
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from raykd.training.teachers import (
-        check_weights,
-        load_teacher,
-        teacher_key,
-        teacher_study,
-        train_teachers,
-    )
-    from raykd.training.trainer import Diverged, Training
+    from raykd.training.metrics import Diverged
+    from raykd.training.teachers import teacher_key, teacher_study, train_teachers
+    from raykd.training.trainer import Training
 
-__all__ = [
-    "Diverged",
-    "Training",
-    "check_weights",
-    "load_teacher",
-    "teacher_key",
-    "teacher_study",
-    "train_teachers",
-]
+__all__ = ["Diverged", "Training", "teacher_key", "teacher_study", "train_teachers"]
 
-_HOMES = {
+_MODULES = {
     "Diverged": "metrics",
     "Training": "trainer",
-    "check_weights": "teachers",
-    "load_teacher": "teachers",
     "teacher_key": "teachers",
     "teacher_study": "teachers",
     "train_teachers": "teachers",
 }
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+def __getattr__(name: str) -> object:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)

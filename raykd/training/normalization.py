@@ -53,7 +53,7 @@ def training_normalization(network: nn.Module, data: Dataset) -> Normalization |
     return expected_normalization(network) or Normalization(mean=data.mean, std=data.std)
 
 
-def normalization_of(prepared: TeacherSpec) -> Normalization | None:
+def normalization_of(spec: TeacherSpec) -> Normalization | None:
     """Return the normalization that the weights of a teacher were trained with, if known.
 
     Returns:
@@ -62,25 +62,25 @@ def normalization_of(prepared: TeacherSpec) -> Normalization | None:
     Raises:
         ValueError: the configuration next to the weights cannot be read.
     """
-    setting = prepared.normalization
+    setting = spec.normalization
     if isinstance(setting, Normalization):
         return setting
     if setting in NAMED:
         return NAMED[setting]
     if setting == "model":
-        return _library_normalization(prepared)
-    if setting == "data" or prepared.weights is None or prepared.is_mlflow:
+        return _library_normalization(spec)
+    if setting == "data" or spec.weights is None or spec.is_mlflow:
         return None
-    if _is_from_raykd(prepared.weights):
-        return from_metadata(_metadata(prepared.weights))
-    images = _pretraining_images(prepared)
+    if _is_from_raykd(spec.weights):
+        return from_metadata(_metadata(spec.weights))
+    images = _pretraining_images(spec)
     return images.normalization if images is not None else None
 
 
-def _library_normalization(prepared: TeacherSpec) -> Normalization:
-    pretraining_images = prepared.model.pretraining_images() if prepared.model is not None else None
+def _library_normalization(spec: TeacherSpec) -> Normalization:
+    pretraining_images = spec.model.pretraining_images() if spec.model is not None else None
     if pretraining_images is None:
-        name = prepared.model.name if prepared.model is not None else prepared.weights
+        name = spec.model.name if spec.model is not None else spec.weights
         raise ValueError(
             f"`normalization: model` needs a library configuration, which {name} does not have; "
             "write `normalization: {mean: [...], std: [...]}`"
@@ -88,43 +88,43 @@ def _library_normalization(prepared: TeacherSpec) -> Normalization:
     return pretraining_images.normalization
 
 
-def _pretraining_images(prepared: TeacherSpec) -> PretrainingImages | None:
+def _pretraining_images(spec: TeacherSpec) -> PretrainingImages | None:
     """Read the configuration in the folder of the weights."""
-    if prepared.weights is None or prepared.is_mlflow:
+    if spec.weights is None or spec.is_mlflow:
         return None
     try:
-        folder = weight_parts(prepared.weights)[0].absolute().parent
+        folder = weight_parts(spec.weights)[0].absolute().parent
     except ValueError:  # reported where the weights are read
         return None
     return read_pretraining_images(folder)
 
 
 def normalization_notes(
-    prepared: TeacherSpec, place: str, task: Task
+    spec: TeacherSpec, place: str, task: Task
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Describe the images that a loaded teacher expects, in sentences.
 
     Args:
-        prepared: the teacher.
+        spec: the teacher.
         place: of the teacher in the study, such as "teacher".
         task: inputs and classes of the data.
 
     Returns:
         Notes and warnings.
     """
-    if prepared.weights is None or task.text is not None or len(task.input_shape) != 3:
+    if spec.weights is None or task.text is not None or len(task.input_shape) != 3:
         return (), ()
-    normalization, size = normalization_of(prepared), _size_warning(prepared, place, task)
+    normalization, size = normalization_of(spec), _size_warning(spec, place, task)
     if normalization is not None:
         return (f"{place}: its inputs are normalized with {normalization.text()}",), size
-    if prepared.normalization == "data" or prepared.is_mlflow or _is_from_raykd(prepared.weights):
+    if spec.normalization == "data" or spec.is_mlflow or _is_from_raykd(spec.weights):
         return (), size
     note = (
-        f"{place}: no configuration next to {prepared.weights} states the normalization of its "
+        f"{place}: no configuration next to {spec.weights} states the normalization of its "
         f"images; mean and std of the data are used; set {place}.normalization if it was trained "
         "with others"
     )
-    images = prepared.model.pretraining_images() if prepared.model is not None else None
+    images = spec.model.pretraining_images() if spec.model is not None else None
     if images is not None:
         note += f"; {images.source}: {images.normalization.text()} (`normalization: model`)"
     return (note,), size
@@ -136,8 +136,8 @@ def _is_from_raykd(weights: str) -> bool:
     return METADATA in metadata or "id" in metadata
 
 
-def _size_warning(prepared: TeacherSpec, place: str, task: Task) -> tuple[str, ...]:
-    images, size = _pretraining_images(prepared), task.input_shape[1:]
+def _size_warning(spec: TeacherSpec, place: str, task: Task) -> tuple[str, ...]:
+    images, size = _pretraining_images(spec), task.input_shape[1:]
     if images is None or images.size is None or images.size == size:
         return ()
     theirs, ours = (f"{height}x{width}" for height, width in (images.size, size))

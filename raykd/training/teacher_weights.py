@@ -28,21 +28,22 @@ Rows = tuple[int, ...] | None
 _OTHER_PROBLEMS = ("regression", "multi_label_classification")
 
 _REMEDY = (
-    "give them in the order of the network's outputs, by the names of the data: "
+    "set them in the order of the outputs of the network, by the names of the data: "
     "`teacher: {classes: [...]}`"
 )
 
 
 @dataclass(frozen=True)
-class Loaded:
-    """A network with the weights of a file.
+class LoadedTeacher:
+    """Network with the weights of a file.
 
     Attributes:
         network: in eval mode, on the CPU.
-        notes: sentences on what was done to the weights.
-        warnings: sentences on what may make results wrong.
-        is_as_read: whether the file holds the network's weights, under its names, as safetensors.
-        metadata: text values of the file's header.
+        notes: sentences on changes that were made to the weights.
+        warnings: sentences on possible reasons for wrong results.
+        is_as_read: whether the file is a safetensors file with the unchanged weights under the
+            names of the network.
+        metadata: text values of the header of the file.
     """
 
     network: nn.Module
@@ -52,25 +53,25 @@ class Loaded:
     metadata: tuple[tuple[str, str], ...] = ()
 
 
-def load_teacher_weights(prepared: TeacherSpec, task: Task) -> Loaded:
+def load_teacher_weights(spec: TeacherSpec, task: Task) -> LoadedTeacher:
     """Load a teacher from its file of weights, with outputs in the order of the data.
 
     Raises:
         ValueError: the model or the file is missing, the file does not hold the weights of the
             model, or its class names are not those of the data.
     """
-    if prepared.model is None or prepared.weights is None or prepared.is_mlflow:
+    if spec.model is None or spec.weights is None or spec.is_mlflow:
         raise ValueError(
-            f"a model and a file of weights are needed, found model {prepared.model} and weights "
-            f"{prepared.weights}; load a network from MLflow with `mlflow.pytorch.load_model`"
+            f"a model and a file of weights are needed, found model {spec.model} and weights "
+            f"{spec.weights}; load a network from MLflow with `mlflow.pytorch.load_model`"
         )
-    file = read_weight_file(prepared.weights)
-    network = prepared.model.blueprint(task)
-    fitted, rows, note = _checked(file, network, task, prepared.classes)
+    file = read_weight_file(spec.weights)
+    network = spec.model.blueprint(task)
+    fitted, rows, note = _checked(file, network, task, spec.classes)
     network.load_state_dict(fitted.tensors, strict=False)
     if rows is not None:
-        reorder_classes(network, rows, task, prepared.weights)
-    return Loaded(
+        reorder_classes(network, rows, task, spec.weights)
+    return LoadedTeacher(
         network.eval(),
         (*fitted.notes, *filter(None, [note])),
         fitted.warnings,
@@ -79,7 +80,7 @@ def load_teacher_weights(prepared: TeacherSpec, task: Task) -> Loaded:
     )
 
 
-def check_file(
+def check_weights(
     path: str | Path, model: Model, task: Task, classes: Sequence[str] = ()
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Check that a file holds the weights of a model, without loading them.
@@ -102,29 +103,29 @@ def check_file(
     return (*fitted.notes, *filter(None, [note])), fitted.warnings
 
 
-def rows_of(prepared: TeacherSpec, class_names: Sequence[str]) -> Rows:
+def output_order(spec: TeacherSpec, class_names: Sequence[str]) -> Rows:
     """Return the output for each class of the data, as far as files state the classes.
 
     Args:
-        prepared: the teacher.
+        spec: the teacher.
         class_names: of the data.
     """
     if not class_names:
         return None
     try:
-        if prepared.classes:
-            return named_rows(prepared.classes, class_names, "teacher.classes")
-        if prepared.weights is not None:
-            theirs = () if prepared.is_mlflow else weight_class_names(prepared.weights)
+        if spec.classes:
+            return named_rows(spec.classes, class_names, "teacher.classes")
+        if spec.weights is not None:
+            theirs = () if spec.is_mlflow else weight_class_names(spec.weights)
         else:
-            theirs = prepared.model.head_classes() if prepared.model is not None else ()
+            theirs = spec.model.head_classes() if spec.model is not None else ()
             theirs = theirs if len(theirs) == len(class_names) else ()
         return class_rows(theirs, class_names, "")[0]
     except ValueError:  # reported where the weights are read
         return None
 
 
-def reorder_network(network: nn.Module, prepared: TeacherSpec, task: Task) -> tuple[str, ...]:
+def reorder_network(network: nn.Module, spec: TeacherSpec, task: Task) -> tuple[str, ...]:
     """Put the outputs of a network, in place, in the order of the data.
 
     Returns:
@@ -133,8 +134,8 @@ def reorder_network(network: nn.Module, prepared: TeacherSpec, task: Task) -> tu
     Raises:
         ValueError: its class names are not those of the data.
     """
-    source = str(prepared.weights)
-    rows, note = _order(prepared.classes, find_class_names(network), task, source)
+    source = str(spec.weights)
+    rows, note = _order(spec.classes, find_class_names(network), task, source)
     if rows is not None:
         wrapped = isinstance(network, RawInputModel | Expecting)
         reorder_classes(network.network if wrapped else network, rows, task, source)
@@ -149,8 +150,8 @@ def _checked(
     problem = file.metadata.get("problem_type", "")
     if problem in _OTHER_PROBLEMS:
         raise ValueError(
-            f"{file.source} belongs to a model of problem_type {problem!r} (config.json beside "
-            "it); raykd distills classifiers of one class a sample"
+            f"{file.source} belongs to a model of problem_type {problem!r} (config.json next to "
+            "it); raykd distills classifiers with one class per sample"
         )
     fitted = fit(network, file, task)
     return fitted, *_order(classes, file.class_names, task, file.source)

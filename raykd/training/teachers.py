@@ -24,7 +24,7 @@ from raykd.training.build import task_of
 from raykd.training.checkpoint import parse_weights
 from raykd.training.normalization import adapted, normalization_of
 from raykd.training.output_check import output_signs, outputs_warning
-from raykd.training.teacher_weights import check_file, load_teacher_weights, rows_of
+from raykd.training.teacher_weights import load_teacher_weights, output_order
 from raykd.training.trainer import Training
 
 RECIPE = 2
@@ -55,26 +55,26 @@ def teacher_spec_of(study: Study, seed: int | None = None) -> TeacherSpec:
     return independent_teacher(study.teacher, teacher_context(study, seed))
 
 
-def teacher_training_study(study: Study, prepared: TeacherSpec) -> Study:
+def teacher_training_study(study: Study, spec: TeacherSpec) -> Study:
     """Return the study that trains a teacher of `study`, on the same data.
 
-    Its student is that network, and its teachers are the ones of `prepared`.
+    Its student is that network, and its teachers are the ones of `spec`.
 
     Raises:
         ValueError: the teacher has no model.
     """
-    if prepared.model is None:
+    if spec.model is None:
         raise ValueError("the teacher has no model; set `teacher.model` to its network")
-    augment = study.data.augment if prepared.augment is None else prepared.augment
+    augment = study.data.augment if spec.augment is None else spec.augment
     return dataclasses.replace(
         study,
-        seed=prepared.seed,
+        seed=spec.seed,
         data=dataclasses.replace(study.data, augment=augment),
-        teacher=prepared.teachers[0].as_teacher if prepared.teachers else None,
-        student=Student(model=prepared.model),
-        scheme=prepared.scheme or Alone(),
-        knowledge=prepared.knowledge,
-        train=prepared.train,
+        teacher=spec.teachers[0].as_teacher if spec.teachers else None,
+        student=Student(model=spec.model),
+        scheme=spec.scheme or Alone(),
+        knowledge=spec.knowledge,
+        train=spec.train,
         cache=Cache(),  # a teacher must not depend on how its outputs are cached for students
     )
 
@@ -89,7 +89,7 @@ def teacher_key(study: Study, fingerprint: str, class_names: Sequence[str] = ())
 
 
 def spec_key(
-    prepared: TeacherSpec, study: Study, fingerprint: str, class_names: Sequence[str] = ()
+    spec: TeacherSpec, study: Study, fingerprint: str, class_names: Sequence[str] = ()
 ) -> str:
     """Return the key of a trained teacher: 32 hex digits.
 
@@ -98,60 +98,38 @@ def spec_key(
     other than that of the data, and with anything of the teachers that it was trained by.
 
     Args:
-        prepared: the teacher.
+        spec: the teacher.
         study: concrete; determines the augmentation if the teacher does not.
         fingerprint: `Dataset.fingerprint`.
         class_names: `Dataset.class_names`.
     """
-    weights = prepared.weights
-    augment = study.data.augment if prepared.augment is None else prepared.augment
+    weights = spec.weights
+    augment = study.data.augment if spec.augment is None else spec.augment
     content = {
         "recipe": RECIPE,
-        "model": plain(prepared.model),
+        "model": plain(spec.model),
         "weights": weights,
-        "bytes": _digest_of_weights(weights) if weights and not prepared.is_mlflow else None,
-        "train": plain(prepared.train),
-        "scheme": plain(prepared.scheme),
-        "knowledge": plain(prepared.knowledge),
-        "teachers": [
-            spec_key(teacher, study, fingerprint, class_names) for teacher in prepared.needs
-        ],
+        "bytes": _digest_of_weights(weights) if weights and not spec.is_mlflow else None,
+        "train": plain(spec.train),
+        "scheme": plain(spec.scheme),
+        "knowledge": plain(spec.knowledge),
+        "teachers": [spec_key(teacher, study, fingerprint, class_names) for teacher in spec.needs],
         "augment": plain(augment),
         "data": fingerprint,
-        "seed": prepared.seed,
+        "seed": spec.seed,
     }
-    normalization = normalization_of(prepared)
+    normalization = normalization_of(spec)
     if normalization is not None:
         content["normalization"] = plain(normalization)
-    if prepared.model is not None and prepared.model.files():
-        content["files"] = [_digest(str(file)) for file in prepared.model.files()]
-    rows = rows_of(prepared, class_names)
+    if spec.model is not None and spec.model.files():
+        content["files"] = [_digest(str(file)) for file in spec.model.files()]
+    rows = output_order(spec, class_names)
     if rows is not None:
         content["classes"] = rows
-    elif prepared.is_mlflow and class_names and not is_generic(class_names):
+    elif spec.is_mlflow and class_names and not is_generic(class_names):
         content["classes"] = list(class_names)  # its classes are known only after the download
     text = json.dumps(content, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
-
-
-def load_teacher(study: Study, task: Task, path: str | Path) -> nn.Module:
-    """Load the teacher of a study from a safetensors file, in eval mode, on the CPU.
-
-    Raises:
-        ValueError: the study has no model for its teacher, or the file does not hold its weights.
-    """
-    return load_network(dataclasses.replace(teacher_spec_of(study), weights=str(path)), task)
-
-
-def load_network(prepared: TeacherSpec, task: Task) -> nn.Module:
-    """Load a teacher from its file of weights, in eval mode, on the CPU.
-
-    Its outputs are put in the order of the classes of the data if their names are known.
-
-    Raises:
-        ValueError: it has no model, or the file does not hold its weights.
-    """
-    return load_teacher_weights(prepared, task).network
 
 
 def read_network(model: Model, task: Task, content: bytes) -> nn.Module:
@@ -163,16 +141,6 @@ def read_network(model: Model, task: Task, content: bytes) -> nn.Module:
     network = model.blueprint(task)
     parse_weights(network, content, "the teacher's weights")
     return network.eval()
-
-
-def check_weights(path: str | Path, model: Model, task: Task) -> None:
-    """Check that a file holds the weights of a model, without loading them.
-
-    Raises:
-        ValueError: it does not (no such file, no weights, missing or unexpected tensors, wrong
-            shapes, values that are not finite), or the model cannot be built for the task.
-    """
-    check_file(path, model, task)
 
 
 def _digest_of_weights(path: str) -> str | None:
@@ -229,22 +197,22 @@ def train_teachers(
     """
     cache = {} if cache is None else cache
     return [
-        _network(prepared, study, data, cache, torch.device(device))
-        for prepared in required_networks(study, seed)
+        _network(spec, study, data, cache, torch.device(device))
+        for spec in required_networks(study, seed)
     ]
 
 
 def _network(
-    prepared: TeacherSpec, study: Study, data: Dataset, cache: Networks, device: torch.device
+    spec: TeacherSpec, study: Study, data: Dataset, cache: Networks, device: torch.device
 ) -> nn.Module:
-    key = spec_key(prepared, study, data.fingerprint, data.class_names)
+    key = spec_key(spec, study, data.fingerprint, data.class_names)
     if key not in cache:
-        if prepared.weights is not None:
-            network = load_network(prepared, task_of(data))
-            network = adapted(network, data, normalization_of(prepared)).to(device)
+        if spec.weights is not None:
+            network = load_teacher_weights(spec, task_of(data)).network
+            network = adapted(network, data, normalization_of(spec)).to(device)
         else:
-            teachers = [_network(need, study, data, cache, device) for need in prepared.needs]
-            training_study = teacher_training_study(study, prepared)
+            teachers = [_network(need, study, data, cache, device) for need in spec.needs]
+            training_study = teacher_training_study(study, spec)
             training = Training(
                 training_study,
                 data,
@@ -255,16 +223,16 @@ def _network(
             while training.epoch < training.epochs:
                 training.run_epoch()
             network = training.student.eval()
-        _check_outputs(network, prepared, data, device)
+        _check_outputs(network, spec, data, device)
         cache[key] = network
     return cache[key]
 
 
 def _check_outputs(
-    network: nn.Module, prepared: TeacherSpec, data: Dataset, device: torch.device
+    network: nn.Module, spec: TeacherSpec, data: Dataset, device: torch.device
 ) -> None:
-    model = prepared.model
-    name = f"teacher {model.name if model is not None else prepared.weights}"
+    model = spec.model
+    name = f"teacher {model.name if model is not None else spec.weights}"
     try:
         signs = output_signs(network, data, device=device)
     except ValueError as error:

@@ -164,7 +164,7 @@ class CacheScheduler:
         if kept is None:
             return None
         if kept.why_not:
-            self._tell(repr(kept.prepared), "live", why=kept.why_not)
+            self._tell(repr(kept.teacher), "live", why=kept.why_not)
             return None
         task = self._plan.task
         outputs = TeacherOutputs(

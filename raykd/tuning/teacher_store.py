@@ -28,7 +28,7 @@ from raykd.study.teachers import teacher_chain, teachers_of
 from raykd.study.yaml_file import Document, Place, dotted
 from raykd.training.checkpoint import dump_object, dump_weights, weights_metadata, with_metadata
 from raykd.training.normalization import normalization_notes, normalization_of
-from raykd.training.teacher_weights import check_file, load_teacher_weights, reorder_network
+from raykd.training.teacher_weights import check_weights, load_teacher_weights, reorder_network
 from raykd.training.teachers import (
     spec_key,
     teacher_spec_of,
@@ -239,7 +239,7 @@ def _checked_file(
     weights: str, model: Model, classes: tuple[str, ...], task: Task, _: tuple[str, ...]
 ) -> Remarks:
     try:
-        return Remarks(*check_file(weights, model, task, classes))
+        return Remarks(*check_weights(weights, model, task, classes))
     except ValueError as error:
         return Remarks(problem=str(error))
 

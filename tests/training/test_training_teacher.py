@@ -14,11 +14,11 @@ from raykd.study.config import Search, Student, Study, Teacher
 from raykd.train_config import SGD, Train
 from raykd.training.checkpoint import dump_weights
 from raykd.training.teacher_cache.spec import model_digest
+from raykd.training.teacher_weights import check_weights, load_teacher_weights
 from raykd.training.teachers import (
-    check_weights,
-    load_teacher,
     read_network,
     teacher_key,
+    teacher_spec_of,
     teacher_study,
 )
 
@@ -116,7 +116,8 @@ def test_a_trained_teacher_comes_back_as_it_was(tmp_path: Path) -> None:
     content = dump_weights(training.student)
     path.write_bytes(content)
 
-    loaded = load_teacher(STUDY, TASK, path)
+    spec = dataclasses.replace(teacher_spec_of(STUDY), weights=str(path))
+    loaded = load_teacher_weights(spec, TASK).network
     assert not loaded.training
     expected = weights(training.student)
     for network in (loaded, read_network(TEACHER, TASK, content)):

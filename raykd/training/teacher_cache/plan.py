@@ -46,7 +46,7 @@ class PlannedEntry:
     """Cache entry of one teacher, as planned for a study.
 
     Attributes:
-        prepared: the teacher.
+        teacher: the teacher.
         views: number of views.
         epochs: of the longest training that reads the entry.
         layers: hint layers in the entry, with their shapes.
@@ -57,7 +57,7 @@ class PlannedEntry:
         why_not: reason why nothing is cached; empty if the entry is used.
     """
 
-    prepared: TeacherSpec
+    teacher: TeacherSpec
     views: int
     epochs: int
     layers: Mapping[str, Shape]
@@ -122,9 +122,9 @@ class CachePlan:
     def settings(self) -> Cache:
         return self.study.settings.cache
 
-    def entry_for(self, study: Study, prepared: TeacherSpec) -> PlannedEntry | None:
+    def entry_for(self, study: Study, teacher: TeacherSpec) -> PlannedEntry | None:
         """Return the planned entry of a teacher of a concrete study; None if there is none."""
-        return self.all.get(_reading(study, prepared))
+        return self.all.get(_reading(study, teacher))
 
     def fixed(self, study: Study) -> Study:
         """Return a concrete study with the seed and number of views that all trials share."""
@@ -166,9 +166,9 @@ class CachePlan:
         return [teacher for teacher in teachers if teacher.is_shared]
 
     def _count(self, study: Study, usages: dict[Reading, _Usage]) -> None:
-        for prepared in self._shared_teachers(study):
-            layers = hint_layers(study, prepared, self.task)
-            usage = usages.setdefault(_reading(study, prepared), _Usage())
+        for teacher in self._shared_teachers(study):
+            layers = hint_layers(study, teacher, self.task)
+            usage = usages.setdefault(_reading(study, teacher), _Usage())
             usage.points += 1
             usage.epochs = max(usage.epochs, study.train.epochs)
             usage.layers |= layers
@@ -176,12 +176,12 @@ class CachePlan:
                 usage.counts[name] = usage.counts.get(name, 0) + 1
 
     def _plan(self, reading: Reading, usage: _Usage, points: int) -> PlannedEntry:
-        prepared, augment, _ = reading
+        teacher, augment, _ = reading
         logits = {LOGITS: (self.task.classes,)}
         views = self._views(bool(augment), usage.epochs, row_bytes(logits, self.settings.dtype))
         layers, live = self._select_layers(usage, views)
         entry = PlannedEntry(
-            prepared=prepared,
+            teacher=teacher,
             views=views,
             epochs=usage.epochs,
             layers=layers,
@@ -248,15 +248,15 @@ class CachePlan:
         return trials * epochs * _mean_fraction(self.search, epochs) + replicates
 
 
-def hint_layers(study: Study, prepared: TeacherSpec, task: Task) -> dict[str, Shape]:
+def hint_layers(study: Study, teacher: TeacherSpec, task: Task) -> dict[str, Shape]:
     """Return the hint layers of a teacher in a concrete study, with their shapes.
 
     They are empty if the layers of the teacher are unknown or do not fit.
     """
-    if not study.scheme.takes_knowledge or prepared.model is None:
+    if not study.scheme.takes_knowledge or teacher.model is None:
         return {}
     try:
-        theirs = model_profile(prepared.model, task)
+        theirs = model_profile(teacher.model, task)
         ours = model_profile(study.student.model, task)
         terms: Iterable[Term] = resolve_pairs(study, ours, (theirs,), task.classes).knowledge
         return {layer.name: layer.shape for layer in theirs.resolve(layer_names(terms, "hint"))}
@@ -264,24 +264,24 @@ def hint_layers(study: Study, prepared: TeacherSpec, task: Task) -> dict[str, Sh
         return {}
 
 
-def layer_layouts(prepared: TeacherSpec, layers: Iterable[str], task: Task) -> dict[str, str]:
+def layer_layouts(teacher: TeacherSpec, layers: Iterable[str], task: Task) -> dict[str, str]:
     """Return the order of the axes of hint layers that are permuted; others are left out.
 
     It is part of the key of a cache entry: outputs of another layout must not be read.
     """
-    if prepared.model is None:
+    if teacher.model is None:
         return {}
     return {
         layer.name: f"{layer.layout.parts} {layer.layout.order}"
-        for layer in model_profile(prepared.model, task).resolve(layers)
+        for layer in model_profile(teacher.model, task).resolve(layers)
         if layer.layout is not None
     }
 
 
-def _reading(study: Study, prepared: TeacherSpec) -> Reading:
-    if prepared.weights is not None:  # its training settings are not used
-        prepared = TeacherSpec(prepared.model, prepared.weights, Train(), seed=0)
-    return prepared, tuple(study.data.augment), study.train.precision
+def _reading(study: Study, teacher: TeacherSpec) -> Reading:
+    if teacher.weights is not None:  # its training settings are not used
+        teacher = TeacherSpec(teacher.model, teacher.weights, Train(), seed=0)
+    return teacher, tuple(study.data.augment), study.train.precision
 
 
 def _mean_fraction(search: Search, epochs: int) -> float:
@@ -319,9 +319,9 @@ def estimate_build_time(
     Returns:
         None if the model or the number of samples is unknown.
     """
-    if entry.prepared.model is None or entry.rows is None:
+    if entry.teacher.model is None or entry.rows is None:
         return None
-    device, model = torch.device(device), entry.prepared.model
+    device, model = torch.device(device), entry.teacher.model
     macs = max(1, model_profile(model, task).macs)
     samples = max(1, min(MAX_SAMPLES, int(PROBE_MACS / macs)))
     with torch.random.fork_rng(devices=[]):
