@@ -104,7 +104,7 @@ def _cells(entry: CacheEntry, now: float) -> tuple[str, ...]:
     used = "never" if not entry.used else f"{(now - entry.used) / 3600:.1f} h ago"
     if manifest is None:
         return entry.key[:12], in_bytes(entry.bytes), "still being computed", "", "", "", used
-    study, described = manifest.about["study"], manifest.spec
+    study, described = manifest.provenance["study"], manifest.spec
     model = (study.get("teacher") or {}).get("model") or {}
     return (
         entry.key[:12],

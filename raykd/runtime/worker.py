@@ -56,8 +56,8 @@ from raykd.training.log_file import TrainingLog, raised_at
 from raykd.training.memory_format import to_device
 from raykd.training.metrics import Diverged, all_reduce_sum, autocast_for, evaluate_split
 from raykd.training.normalization import training_normalization
-from raykd.training.output_check import output_signs
-from raykd.training.stored_networks import delivered, load_stored_network
+from raykd.training.output_check import check_outputs
+from raykd.training.stored_networks import load_stored_network, with_preprocessing
 from raykd.training.teacher_cache import (
     CacheBuilder,
     CachedOutputs,
@@ -349,7 +349,7 @@ class Worker:
         """Check that a teacher gives logits; every rank checks the same samples."""
         device = self.context.device
         autocast = autocast_for(study.train.precision, device)
-        return output_signs(network, self.context.data, device=device, autocast=autocast)
+        return check_outputs(network, self.context.data, device=device, autocast=autocast)
 
     def _teachers_of(
         self, study: Study, files: Sequence[str], cache_keys: Sequence[str]
@@ -459,7 +459,7 @@ class Worker:
             content = dump_weights(network, self._metadata(network, job))
         else:
             measured = {k: v for k, v in metrics.items() if k.startswith(("val_", "test_"))}
-            whole = delivered(network.to("cpu").eval(), context.data, measured)
+            whole = with_preprocessing(network.to("cpu").eval(), context.data, measured)
             content = dump_object(whole)
             network.to(context.device)
         if job.role == "teacher":  # another study may read the file that exists

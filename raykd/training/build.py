@@ -27,7 +27,7 @@ from raykd.study.checks.layer_pairs import resolve_pairs
 from raykd.study.config import Study
 from raykd.study.teachers import required_networks, teachers_of
 from raykd.training.memory_format import to_device
-from raykd.training.normalization import adapted
+from raykd.training.normalization import adapt_teacher
 from raykd.training.seeding import derive_seed, seeded
 from raykd.training.teacher_cache import TeacherHandle, find_mismatch
 
@@ -167,7 +167,7 @@ def _handle(
 ) -> TeacherHandle:
     """Return the handle of a teacher, without cached outputs that do not match the training."""
     if isinstance(teacher, nn.Module):
-        return TeacherHandle(adapted(teacher, data))
+        return TeacherHandle(adapt_teacher(teacher, data))
     if teacher.outputs is None:
         return teacher
     seed = seed if study.cache.seed is None else study.cache.seed

@@ -122,7 +122,7 @@ class TrainingLog:
 
     def _shorten(self, file: IO[bytes]) -> None:
         file.seek(0)
-        content = shortened(file.read())
+        content = truncate_log(file.read())
         file.seek(0)
         file.truncate()
         self._size = file.write(content)
@@ -148,7 +148,7 @@ class _TeeStream:
         return getattr(self._stream, name)
 
 
-def shortened(content: bytes) -> bytes:
+def truncate_log(content: bytes) -> bytes:
     """Return the first `HEAD` and last `TAIL` bytes of a log, or all of a shorter one."""
     if len(content) <= HEAD + TAIL:
         return content

@@ -24,7 +24,9 @@ from raykd.schemes import TeacherSpec
 from raykd.training.checkpoint import read_metadata
 
 
-def adapted(network: nn.Module, data: Dataset, stored: Normalization | None = None) -> nn.Module:
+def adapt_teacher(
+    network: nn.Module, data: Dataset, stored: Normalization | None = None
+) -> nn.Module:
     """Return a teacher that takes the batches of `data`.
 
     Preprocessing that is part of the network is removed, because batches are already normalized.

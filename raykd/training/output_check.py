@@ -26,7 +26,7 @@ _USUAL = 1e-3
 
 
 @torch.no_grad()
-def output_signs(
+def check_outputs(
     network: nn.Module,
     data: Dataset,
     *,
@@ -72,12 +72,12 @@ def output_signs(
     return _signs(torch.cat(outputs)) if outputs else {}
 
 
-def outputs_warning(name: str, metrics: Mapping[str, float]) -> str:
+def probabilities_warning(name: str, metrics: Mapping[str, float]) -> str:
     """Return a warning if metrics of a network have signs of probabilities; else an empty text.
 
     Args:
         name: of the network.
-        metrics: of the network, with those of `output_signs`.
+        metrics: of the network, with those of `check_outputs`.
     """
     if metrics.get(SUMS_TO_ONE):
         outputs = "probabilities: each row sums to 1 (a softmax inside the network?)"

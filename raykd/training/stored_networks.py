@@ -13,7 +13,7 @@ from raykd.models.normalization import from_metadata
 from raykd.models.preprocessing import PIXELS, Preprocessing, RawInputModel
 from raykd.training.build import task_of
 from raykd.training.checkpoint import parse_network, weights_metadata
-from raykd.training.normalization import adapted
+from raykd.training.normalization import adapt_teacher
 from raykd.training.teachers import read_network
 
 
@@ -48,7 +48,7 @@ def preprocessing_of(data: Dataset) -> Preprocessing:
     )
 
 
-def delivered(
+def with_preprocessing(
     network: nn.Module, data: Dataset, metrics: Mapping[str, float] | None = None
 ) -> RawInputModel:
     """Return a network as a module from raw samples of the data to logits.
@@ -97,7 +97,7 @@ def load_stored_network(file: str, content: bytes, model: Model | None, data: Da
         ValueError: the weights are not those of the model, or their normalization does not fit.
     """
     if not file.endswith(".safetensors"):
-        return adapted(parse_network(content), data).eval()
+        return adapt_teacher(parse_network(content), data).eval()
     assert model is not None, "weights without their model"
     network = read_network(model, task_of(data), content)
-    return adapted(network, data, from_metadata(weights_metadata(content)))
+    return adapt_teacher(network, data, from_metadata(weights_metadata(content)))

@@ -22,8 +22,8 @@ from raykd.study.config import Cache, Student, Study, plain
 from raykd.study.teachers import required_networks, teacher_context
 from raykd.training.build import task_of
 from raykd.training.checkpoint import parse_weights
-from raykd.training.normalization import adapted, normalization_of
-from raykd.training.output_check import output_signs, outputs_warning
+from raykd.training.normalization import adapt_teacher, normalization_of
+from raykd.training.output_check import check_outputs, probabilities_warning
 from raykd.training.teacher_weights import load_teacher_weights, output_order
 from raykd.training.trainer import Training
 
@@ -209,7 +209,7 @@ def _network(
     if key not in cache:
         if spec.weights is not None:
             network = load_teacher_weights(spec, task_of(data)).network
-            network = adapted(network, data, normalization_of(spec)).to(device)
+            network = adapt_teacher(network, data, normalization_of(spec)).to(device)
         else:
             teachers = [_network(need, study, data, cache, device) for need in spec.needs]
             training_study = teacher_training_study(study, spec)
@@ -234,9 +234,9 @@ def _check_outputs(
     model = spec.model
     name = f"teacher {model.name if model is not None else spec.weights}"
     try:
-        signs = output_signs(network, data, device=device)
+        signs = check_outputs(network, data, device=device)
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from None
-    warning = outputs_warning(name, signs)
+    warning = probabilities_warning(name, signs)
     if warning:
         warnings.warn(warning, stacklevel=4)

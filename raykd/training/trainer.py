@@ -105,22 +105,12 @@ class Training:
         )
         self._autocast = autocast_for(study.train.precision, self.device)
 
-        # Compilation
         mode = study.train.compile
         self._is_compiled = mode not in ("none", "graph") and can_compile(self.student, self.device)
         if self._is_compiled:
             self.student.compile(mode=mode, dynamic=False)
         self.cuda_graph = self._make_cuda_graph() if mode == "graph" else None
-
-        # Data parallelism
-        self._model: nn.Module = self.distiller
-        if self.world_size > 1:
-            self._model = DistributedDataParallel(
-                self.distiller,
-                broadcast_buffers=False,
-                gradient_as_bucket_view=True,
-                find_unused_parameters=self.distiller.needs_unused_parameter_search,
-            )
+        self._model = self._data_parallel() if self.world_size > 1 else self.distiller
 
     @property
     def student(self) -> nn.Module:
@@ -170,7 +160,7 @@ class Training:
         with seeded(seed, self.device):
             self.distiller.train()
             self.distiller.begin_epoch(self._progress(step=0))
-            view = view_of(self.study.cache, self.epoch)
+            view = view_number(self.study.cache, self.epoch)
             batches = self.loader.epoch(self.epoch, view=view, steps=max_steps)
             for step, batch in enumerate(map(to_memory_format, batches)):
                 progress = self._progress(step)
@@ -273,6 +263,14 @@ class Training:
         self.optimizer.load_state_dict(saved)
         self.history = copy.deepcopy(list(state["history"]))
 
+    def _data_parallel(self) -> DistributedDataParallel:
+        return DistributedDataParallel(
+            self.distiller,
+            broadcast_buffers=False,
+            gradient_as_bucket_view=True,
+            find_unused_parameters=self.distiller.needs_unused_parameter_search,
+        )
+
     def _make_cuda_graph(self) -> CudaGraphStep | None:
         if self.device.type != "cuda" or self.world_size > 1:
             return None
@@ -304,7 +302,7 @@ class Training:
                 statistic.copy_(part.view_as(statistic))
 
 
-def view_of(cache: Cache, epoch: int) -> int:
+def view_number(cache: Cache, epoch: int) -> int:
     """Return the number of the view of each sample in an epoch, counted from 0."""
     return epoch if cache.views == "auto" else epoch % cache.views
 

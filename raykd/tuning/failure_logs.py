@@ -7,7 +7,7 @@ from pathlib import Path
 
 from raykd.runtime.jobs import Job
 from raykd.storage import Storage
-from raykd.training.log_file import find_crash, shortened
+from raykd.training.log_file import find_crash, truncate_log
 from raykd.tuning.study_dir import StudyFolder
 
 KILLED = "its process was killed by signal 9, perhaps because memory ran out"
@@ -72,7 +72,7 @@ class Logs:
         try:
             path = self.folder.path / name
             path.parent.mkdir(exist_ok=True)
-            path.write_bytes(shortened(b"\n".join(text.rstrip() + b"\n" for text in texts)))
+            path.write_bytes(truncate_log(b"\n".join(text.rstrip() + b"\n" for text in texts)))
         except OSError:
             name = ""
         self._remove(job)

@@ -33,7 +33,7 @@ from raykd.study.config import Search, Study, plain, read_study
 from raykd.study.open_study import OpenStudy
 from raykd.study.short_names import names_of
 from raykd.study.student_costs import StudentCosts
-from raykd.training.output_check import outputs_warning
+from raykd.training.output_check import probabilities_warning
 from raykd.training.teachers import teacher_spec_of, teacher_training_study
 from raykd.tuning.cache_jobs import CacheScheduler
 from raykd.tuning.failure_logs import Failure, Logs
@@ -364,7 +364,7 @@ class Planner:
         is_teacher = record.role == "teacher"
         name = f"teacher {_teacher_of(record)}" if is_teacher else f"the student of {record.id}"
         key = f"outputs_{record.id}" if is_teacher else "outputs_student"
-        self._doubt(key, outputs_warning(name, record.metrics))
+        self._doubt(key, probabilities_warning(name, record.metrics))
 
     def _doubt(self, key: str, warning: str) -> None:
         """Write a warning, once, into the journal; the displays and MLflow get it from there."""

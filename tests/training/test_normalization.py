@@ -30,8 +30,8 @@ from raykd.train_config import SGD, Train
 from raykd.training.build import task_of
 from raykd.training.checkpoint import dump_weights, weights_metadata
 from raykd.training.metrics import evaluate_split
-from raykd.training.normalization import adapted, normalization_notes, normalization_of
-from raykd.training.stored_networks import delivered, load_stored_network, raw_samples
+from raykd.training.normalization import adapt_teacher, normalization_notes, normalization_of
+from raykd.training.stored_networks import load_stored_network, raw_samples, with_preprocessing
 from raykd.training.teachers import (
     spec_key,
     teacher_spec_of,
@@ -238,11 +238,11 @@ def test_a_delivered_student_teaches_without_normalizing_twice() -> None:
     for data, same_statistics in ((bright, bright), (dark, moved)):
         wanted = accuracy(student, same_statistics)
         raw = torch.as_tensor(raw_samples(data, torch.arange(60)))
-        answers = delivered(student, bright)(raw).argmax(1)
+        answers = with_preprocessing(student, bright)(raw).argmax(1)
         assert (answers == data.test.targets).double().mean().item() == pytest.approx(wanted)
-        teacher = adapted(delivered(student, bright), data)
+        teacher = adapt_teacher(with_preprocessing(student, bright), data)
         assert accuracy(teacher, data) == pytest.approx(wanted, abs=1e-12)
-    taught = Training(study(Teacher()), dark, seed=0, teacher=delivered(student, bright))
+    taught = Training(study(Teacher()), dark, seed=0, teacher=with_preprocessing(student, bright))
     assert taught.run_epoch()["train_loss"] > 0
 
 
@@ -257,7 +257,7 @@ def test_a_student_made_of_the_teacher_expects_the_same(name: str) -> None:
     kind = next(
         kind for kind in COMPRESSED_MODELS if kind.__name__.lower() == name.replace("_", "")
     )
-    teacher = adapted(source.build(task_of(data)).eval(), data, IMAGENET)
+    teacher = adapt_teacher(source.build(task_of(data)).eval(), data, IMAGENET)
     one = study(
         Teacher(model=source, weights="x.safetensors", normalization="imagenet"),
         student=Student(model=kind(base=source, inherit_weights=True)),  # type: ignore[call-arg]
@@ -270,7 +270,9 @@ def test_a_student_made_of_the_teacher_expects_the_same(name: str) -> None:
     kept = training.student.eval()
     assert accuracy(kept, data) == pytest.approx(
         (
-            delivered(kept, data)(torch.as_tensor(raw_samples(data, torch.arange(60)))).argmax(1)
+            with_preprocessing(kept, data)(
+                torch.as_tensor(raw_samples(data, torch.arange(60)))
+            ).argmax(1)
             == data.test.targets
         )
         .double()

@@ -16,8 +16,8 @@ from raykd.study.checks.load import load_study
 from raykd.training.output_check import (
     IN_UNIT_RANGE,
     SUMS_TO_ONE,
-    output_signs,
-    outputs_warning,
+    check_outputs,
+    probabilities_warning,
 )
 from raykd.training.teachers import train_teachers
 
@@ -67,16 +67,16 @@ def test_signs(data: Dataset, last: Callable[[Tensor], Tensor], sign: str | None
     network = Ending(last).train()
     with torch.no_grad():
         network.linear.weight *= 20
-    found = output_signs(network, data)
+    found = check_outputs(network, data)
     assert found == ({sign: 1.0} if sign else {})
-    assert bool(outputs_warning("teacher t", found)) == bool(sign)
+    assert bool(probabilities_warning("teacher t", found)) == bool(sign)
     assert network.training
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 def test_values_that_are_not_finite(data: Dataset, value: float) -> None:
     with pytest.raises(ValueError, match=r"NaN or infinite for 1 of \d+ validation samples"):
-        output_signs(Ending(spoiled(value)), data)
+        check_outputs(Ending(spoiled(value)), data)
 
 
 def test_from_python(data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

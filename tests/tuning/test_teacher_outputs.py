@@ -18,7 +18,7 @@ from raykd.models import Mlp
 from raykd.report.summary import facts
 from raykd.tracking.journal import events
 from raykd.training.build import task_of
-from raykd.training.stored_networks import delivered
+from raykd.training.stored_networks import with_preprocessing
 from raykd.tuning.executors import LocalExecutor
 from raykd.tuning.result import StudyResult
 from raykd.tuning.search_run import SearchRun
@@ -136,7 +136,7 @@ def reordered() -> nn.Module:
 
 
 def as_delivered(network: nn.Module) -> nn.Module:
-    whole = delivered(network, data())
+    whole = with_preprocessing(network, data())
     whole.class_names = tuple(map(str, ORDER))
     return whole
 

@@ -37,13 +37,14 @@ class Manifest:
 
     Attributes:
         spec: of its outputs.
-        about: what is needed to compute them again, and to show them to people (`provenance_of`).
+        provenance: what is needed to compute them again, and to show them to people
+            (`provenance_of`).
         checksums: SHA-256 of each file, by name.
         sizes: bytes of each file, by name.
     """
 
     spec: CacheSpec
-    about: Mapping[str, Any]
+    provenance: Mapping[str, Any]
     checksums: Mapping[str, str]
     sizes: Mapping[str, int]
 
@@ -152,7 +153,7 @@ class CacheStore:
         files = self.storage.files(f"{FOLDER}/{key}")
         return {file for file in files if _checksum_file(file) in files}
 
-    def complete(self, spec: CacheSpec, about: Mapping[str, Any]) -> bool:
+    def complete(self, spec: CacheSpec, provenance: Mapping[str, Any]) -> bool:
         """Write the manifest if all shards exist; return whether the entry is complete now."""
         key = spec.key
         if self.manifest(key) is not None:
@@ -166,7 +167,7 @@ class CacheStore:
         content = {
             "format": FORMAT,
             "description": spec.plain(),
-            "about": dict(about),
+            "about": dict(provenance),
             "shards": {file: json.loads(checksum or b"") for file, checksum in checksums.items()},
         }
         self.storage.create(_file(key, MANIFEST), json.dumps(content, indent=1).encode())

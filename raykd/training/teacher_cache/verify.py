@@ -75,7 +75,7 @@ def compare(
         raise ValueError("outputs behind a URI are compared on a copy: download the folder first")
     # Data, teacher and cached outputs
     device, spec = torch.device(device), manifest.spec
-    study = read_study(manifest.about["study"])
+    study = read_study(manifest.provenance["study"])
     data = study.data.load().to(device)
     if data.fingerprint != spec.data:
         raise ValueError(f"the data {study.data.name} are not those that {key} was computed on")
@@ -108,8 +108,8 @@ def _comparison(name: str, pairs: list[tuple[Tensor, Tensor]]) -> Comparison:
 
 
 def _teacher(store: CacheStore, manifest: Manifest, data: Dataset, allow_import: bool) -> nn.Module:
-    study, file = read_study(manifest.about["study"]), str(manifest.about.get("file", ""))
-    model = teachers_of(study)[int(manifest.about["teacher"])].model
+    study, file = read_study(manifest.provenance["study"]), str(manifest.provenance.get("file", ""))
+    model = teachers_of(study)[int(manifest.provenance["teacher"])].model
     content = store.storage.read(file) if file else None
     if content is None:
         raise ValueError(f"the teacher's weights {file} are not below {store.storage.root}")
