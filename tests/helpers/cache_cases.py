@@ -1,4 +1,4 @@
-"""What the tests of kept outputs share; a script, too, that builds until it is killed."""
+"""Helpers of the tests of cached outputs; as a script, builds an entry until it is killed."""
 
 from __future__ import annotations
 

@@ -114,8 +114,8 @@ def perceptron(**train: Any) -> Study:
     return dataclasses.replace(taught(**train), student=Student(model=Mlp(depth=1, width=16)))
 
 
-def unnormalised(*terms: Term, **train: Any) -> Study:
-    """What two workers must train as one does: nothing in it depends on a worker's share."""
+def unnormalized(*terms: Term, **train: Any) -> Study:
+    """A study that two workers train as one does: nothing depends on the share of a worker."""
     return dataclasses.replace(taught(*terms, **train), student=Student(model=Plain()))
 
 

@@ -1,4 +1,4 @@
-"""What each of two workers does in `test_workers`; a module of its own, so that it can be sent."""
+"""Work of each of two workers in `test_training_workers`; a separate module to be pickled."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from helpers.training_cases import (
     taught,
     teacher,
     teacher_model,
-    unnormalised,
+    unnormalized,
     untimed,
 )
 from raykd.data import AUGMENTATIONS, Placement
@@ -48,11 +48,11 @@ UNEVEN = 37
 EMBEDDING = (Pair(hint="embedding", guided="embedding"),)
 
 STUDIES: dict[str, Study] = {
-    "even": unnormalised(epochs=2, optimizer=SGD(lr=0.1)),
-    "uneven": unnormalised(epochs=2, batch_size=UNEVEN, optimizer=SGD(lr=0.1), clip_norm=0.5),
+    "even": unnormalized(epochs=2, optimizer=SGD(lr=0.1)),
+    "uneven": unnormalized(epochs=2, batch_size=UNEVEN, optimizer=SGD(lr=0.1), clip_norm=0.5),
     "late": taught(Term(loss=LOSSES["hint"](), start_epoch=1), epochs=2, batch_size=UNEVEN),
-    "normalised": alone(epochs=1),
-    "deployed": unnormalised(
+    "normalized": alone(epochs=1),
+    "deployed": unnormalized(
         Term(loss=LOSSES["simkd"](), pairs=EMBEDDING), epochs=2, batch_size=UNEVEN
     ),
     "factors": taught(Term(loss=LOSSES["ft"]()), epochs=2, batch_size=UNEVEN),
@@ -65,7 +65,7 @@ STUDIES: dict[str, Study] = {
 
 
 CACHED = dataclasses.replace(
-    unnormalised(
+    unnormalized(
         Term(loss=LOSSES["kd"]()),
         Term(loss=LOSSES["hint"](), pairs=EMBEDDING),
         epochs=2,
@@ -158,8 +158,8 @@ def _diverged(rank: int) -> str:
     """One rank's input is broken: every rank must hear of it, at the same point."""
     training = _training(STUDIES["even"], rank)
     if rank == 1:
-        normalised = training.loader._normalize
-        normalised.shift = normalised.shift * float("nan")
+        normalized = training.loader._normalize
+        normalized.shift = normalized.shift * float("nan")
     try:
         training.run_epoch()
     except Diverged as error:

@@ -1,4 +1,4 @@
-"""Kept outputs as files: addressed by all that they hang on, built whole, found when damaged."""
+"""Cache entries: keys cover everything that determines the bytes; damage is detected."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What only a GPU shows: no step waits for it, and it learns what a CPU learns."""
+"""Tests on a GPU: no step waits for it, and it learns the same as a CPU."""
 
 from __future__ import annotations
 

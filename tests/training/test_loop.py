@@ -157,7 +157,7 @@ def test_without_a_gpu_no_step_is_replayed() -> None:
 
 @pytest.mark.parametrize("optimizer", [SGD(lr=0.05), SGD(momentum=0.0), AdamW()], ids=repr)
 def test_a_term_that_learns_may_join_late(optimizer: SGD | AdamW) -> None:
-    """Its connectors have no gradient before, and the optimiser knows nothing of them."""
+    """Its connectors have no gradient in earlier epochs, and no state in the optimizer."""
     term = Term(loss=LOSSES["hint"](), start_epoch=1, stop_epoch=2)
     training = train_of(taught(term, epochs=3, optimizer=optimizer))
     before = weights(training.distiller)
@@ -246,7 +246,7 @@ def test_going_on_from_a_state_is_as_if_never_stopped(case: str, stop: int) -> N
     for _ in range(stop):
         whole.run_epoch()
     saved = dump_object(whole.state())
-    finish(whole)  # the state is a copy: going on does not change it
+    finish(whole)  # the state is a copy, and does not change
 
     resumed = train_of(study, seed=2)
     resumed.load_state(parse_state(saved))

@@ -14,7 +14,7 @@ from helpers import worker_cases
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """What each rank saw."""
+    """Results of each rank."""
     folder = tmp_path_factory.mktemp("workers")
     spawn(worker_cases.run, args=(str(folder),), nprocs=2)
     return [torch.load(Path(folder) / f"rank{rank}.pt") for rank in (0, 1)]
@@ -65,8 +65,8 @@ def test_going_on_is_as_if_never_stopped(ranks: list[dict[str, Any]]) -> None:
 
 def test_batch_norm_statistics_come_from_all_ranks(ranks: list[dict[str, Any]]) -> None:
     """One epoch from the same weights: the statistics are near those of one worker."""
-    one = worker_cases.alone_in_the_world(worker_cases.STUDIES["normalised"])["weights"]
-    two = ranks[0]["normalised"]["weights"]
+    one = worker_cases.alone_in_the_world(worker_cases.STUDIES["normalized"])["weights"]
+    two = ranks[0]["normalized"]["weights"]
     name = next(key for key in one if key.endswith("running_mean"))
     torch.testing.assert_close(two[name], one[name], rtol=0.2, atol=0.05)
 
