@@ -17,9 +17,8 @@ from raykd.models import (
     ModelProfile,
     Task,
     Text,
-    discover,
     model_profile,
-    stage_aliases,
+    profile_network,
 )
 from raykd.models.normalization import like
 from raykd.schemes import Distiller, Guide, Parts, TeacherSpec
@@ -153,7 +152,12 @@ def _guides(
         terms: Sequence[Term] = study.knowledge
         layers: Mapping[str, Shape] = {}
         if profile is not None:
-            theirs = _teacher_profile(option, teacher, task)
+            # A network passed from Python has no model option
+            theirs = (
+                profile_network(teacher.network, task)
+                if option.model is None
+                else model_profile(option.model, task)
+            )
             terms = resolve_pairs(study, profile, (theirs,), task.classes).knowledge
             layers = theirs.layers
         logits = study.scheme.reads_logits(terms)
@@ -182,19 +186,3 @@ def _classifier_source(study: Study, teacher: TeacherHandle) -> nn.Module | None
     """Return the network of a teacher if it is loaded, or a loss needs its classifier."""
     deploys = any(term.active and term.loss and term.loss.deploys for term in study.knowledge)
     return teacher.network if deploys else teacher.loaded
-
-
-def _teacher_profile(option: TeacherSpec, teacher: TeacherHandle, task: Task) -> ModelProfile:
-    """Return the profile of a teacher, from its option or else from the network itself."""
-    if option.model is not None:
-        return model_profile(option.model, task)
-    network = teacher.network
-    found = discover(network, task)
-    aliases = stage_aliases(found)
-    return ModelProfile(
-        params=sum(parameter.numel() for parameter in network.parameters()),
-        macs=max((layer.macs for layer in found), default=0),
-        layers={layer.name: layer.shape for layer in (*found, *aliases.values())},
-        aliases={alias: layer.module for alias, layer in aliases.items()},
-        found=found,
-    )
