@@ -19,7 +19,7 @@ from raykd.models.weights.class_order import (
     reorder_classes,
 )
 from raykd.models.weights.files import WeightFile, read_weight_file, weight_class_names
-from raykd.models.weights.matching import MatchedWeights, fit
+from raykd.models.weights.matching import MatchedWeights, match_weights
 from raykd.schemes import TeacherSpec
 
 Rows = tuple[int, ...] | None
@@ -153,7 +153,7 @@ def _checked(
             f"{file.source} belongs to a model of problem_type {problem!r} (config.json next to "
             "it); raykd distills classifiers with one class per sample"
         )
-    fitted = fit(network, file, task)
+    fitted = match_weights(network, file, task)
     return fitted, *_order(classes, file.class_names, task, file.source)
 
 

@@ -15,7 +15,7 @@ from raykd.data.batch import Batch
 from raykd.losses import KD, Progress, Term
 from raykd.models import Task, model_profile
 from raykd.models.adapters import Torchvision
-from raykd.models.adapters.logits import logits_of, picking, with_logits
+from raykd.models.adapters.logits import find_logits, return_logits, select_logits
 from raykd.models.adapters.values import Values
 from raykd.schemes import SCHEMES, LiveTeacher, Parts
 
@@ -49,12 +49,12 @@ FEATURES, LOGITS, AUX = torch.zeros(2, 4), torch.ones(2, 3), torch.full((2, 3), 
     ],
 )
 def test_the_logits_are_found(output: Any) -> None:
-    assert logits_of(output, 3) is LOGITS
+    assert find_logits(output, 3) is LOGITS
 
 
 @pytest.mark.parametrize("output", [None, (), (FEATURES,), {"loss": torch.zeros(())}, "logits"])
 def test_no_logits_are_found_where_there_are_none(output: Any) -> None:
-    assert logits_of(output, 3) is None
+    assert find_logits(output, 3) is None
 
 
 class Auxiliary(nn.Module):
@@ -78,7 +78,7 @@ def test_a_network_is_made_to_return_logits_and_stays_as_it_is() -> None:
     network = Auxiliary().train()
     before = copy.deepcopy(network.state_dict())
     random = torch.get_rng_state()
-    assert with_logits(network, TASK) is network
+    assert return_logits(network, TASK) is network
     assert torch.equal(torch.get_rng_state(), random) and network.training
     for name, tensor in network.state_dict().items():
         assert torch.equal(tensor, before[name]), name
@@ -92,7 +92,7 @@ def test_a_network_is_made_to_return_logits_and_stays_as_it_is() -> None:
 
 def test_a_network_that_returns_logits_gets_no_hook() -> None:
     network = nn.Sequential(nn.Linear(4, 3))
-    assert with_logits(network, TASK)._forward_hooks == {}
+    assert return_logits(network, TASK)._forward_hooks == {}
 
 
 def test_a_network_without_logits_in_training_is_refused() -> None:
@@ -101,7 +101,7 @@ def test_a_network_without_logits_in_training_is_refused() -> None:
             return {"features": self.stage1(inputs)} if self.training else super().forward(inputs)
 
     with pytest.raises(ValueError, match=r"in training it returns dict with tensors of shape \(2,"):
-        with_logits(Wrong(), TASK)
+        return_logits(Wrong(), TASK)
 
 
 @pytest.mark.parametrize("name", sorted({*SCHEMES.members} - {"assistant", "multi_teacher"}))
@@ -109,7 +109,7 @@ def test_every_scheme_trains_a_network_that_returns_a_tuple(name: str) -> None:
     torch.manual_seed(0)
 
     def build() -> nn.Module:
-        return with_logits(Auxiliary(), TASK).train()
+        return return_logits(Auxiliary(), TASK).train()
 
     parts = Parts(
         student=build(),
@@ -143,13 +143,11 @@ def test_googlenet_with_auxiliary_classifiers_can_be_trained() -> None:
 
 def test_pictures_that_are_too_small_are_refused_with_a_size_that_would_do() -> None:
     model = Torchvision(name="torchvision/alexnet")
-    with pytest.raises(
-        ValueError, match=r"cannot take .*\(3, 16, 16\).*pictures of 64x64 would do"
-    ):
+    with pytest.raises(ValueError, match=r"cannot take .*\(3, 16, 16\).*images of 64x64 work"):
         model_profile(model, Task((3, 16, 16), 5))
 
 
 def test_a_hook_refuses_an_output_without_logits() -> None:
-    network = picking(nn.Sequential(nn.LSTM(4, 6)), TASK)
+    network = select_logits(nn.Sequential(nn.LSTM(4, 6)), TASK)
     with pytest.raises(ValueError, match="must return logits of shape"):
         network(torch.rand(2, 5, 4))

@@ -71,6 +71,6 @@ def test_the_longest_text_is_taken_and_the_next_refused(name: str, reserved: int
     inputs["input_ids"].clamp_(min=2)  # no padding
     assert made.build(task)(inputs).shape == (2, 3)
     more = f" to {9 + reserved}" if reserved else ""
-    said = "at most 8 tokens, the data's have 9; lower"
+    said = "at most 8 tokens, the data have 9; decrease"
     with pytest.raises(ValueError, match=rf"{said} .* `config: {{max_pos.*`{more}$"):
         made.build(Task((9,), 3, Text(30)))

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from raykd.models import Resnet, Task, Text
 from raykd.models.weights.files import read_weight_file, weight_class_names
-from raykd.models.weights.matching import fit
+from raykd.models.weights.matching import match_weights
 
 TASK = Task((1, 8, 8), 3)
 MODEL = Resnet(depth=8, width=4)
@@ -37,7 +37,7 @@ def notes_of(content: Any, path: Path, task: Task = TASK) -> str:
     """Save, read and fit; see that the network has the very weights."""
     torch.save(content, path)
     network, wanted = trained(2), trained().state_dict()
-    fitted = fit(network, read_weight_file(path), task)
+    fitted = match_weights(network, read_weight_file(path), task)
     network.load_state_dict(fitted.tensors, strict=False)
     for name, tensor in network.state_dict().items():
         if not name.endswith("num_batches_tracked"):
@@ -51,7 +51,7 @@ def refused(content: Any, path: Path, task: Task = TASK) -> str:
     else:
         torch.save(content, path)
     with pytest.raises(ValueError, match=path.name) as caught:
-        fit(trained(), read_weight_file(path), task)
+        match_weights(trained(), read_weight_file(path), task)
     return str(caught.value)
 
 
@@ -74,7 +74,7 @@ def refused(content: Any, path: Path, task: Task = TASK) -> str:
 def test_wrappers(tmp_path: Path, wrap: Callable[[Tensors], Any]) -> None:
     held = trained().state_dict()
     notes = notes_of(wrap(held), tmp_path / "c.pth")
-    assert ("took the weights under" in notes) == (wrap(held) is not held)
+    assert ("used the weights under" in notes) == (wrap(held) is not held)
 
 
 @pytest.mark.parametrize(
@@ -119,7 +119,7 @@ def test_numpy_values_beside_the_weights(tmp_path: Path) -> None:
         "curves": defaultdict(list),
         "acc": np.float64(1),
     }
-    assert "took the weights" in notes_of(
+    assert "used the weights" in notes_of(
         {"model": trained().state_dict(), **beside}, tmp_path / "a"
     )
     assert weight_class_names(tmp_path / "a") == ("wolf", "ant", "fox")
@@ -150,7 +150,7 @@ def test_a_prefix_that_the_model_has(tmp_path: Path) -> None:
     whole = nn.Sequential()
     whole.add_module("model", trained(3))
     torch.save(trained().state_dict(), tmp_path / "c.pth")
-    fitted = fit(whole, read_weight_file(tmp_path / "c.pth"), TASK)
+    fitted = match_weights(whole, read_weight_file(tmp_path / "c.pth"), TASK)
     assert fitted.tensors.keys() == whole.state_dict().keys()
     assert "added the prefix 'model.'" in fitted.notes[0]
 
@@ -162,7 +162,7 @@ def test_other_precisions_are_cast_and_said(tmp_path: Path, dtype: torch.dtype) 
     }
     torch.save(low, tmp_path / "c.pth")
     network = trained(2)
-    fitted = fit(network, read_weight_file(tmp_path / "c.pth"), TASK)
+    fitted = match_weights(network, read_weight_file(tmp_path / "c.pth"), TASK)
     network.load_state_dict(fitted.tensors, strict=False)
     name = str(dtype).removeprefix("torch.")
     assert any(f"tensors from {name} to float32" in note for note in fitted.notes)
@@ -195,9 +195,9 @@ def test_shards_and_folders(tmp_path: Path) -> None:
     for given in (path, tmp_path):
         file = read_weight_file(given)
         assert file.tensors.keys() == dict(held).keys() and "read 2 shards" in file.notes[0]
-        assert fit(trained(), file, TASK).tensors.keys() == dict(held).keys()
+        assert match_weights(trained(), file, TASK).tensors.keys() == dict(held).keys()
     (tmp_path / "model-2.safetensors").unlink()
-    with pytest.raises(ValueError, match=r"model-2\.safetensors is not beside it"):
+    with pytest.raises(ValueError, match=r"model-2\.safetensors is missing in its folder"):
         read_weight_file(path)
 
 
@@ -223,7 +223,7 @@ class TestRefused:
         assert "git lfs pull" in refused(pointer, path)
         assert "is empty" in refused(b"", path)
         assert "web page" in refused(b"\n<!DOCTYPE html><html>", path)
-        assert "no readable safetensors file" in refused(b"x" * 999, path)
+        assert "neither a safetensors file" in refused(b"x" * 999, path)
         assert "holds no weights by name" in refused({"epoch": 3}, path)
         assert "a list" in refused([torch.ones(3)], path)
 
@@ -283,7 +283,7 @@ class TestVocabulary:
     def test_a_padded_one_is_cut(self, tmp_path: Path) -> None:
         given, network = Words(64, 3), Words(26, 3)
         torch.save(given.state_dict(), tmp_path / "c.pth")
-        fitted = fit(network, read_weight_file(tmp_path / "c.pth"), self.TASK)
+        fitted = match_weights(network, read_weight_file(tmp_path / "c.pth"), self.TASK)
         network.load_state_dict(fitted.tensors)
         tokens = {"input_ids": torch.randint(26, (5, 6))}
         assert torch.equal(network(tokens), given(tokens))
@@ -292,13 +292,13 @@ class TestVocabulary:
 
     def test_a_much_larger_one_is_warned_of(self, tmp_path: Path) -> None:
         torch.save(Words(30_522, 3).state_dict(), tmp_path / "c.pth")
-        fitted = fit(Words(26, 3), read_weight_file(tmp_path / "c.pth"), self.TASK)
-        assert "knows 30522 tokens and the data's tokenizer 26" in fitted.warnings[0]
+        fitted = match_weights(Words(26, 3), read_weight_file(tmp_path / "c.pth"), self.TASK)
+        assert "has 30522 tokens and the data's tokenizer 26" in fitted.warnings[0]
 
     def test_a_smaller_one_is_refused(self, tmp_path: Path) -> None:
         torch.save(Words(20, 3).state_dict(), tmp_path / "c.pth")
-        with pytest.raises(ValueError, match=r"knows 20 tokens .* tokenizer has 26"):
-            fit(Words(26, 3), read_weight_file(tmp_path / "c.pth"), self.TASK)
+        with pytest.raises(ValueError, match=r"has 20 tokens .* tokenizer has 26"):
+            match_weights(Words(26, 3), read_weight_file(tmp_path / "c.pth"), self.TASK)
 
 
 class TestClassNames:

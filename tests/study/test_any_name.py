@@ -103,7 +103,7 @@ def test_what_editors_allow(model: str, fits: bool) -> None:
         ("{depth: 8}", "student.model: `name` is missing"),
         ("{name: timm/resnet18, sten: small}", "student.model.sten: unknown key `sten`; model"),
         ("{name: timm/resnet18, stem: tiny}", "student.model.stem: got 'tiny'; must be 'own' or"),
-        ("{name: hf/bert}", "no classifier of pictures made of 'bert'"),
+        ("{name: hf/bert}", "no classifier of images with architecture 'bert'"),
         ("{choice: [resnet8, {name: timm/resnet18, args: 3}]}", "student.model.args: got 3; must"),
     ],
 )

@@ -171,7 +171,7 @@ ARCHITECTURES = [
     (
         {"student": "{name: hf/bert}"},
         "student.model: ",
-        "no classifier of pictures",
+        "no classifier of images",
     ),
 ]
 

@@ -212,7 +212,7 @@ def test_a_folder_of_transformers_says_it(tmp_path: Path) -> None:
     assert "mean 0, std 255 of pixels up to 255" in notes[0]
     assert "224x224" in warnings[0] and "4x4" in warnings[0]
     (tmp_path / "preprocessor_config.json").write_text("{")
-    with pytest.raises(ValueError, match="cannot be read"):
+    with pytest.raises(ValueError, match="is not readable"):
         normalization_of(beside)
 
 

@@ -133,7 +133,7 @@ def test_weights_are_checked_by_their_header(tmp_path: Path) -> None:
         check_weights(path, Resnet(depth=8, width=16), TASK)
     with pytest.raises(ValueError, match="missing"):
         check_weights(path, Resnet(depth=14, width=8), TASK)
-    with pytest.raises(ValueError, match="is not there"):
+    with pytest.raises(ValueError, match="does not exist"):
         check_weights(tmp_path / "none", TEACHER, TASK)
     with pytest.raises(ValueError, match=r"is a classifier of 10 classes .* the data have 100"):
         check_weights(path, TEACHER, Task(input_shape=(1, 8, 8), classes=100))

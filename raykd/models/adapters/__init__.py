@@ -1,6 +1,6 @@
-"""Networks that others build: by `library/NAME`, by an MLflow URI, by an import path.
+"""Models of other libraries (`library/NAME`), from MLflow (a URI) and from an import path.
 
-Each library is imported where it is used.
+Each library is imported when it is used.
 """
 
 from raykd.models.adapters.custom_code import Imported, Stored
@@ -10,6 +10,6 @@ from raykd.models.adapters.torchvision import Torchvision
 from raykd.models.base import Model
 
 ADAPTERS: tuple[type[Model], ...] = (Torchvision, Timm, Hf, Stored, Imported)
-"""Options that answer to many names."""
+"""Options that have many names."""
 
 __all__ = ["ADAPTERS", "Hf", "Imported", "Stored", "Timm", "Torchvision"]

@@ -1,6 +1,6 @@
-"""Models whose study runs code of others: import paths, and networks kept whole in MLflow.
+"""Models that run code outside raykd: import paths, and whole networks in MLflow.
 
-A study that names one is refused unless whoever starts it allows it (`--allow-import`), each time.
+A study with such a model needs `--allow-import` each time it is started.
 """
 
 from __future__ import annotations
@@ -8,17 +8,17 @@ from __future__ import annotations
 import importlib.util
 import io
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 from pydantic import Field
 from torch import nn
 
 from raykd.models.adapters.library import only_logits
-from raykd.models.adapters.logits import logits_of, no_logits, picking
+from raykd.models.adapters.logits import find_logits, no_logits_message, select_logits
 from raykd.models.adapters.source_files import source_files
 from raykd.models.adapters.torchvision import Args
 from raykd.models.adapters.values import Values
@@ -28,18 +28,17 @@ from raykd.models.preprocessing import strip_preprocessing
 from raykd.registry import names_like, option
 
 STORED = r"^(models|runs|mlflow-artifacts):/.+"
-"""URIs of models that MLflow keeps."""
+"""URIs of models in MLflow."""
 
 
 @option
 class Imported(Model):
     """A network built by an imported function: `my_package.models:build`.
 
-    It is called as `build(task, **args)` and returns a `torch.nn.Module` that takes the task's
-    inputs, (B, *task.input_shape) or a mapping of tensors, and gives (B, task.classes).  Where it
-    gives a tuple, a mapping or a dataclass, the logits are its `logits` or the first tensor of that
-    shape.  Modules of
-    the folder the study is started in are found, too.  Needs `--allow-import`.
+    It is called as `build(task, **args)` and returns a `torch.nn.Module` from the task's inputs,
+    (B, *task.input_shape) or a mapping of tensors, to (B, task.classes).  If it returns a tuple, a
+    mapping or a dataclass, the logits are its `logits` or the first tensor of that shape.  Modules
+    in the current folder can be imported.  Needs `--allow-import`.
     """
 
     foreign = True
@@ -58,29 +57,30 @@ class Imported(Model):
         return _checked(network, task, self.name)
 
     def files(self) -> tuple[Path, ...]:
-        """Return the module's own file, then the files that it imports from the same project."""
+        """Return the file of the module, then the files that it imports from the same project."""
         module = self.name.partition(":")[0]
-        with _modules_here():
-            found = importlib.util.find_spec(module)
-        if found is None or found.origin is None:
+        with _current_folder_importable():
+            spec = importlib.util.find_spec(module)
+        if spec is None or spec.origin is None:
             return ()
-        return source_files(Path(found.origin), module)
+        return source_files(Path(spec.origin), module)
 
-    def _function(self) -> Any:
-        module, _, function = self.name.partition(":")
-        with _modules_here():
-            found = importlib.import_module(module)
-        if not callable(getattr(found, function, None)):
-            raise ValueError(f"{found.__name__} has no function {function!r}")
-        return getattr(found, function)
+    def _function(self) -> Callable[..., object]:
+        path, _, name = self.name.partition(":")
+        with _current_folder_importable():
+            module = importlib.import_module(path)
+        function = getattr(module, name, None)
+        if not callable(function):
+            raise ValueError(f"{module.__name__} has no function {name!r}")
+        return function
 
 
 @option
 class Stored(Model):
     """A network stored in MLflow, with its weights: `models:/NAME@ALIAS`, `runs:/ID/NAME`.
 
-    It is downloaded once, at the start of the study; a resumed study uses the same download.
-    Loading it runs the code it was saved with, so it needs `--allow-import`.
+    It is downloaded once, when the study starts; a resumed study uses the same download.  Loading
+    it runs the code it was saved with, so it needs `--allow-import`.
     """
 
     foreign = True
@@ -98,17 +98,17 @@ class Stored(Model):
     def build(self, task: Task) -> nn.Module:
         if self.file is None:
             raise ValueError(
-                f"{self.name} has not been fetched; give the study's path to raykd's verbs (or to "
-                "`raykd.search`), which fetch it from the study's tracking store"
+                f"{self.name} has not been downloaded; pass the path of the study to a command "
+                "of raykd or to `raykd.search`, which download it from the tracking server"
             )
-        network = torch.load(io.BytesIO(_content(self.file)), "cpu", weights_only=False)
-        network, _ = strip_preprocessing(network)  # batches are normalized already
+        network = torch.load(io.BytesIO(_read(self.file)), "cpu", weights_only=False)
+        network, _ = strip_preprocessing(network)  # batches are already normalized
         if not self.pretrained:
-            _draw_anew(network, self.name)
+            _reset_parameters(network, self.name)
         return _checked(network, task, self.name)
 
 
-def _content(file: str) -> bytes:
+def _read(file: str) -> bytes:
     try:
         if "://" not in file:
             return Path(file).read_bytes()
@@ -118,24 +118,28 @@ def _content(file: str) -> bytes:
         with system.open_input_stream(path) as stream:
             return stream.read()
     except OSError as error:
-        raise ValueError(f"the network's file {file} cannot be read: {error}") from None
+        raise ValueError(f"the file {file} of the network is not readable: {error}") from None
 
 
-def _draw_anew(network: nn.Module, name: str) -> None:
-    for place, module in network.named_modules():
+def _reset_parameters(network: nn.Module, name: str) -> None:
+    for path, module in network.named_modules():
         if hasattr(module, "reset_parameters"):
             module.reset_parameters()  # type: ignore[operator]
         elif any(True for _ in module.parameters(recurse=False)):
             raise ValueError(
-                f"{name}: module {place!r} ({type(module).__name__}) has parameters but no "
-                "`reset_parameters`, so it cannot be reinitialized; write `pretrained: true`"
+                f"{name}: module {path!r} ({type(module).__name__}) has parameters but no "
+                "`reset_parameters`, so it cannot be reinitialized; set `pretrained: true`"
             )
 
 
-def _checked(network: Any, task: Task, name: str) -> nn.Module:
-    """See that it is a network for this task."""
+def _checked(network: object, task: Task, name: str) -> nn.Module:
+    """Return the network in training mode, with logits as its output.
+
+    Raises:
+        ValueError: it is not a network for this task.
+    """
     if not isinstance(network, nn.Module):
-        raise ValueError(f"{name} gives a {type(network).__name__}, not a torch.nn.Module")
+        raise ValueError(f"{name} must return a torch.nn.Module, not a {type(network).__name__}")
     training = network.training
     try:
         with torch.no_grad():
@@ -148,26 +152,25 @@ def _checked(network: Any, task: Task, name: str) -> nn.Module:
     finally:
         network.train(training)
     if not isinstance(logits, torch.Tensor):
-        found = logits_of(logits, task.classes)
-        if found is None:
-            raise ValueError(f"{name}: {no_logits(logits, task.classes)}")
-        logits = found
-        picking(network, task)
+        output, logits = logits, find_logits(logits, task.classes)
+        if logits is None:
+            raise ValueError(f"{name}: {no_logits_message(output, task.classes)}")
+        select_logits(network, task)
     shape = tuple(logits.shape)
     if shape != (2, task.classes):
         raise ValueError(
-            f"{name} gives {shape} for 2 samples; it must give {(2, task.classes)}, one logit a "
-            "class"
+            f"{name} returns {shape} for 2 samples; it must return {(2, task.classes)}, one "
+            "logit per class"
         )
     return only_logits(name, network, task).train()
 
 
 @contextmanager
-def _modules_here() -> Iterator[None]:
-    """Modules of the working folder can be imported, after all others."""
-    here = str(Path.cwd())
-    sys.path.append(here)
+def _current_folder_importable() -> Iterator[None]:
+    """Allow imports from the current folder, with the lowest priority."""
+    folder = str(Path.cwd())
+    sys.path.append(folder)
     try:
         yield
     finally:
-        sys.path.remove(here)
+        sys.path.remove(folder)

@@ -1,4 +1,4 @@
-"""The hub that timm and transformers download from."""
+"""Access to the Hugging Face Hub, from which timm and transformers download."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from functools import cache
 from typing import Any
 
 SECONDS = 3.0
-"""How long the hub is waited for."""
+"""Timeout of the connection to the hub."""
 
 
 @contextmanager
 def hub() -> Iterator[None]:
-    """Where the hub does not answer, go by what was downloaded before.
+    """Use earlier downloads if the hub does not answer.
 
-    Its own client would try for a minute before it says that it cannot.
+    Its own client would retry for a minute before it fails.
     """
     constants: Any = importlib.import_module("huggingface_hub.constants")
-    before = constants.HF_HUB_OFFLINE
-    constants.HF_HUB_OFFLINE = before or not _answers(constants.ENDPOINT)
+    offline = constants.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE = offline or not _answers(constants.ENDPOINT)
     try:
         yield
     finally:
-        constants.HF_HUB_OFFLINE = before
+        constants.HF_HUB_OFFLINE = offline
 
 
 @cache

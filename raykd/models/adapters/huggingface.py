@@ -25,12 +25,12 @@ from raykd.models.weights.class_order import find_class_names
 from raykd.models.weights.files import class_names_beside
 from raykd.registry import names_like, option
 
-_OF_DATA = frozenset(
+_RESERVED = frozenset(
     {"num_labels", "id2label", "label2id", "problem_type", "architectures", "model_type"}
     | {"num_channels", "image_size", "vocab_size", "pad_token_id", "use_cache", "dtype"}
     | {"return_dict", "output_attentions", "output_hidden_states", "transformers_version"}
 )
-"""What of a configuration follows from the data, or must be as raykd needs it."""
+"""Configuration fields that raykd sets, from the data or as it needs them."""
 
 
 _PADDED_POSITIONS = frozenset(
@@ -45,10 +45,10 @@ class Hf(LibraryModel):
     """A classifier of transformers: `hf/bert`, `hf/./my-folder`, `hf/google/vit-base-patch16-224`.
 
     NAME is a folder with a `config.json`, an architecture (`bert`, `distilbert`, `vit`, ... in its
-    usual configuration) or a model on the hub, in this order.  `config` sets configuration fields;
-    classes, channels and the size of the images or of the vocabulary follow from the data.
-    Weights are randomly initialized unless `pretrained` is set.  Texts need tokenized data.  Code
-    that comes with a model is never run.
+    default configuration) or a model on the hub, in this order.  `config` sets configuration
+    fields; classes, channels, image size and vocabulary size are set from the data.  Weights are
+    randomly initialized unless `pretrained` is set.  Texts need tokenized data.  Code that comes
+    with a model never runs.
     """
 
     extra = "hf"
@@ -62,33 +62,33 @@ class Hf(LibraryModel):
     def blueprint(self, task: Task) -> nn.Module:
         transformers = library("transformers", "hf", self.name)
         config = self._configuration(transformers, task)
-        with _quiet(transformers), _told_as_value_error(self.name, self.config):
-            # deit and levit iterate over it, and it is None in a configuration made here
+        with _quiet(transformers), _errors_as_value_error(self.name, self.config):
+            # None in a new configuration, but deit and levit iterate over it
             config.architectures = config.architectures or []
-            network = _family(transformers, task).from_config(config, dtype=torch.float32)
+            network = _auto_class(transformers, task).from_config(config, dtype=torch.float32)
         return logits_only(network)
 
     def pretraining_images(self) -> PretrainingImages | None:
         return read_pretraining_images(self._folder) if self._folder is not None else None
 
     def files(self) -> tuple[Path, ...]:
-        held = self._folder.iterdir() if self._folder is not None else ()
-        return (*super().files(), *sorted(file for file in held if file.is_file()))
+        paths = self._folder.iterdir() if self._folder is not None else ()
+        return (*super().files(), *sorted(path for path in paths if path.is_file()))
 
     def _pretrained(self, task: Task) -> nn.Module:
         transformers = library("transformers", "hf", self.name)
-        if self._folder is None and self.called in transformers.CONFIG_MAPPING:
+        if self._folder is None and self.library_name in transformers.CONFIG_MAPPING:
             raise ValueError(
-                f"{self.name} is an architecture and has no weights of its own; write "
-                "`pretrained: false`, or name a folder or a model on the hub that has some"
+                f"{self.name} is an architecture without pretrained weights; set "
+                "`pretrained: false`, or name a folder or a model on the hub with weights"
             )
         config = self._configuration(transformers, task)
-        with _quiet(transformers), hub(), _told_as_value_error(self.name, self.config):
-            network, report = _family(transformers, task).from_pretrained(
-                str(self._folder or self.called),
+        with _quiet(transformers), hub(), _errors_as_value_error(self.name, self.config):
+            network, report = _auto_class(transformers, task).from_pretrained(
+                str(self._folder or self.library_name),
                 config=config,
                 dtype=torch.float32,
-                ignore_mismatched_sizes=True,  # a classifier for other classes; see below
+                ignore_mismatched_sizes=True,  # the classifier of other classes; checked below
                 output_loading_info=True,
                 local_files_only=self._folder is not None,
             )
@@ -98,139 +98,143 @@ class Hf(LibraryModel):
     def _pretrained_classes(self) -> tuple[str, ...]:
         if self._folder is not None:
             return class_names_beside(self._folder / "config.json")
-        return find_class_names(self._usual(library("transformers", "hf", self.name)))
+        return find_class_names(self._default_config(library("transformers", "hf", self.name)))
 
     def _check_report(self, report: Mapping[str, Any], network: nn.Module, task: Task) -> None:
-        """See that what was drawn anew is the classifier."""
-        for found in report["mismatched_keys"]:
-            name = found[0] if isinstance(found, tuple) else str(found)
+        """Raise ValueError unless the classifier is the only layer with new weights."""
+        for key in report["mismatched_keys"]:
+            name = key[0] if isinstance(key, tuple) else str(key)
             layer = network.get_submodule(name.rpartition(".")[0])
             if getattr(layer, "out_features", None) != task.classes:
                 raise ValueError(
-                    f"the pretrained weights of {self.name} do not fit: {name} is of another "
-                    "size there; leave `config` as the weights need it"
+                    f"the pretrained weights of {self.name} do not fit: {name} has another size in "
+                    "them; remove the fields of `config` that change it"
                 )
 
     @property
     def _folder(self) -> Path | None:
-        folder = Path(self.called).expanduser()
+        folder = Path(self.library_name).expanduser()
         return folder if folder.is_dir() else None
 
     def _configuration(self, transformers: ModuleType, task: Task) -> Any:
-        usual = self._usual(transformers)
-        given = self._checked(usual) | self._of_data(usual, task)
-        with _quiet(transformers), _told_as_value_error(self.name, self.config):
-            if self._folder is None and self.called in transformers.CONFIG_MAPPING:
-                config = type(usual)(**given)
+        default = self._default_config(transformers)
+        fields = self._user_fields(default) | self._data_fields(default, task)
+        with _quiet(transformers), _errors_as_value_error(self.name, self.config):
+            if self._folder is None and self.library_name in transformers.CONFIG_MAPPING:
+                config = type(default)(**fields)
             else:
-                config = type(usual).from_dict(usual.to_dict() | given)
-        _check_lengths(self.name, config, task)
-        _check_family(self.name, transformers, config, task)
+                config = type(default).from_dict(default.to_dict() | fields)
+        _check_input_size(self.name, config, task)
+        _check_architecture(self.name, transformers, config, task)
         return config
 
-    def _usual(self, transformers: ModuleType) -> Any:
-        """The configuration as it is without `config`."""
+    def _default_config(self, transformers: ModuleType) -> Any:
+        """Return the configuration without the fields of `config`."""
         if self._folder is not None and not (self._folder / "config.json").is_file():
             raise ValueError(
-                f"{self.name}: the folder {self._folder} holds no config.json; write it with "
+                f"{self.name}: the folder {self._folder} has no config.json; write it with "
                 "model.save_pretrained(folder)"
             )
-        if self._folder is None and self.called in transformers.CONFIG_MAPPING:
-            return transformers.AutoConfig.for_model(self.called)
+        if self._folder is None and self.library_name in transformers.CONFIG_MAPPING:
+            return transformers.AutoConfig.for_model(self.library_name)
         try:
             with _quiet(transformers), hub():
                 return transformers.AutoConfig.from_pretrained(
-                    str(self._folder or self.called), local_files_only=self._folder is not None
+                    str(self._folder or self.library_name),
+                    local_files_only=self._folder is not None,
                 )
         except (OSError, ValueError, KeyError) as error:
-            raise ValueError(self._unknown(transformers, error)) from None
+            raise ValueError(self._not_found(transformers, error)) from None
 
-    def _unknown(self, transformers: ModuleType, error: Exception) -> str:
+    def _not_found(self, transformers: ModuleType, error: Exception) -> str:
         if self._folder is not None:
-            return f"{self.name}: {self._folder / 'config.json'} cannot be read: {error}"
-        close = get_close_matches(self.called, _architectures(transformers), n=3, cutoff=0.6)
-        guess = f"; did you mean {' or '.join(f'hf/{one}' for one in close)}?" if close else ""
+            return f"{self.name}: {self._folder / 'config.json'} is not readable: {error}"
+        close = get_close_matches(self.library_name, _architectures(transformers), n=3, cutoff=0.6)
+        guess = f"; did you mean {' or '.join(f'hf/{name}' for name in close)}?" if close else ""
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         return (
-            f"{self.called!r} is neither a folder here ({Path.cwd()}) nor an architecture of "
-            f"transformers{guess}, and as a model on the hub it cannot be had ({reason})"
+            f"{self.library_name!r} is neither a folder here ({Path.cwd()}) nor an architecture of "
+            f"transformers{guess}, and it could not be loaded from the hub ({reason})"
         )
 
-    def _checked(self, usual: Any) -> dict[str, Any]:
-        """`config` by the names this architecture has for its fields."""
-        known = usual.to_dict()
-        told = sorted({*known, *usual.attribute_map} - _OF_DATA - {"_name_or_path"})
+    def _user_fields(self, default: Any) -> dict[str, Any]:
+        """Return the fields of `config` under the names of this architecture."""
+        fields = {*default.to_dict(), *default.attribute_map} - _RESERVED - {"_name_or_path"}
+        names = sorted(fields)
         for key in self.config:
-            if key in _OF_DATA:
-                raise ValueError(f"config: `{key}` follows from the data; leave it out")
-            if key not in told:
-                close = get_close_matches(key, told, n=1, cutoff=0.6)
+            if key in _RESERVED:
+                raise ValueError(f"config: `{key}` is set from the data; remove it")
+            if key not in names:
+                close = get_close_matches(key, names, n=1, cutoff=0.6)
                 guess = f"; did you mean '{close[0]}'?" if close else ""
                 raise ValueError(
-                    f"config: {self.name} has no field `{key}`; there are {', '.join(told)}{guess}"
+                    f"config: {self.name} has no field `{key}`; allowed are "
+                    f"{', '.join(names)}{guess}"
                 )
         plain = self.config.plain()
-        return {usual.attribute_map.get(key, key): value for key, value in plain.items()}
+        return {default.attribute_map.get(key, key): value for key, value in plain.items()}
 
-    def _of_data(self, usual: Any, task: Task) -> dict[str, Any]:
-        """What of the configuration follows from the data."""
+    def _data_fields(self, default: Any, task: Task) -> dict[str, Any]:
+        """Return the configuration fields that are set from the data."""
         if task.text is None:
             channels, height, width = picture_shape(task, self.name)
-            given = {"num_channels": channels, "image_size": _side(usual, height, width)}
+            fields = {"num_channels": channels, "image_size": _image_size(default, height, width)}
         else:
-            given = {"vocab_size": self._vocabulary(usual, task), "use_cache": False}
-            given["pad_token_id"] = task.text.padding
-        ends = {} if task.text is None else self._ends(usual, task.text)
-        known = {key: value for key, value in given.items() if hasattr(usual, key)}
-        return {"num_labels": task.classes} | known | ends
+            fields = {"vocab_size": self._vocabulary(default, task), "use_cache": False}
+            fields["pad_token_id"] = task.text.padding
+        tokens = {} if task.text is None else self._special_tokens(default, task.text)
+        existing = {key: value for key, value in fields.items() if hasattr(default, key)}
+        return {"num_labels": task.classes} | existing | tokens
 
-    def _ends(self, usual: Any, text: Text) -> dict[str, Any]:
-        """The tokens by which an encoder and decoder find a text's end and begin their own."""
-        if not getattr(usual, "is_encoder_decoder", False):
+    def _special_tokens(self, default: Any, text: Text) -> dict[str, Any]:
+        """Return the end and start tokens of an encoder-decoder model."""
+        if not getattr(default, "is_encoder_decoder", False):
             return {}
-        fresh = not self.pretrained and self.weights is None and self._folder is None
-        found = {"eos_token_id": text.last} if fresh and text.last is not None else {}
-        if getattr(usual, "decoder_start_token_id", None) is None:
-            found["decoder_start_token_id"] = text.padding
-        return found
+        is_new = not self.pretrained and self.weights is None and self._folder is None
+        tokens = {"eos_token_id": text.last} if is_new and text.last is not None else {}
+        if getattr(default, "decoder_start_token_id", None) is None:
+            tokens["decoder_start_token_id"] = text.padding
+        return tokens
 
-    def _vocabulary(self, usual: Any, task: Task) -> int:
+    def _vocabulary(self, default: Any, task: Task) -> int:
         assert task.text is not None
         if not self.pretrained and self.weights is None:
             return task.text.vocabulary
-        held = int(getattr(usual, "vocab_size", 0))
-        if held < task.text.vocabulary:
+        size = int(getattr(default, "vocab_size", 0))
+        if size < task.text.vocabulary:
             raise ValueError(
-                f"the weights of {self.name} know {held} tokens, and the data's tokenizer has "
-                f"{task.text.vocabulary}; take the tokenizer that the weights were trained with"
+                f"the weights of {self.name} have {size} tokens, and the data's tokenizer has "
+                f"{task.text.vocabulary}; use the tokenizer that the weights were trained with"
             )
-        return held
+        return size
 
 
 class LogitsOnly:
-    """Mixed into a model of transformers: takes what a batch holds, gives logits alone.
+    """Mixin for models of transformers: takes the inputs of a batch, returns only logits.
 
-    The model keeps its own class's name and its modules' names, and can be copied and pickled.
+    The names of the class and of its modules do not change, and the model can be copied and
+    pickled.
     """
 
     def forward(self, inputs: Tensor | Mapping[str, Tensor]) -> Tensor:
-        """(B, C, H, W), or a mapping of (B, length) -> (B, classes)."""
+        """Return logits (B, classes) of (B, C, H, W), or of a mapping of (B, length)."""
         if isinstance(inputs, Tensor):
-            given = {"pixel_values": inputs}
+            kwargs = {"pixel_values": inputs}
         else:
-            taken = _arguments(type(self).__mro__[2])
-            given = {key: value for key, value in inputs.items() if key in taken}
-        output = super().forward(**given)  # type: ignore[misc]
+            names = _parameters(type(self).__mro__[2])
+            kwargs = {key: value for key, value in inputs.items() if key in names}
+        output = super().forward(**kwargs)  # type: ignore[misc]
         logits = first_tensor(output)
-        assert logits is not None, "a classifier of transformers gives logits"
+        assert logits is not None, "a classifier of transformers returns logits"
         return logits
 
     def __reduce_ex__(self, protocol: object) -> tuple[Any, ...]:
-        return _revived, (type(self).__mro__[2],), self.__dict__.copy()
+        return _new_instance, (type(self).__mro__[2],), self.__dict__.copy()
 
 
 def logits_only(network: nn.Module) -> nn.Module:
-    """The same network, in place: `network(inputs)` gives logits, whatever it gave before."""
+    """Make a network, in place, return only logits."""
+    # Changes the class, not the modules: their names are those of the pretrained weights.
     network.__class__ = _with_logits(type(network))
     return network
 
@@ -240,17 +244,17 @@ def _with_logits(cls: type) -> type:
     return type(cls.__name__, (LogitsOnly, cls), {"__module__": cls.__module__})
 
 
-def _revived(cls: type) -> Any:
+def _new_instance(cls: type) -> Any:
     mixed: Any = _with_logits(cls)
     return mixed.__new__(mixed)
 
 
 @cache
-def _arguments(cls: type[nn.Module]) -> frozenset[str]:
+def _parameters(cls: type[nn.Module]) -> frozenset[str]:
     return frozenset(inspect.signature(cls.forward).parameters)
 
 
-def _family(transformers: ModuleType, task: Task) -> Any:
+def _auto_class(transformers: ModuleType, task: Task) -> Any:
     if task.text is not None:
         return transformers.AutoModelForSequenceClassification
     return transformers.AutoModelForImageClassification
@@ -264,74 +268,75 @@ def _architectures(transformers: ModuleType) -> list[str]:
     ]
 
 
-def _side(usual: Any, height: int, width: int) -> Any:
-    """The pictures' size as this architecture writes it."""
-    if height == width and isinstance(getattr(usual, "image_size", None), int):
+def _image_size(default: Any, height: int, width: int) -> int | list[int]:
+    """Return the image size in the form of this architecture."""
+    if height == width and isinstance(getattr(default, "image_size", None), int):
         return height
     return [height, width]
 
 
-def _check_lengths(model: str, config: Any, task: Task) -> None:
-    """See that pictures can be cut into whole patches, and that texts are not too long."""
+def _check_input_size(model: str, config: Any, task: Task) -> None:
+    """Raise ValueError unless patches divide the images, and texts are short enough."""
     if task.text is None:
         _, height, width = picture_shape(task, model)
         check_patches(model, getattr(config, "patch_size", None), height, width)
         return
     (length,) = task.input_shape
-    held = getattr(config, "max_position_embeddings", None)
-    if not isinstance(held, int) or held <= 0:
+    positions = getattr(config, "max_position_embeddings", None)
+    if not isinstance(positions, int) or positions <= 0:
         return
-    most = held - _reserved_positions(config)
+    most = positions - _reserved_positions(config)
     if most < length:
         raise ValueError(
-            f"{model} takes texts of at most {most} tokens, the data's have {length}; lower "
-            "data.max_length, or raise `config: {max_position_embeddings: ...}`"
-            + (f" to {length + held - most}" if most < held else "")
+            f"{model} takes texts of at most {most} tokens, the data have {length}; decrease "
+            "data.max_length, or increase `config: {max_position_embeddings: ...}`"
+            + (f" to {length + positions - most}" if most < positions else "")
         )
 
 
 def _reserved_positions(config: Any) -> int:
-    """Number of positions that no token takes: RoBERTa counts from the padding token's plus 1."""
+    """Return the number of unused positions: RoBERTa starts after that of the padding token."""
     if config.model_type not in _PADDED_POSITIONS:
         return 0
     padding = 1 if config.model_type == "mpnet" else config.pad_token_id  # mpnet's is fixed
     return (padding or 0) + 1
 
 
-def _check_family(model: str, transformers: ModuleType, config: Any, task: Task) -> None:
-    if type(config) in _family(transformers, task)._model_mapping:
+def _check_architecture(model: str, transformers: ModuleType, config: Any, task: Task) -> None:
+    # `_model_mapping` is private in transformers 5.23; there is no public list of configurations.
+    if type(config) in _auto_class(transformers, task)._model_mapping:
         return
-    kind = "texts" if task.text is not None else "pictures"
+    kind = "texts" if task.text is not None else "images"
     raise ValueError(
-        f"transformers has no classifier of {kind} made of {config.model_type!r} ({model}); take "
-        f"{'hf/distilbert' if task.text is not None else 'hf/vit'}, for example"
+        f"transformers has no classifier of {kind} with architecture {config.model_type!r} "
+        f"({model}); use {'hf/distilbert' if task.text is not None else 'hf/vit'}, for example"
     )
 
 
 @contextmanager
-def _told_as_value_error(model: str, config: Values) -> Iterator[None]:
-    """Whatever transformers objects to is told as a mistake in the study."""
+def _errors_as_value_error(model: str, config: Values) -> Iterator[None]:
+    """Convert errors of transformers to a ValueError that names the model."""
     try:
         yield
     except OSError:
         raise
     except Exception as error:
-        given = f" with config {dict(config)}" if config else ""
+        with_config = f" with config {dict(config)}" if config else ""
         text = " ".join(str(error).split()) or type(error).__name__
-        raise ValueError(f"{model} cannot be built{given}: {text}") from error
+        raise ValueError(f"{model} cannot be built{with_config}: {text}") from error
 
 
 @contextmanager
 def _quiet(transformers: ModuleType) -> Iterator[None]:
-    """Its reports of what was loaded are for its own users."""
+    """Hide the log messages and progress bars of transformers."""
     logging = transformers.utils.logging
-    before = logging.get_verbosity()
+    level = logging.get_verbosity()
     logging.set_verbosity_error()
-    bars = logging.is_progress_bar_enabled()
+    shows_bars = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
         yield
     finally:
-        logging.set_verbosity(before)
-        if bars:
+        logging.set_verbosity(level)
+        if shows_bars:
             logging.enable_progress_bar()

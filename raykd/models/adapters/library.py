@@ -1,4 +1,4 @@
-"""What the adapters to other libraries share."""
+"""Base of the models of other libraries."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from typing import Annotated, Any, ClassVar
 from pydantic import Field
 from torch import nn
 
-from raykd.models.adapters.logits import with_logits
+from raykd.models.adapters.logits import return_logits
 from raykd.models.adapters.values import Values
 from raykd.models.base import Model, Task
 from raykd.models.introspection.flops import SkipInit
 from raykd.models.weights.class_order import UnmatchedClasses, class_rows, reorder_classes
 from raykd.models.weights.files import read_weight_file, weight_class_names, weight_parts
-from raykd.models.weights.transfer import fill, keeps_classifier
+from raykd.models.weights.transfer import keeps_classifier, load_matching
 from raykd.registry import option
 
 Pretrained = Annotated[
@@ -39,7 +39,7 @@ class LibraryModel(Model):
     """Base of the models that another library builds.
 
     Class attributes:
-        extra: the optional dependency of raykd that brings the library; empty: it is required.
+        extra: optional dependency group of raykd with the library; empty: always installed.
     """
 
     foreign = True
@@ -50,47 +50,47 @@ class LibraryModel(Model):
     weights: Weights = None
 
     @property
-    def called(self) -> str:
-        """The model's name in its library."""
+    def library_name(self) -> str:
+        """Name of the model in its library."""
         return self.name.partition("/")[2]
 
     def build(self, task: Task) -> nn.Module:
-        """The network: (B, *input_shape) -> (B, classes), with the weights it is to start from.
+        """Build the network, (B, *input_shape) -> (B, classes), with its initial weights.
 
         A classifier for other classes gets new weights; a stem for other channels gets new or
-        derived ones.  A classifier for the data's classes in another order is reordered by name.
+        converted ones.  A classifier whose classes are in another order is reordered by name.
 
         Raises:
-            ValueError: there is no such model, it cannot be built so, or its weights are not
-                available.
+            ValueError: the model does not exist, cannot be built with these arguments, or its
+                weights are not available.
         """
-        return self._started(task)[0]
+        return self._initialized(task)[0]
 
     def remarks(self, task: Task) -> tuple[str, ...]:
-        return self._started(task)[1] if self.weights is not None or self.pretrained else ()
+        return self._initialized(task)[1] if self.weights is not None or self.pretrained else ()
 
     def head_classes(self) -> tuple[str, ...]:
         if self.weights is not None:
             return weight_class_names(self.weights)
         return self._pretrained_classes() if self.pretrained else ()
 
-    def _started(self, task: Task) -> tuple[nn.Module, tuple[str, ...]]:
-        """The network with the weights it starts from, and what was done to them."""
+    def _initialized(self, task: Task) -> tuple[nn.Module, tuple[str, ...]]:
+        """Return the network with its initial weights, and notes on what was done to them."""
         if self.weights is not None:
             network = self.blueprint(task)
-            fitted = fill(network, read_weight_file(self.weights), task)
-            notes = (*fitted.notes, *fitted.warnings)
-            if not keeps_classifier(network, fitted, task):
-                said = f"the final layer gets new weights, for {task.classes} classes"
-                return network, (*notes, f"{self.weights}: {said}")
-            return network, (*notes, *self._reordered(network, task))
+            matched = load_matching(network, read_weight_file(self.weights), task)
+            notes = (*matched.notes, *matched.warnings)
+            if not keeps_classifier(network, matched, task):
+                note = f"the final layer gets new weights, for {task.classes} classes"
+                return network, (*notes, f"{self.weights}: {note}")
+            return network, (*notes, *self._reorder(network, task))
         if not self.pretrained:
             return self.blueprint(task), ()
-        network = self._downloaded(task)
-        return network, self._reordered(network, task)
+        network = self._download(task)
+        return network, self._reorder(network, task)
 
-    def _reordered(self, network: nn.Module, task: Task) -> tuple[str, ...]:
-        """Put the outputs of a classifier that it starts with into the order of the data."""
+    def _reorder(self, network: nn.Module, task: Task) -> tuple[str, ...]:
+        """Reorder the outputs of a pretrained classifier as the classes of the data."""
         theirs = self.head_classes()
         if len(theirs) != task.classes:
             return ()
@@ -103,18 +103,18 @@ class LibraryModel(Model):
         reorder_classes(network, rows, task, self.name)
         return (note,)
 
-    def _downloaded(self, task: Task) -> nn.Module:
-        """The network with the library's own weights.
+    def _download(self, task: Task) -> nn.Module:
+        """Build the network with the pretrained weights of the library.
 
         Raises:
-            ValueError: they are not available.
+            ValueError: the weights are not available.
         """
         try:
             return self._pretrained(task)
         except (OSError, RuntimeError) as error:
             raise ValueError(
-                f"the pretrained weights of {self.name} are not available ({_line(error)}); write "
-                "`pretrained: false`, or give a file with the weights: `weights: FILE`"
+                f"the pretrained weights of {self.name} are not available ({_line(error)}); set "
+                "`pretrained: false`, or name a file with the weights: `weights: FILE`"
             ) from error
 
     def files(self) -> tuple[Path, ...]:
@@ -130,19 +130,19 @@ class LibraryModel(Model):
             self.build(task)
 
     def _pretrained(self, task: Task) -> nn.Module:
-        """The network with the library's own weights."""
+        """Build the network with the pretrained weights of the library."""
         raise NotImplementedError
 
     def _pretrained_classes(self) -> tuple[str, ...]:
-        """Class names of the library's own weights, in the order of the outputs."""
+        """Return the class names of the pretrained weights, in output order."""
         return ()
 
 
 def library(name: str, extra: str, model: str) -> ModuleType:
-    """The library called `name`.
+    """Import a library.
 
     Raises:
-        ValueError: it is not installed; says how it is.
+        ValueError: it is not installed; the message names the package to install.
     """
     try:
         return importlib.import_module(name)
@@ -154,91 +154,93 @@ def library(name: str, extra: str, model: str) -> ModuleType:
         ) from None
 
 
-def constructed(
+def construct(
     model: str,
     make: Callable[..., nn.Module],
     args: Values,
     reserved: Iterable[str] = (),
 ) -> nn.Module:
-    """What `make(**args)` builds.
+    """Return `make(**args)`.
 
     Args:
-        model: its name, for messages.
-        make: takes keyword arguments.
-        args: what the study gives.
-        reserved: arguments that follow from the data and cannot be given.
+        model: name of the model, for messages.
+        make: constructor of the library.
+        args: keyword arguments in the study.
+        reserved: arguments that raykd sets from the data.
 
     Raises:
-        ValueError: an argument that is reserved or unknown, or that the library refuses.
+        ValueError: an argument is reserved or unknown, or the library raises an error.
     """
     for key in args:
         if key in reserved:
-            raise ValueError(f"args: `{key}` of {model} follows from the data; leave it out")
+            raise ValueError(f"args: `{key}` of {model} is set from the data; remove it")
     try:
         return make(**args.plain())
     except TypeError as error:
-        refused = _REFUSED.search(str(error))
-        if refused is None:
-            raise ValueError(_cannot(model, args, error)) from error
-        raise ValueError(_unknown(model, make, refused[1], reserved)) from None
+        match = _REFUSED.search(str(error))
+        if match is None:
+            raise ValueError(_build_error(model, args, error)) from error
+        raise ValueError(_argument_error(model, make, match[1], reserved)) from None
     except (ValueError, AssertionError, RuntimeError, KeyError, IndexError) as error:
-        raise ValueError(_cannot(model, args, error)) from error
+        raise ValueError(_build_error(model, args, error)) from error
 
 
 def only_logits(model: str, network: nn.Module, task: Task) -> nn.Module:
-    """The network, in place, made to return logits alone (`outputs.py`).
+    """Make a network, in place, return only logits (`return_logits`).
 
     Raises:
-        ValueError: it cannot be trained on such samples; names the model.
+        ValueError: it cannot be trained on such samples; the message names the model.
     """
     try:
-        return with_logits(network, task)
+        return return_logits(network, task)
     except ValueError as error:
         raise type(error)(f"{model}: {error}") from error
 
 
-def unknown_name(model: str, known: Iterable[str], what: str) -> str:
-    """The message for a name that `what` does not know."""
+def unknown_model_message(model: str, names: Iterable[str], library_name: str) -> str:
+    """Return the error message for a name that a library does not have."""
     prefix, _, name = model.partition("/")
-    close = get_close_matches(name, list(known), n=3, cutoff=0.5)
-    guess = f"; did you mean {' or '.join(f'{prefix}/{one}' for one in close)}?" if close else ""
-    return f"{what} has no model {name!r}{guess}"
+    close = get_close_matches(name, list(names), n=3, cutoff=0.5)
+    guess = (
+        f"; did you mean {' or '.join(f'{prefix}/{match}' for match in close)}?" if close else ""
+    )
+    return f"{library_name} has no model {name!r}{guess}"
 
 
 def check_patches(model: str, patch: object, height: int, width: int) -> None:
-    """See that pictures can be cut into whole patches.
+    """Check that the patch size divides the image size.
 
     Args:
-        model: its name, for messages.
-        patch: the side of a patch, or both sides; anything else: the model has none.
+        model: name of the model, for messages.
+        patch: side of a patch, or both sides; anything else: the model has no patches.
 
     Raises:
-        ValueError: a rest would be left out of sight.
+        ValueError: it does not, so that the network would ignore a part of the image.
     """
     sides = (patch, patch) if isinstance(patch, int) else patch
     if not isinstance(sides, tuple | list) or len(sides) != 2 or not all(sides):
         return
     if height % sides[0] or width % sides[1]:
         raise ValueError(
-            f"{model} cuts pictures into patches of {sides[0]}x{sides[1]}, which pictures of "
-            f"{height}x{width} are no multiple of; set `patch_size`"
+            f"{model} splits images into patches of {sides[0]}x{sides[1]}, which do not divide "
+            f"images of {height}x{width}; set `patch_size`"
         )
 
 
-def _unknown(
+def _argument_error(
     model: str, make: Callable[..., nn.Module], argument: str, reserved: Iterable[str]
 ) -> str:
-    known = [name for name in _arguments(make) if name not in reserved]
-    if argument in known:
-        return f"args: `{argument}` of {model} is fixed by its name; leave it out"
-    close = get_close_matches(argument, known, n=1, cutoff=0.6)
+    names = [name for name in _arguments(make) if name not in reserved]
+    if argument in names:
+        return f"args: `{argument}` of {model} is fixed by its name; remove it"
+    close = get_close_matches(argument, names, n=1, cutoff=0.6)
     guess = f"; did you mean '{close[0]}'?" if close else ""
-    listed = f"; there are {', '.join(known)}" if known else ""
+    listed = f"; allowed are {', '.join(names)}" if names else ""
     return f"args: {model} has no argument `{argument}`{listed}{guess}"
 
 
 def _arguments(make: Callable[..., nn.Module]) -> list[str]:
-    """The arguments of the class that `make` builds a network of."""
+    """Return the constructor arguments of the network class that `make` builds."""
     with SkipInit():
         network = make()
     parameters = inspect.signature(type(network).__init__).parameters.values()
@@ -246,9 +248,9 @@ def _arguments(make: Callable[..., nn.Module]) -> list[str]:
     return [p.name for p in parameters if p.name != "self" and p.kind in named]
 
 
-def _cannot(model: str, args: Mapping[str, Any], error: Exception) -> str:
-    given = f" with args {dict(args)}" if args else ""
-    return f"{model} cannot be built{given}: {_line(error)}"
+def _build_error(model: str, args: Mapping[str, Any], error: Exception) -> str:
+    with_args = f" with args {dict(args)}" if args else ""
+    return f"{model} cannot be built{with_args}: {_line(error)}"
 
 
 def _line(error: BaseException) -> str:

@@ -1,8 +1,8 @@
-"""Networks of others that return more than logits: the logits are picked, in one place.
+"""Select the logits of networks that return more than logits.
 
 A network may return a tuple, a mapping or a dataclass: GoogLeNet and Inception with auxiliary
 classifiers in training, distilled transformers with two heads, models of transformers.  The logits
-are its entry `logits` where it has one, and else the first tensor of shape (B, classes).
+are its entry `logits`, or else the first tensor of shape (B, classes).
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from raykd.models.introspection.flops import FlopCounter, without_fused_attentio
 from raykd.models.introspection.layers import blank_inputs
 
 
-class PicksLogits:
-    """A forward hook that replaces a network's output by its logits, (B, classes).
+class SelectLogits:
+    """Forward hook that replaces the output of a network by its logits, (B, classes).
 
     Raises:
-        ValueError: there are none in the output.
+        ValueError: the output has no logits.
     """
 
     def __init__(self, classes: int) -> None:
@@ -34,74 +34,74 @@ class PicksLogits:
     def __call__(self, network: nn.Module, inputs: object, output: Any) -> Tensor | None:
         if isinstance(output, Tensor):
             return None
-        logits = logits_of(output, self.classes)
+        logits = find_logits(output, self.classes)
         if logits is None:
-            raise ValueError(no_logits(output, self.classes))
+            raise ValueError(no_logits_message(output, self.classes))
         return logits
 
 
-def logits_of(output: Any, classes: int) -> Tensor | None:
-    """The logits in what a network returned; None where there are none."""
+def find_logits(output: object, classes: int) -> Tensor | None:
+    """Return the logits in the output of a network, or None."""
     if isinstance(output, Mapping) and isinstance(output.get("logits"), Tensor):
         return output["logits"]
-    named = getattr(output, "logits", None)
-    if isinstance(named, Tensor):
-        return named
-    fitting = (one for one in _tensors(output) if one.dim() == 2 and one.shape[1] == classes)
-    return next(fitting, None)
+    attribute = getattr(output, "logits", None)
+    if isinstance(attribute, Tensor):
+        return attribute
+    candidates = (t for t in _tensors(output) if t.dim() == 2 and t.shape[1] == classes)
+    return next(candidates, None)
 
 
-def no_logits(output: Any, classes: int) -> str:
-    """The message for an output without logits."""
-    shapes = [str(tuple(one.shape)) for one in _tensors(output)]
-    held = f" with tensors of shape {', '.join(shapes)}" if shapes else " without any tensor"
+def no_logits_message(output: object, classes: int) -> str:
+    """Return the error message for an output without logits."""
+    shapes = [str(tuple(tensor.shape)) for tensor in _tensors(output)]
+    content = f" with tensors of shape {', '.join(shapes)}" if shapes else " without any tensor"
     return (
-        f"it returns {type(output).__name__}{held}; it must return logits of shape (samples, "
+        f"it returns {type(output).__name__}{content}; it must return logits of shape (samples, "
         f"{classes}), alone, as `logits`, or as the first tensor of that shape"
     )
 
 
-def with_logits(network: nn.Module, task: Task) -> nn.Module:
-    """The network, in place, made to return logits alone, in training as in evaluation.
+def return_logits(network: nn.Module, task: Task) -> nn.Module:
+    """Make a network, in place, return only logits, in training and in evaluation.
 
-    One that does so already stays as it is.  Parameters from which no logits come, such as those
-    of auxiliary classifiers, are frozen: nothing here trains them.
+    Parameters that do not affect the logits, such as those of auxiliary classifiers, are frozen,
+    since they are not trained.
 
     Raises:
-        ValueError: it returns no logits.
-        UnfitShape: it cannot be trained on samples of this shape.
+        ValueError: the network returns no logits.
+        UnfitShape: the network cannot be trained on samples of this shape.
     """
     if not _differs_in_training(type(network)):
         return network
-    output = _in_training(network, task)
+    output = _training_output(network, task)
     if isinstance(output, Tensor):
         return network
-    logits = logits_of(output, task.classes)
+    logits = find_logits(output, task.classes)
     if logits is None:
-        raise ValueError(f"in training {no_logits(output, task.classes)}")
-    _freeze_idle(network, logits)
-    return picking(network, task)
+        raise ValueError(f"in training {no_logits_message(output, task.classes)}")
+    _freeze_unused(network, logits)
+    return select_logits(network, task)
 
 
-def picking(network: nn.Module, task: Task) -> nn.Module:
-    """The network, in place, made to return logits alone, whatever it returns."""
-    network.register_forward_hook(PicksLogits(task.classes))
+def select_logits(network: nn.Module, task: Task) -> nn.Module:
+    """Add the hook that selects the logits to a network."""
+    network.register_forward_hook(SelectLogits(task.classes))
     return network
 
 
 @cache
 def _differs_in_training(cls: type[nn.Module]) -> bool:
-    """Whether a network's own code asks which mode it is in; that of its parts returns tensors."""
+    """Return whether the code of a network refers to its mode; its parts return tensors."""
     try:
         return "training" in inspect.getsource(cls)
     except (OSError, TypeError):
         return True
 
 
-def _in_training(network: nn.Module, task: Task) -> Any:
-    """The output of a rehearsed forward in training mode; the network stays as it is."""
+def _training_output(network: nn.Module, task: Task) -> object:
+    """Return the output of a forward in training mode, without most arithmetic."""
     parameter = next(network.parameters(), torch.empty(0))
-    kept = {name: buffer.clone() for name, buffer in network.named_buffers()}
+    buffers = {name: buffer.clone() for name, buffer in network.named_buffers()}
     modes = [(module, module.training) for module in network.modules()]
     network.train()
     try:
@@ -110,17 +110,17 @@ def _in_training(network: nn.Module, task: Task) -> Any:
     except (RuntimeError, ValueError) as error:
         text = " ".join(str(error).split())
         raise UnfitShape(
-            f"it cannot be trained on samples of shape {task.input_shape}: {text}"
+            f"the network cannot be trained on samples of shape {task.input_shape}: {text}"
         ) from error
     finally:
         for module, training in modes:
             module.training = training
         for name, buffer in network.named_buffers():
-            if name in kept:
-                buffer.data.copy_(kept[name])
+            if name in buffers:
+                buffer.data.copy_(buffers[name])
 
 
-def _freeze_idle(network: nn.Module, logits: Tensor) -> None:
+def _freeze_unused(network: nn.Module, logits: Tensor) -> None:
     trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
     if not logits.requires_grad or not trained:
         return
@@ -131,15 +131,15 @@ def _freeze_idle(network: nn.Module, logits: Tensor) -> None:
             parameter.requires_grad_(False)
 
 
-def _tensors(value: Any) -> Iterator[Tensor]:
+def _tensors(value: object) -> Iterator[Tensor]:
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, Mapping):
-        for one in value.values():
-            yield from _tensors(one)
+        for item in value.values():
+            yield from _tensors(item)
     elif isinstance(value, Sequence) and not isinstance(value, str | bytes):
-        for one in value:
-            yield from _tensors(one)
+        for item in value:
+            yield from _tensors(item)
     elif is_dataclass(value) and not isinstance(value, type):
         for field in fields(value):
             yield from _tensors(getattr(value, field.name))

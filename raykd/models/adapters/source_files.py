@@ -1,4 +1,4 @@
-"""Source files of models that are built by code of the user's own."""
+"""Source files of models that user code builds."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from functools import lru_cache
 from pathlib import Path
 
 _INSTALLED = ("site-packages", "dist-packages")
-"""Folders of installed packages; their versions are recorded."""
+"""Folders of installed packages, whose versions are recorded."""
 
 
 @lru_cache(maxsize=64)
 def source_files(file: Path, module: str) -> tuple[Path, ...]:
     """Return a module's source file and the files it imports, directly or through others.
 
-    Imports are followed below the folder that holds the module's outermost package.  Those of
-    installed packages and of Python's own modules are not: there they are thousands.
+    Imports are followed inside the folder of the module's outermost package, but not into
+    installed packages and the standard library, which have thousands of files.
 
     Args:
-        file: of the module.
-        module: its dotted name.
+        file: file of the module.
+        module: dotted name of the module.
 
     Returns:
-        `file` first, the others in the order of their paths.
+        `file`, then the others sorted by path.
     """
     depth = module.count(".") + (file.name == "__init__.py")
     if depth >= len(file.parents):
@@ -34,37 +34,37 @@ def source_files(file: Path, module: str) -> tuple[Path, ...]:
     if root.name in _INSTALLED or root == Path(sysconfig.get_paths()["stdlib"]):
         return (file,)
     packages = (file.parents[level] / "__init__.py" for level in range(depth))  # these run first
-    waiting = [file, *(one for one in packages if one.is_file())]
-    seen = set(waiting)
-    while waiting:
+    queue = [file, *(package for package in packages if package.is_file())]
+    visited = set(queue)
+    while queue:
         names: list[str] = []
         with contextlib.suppress(OSError, SyntaxError, ValueError):
-            names += _names_imported(waiting.pop(), root)
+            names += _imported_names(queue.pop(), root)
         for name in names:
-            fresh = set(_sources_of(name, root)) - seen
-            waiting += fresh
-            seen |= fresh
-    return (file, *sorted(seen - {file}))
+            new = set(_files_of(name, root)) - visited
+            queue += new
+            visited |= new
+    return (file, *sorted(visited - {file}))
 
 
-def _names_imported(source: Path, root: Path) -> Iterator[str]:
-    """Dotted names of modules that a source file may import."""
+def _imported_names(source: Path, root: Path) -> Iterator[str]:
+    """Yield the dotted names of modules that a source file may import."""
     package = source.parent.relative_to(root).parts
     for node in ast.walk(ast.parse(source.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            above = package[: len(package) - node.level + 1] if node.level else ()
-            base = ".".join([*above, *([node.module] if node.module else ())])
+            parents = package[: len(package) - node.level + 1] if node.level else ()
+            base = ".".join([*parents, *([node.module] if node.module else ())])
             yield base
             yield from (f"{base}.{alias.name}".lstrip(".") for alias in node.names)
 
 
-def _sources_of(name: str, root: Path) -> Iterator[Path]:
-    """The files of a module below `root`, its packages first."""
-    place = root
+def _files_of(name: str, root: Path) -> Iterator[Path]:
+    """Yield the files of a module below `root`, its packages first."""
+    path = root
     for part in filter(None, name.split(".")):
-        place = place / part
-        for file in (place / "__init__.py", place.with_suffix(".py")):
+        path = path / part
+        for file in (path / "__init__.py", path.with_suffix(".py")):
             if file.is_file():
                 yield file

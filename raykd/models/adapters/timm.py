@@ -12,10 +12,10 @@ from raykd.models.adapters.hub import hub
 from raykd.models.adapters.library import (
     LibraryModel,
     check_patches,
-    constructed,
+    construct,
     library,
     only_logits,
-    unknown_name,
+    unknown_model_message,
 )
 from raykd.models.adapters.stems import fit_stem
 from raykd.models.adapters.torchvision import Args, Stem
@@ -35,8 +35,8 @@ _RESERVED = (
 class Timm(LibraryModel):
     """A classifier of timm, `timm/resnet18` or, with its weights' tag, `timm/resnet18.a1_in1k`.
 
-    Built for the data's classes and channels, and for the pictures' size where a model has but
-    one (`img_size`).  `stem: small` exchanges the first convolution for a 3x3 one without stride or
+    Built for the classes and channels of the data, and for their image size if a model has a fixed
+    size (`img_size`).  `stem: small` replaces the first convolution by a 3x3 one without stride or
     pooling.  Pretrained weights are those of the tag, or timm's default.
     """
 
@@ -55,22 +55,22 @@ class Timm(LibraryModel):
 
     def _pretrained_classes(self) -> tuple[str, ...]:
         timm = library("timm", "timm", self.name)
-        return find_class_names(timm.get_pretrained_cfg(self.called))
+        return find_class_names(timm.get_pretrained_cfg(self.library_name))
 
     def _network(self, task: Task, *, pretrained: bool) -> nn.Module:
         channels, height, width = picture_shape(task, self.name)
         timm = library("timm", "timm", self.name)
-        given = dict(self.args)
-        if self._fixed_size(timm) and "img_size" not in given:
-            given["img_size"] = [height, width]
+        args = dict(self.args)
+        if self._has_fixed_size(timm) and "img_size" not in args:
+            args["img_size"] = [height, width]
         make = partial(
             timm.create_model,
-            self.called,
+            self.library_name,
             pretrained=pretrained,
             num_classes=task.classes,
             in_chans=channels,
         )
-        network = constructed(self.name, make, Values(given), _RESERVED)
+        network = construct(self.name, make, Values(args), _RESERVED)
         patches = getattr(network, "patch_embed", getattr(network, "stem", None))
         check_patches(self.name, getattr(patches, "patch_size", None), height, width)
         if self.stem == "small":
@@ -80,26 +80,30 @@ class Timm(LibraryModel):
     def pretraining_images(self) -> PretrainingImages | None:
         timm = library("timm", "timm", self.name)
         try:
-            usual = timm.get_pretrained_cfg(self.called)
+            config = timm.get_pretrained_cfg(self.library_name)
         except RuntimeError:
             return None
-        if usual is None or not usual.has_weights:
+        if config is None or not config.has_weights:
             return None
-        height, width = usual.input_size[-2:]
+        height, width = config.input_size[-2:]
         return PretrainingImages(
-            Normalization(mean=tuple(usual.mean), std=tuple(usual.std)),
+            Normalization(mean=tuple(config.mean), std=tuple(config.std)),
             (int(height), int(width)),
-            f"timm's configuration of {self.called}",
+            f"timm's configuration of {self.library_name}",
         )
 
-    def _fixed_size(self, timm: ModuleType) -> bool:
-        """Whether the model, which must be known, is built for pictures of one size."""
-        if not timm.is_model(self.called):
-            raise ValueError(unknown_name(self.name, timm.list_models(), "timm"))
+    def _has_fixed_size(self, timm: ModuleType) -> bool:
+        """Return whether the model takes images of one size.
+
+        Raises:
+            ValueError: timm has no such model.
+        """
+        if not timm.is_model(self.library_name):
+            raise ValueError(unknown_model_message(self.name, timm.list_models(), "timm"))
         try:
-            usual = timm.get_pretrained_cfg(self.called, allow_unregistered=False)
+            config = timm.get_pretrained_cfg(self.library_name, allow_unregistered=False)
         except RuntimeError:
-            architecture = self.called.partition(".")[0]
-            known = timm.list_pretrained(f"{architecture}.*")
-            raise ValueError(unknown_name(self.name, known, "timm")) from None
-        return bool(usual.fixed_input_size)
+            architecture = self.library_name.partition(".")[0]
+            names = timm.list_pretrained(f"{architecture}.*")
+            raise ValueError(unknown_model_message(self.name, names, "timm")) from None
+        return bool(config.fixed_input_size)

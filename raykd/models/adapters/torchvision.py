@@ -12,17 +12,17 @@ from torch import nn
 from raykd.models.adapters.library import (
     LibraryModel,
     check_patches,
-    constructed,
+    construct,
     library,
     only_logits,
-    unknown_name,
+    unknown_model_message,
 )
 from raykd.models.adapters.stems import fit_stem
 from raykd.models.adapters.values import Values
 from raykd.models.base import PretrainingImages, Task, picture_shape
 from raykd.models.normalization import Normalization
 from raykd.models.weights.files import weight_file
-from raykd.models.weights.transfer import fill
+from raykd.models.weights.transfer import load_matching
 from raykd.registry import names_like, option
 
 if TYPE_CHECKING:
@@ -42,8 +42,8 @@ Args = Annotated[
 
 _RESERVED = ("weights", "progress", "num_classes")
 
-_ALWAYS: Mapping[str, Mapping[str, Any]] = {
-    # Their further classifiers make the output in training another than in evaluation.
+_FIXED_ARGS: Mapping[str, Mapping[str, Any]] = {
+    # Auxiliary classifiers change the output in training.
     "googlenet": {"aux_logits": False, "init_weights": True},
     "inception_v3": {"aux_logits": False, "init_weights": True},
 }
@@ -53,9 +53,9 @@ _ALWAYS: Mapping[str, Mapping[str, Any]] = {
 class Torchvision(LibraryModel):
     """A classifier of torchvision, `torchvision/resnet18`.
 
-    Built for the data's classes.  The first convolution is exchanged for one that takes the
-    pictures' channels (or, with `stem: small`, for a 3x3 one without stride or pooling); a vision
-    transformer is built for the pictures' size.  Pretrained weights are torchvision's default ones.
+    Built for the classes of the data.  The first convolution is replaced by one for the channels of
+    the images (or, with `stem: small`, by a 3x3 one without stride or pooling); a vision
+    transformer is built for the image size.  Pretrained weights are torchvision's defaults.
     """
 
     name: Annotated[str, names_like("torchvision/NAME", r"^torchvision/.+")]
@@ -65,43 +65,44 @@ class Torchvision(LibraryModel):
     def blueprint(self, task: Task) -> nn.Module:
         channels, height, width = picture_shape(task, self.name)
         models = self._models()
-        given = {**_ALWAYS.get(self.called, {}), **self._sizes(height, width), **self.args}
-        make = partial(models.get_model, self.called, weights=None, num_classes=task.classes)
-        network = constructed(self.name, make, Values(given), _RESERVED)
+        fixed = _FIXED_ARGS.get(self.library_name, {})
+        args = {**fixed, **self._size_args(height, width), **self.args}
+        make = partial(models.get_model, self.library_name, weights=None, num_classes=task.classes)
+        network = construct(self.name, make, Values(args), _RESERVED)
         check_patches(self.name, getattr(network, "patch_size", None), height, width)
         fit_stem(network, channels, small=self.stem == "small", model=self.name)
         return only_logits(self.name, network, task)
 
     def _pretrained(self, task: Task) -> nn.Module:
-        weights = self._models().get_model_weights(self.called).DEFAULT
+        weights = self._models().get_model_weights(self.library_name).DEFAULT
         network = self.blueprint(task)
-        given = weights.get_state_dict(progress=False, check_hash=True)
-        fill(network, weight_file(self.name, given), task)
+        tensors = weights.get_state_dict(progress=False, check_hash=True)
+        load_matching(network, weight_file(self.name, tensors), task)
         return network
 
     def _pretrained_classes(self) -> tuple[str, ...]:
-        weights = self._models().get_model_weights(self.called).DEFAULT
+        weights = self._models().get_model_weights(self.library_name).DEFAULT
         return tuple(weights.meta.get("categories", ()))
 
     def pretraining_images(self) -> PretrainingImages | None:
-        usual = self._models().get_model_weights(self.called).DEFAULT.transforms()
-        (side,) = usual.crop_size
+        config = self._models().get_model_weights(self.library_name).DEFAULT.transforms()
+        (side,) = config.crop_size
         return PretrainingImages(
-            Normalization(mean=tuple(usual.mean), std=tuple(usual.std)),
+            Normalization(mean=tuple(config.mean), std=tuple(config.std)),
             (side, side),
-            f"torchvision's weights of {self.called}",
+            f"torchvision's weights of {self.library_name}",
         )
 
-    def _sizes(self, height: int, width: int) -> dict[str, Any]:
-        """The arguments of those models that are built for one size."""
-        if self.called.startswith("vit_") and height == width:
+    def _size_args(self, height: int, width: int) -> dict[str, Any]:
+        """Return the size arguments of models for one image size."""
+        if self.library_name.startswith("vit_") and height == width:
             return {"image_size": height}
-        return {"input_size": (height, width)} if self.called.startswith("maxvit") else {}
+        return {"input_size": (height, width)} if self.library_name.startswith("maxvit") else {}
 
     def _models(self) -> ModuleType:
-        """`torchvision.models`, which knows this model."""
+        """Import `torchvision.models`, and check that it has this model."""
         models = library("torchvision.models", "torchvision", self.name)
-        known = models.list_models(module=models)  # without those that segment or detect
-        if self.called not in known:
-            raise ValueError(unknown_name(self.name, known, "torchvision"))
+        names = models.list_models(module=models)  # without segmentation and detection
+        if self.library_name not in names:
+            raise ValueError(unknown_model_message(self.name, names, "torchvision"))
         return models

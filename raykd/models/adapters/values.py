@@ -1,4 +1,4 @@
-"""Keyword arguments for other libraries, as a study file writes them."""
+"""Keyword arguments for other libraries, from a study file."""
 
 from __future__ import annotations
 
@@ -9,34 +9,34 @@ from pydantic import AfterValidator, GetCoreSchemaHandler, PlainSerializer
 
 
 class Values(Mapping[str, Any]):
-    """A mapping of scalars, lists and mappings that never changes, so that it can be hashed."""
+    """An immutable, hashable mapping of scalars, lists and mappings."""
 
-    def __init__(self, given: Mapping[str, Any] | None = None) -> None:
-        self._held = {key: _frozen(value) for key, value in (given or {}).items()}
+    def __init__(self, values: Mapping[str, Any] | None = None) -> None:
+        self._values = {key: _frozen(value) for key, value in (values or {}).items()}
 
     def __getitem__(self, key: str) -> Any:
-        return self._held[key]
+        return self._values[key]
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._held)
+        return iter(self._values)
 
     def __len__(self) -> int:
-        return len(self._held)
+        return len(self._values)
 
     def __hash__(self) -> int:
-        return hash(frozenset(self._held.items()))
+        return hash(frozenset(self._values.items()))
 
     def __repr__(self) -> str:
         return repr(self.plain())
 
     def plain(self) -> dict[str, Any]:
-        """The same as dictionaries and lists."""
-        return {key: _plain(value) for key, value in self._held.items()}
+        """Return the values as dictionaries and lists."""
+        return {key: _plain(value) for key, value in self._values.items()}
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> Any:
-        held = Annotated[dict[str, Any], AfterValidator(cls), PlainSerializer(cls.plain)]
-        return handler.generate_schema(held)
+        values = Annotated[dict[str, Any], AfterValidator(cls), PlainSerializer(cls.plain)]
+        return handler.generate_schema(values)
 
 
 def _frozen(value: Any) -> Any:

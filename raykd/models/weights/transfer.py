@@ -1,4 +1,4 @@
-"""Weights that were made for other classes or channels, put into a network."""
+"""Load weights of a network with other classes or input channels."""
 
 from __future__ import annotations
 
@@ -6,42 +6,44 @@ from torch import Tensor, nn
 
 from raykd.models.base import Task
 from raykd.models.weights.files import WeightFile
-from raykd.models.weights.matching import MatchedWeights, fit
+from raykd.models.weights.matching import MatchedWeights, match_weights
 
 
-def fill(network: nn.Module, file: WeightFile, task: Task) -> MatchedWeights:
-    """Put weights into a network, in place.
+def load_matching(network: nn.Module, file: WeightFile, task: Task) -> MatchedWeights:
+    """Load weights into a network, in place.
 
-    A classifier for other classes keeps its initial weights; so does a stem of another kernel.  A
-    stem for other channels gets the given kernels' sum over channels, spread over its own: its
-    output for pictures of equal channels stays the same.
+    A classifier for other classes keeps its initial weights, as does a stem of another kernel
+    size.  A stem for other channels gets the sum of the kernels over channels, spread over its own
+    channels: its output for images with equal channels does not change.
 
     Raises:
-        ValueError: as `fit`.
+        ValueError: as `match_weights`.
     """
-    wanted = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
-    fitted = fit(network, file, task, frozenset(_classifier(network, task) | _stem(network)))
-    kept = dict(fitted.tensors)
-    for name, tensor in fitted.tensors.items():
-        if tuple(tensor.shape) != wanted[name]:
-            spread = _spread(tensor, wanted[name])
+    expected = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+    matched = match_weights(
+        network, file, task, frozenset(_classifier(network, task) | _stem(network))
+    )
+    tensors = dict(matched.tensors)
+    for name, tensor in matched.tensors.items():
+        if tuple(tensor.shape) != expected[name]:
+            spread = _spread(tensor, expected[name])
             if spread is None:
-                del kept[name]
+                del tensors[name]
             else:
-                kept[name] = spread
-    network.load_state_dict(kept, strict=False)
-    return fitted
+                tensors[name] = spread
+    network.load_state_dict(tensors, strict=False)
+    return matched
 
 
-def keeps_classifier(network: nn.Module, fitted: MatchedWeights, task: Task) -> bool:
-    """Whether the classifier of a file has the data's number of classes."""
-    wanted = network.state_dict()
-    heads = [name for name in _classifier(network, task) if name in fitted.tensors]
-    return bool(heads) and all(fitted.tensors[n].shape == wanted[n].shape for n in heads)
+def keeps_classifier(network: nn.Module, matched: MatchedWeights, task: Task) -> bool:
+    """Return whether the classifier of a file has the data's number of classes."""
+    expected = network.state_dict()
+    heads = [name for name in _classifier(network, task) if name in matched.tensors]
+    return bool(heads) and all(matched.tensors[n].shape == expected[n].shape for n in heads)
 
 
 def _classifier(network: nn.Module, task: Task) -> set[str]:
-    """The tensors of layers that give one value a class."""
+    """Return the tensors of layers with one output per class."""
     layers = {
         name: module
         for name, module in network.named_modules()
@@ -56,13 +58,13 @@ def _stem(network: nn.Module) -> set[str]:
 
 
 def first_convolution(network: nn.Module) -> str | None:
-    """The dotted name of the convolution that comes first; None where there is none."""
+    """Return the dotted name of the first convolution, or None."""
     named = ((name, module) for name, module in network.named_modules())
     return next((name for name, module in named if isinstance(module, nn.Conv2d)), None)
 
 
 def _spread(kernels: Tensor, shape: tuple[int, ...]) -> Tensor | None:
-    """(out, C, h, w) kernels for other channels; None where more than these differ."""
+    """Adapt kernels (out, C, h, w) to other channels; None if the shapes differ otherwise."""
     if kernels.dim() != 4 or (kernels.shape[0], *kernels.shape[2:]) != (shape[0], *shape[2:]):
         return None
     return (kernels.sum(1, keepdim=True) / shape[1]).expand(shape).clone()

@@ -224,7 +224,7 @@ def divisible(channels: float, by: int) -> int:
     return rounded + by if rounded < 0.9 * channels else rounded
 
 
-def initialise(network: nn.Module) -> None:
+def init_kaiming(network: nn.Module) -> None:
     """Convolutions from the normal distribution of He et al. 2015 (arXiv:1502.01852), fan out.
 
     Other modules keep PyTorch's defaults (batch-norm: scale 1, shift 0).

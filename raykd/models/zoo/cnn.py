@@ -8,7 +8,7 @@ from pydantic import Field
 from torch import nn
 
 from raykd.models.base import Model, Task, picture_shape, written
-from raykd.models.zoo.blocks import conv_bn, initialise, staged
+from raykd.models.zoo.blocks import conv_bn, init_kaiming, staged
 from raykd.models.zoo.cnn_blocks import AnyBlock, Place, Plain
 from raykd.registry import option
 
@@ -100,5 +100,5 @@ class Cnn(Model):
                 raise ValueError(f"stage{number} of the cnn: {error}") from None
             before = stage.width
         network = staged(stem, stages, nn.Linear(before, task.classes))
-        initialise(network)
+        init_kaiming(network)
         return network

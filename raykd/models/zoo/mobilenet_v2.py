@@ -13,7 +13,7 @@ from raykd.models.zoo.blocks import (
     InvertedResidual,
     conv_bn,
     divisible,
-    initialise,
+    init_kaiming,
     small_classifier,
     staged,
 )
@@ -97,7 +97,7 @@ class MobilenetV2(Model):
             head=conv_bn(before, last, act=self._act),
             neck=nn.Dropout(0.2) if self.variant == "imagenet" else None,
         )
-        initialise(network)
+        init_kaiming(network)
         return network
 
     def _blocks(self, inputs: int, row: _Row) -> list[nn.Module]:

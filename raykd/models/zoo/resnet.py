@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from raykd.models.base import Model, Task, picture_shape
-from raykd.models.zoo.blocks import conv3x3, imagenet_stem, initialise, shortcut, staged
+from raykd.models.zoo.blocks import conv3x3, imagenet_stem, init_kaiming, shortcut, staged
 from raykd.registry import option
 
 Kind = Literal["basic", "bottleneck"]
@@ -118,7 +118,7 @@ class Resnet(Model):
             stages.append(_stage(self.block, before, width, count, stride))
             before = width * _EXPANSION[self.block]
         network = staged(self._stem(channels, stem), stages, nn.Linear(before, task.classes))
-        initialise(network)
+        init_kaiming(network)
         return network
 
     def _stem(self, channels: int, outputs: int) -> nn.Module:

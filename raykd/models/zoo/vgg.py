@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from raykd.models.base import Model, Task, picture_shape
-from raykd.models.zoo.blocks import conv3x3, initialise, small_classifier
+from raykd.models.zoo.blocks import conv3x3, init_kaiming, small_classifier
 from raykd.registry import option
 
 _CONVOLUTIONS = {
@@ -83,7 +83,7 @@ class _Network(nn.Module):
         self.stage5 = _stage(inputs[4], widths[4], convolutions[4], poolings[4])
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.classifier = small_classifier(widths[-1], classes)
-        initialise(self)
+        init_kaiming(self)
 
     def forward(self, inputs: Tensor) -> Tensor:
         features = self.stage3(self.stage2(self.stage1(inputs)))

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from raykd.models.base import Model, Task, picture_shape
-from raykd.models.zoo.blocks import conv3x3, initialise
+from raykd.models.zoo.blocks import conv3x3, init_kaiming
 from raykd.registry import option
 
 _STEM = 16
@@ -61,7 +61,7 @@ class _Network(nn.Module):
         self.norm = nn.BatchNorm2d(4 * width)
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.classifier = nn.Linear(4 * width, classes)
-        initialise(self)
+        init_kaiming(self)
         nn.init.zeros_(self.classifier.bias)
 
     def forward(self, inputs: Tensor) -> Tensor:
