@@ -413,9 +413,7 @@ class TestWeights:
             model.prepare(COLOUR)
 
     def test_an_architecture_has_none(self) -> None:
-        with pytest.raises(
-            ValueError, match="hf/bert is an architecture without"
-        ):
+        with pytest.raises(ValueError, match="hf/bert is an architecture without"):
             _model({"name": "hf/bert", "pretrained": True}).prepare(WORDS)
 
     @pytest.mark.parametrize("suffix", ["safetensors", "pth"])
