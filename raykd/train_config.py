@@ -13,7 +13,7 @@ from torch import nn
 from raykd.registry import Registry, option
 
 PositiveInt = Annotated[int, Field(ge=1)]
-Rate = Annotated[float, Field(gt=0)]
+Rate = Annotated[float, Field(gt=0, description="Learning rate")]
 
 
 @option
@@ -43,9 +43,9 @@ class SGD(Optimizer):
 
     name: Literal["sgd"] = "sgd"
     lr: Rate = 0.05
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    weight_decay: Annotated[float, Field(ge=0)] = 5e-4
-    nesterov: bool = False
+    momentum: Annotated[float, Field(ge=0, lt=1, description="Momentum")] = 0.9
+    weight_decay: Annotated[float, Field(ge=0, description="Weight decay")] = 5e-4
+    nesterov: Annotated[bool, Field(description="Use Nesterov momentum")] = False
 
     def build(self, parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
         optimizer = torch.optim.SGD(
@@ -71,8 +71,11 @@ class AdamW(Optimizer):
 
     name: Literal["adamw"] = "adamw"
     lr: Rate = 1e-3
-    weight_decay: Annotated[float, Field(ge=0)] = 0.01
-    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: Annotated[float, Field(ge=0, description="Decoupled weight decay")] = 0.01
+    betas: Annotated[
+        tuple[float, float],
+        Field(description="Decay rates of the running means of gradients and of their squares"),
+    ] = (0.9, 0.999)
 
     def __post_init__(self) -> None:
         if not all(0 <= beta < 1 for beta in self.betas):
@@ -127,7 +130,10 @@ class Cosine(Schedule):
     paper = "Loshchilov 2017, arXiv:1608.03983"
 
     name: Literal["cosine"] = "cosine"
-    final_lr_fraction: Annotated[float, Field(ge=0, le=1)] = 0.0
+    final_lr_fraction: Annotated[
+        float,
+        Field(ge=0, le=1, description="Learning rate at the end, as a fraction of the full one"),
+    ] = 0.0
 
     def factor(self, epoch: float, fraction: float) -> float:
         final = self.final_lr_fraction
@@ -139,8 +145,13 @@ class Step(Schedule):
     """Multiply the learning rate by `gamma` after each epoch in `milestones` (counted from 1)."""
 
     name: Literal["step"] = "step"
-    milestones: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (150, 180, 210)
-    gamma: Annotated[float, Field(gt=0, le=1)] = 0.1
+    milestones: Annotated[
+        tuple[PositiveInt, ...],
+        Field(min_length=1, description="Epochs after which the learning rate drops"),
+    ] = (150, 180, 210)
+    gamma: Annotated[
+        float, Field(gt=0, le=1, description="Factor on the learning rate at each milestone")
+    ] = 0.1
 
     def factor(self, epoch: float, fraction: float) -> float:
         return self.gamma ** sum(epoch >= milestone for milestone in self.milestones)

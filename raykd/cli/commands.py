@@ -379,6 +379,8 @@ PARTS = (
     "schemes",
     "models",
     "data",
+    "optimizers",
+    "schedules",
     "samplers",
     "schedulers",
     "screens",

@@ -21,6 +21,10 @@ GROUPS = {
     "schemes": "raykd.schemes",
     "models": "raykd.models",
     "data": "raykd.data",
+    "optimizers": "raykd.optimizers",
+    "schedules": "raykd.schedules",
+    "samplers": "raykd.samplers",
+    "schedulers": "raykd.schedulers",
     "screens": "raykd.screens",
     "augmentations": "raykd.augmentations",
 }

@@ -17,8 +17,8 @@ from raykd.layer_study.result import LayerStudyResult, read_layer_study
 from raykd.models import Task
 from raykd.models.proxies import NoProxy
 from raykd.registry import replaced_unchecked
-from raykd.study.config import Unscheduled
 from raykd.study.open_study import OpenStudy
+from raykd.study.schedulers import Unscheduled
 from raykd.tuning.event_bus import Listener
 from raykd.tuning.executors import RayExecutor
 from raykd.tuning.planner import Planner

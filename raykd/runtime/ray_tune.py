@@ -20,11 +20,12 @@ from ray.tune.search import Searcher
 from raykd.compat.ray_patches import inherit_environment
 from raykd.data import Dataset
 from raykd.runtime.cluster import SlotPlan
-from raykd.runtime.early_stopping import StoppingRule, TuneRule, make_stopping_rule
+from raykd.runtime.early_stopping import TuneRule, make_stopping_rule
 from raykd.runtime.jobs import AnyJob, IdleJob, JobFailure, RecordedJob, Report
 from raykd.runtime.signals import restore_signal_handlers
 from raykd.runtime.slot import Slot, SlotSetup, resources_of
 from raykd.study.config import Search, Study
+from raykd.study.schedulers import StoppingRule
 
 DEATH = ("ActorDiedError", "The actor died unexpectedly", "worker process has died")
 """Texts of Ray's errors when a slot's process is gone."""

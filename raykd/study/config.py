@@ -6,9 +6,9 @@ import dataclasses
 import json
 import operator
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from functools import lru_cache
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, TypeAdapter
 
@@ -21,79 +21,9 @@ from raykd.models.proxies import AnyProxy, NoProxy
 from raykd.registry import option
 from raykd.schemes import AnyScheme, Offline, Teacher
 from raykd.study.objectives import Cost, Direction
+from raykd.study.samplers import AnySampler, Tpe
+from raykd.study.schedulers import AnyScheduler, Unscheduled
 from raykd.train_config import PositiveInt, Train
-
-Sampler = Literal["random", "tpe", "nsga2", "gp", "grid", "qmc"]
-
-
-@dataclass(frozen=True)
-class About:
-    """One sampler.
-
-    Attributes:
-        summary: how it draws, in one sentence.
-        paper: author, year, arXiv number or venue; empty where there is none.
-        learns: whether what it draws depends on the results of trials.  A trial that ended early
-            counts with its last results.
-        several_objectives: whether it serves several objectives as well as one.
-        when: when to take it.
-    """
-
-    summary: str
-    paper: str
-    learns: bool
-    several_objectives: bool
-    when: str
-
-
-SAMPLERS: Mapping[Sampler, About] = {
-    "tpe": About(
-        summary="Sample values that are more frequent among good trials than among the rest.",
-        paper="Bergstra 2011, NeurIPS; several objectives: Ozaki 2022, JAIR 73",
-        learns=True,
-        several_objectives=True,
-        when="the default, for any space with or without branches; its first trials (half of them, "
-        "at least 4, at most 10) are random",
-    ),
-    "random": About(
-        summary="Sample all values independently of previous results.",
-        paper="Bergstra 2012, JMLR 13",
-        learns=False,
-        several_objectives=True,
-        when="baselines, or uniform coverage of the space",
-    ),
-    "nsga2": About(
-        summary="Cross over and mutate the trials of the best fronts in generations.",
-        paper="Deb 2002, IEEE Transactions on Evolutionary Computation 6",
-        learns=True,
-        several_objectives=True,
-        when="several objectives and enough trials for many generations (of 4 to 10 trials each)",
-    ),
-    "gp": About(
-        summary="Fit a Gaussian process and sample where the expected improvement is largest.",
-        paper="Ament 2023, arXiv:2310.20708; several objectives: Daulton 2020, arXiv:2006.05078",
-        learns=True,
-        several_objectives=True,
-        when="few, expensive trials with few parameters; parameters inside branches are sampled "
-        "at random",
-    ),
-    "grid": About(
-        summary="Try every point of a finite space once, in random order.",
-        paper="",
-        learns=False,
-        several_objectives=True,
-        when="complete coverage of a small finite space; numbers need a `step` or a list",
-    ),
-    "qmc": About(
-        summary="Sample points evenly with a scrambled Sobol' sequence.",
-        paper="Sobol' 1967, USSR Computational Mathematics and Mathematical Physics 7",
-        learns=False,
-        several_objectives=True,
-        when="even coverage of a space without branches; parameters that the first trial did not "
-        "sample are random",
-    ),
-}
-"""In the order in which they are listed."""
 
 
 @option
@@ -121,73 +51,6 @@ class Bounds:
         elif self.min is not None and self.max is not None and self.min > self.max:
             message = f"reversed bounds: min {self.min:,.9g} is greater than max {self.max:,.9g}"
             yield Problem(message, fix="exchange them")
-
-
-@option
-class Asha:
-    """Asynchronous successive halving (Li 2020, arXiv:1810.05934).
-
-    With one objective Ray Tune's own; with several, rungs keep whole non-dominated fronts.
-    """
-
-    paper: ClassVar[str] = (
-        "Li 2020, arXiv:1810.05934; several objectives: Schmucker 2021, arXiv:2106.12639"
-    )
-    stops_early: ClassVar[bool] = True
-    several_objectives: ClassVar[bool] = True
-    when: ClassVar[str] = (
-        "many trials whose first epochs predict the final result; if a term starts late or is "
-        "pretrained, set `grace_epochs` to a later epoch"
-    )
-
-    name: Literal["asha"] = "asha"
-    grace_epochs: Annotated[
-        int, Field(ge=1, description="Never stop a trial before this epoch")
-    ] = 1
-    reduction: Annotated[
-        float,
-        Field(
-            gt=1,
-            description="Reduction factor; the best 1/reduction of the trials continue at "
-            "each rung",
-        ),
-    ] = 3
-
-
-@option
-class Median:
-    """Stop a trial if its result is worse than the median of the running means of other trials.
-
-    It uses the first objective.
-    """
-
-    paper: ClassVar[str] = "Golovin 2017, KDD"
-    stops_early: ClassVar[bool] = True
-    several_objectives: ClassVar[bool] = False
-    when: ClassVar[str] = "one objective and too few trials for the rungs of asha"
-
-    name: Literal["median"] = "median"
-    grace_epochs: Annotated[
-        int, Field(ge=1, description="Never stop a trial before this epoch")
-    ] = 1
-    min_trials: Annotated[
-        int, Field(ge=1, description="Minimum number of trials to compute a median")
-    ] = 3
-
-
-@option
-class Unscheduled:
-    """Run every trial to the last epoch."""
-
-    paper: ClassVar[str] = ""
-    stops_early: ClassVar[bool] = False
-    several_objectives: ClassVar[bool] = True
-    when: ClassVar[str] = "few trials, or comparison of all trials at the full budget"
-
-    name: Literal["none"] = "none"
-
-
-Scheduler = Annotated[Asha | Median | Unscheduled, Field(discriminator="name")]
 
 
 NullArm = Literal["forward", "reverse", "random", "all_to_one", "semckd"]
@@ -241,8 +104,10 @@ class Search:
         ),
     ] = ()
     latency: Annotated[Latency, Field(description="Settings for measuring latencies")] = Latency()
-    sampler: Sampler = "tpe"
-    scheduler: Annotated[Scheduler, Field(description="Early stopping of trials")] = Unscheduled()
+    sampler: AnySampler = Tpe()
+    scheduler: Annotated[AnyScheduler, Field(description="Early stopping of trials")] = (
+        Unscheduled()
+    )
     proxy: Annotated[
         AnyProxy, Field(description="Zero-cost proxy that ranks architectures before training")
     ] = NoProxy()

@@ -311,7 +311,7 @@ def study_card(study: OpenStudy) -> Card:
             ("teacher", ", ".join(_model_names(study.models("teacher")))),
             ("students", ", ".join(_model_names(study.models("student")))),
             ("objectives", ", ".join(f"{way} {name}" for name, way in search.objectives.items())),
-            ("search", f"{search.sampler}, up to {search.trials} trials"),
+            ("search", f"{search.sampler.name}, up to {search.trials} trials"),
             ("epochs", f"{settings.train.epochs} a trial"),
             ("space", "infinite" if points is None else f"{points:,} points"),
         ]

@@ -30,7 +30,6 @@ from raykd.study.config import Study, read_study
 from raykd.tuning.planner import Planner, RunContext
 from raykd.tuning.proxy_ranking import again, score_of
 from raykd.tuning.records import Record
-from raykd.tuning.samplers import Grid
 
 MAX_DRAWS = 1000
 """Draws in a row without a new feasible point before the search gives up drawing."""
@@ -198,9 +197,8 @@ class SearchPlanner(Planner):
 
     @property
     def _is_used_up(self) -> bool:
-        sampler = self._optuna.sampler
         known = len(self._tried) + len(self._infeasible)
-        return known >= self._points or (isinstance(sampler, Grid) and sampler.exhausted)
+        return known >= self._points or getattr(self._optuna.sampler, "exhausted", False)
 
     def _give_up(self, why: str) -> bool:
         self._exhausted = True

@@ -126,7 +126,7 @@ def open_optuna(name: str, search: Search, seed: int, folder: StudyFolder, slots
     """Optuna's study in the folder's own file, made or taken up."""
     import optuna
 
-    from raykd.tuning.samplers import DrawsFile, make_sampler
+    from raykd.tuning.samplers import DrawsFile
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     stored = optuna.storages.JournalStorage(DrawsFile(folder.optuna))
@@ -136,14 +136,14 @@ def open_optuna(name: str, search: Search, seed: int, folder: StudyFolder, slots
         "max": optuna.study.StudyDirection.MAXIMIZE,
         "min": optuna.study.StudyDirection.MINIMIZE,
     }
-    made = optuna.create_study(
-        storage=stored,
-        study_name=name,
-        load_if_exists=True,
-        directions=[towards[direction] for direction in search.objectives.values()],
-        sampler=make_sampler(search.sampler, seed=seed + done, startup_trials=startup, slots=slots),
-    )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        made = optuna.create_study(
+            storage=stored,
+            study_name=name,
+            load_if_exists=True,
+            directions=[towards[direction] for direction in search.objectives.values()],
+            sampler=search.sampler.build(seed=seed + done, startup_trials=startup, slots=slots),
+        )
         made.set_metric_names(list(search.objectives))
     return made

@@ -10,8 +10,8 @@ from raykd.errors import Problem, StudyError
 from raykd.models.proxies import NoProxy
 from raykd.registry import replaced_unchecked
 from raykd.runtime.cluster import is_remote
-from raykd.study.config import Unscheduled
 from raykd.study.open_study import OpenStudy
+from raykd.study.schedulers import Unscheduled
 from raykd.tuning.event_bus import Listener
 from raykd.tuning.executors import LocalExecutor, RayExecutor
 from raykd.tuning.result import StudyResult

@@ -18,11 +18,22 @@ from raykd.models.proxies import PROXIES
 from raykd.registry import OWN, Registry, option_name
 from raykd.report.options.fields import Held, Parameter, Reader, shown
 from raykd.schemes import SCHEMES
-from raykd.study.config import SAMPLERS, Scheduler
+from raykd.study.samplers import SAMPLERS
+from raykd.study.schedulers import SCHEDULERS
 from raykd.study.space.domains import near
+from raykd.train_config import OPTIMIZERS, SCHEDULES
 
 Part = Literal[
-    "losses", "schemes", "models", "data", "samplers", "schedulers", "screens", "augmentations"
+    "losses",
+    "schemes",
+    "models",
+    "data",
+    "optimizers",
+    "schedules",
+    "samplers",
+    "schedulers",
+    "screens",
+    "augmentations",
 ]
 
 FAMILIES: Mapping[Part, Registry] = {
@@ -30,6 +41,10 @@ FAMILIES: Mapping[Part, Registry] = {
     "schemes": SCHEMES,
     "models": MODELS,
     "data": SOURCES,
+    "optimizers": OPTIMIZERS,
+    "schedules": SCHEDULES,
+    "samplers": SAMPLERS,
+    "schedulers": SCHEDULERS,
     "screens": PROXIES,
     "augmentations": AUGMENTATIONS,
 }
@@ -139,11 +154,6 @@ def entries(part: Part) -> list[Entry]:
     Raises:
         StudyError: two options bear the same name.
     """
-    if part == "samplers":
-        return list(_samplers())
-    if part == "schedulers":
-        union = get_args(Scheduler)[0]
-        return [_entry(part, "scheduler", cls, OWN) for cls in get_args(union)]
     family = FAMILIES[part]
     options = {**family.members, **family.forms}
     origins = family.origins
@@ -163,12 +173,6 @@ def entry(part: Part, name: str) -> Entry:
     names = [one.name for one in found]
     message = f"unknown {found[0].noun} {name!r}; must be one of {', '.join(sorted(names))}"
     raise StudyError(Problem(message, fix=near(name, names)))
-
-
-def _samplers() -> Iterator[Entry]:
-    for name, about in SAMPLERS.items():
-        facts = {fact: getattr(about, fact) for fact in FACTS["samplers"]}
-        yield Entry("samplers", "sampler", name, about.summary, "", about.paper, facts=facts)
 
 
 def _entry(part: Part, noun: str, cls: type, package: str) -> Entry:

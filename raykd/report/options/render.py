@@ -137,6 +137,8 @@ deepest stages; `embedding` pairs the inputs of the classifiers; `none` means a 
     "schemes": "Distillation schemes, for `scheme`: teachers, students and training order.",
     "models": "Networks, for `teacher.model`, `student.model` and models inside schemes.",
     "data": "Data sources, for `data`.",
+    "optimizers": "Optimizers, for `train.optimizer` and `teacher.train.optimizer`.",
+    "schedules": "Learning rate schedules, for `train.schedule` and `teacher.train.schedule`.",
     "samplers": """\
 Sampling algorithms, for `search.sampler`. All of them come from Optuna. Trials stopped early count
 with their last results.""",

@@ -281,10 +281,11 @@ def _space_issues(document: Document, space: Space, studies: list[Study]) -> Ite
     first = studies[0]
     yield from proxy_space_issues(space, first.search)
     continuous = [dimension for dimension in space.dimensions if "uniform" in dimension.kind]
-    if first.search.sampler == "grid" and space.size.points is None:
+    if first.search.sampler.needs_finite_space and space.size.points is None:
         names = ", ".join(dimension.name for dimension in continuous)
         fix = "give `uniform` a `step`, list the values, or use another sampler"
-        yield Issue(("search", "sampler"), f"'grid' cannot list continuous values: {names}", fix)
+        message = f"'{first.search.sampler.name}' cannot list continuous values: {names}"
+        yield Issue(("search", "sampler"), message, fix)
     yield from _open_recipes(
         [dimension.path for dimension in space.part("train").dimensions], studies
     )

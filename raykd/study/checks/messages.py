@@ -25,6 +25,7 @@ _NOUNS = {
     "loss": "loss",
     "model": "model",
     "optimizer": "optimizer",
+    "sampler": "sampler",
     "schedule": "schedule",
     "scheduler": "scheduler",
     "scheme": "scheme",

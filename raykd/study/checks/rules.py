@@ -106,9 +106,10 @@ def proxy_issues(search: Search) -> Iterator[Issue]:
     settings = search.proxy
     if not isinstance(settings, Ranking):
         return
-    if search.sampler == "grid":
+    if search.sampler.needs_finite_space:
         fix = "remove `proxy`, or use another sampler"
-        yield Issue(PLACE, "sampler 'grid' tries every point, so a ranking has no effect", fix)
+        message = f"sampler '{search.sampler.name}' tries every point, so a ranking has no effect"
+        yield Issue(PLACE, message, fix)
     if settings.keep is not None and settings.keep > search.trials:
         message = f"cannot keep {settings.keep} architectures for {search.trials} trials"
         yield Issue((*PLACE, "keep"), message, "lower it, or raise search.trials")

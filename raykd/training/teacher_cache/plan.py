@@ -18,7 +18,7 @@ from raykd.models import Task, model_profile
 from raykd.models.introspection.layers import blank_inputs
 from raykd.schemes import TeacherSpec
 from raykd.study.checks.layer_pairs import resolve_pairs
-from raykd.study.config import Asha, Cache, Search, Study
+from raykd.study.config import Cache, Search, Study
 from raykd.study.open_study import OpenStudy
 from raykd.study.space.sampling import Seeded
 from raykd.study.teachers import teachers_of
@@ -245,7 +245,7 @@ class CachePlan:
         points = self.study.size.points
         trials = self.search.trials if points is None else min(self.search.trials, points)
         replicates = min(self.search.finalists, trials) * self.search.replicates * epochs
-        return trials * epochs * _mean_fraction(self.search, epochs) + replicates
+        return trials * epochs * self.search.scheduler.trained_fraction(epochs) + replicates
 
 
 def hint_layers(study: Study, teacher: TeacherSpec, task: Task) -> dict[str, Shape]:
@@ -282,21 +282,6 @@ def _reading(study: Study, teacher: TeacherSpec) -> Reading:
     if teacher.weights is not None:  # its training settings are not used
         teacher = TeacherSpec(teacher.model, teacher.weights, Train(), seed=0)
     return teacher, tuple(study.data.augment), study.train.precision
-
-
-def _mean_fraction(search: Search, epochs: int) -> float:
-    """Estimate the mean fraction of a full training that a trial completes."""
-    scheduler = search.scheduler
-    if not isinstance(scheduler, Asha):
-        return 1.0
-    rung, survivors = min(scheduler.grace_epochs, epochs), 1.0
-    trained = float(rung)
-    while rung < epochs:
-        survivors /= scheduler.reduction
-        next_rung = min(epochs, rung * scheduler.reduction)
-        trained += survivors * (next_rung - rung)
-        rung = next_rung
-    return trained / epochs
 
 
 PROBE_MACS = 2e9
