@@ -27,12 +27,16 @@ from raykd.registry import option
 from raykd.schemes import SCHEMES, Assistant, Teacher
 from raykd.study import config as schema
 from raykd.study.config import Bounds, Search, plain
-from raykd.train_config import SGD, AdamW, Constant, Cosine, Step, Train
+from raykd.study.samplers import SAMPLERS
+from raykd.study.schedulers import SCHEDULERS
+from raykd.train_config import OPTIMIZERS, SCHEDULES, SGD, AdamW, Step, Train
 
-FAMILIES = (LOSSES, SCHEMES, MODELS, SOURCES, AUGMENTATIONS, PROXIES)
+FAMILIES = (
+    *(LOSSES, SCHEMES, MODELS, SOURCES, AUGMENTATIONS, PROXIES),
+    *(OPTIMIZERS, SCHEDULES, SAMPLERS, SCHEDULERS),
+)
 PARTS = (
-    *(Pair, Term, Teacher, Train, SGD, AdamW, Cosine, Step, Constant),
-    *(schema.Bounds, schema.Asha, schema.Median, schema.Unscheduled, schema.PairStudy),
+    *(Pair, Term, Teacher, Train, schema.Bounds, schema.PairStudy),
     *(schema.Search, schema.Cluster, schema.Cache, schema.Tracking, schema.Latency),
 )
 OPTIONS = [

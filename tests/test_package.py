@@ -14,7 +14,7 @@ import zipfile
 from collections.abc import Iterator
 from importlib.metadata import packages_distributions, version
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 import torch
@@ -26,8 +26,9 @@ from raykd.cli import commands as cli
 from raykd.data import SOURCES
 from raykd.losses import Loss, LossContext, ModelOutputs, Pair, Progress
 from raykd.registry import Registry
-from raykd.study.config import Sampler, study_adapter
+from raykd.study.config import study_adapter
 from raykd.study.objectives import OBJECTIVES
+from raykd.study.samplers import SAMPLERS
 from raykd.study.space.domains import DOMAINS
 
 ROOT = Path(__file__).parent.parent
@@ -264,4 +265,4 @@ def _study_words() -> set[str]:
     words |= {key for source in SOURCES for key in definitions[source.__name__]["properties"]}
     words |= set(study_adapter().json_schema()["properties"])
     words |= set(SOURCES.members)
-    return (words | set(DOMAINS) | set(OBJECTIVES) | set(get_args(Sampler))) - {"min", "max"}
+    return (words | set(DOMAINS) | set(OBJECTIVES) | set(SAMPLERS.members)) - {"min", "max"}

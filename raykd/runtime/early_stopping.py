@@ -39,7 +39,7 @@ class _NoController:
 
 
 def make_stopping_rule(search: Search, epochs: int) -> StoppingRule | None:
-    """Return the rule that stops the trials of a search early; None if every trial runs to its end."""
+    """Return the rule that stops trials early; None if every trial runs to its end."""
     rule = search.scheduler.build(search.objectives, epochs)
     if isinstance(rule, TuneScheduler):
         return TuneRule(getattr(schedulers, rule.name)(**rule.arguments))

@@ -18,7 +18,7 @@ from optuna.trial import Trial, TrialState
 
 from raykd.compat import optuna_tpe as tpe
 from raykd.compat.optuna_tpe import CachedTPE, fits, make_tpe
-from raykd.tuning.samplers import make_sampler
+from raykd.study.samplers import Tpe
 
 TRIALS = 180
 """Enough for some to be beaten for good: four times the 25 that are good at most, and more."""
@@ -125,7 +125,7 @@ def test_a_trial_sees_what_ended_since_the_one_before() -> None:
 
 def test_studies_get_the_swift_one() -> None:
     assert fits()
-    assert isinstance(make_sampler("tpe", seed=0, startup_trials=4, slots=2), CachedTPE)
+    assert isinstance(Tpe().build(seed=0, startup_trials=4, slots=2), CachedTPE)
 
 
 @pytest.mark.parametrize("part", ["_build_parzen_estimator", "_get_params"])

@@ -6,6 +6,7 @@ import hashlib
 import json
 import pickle
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,10 +14,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import optuna
+from optuna.samplers import BaseSampler
 from optuna.study import StudyDirection
 
 from raykd.models import Task
-from raykd.runtime.early_stopping import StoppingRule
 from raykd.runtime.jobs import (
     AnyJob,
     Clock,
@@ -29,12 +30,13 @@ from raykd.runtime.ray_tune import Reports, Stopping, Suggestions
 from raykd.storage import Storage
 from raykd.study.checks.load import open_study
 from raykd.study.open_study import OpenStudy
+from raykd.study.samplers import Sampler
+from raykd.study.schedulers import StoppingRule
 from raykd.study.student_costs import StudentCosts
 from raykd.study.yaml_file import parse_document
 from raykd.training.teachers import teacher_spec_of
 from raykd.tuning.planner import RunContext
 from raykd.tuning.records import Records
-from raykd.tuning.samplers import make_sampler
 from raykd.tuning.search_planner import SearchPlanner
 from raykd.tuning.teacher_store import TeacherStore
 
@@ -105,6 +107,13 @@ class Told:
         ]
 
 
+def build_sampler(sampler: Sampler, seed: int, slots: int = 1) -> BaseSampler:
+    """Build a sampler with four random trials at first."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        return sampler.build(seed=seed, startup_trials=4, slots=slots)
+
+
 class World:
     """What outlives the driver: journal, Optuna's database, storage, and what was trained.
 
@@ -159,9 +168,7 @@ class World:
             study_name=settings.name,
             load_if_exists=True,
             directions=[DIRECTIONS[direction] for direction in objectives],
-            sampler=make_sampler(
-                settings.search.sampler, seed=settings.seed, startup_trials=4, slots=slots
-            ),
+            sampler=build_sampler(settings.search.sampler, settings.seed, slots),
         )
 
 

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import field
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 import pytest
 from pydantic import Field, TypeAdapter, ValidationError
@@ -25,14 +25,12 @@ from raykd.registry import OWN, names_like, option
 from raykd.report.options.catalogue import FAMILIES, PARTS, Entry, Part, chosen, entries
 from raykd.report.options.fields import Parameter
 from raykd.report.options.render import COMMAND, json_of, page, view
-from raykd.study.config import Scheduler
 
 FOUND: dict[Part, list[Entry]] = {
     part: [one for one in listed if one.package == OWN] for part, listed in chosen().items()
 }
 ALL = [entry for listed in FOUND.values() for entry in listed]
 PARAMETERS = [(entry, parameter) for entry in ALL for parameter in entry.parameters]
-SCHEDULERS = {cls.name: cls for cls in get_args(get_args(Scheduler)[0])}
 
 every_option = pytest.mark.parametrize(
     "entry", ALL, ids=[f"{entry.part}-{entry.name}" for entry in ALL]
@@ -53,9 +51,7 @@ def told(*parts: str, in_full: bool = False, name: str | None = None, width: int
 
 
 def class_of(entry: Entry) -> type:
-    return (
-        SCHEDULERS[entry.name] if entry.part == "schedulers" else FAMILIES[entry.part][entry.name]
-    )
+    return FAMILIES[entry.part][entry.name]
 
 
 # What is said is so
@@ -70,9 +66,6 @@ def test_every_option_says_what_it_is(entry: Entry) -> None:
 
 @every_option
 def test_the_defaults_told_are_those_it_has(entry: Entry) -> None:
-    if entry.part == "samplers":
-        assert entry.parameters == ()
-        return
     cls = class_of(entry)
     given = {"name": entry.name} | {
         one.name: one.default for one in entry.parameters if not one.required

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from raykd.runtime.early_stopping import ParetoAsha, StoppingRule, TuneRule, make_stopping_rule
-from raykd.study.config import Asha, Median, Search, Unscheduled
+from raykd.runtime.early_stopping import TuneRule, make_stopping_rule
+from raykd.study.config import Search
+from raykd.study.schedulers import Asha, Median, ParetoAsha, StoppingRule, Unscheduled
 
 OBJECTIVES = {"val_accuracy": "max", "params": "min"}
 

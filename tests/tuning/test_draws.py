@@ -9,11 +9,12 @@ import pytest
 from optuna.storages.journal import JournalFileBackend
 
 from raykd.study.config import Search
+from raykd.study.samplers import Tpe
 from raykd.tuning.samplers import DrawsFile
 from raykd.tuning.search_run import open_optuna
 from raykd.tuning.study_dir import create_folder
 
-SEARCH = Search(sampler="tpe", trials=8)
+SEARCH = Search(sampler=Tpe(), trials=8)
 
 
 @pytest.fixture(autouse=True)

@@ -3,30 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, get_args
+from typing import Any
 
 import optuna
 import pytest
 
-from raykd.runtime.early_stopping import ParetoAsha, make_stopping_rule
-from raykd.study.config import SAMPLERS, Sampler, Scheduler, Search
-from raykd.tuning.samplers import make_sampler
+from helpers.search_cases import build_sampler
+from raykd.runtime.early_stopping import make_stopping_rule
+from raykd.study.config import Search
+from raykd.study.samplers import SAMPLERS, Sampler
+from raykd.study.schedulers import SCHEDULERS, ParetoAsha
 
-SCHEDULERS = get_args(get_args(Scheduler)[0])
-every_sampler = pytest.mark.parametrize("name", SAMPLERS)
+every_sampler = pytest.mark.parametrize("sampler", SAMPLERS, ids=lambda cls: cls.name)
 every_scheduler = pytest.mark.parametrize("scheduler", SCHEDULERS, ids=lambda cls: cls.name)
 
 
-def test_every_sampler_is_told() -> None:
-    assert set(SAMPLERS) == set(get_args(Sampler))
-    assert next(iter(SAMPLERS)) == Search().sampler
+def test_the_default_sampler_is_listed_first() -> None:
+    assert type(Search().sampler) is next(iter(SAMPLERS))
 
 
-def drawn(name: str, result: Callable[[float, int], float]) -> list[Any]:
+def drawn(sampler: type[Sampler], result: Callable[[float, int], float]) -> list[Any]:
     """What a sampler draws when the trials come out as `result` says."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    sampler = make_sampler(name, seed=1, startup_trials=4, slots=1)
-    study = optuna.create_study(direction="maximize", sampler=sampler)
+    study = optuna.create_study(
+        direction="maximize", sampler=build_sampler(sampler(name=sampler.name), 1)
+    )
     for _ in range(8):
         trial = study.ask()
         x = trial.suggest_float("x", 0, 3, step=0.25)
@@ -44,9 +45,9 @@ def down(x: float, y: int) -> float:
 
 
 @every_sampler
-def test_a_sampler_learns_if_it_says_so(name: Sampler) -> None:
-    same = drawn(name, up) == drawn(name, down)
-    assert same is not SAMPLERS[name].learns
+def test_a_sampler_learns_if_it_says_so(sampler: type[Sampler]) -> None:
+    same = drawn(sampler, up) == drawn(sampler, down)
+    assert same is not sampler.learns
 
 
 @every_scheduler
@@ -69,7 +70,6 @@ def test_every_scheduler_says_when_to_take_it(scheduler: Any) -> None:
 
 
 @every_sampler
-def test_every_sampler_says_when_to_take_it(name: Sampler) -> None:
-    about = SAMPLERS[name]
-    assert about.summary.endswith(".") and about.when and not about.when.endswith(".")
-    assert about.several_objectives  # test_samplers.py draws with each for two
+def test_every_sampler_says_when_to_take_it(sampler: type[Sampler]) -> None:
+    assert sampler.when and not sampler.when.endswith(".")
+    assert sampler.several_objectives  # test_samplers.py draws with each for two

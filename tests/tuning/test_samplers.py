@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any, get_args
+from typing import Annotated, Any, Literal
 
 import optuna
 import pytest
 from optuna.study import StudyDirection
+from pydantic import TypeAdapter
 
-from helpers.search_cases import POINTS, TASK, opened
-from raykd.study.config import Sampler
+from helpers.search_cases import POINTS, TASK, build_sampler, opened
+from raykd.compat.optuna_grid import GridSampler
+from raykd.registry import option
+from raykd.study.config import Search, plain
 from raykd.study.open_study import OpenStudy
-from raykd.tuning.samplers import Grid, make_sampler
+from raykd.study.samplers import SAMPLERS, Sampler
 
-SAMPLERS = get_args(Sampler)
 TEMPERATURE = "knowledge[0].loss.temperature"
 
 
@@ -40,7 +42,7 @@ def drawn_by(
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        sampler = make_sampler(name, seed=seed, startup_trials=4, slots=slots)
+        sampler = build_sampler(SAMPLERS[name](), seed, slots)
         asked = optuna.create_study(directions=directions(objectives), sampler=sampler)
         for number in range(draws):
             trial = asked.ask()
@@ -59,7 +61,7 @@ def drawn_by(
 
 
 @pytest.mark.parametrize("objectives", [1, 2])
-@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("name", SAMPLERS.members)
 def test_draws_from_a_conditional_space(name: str, objectives: int, study: OpenStudy) -> None:
     draws = drawn_by(name, study, objectives=objectives)
     assert len(draws) == 10
@@ -70,18 +72,18 @@ def test_draws_from_a_conditional_space(name: str, objectives: int, study: OpenS
     assert len({params["knowledge[0].loss"] for params in draws}) == 2, "both branches are drawn"
 
 
-@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("name", SAMPLERS.members)
 def test_the_same_seed_draws_the_same(name: str, study: OpenStudy) -> None:
     assert drawn_by(name, study) == drawn_by(name, study)
     if name != "gp":
         assert drawn_by(name, study) != drawn_by(name, study, seed=4)
 
 
-@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("name", SAMPLERS.members)
 def test_draws_for_several_slots(name: str, study: OpenStudy) -> None:
     """Several trials are asked for before any is told."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    sampler = make_sampler(name, seed=1, startup_trials=4, slots=3)
+    sampler = build_sampler(SAMPLERS[name](), 1, slots=3)
     asked = optuna.create_study(directions=directions(2), sampler=sampler)
     for _ in range(3):
         trials = [asked.ask() for _ in range(3)]
@@ -94,8 +96,8 @@ def test_draws_for_several_slots(name: str, study: OpenStudy) -> None:
 
 @pytest.mark.parametrize("slots", [1, 4])
 def test_grid_visits_every_point_once(slots: int, study: OpenStudy) -> None:
-    sampler = make_sampler("grid", seed=0, startup_trials=4, slots=slots)
-    assert isinstance(sampler, Grid)
+    sampler = build_sampler(SAMPLERS["grid"](), 0, slots)
+    assert isinstance(sampler, GridSampler)
     asked = optuna.create_study(directions=directions(2), sampler=sampler)
     visited: list[frozenset[tuple[str, Any]]] = []
     while not sampler.exhausted:
@@ -116,6 +118,18 @@ def test_tpe_goes_where_it_is_better(study: OpenStudy) -> None:
     assert sum(wide) > len(wide) * 0.5
 
 
-def test_an_unknown_sampler_is_our_own_mistake() -> None:
-    with pytest.raises(KeyError):
-        make_sampler("annealing", seed=0, startup_trials=1, slots=1)
+def test_a_sampler_of_another_package_is_named_in_a_study(monkeypatch: pytest.MonkeyPatch) -> None:
+    @option
+    class Annealing(Sampler):
+        """Accept worse points less and less often."""
+
+        learns = True
+        when = "never"
+
+        name: Literal["annealing"] = "annealing"
+
+    monkeypatch.setitem(vars(SAMPLERS), "_entries", {"annealing": (Annealing, "odd 1.0")})
+    annealing = {"search": {"sampler": {"name": "annealing"}}}
+    read = TypeAdapter(Annotated[Sampler, SAMPLERS]).validate_python({"name": "annealing"})
+    assert read == Annealing() and Search(sampler=read).sampler is read
+    assert annealing["search"]["sampler"] == plain(Search(sampler=read))["sampler"]

@@ -29,12 +29,12 @@ from helpers.search_cases import (
 )
 from raykd.errors import Infeasible
 from raykd.models import model_profile
-from raykd.runtime.early_stopping import ParetoAsha
 from raykd.runtime.jobs import EvaluateJob, IdleJob, JournalJob, read_job
 from raykd.schemes import Alone
 from raykd.study.candidate import Candidate
 from raykd.study.config import read_study
 from raykd.study.open_study import BoundStudy
+from raykd.study.schedulers import ParetoAsha
 from raykd.study.teachers import teachers_of
 from raykd.tuning.planner import tags_of
 from raykd.tuning.search_planner import SearchPlanner
