@@ -278,7 +278,8 @@ def test_what_is_not_there_is_said(words: list[str], said: list[str]) -> None:
 def test_help_names_the_parts() -> None:
     assert cli.PARTS == PARTS
     shown = " ".join(typed("--help").stdout.replace("│", " ").split())
-    assert "losses, schemes, models, data, samplers, schedulers, screens or augmentations" in shown
+    parts = "losses, schemes, models, data, optimizers, schedules, samplers, schedulers, screens"
+    assert f"{parts} or augmentations" in shown
 
 
 def test_listing_imports_neither_ray_nor_mlflow() -> None:

@@ -165,8 +165,8 @@ WRONG = [
     (changed(("{name: offline}", "3")), "study.yaml:11: scheme: got 3; `name` must be one of "),
     (
         BASE + "search:\n  sampler: tpee\n",
-        "study.yaml:19: search.sampler: unknown sampler 'tpee'; must be one of gp, grid, nsga2, "
-        "qmc, random, tpe\n    -> did you mean 'tpe'?",
+        "study.yaml:19: search.sampler.name: unknown sampler 'tpee'; must be one of gp, grid, "
+        "nsga2, qmc, random, tpe\n    -> did you mean 'tpe'?",
     ),
     (
         BASE + "search:\n  constraints: {parms: {max: 3}}\n",
