@@ -48,7 +48,7 @@ BATCH = 128
 
 
 class Bench:
-    """What all arms share."""
+    """Sizes, data and networks of all arms."""
 
     def __init__(self, images: int, folder: Path) -> None:
         self.source = SOURCES["fashion_mnist"](limit=images, augment=())
@@ -78,7 +78,7 @@ class Bench:
         return CacheStore(Storage(str(self.folder)))
 
     def build(self, layers: tuple[str, ...], dtype: str = "fp16") -> str:
-        """Computed anew; its address."""
+        """Compute the outputs; return their key."""
         description, store = self.description(layers, dtype), self.store()
         store.remove(description.key)
         build = CacheBuilder(
@@ -103,9 +103,9 @@ class Bench:
                 teacher(batch)
 
     def open(self, key: str) -> CachedOutputs:
-        found = open_cached_outputs(self.store(), key, self.data)
-        assert found is not None
-        return found
+        results = open_cached_outputs(self.store(), key, self.data)
+        assert results is not None
+        return results
 
     def batches(self) -> BatchLoader:
         return BatchLoader(self.data.train, self.data, batch_size=BATCH, shuffle_seed=0)
@@ -125,7 +125,7 @@ def bare(batches: BatchLoader) -> None:
 
 
 def errors(bench: Bench) -> list[dict[str, Any]]:
-    """How far each type is from float32, relative to the largest value."""
+    """Return the error of each type against float32, relative to the largest value."""
     rows = []
     exact = bench.open(bench.build(LAYERS, "fp32"))
     every = torch.arange(exact.spec.rows)
@@ -134,10 +134,10 @@ def errors(bench: Bench) -> list[dict[str, Any]]:
         for name in (LOGITS, *LAYERS):
             ours, theirs = near.stored(name, 0, every).float(), exact.stored(name, 0, every)
             worst = (ours - theirs).abs().max() / theirs.abs().max()
-            found = {"arm": f"{dtype} {name.strip('@')}", "largest error": worst.item()}
+            results = {"arm": f"{dtype} {name.strip('@')}", "largest error": worst.item()}
             if name == LOGITS:
-                found["KL at T 4"] = divergence(theirs / 4, ours / 4)
-            rows.append(found)
+                results["KL at T 4"] = divergence(theirs / 4, ours / 4)
+            rows.append(results)
         bench.store().remove(near.spec.key)
     bench.store().remove(exact.spec.key)
     return rows
@@ -145,13 +145,13 @@ def errors(bench: Bench) -> list[dict[str, Any]]:
 
 def divergence(exact: torch.Tensor, near: torch.Tensor) -> float:
     """Mean KL from the softmax of one to that of the other, in nats."""
-    own, other = (logits.double().log_softmax(1) for logits in (exact, near))
-    return (own.exp() * (own - other)).sum(1).mean().item()
+    mine, other = (logits.double().log_softmax(1) for logits in (exact, near))
+    return (mine.exp() * (mine - other)).sum(1).mean().item()
 
 
-def held(folder: str) -> dict[str, float]:
+def memory_mb(folder: str) -> dict[str, float]:
     """Megabytes of this process that belong to files below `folder`, and that are its own alone."""
-    mapped = own = 0.0
+    mapped = mine = 0.0
     inside = False
     for line in Path("/proc/self/smaps").read_text().splitlines():
         field, _, rest = line.partition(" ")
@@ -160,11 +160,11 @@ def held(folder: str) -> dict[str, float]:
         elif field == "Pss:" and inside:
             mapped += float(rest.split()[0]) / 1000
         elif field == "Private_Dirty:" and inside:
-            own += float(rest.split()[0]) / 1000
-    return {"shared out": mapped, "own": own}
+            mine += float(rest.split()[0]) / 1000
+    return {"shared out": mapped, "own": mine}
 
 
-def reader(folder: str, images: int, key: str, here: Any, found: Any) -> None:
+def reader(folder: str, images: int, key: str, here: Any, results: Any) -> None:
     """A process that reads, waits until all others have, and says what it holds."""
     torch.set_num_threads(1)
     bench = Bench(images, Path(folder))
@@ -172,25 +172,25 @@ def reader(folder: str, images: int, key: str, here: Any, found: Any) -> None:
     for _ in range(2):
         read(outputs, bench.batches(), (LOGITS, *LAYERS))
     here.wait()
-    found.put(held(folder))
+    results.put(memory_mb(folder))
     here.wait()
 
 
 def memory(bench: Bench, images: int, key: str, readers: int) -> dict[str, Any]:
-    """What so many readers hold together."""
+    """Measure the memory of several readers together."""
     context = multiprocessing.get_context("spawn")
-    here, found = context.Barrier(readers), context.Queue()
-    given = (str(bench.folder), images, key, here, found)
-    processes = [context.Process(target=reader, args=given) for _ in range(readers)]
+    here, results = context.Barrier(readers), context.Queue()
+    inputs = (str(bench.folder), images, key, here, results)
+    processes = [context.Process(target=reader, args=inputs) for _ in range(readers)]
     for process in processes:
         process.start()
-    said = [found.get() for _ in processes]
+    formatted = [results.get() for _ in processes]
     for process in processes:
         process.join()
     return {
         "arm": f"{readers} reader(s)",
-        "together MB": sum(one["shared out"] for one in said),
-        "own MB": sum(one["own"] for one in said),
+        "together MB": sum(each["shared out"] for each in formatted),
+        "own MB": sum(each["own"] for each in formatted),
     }
 
 
@@ -198,13 +198,13 @@ def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--images", type=int, default=6000)
     parser.add_argument("--threads", type=int, default=1)
-    asked = parser.parse_args()
-    images, repeats = (600, 2) if asked.quick else (asked.images, asked.repeats)
-    torch.set_num_threads(asked.threads)
+    options = parser.parse_args()
+    images, repeats = (600, 2) if options.quick else (options.images, options.repeats)
+    torch.set_num_threads(options.threads)
     with tempfile.TemporaryDirectory() as folder:
         findings = measured(Bench(images, Path(folder)), images, repeats)
-    findings.settings = {"images": images, "repeats": repeats, "threads": asked.threads}
-    findings.tell(asked.json)
+    findings.settings = {"images": images, "repeats": repeats, "threads": options.threads}
+    findings.tell(options.json)
 
 
 def measured(bench: Bench, images: int, repeats: int) -> Findings:
@@ -225,16 +225,16 @@ def measured(bench: Bench, images: int, repeats: int) -> Findings:
         "read logits + 2 layers": partial(read, open_large, batches, (LOGITS, *LAYERS)),
     }
     times = in_turn(arms, repeats)
-    for name, taken in times.items():
-        row: dict[str, Any] = {"arm": name, **spread(taken.wall)}
-        row["/ forward"] = taken.over(times["forward"])
+    for name, timing in times.items():
+        row: dict[str, Any] = {"arm": name, **spread(timing.wall)}
+        row["/ forward"] = timing.over(times["forward"])
         findings.rows.append(row)
     for layers, name in (((), "logits"), (LAYERS, "logits + 2 layers")):
         size = bench.description(layers).bytes / 1e6
         findings.rows.append({"arm": f"size of {name}", "together MB": size})
     tell("times done")
     findings.rows += [memory(bench, images, large, readers) for readers in (1, 4)]
-    findings.raw = {name: vars(taken) for name, taken in times.items()}
+    findings.raw = {name: vars(timing) for name, timing in times.items()}
     return findings
 
 

@@ -74,7 +74,7 @@ LIMIT = 1.2
 
 
 def metrics(job: TrainJob, epoch: int) -> dict[str, float]:
-    """What a made-up training reaches: better with width, noisy, the same every time."""
+    """Accuracy of a simulated training: better with width, noisy, the same every time."""
     width = float(job.study["student"]["model"]["width"])
     noise = zlib.crc32(repr(job.params).encode()) % 1000 / 5000
     reached = min(1.0, 0.3 + width / 200 + noise + 0.02 * epoch)
@@ -95,15 +95,15 @@ def answer(job: Any, epoch: int) -> dict[str, Any]:
         return {"epoch": 0, "done": False}
     now, done = time.time(), epoch >= job.epochs
     report = Report(epoch, metrics(job, epoch), done, Clock(now, now))
-    known = {"outcome": report, "slot": "here:1", "epoch": epoch, "done": done}
-    return {**known, **job.metrics, **report.metrics}
+    networks = {"outcome": report, "slot": "here:1", "epoch": epoch, "done": done}
+    return {**networks, **job.metrics, **report.metrics}
 
 
 # Without Ray: slots in this process, called as Tune calls its actors
 
 
 class Slots:
-    """So many slots that answer at once.
+    """Slots that answer at once.
 
     Args:
         explorer: what gives them work.
@@ -263,7 +263,7 @@ class _Off:
 
     status = "off"
 
-    def __init__(self, *given: Any, **more: Any) -> None:
+    def __init__(self, *inputs: Any, **more: Any) -> None:
         pass
 
     def close(self, timeout: float = 0.0) -> bool:
@@ -282,21 +282,21 @@ def per_trial(began: list[float]) -> dict[str, list[float]]:
 
 
 def windows_of(count: int) -> dict[str, range]:
-    """Which of so many trials are the early and the late ones."""
+    """Return the numbers of the early and of the late trials."""
     width = min(100, count // 3)
     return {"early": range(width // 2, width // 2 + width), "late": range(count - width, count)}
 
 
 def growth(profiles: Mapping[str, cProfile.Profile], functions: int = 40) -> str:
-    """What takes longer among late trials than among early ones, a line for each function."""
+    """List functions that take longer in late trials than in early ones."""
     early, late = (pstats.Stats(profiles[when]).stats for when in ("early", "late"))  # type: ignore[attr-defined]
     nothing = (0, 0, 0.0, 0.0, {})
     rows = []
     for place in early.keys() | late.keys():
         before, after = early.get(place, nothing), late.get(place, nothing)
         file, line, name = place
-        where = f"{'/'.join(Path(file).parts[-3:])}:{line} {name}"
-        rows.append((after[2] - before[2], after[3] - before[3], before[1], after[1], where))
+        key = f"{'/'.join(Path(file).parts[-3:])}:{line} {name}"
+        rows.append((after[2] - before[2], after[3] - before[3], before[1], after[1], key))
     lines = ["seconds more: in it, with what it calls; calls early, late; function"]
     longest = sorted(rows, reverse=True)[:functions]
     lines += ["{:8.3f} {:8.3f} {:8d} {:8d}  {}".format(*row) for row in longest]
@@ -312,37 +312,37 @@ def main() -> None:
     parser.add_argument("--objectives", default="{val_accuracy: max}", help="as in a study")
     parser.add_argument("--tracking", choices=("on", "off"), default="on")
     parser.add_argument("--profile", type=Path, metavar="FILE", help="where the time goes")
-    asked = parser.parse_args()
-    trials = 60 if asked.quick else asked.trials
+    args = parser.parse_args()
+    trials = 60 if args.quick else args.trials
     rows, raw, ratios = [], [], []
-    for _ in range(asked.repeats):
+    for _ in range(args.repeats):
         with tempfile.TemporaryDirectory() as folder:
             profiles = {"early": cProfile.Profile(), "late": cProfile.Profile()}
             began = starts(
                 trials,
-                asked.slots,
+                args.slots,
                 Path(folder),
-                tune=asked.tune,
-                tracking=asked.tracking == "on",
-                sampler=asked.sampler,
-                objectives=asked.objectives,
-                profiles=profiles if asked.profile else None,
+                tune=args.tune,
+                tracking=args.tracking == "on",
+                sampler=args.sampler,
+                objectives=args.objectives,
+                profiles=profiles if args.profile else None,
             )
-            if asked.profile:
-                asked.profile.write_text(growth(profiles))
-        found = per_trial(began)
+            if args.profile:
+                args.profile.write_text(growth(profiles))
+        results = per_trial(began)
         raw.append(began)
-        # Trials begin in bursts, of as many as slots became free: the mean knows nothing of them.
-        means = {when: statistics.fmean(each) for when, each in found.items()}
+        # Trials begin in bursts, of as many as slots became free: the mean is not affected.
+        means = {when: statistics.fmean(each) for when, each in results.items()}
         ratios.append(means["late"] / means["early"])
-        for when, each in found.items():
+        for when, each in results.items():
             rows.append({"trials": when, "mean ms": means[when] * 1e3, **spread(each, "ms", 1e3)})
-    settings = {"trials": trials, "slots": asked.slots, "tune": asked.tune}
-    settings |= {"tracking": asked.tracking, "sampler": asked.sampler}
-    settings |= {"objectives": asked.objectives}
-    what = "time per trial, late / early (means)"
-    demands = [Demand(what, LIMIT, statistics.median(ratios))]
-    Findings("driver", settings, rows, demands, {"began": raw, "ratios": ratios}).tell(asked.json)
+    settings = {"trials": trials, "slots": args.slots, "tune": args.tune}
+    settings |= {"tracking": args.tracking, "sampler": args.sampler}
+    settings |= {"objectives": args.objectives}
+    claim = "time per trial, late / early (means)"
+    demands = [Demand(claim, LIMIT, statistics.median(ratios))]
+    Findings("driver", settings, rows, demands, {"began": raw, "ratios": ratios}).tell(args.json)
 
 
 if __name__ == "__main__":

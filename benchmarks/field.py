@@ -4,14 +4,14 @@
 
 Fashion-MNIST, 2,000 training pictures, no augmentation.  Teacher: resnet of depth 14 and width 16,
 8 epochs.  Student: resnet of depth 8 and width 8, 6 epochs of SGD at 0.05 for every arm, so that
-arms differ in nothing but what is taught.  A loss stands alone beside the labels' loss, at its
+arms differ only in what is taught.  A loss stands alone beside the labels' loss, at its
 default weight and on its default pairs; many of those weights were chosen on the validation split
 of this very setting (`raykd list losses` says which), so it flatters them.  Each figure is the
 accuracy on all 10,000 test pictures after the last epoch.  Gains are paired by seed, with 95%
 intervals (Student's t).  Networks that a scheme trains before the student (assistants, earlier
 generations) are counted in `more`, in epochs.
 
-What is done stands in FILE (one line a training): a run that is broken off goes on from there.
+Results are in FILE (one line a training): a run that is broken off goes on from there.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def trained(job: tuple[str, int]) -> dict[str, Any]:
     name, seed = job
     study = replace(dict(arms())[name], seed=seed)
     data = BASE.data.load()
-    teachers = train_teachers(study, data, seed=0, known=_KNOWN)
+    teachers = train_teachers(study, data, seed=0, cache=_TEACHERS)
     training = Training(study, data, seed=seed, teacher=teachers)
     try:
         while training.epoch < training.epochs:
@@ -91,58 +91,58 @@ def trained(job: tuple[str, int]) -> dict[str, Any]:
         "seed": seed,
         "accuracy": accuracy,
         "more_epochs": sum(
-            one.train.epochs
-            for one in teacher_chain(teachers_of(study, 0))
-            if one.model != TEACHER.model
+            each.train.epochs
+            for each in teacher_chain(teachers_of(study, 0))
+            if each.model != TEACHER.model
         ),
     }
 
 
-_KNOWN: dict[str, nn.Module] = {}
-"""The networks this process has trained to teach."""
+_TEACHERS: dict[str, nn.Module] = {}
+"""Teachers trained in this process."""
 
 
 def reached(out: Path) -> dict[str, dict[int, Mapping[str, Any]]]:
-    """What is done already: arm -> seed -> its line."""
-    found: dict[str, dict[int, Mapping[str, Any]]] = {}
+    """Read finished trainings: arm -> seed -> line."""
+    results: dict[str, dict[int, Mapping[str, Any]]] = {}
     for line in out.read_text().splitlines() if out.exists() else ():
-        one = json.loads(line)
-        found.setdefault(one["arm"], {})[one["seed"]] = one
-    return found
+        each = json.loads(line)
+        results.setdefault(each["arm"], {})[each["seed"]] = each
+    return results
 
 
-def table(found: Mapping[str, Mapping[int, Mapping[str, Any]]]) -> Iterator[str]:
-    """A line an arm, the best first; * marks a gain that can be told from noise."""
+def table(results: Mapping[str, Mapping[int, Mapping[str, Any]]]) -> Iterator[str]:
+    """A line an arm, the best first; * marks a gain that is significant."""
     accuracy = {
-        arm: {seed: 100 * one["accuracy"] for seed, one in by.items() if one["accuracy"] >= 0}
-        for arm, by in found.items()
+        arm: {seed: 100 * each["accuracy"] for seed, each in by.items() if each["accuracy"] >= 0}
+        for arm, by in results.items()
     }
     yield f"{'arm':<22}{'test accuracy':>15}{'over alone':>16}{'over kd':>16}{'more':>6}"
-    best_first = sorted(found, key=lambda arm: -mean(accuracy[arm].values() or [0]))
+    best_first = sorted(results, key=lambda arm: -mean(accuracy[arm].values() or [0]))
     for arm in best_first:
-        diverged = len(found[arm]) - len(accuracy[arm])
+        diverged = len(results[arm]) - len(accuracy[arm])
         if diverged:
-            yield f"{arm:<22}  {diverged} of {len(found[arm])} diverged"
+            yield f"{arm:<22}  {diverged} of {len(results[arm])} diverged"
             continue
         gains = [
             "" if arm == other else _gain(paired_gain(accuracy[arm], accuracy[other]))
             for other in ("alone", "loss kd")
         ]
-        more = next(iter(found[arm].values()))["more_epochs"]
+        more = next(iter(results[arm].values()))["more_epochs"]
         yield (
             f"{arm:<22}{_interval(estimate([*accuracy[arm].values()])):>15}{gains[0]:>16}"
             f"{gains[1]:>16}{more or '':>6}"
         )
 
 
-def _interval(found: Estimate) -> str:
-    return f"{found.mean:.1f} ± {found.half_width:.1f}"
+def _interval(results: Estimate) -> str:
+    return f"{results.mean:.1f} ± {results.half_width:.1f}"
 
 
-def _gain(found: Estimate | None) -> str:
-    if found is None or found.count < 2:
+def _gain(results: Estimate | None) -> str:
+    if results is None or results.count < 2:
         return ""
-    return f"{found.mean:+.1f} ± {found.half_width:.1f} {'*' if found.clear_of_zero else ' '}"
+    return f"{results.mean:+.1f} ± {results.half_width:.1f} {'*' if results.clear_of_zero else ' '}"
 
 
 def main() -> None:
@@ -153,21 +153,21 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--only", choices=["losses", "schemes"])
     parser.add_argument("--out", type=Path, default=Path("field.jsonl"))
-    asked = parser.parse_args()
-    done = reached(asked.out)
-    first = {"losses": "loss", "schemes": "scheme"}.get(asked.only, "")
-    wanted = [name for name, _ in arms() if name in ("alone", "loss kd") or name.startswith(first)]
-    jobs = [(name, seed) for name in wanted for seed in range(1, asked.seeds + 1)]
+    args = parser.parse_args()
+    done = reached(args.out)
+    first = {"losses": "loss", "schemes": "scheme"}.get(args.only, "")
+    names = [name for name, _ in arms() if name in ("alone", "loss kd") or name.startswith(first)]
+    jobs = [(name, seed) for name in names for seed in range(1, args.seeds + 1)]
     jobs = [(name, seed) for name, seed in jobs if seed not in done.get(name, {})]
     with (
-        multiprocessing.get_context("spawn").Pool(asked.processes) as pool,
-        asked.out.open("a") as out,
+        multiprocessing.get_context("spawn").Pool(args.processes) as pool,
+        args.out.open("a") as out,
     ):
         for line in pool.imap_unordered(trained, jobs):
             out.write(json.dumps(line) + "\n")
             out.flush()
             print(f"{line['arm']}, seed {line['seed']}: {line['accuracy']:.2%}", flush=True)
-    print("\n".join(table(reached(asked.out))))
+    print("\n".join(table(reached(args.out))))
 
 
 if __name__ == "__main__":

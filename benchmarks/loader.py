@@ -4,7 +4,7 @@
 
 A folder of JPEG files (500 x 400 pixels, smooth noise) is written first.  Then, an epoch each:
 
-- `read, raykd` takes the batches of `image_folder` onto the device, normalised, the files decoded
+- `read, raykd` takes the batches of `image_folder` onto the device, normalized, the files decoded
   by worker processes; `augmented` crops and mirrors them there.
 - `read, torchvision` is the usual ImageFolder in a DataLoader of as many workers: short side to
   `--size`, the middle of it, ToTensor, Normalize; pinned where there is a GPU.
@@ -55,14 +55,14 @@ HELD_OUT = 20
 
 
 def write_pictures(folder: Path, count: int) -> None:
-    """So many for training, a few beside them, in folders of their classes."""
-    wanted = [("train", number) for number in range(count)]
-    wanted += [(part, number) for part in ("val", "test") for number in range(HELD_OUT)]
+    """Write `count` training images and some for other splits, in class folders."""
+    names = [("train", number) for number in range(count)]
+    names += [(part, number) for part in ("val", "test") for number in range(HELD_OUT)]
     for part in ("train", "val", "test"):
         for label in range(CLASSES):
             (folder / part / f"class-{label}").mkdir(parents=True)
     with ThreadPoolExecutor() as pool:
-        for _ in pool.map(lambda one: _write(folder, *one), wanted):
+        for _ in pool.map(lambda each: _write(folder, *each), names):
             pass
 
 
@@ -74,14 +74,14 @@ def _write(folder: Path, part: str, number: int) -> None:
     coarse = Image.fromarray(drawn.integers(0, 256, (height // 20, width // 20, 3), np.uint8))
     smooth = np.asarray(coarse.resize(SIZE, Image.Resampling.BICUBIC), np.int16)
     grain = drawn.integers(-6, 7, smooth.shape, np.int16)
-    shown = Image.fromarray((smooth + grain).clip(0, 255).astype(np.uint8))
+    lines = Image.fromarray((smooth + grain).clip(0, 255).astype(np.uint8))
     file = folder / part / f"class-{number % CLASSES}" / f"{number:06}.jpg"
-    shown.save(file, quality=QUALITY)
+    lines.save(file, quality=QUALITY)
 
 
 @dataclass(frozen=True)
 class Bench:
-    """What all arms share."""
+    """Sizes and data of all arms."""
 
     folder: Path
     size: int
@@ -178,7 +178,7 @@ MEMORY = "train, raykd, in memory"
 
 
 def build_arms(bench: Bench) -> dict[str, Callable[[], Callable[[], object]]]:
-    """What makes each arm ready, by its name."""
+    """Return the builder of each arm, by name."""
     return {
         "read, torchvision": lambda: torchvision_reads(bench),
         "read, raykd": lambda: raykd_reads(bench),
@@ -200,33 +200,33 @@ def compare(bench: Bench, repeats: int) -> Findings:
     rows = [_row(name, times, busy, pictures) for name in times]
     settings = {"pictures": pictures, "size": bench.size, "batch": bench.batch}
     settings |= {"workers": bench.workers, "precision": bench.precision, "device": bench.device}
-    raw = {"times": {name: asdict(taken) for name, taken in times.items()}, "GPU busy": busy}
+    raw = {"times": {name: asdict(timing) for name, timing in times.items()}, "GPU busy": busy}
     return Findings("loader", settings, rows, raw=raw, notes=["images/s: of the median epoch"])
 
 
 def _row(
     name: str, times: dict[str, Times], busy: dict[str, float], pictures: int
 ) -> dict[str, Any]:
-    taken = times[name]
-    row = {"epoch": name, **spread(taken.wall), "images/s": pictures / median(taken.wall)}
+    timing = times[name]
+    row = {"epoch": name, **spread(timing.wall), "images/s": pictures / median(timing.wall)}
     if name.startswith("train") and name != MEMORY:
-        row["waits"] = max(0.0, 1 - times[MEMORY].over(taken))
+        row["waits"] = max(0.0, 1 - times[MEMORY].over(timing))
     if name in busy:
-        row["GPU busy"] = busy[name] / median(taken.wall)
+        row["GPU busy"] = busy[name] / median(timing.wall)
     return row
 
 
-def bench_of(asked: Namespace, folder: Path) -> Bench:
+def bench_of(args: Namespace, folder: Path) -> Bench:
     """The sizes that were asked for."""
-    quick, device = asked.quick, torch.device(asked.device)
-    precision = asked.precision or ("bf16" if device.type == "cuda" else "fp32")
+    quick, device = args.quick, torch.device(args.device)
+    precision = args.precision or ("bf16" if device.type == "cuda" else "fp32")
     imagenet = Resnet(stages=4, depth=18, width=64, stem_type="imagenet")
     return Bench(
         folder=folder,
-        size=32 if quick else asked.size,
-        batch=16 if quick else asked.batch,
-        workers=asked.workers,
-        epochs=asked.repeats + 2,
+        size=32 if quick else args.size,
+        batch=16 if quick else args.batch,
+        workers=args.workers,
+        epochs=args.repeats + 2,
         precision=precision,
         device=device,
         model=Resnet(depth=8, width=8) if quick else imagenet,
@@ -241,14 +241,14 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=_default_workers())
     parser.add_argument("--precision", choices=("fp32", "bf16"), help="bf16 on a GPU, else fp32")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    asked = parser.parse_args()
-    if asked.quick:
-        asked.repeats, asked.pictures = min(asked.repeats, 2), 64
+    args = parser.parse_args()
+    if args.quick:
+        args.repeats, args.pictures = min(args.repeats, 2), 64
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        tell(f"writing {asked.pictures} pictures")
-        write_pictures(folder, asked.pictures)
-        compare(bench_of(asked, folder), asked.repeats).tell(asked.json)
+        tell(f"writing {args.pictures} pictures")
+        write_pictures(folder, args.pictures)
+        compare(bench_of(args, folder), args.repeats).tell(args.json)
 
 
 def _default_workers() -> int:

@@ -1,4 +1,4 @@
-"""What the benchmarks share: arms in turn, medians with their range, the machine, tables, JSON."""
+"""Shared parts of the benchmarks: arms in turn, medians and ranges, machine, tables, JSON."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PACKAGES = ("raykd", "torch", "torchvision", "ray", "optuna", "mlflow", "torchdi
 
 @dataclass
 class Times:
-    """What each repeat of one arm took, in seconds.
+    """Seconds of each repeat of an arm.
 
     Processor time (of all threads of this process) is less disturbed by other work on the machine
     than wall time.
@@ -35,7 +35,7 @@ class Times:
     def ratios(self, other: Times, clock: str = "wall") -> list[float]:
         """This arm's time by the other's, a ratio a repeat."""
         pairs = zip(getattr(self, clock), getattr(other, clock), strict=True)
-        return [own / others for own, others in pairs]
+        return [mine / rest for mine, rest in pairs]
 
 
 def in_turn(
@@ -71,23 +71,23 @@ def in_turn(
 
 
 def tell(text: str) -> None:
-    """Say how far it is, apart from the table."""
+    """Print progress to stderr."""
     print(text, file=sys.stderr, flush=True)
 
 
 @dataclass(frozen=True)
 class Demand:
-    """A row of what must be shown.
+    """Limit on a measured value.
 
     Attributes:
-        what: is compared.
+        claim: compared values.
         limit: the value it may have at most, or must have at least.
         value: that was found; None: not measured in this run.
         at_least: whether the limit is a lower one.
         unit: of both.
     """
 
-    what: str
+    claim: str
     limit: float
     value: float | None
     at_least: bool = False
@@ -101,24 +101,24 @@ class Demand:
 
     def line(self) -> list[str]:
         sign = ">=" if self.at_least else "<="
-        said = {True: "yes", False: "NO", None: "not measured"}[self.met]
+        formatted = {True: "yes", False: "NO", None: "not measured"}[self.met]
         return [
-            self.what,
+            self.claim,
             f"{sign} {self.limit:g}{self.unit}",
             "" if self.value is None else f"{self.value:.3g}{self.unit}",
-            said,
+            formatted,
         ]
 
 
 @dataclass
 class Findings:
-    """What a benchmark found: printed, and kept as JSON where that is asked for.
+    """Results of a benchmark, printed and written to a JSON file on request.
 
     Attributes:
         name: of the benchmark.
-        settings: what was asked for.
+        settings: options of the run.
         rows: the table, one mapping of columns a row.
-        demands: what must be shown.
+        demands: limits on measured values.
         raw: every single figure.
         notes: lines below the table.
     """
@@ -138,7 +138,9 @@ class Findings:
         print(f"load {about['load']}, torch {about['packages'].get('torch')}\n")
         if self.rows:
             head = list(dict.fromkeys(column for row in self.rows for column in row))
-            print(table(head, [[said(row.get(column)) for column in head] for row in self.rows]))
+            print(
+                table(head, [[formatted(row.get(column)) for column in head] for row in self.rows])
+            )
         if self.demands:
             print()
             lines = [demand.line() for demand in self.demands]
@@ -172,8 +174,8 @@ def spread(values: Sequence[float], unit: str = "s", scale: float = 1.0) -> dict
     }
 
 
-def said(value: Any) -> str:
-    """A value as a table shows it."""
+def formatted(value: Any) -> str:
+    """Format a value for a table."""
     if value is None:
         return ""
     return f"{value:.4g}" if isinstance(value, float) else str(value)
@@ -182,18 +184,18 @@ def said(value: Any) -> str:
 def table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     """Columns, the first one to the left and the others to the right."""
     widths = [max(map(len, column)) for column in zip(head, *lines, strict=True)]
-    shown = []
+    output = []
     for line in (head, *lines):
-        first, *others = (
+        first, *rest = (
             cell.ljust(width) if number == 0 else cell.rjust(width)
             for number, (cell, width) in enumerate(zip(line, widths, strict=True))
         )
-        shown.append("  ".join([first, *others]).rstrip())
-    return "\n".join(shown)
+        output.append("  ".join([first, *rest]).rstrip())
+    return "\n".join(output)
 
 
 def machine() -> dict[str, Any]:
-    """What it was measured on."""
+    """Describe the machine and the versions of packages."""
     return {
         "processor": _processor(),
         "cores": os.cpu_count(),
@@ -206,7 +208,7 @@ def machine() -> dict[str, Any]:
 
 
 def arguments(doc: str | None, *, repeats: int = 5) -> argparse.ArgumentParser:
-    """A parser with what every benchmark takes: --repeats, --quick, --json."""
+    """Build a parser with the options of all benchmarks: --repeats, --quick, --json."""
     lines = (doc or "").strip().splitlines()
     parser = argparse.ArgumentParser(description=lines[0] if lines else "")
     parser.add_argument("--repeats", type=int, default=repeats, help=f"of each arm ({repeats})")
@@ -236,10 +238,10 @@ def _gpu() -> str:
 def _versions() -> dict[str, str]:
     from importlib.metadata import PackageNotFoundError, version
 
-    found = {}
+    results = {}
     for name in PACKAGES:
         try:
-            found[name] = version(name)
+            results[name] = version(name)
         except PackageNotFoundError:
             continue
-    return found
+    return results

@@ -1,9 +1,9 @@
-"""Whether a slot's memory grows with the number of trials it has served.
+"""Memory growth of a slot with the number of its trials.
 
     python benchmarks/memory.py [--trials 50] [--repeats 5] [--json FILE]
     python benchmarks/memory.py --ray
 
-In a process of its own for each repeat, a seat (what each worker of a slot is) is told to train one
+In a process of its own for each repeat, a seat (what each worker of a slot is) has to train one
 student after another, as a slot tells it: students and losses as a search draws them, an offline
 teacher, run live or read from the cache in turn.  After each trial is written down how much memory
 the process holds (its resident set, less what it maps from the cache's files).  With `--ray` a
@@ -51,11 +51,11 @@ SLOT = ("ray::Slot", "ray::ResourceTrainable")
 
 LIMIT_MB = 50.0
 ROUND = 10
-"""So many trials differ."""
+"""Number of different trials."""
 
 
 def held_mb(pid: int | str = "self") -> float:
-    """What a process holds in memory beyond the files it maps, in MB."""
+    """Return the memory of a process without mapped files, in MB."""
     for line in Path(f"/proc/{pid}/status").read_text().splitlines():
         if line.startswith("RssAnon:"):
             return int(line.split()[1]) / 1024
@@ -63,7 +63,7 @@ def held_mb(pid: int | str = "self") -> float:
 
 
 def served(trials: int) -> list[float]:
-    """What this process holds after each of so many trials, in MB."""
+    """Return the memory of this process after each trial, in MB."""
     import torch
 
     from raykd.runtime.jobs import TrainJob
@@ -75,7 +75,7 @@ def served(trials: int) -> list[float]:
     from raykd.tuning.study_input import load_or_use
     from raykd.tuning.teacher_store import TeacherStore
 
-    held: list[float] = []
+    memory_mb: list[float] = []
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "memory.yaml"
         file.write_text(STUDY)
@@ -107,12 +107,12 @@ def served(trials: int) -> list[float]:
                     caching.done(build)
             conduct(worker, trial)
             storage.remove(trial.state_file)
-            held.append(held_mb())
-    return held
+            memory_mb.append(held_mb())
+    return memory_mb
 
 
 def outputs_of(study: Any, data: Any, storage: Any) -> Any:
-    """What decides which outputs of the teacher are read."""
+    """Describe the outputs of the teacher."""
     from raykd.training.build import task_of
     from raykd.training.teacher_cache.plan import CachePlan
     from raykd.tuning.cache_jobs import CacheScheduler
@@ -132,12 +132,12 @@ def conduct(worker: Any, job: Any) -> None:
 
 
 def served_on_ray(trials: int) -> list[float]:
-    """What the worker of a search's one slot holds after each trial, in MB."""
+    """Return the memory of the worker of a search with one slot after each trial, in MB."""
     import psutil
 
     from raykd.tuning.search_run import search
 
-    held: list[float] = []
+    memory_mb: list[float] = []
 
     def hear(event: Mapping[str, Any]) -> None:
         if event["event"] != "end" or not event["id"].startswith("trial"):
@@ -147,7 +147,7 @@ def served_on_ray(trials: int) -> list[float]:
             for process in psutil.process_iter(["cmdline"])
             if " ".join(process.info["cmdline"] or ()).startswith(SLOT)
         ]
-        held.append(max(map(held_mb, workers)))
+        memory_mb.append(max(map(held_mb, workers)))
 
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "memory.yaml"
@@ -155,7 +155,7 @@ def served_on_ray(trials: int) -> list[float]:
         settings = [f"cluster.storage={folder}", f"tracking.uri=sqlite:///{folder}/mlflow.db"]
         settings += ["cluster.slots=1", f"search.trials={trials}"]
         search(file, overrides=settings, listeners=[hear])
-    return held
+    return memory_mb
 
 
 def in_a_process(trials: int, *, ray: bool) -> list[float]:
@@ -170,33 +170,33 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=50)
     parser.add_argument("--ray", action="store_true", help="a whole search, on a Ray")
     parser.add_argument("--one", action="store_true", help="one repeat, here; its figures alone")
-    asked = parser.parse_args()
-    trials = 6 if asked.quick else asked.trials
-    repeats = 1 if asked.quick else asked.repeats
-    if asked.one:
-        print(json.dumps(served_on_ray(trials) if asked.ray else served(trials)))
+    args = parser.parse_args()
+    trials = 6 if args.quick else args.trials
+    repeats = 1 if args.quick else args.repeats
+    if args.one:
+        print(json.dumps(served_on_ray(trials) if args.ray else served(trials)))
         return
     rows, raw = [], []
     for repeat in range(repeats):
-        held = in_a_process(trials, ray=asked.ray)
-        first = min(ROUND, len(held)) - 1
-        raw.append(held)
+        memory_mb = in_a_process(trials, ray=args.ray)
+        first = min(ROUND, len(memory_mb)) - 1
+        raw.append(memory_mb)
         rows.append(
             {
                 "repeat": str(repeat + 1),
-                "after the first MB": held[0],
-                "most MB": max(held),
-                "after the last MB": held[-1],
-                f"after {first + 1} MB": held[first],
-                "growth MB": held[-1] - held[first],
+                "after the first MB": memory_mb[0],
+                "most MB": max(memory_mb),
+                "after the last MB": memory_mb[-1],
+                f"after {first + 1} MB": memory_mb[first],
+                "growth MB": memory_mb[-1] - memory_mb[first],
             }
         )
         tell(f"repeat {repeat + 1} of {repeats} done")
     worst = max(row["growth MB"] for row in rows)
-    what = f"memory growth over {trials} trials, the first round apart (the worst)"
-    demands = [Demand(what, LIMIT_MB, worst, unit=" MB")]
-    settings = {"trials": trials, "repeats": repeats, "ray": asked.ray}
-    Findings("memory", settings, rows, demands, {"held_mb": raw}).tell(asked.json)
+    claim = f"memory growth over {trials} trials, the first round apart (the worst)"
+    demands = [Demand(claim, LIMIT_MB, worst, unit=" MB")]
+    settings = {"trials": trials, "repeats": repeats, "ray": args.ray}
+    Findings("memory", settings, rows, demands, {"held_mb": raw}).tell(args.json)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What a second slot, a second worker and a large cluster change.
+"""Effect of a second slot, a second worker and a large cluster.
 
     python benchmarks/scaling.py [--repeats 5] [--only slots workers cluster] [--json FILE]
 
@@ -49,19 +49,19 @@ def searched(settings: Sequence[str]) -> dict[str, float]:
         folder = Path(name)
         file = folder / "scaling.yaml"
         file.write_text(STUDY)
-        own = [f"cluster.storage={folder}", f"tracking.uri=sqlite:///{folder}/mlflow.db"]
-        result = search(file, overrides=[*own, *settings])
+        mine = [f"cluster.storage={folder}", f"tracking.uri=sqlite:///{folder}/mlflow.db"]
+        result = search(file, overrides=[*mine, *settings])
         lines = (result.folder / "journal.jsonl").read_text().splitlines()
     epochs = [event for event in map(json.loads, lines) if event["event"] == "epoch"]
     trials = [event for event in epochs if event["id"].startswith("trial")]
-    begun = min(event["clock"]["first_step"] for event in trials)
+    start = min(event["clock"]["first_step"] for event in trials)
     ended = max(event["clock"]["end"] for event in trials)
     count = len({event["id"] for event in trials})
     speed = statistics.median(event["metrics"]["images_per_second"] for event in trials)
     return {
-        "trials/h": 3600 * count / (ended - begun),
+        "trials/h": 3600 * count / (ended - start),
         "images/s": speed,
-        "s a trial": (ended - begun) / count,
+        "s a trial": (ended - start) / count,
     }
 
 
@@ -70,18 +70,18 @@ def on_ray(part: str, trials: int, images: int, repeats: int) -> list[dict[str, 
     field = "slots" if part == "slots" else "workers_per_trial"
     fixed = [f"search.trials={trials}", f"data.limit={images}"]
     fixed += ["cluster.slots=1"] if part == "workers" else []
-    found: dict[int, list[dict[str, float]]] = {1: [], 2: []}
+    values: dict[int, list[dict[str, float]]] = {1: [], 2: []}
     for repeat in range(repeats):
         for count in (1, 2) if repeat % 2 == 0 else (2, 1):
-            found[count].append(searched([*fixed, f"cluster.{field}={count}"]))
+            values[count].append(searched([*fixed, f"cluster.{field}={count}"]))
         tell(f"{part}: repeat {repeat + 1} of {repeats} done")
     rows = []
-    for count, results in found.items():
+    for count, results in values.items():
         row: dict[str, Any] = {"what": f"{part}: {count}"}
         for name in ("trials/h", "images/s"):
-            row |= spread([one[name] for one in results], name)
+            row |= spread([item[name] for item in results], name)
         row["trials/h of one"] = statistics.median(
-            two["trials/h"] / one["trials/h"] for one, two in zip(found[1], results, strict=True)
+            two["trials/h"] / item["trials/h"] for item, two in zip(values[1], results, strict=True)
         )
         rows.append(row)
     return rows
@@ -93,13 +93,13 @@ def cluster(slots: int, trials: int, repeats: int) -> list[dict[str, Any]]:
 
     rows = []
     for count in (8, slots):
-        begun = []
+        start = []
         for _ in range(repeats):
             with tempfile.TemporaryDirectory() as name:
-                begun.append(starts(trials, count, Path(name), tune=False, tracking=True))
-        each = [statistics.fmean(per_trial(one)["late"]) for one in begun]
+                start.append(starts(trials, count, Path(name), tune=False, tracking=True))
+        each = [statistics.fmean(per_trial(item)["late"]) for item in start]
         row: dict[str, Any] = {"what": f"cluster: driver with {count} slots"}
-        row |= spread([1 / one for one in each], "trials/s")
+        row |= spread([1 / item for item in each], "trials/s")
         row["no slot idles from s a trial"] = count * statistics.median(each)
         rows.append(row)
     return rows
@@ -110,19 +110,19 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--trials", type=int, default=12, help="of each search")
     parser.add_argument("--slots", type=int, default=400, help="of the made-up cluster")
-    asked = parser.parse_args()
+    args = parser.parse_args()
     os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
-    repeats = 1 if asked.quick else asked.repeats
-    trials, images, many = (2, 256, 60) if asked.quick else (asked.trials, 6000, 1000)
-    slots = 40 if asked.quick else asked.slots
+    repeats = 1 if args.quick else args.repeats
+    trials, images, many = (2, 256, 60) if args.quick else (args.trials, 6000, 1000)
+    slots = 40 if args.quick else args.slots
     rows: list[dict[str, Any]] = []
-    for part in asked.only:
+    for part in args.only:
         if part == "cluster":
             rows += cluster(slots, many, repeats)
         else:
             rows += on_ray(part, trials, images, repeats)
     settings = {"trials": trials, "images": images, "repeats": repeats, "slots": slots}
-    Findings("scaling", settings, rows).tell(asked.json)
+    Findings("scaling", settings, rows).tell(args.json)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What the cheap screens are worth: Kendall's tau with accuracies, beside the number of parameters.
+"""Value of the proxies: Kendall's tau with accuracies, beside the number of parameters.
 
     python benchmarks/screens.py [--batch 32] [--repeats 3] [--out FILE]
     python benchmarks/screens.py --train
@@ -10,8 +10,8 @@ Two tables of students are ranked by every screen:
   noise, or Fashion-MNIST scaled to 3x32x32 (of whose 10 classes the labels are).  The teacher is
   an untrained ResNet-110.
 - `fashion`: students of raykd's own macro space `cnn`, trained from a teacher for a few epochs on
-  2,000 pictures of Fashion-MNIST; `--train` makes it anew (data/fashion_students.jsonl: one line a
-  student; a run that is broken off goes on).  Screens see one batch of the training split.
+  2,000 pictures of Fashion-MNIST; `--train` computes it again (data/fashion_students.jsonl: a line
+  a student; an interrupted run is continued).  Screens see one batch of the training split.
 
 For each: tau-b with its 95% bootstrap interval over students; the difference to the tau of `params`
 on the same resamples; and tau among pairs of students whose parameters differ by a tenth at most,
@@ -50,7 +50,7 @@ HERE = Path(__file__).parent / "data"
 CIFAR = Task((3, 32, 32), 100)
 RESAMPLES = 2000
 CLOSE = 1.1
-"""Two students are of like size where one has at most so many times the parameters of the other."""
+"""Two students are of similar size if the ratio of their parameters is at most this."""
 
 FASHION = """\
 name: screens
@@ -102,7 +102,9 @@ class Students:
 
     @property
     def params(self) -> NDArray[np.float64]:
-        return np.array([model_profile(one, self.about.task).params for one in self.models], float)
+        return np.array(
+            [model_profile(each, self.about.task).params for each in self.models], float
+        )
 
 
 class Tau(NamedTuple):
@@ -114,7 +116,7 @@ class Tau(NamedTuple):
 
     @property
     def clear(self) -> bool:
-        """Whether the interval leaves zero out."""
+        """Return whether the interval excludes zero."""
         return self.low > 0 or self.high < 0
 
     def __str__(self) -> str:
@@ -130,18 +132,18 @@ def signs(values: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def weighted_tau(
-    ones: NDArray[np.float64], others: NDArray[np.float64], weights: NDArray[np.float64]
+    ones: NDArray[np.float64], rest: NDArray[np.float64], weights: NDArray[np.float64]
 ) -> float:
     """Kendall's tau-b over pairs (n, n) of signs, each pair counted `weights` (n, n) times."""
-    both = (weights * ones * others).sum()
-    scale = (weights * ones**2).sum() * (weights * others**2).sum()
+    both = (weights * ones * rest).sum()
+    scale = (weights * ones**2).sum() * (weights * rest**2).sum()
     return float(both / np.sqrt(scale)) if scale else float("nan")
 
 
-def scipys_tau(one: NDArray[np.float64], other: NDArray[np.float64]) -> float:
+def scipys_tau(each: NDArray[np.float64], other: NDArray[np.float64]) -> float:
     """Kendall's tau-b."""
-    found: Any = kendalltau(one, other)
-    return float(found.statistic)
+    results: Any = kendalltau(each, other)
+    return float(results.statistic)
 
 
 def resamples(count: int, seed: int = 0) -> Iterator[NDArray[np.float64]]:
@@ -168,14 +170,14 @@ def compared(
         beyond, null_beyond = weighted_tau(mine, true, near), weighted_tau(size, true, near)
         return [tau, tau - null, beyond, beyond - null_beyond]
 
-    found = all_of(everyone)
-    assert abs(found[0] - scipys_tau(score, accuracy)) < 1e-9
+    results = all_of(everyone)
+    assert abs(results[0] - scipys_tau(score, accuracy)) < 1e-9
     drawn = np.array([all_of(weights) for weights in resamples(len(score))])
     low, high = np.nanpercentile(drawn, [2.5, 97.5], axis=0)
     names = ("tau", "over_params", "of_like_size", "of_like_size_over_params")
     return {
         name: Tau(float(v), float(a), float(b))
-        for name, v, a, b in zip(names, found, low, high, strict=True)
+        for name, v, a, b in zip(names, results, low, high, strict=True)
     }
 
 
@@ -207,7 +209,7 @@ def diswot_students(batch: int) -> Iterator[Students]:
     """The published table, the networks shown noise, then scaled pictures of Fashion-MNIST."""
     rows = diswot_rows()
     models = [diswot_model(row) for row in rows]
-    known = {key: np.array([float(row[key]) for row in rows]) for key in ("acc_kd", "acc_ce")}
+    networks = {key: np.array([float(row[key]) for row in rows]) for key in ("acc_kd", "acc_ce")}
     drawer = torch.Generator().manual_seed(0)
     noise = torch.randn(batch, *CIFAR.input_shape, generator=drawer)
     classes = torch.randint(CIFAR.classes, (batch,), generator=drawer)
@@ -215,7 +217,7 @@ def diswot_students(batch: int) -> Iterator[Students]:
     scaled = interpolate(pictures, size=32, mode="bilinear").expand(-1, 3, -1, -1)
     for name, inputs, labels in (("noise", noise, classes), ("pictures", scaled, targets)):
         about = ProxyContext(CIFAR, inputs.contiguous(), labels, Resnet(depth=110), seed=0)
-        yield Students(f"diswot, {name}", models, known, about)
+        yield Students(f"diswot, {name}", models, networks, about)
 
 
 def fashion_study() -> OpenStudy:
@@ -225,9 +227,9 @@ def fashion_study() -> OpenStudy:
 def fashion_students(batch: int) -> Iterator[Students]:
     """Our own table, once it is made."""
     study = fashion_study()
-    found = [json.loads(line) for line in (HERE / "fashion_students.jsonl").open()]
-    models = [read_student(study, one["student"]) for one in found]
-    accuracy = np.array([100 * one["val_accuracy"] for one in found])
+    results = [json.loads(line) for line in (HERE / "fashion_students.jsonl").open()]
+    models = [read_student(study, each["student"]) for each in results]
+    accuracy = np.array([100 * each["val_accuracy"] for each in results])
     inputs, targets = training_batch(study.settings.data.load(), batch, 0)
     teacher = study.settings.teacher
     assert study.task is not None and teacher is not None
@@ -249,12 +251,12 @@ def train(out: Path) -> None:
     done = [json.loads(line)["student"] for line in out.open()] if out.exists() else []
     data = study.settings.data.load()
     teachers = train_teachers(study.settings, data, seed=0)
-    for one in candidates(study, study.task, study.settings.search.proxy, study.settings.search):
-        if plain(one.model) not in done:
-            line = trained(study, one.model, data, teachers)
+    for each in candidates(study, study.task, study.settings.search.proxy, study.settings.search):
+        if plain(each.model) not in done:
+            line = trained(study, each.model, data, teachers)
             with out.open("a") as file:
                 file.write(json.dumps(line) + "\n")
-            print(f"{line['val_accuracy']:.2%} {line['params']} {one.model}", flush=True)
+            print(f"{line['val_accuracy']:.2%} {line['params']} {each.model}", flush=True)
 
 
 def trained(study: OpenStudy, model: Model, data: Dataset, teachers: Any) -> dict[str, Any]:
@@ -262,9 +264,9 @@ def trained(study: OpenStudy, model: Model, data: Dataset, teachers: Any) -> dic
     from raykd.training import Training
 
     assert study.task is not None
-    known = {**plain(study.settings), "student": {"model": plain(model)}}
-    begun = time.perf_counter()
-    training = Training(read_study(known), data, seed=1, teacher=teachers)
+    networks = {**plain(study.settings), "student": {"model": plain(model)}}
+    start = time.perf_counter()
+    training = Training(read_study(networks), data, seed=1, teacher=teachers)
     while training.epoch < training.epochs:
         training.run_epoch()
     return {
@@ -272,7 +274,7 @@ def trained(study: OpenStudy, model: Model, data: Dataset, teachers: Any) -> dic
         "params": model_profile(model, study.task).params,
         "macs": model_profile(model, study.task).macs,
         "val_accuracy": training.evaluate("val")["val_accuracy"],
-        "seconds": round(time.perf_counter() - begun, 1),
+        "seconds": round(time.perf_counter() - start, 1),
     }
 
 
@@ -285,10 +287,10 @@ def scored(students: Students, batch: int, repeats: int) -> Iterator[tuple[str, 
         if issubclass(cls, Ranking):
             fields: dict[str, Any] = {"batch": batch, "repeats": repeats}
             screen = cls(**(fields if issubclass(cls, Measured) else {}))
-            begun = time.perf_counter()
+            start = time.perf_counter()
             score = screen.scorer(students.about)
             scores = np.array([score(model) for model in students.models])
-            yield name, scores, (time.perf_counter() - begun) / len(scores)
+            yield name, scores, (time.perf_counter() - start) / len(scores)
 
 
 def lines(students: Students, batch: int, repeats: int) -> Iterator[dict[str, Any]]:
@@ -309,7 +311,7 @@ def lines(students: Students, batch: int, repeats: int) -> Iterator[dict[str, An
             }
 
 
-def shown(line: Mapping[str, Any]) -> str:
+def text(line: Mapping[str, Any]) -> str:
     null = line["screen"] == "params"
     over = "" if null else str(line["over_params"])
     beyond_over = "" if null else str(line["of_like_size_over_params"])
@@ -329,23 +331,23 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--only", choices=["diswot", "fashion"])
     parser.add_argument("--out", type=Path, default=Path("screens.json"))
-    asked = parser.parse_args()
-    if asked.train:
+    args = parser.parse_args()
+    if args.train:
         train(HERE / "fashion_students.jsonl")
         return
-    found: list[dict[str, Any]] = []
+    results: list[dict[str, Any]] = []
     for name, tables in (("diswot", diswot_students), ("fashion", fashion_students)):
-        for students in tables(asked.batch) if asked.only in (None, name) else ():
+        for students in tables(args.batch) if args.only in (None, name) else ():
             close = int(close_pairs(students.params).sum()) // 2
             print(
                 f"\n{students.name}: {len(students.models)} students, {close} pairs of like size\n"
                 f"{'screen':<8}{'against':<8}{'tau':<24}{'over params':<24}{'of like size':<24}"
                 f"{'over params':<24}s a student"
             )
-            for line in lines(students, asked.batch, asked.repeats):
-                found.append(line)
-                print(shown(line), flush=True)
-    asked.out.write_text(json.dumps(found, indent=1))
+            for line in lines(students, args.batch, args.repeats):
+                results.append(line)
+                print(text(line), flush=True)
+    args.out.write_text(json.dumps(results, indent=1))
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ its start to its end, the teacher and the start of everything included:
   says how many).
 
 The hand-written loops are those of a careful person: data resident, channels innermost on a CPU,
-fused optimiser, teacher in eval mode without gradients.
+fused optimizer, teacher in eval mode without gradients.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ from pathlib import Path
 from typing import Any
 
 from measuring import Demand, Findings, Times, arguments, spread, tell
+from nesting import run_nested
 
 STUDY = """\
 name: search
@@ -58,7 +59,7 @@ tracking: {{uri: "sqlite:///mlflow.db"}}
 
 @dataclass(frozen=True)
 class Size:
-    """How large the study is."""
+    """Size of the study."""
 
     trials: int = 24
     images: int = 6000
@@ -75,19 +76,19 @@ QUICK = Size(2, 256, 1, 8, 8, 4)
 
 
 def tensors(size: Size) -> tuple[Any, Any, Any, Any]:
-    """Training and validation pictures and labels, normalised, where they are trained on."""
+    """Training and validation pictures and labels, normalized, where they are trained on."""
     import torch
 
     from raykd.data import SOURCES
 
     data = SOURCES["fashion_mnist"](limit=size.images, val_limit=1000).load()
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    found = []
+    outcomes = []
     for split in (data.train, data.val):
         pictures = split.inputs.float().div(255).sub(data.mean[0]).div(data.std[0])  # type: ignore[union-attr]
         laid = torch.empty(pictures.shape, memory_format=torch.channels_last).copy_(pictures)
-        found += [laid.to(device), split.targets.to(device)]
-    return tuple(found)  # type: ignore[return-value]
+        outcomes += [laid.to(device), split.targets.to(device)]
+    return tuple(outcomes)  # type: ignore[return-value]
 
 
 def network(depth: int, width: int) -> Any:
@@ -96,9 +97,9 @@ def network(depth: int, width: int) -> Any:
 
     from raykd.models import Resnet, Task
 
-    made = Resnet(depth=depth, width=width).build(Task(input_shape=(1, 28, 28), classes=10))
+    arms = Resnet(depth=depth, width=width).build(Task(input_shape=(1, 28, 28), classes=10))
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    return made.to(device).to(memory_format=torch.channels_last)
+    return arms.to(device).to(memory_format=torch.channels_last)
 
 
 def trained(
@@ -124,8 +125,8 @@ def trained(
                 heat = setup["temperature"]
                 with torch.no_grad():
                     taught = F.softmax(teacher(inputs[rows]) / heat, 1)
-                own = F.log_softmax(logits / heat, 1)
-                soft = F.kl_div(own, taught, reduction="batchmean") * heat**2
+                mine = F.log_softmax(logits / heat, 1)
+                soft = F.kl_div(mine, taught, reduction="batchmean") * heat**2
                 loss = loss + setup["weight"] * soft
             optimizer.zero_grad()
             loss.backward()
@@ -152,14 +153,14 @@ def plain(size: Size) -> list[float]:
     data = tensors(size)
     teacher, draws, seconds = taught_by(size, data), random.Random(0), []
     for _ in range(size.trials):
-        begun = time.perf_counter()
+        start = time.perf_counter()
         setup = {
             "lr": math.exp(draws.uniform(math.log(0.01), math.log(0.1))),
             "temperature": math.exp(draws.uniform(0, math.log(16))),
             "weight": draws.uniform(0.1, 2.0),
         }
         trained(network(8, size.student_width), data, size.epochs, setup, teacher)
-        seconds.append(time.perf_counter() - begun)
+        seconds.append(time.perf_counter() - start)
     return seconds
 
 
@@ -171,15 +172,15 @@ def optuna(size: Size) -> list[float]:
     teacher, seconds = taught_by(size, data), []
 
     def objective(trial: Any) -> float:
-        begun = time.perf_counter()
+        start = time.perf_counter()
         setup = {
             "lr": trial.suggest_float("lr", 0.01, 0.1, log=True),
             "temperature": trial.suggest_float("temperature", 1, 16, log=True),
             "weight": trial.suggest_float("weight", 0.1, 2.0),
         }
-        found = trained(network(8, size.student_width), data, size.epochs, setup, teacher)
-        seconds.append(time.perf_counter() - begun)
-        return found
+        outcomes = trained(network(8, size.student_width), data, size.epochs, setup, teacher)
+        seconds.append(time.perf_counter() - start)
+        return outcomes
 
     library.logging.set_verbosity(library.logging.ERROR)
     study = library.create_study(
@@ -198,10 +199,7 @@ def nested(size: Size) -> list[float]:
     """Each trial its own `TorchTrainer.fit()`; each trial's seconds from start to report."""
     import torch
     from ray import train, tune
-    from ray.train.torch import TorchTrainer
     from ray.tune.search.optuna import OptunaSearch
-
-    from raykd.runtime.cluster import ray_session
 
     here = Path.cwd()
     weights = here / "teacher.pt"
@@ -214,39 +212,29 @@ def nested(size: Size) -> list[float]:
         student = network(8, size.student_width)
         train.report({"accuracy": trained(student, tensors(size), size.epochs, setup, teacher)})
 
-    def trial(setup: dict[str, Any]) -> None:
-        trainer = TorchTrainer(
-            train_student,
-            train_loop_config=setup,
-            scaling_config=train.ScalingConfig(
-                num_workers=1,
-                use_gpu=torch.cuda.is_available(),
-                resources_per_worker={"CPU": 0.9},
-            ),
-            run_config=train.RunConfig(name=f"t{os.getpid()}", storage_path=str(here / "train")),
-        )
-        metrics = trainer.fit().metrics
-        tune.report({"accuracy": metrics["accuracy"] if metrics else 0.0})
-
-    with ray_session(verbose=False):
-        results = tune.Tuner(
-            tune.with_resources(trial, {"CPU": 0.01}),
-            param_space={
-                "lr": tune.loguniform(0.01, 0.1),
-                "temperature": tune.loguniform(1, 16),
-                "weight": tune.uniform(0.1, 2.0),
-            },
-            tune_config=tune.TuneConfig(
-                metric="accuracy",
-                mode="max",
-                search_alg=OptunaSearch(),
-                num_samples=size.trials,
-                max_concurrent_trials=1 if torch.cuda.is_available() else os.cpu_count(),
-            ),
-            run_config=tune.RunConfig(name="nested", storage_path=str(here), verbose=0),
-        ).fit()
-    assert not results.errors, results.errors[0]
-    return [float(result.metrics["time_total_s"]) for result in results if result.metrics]
+    space = {
+        "lr": tune.loguniform(0.01, 0.1),
+        "temperature": tune.loguniform(1, 16),
+        "weight": tune.uniform(0.1, 2.0),
+    }
+    results = run_nested(
+        train_student,
+        space,
+        here,
+        tune_config=tune.TuneConfig(
+            metric="accuracy",
+            mode="max",
+            search_alg=OptunaSearch(),
+            num_samples=size.trials,
+            max_concurrent_trials=1 if torch.cuda.is_available() else os.cpu_count(),
+        ),
+        scaling_config=train.ScalingConfig(
+            num_workers=1,
+            use_gpu=torch.cuda.is_available(),
+            resources_per_worker={"CPU": 0.9},
+        ),
+    )
+    return [float(metrics["time_total_s"]) for metrics in results]
 
 
 # raykd
@@ -285,34 +273,34 @@ ARMS: dict[str, Callable[[Size], list[float]]] = {
 def in_a_process(arm: str, size: Size) -> tuple[float, list[float]]:
     """Seconds of a whole process, and of each of its trials."""
     with tempfile.TemporaryDirectory() as folder:
-        begun = time.perf_counter()
+        start = time.perf_counter()
         command = [sys.executable, __file__, "--arm", arm, "--size", json.dumps(asdict(size))]
         run = subprocess.run(
             command, cwd=folder, env=_environment(), stdout=subprocess.PIPE, text=True, check=True
         )
-        return time.perf_counter() - begun, json.loads(run.stdout.splitlines()[-1])
+        return time.perf_counter() - start, json.loads(run.stdout.splitlines()[-1])
 
 
 def _environment() -> dict[str, str]:
     return {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true", "PYTHONWARNINGS": "ignore"}
 
 
-def measured(asked: argparse.Namespace, size: Size) -> Findings:
+def measured(args: argparse.Namespace, size: Size) -> Findings:
     """All ways, forwards and backwards in turn."""
-    times = {arm: Times() for arm in asked.only}
-    trials: dict[str, list[list[float]]] = {arm: [] for arm in asked.only}
-    sizes = dict.fromkeys(asked.only, size)
-    if "nested" in sizes and asked.nested_trials:
-        sizes["nested"] = Size(**{**asdict(size), "trials": asked.nested_trials})
-    for repeat in range(asked.repeats):
-        for arm in asked.only if repeat % 2 == 0 else list(reversed(asked.only)):
+    times = {arm: Times() for arm in args.only}
+    trials: dict[str, list[list[float]]] = {arm: [] for arm in args.only}
+    sizes = dict.fromkeys(args.only, size)
+    if "nested" in sizes and args.nested_trials:
+        sizes["nested"] = Size(**{**asdict(size), "trials": args.nested_trials})
+    for repeat in range(args.repeats):
+        for arm in args.only if repeat % 2 == 0 else list(reversed(args.only)):
             whole, each = in_a_process(arm, sizes[arm])
             times[arm].wall.append(whole)
             trials[arm].append(each)
-            tell(f"repeat {repeat + 1} of {asked.repeats}: {arm} took {whole:.1f} s")
+            tell(f"repeat {repeat + 1} of {args.repeats}: {arm} took {whole:.1f} s")
     rows = []
-    for arm in asked.only:
-        each = [seconds for one in trials[arm] for seconds in one]
+    for arm in args.only:
+        each = [seconds for entry in trials[arm] for seconds in entry]
         row = {"way": arm, "trials": sizes[arm].trials, **spread(times[arm].wall)}
         row["median s a trial"] = statistics.median(each)
         if "raykd" in times and sizes[arm].trials == size.trials:
@@ -322,8 +310,8 @@ def measured(asked: argparse.Namespace, size: Size) -> Findings:
     if {"raykd", "optuna"} <= set(times):
         ratio = times["optuna"].over(times["raykd"])
     demands = [Demand("Optuna + hand-written loop / raykd, whole study", 2.0, ratio, at_least=True)]
-    raw = {"seconds": {arm: one.wall for arm, one in times.items()}, "trials": trials}
-    settings = {**asdict(size), "repeats": asked.repeats}
+    raw = {"seconds": {arm: entry.wall for arm, entry in times.items()}, "trials": trials}
+    settings = {**asdict(size), "repeats": args.repeats}
     return Findings("search", settings, rows, demands, raw)
 
 
@@ -334,15 +322,15 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=list(ARMS), default=list(ARMS))
     parser.add_argument("--arm", choices=list(ARMS), help="one way, here: its trials' seconds")
     parser.add_argument("--size", default="{}", help="of that, as JSON")
-    asked = parser.parse_args()
-    if asked.arm:
-        found = ARMS[asked.arm](Size(**json.loads(asked.size)))
-        print(json.dumps(found))
+    args = parser.parse_args()
+    if args.arm:
+        outcomes = ARMS[args.arm](Size(**json.loads(args.size)))
+        print(json.dumps(outcomes))
         return
-    if asked.quick:
-        asked.repeats = 1
-    size = QUICK if asked.quick else Size(trials=asked.trials)
-    measured(asked, size).tell(asked.json)
+    if args.quick:
+        args.repeats = 1
+    size = QUICK if args.quick else Size(trials=args.trials)
+    measured(args, size).tell(args.json)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""How long raykd takes to begin, and to end.
+"""Seconds that raykd takes to start and to end.
 
     python benchmarks/startup.py [--repeats 5] [--json FILE]
 
@@ -42,16 +42,16 @@ RAYKD = [sys.executable, "-m", "raykd"]
 
 def seconds_of(command: list[str], folder: Path) -> float:
     """Wall time of a command that ends well."""
-    begun = time.perf_counter()
+    start = time.perf_counter()
     subprocess.run(command, cwd=folder, check=True, stdout=subprocess.DEVNULL)
-    return time.perf_counter() - begun
+    return time.perf_counter() - start
 
 
 def searched(folder: Path) -> dict[str, float]:
     """A whole search: seconds from its start to its first trial's first step, from its last
     trial's end to its own, and in all."""
     command = [*RAYKD, "search", "startup.yaml", "--json"]
-    begun = time.time()
+    start = time.time()
     with subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         events = [json.loads(line) for line in process.stdout]
@@ -60,13 +60,13 @@ def searched(folder: Path) -> dict[str, float]:
         raise RuntimeError(f"raykd search ended with {process.returncode}")
     roles = {event["id"]: event["role"] for event in events if event["event"] == "run"}
     clocks = [clock for event in journal_of(events) if (clock := event.get("clock"))]
-    trials = [one for one in clocks if roles[one["id"]] == "trial"]
+    trials = [each for each in clocks if roles[each["id"]] == "trial"]
     tracked = next(event for event in events if event["event"] == "tracked")
     assert tracked["delivered"], tracked["status"]
     return {
-        "to the first step": min(one["first_step"] for one in trials) - begun,
-        "from the last trial": ended - max(one["end"] for one in clocks),
-        "in all": ended - begun,
+        "to the first step": min(each["first_step"] for each in trials) - start,
+        "from the last trial": ended - max(each["end"] for each in clocks),
+        "in all": ended - start,
     }
 
 
@@ -82,14 +82,14 @@ def journal_of(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def plain_loop(folder: Path) -> float:
     """Seconds from the start of a plain loop's process to its first step."""
-    begun = time.time()
+    start = time.time()
     command = [sys.executable, __file__, "--plain", str(folder)]
     run = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-    return float(run.stdout) - begun
+    return float(run.stdout) - start
 
 
 def first_step(folder: Path) -> float:
-    """What the plain loop's process does; when it took its first step."""
+    """Train in a plain loop; return the time of its first step."""
     import torch
     from safetensors.torch import load_file
     from sklearn.datasets import load_digits
@@ -120,7 +120,7 @@ def measured(folder: Path, repeats: int) -> dict[str, list[float]]:
     (folder / "startup.yaml").write_text(STUDY)
     tell("preparing the teacher")
     searched(folder)
-    found: dict[str, list[float]] = {}
+    results: dict[str, list[float]] = {}
     commands = {
         "python -c pass": [sys.executable, "-c", "pass"],
         "python -c 'import torch'": [sys.executable, "-c", "import torch"],
@@ -129,26 +129,26 @@ def measured(folder: Path, repeats: int) -> dict[str, list[float]]:
     }
     for repeat in range(repeats):
         for name, command in commands.items():
-            found.setdefault(name, []).append(seconds_of(command, folder))
-        found.setdefault("plain loop, to the first step", []).append(plain_loop(folder))
+            results.setdefault(name, []).append(seconds_of(command, folder))
+        results.setdefault("plain loop, to the first step", []).append(plain_loop(folder))
         for name, value in searched(folder).items():
-            found.setdefault(f"raykd search, {name}", []).append(value)
+            results.setdefault(f"raykd search, {name}", []).append(value)
         tell(f"repeat {repeat + 1} of {repeats} done")
-    return found
+    return results
 
 
 def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--plain", type=Path, metavar="FOLDER", help="the plain loop, here")
-    asked = parser.parse_args()
-    if asked.plain:
-        print(first_step(asked.plain))
+    args = parser.parse_args()
+    if args.plain:
+        print(first_step(args.plain))
         return
-    repeats = 1 if asked.quick else asked.repeats
+    repeats = 1 if args.quick else args.repeats
     os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
     with tempfile.TemporaryDirectory() as folder:
-        found = measured(Path(folder), repeats)
-    rows = [{"what": name, **spread(values)} for name, values in found.items()]
+        results = measured(Path(folder), repeats)
+    rows = [{"what": name, **spread(values)} for name, values in results.items()]
     median = {row["what"]: row["median s"] for row in rows}
     limits = {
         "raykd --help": 0.4,
@@ -157,7 +157,7 @@ def main() -> None:
         "raykd search, from the last trial": 3.0,
     }
     demands = [Demand(name, limit, median[name], unit=" s") for name, limit in limits.items()]
-    Findings("startup", {"repeats": repeats}, rows, demands, {"seconds": found}).tell(asked.json)
+    Findings("startup", {"repeats": repeats}, rows, demands, {"seconds": results}).tell(args.json)
 
 
 if __name__ == "__main__":

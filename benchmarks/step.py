@@ -65,11 +65,11 @@ from raykd.training.teacher_cache import (
     open_cached_outputs,
 )
 
-LossInputs = Literal["alone", "kd", "hint"]
+Method = Literal["alone", "kd", "hint"]
 Epoch = Callable[[], float]
 """Trains one epoch; returns its mean loss."""
 
-LESSONS: tuple[LossInputs, ...] = ("alone", "kd", "hint")
+METHODS: tuple[Method, ...] = ("alone", "kd", "hint")
 RATE, MOMENTUM, DECAY = 0.05, 0.9, 5e-4
 TEMPERATURE, KD_WEIGHT, HINT_WEIGHT = 4.0, 0.9, 10.0
 PLAIN = "alone, plain"
@@ -78,7 +78,7 @@ PLAIN = "alone, plain"
 
 @dataclass(frozen=True)
 class Bench:
-    """What all arms share."""
+    """Sizes, data and networks of all arms."""
 
     data: Dataset
     teacher_model: Resnet
@@ -108,8 +108,8 @@ class Bench:
     def weights(self) -> dict[str, Tensor]:
         """Of the teacher, after one epoch alone."""
         tell("training the teacher for one epoch")
-        own = replace(self, student_model=self.teacher_model, precision="fp32")
-        loop = ByHand(own, "alone")
+        mine = replace(self, student_model=self.teacher_model, precision="fp32")
+        loop = ByHand(mine, "alone")
         loop.epoch()
         return {name: tensor.cpu() for name, tensor in loop.student.state_dict().items()}
 
@@ -120,17 +120,17 @@ class Bench:
         return network.to(self.device)
 
     def optimizer(self, *modules: nn.Module) -> torch.optim.SGD:
-        wanted = [parameter for module in modules for parameter in module.parameters()]
-        return torch.optim.SGD(wanted, RATE, momentum=MOMENTUM, weight_decay=DECAY, fused=True)
+        names = [parameter for module in modules for parameter in module.parameters()]
+        return torch.optim.SGD(names, RATE, momentum=MOMENTUM, weight_decay=DECAY, fused=True)
 
     def autocast(self) -> AbstractContextManager[object]:
         return autocast_for(self.precision, self.device)()
 
     def regressor(self) -> nn.Module:
         """From the student's second stage to the teacher's."""
-        given, wanted = (2 * model.width for model in (self.student_model, self.teacher_model))
-        layer = nn.Conv2d(given, wanted, 1, bias=False)
-        return nn.Sequential(layer, nn.BatchNorm2d(wanted)).to(self.device)
+        arguments_, names = (2 * model.width for model in (self.student_model, self.teacher_model))
+        layer = nn.Conv2d(arguments_, names, 1, bias=False)
+        return nn.Sequential(layer, nn.BatchNorm2d(names)).to(self.device)
 
 
 # By hand
@@ -147,11 +147,11 @@ class ByHand:
     def __init__(
         self,
         bench: Bench,
-        lesson: LossInputs,
+        method: Method,
         cached: bool = False,
         layout: torch.memory_format = torch.contiguous_format,
     ) -> None:
-        self.bench, self.lesson, self.layout = bench, lesson, layout
+        self.bench, self.method, self.layout = bench, method, layout
         data, split = bench.data, bench.train
         pixels = split.inputs
         assert isinstance(pixels, Tensor)
@@ -159,8 +159,8 @@ class ByHand:
         laid = torch.empty(scaled.shape, memory_format=layout).copy_(scaled)
         self.inputs, self.targets = laid.to(bench.device), split.targets.to(bench.device)
         self.student = self._laid(bench.student_model.build(bench.task))
-        self.regressor = self._laid(bench.regressor()) if lesson == "hint" else nn.Identity()
-        self.teacher = None if lesson == "alone" else self._laid(bench.teacher().eval())
+        self.regressor = self._laid(bench.regressor()) if method == "hint" else nn.Identity()
+        self.teacher = None if method == "alone" else self._laid(bench.teacher().eval())
         self.kept = self._all_outputs() if cached else None
         self.optimizer = bench.optimizer(self.student, self.regressor)
         self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, bench.steps)
@@ -185,12 +185,12 @@ class ByHand:
 
     def _forward(self, rows: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         pictures = self.inputs[rows]
-        logits, middle = seen(self.student, pictures)
+        logits, middle = forward_parts(self.student, pictures)
         loss = F.cross_entropy(logits.float(), targets)
-        if self.lesson == "kd":
+        if self.method == "kd":
             taught = self._taught(rows, pictures, 0)
             loss = loss + KD_WEIGHT * softened(logits.float(), taught)
-        elif self.lesson == "hint":
+        elif self.method == "hint":
             taught = self._taught(rows, pictures, 1)
             loss = loss + HINT_WEIGHT * F.mse_loss(self.regressor(middle).float(), taught)
         return logits, loss
@@ -200,13 +200,13 @@ class ByHand:
             return self.kept[rows].float()
         assert self.teacher is not None
         with torch.no_grad():
-            return seen(self.teacher, pictures)[which].float()
+            return forward_parts(self.teacher, pictures)[which].float()
 
     @torch.no_grad()
     def _all_outputs(self) -> Tensor:
         assert self.teacher is not None
-        which = 0 if self.lesson == "kd" else 1
-        parts = [seen(self.teacher, part)[which].half() for part in self.inputs.split(256)]
+        which = 0 if self.method == "kd" else 1
+        parts = [forward_parts(self.teacher, part)[which].half() for part in self.inputs.split(256)]
         return torch.cat(parts)
 
     def _laid(self, network: nn.Module) -> nn.Module:
@@ -214,7 +214,7 @@ class ByHand:
         return network.to(memory_format=self.layout)  # type: ignore[call-overload]
 
 
-def seen(network: Any, pictures: Tensor) -> tuple[Tensor, Tensor]:
+def forward_parts(network: Any, pictures: Tensor) -> tuple[Tensor, Tensor]:
     """A resnet's logits, and what its second stage gives."""
     middle = network.stage2(network.stage1(network.stem(pictures)))
     return network.classifier(network.flatten(network.pool(network.stage3(middle)))), middle
@@ -222,9 +222,9 @@ def seen(network: Any, pictures: Tensor) -> tuple[Tensor, Tensor]:
 
 def softened(logits: Tensor, taught: Tensor) -> Tensor:
     """T^2 KL, mean over the batch; Hinton 2015 (arXiv:1503.02531)."""
-    own = F.log_softmax(logits / TEMPERATURE, dim=1)
+    mine = F.log_softmax(logits / TEMPERATURE, dim=1)
     other = F.softmax(taught / TEMPERATURE, dim=1)
-    return F.kl_div(own, other, reduction="batchmean") * TEMPERATURE**2
+    return F.kl_div(mine, other, reduction="batchmean") * TEMPERATURE**2
 
 
 # raykd
@@ -237,7 +237,7 @@ class TrainsOnly(Training):
         return {f"{split}_loss": 0.0, f"{split}_accuracy": 0.0}
 
 
-def study_of(bench: Bench, lesson: LossInputs, mode: Any = "none") -> Study:
+def study_of(bench: Bench, method: Method, mode: Any = "none") -> Study:
     """The concrete study of an arm."""
     terms = {
         "alone": (),
@@ -255,8 +255,8 @@ def study_of(bench: Bench, lesson: LossInputs, mode: Any = "none") -> Study:
         data=SOURCES["fashion_mnist"](augment=()),
         teacher=Teacher(model=bench.teacher_model),
         student=Student(model=bench.student_model),
-        scheme=Alone() if lesson == "alone" else Offline(),
-        knowledge=terms[lesson],
+        scheme=Alone() if method == "alone" else Offline(),
+        knowledge=terms[method],
         train=Train(
             epochs=bench.epochs,
             batch_size=bench.batch,
@@ -268,31 +268,29 @@ def study_of(bench: Bench, lesson: LossInputs, mode: Any = "none") -> Study:
     )
 
 
-def raykd_epoch(
-    bench: Bench, lesson: LossInputs, cached: bool = False, mode: Any = "none"
-) -> Epoch:
+def raykd_epoch(bench: Bench, method: Method, cached: bool = False, mode: Any = "none") -> Epoch:
     """`Training.run_epoch` with all its bookkeeping, but without its evaluation.
 
     Args:
         mode: what `train.compile` takes.
     """
-    study = study_of(bench, lesson, mode)
+    study = study_of(bench, method, mode)
     data = bench.data.to(bench.device)
     teacher = None
-    if lesson != "alone":
+    if method != "alone":
         network = bench.teacher().eval()
-        outputs = built_outputs(bench, study, lesson, network, data) if cached else None
+        outputs = built_outputs(bench, study, method, network, data) if cached else None
         teacher = TeacherHandle(network, outputs)
     training = TrainsOnly(study, data, seed=0, teacher=teacher, placement=Placement(bench.device))
     return lambda: training.run_epoch()["train_loss"]
 
 
 def built_outputs(
-    bench: Bench, study: Study, lesson: LossInputs, network: nn.Module, data: Dataset
+    bench: Bench, study: Study, method: Method, network: nn.Module, data: Dataset
 ) -> Any:
     """The teacher's outputs, computed, put on disk and opened."""
     stages = model_profile(bench.teacher_model, bench.task).resolve(["stage2"])
-    layers = {layer.name: layer.shape for layer in stages} if lesson == "hint" else {}
+    layers = {layer.name: layer.shape for layer in stages} if method == "hint" else {}
     teacher = TeacherOutputs(repr(bench.teacher_model), network_digest(network), layers)
     description = cache_spec(study, teacher, TrainingSamples.of(data), views=1)
     store = CacheStore(Storage(str(bench.folder)))
@@ -334,11 +332,11 @@ class Pictures(torch.utils.data.Dataset):  # type: ignore[type-arg]
     def __getitem__(self, row: int) -> tuple[Tensor, int]:
         from PIL import Image
 
-        shown: Any = self._transform(Image.fromarray(self._pixels[row]))
-        return shown, self._targets[row]
+        lines: Any = self._transform(Image.fromarray(self._pixels[row]))
+        return lines, self._targets[row]
 
 
-def torchdistill_epoch(bench: Bench, lesson: LossInputs, eval_mode: bool = False) -> Epoch:
+def torchdistill_epoch(bench: Bench, method: Method, eval_mode: bool = False) -> Epoch:
     """An epoch of torchdistill's box over its own data loader, as its examples drive it.
 
     Raises:
@@ -353,7 +351,7 @@ def torchdistill_epoch(bench: Bench, lesson: LossInputs, eval_mode: bool = False
         teacher,
         student,
         {"train": Pictures(bench)},
-        _box_settings(bench, lesson),
+        _box_settings(bench, method),
         bench.device,
         None,
         False,
@@ -368,8 +366,8 @@ def torchdistill_epoch(bench: Bench, lesson: LossInputs, eval_mode: bool = False
 def _box_epoch(box: Any, bench: Bench, number: int) -> float:
     box.pre_epoch_process(epoch=number)
     total, samples = 0.0, 0
-    for shown, labels, more in box.train_data_loader:
-        pictures, targets = shown.to(bench.device), labels.to(bench.device)
+    for lines, labels, more in box.train_data_loader:
+        pictures, targets = lines.to(bench.device), labels.to(bench.device)
         with bench.autocast():
             loss = box.forward_process(pictures, targets, more)
         box.post_forward_process(loss=loss)
@@ -379,7 +377,7 @@ def _box_epoch(box: Any, bench: Bench, number: int) -> float:
     return total / samples
 
 
-def _box_settings(bench: Bench, lesson: LossInputs) -> dict[str, Any]:
+def _box_settings(bench: Bench, method: Method) -> dict[str, Any]:
     """A training of torchdistill, as its configuration files write one down."""
     kd = {
         "criterion": {
@@ -399,11 +397,11 @@ def _box_settings(bench: Bench, lesson: LossInputs) -> dict[str, Any]:
     labels = _wrapped("CrossEntropyLoss", ".", {"uses_label": True})
     stage = {"is_from_teacher": True, "module_path": "stage2", "io": "output"}
     hint = _wrapped("MSELoss", "regressor", stage, HINT_WEIGHT)
-    terms: dict[str, Any] = {"kd": kd} if lesson == "kd" else {"labels": labels, "hint": hint}
+    terms: dict[str, Any] = {"kd": kd} if method == "kd" else {"labels": labels, "hint": hint}
     forward = {"wrapper": None, "forward_proc": "forward_batch_only"}
     teacher: dict[str, Any] = {"requires_grad": False, **forward}
     student: dict[str, Any] = dict(forward)
-    if lesson == "hint":
+    if method == "hint":
         teacher["forward_hook"] = {"output": ["stage2"]}
         student |= {
             "auxiliary_model_wrapper": {"key": "GuidedForBenchmark", "kwargs": {"bench": bench}},
@@ -442,12 +440,12 @@ GUIDED = "student_model.stage2"
 
 def _wrapped(loss: str, path: str, target: dict[str, Any], weight: float = 1.0) -> dict[str, Any]:
     """A loss of torch between what the student shows at `path` and `target`."""
-    own = {"is_from_teacher": False, "module_path": path, "io": "output"}
+    mine = {"is_from_teacher": False, "module_path": path, "io": "output"}
     return {
         "criterion": {"key": loss, "kwargs": {}},
         "criterion_wrapper": {
             "key": "SimpleLossWrapper",
-            "kwargs": {"input": own, "target": target},
+            "kwargs": {"input": mine, "target": target},
         },
         "weight": weight,
     }
@@ -476,20 +474,20 @@ def _register_guided() -> None:
 # The comparison
 
 
-def build_arms(bench: Bench, lessons: Sequence[LossInputs]) -> dict[str, Callable[[], Epoch]]:
-    """What makes each arm ready, by its name; `alone, plain` is always among them."""
+def build_arms(bench: Bench, methods: Sequence[Method]) -> dict[str, Callable[[], Epoch]]:
+    """Return the builder of each arm, by name; `alone, plain` is always included."""
     inner = torch.channels_last
-    made: dict[str, Callable[[], Epoch]] = {
+    builders: dict[str, Callable[[], Epoch]] = {
         PLAIN: lambda: ByHand(bench, "alone").epoch,
         "alone, plain, channels last": lambda: ByHand(bench, "alone", layout=inner).epoch,
         "alone, raykd": lambda: raykd_epoch(bench, "alone"),
     }
     for mode in bench.compile:
-        made |= _compiled_arms(bench, mode)
-    for lesson in lessons:
-        if lesson != "alone":
-            made |= _arms_of(bench, lesson)
-    return made
+        builders |= _compiled_arms(bench, mode)
+    for method in methods:
+        if method != "alone":
+            builders |= _arms_of(bench, method)
+    return builders
 
 
 def _compiled_arms(bench: Bench, mode: str) -> dict[str, Callable[[], Epoch]]:
@@ -500,30 +498,30 @@ def _compiled_arms(bench: Bench, mode: str) -> dict[str, Callable[[], Epoch]]:
     }
 
 
-def _arms_of(bench: Bench, lesson: LossInputs) -> dict[str, Callable[[], Epoch]]:
+def _arms_of(bench: Bench, method: Method) -> dict[str, Callable[[], Epoch]]:
     inner = torch.channels_last
     return {
-        f"{lesson}, plain": lambda: ByHand(bench, lesson).epoch,
-        f"{lesson}, plain, channels last": lambda: ByHand(bench, lesson, layout=inner).epoch,
-        f"{lesson}, plain, cached": lambda: ByHand(bench, lesson, cached=True).epoch,
-        f"{lesson}, raykd, live": lambda: raykd_epoch(bench, lesson),
-        f"{lesson}, raykd, cached": lambda: raykd_epoch(bench, lesson, cached=True),
-        f"{lesson}, torchdistill": lambda: torchdistill_epoch(bench, lesson),
-        f"{lesson}, torchdistill, teacher in eval mode": lambda: torchdistill_epoch(
-            bench, lesson, eval_mode=True
+        f"{method}, plain": lambda: ByHand(bench, method).epoch,
+        f"{method}, plain, channels last": lambda: ByHand(bench, method, layout=inner).epoch,
+        f"{method}, plain, cached": lambda: ByHand(bench, method, cached=True).epoch,
+        f"{method}, raykd, live": lambda: raykd_epoch(bench, method),
+        f"{method}, raykd, cached": lambda: raykd_epoch(bench, method, cached=True),
+        f"{method}, torchdistill": lambda: torchdistill_epoch(bench, method),
+        f"{method}, torchdistill, teacher in eval mode": lambda: torchdistill_epoch(
+            bench, method, eval_mode=True
         ),
     }
 
 
-def compare(bench: Bench, repeats: int, lessons: Sequence[LossInputs]) -> Findings:
+def compare(bench: Bench, repeats: int, methods: Sequence[Method]) -> Findings:
     """All arms, in turn."""
     losses: dict[str, list[float]] = {}
     arms: dict[str, Callable[[], object]] = {}
     lacking: list[str] = []
-    for name, make in build_arms(bench, lessons).items():
+    for name, make in build_arms(bench, methods).items():
         try:
-            arms[name] = partial(_noted, make(), told := [])
-            losses[name] = told
+            arms[name] = partial(_noted, make(), records := [])
+            losses[name] = records
         except ImportError as error:
             lacking.append(f"not run: {name} ({error})")
     times = in_turn(arms, repeats)
@@ -534,14 +532,14 @@ def compare(bench: Bench, repeats: int, lessons: Sequence[LossInputs]) -> Findin
     rows = [
         {
             "epoch": name,
-            **spread(taken.wall),
-            "x plain alone": taken.over(times[PLAIN]),
-            "x, processor": taken.over(times[PLAIN], "processor"),
-            "images/s": images / min(taken.wall),
-            **({"GPU busy": busy[name] / median(taken.wall)} if busy else {}),
+            **spread(timing.wall),
+            "x plain alone": timing.over(times[PLAIN]),
+            "x, processor": timing.over(times[PLAIN], "processor"),
+            "images/s": images / min(timing.wall),
+            **({"GPU busy": busy[name] / median(timing.wall)} if busy else {}),
             "last loss": losses[name][-1],
         }
-        for name, taken in times.items()
+        for name, timing in times.items()
     ]
     settings = {"images": images, "batch": bench.batch, "repeats": repeats}
     settings |= {"precision": bench.precision, "device": bench.device}
@@ -552,7 +550,7 @@ def compare(bench: Bench, repeats: int, lessons: Sequence[LossInputs]) -> Findin
         rows,
         demands_on(times),
         {
-            "times": {name: asdict(taken) for name, taken in times.items()},
+            "times": {name: asdict(timing) for name, timing in times.items()},
             "losses": losses,
             "GPU busy, seconds": busy,
         },
@@ -568,8 +566,8 @@ def _noted(epoch: Epoch, losses: list[float]) -> None:
 def demands_on(times: dict[str, Times]) -> list[Demand]:
     """The rows that must be shown, as far as their arms were run."""
 
-    def ratio(own: str, other: str) -> float | None:
-        return times[own].over(times[other]) if {own, other} <= set(times) else None
+    def ratio(mine: str, other: str) -> float | None:
+        return times[mine].over(times[other]) if {mine, other} <= set(times) else None
 
     tuned = f"{PLAIN}, channels last"
     kd, hint = "kd, raykd, cached", "hint, raykd, cached"
@@ -595,24 +593,24 @@ def demands_on(times: dict[str, Times]) -> list[Demand]:
     ]
 
 
-def bench_of(asked: Any, folder: Path) -> Bench:
+def bench_of(args: Any, folder: Path) -> Bench:
     """The sizes that were asked for."""
-    quick = asked.quick
-    device = torch.device(asked.device)
-    workers = asked.loader_workers
+    quick = args.quick
+    device = torch.device(args.device)
+    workers = args.loader_workers
     if workers is None:
         workers = 4 if device.type == "cuda" else 0
     return Bench(
-        data=SOURCES["fashion_mnist"](limit=256 if quick else asked.images).load(),
+        data=SOURCES["fashion_mnist"](limit=256 if quick else args.images).load(),
         teacher_model=Resnet(depth=8 if quick else 20, width=16 if quick else 32),
         student_model=Resnet(depth=8, width=16),
-        batch=64 if quick else asked.batch,
-        epochs=asked.repeats + 2,
-        precision=asked.precision,
+        batch=64 if quick else args.batch,
+        epochs=args.repeats + 2,
+        precision=args.precision,
         device=device,
         folder=folder,
         loader_workers=workers,
-        compile=asked.compile,
+        compile=args.compile,
     )
 
 
@@ -620,7 +618,7 @@ def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--images", type=int, default=6000)
     parser.add_argument("--batch", type=int, default=128)
-    parser.add_argument("--only", nargs="+", choices=LESSONS, default=LESSONS)
+    parser.add_argument("--only", nargs="+", choices=METHODS, default=METHODS)
     parser.add_argument("--threads", type=int, default=0, help="0: torch's own choice")
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
     parser.add_argument(
@@ -628,7 +626,7 @@ def main() -> None:
         nargs="*",
         default=(),
         metavar="MODE",
-        help="what train.compile takes, each of two more arms, made ready first",
+        help="what train.compile takes, each of two more arms, prepared first",
     )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument(
@@ -636,14 +634,14 @@ def main() -> None:
         type=int,
         help="of torchdistill's data loader; 0 on a CPU, where more are slower, 4 on a GPU",
     )
-    asked = parser.parse_args()
-    if asked.threads:
-        torch.set_num_threads(asked.threads)
-    if asked.quick:
-        asked.repeats = min(asked.repeats, 2)
+    args = parser.parse_args()
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    if args.quick:
+        args.repeats = min(args.repeats, 2)
     warnings.filterwarnings("ignore", module="torchdistill")
     with tempfile.TemporaryDirectory() as folder:
-        compare(bench_of(asked, Path(folder)), asked.repeats, asked.only).tell(asked.json)
+        compare(bench_of(args, Path(folder)), args.repeats, args.only).tell(args.json)
 
 
 if __name__ == "__main__":

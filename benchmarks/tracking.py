@@ -13,7 +13,7 @@ A server of MLflow's own is started (sqlite behind it).  The metrics, ten an epo
 Then epochs of a small training alternate with the same epochs while the ten metrics of the epoch
 before go to the server from the same process.  Epochs' wall time is noisy, so that many pairs are
 needed to tell a per cent (`--epochs`); the processor time that the tracker's thread and the server
-use during an epoch, less what they use without metrics, is told beside it.
+use during an epoch, less what they use without metrics, is printed next to it.
 """
 
 from __future__ import annotations
@@ -100,11 +100,11 @@ class Sender:
 
     def write(self, metrics: int) -> None:
         """Write the metrics of a new run."""
-        begun = time.perf_counter()
+        start = time.perf_counter()
         self._begin()
         for _ in range(metrics // PER_EPOCH):
             self.epoch()
-        self.waited.append(time.perf_counter() - begun)
+        self.waited.append(time.perf_counter() - start)
 
     def _begin(self) -> None:
         self._count += 1
@@ -130,7 +130,7 @@ class Sender:
         self.journal.close()
 
 
-def others(address: str, metrics: int) -> dict[str, Callable[[], None]]:
+def rest(address: str, metrics: int) -> dict[str, Callable[[], None]]:
     """The ways of a hand-written loop."""
     import mlflow
     from mlflow.entities import Metric
@@ -138,7 +138,7 @@ def others(address: str, metrics: int) -> dict[str, Callable[[], None]]:
     mlflow.set_tracking_uri(address)
     mlflow.set_experiment("by hand")
     client = mlflow.MlflowClient(address)
-    said = [
+    formatted = [
         (f"metric_{i}", float(step + i), step)
         for step in range(metrics // PER_EPOCH)
         for i in range(PER_EPOCH)
@@ -146,19 +146,19 @@ def others(address: str, metrics: int) -> dict[str, Callable[[], None]]:
 
     def one_by_one() -> None:
         with mlflow.start_run():
-            for name, value, step in said:
+            for name, value, step in formatted:
                 mlflow.log_metric(name, value, step=step)
 
     def queued() -> None:
         with mlflow.start_run():
-            for name, value, step in said:
+            for name, value, step in formatted:
                 mlflow.log_metric(name, value, step=step, synchronous=False)
             mlflow.flush_async_logging()
 
     def batch() -> None:
         with mlflow.start_run() as run:
             now = int(time.time() * 1000)
-            client.log_batch(run.info.run_id, [Metric(n, v, now, step) for n, v, step in said])
+            client.log_batch(run.info.run_id, [Metric(n, v, now, step) for n, v, step in formatted])
 
     return {
         "mlflow.log_metric": one_by_one,
@@ -169,12 +169,12 @@ def others(address: str, metrics: int) -> dict[str, Callable[[], None]]:
 
 def processor_time(server_process: int) -> float:
     """Seconds that the tracker's thread and the server's processes have computed."""
-    own = psutil.Process(server_process)
-    served = [process.cpu_times() for process in (own, *own.children(recursive=True))]
-    ours = {one.native_id for one in threading.enumerate() if one.name == "raykd-tracker"}
+    mine = psutil.Process(server_process)
+    served = [process.cpu_times() for process in (mine, *mine.children(recursive=True))]
+    ours = {item.native_id for item in threading.enumerate() if item.name == "raykd-tracker"}
     tracked = [thread for thread in psutil.Process().threads() if thread.id in ours]
-    spent = [one.user + one.system for one in served]
-    spent += [one.user_time + one.system_time for one in tracked]
+    spent = [item.user + item.system for item in served]
+    spent += [item.user_time + item.system_time for item in tracked]
     return sum(spent)
 
 
@@ -198,24 +198,24 @@ def training(epochs: int, images: int) -> Any:
     return Training(study, source.load(), seed=0)
 
 
-def measured(asked: Any, folder: Path, address: str, server_process: int) -> Findings:
+def measured(args: Any, folder: Path, address: str, server_process: int) -> Findings:
     """Both comparisons."""
-    metrics, repeats = asked.metrics, asked.repeats
+    metrics, repeats = args.metrics, args.repeats
     sender = Sender(folder, address)
-    arms = {"raykd": lambda: sender.send(metrics), **others(address, metrics)}
+    arms = {"raykd": lambda: sender.send(metrics), **rest(address, metrics)}
     times = in_turn(arms, repeats)
     waited = sender.waited[1:]
     rows: list[dict[str, Any]] = [
         {
             "way": name,
-            "the caller waits s": statistics.median(waited if name == "raykd" else taken.wall),
-            **{f"until they are there, {key}": value for key, value in spread(taken.wall).items()},
+            "the caller waits s": statistics.median(waited if name == "raykd" else timing.wall),
+            **{f"until they are there, {key}": value for key, value in spread(timing.wall).items()},
         }
-        for name, taken in times.items()
+        for name, timing in times.items()
     ]
     tell("training beside it")
-    pairs = asked.epochs or repeats
-    subject = training(2 * (pairs + 1), asked.images)
+    pairs = args.epochs or repeats
+    subject = training(2 * (pairs + 1), args.images)
 
     used: dict[str, list[float]] = {ALONE: [], TRACKED: []}
 
@@ -230,9 +230,9 @@ def measured(asked: Any, folder: Path, address: str, server_process: int) -> Fin
     epochs = in_turn(arms, pairs, between=sender.wait)
     sender.close()
     means = {name: statistics.mean(each[1:]) for name, each in used.items()}  # less the warm-up
-    for name, taken in epochs.items():
+    for name, timing in epochs.items():
         beside = {"tracker and server, processor s": means[name]}
-        rows.append({"way": name, **spread(taken.wall), **beside})
+        rows.append({"way": name, **spread(timing.wall), **beside})
     slower = epochs[TRACKED].over(epochs[ALONE])
     share = (means[TRACKED] - means[ALONE]) / statistics.median(epochs[ALONE].wall)
     there = statistics.median(times["raykd"].wall)
@@ -241,15 +241,15 @@ def measured(asked: Any, folder: Path, address: str, server_process: int) -> Fin
         Demand("epoch with tracking / without", 1.01, slower),
         Demand("processor time of tracking an epoch / the epoch", 0.01, share),
     ]
-    raw = {name: asdict(taken) for name, taken in {**times, **epochs}.items()}
+    raw = {name: asdict(timing) for name, timing in {**times, **epochs}.items()}
     settings = {"metrics": metrics, "repeats": repeats, "epochs": pairs}
-    settings |= {"server_workers": asked.server_workers}
+    settings |= {"server_workers": args.server_workers}
     mean = estimate(epochs[TRACKED].ratios(epochs[ALONE]))
     notes = []
     if mean.count > 1:
         notes = [f"with tracking / without: mean {mean.mean:.3f} ± {mean.half_width:.3f} (95%)"]
-    found = {"times": raw, "waited": waited, "used": used}
-    return Findings("tracking", settings, rows, demands, found, notes)
+    results = {"times": raw, "waited": waited, "used": used}
+    return Findings("tracking", settings, rows, demands, results, notes)
 
 
 def main() -> None:
@@ -258,15 +258,15 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=0, help="pairs of them; 0: as the repeats")
     parser.add_argument("--images", type=int, default=6000)
     parser.add_argument("--server-workers", type=int, default=4, help="4: as MLflow starts it")
-    asked = parser.parse_args()
-    if asked.quick:
-        asked.metrics, asked.images, asked.repeats, asked.server_workers = 50, 256, 1, 1
+    args = parser.parse_args()
+    if args.quick:
+        args.metrics, args.images, args.repeats, args.server_workers = 50, 256, 1, 1
     os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        with server(folder, asked.server_workers) as (address, process):
-            found = measured(asked, folder, address, process)
-    found.tell(asked.json)
+        with server(folder, args.server_workers) as (address, process):
+            results = measured(args, folder, address, process)
+    results.tell(args.json)
 
 
 if __name__ == "__main__":

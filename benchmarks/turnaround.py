@@ -1,4 +1,4 @@
-"""How long a slot idles between two trials: raykd's warm slots against Ray's documented nesting.
+"""Idle time of a slot between two trials: raykd's warm slots against Ray's documented nesting.
 
 Both train the same tiny student (an mlp on digits, one epoch a trial) one trial at a time on one
 CPU.  Turn-around is the time from the end of one trial's training to the first step of the next.
@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 import statistics
 import tempfile
 import time
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from measuring import Demand, Findings, arguments, spread, tell
+from nesting import run_nested
 
 WARM, NESTED = "raykd, warm slot", "Tune function + TorchTrainer.fit()"
 
@@ -54,11 +54,7 @@ def warm_slots(folder: Path) -> list[float]:
 
 def nested(folder: Path, trials: int) -> list[float]:
     """Turn-arounds of Ray's documented nesting, seconds."""
-    import ray
     from ray import train, tune
-    from ray.train.torch import TorchTrainer
-
-    from raykd.runtime.cluster import ray_session
 
     def train_student(setup: dict[str, Any]) -> None:
         import torch
@@ -83,37 +79,24 @@ def nested(folder: Path, trials: int) -> list[float]:
             file.write(json.dumps({"first_step": first_step, "end": time.time()}) + "\n")
         train.report({"loss": float(loss)})
 
-    def trial(setup: dict[str, Any]) -> None:
-        trainer = TorchTrainer(
-            train_student,
-            train_loop_config=setup,
-            scaling_config=train.ScalingConfig(num_workers=1),
-            run_config=train.RunConfig(
-                name=f"trial-{os.getpid()}", storage_path=str(folder / "train")
-            ),
-        )
-        result = trainer.fit()
-        tune.report({"loss": result.metrics["loss"] if result.metrics else 0.0})
-
     clocks = folder / f"clocks-{time.time_ns()}.jsonl"
-    with ray_session(verbose=False):
-        space = {"lr": tune.loguniform(0.01, 0.3), "width": tune.randint(8, 65)}
-        tune.Tuner(
-            tune.with_resources(trial, {"CPU": 0.01}),
-            param_space={**space, "clocks": str(clocks)},
-            tune_config=tune.TuneConfig(num_samples=trials, max_concurrent_trials=1),
-            run_config=tune.RunConfig(name="nested", storage_path=str(folder), verbose=0),
-        ).fit()
-        assert ray.is_initialized()
-    told = [json.loads(line) for line in clocks.read_text().splitlines()]
-    return [after["first_step"] - before["end"] for before, after in itertools.pairwise(told)]
+    space = {"lr": tune.loguniform(0.01, 0.3), "width": tune.randint(8, 65), "clocks": str(clocks)}
+    run_nested(
+        train_student,
+        space,
+        folder,
+        tune_config=tune.TuneConfig(num_samples=trials, max_concurrent_trials=1),
+        scaling_config=train.ScalingConfig(num_workers=1),
+    )
+    times = [json.loads(line) for line in clocks.read_text().splitlines()]
+    return [after["first_step"] - before["end"] for before, after in itertools.pairwise(times)]
 
 
 def main() -> None:
     parser = arguments(__doc__, repeats=3)
     parser.add_argument("--nested-trials", type=int, default=3, help="of each repeat")
-    asked = parser.parse_args()
-    repeats, trials = (1, 2) if asked.quick else (asked.repeats, asked.nested_trials)
+    args = parser.parse_args()
+    repeats, trials = (1, 2) if args.quick else (args.repeats, args.nested_trials)
     warm: list[float] = []
     cold: list[float] = []
     for number in range(repeats):
@@ -130,7 +113,7 @@ def main() -> None:
     ]
     settings = {"repeats": repeats, "nested_trials": trials}
     raw = {WARM: warm, NESTED: cold}
-    Findings("turnaround", settings, rows, demands, raw).tell(asked.json)
+    Findings("turnaround", settings, rows, demands, raw).tell(args.json)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Whether students learn from kept outputs what they learn from a teacher that is run.
+"""Students trained with cached outputs against students trained with a live teacher.
 
     python benchmarks/views.py [--repeats 5] [--json FILE]
 
@@ -57,7 +57,7 @@ SHARED_SEED = 1000
 
 @dataclass(frozen=True)
 class Bench:
-    """What all arms share."""
+    """Sizes and data of all arms."""
 
     data: Dataset
     source: Any
@@ -69,16 +69,16 @@ class Bench:
     def teacher(self) -> nn.Module:
         """Trained alone on the same pictures."""
         tell("training the teacher")
-        own = self.study(ALONE)
-        train = replace(own.train, epochs=self.teacher_epochs)
+        mine = self.study(ALONE)
+        train = replace(mine.train, epochs=self.teacher_epochs)
         student = Student(model=Resnet(depth=14, width=16))
-        training = Training(replace(own, student=student, train=train), self.data, seed=0)
+        training = Training(replace(mine, student=student, train=train), self.data, seed=0)
         while training.epoch < training.epochs:
             training.run_epoch()
         return training.student.eval()
 
     def views(self, arm: str) -> int:
-        """How many an arm keeps; 0: none."""
+        """Return the number of views that an arm caches; 0: none."""
         return {"kept, a view for each epoch": self.epochs, "kept, 4 views": 4}.get(
             arm, 1 if arm == "kept, 1 view" else 0
         )
@@ -133,58 +133,58 @@ ARMS = (LIVE, "kept, a view for each epoch", "kept, 4 views", "kept, 1 view", AL
 
 def compare(bench: Bench, repeats: int) -> Findings:
     """All arms under each seed."""
-    found: dict[str, dict[int, float]] = {arm: {} for arm in ARMS}
+    results: dict[str, dict[int, float]] = {arm: {} for arm in ARMS}
     for seed in range(1, repeats + 1):
         for arm in ARMS:
-            found[arm][seed] = bench.accuracy(arm, seed)
+            results[arm][seed] = bench.accuracy(arm, seed)
         tell(f"seed {seed} of {repeats} done")
     rows = [
         {
             "student": arm,
             "test accuracy": _figure(estimate([*by.values()]), ""),
-            "over live": "" if arm == LIVE else _figure(paired_gain(by, found[LIVE]), "+"),
+            "over live": "" if arm == LIVE else _figure(paired_gain(by, results[LIVE]), "+"),
         }
-        for arm, by in found.items()
+        for arm, by in results.items()
     ]
     settings = {"images": len(bench.data.train), "epochs": bench.epochs, "seeds": repeats}
     return Findings(
         "views",
         settings,
         rows,
-        [_demand(found)],
-        {"accuracy": found},
+        [_demand(results)],
+        {"accuracy": results},
         ["± 95% interval over seeds"],
     )
 
 
-def _demand(found: Mapping[str, Mapping[int, float]]) -> Demand:
-    gain = paired_gain(dict(found[ARMS[1]]), dict(found[LIVE]))
+def _demand(results: Mapping[str, Mapping[int, float]]) -> Demand:
+    gain = paired_gain(dict(results[ARMS[1]]), dict(results[LIVE]))
     ratio = None
     if gain is not None and gain.half_width > 0:
         ratio = abs(gain.mean) / gain.half_width
     return Demand("kept, a view for each epoch, to live: difference / half its interval", 1, ratio)
 
 
-def _figure(found: Estimate | None, sign: str) -> str:
-    assert found is not None
-    return f"{found.mean:{sign}.2f} ± {found.half_width:.2f}"
+def _figure(results: Estimate | None, sign: str) -> str:
+    assert results is not None
+    return f"{results.mean:{sign}.2f} ± {results.half_width:.2f}"
 
 
 def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--images", type=int, default=2000)
     parser.add_argument("--threads", type=int, default=0, help="0: torch's own choice")
-    asked = parser.parse_args()
-    if asked.threads:
-        torch.set_num_threads(asked.threads)
-    quick = asked.quick
+    args = parser.parse_args()
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    quick = args.quick
     augment = (AUGMENTATIONS["random_crop"](), AUGMENTATIONS["horizontal_flip"]())
     source = SOURCES["fashion_mnist"](
-        limit=200 if quick else asked.images, val_limit=100, augment=augment
+        limit=200 if quick else args.images, val_limit=100, augment=augment
     )
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(source.load(), source, 2 if quick else 12, 1 if quick else 8, Path(folder))
-        compare(bench, 2 if quick else asked.repeats).tell(asked.json)
+        compare(bench, 2 if quick else args.repeats).tell(args.json)
 
 
 if __name__ == "__main__":

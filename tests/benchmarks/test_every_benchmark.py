@@ -51,21 +51,21 @@ def bench(load: Load, tmp_path: Path) -> Any:
 
 def test_the_arms_of_a_step_train(bench: Any) -> None:
     step = sys.modules["step"]
-    found = step.compare(bench, 2, step.LESSONS)
+    found = step.compare(bench, 2, step.METHODS)
     arms = {row["epoch"] for row in found.rows}
-    by_others = {arm for arm in step.build_arms(bench, step.LESSONS) if "torchdistill" in arm}
-    assert arms >= set(step.build_arms(bench, step.LESSONS)) - by_others
+    by_others = {arm for arm in step.build_arms(bench, step.METHODS) if "torchdistill" in arm}
+    assert arms >= set(step.build_arms(bench, step.METHODS)) - by_others
     for losses in found.raw["losses"].values():
         assert len(losses) == 3, "one epoch to warm up and two that are timed"
         assert all(map(math.isfinite, losses))
-    names = [demand.what for demand in found.demands if demand.value is None]
+    names = [demand.claim for demand in found.demands if demand.value is None]
     assert names in ([], ["torchdistill KD / cached KD"])
 
 
-@pytest.mark.parametrize("lesson", ["kd", "hint"])
-def test_cached_and_live_train_the_same(lesson: str, bench: Any) -> None:
+@pytest.mark.parametrize("method", ["kd", "hint"])
+def test_cached_and_live_train_the_same(method: str, bench: Any) -> None:
     step = sys.modules["step"]
-    live, cached = (step.raykd_epoch(bench, lesson, cached=cached) for cached in (False, True))
+    live, cached = (step.raykd_epoch(bench, method, cached=cached) for cached in (False, True))
     for _ in range(2):
         assert cached() == pytest.approx(live(), rel=1e-3), "as far as float16 goes"
 
