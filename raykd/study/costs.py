@@ -121,8 +121,8 @@ def latency_issues(search: Search) -> Iterator[Issue]:
     kind, _, number = search.latency.device.partition(":")
     cuda = kind == "cuda" and (number.isdigit() or search.latency.device == "cuda")
     if search.latency.device != "cpu" and not cuda:
-        what = f"unknown device '{search.latency.device}'; must be cpu, cuda, cuda:0, cuda:1 ..."
-        yield Issue(("search", "latency", "device"), what, "write one of these")
+        message = f"unknown device '{search.latency.device}'; must be cpu, cuda, cuda:0, cuda:1 ..."
+        yield Issue(("search", "latency", "device"), message, "write one of these")
 
 
 def check_conditions(search: Search) -> None:

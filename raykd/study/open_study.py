@@ -146,7 +146,7 @@ class OpenStudy:
             if not _ALIKE.fullmatch(path) or value not in (1, "none")
         }
 
-    def resolved(self, study: Study | None = None) -> dict[str, Json]:
+    def resolved(self, study: Study | None = None) -> dict[str, Any]:
         """A concrete study as plain data, including defaults.
 
         Without an argument, this study with its defaults filled in and its domains as written.

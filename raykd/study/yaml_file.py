@@ -110,7 +110,7 @@ class Document:
         spelled: Booleans that were written as `yes`, `no`, `on` or `off`, by place.
     """
 
-    data: Mapping[str, Json]
+    data: Mapping[str, Any]
     marks: Mapping[Place, Mark]
     text: str
     file: str
@@ -138,7 +138,7 @@ class Document:
             line=mark.line,
         )
 
-    def get(self, place: Place) -> Json:
+    def get(self, place: Place) -> Any:
         """The value at `place`; None if there is none."""
         return value_at(self.data, place)
 
@@ -288,8 +288,10 @@ class _Loader(yaml.SafeLoader):
         self.nodes += 1
         try:
             if self.depth > MOST_DEPTH or self.nodes > 2 * MOST_VALUES:  # a key is a node, too
-                what = _TOO_DEEP if self.depth > MOST_DEPTH else _TOO_MANY
-                raise yaml.MarkedYAMLError(problem=what, problem_mark=self.peek_event().start_mark)
+                message = _TOO_DEEP if self.depth > MOST_DEPTH else _TOO_MANY
+                raise yaml.MarkedYAMLError(
+                    problem=message, problem_mark=self.peek_event().start_mark
+                )
             return super().compose_node(parent, index)
         finally:
             self.depth -= 1
@@ -342,8 +344,8 @@ class _Reader:
             raise StudyError(_syntax_problem(error, text, self.file, line)) from None
         except yaml.reader.ReaderError as error:
             line = text.count("\n", 0, error.position) + 1
-            what = f"the character {_called(text[error.position])}, which YAML does not allow"
-            raise StudyError(Problem(what, "", "remove it", self.file, line)) from None
+            message = f"the character {_called(text[error.position])}, which YAML does not allow"
+            raise StudyError(Problem(message, "", "remove it", self.file, line)) from None
         finally:
             if loader is not None:
                 loader.dispose()
@@ -377,8 +379,8 @@ class _Reader:
             written = node.value if len(node.value) <= 60 else f"{node.value[:57]}..."
             raise self._error(node, place, f"{written!r} is not a valid {kind}") from None
         if isinstance(value, float) and not math.isfinite(value):
-            what = f"got {node.value}; numbers must be finite"
-            raise self._error(node, place, what, "omit the key, or write a finite number")
+            message = f"got {node.value}; numbers must be finite"
+            raise self._error(node, place, message, "omit the key, or write a finite number")
         if isinstance(value, str) and (bad := _NO_TEXT.search(value)):
             raise self._error(node, place, f"text with the character {_called(bad[0])}")
         if isinstance(value, bool) and node.value.lower() not in ("true", "false"):
@@ -415,8 +417,8 @@ class _Reader:
             name = self._key(key, place)
             if name in entries:
                 first = entries[name][0].start_mark.line + 1
-                what = f"the key `{name}` appears twice, first in line {first}"
-                raise self._error(key, (*place, name), what, "remove one of them")
+                message = f"the key `{name}` appears twice, first in line {first}"
+                raise self._error(key, (*place, name), message, "remove one of them")
             entries[name] = key, value
         combined = {name: pair for name, pair in merged.items() if name not in entries} | entries
         self.entries[id(node)] = node, combined  # a reference to the node keeps its id unique

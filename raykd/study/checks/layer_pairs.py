@@ -133,8 +133,8 @@ def _default_pairs(
     hints, guided = stages_of(teacher), stages_of(student)
     for stages, role in ((hints, "teacher"), (guided, "student")):
         if not stages:
-            what = f"the {role} has no stages that {loss.name} could pair; name the `pairs`"
-            raise PairError(place, what)
+            message = f"the {role} has no stages that {loss.name} could pair; name the `pairs`"
+            raise PairError(place, message)
     depth = 1 if loss.default_pairs == "last" else min(len(hints), len(guided))
     return [
         Pair(hint=hint, guided=guided)
@@ -409,15 +409,15 @@ def _no_sets(
     domain, loss = _spanned(node.domain, variants), next(iter(variants))
     if domain.min > domain.max:
         if loss.least_pairs > node.domain.max:
-            what = f"loss '{name}' needs at least {loss.least_pairs} pairs"
-            return f"{what} and `max` is {node.domain.max}", f"write `max: {loss.least_pairs}`"
+            message = f"loss '{name}' needs at least {loss.least_pairs} pairs"
+            return f"{message} and `max` is {node.domain.max}", f"write `max: {loss.least_pairs}`"
         return f"loss '{name}' takes at most {domain.max} pair(s)", "lower `min`"
     count = len(node.domain.named)
     if reasons[name]:
         reason = next(iter(reasons[name].values()))
         some = len(reasons[name])
         which = "none of its pairs can" if some == count else f"{some} of {count} pairs cannot"
-        what = f"{which} be compared: {reason}"
-        return what, "name other layers, or use another loss; `raykd layers` shows shapes"
-    what = f"its {count} pairs allow no set of {domain.min} in the order '{domain.order}'"
-    return what, "lower `min`, name more layers, or write `order: any`"
+        message = f"{which} be compared: {reason}"
+        return message, "name other layers, or use another loss; `raykd layers` shows shapes"
+    message = f"its {count} pairs allow no set of {domain.min} in the order '{domain.order}'"
+    return message, "lower `min`, name more layers, or write `order: any`"

@@ -318,14 +318,14 @@ def _open_recipes(open_train: list[str], studies: list[Study]) -> Iterator[Issue
     """Issues of shared networks whose training would differ from trial to trial."""
     differs = f"but {', '.join(open_train)} differs from trial to trial"
     if open_train and any(_trained_alike(study) for study in studies):
-        what = f"without `teacher.train`, the teacher is trained like the student, {differs}"
-        yield Issue(("teacher",), what, "add `train: {...}` to the teacher")
+        message = f"without `teacher.train`, the teacher is trained like the student, {differs}"
+        yield Issue(("teacher",), message, "add `train: {...}` to the teacher")
         return
     for study in studies if open_train else ():
         for prepared in teacher_chain(teachers_of(study)):
             if prepared.is_shared and prepared.weights is None and prepared.train == study.train:
-                what = f"a network that trials share is trained like the student, {differs}"
-                yield Issue(("scheme",), what, "add `train: {...}` to it")
+                message = f"a network that trials share is trained like the student, {differs}"
+                yield Issue(("scheme",), message, "add `train: {...}` to it")
 
 
 def _trained_alike(study: Study) -> bool:
@@ -405,8 +405,10 @@ class _Costs:
         yield from unmet
         if not unmet:
             reason = self.reasons.most_common(1)[0][0] if self.reasons else "unknown"
-            what = f"none of {self.reasons.total()} random points can be a trial; the most frequent"
-            yield Issue((), f"{what} reason: {reason}")
+            message = (
+                f"none of {self.reasons.total()} random points can be a trial; the most frequent"
+            )
+            yield Issue((), f"{message} reason: {reason}")
 
     def _unmet(self, cost: Cost, bounds: Bounds) -> tuple[str, str] | None:
         """Message and fix for bounds that no candidate can keep; None if one might."""

@@ -215,8 +215,8 @@ def _unknown_key(error: _Error, data: Json) -> Issue:
     value = value_at(data, tuple(parent))
     name = value.get("name") if parent and isinstance(value, Mapping) else None
     called = f"{_noun(tuple(parent))} '{name}'" if isinstance(name, str) else path or "a study"
-    what = f"unknown key `{key}`; {called} has {', '.join(keys)}"
-    return Issue((*parent, key), what, near(key, keys))
+    message = f"unknown key `{key}`; {called} has {', '.join(keys)}"
+    return Issue((*parent, key), message, near(key, keys))
 
 
 def _unknown_name(
@@ -249,8 +249,8 @@ def _wrong_value(errors: Iterable[_Error]) -> Issue:
     if any(error.type in LIMITS for error in errors):
         # the types are right: only the limits of the numbers matter
         limits = [text for error in errors if error.type not in _TYPES for text in _allowed(error)]
-    what = f"got {quoted(first.value)}; must be {' or '.join(dict.fromkeys(limits))}"
-    return Issue(first.place, what, _mend(errors))
+    message = f"got {quoted(first.value)}; must be {' or '.join(dict.fromkeys(limits))}"
+    return Issue(first.place, message, _mend(errors))
 
 
 def _allowed(error: _Error) -> Iterator[str]:

@@ -134,8 +134,8 @@ def _with_step(domain: Range, step: Any) -> Range:
     if domain.kind == "int" and not isinstance(step, int):
         raise Malformed(f"`step` of `int` must be a whole number; got {step}")
     if step > domain.high - domain.low:
-        what = f"`step` {step} is greater than the range {domain.low:g} to {domain.high:g}"
-        raise Malformed(what, "use a smaller step, or a wider range")
+        message = f"`step` {step} is greater than the range {domain.low:g} to {domain.high:g}"
+        raise Malformed(message, "use a smaller step, or a wider range")
     steps = math.floor((domain.high - domain.low) / step + 1e-9)
     return Range(domain.kind, domain.low, domain.low + steps * step, step)
 

@@ -45,7 +45,7 @@ class LayerPair(NamedTuple):
     extra: str = ""
 
     @property
-    def settings(self) -> dict[str, Json]:
+    def settings(self) -> dict[str, Any]:
         """`weight` and `loss` of the pair, as far as it has them."""
         return json.loads(self.extra) if self.extra else {}
 
@@ -410,7 +410,7 @@ def _sums(grid: Sequence[Sequence[int]]) -> list[list[int]]:
 # Reading
 
 
-def read_pairing(value: Json) -> PairingDomain:
+def read_pairing(value: Any) -> PairingDomain:
     """Read the domain `{pairing: value}`; `weight` and `loss` are ignored.
 
     Raises:
@@ -462,8 +462,8 @@ def _refuse_company(value: Mapping[str, Json]) -> None:
 def _order(value: Mapping[str, Any], usual: Order) -> Order:
     order = value.get("order", usual)
     if order not in ORDERS:
-        what = f"`order` must be 'monotone', 'any' or 'reverse'; got {order!r}"
-        raise Malformed(what, near(str(order), ORDERS))
+        message = f"`order` must be 'monotone', 'any' or 'reverse'; got {order!r}"
+        raise Malformed(message, near(str(order), ORDERS))
     return order
 
 

@@ -49,7 +49,7 @@ class Point:
         origins: the place in the study file of each place of `data`.
     """
 
-    data: dict[str, Json]
+    data: dict[str, Any]
     origins: Mapping[Place, Place]
 
 
