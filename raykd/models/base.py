@@ -1,4 +1,4 @@
-"""The shape every model option has."""
+"""Base class of models, and the task that they are built for."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from raykd.registry import Registry, option
 
 @dataclass(frozen=True)
 class Text:
-    """How texts reach a model: as mappings of (B, length) int64 tensors.
+    """Text inputs of a model: mappings of (B, length) int64 tensors.
 
     Attributes:
-        vocabulary: how many tokens there are.
-        padding: the token that short texts are filled up with.
-        inputs: the mapping's keys; `input_ids` holds tokens, `attention_mask` 1 for those of the
-            text and 0 for those that fill up, `token_type_ids` which of two texts one belongs to.
-        sample: one text of the data by these keys, with all that the tokenizer adds; () where none
-            is at hand.  Descriptions that differ in it are equal.
+        vocabulary: number of tokens.
+        padding: padding token.
+        inputs: keys of the mapping: `input_ids` holds tokens, `attention_mask` 1 for tokens and 0
+            for padding, `token_type_ids` the index of the text in a pair of texts.
+        sample: one text of the data by these keys, with the special tokens of the tokenizer; may
+            be empty.  Ignored in comparisons.
     """
 
     vocabulary: int
@@ -34,29 +34,27 @@ class Text:
 
     @property
     def last(self) -> int | None:
-        """The last token of the sample that does not fill up, such as the end of a text."""
-        held = dict(self.sample)
-        tokens, mask = held.get("input_ids", ()), held.get("attention_mask", ())
-        shown = [
-            token for token, read in zip(tokens, mask or [1] * len(tokens), strict=True) if read
-        ]
-        return shown[-1] if shown else None
+        """Last token of the sample before the padding, such as an end-of-text token."""
+        sample = dict(self.sample)
+        tokens, mask = sample.get("input_ids", ()), sample.get("attention_mask", ())
+        mask = mask or (1,) * len(tokens)
+        text = [token for token, is_token in zip(tokens, mask, strict=True) if is_token]
+        return text[-1] if text else None
 
 
 class UnfitShape(ValueError):
-    """A model that cannot take samples of the data's shape, and might take larger ones."""
+    """A model does not support samples of this shape, but may support larger ones."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """What a model must take and give.
+    """Inputs and outputs of a model.
 
     Attributes:
-        input_shape: one sample's shape without the batch: (C, H, W) for pictures, (length,) for
-            texts.
+        input_shape: shape of a sample without the batch: (C, H, W) for images, (length,) for texts.
         classes: number of classes.
-        text: how texts come; None: the inputs are one tensor.
-        class_names: of the data; () where they are not known.  Tasks that differ in them are equal.
+        text: text inputs; None: the input is a single tensor.
+        class_names: class names of the data; () if unknown.  Ignored in comparisons.
     """
 
     input_shape: tuple[int, ...]
@@ -67,12 +65,12 @@ class Task:
 
 @dataclass(frozen=True)
 class PretrainingImages:
-    """The pictures that weights were trained on.
+    """Images that weights were trained on.
 
     Attributes:
-        normalization: of their pixels.
-        size: (height, width); None: unknown.
-        source: the file that says so, or the library's words.
+        normalization: normalization of the pixels.
+        size: (height, width), or None if unknown.
+        source: configuration file, or description of the source.
     """
 
     normalization: Normalization
@@ -82,13 +80,13 @@ class PretrainingImages:
 
 @option
 class Model:
-    """Base of every model option: a family of architectures, one concrete member per instance.
+    """Base of every model option: a family of architectures, of which an instance is one member.
 
     Class attributes:
-        paper: author, year, arXiv number; empty where there is none.
+        paper: author, year, arXiv number; may be empty.
         takes_text: whether members can be built for texts.
-        foreign: whether their networks are other libraries' code.
-        runs_code: whether a study that names one has code of its own run.
+        foreign: whether another library implements the networks.
+        runs_code: whether building a network runs code of the user.
     """
 
     name: str
@@ -98,15 +96,15 @@ class Model:
     runs_code: ClassVar[bool] = False
 
     def build(self, task: Task) -> nn.Module:
-        """The untrained network: (B, *input_shape) -> (B, classes).
+        """Build the untrained network: (B, *input_shape) -> (B, classes).
 
         Raises:
-            ValueError: this member cannot take such inputs, with the fields to change.
+            ValueError: the member does not support such inputs; the message names fields to change.
         """
         raise NotImplementedError
 
     def blueprint(self, task: Task) -> nn.Module:
-        """The same network with whatever weights cost least, to be measured or filled.
+        """Build the network with arbitrary weights, to be profiled or loaded.
 
         Raises:
             ValueError: as `build`.
@@ -115,60 +113,54 @@ class Model:
 
     @property
     def origin(self) -> Model | None:
-        """The model whose trained network its networks inherit from; None: they start on their own.
+        """Model of the trained network that `build_from` needs; None: `build` is enough.
 
-        A study must have that network ready before it trains one of these (`build_from`).
+        A study trains that network first.
         """
         return None
 
     def build_from(self, trained: nn.Module, task: Task) -> nn.Module:
-        """The network with what it inherits from a trained network of `origin`, on the CPU.
+        """Build the network, on the CPU, with weights from a trained network of `origin`.
 
-        `trained` stays as it is.
+        `trained` is not modified.
 
         Raises:
-            ValueError: nothing is inherited, or `trained` is no network of `origin`.
+            ValueError: this model inherits no weights, or `trained` is not a network of `origin`.
         """
         raise ValueError(f"{self.name} inherits nothing; build it without a trained network")
 
     def bind_teacher(self, teacher: Model | None) -> Model:
-        """The same with the teacher's model where it leaves open what it is derived from."""
+        """Return the model with the teacher's model as its base, if it has no base yet."""
         return self
 
     def deployed(self, network: nn.Module) -> nn.Module:
-        """What is kept of a trained network, on its device: itself, or what it is converted to."""
+        """Return the network to save of a trained one: itself, or a converted one."""
         return network
 
     def pretraining_images(self) -> PretrainingImages | None:
-        """The pictures that weights of this model were trained on, by its own configuration.
-
-        Returns:
-            None where nothing says it.
-        """
+        """Return the images that the weights of this model were trained on, if known."""
         return None
 
     def files(self) -> tuple[Path, ...]:
-        """The files that decide, beside its fields, what is built."""
+        """Return the files that affect the network, in addition to the fields."""
         return ()
 
     def head_classes(self) -> tuple[str, ...]:
-        """Class names of the classifier that its networks start with, in the order of the outputs.
+        """Return the class names of the initial classifier, in output order.
 
-        () where they are not known, or the classifier is a new one.
+        () if they are unknown or the classifier is randomly initialized.
         """
         return ()
 
     def remarks(self, task: Task) -> tuple[str, ...]:
-        """Sentences on what is done to the weights that its networks start from."""
+        """Return sentences on what is done to the initial weights."""
         return ()
 
     def prepare(self, task: Task) -> None:
-        """See that all it starts from can be had, and fetch it where it must be fetched.
-
-        Called once on the machine a study is started on.
+        """Download what the network needs; called once, on the machine that starts a study.
 
         Raises:
-            ValueError: it cannot; says what was tried and the remedies.
+            ValueError: something is not available, with what was tried and how to fix it.
         """
 
 
@@ -180,14 +172,17 @@ AnyModel = Annotated[Model, MODELS]
 
 
 def picture_shape(task: Task, family: str) -> tuple[int, int, int]:
-    """(channels, height, width) of the task's pictures.
+    """Return (channels, height, width) of the task's images.
+
+    Args:
+        family: name of the model, for messages.
 
     Raises:
-        ValueError: the task's samples are no pictures; `family` is the model's name.
+        ValueError: the samples are not images.
     """
     if len(task.input_shape) != 3 or min(task.input_shape) < 1:
         raise ValueError(
-            f"{family} takes pictures of shape (channels, height, width), the data's samples "
+            f"{family} takes images of shape (channels, height, width), the samples of the data "
             f"have shape {task.input_shape}; use model {{name: mlp}}, which takes any shape"
         )
     channels, height, width = task.input_shape
@@ -195,11 +190,11 @@ def picture_shape(task: Task, family: str) -> tuple[int, int, int]:
 
 
 def written(value: Any) -> str:
-    """An option as a study file writes it, without what is left at its default."""
+    """Format an option as in a study file, without fields that have their default."""
     if isinstance(value, tuple):
         return "[" + ", ".join(map(written, value)) + "]"
     if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{key}: {written(held)}" for key, held in value.items()) + "}"
+        return "{" + ", ".join(f"{key}: {written(item)}" for key, item in value.items()) + "}"
     if not is_dataclass(value):
         return json.dumps(value).strip('"')
     changed = {
@@ -209,4 +204,4 @@ def written(value: Any) -> str:
     }
     if list(changed) == ["name"]:
         return changed["name"]
-    return "{" + ", ".join(f"{key}: {written(held)}" for key, held in changed.items()) + "}"
+    return "{" + ", ".join(f"{key}: {written(item)}" for key, item in changed.items()) + "}"

@@ -43,20 +43,20 @@ from raykd.models.zoo.cnn_blocks import Bottleneck, Group, InvertedResidualBlock
         (lambda: Resnet(depth=14, block="bottleneck"), r"9n\+2 \(11, 20, .*not 14"),
         (lambda: WideResnet(depth=20), "6n.4.*not 20"),
         (lambda: Vgg(depth=9), "got 9; must be 8, 11, 13, 16 or 19"),  # type: ignore[arg-type]
-        (lambda: Vit(patch=3), "3x3 patches do not tile 8x8; set patch to one of 1, 2, 4, 8"),
-        (lambda: Mixer(patch=5), "mixer .* 5x5 patches do not tile 8x8"),
+        (lambda: Vit(patch=3), "3x3 patches do not divide 8x8; set patch to one of 1, 2, 4, 8"),
+        (lambda: Mixer(patch=5), "mixer .* 5x5 patches do not divide 8x8"),
         (
             lambda: Vit(width=10, heads=4),
             "4 heads do not divide 10; set heads to one of 1, 2, 5, 10",
         ),
         (
             lambda: Convnext(patch=4, depths=(1, 1, 1)),
-            "needs pictures of 16x16 and more.*side is 8; set patch to 2 .*depths .2 at most",
+            "needs images of 16x16 or larger.*data is 8; set patch to 2 .*depths .2 at most",
         ),
-        (lambda: Convnext(patch=9, depths=(1,)), "side is 8; set patch to 8"),
-        (lambda: ShufflenetV2(width=7), "even, not 7; take 6 or 8"),
+        (lambda: Convnext(patch=9, depths=(1,)), "data is 8; set patch to 8"),
+        (lambda: ShufflenetV2(width=7), "even, not 7; use 6 or 8"),
         (lambda: Cnn(stages=()), "at least 1 item"),
-        (lambda: Cnn(stages=(None,)), r"at least one stage, not \[null\]"),
+        (lambda: Cnn(stages=(None,)), r"at least one stage, got \[null\]"),
         (
             lambda: Cnn(stages=(CnnStage(width=4), CnnStage(width=5, block=Shuffle()))),
             "stage2 of the cnn: .* even, not 5",

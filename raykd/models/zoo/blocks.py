@@ -1,7 +1,7 @@
-"""Pieces that several families are built from.
+"""Modules and initializations that several families share.
 
-Torchvision has some of them, but importing it takes as long as importing torch and brings the
-compiler along, its activations overwrite what a tap should see, and its kernels and expansions
+Torchvision has some of them, but its import takes as long as that of torch and imports the
+compiler, its activations overwrite tensors that hooks read, and its kernel sizes and expansions
 are fixed.
 """
 
@@ -16,7 +16,7 @@ from raykd.models.introspection.stages import BLOCK_STAGES
 
 
 def conv3x3(inputs: int, outputs: int, stride: int = 1, bias: bool = False) -> nn.Conv2d:
-    """A 3x3 convolution that keeps the picture's size at stride 1 and halves it at stride 2."""
+    """Build a 3x3 convolution that keeps the size at stride 1 and halves it at stride 2."""
     return nn.Conv2d(inputs, outputs, kernel_size=3, stride=stride, padding=1, bias=bias)
 
 
@@ -28,7 +28,7 @@ def conv_bn(
     groups: int = 1,
     act: Callable[[], nn.Module] | None = nn.ReLU,
 ) -> nn.Sequential:
-    """`conv` (no bias, the size kept at stride 1), `bn` and, where there is one, `act`."""
+    """Build `conv` (no bias, padded to keep the size at stride 1), `bn` and an optional `act`."""
     conv = nn.Conv2d(
         inputs, outputs, kernel, stride, padding=kernel // 2, groups=groups, bias=False
     )
@@ -36,7 +36,7 @@ def conv_bn(
 
 
 def named(**parts: nn.Module | None) -> nn.Sequential:
-    """The parts one after the other under their names; None is left out."""
+    """Build a sequence of named parts; None is left out."""
     sequence = nn.Sequential()
     for name, part in parts.items():
         if part is not None:
@@ -45,7 +45,7 @@ def named(**parts: nn.Module | None) -> nn.Sequential:
 
 
 def imagenet_stem(inputs: int, outputs: int, kernel: int) -> nn.Sequential:
-    """A convolution and a 3x3 max-pooling, each of stride 2: a quarter of the picture's sides."""
+    """Build a convolution and a 3x3 max-pooling, both with stride 2, which divide the size by 4."""
     conv = conv_bn(inputs, outputs, kernel, stride=2)
     return named(conv=conv, pool=nn.MaxPool2d(kernel_size=3, stride=2, padding=1))
 
@@ -57,10 +57,10 @@ def staged(
     head: nn.Module | None = None,
     neck: nn.Module | None = None,
 ) -> nn.Sequential:
-    """A network for pictures, by these names, but for those that are None.
+    """Build an image classifier of named parts; None is left out.
 
-    `stem`, `stage1`, `stage2`, ..., `head`, `pool` (a global average), `flatten`, `neck`,
-    `classifier`.
+    The names are `stem`, `stage1`, `stage2`, ..., `head`, `pool` (a global average), `flatten`,
+    `neck`, `classifier`.
     """
     return named(
         stem=stem,
@@ -74,15 +74,14 @@ def staged(
 
 
 def numbered(stages: Sequence[nn.Module]) -> dict[str, nn.Module]:
-    """`stage1`, `stage2`, ..., the names by which stages are found."""
+    """Name stages `stage1`, `stage2`, ..., as `stages.py` expects."""
     return {f"stage{number}": stage for number, stage in enumerate(stages, start=1)}
 
 
 def in_stages(blocks: Sequence[nn.Module]) -> list[nn.Module]:
-    """Equal blocks as at most `BLOCK_STAGES` stages of (nearly) equal length.
+    """Group equal blocks into at most `BLOCK_STAGES` stages of (nearly) equal length.
 
-    From that many blocks on, the number of stages does not depend on the depth; of fewer blocks
-    each is a stage.
+    With fewer blocks, each one is a stage; with more, the number of stages is constant.
     """
     count = min(len(blocks), BLOCK_STAGES)
     ends = [-(-number * len(blocks) // count) for number in range(count + 1)]
@@ -90,7 +89,7 @@ def in_stages(blocks: Sequence[nn.Module]) -> list[nn.Module]:
 
 
 def shortcut(inputs: int, outputs: int, stride: int) -> nn.Module:
-    """Identity where it fits, else a 1x1 convolution with batch-norm (He et al. 2016, option B)."""
+    """Build the identity, or a 1x1 convolution with batch-norm (He et al. 2016, option B)."""
     if stride == 1 and inputs == outputs:
         return nn.Identity()
     return nn.Sequential(
@@ -100,7 +99,7 @@ def shortcut(inputs: int, outputs: int, stride: int) -> nn.Module:
 
 
 class Residual(nn.Module):
-    """ReLU of the sum of what `body` and `shortcut` make of the inputs."""
+    """ReLU of the sum of `body` and `shortcut`."""
 
     def __init__(self, body: nn.Module, shortcut: nn.Module) -> None:
         super().__init__()
@@ -115,14 +114,15 @@ class Residual(nn.Module):
 class InvertedResidual(nn.Module):
     """A 1x1 to `hidden` channels, a depthwise and a linear 1x1 convolution.
 
-    The inputs are added where the shape stays (Sandler et al. 2018, arXiv:1801.04381, table 1).
+    The inputs are added if the shape does not change (Sandler et al. 2018, arXiv:1801.04381,
+    table 1).
 
     Args:
-        inputs, outputs, hidden: channels.
+        inputs, outputs, hidden: numbers of channels.
         kernel, stride: of the depthwise convolution.
-        act: the activation of the first two convolutions.
-        expands: whether there is a first one; if not, `hidden` equals `inputs`.
-        squeeze: what stands after the depthwise convolution.
+        act: activation of the first two convolutions.
+        expands: whether there is a first convolution; if not, `hidden` equals `inputs`.
+        squeeze: module after the depthwise convolution.
     """
 
     def __init__(
@@ -152,9 +152,9 @@ class InvertedResidual(nn.Module):
 
 
 class SqueezeExcite(nn.Module):
-    """(B, C, H, W) -> the same, each channel scaled by a gate that sees all channels' means.
+    """Scale each channel of (B, C, H, W) by a gate of the means of all channels.
 
-    Hu et al. 2018 (arXiv:1709.01507), eq. 2 to 4, with C / `reduction` units in between.
+    Hu et al. 2018 (arXiv:1709.01507), eq. 2 to 4, with C / `reduction` hidden units.
     """
 
     def __init__(self, channels: int, reduction: int = 4) -> None:
@@ -173,59 +173,62 @@ class SqueezeExcite(nn.Module):
 
 
 class Patches(nn.Module):
-    """(B, C, H, W) -> (B, tokens, width): a linear map of each square of the picture."""
+    """Linear embedding of image patches: (B, C, H, W) -> (B, tokens, width)."""
 
     def __init__(self, channels: int, width: int, patch: int) -> None:
         super().__init__()
         self.conv = nn.Conv2d(channels, width, patch, stride=patch)
 
-    def forward(self, pictures: Tensor) -> Tensor:
-        return self.conv(pictures).flatten(2).transpose(1, 2)
+    def forward(self, images: Tensor) -> Tensor:
+        return self.conv(images).flatten(2).transpose(1, 2)
 
 
 class TokenMean(nn.Module):
-    """(B, tokens, width) -> (B, width)."""
+    """Mean over tokens: (B, tokens, width) -> (B, width)."""
 
     def forward(self, tokens: Tensor) -> Tensor:
         return tokens.mean(dim=1)
 
 
 def patch_count(shape: tuple[int, int, int], patch: int, family: str) -> int:
-    """How many patches of `patch` x `patch` tile a picture of (channels, height, width).
+    """Return the number of `patch` x `patch` patches in an image of (channels, height, width).
+
+    Args:
+        family: name of the model, for messages.
 
     Raises:
-        ValueError: they do not; `family` is the model's name.
+        ValueError: the patch size does not divide the image size.
     """
     _, height, width = shape
     if height % patch or width % patch:
-        fit = [
+        sides = [
             str(side)
             for side in range(1, min(height, width) + 1)
             if not (height % side or width % side)
         ]
         raise ValueError(
-            f"{family} cuts pictures into whole patches, and {patch}x{patch} patches do not tile "
-            f"{height}x{width}; set patch to one of {', '.join(fit)}"
+            f"{family} splits images into patches, and {patch}x{patch} patches do not divide "
+            f"{height}x{width}; set patch to one of {', '.join(sides)}"
         )
     return (height // patch) * (width // patch)
 
 
 def perceptron(width: int, hidden: int) -> nn.Sequential:
-    """(..., width) -> (..., width): a linear layer, GELU, a linear layer."""
+    """Build a linear layer, GELU and a linear layer: (..., width) -> (..., width)."""
     return named(fc1=nn.Linear(width, hidden), act=nn.GELU(), fc2=nn.Linear(hidden, width))
 
 
 def divisible(channels: float, by: int) -> int:
-    """The multiple of `by` next to `channels`, and no less than nine tenths of it.
+    """Round to the nearest multiple of `by` that is at least 90% of `channels`.
 
-    The rounding of the authors' MobileNets (Sandler et al. 2018, arXiv:1801.04381).
+    As in the authors' MobileNets (Sandler et al. 2018, arXiv:1801.04381).
     """
     rounded = max(by, int(channels + by / 2) // by * by)
     return rounded + by if rounded < 0.9 * channels else rounded
 
 
 def init_kaiming(network: nn.Module) -> None:
-    """Convolutions from the normal distribution of He et al. 2015 (arXiv:1502.01852), fan out.
+    """Initialize convolutions as He et al. 2015 (arXiv:1502.01852): normal, fan out.
 
     Other modules keep PyTorch's defaults (batch-norm: scale 1, shift 0).
     """
@@ -236,8 +239,8 @@ def init_kaiming(network: nn.Module) -> None:
                 nn.init.zeros_(module.bias)
 
 
-def start(network: nn.Module, draw: Callable[[Tensor], object]) -> None:
-    """Weights of convolutions and linear layers from `draw`, their biases 0.
+def init_weights(network: nn.Module, draw: Callable[[Tensor], object]) -> None:
+    """Initialize convolutions and linear layers with `draw`, and their biases with 0.
 
     Other modules keep PyTorch's defaults (norms: scale 1, shift 0).
     """
@@ -249,27 +252,26 @@ def start(network: nn.Module, draw: Callable[[Tensor], object]) -> None:
 
 
 def small_normal(weight: Tensor) -> None:
-    """From a truncated normal distribution with standard deviation 0.02."""
+    """Draw from a truncated normal distribution with standard deviation 0.02."""
     nn.init.trunc_normal_(weight, std=0.02)
 
 
 def glorot_uniform(weight: Tensor) -> None:
-    """From the uniform distribution of Glorot & Bengio 2010, eq. 16; patches as linear layers."""
+    """Draw from the uniform distribution of Glorot & Bengio 2010, eq. 16; patches as linear."""
     nn.init.xavier_uniform_(weight.detach().flatten(1))
 
 
 def lecun_normal(weight: Tensor) -> None:
-    """From a normal distribution of variance 1 / fan in, cut at two standard deviations.
+    """Draw from a normal distribution of variance 1 / fan in, cut at two standard deviations.
 
-    LeCun et al. 1998 (Efficient BackProp, section 4.6), in the form that JAX's libraries start
-    their linear layers and convolutions from.
+    LeCun et al. 1998 (Efficient BackProp, section 4.6), as in JAX's libraries.
     """
     std = (weight[0].numel()) ** -0.5 / 0.87962566
     nn.init.trunc_normal_(weight, std=std, a=-2 * std, b=2 * std)
 
 
 def small_classifier(inputs: int, classes: int) -> nn.Linear:
-    """A linear layer that starts near 0: normal, standard deviation 0.01, biases 0."""
+    """Build a linear layer with small weights: normal, standard deviation 0.01, biases 0."""
     linear = nn.Linear(inputs, classes)
     nn.init.normal_(linear.weight, std=0.01)
     nn.init.zeros_(linear.bias)

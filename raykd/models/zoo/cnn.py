@@ -1,4 +1,4 @@
-"""Convolutional networks of freely chosen stages: a space for architecture search."""
+"""Convolutional networks of configurable stages, for architecture search."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from torch import nn
 
 from raykd.models.base import Model, Task, picture_shape, written
 from raykd.models.zoo.blocks import conv_bn, init_kaiming, staged
-from raykd.models.zoo.cnn_blocks import AnyBlock, Place, Plain
+from raykd.models.zoo.cnn_blocks import AnyBlock, BlockShape, Plain
 from raykd.registry import option
 
 
 @option
 class CnnStage:
-    """One stage of a `cnn`: a block, repeated.
+    """One stage of a `cnn`: repeated blocks.
 
-    The first block has the stage's stride and comes from the channels of the stage before.
+    The first block has the stride of the stage and takes the channels of the previous stage.
     """
 
     width: Annotated[int, Field(ge=1, description="Output channels")]
@@ -35,26 +35,26 @@ class CnnStage:
     ] = False
 
     def build(self, inputs: int, first: bool) -> nn.Sequential:
-        """(B, inputs, H, W) -> (B, width, H', W').
+        """Build the stage: (B, inputs, H, W) -> (B, width, H', W').
 
         Raises:
-            ValueError: the block cannot have such a width.
+            ValueError: the block does not support this width.
         """
         stride = self.stride or (1 if first else 2)
         blocks = []
         for number in range(self.depth):
-            place = Place(
+            shape = BlockShape(
                 inputs if number == 0 else self.width,
                 self.width,
                 self.kernel,
                 stride if number == 0 else 1,
                 self.squeeze_excite,
             )
-            blocks.append(self.block.build(place))
+            blocks.append(self.block.build(shape))
         return nn.Sequential(*blocks)
 
     def __repr__(self) -> str:
-        """As a study file writes it, without what is left at its default."""
+        """Format as in a study file, without fields that have their default."""
         return written(self)
 
 
@@ -62,15 +62,15 @@ class CnnStage:
 class Cnn(Model):
     """Convolutional network of configurable stages, for architecture search.
 
-    A 3x3 stem with batch-norm and ReLU, stages one after the other, a global average and a linear
-    classifier.  Each stage has a width, a number of blocks, a kernel, a kind of block and, if
-    asked for, squeeze-and-excite of its own.  A macro space: blocks within a stage are the same,
-    and there are no cells to search.  How many stages there are may be open, too: a stage that is
-    null is left out, so the last one may be `{choice: [null, {width: 64}]}`.
+    A 3x3 stem with batch-norm and ReLU, a sequence of stages, a global average and a linear
+    classifier.  Each stage has its own width, number of blocks, kernel size, block type and
+    optional squeeze-and-excite.  This is a macro search space: the blocks of a stage are equal,
+    and there are no cells to search.  The number of stages can be searched, too: null entries are
+    left out, so the last stage may be `{choice: [null, {width: 64}]}`.
 
-    Every stage but the first halves the size, rounding up, so pictures of every size will do.
-    Convolutions start as in He et al. 2015 (arXiv:1502.01852), fan out, the classifier from
-    PyTorch's defaults.
+    Every stage except the first halves the size, rounding up, so any image size works.
+    Convolutions are initialized as in He et al. 2015 (arXiv:1502.01852), fan out, the classifier
+    with PyTorch's defaults.
     """
 
     name: Literal["cnn"] = "cnn"
@@ -87,18 +87,18 @@ class Cnn(Model):
 
     def build(self, task: Task) -> nn.Module:
         channels, _, _ = picture_shape(task, self.name)
-        there = [stage for stage in self.stages if stage is not None]
-        if not there:
-            raise ValueError(f"a cnn has at least one stage, not {written(self.stages)}; list some")
-        before = self.stem or there[0].width
-        stem = conv_bn(channels, before, kernel=3, stride=self.stem_stride)
+        present = [stage for stage in self.stages if stage is not None]
+        if not present:
+            raise ValueError(f"a cnn needs at least one stage, got {written(self.stages)}")
+        width = self.stem or present[0].width
+        stem = conv_bn(channels, width, kernel=3, stride=self.stem_stride)
         stages: list[nn.Module] = []
-        for number, stage in enumerate(there, start=1):
+        for number, stage in enumerate(present, start=1):
             try:
-                stages.append(stage.build(before, first=number == 1))
+                stages.append(stage.build(width, first=number == 1))
             except ValueError as error:
                 raise ValueError(f"stage{number} of the cnn: {error}") from None
-            before = stage.width
-        network = staged(stem, stages, nn.Linear(before, task.classes))
+            width = stage.width
+        network = staged(stem, stages, nn.Linear(width, task.classes))
         init_kaiming(network)
         return network

@@ -1,7 +1,7 @@
-"""The blocks that a `cnn`'s stages repeat.
+"""Blocks of the stages of a `cnn`.
 
-Each has batch-norms, ReLUs and, if it is asked for, a squeeze-and-excite on what the block adds
-(Hu et al. 2018, arXiv:1709.01507).
+Each has batch-norms, ReLUs and an optional squeeze-and-excite before the shortcut is added (Hu et
+al. 2018, arXiv:1709.01507).
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from raykd.registry import option
 
 
 @dataclass(frozen=True)
-class Place:
-    """What a block has to fit.
+class BlockShape:
+    """Channels, kernel size and stride of a block.
 
     Attributes:
-        inputs, outputs: channels.
-        kernel: side of its spatial convolution; odd.
-        stride: 2 where the block halves the size.
-        squeeze_excite: whether it has a squeeze-and-excite.
+        inputs, outputs: numbers of channels.
+        kernel: kernel size of the spatial convolution; odd.
+        stride: 2 to halve the size.
+        squeeze_excite: whether the block has a squeeze-and-excite.
     """
 
     inputs: int
@@ -56,11 +56,11 @@ class Block:
 
     name: str
 
-    def build(self, place: Place) -> nn.Module:
-        """(B, inputs, H, W) -> (B, outputs, H / stride, W / stride).
+    def build(self, shape: BlockShape) -> nn.Module:
+        """Build the block: (B, inputs, H, W) -> (B, outputs, H / stride, W / stride).
 
         Raises:
-            ValueError: it cannot be built with so many channels.
+            ValueError: the block does not support these numbers of channels.
         """
         raise NotImplementedError
 
@@ -71,9 +71,9 @@ class Plain(Block):
 
     name: Literal["plain"] = "plain"
 
-    def build(self, place: Place) -> nn.Module:
-        conv = conv_bn(place.inputs, place.outputs, place.kernel, place.stride)
-        return named(spatial=conv, squeeze=place.squeeze(place.outputs))
+    def build(self, shape: BlockShape) -> nn.Module:
+        conv = conv_bn(shape.inputs, shape.outputs, shape.kernel, shape.stride)
+        return named(spatial=conv, squeeze=shape.squeeze(shape.outputs))
 
 
 @option
@@ -82,13 +82,13 @@ class Basic(Block):
 
     name: Literal["basic"] = "basic"
 
-    def build(self, place: Place) -> nn.Module:
+    def build(self, shape: BlockShape) -> nn.Module:
         body = named(
-            spatial1=conv_bn(place.inputs, place.outputs, place.kernel, place.stride),
-            spatial2=conv_bn(place.outputs, place.outputs, place.kernel, act=None),
-            squeeze=place.squeeze(place.outputs),
+            spatial1=conv_bn(shape.inputs, shape.outputs, shape.kernel, shape.stride),
+            spatial2=conv_bn(shape.outputs, shape.outputs, shape.kernel, act=None),
+            squeeze=shape.squeeze(shape.outputs),
         )
-        return Residual(body, place.shortcut)
+        return Residual(body, shape.shortcut)
 
 
 @option
@@ -100,15 +100,15 @@ class Bottleneck(Block):
         int, Field(ge=1, description="Ratio of the stage width to the inner channels")
     ] = 4
 
-    def build(self, place: Place) -> nn.Module:
-        inner = max(1, place.outputs // self.expansion)
+    def build(self, shape: BlockShape) -> nn.Module:
+        inner = max(1, shape.outputs // self.expansion)
         body = named(
-            reduce=conv_bn(place.inputs, inner),
-            spatial=conv_bn(inner, inner, place.kernel, place.stride),
-            expand=conv_bn(inner, place.outputs, act=None),
-            squeeze=place.squeeze(place.outputs),
+            reduce=conv_bn(shape.inputs, inner),
+            spatial=conv_bn(inner, inner, shape.kernel, shape.stride),
+            expand=conv_bn(inner, shape.outputs, act=None),
+            squeeze=shape.squeeze(shape.outputs),
         )
-        return Residual(body, place.shortcut)
+        return Residual(body, shape.shortcut)
 
 
 @option
@@ -117,12 +117,12 @@ class Depthwise(Block):
 
     name: Literal["depthwise"] = "depthwise"
 
-    def build(self, place: Place) -> nn.Module:
-        inputs = place.inputs
+    def build(self, shape: BlockShape) -> nn.Module:
+        inputs = shape.inputs
         return named(
-            depthwise=conv_bn(inputs, inputs, place.kernel, place.stride, groups=inputs),
-            pointwise=conv_bn(inputs, place.outputs),
-            squeeze=place.squeeze(place.outputs),
+            depthwise=conv_bn(inputs, inputs, shape.kernel, shape.stride, groups=inputs),
+            pointwise=conv_bn(inputs, shape.outputs),
+            squeeze=shape.squeeze(shape.outputs),
         )
 
 
@@ -136,16 +136,16 @@ class InvertedResidualBlock(Block):
         Field(ge=1, description="Ratio of the hidden channels to the input channels of the block"),
     ] = 6
 
-    def build(self, place: Place) -> nn.Module:
-        hidden = place.inputs * self.expansion
+    def build(self, shape: BlockShape) -> nn.Module:
+        hidden = shape.inputs * self.expansion
         return InvertedResidual(
-            place.inputs,
-            place.outputs,
+            shape.inputs,
+            shape.outputs,
             hidden,
-            kernel=place.kernel,
-            stride=place.stride,
+            kernel=shape.kernel,
+            stride=shape.stride,
             expands=self.expansion > 1,
-            squeeze=place.squeeze(hidden),
+            squeeze=shape.squeeze(hidden),
         )
 
 
@@ -153,7 +153,7 @@ class InvertedResidualBlock(Block):
 class Group(Block):
     """A grouped and a 1x1 convolution with a shortcut (Crowley et al. 2018, arXiv:1711.02613).
 
-    Half of their block G(g), which has two such pairs of convolutions.
+    One half of the block G(g) of the paper, which has two such pairs of convolutions.
     """
 
     name: Literal["group"] = "group"
@@ -166,15 +166,15 @@ class Group(Block):
         ),
     ] = 4
 
-    def build(self, place: Place) -> nn.Module:
-        inputs = place.inputs
+    def build(self, shape: BlockShape) -> nn.Module:
+        inputs = shape.inputs
         groups = gcd(inputs, self.groups)
         body = named(
-            grouped=conv_bn(inputs, inputs, place.kernel, place.stride, groups=groups),
-            pointwise=conv_bn(inputs, place.outputs, act=None),
-            squeeze=place.squeeze(place.outputs),
+            grouped=conv_bn(inputs, inputs, shape.kernel, shape.stride, groups=groups),
+            pointwise=conv_bn(inputs, shape.outputs, act=None),
+            squeeze=shape.squeeze(shape.outputs),
         )
-        return Residual(body, place.shortcut)
+        return Residual(body, shape.shortcut)
 
 
 @option
@@ -183,9 +183,9 @@ class Shuffle(Block):
 
     name: Literal["shuffle"] = "shuffle"
 
-    def build(self, place: Place) -> nn.Module:
-        squeeze = place.squeeze(place.outputs // 2)
-        return ShuffleUnit(place.inputs, place.outputs, place.stride, place.kernel, squeeze)
+    def build(self, shape: BlockShape) -> nn.Module:
+        squeeze = shape.squeeze(shape.outputs // 2)
+        return ShuffleUnit(shape.inputs, shape.outputs, shape.stride, shape.kernel, squeeze)
 
 
 AnyBlock = Annotated[

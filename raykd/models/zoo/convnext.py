@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from raykd.models.base import Model, Task, picture_shape
-from raykd.models.zoo.blocks import named, perceptron, small_normal, staged, start
+from raykd.models.zoo.blocks import init_weights, named, perceptron, small_normal, staged
 from raykd.registry import option
 
 _SCALE = 1e-6
@@ -20,15 +20,15 @@ class Convnext(Model):
     """ConvNeXt: stages of depthwise convolutions and MLPs with layer normalization.
 
     Liu et al. 2022 (arXiv:2201.03545): a stem that maps each `patch` x `patch` square to `width`
-    channels, stages of `depths` blocks with twice the channels of the stage before at half its
-    size (a 2x2 convolution of stride 2), a global average, a layer-norm and a linear classifier.
-    A block is a depthwise `kernel` x `kernel` convolution, a layer-norm and a perceptron of
-    `expansion` x the channels, with a learned scale beside a shortcut.  ConvNeXt-T is `patch: 4,
-    width: 96, depths: [3, 3, 9, 3]`.  Small pictures want a `patch` of 2 or 1; with 1 the stem is
-    a 3x3 convolution, since of a single grey pixel a layer-norm would leave no more than the sign.
+    channels, stages of `depths` blocks, each with twice the channels of the previous stage at half
+    its size (a 2x2 convolution of stride 2), a global average, a layer-norm and a linear
+    classifier.  A block is a depthwise `kernel` x `kernel` convolution, a layer-norm and an MLP
+    of `expansion` x the channels, with a learned scale and a shortcut.  ConvNeXt-T is `patch: 4,
+    width: 96, depths: [3, 3, 9, 3]`.  Small images need a `patch` of 2 or 1; with 1 the stem is a
+    3x3 convolution, since a layer-norm of a single gray pixel keeps only its sign.
 
-    Weights start from a truncated normal distribution with standard deviation 0.02, biases at 0
-    and scales at 1e-6, as the authors'; stochastic depth is left out.
+    Weights are initialized with a truncated normal distribution with standard deviation 0.02,
+    biases with 0 and scales with 1e-6, as by the authors; there is no stochastic depth.
     """
 
     paper = "Liu 2022, arXiv:2201.03545"
@@ -49,7 +49,7 @@ class Convnext(Model):
 
     def build(self, task: Task) -> nn.Module:
         channels, height, width = picture_shape(task, self.name)
-        self._fits(min(height, width))
+        self._check_size(min(height, width))
         stages = [self._stage(number) for number in range(len(self.depths))]
         last = self.width << (len(self.depths) - 1)
         network = staged(
@@ -58,7 +58,7 @@ class Convnext(Model):
             nn.Linear(last, task.classes),
             neck=nn.LayerNorm(last, eps=1e-6),
         )
-        start(network, small_normal)
+        init_weights(network, small_normal)
         return network
 
     def _stem(self, channels: int) -> nn.Conv2d:
@@ -66,14 +66,14 @@ class Convnext(Model):
             return nn.Conv2d(channels, self.width, kernel_size=3, padding=1)
         return nn.Conv2d(channels, self.width, self.patch, stride=self.patch)
 
-    def _fits(self, side: int) -> None:
-        """See that something is left of the picture in the last stage."""
+    def _check_size(self, side: int) -> None:
+        """Raise ValueError if the image is too small for the last stage."""
         stages = len(self.depths)
         needed = self.patch << (stages - 1)
         if not self.depths or side < needed:
             raise ValueError(
-                f"a convnext of {stages} stages behind a patch of {self.patch} needs pictures of "
-                f"{needed}x{needed} and more, and the data's smaller side is {side}; "
+                f"a convnext of {stages} stages with a patch of {self.patch} needs images of "
+                f"{needed}x{needed} or larger, and the smaller side of the data is {side}; "
                 f"set patch to {max(1, side >> (stages - 1))} or less, or give fewer depths "
                 f"({max(1, (side // self.patch).bit_length())} at most)"
             )
@@ -90,7 +90,7 @@ class Convnext(Model):
 
 
 class _Block(nn.Module):
-    """(B, C, H, W) -> the same; inside, behind the convolution, channels come last."""
+    """ConvNeXt block, (B, C, H, W) -> (B, C, H, W); channels last after the convolution."""
 
     def __init__(self, width: int, kernel: int, hidden: int) -> None:
         super().__init__()
@@ -105,7 +105,7 @@ class _Block(nn.Module):
 
 
 class ChannelNorm(nn.LayerNorm):
-    """Layer-norm over the channels of each place of (B, C, H, W)."""
+    """Layer-norm over the channels at each position of (B, C, H, W)."""
 
     def __init__(self, channels: int) -> None:
         super().__init__(channels, eps=1e-6)

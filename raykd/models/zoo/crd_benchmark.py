@@ -1,7 +1,7 @@
-"""The networks of the CRD benchmark under the names it gives them.
+"""Networks of the CRD benchmark, by its names.
 
 Tian et al. 2020 (arXiv:1910.10699), section 4.1, and their code (HobbitLong/RepDistiller,
-`models/`), for CIFAR-100.  Each is one member of a family; to search its surroundings, write the
+`models/`), for CIFAR-100.  Each is one member of a family; to search similar networks, use the
 family with these fields.
 """
 
@@ -38,14 +38,14 @@ MEMBERS: dict[str, Model] = {
     "ShuffleV1": ShufflenetV1(),
     "ShuffleV2": ShufflenetV2(),
 }
-"""The benchmark's networks, by its names."""
+"""Networks of the benchmark, by name."""
 
 
 @option
 class Published(Model):
-    """Base of the networks that have a name of their own.
+    """Base of the networks of the benchmark.
 
-    Attributes:
+    Class attributes:
         member: the same network as a member of its family.
     """
 
@@ -57,18 +57,18 @@ class Published(Model):
 
 
 def _published(name: str, member: Model) -> type[Published]:
-    held = {
+    namespace = {
         "__module__": __name__,
         "__annotations__": {"name": Literal[name]},
         "__doc__": f"The CRD benchmark's {name}: {written(member)}.",
         "name": name,
         "member": member,
     }
-    return option(type(f"Crd{name[0].upper()}{name[1:]}", (Published,), held))
+    return option(type(f"Crd{name[0].upper()}{name[1:]}", (Published,), namespace))
 
 
 CRD_BENCHMARK = tuple(_published(name, member) for name, member in MEMBERS.items())
-"""An option for each, so that a study can ask for it by that name alone."""
+"""Options of the networks, so that a study can use their names."""
 
 # Pickle finds a class by its module and its name.
 globals().update({cls.__name__: cls for cls in CRD_BENCHMARK})

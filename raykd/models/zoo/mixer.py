@@ -12,12 +12,12 @@ from raykd.models.zoo.blocks import (
     Patches,
     TokenMean,
     in_stages,
+    init_weights,
     lecun_normal,
     named,
     numbered,
     patch_count,
     perceptron,
-    start,
 )
 from raykd.registry import option
 
@@ -27,15 +27,15 @@ class Mixer(Model):
     """MLP-Mixer: alternating MLPs over the patches of an image and over their channels.
 
     Tolstikhin et al. 2021 (arXiv:2105.01601), eq. 1: patches of `patch` x `patch`, each mapped to
-    a token; `depth` blocks of a perceptron across the tokens (`token_ratio` x `width` hidden
-    units) and one across each token (`mlp_ratio` x `width`), both behind a layer-norm and beside a
-    shortcut; a layer-norm, the tokens' mean and a linear classifier.  Mixer-S/16 is `patch: 16,
-    depth: 8, width: 512`, Mixer-B/16 `patch: 16, depth: 12, width: 768`.
+    a token; `depth` blocks of an MLP across the tokens (`token_ratio` x `width` hidden units) and
+    one across the channels (`mlp_ratio` x `width`), each after a layer-norm and with a shortcut;
+    a layer-norm, the mean of the tokens and a linear classifier.  Mixer-S/16 is `patch: 16, depth:
+    8, width: 512`, Mixer-B/16 `patch: 16, depth: 12, width: 768`.
 
-    The blocks make up to four stages of equal length, whose outputs are (tokens, width); with four
-    blocks and more there are four.  Weights start from LeCun's normal distribution and biases at
-    0, as in the paper's code (appendix E), but for its classifier at 0, so that all layers learn
-    from the first step on.  Dropout and stochastic depth are left out.
+    The blocks form up to four stages of equal length with outputs (tokens, width); four or more
+    blocks form four.  Weights are initialized with LeCun's normal distribution and biases with 0,
+    as in the paper's code (appendix E), except for its classifier of zeros, so that all layers
+    learn from the first step.  There is no dropout and no stochastic depth.
     """
 
     paper = "Tolstikhin 2021, arXiv:2105.01601"
@@ -63,7 +63,7 @@ class Mixer(Model):
             pool=TokenMean(),
             classifier=nn.Linear(self.width, task.classes),
         )
-        start(network, lecun_normal)
+        init_weights(network, lecun_normal)
         return network
 
     def _block(self, count: int) -> nn.Module:
@@ -72,7 +72,7 @@ class Mixer(Model):
 
 
 class _Block(nn.Module):
-    """(B, tokens, width) -> the same."""
+    """Mixer block: (B, tokens, width) -> (B, tokens, width)."""
 
     def __init__(self, count: int, width: int, across: int, hidden: int) -> None:
         super().__init__()

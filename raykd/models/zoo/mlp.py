@@ -17,8 +17,8 @@ from raykd.registry import option
 class Mlp(Model):
     """Fully connected network on flattened samples, with batch normalization and ReLU.
 
-    `depth` counts the hidden blocks (linear, batch-norm, ReLU), all of the same width; a linear
-    classifier follows.  It takes samples of any shape.
+    `depth` is the number of hidden blocks (linear, batch-norm, ReLU), all of the same width; a
+    linear classifier follows.  Samples may have any shape.
     """
 
     name: Literal["mlp"] = "mlp"

@@ -33,7 +33,7 @@ _STAGES = (
     (_Row(64, 4, 2), _Row(96, 3, 1)),
     (_Row(160, 3, 2), _Row(320, 1, 1)),
 )
-"""The paper's table 2 without its stem and head."""
+"""Table 2 of the paper, without stem and head."""
 _STEM = 32
 _HEAD = 1280
 
@@ -44,17 +44,18 @@ class MobilenetV2(Model):
 
     Sandler et al. 2018 (arXiv:1801.04381), table 2: a 3x3 stem, blocks of 16, 24, 32, 64, 96, 160
     and 320 channels, a 1x1 convolution to 1,280, a global average and a linear classifier.
-    Channels are multiplied by `width_multiplier`, a block's hidden ones by `expansion` besides,
-    but not in the first block.  The stages end at 24, 32, 96 and 320 channels.
+    Channels are multiplied by `width_multiplier`; the hidden channels of a block also by
+    `expansion`, except in the first block.  The stages end with 24, 32, 96 and 320 channels.
 
-    `variant: imagenet` is the paper's: ReLU6, a dropout of 0.2 before the classifier, channels
-    rounded to multiples of 8, and the 1,280 never multiplied down.  `variant: cifar` is that of
-    the benchmark of Tian et al. 2020 (arXiv:1910.10699), whose MobileNetV2 has a
-    `width_multiplier` of 0.5: the blocks of 24 channels keep the size, ReLU, channels cut to whole
-    numbers, a first 1x1 convolution in the first block too, no dropout.
+    `variant: imagenet` is that of the paper: ReLU6, a dropout of 0.2 before the classifier,
+    channels rounded to multiples of 8, and at least 1,280 channels at the end.  `variant: cifar`
+    is that of the benchmark of Tian et al. 2020 (arXiv:1910.10699), whose MobileNetV2 has a
+    `width_multiplier` of 0.5: blocks with 24 channels keep the size, ReLU, channels truncated to
+    integers, a 1x1 expansion in the first block too, no dropout.
 
-    Convolutions start as in He et al. 2015 (arXiv:1502.01852), fan out, the classifier normal with
-    standard deviation 0.01 and bias 0, as the benchmark and torchvision have it.
+    Convolutions are initialized as in He et al. 2015 (arXiv:1502.01852), fan out, the classifier
+    with a normal distribution with standard deviation 0.01 and bias 0, as in the benchmark and in
+    torchvision.
     """
 
     paper = "Sandler 2018, arXiv:1801.04381"

@@ -29,16 +29,16 @@ _FOUR_STAGES: dict[Kind, dict[int, tuple[int, ...]]] = {
 
 
 def _blocks(depth: int, block: Kind, stages: int) -> tuple[int, ...]:
-    """How many blocks each stage has.
+    """Return the number of blocks of each stage.
 
     Raises:
-        ValueError: there is no network of this depth.
+        ValueError: the depth is not possible.
     """
     if stages == 4:
-        known = _FOUR_STAGES[block]
-        if depth in known:
-            return known[depth]
-        rule = ", ".join(map(str, known))
+        depths = _FOUR_STAGES[block]
+        if depth in depths:
+            return depths[depth]
+        rule = ", ".join(map(str, depths))
     else:
         each = 3 * _CONVOLUTIONS[block]
         if depth > 2 and depth % each == 2:
@@ -59,21 +59,21 @@ def _valid_depth(depth: int, info: ValidationInfo) -> int:
 class Resnet(Model):
     """Residual network of basic or bottleneck blocks in three or four stages.
 
-    He et al. 2016 (arXiv:1512.03385).  With the defaults the one of section 4.2 for CIFAR: a 3x3
-    stem, three stages of (depth - 2) / 6 basic blocks with `width`, 2 x `width` and 4 x `width`
-    channels, each stage but the first at half the size of the one before, a global average and a
-    linear classifier.  No pooling comes before the first stage, so pictures of 8x8 will do.
-    With `stages: 4, stem_type: imagenet, width: 64` the ones of table 1 for ImageNet: a 7x7 stem
-    and a max-pooling of stride 2 each; depth 18 and 34 (basic), 50, 101 and 152 (bottleneck), and
-    10, 14 and 26 with one or two blocks in each stage.  Basic blocks of three stages have depth
-    6n+2, bottleneck blocks 9n+2.
+    He et al. 2016 (arXiv:1512.03385).  The defaults are the networks of section 4.2 for CIFAR: a
+    3x3 stem, three stages of (depth - 2) / 6 basic blocks with `width`, 2 x `width` and 4 x
+    `width` channels, each stage except the first at half the size of the previous one, a global
+    average and a linear classifier.  There is no pooling before the first stage, so images of 8x8
+    work.  `stages: 4, stem_type: imagenet, width: 64` are the networks of table 1 for ImageNet: a
+    7x7 stem and a max-pooling, both with stride 2; depth 18 and 34 (basic), 50, 101 and 152
+    (bottleneck), and 10, 14 and 26 with one or two blocks per stage.  With three stages, the depth
+    is 6n+2 for basic blocks and 9n+2 for bottleneck blocks.
 
-    A bottleneck block gives 4 x its stage's `width` channels, and halves the size in its 3x3
-    convolution and not in the first 1x1 as the paper has it (as torchvision and the benchmark of
-    Tian et al. 2020, arXiv:1910.10699).  Where a block changes the shape, its shortcut is a 1x1
-    convolution with batch-norm (the paper's option B), as in that benchmark, and not the zero
-    padding (option A) of the paper's own CIFAR networks.  Convolutions start as in He et al. 2015
-    (arXiv:1502.01852), fan out, the rest from PyTorch's defaults, as the benchmark has it.
+    A bottleneck block outputs 4 x the `width` of its stage, and halves the size in its 3x3
+    convolution instead of the first 1x1 of the paper (as torchvision and the benchmark of Tian et
+    al. 2020, arXiv:1910.10699).  If a block changes the shape, its shortcut is a 1x1 convolution
+    with batch-norm (option B of the paper), as in that benchmark, instead of the zero padding
+    (option A) of the paper's CIFAR networks.  Convolutions are initialized as in He et al. 2015
+    (arXiv:1502.01852), fan out, the rest with PyTorch's defaults, as in the benchmark.
     """
 
     paper = "He 2016, arXiv:1512.03385"
@@ -135,7 +135,7 @@ def _stage(block: Kind, inputs: int, width: int, count: int, stride: int) -> nn.
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions beside a shortcut: `inputs` to `width` channels."""
+    """Two 3x3 convolutions and a shortcut: `inputs` to `width` channels."""
 
     def __init__(self, inputs: int, width: int, stride: int) -> None:
         super().__init__()
@@ -151,7 +151,7 @@ class BasicBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """A 1x1, a 3x3 and a 1x1 convolution beside a shortcut: `inputs` to 4 x `width` channels."""
+    """A 1x1, a 3x3 and a 1x1 convolution and a shortcut: `inputs` to 4 x `width` channels."""
 
     def __init__(self, inputs: int, width: int, stride: int) -> None:
         super().__init__()

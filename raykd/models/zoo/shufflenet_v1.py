@@ -23,16 +23,17 @@ class ShufflenetV1(Model):
 
     Zhang et al. 2018 (arXiv:1707.01083), table 1: a stem of 24 channels, three stages of `depths`
     units with 144, 200, 240, 272 or 384 channels in the first for 1, 2, 3, 4 or 8 `groups` and
-    twice as many in each further one, a global average and a linear classifier.  All channels are
-    multiplied by `width_multiplier` (the paper's "s x") and rounded up to what the groups divide.
-    Each stage begins by halving the size and setting its inputs, averaged, beside its outputs.
+    twice as many in each following one, a global average and a linear classifier.  All channels
+    are multiplied by `width_multiplier` ("s x" in the paper) and rounded up to a multiple of the
+    groups.  The first unit of a stage halves the size and concatenates its averaged inputs and its
+    outputs.
 
     `variant: cifar` is that of the benchmark of Tian et al. 2020 (arXiv:1910.10699), whose
-    ShuffleV1 is what the defaults give: a 1x1 stem that keeps the size; a ReLU after the depthwise
-    convolution; inner channels a quarter of those that a unit adds.  `variant: imagenet` is the
-    paper's: a 3x3 convolution and a max-pooling of stride 2 each; no such ReLU; inner channels a
-    quarter of all that a unit puts out.  The weights start from PyTorch's defaults, as the
-    benchmark's do.
+    ShuffleV1 has the default fields: a 1x1 stem that keeps the size; a ReLU after the depthwise
+    convolution; inner channels a quarter of those that a unit adds.  `variant: imagenet` is that
+    of the paper: a 3x3 convolution and a max-pooling, both with stride 2; no such ReLU; inner
+    channels a quarter of all outputs of a unit.  Weights have PyTorch's default initialization, as
+    in the benchmark.
     """
 
     paper = "Zhang 2018, arXiv:1707.01083"
@@ -77,15 +78,15 @@ class ShufflenetV1(Model):
 
 
 class _Unit(nn.Module):
-    """A grouped 1x1, a shuffle, a depthwise and a grouped 1x1 convolution beside a shortcut.
+    """A grouped 1x1, a shuffle, a depthwise and a grouped 1x1 convolution, with a shortcut.
 
-    The paper's figure 2 (b); where the channels grow, (c): the size is halved, and the outputs
-    hold the inputs' averages.
+    Figure 2 (b) of the paper; if the channels grow, (c): the size is halved, and the averaged
+    inputs are concatenated.
 
     Args:
         family: groups and variant.
-        inputs, outputs: channels.
-        dense: whether the first convolution is not grouped (the paper's section 3.2).
+        inputs, outputs: numbers of channels.
+        dense: whether the first convolution is not grouped (section 3.2 of the paper).
     """
 
     def __init__(
@@ -93,18 +94,20 @@ class _Unit(nn.Module):
     ) -> None:
         super().__init__()
         self.halves = inputs != outputs
-        own = outputs - inputs if self.halves else outputs
+        added = outputs - inputs if self.halves else outputs
         is_cifar, groups = family.variant == "cifar", family.groups
-        inner = -(-(own if is_cifar else outputs) // (4 * groups)) * groups
+        inner = -(-(added if is_cifar else outputs) // (4 * groups)) * groups
         first_groups, stride = 1 if dense else groups, 2 if self.halves else 1
         act = nn.ReLU if is_cifar else None
         self.reduce = conv_bn(inputs, inner, groups=first_groups)
         self.shuffle = nn.ChannelShuffle(first_groups)
         self.depthwise = conv_bn(inner, inner, kernel=3, stride=stride, groups=inner, act=act)
-        self.expand = conv_bn(inner, own, groups=groups, act=None)
+        self.expand = conv_bn(inner, added, groups=groups, act=None)
         self.shortcut = nn.AvgPool2d(3, stride=2, padding=1) if self.halves else nn.Identity()
 
     def forward(self, inputs: Tensor) -> Tensor:
         hidden = self.depthwise(self.shuffle(self.reduce(inputs)))
-        own, kept = self.expand(hidden), self.shortcut(inputs)
-        return F.relu(torch.cat([own, kept], dim=1) if self.halves else own + kept)
+        outputs, shortcut = self.expand(hidden), self.shortcut(inputs)
+        if self.halves:
+            return F.relu(torch.cat([outputs, shortcut], dim=1))
+        return F.relu(outputs + shortcut)

@@ -16,15 +16,15 @@ _STEM = 24
 
 
 def even(width: int) -> int:
-    """`width` itself.
+    """Return `width`.
 
     Raises:
         ValueError: it is odd.
     """
     if width % 2:
         raise ValueError(
-            f"shuffled units have two halves, so their width is even, not {width}; "
-            f"take {width - 1 or 2} or {width + 1}, and in a range `step: 2`"
+            f"units of ShuffleNet V2 have two halves, so the width must be even, not {width}; "
+            f"use {width - 1 or 2} or {width + 1}, and in a range `step: 2`"
         )
     return width
 
@@ -34,14 +34,14 @@ class ShufflenetV2(Model):
     """ShuffleNet V2: three stages of units that split, convolve one half and shuffle.
 
     Ma et al. 2018 (arXiv:1807.11164), table 5: a stem of 24 channels, three stages of `depths`
-    units with `width`, 2 x `width` and 4 x `width` channels, each of which begins by halving the
-    size, a 1x1 convolution to `head` channels, a global average and a linear classifier.  The
-    paper's widths are 48, 116, 176 and 244 (with `head: 2048`).
+    units with `width`, 2 x `width` and 4 x `width` channels, whose first unit halves the size, a
+    1x1 convolution to `head` channels, a global average and a linear classifier.  The widths of
+    the paper are 48, 116, 176 and 244 (with `head: 2048`).
 
     The defaults are the ShuffleV2 of the benchmark of Tian et al. 2020 (arXiv:1910.10699), with a
-    1x1 stem that keeps the size.  `stem_type: imagenet` is the paper's, with a 3x3 convolution and
-    a max-pooling of stride 2 each.  The weights start from PyTorch's defaults, as those of the
-    benchmark and of torchvision do.
+    1x1 stem that keeps the size.  `stem_type: imagenet` is that of the paper, with a 3x3
+    convolution and a max-pooling, both with stride 2.  Weights have PyTorch's default
+    initialization, as in the benchmark and in torchvision.
     """
 
     paper = "Ma 2018, arXiv:1807.11164"
@@ -81,15 +81,15 @@ class ShufflenetV2(Model):
 
 
 class ShuffleUnit(nn.Module):
-    """Two halves, of which one is convolved and one kept; then their channels are shuffled.
+    """Convolve one half of the channels, keep the other, and shuffle both.
 
-    The paper's figure 3 (c); where the shape changes, both halves are convolved from all inputs
+    Figure 3 (c) of the paper; if the shape changes, both halves are convolutions of all inputs
     (figure 3 d).
 
     Args:
-        inputs, outputs: channels; `outputs` is even.
+        inputs, outputs: numbers of channels; `outputs` is even.
         stride, kernel: of the depthwise convolution.
-        squeeze: whether the convolved half goes through a squeeze-and-excite (section 4).
+        squeeze: squeeze-and-excite of the convolved half (section 4).
     """
 
     def __init__(
@@ -113,8 +113,8 @@ class ShuffleUnit(nn.Module):
         self.shuffle = nn.ChannelShuffle(2)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        kept, convolved = inputs.chunk(2, dim=1) if self.splits else (inputs, inputs)
-        return self.shuffle(torch.cat([self.kept(kept), self.convolved(convolved)], dim=1))
+        first, second = inputs.chunk(2, dim=1) if self.splits else (inputs, inputs)
+        return self.shuffle(torch.cat([self.kept(first), self.convolved(second)], dim=1))
 
 
 def _depthwise_first(inputs: int, outputs: int, stride: int, kernel: int) -> nn.Sequential:

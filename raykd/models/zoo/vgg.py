@@ -1,4 +1,4 @@
-"""VGG networks for small pictures (Simonyan & Zisserman 2015, arXiv:1409.1556)."""
+"""VGG networks for small images (Simonyan & Zisserman 2015, arXiv:1409.1556)."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ class Vgg(Model):
     """VGG of five stages with batch normalization and a linear classifier, for any image size.
 
     Simonyan & Zisserman 2015 (arXiv:1409.1556), table 1, as the benchmark of Tian et al. 2020
-    (arXiv:1910.10699) has it for CIFAR: batch-norm after each convolution, a global average and
-    one linear layer in place of the three, and vgg8 with one convolution a stage.  The stages
-    have `width` x 1, 2, 4, 8, 8 channels.
+    (arXiv:1910.10699) for CIFAR: batch-norm after each convolution, a global average and one
+    linear layer instead of three, and vgg8 with one convolution per stage.  The stages have
+    `width` x 1, 2, 4, 8, 8 channels.
 
-    A 2x2 max-pooling stands before stages 2, 3 and 4, and before stage 5 too from 64x64 upwards.
-    A pooling for which nothing is left to pool (a side of 1) is left out, so every depth takes
-    pictures of every size: 8x8 gives stages of 8, 4, 2, 1 and 1.
+    A 2x2 max-pooling comes before stages 2, 3 and 4, and before stage 5 for images of 64x64 or
+    larger.  A pooling of maps with a side of 1 is left out, so every depth works with every image
+    size: 8x8 images have stages of 8, 4, 2, 1 and 1.
 
-    Convolutions start as in He et al. 2015 (arXiv:1502.01852), fan out, the classifier normal with
-    standard deviation 0.01, biases at 0, as the benchmark has it.
+    Convolutions are initialized as in He et al. 2015 (arXiv:1502.01852), fan out, the classifier
+    with a normal distribution with standard deviation 0.01 and biases with 0, as in the benchmark.
     """
 
     paper = "Simonyan 2015, arXiv:1409.1556"
@@ -60,9 +60,9 @@ class Vgg(Model):
 
 
 def _poolings(side: int) -> tuple[bool, ...]:
-    """Before which stages the picture is halved."""
-    wanted = (False, True, True, True, side >= _LAST_POOLING_FROM)
-    return tuple(pool and side >> number > 0 for number, pool in enumerate(wanted))
+    """Return whether a pooling comes before each stage."""
+    poolings = (False, True, True, True, side >= _LAST_POOLING_FROM)
+    return tuple(pool and side >> number > 0 for number, pool in enumerate(poolings))
 
 
 class _Network(nn.Module):

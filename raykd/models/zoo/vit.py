@@ -15,21 +15,21 @@ from raykd.models.zoo.blocks import (
     TokenMean,
     glorot_uniform,
     in_stages,
+    init_weights,
     named,
     numbered,
     patch_count,
     perceptron,
-    start,
 )
 from raykd.registry import option
 
 
 def _heads(width: int, heads: int) -> int:
     if width % heads:
-        fit = [str(number) for number in range(1, width + 1) if width % number == 0]
+        divisors = [str(number) for number in range(1, width + 1) if width % number == 0]
         raise ValueError(
-            f"a vit's heads share its width equally, and {heads} heads do not divide {width}; "
-            f"set heads to one of {', '.join(fit)}, or width to a multiple of {heads}"
+            f"the heads of a vit must divide its width, and {heads} heads do not divide {width}; "
+            f"set heads to one of {', '.join(divisors)}, or width to a multiple of {heads}"
         )
     return heads
 
@@ -43,18 +43,19 @@ class Vit(Model):
     """Vision transformer (ViT, DeiT): attention over the patches of an image.
 
     Dosovitskiy et al. 2021 (arXiv:2010.11929), eq. 1 to 4: patches of `patch` x `patch`, each
-    mapped to a token, a learned position added to each; `depth` blocks of self-attention with
-    `heads` heads and a perceptron of `mlp_ratio` x `width` hidden units, both behind a layer-norm
-    and beside a shortcut; a layer-norm and a linear classifier of the class token (`pooling:
-    token`) or of the tokens' mean (`pooling: mean`, without a class token).  The networks of DeiT
-    (Touvron et al. 2021, arXiv:2012.12877), their distillation token left out: patch 16, depth 12,
-    and width 192 with 3 heads (Ti), 384 with 6 (S) or 768 with 12 (B).
+    mapped to a token plus a learned position; `depth` blocks of self-attention with `heads` heads
+    and an MLP of `mlp_ratio` x `width` hidden units, each after a layer-norm and with a shortcut;
+    a layer-norm and a linear classifier of the class token (`pooling: token`) or of the mean of
+    the tokens (`pooling: mean`, without a class token).  The networks of DeiT (Touvron et al.
+    2021, arXiv:2012.12877), without their distillation token, have patch 16, depth 12, and width
+    192 with 3 heads (Ti), 384 with 6 (S) or 768 with 12 (B).
 
-    The blocks make up to four stages of equal length, whose outputs are (tokens, width); with four
-    blocks and more there are four.  Linear layers, the patches' one too, start from the uniform
-    distribution of Glorot & Bengio 2010, biases at 0, as in the paper's code and He et al. 2022
-    (arXiv:2111.06377); positions and class token from a normal one with standard deviation 0.02.
-    DeiT's 0.02 for all weights suits large widths only.  Dropout and stochastic depth are left out.
+    The blocks form up to four stages of equal length with outputs (tokens, width); four or more
+    blocks form four.  Linear layers, including that of the patches, are initialized with the
+    uniform distribution of Glorot & Bengio 2010 and biases with 0, as in the paper's code and He
+    et al. 2022 (arXiv:2111.06377); positions and class token with a normal distribution with
+    standard deviation 0.02.  DeiT uses 0.02 for all weights, which suits large widths only.  There
+    is no dropout and no stochastic depth.
     """
 
     paper = "Dosovitskiy 2021, arXiv:2010.11929"
@@ -89,28 +90,28 @@ class Vit(Model):
             pool=_ClassToken() if with_token else TokenMean(),
             classifier=nn.Linear(self.width, task.classes),
         )
-        start(network, glorot_uniform)
+        init_weights(network, glorot_uniform)
         return network
 
 
 class _Embed(nn.Module):
-    """(B, C, H, W) -> (B, tokens, width): a class token, if there is one, and the patches."""
+    """Embed patches after an optional class token: (B, C, H, W) -> (B, tokens, width)."""
 
     def __init__(self, patches: Patches, count: int, width: int, with_token: bool) -> None:
         super().__init__()
         self.patches = patches
-        self.class_token = _drawn(1, width) if with_token else None
-        self.positions = _drawn(count + with_token, width)
+        self.class_token = _init_tokens(1, width) if with_token else None
+        self.positions = _init_tokens(count + with_token, width)
 
-    def forward(self, pictures: Tensor) -> Tensor:
-        tokens = self.patches(pictures)
+    def forward(self, images: Tensor) -> Tensor:
+        tokens = self.patches(images)
         if self.class_token is not None:
             tokens = torch.cat([self.class_token.expand(len(tokens), -1, -1), tokens], dim=1)
         return tokens + self.positions
 
 
 class _Block(nn.Module):
-    """(B, tokens, width) -> the same."""
+    """Transformer block: (B, tokens, width) -> (B, tokens, width)."""
 
     def __init__(self, width: int, heads: int, hidden: int) -> None:
         super().__init__()
@@ -125,10 +126,10 @@ class _Block(nn.Module):
 
 
 class Attention(nn.Module):
-    """Self-attention of several heads (Vaswani et al. 2017, arXiv:1706.03762, section 3.2).
+    """Multi-head self-attention (Vaswani et al. 2017, arXiv:1706.03762, section 3.2).
 
-    (B, tokens, width) -> the same.  `nn.MultiheadAttention` would do, but its projections run as
-    no modules, so that nothing inside it could be tapped.
+    (B, tokens, width) -> (B, tokens, width).  Unlike in `nn.MultiheadAttention`, the projections
+    are modules, so that hooks can read them.
     """
 
     def __init__(self, width: int, heads: int) -> None:
@@ -145,11 +146,11 @@ class Attention(nn.Module):
 
 
 class _ClassToken(nn.Module):
-    """(B, tokens, width) -> (B, width): the first token."""
+    """Select the first token: (B, tokens, width) -> (B, width)."""
 
     def forward(self, tokens: Tensor) -> Tensor:
         return tokens[:, 0]
 
 
-def _drawn(tokens: int, width: int) -> nn.Parameter:
+def _init_tokens(tokens: int, width: int) -> nn.Parameter:
     return nn.Parameter(nn.init.normal_(torch.empty(1, tokens, width), std=0.02))

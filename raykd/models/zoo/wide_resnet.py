@@ -27,12 +27,13 @@ class WideResnet(Model):
 
     Zagoruyko & Komodakis 2016 (arXiv:1605.07146), table 1: a 3x3 stem with 16 channels, three
     stages of (depth - 4) / 6 blocks B(3,3) with 16, 32 and 64 times `widen` channels, the second
-    and the third at half the size of the one before, batch-norm, ReLU, a global average and a
-    linear classifier; no dropout.  wrn_16_2 is `depth: 16, widen: 2`.
+    and third at half the size of the previous one, batch-norm, ReLU, a global average and a linear
+    classifier; no dropout.  wrn_16_2 is `depth: 16, widen: 2`.
 
-    A stage's output is the sum of its last block, before any batch-norm and ReLU.  Convolutions
-    start as in He et al. 2015 (arXiv:1502.01852), fan out, the classifier's bias at 0 and the rest
-    from PyTorch's defaults, as the benchmark of Tian et al. 2020 (arXiv:1910.10699) has it.
+    The output of a stage is the sum of its last block, before batch-norm and ReLU.  Convolutions
+    are initialized as in He et al. 2015 (arXiv:1502.01852), fan out, the bias of the classifier
+    with 0 and the rest with PyTorch's defaults, as in the benchmark of Tian et al. 2020
+    (arXiv:1910.10699).
     """
 
     paper = "Zagoruyko 2016, arXiv:1605.07146"
@@ -75,7 +76,7 @@ def _stage(inputs: int, outputs: int, blocks: int, stride: int) -> nn.Sequential
 
 
 class _WideBlock(nn.Module):
-    """Pre-activated block; where it changes the shape, the shortcut starts after the ReLU."""
+    """Pre-activation block; if it changes the shape, the shortcut starts after the ReLU."""
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
