@@ -37,6 +37,7 @@ from measuring import Demand, Findings, arguments, spread, tell
 
 from raykd.runtime.jobs import Clock, IdleJob, Report, TrainJob
 from raykd.storage import Storage
+from raykd.tracking.events import Event, RunStarted
 from raykd.tuning.executors import RayExecutor
 from raykd.tuning.run import Executor, StudyRun
 from raykd.tuning.search_planner import SearchPlanner
@@ -238,8 +239,8 @@ def starts(
     )
     began: list[float] = []
 
-    def hear(event: Mapping[str, Any]) -> None:
-        if event["event"] == "run" and event["role"] == "trial":
+    def hear(event: Event) -> None:
+        if isinstance(event, RunStarted) and event.role == "trial":
             began.append(time.perf_counter())
             for when, profile in (profiles or {}).items():
                 if len(began) - 1 == windows[when].start:

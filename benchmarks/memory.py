@@ -20,11 +20,12 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from measuring import Demand, Findings, arguments, tell
+
+from raykd.tracking.events import Event, RunEnded
 
 STUDY = """\
 name: memory
@@ -83,14 +84,14 @@ def served(trials: int) -> list[float]:
         data, storage = study.settings.data.load(), Storage(folder)
         context = WorkerContext(storage, data, torch.device("cpu"), rank=0, world=1)
         worker = Worker(context)
-        shelf = TeacherStore(study.settings, data.fingerprint, storage)
-        weights = shelf.file(teacher_spec_of(study.settings))
+        store = TeacherStore(study.settings, data.fingerprint, storage)
+        weights = store.file(teacher_spec_of(study.settings))
         teacher = plain(teacher_study(study.settings))
         job = TrainJob("teacher-0", "teacher", teacher, 0, 1, folder="s", keep=weights)
         conduct(worker, job)
-        caching = outputs_of(study, data, storage)
+        cache_jobs = outputs_of(study, data, storage)
         for number in range(trials):
-            drawn = caching.fixed(study.bind(task_of(data)).sample(number % ROUND).resolved)
+            drawn = cache_jobs.fixed(study.bind(task_of(data)).sample(number % ROUND).resolved)
             trial = TrainJob(
                 f"trial-{number}",
                 "trial",
@@ -101,10 +102,11 @@ def served(trials: int) -> list[float]:
                 teachers=(weights,),
             )
             if number % 2:
-                trial, builds = caching.outfit(trial)
+                trial, builds = cache_jobs.assign(trial)
                 for build in builds:
+                    cache_jobs.start(build)
                     conduct(worker, build)
-                    caching.done(build)
+                    cache_jobs.finish(build.id)
             conduct(worker, trial)
             storage.remove(trial.state_file)
             memory_mb.append(held_mb())
@@ -115,10 +117,10 @@ def outputs_of(study: Any, data: Any, storage: Any) -> Any:
     """Describe the outputs of the teacher."""
     from raykd.training.build import task_of
     from raykd.training.teacher_cache.plan import CachePlan
-    from raykd.tuning.cache_jobs import CacheScheduler
+    from raykd.tuning.cache_jobs import CacheJobs
 
     rows = len(data.train)
-    return CacheScheduler(CachePlan(study, task_of(data), rows), storage, data.fingerprint, rows)
+    return CacheJobs(CachePlan(study, task_of(data), rows), storage, data.fingerprint, rows)
 
 
 def conduct(worker: Any, job: Any) -> None:
@@ -139,8 +141,8 @@ def served_on_ray(trials: int) -> list[float]:
 
     memory_mb: list[float] = []
 
-    def hear(event: Mapping[str, Any]) -> None:
-        if event["event"] != "end" or not event["id"].startswith("trial"):
+    def hear(event: Event) -> None:
+        if not isinstance(event, RunEnded) or not event.id.startswith("trial"):
             return
         workers = [
             process.pid

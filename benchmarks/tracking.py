@@ -38,6 +38,7 @@ from typing import Any
 import psutil
 from measuring import Demand, Findings, arguments, in_turn, spread, tell
 
+from raykd.tracking.events import EpochFinished, RunStarted
 from raykd.tuning.statistics import estimate
 
 PER_EPOCH = 10
@@ -83,11 +84,12 @@ class Sender:
     """raykd's way: a journal, and a tracker that follows it."""
 
     def __init__(self, folder: Path, address: str) -> None:
+        from raykd.tracking.events import StudyStarted
         from raykd.tracking.journal import Journal
         from raykd.tracking.sync import Tracker
 
         self.journal = Journal(folder / "journal.jsonl")
-        self.journal.study(f"tracking-{time.time_ns()}", name="tracking")
+        self.journal.append(StudyStarted(f"tracking-{time.time_ns()}", name="tracking"))
         self.tracker = Tracker(self.journal.path, address, start_after=0.0)
         self.waited: list[float] = []
         self._count = 0
@@ -110,13 +112,13 @@ class Sender:
         self._count += 1
         self._epoch = 0
         self._run = f"trial-{self._count:04d}"
-        self.journal.run(self._run, role="trial", params={"lr": 0.1}, tags={})
+        self.journal.append(RunStarted(self._run, role="trial", params={"lr": 0.1}))
 
     def epoch(self) -> None:
         """Write the metrics of the latest run's next epoch."""
         self._epoch += 1
         metrics = {f"metric_{i}": self._epoch + i for i in range(PER_EPOCH)}
-        self.journal.epoch(self._run, self._epoch, metrics)
+        self.journal.append(EpochFinished(self._run, self._epoch, metrics))
 
     def wait(self) -> None:
         """Until the server has all of it."""

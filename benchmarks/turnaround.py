@@ -10,6 +10,7 @@ In the nesting, as Ray's guide has it, each trial of a Tune function trainable c
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import statistics
@@ -20,6 +21,8 @@ from typing import Any
 
 from measuring import Demand, Findings, arguments, spread, tell
 from nesting import run_nested
+
+from raykd.tracking.events import EpochFinished
 
 WARM, NESTED = "raykd, warm slot", "Tune function + TorchTrainer.fit()"
 
@@ -44,8 +47,9 @@ def warm_slots(folder: Path) -> list[float]:
     clocks: list[dict[str, float]] = []
 
     def hear(event: Any) -> None:
-        if event["event"] == "epoch":
-            clocks.append(event["clock"])
+        if isinstance(event, EpochFinished):
+            assert event.clock is not None
+            clocks.append(dataclasses.asdict(event.clock))
 
     overrides = [f"cluster.storage={folder}", f"tracking.uri=sqlite:///{folder}/mlflow.db"]
     search(file, overrides=overrides, listeners=[hear])

@@ -19,7 +19,9 @@ from raykd.report.progress import View
 from raykd.report.summary import summary
 from raykd.runtime.cluster import plan_slots, this_machine
 from raykd.study.checks.load import load_study
+from raykd.tracking.events import DataLoaded, RunEnded
 from raykd.tracking.journal import events
+from raykd.tuning.budget import slots_planned
 from raykd.tuning.result import read_result
 from raykd.tuning.study_dir import StudyFolder, open_folder
 
@@ -29,22 +31,22 @@ WIDTH = 118
 def main(folder: Path, target: Path) -> None:
     """Replay the journal in `folder` until two thirds of its trials have ended, and draw."""
     found, overrides = open_folder(folder)
-    study = load_study(found.given, overrides=overrides)
+    study = load_study(found.study_file, overrides=overrides)
     told = events(found.journal)
     trials = study.settings.search.trials
-    clock = told[0]["at"]
+    clock = told[0].at
     with tempfile.TemporaryDirectory() as empty:
         view = View(now=lambda: clock / 1000)
         plan = plan_slots(study.settings.cluster, this_machine())
         blank = StudyFolder(Path(empty), empty, "blank")
         ended = 0
         for event in told:
-            clock = event["at"]
+            clock = event.at
             view.apply(event)
-            if event["event"] == "dataset":
+            if isinstance(event, DataLoaded):
                 blank.journal.write_text("")
-                view.apply({"event": "plan", "plan": plan, "study": study, "folder": blank})
-            ended += event["event"] == "end" and event["id"].startswith("trial-")
+                view.apply(slots_planned(study, blank, plan, None))
+            ended += isinstance(event, RunEnded) and event.id.startswith("trial-")
             if ended >= trials * 2 // 3:
                 break
         console = Console(record=True, width=WIDTH, height=20, file=io.StringIO())

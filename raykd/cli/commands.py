@@ -6,7 +6,7 @@ import contextlib
 import gc
 import shlex
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from raykd.errors import StudyError
     from raykd.layer_study.result import LayerStudyResult
     from raykd.report import Display
+    from raykd.tracking.events import Event
     from raykd.tuning.result import StudyResult
 
 OK, FAILED, UNFIT, INTERRUPTED = 0, 1, 2, 130
@@ -655,7 +656,7 @@ class _Session:
             shown = stack.enter_context(self._json(stdout) if self._as_json else display())
             if self._as_json:
                 stack.enter_context(contextlib.redirect_stdout(sys.stderr))
-            return work([self._heard, Shielded(shown, self._display_failed)])
+            return work([self._update, Shielded(shown, self._display_failed)])
 
     def end(self, result: StudyResult | LayerStudyResult, *, failed: bool) -> NoReturn:
         """Print the result and leave."""
@@ -676,9 +677,12 @@ class _Session:
     def problems(self, error: StudyError) -> None:
         """Say what is wrong, for machines too."""
         if self._as_json:
-            from dataclasses import asdict
+            from raykd.tracking.events import ProblemFound, StudyRejected
 
-            self._print_json("error", problems=[asdict(problem) for problem in error.problems])
+            problems = [
+                ProblemFound(p.message, p.path, p.fix, p.file, p.line) for p in error.problems
+            ]
+            self._json(sys.stdout)(StudyRejected(problems))
 
     def interrupted(self) -> None:
         """Say how to go on."""
@@ -697,13 +701,18 @@ class _Session:
             return self._folder / "crash.txt"
         return _crash_file()
 
-    def _heard(self, event: Mapping[str, Any]) -> None:
-        if event["event"] == "study":
-            self._folder = Path(event["file"]).parent
-        elif event["event"] == "run":
-            self._begun = True
-        elif event["event"] == "tracked":
-            self._undelivered = "" if event["delivered"] else event["status"]
+    def _update(self, event: Event) -> None:
+        from raykd.tracking.events import RunStarted, StudyStarted, TrackingEnded
+
+        match event:
+            case StudyStarted(file=str(file)):
+                self._folder = Path(file).parent
+            case RunStarted():
+                self._begun = True
+            case TrackingEnded():
+                self._undelivered = "" if event.delivered else event.status
+            case _:
+                pass
 
     def _display_failed(self, said: str, trace: str) -> None:
         _complain(f"{said}\n{trace}" if self._verbose else said)
@@ -712,9 +721,6 @@ class _Session:
         from raykd.report.lines import JsonLines
 
         return JsonLines(lambda line: print(line, file=stdout, flush=True))
-
-    def _print_json(self, event: str, **fields: Any) -> None:
-        self._json(sys.stdout)({"event": event, **fields})
 
 
 @contextlib.contextmanager
@@ -774,9 +780,9 @@ def _show(result: StudyResult | LayerStudyResult, console: Console, as_json: boo
     """Print a result."""
     if as_json:
         from raykd.report.lines import JsonLines
+        from raykd.tracking.events import ResultPrinted
 
-        found = _reporting(result).facts(result)
-        JsonLines(typer.echo)({"event": "result", **found})
+        JsonLines(typer.echo)(ResultPrinted(_reporting(result).facts(result)))
         return
     console.print(_reporting(result).summary(result), crop=False)
 

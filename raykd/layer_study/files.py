@@ -93,8 +93,8 @@ def facts_of(result: LayerStudyResult) -> dict[str, Any]:
                 for name, correlation in result.rankings.items()
             },
             "cka": {
-                "hints": [layer.name for layer in result.shown_hints],
-                "guided": [layer.name for layer in result.shown_guided],
+                "hints": [layer.name for layer in result.cka_hints],
+                "guided": [layer.name for layer in result.cka_guided],
                 "after_steps": result.steps,
                 **{when: cka.tolist() for when, cka in maps.items() if cka is not None},
             },

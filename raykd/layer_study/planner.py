@@ -1,186 +1,187 @@
-"""What slots train in a layer study: a list of arms, each under the same seeds.
+"""Planner of a layer study: trains a list of arms, each under the same seeds.
 
-1. the teacher is trained or measured, once;
-2. every arm is trained under every seed to its full budget, the arm without hint first; under one
-   seed all arms start from the same weights and see the same batches in the same order;
-3. for each seed, predictors are computed as soon as the student without hint is trained;
-4. the best set of pairs by validation accuracy, and no hint, are trained again under fresh seeds;
-   these alone see the test split.
+1. The teacher is trained or evaluated, once.
+2. Every arm is trained under every seed with its full budget, the baseline without hint first.
+   Under one seed, all arms start from the same weights and see the same batches in the same order.
+3. For each seed, predictors are computed as soon as the student without hint is trained.
+4. The best set of pairs by validation accuracy, and the baseline, are trained again under fresh
+   seeds.  Only these see the test split.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 from raykd.layer_study.arm_record import NONE, Arm
 from raykd.layer_study.arms import build_arms, compared, label_of, study_of_arm
 from raykd.layer_study.design import LayerStudyDesign
 from raykd.layer_study.result import best_of, values_by_seed
+from raykd.models.introspection.layers import Layer
 from raykd.runtime.jobs import ProbeDesign, ProbeJob, Report
-from raykd.study.config import Study, plain
-from raykd.tuning.planner import Planner, RunContext
+from raykd.study.config import plain
+from raykd.tracking.events import ArmsPlanned, Note, PredictorsComputed
+from raykd.tuning.planner import Planner
 from raykd.tuning.records import Record
+from raykd.tuning.session import RunContext
 
 
 class LayerStudyPlanner(Planner):
-    """Trains the arms of a layer study, and keeps the books.
+    """Queues the arms of a layer study, their predictors, and replicates of the best arm.
 
     Args:
         context: study, data, storage and records of the run.
-        question: what is asked.
+        design: layers and term of the study.
     """
 
-    def __init__(self, context: RunContext, question: LayerStudyDesign) -> None:
+    def __init__(self, context: RunContext, design: LayerStudyDesign) -> None:
         super().__init__(context)
-        self.how = self.search.pairs
-        if self._caching is not None:  # all arms see the same views, also where none teaches
-            shared = question.with_term(question.loss)
-            question = replace(question, study=self._settled(question.study, shared))
-        self._question = question
-        self._arms = build_arms(question, self.how)
-        self._trained = {arm.id: arm for arm in self._arms if not arm.why_not}
-        self._chosen: list[Record] | None = None
-        self.expected_trials = len(self._trained) * self.how.seeds
-        self._journal.write("arms", **self._told())
-        self._take_up()
-        for number in range(self.how.seeds):
-            for arm in self._trained.values():
+        self.settings = self.search.pairs
+        if self._cache_jobs is not None:  # all arms see the same views, also those without teacher
+            taught = design.with_term(design.loss)
+            cache = self._cache_jobs.fixed(taught).cache
+            design = replace(design, study=replace(design.study, cache=cache))
+        self._design = design
+        self._arms = build_arms(design, self.settings)
+        self._trained_arms = {arm.id: arm for arm in self._arms if not arm.why_not}
+        self._finalists: list[Record] | None = None
+        self.expected_trials = len(self._trained_arms) * self.settings.seeds
+        self._publish(self._plan())
+        self._resume()
+        for number in range(self.settings.seeds):
+            for arm in self._trained_arms.values():
                 if run_id(arm.id, number) not in self.records:
-                    self._queue_arm(arm, number)
+                    self._enqueue_arm(arm, number)
         for record in self.records.of("trial"):
             self._trial_ended(record)
 
     def report(self, job_id: str, report: Report, slot: str = "") -> None:
         if report.predictors is not None:
-            record = self.records[job_id]
-            told = {"id": record.id, "seed": record.job.seed, **report.predictors}
-            self._write("predictors", **told)
+            seed = self.records[job_id].job.seed
+            self._publish(PredictorsComputed(job_id, seed, **report.predictors))
         super().report(job_id, report, slot)
 
     @property
     def finalists(self) -> list[Record]:
-        return list(self._chosen or [])
+        return list(self._finalists or [])
 
-    def _more(self) -> bool:
+    def _enqueue_more(self) -> bool:
         if not self._has_more():
             return False
-        self._choose()
+        self._enqueue_finalists()
         return True
 
     def _has_more(self) -> bool:
         running = self.records.running("teacher", "trial", "probe")
-        return self._chosen is None and not self._queue and not running
+        return self._finalists is None and not self._queue and not running
 
     @property
-    def _all_queued(self) -> bool:
-        return self._chosen is not None
+    def _all_enqueued(self) -> bool:
+        return self._finalists is not None
 
     def _trial_ended(self, record: Record) -> None:
-        """Have predictors computed once the student without hint is trained."""
-        arm, number = record.job.tags["arm"], int(record.job.tags["seed_number"])
-        probe = f"predictors/seed-{number}"
-        known = probe in self.records or any(one.id == probe for one in self._queue)
-        ready = arm == NONE and record.status == "finished"
-        if ready and self.how.batches and not known:
-            self._queue_probe(probe, number, record)
+        """Queue the predictors of a seed once its student without hint is trained."""
+        tags = record.job.tags
+        number = int(tags["seed_number"])
+        probe_id = f"predictors/seed-{number}"
+        ready = tags["arm"] == NONE and record.status == "finished"
+        exists = probe_id in self.records or any(job.id == probe_id for job in self._queue)
+        if ready and self.settings.batches and not exists:
+            self._enqueue_probe(probe_id, number, record)
 
-    def _settled(self, study: Study, taught: Study) -> Study:
-        """The study with its views as they are where the teacher's outputs are kept."""
-        assert self._caching is not None
-        return replace(study, cache=self._caching.fixed(taught).cache)
-
-    # What is queued
-
-    def _told(self) -> dict[str, Any]:
-        question = self._question
-        layers = {"hints": question.hints, "guided": question.guided}
-        layers |= {f"shown_{side}": question.cka_layers(side) for side in ("hint", "guided")}
-        term = question.loss
-        return {
-            "arms": [arm.plain() for arm in self._arms],
-            "layers": {
-                side: [
-                    {"name": one.name, "shape": list(one.shape), "depth": one.depth}
-                    for one in found
-                ]
-                for side, found in layers.items()
-            },
-            "term": question.term,
-            "loss": plain(term.loss),
-            "weight": term.effective_weight,
-            "seeds": [question.study.seed + number for number in range(self.how.seeds)],
+    def _plan(self) -> ArmsPlanned:
+        design = self._design
+        layers = {
+            "hints": design.hints,
+            "guided": design.guided,
+            "shown_hint": design.cka_layers("hint"),
+            "shown_guided": design.cka_layers("guided"),
         }
+        plain_layers = {side: [*map(_plain_layer, of_side)] for side, of_side in layers.items()}
+        return ArmsPlanned(
+            arms=[arm.plain() for arm in self._arms],
+            layers=plain_layers,
+            term=design.term,
+            loss=plain(design.loss.loss),
+            weight=design.loss.effective_weight,
+            seeds=[design.study.seed + number for number in range(self.settings.seeds)],
+        )
 
-    def _queue_arm(self, arm: Arm, number: int) -> None:
-        keep = f"{self._folder}/students/{arm.id}.seed-{number}.pt" if arm.id == NONE else None
-        study = study_of_arm(self._question, arm, number)
-        self._queue_student(run_id(arm.id, number), study, keep=keep, tags=self._tags(arm, number))
+    def _enqueue_arm(self, arm: Arm, number: int) -> None:
+        is_baseline = arm.id == NONE  # the predictors use its network
+        folder = f"{self.context.folder}/students"
+        keep = f"{folder}/{arm.id}.seed-{number}.pt" if is_baseline else None
+        study = study_of_arm(self._design, arm, number)
+        tags = self._tags(arm, number)
+        self._enqueue_student(run_id(arm.id, number), study, keep=keep, tags=tags)
 
-    def _queue_probe(self, name: str, number: int, without: Record) -> None:
-        question = self._question
-        study = replace(question.study, seed=question.study.seed + number)
-        possible = [arm.pairs[0][0] for arm in self._trained.values() if arm.kind == "pair"]
-        hints = [layer.name for layer in question.hints]
-        guided = [layer.name for layer in question.guided]
-        shared = question.with_term(replace(question.loss, pairs=compared(possible)))
-        [teacher] = self._ask_for(self._bound.candidate(shared).teachers)
+    def _enqueue_probe(self, probe_id: str, number: int, baseline: Record) -> None:
+        """Queue the job that computes the predictors of all pairs under one seed.
+
+        Args:
+            probe_id: id of the job.
+            number: of the seed.
+            baseline: record of the student without hint.
+        """
+        design = self._design
+        seed = design.study.seed + number
+        possible = [arm.pairs[0][0] for arm in self._trained_arms.values() if arm.kind == "pair"]
+        hints = [layer.name for layer in design.hints]
+        guided = [layer.name for layer in design.guided]
+        study = design.with_term(replace(design.loss, pairs=compared(possible)))
+        [teacher] = self._teachers.request(self._bound.candidate(study).teachers)
         self._queue.append(
             ProbeJob(
-                id=name,
+                id=probe_id,
                 role="probe",
-                study=plain(replace(shared, seed=study.seed)),
-                seed=study.seed,
-                folder=self._folder,
+                study=plain(replace(study, seed=seed)),
+                seed=seed,
+                folder=self.context.folder,
                 teachers=(teacher,),
-                tags={"arm": "predictors", "seed": str(study.seed)},
+                tags={"arm": "predictors", "seed": str(seed)},
                 design=ProbeDesign(
-                    term=question.term,
+                    term=design.term,
                     hints=tuple(hints),
                     guided=tuple(guided),
-                    teacher_layers=tuple(layer.name for layer in question.cka_layers("hint")),
-                    student_layers=tuple(layer.name for layer in question.cka_layers("guided")),
+                    teacher_layers=tuple(layer.name for layer in design.cka_layers("hint")),
+                    student_layers=tuple(layer.name for layer in design.cka_layers("guided")),
                     possible=tuple(
                         (hints.index(pair.hint), guided.index(pair.guided)) for pair in possible
                     ),
-                    steps=self.how.steps,
-                    batches=self.how.batches,
-                    baseline=without.job.study,
-                    baseline_teachers=without.job.teachers,
-                    trained_baseline=without.job.network_file,
+                    steps=self.settings.steps,
+                    batches=self.settings.batches,
+                    baseline=baseline.job.study,
+                    baseline_teachers=baseline.job.teachers,
+                    trained_baseline=baseline.job.network_file,
                 ),
             )
         )
 
-    def _choose(self) -> None:
-        """Queue the best set of pairs, and no hint, under fresh seeds."""
-        values = values_by_seed(self.records)
-        best = best_of(self._arms, values, self.how.seeds)
-        self._chosen = []
+    def _enqueue_finalists(self) -> None:
+        """Queue the best set of pairs, and the baseline, under fresh seeds."""
+        seeds = self.settings.seeds
+        best = best_of(self._arms, values_by_seed(self.records), seeds)
+        self._finalists = []
         if best is None:
             return
         record = self.records[run_id(best.id, 0)]
-        self._chosen = [record]
-        self._journal.write("note", id=record.id, tags={"chosen": "true"}, metrics={})
-        for number in range(self.how.seeds, self.how.seeds + self.search.replicates):
-            for arm in (best, self._trained[NONE]):
-                self._queue_again(arm, number)
+        self._finalists = [record]
+        self._publish(Note(record.id, {"chosen": "true"}, step=None))
+        for number in range(seeds, seeds + self.search.replicates):
+            for arm in (best, self._trained_arms[NONE]):
+                self._enqueue_replicate(arm, number)
 
-    def _queue_again(self, arm: Arm, number: int) -> None:
-        name = f"{arm.id}/fresh-{number}"
-        if name in self.records:
+    def _enqueue_replicate(self, arm: Arm, number: int) -> None:
+        replicate_id = f"{arm.id}/fresh-{number}"
+        if replicate_id in self.records:
             return
-        study: Study = study_of_arm(self._question, arm, number)
-        keep = None
-        if arm.id != NONE:
-            keep = f"{self._folder}/students/{name.replace('/', '.')}.pt"
-        self._queue_student(
-            name,
-            study,
+        file = f"{self.context.folder}/students/{replicate_id.replace('/', '.')}.pt"
+        self._enqueue_student(
+            replicate_id,
+            study_of_arm(self._design, arm, number),
             role="replicate",
             parent=run_id(arm.id, 0),
             test=True,
-            keep=keep,
+            keep=file if arm.id != NONE else None,
             tags=self._tags(arm, number),
         )
 
@@ -192,11 +193,15 @@ class LayerStudyPlanner(Planner):
             "hint": " ".join(pair.hint for pair in pairs) or "none",
             "guided": " ".join(pair.guided for pair in pairs) or "none",
             "pairs": label_of(pairs) or "none",
-            "seed": str(self._question.study.seed + number),
+            "seed": str(self._design.study.seed + number),
             "seed_number": str(number),
         }
 
 
+def _plain_layer(layer: Layer) -> dict[str, object]:
+    return {"name": layer.name, "shape": list(layer.shape), "depth": layer.depth}
+
+
 def run_id(arm: str, number: int) -> str:
-    """The id of an arm's training under the seed of that number."""
+    """Return the id of an arm's training under a seed, by number from 0."""
     return f"{arm}/seed-{number}"

@@ -1,4 +1,4 @@
-"""What a layer study found: read back from its journal, so that it can be asked at any time."""
+"""Result of a layer study, read from its journal: finished or not, at any time."""
 
 from __future__ import annotations
 
@@ -23,30 +23,29 @@ from raykd.layer_study.statistics import (
     noise_of,
     rank_correlation,
 )
-from raykd.study.space.pairing import LayerPair
-from raykd.tracking.journal import events
+from raykd.tracking.events import ArmsPlanned, PredictorsComputed
 from raykd.tuning.number_format import UNKNOWN, duration, interval, points
 from raykd.tuning.records import Record, Records
+from raykd.tuning.result import RunResult, by_seed, read_run
 from raykd.tuning.statistics import Estimate, estimate, paired_gain
-from raykd.tuning.study_dir import open_folder
 
 METRIC = "val_accuracy"
-TESTED = "test_accuracy"
+TEST_METRIC = "test_accuracy"
 
 PREDICTORS: Mapping[str, str] = {
     "cka_start": "CKA of the two layers before any training",
     "cka_steps": "CKA after a few steps without hint",
     "gradient": "cosine of the pair's gradient and the labels' after these steps",
-    "depth": "how little the two layers' depths differ",
-    "hint_depth": "how deep the hint layer lies",
-    "guided_depth": "how deep the guided layer lies",
+    "depth": "negative difference of the two layers' depths",
+    "hint_depth": "depth of the hint layer",
+    "guided_depth": "depth of the guided layer",
 }
-"""Cheap predictors of a pair's gain; more is meant to be better of each."""
+"""Cheap predictors of a pair's gain; higher should mean a larger gain."""
 
 
 @dataclass(frozen=True)
 class LayerInfo:
-    """A layer: its name, shape without the batch, and depth from 0 to 1."""
+    """A layer: name, shape without the batch dimension, and depth from 0 to 1."""
 
     name: str
     shape: tuple[int, ...]
@@ -59,11 +58,11 @@ class LayerInfo:
 
 @dataclass(frozen=True)
 class Cell:
-    """One hint layer with one guided layer.
+    """A pair of one hint layer and one guided layer.
 
     Attributes:
-        contrast: against no hint; None where it was not (or not yet) trained.
-        why_not: why there is none; empty where it is still to come.
+        contrast: with the baseline without hint; None if it was not trained (yet).
+        why_not: reason why it is not trained; "" if it was or will be.
     """
 
     hint: str
@@ -76,13 +75,13 @@ class Cell:
 
 @dataclass(frozen=True)
 class Best:
-    """The best set of pairs by validation accuracy, then tested under fresh seeds.
+    """Best set of pairs by validation accuracy, with its test accuracy under fresh seeds.
 
     Attributes:
-        arm: which.
-        contrast: on the validation split, by which it was chosen: too high, as the best of many.
+        arm: with these pairs.
+        contrast: on the validation split; biased upwards, because it is the best of many.
         tested, untaught: test accuracy with these pairs and without hint, over fresh seeds; None
-            where there are none.
+            without fresh seeds.
         gain: their difference, paired by seed.
     """
 
@@ -94,43 +93,29 @@ class Best:
 
 
 @dataclass(frozen=True, repr=False)
-class LayerStudyResult:
-    """The outcome of one layer study.
+class LayerStudyResult(RunResult):
+    """Result of a layer study; see `RunResult` for the other attributes.
 
     Attributes:
-        folder: the study's folder.
-        name: the study's name.
-        study_id: its id in MLflow (tag `raykd.id` of the parent run).
-        tracking_uri: where MLflow keeps the runs.
-        experiment: its MLflow experiment.
-        records: every training.
-        arms: all of them, those that were not trained included.
-        hints, guided: the layers that were paired, shallow to deep.
-        shown_hints, shown_guided: those of the CKA maps.
+        arms: all arms, including those that were not trained.
+        hints, guided: paired layers, shallow to deep.
+        cka_hints, cka_guided: layers of the CKA maps.
         seeds: of the arms.
-        term: the number of the term in the study's knowledge whose pairs were studied.
-        loss, weight: that term's, the loss as plain data.
-        found: the predictors as they were computed, by seed.
-        seconds: from the first event to the last.
+        term: index of the term in the study's knowledge whose pairs are compared.
+        loss, weight: of that term, the loss as plain data.
+        computed: predictors by seed.
     """
 
-    folder: Path
-    name: str
-    study_id: str
-    tracking_uri: str
-    experiment: str
-    records: Records
     arms: tuple[Arm, ...]
     hints: tuple[LayerInfo, ...]
     guided: tuple[LayerInfo, ...]
-    shown_hints: tuple[LayerInfo, ...]
-    shown_guided: tuple[LayerInfo, ...]
+    cka_hints: tuple[LayerInfo, ...]
+    cka_guided: tuple[LayerInfo, ...]
     seeds: tuple[int, ...]
     term: int
     loss: Mapping[str, Any]
     weight: float
-    found: Mapping[int, Mapping[str, Any]]
-    seconds: float
+    computed: Mapping[int, PredictorsComputed]
 
     def __repr__(self) -> str:
         trained = sum(not arm.why_not for arm in self.arms)
@@ -139,7 +124,7 @@ class LayerStudyResult:
         return f"LayerStudyResult({self.name!r}, {trained} arms{best}, folder={folder!r})"
 
     def _repr_html_(self) -> str:
-        """The result as a card, for notebooks."""
+        """Return the result as a card for notebooks."""
         return layer_study_card(self).html()
 
     @functools.cached_property
@@ -149,34 +134,29 @@ class LayerStudyResult:
 
     @functools.cached_property
     def noise(self) -> Noise:
-        """Of one training, over all arms."""
+        """Noise of one training, from all arms."""
         return noise_of(self.values)
 
     @functools.cached_property
     def contrasts(self) -> Mapping[str, Contrast]:
-        """Every trained arm against no hint."""
+        """Every trained arm compared with the baseline without hint."""
         return contrasts(self.values, NONE)
-
-    @property
-    def teachers(self) -> list[Record]:
-        """The study's own."""
-        return self.records.teachers
 
     @functools.cached_property
     def cells(self) -> tuple[Cell, ...]:
-        """Every hint layer with every guided layer, hint layers first."""
+        """All pairs of a hint layer and a guided layer, ordered by hint layer."""
         return tuple(self._cell(arm) for arm in self.arms if arm.kind == "pair")
 
     def cell(self, hint: str, guided: str) -> Cell:
-        return next(one for one in self.cells if (one.hint, one.guided) == (hint, guided))
+        return next(each for each in self.cells if (each.hint, each.guided) == (hint, guided))
 
     @functools.cached_property
     def best(self) -> Best | None:
-        """None before every arm that could win is trained under every seed."""
+        """Best set of pairs; None before every set is trained under every seed."""
         arm = best_of(self.arms, self.values, len(self.seeds))
         if arm is None:
             return None
-        tested, untaught = self._tested(arm.id), self._tested(NONE)
+        tested, untaught = self._test_accuracies(arm.id), self._test_accuracies(NONE)
         return Best(
             arm,
             self.contrasts.get(arm.id),
@@ -187,58 +167,60 @@ class LayerStudyResult:
 
     @functools.cached_property
     def rankings(self) -> Mapping[str, RankCorrelation]:
-        """How well each predictor ranks the cells' gains."""
+        """Rank correlation of each predictor with the cells' gains."""
         trained = [cell for cell in self.cells if cell.contrast is not None]
         gains = np.array([self._gains(cell) for cell in trained]).reshape(len(trained), -1)
-        found: dict[str, RankCorrelation] = {}
+        correlations: dict[str, RankCorrelation] = {}
         for name in PREDICTORS:
             predicted = [self._predicted(name, cell.hint, cell.guided) for cell in trained]
-            found[name] = rank_correlation(np.array(predicted).reshape(len(trained), -1), gains)
-        return found
+            correlations[name] = rank_correlation(
+                np.array(predicted).reshape(len(trained), -1), gains
+            )
+        return correlations
 
     def cka(self, when: str) -> np.ndarray | None:
-        """(shown hints, shown guided): teacher against student, mean over seeds.
+        """Return the CKA map of teacher and student, (CKA hints, CKA guided), mean over seeds.
 
         Args:
             when: "start", "steps" (after a few steps without hint), or "trained" (without hint).
         """
-        maps = [one["cka"][when] for one in self.found.values() if when in one["cka"]]
+        maps = [event.cka[when] for event in self.computed.values() if when in event.cka]
         if not maps:
             return None
-        return np.array(_floats(maps), dtype=float).mean(axis=0)
+        return np.array(maps, dtype=float).mean(axis=0)
 
     @property
     def steps(self) -> int:
-        """After how many steps without hint predictors looked again."""
-        return max((int(one["steps"]) for one in self.found.values()), default=0)
+        """Number of steps without hint before the predictors were computed again."""
+        return max((event.steps for event in self.computed.values()), default=0)
 
     @property
     def failed(self) -> list[Record]:
         roles = self.records.of("trial", "replicate", "probe")
         return [record for record in roles if record.status == "failed"]
 
-    def figures(self) -> dict[str, float]:
-        """The study's figures, for its parent run."""
-        found = {f"tau_{name}": one.tau for name, one in self.rankings.items()}
+    def metrics(self) -> dict[str, float]:
+        """Return the metrics of the study's MLflow run."""
+        metrics = {f"tau_{name}": each.tau for name, each in self.rankings.items()}
         if not math.isnan(self.noise.deviation):
-            found["noise"] = self.noise.deviation
+            metrics["noise"] = self.noise.deviation
         best = self.best
         if best is not None:
             if best.contrast is not None:
-                found["best_val_gain"] = best.contrast.gain.mean
+                metrics["best_val_gain"] = best.contrast.gain.mean
             if best.gain is not None:
-                found["best_test_gain"] = best.gain.mean
-        return {name: value for name, value in found.items() if math.isfinite(value)}
+                metrics["best_test_gain"] = best.gain.mean
+        return {name: value for name, value in metrics.items() if math.isfinite(value)}
 
     def tags(self) -> dict[str, str]:
-        """The study's findings, for its parent run."""
+        """Return the tags of the study's MLflow run."""
         best = self.best
-        found = {"verb": "pairs", "loss": str(self.loss["name"])}
+        tags = {"verb": "pairs", "loss": str(self.loss["name"])}
         if best is not None:
-            found["best"] = best.arm.id
+            tags["best"] = best.arm.id
             pairs = best.arm.pairs[0]
-            found["best_pairs"] = " ".join(f"{one.hint}>{one.guided}" for one in pairs)
-        return found
+            tags["best_pairs"] = " ".join(f"{pair.hint}>{pair.guided}" for pair in pairs)
+        return tags
 
     def _cell(self, arm: Arm) -> Cell:
         [pair] = arm.pairs[0]
@@ -253,50 +235,45 @@ class LayerStudyResult:
         )
 
     def _failure(self, arm: str) -> str:
-        of = [r for r in self.records.of("trial") if r.job.tags.get("arm") == arm]
-        failed = [r.reason for r in of if r.status == "failed"]
-        return failed[0] if failed and len(failed) == len(self.seeds) else ""
+        trials = [r for r in self.records.of("trial") if r.job.tags.get("arm") == arm]
+        reasons = [r.reason for r in trials if r.status == "failed"]
+        return reasons[0] if reasons and len(reasons) == len(self.seeds) else ""
 
     def _gains(self, cell: Cell) -> list[float]:
         by_seed = cell.contrast.by_seed if cell.contrast is not None else {}
         return [by_seed.get(seed, math.nan) for seed in self.seeds]
 
     def _predicted(self, name: str, hint: str, guided: str) -> list[float]:
-        """A predictor's value of a cell, by seed."""
-        theirs = next(one for one in self.hints if one.name == hint)
-        ours = next(one for one in self.guided if one.name == guided)
-        known = {
-            "depth": -abs(theirs.depth - ours.depth),
-            "hint_depth": theirs.depth,
-            "guided_depth": ours.depth,
+        """Return a predictor's value of a cell, by seed."""
+        hint_layer = next(layer for layer in self.hints if layer.name == hint)
+        guided_layer = next(layer for layer in self.guided if layer.name == guided)
+        depths = {
+            "depth": -abs(hint_layer.depth - guided_layer.depth),
+            "hint_depth": hint_layer.depth,
+            "guided_depth": guided_layer.depth,
         }
-        if name in known:
-            return [known[name]] * len(self.seeds)
+        if name in depths:
+            return [depths[name]] * len(self.seeds)
         return [self._measured(name, hint, guided, seed) for seed in self.seeds]
 
     def _measured(self, name: str, hint: str, guided: str, seed: int) -> float:
-        found = self.found.get(seed)
-        if found is None:
+        computed = self.computed.get(seed)
+        if computed is None:
             return math.nan
         if name == "gradient":
             row, column = _index(self.hints, hint), _index(self.guided, guided)
-            return float(found["gradient"][row][column])
+            return computed.gradient[row][column]
         when = name.removeprefix("cka_")
-        row, column = _index(self.shown_hints, hint), _index(self.shown_guided, guided)
-        return float(found["cka"][when][row][column])
+        row, column = _index(self.cka_hints, hint), _index(self.cka_guided, guided)
+        return computed.cka[when][row][column]
 
-    def _tested(self, arm: str) -> dict[int, float]:
-        return {
-            record.job.seed: record.metrics[TESTED]
-            for record in self.records.of("replicate")
-            if record.job.tags.get("arm") == arm
-            and record.status == "finished"
-            and math.isfinite(record.metrics.get(TESTED, math.nan))
-        }
+    def _test_accuracies(self, arm: str) -> dict[int, float]:
+        replicates = self.records.of("replicate")
+        return by_seed((r for r in replicates if r.job.tags.get("arm") == arm), TEST_METRIC)
 
 
 def layer_study_card(result: LayerStudyResult) -> Card:
-    """A layer study for notebooks: the gain of each pair over no hint, and the best set."""
+    """Return a layer study as a card: gain of each pair over no hint, and the best set."""
     card = Card(
         result.name, f"layer study, {len(result.seeds)} seeds in {duration(result.seconds)}"
     )
@@ -334,73 +311,63 @@ def _gain_text(cell: Cell) -> str:
 
 
 def read_layer_study(folder: str | Path) -> LayerStudyResult:
-    """The result of the layer study in `folder`, finished or not.
+    """Read the result of the layer study in a folder, finished or not.
 
     Raises:
-        StudyError: it is no layer study's folder.
+        StudyError: this is not a layer study's folder, or it has not started yet.
     """
-    opened, _ = open_folder(folder)
-    told = events(opened.journal)
-    study = next((event for event in reversed(told) if event["event"] == "study"), None)
-    arms = next((event for event in reversed(told) if event["event"] == "arms"), None)
-    if study is None or arms is None:
-        raise StudyError(
-            Problem(
-                f"{folder} holds no layer study"
-                + (" that has begun" if opened.verb == "pairs" else f" but a {opened.verb}"),
-                fix="name a folder that `raykd pairs` printed",
-            )
+    run, opened, history = read_run(folder)
+    planned = [event for event in history if isinstance(event, ArmsPlanned)]
+    if not planned:
+        state = (
+            "that has not started yet" if opened.verb == "pairs" else f"of `raykd {opened.verb}`"
         )
-    layers = {side: _layers(found) for side, found in arms["layers"].items()}
+        message = f"{folder} has no arms of a layer study: it is a folder {state}"
+        raise StudyError(Problem(message, fix="name a folder that `raykd pairs` printed"))
+    arms = planned[-1]
+    layers = {side: _layers(each) for side, each in arms.layers.items()}
     return LayerStudyResult(
-        folder=opened.path,
-        name=study["name"],
-        study_id=study["id"],
-        tracking_uri=study["resolved"]["tracking"]["uri"],
-        experiment=study["experiment"],
-        records=Records.from_events(told),
-        arms=tuple(Arm.from_plain(one) for one in arms["arms"]),
+        **vars(run),
+        arms=tuple(Arm.from_plain(each) for each in arms.arms),
         hints=layers["hints"],
         guided=layers["guided"],
-        shown_hints=layers["shown_hint"],
-        shown_guided=layers["shown_guided"],
-        seeds=tuple(arms["seeds"]),
-        term=arms["term"],
-        loss=arms["loss"],
-        weight=float(arms["weight"]),
-        found={one["seed"]: one for one in told if one["event"] == "predictors"},
-        seconds=(told[-1]["at"] - study["at"]) / 1000,
+        cka_hints=layers["shown_hint"],
+        cka_guided=layers["shown_guided"],
+        seeds=tuple(arms.seeds),
+        term=arms.term,
+        loss=arms.loss,
+        weight=float(arms.weight),
+        computed={event.seed: event for event in history if isinstance(event, PredictorsComputed)},
     )
 
 
 def values_by_seed(records: Records) -> dict[str, dict[int, float]]:
-    """Validation accuracy of the arms' whole trainings."""
-    found: dict[str, dict[int, float]] = {}
+    """Return validation accuracy by arm and seed, of the trainings that have finished."""
+    trials: dict[str, list[Record]] = {}
     for record in records.of("trial"):
-        if record.status == "finished" and math.isfinite(record.metrics.get(METRIC, math.nan)):
-            arm = record.job.tags["arm"]
-            found.setdefault(arm, {})[record.job.seed] = record.metrics[METRIC]
-    return found
+        trials.setdefault(record.job.tags["arm"], []).append(record)
+    values = {arm: by_seed(of_arm, METRIC) for arm, of_arm in trials.items()}
+    return {arm: accuracies for arm, accuracies in values.items() if accuracies}
 
 
 def best_of(arms: Iterable[Arm], values: Values, seeds: int) -> Arm | None:
-    """The set of pairs with the highest mean validation accuracy, of those trained under every
-    seed; the first of equals."""
-    whole = [arm for arm in arms if arm.is_one_set and len(values.get(arm.id, {})) == seeds]
-    return max(whole, key=lambda arm: round(math.fsum(values[arm.id].values()), 12), default=None)
+    """Return the set of pairs with the highest mean validation accuracy; the first of equals.
+
+    Only arms that are trained under every seed count.
+    """
+    complete = [arm for arm in arms if arm.is_one_set and len(values.get(arm.id, {})) == seeds]
+    return max(
+        complete, key=lambda arm: round(math.fsum(values[arm.id].values()), 12), default=None
+    )
 
 
 def pairs_of(arm: Arm) -> list[dict[str, str]]:
-    """An arm's pairs as a study file writes them."""
-    return [_written(pair) for pair in arm.pairs[0]]
+    """Return an arm's pairs as a study file writes them."""
+    return [{"hint": pair.hint, "guided": pair.guided} for pair in arm.pairs[0]]
 
 
-def _written(pair: LayerPair) -> dict[str, str]:
-    return {"hint": pair.hint, "guided": pair.guided}
-
-
-def _layers(told: Iterable[Mapping[str, Any]]) -> tuple[LayerInfo, ...]:
-    return tuple(LayerInfo(one["name"], tuple(one["shape"]), one["depth"]) for one in told)
+def _layers(plain: Iterable[Mapping[str, Any]]) -> tuple[LayerInfo, ...]:
+    return tuple(LayerInfo(each["name"], tuple(each["shape"]), each["depth"]) for each in plain)
 
 
 def _index(layers: Sequence[LayerInfo], name: str) -> int:
@@ -408,10 +375,5 @@ def _index(layers: Sequence[LayerInfo], name: str) -> int:
 
 
 def _mean(values: Iterable[float]) -> float:
-    known = [value for value in values if math.isfinite(value)]
-    return math.fsum(known) / len(known) if known else math.nan
-
-
-def _floats(value: Any) -> Any:
-    """Nested lists of numbers, of which a journal writes NaN as text."""
-    return [_floats(one) for one in value] if isinstance(value, list) else float(value)
+    finite = [value for value in values if math.isfinite(value)]
+    return math.fsum(finite) / len(finite) if finite else math.nan

@@ -1,4 +1,4 @@
-"""A layer study, from an open study to its result."""
+"""Layer studies: train every pairing of hint and guided layers, and compare them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from raykd.errors import StudyError
 from raykd.layer_study.arms import build_arms
@@ -19,7 +19,8 @@ from raykd.models.proxies import NoProxy
 from raykd.registry import replaced_unchecked
 from raykd.study.open_study import OpenStudy
 from raykd.study.schedulers import Unscheduled
-from raykd.tuning.event_bus import Listener
+from raykd.tracking.events import ArtifactSaved, Note
+from raykd.tracking.journal import Listener
 from raykd.tuning.executors import RayExecutor
 from raykd.tuning.planner import Planner
 from raykd.tuning.resume import resumed
@@ -30,10 +31,10 @@ from raykd.tuning.study_input import load_or_use
 from raykd.tuning.trial_reference import study_of_trial
 
 Draw = Callable[[LayerStudyResult], Iterable[Path]]
-"""Draws pictures of a result into its folder, and says which."""
+"""Function that draws the figures of a result into its folder, and returns their paths."""
 
 IN_MLFLOW = "pairs"
-"""The folder of a layer study's files among the artifacts of its run."""
+"""Artifact folder of a layer study's files in its MLflow run."""
 
 
 def pairs(
@@ -67,7 +68,7 @@ def pairs(
         folder = None
         if resume is not None:
             folder, overrides = stack.enter_context(resumed(resume, "pairs"))
-            study = folder.given
+            study = folder.study_file
         else:
             named = study_of_trial(study, overrides, pairs_open=True)
             study, overrides = stack.enter_context(named)
@@ -80,7 +81,7 @@ class LayerStudyRun(StudyRun[LayerStudyResult]):
     """A layer study.
 
     Args:
-        study, folder, settings: as `StudyRun`'s.
+        study, folder, verbose, listeners: as `StudyRun`'s.
         draw: draws the figures; None: there are none.
     """
 
@@ -91,11 +92,12 @@ class LayerStudyRun(StudyRun[LayerStudyResult]):
         study: OpenStudy,
         folder: StudyFolder | None = None,
         draw: Draw | None = None,
-        **settings: Any,
+        *,
+        verbose: bool = False,
+        listeners: Sequence[Listener] = (),
     ) -> None:
-        super().__init__(study, folder, **settings)
         self.draw = draw
-        self.search = replace(
+        search = replace(
             study.settings.search,
             finalists=1,
             sampler="random",
@@ -105,7 +107,8 @@ class LayerStudyRun(StudyRun[LayerStudyResult]):
         )
         if study.task is not None:
             check_layer_study(study, study.task)
-            self.search = replaced_unchecked(self.search, trials=_trainings(study, study.task))
+            search = replaced_unchecked(search, trials=_trainings(study, study.task))
+        super().__init__(study, folder, search=search, verbose=verbose, listeners=listeners)
 
     def check(self, study: OpenStudy, task: Task) -> None:
         check_layer_study(study, task)
@@ -121,8 +124,8 @@ class LayerStudyRun(StudyRun[LayerStudyResult]):
         files = [*write_files(result), *(self.draw(result) if self.draw is not None else ())]
         for file in files:
             path = str(file.relative_to(folder))
-            session.bus.write("artifact", id=None, path=path, folder=IN_MLFLOW)
-        session.bus.write("note", id=None, tags=result.tags(), metrics=result.figures(), step=0)
+            session.bus.publish(ArtifactSaved(None, path, folder=IN_MLFLOW))
+        session.bus.publish(Note(None, result.tags(), result.metrics()))
         return result
 
 
@@ -132,17 +135,18 @@ def check_layer_study(study: OpenStudy, task: Task) -> None:
     Raises:
         StudyError: see `design_layer_study`; or none of its pairs can be compared by its loss.
     """
-    question = design_layer_study(study, task)
-    arms = build_arms(question, study.settings.search.pairs)
+    design = design_layer_study(study, task)
+    arms = build_arms(design, study.settings.search.pairs)
     singles = [arm for arm in arms if arm.kind == "pair"]
     if all(arm.why_not for arm in singles):
-        message = f"none of its {len(singles)} pairs can be compared: {singles[0].why_not}"
-        place = ("knowledge", question.term, "pairs")
-        fix = "take another loss, or name other layers"
-        raise StudyError(study.document.problem(place, message, fix))
+        text = f"none of its {len(singles)} pairs can be compared: {singles[0].why_not}"
+        place = ("knowledge", design.term, "pairs")
+        fix = "use another loss, or name other layers"
+        raise StudyError(study.document.problem(place, text, fix))
 
 
 def _trainings(study: OpenStudy, task: Task) -> int:
-    how = study.settings.search.pairs
-    arms = build_arms(design_layer_study(study, task), how)
-    return how.seeds * sum(not arm.why_not for arm in arms)
+    """Return the number of trainings of all arms."""
+    settings = study.settings.search.pairs
+    arms = build_arms(design_layer_study(study, task), settings)
+    return settings.seeds * sum(not arm.why_not for arm in arms)

@@ -1,19 +1,21 @@
-"""What the user sees of a search: while it runs, and when it is over."""
+"""Displays of a running study, and summaries of its result."""
 
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from raykd.report.lines import Display
+from raykd.tracking.events import Event
+from raykd.tracking.journal import Listener
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 
 def search_display(console: Console, *, lines: bool = False) -> Display:
-    """The live display in a terminal, else (or with `lines`) plain lines."""
+    """Return the live display for a terminal, else (or with `lines`) plain lines."""
     if console.is_terminal and not lines:
         from raykd.report.live import LiveDisplay
 
@@ -24,7 +26,7 @@ def search_display(console: Console, *, lines: bool = False) -> Display:
 
 
 def epoch_display(console: Console) -> Display:
-    """One line an epoch, for single trainings."""
+    """Return the display of single trainings: one line per epoch."""
     from raykd.report.lines import EpochLines
 
     return EpochLines(lambda line: print_line(console, line))
@@ -36,28 +38,28 @@ def print_line(console: Console, line: str) -> None:
 
 
 class Shielded:
-    """A listener whose own mistakes do not end the search that it is told of.
+    """A listener whose errors do not end the run.
 
     Args:
-        listener: told of every event, until it fails.
-        complain: told once, in a sentence; the second argument is the traceback.
+        listener: called with every event, until it fails.
+        complain: called once, with a sentence and the traceback.
     """
 
     def __init__(
         self,
-        listener: Callable[[Mapping[str, Any]], None],
+        listener: Listener,
         complain: Callable[[str, str], None],
     ) -> None:
         self._listener = listener
         self._complain = complain
         self._failed = False
 
-    def __call__(self, event: Mapping[str, Any]) -> None:
+    def __call__(self, event: Event) -> None:
         if self._failed:
             return
         try:
             self._listener(event)
         except Exception as error:  # noqa: BLE001 - any: hours of training are worth more
             self._failed = True
-            said = f"raykd's display failed ({type(error).__name__}: {error}); the search continues"
-            self._complain(said, traceback.format_exc())
+            message = f"raykd's display failed ({type(error).__name__}: {error})"
+            self._complain(f"{message}; the search continues", traceback.format_exc())

@@ -8,9 +8,10 @@ import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from raykd.tracking.cursor import Cursor
+from raykd.tracking.events import Event, ModelSaved, StudyEnded, StudyStarted
 from raykd.tracking.journal import events
 from raykd.tracking.mlflow_client import (
     absolute,
@@ -29,8 +30,6 @@ from raykd.tuning.study_lock import active_driver
 if TYPE_CHECKING:
     from raykd.layer_study.result import LayerStudyResult
     from raykd.tuning.result import StudyResult
-
-Event = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -145,9 +144,9 @@ def state(result: StudyResult | LayerStudyResult, told: Sequence[Event]) -> str:
 def ended(told: Sequence[Event]) -> str:
     """How the study ended: its last `done` status, "interrupted" where there is none."""
     for event in reversed(told):
-        if event["event"] == "done":
-            return event["status"]
-        if event["event"] == "study":
+        if isinstance(event, StudyEnded):
+            return event.status
+        if isinstance(event, StudyStarted):
             break
     return "interrupted"
 
@@ -161,7 +160,7 @@ def unfinished(result: StudyResult, told: Sequence[Event]) -> bool:
 
 def _is_search(told: Sequence[Event]) -> bool:
     """Whether it was a search: `distill` and `teacher` are begun anew rather than gone on with."""
-    argv = next((event["argv"] for event in told if event["event"] == "study"), [])
+    argv = next((event.argv for event in told if isinstance(event, StudyStarted)), ())
     return argv[1:2] not in (["distill"], ["teacher"])
 
 
@@ -209,7 +208,8 @@ def _asked(result: StudyResult | LayerStudyResult) -> _Runs:
         return _Runs()  # looking into it would create it
     if not check_store(uri, timeout=2).ok:
         return _Runs()
-    with_model = {e["id"] for e in events(result.folder / "journal.jsonl") if e["event"] == "model"}
+    saved = events(result.folder / "journal.jsonl")
+    with_model = {event.id for event in saved if isinstance(event, ModelSaved)}
     try:
         study = find_run(uri, result.study_id)
         models = {id: find_run(uri, f"{result.study_id}/{id}") for id in with_model}
@@ -222,14 +222,14 @@ def _asked(result: StudyResult | LayerStudyResult) -> _Runs:
 
 def _load(result: StudyResult, told: Sequence[Event], runs: _Runs) -> Iterator[Command]:
     """How the best chosen student is loaded: from MLflow where it is there, else its file."""
-    models = [event for event in told if event["event"] == "model"]
+    models = [event for event in told if isinstance(event, ModelSaved)]
     if not models:
         return
-    model = next((m for m in models if "champion" in m["aliases"]), models[0])
-    what = f"load the student of {model['id']}"
+    model = next((m for m in models if "champion" in m.aliases), models[0])
+    what = f"load the student of {model.id}"
     uri = _model_uri(model, runs)
     if uri is None:
-        file = result.folder / model["path"]
+        file = result.folder / model.path
         text = f"import torch; student = torch.load({str(file)!r}, weights_only=False)"
         yield Command("load", what, f"{launcher()}python -c {shlex.quote(text)}")
         return
@@ -238,13 +238,13 @@ def _load(result: StudyResult, told: Sequence[Event], runs: _Runs) -> Iterator[C
     yield Command("load", what, f"{place} {launcher()}python -c {shlex.quote(text)}")
 
 
-def _model_uri(model: Event, runs: _Runs) -> str | None:
-    run_id = runs.models.get(model["id"])
+def _model_uri(model: ModelSaved, runs: _Runs) -> str | None:
+    run_id = runs.models.get(model.id)
     if run_id is None:
         return None
-    if model.get("register") and "champion" in model["aliases"]:
-        return f"models:/{model['register']}@champion"
-    return f"runs:/{run_id}/{logged_name(model.get('name') or MODEL_NAME)}"
+    if model.register and "champion" in model.aliases:
+        return f"models:/{model.register}@champion"
+    return f"runs:/{run_id}/{logged_name(model.name or MODEL_NAME)}"
 
 
 def _short(path: Path) -> str:

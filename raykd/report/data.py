@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.text import Text
 
 from raykd.terminal_tables import Labeled
+from raykd.tracking.events import DataLoaded, Event, Note
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -40,18 +41,17 @@ def sizes_text(sizes: Mapping[str, int]) -> str:
     return ", ".join(f"{size} {part}" for part, size in sizes.items())
 
 
-def data_line(event: Mapping[str, Any]) -> str:
-    """A `dataset` event in one line."""
-    classes = classes_text(event["classes"], event.get("class_names", ()))
-    sizes = sizes_text(event["sizes"])
-    return f"data {event['name']} from {event['origin']}: {sizes}; {classes}"
+def data_line(event: DataLoaded) -> str:
+    """Return the data of a study in one line."""
+    classes = classes_text(event.classes, event.class_names)
+    return f"data {event.name} from {event.origin}: {sizes_text(event.sizes)}; {classes}"
 
 
-def remarks(event: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Each note and warning of an event with the style it is printed in."""
-    if event["event"] == "dataset":
+def remarks(event: Event) -> Iterator[tuple[str, str]]:
+    """Yield each note and warning of an event with the style it is printed in."""
+    if isinstance(event, DataLoaded):
         yield from notes_and_warnings(event)
-    for key, text in (event.get("tags") or {}).items() if event["event"] == "note" else ():
+    for key, text in event.tags.items() if isinstance(event, Note) else ():
         if key.startswith("weights_notes"):
             yield from ((f"weights: {line}", "dim") for line in text.split("\n"))
         elif key.startswith("warning"):
@@ -70,11 +70,11 @@ def weights_block(notes: Sequence[str], warnings: Sequence[str]) -> Iterator[Ren
     yield table
 
 
-def notes_and_warnings(event: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Each note and warning of a `dataset` event with the style it is printed in."""
-    for note in event.get("notes", ()):
+def notes_and_warnings(event: DataLoaded) -> Iterator[tuple[str, str]]:
+    """Yield each note and warning about the data with the style it is printed in."""
+    for note in event.notes:
         yield f"data: {note}", "dim"
-    for warning in event.get("warnings", ()):
+    for warning in event.warnings:
         yield f"{WARNING}{warning}", WARNING_STYLE
 
 

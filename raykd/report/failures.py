@@ -14,7 +14,7 @@ from raykd.tuning.records import Record
 
 MOST_CAUSES = 5
 MOST_IDS = 8
-TAUGHT = re.compile(r"^\S+, which was to teach it, failed: ")
+TAUGHT = re.compile(r"^its teacher \S+ failed: ")
 VARYING = re.compile(r"0x[0-9a-f]+|\d+(?:[.,]\d+)*(?:e[+-]?\d+)?", re.IGNORECASE)
 
 

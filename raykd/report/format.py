@@ -1,22 +1,21 @@
-"""What is said of teachers' kept outputs while a study runs."""
+"""Teachers' cached outputs in the lines of a running study."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from raykd.tracking.events import TeacherCacheChanged
 
 UNITS = ("B", "kB", "MB", "GB", "TB")
 
 
-def outputs_line(event: Mapping[str, Any]) -> str:
-    """One line for an `outputs` event of a running study."""
-    status = event["status"]
+def outputs_line(event: TeacherCacheChanged) -> str:
+    """Return the state of a teacher's cached outputs in one line."""
+    status = event.status
     if status == "live":
-        return f"the teacher runs in every training step: {event['why']}"
+        return f"the teacher runs in every training step: {event.why}"
     if status == "removed":
-        return f"removed teacher outputs {event['key'][:12]} from the cache (least recently used)"
-    views = "1 view" if event["views"] == 1 else f"{event['views']} views"
-    size = f"{views}, {in_bytes(event['bytes'])}"
+        return f"removed teacher outputs {event.key[:12]} from the cache (least recently used)"
+    views = "1 view" if event.views == 1 else f"{event.views} views"
+    size = f"{views}, {in_bytes(event.bytes or 0)}"
     text = {
         "begun": "computing teacher outputs for all trials",
         "kept": "cached teacher outputs for all trials",
@@ -26,7 +25,7 @@ def outputs_line(event: Mapping[str, Any]) -> str:
 
 
 def in_bytes(count: float) -> str:
-    """A number of bytes, to be read."""
+    """Return a number of bytes in a readable unit."""
     unit = UNITS[0]
     for unit in UNITS:
         if abs(count) < 1000 or unit == UNITS[-1]:

@@ -3,28 +3,41 @@
 from __future__ import annotations
 
 import json
-import math
-import os
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict
+from collections.abc import Callable, Iterable
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 from raykd.report.data import data_line, remarks
 from raykd.report.failures import Announcer
 from raykd.report.format import outputs_line
-from raykd.report.progress import REPLICATES, Budget, View, asked_costs
+from raykd.report.progress import REPLICATES, View, asked_costs
+from raykd.tracking.events import (
+    ArchitecturesRanked,
+    DataLoaded,
+    EpochFinished,
+    Event,
+    GpuSharingMeasured,
+    PhaseStarted,
+    RunEnded,
+    RunStarted,
+    SlotsPlanned,
+    StudyStarted,
+    TeacherCacheChanged,
+    WarmStarted,
+    WarningIssued,
+    to_json,
+)
 from raykd.tuning.number_format import clock, compact, metric, percent, time_left, words
 from raykd.tuning.records import Record, cost, learns_from, pairs_name, scheme_name, student_name
 
 
 class Display:
-    """Hears every event of a study while it runs; used in a `with` statement around the run."""
+    """Listener that shows the events of a run; used in a `with` statement around the run."""
 
-    def __call__(self, event: Mapping[str, Any]) -> None:
-        """Take in one event."""
+    def __call__(self, event: Event) -> None:
+        """Show one event."""
         raise NotImplementedError
 
     def __enter__(self) -> Self:
@@ -36,7 +49,7 @@ class Display:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Nothing to put away, unless a display has something."""
+        """Do nothing; displays that hold resources release them here."""
 
 
 EVERY = 10.0
@@ -62,7 +75,7 @@ class PlainLines(Display):
         self._begun: set[str] = set()
         self._failures = Announcer()
 
-    def __call__(self, event: Mapping[str, Any]) -> None:
+    def __call__(self, event: Event) -> None:
         with self._lock:
             self._view.apply(event)
             for line in self._lines(event):
@@ -74,28 +87,29 @@ class PlainLines(Display):
         self._last = self._now()
         self._write(f"[{clock(self._view.elapsed)}] {line}")
 
-    def _lines(self, event: Mapping[str, Any]) -> Iterable[str]:
-        view, kind = self._view, event["event"]
-        if kind == "study":
-            ways = ", ".join(f"{way} {words(name)}" for name, way in view.objectives.items())
-            yield f"study {event['name']}, seed {event['seed']}, {ways}"
-        elif kind == "dataset":
-            yield data_line(event)
-        elif kind == "phase":
-            yield view.phase
-        elif kind in ("warning", "start", "screen", "packing"):
-            yield from first_lines(event)
-        elif kind == "plan":
-            slots = f"{event['plan']}; " if event["plan"] is not None else ""
-            yield f"{slots}folder {event['folder'].path}"
-        elif kind == "outputs":
-            yield outputs_line(event)
-        elif kind == "run":
-            yield from self._phase_begins(view.records[event["id"]])
-        elif kind == "end":
-            yield ended_line(view.records[event["id"]], view.watched, self._failures)
-        elif kind == "epoch" and self._now() - self._last >= EVERY:
-            yield self._progress()
+    def _lines(self, event: Event) -> Iterable[str]:
+        view = self._view
+        match event:
+            case StudyStarted():
+                ways = ", ".join(f"{way} {words(name)}" for name, way in view.objectives.items())
+                yield f"study {event.name}, seed {event.seed}, {ways}"
+            case DataLoaded():
+                yield data_line(event)
+            case PhaseStarted():
+                yield view.phase
+            case SlotsPlanned():
+                slots = f"{event.slots}; " if event.slots is not None else ""
+                yield f"{slots}folder {event.folder}"
+            case TeacherCacheChanged():
+                yield outputs_line(event)
+            case RunStarted():
+                yield from self._phase_begins(view.records[event.id])
+            case RunEnded():
+                yield ended_line(view.records[event.id], view.watched, self._failures)
+            case EpochFinished() if self._now() - self._last >= EVERY:
+                yield self._progress()
+            case _:
+                yield from first_lines(event)
 
     def _phase_begins(self, record: Record) -> Iterable[str]:
         role = "replicate" if record.role == "alone" else record.role
@@ -121,24 +135,25 @@ class PlainLines(Display):
         return f"{view.progress:.0%}, {view.phase}{best}; {time_left(view.time_left)}"
 
 
-def first_lines(event: Mapping[str, Any]) -> Iterable[str]:
-    """What goes before the sampler's own draws: how many trials share a GPU, architectures ranked
-    best, or what other studies found, and what of that is left out."""
-    if event["event"] == "warning":
-        yield f"warning: {event['text']}"
-        return
-    if event["event"] == "packing":
-        rates = ", ".join(f"{n}: {rate:,.0f}" for n, rate in event["images_per_second"].items())
-        yield f"trials per GPU: {event['chosen']} (images/s by trials per GPU: {rates})"
-        return
-    if event["event"] == "screen":
-        ranked = f"{event['candidates']} architectures ranked in {event['seconds']:.1f} s"
-        yield f"{event['name']}: {ranked}; the best {len(event['kept'])} are tried first"
-        return
-    for start in event["starts"]:
-        if start["params"]:
-            yield f"starting from {start['name']} ({len(start['params'])} values)"
-        yield from start["left_out"]
+def first_lines(event: Event) -> Iterable[str]:
+    """Yield the lines of events that come before the first trial: warnings, trials per GPU, ranked
+    architectures, start points; no lines for other events."""
+    match event:
+        case WarningIssued():
+            yield f"warning: {event.text}"
+        case GpuSharingMeasured():
+            rates = ", ".join(f"{n}: {rate:,.0f}" for n, rate in event.images_per_second.items())
+            yield f"trials per GPU: {event.chosen} (images/s by trials per GPU: {rates})"
+        case ArchitecturesRanked():
+            ranked = f"{event.candidates} architectures ranked in {event.seconds:.1f} s"
+            yield f"{event.name}: {ranked}; the best {len(event.kept)} are tried first"
+        case WarmStarted():
+            for start in event.starts:
+                if start.params:
+                    yield f"starting from {start.name} ({len(start.params)} values)"
+                yield from start.left_out
+        case _:
+            pass
 
 
 def ended_line(record: Record, watched: str, failures: Announcer) -> str:
@@ -188,38 +203,38 @@ class EpochLines(Display):
         self._shown = ""
         self._failures = Announcer()
 
-    def __call__(self, event: Mapping[str, Any]) -> None:
+    def __call__(self, event: Event) -> None:
         with self._lock:
             self._view.apply(event)
-            if event["event"] == "epoch":
-                self._epoch(self._view.records[event["id"]], event)
-            elif event["event"] == "end":
-                record = self._view.records[event["id"]]
-                self._write(ended_line(record, self._view.watched, self._failures))
-            elif event["event"] == "dataset":
-                self._write(data_line(event))
-                for line, _ in remarks(event):
-                    self._write(line)
-            elif event["event"] == "note":
-                for line, _ in remarks(event):
-                    self._write(line)
-            elif event["event"] == "warning":
-                self._write(f"warning: {event['text']}")
-            elif event["event"] == "phase":
-                self._write(self._view.phase)
-            elif event["event"] == "outputs":
-                self._write(outputs_line(event))
+            match event:
+                case EpochFinished():
+                    self._epoch(self._view.records[event.id], event)
+                case RunEnded():
+                    record = self._view.records[event.id]
+                    self._write(ended_line(record, self._view.watched, self._failures))
+                case DataLoaded():
+                    self._write(data_line(event))
+                case WarningIssued():
+                    self._write(f"warning: {event.text}")
+                case PhaseStarted():
+                    self._write(self._view.phase)
+                case TeacherCacheChanged():
+                    self._write(outputs_line(event))
+                case _:
+                    pass
+            for line, _ in remarks(event):
+                self._write(line)
 
-    def _epoch(self, record: Record, event: Mapping[str, Any]) -> None:
+    def _epoch(self, record: Record, event: EpochFinished) -> None:
         if record.role in REPLICATES:
             return  # their ends say enough
         if self._shown != record.id:
             self._shown = record.id
             self._write(f"{record.id}: {described(record)}")
             self._write(HEADINGS)
-        metrics = event["metrics"]
+        metrics = event.metrics
         cells = (
-            f"{event['epoch']}/{record.job.epochs}".rjust(9),
+            f"{event.epoch}/{record.job.epochs}".rjust(9),
             f"{metrics.get('train_loss', float('nan')):10.4f}",
             percent(metrics.get("train_accuracy")).rjust(9),
             percent(metrics.get("val_accuracy")).rjust(8),
@@ -245,31 +260,9 @@ class JsonLines(Display):
         self._write = write
         self._lock = threading.Lock()
 
-    def __call__(self, event: Mapping[str, Any]) -> None:
-        line = json.dumps(jsonable({"at": time.time_ns() // 1_000_000, **_plain(event)}))
+    def __call__(self, event: Event) -> None:
+        record = event.record()
+        record["at"] = event.at or time.time_ns() // 1_000_000
+        line = json.dumps(to_json(record))
         with self._lock:
             self._write(line)
-
-
-def _plain(event: Mapping[str, Any]) -> Mapping[str, Any]:
-    if event["event"] != "plan":
-        return event
-    return {
-        "event": "plan",
-        "slots": asdict(event["plan"]) if event["plan"] is not None else None,
-        "budget": asdict(Budget.of(event["study"], event.get("trials"))),
-        "folder": event["folder"].path,
-    }
-
-
-def jsonable(value: Any) -> Any:
-    """`value` in JSON's own types."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else str(value)
-    if value is None or isinstance(value, str | int):
-        return value
-    if isinstance(value, Mapping):
-        return {str(key): jsonable(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [jsonable(item) for item in value]
-    return os.fspath(value) if isinstance(value, os.PathLike) else str(value)

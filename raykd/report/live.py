@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
-from typing import Any
 
 from rich.console import Console, ConsoleOptions, Group, RenderableType
 from rich.live import Live
@@ -20,6 +19,7 @@ from raykd.report.lines import Display, first_lines
 from raykd.report.progress import ALL, View, run_name
 from raykd.study.objectives import COSTS
 from raykd.terminal_tables import Column, Grid, shrink_widths, truncate
+from raykd.tracking.events import Event, RunEnded, TeacherCacheChanged, WarningIssued
 from raykd.tuning.number_format import clock, compact, metric, percent, time_left, words
 from raykd.tuning.records import Record, cost, learns_from, pairs_name, student_name
 
@@ -60,22 +60,22 @@ class LiveDisplay(Display):
         )
         self._thread = threading.Thread(target=self._draw, name="raykd-display", daemon=True)
 
-    def __call__(self, event: Mapping[str, Any]) -> None:
+    def __call__(self, event: Event) -> None:
         with self._lock:
             self._view.apply(event)
             self._news = True
         for line, style in remarks(event):
             self._console.print(Text(line, style=style))
-        if event["event"] == "warning":
-            self._console.print(Text(f"warning: {event['text']}", style="yellow"))
-        if event["event"] == "outputs" and event["status"] != "begun":
-            self._console.print(Text(outputs_line(event), style="dim"))
-        if event["event"] in ("start", "screen", "packing"):
-            for line in first_lines(event):
-                self._console.print(Text(line, style="dim"))
-        if event["event"] == "end" and event["status"] == "failed":
-            failed = self._failures.line(self._view.records[event["id"]])
-            self._console.print(Text(failed, style="red"))
+        match event:
+            case TeacherCacheChanged() if event.status != "begun":
+                self._console.print(Text(outputs_line(event), style="dim"))
+            case RunEnded(status="failed"):
+                failure = self._failures.line(self._view.records[event.id])
+                self._console.print(Text(failure, style="red"))
+            case _:
+                style = "yellow" if isinstance(event, WarningIssued) else "dim"
+                for line in first_lines(event):
+                    self._console.print(Text(line, style=style))
 
     def __enter__(self) -> LiveDisplay:
         self._live.start()
@@ -142,7 +142,7 @@ def rows(view: View, room: int) -> list[tuple[Record, str]]:
 
 
 def _header(view: View, width: int) -> list[Text]:
-    left = f"raykd · {view.study['name']}" if view.study else "raykd"
+    left = f"raykd · {view.study.name}" if view.study else "raykd"
     right = str(view.plan) if view.plan is not None else ""
     title = Text(left, style="bold")
     if right and len(left) + len(right) + 2 <= width:
@@ -156,7 +156,7 @@ def _facts(view: View) -> Iterable[str]:
         reached = f" {percent(view.teacher.metrics.get('val_accuracy'))}" if view.teacher else ""
         yield f"teacher {view.teacher_name}{reached}"
     if view.data:
-        yield f"{view.data['name']} {'/'.join(map(str, view.data['sizes'].values()))}"
+        yield f"{view.data.name} {'/'.join(map(str, view.data.sizes.values()))}"
     if view.study:
         yield ", ".join(f"{way} {words(name)}" for name, way in view.objectives.items())
 

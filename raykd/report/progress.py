@@ -7,12 +7,25 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from pathlib import Path
 from statistics import mean
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from raykd.study.objectives import COSTS
 from raykd.study.short_names import model_name
+from raykd.tracking.events import (
+    Budget,
+    DataLoaded,
+    EpochFinished,
+    Event,
+    Note,
+    PhaseStarted,
+    RunStarted,
+    SlotPlan,
+    SlotsPlanned,
+    StudyStarted,
+    TeacherCacheChanged,
+)
 from raykd.tracking.journal import events
 from raykd.tuning.records import (
     Record,
@@ -21,11 +34,6 @@ from raykd.tuning.records import (
     scheme_name,
     teacher_name,
 )
-
-if TYPE_CHECKING:
-    from raykd.runtime.cluster import SlotPlan
-    from raykd.study.open_study import OpenStudy
-    from raykd.tuning.study_dir import StudyFolder
 
 STUDENTS = ("trial", "replicate", "alone")
 REPLICATES = ("replicate", "alone")
@@ -41,51 +49,12 @@ SURE_AFTER = 5.0
 """Seconds of training students before a time left is guessed."""
 
 
-@dataclass(frozen=True)
-class Budget:
-    """What a study may spend, in trainings and their epochs.
-
-    Attributes:
-        teachers: epochs of each teacher that is trained.
-        trials: how many there will be at most.
-        epochs: of one trial.
-        chosen: students that are trained again, at most.
-        replicates: seeds of each of them.
-        max_hours: no new trial is begun after; None: no limit.
-    """
-
-    teachers: tuple[int, ...]
-    trials: int
-    epochs: int
-    chosen: int
-    replicates: int
-    max_hours: float | None = None
-
-    @classmethod
-    def of(cls, study: OpenStudy, trials: int | None = None) -> Budget:
-        """What `study` may spend; `trials`: how many there will be, where that is known."""
-        settings, search = study.settings, study.settings.search
-        points = study.size.points
-        return cls(
-            teachers=tuple(
-                (teacher.train or settings.train).epochs
-                for teacher in study.teachers()
-                if teacher.weights is None
-            ),
-            trials=trials or (search.trials if points is None else min(search.trials, points)),
-            epochs=settings.train.epochs,
-            chosen=1 if trials else search.finalists,
-            replicates=search.replicates,
-            max_hours=search.max_hours,
-        )
-
-
 class View:
     """Takes in a search's events; asked at any time.
 
     Attributes:
-        study: the `study` event; empty before it came.
-        data: the `dataset` event; empty before it came.
+        study: event of the study; None before it.
+        data: event of the data; None before it.
         records: every training so far.
         plan: the slots; None before they are known, and where there are none.
         budget: None before it is known.
@@ -93,8 +62,8 @@ class View:
     """
 
     def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
-        self.study: Mapping[str, Any] = {}
-        self.data: Mapping[str, Any] = {}
+        self.study: StudyStarted | None = None
+        self.data: DataLoaded | None = None
         self.records = Records()
         self.plan: SlotPlan | None = None
         self.budget: Budget | None = None
@@ -110,55 +79,58 @@ class View:
         self._share = 0.0
         self._front: tuple[int, list[Record]] = (0, [])
 
-    def apply(self, event: Mapping[str, Any]) -> None:
-        """Take in one event."""
-        kind = event["event"]
-        if kind == "study":
-            self.study = event
-        elif kind == "dataset":
-            self.data = event
-        elif kind == "phase":
-            self._phase = event["phase"]
-        elif kind == "plan":
-            self._planned(event)
-        elif kind == "outputs":
-            building = event["status"] == "begun"
-            (self._building.add if building else self._building.discard)(event["key"])
-        else:
-            self._count(event)
-            self._remember(event)
+    def apply(self, event: Event) -> None:
+        """Update the view with one event."""
+        match event:
+            case StudyStarted():
+                self.study = event
+            case DataLoaded():
+                self.data = event
+            case PhaseStarted():
+                self._phase = event.phase
+            case SlotsPlanned():
+                self._planned(event)
+            case TeacherCacheChanged(status="begun"):
+                self._building.add(event.key)
+            case TeacherCacheChanged():
+                self._building.discard(event.key)
+            case _:
+                self._count(event)
+                self._record(event)
 
-    def _remember(self, event: Mapping[str, Any]) -> None:
+    def _record(self, event: Event) -> None:
         self.records.apply(event)
-        if event["event"] == "note" and event.get("tags", {}).get("chosen"):
-            self.finalists.add(event["id"])
+        if isinstance(event, Note) and event.id is not None and event.tags.get("chosen"):
+            self.finalists.add(event.id)
 
-    def _planned(self, event: Mapping[str, Any]) -> None:
-        folder: StudyFolder = event["folder"]
-        self.plan = event["plan"]
-        self.budget = Budget.of(event["study"], event.get("trials"))
+    def _planned(self, event: SlotsPlanned) -> None:
+        self.plan, self.budget = event.slots, event.budget
         self._plan_at = self._now()
         self._phase = "slots"
-        # What an interrupted search did before is in its journal alone.
-        for event in events(folder.journal):
-            self._remember(event)
+        # Trainings of an interrupted run are in the journal only.
+        for earlier in events(Path(event.folder) / "journal.jsonl"):
+            self._record(earlier)
 
-    def _count(self, event: Mapping[str, Any]) -> None:
-        """Count the epochs students are trained in this session, and since when."""
-        if event["event"] == "run" and event["role"] in STUDENTS:
-            self._first_student = self._first_student or self._now()
-        if event["event"] == "epoch" and event["id"] in self.records:
-            self._epoch_ends.append((self.records[event["id"]].role, self._now()))
-        if event["event"] == "epoch" and self.records[event["id"]].role in STUDENTS:
-            self._first_student = self._first_student or self._now()
-            self._student_epochs += 1
+    def _count(self, event: Event) -> None:
+        """Count this session's epochs of students, from the first one's start."""
+        match event:
+            case RunStarted() if event.role in STUDENTS:
+                self._first_student = self._first_student or self._now()
+            case EpochFinished() if event.id in self.records:
+                role = self.records[event.id].role
+                self._epoch_ends.append((role, self._now()))
+                if role in STUDENTS:
+                    self._first_student = self._first_student or self._now()
+                    self._student_epochs += 1
+            case _:
+                pass
 
     # Where it stands
 
     @property
     def settings(self) -> Mapping[str, Any]:
         """The study's fixed parts, defaults included; empty before the `study` event."""
-        return self.study.get("resolved", {})
+        return self.study.resolved if self.study is not None else {}
 
     @property
     def objectives(self) -> Mapping[str, str]:

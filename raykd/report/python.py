@@ -13,10 +13,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from raykd.tracking.journal import Listener
+
 if TYPE_CHECKING:
     from raykd.layer_study.result import LayerStudyResult
     from raykd.study.open_study import OpenStudy
-    from raykd.tuning.event_bus import Listener
     from raykd.tuning.result import StudyResult
 
 

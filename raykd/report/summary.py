@@ -12,12 +12,13 @@ from typing import Any
 from rich.console import RenderableType
 from rich.text import Text
 
-from raykd.report.commands import Command, Event, commands, state, unfinished
+from raykd.report.commands import Command, commands, state, unfinished
 from raykd.report.data import WARNING, remarks
 from raykd.report.failures import causes, failure_lines
 from raykd.report.progress import ALL, asked_costs
 from raykd.study.objectives import COSTS
 from raykd.terminal_tables import Column, Grid, Paragraph, unbroken
+from raykd.tracking.events import Event, Note, StudyStarted
 from raykd.tracking.journal import events
 from raykd.tuning.number_format import (
     compact,
@@ -114,10 +115,10 @@ def seconds_at_work(told: Sequence[Event]) -> float:
     """How long the search ran, the pauses before it was gone on with left out."""
     total, began, last = 0, None, None
     for event in told:
-        if event["event"] == "study":
+        if isinstance(event, StudyStarted):
             total += last - began if began is not None and last is not None else 0
-            began = event["at"]
-        last = event["at"]
+            began = event.at
+        last = event.at
     return (total + (last - began if began is not None and last is not None else 0)) / 1000
 
 
@@ -140,14 +141,14 @@ def _by_seed(result: StudyResult, finalist: Finalist) -> Mapping[int, float]:
     }
 
 
-def _told(result: StudyResult) -> list[dict[str, Any]]:
+def _told(result: StudyResult) -> list[Event]:
     return events(result.folder / "journal.jsonl")
 
 
 def left_out(told: Sequence[Event]) -> list[str]:
     """What was left out before anything was drawn: pairs that no loss can compare, and what of
     other studies' winners does not fit; and why."""
-    notes = [event.get("tags") or {} for event in told if event["event"] == "note"]
+    notes = [event.tags for event in told if isinstance(event, Note)]
     keys = ("pairs_left_out", "start_left_out")
     return [line for tags in notes for key in keys if key in tags for line in tags[key].split("\n")]
 

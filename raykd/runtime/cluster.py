@@ -12,7 +12,6 @@ import threading
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from raykd.runtime.cluster_check import check_cluster, has_token, join_error
 from raykd.runtime.signals import begin_cleanup, restore_signal_handlers
 from raykd.storage import Storage, is_uri
 from raykd.study.config import Cluster
+from raykd.tracking.events import SlotPlan
 
 Resources = Mapping[str, float]
 """Resources of a node by Ray's names: "CPU", "GPU"."""
@@ -48,28 +48,6 @@ PRELOADED_MODULES = ("raykd.runtime.slot", "raykd.runtime.worker")
 
 MAX_CPUS_PER_SLOT = 2
 """Idle processes import ahead only if there are at most this many of them for each slot."""
-
-
-@dataclass(frozen=True)
-class SlotPlan:
-    """Division of a cluster into slots.
-
-    Attributes:
-        slots: number of trials that run at the same time.
-        workers: ranks of each trial.
-        cpus, gpus: of each rank.
-    """
-
-    slots: int
-    workers: int
-    cpus: float
-    gpus: float
-
-    def __str__(self) -> str:
-        trials = f"{self.slots} parallel trials" if self.slots > 1 else "1 trial at a time"
-        workers = "1 worker" if self.workers == 1 else f"{self.workers} workers"
-        each = f"{self.cpus:g} CPU" + (f" + {self.gpus:g} GPU" if self.gpus else "")
-        return f"{trials}, {workers} each ({each} per worker)"
 
 
 def this_machine() -> list[Resources]:

@@ -8,18 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
+
+from raykd.tracking.events import Clock, Metrics, Role
 
 if TYPE_CHECKING:
     from raykd.training.teacher_cache import CacheSpec
 
-Role = Literal["teacher", "trial", "replicate", "alone", "probe"]
-"""Purpose of a job that has a record."""
-
 PlainData = Mapping[str, Any]
 """Data that JSON can hold: a study, drawn values, a job."""
-
-Metrics = Mapping[str, float]
 
 
 @dataclass(frozen=True)
@@ -298,19 +295,6 @@ def read_job(data: PlainData) -> JournalJob:
         exclusive=data.get("sole", False),
         keep=data.get("keep"),
     )
-
-
-@dataclass(frozen=True)
-class Clock:
-    """Times of one report, in seconds since 1970.
-
-    Attributes:
-        first_step: before the first step.
-        end: after the last one, and after the training's state was saved.
-    """
-
-    first_step: float
-    end: float
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ from raykd.runtime.signals import restore_signal_handlers
 from raykd.runtime.slot import Slot, SlotSetup, resources_of
 from raykd.study.config import Search, Study
 from raykd.study.schedulers import StoppingRule
+from raykd.tracking.events import EndStatus
 
 DEATH = ("ActorDiedError", "The actor died unexpectedly", "worker process has died")
 """Texts of Ray's errors when a slot's process is gone."""
@@ -51,7 +52,7 @@ class Planner(Protocol):
         """Record the failure of a job."""
         ...
 
-    def end(self, record_id: str, status: str) -> None:
+    def end(self, record_id: str, status: EndStatus) -> None:
         """Record the end of a training; ignores jobs without a record."""
         ...
 

@@ -1,16 +1,18 @@
-"""What a study did, kept: the journal it writes, and MLflow, which is filled from it.
+"""Records of a study: the journal that it writes, and MLflow, which is filled from it.
 
-Nothing here imports MLflow until a store is reached.
+MLflow is imported when a store is reached, and nothing else of raykd is imported at all.
 """
 
-from raykd.tracking.journal import Journal, events
+from raykd.tracking.journal import EventBus, Journal, Listener, events
 from raykd.tracking.mlflow_client import FoundRun, StoreCheck, check_store, find_run, ui_command
 from raykd.tracking.mlflow_models import load_model_uri
 from raykd.tracking.sync import Status, Tracker, sync
 
 __all__ = [
+    "EventBus",
     "FoundRun",
     "Journal",
+    "Listener",
     "Status",
     "StoreCheck",
     "Tracker",

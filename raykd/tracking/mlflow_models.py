@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
+from raykd.tracking.events import ModelSaved
 from raykd.tracking.mlflow_client import absolute, connect, masked, quoted
 
 if TYPE_CHECKING:
@@ -21,18 +22,27 @@ if TYPE_CHECKING:
     from torch import nn
 
 
+class Preprocessing(Protocol):
+    """Type, shape and names of a network's raw inputs."""
+
+    dtype: str
+    keys: tuple[str, ...]
+
+    @property
+    def signature_shape(self) -> tuple[int, ...]: ...
+
+
 @runtime_checkable
 class RawInputs(Protocol):
     """A network that takes raw samples and knows its preprocessing and classes.
 
     Attributes:
-        preprocessing: kind, shape, dtype, keys of the raw samples; see
-            `raykd.models.preprocessing`.
+        preprocessing: type and shape of the raw samples; see `raykd.models.preprocessing`.
         class_names: one name per class, in the order of the logits.
         metrics: figures that the network reached.
     """
 
-    preprocessing: Any
+    preprocessing: Preprocessing
     class_names: tuple[str, ...]
     metrics: dict[str, float]
 
@@ -49,7 +59,7 @@ SCHEMES = ("models", "runs", "mlflow-artifacts")
 
 def send_model(
     client: MlflowClient,
-    event: Mapping[str, Any],
+    event: ModelSaved,
     folder: Path,
     *,
     experiment_id: str,
@@ -82,7 +92,7 @@ def send_model(
 
     model = _logged(client, experiment_id, run_id) or client.create_logged_model(
         experiment_id,
-        name=logged_name(event.get("name") or MODEL_NAME),
+        name=logged_name(event.name or MODEL_NAME),
         source_run_id=run_id,
         tags=dict(tags),
         params=dict(params),
@@ -97,9 +107,9 @@ def send_model(
             raise
         client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
     _link(client, run_id, model.model_id)
-    if event.get("register"):
-        version = _register(client, event["register"], model, run_id, tags)
-        _name(client, version, event.get("aliases") or ())
+    if event.register:
+        version = _register(client, event.register, model, run_id, tags)
+        _name(client, version, tuple(event.aliases))
     return f"models:/{model.model_id}"
 
 
@@ -246,7 +256,7 @@ def _link(client: MlflowClient, run_id: str, model_id: str) -> None:
 def _upload(
     client: MlflowClient,
     model: LoggedModel,
-    event: Mapping[str, Any],
+    event: ModelSaved,
     folder: Path,
     run_id: str,
 ) -> None:
@@ -254,14 +264,14 @@ def _upload(
     from mlflow.models import Model
     from mlflow.pytorch import save_model
 
-    network = _network(folder / event["path"])
-    example: Any = np.load(folder / event["example"]) if event.get("example") else None
-    if (event.get("example") or "").endswith(".npz"):
+    network = _network(folder / event.path)
+    example: Any = np.load(folder / event.example) if event.example else None
+    if (event.example or "").endswith(".npz"):
         example = dict(example)
     facts: dict[str, Any] = {}
     if isinstance(network, RawInputs):
-        facts = {**network.facts(), "metrics": dict(event.get("metrics") or {})}
-        facts |= dict(event.get("about") or {})
+        facts = {**network.facts(), "metrics": dict(event.metrics)}
+        facts |= dict(event.about)
         if isinstance(example, Mapping):
             example = np.stack([example[key] for key in network.preprocessing.keys], axis=1)
         signature = _raw_signature(network, example)
@@ -302,7 +312,7 @@ def _network(path: Path) -> nn.Module:
     return network.eval()
 
 
-def _signature(network: nn.Module, event: Mapping[str, Any], example: Any) -> ModelSignature:
+def _signature(network: nn.Module, event: ModelSaved, example: Any) -> ModelSignature:
     """Inputs (-1, *input_shape), each by its name where there are several, and, where the network
     gives one tensor, its shape.
 
@@ -313,8 +323,8 @@ def _signature(network: nn.Module, event: Mapping[str, Any], example: Any) -> Mo
     from mlflow.models import ModelSignature
     from mlflow.types import Schema, TensorSpec
 
-    dtype = np.dtype(event.get("input_dtype", "float32"))
-    shape = tuple(event["input_shape"])
+    dtype = np.dtype(event.input_dtype)
+    shape = tuple(event.input_shape)
     if isinstance(example, Mapping):
         inputs = Schema([TensorSpec(dtype, (-1, *shape), name=key) for key in example])
         given: Any = {key: torch.from_numpy(value) for key, value in example.items()}

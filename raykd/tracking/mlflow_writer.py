@@ -20,13 +20,25 @@ import getpass
 import json
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
+from raykd.tracking.events import (
+    ArtifactSaved,
+    DataLoaded,
+    EpochFinished,
+    Event,
+    Metrics,
+    ModelSaved,
+    Note,
+    RunEnded,
+    RunStarted,
+    StudyEnded,
+    StudyStarted,
+    to_json,
+)
 from raykd.tracking.mlflow_client import experiment_id, run_ids
 from raykd.tracking.mlflow_models import send_model
 
@@ -35,91 +47,106 @@ if TYPE_CHECKING:
     from mlflow.entities import Metric
 
 
-Event = dict[str, Any]
-
-
 @dataclass
-class RunStory:
-    """One run so far.
+class RunState:
+    """State of one run.
 
     Attributes:
-        told: its last `run` event.
-        epoch: the highest epoch told, 0 before the first.
-        metrics: the last epoch's metrics.
-        ended: whether its end was told.
+        start: its last `RunStarted` event.
+        epoch: its highest epoch, 0 before the first.
+        metrics: metrics of that epoch.
+        ended: true after its end.
     """
 
-    told: Event
+    start: RunStarted
     epoch: int = 0
-    metrics: dict[str, Any] = field(default_factory=dict)
+    metrics: Metrics = field(default_factory=dict)
     ended: bool = False
 
 
-class Story:
-    """The study, its data and its runs, as told so far.
+@dataclass(frozen=True)
+class Upload:
+    """An event to upload.
 
-    Every event passes through `take` exactly once, in order, however often it is delivered
-    afterwards: what depends on earlier events is settled there.
+    Attributes:
+        event: the event.
+        step: step of its metrics in MLflow.
+        open_runs: runs that had not ended before it; of `StudyEnded` alone.
+    """
+
+    event: Event
+    step: int = 0
+    open_runs: tuple[str, ...] = ()
+
+
+class JournalState:
+    """The study, its data and its runs up to the last event.
+
+    Every event passes through `update` exactly once and in order, however often it is uploaded
+    afterwards: whatever depends on earlier events is decided there.
     """
 
     def __init__(self) -> None:
-        self.study: Event | None = None
-        self.dataset: Event | None = None
-        self.runs: dict[str, RunStory] = {}
+        self.study: StudyStarted | None = None
+        self.dataset: DataLoaded | None = None
+        self.runs: dict[str, RunState] = {}
 
-    def take(self, event: Event) -> Event | None:
-        """Remember `event`; returns it as it is to be delivered, or None for nothing to say.
+    def update(self, event: Event) -> Upload | None:
+        """Update the state with an event and return what to upload, or None to skip the event.
 
-        - An epoch already told is dropped: a trial that lost its workers repeats epochs, and a
-          metric has one value a step.  The first telling stands.
-        - `end` gets the last `epoch`, and leaves out metrics that epoch has told.
-        - `done` gets the runs left `open`.
+        - A repeated epoch is skipped: a trial that lost its workers repeats epochs, and a metric
+          has one value per step.  The first value stays.
+        - `RunEnded` goes without metrics that its last epoch has already uploaded.
 
         Raises:
-            KeyError: the event lacks a field, or speaks of a run nobody started.
+            KeyError: the event belongs to a run that has not started.
         """
-        kind = event["event"]
-        if kind == "study":
-            self.study = event
-        elif kind == "dataset":
-            self.dataset = event
-        elif kind == "run":
-            self._start(event)
-        elif kind == "epoch":
-            return self._epoch(event)
-        elif kind == "end":
-            return self._end(event)
-        elif kind == "done":
-            return {**event, "open": [id for id, run in self.runs.items() if not run.ended]}
-        elif event.get("id") is not None:
-            self._run(event)
-        return event
+        match event:
+            case StudyStarted():
+                self.study = event
+            case DataLoaded():
+                self.dataset = event
+            case RunStarted():
+                self._start(event)
+            case EpochFinished():
+                return self._epoch(event)
+            case RunEnded():
+                return self._end(event)
+            case StudyEnded():
+                open_runs = tuple(id for id, run in self.runs.items() if not run.ended)
+                return Upload(event, open_runs=open_runs)
+            case Note(id=str(id)):
+                self._run(id, event)
+                return Upload(event, event.step or 0)
+            case Note():
+                return Upload(event, event.step or 0)
+            case ModelSaved(id=str(id)) | ArtifactSaved(id=str(id)):
+                self._run(id, event)
+            case _:
+                pass
+        return Upload(event)
 
-    def _run(self, event: Event) -> RunStory:
-        if event["id"] not in self.runs:
-            raise KeyError(f"run {event['id']!r}, of which no `run` event was told")
-        return self.runs[event["id"]]
+    def _run(self, id: str, event: Event) -> RunState:
+        if id not in self.runs:
+            raise KeyError(f"`{event.kind}` of run {id!r}, which has no `run` event")
+        return self.runs[id]
 
-    def _start(self, event: Event) -> None:
-        before = self.runs.get(event["id"])
-        if before is None:
-            self.runs[event["id"]] = RunStory(event)
-        else:
-            before.told, before.ended = event, False
+    def _start(self, event: RunStarted) -> None:
+        run = self.runs.setdefault(event.id, RunState(event))
+        run.start, run.ended = event, False
 
-    def _epoch(self, event: Event) -> Event | None:
-        run = self._run(event)
-        if event["epoch"] <= run.epoch:
+    def _epoch(self, event: EpochFinished) -> Upload | None:
+        run = self._run(event.id, event)
+        if event.epoch <= run.epoch:
             return None
-        run.epoch = event["epoch"]
-        run.metrics = event["metrics"]
-        return event
+        run.epoch, run.metrics = event.epoch, event.metrics
+        return Upload(event, event.epoch)
 
-    def _end(self, event: Event) -> Event:
-        run = self._run(event)
+    def _end(self, event: RunEnded) -> Upload:
+        run = self._run(event.id, event)
         run.ended = True
-        news = {k: v for k, v in event.get("metrics", {}).items() if run.metrics.get(k) != v}
-        return {**event, "epoch": run.epoch, "metrics": news}
+        metrics = {k: v for k, v in event.metrics.items() if run.metrics.get(k) != v}
+        return Upload(replace(event, metrics=metrics), run.epoch)
 
 
 MAX_KEY = 250
@@ -166,7 +193,7 @@ def is_unreachable(error: Exception) -> bool:
     return isinstance(error, MlflowException) and not is_refusal(error)
 
 
-class Delivery:
+class MlflowWriter:
     """One connection's view of one study; thrown away after any failure to reach the store.
 
     Args:
@@ -182,13 +209,13 @@ class Delivery:
     Metrics wait in a buffer until `flush`.
     """
 
-    def __init__(self, client: MlflowClient, story: Story, folder: Path, uri: str) -> None:
-        assert story.study is not None
+    def __init__(self, client: MlflowClient, state: JournalState, folder: Path, uri: str) -> None:
+        assert state.study is not None
         self._client = client
-        self._story = story
+        self._state = state
         self._folder = folder
-        self._study_id: str = story.study["id"]
-        name = story.study.get("experiment") or story.study["name"]
+        self._study_id = state.study.id
+        name = state.study.experiment or state.study.name
         self.experiment = experiment_id(client, name, uri)
         self._runs = run_ids(client, self.experiment, self._study_id)
         self._with_model: set[str] = set()
@@ -196,27 +223,39 @@ class Delivery:
         self._dataset: str | None = None
         self.resumed = self._study_id in self._runs
 
-    def deliver(self, event: Event) -> None:
-        """Bring one event (as `Story.take` gave it) to the store.
+    def write(self, upload: Upload) -> None:
+        """Write one event to the store.
+
+        Args:
+            upload: the event, from `JournalState.update`.
 
         Raises:
-            ValueError: the event cannot be delivered: a file is missing.
-            MlflowException: the store refuses it (`is_refusal`) or is out of reach.
+            ValueError: the event cannot be written: a file is missing.
+            MlflowException: the store refuses it (`is_refusal`) or cannot be reached.
         """
-        handlers: dict[str, Callable[[Event], None]] = {
-            "study": self._on_study,
-            "dataset": self._on_dataset,
-            "run": self._on_run,
-            "epoch": self._on_epoch,
-            "end": self._on_end,
-            "model": self._on_model,
-            "artifact": self._on_artifact,
-            "note": self._on_note,
-            "done": self._on_done,
-        }
-        handler = handlers.get(event["event"])
-        if handler is not None:
-            handler(event)
+        match upload.event:
+            case StudyStarted() as event:
+                self._on_study(event)
+            case DataLoaded() as event:
+                self._on_dataset(event)
+            case RunStarted() as event:
+                self._on_run(event)
+            case EpochFinished() as event:
+                self._measure(self._run(event.id), event, event.metrics, upload.step)
+            case RunEnded() as event:
+                self._on_end(event, upload.step)
+            case ModelSaved() as event:
+                self._on_model(event)
+            case ArtifactSaved() as event:
+                self._on_artifact(event)
+            case Note() as event:
+                run_id = self._run(event.id)
+                self._measure(run_id, event, event.metrics, upload.step)
+                self._tag(run_id, event.tags)
+            case StudyEnded() as event:
+                self._on_done(event, upload.open_runs)
+            case _:
+                pass
 
     @property
     def pages(self) -> dict[str, str]:
@@ -241,107 +280,98 @@ class Delivery:
         return refusals
 
     def complain(self, event: Event, problem: str) -> None:
-        """Leave word of a refused event on its run."""
-        run_id = self._runs.get(self._key(event.get("id")))
+        """Tag the run of a refused event with the reason."""
+        run_id = self._runs.get(self._key(run_of(event)))
         if run_id is not None:
-            self._tag(run_id, {"raykd.tracking_problem": f"{event['event']}: {problem}"})
+            self._tag(run_id, {"raykd.tracking_problem": f"{event.kind}: {problem}"})
 
     # -- events -----------------------------------------------------------------------------
 
-    def _on_study(self, event: Event) -> None:
+    def _on_study(self, event: StudyStarted) -> None:
+        import yaml  # not at the top: reading results does without it
+
         run_id = self._run(None)
         self._client.update_run(run_id, status="RUNNING")
         self._tag(run_id, {**self._study_tags(event), "raykd.status": "running"})
-        if event.get("given"):
-            self._client.log_text(run_id, event["given"], "study/given.yaml")
-        resolved = yaml.safe_dump(event.get("resolved") or {}, sort_keys=False)
+        if event.given:
+            self._client.log_text(run_id, event.given, "study/given.yaml")
+        resolved = yaml.safe_dump(to_json(event.resolved), sort_keys=False)
         self._client.log_text(run_id, resolved, "study/resolved.yaml")
-        around = {key: event.get(key) for key in ("argv", "file", "git", "seed", "versions")}
-        self._client.log_dict(run_id, around, "study/environment.json")
+        names = ("argv", "file", "git", "seed", "versions")
+        environment = {name: getattr(event, name) for name in names}
+        self._client.log_dict(run_id, environment, "study/environment.json")
 
-    def _on_dataset(self, event: Event) -> None:
-        tags = {"raykd.data_fingerprint": event["fingerprint"]}
-        if event.get("warnings"):
-            tags["raykd.data_warnings"] = "\n".join(event["warnings"])
+    def _on_dataset(self, event: DataLoaded) -> None:
+        tags = {"raykd.data_fingerprint": event.fingerprint}
+        if event.warnings:
+            tags["raykd.data_warnings"] = "\n".join(event.warnings)
         self._tag(self._run(None), tags)
         for run_id in self._runs.values():
             self._log_dataset(run_id)
 
-    def _on_run(self, event: Event) -> None:
-        known = self._key(event["id"]) in self._runs
-        run_id = self._run(event["id"])
-        if known:
+    def _on_run(self, event: RunStarted) -> None:
+        exists = self._key(event.id) in self._runs
+        run_id = self._run(event.id)
+        if exists:
             self._client.update_run(run_id, status="RUNNING")
             self._tag(run_id, {"raykd.status": "running"})
         self._log_params(run_id, run_params(event))
         self._log_dataset(run_id)
 
-    def _on_epoch(self, event: Event) -> None:
-        self._measure(self._run(event["id"]), event, event["epoch"])
-
-    def _on_end(self, event: Event) -> None:
-        run_id = self._run(event["id"])
-        self._measure(run_id, event, event["epoch"])
+    def _on_end(self, event: RunEnded, step: int) -> None:
+        run_id = self._run(event.id)
+        self._measure(run_id, event, event.metrics, step)
         self._flush(run_id)
-        tags = {"raykd.status": event["status"]}
-        if event.get("reason"):
-            tags["raykd.reason"] = event["reason"]
+        tags: dict[str, str] = {"raykd.status": event.status}
+        if event.reason:
+            tags["raykd.reason"] = event.reason
         self._tag(run_id, tags)
-        status = RUN_STATUS.get(event["status"], "KILLED")
-        self._client.set_terminated(run_id, status, event["at"])
+        self._client.set_terminated(run_id, RUN_STATUS.get(event.status, "KILLED"), event.at)
 
-    def _on_model(self, event: Event) -> None:
+    def _on_model(self, event: ModelSaved) -> None:
         from mlflow.entities import Metric
 
-        run_id = self._run(event["id"])
-        told = self._story.runs[event["id"]].told
+        run_id = self._run(event.id)
+        run = self._state.runs[event.id]
         uri = send_model(
             self._client,
             event,
             self._folder,
             experiment_id=self.experiment,
             run_id=run_id,
-            params={key: cut(value, MAX_PARAM) for key, value in run_params(told).items()},
-            tags=clean_tags({**(told.get("tags") or {}), **self._own_tags(told)}),
+            params={key: cut(value, MAX_PARAM) for key, value in run_params(run.start).items()},
+            tags=clean_tags({**run.start.tags, **self._id_tags(run.start)}),
         )
         tags = {"raykd.model": uri}
-        if event.get("register"):
-            tags["raykd.registered"] = event["register"]
-        if event.get("aliases"):
-            tags["raykd.aliases"] = ", ".join(event["aliases"])
+        if event.register:
+            tags["raykd.registered"] = event.register
+        if event.aliases:
+            tags["raykd.aliases"] = ", ".join(event.aliases)
         self._tag(run_id, tags)
-        self._with_model.add(event["id"])
-        good, _ = split_finite(event.get("metrics") or {})
-        at, model_id = event["at"], uri.rpartition("/")[2]
-        step = self._story.runs[event["id"]].epoch
-        measured = [Metric(k, v, at, step, model_id=model_id) for k, v in good.items()]
+        self._with_model.add(event.id)
+        finite, _ = split_finite(event.metrics)
+        at, model_id = event.at, uri.rpartition("/")[2]
+        measured = [Metric(k, v, at, run.epoch, model_id=model_id) for k, v in finite.items()]
         self._client.log_batch(run_id, metrics=measured)
 
-    def _on_artifact(self, event: Event) -> None:
-        path = self._folder / event["path"]
-        folder = event.get("folder") or None
+    def _on_artifact(self, event: ArtifactSaved) -> None:
+        path, folder = self._folder / event.path, event.folder or None
         if path.is_dir():
-            self._client.log_artifacts(self._run(event["id"]), str(path), folder)
+            self._client.log_artifacts(self._run(event.id), str(path), folder)
         elif path.is_file():
-            self._client.log_artifact(self._run(event["id"]), str(path), folder)
+            self._client.log_artifact(self._run(event.id), str(path), folder)
         else:
             raise ValueError(f"{path}: no such file")
 
-    def _on_note(self, event: Event) -> None:
-        run_id = self._run(event["id"])
-        self._measure(run_id, event, event.get("step", 0))
-        self._tag(run_id, event.get("tags") or {})
-
-    def _on_done(self, event: Event) -> None:
+    def _on_done(self, event: StudyEnded, open_runs: Iterable[str]) -> None:
         self.flush()
-        for id in event["open"]:
+        for id in open_runs:
             run_id = self._run(id)
             self._tag(run_id, {"raykd.status": "interrupted"})
-            self._client.set_terminated(run_id, "KILLED", event["at"])
+            self._client.set_terminated(run_id, "KILLED", event.at)
         run_id = self._run(None)
-        self._tag(run_id, {"raykd.status": event["status"]})
-        status = STUDY_STATUS.get(event["status"], "KILLED")
-        self._client.set_terminated(run_id, status, event["at"])
+        self._tag(run_id, {"raykd.status": event.status})
+        self._client.set_terminated(run_id, STUDY_STATUS.get(event.status, "KILLED"), event.at)
 
     # -- runs -------------------------------------------------------------------------------
 
@@ -356,23 +386,23 @@ class Delivery:
         return self._runs[key]
 
     def _create_study(self) -> str:
-        study = self._story.study
+        study = self._state.study
         assert study is not None
         tags = {**self._source_tags(), **self._study_tags(study), "raykd.status": "running"}
-        run_id = self._start(study["name"], study["at"], tags)
+        run_id = self._start(study.name, study.at, tags)
         self._log_dataset(run_id)
         return run_id
 
     def _create(self, id: str) -> str:
-        told = self._story.runs[id].told
+        start = self._state.runs[id].start
         tags = {
-            **(told.get("tags") or {}),
+            **start.tags,
             **self._source_tags(),
-            **self._own_tags(told),
-            "mlflow.parentRunId": self._run(told.get("parent")),
+            **self._id_tags(start),
+            "mlflow.parentRunId": self._run(start.parent),
             "raykd.status": "running",
         }
-        return self._start(id, told["at"], tags)
+        return self._start(id, start.at, tags)
 
     def _start(self, name: str, at: int, tags: Mapping[str, Any]) -> str:
         run = self._client.create_run(
@@ -380,32 +410,31 @@ class Delivery:
         )
         return run.info.run_id
 
-    def _own_tags(self, told: Event) -> dict[str, str]:
+    def _id_tags(self, start: RunStarted) -> dict[str, str]:
         return {
-            "raykd.id": self._key(told["id"]),
+            "raykd.id": self._key(start.id),
             "raykd.study": self._study_id,
-            "raykd.role": told["role"],
+            "raykd.role": start.role,
         }
 
-    def _study_tags(self, study: Event) -> dict[str, str]:
+    def _study_tags(self, study: StudyStarted) -> dict[str, str]:
         tags = {
             "raykd.id": self._study_id,
             "raykd.study": self._study_id,
             "raykd.role": "study",
-            "raykd.seed": str(study.get("seed")),
+            "raykd.seed": str(study.seed),
         }
-        versions = study.get("versions") or {}
-        return tags | {f"raykd.version.{name}": version for name, version in versions.items()}
+        versions = study.versions.items()
+        return tags | {f"raykd.version.{name}": version for name, version in versions}
 
     def _source_tags(self) -> dict[str, str]:
-        study = self._story.study
+        study = self._state.study
         assert study is not None
-        git = study.get("git") or {}
-        git = git if isinstance(git, dict) else {"commit": git}
+        git = {"commit": study.git} if isinstance(study.git, str) else study.git or {}
         tags = {
             "mlflow.user": _user(),
             "mlflow.source.type": "LOCAL",
-            "mlflow.source.name": study.get("file") or " ".join(study.get("argv") or ["raykd"]),
+            "mlflow.source.name": study.file or " ".join(study.argv or ["raykd"]),
             "mlflow.source.git.commit": git.get("commit"),
             "mlflow.source.git.branch": git.get("branch"),
             "raykd.git_dirty": git.get("dirty"),
@@ -436,8 +465,8 @@ class Delivery:
             for part in _parts([Param(k, v) for k, v in params.items()], TEXTS_A_CALL):
                 self._client.log_batch(run_id, params=part)
         except MlflowException as error:
-            held = self._client.get_run(run_id).data.params
-            changed = {k: v for k, v in params.items() if held.get(k, v) != v}
+            stored = self._client.get_run(run_id).data.params
+            changed = {k: v for k, v in params.items() if stored.get(k, v) != v}
             if not is_refusal(error) or not changed:
                 raise
             self._tag(run_id, {"raykd.changed_params": json.dumps(changed)})
@@ -446,44 +475,44 @@ class Delivery:
     def _log_dataset(self, run_id: str) -> None:
         from mlflow.entities import Dataset, DatasetInput, InputTag
 
-        told = self._story.dataset
-        if told is None:
+        data = self._state.dataset
+        if data is None:
             return
-        sizes = told.get("sizes") or {}
-        profile = {"num_rows": sum(sizes.values()), **sizes, "classes": told.get("classes")}
+        sizes = data.sizes
+        profile = {"num_rows": sum(sizes.values()), **sizes, "classes": data.classes}
         dataset = Dataset(
-            name=told["name"],
-            digest=told["fingerprint"][:MAX_DIGEST],
+            name=data.name,
+            digest=data.fingerprint[:MAX_DIGEST],
             source_type="local",
-            source=json.dumps({"uri": str(told.get("origin", ""))}),
-            schema=self._schema(told),
+            source=json.dumps({"uri": data.origin}),
+            schema=self._schema(data),
             profile=json.dumps(profile),
         )
         context = InputTag("mlflow.data.context", "training")
         self._client.log_inputs(run_id, [DatasetInput(dataset, [context])])
 
-    def _schema(self, told: Event) -> str:
-        """MLflow's form of "float32 pictures of this shape, an integer class each"."""
+    def _schema(self, data: DataLoaded) -> str:
+        """Return MLflow's schema of float32 samples of this shape, each with an integer class."""
         if self._dataset is None:
             import numpy as np
             from mlflow.data.schema import TensorDatasetSchema
             from mlflow.types import Schema, TensorSpec
 
-            shape = (-1, *told.get("input_shape", ()))
+            shape = (-1, *data.input_shape)
             features = Schema([TensorSpec(np.dtype("float32"), shape)])
             targets = Schema([TensorSpec(np.dtype("int64"), (-1,))])
             self._dataset = json.dumps(TensorDatasetSchema(features, targets).to_dict())
         return self._dataset
 
-    def _measure(self, run_id: str, event: Event, step: int) -> None:
+    def _measure(self, run_id: str, event: Event, metrics: Metrics, step: int) -> None:
         from mlflow.entities import Metric
 
-        good, bad = split_finite(event.get("metrics") or {})
+        finite, others = split_finite(metrics)
         waiting = self._metrics.setdefault(run_id, [])
-        waiting += [Metric(key, value, event["at"], step) for key, value in good.items()]
-        if bad:
-            what = ", ".join(f"{key} = {value}" for key, value in bad.items())
-            self._tag(run_id, {"raykd.not_finite": f"{what} at step {step}"})
+        waiting += [Metric(key, value, event.at, step) for key, value in finite.items()]
+        if others:
+            values = ", ".join(f"{key} = {value}" for key, value in others.items())
+            self._tag(run_id, {"raykd.not_finite": f"{values} at step {step}"})
         if len(waiting) >= METRICS_A_CALL:
             self._flush(run_id)
 
@@ -504,11 +533,16 @@ def text(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, default=str)
 
 
-def run_params(told: Event) -> dict[str, str]:
-    """A `run` event's params by names MLflow takes, in full length."""
-    params = dict(told.get("params") or {})
-    if told.get("seed") is not None:
-        params.setdefault("seed", told["seed"])
+def run_of(event: Event) -> str | None:
+    """Return the ID of the run that an event belongs to; None: the study."""
+    return None if isinstance(event, StudyStarted) else getattr(event, "id", None)
+
+
+def run_params(start: RunStarted) -> dict[str, str]:
+    """Return a run's params at full length, under names that MLflow accepts."""
+    params = dict(start.params)
+    if start.seed is not None:
+        params.setdefault("seed", start.seed)
     named: dict[str, str] = {}
     for key, value in params.items():
         named[_free(clean_key(key), named)] = text(value)
@@ -534,11 +568,11 @@ def cut(value: str, limit: int) -> str:
     return value if len(value) <= limit else value[: limit - len(CUT)] + CUT
 
 
-def split_finite(metrics: Mapping[str, Any]) -> tuple[dict[str, float], dict[str, float]]:
-    """The metrics that are numbers, and those that are not."""
-    values = {clean_key(key): float(value) for key, value in metrics.items()}
-    good = {key: value for key, value in values.items() if math.isfinite(value)}
-    return good, {key: value for key, value in values.items() if key not in good}
+def split_finite(metrics: Metrics) -> tuple[dict[str, float], dict[str, float]]:
+    """Split metrics into finite numbers and others."""
+    values = {clean_key(key): value for key, value in metrics.items()}
+    finite = {key: value for key, value in values.items() if math.isfinite(value)}
+    return finite, {key: value for key, value in values.items() if key not in finite}
 
 
 def _free(key: str, taken: Mapping[str, Any]) -> str:

@@ -15,18 +15,22 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from raykd.tracking.cursor import Cursor, Sent
-from raykd.tracking.journal import Entry, read
+from raykd.tracking.events import ArtifactSaved, ModelSaved, StudyStarted
+from raykd.tracking.journal import Line, read
 from raykd.tracking.mlflow_client import absolute, connect, masked
-from raykd.tracking.mlflow_writer import Story
-
-if TYPE_CHECKING:
-    from raykd.tracking.mlflow_writer import Delivery
+from raykd.tracking.mlflow_writer import (
+    JournalState,
+    MlflowWriter,
+    Upload,
+    is_refusal,
+    is_unreachable,
+    run_of,
+)
 
 CHUNK = 200  # events delivered between two writings of the cursor
-HEAVY = frozenset({"model", "artifact"})  # a chunk ends after such an event
+HEAVY = (ModelSaved, ArtifactSaved)  # a chunk ends after such an event
 REFUSALS_ALLOWED = 2  # tries of a refused event: the second one on a fresh connection
 FAILURES_ALLOWED = 4  # tries of an event that fails for a reason unknown
 MAX_PAUSE = 10.0  # seconds between two tries
@@ -80,7 +84,7 @@ class Tracker:
         poll: float = 0.5,
         start_after: float = 2.0,
     ) -> None:
-        self._courier = _Courier(journal_path, uri, verbose=verbose)
+        self._uploader = Uploader(journal_path, uri, verbose=verbose)
         self._poll = poll
         self._start_after = start_after
         self._closing = threading.Event()
@@ -93,7 +97,7 @@ class Tracker:
     @property
     def status(self) -> Status:
         """Pending events, and the last trouble."""
-        return self._courier.status
+        return self._uploader.status
 
     def close(self, timeout: float = 30.0) -> bool:
         """Deliver what is left, for at most `timeout` seconds; returns whether all of it was.
@@ -104,7 +108,7 @@ class Tracker:
         self._closing.set()
         self._thread.join(timeout)
         self._abandoned.set()
-        return self._flushed and not self._courier.refused
+        return self._flushed and not self._uploader.refused
 
     def abandon(self) -> None:
         """Deliver nothing more: another process does."""
@@ -120,15 +124,15 @@ class Tracker:
     def _run(self) -> None:
         self._closing.wait(self._start_after)
         pause = self._poll
-        with contextlib.closing(self._courier) as courier:
+        with contextlib.closing(self._uploader) as uploader:
             while not self._abandoned.is_set():
                 self._wait_for_calm()
                 last_look = self._closing.is_set()
                 began = time.monotonic()
                 try:
-                    busy = courier.step()
+                    busy = uploader.step()
                 except Exception as error:  # noqa: BLE001 - whatever it is, the study goes on
-                    courier.trouble(error)
+                    uploader.trouble(error)
                     pause = min(2 * pause, MAX_PAUSE)
                     self._rest(pause)
                     continue
@@ -149,8 +153,8 @@ class Tracker:
         """
         began = time.monotonic()
         while not self._closing.is_set() and time.monotonic() < began + PATIENCE_S:
-            quiet, waited = self._courier.silence(), time.monotonic() - began
-            piled_up = self._courier.status.pending >= CHUNK
+            quiet, waited = self._uploader.silence(), time.monotonic() - began
+            piled_up = self._uploader.status.pending >= CHUNK
             if quiet >= QUIET_S or (piled_up and waited >= self._last_took):
                 return
             self._closing.wait(QUIET_S - quiet)
@@ -187,35 +191,35 @@ def sync(
     """
     if not Path(journal_path).is_file():
         raise ValueError(f"{journal_path}: no such journal; name the folder of a study that ran")
-    if not any(entry.event["event"] == "study" for entry in read(journal_path)):
+    if not any(isinstance(line.event, StudyStarted) for line in read(journal_path)):
         raise ValueError(f"{journal_path}: no study in it; is it a study's journal?")
-    with contextlib.closing(_Courier(journal_path, uri, verbose=verbose)) as courier:
+    with contextlib.closing(Uploader(journal_path, uri, verbose=verbose)) as uploader:
         if from_start:
-            courier.forget()
-        while _patiently(courier, patience):
+            uploader.forget()
+        while _patiently(uploader, patience):
             if report is not None:
-                report(courier.status)
-        return courier.status
+                report(uploader.status)
+        return uploader.status
 
 
-def _patiently(courier: _Courier, patience: float) -> bool:
+def _patiently(uploader: Uploader, patience: float) -> bool:
     """One step, tried again while there is patience."""
     until, pause = time.monotonic() + patience, 0.5
     while True:
         try:
-            return courier.step()
+            return uploader.step()
         except Exception as error:
-            courier.trouble(error)
+            uploader.trouble(error)
             if time.monotonic() + pause > until:
                 raise ValueError(
-                    f"MLflow at {courier.place}: {courier.status.error}; "
-                    f"{courier.status.pending} events wait in {courier.path}"
+                    f"MLflow at {uploader.place}: {uploader.status.error}; "
+                    f"{uploader.status.pending} events wait in {uploader.path}"
                 ) from error
             time.sleep(pause)
             pause = min(2 * pause, MAX_PAUSE)
 
 
-class _Courier:
+class Uploader:
     """Reads a journal chunk by chunk and delivers each; the loop around it decides about time."""
 
     def __init__(self, path: str | Path, uri: str, *, verbose: bool) -> None:
@@ -234,9 +238,9 @@ class _Courier:
         """Read from the journal's first byte; `sent`: as the cursor says, or that many bytes."""
         self._sent = sent
         self._read_to = 0
-        self._story = Story()
-        self._chunk: list[Entry] = []
-        self._delivery: Delivery | None = None
+        self._state = JournalState()
+        self._chunk: list[tuple[int, Upload]] = []  # each with the byte at which its line ends
+        self._writer: MlflowWriter | None = None
         self._tries: dict[int, int] = {}
         self._again: set[int] = set()  # refused before, to be tried once more
 
@@ -252,7 +256,7 @@ class _Courier:
             return math.inf
 
     def trouble(self, error: Exception) -> None:
-        self._delivery = None
+        self._writer = None
         self._status = replace(self._status, error=self._say(error))
 
     def forget(self) -> None:
@@ -279,66 +283,66 @@ class _Courier:
             self._again = set(self.refused)
         if not self._chunk and not self._fill():
             return False
-        if self._story.study is None:
+        if self._state.study is None:
             raise ValueError(f"{self.path}: its first event is no study")
-        delivery = self._connected()
-        if delivery is None:
+        writer = self._connected()
+        if writer is None:
             return True
-        self._deliver(delivery)
-        self._sent = max(self._sent, self._chunk[-1].end)
-        self._cursor.save(Sent(self._sent, delivery.experiment, delivery.pages, self.refused))
+        self._upload(writer)
+        self._sent = max(self._sent, self._chunk[-1][0])
+        self._cursor.save(Sent(self._sent, writer.experiment, writer.pages, self.refused))
         self._chunk, self._tries = [], {}
         return True
 
     def _fill(self) -> bool:
         """Read the next chunk of events that are still to be delivered."""
         assert self._sent is not None
-        for entry in read(self.path, self._read_to):
-            self._read_to = entry.end
-            event = self._take(entry)
-            if event is not None and (entry.end > self._sent or entry.end in self._again):
-                self._chunk.append(Entry(entry.end, event))
-            if self._chunk and (len(self._chunk) >= CHUNK or (event and event["event"] in HEAVY)):
+        for line in read(self.path, self._read_to):
+            self._read_to = line.end
+            upload = self._next(line)
+            if upload is not None and (line.end > self._sent or line.end in self._again):
+                self._chunk.append((line.end, upload))
+            if self._chunk and (len(self._chunk) >= CHUNK or isinstance(line.event, HEAVY)):
                 break
         return bool(self._chunk)
 
-    def _take(self, entry: Entry) -> dict | None:
+    def _next(self, line: Line) -> Upload | None:
+        if line.event is None:
+            return None
         try:
-            return self._story.take(entry.event)
-        except (KeyError, TypeError) as error:
-            self._refuse(f"{entry.event.get('event')} event: {error}")
+            return self._state.update(line.event)
+        except KeyError as error:
+            self._refuse(str(error.args[0]))
             return None
 
-    def _connected(self) -> Delivery | None:
+    def _connected(self) -> MlflowWriter | None:
         """The connection; None where the store turned out to be another one, and all is begun
         anew."""
-        if self._delivery is None:
-            from raykd.tracking.mlflow_writer import Delivery
-
+        if self._writer is None:
             client = connect(self._uri, verbose=self._verbose)
-            delivery = Delivery(client, self._story, self.path.parent, self._uri)
-            if self._sent and not delivery.resumed:
+            writer = MlflowWriter(client, self._state, self.path.parent, self._uri)
+            if self._sent and not writer.resumed:
                 self.forget()
                 return None
-            self._delivery = delivery
-        return self._delivery
+            self._writer = writer
+        return self._writer
 
-    def _deliver(self, delivery: Delivery) -> None:
-        for entry in self._chunk:
+    def _upload(self, writer: MlflowWriter) -> None:
+        for end, upload in self._chunk:
             try:
-                delivery.deliver(entry.event)
-                self.refused.pop(entry.end, None)
+                writer.write(upload)
+                self.refused.pop(end, None)
             except Exception as error:  # noqa: BLE001 - raised again where it may pass
-                self._judge(error, entry.end)
-                kind = entry.event["event"]
-                reason = f"{kind} of {entry.event.get('id') or 'study'}: {self._say(error)}"
+                self._judge(error, end)
+                event = upload.event
+                reason = f"{event.kind} of {run_of(event) or 'study'}: {self._say(error)}"
                 self._refuse(reason)
-                if kind in HEAVY:
-                    self.refused[entry.end] = reason
+                if isinstance(event, HEAVY):
+                    self.refused[end] = reason
                 with contextlib.suppress(Exception):
-                    delivery.complain(entry.event, self._say(error))
+                    writer.complain(event, self._say(error))
         try:
-            refusals = delivery.flush(tolerant=self._tries.get(-1, 0) > 0)
+            refusals = writer.flush(tolerant=self._tries.get(-1, 0) > 0)
         except Exception as error:
             self._judge(error, -1)
             raise
@@ -350,8 +354,6 @@ class _Courier:
 
     def _judge(self, error: Exception, place: int) -> None:
         """Raise `error` again while another try is worth it."""
-        from raykd.tracking.mlflow_writer import is_refusal, is_unreachable
-
         if is_unreachable(error):
             raise error
         self._tries[place] = self._tries.get(place, 0) + 1

@@ -1,4 +1,4 @@
-"""Which teachers' outputs the trials of a search read, and what has to be computed before."""
+"""Cache jobs: which cached teacher outputs the trainings read, and the jobs that compute them."""
 
 from __future__ import annotations
 
@@ -7,15 +7,18 @@ import hashlib
 import time
 import uuid
 import weakref
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any
 
-from raykd.runtime.jobs import CacheJob, TrainJob
+from raykd.runtime.jobs import CacheJob, QueuedJob, TrainJob
 from raykd.schemes import TeacherSpec
 from raykd.storage import Storage
 from raykd.study.config import Study, plain, read_study
 from raykd.study.teachers import teachers_of
+from raykd.tracking.events import CacheStatus, Note, TeacherCacheChanged
+from raykd.tracking.journal import Listener
 from raykd.training.teacher_cache.builder import provenance_of
 from raykd.training.teacher_cache.plan import GB, CachePlan, layer_layouts
 from raykd.training.teacher_cache.spec import (
@@ -27,39 +30,34 @@ from raykd.training.teacher_cache.spec import (
 )
 from raykd.training.teacher_cache.store import CacheStore, free_bytes
 
-
-class Chronicle(Protocol):
-    def write(self, event: str, **fields: Any) -> None: ...
-
-    def tell(self, event: Mapping[str, Any]) -> None: ...
-
-
 BEAT_S = 60.0
-"""Seconds between two signs of life for the entries that a study uses."""
+"""Seconds between two renewals of the marks on the entries that a study uses."""
 
-SETTLED = ("kept", "found", "live")
-"""What stands in the study's run in MLflow: whether outputs are read, or why teachers are run."""
+NOTED = ("kept", "found", "live")
+"""Statuses that are noted on the study's run in MLflow."""
 
 
 @dataclass
-class _Under:
-    """An entry under construction: the shares that are not done yet."""
+class _Build:
+    """A cache entry in construction, with the ids of its unfinished jobs."""
 
-    description: CacheSpec
+    spec: CacheSpec
     about: Mapping[str, Any]
-    left: set[str] = field(default_factory=set)
+    unfinished: set[str] = field(default_factory=set)
 
 
-class CacheScheduler:
-    """Decides for each training which teachers it reads instead of running them.
+class CacheJobs:
+    """Assigns cache entries to trainings, and queues the jobs that compute missing entries.
+
+    A training whose teacher has no entry runs the teacher live.
 
     Args:
-        plan: what is worth keeping.
-        storage: where teachers and outputs are.
+        plan: decides which outputs are worth caching.
+        storage: of teachers and cache.
         fingerprint: of the data.
         rows: samples of the training split.
-        slots: that compute side by side.
-        chronicle: is told what is kept, what is not and why.
+        slots: number of parallel jobs.
+        publish: called with each event; None: nothing is published.
     """
 
     def __init__(
@@ -70,7 +68,7 @@ class CacheScheduler:
         rows: int,
         *,
         slots: int = 1,
-        chronicle: Chronicle | None = None,
+        publish: Listener | None = None,
     ) -> None:
         self._plan = plan
         self._storage = storage
@@ -78,179 +76,218 @@ class CacheScheduler:
         self._fingerprint = fingerprint
         self._rows = rows
         self._slots = slots
-        self._chronicle = chronicle
+        self._publish = publish
         self._digests: dict[str, str] = {}
-        self._ready: set[str] = set()
-        self._given_up: set[str] = set()
-        self._building: dict[str, _Under] = {}
-        self._told: set[Any] = set()
-        self._held: set[str] = set()
-        self._name = uuid.uuid4().hex
-        self._beaten = time.monotonic()
-        weakref.finalize(self, _release, self._store, self._held, self._name)
+        self._assigned: set[str] = set()  # ids of trainings
+        self._complete: set[str] = set()  # keys of entries
+        self._failed: set[str] = set()
+        self._builds: dict[str, _Build] = {}
+        self._running: dict[str, CacheJob] = {}
+        self._published: set[tuple[str, CacheStatus]] = set()
+        self._marked: set[str] = set()
+        self._user = uuid.uuid4().hex
+        self._last_beat = time.monotonic()
+        weakref.finalize(self, _release, self._store, self._marked, self._user)
 
     def beat(self) -> None:
-        """Keep the entries that this study uses from being removed by others; call it often."""
-        if time.monotonic() - self._beaten > BEAT_S:
-            self._beaten = time.monotonic()
-            for key in self._held:
-                self._store.hold(key, self._name)
+        """Renew the marks that keep other studies from removing this study's entries.
 
-    def _hold(self, key: str) -> None:
-        if key not in self._held:
-            self._held.add(key)
-            self._store.hold(key, self._name)
+        The planner calls it with every report.
+        """
+        if time.monotonic() - self._last_beat > BEAT_S:
+            self._last_beat = time.monotonic()
+            for key in self._marked:
+                self._store.hold(key, self._user)
 
     def fixed(self, study: Study) -> Study:
-        """A concrete study with its views settled, the same in every trial and replicate."""
+        """Return a concrete study with its number of views fixed, the same in every trial."""
         return self._plan.fixed(study)
 
-    def outfit(self, job: TrainJob) -> tuple[TrainJob, list[CacheJob]]:
-        """The same training with the addresses of the outputs it will read, and what has to be
-        computed first; its teachers are there."""
+    # Trainings
+
+    def assign_entries(self, queue: deque[QueuedJob], pending: Collection[str | None]) -> None:
+        """Assign entries to the queued trainings whose teachers are stored.
+
+        The jobs that compute missing entries are put first.
+
+        Args:
+            queue: of the planner.
+            pending: files of the teachers that are in training or queued for it.
+        """
+        jobs: list[CacheJob] = []
+        for place, job in enumerate(tuple(queue)):
+            if not isinstance(job, TrainJob) or job.id in self._assigned or not job.teachers:
+                continue
+            if job.role in ("trial", "replicate") and not any(f in pending for f in job.teachers):
+                self._assigned.add(job.id)
+                queue[place], missing = self.assign(job)
+                jobs += missing
+        queue.extendleft(reversed(jobs))
+
+    def assign(self, job: TrainJob) -> tuple[TrainJob, list[CacheJob]]:
+        """Return a training with the keys of its entries, and the jobs that compute missing ones.
+
+        The files of its teachers must be stored.
+        """
         study = read_study(job.study)
         teachers = teachers_of(study, self._plan.study.settings.seed)
         keys: list[str] = []
-        builds: list[CacheJob] = []
+        missing: list[CacheJob] = []
         for number, (prepared, file) in enumerate(zip(teachers, job.teachers, strict=False)):
-            description = self._description(study, prepared, file)
-            if description is None:
-                keys.append("")
-                continue
-            keys.append(description.key)
-            builds += self._asked_for(description, job, study, number)
-        keys = ["" if key in self._given_up else key for key in keys]
-        return replace(job, cache_keys=tuple(keys) if any(keys) else ()), builds
+            spec = self._spec(study, prepared, file)
+            keys.append("" if spec is None else spec.key)
+            if spec is not None:
+                missing += self._request(spec, job, study, number)
+        return self.without_failed_entries(replace(job, cache_keys=tuple(keys))), missing
 
     def waits(self, job: TrainJob) -> bool:
-        """Whether outputs that a training reads are still under construction."""
-        return any(key in self._building for key in job.cache_keys)
+        """Return True if an entry that a training reads is not complete yet."""
+        return any(key in self._builds for key in job.cache_keys)
 
-    def done(self, build: CacheJob) -> None:
-        """A share is computed."""
-        key = _key(build)
-        under = self._building.get(key)
-        if under is None:
-            return
-        under.left.discard(build.id)
-        if under.left:
-            return
-        del self._building[key]
-        if self._store.complete(under.description, under.about):
-            self._ready.add(key)
-            self._tell(key, "kept", bytes=under.description.bytes, views=under.description.views)
-        else:
-            self._give_up(key, "some of its files are missing")
-
-    def failed(self, build: CacheJob, why: str) -> None:
-        """A share could not be computed: the teacher is run live."""
-        key = _key(build)
-        self._building.pop(key, None)
-        if key not in self._given_up:
-            self._give_up(key, why)
-
-    def still_wanted(self, build: CacheJob) -> bool:
-        """Whether a share that is queued is still to be computed."""
-        return _key(build) in self._building
-
-    def usable(self, job: TrainJob) -> TrainJob:
-        """The same training without outputs that were given up."""
-        keys = tuple("" if key in self._given_up else key for key in job.cache_keys)
+    def without_failed_entries(self, job: TrainJob) -> TrainJob:
+        """Return a training that runs the teachers live whose entries have failed."""
+        keys = tuple("" if key in self._failed else key for key in job.cache_keys)
         return replace(job, cache_keys=keys if any(keys) else ())
 
-    def _description(self, study: Study, prepared: TeacherSpec, file: str) -> CacheSpec | None:
-        """What of a teacher a concrete study would read; None where it is to be run live."""
-        kept = self._plan.entry_for(study, prepared) if prepared.is_shared else None
-        if kept is None:
+    # Jobs that compute entries
+
+    def start(self, job: CacheJob) -> None:
+        """Record that a slot computes a share of an entry."""
+        self._running[job.id] = job
+
+    def is_running(self, job_id: str) -> bool:
+        """Return True if a slot computes this job's share of an entry."""
+        return job_id in self._running
+
+    def finish(self, job_id: str) -> None:
+        """Record that a share is complete; with the last one, the entry is."""
+        job = self._running.pop(job_id)
+        key = job.entry.key
+        build = self._builds.get(key)
+        if build is None:
+            return
+        build.unfinished.discard(job.id)
+        if build.unfinished:
+            return
+        del self._builds[key]
+        if self._store.complete(build.spec, build.about):
+            self._complete.add(key)
+            self._announce(key, "kept", bytes=build.spec.bytes, views=build.spec.views)
+        else:
+            self._fail(key, "some of its files are missing")
+
+    def abort(self, job_id: str, reason: str, queue: deque[QueuedJob]) -> None:
+        """Give up the entry of a failed job, and remove its other jobs from the queue."""
+        key = self._running.pop(job_id).entry.key
+        self._builds.pop(key, None)
+        if key not in self._failed:
+            self._fail(key, reason)
+        for job in [job for job in queue if isinstance(job, CacheJob)]:
+            if job.entry.key not in self._builds:
+                queue.remove(job)
+
+    # Entries
+
+    def _spec(self, study: Study, prepared: TeacherSpec, file: str) -> CacheSpec | None:
+        """Return the entry that a concrete study reads of a teacher; None: it is run live."""
+        planned = self._plan.entry_for(study, prepared) if prepared.is_shared else None
+        if planned is None:
             return None
-        if kept.why_not:
-            self._tell(repr(kept.teacher), "live", why=kept.why_not)
+        if planned.why_not:
+            self._announce(repr(planned.teacher), "live", why=planned.why_not)
             return None
         task = self._plan.task
         outputs = TeacherOutputs(
             model_digest(prepared.model),
             self._digest(file),
-            kept.layers,
-            layer_layouts(prepared, kept.layers, task),
+            planned.layers,
+            layer_layouts(prepared, planned.layers, task),
         )
         samples = TrainingSamples(self._fingerprint, self._rows, task.classes)
-        return cache_spec(study, outputs, samples, views=kept.views)
+        return cache_spec(study, outputs, samples, views=planned.views)
 
-    def _asked_for(
-        self, description: CacheSpec, pupil: TrainJob, study: Study, teacher: int
+    def _request(
+        self, spec: CacheSpec, student: TrainJob, study: Study, teacher: int
     ) -> list[CacheJob]:
-        """What is to be computed for these outputs, if nobody has yet."""
-        key = description.key
-        if key in self._ready:
+        """Return the jobs that compute an entry; [] unless it is missing."""
+        key = spec.key
+        if key in self._complete:
             self._store.touch(key)
             return []
-        if key in self._building or key in self._given_up:
+        if key in self._builds or key in self._failed:
             return []
-        self._hold(key)  # before it is read: nobody else may remove it from here on
-        if self._is_there(key):
-            self._ready.add(key)
+        self._mark(key)  # before it is read: from here on no other study may remove it
+        if self._is_valid(key):
+            self._complete.add(key)
             self._store.touch(key)
-            self._tell(key, "found", bytes=description.bytes, views=description.views)
+            self._announce(key, "found", bytes=spec.bytes, views=spec.views)
             return []
-        why = self._room_for(description)
-        if why:
-            self._give_up(key, why)
+        problem = self._make_room(spec)
+        if problem:
+            self._fail(key, problem)
             return []
-        return self._shares(description, pupil, study, teacher)
+        return self._jobs(spec, student, study, teacher)
 
-    def _is_there(self, key: str) -> bool:
-        """Whether an entry of another study, or of this one before, is whole to the last byte;
-        what is not is taken out, to be computed anew."""
+    def _is_valid(self, key: str) -> bool:
+        """Return True if an existing entry is complete and its checksums match.
+
+        Damaged files are removed, so that they are computed again.
+        """
         if self._store.is_whole(key):
             return not self._store.verify(key)
         self._store.repair(key)
         return False
 
-    def _room_for(self, description: CacheSpec) -> str:
-        """Make room; why there is none, or empty."""
+    def _make_room(self, spec: CacheSpec) -> str:
+        """Remove unused entries; return the reason if there is still not enough room, else ""."""
         limit = self._plan.settings.limit_gb * GB
-        in_use = {*self._ready, *self._building, description.key}
-        there = self._store.entry(description.key).bytes
-        needed = max(0, description.bytes - there)
+        in_use = {*self._complete, *self._builds, spec.key}
+        stored = self._store.entry(spec.key).bytes
+        needed = max(0, spec.bytes - stored)
         for removed in self._store.make_room(needed, limit, in_use):
-            self._tell(removed, "removed")
-        others = [one for one in self._store.entries() if one.key not in in_use]
-        if others and sum(one.bytes for one in self._store.entries()) + needed > limit:
-            return f"running studies use the others, up to cache.limit_gb ({limit / GB:g})"
+            self._announce(removed, "removed")
+        foreign = [entry for entry in self._store.entries() if entry.key not in in_use]
+        if foreign and sum(entry.bytes for entry in self._store.entries()) + needed > limit:
+            return f"other running studies use the cache up to cache.limit_gb ({limit / GB:g})"
         free = free_bytes(self._storage)
         if free is not None and needed > free:
-            return f"{needed / GB:.1f} GB are needed and {free / GB:.1f} GB of the disk are free"
+            return f"it needs {needed / GB:.1f} GB, and {free / GB:.1f} GB of the disk are free"
         return ""
 
-    def _shares(
-        self, description: CacheSpec, pupil: TrainJob, study: Study, teacher: int
+    def _jobs(
+        self, spec: CacheSpec, student: TrainJob, study: Study, teacher: int
     ) -> list[CacheJob]:
-        key = description.key
-        about = provenance_of(study, teacher, pupil.teachers[teacher])
-        shares = min(self._slots, len(description.shards))
-        under = self._building[key] = _Under(description, about)
-        builds = [
+        """Return the jobs that compute an entry, one share each."""
+        key, file = spec.key, student.teachers[teacher]
+        build = self._builds[key] = _Build(spec, provenance_of(study, teacher, file))
+        shares = min(self._slots, len(spec.shards))
+        jobs = [
             CacheJob(
                 id=f"outputs-{key[:12]}-{share}",
-                folder=pupil.folder,
+                folder=student.folder,
                 study=plain(study),
                 teacher=teacher,
-                weights_file=pupil.teachers[teacher],
-                entry=description,
+                weights_file=file,
+                entry=spec,
                 share=share,
                 shares=shares,
             )
             for share in range(shares)
         ]
-        under.left = {build.id for build in builds}
-        self._tell(key, "begun", bytes=description.bytes, views=description.views)
-        return builds
+        build.unfinished = {job.id for job in jobs}
+        self._announce(key, "begun", bytes=spec.bytes, views=spec.views)
+        return jobs
 
-    def _give_up(self, key: str, why: str) -> None:
-        self._given_up.add(key)
-        self._held.discard(key)
-        self._store.release(key, self._name)
-        self._tell(key, "live", why=why)
+    def _mark(self, key: str) -> None:
+        if key not in self._marked:
+            self._marked.add(key)
+            self._store.hold(key, self._user)
+
+    def _fail(self, key: str, reason: str) -> None:
+        self._failed.add(key)
+        self._marked.discard(key)
+        self._store.release(key, self._user)
+        self._announce(key, "live", why=reason)
 
     def _digest(self, file: str) -> str:
         if file not in self._digests:
@@ -258,23 +295,18 @@ class CacheScheduler:
             self._digests[file] = hashlib.sha256(content).hexdigest()
         return self._digests[file]
 
-    def _tell(self, key: str, status: str, **more: Any) -> None:
-        """Say it once."""
-        if self._chronicle is None or (key, status) in self._told:
+    def _announce(self, key: str, status: CacheStatus, **details: Any) -> None:
+        """Publish the status of an entry, once."""
+        if self._publish is None or (key, status) in self._published:
             return
-        self._told.add((key, status))
-        self._chronicle.tell({"event": "outputs", "key": key, "status": status, **more})
-        if status in SETTLED:
-            said = more.get("why") or f"{more['views']} view(s), {more['bytes']:,} bytes"
-            tags = {"teacher_outputs": f"{status}: {said}"}
-            self._chronicle.write("note", id=None, tags=tags, metrics={}, step=0)
+        self._published.add((key, status))
+        self._publish(TeacherCacheChanged(key, status, **details))
+        if status in NOTED:
+            text = details.get("why") or f"{details['views']} view(s), {details['bytes']:,} bytes"
+            self._publish(Note(None, {"teacher_outputs": f"{status}: {text}"}))
 
 
-def _release(store: CacheStore, held: set[str], name: str) -> None:
-    with contextlib.suppress(OSError):  # the storage may be gone by now
-        for key in held:
-            store.release(key, name)
-
-
-def _key(build: CacheJob) -> str:
-    return build.entry.key
+def _release(store: CacheStore, marked: set[str], user: str) -> None:
+    with contextlib.suppress(OSError):  # the storage may have been removed
+        for key in marked:
+            store.release(key, user)

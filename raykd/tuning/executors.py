@@ -28,6 +28,8 @@ from raykd.runtime.gpu_sharing import (
 from raykd.runtime.jobs import JobFailure
 from raykd.storage import Storage, is_uri
 from raykd.study.config import Cluster
+from raykd.tracking.events import GpuSharingMeasured, Note, PhaseStarted, SlotPlan
+from raykd.tuning.budget import slots_planned
 from raykd.tuning.planner import Planner
 from raykd.tuning.run import Executor, StudyRun
 from raykd.tuning.session import RunSession
@@ -41,7 +43,7 @@ class RayExecutor(Executor):
 
     def execute(self, run: StudyRun[Any], session: RunSession) -> Planner:
         folder = session.folder
-        session.bus.tell({"event": "phase", "phase": "ray"})
+        session.bus.publish(PhaseStarted("ray"))
         outlived = uses_existing_ray()
         cluster = session.study.settings.cluster
         slots = 0 if outlived else plan_slots(cluster, this_machine()).slots
@@ -99,17 +101,10 @@ class LocalExecutor(Executor):
         return planner
 
 
-def _announce(session: RunSession, plan: Any, planner: Planner) -> None:
-    """Tell the listeners what will run, and in how many slots."""
-    session.bus.tell(
-        {
-            "event": "plan",
-            "plan": plan,
-            "study": session.study,
-            "folder": session.folder,
-            "trials": planner.expected_trials,
-        }
-    )
+def _announce(session: RunSession, slots: SlotPlan | None, planner: Planner) -> None:
+    """Publish the resources and the budget of the run."""
+    trials = planner.expected_trials
+    session.bus.publish(slots_planned(session.study, session.folder, slots, trials))
 
 
 def _with_measured_sharing(session: RunSession, nodes: Sequence[Resources]) -> Cluster:
@@ -121,12 +116,11 @@ def _with_measured_sharing(session: RunSession, nodes: Sequence[Resources]) -> C
     rates = load_rates(file, nodes)
     if rates:
         return replace(cluster, gpus_per_worker=1 / best_count(rates))
-    bus.tell({"event": "phase", "phase": "packing"})
+    bus.publish(PhaseStarted("packing"))
     cluster, rates = measure_sharing(session.study, session.task, session.data, nodes)
     if rates:
         save_rates(file, nodes, rates)
-        bus.tell({"event": "packing", "images_per_second": rates, "chosen": best_count(rates)})
+        bus.publish(GpuSharingMeasured(rates, best_count(rates)))
         metrics = {f"images_per_second_{count}_a_gpu": rate for count, rate in rates.items()}
-        tags = {"trials_a_gpu": str(best_count(rates))}
-        bus.write("note", id=None, tags=tags, metrics=metrics, step=0)
+        bus.publish(Note(None, {"trials_a_gpu": str(best_count(rates))}, metrics))
     return cluster

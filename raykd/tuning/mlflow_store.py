@@ -1,16 +1,16 @@
-"""The MLflow store of a study: from its file, else from MLflow's environment variable."""
+"""MLflow tracking store of a study: from its file, else from MLflow's environment variable."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 from raykd.errors import Problem, StudyError
 from raykd.study.config import Tracking
 from raykd.study.open_study import OpenStudy
 from raykd.study.yaml_file import Document
+from raykd.tracking.events import Event, StudyStarted
 from raykd.tracking.mlflow_client import (
     HIDDEN,
     TRACKING,
@@ -24,33 +24,34 @@ PLACE = ("tracking", "uri")
 
 
 def tracking_store_of(document: Document) -> str:
-    """The tracking URI of a study: `tracking.uri` where it is written, else MLFLOW_TRACKING_URI,
-    else the default.
+    """Return the tracking URI of a study.
+
+    It is `tracking.uri` of the file, else MLFLOW_TRACKING_URI, else the default.
 
     Raises:
-        StudyError: MLflow cannot keep runs there, or the file holds a password.
+        StudyError: MLflow cannot store runs there, or the file contains a password.
     """
     written = document.get(PLACE)
     if not isinstance(written, str):
         uri = os.environ.get(TRACKING) or Tracking().uri
-        why, fix = unusable(uri)
-        if why:
+        reason, fix = unusable(uri)
+        if reason:
             source = TRACKING if os.environ.get(TRACKING) else "tracking.uri"
             remedy = f"correct {TRACKING}, or {fix} as `tracking.uri` of the study"
-            raise StudyError(Problem(f"{source}: {why}", fix=remedy))
+            raise StudyError(Problem(f"{source}: {reason}", fix=remedy))
         return absolute(uri)
     if holds_password(written):
-        message = f"{masked(written)} holds a password, which the study's folder would keep"
+        text = f"{masked(written)} contains a password, and the study's folder would store it"
         fix = f"set {TRACKING} and leave `tracking.uri` out, or set MLFLOW_TRACKING_USERNAME and "
-        raise StudyError(document.problem(PLACE, message, fix + "MLFLOW_TRACKING_PASSWORD"))
-    why, fix = unusable(written)
-    if why:
-        raise StudyError(document.problem(PLACE, why, fix))
+        raise StudyError(document.problem(PLACE, text, fix + "MLFLOW_TRACKING_PASSWORD"))
+    reason, fix = unusable(written)
+    if reason:
+        raise StudyError(document.problem(PLACE, reason, fix))
     return absolute(written)
 
 
 def with_tracking_store(study: OpenStudy) -> OpenStudy:
-    """The study with the store that its runs go to, by a URI that holds from any folder.
+    """Return the study with the absolute URI of its tracking store.
 
     Raises:
         StudyError: as `tracking_store_of`.
@@ -58,46 +59,46 @@ def with_tracking_store(study: OpenStudy) -> OpenStudy:
     return _moved(study, tracking_store_of(study.document))
 
 
-def with_recorded_store(study: OpenStudy, known: Sequence[Mapping[str, Any]]) -> OpenStudy:
-    """A resumed study with the store that it began with.
+def with_recorded_store(study: OpenStudy, history: Sequence[Event]) -> OpenStudy:
+    """Return a resumed study with the tracking store of its first run.
 
     Args:
         study: as it is now.
-        known: the journal.
+        history: events of the journal.
 
     Raises:
-        StudyError: the store's password is not at hand.
+        StudyError: the password of the store is missing.
     """
-    begun = next((event for event in known if event["event"] == "study"), None)
-    if begun is None or isinstance(study.document.get(PLACE), str):
+    start = next((event for event in history if isinstance(event, StudyStarted)), None)
+    if start is None or isinstance(study.document.get(PLACE), str):
         return study
-    if begun.get("store_from") != TRACKING:
+    if start.store_from != TRACKING:
         return _moved(study, absolute(Tracking().uri))
-    uri = begun["resolved"]["tracking"]["uri"]
+    uri = start.resolved["tracking"]["uri"]
     full = absolute(uri)
     if HIDDEN in full:
-        message = f"the study's runs are at {uri}, whose password is kept nowhere"
+        text = f"the study's runs are at {uri}; its password is not stored"
         fix = f"set {TRACKING} to the same address, with its password"
-        raise StudyError(Problem(message, fix=fix))
+        raise StudyError(Problem(text, fix=fix))
     return _moved(study, full)
 
 
 def store_source(study: OpenStudy) -> str:
-    """MLFLOW_TRACKING_URI where the store comes from it, else an empty text."""
+    """Return MLFLOW_TRACKING_URI if the store comes from that variable, else ""."""
     written = isinstance(study.document.get(PLACE), str)
     default = study.settings.tracking.uri == absolute(Tracking().uri)
     return "" if written or default else TRACKING
 
 
 def store_notice(study: OpenStudy) -> str:
-    """A sentence on MLFLOW_TRACKING_URI where it is set; empty where it agrees with the study."""
-    given, used = os.environ.get(TRACKING, ""), study.settings.tracking.uri
-    if not given:
+    """Return a notice on MLFLOW_TRACKING_URI; "" if it is not set or agrees with the study."""
+    variable, used = os.environ.get(TRACKING, ""), study.settings.tracking.uri
+    if not variable:
         return ""
-    if absolute(given) == used:
+    if absolute(variable) == used:
         written = study.document.get(PLACE) is not None
         return "" if written else f"runs go to {masked(used)} ({TRACKING})"
-    return f"{TRACKING} ({masked(given)}) is not used: the runs of this study go to {masked(used)}"
+    return f"{TRACKING} ({masked(variable)}) is not used: this study's runs go to {masked(used)}"
 
 
 def _moved(study: OpenStudy, uri: str) -> OpenStudy:

@@ -12,8 +12,9 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from raykd.study.config import plain
+from raykd.tracking.events import DataLoaded, Note, StudyStarted, WarningIssued
+from raykd.tracking.journal import EventBus
 from raykd.tracking.mlflow_client import absolute, masked
-from raykd.tuning.event_bus import EventBus
 from raykd.tuning.mlflow_store import store_notice, store_source
 from raykd.tuning.resume import other_versions
 from raykd.tuning.session import Prepared
@@ -33,47 +34,49 @@ def write_provenance(bus: EventBus, prepared: Prepared, folder: StudyFolder) -> 
     study, data, history = prepared.study, prepared.data, prepared.history
     settings = study.settings
     uri = masked(absolute(settings.tracking.uri))
-    first_id = next((event["id"] for event in history if event["event"] == "study"), None)
+    first_id = next((event.id for event in history if isinstance(event, StudyStarted)), None)
     installed = versions()
-    bus.write(
-        "study",
-        id=first_id or uuid.uuid4().hex,
-        name=settings.name,
-        experiment=settings.tracking.experiment or settings.name,
-        register=settings.tracking.register,
-        given=study.text,
-        overrides=list(study.overrides),
-        resolved=plain(replace(settings, tracking=replace(settings.tracking, uri=uri))),
-        file=str(folder.given),
-        argv=sys.argv,
-        git=git_commit(),
-        versions=installed,
-        store_from=store_source(study),
-        content=dict(prepared.digests),
-        seed=settings.seed,
+    bus.publish(
+        StudyStarted(
+            id=first_id or uuid.uuid4().hex,
+            name=settings.name,
+            experiment=settings.tracking.experiment or settings.name,
+            register=settings.tracking.register,
+            given=study.text,
+            overrides=list(study.overrides),
+            resolved=plain(replace(settings, tracking=replace(settings.tracking, uri=uri))),
+            file=str(folder.study_file),
+            argv=sys.argv,
+            git=git_commit(),
+            versions=installed,
+            store_from=store_source(study),
+            content=dict(prepared.digests),
+            seed=settings.seed,
+        )
     )
-    bus.write(
-        "dataset",
-        name=data.name,
-        origin=data.origin,
-        fingerprint=data.fingerprint,
-        sizes=dict(data.sizes),
-        classes=data.classes,
-        input_shape=list(data.input_shape),
-        class_names=list(data.class_names),
-        notes=list(data.notes),
-        warnings=list(data.warnings),
+    bus.publish(
+        DataLoaded(
+            name=data.name,
+            origin=data.origin,
+            fingerprint=data.fingerprint,
+            sizes=dict(data.sizes),
+            classes=data.classes,
+            input_shape=list(data.input_shape),
+            class_names=list(data.class_names),
+            notes=list(data.notes),
+            warnings=list(data.warnings),
+        )
     )
     changed = other_versions(history, installed)
     if changed:
         text = f"resumed with other versions than before ({', '.join(changed)})"
-        bus.tell({"event": "warning", "text": f"{text}: results may differ in last digits"})
+        bus.publish(WarningIssued(f"{text}: results may differ in last digits"))
         _note(bus, {"resumed_with": ", ".join(changed)})
     left_out = () if history else study.bind(prepared.task).filtered.lines
     if left_out:
         _note(bus, {"pairs_left_out": "\n".join(left_out)})
     if notice := store_notice(study):
-        bus.tell({"event": "warning", "text": notice})
+        bus.publish(WarningIssued(notice))
     if not history:
         remarks = prepared.weights
         texts = {"weights_notes": remarks.notes, "warning_weights": remarks.warnings}
@@ -83,7 +86,7 @@ def write_provenance(bus: EventBus, prepared: Prepared, folder: StudyFolder) -> 
 
 
 def _note(bus: EventBus, tags: Mapping[str, str]) -> None:
-    bus.write("note", id=None, tags=dict(tags), metrics={}, step=0)
+    bus.publish(Note(None, dict(tags)))
 
 
 def git_commit() -> str | None:

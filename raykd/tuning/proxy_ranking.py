@@ -1,9 +1,8 @@
-"""A cheap screen before the first trial: architectures are ranked, the best of them go first.
+"""Ranking of student architectures by a zero-cost proxy before the first trial.
 
 Feasible points are drawn at random, their distinct students scored without training, and the best
-are handed to Optuna as its next trials, by the parameters of the student alone: all else is drawn
-by the sampler, as ever.  Done once for a study; what was found stands in Optuna's storage, so that
-a search that is resumed does not rank again.
+are enqueued as Optuna's first trials, with the student's parameters only: the sampler draws the
+rest.  This is done once per study; Optuna's storage keeps the result for a resumed search.
 """
 
 from __future__ import annotations
@@ -28,29 +27,31 @@ from raykd.study.checks.rules import bin_cost, number_kept, teacher_model
 from raykd.study.config import Search
 from raykd.study.open_study import OpenStudy
 from raykd.study.space.sampling import Seeded
+from raykd.tracking.events import ArchitecturesRanked, Note
+from raykd.tracking.journal import Listener
 
 MARK = "raykd.screen"
-"""Optuna's user attribute: of the study all that was kept, of a trial its rank, from 1."""
+"""Optuna's user attribute: for a study the best candidates, for a trial its rank from 1."""
 
 SCORE = "screen_score"
-"""The metric under which a trial has its score."""
+"""Metric with a trial's score."""
 
 ATTEMPTS = 10
-"""So many draws for each feasible point wanted, at most; and so many trials for each kept one."""
+"""Maximum draws per requested feasible point, and maximum trials per enqueued candidate."""
 
 STUDENT = "student."
-"""The parameters that say what the student is."""
+"""Prefix of the parameters of the student."""
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """One architecture.
+    """A student architecture.
 
     Attributes:
-        params: the sampler's parameters that lead to it.
-        model: the student's.
-        cost: what it is compared at; 0 where all are compared with all.
-        score: more is better.
+        params: values of the sampler's parameters.
+        model: of the student.
+        cost: by which candidates are divided into bins; 0: there is one bin.
+        score: higher is better.
     """
 
     params: Mapping[str, Any]
@@ -59,7 +60,7 @@ class Candidate:
     score: float = math.nan
 
     def plain(self) -> dict[str, Any]:
-        """As the journal and Optuna's storage hold it."""
+        """Return the candidate as the journal and Optuna's storage keep it."""
         return {"student": written(self.model), "score": self.score, "params": dict(self.params)}
 
 
@@ -69,79 +70,81 @@ def screen(
     data: Dataset,
     drawn: optuna.Study,
     search: Search,
-    tell: Callable[..., None],
+    publish: Listener,
     clock: Callable[[], float] = time.monotonic,
 ) -> None:
-    """Rank architectures, if the study asks for it and it was not done before; the best go first.
+    """Rank architectures by the study's proxy and enqueue the best, unless that was done before.
 
     Args:
         study: with its domains open.
-        task: what its students take and give.
-        data: a batch of the training split is looked at.
-        drawn: Optuna's study, fresh, or of an interrupted search.
-        search: how to search.
-        tell: the journal's `write`.
+        task: inputs and classes of its students.
+        data: source of the batch that the proxy uses.
+        drawn: Optuna's study, new or of an interrupted search.
+        search: search settings.
+        publish: called with each event.
         clock: seconds.
 
     Raises:
-        StudyError: the screen cannot look at these networks.
+        StudyError: the proxy does not support these networks.
     """
-    how = search.proxy
-    if not isinstance(how, Ranking) or not search.trials:
+    proxy = search.proxy
+    if not isinstance(proxy, Ranking) or not search.trials:
         return
     best = drawn.user_attrs.get(MARK)
     if best is None:
-        begun = clock()
-        found = candidates(study, task, how, search)
-        ranked = _scored(study, task, data, how, found)
-        best = [one.plain() for one in chosen(ranked, number_kept(how, search.trials), how.bins)]
-        _tell(tell, how, ranked, best, clock() - begun)
+        start = clock()
+        ranked = _scored(study, task, data, proxy, candidates(study, task, proxy, search))
+        selected = best_of_bins(ranked, number_kept(proxy, search.trials), proxy.bins)
+        best = [candidate.plain() for candidate in selected]
+        _announce(publish, proxy, ranked, best, clock() - start)
         drawn.set_user_attr(MARK, best)
-    known = {trial.user_attrs.get(MARK) for trial in drawn.get_trials(deepcopy=False)}
+    ranks = {trial.user_attrs.get(MARK) for trial in drawn.get_trials(deepcopy=False)}
     for rank in range(1, len(best) + 1):
-        if rank not in known:
+        if rank not in ranks:
             _enqueue(drawn, best, rank)
 
 
-def candidates(study: OpenStudy, task: Task, how: Ranking, search: Search) -> list[Candidate]:
-    """The distinct architectures of `how.candidates` feasible points drawn at random."""
-    found: dict[Model, Candidate] = {}
-    cost = bin_cost(how, search.objectives)
-    wanted = how.candidates
-    for number in range(ATTEMPTS * wanted):
+def candidates(study: OpenStudy, task: Task, proxy: Ranking, search: Search) -> list[Candidate]:
+    """Return the distinct architectures of `proxy.candidates` feasible random points."""
+    by_model: dict[Model, Candidate] = {}
+    cost = bin_cost(proxy, search.objectives)
+    missing = proxy.candidates
+    for number in range(ATTEMPTS * missing):
         drawer = Seeded(derive_seed(study.settings.seed, "point", number))
         try:
             model = study.bind(task).draw(drawer).study.student.model
         except Infeasible:
             continue
-        own = {name: value for name, value in drawer.params.items() if name.startswith(STUDENT)}
+        params = {key: value for key, value in drawer.params.items() if key.startswith(STUDENT)}
         size = getattr(model_profile(model, task), cost) if cost else 0
-        found.setdefault(model, Candidate(own, model, size))
-        wanted -= 1
-        if not wanted:
+        by_model.setdefault(model, Candidate(params, model, size))
+        missing -= 1
+        if not missing:
             break
-    return list(found.values())
+    return list(by_model.values())
 
 
-def chosen(ranked: Sequence[Candidate], keep: int, bins: int) -> list[Candidate]:
-    """The best `keep`, the best first.
+def best_of_bins(ranked: Sequence[Candidate], keep: int, bins: int) -> list[Candidate]:
+    """Return the best `keep` candidates, the best first.
 
-    Where candidates differ in `cost`, they are parted into bins of (nearly) equal number by it,
-    and each bin gives its best, then each its second, and so on, the cheapest bin first.
+    Candidates of different `cost` are divided by it into bins of (nearly) equal size.  Each bin
+    gives its best, then each its second best, and so on, the cheapest bin first.
     """
-    by_cost = sorted((one for one in ranked if math.isfinite(one.score)), key=lambda one: one.cost)
-    count = min(bins, keep) if len({one.cost for one in by_cost}) > 1 else 1
+    finite = (each for each in ranked if math.isfinite(each.score))
+    by_cost = sorted(finite, key=lambda candidate: candidate.cost)
+    count = min(bins, keep) if len({candidate.cost for candidate in by_cost}) > 1 else 1
     ends = [number * len(by_cost) // count for number in range(count + 1)]
     parts = [
-        sorted(by_cost[start:end], key=lambda one: -one.score) for start, end in pairwise(ends)
+        sorted(by_cost[start:end], key=lambda candidate: -candidate.score)
+        for start, end in pairwise(ends)
     ]
     deepest = max((len(part) for part in parts), default=0)
     in_turn = [part[depth] for depth in range(deepest) for part in parts if depth < len(part)]
     return in_turn[:keep]
 
 
-def again(drawn: optuna.Study, infeasible: optuna.Trial) -> None:
-    """Have an architecture that was kept tried again, whose other values made no feasible trial."""
+def enqueue_again(drawn: optuna.Study, infeasible: optuna.Trial) -> None:
+    """Enqueue a candidate again whose trial was infeasible because of its other values."""
     rank = infeasible.user_attrs.get(MARK)
     if rank is None:
         return
@@ -151,36 +154,37 @@ def again(drawn: optuna.Study, infeasible: optuna.Trial) -> None:
 
 
 def score_of(drawn: optuna.Trial) -> dict[str, float]:
-    """A drawn trial's score as a metric; empty where it was not ranked."""
+    """Return a drawn trial's score as a metric; empty if it was not ranked."""
     score = drawn.user_attrs.get(SCORE)
     return {} if score is None else {SCORE: float(score)}
 
 
 def _enqueue(drawn: optuna.Study, best: Sequence[Mapping[str, Any]], rank: int) -> None:
-    one = best[rank - 1]
-    drawn.enqueue_trial(one["params"], user_attrs={MARK: rank, SCORE: one["score"]})
+    candidate = best[rank - 1]
+    attributes = {MARK: rank, SCORE: candidate["score"]}
+    drawn.enqueue_trial(candidate["params"], user_attrs=attributes)
 
 
 def _scored(
-    study: OpenStudy, task: Task, data: Dataset, how: Ranking, found: Sequence[Candidate]
+    study: OpenStudy, task: Task, data: Dataset, proxy: Ranking, unscored: Sequence[Candidate]
 ) -> list[Candidate]:
-    """The candidates with their scores.
+    """Return the candidates with their scores.
 
     Raises:
-        StudyError: the screen cannot look at one of them.
+        StudyError: the proxy does not support one of them.
     """
-    batch = how.batch if isinstance(how, Measured) else 2
+    batch = proxy.batch if isinstance(proxy, Measured) else 2
     inputs, targets = training_batch(data, batch, study.settings.seed)
     about = ProxyContext(task, inputs, targets, teacher_model(study), study.settings.seed)
     try:
-        score = how.scorer(about)
-        return [replace(one, score=score(one.model)) for one in found]
+        score = proxy.scorer(about)
+        return [replace(each, score=score(each.model)) for each in unscored]
     except (ValueError, RuntimeError) as error:  # a forward that fails raises RuntimeError
         raise StudyError(Problem(str(error), path="search.proxy")) from error
 
 
 def training_batch(data: Dataset, size: int, seed: int) -> tuple[Any, torch.Tensor]:
-    """The first samples of the training split in an order drawn by the seed, not augmented."""
+    """Return a random batch of the training split, drawn by the seed and not augmented."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     loader = BatchLoader(
         data.train, data, batch_size=size, shuffle_seed=seed, placement=Placement(device)
@@ -189,25 +193,14 @@ def training_batch(data: Dataset, size: int, seed: int) -> tuple[Any, torch.Tens
     return batch.inputs, batch.targets
 
 
-def _tell(
-    tell: Callable[..., None],
-    how: Ranking,
+def _announce(
+    publish: Listener,
+    proxy: Ranking,
     ranked: Sequence[Candidate],
     best: Sequence[Mapping[str, Any]],
     seconds: float,
 ) -> None:
-    tell(
-        "screen",
-        name=how.name,
-        candidates=len(ranked),
-        unranked=sum(not math.isfinite(one.score) for one in ranked),
-        seconds=seconds,
-        kept=[dict(one) for one in best],
-    )
-    tell(
-        "note",
-        id=None,
-        tags={"screen": how.name},
-        metrics={"screen_candidates": len(ranked), "screen_seconds": seconds},
-        step=0,
-    )
+    unranked = sum(not math.isfinite(candidate.score) for candidate in ranked)
+    publish(ArchitecturesRanked(proxy.name, len(ranked), unranked, seconds, [*map(dict, best)]))
+    metrics = {"screen_candidates": len(ranked), "screen_seconds": seconds}
+    publish(Note(None, {"screen": proxy.name}, metrics))

@@ -1,16 +1,17 @@
-"""What a search found: read back from its journal, so that it can be asked at any time."""
+"""Results of runs, read from their journals: finished or not, at any time."""
 
 from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raykd.errors import Problem, StudyError
 from raykd.html_card import Card
+from raykd.tracking.events import Event, ModelSaved, StudyStarted
 from raykd.tracking.journal import events
 from raykd.tuning.number_format import compact, duration, interval, metric, points, words
 from raykd.tuning.records import (
@@ -23,7 +24,7 @@ from raykd.tuning.records import (
     values_of,
 )
 from raykd.tuning.statistics import ROUNDING_ERROR, Estimate, estimate, paired_gain
-from raykd.tuning.study_dir import open_folder
+from raykd.tuning.study_dir import StudyFolder, open_folder
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -32,20 +33,20 @@ if TYPE_CHECKING:
 
 METRIC = "test_accuracy"
 
-NOT_BEGUN = "try again in a moment if it has just started, else start the study again"
-"""Advice where a folder holds no event."""
+NOT_STARTED = "try again in a moment if it has just started, else start the study again"
+"""Advice for a journal without events."""
 
 
 @dataclass(frozen=True)
 class Finalist:
-    """A chosen student: trained again under fresh seeds, with and without its teacher.
+    """A selected student, trained again under fresh seeds, with and without its teacher.
 
     Attributes:
-        trial: the trial that was chosen, by validation metrics.
+        trial: trial that was selected by validation metrics.
         distilled: test accuracy of its replicates; None without replicates.
-        alone: test accuracy of the same student at the same budget without a teacher.
+        alone: test accuracy of the same student with the same budget, without a teacher.
         gain: distilled - alone, paired by seed.
-        missing: how many of these trainings failed, and are in none of the above.
+        missing: number of these trainings without a test accuracy, because they failed.
     """
 
     trial: Record
@@ -56,17 +57,16 @@ class Finalist:
 
 
 @dataclass(frozen=True, repr=False)
-class StudyResult:
-    """The outcome of one search.
+class RunResult:
+    """Result of a run: the part that searches and layer studies share.
 
     Attributes:
-        folder: the study's folder.
-        name: the study's name.
+        folder: of the study.
+        name: of the study.
         study_id: its id in MLflow (tag `raykd.id` of the parent run).
-        tracking_uri: where MLflow keeps the runs.
+        tracking_uri: of the MLflow store with its runs.
         experiment: its MLflow experiment.
-        objectives: metric -> "max" or "min", the first one leads.
-        records: every training.
+        records: of every training.
         seconds: from the first event to the last.
     """
 
@@ -75,10 +75,26 @@ class StudyResult:
     study_id: str
     tracking_uri: str
     experiment: str
-    objectives: Mapping[str, str]
-    chosen_at_most: int
     records: Records
     seconds: float
+
+    @property
+    def teachers(self) -> list[Record]:
+        """The study's own teachers, without assistants."""
+        return self.records.teachers
+
+
+@dataclass(frozen=True, repr=False)
+class StudyResult(RunResult):
+    """Result of a search; see `RunResult` for the other attributes.
+
+    Attributes:
+        objectives: metric -> "max" or "min"; the first one decides which trial is best.
+        max_finalists: maximum number of finalists.
+    """
+
+    objectives: Mapping[str, str]
+    max_finalists: int
 
     def __repr__(self) -> str:
         trials = len(self.records.of("trial"))
@@ -86,33 +102,28 @@ class StudyResult:
         return f"StudyResult({self.name!r}, {trials} trials{best}, folder={str(self.folder)!r})"
 
     def _repr_html_(self) -> str:
-        """The result as a card, for notebooks."""
+        """Return the result as a card for notebooks."""
         return result_card(self).html()
 
     @functools.cached_property
     def pareto(self) -> list[Record]:
-        """The trials no other trial beats in every objective, best first in the first one."""
+        """The trials that no other trial dominates, best first in the first objective."""
         return self.records.front(self.objectives)
 
     @property
     def best(self) -> Record | None:
-        """The front's best trial in the first objective; None where no trial finished."""
+        """The best trial in the first objective; None if no trial has finished."""
         return self.pareto[0] if self.pareto else None
 
     @functools.cached_property
     def finalists(self) -> list[Finalist]:
-        """The chosen students with their test accuracy over seeds, best first."""
-        picked = self.records.choose(self.objectives, self.chosen_at_most)
-        return [self._judged(record) for record in picked]
-
-    @property
-    def teachers(self) -> list[Record]:
-        """The study's own."""
-        return self.records.teachers
+        """The finalists with their test accuracy over seeds, best first."""
+        selected = self.records.choose(self.objectives, self.max_finalists)
+        return [self._finalist(record) for record in selected]
 
     @functools.cached_property
     def trials(self) -> pd.DataFrame:
-        """One row a trial: id, status, reason, epochs, its parameters and its last metrics."""
+        """One row per trial: id, status, reason, epochs, parameters and last metrics."""
         import pandas as pd
 
         rows = []
@@ -131,91 +142,84 @@ class StudyResult:
 
     @property
     def teacher_falls_short(self) -> Finalist | None:
-        """The chosen student whose lone training beats every teacher's test accuracy, if any."""
-        taught = values_of(self.teachers, METRIC)
+        """A finalist that beats every teacher's test accuracy without a teacher, if any."""
+        accuracies = values_of(self.teachers, METRIC)
         for finalist in self.finalists:
             alone = finalist.alone
-            if taught and alone is not None and alone.mean > max(taught) + ROUNDING_ERROR:
+            if accuracies and alone is not None and alone.mean > max(accuracies) + ROUNDING_ERROR:
                 return finalist
         return None
 
     def student(self, trial: str | None = None) -> RawInputModel:
-        """The trained network of a chosen student, with its preprocessing, on the CPU.
+        """Load the trained network of a finalist, with its preprocessing, on the CPU.
 
         Args:
-            trial: id of the chosen trial; None: the best one.
+            trial: id of the finalist; None: the best one.
 
         Returns:
             A module from raw samples to logits; see `raykd.models.preprocessing`.
 
         Raises:
-            ValueError: no such student was kept.
+            ValueError: this student was not saved.
         """
         import torch
 
-        told = [
-            event for event in events(self.folder / "journal.jsonl") if event["event"] == "model"
-        ]
-        kept = {event["id"].partition("/")[0]: self.folder / event["path"] for event in told}
-        wanted = trial if trial is not None else next(iter(kept), "")
-        if wanted not in kept:
-            known = ", ".join(kept) or "none; chosen students are kept with search.replicates >= 1"
-            raise ValueError(f"no network of {wanted or 'a student'} was kept; kept: {known}")
-        return torch.load(kept[wanted], map_location="cpu", weights_only=False)
+        saved = events(self.folder / "journal.jsonl")
+        models = [event for event in saved if isinstance(event, ModelSaved)]
+        files = {model.id.partition("/")[0]: self.folder / model.path for model in models}
+        finalist = trial if trial is not None else next(iter(files), "")
+        if finalist not in files:
+            listed = ", ".join(files) or "none; finalists are saved with search.replicates >= 1"
+            name = finalist or "a student"
+            raise ValueError(f"no network of {name} was saved; saved networks: {listed}")
+        return torch.load(files[finalist], map_location="cpu", weights_only=False)
 
-    def figures(self) -> dict[str, float]:
-        """The study's figures, for its parent run."""
-        found: dict[str, float] = {}
+    def metrics(self) -> dict[str, float]:
+        """Return the metrics of the study's MLflow run."""
+        metrics: dict[str, float] = {}
         if self.best is not None:
-            found |= {f"best_{name}": self.best.metrics[name] for name in self.objectives}
+            metrics |= {f"best_{name}": self.best.metrics[name] for name in self.objectives}
         for number, finalist in enumerate(self.finalists):
-            for what in ("distilled", "alone", "gain"):
-                value: Estimate | None = getattr(finalist, what)
+            for name in ("distilled", "alone", "gain"):
+                value: Estimate | None = getattr(finalist, name)
                 if value is not None:
-                    found[f"chosen{number}_{what}_test_accuracy"] = value.mean
+                    metrics[f"chosen{number}_{name}_test_accuracy"] = value.mean
                     if not math.isnan(value.half_width):
-                        found[f"chosen{number}_{what}_half_width"] = value.half_width
-        return found
+                        metrics[f"chosen{number}_{name}_half_width"] = value.half_width
+        return metrics
 
     def tags(self) -> dict[str, str]:
-        """The study's findings, for its parent run."""
-        found = {"front": " ".join(record.id for record in self.pareto)}
+        """Return the tags of the study's MLflow run."""
+        tags = {"front": " ".join(record.id for record in self.pareto)}
         if self.best is not None:
-            found["best"] = self.best.id
-        return found
+            tags["best"] = self.best.id
+        return tags
 
-    def _judged(self, record: Record) -> Finalist:
-        distilled = self._by_seed(record, "replicate")
-        alone = self._by_seed(record, "alone")
+    def _finalist(self, record: Record) -> Finalist:
+        replicates = self.records.children(record.id, "replicate")
+        baselines = self.records.children(record.id, "alone")
+        distilled, alone = by_seed(replicates, METRIC), by_seed(baselines, METRIC)
+        ended = [r for r in (*replicates, *baselines) if r.status in ("finished", "failed")]
         return Finalist(
             trial=record,
             distilled=estimate(list(distilled.values())) if distilled else None,
             alone=estimate(list(alone.values())) if alone else None,
             gain=paired_gain(distilled, alone),
-            missing=self._missing(record),
+            missing=len(ended) - len(distilled) - len(alone),
         )
 
-    def _by_seed(self, record: Record, role: Any) -> dict[int, float]:
-        return {
-            child.job.seed: child.metrics[METRIC]
-            for child in self.records.children(record.id, role)
-            if child.status == "finished" and math.isfinite(child.metrics.get(METRIC, math.nan))
-        }
 
-    def _missing(self, record: Record) -> int:
-        """How many of a chosen student's trainings ended without a test accuracy."""
-        children = [
-            child
-            for role in ("replicate", "alone")
-            for child in self.records.children(record.id, role)
-            if child.status in ("finished", "failed")
-        ]
-        counted = sum(len(self._by_seed(record, role)) for role in ("replicate", "alone"))
-        return len(children) - counted
+def by_seed(records: Iterable[Record], metric: str) -> dict[int, float]:
+    """Return a metric's finite values by seed, of the trainings that have finished."""
+    return {
+        record.job.seed: record.metrics[metric]
+        for record in records
+        if record.status == "finished" and math.isfinite(record.metrics.get(metric, math.nan))
+    }
 
 
 def result_card(result: StudyResult) -> Card:
-    """A search for notebooks: its teachers, its front and the chosen students."""
+    """Return a search as a card: teachers, Pareto front and finalists."""
     trials = len(result.records.of("trial"))
     card = Card(result.name, f"{trials} trials in {duration(result.seconds)}")
     card.facts(
@@ -256,29 +260,40 @@ def _teacher_text(record: Record) -> str:
     return f"{teacher_name(record)}: {metric(METRIC, record.metrics.get(METRIC))} test accuracy"
 
 
-def read_result(folder: str | Path) -> StudyResult:
-    """The result of the search in `folder`, finished or not.
+def read_run(path: str | Path) -> tuple[RunResult, StudyFolder, list[Event]]:
+    """Read the part of a result that all runs share, and the journal's events.
 
     Raises:
-        StudyError: it is no study's folder, or nothing has happened in it.
+        StudyError: this is not a study's folder, or its journal has no events yet.
     """
-    found, _ = open_folder(folder)
-    told = events(found.journal)
-    begun = [event for event in told if event["event"] == "study"]
-    if not begun:
-        raise StudyError(
-            Problem(f"{found.path}: no event of the study is in its journal yet", fix=NOT_BEGUN)
-        )
-    study = begun[-1]  # where runs go may have changed when it was resumed
-    resolved = study["resolved"]
+    folder, _ = open_folder(path)
+    history = events(folder.journal)
+    starts = [event for event in history if isinstance(event, StudyStarted)]
+    if not starts:
+        message = f"{folder.path}: the journal has no event of the study yet"
+        raise StudyError(Problem(message, fix=NOT_STARTED))
+    last = starts[-1]  # the tracking store may have changed with a resume
+    result = RunResult(
+        folder=folder.path,
+        name=last.name,
+        study_id=last.id,
+        tracking_uri=last.resolved["tracking"]["uri"],
+        experiment=last.experiment or last.name,
+        records=Records.from_events(history),
+        seconds=(history[-1].at - starts[0].at) / 1000,
+    )
+    return result, folder, history
+
+
+def read_result(folder: str | Path) -> StudyResult:
+    """Read the result of the search in a folder, finished or not.
+
+    Raises:
+        StudyError: this is not a study's folder, or its journal has no events yet.
+    """
+    run, _, history = read_run(folder)
+    [*_, start] = (event for event in history if isinstance(event, StudyStarted))
+    search = start.resolved["search"]
     return StudyResult(
-        folder=found.path,
-        name=study["name"],
-        study_id=study["id"],
-        tracking_uri=resolved["tracking"]["uri"],
-        experiment=study["experiment"],
-        objectives=resolved["search"]["objectives"],
-        chosen_at_most=resolved["search"]["finalists"],
-        records=Records.from_events(told),
-        seconds=(told[-1]["at"] - begun[0]["at"]) / 1000,
+        **vars(run), objectives=search["objectives"], max_finalists=search["finalists"]
     )

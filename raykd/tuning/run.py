@@ -19,9 +19,9 @@ from raykd.study.checks.load import check_shapes
 from raykd.study.config import Cluster, Search
 from raykd.study.open_study import OpenStudy
 from raykd.study.student_costs import StudentCosts
-from raykd.tracking.journal import Journal, events
+from raykd.tracking.events import PhaseStarted, StudyEnded, TrackingEnded
+from raykd.tracking.journal import EventBus, Journal, Listener, events
 from raykd.training.build import task_of
-from raykd.tuning.event_bus import EventBus, Listener
 from raykd.tuning.export import export_students
 from raykd.tuning.mlflow_store import with_recorded_store
 from raykd.tuning.planner import Planner
@@ -170,7 +170,7 @@ class StudyRun(ABC, Generic[ResultT]):
         # open the journal and the tracking behind it
         prepared.costs.keep_in(folder.measured)
         journal = Journal(folder.journal)
-        bus = EventBus(journal, self.listeners)
+        bus = EventBus(journal, self.listeners, lambda: check_lock(folder.path))
         write_provenance(bus, prepared, folder)
         tracker = Tracker(folder.journal, prepared.study.settings.tracking.uri)
         status = "failed"
@@ -208,8 +208,8 @@ def _close(bus: EventBus, journal: Journal, tracker: Tracker, status: str) -> No
         tracker.abandon()
         journal.close()
         return
-    bus.write("done", status=status)
-    bus.tell({"event": "phase", "phase": "tracking"})
+    bus.publish(StudyEnded(status))
+    bus.publish(PhaseStarted("tracking"))
     delivered = tracker.close(timeout=60 if status == "finished" else 10)
-    bus.tell({"event": "tracked", "delivered": delivered, "status": str(tracker.status)})
+    bus.publish(TrackingEnded(delivered, str(tracker.status)))
     journal.close()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
@@ -14,14 +13,49 @@ from raykd.storage import Storage
 from raykd.study.config import Search
 from raykd.study.open_study import OpenStudy
 from raykd.study.student_costs import StudentCosts
+from raykd.tracking.events import Event
+from raykd.tracking.journal import EventBus
 from raykd.training.teacher_cache.plan import CachePlan
-from raykd.tuning.cache_jobs import CacheScheduler
-from raykd.tuning.event_bus import EventBus
+from raykd.tuning.cache_jobs import CacheJobs
 from raykd.tuning.failure_logs import Logs
-from raykd.tuning.planner import RunContext
 from raykd.tuning.records import Records
 from raykd.tuning.study_dir import StudyFolder
 from raykd.tuning.teacher_store import Remarks, TeacherStore
+
+
+@dataclass(frozen=True)
+class RunContext:
+    """Everything that a planner works with.
+
+    Attributes:
+        study: with its domains open.
+        task: inputs and classes of the data.
+        search: search settings of the run.
+        bus: takes every event.
+        storage: of the files that every node must reach.
+        folder: the study's folder below the storage.
+        teacher_store: of teacher networks; missing ones are trained.
+        records: of trainings, from the journal of the run that is resumed.
+        costs: of students.
+        cache_jobs: of teacher outputs; None: all teachers are run live.
+        logs: of failed trainings; None: they are not gathered.
+        val_counts: samples of each class of the validation split, to judge teachers by.
+        slots: number of trials in parallel.
+    """
+
+    study: OpenStudy
+    task: Task
+    search: Search
+    bus: EventBus
+    storage: Storage
+    folder: str
+    teacher_store: TeacherStore
+    records: Records
+    costs: StudentCosts
+    cache_jobs: CacheJobs | None = None
+    logs: Logs | None = None
+    val_counts: Sequence[int] = ()
+    slots: int = 1
 
 
 @dataclass(frozen=True)
@@ -44,7 +78,7 @@ class Prepared:
     task: Task
     search: Search
     costs: StudentCosts
-    history: Sequence[Mapping[str, Any]]
+    history: Sequence[Event]
     digests: Mapping[str, str]
     weights: Remarks
 
@@ -87,15 +121,20 @@ class RunSession:
         return RunContext(
             study=study,
             task=self.task,
-            journal=self.bus,
+            bus=self.bus,
             storage=storage,
             folder=self.folder.name,
-            shelf=TeacherStore(settings, data.fingerprint, storage, self.task),
+            teacher_store=TeacherStore(settings, data.fingerprint, storage, self.task),
             records=self.records,
             search=search,
             costs=self.prepared.costs,
-            caching=CacheScheduler(
-                plan, storage, data.fingerprint, len(data.train), slots=slots, chronicle=self.bus
+            cache_jobs=CacheJobs(
+                plan,
+                storage,
+                data.fingerprint,
+                len(data.train),
+                slots=slots,
+                publish=self.bus.publish,
             ),
             logs=Logs(self.folder, settings.cluster.workers_per_trial),
             val_counts=torch.bincount(data.val.targets.cpu(), minlength=data.classes).tolist(),

@@ -1,10 +1,10 @@
-"""One training without a search: in this process where it fits, else in one slot."""
+"""Single trainings without a search: in this process if possible, else in one slot."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from raykd.errors import Problem, StudyError
 from raykd.models.proxies import NoProxy
@@ -12,7 +12,7 @@ from raykd.registry import replaced_unchecked
 from raykd.runtime.cluster import is_remote
 from raykd.study.open_study import OpenStudy
 from raykd.study.schedulers import Unscheduled
-from raykd.tuning.event_bus import Listener
+from raykd.tracking.journal import Listener
 from raykd.tuning.executors import LocalExecutor, RayExecutor
 from raykd.tuning.result import StudyResult
 from raykd.tuning.run import Executor
@@ -32,22 +32,22 @@ def distill(
 ) -> StudyResult:
     """Train one concrete student: no search, the same file, the same record in MLflow.
 
-    It is trained once under the study's seed and, where the study asks for replicates, again
-    under fresh seeds with and without its teacher, as a search does for its chosen students.
+    It is trained once under the study's seed and, if the study has replicates, again under fresh
+    seeds with and without its teacher, as a search does for its finalists.
 
     Args:
         study: an open study, the path of a study file, or `FOLDER:trial-0007`: that trial of an
-            earlier study, trained again with the values it drew.
+            earlier study, trained again with its drawn values.
         overrides: `a.b=value`, as on the command line; not with an open study.
         allow_import: let models run code of their own (import paths, networks from MLflow).
-        verbose: let Ray's own output through.
+        verbose: show Ray's own output.
         listeners: called with every event as it happens.
 
     Raises:
-        StudyError: the study leaves something open (names it), or is not fit to start.
+        StudyError: the study leaves values open (names them), or cannot be started.
     """
-    with study_of_trial(study, overrides) as (named, values):
-        study = load_or_use(named, values, allow_import=allow_import)
+    with study_of_trial(study, overrides) as (source, values):
+        study = load_or_use(source, values, allow_import=allow_import)
         study.concrete()
         replicates = study.settings.search.replicates
         run = SingleRun(study, replicates=replicates, verbose=verbose, listeners=listeners)
@@ -65,7 +65,7 @@ def train_teacher(
     """Train (or load) and evaluate the study's teacher or teachers alone.
 
     Raises:
-        StudyError: the study has no teacher, or is not fit to start.
+        StudyError: the study has no teacher, or cannot be started.
     """
     study = load_or_use(study, overrides, allow_import=allow_import)
     if not study.teachers():
@@ -85,7 +85,7 @@ class SingleRun(SearchRun):
     """One training of a concrete student, with its replicates.
 
     Args:
-        study, settings: as `StudyRun`'s.
+        study, verbose, listeners: as `StudyRun`'s.
         trials: 1; 0: the teachers alone are trained.
         replicates: further trainings under fresh seeds, with and without teacher.
     """
@@ -93,10 +93,15 @@ class SingleRun(SearchRun):
     verb: ClassVar[Verb] = "distill"
 
     def __init__(
-        self, study: OpenStudy, trials: int = 1, replicates: int = 0, **settings: Any
+        self,
+        study: OpenStudy,
+        trials: int = 1,
+        replicates: int = 0,
+        *,
+        verbose: bool = False,
+        listeners: Sequence[Listener] = (),
     ) -> None:
-        super().__init__(study, **settings)
-        self.search = replaced_unchecked(
+        search = replaced_unchecked(
             study.settings.search,
             trials=trials,
             replicates=replicates,
@@ -105,6 +110,7 @@ class SingleRun(SearchRun):
             scheduler=Unscheduled(),
             proxy=NoProxy(),
         )
+        super().__init__(study, search=search, verbose=verbose, listeners=listeners)
 
 
 class TeacherRun(SingleRun):
@@ -112,8 +118,10 @@ class TeacherRun(SingleRun):
 
     verb: ClassVar[Verb] = "teacher"
 
-    def __init__(self, study: OpenStudy, **settings: Any) -> None:
-        super().__init__(study, trials=0, **settings)
+    def __init__(
+        self, study: OpenStudy, *, verbose: bool = False, listeners: Sequence[Listener] = ()
+    ) -> None:
+        super().__init__(study, trials=0, verbose=verbose, listeners=listeners)
 
 
 def _executor(study: OpenStudy) -> Executor:

@@ -57,7 +57,7 @@ class StudyFolder:
         return str(self.path / "optuna.log")
 
     @property
-    def given(self) -> Path:
+    def study_file(self) -> Path:
         """Copy of the study file."""
         return self.path / "study.yaml"
 
@@ -65,7 +65,7 @@ class StudyFolder:
 def create_folder(
     name: str,
     storage: str,
-    given: str,
+    study_text: str,
     overrides: Sequence[str],
     verb: Verb = "search",
     start_from: Sequence[str] = (),
@@ -102,7 +102,7 @@ def create_folder(
         tuple(start_from),
         str(Path.cwd()),
     )
-    folder.given.write_text(given)
+    folder.study_file.write_text(study_text)
     content = {
         "format": FORMAT,
         "verb": verb,

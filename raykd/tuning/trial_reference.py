@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from raykd.errors import Problem, StudyError
+from raykd.study.open_study import OpenStudy
 from raykd.study.space.domains import near
 from raykd.study.space.space import read_space
 from raykd.study.space.transfer import open_paths
@@ -18,11 +19,14 @@ from raykd.tuning.result import read_result
 from raykd.tuning.resume import working_folder
 from raykd.tuning.study_dir import StudyFolder, open_folder
 
+StudySource = OpenStudy | str | Path
+"""An open study, the path of a study file, or `FOLDER:TRIAL`."""
+
 
 @contextlib.contextmanager
 def study_of_trial(
-    study: Any, overrides: Sequence[str], *, pairs_open: bool = False
-) -> Iterator[tuple[Any, Sequence[str]]]:
+    study: StudySource, overrides: Sequence[str], *, pairs_open: bool = False
+) -> Iterator[tuple[StudySource, Sequence[str]]]:
     """Give the study file and overrides of a study, or of a trial named `FOLDER:TRIAL`.
 
     For a trial: its study's file, with the drawn values in place of the open domains, then
@@ -50,18 +54,18 @@ def study_of_trial(
                 fix="name another trial, or change the cause with --set",
             )
         )
-    document = parse_document(folder.given.read_text(), str(folder.given)).with_overrides(
+    document = parse_document(folder.study_file.read_text(), str(folder.study_file)).with_overrides(
         study_overrides
     )
     values = _values(document, record, pairs_open=pairs_open)
     with working_folder(folder.begun_in):
-        yield str(folder.given), [*study_overrides, *values, *overrides]
+        yield str(folder.study_file), [*study_overrides, *values, *overrides]
 
 
 @contextlib.contextmanager
 def search_of_trial(
-    study: Any, overrides: Sequence[str], start_from: Sequence[str]
-) -> Iterator[tuple[Any, Sequence[str], list[str]]]:
+    study: StudySource, overrides: Sequence[str], start_from: Sequence[str]
+) -> Iterator[tuple[StudySource, Sequence[str], list[str]]]:
     """Give the study file, overrides and runs to start from, for a study named `FOLDER:TRIAL`.
 
     Searching a trial means a new search of its study that tries this trial first.
@@ -76,10 +80,10 @@ def search_of_trial(
     folder, study_overrides, record = named
     first = f"{folder.path}:{record.id}"
     with working_folder(folder.begun_in):
-        yield str(folder.given), [*study_overrides, *overrides], [first, *start_from]
+        yield str(folder.study_file), [*study_overrides, *overrides], [first, *start_from]
 
 
-def _named(study: Any) -> tuple[StudyFolder, list[str], Record] | None:
+def _named(study: StudySource) -> tuple[StudyFolder, list[str], Record] | None:
     """Return the folder, its overrides and the trial that a text names; None without a trial."""
     if not isinstance(study, str | Path) or Path(study).expanduser().is_file():
         return None

@@ -1,18 +1,18 @@
-"""Beginning a search with what other studies found (`--start-from RUN`).
+"""Warm start of a search with trials of other studies (`--start-from RUN`).
 
 RUN is a study's folder, one of its trials (`FOLDER:trial-0007`), or the id of a run in MLflow: a
-study's, or one of its trials'.  The winners' values that the new space can draw are its first
-points; what it cannot take is left to the sampler, and said.  A layer study (`raykd pairs`) gives
-its best pairing: of its `pairing.json` the `term`, the `loss`, and of `best` the `pairs` (a list of
-`{hint, guided}`) and the `weight`.
+study's or a trial's.  The first points of the new search take every value of these trials that its
+space can draw; the sampler draws the rest, and the values left out are reported.  A layer study
+(`raykd pairs`) gives its best pairing: from its `pairing.json` the `term` and the `loss`, and from
+`best` the `pairs` (a list of `{hint, guided}`) and the `weight`.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,30 +27,32 @@ from raykd.study.space.sampling import Seeded
 from raykd.study.space.space import read_space
 from raykd.study.space.transfer import Transfer, open_paths, params_for_pairs, transfer_values
 from raykd.study.yaml_file import parse_document, parse_place
+from raykd.tracking.events import Note, StartPoint
+from raykd.tracking.journal import Listener
 from raykd.tracking.mlflow_reader import stored_study
 from raykd.tuning.records import Record
 from raykd.tuning.result import read_result
 from raykd.tuning.study_dir import StudyFolder, open_folder
 
 MARK = "raykd.start"
-"""Optuna's user attribute: of the study all that began it, of a trial the winner it repeats."""
+"""Optuna's user attribute: for a study all start points, for a trial the name of its source."""
 
 ATTEMPTS = 20
-"""Draws of what a winner leaves open before it is said that no trial can be made of it."""
+"""Draws of the values that a source trial leaves open, before it is declared infeasible."""
 
 PAIRING, STORED_PAIRING = "pairing.json", "pairs/pairing.json"
-"""What a layer study found: in its folder, and among the artifacts of its run."""
+"""Results of a layer study: in its folder, and among the artifacts of its MLflow run."""
 
 
 @dataclass(frozen=True)
-class Winner:
-    """What a search may begin with.
+class SourceTrial:
+    """Trial of another study, or best pairing of a layer study, to start a search from.
 
     Attributes:
-        name: how it is called in messages.
-        study: its concrete study as plain data; of a layer study the term alone.
-        drawn: the places that its own search drew.
-        pairs: of a layer study, the best pairing.
+        name: for messages.
+        study: concrete study as plain data; for a layer study the term alone.
+        drawn: places that its own search drew.
+        pairs: best pairing of a layer study; empty for a trial.
     """
 
     name: str
@@ -59,233 +61,220 @@ class Winner:
     pairs: tuple[LayerPair, ...] = ()
 
 
-@dataclass(frozen=True)
-class Start:
-    """A point to begin with.
-
-    Attributes:
-        name: of the winner.
-        params: those of the new space's parameters that it settles.
-        left_out: what else it had, and why it is left to the sampler, a sentence each.
-    """
-
-    name: str
-    params: Mapping[str, Any]
-    left_out: tuple[str, ...] = ()
-
-    def plain(self) -> dict[str, Any]:
-        return {"name": self.name, "params": dict(self.params), "left_out": [*self.left_out]}
-
-
-def starts(study: OpenStudy, task: Task, runs: Sequence[str]) -> list[Start]:
-    """The points with which these runs can begin a search.
+def start_points(study: OpenStudy, task: Task, runs: Sequence[str]) -> list[StartPoint]:
+    """Return the start points that these runs give a search.
 
     Args:
         study: to be searched.
-        task: what its models take and give.
-        runs: as the user names them.
+        task: inputs and classes of its models.
+        runs: folders, `FOLDER:TRIAL`, or ids of MLflow runs.
 
     Raises:
-        StudyError: a run is not there, or nothing of them fits the study.
+        StudyError: a run does not exist, or no value of them fits the study.
     """
     uri = study.settings.tracking.uri
-    found = [_start(study, task, winner) for run in runs for winner in winners(run, uri)]
-    if any(start.params for start in found):
-        return found
-    said = [line for start in found for line in start.left_out]
-    more = f" and {len(said) - 5} more" if len(said) > 5 else ""
-    why = "; ".join(said[:5]) + more
+    points = [
+        _start_point(study, task, source) for run in runs for source in source_trials(run, uri)
+    ]
+    if any(point.params for point in points):
+        return points
+    reasons = [line for point in points for line in point.left_out]
+    more = f" and {len(reasons) - 5} more" if len(reasons) > 5 else ""
+    listed = ": " + "; ".join(reasons[:5]) + more if reasons else ""
     raise StudyError(
         Problem(
-            f"nothing of {', '.join(runs)} fits this study" + (f": {why}" if why else ""),
-            fix="leave open what shall be taken over, or begin without --start-from",
+            f"no value of {', '.join(runs)} fits this study{listed}",
+            fix="leave open the values to take over, or start without --start-from",
         )
     )
 
 
-def absolute(run: str) -> str:
-    """The same run, named so that it is found from every working folder."""
-    folder, _, trial = _parted(run)
+def absolute_reference(run: str) -> str:
+    """Return the reference to a run with an absolute path."""
+    folder, _, trial = _split_reference(run)
     if not (folder / "folder.json").exists():
         return run
     return f"{folder.absolute()}:{trial}" if trial else str(folder.absolute())
 
 
 def enqueue_start_points(
-    drawn: optuna.Study, found: Sequence[Start], write: Callable[..., None]
+    drawn: optuna.Study, points: Sequence[StartPoint], publish: Listener
 ) -> None:
-    """Have Optuna draw these points before any others; said in the journal."""
-    for start in found:
-        if start.params:
-            drawn.enqueue_trial(dict(start.params), user_attrs={MARK: start.name})
-    drawn.set_user_attr(MARK, [start.plain() for start in found])
-    lines = [line for start in found for line in start.left_out]
-    tags = {"start_from": ", ".join(start.name for start in found)}
+    """Enqueue points as Optuna's first trials, and publish their names."""
+    for point in points:
+        if point.params:
+            drawn.enqueue_trial(dict(point.params), user_attrs={MARK: point.name})
+    drawn.set_user_attr(MARK, [asdict(point) for point in points])
+    lines = [line for point in points for line in point.left_out]
+    tags = {"start_from": ", ".join(point.name for point in points)}
     if lines:
         tags["start_left_out"] = "\n".join(lines)
-    write("note", id=None, tags=tags, metrics={}, step=0)
+    publish(Note(None, tags))
 
 
-def _start(study: OpenStudy, task: Task, winner: Winner) -> Start:
+def _start_point(study: OpenStudy, task: Task, source: SourceTrial) -> StartPoint:
     space = study.bind(task).space
-    found = transfer_values(space, winner.study)
-    if winner.pairs and not any(".pairs" in place for place in found.used):
-        params = params_for_pairs(space, winner.pairs)
-        found = Transfer(params, {*found.used, *(winner.drawn if params else ())}, found.rejected)
-    why = _infeasible(study, task, found.params)
-    if why:
-        return Start(winner.name, {}, (f"{winner.name} is left out: {why}",))
-    return Start(winner.name, found.params, tuple(_left_out(winner, found)))
+    values = transfer_values(space, source.study)
+    if source.pairs and not any(".pairs" in place for place in values.used):
+        params = params_for_pairs(space, source.pairs)
+        values = Transfer(
+            params, {*values.used, *(source.drawn if params else ())}, values.rejected
+        )
+    reason = _infeasible(study, task, values.params)
+    if reason:
+        return StartPoint(source.name, {}, (f"{source.name} is left out: {reason}",))
+    return StartPoint(source.name, values.params, tuple(_left_out(source, values)))
 
 
 def _infeasible(study: OpenStudy, task: Task, params: Mapping[str, Any]) -> str:
-    """Why no trial can be made of these values; empty where one can."""
-    why = ""
+    """Return the reason why no trial with these values is feasible; "" if one is."""
+    reason = ""
     for seed in range(ATTEMPTS):
         drawer = Seeded(seed)
         drawer.params.update(params)
         try:
             study.bind(task).draw(drawer)
         except Infeasible as error:
-            why = str(error)
+            reason = str(error)
         else:
             return ""
-    return why
+    return reason
 
 
-def _left_out(winner: Winner, found: Transfer) -> Iterator[str]:
-    for path in winner.drawn:
-        there, value = _value(winner.study, path)
-        reason = found.reason(path)
-        if there and reason:
-            yield f"{winner.name}: {path} = {_shown(value)} is left out: {reason}"
+def _left_out(source: SourceTrial, values: Transfer) -> Iterator[str]:
+    for path in source.drawn:
+        exists, value = _value(source.study, path)
+        reason = values.reason(path)
+        if exists and reason:
+            yield f"{source.name}: {path} = {_text(value)} is left out: {reason}"
 
 
 def _value(study: Any, path: str) -> tuple[bool, Any]:
-    """Whether something stands at a path of plain data, and what."""
+    """Return True and the value at a path of plain data, or False and None."""
     for step in parse_place(path):
-        held: Mapping[Any, Any] = study if isinstance(study, Mapping) else {}
+        items: Mapping[Any, Any] = study if isinstance(study, Mapping) else {}
         if isinstance(study, list):
-            held = dict(enumerate(study))
-        if step not in held:
+            items = dict(enumerate(study))
+        if step not in items:
             return False, None
-        study = held[step]
+        study = items[step]
     return True, study
 
 
-def _shown(value: Any) -> str:
-    if isinstance(value, list) and value and all(isinstance(one, Mapping) for one in value):
-        return ", ".join(f"{one.get('hint')}>{one.get('guided')}" for one in value)
+def _text(value: Any) -> str:
+    if isinstance(value, list) and value and all(isinstance(pair, Mapping) for pair in value):
+        return ", ".join(f"{pair.get('hint')}>{pair.get('guided')}" for pair in value)
     return f"{value:.4g}" if isinstance(value, float) else str(label_of(value))
 
 
-# Where the winners are
+# Reading source trials from folders and from MLflow
 
 
-def winners(run: str, uri: str) -> list[Winner]:
-    """What a run found: a trial, or a study's chosen students, or its front.
+def source_trials(run: str, uri: str) -> list[SourceTrial]:
+    """Return the trial that a run names, or the finalists of a study.
 
     Args:
         run: a study's folder, `FOLDER:TRIAL`, or the id of a run in MLflow.
-        uri: of the tracking store in which such an id is looked for.
+        uri: of the tracking store that has runs with such ids.
 
     Raises:
-        StudyError: there is no such run, or it found nothing.
+        StudyError: the run does not exist, or has no finished trial.
     """
-    folder, there, trial = _parted(run)
-    if there:
+    folder, exists, trial = _split_reference(run)
+    if exists:
         return _of_folder(*open_folder(folder), trial=trial)
     if re.fullmatch(r"[0-9a-f]{32}", run):
         return _of_store(run, uri)
     raise StudyError(
         Problem(
-            f"--start-from {run}: there is no such folder, and it is no id of a run in MLflow",
-            fix="name a study's folder, one of its trials as FOLDER:trial-0007, or a run's id",
+            f"--start-from {run}: this is neither a folder nor the id of an MLflow run",
+            fix="name a study's folder, one of its trials as FOLDER:trial-0007, or a run id",
         )
     )
 
 
-def _parted(run: str) -> tuple[Path, bool, str]:
-    """The folder a run names, whether it is there, and the trial."""
-    whole = Path(run).expanduser()
-    if whole.is_dir():
-        return whole, True, ""
+def _split_reference(run: str) -> tuple[Path, bool, str]:
+    """Return the folder that a run names, True if it exists, and the trial."""
+    path = Path(run).expanduser()
+    if path.is_dir():
+        return path, True, ""
     folder, _, trial = run.rpartition(":")
     if folder and Path(folder).expanduser().is_dir():
         return Path(folder).expanduser(), True, trial
-    return whole, False, ""
+    return path, False, ""
 
 
-def _of_folder(folder: StudyFolder, overrides: Sequence[str], trial: str) -> list[Winner]:
+def _of_folder(folder: StudyFolder, overrides: Sequence[str], trial: str) -> list[SourceTrial]:
     if folder.verb == "pairs" and not trial:
         file = folder.path / PAIRING
         return [_of_pairing(folder.name, file.read_text() if file.exists() else "")]
-    drawn = _drawn(folder.given.read_text(), overrides)
+    drawn = _drawn(folder.study_file.read_text(), overrides)
     result = read_result(folder.path)
     if trial:
-        found = [_trial(result.records.of("trial", "replicate", "probe"), trial, folder.name)]
+        trials = [_trial(result.records.of("trial", "replicate", "probe"), trial, folder.name)]
     else:
-        found = [finalist.trial for finalist in result.finalists]
-    if not found:
-        raise _nothing(folder.name)
+        trials = [finalist.trial for finalist in result.finalists]
+    if not trials:
+        raise _no_trial(folder.name)
     name = folder.name
-    return [Winner(f"{name}:{one.id}", one.job.study, drawn) for one in found]
+    return [SourceTrial(f"{name}:{each.id}", each.job.study, drawn) for each in trials]
 
 
 def _trial(records: Sequence[Record], trial: str, folder: str) -> Record:
     for record in records:
         if record.id == trial:
             return record
-    known = [record.id for record in records]
-    there = ", ".join(known[:20]) or "no trial"
-    message = f"--start-from: {folder} has no {trial!r}; it has {there}"
-    raise StudyError(Problem(message, fix=near(trial, known)))
+    ids = [record.id for record in records]
+    listed = ", ".join(ids[:20]) or "no trial"
+    text = f"--start-from: {folder} has no {trial!r}; it has {listed}"
+    raise StudyError(Problem(text, fix=near(trial, ids)))
 
 
-def _of_store(run: str, uri: str) -> list[Winner]:
+def _of_store(run: str, uri: str) -> list[SourceTrial]:
     try:
-        found = stored_study(uri, run, (STORED_PAIRING,))
+        stored = stored_study(uri, run, (STORED_PAIRING,))
     except ValueError as error:
         raise StudyError(Problem(f"--start-from {run}: {error}")) from None
-    if found is None:
-        message = f"--start-from {run}: {uri} has no such run of raykd's"
-        raise StudyError(Problem(message, path="tracking.uri", fix="name the store that has it"))
-    if not found.trainings and STORED_PAIRING in found.texts:
-        return [_of_pairing(found.name, found.texts[STORED_PAIRING])]
-    if not found.trainings:
-        raise _nothing(run)
-    drawn = _drawn(found.given, ())
-    return [Winner(f"{found.name}:{id}", held, drawn) for id, held in found.trainings.items()]
+    if stored is None:
+        text = f"--start-from {run}: {uri} has no such run of raykd"
+        raise StudyError(Problem(text, path="tracking.uri", fix="name the store that has it"))
+    if not stored.trainings and STORED_PAIRING in stored.texts:
+        return [_of_pairing(stored.name, stored.texts[STORED_PAIRING])]
+    if not stored.trainings:
+        raise _no_trial(run)
+    drawn = _drawn(stored.given, ())
+    trainings = stored.trainings.items()
+    return [SourceTrial(f"{stored.name}:{id}", study, drawn) for id, study in trainings]
 
 
-def _nothing(name: str) -> StudyError:
-    message = f"--start-from: no trial of {name} ran to its end"
-    return StudyError(Problem(message, fix="name one of its trials: FOLDER:trial-0007"))
+def _no_trial(name: str) -> StudyError:
+    text = f"--start-from: no trial of {name} has finished"
+    return StudyError(Problem(text, fix="name one of its trials: FOLDER:trial-0007"))
 
 
-def _of_pairing(name: str, text: str) -> Winner:
-    """What a layer study found best.
+def _of_pairing(name: str, text: str) -> SourceTrial:
+    """Return the best pairing of a layer study.
 
     Raises:
-        StudyError: it found nothing, or is not over.
+        StudyError: it has none, or has not finished.
     """
     try:
-        told = json.loads(text)
-        best, number = told["best"], int(told["term"])
+        content = json.loads(text)
+        best, number = content["best"], int(content["term"])
         pairs = tuple(LayerPair(pair["hint"], pair["guided"]) for pair in best["pairs"])
         term = {"loss": best["loss"], "pairs": best["pairs"], "weight": best.get("weight")}
     except (ValueError, KeyError, TypeError):
-        message = f"--start-from: the layer study {name} has found no best pairing"
-        fix = "let it end (`raykd pairs --resume FOLDER`), or begin without it"
+        message = f"--start-from: layer study {name} has no best pairing"
+        fix = "finish it (`raykd pairs --resume FOLDER`), or start without it"
         raise StudyError(Problem(message, fix=fix)) from None
     drawn = (f"knowledge[{number}].pairs",)
-    return Winner(name, {"knowledge": [*[None] * number, term]}, drawn, pairs)
+    return SourceTrial(name, {"knowledge": [*[None] * number, term]}, drawn, pairs)
 
 
-def _drawn(given: str, overrides: Sequence[str]) -> tuple[str, ...]:
-    """The places that a study file leaves open; none where it cannot be read any more."""
+def _drawn(text: str, overrides: Sequence[str]) -> tuple[str, ...]:
+    """Return the places that a study file leaves open; none if it can no longer be read."""
     try:
-        space, _, _ = read_space(parse_document(given).with_overrides(overrides))
+        space, _, _ = read_space(parse_document(text).with_overrides(overrides))
     except StudyError:
         return ()
     return open_paths(space)

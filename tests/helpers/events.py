@@ -2,23 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from raykd.models import Task, model_profile
 from raykd.report.progress import View
-from raykd.runtime.cluster import SlotPlan
 from raykd.runtime.jobs import TrainJob
 from raykd.schemes import Alone
 from raykd.study.config import Study, plain
 from raykd.study.open_study import OpenStudy
 from raykd.study.short_names import names_of
+from raykd.tracking.events import (
+    DataLoaded,
+    EndStatus,
+    EpochFinished,
+    Event,
+    Note,
+    PhaseStarted,
+    RunEnded,
+    RunStarted,
+    SlotPlan,
+    StudyEnded,
+    StudyStarted,
+    TrackingEnded,
+)
 from raykd.training.teachers import teacher_study
+from raykd.tuning.budget import slots_planned
 from raykd.tuning.study_dir import StudyFolder, create_folder
 
-Event = dict[str, Any]
 TASK = Task(input_shape=(1, 8, 8), classes=10)
 SLOTS = SlotPlan(slots=2, workers=1, cpus=1.0, gpus=0.0)
 
@@ -61,36 +74,30 @@ class Teller:
 
     def opening(self) -> Iterator[Event]:
         settings = self.settings
-        yield {
-            "event": "study",
-            "id": "abc123",
-            "name": settings.name,
-            "experiment": settings.name,
-            "register": None,
-            "given": self.study.text,
-            "resolved": plain(settings),
-            "file": str(self.folder.given),
-            "argv": [],
-            "git": None,
-            "versions": {},
-            "seed": settings.seed,
-        }
-        yield {
-            "event": "dataset",
-            "name": "digits",
-            "origin": "scikit-learn",
-            "fingerprint": "f",
-            "sizes": {"train": 1222, "val": 216, "test": 359},
-            "classes": 10,
-            "input_shape": [1, 8, 8],
-            "class_names": [str(digit) for digit in range(10)],
-            "notes": ["3 hidden entries were skipped"],
-            "warnings": ["2 pictures are in train and in test"],
-        }
+        yield StudyStarted(
+            "abc123",
+            name=settings.name,
+            experiment=settings.name,
+            given=self.study.text,
+            resolved=plain(settings),
+            file=str(self.folder.study_file),
+            seed=settings.seed,
+        )
+        yield DataLoaded(
+            name="digits",
+            origin="scikit-learn",
+            fingerprint="f",
+            sizes={"train": 1222, "val": 216, "test": 359},
+            classes=10,
+            input_shape=[1, 8, 8],
+            class_names=[str(digit) for digit in range(10)],
+            notes=["3 hidden entries were skipped"],
+            warnings=["2 pictures are in train and in test"],
+        )
 
     def preparation(self) -> Iterator[Event]:
-        yield {"event": "phase", "phase": "ray"}
-        yield {"event": "plan", "plan": SLOTS, "study": self.study, "folder": self.folder}
+        yield PhaseStarted("ray")
+        yield slots_planned(self.study, self.folder, SLOTS, None)
 
     def teacher(
         self, val: float = 0.9861, test: float = 0.975, keep: str | None = None
@@ -118,11 +125,8 @@ class Teller:
             metrics={"params": float(cost.params), "macs": float(cost.macs)},
             **fields,
         ).plain()
-        yield {
-            "event": "run",
-            "assignment": job,
-            **{key: job[key] for key in ("id", "role", "parent", "params", "tags", "seed")},
-        }
+        names = ("id", "role", "parent", "params", "tags", "seed")
+        yield RunStarted(**{name: job[name] for name in names}, assignment=job)
 
     def epoch(self, run_id: str, epoch: int, val: float) -> Event:
         metrics = {
@@ -133,21 +137,20 @@ class Teller:
             "lr": 0.05,
             "epoch_seconds": 0.4,
         }
-        return {"event": "epoch", "id": run_id, "epoch": epoch, "metrics": metrics}
+        return EpochFinished(run_id, epoch, metrics)
 
     def end(
-        self, run_id: str, status: str = "finished", reason: str = "", **metrics: float
+        self, run_id: str, status: EndStatus = "finished", reason: str = "", **metrics: float
     ) -> Event:
-        return {
-            "event": "end",
-            "id": run_id,
-            "status": status,
-            "reason": reason,
-            "metrics": metrics,
-        }
+        return RunEnded(run_id, status, reason, metrics)
 
     def trial(
-        self, number: int, val: float, *, epochs: int = 4, status: str = "finished"
+        self,
+        number: int,
+        val: float,
+        *,
+        epochs: int = 4,
+        status: EndStatus | Literal["running"] = "finished",
     ) -> Iterator[Event]:
         """A trial that ends after `epochs`; status "running": it does not."""
         run_id = f"trial-{number:04d}"
@@ -167,7 +170,7 @@ class Teller:
     ) -> Iterator[Event]:
         parent = f"trial-{number:04d}"
         study = self.point(number)
-        yield {"event": "note", "id": parent, "tags": {"chosen": "true"}, "metrics": {}}
+        yield Note(parent, {"chosen": "true"}, step=None)
         for seed, test in enumerate(distilled, 1):
             run_id = f"{parent}/seed-{seed}"
             yield from self.run(run_id, "replicate", study, parent=parent, seed=seed)
@@ -204,9 +207,9 @@ class Teller:
         chosen = self.chosen()
         yield from self.replicates(chosen[0], [0.974, 0.978, 0.976], [0.951, 0.953, 0.958])
         yield from self.replicates(chosen[1], [0.964, 0.970, 0.969], [0.962, 0.973, 0.967])
-        yield {"event": "done", "status": "finished"}
-        yield {"event": "phase", "phase": "tracking"}
-        yield {"event": "tracked", "delivered": True, "status": "all events are in MLflow"}
+        yield StudyEnded()
+        yield PhaseStarted("tracking")
+        yield TrackingEnded(True, "all events are in MLflow")
 
     def chosen(self) -> list[int]:
         """The two trials that `whole` chooses."""
@@ -227,7 +230,7 @@ class Clock:
         return self.now
 
 
-def watched(events: Iterable[Mapping[str, Any]], each: float = 1.0) -> tuple[View, Clock]:
+def watched(events: Iterable[Event], each: float = 1.0) -> tuple[View, Clock]:
     """A view that was told the events, `each` seconds apart."""
     clock = Clock()
     view = View(clock)

@@ -15,6 +15,7 @@ from raykd.models import Task
 from raykd.runtime.jobs import JournalJob, ProbeDesign, ProbeJob
 from raykd.study.config import plain
 from raykd.study.open_study import OpenStudy
+from raykd.tracking.events import Event, StudyEnded, StudyStarted
 from raykd.tracking.journal import Journal, events
 from raykd.tuning.study_dir import create_folder
 
@@ -99,11 +100,17 @@ def pretended_result(root: Path, *overrides: str) -> LayerStudyResult:
     folder = create_folder("pairs", str(root), study.text, study.overrides, "pairs")
     journal = Journal(folder.journal)
     settings = replace(study.settings, tracking=replace(study.settings.tracking, uri="sqlite:///x"))
-    journal.write("study", id="a", name="pairs", experiment="pairs", resolved=plain(settings))
+    journal.append(StudyStarted(id="a", name="pairs", experiment="pairs", resolved=plain(settings)))
     world = PairsWorld(study, root)
-    world.journal.write = journal.write  # type: ignore[method-assign]
+    publish = world.journal.publish
+
+    def both(event: Event) -> None:
+        journal.append(event)
+        publish(event)
+
+    world.journal.publish = both  # type: ignore[method-assign]
     conduct(world)
-    journal.write("done", status="finished")
+    journal.append(StudyEnded(status="finished"))
     journal.close()
     assert events(folder.journal)
     return read_layer_study(folder.path)

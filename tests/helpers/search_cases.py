@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, TypeVar
 
 import optuna
 from optuna.samplers import BaseSampler
@@ -34,10 +34,12 @@ from raykd.study.samplers import Sampler
 from raykd.study.schedulers import StoppingRule
 from raykd.study.student_costs import StudentCosts
 from raykd.study.yaml_file import parse_document
+from raykd.tracking.events import EpochFinished, Event, RunStarted, parse, to_json
+from raykd.tracking.journal import EventBus
 from raykd.training.teachers import teacher_spec_of
-from raykd.tuning.planner import RunContext
 from raykd.tuning.records import Records
 from raykd.tuning.search_planner import SearchPlanner
+from raykd.tuning.session import RunContext
 from raykd.tuning.teacher_store import TeacherStore
 
 SMALL = """\
@@ -90,20 +92,28 @@ def searching(study: OpenStudy, **search: Any) -> OpenStudy:
     return replace(study, settings=settings)
 
 
-class Told:
-    """A journal in memory."""
+E = TypeVar("E", bound=Event)
+
+
+class RecordingBus(EventBus):
+    """Keeps events in memory, as a journal gives them back."""
 
     def __init__(self) -> None:
-        self.events: list[dict[str, Any]] = []
+        self.events: list[Event] = []
 
-    def write(self, event: str, **fields: Any) -> None:
-        self.events.append(json.loads(json.dumps({"event": event, **fields})))
+    def publish(self, event: Event) -> None:
+        if event.journaled:
+            parsed = parse(json.loads(json.dumps(to_json(event.record()))))
+            assert parsed is not None
+            self.events.append(parsed)
 
-    def of(self, event: str, **fields: Any) -> list[dict[str, Any]]:
+    def of(self, kind: type[E], **fields: Any) -> list[E]:
+        """The events of a class whose fields have these values."""
         return [
-            told
-            for told in self.events
-            if told["event"] == event and all(told[key] == value for key, value in fields.items())
+            event
+            for event in self.events
+            if isinstance(event, kind)
+            and all(getattr(event, key) == value for key, value in fields.items())
         ]
 
 
@@ -122,7 +132,7 @@ class World:
 
     def __init__(self, study: OpenStudy, root: Path) -> None:
         self.study = study
-        self.journal = Told()
+        self.journal = RecordingBus()
         self.storage = Storage(str(root))
         self.optuna = optuna.storages.InMemoryStorage()
         self.trained: list[tuple[str, int]] = []
@@ -140,23 +150,25 @@ class World:
             study=self.study,
             task=TASK,
             search=search,
-            journal=journal or self.journal,
+            bus=journal or self.journal,
             storage=self.storage,
             folder=FOLDER,
-            shelf=self.shelf,
+            teacher_store=self.teacher_store,
             records=Records.from_events(self.journal.events),
             slots=slots,
             **{"costs": StudentCosts(search, TASK), **changed},
         )
 
     @property
-    def shelf(self) -> TeacherStore:
+    def teacher_store(self) -> TeacherStore:
         return TeacherStore(self.study.settings, "digits", self.storage)
 
     def give_teacher(self) -> str:
         """Put the study's own teacher where it is looked for; the file."""
         [teacher] = self.study.teachers()
-        file = self.shelf.file(teacher_spec_of(replace(self.study.settings, teacher=teacher)))
+        file = self.teacher_store.file(
+            teacher_spec_of(replace(self.study.settings, teacher=teacher))
+        )
         self.storage.write(file, b"weights")
         return file
 
@@ -318,17 +330,17 @@ def explore(world: World, metrics: Metrics = made_up, **settings: Any) -> Search
     return explorer
 
 
-def roles(told: Told) -> list[str]:
+def roles(told: RecordingBus) -> list[str]:
     """The roles of the trainings in the order in which they began."""
-    return [event["role"] for event in told.of("run")]
+    return [event.role for event in told.of(RunStarted)]
 
 
-def epochs_of(events: Sequence[Mapping[str, Any]]) -> dict[str, list[int]]:
+def epochs_of(events: Sequence[Event]) -> dict[str, list[int]]:
     """The epochs each training has in a journal, in their order."""
     found: dict[str, list[int]] = {}
     for event in events:
-        if event["event"] == "run":
-            found.setdefault(event["id"], [])
-        elif event["event"] == "epoch":
-            found[event["id"]].append(event["epoch"])
+        if isinstance(event, RunStarted):
+            found.setdefault(event.id, [])
+        elif isinstance(event, EpochFinished):
+            found[event.id].append(event.epoch)
     return found

@@ -32,6 +32,7 @@ from raykd.layer_study.run import check_layer_study
 from raykd.layer_study.statistics import contrasts, holm, kendall, noise_of, rank_correlation
 from raykd.losses import Pair
 from raykd.runtime.jobs import JournalJob
+from raykd.tracking.events import RunEnded, RunStarted
 
 # What is asked
 
@@ -244,17 +245,18 @@ def test_a_probe_waits_for_the_student_without_hint_and_uses_it(world: PairsWorl
     conduct(world, slots=3)
     told = world.journal.events
     for number in range(3):
-        begun = next(i for i, e in enumerate(told) if e.get("id") == f"predictors/seed-{number}")
+        probe = f"predictors/seed-{number}"
+        begun = next(i for i, e in enumerate(told) if isinstance(e, RunStarted) and e.id == probe)
         ended = next(
             i
             for i, e in enumerate(told)
-            if e["event"] == "end" and e["id"] == f"none/seed-{number}"
+            if isinstance(e, RunEnded) and e.id == f"none/seed-{number}"
         )
         assert ended < begun
-    probe = next(e for e in world.journal.of("run") if e["role"] == "probe")
-    none = next(e for e in world.journal.of("run") if e["id"] == "none/seed-0")
-    assert probe["assignment"]["probe"]["trained"] == none["assignment"]["keep"]
-    assert len(probe["assignment"]["probe"]["possible"]) == 9
+    probe = next(e for e in world.journal.of(RunStarted) if e.role == "probe")
+    none = next(e for e in world.journal.of(RunStarted) if e.id == "none/seed-0")
+    assert probe.assignment["probe"]["trained"] == none.assignment["keep"]
+    assert len(probe.assignment["probe"]["possible"]) == 9
 
 
 class Killed(BaseException):
@@ -284,7 +286,7 @@ def test_an_interrupted_study_comes_to_the_same(
 
 
 def results(world: PairsWorld) -> dict[str, Any]:
-    return {e["id"]: (e["status"], e["metrics"]) for e in world.journal.of("end")}
+    return {e.id: (e.status, e.metrics) for e in world.journal.of(RunEnded)}
 
 
 def test_an_arm_that_fails_is_left_out_of_the_choice(world: PairsWorld) -> None:

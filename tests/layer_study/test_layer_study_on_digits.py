@@ -25,6 +25,7 @@ from raykd.layer_study.result import LayerStudyResult, read_layer_study
 from raykd.layer_study.run import pairs
 from raykd.report.layer_study.figures import cka, draw, heatmap, predictors
 from raykd.report.layer_study.summary import facts, summary
+from raykd.tracking.events import ModelSaved, RunEnded
 from raykd.tracking.journal import events
 from raykd.tracking.mlflow_client import connect
 from raykd.tuning.executors import LocalExecutor
@@ -71,7 +72,7 @@ def test_a_study_is_carried_out_whole(trained: LayerStudyResult) -> None:
 
 
 def test_predictors_were_computed_from_the_trained_teacher(trained: LayerStudyResult) -> None:
-    assert {*trained.found} == {*trained.seeds} and trained.steps == 3
+    assert {*trained.computed} == {*trained.seeds} and trained.steps == 3
     for when in ("start", "steps", "trained"):
         found = trained.cka(when)
         assert found is not None and found.shape == (4, 4) and (found <= 1 + 1e-6).all()
@@ -81,7 +82,7 @@ def test_predictors_were_computed_from_the_trained_teacher(trained: LayerStudyRe
 
 def test_two_students_of_one_seed_start_alike(trained: LayerStudyResult) -> None:
     """The CKA map at the start is that of every arm's student, so seeds tell maps apart."""
-    maps = [json.dumps(one["cka"]["start"]) for one in trained.found.values()]
+    maps = [json.dumps(one.cka["start"]) for one in trained.computed.values()]
     assert len({*maps}) == 2
 
 
@@ -115,9 +116,9 @@ def test_mlflow_has_runs_tags_pictures_and_data(trained: LayerStudyResult) -> No
 
 
 def test_the_best_students_network_is_a_model(trained: LayerStudyResult) -> None:
-    [model] = [e for e in events(trained.folder / "journal.jsonl") if e["event"] == "model"]
-    assert model["id"].startswith(trained.best.arm.id)  # type: ignore[union-attr]
-    assert (trained.folder / model["path"]).is_file()
+    [model] = [e for e in events(trained.folder / "journal.jsonl") if isinstance(e, ModelSaved)]
+    assert model.id.startswith(trained.best.arm.id)  # type: ignore[union-attr]
+    assert (trained.folder / model.path).is_file()
 
 
 def test_the_summary_is_plain_where_there_is_no_terminal(trained: LayerStudyResult) -> None:
@@ -132,7 +133,7 @@ def test_the_summary_is_plain_where_there_is_no_terminal(trained: LayerStudyResu
 def test_a_search_is_no_layer_study_and_the_other_way(trained: LayerStudyResult) -> None:
     with pytest.raises(StudyError, match="raykd pairs --resume"):
         search("", resume=trained.folder)
-    with pytest.raises(StudyError, match=r"holds no layer study|not a study's folder"):
+    with pytest.raises(StudyError, match=r"has no arms of a layer study|not a study's folder"):
         read_layer_study(trained.folder.parent)
 
 
@@ -250,6 +251,6 @@ def _until_trained(studies: Path, ended: int, driver: subprocess.Popen[bytes]) -
         time.sleep(0.5)
         assert driver.poll() is None, "the driver ended before it could be killed"
         for journal in studies.glob("pairs-*/journal.jsonl"):
-            if sum(e["event"] == "end" for e in events(journal)) >= ended:
+            if sum(isinstance(e, RunEnded) for e in events(journal)) >= ended:
                 return journal.parent
     raise AssertionError("the study does not get on")

@@ -5,8 +5,6 @@ from __future__ import annotations
 import io
 import json
 import time
-from collections.abc import Mapping
-from typing import Any
 
 import pytest
 from rich.console import Console
@@ -16,6 +14,7 @@ from raykd.report import Shielded, search_display
 from raykd.report.lines import EpochLines, JsonLines, PlainLines
 from raykd.report.live import LiveDisplay, picture
 from raykd.report.progress import View
+from raykd.tracking.events import Event, Note, RunEnded, RunStarted, SlotsPlanned
 
 
 def drawn(view: View, width: int, height: int) -> list[str]:
@@ -34,7 +33,7 @@ def test_the_picture_fits_the_terminal_at_every_moment(
     for event in [None, *teller.whole()]:
         if event is not None:
             view.apply(event)
-        if event is None or event["event"] in ("plan", "end", "note"):
+        if event is None or isinstance(event, SlotsPlanned | RunEnded | Note):
             lines = drawn(view, width, height)
             assert len(lines) < height
             assert max(map(len, lines)) <= width
@@ -142,11 +141,11 @@ def test_plain_lines_of_progress_come_every_ten_seconds_at_most(teller: Teller) 
 def test_json_lines_are_json(teller: Teller) -> None:
     lines: list[str] = []
     display = JsonLines(lines.append)
-    told = [*teller.whole(), {"event": "note", "id": None, "metrics": {"x": float("nan")}}]
+    told = [*teller.whole(), Note(metrics={"x": float("nan")})]
     for event in told:
         display(event)
     read = [json.loads(line, parse_constant=pytest.fail) for line in lines]
-    assert [event["event"] for event in read] == [event["event"] for event in told]
+    assert [event["event"] for event in read] == [event.kind for event in told]
     plan = next(event for event in read if event["event"] == "plan")
     assert plan["slots"] == {"slots": 2, "workers": 1, "cpus": 1.0, "gpus": 0.0}
     assert plan["budget"]["trials"] == 8
@@ -178,10 +177,10 @@ def test_a_terminal_gets_the_live_display(terminal: bool, lines: bool, kind: typ
 def test_a_display_that_fails_does_not_end_the_search() -> None:
     said: list[str] = []
 
-    def broken(event: Mapping[str, Any]) -> None:
+    def broken(event: Event) -> None:
         raise KeyError("nothing")
 
     shielded = Shielded(broken, lambda what, trace: said.append(what))
     for _ in range(3):
-        shielded({"event": "run"})
+        shielded(RunStarted("a", "trial"))
     assert said == ["raykd's display failed (KeyError: 'nothing'); the search continues"]

@@ -19,7 +19,7 @@ FAILED = [
     failed(0, "diverged in epoch 2: term 'kd' not finite in step 3", log="logs/trial-0000.log"),
     failed(1, "RuntimeError: shapes (16x64 and 32x10)", PLACE, "logs/trial-0001.log"),
     failed(2, "RuntimeError: shapes (8x64 and 32x10)", PLACE),
-    failed(3, "teacher-1, which was to teach it, failed: RuntimeError: shapes (1x1 and 2x2)"),
+    failed(3, "its teacher teacher-1 failed: RuntimeError: shapes (1x1 and 2x2)"),
     failed(4, "RuntimeError: shapes (8x64 and 32x10)", "/elsewhere/other.py:3"),
 ]
 

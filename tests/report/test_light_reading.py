@@ -14,6 +14,15 @@ from raykd.layer_study.arm_record import Arm
 from raykd.layer_study.result import read_layer_study
 from raykd.runtime.jobs import TrainJob
 from raykd.study.space.pairing import LayerPair
+from raykd.tracking.events import (
+    ArmsPlanned,
+    EpochFinished,
+    PredictorsComputed,
+    RunEnded,
+    RunStarted,
+    StudyEnded,
+    StudyStarted,
+)
 from raykd.tracking.journal import Journal
 from raykd.tuning.study_dir import create_folder
 
@@ -37,8 +46,8 @@ study files, which results do not need."""
 def searched(teller: Teller) -> Path:
     with Journal(teller.folder.journal) as journal:
         for event in teller.whole():
-            if event["event"] not in ("phase", "plan", "tracked"):
-                journal.write(**event)
+            if event.journaled:
+                journal.append(event)
     return teller.folder.path
 
 
@@ -52,20 +61,21 @@ def paired(root: Path) -> Path:
     study = {"student": {"model": {"name": "mlp"}}, "scheme": {"name": "offline"}}
     cka = {"start": [[0.1, 0.5, 0.3]], "steps": [[0.2, 0.4, 0.3]]}
     with Journal(folder.journal) as journal:
-        journal.study("id", name="paired", experiment="paired", resolved=tracking)
-        journal.write(
-            "arms",
-            arms=[arm.plain() for arm in arms],
-            layers={
-                "hints": layers[:1],
-                "guided": layers,
-                "shown_hint": layers[:1],
-                "shown_guided": layers,
-            },
-            term=0,
-            loss={"name": "hint"},
-            weight=1.0,
-            seeds=[0, 1, 2],
+        journal.append(StudyStarted("id", name="paired", experiment="paired", resolved=tracking))
+        journal.append(
+            ArmsPlanned(
+                arms=[arm.plain() for arm in arms],
+                layers={
+                    "hints": layers[:1],
+                    "guided": layers,
+                    "shown_hint": layers[:1],
+                    "shown_guided": layers,
+                },
+                term=0,
+                loss={"name": "hint"},
+                weight=1.0,
+                seeds=[0, 1, 2],
+            )
         )
         for number, arm in enumerate(arms):
             for seed in range(3):
@@ -73,13 +83,15 @@ def paired(root: Path) -> Path:
                 tags = {"arm": arm.id}
                 name = f"{arm.id}/seed-{seed}"
                 work = TrainJob(name, "trial", study, seed, 1, names=names, tags=tags)
-                journal.write("run", id=work.id, role="trial", assignment=work.plain())
+                journal.append(RunStarted(id=work.id, role="trial", assignment=work.plain()))
                 reached = {"val_accuracy": 0.5 + 0.1 * number + 0.01 * (seed * number % 3)}
-                journal.epoch(work.id, 1, reached)
-                journal.end(work.id, "finished", metrics=reached)
+                journal.append(EpochFinished(work.id, 1, reached))
+                journal.append(RunEnded(work.id, "finished", metrics=reached))
         for seed in range(3):
-            journal.write("predictors", seed=seed, steps=5, cka=cka, gradient=[[0.1, 0.2, 0.3]])
-        journal.done()
+            journal.append(
+                PredictorsComputed(None, seed=seed, steps=5, cka=cka, gradient=[[0.1, 0.2, 0.3]])
+            )
+        journal.append(StudyEnded())
     return folder.path
 
 

@@ -2,18 +2,25 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import pytest
 from rich.console import Console
 
 from helpers.events import STUDY, Teller
 from raykd.report.commands import commands
-from raykd.report.lines import jsonable
 from raykd.report.summary import facts, gain_in_words, seconds_at_work, summary
 from raykd.study.checks.load import load_study
+from raykd.tracking.events import (
+    Event,
+    ModelSaved,
+    Note,
+    RunStarted,
+    StudyEnded,
+    StudyStarted,
+    to_json,
+)
 from raykd.tracking.journal import Journal, events
 from raykd.tuning.number_format import clock, compact, duration, interval, percent, points, rough
 from raykd.tuning.result import StudyResult, read_result
@@ -29,11 +36,11 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("UV_RUN_RECURSION_DEPTH", raising=False)
 
 
-def result_of(teller: Teller, told: Iterable[Mapping[str, Any]]) -> StudyResult:
+def result_of(teller: Teller, told: Iterable[Event]) -> StudyResult:
     with Journal(teller.folder.journal) as journal:
         for event in told:
-            if event["event"] not in LIVE_ONLY:
-                journal.write(**event)
+            if event.journaled:
+                journal.append(event)
     return read_result(teller.folder.path)
 
 
@@ -86,7 +93,7 @@ def test_a_weak_teacher_is_said_out_loud(teller: Teller) -> None:
     text = " ".join(text_of(result_of(teller, told)).split())
     assert "The teacher is worse than the student of trial-0000 trained without it (93.00%" in text
     warning = "teacher t is worse than its student alone: val accuracy 93.0%"
-    told.append({"event": "note", "tags": {"warning_below_student": warning}})
+    told.append(Note(tags={"warning_below_student": warning}))
     text = " ".join(text_of(result_of(teller, told)).split())
     assert text.count("teacher t is worse than its student") == 1, "once is enough"
     assert "The teacher is worse" not in text
@@ -102,7 +109,7 @@ def test_students_that_cannot_be_told_apart_are_said_to_be(teller: Teller) -> No
 
 
 def test_an_interrupted_search_says_how_to_go_on(teller: Teller) -> None:
-    result = result_of(teller, [*teller.halfway(), {"event": "done", "status": "interrupted"}])
+    result = result_of(teller, [*teller.halfway(), StudyEnded("interrupted")])
     text = text_of(result)
     assert "made-up (interrupted): 6 trials" in text
     assert "2 interrupted" in text
@@ -115,7 +122,7 @@ def test_a_killed_search_is_interrupted(teller: Teller) -> None:
 
 def test_a_running_search_is_running(teller: Teller) -> None:
     """Also one that was interrupted before, and is not to be resumed a second time."""
-    told = [*teller.halfway(), {"event": "done", "status": "interrupted"}]
+    told = [*teller.halfway(), StudyEnded("interrupted")]
     result = result_of(teller, told)
     with locked(teller.folder.path, "search"):
         found, text = facts(result), text_of(result)
@@ -133,7 +140,7 @@ def test_a_search_without_a_whole_trial_has_no_front(teller: Teller) -> None:
 
 def test_the_facts_are_json_and_complete(teller: Teller) -> None:
     found = facts(result_of(teller, teller.whole()))
-    read = json.loads(json.dumps(jsonable(found)))
+    read = json.loads(json.dumps(to_json(found)))
     assert read["best"] == "trial-0000"
     assert [record["id"] for record in read["front"]] == ["trial-0000", "trial-0001"]
     first, second = read["chosen"]
@@ -160,8 +167,7 @@ def test_commands_are_typed_as_this_one_was(
 
 
 def test_the_students_file_is_named_while_mlflow_has_no_model(teller: Teller) -> None:
-    model = {"event": "model", "id": "trial-0000/seed-2", "path": "students/s.pt"}
-    model |= {"register": None, "aliases": ["champion"], "metrics": {}}
+    model = ModelSaved("trial-0000/seed-2", "students/s.pt", aliases=["champion"])
     result = result_of(teller, [*teller.whole(), model])
     load = next(c for c in commands(result, events(teller.folder.journal)) if c.name == "load")
     assert load.what == "load the student of trial-0000/seed-2"
@@ -169,8 +175,13 @@ def test_the_students_file_is_named_while_mlflow_has_no_model(teller: Teller) ->
 
 
 def test_pauses_are_no_work() -> None:
-    told = [("study", 0), ("run", 4000), ("study", 100_000), ("done", 103_000)]
-    assert seconds_at_work([{"event": event, "at": at} for event, at in told]) == 7.0
+    told = [
+        StudyStarted("a", at=0),
+        RunStarted("t", "trial", at=4000),
+        StudyStarted("a", at=100_000),
+        StudyEnded(at=103_000),
+    ]
+    assert seconds_at_work(told) == 7.0
     assert seconds_at_work([]) == 0.0
 
 

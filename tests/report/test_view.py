@@ -7,6 +7,15 @@ import pytest
 
 from helpers.events import SLOTS, VALUES, Clock, Teller, watched
 from raykd.report.progress import Budget, View
+from raykd.tracking.events import (
+    EpochFinished,
+    Event,
+    Note,
+    RunEnded,
+    SlotsPlanned,
+    StudyEnded,
+    parse,
+)
 from raykd.tracking.journal import Journal
 
 
@@ -34,7 +43,7 @@ def test_progress_only_grows_and_ends_at_one(teller: Teller) -> None:
     view, last = View(Clock()), 0.0
     for event in teller.whole():
         view.apply(event)
-        assert view.progress >= last - 1e-12 or event["event"] == "note"
+        assert view.progress >= last - 1e-12 or isinstance(event, Note)
         last = view.progress
     assert last == 1.0
 
@@ -43,24 +52,28 @@ RECORDED = Path(__file__).with_name("quickstart_events.jsonl")
 """The events of a run of the quickstart study on two cores, with the seconds since its start."""
 
 
+def read_event(line: str) -> Event:
+    event = parse(json.loads(line))
+    assert event is not None, line
+    return event
+
+
 def test_the_share_shown_grows_with_time_in_a_recorded_run() -> None:
-    events = [json.loads(line) for line in RECORDED.read_text().splitlines()]
+    events = [read_event(line) for line in RECORDED.read_text().splitlines()]
     clock = Clock()
     clock.now = 0.0
     view, last = View(clock), 0.0
-    whole = next(event["at"] for event in events if event["event"] == "done")
+    whole = next(event.at for event in events if isinstance(event, StudyEnded))
     for event in events:
-        clock.now = event["at"]
-        if event["event"] == "plan":
-            budget = event["budget"]
-            view.plan = SLOTS
-            view.budget = Budget(**{**budget, "teachers": tuple(budget["teachers"])})
+        clock.now = event.at
+        if isinstance(event, SlotsPlanned):
+            view.plan, view.budget = SLOTS, Budget(**event.budget)  # type: ignore[arg-type]
             continue
         view.apply(event)
         assert view.progress >= last
         last = view.progress
-        if event["event"] in ("epoch", "end"):
-            assert view.progress == pytest.approx(event["at"] / whole, abs=0.16), event
+        if isinstance(event, EpochFinished | RunEnded):
+            assert view.progress == pytest.approx(event.at / whole, abs=0.16), event
     assert last == 1.0
 
 
@@ -117,7 +130,7 @@ def test_front_and_best_are_those_of_whole_trials(teller: Teller) -> None:
 def test_a_search_gone_on_with_knows_what_was_before(teller: Teller) -> None:
     with Journal(teller.folder.journal) as journal:
         for event in [*teller.opening(), *teller.teacher(), *teller.trial(0, 0.9)]:
-            journal.write(**event)
+            journal.append(event)
     view, _ = watched([*teller.opening(), *teller.preparation(), *teller.trial(1, 0.8)])
     assert [record.id for record in view.records.of("teacher", "trial")] == [
         "teacher-0",

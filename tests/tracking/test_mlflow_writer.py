@@ -17,24 +17,34 @@ from helpers.mlflow_runs import Store
 from helpers.small_study import FINGERPRINT, STUDY, network, start, trial
 from raykd.tracking import Journal, Tracker, find_run, load_model_uri, sync
 from raykd.tracking.cursor import Cursor, Sent
+from raykd.tracking.events import (
+    ArtifactSaved,
+    EpochFinished,
+    ModelSaved,
+    Note,
+    RunEnded,
+    RunStarted,
+    StudyEnded,
+    StudyStarted,
+)
 from raykd.tracking.mlflow_client import connect, has_run, run_page
 from raykd.tracking.mlflow_writer import clean_key, cut, run_params, split_finite
 
 
 def test_a_study_becomes_nested_runs(journal: Journal, uri: str) -> None:
     start(journal)
-    journal.run("teacher-0", role="teacher", params={"model.depth": 14})
-    journal.end("teacher-0", "finished", metrics={"test_accuracy": 0.98})
+    journal.append(RunStarted("teacher-0", role="teacher", params={"model.depth": 14}))
+    journal.append(RunEnded("teacher-0", "finished", metrics={"test_accuracy": 0.98}))
     id = trial(journal, 7)
-    journal.run(f"{id}/seed-1", role="replicate", parent=id, seed=1)
-    journal.epoch(f"{id}/seed-1", 1, {"val_accuracy": 0.9})
-    journal.end(f"{id}/seed-1", "finished", metrics={"test_accuracy": 0.91})
-    journal.run("trial-0008", role="trial")
-    journal.end("trial-0008", "stopped", reason="asha: rung 2")
-    journal.run("trial-0009", role="trial")
-    journal.end("trial-0009", "failed", reason="loss is nan in epoch 1")
-    journal.note(tags={"best": id}, metrics={"gain": 0.02}, step=3)
-    journal.done()
+    journal.append(RunStarted(f"{id}/seed-1", role="replicate", parent=id, seed=1))
+    journal.append(EpochFinished(f"{id}/seed-1", 1, {"val_accuracy": 0.9}))
+    journal.append(RunEnded(f"{id}/seed-1", "finished", metrics={"test_accuracy": 0.91}))
+    journal.append(RunStarted("trial-0008", role="trial"))
+    journal.append(RunEnded("trial-0008", "stopped", reason="asha: rung 2"))
+    journal.append(RunStarted("trial-0009", role="trial"))
+    journal.append(RunEnded("trial-0009", "failed", reason="loss is nan in epoch 1"))
+    journal.append(Note(tags={"best": id}, metrics={"gain": 0.02}, step=3))
+    journal.append(StudyEnded())
     status = sync(journal.path, uri)
     assert (status.pending, status.refused, status.error) == (0, 0, "")
 
@@ -80,8 +90,8 @@ def test_every_run_has_the_data_and_the_study_its_files(
     id = trial(journal, 0)
     report = journal.path.parent / "front.csv"
     report.write_text("params,accuracy\n")
-    journal.artifact(report, folder="report")
-    journal.artifact(journal.path.parent, id=id, folder="all")
+    journal.append(ArtifactSaved(None, str(report), folder="report"))
+    journal.append(ArtifactSaved(id, str(journal.path.parent), folder="all"))
     sync(journal.path, uri)
     store = Store(uri)
     for run in (store.run(), store.run(id)):
@@ -112,9 +122,11 @@ def test_replaying_everything_changes_nothing(journal: Journal, uri: str) -> Non
     id = trial(journal, 0)
     path = journal.path.parent / "student.pt"
     torch.save(network(), path)
-    journal.model(id, path, input_shape=(1, 8, 8), register="digits", aliases=["champion"])
-    journal.note(metrics={"gain": 0.5})
-    journal.done()
+    journal.append(
+        ModelSaved(id, str(path), input_shape=(1, 8, 8), register="digits", aliases=["champion"])
+    )
+    journal.append(Note(metrics={"gain": 0.5}))
+    journal.append(StudyEnded())
     sync(journal.path, uri)
     before = Store(uri).everything()
     for _ in range(2):
@@ -176,14 +188,16 @@ def test_the_models_of_a_study(journal: Journal, uri: str) -> None:
     path, example = journal.path.parent / "student.pt", journal.path.parent / "example.npy"
     torch.save(student, path)
     np.save(example, np.zeros((2, 1, 8, 8), np.float32))
-    journal.model(
-        id,
-        path,
-        input_shape=(1, 8, 8),
-        example=example,
-        register="digits-student",
-        aliases=["champion", "smallest"],
-        metrics={"test_accuracy": 0.97},
+    journal.append(
+        ModelSaved(
+            id,
+            str(path),
+            input_shape=(1, 8, 8),
+            example=str(example),
+            register="digits-student",
+            aliases=["champion", "smallest"],
+            metrics={"test_accuracy": 0.97},
+        )
     )
     assert sync(journal.path, uri).refused == 0
     inputs = torch.randn(5, 1, 8, 8)
@@ -216,7 +230,11 @@ def test_the_public_way_to_load_a_model(
     id = trial(journal, 0)
     student = network()
     torch.save(student, journal.path.parent / "student.pt")
-    journal.model(id, journal.path.parent / "student.pt", input_shape=(1, 8, 8), register="digits")
+    journal.append(
+        ModelSaved(
+            id, str(journal.path.parent / "student.pt"), input_shape=(1, 8, 8), register="digits"
+        )
+    )
     sync(journal.path, uri)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     model = load_model("models:/digits/1")
@@ -230,11 +248,15 @@ def test_the_public_way_to_load_a_model(
 
 def test_an_alias_never_moves_back(journal: Journal, uri: str, folder: Path) -> None:
     def study(journal: Journal, id: str) -> None:
-        journal.study(id, name="digits", experiment="distillation")
-        journal.run("trial-0000", role="trial")
+        journal.append(StudyStarted(id, name="digits", experiment="distillation"))
+        journal.append(RunStarted("trial-0000", role="trial"))
         torch.save(network(), journal.path.parent / "student.pt")
         path = journal.path.parent / "student.pt"
-        journal.model("trial-0000", path, input_shape=(1, 8, 8), register="d", aliases=["champion"])
+        journal.append(
+            ModelSaved(
+                "trial-0000", str(path), input_shape=(1, 8, 8), register="d", aliases=["champion"]
+            )
+        )
 
     study(journal, "first")
     sync(journal.path, uri)
@@ -256,7 +278,7 @@ def test_a_model_left_half_uploaded_is_finished(
     start(journal)
     id = trial(journal, 0)
     torch.save(network(), journal.path.parent / "student.pt")
-    journal.model(id, journal.path.parent / "student.pt", input_shape=(1, 8, 8))
+    journal.append(ModelSaved(id, str(journal.path.parent / "student.pt"), input_shape=(1, 8, 8)))
     with monkeypatch.context() as broken:
 
         def refuse(*_: object) -> None:
@@ -274,9 +296,13 @@ def test_a_model_left_half_uploaded_is_finished(
 
 def test_what_is_not_finite_is_named_and_not_measured(journal: Journal, uri: str) -> None:
     start(journal)
-    journal.run("trial-0000", role="trial")
-    journal.epoch("trial-0000", 1, {"train_loss": float("inf"), "val_loss": float("nan"), "lr": 1})
-    journal.end("trial-0000", "failed", reason="diverged")
+    journal.append(RunStarted("trial-0000", role="trial"))
+    journal.append(
+        EpochFinished(
+            "trial-0000", 1, {"train_loss": float("inf"), "val_loss": float("nan"), "lr": 1}
+        )
+    )
+    journal.append(RunEnded("trial-0000", "failed", reason="diverged"))
     sync(journal.path, uri)
     run = Store(uri).run("trial-0000")
     assert run.data.metrics == {"lr": 1.0}
@@ -287,7 +313,9 @@ def test_long_params_are_cut_and_said_to_be(journal: Journal, uri: str) -> None:
     start(journal)
     many = {f"param[{i}]": i for i in range(250)}
     long = {"pairs": "x" * 7000}
-    journal.run("trial-0000", role="trial", params={**many, **long}, tags={"t": "y" * 9000})
+    journal.append(
+        RunStarted("trial-0000", role="trial", params={**many, **long}, tags={"t": "y" * 9000})
+    )
     assert sync(journal.path, uri).refused == 0
     run = Store(uri).run("trial-0000")
     assert len(run.data.params) == 251 and run.data.params["param.249"] == "249"
@@ -300,9 +328,9 @@ def test_long_params_are_cut_and_said_to_be(journal: Journal, uri: str) -> None:
 
 def test_changed_params_do_not_break_a_resumed_study(journal: Journal, uri: str) -> None:
     start(journal)
-    journal.run("trial-0000", role="trial", params={"a": 1, "b": 2})
+    journal.append(RunStarted("trial-0000", role="trial", params={"a": 1, "b": 2}))
     sync(journal.path, uri)
-    journal.run("trial-0000", role="trial", params={"a": 1, "b": 3, "c": 4})
+    journal.append(RunStarted("trial-0000", role="trial", params={"a": 1, "b": 3, "c": 4}))
     assert sync(journal.path, uri).refused == 0
     run = Store(uri).run("trial-0000")
     assert run.data.params == {"a": "1", "b": "2", "c": "4"}
@@ -312,9 +340,9 @@ def test_changed_params_do_not_break_a_resumed_study(journal: Journal, uri: str)
 def test_a_broken_off_study_is_told_and_goes_on(journal: Journal, uri: str) -> None:
     start(journal)
     trial(journal, 0)
-    journal.run("trial-0001", role="trial")
-    journal.epoch("trial-0001", 1, {"val_accuracy": 0.5})
-    journal.done("interrupted")
+    journal.append(RunStarted("trial-0001", role="trial"))
+    journal.append(EpochFinished("trial-0001", 1, {"val_accuracy": 0.5}))
+    journal.append(StudyEnded("interrupted"))
     sync(journal.path, uri)
     store = Store(uri)
     assert store.run().info.status == "KILLED"
@@ -322,14 +350,16 @@ def test_a_broken_off_study_is_told_and_goes_on(journal: Journal, uri: str) -> N
     assert store.run("trial-0001").data.tags["raykd.status"] == "interrupted"
     assert store.run("trial-0000").info.status == "FINISHED"
     start(journal)
-    journal.run("trial-0001", role="trial")
+    journal.append(RunStarted("trial-0001", role="trial"))
     sync(journal.path, uri)
     store = Store(uri)
     assert store.run().info.status == store.run("trial-0001").info.status == "RUNNING"
-    journal.epoch("trial-0001", 1, {"val_accuracy": 0.51})  # told before: the first one stands
-    journal.epoch("trial-0001", 2, {"val_accuracy": 0.6})
-    journal.end("trial-0001", "finished")
-    journal.done()
+    journal.append(
+        EpochFinished("trial-0001", 1, {"val_accuracy": 0.51})
+    )  # told before: the first one stands
+    journal.append(EpochFinished("trial-0001", 2, {"val_accuracy": 0.6}))
+    journal.append(RunEnded("trial-0001", "finished"))
+    journal.append(StudyEnded())
     sync(journal.path, uri)
     store = Store(uri)
     assert store.run().info.status == store.run("trial-0001").info.status == "FINISHED"
@@ -338,13 +368,14 @@ def test_a_broken_off_study_is_told_and_goes_on(journal: Journal, uri: str) -> N
 
 def test_one_bad_event_does_not_hold_up_the_others(journal: Journal, uri: str) -> None:
     start(journal)
-    journal.artifact(journal.path.parent / "lost.csv")
-    journal.epoch("never-started", 1, {"loss": 1.0})
-    journal.write("from a later version", anything=1)
+    journal.append(ArtifactSaved(None, str(journal.path.parent / "lost.csv")))
+    journal.append(EpochFinished("never-started", 1, {"loss": 1.0}))
+    with open(journal.path, "a") as file:
+        file.write('{"at": 1, "event": "from a later version", "anything": 1}\n')
     id = trial(journal, 0)
     (journal.path.parent / "no.pt").write_bytes(b"no model")
-    journal.model(id, journal.path.parent / "no.pt", input_shape=(1, 8, 8))
-    journal.done()
+    journal.append(ModelSaved(id, str(journal.path.parent / "no.pt"), input_shape=(1, 8, 8)))
+    journal.append(StudyEnded())
     status = sync(journal.path, uri)
     assert (status.pending, status.refused) == (0, 3)
     store = Store(uri)
@@ -372,7 +403,7 @@ def test_the_cursor_keeps_the_ids_under_which_the_store_has_the_study(
     id = trial(journal, 0)
     path = journal.path.parent / "student.pt"
     torch.save(network(), path)
-    journal.model(id, path, input_shape=(1, 8, 8))
+    journal.append(ModelSaved(id, str(path), input_shape=(1, 8, 8)))
     sync(journal.path, uri)
     trial(journal, 1)
     sync(journal.path, uri)  # another connection, which delivers no model
@@ -429,7 +460,7 @@ def test_sync_wants_a_journal_with_a_study(folder: Path, uri: str) -> None:
     with pytest.raises(ValueError, match="no such journal"):
         sync(folder / "none.jsonl", uri)
     with Journal(folder / "journal.jsonl") as journal:
-        journal.done()
+        journal.append(StudyEnded())
     with pytest.raises(ValueError, match="no study in it"):
         sync(folder / "journal.jsonl", uri)
 
@@ -440,8 +471,8 @@ def test_names_and_values_mlflow_takes() -> None:
     assert clean_key("loss (kd)") == "loss _kd_"
     assert len(clean_key("k" * 300)) == 250
     assert cut("abc", 3) == "abc" and len(cut("a" * 99, 50)) == 50
-    told = {"params": {"a[0]": True, "a.0": None, "b": [1, 2], "c": "x", "d": 1e-3}, "seed": 5}
-    assert run_params(told) == {
+    params = {"a[0]": True, "a.0": None, "b": [1, 2], "c": "x", "d": 1e-3}
+    assert run_params(RunStarted("t", "trial", params=params, seed=5)) == {
         "a.0": "true",
         "a.0_2": "null",
         "b": "[1, 2]",
@@ -449,7 +480,7 @@ def test_names_and_values_mlflow_takes() -> None:
         "d": "0.001",
         "seed": "5",
     }
-    good, bad = split_finite({"a": "inf", "b": 2})
+    good, bad = split_finite({"a": float("inf"), "b": 2.0})
     assert good == {"b": 2.0} and bad == {"a": float("inf")}
 
 
@@ -467,8 +498,10 @@ def test_a_refused_model_is_not_delivered_until_a_later_sync(
     start(journal)
     id = trial(journal, 0)
     torch.save(network(), journal.path.parent / "student.pt")
-    journal.model(id, journal.path.parent / "student.pt", input_shape=(1, 8, 8), name="a.b/c")
-    journal.done()
+    journal.append(
+        ModelSaved(id, str(journal.path.parent / "student.pt"), input_shape=(1, 8, 8), name="a.b/c")
+    )
+    journal.append(StudyEnded())
 
     def refuse(*_: object) -> None:
         raise error

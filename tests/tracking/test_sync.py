@@ -17,6 +17,7 @@ from helpers.mlflow_runs import Store
 from helpers.mlflow_server import Server
 from helpers.small_study import STUDY, network, start, trial
 from raykd.tracking import Journal, Tracker, find_run, load_model_uri, sync
+from raykd.tracking.events import EpochFinished, ModelSaved, RunEnded, RunStarted, StudyEnded
 from raykd.tracking.mlflow_client import check_store
 from raykd.tracking.sync import CHUNK, PATIENCE_S
 
@@ -36,12 +37,12 @@ def test_the_tracker_follows_the_journal(journal: Journal, uri: str) -> None:
         trial(journal, 0)
         assert wait(60, lambda: tracker.status.delivered == 6), tracker.status
         assert str(tracker.status) == "all events are in MLflow"
-        journal.run("trial-0001", role="trial")
-        journal.epoch("trial-0001", 1, {"val_accuracy": 0.5})
+        journal.append(RunStarted("trial-0001", role="trial"))
+        journal.append(EpochFinished("trial-0001", 1, {"val_accuracy": 0.5}))
         assert wait(60, lambda: tracker.status.delivered == 8), tracker.status
         assert Store(uri).run("trial-0001").info.status == "RUNNING"
-        journal.end("trial-0001", "finished")
-        journal.done()
+        journal.append(RunEnded("trial-0001", "finished"))
+        journal.append(StudyEnded())
         assert tracker.close(60)
     assert tracker.status.pending == 0
     assert Store(uri).run().info.status == "FINISHED"
@@ -127,19 +128,23 @@ def test_a_server_that_starts_late_and_dies_gets_everything_once(
     assert tracker.status.error == ""
     assert wait(60, lambda: check_store(server.uri).ok), check_store(server.uri)
 
-    journal.run("trial-0001", role="trial")
+    journal.append(RunStarted("trial-0001", role="trial"))
     for epoch in range(1, 201):
-        journal.epoch("trial-0001", epoch, {"loss": 1 / epoch, "accuracy": epoch / 256})
+        journal.append(
+            EpochFinished("trial-0001", epoch, {"loss": 1 / epoch, "accuracy": epoch / 256})
+        )
         if epoch == 100:
             time.sleep(0.2)  # let it be in the middle
             server.stop()
-    journal.end("trial-0001", "finished")
+    journal.append(RunEnded("trial-0001", "finished"))
     path = journal.path.parent / "student.pt"
     torch.save(network(), path)
-    journal.model(
-        "trial-0001", path, input_shape=(1, 8, 8), register="digits", aliases=["champion"]
+    journal.append(
+        ModelSaved(
+            "trial-0001", str(path), input_shape=(1, 8, 8), register="digits", aliases=["champion"]
+        )
     )
-    journal.done()
+    journal.append(StudyEnded())
     time.sleep(1)
     server.start()
     assert tracker.close(240), tracker.status
@@ -175,8 +180,10 @@ def test_nothing_is_printed(journal: Journal, folder: Path) -> None:
     start(journal)
     id = trial(journal, 0)
     torch.save(network(), journal.path.parent / "student.pt")
-    journal.model(id, journal.path.parent / "student.pt", input_shape=(1, 8, 8), register="d")
-    journal.done()
+    journal.append(
+        ModelSaved(id, str(journal.path.parent / "student.pt"), input_shape=(1, 8, 8), register="d")
+    )
+    journal.append(StudyEnded())
     code = f"""
 from raykd.tracking import Tracker
 new = Tracker({str(journal.path)!r}, "sqlite:///{folder}/quiet.db", start_after=0)

@@ -134,9 +134,9 @@ def test_a_teacher_is_as_good_as_where_it_was_trained(
 def test_the_file_on_the_shelf_keeps_it(file: Path, tmp_path: Path) -> None:
     data, storage = pictures(), Storage(str(tmp_path / "studies"))
     one = study(Teacher(model=MODEL, weights=str(file), normalization="imagenet"))
-    shelf = TeacherStore(one, data.fingerprint, storage)
-    shelf.fetch(teacher_spec_of(one))
-    name = shelf.file(teacher_spec_of(one))
+    store = TeacherStore(one, data.fingerprint, storage)
+    store.fetch(teacher_spec_of(one))
+    name = store.file(teacher_spec_of(one))
     content = storage.read(name)
     assert content is not None and name.endswith(".safetensors")
     network = load_stored_network(name, content, MODEL, data)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,11 @@ from raykd.data import Dataset
 from raykd.runtime.jobs import CacheJob, IdleJob
 from raykd.runtime.worker import Worker, WorkerContext
 from raykd.study.open_study import OpenStudy
+from raykd.tracking.events import Event, Note, TeacherCacheChanged
 from raykd.training.teacher_cache import CacheStore
 from raykd.training.teacher_cache.plan import CachePlan
 from raykd.training.trainer import Training
-from raykd.tuning.cache_jobs import CacheScheduler
+from raykd.tuning.cache_jobs import CacheJobs
 from raykd.tuning.search_planner import SearchPlanner
 
 AUGMENTED = "data.augment=[{name: random_crop, padding: 1}]"
@@ -35,18 +36,18 @@ def data() -> Dataset:
 
 class Heard:
     def __init__(self) -> None:
-        self.events: list[Mapping[str, Any]] = []
+        self.events: list[TeacherCacheChanged] = []
         self.notes: list[str] = []
 
-    def write(self, event: str, **fields: Any) -> None:
-        self.notes.append(fields["tags"]["teacher_outputs"])
-
-    def tell(self, event: Mapping[str, Any]) -> None:
-        self.events.append(event)
+    def __call__(self, event: Event) -> None:
+        if isinstance(event, TeacherCacheChanged):
+            self.events.append(event)
+        elif isinstance(event, Note):
+            self.notes.append(event.tags["teacher_outputs"])
 
     @property
     def statuses(self) -> list[str]:
-        return [event["status"] for event in self.events]
+        return [event.status for event in self.events]
 
 
 class Kept(FakeTune):
@@ -55,16 +56,16 @@ class Kept(FakeTune):
     def __init__(self, world: World, data: Dataset, slots: int = 1, **settings: Any) -> None:
         self.heard = Heard()
         plan = CachePlan(world.study, TASK, len(data.train))
-        caching = CacheScheduler(
+        cache_jobs = CacheJobs(
             plan,
             world.storage,
             data.fingerprint,
             len(data.train),
             slots=slots,
-            chronicle=self.heard,
+            publish=self.heard,
         )
         self.plan = plan
-        explorer = world.explorer(slots=slots, caching=caching)
+        explorer = world.explorer(slots=slots, cache_jobs=cache_jobs)
         super().__init__(world, explorer, slots=slots, **settings)
         self.data = data
         self.taught: dict[str, str] = {}
@@ -190,7 +191,7 @@ def test_a_failed_computation_leaves_the_teacher_live(tmp_path: Path, data: Data
     tune = Broken(world, data, slots=2)
     tune.run()
     assert tune.heard.statuses == ["begun", "live"]
-    assert tune.heard.events[-1]["why"] == "no luck"
+    assert tune.heard.events[-1].why == "no luck"
     assert tune.heard.notes == ["live: no luck"], "it stands in the study's run, too"
     assert {r.status for r in tune.explorer.records.of("trial")} == {"finished"}
     assert set(tune.taught.values()) == {"LiveTeacher"}

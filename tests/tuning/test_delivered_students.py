@@ -17,6 +17,7 @@ from helpers.docstrings import write_corpus
 from raykd.data import Dataset
 from raykd.models.preprocessing import RawInputModel
 from raykd.tracking import events
+from raykd.tracking.events import ModelSaved
 from raykd.tuning.executors import LocalExecutor
 from raykd.tuning.result import StudyResult
 from raykd.tuning.search_run import SearchRun
@@ -121,8 +122,8 @@ def results(home: Path) -> dict[str, StudyResult]:
     }
 
 
-def _delivered(result: StudyResult) -> dict[str, Any]:
-    (model,) = [e for e in events(result.folder / "journal.jsonl") if e["event"] == "model"]
+def _delivered(result: StudyResult) -> ModelSaved:
+    (model,) = [e for e in events(result.folder / "journal.jsonl") if isinstance(e, ModelSaved)]
     return model
 
 
@@ -160,7 +161,7 @@ def loaded(results: dict[str, StudyResult], home: Path) -> dict[str, dict[str, A
             {
                 "store": f"sqlite:///{store}",
                 "uri": "models:/learned@champion",
-                "file": str(result.folder / model["path"]),
+                "file": str(result.folder / model.path),
                 "samples": str(home / f"{name}.npy"),
                 "targets": str(home / f"{name}-targets.npy"),
             }
@@ -182,7 +183,7 @@ def loaded(results: dict[str, StudyResult], home: Path) -> dict[str, dict[str, A
 def test_raw_samples_give_the_reported_accuracy(
     name: str, results: dict[str, StudyResult], loaded: dict[str, dict[str, Any]]
 ) -> None:
-    reported = _delivered(results[name])["metrics"]["test_accuracy"]
+    reported = _delivered(results[name]).metrics["test_accuracy"]
     # The trainer of the tokenizer breaks ties at random, so texts differ; chance is 0.22 for them.
     assert reported > (0.3 if name == "texts" else 0.4)
     found = {way: loaded[name][way] for way in ("pytorch", "pyfunc", "file")}
@@ -213,9 +214,9 @@ def test_the_signature_and_metadata_say_what_it_takes(
 
 
 def test_its_name_says_what_it_is(results: dict[str, StudyResult]) -> None:
-    assert _delivered(results["digits"])["name"] == "digits-resnet-d8-w4-alone"
-    assert _delivered(results["pictures"])["name"].startswith("image_folder-quantized-base-mlp")
-    assert _delivered(results["texts"])["name"].startswith("text-hf-bert")
+    assert _delivered(results["digits"]).name == "digits-resnet-d8-w4-alone"
+    assert str(_delivered(results["pictures"]).name).startswith("image_folder-quantized-base-mlp")
+    assert str(_delivered(results["texts"]).name).startswith("text-hf-bert")
 
 
 def test_a_result_gives_its_student(results: dict[str, StudyResult]) -> None:
@@ -225,7 +226,7 @@ def test_a_result_gives_its_student(results: dict[str, StudyResult]) -> None:
     raw = torch.from_numpy(_raw("digits", data))
     hits = (student(raw).argmax(1) == data.test.targets).double().mean().item()
     assert hits == pytest.approx(student.metrics["test_accuracy"], abs=1e-12)
-    assert hits == pytest.approx(_delivered(result)["metrics"]["test_accuracy"], abs=1e-12)
+    assert hits == pytest.approx(_delivered(result).metrics["test_accuracy"], abs=1e-12)
     with pytest.raises(ValueError, match="trial-9999"):
         result.student("trial-9999")
 
@@ -263,6 +264,6 @@ tracking: {{uri: 'sqlite:///{home}/pictures/mlflow.db'}}
 """)
     found = train_teacher(file)
     (teacher,) = found.teachers
-    reported = _delivered(results["pictures"])["metrics"]["test_accuracy"]
+    reported = _delivered(results["pictures"]).metrics["test_accuracy"]
     assert teacher.metrics["test_accuracy"] == pytest.approx(reported, abs=1e-12)
     assert _data(found).mean != _data(results["pictures"]).mean

@@ -10,6 +10,7 @@ from scipy import stats
 from test_teacher_weights import distilled, study_file
 
 from raykd.models import Mlp, Task
+from raykd.tracking.events import Note, RunStarted
 from raykd.tracking.journal import events
 from raykd.tuning.teacher_warnings import chance_warning, cumulative, weak_teacher_warning
 
@@ -54,10 +55,12 @@ def test_a_study_says_so_before_its_students_train(tmp_path: Path) -> None:
     torch.save(network.state_dict(), tmp_path / "t.pth")
     result = distilled(study_file(tmp_path, tmp_path / "t.pth"))
     told = events(result.folder / "journal.jsonl")
-    places = [n for n, e in enumerate(told) if "warning_teacher_0" in (e.get("tags") or {})]
-    students = [n for n, e in enumerate(told) if e["event"] == "run" and e["role"] == "trial"]
+    places = [
+        n for n, e in enumerate(told) if isinstance(e, Note) and "warning_teacher_0" in e.tags
+    ]
+    students = [n for n, e in enumerate(told) if isinstance(e, RunStarted) and e.role == "trial"]
     assert len(places) == 1 and places[0] < students[0]
-    said = told[places[0]]["tags"]["warning_teacher_0"]
+    said = told[places[0]].fields()["tags"]["warning_teacher_0"]
     assert "is at chance" in said and "teacher.classes" in said
     from raykd.report.summary import facts
 

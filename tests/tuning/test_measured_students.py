@@ -64,7 +64,7 @@ def test_bounds_are_kept_before_a_trial_starts(stopwatch: list[int], tmp_path: P
         assert tags["latency_on"].startswith("cpu: ")
     refused = [
         trial
-        for trial in explorer._optuna.get_trials()
+        for trial in explorer.optuna_study.get_trials()
         if str(trial.user_attrs.get("raykd.infeasible", "")).startswith("latency ")
     ]
     assert refused and all(trial.constraints == {"feasible": 1.0} for trial in refused)
@@ -75,7 +75,7 @@ def test_the_sampler_is_told_the_measured_objective(stopwatch: list[int], tmp_pa
     explorer = explore(World(opened(*MEASURED), tmp_path))
     told = {
         trial.user_attrs["raykd.id"]: trial.values
-        for trial in explorer._optuna.get_trials()
+        for trial in explorer.optuna_study.get_trials()
         if "raykd.id" in trial.user_attrs
     }
     for record_id, record in trials(explorer).items():

@@ -15,14 +15,15 @@ from raykd.models import Mlp, model_profile
 from raykd.models.proxies import Naswot, Params, ProxyContext, Ranking
 from raykd.study.config import read_study
 from raykd.study.open_study import BoundStudy
+from raykd.tracking.events import ArchitecturesRanked, Note, PhaseStarted, RunEnded, RunStarted
 from raykd.tracking.journal import events as read_events
 from raykd.tuning.executors import LocalExecutor
 from raykd.tuning.proxy_ranking import (
     ATTEMPTS,
     MARK,
     Candidate,
+    best_of_bins,
     candidates,
-    chosen,
     screen,
     training_batch,
 )
@@ -48,7 +49,7 @@ def rank(world: World, slots: int = 1) -> optuna.Study:
     """Proxy as the driver does, before an explorer is made."""
     drawn = world.drawn(world.study.settings, slots)
     search = world.study.settings.search
-    screen(world.study, TASK, DATA, drawn, search, world.journal.write)
+    screen(world.study, TASK, DATA, drawn, search, world.journal.publish)
     return drawn
 
 
@@ -57,8 +58,8 @@ def models_of(explorer: SearchPlanner) -> list[Any]:
 
 
 def metrics_of(world: World, record_id: str) -> dict[str, float]:
-    [event] = world.journal.of("run", id=record_id)
-    return event["assignment"]["metrics"]
+    [event] = world.journal.of(RunStarted, id=record_id)
+    return event.assignment["metrics"]
 
 
 def by_score(world: World) -> list[Any]:
@@ -87,19 +88,19 @@ def test_trials_and_journal_know_the_scores(tmp_path: Path) -> None:
     world = screened_world(tmp_path)
     rank(world)
     explore(world)
-    [told] = world.journal.of("screen")
-    assert told["name"] == "naswot" and told["candidates"] == 6
-    assert told["unranked"] == 1, "eight units cannot tell 64 samples apart"
-    assert told["seconds"] > 0
-    scores = [one["score"] for one in told["kept"]]
+    [told] = world.journal.of(ArchitecturesRanked)
+    assert told.name == "naswot" and told.candidates == 6
+    assert told.unranked == 1, "eight units cannot tell 64 samples apart"
+    assert told.seconds > 0
+    scores = [one["score"] for one in told.kept]
     assert scores == sorted(scores, reverse=True) and len(scores) == 3
-    assert set(told["kept"][0]["params"]) == {"student.model.depth", "student.model.width"}
+    assert set(told.kept[0]["params"]) == {"student.model.depth", "student.model.width"}
     found = [metrics_of(world, f"trial-{n:04d}").get("screen_score") for n in range(5)]
     assert found == [*scores, None, None]
-    ended = world.journal.of("end", id="trial-0000")[0]
-    assert ended["metrics"]["screen_score"] == scores[0]
-    [note] = world.journal.of("note", tags={"screen": "naswot"})
-    assert note["metrics"]["screen_candidates"] == 6
+    ended = world.journal.of(RunEnded, id="trial-0000")[0]
+    assert ended.metrics["screen_score"] == scores[0]
+    [note] = world.journal.of(Note, tags={"screen": "naswot"})
+    assert note.metrics["screen_candidates"] == 6
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "random", "nsga2", "qmc"])
@@ -156,18 +157,18 @@ def ranked(*pairs: tuple[int, float]) -> list[Candidate]:
 
 def test_each_bin_gives_its_best_then_its_second() -> None:
     found = ranked((1, 0.1), (2, 0.2), (3, 0.0), (10, 5.0), (11, 7.0), (12, 6.0))
-    best = chosen(found, keep=4, bins=2)
+    best = best_of_bins(found, keep=4, bins=2)
     assert [(one.cost, one.score) for one in best] == [(2, 0.2), (11, 7.0), (1, 0.1), (12, 6.0)]
 
 
 def test_without_a_cost_all_are_compared() -> None:
     found = ranked((0, 1.0), (0, 3.0), (0, float("-inf")), (0, 2.0), (0, float("nan")))
-    assert [one.score for one in chosen(found, keep=4, bins=2)] == [3.0, 2.0, 1.0]
+    assert [one.score for one in best_of_bins(found, keep=4, bins=2)] == [3.0, 2.0, 1.0]
 
 
 def test_no_more_bins_than_are_kept() -> None:
     found = ranked((1, 1.0), (2, 2.0), (3, 3.0), (4, 4.0))
-    assert [one.cost for one in chosen(found, keep=1, bins=5)] == [4]
+    assert [one.cost for one in best_of_bins(found, keep=1, bins=5)] == [4]
 
 
 @pytest.mark.parametrize(
@@ -229,12 +230,12 @@ def test_a_resumed_search_does_not_rank_again(
     resumed = explore(world)
     assert models_of(resumed)[:3] == by_score_of_journal(world)
     assert len(models_of(resumed)) == 5
-    assert len(world.journal.of("screen")) == 1
+    assert len(world.journal.of(ArchitecturesRanked)) == 1
 
 
 def by_score_of_journal(world: World) -> list[Any]:
-    [told] = world.journal.of("screen")
-    params = (one["params"] for one in told["kept"])
+    [told] = world.journal.of(ArchitecturesRanked)
+    params = (one["params"] for one in told.kept)
     return [Mlp(depth=p["student.model.depth"], width=p["student.model.width"]) for p in params]
 
 
@@ -327,17 +328,17 @@ def test_a_whole_search(tmp_path: Path) -> None:
     )
     events: list[Any] = []
     result = SearchRun(study, listeners=[events.append]).run(LocalExecutor())
-    assert next(event["phase"] for event in events if event["event"] == "phase") == "screen"
+    assert next(event.phase for event in events if isinstance(event, PhaseStarted)) == "screen"
     journal = read_events(result.folder / "journal.jsonl")
-    [told] = [event for event in journal if event["event"] == "screen"]
+    [told] = [event for event in journal if isinstance(event, ArchitecturesRanked)]
     largest = Mlp(depth=2, width=24)
-    assert told["kept"][0]["score"] == model_profile(largest, TASK).params
-    trials = [event for event in journal if event["event"] == "run" and event["role"] == "trial"]
-    assert [run["assignment"]["metrics"].get("screen_score") for run in trials] == [
-        *(one["score"] for one in told["kept"]),
+    assert told.kept[0]["score"] == model_profile(largest, TASK).params
+    trials = [event for event in journal if isinstance(event, RunStarted) and event.role == "trial"]
+    assert [run.assignment["metrics"].get("screen_score") for run in trials] == [
+        *(one["score"] for one in told.kept),
         None,
     ]
-    assert read_study(trials[0]["assignment"]["study"]).student.model == largest
+    assert read_study(trials[0].assignment["study"]).student.model == largest
 
 
 def test_one_concrete_training_is_not_screened(tmp_path: Path) -> None:
@@ -355,7 +356,7 @@ def test_one_concrete_training_is_not_screened(tmp_path: Path) -> None:
         ),
         listeners=[events.append],
     )
-    assert not any(event["event"] == "screen" for event in events)
+    assert not any(isinstance(event, ArchitecturesRanked) for event in events)
 
 
 def test_the_null_screen_prefers_the_largest(tmp_path: Path) -> None:

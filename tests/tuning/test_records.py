@@ -2,33 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from raykd.runtime.jobs import Role, TrainJob
+from raykd.tracking.events import (
+    EndStatus,
+    EpochFinished,
+    Event,
+    Note,
+    RunEnded,
+    RunStarted,
+    StudyEnded,
+    StudyStarted,
+)
 from raykd.tracking.journal import Journal, events
 from raykd.tuning.records import Records, values_of
 
 OBJECTIVES = {"val_accuracy": "max", "params": "min"}
 
 
-def run(record_id: str, role: Role = "trial", parent: str | None = None) -> dict[str, Any]:
+def run(record_id: str, role: Role = "trial", parent: str | None = None) -> RunStarted:
     job = TrainJob(record_id, role, {}, seed=1, epochs=2, parent=parent)
-    return {"event": "run", "id": record_id, "role": role, "assignment": job.plain()}
+    return RunStarted(record_id, role, assignment=job.plain())
 
 
-def epoch(record_id: str, number: int, **metrics: Any) -> dict[str, Any]:
-    return {"event": "epoch", "id": record_id, "epoch": number, "metrics": metrics}
+def epoch(record_id: str, number: int, **metrics: float) -> EpochFinished:
+    return EpochFinished(record_id, number, metrics)
 
 
-def end(record_id: str, status: str = "finished", **metrics: Any) -> dict[str, Any]:
-    return {"event": "end", "id": record_id, "status": status, "reason": "", "metrics": metrics}
+def end(record_id: str, status: EndStatus = "finished", **metrics: float) -> RunEnded:
+    return RunEnded(record_id, status, metrics=metrics)
 
 
-def ended(record_id: str, accuracy: Any, params: float, status: str = "finished") -> list[Any]:
+def ended(
+    record_id: str, accuracy: float, params: float, status: EndStatus = "finished"
+) -> list[Event]:
     metrics = {"val_accuracy": accuracy, "params": params}
     return [run(record_id), epoch(record_id, 1, **metrics), end(record_id, status, **metrics)]
 
@@ -41,7 +53,7 @@ def plain(records: Records) -> list[Any]:
 
 
 STORY = [
-    {"event": "study", "id": "x"},
+    StudyStarted("x"),
     run("teacher-0", "teacher"),
     epoch("teacher-0", 1, val_accuracy=0.5),
     epoch("teacher-0", 2, val_accuracy=0.6),
@@ -50,9 +62,9 @@ STORY = [
     epoch("trial-0000", 1, val_accuracy=0.4),
     run("trial-0001"),
     end("trial-0001", "failed"),
-    {"event": "note", "id": "trial-0000", "tags": {}},
+    Note("trial-0000"),
     run("trial-0000/seed-1", "replicate", "trial-0000"),
-    {"event": "done", "status": "interrupted"},
+    StudyEnded("interrupted"),
 ]
 
 
@@ -84,13 +96,12 @@ def test_a_gap_in_the_epochs_is_not_filled_by_a_later_one() -> None:
 def test_records_kept_live_equal_those_read_back(tmp_path: Path) -> None:
     live = Records()
     with Journal(tmp_path / "journal.jsonl") as journal:
-        for event in [*STORY, *ended("trial-0002", float("nan"), 10)]:
-            fields: Mapping[str, Any] = {k: v for k, v in event.items() if k != "event"}
-            journal.write(event["event"], **fields)
+        for event in [*STORY, *ended("trial-0002", float("nan"), 10.0)]:
+            journal.append(event)
             live.apply(event)
     read = Records.from_events(events(tmp_path / "journal.jsonl"))
     assert repr(plain(read)) == repr(plain(live))  # NaN is not equal to itself, its text is
-    assert read["trial-0000"].job.plain() == run("trial-0000")["assignment"]
+    assert read["trial-0000"].job.plain() == run("trial-0000").assignment
 
 
 def test_front_and_choice() -> None:
@@ -118,8 +129,8 @@ def test_what_did_not_run_its_whole_budget_is_never_on_the_front() -> None:
     records = Records.from_events(
         ended("trial-0000", 0.99, 1, "stopped")
         + ended("trial-0001", 0.99, 1, "failed")
-        + ended("trial-0002", "nan", 1)
-        + ended("trial-0003", "inf", 1)
+        + ended("trial-0002", math.nan, 1)
+        + ended("trial-0003", math.inf, 1)
         + ended("trial-0004", 0.1, 100)
         + [run("trial-0005"), epoch("trial-0005", 1, val_accuracy=0.99, params=1)]
         + [run("trial-0006"), end("trial-0006", params=1)]

@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,8 @@ from PIL import Image
 
 from raykd.errors import StudyError
 from raykd.study.checks.load import load_study
-from raykd.tracking.journal import Journal, events
+from raykd.tracking.events import Event, Note, RunEnded, StudyEnded, WarningIssued
+from raykd.tracking.journal import Listener, events
 from raykd.training.build import task_of
 from raykd.tuning import provenance, search_run
 from raykd.tuning.executors import LocalExecutor
@@ -48,14 +48,14 @@ CODE = {
 }
 
 
-def stops_at(event: str, number: int) -> Callable[[Mapping[str, Any]], None]:
+def stops_at(event: str, number: int) -> Listener:
     """A listener that interrupts the run at the event's `number`th time."""
     seen = 0
 
-    def listener(told: Mapping[str, Any]) -> None:
+    def listener(told: Event) -> None:
         nonlocal seen
-        seen += told["event"] == event
-        if told["event"] == event and seen == number:
+        seen += told.kind == event
+        if told.kind == event and seen == number:
             raise KeyboardInterrupt
 
     return listener
@@ -125,7 +125,9 @@ def test_it_goes_on_from_another_folder(project: Path, monkeypatch: pytest.Monke
     assert (project / "mlflow.db").exists()
     assert result.tracking_uri == f"sqlite:///{project}/mlflow.db"
     assert active_driver(folder) is None
-    statuses = [one["status"] for one in events(folder / "journal.jsonl") if one["event"] == "done"]
+    statuses = [
+        one.status for one in events(folder / "journal.jsonl") if isinstance(one, StudyEnded)
+    ]
     assert statuses == ["interrupted", "finished"]
 
 
@@ -187,7 +189,7 @@ def test_other_data_are_refused(project: Path) -> None:
     (project / "data" / "blue").rename(project / "data" / "violet")
     (project / "data" / "red" / "3.png").unlink()
     said = refusal(folder)
-    assert "the data are not those the study began with (fingerprint " in said
+    assert "the data have changed since the study started (fingerprint " in said
     assert "classes gone: blue; new classes: violet" in said and "samples" in said
     assert "train.epochs" not in said
 
@@ -222,11 +224,11 @@ def test_other_versions_are_warned_of(project: Path, monkeypatch: pytest.MonkeyP
     folder = study_of(project)
     present = provenance.versions()
     monkeypatch.setattr(provenance, "versions", lambda: present | {"torch": "9.9", "timm": "0.1"})
-    told: list[Mapping[str, Any]] = []
+    told: list[Event] = []
     search("", resume=folder, allow_import=True, listeners=[told.append])
-    [warning] = [one["text"] for one in told if one["event"] == "warning"]
+    [warning] = [one.text for one in told if isinstance(one, WarningIssued)]
     assert f"torch {present['torch']} -> 9.9" in warning and "ray" not in warning
-    tags = [e["tags"] for e in events(folder / "journal.jsonl") if e["event"] == "note"]
+    tags = [e.tags for e in events(folder / "journal.jsonl") if isinstance(e, Note)]
     assert any("torch" in one.get("resumed_with", "") for one in tags)
 
 
@@ -234,23 +236,23 @@ def test_a_study_at_work_is_not_resumed(project: Path) -> None:
     folder = study_of(project)
     said: list[str] = []
 
-    def resumes_too(event: Mapping[str, Any]) -> None:
-        if event["event"] == "end" and not said:
+    def resumes_too(event: Event) -> None:
+        if isinstance(event, RunEnded) and not said:
             with pytest.raises(StudyError) as refused, resumed(folder, "search"):
                 pass
             said.append(str(refused.value))
 
     search("", resume=folder, allow_import=True, listeners=[resumes_too])
     assert f"process {os.getpid()}" in said[0]
-    ends = [e["id"] for e in events(folder / "journal.jsonl") if e["event"] == "end"]
+    ends = [e.id for e in events(folder / "journal.jsonl") if isinstance(e, RunEnded)]
     assert len(ends) == len(set(ends))
 
 
 def test_a_fresh_study_holds_its_folder(project: Path) -> None:
     seen: list[bool] = []
 
-    def looks(event: Mapping[str, Any]) -> None:
-        if event["event"] == "end":
+    def looks(event: Event) -> None:
+        if isinstance(event, RunEnded):
             folder = study_of(project)
             seen.append(active_driver(folder) is not None)
 
@@ -272,13 +274,12 @@ def test_a_journal_without_a_beginning_refuses_nothing(project: Path) -> None:
 
 def test_journals_of_older_versions_know_less(project: Path) -> None:
     folder = study_of(project)
-    kept = events(folder / "journal.jsonl")
-    (folder / "journal.jsonl").unlink()
-    with Journal(folder / "journal.jsonl") as journal:
-        for event in kept:
-            for key in ("content", "overrides", "class_names", "at"):
-                event.pop(key, None)
-            journal.write(**event)
+    journal = folder / "journal.jsonl"
+    records = [json.loads(line) for line in journal.read_text().splitlines()]
+    for record in records:
+        for key in ("content", "overrides", "class_names"):
+            record.pop(key, None)
+    journal.write_text("".join(json.dumps(record) + "\n" for record in records))
     assert search("", resume=folder, allow_import=True).best is not None
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from helpers.search_cases import FakeTune, Told, World, epochs_of, opened, roles, searching
+from helpers.search_cases import FakeTune, RecordingBus, World, epochs_of, opened, roles, searching
 from raykd.data import Dataset
 from raykd.runtime.worker import Worker, WorkerContext
 from raykd.training.stored_networks import raw_samples
@@ -41,7 +41,7 @@ class Seated(FakeTune):
         yield from self.worker.outcomes(job)
 
 
-def found(told: Told) -> dict[str, Any]:
+def found(told: RecordingBus) -> dict[str, Any]:
     """Every training's epochs and end, but for how long they took."""
     records = Records.from_events(told.events).of("teacher", "trial", "replicate", "alone")
     return {r.id: (r.status, [untimed(e) for e in r.epochs], untimed(r.metrics)) for r in records}

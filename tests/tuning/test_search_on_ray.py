@@ -29,6 +29,7 @@ from helpers.search_cases import epochs_of
 from raykd.data import SOURCES
 from raykd.runtime.cluster import ray_session
 from raykd.study.checks.load import load_study
+from raykd.tracking.events import EpochFinished, Event, RunEnded
 from raykd.tracking.journal import events
 from raykd.tracking.mlflow_models import load_model_uri
 from raykd.tuning.records import Record
@@ -107,7 +108,7 @@ def everything(result: StudyResult) -> list[Record]:
     return result.records.of("teacher", "trial", "replicate", "alone")
 
 
-def told(result: StudyResult) -> list[dict[str, Any]]:
+def told(result: StudyResult) -> list[Event]:
     return events(open_folder(result.folder)[0].journal)
 
 
@@ -132,7 +133,7 @@ def assert_every_epoch_once(result: StudyResult) -> None:
     for record in everything(result):
         whole = list(range(1, record.job.epochs + 1))
         assert found[record.id] == (whole if record.status == "finished" else []), record.id
-    ended = Counter(event["id"] for event in told(result) if event["event"] == "end")
+    ended = Counter(event.id for event in told(result) if isinstance(event, RunEnded))
     assert set(ended.values()) == {1}
 
 
@@ -170,8 +171,8 @@ def test_two_slots_train_at_the_same_time(on_ray: None, tmp_path: Path) -> None:
     file = written(tmp_path, slots=2, rates="[0.05, 0.1]")
     overrides = [f"student.model={student}", "search.trials=2", "search.replicates=0"]
     result = search(file, overrides=overrides, allow_import=True)
-    trained = [e for e in told(result) if e["event"] == "epoch" and e["id"].startswith("trial")]
-    assert len({event["slot"] for event in trained}) == 2
+    trained = [e for e in told(result) if isinstance(e, EpochFinished) and e.id.startswith("trial")]
+    assert len({event.slot for event in trained}) == 2
     assert len(list(meeting.iterdir())) == 2
 
 
@@ -251,7 +252,7 @@ def test_trials_that_diverge_fail_with_their_reason(one_slot: StudyResult) -> No
 
 def test_a_failed_trial_costs_no_other_its_slot(one_slot: StudyResult) -> None:
     """One process serves all: before the failed trials, between and after them."""
-    assert len({event["slot"] for event in told(one_slot) if event["event"] == "epoch"}) == 1
+    assert len({event.slot for event in told(one_slot) if isinstance(event, EpochFinished)}) == 1
 
 
 def test_the_same_seed_and_one_slot_give_the_same(
@@ -262,7 +263,7 @@ def test_the_same_seed_and_one_slot_give_the_same(
     storage = f"cluster.storage=file://{tmp_path}/elsewhere"
     again = search(written(tmp_path), overrides=[storage])
     assert figures(again, by=lambda r: r.id) == figures(one_slot, by=lambda r: r.id)
-    assert again.figures() == one_slot.figures()
+    assert again.metrics() == one_slot.metrics()
     assert again.folder.parent == tmp_path / "studies"
     [replicate] = again.records.of("replicate")
     assert (tmp_path / "elsewhere" / str(replicate.job.network_file)).is_file()
@@ -301,8 +302,8 @@ def train_workers() -> list[int]:
 def test_a_worker_that_is_killed_costs_no_epoch(undisturbed: StudyResult, tmp_path: Path) -> None:
     killed: list[int] = []
 
-    def kill(event: Mapping[str, Any]) -> None:
-        if (event["event"], event.get("id"), event.get("epoch")) != ("epoch", "trial-0001", 2):
+    def kill(event: Event) -> None:
+        if not (isinstance(event, EpochFinished) and (event.id, event.epoch) == ("trial-0001", 2)):
             return
         killed.extend(train_workers())
         for worker in killed:
@@ -317,9 +318,10 @@ def test_a_worker_that_is_killed_costs_no_epoch(undisturbed: StudyResult, tmp_pa
 DRIVER = """\
 import os, signal, sys
 from raykd.tuning.search_run import search
+from raykd.tracking.events import EpochFinished
 
 def die(event):
-    if (event["event"], event.get("id"), event.get("epoch")) == ("epoch", "trial-0002", 2):
+    if (isinstance(event, EpochFinished) and (event.id, event.epoch) == ("trial-0002", 2)):
         os.killpg(0, signal.SIGKILL)
 
 search(sys.argv[1], listeners=[die])
@@ -387,8 +389,8 @@ def test_two_workers_train_one_trial(on_ray: None, tmp_path: Path) -> None:
     )
     killed: list[int] = []
 
-    def kill_one(event: Mapping[str, Any]) -> None:
-        if (event["event"], event.get("id"), event.get("epoch")) == ("epoch", "trial-0000", 2):
+    def kill_one(event: Event) -> None:
+        if isinstance(event, EpochFinished) and (event.id, event.epoch) == ("trial-0000", 2):
             killed.extend(train_workers()[-1:])
             os.kill(killed[0], signal.SIGKILL)
 

@@ -14,7 +14,7 @@ from optuna.trial import TrialState
 from helpers.search_cases import (
     POINTS,
     FakeTune,
-    Told,
+    RecordingBus,
     World,
     epochs_of,
     explore,
@@ -28,6 +28,8 @@ from helpers.search_cases import (
 from raykd.runtime.jobs import JournalJob, read_job
 from raykd.study.candidate import Candidate
 from raykd.study.open_study import BoundStudy, OpenStudy
+from raykd.tracking.events import Event, RunEnded, RunStarted
+from raykd.tracking.journal import EventBus
 from raykd.tuning.records import Records
 from raykd.tuning.search_planner import SearchPlanner
 
@@ -36,18 +38,18 @@ class Crash(BaseException):
     """The driver is killed."""
 
 
-class Fragile:
+class Fragile(EventBus):
     """A journal whose process dies at its n-th event: just before it is written, or just after."""
 
-    def __init__(self, journal: Told, dies_at: int, *, written: bool) -> None:
+    def __init__(self, journal: RecordingBus, dies_at: int, *, written: bool) -> None:
         self.journal, self.dies_at, self.written = journal, dies_at, written
         self.count = 0
 
-    def write(self, event: str, **fields: Any) -> None:
+    def publish(self, event: Event) -> None:
         self.count += 1
         if self.count == self.dies_at and not self.written:
             raise Crash
-        self.journal.write(event, **fields)
+        self.journal.publish(event)
         if self.count == self.dies_at:
             raise Crash
 
@@ -56,7 +58,7 @@ def small() -> OpenStudy:
     return searching(opened(), trials=3, finalists=1, replicates=1, sampler="grid")
 
 
-def without_study(told: Told) -> dict[str, Any]:
+def without_study(told: RecordingBus) -> dict[str, Any]:
     """What a search has come to: each training's end and its epochs' metrics."""
     records = Records.from_events(told.events)
     return {
@@ -97,9 +99,9 @@ def test_interrupted_at_every_point(
     found, expected = without_study(world.journal), without_study(uninterrupted.journal)
     assert [ids(found, role) for role in ROLES] == [ids(expected, role) for role in ROLES]
     assert {state for _, state, _, _ in found.values()} == {"finished"}
-    ended = [event["id"] for event in world.journal.of("end")]
+    ended = [event.id for event in world.journal.of(RunEnded)]
     assert len(ended) == len(set(ended))
-    states = [t.state for t in explorer._optuna.get_trials(deepcopy=False)]
+    states = [t.state for t in explorer.optuna_study.get_trials(deepcopy=False)]
     assert TrialState.RUNNING not in states and TrialState.FAIL not in states
 
 
@@ -147,7 +149,7 @@ def test_a_grid_loses_no_point_when_it_is_interrupted_while_drawing(
     explorer = explore(world)
     points = {json.dumps(r.job.params) for r in explorer.records.of("trial")}
     assert len(points) == len(explorer.records.of("trial")) == POINTS
-    states = {t.state for t in explorer._optuna.get_trials(deepcopy=False)}
+    states = {t.state for t in explorer.optuna_study.get_trials(deepcopy=False)}
     assert states == {TrialState.COMPLETE}
 
 
@@ -187,7 +189,7 @@ def test_a_half_drawn_point_that_is_not_wanted_any_more_is_closed(tmp_path: Path
     now[0] = 1e6
     FakeTune(world, explorer).run()
     assert explorer.finished and explorer.records.of("trial") == []
-    [trial] = explorer._optuna.get_trials(deepcopy=False)
+    [trial] = explorer.optuna_study.get_trials(deepcopy=False)
     assert trial.state == TrialState.FAIL
 
 
@@ -196,9 +198,9 @@ def test_what_optuna_was_not_told_it_is_told_on_resuming(tmp_path: Path) -> None
     end = 4 + 5  # the first trial's end
     with pytest.raises(Crash):
         explore(world, journal=Fragile(world.journal, end, written=True))
-    assert world.journal.events[-1]["event"] == "end"
+    assert world.journal.events[-1].kind == "end"
     explorer = world.explorer()
-    [trial] = explorer._optuna.get_trials(deepcopy=False)
+    [trial] = explorer.optuna_study.get_trials(deepcopy=False)
     record = explorer.records["trial-0000"]
     assert trial.state == TrialState.COMPLETE
     assert trial.values == [record.metrics["val_accuracy"], record.metrics["params"]]
@@ -226,10 +228,10 @@ def test_points_tried_before_are_known_after_resuming(tmp_path: Path) -> None:
 
 
 def test_a_finished_search_has_nothing_to_go_on_with(uninterrupted: World) -> None:
-    told = len(uninterrupted.journal.of("run"))
+    told = len(uninterrupted.journal.of(RunStarted))
     explorer = explore(uninterrupted)
     assert explorer.finished and explorer.finalists
-    assert len(uninterrupted.journal.of("run")) == told
+    assert len(uninterrupted.journal.of(RunStarted)) == told
 
 
 def test_once_chosen_no_more_is_drawn(tmp_path: Path) -> None:
@@ -303,15 +305,15 @@ def test_a_torn_journal_line_is_written_again(tmp_path: Path) -> None:
     world = World(small(), tmp_path)
     with broken_off(world, 5):
         lost = world.journal.events.pop()
-        assert lost["event"] == "run" and lost["role"] == "trial"
+        assert isinstance(lost, RunStarted) and lost.role == "trial"
     explorer = explore(world)
-    again = world.journal.of("run", id="trial-0000")
-    assert len(again) == 1 and again[0]["params"] == lost["params"]
-    assert len(explorer._optuna.get_trials(deepcopy=False)) == 3
+    again = world.journal.of(RunStarted, id="trial-0000")
+    assert len(again) == 1 and again[0].params == lost.params
+    assert len(explorer.optuna_study.get_trials(deepcopy=False)) == 3
 
 
-def assignments(told: Told) -> list[JournalJob]:
-    return [read_job(event["assignment"]) for event in told.of("run")]
+def assignments(told: RecordingBus) -> list[JournalJob]:
+    return [read_job(event.assignment) for event in told.of(RunStarted)]
 
 
 def test_running_trainings_come_before_new_ones(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from raykd.errors import StudyError
 from raykd.tracking import events
+from raykd.tracking.events import StudyStarted
 from raykd.tracking.mlflow_client import absolute, masked, unusable
 from raykd.tuning.executors import LocalExecutor
 from raykd.tuning.mlflow_store import store_notice, with_recorded_store
@@ -129,7 +130,7 @@ def test_servers_are_left_as_they_are(uri: str) -> None:
 
 
 def test_a_password_in_the_file_is_refused() -> None:
-    with pytest.raises(StudyError, match="holds a password") as refused:
+    with pytest.raises(StudyError, match="contains a password") as refused:
         store(written("http://me:s3cret@host:5000"))
     assert "s3cr" not in str(refused.value)
 
@@ -165,14 +166,14 @@ def test_a_password_of_the_environment_is_kept_nowhere(
     known = events(result.folder / "journal.jsonl")
     assert with_recorded_store(study, known).settings.tracking.uri == secret
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
-    with pytest.raises(StudyError, match="whose password is kept nowhere"):
+    with pytest.raises(StudyError, match="its password is not stored"):
         with_recorded_store(study, known)
 
 
 def test_a_resumed_study_keeps_its_store(monkeypatch: pytest.MonkeyPatch) -> None:
     store()
     first = {"tracking": {"uri": "sqlite:////first/place.db"}}
-    begun = {"event": "study", "resolved": first, "store_from": "MLFLOW_TRACKING_URI"}
+    begun = StudyStarted("a", resolved=first, store_from="MLFLOW_TRACKING_URI")
     assert (
         with_recorded_store(load_or_use("study.yaml"), [begun]).settings.tracking.uri
         == first["tracking"]["uri"]
@@ -182,7 +183,7 @@ def test_a_resumed_study_keeps_its_store(monkeypatch: pytest.MonkeyPatch) -> Non
         with_recorded_store(load_or_use("study.yaml"), [begun]).settings.tracking.uri
         == first["tracking"]["uri"]
     )
-    plain = {"event": "study", "resolved": first}  # it began with the default
+    plain = StudyStarted("a", resolved=first)  # it began with the default
     assert with_recorded_store(load_or_use("study.yaml"), [plain]).settings.tracking.uri.endswith(
         "/mlflow.db"
     )

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from raykd.errors import StudyError
-from raykd.tracking.journal import Journal, events
-from raykd.tuning.event_bus import EventBus
+from raykd.tracking.events import EpochFinished, Event, Note, PhaseStarted, StudyEnded
+from raykd.tracking.journal import EventBus, Journal, events
 from raykd.tuning.result import read_result
 from raykd.tuning.study_dir import FORMAT, create_folder, open_folder
 
@@ -21,7 +19,7 @@ def test_a_fresh_folder_can_be_opened_again(tmp_path: Path) -> None:
     made = create_folder("small", str(tmp_path / "studies"), "name: small\n", ["a.b=1", "c=2"])
     assert made.path.parent == tmp_path / "studies"
     assert made.name == made.path.name and made.name.startswith("small-")
-    assert made.given.read_text() == "name: small\n"
+    assert made.study_file.read_text() == "name: small\n"
     assert made.optuna == f"{made.path}/optuna.log"
     assert open_folder(made.path) == (made, ["a.b=1", "c=2"])
     assert open_folder(str(made.path))[0] == made
@@ -102,27 +100,25 @@ def test_no_result_without_a_study(tmp_path: Path) -> None:
         read_result(tmp_path)
 
 
-def test_a_chronicle_writes_and_tells(tmp_path: Path) -> None:
-    heard: list[Mapping[str, Any]] = []
+def test_a_bus_publishes_and_writes(tmp_path: Path) -> None:
+    heard: list[Event] = []
     also: list[str] = []
     with Journal(tmp_path / "journal.jsonl") as journal:
-        chronicle = EventBus(journal, [heard.append, lambda e: also.append(e["event"])])
-        chronicle.write("epoch", id="trial-0000", epoch=1, metrics={"val_accuracy": 0.5})
-        chronicle.tell({"event": "phase", "phase": "ray"})
-    assert heard == [
-        {"event": "epoch", "id": "trial-0000", "epoch": 1, "metrics": {"val_accuracy": 0.5}},
-        {"event": "phase", "phase": "ray"},
-    ]
+        bus = EventBus(journal, [heard.append, lambda e: also.append(e.kind)])
+        epoch, phase = EpochFinished("trial-0000", 1, {"val_accuracy": 0.5}), PhaseStarted("ray")
+        bus.publish(epoch)
+        bus.publish(phase)
+    assert heard == [epoch, phase]
     assert also == ["epoch", "phase"]
     [kept] = events(tmp_path / "journal.jsonl")
-    assert kept["event"] == "epoch", "what is only told is not kept"
+    assert isinstance(kept, EpochFinished), "what is only told is not kept"
 
 
 def test_what_is_told_is_already_written(tmp_path: Path) -> None:
     journal = Journal(tmp_path / "journal.jsonl")
     seen: list[int] = []
-    chronicle = EventBus(journal, [lambda _: seen.append(len(events(journal.path)))])
-    chronicle.write("note", id=None, tags={}, metrics={})
-    chronicle.write("done", status="finished")
+    bus = EventBus(journal, [lambda _: seen.append(len(events(journal.path)))])
+    bus.publish(Note(id=None, tags={}, metrics={}))
+    bus.publish(StudyEnded(status="finished"))
     journal.close()
     assert seen == [1, 2]

@@ -18,9 +18,9 @@ from typing import Any
 import pytest
 
 from raykd.errors import StudyError
-from raykd.tracking.journal import Journal, events
+from raykd.tracking.events import Note, StudyEnded
+from raykd.tracking.journal import EventBus, Journal, events
 from raykd.tuning import study_lock as lock
-from raykd.tuning.event_bus import EventBus
 from raykd.tuning.study_lock import (
     LOCK,
     RECORD,
@@ -184,16 +184,16 @@ def test_a_driver_that_slept_too_long_notices_before_it_writes(
     monkeypatch.setattr(lock, "_clock", lambda: now)
     path = tmp_path / "journal.jsonl"
     with locked(tmp_path, "search"), Journal(path) as journal:
-        chronicle = EventBus(journal, [])
-        chronicle.write("note", id=None)
+        bus = EventBus(journal, [], lambda: check_lock(tmp_path))
+        bus.publish(Note(id=None))
         write_record(tmp_path, ELSEWHERE)  # another process took it over
         now += STALE_S + 1
         with pytest.raises(LockLost, match="process 1 on elsewhere"):
-            chronicle.write("done", status="finished")
+            bus.publish(StudyEnded(status="finished"))
         with pytest.raises(LockLost):
             check_lock(tmp_path)
         assert is_lost(tmp_path) and not is_lost(tmp_path / "other")
-    assert [event["event"] for event in events(path)] == ["note"]
+    assert [event.kind for event in events(path)] == ["note"]
     driver = read_driver(tmp_path)
     assert driver is not None and driver.token == "another", "it is not ours to give back"
 

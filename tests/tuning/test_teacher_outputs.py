@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from raykd.data import BatchLoader, Dataset
 from raykd.models import Mlp
 from raykd.report.summary import facts
+from raykd.tracking.events import Note, RunStarted
 from raykd.tracking.journal import events
 from raykd.training.build import task_of
 from raykd.training.stored_networks import with_preprocessing
@@ -94,7 +95,7 @@ def searched(uri: str, folder: Path, name: str = "whole") -> StudyResult:
 
 def notes(result: StudyResult) -> str:
     told = events(result.folder / "journal.jsonl")
-    return "\n".join(str(event["tags"]) for event in told if event["event"] == "note")
+    return "\n".join(str(event.tags) for event in told if isinstance(event, Note))
 
 
 @pytest.mark.parametrize(
@@ -113,8 +114,9 @@ def test_probabilities_are_warned_of_before_students_train(
     assert len(warnings) == bool(said)
     assert all(said in warning for warning in warnings)
     told = events(result.folder / "journal.jsonl")
-    places = [n for n, e in enumerate(told) if "warning_outputs_teacher_0" in (e.get("tags") or {})]
-    students = [n for n, e in enumerate(told) if e["event"] == "run" and e["role"] == "trial"]
+    key = "warning_outputs_teacher_0"
+    places = [n for n, e in enumerate(told) if isinstance(e, Note) and key in e.tags]
+    students = [n for n, e in enumerate(told) if isinstance(e, RunStarted) and e.role == "trial"]
     assert all(place < students[0] for place in places) and len(places) == bool(said)
 
 

@@ -20,6 +20,7 @@ from raykd.models.weights.files import weight_class_names
 from raykd.report.space import explained
 from raykd.storage import Storage
 from raykd.study.checks.load import load_study
+from raykd.tracking.events import Note
 from raykd.tracking.journal import events
 from raykd.training import Training
 from raykd.training.build import task_of
@@ -98,9 +99,9 @@ def test_a_teacher_of_another_order_teaches_in_that_of_the_data(
     assert teacher.metrics["val_accuracy"] == pytest.approx(accuracy(weights))
     assert accuracy(weights) > 0.5
     notes = "\n".join(
-        event["tags"].get("weights_notes", "")
+        event.tags.get("weights_notes", "")
         for event in events(result.folder / "journal.jsonl")
-        if event["event"] == "note"
+        if isinstance(event, Note)
     )
     for said in ("reordered by name: 3, 1, 4", "prefix 'module.'", "from float64 to float32"):
         assert said in notes
@@ -119,16 +120,16 @@ def test_the_file_on_the_shelf_is_the_permuted_one(
     storage, task = Storage(str(tmp_path)), task_of(data())
     for name in ("t", "same"):
         study = load_study(study_file(tmp_path, tmp_path / f"{name}.safetensors")).settings
-        shelf = TeacherStore(study, data().fingerprint, storage, task)
-        shelf.fetch(teacher_spec_of(study))
-        content = storage.read(shelf.file(teacher_spec_of(study)))
+        store = TeacherStore(study, data().fingerprint, storage, task)
+        store.fetch(teacher_spec_of(study))
+        content = storage.read(store.file(teacher_spec_of(study)))
         assert content is not None and study.teacher is not None
         assert study.teacher.model is not None
         network = read_network(study.teacher.model, task, content)
         for key, tensor in network.state_dict().items():
             assert torch.equal(tensor, weights[key]), key
         nameless = TeacherStore(study, data().fingerprint, storage)
-        same_key = nameless.file(teacher_spec_of(study)) == shelf.file(teacher_spec_of(study))
+        same_key = nameless.file(teacher_spec_of(study)) == store.file(teacher_spec_of(study))
         assert same_key == (name == "same"), "the key changes only where the order does"
         if name == "same":  # it is kept byte for byte
             assert content == (tmp_path / "same.safetensors").read_bytes()

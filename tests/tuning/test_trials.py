@@ -69,13 +69,14 @@ def test_values_of_the_trial_can_be_overridden(first: StudyResult) -> None:
 def test_a_search_tries_the_trial_first(first: StudyResult) -> None:
     with search_of_trial(f"{first.folder}:trial-0001", ["search.trials=2"], ["other"]) as begun:
         study, overrides, start_from = begun
-        assert Path(study).read_text() == STUDY
+        assert isinstance(study, str) and Path(study).read_text() == STUDY
         assert overrides == ["train.epochs=2", "search.trials=2"]
         assert start_from == [f"{first.folder}:trial-0001", "other"]
 
 
 def test_a_layer_study_keeps_the_pairs_open(first: StudyResult) -> None:
     with study_of_trial(f"{first.folder}:trial-0000", [], pairs_open=True) as (study, overrides):
+        assert isinstance(study, str)
         opened = load_study(study, overrides)
     assert opened.dimensions
     assert all(found.path.startswith("knowledge[1].pairs") for found in opened.dimensions)

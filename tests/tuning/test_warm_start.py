@@ -15,13 +15,14 @@ from raykd.cli.commands import app
 from raykd.errors import StudyError
 from raykd.report.summary import left_out
 from raykd.study.open_study import OpenStudy
+from raykd.tracking.events import Note, StartPoint, WarmStarted
 from raykd.tracking.journal import events
 from raykd.tracking.mlflow_client import find_run
 from raykd.tuning.executors import LocalExecutor
 from raykd.tuning.result import StudyResult
 from raykd.tuning.search_run import SearchRun, open_optuna
 from raykd.tuning.study_dir import create_folder, open_folder
-from raykd.tuning.warm_start import Start, enqueue_start_points, starts
+from raykd.tuning.warm_start import enqueue_start_points, start_points
 
 LONE = ("search.trials=3", "search.replicates=0", "train.epochs=1", "teacher.train.epochs=1")
 
@@ -91,13 +92,13 @@ def test_the_winners_of_a_study_are_tried_first(first: StudyResult, study: OpenS
     assert mine["depth"] == model["depth"]
     fits = model["width"] <= 20
     assert (mine["width"] == model["width"]) is fits
-    (start,) = [event for event in told if event["event"] == "start"]
+    (start,) = [event for event in told if isinstance(event, WarmStarted)]
     name = f"{first.folder.name}:{winners[0].id}"
-    assert start["starts"][0]["name"] == name
-    lines = [line for one in start["starts"] for line in one["left_out"]]
+    assert start.starts[0].name == name
+    lines = [line for one in start.starts for line in one.left_out]
     wide = f"{name}: student.model.width = {model['width']} is left out: it is outside 2 to 20"
     assert (wide in lines) is not fits
-    notes = [e["tags"] for e in events(result.folder / "journal.jsonl") if e["event"] == "note"]
+    notes = [e.tags for e in events(result.folder / "journal.jsonl") if isinstance(e, Note)]
     assert any(name in tags.get("start_from", "") for tags in notes)
     told_again = left_out(events(result.folder / "journal.jsonl"))
     assert {*lines} <= {*told_again}
@@ -113,8 +114,8 @@ def test_folder_trial_and_mlflow_say_the_same(
     for record in first.records.of("trial"):
         stored = find_run(uri, f"{first.study_id}/{record.id}")
         assert stored is not None
-        (one,) = starts(study, TASK, [f"{first.folder}:{record.id}"])
-        (other,) = starts(study, TASK, [stored.run_id])
+        (one,) = start_points(study, TASK, [f"{first.folder}:{record.id}"])
+        (other,) = start_points(study, TASK, [stored.run_id])
         assert one.params
         assert dict(other.params) == dict(one.params)
         assert [line.partition(": ")[2] for line in other.left_out] == [
@@ -122,8 +123,8 @@ def test_folder_trial_and_mlflow_say_the_same(
         ]
     parent = find_run(uri, first.study_id)
     assert parent is not None
-    whole = [dict(start.params) for start in starts(study, TASK, [str(first.folder)])]
-    stored = [dict(start.params) for start in starts(study, TASK, [parent.run_id])]
+    whole = [dict(start.params) for start in start_points(study, TASK, [str(first.folder)])]
+    stored = [dict(start.params) for start in start_points(study, TASK, [parent.run_id])]
     assert sorted(map(repr, stored)) == sorted(map(repr, whole))
 
 
@@ -154,7 +155,9 @@ def layer_study(home: Path, text: str) -> Path:
 def test_a_found_pairing_begins_a_search(study: OpenStudy, home: Path) -> None:
     pairs = [{"hint": "stage1", "guided": "stage1"}, {"hint": "stage3", "guided": "stage2"}]
     best = {"pairs": pairs, "loss": {"name": "hint"}, "weight": 2.0}
-    (start,) = starts(study, TASK, [str(layer_study(home, json.dumps({"term": 1, "best": best})))])
+    (start,) = start_points(
+        study, TASK, [str(layer_study(home, json.dumps({"term": 1, "best": best})))]
+    )
     assert start.params == {
         "knowledge[0].loss": "hint",
         "knowledge[0].pairs.count": 2,
@@ -164,13 +167,13 @@ def test_a_found_pairing_begins_a_search(study: OpenStudy, home: Path) -> None:
         "knowledge[0].pairs[1].guided": "stage2",
     }
     unknown = {**best, "loss": {"name": "nst"}}
-    (start,) = starts(
+    (start,) = start_points(
         study, TASK, [str(layer_study(home, json.dumps({"term": 0, "best": unknown})))]
     )
     assert "knowledge[0].loss" not in start.params
     assert start.params["knowledge[0].pairs[1].hint"] == "stage3"
-    with pytest.raises(StudyError, match="has found no best pairing"):
-        starts(study, TASK, [str(layer_study(home, json.dumps({"term": 0, "best": None})))])
+    with pytest.raises(StudyError, match="has no best pairing"):
+        start_points(study, TASK, [str(layer_study(home, json.dumps({"term": 0, "best": None})))])
 
 
 def test_what_cannot_begin_a_search_is_told_before_anything_starts(
@@ -178,9 +181,9 @@ def test_what_cannot_begin_a_search_is_told_before_anything_starts(
 ) -> None:
     before = sorted((home / "studies").iterdir())
     for run_name, words in (
-        ("nowhere", "there is no such folder, and it is no id"),
+        ("nowhere", "this is neither a folder nor the id"),
         (f"{first.folder}:trial-0009", "has no 'trial-0009'; it has trial-0000"),
-        ("0" * 32, "has no such run of raykd's"),
+        ("0" * 32, "has no such run of raykd"),
         (str(home), "is not a study's folder"),
     ):
         with pytest.raises(StudyError, match=words):
@@ -191,7 +194,7 @@ def test_what_cannot_begin_a_search_is_told_before_anything_starts(
         "knowledge=[{loss: {name: nkd}, weight: {uniform: [1, 2]}}]",
         text=OTHER,
     )
-    with pytest.raises(StudyError, match=r"nothing of .* fits this study: .*it is outside 100"):
+    with pytest.raises(StudyError, match=r"no value of .* fits this study: .*it is outside 100"):
         SearchRun(nothing, start_from=[str(first.folder)]).run(LocalExecutor())
     assert sorted((home / "studies").iterdir()) == before
 
@@ -202,14 +205,17 @@ def test_what_is_put_first_goes_before_the_samplers_own(tmp_path: Path) -> None:
     params = {"student.model.depth": 2, "student.model.width": 24}
     enqueue_start_points(
         world.drawn(world.study.settings),
-        [Start("a:trial-0003", params), Start("b:trial-0000", {}, ("b is left out: no",))],
-        world.journal.write,
+        [
+            StartPoint("a:trial-0003", params, ()),
+            StartPoint("b:trial-0000", {}, ("b is left out: no",)),
+        ],
+        world.journal.publish,
     )
     explorer = explore(world)
     first, *_ = explorer.records.of("trial")
     assert first.job.study["student"]["model"] == {"name": "mlp", "depth": 2, "width": 24}
     assert len(explorer.records.of("trial")) == 4
-    (note,) = [event["tags"] for event in world.journal.of("note") if "start_from" in event["tags"]]
+    (note,) = [event.tags for event in world.journal.of(Note) if "start_from" in event.tags]
     assert note == {
         "start_from": "a:trial-0003, b:trial-0000",
         "start_left_out": "b is left out: no",
@@ -221,8 +227,8 @@ def test_a_winner_that_breaks_a_constraint_is_left_out(
 ) -> None:
     narrow = opened(*placed, "search.constraints={params: {max: 100}}", text=OTHER.replace(
         "width: {int: [2, 20]}", "width: {int: [1, 64]}"))  # fmt: skip
-    with pytest.raises(StudyError, match=r"nothing of .* fits this study: .* is left out: params"):
-        starts(narrow, TASK, [str(first.folder)])
+    with pytest.raises(StudyError, match=r"no value of .* fits this study: .* is left out: params"):
+        start_points(narrow, TASK, [str(first.folder)])
 
 
 def test_a_search_that_goes_on_takes_no_other_start(tmp_path: Path) -> None:

@@ -188,7 +188,7 @@ def cka(result: LayerStudyResult) -> Figure | None:
     maps = {when: found for when in titles if (found := result.cka(when)) is not None}
     if not maps:
         return None
-    across, up = len(result.shown_guided), len(result.shown_hints)
+    across, up = len(result.cka_guided), len(result.cka_hints)
     figure = _figure(len(maps) * (1.0 + 0.85 * across) + 1.6, max(3.2, 1.6 + 0.65 * up))
     drawn = figure.subplots(1, len(maps), squeeze=False)[0]
     for place, (axes, (when, found)) in enumerate(zip(drawn, maps.items(), strict=True)):
@@ -197,7 +197,7 @@ def cka(result: LayerStudyResult) -> Figure | None:
             colour = "white" if value < 0.5 else "black"
             said = "-" if math.isnan(value) else f"{value:.2f}"
             axes.text(column, row, said, ha="center", va="center", fontsize=8, color=colour)
-        _layer_axes(axes, result.shown_hints, result.shown_guided)
+        _layer_axes(axes, result.cka_hints, result.cka_guided)
         axes.set_title(titles[when], fontsize=10)
         if place:
             axes.set_ylabel("")

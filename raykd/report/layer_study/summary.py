@@ -12,12 +12,20 @@ from rich.text import Text
 
 from raykd.layer_study.arm_record import NONE
 from raykd.layer_study.files import facts_of
-from raykd.layer_study.result import PREDICTORS, TESTED, Best, Cell, LayerInfo, LayerStudyResult
+from raykd.layer_study.result import (
+    PREDICTORS,
+    TEST_METRIC,
+    Best,
+    Cell,
+    LayerInfo,
+    LayerStudyResult,
+)
 from raykd.layer_study.statistics import Contrast
-from raykd.report.commands import Event, pairs_commands, state
+from raykd.report.commands import pairs_commands, state
 from raykd.report.failures import causes, failure_lines
 from raykd.report.summary import no_verdict, seconds_at_work
 from raykd.terminal_tables import Column, Grid, Paragraph, unbroken
+from raykd.tracking.events import Event
 from raykd.tracking.journal import events
 from raykd.tuning.number_format import duration, interval, percent, points
 from raykd.tuning.records import teacher_name
@@ -189,7 +197,7 @@ def _described(result: LayerStudyResult, name: str) -> str:
 def _teachers(result: LayerStudyResult) -> list[RenderableType]:
     lines: list[RenderableType] = []
     for record in result.teachers:
-        val, test = record.metrics.get("val_accuracy"), record.metrics.get(TESTED)
+        val, test = record.metrics.get("val_accuracy"), record.metrics.get(TEST_METRIC)
         figures = f"val accuracy {percent(val)}, test accuracy {percent(test)}"
         lines.append(Text(f"Teacher {teacher_name(record)}: {figures}"))
     return lines
