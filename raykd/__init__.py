@@ -1,7 +1,6 @@
 """raykd searches students and distillations of a teacher, in warm slots on Ray.
 
 The names below are loaded when they are first used, so that `import raykd` costs nothing.
-`raykd.search` is both the package and the function `raykd.report.python.search`.
 """
 
 from __future__ import annotations
@@ -49,7 +48,7 @@ _HOMES = {
     "pairs": "raykd.report.python",
     "read_layer_study": "raykd.layer_study.result",
     "read_result": "raykd.tuning.result",
-    "search": "raykd.tuning.run",
+    "search": "raykd.report.python",
     "train_teacher": "raykd.report.python",
 }
 
