@@ -6,14 +6,22 @@ from raykd.schemes.base import SCHEMES, AnyScheme, Scheme, TeacherContext, Teach
 from raykd.schemes.born_again import BornAgain, TfKdSelf
 from raykd.schemes.byot import Byot
 from raykd.schemes.cs_kd import CsKd
-from raykd.schemes.distiller import Distiller, Guide, HookedModel, Parts, StepOutput, TeacherSource
+from raykd.schemes.distiller import (
+    Distiller,
+    Guide,
+    HookedModel,
+    LiveTeacher,
+    Parts,
+    StepOutput,
+    TeacherSource,
+)
 from raykd.schemes.dml import Dml
 from raykd.schemes.kdcl import Kdcl
 from raykd.schemes.multi_teacher import MultiTeacher
 from raykd.schemes.offline import Offline
 from raykd.schemes.one import One
 from raykd.schemes.ps_kd import PsKd
-from raykd.schemes.teachers import LiveTeacher, Teacher
+from raykd.schemes.teachers import Teacher
 from raykd.schemes.tf_kd import TfKd
 
 SCHEMES.add(

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
+import torch
 from torch import Tensor, nn
 
 from raykd.data.batch import Batch, ExtraInputs, Inputs
@@ -15,11 +16,11 @@ from raykd.models import Layer, LayerHooks, Task, discover, resolve
 
 @dataclass(frozen=True)
 class StepOutput:
-    """What one batch gives.
+    """Result of one training step.
 
     Attributes:
-        loss: the scalar to minimise.
-        terms: each part of it by name, detached and unweighted ("task", "kd", "hint" ...).
+        loss: the scalar to minimize.
+        terms: each part of the loss by name ("task", "kd", "hint" ...), detached and unweighted.
         logits: (B, classes) of the student that will be deployed, detached.
     """
 
@@ -187,3 +188,37 @@ class HookedModel:
     def layers_only(self, inputs: Inputs) -> dict[str, Tensor]:
         """The layers without the logits: the forward ends after the last of them.  No gradient."""
         return self._taps.layers_only(inputs)
+
+
+class LiveTeacher:
+    """ModelOutputs from a forward of the teacher, frozen and in eval mode.
+
+    A `TeacherSource`.  The model is put in eval mode, its parameters need no gradient from then
+    on, and its batch-norm statistics do not move.
+
+    Args:
+        model: the trained teacher, on the device of the batches.
+        layers: the hint layers to show, as the pairs name them.
+        task: what the teacher takes and gives.
+        logits: whether any term reads the logits; if not, the forward ends after the last layer
+            and the evidence's logits are (B, 0).
+
+    Raises:
+        ValueError: the teacher has no such layer.
+    """
+
+    def __init__(
+        self, model: nn.Module, layers: Sequence[str], task: Task, *, logits: bool = True
+    ) -> None:
+        self.model = model.eval().requires_grad_(False)
+        self.logits = logits
+        self._watched = HookedModel(self.model, layers, task)
+
+    def __call__(self, batch: Batch) -> ModelOutputs:
+        if self.model.training:
+            self.model.eval()
+        with torch.no_grad():
+            if self.logits:
+                return self._watched(batch.inputs)
+            nothing = torch.empty(len(batch), 0, device=batch.targets.device)
+            return ModelOutputs(nothing, self._watched.layers_only(batch.inputs))
