@@ -1,7 +1,7 @@
-"""Base class of schemes: who teaches whom, and when.
+"""Base class of schemes, and specifications of their teachers.
 
-A scheme option builds a `Distiller`, the module the training loop calls.  The loop does not know
-that distillation exists: it calls the distiller, and walks down the gradient of what comes back.
+A scheme option builds a `Distiller`, the module that the training loop calls.  The loop does not
+know about distillation: it minimizes the loss that the distiller returns.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from raykd.train_config import Train
 
 @option
 class Scheme:
-    """Base of every scheme option."""
+    """Base class of schemes."""
 
     name: str
     paper: ClassVar[str]
@@ -30,30 +30,34 @@ class Scheme:
 
     @property
     def lends_classifier(self) -> bool:
-        """Whether one frozen teacher teaches the student alone, so that a loss may deploy the
-        student with that one's classifier (`Loss.deploys`)."""
+        """True if the student has a single frozen teacher, whose classifier a loss may deploy.
+
+        See `Loss.deploys`.
+        """
         return False
 
     def reads_logits(self, terms: Sequence[Term]) -> bool:
-        """Whether a student that is taught these terms looks at its teachers' logits; if not,
-        their forwards may end earlier."""
+        """Return whether training with these terms reads the logits of the teachers.
+
+        If not, their forward passes may end earlier.
+        """
         return True
 
     def teachers(self, around: TeacherContext) -> tuple[TeacherSpec, ...]:
-        """The networks that teach under this scheme, each prepared before a trial begins.
+        """Return the teachers of this scheme, each trained or loaded before a trial starts.
 
-        Their evidence reaches `build` in this order: `Parts.teacher`, then `Parts.others`.  By
-        default the study's own teacher, where the scheme needs one.
+        `build` receives them in this order: `Parts.teacher`, then `Parts.others`.  By default it
+        is the teacher of the study, if the scheme needs one.
         """
         if not self.needs_teacher or around.teacher is None:
             return ()
         return (independent_teacher(around.teacher, around),)
 
     def build(self, parts: Parts) -> Distiller:
-        """Make the scheme ready for one trial.
+        """Build the distiller of one trial.
 
         Raises:
-            ValueError: the parts do not fit (no teacher, layers that cannot be bridged).
+            ValueError: the parts do not fit (no teacher, layers that cannot be connected).
         """
         raise NotImplementedError
 
@@ -67,16 +71,16 @@ AnyScheme = Annotated[Scheme, SCHEMES]
 
 @dataclass(frozen=True)
 class TeacherContext:
-    """What a scheme may choose its teachers by.
+    """Facts from which a scheme derives its teachers.
 
     Attributes:
-        teacher: the study's own, if it has one.
-        student: the trial's model.
-        train: how the trial is trained.
-        knowledge: the trial's terms.
-        seed: the study's: networks that many trials share are trained under it.
-        trial_seed: the trial's own; a replicate's differs from the study's.
-        augment: the trial's augmentation.
+        teacher: of the study, if it has one.
+        student: model of the trial.
+        train: training settings of the trial.
+        knowledge: terms of the trial.
+        seed: of the study, for teachers that trials share.
+        trial_seed: of the trial; that of a replicate differs from the seed of the study.
+        augment: augmentation of the trial.
     """
 
     teacher: Teacher | None
@@ -90,21 +94,21 @@ class TeacherContext:
 
 @dataclass(frozen=True)
 class TeacherSpec:
-    """A network that must be there before a trial begins: what it is and how it is trained.
+    """Specification of a network that is trained or loaded before a trial starts.
 
-    Two trials that need the same preparation share one; see `raykd.training.teachers.teacher_key`.
+    Trials with equal specifications share one network (`raykd.training.teachers.spec_key`).
 
     Attributes:
-        model: None where `weights` alone tell.
-        weights: a file or URI it is loaded from; None: it is trained.
+        model: None if `weights` determines it.
+        weights: file or URI that it is loaded from; None: it is trained.
         train, seed: of its training.
-        scheme: who teaches it; None: it learns alone.
-        knowledge: what its own teachers teach it.
-        teachers: those, each prepared before it.
-        augment: the augmentation of its training; None: the study's.
-        origin: the trained network it starts from; None: it draws its weights, or loads them.
-        classes: class names in the order of the outputs of `weights`, where the study gives them.
-        normalization: of the pictures that loaded weights were trained with.
+        scheme: of its training; None: it is trained alone.
+        knowledge: terms between it and its teachers.
+        teachers: of its training.
+        augment: augmentation of its training; None: that of the study.
+        origin: trained network that it starts from; None: random weights, or `weights`.
+        classes: class names in the order of the outputs of `weights`, if the study has them.
+        normalization: of the images that `weights` were trained with.
     """
 
     model: Model | None
@@ -121,7 +125,7 @@ class TeacherSpec:
 
     @property
     def needs(self) -> tuple[TeacherSpec, ...]:
-        """The networks that must be there before it is trained: its teachers, then its origin."""
+        """Networks that its training needs: its teachers, then its origin."""
         return self.teachers if self.origin is None else (*self.teachers, self.origin)
 
     @property
@@ -130,12 +134,12 @@ class TeacherSpec:
 
     @property
     def is_shared(self) -> bool:
-        """Whether it belongs to the study, rather than to one trial."""
+        """True if all trials share it, False if it belongs to one trial."""
         return self.augment is None
 
     @property
     def as_teacher(self) -> Teacher:
-        """The option that stands for it where it teaches: its model, and nothing of its past."""
+        """The `teacher` option of a study that it teaches."""
         return Teacher(
             model=self.model,
             weights=self.weights,
@@ -147,16 +151,16 @@ class TeacherSpec:
 
 
 def independent_teacher(teacher: Teacher, around: TeacherContext) -> TeacherSpec:
-    """The preparation of a teacher that the study, or a scheme, names.
+    """Return the specification of a teacher option of a study or scheme.
 
-    Where it does not say how it is trained, it is trained as the study's own teacher is, or else
-    as the student.
+    Without training settings it is trained like the teacher of the study, or else like the
+    student.
     """
-    own = around.teacher.train if around.teacher is not None else None
+    study_train = around.teacher.train if around.teacher is not None else None
     return TeacherSpec(
         model=teacher.model,
         weights=teacher.weights,
-        train=teacher.train or own or around.train,
+        train=teacher.train or study_train or around.train,
         seed=around.seed if teacher.seed is None else teacher.seed,
         origin=origin_of(teacher.model, around) if teacher.weights is None else None,
         classes=tuple(map(str, teacher.classes or ())),
@@ -165,7 +169,7 @@ def independent_teacher(teacher: Teacher, around: TeacherContext) -> TeacherSpec
 
 
 def origin_of(model: Model | None, around: TeacherContext) -> TeacherSpec | None:
-    """The study's own teacher where a model's networks inherit from it; else None."""
+    """Return the teacher of the study if a model inherits its weights from it; else None."""
     teacher = around.teacher
     if model is None or teacher is None or model.origin is None or model.origin != teacher.model:
         return None

@@ -30,19 +30,19 @@ class StepOutput:
 
 
 class TeacherSource(Protocol):
-    """Where the teacher's evidence comes from: a live forward, or a cache of one."""
+    """Returns the outputs of a teacher for a batch: from a forward pass, or from a cache."""
 
     def __call__(self, batch: Batch) -> ModelOutputs: ...
 
 
 @dataclass(frozen=True)
 class Guide:
-    """One teacher of several, as a scheme meets it.
+    """Teacher of a scheme, with its terms.
 
     Attributes:
-        teacher: its evidence.
-        terms: the knowledge to transfer, pairs resolved to its own layers.
-        hint_shapes: shape of every layer of its own that a pair names.
+        teacher: returns its outputs.
+        terms: terms with pairs resolved to layers of this teacher.
+        hint_shapes: shape of every hint layer, by the name that pairs use.
     """
 
     teacher: TeacherSource
@@ -52,22 +52,21 @@ class Guide:
 
 @dataclass(frozen=True)
 class Parts:
-    """All that a scheme may build from.
+    """Inputs of a scheme for building its distiller.
 
     Attributes:
-        student: the network to train.
-        build_student: makes another untrained copy of it (for peers), fresh weights each call.
-        teacher: evidence of the teacher (its layers named as the pairs name them); None where the
-            scheme needs none.
-        terms: the knowledge to transfer, pairs resolved to layer names.
-        task_loss: (logits, targets) -> scalar, the loss on the labels.
-        task: what the networks take and give; the distiller finds the student's layers with it.
+        student: network to train.
+        build_student: returns another student (a peer) with new initial weights.
+        teacher: returns outputs of the first teacher; None if there is none.
+        terms: terms with pairs resolved to layers.
+        task_loss: (logits, targets) -> scalar, the label loss.
+        task: inputs and classes of the networks.
         train_size: number of training samples.
         data_size: one more than the largest `Batch.index`.
-        guided_shapes / hint_shapes: shape of every layer named in a pair, by the name the pair
-            uses, without the batch.
+        guided_shapes / hint_shapes: shape without the batch of every layer in a pair, by the name
+            that the pair uses.
         others: the teachers after the first, in the order of `Scheme.teachers`.
-        teacher_network: the first teacher itself, where it is at hand.
+        teacher_network: network of the first teacher, if it is loaded.
     """
 
     student: nn.Module
@@ -89,7 +88,7 @@ class Parts:
 
     @property
     def guides(self) -> tuple[Guide, ...]:
-        """Every teacher, the first one first.
+        """All teachers, in order.
 
         Raises:
             ValueError: there is none.
@@ -102,7 +101,7 @@ class Parts:
         return (Guide(self.teacher, self.terms, self.hint_shapes), *self.others)
 
     def with_terms(self, terms: Sequence[Term]) -> Parts:
-        """The same, but for what is transferred."""
+        """Return a copy with other terms."""
         return replace(self, terms=terms)
 
     def make_terms(
@@ -111,15 +110,15 @@ class Parts:
         hint_shapes: Mapping[str, Shape] | None = None,
         deployable: bool = False,
     ) -> Terms:
-        """Terms made ready, what their losses learn freshly initialised.
+        """Build terms whose losses have newly initialized parameters.
 
         Args:
-            terms: null: all.
-            hint_shapes: null: the first teacher's.
+            terms: None: `self.terms`.
+            hint_shapes: None: those of the first teacher.
             deployable: whether a loss may change the network that is kept.
 
         Raises:
-            ValueError: layers that cannot be bridged.
+            ValueError: layers that cannot be connected.
         """
         return Terms(
             self.terms if terms is None else terms,
@@ -133,19 +132,19 @@ class Parts:
 
 
 class Distiller(nn.Module):
-    """A scheme made ready for one trial.
+    """Training objective of one trial: networks, terms and label loss.
 
-    Every registered parameter is trained; the teacher is not registered.
+    Every registered parameter is trained; teachers are not registered.
     """
 
     student: nn.Module
-    """The network that is evaluated and kept."""
+    """Network that is evaluated and kept."""
 
     needs_unused_parameter_search: bool = False
-    """Whether some parameters may get no gradient in some step (for DDP)."""
+    """True if some parameters may have no gradient in some step (for DDP)."""
 
     steps_differ: bool = False
-    """Whether steps of one epoch differ by more than their batches and their terms' weights."""
+    """True if steps of an epoch differ by more than their batches and the weights of terms."""
 
     extra_inputs: ExtraInputs = ExtraInputs()
     """Inputs it needs in addition to the samples of its batches."""
@@ -154,17 +153,17 @@ class Distiller(nn.Module):
         raise NotImplementedError
 
     def begin_epoch(self, progress: Progress) -> None:
-        """Called before an epoch's first batch."""
+        """Prepare for an epoch; called before its first batch."""
 
 
 class HookedModel:
-    """Runs a network and shows its logits and the layers asked for.
+    """Network that returns its logits and the outputs of some layers.
 
     Args:
-        model: (B, ...) -> (B, classes); not registered anywhere by this.
+        model: (B, ...) -> (B, classes); not registered as a submodule.
         layers: dotted module names or aliases ("stage2", "embedding").
-        task: what the network takes and gives.
-        known: the layers the names are looked up in; None: all that are discovered.
+        task: inputs and classes of the network.
+        candidates: layers in which the names are looked up; None: all layers of the network.
 
     Raises:
         ValueError: the network has no such layer.
@@ -175,33 +174,33 @@ class HookedModel:
         model: nn.Module,
         layers: Sequence[str],
         task: Task,
-        known: Sequence[Layer] | None = None,
+        candidates: Sequence[Layer] | None = None,
     ) -> None:
-        if known is None:
-            known = discover(model, task) if layers else ()
-        self._taps = LayerHooks(model, [resolve(known, name) for name in layers])
+        if candidates is None:
+            candidates = discover(model, task) if layers else ()
+        self._hooks = LayerHooks(model, [resolve(candidates, name) for name in layers])
 
     def __call__(self, inputs: Inputs) -> ModelOutputs:
-        logits, layers = self._taps.run(inputs)
+        logits, layers = self._hooks.run(inputs)
         return ModelOutputs(logits, layers)
 
     def layers_only(self, inputs: Inputs) -> dict[str, Tensor]:
-        """The layers without the logits: the forward ends after the last of them.  No gradient."""
-        return self._taps.layers_only(inputs)
+        """Return the layers without gradients; the forward pass ends after the last of them."""
+        return self._hooks.layers_only(inputs)
 
 
 class LiveTeacher:
-    """ModelOutputs from a forward of the teacher, frozen and in eval mode.
+    """Teacher that is run for every batch, frozen and in eval mode.
 
     A `TeacherSource`.  The model is put in eval mode, its parameters need no gradient from then
-    on, and its batch-norm statistics do not move.
+    on, and its batch-norm statistics do not change.
 
     Args:
-        model: the trained teacher, on the device of the batches.
-        layers: the hint layers to show, as the pairs name them.
-        task: what the teacher takes and gives.
-        logits: whether any term reads the logits; if not, the forward ends after the last layer
-            and the evidence's logits are (B, 0).
+        model: trained, on the device of the batches.
+        layers: hint layers to return, as the pairs name them.
+        task: inputs and classes of the teacher.
+        logits: whether a term reads the logits; if not, the forward pass ends after the last
+            layer, and the logits are (B, 0).
 
     Raises:
         ValueError: the teacher has no such layer.
@@ -212,13 +211,13 @@ class LiveTeacher:
     ) -> None:
         self.model = model.eval().requires_grad_(False)
         self.logits = logits
-        self._watched = HookedModel(self.model, layers, task)
+        self._hooked_model = HookedModel(self.model, layers, task)
 
     def __call__(self, batch: Batch) -> ModelOutputs:
         if self.model.training:
             self.model.eval()
         with torch.no_grad():
             if self.logits:
-                return self._watched(batch.inputs)
-            nothing = torch.empty(len(batch), 0, device=batch.targets.device)
-            return ModelOutputs(nothing, self._watched.layers_only(batch.inputs))
+                return self._hooked_model(batch.inputs)
+            logits = torch.empty(len(batch), 0, device=batch.targets.device)
+            return ModelOutputs(logits, self._hooked_model.layers_only(batch.inputs))

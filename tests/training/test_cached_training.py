@@ -128,7 +128,7 @@ def test_losses_that_say_so_never_look_at_the_logits(name: str) -> None:
     source = training.distiller.teacher
     assert isinstance(source, LiveTeacher) and not source.logits
     whole = Training(study, data(), seed=5, teacher=teacher())
-    in_full = LiveTeacher(teacher(), source._watched._taps.names, task_of(data()))
+    in_full = LiveTeacher(teacher(), source._hooked_model._hooks.names, task_of(data()))
     vars(whole.distiller)["teacher"] = in_full
     ours, theirs = training.run_epoch(), whole.run_epoch()
     assert untimed(ours) == pytest.approx(untimed(theirs), rel=1e-5)
