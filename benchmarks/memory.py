@@ -65,8 +65,8 @@ def held_mb(pid: int | str = "self") -> float:
 
 def served(trials: int) -> list[float]:
     """Return the memory of this process after each trial, in MB."""
-    import torch
 
+    from raykd.data import Placement
     from raykd.runtime.jobs import TrainJob
     from raykd.runtime.worker import Worker, WorkerContext
     from raykd.storage import Storage
@@ -82,7 +82,7 @@ def served(trials: int) -> list[float]:
         file.write_text(STUDY)
         study = load_or_use(file, [f"cluster.storage={folder}"])
         data, storage = study.settings.data.load(), Storage(folder)
-        context = WorkerContext(storage, data, torch.device("cpu"), rank=0, world=1)
+        context = WorkerContext(storage, data, Placement())
         worker = Worker(context)
         store = TeacherStore(study.settings, data.fingerprint, storage)
         weights = store.file(teacher_spec_of(study.settings))

@@ -20,11 +20,10 @@ from ray.tune.search import Searcher
 from raykd.compat.ray_patches import inherit_environment
 from raykd.data import Dataset
 from raykd.runtime.cluster import SlotPlan
-from raykd.runtime.early_stopping import TuneRule, make_stopping_rule
+from raykd.runtime.early_stopping import TuneRule
 from raykd.runtime.jobs import AnyJob, IdleJob, JobFailure, RecordedJob, Report
 from raykd.runtime.signals import restore_signal_handlers
 from raykd.runtime.slot import Slot, SlotSetup, resources_of
-from raykd.study.config import Search, Study
 from raykd.study.schedulers import StoppingRule
 from raykd.tracking.events import EndStatus
 
@@ -67,46 +66,28 @@ class Planner(Protocol):
 
 def run_planner(
     planner: Planner,
-    plan: SlotPlan,
-    study: Study,
-    search: Search,
+    setup: SlotSetup,
     data: Dataset,
+    rule: StoppingRule | None = None,
     *,
-    storage: str,
-    folder: str,
     verbose: bool = False,
-    outlived: bool = False,
 ) -> None:
-    """Run every job of a planner in `plan.slots` warm slots.
+    """Run every job of a planner in warm slots.
 
     Args:
         planner: decides what is trained.
-        plan: resources of the slots.
-        study: with its domains open.
-        search: how to search; decides which trials end early.
+        setup: of the slots.
         data: of the study.
-        storage: root of the study's files.
-        folder: for Ray's own files of the run.
+        rule: decides which trials end early; None: none does.
         verbose: let Tune's own output through.
-        outlived: whether Ray continues after the run.
     """
-    failures = study.cluster.max_failures
-    setup = SlotSetup(
-        storage=storage,
-        workers=plan.workers,
-        slots=plan.slots,
-        cpus=plan.cpus,
-        gpus=plan.gpus,
-        max_failures=failures,
-        folder=folder,
-        outlived=outlived,
-    )
+    plan = setup.plan
     trainable = tune.with_parameters(Slot, shared=setup, data=[ray.put(data.arrays())])
     tuner = tune.Tuner(
         tune.with_resources(trainable, tune.PlacementGroupFactory([_request(plan)])),
         tune_config=tune.TuneConfig(
             search_alg=Suggestions(planner),
-            scheduler=Stopping(planner, make_stopping_rule(search, study.train.epochs)),
+            scheduler=Stopping(planner, rule),
             num_samples=-1,
             max_concurrent_trials=plan.slots,
             reuse_actors=True,
@@ -115,14 +96,14 @@ def run_planner(
         ),
         run_config=tune.RunConfig(
             name="tune",
-            storage_path=folder,
+            storage_path=setup.folder,
             verbose=1 if verbose else 0,
             callbacks=[Reports(planner)],
             checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
-            failure_config=tune.FailureConfig(max_failures=failures),
+            failure_config=tune.FailureConfig(max_failures=setup.max_failures),
         ),
     )
-    with _quiet(verbose), contextlib.nullcontext() if outlived else inherit_environment():
+    with _quiet(verbose), contextlib.nullcontext() if setup.outlived else inherit_environment():
         try:
             tuner.fit()
         finally:

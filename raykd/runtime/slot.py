@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from ray import tune
 
 from raykd.runtime.channel import Channel, ContinueJob, StartJob, WorkersGone, WorkersLost
+from raykd.runtime.cluster import SlotPlan
 from raykd.runtime.jobs import AnyJob, IdleJob, JobFailure, RecordedJob, Report
 from raykd.storage import Storage
 
@@ -42,9 +43,7 @@ class SlotSetup:
 
     Attributes:
         storage: root of the study's files.
-        workers: ranks per trial.
-        slots: number of slots.
-        cpus, gpus: of each rank.
+        plan: number and resources of the slots.
         max_failures: number of restarts of a trial's lost workers before it fails.
         folder: folder for Ray Train's own files.
         collective_timeout: seconds that ranks wait for one another.
@@ -52,10 +51,7 @@ class SlotSetup:
     """
 
     storage: str
-    workers: int
-    slots: int
-    cpus: float
-    gpus: float
+    plan: SlotPlan
     max_failures: int
     folder: str
     collective_timeout: int = 1800
@@ -75,7 +71,7 @@ class Slot(tune.Trainable):
         self._ended: str | None = None
         self._unusable = False
         self._channel = Channel(ray.util.get_node_ip_address(), self._check_trainer)
-        run = self._train_here if shared.workers == 1 else self._train_in_a_group
+        run = self._train_here if shared.plan.workers == 1 else self._train_in_a_group
         self._trainer = threading.Thread(target=run, args=(data[0],), daemon=True)
         self._trainer.start()
         self.reset_config(config)
@@ -166,7 +162,7 @@ class Slot(tune.Trainable):
         """Run a group of processes, and start it again after it failed."""
         while True:
             announced = self._channel.announcements
-            trainer = self._trainer_of(data, processes=self._shared.workers)
+            trainer = self._trainer_of(data, processes=self._shared.plan.workers)
             try:
                 trainer.fit()
                 return
@@ -182,7 +178,7 @@ class Slot(tune.Trainable):
 
         from raykd.runtime.worker import WorkerSetup, serve
 
-        shared = self._shared
+        shared, plan = self._shared, self._shared.plan
         return TorchTrainer(
             serve,
             train_loop_config={
@@ -190,16 +186,14 @@ class Slot(tune.Trainable):
                     self._channel.address,
                     shared.storage,
                     data,
-                    cpus=shared.cpus,
-                    gpus=shared.gpus,
-                    slots=shared.slots,
+                    plan,
                 )
             },
             torch_config=TorchConfig(timeout_s=shared.collective_timeout),
             scaling_config=ScalingConfig(
                 num_workers=processes,
-                use_gpu=shared.gpus > 0,
-                resources_per_worker=resources_of(shared.cpus, shared.gpus),
+                use_gpu=plan.gpus > 0,
+                resources_per_worker=resources_of(plan.cpus, plan.gpus),
             ),
             run_config=RunConfig(
                 name=f"slot-{os.getpid()}-{self._channel.announcements}",

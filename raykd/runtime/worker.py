@@ -33,6 +33,7 @@ from raykd.runtime.channel import (
     Request,
     StartJob,
 )
+from raykd.runtime.cluster import SlotPlan
 from raykd.runtime.jobs import (
     AnyJob,
     CacheJob,
@@ -88,23 +89,31 @@ class WorkerContext:
     Attributes:
         storage: root of the study's files.
         data: on the device.
-        device: to compute on.
-        rank, world: number of this rank, and how many there are.
+        placement: device and rank.
         threads: for computing on a CPU; 0: as many as torch uses by default.
         exclusive_threads: the same, for a job that all other slots wait for.
     """
 
     storage: Storage
     data: Dataset
-    device: torch.device
-    rank: int
-    world: int
+    placement: Placement
     threads: int = 0
     exclusive_threads: int = 0
 
     @property
-    def placement(self) -> Placement:
-        return Placement(self.device, self.rank, self.world)
+    def device(self) -> torch.device:
+        """Device to compute on."""
+        return torch.device(self.placement.device)
+
+    @property
+    def rank(self) -> int:
+        """Number of this rank."""
+        return self.placement.rank
+
+    @property
+    def world(self) -> int:
+        """Number of ranks."""
+        return self.placement.world_size
 
     def set_threads(self, *, exclusive: bool) -> None:
         """Compute with as many threads as the job may use."""
@@ -483,16 +492,13 @@ class WorkerSetup:
         address: of the slot's channel.
         storage: root of the study's files.
         data: Ray object that holds `Dataset.arrays()`.
-        cpus, gpus: of this worker.
-        slots: number of slots.
+        plan: number of the slots, and resources of each worker.
     """
 
     address: Address
     storage: str
     data: ObjectRef
-    cpus: float
-    gpus: float
-    slots: int
+    plan: SlotPlan
 
 
 def serve(config: Mapping[str, WorkerSetup]) -> None:
@@ -550,12 +556,13 @@ def _context(setup: WorkerSetup, rank: int, world: int) -> WorkerContext:
     from ray.train.torch import get_device
 
     # In the slot's own process Ray Train would take any GPU that it sees.
-    device = get_device() if setup.gpus else torch.device("cpu")
-    threads = max(1, int(setup.cpus)) if device.type == "cpu" else 0
-    exclusive = min(threads * setup.slots, _ray_cpus()) if world == 1 else 0
+    device = get_device() if setup.plan.gpus else torch.device("cpu")
+    threads = max(1, int(setup.plan.cpus)) if device.type == "cpu" else 0
+    exclusive = min(threads * setup.plan.slots, _ray_cpus()) if world == 1 else 0
     data = Dataset.from_arrays(ray.get(setup.data)).to(device)
     storage = Storage(setup.storage)
-    context = WorkerContext(storage, data, device, rank, world, threads, max(threads, exclusive))
+    placement = Placement(device, rank, world)
+    context = WorkerContext(storage, data, placement, threads, max(threads, exclusive))
     context.set_threads(exclusive=False)
     return context
 

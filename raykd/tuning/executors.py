@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from raykd.data import Placement
 from raykd.runtime.cluster import (
     Resources,
     check_resources,
@@ -53,20 +54,18 @@ class RayExecutor(Executor):
             check_storage(folder.storage, f"{folder.name}/reachable", nodes)
             planner = run.planner(session, plan.slots)
             _announce(session, plan, planner)
-            from raykd.runtime.ray_tune import run_planner  # imports Ray, whose settings stand now
+            # These import Ray, whose settings are set now.
+            from raykd.runtime.early_stopping import make_stopping_rule
+            from raykd.runtime.ray_tune import run_planner
+            from raykd.runtime.slot import SlotSetup
 
             root = f"{folder.storage}/{folder.name}" if is_uri(folder.storage) else folder.path
-            run_planner(
-                planner,
-                plan,
-                session.study.settings,
-                session.prepared.search,
-                session.data,
-                storage=folder.storage,
-                folder=f"{root}/ray",
-                verbose=session.verbose,
-                outlived=outlived,
+            setup = SlotSetup(
+                folder.storage, plan, cluster.max_failures, f"{root}/ray", outlived=outlived
             )
+            epochs = session.study.settings.train.epochs
+            rule = make_stopping_rule(session.prepared.search, epochs)
+            run_planner(planner, setup, session.data, rule, verbose=session.verbose)
         if not planner.finished:
             raise KeyboardInterrupt  # Tune takes Ctrl-C for itself, and just returns
         if not session.verbose:  # resuming never reads them
@@ -87,7 +86,7 @@ class LocalExecutor(Executor):
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         data = session.data.to(device)
         storage = Storage(session.folder.storage)
-        worker = Worker(WorkerContext(storage, data, device, rank=0, world=1))
+        worker = Worker(WorkerContext(storage, data, Placement(device)))
         _announce(session, None, planner)
         try:
             while (job := planner.next()) is not None:
@@ -112,7 +111,7 @@ def _with_measured_sharing(session: RunSession, nodes: Sequence[Resources]) -> C
     cluster, bus = session.study.settings.cluster, session.bus
     if max_trials_per_gpu(cluster, nodes) == 1:
         return cluster
-    file = session.folder.packing
+    file = session.folder.gpu_sharing
     rates = load_rates(file, nodes)
     if rates:
         return replace(cluster, gpus_per_worker=1 / best_count(rates))

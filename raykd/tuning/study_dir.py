@@ -47,7 +47,7 @@ class StudyFolder:
         return self.path / "latency.json"
 
     @property
-    def packing(self) -> Path:
+    def gpu_sharing(self) -> Path:
         """Measured throughput of trials that share a GPU."""
         return self.path / "packing.json"
 

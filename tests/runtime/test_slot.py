@@ -11,6 +11,7 @@ import pytest
 from ray import tune
 
 from raykd.runtime.channel import Channel, ChannelClient, StartJob, WorkersGone
+from raykd.runtime.cluster import SlotPlan
 from raykd.runtime.jobs import JobFailure, Report, TrainJob
 from raykd.runtime.slot import Slot, SlotSetup
 from raykd.storage import Storage
@@ -33,9 +34,8 @@ def slot_of(
 
     monkeypatch.setattr(Slot, "_trainer_of", trainer_of)
     slot = Slot.__new__(Slot)
-    setup = SlotSetup(
-        str(folder), workers=1, slots=1, cpus=1, gpus=0, max_failures=2, folder=str(folder)
-    )
+    plan = SlotPlan(slots=1, workers=1, cpus=1, gpus=0)
+    setup = SlotSetup(str(folder), plan, max_failures=2, folder=str(folder))
     slot.setup({"job": FIRST}, setup, [None])  # type: ignore[list-item]
     return slot
 

@@ -22,6 +22,7 @@ from helpers.training_cases import (
     train_of,
     untimed,
 )
+from raykd.data import Placement
 from raykd.models import Task
 from raykd.runtime import worker as worker_module
 from raykd.runtime.channel import ContinueJob, Exit, Request, StartJob
@@ -52,7 +53,7 @@ def worker(storage: Storage) -> Worker:
 
 
 def worker_of(storage: Storage, world: int = 1) -> Worker:
-    return Worker(WorkerContext(storage, digits(), CPU, rank=0, world=world))
+    return Worker(WorkerContext(storage, digits(), Placement(CPU, 0, world)))
 
 
 def job_of(study: Study, record_id: str = "trial-0000", **fields: Any) -> TrainJob:

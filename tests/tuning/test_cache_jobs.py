@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from helpers.search_cases import TASK, FakeTune, World, next_job, opened, roles, searching, tell
-from raykd.data import Dataset
+from raykd.data import Dataset, Placement
 from raykd.runtime.jobs import CacheJob, IdleJob
 from raykd.runtime.worker import Worker, WorkerContext
 from raykd.study.open_study import OpenStudy
@@ -77,8 +76,7 @@ class Kept(FakeTune):
             return
         if isinstance(job, CacheJob):
             self.shares.append(job.id)
-        cpu = torch.device("cpu")
-        worker = Worker(WorkerContext(self.world.storage, self.data, cpu, rank=0, world=1))
+        worker = Worker(WorkerContext(self.world.storage, self.data, Placement()))
         for outcome in worker.outcomes(job):
             self._look(job.id, worker.training)
             yield outcome

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from helpers.search_cases import FakeTune, RecordingBus, World, epochs_of, opened, roles, searching
-from raykd.data import Dataset
+from raykd.data import Dataset, Placement
 from raykd.runtime.worker import Worker, WorkerContext
 from raykd.training.stored_networks import raw_samples
 from raykd.tuning.records import Records
@@ -34,8 +34,7 @@ class Seated(FakeTune):
 
     def __init__(self, world: World, explorer: SearchPlanner, data: Dataset) -> None:
         super().__init__(world, explorer)
-        cpu = torch.device("cpu")
-        self.worker = Worker(WorkerContext(world.storage, data, cpu, rank=0, world=1))
+        self.worker = Worker(WorkerContext(world.storage, data, Placement()))
 
     def _results(self, job: Any) -> Iterator[Any]:
         yield from self.worker.outcomes(job)
