@@ -56,7 +56,7 @@ PHRASES = (
         "owed",
         "in vain",
         "see that",
-        "profile_network\\w*",
+        "dissect\\w*",
     ),
     *("obeys?", "forebears?", "pupils?", "has to be seen", "of whom", "what a .{1,20} says"),
     *("keeps? the books?", "is of no use", "whence", "hitherto", "the like"),
