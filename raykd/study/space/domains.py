@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from raykd.arguments import near as near
 from raykd.study.space.sampling import Scalar, Suggest
-from raykd.study.yaml_file import Json, Place
 
 if TYPE_CHECKING:
     from raykd.study.space.conditions import Condition
     from raykd.study.space.pairing import PairingDomain
+    from raykd.study.yaml_file import Json, Place
 
 
 NumberKind = Literal["uniform", "loguniform", "int", "logint"]

@@ -12,12 +12,14 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Literal, NamedTuple, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar, get_args
 
 from raykd.errors import Infeasible
 from raykd.study.space.domains import Malformed, domain_kind, label_of, near
 from raykd.study.space.sampling import Scalar, Suggest
-from raykd.study.yaml_file import Json
+
+if TYPE_CHECKING:
+    from raykd.study.yaml_file import Json
 
 T = TypeVar("T")
 Order = Literal["monotone", "any", "reverse"]
