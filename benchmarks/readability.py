@@ -99,15 +99,15 @@ class Measure:
 
 
 LIMITS: dict[str, tuple[float, float]] = {
-    "docstrings that begin with a question word, %": (6, 2),
-    "avoided phrases": (150, 0),
-    "avoided names": (660, 0),
-    "uses of Any per 1,000 lines of code": (19.7, 14),
+    "docstrings that begin with a question word, %": (3.5, 2),
+    "avoided phrases": (85, 0),
+    "avoided names": (360, 0),
+    "uses of Any per 1,000 lines of code": (15.1, 14),
     "parameters of the largest constructor": (8, 6),
     "lines of the longest function": (56, 40),
     "lines of the largest file": (850, 450),
-    "files to follow a batch": (19, 17),
-    "files to follow a study": (49, 42),
+    "files to follow a batch": (17, 17),
+    "files to follow a study": (51, 42),
 }
 """Limit of each measure today, and the goal."""
 
@@ -347,11 +347,19 @@ def study_files(folder: Path) -> tuple[float, list[str]]:
     from raykd.runtime.jobs import Clock, Report, TrainJob
     from raykd.storage import Storage
     from raykd.study.student_costs import StudentCosts
+    from raykd.tracking.events import Event
+    from raykd.tracking.journal import EventBus, Journal
     from raykd.training.teachers import teacher_spec_of
-    from raykd.tuning.planner import RunContext
     from raykd.tuning.records import Records
     from raykd.tuning.search_planner import SearchPlanner
+    from raykd.tuning.session import RunContext
     from raykd.tuning.teacher_store import TeacherStore
+
+    class SilentBus(EventBus):
+        """Publish nothing: events are not on the way of a study to a job."""
+
+        def publish(self, event: Event) -> None:
+            pass
 
     recorder, task = Recorder(), Task(input_shape=(1, 8, 8), classes=10)
     with recorder.recording():
@@ -365,10 +373,10 @@ def study_files(folder: Path) -> tuple[float, list[str]]:
         study=study,
         task=task,
         search=settings.search,
-        journal=NoJournal(),
+        bus=SilentBus(Journal(folder / "journal.jsonl")),
         storage=storage,
         folder=settings.name,
-        shelf=store,
+        teacher_store=store,
         records=Records.from_events([]),
         slots=1,
         costs=StudentCosts(settings.search, task),
@@ -384,13 +392,6 @@ def study_files(folder: Path) -> tuple[float, list[str]]:
         job = planner.next()
     assert isinstance(job, TrainJob) and job.id.startswith("trial"), job
     return len(recorder.files), sorted(recorder.files)
-
-
-class NoJournal:
-    """Journal that drops all events."""
-
-    def write(self, event: str, **fields: Any) -> None:
-        pass
 
 
 def _write(folder: Path) -> Path:
