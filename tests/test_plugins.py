@@ -38,7 +38,7 @@ from torch import nn
 
 from raykd.models import Model, Task
 from raykd.registry import option
-from raykd.schemes import Distiller, Offline, Parts, Scheme
+from raykd.schemes import Distiller, Offline, SchemeInputs, Scheme
 
 
 @option
@@ -49,7 +49,7 @@ class Twice(Scheme):
 
     name: Literal["twice"] = "twice"
 
-    def build(self, parts: Parts) -> Distiller:
+    def build(self, parts: SchemeInputs) -> Distiller:
         return Offline(task_weight=2).build(parts)
 
 

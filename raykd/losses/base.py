@@ -104,18 +104,38 @@ class LossModule(nn.Module):
         Raises:
             ValueError: a shape is not that of the batch, or not the one the loss was built for.
         """
-        batch = len(student.logits)
-        check_integers("the targets", targets, batch)
-        check_integers("the numbers of samples", index, batch)
-        check_layers("student", student.layers, batch, self._guided)
-        check_layers("teacher", teacher.layers, batch, self._hints)
-        with torch.autocast(student.logits.device.type, enabled=False):
-            shown, taught = student.map(widened), teacher.detached().map(widened)
-            return self.value(LossInputs(shown, taught, targets, index, progress))
+        return self.checked_value(loss_inputs(student, teacher, targets, index, progress))
 
-    def value(self, lesson: LossInputs) -> Tensor:
-        """See `forward`."""
+    def checked_value(self, inputs: LossInputs) -> Tensor:
+        """Compute the loss of inputs that `loss_inputs` made.
+
+        Raises:
+            ValueError: as `forward`.
+        """
+        batch = len(inputs.student.logits)
+        check_integers("the targets", inputs.targets, batch)
+        check_integers("the numbers of samples", inputs.index, batch)
+        check_layers("student", inputs.student.layers, batch, self._guided)
+        check_layers("teacher", inputs.teacher.layers, batch, self._hints)
+        with torch.autocast(inputs.student.logits.device.type, enabled=False):
+            return self.value(inputs)
+
+    def value(self, inputs: LossInputs) -> Tensor:
+        """Compute the loss, a scalar, from float32 (or float64) tensors with autocast off."""
         raise NotImplementedError
+
+
+def loss_inputs(
+    student: ModelOutputs,
+    teacher: ModelOutputs,
+    targets: Tensor,
+    index: Tensor,
+    progress: Progress,
+) -> LossInputs:
+    """Make the inputs of losses: the teacher detached, half precision widened to float32."""
+    return LossInputs(
+        student.map(widened), teacher.detached().map(widened), targets, index, progress
+    )
 
 
 def widened(tensor: Tensor) -> Tensor:
@@ -316,8 +336,8 @@ class _OnLogits(LossModule):
         super().__init__()
         self.loss = loss
 
-    def value(self, lesson: LossInputs) -> Tensor:
-        return self.loss(lesson.student.logits, lesson.teacher.logits, lesson.targets)
+    def value(self, inputs: LossInputs) -> Tensor:
+        return self.loss(inputs.student.logits, inputs.teacher.logits, inputs.targets)
 
 
 class ConnectedLoss(nn.Module):
@@ -337,9 +357,9 @@ class PairwiseLoss(LossModule):
         self.shares = loss.shares(len(context.pairs))
         self.judges = nn.ModuleList(for_each_pair(context, loss.judge))
 
-    def value(self, lesson: LossInputs) -> Tensor:
+    def value(self, inputs: LossInputs) -> Tensor:
         values = [
-            share * judge(lesson.student.layers[pair.guided], lesson.teacher.layers[pair.hint])
+            share * judge(inputs.student.layers[pair.guided], inputs.teacher.layers[pair.hint])
             for pair, judge, share in zip(self.pairs, self.judges, self.shares, strict=True)
         ]
         return torch.stack(values).sum()

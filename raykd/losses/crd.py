@@ -82,13 +82,13 @@ class _Contrast(LossModule):
             for_each_pair(context, lambda guided, hint: _Contrasted(loss, context, guided, hint))
         )
 
-    def value(self, lesson: LossInputs) -> Tensor:
+    def value(self, inputs: LossInputs) -> Tensor:
         values = [
             judge(
-                lesson.student.layers[pair.guided],
-                lesson.teacher.layers[pair.hint],
-                lesson.targets,
-                lesson.index,
+                inputs.student.layers[pair.guided],
+                inputs.teacher.layers[pair.hint],
+                inputs.targets,
+                inputs.index,
             )
             for pair, judge in zip(self.pairs, self.judges, strict=True)
         ]

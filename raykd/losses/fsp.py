@@ -80,12 +80,12 @@ class _Flow(LossModule):
         self.pairs = context.pairs
         self.connectors = nn.ModuleList(for_each_pair(context, channels_connector))
 
-    def value(self, lesson: LossInputs) -> Tensor:
+    def value(self, inputs: LossInputs) -> Tensor:
         guided = [
-            connect(lesson.student.layers[pair.guided])
+            connect(inputs.student.layers[pair.guided])
             for pair, connect in zip(self.pairs, self.connectors, strict=True)
         ]
-        hints = [lesson.teacher.layers[pair.hint] for pair in self.pairs]
+        hints = [inputs.teacher.layers[pair.hint] for pair in self.pairs]
         values = [
             self.loss(ours, theirs)
             for ours, theirs in zip(pairwise(guided), pairwise(hints), strict=True)

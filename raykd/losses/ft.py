@@ -87,12 +87,12 @@ class _FactorTransfer(LossModule):
         self.judges = nn.ModuleList(for_each_pair(context, self._pair))
         self.sometimes_unused = True
 
-    def value(self, lesson: LossInputs) -> Tensor:
-        pretrains = lesson.progress.epoch < self.loss.pretrain_epochs
+    def value(self, inputs: LossInputs) -> Tensor:
+        pretrains = inputs.progress.epoch < self.loss.pretrain_epochs
         values = [
-            judge.restoration(lesson.teacher.layers[pair.hint]) / self.weight
+            judge.restoration(inputs.teacher.layers[pair.hint]) / self.weight
             if pretrains
-            else judge(lesson.student.layers[pair.guided], lesson.teacher.layers[pair.hint])
+            else judge(inputs.student.layers[pair.guided], inputs.teacher.layers[pair.hint])
             for pair, judge in zip(self.pairs, self.judges, strict=True)
             if isinstance(judge, _Factors)
         ]

@@ -61,11 +61,11 @@ class _Graphs(LossModule):
         for shape in (*context.guided_shapes, *context.hint_shapes):
             kind_of(shape)  # raises where it is not known which axes hold places
 
-    def value(self, lesson: LossInputs) -> Tensor:
-        ours = [_vertices(lesson.student.layers[pair.guided]) for pair in self.pairs]
-        theirs = [_vertices(lesson.teacher.layers[pair.hint]) for pair in self.pairs]
-        check_logits(self.loss.name, lesson.student.logits, lesson.teacher.logits, None)
-        value = self.loss.vertices * F.mse_loss(lesson.student.logits, lesson.teacher.logits)
+    def value(self, inputs: LossInputs) -> Tensor:
+        ours = [_vertices(inputs.student.layers[pair.guided]) for pair in self.pairs]
+        theirs = [_vertices(inputs.teacher.layers[pair.hint]) for pair in self.pairs]
+        check_logits(self.loss.name, inputs.student.logits, inputs.teacher.logits, None)
+        value = self.loss.vertices * F.mse_loss(inputs.student.logits, inputs.teacher.logits)
         for one, other in zip(ours, theirs, strict=True):
             value = value + self.loss.edges * F.mse_loss(edges(one), edges(other))
         for one, other in zip(pairwise(ours), pairwise(theirs), strict=True):

@@ -82,11 +82,11 @@ class _Review(LossModule):
             require("map", "reviewkd", guided, hint)
         return _Fusion(guided[0], self.width, hint)
 
-    def value(self, lesson: LossInputs) -> Tensor:
+    def value(self, inputs: LossInputs) -> Tensor:
         values, fused = [], None
         for pair, fusion in zip(self.pairs[::-1], self.fusions[::-1], strict=True):
-            fused, carried = fusion(_as_map(lesson.student.layers[pair.guided]), fused)
-            values.append(self.loss(carried, _as_map(lesson.teacher.layers[pair.hint])))
+            fused, carried = fusion(_as_map(inputs.student.layers[pair.guided]), fused)
+            values.append(self.loss(carried, _as_map(inputs.teacher.layers[pair.hint])))
         return torch.stack(values).sum()
 
 

@@ -88,9 +88,9 @@ class _Attending(LossModule):
             hint_shapes=tuple(hints[pair.hint] for pair in pairs),
         )
 
-    def value(self, lesson: LossInputs) -> Tensor:
-        guided = [lesson.student.layers[name] for name in self.guided]
-        hints = [lesson.teacher.layers[name] for name in self.hints]
+    def value(self, inputs: LossInputs) -> Tensor:
+        guided = [inputs.student.layers[name] for name in self.guided]
+        hints = [inputs.teacher.layers[name] for name in self.hints]
         attention = self.attention(guided, hints)
         connectors = iter(self.connectors)
         distances = [

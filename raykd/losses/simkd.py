@@ -93,12 +93,12 @@ class _Aligned(LossModule):
             projector.end_signed()
         return projector
 
-    def value(self, lesson: LossInputs) -> Tensor:
+    def value(self, inputs: LossInputs) -> Tensor:
         if self.projector is None:
-            projected = lesson.student.layers[PROJECTED]
+            projected = inputs.student.layers[PROJECTED]
         else:
-            projected = self.projector(lesson.student.layers[self.pair.guided])
-        return self.loss(projected, lesson.teacher.layers[self.pair.hint])
+            projected = self.projector(inputs.student.layers[self.pair.guided])
+        return self.loss(projected, inputs.teacher.layers[self.pair.hint])
 
 
 class _Projector(nn.Module):

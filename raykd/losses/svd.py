@@ -61,10 +61,10 @@ class _Compressed(LossModule):
         self.pairs = context.pairs
         self.connectors = nn.ModuleList(for_each_pair(context, channels_connector))
 
-    def value(self, lesson: LossInputs) -> Tensor:
+    def value(self, inputs: LossInputs) -> Tensor:
         compressed = [
             self._vectors(
-                connect(lesson.student.layers[pair.guided]), lesson.teacher.layers[pair.hint]
+                connect(inputs.student.layers[pair.guided]), inputs.teacher.layers[pair.hint]
             )
             for pair, connect in zip(self.pairs, self.connectors, strict=True)
         ]

@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from raykd.errors import Problem
-from raykd.losses.base import LOSSES, AnyLoss, Loss, LossContext, Pair, widened
+from raykd.losses.base import LOSSES, AnyLoss, Loss, LossContext, LossModule, Pair, loss_inputs
 from raykd.losses.model_outputs import ModelOutputs, Progress
 from raykd.losses.shapes import Shape
 from raykd.registry import option
@@ -211,14 +211,16 @@ class Terms(nn.Module):
         progress: Progress,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The weighted sum, and each acting term's own value (unweighted, detached) by name."""
-        student, teacher = student.map(widened), teacher.detached().map(widened)
+        inputs = loss_inputs(student, teacher, targets, index, progress)
         total = torch.zeros((), device=student.logits.device)
         values: dict[str, Tensor] = {}
         for name, term in self.terms.items():
             if not term.acts(progress):
                 continue
-            own = progress.since(term.start_epoch)
-            value = self.losses[name](student, teacher, targets, index, own)
+            module = self.losses[name]
+            assert isinstance(module, LossModule)
+            since_start = replace(inputs, progress=progress.since(term.start_epoch))
+            value = module.checked_value(since_start)
             total = total + term.weight_at(progress) * value
             values[name] = value.detach()
         return total, values

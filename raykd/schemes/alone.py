@@ -11,7 +11,7 @@ from raykd.data.batch import Batch
 from raykd.losses.model_outputs import Progress
 from raykd.registry import option
 from raykd.schemes.base import Scheme
-from raykd.schemes.distiller import Distiller, Parts, StepOutput
+from raykd.schemes.distiller import Distiller, SchemeInputs, StepOutput
 
 
 @option
@@ -24,7 +24,7 @@ class Alone(Scheme):
 
     name: Literal["alone"] = "alone"
 
-    def build(self, parts: Parts) -> Distiller:
+    def build(self, parts: SchemeInputs) -> Distiller:
         return AloneDistiller(parts.student, parts.task_loss)
 
 

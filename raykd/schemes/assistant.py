@@ -12,7 +12,7 @@ from raykd.losses import KD, Term
 from raykd.losses.terms import any_reads_logits
 from raykd.registry import option
 from raykd.schemes.base import Scheme, TeacherContext, TeacherSpec, independent_teacher
-from raykd.schemes.distiller import Distiller, Parts
+from raykd.schemes.distiller import Distiller, SchemeInputs
 from raykd.schemes.multi_teacher import MultiTeacher, MultiTeacherDistiller, Shares
 from raykd.schemes.offline import Offline, OfflineDistiller
 from raykd.schemes.teachers import Teacher
@@ -99,7 +99,7 @@ class Assistant(Scheme):
     def reads_logits(self, terms: Sequence[Term]) -> bool:
         return self.dense or any_reads_logits(terms)
 
-    def build(self, parts: Parts) -> Distiller:
+    def build(self, parts: SchemeInputs) -> Distiller:
         if not self.dense:
             return OfflineDistiller(parts, self.task_weight)
         shares = Shares("mean", len(parts.guides), parts.classes)

@@ -14,7 +14,7 @@ from raykd.losses import Term
 from raykd.models import Model
 from raykd.models.normalization import Named, Normalization
 from raykd.registry import Registry, option
-from raykd.schemes.distiller import Distiller, Parts
+from raykd.schemes.distiller import Distiller, SchemeInputs
 from raykd.schemes.teachers import Teacher
 from raykd.train_config import Train
 
@@ -46,14 +46,14 @@ class Scheme:
     def teachers(self, around: TeacherContext) -> tuple[TeacherSpec, ...]:
         """Return the teachers of this scheme, each trained or loaded before a trial starts.
 
-        `build` receives them in this order: `Parts.teacher`, then `Parts.others`.  By default it
+        `build` receives them in this order: `SchemeInputs.teacher`, then `SchemeInputs.others`.  By default it
         is the teacher of the study, if the scheme needs one.
         """
         if not self.needs_teacher or around.teacher is None:
             return ()
         return (independent_teacher(around.teacher, around),)
 
-    def build(self, parts: Parts) -> Distiller:
+    def build(self, parts: SchemeInputs) -> Distiller:
         """Build the distiller of one trial.
 
         Raises:

@@ -17,7 +17,7 @@ from raykd.schemes.base import (
     independent_teacher,
     self_teacher,
 )
-from raykd.schemes.distiller import Distiller, Parts
+from raykd.schemes.distiller import Distiller, SchemeInputs
 from raykd.schemes.offline import Offline, OfflineDistiller
 
 BORN_AGAIN_KD = Term(loss=KD(temperature=1.0), weight=1.0)
@@ -69,7 +69,7 @@ class BornAgain(Scheme):
     def lends_classifier(self) -> bool:
         return self.generations == 1
 
-    def build(self, parts: Parts) -> Distiller:
+    def build(self, parts: SchemeInputs) -> Distiller:
         terms = transferred(parts.terms, BORN_AGAIN_KD)
         return OfflineDistiller(parts.with_terms(terms), self.task_weight)
 
@@ -101,7 +101,7 @@ class TfKdSelf(Scheme):
     def teachers(self, around: TeacherContext) -> tuple[TeacherSpec, ...]:
         return (self_teacher(around),)
 
-    def build(self, parts: Parts) -> Distiller:
+    def build(self, parts: SchemeInputs) -> Distiller:
         term = Term(loss=KD(temperature=self.temperature), weight=self.alpha)
         return OfflineDistiller(parts.with_terms((term,)), 1 - self.alpha)
 

@@ -15,7 +15,7 @@ from raykd.losses.logits import softened_kl
 from raykd.models import discover, stage_aliases
 from raykd.registry import option
 from raykd.schemes.base import Scheme
-from raykd.schemes.distiller import Distiller, HookedModel, Parts, StepOutput
+from raykd.schemes.distiller import Distiller, HookedModel, SchemeInputs, StepOutput
 
 Distance = Literal["mean", "squared", "norm"]
 
@@ -58,7 +58,7 @@ class Byot(Scheme):
         Field(description="Distance between the features of an exit and of the deepest exit"),
     ] = "mean"
 
-    def build(self, parts: Parts) -> Distiller:
+    def build(self, parts: SchemeInputs) -> Distiller:
         return OwnTeacher(self, parts)
 
 
@@ -70,7 +70,7 @@ class OwnTeacher(Distiller):
             last one's shape.
     """
 
-    def __init__(self, scheme: Byot, parts: Parts) -> None:
+    def __init__(self, scheme: Byot, parts: SchemeInputs) -> None:
         super().__init__()
         aliases = stage_aliases(discover(parts.student, parts.task))
         stages = [name for name in aliases if name.startswith("stage")]

@@ -14,7 +14,7 @@ from raykd.losses.base import PROJECTED, LossModule
 from raykd.models import Task, discover, resolve
 from raykd.models.introspection.layers import Layer
 from raykd.models.introspection.split import Backbone, Head, has_negative_values
-from raykd.schemes.distiller import Parts
+from raykd.schemes.distiller import SchemeInputs
 
 
 class Reusing(nn.Module):
@@ -82,7 +82,7 @@ class Reusing(nn.Module):
                 raise ValueError(f"the student ends after {end!r} under simkd: {error}") from None
 
 
-def reuse(parts: Parts, terms: Terms) -> Reusing | None:
+def reuse(parts: SchemeInputs, terms: Terms) -> Reusing | None:
     """The network that the terms deploy in place of the student; None where none does.
 
     Its projector is taken out of the terms.

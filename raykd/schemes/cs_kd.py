@@ -12,7 +12,7 @@ from raykd.losses import Progress
 from raykd.losses.logits import softened_kl
 from raykd.registry import option
 from raykd.schemes.base import Scheme
-from raykd.schemes.distiller import Distiller, Parts, StepOutput
+from raykd.schemes.distiller import Distiller, SchemeInputs, StepOutput
 
 
 @option
@@ -40,7 +40,7 @@ class CsKd(Scheme):
     ] = 4.0
     weight: Annotated[float, Field(ge=0, description="Weight of the class-wise loss")] = 1.0
 
-    def build(self, parts: Parts) -> Distiller:
+    def build(self, parts: SchemeInputs) -> Distiller:
         return ClassWise(self, parts)
 
 
@@ -49,7 +49,7 @@ class ClassWise(Distiller):
 
     extra_inputs = ExtraInputs(partners=True)
 
-    def __init__(self, scheme: CsKd, parts: Parts) -> None:
+    def __init__(self, scheme: CsKd, parts: SchemeInputs) -> None:
         super().__init__()
         self.scheme = scheme
         self.task_loss = parts.task_loss

@@ -36,7 +36,7 @@ class TeacherSource(Protocol):
 
 
 @dataclass(frozen=True)
-class Guide:
+class TeacherInputs:
     """Teacher of a scheme, with its terms.
 
     Attributes:
@@ -51,7 +51,7 @@ class Guide:
 
 
 @dataclass(frozen=True)
-class Parts:
+class SchemeInputs:
     """Inputs of a scheme for building its distiller.
 
     Attributes:
@@ -79,7 +79,7 @@ class Parts:
     data_size: int
     guided_shapes: Mapping[str, Shape] = field(default_factory=dict)
     hint_shapes: Mapping[str, Shape] = field(default_factory=dict)
-    others: Sequence[Guide] = ()
+    others: Sequence[TeacherInputs] = ()
     teacher_network: nn.Module | None = None
 
     @property
@@ -87,7 +87,7 @@ class Parts:
         return self.task.classes
 
     @property
-    def guides(self) -> tuple[Guide, ...]:
+    def guides(self) -> tuple[TeacherInputs, ...]:
         """All teachers, in order.
 
         Raises:
@@ -98,9 +98,9 @@ class Parts:
                 "the scheme needs a teacher and the study has none; name a `teacher`, or take a "
                 "scheme without one (`scheme: {name: alone}`)"
             )
-        return (Guide(self.teacher, self.terms, self.hint_shapes), *self.others)
+        return (TeacherInputs(self.teacher, self.terms, self.hint_shapes), *self.others)
 
-    def with_terms(self, terms: Sequence[Term]) -> Parts:
+    def with_terms(self, terms: Sequence[Term]) -> SchemeInputs:
         """Return a copy with other terms."""
         return replace(self, terms=terms)
 

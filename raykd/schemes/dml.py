@@ -17,7 +17,7 @@ from raykd.losses.terms import layer_names
 from raykd.models import AnyModel, Model, Task, discover, resolve
 from raykd.registry import option
 from raykd.schemes.base import Scheme
-from raykd.schemes.distiller import Distiller, HookedModel, Parts, StepOutput
+from raykd.schemes.distiller import Distiller, HookedModel, SchemeInputs, StepOutput
 
 Peers = Annotated[int, Field(ge=2, le=8, description="Number of networks, including the student")]
 Others = Annotated[
@@ -39,7 +39,7 @@ def check_room(peers: int, others: Sequence[object]) -> None:
         )
 
 
-def built_peers(parts: Parts, peers: int, others: Sequence[Model]) -> list[nn.Module]:
+def built_peers(parts: SchemeInputs, peers: int, others: Sequence[Model]) -> list[nn.Module]:
     """The student, then the peers of other architectures, then those of its own."""
     named = [model.build(parts.task) for model in others]
     alike = [parts.build_student() for _ in range(peers - 1 - len(named))]
@@ -78,7 +78,7 @@ class Dml(Scheme):
     def __post_init__(self) -> None:
         check_room(self.peers, self.others)
 
-    def build(self, parts: Parts) -> Distiller:
+    def build(self, parts: SchemeInputs) -> Distiller:
         return Mutual(self, parts, built_peers(parts, self.peers, self.others))
 
 
@@ -89,7 +89,7 @@ PAPERS_TERM = Term(loss=KD(temperature=1.0), weight=1.0)
 class Mutual(Distiller):
     """Several networks, each the teacher of all others."""
 
-    def __init__(self, scheme: Dml, parts: Parts, peers: Sequence[nn.Module]) -> None:
+    def __init__(self, scheme: Dml, parts: SchemeInputs, peers: Sequence[nn.Module]) -> None:
         super().__init__()
         terms = [term for term in parts.terms if term.active] or [PAPERS_TERM]
         layers = tuple({*layer_names(terms, "hint"), *layer_names(terms, "guided")})
@@ -155,7 +155,7 @@ def _lesson(learner: int, teacher: int) -> str:
 
 
 def _terms(
-    parts: Parts, terms: Sequence[Term], guided: dict[str, Shape], hint: dict[str, Shape]
+    parts: SchemeInputs, terms: Sequence[Term], guided: dict[str, Shape], hint: dict[str, Shape]
 ) -> Terms:
     return Terms(
         terms,

@@ -16,7 +16,7 @@ from raykd.losses.functional import from_all_workers
 from raykd.losses.logits import softened_kl
 from raykd.registry import option
 from raykd.schemes.base import Scheme
-from raykd.schemes.distiller import Distiller, Parts, StepOutput
+from raykd.schemes.distiller import Distiller, SchemeInputs, StepOutput
 from raykd.schemes.dml import Others, Peers, built_peers, check_room
 
 Ensemble = Literal["naive", "linear", "linear_batch", "min_logit", "general", "mean"]
@@ -64,14 +64,14 @@ class Kdcl(Scheme):
     def __post_init__(self) -> None:
         check_room(self.peers, self.others)
 
-    def build(self, parts: Parts) -> Distiller:
+    def build(self, parts: SchemeInputs) -> Distiller:
         return Collaborative(self, parts, built_peers(parts, self.peers, self.others))
 
 
 class Collaborative(Distiller):
     """Several networks and the ensemble of their logits."""
 
-    def __init__(self, scheme: Kdcl, parts: Parts, peers: Sequence[nn.Module]) -> None:
+    def __init__(self, scheme: Kdcl, parts: SchemeInputs, peers: Sequence[nn.Module]) -> None:
         super().__init__()
         self.scheme = scheme
         self.task_loss = parts.task_loss

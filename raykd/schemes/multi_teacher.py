@@ -16,7 +16,7 @@ from raykd.losses import ModelOutputs, Progress, Term, Terms
 from raykd.losses.terms import term_names
 from raykd.registry import option
 from raykd.schemes.base import Scheme, TeacherContext, TeacherSpec, independent_teacher
-from raykd.schemes.distiller import Distiller, HookedModel, Parts, StepOutput
+from raykd.schemes.distiller import Distiller, HookedModel, SchemeInputs, StepOutput
 from raykd.schemes.teachers import Teacher
 
 Combine = Literal["mean", "weighted", "confidence", "gate"]
@@ -76,7 +76,7 @@ class MultiTeacher(Scheme):
         own = super().teachers(around)
         return (*own, *(independent_teacher(other, around) for other in self.others if own))
 
-    def build(self, parts: Parts) -> Distiller:
+    def build(self, parts: SchemeInputs) -> Distiller:
         shares = Shares(self.combine, len(self.others) + 1, parts.classes, self.weights)
         return MultiTeacherDistiller(parts, shares, self.target, self.task_weight, self.drop)
 
@@ -96,7 +96,12 @@ class MultiTeacherDistiller(Distiller):
     """
 
     def __init__(
-        self, parts: Parts, shares: Shares, target: Target, task_weight: float, drop: float = 0.0
+        self,
+        parts: SchemeInputs,
+        shares: Shares,
+        target: Target,
+        task_weight: float,
+        drop: float = 0.0,
     ) -> None:
         super().__init__()
         self.student = parts.student

@@ -15,7 +15,7 @@ from raykd.losses.terms import any_reads_logits
 from raykd.registry import option
 from raykd.schemes.base import Scheme
 from raykd.schemes.classifier_reuse import reuse
-from raykd.schemes.distiller import Distiller, HookedModel, Parts, StepOutput
+from raykd.schemes.distiller import Distiller, HookedModel, SchemeInputs, StepOutput
 
 
 @option
@@ -43,7 +43,7 @@ class Offline(Scheme):
     def reads_logits(self, terms: Sequence[Term]) -> bool:
         return any_reads_logits(terms)
 
-    def build(self, parts: Parts) -> Distiller:
+    def build(self, parts: SchemeInputs) -> Distiller:
         return OfflineDistiller(parts, self.task_weight, self.start_epoch)
 
 
@@ -62,7 +62,7 @@ class OfflineDistiller(Distiller):
         ValueError: there is no teacher, or it cannot lend its classifier.
     """
 
-    def __init__(self, parts: Parts, task_weight: float = 1.0, start_epoch: int = 0) -> None:
+    def __init__(self, parts: SchemeInputs, task_weight: float = 1.0, start_epoch: int = 0) -> None:
         super().__init__()
         self.teacher = parts.guides[0].teacher
         self.task_weight = task_weight

@@ -22,7 +22,7 @@ from raykd.models.introspection.hooks import first_tensor
 from raykd.models.introspection.layers import random_inputs
 from raykd.registry import option
 from raykd.schemes.base import Scheme
-from raykd.schemes.distiller import Distiller, Parts, StepOutput
+from raykd.schemes.distiller import Distiller, SchemeInputs, StepOutput
 
 
 @option
@@ -83,14 +83,14 @@ class One(Scheme):
             return self.weight
         return self.weight * exp(-5 * (1 - progress.epoch / self.ramp_epochs) ** 2)
 
-    def build(self, parts: Parts) -> Distiller:
+    def build(self, parts: SchemeInputs) -> Distiller:
         return Branching(self, parts)
 
 
 class Branching(Distiller):
     """A student whose upper part exists several times."""
 
-    def __init__(self, scheme: One, parts: Parts) -> None:
+    def __init__(self, scheme: One, parts: SchemeInputs) -> None:
         super().__init__()
         cut = find_cut(parts.student, parts.task, scheme.split)
         self.scheme = scheme

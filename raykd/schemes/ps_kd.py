@@ -14,7 +14,7 @@ from raykd.losses import Progress
 from raykd.losses.functional import from_all_workers
 from raykd.registry import option
 from raykd.schemes.base import Scheme
-from raykd.schemes.distiller import Distiller, Parts, StepOutput
+from raykd.schemes.distiller import Distiller, SchemeInputs, StepOutput
 
 
 @option
@@ -38,7 +38,7 @@ class PsKd(Scheme):
         float, Field(ge=0, le=1, description="Weight of the past predictions in the last epoch")
     ] = 0.4
 
-    def build(self, parts: Parts) -> Distiller:
+    def build(self, parts: SchemeInputs) -> Distiller:
         return Progressive(self, parts)
 
 
@@ -48,7 +48,7 @@ class Progressive(Distiller):
     said: Tensor
     seen: Tensor
 
-    def __init__(self, scheme: PsKd, parts: Parts) -> None:
+    def __init__(self, scheme: PsKd, parts: SchemeInputs) -> None:
         super().__init__()
         self.scheme = scheme
         self.task_loss = parts.task_loss

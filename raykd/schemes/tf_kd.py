@@ -14,7 +14,7 @@ from raykd.losses import Progress
 from raykd.losses.logits import softened_kl
 from raykd.registry import option
 from raykd.schemes.base import Scheme
-from raykd.schemes.distiller import Distiller, Parts, StepOutput
+from raykd.schemes.distiller import Distiller, SchemeInputs, StepOutput
 
 
 @option
@@ -53,14 +53,14 @@ class TfKd(Scheme):
         Field(description="Form of the loss: as in the paper, or as in the authors' code"),
     ] = "paper"
 
-    def build(self, parts: Parts) -> Distiller:
+    def build(self, parts: SchemeInputs) -> Distiller:
         return TaughtByVirtue(self, parts)
 
 
 class TaughtByVirtue(Distiller):
     """One network and a teacher that is only a formula."""
 
-    def __init__(self, scheme: TfKd, parts: Parts) -> None:
+    def __init__(self, scheme: TfKd, parts: SchemeInputs) -> None:
         super().__init__()
         self.scheme = scheme
         self.task_loss = parts.task_loss

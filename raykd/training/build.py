@@ -21,7 +21,7 @@ from raykd.models import (
     profile_network,
 )
 from raykd.models.normalization import like
-from raykd.schemes import Distiller, Guide, Parts, TeacherSpec
+from raykd.schemes import Distiller, SchemeInputs, TeacherInputs, TeacherSpec
 from raykd.study.checks.layer_pairs import resolve_pairs
 from raykd.study.config import Study
 from raykd.study.teachers import required_networks, teachers_of
@@ -85,7 +85,7 @@ def build_distiller(
         if profile is not None and not guides:
             terms = resolve_pairs(study, profile, (), task.classes).knowledge
         shapes = profile.layers if profile is not None else {}
-        parts = Parts(
+        parts = SchemeInputs(
             student=student,
             build_student=lambda: to_device(model.build(task), device),
             teacher=guides[0].teacher if guides else None,
@@ -128,7 +128,7 @@ def _guides(
     teachers: Sequence[TeacherHandle],
     profile: ModelProfile | None,
     device: torch.device,
-) -> list[Guide]:
+) -> list[TeacherInputs]:
     """Return the teachers as the scheme uses them.
 
     Args:
@@ -162,7 +162,7 @@ def _guides(
             layers = theirs.layers
         logits = study.scheme.reads_logits(terms)
         source = teacher.source(layer_names(terms, "hint"), task, device, logits=logits)
-        guides.append(Guide(source, terms, layers))
+        guides.append(TeacherInputs(source, terms, layers))
     return guides
 
 

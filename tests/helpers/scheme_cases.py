@@ -22,15 +22,15 @@ from raykd.schemes import (
     Assistant,
     Distiller,
     Dml,
-    Guide,
     Kdcl,
     LiveTeacher,
     MultiTeacher,
-    Parts,
     Scheme,
+    SchemeInputs,
     StepOutput,
     Teacher,
     TeacherContext,
+    TeacherInputs,
 )
 from raykd.train_config import Train
 
@@ -165,8 +165,8 @@ def ready(
     terms = terms if scheme.takes_knowledge else ()
     teachers = [trained_teacher(number) for number, _ in enumerate(scheme.teachers(AROUND))]
     shapes = {"stage2": (16, 4, 4)}
-    guides = [Guide(LiveTeacher(one, ("stage2",), TASK), terms, shapes) for one in teachers]
-    parts = Parts(
+    guides = [TeacherInputs(LiveTeacher(one, ("stage2",), TASK), terms, shapes) for one in teachers]
+    parts = SchemeInputs(
         student=network,
         build_student=lambda: build(student),
         teacher=guides[0].teacher if guides else None,

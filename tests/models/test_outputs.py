@@ -17,7 +17,7 @@ from raykd.models import Task, model_profile
 from raykd.models.adapters import Torchvision
 from raykd.models.adapters.logits import find_logits, return_logits, select_logits
 from raykd.models.adapters.values import Values
-from raykd.schemes import SCHEMES, LiveTeacher, Parts
+from raykd.schemes import SCHEMES, LiveTeacher, SchemeInputs
 
 TASK = Task((4,), 3)
 
@@ -111,7 +111,7 @@ def test_every_scheme_trains_a_network_that_returns_a_tuple(name: str) -> None:
     def build() -> nn.Module:
         return return_logits(Auxiliary(), TASK).train()
 
-    parts = Parts(
+    parts = SchemeInputs(
         student=build(),
         build_student=build,
         teacher=LiveTeacher(build(), (), TASK),

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from helpers.scheme_cases import BATCH, STUDENT, TASK, batch, build, ready, trained_teacher
 from raykd.losses import KD, Hint, Pair, Term
-from raykd.schemes import Alone, LiveTeacher, Offline, Parts
+from raykd.schemes import Alone, LiveTeacher, Offline, SchemeInputs
 
 STAGE2 = (Pair(hint="stage2", guided="stage2"),)
 
@@ -52,7 +52,7 @@ def test_connectors_are_trained_with_the_student() -> None:
 
 def test_a_missing_teacher_is_said() -> None:
     student = build(STUDENT)
-    parts = Parts(student, lambda: student, None, (), F.cross_entropy, TASK, 8, 8)
+    parts = SchemeInputs(student, lambda: student, None, (), F.cross_entropy, TASK, 8, 8)
     with pytest.raises(ValueError, match="needs a teacher"):
         Offline().build(parts)
 

@@ -15,7 +15,16 @@ from helpers.scheme_cases import SIZE, STUDENT, TASK, TEACHER, Case, batch, buil
 from raykd.losses import KD, Hint, Pair, Term
 from raykd.losses.simkd import SimKD
 from raykd.models import WideResnet
-from raykd.schemes import Dml, Guide, LiveTeacher, MultiTeacher, Offline, Parts, Scheme, Teacher
+from raykd.schemes import (
+    Dml,
+    LiveTeacher,
+    MultiTeacher,
+    Offline,
+    Scheme,
+    SchemeInputs,
+    Teacher,
+    TeacherInputs,
+)
 from raykd.schemes.classifier_reuse import Reusing
 
 LAST = (Pair(hint="stage3", guided="stage3"),)
@@ -23,13 +32,13 @@ SIMKD = Term(loss=SimKD(), weight=10, pairs=LAST)
 SHAPES = {"stage1": (4, 8, 8), "stage2": (8, 4, 4), "stage3": (16, 2, 2), "embedding": (16,)}
 
 
-def parts_for(*terms: Term, teacher: nn.Module | None = None) -> Parts:
+def parts_for(*terms: Term, teacher: nn.Module | None = None) -> SchemeInputs:
     torch.manual_seed(0)
     student = build(STUDENT)
     teacher = teacher or trained_teacher()
     hints = {name: (2 * shape[0], *shape[1:]) for name, shape in SHAPES.items()}
     named = tuple({pair.hint: None for term in terms for pair in term.pairs or ()})
-    return Parts(
+    return SchemeInputs(
         student=student,
         build_student=lambda: build(STUDENT),
         teacher=LiveTeacher(teacher, named, TASK),
@@ -167,7 +176,7 @@ def test_it_can_be_saved_whole_and_its_state_read_back() -> None:
 def test_other_schemes_refuse_it(scheme: Scheme) -> None:
     parts = parts_for(SIMKD)
     assert parts.teacher is not None
-    other = Guide(parts.teacher, parts.terms, parts.hint_shapes)
+    other = TeacherInputs(parts.teacher, parts.terms, parts.hint_shapes)
     with pytest.raises(ValueError, match=r"'simkd'.*scheme: \{name: offline\}"):
         scheme.build(dataclasses.replace(parts, others=(other,)))
 

@@ -19,7 +19,7 @@ from raykd.losses import KD, AttentionTransfer, Hint, Pair, Progress, Term
 from raykd.models import MODELS, AnyModel, CompressedModel, Mlp, Model, Resnet, Task, Vit
 from raykd.models.base import Text
 from raykd.models.introspection.layers import random_inputs
-from raykd.schemes import AnyScheme, Byot, CsKd, Dml, Kdcl, One, Parts, PsKd, Scheme, TfKd
+from raykd.schemes import AnyScheme, Byot, CsKd, Dml, Kdcl, One, PsKd, Scheme, SchemeInputs, TfKd
 from raykd.schemes.byot import Distance, distance, lesson
 from raykd.schemes.kdcl import (
     Collaborative,
@@ -445,7 +445,7 @@ def test_branches_and_exits_fit_any_family(scheme: Scheme, model: type[Model]) -
     student = model(**derived)
     draw = torch.Generator().manual_seed(0)
     inputs, rows = torch.rand(4, *task.input_shape, generator=draw), torch.arange(4)
-    parts = Parts(
+    parts = SchemeInputs(
         student=student.build(task),
         build_student=lambda: student.build(task),
         teacher=None,
@@ -471,7 +471,7 @@ def test_a_reader_of_texts_can_be_its_student(scheme: Scheme) -> None:
     written = {"name": "hf/bert", "config": {**small, "intermediate_size": 32}}
     model: Model = TypeAdapter(AnyModel).validate_python(written)
     torch.manual_seed(0)
-    parts = Parts(
+    parts = SchemeInputs(
         model.build(task), lambda: model.build(task), None, (), F.cross_entropy, task, 4, 4
     )
     distiller = scheme.build(parts)
@@ -483,5 +483,5 @@ def test_a_reader_of_texts_can_be_its_student(scheme: Scheme) -> None:
 
 
 def case_of(scheme: Byot, student: nn.Module) -> Case:
-    parts = Parts(student, lambda: student, None, (), F.cross_entropy, TASK, SIZE, SIZE)
+    parts = SchemeInputs(student, lambda: student, None, (), F.cross_entropy, TASK, SIZE, SIZE)
     return Case(scheme.build(parts), [student])

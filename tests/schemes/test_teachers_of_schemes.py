@@ -22,15 +22,15 @@ from raykd.schemes import (
     Alone,
     BornAgain,
     Dml,
-    Guide,
     LiveTeacher,
     MultiTeacher,
     Offline,
-    Parts,
     Scheme,
+    SchemeInputs,
     StepOutput,
     Teacher,
     TeacherContext,
+    TeacherInputs,
     TfKdSelf,
 )
 from raykd.schemes.assistant import Assistant
@@ -165,10 +165,10 @@ class Three:
             self.networks[1] = build(Resnet(depth=8, width=4))
         shapes: list[tuple[int, ...]] = [(16, 4, 4), (8, 4, 4), (8, 4, 4)]
         guides = [
-            Guide(LiveTeacher(network, layers, TASK), terms, {"stage2": shape})
+            TeacherInputs(LiveTeacher(network, layers, TASK), terms, {"stage2": shape})
             for network, shape in zip(self.networks, shapes, strict=True)
         ]
-        self.parts = Parts(
+        self.parts = SchemeInputs(
             student=self.student,
             build_student=lambda: build(STUDENT),
             teacher=guides[0].teacher,
