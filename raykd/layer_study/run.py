@@ -18,6 +18,7 @@ from raykd.models import Task
 from raykd.models.proxies import NoProxy
 from raykd.registry import replaced_unchecked
 from raykd.study.open_study import OpenStudy
+from raykd.study.samplers import Random
 from raykd.study.schedulers import Unscheduled
 from raykd.tracking.events import ArtifactSaved, Note
 from raykd.tracking.journal import Listener
@@ -100,7 +101,7 @@ class LayerStudyRun(StudyRun[LayerStudyResult]):
         search = replace(
             study.settings.search,
             finalists=1,
-            sampler="random",
+            sampler=Random(),
             scheduler=Unscheduled(),
             proxy=NoProxy(),
             max_hours=None,

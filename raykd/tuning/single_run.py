@@ -11,6 +11,7 @@ from raykd.models.proxies import NoProxy
 from raykd.registry import replaced_unchecked
 from raykd.runtime.cluster import is_remote
 from raykd.study.open_study import OpenStudy
+from raykd.study.samplers import Random
 from raykd.study.schedulers import Unscheduled
 from raykd.tracking.journal import Listener
 from raykd.tuning.executors import LocalExecutor, RayExecutor
@@ -106,7 +107,7 @@ class SingleRun(SearchRun):
             trials=trials,
             replicates=replicates,
             finalists=1,
-            sampler="random",
+            sampler=Random(),
             scheduler=Unscheduled(),
             proxy=NoProxy(),
         )

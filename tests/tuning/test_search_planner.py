@@ -34,6 +34,7 @@ from raykd.schemes import Alone
 from raykd.study.candidate import Candidate
 from raykd.study.config import read_study
 from raykd.study.open_study import BoundStudy
+from raykd.study.samplers import Grid, Random, Tpe
 from raykd.study.schedulers import ParetoAsha
 from raykd.study.teachers import teachers_of
 from raykd.tracking.events import EpochFinished, Note, RunEnded, RunStarted, to_json
@@ -441,7 +442,7 @@ def test_many_slots_do_not_lead_to_infeasible_draws(tmp_path: Path) -> None:
 
 
 def test_a_point_drawn_again_is_answered_from_what_is_known(world: World) -> None:
-    world.study = searching(world.study, trials=POINTS + 4, sampler="random", replicates=0)
+    world.study = searching(world.study, trials=POINTS + 4, sampler=Random(), replicates=0)
     explorer = explore(world)
     seen = [frozenset(r.job.params.items()) for r in explorer.records.of("trial")]
     assert len(seen) == len(set(seen)) <= POINTS
@@ -505,7 +506,7 @@ def test_draws_end_where_nothing_feasible_is_found(
 
 @pytest.mark.parametrize("slots", [1, 4])
 def test_a_grid_tries_every_point_once_and_ends(slots: int, world: World) -> None:
-    world.study = searching(world.study, sampler="grid", trials=100, replicates=0)
+    world.study = searching(world.study, sampler=Grid(), trials=100, replicates=0)
     explorer = explore(world, slots=slots)
     seen = {frozenset(r.job.params.items()) for r in explorer.records.of("trial")}
     assert len(explorer.records.of("trial")) == len(seen) == POINTS
@@ -515,7 +516,7 @@ def test_a_grid_tries_every_point_once_and_ends(slots: int, world: World) -> Non
 def test_the_same_seed_draws_the_same_trials(tmp_path: Path) -> None:
     found = []
     for name in ("a", "b"):
-        world = World(searching(opened(), sampler="tpe", trials=8), tmp_path / name)
+        world = World(searching(opened(), sampler=Tpe(), trials=8), tmp_path / name)
         explore(world)
         found.append(json.dumps(to_json([e.fields() for e in world.journal.events])))
     assert found[0] == found[1]

@@ -28,6 +28,7 @@ from helpers.search_cases import (
 from raykd.runtime.jobs import JournalJob, read_job
 from raykd.study.candidate import Candidate
 from raykd.study.open_study import BoundStudy, OpenStudy
+from raykd.study.samplers import Grid, Random
 from raykd.tracking.events import Event, RunEnded, RunStarted
 from raykd.tracking.journal import EventBus
 from raykd.tuning.records import Records
@@ -55,7 +56,7 @@ class Fragile(EventBus):
 
 
 def small() -> OpenStudy:
-    return searching(opened(), trials=3, finalists=1, replicates=1, sampler="grid")
+    return searching(opened(), trials=3, finalists=1, replicates=1, sampler=Grid())
 
 
 def without_study(told: RecordingBus) -> dict[str, Any]:
@@ -141,7 +142,7 @@ def test_a_grid_loses_no_point_when_it_is_interrupted_while_drawing(
     asked: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The process dies after the n-th value was drawn: the point is half drawn."""
-    world = World(searching(opened(), trials=100, replicates=0, sampler="grid"), tmp_path)
+    world = World(searching(opened(), trials=100, replicates=0, sampler=Grid()), tmp_path)
     with monkeypatch.context() as patched:
         patched.setattr(BoundStudy, "draw", dying_at(asked))
         with pytest.raises(Crash):
@@ -218,7 +219,7 @@ def test_what_was_stopped_or_failed_stays_so(tmp_path: Path) -> None:
 
 
 def test_points_tried_before_are_known_after_resuming(tmp_path: Path) -> None:
-    world = World(searching(opened(), trials=6, replicates=0, sampler="random"), tmp_path)
+    world = World(searching(opened(), trials=6, replicates=0, sampler=Random()), tmp_path)
     with pytest.raises(Crash):
         explore(world, journal=Fragile(world.journal, 4 + 3 * 5, written=True))
     world.study = searching(world.study, trials=100)
