@@ -119,7 +119,7 @@ def _of(cls: type, problem: Problem) -> Problem:
 
 @dataclasses.dataclass(frozen=True)
 class Names:
-    """The names an option answers to, as `names_like` was told them."""
+    """Names of an option that has many, as declared by `names_like`."""
 
     form: str
     pattern: str
@@ -129,7 +129,7 @@ class Names:
 
     @classmethod
     def from_schema(cls, schema: Mapping[str, Any]) -> Names | None:
-        """Those of an option by its JSON Schema; None where it has one name."""
+        """Read the names of an option from its JSON Schema; None if it has one name."""
         name = schema.get("properties", {}).get("name", {})
         if "pattern" not in name or not name.get("examples"):
             return None
@@ -138,7 +138,7 @@ class Names:
 
 @cache
 def names_of(cls: type) -> Names | None:
-    """The names that an option answers to; None where it has one."""
+    """Return the names of an option that has many; None if it has one."""
     if any(f.name == "name" and f.default is dataclasses.MISSING for f in dataclasses.fields(cls)):
         return Names.from_schema(TypeAdapter(cls).json_schema())
     return None

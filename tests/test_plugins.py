@@ -173,7 +173,10 @@ def test_an_installed_package_adds_a_loss_a_scheme_and_a_model(
     said = json.loads(done.stdout.splitlines()[-1])
     assert said["listed"]["code"] == 0
     shown = " ".join(said["listed"]["out"].split())
-    assert "A guided layer, through a connector, points where its hint layer points." in shown
+    assert (
+        "Align the direction of a guided layer, through a connector, with that of its hint layer."
+        in shown
+    )
     assert "weight source An example: nobody has measured it." in shown
     assert "package my-package 0.1" in shown
     assert "power 1.0 number >= 1; large favours the worst samples" in shown

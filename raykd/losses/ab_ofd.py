@@ -26,7 +26,7 @@ class ActivationBoundaries(PairLoss):
 
     scale: mean, over batch and elements; benchmark, as the authors' code and the CRD benchmark,
     3/1000 of the sum over elements, mean over the batch, halved for each pair above the deepest.
-    The paper's own is the plain sum.  In the paper and the benchmark it only initialises the
+    The paper's own is the plain sum.  In the paper and the benchmark it only initializes the
     student: a term with `stop_epoch: n`, the scheme with `start_epoch: n`.
     """
 

@@ -1,7 +1,7 @@
-"""The shape every distillation loss has.
+"""Base classes of losses, and the modules that they build.
 
-A loss is a frozen dataclass (an `option`): its fields are its configuration, its `__call__` is
-the paper's formula, and what it learns (connectors, memories) is made by `connector` or `build`.
+A loss is a frozen dataclass (an `option`): its fields are its configuration, and its `__call__` is
+the formula of the paper.  `connector` or `build` builds its learned parts (connectors, memories).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ M = TypeVar("M", bound=nn.Module)
 
 @dataclass(frozen=True)
 class LossContext:
-    """What a loss may know when its learned parts are made.
+    """Shapes and sizes from which a loss builds its learned parts.
 
     Attributes:
         pairs: the layer pairs of its term, shallow to deep.
@@ -41,7 +41,7 @@ class LossContext:
         train_size: number of training samples (`Batch.index` is below the data set's size, not
             below this).
         data_size: one more than the largest `Batch.index`.
-        weight: of its term, for what must not be weighed by it.
+        weight: of its term, for parts that must not be weighted.
     """
 
     pairs: tuple[Pair, ...]
@@ -54,15 +54,15 @@ class LossContext:
 
 
 PROJECTED = "projected"
-"""The layer under which a student that was given a projector shows what that makes."""
+"""Name of the layer that holds the output of a projector."""
 
 
 class LossModule(nn.Module):
-    """A loss made ready for one trial; its parameters are trained along with the student's.
+    """Module of a loss in one trial; its parameters are trained with those of the student.
 
-    `value` computes the loss.  It gets the teacher's evidence detached, and everything in float32
-    at least with autocast off, because products and softmaxes of a loss lose too much in the eight
-    bits of a bfloat16's mantissa.
+    `value` computes the loss.  Its inputs are float32 at least, autocast is off and the teacher is
+    detached: products and softmaxes of a loss lose too much in the eight bits of a bfloat16's
+    mantissa.
 
     Args:
         context: the shapes of layers that `forward` checks; None: only batches are checked.
@@ -81,10 +81,10 @@ class LossModule(nn.Module):
             self._hints[pair.hint] = context.hint_shapes[number]
 
     def give_projector(self, signed: bool) -> nn.Module:
-        """Give away the module that carries the guided layer to the hint layer.
+        """Return the module that carries the guided layer to the hint layer.
 
-        Only where the loss `deploys`.  From then on the student's evidence holds what the
-        projector made, as layer `PROJECTED`.
+        Only where the loss `deploys`.  From then on the student's outputs hold the output of
+        the projector, as layer `PROJECTED`.
 
         Args:
             signed: whether the hint layer shows negative values.
@@ -99,7 +99,7 @@ class LossModule(nn.Module):
         index: Tensor,
         progress: Progress,
     ) -> Tensor:
-        """The loss's value, a scalar, without its term's weight.
+        """Return the value of the loss, a scalar, without the weight of its term.
 
         Raises:
             ValueError: a shape is not that of the batch, or not the one the loss was built for.
@@ -139,7 +139,7 @@ def loss_inputs(
 
 
 def widened(tensor: Tensor) -> Tensor:
-    """The tensor in float32 if it is in half precision, else as it is."""
+    """Return the tensor in float32 if it is in half precision, else unchanged."""
     if tensor.is_floating_point() and tensor.element_size() < 4:
         return tensor.float()
     return tensor
@@ -147,7 +147,7 @@ def widened(tensor: Tensor) -> Tensor:
 
 @option
 class Loss:
-    """Base of every loss.
+    """Base class of losses.
 
     Class attributes:
         knowledge: which of the survey's three kinds of knowledge it transfers.
@@ -187,12 +187,12 @@ class Loss:
 
     @property
     def pairs_apart(self) -> bool:
-        """Whether its value is the sum of its pairs' own values, each as if it stood alone, so
-        that a pair may have a weight or a loss of its own."""
+        """True if the value is a sum over pairs, so that a pair may have a separate weight or
+        loss."""
         return False
 
     def build(self, context: LossContext) -> LossModule:
-        """Make the loss ready for one trial.
+        """Build the module of the loss for one trial.
 
         Raises:
             ValueError: the layers it is given cannot be bridged; names both layers and shapes.
@@ -226,7 +226,7 @@ class Pair:
 
     @property
     def is_alike(self) -> bool:
-        """Whether it has neither weight nor loss of its own."""
+        """True if it has no separate weight or loss."""
         return self.loss is None and self.weight == 1
 
 
@@ -283,7 +283,7 @@ class PairLoss(Loss):
         return nn.Identity()
 
     def shares(self, pairs: int) -> tuple[float, ...]:
-        """What each pair's value counts, shallow to deep."""
+        """Return the factor on the value of each pair, shallow to deep."""
         return (1.0,) * pairs
 
     @property
@@ -291,8 +291,10 @@ class PairLoss(Loss):
         return all(share == 1 for share in self.shares(2))
 
     def judge(self, guided: Shape, hint: Shape) -> nn.Module:
-        """What gives one pair's value, `(guided, hint) -> scalar`; a loss that learns more than
-        a connector makes its own."""
+        """Build the module of one pair, `(guided, hint) -> scalar`.
+
+        A loss that learns more than a connector overrides this.
+        """
         return ConnectedLoss(self, self.connector(guided, hint))
 
     def build(self, context: LossContext) -> LossModule:
@@ -388,7 +390,7 @@ def for_each_pair(context: LossContext, make: Callable[[Shape, Shape], M]) -> li
 
 
 def require_two_pairs(loss: str, context: LossContext) -> None:
-    """See that there are neighbouring layers to compare.
+    """Check that there are at least two pairs.
 
     Raises:
         ValueError: there are fewer than two pairs.

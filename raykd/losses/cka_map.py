@@ -1,4 +1,4 @@
-"""How alike two representations of the same samples are."""
+"""Similarity of two representations of the same samples."""
 
 from __future__ import annotations
 

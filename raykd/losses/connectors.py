@@ -32,7 +32,7 @@ Kind = Literal["map", "tokens", "embedding"]
 
 
 def kind_of(shape: Shape) -> Kind:
-    """What a layer of this shape (without the batch) holds.
+    """Return the kind of a layer of this shape (without the batch).
 
     Raises:
         ValueError: it is none of (C, H, W), (tokens, D) and (D,).
@@ -48,7 +48,7 @@ def kind_of(shape: Shape) -> Kind:
 
 
 def require(kind: Kind, loss: str, guided: Shape, hint: Shape) -> None:
-    """See that both layers are of one kind.
+    """Check that both layers are of one kind.
 
     Raises:
         ValueError: one of them is not.
@@ -63,7 +63,7 @@ def require(kind: Kind, loss: str, guided: Shape, hint: Shape) -> None:
 
 
 def connector(guided: Shape, hint: Shape, *, always: bool = False) -> nn.Module:
-    """The module that carries (B, *guided) to (B, *hint); see this file's table.
+    """Build the module that carries (B, *guided) to (B, *hint); see the table of this file.
 
     Args:
         guided: shape of the student's layer, without the batch.
@@ -86,7 +86,7 @@ def connector(guided: Shape, hint: Shape, *, always: bool = False) -> nn.Module:
 
 
 def channels_connector(guided: Shape, hint: Shape) -> nn.Module:
-    """The module that carries a map to the hint map's channels, its size left as it is.
+    """Build the module that carries a map to the channels of the hint map, at the same size.
 
     Raises:
         ValueError: one of them is no map.

@@ -1,4 +1,4 @@
-"""Kernels, the maximum mean discrepancy between two sets, and what losses normalise with."""
+"""Kernels, the maximum mean discrepancy between two sets, and normalization."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def discrepancy(guided: Tensor, hint: Tensor, kernel: Kernel) -> Tensor:
 
 
 def _mean_squared_distance(vectors: Tensor) -> Tensor:
-    """(B, N, D) -> (B, 1, 1): between all N^2 pairs; 1 where it is nothing but rounding."""
+    """(B, N, D) -> (B, 1, 1): between all N^2 pairs; 1 where it is only rounding."""
     mean = squared_distances(vectors, vectors).mean(dim=(1, 2), keepdim=True)
     size = vectors.square().sum(-1).mean(dim=1)[:, None, None]
     return mean.masked_fill(mean <= 4 * torch.finfo(mean.dtype).eps * size, 1.0)

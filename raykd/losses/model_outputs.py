@@ -1,4 +1,4 @@
-"""What a network shows of itself for one batch."""
+"""Inputs of losses: outputs of networks, and the progress of the training."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ class ModelOutputs:
     layers: Mapping[str, Tensor] = field(default_factory=dict)
 
     def map(self, change: Callable[[Tensor], Tensor]) -> ModelOutputs:
-        """The same evidence with every tensor changed."""
+        """Apply a function to every tensor."""
         layers = {name: change(layer) for name, layer in self.layers.items()}
         return ModelOutputs(change(self.logits), layers)
 
     def detached(self) -> ModelOutputs:
-        """The same values, cut from the graph that made them."""
+        """Return the outputs detached from their graph."""
         return self.map(Tensor.detach)
 
 
 @dataclass(frozen=True)
 class Progress:
-    """Where the training stands.
+    """Progress of the training.
 
     Attributes:
         epoch: counted from 0.
-        epochs: how many there will be.
-        step: optimiser steps taken before this one, over the whole training.
+        epochs: total number.
+        step: optimizer steps taken before this one, over the whole training.
         steps_per_epoch: batches of one epoch.
     """
 
@@ -48,25 +48,25 @@ class Progress:
 
     @property
     def fraction(self) -> float:
-        """How much of the training is done, 0 to 1."""
+        """Completed fraction of the training, 0 to 1."""
         return self.step / max(1, self.epochs * self.steps_per_epoch)
 
     def since(self, epoch: int) -> Progress:
-        """The same moment, counted from an epoch that has begun."""
+        """Count the progress from an earlier epoch."""
         step = self.step - epoch * self.steps_per_epoch
         return Progress(self.epoch - epoch, self.epochs - epoch, step, self.steps_per_epoch)
 
 
 @dataclass(frozen=True)
 class LossInputs:
-    """What a loss may look at in one step.
+    """Inputs of a loss in one step.
 
     Attributes:
-        student: its evidence.
-        teacher: the teacher's, cut from its graph.
+        student: its outputs.
+        teacher: the teacher's, detached.
         targets: (B,) the labels.
         index: (B,) the samples' numbers in the data set.
-        progress: where the training stands.
+        progress: of the training.
     """
 
     student: ModelOutputs

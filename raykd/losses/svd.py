@@ -94,7 +94,7 @@ def aligned(candidates: Tensor, wanted: Tensor) -> Tensor:
 def singular_vectors(features: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """(B, C, H, W) -> (B, n), (B, C, n): the n <= count largest singular values and their right
     vectors of (places, channels), their sign such that no sum over channels is negative; a vector
-    whose singular value is nothing but rounding is 0."""
+    whose singular value is only rounding is 0."""
     matrix = features.flatten(2)
     wide = matrix.shape[1] <= matrix.shape[2]
     gram = matrix @ matrix.transpose(1, 2) if wide else matrix.transpose(1, 2) @ matrix

@@ -102,16 +102,16 @@ class Term:
 
     @property
     def always_acts(self) -> bool:
-        """Whether it acts in every epoch (else what it learns gets no gradient in some)."""
+        """True if it is active in every epoch; if not, its parameters miss gradients in some."""
         return self.start_epoch == 0 and self.stop_epoch is None
 
     def acts(self, progress: Progress) -> bool:
-        """Whether it acts in this epoch."""
+        """Return whether it is active in this epoch."""
         before_stop = self.stop_epoch is None or progress.epoch < self.stop_epoch
         return self.active and self.start_epoch <= progress.epoch and before_stop
 
     def weight_at(self, progress: Progress) -> float:
-        """Its weight in this step."""
+        """Return its weight in this step."""
         if not self.acts(progress):
             return 0.0
         if not self.ramp_epochs:
@@ -237,17 +237,17 @@ class Terms(nn.Module):
 
     @property
     def reads_logits(self) -> bool:
-        """Whether any term reads the teacher's logits."""
+        """True if any term reads the logits of the teacher."""
         return any(term.loss is not None and term.loss.reads_logits for term in self.terms.values())
 
     @property
     def ramps(self) -> bool:
-        """Whether a weight changes from step to step."""
+        """True if a weight changes from step to step."""
         return any(term.ramp_epochs > 0 for term in self.terms.values())
 
     @property
     def sometimes_unused(self) -> bool:
-        """Whether some learned parameters get no gradient in some steps."""
+        """True if some learned parameters get no gradient in some steps."""
         return any(
             self.losses[name].sometimes_unused
             or (not term.always_acts and any(True for _ in self.losses[name].parameters()))
@@ -256,7 +256,7 @@ class Terms(nn.Module):
 
 
 def any_reads_logits(terms: Iterable[Term]) -> bool:
-    """Whether any active term reads the teacher's logits."""
+    """Return whether any active term reads the logits of the teacher."""
     return any(term.active and term.loss and term.loss.reads_logits for term in terms)
 
 

@@ -147,7 +147,7 @@ class _OnProbabilities(nn.Module):
 
 
 def _is_recorded() -> bool:
-    """Whether a CUDA graph is being recorded, in which nothing may wait for the GPU."""
+    """Return whether a CUDA graph is being recorded, in which nothing may wait for the GPU."""
     return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
 
 

@@ -18,7 +18,7 @@ from raykd.schemes.offline import Offline, OfflineDistiller
 from raykd.schemes.teachers import Teacher
 
 ASSISTANT_KD = Term(loss=KD(temperature=4.0), weight=1.0)
-"""What an assistant is taught where nothing else is said."""
+"""Default knowledge of assistants."""
 
 
 @option
@@ -84,7 +84,7 @@ class Assistant(Scheme):
         return own if self.dense else own[-1:]
 
     def _scheme(self, above: tuple[TeacherSpec, ...]) -> Scheme:
-        """How an assistant is taught by those above it."""
+        """Return the scheme by which larger networks teach an assistant."""
         if len(above) == 1:
             return Offline(task_weight=self.task_weight)
         others = tuple(prepared.as_teacher for prepared in above[1:])

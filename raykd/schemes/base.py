@@ -46,8 +46,8 @@ class Scheme:
     def teachers(self, around: TeacherContext) -> tuple[TeacherSpec, ...]:
         """Return the teachers of this scheme, each trained or loaded before a trial starts.
 
-        `build` receives them in this order: `SchemeInputs.teacher`, then `SchemeInputs.others`.  By default it
-        is the teacher of the study, if the scheme needs one.
+        `build` receives them in this order: `SchemeInputs.teacher`, then `SchemeInputs.others`.
+        By default it is the teacher of the study, if the scheme needs one.
         """
         if not self.needs_teacher or around.teacher is None:
             return ()

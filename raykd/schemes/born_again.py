@@ -29,7 +29,7 @@ class BornAgain(Scheme):
     """Train generations of one architecture, each distilled from the previous one.
 
     The first learns alone, or is the study's teacher where `first` is teacher; each later one
-    starts afresh and learns from the labels and from its forebear, the student last; Furlanello
+    starts afresh and learns from the labels and from the previous one, the student last; Furlanello
     2018 (arXiv:1805.04770), section 3.  The study's `knowledge` is what every generation is taught;
     without any, the paper's: kd at temperature 1 and weight 1 (its ensemble of all generations is
     not built).  A trial trains `generations` networks before its own when `first` is alone, one

@@ -69,7 +69,7 @@ class Reusing(nn.Module):
         )
 
     def check_left(self, names: Iterable[str]) -> None:
-        """See that the student still has these layers.
+        """Check that the student still has these layers.
 
         Raises:
             ValueError: one of them is left out.
@@ -88,18 +88,18 @@ def reuse(parts: SchemeInputs, terms: Terms) -> Reusing | None:
     Its projector is taken out of the terms.
 
     Raises:
-        ValueError: the teacher's network is not at hand or cannot be cut, or a term looks at a
+        ValueError: the teacher's network is missing or cannot be split, or a term looks at a
             layer of the student that is left out.
     """
     if terms.deploying is None:
         return None
     if parts.teacher_network is None:
         raise ValueError(
-            f"loss '{terms.deploying}' takes over the teacher's classifier, and only what the "
-            "teacher shows is at hand; give the teacher itself"
+            f"loss '{terms.deploying}' takes over the teacher's classifier, and only outputs "
+            "of the teacher are given; set `SchemeInputs.teacher_network`"
         )
     pairs = terms.terms[terms.deploying].pairs
-    assert pairs, "it would not have been made ready without one"
+    assert pairs, "a term with a loss on layers has pairs"
     teacher, module = parts.teacher_network, terms.losses[terms.deploying]
     assert isinstance(module, LossModule)
     hint = resolve(discover(teacher, parts.task), pairs[0].hint)

@@ -27,7 +27,7 @@ Others = Annotated[
 
 
 def check_room(peers: int, others: Sequence[object]) -> None:
-    """See that no more architectures are named than there are peers beside the student.
+    """Check that no more architectures are named than there are peers beside the student.
 
     Raises:
         ValueError: there are.
@@ -126,7 +126,7 @@ class Mutual(Distiller):
     def _taught(
         self, k: int, shown: Sequence[ModelOutputs], batch: Batch, progress: Progress
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """What peer k is taught by the others, and the mean over them of each term's value."""
+        """Return the loss of peer k against the other peers, and the mean value of each term."""
         numbers = [j for j in range(len(shown)) if j != k]
         teachers = [shown[j] for j in numbers]
         if self.scheme.together == "ensemble":

@@ -101,7 +101,7 @@ class Collaborative(Distiller):
         return StepOutput(total, values, logits[0].detach())
 
     def _seen(self, batch: Batch) -> tuple[Inputs, ...]:
-        """What each peer sees.
+        """Return the inputs of each peer.
 
         Raises:
             ValueError: peers want views of their own and the batch has not as many.
@@ -142,7 +142,7 @@ class GeneralShares(nn.Module):
         self.register_buffer("samples", torch.zeros(()))
 
     def renew(self) -> None:
-        """Take the shares that the errors gathered so far ask for, and gather anew."""
+        """Update the shares from the errors collected so far, and clear the errors."""
         if self.samples:
             self.shares.copy_(general_shares(self.errors / self.samples))
             self.errors.zero_()
@@ -171,7 +171,7 @@ def general_shares(errors: Tensor) -> Tensor:
 
 
 def ensembled(logits: Sequence[Tensor], targets: Tensor, how: Ensemble) -> Tensor:
-    """Peers' logits, (B, K) each -> (B, K); any way that needs nothing but these."""
+    """Peers' logits, (B, K) each -> (B, K); every ensemble but `general`."""
     assert how != "general", "its shares come from an epoch's errors"
     stacked = torch.stack(list(logits))
     if how == "mean":

@@ -213,8 +213,8 @@ class Shares(nn.Module):
             return torch.stack(each).expand(len(targets), -1)
 
     def loss(self, logits: Sequence[Tensor], targets: Tensor) -> Tensor:
-        """What trains the gate: -log of the label's mixed probability, mean over the batch; 0 for
-        shares that are not learned."""
+        """Return the loss of the gate: -log of the mixed probability of the label, mean over the
+        batch; 0 for shares that are not learned."""
         if self.combine != "gate":
             return torch.zeros((), device=targets.device)
         right = torch.stack([-F.cross_entropy(one, targets, reduction="none") for one in logits], 1)

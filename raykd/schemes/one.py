@@ -160,7 +160,7 @@ class _Given(nn.Module):
 
 
 class _Blank(nn.Module):
-    """Stands where a module of the trunk stood: zeros of its output's shape, whatever comes in."""
+    """Replacement for a module of the trunk: returns zeros of its output shape for any input."""
 
     def __init__(self, module: nn.Module, shape: Shape) -> None:
         super().__init__()
@@ -168,7 +168,7 @@ class _Blank(nn.Module):
         self._was = (copy.deepcopy(module).to("meta"),)  # in a tuple: not a part of this
 
     def __getattr__(self, name: str) -> Any:
-        """What the network's own code looks up in the module, a weight's dtype for example."""
+        """Return attributes of the replaced module, e.g. a weight whose dtype the network reads."""
         try:
             return super().__getattr__(name)
         except AttributeError:
@@ -184,7 +184,7 @@ class _Blank(nn.Module):
 
 @dataclass(frozen=True)
 class Cut:
-    """Where branches part from a network's trunk.
+    """Position at which branches leave the trunk of a network.
 
     Attributes:
         layer: the trunk's last one.
@@ -199,7 +199,7 @@ class Cut:
 
 
 def upper_part(model: nn.Module, cut: Cut) -> Branch:
-    """What follows `cut.layer` in a network, which becomes part of it.
+    """Build the part of a network after `cut.layer`; the network becomes part of it.
 
     The modules before the layer lose their weights and give zeros, so that whatever the network
     does between them (a token put in front, positions added) goes on without a fault; what comes of
@@ -227,7 +227,7 @@ def _blank_before(parent: nn.Module, path: str, name: str, shapes: Mapping[str, 
 
 
 def find_cut(student: nn.Module, task: Task, name: str | None = None) -> Cut:
-    """Where the student is cut: after the layer `name`, or before its last stage.
+    """Return the cut of the student: after the layer `name`, or before its last stage.
 
     Raises:
         ValueError: there is no such layer, fewer than two stages to choose from, or the part after

@@ -43,7 +43,7 @@ class PsKd(Scheme):
 
 
 class Progressive(Distiller):
-    """One network and what it said of every sample in the epoch before."""
+    """One network, with its predictions for every sample in the previous epoch."""
 
     said: Tensor
     seen: Tensor

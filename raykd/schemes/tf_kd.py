@@ -76,7 +76,7 @@ class TaughtByVirtue(Distiller):
 
 
 def virtual_lesson(logits: Tensor, targets: Tensor, scheme: TfKd) -> Tensor:
-    """How far (B, K) logits are from the virtual teacher; mean over the batch."""
+    """Return the distance of (B, K) logits from the virtual teacher, mean over the batch."""
     label = F.one_hot(targets, logits.shape[1]).to(logits)
     others = (1 - scheme.certainty) / max(1, logits.shape[1] - 1)
     if scheme.form == "code":

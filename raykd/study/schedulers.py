@@ -1,7 +1,7 @@
 """Schedulers: each decides after an epoch whether a trial continues.
 
-This file knows nothing of Ray: a scheduler that is Ray Tune's is described by a `TuneScheduler`,
-which `raykd.runtime` builds.
+Ray is not imported here: a scheduler of Ray Tune is described by a `TuneScheduler`, which
+`raykd.runtime` builds.
 """
 
 from __future__ import annotations
