@@ -177,9 +177,9 @@ def test_an_installed_package_adds_a_loss_a_scheme_and_a_model(
         "Align the direction of a guided layer, through a connector, with that of its hint layer."
         in shown
     )
-    assert "weight source An example: nobody has measured it." in shown
+    assert "weight source An example, not measured." in shown
     assert "package my-package 0.1" in shown
-    assert "power 1.0 number >= 1; large favours the worst samples" in shown
+    assert "power 1.0 number >= 1; larger values weigh the worst samples more" in shown
 
     assert said["valid"]["code"] == 0, said["valid"]
     assert "valid: " in said["valid"]["out"]

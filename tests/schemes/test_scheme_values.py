@@ -441,7 +441,7 @@ FAMILIES = [cls for cls in MODELS if not cls.__module__.endswith("crd_benchmark"
 @pytest.mark.parametrize("model", FAMILIES, ids=lambda cls: cls.name)
 def test_branches_and_exits_fit_any_family(scheme: Scheme, model: type[Model]) -> None:
     task = Task(input_shape=(1, 32, 32), classes=10)
-    derived: dict[str, Any] = {"of": Resnet()} if issubclass(model, CompressedModel) else {}
+    derived: dict[str, Any] = {"base": Resnet()} if issubclass(model, CompressedModel) else {}
     student = model(**derived)
     draw = torch.Generator().manual_seed(0)
     inputs, rows = torch.rand(4, *task.input_shape, generator=draw), torch.arange(4)
