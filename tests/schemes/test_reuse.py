@@ -189,7 +189,7 @@ def test_a_layer_that_is_left_out_is_told() -> None:
 
 def test_without_the_teachers_network_it_cannot_be_built() -> None:
     parts = dataclasses.replace(parts_for(SIMKD), teacher_network=None)
-    with pytest.raises(ValueError, match="set `SchemeInputs.teacher_network`"):
+    with pytest.raises(ValueError, match=r"set `SchemeInputs\.teacher_network`"):
         Offline().build(parts)
 
 
