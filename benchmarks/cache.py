@@ -23,7 +23,7 @@ import torch
 from measuring import Findings, arguments, in_turn, spread, tell
 
 from raykd.data import SOURCES, BatchLoader, Dataset
-from raykd.models import Resnet, Task, model_profile
+from raykd.models import Resnet, Task, profile_model
 from raykd.schemes import LiveTeacher, Teacher
 from raykd.storage import Storage
 from raykd.study.config import Cache, Student, Study
@@ -68,7 +68,7 @@ class Bench:
         )
 
     def description(self, layers: tuple[str, ...], dtype: str = "fp16") -> CacheSpec:
-        shapes = model_profile(TEACHER, self.task).layers
+        shapes = profile_model(TEACHER, self.task).layers
         outputs = TeacherOutputs(
             "resnet", network_digest(self.network), {name: shapes[name] for name in layers}
         )

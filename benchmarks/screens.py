@@ -36,8 +36,8 @@ from scipy.stats import kendalltau
 from torch.nn.functional import interpolate
 
 from raykd.data import SOURCES, Dataset
-from raykd.models import Cnn, Model, Resnet, Task, model_profile
-from raykd.models.proxies import PROXIES, Measured, ProxyContext, Ranking
+from raykd.models import Cnn, Model, Resnet, Task, profile_model
+from raykd.models.proxies import PROXIES, NetworkProxy, ProxyContext, RankingProxy
 from raykd.models.zoo.cnn import CnnStage
 from raykd.models.zoo.cnn_blocks import Basic
 from raykd.study.checks.load import open_study
@@ -103,7 +103,7 @@ class Students:
     @property
     def params(self) -> NDArray[np.float64]:
         return np.array(
-            [model_profile(each, self.about.task).params for each in self.models], float
+            [profile_model(each, self.about.task).params for each in self.models], float
         )
 
 
@@ -247,7 +247,7 @@ def train(out: Path) -> None:
 
     torch.set_num_threads(1)
     study = fashion_study()
-    assert study.task is not None and isinstance(study.settings.search.proxy, Ranking)
+    assert study.task is not None and isinstance(study.settings.search.proxy, RankingProxy)
     done = [json.loads(line)["student"] for line in out.open()] if out.exists() else []
     data = study.settings.data.load()
     teachers = train_teachers(study.settings, data, seed=0)
@@ -271,8 +271,8 @@ def trained(study: OpenStudy, model: Model, data: Dataset, teachers: Any) -> dic
         training.run_epoch()
     return {
         "student": plain(model),
-        "params": model_profile(model, study.task).params,
-        "macs": model_profile(model, study.task).macs,
+        "params": profile_model(model, study.task).params,
+        "macs": profile_model(model, study.task).macs,
         "val_accuracy": training.evaluate("val")["val_accuracy"],
         "seconds": round(time.perf_counter() - start, 1),
     }
@@ -284,9 +284,9 @@ def trained(study: OpenStudy, model: Model, data: Dataset, teachers: Any) -> dic
 def scored(students: Students, batch: int, repeats: int) -> Iterator[tuple[str, Any, float]]:
     """(screen, scores, seconds a student) of every screen."""
     for name, cls in PROXIES.members.items():
-        if issubclass(cls, Ranking):
+        if issubclass(cls, RankingProxy):
             fields: dict[str, Any] = {"batch": batch, "repeats": repeats}
-            screen = cls(**(fields if issubclass(cls, Measured) else {}))
+            screen = cls(**(fields if issubclass(cls, NetworkProxy) else {}))
             start = time.perf_counter()
             score = screen.scorer(students.about)
             scores = np.array([score(model) for model in students.models])

@@ -46,7 +46,7 @@ from torch.nn import functional as F
 from raykd.data import SOURCES, Dataset, Placement, Split
 from raykd.losses import KD, Hint, Term
 from raykd.losses.terms import Pair
-from raykd.models import Resnet, Task, model_profile
+from raykd.models import Resnet, Task, profile_model
 from raykd.schemes import Alone, LiveTeacher, Offline, Teacher
 from raykd.storage import Storage
 from raykd.study.config import Cache, Student, Study
@@ -289,7 +289,7 @@ def built_outputs(
     bench: Bench, study: Study, method: Method, network: nn.Module, data: Dataset
 ) -> Any:
     """The teacher's outputs, computed, put on disk and opened."""
-    stages = model_profile(bench.teacher_model, bench.task).resolve(["stage2"])
+    stages = profile_model(bench.teacher_model, bench.task).resolve(["stage2"])
     layers = {layer.name: layer.shape for layer in stages} if method == "hint" else {}
     teacher = TeacherOutputs(repr(bench.teacher_model), network_digest(network), layers)
     description = cache_spec(study, teacher, TrainingSamples.of(data), views=1)

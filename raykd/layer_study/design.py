@@ -94,7 +94,8 @@ class LayerStudyDesign:
         """
         model = self.teacher if side == "hint" else self.student
         paired = self.hints if side == "hint" else self.guided
-        layers = {layer.name: layer for layer in (*stage_aliases(model.found).values(), *paired)}
+        stages = stage_aliases(model.ordered_layers).values()
+        layers = {layer.name: layer for layer in (*stages, *paired)}
         return tuple(sorted(layers.values(), key=lambda layer: (layer.depth, layer.macs)))
 
 
@@ -246,7 +247,7 @@ def _resolved(
     study: OpenStudy, number: int, model: ModelProfile, names: Iterable[str], side: str
 ) -> tuple[Layer, ...]:
     try:
-        layers = [resolve(model.found, name) for name in names]
+        layers = [resolve(model.ordered_layers, name) for name in names]
     except ValueError as error:
         raise _problem(study, ("knowledge", number, "pairs"), f"{side}: {error}") from None
     if not layers:

@@ -5,7 +5,7 @@ from raykd.models.base import MODELS, AnyModel, Model, Task, Text
 from raykd.models.compression import COMPRESSED_MODELS, CompressedModel
 from raykd.models.introspection.hooks import HookedOutputs, LayerHooks, record_layers
 from raykd.models.introspection.layers import Layer, discover, resolve, stage_aliases
-from raykd.models.introspection.profile import ModelProfile, model_profile, profile_network
+from raykd.models.introspection.profile import ModelProfile, profile_model, profile_network
 from raykd.models.zoo.cnn import Cnn
 from raykd.models.zoo.convnext import Convnext
 from raykd.models.zoo.crd_benchmark import CRD_BENCHMARK
@@ -63,7 +63,7 @@ __all__ = [
     "Vit",
     "WideResnet",
     "discover",
-    "model_profile",
+    "profile_model",
     "profile_network",
     "record_layers",
     "resolve",

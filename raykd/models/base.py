@@ -171,7 +171,7 @@ AnyModel = Annotated[Model, MODELS]
 """Type of a field that holds a model."""
 
 
-def picture_shape(task: Task, family: str) -> tuple[int, int, int]:
+def image_shape(task: Task, family: str) -> tuple[int, int, int]:
     """Return (channels, height, width) of the task's images.
 
     Args:
@@ -189,12 +189,12 @@ def picture_shape(task: Task, family: str) -> tuple[int, int, int]:
     return channels, height, width
 
 
-def written(value: Any) -> str:
+def format_option(value: Any) -> str:
     """Format an option as in a study file, without fields that have their default."""
     if isinstance(value, tuple):
-        return "[" + ", ".join(map(written, value)) + "]"
+        return "[" + ", ".join(map(format_option, value)) + "]"
     if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{key}: {written(item)}" for key, item in value.items()) + "}"
+        return "{" + ", ".join(f"{key}: {format_option(item)}" for key, item in value.items()) + "}"
     if not is_dataclass(value):
         return json.dumps(value).strip('"')
     changed = {
@@ -204,4 +204,4 @@ def written(value: Any) -> str:
     }
     if list(changed) == ["name"]:
         return changed["name"]
-    return "{" + ", ".join(f"{key}: {written(item)}" for key, item in changed.items()) + "}"
+    return "{" + ", ".join(f"{key}: {format_option(item)}" for key, item in changed.items()) + "}"

@@ -97,15 +97,15 @@ class Normalization:
         return f"mean {mean}, std {std}{scale}{order}"
 
 
-Named = Literal["auto", "data", "model", "imagenet", "half", "none"]
+NormalizationName = Literal["auto", "data", "model", "imagenet", "half", "none"]
 
-Given = Annotated[
-    Annotated[Normalization, Tag("normalization")] | Annotated[Named, Tag("name")],
+NormalizationSetting = Annotated[
+    Annotated[Normalization, Tag("normalization")] | Annotated[NormalizationName, Tag("name")],
     Discriminator(lambda value: "name" if isinstance(value, str) else "normalization"),
 ]
 """Normalization in a study file: a name or the values; errors refer to the form that was used."""
 
-NAMED: dict[str, Normalization] = {
+NORMALIZATIONS: dict[str, Normalization] = {
     "imagenet": Normalization(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)),
     "half": Normalization(mean=(0.5,), std=(0.5,)),
     "none": Normalization(mean=(0.0,), std=(1.0,)),
@@ -171,7 +171,7 @@ def expected_normalization(network: nn.Module) -> Normalization | None:
     return getattr(network, "raykd_normalization", None)
 
 
-def like(network: nn.Module, other: nn.Module) -> nn.Module:
+def copy_normalization(network: nn.Module, other: nn.Module) -> nn.Module:
     """Add, in place, the input map of another network, if it has one."""
     normalization = expected_normalization(other)
     if normalization is None or expected_normalization(network) is not None:

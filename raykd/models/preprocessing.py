@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from raykd.models.normalization import (
-    NAMED,
+    NORMALIZATIONS,
     Normalization,
     expected_normalization,
     remove_input_map,
@@ -240,7 +240,7 @@ def _hint(actual: tuple[int, ...], shape: tuple[int, int, int]) -> str:
     return ""
 
 
-class Expecting(nn.Module):
+class NormalizedInputModel(nn.Module):
     """A network with a record of the normalization it was trained with; same forward.
 
     Args:
@@ -269,8 +269,9 @@ def set_normalization(network: nn.Module, setting: Normalization | str) -> nn.Mo
         return network
     inner, _ = strip_preprocessing(network)
     if isinstance(setting, str):
-        return Expecting(inner, NAMED[setting]) if setting in NAMED else inner
-    return Expecting(inner, setting)
+        normalization = NORMALIZATIONS.get(setting)
+        return inner if normalization is None else NormalizedInputModel(inner, normalization)
+    return NormalizedInputModel(inner, setting)
 
 
 def strip_preprocessing(network: nn.Module) -> tuple[nn.Module, Normalization | None]:
@@ -286,10 +287,10 @@ def strip_preprocessing(network: nn.Module) -> tuple[nn.Module, Normalization | 
     if isinstance(network, RawInputModel):
         preprocessing, network = network.preprocessing, network.network
         if preprocessing.kind == "pictures":
-            normalization = NAMED["none"]
+            normalization = NORMALIZATIONS["none"]
             if preprocessing.mean:
                 normalization = Normalization(mean=preprocessing.mean, std=preprocessing.std)
-    elif isinstance(network, Expecting):
+    elif isinstance(network, NormalizedInputModel):
         normalization, network = network.normalization, network.network
     inner = expected_normalization(network)
     return (network, normalization) if inner is None else (remove_input_map(network), inner)

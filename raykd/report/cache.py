@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import RenderableType
 from rich.text import Text
 
-from raykd.models.base import written
+from raykd.models.base import format_option
 from raykd.report.format import in_bytes
 from raykd.terminal_tables import Column, Grid, unbroken
 from raykd.training.teacher_cache.plan import CachePlan, PlannedEntry, estimate_build_time
@@ -29,7 +29,7 @@ def plan_lines(plan: CachePlan, device: str = "cpu") -> list[str]:
 
 def _planned(kept: PlannedEntry, plan: CachePlan, device: str) -> str:
     model = kept.teacher.model
-    name = str(kept.teacher.weights) if model is None else written(model)
+    name = str(kept.teacher.weights) if model is None else format_option(model)
     if kept.why_not:
         return f"teacher {name} runs in every training step: {kept.why_not}"
     what = " + ".join(["logits", *kept.layers])

@@ -13,8 +13,8 @@ from rich.console import RenderableType
 from rich.text import Text as RichText
 
 from raykd.errors import Problem, StudyError
-from raykd.models import Model, ModelProfile, Task, Text, model_profile
-from raykd.models.base import written
+from raykd.models import Model, ModelProfile, Task, Text, profile_model
+from raykd.models.base import format_option
 from raykd.models.introspection.layers import Layer
 from raykd.study.checks.layer_pairs import layers_for
 from raykd.study.checks.load import check_shapes
@@ -52,7 +52,8 @@ class Shown:
 
     def layers(self, *, stages: bool) -> tuple[Layer, ...]:
         """Every layer, in the order in which they run, or those alone that bear an alias."""
-        return tuple(layer for layer in self.model_profile.found if layer.stage or not stages)
+        layers = self.model_profile.ordered_layers
+        return tuple(layer for layer in layers if layer.stage or not stages)
 
     def plain(self, *, stages: bool) -> dict[str, Any]:
         return {
@@ -245,7 +246,7 @@ def _task_of(study: Study) -> Task:
 
 def _shown(role: str, model: Model, task: Task) -> Shown:
     try:
-        return Shown(role, written(model), model_profile(model, task))
+        return Shown(role, format_option(model), profile_model(model, task))
     except (ValueError, RuntimeError) as error:  # a forward that fails raises RuntimeError
         fix = "" if "--input" in str(error) else "give the input shape: --input 3,224,224"
         raise StudyError(Problem(str(error), fix=fix)) from None
@@ -283,7 +284,7 @@ def _each(models: Iterable[Model], role: str, task: Task) -> list[Shown]:
     found: dict[str, Shown] = {}
     for model in models:
         try:
-            shown = Shown(role, written(model), model_profile(model, task))
+            shown = Shown(role, format_option(model), profile_model(model, task))
         except (ValueError, RuntimeError):
             continue
         found.setdefault(shown.name, shown)

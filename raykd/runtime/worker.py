@@ -23,8 +23,8 @@ import torch.distributed as dist
 
 from raykd.data import Dataset, Placement
 from raykd.models import Model
-from raykd.models.compression import inherited
-from raykd.models.normalization import like, to_metadata
+from raykd.models.compression import inheritance_metrics
+from raykd.models.normalization import copy_normalization, to_metadata
 from raykd.runtime.channel import (
     Address,
     ChannelClient,
@@ -429,9 +429,9 @@ class Worker:
         metrics = training.evaluate("test") if job.test else {}
         model = study.student.model
         if model.origin is not None and len(job.teachers) > len(teachers_of(study)):
-            metrics |= inherited(network)
+            metrics |= inheritance_metrics(network)
         if job.role != "teacher" and (job.test or job.keep):
-            network = like(model.deployed(network), network)
+            network = copy_normalization(model.deployed(network), network)
         if job.role == "teacher":
             metrics |= self._output_signs(training.student, study)
         elif model.runs_code:  # a student may mask classes by infinite logits

@@ -12,7 +12,7 @@ from typing import Annotated, Any, ClassVar
 
 from raykd.losses import Term
 from raykd.models import Model
-from raykd.models.normalization import Named, Normalization
+from raykd.models.normalization import Normalization, NormalizationName
 from raykd.registry import Registry, option
 from raykd.schemes.distiller import Distiller, SchemeInputs
 from raykd.schemes.teachers import Teacher
@@ -121,7 +121,7 @@ class TeacherSpec:
     augment: tuple[Any, ...] | None = None
     origin: TeacherSpec | None = None
     classes: tuple[str, ...] = ()
-    normalization: Normalization | Named = "auto"
+    normalization: Normalization | NormalizationName = "auto"
 
     @property
     def needs(self) -> tuple[TeacherSpec, ...]:

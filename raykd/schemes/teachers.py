@@ -7,7 +7,7 @@ from typing import Annotated
 from pydantic import Field
 
 from raykd.models import AnyModel
-from raykd.models.normalization import Given
+from raykd.models.normalization import NormalizationSetting
 from raykd.registry import option
 from raykd.train_config import Train
 
@@ -36,7 +36,7 @@ class Teacher:
         ),
     ] = None
     normalization: Annotated[
-        Given,
+        NormalizationSetting,
         Field(
             description="Normalization of the images that `weights` were trained with. auto: as "
             "stored with the weights, otherwise that of the data; model: from the configuration "

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from raykd.losses import Loss
-from raykd.models import Model, ModelProfile, Task, model_profile
+from raykd.models import Model, ModelProfile, Task, profile_model
 from raykd.schemes import TeacherSpec
 from raykd.study.checks.layer_pairs import resolve_pairs
 from raykd.study.config import Study
@@ -146,6 +146,6 @@ def pairing_losses(
 
 def _profile(model: Model, task: Task, place: Place) -> ModelProfile:
     try:
-        return model_profile(model, task)
+        return profile_model(model, task)
     except (ValueError, RuntimeError) as error:  # a forward that fails raises RuntimeError
         raise ModelError(place, str(error)) from None

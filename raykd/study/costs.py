@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from torch import nn
 
 from raykd.errors import Infeasible, Problem, StudyError
-from raykd.models import Model, Task, model_profile
+from raykd.models import Model, Task, profile_model
 from raykd.models.introspection.latency import (
     Latency,
     Timing,
@@ -88,7 +88,7 @@ def costs_of(
     Raises:
         ValueError: the model cannot be built for such data, or not be measured so.
     """
-    profile, settings = model_profile(model, task), settings or Latency()
+    profile, settings = profile_model(model, task), settings or Latency()
     deployed, chosen = DeployedModel(model), frozenset(names)
     values: dict[Cost, Callable[[], float]] = {
         "params": lambda: float(profile.params),

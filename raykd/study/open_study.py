@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from raykd.errors import Infeasible, StudyError
 from raykd.html_card import Card
 from raykd.losses import Loss
-from raykd.models import ModelProfile, Task, model_profile
+from raykd.models import ModelProfile, Task, profile_model
 from raykd.schemes import Teacher
 from raykd.study.candidate import Candidate, pairing_losses
 from raykd.study.checks.layer_pairs import FilteredSpace, SpaceModels, filter_pairs, layers_for
@@ -339,7 +339,7 @@ def task_of(study: Study) -> Task | None:
 def _profiles(models: Iterable[Any], task: Task) -> Iterator[ModelProfile]:
     for model in models:
         try:
-            yield model_profile(model, task)
+            yield profile_model(model, task)
         except (ValueError, RuntimeError):
             continue
 

@@ -17,10 +17,10 @@ from raykd.models import (
     ModelProfile,
     Task,
     Text,
-    model_profile,
+    profile_model,
     profile_network,
 )
-from raykd.models.normalization import like
+from raykd.models.normalization import copy_normalization
 from raykd.schemes import Distiller, SchemeInputs, TeacherInputs, TeacherSpec
 from raykd.study.checks.layer_pairs import resolve_pairs
 from raykd.study.config import Study
@@ -80,7 +80,7 @@ def build_distiller(
         uses_pairs = study.scheme.takes_knowledge and any(
             term.active and term.loss and term.loss.takes_pairs for term in terms
         )
-        profile = model_profile(model, task) if uses_pairs else None
+        profile = profile_model(model, task) if uses_pairs else None
         guides = _guides(study, task, handles, profile, device)
         if profile is not None and not guides:
             terms = resolve_pairs(study, profile, (), task.classes).knowledge
@@ -119,7 +119,7 @@ def _student(study: Study, task: Task, teachers: Sequence[TeacherHandle]) -> nn.
             "missing; pass it after the teachers of the scheme (`train_teachers` does), or set "
             "`inherit_weights: false`"
         )
-    return like(model.build_from(origin.network, task), origin.network)
+    return copy_normalization(model.build_from(origin.network, task), origin.network)
 
 
 def _guides(
@@ -156,7 +156,7 @@ def _guides(
             theirs = (
                 profile_network(teacher.network, task)
                 if option.model is None
-                else model_profile(option.model, task)
+                else profile_model(option.model, task)
             )
             terms = resolve_pairs(study, profile, (theirs,), task.classes).knowledge
             layers = theirs.layers

@@ -23,7 +23,7 @@ from torch.nn.functional import cosine_similarity, cross_entropy
 from raykd.data import Batch, BatchLoader, Placement, ViewOptions, to_memory_format
 from raykd.losses import ModelOutputs, Pair, Progress, Term, Terms
 from raykd.losses.cka_map import LEAST_SAMPLES, CkaMap
-from raykd.models import Layer, LayerHooks, Task, discover, model_profile, resolve
+from raykd.models import Layer, LayerHooks, Task, discover, profile_model, resolve
 from raykd.training.build import task_of
 from raykd.training.seeding import derive_seed, seeded
 from raykd.training.trainer import Training
@@ -184,7 +184,7 @@ class _Probe:
         """Build the loss of one pair, with its connectors."""
         pair = Pair(hint=self.design.hints[hint], guided=self.design.guided[guided])
         [hint_layer] = _layers(self.teacher, (pair.hint,), self.task)
-        [guided_layer] = model_profile(self.study.student.model, self.task).resolve([pair.guided])
+        [guided_layer] = profile_model(self.study.student.model, self.task).resolve([pair.guided])
         terms = Terms(
             [replace(self.design.term, pairs=(pair,))],
             classes=self.task.classes,

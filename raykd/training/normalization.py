@@ -12,7 +12,7 @@ from raykd.models.adapters.pretraining_images import read_pretraining_images
 from raykd.models.base import PretrainingImages
 from raykd.models.normalization import (
     METADATA,
-    NAMED,
+    NORMALIZATIONS,
     Normalization,
     adapt_normalization,
     expected_normalization,
@@ -67,8 +67,8 @@ def normalization_of(spec: TeacherSpec) -> Normalization | None:
     setting = spec.normalization
     if isinstance(setting, Normalization):
         return setting
-    if setting in NAMED:
-        return NAMED[setting]
+    if setting in NORMALIZATIONS:
+        return NORMALIZATIONS[setting]
     if setting == "model":
         return _library_normalization(spec)
     if setting == "data" or spec.weights is None or spec.is_mlflow:

@@ -10,7 +10,7 @@ from torch import nn
 
 from raykd.models import Model, Task
 from raykd.models.introspection.profile import build_without_init
-from raykd.models.preprocessing import Expecting, RawInputModel
+from raykd.models.preprocessing import NormalizedInputModel, RawInputModel
 from raykd.models.weights.class_order import (
     UnmatchedClasses,
     class_rows,
@@ -137,7 +137,7 @@ def reorder_network(network: nn.Module, spec: TeacherSpec, task: Task) -> tuple[
     source = str(spec.weights)
     rows, note = _order(spec.classes, find_class_names(network), task, source)
     if rows is not None:
-        wrapped = isinstance(network, RawInputModel | Expecting)
+        wrapped = isinstance(network, RawInputModel | NormalizedInputModel)
         reorder_classes(network.network if wrapped else network, rows, task, source)
         if isinstance(network, RawInputModel):
             network.class_names = tuple(task.class_names)

@@ -1,4 +1,4 @@
-"""Ranking of student architectures by a zero-cost proxy before the first trial.
+"""RankingProxy of student architectures by a zero-cost proxy before the first trial.
 
 Feasible points are drawn at random, their distinct students scored without training, and the best
 are enqueued as Optuna's first trials, with the student's parameters only: the sampler draws the
@@ -19,9 +19,9 @@ import torch
 
 from raykd.data import BatchLoader, Dataset, Placement
 from raykd.errors import Infeasible, Problem, StudyError
-from raykd.models import Model, Task, model_profile
-from raykd.models.base import written
-from raykd.models.proxies import Measured, ProxyContext, Ranking
+from raykd.models import Model, Task, profile_model
+from raykd.models.base import format_option
+from raykd.models.proxies import NetworkProxy, ProxyContext, RankingProxy
 from raykd.models.proxies.base import derive_seed
 from raykd.study.checks.rules import bin_cost, number_kept, teacher_model
 from raykd.study.config import Search
@@ -61,7 +61,11 @@ class Candidate:
 
     def plain(self) -> dict[str, Any]:
         """Return the candidate as the journal and Optuna's storage keep it."""
-        return {"student": written(self.model), "score": self.score, "params": dict(self.params)}
+        return {
+            "student": format_option(self.model),
+            "score": self.score,
+            "params": dict(self.params),
+        }
 
 
 def screen(
@@ -88,7 +92,7 @@ def screen(
         StudyError: the proxy does not support these networks.
     """
     proxy = search.proxy
-    if not isinstance(proxy, Ranking) or not search.trials:
+    if not isinstance(proxy, RankingProxy) or not search.trials:
         return
     best = drawn.user_attrs.get(MARK)
     if best is None:
@@ -104,7 +108,9 @@ def screen(
             _enqueue(drawn, best, rank)
 
 
-def candidates(study: OpenStudy, task: Task, proxy: Ranking, search: Search) -> list[Candidate]:
+def candidates(
+    study: OpenStudy, task: Task, proxy: RankingProxy, search: Search
+) -> list[Candidate]:
     """Return the distinct architectures of `proxy.candidates` feasible random points."""
     by_model: dict[Model, Candidate] = {}
     cost = bin_cost(proxy, search.objectives)
@@ -116,7 +122,7 @@ def candidates(study: OpenStudy, task: Task, proxy: Ranking, search: Search) -> 
         except Infeasible:
             continue
         params = {key: value for key, value in drawer.params.items() if key.startswith(STUDENT)}
-        size = getattr(model_profile(model, task), cost) if cost else 0
+        size = getattr(profile_model(model, task), cost) if cost else 0
         by_model.setdefault(model, Candidate(params, model, size))
         missing -= 1
         if not missing:
@@ -166,14 +172,14 @@ def _enqueue(drawn: optuna.Study, best: Sequence[Mapping[str, Any]], rank: int) 
 
 
 def _scored(
-    study: OpenStudy, task: Task, data: Dataset, proxy: Ranking, unscored: Sequence[Candidate]
+    study: OpenStudy, task: Task, data: Dataset, proxy: RankingProxy, unscored: Sequence[Candidate]
 ) -> list[Candidate]:
     """Return the candidates with their scores.
 
     Raises:
         StudyError: the proxy does not support one of them.
     """
-    batch = proxy.batch if isinstance(proxy, Measured) else 2
+    batch = proxy.batch if isinstance(proxy, NetworkProxy) else 2
     inputs, targets = training_batch(data, batch, study.settings.seed)
     about = ProxyContext(task, inputs, targets, teacher_model(study), study.settings.seed)
     try:
@@ -195,7 +201,7 @@ def training_batch(data: Dataset, size: int, seed: int) -> tuple[Any, torch.Tens
 
 def _announce(
     publish: Listener,
-    proxy: Ranking,
+    proxy: RankingProxy,
     ranked: Sequence[Candidate],
     best: Sequence[Mapping[str, Any]],
     seconds: float,

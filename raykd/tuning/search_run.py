@@ -11,7 +11,7 @@ from typing import ClassVar
 import optuna
 
 from raykd.models import Task
-from raykd.models.proxies import Ranking
+from raykd.models.proxies import RankingProxy
 from raykd.study.config import Search
 from raykd.study.open_study import OpenStudy
 from raykd.tracking.events import Note, PhaseStarted, StartPoint, WarmStarted
@@ -121,7 +121,7 @@ class SearchRun(StudyRun[StudyResult]):
             # the sampler's seed counts the points that were put first
             drawn = open_optuna(settings.name, search, settings.seed, session.folder, slots)
         # then the architectures that a proxy ranks highest
-        if isinstance(search.proxy, Ranking):
+        if isinstance(search.proxy, RankingProxy):
             session.bus.publish(PhaseStarted("screen"))
         screen(study, session.task, session.data, drawn, search, session.bus.publish)
         return SearchPlanner(session.context(slots), drawn)

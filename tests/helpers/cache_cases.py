@@ -12,7 +12,7 @@ import torch
 from helpers.training_cases import DIGITS, digits, taught, teacher, teacher_model
 from raykd.data import AUGMENTATIONS, Dataset, Placement
 from raykd.losses import Term
-from raykd.models import model_profile
+from raykd.models import profile_model
 from raykd.schemes import LiveTeacher
 from raykd.storage import Storage
 from raykd.study.config import Cache, Study
@@ -51,7 +51,7 @@ def cropped(*terms: Term, cache: Cache | None = None, **train: Any) -> Study:
 
 def described(study: Study, layers: tuple[str, ...] = (), **changed: Any) -> CacheSpec:
     """The outputs that `study` would read of the teacher that all tests share."""
-    shapes = model_profile(teacher_model(), task_of(data())).layers
+    shapes = profile_model(teacher_model(), task_of(data())).layers
     given: dict[str, Any] = {
         "teacher": "resnet",
         "weights": network_digest(teacher()),

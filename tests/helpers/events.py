@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-from raykd.models import Task, model_profile
+from raykd.models import Task, profile_model
 from raykd.report.progress import View
 from raykd.runtime.jobs import TrainJob
 from raykd.schemes import Alone
@@ -112,7 +112,7 @@ class Teller:
         return self.study.bind(TASK).sample(number).resolved
 
     def run(self, run_id: str, role: Any, study: Study, **fields: Any) -> Iterator[Event]:
-        cost = model_profile(study.student.model, TASK)
+        cost = profile_model(study.student.model, TASK)
         written = plain(study)
         job = TrainJob(
             id=run_id,
@@ -158,7 +158,7 @@ class Teller:
         yield from self.run(run_id, "trial", study)
         for epoch in range(1, epochs + 1):
             yield self.epoch(run_id, epoch, val - 0.1 / epoch + 0.025)
-        cost = model_profile(study.student.model, TASK)
+        cost = profile_model(study.student.model, TASK)
         if status == "failed":
             yield self.end(run_id, "failed", "diverged in epoch 2: term 'kd' not finite in step 3")
         elif status != "running":

@@ -22,7 +22,7 @@ from helpers.training_cases import (
 )
 from raykd.data import AUGMENTATIONS, Placement
 from raykd.losses import LOSSES, Pair, Term
-from raykd.models import Resnet, model_profile
+from raykd.models import Resnet, profile_model
 from raykd.models.compression import Quantized
 from raykd.schemes import LiveTeacher
 from raykd.storage import Storage
@@ -131,7 +131,7 @@ def _resumed(study: Study, rank: int) -> dict[str, Any]:
 
 def _cached(study: Study, rank: int, folder: str) -> dict[str, Any]:
     """Each rank computes its share of the teacher's outputs, then reads those of its samples."""
-    shapes = model_profile(teacher_model(), task_of(digits())).layers
+    shapes = profile_model(teacher_model(), task_of(digits())).layers
     layers = {"embedding": shapes["embedding"]}
     outputs = TeacherOutputs("resnet", network_digest(teacher()), layers)
     samples = TrainingSamples.of(digits())

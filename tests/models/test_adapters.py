@@ -32,7 +32,7 @@ from raykd.models import (
     Task,
     Text,
     discover,
-    model_profile,
+    profile_model,
     resolve,
 )
 from raykd.models.adapters import hub
@@ -109,9 +109,9 @@ def test_gives_one_logit_a_class(case: str) -> None:
 @every_case
 def test_anatomy_equals_the_real_network(case: str) -> None:
     (model, _), (network, task) = _case(case), _built(case)
-    told = model_profile(model, task)
+    told = profile_model(model, task)
     assert told.params == sum(parameter.numel() for parameter in network.parameters())
-    assert told.found == discover(network, task)
+    assert told.ordered_layers == discover(network, task)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         network.eval()(_inputs(task, 1))
     assert told.macs == counter.get_total_flops() // 2
@@ -143,7 +143,7 @@ STAGES = {
 
 @every_case
 def test_stages(case: str) -> None:
-    aliases = dict(model_profile(*_case(case)).aliases)
+    aliases = dict(profile_model(*_case(case)).aliases)
     assert aliases.pop("embedding")
     assert list(aliases) == [f"stage{number}" for number in range(1, len(aliases) + 1)]
     assert len(aliases) >= 2
@@ -153,7 +153,7 @@ def test_stages(case: str) -> None:
 @pytest.mark.parametrize("layers", [1, 2, 4, 9])
 def test_a_transformers_aliases_outlive_its_depth(layers: int) -> None:
     config = {**SMALL, **WIDE, "num_hidden_layers": layers}
-    *stages, embedding = model_profile(_model({"name": "hf/bert", "config": config}), WORDS).aliases
+    *stages, embedding = profile_model(_model({"name": "hf/bert", "config": config}), WORDS).aliases
     assert embedding == "embedding"
     assert len(stages) == min(layers, BLOCK_STAGES)
 
@@ -161,7 +161,7 @@ def test_a_transformers_aliases_outlive_its_depth(layers: int) -> None:
 @pytest.mark.parametrize(("depth", "ends"), [(1, ["blocks"]), (3, ["blocks.0", "blocks.1"])])
 def test_stages_are_blocks_and_not_the_two_halves_of_one(depth: int, ends: list[str]) -> None:
     args = {"patch_size": 4, "depth": depth, "embed_dim": 24, "num_heads": 3}
-    aliases = model_profile(
+    aliases = profile_model(
         _model({"name": "timm/vit_tiny_patch16_224", "args": args}), DIGITS
     ).aliases
     assert list(aliases.values())[: len(ends)] == ends
@@ -273,8 +273,8 @@ def test_learns_real_digits(case: str) -> None:
 class TestPictures:
     @pytest.mark.parametrize("name", ["torchvision/resnet18", "timm/resnet18"])
     def test_a_small_stem_keeps_the_size(self, name: str) -> None:
-        own = model_profile(_model({"name": name}), COLOUR)
-        small = model_profile(_model({"name": name, "stem": "small"}), COLOUR)
+        own = profile_model(_model({"name": name}), COLOUR)
+        small = profile_model(_model({"name": name, "stem": "small"}), COLOUR)
         assert own.layers["stage1"] == (64, 8, 8)
         assert small.layers["stage1"] == (64, 32, 32)
         assert small.layers["conv1"] == (64, 32, 32)
@@ -289,7 +289,7 @@ class TestPictures:
     )
     def test_patches_that_leave_a_rest(self, name: str) -> None:
         with pytest.raises(ValueError, match=r"16"):
-            model_profile(_model({"name": name}), Task((1, 28, 28), 10))
+            profile_model(_model({"name": name}), Task((1, 28, 28), 10))
 
     @pytest.mark.parametrize("name", ["torchvision/inception_v3", "torchvision/googlenet"])
     def test_no_further_classifiers(self, name: str) -> None:
@@ -298,12 +298,12 @@ class TestPictures:
 
     def test_too_small_pictures(self) -> None:
         with pytest.raises(ValueError, match=r"torchvision/alexnet cannot take samples of .*8, 8"):
-            model_profile(_model({"name": "torchvision/alexnet"}), DIGITS)
+            profile_model(_model({"name": "torchvision/alexnet"}), DIGITS)
 
     def test_no_pictures(self) -> None:
         for name in ("torchvision/resnet18", "timm/resnet18", "hf/vit"):
             with pytest.raises(ValueError, match=rf"{name} takes pictures"):
-                model_profile(_model({"name": name}), Task((12,), 3))
+                profile_model(_model({"name": name}), Task((12,), 3))
 
 
 class TestTexts:
@@ -325,16 +325,16 @@ class TestTexts:
     def test_too_long(self) -> None:
         model = _model({"name": "hf/bert", "config": {**SMALL, "max_position_embeddings": 8}})
         with pytest.raises(ValueError, match=r"at most 8 tokens, the data have 12"):
-            model_profile(model, WORDS)
+            profile_model(model, WORDS)
 
     def test_models_of_pictures_take_none(self) -> None:
         for name in ("resnet", "mlp", "timm/resnet18"):
             with pytest.raises(ValueError, match=rf"{name} takes no texts"):
-                model_profile(_model({"name": name}), WORDS)
+                profile_model(_model({"name": name}), WORDS)
         with pytest.raises(ValueError, match="no classifier of texts with architecture 'vit'"):
-            model_profile(_model({"name": "hf/vit"}), WORDS)
+            profile_model(_model({"name": "hf/vit"}), WORDS)
         with pytest.raises(ValueError, match="no classifier of images with architecture 'bert'"):
-            model_profile(_model({"name": "hf/bert"}), DIGITS)
+            profile_model(_model({"name": "hf/bert"}), DIGITS)
 
 
 class TestMistakes:
@@ -406,7 +406,7 @@ class TestWeights:
     @pytest.mark.parametrize("name", ["torchvision/resnet18", "timm/resnet18.a1_in1k"])
     def test_that_cannot_be_had(self, name: str) -> None:
         model = _model({"name": name, "pretrained": True})
-        model_profile(model, COLOUR)  # to be measured it needs none
+        profile_model(model, COLOUR)  # to be measured it needs none
         with pytest.raises(
             ValueError, match=rf"weights of {name} are not available .*weights: FILE"
         ):
@@ -452,7 +452,7 @@ class TestWeights:
         network.save_pretrained(tmp_path)
         name = f"hf/{tmp_path}"
         fresh = _model({"name": name}).build(WORDS)
-        assert model_profile(_model({"name": name}), WORDS) == model_profile(*_case("hf bert"))
+        assert profile_model(_model({"name": name}), WORDS) == profile_model(*_case("hf bert"))
         loaded = _model({"name": name, "pretrained": True}).build(WORDS)
         for key, tensor in network.state_dict().items():
             assert torch.equal(loaded.state_dict()[key], tensor), key
@@ -491,7 +491,7 @@ class TestCodeOfOnesOwn:
 
     def test_is_built(self) -> None:
         model = _model({"name": "networks_of_mine:build", "args": {"width": 6}})
-        assert model_profile(model, DIGITS).layers["embedding"] == (6,)
+        assert profile_model(model, DIGITS).layers["embedding"] == (6,)
         assert str(Path.cwd()) not in sys.path
 
     @pytest.mark.parametrize(
@@ -524,7 +524,7 @@ def test_libraries_are_imported_where_they_are_used() -> None:
     program = (
         "import sys, raykd.models as a\n"
         "from raykd.study.checks.load import load_study\n"
-        "a.model_profile(a.Resnet(depth=8), a.Task((1, 8, 8), 10))\n"
+        "a.profile_model(a.Resnet(depth=8), a.Task((1, 8, 8), 10))\n"
         "assert not {'timm', 'torchvision', 'transformers', 'datasets'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", program], check=True)

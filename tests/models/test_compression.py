@@ -25,7 +25,7 @@ from raykd.models import (
     Text,
     Vgg,
     Vit,
-    model_profile,
+    profile_model,
 )
 from raykd.models.adapters.torchvision import Torchvision
 from raykd.models.compression import (
@@ -74,7 +74,7 @@ def test_what_is_inherited_has_the_told_size_and_leaves_the_teacher_alone(cls: A
     before = copy.deepcopy(trained.state_dict())
     frozen = trained.requires_grad_(False)
     student = model.build_from(frozen, DIGITS)
-    told = model_profile(model, DIGITS)
+    told = profile_model(model, DIGITS)
     assert sum(parameter.numel() for parameter in student.parameters()) == told.params
     assert student.training and all(one.requires_grad for one in student.parameters())
     assert not any(one.requires_grad for one in trained.parameters()) and not trained.training
@@ -105,7 +105,7 @@ def test_a_source_of_its_own_and_one_after_the_other() -> None:
     assert fresh.origin is None and Quantized(base=fresh).origin == fresh
     assert _derived(Quantized(base=fresh), fresh.build(DIGITS))(_samples()).shape == (4, 10)
     student = _derived(model, _trained(RESNET))
-    assert model_profile(model, DIGITS).params == model_profile(model.base_model, DIGITS).params
+    assert profile_model(model, DIGITS).params == profile_model(model.base_model, DIGITS).params
     assert student(_samples()).shape == (4, 10)
 
 
@@ -154,10 +154,10 @@ def test_a_share_of_one_keeps_a_block_of_each_run() -> None:
     for source in (Vit(depth=8, width=16, heads=2), Mlp(depth=5, width=6), RESNET):
         student = LayerPruning(base=source, keep=0.01).build(DIGITS)
         assert find_runs(student, DIGITS) == []
-        names = model_profile(source, DIGITS).aliases
+        names = profile_model(source, DIGITS).aliases
         if source.name != "mlp":  # whose stages are its blocks
             assert list(
-                model_profile(LayerPruning(base=source, keep=0.01), DIGITS).aliases
+                profile_model(LayerPruning(base=source, keep=0.01), DIGITS).aliases
             ) == list(names)
 
 
@@ -172,7 +172,7 @@ def test_plain_sequences_lose_convolutions_with_their_norms() -> None:
 def test_stages_are_no_blocks() -> None:
     """Torchvision numbers ConvNeXt's stages: no whole stage goes."""
     source = Torchvision(name="torchvision/convnext_tiny")
-    told, whole = model_profile(LayerPruning(base=source), CIFAR), model_profile(source, CIFAR)
+    told, whole = profile_model(LayerPruning(base=source), CIFAR), profile_model(source, CIFAR)
     assert list(told.aliases) == list(whole.aliases)
     assert 0.5 < told.params / whole.params < 0.8
 
@@ -379,7 +379,7 @@ def test_mistakes_are_told_when_it_is_measured(
     model: CompressedModel, task: Task, message: str
 ) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
-        model_profile(model, task)
+        profile_model(model, task)
 
 
 def test_a_network_of_another_make_is_refused() -> None:

@@ -11,16 +11,16 @@ from torch import Tensor, nn
 
 from raykd.models import Resnet, Task
 from raykd.models.normalization import (
-    NAMED,
+    NORMALIZATIONS,
     Normalization,
     adapt_normalization,
+    copy_normalization,
     expected_normalization,
     from_metadata,
-    like,
     to_metadata,
 )
 from raykd.models.preprocessing import (
-    Expecting,
+    NormalizedInputModel,
     Preprocessing,
     RawInputModel,
     set_normalization,
@@ -183,9 +183,12 @@ def test_a_network_tells_what_it_expects() -> None:
     )
     assert strip_preprocessing(RawInputModel(inner, TEXTS, "ab")) == (inner, None)
     scaled = Preprocessing("pictures", (3, 6, 4), dtype="uint8")
-    assert strip_preprocessing(RawInputModel(inner, scaled, "ab")) == (inner, NAMED["none"])
-    half = NAMED["half"]
-    assert strip_preprocessing(Expecting(inner, half)) == (inner, half)
+    assert strip_preprocessing(RawInputModel(inner, scaled, "ab")) == (
+        inner,
+        NORMALIZATIONS["none"],
+    )
+    half = NORMALIZATIONS["half"]
+    assert strip_preprocessing(NormalizedInputModel(inner, half)) == (inner, half)
     assert strip_preprocessing(set_normalization(RawInputModel(inner, COLOR, "ab"), half)) == (
         inner,
         half,
@@ -194,7 +197,7 @@ def test_a_network_tells_what_it_expects() -> None:
         set_normalization(RawInputModel(inner, COLOR, "ab"), "imagenet")
     ) == (
         inner,
-        NAMED["imagenet"],
+        NORMALIZATIONS["imagenet"],
     )
     assert strip_preprocessing(set_normalization(RawInputModel(inner, COLOR, "ab"), "data")) == (
         inner,
@@ -209,8 +212,8 @@ def test_a_network_tells_what_it_expects() -> None:
         Normalization(mean=(0.5,), std=(0.5,)),
         Normalization(mean=(123.0, 117.0, 104.0), std=(58.0, 57.0, 57.5), maximum=255),
         Normalization(mean=(104.0, 117.0, 123.0), std=(1.0,), maximum=255, order="bgr"),
-        NAMED["none"],
-        NAMED["imagenet"],
+        NORMALIZATIONS["none"],
+        NORMALIZATIONS["imagenet"],
     ],
 )
 def test_batches_of_the_data_reach_a_network_as_it_was_trained(theirs: Normalization) -> None:
@@ -237,10 +240,10 @@ def test_the_same_normalization_changes_nothing() -> None:
 
 
 def test_a_copy_takes_the_map_over() -> None:
-    trained = adapt_normalization(Echo(), NAMED["half"], MEAN, STD)
+    trained = adapt_normalization(Echo(), NORMALIZATIONS["half"], MEAN, STD)
     inputs = torch.randn(2, 3, 4, 4)
-    assert torch.equal(like(Echo(), trained)(inputs), trained(inputs))
-    assert not torch.equal(like(Echo(), Echo())(inputs), trained(inputs))
+    assert torch.equal(copy_normalization(Echo(), trained)(inputs), trained(inputs))
+    assert not torch.equal(copy_normalization(Echo(), Echo())(inputs), trained(inputs))
 
 
 def test_metadata_keep_every_digit() -> None:
@@ -265,6 +268,6 @@ def test_values_that_cannot_be_meant_are_refused(fields: dict, said: str) -> Non
 
 def test_another_number_of_channels_is_refused() -> None:
     with pytest.raises(ValueError, match="3 channels and the images have 1"):
-        adapt_normalization(Echo(), NAMED["imagenet"], (0.5,), (0.5,))
+        adapt_normalization(Echo(), NORMALIZATIONS["imagenet"], (0.5,), (0.5,))
     with pytest.raises(ValueError, match="3 channels"):
         Normalization(mean=(0.5,), std=(0.5,), order="bgr").check(1)

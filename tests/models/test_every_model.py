@@ -33,7 +33,7 @@ from raykd.models import (
     Model,
     Task,
     discover,
-    model_profile,
+    profile_model,
     profile_network,
     resolve,
     stage_aliases,
@@ -128,11 +128,11 @@ def test_state_survives_a_file(name: str, tmp_path: Path) -> None:
 @usual_task
 def test_anatomy_equals_the_real_network(name: str, task: Task) -> None:
     for model in members(name):
-        network, told = _built(model, task), model_profile(model, task)
+        network, told = _built(model, task), profile_model(model, task)
         assert told.params == sum(parameter.numel() for parameter in network.parameters())
         assert told.macs == _macs_by_hand(network, task)
         assert told == profile_network(network, task)
-        assert told.found == discover(network, task)
+        assert told.ordered_layers == discover(network, task)
 
 
 @every_model
@@ -141,7 +141,7 @@ def test_multiply_accumulates_are_those_of_pytorch(name: str) -> None:
         network = _built(model, FASHION).eval()
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
             network(_samples(FASHION, 1))
-        assert model_profile(model, FASHION).macs == counter.get_total_flops() // 2
+        assert profile_model(model, FASHION).macs == counter.get_total_flops() // 2
 
 
 @every_model
@@ -238,7 +238,7 @@ def test_samples_that_are_no_pictures(name: str) -> None:
         return
     family = "resnet" if issubclass(MODELS[name], CompressedModel) else name
     with pytest.raises(ValueError, match=rf"{family} takes pictures .*\(12,\).*mlp"):
-        model_profile(small(name), vector)
+        profile_model(small(name), vector)
 
 
 def _macs_by_hand(network: nn.Module, task: Task) -> int:

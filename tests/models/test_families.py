@@ -27,9 +27,9 @@ from raykd.models import (
     Vgg,
     Vit,
     WideResnet,
-    model_profile,
+    profile_model,
 )
-from raykd.models.base import written
+from raykd.models.base import format_option
 from raykd.models.zoo.cnn import CnnStage
 from raykd.models.zoo.cnn_blocks import Bottleneck, Group, InvertedResidualBlock, Shuffle
 
@@ -65,7 +65,7 @@ from raykd.models.zoo.cnn_blocks import Bottleneck, Group, InvertedResidualBlock
 )
 def test_members_that_do_not_exist(make: Callable[[], Model], rule: str) -> None:
     with pytest.raises(ValueError, match=rule):
-        model_profile(make(), DIGITS)
+        profile_model(make(), DIGITS)
 
 
 @pytest.mark.parametrize(
@@ -103,7 +103,7 @@ def test_a_study_file_cannot_name_such_members(written: dict[str, Any], place: s
     ],
 )
 def test_vgg_pools_where_there_is_something_to_pool(side: int, sides: list[int]) -> None:
-    told = model_profile(Vgg(width=2), Task((1, side, side + 1), 10))
+    told = profile_model(Vgg(width=2), Task((1, side, side + 1), 10))
     assert [told.layers[f"stage{number}"][1] for number in range(1, 6)] == sides
 
 
@@ -124,7 +124,7 @@ def test_vgg_pools_where_there_is_something_to_pool(side: int, sides: list[int])
     ],
 )
 def test_stages_end_where_the_size_changes(model: Model, shapes: list[tuple[int, int]]) -> None:
-    told = model_profile(model, CIFAR)
+    told = profile_model(model, CIFAR)
     stages = [told.layers[alias] for alias in told.aliases if alias != "embedding"]
     assert stages == [(channels, side, side) for channels, side in shapes]
 
@@ -132,7 +132,7 @@ def test_stages_end_where_the_size_changes(model: Model, shapes: list[tuple[int,
 @pytest.mark.parametrize("depth", range(1, 13))
 @pytest.mark.parametrize("family", ["vit", "mixer"])
 def test_token_stages_are_equal_shares_of_the_blocks(family: str, depth: int) -> None:
-    told = model_profile(MODELS[family](depth=depth, width=8, patch=4), DIGITS)
+    told = profile_model(MODELS[family](depth=depth, width=8, patch=4), DIGITS)
     stages = {alias: layer for alias, layer in told.layers.items() if alias.startswith("stage")}
     named = {alias: shape for alias, shape in stages.items() if "." not in alias}
     assert list(named) == [f"stage{number}" for number in range(1, min(depth, 4) + 1)]
@@ -145,7 +145,7 @@ def test_token_stages_are_equal_shares_of_the_blocks(family: str, depth: int) ->
 
 def test_a_stage_as_large_as_the_logits_is_a_stage() -> None:
     widths = (4, 4, 4, 10)
-    told = model_profile(Cnn(stages=tuple(CnnStage(width=width) for width in widths)), DIGITS)
+    told = profile_model(Cnn(stages=tuple(CnnStage(width=width) for width in widths)), DIGITS)
     assert told.layers["stage4"] == (10, 1, 1) and "stage4" in told.aliases
 
 
@@ -174,13 +174,13 @@ def test_a_cnn_is_what_its_stages_say() -> None:
         (8, 8, 3, 1),
     ]
     assert sum("squeeze" in name for name in convolutions) == 2
-    told = model_profile(Cnn(stem=3, stages=stages), FASHION)
+    told = profile_model(Cnn(stem=3, stages=stages), FASHION)
     assert [told.layers[f"stage{n}"] for n in (1, 2, 3)] == [(6, 28, 28), (8, 14, 14), (4, 14, 14)]
 
 
 def test_a_stage_that_is_null_is_left_out() -> None:
     first, last = CnnStage(width=4), CnnStage(width=6)
-    assert model_profile(Cnn(stages=(first, None, last)), DIGITS) == model_profile(
+    assert profile_model(Cnn(stages=(first, None, last)), DIGITS) == profile_model(
         Cnn(stages=(first, last)), DIGITS
     )
 
@@ -218,7 +218,7 @@ def test_shuffled_channels_come_from_both_halves() -> None:
 def test_a_convnext_never_norms_single_pixels(patch: int, kernel: int, side: int) -> None:
     model = Convnext(patch=patch, width=4, depths=(1,))
     assert model.build(CIFAR).get_parameter("stem.conv.weight").shape == (4, 3, kernel, kernel)
-    assert model_profile(model, CIFAR).layers["stage1"] == (4, side, side)
+    assert profile_model(model, CIFAR).layers["stage1"] == (4, side, side)
 
 
 def test_positions_tell_patches_apart() -> None:
@@ -249,13 +249,14 @@ def test_weights_start_as_stated(model: Model, place: str, spread: float) -> Non
 
 
 def test_an_option_is_written_as_in_a_study_file() -> None:
-    assert written(Resnet()) == "resnet"
-    assert written(Resnet(depth=8, stem=1)) == "{name: resnet, depth: 8, stem: 1}"
+    assert format_option(Resnet()) == "resnet"
+    assert format_option(Resnet(depth=8, stem=1)) == "{name: resnet, depth: 8, stem: 1}"
     assert (
-        written(MobilenetV2(width_multiplier=0.5)) == "{name: mobilenet_v2, width_multiplier: 0.5}"
+        format_option(MobilenetV2(width_multiplier=0.5))
+        == "{name: mobilenet_v2, width_multiplier: 0.5}"
     )
     stages = (CnnStage(width=4), CnnStage(width=8, depth=2, block=Group(groups=2)))
-    assert written(Cnn(stages=stages, stem=None)) == (
+    assert format_option(Cnn(stages=stages, stem=None)) == (
         "{name: cnn, stages: [{width: 4}, {width: 8, depth: 2, block: {name: group, groups: 2}}]}"
     )
     assert repr(replace(stages[0], squeeze_excite=True)) == "{width: 4, squeeze_excite: true}"

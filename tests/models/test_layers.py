@@ -16,7 +16,7 @@ from raykd.models import (
     Resnet,
     Task,
     discover,
-    model_profile,
+    profile_model,
     profile_network,
     resolve,
     stage_aliases,
@@ -59,7 +59,7 @@ def test_stages_of_repeated_blocks() -> None:
 
 @pytest.mark.parametrize(("depth", "ends"), [(1, [0]), (3, [0, 1, 2]), (6, [1, 2, 4, 5])])
 def test_stages_of_a_perceptron(depth: int, ends: list[int]) -> None:
-    aliases = dict(model_profile(Mlp(depth=depth, width=8), Task((1, 8, 8), 10)).aliases)
+    aliases = dict(profile_model(Mlp(depth=depth, width=8), Task((1, 8, 8), 10)).aliases)
     assert aliases.pop("embedding") == "classifier"
     expected = [f"blocks.{number}" for number in ends] if depth > 1 else ["blocks"]
     assert list(aliases.values()) == expected
@@ -90,14 +90,14 @@ def test_macs_agree_with_pytorch(name: str) -> None:
 
 
 def test_unknown_layer_says_what_comes_near() -> None:
-    layers = model_profile(Resnet(depth=8), Task((1, 8, 8), 10)).found
+    layers = profile_model(Resnet(depth=8), Task((1, 8, 8), 10)).ordered_layers
     with pytest.raises(ValueError, match=r"no layer 'stagge2'; did you mean 'stage2'") as error:
         resolve(layers, "stagge2")
     assert "stage1, stage2, stage3, embedding" in str(error.value)
 
 
 def test_a_layer_answers_to_the_name_asked_for() -> None:
-    told = model_profile(Mlp(depth=2, width=8), Task((1, 8, 8), 10))
+    told = profile_model(Mlp(depth=2, width=8), Task((1, 8, 8), 10))
     by_alias, by_module = told.resolve(["stage2", "blocks.1"])
     assert (by_alias.name, by_alias.module) == ("stage2", "blocks.1")
     assert (by_module.name, by_module.module) == ("blocks.1", "blocks.1")
@@ -154,13 +154,13 @@ def test_measuring_ends_whatever_memory_holds() -> None:
 
 
 def test_the_same_question_is_answered_once() -> None:
-    assert model_profile(Resnet(depth=8), IMAGENET) is model_profile(Resnet(depth=8), IMAGENET)
+    assert profile_model(Resnet(depth=8), IMAGENET) is profile_model(Resnet(depth=8), IMAGENET)
 
 
 def test_anatomy_does_not_import_the_compiler() -> None:
     program = (
         "import sys; from raykd.models import *\n"
-        "model_profile(Resnet(depth=8), Task((1, 8, 8), 10))\n"
+        "profile_model(Resnet(depth=8), Task((1, 8, 8), 10))\n"
         "assert not {'sympy', 'torch._dynamo'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", program], check=True)

@@ -119,7 +119,8 @@ def test_every_family_lies_between_its_largest_layer_and_all_of_them(family: typ
     model = family(**VARIANTS[family.name][0])
     network = build_without_init(model, DIGITS)
     sizes = [
-        torch.Size(layer.shape).numel() * 4 for layer in profile_network(network, DIGITS).found
+        torch.Size(layer.shape).numel() * 4
+        for layer in profile_network(network, DIGITS).ordered_layers
     ]
     inputs = 64 * 4
     assert max(sizes) < peak_memory(network, DIGITS) <= inputs + 4 * sum(sizes)

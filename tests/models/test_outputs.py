@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from raykd.data.batch import Batch
 from raykd.losses import KD, Progress, Term
-from raykd.models import Task, model_profile
+from raykd.models import Task, profile_model
 from raykd.models.adapters import Torchvision
 from raykd.models.adapters.logits import find_logits, return_logits, select_logits
 from raykd.models.adapters.values import Values
@@ -144,7 +144,7 @@ def test_googlenet_with_auxiliary_classifiers_can_be_trained() -> None:
 def test_pictures_that_are_too_small_are_refused_with_a_size_that_would_do() -> None:
     model = Torchvision(name="torchvision/alexnet")
     with pytest.raises(ValueError, match=r"cannot take .*\(3, 16, 16\).*images of 64x64 work"):
-        model_profile(model, Task((3, 16, 16), 5))
+        profile_model(model, Task((3, 16, 16), 5))
 
 
 def test_a_hook_refuses_an_output_without_logits() -> None:

@@ -15,14 +15,14 @@ from torch import Tensor, nn
 
 from helpers.model_cases import DIGITS, NAMES, small
 from raykd.data import SOURCES
-from raykd.models import AnyModel, Cnn, Model, Resnet, Task, Text, model_profile
+from raykd.models import AnyModel, Cnn, Model, Resnet, Task, Text, profile_model
 from raykd.models.proxies import (
     PROXIES,
     Diswot,
-    Measured,
     Naswot,
+    NetworkProxy,
     ProxyContext,
-    Ranking,
+    RankingProxy,
     Zen,
 )
 from raykd.models.proxies.base import build_initialized
@@ -34,8 +34,8 @@ from raykd.registry import option
 
 WORDS = Task((12,), 3, Text(vocabulary=50, padding=1))
 TEACHER = Resnet(depth=14, width=8)
-RANKING = [name for name, cls in PROXIES.members.items() if issubclass(cls, Ranking)]
-MEASURED = [name for name in RANKING if issubclass(PROXIES[name], Measured)]
+RANKING = [name for name, cls in PROXIES.members.items() if issubclass(cls, RankingProxy)]
+MEASURED = [name for name in RANKING if issubclass(PROXIES[name], NetworkProxy)]
 BERT = {"num_hidden_layers": 1, "hidden_size": 16, "num_attention_heads": 2}
 
 
@@ -49,7 +49,7 @@ def digits() -> ProxyContext:
     return ProxyContext(DIGITS, pictures.float() / 16, train.targets[rows], TEACHER, seed=3)
 
 
-def made(name: str, **fields: Any) -> Ranking:
+def made(name: str, **fields: Any) -> RankingProxy:
     return PROXIES[name](**fields)
 
 
@@ -123,7 +123,7 @@ class Straight(Model):
 
 
 @pytest.mark.parametrize(
-    ("name", "said"), [("naswot", "needs ReLUs or the like, and straight has none")]
+    ("name", "said"), [("naswot", "needs activations such as ReLUs, and straight has none")]
 )
 def test_networks_it_cannot_look_at_are_named(name: str, said: str, digits: ProxyContext) -> None:
     with pytest.raises(ValueError, match=said):
@@ -259,7 +259,7 @@ def test_size_is_ranked_by_size(name: str, digits: ProxyContext) -> None:
     score = made(name, **({"repeats": 2} if name in MEASURED else {})).scorer(digits)
     small_one, large = Resnet(depth=8, width=4), Resnet(depth=20, width=12)
     if name in ("params", "macs"):
-        assert score(large) == getattr(model_profile(large, DIGITS), name)
+        assert score(large) == getattr(profile_model(large, DIGITS), name)
     if name != "diswot":  # ranks by likeness
         assert score(large) > score(small_one)
 
@@ -282,7 +282,7 @@ def test_another_seed_gives_another_score_and_repeats_their_mean(
 ) -> None:
     model = Cnn(stages=(CnnStage(width=4), CnnStage(width=6)))
     whole = made(name, repeats=3)
-    assert isinstance(whole, Measured)
+    assert isinstance(whole, NetworkProxy)
     seeds: list[int] = []
     original = type(whole).seeded_scorer
 

@@ -32,7 +32,7 @@ from raykd.models import (
     Vgg,
     Vit,
     WideResnet,
-    model_profile,
+    profile_model,
 )
 from raykd.models.zoo.crd_benchmark import MEMBERS
 
@@ -109,7 +109,7 @@ SHUFFLENET_V1 = {
 @pytest.mark.parametrize("name", BENCHMARK)
 def test_the_benchmarks_networks_have_its_sizes(name: str) -> None:
     model = TypeAdapter(AnyModel).validate_python({"name": name})
-    assert model_profile(model, CIFAR).params == BENCHMARK[name]
+    assert profile_model(model, CIFAR).params == BENCHMARK[name]
     if isinstance(MEMBERS[name], Resnet | WideResnet | Vgg) and name != "ResNet50":
         assert _on_paper(MEMBERS[name]) == BENCHMARK[name]
 
@@ -139,7 +139,7 @@ def test_networks_for_imagenet_have_their_published_sizes(name: str) -> None:
 def test_shufflenets_have_their_published_costs(groups: int, multiplier: float) -> None:
     model = ShufflenetV1(groups=groups, width_multiplier=multiplier, variant="imagenet")  # type: ignore[arg-type]
     macs, params = SHUFFLENET_V1[groups, multiplier]
-    told = model_profile(model, IMAGENET)
+    told = profile_model(model, IMAGENET)
     assert told.macs / 1e6 == pytest.approx(macs, abs=0.6)
     assert told.params / 1e6 == pytest.approx(params, abs=0.06)
 
@@ -205,7 +205,7 @@ def _carried(theirs: dict[str, Tensor], ours: dict[str, Tensor]) -> dict[str, Te
 
 def test_stages_of_the_benchmark() -> None:
     def shapes(name: str) -> list[tuple[int, ...]]:
-        told = model_profile(MODELS[name](), CIFAR)
+        told = profile_model(MODELS[name](), CIFAR)
         return [told.layers[alias] for alias in told.aliases]
 
     assert shapes("resnet8x4") == [(64, 32, 32), (128, 16, 16), (256, 8, 8), (256,)]
@@ -233,8 +233,8 @@ def test_stages_of_the_benchmark() -> None:
 @pytest.mark.parametrize("name", BENCHMARK)
 @pytest.mark.parametrize("side", [8, 28])
 def test_the_benchmarks_networks_take_small_pictures(name: str, side: int) -> None:
-    told = model_profile(MODELS[name](), Task((1, side, side), 10))
-    assert list(told.aliases) == list(model_profile(MODELS[name](), CIFAR).aliases)
+    told = profile_model(MODELS[name](), Task((1, side, side), 10))
+    assert list(told.aliases) == list(profile_model(MODELS[name](), CIFAR).aliases)
 
 
 def _on_paper(model: Model) -> int:

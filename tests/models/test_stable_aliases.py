@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from helpers.model_cases import FASHION, NAMES, OTHERS, VARIANTS, variants
-from raykd.models import COMPRESSED_MODELS, MODELS, Model, ModelProfile, model_profile
+from raykd.models import COMPRESSED_MODELS, MODELS, Model, ModelProfile, profile_model
 from raykd.models.introspection.stages import BLOCK_STAGES
 
 BLOCKS_END_STAGES = {"vit": "depth", "mixer": "depth", "mlp": "depth"}
@@ -35,7 +35,7 @@ SIZES: dict[str, dict[str, tuple[Any, ...]]] = {
 
 
 def aliases(model: Model) -> set[str]:
-    return {*model_profile(model, FASHION).aliases}
+    return {*profile_model(model, FASHION).aliases}
 
 
 def corners(name: str) -> list[Model]:
@@ -97,7 +97,7 @@ def test_fewer_blocks_than_stages_make_fewer_stages(name: str, depth: str) -> No
 @pytest.mark.parametrize("name", sorted(SIZES))
 def test_a_deeper_alias_lies_deeper(name: str) -> None:
     for model in corners(name):
-        found: ModelProfile = model_profile(model, FASHION)
-        depth = {layer.stage: layer.depth for layer in found.found if layer.stage}
+        found: ModelProfile = profile_model(model, FASHION)
+        depth = {layer.stage: layer.depth for layer in found.ordered_layers if layer.stage}
         ordered = sorted(depth, key=lambda alias: (alias == "embedding", alias))
         assert [depth[alias] for alias in ordered] == sorted(depth.values())

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from raykd.models import AnyModel, Task, Text, model_profile
+from raykd.models import AnyModel, Task, Text, profile_model
 from raykd.models.introspection.layers import blank_inputs, random_inputs
 from raykd.models.weights.class_order import reorder_classes
 
@@ -32,7 +32,7 @@ def model(name: str, **fields: Any) -> Any:
 @pytest.mark.parametrize("name", SIZES)
 def test_encoders_with_decoders(name: str, tmp_path: Path) -> None:
     made = model(name, config=SIZES[name])
-    assert model_profile(made, TASK).params > 0
+    assert profile_model(made, TASK).params > 0
     network = made.build(TASK)
     assert network.config.eos_token_id == 3
     inputs = blank_inputs(TASK, 2, torch.device("cpu"))
@@ -44,7 +44,7 @@ def test_encoders_with_decoders(name: str, tmp_path: Path) -> None:
     assert torch.allclose(network(inputs), before[:, [2, 0, 1]], atol=1e-5)
     network.save_pretrained(tmp_path)
     loaded = model(str(tmp_path), pretrained=True)
-    assert model_profile(loaded, TASK).params == model_profile(made, TASK).params
+    assert profile_model(loaded, TASK).params == profile_model(made, TASK).params
 
 
 def test_the_probe_is_the_text_of_the_data() -> None:

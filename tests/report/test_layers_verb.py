@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from raykd.cli.commands import app
 from raykd.errors import StudyError
-from raykd.models import MODELS, Task, model_profile
+from raykd.models import MODELS, Task, profile_model
 from raykd.report.layers import Inputs, layers_of, lines, tables
 
 QUICKSTART = Path(__file__).parents[2] / "search_spaces" / "quickstart.yaml"
@@ -34,9 +34,9 @@ def refused(*words: str) -> str:
 def test_every_layer_of_a_model_is_told() -> None:
     found = json.loads(run("resnet8x4", "--classes", "100", "--json"))
     (model,) = found["models"]
-    known = model_profile(MODELS["resnet8x4"](), Task((3, 32, 32), 100))
+    known = profile_model(MODELS["resnet8x4"](), Task((3, 32, 32), 100))
     assert (model["params"], model["macs"]) == (known.params, known.macs)
-    assert [layer["module"] for layer in model["layers"]] == [one.module for one in known.found]
+    assert [layer["module"] for layer in model["layers"]] == [one.module for one in known.layers]
     by_stage = {layer["stage"]: layer for layer in model["layers"] if layer["stage"]}
     assert {*by_stage} == {"stage1", "stage2", "stage3", "embedding"}
     assert by_stage["stage3"]["shape"] == [256, 8, 8]
@@ -76,7 +76,7 @@ def test_a_pipe_gets_a_layer_a_line_and_a_terminal_all_of_it() -> None:
     found = layers_of("shufflenet_v2", ["depths=[1, 1, 1]", "width=8", "head=16"], DIGITS)
     (model,) = found.models
     plain = list(lines(found, stages=False))
-    names = [layer.module for layer in model.model_profile.found]
+    names = [layer.module for layer in model.model_profile.ordered_layers]
     assert len(plain) == len(names) + 3
     assert all(line == line.rstrip() for line in plain)
     for width in (40, 80, 160):

@@ -14,7 +14,7 @@ from torch import nn
 
 from helpers.study_files import BASE, opened
 from raykd.errors import Infeasible, StudyError
-from raykd.models import MODELS, Mlp, Resnet, Task, model_profile
+from raykd.models import MODELS, Mlp, Resnet, Task, profile_model
 from raykd.models.introspection import onnx_latency as onnx_runtime
 from raykd.models.introspection.latency import Latency, Timing
 from raykd.models.introspection.memory import peak_memory
@@ -87,7 +87,7 @@ def test_costs_of_a_model() -> None:
     quick = Latency(seconds=0.01, batch=3)
     found = costs_of(model, TASK, ("latency", "memory", "params", "macs"), quick)
     assert list(found) == ["params", "macs", "memory", "latency"]
-    assert found["params"] == model_profile(model, TASK).params
+    assert found["params"] == profile_model(model, TASK).params
     assert found["memory"] == peak_memory(model.build(TASK), TASK)
     assert 0 < found["latency"] < 100
 

@@ -10,7 +10,7 @@ import pytest
 from helpers.study_files import opened
 from raykd.errors import Infeasible
 from raykd.losses import KD, LOSSES, Pair, Term
-from raykd.models import ModelProfile, Resnet, Task, model_profile
+from raykd.models import ModelProfile, Resnet, Task, profile_model
 from raykd.schemes import Alone, Assistant, BornAgain, Dml, Offline, Scheme, Teacher
 from raykd.study.candidate import Candidate
 from raykd.study.checks.layer_pairs import PairError
@@ -40,11 +40,11 @@ def kept(study: Study) -> ModelProfile:
 
 def test_a_plain_student_costs_what_it_costs() -> None:
     study = study_with(Term(loss=KD()))
-    assert kept(study) is model_profile(study.student.model, TASK)
+    assert kept(study) is profile_model(study.student.model, TASK)
 
 
 def test_projector_and_classifier_are_counted_and_the_students_own_is_not() -> None:
-    own = model_profile(Resnet(depth=8, width=4), TASK)
+    own = profile_model(Resnet(depth=8, width=4), TASK)
     found = kept(study_with())
     projector = 16 * 16 + 16 * 16 * 9 + 16 * 32
     norms = 2 * (16 + 16 + 32)
@@ -60,7 +60,7 @@ def test_other_pairs_cost_otherwise() -> None:
 
 def test_under_a_scheme_without_knowledge_nothing_is_deployed() -> None:
     study = study_with(scheme=Alone())
-    student = model_profile(study.student.model, TASK)
+    student = profile_model(study.student.model, TASK)
     assert deployed_profile(study, student, TASK) is student
 
 
@@ -75,7 +75,7 @@ def test_under_a_scheme_without_knowledge_nothing_is_deployed() -> None:
 )
 def test_schemes_that_lend_no_classifier(scheme: Scheme) -> None:
     study = study_with(scheme=scheme)
-    student = model_profile(study.student.model, TASK)
+    student = profile_model(study.student.model, TASK)
     pairs = (Pair(hint="stage3", guided="stage3"),)
     study = replace(study, knowledge=(Term(loss=LOSSES["simkd"](), pairs=pairs),))
     with pytest.raises(Infeasible, match=f"'simkd'.*('{scheme.name}'|networks that teach others)"):
@@ -95,7 +95,7 @@ def test_schemes_that_lend_one(scheme: Scheme) -> None:
     widths = {"offline": 32, "born_again": 16, "assistant": 24}
     classifier = widths[scheme.name] * 10 + 10
     found = kept(study_with(scheme=scheme))
-    own = model_profile(Resnet(depth=8, width=4), TASK)
+    own = profile_model(Resnet(depth=8, width=4), TASK)
     middle = widths[scheme.name] // 2
     projector = 16 * middle + middle * middle * 9 + middle * 2 * middle
     norms = 2 * (middle + middle + 2 * middle)
@@ -130,4 +130,4 @@ def test_a_second_one_is_refused() -> None:
 def test_a_teacher_of_unknown_model_is_refused() -> None:
     study = study_with(teacher=Teacher(weights="models:/big@champion"))
     with pytest.raises(PairError, match="name the `model` under `teacher`"):
-        deployed_profile(study, model_profile(study.student.model, TASK), TASK)
+        deployed_profile(study, profile_model(study.student.model, TASK), TASK)

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from helpers.study_files import BASE, SHIPPED, changed, opened
 from raykd.errors import Infeasible, Problem, StudyError
-from raykd.models import Task, Text, model_profile
+from raykd.models import Task, Text, profile_model
 from raykd.report.space import render
 from raykd.study.checks.load import check_data, check_shapes, load_study, open_study
 from raykd.study.config import Study, plain, read_study
@@ -480,7 +480,7 @@ def test_random_draws_of_shipped_studies_are_studies(shipped: tuple[OpenStudy, T
         assert study.bind(task).draw(FixedTrial(drawer.params)).resolved == drawn
         for cost, bounds in study.settings.search.constraints.items():
             if cost in ("params", "macs"):
-                value = getattr(model_profile(drawn.student.model, task), cost)
+                value = getattr(profile_model(drawn.student.model, task), cost)
                 assert bounds.max is None or value <= bounds.max
         for term in drawn.knowledge:
             if term.loss is not None and term.loss.takes_pairs and term.active:

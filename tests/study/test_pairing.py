@@ -8,7 +8,7 @@ import pytest
 
 from helpers.study_files import opened
 from raykd.losses import LOSSES, Pair, Term
-from raykd.models import Task, model_profile
+from raykd.models import Task, profile_model
 from raykd.study.checks.layer_pairs import PairError, resolve_pairs, stages_of
 from raykd.study.config import Study
 
@@ -32,7 +32,7 @@ def resolved(term: Term, student: str = "{name: resnet, depth: 8, width: 4}") ->
     study = study_with(term, student)
     assert study.teacher is not None
     assert study.teacher.model is not None
-    models = model_profile(study.student.model, TASK), model_profile(study.teacher.model, TASK)
+    models = profile_model(study.student.model, TASK), profile_model(study.teacher.model, TASK)
     (term,) = resolve_pairs(study, models[0], models[1:]).knowledge
     return term
 
@@ -53,7 +53,7 @@ def test_every_loss_has_default_pairs_between_two_resnets(name: str) -> None:
 def test_stages_are_paired_from_the_deepest() -> None:
     term = resolved(Term(loss=LOSSES["rkd"]()), "{name: mlp, depth: 2, width: 8}")
     assert term.pairs == (Pair(hint="embedding", guided="embedding"),)
-    mlp = model_profile(study_with(Term(), "{name: mlp, depth: 2, width: 8}").student.model, TASK)
+    mlp = profile_model(study_with(Term(), "{name: mlp, depth: 2, width: 8}").student.model, TASK)
     assert len(stages_of(mlp)) >= 1
 
 
@@ -67,7 +67,7 @@ def test_terms_without_pairs_stay_as_they_are(term: Term) -> None:
 
 
 def test_dotted_module_names_are_layers() -> None:
-    layer = model_profile(study_with(Term()).student.model, TASK).aliases["stage2"]
+    layer = profile_model(study_with(Term()).student.model, TASK).aliases["stage2"]
     pairs = (Pair(hint="stage2", guided=layer),)
     assert resolved(Term(loss=LOSSES["hint"](), pairs=pairs)).pairs == pairs
 
@@ -92,7 +92,7 @@ def test_pairs_that_cannot_be_bridged_name_layers_and_shapes() -> None:
 
 def test_without_a_known_teacher_the_hints_are_left_alone() -> None:
     study = study_with(Term(loss=LOSSES["hint"]()))
-    student = model_profile(study.student.model, TASK)
+    student = profile_model(study.student.model, TASK)
     assert resolve_pairs(study, student, (None,)) == study
     wrong = study_with(Term(loss=LOSSES["hint"](), pairs=(Pair(hint="x", guided="y"),)))
     with pytest.raises(PairError, match="student: there is no layer 'y'"):

@@ -7,7 +7,7 @@ from rich.console import Console
 
 from raykd.errors import StudyError
 from raykd.models import Task, Text
-from raykd.models.proxies import PROXIES, NoProxy, Ranking
+from raykd.models.proxies import PROXIES, NoProxy, RankingProxy
 from raykd.report.space import render
 from raykd.study.checks.load import open_study
 from raykd.study.checks.rules import bin_cost, number_kept, proxy_task_issues
@@ -128,11 +128,11 @@ def test_none_is_the_default_and_a_bare_name_will_do() -> None:
     ("keep", "trials", "expected"), [(None, 6, 3), (None, 1, 1), (4, 6, 4), (4, 2, 2)]
 )
 def test_how_many_go_first(keep: int | None, trials: int, expected: int) -> None:
-    assert number_kept(Ranking(name="some", keep=keep), trials) == expected
+    assert number_kept(RankingProxy(name="some", keep=keep), trials) == expected
 
 
 def test_the_first_cost_among_the_objectives_parts() -> None:
-    how = Ranking(name="some")
+    how = RankingProxy(name="some")
     assert bin_cost(how, {"val_accuracy": "max", "macs": "min"}) == "macs"
     assert bin_cost(how, {"macs": "min", "params": "min"}) == "params"
     assert bin_cost(how, {"val_accuracy": "max"}) == ""

@@ -22,7 +22,7 @@ from raykd.models.adapters.huggingface import Hf
 from raykd.models.adapters.timm import Timm
 from raykd.models.adapters.torchvision import Torchvision
 from raykd.models.compression import COMPRESSED_MODELS
-from raykd.models.normalization import NAMED, Normalization, expected_normalization
+from raykd.models.normalization import NORMALIZATIONS, Normalization, expected_normalization
 from raykd.schemes import Alone, MultiTeacher, Teacher
 from raykd.storage import Storage
 from raykd.study.config import Student, Study
@@ -41,7 +41,7 @@ from raykd.training.trainer import Training
 from raykd.tuning.teacher_store import TeacherStore, check_teacher_weights, with_normalization
 
 MODEL = Mlp(depth=1, width=16)
-IMAGENET = NAMED["imagenet"]
+IMAGENET = NORMALIZATIONS["imagenet"]
 
 
 @lru_cache
@@ -158,7 +158,7 @@ def test_every_teacher_of_a_scheme_has_its_own(file: Path) -> None:
     first = Teacher(model=MODEL, weights=str(file), normalization="imagenet")
     second = Teacher(model=MODEL, weights=str(file), normalization="half")
     both = train_teachers(study(first, scheme=MultiTeacher(others=(second,))), data)
-    assert [expected_normalization(one) for one in both] == [IMAGENET, NAMED["half"]]
+    assert [expected_normalization(one) for one in both] == [IMAGENET, NORMALIZATIONS["half"]]
 
 
 # Known without being asked

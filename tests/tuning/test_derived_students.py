@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from helpers.derived_studies import TEXT
-from raykd.models import Task, model_profile
+from raykd.models import Task, profile_model
 from raykd.models.compression import Copy
 from raykd.models.compression.int8 import Int8Layer
 from raykd.study.config import read_study
@@ -52,7 +52,7 @@ def test_a_search_over_every_kind(found: tuple[StudyResult, Path]) -> None:
     assert {record.status for record in trials} == {"finished"}
     (teacher,) = result.records.of("teacher")
     for record in trials:
-        told = model_profile(_model(record), TASK)
+        told = profile_model(_model(record), TASK)
         assert record.metrics["params"] == told.params == record.metrics["inherited_params"]
         assert record.job.teachers[-1] == teacher.job.network_file
         assert record.job.tags["student"].startswith(_model(record).name)

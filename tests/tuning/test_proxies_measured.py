@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from helpers.pictures_at_hand import write_fashion_mnist
-from raykd.models import model_profile
+from raykd.models import profile_model
 
 FILE = Path(__file__).parents[2] / "benchmarks" / "screens.py"
 
@@ -52,7 +52,7 @@ def test_the_table_is_the_published_one(bench: ModuleType) -> None:
 
 def test_all_64_students_are_built_with_their_sizes(bench: ModuleType) -> None:
     for row in bench.diswot_rows():
-        found = model_profile(bench.diswot_model(row), bench.CIFAR)
+        found = profile_model(bench.diswot_model(row), bench.CIFAR)
         assert found.params == int(row["params_computed"]), row["arch"]
         assert found.macs == int(row["macs_computed"]), row["arch"]
 
@@ -116,7 +116,7 @@ def test_our_own_students_can_be_scored_again_without_training(
     [students] = bench.fashion_students(4)
     assert len(students.models) == len(set(students.models)) == 32
     task = students.about.task
-    assert all(model_profile(model, task).macs <= 2_000_000 for model in students.models)
+    assert all(profile_model(model, task).macs <= 2_000_000 for model in students.models)
     accuracy = students.accuracies["acc_kd"]
     assert 20 < accuracy.min() < accuracy.max() < 95
     assert students.about.teacher is not None and len(students.about.targets) == 4

@@ -11,8 +11,8 @@ from optuna.trial import FixedTrial, TrialState
 
 from helpers.search_cases import SMALL, TASK, FakeTune, World, explore, next_job, opened, tell
 from raykd.errors import Infeasible, StudyError
-from raykd.models import Mlp, model_profile
-from raykd.models.proxies import Naswot, Params, ProxyContext, Ranking
+from raykd.models import Mlp, profile_model
+from raykd.models.proxies import Naswot, Params, ProxyContext, RankingProxy
 from raykd.study.config import read_study
 from raykd.study.open_study import BoundStudy
 from raykd.tracking.events import ArchitecturesRanked, Note, PhaseStarted, RunEnded, RunStarted
@@ -136,10 +136,10 @@ def test_without_a_screen_nothing_is_ranked(tmp_path: Path) -> None:
 def test_candidates_are_feasible_and_distinct() -> None:
     study = opened("search.constraints={params: {max: 1000}}", text=SCREENED)
     how = study.settings.search.proxy
-    assert isinstance(how, Ranking)
+    assert isinstance(how, RankingProxy)
     found = candidates(study, TASK, how, study.settings.search)
     assert 0 < len(found) < 6
-    assert all(model_profile(one.model, TASK).params <= 1000 for one in found)
+    assert all(profile_model(one.model, TASK).params <= 1000 for one in found)
     assert len({one.model for one in found}) == len(found)
     for one in found:
         drawn = (
@@ -187,7 +187,7 @@ def test_auto_parts_by_the_cost_that_is_an_objective(
         f"search.objectives={objectives}", f"search.proxy.per_cost={per_cost}", text=SCREENED
     )
     how = study.settings.search.proxy
-    assert isinstance(how, Ranking)
+    assert isinstance(how, RankingProxy)
     found = candidates(study, TASK, how, study.settings.search)
     assert (len({one.cost for one in found}) > 1) is parted
 
@@ -198,7 +198,7 @@ def test_students_of_all_sizes_go_first_where_size_is_an_objective(tmp_path: Pat
     kept = rank(world).user_attrs[MARK]
     widths = [one["params"]["student.model.width"] for one in kept]
     sizes = [
-        model_profile(Mlp(depth=one["params"]["student.model.depth"], width=width), TASK).params
+        profile_model(Mlp(depth=one["params"]["student.model.depth"], width=width), TASK).params
         for one, width in zip(kept, widths, strict=True)
     ]
     assert sizes == sorted(sizes) and len(set(widths)) == 3
@@ -332,7 +332,7 @@ def test_a_whole_search(tmp_path: Path) -> None:
     journal = read_events(result.folder / "journal.jsonl")
     [told] = [event for event in journal if isinstance(event, ArchitecturesRanked)]
     largest = Mlp(depth=2, width=24)
-    assert told.kept[0]["score"] == model_profile(largest, TASK).params
+    assert told.kept[0]["score"] == profile_model(largest, TASK).params
     trials = [event for event in journal if isinstance(event, RunStarted) and event.role == "trial"]
     assert [run.assignment["metrics"].get("screen_score") for run in trials] == [
         *(one["score"] for one in told.kept),
@@ -366,6 +366,6 @@ def test_the_null_screen_prefers_the_largest(tmp_path: Path) -> None:
     widths = [(one["student.model.depth"], one["student.model.width"]) for one in kept]
     by_size = sorted(
         ((depth, width) for depth in (1, 2) for width in (8, 16, 24)),
-        key=lambda one: -model_profile(Mlp(depth=one[0], width=one[1]), TASK).params,
+        key=lambda one: -profile_model(Mlp(depth=one[0], width=one[1]), TASK).params,
     )
     assert widths == by_size[:2]

@@ -28,7 +28,7 @@ from helpers.search_cases import (
     tell,
 )
 from raykd.errors import Infeasible
-from raykd.models import model_profile
+from raykd.models import profile_model
 from raykd.runtime.jobs import EvaluateJob, IdleJob, JournalJob, read_job
 from raykd.schemes import Alone
 from raykd.study.candidate import Candidate
@@ -196,7 +196,7 @@ def test_assignments_say_all_a_slot_needs(world: World) -> None:
     assert read_study(teacher.study).student.model.name == "mlp"
     assert trial.epochs == 3 and trial.seed == 7 and not trial.test and trial.network_file is None
     study = read_study(trial.study)
-    cost = model_profile(study.student.model, TASK)
+    cost = profile_model(study.student.model, TASK)
     assert trial.metrics == {"params": cost.params, "macs": cost.macs}
     assert trial.params["student.model.width"] == study.student.model.width  # type: ignore[attr-defined]
     assert trial.params["knowledge[0].loss"] in ("kd", "rkd")

@@ -19,7 +19,7 @@ from raykd.models.adapters.hub import hub
 from raykd.models.adapters.library import LibraryModel, check_patches, library
 from raykd.models.adapters.pretraining_images import read_pretraining_images
 from raykd.models.adapters.values import Values
-from raykd.models.base import PretrainingImages, Task, Text, picture_shape
+from raykd.models.base import PretrainingImages, Task, Text, image_shape
 from raykd.models.introspection.hooks import first_tensor
 from raykd.models.weights.class_order import find_class_names
 from raykd.models.weights.files import class_names_beside
@@ -177,7 +177,7 @@ class Hf(LibraryModel):
     def _data_fields(self, default: Any, task: Task) -> dict[str, Any]:
         """Return the configuration fields that are set from the data."""
         if task.text is None:
-            channels, height, width = picture_shape(task, self.name)
+            channels, height, width = image_shape(task, self.name)
             fields = {"num_channels": channels, "image_size": _image_size(default, height, width)}
         else:
             fields = {"vocab_size": self._vocabulary(default, task), "use_cache": False}
@@ -278,7 +278,7 @@ def _image_size(default: Any, height: int, width: int) -> int | list[int]:
 def _check_input_size(model: str, config: Any, task: Task) -> None:
     """Raise ValueError unless patches divide the images, and texts are short enough."""
     if task.text is None:
-        _, height, width = picture_shape(task, model)
+        _, height, width = image_shape(task, model)
         check_patches(model, getattr(config, "patch_size", None), height, width)
         return
     (length,) = task.input_shape

@@ -20,7 +20,7 @@ from raykd.models.adapters.library import (
 from raykd.models.adapters.stems import fit_stem
 from raykd.models.adapters.torchvision import Args, Stem
 from raykd.models.adapters.values import Values
-from raykd.models.base import PretrainingImages, Task, picture_shape
+from raykd.models.base import PretrainingImages, Task, image_shape
 from raykd.models.normalization import Normalization
 from raykd.models.weights.class_order import find_class_names
 from raykd.registry import names_like, option
@@ -58,7 +58,7 @@ class Timm(LibraryModel):
         return find_class_names(timm.get_pretrained_cfg(self.library_name))
 
     def _network(self, task: Task, *, pretrained: bool) -> nn.Module:
-        channels, height, width = picture_shape(task, self.name)
+        channels, height, width = image_shape(task, self.name)
         timm = library("timm", "timm", self.name)
         args = dict(self.args)
         if self._has_fixed_size(timm) and "img_size" not in args:

@@ -19,7 +19,7 @@ from raykd.models.adapters.library import (
 )
 from raykd.models.adapters.stems import fit_stem
 from raykd.models.adapters.values import Values
-from raykd.models.base import PretrainingImages, Task, picture_shape
+from raykd.models.base import PretrainingImages, Task, image_shape
 from raykd.models.normalization import Normalization
 from raykd.models.weights.files import weight_file
 from raykd.models.weights.transfer import load_matching
@@ -63,7 +63,7 @@ class Torchvision(LibraryModel):
     args: Args = Values()
 
     def blueprint(self, task: Task) -> nn.Module:
-        channels, height, width = picture_shape(task, self.name)
+        channels, height, width = image_shape(task, self.name)
         models = self._models()
         fixed = _FIXED_ARGS.get(self.library_name, {})
         args = {**fixed, **self._size_args(height, width), **self.args}

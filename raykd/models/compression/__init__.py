@@ -1,6 +1,6 @@
 """Students derived from the teacher: Gou et al. 2021 (arXiv:2006.05525), section 4."""
 
-from raykd.models.compression.base import CompressedModel, inherited
+from raykd.models.compression.base import CompressedModel, inheritance_metrics
 from raykd.models.compression.channel_pruning import ChannelPruning
 from raykd.models.compression.copy import Copy
 from raykd.models.compression.layer_pruning import LayerPruning
@@ -27,5 +27,5 @@ __all__ = [
     "LowRank",
     "Quantized",
     "Separable",
-    "inherited",
+    "inheritance_metrics",
 ]

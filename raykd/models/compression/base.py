@@ -114,7 +114,7 @@ def _uses_trained_weights(base: Model) -> bool:
     return isinstance(base, CompressedModel) and base.inherit_weights
 
 
-def inherited(network: nn.Module) -> dict[str, float]:
+def inheritance_metrics(network: nn.Module) -> dict[str, float]:
     """Count what a network inherited: `inherited_params` and `inherited_tensors`.
 
     All parameters of a network built from a trained one are inherited or computed from it.

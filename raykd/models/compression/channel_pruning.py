@@ -75,8 +75,8 @@ class ChannelPruning(CompressedModel):
                 "channels to keep are unknown; choose another compression, such as `low_rank`"
             )
         try:
-            kept = network.get_submodule(classifier)
-            self._prune(pruning, network, task, kept, with_weights=with_weights)
+            head = network.get_submodule(classifier)
+            self._prune(pruning, network, task, head, with_weights=with_weights)
             logits = first_tensor(_forward(network, task))
         except Exception as error:  # the network's code may raise anything
             raise ValueError(self._failure(error)) from error

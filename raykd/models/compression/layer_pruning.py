@@ -199,7 +199,7 @@ def _layer_blocks(path: str, container: nn.Sequential, shapes: Shapes) -> Iterat
 
 
 def _belongs_to_previous(path: str, child: tuple[str, nn.Module], shapes: Shapes) -> bool:
-    """Return whether a child is a norm, an activation or the like of the layer before it."""
+    """Return whether a child belongs to the layer before it, such as a norm or an activation."""
     name, module = child
     is_leaf = not any(True for _ in module.children())
     keeps = _keeps_shape(shapes, [_joined(path, name)])

@@ -74,8 +74,8 @@ def discover_and_count(model: nn.Module, task: Task) -> tuple[Layers, int]:
     ends = stage_ends(intact, tuple(output.shape[1:]) if output is not None else ())
     stages = {module: f"stage{number}" for number, module in enumerate(ends, start=1)}
     staged = [replace(layer, stage=stages.get(layer.module, "")) for layer in layers]
-    found = Layers((*staged, *probe.embedding(_width(output))), probe.unreadable())
-    return found, _macs(counter)
+    named = (*staged, *probe.embedding(_width(output)))
+    return Layers(named, probe.unreadable()), _macs(counter)
 
 
 def stage_aliases(layers: Iterable[Layer]) -> dict[str, Layer]:

@@ -24,14 +24,14 @@ class ModelProfile:
         macs: multiply-accumulates of one sample's forward (convolutions and matrix products).
         layers: shapes without the batch, by dotted name and by alias.
         aliases: dotted names of modules, by alias (`stage1`, `stage2`, ..., `embedding`).
-        found: the layers, in the order in which they run.
+        ordered_layers: the layers, in the order in which they run.
     """
 
     params: int
     macs: int
     layers: Mapping[str, tuple[int, ...]]
     aliases: Mapping[str, str]
-    found: tuple[Layer, ...]
+    ordered_layers: tuple[Layer, ...]
 
     def resolve(self, names: Iterable[str]) -> tuple[Layer, ...]:
         """Return the layers with these names, for hooks.
@@ -39,10 +39,10 @@ class ModelProfile:
         Raises:
             ValueError: there is no such layer; the message lists similar names.
         """
-        return tuple(resolve(self.found, name) for name in names)
+        return tuple(resolve(self.ordered_layers, name) for name in names)
 
 
-def model_profile(model: Model, task: Task) -> ModelProfile:
+def profile_model(model: Model, task: Task) -> ModelProfile:
     """Profile the networks of a model: parameters, multiply-accumulates, layers.
 
     Builds a network without initializing weights; results are cached.  The state of the random
@@ -63,7 +63,7 @@ def profile_network(network: nn.Module, task: Task) -> ModelProfile:
         macs=macs,
         layers={layer.name: layer.shape for layer in (*layers, *aliases.values())},
         aliases={alias: layer.module for alias, layer in aliases.items()},
-        found=layers,
+        ordered_layers=layers,
     )
 
 

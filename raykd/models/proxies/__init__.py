@@ -3,11 +3,11 @@
 from raykd.models.proxies.base import (
     PROXIES,
     AnyProxy,
-    Measured,
+    NetworkProxy,
     NoProxy,
     Proxy,
     ProxyContext,
-    Ranking,
+    RankingProxy,
     Scorer,
 )
 from raykd.models.proxies.diswot import Diswot
@@ -22,13 +22,13 @@ __all__ = [
     "AnyProxy",
     "Diswot",
     "Macs",
-    "Measured",
     "Naswot",
+    "NetworkProxy",
     "NoProxy",
     "Params",
     "Proxy",
     "ProxyContext",
-    "Ranking",
+    "RankingProxy",
     "Scorer",
     "Zen",
 ]

@@ -82,7 +82,7 @@ class NoProxy(Proxy):
 
 
 @option
-class Ranking(Proxy):
+class RankingProxy(Proxy):
     """Base of the proxies that rank.
 
     `candidates` feasible points are drawn at random and their distinct architectures are scored.
@@ -119,7 +119,7 @@ class Ranking(Proxy):
 
 
 @option
-class Measured(Ranking):
+class NetworkProxy(RankingProxy):
     """Base of the proxies that build and run each network."""
 
     batch: Annotated[int, Field(ge=2, description="Batch size of training samples or noise")] = 64

@@ -12,9 +12,9 @@ from torch.nn import functional as F
 from raykd.models.base import Model
 from raykd.models.introspection.hooks import LayerHooks
 from raykd.models.introspection.layers import EMBEDDING
-from raykd.models.introspection.profile import model_profile
+from raykd.models.introspection.profile import profile_model
 from raykd.models.proxies.base import (
-    Measured,
+    NetworkProxy,
     ProxyContext,
     Scorer,
     build_initialized,
@@ -26,7 +26,7 @@ from raykd.registry import option
 
 
 @option
-class Diswot(Measured):
+class Diswot(NetworkProxy):
     """Semantic and relational similarity of the untrained student and teacher.
 
     After Dong et al. 2023 (arXiv:2303.15678), section 3: the negative of two distances,
@@ -69,7 +69,7 @@ class Diswot(Measured):
         return lambda model: similarity_score(teacher, self._similarities(model, context, seed))
 
     def _similarities(self, model: Model, context: ProxyContext, seed: int) -> Similarities:
-        profile = model_profile(model, context.task)
+        profile = profile_model(model, context.task)
         if EMBEDDING not in profile.aliases:
             raise ValueError(
                 f"proxy 'diswot' needs a linear classifier, and {model.name} has none; use "

@@ -10,14 +10,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from raykd.models.base import Model
 from raykd.models.introspection.flops import without_fused_attention
-from raykd.models.proxies.base import Measured, ProxyContext, Scorer, build_initialized, first
+from raykd.models.proxies.base import NetworkProxy, ProxyContext, Scorer, build_initialized, first
 from raykd.registry import option
 
 _aten = torch.ops.aten
 
 
 @option
-class Naswot(Measured):
+class Naswot(NetworkProxy):
     """Log-determinant of the similarity of ReLU patterns in an untrained network.
 
     Mellor et al. 2021 (arXiv:2006.04647), section 3.  The binary code c of a sample holds, for each
@@ -46,7 +46,7 @@ class Naswot(Measured):
                 network(inputs)
             if patterns.kernel is None:
                 raise ValueError(
-                    f"proxy 'naswot' needs ReLUs or the like, and {model.name} has none; "
+                    f"proxy 'naswot' needs activations such as ReLUs, and {model.name} has none; "
                     "use zen, params or macs"
                 )
             return log_determinant(patterns.kernel)

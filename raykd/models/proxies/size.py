@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Literal
 
-from raykd.models.introspection.profile import model_profile
-from raykd.models.proxies.base import ProxyContext, Ranking, Scorer
+from raykd.models.introspection.profile import profile_model
+from raykd.models.proxies.base import ProxyContext, RankingProxy, Scorer
 from raykd.registry import option
 
 
 @option
-class Params(Ranking):
+class Params(RankingProxy):
     """Number of parameters (more is better).
 
     The baseline: on DisWOT's table of 64 students it ranks the accuracy after distillation with
@@ -20,11 +20,11 @@ class Params(Ranking):
     name: Literal["params"] = "params"
 
     def scorer(self, context: ProxyContext) -> Scorer:
-        return lambda model: float(model_profile(model, context.task).params)
+        return lambda model: float(profile_model(model, context.task).params)
 
 
 @option
-class Macs(Ranking):
+class Macs(RankingProxy):
     """Number of multiply-accumulate operations (more is better).
 
     Not informative if `macs` is an objective.
@@ -33,4 +33,4 @@ class Macs(Ranking):
     name: Literal["macs"] = "macs"
 
     def scorer(self, context: ProxyContext) -> Scorer:
-        return lambda model: float(model_profile(model, context.task).macs)
+        return lambda model: float(profile_model(model, context.task).macs)

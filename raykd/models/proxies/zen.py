@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from raykd.models.base import Model
 from raykd.models.introspection.hooks import LayerHooks
-from raykd.models.introspection.profile import model_profile
+from raykd.models.introspection.profile import profile_model
 from raykd.models.proxies.base import (
-    Measured,
+    NetworkProxy,
     ProxyContext,
     Scorer,
     build_initialized,
@@ -26,7 +26,7 @@ from raykd.registry import option
 
 
 @option
-class Zen(Measured):
+class Zen(NetworkProxy):
     """Sensitivity of the features to small input noise, with Gaussian weights.
 
     Lin et al. 2021 (arXiv:2102.01063), algorithm 1: weights, x and e from N(0, 1),
@@ -57,7 +57,7 @@ class Zen(Measured):
         def score(model: Model) -> float:
             network = build_initialized(model, context, seed, gaussian=True)
             layer = last_stage(model, context)
-            hooks = LayerHooks(network, model_profile(model, context.task).resolve([layer]))
+            hooks = LayerHooks(network, profile_model(model, context.task).resolve([layer]))
             with torch.no_grad():
                 with batch_variances(network) as variances:
                     clean_features = hooks.run(clean).layers[layer]
@@ -102,7 +102,7 @@ def last_stage(model: Model, context: ProxyContext) -> str:
     Raises:
         ValueError: the network has neither stages nor a linear classifier.
     """
-    aliases = list(model_profile(model, context.task).aliases)
+    aliases = list(profile_model(model, context.task).aliases)
     stages = [alias for alias in aliases if alias.startswith("stage")]
     if not aliases:
         raise ValueError(

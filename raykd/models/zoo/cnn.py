@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 from torch import nn
 
-from raykd.models.base import Model, Task, picture_shape, written
+from raykd.models.base import Model, Task, format_option, image_shape
 from raykd.models.zoo.blocks import conv_bn, init_kaiming, staged
 from raykd.models.zoo.cnn_blocks import AnyBlock, BlockShape, Plain
 from raykd.registry import option
@@ -55,7 +55,7 @@ class CnnStage:
 
     def __repr__(self) -> str:
         """Format as in a study file, without fields that have their default."""
-        return written(self)
+        return format_option(self)
 
 
 @option
@@ -86,10 +86,10 @@ class Cnn(Model):
     ] = 1
 
     def build(self, task: Task) -> nn.Module:
-        channels, _, _ = picture_shape(task, self.name)
+        channels, _, _ = image_shape(task, self.name)
         present = [stage for stage in self.stages if stage is not None]
         if not present:
-            raise ValueError(f"a cnn needs at least one stage, got {written(self.stages)}")
+            raise ValueError(f"a cnn needs at least one stage, got {format_option(self.stages)}")
         width = self.stem or present[0].width
         stem = conv_bn(channels, width, kernel=3, stride=self.stem_stride)
         stages: list[nn.Module] = []

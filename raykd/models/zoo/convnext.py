@@ -8,7 +8,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from raykd.models.base import Model, Task, picture_shape
+from raykd.models.base import Model, Task, image_shape
 from raykd.models.zoo.blocks import init_weights, named, perceptron, small_normal, staged
 from raykd.registry import option
 
@@ -48,7 +48,7 @@ class Convnext(Model):
     ] = 4
 
     def build(self, task: Task) -> nn.Module:
-        channels, height, width = picture_shape(task, self.name)
+        channels, height, width = image_shape(task, self.name)
         self._check_size(min(height, width))
         stages = [self._stage(number) for number in range(len(self.depths))]
         last = self.width << (len(self.depths) - 1)

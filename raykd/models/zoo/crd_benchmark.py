@@ -11,7 +11,7 @@ from typing import ClassVar, Literal
 
 from torch import nn
 
-from raykd.models.base import Model, Task, written
+from raykd.models.base import Model, Task, format_option
 from raykd.models.zoo.mobilenet_v2 import MobilenetV2
 from raykd.models.zoo.resnet import Resnet
 from raykd.models.zoo.shufflenet_v1 import ShufflenetV1
@@ -60,7 +60,7 @@ def _published(name: str, member: Model) -> type[Published]:
     namespace = {
         "__module__": __name__,
         "__annotations__": {"name": Literal[name]},
-        "__doc__": f"The CRD benchmark's {name}: {written(member)}.",
+        "__doc__": f"The CRD benchmark's {name}: {format_option(member)}.",
         "name": name,
         "member": member,
     }

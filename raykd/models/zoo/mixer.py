@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 from torch import Tensor, nn
 
-from raykd.models.base import Model, Task, picture_shape
+from raykd.models.base import Model, Task, image_shape
 from raykd.models.zoo.blocks import (
     Patches,
     TokenMean,
@@ -54,7 +54,7 @@ class Mixer(Model):
     ] = 4.0
 
     def build(self, task: Task) -> nn.Module:
-        shape = picture_shape(task, self.name)
+        shape = image_shape(task, self.name)
         count = patch_count(shape, self.patch, self.name)
         network = named(
             patches=Patches(shape[0], self.width, self.patch),

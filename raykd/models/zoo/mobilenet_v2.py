@@ -8,7 +8,7 @@ from typing import Annotated, Literal, NamedTuple
 from pydantic import Field
 from torch import nn
 
-from raykd.models.base import Model, Task, picture_shape
+from raykd.models.base import Model, Task, image_shape
 from raykd.models.zoo.blocks import (
     InvertedResidual,
     conv_bn,
@@ -80,7 +80,7 @@ class MobilenetV2(Model):
     ] = 2
 
     def build(self, task: Task) -> nn.Module:
-        channels, _, _ = picture_shape(task, self.name)
+        channels, _, _ = image_shape(task, self.name)
         before = self._channels(_STEM)
         last = self._channels(_HEAD * max(1.0, self.width_multiplier) / self.width_multiplier)
         stem = conv_bn(channels, before, kernel=3, stride=self.stem_stride, act=self._act)

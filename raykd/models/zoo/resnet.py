@@ -8,7 +8,7 @@ from pydantic import AfterValidator, Field, ValidationInfo
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from raykd.models.base import Model, Task, picture_shape
+from raykd.models.base import Model, Task, image_shape
 from raykd.models.zoo.blocks import conv3x3, imagenet_stem, init_kaiming, shortcut, staged
 from raykd.registry import option
 
@@ -109,7 +109,7 @@ class Resnet(Model):
     ] = "cifar"
 
     def build(self, task: Task) -> nn.Module:
-        channels, _, _ = picture_shape(task, self.name)
+        channels, _, _ = image_shape(task, self.name)
         blocks = _blocks(self.depth, self.block, self.stages)
         stem = self.stem or self.width
         stages, before = [], stem

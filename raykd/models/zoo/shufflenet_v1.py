@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from raykd.models.base import Model, Task, picture_shape
+from raykd.models.base import Model, Task, image_shape
 from raykd.models.zoo.blocks import conv_bn, imagenet_stem, staged
 from raykd.registry import option
 
@@ -60,7 +60,7 @@ class ShufflenetV1(Model):
     ] = "cifar"
 
     def build(self, task: Task) -> nn.Module:
-        channels, _, _ = picture_shape(task, self.name)
+        channels, _, _ = image_shape(task, self.name)
         before = self._channels(_STEM, self.groups)
         outputs = self._channels(_CHANNELS[self.groups], 4 * self.groups)
         is_cifar = self.variant == "cifar"

@@ -8,7 +8,7 @@ import torch
 from pydantic import AfterValidator, Field
 from torch import Tensor, nn
 
-from raykd.models.base import Model, Task, picture_shape
+from raykd.models.base import Model, Task, image_shape
 from raykd.models.zoo.blocks import conv_bn, imagenet_stem, named, staged
 from raykd.registry import option
 
@@ -68,7 +68,7 @@ class ShufflenetV2(Model):
     ] = "cifar"
 
     def build(self, task: Task) -> nn.Module:
-        channels, _, _ = picture_shape(task, self.name)
+        channels, _, _ = image_shape(task, self.name)
         is_cifar = self.stem_type == "cifar"
         stem = conv_bn(channels, _STEM) if is_cifar else imagenet_stem(channels, _STEM, kernel=3)
         stages, before, outputs = [], _STEM, even(self.width)

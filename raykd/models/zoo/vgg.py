@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 from torch import Tensor, nn
 
-from raykd.models.base import Model, Task, picture_shape
+from raykd.models.base import Model, Task, image_shape
 from raykd.models.zoo.blocks import conv3x3, init_kaiming, small_classifier
 from raykd.registry import option
 
@@ -50,7 +50,7 @@ class Vgg(Model):
     width: Annotated[int, Field(ge=1, description="Channels of the first stage")] = 64
 
     def build(self, task: Task) -> nn.Module:
-        channels, height, width = picture_shape(task, self.name)
+        channels, height, width = image_shape(task, self.name)
         if self.depth not in _CONVOLUTIONS:
             allowed = ", ".join(map(str, _CONVOLUTIONS))
             raise ValueError(f"a vgg's depth is one of {allowed}, not {self.depth}")

@@ -9,7 +9,7 @@ from pydantic import AfterValidator, Field, ValidationInfo
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from raykd.models.base import Model, Task, picture_shape
+from raykd.models.base import Model, Task, image_shape
 from raykd.models.zoo.blocks import (
     Patches,
     TokenMean,
@@ -77,7 +77,7 @@ class Vit(Model):
     )
 
     def build(self, task: Task) -> nn.Module:
-        shape = picture_shape(task, self.name)
+        shape = image_shape(task, self.name)
         count = patch_count(shape, self.patch, self.name)
         heads = _heads(self.width, self.heads)
         hidden = max(1, round(self.width * self.mlp_ratio))

@@ -8,7 +8,7 @@ from pydantic import AfterValidator, Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from raykd.models.base import Model, Task, picture_shape
+from raykd.models.base import Model, Task, image_shape
 from raykd.models.zoo.blocks import conv3x3, init_kaiming
 from raykd.registry import option
 
@@ -47,7 +47,7 @@ class WideResnet(Model):
     widen: Annotated[int, Field(ge=1, description="Widening factor of the channels 16, 32, 64")] = 2
 
     def build(self, task: Task) -> nn.Module:
-        channels, _, _ = picture_shape(task, self.name)
+        channels, _, _ = image_shape(task, self.name)
         blocks = (_valid_depth(self.depth) - 4) // 6
         return _Network(channels, _STEM * self.widen, blocks, task.classes)
 

@@ -133,4 +133,4 @@ def _macs(candidate: Candidate) -> int:
 
 
 def _layers(candidate: Candidate) -> int:
-    return sum(not layer.overwritten for layer in candidate.student.found)
+    return sum(not layer.overwritten for layer in candidate.student.ordered_layers)

@@ -288,7 +288,7 @@ def layers_for(models: Sequence[ModelProfile]) -> dict[Wide, tuple[str, ...]]:
 def _named(model_profile: ModelProfile, *, blocks: bool) -> list[str]:
     """Names of its blocks, or of all its layers, without the classifier and without the last layer
     of a sequence."""
-    layers = [layer for layer in model_profile.found if not layer.overwritten]
+    layers = [layer for layer in model_profile.ordered_layers if not layer.overwritten]
     by_name = {layer.module: layer for layer in layers if layer.side == "output"}
     parents = {name.rpartition(".")[0] for name in by_name}
     embedding = next((layer for layer in layers if layer.side == "input"), None)

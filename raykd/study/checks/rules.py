@@ -14,7 +14,7 @@ import torch
 from raykd.errors import Problem
 from raykd.models import CompressedModel, Model, Task
 from raykd.models.introspection.layers import random_inputs
-from raykd.models.proxies import Measured, ProxyContext, Ranking
+from raykd.models.proxies import NetworkProxy, ProxyContext, RankingProxy
 from raykd.schemes import BornAgain, Teacher
 from raykd.study.checks.messages import Issue
 from raykd.study.config import Search, Study
@@ -83,14 +83,14 @@ def _missing_weights(model: Model, task: Task) -> str:
 PLACE = ("search", "proxy")
 
 
-def bin_cost(settings: Ranking, objectives: Mapping[str, str]) -> str:
+def bin_cost(settings: RankingProxy, objectives: Mapping[str, str]) -> str:
     """The cost that bins the candidates before they are ranked; "" for no bins."""
     if settings.per_cost != "auto":
         return "" if settings.per_cost == "none" else settings.per_cost
     return next((cost for cost in ("params", "macs") if cost in objectives), "")
 
 
-def number_kept(settings: Ranking, trials: int) -> int:
+def number_kept(settings: RankingProxy, trials: int) -> int:
     """Number of the first trials that come from the ranking."""
     return max(1, trials // 2) if settings.keep is None else min(settings.keep, trials)
 
@@ -104,7 +104,7 @@ def teacher_model(opened: OpenStudy) -> Model | None:
 def proxy_issues(search: Search) -> Iterator[Issue]:
     """Yield the issues of a proxy whose values have the right types."""
     settings = search.proxy
-    if not isinstance(settings, Ranking):
+    if not isinstance(settings, RankingProxy):
         return
     if search.sampler.needs_finite_space:
         fix = "remove `proxy`, or use another sampler"
@@ -140,7 +140,7 @@ def proxy_teacher_issues(study: Study) -> Iterator[Issue]:
 def proxy_space_issues(space: Space, search: Search) -> Iterator[Issue]:
     """Yield the issues of a proxy in this space."""
     settings = search.proxy
-    if not isinstance(settings, Ranking):
+    if not isinstance(settings, RankingProxy):
         return
     if space.dimensions and not space.part("student").dimensions:
         message = "this space has a single student, so there is nothing to rank"
@@ -169,7 +169,7 @@ def ranking_summary(bound: BoundStudy, sample: Study | None) -> str:
     """
     search = bound.open_study.settings.search
     settings = search.proxy
-    if not isinstance(settings, Ranking):
+    if not isinstance(settings, RankingProxy):
         return ""
     cost = bin_cost(settings, search.objectives)
     best = number_kept(settings, search.trials)
@@ -185,10 +185,10 @@ def ranking_summary(bound: BoundStudy, sample: Study | None) -> str:
     return f"{text}; about {_duration(count * _seconds(bound, settings, sample))}"
 
 
-def _seconds(bound: BoundStudy, settings: Ranking, sample: Study) -> float:
+def _seconds(bound: BoundStudy, settings: RankingProxy, sample: Study) -> float:
     """Seconds for one score: the median of three, after one to warm up."""
     cpu, task = torch.device("cpu"), bound.task
-    count = settings.batch if isinstance(settings, Measured) else 2
+    count = settings.batch if isinstance(settings, NetworkProxy) else 2
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         inputs, targets = random_inputs(task, count, cpu), torch.randint(task.classes, (count,))

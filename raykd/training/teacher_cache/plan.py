@@ -14,7 +14,7 @@ from raykd.errors import Infeasible
 from raykd.losses import Term
 from raykd.losses.shapes import Shape
 from raykd.losses.terms import layer_names
-from raykd.models import Task, model_profile
+from raykd.models import Task, profile_model
 from raykd.models.introspection.layers import blank_inputs
 from raykd.schemes import TeacherSpec
 from raykd.study.checks.layer_pairs import resolve_pairs
@@ -256,8 +256,8 @@ def hint_layers(study: Study, teacher: TeacherSpec, task: Task) -> dict[str, Sha
     if not study.scheme.takes_knowledge or teacher.model is None:
         return {}
     try:
-        theirs = model_profile(teacher.model, task)
-        ours = model_profile(study.student.model, task)
+        theirs = profile_model(teacher.model, task)
+        ours = profile_model(study.student.model, task)
         terms: Iterable[Term] = resolve_pairs(study, ours, (theirs,), task.classes).knowledge
         return {layer.name: layer.shape for layer in theirs.resolve(layer_names(terms, "hint"))}
     except ValueError:
@@ -273,7 +273,7 @@ def layer_layouts(teacher: TeacherSpec, layers: Iterable[str], task: Task) -> di
         return {}
     return {
         layer.name: f"{layer.layout.parts} {layer.layout.order}"
-        for layer in model_profile(teacher.model, task).resolve(layers)
+        for layer in profile_model(teacher.model, task).resolve(layers)
         if layer.layout is not None
     }
 
@@ -307,7 +307,7 @@ def estimate_build_time(
     if entry.teacher.model is None or entry.rows is None:
         return None
     device, model = torch.device(device), entry.teacher.model
-    macs = max(1, model_profile(model, task).macs)
+    macs = max(1, profile_model(model, task).macs)
     samples = max(1, min(MAX_SAMPLES, int(PROBE_MACS / macs)))
     with torch.random.fork_rng(devices=[]):
         network = to_device(model.blueprint(task), device).eval()
