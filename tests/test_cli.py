@@ -15,6 +15,7 @@ from typer.testing import CliRunner, Result
 import raykd
 from raykd.cli.commands import EPILOG, app
 from raykd.errors import Problem, StudyError
+from raykd.tracking.events import Event, RunStarted, StudyStarted
 
 STUDY = """\
 name: small
@@ -60,7 +61,7 @@ def imported_after(statement: str, cwd: Path) -> set[str]:
 
 
 def test_the_command_line_imports_nothing_heavy(tmp_path: Path) -> None:
-    modules = imported_after("import raykd.cli.commands, raykd.search", tmp_path)
+    modules = imported_after("import raykd.cli.commands, raykd.tuning", tmp_path)
     assert "raykd.cli.commands" in modules
     heavy = {"torch", "ray", "mlflow", "optuna", "numpy", "scipy", "pydantic", "pandas"}
     assert not heavy & modules
@@ -160,7 +161,7 @@ def test_a_folder_that_is_no_studys_is_unfit(study: str, verb: str) -> None:
 def searched(study: str, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
     """`raykd search` with a search that tells `events` and then raises `error`."""
 
-    def run(events: Sequence[dict[str, Any]], error: BaseException, *more: str) -> Result:
+    def run(events: Sequence[Event], error: BaseException, *more: str) -> Result:
         def search(*_: Any, listeners: Sequence[Callable[[Any], None]], **__: Any) -> None:
             for event in events:
                 for listener in listeners:
@@ -173,11 +174,11 @@ def searched(study: str, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Resul
     return run
 
 
-def opening(tmp_path: Path) -> dict[str, Any]:
-    return {"event": "study", "name": "small", "seed": 0, "file": str(tmp_path / "study.yaml")}
+def opening(tmp_path: Path) -> StudyStarted:
+    return StudyStarted("a", name="small", file=str(tmp_path / "study.yaml"))
 
 
-def run_event() -> dict[str, Any]:
+def run_event() -> RunStarted:
     assignment = {
         "id": "teacher-0",
         "role": "teacher",
@@ -185,7 +186,7 @@ def run_event() -> dict[str, Any]:
         "seed": 0,
         "epochs": 1,
     }
-    return {"event": "run", "assignment": assignment, "id": "teacher-0", "role": "teacher"}
+    return RunStarted("teacher-0", "teacher", assignment=assignment)
 
 
 def test_a_failure_after_the_start_is_a_failure(
