@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from raykd.errors import StudyError
-from raykd.tracking import events
+from raykd.tracking import Tracker, events
 from raykd.tracking.events import StudyStarted
 from raykd.tracking.mlflow_client import absolute, masked, unusable
 from raykd.tuning.executors import LocalExecutor
@@ -152,7 +152,7 @@ def test_a_password_of_the_environment_is_kept_nowhere(
 ) -> None:
     secret = "http://me:s3cret@127.0.0.1:9"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", secret)
-    monkeypatch.setattr("raykd.tracking.sync.Tracker.close", lambda self, timeout: self.abandon())
+    monkeypatch.setattr(Tracker, "close", lambda self, timeout: self.abandon())
     Path("study.yaml").write_text(STUDY)
     told: list[object] = []
     study = load_or_use("study.yaml")
