@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from raykd.cli.commands import app
 from raykd.report.format import in_bytes, outputs_line
 from raykd.report.lines import EpochLines, PlainLines
 from raykd.report.progress import View
+from raykd.tracking.events import TeacherCacheChanged
 
 STUDY = """\
 name: small
@@ -158,14 +160,14 @@ def test_numbers_of_bytes_are_readable() -> None:
 
 
 def test_displays_say_why_a_teacher_is_run_live() -> None:
-    event = {"event": "outputs", "key": "0" * 32, "status": "live", "why": "no room"}
+    event = TeacherCacheChanged(key="0" * 32, status="live", why="no room")
     for display in (PlainLines, EpochLines):
         lines: list[str] = []
         display(lines.append)(event)
         assert len(lines) == 1 and lines[0].endswith(
             "the teacher runs in every training step: no room"
         )
-    removed = {"event": "outputs", "key": "0" * 32, "status": "removed"}
+    removed = TeacherCacheChanged(key="0" * 32, status="removed")
     assert outputs_line(removed) == (
         "removed teacher outputs 000000000000 from the cache (least recently used)"
     )
@@ -173,8 +175,8 @@ def test_displays_say_why_a_teacher_is_run_live() -> None:
 
 def test_a_view_knows_what_is_computed() -> None:
     view = View()
-    begun = {"event": "outputs", "key": "a", "status": "begun", "views": 1, "bytes": 1}
+    begun = TeacherCacheChanged(key="a", status="begun", views=1, bytes=1)
     view.apply(begun)
     assert view._building == {"a"}
-    view.apply({**begun, "status": "kept"})
+    view.apply(replace(begun, status="kept"))
     assert not view._building

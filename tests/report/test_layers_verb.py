@@ -36,7 +36,9 @@ def test_every_layer_of_a_model_is_told() -> None:
     (model,) = found["models"]
     known = profile_model(MODELS["resnet8x4"](), Task((3, 32, 32), 100))
     assert (model["params"], model["macs"]) == (known.params, known.macs)
-    assert [layer["module"] for layer in model["layers"]] == [one.module for one in known.layers]
+    assert [layer["module"] for layer in model["layers"]] == [
+        one.module for one in known.ordered_layers
+    ]
     by_stage = {layer["stage"]: layer for layer in model["layers"] if layer["stage"]}
     assert {*by_stage} == {"stage1", "stage2", "stage3", "embedding"}
     assert by_stage["stage3"]["shape"] == [256, 8, 8]
