@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -508,7 +509,7 @@ def test_a_refused_model_is_not_delivered_until_a_later_sync(
 
     with monkeypatch.context() as broken:
         broken.setattr(MlflowClient, "log_model_artifacts", refuse)
-        broken.setattr("raykd.tracking.sync.MAX_PAUSE", 0.01)
+        broken.setattr(sys.modules["raykd.tracking.sync"], "MAX_PAUSE", 0.01)
         tracker = Tracker(journal.path, uri, start_after=0, poll=0.01)
         assert not tracker.close(timeout=60)
         assert tracker.status.refused == 1 and f"model of {id}" in str(tracker.status)
