@@ -1,4 +1,4 @@
-"""The command line: `raykd VERB ...`."""
+"""Command line: `raykd VERB ...`."""
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""The verbs of the command line; no logic.  What a verb needs is imported when it is called."""
+"""Subcommands of the command line, without logic.  Each imports its modules when called."""
 
 from __future__ import annotations
 
@@ -476,7 +476,7 @@ def sync(
         study = open_folder(folder)[0]
         to = uri or read_result(folder).tracking_uri
         try:
-            with locked(study.path, "sync"):  # a search that runs sends its events itself
+            with locked(study.path, "sync"):  # a running search uploads its events itself
                 status = send(study.journal, to, from_start=from_start, verbose=verbose)
         except ValueError as error:
             _complain(str(error))
@@ -612,8 +612,8 @@ def version() -> None:
 
 
 def main() -> None:
-    """The command `raykd`."""
-    # Imports make hundreds of thousands of objects that stay: collections among them are in vain.
+    """Run the command `raykd`."""
+    # Imports create hundreds of thousands of permanent objects: collecting them frees nothing.
     gc.set_threshold(50_000, 20, 50)
     try:
         app()
@@ -626,12 +626,12 @@ def main() -> None:
 
 
 class _Session:
-    """One running verb: its display, what it learns from the events, and how it ends.
+    """Run of one subcommand: its display, its state from the events, and its exit.
 
     Args:
-        as_json: events and result as JSON lines on stdout, everything else on stderr.
-        verbose: tracebacks in full.
-        resumable: whether `--resume` of its verb can go on with it.
+        as_json: print events and result as JSON lines on stdout, everything else on stderr.
+        verbose: print full tracebacks.
+        resumable: True if `--resume` of the subcommand can continue the run.
     """
 
     def __init__(self, as_json: bool, verbose: bool, *, resumable: bool = False) -> None:
@@ -648,7 +648,7 @@ class _Session:
         display: Callable[[], Display],
         work: Callable[[Sequence[Any]], StudyResult],
     ) -> StudyResult:
-        """Do the work under a display; leaves with an exit code where it fails."""
+        """Run `work` with a display; exit with an error code if it fails."""
         from raykd.report import Shielded
 
         stdout = sys.stdout
@@ -659,7 +659,7 @@ class _Session:
             return work([self._update, Shielded(shown, self._display_failed)])
 
     def end(self, result: StudyResult | LayerStudyResult, *, failed: bool) -> NoReturn:
-        """Print the result and leave."""
+        """Print the result and exit."""
         with _errors(self._verbose, self), contextlib.suppress(BrokenPipeError):
             _show(result, self.console, self._as_json)
         if self._undelivered:
@@ -671,11 +671,11 @@ class _Session:
 
     @property
     def unfit_code(self) -> int:
-        """The exit code of a problem: once trainings have begun, they have failed."""
+        """Return the exit code of a problem: FAILED once trainings have begun, else UNFIT."""
         return FAILED if self._begun else UNFIT
 
     def problems(self, error: StudyError) -> None:
-        """Say what is wrong, for machines too."""
+        """Print problems as JSON if JSON output is on."""
         if self._as_json:
             from raykd.tracking.events import ProblemFound, StudyRejected
 
@@ -685,7 +685,7 @@ class _Session:
             self._json(sys.stdout)(StudyRejected(problems))
 
     def interrupted(self) -> None:
-        """Say how to go on."""
+        """Print a message about the interruption, and the command to resume."""
         if self._folder is None:
             _complain("interrupted before the study started")
         elif self._resumable:
@@ -696,7 +696,7 @@ class _Session:
             _complain(f"interrupted; results so far are in {self._folder}")
 
     def crash_file(self) -> Path:
-        """Where the traceback of a mistake of ours goes."""
+        """Return the file for the traceback of an internal error."""
         if self._folder is not None and self._folder.is_dir():
             return self._folder / "crash.txt"
         return _crash_file()
@@ -725,7 +725,7 @@ class _Session:
 
 @contextlib.contextmanager
 def _errors(verbose: bool, session: _Session | None = None) -> Iterator[None]:
-    """Turn every way to fail into its message and its exit code."""
+    """Convert each kind of error to its message and exit code."""
     from raykd.errors import StudyError, Terminated
 
     try:
@@ -746,13 +746,13 @@ def _errors(verbose: bool, session: _Session | None = None) -> Iterator[None]:
         raise typer.Exit(NOBODY_READS) from None
     except (typer.Exit, typer.Abort):
         raise
-    except Exception as error:  # noqa: BLE001 - whatever it is, it is ours
+    except Exception as error:  # noqa: BLE001 - any other error is internal
         _bug(error, verbose, session)
         raise typer.Exit(FAILED) from None
 
 
 def _bug(error: Exception, verbose: bool, session: _Session | None) -> None:
-    """Own up to a mistake of ours, and put its traceback where it can be found."""
+    """Report an internal error, and save its traceback to a file."""
     import traceback
 
     text = "".join(traceback.format_exception(error))
@@ -788,7 +788,7 @@ def _show(result: StudyResult | LayerStudyResult, console: Console, as_json: boo
 
 
 def _reporting(result: StudyResult | LayerStudyResult) -> Any:
-    """The module that tells a result."""
+    """Return the module that formats a result."""
     from importlib import import_module
 
     from raykd.tuning.result import StudyResult
@@ -805,18 +805,18 @@ def _outputs_store(root: str) -> Any:
 
 
 def _console() -> Console:
-    """Standard output, with its present size and colors."""
+    """Return a console on standard output with its current size and colors."""
     from rich.console import Console
 
     class Output(Console):
-        def on_broken_pipe(self) -> None:  # rich would end the program, and with it the search
+        def on_broken_pipe(self) -> None:  # rich would exit and end the search
             raise BrokenPipeError("output closed")
 
     return Output()
 
 
 def _silence() -> None:
-    """Have what is still written to a closed output vanish."""
+    """Discard further output to closed streams."""
     import os
 
     for stream in (sys.stdout, sys.stderr):

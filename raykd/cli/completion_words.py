@@ -1,4 +1,4 @@
-"""The words that the shell completes, collected from the options and the study's schema.
+"""Words for shell completion, collected from the options and the study's schema.
 
 Importing the options takes seconds, which is too long for the Tab key, so the words are stored in
 `raykd/completions.json`.  A test checks that the file is up to date; this command writes it:
@@ -22,9 +22,9 @@ DEEPEST = 4
 
 
 def words() -> dict[str, dict[str, Any]]:
-    """Options by part and name, and the study's keys by path, each with a short description.
+    """Return options by part and name, and study keys by path, with short descriptions.
 
-    Options of other packages are left out: the shell finds their names by their entry points.
+    Options of other packages are omitted: completion finds their names from their entry points.
     """
     options = {
         part: {entry.name: entry.summary for entry in entries(part) if entry.package == "raykd"}
@@ -38,7 +38,7 @@ def words() -> dict[str, dict[str, Any]]:
 
 
 def text() -> str:
-    """The content of `raykd/completions.json`."""
+    """Return the content of `raykd/completions.json`."""
     return json.dumps(words(), indent=1, ensure_ascii=False) + "\n"
 
 
@@ -59,7 +59,7 @@ def _keys(
 
 
 def _members(node: Any, definitions: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """The objects and arrays a schema allows: references followed, unions expanded."""
+    """Return the objects and arrays of a schema, with references and unions resolved."""
     if not isinstance(node, Mapping):
         return []
     if "$ref" in node:

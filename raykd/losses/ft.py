@@ -27,11 +27,12 @@ class Ft(Loss):
     from a paraphraser, an autoencoder of the hint layer with `rate` times its channels in the
     middle.
 
-    In the term's first `pretrain_epochs` (the paper: beforehand) the value is the mean squared
-    reconstruction error of the paraphraser, divided by the weight of the term to make its training
-    independent of the weight; the student learns from the labels and other terms meanwhile.  After
-    that the paraphraser is frozen and the value is the distance of the factors.  Epochs count from
-    the `start_epoch` of the term, and resumed trainings continue where they were interrupted.
+    In the term's first `pretrain_epochs` (in the paper, before the training) the value is the mean
+    squared reconstruction error of the paraphraser, divided by the weight of the term to make its
+    training independent of the weight; the student learns from the labels and other terms
+    meanwhile.  After that the paraphraser is frozen and the value is the distance of the factors.
+    Epochs count from the `start_epoch` of the term, and resumed trainings continue where they were
+    interrupted.
 
     scale: paper, the sum of |.| as above; benchmark, as in the CRD benchmark, the mean over places
     of |.| between the normalized means over channels of the squared factors.  The authors' code

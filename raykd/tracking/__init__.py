@@ -1,6 +1,6 @@
-"""Records of a study: the journal that it writes, and MLflow, which is filled from it.
+"""Journal of a study, and its upload to MLflow.
 
-MLflow is imported when a store is reached, and nothing else of raykd is imported at all.
+MLflow is imported on the first connection to a store.  No other part of raykd is imported.
 """
 
 from raykd.tracking.journal import EventBus, Journal, Listener, events

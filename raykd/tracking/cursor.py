@@ -1,7 +1,8 @@
-"""How far each store has been served from a journal, and under which ids it keeps the runs.
+"""Upload position of each tracking store in a journal, and the store's IDs of the runs.
 
-A small JSON file beside the journal (`<journal>.sent`), one entry a store.  With the ids in it a
-summary names the pages of a study without importing MLflow or asking its server.
+They are kept in a small JSON file next to the journal (`<journal>.sent`) with one entry per store.
+With these IDs a summary can link to the pages of a study without importing MLflow or contacting
+its server.
 """
 
 from __future__ import annotations
@@ -16,15 +17,15 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Sent:
-    """What a store has received.
+    """Part of a journal that a store has received.
 
     Attributes:
-        end: bytes of the journal.
-        experiment: MLflow's id of the experiment; empty where it is not known.
-        runs: MLflow's ids of the study's run (key "") and of the runs with a model (key: their
-            id in the journal).
-        refused: models and files that the store refused, by the byte at which their event ends,
-            each with the reason; they are tried again.
+        end: number of bytes of the journal that were uploaded.
+        experiment: MLflow's ID of the experiment; empty if unknown.
+        runs: MLflow's IDs of the study's run (key "") and of the runs with a model (key: their
+            ID in the journal).
+        refused: reasons for which the store rejected models and files, by the byte at which
+            their event ends.  They are uploaded again later.
     """
 
     end: int = 0
@@ -34,16 +35,16 @@ class Sent:
 
     @property
     def run(self) -> str:
-        """MLflow's id of the study's run; empty where it is not known."""
+        """Return MLflow's ID of the study's run, or an empty string if it is unknown."""
         return self.runs.get("", "")
 
 
 class Cursor:
-    """The entry of one store.
+    """Entry of one store.
 
     Args:
-        journal: the journal's path.
-        place: the store's URI, absolute and without its password.
+        journal: path of the journal.
+        place: absolute URI of the store, without its password.
     """
 
     def __init__(self, journal: Path, place: str) -> None:
@@ -52,14 +53,14 @@ class Cursor:
         self._place = place
 
     def load(self) -> Sent:
-        """What the store has received; nothing where the journal is shorter than that."""
+        """Return the store's entry, or an empty one if the journal is shorter than its `end`."""
         kept = self._all().get(self._place)
         sent = _read(kept if isinstance(kept, dict) else {"sent": kept})
         size = self._journal.stat().st_size if self._journal.exists() else 0
         return sent if 0 <= sent.end <= size else Sent()
 
     def save(self, sent: Sent) -> None:
-        """Replace the entry.  Models of the same study's run that were known stay known."""
+        """Replace the entry.  IDs of models that belong to the same study's run are kept."""
         known = self.load()
         runs = {**known.runs, **sent.runs} if known.run == sent.run else dict(sent.runs)
         refused = {str(end): reason for end, reason in sent.refused.items()}

@@ -84,7 +84,7 @@ def _table(cls: type) -> Iterator[str]:
 
 
 def _type(hint: Any) -> str:
-    """Return a type in JSON's words."""
+    """Return the JSON name of a type."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (Union, types.UnionType):
         return " or ".join(_type(part) for part in arguments)

@@ -1,10 +1,10 @@
-"""The journal of a study: its events as JSON lines, in the order in which they happened.
+"""Journal of a study: its events as JSON lines, in chronological order.
 
-It is the only file that a run writes while it is at work; MLflow is filled from it, at the same
-time or later (`raykd.tracking.sync`).  Each line has the event's time and kind, so that reading a
-journal again gives the same runs, metrics and time stamps.
+A run records its events only in this file.  They are uploaded to MLflow during the run or later
+(`raykd.tracking.sync`).  Each line contains the time and kind of the event, so reading a journal
+again gives the same runs, metrics and timestamps.
 
-Files inside the journal's folder are named relative to it: the folder can be moved.
+Paths of files inside the journal's folder are relative to it, so the folder can be moved.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ Listener = Callable[[Event], None]
 
 @dataclass(frozen=True)
 class Line:
-    """A line of a journal.
+    """Line of a journal.
 
     Attributes:
         end: byte at which the next line begins.
-        event: its event; None where this version of raykd cannot read it.
+        event: event of the line; None if this version of raykd cannot read it.
     """
 
     end: int
@@ -36,14 +36,15 @@ class Line:
 
 
 class Journal:
-    """Appends events to a journal; one writer, any number of readers.
+    """Append events to a journal with one writer and any number of readers.
 
-    Each event is one `write` of one whole line, so that a reader sees it whole or as a torn last
-    line (which `read` does not return).  A torn line left by a process that died is closed when
-    the journal is opened again, and is skipped from then on.  Threads may share a journal.
+    Each event is written by a single `write` of a whole line.  A reader sees either the whole line
+    or an incomplete last line, which `read` does not return.  An incomplete line left by a process
+    that died is terminated when the journal is opened again, and is skipped from then on.  Threads
+    may share a journal.
 
     Args:
-        path: the file; its folder is created.
+        path: path of the file; its folder is created.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -73,10 +74,10 @@ class Journal:
 
 
 class EventBus:
-    """Publishes the events of a run: to its journal, and to listeners.
+    """Publish the events of a run to its journal and to listeners.
 
     Args:
-        journal: the study's.
+        journal: journal of the study.
         listeners: called with each event.
         check: called before an event is appended; raises if the journal may not be written.
     """
@@ -104,7 +105,7 @@ class EventBus:
 def read(path: str | Path, start: int = 0) -> Iterator[Line]:
     """Read the whole lines of a journal from byte `start` on; none if there is no journal.
 
-    A torn last line is not read.
+    An incomplete last line is not read.
     """
     if not os.path.exists(path):
         return

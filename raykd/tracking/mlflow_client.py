@@ -1,6 +1,6 @@
-"""Where MLflow keeps the runs: reaching it, looking into it, opening it.
+"""Connection to MLflow's tracking store, and lookup of experiments and runs in it.
 
-MLflow is imported inside the functions that need it: its import takes seconds.
+MLflow is imported inside the functions that need it because its import takes seconds.
 """
 
 from __future__ import annotations
@@ -27,8 +27,9 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
-# Ours unless the user has set them: an absent server costs seconds, not the four minutes of
-# MLflow's seven retries (raykd tries again by itself), nothing is printed, nothing reported.
+# Defaults for variables that the user has not set.  An unreachable server takes seconds instead of
+# the four minutes of MLflow's seven retries (raykd retries by itself).  MLflow prints nothing and
+# reports no usage.
 ENVIRONMENT: Mapping[str, str] = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
@@ -42,10 +43,10 @@ UI_ADDRESS = "http://127.0.0.1:5000"
 
 
 def connect(uri: str, *, verbose: bool = False) -> MlflowClient:
-    """A client of the store at `uri`, which does not print unless `verbose`.
+    """Return a client of the store at `uri`, which prints only if `verbose`.
 
-    MLflow's process-wide tracking URI is left alone.  A new sqlite file gets its tables here,
-    which takes about 2 s.
+    MLflow's process-wide tracking URI is not changed.  The tables of a new sqlite file are created
+    here, which takes about 2 s.
     """
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
@@ -66,9 +67,9 @@ TRACKING = "MLFLOW_TRACKING_URI"
 
 
 def absolute(uri: str) -> str:
-    """`uri` such that it means the same from every working folder.
+    """Return `uri` in a form that does not depend on the working folder.
 
-    A password that was masked, as in a journal, is taken from MLFLOW_TRACKING_URI.
+    A masked password, as in a journal, is replaced by the one in MLFLOW_TRACKING_URI.
     """
     file = database_file(uri)
     if file is not None:
@@ -79,8 +80,10 @@ def absolute(uri: str) -> str:
 
 
 def unusable(uri: str) -> tuple[str, str]:
-    """Why MLflow cannot keep runs at `uri`, by its form alone, and what to write; empty texts if
-    it can."""
+    """Return the reason MLflow cannot store runs at `uri`, and a fix; empty strings if it can.
+
+    Only the form of the URI is checked.
+    """
     scheme, colon, rest = uri.partition(":")
     kind = scheme.split("+")[0]
     advice = "write sqlite:///mlflow.db (a file here), sqlite:////folder/mlflow.db, or the "
@@ -120,12 +123,12 @@ QUERY = re.compile(r"[\w.]+=[^&=?/]*(&[\w.]+=[^&=?/]*)*")
 
 
 def holds_password(uri: str) -> bool:
-    """Whether a password stands in `uri`."""
+    """Return True if `uri` contains a password."""
     return masked(uri) != uri
 
 
 def database_file(uri: str) -> Path | None:
-    """The file of a sqlite URI, absolute; None for any other."""
+    """Return the absolute path of a sqlite URI's file, or None for other URIs."""
     prefix, slashes, path = uri.partition(":///")
     if not slashes or prefix.split("+")[0] != "sqlite" or not path or path == ":memory:":
         return None
@@ -134,13 +137,13 @@ def database_file(uri: str) -> Path | None:
 
 
 def database_folder(uri: str) -> Path | None:
-    """The folder of a sqlite URI's file; None for any other."""
+    """Return the folder of a sqlite URI's file, or None for other URIs."""
     file = database_file(uri)
     return None if file is None else file.parent
 
 
 def masked(uri: str) -> str:
-    """`uri` with its password hidden, fit for a message or a file."""
+    """Return `uri` with its password hidden, for use in messages and files."""
     hidden = re.sub(r"(?<=://)([^/@:\s]*):[^/\s]+@", rf"\1{HIDDEN}@", uri)
     return re.sub(r"(?i)([?&](?:password|passwd|pwd|token)=)[^&\s]+", r"\1***", hidden)
 
@@ -149,14 +152,14 @@ HIDDEN = ":***"
 
 
 KIND = {"mlflow.experimentKind": "custom_model_development"}
-"""Has MLflow's pages show curves and models first, not prompts and traces."""
+"""Tag that makes MLflow's pages show curves and models first, not prompts and traces."""
 
 
 def experiment_id(client: MlflowClient, name: str, uri: str) -> str:
-    """The experiment's id; it is created where there is none, restored where it was deleted.
+    """Return the ID of an experiment, which is created if missing and restored if deleted.
 
-    With a sqlite store new experiments keep their files in `mlartifacts/` beside the database:
-    MLflow's own default is the working folder of whoever comes first.
+    With a sqlite store, new experiments store their files in `mlartifacts/` next to the database.
+    MLflow's own default is the working folder of the first process.
     """
     from mlflow.exceptions import MlflowException
 
@@ -167,7 +170,7 @@ def experiment_id(client: MlflowClient, name: str, uri: str) -> str:
                 name, artifact_location=_artifact_folder(name, uri), tags=KIND
             )
         except MlflowException as error:
-            found = client.get_experiment_by_name(name)  # another process was quicker
+            found = client.get_experiment_by_name(name)  # created by another process
             if found is None:
                 raise error
     if found.lifecycle_stage != "active":
@@ -176,10 +179,10 @@ def experiment_id(client: MlflowClient, name: str, uri: str) -> str:
 
 
 def run_ids(client: MlflowClient, experiment: str, study_id: str) -> dict[str, str]:
-    """MLflow's run ids of a study by `raykd.id`.
+    """Return MLflow's run IDs of a study by `raykd.id`.
 
-    A request that timed out here may still be served over there, so that a run stands there twice:
-    the emptier one is deleted.
+    The server may still complete a request that timed out on the client, which creates a run
+    twice.  The run with less content is deleted.
     """
     found: dict[str, Run] = {}
     for run in _study_runs(client, experiment, study_id):
@@ -211,7 +214,7 @@ def _content(run: Run) -> int:
 
 
 def quoted(text: str) -> str:
-    """`text` as a string of MLflow's filter language, which knows no escapes."""
+    """Return `text` as a string of MLflow's filter language, which has no escapes."""
     return f'"{text}"' if "'" in text else f"'{text}'"
 
 
@@ -224,13 +227,13 @@ def _artifact_folder(name: str, uri: str) -> str | None:
 
 @dataclass(frozen=True)
 class FoundRun:
-    """A study's parent run.
+    """Parent run of a study.
 
     Attributes:
-        run_id, experiment_id: MLflow's ids.
-        status: MLflow's word: RUNNING, FINISHED, FAILED, KILLED.
-        page: the address of the run's page in MLflow's UI (for a database: once the command of
-            `ui_command` runs).
+        run_id, experiment_id: MLflow's IDs.
+        status: MLflow's status: RUNNING, FINISHED, FAILED or KILLED.
+        page: address of the run's page in MLflow's UI.  For a database it is available while the
+            command of `ui_command` runs.
     """
 
     run_id: str
@@ -240,12 +243,12 @@ class FoundRun:
 
     @property
     def experiment_page(self) -> str:
-        """The address of the experiment's page: all trials, to compare and filter."""
+        """Return the address of the experiment's page, which compares and filters all trials."""
         return self.page.rpartition("/runs/")[0]
 
 
 def find_run(uri: str, study_id: str) -> FoundRun | None:
-    """The parent run of study `study_id`, or None.
+    """Return the parent run of study `study_id`, or None.
 
     Raises:
         ValueError: the store cannot be reached.
@@ -266,18 +269,20 @@ def find_run(uri: str, study_id: str) -> FoundRun | None:
 
 
 def run_page(uri: str, experiment_id: str, run_id: str) -> str:
-    """The address of a run's page in MLflow's UI."""
+    """Return the address of a run's page in MLflow's UI."""
     return f"{_address(uri)}/#/experiments/{experiment_id}/runs/{run_id}"
 
 
 def has_run(uri: str, run_id: str) -> bool:
-    """Whether a sqlite store still has a run that was sent to it; True for any other store, which
-    is not asked.  MLflow is not imported."""
+    """Return True if a sqlite store still contains an uploaded run.
+
+    Other stores are not queried, and the result is True.  MLflow is not imported.
+    """
     file = database_file(uri)
     if file is None:
         return True
     if not file.exists():
-        return False  # looking into it would create it
+        return False  # connecting would create it
     query = "SELECT count(*) FROM runs WHERE run_uuid = ? AND lifecycle_stage = 'active'"
     try:
         with closing(sqlite3.connect(f"{file.as_uri()}?mode=ro", uri=True, timeout=2)) as base:
@@ -287,9 +292,9 @@ def has_run(uri: str, run_id: str) -> bool:
 
 
 def ui_command(uri: str) -> str:
-    """How to open the store: a server's address, or the command that starts MLflow's UI on it.
+    """Return the address of a server, or the command that opens the store in MLflow's UI.
 
-    A password in `uri` is left out of the command and has to be filled in.
+    A password in `uri` is omitted from the command and has to be filled in.
     """
     if _is_server(uri):
         return masked(uri).rstrip("/")
@@ -306,12 +311,12 @@ def _is_server(uri: str) -> bool:
 
 @dataclass(frozen=True)
 class StoreCheck:
-    """Whether a tracking store can be used.
+    """Result of a check of a tracking store.
 
     Attributes:
-        ok: it can.
-        message: what was found.
-        fix: what to do; empty where `ok`.
+        ok: True if the store can be used.
+        message: result of the check in words.
+        fix: suggested fix; empty if `ok`.
     """
 
     ok: bool
@@ -320,7 +325,7 @@ class StoreCheck:
 
 
 def check_store(uri: str, *, timeout: float = 4.0) -> StoreCheck:
-    """Look at the store without writing to it or importing MLflow, within about `timeout` s."""
+    """Check the store within about `timeout` s, without writing to it or importing MLflow."""
     if database_file(uri) is not None:
         return _check_sqlite(uri)
     if _is_server(uri):
@@ -377,7 +382,7 @@ def _check_tables(file: Path) -> StoreCheck:
 
 
 def _newest_schema() -> str:
-    """The schema the installed MLflow expects: the migration that no other one follows."""
+    """Return the schema that the installed MLflow expects, which is its last migration."""
     spec = importlib.util.find_spec("mlflow")
     places = list(spec.submodule_search_locations or ()) if spec else []
     revisions: set[str] = set()

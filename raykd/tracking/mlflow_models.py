@@ -1,4 +1,4 @@
-"""Networks in MLflow: written as MLflow models, registered, and read back."""
+"""Saving, registering and loading of networks as MLflow models."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ class Preprocessing(Protocol):
 
 @runtime_checkable
 class RawInputs(Protocol):
-    """A network that takes raw samples and knows its preprocessing and classes.
+    """Network that takes raw samples and provides its preprocessing and classes.
 
     Attributes:
         preprocessing: type and shape of the raw samples; see `raykd.models.preprocessing`.
         class_names: one name per class, in the order of the logits.
-        metrics: figures that the network reached.
+        metrics: metrics of the network.
     """
 
     preprocessing: Preprocessing
@@ -67,26 +67,26 @@ def send_model(
     params: Mapping[str, str],
     tags: Mapping[str, str],
 ) -> str:
-    """Log a journal's model into run `run_id` and register it where asked.
+    """Log a model of the journal in run `run_id`, and register it if requested.
 
-    Does what `mlflow.pytorch.log_model(..., name="model")` does, but step by step on `client`:
-    that function goes by the process-wide tracking URI, which belongs to the user, and would log
-    a second model when called again.  Here each step that is done already is left out.
+    Equivalent to `mlflow.pytorch.log_model(..., name="model")`, but performed step by step on
+    `client`.  That function uses the process-wide tracking URI, which belongs to the user, and
+    logs a second model when called again.  Here, steps that are already done are skipped.
 
-    The network is kept whole (pickle), not as a traced graph: hint layers are found by module
-    name, and `.train()` must work.  Loading it needs raykd importable.  A network with `RawInputs`
-    takes raw samples: its preprocessing and class names are in the signature, the metadata and
+    The whole network is saved (with pickle), not a traced graph, because hint layers are found by
+    module name and `.train()` must work.  Loading it requires raykd.  A network with `RawInputs`
+    takes raw samples; its preprocessing and class names are in the signature, the metadata and
     the tags.
 
     Args:
-        event: the `model` event; `folder`: the journal's, for relative paths.
-        params, tags: shown with the model.
+        event: the `model` event; `folder`: folder of the journal, for relative paths.
+        params, tags: values shown with the model.
 
     Returns:
-        The model's URI, `models:/m-...`.
+        URI of the model, `models:/m-...`.
 
     Raises:
-        ValueError: the file is missing or holds no network.
+        ValueError: the file is missing or does not contain a network.
     """
     from mlflow.entities import LoggedModelStatus
 
@@ -114,21 +114,21 @@ def send_model(
 
 
 def logged_name(name: str) -> str:
-    """`name` as MLflow takes it for a logged model."""
+    """Return `name` in the form that MLflow accepts for a logged model."""
     return re.sub(r"[/:.%\"'\s]+", "-", name).strip("-")[:MAX_NAME] or MODEL_NAME
 
 
 def load_model_uri(uri: str, *, tracking_uri: str | None = None) -> nn.Module:
-    """The network at an MLflow model URI, on the CPU in eval mode.
+    """Return the network at an MLflow model URI, on the CPU in eval mode.
 
-    Loading a model runs the code it was saved with: load only what you trust.
+    Loading a model runs the code it was saved with, so load only models that you trust.
 
     Args:
         uri: `models:/name@alias`, `models:/name/version`, `models:/m-id`, `runs:/run/model`.
-        tracking_uri: the store to look in; None: MLflow's own choice (MLFLOW_TRACKING_URI).
+        tracking_uri: URI of the store; None: MLflow's default (MLFLOW_TRACKING_URI).
 
     Raises:
-        ValueError: no such model, no PyTorch model, or one that cannot be read here.
+        ValueError: the model does not exist, is not a PyTorch model, or cannot be read here.
     """
     if uri.partition(":")[0] not in SCHEMES:
         raise ValueError(
@@ -140,14 +140,14 @@ def load_model_uri(uri: str, *, tracking_uri: str | None = None) -> nn.Module:
 
 
 def pinned(uri: str, *, tracking_uri: str | None = None) -> str:
-    """A model URI with its alias replaced by the version that the alias names now.
+    """Return a model URI with its alias replaced by the alias's current version.
 
     Args:
-        uri: `models:/name@alias`; any other URI is returned as it is.
-        tracking_uri: as for `load_model_uri`.
+        uri: `models:/name@alias`; any other URI is returned unchanged.
+        tracking_uri: see `load_model_uri`.
 
     Raises:
-        ValueError: there is no such alias, or the store does not answer.
+        ValueError: the alias does not exist, or the store does not respond.
     """
     scheme, _, path = uri.partition(":")
     name, _, alias = path.strip("/").rpartition("@")
@@ -187,9 +187,9 @@ def _download(uri: str, tracking_uri: str | None, folder: str) -> str:
 
 
 def _place(client: MlflowClient, uri: str) -> str:
-    """Where the files of a model URI lie.
+    """Return the location of a model URI's files.
 
-    MLflow's own resolution asks the process-wide tracking URI, whatever it is told.
+    MLflow's own resolution always uses the process-wide tracking URI.
     """
     scheme, _, path = uri.partition(":")
     name, _, suffix = path.strip("/").partition("/")
@@ -215,7 +215,7 @@ def _place_in_run(client: MlflowClient, run_id: str, name: str) -> str:
         model = client.get_logged_model(output.model_id)
         if name in (model.name, MODEL_NAME):
             return model.artifact_location
-    return f"{run.info.artifact_uri}/{name}"  # as MLflow before 3 kept models
+    return f"{run.info.artifact_uri}/{name}"  # layout of models in MLflow before version 3
 
 
 def _read(path: str, uri: str) -> nn.Module:
@@ -237,7 +237,7 @@ def _read(path: str, uri: str) -> nn.Module:
 
 
 def _logged(client: MlflowClient, experiment_id: str, run_id: str) -> LoggedModel | None:
-    """The run's model, complete or left half-uploaded by a process that died."""
+    """Return the run's model, complete or partly uploaded by a process that died."""
     found = client.search_logged_models(
         [experiment_id], filter_string=f"source_run_id = {quoted(run_id)}", max_results=1
     )
@@ -313,10 +313,10 @@ def _network(path: Path) -> nn.Module:
 
 
 def _signature(network: nn.Module, event: ModelSaved, example: Any) -> ModelSignature:
-    """Inputs (-1, *input_shape), each by its name where there are several, and, where the network
-    gives one tensor, its shape.
+    """Return the signature of a network: its inputs (-1, *input_shape) and its output.
 
-    Of inputs by name MLflow keeps no example: its own `predict` takes none for PyTorch models.
+    Several inputs are listed by name.  The output is included if it is a single tensor.  MLflow
+    stores no example of named inputs because its `predict` accepts none for PyTorch models.
     """
     import numpy as np
     import torch
@@ -340,7 +340,7 @@ def _signature(network: nn.Module, event: ModelSaved, example: Any) -> ModelSign
 
 
 def _raw_signature(network: RawInputs, example: Any) -> ModelSignature:
-    """Raw samples by type and shape, as one tensor: MLflow's `predict` takes no others."""
+    """Return the signature of raw samples: one tensor, as MLflow's `predict` requires."""
     import numpy as np
     import torch
     from mlflow.models import ModelSignature
@@ -355,7 +355,7 @@ def _raw_signature(network: RawInputs, example: Any) -> ModelSignature:
 
 
 def _fact_tags(facts: Mapping[str, Any]) -> dict[str, str]:
-    """What a model's page shows of its inputs, classes and accuracy."""
+    """Return the tags for a model's page: its inputs, classes and accuracy."""
     given = dict(facts["input"])
     shown = {
         "raykd.input": f"{given['kind']}, {given['dtype']} (batch, "
@@ -390,7 +390,7 @@ def _register(
     for version in client.search_model_versions(f"name = {quoted(name)}"):
         if version.run_id == run_id:
             return version
-    # The source is the model's place, not models:/m-...: to resolve that, MLflow would ask the
+    # The source is the model's location, not models:/m-..., which MLflow would resolve with the
     # process-wide tracking URI.
     return client.create_model_version(
         name, model.artifact_location, run_id=run_id, tags=dict(tags), model_id=model.model_id
@@ -398,7 +398,7 @@ def _register(
 
 
 def _name(client: MlflowClient, version: ModelVersion, aliases: tuple[str, ...]) -> None:
-    """Move aliases to `version`, but never back from a newer one: journals may be replayed."""
+    """Move aliases to `version`, but not from a newer one: journals may be replayed."""
     if not aliases:
         return
     held = client.get_registered_model(version.name).aliases

@@ -1,4 +1,4 @@
-"""Reading back what another study left in MLflow: its best trainings, their params as values."""
+"""Reading of another study in MLflow: its best trainings and their params as values."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class StoredStudy:
-    """What a run tells of its study.
+    """Study that was read from one of its runs.
 
     Attributes:
-        name: the study's.
-        given: the study file as it was given; empty where it is not there.
-        trainings: by id (`trial-0007`), the values of the run asked for, or, where that is the
-            study's own, of its chosen trials, else of its front.
-        texts: the artifacts asked for, as far as they are there.
+        name: name of the study.
+        given: original text of the study file; empty if it is missing.
+        trainings: values of the requested run by ID (`trial-0007`).  If that is the study's own
+            run, values of its chosen trials, or of its front if there are none.
+        texts: requested artifacts, without missing ones.
     """
 
     name: str
@@ -35,12 +35,12 @@ class StoredStudy:
 
 
 def stored_study(uri: str, run_id: str, artifacts: tuple[str, ...] = ()) -> StoredStudy | None:
-    """The study that a run belongs to, or is; None where the store has no such run of raykd's.
+    """Return the study of a run, or None if the store has no such run of raykd.
 
     Args:
-        uri: of the tracking store.
-        run_id: MLflow's id of a study's run, or of one of its trainings.
-        artifacts: of the study's run, by path.
+        uri: URI of the tracking store.
+        run_id: MLflow's ID of a study's run, or of one of its trainings.
+        artifacts: paths of artifacts of the study's run.
 
     Raises:
         ValueError: the store cannot be reached.
@@ -67,13 +67,13 @@ def stored_study(uri: str, run_id: str, artifacts: tuple[str, ...] = ()) -> Stor
 
 
 def values_of(params: Mapping[str, str]) -> dict[str, Any]:
-    """A concrete study's values as nested data, from params as `Delivery` sends them.
+    """Return a concrete study's values as nested data, from params in MLflow.
 
     `knowledge.0.loss` = "kd" beside `knowledge.0.loss.temperature` = "4.0" becomes
     `{"knowledge": [{"loss": {"name": "kd", "temperature": 4.0}}]}`.
     """
     root: dict[str, Any] = {}
-    for key in sorted(params):  # a name comes before what lies below it
+    for key in sorted(params):  # a name comes before its fields
         *above, last = key.split(".")
         held = root
         for step in above:
@@ -87,7 +87,7 @@ def values_of(params: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _listed(value: Any) -> Any:
-    """The same with mappings whose keys count from 0 as lists."""
+    """Return the data with mappings whose keys count from 0 converted to lists."""
     if not isinstance(value, dict):
         return value
     held = {key: _listed(inner) for key, inner in value.items()}
@@ -130,9 +130,9 @@ def _name(run: Run) -> str:
 
 
 def _text(client: MlflowClient, run: Run, path: str) -> str:
-    """A text artifact; empty where it is not there."""
+    """Return a text artifact, or an empty string if it is missing."""
     with tempfile.TemporaryDirectory() as folder:
         try:
             return Path(client.download_artifacts(run.info.run_id, path, folder)).read_text()
-        except Exception:  # noqa: BLE001 - each store of artifacts fails in its own way
+        except Exception:  # noqa: BLE001 - artifact stores raise different errors
             return ""

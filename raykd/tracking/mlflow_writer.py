@@ -1,17 +1,18 @@
-"""From a journal's events to MLflow's runs.
+"""Writing of a journal's events to MLflow.
 
 - experiment = the study's `experiment`; parent run = the study; its children are the runs, each
   nested under its parent by the tag `mlflow.parentRunId`.
-- A run is known again by the tag `raykd.id` (the study's id, and for children a slash and the
-  run's), so that delivering the same events twice changes nothing.
-- MLflow's status: FINISHED for `finished` and also for `stopped` (a trial a scheduler ended early
-  is no error, and MLflow paints KILLED red), FAILED for `failed`, KILLED for what a broken-off
-  study left open.  The tag `raykd.status` has the exact word: `tags."raykd.status" = 'stopped'`.
-- Numbers that are not finite are no metrics (MLflow turns infinity into 1.8e308); the tag
-  `raykd.not_finite` names them.
-- Params longer than MLflow takes are cut; the tag `raykd.cut_params` names them and the artifact
-  `params.json` holds them whole.  Params cannot be changed: where a study goes on with others, the
-  first stay and the tag `raykd.changed_params` has the new ones.
+- A run is identified by the tag `raykd.id` (the study's ID, and for children a slash and the
+  run's ID), so uploading the same events twice changes nothing.
+- MLflow's status: FINISHED for `finished` and also for `stopped` (a trial that a scheduler ended
+  early is not an error, and MLflow shows KILLED in red), FAILED for `failed`, KILLED for runs that
+  an interrupted study left open.  The tag `raykd.status` has the exact status:
+  `tags."raykd.status" = 'stopped'`.
+- Non-finite numbers are not logged as metrics (MLflow turns infinity into 1.8e308); the tag
+  `raykd.not_finite` lists them.
+- Params longer than MLflow's limit are cut; the tag `raykd.cut_params` lists them and the artifact
+  `params.json` contains them in full.  Params cannot be changed: if a study continues with others,
+  the first are kept and the tag `raykd.changed_params` has the new ones.
 """
 
 from __future__ import annotations
@@ -80,10 +81,10 @@ class Upload:
 
 
 class JournalState:
-    """The study, its data and its runs up to the last event.
+    """State of a study: its data and its runs up to the last event.
 
-    Every event passes through `update` exactly once and in order, however often it is uploaded
-    afterwards: whatever depends on earlier events is decided there.
+    Every event passes through `update` exactly once and in order, even if it is uploaded several
+    times afterward.  All decisions that depend on earlier events are made there.
     """
 
     def __init__(self) -> None:
@@ -96,7 +97,7 @@ class JournalState:
 
         - A repeated epoch is skipped: a trial that lost its workers repeats epochs, and a metric
           has one value per step.  The first value stays.
-        - `RunEnded` goes without metrics that its last epoch has already uploaded.
+        - Metrics that were already uploaded with the last epoch are removed from `RunEnded`.
 
         Raises:
             KeyError: the event belongs to a run that has not started.
@@ -160,8 +161,8 @@ CUT = " ... [cut]"
 RUN_STATUS = {"finished": "FINISHED", "stopped": "FINISHED", "failed": "FAILED"}
 STUDY_STATUS = {"finished": "FINISHED", "failed": "FAILED"}
 
-# What MLflow means when it says no for good; everything else may pass (a server that starts, a
-# locked database, credentials).
+# Permanent errors of MLflow.  All others may be temporary (a server that starts, a locked database,
+# credentials).
 REFUSALS = frozenset(
     {
         "ALREADY_EXISTS",
@@ -180,33 +181,33 @@ TOO_LARGE = re.compile(r"error code 413\b|\b413 Client Error|Payload Too Large",
 
 
 def is_refusal(error: Exception) -> bool:
-    """Whether the event itself is at fault: the store answers, and will not have it."""
+    """Return True if the store responds but rejects the event itself."""
     if isinstance(error, ValueError) or TOO_LARGE.search(str(error)):
         return True
     return getattr(error, "error_code", "") in REFUSALS
 
 
 def is_unreachable(error: Exception) -> bool:
-    """Whether the store is at fault: trying again later will do."""
+    """Return True if the store caused the error and a later retry can succeed."""
     from mlflow.exceptions import MlflowException
 
     return isinstance(error, MlflowException) and not is_refusal(error)
 
 
 class MlflowWriter:
-    """One connection's view of one study; thrown away after any failure to reach the store.
+    """Write the events of one study over one connection.
+
+    The object is discarded when the store becomes unreachable.  Metrics are buffered until `flush`.
 
     Args:
         client: MLflow's client.
-        story: what was told so far; holds the study.
-        folder: the journal's, for relative paths.
-        uri: the store's.
+        story: state of the journal so far; contains the study.
+        folder: folder of the journal, for relative paths.
+        uri: URI of the store.
 
     Attributes:
-        experiment: MLflow's id of the experiment.
-        resumed: whether the study's parent run was there already.
-
-    Metrics wait in a buffer until `flush`.
+        experiment: MLflow's ID of the experiment.
+        resumed: True if the study's parent run existed already.
     """
 
     def __init__(self, client: MlflowClient, state: JournalState, folder: Path, uri: str) -> None:
@@ -230,8 +231,8 @@ class MlflowWriter:
             upload: the event, from `JournalState.update`.
 
         Raises:
-            ValueError: the event cannot be written: a file is missing.
-            MlflowException: the store refuses it (`is_refusal`) or cannot be reached.
+            ValueError: the event cannot be written because a file is missing.
+            MlflowException: the store rejects it (`is_refusal`) or cannot be reached.
         """
         match upload.event:
             case StudyStarted() as event:
@@ -259,15 +260,15 @@ class MlflowWriter:
 
     @property
     def pages(self) -> dict[str, str]:
-        """MLflow's ids of the study's run (key "") and of the runs that got a model here."""
+        """Return MLflow's IDs of the study's run (key "") and of the runs with a new model."""
         known = {id: self._runs.get(self._key(id), "") for id in self._with_model}
         return {"": self._runs.get(self._study_id, ""), **known}
 
     def flush(self, *, tolerant: bool = False) -> list[Exception]:
-        """Send the metrics that wait.
+        """Upload the buffered metrics.
 
         Returns:
-            Where `tolerant`, the refusals: their metrics are given up.
+            Errors of rejected metrics, which are dropped, if `tolerant`.
         """
         refusals: list[Exception] = []
         for run_id in list(self._metrics):
@@ -280,7 +281,7 @@ class MlflowWriter:
         return refusals
 
     def complain(self, event: Event, problem: str) -> None:
-        """Tag the run of a refused event with the reason."""
+        """Tag the run of a rejected event with the reason."""
         run_id = self._runs.get(self._key(run_of(event)))
         if run_id is not None:
             self._tag(run_id, {"raykd.tracking_problem": f"{event.kind}: {problem}"})
@@ -288,7 +289,7 @@ class MlflowWriter:
     # -- events -----------------------------------------------------------------------------
 
     def _on_study(self, event: StudyStarted) -> None:
-        import yaml  # not at the top: reading results does without it
+        import yaml  # imported here: reading results does not need it
 
         run_id = self._run(None)
         self._client.update_run(run_id, status="RUNNING")
@@ -379,7 +380,7 @@ class MlflowWriter:
         return self._study_id if id is None else f"{self._study_id}/{id}"
 
     def _run(self, id: str | None) -> str:
-        """MLflow's id of a run (None: the study's), which is created where there is none."""
+        """Return MLflow's ID of a run (None: the study's), and create the run if needed."""
         key = self._key(id)
         if key not in self._runs:
             self._runs[key] = self._create_study() if id is None else self._create(id)
@@ -441,7 +442,7 @@ class MlflowWriter:
         }
         return {key: text(value) for key, value in tags.items() if value is not None}
 
-    # -- what runs hold ---------------------------------------------------------------------
+    # -- contents of runs -------------------------------------------------------------------
 
     def _tag(self, run_id: str, tags: Mapping[str, Any]) -> None:
         from mlflow.entities import RunTag
@@ -525,7 +526,7 @@ class MlflowWriter:
 
 
 def text(value: Any) -> str:
-    """A value as it would stand in a study file."""
+    """Return a value in the notation of a study file."""
     if isinstance(value, str):
         return value
     if isinstance(value, float) and not math.isfinite(value):
@@ -550,7 +551,7 @@ def run_params(start: RunStarted) -> dict[str, str]:
 
 
 def clean_key(key: str) -> str:
-    """`key` as MLflow takes it: `knowledge[0].loss` becomes `knowledge.0.loss`."""
+    """Return `key` in MLflow's form: `knowledge[0].loss` becomes `knowledge.0.loss`."""
     key = re.sub(r"\[([^\]]*)\]", r".\1", str(key))
     key = re.sub(r"[^\w.\- /]", "_", key)
     key = "/".join(part for part in key.split("/") if part not in ("", ".", ".."))
@@ -558,13 +559,13 @@ def clean_key(key: str) -> str:
 
 
 def clean_tags(tags: Mapping[str, Any]) -> dict[str, str]:
-    """Tags by names and of a length that MLflow takes; those without a value are left out."""
+    """Return tags with names and lengths that MLflow accepts, without empty ones."""
     kept = {key: value for key, value in tags.items() if value is not None}
     return {clean_key(key): cut(text(value), MAX_TAG) for key, value in kept.items()}
 
 
 def cut(value: str, limit: int) -> str:
-    """`value`, at most `limit` characters long, saying so where it was longer."""
+    """Cut `value` to at most `limit` characters, with a note if it was longer."""
     return value if len(value) <= limit else value[: limit - len(CUT)] + CUT
 
 
@@ -576,7 +577,7 @@ def split_finite(metrics: Metrics) -> tuple[dict[str, float], dict[str, float]]:
 
 
 def _free(key: str, taken: Mapping[str, Any]) -> str:
-    """`key`, or the next of `key_2`, `key_3` ... that is not taken."""
+    """Return `key`, or the first of `key_2`, `key_3` ... that is not in use."""
     free, number = key, 1
     while free in taken:
         number += 1

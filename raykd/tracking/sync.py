@@ -1,8 +1,9 @@
-"""From the journal to MLflow, off the training path.
+"""Upload of a journal to MLflow.
 
-`Tracker` follows a journal from a thread of its own; `sync` does the same in the foreground.  A
-cursor beside the journal (`<journal>.sent`) says how far each store has been served.  It is written
-after delivery, so what a crash leaves between the two is delivered again, which changes nothing.
+`Tracker` follows a journal in its own thread, so training is not delayed; `sync` uploads in the
+foreground.  A cursor next to the journal (`<journal>.sent`) has the upload position of each store.
+It is written after the upload.  Events uploaded before a crash but not recorded in the cursor are
+uploaded again, which changes nothing.
 """
 
 from __future__ import annotations
@@ -29,10 +30,10 @@ from raykd.tracking.mlflow_writer import (
     run_of,
 )
 
-CHUNK = 200  # events delivered between two writings of the cursor
+CHUNK = 200  # events uploaded per update of the cursor
 HEAVY = (ModelSaved, ArtifactSaved)  # a chunk ends after such an event
-REFUSALS_ALLOWED = 2  # tries of a refused event: the second one on a fresh connection
-FAILURES_ALLOWED = 4  # tries of an event that fails for a reason unknown
+REFUSALS_ALLOWED = 2  # tries of a rejected event: the second one on a new connection
+FAILURES_ALLOWED = 4  # tries of an event that fails for an unknown reason
 MAX_PAUSE = 10.0  # seconds between two tries
 QUIET_S = 0.2  # without an event, after which those before are delivered
 PATIENCE_S = 3.0  # how long such a pause is waited for
@@ -41,13 +42,13 @@ FAREWELL_PAUSE = 1.0  # the same while `close` waits
 
 @dataclass(frozen=True)
 class Status:
-    """How far the store is served.
+    """Progress of the upload to a store.
 
     Attributes:
-        pending: events not yet in MLflow.
-        delivered: events brought there (or dealt with) since this began.
-        refused: those of them that could not be.
-        error: the last trouble, empty while all is well; `refused` ones stay named.
+        pending: number of events that are not in MLflow yet.
+        delivered: number of events uploaded or skipped since the start.
+        refused: number of them that the store rejected.
+        error: last error; empty if there is none.  Errors of rejected events are kept.
     """
 
     pending: int = 0
@@ -64,15 +65,15 @@ class Status:
 
 
 class Tracker:
-    """Follows a journal and writes it to MLflow; never blocks its caller and never raises.
+    """Follow a journal and upload it to MLflow, without blocking the caller or raising errors.
 
     Args:
-        journal_path: the journal; it need not exist yet.
+        journal_path: path of the journal, which may not exist yet.
         uri: MLflow's tracking URI.
-        verbose: let MLflow print.
-        poll: seconds between two looks at the journal.
-        start_after: seconds before MLflow is imported: leaves start-up, when every CPU cycle
-            counts, to the study.  `close` does not wait for it.
+        verbose: allow MLflow to print.
+        poll: seconds between two reads of the journal.
+        start_after: seconds before MLflow is imported, so that the import does not slow down the
+            start of the study.  `close` does not wait for them.
     """
 
     def __init__(
@@ -96,14 +97,14 @@ class Tracker:
 
     @property
     def status(self) -> Status:
-        """Pending events, and the last trouble."""
+        """Return the progress of the upload and the last error."""
         return self._uploader.status
 
     def close(self, timeout: float = 30.0) -> bool:
-        """Deliver what is left, for at most `timeout` seconds; returns whether all of it was.
+        """Upload the remaining events for at most `timeout` seconds; return True if all were.
 
-        What was not waits in the journal, for `raykd sync`; so do models and files that the store
-        refused.
+        The rest, and models and files that the store rejected, can be uploaded later from the
+        journal with `raykd sync`.
         """
         self._closing.set()
         self._thread.join(timeout)
@@ -111,7 +112,7 @@ class Tracker:
         return self._flushed and not self._uploader.refused
 
     def abandon(self) -> None:
-        """Deliver nothing more: another process does."""
+        """Stop uploading because another process does it."""
         self._abandoned.set()
         self._closing.set()
 
@@ -131,7 +132,7 @@ class Tracker:
                 began = time.monotonic()
                 try:
                     busy = uploader.step()
-                except Exception as error:  # noqa: BLE001 - whatever it is, the study goes on
+                except Exception as error:  # noqa: BLE001 - no error may stop the study
                     uploader.trouble(error)
                     pause = min(2 * pause, MAX_PAUSE)
                     self._rest(pause)
@@ -145,11 +146,11 @@ class Tracker:
                     self._closing.wait(pause)
 
     def _wait_for_calm(self) -> None:
-        """Wait while events are written one after the other, as between two trials.
+        """Wait while events are written in quick succession, as between two trials.
 
-        Its work and the driver's take turns at the interpreter: done at once it made a slot wait
-        half as long again for its next trial (43 ms against 28; benchmarks/turnaround.py).  Where
-        there never is one and events pile up, half of the time is the driver's alone.
+        The upload and the driver share the interpreter.  Without this wait, a slot waits 43 ms
+        instead of 28 ms for its next trial (benchmarks/turnaround.py).  If there is no pause and
+        events accumulate, half of the time is left to the driver.
         """
         began = time.monotonic()
         while not self._closing.is_set() and time.monotonic() < began + PATIENCE_S:
@@ -160,7 +161,7 @@ class Tracker:
             self._closing.wait(QUIET_S - quiet)
 
     def _rest(self, pause: float) -> None:
-        """Wait before the next try: shorter once `close` waits for us."""
+        """Wait before the next try; return early once `close` is called."""
         if not self._closing.is_set():
             self._closing.wait(pause)
         else:
@@ -176,18 +177,18 @@ def sync(
     verbose: bool = False,
     report: Callable[[Status], None] | None = None,
 ) -> Status:
-    """Bring what the journal holds to MLflow, now.
+    """Upload the journal to MLflow.
 
-    Models in the journal are unpickled on the way: sync only a study that is your own.
+    Models in the journal are unpickled during the upload, so sync only studies that you trust.
 
     Args:
-        from_start: deliver everything again (what is there already stays as it is).
-        patience: seconds to go on trying while the store is out of reach.
-        report: told of the progress, chunk by chunk.
+        from_start: upload everything again; existing data in MLflow are not changed.
+        patience: seconds to keep trying while the store is unreachable.
+        report: called with the progress after each chunk.
 
     Raises:
-        ValueError: there is no journal; it holds no study; another process delivers it; the store
-            stays out of reach.
+        ValueError: there is no journal, it contains no study, another process uploads it, or the
+            store remains unreachable.
     """
     if not Path(journal_path).is_file():
         raise ValueError(f"{journal_path}: no such journal; name the folder of a study that ran")
@@ -203,7 +204,7 @@ def sync(
 
 
 def _patiently(uploader: Uploader, patience: float) -> bool:
-    """One step, tried again while there is patience."""
+    """Upload the next chunk; retry for `patience` seconds."""
     until, pause = time.monotonic() + patience, 0.5
     while True:
         try:
@@ -220,7 +221,7 @@ def _patiently(uploader: Uploader, patience: float) -> bool:
 
 
 class Uploader:
-    """Reads a journal chunk by chunk and delivers each; the loop around it decides about time."""
+    """Read and upload a journal chunk by chunk; the caller controls the timing."""
 
     def __init__(self, path: str | Path, uri: str, *, verbose: bool) -> None:
         self.path = Path(os.path.abspath(path))
@@ -231,25 +232,25 @@ class Uploader:
         self._lock: int | None = None
         self._status = Status()
         self.refused: dict[int, str] = {}
-        """Models and files that the store refused, by the byte at which their event ends."""
+        """Models and files that the store rejected, by the byte at which their event ends."""
         self._begin(None)
 
     def _begin(self, sent: int | None) -> None:
-        """Read from the journal's first byte; `sent`: as the cursor says, or that many bytes."""
+        """Restart at the first byte; `sent`: bytes already uploaded; None: see the cursor."""
         self._sent = sent
         self._read_to = 0
         self._state = JournalState()
         self._chunk: list[tuple[int, Upload]] = []  # each with the byte at which its line ends
         self._writer: MlflowWriter | None = None
         self._tries: dict[int, int] = {}
-        self._again: set[int] = set()  # refused before, to be tried once more
+        self._again: set[int] = set()  # rejected before, to be tried once more
 
     @property
     def status(self) -> Status:
         return replace(self._status, pending=len(self._chunk) + self._unread())
 
     def silence(self) -> float:
-        """Seconds since the journal was written to; not less than 0."""
+        """Return the seconds since the last write to the journal, at least 0."""
         try:
             return max(0.0, time.time() - os.stat(self.path).st_mtime)
         except OSError:
@@ -260,7 +261,7 @@ class Uploader:
         self._status = replace(self._status, error=self._say(error))
 
     def forget(self) -> None:
-        """Begin again with the first event."""
+        """Start again with the first event."""
         self._begin(0)
         self.refused = {}
 
@@ -270,10 +271,10 @@ class Uploader:
             self._lock = None
 
     def step(self) -> bool:
-        """Deliver the next chunk; returns whether there was one.
+        """Upload the next chunk; return True if there was one.
 
         Raises:
-            Exception: the store is out of reach; the chunk is kept.
+            Exception: the store is unreachable; the chunk is kept.
         """
         if self._lock is None:
             self._lock = _locked(self.path)
@@ -295,7 +296,7 @@ class Uploader:
         return True
 
     def _fill(self) -> bool:
-        """Read the next chunk of events that are still to be delivered."""
+        """Read the next chunk of events that are not uploaded yet."""
         assert self._sent is not None
         for line in read(self.path, self._read_to):
             self._read_to = line.end
@@ -316,8 +317,7 @@ class Uploader:
             return None
 
     def _connected(self) -> MlflowWriter | None:
-        """The connection; None where the store turned out to be another one, and all is begun
-        anew."""
+        """Return the writer, or None if the store was replaced and the upload restarts."""
         if self._writer is None:
             client = connect(self._uri, verbose=self._verbose)
             writer = MlflowWriter(client, self._state, self.path.parent, self._uri)
@@ -332,7 +332,7 @@ class Uploader:
             try:
                 writer.write(upload)
                 self.refused.pop(end, None)
-            except Exception as error:  # noqa: BLE001 - raised again where it may pass
+            except Exception as error:  # noqa: BLE001 - raised again if it may be temporary
                 self._judge(error, end)
                 event = upload.event
                 reason = f"{event.kind} of {run_of(event) or 'study'}: {self._say(error)}"
@@ -353,7 +353,7 @@ class Uploader:
         self._status = replace(self._status, delivered=self._status.delivered + len(self._chunk))
 
     def _judge(self, error: Exception, place: int) -> None:
-        """Raise `error` again while another try is worth it."""
+        """Raise `error` again if another try is allowed."""
         if is_unreachable(error):
             raise error
         self._tries[place] = self._tries.get(place, 0) + 1
@@ -369,7 +369,7 @@ class Uploader:
         return said if len(said) <= 500 else said[:500] + " ..."
 
     def _unread(self) -> int:
-        """Lines of the journal not read yet."""
+        """Return the number of lines of the journal that are not read yet."""
         try:
             with open(self.path, "rb") as file:
                 file.seek(self._read_to)
@@ -379,12 +379,12 @@ class Uploader:
 
 
 def _locked(journal: Path) -> int:
-    """An open file that holds the journal's delivery lock until it is closed.
+    """Return an open file that holds the journal's upload lock until it is closed.
 
-    Two deliverers would each create the runs the other has not seen yet.
+    Two concurrent uploads would create runs twice.
 
     Raises:
-        ValueError: another one holds it.
+        ValueError: another process holds the lock.
     """
     file = os.open(journal.with_name(journal.name + ".lock"), os.O_RDWR | os.O_CREAT, 0o644)
     try:
@@ -394,6 +394,6 @@ def _locked(journal: Path) -> int:
     except BlockingIOError as error:
         os.close(file)
         raise ValueError(f"{journal}: another process is sending it; wait for it") from error
-    except (ImportError, OSError):  # Windows, some network file systems: do without
+    except (ImportError, OSError):  # no locks on Windows and some network file systems
         pass
     return file
