@@ -1,4 +1,4 @@
-"""What `raykd cache` and `raykd validate` say of teachers' kept outputs."""
+"""Output of `raykd cache` and `raykd validate` about teachers' cached outputs."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from raykd.training.teacher_cache.store import CacheEntry, CacheStore
 from raykd.training.teacher_cache.verify import Comparison
 
 MOST_LINES = 4
-"""Teachers whose outputs are told of one by one."""
+"""Maximum number of teachers listed one by one."""
 
 
 def plan_lines(plan: CachePlan, device: str = "cpu") -> list[str]:
-    """What a study would keep of its teachers, what it takes, and from when on it saves time."""
+    """Return lines with the outputs that a study would cache, their cost and break-even point."""
     lines = [_planned(kept, plan, device) for kept in list(plan.all.values())[:MOST_LINES]]
     more = len(plan.all) - MOST_LINES
     return lines + ([f"and {more} more"] if more > 0 else [])
@@ -48,7 +48,7 @@ def _planned(kept: PlannedEntry, plan: CachePlan, device: str) -> str:
 
 
 def entries_table(entries: Sequence[CacheEntry], now: float | None = None) -> RenderableType:
-    """The entries of a cache, for a `rich` console."""
+    """Return a table of the entries of a cache for a `rich` console."""
     if not entries:
         return Text("the cache is empty")
     headings = ("address", "size", "teacher", "data", "views", "outputs", "last used")
@@ -61,7 +61,7 @@ def entries_table(entries: Sequence[CacheEntry], now: float | None = None) -> Re
 
 
 def entries_json(entries: Iterable[CacheEntry]) -> list[dict[str, Any]]:
-    """The same for machines."""
+    """Return the entries of a cache as plain data."""
     return [
         {
             "key": entry.key,
@@ -75,10 +75,10 @@ def entries_json(entries: Iterable[CacheEntry]) -> list[dict[str, Any]]:
 
 
 def chosen_keys(store: CacheStore, given: Sequence[str]) -> list[str]:
-    """The addresses that begin as is written; all, where nothing is.
+    """Return the addresses that start with the given prefixes, or all if none is given.
 
     Raises:
-        ValueError: one fits none.
+        ValueError: a prefix matches no address.
     """
     known = [entry.key for entry in store.entries()]
     for prefix in given:
@@ -91,7 +91,7 @@ def chosen_keys(store: CacheStore, given: Sequence[str]) -> list[str]:
 
 
 def comparison_line(found: Comparison) -> str:
-    """One line of `raykd cache verify --check`."""
+    """Format one line of `raykd cache verify --check`."""
     verdict = "agrees" if found.agrees else "DIFFERS"
     return (
         f"  {found.name}: {verdict}; largest difference {found.difference:.2g} "

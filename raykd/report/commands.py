@@ -1,4 +1,4 @@
-"""The exact commands with which a user opens a search's results and goes on from there."""
+"""Commands that open the results of a search or continue it."""
 
 from __future__ import annotations
 
@@ -34,12 +34,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Command:
-    """Something to type, or an address to open.
+    """A shell command, or an address to open.
 
     Attributes:
-        name: a word for machines: "mlflow", "page", "optuna", "report", "resume", "sync", "load".
-        what: what it does.
-        text: to be typed into a shell (or a browser) as it stands.
+        name: a machine-readable name: "mlflow", "page", "optuna", "report", "resume", "sync" or
+            "load".
+        what: its purpose.
+        text: the exact text to enter in a shell or a browser.
     """
 
     name: str
@@ -48,11 +49,11 @@ class Command:
 
 
 def commands(result: StudyResult, told: Sequence[Event]) -> list[Command]:
-    """What can be done with a result.
+    """Return the commands that apply to the result of a search.
 
     Args:
-        result: of the search.
-        told: its journal.
+        result: the result of the search.
+        told: events of its journal.
     """
     here, runs = _short(result.folder), _runs(result)
     return [
@@ -63,16 +64,16 @@ def commands(result: StudyResult, told: Sequence[Event]) -> list[Command]:
 
 
 def launcher() -> str:
-    """What stands before a command so that it runs as this one does: "uv run " or nothing."""
+    """Return the prefix that runs a command the way this one was run: "uv run " or nothing."""
     return "uv run " if os.environ.get("UV_RUN_RECURSION_DEPTH") else ""
 
 
 def pairs_commands(result: LayerStudyResult, told: Sequence[Event]) -> list[Command]:
-    """What can be done with the result of a layer study.
+    """Return the commands that apply to the result of a layer study.
 
     Args:
-        result: of the study.
-        told: its journal.
+        result: the result of the study.
+        told: events of its journal.
     """
     here, runs = _short(result.folder), _runs(result)
     found = [Command("report", "show this summary again", f"{launcher()}raykd report {here}")]
@@ -131,18 +132,20 @@ def _dashboard(storage: str) -> Command:
 
 
 def state(result: StudyResult | LayerStudyResult, told: Sequence[Event]) -> str:
-    """How the study stands: "running" while a process works on it, else as it ended ("finished",
-    "failed", "interrupted"); one that died without a word is interrupted.
+    """Return the state of a study: "running", "finished", "failed" or "interrupted".
+
+    A study is "running" while a process works on it.  A study whose process died without a final
+    status is "interrupted".
 
     Args:
-        result: of the study.
-        told: its journal.
+        result: the result of the study.
+        told: events of its journal.
     """
     return "running" if active_driver(result.folder) is not None else ended(told)
 
 
 def ended(told: Sequence[Event]) -> str:
-    """How the study ended: its last `done` status, "interrupted" where there is none."""
+    """Return the last `done` status of the study, or "interrupted" if there is none."""
     for event in reversed(told):
         if isinstance(event, StudyEnded):
             return event.status
@@ -152,14 +155,14 @@ def ended(told: Sequence[Event]) -> str:
 
 
 def unfinished(result: StudyResult, told: Sequence[Event]) -> bool:
-    """Whether `--resume` would find something to do: nothing while another process does it."""
+    """Return True if `--resume` has work left to do and no other process is doing it."""
     now = state(result, told)
     left = result.records.running("teacher", "trial", "replicate", "alone")
     return now != "running" and (now != "finished" or bool(left))
 
 
 def _is_search(told: Sequence[Event]) -> bool:
-    """Whether it was a search: `distill` and `teacher` are begun anew rather than gone on with."""
+    """Return True for a search; `distill` and `teacher` runs are restarted, not resumed."""
     argv = next((event.argv for event in told if isinstance(event, StudyStarted)), ())
     return argv[1:2] not in (["distill"], ["teacher"])
 
@@ -169,9 +172,9 @@ class _Runs:
     """The study's runs in MLflow.
 
     Attributes:
-        page: the address of the study's page; empty where the store does not have it.
-        complete: whether the whole journal was delivered.
-        models: MLflow's ids of the runs with a model, by their id in the journal.
+        page: the address of the study's page; empty if the store does not have it.
+        complete: True if the whole journal was delivered.
+        models: MLflow ids of the runs that have a model, by their id in the journal.
     """
 
     page: str = ""
@@ -180,12 +183,12 @@ class _Runs:
 
 
 def _runs(result: StudyResult | LayerStudyResult) -> _Runs:
-    """The study's runs, as delivery noted them; the store is not connected to."""
+    """Return the study's runs as recorded at delivery, without a connection to the store."""
     uri, journal = result.tracking_uri, result.folder / "journal.jsonl"
     sent = Cursor(journal, masked(absolute(uri))).load()
     if not sent.end:
         return _Runs()
-    if not sent.run:  # delivered by an older raykd, which kept no ids
+    if not sent.run:  # delivered by an older raykd, which stored no ids
         return _asked(result)
     if not has_run(uri, sent.run):
         return _Runs()
@@ -194,18 +197,21 @@ def _runs(result: StudyResult | LayerStudyResult) -> _Runs:
 
 
 def _is_sent(result: StudyResult | LayerStudyResult, runs: _Runs, told: Sequence[Event]) -> bool:
-    """Whether nothing is left to send; a study that runs, or is resumed, sends the rest itself."""
+    """Return True if nothing is left to send.
+
+    A running or resumed study sends the rest itself.
+    """
     if state(result, told) == "running":
         return True
     return bool(runs.page) and (runs.complete or ended(told) not in ("finished", "failed"))
 
 
 def _asked(result: StudyResult | LayerStudyResult) -> _Runs:
-    """The study's runs, as MLflow itself knows them."""
+    """Query MLflow for the study's runs."""
     uri = result.tracking_uri
     file = database_file(uri)
     if file is not None and not file.exists():
-        return _Runs()  # looking into it would create it
+        return _Runs()  # a query would create the store
     if not check_store(uri, timeout=2).ok:
         return _Runs()
     saved = events(result.folder / "journal.jsonl")
@@ -221,7 +227,7 @@ def _asked(result: StudyResult | LayerStudyResult) -> _Runs:
 
 
 def _load(result: StudyResult, told: Sequence[Event], runs: _Runs) -> Iterator[Command]:
-    """How the best chosen student is loaded: from MLflow where it is there, else its file."""
+    """Yield the command that loads the best chosen student, from MLflow or else from its file."""
     models = [event for event in told if isinstance(event, ModelSaved)]
     if not models:
         return
@@ -248,6 +254,6 @@ def _model_uri(model: ModelSaved, runs: _Runs) -> str | None:
 
 
 def _short(path: Path) -> str:
-    """`path` as it is typed from here."""
+    """Quote a path for the shell, relative to the working directory if it is inside it."""
     here = Path.cwd()
     return shlex.quote(str(path.relative_to(here) if path.is_relative_to(here) else path))

@@ -1,4 +1,4 @@
-"""The data of a study in lines: source, classes, samples of each split, notes and warnings."""
+"""Text descriptions of a study's data: source, classes, split sizes, notes and warnings."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ WARNING = "WARNING: "
 WARNING_STYLE = "bold yellow"
 
 NAMES_SHOWN = 8
-"""Class names in a line; the others are counted."""
+"""Maximum number of class names in a line; the others are only counted."""
 
 LENGTH_SHOWN = 24
-"""Characters of a class name."""
+"""Maximum number of characters of a class name."""
 
 
 def classes_text(count: int, names: Sequence[str]) -> str:
-    """Number and first names of the classes: "12 classes: ant, bee, ... (4 more)"."""
+    """Format the number and first names of the classes: "12 classes: ant, bee, ... (4 more)"."""
     if not names:
         return f"{count} classes"
     shown = ", ".join(_short(name) for name in names[:NAMES_SHOWN])
@@ -37,7 +37,7 @@ def classes_text(count: int, names: Sequence[str]) -> str:
 
 
 def sizes_text(sizes: Mapping[str, int]) -> str:
-    """Samples of each split: "60 train, 8 val, 16 test"."""
+    """Format the number of samples of each split: "60 train, 8 val, 16 test"."""
     return ", ".join(f"{size} {part}" for part, size in sizes.items())
 
 
@@ -59,7 +59,7 @@ def remarks(event: Event) -> Iterator[tuple[str, str]]:
 
 
 def weights_block(notes: Sequence[str], warnings: Sequence[str]) -> Iterator[RenderableType]:
-    """The remarks on weights for `raykd validate`."""
+    """Yield the notes and warnings about weights for `raykd validate`."""
     if not notes and not warnings:
         return
     table = Labeled(width=9, gap=1)
@@ -79,11 +79,11 @@ def notes_and_warnings(event: DataLoaded) -> Iterator[tuple[str, str]]:
 
 
 def data_block(source: Source, found: Survey | Dataset | None, task: Task) -> RenderableType:
-    """The data of a study for `raykd validate`.
+    """Return a description of a study's data for `raykd validate`.
 
     Args:
-        source: where the data come from.
-        found: a survey, or the loaded data; None where neither is at hand.
+        source: the source of the data.
+        found: a survey, or the loaded data; None if neither is available.
         task: input shape and number of classes.
     """
     table = Labeled(width=9, gap=1)
@@ -102,6 +102,6 @@ def data_block(source: Source, found: Survey | Dataset | None, task: Task) -> Re
 
 
 def _short(name: str) -> str:
-    """A class name on one line, cut where it is long."""
+    """Return a class name on one line, truncated if it is long."""
     plain = " ".join(name.split()) or repr(name)
     return plain if len(plain) <= LENGTH_SHOWN else plain[: LENGTH_SHOWN - 1] + "…"

@@ -1,4 +1,4 @@
-"""Failed trainings, grouped by what went wrong."""
+"""Failed trainings, grouped by cause."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ VARYING = re.compile(r"0x[0-9a-f]+|\d+(?:[.,]\d+)*(?:e[+-]?\d+)?", re.IGNORECASE
 
 @dataclass(frozen=True)
 class Cause:
-    """Trainings that failed alike.
+    """Trainings that failed with the same error.
 
     Attributes:
-        records: of them, in the order they began.
+        records: their records, in the order in which they started.
     """
 
     records: tuple[Record, ...]
@@ -38,18 +38,20 @@ class Cause:
 
     @property
     def reason(self) -> str:
-        """The first one's error, in one line."""
+        """The error of the first training, in one line."""
         return TAUGHT.sub("", self.first.reason)
 
     @property
     def raised_at(self) -> str:
-        """The file and line of the user's own code, as it is typed from here; empty where it took
-        no part."""
+        """The file and line in the user's own code, relative to the working directory.
+
+        Empty if the error does not involve the user's code.
+        """
         return _from_here(self.first.raised_at)
 
     @property
     def log(self) -> str:
-        """A log that has the traceback, below the study's folder; empty where there is none."""
+        """Path of a log with the traceback, inside the study's folder; empty if there is none."""
         return next((record.log for record in self.records if record.log), "")
 
     def plain(self) -> dict[str, Any]:
@@ -63,10 +65,10 @@ class Cause:
 
 
 def causes(failed: Iterable[Record]) -> list[Cause]:
-    """Failed trainings, grouped by error and by the line that raised it; the largest group first.
+    """Group failed trainings by error and by the line that raised it, largest group first.
 
-    Numbers in an error (a step, an address, a size) do not tell groups apart.  What failed because
-    its teacher did belongs to the teacher's error.
+    Numbers in an error (a step, an address, a size) are ignored.  A training that failed because
+    its teacher failed is grouped with the teacher's error.
     """
     groups: dict[tuple[str, str], list[Record]] = {}
     by_text: dict[str, tuple[str, str]] = {}
@@ -80,7 +82,7 @@ def causes(failed: Iterable[Record]) -> list[Cause]:
 
 
 def failure_lines(failed: Sequence[Record], folder: Path) -> list[str]:
-    """What a summary says of failed trainings, a few lines for each cause."""
+    """Return the lines of a summary about failed trainings, a few for each cause."""
     found = causes(failed)
     said: list[str] = []
     for cause in found[:MOST_CAUSES]:
@@ -97,7 +99,7 @@ def failure_lines(failed: Sequence[Record], folder: Path) -> list[str]:
 
 
 class Announcer:
-    """Announces failed trainings while a study runs; an error that was said is not repeated."""
+    """Announces failed trainings while a study runs; an error is described only once."""
 
     def __init__(self) -> None:
         self._counts: Counter[tuple[str, str]] = Counter()
@@ -112,7 +114,7 @@ class Announcer:
 
 
 def _alike(reason: str) -> str:
-    """An error without the numbers that differ from one training to the next."""
+    """Return an error without the numbers that differ between trainings."""
     return VARYING.sub("#", TAUGHT.sub("", reason))
 
 
@@ -125,6 +127,6 @@ def _whose(cause: Cause) -> str:
 
 
 def _from_here(place: str) -> str:
-    """A path as it is typed from the working folder."""
+    """Return a path relative to the working directory."""
     here = os.getcwd() + os.sep
     return place.removeprefix(here)

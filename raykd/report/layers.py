@@ -1,4 +1,4 @@
-"""The layers of models as data: `raykd layers` shows them."""
+"""Layers of models, as shown by `raykd layers`."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ from raykd.tuning.number_format import compact
 from raykd.tuning.study_input import load_data, load_or_use, located_problems
 
 MOST_STUDENTS = 3
-"""Of a study's students so many are shown: the smallest, the largest, and between."""
+"""Maximum number of a study's students that are shown, from the smallest to the largest."""
 
 USUAL = Task((3, 32, 32), 10)
-"""What a model is built for where nothing else is said."""
+"""Default input shape and number of classes of a model."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Shown:
     model_profile: ModelProfile
 
     def layers(self, *, stages: bool) -> tuple[Layer, ...]:
-        """Every layer, in the order in which they run, or those alone that bear an alias."""
+        """Return all layers in execution order, or only those with an alias."""
         layers = self.model_profile.ordered_layers
         return tuple(layer for layer in layers if layer.stage or not stages)
 
@@ -66,22 +66,22 @@ class Shown:
 
 
 def _plain(layer: Layer) -> dict[str, Any]:
-    """The layer as JSON; `layout` is empty where the module's own tensor has `shape`."""
+    """Return the layer as JSON; `layout` is empty if the module's own tensor has `shape`."""
     layout = "" if layer.layout is None else layer.layout.name
     return {**asdict(replace(layer, layout=None)), "layout": layout, "raw_shape": layer.raw_shape}
 
 
 @dataclass(frozen=True)
 class Layers:
-    """What `raykd layers` shows.
+    """Contents of the output of `raykd layers`.
 
     Attributes:
-        task: what the models take and give.
-        models: the model; of a study the teachers and some students, the smallest first.
-        more: how many other students the study has.
-        pairings: of a study, what each open pairing draws from: parameter -> `hint`, `guided`
-            layers, and of what they are the reading (`auto`, `blocks`, `all`, or a list).
-        left_out: which pairs are never drawn, and why.
+        task: input shape and number of classes of the models.
+        models: the model; for a study the teachers and some students, smallest first.
+        more: number of other students of the study.
+        pairings: for a study, the candidates of each open pairing by parameter: the `hint` and
+            `guided` layers, and the `reading` of each side (`auto`, `blocks`, `all` or `list`).
+        left_out: pairs that are never sampled, with the reasons.
     """
 
     task: Task
@@ -91,7 +91,7 @@ class Layers:
     left_out: tuple[str, ...] = ()
 
     def json(self, *, stages: bool) -> str:
-        """The same for machines, as one JSON object."""
+        """Return the contents as one JSON object."""
         told = {
             "input_shape": list(self.task.input_shape),
             "classes": self.task.classes,
@@ -108,13 +108,14 @@ class Layers:
 
 @dataclass(frozen=True)
 class Inputs:
-    """For which samples a model is built, as the command line says it.
+    """Command-line options that describe the input of a model.
 
     Attributes:
-        data: a data source's name, or a YAML mapping of one; empty: `shape`, or a study's own.
-        shape: "3,32,32"; empty: not said.
-        classes: None: of the data, else 10.
-        text: "LENGTH,VOCABULARY" of texts; empty: pictures.
+        data: a data source's name, or a YAML mapping of one; if empty, `shape`
+            or the data of the study is used.
+        shape: "3,32,32"; empty if not given.
+        classes: number of classes; if None, that of the data, else 10.
+        text: "LENGTH,VOCABULARY" for text input; empty for images.
     """
 
     data: str = ""
@@ -124,10 +125,10 @@ class Inputs:
 
     @property
     def task(self) -> Task | None:
-        """What is said without any data; None: nothing.
+        """Task given by the options without data, or None if the data define it.
 
         Raises:
-            StudyError: shapes that are none.
+            StudyError: a shape is invalid.
         """
         classes = self.classes or USUAL.classes
         if self.text:
@@ -151,16 +152,16 @@ def _numbers(option: str, text: str, form: str, count: int | None = None) -> tup
 def layers_of(
     what: str, overrides: Sequence[str], inputs: Inputs, *, allow_import: bool = False
 ) -> Layers:
-    """The layers of a model, or of the models of a study file.
+    """Return the layers of a model, or of the models of a study file.
 
     Args:
         what: a model's name, a YAML mapping of a model, or the path of a study file.
-        overrides: `a.b=value` arguments: of the model (`depth=20`), or of the study.
-        inputs: for which samples; a study says it itself.
+        overrides: `a.b=value` arguments for the model (`depth=20`) or the study.
+        inputs: description of the input; a study has its own.
         allow_import: let models run code of their own.
 
     Raises:
-        StudyError: there is no such model, or it cannot be built for such samples.
+        StudyError: there is no such model, or it cannot be built for this input.
     """
     if Path(what).suffix in (".yaml", ".yml") or Path(what).is_file():
         if inputs != Inputs():
@@ -180,7 +181,7 @@ def layers_of(
 def _study_with(
     what: str, overrides: Sequence[str], inputs: Inputs, *, allow_import: bool
 ) -> Study:
-    """A study of nothing but the model, so that it is read as any other."""
+    """Return a study that contains only the model, so that it is parsed like any other."""
     data = {
         "name": "layers",
         "data": _option("--data", inputs.data) if inputs.data else "digits",
@@ -196,7 +197,7 @@ def _study_with(
 
 
 def _option(what: str, text: str) -> Any:
-    """An option as a study file writes it: a name, or a mapping."""
+    """Parse an option in the form used in a study file: a name or a mapping."""
     if not text.lstrip().startswith("{"):
         return {"name": text}
     try:
@@ -231,7 +232,7 @@ def _told(found: Iterable[Issue]) -> list[Problem]:
 
 
 def _renamed(problem: Problem) -> Problem:
-    """A problem of the made-up study as one of the model."""
+    """Convert a problem of the generated study to a problem of the model."""
     path = problem.path.removeprefix("student.model").removeprefix(".")
     return replace(problem, path=path, file="", line=0)
 
@@ -280,7 +281,7 @@ def _of_study(study: OpenStudy) -> Layers:
 
 
 def _each(models: Iterable[Model], role: str, task: Task) -> list[Shown]:
-    """Each model once; those that cannot be built for such data are told elsewhere."""
+    """Return each model once, without those that cannot be built (reported elsewhere)."""
     found: dict[str, Shown] = {}
     for model in models:
         try:
@@ -307,7 +308,7 @@ FIGURES = ("depth", "MACs")
 
 
 def tables(found: Layers, *, stages: bool) -> RenderableType:
-    """The layers for a terminal; rows that do not fit are stacked, nothing is cut."""
+    """Return tables of the layers for a terminal; rows that do not fit are stacked, not cut."""
     blocks: list[RenderableType] = []
     if len(found.models) > 1:
         blocks += [_table(*_side_by_side(found.models)), RichText()]
@@ -319,7 +320,7 @@ def tables(found: Layers, *, stages: bool) -> RenderableType:
 
 
 def lines(found: Layers, *, stages: bool) -> Iterator[str]:
-    """The same without colours, a layer a line, whatever its length."""
+    """Yield the tables as plain text without colors, one line per layer of any length."""
     if len(found.models) > 1:
         yield from _aligned(*_side_by_side(found.models))
         yield ""
@@ -344,7 +345,7 @@ def _row(layer: Layer) -> tuple[str, ...]:
 
 
 def _side_by_side(models: Sequence[Shown]) -> tuple[Sequence[str], list[tuple[str, ...]]]:
-    """The aliases, with what bears them in each of the models."""
+    """Return the headings and rows of a table of aliases with their layer in each model."""
     held = [{layer.stage: layer for layer in one.layers(stages=True)} for one in models]
     order = {alias: None for one in held for alias in one if alias != "embedding"}
     aliases = [*sorted(order, key=lambda alias: int(alias.removeprefix("stage"))), "embedding"]

@@ -1,4 +1,4 @@
-"""A running search in plain lines, for logs and pipes."""
+"""Plain-text progress of a running search, for logs and pipes."""
 
 from __future__ import annotations
 
@@ -53,15 +53,15 @@ class Display:
 
 
 EVERY = 10.0
-"""Seconds between two lines of progress."""
+"""Seconds between two progress lines."""
 
 
 class PlainLines(Display):
-    """One line for each phase and each training that ends, and now and then one of progress.
+    """Prints one line for each phase and each finished training, and regular progress lines.
 
     Args:
         write: prints one line.
-        now: seconds that only grow.
+        now: returns monotonic time in seconds.
     """
 
     def __init__(
@@ -136,8 +136,10 @@ class PlainLines(Display):
 
 
 def first_lines(event: Event) -> Iterable[str]:
-    """Yield the lines of events that come before the first trial: warnings, trials per GPU, ranked
-    architectures, start points; no lines for other events."""
+    """Yield the lines of an event that comes before the first trial; none for other events.
+
+    These are warnings, trials per GPU, ranked architectures and start points.
+    """
     match event:
         case WarningIssued():
             yield f"warning: {event.text}"
@@ -157,7 +159,7 @@ def first_lines(event: Event) -> Iterable[str]:
 
 
 def ended_line(record: Record, watched: str, failures: Announcer) -> str:
-    """The outcome of a training, in one line."""
+    """Format the outcome of a training in one line."""
     if record.status == "failed":
         return failures.line(record)
     how = {"stopped": "stopped early"}.get(record.status, record.status)
@@ -174,7 +176,7 @@ def ended_line(record: Record, watched: str, failures: Announcer) -> str:
 
 
 def described(record: Record) -> str:
-    """What a training trains, and from what it learns."""
+    """Describe the model of a training and the teachers it learns from."""
     if record.role == "teacher":
         return student_name(record)
     if record.role == "alone":
@@ -190,7 +192,7 @@ HEADINGS = (
 
 
 class EpochLines(Display):
-    """One line an epoch of the teacher and of the student; of the replicates their ends alone.
+    """Prints one line per epoch of the teacher and the student, and one line per replicate.
 
     Args:
         write: prints one line.
@@ -227,7 +229,7 @@ class EpochLines(Display):
 
     def _epoch(self, record: Record, event: EpochFinished) -> None:
         if record.role in REPLICATES:
-            return  # their ends say enough
+            return  # replicates only print their outcome
         if self._shown != record.id:
             self._shown = record.id
             self._write(f"{record.id}: {described(record)}")
@@ -249,8 +251,9 @@ def _seconds(seconds: float) -> str:
 
 
 class JsonLines(Display):
-    """Every event as one line of strict JSON; NaN and the infinities are the strings "nan",
-    "inf" and "-inf", as in the journal.
+    """Prints every event as one line of strict JSON.
+
+    NaN and the infinities are the strings "nan", "inf" and "-inf", as in the journal.
 
     Args:
         write: prints one line.

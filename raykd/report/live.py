@@ -1,4 +1,4 @@
-"""The display of a running search in a terminal."""
+"""Live display of a running search in a terminal."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from raykd.tuning.number_format import clock, compact, metric, percent, time_lef
 from raykd.tuning.records import Record, cost, learns_from, pairs_name, student_name
 
 PERIOD = 0.25
-"""Seconds between two looks for something new; the clock alone moves once a second."""
+"""Seconds between two checks for updates; the clock itself is updated once a second."""
 
 WIDE = 100
-"""Columns from which on the layer pairs are shown."""
+"""Minimum terminal width, in columns, for layer pairs to be shown."""
 
 SMALL = 72
-"""Columns below which the losses are left out."""
+"""Minimum terminal width, in columns, for losses to be shown."""
 
 STYLES = {
     "running": "cyan",
@@ -42,7 +42,7 @@ STYLES = {
 
 
 class LiveDisplay(Display):
-    """Shows a search while it runs; drawn at most four times a second, whatever happens.
+    """Shows a search while it runs; redrawn at most four times a second.
 
     Args:
         console: a terminal.
@@ -100,7 +100,7 @@ class LiveDisplay(Display):
                 continue
             try:
                 self._live.update(self._picture(), refresh=True)
-            except Exception as error:  # noqa: BLE001 - whatever it is, the search goes on
+            except Exception as error:  # noqa: BLE001 - the search continues after any error
                 text = f"raykd's display failed ({type(error).__name__}: {error})"
                 self._console.print(Text(f"{text}; the search continues"))
                 return
@@ -112,19 +112,22 @@ class LiveDisplay(Display):
 
 
 def picture(view: View, options: ConsoleOptions) -> RenderableType:
-    """The display as it stands, no wider than the console and lower by one line."""
+    """Return the current display, as wide as the console at most and one line shorter."""
     width = options.max_width
     head = [*_header(view, width), Text(), *_progress(view, width), Text()]
     foot = _best(view, width)
-    # One line for the table's heading, one that stays free so that nothing scrolls.
+    # One line for the table heading, and one free line so that nothing scrolls.
     room = options.size.height - len(head) - len(foot) - 2
     shown = rows(view, max(0, room))
     return Group(*head, *([_table(view, shown, width)] if shown else []), *foot)
 
 
 def rows(view: View, room: int) -> list[tuple[Record, str]]:
-    """At most `room` trainings with their status: those that run, the best ones that ran their
-    whole budget, then the last of the others."""
+    """Return at most `room` trainings with their status.
+
+    Running trainings come first, then the best ones that ran their whole budget, then the most
+    recent of the others.
+    """
     name = view.watched
     worst = float("-inf") if view.objectives.get(name, "max") == "max" else float("inf")
     front = {record.id for record in view.front}
@@ -173,14 +176,16 @@ def _progress(view: View, width: int) -> list[RenderableType]:
 
 
 DROPPED = ("pairs", "learns from", "params", "epoch", "status")
-"""Columns left out where the terminal is too narrow, the first ones first; the costs that are
-objectives go with `learns from`."""
+"""Columns that are dropped, in this order, if the terminal is too narrow.
+
+Costs that are objectives are dropped together with `learns from`.
+"""
 
 KEPT = ("trial", "student", "epoch", "params", "status")
-"""Columns of a narrow terminal, beside the metric."""
+"""Columns in a narrow terminal, in addition to the metric."""
 
 LEAST = {"student": 14, "learns from": 14, "pairs": 12}
-"""Fewest characters of columns whose cells may be cut, between words."""
+"""Minimum width of columns whose cells may be truncated between words."""
 
 
 def _table(view: View, shown: list[tuple[Record, str]], width: int) -> Grid:
@@ -205,14 +210,14 @@ def _table(view: View, shown: list[tuple[Record, str]], width: int) -> Grid:
 
 
 def _least(rows: Sequence[Mapping[str, str]], names: Sequence[str]) -> int:
-    """The fewest characters of a table of these columns."""
+    """Return the minimum width of a table with these columns."""
     sizes = (max(len(name), *(len(row[name]) for row in rows)) for name in names)
     least = [min(size, LEAST.get(name, size)) for name, size in zip(names, sizes, strict=True)]
     return sum(least) + 2 * (len(names) - 1)
 
 
 def _cells(view: View, record: Record, status: str) -> dict[str, str]:
-    """All cells of a row by the heading of their column."""
+    """Return all cells of a row by column heading."""
     taught = record.role not in ("teacher", "alone")
     costs = [name for name in view.objectives if name in COSTS and name != "params"]
     return {
@@ -247,5 +252,5 @@ def _style(status: str) -> str:
 
 
 def _line(text: str, width: int, style: str = "") -> Text:
-    """One line, cut between words where the terminal ends."""
+    """Return one line, truncated between words at the width of the terminal."""
     return Text(truncate(text, width), style=style, no_wrap=True, overflow="ellipsis")

@@ -1,6 +1,6 @@
-"""A running search as its events tell it: where it stands, how far it is, how long it may take.
+"""State, progress and estimated time left of a running search, computed from its events.
 
-Pure book-keeping: nothing here prints.
+Nothing in this module prints.
 """
 
 from __future__ import annotations
@@ -39,26 +39,28 @@ STUDENTS = ("trial", "replicate", "alone")
 REPLICATES = ("replicate", "alone")
 ALL = ("teacher", *STUDENTS)
 CLOSING_S = 2.0
-"""Seconds that a run takes after its last training."""
+"""Estimated seconds that a run takes after its last training."""
 
 RECENT = 60
-"""Epochs that the share of the time is estimated from: a slow start is forgotten.  Over several
-slots epochs end in bursts, so this is the mean of many, not the median of the gaps."""
+"""Number of recent epochs used to estimate the pace, so that a slow start is ignored.
+
+With several slots, epochs end in bursts, so the mean is used, not the median of the gaps.
+"""
 
 SURE_AFTER = 5.0
-"""Seconds of training students before a time left is guessed."""
+"""Seconds of student training before the time left is estimated."""
 
 
 class View:
-    """Takes in a search's events; asked at any time.
+    """State of a search, updated with each event; can be read at any time.
 
     Attributes:
-        study: event of the study; None before it.
-        data: event of the data; None before it.
+        study: the event of the study; None before it occurs.
+        data: the event of the data; None before it occurs.
         records: every training so far.
-        plan: the slots; None before they are known, and where there are none.
-        budget: None before it is known.
-        finalists: ids of the trials that are trained again, once they are chosen.
+        plan: the slots; None before they are known, or if there are none.
+        budget: the budget; None before it is known.
+        finalists: ids of the trials to train again, after they are chosen.
     """
 
     def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
@@ -107,12 +109,12 @@ class View:
         self.plan, self.budget = event.slots, event.budget
         self._plan_at = self._now()
         self._phase = "slots"
-        # Trainings of an interrupted run are in the journal only.
+        # Trainings of an interrupted run are only in the journal.
         for earlier in events(Path(event.folder) / "journal.jsonl"):
             self._record(earlier)
 
     def _count(self, event: Event) -> None:
-        """Count this session's epochs of students, from the first one's start."""
+        """Count the student epochs of this session from the start of the first one."""
         match event:
             case RunStarted() if event.role in STUDENTS:
                 self._first_student = self._first_student or self._now()
@@ -125,11 +127,11 @@ class View:
             case _:
                 pass
 
-    # Where it stands
+    # State
 
     @property
     def settings(self) -> Mapping[str, Any]:
-        """The study's fixed parts, defaults included; empty before the `study` event."""
+        """Fixed settings of the study, including defaults; empty before the `study` event."""
         return self.study.resolved if self.study is not None else {}
 
     @property
@@ -138,17 +140,17 @@ class View:
 
     @property
     def watched(self) -> str:
-        """The metric a table shows of each training: the first objective that is no cost."""
+        """Metric shown in tables for each training: the first objective that is not a cost."""
         return next((name for name in self.objectives if name not in COSTS), "val_accuracy")
 
     @property
     def elapsed(self) -> float:
-        """Seconds since this view began to look."""
+        """Seconds since this view was created."""
         return self._now() - self._began
 
     @property
     def front(self) -> list[Record]:
-        """The non-dominated trials so far, best first in the first objective."""
+        """Non-dominated trials so far, sorted by the first objective, best first."""
         ended = len(self.records.of("trial")) - len(self.records.running("trial"))
         if ended != self._front[0]:
             self._front = ended, self.records.front(self.objectives)
@@ -156,7 +158,7 @@ class View:
 
     @property
     def teacher(self) -> Record | None:
-        """The study's own teacher that was ready last."""
+        """Teacher of the study that became ready last."""
         ready = [r for r in self.records.teachers if r.status == "finished"]
         return ready[-1] if ready else None
 
@@ -169,7 +171,7 @@ class View:
 
     @property
     def phase(self) -> str:
-        """What is going on, in a few words."""
+        """Short description of the current phase."""
         if self._phase == "tracking":
             return "uploading to MLflow"
         if self._phase == "screen":
@@ -210,19 +212,19 @@ class View:
 
     @property
     def replicates_due(self) -> int:
-        """Trainings of the chosen students, once they are chosen; 0 before."""
+        """Number of trainings of the chosen students; 0 before they are chosen."""
         count = self.budget.replicates if self.budget else 0
         due = sum(count * _arms(self.records[trial]) for trial in self.finalists)
         return max(due, len(self.records.of(*REPLICATES)))
 
-    # How far it is
+    # Progress
 
     @property
     def progress(self) -> float:
-        """The share of the run's time that has passed, 0 to 1; it never goes back.
+        """Fraction of the run's time that has passed, 0 to 1; it never decreases.
 
-        The rest is estimated from the durations of epochs so far, and before there are any of
-        students from the teacher's.
+        The time left is estimated from the durations of student epochs so far, or of teacher
+        epochs if there are none yet.
         """
         if self._phase == "tracking":
             self._share = 1.0
@@ -232,7 +234,7 @@ class View:
         return self._share
 
     def _estimated_rest(self, budget: Budget) -> float:
-        """Seconds until the end, roughly."""
+        """Estimate the seconds until the end."""
         teacher, student = self._pace("teacher"), self._pace(*STUDENTS)
         pace = student or 0.5 * (teacher or 0.7) / (self.plan.slots if self.plan else 1)
         running = self.records.running("teacher")
@@ -247,7 +249,7 @@ class View:
         return left * (teacher or pace) + own * pace + CLOSING_S
 
     def _likely_epochs(self, budget: Budget) -> float:
-        """Epochs that a trial will run: as those so far, before there are any by its scheduler."""
+        """Estimate the epochs of a trial from ended trials, or from the scheduler if too few."""
         ended = [r for r in self.records.of("trial") if r.status != "running"]
         if len(ended) >= 4:
             return self._usual_epochs(budget)
@@ -258,14 +260,16 @@ class View:
         return grace + (budget.epochs - grace) / (1 + scheduler.get("reduction", 2))
 
     def _pace(self, *roles: str) -> float | None:
-        """Seconds from one recent epoch of these roles to the next, over all slots; None before
-        two."""
+        """Return the mean seconds between recent epochs of these roles, over all slots.
+
+        Return None before two epochs have ended.
+        """
         ends = [end for role, end in self._epoch_ends if role in roles][-RECENT:]
         return (ends[-1] - ends[0]) / (len(ends) - 1) if len(ends) > 1 else None
 
     @property
     def time_left(self) -> float | None:
-        """Seconds the rest will take at the pace so far; None while that cannot be said."""
+        """Estimated seconds left at the current pace; None if there is no estimate yet."""
         if self._phase == "tracking":
             return 0.0
         if self.budget is None or self._first_student is None:
@@ -284,7 +288,7 @@ class View:
         return (left + self._replicate_epochs_to_come(self.budget)) * pace + trials
 
     def _usual_epochs(self, budget: Budget) -> float:
-        """How many epochs a trial ran so far; early stopping makes them fewer than asked for."""
+        """Return the mean number of epochs of ended trials, which early stopping can reduce."""
         ended = [len(r.epochs) for r in self.records.of("trial") if r.status != "running"]
         return mean(ended) if ended else budget.epochs
 
@@ -294,18 +298,18 @@ class View:
         return max(0, budget.trials - len(self.records.of("trial")))
 
     def _replicate_epochs_to_come(self, budget: Budget) -> int:
-        # Before students are chosen: as many as may be, each also alone.
+        # Before students are chosen: the maximum number, each also trained alone.
         due = self.replicates_due if self.finalists else 2 * budget.chosen * budget.replicates
         return max(0, due - len(self.records.of(*REPLICATES))) * budget.epochs
 
 
 def run_name(run_id: str) -> str:
-    """An id in short: "0007/seed-1" for "trial-0007/seed-1"."""
+    """Shorten an id: "0007/seed-1" for "trial-0007/seed-1"."""
     return run_id.removeprefix("trial-")
 
 
 def asked_costs(records: Iterable[Record]) -> list[str]:
-    """The costs that a study asks for besides parameters and MACs."""
+    """Return the costs that a study measures in addition to parameters and MACs."""
     known = list(records)
     return [name for name in COSTS[2:] if any(cost(one, name) is not None for one in known)]
 

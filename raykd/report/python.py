@@ -1,8 +1,8 @@
-"""The functions that Python users call, with progress shown while they run.
+"""Python functions that run studies and show their progress.
 
-In a terminal a live display is drawn, in a notebook and in logs plain lines are printed.  Progress
-goes to standard error (in a notebook to the cell's output), so that a script's own output stays
-clean.
+A terminal shows a live display; notebooks and logs show plain lines.  Progress is written to
+standard error (in a notebook, to the output of the cell) to keep it apart from the output of a
+script.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def search(
         study: an open study (`load_study`) or the path of a study file.
         overrides: `a.b=value`, as on the command line; only with a path.
         resume: the folder of an interrupted search to resume; `study` is then not read.
-        start_from: runs whose best trials are tried first, where they fit this study: a study's
+        start_from: runs whose best trials are tried first, if they fit this study: a study's
             folder, `FOLDER:trial-0007`, or the id of a run in MLflow.  A resumed search remembers
             them.
         allow_import: let models run code of their own (import paths, networks from MLflow).
@@ -75,7 +75,7 @@ def pairs(
 ) -> LayerStudyResult:
     """Study which hint layer should teach which guided layer.
 
-    Files and pictures are written to the study's folder and to MLflow.
+    Files and figures are written to the study's folder and to MLflow.
 
     Args:
         study: an open study (`load_study`) or the path of a study file.
@@ -175,7 +175,7 @@ def train_teacher(
 
 @contextmanager
 def _progress(shown: bool, verbose: bool, *, by_epoch: bool = False) -> Iterator[list[Any]]:
-    """The listener that shows progress, in a list; an empty list where none is wanted."""
+    """Yield a list with the listener that shows progress, or an empty list if not `shown`."""
     if not shown:
         yield []
         return
@@ -196,6 +196,6 @@ def _console() -> Any:
 
 
 def _in_notebook() -> bool:
-    """True in the kernel of a notebook."""
+    """Return True in the kernel of a notebook."""
     shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
     return shell is not None and type(shell).__name__ == "ZMQInteractiveShell"

@@ -1,4 +1,4 @@
-"""What `raykd validate` shows: a study's space, explained."""
+"""Output of `raykd validate`: an explanation of the search space of a study."""
 
 from __future__ import annotations
 
@@ -37,19 +37,19 @@ from raykd.tuning.teacher_store import (
 def explained(
     file: str, overrides: Sequence[str] = (), seed: int = 0, *, allow_import: bool = False
 ) -> RenderableType:
-    """A study's space, what it costs and the slots it would get, for a `rich` console.
+    """Return the search space, cost and slots of a study for a `rich` console.
 
-    Nothing is downloaded and no Ray is started; a few students are measured where the study
-    bounds what is measured.
+    Nothing is downloaded and Ray is not started.  A few students are measured if the study has
+    bounds on measured costs.
 
     Args:
         file: the study file.
         overrides: `a.b=value` arguments.
-        seed: of the sampled trial.
+        seed: seed of the sampled trial.
         allow_import: let models run code of their own (import paths, networks from MLflow).
 
     Raises:
-        StudyError: the study, its data or this machine is not fit.
+        StudyError: the study, its data or this machine cannot be used.
     """
     checks = [check_data, check_teacher_weights, check_started_models]
     study = load_or_use(file, overrides, checks, allow_import=allow_import)
@@ -80,7 +80,7 @@ def explained(
 
 
 def _layer_study(study: OpenStudy, task: Task) -> list[tuple[str, str]]:
-    """What `raykd pairs` would train, where the study can be one about its layers."""
+    """Return the size of a layer study with `raykd pairs`; empty if it is not possible."""
     try:
         question = design_layer_study(study, task)
     except StudyError:
@@ -94,7 +94,7 @@ def _layer_study(study: OpenStudy, task: Task) -> list[tuple[str, str]]:
 
 
 def _slots(study: OpenStudy) -> tuple[str, str]:
-    """The slots the study would get here."""
+    """Return the slots that the study would get on this machine or cluster."""
     if is_remote():
         return "slots", "as many as fit on the cluster at RAY_ADDRESS"
     cluster, nodes = study.settings.cluster, this_machine()
@@ -105,13 +105,13 @@ def _slots(study: OpenStudy) -> tuple[str, str]:
 
 
 def _outputs(study: OpenStudy, task: Task, data: Dataset | None) -> list[tuple[str, str]]:
-    """What would be kept of the teachers."""
+    """Return the teacher outputs that the study would cache."""
     plan = CachePlan(study, task, None if data is None else len(data.train))
     return [("cache", line) for line in plan_lines(plan)]
 
 
 def _survey(study: OpenStudy) -> Survey | None:
-    """What a look at the files tells about the data."""
+    """Return a survey of the data, or None if it is not possible without loading them."""
     try:
         return study.settings.data.survey()
     except ValueError as error:
@@ -119,8 +119,10 @@ def _survey(study: OpenStudy) -> Survey | None:
 
 
 def _data_at_hand(study: OpenStudy) -> Dataset | None:
-    """The data, where they are read without a download: those that come with a package, and
-    those whose shape nothing else tells."""
+    """Return the data if they can be read without a download.
+
+    These are data included in a package, and data whose shape is not known otherwise.
+    """
     source = study.settings.data
     if study.task is not None and hasattr(source, "root"):
         return None
@@ -131,13 +133,13 @@ def _data_at_hand(study: OpenStudy) -> Dataset | None:
 
 
 def render(explanation: Explanation) -> Group:
-    """An explanation for a `rich` console."""
+    """Render an explanation for a `rich` console."""
     title = Text(f"study {explanation.name}", style="bold")
     return Group(title, *_dimensions(explanation), _facts(explanation))
 
 
 def _dimensions(explanation: Explanation) -> Iterator[RenderableType]:
-    """Tables of the parameters, one for each branch, under its condition."""
+    """Yield tables of the parameters, one for each branch, with its condition."""
     if not explanation.dimensions:
         yield Text("no open parameters: a single trial")
         return
@@ -157,7 +159,7 @@ def _dimensions(explanation: Explanation) -> Iterator[RenderableType]:
 
 
 def _parameter_table(dimensions: Iterable[Dimension], *, heading: bool = True) -> Grid:
-    """An empty table; all tables of a space have columns of the same width."""
+    """Return a table of parameters; all tables of a space have the same column widths."""
     longest = max(len(dimension.name) for dimension in dimensions) + 2
     columns = [Column("parameter", whole=True), Column("values"), Column("sample")]
     widths = (longest, 0, 0)

@@ -1,4 +1,4 @@
-"""What a search found, to be read: the front, the chosen students' honest figures, what next."""
+"""Summary of a search: Pareto front, test results of chosen students, next commands."""
 
 from __future__ import annotations
 
@@ -49,11 +49,11 @@ MOST_ASSISTANTS = 6
 
 
 def summary(result: StudyResult, told: Sequence[Event] | None = None) -> RenderableType:
-    """The result of a search, finished or not, for a `rich` console.
+    """Return a summary of a search, finished or not, for a `rich` console.
 
     Args:
-        result: of the search.
-        told: its journal, where it has been read already.
+        result: the result of the search.
+        told: events of its journal, if already read.
     """
     told = _told(result) if told is None else told
     parts = [
@@ -74,7 +74,7 @@ def summary(result: StudyResult, told: Sequence[Event] | None = None) -> Rendera
 
 
 def facts(result: StudyResult, told: Sequence[Event] | None = None) -> dict[str, Any]:
-    """The same as plain data."""
+    """Return the summary as plain data."""
     told = _told(result) if told is None else told
     return {
         "study": result.name,
@@ -112,7 +112,7 @@ def facts(result: StudyResult, told: Sequence[Event] | None = None) -> dict[str,
 
 
 def seconds_at_work(told: Sequence[Event]) -> float:
-    """How long the search ran, the pauses before it was gone on with left out."""
+    """Return the running time of the search in seconds, without pauses before it was resumed."""
     total, began, last = 0, None, None
     for event in told:
         if isinstance(event, StudyStarted):
@@ -123,8 +123,10 @@ def seconds_at_work(told: Sequence[Event]) -> float:
 
 
 def differences(result: StudyResult) -> list[tuple[Finalist, Finalist, Estimate]]:
-    """The chosen students two by two: the first's test accuracy less the second's, paired by
-    seed."""
+    """Return the difference in test accuracy for each pair of chosen students.
+
+    The second accuracy is subtracted from the first, paired by seed.
+    """
     found = []
     for first, second in combinations(result.finalists, 2):
         estimate = paired_gain(_by_seed(result, first), _by_seed(result, second))
@@ -146,8 +148,10 @@ def _told(result: StudyResult) -> list[Event]:
 
 
 def left_out(told: Sequence[Event]) -> list[str]:
-    """What was left out before anything was drawn: pairs that no loss can compare, and what of
-    other studies' winners does not fit; and why."""
+    """Return the candidates that were excluded before sampling, with reasons.
+
+    These are pairs that no loss can compare, and winners of other studies that do not fit.
+    """
     notes = [event.tags for event in told if isinstance(event, Note)]
     keys = ("pairs_left_out", "start_left_out")
     return [line for tags in notes for key in keys if key in tags for line in tags[key].split("\n")]
@@ -159,12 +163,12 @@ def _left_out(told: Sequence[Event]) -> list[RenderableType]:
 
 
 def _remarks(told: Sequence[Event], *, warnings: bool) -> list[RenderableType]:
-    """Warnings about the data and the weights, or what was done to weights."""
+    """Return warnings about data and weights, or notes about changes to weights."""
     return [Text(line, style=style) for line, style in _remarks_in(told, warnings=warnings)]
 
 
 def _remarks_in(told: Sequence[Event], *, warnings: bool) -> list[tuple[str, str]]:
-    """Each remark once, in order."""
+    """Return each remark once, in order."""
     found = (remark for event in told for remark in remarks(event))
     of_data = ("data: ",)
     wanted = [
@@ -221,7 +225,7 @@ def _front(result: StudyResult) -> list[RenderableType]:
 
 
 def _costs(front: Sequence[Record]) -> list[RenderableType]:
-    """What was found out of the front's students besides parameters and MACs."""
+    """Return a table of the front's measured costs other than parameters and MACs."""
     names = asked_costs(front)
     if not names:
         return []
@@ -263,7 +267,7 @@ def _missing(finalist: Finalist) -> str:
 
 
 def gain_in_words(gain: Estimate | None) -> str:
-    """The verdict on a gain over the student alone."""
+    """Describe a gain over the student trained alone."""
     if gain is None:
         return "no baseline to compare with."
     reason = no_verdict(gain)
@@ -273,7 +277,7 @@ def gain_in_words(gain: Estimate | None) -> str:
 
 
 def no_verdict(difference: Estimate) -> str:
-    """The reason why a difference of accuracies allows no verdict; empty if it allows one."""
+    """Return the reason that an accuracy difference is inconclusive; empty if conclusive."""
     if difference.count < MIN_SEEDS:
         seeds = "1 seed is" if difference.count == 1 else f"{difference.count} seeds are"
         return f"{seeds} too few for a verdict"
@@ -325,7 +329,7 @@ def _teachers(result: StudyResult, told: Sequence[Event]) -> list[RenderableType
 
 
 def _assistants(records: Records) -> list[RenderableType]:
-    """The networks that schemes had trained to teach: assistants, earlier generations."""
+    """Return lines about networks trained as teachers: assistants and earlier generations."""
     lines: list[RenderableType] = []
     by_file = {record.job.network_file: record for record in records.of("teacher")}
     for record in records.assistants[:MOST_ASSISTANTS]:
@@ -341,7 +345,7 @@ def _assistants(records: Records) -> list[RenderableType]:
 
 
 def _weights(result: StudyResult, record: Record) -> str:
-    """Where a teacher's weights are: a study may name the file as `teacher.weights`."""
+    """Return the path of a teacher's weights, usable as `teacher.weights` in a study."""
     name = record.job.network_file
     storage = open_folder(result.folder)[0].storage
     return f"{storage.rstrip('/')}/{name}" if name else ""
@@ -363,19 +367,19 @@ def _failures(result: StudyResult) -> list[RenderableType]:
     return [_title("Failed"), *_indented(map(Text, failure_lines(failed, result.folder)))]
 
 
-# What next
+# Next commands
 
 
 def _commands(found: Sequence[Command]) -> list[RenderableType]:
     lines: list[RenderableType] = []
     for command in found:
-        # A command stands on a line of its own, so that it can be copied whole.
+        # Each command is on its own line so that it is easy to copy.
         lines += [_whole(f"  {command.what}:", "dim"), _whole(f"    {command.text}", "cyan")]
     return [_title("Next steps"), *lines]
 
 
 def _whole(text: str, style: str) -> Text:
-    """A line that a terminal may wrap but that is not broken by us."""
+    """Return a line that the terminal can wrap but that contains no line breaks."""
     return Text(text, no_wrap=True, overflow="ignore", style=style)
 
 
@@ -391,7 +395,7 @@ def _indented(lines: Iterable[Text]) -> Iterable[RenderableType]:
     return (Paragraph(line, 2) for line in lines)
 
 
-# The same for machines
+# Plain data
 
 
 def _record_facts(record: Record) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What the user sees of a layer study."""
+"""User interface of a layer study."""
 
 from __future__ import annotations
 
@@ -20,19 +20,20 @@ def pairs(
     verbose: bool = False,
     listeners: Sequence[Any] = (),
 ) -> LayerStudyResult:
-    """Study which hint layer should teach which guided layer; files and pictures are left in the
-    study's folder and in MLflow.
+    """Study which hint layer should teach which guided layer.
+
+    Files and figures are written to the study's folder and to MLflow.
 
     Args:
         study: an open study (`load_study`) or the path of a study file.
         overrides: `a.b=value`, as on the command line; only with a path.
-        resume: the folder of an interrupted layer study to go on with; `study` is then not read.
+        resume: the folder of an interrupted layer study to resume; `study` is then not read.
         allow_import: let models run code of their own (import paths, networks from MLflow).
         verbose: let Ray's own output through.
         listeners: called with every event as it happens.
 
     Raises:
-        StudyError: the study, its data or the cluster is not fit; nothing was started.
+        StudyError: the study, its data or the cluster cannot be used; nothing was started.
     """
     from raykd.layer_study.run import pairs as study_pairs
     from raykd.report.layer_study.figures import draw

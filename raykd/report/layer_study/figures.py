@@ -1,4 +1,4 @@
-"""The pictures of a layer study, by matplotlib: gains, CKA, predictors."""
+"""Figures of a layer study, drawn with matplotlib: gains, CKA, predictors."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from raykd.layer_study.result import PREDICTORS, Cell, LayerInfo, LayerStudyResu
 from raykd.layer_study.statistics import Contrast
 
 GAINS = "RdBu"
-"""Colours of gains: blue is better than no hint, red worse; told apart by the colour-blind."""
+"""Color map of gains: blue is better than no hint, red is worse; colorblind-safe."""
 
 ALIKE = "cividis"
 DPI = 150
@@ -27,7 +27,7 @@ HATCH = "///"
 
 
 def draw(result: LayerStudyResult) -> list[Path]:
-    """Draw every picture there are data for into the study's folder."""
+    """Draw every figure that has data and save it in the study's folder."""
     pictures: dict[str, Callable[[LayerStudyResult], Figure | None]] = {
         "heatmap.png": heatmap,
         "cka.png": cka,
@@ -47,8 +47,10 @@ def draw(result: LayerStudyResult) -> list[Path]:
 
 
 def heatmap(result: LayerStudyResult) -> Figure | None:
-    """Gain over no hint of every pair, in percentage points, and of the other arms beside it;
-    None before anything is known."""
+    """Draw the gain over no hint of each pair and of the other arms, in percentage points.
+
+    Return None if there are no results yet.
+    """
     if not result.contrasts:
         return None
     across, up = len(result.guided), len(result.hints)
@@ -111,7 +113,7 @@ def _cell(axes: Axes, cell: Cell, column: int, row: int, scale: float) -> None:
 
 
 def _face(contrast: Contrast, scale: float) -> Any:
-    """The cell's own colour, so that hatching does not run through its text."""
+    """Return the color of the cell, so that hatching does not run through its text."""
     return colormaps[GAINS]((100 * contrast.gain.mean / scale + 1) / 2)
 
 
@@ -136,7 +138,7 @@ def _named(layer: LayerInfo) -> str:
 
 
 def _others(result: LayerStudyResult) -> list[tuple[str, Contrast]]:
-    """The arms that are no single pair, and the best single one, best first."""
+    """Return the arms that are not single pairs, and the best single pair, sorted by gain."""
     named = [(_arm_name(arm), result.contrasts.get(arm.id)) for arm in _not_single(result)]
     single = [(f"{c.hint}>{c.guided}", c.contrast) for c in result.cells if c.contrast is not None]
     single.sort(key=lambda one: one[1].gain.mean, reverse=True)
@@ -179,7 +181,7 @@ def _arms(axes: Axes, arms: Sequence[tuple[str, Contrast]], scale: float) -> Non
 
 
 def cka(result: LayerStudyResult) -> Figure | None:
-    """Maps of CKA between teacher and student without hint; None where none was computed."""
+    """Draw the CKA between teacher and student without hint; None if it was not computed."""
     titles = {
         "start": "untrained student",
         "steps": f"after {result.steps} steps without hint",
@@ -211,8 +213,10 @@ def cka(result: LayerStudyResult) -> Figure | None:
 
 
 def predictors(result: LayerStudyResult) -> Figure | None:
-    """Each predictor against the cells' gains, with Kendall's tau; None where too little is
-    known."""
+    """Plot each predictor against the gains of the cells, with Kendall's tau.
+
+    Return None if there are too few results.
+    """
     names = [name for name in PREDICTORS if not math.isnan(result.rankings[name].tau)]
     if not names:
         return None

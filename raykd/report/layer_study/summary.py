@@ -1,4 +1,4 @@
-"""What a layer study found, to be read in a terminal, and as plain data for machines."""
+"""Results of a layer study, as text for a terminal and as plain data."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ MOST_REASONS = 6
 
 
 def summary(result: LayerStudyResult, told: Sequence[Event] | None = None) -> RenderableType:
-    """The result of a layer study, finished or not, for a `rich` console.
+    """Return a summary of a layer study, finished or not, for a `rich` console.
 
     Args:
-        result: of the study.
-        told: its journal, where it has been read already.
+        result: the result of the study.
+        told: events of its journal, if already read.
     """
     told = events(result.folder / "journal.jsonl") if told is None else told
     parts = [
@@ -59,7 +59,7 @@ def summary(result: LayerStudyResult, told: Sequence[Event] | None = None) -> Re
 
 
 def facts(result: LayerStudyResult, told: Sequence[Event] | None = None) -> dict[str, Any]:
-    """The same as plain data: what `pairing.json` holds, and how the study ended."""
+    """Return the contents of `pairing.json` and the final state of the study as plain data."""
     told = events(result.folder / "journal.jsonl") if told is None else told
     return {
         **facts_of(result),

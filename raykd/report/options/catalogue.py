@@ -1,4 +1,4 @@
-"""What a study may name, as data: `raykd list` and the page of options are made from it."""
+"""Catalogue of the options of a study, the data of `raykd list` and the options page."""
 
 from __future__ import annotations
 
@@ -56,11 +56,11 @@ FACTS: Mapping[Part, Sequence[str]] = {
     "schedulers": ("several_objectives", "stops_early", "when"),
     "screens": ("needs_teacher", "takes_text"),
 }
-"""Class attributes that are told of each option of a part."""
+"""Class attributes that are shown for each option of a part."""
 
 
 TOLD_IN_STUDY_FILE = ("Pair", "Teacher", "Term", "Train")
-"""Parts of a study that docs/study-file.md tells key by key."""
+"""Parts of a study whose keys are documented in docs/study-file.md."""
 
 
 @dataclass(frozen=True)
@@ -68,11 +68,11 @@ class Entry:
     """One option of one part.
 
     Attributes:
-        noun: what it is: "loss", "scheme", ...
+        noun: its kind: "loss", "scheme", ...
         summary: the first sentence of its documentation.
-        details: the paragraphs after it.
-        package: where it comes from: "raykd", or another package with its version.
-        facts: what else is told of it, by name.
+        details: the paragraphs after the summary.
+        package: its origin: "raykd", or another package with its version.
+        facts: other attributes to show, by name.
     """
 
     part: Part
@@ -87,20 +87,20 @@ class Entry:
 
     @property
     def labelled(self) -> dict[str, str]:
-        """What is told of it besides its parameters, in words, by label."""
+        """Attributes of the option other than its parameters, as text by label."""
         package = "" if self.package == OWN else self.package
         held = {"paper": self.paper, **self.facts, "package": package}
         return {name.replace("_", " "): _said(value) for name, value in held.items() if value != ""}
 
     @property
     def paragraphs(self) -> list[str]:
-        """Its details, a paragraph a line; lists and what is indented as they are."""
+        """Paragraphs of the details, one line each; lists and indented text are unchanged."""
         found = [text for text in self.details.split("\n\n") if text.strip()]
         return [text if _is_laid_out(text) else " ".join(text.split()) for text in found]
 
     @property
     def held(self) -> list[Held]:
-        """What stands inside it and is told nowhere else, each once, the outer before the inner."""
+        """Nested mappings and options not documented elsewhere, each once, outer before inner."""
         found: dict[str, Held] = {}
         todo = [held for one in self.parameters for held in one.type.held]
         while todo:
@@ -111,7 +111,7 @@ class Entry:
         return list(found.values())
 
     def plain(self) -> dict[str, Any]:
-        """As plain data."""
+        """Return the fields as plain data."""
         return {
             "part": self.part,
             "name": self.name,
@@ -128,11 +128,11 @@ PARTS: tuple[Part, ...] = get_args(Part)
 
 
 def chosen(part: str | None = None, name: str | None = None) -> dict[Part, list[Entry]]:
-    """The options of all parts, of one part, or the one of that part which bears a name.
+    """Return the options of all parts, of one part, or the option of a part with a given name.
 
     Raises:
-        StudyError: there is no such part or option, and which ones come near; or two options bear
-            the same name.
+        StudyError: there is no such part or option (similar names are suggested), or two options
+            have the same name.
     """
     parts: list[Part] = [known for known in PARTS if part is None or part == known]
     if not parts:
@@ -149,10 +149,10 @@ def _no_part(word: str | None) -> Problem:
 
 
 def entries(part: Part) -> list[Entry]:
-    """All options of a part, raykd's own first.
+    """Return all options of a part, those of raykd first.
 
     Raises:
-        StudyError: two options bear the same name.
+        StudyError: two options have the same name.
     """
     family = FAMILIES[part]
     options = {**family.members, **family.forms}
@@ -161,10 +161,10 @@ def entries(part: Part) -> list[Entry]:
 
 
 def entry(part: Part, name: str) -> Entry:
-    """The option of that name.
+    """Return the option with the given name.
 
     Raises:
-        StudyError: there is none; names those that come near.
+        StudyError: there is no such option; similar names are suggested.
     """
     found = entries(part)
     for one in found:
@@ -191,7 +191,7 @@ def _entry(part: Part, noun: str, cls: type, package: str) -> Entry:
 
 
 def _documentation(cls: type) -> str:
-    """The docstring; empty where the dataclass wrote its own."""
+    """Return the docstring of a class, or an empty string if `dataclass` generated it."""
     text = inspect.getdoc(cls) or ""
     return "" if text.startswith(f"{cls.__name__}(") else text
 
@@ -208,7 +208,7 @@ def _parameters(cls: type) -> Iterator[Parameter]:
         if held.default_factory is not dataclasses.MISSING
     }
     for one in Reader(schema, nouns, told | {*TOLD_IN_STUDY_FILE}).parameters():
-        if one.name in made:  # a default that is made anew is not in the schema
+        if one.name in made:  # a default from a factory is not in the schema
             yield dataclasses.replace(one, default=made[one.name], brief=made[one.name])
         else:
             yield one

@@ -1,4 +1,4 @@
-"""What the fields of an option take, read from its JSON Schema."""
+"""Field types of an option, read from its JSON Schema."""
 
 from __future__ import annotations
 
@@ -38,16 +38,16 @@ _PHRASES = {
 
 @dataclass(frozen=True)
 class FieldType:
-    """What a field takes.
+    """Type of the values that a field accepts.
 
     Attributes:
-        type: as JSON Schema calls it ("number", "integer or null", "list of numbers"); "option"
-            for one of several options by name, or what such options are called ("model").
+        type: the JSON Schema type ("number", "integer or null", "list of numbers"); "option" for
+            one of several options by name, or the noun for such options ("model").
         text: type, choices and limits in words: "number > 0", "l2, l1, mmd", "integer or null".
-        choices: the values, or the options, it is limited to; empty: not limited so.
-        limits: bounds by name (`min`, `exclusive_min`, `max_items` ...); those of numbers hold for
+        choices: the allowed values or options; empty if any value is allowed.
+        limits: bounds by name (`min`, `exclusive_min`, `max_items` ...); bounds of numbers apply to
             each item of a list.
-        held: the mappings and options it takes, where they are told nowhere else.
+        held: the nested mappings and options that are not documented elsewhere.
     """
 
     type: str
@@ -57,7 +57,7 @@ class FieldType:
     held: tuple[Held, ...] = ()
 
     def plain(self) -> dict[str, Any]:
-        """As plain data, what does not apply left out."""
+        """Return plain data without fields that do not apply."""
         choices = {"choices": list(self.choices)} if self.choices else {}
         held = {"of": [one.plain() for one in self.held]} if self.held else {}
         return {"type": self.type, **choices, **self.limits, **held}
@@ -68,10 +68,10 @@ class Parameter:
     """One key of an option.
 
     Attributes:
-        required: whether a study has to give it; else `default` holds its default as plain data.
-        brief: the default as a study file would write it.
-        type: what it takes.
-        description: what it is for.
+        required: True if a study must set it; otherwise `default` is its default as plain data.
+        brief: the default in the form used in a study file.
+        type: type of its values.
+        description: its purpose.
     """
 
     name: str
@@ -83,11 +83,11 @@ class Parameter:
 
     @property
     def default_text(self) -> str:
-        """Its default in words."""
+        """Format the default as text."""
         return "required" if self.required else shown(self.brief)
 
     def plain(self) -> dict[str, Any]:
-        """As plain data, what does not apply left out."""
+        """Return plain data without fields that do not apply."""
         default = {} if self.required else {"default": self.default}
         return {
             "name": self.name,
@@ -100,10 +100,10 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Held:
-    """A mapping, or an option, that stands inside an option.
+    """A mapping or an option nested in an option.
 
     Attributes:
-        name: what the mapping is called, or the option's name.
+        name: name of the mapping or the option.
         summary: the first sentence of its documentation.
     """
 
@@ -112,7 +112,7 @@ class Held:
     parameters: tuple[Parameter, ...]
 
     def plain(self) -> dict[str, Any]:
-        """As plain data."""
+        """Return the fields as plain data."""
         parameters = [parameter.plain() for parameter in self.parameters]
         return {"name": self.name, "summary": self.summary, "parameters": parameters}
 
@@ -122,8 +122,8 @@ class Reader:
 
     Args:
         schema: JSON Schema of the option.
-        nouns: what a choice among all these options is called.
-        told: titles of the definitions that are told elsewhere.
+        nouns: the noun for a choice among a set of options.
+        told: titles of the definitions that are documented elsewhere.
     """
 
     def __init__(
@@ -138,7 +138,7 @@ class Reader:
         self.told = told
 
     def parameters(self, schema: Schema | None = None) -> Iterator[Parameter]:
-        """The keys of the option, or of a mapping inside it with this schema, without `name`."""
+        """Yield the keys of the option, or of a nested mapping with this schema, without `name`."""
         schema = self.index.target(schema or self.schema)  # recursive options are references
         required = schema.get("required", ())
         for name, node in schema.get("properties", {}).items():
@@ -154,7 +154,7 @@ class Reader:
                 )
 
     def type(self, node: Schema) -> FieldType:
-        """What the field with this schema takes."""
+        """Return the type of the field with this schema."""
         if "$ref" in node:
             return self._definition(self.index.target(node))
         members = node.get("anyOf") or node.get("oneOf")
@@ -169,7 +169,7 @@ class Reader:
         return FieldType(kind, " ".join([kind, *_phrases(limits)]), limits=limits)
 
     def brief(self, value: Any, node: Schema) -> Any:
-        """A default as a study file would write it, what is default inside it left out."""
+        """Return a default in the form used in a study file, without nested defaults."""
         if isinstance(value, Mapping):
             return self._brief_mapping(value, node)
         if isinstance(value, list):
@@ -251,7 +251,7 @@ class Reader:
 
 
 def shown(value: Any) -> str:
-    """A value in one line, as YAML writes it, but for quotes."""
+    """Format a value in one line as YAML, without quotes."""
     if isinstance(value, str) and value:
         return value
     text = yaml.safe_dump([value], default_flow_style=True, sort_keys=False, width=10**6)

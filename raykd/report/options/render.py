@@ -1,4 +1,4 @@
-"""What `raykd list` shows: the options a study may name."""
+"""Output of `raykd list`: the options that a study can use."""
 
 from __future__ import annotations
 
@@ -15,14 +15,16 @@ from raykd.terminal_tables import Column, Grid, Labeled, Paragraph, unbroken
 
 INDENT = 2
 LONG = 60
-"""From so many characters on, a fact has a line of its own."""
+"""Minimum number of characters of a fact that is printed on its own line."""
 
 
 def view(found: Mapping[Part, Sequence[Entry]], *, in_full: bool) -> RenderableType:
-    """What there is of those parts: of several parts a line an option, of one its parameters too.
+    """Return the options of the given parts for a terminal.
+
+    Several parts are shown with one line per option, a single part also with the parameters.
 
     Args:
-        in_full: whether to tell all of the one option that was found.
+        in_full: show all details of the only option in `found`.
     """
     if len(found) > 1:
         return _overview(found)
@@ -31,13 +33,13 @@ def view(found: Mapping[Part, Sequence[Entry]], *, in_full: bool) -> RenderableT
 
 
 def json_of(found: Mapping[Part, Sequence[Entry]]) -> str:
-    """The options for machines: one JSON list of objects."""
+    """Return the options as a JSON list of objects."""
     plain = [entry.plain() for listed in found.values() for entry in listed]
     return json.dumps(plain, indent=2, ensure_ascii=False)
 
 
 def _overview(parts: Mapping[Part, Sequence[Entry]]) -> RenderableType:
-    """Every option's name and what it is, part by part."""
+    """Return the name and summary of every option, grouped by part."""
     blocks: list[RenderableType] = []
     for part, listed in parts.items():
         table = Labeled(indent=INDENT)
@@ -51,7 +53,7 @@ def _overview(parts: Mapping[Part, Sequence[Entry]]) -> RenderableType:
 
 
 def _listed(listed: Sequence[Entry]) -> RenderableType:
-    """The options of one part, each with its parameters."""
+    """Return the options of one part, each with its parameters."""
     widths = _widths([parameter for entry in listed for parameter in entry.parameters])
     blocks: list[RenderableType] = []
     for entry in listed:
@@ -63,7 +65,7 @@ def _listed(listed: Sequence[Entry]) -> RenderableType:
 
 
 def _in_full(entry: Entry) -> RenderableType:
-    """All that is known of one option."""
+    """Return all details of one option."""
     table = Labeled()
     for label, text in entry.labelled.items():
         table.add(Text(label, style="dim"), text)
@@ -81,13 +83,13 @@ def _in_full(entry: Entry) -> RenderableType:
 
 
 def _held(one: Held) -> RenderableType:
-    """What stands inside an option, with its own parameters."""
+    """Return a nested mapping or option with its parameters."""
     head = Text.assemble((one.name, "cyan"), ": ", one.summary)
     return unbroken([Text(), head, _parameters(one.parameters, _widths(one.parameters), INDENT)])
 
 
 def _told(entry: Entry) -> list[str]:
-    """Its facts: the short ones in one line, the paper and each long one in a line of its own."""
+    """Return lines with the facts of an option; the paper and long facts have their own lines."""
     short, long = [], []
     for label, text in entry.labelled.items():
         line = f"{label}: {text.rstrip('.')}"
@@ -96,7 +98,7 @@ def _told(entry: Entry) -> list[str]:
 
 
 def _widths(parameters: Sequence[Parameter]) -> tuple[int, int]:
-    """Of the columns of names and defaults, so that those of several tables stand in line."""
+    """Return the widths of the name and default columns, to align several tables."""
     names = max((len(parameter.name) for parameter in parameters), default=0)
     defaults = max((len(parameter.default_text) for parameter in parameters), default=0)
     return min(names, 18), min(defaults, 12)
@@ -164,7 +166,7 @@ _OF_WEIGHTS = ("default weight", "weight source", "default pairs")
 
 
 def page(found: Mapping[Part, Sequence[Entry]]) -> str:
-    """The page of those parts; the whole page where they are all there."""
+    """Return the Markdown page of the given parts; the full page if all parts are given."""
     sections = [_section(part, listed) for part, listed in found.items()]
     if list(found) == list(PARTS):
         contents = " | ".join(f"[{part.capitalize()}](#{part})" for part in found)
@@ -180,7 +182,7 @@ def _section(part: Part, listed: Sequence[Entry]) -> str:
 
 
 def _summaries(listed: Sequence[Entry]) -> str:
-    """The table at the head of a part: each option with what it is."""
+    """Return the table at the start of a part: each option with its summary."""
     labels = [label for label in _IN_SUMMARIES if any(label in entry.labelled for entry in listed)]
     rows = [
         [_link(entry), entry.summary, *(entry.labelled.get(label, "") for label in labels)]
@@ -235,7 +237,7 @@ def _link(entry: Entry) -> str:
 
 
 def _prose(text: str) -> str:
-    """Text whose signs Markdown must not take for its own, code and what is indented left alone."""
+    """Escape Markdown characters in text, except in code and indented lines."""
     if text.startswith("    "):
         return text
     pieces = re.split(r"(`+[^`]*`+)", text)
