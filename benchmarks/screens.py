@@ -80,7 +80,7 @@ knowledge: [{loss: {name: kd}}]
 train: {epochs: 5, batch_size: 64, optimizer: {name: sgd, lr: 0.05}}
 search:
   constraints: {macs: {max: 2_000_000}}
-  screen: {name: params, candidates: 32, per_cost: none}
+  proxy: {name: params, candidates: 32, per_cost: none}
 """
 
 

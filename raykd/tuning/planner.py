@@ -282,7 +282,7 @@ class Planner(ABC):
         self._teachers.failed[file] = record
         if file in self._teachers.own:
             log = f"; its log: {logs.folder.path / record.log}" if logs and record.log else ""
-            self._abort(f"the teacher could not be trained: {record.reason}{log}")
+            self._abort(f"the teacher could not be prepared: {record.reason}{log}")
             return
         queued = [job for job in self._queue if isinstance(job, RecordedJob)]
         for student in [job for job in queued if file in job.teachers]:

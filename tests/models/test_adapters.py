@@ -302,7 +302,7 @@ class TestPictures:
 
     def test_no_pictures(self) -> None:
         for name in ("torchvision/resnet18", "timm/resnet18", "hf/vit"):
-            with pytest.raises(ValueError, match=rf"{name} takes pictures"):
+            with pytest.raises(ValueError, match=rf"{name} takes images"):
                 profile_model(_model({"name": name}), Task((12,), 3))
 
 

@@ -237,7 +237,7 @@ def test_samples_that_are_no_pictures(name: str) -> None:
         assert _built(small(name), vector)(_samples(vector)).shape == (3, 3)
         return
     family = "resnet" if issubclass(MODELS[name], CompressedModel) else name
-    with pytest.raises(ValueError, match=rf"{family} takes pictures .*\(12,\).*mlp"):
+    with pytest.raises(ValueError, match=rf"{family} takes images .*\(12,\).*mlp"):
         profile_model(small(name), vector)
 
 

@@ -382,7 +382,7 @@ def test_a_teacher_that_fails_ends_the_study_with_its_reason(world: World) -> No
     waiting = next_job(explorer)
     assert teacher is not None and isinstance(waiting, IdleJob)
     tell(explorer, teacher, failed="diverged in epoch 1")
-    assert explorer.fatal == "the teacher could not be trained: diverged in epoch 1"
+    assert explorer.fatal == "the teacher could not be prepared: diverged in epoch 1"
     assert explorer.finished and explorer.has_work
     assert next_job(explorer) is None
     assert roles(world.journal) == ["teacher"]

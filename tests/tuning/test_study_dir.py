@@ -62,13 +62,13 @@ def test_a_folder_that_was_moved_whole_goes_on_there(tmp_path: Path) -> None:
 
 
 def test_a_foreign_folder_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(StudyError, match=r"holds no folder\.json"):
+    with pytest.raises(StudyError, match=r"has no folder\.json"):
         open_folder(tmp_path)
-    with pytest.raises(StudyError, match=r"holds no folder\.json"):
+    with pytest.raises(StudyError, match=r"has no folder\.json"):
         open_folder(tmp_path / "nowhere")
     file = tmp_path / "file"
     file.write_text("")
-    with pytest.raises(StudyError, match=r"holds no folder\.json"):
+    with pytest.raises(StudyError, match=r"has no folder\.json"):
         open_folder(file)
 
 
@@ -82,7 +82,9 @@ def test_a_foreign_folder_json_is_refused(content: str, tmp_path: Path) -> None:
 def test_another_format_is_refused(tmp_path: Path) -> None:
     content = {"format": FORMAT + 1, "storage": str(tmp_path), "overrides": []}
     (tmp_path / "folder.json").write_text(json.dumps(content))
-    with pytest.raises(StudyError, match=rf"format {FORMAT + 1}, this one reads {FORMAT}"):
+    with pytest.raises(
+        StudyError, match=rf"format is {FORMAT + 1}, and this version reads {FORMAT}"
+    ):
         open_folder(tmp_path)
 
 

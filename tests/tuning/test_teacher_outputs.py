@@ -123,7 +123,7 @@ def test_probabilities_are_warned_of_before_students_train(
 def test_outputs_that_are_not_finite_end_the_study(tmp_path: Path) -> None:
     with pytest.raises(Exception, match="NaN or infinite for 1 of") as caught:
         searched(stored(Ending(trained(), Spoiled()), tmp_path), tmp_path)
-    assert "the teacher could not be made ready" in str(caught.value)
+    assert "the teacher could not be prepared" in str(caught.value)
 
 
 def reordered() -> nn.Module:

@@ -187,7 +187,7 @@ def test_classes_that_are_no_permutation(tmp_path: Path, weights: dict[str, Tens
         explained(str(study_file(tmp_path, tmp_path / "t.pth", more)))
     trained = TEXT.replace("weights: FILE", "classes: [0, 1]")
     (tmp_path / "other.yaml").write_text(trained)
-    with pytest.raises(StudyError, match=r"other\.yaml:3: teacher\.classes: .*there are none"):
+    with pytest.raises(StudyError, match=r"other\.yaml:3: teacher\.classes: .*which are not given"):
         load_study(tmp_path / "other.yaml")
 
 
