@@ -384,7 +384,7 @@ PARTS = (
     "schedules",
     "samplers",
     "schedulers",
-    "screens",
+    "proxies",
     "augmentations",
 )
 

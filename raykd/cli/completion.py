@@ -25,7 +25,7 @@ GROUPS = {
     "schedules": "raykd.schedules",
     "samplers": "raykd.samplers",
     "schedulers": "raykd.schedulers",
-    "screens": "raykd.screens",
+    "proxies": "raykd.proxies",
     "augmentations": "raykd.augmentations",
 }
 """Entry point groups for options of other packages."""

@@ -191,7 +191,7 @@ def _fact_lines(explanation: Explanation) -> Iterator[tuple[str, str]]:
     for number, line in enumerate(explanation.left_out):
         yield "excluded" if number == 0 else "", line
     if explanation.proxy:
-        yield "screen", explanation.proxy
+        yield "proxy", explanation.proxy
     yield "trials", f"at most {explanation.trials}"
     yield "teachers", f"{explanation.teachers} to train"
     if explanation.student_passes is not None and explanation.teacher_passes is not None:

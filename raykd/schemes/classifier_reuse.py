@@ -12,8 +12,8 @@ from torch.nn import functional as F
 from raykd.losses import Pair, Shape, Terms
 from raykd.losses.base import PROJECTED, LossModule
 from raykd.models import Task, discover, resolve
+from raykd.models.introspection.backbone import Backbone, Head, has_negative_values
 from raykd.models.introspection.layers import Layer
-from raykd.models.introspection.split import Backbone, Head, has_negative_values
 from raykd.schemes.distiller import SchemeInputs
 
 

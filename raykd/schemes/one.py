@@ -204,7 +204,7 @@ def upper_part(model: nn.Module, cut: Cut) -> Branch:
     The modules before the layer lose their weights and give zeros, so that whatever the network
     does between them (a token put in front, positions added) goes on without a fault; what comes of
     it is forgotten where the trunk's features come in.  Unlike a traced graph
-    (`raykd.models.introspection.split`) the rest keeps its own code, with what differs in training.
+    (`raykd.models.introspection.backbone`) the rest keeps its code, also where training differs.
     """
     given = _Given(copies=cut.layer.overwritten)
     parent, path = model, ""

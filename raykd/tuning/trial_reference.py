@@ -11,8 +11,8 @@ from typing import Any
 from raykd.errors import Problem, StudyError
 from raykd.study.open_study import OpenStudy
 from raykd.study.space.domains import near
+from raykd.study.space.reuse import open_paths
 from raykd.study.space.space import read_space
-from raykd.study.space.transfer import open_paths
 from raykd.study.yaml_file import Document, parse_document, parse_place
 from raykd.tuning.records import Record
 from raykd.tuning.result import read_result

@@ -23,9 +23,9 @@ from raykd.models import Task
 from raykd.study.open_study import OpenStudy
 from raykd.study.space.domains import label_of, near
 from raykd.study.space.pairing import LayerPair
+from raykd.study.space.reuse import Transfer, open_paths, params_for_pairs, transfer_values
 from raykd.study.space.sampling import Seeded
 from raykd.study.space.space import read_space
-from raykd.study.space.transfer import Transfer, open_paths, params_for_pairs, transfer_values
 from raykd.study.yaml_file import parse_document, parse_place
 from raykd.tracking.events import Note, StartPoint
 from raykd.tracking.journal import Listener

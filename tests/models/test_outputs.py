@@ -15,7 +15,7 @@ from raykd.data.batch import Batch
 from raykd.losses import KD, Progress, Term
 from raykd.models import Task, profile_model
 from raykd.models.adapters import Torchvision
-from raykd.models.adapters.logits import find_logits, return_logits, select_logits
+from raykd.models.adapters.find_logits import find_logits, return_logits, select_logits
 from raykd.models.adapters.values import Values
 from raykd.schemes import SCHEMES, LiveTeacher, SchemeInputs
 

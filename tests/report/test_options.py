@@ -278,7 +278,7 @@ def test_what_is_not_there_is_said(words: list[str], said: list[str]) -> None:
 def test_help_names_the_parts() -> None:
     assert cli.PARTS == PARTS
     shown = " ".join(typed("--help").stdout.replace("│", " ").split())
-    parts = "losses, schemes, models, data, optimizers, schedules, samplers, schedulers, screens"
+    parts = "losses, schemes, models, data, optimizers, schedules, samplers, schedulers, proxies"
     assert f"{parts} or augmentations" in shown
 
 

@@ -17,8 +17,8 @@ import torch
 from pydantic import Field
 from torch import nn
 
+from raykd.models.adapters.find_logits import find_logits, no_logits_message, select_logits
 from raykd.models.adapters.library import only_logits
-from raykd.models.adapters.logits import find_logits, no_logits_message, select_logits
 from raykd.models.adapters.source_files import source_files
 from raykd.models.adapters.torchvision import Args
 from raykd.models.adapters.values import Values

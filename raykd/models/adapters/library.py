@@ -14,13 +14,13 @@ from typing import Annotated, Any, ClassVar
 from pydantic import Field
 from torch import nn
 
-from raykd.models.adapters.logits import return_logits
+from raykd.models.adapters.find_logits import return_logits
 from raykd.models.adapters.values import Values
 from raykd.models.base import Model, Task
 from raykd.models.introspection.flops import SkipInit
 from raykd.models.weights.class_order import UnmatchedClasses, class_rows, reorder_classes
 from raykd.models.weights.files import read_weight_file, weight_class_names, weight_parts
-from raykd.models.weights.transfer import keeps_classifier, load_matching
+from raykd.models.weights.load import keeps_classifier, load_matching
 from raykd.registry import option
 
 Pretrained = Annotated[

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from raykd.models.weights.transfer import first_convolution
+from raykd.models.weights.load import first_convolution
 from raykd.models.zoo.blocks import init_kaiming
 
 

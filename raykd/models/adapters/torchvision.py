@@ -22,7 +22,7 @@ from raykd.models.adapters.values import Values
 from raykd.models.base import PretrainingImages, Task, image_shape
 from raykd.models.normalization import Normalization
 from raykd.models.weights.files import weight_file
-from raykd.models.weights.transfer import load_matching
+from raykd.models.weights.load import load_matching
 from raykd.registry import names_like, option
 
 if TYPE_CHECKING:

@@ -67,11 +67,11 @@ class Proxy:
             )
 
 
-PROXIES = Registry("screen", base=Proxy, entry_points="raykd.screens")
+PROXIES = Registry("proxy", base=Proxy, entry_points="raykd.proxies")
 """Proxies that a study may name; `raykd.models.proxies` adds them."""
 
 AnyProxy = Annotated[Proxy, PROXIES]
-"""Type of a field that holds a screen."""
+"""Type of a field that holds a proxy."""
 
 
 @option

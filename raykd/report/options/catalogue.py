@@ -32,7 +32,7 @@ Part = Literal[
     "schedules",
     "samplers",
     "schedulers",
-    "screens",
+    "proxies",
     "augmentations",
 ]
 
@@ -45,7 +45,7 @@ FAMILIES: Mapping[Part, Registry] = {
     "schedules": SCHEDULES,
     "samplers": SAMPLERS,
     "schedulers": SCHEDULERS,
-    "screens": PROXIES,
+    "proxies": PROXIES,
     "augmentations": AUGMENTATIONS,
 }
 
@@ -54,7 +54,7 @@ FACTS: Mapping[Part, Sequence[str]] = {
     "schemes": ("needs_teacher", "takes_knowledge"),
     "samplers": ("several_objectives", "learns", "when"),
     "schedulers": ("several_objectives", "stops_early", "when"),
-    "screens": ("needs_teacher", "takes_text"),
+    "proxies": ("needs_teacher", "takes_text"),
 }
 """Class attributes that are shown for each option of a part."""
 

@@ -145,10 +145,10 @@ deepest stages; `embedding` pairs the inputs of the classifiers; `none` means a 
 Sampling algorithms, for `search.sampler`. All of them come from Optuna. Trials stopped early count
 with their last results.""",
     "schedulers": "Early stopping of trials, for `search.scheduler`.",
-    "screens": """\
-Zero-cost proxies, for `search.proxy`. A screen ranks student architectures before training, and
+    "proxies": """\
+Zero-cost proxies, for `search.proxy`. A proxy ranks student architectures before training, and
 the best are tried first; the default is `none`. In the measurements so far
-(benchmarks/RESULTS.md) no screen ranks students of all sizes better than `params`.""",
+(benchmarks/RESULTS.md) no proxy ranks students of all sizes better than `params`.""",
     "augmentations": "Augmentations of training images, applied in order, for `data.augment`.",
 }
 

@@ -9,9 +9,9 @@ from optuna.trial import FixedTrial
 
 from raykd.errors import Infeasible
 from raykd.study.space.pairing import LayerPair, read_pairing
+from raykd.study.space.reuse import Transfer, open_paths, params_for_pairs, transfer_values
 from raykd.study.space.sampling import Seeded
 from raykd.study.space.space import Space, read_space
-from raykd.study.space.transfer import Transfer, open_paths, params_for_pairs, transfer_values
 from raykd.study.yaml_file import parse_document
 
 FOUND: dict[str, Any] = {

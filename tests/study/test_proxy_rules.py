@@ -159,4 +159,4 @@ def test_validate_says_how_they_are_parted() -> None:
 
 def test_validate_says_nothing_where_nothing_is_ranked() -> None:
     assert explain(opened("search.proxy=none").bind(TASK)).proxy == ""
-    assert "screen" not in told(opened("search.proxy=none", "name=plain"))
+    assert "proxy" not in told(opened("search.proxy=none", "name=plain"))

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from helpers.model_cases import DIGITS, NAMES, hooks_on, small
 from raykd.models import Layer, Resnet, Task, discover, record_layers, resolve, stage_aliases
-from raykd.models.introspection.split import Backbone, Head, has_negative_values
+from raykd.models.introspection.backbone import Backbone, Head, has_negative_values
 
 
 def cut_at(network: nn.Module, name: str, task: Task = DIGITS) -> Layer:
