@@ -31,7 +31,7 @@ from raykd.losses.semckd import Semckd
 from raykd.losses.shapes import Shape
 from raykd.losses.simkd import SimKD
 from raykd.losses.svd import Svd
-from raykd.losses.terms import Term, Terms, term_names
+from raykd.losses.terms import LayerShapes, Term, Terms, term_names
 from raykd.losses.transformer import AttentionMap, ValueRelation
 from raykd.losses.vid import Vid
 
@@ -82,6 +82,7 @@ __all__ = [
     "Ft",
     "Hint",
     "Irg",
+    "LayerShapes",
     "LogitMse",
     "LogitStd",
     "Loss",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Literal
 
 import torch
@@ -154,13 +154,26 @@ def _comparison(loss: Loss) -> str:
     return "compares all its pairs together" if loss.takes_pairs else "works on logits"
 
 
+@dataclass(frozen=True)
+class LayerShapes:
+    """Shapes of the layers that terms compare, without the batch.
+
+    Attributes:
+        guided: shapes of the student's layers by name.
+        hint: shapes of the teacher's layers by name.
+    """
+
+    guided: Mapping[str, Shape] = field(default_factory=dict)
+    hint: Mapping[str, Shape] = field(default_factory=dict)
+
+
 class Terms(nn.Module):
     """Every active term of a trial; what their losses learn is registered here.
 
     Args:
         terms: the knowledge to transfer, pairs resolved to layer names; inactive ones are left
             out, and one whose pairs have losses or weights of their own becomes several.
-        guided_shapes / hint_shapes: shape of every layer named in a pair, without the batch.
+        shapes: shapes of every layer named in a pair.
         classes, train_size, data_size: as in `LossContext`.
         deployable: whether a loss may change the network that is kept (`Loss.deploys`).
 
@@ -179,11 +192,11 @@ class Terms(nn.Module):
         classes: int,
         train_size: int,
         data_size: int,
-        guided_shapes: Mapping[str, Shape] | None = None,
-        hint_shapes: Mapping[str, Shape] | None = None,
+        shapes: LayerShapes | None = None,
         deployable: bool = False,
     ) -> None:
         super().__init__()
+        shapes = shapes or LayerShapes()
         active = [part for term in terms for part in term.parts if part.active]
         self.terms = dict(zip(term_names(active), active, strict=True))
         self.deploying = _deploying(self.terms, deployable)
@@ -193,8 +206,8 @@ class Terms(nn.Module):
             pairs = term.pairs or ()
             context = LossContext(
                 pairs=pairs,
-                guided_shapes=_shapes(pairs, "guided", guided_shapes or {}),
-                hint_shapes=_shapes(pairs, "hint", hint_shapes or {}),
+                guided_shapes=_shapes(pairs, "guided", shapes.guided),
+                hint_shapes=_shapes(pairs, "hint", shapes.hint),
                 classes=classes,
                 train_size=train_size,
                 data_size=data_size,

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from raykd.data.batch import Batch, ExtraInputs, Inputs
 from raykd.losses import ModelOutputs, Progress, Shape, Term, Terms
+from raykd.losses.terms import LayerShapes
 from raykd.models import Layer, LayerHooks, Task, discover, resolve
 
 
@@ -125,8 +126,9 @@ class SchemeInputs:
             classes=self.classes,
             train_size=self.train_size,
             data_size=self.data_size,
-            guided_shapes=self.guided_shapes,
-            hint_shapes=self.hint_shapes if hint_shapes is None else hint_shapes,
+            shapes=LayerShapes(
+                self.guided_shapes, self.hint_shapes if hint_shapes is None else hint_shapes
+            ),
             deployable=deployable,
         )
 

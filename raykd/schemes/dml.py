@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from raykd.data.batch import Batch
 from raykd.losses import KD, ModelOutputs, Progress, Shape, Term, Terms
-from raykd.losses.terms import layer_names
+from raykd.losses.terms import LayerShapes, layer_names
 from raykd.models import AnyModel, Model, Task, discover, resolve
 from raykd.registry import option
 from raykd.schemes.base import Scheme
@@ -162,8 +162,7 @@ def _terms(
         classes=parts.classes,
         train_size=parts.train_size,
         data_size=parts.data_size,
-        guided_shapes=guided,
-        hint_shapes=hint,
+        shapes=LayerShapes(guided, hint),
     )
 
 

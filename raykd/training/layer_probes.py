@@ -23,6 +23,7 @@ from torch.nn.functional import cosine_similarity, cross_entropy
 from raykd.data import Batch, BatchLoader, Placement, ViewOptions, to_memory_format
 from raykd.losses import ModelOutputs, Pair, Progress, Term, Terms
 from raykd.losses.cka_map import LEAST_SAMPLES, CkaMap
+from raykd.losses.terms import LayerShapes
 from raykd.models import Layer, LayerHooks, Task, discover, profile_model, resolve
 from raykd.training.build import task_of
 from raykd.training.seeding import derive_seed, seeded
@@ -190,8 +191,7 @@ class _Probe:
             classes=self.task.classes,
             train_size=len(self.data.train),
             data_size=self.data.data_size,
-            guided_shapes={pair.guided: guided_layer.shape},
-            hint_shapes={pair.hint: hint_layer.shape},
+            shapes=LayerShapes({pair.guided: guided_layer.shape}, {pair.hint: hint_layer.shape}),
         )
         [loss] = terms.losses.values()
         return loss.to(self.device)

@@ -23,6 +23,7 @@ from raykd.losses.nst_pkt import Nst, Pkt
 from raykd.losses.reviewkd import ReviewKD
 from raykd.losses.semckd import Semckd
 from raykd.losses.simkd import SimKD
+from raykd.losses.terms import LayerShapes
 from raykd.losses.vid import Vid
 
 MAPS = draw(4, 3, 4, 4, seed=1), draw(4, 5, 4, 4, seed=2)
@@ -185,8 +186,7 @@ class TestFt:
             classes=3,
             train_size=4,
             data_size=4,
-            guided_shapes={"s0": (3, 4, 4)},
-            hint_shapes={"t0": (5, 4, 4)},
+            shapes=LayerShapes({"s0": (3, 4, 4)}, {"t0": (5, 4, 4)}),
         ).double()
         student, teacher = evidence("s", [MAPS[0]]), evidence("t", [MAPS[1]])
         rows = torch.arange(4)

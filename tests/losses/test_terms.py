@@ -21,6 +21,7 @@ from raykd.losses import (
     Terms,
     term_names,
 )
+from raykd.losses.terms import LayerShapes
 
 LOGITS = torch.tensor([[1.0, 2.0, 0.0], [0.0, 1.0, 5.0]])
 TEACHER = ModelOutputs(LOGITS.flip(1), {"stage1": torch.ones(2, 4, 2, 2)})
@@ -36,8 +37,7 @@ def ready(*terms: Term) -> Terms:
         classes=3,
         train_size=2,
         data_size=2,
-        guided_shapes=shapes[0],
-        hint_shapes=shapes[1],
+        shapes=LayerShapes(*shapes),
     )
 
 
@@ -129,8 +129,7 @@ def test_a_pairs_own_weight_and_loss_reach_the_value() -> None:
         classes=3,
         train_size=2,
         data_size=2,
-        guided_shapes=shapes,
-        hint_shapes=shapes,
+        shapes=LayerShapes(shapes, shapes),
     )
     nothing = torch.tensor([0, 1])
     value, parts = terms(seen, taught, nothing, nothing, at(0))

@@ -112,7 +112,35 @@ class Residual(nn.Module):
 
 
 class InvertedResidual(nn.Module):
-    """A 1x1 to `hidden` channels, a depthwise and a linear 1x1 convolution.
+    """A body whose inputs are added to its outputs if the shape does not change.
+
+    Args:
+        body: see `inverted_residual`.
+        adds: whether the inputs are added.
+    """
+
+    def __init__(self, body: nn.Module, *, adds: bool) -> None:
+        super().__init__()
+        self.adds = adds
+        self.body = body
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        outputs = self.body(inputs)
+        return inputs + outputs if self.adds else outputs
+
+
+def inverted_residual(
+    inputs: int,
+    outputs: int,
+    hidden: int,
+    *,
+    kernel: int = 3,
+    stride: int = 1,
+    act: Callable[[], nn.Module] = nn.ReLU,
+    expands: bool = True,
+    squeeze: nn.Module | None = None,
+) -> InvertedResidual:
+    """Build a 1x1 convolution to `hidden` channels, a depthwise and a linear 1x1 convolution.
 
     The inputs are added if the shape does not change (Sandler et al. 2018, arXiv:1801.04381,
     table 1).
@@ -124,31 +152,13 @@ class InvertedResidual(nn.Module):
         expands: whether there is a first convolution; if not, `hidden` equals `inputs`.
         squeeze: module after the depthwise convolution.
     """
-
-    def __init__(
-        self,
-        inputs: int,
-        outputs: int,
-        hidden: int,
-        *,
-        kernel: int = 3,
-        stride: int = 1,
-        act: Callable[[], nn.Module] = nn.ReLU,
-        expands: bool = True,
-        squeeze: nn.Module | None = None,
-    ) -> None:
-        super().__init__()
-        self.adds = stride == 1 and inputs == outputs
-        self.body = named(
-            expand=conv_bn(inputs, hidden, act=act) if expands else None,
-            depthwise=conv_bn(hidden, hidden, kernel, stride, groups=hidden, act=act),
-            squeeze=squeeze,
-            project=conv_bn(hidden, outputs, act=None),
-        )
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        outputs = self.body(inputs)
-        return inputs + outputs if self.adds else outputs
+    body = named(
+        expand=conv_bn(inputs, hidden, act=act) if expands else None,
+        depthwise=conv_bn(hidden, hidden, kernel, stride, groups=hidden, act=act),
+        squeeze=squeeze,
+        project=conv_bn(hidden, outputs, act=None),
+    )
+    return InvertedResidual(body, adds=stride == 1 and inputs == outputs)
 
 
 class SqueezeExcite(nn.Module):

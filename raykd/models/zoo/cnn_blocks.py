@@ -14,10 +14,10 @@ from pydantic import Field
 from torch import nn
 
 from raykd.models.zoo.blocks import (
-    InvertedResidual,
     Residual,
     SqueezeExcite,
     conv_bn,
+    inverted_residual,
     named,
     shortcut,
 )
@@ -138,7 +138,7 @@ class InvertedResidualBlock(Block):
 
     def build(self, shape: BlockShape) -> nn.Module:
         hidden = shape.inputs * self.expansion
-        return InvertedResidual(
+        return inverted_residual(
             shape.inputs,
             shape.outputs,
             hidden,

@@ -10,10 +10,10 @@ from torch import nn
 
 from raykd.models.base import Model, Task, image_shape
 from raykd.models.zoo.blocks import (
-    InvertedResidual,
     conv_bn,
     divisible,
     init_kaiming,
+    inverted_residual,
     small_classifier,
     staged,
 )
@@ -106,7 +106,7 @@ class MobilenetV2(Model):
         blocks: list[nn.Module] = []
         for number in range(row.blocks):
             before = outputs if number else inputs
-            block = InvertedResidual(
+            block = inverted_residual(
                 before,
                 outputs,
                 before if row is _FIRST else before * self.expansion,
