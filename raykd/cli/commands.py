@@ -375,18 +375,7 @@ def schema() -> None:
     typer.echo(json.dumps(json_schema(), indent=2))
 
 
-PARTS = (
-    "losses",
-    "schemes",
-    "models",
-    "data",
-    "optimizers",
-    "schedules",
-    "samplers",
-    "schedulers",
-    "proxies",
-    "augmentations",
-)
+PARTS = tuple(completion.GROUPS)
 
 
 @app.command("list", epilog=EPILOG)
