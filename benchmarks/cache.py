@@ -23,7 +23,7 @@ import torch
 from measuring import Findings, arguments, in_turn, spread, tell
 
 from raykd.data import SOURCES, BatchLoader, Dataset
-from raykd.models import Resnet, Task, profile_model
+from raykd.models import Resnet, Signature, profile_model
 from raykd.schemes import LiveTeacher, Teacher
 from raykd.storage import Storage
 from raykd.study.config import Cache, Student, Study
@@ -53,9 +53,9 @@ class Bench:
     def __init__(self, images: int, folder: Path) -> None:
         self.source = SOURCES["fashion_mnist"](limit=images, augment=())
         self.data: Dataset = self.source.load()
-        self.task = Task(input_shape=self.data.input_shape, classes=self.data.classes)
+        self.signature = Signature(input_shape=self.data.input_shape, classes=self.data.classes)
         torch.manual_seed(0)
-        self.network = TEACHER.build(self.task).eval()
+        self.network = TEACHER.build(self.signature).eval()
         self.folder = folder
 
     def study(self, dtype: str = "fp16") -> Study:
@@ -68,7 +68,7 @@ class Bench:
         )
 
     def description(self, layers: tuple[str, ...], dtype: str = "fp16") -> CacheSpec:
-        shapes = profile_model(TEACHER, self.task).layers
+        shapes = profile_model(TEACHER, self.signature).layers
         outputs = TeacherOutputs(
             "resnet", network_digest(self.network), {name: shapes[name] for name in layers}
         )
@@ -84,7 +84,9 @@ class Bench:
         build = CacheBuilder(
             description,
             self.study(dtype),
-            lambda: LiveTeacher(to_device(self.network, torch.device("cpu")), layers, self.task),
+            lambda: LiveTeacher(
+                to_device(self.network, torch.device("cpu")), layers, self.signature
+            ),
             self.data,
             store,
         )
@@ -94,9 +96,9 @@ class Bench:
         return description.key
 
     def forward(self, layers: tuple[str, ...]) -> None:
-        """The teacher over all images once."""
+        """Return the teacher over all images once."""
         description = self.description(layers)
-        teacher = LiveTeacher(to_device(self.network, torch.device("cpu")), layers, self.task)
+        teacher = LiveTeacher(to_device(self.network, torch.device("cpu")), layers, self.signature)
         batches = view_loader(description, self.study(), self.data)
         with torch.inference_mode():
             for batch in batches.read_rows(torch.arange(description.rows).split(256), 0):
@@ -119,7 +121,7 @@ def read(outputs: CachedOutputs, batches: BatchLoader, names: tuple[str, ...]) -
 
 
 def bare(batches: BatchLoader) -> None:
-    """The same batches without them."""
+    """Return the same batches without them."""
     for batch in batches.epoch(0):
         batch.targets.sum()
 
@@ -165,7 +167,7 @@ def memory_mb(folder: str) -> dict[str, float]:
 
 
 def reader(folder: str, images: int, key: str, here: Any, results: Any) -> None:
-    """A process that reads, waits until all others have, and says what it holds."""
+    """Return a process that reads, waits until all others have, and says what it holds."""
     torch.set_num_threads(1)
     bench = Bench(images, Path(folder))
     outputs = bench.open(key)

@@ -91,7 +91,7 @@ def metrics(job: TrainJob, epoch: int) -> dict[str, float]:
 
 
 def answer(job: Any, epoch: int) -> dict[str, Any]:
-    """A slot's result after an epoch."""
+    """Return a slot's result after an epoch."""
     if isinstance(job, IdleJob):
         return {"epoch": 0, "done": False}
     now, done = time.time(), epoch >= job.epochs
@@ -119,7 +119,7 @@ class Slots:
         rule = make_stopping_rule(explorer.search, explorer.study.settings.train.epochs)
         self._storage, self._slots = storage, slots
         self._suggestions, self._stopping = Suggestions(explorer), Stopping(explorer, rule)
-        self._reports = Reports(explorer)
+        self._reports = Reports(explorer, self._stopping)
         self._live: dict[str, tuple[Any, int]] = {}
         self._count = 0
 

@@ -32,12 +32,12 @@ from raykd.data import SOURCES
 from raykd.losses import KD, LOSSES, Term
 from raykd.models import Resnet, Vgg
 from raykd.schemes import SCHEMES, Alone, Scheme, Teacher
+from raykd.schemes.base import teacher_chain
 from raykd.study.config import Student, Study
-from raykd.study.teachers import teacher_chain, teachers_of
 from raykd.train_config import SGD, Train
 from raykd.training import Diverged, Training
 from raykd.training.teachers import train_teachers
-from raykd.tuning.statistics import Estimate, estimate, paired_gain
+from raykd.tuning.estimates import Estimate, estimate, paired_gain
 
 OPTIMIZER = SGD(lr=0.05)
 TEACHER = Teacher(
@@ -92,7 +92,7 @@ def trained(job: tuple[str, int]) -> dict[str, Any]:
         "accuracy": accuracy,
         "more_epochs": sum(
             each.train.epochs
-            for each in teacher_chain(teachers_of(study, 0))
+            for each in teacher_chain(study.teacher_specs(0))
             if each.model != TEACHER.model
         ),
     }
@@ -112,7 +112,7 @@ def reached(out: Path) -> dict[str, dict[int, Mapping[str, Any]]]:
 
 
 def table(results: Mapping[str, Mapping[int, Mapping[str, Any]]]) -> Iterator[str]:
-    """A line an arm, the best first; * marks a gain that is significant."""
+    """Return a line an arm, the best first; * marks a gain that is significant."""
     accuracy = {
         arm: {seed: 100 * each["accuracy"] for seed, each in by.items() if each["accuracy"] >= 0}
         for arm, by in results.items()

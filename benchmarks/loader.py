@@ -217,7 +217,7 @@ def _row(
 
 
 def bench_of(args: Namespace, folder: Path) -> Bench:
-    """The sizes that were asked for."""
+    """Return the sizes that were asked for."""
     quick, device = args.quick, torch.device(args.device)
     precision = args.precision or ("bf16" if device.type == "cuda" else "fp32")
     imagenet = Resnet(stages=4, depth=18, width=64, stem_type="imagenet")

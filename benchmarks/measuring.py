@@ -29,11 +29,11 @@ class Times:
     processor: list[float] = field(default_factory=list)
 
     def over(self, other: Times, clock: str = "wall") -> float:
-        """The median, over repeats, of this arm's time by the other's in the same repeat."""
+        """Return the median, over repeats, of the ratio of this arm's time to that of the other."""
         return statistics.median(self.ratios(other, clock))
 
     def ratios(self, other: Times, clock: str = "wall") -> list[float]:
-        """This arm's time by the other's, a ratio a repeat."""
+        """Return the ratio of this arm's time to that of the other, per repeat."""
         pairs = zip(getattr(self, clock), getattr(other, clock), strict=True)
         return [mine / rest for mine, rest in pairs]
 
@@ -148,7 +148,9 @@ class Findings:
         for note in self.notes:
             print(note)
         if file is not None:
-            file.write_text(json.dumps(self._plain(about), indent=1))
+            file.write_text(
+                json.dumps(self._plain(about), indent=1, default=lambda number: number.item())
+            )
 
     def _plain(self, about: Mapping[str, Any]) -> dict[str, Any]:
         return {

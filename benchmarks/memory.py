@@ -71,7 +71,7 @@ def served(trials: int) -> list[float]:
     from raykd.runtime.worker import Worker, WorkerContext
     from raykd.storage import Storage
     from raykd.study.config import plain
-    from raykd.training.build import task_of
+    from raykd.training.build import signature_of
     from raykd.training.teachers import teacher_spec_of, teacher_study
     from raykd.tuning.study_input import load_or_use
     from raykd.tuning.teacher_store import TeacherStore
@@ -91,7 +91,7 @@ def served(trials: int) -> list[float]:
         conduct(worker, job)
         cache_jobs = outputs_of(study, data, storage)
         for number in range(trials):
-            drawn = cache_jobs.fixed(study.bind(task_of(data)).sample(number % ROUND).resolved)
+            drawn = cache_jobs.fixed(study.bind(signature_of(data)).sample(number % ROUND).resolved)
             trial = TrainJob(
                 f"trial-{number}",
                 "trial",
@@ -108,19 +108,20 @@ def served(trials: int) -> list[float]:
                     conduct(worker, build)
                     cache_jobs.finish(build.id)
             conduct(worker, trial)
-            storage.remove(trial.state_file)
+            for file in trial.state_files:
+                storage.remove(file)
             memory_mb.append(held_mb())
     return memory_mb
 
 
 def outputs_of(study: Any, data: Any, storage: Any) -> Any:
     """Describe the outputs of the teacher."""
-    from raykd.training.build import task_of
+    from raykd.training.build import signature_of
     from raykd.training.teacher_cache.plan import CachePlan
     from raykd.tuning.cache_jobs import CacheJobs
 
     rows = len(data.train)
-    return CacheJobs(CachePlan(study, task_of(data), rows), storage, data.fingerprint, rows)
+    return CacheJobs(CachePlan(study, signature_of(data), rows), storage, data.fingerprint, rows)
 
 
 def conduct(worker: Any, job: Any) -> None:
@@ -161,7 +162,7 @@ def served_on_ray(trials: int) -> list[float]:
 
 
 def in_a_process(trials: int, *, ray: bool) -> list[float]:
-    """The figures of a fresh process of this file."""
+    """Return the figures of a fresh process of this file."""
     command = [sys.executable, __file__, "--trials", str(trials), "--one"]
     run = subprocess.run(command + ["--ray"] * ray, stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(run.stdout.splitlines()[-1])

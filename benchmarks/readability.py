@@ -18,10 +18,18 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from types import FrameType
-from typing import Any
+from types import FrameType, SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
 import raykd
+
+if TYPE_CHECKING:
+    from raykd.models import Signature
+    from raykd.storage import Storage
+    from raykd.study.open_study import OpenStudy
+    from raykd.tracking.journal import EventBus
+    from raykd.tuning.search_planner import SearchPlanner
+    from raykd.tuning.teacher_store import TeacherStore
 
 PACKAGE = Path(raykd.__file__).parent
 
@@ -99,15 +107,16 @@ class Measure:
 
 
 LIMITS: dict[str, tuple[float, float]] = {
-    "docstrings that begin with a question word, %": (0.2, 0),
-    "avoided phrases": (12, 0),
-    "avoided names": (350, 0),
-    "uses of Any per 1,000 lines of code": (15.1, 14),
+    "docstrings that begin with a question word, %": (0, 0),
+    "avoided phrases": (0, 0),
+    "avoided names": (0, 0),
+    "uses of Any per 1,000 lines of code": (14, 14),
     "parameters of the largest constructor": (6, 6),
     "lines of the longest function": (56, 40),
-    "lines of the largest file": (850, 450),
-    "files to follow a batch": (17, 17),
-    "files to follow a study": (51, 42),
+    "lines of the largest file": (780, 450),
+    "files to follow a batch": (18, 18),
+    "files to follow a study": (48, 47),
+    "shapes of dictionaries that a metric passes": (2, 2),
 }
 """Limit of each measure today, and the goal."""
 
@@ -188,13 +197,27 @@ def bound_name(node: ast.AST) -> str:
     return ""
 
 
+def option_nodes(source: Source) -> set[ast.AST]:
+    """Return the classes of options and their fields; both are named by keys of the study file."""
+    options = [
+        node
+        for node in source.nodes
+        if isinstance(node, ast.ClassDef)
+        and any(isinstance(d, ast.Name) and d.id == "option" for d in node.decorator_list)
+    ]
+    fields = [
+        entry.target for node in options for entry in node.body if isinstance(entry, ast.AnnAssign)
+    ]
+    return {*options, *fields}
+
+
 def names(sources: list[Source]) -> tuple[float, list[str]]:
-    """Count bindings of avoided names."""
+    """Count bindings of avoided names, except options and their fields (`scheme.others`)."""
     places = [
         f"{source.place(node)}: {bound_name(node)}"
         for source in sources
         for node in source.nodes
-        if bound_name(node).lstrip("_").lower() in NAMES
+        if bound_name(node).lstrip("_").lower() in NAMES and node not in option_nodes(source)
     ]
     return len(places), places
 
@@ -302,13 +325,13 @@ def batch_files(folder: Path) -> tuple[float, list[str]]:
     from the request of a batch to the end of the optimizer's step.
     """
     from raykd.data import BatchLoader
-    from raykd.training.build import task_of
+    from raykd.training.build import signature_of
     from raykd.training.trainer import Training
 
     study = raykd.load_study(_write(folder), overrides=["student.model.width=4"]).concrete()
     data = study.data.load()
     assert study.teacher is not None and study.teacher.model is not None
-    teacher = study.teacher.model.build(task_of(data))
+    teacher = study.teacher.model.build(signature_of(data))
     training = Training(study, data, seed=0, teacher=teacher)
     recorder, epoch, steps = Recorder(), BatchLoader.epoch, 0
 
@@ -341,18 +364,12 @@ def study_files(folder: Path) -> tuple[float, list[str]]:
     it is bound to the shape of its data; and the planner of a search returns the job of the first
     trial (the teacher is trained already).  Creating the planner does not count.
     """
-    import optuna
-
-    from raykd.models import Task
+    from raykd.models import Signature
     from raykd.runtime.jobs import Clock, Report, TrainJob
     from raykd.storage import Storage
-    from raykd.study.student_costs import StudentCosts
     from raykd.tracking.events import Event
     from raykd.tracking.journal import EventBus, Journal
     from raykd.training.teachers import teacher_spec_of
-    from raykd.tuning.records import Records
-    from raykd.tuning.search_planner import SearchPlanner
-    from raykd.tuning.session import RunContext
     from raykd.tuning.teacher_store import TeacherStore
 
     class SilentBus(EventBus):
@@ -361,29 +378,17 @@ def study_files(folder: Path) -> tuple[float, list[str]]:
         def publish(self, event: Event) -> None:
             pass
 
-    recorder, task = Recorder(), Task(input_shape=(1, 8, 8), classes=10)
+    recorder, signature = Recorder(), Signature(input_shape=(1, 8, 8), classes=10)
     with recorder.recording():
         study = raykd.load_study(_write(folder))
-        study.bind(task)
+        study.bind(signature)
     settings, storage = study.settings, Storage(str(folder))
     store = TeacherStore(settings, "digits", storage)
     (teacher,) = study.teachers()
     storage.write(store.file(teacher_spec_of(replace(settings, teacher=teacher))), b"weights")
-    context = RunContext(
-        study=study,
-        task=task,
-        search=settings.search,
-        bus=SilentBus(Journal(folder / "journal.jsonl")),
-        storage=storage,
-        folder=settings.name,
-        teacher_store=store,
-        records=Records.from_events([]),
-        slots=1,
-        costs=StudentCosts(settings.search, task),
+    planner = _planner(
+        study, signature, SilentBus(Journal(folder / "journal.jsonl")), store, storage
     )
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    drawn = optuna.create_study(direction="maximize", sampler=optuna.samplers.RandomSampler(0))
-    planner = SearchPlanner(context, drawn)
     measurement = planner.next()  # of the teacher, before the first trial
     assert measurement is not None
     metrics = {"val_accuracy": 0.5, "val_loss": 1.0, "train_loss": 1.0}
@@ -392,6 +397,124 @@ def study_files(folder: Path) -> tuple[float, list[str]]:
         job = planner.next()
     assert isinstance(job, TrainJob) and job.id.startswith("trial"), job
     return len(recorder.files), sorted(recorder.files)
+
+
+def metric_shapes(folder: Path) -> tuple[float, list[str]]:
+    """Count the shapes of dictionaries in which a metric passes from its epoch to MLflow.
+
+    The teacher of `STUDY` is trained for its epoch in this process.  Its reports pass through the
+    slot, the callback of Ray Tune, the planner and the journal to the metrics of MLflow, without
+    Ray and without a server.  Every dictionary that enters or leaves a function of raykd on the way
+    is looked at: one of numbers by name is one shape; any other is a shape by its keys.
+    """
+    from raykd.data import Placement
+    from raykd.runtime.jobs import Report
+    from raykd.runtime.ray_tune import Reports, Stopping
+    from raykd.runtime.slot import Slot
+    from raykd.runtime.worker import Worker, WorkerContext
+    from raykd.storage import Storage
+    from raykd.tracking.events import EpochFinished
+    from raykd.tracking.journal import EventBus, Journal, events
+    from raykd.tracking.journal_state import JournalState
+    from raykd.tracking.mlflow_writer import MlflowWriter
+    from raykd.training.build import signature_of
+    from raykd.tuning.teacher_store import TeacherStore
+
+    study, storage = raykd.load_study(_write(folder)), Storage(str(folder))
+    data, recorder = study.settings.data.load(), ShapeRecorder("val_accuracy")
+    signature = signature_of(data)
+    study.bind(signature)
+    journal = Journal(folder / "journal.jsonl")
+    store = TeacherStore(study.settings, data.fingerprint, storage)
+    planner = _planner(study, signature, EventBus(journal), store, storage)
+    job = planner.next()
+    assert job is not None
+    trial: Any = SimpleNamespace(trial_id="0", config={"job": job})
+    worker = Worker(WorkerContext(storage, data, Placement("cpu")))
+    reports = Reports(planner, Stopping(planner, None))
+    state, epochs = JournalState(), 0
+    with recorder.recording():
+        for outcome in worker.outcomes(job):
+            assert isinstance(outcome, Report), outcome
+            slot = Slot.__new__(Slot)
+            shared = SimpleNamespace(outlived=None)
+            vars(slot).update(
+                _job=job, _shared=shared, _next_outcome=lambda outcome=outcome: outcome
+            )
+            reports.on_trial_result(0, [], trial, slot.step())
+        for event in events(journal.path):
+            upload = state.update(event)
+            if upload is not None and isinstance(upload.event, EpochFinished):
+                epochs += 1
+                writer = MlflowWriter.__new__(MlflowWriter)
+                vars(writer).update(_metrics={})
+                writer._measure("run", event, upload.event.metrics, upload.step)
+    worker.stop()
+    journal.close()
+    assert epochs == 1, "the metric did not reach MLflow"
+    return len(recorder.shapes), [
+        f"{shape}, e.g. {place}" for shape, place in recorder.shapes.items()
+    ]
+
+
+class ShapeRecorder(Recorder):
+    """Records the shapes of dictionaries with a metric that enter or leave functions of raykd.
+
+    Attributes:
+        shapes: the function in which each shape was first seen.
+    """
+
+    def __init__(self, metric: str) -> None:
+        super().__init__()
+        self.shapes: dict[str, str] = {}
+        self._metric = metric
+
+    def _profile(self, frame: FrameType, event: str, argument: object) -> None:
+        code = frame.f_code
+        if event not in ("call", "return") or not code.co_filename.startswith(str(PACKAGE)):
+            return
+        values = [argument] if event == "return" else list(frame.f_locals.values())
+        for shape in filter(None, map(self._shape, values)):
+            self.shapes.setdefault(shape, code.co_qualname)
+
+    def _shape(self, value: object) -> str:
+        """Return the shape of a dictionary with the metric at its top or one level below."""
+        if not isinstance(value, dict):
+            return ""
+        if self._metric in value:
+            others = sorted(k for k, v in value.items() if not isinstance(v, int | float))
+            return f"numbers and {', '.join(others)}" if others else "numbers by name"
+        inner = sorted(k for k, v in value.items() if isinstance(v, dict) and self._metric in v)
+        return f"a record with {', '.join(inner)}" if inner else ""
+
+
+def _planner(
+    study: OpenStudy, signature: Signature, bus: EventBus, store: TeacherStore, storage: Storage
+) -> SearchPlanner:
+    """Return the planner of a search that has not begun."""
+    import optuna
+
+    from raykd.study.costs import StudentCosts
+    from raykd.tuning.records import Records
+    from raykd.tuning.search_planner import SearchPlanner
+    from raykd.tuning.session import RunContext
+
+    settings = study.settings
+    context = RunContext(
+        study=study,
+        signature=signature,
+        search=settings.search,
+        bus=bus,
+        storage=storage,
+        folder=settings.name,
+        teacher_store=store,
+        records=Records.from_events([]),
+        slots=1,
+        costs=StudentCosts(settings.search, signature),
+    )
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    drawn = optuna.create_study(direction="maximize", sampler=optuna.samplers.RandomSampler(0))
+    return SearchPlanner(context, drawn)
 
 
 def _write(folder: Path) -> Path:
@@ -412,6 +535,7 @@ STATIC: dict[str, Callable[[list[Source]], tuple[float, list[str]]]] = {
 WALKS: dict[str, Callable[[Path], tuple[float, list[str]]]] = {
     "files to follow a batch": batch_files,
     "files to follow a study": study_files,
+    "shapes of dictionaries that a metric passes": metric_shapes,
 }
 
 

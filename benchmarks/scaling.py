@@ -88,7 +88,7 @@ def on_ray(part: str, trials: int, images: int, repeats: int) -> list[dict[str, 
 
 
 def cluster(slots: int, trials: int, repeats: int) -> list[dict[str, Any]]:
-    """The driver alone, with the slots of a large cluster."""
+    """Return the driver alone, with the slots of a large cluster."""
     from driver import per_trial, starts
 
     rows = []

@@ -92,12 +92,12 @@ def tensors(size: Size) -> tuple[Any, Any, Any, Any]:
 
 
 def network(depth: int, width: int) -> Any:
-    """An untrained resnet, laid out for speed."""
+    """Return an untrained resnet, laid out for speed."""
     import torch
 
-    from raykd.models import Resnet, Task
+    from raykd.models import Resnet, Signature
 
-    arms = Resnet(depth=depth, width=width).build(Task(input_shape=(1, 28, 28), classes=10))
+    arms = Resnet(depth=depth, width=width).build(Signature(input_shape=(1, 28, 28), classes=10))
     device = "cuda" if torch.cuda.is_available() else "cpu"
     return arms.to(device).to(memory_format=torch.channels_last)
 
@@ -139,7 +139,7 @@ def trained(
 
 
 def taught_by(size: Size, data: tuple[Any, Any, Any, Any]) -> Any:
-    """The teacher, trained by hand."""
+    """Return the teacher, trained by hand."""
     teacher = network(size.teacher_depth, size.teacher_width)
     trained(teacher, data, size.epochs, {"lr": 0.05}, None)
     return teacher.eval().requires_grad_(False)

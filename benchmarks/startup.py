@@ -48,7 +48,7 @@ def seconds_of(command: list[str], folder: Path) -> float:
 
 
 def searched(folder: Path) -> dict[str, float]:
-    """A whole search: seconds from its start to its first trial's first step, from its last
+    """Return a whole search: seconds from its start to its first trial's first step, from its last
     trial's end to its own, and in all."""
     command = [*RAYKD, "search", "startup.yaml", "--json"]
     start = time.time()
@@ -71,7 +71,7 @@ def searched(folder: Path) -> dict[str, float]:
 
 
 def journal_of(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The epochs of a search, each clock with its training's id."""
+    """Return the epochs of a search, each clock with its training's id."""
     study = next(event for event in events if event["event"] == "study")
     lines = Path(study["file"]).with_name("journal.jsonl").read_text().splitlines()
     epochs = [event for event in map(json.loads, lines) if event["event"] == "epoch"]
@@ -95,15 +95,15 @@ def first_step(folder: Path) -> float:
     from sklearn.datasets import load_digits
     from torch.nn import functional as F
 
-    from raykd.models import Resnet, Task
+    from raykd.models import Resnet, Signature
 
     pixels, labels = load_digits(return_X_y=True)
     inputs = torch.tensor(pixels, dtype=torch.float32).reshape(-1, 1, 8, 8) / 16
     targets = torch.tensor(labels)
-    task = Task(input_shape=(1, 8, 8), classes=10)
-    teacher = Resnet(depth=14, width=16).build(task)
+    signature = Signature(input_shape=(1, 8, 8), classes=10)
+    teacher = Resnet(depth=14, width=16).build(signature)
     teacher.load_state_dict(load_file(next(folder.glob("studies/teachers/*.safetensors"))))
-    student = Resnet(depth=8, width=8).build(task)
+    student = Resnet(depth=8, width=8).build(signature)
     optimizer = torch.optim.SGD(student.parameters(), lr=0.1)
     with torch.no_grad():
         taught = teacher.eval()(inputs[:64])

@@ -46,7 +46,7 @@ from torch.nn import functional as F
 from raykd.data import SOURCES, Dataset, Placement, Split
 from raykd.losses import KD, Hint, Term
 from raykd.losses.terms import Pair
-from raykd.models import Resnet, Task, profile_model
+from raykd.models import Resnet, Signature, profile_model
 from raykd.schemes import Alone, LiveTeacher, Offline, Teacher
 from raykd.storage import Storage
 from raykd.study.config import Cache, Student, Study
@@ -92,8 +92,8 @@ class Bench:
     compile: Sequence[str] = ()
 
     @property
-    def task(self) -> Task:
-        return Task(input_shape=self.data.input_shape, classes=self.data.classes)
+    def signature(self) -> Signature:
+        return Signature(input_shape=self.data.input_shape, classes=self.data.classes)
 
     @property
     def train(self) -> Split:
@@ -114,8 +114,8 @@ class Bench:
         return {name: tensor.cpu() for name, tensor in loop.student.state_dict().items()}
 
     def teacher(self) -> nn.Module:
-        """The teacher, in training mode, on the device; a fresh copy each time."""
-        network = self.teacher_model.build(self.task)
+        """Return the teacher, in training mode, on the device; a fresh copy each time."""
+        network = self.teacher_model.build(self.signature)
         network.load_state_dict(self.weights)
         return network.to(self.device)
 
@@ -158,7 +158,7 @@ class ByHand:
         scaled = pixels.float().div(255).sub(data.mean[0]).div(data.std[0])
         laid = torch.empty(scaled.shape, memory_format=layout).copy_(scaled)
         self.inputs, self.targets = laid.to(bench.device), split.targets.to(bench.device)
-        self.student = self._laid(bench.student_model.build(bench.task))
+        self.student = self._laid(bench.student_model.build(bench.signature))
         self.regressor = self._laid(bench.regressor()) if method == "hint" else nn.Identity()
         self.teacher = None if method == "alone" else self._laid(bench.teacher().eval())
         self.kept = self._all_outputs() if cached else None
@@ -215,7 +215,7 @@ class ByHand:
 
 
 def forward_parts(network: Any, pictures: Tensor) -> tuple[Tensor, Tensor]:
-    """A resnet's logits, and what its second stage gives."""
+    """Return a resnet's logits, and what its second stage gives."""
     middle = network.stage2(network.stage1(network.stem(pictures)))
     return network.classifier(network.flatten(network.pool(network.stage3(middle)))), middle
 
@@ -238,7 +238,7 @@ class TrainsOnly(Training):
 
 
 def study_of(bench: Bench, method: Method, mode: Any = "none") -> Study:
-    """The concrete study of an arm."""
+    """Return the concrete study of an arm."""
     terms = {
         "alone": (),
         "kd": (Term(loss=KD(temperature=TEMPERATURE), weight=KD_WEIGHT),),
@@ -288,8 +288,8 @@ def raykd_epoch(bench: Bench, method: Method, cached: bool = False, mode: Any = 
 def built_outputs(
     bench: Bench, study: Study, method: Method, network: nn.Module, data: Dataset
 ) -> Any:
-    """The teacher's outputs, computed, put on disk and opened."""
-    stages = profile_model(bench.teacher_model, bench.task).resolve(["stage2"])
+    """Return the teacher's outputs, computed, put on disk and opened."""
+    stages = profile_model(bench.teacher_model, bench.signature).resolve(["stage2"])
     layers = {layer.name: layer.shape for layer in stages} if method == "hint" else {}
     teacher = TeacherOutputs(repr(bench.teacher_model), network_digest(network), layers)
     description = cache_spec(study, teacher, TrainingSamples.of(data), views=1)
@@ -297,7 +297,7 @@ def built_outputs(
     build = CacheBuilder(
         description,
         study,
-        lambda: LiveTeacher(to_device(network, bench.device), tuple(layers), bench.task),
+        lambda: LiveTeacher(to_device(network, bench.device), tuple(layers), bench.signature),
         data,
         store,
         Placement(bench.device),
@@ -337,7 +337,7 @@ class Pictures(torch.utils.data.Dataset):  # type: ignore[type-arg]
 
 
 def torchdistill_epoch(bench: Bench, method: Method, eval_mode: bool = False) -> Epoch:
-    """An epoch of torchdistill's box over its own data loader, as its examples drive it.
+    """Return an epoch of torchdistill's box over its own data loader, as its examples drive it.
 
     Raises:
         ImportError: torchdistill is not installed.
@@ -346,7 +346,7 @@ def torchdistill_epoch(bench: Bench, method: Method, eval_mode: bool = False) ->
 
     _register_guided()
     logging.getLogger("torchdistill").setLevel(logging.ERROR)
-    teacher, student = bench.teacher(), bench.student_model.build(bench.task).to(bench.device)
+    teacher, student = bench.teacher(), bench.student_model.build(bench.signature).to(bench.device)
     box = get_distillation_box(
         teacher,
         student,
@@ -378,7 +378,7 @@ def _box_epoch(box: Any, bench: Bench, number: int) -> float:
 
 
 def _box_settings(bench: Bench, method: Method) -> dict[str, Any]:
-    """A training of torchdistill, as its configuration files write one down."""
+    """Return a training of torchdistill, as its configuration files write one down."""
     kd = {
         "criterion": {
             "key": "KDLoss",
@@ -439,7 +439,7 @@ GUIDED = "student_model.stage2"
 
 
 def _wrapped(loss: str, path: str, target: dict[str, Any], weight: float = 1.0) -> dict[str, Any]:
-    """A loss of torch between what the student shows at `path` and `target`."""
+    """Return a loss of torch between what the student shows at `path` and `target`."""
     mine = {"is_from_teacher": False, "module_path": path, "io": "output"}
     return {
         "criterion": {"key": loss, "kwargs": {}},
@@ -564,7 +564,7 @@ def _noted(epoch: Epoch, losses: list[float]) -> None:
 
 
 def demands_on(times: dict[str, Times]) -> list[Demand]:
-    """The rows that must be shown, as far as their arms were run."""
+    """Return the rows that must be shown, as far as their arms were run."""
 
     def ratio(mine: str, other: str) -> float | None:
         return times[mine].over(times[other]) if {mine, other} <= set(times) else None
@@ -594,7 +594,7 @@ def demands_on(times: dict[str, Times]) -> list[Demand]:
 
 
 def bench_of(args: Any, folder: Path) -> Bench:
-    """The sizes that were asked for."""
+    """Return the sizes that were asked for."""
     quick = args.quick
     device = torch.device(args.device)
     workers = args.loader_workers

@@ -39,7 +39,7 @@ import psutil
 from measuring import Demand, Findings, arguments, in_turn, spread, tell
 
 from raykd.tracking.events import EpochFinished, RunStarted
-from raykd.tuning.statistics import estimate
+from raykd.tuning.estimates import estimate
 
 PER_EPOCH = 10
 
@@ -49,7 +49,7 @@ ALONE, TRACKED = "epoch", "epoch, tracked"
 
 @contextlib.contextmanager
 def server(folder: Path, workers: int) -> Iterator[tuple[str, int]]:
-    """A local MLflow server; yields its address and its process."""
+    """Return a local MLflow server; yields its address and its process."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -133,7 +133,7 @@ class Sender:
 
 
 def rest(address: str, metrics: int) -> dict[str, Callable[[], None]]:
-    """The ways of a hand-written loop."""
+    """Return the ways of a hand-written loop."""
     import mlflow
     from mlflow.entities import Metric
 
@@ -181,7 +181,7 @@ def processor_time(server_process: int) -> float:
 
 
 def training(epochs: int, images: int) -> Any:
-    """A small training of raykd's own, as `raykd distill` runs it in the tracker's process."""
+    """Return a small training, as `raykd distill` runs it in the process of the tracker."""
     from raykd.data import SOURCES
     from raykd.models import Resnet
     from raykd.schemes import Alone

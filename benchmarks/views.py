@@ -31,7 +31,7 @@ from torch import nn
 
 from raykd.data import AUGMENTATIONS, SOURCES, Dataset
 from raykd.losses import KD, Term
-from raykd.models import Resnet, Task
+from raykd.models import Resnet, Signature
 from raykd.schemes import Alone, LiveTeacher, Offline, Teacher
 from raykd.storage import Storage
 from raykd.study.config import Cache, Student, Study
@@ -48,7 +48,7 @@ from raykd.training.teacher_cache import (
     network_digest,
     open_cached_outputs,
 )
-from raykd.tuning.statistics import Estimate, estimate, paired_gain
+from raykd.tuning.estimates import Estimate, estimate, paired_gain
 
 LIVE, ALONE = "live", "alone"
 SHARED_SEED = 1000
@@ -84,7 +84,7 @@ class Bench:
         )
 
     def study(self, arm: str) -> Study:
-        """The concrete study of an arm."""
+        """Return the concrete study of an arm."""
         views = self.views(arm)
         return Study(
             name="views",
@@ -115,10 +115,10 @@ class Bench:
         description = cache_spec(study, teacher, samples, views=self.views(arm))
         store = CacheStore(Storage(str(self.folder)))
         if store.manifest(description.key) is None:
-            task = Task(input_shape=data.input_shape, classes=data.classes)
+            signature = Signature(input_shape=data.input_shape, classes=data.classes)
             network = to_device(self.teacher, torch.device("cpu"))
             build = CacheBuilder(
-                description, study, lambda: LiveTeacher(network, (), task), data, store
+                description, study, lambda: LiveTeacher(network, (), signature), data, store
             )
             while build.advance(math.inf):
                 pass

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from raykd.errors import Problem, StudyError
     from raykd.layer_study.result import LayerStudyResult, read_layer_study
-    from raykd.report.python import distill, pairs, search, train_teacher
+    from raykd.report.comparison.comparison import Comparison
+    from raykd.report.comparison.sources import compare
+    from raykd.report.python import distill, extend, pairs, reproduce, search, train_teacher
     from raykd.study.checks.load import load_study
     from raykd.study.config import Study
     from raykd.study.open_study import OpenStudy
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "Comparison",
     "LayerStudyResult",
     "OpenStudy",
     "Problem",
@@ -27,27 +30,34 @@ __all__ = [
     "StudyError",
     "StudyResult",
     "__version__",
+    "compare",
     "distill",
+    "extend",
     "load_study",
     "pairs",
     "read_layer_study",
     "read_result",
+    "reproduce",
     "search",
     "train_teacher",
 ]
 
 _HOMES = {
+    "Comparison": "raykd.report.comparison.comparison",
     "OpenStudy": "raykd.study.open_study",
     "Problem": "raykd.errors",
     "Study": "raykd.study.config",
     "StudyError": "raykd.errors",
     "LayerStudyResult": "raykd.layer_study.result",
     "StudyResult": "raykd.tuning.result",
+    "compare": "raykd.report.comparison.sources",
     "distill": "raykd.report.python",
+    "extend": "raykd.report.python",
     "load_study": "raykd.study.checks.load",
     "pairs": "raykd.report.python",
     "read_layer_study": "raykd.layer_study.result",
     "read_result": "raykd.tuning.result",
+    "reproduce": "raykd.report.python",
     "search": "raykd.report.python",
     "train_teacher": "raykd.report.python",
 }

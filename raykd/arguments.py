@@ -51,14 +51,14 @@ LIMITS = {
 """Pydantic's error types for numbers out of range, with their text."""
 
 
-def near(word: Any, known: Sequence[str]) -> str:
-    """`did you mean ...?` for a misspelled word; empty if no known word is close."""
-    close = get_close_matches(str(word), known, n=1, cutoff=0.6)
+def near(word: Any, words: Sequence[str]) -> str:
+    """Return `did you mean ...?` for a misspelled word; "" if no word is close."""
+    close = get_close_matches(str(word), words, n=1, cutoff=0.6)
     return f"did you mean '{close[0]}'?" if close else ""
 
 
 def checked(cls: type, values: Mapping[str, Any]) -> dict[str, Any]:
-    """The values for the fields of `cls` in the fields' types, with defaults for those left out.
+    """Return the values of all fields of `cls` in the types of the fields, with defaults.
 
     Lists become tuples, paths become strings, NumPy scalars become Python numbers, and integers
     become floats where a float is declared.
@@ -84,9 +84,9 @@ def _validated(cls: type, values: Mapping[str, Any]) -> dict[str, Any]:
 
 @cache
 def _checked_class(cls: type) -> type:
-    """A pydantic dataclass with the fields of `cls`.
+    """Return a pydantic dataclass with the fields of `cls`.
 
-    It is a class of its own because pydantic would check nested options down to their last field,
+    It is a separate class because pydantic would check nested options down to their last field,
     would load the options of all plugins for that, and would refuse options that are not
     registered.
     """
@@ -103,14 +103,14 @@ def _checked_class(cls: type) -> type:
 
 @cache
 def _annotations(cls: type) -> dict[str, Any]:
-    """The types of the fields, each resolved where the field was declared."""
-    found: dict[str, Any] = {}
+    """Return the types of the fields, each resolved in the module that declares the field."""
+    annotations: dict[str, Any] = {}
     for field in dataclasses.fields(cls):
         home = next(base for base in cls.__mro__ if field.name in get_annotations(base))
         alone = types.SimpleNamespace(__annotations__={field.name: field.type})
         names = {**vars(sys.modules[home.__module__]), **vars(home)}
-        found |= get_type_hints(alone, names, include_extras=True)
-    return found
+        annotations |= get_type_hints(alone, names, include_extras=True)
+    return annotations
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,17 +127,17 @@ class _Instance:
 
 
 def _shallow(annotation: Any) -> Any:
-    """The annotation with each option class, or family of options, as an instance check."""
+    """Return the annotation with an instance check in place of each option class or registry."""
     origin, inner = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
         base = next(filter(None, map(_base_of, inner[1:])), None)
         if base is not None:
             return Annotated[Any, _Instance(base)]
-        kept = [extra for extra in inner[1:] if getattr(extra, "discriminator", None) is None]
-        if any(isinstance(extra, AfterValidator) for extra in kept):
-            kept.append(Field(validate_default=True))  # such a rule reads other fields
-        held = _shallow(inner[0])
-        return Annotated[(held, *kept)] if kept else held
+        extras = [extra for extra in inner[1:] if getattr(extra, "discriminator", None) is None]
+        if any(isinstance(extra, AfterValidator) for extra in extras):
+            extras.append(Field(validate_default=True))  # such a rule reads other fields
+        shallow = _shallow(inner[0])
+        return Annotated[(shallow, *extras)] if extras else shallow
     if origin in (Union, types.UnionType):
         return Union[tuple(map(_shallow, inner))]  # noqa: UP007
     if origin in (tuple, dict):
@@ -151,7 +151,7 @@ def _shallow(annotation: Any) -> Any:
 
 
 def _registries(annotation: Any) -> Iterator[Any]:
-    """The families of options inside an annotation."""
+    """Yield the registries of options inside an annotation."""
     for part in get_args(annotation):
         if _base_of(part) is not None:
             yield part
@@ -164,7 +164,7 @@ def _base_of(extra: Any) -> type | None:
 
 
 def _natural(value: Any) -> Any:
-    """A value as a study file would give it; itself if it is one already."""
+    """Return a value in the types of a study file; the same object if it has them already."""
     if isinstance(value, list):
         return tuple(map(_natural, value))
     if isinstance(value, os.PathLike):
@@ -175,44 +175,44 @@ def _natural(value: Any) -> Any:
 
 
 def _problems(cls: type, values: Mapping[str, Any], error: ValidationError) -> Iterator[Problem]:
-    """One problem for each place in the values."""
-    known = [field.name for field in dataclasses.fields(cls) if field.init and field.name != "name"]
-    unknown = [name for name in values if name not in known and name != "name"]
+    """Yield one problem for each invalid place in the values."""
+    names = [field.name for field in dataclasses.fields(cls) if field.init and field.name != "name"]
+    unknown = [name for name in values if name not in names and name != "name"]
     places: dict[str, list[Any]] = {}
     for fault in error.errors(include_url=False):
         name, inner = str(fault["loc"][0]), fault["loc"][1:]
         if fault["type"] == "missing" and not inner:
-            if not near(name, unknown):  # else it is there, misspelled
+            if not near(name, unknown):  # else it is present, misspelled
                 yield Problem(f"`{name}` is missing", path=cls.__name__)
         elif fault["type"] == "unexpected_keyword_argument" and not inner:
-            fields = f"has {', '.join(known)}" if known else "takes no arguments"
+            fields = f"has {', '.join(names)}" if names else "takes no arguments"
             message = f"unknown argument `{name}`; {cls.__name__} {fields}"
-            yield Problem(message, path=cls.__name__, fix=near(name, known))
+            yield Problem(message, path=cls.__name__, fix=near(name, names))
         else:
             place = f"{cls.__name__}.{name}{_within(values.get(name), inner)}"
             places.setdefault(place, []).append(fault)
     for place, faults in places.items():
-        yield _wrong_value(place, faults, _families(cls, str(faults[0]["loc"][0])))
+        yield _wrong_value(place, faults, _field_registries(cls, str(faults[0]["loc"][0])))
 
 
 def _wrong_value(
-    place: str, faults: Sequence[Mapping[str, Any]], families: Sequence[Any]
+    place: str, faults: Sequence[Mapping[str, Any]], registries: Sequence[Any]
 ) -> Problem:
-    given = faults[0]["input"]
+    value = faults[0]["input"]
     if faults[0]["type"] == "value_error":
         return Problem(_allowed(faults[0]), path=place)
     limits = [fault for fault in faults if fault["type"] in LIMITS]
     allowed = dict.fromkeys(map(_allowed, limits or faults))
-    message = f"got {shown(given)}; must be {' or '.join(allowed)}"
-    return Problem(message, path=place, fix=_suggestion(given, faults, families))
+    message = f"got {quoted(value)}; must be {' or '.join(allowed)}"
+    return Problem(message, path=place, fix=_suggestion(value, faults, registries))
 
 
-def _families(cls: type, name: str) -> list[Any]:
+def _field_registries(cls: type, name: str) -> list[Any]:
     return list(_registries(_annotations(cls).get(name)))
 
 
 def _within(value: Any, location: Sequence[Any]) -> str:
-    """The part of pydantic's location that leads into the value."""
+    """Return the part of pydantic's location that leads into the value, as text."""
     text = ""
     for step in location:
         inside = isinstance(value, list | tuple) and isinstance(step, int) and step < len(value)
@@ -244,23 +244,23 @@ def _allowed(fault: Mapping[str, Any]) -> str:
     return fault["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
 
 
-def _suggestion(given: Any, faults: Sequence[Mapping[str, Any]], families: Sequence[Any]) -> str:
-    if isinstance(given, Mapping):
-        given = given.get("name")
-    if not isinstance(given, str):
+def _suggestion(value: Any, faults: Sequence[Mapping[str, Any]], registries: Sequence[Any]) -> str:
+    """Return a fix for a value that should be an option or one of some words; "" if none."""
+    name = value.get("name") if isinstance(value, Mapping) else value
+    if not isinstance(name, str):
         return ""
-    for family in families:
-        found = family.find(given) if hasattr(family, "find") else None
-        if found is not None:
-            return f"pass {found.__name__}(...)"
+    for registry in registries:
+        cls = registry.find(name) if hasattr(registry, "find") else None
+        if cls is not None:
+            return f"pass {cls.__name__}(...)"
     expected = [str(f["ctx"]["expected"]) for f in faults if f["type"] == "literal_error"]
     words = [
         word.strip("'") for text in expected for word in text.replace(" or ", ", ").split(", ")
     ]
-    return near(given, words)
+    return near(name, words)
 
 
-def shown(value: Any) -> str:
-    """A value as a message quotes it."""
+def quoted(value: Any) -> str:
+    """Return a value as messages quote it, shortened."""
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."

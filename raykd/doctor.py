@@ -1,6 +1,7 @@
 """Checks of this machine, or of the cluster, with a fix for each problem.
 
-Nothing is started or written; all checks take at most about 15 seconds.
+No Ray is started here, and nothing stays in the storage.  The checks of this machine take at most
+about 15 seconds; those of a cluster also wait for a process on each of its nodes.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ import sys
 import time
 import tomllib
 import urllib.request
+import uuid
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Thread
@@ -25,7 +28,9 @@ from typing import TYPE_CHECKING, Any
 from rich.console import RenderableType
 from rich.text import Text
 
-from raykd.errors import StudyError
+from raykd.compat.packages import is_installed
+from raykd.errors import Problem, StudyError
+from raykd.storage import Storage
 from raykd.terminal_tables import Labeled
 
 if TYPE_CHECKING:
@@ -39,7 +44,9 @@ SOURCES_TIMEOUT = 6.0
 
 GIB = 1 << 30
 ENOUGH_MEMORY = 2 * GIB
-ENOUGH_SHARED = GIB
+MIN_SHARED_MEMORY = GIB
+SHARED_MEMORY = "/dev/shm"
+MORE_SHARED_MEMORY = "increase it, for example with `docker run --shm-size=4g`"
 ENOUGH_DISK = 2 * GIB
 DASHBOARD_PORT = 8265
 INSTALL_RAY = "python -m pip install 'ray[default,train,tune]'"
@@ -98,7 +105,7 @@ def requirements_of(
     """
     if file is None:
         from raykd.study.config import Cluster, Tracking
-        from raykd.tracking.mlflow_client import TRACKING
+        from raykd.tracking.store_uri import TRACKING
 
         return Requirements(uri or os.environ.get(TRACKING) or Tracking().uri, Cluster().storage)
     from raykd.tuning.study_input import load_or_use
@@ -110,7 +117,7 @@ def requirements_of(
 def run_checks(requirements: Requirements) -> Iterator[CheckResult]:
     """Run all checks, one after the other."""
     yield from _packages()
-    yield from _ray()
+    yield from _ray(requirements)
     yield from _machine()
     yield _folder(requirements.storage)
     yield _store(requirements.uri)
@@ -189,7 +196,7 @@ def _version_problem(requirement: str) -> str:
 # Ray
 
 
-def _ray() -> Iterator[CheckResult]:
+def _ray(requirements: Requirements) -> Iterator[CheckResult]:
     broken = _ray_import()
     if broken:
         yield broken
@@ -200,13 +207,27 @@ def _ray() -> Iterator[CheckResult]:
     elif address == "local":
         yield CheckResult("ray", "RAY_ADDRESS=local: each search starts Ray on this machine")
     else:
-        yield from _cluster(address)
+        yield from _cluster(address, requirements)
+    yield from _exposed_files()
+
+
+def _exposed_files() -> Iterator[CheckResult]:
+    """Check that other users cannot read the files with tokens, keys and passwords."""
+    from raykd.runtime.cluster_check import is_exposed, token_file
+
+    home = Path.home()
+    names = (".aws/credentials", ".netrc", ".pgpass", ".cache/huggingface/token")
+    files = [token_file(), *(home / name for name in names)]
+    exposed = [str(file) for file in files if is_exposed(file)]
+    if exposed:
+        message = f"other users of this machine can read {', '.join(exposed)}"
+        yield CheckResult("secrets", message, f"chmod 600 {' '.join(exposed)}", essential=False)
 
 
 def _ray_import() -> CheckResult | None:
-    if importlib.util.find_spec("ray") is None:
+    if not is_installed("ray"):
         return CheckResult("ray", "is not installed", INSTALL_RAY)
-    missing = [name for name in DASHBOARD_PARTS if importlib.util.find_spec(name) is None]
+    missing = [name for name in DASHBOARD_PARTS if not is_installed(name)]
     if missing:
         message = f"the dashboard of Ray is required to free slots, but lacks {', '.join(missing)}"
         return CheckResult("ray", message, INSTALL_RAY)
@@ -219,7 +240,7 @@ def _ray_import() -> CheckResult | None:
     return None
 
 
-def _cluster(address: str) -> Iterator[CheckResult]:
+def _cluster(address: str, requirements: Requirements) -> Iterator[CheckResult]:
     from raykd.runtime.cluster_check import check_cluster, host_and_port
 
     try:
@@ -233,6 +254,43 @@ def _cluster(address: str) -> Iterator[CheckResult]:
     )
     if address != "auto":
         yield _dashboard(host_and_port(address)[0])
+    yield from _nodes(requirements)
+
+
+def _nodes(requirements: Requirements) -> Iterator[CheckResult]:
+    """Join the cluster and check each of its nodes."""
+    from raykd.runtime.cluster import ray_session
+    from raykd.runtime.node_check import NodeRequest, examine_nodes, node_problems
+
+    storage, marker = Storage(requirements.storage), f"raykd-doctor-{uuid.uuid4().hex[:8]}"
+    request = NodeRequest(storage.root, marker, source=requirements.source)
+    folder = storage.local("")
+    is_new = folder is not None and not folder.exists()
+    try:
+        storage.write(marker, b"")
+        with ray_session(verbose=False):
+            reports = examine_nodes(request)
+    except (OSError, StudyError) as error:
+        problem = error.problems[0] if isinstance(error, StudyError) else Problem(str(error))
+        fix = problem.fix or "make cluster.storage writable, or set it to another folder"
+        yield CheckResult("nodes", f"not checked: {problem.message}", fix)
+        return
+    finally:
+        with suppress(OSError):
+            storage.remove(marker)
+            if folder is not None and is_new:
+                folder.rmdir()
+    for report in reports:
+        problems = list(node_problems(report, request))
+        for problem in problems:
+            # the nodes read data from disk only if these are larger than data.resident_limit_mb
+            essential = problem.path != "data"
+            yield CheckResult(f"node {report.node}", problem.message, problem.fix, essential)
+        if report.shared_memory is not None and report.shared_memory < MIN_SHARED_MEMORY:
+            message = f"{_gib(report.shared_memory)} free in {SHARED_MEMORY}"
+            yield CheckResult(f"node {report.node}", message, MORE_SHARED_MEMORY, essential=False)
+        if not problems:
+            yield CheckResult(f"node {report.node}", str(report))
 
 
 def _dashboard(host: str) -> CheckResult:
@@ -287,15 +345,11 @@ def _memory() -> Iterator[CheckResult]:
     if free is not None:
         fix = "" if free >= ENOUGH_MEMORY else "close other programs, or reduce cluster.slots"
         yield CheckResult("memory", f"{_gib(free)} free", fix, essential=False)
-    shared = Path("/dev/shm")
-    if shared.is_dir():
-        free = shutil.disk_usage(shared).free
-        fix = (
-            ""
-            if free >= ENOUGH_SHARED
-            else "increase it, for example with `docker run --shm-size=4g`"
-        )
-        yield CheckResult("shared memory", f"{_gib(free)} free in {shared}", fix, essential=False)
+    if os.path.isdir(SHARED_MEMORY):
+        free = shutil.disk_usage(SHARED_MEMORY).free
+        fix = "" if free >= MIN_SHARED_MEMORY else MORE_SHARED_MEMORY
+        message = f"{_gib(free)} free in {SHARED_MEMORY}"
+        yield CheckResult("shared memory", message, fix, essential=False)
 
 
 def _free_memory() -> int | None:
@@ -339,7 +393,7 @@ def _gib(size: float) -> str:
 
 
 def _store(uri: str) -> CheckResult:
-    from raykd.tracking.mlflow_client import check_store
+    from raykd.tracking.store_check import check_store
 
     store = check_store(uri, timeout=SERVER_TIMEOUT)
     return CheckResult("MLflow", store.message, store.fix)

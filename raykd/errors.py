@@ -45,6 +45,10 @@ class StudyError(ValueError):
         return type(self), (self.problems,)
 
 
+class RayLost(StudyError):
+    """Raised if Ray itself ended during a run, once the run has been closed as after Ctrl-C."""
+
+
 class Terminated(SystemExit):
     """Raised after SIGTERM or SIGHUP, once the run has been closed as after Ctrl-C.
 
@@ -61,3 +65,8 @@ class Infeasible(ValueError):
 
     The search then draws another point.
     """
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message, or its type if it has none."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,4 +1,4 @@
-"""Non-dominated sorting: what "better" means when there are several objectives."""
+"""Non-dominated sorting of points with several objectives."""
 
 from __future__ import annotations
 
@@ -8,54 +8,54 @@ import numpy as np
 
 
 def losses(metrics: Sequence[Mapping[str, float]], objectives: Mapping[str, str]) -> np.ndarray:
-    """(N, objectives) array in which less is better throughout."""
+    """Return the metrics as an array (N, objectives) in which less is better in every column."""
     signs = np.array([-1.0 if direction == "max" else 1.0 for direction in objectives.values()])
     values = np.array([[m[name] for name in objectives] for m in metrics], dtype=float)
     return values.reshape(len(metrics), len(objectives)) * signs
 
 
 class Fronts:
-    """Points in their non-dominated fronts, which take one more at a time (less is better).
+    """Non-dominated fronts of points that are added one at a time (less is better).
 
-    A point lies one front behind the last of those that dominate it.  What a new one pushes back
-    pushes others back in turn, front by front (Li et al. 2017, "Efficient Nondomination Level
-    Update Method", IEEE Transactions on Cybernetics 47(9); they keep a list for each front, this
-    keeps each point's rank).
+    The front of a point is one more than the last front of the points that dominate it.  Points
+    that a new point moves to the next front move other points in turn, front by front (Li et al.
+    2017, "Efficient Nondomination Level Update Method", IEEE Transactions on Cybernetics 47(9);
+    they store a list for each front, this class stores the rank of each point).
 
     Args:
-        columns: how many objectives.
+        columns: number of objectives.
     """
 
     def __init__(self, columns: int) -> None:
         self.points = np.empty((0, columns))
         self.ranks = np.empty(0, dtype=int)
-        """Each point's front, 0 for the non-dominated ones; shape (points,)."""
+        """Front of each point, 0 for the non-dominated ones; shape (points,)."""
 
     def add(self, point: np.ndarray) -> None:
-        """Take one more point, shape (columns,)."""
+        """Add a point, shape (columns,)."""
         before = self.ranks[_dominate(self.points, point)]
         rank = int(before.max(initial=-1)) + 1
-        pushing = point[None]
+        moved = point[None]
         for front in range(rank, int(self.ranks.max(initial=-1)) + 1):
             members = np.flatnonzero(self.ranks == front)
-            hit = _dominate(pushing[:, None], self.points[members]).any(0)
-            # Those pushed here from the front before are no match for one another.
-            self.ranks[members[hit]] += 1
-            pushing = self.points[members[hit]]
-            if not len(pushing):
+            dominated = _dominate(moved[:, None], self.points[members]).any(0)
+            # points that move here from the front before do not dominate one another
+            self.ranks[members[dominated]] += 1
+            moved = self.points[members[dominated]]
+            if not len(moved):
                 break
         self.points = np.vstack([self.points, point])
         self.ranks = np.append(self.ranks, rank)
 
 
-def _dominate(these: np.ndarray, those: np.ndarray) -> np.ndarray:
-    """Whether one is no worse in any column and better in some; either may be many."""
-    return np.logical_and((these <= those).all(-1), (these < those).any(-1))
+def _dominate(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Return True where `first` is no worse in any column and better in some; broadcasts."""
+    return np.logical_and((first <= second).all(-1), (first < second).any(-1))
 
 
 def ranks(points: np.ndarray) -> np.ndarray:
-    """Each point's front, 0 for the non-dominated ones (less is better in every column)."""
-    order = np.lexsort(points.T[::-1])  # whatever dominates a point comes before it
+    """Return the front of each point, 0 for the non-dominated ones (less is better)."""
+    order = np.lexsort(points.T[::-1])  # a point comes after all that dominate it
     fronts = Fronts(points.shape[1])
     for point in points[order]:
         fronts.add(point)
@@ -65,19 +65,22 @@ def ranks(points: np.ndarray) -> np.ndarray:
 
 
 def crowding(points: np.ndarray) -> np.ndarray:
-    """How much room each point of one front has (Deb 2002, NSGA-II, section III-B); ends: inf."""
-    room = np.zeros(len(points))
+    """Return the crowding distance of each point of a front; infinite at the ends.
+
+    Deb 2002, NSGA-II, section III-B.
+    """
+    distance = np.zeros(len(points))
     for column in points.T:
         order = np.argsort(column, kind="stable")
         span = column[order[-1]] - column[order[0]]
-        room[order[[0, -1]]] = np.inf
+        distance[order[[0, -1]]] = np.inf
         if span > 0:
-            room[order[1:-1]] += (column[order[2:]] - column[order[:-2]]) / span
-    return room
+            distance[order[1:-1]] += (column[order[2:]] - column[order[:-2]]) / span
+    return distance
 
 
 def pareto(points: np.ndarray) -> list[int]:
-    """Indices of the non-dominated points; of equal points the first alone."""
+    """Return the indices of the non-dominated points; of equal points, that of the first."""
     if len(points) == 0:
         return []
     _, first = np.unique(points, axis=0, return_index=True)
@@ -86,15 +89,20 @@ def pareto(points: np.ndarray) -> list[int]:
 
 
 def spread(points: np.ndarray, count: int) -> list[int]:
-    """At most `count` indices of a front: the best in the first column, then ever the point
-    farthest from those taken (columns scaled to [0, 1])."""
+    """Return at most `count` indices of a front that are spread over it.
+
+    The first point is the best in the first column.  Each further point is the one farthest from
+    those selected before (columns scaled to [0, 1]).
+    """
     if len(points) == 0:
         return []
     low, high = points.min(0), points.max(0)
     scaled = (points - low) / np.where(high > low, high - low, 1.0)
-    taken = [int(np.lexsort(points.T[::-1])[0])]
-    while len(taken) < min(count, len(points)):
-        distance = np.linalg.norm(scaled[:, None] - scaled[None, taken], axis=-1).min(1)
-        distance[taken] = -1.0
-        taken.append(int(distance.argmax()))
-    return taken
+    selected = [int(np.lexsort(points.T[::-1])[0])]
+    distance = np.full(len(points), np.inf)
+    while len(selected) < min(count, len(points)):
+        last = selected[-1]
+        distance = np.minimum(distance, np.linalg.norm(scaled - scaled[last], axis=-1))
+        distance[selected] = -1.0
+        selected.append(int(distance.argmax()))
+    return selected

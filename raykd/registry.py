@@ -14,7 +14,7 @@ import re
 from collections.abc import Iterator, Mapping
 from functools import cache, cached_property
 from importlib.metadata import EntryPoint, entry_points
-from typing import Annotated, Any, TypeVar, Union, dataclass_transform
+from typing import Annotated, Any, ClassVar, TypeVar, Union, dataclass_transform
 
 from pydantic import (
     ConfigDict,
@@ -30,7 +30,7 @@ from raykd.errors import Problem, StudyError
 
 T = TypeVar("T")
 
-OWN = "raykd"
+BUILT_IN = "raykd"
 """Origin of the options that raykd itself provides."""
 
 
@@ -39,31 +39,34 @@ def option(cls: type[T]) -> type[T]:
     """Make `cls` a frozen, keyword-only dataclass whose values are checked.
 
     A study file is checked by pydantic.  In Python, `cls(...)` and `dataclasses.replace` check the
-    values they are given by the same rules; unpickling and copying do not check again.  If the
+    values by the same rules; unpickling and copying do not check again.  If the
     class has a method `conflicts() -> Iterable[Problem]`, Python construction also checks rules
     between fields with it.
 
     `cls(...)` raises:
-        StudyError: a ValueError; names every field that is unknown, missing or out of range, what
-            was given and what is allowed.
+        StudyError: a ValueError; names every field that is unknown, missing or out of range, its
+            value, and the values that are allowed.
     """
     cls.__pydantic_config__ = ConfigDict(  # type: ignore[attr-defined]
         extra="forbid", allow_inf_nan=False
     )
-    made = dataclasses.dataclass(frozen=True, kw_only=True)(cls)
-    made.__init__ = _checking(made, made.__init__)  # type: ignore[misc]
-    return made
+    decorated = dataclasses.dataclass(frozen=True, kw_only=True)(cls)
+    decorated.__init__ = _checking(decorated, decorated.__init__)  # type: ignore[misc]
+    return decorated
 
 
-def replaced_unchecked(made: T, **values: Any) -> T:
-    """A copy of an option with other values, for values that a study may not name (no trials)."""
-    copied = copy.copy(made)
+def replaced_unchecked(option: T, **values: Any) -> T:
+    """Return a copy of an option with other values, also with values that a study may not have.
+
+    An example is a search without trials.
+    """
+    copied = copy.copy(option)
     vars(copied).update(values)
     return copied
 
 
 def _checking(cls: type, init: Any) -> Any:
-    """The dataclass's `__init__`, with its arguments checked."""
+    """Return the `__init__` of a dataclass with a check of its arguments."""
     conflicts = getattr(cls, "conflicts", None)
     missing = any(
         field.default is field.default_factory for field in dataclasses.fields(cls) if field.init
@@ -92,33 +95,33 @@ def _checking(cls: type, init: Any) -> Any:
 
 
 def option_name(cls: type) -> str:
-    """The `name` under which a study file asks for this option."""
+    """Return the `name` of an option in a study file."""
     for field in dataclasses.fields(cls):
         if field.name == "name" and isinstance(field.default, str):
             return field.default
-    if (names := names_of(cls)) is not None:
+    if (names := name_pattern_of(cls)) is not None:
         return names.form
     raise TypeError(f"{_path(cls)} has no `name: Literal[...] = ...` field")
 
 
 def names_like(form: str, pattern: str) -> Any:
-    """For an option that answers to many names, `name: Annotated[str, names_like(...)]`.
+    """Declare the `name` of an option with many names: `name: Annotated[str, names_like(...)]`.
 
     Args:
-        form: how messages write such a name ("timm/NAME").
-        pattern: the regular expression of such names; no other option's name fits it.
+        form: form of such a name in messages ("timm/NAME").
+        pattern: regular expression of such names; the name of no other option matches it.
     """
     return Field(pattern=pattern, examples=[form])
 
 
 def _of(cls: type, problem: Problem) -> Problem:
-    """The problem of a field with the name of its class."""
+    """Return the problem of a field with the name of its class."""
     path = f"{cls.__name__}.{problem.path}" if problem.path else cls.__name__
     return dataclasses.replace(problem, path=path)
 
 
 @dataclasses.dataclass(frozen=True)
-class Names:
+class NamePattern:
     """Names of an option that has many, as declared by `names_like`."""
 
     form: str
@@ -128,7 +131,7 @@ class Names:
         return isinstance(name, str) and re.search(self.pattern, name) is not None
 
     @classmethod
-    def from_schema(cls, schema: Mapping[str, Any]) -> Names | None:
+    def from_schema(cls, schema: Mapping[str, Any]) -> NamePattern | None:
         """Read the names of an option from its JSON Schema; None if it has one name."""
         name = schema.get("properties", {}).get("name", {})
         if "pattern" not in name or not name.get("examples"):
@@ -137,10 +140,10 @@ class Names:
 
 
 @cache
-def names_of(cls: type) -> Names | None:
+def name_pattern_of(cls: type) -> NamePattern | None:
     """Return the names of an option that has many; None if it has one."""
     if any(f.name == "name" and f.default is dataclasses.MISSING for f in dataclasses.fields(cls)):
-        return Names.from_schema(TypeAdapter(cls).json_schema())
+        return NamePattern.from_schema(TypeAdapter(cls).json_schema())
     return None
 
 
@@ -157,19 +160,34 @@ class Registry:
         noun: name of one option in messages ("loss", "scheme", ...).
         base: base class of all options.
         entry_points: entry-point group of other packages; each entry point names one option class.
+
+    Class attributes:
+        all: all registries.
+        version: number of options of user code that were registered; schemas of an older version
+            lack some.
     """
+
+    all: ClassVar[list[Registry]] = []
+    version: ClassVar[int] = 0
 
     def __init__(self, noun: str, base: type, entry_points: str) -> None:
         self.noun = noun
         self.base = base
         self.group = entry_points
         self._builtin: tuple[type, ...] = ()
+        self._user: dict[str, type] = {}
         self._loading = False
+        Registry.all.append(self)
 
     def add(self, *options: type) -> None:
         """Add option classes of raykd itself, in the order in which they are listed."""
         self._builtin += options
         vars(self).pop("_entries", None)
+
+    def add_user_option(self, name: str, cls: type) -> None:
+        """Add an option of user code (`raykd.user_code`), or replace the one of this name."""
+        self._user[name] = cls
+        Registry.version += 1
 
     @property
     def members(self) -> dict[str, type]:
@@ -178,12 +196,14 @@ class Registry:
         Raises:
             StudyError: a ValueError; two options have the same name.
         """
-        return {name: cls for name, cls in self._classes.items() if names_of(cls) is None}
+        return {name: cls for name, cls in self._classes.items() if name_pattern_of(cls) is None}
 
     @property
     def forms(self) -> dict[str, type]:
         """Option classes that have many names, by the form of these ("timm/NAME")."""
-        return {form: cls for form, cls in self._classes.items() if names_of(cls) is not None}
+        return {
+            form: cls for form, cls in self._classes.items() if name_pattern_of(cls) is not None
+        }
 
     def find(self, name: str) -> type | None:
         """Return the option of this name, or None."""
@@ -223,7 +243,7 @@ class Registry:
         """Every option, by its name or by the form of its names."""
         if self._loading:  # a package that is being loaded looks up an option
             return {option_name(cls): cls for cls in self._builtin}
-        return {name: cls for name, (cls, _) in self._entries.items()}
+        return {name: cls for name, (cls, _) in self._entries.items()} | self._user
 
     def _tag(self, value: Any) -> str | None:
         """Return the tag of the member of the union that `value` belongs to."""
@@ -231,14 +251,16 @@ class Registry:
         return None if name is None else self._tag_of(name)
 
     def _tag_of(self, name: Any) -> str:
-        forms = (form for form, cls in self.forms.items() if name in (names_of(cls) or ()))
+        if name in self._user:
+            return name
+        forms = (form for form, cls in self.forms.items() if name in (name_pattern_of(cls) or ()))
         return next(forms, str(name))
 
     @cached_property
     def _entries(self) -> dict[str, tuple[type, str]]:
         """(class, package) of every option, by its name or by the form of its names."""
         entries: dict[str, tuple[type, str]] = {}
-        for cls, origin in (*((cls, OWN) for cls in self._builtin), *self._plugins()):
+        for cls, origin in (*((cls, BUILT_IN) for cls in self._builtin), *self._plugins()):
             name = option_name(cls)
             first, first_origin = entries.setdefault(name, (cls, origin))
             if first is not cls:
@@ -258,7 +280,7 @@ class Registry:
                 try:
                     yield self._load(point), _origin(point)
                 except _UnusableOption as reason:
-                    logging.getLogger(OWN).warning(
+                    logging.getLogger(BUILT_IN).warning(
                         "raykd ignores the %s that %s provides as %s (entry point %s = %s): "
                         "%s\n    -> fix %s, or uninstall it",
                         *(self.noun, _origin(point), point.name, self.group, point.value),

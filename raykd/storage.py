@@ -6,6 +6,7 @@ import contextlib
 import os
 import shutil
 import uuid
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -51,22 +52,20 @@ class Storage:
         except FileNotFoundError:
             return None
 
-    def write(self, name: str, content: bytes) -> None:
-        """Write a file atomically: no reader sees a part of it."""
+    def write(self, name: str, content: bytes | Sequence[bytes | memoryview]) -> None:
+        """Write a file atomically: no reader sees a part of it.
+
+        Args:
+            name: of the file.
+            content: of the file, or its parts in order.
+        """
+        parts = (content,) if isinstance(content, bytes) else content
         if self._filesystem is not None:
-            self._write_remote(self._filesystem, f"{self._prefix}/{name}", content)
+            self._write_remote(self._filesystem, f"{self._prefix}/{name}", parts)
             return
         target = Path(self.root, name)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        draft = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}")
-        try:
-            with open(draft, "wb") as stream:
-                stream.write(content)
-                stream.flush()
-                os.fsync(stream.fileno())
+        with _draft_of(target, parts) as draft:
             os.replace(draft, target)
-        finally:
-            draft.unlink(missing_ok=True)
 
     def create(self, name: str, content: bytes) -> bool:
         """Write a file atomically unless it exists; return whether it was written.
@@ -82,17 +81,19 @@ class Storage:
         target = Path(self.root, name)
         if target.exists():
             return False
-        draft = f"{target.parent.relative_to(self.root)}/.{target.name}.{uuid.uuid4().hex[:8]}"
-        self.write(draft, content)
-        return _link(Path(self.root, draft), target)
+        with _draft_of(target, (content,)) as draft:
+            return _link(draft, target)
 
-    def _write_remote(self, filesystem: FileSystem, target: str, content: bytes) -> None:
+    def _write_remote(
+        self, filesystem: FileSystem, target: str, parts: Sequence[bytes | memoryview]
+    ) -> None:
         filesystem.create_dir(target.rsplit("/", 1)[0])
         # An object appears in an object store when it is complete; others need a draft.
         is_atomic = filesystem.type_name in OBJECT_STORES
         draft = target if is_atomic else f"{target}.{uuid.uuid4().hex[:8]}"
         with filesystem.open_output_stream(draft) as stream:
-            stream.write(content)
+            for part in parts:
+                stream.write(part)
         if not is_atomic:
             filesystem.move(draft, target)
 
@@ -161,6 +162,21 @@ class Storage:
         return Storage(f"{self.root.rstrip('/')}/{name}")
 
 
+@contextlib.contextmanager
+def _draft_of(target: Path, parts: Sequence[bytes | memoryview]) -> Iterator[Path]:
+    """Write a hidden file beside `target` to rename or link; it is removed if it is left over."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    draft = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}")
+    try:
+        with open(draft, "wb") as stream:
+            stream.writelines(parts)
+            stream.flush()
+            os.fsync(stream.fileno())
+        yield draft
+    finally:
+        draft.unlink(missing_ok=True)
+
+
 def _link(draft: Path, target: Path) -> bool:
     """Rename a finished draft unless the name is taken; return whether it was free."""
     try:
@@ -173,8 +189,6 @@ def _link(draft: Path, target: Path) -> bool:
             return False
         os.replace(draft, target)
         return True
-    finally:
-        draft.unlink(missing_ok=True)
 
 
 def is_uri(root: str) -> bool:

@@ -1,28 +1,47 @@
-"""What all tests share: nothing of the user's own settings reaches them."""
+"""Settings for all tests: isolation from the user's environment."""
 
 from __future__ import annotations
 
 import os
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 # Before torch is imported: the networks of tests are too small to be worth two threads.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")  # jobs of GenAI evaluations
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 
-USERS_OWN = ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI", "MLFLOW_EXPERIMENT_NAME", "RAY_ADDRESS")
+USER_VARIABLES = (
+    "MLFLOW_TRACKING_URI",
+    "MLFLOW_REGISTRY_URI",
+    "MLFLOW_EXPERIMENT_NAME",
+    "RAY_ADDRESS",
+)
 
 
 @pytest.fixture(autouse=True)
 def no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever runs the tests may have a cluster and a tracking server; tests use neither."""
-    for name in USERS_OWN:
+    """Remove the user's cluster and tracking server from the environment."""
+    for name in USER_VARIABLES:
         monkeypatch.delenv(name, raising=False)
 
 
 @pytest.fixture(scope="session")
 def repository() -> Path:
-    """The root of the clone."""
+    """Root of the clone."""
     return Path(__file__).parent.parent
+
+
+@pytest.fixture(autouse=True)
+def _no_user_code_of_other_tests() -> Iterator[None]:
+    """Forget the options of user code that a test has registered."""
+    yield
+    if module := sys.modules.get("raykd.registry"):
+        for registry in module.Registry.all:
+            if registry._user:
+                registry._user.clear()
+                module.Registry.version += 1

@@ -51,6 +51,7 @@ NEEDED: dict[str, dict[str, Any]] = {
     "Torchvision": {"name": "torchvision/resnet18"},
     "Imported": {"name": "networks:build"},
     "Stored": {"name": "models:/student"},
+    "TabularSource": {"file": "train.csv", "target": "y"},
     "Assistant": {"chain": [{}]},
     "MultiTeacher": {"others": [{}]},
 }
@@ -97,7 +98,7 @@ def constructed(cls: type, values: dict[str, Any]) -> Any:
 
 
 @pytest.mark.parametrize("cls", OPTIONS, ids=lambda cls: cls.__name__)
-def test_python_accepts_what_a_study_file_accepts(cls: type) -> None:
+def test_python_accepts_what_study_file_accepts(cls: type) -> None:
     written = NEEDED.get(cls.__name__, {})
     for field in dataclasses.fields(cls):
         for value in VALUES:
@@ -134,7 +135,7 @@ def test_every_option_refuses_nan_wrong_types_and_unknown_names(cls: type) -> No
 
 
 @pytest.mark.parametrize("cls", OPTIONS, ids=lambda cls: cls.__name__)
-def test_defaults_pass_the_checks(cls: type) -> None:
+def test_defaults_pass_checks(cls: type) -> None:
     made = cls(**needed(cls))
     values = {field.name: getattr(made, field.name) for field in dataclasses.fields(cls)}
     if cls is not schema.Bounds:  # without a bound it bounds nothing
@@ -149,7 +150,7 @@ def message(make: Any) -> str:
     return str(refused.value)
 
 
-def test_a_message_names_option_field_value_and_what_is_allowed() -> None:
+def test_message_names_option_field_value_and_allowed_values() -> None:
     assert message(lambda: Hint(similarity="mse")) == (  # type: ignore[arg-type]
         "Hint.similarity: got 'mse'; must be 'l2', 'l1', 'cross_entropy' or 'mmd'"
     )
@@ -211,7 +212,7 @@ def test_rules_between_fields_hold_in_python() -> None:
     )
 
 
-def test_an_option_that_is_not_registered_is_checked_and_taken() -> None:
+def test_unregistered_option_is_checked_and_accepted() -> None:
     @option
     class Sharp(ResponseLoss):
         """A loss from a notebook."""
@@ -225,6 +226,6 @@ def test_an_option_that_is_not_registered_is_checked_and_taken() -> None:
     )
 
 
-def test_an_infinite_number_is_refused_in_a_study_file_too() -> None:
+def test_infinite_number_is_refused_in_study_file_too() -> None:
     with pytest.raises(ValidationError, match="finite"):
         TypeAdapter(SGD).validate_json('{"lr": Infinity}', strict=True)

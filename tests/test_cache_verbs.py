@@ -13,7 +13,7 @@ from typer.testing import CliRunner, Result
 from raykd.cli.commands import app
 from raykd.report.format import in_bytes, outputs_line
 from raykd.report.lines import EpochLines, PlainLines
-from raykd.report.progress import View
+from raykd.report.run_state import RunState
 from raykd.tracking.events import TeacherCacheChanged
 
 STUDY = """\
@@ -60,14 +60,14 @@ def key_of(folder: Path) -> str:
     return entry.name
 
 
-def test_a_distillation_says_what_it_keeps(distilled: tuple[Path, Result]) -> None:
+def test_distillation_reports_its_cached_outputs(distilled: tuple[Path, Result]) -> None:
     said = distilled[1].stdout
     assert "computing teacher outputs for all trials (2 views, 10.4 kB)" in said
     assert said.index("cached teacher outputs") > said.index("teacher-0 finished")
     assert said.index("cached teacher outputs") < said.index("trial-0000")
 
 
-def test_what_is_kept_is_listed(folder: Path) -> None:
+def test_cached_outputs_are_listed(folder: Path) -> None:
     done = typed("cache", "ls")
     assert done.exit_code == 0
     for text in (key_of(folder)[:12], "mlp", "digits, 100", "logits", "fp16", "0.0 h ago"):
@@ -79,14 +79,14 @@ def test_what_is_kept_is_listed(folder: Path) -> None:
     assert (nothing.exit_code, nothing.stdout.strip()) == (0, "the cache is empty")
 
 
-def test_what_is_kept_is_what_the_teacher_says(folder: Path) -> None:
+def test_cached_outputs_equal_teachers(folder: Path) -> None:
     done = typed("cache", "verify", "--check", "--samples", "40")
     assert done.exit_code == 0, done.output
     assert f"{key_of(folder)[:12]}: ok" in done.stdout
     assert done.stdout.count("agrees") == 2 and "40 samples" in done.stdout
 
 
-def test_outputs_of_another_teacher_are_found_out(folder: Path) -> None:
+def test_outputs_of_another_teacher_are_detected(folder: Path) -> None:
     """The files are whole; what they hold is not what this teacher says."""
     [weights] = (folder / "studies" / "teachers").glob("*.safetensors")
     import safetensors.torch
@@ -99,7 +99,7 @@ def test_outputs_of_another_teacher_are_found_out(folder: Path) -> None:
     assert ": ok" in done.stdout and "DIFFERS" in done.stdout
 
 
-def test_damage_is_found_removed_and_mended_by_the_next_study(folder: Path) -> None:
+def test_damaged_outputs_are_removed_and_computed_again(folder: Path) -> None:
     shard = folder / "studies" / "outputs" / key_of(folder) / "000001.safetensors"
     content = bytearray(shard.read_bytes())
     whole = bytes(content)
@@ -116,14 +116,14 @@ def test_damage_is_found_removed_and_mended_by_the_next_study(folder: Path) -> N
     assert typed("cache", "verify").exit_code == 0
 
 
-def test_a_weights_file_that_is_gone_is_named(folder: Path) -> None:
+def test_missing_weights_file_is_named(folder: Path) -> None:
     shutil.rmtree(folder / "studies" / "teachers")
     done = typed("cache", "verify", "--check")
     assert done.exit_code == 2
     assert "the teacher's weights teachers/" in done.stderr and "are not below" in done.stderr
 
 
-def test_what_is_kept_is_removed(folder: Path) -> None:
+def test_cached_outputs_are_removed(folder: Path) -> None:
     assert typed("cache", "rm").exit_code == 2
     assert typed("cache", "rm", "--all", "abc").exit_code == 2
     wrong = typed("cache", "rm", "xyz")
@@ -159,8 +159,8 @@ def test_numbers_of_bytes_are_readable() -> None:
     ]
 
 
-def test_displays_say_why_a_teacher_is_run_live() -> None:
-    event = TeacherCacheChanged(key="0" * 32, status="live", why="no room")
+def test_displays_show_why_teacher_runs_live() -> None:
+    event = TeacherCacheChanged(key="0" * 32, status="live", reason="no room")
     for display in (PlainLines, EpochLines):
         lines: list[str] = []
         display(lines.append)(event)
@@ -173,10 +173,10 @@ def test_displays_say_why_a_teacher_is_run_live() -> None:
     )
 
 
-def test_a_view_knows_what_is_computed() -> None:
-    view = View()
+def test_view_shows_computed_outputs() -> None:
+    state = RunState()
     begun = TeacherCacheChanged(key="a", status="begun", views=1, bytes=1)
-    view.apply(begun)
-    assert view._building == {"a"}
-    view.apply(replace(begun, status="kept"))
-    assert not view._building
+    state.apply(begun)
+    assert state._building == {"a"}
+    state.apply(replace(begun, status="kept"))
+    assert not state._building

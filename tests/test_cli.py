@@ -60,7 +60,7 @@ def imported_after(statement: str, cwd: Path) -> set[str]:
     return set(json.loads(done.stdout.splitlines()[-1]))
 
 
-def test_the_command_line_imports_nothing_heavy(tmp_path: Path) -> None:
+def test_command_line_imports_nothing_heavy(tmp_path: Path) -> None:
     modules = imported_after("import raykd.cli.commands, raykd.tuning", tmp_path)
     assert "raykd.cli.commands" in modules
     heavy = {"torch", "ray", "mlflow", "optuna", "numpy", "scipy", "pydantic", "pandas"}
@@ -95,7 +95,7 @@ def test_wrong_studies_start_no_ray(study: str, tmp_path: Path) -> None:
         ("search.objectives={test_accuracy: max}", ["search.objectives.test_accuracy"]),
     ],
 )
-def test_a_wrong_value_is_named_and_unfit(
+def test_wrong_value_is_named_and_unfit(
     study: str, verb: str, override: str, said: Sequence[str]
 ) -> None:
     done = typed(verb, study, "--set", override)
@@ -105,20 +105,20 @@ def test_a_wrong_value_is_named_and_unfit(
         assert text in done.stderr
 
 
-def test_a_problem_names_file_and_line(study: str) -> None:
+def test_problem_names_file_and_line(study: str) -> None:
     Path(study).write_text(STUDY.replace("temperature: 4", "temperature: -3"))
     done = typed("validate", study)
     assert done.exit_code == 2
     assert "small.yaml:6: knowledge[0].loss.temperature: got -3; must be > 0" in done.stderr
 
 
-def test_a_file_that_is_not_there_is_unfit(study: str) -> None:
+def test_missing_file_is_invalid(study: str) -> None:
     done = typed("search", "nowhere.yaml")
     assert done.exit_code == 2
     assert "nowhere.yaml: no such file" in done.stderr
 
 
-def test_what_can_never_be_placed_is_refused(study: str) -> None:
+def test_study_that_fits_no_node_is_refused(study: str) -> None:
     for verb in ("search", "validate"):
         done = typed(verb, study, "--set", "cluster.cpus_per_worker=4096")
         assert done.exit_code == 2
@@ -126,7 +126,7 @@ def test_what_can_never_be_placed_is_refused(study: str) -> None:
         assert "RAY_ADDRESS" in done.stderr
 
 
-def test_distill_names_what_is_open(study: str) -> None:
+def test_distill_names_open_value(study: str) -> None:
     done = typed("distill", study)
     assert done.exit_code == 2
     assert "student.model.width" in done.stderr
@@ -139,16 +139,21 @@ def test_distill_names_what_is_open(study: str) -> None:
         ["search"],
         ["search", "small.yaml", "--resume", "x"],
         ["search", "--resume", "x", "--set", "a=1"],
+        ["search", "--resume", "x", "--start-from", "y"],
+        ["pairs"],
+        ["pairs", "small.yaml", "--resume", "x"],
+        ["pairs", "--resume", "x", "--set", "a=1"],
+        ["pairs", "--resume", "x", "--sets", "0"],
     ],
 )
-def test_a_search_has_one_beginning(study: str, arguments: list[str]) -> None:
+def test_file_and_resume_exclude_each_other(study: str, arguments: list[str]) -> None:
     done = typed(*arguments)
     assert done.exit_code == 2
     assert "Invalid value" in done.stderr
 
 
 @pytest.mark.parametrize("verb", ["report", "sync"])
-def test_a_folder_that_is_no_studys_is_unfit(study: str, verb: str) -> None:
+def test_folder_without_study_is_invalid(study: str, verb: str) -> None:
     done = typed(verb, ".")
     assert done.exit_code == 2
     assert "is not a study's folder" in done.stderr
@@ -189,9 +194,7 @@ def run_event() -> RunStarted:
     return RunStarted("teacher-0", "teacher", assignment=assignment)
 
 
-def test_a_failure_after_the_start_is_a_failure(
-    searched: Callable[..., Result], tmp_path: Path
-) -> None:
+def test_failure_after_start_is_failure(searched: Callable[..., Result], tmp_path: Path) -> None:
     problem = StudyError("the teacher could not be made ready")
     assert searched([opening(tmp_path)], problem).exit_code == 2
     done = searched([opening(tmp_path), run_event()], problem)
@@ -199,7 +202,7 @@ def test_a_failure_after_the_start_is_a_failure(
     assert "the teacher could not be made ready" in done.stderr
 
 
-def test_an_interrupted_search_says_how_to_go_on(
+def test_interrupted_search_shows_how_to_resume(
     searched: Callable[..., Result], tmp_path: Path
 ) -> None:
     done = searched([opening(tmp_path)], KeyboardInterrupt())
@@ -211,7 +214,7 @@ def test_an_interrupted_search_says_how_to_go_on(
     assert "before the study started" in early.stderr
 
 
-def test_a_mistake_of_ours_is_owned_up_to(searched: Callable[..., Result], tmp_path: Path) -> None:
+def test_mistake_of_ours_is_owned_up_to(searched: Callable[..., Result], tmp_path: Path) -> None:
     done = searched([opening(tmp_path)], RuntimeError("oh\nno"))
     assert done.exit_code == 1
     assert "internal error (please report): RuntimeError: oh" in done.stderr
@@ -234,7 +237,7 @@ def test_problems_are_json_too(searched: Callable[..., Result]) -> None:
 # The verbs that need no cluster
 
 
-def test_a_student_is_distilled_and_reported_on(study: str) -> None:
+def test_student_is_distilled_and_reported_on(study: str) -> None:
     done = typed("distill", study, *CLOSED)
     assert done.exit_code == 0, done.output
     assert "teacher-0: mlp d2 w16" in done.stdout
@@ -257,7 +260,7 @@ def test_a_student_is_distilled_and_reported_on(study: str) -> None:
     assert (sent.exit_code, sent.stdout) == (0, "all events are in MLflow\n")
 
 
-def test_a_teacher_is_trained_alone(study: str) -> None:
+def test_teacher_is_trained_alone(study: str) -> None:
     done = typed("teacher", study, *CLOSED)
     assert done.exit_code == 0, done.stderr
     assert "teacher-0 finished (1/1 epochs)" in done.stdout
@@ -266,7 +269,7 @@ def test_a_teacher_is_trained_alone(study: str) -> None:
     assert "no front" not in done.stdout
 
 
-def test_a_distillation_in_json_is_json_alone(study: str) -> None:
+def test_distillation_in_json_is_json_alone(study: str) -> None:
     done = typed("distill", study, *CLOSED, "--set", "search.replicates=0", "--json")
     assert done.exit_code == 0, done.stderr
     events = [json.loads(line) for line in done.stdout.splitlines()]
@@ -276,7 +279,7 @@ def test_a_distillation_in_json_is_json_alone(study: str) -> None:
     assert events[-1]["front"][0]["student"] == "mlp d2 w8"
 
 
-def test_a_study_is_explained(study: str) -> None:
+def test_study_is_explained(study: str) -> None:
     done = typed("validate", study, "--seed", "1")
     assert done.exit_code == 0, done.stderr
     for text in ("student.model.width", "2 combinations", "samples", "each ("):
@@ -288,7 +291,7 @@ def test_a_study_is_explained(study: str) -> None:
     assert not Path("studies").exists()
 
 
-def test_the_schema_is_json() -> None:
+def test_schema_is_json() -> None:
     done = typed("schema")
     assert done.exit_code == 0
     assert json.loads(done.stdout)["title"] == "raykd study"
@@ -302,13 +305,13 @@ def test_options_are_listed() -> None:
     assert "resnet" in typed("list").stdout
 
 
-def test_versions_are_told() -> None:
+def test_versions_are_printed() -> None:
     done = typed("version")
     assert done.stdout.startswith(f"raykd {raykd.__version__}\n")
     assert "\nray " in done.stdout and "\ntorch " in done.stdout
 
 
-def test_help_tells_the_verbs_and_the_exit_codes() -> None:
+def test_help_lists_commands_and_exit_codes() -> None:
     done = typed("--help")
     assert done.exit_code == 0
     for verb in ("search", "distill", "teacher", "validate", "schema", "list", "doctor", "sync"):
@@ -319,7 +322,7 @@ def test_help_tells_the_verbs_and_the_exit_codes() -> None:
 # The same through Python
 
 
-def test_the_public_names_are_there() -> None:
+def test_public_names_are_there() -> None:
     for name in raykd.__all__:
         assert getattr(raykd, name) is not None
     assert set(raykd.__all__) <= set(dir(raykd))
@@ -327,7 +330,7 @@ def test_the_public_names_are_there() -> None:
         _ = raykd.nothing_such
 
 
-def test_search_is_a_package_and_a_function(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_search_is_package_and_function(monkeypatch: pytest.MonkeyPatch) -> None:
     import raykd.tuning.search_run
 
     given: list[Any] = []

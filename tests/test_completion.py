@@ -74,13 +74,13 @@ def folder(tmp_path: Path) -> Path:
         ("raykd search --resume stu", ["studies/digits-20260102-000000"]),
     ],
 )
-def test_the_shell_completes(line: str, expected: list[str], folder: Path) -> None:
+def test_shell_completes(line: str, expected: list[str], folder: Path) -> None:
     words = completed(line, folder)
     assert words[: len(expected)] == expected
 
 
 def test_completion_words_are_up_to_date() -> None:
-    stored = files("raykd").joinpath("completions.json").read_text(encoding="utf-8")
+    stored = files("raykd.cli").joinpath("completions.json").read_text(encoding="utf-8")
     assert stored == text(), "run: python -m raykd.cli.completion_words"
 
 

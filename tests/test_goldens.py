@@ -17,20 +17,20 @@ def golden(name: str) -> Any:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["schema", "options", "search"])
-def test_facts_are_the_same(name: str) -> None:
+def test_facts_are_same(name: str) -> None:
     facts = json.loads(json.dumps(FACTS[name]()))
     assert facts == golden(name)
 
 
 @pytest.mark.slow
-def test_validate_prints_the_same_figures() -> None:
+def test_validate_prints_same_figures() -> None:
     for name, figures in golden_facts.studies().items():
         if not figures[0].startswith("validate"):  # else its data are not on this machine
             assert figures == golden("studies")[name], name
 
 
 @pytest.mark.slow
-def test_two_losses_train_to_the_same_figures() -> None:
+def test_two_losses_train_to_same_figures() -> None:
     for name, epochs in golden_facts.trained().items():
         expected = golden("trained")[name]
         assert len(epochs) == len(expected)

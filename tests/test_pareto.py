@@ -8,7 +8,7 @@ import pytest
 from raykd.pareto import Fronts, crowding, losses, pareto, ranks, spread
 
 
-def test_losses_are_less_the_better() -> None:
+def test_losses_are_less_better() -> None:
     found = losses(
         [{"accuracy": 0.9, "params": 10, "x": 1}, {"accuracy": 0.8, "params": 5}],
         {"accuracy": "max", "params": "min"},
@@ -17,14 +17,14 @@ def test_losses_are_less_the_better() -> None:
     assert losses([], {"accuracy": "max", "params": "min"}).shape == (0, 2)
 
 
-def test_ranks_of_a_known_picture() -> None:
+def test_ranks_of_known_picture() -> None:
     points = np.array([[1, 4], [2, 2], [4, 1], [3, 3], [5, 5], [2, 5]], dtype=float)
     assert ranks(points).tolist() == [0, 0, 0, 1, 2, 1]
     assert ranks(points[:, :1]).tolist() == [0, 1, 3, 2, 4, 1]
     assert ranks(points[:0]).tolist() == []
 
 
-def test_equal_points_share_a_front() -> None:
+def test_equal_points_share_front() -> None:
     points = np.array([[1.0, 1.0], [1.0, 1.0], [1.0, 2.0]])
     assert ranks(points).tolist() == [0, 0, 1]
 
@@ -54,7 +54,7 @@ def test_ranks_by_peeling(columns: int, seed: int) -> None:
     assert one_by_one.points.tolist() == points.tolist()
 
 
-def test_of_equal_points_the_first_alone_is_on_the_front() -> None:
+def test_of_equal_points_first_alone_is_on_front() -> None:
     points = np.array([[3.0, 3.0], [1.0, 2.0], [2.0, 1.0], [1.0, 2.0], [2.0, 1.0]])
     assert pareto(points) == [1, 2]
     assert pareto(points[:0]) == []
@@ -75,7 +75,7 @@ def test_crowding_without_any_span() -> None:
     assert crowding(np.ones((1, 2))).tolist() == [np.inf]
 
 
-def test_spread_takes_the_best_then_the_farthest() -> None:
+def test_spread_takes_best_then_farthest() -> None:
     points = np.array([[0.5, 5.0], [0.0, 10.0], [0.1, 9.0], [1.0, 0.0]])
     assert spread(points, 1) == [1]
     assert spread(points, 2) == [1, 3]
@@ -84,7 +84,7 @@ def test_spread_takes_the_best_then_the_farthest() -> None:
     assert spread(points[:0], 3) == []
 
 
-def test_spread_breaks_ties_in_the_first_column_by_the_others() -> None:
+def test_spread_breaks_ties_in_first_column_by_others() -> None:
     assert spread(np.array([[1.0, 7.0], [1.0, 3.0], [2.0, 0.0]]), 1) == [1]
 
 

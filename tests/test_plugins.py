@@ -24,7 +24,7 @@ from raykd.losses import KD, Loss
 from raykd.registry import Registry
 from raykd.report.options.catalogue import FAMILIES
 
-OTHERS = '''\
+FAMILY_MEMBERS = '''\
 """A scheme and a model."""
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 from torch import nn
 
-from raykd.models import Model, Task
+from raykd.models import Model, Signature
 from raykd.registry import option
 from raykd.schemes import Distiller, Offline, SchemeInputs, Scheme
 
@@ -60,12 +60,12 @@ class Slim(Model):
     name: Literal["slim"] = "slim"
     width: Annotated[int, Field(ge=1, le=64, description="hidden units")] = 8
 
-    def build(self, task: Task) -> nn.Module:
+    def build(self, signature: Signature) -> nn.Module:
         layers = {
             "flatten": nn.Flatten(),
-            "hidden": nn.Linear(prod(task.input_shape), self.width),
+            "hidden": nn.Linear(prod(signature.input_shape), self.width),
             "act": nn.ReLU(),
-            "classifier": nn.Linear(self.width, task.classes),
+            "classifier": nn.Linear(self.width, signature.classes),
         }
         return nn.Sequential(OrderedDict(layers))
 '''
@@ -138,7 +138,7 @@ def installed(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     (source / "my_package").mkdir()
     (source / "my_package" / "__init__.py").touch()
     (source / "my_package" / "cosine.py").write_text(loss)
-    (source / "my_package" / "others.py").write_text(OTHERS)
+    (source / "my_package" / "others.py").write_text(FAMILY_MEMBERS)
     how = ("--offline", "--no-deps", "--no-build-isolation", "--python", sys.executable)
     done = subprocess.run(
         [uv, "pip", "install", *how, "--target", str(target), str(source)],
@@ -164,9 +164,7 @@ def fresh(code: str, installed: Path, cwd: Path) -> subprocess.CompletedProcess[
     )
 
 
-def test_an_installed_package_adds_a_loss_a_scheme_and_a_model(
-    installed: Path, tmp_path: Path
-) -> None:
+def test_installed_package_adds_loss_scheme_and_model(installed: Path, tmp_path: Path) -> None:
     (tmp_path / "plugged.yaml").write_text(STUDY)
     done = fresh(USED, installed, tmp_path)
     assert done.returncode == 0, done.stderr
@@ -199,7 +197,7 @@ def test_an_installed_package_adds_a_loss_a_scheme_and_a_model(
     assert "No module named 'my_package.nowhere'" in complaints
 
 
-def test_a_package_may_be_imported_before_raykd(installed: Path, tmp_path: Path) -> None:
+def test_package_may_be_imported_before_raykd(installed: Path, tmp_path: Path) -> None:
     code = (
         "from my_package.cosine import Cosine\n"
         "import my_package.others\n"
@@ -269,7 +267,7 @@ UNREADABLE = (
         (HEAD + UNREADABLE, "its fields cannot be read from a study: Unable to generate"),
     ],
 )
-def test_what_is_no_option_is_left_out_and_named(
+def test_invalid_option_is_skipped_and_named(
     code: str, why: str, offered: Offered, caplog: pytest.LogCaptureFixture
 ) -> None:
     family = offered(code, "Odd")
@@ -284,9 +282,7 @@ def test_what_is_no_option_is_left_out_and_named(
     assert "fix odd-package 2.0, or uninstall it" in message
 
 
-def test_others_of_the_same_package_stay(
-    offered: Offered, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_others_of_same_package_stay(offered: Offered, caplog: pytest.LogCaptureFixture) -> None:
     good = 'ALL = list(LOSSES)\n@option\nclass Good(Loss):\n    name: Literal["good"] = "good"\n'
     family = offered(HEAD + good, "Good", "Bad")
     assert list(family.members) == ["kd", "good"]
@@ -318,7 +314,7 @@ def test_two_options_of_one_name_are_refused(
     assert "Traceback" not in done.stderr
 
 
-def test_an_option_offered_twice_is_one(offered: Offered) -> None:
+def test_repeated_option_counts_once(offered: Offered) -> None:
     again = "from raykd.losses import KD as Again\n"
     family = offered(again, "Again")
     assert list(family.members) == ["kd"]

@@ -6,7 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.readability import LIMITS, STATIC, WALKS, Measure, Source, measures
+from benchmarks.readability import (
+    LIMITS,
+    STATIC,
+    WALKS,
+    Measure,
+    ShapeRecorder,
+    Source,
+    measures,
+)
 
 EXAMPLE = '''"""What it holds."""
 
@@ -23,6 +31,10 @@ class Reader:
         found: Any = self.path
 
         return found
+
+@option
+class One:
+    others: int
 '''
 
 
@@ -39,7 +51,7 @@ def test_no_measure_is_above_its_limit(name: str, results: dict[str, Measure]) -
     assert measure.goal <= measure.limit
 
 
-def test_measures_of_an_example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_measures_of_example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "example.py"
     file.write_text(EXAMPLE, encoding="utf-8")
     monkeypatch.setattr("benchmarks.readability.PACKAGE", tmp_path)
@@ -48,9 +60,25 @@ def test_measures_of_an_example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         "docstrings that begin with a question word, %": pytest.approx(100 / 3),
         "avoided phrases": 1,
         "avoided names": 2,
-        "uses of Any per 1,000 lines of code": pytest.approx(1000 * 2 / 6),
+        "uses of Any per 1,000 lines of code": pytest.approx(1000 * 2 / 9),
         "parameters of the largest constructor": 3,
         "lines of the longest function": 4,
-        "lines of the largest file": 15,
+        "lines of the largest file": 19,
     }
     assert values.keys() | WALKS.keys() == LIMITS.keys()
+
+
+def test_every_dictionary_shape_of_metric_is_counted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def flatten(record: dict[str, dict[str, float]], slot: str) -> dict[str, object]:
+        return {**record["metrics"], "slot": slot}
+
+    monkeypatch.setattr("benchmarks.readability.PACKAGE", Path(__file__).parent)
+    recorder = ShapeRecorder("accuracy")
+    with recorder.recording():
+        flatten({"metrics": {"loss": 1.0}}, "here")
+        assert not recorder.shapes
+        flatten({"metrics": {"accuracy": 0.5}}, "here")
+        flatten({"metrics": {"accuracy": 0.7}}, "there")
+    assert list(recorder.shapes) == ["a record with metrics", "numbers and slot"]

@@ -18,7 +18,7 @@ def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
     return Storage(roots.get(request.param, "mock:///studies"))
 
 
-def test_what_is_written_is_read(storage: Storage) -> None:
+def test_written_data_are_read(storage: Storage) -> None:
     assert storage.read("small/states/a.pt") is None
     assert not storage.exists("small/states/a.pt")
     storage.write("small/states/a.pt", b"\x00one")
@@ -30,7 +30,7 @@ def test_what_is_written_is_read(storage: Storage) -> None:
     assert storage.read("empty") == b""
 
 
-def test_a_folder_is_no_file(storage: Storage) -> None:
+def test_folder_is_no_file(storage: Storage) -> None:
     storage.write("small/states/a.pt", b"one")
     assert not storage.exists("small")
     assert not storage.exists("small/states")
@@ -44,7 +44,7 @@ def test_removing_is_repeatable(storage: Storage) -> None:
     assert storage.read("a") is None
 
 
-def test_below_is_the_same_files(tmp_path: Path) -> None:
+def test_below_is_same_files(tmp_path: Path) -> None:
     for root in (str(tmp_path), f"file://{tmp_path}"):
         storage = Storage(root)
         storage.below("small").write("a", b"one")
@@ -52,7 +52,7 @@ def test_below_is_the_same_files(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("scheme", ["", "file://"])
-def test_a_write_that_fails_leaves_the_file_as_it_was(
+def test_write_that_fails_leaves_file_as_it_was(
     scheme: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     storage = Storage(f"{scheme}{tmp_path}")
@@ -72,7 +72,7 @@ def test_a_write_that_fails_leaves_the_file_as_it_was(
 
 
 @pytest.mark.parametrize("scheme", ["", "file://"])
-def test_a_reader_never_sees_half_a_file(scheme: str, tmp_path: Path) -> None:
+def test_reader_never_sees_half_file(scheme: str, tmp_path: Path) -> None:
     storage = Storage(f"{scheme}{tmp_path}")
     contents = [bytes([i]) * 2_000_000 for i in range(4)]
     storage.write("a", contents[0])
@@ -92,7 +92,7 @@ def test_a_reader_never_sees_half_a_file(scheme: str, tmp_path: Path) -> None:
     assert seen <= set(contents)
 
 
-def test_elsewhere_a_draft_is_moved_into_place(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_elsewhere_draft_is_moved_into_place(monkeypatch: pytest.MonkeyPatch) -> None:
     storage = Storage("mock:///studies")
     storage.write("a", b"old")
     filesystem = storage._filesystem
@@ -117,7 +117,7 @@ def test_elsewhere_a_draft_is_moved_into_place(monkeypatch: pytest.MonkeyPatch) 
     assert storage.read("a") == b"old"
 
 
-def test_where_the_root_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_root_of_storage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     assert Storage("studies").root == str(tmp_path / "studies")
@@ -128,12 +128,12 @@ def test_where_the_root_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert Storage(str(tmp_path / "studies")).read("a") == b"one"
 
 
-def test_a_scheme_nobody_knows_is_refused() -> None:
+def test_unknown_uri_scheme_is_refused() -> None:
     with pytest.raises(ValueError, match="nonsense"):
         Storage("nonsense://bucket/kd")
 
 
-def test_the_first_of_several_writers_wins(storage: Storage) -> None:
+def test_first_of_several_writers_wins(storage: Storage) -> None:
     assert storage.create("teachers/a.pt", b"one")
     assert not storage.create("teachers/a.pt", b"two")
     assert storage.read("teachers/a.pt") == b"one"
@@ -141,7 +141,7 @@ def test_the_first_of_several_writers_wins(storage: Storage) -> None:
 
 
 @pytest.mark.parametrize("links", [True, False])
-def test_one_writer_of_many_at_once_wins(
+def test_single_concurrent_writer_wins(
     links: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also on a file system without hard links, as far as that can be."""

@@ -1,4 +1,4 @@
-"""Draw the README's picture of why raykd is fast, from what the benchmarks measured.
+"""Draw the README's picture of why raykd is fast, from results of the benchmarks.
 
 uv run python docs/images/fast.py benchmarks/results docs/images/fast.png
 
@@ -24,9 +24,9 @@ EPOCHS = {
     "kd, raykd, cached": "raykd, teacher computed once",
     "alone, plain": "student alone, by hand",
 }
-"""The arms of step.py that are drawn, from above."""
+"""The arms of step.py that are drawn, top down."""
 
-OURS, OTHERS = "#0b559f", "#b0b0b0"
+OURS, GRAY = "#0b559f", "#b0b0b0"
 
 
 def main(folder: Path, target: Path) -> None:
@@ -40,26 +40,26 @@ def main(folder: Path, target: Path) -> None:
     print(target)
 
 
-def epochs(axes: Axes, told: dict[str, Any]) -> None:
-    """An epoch of distillation by kd, in epochs of the student alone."""
-    ratio = {row["epoch"]: row["x plain alone"] for row in told["rows"]}
-    bars(axes, {said: ratio[arm] for arm, said in EPOCHS.items() if arm in ratio}, "{:.2f}")
+def epochs(axes: Axes, results: dict[str, Any]) -> None:
+    """Draw the duration of an epoch of distillation by kd, in epochs of the student alone."""
+    ratio = {row["epoch"]: row["x plain alone"] for row in results["rows"]}
+    bars(axes, {label: ratio[arm] for arm, label in EPOCHS.items() if arm in ratio}, "{:.2f}")
     axes.set_xlabel("time of an epoch (student alone, by hand = 1)")
 
 
-def turnarounds(axes: Axes, told: dict[str, Any]) -> None:
-    """What a slot idles between two trials, in seconds."""
-    nested, warm = sorted((row["median s"] for row in told["rows"]), reverse=True)
+def turnarounds(axes: Axes, results: dict[str, Any]) -> None:
+    """Draw the idle time of a slot between two trials, in seconds."""
+    nested, warm = sorted((row["median s"] for row in results["rows"]), reverse=True)
     bars(axes, {"a TorchTrainer for each trial": nested, "raykd, warm slot": warm}, "{:.2g} s")
     axes.set_xscale("log")
     axes.set_xlabel("seconds between two trials (log)")
 
 
 def bars(axes: Axes, values: dict[str, float], form: str) -> None:
-    """A bar for each name, raykd's in colour."""
+    """Draw a bar for each name, raykd's in color."""
     names = [*values][::-1]
-    colours = [OURS if name.startswith("raykd") else OTHERS for name in names]
-    drawn = axes.barh(names, [values[name] for name in names], color=colours)
+    colors = [OURS if name.startswith("raykd") else GRAY for name in names]
+    drawn = axes.barh(names, [values[name] for name in names], color=colors)
     axes.bar_label(drawn, labels=[form.format(values[name]) for name in names], padding=3)
     axes.margins(x=0.15)
     for side in ("top", "right"):

@@ -1,4 +1,4 @@
-"""Draw a search over accuracy and size: its trials, its front, its chosen students.
+"""Draw a search over accuracy and size: its trials, its Pareto front, its finalists.
 
 uv run python docs/images/front.py studies/architecture-DATE-TIME docs/images/architecture.png
 """
@@ -35,11 +35,11 @@ def main(folder: Path, target: Path) -> None:
 def searched(axes: Axes, result: StudyResult) -> None:
     """All trials by size and accuracy on the validation split."""
     trials = [record for record in result.records.of("trial") if "val_accuracy" in record.metrics]
-    for status, colour, said in (
+    for status, color, legend in (
         ("stopped", STOPPED, "stopped early"),
         ("finished", WHOLE, "whole"),
     ):
-        points(axes, [one for one in trials if one.status == status], colour, said)
+        points(axes, [one for one in trials if one.status == status], color, legend)
     front = sorted(result.pareto, key=lambda record: record.metrics["params"])
     axes.plot(*spread(front), color=WHOLE, lw=1, label="front")
     for record in result.teachers:
@@ -51,35 +51,37 @@ def searched(axes: Axes, result: StudyResult) -> None:
 
 
 def tested(axes: Axes, result: StudyResult) -> None:
-    """The chosen students on the test split, distilled and alone, with 95% intervals."""
-    for said, colour in (("distilled", WHOLE), ("alone", ALONE)):
+    """Plot the finalists on the test split, distilled and alone, with 95% intervals."""
+    for legend, color in (("distilled", WHOLE), ("alone", ALONE)):
         for finalist in result.finalists:
-            found = getattr(finalist, said)
-            if found is None:
+            accuracy = getattr(finalist, legend)
+            if accuracy is None:
                 continue
-            label = said if finalist is result.finalists[0] else None
+            label = legend if finalist is result.finalists[0] else None
             axes.errorbar(
                 finalist.trial.metrics["params"],
-                100 * found.mean,
-                yerr=100 * found.half_width,
+                100 * accuracy.mean,
+                yerr=100 * accuracy.half_width,
                 fmt="o",
-                color=colour,
+                color=color,
                 capsize=3,
                 label=label,
             )
-    axes.set(xlabel="parameters", ylabel="test accuracy (%)", title="Chosen students")
+    axes.set(xlabel="parameters", ylabel="test accuracy (%)", title="Finalists")
     axes.legend(fontsize=8, loc="lower right")
 
 
-def points(axes: Axes, records: Iterable[Record], colour: str, said: str) -> None:
-    """A dot for each trial."""
-    axes.plot(*spread(records), "o", color=colour, ms=5, label=said)
+def points(axes: Axes, records: Iterable[Record], color: str, legend: str) -> None:
+    """Draw a dot for each trial."""
+    axes.plot(*spread(records), "o", color=color, ms=5, label=legend)
 
 
 def spread(records: Iterable[Record]) -> tuple[list[float], list[float]]:
-    """Parameters and accuracies, in per cent."""
-    found = [(one.metrics["params"], 100 * one.metrics["val_accuracy"]) for one in records]
-    return [size for size, _ in found], [accuracy for _, accuracy in found]
+    """Return the parameters and the accuracies, in percent."""
+    points = [
+        (record.metrics["params"], 100 * record.metrics["val_accuracy"]) for record in records
+    ]
+    return [size for size, _ in points], [accuracy for _, accuracy in points]
 
 
 if __name__ == "__main__":

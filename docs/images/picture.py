@@ -15,8 +15,9 @@ from rich.console import Console
 from rich.text import Text
 
 from raykd.report.live import picture
-from raykd.report.progress import View
-from raykd.report.summary import summary
+from raykd.report.run_state import RunState
+from raykd.report.summary import summarize
+from raykd.report.terminal import render_summary
 from raykd.runtime.cluster import plan_slots, this_machine
 from raykd.study.checks.load import load_study
 from raykd.tracking.events import DataLoaded, RunEnded
@@ -36,24 +37,24 @@ def main(folder: Path, target: Path) -> None:
     trials = study.settings.search.trials
     clock = told[0].at
     with tempfile.TemporaryDirectory() as empty:
-        view = View(now=lambda: clock / 1000)
+        state = RunState(now=lambda: clock / 1000)
         plan = plan_slots(study.settings.cluster, this_machine())
         blank = StudyFolder(Path(empty), empty, "blank")
         ended = 0
         for event in told:
             clock = event.at
-            view.apply(event)
+            state.apply(event)
             if isinstance(event, DataLoaded):
                 blank.journal.write_text("")
-                view.apply(slots_planned(study, blank, plan, None))
+                state.apply(slots_planned(study, blank, plan, None))
             ended += isinstance(event, RunEnded) and event.id.startswith("trial-")
             if ended >= trials * 2 // 3:
                 break
         console = Console(record=True, width=WIDTH, height=20, file=io.StringIO())
         console.print(Text("$ uv run raykd search search_spaces/quickstart.yaml", style="bold"))
-        console.print(picture(view, console.options))
+        console.print(picture(state, console.options))
     console.print(Text("\n... and at the end:\n", style="dim"))
-    console.print(summary(read_result(folder)))
+    console.print(render_summary(summarize(read_result(folder))))
     drawn = console.export_svg(title="raykd")
     target.write_text(drawn.replace(f"{folder.absolute().parent.parent}/", ""))
     print(json.dumps({"picture": str(target), "bytes": target.stat().st_size}))

@@ -17,6 +17,7 @@ from typing import Any
 from typer import Context
 
 GROUPS = {
+    "tasks": "raykd.tasks",
     "losses": "raykd.losses",
     "schemes": "raykd.schemes",
     "models": "raykd.models",
@@ -106,4 +107,4 @@ def _starting(incomplete: str, items: Any) -> Items:
 
 @cache
 def _words() -> dict[str, dict[str, Any]]:
-    return json.loads(files("raykd").joinpath("completions.json").read_text(encoding="utf-8"))
+    return json.loads(files("raykd.cli").joinpath("completions.json").read_text(encoding="utf-8"))

@@ -1,7 +1,7 @@
 """Words for shell completion, collected from the options and the study's schema.
 
 Importing the options takes seconds, which is too long for the Tab key, so the words are stored in
-`raykd/completions.json`.  A test checks that the file is up to date; this command writes it:
+`raykd/cli/completions.json`.  A test checks that the file is up to date; this command writes it:
 
     python -m raykd.cli.completion_words
 """
@@ -14,7 +14,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from raykd.report.options.catalogue import PARTS, entries
+from raykd.report.options.catalogue import PARTS, list_entries
 from raykd.study.config import study_adapter
 
 DEEPEST = 4
@@ -27,7 +27,9 @@ def words() -> dict[str, dict[str, Any]]:
     Options of other packages are omitted: completion finds their names from their entry points.
     """
     options = {
-        part: {entry.name: entry.summary for entry in entries(part) if entry.package == "raykd"}
+        part: {
+            entry.name: entry.summary for entry in list_entries(part) if entry.package == "raykd"
+        }
         for part in PARTS
     }
     schema = study_adapter().json_schema()
@@ -38,7 +40,7 @@ def words() -> dict[str, dict[str, Any]]:
 
 
 def text() -> str:
-    """Return the content of `raykd/completions.json`."""
+    """Return the content of `raykd/cli/completions.json`."""
     return json.dumps(words(), indent=1, ensure_ascii=False) + "\n"
 
 
@@ -66,9 +68,9 @@ def _members(node: Any, definitions: Mapping[str, Any]) -> list[Mapping[str, Any
         return _members(definitions[node["$ref"].rsplit("/", 1)[-1]], definitions)
     union = node.get("anyOf") or node.get("oneOf")
     if union:
-        return [found for member in union for found in _members(member, definitions)]
+        return [inner for member in union for inner in _members(member, definitions)]
     return [node]
 
 
 if __name__ == "__main__":
-    Path(str(files("raykd").joinpath("completions.json"))).write_text(text(), encoding="utf-8")
+    Path(str(files("raykd.cli").joinpath("completions.json"))).write_text(text(), encoding="utf-8")

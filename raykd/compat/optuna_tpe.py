@@ -4,7 +4,9 @@ For each parameter that it draws, Optuna 5 reads all trials, splits them into go
 looks up the parameter in each of them.  A conditional space has many parameters, a long search many
 trials.  Here the trials are read and split once for each new trial, the parameters of a finished
 trial are looked up once, and equal candidates are scored once.  The draws are identical, number for
-number (tests/search/test_tpe.py compares them).
+number (tests/compat/test_optuna_tpe.py compares them).
+
+A trial that has paused, and has not ended, counts as one that was stopped with its last values.
 
 This uses private parts of Optuna 5.0.  If they are different, `make_tpe` returns Optuna's own
 sampler, which draws the same values and takes longer.
@@ -12,6 +14,7 @@ sampler, which draws the same values and takes longer.
 
 from __future__ import annotations
 
+import copy
 import inspect
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -25,6 +28,9 @@ from optuna.samplers._tpe import sampler as _tpe
 from optuna.trial import FrozenTrial, TrialState
 
 LEARNABLE_STATES = (TrialState.COMPLETE, TrialState.PRUNED)
+
+PAUSED = "raykd.paused"
+"""Attribute of a trial that has paused at a rung; it stays when the trial is promoted."""
 
 
 class _Split(NamedTuple):
@@ -122,7 +128,8 @@ class CachedTPE(TPESampler):
         if self._group or not self._is_multivariate(study):
             return super().infer_relative_search_space(study, trial)
         # Optuna reads all trials again that began after the first one that is still running.
-        self._learnable_trials(study._get_trials(deepcopy=False, use_cache=True))
+        trials = study._get_trials(deepcopy=False, use_cache=True)
+        self._learnable_trials([_as_stopped(each) for each in trials])
         common = sorted((self._common or {}).items())
         return {name: each for name, each in common if not each.single()}
 
@@ -159,7 +166,7 @@ class CachedTPE(TPESampler):
     def _split_for(self, study: optuna.Study, trial: FrozenTrial) -> _Split:
         """Split the trials for a new one, unless that has been done."""
         if self._split is None or self._split.trial != trial.number:
-            trials = study.get_trials(deepcopy=False)
+            trials = [_as_stopped(each) for each in study.get_trials(deepcopy=False)]
             mask = self._learnable_trials(trials)
             mask[trial.number] = False
             below = self._below(study, trials, mask)
@@ -212,7 +219,9 @@ class CachedTPE(TPESampler):
         below, _ = _tpe._split_trials(study, candidates, gamma(finished))
         limit = gamma(sys.maxsize)
         if single and len(candidates) > 4 * limit:
-            candidates = [each for each in candidates if each.state in LEARNABLE_STATES]
+            # a paused trial may still become one of the good ones
+            ended = (each for each in candidates if each.state in LEARNABLE_STATES)
+            candidates = [each for each in ended if PAUSED not in each.user_attrs]
             _, beaten = _tpe._split_trials(study, candidates, limit)
             self._beaten[[each.number for each in beaten]] = True
         return below
@@ -239,6 +248,15 @@ class CachedTPE(TPESampler):
         if column is None or column.distribution != distribution:
             column = self._columns[name] = _Column(name, distribution)
         return column
+
+
+def _as_stopped(trial: FrozenTrial) -> FrozenTrial:
+    """Return a trial that has paused as one that was stopped; others as they are."""
+    if trial.state != TrialState.RUNNING or PAUSED not in trial.user_attrs:
+        return trial
+    stopped = copy.copy(trial)
+    stopped.state = TrialState.PRUNED
+    return stopped
 
 
 # Methods that `CachedTPE` overrides or calls, with their parameters.

@@ -18,9 +18,11 @@ from raykd.data.digits import Digits
 from raykd.data.fashion_mnist import FashionMnist
 from raykd.data.image_folder import ImageFolder
 from raykd.data.loader import BatchLoader, Placement, ViewOptions
+from raykd.data.samples import dataset_of_samples
+from raykd.data.tabular import TabularSource
 from raykd.data.text import Texts
 
-SOURCES.add(Digits, FashionMnist, Cifar10, Cifar100, ImageFolder, Texts)
+SOURCES.add(Digits, FashionMnist, Cifar10, Cifar100, ImageFolder, Texts, TabularSource)
 
 __all__ = [
     "AUGMENTATIONS",
@@ -41,5 +43,6 @@ __all__ = [
     "Survey",
     "ViewOptions",
     "channels_last_for",
+    "dataset_of_samples",
     "to_memory_format",
 ]

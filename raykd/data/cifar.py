@@ -32,7 +32,7 @@ class _Cifar(Source):
     classes: ClassVar[int]
     folder: ClassVar[str]
 
-    def task_shape(self) -> tuple[tuple[int, ...], int]:
+    def declared_shape(self) -> tuple[tuple[int, ...], int]:
         return (3, 32, 32), self.classes
 
     def check(self) -> None:

@@ -13,11 +13,12 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from raykd.data.augment import Augments
 from raykd.data.pixels import PLAIN, Rules
 from raykd.registry import Registry, option
+from raykd.tasks import Classification, Task
 
 if TYPE_CHECKING:
-    from raykd.data.augment import Augment
     from raykd.data.batch import Inputs
 
 PARTS: tuple[Literal["train", "val", "test"], ...] = ("train", "val", "test")
@@ -42,7 +43,7 @@ class Split:
 
     Attributes:
         inputs: (N, C, H, W) uint8 for images, or a mapping of (N, ...) tensors.
-        targets: (N,) int64 class indices.
+        targets: (N,) int64 class indices, or (N, D) float32 labels or values.
         index: (N,) int64, number of each sample in the data set (unique over all splits).
     """
 
@@ -138,12 +139,15 @@ class Raw:
         dtype: name of the NumPy type; empty: the stored type.
         shape: shape of a sample; empty: `Dataset.input_shape`.
         preparation: sentence on the way from files to samples.
+        mean, scale: of each column of a table; the stored value is (value - mean) / scale.
     """
 
     maximum: float = 255.0
     dtype: str = ""
     shape: tuple[int, ...] = ()
     preparation: str = ""
+    mean: tuple[float, ...] = ()
+    scale: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -153,8 +157,8 @@ class Dataset:
     Attributes:
         name: name of the source.
         train, val, test: splits.
-        classes: number of classes.
-        class_names: names of the classes.
+        classes: number of classes, labels or values: the size of a response.
+        class_names: names of the classes, labels or values.
         input_shape: shape of a sample, without the batch dimension.
         mean, std: per channel, of the training split scaled to [0, 1]; empty if the inputs are
             not normalized.
@@ -166,6 +170,9 @@ class Dataset:
         notes: sentences on how the data were read: recognized split folders, skipped entries.
         warnings: sentences on possible faults in the data.
         raw: original form of the samples.
+        categories: number of codes of each column of categories; these are the last columns.
+        target_mean, target_scale: units of the targets: target * scale + mean, one a value; () for
+            targets in their own units.
     """
 
     name: str
@@ -184,6 +191,9 @@ class Dataset:
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     raw: Raw = Raw()
+    categories: tuple[int, ...] = ()
+    target_mean: tuple[float, ...] = ()
+    target_scale: tuple[float, ...] = ()
 
     @property
     def data_size(self) -> int:
@@ -198,6 +208,13 @@ class Dataset:
     def split(self, part: Literal["train", "val", "test"]) -> AnySplit:
         """Return a split by its name."""
         return {"train": self.train, "val": self.val, "test": self.test}[part]
+
+    def class_counts(self, part: Literal["train", "val", "test"]) -> list[int]:
+        """Return the number of samples of each class in a split; [] if targets are no classes."""
+        targets = self.split(part).targets.cpu()
+        if targets.is_floating_point():
+            return []
+        return torch.bincount(targets, minlength=self.classes).tolist()
 
     def to(self, device: torch.device | str) -> Dataset:
         """Return the data set on `device`, to be shared by several loaders."""
@@ -239,11 +256,15 @@ class Source:
 
     name: str
     paper: ClassVar[str] = ""
-    augment: tuple[Augment, ...] = ()
+    augment: Augments = ()
 
-    def task_shape(self) -> tuple[tuple[int, ...], int] | None:
+    def declared_shape(self) -> tuple[tuple[int, ...], int] | None:
         """Return (input shape, classes), or None if they are unknown without reading the data."""
         return None
+
+    def default_task(self) -> Task:
+        """Return the task of a study that names none; tasks of the same kind fit the data."""
+        return Classification()
 
     def check(self) -> None:
         """Check quickly that the data are available, without a download or decoding.

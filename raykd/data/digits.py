@@ -50,7 +50,7 @@ class Digits(Source):
     val_limit: ValLimit = None
     augment: Augments = ()
 
-    def task_shape(self) -> tuple[tuple[int, ...], int]:
+    def declared_shape(self) -> tuple[tuple[int, ...], int]:
         return (1, 8, 8), 10
 
     def load(self) -> Dataset:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import zlib
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -24,6 +25,7 @@ _FILES = (
     "t10k-labels-idx1-ubyte",
 )
 _TRAIN_SIZE, _TEST_SIZE = 60_000, 10_000
+_MAX_BYTES = 16 + _TRAIN_SIZE * 28 * 28
 
 
 @option
@@ -58,7 +60,7 @@ class FashionMnist(Source):
         "Ankle boot",
     )
 
-    def task_shape(self) -> tuple[tuple[int, ...], int]:
+    def declared_shape(self) -> tuple[tuple[int, ...], int]:
         return (1, 28, 28), 10
 
     def check(self) -> None:
@@ -144,11 +146,14 @@ def _read_idx(folder: Path, file: str) -> np.ndarray:
     path = _file_in(folder, file)
     assert path is not None
     try:
-        raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as content:
+            raw = content.read(_MAX_BYTES + 1)
+        if len(raw) > _MAX_BYTES:
+            raise ValueError(f"more than {_MAX_BYTES:,} bytes")
         if raw[:3] != b"\x00\x00\x08":
             raise ValueError("not an idx file of unsigned bytes")
         rank = raw[3]
         shape = np.frombuffer(raw, ">i4", count=rank, offset=4)
         return np.frombuffer(raw, np.uint8, offset=4 + 4 * rank).reshape(shape)
-    except (OSError, EOFError, ValueError, IndexError) as error:
+    except (OSError, EOFError, ValueError, IndexError, zlib.error) as error:
         raise ValueError(f"{path} cannot be read ({error}): copy or download it again") from error

@@ -149,7 +149,7 @@ class ImageFolder(Source):
         if self.train_folder is None and (self.val_folder or self.test_folder):
             raise ValueError("val_folder and test_folder need train_folder; set it, too")
 
-    def task_shape(self) -> tuple[tuple[int, ...], int] | None:
+    def declared_shape(self) -> tuple[tuple[int, ...], int] | None:
         try:
             return self._shape, len(class_folders(self._layout().folders["train"]))
         except ValueError:

@@ -19,11 +19,12 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
-from raykd.data.table import HALF_CHARACTER, Table, counted, has_half_characters, short_repr
+from raykd.data.table import Table, counted, short_repr
+from raykd.data.text_encoding import HALF_CHARACTER, has_half_characters
 
 Kind = Literal["integer", "padded integer", "boolean", "text"]
 
@@ -134,7 +135,7 @@ def _all(tables: Mapping[str, Sequence[Table]]) -> Iterator[Table]:
     return (table for parts in tables.values() for table in parts)
 
 
-def _values(table: Table, column: str) -> list[Any]:
+def _values(table: Table, column: str) -> list[object]:
     """Return the labels without white space around them."""
     return [value.strip() if isinstance(value, str) else value for value in table.columns[column]]
 
@@ -160,13 +161,13 @@ def _check(table: Table, column: str) -> None:
             )
 
 
-def _is_missing(value: Any) -> bool:
+def _is_missing(value: object) -> bool:
     if isinstance(value, str):
         return not value.strip()
     return value is None or (isinstance(value, float) and math.isnan(value))
 
 
-def _rejection(value: Any) -> str:
+def _rejection(value: object) -> str:
     """Return the reason that a value cannot be a label; empty if it can."""
     if isinstance(value, str):
         return HALF_CHARACTER if has_half_characters(value) else ""
@@ -196,7 +197,9 @@ def _check_numbers(tables: Sequence[Table], column: str, kind: Kind) -> None:
     if kind != "text" or len(untyped) < len(tables):
         return
     places = [
-        (table, row, value) for table in tables for row, value in enumerate(_values(table, column))
+        (table, row, str(value))
+        for table in tables
+        for row, value in enumerate(_values(table, column))
     ]
     texts = [place for place in places if not _FLOAT.fullmatch(place[2])]
     if not texts:
@@ -217,7 +220,7 @@ def _check_numbers(tables: Sequence[Table], column: str, kind: Kind) -> None:
 # Classes ------------------------------------------------------------------------------------------
 
 
-def _kind(values: Sequence[Any], *, typed: bool) -> Kind:
+def _kind(values: Sequence[object], *, typed: bool) -> Kind:
     kinds = {type(value) for value in values}
     if kinds == {bool}:
         return "boolean"
@@ -225,7 +228,7 @@ def _kind(values: Sequence[Any], *, typed: bool) -> Kind:
         return "integer"
     if typed or kinds != {str}:
         return "text"
-    distinct = set(values)
+    distinct = set(map(str, values))
     if {value.casefold() for value in distinct} <= {"true", "false"}:
         return "boolean"
     if all(map(_INTEGER.fullmatch, distinct)):
@@ -240,7 +243,7 @@ def _is_whole(value: str) -> bool:
     return Decimal(value) == Decimal(value).to_integral_value()
 
 
-def _name(value: Any, kind: Kind) -> str:
+def _name(value: object, kind: Kind) -> str:
     """Return the class name of a label; the text of labels of another kind than in training."""
     if isinstance(value, float | Decimal):
         return str(int(value))
@@ -251,7 +254,7 @@ def _name(value: Any, kind: Kind) -> str:
     return str(value)
 
 
-def _class_names(values: Sequence[Any], kind: Kind) -> tuple[str, ...]:
+def _class_names(values: Sequence[object], kind: Kind) -> tuple[str, ...]:
     names = {_name(value, kind) for value in values}
     if kind in ("integer", "padded integer"):
         return tuple(sorted(names, key=lambda name: (int(name), name)))
@@ -297,7 +300,7 @@ def _stripped(table: Table, column: str) -> Iterator[str]:
         )
 
 
-def _mixed(values: Sequence[Any], kind: Kind, column: str) -> Iterator[str]:
+def _mixed(values: Sequence[object], kind: Kind, column: str) -> Iterator[str]:
     """Warn about labels of several types, which share a class if their texts are equal."""
     nouns = {str: "text", bool: "true or false", int: "whole numbers", float: "numbers"}
     kinds = Counter(nouns.get(type(value), type(value).__name__) for value in values)

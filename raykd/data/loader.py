@@ -47,11 +47,24 @@ class ViewOptions:
         augment: augmentations of images, in this order.
         seed: seed of the augmentations; None: the seed of the order, or 0 without one.
         extra: inputs in addition to the samples.
+        balanced: whether the samples of a training epoch are drawn with replacement, with equal
+            probability of each class; if not, each is drawn once.
     """
 
     augment: Sequence[Augment] = ()
     seed: int | None = None
     extra: ExtraInputs = SAMPLES_ONLY
+    balanced: bool = False
+
+
+class BatchCount:
+    """Number of batches that this process has loaded, a sign of life of its training.
+
+    Attributes:
+        total: over all loaders.
+    """
+
+    total = 0
 
 
 ON_CPU = Placement()
@@ -110,6 +123,7 @@ class BatchLoader:
         self.split = split.to(self.device)
         self.batch_size, self.shuffle_seed = batch_size, shuffle_seed
         self.augment, self.extra = tuple(views.augment), views.extra
+        self.balanced = views.balanced
         self._seed = 0 if shuffle_seed is None else shuffle_seed
         self._view_seed = self._seed if views.seed is None else views.seed
         self._normalize = _Normalization(dataset, self.device)
@@ -166,7 +180,9 @@ class BatchLoader:
             batches = self._reader.read(requests, self.augment, self._view_seed)
         else:
             batches = map(self._gather, requests)
-        return (batch.map(self._normalize) for batch in batches)
+        for batch in batches:
+            BatchCount.total += 1
+            yield batch.map(self._normalize)
 
     def _gather(self, request: BatchRequest) -> Batch:
         """Return a batch of a resident split, not yet normalized."""
@@ -193,8 +209,21 @@ class BatchLoader:
             rows = torch.arange(len(self.split), device=self._row_device)
             return rows[self.rank :: self.world_size].split(self._sizes)
         generator = torch.Generator().manual_seed(key_of(_ORDER, self._seed, epoch) >> 1)
-        order = torch.randperm(len(self.split), generator=generator).to(self._row_device)
+        order = self._order(generator).to(self._row_device)
         return [batch[self.rank :: self.world_size] for batch in order.split(self._sizes)]
+
+    def _order(self, generator: torch.Generator) -> Tensor:
+        """Return the rows of an epoch: each once, or drawn with equal probability of each class."""
+        total = len(self.split)
+        if not self.balanced:
+            return torch.randperm(total, generator=generator)
+        targets = self.split.targets.cpu()
+        by_class, sizes = targets.argsort(stable=True), targets.bincount()
+        starts = (sizes.cumsum(0) - sizes)[sizes > 0]
+        sizes = sizes[sizes > 0]
+        classes = torch.randint(len(sizes), (total,), generator=generator)
+        places = torch.rand(total, generator=generator, dtype=torch.float64) * sizes[classes]
+        return by_class[starts[classes] + places.long()]
 
     def _global_sizes(self) -> list[int]:
         """Return the number of samples in each global batch."""

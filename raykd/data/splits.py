@@ -199,7 +199,7 @@ def dataset_of_splits(
     origin: str,
     file_sizes: Mapping[str, int] | None = None,
 ) -> Dataset:
-    """A data set of images that are cut into splits already.
+    """Return a data set of images that are cut into splits already.
 
     Args:
         name: the source's name.

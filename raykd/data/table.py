@@ -6,17 +6,16 @@ formats keep their types.
 
 from __future__ import annotations
 
-import codecs
 import io
 import json
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
 
 from raykd.data.csv_records import Malformed, Quoting, has_row_names, read_records
+from raykd.data.text_encoding import ReadLog, read_text
 
 FORMATS = {
     ".csv": "csv",
@@ -30,24 +29,11 @@ FORMATS = {
 }
 """Format of a table by the suffix of its file; folders are those of `Dataset.save_to_disk`."""
 
-_BYTE_ORDER_MARKS = (  # the mark of UTF-32 begins with that of UTF-16
-    (codecs.BOM_UTF32_LE, "utf-32"),
-    (codecs.BOM_UTF32_BE, "utf-32"),
-    (codecs.BOM_UTF16_LE, "utf-16"),
-    (codecs.BOM_UTF16_BE, "utf-16"),
-    (codecs.BOM_UTF8, "utf-8-sig"),
-)
+MAX_UNPACKED, MAX_RATIO = 1 << 28, 100
+"""Largest size of a table in memory, in bytes, and relative to its file; the larger one."""
 
-
-_BINARY = {
-    b"\x1f\x8b": "gzip",
-    b"PK\x03\x04": "zip or Excel",
-    b"\xd0\xcf\x11\xe0": "Excel",
-    b"PAR1": "Parquet",
-    b"ARROW1": "Arrow",
-    b"%PDF": "PDF",
-}
-"""Formats whose files often have a wrong suffix, by their first bytes."""
+BATCH_ROWS = 1024
+"""Rows of a Parquet file that are read at once: each may repeat a large value of a dictionary."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +67,7 @@ class Table:
     """
 
     file: Path
-    columns: Mapping[str, Sequence[Any]]
+    columns: Mapping[str, Sequence[object]]
     places: Sequence[int]
     unit: Literal["line", "row"]
     typed: bool
@@ -101,28 +87,10 @@ def counted(count: int, noun: str) -> str:
     return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
 
 
-def short_repr(value: Any) -> str:
+def short_repr(value: object) -> str:
     """Return a value for messages, shortened."""
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
-
-
-HALF_CHARACTER = (
-    "it contains half of a character (an unpaired surrogate such as \\ud83d), which is not text; "
-    "write the character again, or remove it"
-)
-"""Message for a text that `has_half_characters`."""
-
-
-def has_half_characters(text: str) -> bool:
-    """Return whether a text contains an unpaired surrogate, which JSON allows but not UTF-8."""
-    if text.isascii():
-        return False
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return True
-    return False
 
 
 def check_dialect(dialect: Dialect) -> None:
@@ -167,8 +135,16 @@ def check_table(file: Path) -> None:
             )
 
 
-def read_table(file: Path, columns: Sequence[str], dialect: Dialect) -> Iterator[Table]:
+def read_table(
+    file: Path, columns: Sequence[str], dialect: Dialect, *, whole: bool = False
+) -> Iterator[Table]:
     """Read columns of a table, or of all tables that match a pattern such as `train-*.parquet`.
+
+    Args:
+        file: path or pattern.
+        columns: names of the columns to read.
+        dialect: options of text files.
+        whole: whether to read all other columns with a name too, after these.
 
     Raises:
         ValueError: a file cannot be read, or lacks a column or rows; names the faulty line, if
@@ -178,11 +154,11 @@ def read_table(file: Path, columns: Sequence[str], dialect: Dialect) -> Iterator
     for path in _files(file):
         kind = "folder" if path.is_dir() else FORMATS[path.suffix.lower()]
         if kind == "csv":
-            table = _csv(path, names, dialect)
+            table = _csv(path, names, dialect, whole)
         elif kind == "json":
-            table = _json(path, names, dialect)
+            table = _json(path, names, dialect, whole)
         else:
-            table = _arrow(path, kind, names)
+            table = _arrow(path, kind, names, whole)
         if not len(table):
             raise ValueError(f"text: {path} has no rows")
         yield table
@@ -208,111 +184,19 @@ def _check_folder(folder: Path) -> None:
     )
 
 
-# Text ---------------------------------------------------------------------------------------------
-
-
-@dataclass
-class _Log:
-    """Sentences collected while a file is read."""
-
-    notes: list[str]
-    warnings: list[str]
-
-
-def _text_of(file: Path, dialect: Dialect, log: _Log) -> str:
-    try:
-        content = file.read_bytes()
-    except OSError as error:
-        raise ValueError(f"text: {file} cannot be read ({error.strerror})") from None
-    if not content.strip():
-        raise ValueError(f"text: {file} is empty")
-    if kind := next((name for magic, name in _BINARY.items() if content.startswith(magic)), ""):
-        raise ValueError(
-            f"text: {file} is a {kind} file, not {file.suffix} text; unpack or export it first"
-        )
-    mark = next((name for mark, name in _BYTE_ORDER_MARKS if content.startswith(mark)), None)
-    encoding = dialect.encoding or mark or "utf-8"
-    if mark is not None and codecs.lookup(encoding).name == "utf-8":
-        encoding = mark
-    if encoding == "utf-8" and content.count(b"\0") > len(content) // 4:
-        raise ValueError(
-            f"text: {file} is not UTF-8 text; if it is UTF-16, set data.encoding to utf-16-le or "
-            "utf-16-be, or save it as UTF-8"
-        )
-    try:
-        text = content.decode(encoding).removeprefix("\ufeff")
-    except UnicodeError as error:
-        raise _decoding_error(file, content, encoding, error) from None
-    _note_encoding(file, content, text, encoding, log)
-    return _without_inner_marks(file, text, log)
-
-
-def _without_inner_marks(file: Path, text: str, log: _Log) -> str:
-    """Remove byte order marks at the starts of lines, which concatenated files contain."""
-    if "\ufeff" not in text:
-        return text
-    rest, count = re.subn("(?<=[\r\n])\ufeff", "", text)
-    if count:
-        marks = "byte order mark" if count == 1 else f"{count:,} byte order marks"
-        log.notes.append(f"{file.name}: {marks} between lines removed; were files concatenated?")
-    return rest
-
-
-def _note_encoding(file: Path, content: bytes, text: str, encoding: str, log: _Log) -> None:
-    if not encoding.startswith("utf-8"):
-        log.notes.append(f"{file.name} is read as {encoding}")
-    if len(text) == len(content) and not content.isascii() and _is_utf8(content):
-        log.warnings.append(
-            f"{file.name} is valid UTF-8, but read as {encoding}: letters beyond ASCII are "
-            "probably wrong; leave out data.encoding"
-        )
-    if lost := text.count("\ufffd"):
-        log.warnings.append(
-            f"{file.name} holds {lost} replacement characters (U+FFFD): letters were lost when it "
-            "was converted to its encoding"
-        )
-
-
-def _is_utf8(content: bytes) -> bool:
-    try:
-        content.decode()
-    except UnicodeDecodeError:
-        return False
-    return True
-
-
-def _decoding_error(file: Path, content: bytes, encoding: str, error: UnicodeError) -> ValueError:
-    if not isinstance(error, UnicodeDecodeError) or "16" in encoding or "32" in encoding:
-        return ValueError(
-            f"text: {file} is not {encoding} text ({error}); set data.encoding to its encoding, or "
-            "save it as UTF-8"
-        )
-    line = _line(content[: error.start].decode("latin-1"))
-    if not encoding.startswith("utf-8"):
-        return ValueError(
-            f"text: {file}: line {line} is not {encoding} (byte 0x{content[error.start]:02x}); set "
-            "data.encoding to the table's encoding, or save it as UTF-8"
-        )
-    begin = max(content.rfind(b"\n", 0, error.start) + 1, error.start - 20)
-    around = content[begin : error.start + 1].decode("cp1252", errors="replace")
-    return ValueError(
-        f"text: {file}: line {line} is not UTF-8 (byte 0x{content[error.start]:02x}; read as "
-        f"cp1252: {around!r}); save the table as UTF-8, or set data.encoding to its encoding, "
-        "often cp1252 or latin-1"
-    )
-
-
-def _line(before: str) -> int:
-    """Return the line (from 1) of the text that follows `before`."""
-    return 1 + before.count("\n") + before.count("\r") - before.count("\r\n")
-
-
 # CSV ----------------------------------------------------------------------------------------------
 
 
-def _csv(file: Path, names: Sequence[str], dialect: Dialect) -> Table:
-    log = _Log([], [])
-    text = _text_of(file, dialect, log)
+def _with_others(names: Sequence[str], header: Sequence[str], whole: bool) -> list[str]:
+    """Return the names, and for a whole table those of all other columns."""
+    plain = {*map(_plain, names)}
+    remaining = [name for name in header if _plain(name) and _plain(name) not in plain]
+    return [*names, *dict.fromkeys(remaining if whole else ())]
+
+
+def _csv(file: Path, names: Sequence[str], dialect: Dialect, whole: bool) -> Table:
+    log = ReadLog([], [])
+    text = read_text(file, dialect.encoding, log)
     delimiter = _delimiter(dialect.delimiter) or _detect_delimiter(file, text, names, dialect, log)
     try:
         records = read_records(text, delimiter, dialect.quoting, names[-1], not dialect.columns)
@@ -342,7 +226,7 @@ def _csv(file: Path, names: Sequence[str], dialect: Dialect) -> Table:
         rows = [row[1:] for row in rows]
     indices = {
         name: _column(name, header, file, log, has_header=bool(first), typed=False)
-        for name in names
+        for name in _with_others(names, header, whole)
     }
     _check_widths(file, header, rows, lines, max(indices.values()), log)
     if inner := records.blank:
@@ -356,7 +240,7 @@ def _delimiter(written: str | None) -> str | None:
 
 
 def _detect_delimiter(
-    file: Path, text: str, names: Sequence[str], dialect: Dialect, log: _Log
+    file: Path, text: str, names: Sequence[str], dialect: Dialect, log: ReadLog
 ) -> str:
     """Return the usual delimiter, or the one that splits the header into the columns."""
     usual = "\t" if file.suffix.lower() == ".tsv" else ","
@@ -391,7 +275,7 @@ def _check_widths(
     rows: Sequence[Sequence[str]],
     lines: Sequence[int],
     last: int,
-    log: _Log,
+    log: ReadLog,
 ) -> None:
     """Check that no row has more fields than the header, or lacks a field that is used."""
     short = 0
@@ -411,7 +295,7 @@ def _check_widths(
 
 
 def _column(
-    name: str, header: Sequence[str], file: Path, log: _Log, *, has_header: bool, typed: bool
+    name: str, header: Sequence[str], file: Path, log: ReadLog, *, has_header: bool, typed: bool
 ) -> int:
     """Return the index of a column; its name may differ in case and in white space around it."""
     exact = [index for index, other in enumerate(header) if other == name]
@@ -444,9 +328,9 @@ def _no_column(name: str, header: Sequence[str], file: Path, *, first_line: bool
 # JSON ---------------------------------------------------------------------------------------------
 
 
-def _json(file: Path, names: Sequence[str], dialect: Dialect) -> Table:
-    log = _Log([], [])
-    text = _text_of(file, dialect, log)
+def _json(file: Path, names: Sequence[str], dialect: Dialect, whole: bool) -> Table:
+    log = ReadLog([], [])
+    text = read_text(file, dialect.encoding, log)
     unit: Literal["line", "row"] = "line"
     try:
         lines, rows = _json_lines(text)
@@ -454,23 +338,26 @@ def _json(file: Path, names: Sequence[str], dialect: Dialect) -> Table:
         unit = "row"
         rows = _json_document(file, text, error)
         lines = list(range(1, len(rows) + 1))
+    records: list[dict[str, object]] = []
     for row, line in zip(rows, lines, strict=True):
         if not isinstance(row, dict):
             raise ValueError(
                 f"text: {file}: {unit} {line} holds {short_repr(row)}; it must be an object with "
                 "the columns as keys"
             )
-    keys = list(dict.fromkeys(key for row in rows for key in row))
+        records.append(row)
+    keys = list(dict.fromkeys(key for record in records for key in record))
     header = {
-        name: keys[_column(name, keys, file, log, has_header=True, typed=True)] for name in names
+        name: keys[_column(name, keys, file, log, has_header=True, typed=True)]
+        for name in _with_others(names, keys, whole)
     }
-    columns = {name: [row.get(key) for row in rows] for name, key in header.items()}
+    columns = {name: [record.get(key) for record in records] for name, key in header.items()}
     return Table(file, columns, lines, unit, True, tuple(log.notes), tuple(log.warnings))
 
 
-def _json_lines(text: str) -> tuple[list[int], list[Any]]:
+def _json_lines(text: str) -> tuple[list[int], list[object]]:
     lines: list[int] = []
-    rows: list[Any] = []
+    rows: list[object] = []
     for number, line in enumerate(io.StringIO(text, newline=None), start=1):
         if line.strip():
             try:
@@ -483,12 +370,12 @@ def _json_lines(text: str) -> tuple[list[int], list[Any]]:
     return lines, rows
 
 
-def _is_row(value: Any) -> bool:
+def _is_row(value: object) -> bool:
     """Return whether a value is a row, not a table."""
     return isinstance(value, dict) and not any(isinstance(v, list | dict) for v in value.values())
 
 
-def _json_document(file: Path, text: str, error: Exception) -> list[Any]:
+def _json_document(file: Path, text: str, error: Exception) -> list[object]:
     """Return the rows of a JSON document: a list of rows, or columns by name."""
     try:
         document = json.loads(text, object_pairs_hook=_unique)
@@ -514,7 +401,7 @@ def _json_document(file: Path, text: str, error: Exception) -> list[Any]:
     return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 
-def _by_index(file: Path, document: Mapping[str, Any]) -> dict[str, Any]:
+def _by_index(file: Path, document: Mapping[str, object]) -> dict[str, object]:
     """Return the columns of a document; mappings of row names in the order of the first.
 
     Raises:
@@ -534,7 +421,7 @@ def _by_index(file: Path, document: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
     mapping = dict(pairs)
     if len(mapping) < len(pairs):
         keys = [key for key, _ in pairs]
@@ -546,8 +433,8 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 # Parquet and Arrow --------------------------------------------------------------------------------
 
 
-def _arrow(file: Path, kind: str, names: Sequence[str]) -> Table:
-    log = _Log([], [])
+def _arrow(file: Path, kind: str, names: Sequence[str], whole: bool) -> Table:
+    log = ReadLog([], [])
     try:
         table = _open(file, kind)
     except Exception as error:  # a file may hold anything
@@ -563,7 +450,7 @@ def _arrow(file: Path, kind: str, names: Sequence[str]) -> Table:
     header = list(table.column_names)
     keys = {
         name: header[_column(name, header, file, log, has_header=True, typed=True)]
-        for name in names
+        for name in _with_others(names, header, whole)
     }
     columns = {name: _values(table, key) for name, key in keys.items()}
     places = range(1, table.num_rows + 1)
@@ -579,16 +466,47 @@ def _open(file: Path, kind: str) -> Any:
     from pyarrow import parquet
 
     if kind == "parquet":
-        return parquet.ParquetFile(file).read()
+        with parquet.ParquetFile(file) as source:
+            groups = map(source.metadata.row_group, range(source.num_row_groups))
+            _check_size(file, sum(group.total_byte_size for group in groups))
+            return _read_batches(file, source.iter_batches(BATCH_ROWS), source.schema_arrow)
     with pa.memory_map(str(file)) as source:
         try:  # a file, or else a stream
-            return pa.ipc.open_file(source).read_all()
+            batches = pa.ipc.open_file(source)
         except pa.ArrowInvalid:
             source.seek(0)
-            return pa.ipc.open_stream(source).read_all()
+            stream = pa.ipc.open_stream(source)
+            return _read_batches(file, stream, stream.schema)
+        parts = map(batches.get_batch, range(batches.num_record_batches))
+        return _read_batches(file, parts, batches.schema)
 
 
-def _values(table: Any, column: str) -> list[Any]:
+def _read_batches(file: Path, batches: Iterable[Any], schema: Any) -> Any:
+    """Return a table of batches, unless it takes far more memory than its file.
+
+    Equal rows take nearly no space in a file: 10 KB may hold more than any memory.
+
+    Raises:
+        ValueError: it unpacks to more than `MAX_UNPACKED` bytes and `MAX_RATIO` times its file.
+    """
+    import pyarrow as pa
+
+    parts, size = [], 0
+    for part in batches:
+        parts.append(part)
+        size += part.nbytes
+        _check_size(file, size)
+    return pa.Table.from_batches(parts, schema)
+
+
+def _check_size(file: Path, size: int) -> None:
+    """Raise `ValueError` if this many bytes are too many for a file."""
+    limit = max(MAX_UNPACKED, MAX_RATIO * file.stat().st_size)
+    if size > limit:
+        raise ValueError(f"it unpacks to more than {limit >> 20:,} MiB; split it into files")
+
+
+def _values(table: Any, column: str) -> list[object]:
     """Return the values of a column; class numbers as names, if the table has names for them."""
     names = _class_names(table, column)
     values = table[column]

@@ -12,6 +12,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from raykd.compat.packages import is_installed
 from raykd.data.augment import Augments
 from raykd.data.csv_records import Quoting
 from raykd.data.dataset import (
@@ -30,16 +31,15 @@ from raykd.data.duplicates import duplicate_warnings
 from raykd.data.labels import Labels, listed, quoted, read_labels
 from raykd.data.splits import fingerprint, split_rows
 from raykd.data.table import (
-    HALF_CHARACTER,
     Dialect,
     Table,
     check_dialect,
     check_table,
     counted,
-    has_half_characters,
     read_table,
     short_repr,
 )
+from raykd.data.text_encoding import HALF_CHARACTER, has_half_characters
 from raykd.registry import option
 
 MAX_UNKNOWN = 0.1
@@ -141,19 +141,10 @@ class Texts(Source):
         tables = {split: self._tables(file) for split, file in self._files().items()}
         texts = _texts(tables, self._text_columns)
         labels = read_labels(tables, self.label)
-        rows: dict[str, np.ndarray] = {}
-        start = 0
-        for split, parts in tables.items():
-            rows[split] = np.arange(start, start + sum(map(len, parts)))
-            start += len(rows[split])
-        try:
-            _check_sizes(rows, labels, self.label)
-            rows = split_rows(rows, labels.targets, self)
-        except ValueError as error:  # suspicious labels may be the reason
-            raise ValueError("; ".join([str(error), *labels.warnings])) from None
+        rows = self._split_rows(tables, labels)
         tokens = _tokenize(_load_tokenizer(_path(self.tokenizer)), texts, self)
         splits = {part: _split(tokens.inputs, labels.targets, rows[part]) for part in PARTS}
-        read = [table for parts in tables.values() for table in parts]
+        notes, warnings = _remarks(tables, labels, tokens)
         return Dataset(
             name=self.name,
             train=splits["train"],
@@ -168,15 +159,9 @@ class Texts(Source):
             origin=str(_path(self.file)),
             vocabulary=tokens.vocabulary,
             padding=tokens.padding,
-            notes=(
-                *(f"{len(parts)} {split} files" for split, parts in tables.items() if parts[1:]),
-                *(note for table in read for note in table.notes),
-                *labels.notes,
-                *tokens.notes,
-            ),
+            notes=notes,
             warnings=(
-                *(warning for table in read for warning in table.warnings),
-                *labels.warnings,
+                *warnings,
                 *_missing_classes(tables, labels, rows),
                 *_blank(texts, tables),
                 *duplicate_warnings(_plain(texts), labels.targets, rows, "text"),
@@ -187,6 +172,19 @@ class Texts(Source):
                 f"{self.max_length} tokens"
             ),
         )
+
+    def _split_rows(self, tables: Tables, labels: Labels) -> dict[str, np.ndarray]:
+        """Return the rows of each split, counted over all tables."""
+        rows: dict[str, np.ndarray] = {}
+        start = 0
+        for split, parts in tables.items():
+            rows[split] = np.arange(start, start + sum(map(len, parts)))
+            start += len(rows[split])
+        try:
+            _check_sizes(rows, labels, self.label)
+            return split_rows(rows, labels.targets, self)
+        except ValueError as error:  # suspicious labels may be the reason
+            raise ValueError("; ".join([str(error), *labels.warnings])) from None
 
     @property
     def _dialect(self) -> Dialect:
@@ -228,9 +226,7 @@ def _path(name: str) -> Path:
 
 def _check_libraries() -> None:
     """Check that the libraries are installed, without importing them."""
-    from importlib.util import find_spec
-
-    missing = [name for name in ("datasets", "transformers") if find_spec(name) is None]
+    missing = [name for name in ("datasets", "transformers") if not is_installed(name)]
     if missing:
         raise ValueError(
             f"data source text needs {' and '.join(missing)}, which is not installed; install "
@@ -277,6 +273,20 @@ def _missing_classes(
             yield f"the {split} table has no rows with the label {listed(map(quoted, absent))}"
 
 
+def _remarks(
+    tables: Tables, labels: Labels, tokens: _Tokens
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return the notes of the tables, labels and tokens, and the warnings of tables and labels."""
+    read = [table for parts in tables.values() for table in parts]
+    notes = (
+        *(f"{len(parts)} {split} files" for split, parts in tables.items() if parts[1:]),
+        *(note for table in read for note in table.notes),
+        *labels.notes,
+        *tokens.notes,
+    )
+    return notes, (*(warning for table in read for warning in table.warnings), *labels.warnings)
+
+
 def _texts(tables: Tables, columns: Sequence[str]) -> list[list[str]]:
     """Return the texts of all tables, one list per column.
 
@@ -287,7 +297,7 @@ def _texts(tables: Tables, columns: Sequence[str]) -> list[list[str]]:
     for table in read:
         for column in columns:
             _check_texts(table, column)
-    return [[text for table in read for text in table.columns[column]] for column in columns]
+    return [[str(text) for table in read for text in table.columns[column]] for column in columns]
 
 
 def _check_texts(table: Table, column: str) -> None:
@@ -299,7 +309,7 @@ def _check_texts(table: Table, column: str) -> None:
                 f"'{column}'; {HALF_CHARACTER}"
             )
     wrong = next((row for row, value in enumerate(values) if not isinstance(value, str)), None)
-    if wrong is None and not table.typed and all(map(_is_number, values)):
+    if wrong is None and not table.typed and all(_is_number(str(value)) for value in values):
         wrong = 0
     if wrong is not None:
         value = values[wrong] if isinstance(values[wrong], str) else short_repr(values[wrong])

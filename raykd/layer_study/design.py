@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from raykd.errors import StudyError
 from raykd.losses import Term
-from raykd.models import ModelProfile, Task
+from raykd.models import ModelProfile, Signature
 from raykd.models.introspection.layers import Layer, resolve, stage_aliases
 from raykd.schemes import Alone, Offline
 from raykd.study.candidate import Candidate
@@ -33,7 +33,7 @@ class LayerStudyDesign:
         min_pairs, max_pairs: number of pairs of a sampled set.
         named_pairs: pairs, if the study names them one by one; None: all.
         teacher, student: profiles of the models.
-        task: inputs and classes of the models.
+        signature: inputs and classes of the models.
     """
 
     study: Study
@@ -46,7 +46,7 @@ class LayerStudyDesign:
     named_pairs: frozenset[tuple[str, str]] | None
     teacher: ModelProfile
     student: ModelProfile
-    task: Task
+    signature: Signature
 
     @property
     def loss(self) -> Term:
@@ -81,7 +81,7 @@ class LayerStudyDesign:
     def objection(self, term: Term) -> str:
         """Return the reason why the study cannot be trained with a term; "" if it can."""
         try:
-            _ = Candidate(self.with_term(term), self.task, self.study.seed).resolved
+            _ = Candidate(self.with_term(term), self.signature, self.study.seed).resolved
         except PairError as error:
             return error.message
         return ""
@@ -99,20 +99,20 @@ class LayerStudyDesign:
         return tuple(sorted(layers.values(), key=lambda layer: (layer.depth, layer.macs)))
 
 
-def design_layer_study(study: OpenStudy, task: Task) -> LayerStudyDesign:
+def design_layer_study(study: OpenStudy, signature: Signature) -> LayerStudyDesign:
     """Return the design of a layer study.
 
     Raises:
         StudyError: a value other than the pairs is left open, no term or several terms take
             pairs, the scheme does not have exactly one teacher, or there are fewer than two pairs.
     """
-    number, pairing = _term(study, task)
-    _refuse_open(study, number)
+    number, pairing = _term(study, signature)
+    _check_all_else_fixed(study, number)
     settings = study.settings
-    student, teacher = _models(study, task)
+    student, teacher = _models(study, signature)
     hints, guided, named_pairs = _layers(study, number, pairing, teacher, student)
     domain = pairing.domain if pairing is not None else None
-    written = len(settings.knowledge[number].pairs or ())
+    listed = len(settings.knowledge[number].pairs or ())
     design = LayerStudyDesign(
         study=settings,
         term=number,
@@ -120,11 +120,11 @@ def design_layer_study(study: OpenStudy, task: Task) -> LayerStudyDesign:
         guided=_resolved(study, number, student, guided, "guided"),
         order=domain.order if domain is not None else "any",
         min_pairs=max(2, domain.least if domain is not None else 2),
-        max_pairs=max(2, domain.most if domain is not None else written),
+        max_pairs=max(2, domain.most if domain is not None else listed),
         named_pairs=named_pairs,
         teacher=teacher,
         student=student,
-        task=task,
+        signature=signature,
     )
     if len(design.hints) * len(design.guided) < 2:
         raise _problem(
@@ -136,28 +136,28 @@ def design_layer_study(study: OpenStudy, task: Task) -> LayerStudyDesign:
     return design
 
 
-def _term(study: OpenStudy, task: Task) -> tuple[int, Pairing | None]:
+def _term(study: OpenStudy, signature: Signature) -> tuple[int, Pairing | None]:
     """Return the index of the term whose pairs are compared, and its pairing, if it has one."""
     terms = study.settings.knowledge
-    taking = [
+    with_pairs = [
         i for i, term in enumerate(terms) if term.active and term.loss and term.loss.takes_pairs
     ]
-    places: dict[Place, int] = {("knowledge", i, "pairs"): i for i in taking}
+    places: dict[Place, int] = {("knowledge", i, "pairs"): i for i in with_pairs}
     open_ = {
         places[node.source]: node
-        for node in study.bind(task).space.pairings
+        for node in study.bind(signature).space.pairings
         if node.source in places
     }
-    if not taking:
+    if not with_pairs:
         raise _problem(
             study,
             ("knowledge",),
             "no term of `knowledge` takes layer pairs, so there is nothing to study",
             "add one: `- loss: {name: hint}` with `pairs: {pairing: {hint: auto, guided: auto}}`",
         )
-    candidates = list(open_) if len(taking) > 1 else taking
+    candidates = list(open_) if len(with_pairs) > 1 else with_pairs
     if len(candidates) != 1:
-        names = " and ".join(f"knowledge[{i}] ({terms[i].loss.name})" for i in taking)  # type: ignore[union-attr]
+        names = " and ".join(f"knowledge[{i}] ({terms[i].loss.name})" for i in with_pairs)  # type: ignore[union-attr]
         raise _problem(
             study,
             ("knowledge",),
@@ -168,10 +168,10 @@ def _term(study: OpenStudy, task: Task) -> tuple[int, Pairing | None]:
     return candidates[0], open_.get(candidates[0])
 
 
-def _refuse_open(study: OpenStudy, number: int) -> None:
+def _check_all_else_fixed(study: OpenStudy, number: int) -> None:
     """Check that only the pairs of the term are left open."""
     pairs = f"knowledge[{number}].pairs"
-    rest = [each for each in study.dimensions if not each.path.startswith(pairs)]
+    rest = [dimension for dimension in study.dimensions if not dimension.path.startswith(pairs)]
     if not rest:
         return
     reason = "the arms of a layer study differ only in their pairs"
@@ -184,9 +184,9 @@ def _refuse_open(study: OpenStudy, number: int) -> None:
     raise StudyError(list(problems.values()))
 
 
-def _models(study: OpenStudy, task: Task) -> tuple[ModelProfile, ModelProfile]:
+def _models(study: OpenStudy, signature: Signature) -> tuple[ModelProfile, ModelProfile]:
     scheme = study.settings.scheme
-    candidate = study.bind(task).candidate(study.settings)
+    candidate = study.bind(signature).candidate(study.settings)
     if not scheme.takes_knowledge or len(candidate.teachers) != 1:
         raise _problem(
             study,
@@ -222,14 +222,14 @@ def _layers(
         by_pair = domain.pairs is not None or domain.sets is not None
         pairs = frozenset((pair.hint, pair.guided) for pair in domain.named)
         return hints, guided, pairs if by_pair else None
-    written = study.settings.knowledge[number].pairs
-    if written is None:
+    listed = study.settings.knowledge[number].pairs
+    if listed is None:
         return stages_of(teacher), stages_of(student), None
-    if not all(pair.is_alike for pair in written):
+    if not all(pair.is_alike for pair in listed):
         raise _weighted(study, number)
     return (
-        tuple(dict.fromkeys(pair.hint for pair in written)),
-        tuple(dict.fromkeys(pair.guided for pair in written)),
+        tuple(dict.fromkeys(pair.hint for pair in listed)),
+        tuple(dict.fromkeys(pair.guided for pair in listed)),
         None,
     )
 

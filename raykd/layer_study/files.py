@@ -23,15 +23,17 @@ import csv
 import io
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from raykd.layer_study.arm_record import Arm
-from raykd.layer_study.result import METRIC, PREDICTORS, LayerStudyResult, pairs_of
-from raykd.layer_study.statistics import Contrast
-from raykd.tuning.statistics import Estimate
+from raykd.layer_study.plan import Arm
+from raykd.layer_study.predictors import CKA_TIMES, PREDICTORS
+from raykd.layer_study.result import METRIC, BestPairs, Cell, LayerStudyResult
+from raykd.layer_study.significance import Contrast
+from raykd.study.space.pairing import LayerPair
+from raykd.tuning.estimates import Estimate
 
 FORMAT = 1
 JSON_FILE, CSV_FILE = "pairing.json", "pairs.csv"
@@ -40,15 +42,15 @@ JSON_FILE, CSV_FILE = "pairing.json", "pairs.csv"
 def write_files(result: LayerStudyResult) -> tuple[Path, ...]:
     """Write both files into the study's folder; the same result gives the same bytes."""
     json_path, csv_path = result.folder / JSON_FILE, result.folder / CSV_FILE
-    json_path.write_text(json.dumps(facts_of(result), indent=1, allow_nan=False) + "\n")
-    csv_path.write_text(table_of(result))
+    json_path.write_text(json.dumps(plain_result(result), indent=1, allow_nan=False) + "\n")
+    csv_path.write_text(format_csv(result))
     return json_path, csv_path
 
 
-def facts_of(result: LayerStudyResult) -> dict[str, Any]:
+def plain_result(result: LayerStudyResult) -> dict[str, Any]:
     """Return a result as plain data, with the keys of `pairing.json`."""
-    best = result.best
-    maps = {when: result.cka(when) for when in ("start", "steps", "trained")}
+    plan, best = result.plan, result.best
+    term = {"loss": dict(plan.loss), "weight": plan.weight}
     return _finite(
         {
             "format": FORMAT,
@@ -56,81 +58,83 @@ def facts_of(result: LayerStudyResult) -> dict[str, Any]:
             "id": result.study_id,
             "metric": METRIC,
             "data_split": "val",
-            "term": result.term,
-            "loss": dict(result.loss),
-            "weight": result.weight,
-            "hints": [asdict(layer) for layer in result.hints],
-            "guided": [asdict(layer) for layer in result.guided],
-            "seeds": list(result.seeds),
+            "term": plan.term,
+            **term,
+            "hints": [asdict(layer) for layer in plan.layers.hints],
+            "guided": [asdict(layer) for layer in plan.layers.guided],
+            "seeds": list(plan.seeds),
             "noise": asdict(result.noise),
-            "cells": [
-                {
-                    "hint": cell.hint,
-                    "guided": cell.guided,
-                    "arm": cell.arm,
-                    "why_not": cell.why_not or None,
-                    "gain": _gain(cell.contrast),
-                    "predictors": dict(cell.predictors),
-                }
-                for cell in result.cells
-            ],
-            "arms": [_arm(result, arm) for arm in result.arms],
-            "best": best
-            and {
-                "arm": best.arm.id,
-                "pairs": pairs_of(best.arm),
-                "loss": dict(result.loss),
-                "weight": result.weight,
-                "gain": _gain(best.contrast),
-                "test": {
-                    "taught": _estimate(best.tested),
-                    "untaught": _estimate(best.untaught),
-                    "gain": _estimate(best.gain),
-                },
-            },
+            "cells": [_plain_cell(cell) for cell in result.cells],
+            "arms": [_plain_arm(result, arm) for arm in plan.arms],
+            "best": _plain_best(best, term) if best is not None else None,
             "rankings": {
                 name: {**asdict(correlation), "what": PREDICTORS[name]}
-                for name, correlation in result.rankings.items()
+                for name, correlation in result.rank_correlations.items()
             },
-            "cka": {
-                "hints": [layer.name for layer in result.cka_hints],
-                "guided": [layer.name for layer in result.cka_guided],
-                "after_steps": result.steps,
-                **{when: cka.tolist() for when, cka in maps.items() if cka is not None},
-            },
+            "cka": _plain_cka(result),
         }
     )
 
 
-def table_of(result: LayerStudyResult) -> str:
+def format_csv(result: LayerStudyResult) -> str:
     """Return `pairs.csv`: hint, guided, seed, value, gain, and each predictor's mean."""
     text = io.StringIO()
     names = list(PREDICTORS)
     rows = csv.writer(text, lineterminator="\n")
     rows.writerow(["hint", "guided", "seed", METRIC, "gain", *names, "why_not"])
     for cell in result.cells:
-        for seed in result.seeds:
-            value = result.values.get(cell.arm, {}).get(seed)
+        for seed in result.plan.seeds:
+            value = result.accuracies.get(cell.arm, {}).get(seed)
             gain = cell.contrast.by_seed.get(seed) if cell.contrast is not None else None
             predicted = [_number(cell.predictors[name]) for name in names]
             figures = [_number(value), _number(gain), *predicted]
-            rows.writerow([cell.hint, cell.guided, seed, *figures, cell.why_not])
+            rows.writerow([cell.hint, cell.guided, seed, *figures, cell.skip_reason])
     return text.getvalue()
 
 
-def _arm(result: LayerStudyResult, arm: Arm) -> dict[str, Any]:
-    plain = arm.plain()
-    pairs = [[{"hint": h, "guided": g} for h, g in each] for each in plain["pairs"]]
+def _plain_cell(cell: Cell) -> dict[str, Any]:
     return {
-        **plain,
-        "pairs": pairs,
-        "why_not": arm.why_not or None,
-        "values": {str(seed): v for seed, v in result.values.get(arm.id, {}).items()},
-        "gain": _gain(result.contrasts.get(arm.id)),
+        "hint": cell.hint,
+        "guided": cell.guided,
+        "arm": cell.arm,
+        "why_not": cell.skip_reason or None,
+        "gain": _plain_gain(cell.contrast),
+        "predictors": dict(cell.predictors),
     }
 
 
-def _gain(contrast: Contrast | None) -> dict[str, Any] | None:
+def _plain_arm(result: LayerStudyResult, arm: Arm) -> dict[str, Any]:
+    accuracies = result.accuracies.get(arm.id, {})
+    return {
+        "id": arm.id,
+        "kind": arm.kind,
+        "pairs": [_plain_pairs(pairs) for pairs in arm.pairs],
+        "why_not": arm.skip_reason or None,
+        "values": {str(seed): accuracy for seed, accuracy in accuracies.items()},
+        "gain": _plain_gain(result.contrasts.get(arm.id)),
+    }
+
+
+def _plain_best(best: BestPairs, term: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "arm": best.arm.id,
+        "pairs": _plain_pairs(best.arm.pairs[0]),
+        **term,
+        "gain": _plain_gain(best.contrast),
+        "test": {
+            "taught": _plain_estimate(best.test_accuracy),
+            "untaught": _plain_estimate(best.baseline_accuracy),
+            "gain": _plain_estimate(best.gain),
+        },
+    }
+
+
+def _plain_pairs(pairs: Iterable[LayerPair]) -> list[dict[str, str]]:
+    """Return pairs as a study file writes them."""
+    return [{"hint": pair.hint, "guided": pair.guided} for pair in pairs]
+
+
+def _plain_gain(contrast: Contrast | None) -> dict[str, Any] | None:
     if contrast is None:
         return None
     return {
@@ -138,12 +142,23 @@ def _gain(contrast: Contrast | None) -> dict[str, Any] | None:
         "by_seed": {str(seed): gain for seed, gain in contrast.by_seed.items()},
         "p": contrast.p,
         "p_holm": contrast.p_holm,
-        "clear": contrast.is_clear,
+        "clear": contrast.is_significant,
     }
 
 
-def _estimate(value: Estimate | None) -> dict[str, Any] | None:
-    return None if value is None else asdict(value)
+def _plain_estimate(value: Estimate | None) -> dict[str, Any] | None:
+    return None if value is None else value.plain()
+
+
+def _plain_cka(result: LayerStudyResult) -> dict[str, Any]:
+    layers = result.plan.layers
+    maps = {when: result.predictors.cka_map(when) for when in CKA_TIMES}
+    return {
+        "hints": [layer.name for layer in layers.cka_hints],
+        "guided": [layer.name for layer in layers.cka_guided],
+        "after_steps": result.predictors.steps,
+        **{when: cka.tolist() for when, cka in maps.items() if cka is not None},
+    }
 
 
 def _number(value: float | None) -> str:

@@ -4,7 +4,7 @@
 2. Every arm is trained under every seed with its full budget, the baseline without hint first.
    Under one seed, all arms start from the same weights and see the same batches in the same order.
 3. For each seed, predictors are computed as soon as the student without hint is trained.
-4. The best set of pairs by validation accuracy, and the baseline, are trained again under fresh
+4. The best set of pairs by validation accuracy, and the baseline, are trained again under new
    seeds.  Only these see the test split.
 """
 
@@ -12,10 +12,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from raykd.layer_study.arm_record import NONE, Arm
-from raykd.layer_study.arms import build_arms, compared, label_of, study_of_arm
+from raykd.layer_study.arms import build_arm_study, build_arms, term_pairs
 from raykd.layer_study.design import LayerStudyDesign
-from raykd.layer_study.result import best_of, values_by_seed
+from raykd.layer_study.plan import NONE, Arm, format_pairs
+from raykd.layer_study.result import accuracies_by_arm, find_best_arm
 from raykd.models.introspection.layers import Layer
 from raykd.runtime.jobs import ProbeDesign, ProbeJob, Report
 from raykd.study.config import plain
@@ -42,7 +42,7 @@ class LayerStudyPlanner(Planner):
             design = replace(design, study=replace(design.study, cache=cache))
         self._design = design
         self._arms = build_arms(design, self.settings)
-        self._trained_arms = {arm.id: arm for arm in self._arms if not arm.why_not}
+        self._trained_arms = {arm.id: arm for arm in self._arms if not arm.skip_reason}
         self._finalists: list[Record] | None = None
         self.expected_trials = len(self._trained_arms) * self.settings.seeds
         self._publish(self._plan())
@@ -110,7 +110,7 @@ class LayerStudyPlanner(Planner):
         is_baseline = arm.id == NONE  # the predictors use its network
         folder = f"{self.context.folder}/students"
         keep = f"{folder}/{arm.id}.seed-{number}.pt" if is_baseline else None
-        study = study_of_arm(self._design, arm, number)
+        study = build_arm_study(self._design, arm, number)
         tags = self._tags(arm, number)
         self._enqueue_student(run_id(arm.id, number), study, keep=keep, tags=tags)
 
@@ -119,7 +119,7 @@ class LayerStudyPlanner(Planner):
 
         Args:
             probe_id: id of the job.
-            number: of the seed.
+            number: index of the seed, from 0.
             baseline: record of the student without hint.
         """
         design = self._design
@@ -127,7 +127,7 @@ class LayerStudyPlanner(Planner):
         possible = [arm.pairs[0][0] for arm in self._trained_arms.values() if arm.kind == "pair"]
         hints = [layer.name for layer in design.hints]
         guided = [layer.name for layer in design.guided]
-        study = design.with_term(replace(design.loss, pairs=compared(possible)))
+        study = design.with_term(replace(design.loss, pairs=term_pairs(possible)))
         [teacher] = self._teachers.request(self._bound.candidate(study).teachers)
         self._queue.append(
             ProbeJob(
@@ -157,9 +157,9 @@ class LayerStudyPlanner(Planner):
         )
 
     def _enqueue_finalists(self) -> None:
-        """Queue the best set of pairs, and the baseline, under fresh seeds."""
+        """Queue the best set of pairs, and the baseline, under new seeds."""
         seeds = self.settings.seeds
-        best = best_of(self._arms, values_by_seed(self.records), seeds)
+        best = find_best_arm(self._arms, accuracies_by_arm(self.records), seeds)
         self._finalists = []
         if best is None:
             return
@@ -177,7 +177,7 @@ class LayerStudyPlanner(Planner):
         file = f"{self.context.folder}/students/{replicate_id.replace('/', '.')}.pt"
         self._enqueue_student(
             replicate_id,
-            study_of_arm(self._design, arm, number),
+            build_arm_study(self._design, arm, number),
             role="replicate",
             parent=run_id(arm.id, 0),
             test=True,
@@ -192,7 +192,7 @@ class LayerStudyPlanner(Planner):
             "arm_kind": arm.kind,
             "hint": " ".join(pair.hint for pair in pairs) or "none",
             "guided": " ".join(pair.guided for pair in pairs) or "none",
-            "pairs": label_of(pairs) or "none",
+            "pairs": format_pairs(pairs) or "none",
             "seed": str(self._design.study.seed + number),
             "seed_number": str(number),
         }

@@ -8,13 +8,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
-from raykd.errors import StudyError
+from raykd.errors import Problem, StudyError
 from raykd.layer_study.arms import build_arms
+from raykd.layer_study.description import arm_metrics, describe_layer_study
 from raykd.layer_study.design import design_layer_study
 from raykd.layer_study.files import write_files
+from raykd.layer_study.plan import Arm
 from raykd.layer_study.planner import LayerStudyPlanner
 from raykd.layer_study.result import LayerStudyResult, read_layer_study
-from raykd.models import Task
+from raykd.models import Signature
 from raykd.models.proxies import NoProxy
 from raykd.registry import replaced_unchecked
 from raykd.study.open_study import OpenStudy
@@ -34,7 +36,7 @@ from raykd.tuning.trial_reference import study_of_trial
 Draw = Callable[[LayerStudyResult], Iterable[Path]]
 """Function that draws the figures of a result into its folder, and returns their paths."""
 
-IN_MLFLOW = "pairs"
+ARTIFACT_FOLDER = "pairs"
 """Artifact folder of a layer study's files in its MLflow run."""
 
 
@@ -43,6 +45,7 @@ def pairs(
     *,
     overrides: Sequence[str] = (),
     resume: str | Path | None = None,
+    extension: Sequence[str] | None = None,
     allow_import: bool = False,
     verbose: bool = False,
     listeners: Sequence[Listener] = (),
@@ -56,6 +59,8 @@ def pairs(
             layers of that trial's teacher and student are paired.
         overrides: `a.b=value`, as on the command line; only with a path.
         resume: the folder of an interrupted layer study to resume; `study` is then not read.
+        extension: overrides with which the study to resume grows (`raykd extend`), such as
+            `search.pairs.seeds=5`; None: it is only resumed.
         allow_import: let models run code of their own (import paths, networks from MLflow).
         verbose: show Ray's own output.
         listeners: called with every event as it happens.
@@ -69,12 +74,13 @@ def pairs(
         folder = None
         if resume is not None:
             folder, overrides = stack.enter_context(resumed(resume, "pairs"))
-            study = folder.study_file
+            study, overrides = folder.study_file, [*overrides, *(extension or ())]
         else:
             named = study_of_trial(study, overrides, pairs_open=True)
             study, overrides = stack.enter_context(named)
         study = load_or_use(study, overrides, allow_import=allow_import)
         run = LayerStudyRun(study, folder, draw, verbose=verbose, listeners=listeners)
+        run.extends = extension is not None
         return run.run(executor or RayExecutor())
 
 
@@ -98,6 +104,16 @@ class LayerStudyRun(StudyRun[LayerStudyResult]):
         listeners: Sequence[Listener] = (),
     ) -> None:
         self.draw = draw
+        task = study.settings.learning_task
+        if "accuracy" not in task.metrics:
+            raise StudyError(
+                Problem(
+                    f"a layer study compares accuracies, and task '{task.name}' measures "
+                    f"{', '.join(task.metrics)}",
+                    path="task.metrics",
+                    fix="add `accuracy` to the metrics of a classification, or use `raykd search`",
+                )
+            )
         search = replace(
             study.settings.search,
             finalists=1,
@@ -106,17 +122,18 @@ class LayerStudyRun(StudyRun[LayerStudyResult]):
             proxy=NoProxy(),
             max_hours=None,
         )
-        if study.task is not None:
-            check_layer_study(study, study.task)
-            search = replaced_unchecked(search, trials=_trainings(study, study.task))
+        if study.signature is not None:
+            arms = check_layer_study(study, study.signature)
+            trials = study.settings.search.pairs.seeds * sum(not arm.skip_reason for arm in arms)
+            search = replaced_unchecked(search, trials=trials)
         super().__init__(study, folder, search=search, verbose=verbose, listeners=listeners)
 
-    def check(self, study: OpenStudy, task: Task) -> None:
-        check_layer_study(study, task)
+    def check(self, study: OpenStudy, signature: Signature) -> None:
+        check_layer_study(study, signature)
 
     def planner(self, session: RunSession, slots: int) -> LayerStudyPlanner:
         return LayerStudyPlanner(
-            session.context(slots), design_layer_study(session.study, session.task)
+            session.context(slots), design_layer_study(session.study, session.signature)
         )
 
     def conclude(self, session: RunSession, planner: Planner) -> LayerStudyResult:
@@ -125,29 +142,26 @@ class LayerStudyRun(StudyRun[LayerStudyResult]):
         files = [*write_files(result), *(self.draw(result) if self.draw is not None else ())]
         for file in files:
             path = str(file.relative_to(folder))
-            session.bus.publish(ArtifactSaved(None, path, folder=IN_MLFLOW))
+            session.bus.publish(ArtifactSaved(None, path, folder=ARTIFACT_FOLDER))
+        for record_id, metrics in arm_metrics(result).items():
+            session.bus.publish(Note(record_id, metrics=metrics))
         session.bus.publish(Note(None, result.tags(), result.metrics()))
+        session.bus.publish(describe_layer_study(result))
         return result
 
 
-def check_layer_study(study: OpenStudy, task: Task) -> None:
-    """Check that a study can be a layer study.
+def check_layer_study(study: OpenStudy, signature: Signature) -> tuple[Arm, ...]:
+    """Check that a study can be a layer study, and return its arms.
 
     Raises:
         StudyError: see `design_layer_study`; or none of its pairs can be compared by its loss.
     """
-    design = design_layer_study(study, task)
+    design = design_layer_study(study, signature)
     arms = build_arms(design, study.settings.search.pairs)
     singles = [arm for arm in arms if arm.kind == "pair"]
-    if all(arm.why_not for arm in singles):
-        text = f"none of its {len(singles)} pairs can be compared: {singles[0].why_not}"
+    if all(arm.skip_reason for arm in singles):
+        text = f"none of its {len(singles)} pairs can be compared: {singles[0].skip_reason}"
         place = ("knowledge", design.term, "pairs")
         fix = "use another loss, or name other layers"
         raise StudyError(study.document.problem(place, text, fix))
-
-
-def _trainings(study: OpenStudy, task: Task) -> int:
-    """Return the number of trainings of all arms."""
-    settings = study.settings.search.pairs
-    arms = build_arms(design_layer_study(study, task), settings)
-    return settings.seeds * sum(not arm.why_not for arm in arms)
+    return arms

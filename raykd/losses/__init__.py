@@ -1,4 +1,4 @@
-"""Losses: what a student learns from its teacher, and the weighted terms of a study."""
+"""Losses: the knowledge that a student learns from its teacher, as weighted terms."""
 
 from raykd.losses.ab_ofd import ActivationBoundaries, OverhaulFeature
 from raykd.losses.base import (
@@ -33,6 +33,7 @@ from raykd.losses.simkd import SimKD
 from raykd.losses.svd import Svd
 from raykd.losses.terms import LayerShapes, Term, Terms, term_names
 from raykd.losses.transformer import AttentionMap, ValueRelation
+from raykd.losses.values import BoundedRegression, CosineResponse
 from raykd.losses.vid import Vid
 
 LOSSES.add(
@@ -42,6 +43,8 @@ LOSSES.add(
     Nkd,
     Dist,
     LogitStd,
+    BoundedRegression,
+    CosineResponse,
     Hint,
     AttentionTransfer,
     Nst,
@@ -73,8 +76,10 @@ __all__ = [
     "AnyLoss",
     "AttentionMap",
     "AttentionTransfer",
+    "BoundedRegression",
     "Cka",
     "CorrelationCongruence",
+    "CosineResponse",
     "Crd",
     "Dist",
     "Dkd",

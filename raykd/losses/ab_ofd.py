@@ -1,4 +1,4 @@
-"""Feature-based knowledge around the rectifier: what is switched on, and how far from it."""
+"""Feature losses around the ReLU: activation boundaries and overhauled feature distillation."""
 
 from __future__ import annotations
 
@@ -19,15 +19,18 @@ from raykd.registry import option
 class ActivationBoundaries(PairLoss):
     """Match the activation boundaries of the teacher's neurons, with a margin.
 
-    Of the squares (1[t > 0] relu(m - s) + 1[t <= 0] relu(m + s))^2, the alternative loss of Heo
-    2019 (arXiv:1811.03233), section "Method", with s through a connector.  Best on layers before
-    their ReLU; after one, t > 0 tells the same.  Zero wherever every s is beyond the margin on the
-    teacher's side.
+    The loss is the alternative loss of Heo 2019 (arXiv:1811.03233), section "Method":
 
-    scale: mean, over batch and elements; benchmark, as the authors' code and the CRD benchmark,
-    3/1000 of the sum over elements, mean over the batch, halved for each pair above the deepest.
-    The paper's own is the plain sum.  In the paper and the benchmark it only initializes the
-    student: a term with `stop_epoch: n`, the scheme with `start_epoch: n`.
+        (1[t > 0] relu(m - s) + 1[t <= 0] relu(m + s))^2
+
+    where t is the hint layer and s is the guided layer after its connector.  It is 0 if every s is
+    beyond the margin m on the same side as t.  Use it on layers before their ReLU; after a ReLU,
+    t > 0 gives the same boundaries.
+
+    `scale: mean` is the mean over batch and elements.  `scale: benchmark` follows the authors' code
+    and the CRD benchmark: 3/1000 of the sum over elements, mean over the batch, halved for each
+    pair above the deepest.  The paper uses the plain sum.  In the paper and the benchmark the loss
+    only initializes the student: give the term `stop_epoch: n` and the scheme `start_epoch: n`.
     """
 
     knowledge = "feature"
@@ -65,14 +68,15 @@ class ActivationBoundaries(PairLoss):
 class OverhaulFeature(PairLoss):
     """Match the features before the ReLU; negative values need no exact match.
 
-    Sum over elements, mean over the batch, of (t - s)^2 where not s <= t <= 0: the partial L2
-    distance of Heo 2019 (arXiv:1904.01866) with the margin ReLU t = max(f_t, m), m each channel's
-    mean negative response, and s through a connector.  m is taken from the batch (the authors
-    derive it from the teacher's batch norm, which need not be there); without negatives, as after a
-    ReLU, it is 0.
+    The loss is the partial L2 distance of Heo 2019 (arXiv:1904.01866): the sum over elements, mean
+    over the batch, of (t - s)^2, except where s <= t <= 0.  t = max(f_t, m) is the margin ReLU of
+    the hint layer, m is the mean negative response of each channel, and s is the guided layer after
+    its connector.  m is computed from the batch; the authors derive it from the batch norm of the
+    teacher, which not every teacher has.  A layer without negative values, as after a ReLU, has
+    m = 0.
 
-    scale: paper, pairs are summed; benchmark, as in the authors' code and mdistiller, each pair
-    counts half of the next deeper one.
+    `scale: paper` sums over pairs.  `scale: benchmark` gives each pair half the weight of the next
+    deeper pair, as the authors' code and mdistiller do.
     """
 
     knowledge = "feature"
@@ -105,12 +109,12 @@ class OverhaulFeature(PairLoss):
 
 
 def _halved(pairs: int) -> tuple[float, ...]:
-    """Shallow to deep: ..., 1/4, 1/2, 1."""
+    """Return the factors of pairs, shallow to deep: ..., 1/4, 1/2, 1."""
     return tuple(0.5**above for above in reversed(range(pairs)))
 
 
 def _mean_negative(features: Tensor) -> Tensor:
-    """(B, C, H, W) -> (1, C, 1, 1): each channel's mean over its negative values, or 0."""
+    """(B, C, H, W) -> (1, C, 1, 1): mean of the negative values of a channel, 0 without any."""
     negative = features < 0
     total = (features * negative).sum(dim=(0, 2, 3), keepdim=True)
     return total / negative.sum(dim=(0, 2, 3), keepdim=True).clamp_min(1)

@@ -1,16 +1,16 @@
 """Base classes of losses, and the modules that they build.
 
-A loss is a frozen dataclass (an `option`): its fields are its configuration, and its `__call__` is
-the formula of the paper.  `connector` or `build` builds its learned parts (connectors, memories).
+A loss is a frozen dataclass (an `option`).  Its fields are its configuration, and `__call__` is
+the formula of the paper.  `connector` or `build` makes its trainable parts (connectors, memories).
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal, TypeVar
+from typing import Annotated, ClassVar, Literal, TypeVar
 
 import torch
 from pydantic import Field
@@ -23,25 +23,26 @@ from raykd.losses.shapes import (
     check_integers,
     check_layers,
     check_logits,
+    check_targets,
 )
 from raykd.registry import Registry, option
+from raykd.tasks.base import ALL_KINDS, Kind
 
 M = TypeVar("M", bound=nn.Module)
 
 
 @dataclass(frozen=True)
 class LossContext:
-    """Shapes and sizes from which a loss builds its learned parts.
+    """Shapes and sizes from which a loss builds its trainable parts.
 
     Attributes:
-        pairs: the layer pairs of its term, shallow to deep.
-        guided_shapes: the student's layer shapes, one a pair.
-        hint_shapes: the teacher's layer shapes, one a pair.
+        pairs: layer pairs of the term, shallow to deep.
+        guided_shapes: shape of the student's layer of each pair.
+        hint_shapes: shape of the teacher's layer of each pair.
         classes: number of classes.
-        train_size: number of training samples (`Batch.index` is below the data set's size, not
-            below this).
-        data_size: one more than the largest `Batch.index`.
-        weight: of its term, for parts that must not be weighted.
+        train_size: number of training samples.
+        data_size: one more than the largest `Batch.index`; at least `train_size`.
+        weight: weight of the term, for parts whose training must not depend on it.
     """
 
     pairs: tuple[Pair, ...]
@@ -60,16 +61,17 @@ PROJECTED = "projected"
 class LossModule(nn.Module):
     """Module of a loss in one trial; its parameters are trained with those of the student.
 
-    `value` computes the loss.  Its inputs are float32 at least, autocast is off and the teacher is
-    detached: products and softmaxes of a loss lose too much in the eight bits of a bfloat16's
-    mantissa.
+    Subclasses implement `value`. It receives tensors in float32 or float64, with autocast off and
+    the teacher detached: the products and softmaxes of a loss need more precision than bfloat16
+    has.
 
     Args:
-        context: the shapes of layers that `forward` checks; None: only batches are checked.
+        context: shapes of the layers that `forward` checks; None: check the batch size only.
     """
 
     sometimes_unused: bool = False
-    """Whether some of its parameters get no gradient in some steps in which it acts (for DDP)."""
+    """True if some parameters get no gradient in some steps in which the loss is active (for DDP).
+    """
 
     def __init__(self, context: LossContext | None = None) -> None:
         super().__init__()
@@ -81,13 +83,13 @@ class LossModule(nn.Module):
             self._hints[pair.hint] = context.hint_shapes[number]
 
     def give_projector(self, signed: bool) -> nn.Module:
-        """Return the module that carries the guided layer to the hint layer.
+        """Return the module that maps the guided layer to the hint layer.
 
-        Only where the loss `deploys`.  From then on the student's outputs hold the output of
-        the projector, as layer `PROJECTED`.
+        Only losses that `deploys` is True for implement it. After this call the outputs of the
+        student contain the output of the projector, as layer `PROJECTED`.
 
         Args:
-            signed: whether the hint layer shows negative values.
+            signed: whether the hint layer has negative values.
         """
         raise NotImplementedError
 
@@ -102,18 +104,19 @@ class LossModule(nn.Module):
         """Return the value of the loss, a scalar, without the weight of its term.
 
         Raises:
-            ValueError: a shape is not that of the batch, or not the one the loss was built for.
+            ValueError: a shape differs from that of the batch, or from the shape that the loss was
+                built for.
         """
         return self.checked_value(loss_inputs(student, teacher, targets, index, progress))
 
     def checked_value(self, inputs: LossInputs) -> Tensor:
-        """Compute the loss of inputs that `loss_inputs` made.
+        """Check the shapes of prepared inputs (see `loss_inputs`) and compute the loss.
 
         Raises:
-            ValueError: as `forward`.
+            ValueError: see `forward`.
         """
         batch = len(inputs.student.logits)
-        check_integers("the targets", inputs.targets, batch)
+        check_targets("the targets", inputs.targets, batch)
         check_integers("the numbers of samples", inputs.index, batch)
         check_layers("student", inputs.student.layers, batch, self._guided)
         check_layers("teacher", inputs.teacher.layers, batch, self._hints)
@@ -132,7 +135,7 @@ def loss_inputs(
     index: Tensor,
     progress: Progress,
 ) -> LossInputs:
-    """Make the inputs of losses: the teacher detached, half precision widened to float32."""
+    """Prepare the inputs of a loss: detach the teacher, convert half precision to float32."""
     return LossInputs(
         student.map(widened), teacher.detached().map(widened), targets, index, progress
     )
@@ -150,28 +153,31 @@ class Loss:
     """Base class of losses.
 
     Class attributes:
-        knowledge: which of the survey's three kinds of knowledge it transfers.
+        knowledge: kind of knowledge that the loss transfers, in the terms of the survey.
         paper: author, year, arXiv number.
-        default_weight: the weight of a term that names none.
-        weight_source: one sentence: where the default weight comes from, how it was scaled.
-        takes_pairs: whether its term may bear `pairs`.
-        default_pairs: the pairs of a term that names none: "stages" pairs the stages one to one
-            counted from the deepest, "last" pairs the deepest stages, "embedding" pairs the
-            inputs of the two classifiers, "none" for losses on logits.
-        least_pairs: how many pairs it needs at least.
-        most_pairs: how many it takes at most; None: any number.
-        reads_logits: whether it reads the teacher's logits (else its forward may end earlier).
-        zero_at_teacher: whether its value is 0 (its minimum) where the student shows just what
-            the teacher shows, in the teacher's shapes.
-        relates_samples: whether a sample's share depends on the others of its batch; if not, the
-            value is the mean over samples, and several workers train as one does.
+        default_weight: weight of a term without `weight`.
+        weight_source: sentence on the origin of the default weight.
+        kinds: kinds of responses that it fits; a loss for class scores alone reads class indices.
+        takes_pairs: whether the term accepts `pairs`.
+        default_pairs: pairs of a term without `pairs`: "stages" pairs the stages one to one from
+            the deepest, "last" pairs the deepest stages, "embedding" pairs the inputs of the two
+            classifiers, "none" is for losses on logits.
+        least_pairs: minimum number of pairs.
+        most_pairs: maximum number of pairs; None: no limit.
+        reads_logits: whether it reads the logits of the teacher; if not, the teacher's forward pass
+            may end earlier.
+        zero_at_teacher: whether its value is 0, its minimum, if the student's outputs equal the
+            teacher's.
+        relates_samples: whether the loss of a sample depends on the rest of its batch.  If not, the
+            value is the mean over samples, and any number of workers gives the same training.
         random: whether it draws random numbers.
-        deploys: whether the network that is kept is not the student as it stands but the student
-            up to the guided layer, the loss's projector, and the teacher after the hint layer.
+        deploys: whether it changes the deployed network: the student up to the guided layer, then
+            the projector of the loss, then the teacher after the hint layer.
     """
 
     name: str
     knowledge: ClassVar[Literal["response", "feature", "relation"]]
+    kinds: ClassVar[tuple[Kind, ...]] = ALL_KINDS
     paper: ClassVar[str]
     default_weight: ClassVar[float] = 1.0
     weight_source: ClassVar[str] = ""
@@ -187,21 +193,20 @@ class Loss:
 
     @property
     def pairs_apart(self) -> bool:
-        """True if the value is a sum over pairs, so that a pair may have a separate weight or
-        loss."""
+        """True if the value is a sum over pairs, which may have separate weights and losses."""
         return False
 
     def build(self, context: LossContext) -> LossModule:
         """Build the module of the loss for one trial.
 
         Raises:
-            ValueError: the layers it is given cannot be bridged; names both layers and shapes.
+            ValueError: the layers of a pair cannot be connected; names them and their shapes.
         """
         raise NotImplementedError
 
 
 LOSSES = Registry("loss", base=Loss, entry_points="raykd.losses")
-"""Losses that a term may name; `raykd.losses` adds them."""
+"""Losses that a term may use; packages add losses with the entry point group `raykd.losses`."""
 
 AnyLoss = Annotated[Loss, LOSSES]
 """Type of a field that holds a loss."""
@@ -209,10 +214,10 @@ AnyLoss = Annotated[Loss, LOSSES]
 
 @option
 class Pair:
-    """One hint layer of the teacher and the guided layer of the student it teaches.
+    """Hint layer of the teacher with the guided layer of the student that it teaches.
 
-    A pair may count more or less than its term's others, and may be compared by a loss of its own;
-    the term's loss must then compare each pair by itself (`Loss.pairs_apart`).
+    A pair may have a separate weight or loss.  The loss of the term must then treat each pair
+    separately (`Loss.pairs_apart`).
     """
 
     hint: str
@@ -226,16 +231,16 @@ class Pair:
 
     @property
     def is_alike(self) -> bool:
-        """True if it has no separate weight or loss."""
+        """True if the pair has no separate weight or loss."""
         return self.loss is None and self.weight == 1
 
 
 @option
 class ResponseLoss(Loss):
-    """A loss on logits alone: `loss(student, teacher, targets)`, (B, classes) each and (B,).
+    """Loss on logits: `loss(student, teacher, targets)` with (B, classes), (B, classes) and (B,).
 
-    Calling it is the same as calling its module: the teacher is detached, half precision becomes
-    float32, autocast is off, and shapes that do not match raise a ValueError.
+    A direct call gives the same value as the module: it detaches the teacher, converts half
+    precision to float32, turns autocast off, and raises a ValueError for shapes that do not match.
     """
 
     knowledge = "response"
@@ -243,7 +248,7 @@ class ResponseLoss(Loss):
     default_pairs = "none"
     reads_logits = True
 
-    def __init_subclass__(cls, **rest: Any) -> None:
+    def __init_subclass__(cls, **rest: object) -> None:
         super().__init_subclass__(**rest)
         if "__call__" in vars(cls):
             cls.__call__ = _on_checked_logits(cls.__call__)  # type: ignore[method-assign]
@@ -257,20 +262,21 @@ class ResponseLoss(Loss):
 
 @option
 class PairLoss(Loss):
-    """A loss on one guided and one hint layer at a time: `loss(guided, hint)`, (B, ...) each.
+    """Loss on pairs of layers: `loss(guided, hint)`, (B, ...) each.
 
-    The guided layer passes its connector first.  The values of several pairs are summed, each
-    times its share.  Calling it is the same as calling its module: the teacher is detached, half
-    precision becomes float32, autocast is off, and shapes that do not match raise a ValueError.
+    The connector is applied to the guided layer first.  The values of several pairs are weighted by
+    `shares` and summed.  A direct call gives the same value as the module: it detaches the teacher,
+    converts half precision to float32, turns autocast off, and raises a ValueError for shapes that
+    do not match.
 
     Class attributes:
-        same_shape: whether the guided layer, past its connector, must have the hint layer's shape;
-            if not, only the batch must be the same.
+        same_shape: whether the guided layer after its connector must have the shape of the hint
+            layer; if not, only the batch size must match.
     """
 
     same_shape: ClassVar[bool] = True
 
-    def __init_subclass__(cls, **rest: Any) -> None:
+    def __init_subclass__(cls, **rest: object) -> None:
         super().__init_subclass__(**rest)
         if "__call__" in vars(cls):
             cls.__call__ = _on_checked_layers(cls.__call__)  # type: ignore[method-assign]
@@ -279,7 +285,7 @@ class PairLoss(Loss):
         raise NotImplementedError
 
     def connector(self, guided: Shape, hint: Shape) -> nn.Module:
-        """The module that carries (B, *guided) to the shape the loss compares with (B, *hint)."""
+        """Return the module that maps (B, *guided) to the shape compared with (B, *hint)."""
         return nn.Identity()
 
     def shares(self, pairs: int) -> tuple[float, ...]:
@@ -291,9 +297,9 @@ class PairLoss(Loss):
         return all(share == 1 for share in self.shares(2))
 
     def judge(self, guided: Shape, hint: Shape) -> nn.Module:
-        """Build the module of one pair, `(guided, hint) -> scalar`.
+        """Build the module of one pair: `(guided, hint) -> scalar`.
 
-        A loss that learns more than a connector overrides this.
+        Override it in losses with trainable parts other than a connector.
         """
         return ConnectedLoss(self, self.connector(guided, hint))
 
@@ -301,20 +307,20 @@ class PairLoss(Loss):
         return PairwiseLoss(self, context)
 
 
-def _on_checked_logits(formula: Callable[..., Tensor]) -> Any:
-    """The formula of a loss on logits, behind the checks."""
+def _on_checked_logits(formula: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Wrap the formula of a loss on logits with checks and conversions."""
 
     @functools.wraps(formula)
     def compare(self: ResponseLoss, student: Tensor, teacher: Tensor, targets: Tensor) -> Tensor:
-        check_logits(self.name, student, teacher, targets)
+        check_logits(self.name, student, teacher, targets, kinds=self.kinds)
         with _in_full_precision(student):
             return formula(self, widened(student), widened(teacher.detach()), targets)
 
     return compare
 
 
-def _on_checked_layers(formula: Callable[..., Tensor]) -> Any:
-    """The formula of a loss on two layers, behind the checks."""
+def _on_checked_layers(formula: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Wrap the formula of a loss on two layers with checks and conversions."""
 
     @functools.wraps(formula)
     def compare(self: PairLoss, guided: Tensor, hint: Tensor) -> Tensor:
@@ -325,8 +331,8 @@ def _on_checked_layers(formula: Callable[..., Tensor]) -> Any:
     return compare
 
 
-def _in_full_precision(tensor: Tensor) -> Any:
-    """A context without autocast on the tensor's device."""
+def _in_full_precision(tensor: Tensor) -> AbstractContextManager[object]:
+    """Return a context without autocast on the tensor's device."""
     device = tensor.device.type
     if not torch.is_autocast_enabled(device):
         return nullcontext()
@@ -368,25 +374,26 @@ class PairwiseLoss(LossModule):
 
 
 def for_each_pair(context: LossContext, make: Callable[[Shape, Shape], M]) -> list[M]:
-    """`make(guided shape, hint shape)` for each pair, in their order.
+    """Return `make(guided shape, hint shape)` for each pair, in order.
 
     Raises:
-        ValueError: there is no pair, or one cannot be bridged; names both layers and shapes.
+        ValueError: there is no pair, or the layers of a pair cannot be connected; the message names
+            them and their shapes.
     """
     if not context.pairs:
         raise ValueError("the loss compares layers and its term names no pairs; name `pairs`")
-    made = []
+    modules = []
     for pair, guided, hint in zip(
         context.pairs, context.guided_shapes, context.hint_shapes, strict=True
     ):
         try:
-            made.append(make(guided, hint))
+            modules.append(make(guided, hint))
         except ValueError as error:
             raise ValueError(
                 f"guided layer {pair.guided!r} {guided} cannot be carried to hint layer "
                 f"{pair.hint!r} {hint}: {error}"
             ) from None
-    return made
+    return modules
 
 
 def require_two_pairs(loss: str, context: LossContext) -> None:

@@ -1,4 +1,4 @@
-"""Similarity of two representations of the same samples."""
+"""CKA: similarity of two representations of the same samples."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ LEAST_SAMPLES = 4
 class CkaMap:
     """Linear CKA between every layer of one network and every layer of another, over batches.
 
-    CKA = HSIC(K, L) / sqrt(HSIC(K, K) HSIC(L, L)) with K, L the B x B Gram matrices of the two
-    layers' features; Kornblith 2019 (arXiv:1905.00414), Eq. 4.  Each HSIC is the mean over batches
-    of the unbiased estimate (Song 2012; Nguyen 2020, arXiv:2010.15327, Eqs. 2 and 3), so that
-    neither the batch's size nor a layer's width moves the value.  It may fall a little below 0.
-    Of the loss `cka` the biased estimate is the criterion; here values are compared.
+    CKA = HSIC(K, L) / sqrt(HSIC(K, K) HSIC(L, L)), where K and L are the (B, B) Gram matrices of
+    the features of the two layers; Kornblith 2019 (arXiv:1905.00414), Eq. 4. Each HSIC is the mean
+    over batches of the unbiased estimate (Song 2012; Nguyen 2020, arXiv:2010.15327, Eqs. 2 and 3),
+    which depends neither on the batch size nor on the width of a layer. The value may be slightly
+    negative. The loss `cka` uses the biased estimate instead.
 
     Args:
-        rows, columns: the layers' names.
+        rows, columns: names of the layers of the two networks.
     """
 
     def __init__(self, rows: tuple[str, ...], columns: tuple[str, ...]) -> None:
@@ -31,10 +31,10 @@ class CkaMap:
         self._own_columns = torch.zeros(len(columns), dtype=torch.float64)
 
     def add(self, rows: Mapping[str, Tensor], columns: Mapping[str, Tensor]) -> None:
-        """Take in one batch's features, (B, ...) each, by layer.
+        """Add the features of one batch by layer, (B, ...) each.
 
         Raises:
-            ValueError: the batch has less than `LEAST_SAMPLES` samples.
+            ValueError: the batch has fewer than `LEAST_SAMPLES` samples.
         """
         left = torch.stack([_hollow_gram(rows[name]) for name in self.rows])
         right = torch.stack([_hollow_gram(columns[name]) for name in self.columns])
@@ -44,13 +44,13 @@ class CkaMap:
 
     @property
     def values(self) -> Tensor:
-        """(rows, columns) float64; NaN where a layer shows the same for all samples."""
+        """Return (rows, columns) float64; NaN for a layer with equal outputs for all samples."""
         scale = (self._own_rows[:, None] * self._own_columns[None, :]).clamp_min(0).sqrt()
         return torch.where(scale > 0, self._cross / scale, torch.nan)
 
 
 def _hollow_gram(features: Tensor) -> Tensor:
-    """(B, ...) -> (B, B) float64 products of samples, the diagonal 0."""
+    """(B, ...) -> (B, B) float64: inner products of samples, with a diagonal of 0."""
     if len(features) < LEAST_SAMPLES:
         raise ValueError(
             f"a batch of {len(features)} samples says nothing of how alike layers are; take at "
@@ -64,7 +64,7 @@ def _hollow_gram(features: Tensor) -> Tensor:
 
 
 def _hsic(k: Tensor, ell: Tensor) -> Tensor:
-    """(..., B, B) Gram matrices with an empty diagonal -> (...): unbiased HSIC."""
+    """(..., B, B) Gram matrices with a diagonal of 0 -> (...): unbiased HSIC."""
     count = k.shape[-1]
     k, ell = torch.broadcast_tensors(k, ell)
     trace = (k * ell).sum(dim=(-2, -1))  # both are symmetric

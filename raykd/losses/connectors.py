@@ -1,21 +1,20 @@
-"""Connectors: learned modules that carry a guided layer's shape to its hint layer's.
+"""Connectors: trainable modules that map a guided layer to the shape of its hint layer.
 
-A connector is inferred from the two shapes, never sized by hand:
+The two shapes determine the connector:
 
 | guided -> hint | connector |
 |---|---|
 | the same shape | identity |
 | map (C, H, W) -> map, same H, W | 1x1 convolution + batch norm |
-| map -> map, H and W divided by whole numbers | strided convolution + batch norm |
-| map -> map, H and W multiplied by whole numbers | transposed convolution + batch norm |
+| map -> map, H and W divided by integers | strided convolution + batch norm |
+| map -> map, H and W multiplied by integers | transposed convolution + batch norm |
 | map -> map, other sizes | 1x1 convolution + batch norm + bilinear resizing |
 | embedding (D,) -> embedding | linear |
 | tokens (N, D) -> tokens (N, D') | linear on each token |
-| map or tokens -> embedding | mean over places, then linear where the widths differ |
-| embedding -> map or tokens; map <-> tokens; tokens of another number | none: `ValueError` |
+| map or tokens -> embedding | mean over positions, then linear if the widths differ |
+| embedding -> map or tokens; map <-> tokens; different numbers of tokens | none: `ValueError` |
 
-Pooling bridges a map and an embedding because it only forgets where things were; nothing can
-tell an embedding where to put them.
+A map or tokens can be averaged to an embedding, but an embedding has no positions to restore.
 """
 
 from __future__ import annotations
@@ -32,10 +31,10 @@ Kind = Literal["map", "tokens", "embedding"]
 
 
 def kind_of(shape: Shape) -> Kind:
-    """Return the kind of a layer of this shape (without the batch).
+    """Return the kind of a layer from its shape without the batch.
 
     Raises:
-        ValueError: it is none of (C, H, W), (tokens, D) and (D,).
+        ValueError: the shape is none of (C, H, W), (tokens, D) and (D,).
     """
     kinds: dict[int, Kind] = {1: "embedding", 2: "tokens", 3: "map"}
     if len(shape) not in kinds:
@@ -48,10 +47,10 @@ def kind_of(shape: Shape) -> Kind:
 
 
 def require(kind: Kind, loss: str, guided: Shape, hint: Shape) -> None:
-    """Check that both layers are of one kind.
+    """Check that both layers are of the expected kind.
 
     Raises:
-        ValueError: one of them is not.
+        ValueError: a layer is of another kind.
     """
     shapes = {"map": "(C, H, W)", "tokens": "(N, D)", "embedding": "(D,)"}
     for side, shape in (("guided", guided), ("hint", hint)):
@@ -63,15 +62,15 @@ def require(kind: Kind, loss: str, guided: Shape, hint: Shape) -> None:
 
 
 def connector(guided: Shape, hint: Shape, *, always: bool = False) -> nn.Module:
-    """Build the module that carries (B, *guided) to (B, *hint); see the table of this file.
+    """Build the module that maps (B, *guided) to (B, *hint); see the table of this module.
 
     Args:
         guided: shape of the student's layer, without the batch.
         hint: shape of the teacher's layer, without the batch.
-        always: learn a connector even where the shapes are the same.
+        always: train a connector even if the shapes are equal.
 
     Raises:
-        ValueError: no connector bridges the two shapes; says why.
+        ValueError: no connector maps one shape to the other; the message gives the reason.
     """
     kinds = kind_of(guided), kind_of(hint)
     if guided == hint and not always:
@@ -86,20 +85,20 @@ def connector(guided: Shape, hint: Shape, *, always: bool = False) -> nn.Module:
 
 
 def channels_connector(guided: Shape, hint: Shape) -> nn.Module:
-    """Build the module that carries a map to the channels of the hint map, at the same size.
+    """Build the module that maps a map to the channels of the hint map, without changing its size.
 
     Raises:
-        ValueError: one of them is no map.
+        ValueError: a layer is not a map.
     """
     require("map", "the loss", guided, hint)
     return connector(guided, (hint[0], *guided[1:]))
 
 
 class PlaceMean(nn.Module):
-    """(B, C, H, W) or (B, N, D) -> (B, C) or (B, D): the mean over places.
+    """(B, C, H, W) or (B, N, D) -> (B, C) or (B, D): mean over positions.
 
     Raises:
-        ValueError: the layer is neither.
+        ValueError: the layer is neither a map nor tokens.
     """
 
     def forward(self, features: Tensor) -> Tensor:
@@ -112,7 +111,7 @@ class PlaceMean(nn.Module):
 
 
 class Resize(nn.Module):
-    """(B, C, *) -> (B, C, *size), bilinear (area where it shrinks)."""
+    """(B, C, H, W) -> (B, C, *size): means of areas if both sides shrink, else bilinear."""
 
     def __init__(self, size: tuple[int, int]) -> None:
         super().__init__()
@@ -126,7 +125,7 @@ class Resize(nn.Module):
 
 
 def resized(features: Tensor, size: tuple[int, int]) -> Tensor:
-    """(B, C, H, W) -> (B, C, *size): means of areas where both sides shrink, else bilinear."""
+    """(B, C, H, W) -> (B, C, *size): means of areas if both sides shrink, else bilinear."""
     height, width = features.shape[-2:]
     if (height, width) == size:
         return features
@@ -136,34 +135,34 @@ def resized(features: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def places_of(layer: Tensor) -> Tensor:
-    """A map, tokens or an embedding -> (B, places, channels)."""
+    """Convert a map, tokens or an embedding to (B, positions, channels)."""
     if layer.dim() == 4:
         return layer.flatten(2).transpose(1, 2)
     return layer if layer.dim() == 3 else layer[:, None]
 
 
 def smaller(guided: Tensor, hint: Tensor) -> tuple[int, int]:
-    """The smaller of two maps' heights and widths."""
+    """Return the smaller height and the smaller width of two maps."""
     return min(guided.shape[2], hint.shape[2]), min(guided.shape[3], hint.shape[3])
 
 
 def _maps(guided: Shape, hint: Shape) -> nn.Module:
-    (channels, *source), (wanted, *target) = guided, hint
-    norm = nn.BatchNorm2d(wanted)
+    (channels, *source), (hint_channels, *target) = guided, hint
+    norm = nn.BatchNorm2d(hint_channels)
     if source == target:
-        return nn.Sequential(nn.Conv2d(channels, wanted, 1, bias=False), norm)
+        return nn.Sequential(nn.Conv2d(channels, hint_channels, 1, bias=False), norm)
     if shrink := _whole(source, target):
-        conv = nn.Conv2d(channels, wanted, shrink, stride=shrink, bias=False)
+        conv = nn.Conv2d(channels, hint_channels, shrink, stride=shrink, bias=False)
         return nn.Sequential(conv, norm)
     if grow := _whole(target, source):
-        transposed = nn.ConvTranspose2d(channels, wanted, grow, stride=grow, bias=False)
+        transposed = nn.ConvTranspose2d(channels, hint_channels, grow, stride=grow, bias=False)
         return nn.Sequential(transposed, norm)
-    pointwise = nn.Conv2d(channels, wanted, 1, bias=False)
+    pointwise = nn.Conv2d(channels, hint_channels, 1, bias=False)
     return nn.Sequential(Resize((target[0], target[1])), pointwise, norm)
 
 
 def _whole(large: list[int], small: list[int]) -> tuple[int, int] | None:
-    """By which whole numbers `large` is `small` along both sides, or None."""
+    """Return the integers by which `large` is a multiple of `small` along both sides, or None."""
     if large[0] % small[0] or large[1] % small[1]:
         return None
     return large[0] // small[0], large[1] // small[1]

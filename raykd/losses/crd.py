@@ -1,4 +1,4 @@
-"""Contrastive representation distillation, with a memory bank of negatives."""
+"""Contrastive representation distillation, with a memory of negatives."""
 
 from __future__ import annotations
 
@@ -22,24 +22,28 @@ from raykd.registry import option
 class Crd(Loss):
     """Contrast the two embeddings of a sample with those of other classes.
 
-    -log h(t_i, s_i) - sum over N negatives j of log(1 - h(t_j, s_i)), mean over the batch, plus the
-    same with the roles changed; h = e / (e + N/M), e = exp(g_t . g_s / tau) / Z with linear g of
-    norm 1 and M training samples; Tian 2020 (arXiv:1910.10699), the objective of section 3.1 (Eq.
-    18 in the authors' code) and the form of h that follows it, there without Z.  Negatives come
-    from a memory of every training sample's last embeddings (moved by `momentum`), which starts at
-    random and is the same on all workers.  N are drawn, at most M (then each one once); a drawn
-    sample of the anchor's own class, as far as its class has been seen, is left out, and the rest
-    count for N.  Width, negatives, temperature and momentum are the CRD benchmark's.
+    The loss is the objective of Tian 2020 (arXiv:1910.10699), section 3.1 (Eq. 18 in the authors'
+    code): -log h(t_i, s_i) - sum over N negatives j of log(1 - h(t_j, s_i)), mean over the batch,
+    plus the same term with student and teacher exchanged. h = e / (e + N/M) with e = exp(g_t . g_s
+    / tau) / Z, linear g with output of norm 1, and M training samples (the form of h that follows
+    the objective in the paper, where Z is missing).
 
-    Z is the mean over a batch of the sum of exp over the memory.  scale: batch, that of the batch
-    itself (a worker's share of it), and a positive is the other network's embedding as it is now;
-    benchmark, as in the authors' code and the CRD benchmark, that of the first batch, kept, and a
-    positive comes from the memory as it was before the batch.  A Z from a random memory is far too
-    small for the real one, so that training starts with a burst which a long training outlives and
-    one of a few epochs does not.
+    Negatives come from a memory of the last embeddings of every training sample, updated with
+    `momentum`; it is initialized at random and is equal on all workers.  N negatives are drawn, at
+    most M (then each sample once).  A drawn sample of the same class as the anchor is left out if
+    its class is known, and the others are reweighted to a sum of N.  Width, negatives, temperature
+    and momentum are those of the CRD benchmark.
+
+    Z is the mean over a batch of the sum of exp over the memory.  `scale: batch` computes Z from
+    each batch (on each worker separately), and a positive is the current embedding of the other
+    network.  `scale: benchmark`, as in the authors' code and the CRD benchmark, keeps the Z of the
+    first batch, and a positive comes from the memory before the batch.  The Z of a random memory is
+    far too small, so training starts with large losses: long trainings recover from them, trainings
+    of a few epochs do not.
     """
 
     knowledge = "feature"
+    kinds = ("softmax",)
     paper = "Tian 2020, arXiv:1910.10699"
     default_weight = 0.2
     weight_source = (
@@ -96,13 +100,13 @@ class _Contrast(LossModule):
 
 
 class _Contrasted(nn.Module):
-    """(guided, hint, targets, index) -> the contrastive value, and moves the memory.
+    """(guided, hint, targets, index) -> contrastive value; also updates the memory.
 
-    `memory` is (2, M, width): the student's embeddings, then the teacher's.
+    `memory` is (2, M, width): the embeddings of the student, then those of the teacher.
     """
 
     slot_of: Tensor
-    taken: Tensor
+    used_slots: Tensor
     class_of: Tensor
     memory: Tensor
     log_scales: Tensor
@@ -119,15 +123,15 @@ class _Contrasted(nn.Module):
         memory = torch.empty(2, self.size, loss.width).uniform_(-bound, bound)
         self.register_buffer("memory", memory)
         self.register_buffer("slot_of", torch.full((context.data_size,), -1))
-        self.register_buffer("taken", torch.zeros((), dtype=torch.long))
+        self.register_buffer("used_slots", torch.zeros((), dtype=torch.long))
         self.register_buffer("class_of", torch.full((self.size,), -1))
         self.register_buffer("log_scales", torch.zeros(2))
         self.register_buffer("started", torch.zeros((), dtype=torch.bool))
 
     def forward(self, guided: Tensor, hint: Tensor, targets: Tensor, index: Tensor) -> Tensor:
         pair = zip(self.heads, (guided, hint), strict=True)
-        own = torch.stack([unit(head(layer)) for head, layer in pair])
-        rows = from_all_workers(own.transpose(0, 1)).transpose(0, 1)
+        embeddings = torch.stack([unit(head(layer)) for head, layer in pair])
+        rows = from_all_workers(embeddings.transpose(0, 1)).transpose(0, 1)
         labels = from_all_workers(torch.stack([targets, index], dim=1))
         slots = self._slots(labels[:, 1])
         before = self.memory[:, slots]
@@ -135,62 +139,67 @@ class _Contrasted(nn.Module):
             self._remember(rows, labels, slots)
         drawn = self._drawn(targets)
         ways = [
-            self._products(own, anchors, slots, before, labels[:, 1], index) for anchors in (0, 1)
+            self._products(embeddings, anchors, slots, before, labels[:, 1], index)
+            for anchors in (0, 1)
         ]
         scales = self._scales([scores for scores, _ in ways])
         values = [
-            self._told_apart(scores, positive, drawn, scale)
+            self._contrasted(scores, positive, drawn, scale)
             for (scores, positive), scale in zip(ways, scales, strict=True)
         ]
         return torch.stack(values).sum()
 
     def _products(
         self,
-        own: Tensor,
+        embeddings: Tensor,
         anchors: int,
         slots: Tensor,
         before: Tensor,
-        everyones: Tensor,
+        all_indices: Tensor,
         index: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        """(B, M) and (B,): over tau, each anchor's product with the other network's memory and
-        with its own positive."""
-        others = 1 - anchors
-        scores = own[anchors] @ self.memory[others].T
-        scores = scores.index_copy(1, slots, own[anchors] @ before[others].T)
+        """Return (B, M) and (B,): products of each anchor with the memory of the other network and
+        with its positive, divided by tau.
+        """
+        other = 1 - anchors
+        scores = embeddings[anchors] @ self.memory[other].T
+        scores = scores.index_copy(1, slots, embeddings[anchors] @ before[other].T)
         if self.loss.scale == "batch":
-            positive = (own[anchors] * own[others]).sum(dim=1)
+            positive = (embeddings[anchors] * embeddings[other]).sum(dim=1)
         else:
-            mine = slots[(index[:, None] == everyones).int().argmax(dim=1)]
+            mine = slots[(index[:, None] == all_indices).int().argmax(dim=1)]
             positive = scores.gather(1, mine[:, None]).squeeze(1)
         return scores / self.loss.temperature, positive / self.loss.temperature
 
     def _drawn(self, targets: Tensor) -> tuple[Tensor | None, Tensor]:
-        """The samples drawn for each anchor, (B, N), or None for every one of the memory; and
-        what each of them counts, 0 for those of the anchor's class, N in all."""
+        """Draw negatives for each anchor: (B, N), or None for the whole memory; and their weights,
+        0 for samples of the class of the anchor, with sum N.
+        """
         drawn, classes = None, self.class_of.expand(len(targets), -1)
         if self.negatives < self.size:
             shape = (len(targets), self.negatives)
             drawn = torch.randint(self.size, shape, device=targets.device)
             classes = self.class_of[drawn]
-        others = classes != targets[:, None]
-        return drawn, others * (self.negatives / others.sum(dim=1, keepdim=True).clamp_min(1))
+        is_negative = classes != targets[:, None]
+        return drawn, is_negative * (
+            self.negatives / is_negative.sum(dim=1, keepdim=True).clamp_min(1)
+        )
 
     def _scales(self, scores: list[Tensor]) -> Tensor:
-        """(2,): log Z for the student's anchors and for the teacher's; Z = sum of exp over M."""
-        sums = [one.logsumexp(dim=1) for one in scores]
+        """Return (2,): log Z of the student's and the teacher's anchors, Z = sum of exp over M."""
+        sums = [products.logsumexp(dim=1) for products in scores]
         if self.loss.scale == "benchmark":
-            sums = [from_all_workers(one) for one in sums]
-        found = torch.stack([one.logsumexp(dim=0) - log(len(one)) for one in sums])
+            sums = [from_all_workers(log_sums) for log_sums in sums]
+        log_scales = torch.stack([s.logsumexp(dim=0) - log(len(s)) for s in sums])
         if self.loss.scale == "batch":
-            return found
-        used = torch.where(self.started, self.log_scales, found)
+            return log_scales
+        used = torch.where(self.started, self.log_scales, log_scales)
         if self.training:
             self.log_scales.copy_(used)
             self.started.fill_(True)
         return used
 
-    def _told_apart(
+    def _contrasted(
         self,
         scores: Tensor,
         positive: Tensor,
@@ -200,13 +209,13 @@ class _Contrasted(nn.Module):
         offset = log_scale + self.log_odds
         chosen, counts = drawn
         negative = scores if chosen is None else scores.gather(1, chosen)
-        told_apart = (F.softplus(negative - offset) * counts).sum(dim=1)
-        return (F.softplus(offset - positive) + told_apart).mean()
+        negatives = (F.softplus(negative - offset) * counts).sum(dim=1)
+        return (F.softplus(offset - positive) + negatives).mean()
 
     @torch.no_grad()
     def _remember(self, rows: Tensor, labels: Tensor, slots: Tensor) -> None:
         targets, index = labels.unbind(dim=1)
-        self.taken += (self.slot_of[index] < 0).sum()
+        self.used_slots += (self.slot_of[index] < 0).sum()
         self.slot_of[index] = slots
         self.class_of[slots] = targets
         momentum = self.loss.momentum
@@ -214,15 +223,15 @@ class _Contrasted(nn.Module):
         self.memory[:, slots] = unit(moved)
 
     def _slots(self, index: Tensor) -> Tensor:
-        """(B,): each sample's place in the memory; samples not seen yet take the next ones."""
+        """Return (B,): positions of samples in the memory; new samples get the next free ones."""
         slots = self.slot_of[index]
         fresh = slots < 0
-        following = (self.taken + fresh.cumsum(0) - 1) % self.size
+        following = (self.used_slots + fresh.cumsum(0) - 1) % self.size
         return torch.where(fresh, following, slots)
 
 
 def _head(shape: Shape, width: int) -> nn.Module:
-    """(B, *shape) -> (B, width)."""
+    """Build the head: (B, *shape) -> (B, width)."""
     if kind_of(shape) == "embedding":
         return nn.Linear(shape[0], width)
     channels = shape[0] if kind_of(shape) == "map" else shape[-1]

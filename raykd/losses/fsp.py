@@ -1,4 +1,4 @@
-"""Relation-based knowledge between layers: how features flow from one to the next."""
+"""FSP: knowledge in the relation between layers."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from raykd.registry import option
 class Fsp(Loss):
     """Match the flow (FSP matrix) between two layers of the teacher.
 
-    Mean over batch and entries of (G_s - G_t)^2, sum over neighbouring pairs, with G_ij = sum over
-    places of a_i b_j / (H W) for layers a, b one after the other; Yim 2017 (CVPR), Eqs. 1 and 2.
-    The mean over entries and the area means that bring the larger map of two to the smaller are the
-    CRD benchmark's; `scale: paper` sums over entries, `pooling: max` pools as the paper does.
-    Needs two pairs at least, shallow to deep.  Where channels differ the guided layers pass
-    connectors.  The paper and the benchmark train with it alone at first: `stop_epoch` of the term
-    and `start_epoch` of the scheme.
+    The loss is the mean over batch and entries of (G_s - G_t)^2, summed over neighboring pairs;
+    G_ij = sum over positions of a_i b_j / (H W) for consecutive layers a and b; Yim 2017 (CVPR),
+    Eqs. 1 and 2.  As in the CRD benchmark, the loss is a mean over entries, and area means reduce
+    the larger map to the size of the smaller.  `scale: paper` sums over entries, and `pooling: max`
+    pools as in the paper.  The loss needs at least two pairs, shallow to deep.  If the numbers of
+    channels differ, the guided layers pass connectors.  The paper and the benchmark first train
+    with this loss alone: give the term `stop_epoch: n` and the scheme `start_epoch: n`.
     """
 
     knowledge = "relation"
@@ -56,7 +56,7 @@ class Fsp(Loss):
         return _Flow(self, context)
 
     def __call__(self, guided: tuple[Tensor, Tensor], hint: tuple[Tensor, Tensor]) -> Tensor:
-        """The value for two layers of each network, channels alike."""
+        """Return the loss for two layers of each network, with equal numbers of channels."""
         for ours, theirs in zip(guided, hint, strict=True):
             check_maps(self.name, ours, theirs)
         ours, theirs = flow(*guided, self.pooling), flow(*hint, self.pooling)
@@ -66,7 +66,7 @@ class Fsp(Loss):
 
 
 def flow(first: Tensor, second: Tensor, pooling: Literal["average", "max"] = "average") -> Tensor:
-    """(B, C, H, W), (B, D, H', W') -> (B, C, D): the FSP matrix, Yim 2017, Eq. 1."""
+    """(B, C, H, W), (B, D, H', W') -> (B, C, D): FSP matrix; Yim 2017, Eq. 1."""
     size = smaller(first, second)
     shrink = resized if pooling == "average" else F.adaptive_max_pool2d
     first, second = shrink(first, size).flatten(2), shrink(second, size).flatten(2)

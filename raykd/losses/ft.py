@@ -1,4 +1,4 @@
-"""Factor transfer: the teacher's features paraphrased, the student's translated."""
+"""Factor transfer: a paraphraser on the teacher's features, a translator on the student's."""
 
 from __future__ import annotations
 
@@ -22,21 +22,20 @@ from raykd.registry import option
 class Ft(Loss):
     """Match translated student features to factors extracted from the teacher.
 
-    || f_t/||f_t||_2 - f_s/||f_s||_2 ||_1, mean over the batch, f_t the teacher's factor and f_s the
-    student's: the factor transfer loss of Kim 2018 (arXiv:1802.04977) with p = 1.  The factor comes
-    from a paraphraser, an autoencoder of the hint layer with `rate` times its channels in the
-    middle.
+    The loss is || f_t/||f_t||_2 - f_s/||f_s||_2 ||_1, mean over the batch, where f_t is the factor
+    of the teacher and f_s that of the student: Kim 2018 (arXiv:1802.04977) with p = 1.  The factor
+    of the teacher comes from a paraphraser, an autoencoder of the hint layer with `rate` times its
+    channels in the middle.
 
-    In the term's first `pretrain_epochs` (in the paper, before the training) the value is the mean
-    squared reconstruction error of the paraphraser, divided by the weight of the term to make its
-    training independent of the weight; the student learns from the labels and other terms
-    meanwhile.  After that the paraphraser is frozen and the value is the distance of the factors.
-    Epochs count from the `start_epoch` of the term, and resumed trainings continue where they were
-    interrupted.
+    In the first `pretrain_epochs` of the term (in the paper, before the training) the value is the
+    mean squared reconstruction error of the paraphraser, divided by the weight of the term so that
+    its training does not depend on the weight.  Meanwhile the student learns from the labels and
+    other terms.  Then the paraphraser is frozen and the value is the distance of the factors.
+    Epochs are counted from the `start_epoch` of the term; a resumed training continues the count.
 
-    scale: paper, the sum of |.| as above; benchmark, as in the CRD benchmark, the mean over places
-    of |.| between the normalized means over channels of the squared factors.  The authors' code
-    takes the mean over all elements.
+    `scale: paper` is the sum of absolute values above. `scale: benchmark`, as in the CRD
+    benchmark, is the mean over positions of the absolute difference between the normalized means
+    over channels of the squared factors. The authors' code uses the mean over all elements.
     """
 
     knowledge = "feature"
@@ -70,7 +69,7 @@ class Ft(Loss):
         return _FactorTransfer(self, context)
 
     def __call__(self, guided: Tensor, hint: Tensor) -> Tensor:
-        """The distance of two factors, (B, C, H, W) each of one shape."""
+        """Return the distance of two factors of equal shape, (B, C, H, W) each."""
         check_features(self.name, guided, hint, same=True)
         if self.scale == "benchmark":
             guided, hint = (side.square().mean(dim=1) for side in (guided, hint))
@@ -105,7 +104,7 @@ class _FactorTransfer(LossModule):
 
 
 class _Factors(nn.Module):
-    """(guided, hint) -> the distance of their factors; its gradient leaves the paraphraser out."""
+    """(guided, hint) -> distance of their factors, without a gradient for the paraphraser."""
 
     def __init__(self, loss: Ft, guided: Shape, hint: Shape) -> None:
         super().__init__()
@@ -124,14 +123,18 @@ class _Factors(nn.Module):
         return self.loss(self.translator(guided), factor)
 
     def restoration(self, hint: Tensor) -> Tensor:
-        """The mean squared error of the hint restored from its factor."""
+        """Return the mean squared error of the hint layer reconstructed from its factor."""
         self.encoder.train(self.training)
         return F.mse_loss(self.decoder(self.encoder(hint)), hint)
 
 
 def _layers(widths: list[int]) -> nn.Sequential:
-    """Convolutions of one size, each with batch norm and leaky ReLU (0.1), as the paper's."""
-    made: list[nn.Module] = []
+    """Build convolutions, each with batch norm and leaky ReLU (0.1), as in the paper."""
+    modules: list[nn.Module] = []
     for before, after in pairwise(widths):
-        made += [nn.Conv2d(before, after, 3, padding=1), nn.BatchNorm2d(after), nn.LeakyReLU(0.1)]
-    return nn.Sequential(*made)
+        modules += [
+            nn.Conv2d(before, after, 3, padding=1),
+            nn.BatchNorm2d(after),
+            nn.LeakyReLU(0.1),
+        ]
+    return nn.Sequential(*modules)

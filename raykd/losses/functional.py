@@ -1,4 +1,4 @@
-"""Kernels, the maximum mean discrepancy between two sets, and normalization."""
+"""Functions shared by losses: kernels, maximum mean discrepancy, normalization."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ Kernel = Literal["polynomial", "gaussian", "linear"]
 
 
 def unit(vectors: Tensor, dim: int = -1) -> Tensor:
-    """The vectors along `dim` at norm 1; a zero vector stays zero, with a finite gradient."""
+    """Normalize vectors along `dim` to norm 1; a zero vector stays zero."""
     lengths = vector_norm(vectors, dim=dim, keepdim=True)
     return vectors / or_one(lengths)
 
 
 def or_one(divisor: Tensor) -> Tensor:
-    """The divisor, 1 where it is 0: what is divided is 0 there."""
+    """Return the divisor, with 1 in place of 0 (where the dividend is 0 as well)."""
     return divisor.masked_fill(divisor == 0, 1.0)
 
 
 def centred(values: Tensor, dim: int) -> Tensor:
-    """The values less their mean over `dim`; exactly 0, without gradient, where all are alike.
+    """Subtract the mean over `dim`; exactly 0, without gradient, where all values are equal.
 
-    Without this the rounding that is left of a constant would be taken for what varies.
+    Otherwise the rounding error of a constant would count as variation.
     """
     left = values - values.mean(dim=dim, keepdim=True)
     rounding = 4 * torch.finfo(values.dtype).eps * values.abs().amax(dim=dim, keepdim=True)
@@ -35,9 +35,9 @@ def centred(values: Tensor, dim: int) -> Tensor:
 def discrepancy(guided: Tensor, hint: Tensor, kernel: Kernel) -> Tensor:
     """(B, N, D), (B, M, D) -> (B,): squared maximum mean discrepancy of two sets of vectors.
 
-    mean k(g, g') + mean k(h, h') - 2 mean k(g, h), the biased estimate of Gretton 2012.  The
-    Gaussian kernel's sigma^2 is the mean squared distance between vectors of `hint`, a constant
-    for the student; 1 where these are all alike.
+    mean k(g, g') + mean k(h, h') - 2 mean k(g, h), the biased estimate of Gretton 2012.  sigma^2 of
+    the Gaussian kernel is the mean squared distance between vectors of `hint`, without gradient; 1
+    if they are all equal.
     """
     width = _mean_squared_distance(hint)
 
@@ -52,7 +52,7 @@ def discrepancy(guided: Tensor, hint: Tensor, kernel: Kernel) -> Tensor:
 
 
 def _mean_squared_distance(vectors: Tensor) -> Tensor:
-    """(B, N, D) -> (B, 1, 1): between all N^2 pairs; 1 where it is only rounding."""
+    """(B, N, D) -> (B, 1, 1): mean over all N^2 pairs; 1 if it is rounding error only."""
     mean = squared_distances(vectors, vectors).mean(dim=(1, 2), keepdim=True)
     size = vectors.square().sum(-1).mean(dim=1)[:, None, None]
     return mean.masked_fill(mean <= 4 * torch.finfo(mean.dtype).eps * size, 1.0)
@@ -66,18 +66,18 @@ def squared_distances(left: Tensor, right: Tensor) -> Tensor:
 
 
 def from_all_workers(tensor: Tensor) -> Tensor:
-    """(B, ...) -> (sum of B, ...): every worker's rows, in rank order; no gradient.
+    """(B, ...) -> (sum of B, ...): rows of all workers in rank order, without gradient.
 
-    Workers may hold different numbers of rows.  Without a process group the tensor itself.
+    Workers may have different numbers of rows.  Without a process group, return the tensor.
     """
     tensor = tensor.detach()
     if not (distributed.is_available() and distributed.is_initialized()):
         return tensor
     if distributed.get_world_size() == 1:
         return tensor
-    own = torch.tensor([len(tensor)], device=tensor.device)
-    counts = [torch.zeros_like(own) for _ in range(distributed.get_world_size())]
-    distributed.all_gather(counts, own)
+    count = torch.tensor([len(tensor)], device=tensor.device)
+    counts = [torch.zeros_like(count) for _ in range(distributed.get_world_size())]
+    distributed.all_gather(counts, count)
     rows = [int(count) for count in counts]
     padded = torch.cat([tensor, tensor.new_zeros(max(rows) - len(tensor), *tensor.shape[1:])])
     parts = [torch.empty_like(padded) for _ in rows]

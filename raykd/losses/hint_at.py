@@ -1,4 +1,4 @@
-"""Feature-based knowledge: a guided layer of the student follows a hint layer of the teacher."""
+"""Feature losses: a guided layer of the student follows a hint layer of the teacher."""
 
 from __future__ import annotations
 
@@ -20,14 +20,18 @@ from raykd.registry import option
 class Hint(PairLoss):
     """Match a guided layer, through a regressor, to its hint layer.
 
-    l2: mean over batch and elements of (connector(F_s) - F_t)^2; FitNets, Romero 2015
-    (arXiv:1412.6550), Eq. 3, whose 1/2 ||.||^2 is summed over elements: the mean is the CRD
-    benchmark's.  The paper trains in two stages: `stop_epoch: n` for this term, `start_epoch: n`
-    for the scheme and a kd.  The other similarities of the survey (Gou 2021, arXiv:2006.05525,
-    Eq. 2 and Table 3): l1, the mean of |.|; cross_entropy, of softmaxes over channels, mean over
-    places, less the teacher's own entropy so that it is 0 at the teacher; mmd, the squared maximum
-    mean discrepancy (Gaussian kernel) between the sets of places.  Any kinds of layers that a
-    connector bridges.
+    `similarity`, in the terms of the survey (Gou 2021, arXiv:2006.05525, Eq. 2 and Table 3):
+
+    - l2: mean over batch and elements of (connector(F_s) - F_t)^2; FitNets, Romero 2015
+      (arXiv:1412.6550), Eq. 3.  The paper sums 1/2 ||.||^2 over elements; the mean is that of the
+      CRD benchmark.
+    - l1: mean of absolute differences.
+    - cross_entropy: of softmaxes over channels, mean over positions, minus the entropy of the
+      teacher, so that it is 0 if the student equals the teacher.
+    - mmd: squared maximum mean discrepancy (Gaussian kernel) between the sets of positions.
+
+    The layers may be of any kinds that a connector maps.  The paper trains in two stages: give this
+    term `stop_epoch: n`, and the scheme and a kd term `start_epoch: n`.
     """
 
     knowledge = "feature"
@@ -73,11 +77,11 @@ class Hint(PairLoss):
 class AttentionTransfer(PairLoss):
     """Match the spatial attention maps of the teacher.
 
-    || Q_s/||Q_s||_2 - Q_t/||Q_t||_2 ||_2 with Q = sum_c |F_c|^p flattened, mean over the batch,
-    sum over pairs; Zagoruyko 2017 (arXiv:1612.03928), Eq. 2 without its beta/2, which is the
-    weight.  Maps of different size are brought to the smaller by area means.  `scale: benchmark`
-    takes the mean of squares over batch and places instead of the norm, as the authors' code and
-    the CRD benchmark do.  A map that is 0 everywhere stays 0.
+    The loss is || Q_s/||Q_s||_2 - Q_t/||Q_t||_2 ||_2, mean over the batch, summed over pairs, with
+    Q = sum_c |F_c|^p flattened; Zagoruyko 2017 (arXiv:1612.03928), Eq. 2 without its factor beta/2,
+    which is the weight of the term.  Area means reduce maps to the smaller of the two sizes.
+    `scale: benchmark` uses the mean of squares over batch and positions instead of the norm, as the
+    authors' code and the CRD benchmark do.  A map of zeros stays 0.
     """
 
     knowledge = "feature"
@@ -112,7 +116,7 @@ class AttentionTransfer(PairLoss):
         return vector_norm(difference, dim=1).mean()
 
     def _attention(self, features: Tensor, size: tuple[int, int]) -> Tensor:
-        """(B, C, H, W) -> (B, places), of norm 1."""
+        """(B, C, H, W) -> (B, positions), of norm 1."""
         features = resized(features, size)
         largest = features.detach().abs().amax(dim=(1, 2, 3), keepdim=True)
         energy = (features / or_one(largest)).abs().pow(self.power).sum(dim=1)

@@ -1,4 +1,4 @@
-"""Instance relationship graphs: samples, their distances, and how both change with depth."""
+"""Instance relationship graphs: distances between samples, and their change with depth."""
 
 from __future__ import annotations
 
@@ -21,13 +21,17 @@ from raykd.registry import option
 class Irg(Loss):
     """Match the graph of samples and its change from layer to layer.
 
-    vertices x mean (z_s - z_t)^2 over logits, plus edges x mean (A_s - A_t)^2 summed over layers,
-    A_ij = ||f_i - f_j||^2, plus transformations x the same for what happens between neighbouring
-    layers k, l: to vertices ||f_i^k - f_i^l||^2, to edges (A_ij^k - A_ij^l)^2; Liu 2019 (CVPR), the
-    losses of the graph and of its transformation, means where the paper sums.  As in the authors'
-    code features are means over places, and A and the vertices' changes are divided by the batch's
-    largest.  Where layers differ in width the narrower is padded with zeros.  No connector is
-    learned; one pair has no transformation.
+    The loss is the sum of three parts; Liu 2019 (CVPR), losses of the graph and of its
+    transformation, with means in place of sums:
+
+    - vertices x mean of (z_s - z_t)^2 over logits;
+    - edges x mean of (A_s - A_t)^2, summed over layers, with A_ij = ||f_i - f_j||^2;
+    - transformations x the same for changes between neighboring layers k and l: of vertices
+      ||f_i^k - f_i^l||^2, of edges (A_ij^k - A_ij^l)^2.
+
+    As in the authors' code, features are means over positions, and A and the changes of vertices
+    are divided by their maximum in the batch. The narrower of two layers is padded with zeros.
+    There is no connector. With one pair there is no transformation.
     """
 
     knowledge = "relation"
@@ -62,26 +66,26 @@ class _Graphs(LossModule):
             kind_of(shape)  # raises where it is not known which axes hold places
 
     def value(self, inputs: LossInputs) -> Tensor:
-        ours = [_vertices(inputs.student.layers[pair.guided]) for pair in self.pairs]
-        theirs = [_vertices(inputs.teacher.layers[pair.hint]) for pair in self.pairs]
+        guided = [_vertices(inputs.student.layers[pair.guided]) for pair in self.pairs]
+        hints = [_vertices(inputs.teacher.layers[pair.hint]) for pair in self.pairs]
         check_logits(self.loss.name, inputs.student.logits, inputs.teacher.logits, None)
         value = self.loss.vertices * F.mse_loss(inputs.student.logits, inputs.teacher.logits)
-        for one, other in zip(ours, theirs, strict=True):
-            value = value + self.loss.edges * F.mse_loss(edges(one), edges(other))
-        for one, other in zip(pairwise(ours), pairwise(theirs), strict=True):
+        for vertices_s, vertices_t in zip(guided, hints, strict=True):
+            value = value + self.loss.edges * F.mse_loss(edges(vertices_s), edges(vertices_t))
+        for layers_s, layers_t in zip(pairwise(guided), pairwise(hints), strict=True):
             for change in (_vertex_change, _edge_change):
-                distance = F.mse_loss(change(*one), change(*other))
+                distance = F.mse_loss(change(*layers_s), change(*layers_t))
                 value = value + self.loss.transformations * distance
         return value
 
 
 def edges(features: Tensor) -> Tensor:
-    """(B, D) -> (B, B): squared distances over the largest."""
+    """(B, D) -> (B, B): squared distances divided by their maximum."""
     return _relative(squared_distances(features, features))
 
 
 def _vertices(layer: Tensor) -> Tensor:
-    """A map, tokens or an embedding -> (B, D): the mean over places."""
+    """Convert a map, tokens or an embedding to (B, D): mean over positions."""
     if layer.dim() == 2:
         return layer
     return layer.mean(dim=(2, 3)) if layer.dim() == 4 else layer.mean(dim=1)

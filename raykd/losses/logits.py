@@ -27,15 +27,28 @@ def softened_kl(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     return divergence * temperature**2
 
 
+def softened_binary_kl(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """T^2 KL of (p, 1 - p) of each label, p = sigmoid(z / T), mean over batch and labels."""
+    student, teacher = student / temperature, teacher / temperature
+    probability = teacher.sigmoid()
+    present = F.logsigmoid(teacher) - F.logsigmoid(student)
+    absent = F.logsigmoid(-teacher) - F.logsigmoid(-student)
+    return (probability * present + (1 - probability) * absent).mean() * temperature**2
+
+
 @option
 class KD(ResponseLoss):
     """Match the softened class probabilities of the teacher.
 
-    T^2 KL(p_t^T || p_s^T), mean over the batch; Hinton 2015 (arXiv:1503.02531), section 2, where
-    T^2 keeps the gradient's size when T changes.  Zero where the logits differ by a constant a
-    sample.  The CRD benchmark's r = 0.1 on the labels is the scheme's `task_weight`.
+    T^2 KL(p_t^T || p_s^T), mean over the batch; Hinton 2015 (arXiv:1503.02531), section 2. T^2
+    keeps the size of the gradient when T changes. The value is 0 if the logits of each sample
+    differ by a constant. The factor r = 0.1 of the label loss in the CRD benchmark is
+    `task_weight` of the scheme.  For several labels a sample it is the binary KL divergence of each
+    label, T^2 KL((p_t, 1 - p_t) || (p_s, 1 - p_s)) with p = sigmoid(z / T), mean over batch and
+    labels; Yang 2023 (arXiv:2308.06453), multi-label logits distillation, where it is a sum.
     """
 
+    kinds = ("softmax", "sigmoid")
     paper = "Hinton 2015, arXiv:1503.02531"
     default_weight = 0.9
     weight_source = (
@@ -47,17 +60,19 @@ class KD(ResponseLoss):
     temperature: Temperature = 4.0
 
     def __call__(self, student: Tensor, teacher: Tensor, targets: Tensor) -> Tensor:
-        return softened_kl(student, teacher, self.temperature)
+        are_labels = targets.is_floating_point()
+        divergence = softened_binary_kl if are_labels else softened_kl
+        return divergence(student, teacher, self.temperature)
 
 
 @option
 class LogitMse(ResponseLoss):
     """Match the logits of the teacher.
 
-    Mean over batch and classes of (z_s - z_t)^2, which is 2 / K of the objective of Ba 2014
-    (arXiv:1312.6184), Eq. 1, half a sum over classes, and 1 / K of the L_MSE of Kim 2021
-    (arXiv:2105.08919), a sum.  Its half is what kd becomes when T grows and the logits have mean
-    zero (Hinton 2015, section 2.1; Kim 2021).
+    Mean over batch and classes of (z_s - z_t)^2.  This is 2 / K of the objective of Ba 2014
+    (arXiv:1312.6184), Eq. 1 (half a sum over classes), and 1 / K of L_MSE of Kim 2021
+    (arXiv:2105.08919; a sum).  Half of it is the limit of kd for large T and logits of mean zero
+    (Hinton 2015, section 2.1; Kim 2021).
     """
 
     paper = "Ba 2014, arXiv:1312.6184; Kim 2021, arXiv:2105.08919"
@@ -76,15 +91,16 @@ class LogitMse(ResponseLoss):
 
 @option
 class Dkd(ResponseLoss):
-    """Decouple kd into the target class vs. the rest, and the other classes.
+    """Decouple kd into two parts: the target class against the rest, and the other classes.
 
-    T^2 (alpha TCKD + beta NCKD), mean over the batch; Zhao 2022 (arXiv:2203.08679), Eq. 7:
-    TCKD = KL of (p_target, 1 - p_target), NCKD = KL of the softmax over the other classes.  The
-    authors take beta 8 for most pairs on CIFAR-100, 6 for vgg and wide_resnet, 2 for narrow pairs.
-    They let the weight grow from 0 over the first 20 of 240 epochs: `ramp_epochs: 20` of the term.
-    With two classes nothing is left among the others and NCKD is 0.
+    T^2 (alpha TCKD + beta NCKD), mean over the batch; Zhao 2022 (arXiv:2203.08679), Eq. 7.  TCKD is
+    the KL divergence of (p_target, 1 - p_target), NCKD that of the softmax over the other classes.
+    The authors use beta 8 for most pairs on CIFAR-100, 6 for vgg and wide_resnet, 2 for narrow
+    pairs, and increase the weight from 0 over the first 20 of 240 epochs (`ramp_epochs: 20` of the
+    term).  With two classes NCKD is 0.
     """
 
+    kinds = ("softmax",)
     paper = "Zhao 2022, arXiv:2203.08679"
     default_weight = 0.1
     weight_source = (
@@ -100,23 +116,25 @@ class Dkd(ResponseLoss):
     def __call__(self, student: Tensor, teacher: Tensor, targets: Tensor) -> Tensor:
         student, teacher = student / self.temperature, teacher / self.temperature
         target = _kl(_target_or_not(student, targets), _target_or_not(teacher, targets))
-        others = _kl(
+        rest = _kl(
             F.log_softmax(others_of(student, targets), dim=1),
             F.log_softmax(others_of(teacher, targets), dim=1),
         )
-        return (self.alpha * target + self.beta * others) * self.temperature**2
+        return (self.alpha * target + self.beta * rest) * self.temperature**2
 
 
 @option
 class Nkd(ResponseLoss):
     """Match the target probability and the normalized other classes separately.
 
-    -p_t[y] log p_s[y] - gamma T^2 sum_{i != y} n_t[i] log n_s[i], mean over the batch, with n the
-    softmax at T over the other classes; Yang 2023 (arXiv:2303.13005), the NKD loss (T is lambda
-    there).  Cross-entropies, so not 0 at the teacher.  gamma 1.5 and T 1 are the authors' for
-    ImageNet; their configuration for CIFAR-100 has gamma 3.5 and T 3.
+    -p_t[y] log p_s[y] - gamma T^2 sum_{i != y} n_t[i] log n_s[i], mean over the batch, where n is
+    the softmax at T over the other classes; Yang 2023 (arXiv:2303.13005), NKD loss (T is called
+    lambda there). Both parts are cross-entropies, so the value is not 0 if the student equals the
+    teacher. The defaults gamma 1.5 and T 1 are those of the authors for ImageNet; for CIFAR-100
+    they use gamma 3.5 and T 3.
     """
 
+    kinds = ("softmax",)
     paper = "Yang 2023, arXiv:2303.13005"
     default_weight = 1.0
     weight_source = "The authors' code adds the loss as it is to the labels' loss: 1."
@@ -132,26 +150,28 @@ class Nkd(ResponseLoss):
         place = targets[:, None]
         certainty = F.softmax(teacher, dim=1).gather(1, place)
         target = -(certainty * F.log_softmax(student, dim=1).gather(1, place)).mean()
-        return target + self.gamma * self.temperature**2 * self._others(student, teacher, targets)
+        return target + self.gamma * self.temperature**2 * self._other_classes(
+            student, teacher, targets
+        )
 
-    def _others(self, student: Tensor, teacher: Tensor, targets: Tensor) -> Tensor:
-        taught = F.softmax(others_of(teacher, targets) / self.temperature, dim=1)
-        learned = F.log_softmax(others_of(student, targets) / self.temperature, dim=1)
-        return -(taught * learned).sum(dim=1).mean()
+    def _other_classes(self, student: Tensor, teacher: Tensor, targets: Tensor) -> Tensor:
+        teacher_p = F.softmax(others_of(teacher, targets) / self.temperature, dim=1)
+        student_log_p = F.log_softmax(others_of(student, targets) / self.temperature, dim=1)
+        return -(teacher_p * student_log_p).sum(dim=1).mean()
 
 
 @option
 class Dist(ResponseLoss):
     """Maximize the correlation of probabilities with the teacher, per sample and per class.
 
-    T^2 (inter x mean over samples + intra x mean over classes) of 1 - Pearson's correlation of
-    the softened probabilities; Huang 2022 (arXiv:2205.10536), Eqs. 8 and 9, where the weights are
-    called beta and gamma; T^2 as in the authors' code.  Any positive affine change of the
-    probabilities is as good as the teacher's own.  Where probabilities are all alike there is no
-    correlation: it counts as 0 and gives no gradient.  One sample has none within a class: that
-    part is 0.
+    T^2 (inter x mean over samples + intra x mean over classes) of 1 - Pearson's correlation of the
+    softened probabilities; Huang 2022 (arXiv:2205.10536), Eqs. 8 and 9, where the weights are
+    called beta and gamma. T^2 is from the authors' code. A positive affine change of the
+    probabilities does not change the value. Equal probabilities have no correlation: it counts as
+    0, without gradient. In a batch of one sample the part over classes is 0.
     """
 
+    kinds = ("softmax",)
     paper = "Huang 2022, arXiv:2205.10536"
     default_weight = 0.25
     weight_source = (
@@ -188,15 +208,17 @@ SoftTarget = Annotated[KD | LogitMse | Dkd | Nkd | Dist, Field(discriminator="na
 class LogitStd(ResponseLoss):
     """Apply a loss on logits after standardizing the logits of each sample.
 
-    `loss((z - mean z) / std z)` on both sides, so that the student need not match the logits'
-    range; Sun 2024 (arXiv:2403.01427), Algorithm 1.  Its base temperature is the inner loss's.
-    `deviation: population` divides the squares by the K classes, as the paper does, `sample` by
-    K - 1, as the authors' code does.  Logits that are all alike become 0.
+    `loss((z - mean z) / std z)` for student and teacher, so that the student need not match the
+    range of the logits; Sun 2024 (arXiv:2403.01427), Algorithm 1. Its base temperature is that of
+    the inner loss. `deviation: population` divides the squares by the number of classes K, as the
+    paper does; `deviation: sample` divides by K - 1, as the authors' code does. Equal logits
+    become 0.
 
     Raises:
-        ValueError: what it is to wrap is no loss on logits, or standardises them itself.
+        ValueError: the inner loss is not a loss on logits, or standardizes them as well.
     """
 
+    kinds = ("softmax",)
     paper = "Sun 2024, arXiv:2403.01427"
     default_weight = 1.0
     weight_source = (
@@ -237,13 +259,13 @@ def standardised(logits: Tensor, *, unbiased: bool = False) -> Tensor:
 
 
 def others_of(logits: Tensor, targets: Tensor) -> Tensor:
-    """(B, K) -> (B, K - 1): every class but the target."""
+    """(B, K) -> (B, K - 1): every class except the target."""
     places = torch.arange(logits.shape[1] - 1, device=logits.device)
     return logits.gather(1, places + (places >= targets[:, None]))
 
 
 def _target_or_not(logits: Tensor, targets: Tensor) -> Tensor:
-    """(B, K) -> (B, 2): log-probabilities of the target and of the rest together."""
+    """(B, K) -> (B, 2): log-probabilities of the target and of all other classes together."""
     target = logits.gather(1, targets[:, None])
     rest = others_of(logits, targets).logsumexp(dim=1, keepdim=True)
     return F.log_softmax(torch.cat([target, rest], dim=1), dim=1)
@@ -254,6 +276,6 @@ def _kl(log_student: Tensor, log_teacher: Tensor) -> Tensor:
 
 
 def _uncorrelation(left: Tensor, right: Tensor) -> Tensor:
-    """Mean over rows of 1 - Pearson's correlation."""
+    """Return the mean over rows of 1 - Pearson's correlation."""
     left, right = unit(centred(left, dim=1)), unit(centred(right, dim=1))
     return 1 - (left * right).sum(dim=1).mean()

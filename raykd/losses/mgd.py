@@ -19,11 +19,11 @@ from raykd.registry import option
 class Mgd(PairLoss):
     """Generate the teacher's features from masked student features.
 
-    Mean over batch and elements of (t - G(M a(s)))^2, M zero at a random share `mask` of each
-    sample's places, a a 1x1 convolution where the channels differ (and a resizing where the sizes
-    do), G two 3x3 convolutions with a ReLU between; Yang 2022 (arXiv:2205.01529), section 3.2,
-    which sums over elements.  masked: places, the paper's formula; channels, as the authors' code
-    masks for classification.
+    Mean over batch and elements of (t - G(M a(s)))^2; Yang 2022 (arXiv:2205.01529), section 3.2,
+    which sums over elements. M sets a random share `mask` of the positions of each sample to zero,
+    a is a 1x1 convolution if the channels differ (with resizing if the sizes differ), and G
+    consists of two 3x3 convolutions with a ReLU between them. `masked: places` is the formula of
+    the paper; `masked: channels` masks channels, as the authors' code does for classification.
     """
 
     knowledge = "feature"
@@ -51,7 +51,7 @@ class Mgd(PairLoss):
 
 
 class _Generator(nn.Module):
-    """(guided, hint) -> the error of the hint generated from the masked guided layer."""
+    """(guided, hint) -> error of the hint layer generated from the masked guided layer."""
 
     def __init__(self, loss: Mgd, guided: Shape, hint: Shape) -> None:
         super().__init__()
@@ -70,5 +70,5 @@ class _Generator(nn.Module):
         carried = self.align(guided)
         batch, channels, *places = carried.shape
         shape = (batch, 1, *places) if self.loss.masked == "places" else (batch, channels, 1, 1)
-        kept = torch.rand(shape, device=carried.device) >= self.loss.mask
-        return F.mse_loss(self.generate(carried * kept), hint)
+        visible = torch.rand(shape, device=carried.device) >= self.loss.mask
+        return F.mse_loss(self.generate(carried * visible), hint)

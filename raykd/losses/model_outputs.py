@@ -10,11 +10,11 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class ModelOutputs:
-    """A network's outputs for one batch.
+    """Outputs of a network for one batch.
 
     Attributes:
         logits: (B, classes).
-        layers: the tapped layers' outputs, (B, *shape), by the name a pair calls them.
+        layers: outputs of layers, (B, *shape) each, by the name that pairs use.
     """
 
     logits: Tensor
@@ -35,10 +35,10 @@ class Progress:
     """Progress of the training.
 
     Attributes:
-        epoch: counted from 0.
+        epoch: number of the epoch, from 0.
         epochs: total number.
-        step: optimizer steps taken before this one, over the whole training.
-        steps_per_epoch: batches of one epoch.
+        step: number of optimizer steps before this step, over the whole training.
+        steps_per_epoch: number of batches of an epoch.
     """
 
     epoch: int
@@ -52,7 +52,7 @@ class Progress:
         return self.step / max(1, self.epochs * self.steps_per_epoch)
 
     def since(self, epoch: int) -> Progress:
-        """Count the progress from an earlier epoch."""
+        """Return the progress counted from an earlier epoch."""
         step = self.step - epoch * self.steps_per_epoch
         return Progress(self.epoch - epoch, self.epochs - epoch, step, self.steps_per_epoch)
 
@@ -62,10 +62,10 @@ class LossInputs:
     """Inputs of a loss in one step.
 
     Attributes:
-        student: its outputs.
-        teacher: the teacher's, detached.
-        targets: (B,) the labels.
-        index: (B,) the samples' numbers in the data set.
+        student: outputs of the student.
+        teacher: outputs of the teacher, detached.
+        targets: labels, (B,) class indices or (B, C) labels or values.
+        index: (B,) numbers of the samples in the data set.
         progress: of the training.
     """
 

@@ -1,4 +1,4 @@
-"""Neuron selectivity transfer: what each channel looks for, as a distribution."""
+"""Neuron selectivity transfer and probabilistic knowledge transfer."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from raykd.registry import option
 class Nst(PairLoss):
     """Match the distribution of channel activation patterns.
 
-    Squared maximum mean discrepancy between the channels' maps, flattened and of norm 1, mean
-    over the batch, sum over pairs; Huang 2017 (arXiv:1707.01219), the NST loss without its
-    lambda / 2, which is the weight.  polynomial: (x.y)^2, the paper's d = 2, c = 0; gaussian:
-    exp(-||x - y||^2 / 2 sigma^2), sigma^2 the mean squared distance between the teacher's patterns;
-    linear: x.y.  Maps of different size are brought to the smaller by area means; numbers of
-    channels may differ.  Zero for the teacher's own channels in any order.  A channel that is 0
-    everywhere stays 0.
+    Squared maximum mean discrepancy between the maps of the channels, flattened and of norm 1, mean
+    over the batch, summed over pairs; Huang 2017 (arXiv:1707.01219), NST loss without its factor
+    lambda / 2, which is the weight of the term. `kernel: polynomial` is (x.y)^2 (d = 2, c = 0 in
+    the paper); `gaussian` is exp(-||x - y||^2 / 2 sigma^2), sigma^2 being the mean squared distance
+    between the patterns of the teacher; `linear` is x.y. Area means reduce maps to the smaller of
+    the two sizes; numbers of channels may differ. The value is 0 for the channels of the teacher
+    in any order. A channel of zeros stays 0.
     """
 
     knowledge = "feature"
@@ -52,7 +52,7 @@ class Nst(PairLoss):
 
 
 def _patterns(features: Tensor, size: tuple[int, int]) -> Tensor:
-    """(B, C, H, W) -> (B, C, places), of norm 1."""
+    """(B, C, H, W) -> (B, C, positions), of norm 1."""
     return unit(resized(features, size).flatten(2))
 
 
@@ -61,10 +61,10 @@ class Pkt(PairLoss):
     """Match the conditional probabilities between samples of a batch.
 
     KL(p_t(.|i) || p_s(.|i)), mean over samples i, with p(j|i) = k(i, j) / sum_{j != i} k(i, j) and
-    k = (cosine + 1) / 2; Passalis 2018 (arXiv:1803.10837), the conditional probabilities with the
-    cosine kernel and their divergence (there summed over i).  `scale: benchmark` keeps j = i and
-    takes the mean over all B^2 entries, as the authors' code and the CRD benchmark do.  Layers are
-    flattened; widths may differ.  One sample has no neighbours: 0.
+    k = (cosine + 1) / 2; Passalis 2018 (arXiv:1803.10837), conditional probabilities with the
+    cosine kernel and their divergence (there a sum over i). `scale: benchmark` includes j = i and
+    takes the mean over all B^2 entries, as the authors' code and the CRD benchmark do. Layers are
+    flattened; widths may differ. A batch of one sample gives 0.
     """
 
     knowledge = "feature"
@@ -91,7 +91,7 @@ class Pkt(PairLoss):
         return divergence.mean() if self.scale == "benchmark" else divergence.sum(dim=1).mean()
 
     def _probabilities(self, features: Tensor) -> Tensor:
-        """(B, ...) -> (B, B), rows that sum to 1."""
+        """(B, ...) -> (B, B), rows with sum 1."""
         directions = unit(features.flatten(1))
         near = ((directions @ directions.T + 1) / 2).clamp_min(0)
         if self.scale == "paper":

@@ -1,7 +1,7 @@
-"""Relation-based knowledge: how the samples of a batch relate to one another.
+"""Relation-based knowledge: relations between the samples of a batch.
 
-Layers are flattened to (B, D) and compared through relations between samples, so widths may
-differ and no connector is learned.
+Layers are flattened to (B, D) and compared by relations between samples.  Widths may differ, and
+there is no connector.
 """
 
 from __future__ import annotations
@@ -25,12 +25,13 @@ from raykd.registry import option
 class RelationalKD(PairLoss):
     """Match distances and angles between the samples of a batch.
 
-    Huber (delta 1) between psi_D(i, j) = ||f_i - f_j|| / mu, mu the mean over pairs i != j, and
-    between psi_A(i, j, k) = cos of the angle at j; Park 2019 (arXiv:1904.05068), sections 3.2.1 and
-    3.2.2.  Both are means over all B^2 pairs and B^3 triplets, as in the authors' code and the CRD
-    benchmark (the paper's sums grow with the batch).  The angles are worked out for as many samples
-    at a time as fit a fixed share of memory, and again on the way back: no B^3 table is kept.  One
-    sample has no relations: 0; the distance of a sample to its equal gives no gradient.
+    Huber loss (delta 1) between psi_D(i, j) = ||f_i - f_j|| / mu, mu being the mean over pairs i !=
+    j, and between psi_A(i, j, k), the cosine of the angle at j; Park 2019 (arXiv:1904.05068),
+    sections 3.2.1 and 3.2.2. Both are means over all B^2 pairs and B^3 triplets, as in the
+    authors' code and the CRD benchmark (the sums of the paper grow with the batch). Angles are
+    computed in parts of bounded memory, and recomputed in the backward pass, so there is no table
+    of B^3 values. A batch of one sample gives 0; the distance between equal samples has no
+    gradient.
     """
 
     knowledge = "relation"
@@ -60,8 +61,8 @@ class RelationalKD(PairLoss):
 class SimilarityPreserving(PairLoss):
     """Match the pairwise similarities of the samples in a batch.
 
-    ||G_t - G_s||_F^2 / B^2 with G = F F^T, each row of norm 1; Tung 2019 (arXiv:1907.09682),
-    Eqs. 1 to 3.  A sample whose features are all 0 is like no other: its row stays 0.
+    ||G_t - G_s||_F^2 / B^2 with G = F F^T, each row normalized to norm 1; Tung 2019
+    (arXiv:1907.09682), Eqs. 1 to 3.  The row of a sample whose features are all 0 stays 0.
     """
 
     knowledge = "relation"
@@ -85,11 +86,12 @@ class SimilarityPreserving(PairLoss):
 class CorrelationCongruence(PairLoss):
     """Match kernel correlations between samples.
 
-    ||C_s - C_t||_F^2 / B^2; Peng 2019 (arXiv:1904.01802), Eq. 6, embeddings at norm 1.  gaussian:
-    C_ij = exp(-2 gamma) sum_{p <= order} (2 gamma)^p / p! (f_i . f_j)^p, the Taylor series of the
-    Gaussian RBF kernel, gamma 0.4 and order 2 as there; bilinear: C_ij = f_i . f_j.  The paper
-    embeds both sides with a learned layer first; here none is learned.  The CRD benchmark's cc is
-    another formula, products of neighbouring samples' differences, and is not offered.
+    ||C_s - C_t||_F^2 / B^2; Peng 2019 (arXiv:1904.01802), Eq. 6, with embeddings of norm 1.
+    `kernel: gaussian` is C_ij = exp(-2 gamma) sum_{p <= order} (2 gamma)^p / p! (f_i . f_j)^p, the
+    Taylor series of the Gaussian RBF kernel, with gamma 0.4 and order 2 as in the paper; `bilinear`
+    is C_ij = f_i . f_j.  The paper first applies a learned layer to both embeddings; this loss does
+    not.  The cc of the CRD benchmark is a different formula (products of differences of neighboring
+    samples) and is not available.
     """
 
     knowledge = "relation"
@@ -134,10 +136,10 @@ class CorrelationCongruence(PairLoss):
 class Cka(PairLoss):
     """Match the teacher's representation of a batch up to rotation and scale.
 
-    1 - linear CKA = 1 - ||F_s^T F_t||_F^2 / (||F_s^T F_s||_F ||F_t^T F_t||_F), features centred
-    over the batch; Kornblith 2019 (arXiv:1905.00414), Eq. 4, computed from B x B Gram matrices.
-    One sample has no representation of a batch: 0.  Where all samples are alike the value is 1,
-    without gradient.
+    1 - linear CKA = 1 - ||F_s^T F_t||_F^2 / (||F_s^T F_s||_F ||F_t^T F_t||_F), with features
+    centered over the batch; Kornblith 2019 (arXiv:1905.00414), Eq. 4, computed from (B, B) Gram
+    matrices. A batch of one sample gives 0. If all samples are equal the value is 1, without
+    gradient.
     """
 
     knowledge = "feature"
@@ -165,11 +167,12 @@ ENTRIES = 2**22
 
 
 def angle_loss(guided: Tensor, hint: Tensor, entries: int = ENTRIES) -> Tensor:
-    """(B, D), (B, D') -> scalar: mean Huber over all triplets between the cosines of their angles.
+    """(B, D), (B, D') -> scalar: mean Huber loss over all triplets between the cosines of their
+    angles.
 
     Args:
-        entries: how many numbers are held at a time; more samples than fit are done one part after
-            another, each worked out again for its gradient, which gives the same value.
+        entries: maximum number of values in memory at a time.  More samples are processed in parts,
+            which are recomputed for the gradient; the value does not depend on it.
     """
     count = len(guided)
     rows = max(1, entries // (count * max(count, guided.shape[1], hint.shape[1])))
@@ -185,7 +188,7 @@ def angle_loss(guided: Tensor, hint: Tensor, entries: int = ENTRIES) -> Tensor:
 
 
 def _angles_at(rows: slice) -> Callable[[Tensor, Tensor], Tensor]:
-    """The sum of Huber over the triplets whose angle is at those samples."""
+    """Return the sum of the Huber losses over the triplets whose angle is at these samples."""
 
     def sum_of_huber(guided: Tensor, hint: Tensor) -> Tensor:
         ours, theirs = _angles(guided, guided[rows]), _angles(hint, hint[rows])
@@ -201,7 +204,7 @@ def _angles(features: Tensor, corners: Tensor) -> Tensor:
 
 
 def _scaled_distances(features: Tensor) -> Tensor:
-    """(B, D) -> (B, B) Euclidean distances over their mean off the diagonal."""
+    """(B, D) -> (B, B): Euclidean distances divided by their mean off the diagonal."""
     distances = torch.cdist(features, features, compute_mode="donot_use_mm_for_euclid_dist")
     count = max(1, len(features) * (len(features) - 1))
     return distances / or_one(distances.sum() / count)
@@ -214,6 +217,6 @@ def _similarities(features: Tensor) -> Tensor:
 
 
 def _centred_gram(features: Tensor) -> Tensor:
-    """(B, ...) -> (B, B): products of the features less their mean over the batch."""
+    """(B, ...) -> (B, B): inner products of the features minus their mean over the batch."""
     varying = centred(features.flatten(1), dim=0)
     return varying @ varying.T

@@ -1,4 +1,4 @@
-"""Knowledge review: deep layers of the student look back at shallow ones of the teacher."""
+"""Knowledge review: deep layers of the student learn from shallow layers of the teacher."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ LEVELS = (4, 2, 1)
 class ReviewKD(Loss):
     """Match student layers, fused from deep to shallow, to the teacher.
 
-    From deep to shallow, each guided layer is fused with what came from the deeper ones by learned
+    From deep to shallow, each guided layer is fused with the result of the deeper layers by learned
     attention (ABF) and compared with its hint layer by the hierarchical context loss (HCL): the
-    mean of squares of the maps and of their means on 4x4, 2x2 and 1x1 grids smaller than them,
-    weighed 1, 1/2, 1/4, 1/8 over their sum; Chen 2021 (arXiv:2104.09044), section 3 and the figure
-    of ABF and HCL.  Sum over pairs.  Pairs stand shallow to deep; an embedding is taken for a map
-    of one place (the authors' deepest pair).
+    mean squared error of the maps and of their means on 4x4, 2x2 and 1x1 grids smaller than the
+    maps, with weights 1, 1/2, 1/4, 1/8 normalized to sum 1; Chen 2021 (arXiv:2104.09044), section 3
+    and the figure of ABF and HCL. The loss is the sum over pairs, which are ordered shallow to
+    deep. An embedding counts as a map with one position (the deepest pair of the authors).
     """
 
     knowledge = "feature"
@@ -50,7 +50,7 @@ class ReviewKD(Loss):
         return _Review(self, context)
 
     def __call__(self, guided: Tensor, hint: Tensor) -> Tensor:
-        """The hierarchical context loss of two maps of one shape."""
+        """Return the hierarchical context loss of two maps of one shape."""
         check_maps(self.name, guided, hint)
         check_features(self.name, guided, hint, same=True)
         value, total, weight = F.mse_loss(guided, hint), 1.0, 1.0
@@ -91,7 +91,7 @@ class _Review(LossModule):
 
 
 class _Fusion(nn.Module):
-    """(guided layer, fused deeper layers or None) -> (fused with this one, carried to the hint)."""
+    """(guided layer, fused deeper layers or None) -> (fused, fused as the hint layer)."""
 
     attention: nn.Module | None
 

@@ -1,4 +1,4 @@
-"""Semantic calibration: which hint layers teach a guided layer is learned."""
+"""Semantic calibration: the hint layers of each guided layer are learned."""
 
 from __future__ import annotations
 
@@ -21,17 +21,18 @@ from raykd.registry import option
 class Semckd(Loss):
     """Match each guided layer to all hint layers, weighted by attention per sample.
 
-    Mean over batch and guided layers of sum_t a_st D(s, t), D the mean over elements of
-    (t - p_st(s))^2 and a_st the softmax over t of q_s . k_t; Chen 2021 (arXiv:2012.03236), section
-    "Semantic Calibration".  The pairs only say which layers take part.  p_st is the authors'
-    projection: 1x1, 3x3 and 1x1 convolutions, batch norm and ReLU between, `middle` times the hint
-    layer's channels inside (theirs: 2, which can cost more than the student itself); of two maps of
-    different size the larger is brought to the smaller by area means.  For embeddings and tokens
-    p_st is linear.
+    Mean over batch and guided layers of sum_t a_st D(s, t), where D is the mean over elements of (t
+    - p_st(s))^2 and a_st is the softmax over t of q_s . k_t; Chen 2021 (arXiv:2012.03236), section
+    "Semantic Calibration". The pairs only list the layers that take part.
 
-    Queries and keys are two linear layers with a ReLU between, of the layers' means over places,
-    brought to norm 1; the authors' are made from the rows of the batch's similarity matrix, which
-    ties the module to one batch size.
+    p_st is the projection of the authors: 1x1, 3x3 and 1x1 convolutions with batch norm and ReLU
+    between them, and `middle` times the channels of the hint layer inside (2 in their code, which
+    can cost more than the student). Area means reduce the larger of two maps. For embeddings and
+    tokens p_st is linear.
+
+    Queries and keys are two linear layers with a ReLU between them, applied to means over positions
+    and normalized to norm 1.  Those of the authors use rows of the similarity matrix of the batch,
+    which fixes the batch size.
     """
 
     knowledge = "feature"
@@ -76,10 +77,10 @@ class _Attending(LossModule):
     def _crossed(
         self, context: LossContext, guided: dict[str, Shape], hints: dict[str, Shape]
     ) -> LossContext:
-        """Every guided layer with every hint layer."""
-        known = {pair.guided: pair for pair in context.pairs}
+        """Combine every guided layer with every hint layer."""
+        pair_of = {pair.guided: pair for pair in context.pairs}
         pairs = tuple(
-            replace(known[name], hint=hint) for name in self.guided for hint in self.hints
+            replace(pair_of[name], hint=hint) for name in self.guided for hint in self.hints
         )
         return replace(
             context,
@@ -94,27 +95,29 @@ class _Attending(LossModule):
         attention = self.attention(guided, hints)
         connectors = iter(self.connectors)
         distances = [
-            torch.stack([_distance(next(connectors)(one), hint) for hint in hints], dim=1)
-            for one in guided
+            torch.stack([_distance(next(connectors)(layer), hint) for hint in hints], dim=1)
+            for layer in guided
         ]
         return (attention * torch.stack(distances, dim=1)).sum(dim=2).mean()
 
     def attention(self, guided: list[Tensor], hints: list[Tensor]) -> Tensor:
         """(B, guided layers, hint layers), summing to 1 over the hint layers."""
-        queries = torch.stack([q(one) for q, one in zip(self.queries, guided, strict=True)], dim=1)
-        keys = torch.stack([k(one) for k, one in zip(self.keys, hints, strict=True)], dim=1)
+        queries = torch.stack(
+            [q(layer) for q, layer in zip(self.queries, guided, strict=True)], dim=1
+        )
+        keys = torch.stack([k(layer) for k, layer in zip(self.keys, hints, strict=True)], dim=1)
         return (queries @ keys.transpose(1, 2)).softmax(dim=2)
 
 
 def _distance(carried: Tensor, hint: Tensor) -> Tensor:
-    """(B, ...) -> (B,): mean squared difference, of maps at the size of `carried`."""
+    """(B, ...) -> (B,): mean squared difference, for maps at the size of `carried`."""
     if carried.dim() == 4:
         hint = resized(hint, (carried.shape[2], carried.shape[3]))
     return (carried - hint).square().flatten(1).mean(dim=1)
 
 
 def _carrier(middle: float, guided: Shape, hint: Shape) -> nn.Module:
-    """(B, *guided) -> (B, *hint), maps at the smaller of their two sizes."""
+    """Build the projection: (B, *guided) -> (B, *hint), for maps at the smaller size."""
     if not kind_of(guided) == kind_of(hint) == "map":
         return connector(guided, hint)
     inside = max(1, round(middle * hint[0]))
@@ -131,7 +134,7 @@ def _carrier(middle: float, guided: Shape, hint: Shape) -> nn.Module:
 
 
 def _summary(shape: Shape, width: int) -> nn.Module:
-    """(B, *shape) -> (B, width), of norm 1."""
+    """Build the head: (B, *shape) -> (B, width), of norm 1."""
     channels = shape[0] if kind_of(shape) == "map" else shape[-1]
     pool = nn.Identity() if kind_of(shape) == "embedding" else PlaceMean()
     return nn.Sequential(

@@ -1,12 +1,12 @@
-"""Shape checks of what losses compare.
+"""Shape checks of the inputs of losses.
 
-PyTorch broadcasts: the divergence of (8, 10) from (8, 1) logits is a number, and a wrong one.  The
-checks compare Python integers only: no synchronization with a GPU, and a few microseconds.
+PyTorch broadcasts: the divergence between (8, 10) and (8, 1) logits is a number, but a wrong one.
+The checks compare Python integers, without synchronization with a GPU, in a few microseconds.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
@@ -14,35 +14,67 @@ Shape = tuple[int, ...]
 """Output shape of a layer without the batch: (C, H, W), (tokens, D) or (D,)."""
 
 
-def check_logits(loss: str, student: Tensor, teacher: Tensor, targets: Tensor | None) -> None:
-    """Check that two networks' logits and the labels belong to one batch.
+def check_logits(
+    loss: str,
+    student: Tensor,
+    teacher: Tensor,
+    targets: Tensor | None,
+    *,
+    kinds: Sequence[str] = ("softmax",),
+) -> None:
+    """Check that the logits of two networks and the labels belong to one batch.
 
     Args:
-        loss: its name, for the message.
+        loss: name of the loss, for the message.
         student, teacher: (B, classes) logits.
-        targets: (B,) integers; None where the loss reads none.
+        targets: labels of the samples; None if the loss does not use labels.
+        kinds: kinds of responses that the loss fits: class indices, labels or values as targets.
 
     Raises:
-        ValueError: a shape or a type is another one.
+        ValueError: a shape or a type does not match.
     """
     if student.dim() != 2 or student.shape != teacher.shape:
         raise ValueError(
             f"{loss}: the student's logits have shape {tuple(student.shape)} and the teacher's "
             f"{tuple(teacher.shape)}; both must be (batch, classes) and the same"
         )
-    if targets is not None:
-        check_integers(f"{loss}: the targets", targets, len(student))
+    if targets is None:
+        return
+    name = f"{loss}: the targets"
+    if "softmax" in kinds:
+        check = check_integers if len(kinds) == 1 else check_targets
+        check(name, targets, len(student))
+    elif targets.shape != student.shape or not targets.is_floating_point():
+        raise ValueError(
+            f"{name} have shape {tuple(targets.shape)} and type {targets.dtype}; they must be "
+            f"values of shape {tuple(student.shape)}"
+        )
 
 
-def check_integers(what: str, values: Tensor, batch: int) -> None:
-    """Check that labels, or numbers of samples, are one integer a sample.
+def check_targets(name: str, targets: Tensor, batch: int) -> None:
+    """Check that targets are one class index, or several labels or values, a sample.
 
     Raises:
         ValueError: they are not.
     """
+    if not targets.is_floating_point():
+        check_integers(name, targets, batch)
+    elif targets.dim() != 2 or len(targets) != batch:
+        raise ValueError(
+            f"{name} have shape {tuple(targets.shape)} and type {targets.dtype}; they must be "
+            f"integers of shape ({batch},), or labels or values of shape ({batch}, outputs)"
+        )
+
+
+def check_integers(name: str, values: Tensor, batch: int) -> None:
+    """Check that labels, or numbers of samples, are one integer per sample.
+
+    Raises:
+        ValueError: the shape or the type differs.
+    """
     if values.shape != (batch,) or values.is_floating_point() or values.is_complex():
         raise ValueError(
-            f"{what} have shape {tuple(values.shape)} and type {values.dtype}; they must be "
+            f"{name} have shape {tuple(values.shape)} and type {values.dtype}; they must be "
             f"integers of shape ({batch},)"
         )
 
@@ -51,12 +83,12 @@ def check_features(loss: str, guided: Tensor, hint: Tensor, *, same: bool) -> No
     """Check that two layers belong to one batch.
 
     Args:
-        loss: its name, for the message.
-        guided, hint: (B, ...) each, the guided one as it came out of its connector.
-        same: whether all their sizes must agree; if not, only the batch's.
+        loss: name of the loss, for the message.
+        guided, hint: (B, ...) each, the guided layer after its connector.
+        same: whether all sizes must match; if not, only the batch size must match.
 
     Raises:
-        ValueError: they do not.
+        ValueError: the sizes differ.
     """
     if guided.dim() < 2 or hint.dim() < 2 or len(guided) != len(hint):
         raise ValueError(
@@ -75,7 +107,7 @@ def check_maps(loss: str, guided: Tensor, hint: Tensor) -> None:
     """Check that two layers are (B, C, H, W).
 
     Raises:
-        ValueError: one of them is not.
+        ValueError: a layer has another number of dimensions.
     """
     if guided.dim() != 4 or hint.dim() != 4:
         raise ValueError(
@@ -87,13 +119,13 @@ def check_maps(loss: str, guided: Tensor, hint: Tensor) -> None:
 def check_layers(
     side: str, layers: Mapping[str, Tensor], batch: int, shapes: Mapping[str, Shape]
 ) -> None:
-    """Check a network's layers against the shapes that a loss was built for.
+    """Check the layers of a network against the shapes that a loss was built for.
 
     Args:
         side: "student" or "teacher", for the message.
-        layers: outputs by name; a layer that is missing is not checked.
+        layers: outputs by name; missing layers are not checked.
         batch: number of samples.
-        shapes: by layer, without the batch.
+        shapes: expected shapes by layer, without the batch.
 
     Raises:
         ValueError: a layer has another shape.

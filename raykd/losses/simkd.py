@@ -1,4 +1,4 @@
-"""The teacher's classifier reused: the student only learns to feed it."""
+"""SimKD: the student uses the classifier of the teacher."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ from raykd.registry import option
 class SimKD(Loss):
     """Project the last layer to that of the teacher, and reuse its classifier.
 
-    Mean over batch and elements of (P(f_s) - f_t)^2; Chen 2022 (arXiv:2203.14001), section 3.2, the
-    mean being the authors' code's.  The network that is evaluated and kept is the student up to the
-    guided layer, the projector P, and all of the teacher after the hint layer (its pooling and its
-    classifier; more, where a shallower hint layer is named), frozen: parameters and
-    multiply-accumulates are counted for that one.  While this term acts the labels' loss has no
-    part, whatever the scheme's `task_weight`; after a `stop_epoch` it trains student and projector
-    through the frozen classifier.
+    Mean over batch and elements of (P(f_s) - f_t)^2; Chen 2022 (arXiv:2203.14001), section 3.2,
+    with the mean of the authors' code. The deployed network consists of the student up to the
+    guided layer, the projector P, and the part of the teacher after the hint layer (pooling and
+    classifier; more with a shallower hint layer), which is frozen. Parameters and multiply-
+    accumulates are those of this network. While this term is active, the label loss has no effect,
+    for any `task_weight` of the scheme. After `stop_epoch` it trains student and projector through
+    the frozen classifier.
 
-    P is the paper's: for maps 1x1, 3x3 and 1x1 convolutions with batch norm and ReLU after each,
-    1/factor of the hint layer's channels in the middle; the last ReLU is left out where the hint
-    layer shows negative values, which it could not reach.  For tokens and embeddings, of which the
-    paper has none, two linear layers with a ReLU between.  Of two maps of different size the larger
-    is brought to the smaller by area means; a smaller one is repeated to the teacher's size for
-    its classifier, which leaves means over places as they are.
+    P is that of the paper: for maps 1x1, 3x3 and 1x1 convolutions with batch norm and ReLU after
+    each, and 1/factor of the channels of the hint layer in the middle. The last ReLU is left out
+    if the hint layer has negative values. For tokens and embeddings (not in the paper), P consists
+    of two linear layers with a ReLU between them. Area means reduce the larger of two maps; for
+    the classifier a smaller map is repeated to the size of the teacher's, which does not change
+    means over positions.
 
-    Only with scheme offline, and with assistant and born_again where one teacher teaches.
+    Available with the schemes offline, and assistant and born_again with a single teacher.
     """
 
     knowledge = "feature"
@@ -61,7 +61,7 @@ class SimKD(Loss):
         return _Aligned(self, context)
 
     def __call__(self, projected: Tensor, hint: Tensor) -> Tensor:
-        """The mean squared difference, of maps at the smaller of their two sizes."""
+        """Return the mean squared difference, for maps at the smaller of their two sizes."""
         if projected.dim() == 4:
             hint = resized(hint, (projected.shape[2], projected.shape[3]))
         check_features(self.name, projected, hint, same=True)
@@ -102,10 +102,10 @@ class _Aligned(LossModule):
 
 
 class _Projector(nn.Module):
-    """(B, *guided) -> (B, *hint), maps at the smaller of their two sizes.
+    """(B, *guided) -> (B, *hint), for maps at the smaller of their two sizes.
 
     Raises:
-        ValueError: the layers are of different kinds, or of different numbers of tokens.
+        ValueError: the layers are of different kinds, or have different numbers of tokens.
     """
 
     def __init__(self, factor: int, guided: Shape, hint: Shape) -> None:
@@ -133,7 +133,7 @@ class _Projector(nn.Module):
             self.steps = self.steps[:-1]
 
 
-def _convolutions(channels: int, middle: int, wanted: int) -> nn.Sequential:
+def _convolutions(channels: int, middle: int, hint_channels: int) -> nn.Sequential:
     return nn.Sequential(
         nn.Conv2d(channels, middle, 1, bias=False),
         nn.BatchNorm2d(middle),
@@ -141,11 +141,11 @@ def _convolutions(channels: int, middle: int, wanted: int) -> nn.Sequential:
         nn.Conv2d(middle, middle, 3, padding=1, bias=False),
         nn.BatchNorm2d(middle),
         nn.ReLU(),
-        nn.Conv2d(middle, wanted, 1, bias=False),
-        nn.BatchNorm2d(wanted),
+        nn.Conv2d(middle, hint_channels, 1, bias=False),
+        nn.BatchNorm2d(hint_channels),
         nn.ReLU(),
     )
 
 
-def _linears(width: int, middle: int, wanted: int) -> nn.Sequential:
-    return nn.Sequential(nn.Linear(width, middle), nn.ReLU(), nn.Linear(middle, wanted))
+def _linears(width: int, middle: int, hint_width: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(width, middle), nn.ReLU(), nn.Linear(middle, hint_width))

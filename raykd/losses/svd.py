@@ -1,4 +1,4 @@
-"""Knowledge distillation by singular value decomposition of feature maps."""
+"""Distillation by singular value decomposition of feature maps."""
 
 from __future__ import annotations
 
@@ -20,16 +20,19 @@ from raykd.registry import option
 class Svd(Loss):
     """Match the change of singular feature directions from layer to layer.
 
-    Every map, as (places, channels), is compressed to its first `rank` right singular vectors V; to
-    each of the teacher's the student's nearest of its first `rank` + 3 is taken, its sign turned;
-    both are scaled by the teacher's singular values (of norm 1).  The value is the sum over channel
-    pairs c, d and vectors of (R_s - R_t)^2, R = exp(-(V^k_c - V^l_d)^2 / 8) for neighbouring layers
-    k, l, mean over the batch, sum over layers; Lee 2018 (ECCV, arXiv:1807.06819), its truncated
-    decomposition, post-processing and radial basis functions, in the form of the authors' code and
-    the CRD benchmark.  Needs two pairs at least.  Where channels differ the guided layers pass
-    connectors.  The gradient of nearly equal singular values is damped, as the paper bounds it; a
-    vector's sign, which the paper leaves open, is the one that makes its sum positive; directions
-    whose singular value is only rounding error are ignored.
+    Lee 2018 (ECCV, arXiv:1807.06819), with the truncated decomposition, post-processing and radial
+    basis functions of the paper, in the form of the authors' code and the CRD benchmark. Each map,
+    as (positions, channels), is reduced to its first `rank` right singular vectors V. For each
+    vector of the teacher, the nearest of the first `rank` + 3 vectors of the student is used, with
+    the sign of the teacher's. Both are scaled by the singular values of the teacher (normalized to
+    norm 1). The loss is the sum over channel pairs c, d and vectors of (R_s - R_t)^2, with R =
+    exp(-(V^k_c - V^l_d)^2 / 8) for neighboring layers k and l, mean over the batch, summed over
+    layers.
+
+    The loss needs at least two pairs.  If the numbers of channels differ, the guided layers pass
+    connectors.  The gradient of nearly equal singular values is damped, as in the paper.  The paper
+    leaves the sign of a vector open; here its sum is positive.  Directions whose singular value is
+    rounding error are ignored.
     """
 
     knowledge = "relation"
@@ -82,9 +85,9 @@ class _Compressed(LossModule):
         return aligned(candidates, theirs) * sizes, theirs * sizes
 
 
-def aligned(candidates: Tensor, wanted: Tensor) -> Tensor:
-    """(B, C, M), (B, C, N) -> (B, C, N): to each wanted vector the nearest line, sign turned."""
-    cosines = candidates.detach().transpose(1, 2) @ wanted
+def aligned(candidates: Tensor, directions: Tensor) -> Tensor:
+    """(B, C, M), (B, C, N) -> (B, C, N): nearest line to each direction, with its sign."""
+    cosines = candidates.detach().transpose(1, 2) @ directions
     nearest = cosines.abs().argmax(dim=1, keepdim=True)
     signs = _signs(cosines.gather(1, nearest))
     chosen = nearest.expand(-1, candidates.shape[1], -1)
@@ -92,9 +95,11 @@ def aligned(candidates: Tensor, wanted: Tensor) -> Tensor:
 
 
 def singular_vectors(features: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """(B, C, H, W) -> (B, n), (B, C, n): the n <= count largest singular values and their right
-    vectors of (places, channels), their sign such that no sum over channels is negative; a vector
-    whose singular value is only rounding is 0."""
+    """(B, C, H, W) -> (B, n), (B, C, n): largest singular values, n <= count, and right vectors.
+
+    The matrices are (positions, channels). The sum of each vector over channels is not negative.
+    A vector whose singular value is rounding error is 0.
+    """
     matrix = features.flatten(2)
     wide = matrix.shape[1] <= matrix.shape[2]
     gram = matrix @ matrix.transpose(1, 2) if wide else matrix.transpose(1, 2) @ matrix
@@ -103,9 +108,9 @@ def singular_vectors(features: Tensor, count: int) -> tuple[Tensor, Tensor]:
     if not wide:
         vectors = unit(matrix @ vectors, dim=1)
     rounding = torch.finfo(squares.dtype).eps * max(matrix.shape[1:]) * squares[:, :1]
-    kept = (squares > rounding)[:, None]
+    is_significant = (squares > rounding)[:, None]
     signs = _signs(vectors.detach().sum(dim=1, keepdim=True))
-    return squares.clamp_min(0).sqrt().detach(), vectors * signs * kept
+    return squares.clamp_min(0).sqrt().detach(), vectors * signs * is_significant
 
 
 def _signs(values: Tensor) -> Tensor:
@@ -114,8 +119,10 @@ def _signs(values: Tensor) -> Tensor:
 
 
 class _Eigen(torch.autograd.Function):
-    """Eigenvalues and vectors of symmetric matrices, largest first; the gradient of nearly equal
-    ones is bounded: 1/d becomes d/(d^2 + e)."""
+    """Eigenvalues and eigenvectors of symmetric matrices, largest first.
+
+    The gradient of nearly equal eigenvalues is bounded: 1/d becomes d/(d^2 + e).
+    """
 
     @staticmethod
     def forward(ctx: Any, matrix: Tensor) -> tuple[Tensor, Tensor]:
@@ -137,5 +144,5 @@ class _Eigen(torch.autograd.Function):
 
 
 def _change(first: Tensor, second: Tensor) -> Tensor:
-    """(B, C, n), (B, D, n) -> (B, C, D, n): a Gaussian of the differences of entries."""
+    """(B, C, n), (B, D, n) -> (B, C, D, n): Gaussian of the differences of entries."""
     return torch.exp(-(first[:, :, None] - second[:, None]).square() / 8)

@@ -1,4 +1,4 @@
-"""A term: one loss, its weight, its layer pairs and when it acts."""
+"""Terms: one loss each, with its weight, layer pairs and active epochs."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from raykd.registry import option
 
 @option
 class Term:
-    """One loss x its weight (x its layer pairs) in a trial's objective.
+    """Loss x weight (x layer pairs) in the objective of a trial.
 
-    A term whose `loss` is null, or whose weight is 0, takes no part.  It acts in the epochs
-    `start_epoch` <= epoch < `stop_epoch`, counted from 0, and its weight grows linearly from 0
+    A term whose `loss` is null or whose weight is 0 is inactive. A term is active in the epochs
+    `start_epoch` <= epoch < `stop_epoch`, counted from 0. Its weight increases linearly from 0
     over the first `ramp_epochs` of them.
 
     Raises:
@@ -56,7 +56,7 @@ class Term:
             )
 
     def conflicts(self) -> Iterator[Problem]:
-        """Pairs that do not fit the term's loss."""
+        """Yield pairs that do not fit the loss of the term."""
         loss, pairs = self.loss, self.pairs
         if loss is None or pairs is None:
             return
@@ -83,10 +83,10 @@ class Term:
 
     @property
     def parts(self) -> tuple[Term, ...]:
-        """The terms it is the sum of: one for each loss and weight among its pairs.
+        """Split the term into one term for each loss and weight among its pairs.
 
-        Itself alone where no pair has a loss or weight of its own.  Where `weight` is null each
-        loss has its own default, times the pair's factor.
+        Without separate losses or weights the result is the term alone. If `weight` is null, each
+        loss has its default weight, times the factor of the pair.
         """
         if self.loss is None or all(pair.is_alike for pair in self.pairs or ()):
             return (self,)
@@ -102,16 +102,16 @@ class Term:
 
     @property
     def always_acts(self) -> bool:
-        """True if it is active in every epoch; if not, its parameters miss gradients in some."""
+        """True if it is active in every epoch, so that its parameters always have gradients."""
         return self.start_epoch == 0 and self.stop_epoch is None
 
     def acts(self, progress: Progress) -> bool:
-        """Return whether it is active in this epoch."""
+        """Return whether the term is active in this epoch."""
         before_stop = self.stop_epoch is None or progress.epoch < self.stop_epoch
         return self.active and self.start_epoch <= progress.epoch and before_stop
 
     def weight_at(self, progress: Progress) -> float:
-        """Return its weight in this step."""
+        """Return the weight in this step."""
         if not self.acts(progress):
             return 0.0
         if not self.ramp_epochs:
@@ -121,19 +121,19 @@ class Term:
 
 
 def _pair_conflicts(loss: Loss, pairs: Sequence[Pair]) -> Iterator[Problem]:
-    seen: set[tuple[str, str]] = set()
+    layers: set[tuple[str, str]] = set()
     for number, pair in enumerate(pairs):
         path = f"pairs[{number}]"
-        if (pair.hint, pair.guided) in seen:
+        if (pair.hint, pair.guided) in layers:
             message = f"{pair.hint} -> {pair.guided} is listed twice"
             yield Problem(message, path=path, fix="remove one of them")
-        seen.add((pair.hint, pair.guided))
+        layers.add((pair.hint, pair.guided))
         if not pair.is_alike:
             yield from _separate_conflicts(loss, pair, path)
 
 
 def _separate_conflicts(loss: Loss, pair: Pair, path: str) -> Iterator[Problem]:
-    """Conflicts of a pair with a weight or a loss of its own."""
+    """Yield the conflicts of a pair with a separate weight or loss."""
     key = "loss" if pair.loss is not None else "weight"
     if pair.loss is not None and not pair.loss.pairs_apart:
         message = (
@@ -168,21 +168,21 @@ class LayerShapes:
 
 
 class Terms(nn.Module):
-    """Every active term of a trial; what their losses learn is registered here.
+    """Active terms of a trial, with the trainable parts of their losses.
 
     Args:
-        terms: the knowledge to transfer, pairs resolved to layer names; inactive ones are left
-            out, and one whose pairs have losses or weights of their own becomes several.
-        shapes: shapes of every layer named in a pair.
-        classes, train_size, data_size: as in `LossContext`.
-        deployable: whether a loss may change the network that is kept (`Loss.deploys`).
+        terms: knowledge to transfer, with pairs resolved to layer names.  Inactive terms are left
+            out; a term whose pairs have separate losses or weights becomes several.
+        shapes: shape of every layer in a pair.
+        classes, train_size, data_size: see `LossContext`.
+        deployable: whether a loss may change the deployed network (`Loss.deploys`).
 
     Attributes:
-        deploying: the name of the term whose loss does so; None where none does.
+        deploying: name of the term whose loss changes the deployed network; None if there is none.
 
     Raises:
-        ValueError: layers that cannot be bridged, a pair's layer without a shape, a loss that
-            deploys where it cannot, or two of them.
+        ValueError: layers that cannot be connected, a layer without a shape, or a loss that changes
+            the deployed network where that is not possible or where another loss does so.
     """
 
     def __init__(
@@ -223,7 +223,7 @@ class Terms(nn.Module):
         index: Tensor,
         progress: Progress,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The weighted sum, and each acting term's own value (unweighted, detached) by name."""
+        """Return the weighted sum, and the unweighted value of each active term by name."""
         inputs = loss_inputs(student, teacher, targets, index, progress)
         total = torch.zeros((), device=student.logits.device)
         values: dict[str, Tensor] = {}
@@ -240,12 +240,12 @@ class Terms(nn.Module):
 
     @property
     def guided_layers(self) -> tuple[str, ...]:
-        """The student's layers that are needed, as the pairs name them."""
+        """Layers of the student that the terms use, by the names in their pairs."""
         return layer_names(self.terms.values(), "guided")
 
     @property
     def hint_layers(self) -> tuple[str, ...]:
-        """The teacher's layers that are needed, as the pairs name them."""
+        """Layers of the teacher that the terms use, by the names in their pairs."""
         return layer_names(self.terms.values(), "hint")
 
     @property
@@ -255,12 +255,12 @@ class Terms(nn.Module):
 
     @property
     def ramps(self) -> bool:
-        """True if a weight changes from step to step."""
+        """True if the weight of a term changes from step to step."""
         return any(term.ramp_epochs > 0 for term in self.terms.values())
 
     @property
     def sometimes_unused(self) -> bool:
-        """True if some learned parameters get no gradient in some steps."""
+        """True if some trainable parameters have no gradient in some steps."""
         return any(
             self.losses[name].sometimes_unused
             or (not term.always_acts and any(True for _ in self.losses[name].parameters()))
@@ -274,26 +274,30 @@ def any_reads_logits(terms: Iterable[Term]) -> bool:
 
 
 def _deploying(terms: Mapping[str, Term], deployable: bool) -> str | None:
-    found = [name for name, term in terms.items() if term.loss is not None and term.loss.deploys]
-    if found and not deployable:
+    deploying = [
+        name for name, term in terms.items() if term.loss is not None and term.loss.deploys
+    ]
+    if deploying and not deployable:
         raise ValueError(
-            f"loss '{found[0]}' gives the student its teacher's classifier, which takes a scheme "
-            "with one frozen teacher; take `scheme: {name: offline}`, or another loss"
+            f"loss '{deploying[0]}' deploys the classifier of the teacher, which needs a scheme "
+            "with one frozen teacher; use `scheme: {name: offline}`, or another loss"
         )
-    if len(found) > 1:
+    if len(deploying) > 1:
         raise ValueError(
-            f"terms {' and '.join(map(repr, found))} each replace the student's classifier; keep "
-            "one of them"
+            f"terms {' and '.join(map(repr, deploying))} each replace the classifier of the "
+            "student; keep one of them"
         )
-    return found[0] if found else None
+    return deploying[0] if deploying else None
 
 
 def term_names(terms: Sequence[Term]) -> list[str]:
-    """One name a term: its loss's, with _2, _3 ... where a loss is there more than once."""
+    """Return a name for each term: that of its loss, with _2, _3 ... if the loss occurs more than
+    once.
+    """
     names: list[str] = []
     for term in terms:
         assert term.loss is not None
-        loss = term.loss.name
+        loss = term.loss.name.rpartition(":")[2]  # of `losses.py:Focal`
         count = 1 + sum(name == loss or name.startswith(f"{loss}_") for name in names)
         candidate = loss if count == 1 else f"{loss}_{count}"
         names.append(candidate)
@@ -301,12 +305,12 @@ def term_names(terms: Sequence[Term]) -> list[str]:
 
 
 def layer_names(terms: Iterable[Term], side: Literal["guided", "hint"]) -> tuple[str, ...]:
-    """The layers the pairs of active terms name on one side, each once."""
-    found: dict[str, None] = {}
+    """Return the layers of one side in the pairs of active terms, without duplicates."""
+    names: dict[str, None] = {}
     for term in terms:
         if term.active:
-            found.update(dict.fromkeys(getattr(pair, side) for pair in term.pairs or ()))
-    return tuple(found)
+            names.update(dict.fromkeys(getattr(pair, side) for pair in term.pairs or ()))
+    return tuple(names)
 
 
 def _shapes(pairs: Sequence[Pair], side: str, shapes: Mapping[str, Shape]) -> tuple[Shape, ...]:

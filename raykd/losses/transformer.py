@@ -1,6 +1,6 @@
 """Knowledge in the attention of transformers.
 
-Their hidden states are tokens (N, D), which `hint` compares (TinyBERT, Jiao 2020,
+Hidden states of transformers are tokens (N, D), which `hint` compares (TinyBERT, Jiao 2020,
 arXiv:1909.10351, hidden states based distillation: mean squared error through a linear connector).
 """
 
@@ -24,11 +24,12 @@ from raykd.registry import option
 class AttentionMap(PairLoss):
     """Match the attention between tokens.
 
-    Layers are attention matrices (heads, N, N).  mse: mean over batch, heads and entries of
-    (A_s - A_t)^2, of scores (the paper's) or probabilities as tapped; TinyBERT, Jiao 2020
-    (arXiv:1909.10351), attention based distillation.  kl: KL(A_t || A_s) of the rows, mean over
-    batch, heads and rows; MiniLM, Wang 2020 (arXiv:2002.10957), section 3.1; needs probabilities.
-    Where the numbers of heads differ the means over heads are compared.  Tokens must be as many.
+    Layers are attention matrices (heads, N, N). `similarity: mse` is the mean over batch, heads
+    and entries of (A_s - A_t)^2, for scores (as in the paper) or probabilities; TinyBERT, Jiao 2020
+    (arXiv:1909.10351), attention based distillation. `similarity: kl` is KL(A_t || A_s) of the
+    rows, mean over batch, heads and rows; MiniLM, Wang 2020 (arXiv:2002.10957), section 3.1; it
+    needs probabilities. If the numbers of heads differ, means over heads are compared. The
+    numbers of tokens must be equal.
     """
 
     knowledge = "feature"
@@ -53,8 +54,8 @@ class AttentionMap(PairLoss):
         return nn.Identity()
 
     def judge(self, guided: Shape, hint: Shape) -> nn.Module:
-        made = super().judge(guided, hint)
-        return _OnProbabilities(made) if self.similarity == "kl" else made
+        module = super().judge(guided, hint)
+        return _OnProbabilities(module) if self.similarity == "kl" else module
 
     def __call__(self, guided: Tensor, hint: Tensor) -> Tensor:
         check_maps(self.name, guided, hint)
@@ -78,10 +79,10 @@ class AttentionMap(PairLoss):
 class ValueRelation(PairLoss):
     """Match the relations between the values of tokens.
 
-    KL(R_t || R_s) of the rows, mean over batch, heads and rows, R = softmax(V V^T / sqrt(d)) with
-    d the width of a head; MiniLM, Wang 2020 (arXiv:2002.10957), section 3.2.  Layers are value
-    projections (N, D), or maps, whose places are the tokens; widths may differ and no connector is
-    learned, but tokens must be as many.
+    KL(R_t || R_s) of the rows, mean over batch, heads and rows, with R = softmax(V V^T / sqrt(d))
+    and d the width of a head; MiniLM, Wang 2020 (arXiv:2002.10957), section 3.2. Layers are value
+    projections (N, D), or maps, whose positions count as tokens. Widths may differ, and there is
+    no connector; the numbers of tokens must be equal.
     """
 
     knowledge = "relation"
@@ -123,7 +124,7 @@ class ValueRelation(PairLoss):
 
 
 class _OnProbabilities(nn.Module):
-    """Compares attention after checking, once, that it is not negative."""
+    """Module that compares attention, and checks once that it is not negative."""
 
     def __init__(self, compare: nn.Module) -> None:
         super().__init__()
@@ -131,8 +132,10 @@ class _OnProbabilities(nn.Module):
         self.checked = False
 
     def forward(self, guided: Tensor, hint: Tensor) -> Tensor:
-        """Raises:
-        ValueError: a layer holds scores rather than probabilities.
+        """Compare two layers of probabilities.
+
+        Raises:
+            ValueError: a layer contains scores rather than probabilities.
         """
         if not self.checked and not _is_recorded():
             for side, layer in (("guided", guided), ("hint", hint)):
@@ -147,15 +150,15 @@ class _OnProbabilities(nn.Module):
 
 
 def _is_recorded() -> bool:
-    """Return whether a CUDA graph is being recorded, in which nothing may wait for the GPU."""
+    """Return whether a CUDA graph is being captured; the CPU must not wait for the GPU then."""
     return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
 
 
 def _log_rows(attention: Tensor) -> Tensor:
-    """Logarithms of rows that sum to 1; a row of zeros counts as uniform, without gradient.
+    """Return logarithms of rows with sum 1; a row of zeros counts as uniform, without gradient.
 
-    The least positive number is added rather than clamped at: below a clamp there is no gradient,
-    and a softmax gives attention below any clamp that is not that small.
+    The smallest positive number is added.  Clamping would remove the gradient of small values, and
+    the values of a softmax can be smaller than any larger bound.
     """
     attention = attention.clamp_min(0)
     total = attention.sum(dim=-1, keepdim=True)

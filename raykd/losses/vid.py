@@ -23,11 +23,11 @@ class Vid(PairLoss):
     """Maximize the mutual information with a teacher layer (variational bound).
 
     Mean over batch and elements of ((t - mu(s))^2 / sigma_c^2 + log sigma_c^2) / 2, with a learned
-    mean and one learned variance a channel, sigma_c^2 = softplus(a_c) + 1e-5: the negative
-    log-likelihood of Ahn 2019 (arXiv:1904.05835), section 2, without its constant; the paper sums
-    over elements, the CRD benchmark takes this mean.  It can be negative.  mu is the benchmark's:
-    three 1x1 convolutions without bias and a ReLU between; of two maps of different size the larger
-    is brought to the smaller by area means.
+    mean mu and a learned variance per channel, sigma_c^2 = softplus(a_c) + 1e-5: the negative log-
+    likelihood of Ahn 2019 (arXiv:1904.05835), section 2, without its constant. The paper sums over
+    elements; the mean is that of the CRD benchmark. The value can be negative. mu is that of the
+    benchmark: three 1x1 convolutions without bias and with ReLU between them. Area means reduce
+    the larger of two maps.
     """
 
     knowledge = "feature"
@@ -47,23 +47,23 @@ class Vid(PairLoss):
 
 
 class _Likelihood(nn.Module):
-    """(guided, hint) -> minus the mean log-likelihood of `hint`, less a constant."""
+    """(guided, hint) -> negative mean log-likelihood of `hint`, without a constant."""
 
     def __init__(self, guided: Shape, hint: Shape, variance: float) -> None:
         super().__init__()
         connector(guided, hint)  # raises where nothing bridges the two
         pooled = kind_of(hint) == "embedding" and kind_of(guided) != "embedding"
-        channels, wanted = _channels(guided), _channels(hint)
+        channels, hint_channels = _channels(guided), _channels(hint)
         self.pool = PlaceMean() if pooled else nn.Identity()
         self.mean = nn.Sequential(
-            _mixer(channels, wanted, hint),
+            _mixer(channels, hint_channels, hint),
             nn.ReLU(),
-            _mixer(wanted, wanted, hint),
+            _mixer(hint_channels, hint_channels, hint),
             nn.ReLU(),
-            _mixer(wanted, wanted, hint),
+            _mixer(hint_channels, hint_channels, hint),
         )
         inverse_softplus = variance + log(-expm1(_LEAST_VARIANCE - variance)) - _LEAST_VARIANCE
-        self.spread = nn.Parameter(torch.full((wanted,), inverse_softplus))
+        self.spread = nn.Parameter(torch.full((hint_channels,), inverse_softplus))
         self.trailing = len(hint) - 1 if kind_of(hint) == "map" else 0
 
     def forward(self, guided: Tensor, hint: Tensor) -> Tensor:
@@ -81,8 +81,8 @@ def _channels(shape: Shape) -> int:
     return shape[0] if kind_of(shape) == "map" else shape[-1]
 
 
-def _mixer(channels: int, wanted: int, like: Shape) -> nn.Module:
-    """Mixes the channels of a layer of the kind of `like`."""
+def _mixer(channels: int, out_channels: int, like: Shape) -> nn.Module:
+    """Build layers that mix the channels of a layer of the same kind as `like`."""
     if kind_of(like) == "map":
-        return nn.Conv2d(channels, wanted, 1, bias=False)
-    return nn.Linear(channels, wanted, bias=False)
+        return nn.Conv2d(channels, out_channels, 1, bias=False)
+    return nn.Linear(channels, out_channels, bias=False)

@@ -1,7 +1,7 @@
 """Models: families, adapters to other libraries, compression, layers and costs."""
 
 from raykd.models.adapters import ADAPTERS
-from raykd.models.base import MODELS, AnyModel, Model, Task, Text
+from raykd.models.base import MODELS, AnyModel, Model, Signature, Text
 from raykd.models.compression import COMPRESSED_MODELS, CompressedModel
 from raykd.models.introspection.hooks import HookedOutputs, LayerHooks, record_layers
 from raykd.models.introspection.layers import Layer, discover, resolve, stage_aliases
@@ -57,7 +57,7 @@ __all__ = [
     "Resnet",
     "ShufflenetV1",
     "ShufflenetV2",
-    "Task",
+    "Signature",
     "Text",
     "Vgg",
     "Vit",

@@ -1,4 +1,4 @@
-"""Base class of models, and the task that they are built for."""
+"""Base class of models, and the signature that they are built for."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class UnfitShape(ValueError):
 
 
 @dataclass(frozen=True)
-class Task:
+class Signature:
     """Inputs and outputs of a model.
 
     Attributes:
@@ -55,12 +55,14 @@ class Task:
         classes: number of classes.
         text: text inputs; None: the input is a single tensor.
         class_names: class names of the data; () if unknown.  Ignored in comparisons.
+        categories: number of codes of each column of categories, which are the last of a sample.
     """
 
     input_shape: tuple[int, ...]
     classes: int
     text: Text | None = None
     class_names: tuple[str, ...] = field(default=(), compare=False)
+    categories: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,7 @@ class Model:
     foreign: ClassVar[bool] = False
     runs_code: ClassVar[bool] = False
 
-    def build(self, task: Task) -> nn.Module:
+    def build(self, signature: Signature) -> nn.Module:
         """Build the untrained network: (B, *input_shape) -> (B, classes).
 
         Raises:
@@ -103,13 +105,13 @@ class Model:
         """
         raise NotImplementedError
 
-    def blueprint(self, task: Task) -> nn.Module:
+    def blueprint(self, signature: Signature) -> nn.Module:
         """Build the network with arbitrary weights, to be profiled or loaded.
 
         Raises:
             ValueError: as `build`.
         """
-        return self.build(task)
+        return self.build(signature)
 
     @property
     def origin(self) -> Model | None:
@@ -119,7 +121,7 @@ class Model:
         """
         return None
 
-    def build_from(self, trained: nn.Module, task: Task) -> nn.Module:
+    def build_from(self, trained: nn.Module, signature: Signature) -> nn.Module:
         """Build the network, on the CPU, with weights from a trained network of `origin`.
 
         `trained` is not modified.
@@ -152,11 +154,11 @@ class Model:
         """
         return ()
 
-    def remarks(self, task: Task) -> tuple[str, ...]:
+    def remarks(self, signature: Signature) -> tuple[str, ...]:
         """Return sentences on what is done to the initial weights."""
         return ()
 
-    def prepare(self, task: Task) -> None:
+    def prepare(self, signature: Signature) -> None:
         """Download what the network needs; called once, on the machine that starts a study.
 
         Raises:
@@ -171,8 +173,8 @@ AnyModel = Annotated[Model, MODELS]
 """Type of a field that holds a model."""
 
 
-def image_shape(task: Task, family: str) -> tuple[int, int, int]:
-    """Return (channels, height, width) of the task's images.
+def image_shape(signature: Signature, family: str) -> tuple[int, int, int]:
+    """Return (channels, height, width) of the signature's images.
 
     Args:
         family: name of the model, for messages.
@@ -180,12 +182,12 @@ def image_shape(task: Task, family: str) -> tuple[int, int, int]:
     Raises:
         ValueError: the samples are not images.
     """
-    if len(task.input_shape) != 3 or min(task.input_shape) < 1:
+    if len(signature.input_shape) != 3 or min(signature.input_shape) < 1:
         raise ValueError(
             f"{family} takes images of shape (channels, height, width), the samples of the data "
-            f"have shape {task.input_shape}; use model {{name: mlp}}, which takes any shape"
+            f"have shape {signature.input_shape}; use model {{name: mlp}}, which takes any shape"
         )
-    channels, height, width = task.input_shape
+    channels, height, width = signature.input_shape
     return channels, height, width
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -31,17 +31,20 @@ class Preprocessing:
     """Conversion of raw samples to the inputs of a network.
 
     Attributes:
-        kind: "pictures" (images, stored as uint8), "texts" (tokens) or "tensors" (passed on
-            unchanged).
+        kind: "pictures" (images, stored as uint8), "texts" (tokens) or "tensors" (standardized by
+            mean and std, if there are any).
         shape: shape of a raw sample without the batch: (C, H, W), (tokens,), ...
         dtype: NumPy name of the type of raw samples.
         raw_shape: shape of the samples in the data source; empty: same as `shape`.
         maximum: largest raw pixel value; raw values are rounded to 0 ... 255 first.
-        mean, std: per channel, of pixels scaled to [0, 1]; empty: pixels are only scaled.
+        mean, std: per channel, of pixels scaled to [0, 1]; empty: pixels are only scaled.  Of
+            tensors: per value of a sample.
         keys: names of the tensors of a text in order, such as `input_ids` and `attention_mask`.
         padding: padding token.
         vocabulary: number of tokens.
         preparation: one sentence on how files become raw samples.
+        output_mean, output_scale: units of the outputs: output * scale + mean, one a value; () for
+            outputs that are returned as they are.
     """
 
     kind: Literal["pictures", "texts", "tensors"]
@@ -55,6 +58,8 @@ class Preprocessing:
     padding: int = 0
     vocabulary: int = 0
     preparation: str = ""
+    output_mean: tuple[float, ...] = ()
+    output_scale: tuple[float, ...] = ()
 
     @property
     def signature_shape(self) -> tuple[int, ...]:
@@ -63,9 +68,9 @@ class Preprocessing:
             return (len(self.keys), *self.shape)
         return self.raw_shape or self.shape
 
-    def facts(self) -> dict[str, Any]:
+    def facts(self) -> dict[str, object]:
         """Return a description as plain data."""
-        facts: dict[str, Any] = {"kind": self.kind, "shape": list(self.signature_shape)}
+        facts: dict[str, object] = {"kind": self.kind, "shape": list(self.signature_shape)}
         facts["dtype"] = self.dtype
         if self.kind == "pictures" and len(self.shape) == 3:
             channels, height, width = self.shape
@@ -81,6 +86,9 @@ class Preprocessing:
         if self.kind == "texts":
             facts |= {"keys": list(self.keys), "padding": self.padding}
             facts |= {"vocabulary": self.vocabulary, "max_length": self.shape[0]}
+        if self.kind == "tensors" and self.mean:
+            facts |= {"mean": list(self.mean), "std": list(self.std)}
+            facts["normalization"] = "(value - mean) / std, inside the network; NaN: the mean"
         if self.preparation:
             facts["preparation"] = self.preparation
         return facts
@@ -93,7 +101,7 @@ class RawInputModel(nn.Module):
       (B, H, W) or (B, H * W).
     - texts: a mapping of (B, tokens) int64 tensors, or the same stacked, (B, keys, tokens), in the
       order of `preprocessing.keys`.
-    - tensors: (B, ...), passed on unchanged.
+    - tensors: (B, ...), standardized if the data are; a NaN becomes the mean.
 
     The forward can be traced (`torch.export`, ONNX).  Outside of a trace, images with values out of
     range raise an error, such as pixels that are already scaled to [0, 1].
@@ -123,14 +131,23 @@ class RawInputModel(nn.Module):
         self.preprocessing = preprocessing
         self.class_names = tuple(class_names)
         self.metrics = dict(metrics or {})
-        scale, shift = scale_and_shift(preprocessing.mean, preprocessing.std)
+        if preprocessing.kind == "tensors" and preprocessing.std:
+            scale = 1 / torch.tensor(preprocessing.std, dtype=torch.float64)
+            shift = -torch.tensor(preprocessing.mean, dtype=torch.float64) * scale
+            scale, shift = scale.float()[None], shift.float()[None]
+        else:
+            scale, shift = scale_and_shift(preprocessing.mean, preprocessing.std)
         self.register_buffer("scale", scale, persistent=False)
         self.register_buffer("shift", shift, persistent=False)
         self.train(network.training)
 
     def forward(self, inputs: Tensor | Mapping[str, Tensor]) -> Tensor:
-        """Return logits (B, classes) of raw samples."""
-        return self.network(self.preprocessed(inputs))
+        """Return logits (B, classes) of raw samples, or values in the units of the data."""
+        outputs = self.network(self.preprocessed(inputs))
+        if not self.preprocessing.output_scale:
+            return outputs
+        scale = outputs.new_tensor(self.preprocessing.output_scale)
+        return outputs * scale + outputs.new_tensor(self.preprocessing.output_mean)
 
     def preprocessed(self, inputs: Tensor | Mapping[str, Tensor]) -> Tensor | dict[str, Tensor]:
         """Convert raw samples to inputs of the network."""
@@ -139,13 +156,21 @@ class RawInputModel(nn.Module):
             return self._tokens(inputs)
         if not isinstance(inputs, Tensor):
             raise ValueError(f"this network takes a tensor, got a {type(inputs).__name__}")
-        return self._pixels(inputs) if kind == "pictures" else inputs
+        if kind == "pictures":
+            return self._pixels(inputs)
+        if not self.preprocessing.std:
+            return inputs
+        return torch.nan_to_num(inputs.float() * self.scale + self.shift)
 
-    def facts(self) -> dict[str, Any]:
+    def facts(self) -> dict[str, object]:
         """Return inputs, outputs, classes and metrics as plain data."""
         return {
             "input": self.preprocessing.facts(),
-            "output": "logits (batch, classes); softmax gives probabilities",
+            "output": (
+                "values (batch, targets) in the units of the data"
+                if self.preprocessing.output_scale
+                else "logits (batch, classes); softmax gives probabilities"
+            ),
             "classes": list(self.class_names),
             "metrics": dict(self.metrics),
         }

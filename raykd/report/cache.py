@@ -16,34 +16,34 @@ from raykd.training.teacher_cache.plan import CachePlan, PlannedEntry, estimate_
 from raykd.training.teacher_cache.store import CacheEntry, CacheStore
 from raykd.training.teacher_cache.verify import Comparison
 
-MOST_LINES = 4
+MAX_LINES = 4
 """Maximum number of teachers listed one by one."""
 
 
 def plan_lines(plan: CachePlan, device: str = "cpu") -> list[str]:
     """Return lines with the outputs that a study would cache, their cost and break-even point."""
-    lines = [_planned(kept, plan, device) for kept in list(plan.all.values())[:MOST_LINES]]
-    more = len(plan.all) - MOST_LINES
+    lines = [_plan_line(entry, plan, device) for entry in list(plan.all.values())[:MAX_LINES]]
+    more = len(plan.all) - MAX_LINES
     return lines + ([f"and {more} more"] if more > 0 else [])
 
 
-def _planned(kept: PlannedEntry, plan: CachePlan, device: str) -> str:
-    model = kept.teacher.model
-    name = str(kept.teacher.weights) if model is None else format_option(model)
-    if kept.why_not:
-        return f"teacher {name} runs in every training step: {kept.why_not}"
-    what = " + ".join(["logits", *kept.layers])
-    seconds = estimate_build_time(kept, plan.task, device)
-    size = f"{in_bytes(kept.row_bytes)} per sample and view" if kept.bytes is None else ""
+def _plan_line(entry: PlannedEntry, plan: CachePlan, device: str) -> str:
+    model = entry.teacher.model
+    name = str(entry.teacher.weights) if model is None else format_option(model)
+    if entry.why_not:
+        return f"teacher {name} runs in every training step: {entry.why_not}"
+    outputs = " + ".join(["logits", *entry.layers])
+    seconds = estimate_build_time(entry, plan.signature, device)
+    size = f"{in_bytes(entry.row_bytes)} per sample and view" if entry.bytes is None else ""
     time_ = "" if seconds is None else f", about {seconds:.1f} s to compute on one worker"
-    live = f"; too large to cache: {', '.join(kept.live)}" if kept.live else ""
-    views = "1 view" if kept.views == 1 else f"{kept.views} views"
-    epochs = "epoch" if f"{kept.break_even_epochs:.3g}" == "1" else "epochs"
+    uncached = f"; too large to cache: {', '.join(entry.live)}" if entry.live else ""
+    views = "1 view" if entry.views == 1 else f"{entry.views} views"
+    epochs = "epoch" if f"{entry.break_even_epochs:.3g}" == "1" else "epochs"
     return (
-        f"{what} of teacher {name}, {views}: "
-        f"{size or in_bytes(kept.bytes or 0)}{time_}"
-        f"; breaks even after {kept.break_even_epochs:.3g} {epochs}; "
-        f"about {kept.expected_epochs:.0f} will use it{live}"
+        f"{outputs} of teacher {name}, {views}: "
+        f"{size or in_bytes(entry.bytes or 0)}{time_}"
+        f"; breaks even after {entry.break_even_epochs:.3g} {epochs}; "
+        f"about {entry.expected_epochs:.0f} will use it{uncached}"
     )
 
 
@@ -74,28 +74,28 @@ def entries_json(entries: Iterable[CacheEntry]) -> list[dict[str, Any]]:
     ]
 
 
-def chosen_keys(store: CacheStore, given: Sequence[str]) -> list[str]:
+def chosen_keys(store: CacheStore, prefixes: Sequence[str]) -> list[str]:
     """Return the addresses that start with the given prefixes, or all if none is given.
 
     Raises:
         ValueError: a prefix matches no address.
     """
-    known = [entry.key for entry in store.entries()]
-    for prefix in given:
-        if not any(key.startswith(prefix) for key in known):
+    keys = [entry.key for entry in store.entries()]
+    for prefix in prefixes:
+        if not any(key.startswith(prefix) for key in keys):
             raise ValueError(
                 f"no cached outputs with address {prefix} in {store.storage.root}; list them with "
                 "`raykd cache ls`, or set another folder with --storage"
             )
-    return [key for key in known if not given or key.startswith(tuple(given))]
+    return [key for key in keys if not prefixes or key.startswith(tuple(prefixes))]
 
 
-def comparison_line(found: Comparison) -> str:
+def comparison_line(comparison: Comparison) -> str:
     """Format one line of `raykd cache verify --check`."""
-    verdict = "agrees" if found.agrees else "DIFFERS"
+    verdict = "agrees" if comparison.agrees else "DIFFERS"
     return (
-        f"  {found.name}: {verdict}; largest difference {found.difference:.2g} "
-        f"(largest value {found.largest:.3g}), {found.samples} samples"
+        f"  {comparison.name}: {verdict}; largest difference {comparison.difference:.2g} "
+        f"(largest value {comparison.largest:.3g}), {comparison.samples} samples"
     )
 
 

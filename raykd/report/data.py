@@ -8,22 +8,24 @@ from typing import TYPE_CHECKING
 from rich.text import Text
 
 from raykd.terminal_tables import Labeled
-from raykd.tracking.events import DataLoaded, Event, Note
+from raykd.tracking.events import DataLoaded, Event, Note, StudyExtended
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from raykd.data import Dataset, Source, Survey
-    from raykd.models import Task
+    from raykd.models import Signature
 
 WARNING = "WARNING: "
 
+EXTENDED = "extended: "
+
 WARNING_STYLE = "bold yellow"
 
-NAMES_SHOWN = 8
+MAX_NAMES = 8
 """Maximum number of class names in a line; the others are only counted."""
 
-LENGTH_SHOWN = 24
+MAX_NAME_LENGTH = 24
 """Maximum number of characters of a class name."""
 
 
@@ -31,9 +33,10 @@ def classes_text(count: int, names: Sequence[str]) -> str:
     """Format the number and first names of the classes: "12 classes: ant, bee, ... (4 more)"."""
     if not names:
         return f"{count} classes"
-    shown = ", ".join(_short(name) for name in names[:NAMES_SHOWN])
-    more = f", ... ({count - NAMES_SHOWN} more)" if count > NAMES_SHOWN else ""
-    return f"{count} classes: {shown}{more}"
+    listed = ", ".join(_short_name(name) for name in names[:MAX_NAMES])
+    more = f", ... ({count - MAX_NAMES} more)" if count > MAX_NAMES else ""
+    noun = "classes" if count > 1 else "value"  # a single output is a real value
+    return f"{count} {noun}: {listed}{more}"
 
 
 def sizes_text(sizes: Mapping[str, int]) -> str:
@@ -50,10 +53,14 @@ def data_line(event: DataLoaded) -> str:
 def remarks(event: Event) -> Iterator[tuple[str, str]]:
     """Yield each note and warning of an event with the style it is printed in."""
     if isinstance(event, DataLoaded):
-        yield from notes_and_warnings(event)
+        yield from _data_remarks(event)
+    if isinstance(event, StudyExtended):
+        yield f"{EXTENDED}{event}", "dim"
     for key, text in event.tags.items() if isinstance(event, Note) else ():
         if key.startswith("weights_notes"):
             yield from ((f"weights: {line}", "dim") for line in text.split("\n"))
+        elif key == "front_finished":
+            yield text, "dim"
         elif key.startswith("warning"):
             yield from ((f"{WARNING}{line}", WARNING_STYLE) for line in text.split("\n"))
 
@@ -70,7 +77,7 @@ def weights_block(notes: Sequence[str], warnings: Sequence[str]) -> Iterator[Ren
     yield table
 
 
-def notes_and_warnings(event: DataLoaded) -> Iterator[tuple[str, str]]:
+def _data_remarks(event: DataLoaded) -> Iterator[tuple[str, str]]:
     """Yield each note and warning about the data with the style it is printed in."""
     for note in event.notes:
         yield f"data: {note}", "dim"
@@ -78,30 +85,32 @@ def notes_and_warnings(event: DataLoaded) -> Iterator[tuple[str, str]]:
         yield f"{WARNING}{warning}", WARNING_STYLE
 
 
-def data_block(source: Source, found: Survey | Dataset | None, task: Task) -> RenderableType:
+def data_block(
+    source: Source, data: Survey | Dataset | None, signature: Signature
+) -> RenderableType:
     """Return a description of a study's data for `raykd validate`.
 
     Args:
         source: the source of the data.
-        found: a survey, or the loaded data; None if neither is available.
-        task: input shape and number of classes.
+        data: a survey, or the loaded data; None if neither is available.
+        signature: input shape and number of classes.
     """
     table = Labeled(width=9, gap=1)
-    place = found.origin if found is not None else str(getattr(source, "root", ""))
+    place = data.origin if data is not None else str(getattr(source, "root", ""))
     table.add("data", Text(f"{source.name} from {place}" if place else source.name))
-    names = found.class_names if found is not None else ()
-    table.add("", Text(classes_text(len(names) or task.classes, names)))
-    if found is None:
+    names = data.class_names if data is not None else ()
+    table.add("", Text(classes_text(len(names) or signature.classes, names)))
+    if data is None:
         return table
-    table.add("", Text(f"samples: {sizes_text(found.sizes)}"))
-    for note in found.notes:
+    table.add("", Text(f"samples: {sizes_text(data.sizes)}"))
+    for note in data.notes:
         table.add("", Text(note, style="dim"))
-    for warning in found.warnings:
+    for warning in data.warnings:
         table.add("", Text(f"{WARNING}{warning}", style=WARNING_STYLE))
     return table
 
 
-def _short(name: str) -> str:
+def _short_name(name: str) -> str:
     """Return a class name on one line, truncated if it is long."""
     plain = " ".join(name.split()) or repr(name)
-    return plain if len(plain) <= LENGTH_SHOWN else plain[: LENGTH_SHOWN - 1] + "…"
+    return plain if len(plain) <= MAX_NAME_LENGTH else plain[: MAX_NAME_LENGTH - 1] + "…"

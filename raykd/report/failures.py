@@ -12,10 +12,10 @@ from typing import Any
 
 from raykd.tuning.records import Record
 
-MOST_CAUSES = 5
-MOST_IDS = 8
-TAUGHT = re.compile(r"^its teacher \S+ failed: ")
-VARYING = re.compile(r"0x[0-9a-f]+|\d+(?:[.,]\d+)*(?:e[+-]?\d+)?", re.IGNORECASE)
+MAX_CAUSES = 5
+MAX_IDS = 8
+TEACHER_FAILURE = re.compile(r"^its teacher \S+ failed: ")
+NUMBERS = re.compile(r"0x[0-9a-f]+|\d+(?:[.,]\d+)*(?:e[+-]?\d+)?", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Cause:
     @property
     def reason(self) -> str:
         """The error of the first training, in one line."""
-        return TAUGHT.sub("", self.first.reason)
+        return TEACHER_FAILURE.sub("", self.first.reason)
 
     @property
     def raised_at(self) -> str:
@@ -47,7 +47,7 @@ class Cause:
 
         Empty if the error does not involve the user's code.
         """
-        return _from_here(self.first.raised_at)
+        return _relative(self.first.raised_at)
 
     @property
     def log(self) -> str:
@@ -64,7 +64,7 @@ class Cause:
         }
 
 
-def causes(failed: Iterable[Record]) -> list[Cause]:
+def group_failures(failed: Iterable[Record]) -> list[Cause]:
     """Group failed trainings by error and by the line that raised it, largest group first.
 
     Numbers in an error (a step, an address, a size) are ignored.  A training that failed because
@@ -73,60 +73,66 @@ def causes(failed: Iterable[Record]) -> list[Cause]:
     groups: dict[tuple[str, str], list[Record]] = {}
     by_text: dict[str, tuple[str, str]] = {}
     for record in failed:
-        text = _alike(record.reason)
-        taught = TAUGHT.match(record.reason) is not None
+        text = _without_numbers(record.reason)
+        taught = TEACHER_FAILURE.match(record.reason) is not None
         key = by_text.get(text, (text, "")) if taught else (text, record.raised_at)
         by_text.setdefault(text, key)
         groups.setdefault(key, []).append(record)
-    return sorted((Cause(tuple(group)) for group in groups.values()), key=lambda one: -one.count)
+    return sorted(
+        (Cause(tuple(group)) for group in groups.values()), key=lambda cause: -cause.count
+    )
 
 
-def failure_lines(failed: Sequence[Record], folder: Path) -> list[str]:
-    """Return the lines of a summary about failed trainings, a few for each cause."""
-    found = causes(failed)
-    said: list[str] = []
-    for cause in found[:MOST_CAUSES]:
-        said.append(f"{_whose(cause)}: {cause.reason}")
+def failure_lines(causes: Sequence[Cause], folder: Path) -> list[str]:
+    """Return the lines of a summary about failed trainings, a few for each cause.
+
+    Args:
+        causes: failed trainings by cause, largest group first.
+        folder: the study's folder.
+    """
+    lines: list[str] = []
+    for cause in causes[:MAX_CAUSES]:
+        lines.append(f"{_trainings_text(cause)}: {cause.reason}")
         if cause.raised_at:
-            said.append(f"  raised at {cause.raised_at}")
+            lines.append(f"  raised at {cause.raised_at}")
         if cause.log:
-            said.append(f"  log: {_from_here(str(folder / cause.log))}")
-    rest = found[MOST_CAUSES:]
+            lines.append(f"  log: {_relative(str(folder / cause.log))}")
+    rest = causes[MAX_CAUSES:]
     if rest:
-        count = sum(one.count for one in rest)
-        said.append(f"and {count} more with {len(rest)} other errors (raykd report --json)")
-    return said
+        count = sum(cause.count for cause in rest)
+        lines.append(f"and {count} more with {len(rest)} other errors (raykd report --json)")
+    return lines
 
 
-class Announcer:
+class FailureAnnouncer:
     """Announces failed trainings while a study runs; an error is described only once."""
 
     def __init__(self) -> None:
         self._counts: Counter[tuple[str, str]] = Counter()
 
     def line(self, record: Record) -> str:
-        key = (_alike(record.reason), record.raised_at)
+        key = (_without_numbers(record.reason), record.raised_at)
         self._counts[key] += 1
         if self._counts[key] > 1:
             return f"{record.id} failed with the same error ({self._counts[key]} so far)"
-        place = f" (raised at {_from_here(record.raised_at)})" if record.raised_at else ""
+        place = f" (raised at {_relative(record.raised_at)})" if record.raised_at else ""
         return f"{record.id} failed: {record.reason}{place}"
 
 
-def _alike(reason: str) -> str:
+def _without_numbers(reason: str) -> str:
     """Return an error without the numbers that differ between trainings."""
-    return VARYING.sub("#", TAUGHT.sub("", reason))
+    return NUMBERS.sub("#", TEACHER_FAILURE.sub("", reason))
 
 
-def _whose(cause: Cause) -> str:
+def _trainings_text(cause: Cause) -> str:
     ids = [record.id for record in cause.records]
     if len(ids) == 1:
         return ids[0]
-    more = f", and {len(ids) - MOST_IDS} more" if len(ids) > MOST_IDS else ""
-    return f"{len(ids)} trainings ({', '.join(ids[:MOST_IDS])}{more})"
+    more = f", and {len(ids) - MAX_IDS} more" if len(ids) > MAX_IDS else ""
+    return f"{len(ids)} trainings ({', '.join(ids[:MAX_IDS])}{more})"
 
 
-def _from_here(place: str) -> str:
+def _relative(place: str) -> str:
     """Return a path relative to the working directory."""
     here = os.getcwd() + os.sep
     return place.removeprefix(here)

@@ -1,119 +1,136 @@
-"""Layers of models, as shown by `raykd layers`."""
+"""Layers of models that can be hint or guided layers, for `raykd layers`."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
-from rich.console import RenderableType
-from rich.text import Text as RichText
 
 from raykd.errors import Problem, StudyError
-from raykd.models import Model, ModelProfile, Task, Text, profile_model
+from raykd.models import Model, ModelProfile, Signature, Text, profile_model
 from raykd.models.base import format_option
 from raykd.models.introspection.layers import Layer
 from raykd.study.checks.layer_pairs import layers_for
-from raykd.study.checks.load import check_shapes
+from raykd.study.checks.load import check_shapes, import_user_code
 from raykd.study.checks.messages import InvalidStudy, Issue, parse_study
 from raykd.study.checks.rules import import_issues
 from raykd.study.config import Study
-from raykd.study.open_study import OpenStudy, task_of
-from raykd.study.space.pairing import WIDE
+from raykd.study.open_study import OpenStudy, signature_of
+from raykd.study.space.domains import Pairing
+from raykd.study.space.pairing import WIDE, Wide
 from raykd.study.space.space import read_space
 from raykd.study.yaml_file import Document, dotted, parse_document
-from raykd.terminal_tables import Column, Grid, unbroken
-from raykd.training.build import task_of as task_of_data
-from raykd.tuning.number_format import compact
+from raykd.training.build import signature_of as signature_of_data
 from raykd.tuning.study_input import load_data, load_or_use, located_problems
 
-MOST_STUDENTS = 3
-"""Maximum number of a study's students that are shown, from the smallest to the largest."""
+MAX_STUDENTS = 3
+"""Maximum number of a study's students that are listed, from the smallest to the largest."""
 
-USUAL = Task((3, 32, 32), 10)
+DEFAULT_SIGNATURE = Signature((3, 32, 32), 10)
 """Default input shape and number of classes of a model."""
+
+Role = Literal["model", "teacher", "student"]
+LayerNames = Mapping[Wide, Sequence[str]]
 
 
 @dataclass(frozen=True)
-class Shown:
-    """A model whose layers are shown.
+class ListedModel:
+    """A model whose layers are listed.
 
     Attributes:
-        role: "model", or in a study "teacher" or "student".
-        name: as a study file writes it.
+        role: "model"; in a study "teacher" or "student".
+        name: the model as a study file writes it.
+        profile: its layers and costs.
     """
 
-    role: str
+    role: Role
     name: str
-    model_profile: ModelProfile
+    profile: ModelProfile
 
     def layers(self, *, stages: bool) -> tuple[Layer, ...]:
-        """Return all layers in execution order, or only those with an alias."""
-        layers = self.model_profile.ordered_layers
+        """Return all layers in execution order; with `stages`, only those with an alias."""
+        layers = self.profile.ordered_layers
         return tuple(layer for layer in layers if layer.stage or not stages)
 
     def plain(self, *, stages: bool) -> dict[str, Any]:
         return {
             "role": self.role,
             "model": self.name,
-            "params": self.model_profile.params,
-            "macs": self.model_profile.macs,
-            "layers": [_plain(layer) for layer in self.layers(stages=stages)],
+            "params": self.profile.params,
+            "macs": self.profile.macs,
+            "layers": [_plain_layer(layer) for layer in self.layers(stages=stages)],
         }
 
 
-def _plain(layer: Layer) -> dict[str, Any]:
+def _plain_layer(layer: Layer) -> dict[str, Any]:
     """Return the layer as JSON; `layout` is empty if the module's own tensor has `shape`."""
     layout = "" if layer.layout is None else layer.layout.name
     return {**asdict(replace(layer, layout=None)), "layout": layout, "raw_shape": layer.raw_shape}
 
 
 @dataclass(frozen=True)
-class Layers:
-    """Contents of the output of `raykd layers`.
+class PairingLayers:
+    """Layers that an open pairing of a study samples.
 
     Attributes:
-        task: input shape and number of classes of the models.
-        models: the model; for a study the teachers and some students, smallest first.
-        more: number of other students of the study.
-        pairings: for a study, the candidates of each open pairing by parameter: the `hint` and
-            `guided` layers, and the `reading` of each side (`auto`, `blocks`, `all` or `list`).
-        left_out: pairs that are never sampled, with the reasons.
+        reading: form in which the study gives the layers of each side, hint side first: `auto`,
+            `blocks`, `all` or `list`.
+        hint, guided: names of the layers of each side.
     """
 
-    task: Task
-    models: tuple[Shown, ...]
-    more: int = 0
-    pairings: Mapping[str, Mapping[str, Any]] | None = None
-    left_out: tuple[str, ...] = ()
-
-    def json(self, *, stages: bool) -> str:
-        """Return the contents as one JSON object."""
-        told = {
-            "input_shape": list(self.task.input_shape),
-            "classes": self.task.classes,
-            "models": [model.plain(stages=stages) for model in self.models],
-        }
-        if self.pairings is not None:
-            told |= {
-                "more_students": self.more,
-                "pairings": dict(self.pairings),
-                "left_out": list(self.left_out),
-            }
-        return json.dumps(told, indent=2)
+    reading: tuple[str, str]
+    hint: tuple[str, ...]
+    guided: tuple[str, ...]
 
 
 @dataclass(frozen=True)
-class Inputs:
+class LayerList:
+    """Layers of one model, or of the models of a study.
+
+    Attributes:
+        signature: input shape and number of classes of the models.
+        models: the model; for a study the teachers and some students, smallest first.
+        is_study: True for the models of a study.
+        more_students: number of other students of the study.
+        pairings: layers of each open pairing of the study, by parameter.
+        excluded: pairs that are never sampled, with the reasons.
+    """
+
+    signature: Signature
+    models: tuple[ListedModel, ...]
+    is_study: bool = False
+    more_students: int = 0
+    pairings: Mapping[str, PairingLayers] = field(default_factory=dict)
+    excluded: tuple[str, ...] = ()
+
+    def json(self, *, stages: bool) -> str:
+        """Return the list as one JSON object."""
+        plain = {
+            "input_shape": list(self.signature.input_shape),
+            "classes": self.signature.classes,
+            "models": [model.plain(stages=stages) for model in self.models],
+        }
+        if self.is_study:
+            plain |= {
+                "more_students": self.more_students,
+                "pairings": {name: asdict(layers) for name, layers in self.pairings.items()},
+                "left_out": list(self.excluded),
+            }
+        return json.dumps(plain, indent=2)
+
+
+@dataclass(frozen=True)
+class ModelInputs:
     """Command-line options that describe the input of a model.
 
     Attributes:
-        data: a data source's name, or a YAML mapping of one; if empty, `shape`
+        data: name of a data source, or a YAML mapping of one; if empty, `shape`
             or the data of the study is used.
-        shape: "3,32,32"; empty if not given.
+        shape: "3,32,32"; if empty, that of the data.
         classes: number of classes; if None, that of the data, else 10.
         text: "LENGTH,VOCABULARY" for text input; empty for images.
     """
@@ -124,79 +141,85 @@ class Inputs:
     text: str = ""
 
     @property
-    def task(self) -> Task | None:
-        """Task given by the options without data, or None if the data define it.
+    def signature(self) -> Signature | None:
+        """Signature of the options without data, or None if the data define it.
 
         Raises:
             StudyError: a shape is invalid.
         """
-        classes = self.classes or USUAL.classes
+        classes = self.classes or DEFAULT_SIGNATURE.classes
         if self.text:
-            length, vocabulary = _numbers("--text", self.text, "LENGTH,VOCABULARY", 2)
-            return Task((length,), classes, Text(vocabulary))
+            length, vocabulary = _parse_numbers("--text", self.text, "LENGTH,VOCABULARY", 2)
+            return Signature((length,), classes, Text(vocabulary))
         if self.shape:
-            return Task(_numbers("--input", self.shape, "3,32,32"), classes)
-        return replace(USUAL, classes=classes) if not self.data else None
+            return Signature(_parse_numbers("--input", self.shape, "3,32,32"), classes)
+        return replace(DEFAULT_SIGNATURE, classes=classes) if not self.data else None
 
 
-def _numbers(option: str, text: str, form: str, count: int | None = None) -> tuple[int, ...]:
+def _parse_numbers(option: str, text: str, form: str, count: int | None = None) -> tuple[int, ...]:
     try:
-        found = tuple(int(part) for part in text.split(","))
+        numbers = tuple(int(part) for part in text.split(","))
     except ValueError:
-        found = ()
-    if not found or min(found) < 1 or (count is not None and len(found) != count):
+        numbers = ()
+    if not numbers or min(numbers) < 1 or (count is not None and len(numbers) != count):
         raise StudyError(Problem(f"{option} takes {form}; got {text!r}"))
-    return found
+    return numbers
 
 
-def layers_of(
-    what: str, overrides: Sequence[str], inputs: Inputs, *, allow_import: bool = False
-) -> Layers:
+def list_layers(
+    source: str, overrides: Sequence[str], inputs: ModelInputs, *, allow_import: bool = False
+) -> LayerList:
     """Return the layers of a model, or of the models of a study file.
 
     Args:
-        what: a model's name, a YAML mapping of a model, or the path of a study file.
+        source: name of a model, a YAML mapping of a model, or the path of a study file.
         overrides: `a.b=value` arguments for the model (`depth=20`) or the study.
-        inputs: description of the input; a study has its own.
+        inputs: description of the input; a study file has its own.
         allow_import: let models run code of their own.
 
     Raises:
         StudyError: there is no such model, or it cannot be built for this input.
     """
-    if Path(what).suffix in (".yaml", ".yml") or Path(what).is_file():
-        if inputs != Inputs():
+    if Path(source).suffix in (".yaml", ".yml") or Path(source).is_file():
+        if inputs != ModelInputs():
             fix = "remove --data, --input, --classes and --text"
             raise StudyError(
                 Problem("a study file already defines the inputs of its models", fix=fix)
             )
-        return _of_study(load_or_use(what, overrides, (), allow_import=allow_import))
-    study = _study_with(what, overrides, inputs, allow_import=allow_import)
-    task = inputs.task or _task_of(study)
-    return Layers(task, (_shown("model", study.student.model, task),))
+        return _study_layers(load_or_use(source, overrides, (), allow_import=allow_import))
+    study = _model_study(source, overrides, inputs, allow_import=allow_import)
+    signature = inputs.signature or _data_signature(study)
+    model = study.student.model
+    try:
+        profile = profile_model(model, signature)
+    except (ValueError, RuntimeError) as error:  # a forward that fails raises RuntimeError
+        fix = "" if "--input" in str(error) else "give the input shape: --input 3,224,224"
+        raise StudyError(Problem(str(error), fix=fix)) from None
+    return LayerList(signature, (ListedModel("model", format_option(model), profile),))
 
 
 # One model
 
 
-def _study_with(
-    what: str, overrides: Sequence[str], inputs: Inputs, *, allow_import: bool
+def _model_study(
+    model: str, overrides: Sequence[str], inputs: ModelInputs, *, allow_import: bool
 ) -> Study:
     """Return a study that contains only the model, so that it is parsed like any other."""
     data = {
         "name": "layers",
-        "data": _option("--data", inputs.data) if inputs.data else "digits",
-        "student": {"model": _option("MODEL", what)},
+        "data": _parse_option("--data", inputs.data) if inputs.data else "digits",
+        "student": {"model": _parse_option("MODEL", model)},
         "scheme": "alone",
     }
     document = parse_document(yaml.safe_dump(data))
     try:
-        document = document.with_overrides(f"student.model.{one}" for one in overrides)
-        return _concrete(document, allow_import=allow_import)
+        document = document.with_overrides(f"student.model.{override}" for override in overrides)
+        return _concrete_study(document, allow_import=allow_import)
     except StudyError as error:
-        raise StudyError([_renamed(problem) for problem in error.problems]) from None
+        raise StudyError([_model_problem(problem) for problem in error.problems]) from None
 
 
-def _option(what: str, text: str) -> Any:
+def _parse_option(option: str, text: str) -> Any:
     """Parse an option in the form used in a study file: a name or a mapping."""
     if not text.lstrip().startswith("{"):
         return {"name": text}
@@ -204,10 +227,11 @@ def _option(what: str, text: str) -> Any:
         return yaml.safe_load(text)
     except yaml.YAMLError:
         fix = "write for example '{name: resnet, depth: 20}'"
-        raise StudyError(Problem(f"{what} is not YAML: {text}", fix=fix)) from None
+        raise StudyError(Problem(f"{option} is not YAML: {text}", fix=fix)) from None
 
 
-def _concrete(document: Document, *, allow_import: bool) -> Study:
+def _concrete_study(document: Document, *, allow_import: bool) -> Study:
+    import_user_code(document, allow_import=allow_import)
     space, problems, _ = read_space(document)
     if not problems and space.dimensions:
         fix = "give one value; of a study file with domains, name the file"
@@ -220,177 +244,87 @@ def _concrete(document: Document, *, allow_import: bool) -> Study:
     try:
         study = parse_study(document.data)
     except InvalidStudy as error:
-        raise StudyError(_told(error.issues)) from None
-    refused = [] if allow_import else list(import_issues(study))
-    if refused:
-        raise StudyError(_told(refused))
+        raise StudyError(_problems(error.issues)) from None
+    issues = [] if allow_import else list(import_issues(study))
+    if issues:
+        raise StudyError(_problems(issues))
     return study
 
 
-def _told(found: Iterable[Issue]) -> list[Problem]:
-    return [Problem(one.message, dotted(one.place), one.fix) for one in found]
+def _problems(issues: Iterable[Issue]) -> list[Problem]:
+    return [Problem(issue.message, dotted(issue.place), issue.fix) for issue in issues]
 
 
-def _renamed(problem: Problem) -> Problem:
+def _model_problem(problem: Problem) -> Problem:
     """Convert a problem of the generated study to a problem of the model."""
     path = problem.path.removeprefix("student.model").removeprefix(".")
     return replace(problem, path=path, file="", line=0)
 
 
-def _task_of(study: Study) -> Task:
+def _data_signature(study: Study) -> Signature:
     try:
-        known = task_of(study)
+        signature = signature_of(study)
     except ValueError as error:
         raise StudyError(Problem(str(error), path="data")) from None
-    return known if known is not None else task_of_data(load_data(study))
-
-
-def _shown(role: str, model: Model, task: Task) -> Shown:
-    try:
-        return Shown(role, format_option(model), profile_model(model, task))
-    except (ValueError, RuntimeError) as error:  # a forward that fails raises RuntimeError
-        fix = "" if "--input" in str(error) else "give the input shape: --input 3,224,224"
-        raise StudyError(Problem(str(error), fix=fix)) from None
+    return signature if signature is not None else signature_of_data(load_data(study))
 
 
 # The models of a study
 
 
-def _of_study(study: OpenStudy) -> Layers:
-    task = study.task
-    if task is None:
+def _study_layers(study: OpenStudy) -> LayerList:
+    signature = study.signature
+    if signature is None:
         with located_problems(study):
-            task = task_of_data(load_data(study.settings))
-            check_shapes(study, task)
-    teachers = _each(study.models("teacher"), "teacher", task)
-    students = sorted(_each(study.models("student"), "student", task), key=_size)
-    shown = _spread(students)
-    narrowed = study.bind(task).filtered
-    guided = layers_for([one.model_profile for one in students])
-    hint = layers_for([one.model_profile for one in teachers]) if teachers else guided
-    pairings = {}
-    for node in study.space.pairings:
-        domain = node.domain.filled(hint, guided)
-        read = [side if side in WIDE else "list" for side in node.domain.sides]
-        if not domain.is_known or domain.pairs is not None or domain.sets is not None:
-            read = ["list", "list"]
-        sides = zip(("hint", "guided"), domain.layers, strict=True)
-        pairings[node.parameter] = {"reading": read, **{side: list(one) for side, one in sides}}
-    models = (*teachers, *shown)
-    return Layers(task, models, len(students) - len(shown), pairings, narrowed.lines)
+            signature = signature_of_data(load_data(study.settings))
+            check_shapes(study, signature)
+    teachers = _profile_models(study.models("teacher"), "teacher", signature)
+    students = _profile_models(study.models("student"), "student", signature)
+    students.sort(key=lambda model: model.profile.params)
+    guided = layers_for([model.profile for model in students])
+    hint = layers_for([model.profile for model in teachers]) if teachers else guided
+    listed = _spread(students)
+    return LayerList(
+        signature,
+        (*teachers, *listed),
+        is_study=True,
+        more_students=len(students) - len(listed),
+        pairings={
+            node.parameter: _pairing_layers(node, hint, guided) for node in study.space.pairings
+        },
+        excluded=study.bind(signature).filtered.lines,
+    )
 
 
-def _each(models: Iterable[Model], role: str, task: Task) -> list[Shown]:
+def _profile_models(models: Iterable[Model], role: Role, signature: Signature) -> list[ListedModel]:
     """Return each model once, without those that cannot be built (reported elsewhere)."""
-    found: dict[str, Shown] = {}
+    listed: dict[str, ListedModel] = {}
     for model in models:
         try:
-            shown = Shown(role, format_option(model), profile_model(model, task))
+            entry = ListedModel(role, format_option(model), profile_model(model, signature))
         except (ValueError, RuntimeError):
             continue
-        found.setdefault(shown.name, shown)
-    return list(found.values())
+        listed.setdefault(entry.name, entry)
+    return list(listed.values())
 
 
-def _size(shown: Shown) -> int:
-    return shown.model_profile.params
+def _pairing_layers(node: Pairing, hint: LayerNames, guided: LayerNames) -> PairingLayers:
+    """Return the layers that a pairing samples.
+
+    Args:
+        node: pairing of a study.
+        hint, guided: names of the layers that `auto`, `blocks` and `all` mean on each side.
+    """
+    domain = node.domain.filled(hint, guided)
+    named = domain.pairs is not None or domain.sets is not None
+    first, second = (side if side in WIDE and not named else "list" for side in node.domain.sides)
+    hints, guided_layers = domain.layers
+    return PairingLayers((first, second), tuple(hints), tuple(guided_layers))
 
 
-def _spread(students: Sequence[Shown]) -> list[Shown]:
-    if len(students) <= MOST_STUDENTS:
+def _spread(students: Sequence[ListedModel]) -> list[ListedModel]:
+    """Return at most `MAX_STUDENTS` students, evenly spread over their order."""
+    if len(students) <= MAX_STUDENTS:
         return list(students)
     last = len(students) - 1
-    return [students[last * i // (MOST_STUDENTS - 1)] for i in range(MOST_STUDENTS)]
-
-
-HEADINGS = ("stage", "layer", "type", "shape", "depth", "MACs")
-FIGURES = ("depth", "MACs")
-
-
-def tables(found: Layers, *, stages: bool) -> RenderableType:
-    """Return tables of the layers for a terminal; rows that do not fit are stacked, not cut."""
-    blocks: list[RenderableType] = []
-    if len(found.models) > 1:
-        blocks += [_table(*_side_by_side(found.models)), RichText()]
-    for model in found.models if len(found.models) == 1 or not stages else ():
-        rows = [_row(layer) for layer in model.layers(stages=stages)]
-        blocks += [RichText(_title(model, found), style="bold"), _table(HEADINGS, rows), RichText()]
-    blocks += [RichText(line) for line in _notes(found)]
-    return unbroken(blocks)
-
-
-def lines(found: Layers, *, stages: bool) -> Iterator[str]:
-    """Yield the tables as plain text without colors, one line per layer of any length."""
-    if len(found.models) > 1:
-        yield from _aligned(*_side_by_side(found.models))
-        yield ""
-    for model in found.models if len(found.models) == 1 or not stages else ():
-        yield _title(model, found)
-        yield from _aligned(HEADINGS, [_row(layer) for layer in model.layers(stages=stages)])
-        yield ""
-    yield from _notes(found)
-
-
-def _title(model: Shown, found: Layers) -> str:
-    shape = "x".join(map(str, found.task.input_shape))
-    cost = f"{model.model_profile.params:,} parameters, {compact(model.model_profile.macs)} MACs"
-    role = "" if model.role == "model" else f"{model.role} "
-    return f"{role}{model.name}: {cost}; input {shape}, {found.task.classes} classes"
-
-
-def _row(layer: Layer) -> tuple[str, ...]:
-    name = layer.module if layer.side == "output" else f"{layer.module} (its input)"
-    shape = layer.shape_text
-    return layer.stage, name, layer.type, shape, f"{layer.depth:.2f}", compact(layer.macs)
-
-
-def _side_by_side(models: Sequence[Shown]) -> tuple[Sequence[str], list[tuple[str, ...]]]:
-    """Return the headings and rows of a table of aliases with their layer in each model."""
-    held = [{layer.stage: layer for layer in one.layers(stages=True)} for one in models]
-    order = {alias: None for one in held for alias in one if alias != "embedding"}
-    aliases = [*sorted(order, key=lambda alias: int(alias.removeprefix("stage"))), "embedding"]
-    rows = [(alias, *(_beside(one.get(alias)) for one in held)) for alias in aliases]
-    return ["stage", *(f"{one.role} {one.name}" for one in models)], rows
-
-
-def _beside(layer: Layer | None) -> str:
-    if layer is None:
-        return "-"
-    return f"{layer.module} {layer.shape_text} at {layer.depth:.2f}"
-
-
-def _notes(found: Layers) -> Iterator[str]:
-    if found.more:
-        yield f"and {found.more} more students, all between these in size"
-    for parameter, pairing in (found.pairings or {}).items():
-        for side, reading in zip(("hint", "guided"), pairing["reading"], strict=True):
-            of = f"{reading}: " if reading != "list" else ""
-            yield f"{parameter} samples {side} from {of}{', '.join(pairing[side]) or 'nothing'}"
-    yield from found.left_out
-
-
-def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> Grid:
-    columns = [
-        Column(
-            heading,
-            right=heading in FIGURES,
-            whole=heading in FIGURES,
-            style="cyan" if heading == "stage" else "",
-        )
-        for heading in headings
-    ]
-    grid = Grid(columns, header_style="bold", gap=1)
-    for row in rows:
-        grid.add(*row)
-    return grid
-
-
-def _aligned(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    told = [headings, *rows]
-    widths = [max(len(row[i]) for row in told) for i in range(len(headings))]
-    for row in told:
-        cells = [
-            cell.rjust(width) if heading in FIGURES else cell.ljust(width)
-            for cell, width, heading in zip(row, widths, headings, strict=True)
-        ]
-        yield "  ".join(cells).rstrip()
+    return [students[last * i // (MAX_STUDENTS - 1)] for i in range(MAX_STUDENTS)]

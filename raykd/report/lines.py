@@ -9,10 +9,11 @@ from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import Self
 
+from raykd.metrics import lead_metric
 from raykd.report.data import data_line, remarks
-from raykd.report.failures import Announcer
+from raykd.report.failures import FailureAnnouncer
 from raykd.report.format import outputs_line
-from raykd.report.progress import REPLICATES, View, asked_costs
+from raykd.report.run_state import REPLICATES, RunState, measured_costs
 from raykd.tracking.events import (
     ArchitecturesRanked,
     DataLoaded,
@@ -21,15 +22,17 @@ from raykd.tracking.events import (
     GpuSharingMeasured,
     PhaseStarted,
     RunEnded,
+    RunPaused,
+    RunPromoted,
     RunStarted,
     SlotsPlanned,
     StudyStarted,
     TeacherCacheChanged,
     WarmStarted,
     WarningIssued,
-    to_json,
 )
-from raykd.tuning.number_format import clock, compact, metric, percent, time_left, words
+from raykd.tracking.json_types import to_json
+from raykd.tuning.number_format import clock, compact, metric, time_left, words
 from raykd.tuning.records import Record, cost, learns_from, pairs_name, scheme_name, student_name
 
 
@@ -52,7 +55,7 @@ class Display:
         """Do nothing; displays that hold resources release them here."""
 
 
-EVERY = 10.0
+PROGRESS_INTERVAL_S = 10.0
 """Seconds between two progress lines."""
 
 
@@ -69,73 +72,87 @@ class PlainLines(Display):
     ) -> None:
         self._write = write
         self._now = now
-        self._view = View(now)
+        self._state = RunState(now)
         self._lock = threading.Lock()
-        self._last = now()
-        self._begun: set[str] = set()
-        self._failures = Announcer()
+        self._last_print = now()
+        self._started_roles: set[str] = set()
+        self._paused: set[str] = set()
+        self._failures = FailureAnnouncer()
 
     def __call__(self, event: Event) -> None:
         with self._lock:
-            self._view.apply(event)
+            self._state.apply(event)
             for line in self._lines(event):
-                self._say(line)
+                self._print(line)
             for line, _ in remarks(event):
-                self._say(line)
+                self._print(line)
 
-    def _say(self, line: str) -> None:
-        self._last = self._now()
-        self._write(f"[{clock(self._view.elapsed)}] {line}")
+    def _print(self, line: str) -> None:
+        self._last_print = self._now()
+        self._write(f"[{clock(self._state.estimate.elapsed)}] {line}")
 
     def _lines(self, event: Event) -> Iterable[str]:
-        view = self._view
+        state = self._state
         match event:
             case StudyStarted():
-                ways = ", ".join(f"{way} {words(name)}" for name, way in view.objectives.items())
+                ways = ", ".join(f"{way} {words(name)}" for name, way in state.objectives.items())
                 yield f"study {event.name}, seed {event.seed}, {ways}"
             case DataLoaded():
                 yield data_line(event)
             case PhaseStarted():
-                yield view.phase
+                yield state.phase
             case SlotsPlanned():
                 slots = f"{event.slots}; " if event.slots is not None else ""
                 yield f"{slots}folder {event.folder}"
             case TeacherCacheChanged():
                 yield outputs_line(event)
             case RunStarted():
-                yield from self._phase_begins(view.records[event.id])
-            case RunEnded():
-                yield ended_line(view.records[event.id], view.watched, self._failures)
-            case EpochFinished() if self._now() - self._last >= EVERY:
+                yield from self._first_of_role(state.records[event.id])
+            case RunEnded() | RunPaused() | RunPromoted():
+                yield from self._change_of_status(event)
+            case EpochFinished() if self._now() - self._last_print >= PROGRESS_INTERVAL_S:
                 yield self._progress()
             case _:
-                yield from first_lines(event)
+                yield from setup_lines(event)
 
-    def _phase_begins(self, record: Record) -> Iterable[str]:
-        role = "replicate" if record.role == "alone" else record.role
-        if role in self._begun:
+    def _change_of_status(self, event: RunEnded | RunPaused | RunPromoted) -> Iterable[str]:
+        """Yield the line of a training that ended, paused or continues."""
+        if isinstance(event, RunPromoted):
+            self._paused.discard(event.id)
+            purpose = "to complete the front" if event.finishing else "among the best"
+            yield f"{event.id} continues after epoch {event.epoch}, {purpose}"
             return
-        self._begun.add(role)
-        epochs, budget = record.job.epochs, self._view.budget
+        if event.id not in self._paused:  # else its last line says where it paused
+            state = self._state
+            yield outcome_line(state.records[event.id], state.main_metric, self._failures)
+        if isinstance(event, RunPaused):
+            self._paused.add(event.id)
+
+    def _first_of_role(self, record: Record) -> Iterable[str]:
+        role = "replicate" if record.role == "alone" else record.role
+        if role in self._started_roles:
+            return
+        self._started_roles.add(role)
+        epochs, budget = record.job.epochs, self._state.budget
         if role == "teacher":
             doing = f"{epochs} epochs" if epochs else "evaluation"
             yield f"teacher {student_name(record)}: {doing}"
         elif role == "trial" and budget is not None:
             yield f"up to {budget.trials} trials of {epochs} epochs"
         elif role == "replicate":
-            chosen = ", ".join(sorted(self._view.finalists))
-            yield f"{self._view.replicates_due} replicates of the chosen students ({chosen})"
+            finalists = ", ".join(sorted(self._state.finalists))
+            yield f"{self._state.replicates_due} replicates of the finalists ({finalists})"
 
     def _progress(self) -> str:
-        view = self._view
+        state, estimate = self._state, self._state.estimate
         best = ""
-        if view.front:
-            value = metric(view.watched, view.front[0].metrics.get(view.watched))
-            best = f"; best so far {view.front[0].id} with {value}"
-        return f"{view.progress:.0%}, {view.phase}{best}; {time_left(view.time_left)}"
+        if state.front:
+            value = metric(state.main_metric, state.front[0].metrics.get(state.main_metric))
+            best = f"; best so far {state.front[0].id} with {value}"
+        return f"{estimate.progress:.0%}, {state.phase}{best}; {time_left(estimate.time_left)}"
 
 
-def first_lines(event: Event) -> Iterable[str]:
+def setup_lines(event: Event) -> Iterable[str]:
     """Yield the lines of an event that comes before the first trial; none for other events.
 
     These are warnings, trials per GPU, ranked architectures and start points.
@@ -148,7 +165,7 @@ def first_lines(event: Event) -> Iterable[str]:
             yield f"trials per GPU: {event.chosen} (images/s by trials per GPU: {rates})"
         case ArchitecturesRanked():
             ranked = f"{event.candidates} architectures ranked in {event.seconds:.1f} s"
-            yield f"{event.name}: {ranked}; the best {len(event.kept)} are tried first"
+            yield f"{event.name}: {ranked}; the best {len(event.ranking)} are tried first"
         case WarmStarted():
             for start in event.starts:
                 if start.params:
@@ -158,37 +175,46 @@ def first_lines(event: Event) -> Iterable[str]:
             pass
 
 
-def ended_line(record: Record, watched: str, failures: Announcer) -> str:
+def outcome_line(record: Record, metric_name: str, failures: FailureAnnouncer) -> str:
     """Format the outcome of a training in one line."""
     if record.status == "failed":
         return failures.line(record)
-    how = {"stopped": "stopped early"}.get(record.status, record.status)
+    outcome = {"stopped": "stopped early"}.get(record.status, record.status)
     if record.role == "probe":
-        return f"{record.id} {how}: measured CKA and gradients of every pair"
-    told = [f"{words(watched)} {metric(watched, record.metrics.get(watched))}"]
-    if "test_accuracy" in record.metrics:
-        told += [f"test accuracy {percent(record.metrics['test_accuracy'])}"]
+        return f"{record.id} {outcome}: measured CKA and gradients of every pair"
+    parts = [f"{words(metric_name)} {metric(metric_name, record.metrics.get(metric_name))}"]
+    test = f"test_{lead_metric(record.job.study)}"
+    if test in record.metrics:
+        parts += [f"{words(test)} {metric(test, record.metrics[test])}"]
     if cost(record, "params") is not None:
-        told += [f"{compact(cost(record, 'params'))} params"]
-    told += [f"{words(name)} {metric(name, cost(record, name))}" for name in asked_costs([record])]
+        parts += [f"{compact(cost(record, 'params'))} params"]
+    parts += [
+        f"{words(name)} {metric(name, cost(record, name))}" for name in measured_costs([record])
+    ]
     ran = f"{len(record.epochs)}/{record.job.epochs} epochs"
-    return f"{record.id} {how} ({ran}): {', '.join(told)}; {described(record)}"
+    return f"{record.id} {outcome} ({ran}): {', '.join(parts)}; {describe_training(record)}"
 
 
-def described(record: Record) -> str:
+def describe_training(record: Record) -> str:
     """Describe the model of a training and the teachers it learns from."""
     if record.role == "teacher":
         return student_name(record)
     if record.role == "alone":
         return f"{student_name(record)}, alone"
     scheme = scheme_name(record)
-    told = [student_name(record), "" if scheme == "offline" else scheme]
-    return ", ".join(filter(None, [*told, learns_from(record), pairs_name(record)]))
+    parts = [student_name(record), "" if scheme == "offline" else scheme]
+    return ", ".join(filter(None, [*parts, learns_from(record), pairs_name(record)]))
 
 
-HEADINGS = (
-    f"{'epoch':>9}  {'train loss':>10}  {'train acc':>9}  {'val acc':>8}  {'lr':>8}  {'time':>6}"
-)
+def _headings(train: str, val: str) -> str:
+    """Return the headings of the lines of epochs, with the names of two metrics."""
+    metrics = [words(name).replace("accuracy", "acc") for name in (train, val)]
+    names = ("epoch", "train loss", *metrics, "lr", "time")
+    return "  ".join(name.rjust(width) for name, width in zip(names, WIDTHS, strict=True))
+
+
+WIDTHS = (9, 10, 9, 8, 8, 6)
+"""Widths of the columns of lines of epochs."""
 
 
 class EpochLines(Display):
@@ -200,26 +226,26 @@ class EpochLines(Display):
 
     def __init__(self, write: Callable[[str], None]) -> None:
         self._write = write
-        self._view = View()
+        self._state = RunState()
         self._lock = threading.Lock()
-        self._shown = ""
-        self._failures = Announcer()
+        self._printed_id = ""
+        self._failures = FailureAnnouncer()
 
     def __call__(self, event: Event) -> None:
         with self._lock:
-            self._view.apply(event)
+            self._state.apply(event)
             match event:
                 case EpochFinished():
-                    self._epoch(self._view.records[event.id], event)
+                    self._epoch(self._state.records[event.id], event)
                 case RunEnded():
-                    record = self._view.records[event.id]
-                    self._write(ended_line(record, self._view.watched, self._failures))
+                    record = self._state.records[event.id]
+                    self._write(outcome_line(record, self._state.main_metric, self._failures))
                 case DataLoaded():
                     self._write(data_line(event))
                 case WarningIssued():
                     self._write(f"warning: {event.text}")
                 case PhaseStarted():
-                    self._write(self._view.phase)
+                    self._write(self._state.phase)
                 case TeacherCacheChanged():
                     self._write(outputs_line(event))
                 case _:
@@ -230,16 +256,18 @@ class EpochLines(Display):
     def _epoch(self, record: Record, event: EpochFinished) -> None:
         if record.role in REPLICATES:
             return  # replicates only print their outcome
-        if self._shown != record.id:
-            self._shown = record.id
-            self._write(f"{record.id}: {described(record)}")
-            self._write(HEADINGS)
-        metrics = event.metrics
+        metrics, val = event.metrics, f"val_{lead_metric(record.job.study)}"
+        names = (name for name in metrics if name.startswith("train_") and name != "train_loss")
+        train = next(names, "train_accuracy")
+        if self._printed_id != record.id:
+            self._printed_id = record.id
+            self._write(f"{record.id}: {describe_training(record)}")
+            self._write(_headings(train, val))
         cells = (
             f"{event.epoch}/{record.job.epochs}".rjust(9),
             f"{metrics.get('train_loss', float('nan')):10.4f}",
-            percent(metrics.get("train_accuracy")).rjust(9),
-            percent(metrics.get("val_accuracy")).rjust(8),
+            metric(train, metrics.get(train)).rjust(9),
+            metric(val, metrics.get(val)).rjust(8),
             f"{metrics.get('lr', float('nan')):8.2g}",
             _seconds(metrics.get("epoch_seconds", 0.0)).rjust(6),
         )

@@ -12,19 +12,19 @@ from raykd.data import Dataset, Survey
 from raykd.errors import StudyError
 from raykd.layer_study.arms import build_arms
 from raykd.layer_study.design import design_layer_study
-from raykd.models import Task
+from raykd.models import Signature
 from raykd.report.cache import plan_lines
 from raykd.report.data import data_block, weights_block
 from raykd.runtime.cluster import is_remote, plan_slots, this_machine
 from raykd.runtime.gpu_sharing import max_trials_per_gpu
 from raykd.study.checks.latency import check_measured
 from raykd.study.checks.load import check_data, check_shapes
+from raykd.study.costs import StudentCosts
 from raykd.study.explain import Explanation, explain
 from raykd.study.open_study import OpenStudy
 from raykd.study.space.size import Dimension
-from raykd.study.student_costs import StudentCosts
 from raykd.terminal_tables import Column, Grid, Labeled
-from raykd.training.build import task_of
+from raykd.training.build import signature_of
 from raykd.training.teacher_cache.plan import CachePlan
 from raykd.tuning.study_input import load_or_use, located_problems
 from raykd.tuning.teacher_store import (
@@ -34,7 +34,7 @@ from raykd.tuning.teacher_store import (
 )
 
 
-def explained(
+def explain_file(
     file: str, overrides: Sequence[str] = (), seed: int = 0, *, allow_import: bool = False
 ) -> RenderableType:
     """Return the search space, cost and slots of a study for a `rich` console.
@@ -55,42 +55,48 @@ def explained(
     study = load_or_use(file, overrides, checks, allow_import=allow_import)
     slots = _slots(study)
     survey = _survey(study)
-    data = _data_at_hand(study)
-    task = study.task
-    if task is None:
+    data = _local_data(study)
+    signature = study.signature
+    if signature is None:
         assert data is not None, "a source that does not tell its shape is read"
-        task = task_of(data)
-        check_shapes(study, task, checks=checks)
+        signature = signature_of(data)
+        check_shapes(study, signature, checks=checks)
     with located_problems(study):
-        check_measured(study.bind(task), StudentCosts(study.settings.search, task))
-    known = survey or data
-    named = replace(task, class_names=known.class_names if known is not None else ())
+        check_measured(study.bind(signature), StudentCosts(study.settings.search, signature))
+    overview = survey or data
+    named = replace(signature, class_names=overview.class_names if overview is not None else ())
     with located_problems(study):
         weights = remarks_on_weights(study, named)
-    explanation = explain(study.bind(task), seed, known.sizes["train"] if known else None)
-    rest = Labeled(width=9, gap=1)
-    for label, text in (slots, *_outputs(study, task, data), *_layer_study(study, task)):
-        rest.add(label, text)
+    explanation = explain(
+        study.bind(signature), seed, overview.sizes["train"] if overview else None
+    )
+    table = Labeled(width=9, gap=1)
+    for label, text in (
+        slots,
+        *_cache_lines(study, signature, data),
+        *_layer_study(study, signature),
+    ):
+        table.add(label, text)
     return Group(
-        render(explanation),
-        data_block(study.settings.data, known, task),
+        render_explanation(explanation),
+        data_block(study.settings.data, overview, signature),
         *weights_block(weights.notes, weights.warnings),
-        rest,
+        table,
     )
 
 
-def _layer_study(study: OpenStudy, task: Task) -> list[tuple[str, str]]:
+def _layer_study(study: OpenStudy, signature: Signature) -> list[tuple[str, str]]:
     """Return the size of a layer study with `raykd pairs`; empty if it is not possible."""
     try:
-        question = design_layer_study(study, task)
+        design = design_layer_study(study, signature)
     except StudyError:
         return []
-    how = study.settings.search.pairs
-    arms = build_arms(question, how)
-    trained = sum(not arm.why_not for arm in arms)
-    text = f"`raykd pairs` would train {trained} arms x {how.seeds} seeds"
-    left = len(arms) - trained
-    return [("pairs", text + (f"; {left} arms cannot be trained" if left else ""))]
+    settings = study.settings.search.pairs
+    arms = build_arms(design, settings)
+    trained = sum(not arm.skip_reason for arm in arms)
+    text = f"`raykd pairs` would train {trained} arms x {settings.seeds} seeds"
+    skipped = len(arms) - trained
+    return [("pairs", text + (f"; {skipped} arms cannot be trained" if skipped else ""))]
 
 
 def _slots(study: OpenStudy) -> tuple[str, str]:
@@ -98,15 +104,17 @@ def _slots(study: OpenStudy) -> tuple[str, str]:
     if is_remote():
         return "slots", "as many as fit on the cluster at RAY_ADDRESS"
     cluster, nodes = study.settings.cluster, this_machine()
-    most = max_trials_per_gpu(cluster, nodes)
-    share = f", or up to {most} trials per GPU (the search measures which is fastest)"
-    share = share if most > 1 else ""
+    max_trials = max_trials_per_gpu(cluster, nodes)
+    share = f", or up to {max_trials} trials per GPU (the search measures which is fastest)"
+    share = share if max_trials > 1 else ""
     return "slots", f"{plan_slots(cluster, nodes)} on this machine{share}"
 
 
-def _outputs(study: OpenStudy, task: Task, data: Dataset | None) -> list[tuple[str, str]]:
+def _cache_lines(
+    study: OpenStudy, signature: Signature, data: Dataset | None
+) -> list[tuple[str, str]]:
     """Return the teacher outputs that the study would cache."""
-    plan = CachePlan(study, task, None if data is None else len(data.train))
+    plan = CachePlan(study, signature, None if data is None else len(data.train))
     return [("cache", line) for line in plan_lines(plan)]
 
 
@@ -118,13 +126,13 @@ def _survey(study: OpenStudy) -> Survey | None:
         raise StudyError(study.document.problem(("data",), str(error))) from None
 
 
-def _data_at_hand(study: OpenStudy) -> Dataset | None:
+def _local_data(study: OpenStudy) -> Dataset | None:
     """Return the data if they can be read without a download.
 
     These are data included in a package, and data whose shape is not known otherwise.
     """
     source = study.settings.data
-    if study.task is not None and hasattr(source, "root"):
+    if study.signature is not None and hasattr(source, "root"):
         return None
     try:
         return source.load()
@@ -132,7 +140,7 @@ def _data_at_hand(study: OpenStudy) -> Dataset | None:
         raise StudyError(study.document.problem(("data",), str(error))) from None
 
 
-def render(explanation: Explanation) -> Group:
+def render_explanation(explanation: Explanation) -> Group:
     """Render an explanation for a `rich` console."""
     title = Text(f"study {explanation.name}", style="bold")
     return Group(title, *_dimensions(explanation), _facts(explanation))
@@ -151,10 +159,8 @@ def _dimensions(explanation: Explanation) -> Iterator[RenderableType]:
             when = dimension.when
             yield Text(f"if {when}:" if when else "always:", style="italic")
             table = _parameter_table(explanation.dimensions, heading=False)
-        value = explanation.sample_values.get(dimension.name)
-        text = "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
         indent = "  " if when else ""
-        table.add(indent + dimension.name, dimension.text, text)
+        table.add(indent + dimension.name, dimension.text, explanation.sample_text(dimension))
     yield table
 
 
@@ -168,40 +174,6 @@ def _parameter_table(dimensions: Iterable[Dimension], *, heading: bool = True) -
 
 def _facts(explanation: Explanation) -> Labeled:
     table = Labeled(gap=1)
-    for label, text in _fact_lines(explanation):
+    for label, text in explanation.facts:
         table.add(Text(label, style="dim"), text)
     return table
-
-
-def _fact_lines(explanation: Explanation) -> Iterator[tuple[str, str]]:
-    size = f"{explanation.size.combinations:,} combinations"
-    if explanation.size.continuous:
-        size += f" x {explanation.size.continuous} continuous parameters"
-    yield "space", size
-    costs = f"{_span(explanation.params)} parameters, {_span(explanation.macs)} MACs"
-    yield "student", costs + (f", {_span(explanation.memory)} bytes" if explanation.memory else "")
-    if explanation.measured:
-        yield "measured", explanation.measured
-    feasible = (
-        f"{explanation.feasible / explanation.drawn:.0%} of {explanation.drawn} random points"
-    )
-    yield "feasible", feasible
-    for reason, times in explanation.reasons[:3]:
-        yield "", f"{times} infeasible: {reason}"
-    for number, line in enumerate(explanation.left_out):
-        yield "excluded" if number == 0 else "", line
-    if explanation.proxy:
-        yield "proxy", explanation.proxy
-    yield "trials", f"at most {explanation.trials}"
-    yield "teachers", f"{explanation.teachers} to train"
-    if explanation.student_passes is not None and explanation.teacher_passes is not None:
-        students, teachers = explanation.student_passes, explanation.teacher_passes
-        yield "samples", f"at most {students:,} through students, {teachers:,} through teachers"
-    else:
-        students, teachers = explanation.student_epochs, explanation.teacher_epochs
-        yield "epochs", f"at most {students:,} for students, {teachers:,} for teachers"
-
-
-def _span(ends: tuple[int, int]) -> str:
-    low, high = ends
-    return f"{low:,}" if low == high else f"{low:,} to {high:,}"

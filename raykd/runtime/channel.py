@@ -2,6 +2,7 @@
 
 A worker group that starts again announces itself by a new connection, so the slot knows that a
 pending request is lost.  The numbers keep a late response from being taken for the next one.
+During a request rank 0 reports its progress, so that the slot notices a group that hangs.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import contextlib
 import secrets
 import socket
 import struct
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,9 +19,13 @@ from multiprocessing.connection import Client, Connection, Listener, wait
 
 from raykd.compat.stdlib import listening_socket
 from raykd.runtime.jobs import AnyJob, JobFailure, Report
+from raykd.runtime.progress import Progress, progress_of
 
 HANDSHAKE_S = 10
 """Seconds that a caller may be silent in the middle of a message."""
+
+BEAT_S = 5.0
+"""Seconds between two reports of progress."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +91,7 @@ class Channel:
 
     Attributes:
         announcements: number of worker groups that have announced themselves.
+        progress: last one that a worker group has reported.
     """
 
     def __init__(self, host: str, check_alive: Callable[[], None] = lambda: None) -> None:
@@ -98,6 +105,7 @@ class Channel:
         self._connection: Connection | None = None
         self._last_id = 0
         self.announcements = 0
+        self.progress = Progress(0, "")
 
     def wait_for_workers(self, timeout: float) -> None:
         """Wait until a worker group has announced itself.
@@ -130,9 +138,12 @@ class Channel:
             while True:
                 ready = wait([connection, self._socket], timeout=1.0)
                 if connection in ready:
-                    response: Response = connection.recv()
-                    if response.id == self._last_id:
-                        return response.outcome
+                    message: Response | Progress = connection.recv()
+                    if isinstance(message, Progress):
+                        self.progress = message
+                        self._check_alive()
+                    elif message.id == self._last_id:
+                        return message.outcome
                 elif ready:
                     self._accept_caller(0)
                     if self._connection is not connection:
@@ -180,6 +191,22 @@ class ChannelClient:
 
     def __init__(self, address: Address) -> None:
         self._connection = Client((address.host, address.port), authkey=address.key)
+        self._sending = threading.Lock()
+        self._busy = threading.Event()
+
+    def report_progress(self, seconds: float = BEAT_S) -> None:
+        """Start to report the progress of the calling thread, as long as a request is pending."""
+        thread = threading.get_ident()
+
+        def report() -> None:
+            with contextlib.suppress(OSError):  # the slot is gone
+                while self._busy.wait():
+                    time.sleep(seconds)
+                    with self._sending:
+                        if self._busy.is_set():
+                            self._connection.send(progress_of(thread))
+
+        threading.Thread(target=report, name="raykd-progress", daemon=True).start()
 
     def receive(self, timeout: float) -> Request | None:
         """Return the next request; None if none came within `timeout` seconds.
@@ -189,8 +216,12 @@ class ChannelClient:
         """
         if not self._connection.poll(timeout):
             return None
-        return self._connection.recv()
+        request: Request = self._connection.recv()
+        self._busy.set()
+        return request
 
     def respond(self, request: Request, outcome: Report | JobFailure) -> None:
         """Send the outcome of a request."""
-        self._connection.send(Response(request.id, outcome))
+        with self._sending:
+            self._busy.clear()
+            self._connection.send(Response(request.id, outcome))

@@ -2,24 +2,34 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import logging
 import os
 import secrets
 import shutil
+import signal
+import stat
 import sys
 import threading
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from raykd.compat import ray_patches
-from raykd.errors import Problem, StudyError
-from raykd.runtime.cluster_check import check_cluster, has_token, join_error
+from raykd.errors import Problem, RayLost, StudyError
+from raykd.runtime.cluster_check import (
+    check_cluster,
+    has_token,
+    is_exposed,
+    join_error,
+    token_file,
+)
+from raykd.runtime.session_sweeper import session_processes, swept
 from raykd.runtime.signals import begin_cleanup, restore_signal_handlers
-from raykd.storage import Storage, is_uri
 from raykd.study.config import Cluster
 from raykd.tracking.events import SlotPlan
 
@@ -42,6 +52,15 @@ RAY_SETTINGS = {
 }
 
 LOCAL_RAY_SETTINGS = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}  # one process less for each slot
+
+START_ATTEMPTS = 4
+"""Attempts to start Ray on a machine so busy that its raylet gives up waiting for its agents."""
+
+SLOW_AGENT = "Timed out waiting for file"
+"""Text of a raylet that gave up waiting for its agents, after 15 seconds that cannot be changed."""
+
+RAYLET_S = 180.0
+"""Seconds in which a raylet that this process starts must be ready."""
 
 PRELOADED_MODULES = ("raykd.runtime.slot", "raykd.runtime.worker")
 """Imports of the idle processes that Ray starts at once, one for each CPU, and makes slots of."""
@@ -99,17 +118,26 @@ def _quota_files(root: Path, groups: Path) -> Iterator[tuple[Path, Path | None]]
                     yield folder / level / "cpu.max", None
 
 
-def plan_slots(cluster: Cluster, nodes: Sequence[Resources]) -> SlotPlan:
+def plan_slots(cluster: Cluster, nodes: Sequence[Resources], *, grows: bool = False) -> SlotPlan:
     """Plan how many trials run at the same time, and their resources.
 
     Args:
         cluster: settings of the study.
         nodes: each node's total "CPU" and "GPU".
+        grows: whether nodes are added on request: one slot is planned even if it does not fit yet.
 
     Raises:
         StudyError: the cluster can never place the trials; names its resources and a remedy.
     """
     gpus = cluster.gpus_per_worker
+    if cluster.max_slots is not None and cluster.slots != "auto":
+        raise StudyError(
+            Problem(
+                f"{cluster.max_slots} is set together with slots: {cluster.slots}",
+                path="cluster.max_slots",
+                fix="set slots to auto, or remove max_slots",
+            )
+        )
     if gpus == "auto":
         gpus = 1.0 if any(node.get("GPU", 0) >= 1 for node in nodes) else 0.0
     if gpus > 1 and gpus != int(gpus):
@@ -123,10 +151,12 @@ def plan_slots(cluster: Cluster, nodes: Sequence[Resources]) -> SlotPlan:
     places = sum(_places(node, cluster.cpus_per_worker, gpus) for node in nodes)
     max_slots = places // cluster.workers_per_trial
     plan = SlotPlan(max_slots, cluster.workers_per_trial, cluster.cpus_per_worker, gpus)
+    if max_slots < 1 and grows:
+        return replace(plan, slots=1)
     if max_slots < 1:
         raise StudyError(_refusal(cluster, plan, nodes, places))
     if cluster.slots == "auto":
-        return plan
+        return replace(plan, slots=min(max_slots, cluster.max_slots or max_slots))
     if cluster.slots > max_slots:
         raise StudyError(
             Problem(
@@ -210,40 +240,11 @@ def check_resources(cluster: Cluster) -> None:
         plan_slots(cluster, this_machine())
 
 
-def check_storage(storage: str, marker: str, nodes: Sequence[Resources]) -> None:
-    """Check that every node of a cluster reaches the storage.
-
-    Args:
-        storage: a folder or a URI.
-        marker: name of the file, below `storage`, that the nodes look for.
-        nodes: the cluster's.
-
-    Raises:
-        StudyError: a node does not see the file.
-    """
-    if len(nodes) < 2 or is_uri(storage):
-        return
+def living_nodes() -> list[Resources]:
+    """Return the total resources of each living node of the cluster."""
     import ray
 
-    Storage(storage).write(marker, b"")
-
-    @ray.remote(num_cpus=0.01)
-    def sees_marker() -> bool:
-        return Storage(storage).exists(marker)
-
-    answers = [
-        sees_marker.options(label_selector={"ray.io/node-id": node["NodeID"]}).remote()
-        for node in ray.nodes()
-        if node["Alive"] and node["Resources"].get("CPU")
-    ]
-    if not all(ray.get(answers)):
-        raise StudyError(
-            Problem(
-                f"{storage} cannot be reached from every node of the cluster",
-                path="cluster.storage",
-                fix="name a folder on a shared file system, or a URI such as s3://bucket/path",
-            )
-        )
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
 def uses_existing_ray() -> bool:
@@ -262,7 +263,9 @@ def is_initialized() -> bool:
 
 
 @contextmanager
-def ray_session(*, verbose: bool, groups: bool = True, slots: int = 0) -> Iterator[list[Resources]]:
+def ray_session(
+    *, verbose: bool, groups: bool = True, slots: int = 0, code: Sequence[Path] = ()
+) -> Iterator[list[Resources]]:
     """Join the cluster of `RAY_ADDRESS`, or start Ray on this machine and end it afterwards.
 
     Yields each node's total resources.
@@ -271,9 +274,11 @@ def ray_session(*, verbose: bool, groups: bool = True, slots: int = 0) -> Iterat
         verbose: let Ray's own output through.
         groups: whether groups of processes will train the trials.
         slots: number of slots on this machine; 0: unknown.
+        code: modules (folders or files) that are sent to the nodes of a cluster that is joined.
 
     Raises:
         StudyError: the cluster cannot be joined.
+        RayLost: Ray was started here, and one of its processes ended.
     """
     for name, value in (RAY_SETTINGS if is_remote() else RAY_SETTINGS | LOCAL_RAY_SETTINGS).items():
         os.environ.setdefault(name, value)
@@ -283,18 +288,26 @@ def ray_session(*, verbose: bool, groups: bool = True, slots: int = 0) -> Iterat
         import ray
 
         starts = not ray.is_initialized()
-    with session_token() if starts and not is_remote() else nullcontext():
+    starts_here = starts and not is_remote()
+    with session_token() if starts_here else nullcontext(), ExitStack() as stack:
         try:
             if starts:
+                stack.enter_context(swept(os.path.realpath(ray_folder()) if starts_here else None))
                 with (
                     warnings.catch_warnings(),
                     ray_patches.skip_uv_environments(),
                     ray_patches.skip_sigterm_handler(),
+                    nullcontext() if is_remote() else ray_patches.bind_to_loopback(),
+                    ray_patches.wait_for_raylet(RAYLET_S),
                 ):
                     warnings.simplefilter("ignore")
-                    _connect(verbose, groups, slots)
+                    _connect(verbose, groups, slots, code)
                 restore_signal_handlers()  # Ray's C++ part has installed others
-            yield [node["Resources"] for node in ray.nodes() if node["Alive"]]
+            yield living_nodes()
+        except RayLost:
+            ray_patches.kill_session()
+            starts = False  # it cannot be shut down in order
+            raise
         finally:
             if starts:
                 folder = None if verbose or is_remote() else ray_patches.session_folder()
@@ -309,10 +322,10 @@ def session_token() -> Iterator[None]:
     """Give a Ray session on this machine its own token if the user has none.
 
     Ray itself would write one to `~/.ray/auth_token`, readable by everybody, and fail if the home
-    folder cannot be written.
+    folder cannot be written.  A token file that others can read is not used.
     """
     name = "RAY_AUTH_TOKEN"
-    if has_token():
+    if os.environ.get(name) or (has_token() and not is_exposed(token_file())):
         yield
         return
     before = os.environ.get(name)  # empty, if anything
@@ -328,19 +341,28 @@ def session_token() -> Iterator[None]:
 
 
 def _shut_down() -> None:
-    """End Ray, even if its start was interrupted, without being interrupted again."""
+    """End Ray, even if its start was interrupted, without being interrupted again.
+
+    An object of Ray that another thread frees during the shutdown ends the process with exit code
+    1.  Tune leaves such objects in reference cycles: they are freed before, and not meanwhile.
+    """
     import ray
 
     begin_cleanup()
     ray_patches.before_processes_end(restore_signal_handlers)
+    gc.collect()
+    collects = gc.isenabled()
+    gc.disable()
     try:
         ray.shutdown()
     finally:
+        if collects:
+            gc.enable()
         restore_signal_handlers()  # the end of Ray's C++ part sets the defaults
 
 
 def _remove_session(folder: Path) -> None:
-    """Remove the files of a session that succeeded: megabytes under /tmp for each."""
+    """Remove the files of a session that succeeded: megabytes for each."""
     latest = folder.parent / "session_latest"
     with suppress(OSError):
         if latest.is_symlink() and latest.resolve() == folder.resolve():
@@ -355,33 +377,49 @@ def _import_ahead() -> None:
             importlib.import_module(module)
 
 
-MAX_FOLDER_LENGTH = 35
-"""Length of a folder's path below which Ray's sockets have paths of at most 107 bytes."""
+MAX_FOLDER_LENGTH = 43
+"""Length of a folder's path up to which Ray's sockets in it have paths of at most 107 bytes."""
 
 
-def ray_temp_folder() -> str | None:
-    """Return a folder for Ray's files if the path of the default one is too long for its sockets.
+def ray_folder() -> str:
+    """Return a folder for Ray's sockets, logs and spilled objects that only this user can enter.
 
-    The default is RAY_TMPDIR, TMPDIR or /tmp; None: use the default.
+    It lies below RAY_TMPDIR, TMPDIR or /tmp; below /tmp if the others are too long for Ray's
+    sockets.  Ray makes its own folders writable for everybody, so they need a private parent.
 
     Raises:
-        StudyError: there is no other folder.
+        StudyError: there is no such folder.
     """
     default = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
-    if len(os.fsencode(os.path.abspath(default))) <= MAX_FOLDER_LENGTH:
-        return None
-    if os.access("/tmp", os.W_OK | os.X_OK):
-        return f"/tmp/ray-{os.getuid()}"
-    raise StudyError(
-        Problem(
-            f"Ray's sockets would have paths of more than 107 bytes below {default}, and /tmp "
-            "cannot be written",
-            fix=f"set RAY_TMPDIR to a folder of at most {MAX_FOLDER_LENGTH} characters",
-        )
-    )
+    folders = [Path(os.path.abspath(place), f"raykd-{os.getuid()}") for place in (default, "/tmp")]
+    for parent in folders:
+        folder = str(parent / "ray")
+        if len(os.fsencode(folder)) > MAX_FOLDER_LENGTH:
+            continue
+        try:
+            _make_private(parent)
+        except OSError as error:
+            message, fix = f"{parent} cannot be used for Ray's files: {error}", "another folder"
+            raise StudyError(Problem(message, fix=f"set RAY_TMPDIR to {fix}")) from None
+        return folder
+    raise AssertionError("/tmp is short enough")
 
 
-def _connect(verbose: bool, groups: bool, slots: int) -> None:
+def _make_private(folder: Path) -> None:
+    """Create a folder that only its owner can enter.
+
+    Raises:
+        OSError: it exists and belongs to another user, or it cannot be created.
+    """
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    state = os.lstat(folder)
+    if not stat.S_ISDIR(state.st_mode) or state.st_uid != os.getuid():
+        raise PermissionError(f"it is not a folder of user {os.getuid()}")
+    if state.st_mode & 0o077:
+        folder.chmod(0o700)
+
+
+def _connect(verbose: bool, groups: bool, slots: int, code: Sequence[Path]) -> None:
     import ray
 
     settings: dict[str, Any] = {
@@ -390,18 +428,66 @@ def _connect(verbose: bool, groups: bool, slots: int) -> None:
         "configure_logging": True,
     }
     if not is_remote():
-        cpus = usable_cpus()
-        settings |= {"num_cpus": cpus, "_temp_dir": ray_temp_folder()}
-        if groups or verbose:  # Ray Train frees the resources of a stopped group by the dashboard
-            ray.init(address="local", include_dashboard=True, **settings)
-            return
-        preloads = cpus <= MAX_CPUS_PER_SLOT * slots
-        system = {"preload_python_modules": list(PRELOADED_MODULES) if preloads else []}
-        with ray_patches.skip_api_server():
-            ray.init(address="local", include_dashboard=False, _system_config=system, **settings)
+        _start_patiently(groups=groups or verbose, slots=slots, settings=settings)
         return
-    package = str(Path(__file__).parents[1])  # raykd itself
+    modules = [str(module) for module in (Path(__file__).parents[1], *code)]  # raykd itself first
     try:
-        ray.init(address="auto", runtime_env={"py_modules": [package]}, **settings)
+        ray.init(address="auto", runtime_env={"py_modules": modules}, **settings)
     except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
         raise join_error(os.environ["RAY_ADDRESS"], str(error)) from None
+
+
+def _start_patiently(*, groups: bool, slots: int, settings: dict[str, Any]) -> None:
+    """Start Ray on this machine, again if its agents were too slow; arguments as of `_start`.
+
+    Raises:
+        StudyError: it could not be started.
+    """
+    folder = ray_folder()
+    for attempt in range(1, START_ATTEMPTS + 1):
+        try:
+            _start(groups=groups, slots=slots, _temp_dir=folder, **settings)
+            return
+        except Exception as error:
+            logs = _own_logs(folder)
+            text = (logs / "raylet.err").read_text() if (logs / "raylet.err").is_file() else ""
+            if attempt == START_ATTEMPTS or SLOW_AGENT not in text:
+                raise _start_error(error, logs) from error
+            for pid in session_processes(os.path.realpath(folder), os.getpid()):
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+
+
+def _own_logs(folder: str) -> Path:
+    """Return the folder of the logs of this process's last session; it may not exist."""
+    sessions = sorted(Path(folder).glob(f"session_*_{os.getpid()}"))
+    return (sessions[-1] if sessions else Path(folder)) / "logs"
+
+
+def _start(*, groups: bool, slots: int, **settings: Any) -> None:
+    """Start Ray on this machine.
+
+    Args:
+        groups: whether to start its dashboard, by which Ray Train frees the resources of a group.
+        slots: number of slots; 0: unknown.
+        settings: of `ray.init`.
+    """
+    import ray
+
+    cpus = usable_cpus()
+    settings |= {"address": "local", "num_cpus": cpus}
+    if groups:
+        ray.init(include_dashboard=True, **settings)
+        return
+    preloads = cpus <= MAX_CPUS_PER_SLOT * slots
+    system = {"preload_python_modules": list(PRELOADED_MODULES) if preloads else []}
+    with ray_patches.skip_api_server():
+        ray.init(include_dashboard=False, _system_config=system, **settings)
+
+
+def _start_error(error: Exception, logs: Path) -> StudyError:
+    """Return the error of a Ray that cannot be started, with the folder of its logs."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return StudyError(
+        Problem(f"Ray could not be started on this machine: {lines[0]}", fix=f"its logs: {logs}")
+    )

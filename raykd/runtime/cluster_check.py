@@ -130,7 +130,8 @@ def _query_versions(address: str) -> dict[str, str]:
     raise join_error(address, f"no Ray cluster responds there ({(reason or error)[:200]})")
 
 
-def _token_file() -> Path:
+def token_file() -> Path:
+    """Return the file with the token for Ray; it need not exist."""
     return Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or "~/.ray/auth_token").expanduser()
 
 
@@ -139,14 +140,24 @@ def has_token() -> bool:
     if os.environ.get("RAY_AUTH_TOKEN"):
         return True
     try:
-        return bool(_token_file().read_text(encoding="utf-8").strip())
+        return bool(token_file().read_text(encoding="utf-8").strip())
     except (OSError, UnicodeError):
+        return False
+
+
+def is_exposed(file: Path) -> bool:
+    """Return whether other users of this machine can read a file."""
+    try:
+        resolved = file.resolve()
+        shared = resolved.stat().st_mode & 0o044
+        return bool(shared) and all(path.stat().st_mode & 0o011 for path in resolved.parents)
+    except OSError:
         return False
 
 
 def _refused_token(address: str) -> StudyError:
     """Return the error of a cluster that refuses this machine's token."""
-    file, is_set = _token_file(), bool(os.environ.get("RAY_AUTH_TOKEN"))
+    file, is_set = token_file(), bool(os.environ.get("RAY_AUTH_TOKEN"))
     token = "the token in RAY_AUTH_TOKEN" if is_set else f"the token file {file}"
     copy = (
         "copy the file ~/.ray/auth_token of the cluster's head node there, or name it in "

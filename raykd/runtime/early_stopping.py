@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from ray.tune import schedulers
 from ray.tune.schedulers import TrialScheduler
 
 from raykd.study.config import Search
+from raykd.study.promotion import Promotions
 from raykd.study.schedulers import StoppingRule, TuneScheduler
+from raykd.tracking.events import Metrics
 
 
 class TuneRule:
@@ -22,8 +23,8 @@ class TuneRule:
     def __init__(self, scheduler: TrialScheduler) -> None:
         self._scheduler = scheduler
 
-    def keeps(self, trial: object, result: Mapping[str, Any]) -> bool:
-        decision = self._scheduler.on_trial_result(_NoController(), trial, dict(result))  # type: ignore[arg-type]
+    def keeps(self, trial: object, metrics: Metrics) -> bool:
+        decision = self._scheduler.on_trial_result(_NoController(), trial, dict(metrics))  # type: ignore[arg-type]
         return decision == TrialScheduler.CONTINUE
 
     def added(self, trial: object) -> None:
@@ -39,8 +40,13 @@ class _NoController:
 
 
 def make_stopping_rule(search: Search, epochs: int) -> StoppingRule | None:
-    """Return the rule that stops trials early; None if every trial runs to its end."""
+    """Return the rule that stops trials early; None if none is stopped.
+
+    Trials that pause are the planner's.
+    """
     rule = search.scheduler.build(search.objectives, epochs)
+    if isinstance(rule, Promotions):
+        return None
     if isinstance(rule, TuneScheduler):
         return TuneRule(getattr(schedulers, rule.name)(**rule.arguments))
     return rule

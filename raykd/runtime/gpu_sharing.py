@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raykd.errors import Infeasible
-from raykd.models import Task
+from raykd.models import Signature
 from raykd.runtime.cluster import Resources
 from raykd.schemes import Alone
 from raykd.study.config import Cluster, Study
@@ -42,7 +42,7 @@ STEPS = 20
 
 
 def measure_sharing(
-    study: OpenStudy, task: Task, data: Dataset, nodes: Sequence[Resources]
+    study: OpenStudy, signature: Signature, data: Dataset, nodes: Sequence[Resources]
 ) -> tuple[Cluster, dict[int, float]]:
     """Measure how many trials should share a GPU.
 
@@ -56,7 +56,7 @@ def measure_sharing(
     """
     cluster = study.settings.cluster
     most = max_trials_per_gpu(cluster, nodes)
-    example = example_training(study, task) if most > 1 else None
+    example = example_training(study, signature) if most > 1 else None
     if example is None:
         return cluster, {}
     share = {"num_cpus": cluster.cpus_per_worker, "num_gpus": 1 / most}
@@ -89,24 +89,25 @@ def save_rates(file: Path, nodes: Sequence[Resources], rates: Mapping[int, float
 
 
 def load_rates(file: Path, nodes: Sequence[Resources]) -> dict[int, float]:
-    """Load rates that `save_rates` saved; empty if there are none of these nodes."""
-    if not file.exists():
+    """Load rates that `save_rates` saved; empty if there are none of these nodes, or damaged."""
+    try:
+        saved = json.loads(file.read_bytes())
+        if saved["gpus"] != _gpus(nodes):
+            return {}
+        return {int(count): float(rate) for count, rate in saved["images_per_second"].items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return {}
-    saved = json.loads(file.read_text())
-    if saved["gpus"] != _gpus(nodes):
-        return {}
-    return {int(count): rate for count, rate in saved["images_per_second"].items()}
 
 
 def _gpus(nodes: Sequence[Resources]) -> list[list[float]]:
     return sorted([node.get("CPU", 0.0), node["GPU"]] for node in nodes if node.get("GPU", 0))
 
 
-def example_training(study: OpenStudy, task: Task) -> Study | None:
+def example_training(study: OpenStudy, signature: Signature) -> Study | None:
     """Draw a training like the study's trials: the student alone, as with cached outputs."""
     for seed in range(16):
         try:
-            drawn = study.bind(task).draw(Seeded(seed)).resolved
+            drawn = study.bind(signature).draw(Seeded(seed)).resolved
         except Infeasible:
             continue
         student = drawn.student.model

@@ -6,14 +6,27 @@ read without it.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from raykd.tracking.events import Clock, Metrics, Role
+from raykd.tracking.events import (
+    Clock,
+    Metrics,
+    Role,
+)
+from raykd.tracking.json_types import to_json
 
 if TYPE_CHECKING:
     from raykd.training.teacher_cache import CacheSpec
+
+OUT_OF_MEMORY = "out of memory"
+"""Begin of the reason of every failure for which memory did not suffice."""
+
+DIVERGED = "diverged"
+"""Begin of the reason of every failure for which a loss was not finite."""
 
 PlainData = Mapping[str, Any]
 """Data that JSON can hold: a study, drawn values, a job."""
@@ -34,9 +47,10 @@ class Job:
     folder: str = ""
 
     @property
-    def state_file(self) -> str:
-        """File of the training's state between epochs, below the storage."""
-        return f"{self.folder}/states/{self.id.replace('/', '.')}.pt"
+    def state_files(self) -> tuple[str, str]:
+        """Files of the training's states after even and odd epochs, below the storage."""
+        stem = f"{self.folder}/states/{self.id.replace('/', '.')}"
+        return f"{stem}.0.safetensors", f"{stem}.1.safetensors"
 
     @property
     def failure_file(self) -> str:
@@ -70,7 +84,7 @@ class RecordedJob(Job):
         test: whether the test split is evaluated at the end.
         tags: text that MLflow shows.
         metrics: numbers that are known before the job starts (parameters, MACs).
-        names: short names for tables (`raykd.study.short_names.names_of`); empty before it starts.
+        names: short names for tables (`raykd.study.short_names`); empty before it starts.
     """
 
     role: Role
@@ -140,6 +154,14 @@ class TrainJob(RecordedJob):
     @property
     def network_file(self) -> str | None:
         return self.keep
+
+    @property
+    def identity(self) -> str:
+        """Digest of what determines the training; the same when it is read from the journal."""
+        free = ("cluster", "search", "tracking")
+        study = {key: value for key, value in self.study.items() if key not in free}
+        text = json.dumps(to_json([self.id, self.seed, self.epochs, study]), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
 
     def _details(self) -> PlainData:
         return {"outputs": self.cache_keys, "sole": self.exclusive, "keep": self.keep}
@@ -308,6 +330,9 @@ class Report:
         clock: when this epoch was trained; None if it was not measured.
         history: metrics of the epochs before, if the job was resumed since the last report.
         predictors: of a probe job: its result.
+        warnings: sentences on what went wrong without ending the job.
+        class_hits: number of correct predictions for each class of the test split, if they were
+            counted.
     """
 
     epoch: int
@@ -316,6 +341,8 @@ class Report:
     clock: Clock | None = None
     history: tuple[Metrics, ...] = ()
     predictors: PlainData | None = None
+    warnings: tuple[str, ...] = ()
+    class_hits: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

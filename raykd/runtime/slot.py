@@ -19,8 +19,11 @@ from ray import tune
 
 from raykd.runtime.channel import Channel, ContinueJob, StartJob, WorkersGone, WorkersLost
 from raykd.runtime.cluster import SlotPlan
-from raykd.runtime.jobs import AnyJob, IdleJob, JobFailure, RecordedJob, Report
+from raykd.runtime.jobs import AnyJob, IdleJob, JobFailure, Report
+from raykd.runtime.node_drain import NodeDrain
+from raykd.runtime.progress import progress_of
 from raykd.storage import Storage
+from raykd.user_code import UserCode
 
 if TYPE_CHECKING:
     from ray import ObjectRef
@@ -31,6 +34,10 @@ START_TIMEOUT_S = 300.0
 
 GOODBYE_S = 8.0
 """Seconds that a slot waits for its worker group to end; Tune kills the slot later than that."""
+
+NAMING_S = 30.0
+"""Seconds beyond its limit for which a group that hangs is left alone.  If only some of its ranks
+hang, the others have found out which by then (`worker.py`)."""
 
 GROUP_FAILURES = 3
 """Restarts of a group by Ray Train itself.  After them the slot starts a new group, if the last one
@@ -46,8 +53,11 @@ class SlotSetup:
         plan: number and resources of the slots.
         max_failures: number of restarts of a trial's lost workers before it fails.
         folder: folder for Ray Train's own files.
-        collective_timeout: seconds that ranks wait for one another.
+        collective_timeout: seconds that ranks wait for one another, and that workers may take for
+            a batch.
         outlived: whether Ray continues after the search, so that others need the slots' resources.
+        allow_code: whether whole networks may run code of their files.
+        code: files of code that the study names.
     """
 
     storage: str
@@ -56,6 +66,12 @@ class SlotSetup:
     folder: str
     collective_timeout: int = 1800
     outlived: bool = False
+    allow_code: bool = False
+    code: UserCode | None = None
+
+
+class WorkerHung(Exception):
+    """The workers have made no progress for too long."""
 
 
 class Slot(tune.Trainable):
@@ -71,6 +87,8 @@ class Slot(tune.Trainable):
         self._ended: str | None = None
         self._unusable = False
         self._channel = Channel(ray.util.get_node_ip_address(), self._check_trainer)
+        self._progress = (0, 0.0)
+        self._drain = NodeDrain()
         run = self._train_here if shared.plan.workers == 1 else self._train_in_a_group
         self._trainer = threading.Thread(target=run, args=(data[0],), daemon=True)
         self._trainer.start()
@@ -83,7 +101,13 @@ class Slot(tune.Trainable):
         return True
 
     def step(self) -> dict[str, object]:
-        """Run the job up to its next report, and return that as a result of Tune."""
+        """Run the job up to its next report, and return that as a result of Tune.
+
+        Raises:
+            NodeDrained: the job continues in a slot of another node.
+        """
+        if self._shared.outlived:
+            self._drain.check()
         if isinstance(self._job, IdleJob):
             time.sleep(self._job.seconds)
             return {"epoch": 0, "done": False}
@@ -91,14 +115,11 @@ class Slot(tune.Trainable):
         if isinstance(outcome, JobFailure):
             self._started = False
             return {"outcome": outcome, "epoch": 0, "done": True}
-        static = self._job.metrics if isinstance(self._job, RecordedJob) else {}
         return {
             "outcome": outcome,
             "slot": f"{socket.gethostname()}:{os.getpid()}",
             "epoch": outcome.epoch,
             "done": outcome.done,
-            **static,
-            **outcome.metrics,
         }
 
     def cleanup(self) -> None:
@@ -115,6 +136,7 @@ class Slot(tune.Trainable):
         while True:
             try:
                 self._channel.wait_for_workers(START_TIMEOUT_S)
+                self._progress = (-1, 0.0)
                 outcome = self._channel.request(
                     ContinueJob() if self._started else StartJob(self._job)
                 )
@@ -146,16 +168,28 @@ class Slot(tune.Trainable):
         return JobFailure(reason, raised_at=raised_at)
 
     def _check_trainer(self) -> None:
-        """Raise `WorkersGone` if Ray Train has ended."""
+        """Raise `WorkersGone` if Ray Train has ended, `WorkerHung` if the workers hang."""
         if not self._trainer.is_alive():
             raise WorkersGone(self._ended or "Ray Train ended the worker group")
+        if not self._channel.announcements:
+            return
+        alone, limit = self._shared.plan.workers == 1, self._shared.collective_timeout
+        progress = progress_of(self._trainer.ident or 0) if alone else self._channel.progress
+        batches, now = progress.batches, time.monotonic()
+        if batches != self._progress[0]:
+            self._progress = (batches, now)
+        elif now - self._progress[1] > limit + (0 if alone else NAMING_S):
+            # Their threads cannot be ended; Tune gives the job another slot, and this process ends
+            _end_process_later()
+            workers = "its worker" if alone else "its workers"
+            raise WorkerHung(f"{workers} hung: no batch in {limit} s{progress.place}")
 
     def _train_here(self, data: ObjectRef) -> None:
         """Run a group of one in this process."""
         try:
             self._trainer_of(data, processes=0).fit()
         except Exception as error:  # noqa: BLE001 - any error must reach the trial
-            ability = "go on" if self._channel.announcements else "start"
+            ability = "continue" if self._channel.announcements else "start"
             self._ended = f"its workers cannot {ability}: {_last_line(error)}"
 
     def _train_in_a_group(self, data: ObjectRef) -> None:
@@ -176,9 +210,12 @@ class Slot(tune.Trainable):
         from ray.train import FailureConfig, RunConfig, ScalingConfig
         from ray.train.torch import TorchConfig, TorchTrainer
 
+        from raykd.compat.ray_process_group import FileTorchConfig
         from raykd.runtime.worker import WorkerSetup, serve
 
         shared, plan = self._shared, self._shared.plan
+        on_this_machine = self._channel.address.host == "127.0.0.1"
+        config = FileTorchConfig if on_this_machine else TorchConfig
         return TorchTrainer(
             serve,
             train_loop_config={
@@ -187,9 +224,11 @@ class Slot(tune.Trainable):
                     shared.storage,
                     data,
                     plan,
+                    shared.allow_code,
+                    shared.code,
                 )
             },
-            torch_config=TorchConfig(timeout_s=shared.collective_timeout),
+            torch_config=config(timeout_s=shared.collective_timeout),
             scaling_config=ScalingConfig(
                 num_workers=processes,
                 use_gpu=plan.gpus > 0,
@@ -206,6 +245,12 @@ class Slot(tune.Trainable):
 def resources_of(cpus: float, gpus: float) -> dict[str, float]:
     """Return resources by Ray's names."""
     return {"CPU": cpus} | ({"GPU": gpus} if gpus else {})
+
+
+def _end_process_later() -> None:
+    timer = threading.Timer(GOODBYE_S, os._exit, (1,))
+    timer.daemon = True
+    timer.start()
 
 
 def _last_line(error: Exception) -> str:

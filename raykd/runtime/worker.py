@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import json
+import re
 import sys
 import time
 import traceback
@@ -35,6 +36,7 @@ from raykd.runtime.channel import (
 )
 from raykd.runtime.cluster import SlotPlan
 from raykd.runtime.jobs import (
+    OUT_OF_MEMORY,
     AnyJob,
     CacheJob,
     Clock,
@@ -47,18 +49,31 @@ from raykd.runtime.jobs import (
     Report,
     TrainJob,
 )
+from raykd.runtime.node_drain import NodeDrain
 from raykd.schemes import LiveTeacher
 from raykd.storage import Storage
 from raykd.study.config import Study, read_study
-from raykd.study.teachers import teachers_of
-from raykd.training.build import task_of
-from raykd.training.checkpoint import dump_object, dump_weights, parse_state
+from raykd.tasks import Classification
+from raykd.training.build import signature_of
+from raykd.training.checkpoint import dump_network, dump_weights
 from raykd.training.log_file import TrainingLog, raised_at
 from raykd.training.memory_format import to_device
-from raykd.training.metrics import Diverged, all_reduce_sum, autocast_for, evaluate_split
+from raykd.training.metrics import (
+    Diverged,
+    all_reduce_sum,
+    autocast_for,
+    count_class_hits,
+    evaluate_split,
+)
 from raykd.training.normalization import training_normalization
+from raykd.training.out_of_memory import is_out_of_memory
 from raykd.training.output_check import check_outputs
-from raykd.training.stored_networks import load_stored_network, with_preprocessing
+from raykd.training.state_file import StateFiles
+from raykd.training.stored_networks import (
+    load_stored_network,
+    save_network,
+    with_preprocessing,
+)
 from raykd.training.teacher_cache import (
     CacheBuilder,
     CachedOutputs,
@@ -68,6 +83,7 @@ from raykd.training.teacher_cache import (
 )
 from raykd.training.teacher_cache.builder import provenance_of
 from raykd.training.trainer import Training
+from raykd.user_code import UserCode
 
 if TYPE_CHECKING:
     from ray import ObjectRef
@@ -75,7 +91,12 @@ if TYPE_CHECKING:
 POLL_S = 20.0
 """Seconds between two signs of life of idle ranks; well below any collective's timeout."""
 
+HUNG_S = 10.0
+"""Seconds in which a rank must answer after a collective operation has timed out."""
+
 MAX_LOADED_TEACHERS = 16
+MAX_CLASSES = 40
+"""Maximum number of classes whose correct predictions are counted."""
 """Teachers' networks that stay loaded between jobs; the least recently used ones are dropped."""
 
 CACHE_REPORT_S = 2.0
@@ -92,6 +113,7 @@ class WorkerContext:
         placement: device and rank.
         threads: for computing on a CPU; 0: as many as torch uses by default.
         exclusive_threads: the same, for a job that all other slots wait for.
+        allow_code: whether whole networks may run code of their files.
     """
 
     storage: Storage
@@ -99,6 +121,7 @@ class WorkerContext:
     placement: Placement
     threads: int = 0
     exclusive_threads: int = 0
+    allow_code: bool = False
 
     @property
     def device(self) -> torch.device:
@@ -234,33 +257,59 @@ class Worker:
 
     def _train(self, job: TrainJob) -> Iterator[Report]:
         """Train, and save the state after each epoch."""
-        context = self.context
-        study = read_study(job.study)
-        self.training = training = Training(
-            study,
-            context.data,
-            seed=job.seed,
-            teacher=self._teachers_of(study, job.teachers, job.cache_keys),
-            placement=context.placement,
-        )
-        saved = context.storage.read(job.state_file)
-        if saved is not None:
-            training.load_state(parse_state(saved, context.device, job.state_file))
+        states = StateFiles(self.context.storage, job.state_files, job.identity)
+        self.training = training = self._resumed_training(job, states)
         history: tuple[Metrics, ...] = tuple(training.history)
         while True:
             first_step = time.time()
             if training.epoch < training.epochs:
                 training.run_epoch()
-                self._save_state(training, job)
+                if self.context.rank == 0:
+                    states.save(training.state())
             metrics = dict(training.history[-1])
             done = training.epoch >= training.epochs
+            class_hits: tuple[int, ...] = ()
             if done:
-                metrics |= self._finish(training, job)
+                extra, class_hits = self._finish(training, job)
+                metrics |= extra
             clock = Clock(first_step, time.time())
-            yield Report(training.epoch, metrics, done, clock, history)
+            yield Report(
+                training.epoch,
+                metrics,
+                done,
+                clock,
+                history,
+                warnings=states.take_notes(),
+                class_hits=class_hits,
+            )
             if done:
                 return
             history = ()
+
+    def _resumed_training(self, job: TrainJob, states: StateFiles) -> Training:
+        """Return a training after its last saved epoch, or before the first one."""
+        training = self._new_training(job)
+        for state in states.load():
+            try:
+                training.load_state(state)
+                break
+            except (ValueError, KeyError, TypeError) as error:
+                states.notes.append(f"the state after epoch {state['epoch']}: {error}")
+                training = self._new_training(job)  # a part of it may be loaded
+        if states.notes:
+            at = f"continues after epoch {training.epoch}" if training.epoch else "starts over"
+            states.notes[-1] += f"; the training {at}"
+        return training
+
+    def _new_training(self, job: TrainJob) -> Training:
+        study = read_study(job.study)
+        return Training(
+            study,
+            self.context.data,
+            seed=job.seed,
+            teacher=self._teachers_of(study, job.teachers, job.cache_keys),
+            placement=self.context.placement,
+        )
 
     def _evaluate(self, job: EvaluateJob) -> Iterator[Report]:
         """Evaluate a network on the validation and test splits."""
@@ -280,7 +329,7 @@ class Worker:
         design = job.design
         study, baseline = read_study(job.study), read_study(design.baseline)
         trained = design.trained_baseline
-        teacher = self._network(teachers_of(study)[0].model, job.teachers[0])
+        teacher = self._network(study.teacher_specs()[0].model, job.teachers[0])
         training = Training(
             baseline,
             self.context.data,
@@ -310,11 +359,11 @@ class Worker:
         """Compute files of a cache entry; the last rank to finish its share ends the job."""
         context = self.context
         study = read_study(job.study)
-        model = teachers_of(study)[job.teacher].model
+        model = study.teacher_specs()[job.teacher].model
 
         def load_teacher() -> LiveTeacher:
             network = to_device(self._network(model, job.weights_file), context.device)
-            return LiveTeacher(network, job.entry.layers, task_of(context.data))
+            return LiveTeacher(network, job.entry.layers, signature_of(context.data))
 
         share, shares = job.share + job.shares * context.rank, job.shares * context.world
         build = CacheBuilder(
@@ -349,6 +398,7 @@ class Worker:
             network,
             context.data,
             split,
+            task=study.learning_task,
             batch_size=study.train.batch_size,
             autocast=autocast_for(study.train.precision, context.device),
             placement=context.placement,
@@ -364,7 +414,7 @@ class Worker:
         self, study: Study, files: Sequence[str], cache_keys: Sequence[str]
     ) -> list[TeacherHandle]:
         """Return the teachers of a training, each with its cached outputs if there are any."""
-        models = [prepared.model for prepared in teachers_of(study)]
+        models = [prepared.model for prepared in study.teacher_specs()]
         if len(files) > len(models):  # the last is the network that the student inherits from
             models.append(study.student.model.origin)
         keys = (*cache_keys, *[""] * len(models))[: len(models)]
@@ -408,27 +458,41 @@ class Worker:
                     f"the teacher's weights {file} are not below {self.context.storage.root}; "
                     "every node must reach that folder"
                 )
-            network = load_stored_network(file, content, model, self.context.data)
+            context = self.context
+            network = load_stored_network(
+                file, content, model, context.data, allow_code=context.allow_code
+            )
             self._teachers[file] = network.to(self.context.device)
         network = self._teachers[file] = self._teachers.pop(file)  # the most recent one is the last
         if len(self._teachers) > MAX_LOADED_TEACHERS:
             del self._teachers[next(iter(self._teachers))]
         return network
 
-    def _save_state(self, training: Training, job: TrainJob) -> None:
-        if self.context.rank == 0:
-            self.context.storage.write(job.state_file, dump_object(training.state()))
+    def _class_hits(self, network: torch.nn.Module, study: Study, job: TrainJob) -> tuple[int, ...]:
+        """Count the correct predictions for each class, of the trainings that a report compares."""
+        context = self.context
+        is_compared = job.test and job.role in ("replicate", "alone")
+        is_classifier = isinstance(study.learning_task, Classification)
+        if not (is_compared and is_classifier and len(context.data.class_names) <= MAX_CLASSES):
+            return ()
+        autocast = autocast_for(study.train.precision, context.device)
+        return count_class_hits(
+            network, context.data, autocast=autocast, placement=context.placement
+        )
 
-    def _finish(self, training: Training, job: TrainJob) -> dict[str, float]:
+    def _finish(
+        self, training: Training, job: TrainJob
+    ) -> tuple[dict[str, float], tuple[int, ...]]:
         """Evaluate, deploy and save a trained network.
 
         Returns:
-            metrics in addition to those of the last epoch.
+            metrics in addition to those of the last epoch, and the correct predictions for each
+            class of the test split (empty if they are not counted).
         """
         study, network = training.study, training.student
         metrics = training.evaluate("test") if job.test else {}
         model = study.student.model
-        if model.origin is not None and len(job.teachers) > len(teachers_of(study)):
+        if model.origin is not None and len(job.teachers) > len(study.teacher_specs()):
             metrics |= inheritance_metrics(network)
         if job.role != "teacher" and (job.test or job.keep):
             network = copy_normalization(model.deployed(network), network)
@@ -441,7 +505,7 @@ class Worker:
             metrics |= self._evaluate_deployed(network, study, metrics)
         if job.keep is not None and self.context.rank == 0:
             self._save_network(network, job, job.keep, {**training.history[-1], **metrics})
-        return metrics
+        return metrics, self._class_hits(network, study, job)
 
     def _evaluate_deployed(
         self, network: torch.nn.Module, study: Study, simulated: Mapping[str, float]
@@ -454,7 +518,7 @@ class Worker:
             simulated: metrics of the student as it was trained.
         """
         metrics = {"int8_bytes": float(sum(part.nbytes for part in network.state_dict().values()))}
-        if "test_accuracy" not in simulated:
+        if "test_loss" not in simulated:
             return metrics
         metrics |= {f"simulated_{n}": v for n, v in simulated.items() if n.startswith("test_")}
         return metrics | self._evaluate_split(network, study, "test")
@@ -469,10 +533,10 @@ class Worker:
         else:
             measured = {k: v for k, v in metrics.items() if k.startswith(("val_", "test_"))}
             whole = with_preprocessing(network.to("cpu").eval(), context.data, measured)
-            content = dump_object(whole)
+            content = dump_network(whole)
             network.to(context.device)
-        if job.role == "teacher":  # another study may read the file that exists
-            context.storage.create(file, content)
+        if job.role == "teacher":
+            save_network(context.storage, file, content)
         else:
             context.storage.write(file, content)
 
@@ -493,12 +557,16 @@ class WorkerSetup:
         storage: root of the study's files.
         data: Ray object that holds `Dataset.arrays()`.
         plan: number of the slots, and resources of each worker.
+        allow_code: whether whole networks may run code of their files.
+        code: files of code that the study names.
     """
 
     address: Address
     storage: str
     data: ObjectRef
     plan: SlotPlan
+    allow_code: bool
+    code: UserCode | None = None
 
 
 def serve(config: Mapping[str, WorkerSetup]) -> None:
@@ -513,26 +581,34 @@ def serve(config: Mapping[str, WorkerSetup]) -> None:
     rank, world = train_context.get_world_rank(), train_context.get_world_size()
     worker = Worker(_context(setup, rank, world))
     client = ChannelClient(setup.address) if rank == 0 else None
+    if client is not None and world > 1:  # a single worker is watched by its own process
+        client.report_progress()
     group = _control_group(world)
+    drain = NodeDrain()
     while True:
         request = _next_request(client, group)
         if request is None:
             continue
         if isinstance(request.action, Exit):
             return
-        outcome = worker.handle(request.action)
+        with _name_hung_ranks(worker, group):
+            outcome = worker.handle(request.action)
         if client is not None:
             client.respond(request, outcome)
         if isinstance(outcome, Report) and outcome.done:
             worker.stop()  # while the driver decides what is next
+        if group is not None:  # a worker alone is in the slot's process, which checks it
+            drain.check()  # Ray Train then starts the group on other nodes
 
 
 def failure_of(error: Exception) -> JobFailure:
     """Return the failure that an error of a job means."""
     place = raised_at(error)
-    is_clear = isinstance(error, (Diverged, torch.OutOfMemoryError))
+    is_clear = isinstance(error, Diverged)
     is_clear = is_clear or (isinstance(error, ValueError) and not place)  # raykd's own messages
     reason = str(error) if is_clear else f"{type(error).__name__}: {error}"
+    if is_out_of_memory(error):
+        reason = f"{OUT_OF_MEMORY}: {str(error) or type(error).__name__}"
     return JobFailure(
         reason=" ".join(reason.split()) or type(error).__name__,
         traceback="".join(traceback.format_exception(error)),
@@ -543,9 +619,10 @@ def failure_of(error: Exception) -> JobFailure:
 def _save_failure(storage: Storage, job: Job, failure: JobFailure, error: Exception) -> None:
     """Save the reason why the group ends.
 
-    An error that only says that another rank is gone does not replace that rank's own reason.
+    An error that only says that another rank is gone is no reason: that rank has saved its own, or
+    it was killed, and the job continues in a new group.
     """
-    if _is_secondary(error) and storage.exists(job.failure_file):
+    if _is_secondary(error):
         return
     text = f"{failure.reason}\n{failure.raised_at}".rstrip()
     storage.write(job.failure_file, text.encode())
@@ -555,6 +632,8 @@ def _context(setup: WorkerSetup, rank: int, world: int) -> WorkerContext:
     import ray
     from ray.train.torch import get_device
 
+    if setup.code is not None:
+        setup.code.register()
     # In the slot's own process Ray Train would take any GPU that it sees.
     device = get_device() if setup.plan.gpus else torch.device("cpu")
     threads = max(1, int(setup.plan.cpus)) if device.type == "cpu" else 0
@@ -562,7 +641,9 @@ def _context(setup: WorkerSetup, rank: int, world: int) -> WorkerContext:
     data = Dataset.from_arrays(ray.get(setup.data)).to(device)
     storage = Storage(setup.storage)
     placement = Placement(device, rank, world)
-    context = WorkerContext(storage, data, placement, threads, max(threads, exclusive))
+    context = WorkerContext(
+        storage, data, placement, threads, max(threads, exclusive), setup.allow_code
+    )
     context.set_threads(exclusive=False)
     return context
 
@@ -596,6 +677,44 @@ def _next_request(client: ChannelClient | None, group: dist.ProcessGroup | None)
     broadcast: list[Request | None] = [request]
     dist.broadcast_object_list(broadcast, src=0, group=group)
     return broadcast[0]
+
+
+@contextlib.contextmanager
+def _name_hung_ranks(worker: Worker, group: dist.ProcessGroup | None) -> Iterator[None]:
+    """Save the failure of a job in which ranks waited too long for one of them.
+
+    The ranks that still answer meet at a barrier of the requests' group; it names the others.
+    """
+    job = worker.job
+    try:
+        yield
+    except RuntimeError as error:
+        job = worker.job or job
+        if group is not None and job is not None and _is_timeout(error):
+            storage = worker.context.storage
+            if hung := _hung_ranks(group):
+                reason = f"{hung} of {worker.context.world} hung: the other ranks waited for it"
+                storage.write(job.failure_file, reason.encode())
+        raise
+
+
+def _hung_ranks(group: dist.ProcessGroup) -> str:
+    """Return the ranks that do not reach a barrier, "rank 1"; empty if all do."""
+    try:
+        dist.monitored_barrier(group, timedelta(seconds=HUNG_S), wait_all_ranks=True)
+    except RuntimeError as error:
+        pattern = r"Ranks ([\d, ]+) failed to pass|send/recv from rank (\d+)"
+        match = re.search(pattern, str(error))
+        # A rank other than 0 cannot tell whether 0 hangs, or has left because it found another.
+        if match is not None and (match[1] or "Connection closed" not in str(error)):
+            return f"rank {match[1] or match[2]}"
+    return ""
+
+
+def _is_timeout(error: Exception) -> bool:
+    """Return whether a collective operation waited for another rank for too long."""
+    text = str(error)
+    return "Timed out waiting" in text or "Watchdog caught collective operation timeout" in text
 
 
 def _breaks_gpu(error: Exception) -> bool:

@@ -2,7 +2,7 @@
 
 from raykd.schemes.alone import Alone
 from raykd.schemes.assistant import Assistant
-from raykd.schemes.base import SCHEMES, AnyScheme, Scheme, TeacherContext, TeacherSpec
+from raykd.schemes.base import SCHEMES, AnyScheme, Scheme, Teacher, TeacherContext, TeacherSpec
 from raykd.schemes.born_again import BornAgain, TfKdSelf
 from raykd.schemes.byot import Byot
 from raykd.schemes.cs_kd import CsKd
@@ -21,7 +21,6 @@ from raykd.schemes.multi_teacher import MultiTeacher
 from raykd.schemes.offline import Offline
 from raykd.schemes.one import One
 from raykd.schemes.ps_kd import PsKd
-from raykd.schemes.teachers import Teacher
 from raykd.schemes.tf_kd import TfKd
 
 SCHEMES.add(

@@ -1,4 +1,4 @@
-"""The student without any teacher: the null arm of every study."""
+"""The student without a teacher: the baseline of every study."""
 
 from __future__ import annotations
 
@@ -12,12 +12,14 @@ from raykd.losses.model_outputs import Progress
 from raykd.registry import option
 from raykd.schemes.base import Scheme
 from raykd.schemes.distiller import Distiller, SchemeInputs, StepOutput
+from raykd.tasks.base import ALL_KINDS
 
 
 @option
 class Alone(Scheme):
     """Train the student on the labels only, without a teacher."""
 
+    kinds = ALL_KINDS
     paper = ""
     needs_teacher = False
     takes_knowledge = False
@@ -29,7 +31,7 @@ class Alone(Scheme):
 
 
 class AloneDistiller(Distiller):
-    """The task loss and nothing else."""
+    """The label loss only."""
 
     def __init__(self, student: nn.Module, task_loss: Callable[[Tensor, Tensor], Tensor]) -> None:
         super().__init__()

@@ -11,11 +11,10 @@ from pydantic import Field
 from raykd.losses import KD, Term
 from raykd.losses.terms import any_reads_logits
 from raykd.registry import option
-from raykd.schemes.base import Scheme, TeacherContext, TeacherSpec, independent_teacher
+from raykd.schemes.base import Scheme, Teacher, TeacherContext, TeacherSpec, independent_teacher
 from raykd.schemes.distiller import Distiller, SchemeInputs
 from raykd.schemes.multi_teacher import MultiTeacher, MultiTeacherDistiller, Shares
 from raykd.schemes.offline import Offline, OfflineDistiller
-from raykd.schemes.teachers import Teacher
 
 ASSISTANT_KD = Term(loss=KD(temperature=4.0), weight=1.0)
 """Default knowledge of assistants."""
@@ -25,15 +24,16 @@ ASSISTANT_KD = Term(loss=KD(temperature=4.0), weight=1.0)
 class Assistant(Scheme):
     """Distill through teacher assistants of intermediate size.
 
-    The teacher teaches the chain's first network, that one the next, the last one the student;
-    Mirzadeh 2020 (arXiv:1902.03393, TAKD).  With `dense` every network is taught by all those
-    above it: the mean of the losses against each, which is the sum of Son 2021 (arXiv:2009.08825,
-    DGKD) and its labels' losses divided by the number of teachers; `drop` leaves each teacher out
-    of a step with that probability (DGKD's stochastic teaching), one always stays.
+    The teacher teaches the first network of the chain, each network the next one, and the last one
+    the student; Mirzadeh 2020 (arXiv:1902.03393, TAKD).  With `dense` every network has all larger
+    ones as teachers: the mean of the losses against each of them, i.e. the sum of Son 2021
+    (arXiv:2009.08825, DGKD) with its label loss, divided by the number of teachers.  `drop` leaves
+    each teacher out of a step with that probability (stochastic teaching in DGKD); one always
+    remains.
 
     An assistant is trained once, before the first trial that needs it, and shared by all trials
-    and studies whose chain is the same up to it.  The study's `knowledge` is what the student is
-    taught; `knowledge` here is what assistants are taught.
+    and studies with the same chain up to it.  The `knowledge` of the study is transferred to the
+    student; `knowledge` here is transferred to the assistants.
     """
 
     paper = "Mirzadeh 2020, arXiv:1902.03393"
@@ -69,27 +69,29 @@ class Assistant(Scheme):
             )
 
     def teachers(self, around: TeacherContext) -> tuple[TeacherSpec, ...]:
-        own = super().teachers(around)
-        for link in self.chain if own else ():
+        teachers = super().teachers(around)
+        for link in self.chain if teachers else ():
             assistant = independent_teacher(link, around)
             if link.weights is None:
-                above = own if self.dense else own[-1:]
+                above = teachers if self.dense else teachers[-1:]
                 assistant = replace(
                     assistant,
                     scheme=self._scheme(above),
                     knowledge=self.knowledge,
                     teachers=above,
                 )
-            own = (*own, assistant)
-        return own if self.dense else own[-1:]
+            teachers = (*teachers, assistant)
+        return teachers if self.dense else teachers[-1:]
 
     def _scheme(self, above: tuple[TeacherSpec, ...]) -> Scheme:
         """Return the scheme by which larger networks teach an assistant."""
         if len(above) == 1:
             return Offline(task_weight=self.task_weight)
-        others = tuple(prepared.as_teacher for prepared in above[1:])
         return MultiTeacher(
-            others=others, target="each", drop=self.drop, task_weight=self.task_weight
+            others=tuple(spec.as_teacher for spec in above[1:]),
+            target="each",
+            drop=self.drop,
+            task_weight=self.task_weight,
         )
 
     @property

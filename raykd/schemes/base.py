@@ -1,4 +1,4 @@
-"""Base class of schemes, and specifications of their teachers.
+"""Base class of schemes; the teacher option, and specifications of teachers.
 
 A scheme option builds a `Distiller`, the module that the training loop calls.  The loop does not
 know about distillation: it minimizes the loss that the distiller returns.
@@ -6,27 +6,95 @@ know about distillation: it minimizes the loss that the distiller returns.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
+from pydantic import Field
+
 from raykd.losses import Term
-from raykd.models import Model
-from raykd.models.normalization import Normalization, NormalizationName
+from raykd.models import AnyModel, Model
+from raykd.models.normalization import (
+    Normalization,
+    NormalizationName,
+    NormalizationSetting,
+)
 from raykd.registry import Registry, option
 from raykd.schemes.distiller import Distiller, SchemeInputs
-from raykd.schemes.teachers import Teacher
+from raykd.tasks.base import Kind
 from raykd.train_config import Train
 
 
 @option
+class Teacher:
+    """The teacher network, trained by the study or loaded from a file.
+
+    Exactly one of these holds: `weights` is null and the teacher is trained by `train`; `weights`
+    is a file for `model`; `weights` is an MLflow model URI (`models:/name@alias`,
+    `runs:/id/model`), and `model` may be left out.
+    """
+
+    model: AnyModel | None = None
+    weights: Annotated[
+        str | None,
+        Field(
+            description="File or folder of weights, or MLflow model URI. null: train the teacher"
+        ),
+    ] = None
+    classes: Annotated[
+        tuple[str | int, ...] | None,
+        Field(
+            description="Class names in the order of the outputs of `weights`. null: the "
+            "names stored with the weights, otherwise the order of the data"
+        ),
+    ] = None
+    normalization: Annotated[
+        NormalizationSetting,
+        Field(
+            description="Normalization of the images that `weights` were trained with. auto: as "
+            "stored with the weights, otherwise that of the data; model: from the configuration "
+            "of the model library"
+        ),
+    ] = "auto"
+    train: Annotated[
+        Train | None,
+        Field(
+            description="Training settings. null: those of the teacher of the study, or of "
+            "the student"
+        ),
+    ] = None
+    seed: Annotated[
+        int | None,
+        Field(
+            ge=0, lt=2**31, description="Random seed of the training. null: the seed of the study"
+        ),
+    ] = None
+
+    @property
+    def is_mlflow(self) -> bool:
+        return self.weights is not None and self.weights.split(":", 1)[0] in (
+            "models",
+            "runs",
+            "mlflow-artifacts",
+        )
+
+
+@option
 class Scheme:
-    """Base class of schemes."""
+    """Base class of schemes.
+
+    Class attributes:
+        paper: author, year, arXiv number.
+        needs_teacher: whether it needs a teacher.
+        takes_knowledge: whether it uses the terms of a study.
+        kinds: kinds of responses that it fits.
+    """
 
     name: str
     paper: ClassVar[str]
     needs_teacher: ClassVar[bool] = True
     takes_knowledge: ClassVar[bool] = True
+    kinds: ClassVar[tuple[Kind, ...]] = ("softmax",)
 
     @property
     def lends_classifier(self) -> bool:
@@ -46,7 +114,8 @@ class Scheme:
     def teachers(self, around: TeacherContext) -> tuple[TeacherSpec, ...]:
         """Return the teachers of this scheme, each trained or loaded before a trial starts.
 
-        `build` receives them in this order: `SchemeInputs.teacher`, then `SchemeInputs.others`.
+        `build` receives them in this order: `SchemeInputs.teacher`, then
+        `SchemeInputs.more_teachers`.
         By default it is the teacher of the study, if the scheme needs one.
         """
         if not self.needs_teacher or around.teacher is None:
@@ -96,7 +165,7 @@ class TeacherContext:
 class TeacherSpec:
     """Specification of a network that is trained or loaded before a trial starts.
 
-    Trials with equal specifications share one network (`raykd.training.teachers.spec_key`).
+    Trials with equal specifications share one network (`raykd.training.teacher_keys.spec_key`).
 
     Attributes:
         model: None if `weights` determines it.
@@ -176,10 +245,25 @@ def origin_of(model: Model | None, around: TeacherContext) -> TeacherSpec | None
     return independent_teacher(teacher, around)
 
 
-def self_teacher(around: TeacherContext, generation: int = 0) -> TeacherSpec:
-    """A network of the student's own architecture, trained alone as the trial is trained.
+def teacher_chain(networks: tuple[TeacherSpec, ...]) -> Iterator[TeacherSpec]:
+    """Yield these networks and all their teachers, each once, teachers before their students."""
+    visited: set[TeacherSpec] = set()
 
-    Its seed differs from the trial's, so that it starts from other weights.
+    def walk(network: TeacherSpec) -> Iterator[TeacherSpec]:
+        if network not in visited:
+            visited.add(network)
+            for teacher in network.needs:
+                yield from walk(teacher)
+            yield network
+
+    for network in networks:
+        yield from walk(network)
+
+
+def self_teacher(around: TeacherContext, generation: int = 0) -> TeacherSpec:
+    """Return the specification of a network like the student, trained alone like the trial.
+
+    Its seed differs from that of the trial, so that it starts from other weights.
     """
     return TeacherSpec(
         model=around.student,
@@ -192,4 +276,4 @@ def self_teacher(around: TeacherContext, generation: int = 0) -> TeacherSpec:
 
 
 GENERATION_SEEDS = 100_003
-"""Added to a trial's seed for each generation before it; more than there are replicates."""
+"""Added to the seed of a trial for each earlier generation; more than there are replicates."""

@@ -1,4 +1,4 @@
-"""Schemes whose teacher is a network of the student's own architecture, trained before it."""
+"""Schemes whose teacher has the architecture of the student and is trained before it."""
 
 from __future__ import annotations
 
@@ -21,19 +21,20 @@ from raykd.schemes.distiller import Distiller, SchemeInputs
 from raykd.schemes.offline import Offline, OfflineDistiller
 
 BORN_AGAIN_KD = Term(loss=KD(temperature=1.0), weight=1.0)
-"""Furlanello 2018: the cross-entropy between the two outputs, not softened."""
+"""Cross-entropy between the two outputs, not softened (Furlanello 2018)."""
 
 
 @option
 class BornAgain(Scheme):
     """Train generations of one architecture, each distilled from the previous one.
 
-    The first learns alone, or is the study's teacher where `first` is teacher; each later one
-    starts afresh and learns from the labels and from the previous one, the student last; Furlanello
-    2018 (arXiv:1805.04770), section 3.  The study's `knowledge` is what every generation is taught;
-    without any, the paper's: kd at temperature 1 and weight 1 (its ensemble of all generations is
-    not built).  A trial trains `generations` networks before its own when `first` is alone, one
-    less when it is teacher: the null arm has the budget of the last one only.
+    The first is trained alone, or is the teacher of the study with `first: teacher`; each later one
+    starts from new weights and is trained on the labels and the previous one, the student last;
+    Furlanello 2018 (arXiv:1805.04770), section 3.  The `knowledge` of the study is transferred to
+    every generation; without any, that of the paper: kd at temperature 1 and weight 1 (its ensemble
+    of all generations is not built).  A trial trains `generations` networks before the student with
+    `first: alone`, one less with `first: teacher`; the baseline has the budget of the last one
+    only.
     """
 
     paper = "Furlanello 2018, arXiv:1805.04770"
@@ -78,12 +79,12 @@ class BornAgain(Scheme):
 class TfKdSelf(Scheme):
     """Train the student without a teacher, then distill it into a new copy.
 
-    (1 - alpha) x labels' loss + alpha T^2 KL(p_first || p); Yuan 2020 (arXiv:1909.11723), section
+    (1 - alpha) x label loss + alpha T^2 KL(p_first || p); Yuan 2020 (arXiv:1909.11723), section
     4 (Tf-KD_self).  T 6 is that of the authors' ResNet-18 on CIFAR-100.  Their alpha there is 0.95,
-    with the mean over classes, too, times 50 (half of the divergence used here), for trainings of
-    200 epochs; after six epochs a former self knows too little for that (it cost 7 points of a
-    small student's accuracy), so the default is 0.1, which cost nothing.  A trial trains two
-    networks; the null arm has the budget of the second only.
+    with a mean over classes times 50 (half of the divergence used here), for trainings of 200
+    epochs; after six epochs the first network is too weak for that (it cost 7 points of the
+    accuracy of a small student), so the default is 0.1, which cost nothing.  A trial trains two
+    networks; the baseline has the budget of the second only.
     """
 
     paper = "Yuan 2020, arXiv:1909.11723"
@@ -107,5 +108,5 @@ class TfKdSelf(Scheme):
 
 
 def transferred(terms: Sequence[Term], default: Term) -> tuple[Term, ...]:
-    """The terms that act, or the default where none does."""
+    """Return the active terms, or the default if there is none."""
     return tuple(term for term in terms if term.active) or (default,)

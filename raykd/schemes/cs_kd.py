@@ -1,4 +1,4 @@
-"""Class-wise self-knowledge distillation: samples of one class agree."""
+"""Class-wise self-knowledge distillation: predictions for samples of one class agree."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from raykd.schemes.distiller import Distiller, SchemeInputs, StepOutput
 class CsKd(Scheme):
     """Match the predictions for two samples of the same class.
 
-    Labels' loss of x + weight x T^2 KL(p(x') || p(x)), mean over the batch, x' without gradient;
-    Yun 2020 (arXiv:2003.13964), section 2, T = 4 and weight 1 as there.  In every epoch x' is
+    Label loss of x + weight x T^2 KL(p(x') || p(x)), mean over the batch, x' without gradient;
+    Yun 2020 (arXiv:2003.13964), section 2, with the same T = 4 and weight 1.  In every epoch x' is
     sampled uniformly from the other samples of the class of x (the sampler of the authors can
     return x itself, which happens here only if x is the only sample of its class).
 
-    A batch of B is B samples x and their B partners: an epoch has as many optimizer steps and as
-    many labelled samples as under any other scheme, but twice the forwards (those of the partners
-    without a backward).  The null arm has the same number of epochs.  Partners go through the
-    network by themselves, and its batch norm sees them too.
+    A batch of B has B samples x and their B partners: an epoch has the same number of optimizer
+    steps and labeled samples as with other schemes, but twice the forward passes (those of partners
+    without backward).  The baseline has the same number of epochs.  Partners pass through the
+    network separately, and update its batch norm too.
     """
 
     paper = "Yun 2020, arXiv:2003.13964"
@@ -45,7 +45,7 @@ class CsKd(Scheme):
 
 
 class ClassWise(Distiller):
-    """One network that sees each sample and its partner."""
+    """A network that sees each sample and its partner."""
 
     extra_inputs = ExtraInputs(partners=True)
 
@@ -56,13 +56,15 @@ class ClassWise(Distiller):
         self.student = parts.student
 
     def forward(self, batch: Batch, progress: Progress) -> StepOutput:
-        """Raises:
-        ValueError: the batch has no partners.
+        """Compute the loss of a batch.
+
+        Raises:
+            ValueError: the batch has no partners.
         """
         if batch.partners is None:
             raise ValueError(
-                "scheme 'cs_kd' wants a partner for each sample and the batch has none; make "
-                "batches with the distiller's `extra_inputs`"
+                "scheme 'cs_kd' needs a partner for each sample and the batch has none; load "
+                "batches with the `extra_inputs` of the distiller"
             )
         logits = self.student(batch.inputs).float()
         with torch.no_grad():

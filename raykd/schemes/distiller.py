@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from raykd.data.batch import Batch, ExtraInputs, Inputs
 from raykd.losses import ModelOutputs, Progress, Shape, Term, Terms
 from raykd.losses.terms import LayerShapes
-from raykd.models import Layer, LayerHooks, Task, discover, resolve
+from raykd.models import Layer, LayerHooks, Signature, discover, resolve
 
 
 @dataclass(frozen=True)
@@ -61,12 +61,12 @@ class SchemeInputs:
         teacher: returns outputs of the first teacher; None if there is none.
         terms: terms with pairs resolved to layers.
         task_loss: (logits, targets) -> scalar, the label loss.
-        task: inputs and classes of the networks.
+        signature: inputs and classes of the networks.
         train_size: number of training samples.
         data_size: one more than the largest `Batch.index`.
         guided_shapes / hint_shapes: shape without the batch of every layer in a pair, by the name
             that the pair uses.
-        others: the teachers after the first, in the order of `Scheme.teachers`.
+        more_teachers: the teachers after the first, in the order of `Scheme.teachers`.
         teacher_network: network of the first teacher, if it is loaded.
     """
 
@@ -75,17 +75,17 @@ class SchemeInputs:
     teacher: TeacherSource | None
     terms: Sequence[Term]
     task_loss: Callable[[Tensor, Tensor], Tensor]
-    task: Task
+    signature: Signature
     train_size: int
     data_size: int
     guided_shapes: Mapping[str, Shape] = field(default_factory=dict)
     hint_shapes: Mapping[str, Shape] = field(default_factory=dict)
-    others: Sequence[TeacherInputs] = ()
+    more_teachers: Sequence[TeacherInputs] = ()
     teacher_network: nn.Module | None = None
 
     @property
     def classes(self) -> int:
-        return self.task.classes
+        return self.signature.classes
 
     @property
     def guides(self) -> tuple[TeacherInputs, ...]:
@@ -96,10 +96,10 @@ class SchemeInputs:
         """
         if self.teacher is None:
             raise ValueError(
-                "the scheme needs a teacher and the study has none; name a `teacher`, or take a "
+                "the scheme needs a teacher and the study has none; name a `teacher`, or use a "
                 "scheme without one (`scheme: {name: alone}`)"
             )
-        return (TeacherInputs(self.teacher, self.terms, self.hint_shapes), *self.others)
+        return (TeacherInputs(self.teacher, self.terms, self.hint_shapes), *self.more_teachers)
 
     def with_terms(self, terms: Sequence[Term]) -> SchemeInputs:
         """Return a copy with other terms."""
@@ -164,7 +164,7 @@ class HookedModel:
     Args:
         model: (B, ...) -> (B, classes); not registered as a submodule.
         layers: dotted module names or aliases ("stage2", "embedding").
-        task: inputs and classes of the network.
+        signature: inputs and classes of the network.
         candidates: layers in which the names are looked up; None: all layers of the network.
 
     Raises:
@@ -175,11 +175,11 @@ class HookedModel:
         self,
         model: nn.Module,
         layers: Sequence[str],
-        task: Task,
+        signature: Signature,
         candidates: Sequence[Layer] | None = None,
     ) -> None:
         if candidates is None:
-            candidates = discover(model, task) if layers else ()
+            candidates = discover(model, signature) if layers else ()
         self._hooks = LayerHooks(model, [resolve(candidates, name) for name in layers])
 
     def __call__(self, inputs: Inputs) -> ModelOutputs:
@@ -200,7 +200,7 @@ class LiveTeacher:
     Args:
         model: trained, on the device of the batches.
         layers: hint layers to return, as the pairs name them.
-        task: inputs and classes of the teacher.
+        signature: inputs and classes of the teacher.
         logits: whether a term reads the logits; if not, the forward pass ends after the last
             layer, and the logits are (B, 0).
 
@@ -209,11 +209,11 @@ class LiveTeacher:
     """
 
     def __init__(
-        self, model: nn.Module, layers: Sequence[str], task: Task, *, logits: bool = True
+        self, model: nn.Module, layers: Sequence[str], signature: Signature, *, logits: bool = True
     ) -> None:
         self.model = model.eval().requires_grad_(False)
         self.logits = logits
-        self._hooked_model = HookedModel(self.model, layers, task)
+        self._hooked_model = HookedModel(self.model, layers, signature)
 
     def __call__(self, batch: Batch) -> ModelOutputs:
         if self.model.training:

@@ -1,4 +1,4 @@
-"""Deep mutual learning: peers, trained together, teach one another."""
+"""Deep mutual learning: peers are trained together and teach each other."""
 
 from __future__ import annotations
 
@@ -14,34 +14,34 @@ from torch.nn import functional as F
 from raykd.data.batch import Batch
 from raykd.losses import KD, ModelOutputs, Progress, Shape, Term, Terms
 from raykd.losses.terms import LayerShapes, layer_names
-from raykd.models import AnyModel, Model, Task, discover, resolve
+from raykd.models import AnyModel, Model, Signature, discover, resolve
 from raykd.registry import option
 from raykd.schemes.base import Scheme
 from raykd.schemes.distiller import Distiller, HookedModel, SchemeInputs, StepOutput
 
 Peers = Annotated[int, Field(ge=2, le=8, description="Number of networks, including the student")]
-Others = Annotated[
+PeerModels = Annotated[
     tuple[AnyModel, ...],
     Field(description="Models of the other peers. Peers without a model use that of the student"),
 ]
 
 
-def check_room(peers: int, others: Sequence[object]) -> None:
-    """Check that no more architectures are named than there are peers beside the student.
+def check_peers(peers: int, models: Sequence[object]) -> None:
+    """Check that there are no more models than peers besides the student.
 
     Raises:
-        ValueError: there are.
+        ValueError: there are more models.
     """
-    if len(others) >= peers:
+    if len(models) >= peers:
         raise ValueError(
-            f"{len(others)} architectures are named in `others` and {peers} peers leave room for "
-            f"{peers - 1}; set peers: {len(others) + 1}"
+            f"{len(models)} models are named in `others` and {peers} peers leave room for "
+            f"{peers - 1}; set peers: {len(models) + 1}"
         )
 
 
-def built_peers(parts: SchemeInputs, peers: int, others: Sequence[Model]) -> list[nn.Module]:
-    """The student, then the peers of other architectures, then those of its own."""
-    named = [model.build(parts.task) for model in others]
+def build_peers(parts: SchemeInputs, peers: int, models: Sequence[Model]) -> list[nn.Module]:
+    """Build the student, then the peers with other models, then those with the same model."""
+    named = [model.build(parts.signature) for model in models]
     alike = [parts.build_student() for _ in range(peers - 1 - len(named))]
     return [parts.student, *named, *alike]
 
@@ -53,15 +53,15 @@ Together = Literal["mean", "sum", "ensemble"]
 class Dml(Scheme):
     """Train peers together on the labels and on each other's predictions.
 
-    Sum over peers k of task_weight x labels' loss + the terms with k as student and the other peers
+    Sum over peers k of task_weight x label loss + the terms with k as student and the other peers
     as teachers, which get no gradient; Zhang 2018 (arXiv:1706.00384), section 2.  together: mean
-    over the other peers (the paper's loss for larger cohorts); sum (the authors' code; the same for
-    two peers); ensemble, one teacher whose probabilities are the mean of the other peers' (the
-    paper's DML_e; layers, which have no such mean, are still compared peer by peer).
+    over the other peers (the loss of the paper for larger cohorts); sum (the authors' code; the
+    same for two peers); ensemble, one teacher whose probabilities are the mean of those of the
+    other peers (DML_e in the paper; layers have no such mean and are compared peer by peer).
 
-    The terms are the study's `knowledge` (its hint layers are a peer's own); without any, the
-    paper's: kd at temperature 1 and weight 1.  All peers step at once, the paper's one after
-    another.  The first peer is kept.
+    The terms are the `knowledge` of the study (hint layers are layers of a peer); without any, that
+    of the paper: kd at temperature 1 and weight 1.  All peers are updated at once, in the paper one
+    after another.  The first peer is the result.
     """
 
     paper = "Zhang 2018, arXiv:1706.00384"
@@ -69,36 +69,36 @@ class Dml(Scheme):
 
     name: Literal["dml"] = "dml"
     peers: Peers = 2
-    others: Others = ()
+    others: PeerModels = ()
     together: Annotated[
         Together, Field(description="Combination of the losses of several peers")
     ] = "mean"
     task_weight: Annotated[float, Field(ge=0, description="Weight of the label loss")] = 1.0
 
     def __post_init__(self) -> None:
-        check_room(self.peers, self.others)
+        check_peers(self.peers, self.others)
 
     def build(self, parts: SchemeInputs) -> Distiller:
-        return Mutual(self, parts, built_peers(parts, self.peers, self.others))
+        return Mutual(self, parts, build_peers(parts, self.peers, self.others))
 
 
 PAPERS_TERM = Term(loss=KD(temperature=1.0), weight=1.0)
-"""What peers teach one another where the study names no knowledge."""
+"""Knowledge that peers transfer if the study names none."""
 
 
 class Mutual(Distiller):
-    """Several networks, each the teacher of all others."""
+    """Several networks, each a teacher of all others."""
 
     def __init__(self, scheme: Dml, parts: SchemeInputs, peers: Sequence[nn.Module]) -> None:
         super().__init__()
         terms = [term for term in parts.terms if term.active] or [PAPERS_TERM]
         layers = tuple({*layer_names(terms, "hint"), *layer_names(terms, "guided")})
-        shapes = [_shapes(peer, layers, parts.task) for peer in peers]
+        shapes = [_shapes(peer, layers, parts.signature) for peer in peers]
         self.scheme = scheme
         self.task_loss = parts.task_loss
         self.student = peers[0]
         self.others = nn.ModuleList(peers[1:])
-        self.watched = [HookedModel(peer, layers, parts.task) for peer in peers]
+        self.watched = [HookedModel(peer, layers, parts.signature) for peer in peers]
         self.lessons = nn.ModuleDict(
             {
                 _lesson(k, j): _terms(parts, terms, shapes[k], shapes[j])
@@ -112,28 +112,28 @@ class Mutual(Distiller):
         )
 
     def forward(self, batch: Batch, progress: Progress) -> StepOutput:
-        shown = [watched(batch.inputs) for watched in self.watched]
-        tasks = [self.task_loss(peer.logits, batch.targets) for peer in shown]
+        outputs = [watched(batch.inputs) for watched in self.watched]
+        tasks = [self.task_loss(peer.logits, batch.targets) for peer in outputs]
         total = self.scheme.task_weight * torch.stack(tasks).sum()
         values: dict[str, Tensor] = {"task": tasks[0].detach()}
-        for k in range(len(shown)):
-            taught, named = self._taught(k, shown, batch, progress)
-            total = total + taught
+        for k in range(len(outputs)):
+            peer_loss, named = self._peer_loss(k, outputs, batch, progress)
+            total = total + peer_loss
             values |= named if k == 0 else {}
         values["peers_task"] = torch.stack(tasks[1:]).mean().detach()
-        return StepOutput(total, values, shown[0].logits.detach())
+        return StepOutput(total, values, outputs[0].logits.detach())
 
-    def _taught(
-        self, k: int, shown: Sequence[ModelOutputs], batch: Batch, progress: Progress
+    def _peer_loss(
+        self, k: int, outputs: Sequence[ModelOutputs], batch: Batch, progress: Progress
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the loss of peer k against the other peers, and the mean value of each term."""
-        numbers = [j for j in range(len(shown)) if j != k]
-        teachers = [shown[j] for j in numbers]
+        numbers = [j for j in range(len(outputs)) if j != k]
+        teachers = [outputs[j] for j in numbers]
         if self.scheme.together == "ensemble":
             logits = mixed([teacher.logits for teacher in teachers])
             teachers = [ModelOutputs(logits, teacher.layers) for teacher in teachers]
         lessons = [
-            self.lessons[_lesson(k, j)](shown[k], teacher, batch.targets, batch.index, progress)
+            self.lessons[_lesson(k, j)](outputs[k], teacher, batch.targets, batch.index, progress)
             for j, teacher in zip(numbers, teachers, strict=True)
         ]
         values = torch.stack([value for value, _ in lessons])
@@ -146,7 +146,7 @@ class Mutual(Distiller):
 
 def mixed(logits: Sequence[Tensor]) -> Tensor:
     """(B, K) each -> (B, K): the log of the networks' mean probabilities, without gradient."""
-    softened = torch.stack([F.log_softmax(one.detach().float(), dim=1) for one in logits])
+    softened = torch.stack([F.log_softmax(values.detach().float(), dim=1) for values in logits])
     return softened.logsumexp(dim=0) - log(len(softened))
 
 
@@ -166,6 +166,6 @@ def _terms(
     )
 
 
-def _shapes(model: nn.Module, names: Sequence[str], task: Task) -> dict[str, Shape]:
-    known = discover(model, task) if names else ()
-    return {name: resolve(known, name).shape for name in names}
+def _shapes(model: nn.Module, names: Sequence[str], signature: Signature) -> dict[str, Shape]:
+    layers = discover(model, signature) if names else ()
+    return {name: resolve(layers, name).shape for name in names}

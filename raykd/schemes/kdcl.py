@@ -1,4 +1,4 @@
-"""Online distillation via collaborative learning: an ensemble of the peers teaches each."""
+"""Online distillation via collaborative learning: the ensemble of the peers teaches each peer."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from raykd.losses.logits import softened_kl
 from raykd.registry import option
 from raykd.schemes.base import Scheme
 from raykd.schemes.distiller import Distiller, SchemeInputs, StepOutput
-from raykd.schemes.dml import Others, Peers, built_peers, check_room
+from raykd.schemes.dml import PeerModels, Peers, build_peers, check_peers
 
 Ensemble = Literal["naive", "linear", "linear_batch", "min_logit", "general", "mean"]
 
@@ -26,21 +26,22 @@ Ensemble = Literal["naive", "linear", "linear_batch", "min_logit", "general", "m
 class Kdcl(Scheme):
     """Train peers together on the labels and on the logits of their ensemble.
 
-    Sum over peers of the labels' loss + weight x T^2 KL(ensemble || peer), the ensemble without
+    Sum over peers of the label loss + weight x T^2 KL(ensemble || peer), the ensemble without
     gradient; Guo 2020 (CVPR), section 3.  ensemble:
 
-    - naive: per sample the peer with the least cross-entropy.
-    - linear: per sample the convex combination of logits with the least cross-entropy, found by
-      exponentiated gradient; linear_batch: one combination for the whole batch.
-    - min_logit: per class the least of the peers' logits less the label's.
-    - general: a combination fixed for an epoch, w = C^-1 1 / (1' C^-1 1), C the peers' correlated
-      errors, C_ij = mean of (p_i - label) (p_j - label).  The paper measures C after each epoch on
-      samples held out; here it is gathered from the epoch's own batches, each before it is trained
-      on; the first epoch has equal shares.
-    - mean: equal shares (not in the paper).
+    - naive: for each sample the peer with the smallest cross-entropy.
+    - linear: for each sample the convex combination of logits with the smallest cross-entropy,
+      computed by exponentiated gradient; linear_batch: one combination for the whole batch.
+    - min_logit: for each class the minimum over peers of the logit minus the logit of the label.
+    - general: a combination fixed for an epoch, w = C^-1 1 / (1' C^-1 1), C the correlated errors
+      of the peers, C_ij = mean of (p_i - label) (p_j - label).  The paper measures C after each
+      epoch on held-out samples; here it comes from the batches of the epoch, each before its
+      update; the first epoch has equal weights.
+    - mean: equal weights (not in the paper).
 
-    Every peer sees a view of its own of each sample, as in the paper; `own_views: false` shows all
-    the same one.  T = 2 and weight 1 are the paper's for CIFAR.  The first peer is kept.
+    Every peer sees a separate view of each sample, as in the paper; with `own_views: false` all
+    see the same view.  T = 2 and weight 1 are those of the paper for CIFAR.  The first peer is the
+    result.
     """
 
     paper = "Guo 2020, CVPR"
@@ -49,7 +50,7 @@ class Kdcl(Scheme):
 
     name: Literal["kdcl"] = "kdcl"
     peers: Peers = 2
-    others: Others = ()
+    others: PeerModels = ()
     ensemble: Annotated[
         Ensemble, Field(description="Method that combines the logits of the peers")
     ] = "min_logit"
@@ -62,10 +63,10 @@ class Kdcl(Scheme):
     weight: Annotated[float, Field(ge=0, description="Weight of the ensemble loss")] = 1.0
 
     def __post_init__(self) -> None:
-        check_room(self.peers, self.others)
+        check_peers(self.peers, self.others)
 
     def build(self, parts: SchemeInputs) -> Distiller:
-        return Collaborative(self, parts, built_peers(parts, self.peers, self.others))
+        return Collaborative(self, parts, build_peers(parts, self.peers, self.others))
 
 
 class Collaborative(Distiller):
@@ -87,11 +88,13 @@ class Collaborative(Distiller):
     def forward(self, batch: Batch, progress: Progress) -> StepOutput:
         logits = [
             peer(inputs).float()
-            for peer, inputs in zip((self.student, *self.others), self._seen(batch), strict=True)
+            for peer, inputs in zip((self.student, *self.others), self._inputs(batch), strict=True)
         ]
-        tasks = torch.stack([self.task_loss(one, batch.targets) for one in logits])
-        taught = self._ensembled([one.detach() for one in logits], batch.targets)
-        lessons = torch.stack([softened_kl(one, taught, self.scheme.temperature) for one in logits])
+        tasks = torch.stack([self.task_loss(values, batch.targets) for values in logits])
+        ensemble = self._ensembled([values.detach() for values in logits], batch.targets)
+        lessons = torch.stack(
+            [softened_kl(values, ensemble, self.scheme.temperature) for values in logits]
+        )
         total = (tasks + self.scheme.weight * lessons).sum()
         values = {
             "task": tasks[0].detach(),
@@ -100,35 +103,35 @@ class Collaborative(Distiller):
         }
         return StepOutput(total, values, logits[0].detach())
 
-    def _seen(self, batch: Batch) -> tuple[Inputs, ...]:
+    def _inputs(self, batch: Batch) -> tuple[Inputs, ...]:
         """Return the inputs of each peer.
 
         Raises:
-            ValueError: peers want views of their own and the batch has not as many.
+            ValueError: the batch has another number of views than there are peers.
         """
         if not self.scheme.own_views:
             return (batch.inputs,) * (1 + len(self.others))
         if len(batch.views) != len(self.others):
             raise ValueError(
-                f"the peers of scheme 'kdcl' want {len(self.others)} further view(s) of each "
-                f"sample and the batch has {len(batch.views)}; make batches with the distiller's "
-                "`extra_inputs`, or set own_views: false"
+                f"the peers of scheme 'kdcl' need {len(self.others)} further view(s) of each "
+                f"sample and the batch has {len(batch.views)}; load batches with the "
+                "`extra_inputs` of the distiller, or set own_views: false"
             )
         return (batch.inputs, *batch.views)
 
     def _ensembled(self, logits: Sequence[Tensor], targets: Tensor) -> Tensor:
         if self.shares is None:
-            return ensembled(logits, targets, self.scheme.ensemble)
+            return combine(logits, targets, self.scheme.ensemble)
         if self.training:
             self.shares.gather(logits, targets)
         return _combined(self.shares.shares[:, None], torch.stack(list(logits)))
 
 
 class GeneralShares(nn.Module):
-    """Shares of peers by their correlated errors of the last epoch, over all workers.
+    """Weights of peers from their correlated errors of the last epoch, over all workers.
 
     Args:
-        peers: how many.
+        peers: number of peers.
     """
 
     shares: Tensor
@@ -149,56 +152,58 @@ class GeneralShares(nn.Module):
             self.samples.zero_()
 
     def gather(self, logits: Sequence[Tensor], targets: Tensor) -> None:
-        """Add a batch's errors, (B, K) logits of each peer."""
-        found = correlated_errors(torch.stack(list(logits)), targets)
-        self.errors += from_all_workers(found[None]).sum(dim=0)
+        """Add the errors of a batch, (B, K) logits of each peer."""
+        errors = correlated_errors(torch.stack(list(logits)), targets)
+        self.errors += from_all_workers(errors[None]).sum(dim=0)
         self.samples += from_all_workers(targets.new_full((1,), len(targets))).sum()
 
 
 def correlated_errors(stacked: Tensor, targets: Tensor) -> Tensor:
-    """(P, B, K) logits -> (P, P): the inner products of the peers' errors, summed over samples."""
+    """(P, B, K) logits -> (P, P): inner products of the errors of peers, summed over samples."""
     label = F.one_hot(targets, stacked.shape[2]).to(stacked.dtype)
     errors = (stacked.softmax(dim=2) - label).flatten(1)
     return (errors[:, None] * errors[None]).sum(dim=2)
 
 
 def general_shares(errors: Tensor) -> Tensor:
-    """(P, P) -> (P,) of sum 1, possibly negative: the least expected squared error of the mix."""
+    """(P, P) -> (P,) with sum 1, possibly negative: minimizes the squared error of the ensemble."""
     size = errors.diagonal().mean()
     steady = errors.double() + 1e-6 * size * torch.eye(len(errors), device=errors.device)
     solved = torch.linalg.solve(steady, torch.ones_like(steady[0]))
     return (solved / solved.sum()).to(errors.dtype)
 
 
-def ensembled(logits: Sequence[Tensor], targets: Tensor, how: Ensemble) -> Tensor:
-    """Peers' logits, (B, K) each -> (B, K); every ensemble but `general`."""
-    assert how != "general", "its shares come from an epoch's errors"
+def combine(logits: Sequence[Tensor], targets: Tensor, method: Ensemble) -> Tensor:
+    """Combine the logits of peers, (B, K) each -> (B, K); for every ensemble except `general`."""
+    assert method != "general", "its weights come from the errors of an epoch"
     stacked = torch.stack(list(logits))
-    if how == "mean":
+    if method == "mean":
         return stacked.mean(dim=0)
-    if how == "naive":
-        errors = torch.stack([F.cross_entropy(one, targets, reduction="none") for one in logits])
+    if method == "naive":
+        errors = torch.stack(
+            [F.cross_entropy(values, targets, reduction="none") for values in logits]
+        )
         best = errors.argmin(dim=0)
         return stacked[best, torch.arange(len(targets), device=targets.device)]
-    if how == "min_logit":
+    if method == "min_logit":
         place = targets.view(1, -1, 1).expand(len(stacked), -1, 1)
         return (stacked - stacked.gather(2, place)).amin(dim=0)
-    shares = best_mixture(stacked, targets, of_batch=how == "linear_batch")
+    shares = best_mixture(stacked, targets, of_batch=method == "linear_batch")
     return _combined(shares, stacked)
 
 
 STEPS = 60
-"""Multiplicative steps towards the best mixture."""
+"""Number of multiplicative steps of `best_mixture`."""
 
 RATE = 16.0
-"""Of a step, by the square of what sets the peers apart; half of what two peers can bear."""
+"""Step size, relative to the squared difference of the peers; half the bound for two peers."""
 
 
 def best_mixture(stacked: Tensor, targets: Tensor, *, of_batch: bool = False) -> Tensor:
-    """(P, B, K) -> (P, B) shares of sum 1 of nearly least cross-entropy of the mixed logits.
+    """(P, B, K) -> (P, B) weights with sum 1 that nearly minimize the cross-entropy of the mix.
 
-    Exponentiated gradient (Kivinen 1997) from equal shares, on a convex function; a step is of a
-    size that the function's curvature bears.  `of_batch`: the same shares for all samples, (P, 1).
+    Exponentiated gradient (Kivinen 1997) from equal weights, on a convex function; its curvature
+    determines the step size.  `of_batch`: the same weights for all samples, (P, 1).
     """
     peers, samples, _ = stacked.shape
     shares = stacked.new_full((peers, 1 if of_batch else samples), 1 / peers)

@@ -1,4 +1,4 @@
-"""Several teachers at once: their mean, a weighted mix, or a mix decided sample by sample."""
+"""Several teachers at once: their mean, a weighted mix, or a mix for each sample."""
 
 from __future__ import annotations
 
@@ -15,9 +15,8 @@ from raykd.data.batch import Batch
 from raykd.losses import ModelOutputs, Progress, Term, Terms
 from raykd.losses.terms import term_names
 from raykd.registry import option
-from raykd.schemes.base import Scheme, TeacherContext, TeacherSpec, independent_teacher
+from raykd.schemes.base import Scheme, Teacher, TeacherContext, TeacherSpec, independent_teacher
 from raykd.schemes.distiller import Distiller, HookedModel, SchemeInputs, StepOutput
-from raykd.schemes.teachers import Teacher
 
 Combine = Literal["mean", "weighted", "confidence", "gate"]
 Target = Literal["probabilities", "logits", "each"]
@@ -27,17 +26,17 @@ Target = Literal["probabilities", "logits", "each"]
 class MultiTeacher(Scheme):
     """Distill from several teachers at once (Gou 2021, section 5.3).
 
-    combine, the teachers' shares w of sum 1: mean, the same for all (You 2017); weighted, as
-    `weights` say; confidence, per sample by how well each teacher knows the label,
+    combine, the weights w of the teachers, with sum 1: mean, equal weights (You 2017); weighted,
+    proportional to `weights`; confidence, for each sample from the cross-entropy of each teacher,
     w_k = (1 - exp(CE_k) / sum_j exp(CE_j)) / (K - 1) (Zhang 2022, arXiv:2201.00007, CA-MKD); gate,
-    per sample by a linear map of all teachers' log-probabilities, trained by the cross-entropy of
-    the mixed probabilities on the labels (a mixture of experts, Jacobs 1991) and by nothing else.
+    for each sample a linear layer on the log-probabilities of all teachers, trained only by the
+    cross-entropy of the mixed probabilities on the labels (a mixture of experts, Jacobs 1991).
 
-    target, what losses on logits compare with: probabilities, sum_k w_k softmax(z_k / T), T the
-    loss's own (1 where it has none); logits, sum_k w_k z_k; each, sum_k of the shares' batch mean
-    times the loss against teacher k.  Losses on layers always are of the last kind: teachers have
-    layers of different shapes, each its own connectors, and names such as `stage2` mean each
-    teacher's own.  (With several workers the batch's mean is that of a worker's own samples.)
+    target, of losses on logits: probabilities, sum_k w_k softmax(z_k / T) with the T of the loss (1
+    if it has none); logits, sum_k w_k z_k; each, the sum over k of the batch mean of w_k times the
+    loss against teacher k.  Losses on layers always use the last form: the layers of teachers
+    differ in shape, each teacher has its connectors, and a name such as `stage2` means a layer of
+    each teacher.  (With several workers the batch mean is that of the samples of a worker.)
     """
 
     paper = "You 2017, KDD; Zhang 2022, arXiv:2201.00007"
@@ -61,20 +60,23 @@ class MultiTeacher(Scheme):
     def __post_init__(self) -> None:
         if (self.combine == "weighted") != (self.weights is not None):
             raise ValueError(
-                f"combine is {self.combine} and weights are {self.weights}; `weights` belong to "
-                "combine: weighted, and to nothing else"
+                f"combine is {self.combine} and weights are {self.weights}; set `weights` only "
+                "with combine: weighted"
             )
         if self.weights is not None and len(self.weights) != len(self.others) + 1:
             raise ValueError(
-                f"{len(self.weights)} weights for {len(self.others) + 1} teachers; give one a "
-                "teacher, the study's own first"
+                f"{len(self.weights)} weights for {len(self.others) + 1} teachers; set one per "
+                "teacher, starting with the teacher of the study"
             )
         if self.drop and self.combine == "gate":
-            raise ValueError("a gate looks at all teachers; set drop: 0, or combine: mean")
+            raise ValueError("a gate needs all teachers; set drop: 0, or combine: mean")
 
     def teachers(self, around: TeacherContext) -> tuple[TeacherSpec, ...]:
-        own = super().teachers(around)
-        return (*own, *(independent_teacher(other, around) for other in self.others if own))
+        teachers = super().teachers(around)
+        return (
+            *teachers,
+            *(independent_teacher(other, around) for other in self.others if teachers),
+        )
 
     def build(self, parts: SchemeInputs) -> Distiller:
         shares = Shares(self.combine, len(self.others) + 1, parts.classes, self.weights)
@@ -82,14 +84,14 @@ class MultiTeacher(Scheme):
 
 
 class MultiTeacherDistiller(Distiller):
-    """One student and the evidence of several frozen teachers.
+    """A student and several frozen teachers.
 
     Args:
-        parts: with a guide for each teacher beside the first.
-        shares: each teacher's share in a sample.
-        target: what losses on logits compare with.
-        task_weight: weight of the labels' loss.
-        drop: a teacher is left out of a step with this probability, one always stays.
+        parts: inputs with at least one teacher.
+        shares: weight of each teacher for each sample.
+        target: target of losses on logits.
+        task_weight: weight of the label loss.
+        drop: probability of leaving a teacher out of a step; one teacher always remains.
 
     Raises:
         ValueError: there is no teacher.
@@ -111,7 +113,7 @@ class MultiTeacherDistiller(Distiller):
         self.drop = drop
         self.guides = parts.guides
         self.shares = shares
-        self._luck = int(torch.randint(2**31, ()))
+        self._seed = int(torch.randint(2**31, ()))
         mixed = [t for t in parts.terms if t.active and t.loss and not t.loss.takes_pairs]
         self.mixed = dict(zip(_names(parts.terms, mixed), mixed, strict=True))
         if target == "each":
@@ -127,7 +129,7 @@ class MultiTeacherDistiller(Distiller):
             for guide in self.guides
         )
         guided = {name: None for terms in self._terms for name in terms.guided_layers}
-        self.watched = HookedModel(parts.student, tuple(guided), parts.task)
+        self.watched = HookedModel(parts.student, tuple(guided), parts.signature)
         self.steps_differ = drop > 0
         self.needs_unused_parameter_search = drop > 0 or any(
             terms.sometimes_unused for terms in self._terms
@@ -139,49 +141,51 @@ class MultiTeacherDistiller(Distiller):
 
     def forward(self, batch: Batch, progress: Progress) -> StepOutput:
         present = self._present(progress)
-        taught = [self.guides[k].teacher(batch) for k in present]
-        logits = [one.logits.float() for one in taught]
+        teacher_outputs = [self.guides[k].teacher(batch) for k in present]
+        logits = [output.logits.float() for output in teacher_outputs]
         shares = self.shares(logits, batch.targets, present)
-        shown = self.watched(batch.inputs)
-        task = self.task_loss(shown.logits, batch.targets)
+        outputs = self.watched(batch.inputs)
+        task = self.task_loss(outputs.logits, batch.targets)
         total = self.task_weight * task + self.shares.loss(logits, batch.targets)
         values: dict[str, Tensor] = {"task": task.detach()}
-        # An epoch's values stay the same, also where a teacher is left out.
+        # Every step returns the same values, also if a teacher is left out.
         nothing = torch.zeros_like(values["task"])
         values |= {f"share_{k + 1}": nothing for k in range(len(self.guides))}
         for name, term in self.mixed.items():
             mixed = ModelOutputs(mix(logits, shares, self.target, temperature_of(term)), {})
-            lesson, named = self.on_mixed[name](shown, mixed, batch.targets, batch.index, progress)
+            lesson, named = self.on_mixed[name](
+                outputs, mixed, batch.targets, batch.index, progress
+            )
             total = total + lesson
             for value in named.values():  # none before the term's first epoch
                 values[name] = value
         for i, k in enumerate(present):
             share = shares[:, i].mean()
             terms = self.on_each[k]
-            lesson, named = terms(shown, taught[i], batch.targets, batch.index, progress)
+            lesson, named = terms(outputs, teacher_outputs[i], batch.targets, batch.index, progress)
             total = total + share * lesson
             for name, value in named.items():
                 values[name] = values.get(name, 0) + share * value
             values[f"share_{k + 1}"] = share
-        return StepOutput(total, values, shown.logits.detach())
+        return StepOutput(total, values, outputs.logits.detach())
 
     def _present(self, progress: Progress) -> list[int]:
-        """The teachers of this step; the same on every worker."""
-        everyone = list(range(len(self.guides)))
+        """Return the numbers of the teachers of this step; the same on every worker."""
+        teachers = list(range(len(self.guides)))
         if not self.drop or not self.training:
-            return everyone
-        draw = random.Random(self._luck + progress.step)
-        kept = [k for k in everyone if draw.random() >= self.drop]
-        return kept or [draw.choice(everyone)]
+            return teachers
+        draw = random.Random(self._seed + progress.step)
+        remaining = [k for k in teachers if draw.random() >= self.drop]
+        return remaining or [draw.choice(teachers)]
 
 
 class Shares(nn.Module):
-    """Each teacher's share in each sample's lesson; they sum to 1 and carry no gradient.
+    """Weights of the teachers for each sample; they sum to 1 and have no gradient.
 
     Args:
         combine: see `MultiTeacher`.
-        teachers, classes: how many.
-        weights: with `weighted`, one a teacher.
+        teachers, classes: their numbers.
+        weights: with `weighted`, one per teacher.
     """
 
     def __init__(
@@ -200,10 +204,10 @@ class Shares(nn.Module):
             nn.init.zeros_(self.gate.bias)
 
     def forward(self, logits: Sequence[Tensor], targets: Tensor, present: Sequence[int]) -> Tensor:
-        """The present teachers' logits, (B, K) each -> (B, teachers present)."""
+        """Logits of the present teachers, (B, K) each -> (B, teachers present)."""
         with torch.no_grad():
             if self.combine == "confidence" and len(logits) > 1:
-                errors = [F.cross_entropy(one, targets, reduction="none") for one in logits]
+                errors = [F.cross_entropy(values, targets, reduction="none") for values in logits]
                 unsure = torch.stack(errors, dim=1).softmax(dim=1)
                 return (1 - unsure) / (len(logits) - 1)
             if self.combine == "gate":
@@ -217,17 +221,19 @@ class Shares(nn.Module):
         batch; 0 for shares that are not learned."""
         if self.combine != "gate":
             return torch.zeros((), device=targets.device)
-        right = torch.stack([-F.cross_entropy(one, targets, reduction="none") for one in logits], 1)
+        right = torch.stack(
+            [-F.cross_entropy(values, targets, reduction="none") for values in logits], 1
+        )
         return -(self._gated(logits) + right).logsumexp(dim=1).mean()
 
     def _gated(self, logits: Sequence[Tensor]) -> Tensor:
-        """(B, teachers): the log of each teacher's share."""
-        known = torch.cat([F.log_softmax(one, dim=1) for one in logits], dim=1)
-        return F.log_softmax(self.gate(known), dim=1)
+        """(B, teachers): logarithm of the weight of each teacher."""
+        evidence = torch.cat([F.log_softmax(values, dim=1) for values in logits], dim=1)
+        return F.log_softmax(self.gate(evidence), dim=1)
 
 
 def mix(logits: Sequence[Tensor], shares: Tensor, target: Target, temperature: float) -> Tensor:
-    """Logits that stand for all teachers: (B, K) each, shares (B, teachers) -> (B, K).
+    """Mix the logits of all teachers: (B, K) each, shares (B, teachers) -> (B, K).
 
     probabilities: T log sum_k w_k softmax(z_k / T), whose softmax at T is the mixed probabilities.
     """
@@ -239,12 +245,12 @@ def mix(logits: Sequence[Tensor], shares: Tensor, target: Target, temperature: f
 
 
 def temperature_of(term: Term) -> float:
-    """The temperature of a term's loss; 1 where it has none."""
+    """Return the temperature of the loss of a term; 1 if it has none."""
     return float(getattr(term.loss, "temperature", 1.0))
 
 
-def _names(terms: Sequence[Term], wanted: Sequence[Term]) -> list[str]:
-    """The names of some of the active terms, as they are called among all of them."""
+def _names(terms: Sequence[Term], selected: Sequence[Term]) -> list[str]:
+    """Return the names that some of the active terms have among all of them."""
     active = [term for term in terms if term.active]
     named = zip(term_names(active), active, strict=True)
-    return [name for name, term in named if any(term is one for one in wanted)]
+    return [name for name, term in named if any(term is other for other in selected)]

@@ -1,4 +1,4 @@
-"""Offline distillation: a trained teacher, frozen, teaches the student."""
+"""Offline distillation: a frozen, trained teacher teaches the student."""
 
 from __future__ import annotations
 
@@ -16,20 +16,22 @@ from raykd.registry import option
 from raykd.schemes.base import Scheme
 from raykd.schemes.classifier_reuse import reuse
 from raykd.schemes.distiller import Distiller, HookedModel, SchemeInputs, StepOutput
+from raykd.tasks.base import ALL_KINDS
 
 
 @option
 class Offline(Scheme):
     """Distill from a frozen teacher.
 
-    loss = task_weight x loss on the labels + sum of weight x term; Gou 2021 (arXiv:2006.05525),
-    section 3.1, and Hinton 2015 (arXiv:1503.02531).  With `start_epoch` the labels join later, for
-    methods that train in two stages: FitNets' (Romero 2015) are a hint with `stop_epoch: n`, the
-    scheme and a kd with `start_epoch: n`; ab and fsp of the CRD benchmark the same with their own
-    term in place of the hint.  Both stages share one optimizer and one learning rate schedule.
-    In each epoch something must be trained: the labels' loss, or a term.
+    loss = task_weight x label loss + sum of weight x term; Gou 2021 (arXiv:2006.05525), section
+    3.1, and Hinton 2015 (arXiv:1503.02531).  With `start_epoch` the label loss starts later, for
+    methods that train in two stages: FitNets (Romero 2015) is a hint with `stop_epoch: n`, and the
+    scheme and a kd term with `start_epoch: n`; ab and fsp of the CRD benchmark are the same with
+    their term in place of the hint.  Both stages share one optimizer and one learning rate
+    schedule.  Every epoch needs an active loss: the label loss, or a term.
     """
 
+    kinds = ALL_KINDS
     paper = "Hinton 2015, arXiv:1503.02531"
 
     name: Literal["offline"] = "offline"
@@ -48,18 +50,18 @@ class Offline(Scheme):
 
 
 class OfflineDistiller(Distiller):
-    """One student, the evidence of a frozen teacher, and the terms between them.
+    """A student, a frozen teacher, and the terms between them.
+
+    If a term deploys the student with the classifier of the teacher (`simkd`), the student is that
+    network, and the label loss is not used while the term is active.
 
     Args:
-        parts: with a teacher.
-        task_weight: weight of the labels' loss.
-        start_epoch: the labels' loss joins here.
-
-    Where a term deploys the student with the teacher's classifier (`simkd`), the student is that
-    network, and the labels' loss has no part while the term acts.
+        parts: inputs with a teacher.
+        task_weight: weight of the label loss.
+        start_epoch: first epoch of the label loss.
 
     Raises:
-        ValueError: there is no teacher, or it cannot lend its classifier.
+        ValueError: there is no teacher, or its classifier cannot be reused.
     """
 
     def __init__(self, parts: SchemeInputs, task_weight: float = 1.0, start_epoch: int = 0) -> None:
@@ -69,25 +71,25 @@ class OfflineDistiller(Distiller):
         self.start_epoch = start_epoch
         self.task_loss = parts.task_loss
         self.terms = parts.make_terms(deployable=True)
-        layers, known = self.terms.guided_layers, None
+        layers, candidates = self.terms.guided_layers, None
         reusing = reuse(parts, self.terms)
         if reusing is not None:
-            layers, known = (*layers, PROJECTED), reusing.layers
+            layers, candidates = (*layers, PROJECTED), reusing.layers
         self.student = reusing or parts.student
-        self.watched = HookedModel(self.student, layers, parts.task, known)
+        self.watched = HookedModel(self.student, layers, parts.signature, candidates)
         self.needs_unused_parameter_search = self.terms.sometimes_unused or start_epoch > 0
 
     def forward(self, batch: Batch, progress: Progress) -> StepOutput:
-        taught = self.teacher(batch)
-        shown = self.watched(batch.inputs)
-        task = self.task_loss(shown.logits, batch.targets)
-        total, values = self.terms(shown, taught, batch.targets, batch.index, progress)
+        teacher_outputs = self.teacher(batch)
+        outputs = self.watched(batch.inputs)
+        task = self.task_loss(outputs.logits, batch.targets)
+        total, values = self.terms(outputs, teacher_outputs, batch.targets, batch.index, progress)
         if progress.epoch >= self.start_epoch and self.terms.deploying not in values:
             total = total + self.task_weight * task
         if self.training and not total.requires_grad:
             raise ValueError(
-                f"nothing is trained in epoch {progress.epoch}: the labels' loss joins in epoch "
-                f"{self.start_epoch} and no term acts; let a term act until then, or the labels "
-                "join earlier"
+                f"nothing is trained in epoch {progress.epoch}: the label loss starts in epoch "
+                f"{self.start_epoch} and no term is active; keep a term active until then, or "
+                "start the label loss earlier"
             )
-        return StepOutput(total, {"task": task.detach(), **values}, shown.logits.detach())
+        return StepOutput(total, {"task": task.detach(), **values}, outputs.logits.detach())

@@ -17,7 +17,7 @@ from raykd.data.batch import Batch, Inputs
 from raykd.losses import Progress, Shape
 from raykd.losses.connectors import PlaceMean
 from raykd.losses.logits import softened_kl
-from raykd.models import Layer, LayerHooks, Task, discover, resolve, stage_aliases
+from raykd.models import Layer, LayerHooks, Signature, discover, resolve, stage_aliases
 from raykd.models.introspection.hooks import first_tensor
 from raykd.models.introspection.layers import random_inputs
 from raykd.registry import option
@@ -29,16 +29,16 @@ from raykd.schemes.distiller import Distiller, SchemeInputs, StepOutput
 class One(Scheme):
     """Train branches of a shared trunk on the labels and on their gated ensemble.
 
-    Sum over branches of the labels' loss + labels' loss of the ensemble + weight x sum of
-    T^2 KL(ensemble || branch), the ensemble's logits being the branches' weighed by a gate on the
-    trunk's features; Lan 2018 (arXiv:1806.04606), section 3, T = 3.  The gate: the mean over
-    places, a linear map, batch norm, ReLU, softmax; `gate: plain` leaves out the two in between,
-    on which the branches' shares depend on the batch.  As a teacher the ensemble gets no gradient,
-    as in the authors' code; `ensemble_follows` lets it move towards the branches too (others'
-    code).  `ramp_epochs` grows the lessons' weight as exp(-5 (1 - epoch / ramp_epochs)^2): 80 of
-    300 epochs in the authors' code.
+    Sum over branches of the label loss + label loss of the ensemble + weight x sum of
+    T^2 KL(ensemble || branch).  The logits of the ensemble are those of the branches, weighted by a
+    gate on the features of the trunk; Lan 2018 (arXiv:1806.04606), section 3, T = 3.  The gate is a
+    mean over places, a linear layer, batch norm, ReLU and softmax; `gate: plain` leaves out batch
+    norm and ReLU, so that the weights do not depend on the batch.  The ensemble gets no gradient as
+    a teacher, as in the authors' code; with `ensemble_follows` it also moves towards the branches
+    (other implementations).  `ramp_epochs` increases the weight of the ensemble loss as
+    exp(-5 (1 - epoch / ramp_epochs)^2): 80 of 300 epochs in the authors' code.
 
-    The branches are copies of all that follows the layer `split`, with weights of their own; the
+    The branches are copies of everything after the layer `split`, each with separate weights; the
     student is the trunk with the first branch.
     """
 
@@ -59,9 +59,9 @@ class One(Scheme):
     ] = 3.0
     weight: Annotated[float, Field(ge=0, description="Weight of the ensemble loss")] = 1.0
     gate: Annotated[
-        Literal["normalised", "plain"],
+        Literal["normalized", "plain"],
         Field(description="Gate that computes the weights of the branches"),
-    ] = "normalised"
+    ] = "normalized"
     ensemble_follows: Annotated[
         bool,
         Field(
@@ -78,7 +78,7 @@ class One(Scheme):
     ] = 0.0
 
     def weight_at(self, progress: Progress) -> float:
-        """The lessons' weight in this epoch."""
+        """Return the weight of the ensemble loss in this epoch."""
         if progress.epoch >= self.ramp_epochs:
             return self.weight
         return self.weight * exp(-5 * (1 - progress.epoch / self.ramp_epochs) ** 2)
@@ -88,11 +88,11 @@ class One(Scheme):
 
 
 class Branching(Distiller):
-    """A student whose upper part exists several times."""
+    """A student whose upper part has several copies."""
 
     def __init__(self, scheme: One, parts: SchemeInputs) -> None:
         super().__init__()
-        cut = find_cut(parts.student, parts.task, scheme.split)
+        cut = find_cut(parts.student, parts.signature, scheme.split)
         self.scheme = scheme
         self.task_loss = parts.task_loss
         self.student = parts.student
@@ -100,21 +100,23 @@ class Branching(Distiller):
         self.branches = nn.ModuleList(
             upper_part(parts.build_student(), cut) for _ in range(scheme.branches - 1)
         )
-        self.gate = _Gate(cut.layer.shape, scheme.branches, normalised=scheme.gate == "normalised")
+        self.gate = _Gate(cut.layer.shape, scheme.branches, normalized=scheme.gate == "normalized")
         self.split = cut.layer
 
     def forward(self, batch: Batch, progress: Progress) -> StepOutput:
-        shown = self.taps.run(batch.inputs)
-        trunk = shown.layers[self.split.name]
+        outputs = self.taps.run(batch.inputs)
+        trunk = outputs.layers[self.split.name]
         raw = self.split.restore(trunk)
-        logits = [shown.logits, *(branch(batch.inputs, raw) for branch in self.branches)]
-        stacked = torch.stack([one.float() for one in logits])
+        logits = [outputs.logits, *(branch(batch.inputs, raw) for branch in self.branches)]
+        stacked = torch.stack([values.float() for values in logits])
         shares = self.gate(trunk).float().softmax(dim=1)
         ensemble = (shares.t().unsqueeze(2) * stacked).sum(dim=0)
-        tasks = torch.stack([self.task_loss(one, batch.targets) for one in stacked])
+        tasks = torch.stack([self.task_loss(values, batch.targets) for values in stacked])
         together = self.task_loss(ensemble, batch.targets)
-        taught = ensemble if self.scheme.ensemble_follows else ensemble.detach()
-        lessons = [softened_kl(one, taught, self.scheme.temperature) for one in stacked]
+        teacher_logits = ensemble if self.scheme.ensemble_follows else ensemble.detach()
+        lessons = [
+            softened_kl(values, teacher_logits, self.scheme.temperature) for values in stacked
+        ]
         lesson = torch.stack(lessons)
         total = tasks.sum() + together + self.scheme.weight_at(progress) * lesson.sum()
         values = {
@@ -122,27 +124,27 @@ class Branching(Distiller):
             "ensemble": lesson[0].detach(),
             "ensemble_task": together.detach(),
         }
-        return StepOutput(total, values, shown.logits.detach())
+        return StepOutput(total, values, outputs.logits.detach())
 
 
 class Branch(nn.Module):
-    """A network without its trunk: `branch(inputs, trunk's features) -> logits`."""
+    """A network without its trunk: `branch(inputs, features of the trunk) -> logits`."""
 
-    def __init__(self, model: nn.Module, given: _Given) -> None:
+    def __init__(self, model: nn.Module, features: _TrunkFeatures) -> None:
         super().__init__()
         self.model = model
-        self._given = [given]
+        self._features = [features]
 
     def forward(self, inputs: Inputs, trunk: Tensor) -> Tensor:
-        self._given[0].features = trunk
+        self._features[0].features = trunk
         try:
             return self.model(inputs)
         finally:
-            self._given[0].features = None
+            self._features[0].features = None
 
 
-class _Given(nn.Module):
-    """Takes the place of the trunk's last layer and returns the features that were set.
+class _TrunkFeatures(nn.Module):
+    """Replacement for the last layer of the trunk: returns the features that were set.
 
     Args:
         copies: return a copy, because the next module writes into it.
@@ -177,9 +179,9 @@ class _Blank(nn.Module):
             return getattr(self._was[0], name)
 
     def forward(self, *inputs: object, **more: object) -> Tensor:
-        given = first_tensor((*inputs, *more.values()))
-        assert given is not None
-        return torch.zeros(len(given), *self.shape, device=given.device)
+        source = first_tensor((*inputs, *more.values()))
+        assert source is not None
+        return torch.zeros(len(source), *self.shape, device=source.device)
 
 
 @dataclass(frozen=True)
@@ -187,10 +189,9 @@ class Cut:
     """Position at which branches leave the trunk of a network.
 
     Attributes:
-        layer: the trunk's last one.
-        shapes: of the modules' outputs, by their dotted names.
-        idle: parameters beside the modules that the trunk's features pass by, a token's position
-            for example.
+        layer: last layer of the trunk.
+        shapes: output shapes of modules by their dotted names.
+        idle: parameters outside modules that only act before the cut, e.g. position embeddings.
     """
 
     layer: Layer
@@ -201,24 +202,24 @@ class Cut:
 def upper_part(model: nn.Module, cut: Cut) -> Branch:
     """Build the part of a network after `cut.layer`; the network becomes part of it.
 
-    The modules before the layer lose their weights and give zeros, so that whatever the network
-    does between them (a token put in front, positions added) goes on without a fault; what comes of
-    it is forgotten where the trunk's features come in.  Unlike a traced graph
-    (`raykd.models.introspection.backbone`) the rest keeps its code, also where training differs.
+    The modules before the layer lose their weights and return zeros, so that the code of the
+    network between them (which may prepend a token or add positions) still runs; its result is
+    dropped where the features of the trunk enter.  Unlike a traced graph
+    (`raykd.models.introspection.backbone`), the rest keeps its code, which may differ in training.
     """
-    given = _Given(copies=cut.layer.overwritten)
+    features = _TrunkFeatures(copies=cut.layer.overwritten)
     parent, path = model, ""
     for name in cut.layer.module.split("."):
         _blank_before(parent, path, name, cut.shapes)
         parent, path = parent.get_submodule(name), f"{path}{name}."
-    model.set_submodule(cut.layer.module, given)
+    model.set_submodule(cut.layer.module, features)
     for name in cut.idle:
         model.get_parameter(name).requires_grad_(False)
-    return Branch(model, given)
+    return Branch(model, features)
 
 
 def _blank_before(parent: nn.Module, path: str, name: str, shapes: Mapping[str, Shape]) -> None:
-    """Put blanks in place of the modules that stand before `name` and ran in a forward."""
+    """Replace the modules before `name` that ran in a forward pass."""
     for child, module in list(parent.named_children()):
         if child == name:
             return
@@ -226,73 +227,78 @@ def _blank_before(parent: nn.Module, path: str, name: str, shapes: Mapping[str, 
         setattr(parent, child, nn.Identity() if shape is None else _Blank(module, shape))
 
 
-def find_cut(student: nn.Module, task: Task, name: str | None = None) -> Cut:
+def find_cut(student: nn.Module, signature: Signature, name: str | None = None) -> Cut:
     """Return the cut of the student: after the layer `name`, or before its last stage.
 
     Raises:
-        ValueError: there is no such layer, fewer than two stages to choose from, or the part after
-            the layer, given its output and nothing else of the trunk, does not give the student's
-            logits.
+        ValueError: there is no such layer, there are fewer than two stages, or the part after the
+            layer needs more of the trunk than the output of this layer.
     """
-    known = discover(student, task)
-    layer = _before_last_stage(known) if name is None else resolve(known, name)
+    layers = discover(student, signature)
+    layer = _before_last_stage(layers) if name is None else resolve(layers, name)
     if layer.layout is not None and not layer.layout.is_clear:
         raise ValueError(
             f"the student cannot be cut after layer {layer.name!r}: it is not known which axis of "
             f"its output {layer.raw_shape} holds the channels; name another layer in `split`"
         )
-    shapes = {one.module: one.raw_shape for one in known if one.side == "output"}
-    idle = _tried(student, task, Cut(layer, shapes)) if layer.side == "output" else None
+    shapes = {entry.module: entry.raw_shape for entry in layers if entry.side == "output"}
+    idle = (
+        _idle_parameters(student, signature, Cut(layer, shapes)) if layer.side == "output" else None
+    )
     if idle is None:
         raise ValueError(
-            f"the student cannot be cut after layer {layer.name!r}: what follows does not go by "
-            "that layer's output alone; name another layer in `split`, a stage's end for example"
+            f"the student cannot be cut after layer {layer.name!r}: the layers after it need more "
+            "than its output; name another layer in `split`, for example the end of a stage"
         )
     return Cut(layer, shapes, idle)
 
 
-def _before_last_stage(known: Sequence[Layer]) -> Layer:
-    stages = [layer for alias, layer in stage_aliases(known).items() if alias.startswith("stage")]
+def _before_last_stage(layers: Sequence[Layer]) -> Layer:
+    stages = [layer for alias, layer in stage_aliases(layers).items() if alias.startswith("stage")]
     if len(stages) < 2:
         raise ValueError(
-            f"scheme 'one' parts the student before its last stage and finds {len(stages)} "
-            "stage(s); name the trunk's last layer in `split`"
+            f"scheme 'one' splits the student before its last stage and finds {len(stages)} "
+            "stage(s); name the last layer of the trunk in `split`"
         )
     return stages[-2]
 
 
-def _tried(student: nn.Module, task: Task, cut: Cut) -> frozenset[str] | None:
-    """The parameters left idle in the upper part of the student; None where it cannot be cut."""
+def _idle_parameters(student: nn.Module, signature: Signature, cut: Cut) -> frozenset[str] | None:
+    """Return the idle parameters of the student's upper part; None if it cannot be cut there."""
     probe = copy.deepcopy(student).eval()
-    inputs = random_inputs(task, 2, next(probe.parameters()).device)
+    inputs = random_inputs(signature, 2, next(probe.parameters()).device)
     with torch.no_grad():
-        shown = LayerHooks(probe, [cut.layer]).run(inputs)
+        outputs = LayerHooks(probe, [cut.layer]).run(inputs)
     try:
         rest = upper_part(probe, cut)
         with torch.enable_grad():
-            logits = rest(inputs, cut.layer.restore(shown.layers[cut.layer.name]))
-            left = {name: p for name, p in rest.model.named_parameters() if p.requires_grad}
-            found = torch.autograd.grad(logits.sum(), list(left.values()), allow_unused=True)
+            logits = rest(inputs, cut.layer.restore(outputs.layers[cut.layer.name]))
+            parameters = {name: p for name, p in rest.model.named_parameters() if p.requires_grad}
+            gradients = torch.autograd.grad(
+                logits.sum(), list(parameters.values()), allow_unused=True
+            )
     except (RuntimeError, AttributeError, TypeError, ValueError, AssertionError):
         return None
-    if not torch.equal(logits, shown.logits):
+    if not torch.equal(logits, outputs.logits):
         return None
-    return frozenset(name for name, one in zip(left, found, strict=True) if one is None)
+    return frozenset(
+        name for name, gradient in zip(parameters, gradients, strict=True) if gradient is None
+    )
 
 
 class _Gate(nn.Module):
-    """(B, *shape) -> (B, branches): the logarithms of the branches' shares, but for a constant.
+    """(B, *shape) -> (B, branches): logits of the weights of the branches.
 
     Raises:
-        ValueError: a batch norm is asked for and there is one sample to train on.
+        ValueError: the gate has a batch norm and the batch has one sample.
     """
 
-    def __init__(self, shape: Shape, branches: int, *, normalised: bool) -> None:
+    def __init__(self, shape: Shape, branches: int, *, normalized: bool) -> None:
         super().__init__()
         width = shape[1] if len(shape) == 2 else shape[0]
         self.pool = nn.Identity() if len(shape) == 1 else PlaceMean()
         self.judge = nn.Linear(width, branches)
-        self.norm = nn.BatchNorm1d(branches) if normalised else None
+        self.norm = nn.BatchNorm1d(branches) if normalized else None
 
     def forward(self, trunk: Tensor) -> Tensor:
         judged = self.judge(self.pool(trunk))
@@ -300,7 +306,7 @@ class _Gate(nn.Module):
             return judged
         if self.training and len(trunk) == 1:
             raise ValueError(
-                "the gate of scheme 'one' has a batch norm, which needs two samples a worker, and "
-                "the batch has one; raise train.batch_size, or set gate: plain"
+                "the gate of scheme 'one' has a batch norm, which needs two samples per worker, "
+                "and the batch has one; raise train.batch_size, or set gate: plain"
             )
         return F.relu(self.norm(judged))

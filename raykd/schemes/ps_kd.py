@@ -1,4 +1,4 @@
-"""Progressive self-knowledge distillation: last epoch's predictions soften the labels."""
+"""Progressive self-knowledge distillation: predictions of the last epoch soften the labels."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ class PsKd(Scheme):
 
     Cross-entropy with (1 - a_t) label + a_t p_(t-1), a_t = alpha t / epochs for t = 1, 2, ...; Kim
     2021 (arXiv:2006.12000), section 3.  Its alpha is 0.8, for 300 epochs; the default is half of
-    that, because in six epochs 0.8 cost 2 points of a small student's accuracy and 0.4 half a
-    point.  In the first epoch the label stands for the past, as in the authors' code.  Every
-    sample's last prediction, made under that epoch's augmentation, is kept (data size x classes,
-    half precision) and belongs to the saved state; several workers share theirs in every step.
+    that, because in six epochs 0.8 cost 2 points of the accuracy of a small student and 0.4 half a
+    point.  In the first epoch the label replaces the past prediction, as in the authors' code.  The
+    last prediction for every sample, under the augmentation of that epoch, is stored (data size x
+    classes, half precision) and is part of the saved state; workers exchange theirs in every step.
     """
 
     paper = "Kim 2021, arXiv:2006.12000"
@@ -43,19 +43,19 @@ class PsKd(Scheme):
 
 
 class Progressive(Distiller):
-    """One network, with its predictions for every sample in the previous epoch."""
+    """A network, with its predictions for every sample in the previous epoch."""
 
-    said: Tensor
-    seen: Tensor
+    predictions: Tensor
+    has_prediction: Tensor
 
     def __init__(self, scheme: PsKd, parts: SchemeInputs) -> None:
         super().__init__()
         self.scheme = scheme
         self.task_loss = parts.task_loss
         self.student = parts.student
-        said = torch.zeros(parts.data_size, parts.classes, dtype=torch.float16)
-        self.register_buffer("said", said)
-        self.register_buffer("seen", torch.zeros(parts.data_size, dtype=torch.bool))
+        predictions = torch.zeros(parts.data_size, parts.classes, dtype=torch.float16)
+        self.register_buffer("predictions", predictions)
+        self.register_buffer("has_prediction", torch.zeros(parts.data_size, dtype=torch.bool))
 
     def forward(self, batch: Batch, progress: Progress) -> StepOutput:
         logits = self.student(batch.inputs).float()
@@ -67,14 +67,16 @@ class Progressive(Distiller):
         return StepOutput(total, {"task": task.detach(), "past": lesson.detach()}, logits.detach())
 
     def _past(self, batch: Batch, logits: Tensor) -> Tensor:
-        """(B, K): each sample's last prediction, or its label where there is none."""
+        """(B, K): last prediction for each sample, or its label if there is none."""
         labels = F.one_hot(batch.targets, logits.shape[1]).to(logits.dtype)
-        past = self.said[batch.index].to(logits.dtype)
-        return torch.where(self.seen[batch.index, None], past, labels)
+        past = self.predictions[batch.index].to(logits.dtype)
+        return torch.where(self.has_prediction[batch.index, None], past, labels)
 
     @torch.no_grad()
     def _remember(self, logits: Tensor, index: Tensor) -> None:
         if self.training:
             rows = from_all_workers(index)
-            self.said[rows] = from_all_workers(logits.softmax(dim=1)).to(self.said.dtype)
-            self.seen.index_fill_(0, rows, True)
+            self.predictions[rows] = from_all_workers(logits.softmax(dim=1)).to(
+                self.predictions.dtype
+            )
+            self.has_prediction.index_fill_(0, rows, True)

@@ -1,4 +1,4 @@
-"""Teacher-free distillation: a virtual teacher, right with a given certainty."""
+"""Teacher-free distillation: a virtual teacher that is correct with a fixed probability."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from raykd.schemes.distiller import Distiller, SchemeInputs, StepOutput
 class TfKd(Scheme):
     """Distill from a virtual teacher: high for the label, uniform for other classes.
 
-    (1 - alpha) x labels' loss + alpha x lesson, p_d = `certainty` on the label and the rest shared
-    equally; Yuan 2020 (arXiv:1909.11723), section 4 (Tf-KD_reg), certainty 0.99, T = 20, alpha 0.1.
-    form:
+    (1 - alpha) x label loss + alpha x distillation loss, p_d = `certainty` for the label and the
+    rest shared equally; Yuan 2020 (arXiv:1909.11723), section 4 (Tf-KD_reg), certainty 0.99,
+    T = 20, alpha 0.1.  form:
 
     - paper: T^2 KL(p_d^T || p^T), both softened, T^2 as in kd.
-    - code: KL(softmax(p_d / T) || p), as the authors' code has it: the probabilities themselves are
-      softened as if they were logits, which makes them nearly equal for all classes, and the
-      student's are not softened.  That code takes the mean over classes too and multiplies by 100,
-      which on its CIFAR-100 cancels out.
+    - code: KL(softmax(p_d / T) || p), as in the authors' code: the probabilities are softened as if
+      they were logits, which makes them nearly equal for all classes, and those of the student are
+      not softened.  That code also takes the mean over classes and multiplies by 100, which cancels
+      out on CIFAR-100.
 
-    The paper's other form, Tf-KD_self, is the scheme `tf_kd_self`.
+    The other form of the paper, Tf-KD_self, is the scheme `tf_kd_self`.
     """
 
     paper = "Yuan 2020, arXiv:1909.11723"
@@ -58,7 +58,7 @@ class TfKd(Scheme):
 
 
 class TaughtByVirtue(Distiller):
-    """One network and a teacher that is only a formula."""
+    """A network and a teacher that is only a formula."""
 
     def __init__(self, scheme: TfKd, parts: SchemeInputs) -> None:
         super().__init__()
@@ -78,9 +78,9 @@ class TaughtByVirtue(Distiller):
 def virtual_lesson(logits: Tensor, targets: Tensor, scheme: TfKd) -> Tensor:
     """Return the distance of (B, K) logits from the virtual teacher, mean over the batch."""
     label = F.one_hot(targets, logits.shape[1]).to(logits)
-    others = (1 - scheme.certainty) / max(1, logits.shape[1] - 1)
+    rest = (1 - scheme.certainty) / max(1, logits.shape[1] - 1)
     if scheme.form == "code":
-        softened = (label * scheme.certainty + (1 - label) * others) / scheme.temperature
+        softened = (label * scheme.certainty + (1 - label) * rest) / scheme.temperature
         return softened_kl(logits, softened, 1.0)
-    taught = label * log(scheme.certainty) + (1 - label) * log(others)
-    return softened_kl(logits, taught, scheme.temperature)
+    teacher_logits = label * log(scheme.certainty) + (1 - label) * log(rest)
+    return softened_kl(logits, teacher_logits, scheme.temperature)

@@ -1,4 +1,4 @@
-"""A concrete study bound to the task of its data: its networks, layer pairs and costs."""
+"""A concrete study bound to the signature of its data: its networks, layer pairs and costs."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from raykd.losses import Loss
-from raykd.models import Model, ModelProfile, Task, profile_model
+from raykd.models import Model, ModelProfile, Signature, profile_model
 from raykd.schemes import TeacherSpec
+from raykd.schemes.base import teacher_chain
 from raykd.study.checks.layer_pairs import resolve_pairs
 from raykd.study.config import Study
 from raykd.study.costs import check_costs, required_costs
 from raykd.study.deployment import DeployedModel, deployed_model, deployed_profile, peak_memory_of
 from raykd.study.objectives import Cost
-from raykd.study.teachers import required_networks, teacher_chain, teachers_of
 from raykd.study.yaml_file import Place, dotted
 
 
@@ -29,40 +29,41 @@ class ModelError(ValueError):
 
 @dataclass(frozen=True, eq=False)
 class Candidate:
-    """One point of a study's space, or any other concrete study, bound to the task of its data.
+    """One point of a study's space, or any other concrete study, bound to the signature
+    of its data.
 
     Each fact is computed once, when it is first read.
 
     Attributes:
         study: the concrete study, its layer pairs as they were written or drawn.
-        task: input shape and classes of its models.
+        signature: input shape and classes of its models.
         seed: random seed of the networks that many trials share.
         origins: place in the study file of each place of `study`; empty for a study that was not
             drawn.
     """
 
     study: Study
-    task: Task
+    signature: Signature
     seed: int
     origins: Mapping[Place, Place] = field(default_factory=dict, repr=False)
 
     @cached_property
     def teachers(self) -> tuple[TeacherSpec, ...]:
         """The networks that teach, in the order of the scheme."""
-        return teachers_of(self.study, self.seed)
+        return self.study.teacher_specs(self.seed)
 
     @cached_property
     def networks(self) -> tuple[TeacherSpec, ...]:
         """All networks that must exist before training: the teachers, then the one that the
         student inherits weights from."""
-        return required_networks(self.study, self.seed)
+        return self.study.required_networks(self.seed)
 
     @property
     def student(self) -> ModelProfile:
         """Profile of the student's network.
 
         Raises:
-            ModelError: a model of the study cannot be built for this task.
+            ModelError: a model of the study cannot be built for this signature.
         """
         return self._profiles[0]
 
@@ -71,22 +72,22 @@ class Candidate:
         """Profiles of `teachers`; None for a teacher whose weights alone are given.
 
         Raises:
-            ModelError: a model of the study cannot be built for this task.
+            ModelError: a model of the study cannot be built for this signature.
         """
         return self._profiles[1]
 
     @cached_property
     def _profiles(self) -> tuple[ModelProfile, tuple[ModelProfile | None, ...]]:
         study = self.study
-        student = _profile(study.student.model, self.task, ("student", "model"))
+        student = _profile(study.student.model, self.signature, ("student", "model"))
         model = study.teacher.model if study.teacher is not None else None
         if model is not None:
-            _profile(model, self.task, ("teacher", "model"))
+            _profile(model, self.signature, ("teacher", "model"))
         profiles: dict[TeacherSpec, ModelProfile | None] = {}
         for teacher in teacher_chain(self.teachers):
             place = ("teacher", "model") if teacher.model == model else ("scheme",)
             profiles[teacher] = (
-                None if teacher.model is None else _profile(teacher.model, self.task, place)
+                None if teacher.model is None else _profile(teacher.model, self.signature, place)
             )
         return student, tuple(profiles[teacher] for teacher in self.teachers)
 
@@ -95,10 +96,12 @@ class Candidate:
         """The study with the layer pairs of its terms written out and checked.
 
         Raises:
-            ModelError: a model of the study cannot be built for this task.
+            ModelError: a model of the study cannot be built for this signature.
             PairError: a layer does not exist, or no connector fits a pair.
         """
-        return resolve_pairs(self.study, self.student, self.teacher_profiles, self.task.classes)
+        return resolve_pairs(
+            self.study, self.student, self.teacher_profiles, self.signature.classes
+        )
 
     @cached_property
     def deployed(self) -> DeployedModel:
@@ -117,10 +120,10 @@ class Candidate:
         Raises:
             ValueError: as `deployed`.
         """
-        profile = deployed_profile(self.resolved, self.student, self.task)
+        profile = deployed_profile(self.resolved, self.student, self.signature)
         costs: dict[Cost, float] = {"params": float(profile.params), "macs": float(profile.macs)}
         if "memory" in required_costs(self.study.search):
-            costs["memory"] = float(peak_memory_of(self.deployed, self.task))
+            costs["memory"] = float(peak_memory_of(self.deployed, self.signature))
         return costs
 
     def check(self) -> None:
@@ -144,8 +147,8 @@ def pairing_losses(
             yield source, term.loss.name, {pair.loss or term.loss for pair in term.pairs}
 
 
-def _profile(model: Model, task: Task, place: Place) -> ModelProfile:
+def _profile(model: Model, signature: Signature, place: Place) -> ModelProfile:
     try:
-        return profile_model(model, task)
+        return profile_model(model, signature)
     except (ValueError, RuntimeError) as error:  # a forward that fails raises RuntimeError
         raise ModelError(place, str(error)) from None

@@ -18,11 +18,14 @@ from raykd.losses import Term
 from raykd.models import AnyModel, CompressedModel, Model
 from raykd.models.introspection.latency import Latency
 from raykd.models.proxies import AnyProxy, NoProxy
-from raykd.registry import option
-from raykd.schemes import AnyScheme, Offline, Teacher
+from raykd.registry import Registry, option, replaced_unchecked
+from raykd.schemes import AnyScheme, Offline, Teacher, TeacherContext, TeacherSpec
+from raykd.schemes.base import origin_of
 from raykd.study.objectives import Cost, Direction
 from raykd.study.samplers import AnySampler, Tpe
 from raykd.study.schedulers import AnyScheduler, Unscheduled
+from raykd.tasks import AnyTask, Task
+from raykd.tracking.store_uri import DEFAULT_STORE
 from raykd.train_config import PositiveInt, Train
 
 
@@ -92,9 +95,13 @@ class PairStudy:
 class Search:
     """Settings of the search."""
 
-    objectives: Annotated[dict[str, Direction], Field(min_length=1)] = field(
-        default_factory=lambda: {"val_accuracy": "max"}
-    )
+    objectives: Annotated[
+        dict[str, Direction],
+        Field(
+            description="Metrics and costs to optimize, each with its better direction. Without "
+            "any: the first metric of the task",
+        ),
+    ] = field(default_factory=dict)
     constraints: dict[Cost, Bounds] = field(default_factory=dict)
     measure: Annotated[
         tuple[Cost, ...],
@@ -126,6 +133,14 @@ class Search:
             description="Maximum number of students of the Pareto front that are trained again",
         ),
     ] = 3
+    finish: Annotated[
+        float,
+        Field(
+            ge=0,
+            description="Epochs to spend after the last trial on paused trials that are "
+            "non-dominated at their rung, as a share of the epochs of all trials before",
+        ),
+    ] = 0.25
     max_hours: Annotated[
         float | None, Field(gt=0, description="Stop starting new trials after this many hours")
     ] = None
@@ -152,6 +167,15 @@ class Cluster:
             "throughput in images per second"
         ),
     ] = "auto"
+    max_slots: Annotated[
+        int | None,
+        Field(
+            ge=1,
+            description="Maximum number of parallel trials with `slots: auto`. On a Ray cluster "
+            "that is joined, the search begins with the slots that fit, and the others are "
+            "requested from the cluster's autoscaler. null: as many as fit",
+        ),
+    ] = None
     workers_per_trial: PositiveInt = 1
     gpus_per_worker: Annotated[
         Annotated[float, Field(ge=0)] | Literal["auto"],
@@ -171,6 +195,24 @@ class Cluster:
     max_failures: Annotated[
         int, Field(ge=0, description="Maximum number of restarts of lost workers per slot")
     ] = 3
+    hang_timeout_s: Annotated[
+        int,
+        Field(
+            ge=1,
+            description="Seconds that the workers of a trial wait for one of them; then the "
+            "trial fails with its rank. Also the seconds that a single worker may take for a "
+            "batch; then the trial continues in another slot",
+        ),
+    ] = 1800
+    split_batches: Annotated[
+        bool,
+        Field(
+            description="If the memory of the GPU or of the host does not suffice for a batch, "
+            "train on it in 2, 4, ... parts whose gradients are added. Batch norm then uses the "
+            "statistics of a part. Not with several workers per trial, `compile: graph`, or losses "
+            "that relate samples"
+        ),
+    ] = False
 
 
 @option
@@ -234,7 +276,7 @@ REGISTER_PATTERN = r"^[^/:\s][^/:]*$"
 class Tracking:
     """MLflow tracking settings."""
 
-    uri: str = "sqlite:///mlflow.db"
+    uri: str = DEFAULT_STORE
     experiment: Annotated[
         str | None,
         Field(
@@ -260,6 +302,10 @@ class Study:
     name: Annotated[str, Field(pattern=NAME_PATTERN, max_length=100)]
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     data: AnySource
+    task: Annotated[
+        AnyTask | None,
+        Field(description="Meaning of the targets, and metrics. null: the task of the data"),
+    ] = None
     teacher: Teacher | None = None
     student: Student
     scheme: AnyScheme = Offline()
@@ -270,10 +316,65 @@ class Study:
     cache: Cache = Cache()
     tracking: Tracking = Tracking()
 
+    def __post_init__(self) -> None:
+        # Only here are data, task and objectives together, so defaults of one come from another
+        task = self.task or self.data.default_task()
+        object.__setattr__(self, "task", task)
+        if not self.search.objectives:
+            lead: dict[str, Direction] = {f"val_{task.lead}": task.direction(task.lead)}
+            search = replaced_unchecked(self.search, objectives=lead)
+            object.__setattr__(self, "search", search)
 
-@lru_cache(maxsize=1)
+    @property
+    def learning_task(self) -> Task:
+        """The task, that of the data if the study names none."""
+        assert self.task is not None, "set by __post_init__"
+        return self.task
+
+    def teacher_specs(self, seed: int | None = None) -> tuple[TeacherSpec, ...]:
+        """Return the networks that teach under the scheme, in the order of the scheme.
+
+        Args:
+            seed: random seed of the networks that trials share; None: the seed of the study.
+        """
+        return self.scheme.teachers(self.teacher_context(seed))
+
+    def required_networks(self, seed: int | None = None) -> tuple[TeacherSpec, ...]:
+        """Return all networks that must exist before the study can be trained.
+
+        They are its teachers in the order of the scheme, then the trained network that its student
+        inherits weights from, if it does (even if that network is one of the teachers).
+
+        Args:
+            seed: as for `teacher_specs`.
+        """
+        origin = origin_of(self.student.model, self.teacher_context(seed))
+        return self.teacher_specs(seed) + (() if origin is None else (origin,))
+
+    def teacher_context(self, seed: int | None = None) -> TeacherContext:
+        """Return the facts from which a scheme derives its teachers.
+
+        Args:
+            seed: as for `teacher_specs`.
+        """
+        return TeacherContext(
+            teacher=self.teacher,
+            student=self.student.model,
+            train=self.train,
+            knowledge=self.knowledge,
+            seed=self.seed if seed is None else seed,
+            trial_seed=self.seed,
+            augment=self.data.augment,
+        )
+
+
 def study_adapter() -> TypeAdapter[Study]:
     """Pydantic's adapter of `Study`."""
+    return _adapter_of(Registry.version)
+
+
+@lru_cache(maxsize=1)
+def _adapter_of(version: int) -> TypeAdapter[Study]:
     return TypeAdapter(Study)
 
 
@@ -289,7 +390,7 @@ def read_study(data: Mapping[str, Any]) -> Study:
 
 
 def with_sources(study: Study) -> Study:
-    """The study with its teacher's model as base of all compressed models without one.
+    """Return the study with its teacher's model as base of all compressed models without one.
 
     A teacher that is itself a compressed model inherits no weights.
     """
@@ -309,7 +410,7 @@ def with_sources(study: Study) -> Study:
 
 
 def _derived_from(teacher: Model | None, value: Any) -> Any:
-    """A part of a study with the bases of its compressed models; the same object if it has none."""
+    """Return a part of a study with bases of compressed models; the same object if it has none."""
     if isinstance(value, Model):
         return value.bind_teacher(teacher)
     if isinstance(value, tuple):
@@ -324,7 +425,7 @@ def _derived_from(teacher: Model | None, value: Any) -> Any:
 
 
 def plain(value: Any) -> Any:
-    """An option (a study, a term, a model ...) as mappings, lists and scalars."""
+    """Return an option (a study, a term, a model ...) as mappings, lists and scalars."""
     if dataclasses.is_dataclass(value):
         fields = ((field.name, getattr(value, field.name)) for field in dataclasses.fields(value))
         return {name: plain(inner) for name, inner in fields}

@@ -1,13 +1,17 @@
-"""Costs of a network before it is trained: names, constraints, and how each is determined."""
+"""Costs of networks before they are trained: names, constraints, and how each is determined."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
 from raykd.errors import Infeasible, Problem, StudyError
-from raykd.models import Model, Task, profile_model
+from raykd.models import Model, Signature, profile_model
 from raykd.models.introspection.latency import (
     Latency,
     Timing,
@@ -16,9 +20,12 @@ from raykd.models.introspection.latency import (
     unmet_conditions,
 )
 from raykd.study.checks.messages import Issue
-from raykd.study.config import Bounds, Search
+from raykd.study.config import Bounds, Search, plain
 from raykd.study.deployment import DeployedModel, peak_memory_of
 from raykd.study.objectives import COSTS, MEASURED, Cost
+
+if TYPE_CHECKING:
+    from raykd.study.candidate import Candidate
 
 
 def required_costs(search: Search) -> tuple[Cost, ...]:
@@ -28,7 +35,7 @@ def required_costs(search: Search) -> tuple[Cost, ...]:
 
 
 def measured_costs(search: Search) -> tuple[Cost, ...]:
-    """The required costs that are measured."""
+    """Return the required costs that are measured."""
     return tuple(cost for cost in required_costs(search) if cost in MEASURED)
 
 
@@ -61,7 +68,7 @@ def check_costs(search: Search, costs: Mapping[Cost, float]) -> None:
 
 
 def violation(cost: Cost, value: float, bounds: Bounds) -> str:
-    """The bound that a cost breaks, in words; "" if it is within its bounds."""
+    """Return the bound that a cost breaks, in words; "" if it is within its bounds."""
     if bounds.min is not None and value < bounds.min:
         return f"{cost} {format_cost(cost, value)} < {format_cost(cost, bounds.min)}"
     if bounds.max is not None and value > bounds.max:
@@ -70,39 +77,42 @@ def violation(cost: Cost, value: float, bounds: Bounds) -> str:
 
 
 def format_cost(cost: str, value: float) -> str:
-    """A cost as text: 12,345; 0.4125 (milliseconds)."""
+    """Return a cost as text: 12,345; 0.4125 (milliseconds)."""
     return f"{value:.4g}" if cost in MEASURED else f"{value:,.0f}"
 
 
 def costs_of(
-    model: Model, task: Task, names: Iterable[Cost] = COSTS, settings: Latency | None = None
+    model: Model,
+    signature: Signature,
+    names: Iterable[Cost] = COSTS,
+    settings: Latency | None = None,
 ) -> dict[Cost, float]:
     """Costs of a model as it is built, by name, in the order of `COSTS`.
 
     Args:
         model: any.
-        task: its input shape and classes.
+        signature: its input shape and classes.
         names: the costs to determine; a latency takes about a second, in ONNX Runtime several.
         settings: of latency measurements; None: one thread of the CPU.
 
     Raises:
         ValueError: the model cannot be built for such data, or not be measured so.
     """
-    profile, settings = profile_model(model, task), settings or Latency()
+    profile, settings = profile_model(model, signature), settings or Latency()
     deployed, chosen = DeployedModel(model), frozenset(names)
     values: dict[Cost, Callable[[], float]] = {
         "params": lambda: float(profile.params),
         "macs": lambda: float(profile.macs),
-        "memory": lambda: float(peak_memory_of(deployed, task)),
+        "memory": lambda: float(peak_memory_of(deployed, signature)),
     }
     if chosen & {*MEASURED}:
-        network = deployed.network(task)
+        network = deployed.network(signature)
         for cost in MEASURED:
-            values[cost] = lambda cost=cost: measure(cost, network, task, settings).median
+            values[cost] = lambda cost=cost: measure(cost, network, signature, settings).median
     return {cost: values[cost]() for cost in COSTS if cost in chosen}
 
 
-def measure(cost: Cost, network: nn.Module, task: Task, settings: Latency) -> Timing:
+def measure(cost: Cost, network: nn.Module, signature: Signature, settings: Latency) -> Timing:
     """Measure a latency of a network with weights.
 
     Raises:
@@ -110,10 +120,10 @@ def measure(cost: Cost, network: nn.Module, task: Task, settings: Latency) -> Ti
     """
     batch = settings.batch if "batch" in cost else 1
     if not cost.startswith("onnx"):
-        return torch_latency(network, task, batch, settings)
+        return torch_latency(network, signature, batch, settings)
     from raykd.models.introspection.onnx_latency import onnx_latency
 
-    return onnx_latency(network, task, batch, settings)
+    return onnx_latency(network, signature, batch, settings)
 
 
 def latency_issues(search: Search) -> Iterator[Issue]:
@@ -151,8 +161,153 @@ def check_conditions(search: Search) -> None:
 
 
 def path_of_cost(search: Search, costs: Iterable[Cost] = ()) -> str:
-    """The path in the study that asks for the first of `costs`, or for the last measured cost."""
+    """Return the path in the study that requires the first of `costs`, or a measured cost."""
     cost = next(iter(costs), measured_costs(search)[-1])
     if cost in search.constraints:
         return f"search.constraints.{cost}"
     return f"search.objectives.{cost}" if cost in search.objectives else "search.measure"
+
+
+_Measurement = Timing | str
+"""A latency, or the reason why it cannot be measured."""
+
+
+class StudentCosts:
+    """Costs of students, counted or measured; measurements are remembered by network.
+
+    Args:
+        search: names the costs, their bounds, and the latency settings.
+        signature: input shape and classes of the models.
+    """
+
+    def __init__(self, search: Search, signature: Signature) -> None:
+        self._search = search
+        self._signature = signature
+        self._measurements: dict[str, dict[Cost, _Measurement]] = {}
+        self._file: Path | None = None
+
+    def keep_in(self, file: Path) -> None:
+        """Store measurements in this file, too, and begin with those it contains.
+
+        Raises:
+            StudyError: the file is damaged, or its measurements were made on another device or
+                machine.
+        """
+        if not measured_costs(self._search):
+            return
+        here = conditions(self._search.latency)
+        if file.exists():
+            device, measurements = _read_measurements(file)
+            if device != here:
+                raise StudyError(
+                    Problem(
+                        f"this search measured latencies on {device}; latencies measured on "
+                        f"{here} are not comparable",
+                        path="search.latency",
+                        fix="resume it on the original machine, or start a new search",
+                    )
+                )
+            self._measurements.update(measurements)
+        self._file = file
+        self._save()
+
+    def of(self, candidate: Candidate) -> dict[str, float]:
+        """Return the required costs of a candidate's student, if they can be measured."""
+        costs: dict[str, float] = {**candidate.costs}
+        for cost, measurement in self._measured(candidate).items():
+            if isinstance(measurement, Timing):
+                costs[cost] = measurement.median
+        return costs
+
+    def tags(self, candidate: Candidate) -> dict[str, str]:
+        """Return the costs as text: measured ones with their spread and device."""
+        tags: dict[str, str] = {cost: f"{value:.0f}" for cost, value in candidate.costs.items()}
+        measurements = self._measured(candidate)
+        for cost, measurement in measurements.items():
+            tags[cost] = str(measurement)
+        if measurements:
+            tags["latency_on"] = conditions(self._search.latency)
+        return tags
+
+    def check(self, candidate: Candidate) -> None:
+        """Check the constraints on measured costs.
+
+        Raises:
+            Infeasible: a cost cannot be measured, or breaks its bounds.
+        """
+        for cost, reason in self.reasons(candidate).items():
+            raise Infeasible(f"{cost} cannot be measured: {reason}")
+        check_costs(
+            self._search,
+            {
+                cost: measurement.median
+                for cost, measurement in self._measured(candidate).items()
+                if isinstance(measurement, Timing)
+            },
+        )
+
+    def reasons(self, candidate: Candidate) -> dict[Cost, str]:
+        """Return the required costs that cannot be measured of a student, each with its reason."""
+        measurements = self._measured(candidate).items()
+        return {cost: reason for cost, reason in measurements if isinstance(reason, str)}
+
+    def _measured(self, candidate: Candidate) -> dict[Cost, _Measurement]:
+        costs = measured_costs(self._search)
+        if not costs:
+            return {}
+        key = json.dumps(plain(candidate.deployed), sort_keys=True)
+        if key not in self._measurements:
+            self._measurements[key] = self._measure(candidate.deployed, costs)
+            self._save()
+        return {cost: self._measurements[key][cost] for cost in costs}
+
+    def _measure(self, deployed: DeployedModel, costs: Iterable[Cost]) -> dict[Cost, _Measurement]:
+        measurements: dict[Cost, _Measurement] = {}
+        settings = self._search.latency
+        for cost in costs:
+            try:
+                network = deployed.network(self._signature)
+                measurements[cost] = measure(cost, network, self._signature, settings)
+            except (ValueError, RuntimeError) as error:
+                measurements[cost] = (str(error) or type(error).__name__).splitlines()[0]
+        return measurements
+
+    def _save(self) -> None:
+        if self._file is None:
+            return
+        networks = {
+            network: {cost: _plain(measurement) for cost, measurement in costs.items()}
+            for network, costs in self._measurements.items()
+        }
+        content = {"on": conditions(self._search.latency), "networks": networks}
+        fresh = self._file.with_suffix(".new")
+        fresh.write_text(json.dumps(content, indent=1))
+        fresh.replace(self._file)  # atomic
+
+
+def _plain(measurement: _Measurement) -> dict[str, Any]:
+    return {"reason": measurement} if isinstance(measurement, str) else asdict(measurement)
+
+
+def _read_measurements(file: Path) -> tuple[str, dict[str, dict[Cost, _Measurement]]]:
+    """Return the device of stored measurements, and the measurements of each network by cost.
+
+    Raises:
+        StudyError: the file is damaged.
+    """
+    try:
+        stored = json.loads(file.read_bytes())
+        networks = {
+            network: {cost: _from_plain(measurement) for cost, measurement in costs.items()}
+            for network, costs in stored["networks"].items()
+        }
+        return stored["on"], networks
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        fix = "restore it from a copy, or remove it: latencies are then measured again"
+        raise StudyError(
+            Problem("not the latencies that raykd wrote", "", fix, str(file))
+        ) from None
+
+
+def _from_plain(data: dict[str, Any]) -> _Measurement:
+    return data["reason"] if "reason" in data else Timing(**data)

@@ -12,15 +12,15 @@ from torch import nn
 from raykd.errors import Infeasible
 from raykd.losses import Loss, LossContext, Pair, Term
 from raykd.losses.shapes import Shape
-from raykd.models import Model, ModelProfile, Task, profile_network
+from raykd.models import Model, ModelProfile, Signature, profile_network
 from raykd.models.introspection.flops import SkipInit
 from raykd.models.introspection.layers import random_inputs
 from raykd.models.introspection.memory import peak_memory
 from raykd.models.introspection.profile import build_without_init
+from raykd.schemes.base import teacher_chain
 from raykd.schemes.classifier_reuse import Reusing
 from raykd.study.checks.layer_pairs import PairError
 from raykd.study.config import Study
-from raykd.study.teachers import teacher_chain, teachers_of
 
 RANGED = 8
 """Number of random samples that a network sees before it is converted."""
@@ -38,7 +38,7 @@ class DeployedModel:
     model: Model
     reuse: Reuse | None = None
 
-    def network(self, task: Task) -> nn.Module:
+    def network(self, signature: Signature) -> nn.Module:
         """Build the network as it is kept, untrained, on the CPU.
 
         The state of the random number generator is preserved.
@@ -48,10 +48,10 @@ class DeployedModel:
         """
         with torch.random.fork_rng(devices=[]), torch.device("cpu"):
             torch.manual_seed(0)
-            network = self._built(task)
+            network = self._built(signature)
             if self.is_converted:  # quantization ranges need samples
                 with torch.no_grad():
-                    network.train()(random_inputs(task, RANGED, torch.device("cpu")))
+                    network.train()(random_inputs(signature, RANGED, torch.device("cpu")))
             return self.model.deployed(network)
 
     @property
@@ -59,33 +59,33 @@ class DeployedModel:
         """True if the kept network is a conversion of the trained one."""
         return type(self.model).deployed is not Model.deployed
 
-    def blank(self, task: Task) -> nn.Module:
+    def blank(self, signature: Signature) -> nn.Module:
         """Build the network as it is trained, with uninitialized weights.
 
         Raises:
             ValueError: as `network`.
         """
         if self.reuse is None:
-            return build_without_init(self.model, task)
+            return build_without_init(self.model, signature)
         with torch.random.fork_rng(devices=[]), torch.device("cpu"), SkipInit():
-            return self._built(task, blank=True)
+            return self._built(signature, blank=True)
 
-    def _built(self, task: Task, *, blank: bool = False) -> nn.Module:
-        ours = self.model.blueprint(task) if blank else self.model.build(task)
+    def _built(self, signature: Signature, *, blank: bool = False) -> nn.Module:
+        ours = self.model.blueprint(signature) if blank else self.model.build(signature)
         if self.reuse is None:
             return ours
         teacher, pair, loss = self.reuse.teacher, self.reuse.pair, self.reuse.loss
-        theirs = teacher.blueprint(task) if blank else teacher.build(task)
+        theirs = teacher.blueprint(signature) if blank else teacher.build(signature)
         context = LossContext(
             pairs=(pair,),
-            guided_shapes=(_shape(profile_network(ours, task), pair.guided),),
-            hint_shapes=(_shape(profile_network(theirs, task), pair.hint),),
-            classes=task.classes,
+            guided_shapes=(_shape(profile_network(ours, signature), pair.guided),),
+            hint_shapes=(_shape(profile_network(theirs, signature), pair.hint),),
+            classes=signature.classes,
             train_size=1,
             data_size=1,
         )
         projector = loss.build(context).give_projector(signed=False)
-        whole = Reusing(ours, theirs, pair, projector, task)
+        whole = Reusing(ours, theirs, pair, projector, signature)
         whole.check_left(self.reuse.other_layers)
         return whole
 
@@ -107,7 +107,7 @@ class Reuse:
     other_layers: tuple[str, ...] = ()
 
 
-def deployed_profile(study: Study, student: ModelProfile, task: Task) -> ModelProfile:
+def deployed_profile(study: Study, student: ModelProfile, signature: Signature) -> ModelProfile:
     """Return `student` with the parameters and multiply-accumulates of the deployed network.
 
     They are those of the student, unless a loss of the study deploys it with its teacher's
@@ -116,7 +116,7 @@ def deployed_profile(study: Study, student: ModelProfile, task: Task) -> ModelPr
     Args:
         study: concrete, its pairs resolved.
         student: profile of its model.
-        task: input shape and classes of the models.
+        signature: input shape and classes of the models.
 
     Raises:
         Infeasible: the scheme does not allow such a loss.
@@ -127,7 +127,7 @@ def deployed_profile(study: Study, student: ModelProfile, task: Task) -> ModelPr
     if model.reuse is None:
         return student
     try:
-        whole = _profile(model, task)
+        whole = _profile(model, signature)
     except ValueError as error:
         number = next(_deploying(study.knowledge))[0]
         raise PairError(("knowledge", number, "pairs"), str(error)) from None
@@ -135,7 +135,7 @@ def deployed_profile(study: Study, student: ModelProfile, task: Task) -> ModelPr
 
 
 def deployed_model(study: Study) -> DeployedModel:
-    """The network that is kept after training a concrete study, its pairs resolved.
+    """Return the network that is kept after training a concrete study, its pairs resolved.
 
     Raises:
         Infeasible: the scheme does not allow a loss that deploys the student with its teacher's
@@ -159,7 +159,7 @@ def deployed_model(study: Study) -> DeployedModel:
             f"scheme '{study.scheme.name}' does not lend with these settings; use `scheme: "
             "{name: offline}`, or another loss"
         )
-    (teacher,) = teachers_of(study)
+    (teacher,) = study.teacher_specs()
     if teacher.model is None:
         raise PairError(
             ("knowledge", number),
@@ -181,7 +181,7 @@ def _deploying(terms: tuple[Term, ...]) -> Iterator[tuple[int, Loss, tuple[Pair,
 
 def _check_assistants(study: Study) -> None:
     """Check that no teacher has a replaced classifier: only the weights of its model are stored."""
-    for prepared in teacher_chain(teachers_of(study)):
+    for prepared in teacher_chain(study.teacher_specs()):
         for _, loss, _ in _deploying(prepared.knowledge):
             raise Infeasible(
                 f"loss '{loss.name}' replaces the classifier of the network it trains, but of "
@@ -191,15 +191,15 @@ def _check_assistants(study: Study) -> None:
 
 
 @lru_cache(maxsize=1024)
-def _profile(model: DeployedModel, task: Task) -> ModelProfile:
-    return profile_network(model.blank(task), task)
+def _profile(model: DeployedModel, signature: Signature) -> ModelProfile:
+    return profile_network(model.blank(signature), signature)
 
 
 @lru_cache(maxsize=4096)
-def peak_memory_of(model: DeployedModel, task: Task) -> int:
+def peak_memory_of(model: DeployedModel, signature: Signature) -> int:
     """Peak memory of one sample's forward through the deployed network, in bytes."""
-    network = model.network(task) if model.is_converted else model.blank(task)
-    return peak_memory(network, task)
+    network = model.network(signature) if model.is_converted else model.blank(signature)
+    return peak_memory(network, signature)
 
 
 def _shape(model_profile: ModelProfile, name: str) -> Shape:

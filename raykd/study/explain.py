@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from statistics import mean
+from typing import Any
 
 from raykd.errors import Infeasible
+from raykd.html_card import Card
 from raykd.schemes import Teacher, TeacherSpec
+from raykd.schemes.base import teacher_chain
 from raykd.study.candidate import Candidate
 from raykd.study.checks.messages import InvalidStudy
 from raykd.study.checks.rules import ranking_summary
@@ -18,7 +21,6 @@ from raykd.study.costs import costs_of, measurement_summary, required_costs
 from raykd.study.open_study import BoundStudy, OpenStudy
 from raykd.study.space.sampling import Scalar, Seeded
 from raykd.study.space.size import Dimension, Size
-from raykd.study.teachers import teacher_chain
 
 DRAWS = 200
 """Number of random points."""
@@ -77,6 +79,42 @@ class Explanation:
         choices = (dimension for dimension in self.dimensions if dimension.kind == "choice")
         return {choice.name: choice.values for choice in choices}
 
+    @property
+    def facts(self) -> tuple[tuple[str, str], ...]:
+        """Labeled sentences on the size and the costs; a continued one has an empty label."""
+        return tuple(self._facts())
+
+    def sample_text(self, dimension: Dimension) -> str:
+        """Return the value of a parameter in the sample; "" if it is not drawn there."""
+        value = self.sample_values.get(dimension.name)
+        return "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
+
+    def _facts(self) -> Iterator[tuple[str, str]]:
+        size = f"{self.size.combinations:,} combinations"
+        if self.size.continuous:
+            size += f" x {self.size.continuous} continuous parameters"
+        yield "space", size
+        costs = f"{_span(self.params)} parameters, {_span(self.macs)} MACs"
+        yield "student", costs + (f", {_span(self.memory)} bytes" if self.memory else "")
+        if self.measured:
+            yield "measured", self.measured
+        feasible = f"{self.feasible / self.drawn:.0%} of {self.drawn} random points"
+        yield "feasible", feasible
+        for reason, times in self.reasons[:3]:
+            yield "", f"{times} infeasible: {reason}"
+        for number, line in enumerate(self.left_out):
+            yield "excluded" if number == 0 else "", line
+        if self.proxy:
+            yield "proxy", self.proxy
+        yield "trials", f"at most {self.trials}"
+        yield "teachers", f"{self.teachers} to train"
+        if self.student_passes is not None and self.teacher_passes is not None:
+            students, teachers = self.student_passes, self.teacher_passes
+            yield "samples", f"at most {students:,} through students, {teachers:,} through teachers"
+        else:
+            students, teachers = self.student_epochs, self.teacher_epochs
+            yield "epochs", f"at most {students:,} for students, {teachers:,} for teachers"
+
 
 def explain(bound: BoundStudy, seed: int = 0, train_size: int | None = None) -> Explanation:
     """Summarize a study from its corners and from `DRAWS` random points of it.
@@ -126,8 +164,43 @@ def explain(bound: BoundStudy, seed: int = 0, train_size: int | None = None) -> 
     )
 
 
+def study_card(study: OpenStudy) -> Card:
+    """Return a card of a study for notebooks: its parts, and what `raykd validate` shows."""
+    settings, signature = study.settings, study.signature
+    search = settings.search
+    card = Card(f"study {settings.name}", study.document.file or "")
+    parts = [
+        ("data", settings.data.name),
+        ("teacher model", ", ".join(_model_names(study.models("teacher")))),
+        ("student models", ", ".join(_model_names(study.models("student")))),
+        ("objectives", ", ".join(f"{way} {name}" for name, way in search.objectives.items())),
+        ("sampler", search.sampler.name),
+        ("training", f"{settings.train.epochs} epochs a trial"),
+    ]
+    if signature is None:  # nothing more is known before the data are read
+        points = study.size.points
+        parts += [("space", "infinite" if points is None else f"{points:,} points")]
+        card.facts([*parts, ("trials", f"at most {search.trials}")])
+        rows = [(each.path, each.text, each.when) for each in study.dimensions]
+        card.table("Parameters", ("parameter", "values", "drawn if"), rows)
+        return card
+    explanation = explain(study.bind(signature))
+    card.facts([*parts, *explanation.facts])
+    described = [
+        (each.name, each.text, each.when, explanation.sample_text(each))
+        for each in explanation.dimensions
+    ]
+    card.table("Parameters", ("parameter", "values", "drawn if", "sample"), described)
+    return card
+
+
+def _model_names(models: Iterable[Any]) -> list[str]:
+    """Return the distinct names of models, in order."""
+    return list(dict.fromkeys(str(model.name) for model in models))
+
+
 def _drawn(bound: BoundStudy, drawer: Seeded, statistics: _Statistics) -> Candidate:
-    """A random candidate, counted in the statistics even if it is infeasible.
+    """Return a random candidate, counted in the statistics even if it is infeasible.
 
     Raises:
         Infeasible: it cannot be a trial, with the reason.
@@ -158,7 +231,7 @@ class _Statistics:
             self.params.append(student.params)
             self.macs.append(student.macs)
             if "memory" in required_costs(study.search):
-                costs = costs_of(study.student.model, candidate.task, ["memory"])
+                costs = costs_of(study.student.model, candidate.signature, ["memory"])
                 self.memory.append(int(costs["memory"]))
         except ValueError:
             return
@@ -199,3 +272,8 @@ def _trained(opened: OpenStudy) -> list[Teacher]:
 
 def _range(values: Sequence[int]) -> tuple[int, int]:
     return (min(values), max(values)) if values else (0, 0)
+
+
+def _span(ends: tuple[int, int]) -> str:
+    low, high = ends
+    return f"{low:,}" if low == high else f"{low:,} to {high:,}"

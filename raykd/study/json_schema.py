@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 
-from raykd.registry import Names
+from raykd.registry import NamePattern, Registry
 from raykd.study.config import study_adapter
 from raykd.study.space.domains import DOMAINS
 from raykd.study.space.pairing import ORDERS, PAIR_KEYS, WIDE
@@ -28,10 +28,10 @@ class SchemaIndex:
     def __init__(self, schema: Schema) -> None:
         self.schema = schema
         self._alternatives: dict[int, list[Schema]] = {}
-        self._names: dict[int, tuple[str | None, Names | None]] = {}
+        self._names: dict[int, tuple[str | None, NamePattern | None]] = {}
 
     def target(self, node: Schema) -> Schema:
-        """The definition that `node` refers to; `node` itself if it is no reference."""
+        """Return the definition that `node` refers to; `node` itself if it is no reference."""
         return self.schema["$defs"][node["$ref"].rsplit("/", 1)[-1]] if "$ref" in node else node
 
     def alternatives(self, node: Schema) -> list[Schema]:
@@ -58,9 +58,9 @@ class SchemaIndex:
             return [each for member in members for each in self.alternatives(member)]
         return [node]
 
-    def _names_of(self, node: Schema) -> tuple[str | None, Names | None]:
+    def _names_of(self, node: Schema) -> tuple[str | None, NamePattern | None]:
         if id(node) not in self._names:
-            names = Names.from_schema(node)
+            names = NamePattern.from_schema(node)
             name = node.get("properties", {}).get("name", {}).get("const")
             self._names[id(node)] = (name, None) if names is None else (names.form, names)
         return self._names[id(node)]
@@ -75,11 +75,11 @@ class Outline:
         self._below: dict[tuple[int, str | None, str | int], list[Schema]] = {}
 
     def expanded(self, data: Mapping[str, Json]) -> dict[str, Json]:
-        """`data` with bare names written out: `scheme: offline` is `scheme: {name: offline}`."""
+        """Write out the bare names in `data`: `scheme: offline` is `scheme: {name: offline}`."""
         return self._expanded_mapping(data, self._root)
 
     def keys(self, data: Json, place: Place) -> tuple[str, ...]:
-        """The keys that a mapping at `place` may have."""
+        """Return the keys that a mapping at `place` may have."""
         objects = self._objects(self._at(data, place), _name_in(value_at(data, place)))
         keys = (
             [*node.get("properties", ()), *node.get("propertyNames", {}).get("enum", ())]
@@ -88,7 +88,7 @@ class Outline:
         return tuple(dict.fromkeys(key for each in keys for key in each))
 
     def names(self, data: Json, place: Place) -> tuple[str, ...]:
-        """The options allowed at `place`, by name or by the form of their names."""
+        """Return the options allowed at `place`, by name or by the form of their names."""
         names = (self._index.name(node) for node in self._at(data, place))
         return tuple(name for name in names if name is not None)
 
@@ -99,7 +99,7 @@ class Outline:
         return nodes
 
     def _step(self, nodes: list[Schema], name: str | None, step: str | int) -> list[Schema]:
-        """The schemas one step below `nodes`, where an option called `name` is."""
+        """Return the schemas one step below `nodes`, where an option called `name` is."""
         # By identity: the index keeps the first list, and `_below` each list found here.
         key = (id(nodes), name, step)
         if key not in self._below:
@@ -119,7 +119,7 @@ class Outline:
         return self._below[key]
 
     def _objects(self, nodes: list[Schema], name: str | None) -> list[Schema]:
-        """The objects among `nodes`; if options are among them, the one called `name`."""
+        """Return the objects among `nodes`; if options are among them, the one called `name`."""
         objects = [node for node in nodes if node.get("type") == "object"]
         named = [node for node in objects if self._index.answers(node, name)]
         return named or objects
@@ -140,9 +140,13 @@ class Outline:
         return {key: self._expanded(v, self._step(nodes, name, key)) for key, v in value.items()}
 
 
-@lru_cache(maxsize=1)
 def study_outline() -> Outline:
-    """The outline of `Study`."""
+    """Return the outline of `Study`."""
+    return _outline_of(Registry.version)
+
+
+@lru_cache(maxsize=1)
+def _outline_of(version: int) -> Outline:
     return Outline(study_adapter().json_schema())
 
 
@@ -204,7 +208,7 @@ class _Editor:
         return self.named(node) if key in CLOSED else self.place(node)
 
     def data(self, node: Any) -> Any:
-        """The data sources, closed but for their augmentation."""
+        """Return the data sources, closed but for their augmentation."""
         sources = []
         for member in node.get("oneOf", [node]):
             source = self.index.target(member)
@@ -216,7 +220,7 @@ class _Editor:
         return _either(_about(node), [*sources, *self.bare_names(node)])
 
     def closed(self, node: Any) -> Any:
-        """A definition without domains."""
+        """Return a definition without domains."""
         if "properties" not in node:
             return node
         properties = {key: self.named(value) for key, value in node["properties"].items()}
@@ -278,7 +282,7 @@ def _choice(options: list[Any]) -> dict[str, Any]:
 
 
 def _fitting(node: Any) -> list[str]:
-    """The domains other than `choice` that are allowed at `node`."""
+    """Return the domains other than `choice` that are allowed at `node`."""
     types = set(_types(node))
     fitting = []
     if "number" in types:
@@ -326,7 +330,7 @@ def _domain(kind: str, value: Any, step: Any = None) -> dict[str, Any]:
 
 
 def _pairing(pair: Any) -> dict[str, Any]:
-    """The pairing domain; `pair`: the open definition of a pair."""
+    """Return the pairing domain; `pair`: the open definition of a pair."""
     candidate = {
         "anyOf": [
             {"type": "array", "items": {"type": "string"}, "minItems": 2, "maxItems": 2},

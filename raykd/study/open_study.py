@@ -1,4 +1,4 @@
-"""Studies with open values: loaded (`OpenStudy`), and bound to the task of their data."""
+"""Studies with open values: loaded (`OpenStudy`), and bound to the signature of their data."""
 
 from __future__ import annotations
 
@@ -12,9 +12,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from raykd.errors import Infeasible, StudyError
-from raykd.html_card import Card
 from raykd.losses import Loss
-from raykd.models import ModelProfile, Task, profile_model
+from raykd.models import ModelProfile, Signature, profile_model
 from raykd.schemes import Teacher
 from raykd.study.candidate import Candidate, pairing_losses
 from raykd.study.checks.layer_pairs import FilteredSpace, SpaceModels, filter_pairs, layers_for
@@ -26,8 +25,9 @@ from raykd.study.space.sampling import Scalar, Seeded, Suggest
 from raykd.study.space.size import Dimension, Size
 from raykd.study.space.space import Point, Space
 from raykd.study.yaml_file import Document, Json, Place, dotted, parse_place
+from raykd.user_code import UserCode
 
-PRIVATE = ("tracking",)
+PRIVATE = ("tracking", "task")
 """Parts that `flat` omits: they do not describe the trial, and a URI may contain a password."""
 
 _ALIKE = re.compile(r"knowledge\[\d+\]\.pairs\[\d+\]\.(weight|loss)")
@@ -42,12 +42,16 @@ class OpenStudy:
         space: the fixed and open values; `auto` in pairings is not yet resolved.
         settings: a concrete study, for the parts without domains: name, seed, data (without
             augmentation), search, cluster, cache, tracking.
+        runs_code: whether its models, or teachers in MLflow, run code of the user.
+        code: files of code that it names.
     """
 
     document: Document
     space: Space
     settings: Study
-    _bound: dict[Task, BoundStudy] = field(
+    runs_code: bool = False
+    code: UserCode | None = None
+    _bound: dict[Signature, BoundStudy] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
 
@@ -57,7 +61,9 @@ class OpenStudy:
         return f"OpenStudy({self.settings.name!r}, {count} parameter{'s' * (count != 1)}{file})"
 
     def _repr_html_(self) -> str:
-        """The study as a card, for notebooks."""
+        """Return the study as a card, for notebooks."""
+        from raykd.study.explain import study_card  # it imports this module
+
         return study_card(self).html()
 
     @property
@@ -71,9 +77,9 @@ class OpenStudy:
         return self.document.overrides
 
     @property
-    def task(self) -> Task | None:
+    def signature(self) -> Signature | None:
         """Input shape and classes of the models; None if unknown before the data are read."""
-        return task_of(self.settings)
+        return signature_of(self.settings)
 
     @property
     def dimensions(self) -> tuple[Dimension, ...]:
@@ -91,16 +97,16 @@ class OpenStudy:
 
     @property
     def _known_space(self) -> Space:
-        return self.space if self.task is None else self.bind(self.task).space
+        return self.space if self.signature is None else self.bind(self.signature).space
 
-    def bind(self, task: Task) -> BoundStudy:
-        """The study bound to the task of its data; the same object for the same task."""
-        if task not in self._bound:
-            self._bound[task] = BoundStudy(self, task)
-        return self._bound[task]
+    def bind(self, signature: Signature) -> BoundStudy:
+        """Return the study bound to a signature; the same object for the same signature."""
+        if signature not in self._bound:
+            self._bound[signature] = BoundStudy(self, signature)
+        return self._bound[signature]
 
     def concrete(self) -> Study:
-        """The study itself, for a study without open values.
+        """Return the study itself, for a study without open values.
 
         Raises:
             StudyError: names the open values.
@@ -120,7 +126,7 @@ class OpenStudy:
         )
 
     def teachers(self) -> tuple[Teacher, ...]:
-        """The distinct variants of the teacher; () if the study has no teacher."""
+        """Return the distinct variants of the teacher; () if the study has no teacher."""
         rest = plain(self.settings)
         teachers: list[Teacher] = []
         for point in self.space.part("teacher").points():
@@ -147,13 +153,13 @@ class OpenStudy:
         }
 
     def resolved(self, study: Study | None = None) -> dict[str, Any]:
-        """A concrete study as plain data, including defaults.
+        """Return a concrete study as plain data, including defaults.
 
         Without an argument, this study with its defaults filled in and its domains as written.
         """
         if study is not None:
             return plain(study)
-        return _filled(study_outline().expanded(self.document.data), plain(self.settings))
+        return filled(study_outline().expanded(self.document.data), plain(self.settings))
 
     def models(self, part: str) -> Iterable[Any]:
         """Yield the models that a part of the study ("teacher", "student") allows."""
@@ -170,15 +176,15 @@ class OpenStudy:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class BoundStudy:
-    """An open study bound to the task of its data: its layers are known, so it can be drawn from.
+    """An open study bound to the signature of its data: its layers are available for draws.
 
     Attributes:
         open_study: the study, its domains open.
-        task: input shape and classes of its models.
+        signature: input shape and classes of its models.
     """
 
     open_study: OpenStudy
-    task: Task
+    signature: Signature
 
     @property
     def space(self) -> Space:
@@ -195,8 +201,8 @@ class BoundStudy:
         space = self.open_study.space
         if not space.pairings:
             return FilteredSpace(space)
-        students = list(_profiles(self.open_study.models("student"), self.task))
-        teachers = list(_profiles(self.open_study.models("teacher"), self.task))
+        students = list(_profiles(self.open_study.models("student"), self.signature))
+        teachers = list(_profiles(self.open_study.models("teacher"), self.signature))
         guided = layers_for(students)
         hint = layers_for(teachers) if teachers else guided
         return filter_pairs(space.with_layers(hint, guided), self._models)
@@ -225,11 +231,13 @@ class BoundStudy:
             source: {name: frozenset(of_pairs) for name, of_pairs in by_name.items()}
             for source, by_name in losses.items()
         }
-        return SpaceModels([*students.values()], [*teachers.values()], frozen, self.task.classes)
+        return SpaceModels(
+            [*students.values()], [*teachers.values()], frozen, self.signature.classes
+        )
 
     def candidate(self, study: Study) -> Candidate:
-        """Bind a concrete study to this task; shared networks use the seed of the open study."""
-        return Candidate(study, self.task, self.open_study.settings.seed)
+        """Bind a concrete study; shared networks use the seed of the open study."""
+        return Candidate(study, self.signature, self.open_study.settings.seed)
 
     def read(self, point: Point) -> Candidate:
         """Read a drawn point, its pairs not yet resolved.
@@ -238,7 +246,7 @@ class BoundStudy:
             InvalidStudy: a ValueError; its values are not valid together.
         """
         study = parse_study(point.data)
-        return Candidate(study, self.task, self.open_study.settings.seed, point.origins)
+        return Candidate(study, self.signature, self.open_study.settings.seed, point.origins)
 
     def corners(self) -> Iterator[Candidate]:
         """Yield candidates that cover every branch and both ends of every range.
@@ -299,47 +307,20 @@ class BoundStudy:
         return candidate
 
 
-def study_card(study: OpenStudy) -> Card:
-    """Card of a study for notebooks: its parts, its parameters and the size of its space."""
-    settings = study.settings
-    search = settings.search
-    card = Card(f"study {settings.name}", study.document.file or "")
-    points = study.size.points
-    card.facts(
-        [
-            ("data", settings.data.name),
-            ("teacher", ", ".join(_model_names(study.models("teacher")))),
-            ("students", ", ".join(_model_names(study.models("student")))),
-            ("objectives", ", ".join(f"{way} {name}" for name, way in search.objectives.items())),
-            ("search", f"{search.sampler.name}, up to {search.trials} trials"),
-            ("epochs", f"{settings.train.epochs} a trial"),
-            ("space", "infinite" if points is None else f"{points:,} points"),
-        ]
-    )
-    rows = [(each.path, each.kind, each.text, each.when) for each in study.dimensions]
-    card.table("Parameters", ("parameter", "domain", "values", "drawn when"), rows)
-    return card
-
-
-def _model_names(models: Iterable[Any]) -> list[str]:
-    """Distinct names of models, in order."""
-    return list(dict.fromkeys(str(model.name) for model in models))
-
-
-def task_of(study: Study) -> Task | None:
+def signature_of(study: Study) -> Signature | None:
     """Input shape and classes of the models; None if unknown before the data are read.
 
     Raises:
         ValueError: the data source is not available.
     """
-    shape = study.data.task_shape()
-    return None if shape is None or shape[1] < 1 else Task(*shape)
+    shape = study.data.declared_shape()
+    return None if shape is None or shape[1] < 1 else Signature(*shape)
 
 
-def _profiles(models: Iterable[Any], task: Task) -> Iterator[ModelProfile]:
+def _profiles(models: Iterable[Any], signature: Signature) -> Iterator[ModelProfile]:
     for model in models:
         try:
-            yield profile_model(model, task)
+            yield profile_model(model, signature)
         except (ValueError, RuntimeError):
             continue
 
@@ -376,15 +357,15 @@ def _flat(value: Json, place: Place) -> Iterable[tuple[str, Scalar]]:
         yield dotted(place), "none" if value is None else value
 
 
-def _filled(written: Mapping[str, Json], full: Mapping[str, Json]) -> dict[str, Json]:
-    """`written` with missing values taken from `full`; domains are kept."""
+def filled(written: Mapping[str, Json], full: Mapping[str, Json]) -> dict[str, Json]:
+    """Return `written` with missing values taken from `full`; domains are kept."""
     if domain_kind(written) is not None:
         return dict(written)
-    filled = {key: value for key, value in full.items() if key not in written}
+    merged = {key: value for key, value in full.items() if key not in written}
     for key, value in written.items():
         default = full.get(key)
         if isinstance(value, Mapping) and isinstance(default, Mapping):
-            filled[key] = _filled(value, default)
+            merged[key] = filled(value, default)
         else:
-            filled[key] = value
-    return filled
+            merged[key] = value
+    return merged

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
+from pydantic import Field
+
 from raykd.registry import Registry, option
 
 if TYPE_CHECKING:
@@ -23,6 +25,9 @@ class Sampler:
             counts with its last results.
         several_objectives: whether it supports several objectives.
         needs_finite_space: whether the space must have a finite number of points.
+        needs_numbers: whether the space must have an open number that all trials have.
+        package: package that it needs beside raykd's own; empty if there is none.
+        runs_code: whether it runs code from outside raykd.
         when: when to use it.
     """
 
@@ -30,6 +35,9 @@ class Sampler:
     learns: ClassVar[bool]
     several_objectives: ClassVar[bool] = True
     needs_finite_space: ClassVar[bool] = False
+    needs_numbers: ClassVar[bool] = False
+    package: ClassVar[str] = ""
+    runs_code: ClassVar[bool] = False
     when: ClassVar[str]
 
     name: str
@@ -57,11 +65,24 @@ class Tpe(Sampler):
     )
 
     name: Literal["tpe"] = "tpe"
+    multivariate: Annotated[
+        bool | Literal["auto"],
+        Field(
+            description="Sample the parameters that all trials have together, so that their "
+            "interactions count. auto: with one objective"
+        ),
+    ] = "auto"
 
     def build(self, seed: int, startup_trials: int, slots: int) -> BaseSampler:
         from raykd.compat.optuna_tpe import make_tpe
 
-        return make_tpe(seed=seed, n_startup_trials=startup_trials, constant_liar=slots > 1)
+        multivariate = None if self.multivariate == "auto" else self.multivariate
+        return make_tpe(
+            seed=seed,
+            n_startup_trials=startup_trials,
+            constant_liar=slots > 1,
+            multivariate=multivariate,
+        )
 
 
 @option
@@ -97,6 +118,22 @@ class Nsga2(Sampler):
 
 
 @option
+class Nsga3(Sampler):
+    """Cross over and mutate trials that lie near reference directions, in generations."""
+
+    paper = "Deb 2014, IEEE Transactions on Evolutionary Computation 18"
+    learns = True
+    when = "three or more objectives and enough trials for many generations, as for nsga2"
+
+    name: Literal["nsga3"] = "nsga3"
+
+    def build(self, seed: int, startup_trials: int, slots: int) -> BaseSampler:
+        from optuna.samplers import NSGAIIISampler
+
+        return NSGAIIISampler(seed=seed, population_size=max(4, startup_trials))
+
+
+@option
 class Gp(Sampler):
     """Fit a Gaussian process and sample where the expected improvement is largest."""
 
@@ -110,9 +147,57 @@ class Gp(Sampler):
     name: Literal["gp"] = "gp"
 
     def build(self, seed: int, startup_trials: int, slots: int) -> BaseSampler:
-        from optuna.samplers import GPSampler
+        from raykd.compat.optuna_gp import make_gp
 
-        return GPSampler(seed=seed, n_startup_trials=startup_trials)
+        return make_gp(seed=seed, n_startup_trials=startup_trials, warn_independent_sampling=False)
+
+
+@option
+class Cmaes(Sampler):
+    """Sample numbers from a normal distribution that moves and adapts to the better trials.
+
+    Choices, and numbers inside branches, are sampled at random.  A trial that was stopped early
+    counts with its last result.
+    """
+
+    paper = "Hansen 2016, arXiv:1604.00772"
+    learns = True
+    several_objectives = False
+    needs_numbers = True
+    package = "cmaes"
+    when = "one objective, more than about 100 trials, and mostly numbers without branches"
+
+    name: Literal["cmaes"] = "cmaes"
+
+    def build(self, seed: int, startup_trials: int, slots: int) -> BaseSampler:
+        from raykd.compat.optuna_cmaes import QuietCmaEs
+
+        return QuietCmaEs(
+            seed=seed,
+            n_startup_trials=startup_trials,
+            consider_pruned_trials=True,
+            warn_independent_sampling=False,
+        )
+
+
+@option
+class Auto(Sampler):
+    """Select one of Optuna's samplers for each trial, by the space, objectives and budget.
+
+    This is AutoSampler of OptunaHub.  Its code is downloaded from there when a search starts.
+    """
+
+    learns = True
+    package = "optunahub"
+    runs_code = True
+    when = "a machine that reaches GitHub, and no opinion on samplers"
+
+    name: Literal["auto"] = "auto"
+
+    def build(self, seed: int, startup_trials: int, slots: int) -> BaseSampler:
+        import optunahub  # pyright: ignore[reportMissingImports]
+
+        return optunahub.load_module("samplers/auto_sampler").AutoSampler(seed=seed)
 
 
 @option
@@ -153,7 +238,7 @@ class Qmc(Sampler):
 
 
 SAMPLERS = Registry("sampler", base=Sampler, entry_points="raykd.samplers")
-SAMPLERS.add(Tpe, Random, Nsga2, Gp, Grid, Qmc)
+SAMPLERS.add(Tpe, Random, Nsga2, Nsga3, Gp, Cmaes, Auto, Grid, Qmc)
 
 AnySampler = Annotated[Sampler, SAMPLERS]
 """Type of a field that holds a sampler."""

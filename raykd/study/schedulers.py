@@ -8,22 +8,50 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol
 
 import numpy as np
 from pydantic import Field
 
 from raykd import pareto
 from raykd.registry import Registry, option
+from raykd.study.promotion import Halving, Promotions
+
+if TYPE_CHECKING:
+    from raykd.tracking.events import Metrics
 
 GraceEpochs = Annotated[int, Field(ge=1, description="Never stop a trial before this epoch")]
+Reduction = Annotated[
+    float,
+    Field(
+        gt=1,
+        description="Reduction factor; the best 1/reduction of the trials continue at each rung",
+    ),
+]
+MaxPaused = Annotated[
+    int,
+    Field(ge=0, description="Maximum number of paused trials; the worst beyond it are stopped"),
+]
+PausedGb = Annotated[
+    float,
+    Field(
+        ge=0,
+        description="Maximum size in GB of the states of paused trials; the worst beyond it are "
+        "stopped",
+    ),
+]
 
 
 class StoppingRule(Protocol):
     """Rule that decides after each epoch of a searched trial whether it continues."""
 
-    def keeps(self, trial: object, result: Mapping[str, Any]) -> bool:
-        """Return whether the trial continues after a result with `epoch` and its metrics."""
+    def keeps(self, trial: object, metrics: Metrics) -> bool:
+        """Return whether the trial continues.
+
+        Args:
+            trial: of Tune.
+            metrics: of its last epoch, with costs and the number of the epoch as `epoch`.
+        """
         ...
 
 
@@ -60,8 +88,10 @@ class Scheduler:
 
     def build(
         self, objectives: Mapping[str, str], epochs: int
-    ) -> StoppingRule | TuneScheduler | None:
-        """Build the stopping rule; None if every trial runs to its last epoch.
+    ) -> StoppingRule | TuneScheduler | Promotions | None:
+        """Build the rule; None if every trial runs to its last epoch.
+
+        `Promotions` pause trials, the other rules stop them.
 
         Args:
             objectives: metric name -> "max" or "min".
@@ -78,7 +108,8 @@ class Scheduler:
 class Asha(Scheduler):
     """Asynchronous successive halving (Li 2020, arXiv:1810.05934).
 
-    With one objective Ray Tune's own; with several, rungs keep whole non-dominated fronts.
+    A trial that is not among the best of its rung pauses, and continues when it is.  Without
+    `promote` it is stopped: with one objective by Ray Tune's own scheduler, with several by fronts.
     """
 
     paper = "Li 2020, arXiv:1810.05934; several objectives: Schmucker 2021, arXiv:2106.12639"
@@ -90,17 +121,23 @@ class Asha(Scheduler):
 
     name: Literal["asha"] = "asha"
     grace_epochs: GraceEpochs = 1
-    reduction: Annotated[
-        float,
+    reduction: Reduction = 3
+    promote: Annotated[
+        bool,
         Field(
-            gt=1,
-            description="Reduction factor; the best 1/reduction of the trials continue at "
-            "each rung",
+            description="Pause trials that are not among the best of their rung, and continue "
+            "them when they are; false: stop them"
         ),
-    ] = 3
+    ] = True
+    max_paused: MaxPaused = 1000
+    paused_gb: PausedGb = 10.0
 
-    def build(self, objectives: Mapping[str, str], epochs: int) -> StoppingRule | TuneScheduler:
+    def build(
+        self, objectives: Mapping[str, str], epochs: int
+    ) -> StoppingRule | TuneScheduler | Promotions:
         grace = min(self.grace_epochs, epochs)
+        if self.promote:
+            return Promotions(objectives, Halving(epochs, grace, self.reduction))
         if len(objectives) > 1:
             return ParetoAsha(objectives, epochs, grace, self.reduction)
         arguments = {
@@ -112,14 +149,38 @@ class Asha(Scheduler):
         return TuneScheduler("AsyncHyperBandScheduler", _metric(objectives) | arguments)
 
     def trained_fraction(self, epochs: int) -> float:
-        rung, survivors = min(self.grace_epochs, epochs), 1.0
-        trained = float(rung)
-        while rung < epochs:
-            survivors /= self.reduction
-            next_rung = min(epochs, rung * self.reduction)
-            trained += survivors * (next_rung - rung)
-            rung = next_rung
-        return trained / epochs
+        return _halved_fraction(self.grace_epochs, self.reduction, epochs)
+
+
+@option
+class Hyperband(Scheduler):
+    """Several brackets of `asha` with promotion, each with a later first rung (Li 2018, JMLR 18).
+
+    Trials are divided among the brackets so that all brackets cost about the same.
+    """
+
+    paper = "Li 2018, JMLR 18; asynchronous: Li 2020, arXiv:1810.05934"
+    several_objectives = True
+    when = "as asha, if it is unknown whether the first epochs predict the final result"
+
+    name: Literal["hyperband"] = "hyperband"
+    grace_epochs: GraceEpochs = 1
+    reduction: Reduction = 3
+    brackets: Annotated[int, Field(ge=1, description="Maximum number of brackets")] = 3
+    max_paused: MaxPaused = 1000
+    paused_gb: PausedGb = 10.0
+
+    def _halving(self, epochs: int) -> Halving:
+        return Halving(epochs, min(self.grace_epochs, epochs), self.reduction, self.brackets)
+
+    def build(self, objectives: Mapping[str, str], epochs: int) -> Promotions:
+        return Promotions(objectives, self._halving(epochs))
+
+    def trained_fraction(self, epochs: int) -> float:
+        halving = self._halving(epochs)
+        graces = [*halving.milestones, epochs]
+        fractions = (_halved_fraction(grace, self.reduction, epochs) for grace in graces)
+        return sum(s * f for s, f in zip(halving.shares.tolist(), fractions, strict=False))
 
 
 @option
@@ -162,7 +223,7 @@ class Unscheduled(Scheduler):
 
 
 SCHEDULERS = Registry("scheduler", base=Scheduler, entry_points="raykd.schedulers")
-SCHEDULERS.add(Asha, Median, Unscheduled)
+SCHEDULERS.add(Asha, Hyperband, Median, Unscheduled)
 
 AnyScheduler = Annotated[Scheduler, SCHEDULERS]
 """Type of a field that holds a scheduler."""
@@ -172,6 +233,18 @@ def _metric(objectives: Mapping[str, str]) -> dict[str, Any]:
     """Return the arguments of Tune's schedulers that name the metric: the first objective."""
     metric, mode = next(iter(objectives.items()))
     return {"time_attr": "epoch", "metric": metric, "mode": mode}
+
+
+def _halved_fraction(grace: int, reduction: float, epochs: int) -> float:
+    """Return the expected part of its full training that a trial runs with successive halving."""
+    rung, survivors = float(min(grace, epochs)), 1.0
+    trained = rung
+    while rung < epochs:
+        survivors /= reduction
+        next_rung = min(epochs, rung * reduction)
+        trained += survivors * (next_rung - rung)
+        rung = next_rung
+    return trained / epochs
 
 
 class ParetoAsha:
@@ -207,11 +280,11 @@ class ParetoAsha:
         """Epochs of the rungs."""
         return tuple(self._rungs)
 
-    def keeps(self, trial: object, result: Mapping[str, Any]) -> bool:
-        rung = self._rungs.get(int(result["epoch"]))
+    def keeps(self, trial: object, metrics: Metrics) -> bool:
+        rung = self._rungs.get(int(metrics["epoch"]))
         if rung is None:
             return True
-        point = pareto.losses([result], self._objectives)[0]  # type: ignore[list-item]
+        point = pareto.losses([metrics], self._objectives)[0]
         if not np.isfinite(point).all():
             return False
         return self._is_among_best(rung, rung.index(str(getattr(trial, "trial_id", trial)), point))

@@ -1,4 +1,4 @@
-"""Short names of students, losses and layer pairs, for tables.
+"""Short names of networks, losses and layer pairs: for tables, tags and file names.
 
 Option classes and torch are imported only when a name is built: the journal stores the names of
 each training, so reading results needs neither.
@@ -7,21 +7,26 @@ each training, so reading results needs neither.
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from raykd.registry import Registry
+    from raykd.schemes import TeacherSpec
+    from raykd.study.config import Study
 
 Plain = Mapping[str, Any]
 """An option, or a study, as plain data."""
+
+MAX_NETWORK_NAME = 100
 
 SIZES = {"depth": "d", "width": "w", "widen": "w"}
 """Fields of a model that are always part of its name, and their letters."""
 
 
-def names_of(study: Plain) -> dict[str, str]:
+def training_names(study: Plain) -> dict[str, str]:
     """Short names of a training.
 
     Args:
@@ -73,8 +78,63 @@ def pairs_name(study: Plain) -> str:
     return " ".join(map(_pair, pairs))
 
 
+def network_name(study: Study) -> str:
+    """Return the name of a trained student: `digits-resnet-d8-w4-kd`.
+
+    Args:
+        study: concrete.
+    """
+    parts = [part for term in study.knowledge for part in term.parts]
+    losses = [part.loss.name for part in parts if part.active and part.loss]
+    scheme = study.scheme.name
+    taught = losses if scheme == "offline" and losses else [scheme, *losses]
+    from raykd.study.config import plain
+
+    words = [study.data.name, model_name(plain(study.student.model)), *dict.fromkeys(taught)]
+    text = re.sub(r"(?<=\d)\.(?=\d)", "_", "-".join(words))
+    return re.sub(r"[^A-Za-z0-9_]+", "-", text).strip("-")[:MAX_NETWORK_NAME].strip("-")
+
+
+def option_text(option: object) -> str:
+    """Return an option in short: its name, and its fields that differ from their defaults."""
+    fields = [
+        f"{field.name}={option_text(value) if dataclasses.is_dataclass(value) else value}"
+        for field in dataclasses.fields(option)  # type: ignore[arg-type]
+        if field.name != "name" and (value := getattr(option, field.name)) != field.default
+    ]
+    name = getattr(option, "name", type(option).__name__)
+    return f"{name}({', '.join(fields)})" if fields else name
+
+
+def teacher_text(prepared: TeacherSpec) -> str:
+    """Return a teacher in short, with its own teachers."""
+    name = option_text(prepared.model) if prepared.model is not None else str(prepared.weights)
+    above = " + ".join(map(teacher_text, prepared.teachers))
+    return f"{name} taught by {above}" if above else name
+
+
+def trial_tags(study: Study, teachers: tuple[TeacherSpec, ...]) -> dict[str, str]:
+    """Return the tags by which trials are filtered and compared in MLflow.
+
+    Args:
+        study: concrete.
+        teachers: of its scheme.
+    """
+    parts = [part for term in study.knowledge for part in term.parts]
+    losses = [term.loss.name for term in parts if term.active and term.loss]
+    pairs = [f"{pair.hint}>{pair.guided}" for term in study.knowledge for pair in term.pairs or ()]
+    return {
+        "teacher": " + ".join(map(teacher_text, teachers)) or "none",
+        "student": option_text(study.student.model),
+        "scheme": study.scheme.name,
+        "losses": "+".join(losses) or "none",
+        "pairs": " ".join(pairs) or "none",
+        "data": study.data.name,
+    }
+
+
 def significant(number: float) -> str:
-    """A number with three significant digits: 0.31, 12.4, 1240; an exponent only from 1e5."""
+    """Format a number with three significant digits: 0.31, 12.4, 1240; an exponent from 1e5."""
     return f"{number:.0f}" if 100 <= abs(number) < 1e5 else f"{number:.3g}"
 
 
@@ -110,7 +170,7 @@ def _loss(loss: Plain) -> str:
 
 
 def _field(key: str, value: Any) -> str:
-    """A field and its value; for arguments of another library, the value alone."""
+    """Return a field and its value; for arguments of another library, the value alone."""
     return _value(value) if key in ("args", "config") else f"{key}={_value(value)}"
 
 
@@ -143,7 +203,7 @@ def _layer(name: str) -> str:
 
 
 def _defaults(family: Registry, name: str) -> dict[str, Any]:
-    """The defaults of an option as plain data; {} if it is not installed."""
+    """Return the defaults of an option as plain data; {} if it is not installed."""
     cls = family.find(name)
     return {} if cls is None else _plain_defaults(cls)
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 
+from raykd.arguments import near
 from raykd.errors import Problem, StudyError
-from raykd.study.space.domains import near
 
 FASHION = (
     "Fashion-MNIST is downloaded once, or comes with the Debian package dataset-fashion-mnist; for "

@@ -63,7 +63,7 @@ def parse_place(text: str) -> Place:
 
 
 def value_at(data: Json, place: Place) -> Json:
-    """The value at `place` of plain data; None if there is none."""
+    """Return the value at `place` of plain data; None if there is none."""
     for step in place:
         if isinstance(data, Mapping) and isinstance(step, str):
             data = data.get(step)
@@ -128,7 +128,7 @@ class Document:
     def problem(
         self, place: Place, message: str, fix: str = "", path: str | None = None
     ) -> Problem:
-        """A problem at `place`, which the message calls `path` if that is given."""
+        """Return a problem at `place`, which the message calls `path` if that is given."""
         mark = self.mark(place)
         return Problem(
             message=message,
@@ -139,11 +139,11 @@ class Document:
         )
 
     def get(self, place: Place) -> Any:
-        """The value at `place`; None if there is none."""
+        """Return the value at `place`; None if there is none."""
         return value_at(self.data, place)
 
     def with_overrides(self, overrides: Iterable[str]) -> Document:
-        """The same with `a.b=value` arguments applied; the values are read as YAML.
+        """Return the same with `a.b=value` arguments applied; the values are read as YAML.
 
         Missing mappings are created.  A text is a single argument.
 
@@ -398,7 +398,7 @@ class _Reader:
     def _entries(
         self, node: yaml.MappingNode, place: Place, merging: tuple[yaml.Node, ...]
     ) -> Entries:
-        """The entries of a mapping, merged ones first; its own entries replace them.
+        """Return the entries of a mapping, merged ones first; its own entries replace them.
 
         Nodes are merged instead of values, and each node once: merge keys cannot multiply the work.
         """
@@ -465,7 +465,7 @@ _NO_TEXT = re.compile("[\0\ud800-\udfff]")
 
 
 def _called(letter: str) -> str:
-    """A character as its code point and its name, if it has one."""
+    """Return a character as its code point and its name, if it has one."""
     name = unicodedata.name(letter, "NUL" if letter == "\0" else "")
     return f"U+{ord(letter):04X}" + (f" ({name})" if name else "")
 
@@ -524,7 +524,7 @@ def _overridden(document: Document, override: str) -> Document:
 
 
 def _put(old: Json, place: Place, value: Json, walked: Place) -> Json:
-    """A copy of `old` with `value` at `place`."""
+    """Return a copy of `old` with `value` at `place`."""
     if not place:
         return value
     step, rest = place[0], place[1:]

@@ -4,9 +4,10 @@ MLflow is imported on the first connection to a store.  No other part of raykd i
 """
 
 from raykd.tracking.journal import EventBus, Journal, Listener, events
-from raykd.tracking.mlflow_client import FoundRun, StoreCheck, check_store, find_run, ui_command
+from raykd.tracking.mlflow_client import FoundRun, find_run
 from raykd.tracking.mlflow_models import load_model_uri
-from raykd.tracking.sync import Status, Tracker, sync
+from raykd.tracking.store_check import StoreCheck, check_store
+from raykd.tracking.sync import Status, Tracker, upload_journal
 
 __all__ = [
     "EventBus",
@@ -20,6 +21,5 @@ __all__ = [
     "events",
     "find_run",
     "load_model_uri",
-    "sync",
-    "ui_command",
+    "upload_journal",
 ]

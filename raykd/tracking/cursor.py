@@ -54,15 +54,15 @@ class Cursor:
 
     def load(self) -> Sent:
         """Return the store's entry, or an empty one if the journal is shorter than its `end`."""
-        kept = self._all().get(self._place)
-        sent = _read(kept if isinstance(kept, dict) else {"sent": kept})
+        stored = self._all().get(self._place)
+        sent = _read(stored if isinstance(stored, dict) else {"sent": stored})
         size = self._journal.stat().st_size if self._journal.exists() else 0
         return sent if 0 <= sent.end <= size else Sent()
 
     def save(self, sent: Sent) -> None:
         """Replace the entry.  IDs of models that belong to the same study's run are kept."""
-        known = self.load()
-        runs = {**known.runs, **sent.runs} if known.run == sent.run else dict(sent.runs)
+        previous = self.load()
+        runs = {**previous.runs, **sent.runs} if previous.run == sent.run else dict(sent.runs)
         refused = {str(end): reason for end, reason in sent.refused.items()}
         entry = {"sent": sent.end, "experiment": sent.experiment, "runs": runs, "refused": refused}
         new = self._file.with_name(self._file.name + ".new")
@@ -87,7 +87,7 @@ def _read(entry: Mapping[str, Any]) -> Sent:
     )
 
 
-def _refused(kept: Any) -> dict[int, str]:
-    if not isinstance(kept, dict):
+def _refused(stored: Any) -> dict[int, str]:
+    if not isinstance(stored, dict):
         return {}
-    return {int(end): str(reason) for end, reason in kept.items() if str(end).isdigit()}
+    return {int(end): str(reason) for end, reason in stored.items() if str(end).isdigit()}

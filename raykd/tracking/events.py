@@ -2,20 +2,18 @@
 
 A run publishes each event to its listeners (`EventBus` in `raykd.tracking.journal`) and appends
 most of them to the study's journal.  `Event.record` is an event as JSON; `parse` reads it back.
-
-    python -m raykd.tracking.event_docs > docs/events.md
-
-writes the documentation from these classes.
+`python -m raykd.tracking.event_docs > docs/events.md` writes the documentation.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, ClassVar, Literal, Self
+
+from raykd.tracking.json_types import metrics_of, type_checks
 
 Role = Literal["teacher", "trial", "replicate", "alone", "probe"]
 EndStatus = Literal["finished", "stopped", "failed"]
@@ -75,7 +73,7 @@ class StudyStarted(Event):
         name: name of the study.
         experiment: MLflow experiment of its runs.
         register: name under which models are registered in MLflow; null: they are not.
-        given: text of the study file.
+        text: text of the study file.
         overrides: values set on the command line, each as `a.b=value`; null: not recorded.
         resolved: the study with all its defaults.
         file: path of the study file's copy in the study folder.
@@ -93,7 +91,7 @@ class StudyStarted(Event):
     name: str = ""
     experiment: str | None = None
     register: str | None = None
-    given: str = ""
+    text: str = ""
     overrides: Sequence[str] | None = None
     resolved: Mapping[str, Any] = field(default_factory=dict)
     file: str | None = None
@@ -103,6 +101,27 @@ class StudyStarted(Event):
     store_from: str = ""
     content: Mapping[str, str] | None = None
     seed: int = 0
+
+
+@dataclass(frozen=True)
+class StudyExtended(Event):
+    """A resumed study has grown since its last run: more trials, replicates or values.
+
+    Attributes:
+        grown: each changed place of the study file as `old -> new`, such as `search.trials` as
+            `6 -> 10`.
+        draws: true if further trials follow, after which finalists are chosen again.
+        space: true if the space has more points than before.
+    """
+
+    kind = "extended"
+
+    grown: Mapping[str, str]
+    draws: bool = False
+    space: bool = False
+
+    def __str__(self) -> str:
+        return ", ".join(f"{place}: {text}" for place, text in self.grown.items())
 
 
 @dataclass(frozen=True)
@@ -144,7 +163,6 @@ class WarningIssued(Event):
 
     kind = "warning"
     journaled = False
-
     text: str
 
 
@@ -159,7 +177,6 @@ class PhaseStarted(Event):
 
     kind = "phase"
     journaled = False
-
     phase: Phase
 
 
@@ -174,7 +191,6 @@ class GpuSharingMeasured(Event):
 
     kind = "packing"
     journaled = False
-
     images_per_second: Mapping[int, float]
     chosen: int
 
@@ -204,7 +220,6 @@ class WarmStarted(Event):
 
     kind = "start"
     journaled = False
-
     starts: Sequence[StartPoint]
 
 
@@ -217,8 +232,8 @@ class ArchitecturesRanked(Event):
         candidates: number of architectures.
         unranked: number of architectures without a finite score.
         seconds: time it took.
-        kept: architectures that are tried first, best first; each with `student`, `score` and
-            `params`.
+        ranking: architectures that are tried first, best first; each with `student`, `score`
+            and `params`.
     """
 
     kind = "screen"
@@ -227,7 +242,7 @@ class ArchitecturesRanked(Event):
     candidates: int
     unranked: int
     seconds: float
-    kept: Sequence[Mapping[str, Any]]
+    ranking: Sequence[Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -311,7 +326,6 @@ class SlotsPlanned(Event):
 
     kind = "plan"
     journaled = False
-
     slots: SlotPlan | None
     budget: Budget
     folder: str
@@ -329,18 +343,18 @@ class TeacherCacheChanged(Event):
             (least recently used, removed to make room).
         bytes: size of the entry.
         views: number of augmented views of each sample.
-        why: reason for `live`.
+        reason: reason for `live`.
     """
 
     kind = "outputs"
     journaled = False
-    optional = ("bytes", "views", "why")
+    optional = ("bytes", "views", "reason")
 
     key: str
     status: CacheStatus
     bytes: int | None = None
     views: int | None = None
-    why: str = ""
+    reason: str = ""
 
 
 @dataclass(frozen=True)
@@ -356,9 +370,12 @@ class RunStarted(Event):
         tags: facts for MLflow's filters.
         seed: random seed of the run.
         assignment: everything a worker needs to carry out the run.
+        name: short description in place of the ID, such as `resnet d8 w12 kd+hint #7`; absent if
+            there is none.
     """
 
     kind = "run"
+    optional = ("name",)
 
     id: str
     role: Role
@@ -367,6 +384,7 @@ class RunStarted(Event):
     tags: Mapping[str, str] = field(default_factory=dict)
     seed: int | None = None
     assignment: Mapping[str, Any] = field(default_factory=dict)
+    name: str = ""
 
 
 @dataclass(frozen=True)
@@ -443,10 +461,43 @@ class PredictorsComputed(Event):
             record.get("id"),
             record["seed"],
             record["steps"],
-            {name: _matrix(rows) for name, rows in record["cka"].items()},
-            _matrix(record["gradient"]),
+            {name: [[*map(float, row)] for row in rows] for name, rows in record["cka"].items()},
+            [[*map(float, row)] for row in record["gradient"]],
             at=record.get("at", 0),
         )
+
+
+@dataclass(frozen=True)
+class RunPaused(Event):
+    """A trial pauses at a rung of the scheduler; its state is kept.
+
+    Attributes:
+        id: ID of the trial.
+        epoch: number of its finished epochs.
+    """
+
+    kind = "pause"
+
+    id: str
+    epoch: int
+
+
+@dataclass(frozen=True)
+class RunPromoted(Event):
+    """A paused trial continues; in an extended search, also a trial that was stopped at a rung.
+
+    Attributes:
+        id: ID of the trial.
+        epoch: number of its finished epochs.
+        finishing: true if it is to complete the front, after the last trial; else absent.
+    """
+
+    kind = "promotion"
+    optional = ("finishing",)
+
+    id: str
+    epoch: int
+    finishing: bool = False
 
 
 @dataclass(frozen=True)
@@ -460,10 +511,11 @@ class RunEnded(Event):
         metrics: metrics of the last epoch and, where the role allows it, test metrics.
         raised_at: file and line of user code that raised the error; absent if there is none.
         log: log of a failed run, below the study folder; absent if there is none.
+        class_hits: correct predictions of each class of the test split (at most 40 classes).
     """
 
     kind = "end"
-    optional = ("raised_at", "log")
+    optional = ("raised_at", "log", "class_hits")
 
     id: str
     status: EndStatus
@@ -471,6 +523,7 @@ class RunEnded(Event):
     metrics: Metrics = field(default_factory=dict)
     raised_at: str = ""
     log: str = ""
+    class_hits: Sequence[int] = ()
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> Self:
@@ -481,6 +534,7 @@ class RunEnded(Event):
             metrics_of(record),
             record.get("raised_at", ""),
             record.get("log", ""),
+            tuple(record.get("class_hits", ())),
             at=record.get("at", 0),
         )
 
@@ -525,6 +579,23 @@ class Note(Event):
 
 
 @dataclass(frozen=True)
+class SummaryWritten(Event):
+    """A description of the study, or of its result, was written for its pages in MLflow.
+
+    A later summary replaces an earlier one.
+
+    Attributes:
+        headline: the most important fact, one line of Markdown.
+        text: everything else, in Markdown.
+    """
+
+    kind = "summary"
+
+    headline: str
+    text: str
+
+
+@dataclass(frozen=True)
 class ModelSaved(Event):
     """The network of a chosen student was saved.
 
@@ -539,9 +610,13 @@ class ModelSaved(Event):
         metrics: metrics of the network.
         name: name of the network, such as `digits-resnet-d8-w4-kd`; null: `model`.
         about: more facts shown with the network.
+        program: file of the network as a program of `torch.export`, below the study folder, which
+            loads without raykd; absent if there is none.
+        pickle_reason: reason why there is no program; absent if there is one.
     """
 
     kind = "model"
+    optional = ("program", "pickle_reason")
 
     id: str
     path: str
@@ -553,6 +628,8 @@ class ModelSaved(Event):
     metrics: Metrics = field(default_factory=dict)
     name: str | None = None
     about: Mapping[str, Any] = field(default_factory=dict)
+    program: str | None = None
+    pickle_reason: str = ""
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> Self:
@@ -600,7 +677,6 @@ class TrackingEnded(Event):
 
     kind = "tracked"
     journaled = False
-
     delivered: bool
     status: str
 
@@ -613,7 +689,7 @@ class ResultPrinted(Event):
     `done`, or `running`), `seconds`, `trials` (number of trials by status), `objectives`, `best`,
     `front` (each with `student`, `scheme`, `learns_from`, `pairs`, `metrics`, `params`), `chosen`
     (test accuracy `distilled` and `alone`, and the `gain`, each as `mean`, `low`, `high`, `count`;
-    `gain_is_clear` if the gain differs from noise), `differences` between the chosen students,
+    `gain_is_clear` if the gain differs from noise), `differences` between the finalists,
     `teachers`, `assistants`, `teacher_falls_short`, `failed`, `failures`, `left_out`, `warnings`,
     `notes`, `unfinished`, and `commands` for the next steps.  For a layer study: the content of
     `pairing.json`, and `folder`, `status`, `seconds`, `trials`, `failed`, `failures`, `commands`.
@@ -624,7 +700,6 @@ class ResultPrinted(Event):
 
     kind = "result"
     journaled = False
-
     facts: Mapping[str, Any]
 
     def fields(self) -> dict[str, Any]:
@@ -665,7 +740,6 @@ class StudyRejected(Event):
 
     kind = "error"
     journaled = False
-
     problems: Sequence[ProblemFound]
 
 
@@ -677,41 +751,18 @@ def parse(record: Mapping[str, Any]) -> Event | None:
     """Return the event of a line's JSON object; None for one that this version cannot read.
 
     Args:
-        record: the object; an unknown kind (of a newer version) and a missing field give None,
-            unknown fields are ignored.
+        record: the object; an unknown kind (of a newer version), a missing field and a field of
+            another type give None, unknown fields are ignored.
     """
     cls = EVENTS.get(record.get("event", ""))
     if cls is None:
         return None
     try:
-        return cls.from_record(record)
+        event = cls.from_record(record)
     except (TypeError, KeyError, ValueError, AttributeError):
         return None
-
-
-def to_json(value: Any) -> Any:
-    """Return `value` in JSON's own types; NaN and infinities become "nan", "inf" and "-inf"."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else str(float(value))
-    if value is None or isinstance(value, str | int):
-        return value
-    if isinstance(value, Mapping):
-        return {str(key): to_json(item) for key, item in value.items()}
-    if isinstance(value, list | tuple | set | frozenset):
-        return [to_json(item) for item in value]
-    if dataclasses.is_dataclass(value):
-        parts = dataclasses.fields(value)
-        return {part.name: to_json(getattr(value, part.name)) for part in parts}
-    return str(value)
-
-
-def metrics_of(record: Mapping[str, Any]) -> dict[str, float]:
-    """Return the metrics of a record as numbers: JSON has NaN and infinities as text."""
-    return {name: float(value) for name, value in (record.get("metrics") or {}).items()}
-
-
-def _matrix(rows: Sequence[Sequence[float | str]]) -> list[list[float]]:
-    return [[float(value) for value in row] for row in rows]
+    is_valid = all(accepts(getattr(event, name)) for name, accepts in type_checks(cls))
+    return event if is_valid else None
 
 
 @cache

@@ -9,17 +9,32 @@ Paths of files inside the journal's folder are relative to it, so the folder can
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import io
 import json
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from raykd.tracking.events import Event, parse, to_json
+from raykd.tracking.events import (
+    EVENTS,
+    Event,
+    parse,
+)
+from raykd.tracking.json_types import to_json
 
 Listener = Callable[[Event], None]
+
+WAIT_S = 60.0
+"""Seconds for which a write waits for a disk that is full or away."""
+
+PAUSE_S = 0.5
+"""Seconds between two attempts."""
 
 
 @dataclass(frozen=True)
@@ -29,10 +44,13 @@ class Line:
     Attributes:
         end: byte at which the next line begins.
         event: event of the line; None if this version of raykd cannot read it.
+        fault: reason why raykd cannot have written the line; empty for a line that was cut off when
+            its process was killed, and for an event of another version.
     """
 
     end: int
     event: Event | None
+    fault: str = ""
 
 
 class Journal:
@@ -56,11 +74,15 @@ class Journal:
             self._file.write(b"\n")
 
     def append(self, event: Event) -> Event:
-        """Append an event and return it with its time."""
+        """Append an event and return it with its time.
+
+        Raises:
+            OSError: as `append_whole`.
+        """
         event = replace(event, at=time.time_ns() // 1_000_000)
         line = json.dumps(to_json(event.record()), ensure_ascii=False, allow_nan=False) + "\n"
         with self._lock:
-            self._file.write(line.encode())
+            append_whole(self._file, line.encode())
         return event
 
     def close(self) -> None:
@@ -71,6 +93,39 @@ class Journal:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def append_whole(file: io.FileIO, content: bytes) -> None:
+    """Append lines to a file; all of them or nothing.
+
+    Waits up to `WAIT_S` seconds while the disk is full or away, and says so.
+
+    Args:
+        file: opened for appending, without a buffer.
+        content: whole lines.
+
+    Raises:
+        OSError: the disk is still full or away.
+    """
+    deadline = None
+    while True:
+        size = os.fstat(file.fileno()).st_size
+        try:
+            if file.write(content) == len(content):
+                return
+            error = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), file.name)
+        except OSError as raised:
+            error = raised
+        with contextlib.suppress(OSError):
+            file.truncate(size)
+        if deadline is None:
+            deadline = time.monotonic() + WAIT_S
+            text = f"{file.name} cannot be written: {error.strerror}; waiting up to {WAIT_S:.0f} s"
+            with contextlib.suppress(OSError):  # it may be a file on the same disk
+                print(text, file=sys.stderr, flush=True)
+        if time.monotonic() > deadline:
+            raise OSError(error.errno, error.strerror, file.name)
+        time.sleep(PAUSE_S)
 
 
 class EventBus:
@@ -116,7 +171,7 @@ def read(path: str | Path, start: int = 0) -> Iterator[Line]:
             if not line.endswith(b"\n"):
                 return
             end += len(line)
-            yield Line(end, _parse(line))
+            yield _parse(line, end)
 
 
 def events(path: str | Path) -> list[Event]:
@@ -124,12 +179,17 @@ def events(path: str | Path) -> list[Event]:
     return [line.event for line in read(path) if line.event is not None]
 
 
-def _parse(line: bytes) -> Event | None:
+def _parse(line: bytes, end: int) -> Line:
     try:
         record = json.loads(line)
-    except ValueError:
-        return None
-    return parse(record) if isinstance(record, dict) else None
+    except (ValueError, RecursionError):
+        is_cut = not line.strip() or (line.startswith(b"{") and not line.endswith(b"}\n"))
+        return Line(end, None, "" if is_cut else "not an event: it is not JSON")
+    kind = record.get("event") if isinstance(record, dict) else None
+    if not isinstance(kind, str):
+        return Line(end, None, "not an event")
+    event = parse(record)
+    return Line(end, event, f"not a valid `{kind}` event" if not event and kind in EVENTS else "")
 
 
 def _is_torn(path: Path) -> bool:

@@ -6,19 +6,22 @@ import contextlib
 import importlib.metadata
 import json
 import re
+import shutil
 import tempfile
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from raykd.tracking.events import ModelSaved
-from raykd.tracking.mlflow_client import absolute, connect, masked, quoted
+from raykd.tracking.mlflow_client import connect, quoted
+from raykd.tracking.store_uri import absolute, masked
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import LoggedModel
     from mlflow.entities.model_registry import ModelVersion
-    from mlflow.models import ModelSignature
+    from mlflow.models import Model, ModelSignature
     from torch import nn
 
 
@@ -52,8 +55,12 @@ class RawInputs(Protocol):
 
 
 MODEL_NAME = "model"
+NETWORK = "network.pt"
+"""File of the whole network in a model whose main file is a program of `torch.export`."""
+
 MAX_NAME = 120
 MAX_TAG = 5000
+MAX_EXAMPLE = 1 << 30
 SCHEMES = ("models", "runs", "mlflow-artifacts")
 
 
@@ -66,6 +73,7 @@ def send_model(
     run_id: str,
     params: Mapping[str, str],
     tags: Mapping[str, str],
+    allow_code: bool = False,
 ) -> str:
     """Log a model of the journal in run `run_id`, and register it if requested.
 
@@ -73,14 +81,15 @@ def send_model(
     `client`.  That function uses the process-wide tracking URI, which belongs to the user, and
     logs a second model when called again.  Here, steps that are already done are skipped.
 
-    The whole network is saved (with pickle), not a traced graph, because hint layers are found by
-    module name and `.train()` must work.  Loading it requires raykd.  A network with `RawInputs`
-    takes raw samples; its preprocessing and class names are in the signature, the metadata and
-    the tags.
+    A network with a program is saved as that program, which MLflow loads without raykd, and once
+    more whole (with pickle): a teacher needs layers with names, and `.train()`.  A network without
+    a program is saved whole only, and loading it requires raykd.  A network with `RawInputs` takes
+    raw samples; its preprocessing and class names are in the signature, the metadata and the tags.
 
     Args:
         event: the `model` event; `folder`: folder of the journal, for relative paths.
         params, tags: values shown with the model.
+        allow_code: the network may run code of its file.
 
     Returns:
         URI of the model, `models:/m-...`.
@@ -100,7 +109,7 @@ def send_model(
     )
     if model.status != LoggedModelStatus.READY:
         try:
-            _upload(client, model, event, folder, run_id)
+            _upload(client, model, event, folder, allow_code=allow_code)
         except Exception:
             with contextlib.suppress(Exception):
                 client.finalize_logged_model(model.model_id, LoggedModelStatus.FAILED)
@@ -108,7 +117,7 @@ def send_model(
         client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
     _link(client, run_id, model.model_id)
     if event.register:
-        version = _register(client, event.register, model, run_id, tags)
+        version = create_version(client, event.register, model, run_id, tags)
         _name(client, version, tuple(event.aliases))
     return f"models:/{model.model_id}"
 
@@ -119,7 +128,7 @@ def logged_name(name: str) -> str:
 
 
 def load_model_uri(uri: str, *, tracking_uri: str | None = None) -> nn.Module:
-    """Return the network at an MLflow model URI, on the CPU in eval mode.
+    """Return the whole network at an MLflow model URI, on the CPU in eval mode.
 
     Loading a model runs the code it was saved with, so load only models that you trust.
 
@@ -220,10 +229,16 @@ def _place_in_run(client: MlflowClient, run_id: str, name: str) -> str:
 
 def _read(path: str, uri: str) -> nn.Module:
     from mlflow.pytorch import load_model
-    from torch import nn
+    from torch import fx, nn
 
+    from raykd.compat.network_files import read_network
+
+    whole = Path(path, "extra_files", NETWORK)
     try:
-        model = load_model(path, map_location="cpu")
+        if whole.is_file():
+            model = read_network(whole, uri, allow_code=True).eval()
+        else:
+            model = load_model(path, map_location="cpu")
     except ModuleNotFoundError as error:
         raise ValueError(f"{uri}: needs the package {error.name!r}; install it") from error
     except Exception as error:
@@ -233,15 +248,20 @@ def _read(path: str, uri: str) -> nn.Module:
         ) from error
     if not isinstance(model, nn.Module):
         raise ValueError(f"{uri}: holds a {type(model).__name__}, not a torch.nn.Module")
+    if isinstance(model, fx.GraphModule):
+        raise ValueError(
+            f"{uri}: holds a program of torch.export, which has no layers to learn from and cannot "
+            "be trained; log the network with serialization_format='pickle'"
+        )
     return model
 
 
 def _logged(client: MlflowClient, experiment_id: str, run_id: str) -> LoggedModel | None:
     """Return the run's model, complete or partly uploaded by a process that died."""
-    found = client.search_logged_models(
+    models = client.search_logged_models(
         [experiment_id], filter_string=f"source_run_id = {quoted(run_id)}", max_results=1
     )
-    return found[0] if found else None
+    return models[0] if models else None
 
 
 def _link(client: MlflowClient, run_id: str, model_id: str) -> None:
@@ -258,58 +278,107 @@ def _upload(
     model: LoggedModel,
     event: ModelSaved,
     folder: Path,
-    run_id: str,
+    *,
+    allow_code: bool,
 ) -> None:
     import numpy as np
     from mlflow.models import Model
-    from mlflow.pytorch import save_model
 
-    network = _network(folder / event.path)
-    example: Any = np.load(folder / event.example) if event.example else None
+    from raykd.compat.network_files import read_network
+
+    path = file_in(folder, event.path)
+    network = read_network(path, str(path), allow_code=allow_code).eval()
+    example: Any = _read_example(file_in(folder, event.example)) if event.example else None
     if (event.example or "").endswith(".npz"):
         example = dict(example)
     facts: dict[str, Any] = {}
     if isinstance(network, RawInputs):
         facts = {**network.facts(), "metrics": dict(event.metrics)}
-        facts |= dict(event.about)
+        facts |= {**event.about, "format": _format(event)}
         if isinstance(example, Mapping):
             example = np.stack([example[key] for key in network.preprocessing.keys], axis=1)
         signature = _raw_signature(network, example)
     else:
         signature = _signature(network, event, example)
-    shown: Any = None if isinstance(example, Mapping) else example  # see `_signature`
+    description = Model(
+        artifact_path=model.artifact_location,
+        model_uuid=model.model_id,
+        run_id=model.source_run_id,
+        model_id=model.model_id,
+        metadata=facts or None,
+        signature=signature,
+    )
     with tempfile.TemporaryDirectory() as temporary:
-        local = str(Path(temporary, MODEL_NAME))
-        save_model(
-            network,
-            local,
-            mlflow_model=Model(
-                artifact_path=model.artifact_location,
-                model_uuid=model.model_id,
-                run_id=run_id,
-                model_id=model.model_id,
-                metadata=facts or None,
-            ),
-            signature=signature,
-            input_example=shown,
-            pip_requirements=_requirements(network),  # else MLflow starts a process to find out
-            serialization_format="pickle",
-        )
-        client.log_model_artifacts(model.model_id, local)
+        local = Path(temporary, MODEL_NAME)
+        _write_files(network, local, description, event, folder, example)
+        client.log_model_artifacts(model.model_id, str(local))
     if facts:
         client.set_logged_model_tags(model.model_id, _fact_tags(facts))
 
 
-def _network(path: Path) -> nn.Module:
-    import torch
-    from torch import nn
+def _write_files(
+    network: nn.Module,
+    local: Path,
+    description: Model,
+    event: ModelSaved,
+    folder: Path,
+    example: Any,
+) -> None:
+    """Write the folder of an MLflow model.
 
-    if not path.is_file():
-        raise ValueError(f"{path}: no such model file")
-    network = torch.load(path, map_location="cpu", weights_only=False)
-    if not isinstance(network, nn.Module):
-        raise ValueError(f"{path}: holds a {type(network).__name__}, not a torch.nn.Module")
-    return network.eval()
+    With a program, it is the folder that `save_model(serialization_format="pt2")` writes, and the
+    network as another file.  MLflow would trace the network again, which no thread may do while
+    another one runs a network.
+    """
+    from mlflow.pytorch import save_model
+
+    program = file_in(folder, event.program) if event.program else None
+    if program is not None and not program.is_file():
+        raise ValueError(f"{program}: no such program of torch.export")
+    input_example: Any = None if isinstance(example, Mapping) else example  # see `_signature`
+    whole = shutil.copyfile(folder / event.path, local.with_name(NETWORK))
+    save_model(
+        network,
+        str(local),
+        mlflow_model=description,
+        signature=description.signature,
+        input_example=input_example,
+        # without requirements, MLflow starts a process to determine them
+        pip_requirements=_requirements(network, program=program is not None),
+        extra_files=[str(whole)] if program else None,
+        serialization_format="pickle",
+    )
+    if program is None:
+        return
+    data = local / "data"
+    for name in ("model.pth", "pickle_module_info.txt"):
+        (data / name).unlink()
+    shutil.copyfile(program, data / "model.pt2")
+
+
+def file_in(folder: Path, path: str) -> Path:
+    """Return the file of an event, which must lie in the folder of its journal.
+
+    Raises:
+        ValueError: it lies elsewhere, so that the journal of somebody else cannot have any file of
+            this machine uploaded.
+    """
+    file = folder / path
+    if not file.resolve().is_relative_to(folder.resolve()):
+        raise ValueError(f"{path}: lies outside of {folder}; raykd uploads files of that folder")
+    return file
+
+
+def _read_example(file: Path) -> Any:
+    """Read example samples; an archive must not unpack to more than `MAX_EXAMPLE` bytes."""
+    import numpy as np
+
+    if file.suffix == ".npz":
+        with zipfile.ZipFile(file) as archive:
+            size = sum(part.file_size for part in archive.infolist())
+        if size > MAX_EXAMPLE:
+            raise ValueError(f"{file}: unpacks to {size:,} bytes; at most {MAX_EXAMPLE:,} are read")
+    return np.load(file)
 
 
 def _signature(network: nn.Module, event: ModelSaved, example: Any) -> ModelSignature:
@@ -327,12 +396,12 @@ def _signature(network: nn.Module, event: ModelSaved, example: Any) -> ModelSign
     shape = tuple(event.input_shape)
     if isinstance(example, Mapping):
         inputs = Schema([TensorSpec(dtype, (-1, *shape), name=key) for key in example])
-        given: Any = {key: torch.from_numpy(value) for key, value in example.items()}
+        batch: Any = {key: torch.from_numpy(value) for key, value in example.items()}
     else:
         inputs = Schema([TensorSpec(dtype, (-1, *shape))])
-        given = torch.from_numpy(np.zeros((2, *shape), dtype) if example is None else example)
+        batch = torch.from_numpy(np.zeros((2, *shape), dtype) if example is None else example)
     with torch.no_grad():
-        logits = network(given)
+        logits = network(batch)
     if not isinstance(logits, torch.Tensor):
         return ModelSignature(inputs)
     spec = TensorSpec(logits.numpy().dtype, (-1, *logits.shape[1:]))
@@ -347,39 +416,51 @@ def _raw_signature(network: RawInputs, example: Any) -> ModelSignature:
     from mlflow.types import Schema, TensorSpec
 
     dtype, shape = np.dtype(network.preprocessing.dtype), network.preprocessing.signature_shape
-    given = torch.from_numpy(np.zeros((2, *shape), dtype) if example is None else example)
+    batch = torch.from_numpy(np.zeros((2, *shape), dtype) if example is None else example)
     with torch.no_grad():
-        logits = network(given)
+        logits = network(batch)
     output = TensorSpec(logits.numpy().dtype, (-1, *logits.shape[1:]), name="logits")
     return ModelSignature(Schema([TensorSpec(dtype, (-1, *shape))]), Schema([output]))
 
 
 def _fact_tags(facts: Mapping[str, Any]) -> dict[str, str]:
     """Return the tags for a model's page: its inputs, classes and accuracy."""
-    given = dict(facts["input"])
-    shown = {
-        "raykd.input": f"{given['kind']}, {given['dtype']} (batch, "
-        + ", ".join(map(str, given["shape"]))
+    raw = dict(facts["input"])
+    tags = {
+        "raykd.input": f"{raw['kind']}, {raw['dtype']} (batch, "
+        + ", ".join(map(str, raw["shape"]))
         + ")",
-        "raykd.preprocessing": json.dumps(given),
+        "raykd.preprocessing": json.dumps(raw),
         "raykd.output": facts["output"],
         "raykd.classes": json.dumps(facts["classes"]),
+        "raykd.format": facts["format"],
     }
     if "accuracy" in facts:
-        shown["raykd.accuracy"] = facts["accuracy"]
-    return {key: value[:MAX_TAG] for key, value in shown.items()}
+        tags["raykd.accuracy"] = facts["accuracy"]
+    return {key: value[:MAX_TAG] for key, value in tags.items()}
 
 
-def _requirements(network: nn.Module) -> list[str]:
+def _format(event: ModelSaved) -> str:
+    """Return the format of a model, and what it needs to load."""
+    if event.program is not None:
+        return "torch.export (pt2); loads without raykd"
+    reason = f" ({event.pickle_reason})" if event.pickle_reason else ""
+    return f"pickle; needs raykd to load{reason}"
+
+
+def _requirements(network: nn.Module, *, program: bool) -> list[str]:
     modules = {type(module).__module__.partition(".")[0] for module in network.modules()}
-    names = ["torch", "numpy", "pydantic", "cloudpickle"]
-    names += [name for name in ("torchvision", "timm", "transformers") if name in modules]
+    names = ["torch", "numpy"]
+    if not program:
+        names += ["pydantic", "cloudpickle"]
+        names += [name for name in ("torchvision", "timm", "transformers") if name in modules]
     return [f"{name}=={importlib.metadata.version(name).partition('+')[0]}" for name in names]
 
 
-def _register(
+def create_version(
     client: MlflowClient, name: str, model: LoggedModel, run_id: str, tags: Mapping[str, str]
 ) -> ModelVersion:
+    """Register the model of a run, and return its version; a second one is never created."""
     from mlflow.exceptions import MlflowException
 
     try:
@@ -401,7 +482,7 @@ def _name(client: MlflowClient, version: ModelVersion, aliases: tuple[str, ...])
     """Move aliases to `version`, but not from a newer one: journals may be replayed."""
     if not aliases:
         return
-    held = client.get_registered_model(version.name).aliases
+    versions = client.get_registered_model(version.name).aliases
     for alias in aliases:
-        if int(held.get(alias, 0)) < int(version.version):
+        if int(versions.get(alias, 0)) < int(version.version):
             client.set_registered_model_alias(version.name, alias, str(version.version))

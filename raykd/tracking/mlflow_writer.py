@@ -6,8 +6,11 @@
   run's ID), so uploading the same events twice changes nothing.
 - MLflow's status: FINISHED for `finished` and also for `stopped` (a trial that a scheduler ended
   early is not an error, and MLflow shows KILLED in red), FAILED for `failed`, KILLED for runs that
-  an interrupted study left open.  The tag `raykd.status` has the exact status:
+  an interrupted study left open, SCHEDULED for `paused` (a trial that may continue).  The tag
+  `raykd.status` has the exact status:
   `tags."raykd.status" = 'stopped'`.
+- The experiment gets saved views (`mlflow_views`) and a note (`mlflow_notes`), the study's run the
+  same text as its description.
 - Non-finite numbers are not logged as metrics (MLflow turns infinity into 1.8e308); the tag
   `raykd.not_finite` lists them.
 - Params longer than MLflow's limit are cut; the tag `raykd.cut_params` lists them and the artifact
@@ -19,14 +22,13 @@ from __future__ import annotations
 
 import getpass
 import json
-import math
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raykd.tracking.events import (
+    ArmsPlanned,
     ArtifactSaved,
     DataLoaded,
     EpochFinished,
@@ -35,131 +37,47 @@ from raykd.tracking.events import (
     ModelSaved,
     Note,
     RunEnded,
+    RunPaused,
+    RunPromoted,
     RunStarted,
     StudyEnded,
+    StudyExtended,
     StudyStarted,
-    to_json,
+    SummaryWritten,
 )
-from raykd.tracking.mlflow_client import experiment_id, run_ids
-from raykd.tracking.mlflow_models import send_model
+from raykd.tracking.journal_state import JournalState, Upload, run_of
+from raykd.tracking.json_types import to_json
+from raykd.tracking.mlflow_client import StartTimes, open_experiment, study_runs
+from raykd.tracking.mlflow_models import file_in, send_model
+from raykd.tracking.mlflow_notes import NOTE
+from raykd.tracking.mlflow_pages import ExperimentPages
+from raykd.tracking.mlflow_values import (
+    MAX_PARAM,
+    clean_tags,
+    cut,
+    run_params,
+    split_finite,
+    text,
+)
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Metric
 
-
-@dataclass
-class RunState:
-    """State of one run.
-
-    Attributes:
-        start: its last `RunStarted` event.
-        epoch: its highest epoch, 0 before the first.
-        metrics: metrics of that epoch.
-        ended: true after its end.
-    """
-
-    start: RunStarted
-    epoch: int = 0
-    metrics: Metrics = field(default_factory=dict)
-    ended: bool = False
+DIGEST = 8  # characters of a data set's fingerprint in its name, as in MLflow's own
 
 
-@dataclass(frozen=True)
-class Upload:
-    """An event to upload.
-
-    Attributes:
-        event: the event.
-        step: step of its metrics in MLflow.
-        open_runs: runs that had not ended before it; of `StudyEnded` alone.
-    """
-
-    event: Event
-    step: int = 0
-    open_runs: tuple[str, ...] = ()
-
-
-class JournalState:
-    """State of a study: its data and its runs up to the last event.
-
-    Every event passes through `update` exactly once and in order, even if it is uploaded several
-    times afterward.  All decisions that depend on earlier events are made there.
-    """
-
-    def __init__(self) -> None:
-        self.study: StudyStarted | None = None
-        self.dataset: DataLoaded | None = None
-        self.runs: dict[str, RunState] = {}
-
-    def update(self, event: Event) -> Upload | None:
-        """Update the state with an event and return what to upload, or None to skip the event.
-
-        - A repeated epoch is skipped: a trial that lost its workers repeats epochs, and a metric
-          has one value per step.  The first value stays.
-        - Metrics that were already uploaded with the last epoch are removed from `RunEnded`.
-
-        Raises:
-            KeyError: the event belongs to a run that has not started.
-        """
-        match event:
-            case StudyStarted():
-                self.study = event
-            case DataLoaded():
-                self.dataset = event
-            case RunStarted():
-                self._start(event)
-            case EpochFinished():
-                return self._epoch(event)
-            case RunEnded():
-                return self._end(event)
-            case StudyEnded():
-                open_runs = tuple(id for id, run in self.runs.items() if not run.ended)
-                return Upload(event, open_runs=open_runs)
-            case Note(id=str(id)):
-                self._run(id, event)
-                return Upload(event, event.step or 0)
-            case Note():
-                return Upload(event, event.step or 0)
-            case ModelSaved(id=str(id)) | ArtifactSaved(id=str(id)):
-                self._run(id, event)
-            case _:
-                pass
-        return Upload(event)
-
-    def _run(self, id: str, event: Event) -> RunState:
-        if id not in self.runs:
-            raise KeyError(f"`{event.kind}` of run {id!r}, which has no `run` event")
-        return self.runs[id]
-
-    def _start(self, event: RunStarted) -> None:
-        run = self.runs.setdefault(event.id, RunState(event))
-        run.start, run.ended = event, False
-
-    def _epoch(self, event: EpochFinished) -> Upload | None:
-        run = self._run(event.id, event)
-        if event.epoch <= run.epoch:
-            return None
-        run.epoch, run.metrics = event.epoch, event.metrics
-        return Upload(event, event.epoch)
-
-    def _end(self, event: RunEnded) -> Upload:
-        run = self._run(event.id, event)
-        run.ended = True
-        metrics = {k: v for k, v in event.metrics.items() if run.metrics.get(k) != v}
-        return Upload(replace(event, metrics=metrics), run.epoch)
-
-
-MAX_KEY = 250
-MAX_PARAM = 6000
-MAX_TAG = 8000
-MAX_DIGEST = 36
 METRICS_A_CALL = 1000
+
+
 TEXTS_A_CALL = 50  # params or tags: keeps a request under MLflow's 1 MB
 
-CUT = " ... [cut]"
+
 RUN_STATUS = {"finished": "FINISHED", "stopped": "FINISHED", "failed": "FAILED"}
+
+
 STUDY_STATUS = {"finished": "FINISHED", "failed": "FAILED"}
+
 
 # Permanent errors of MLflow.  All others may be temporary (a server that starts, a locked database,
 # credentials).
@@ -201,28 +119,44 @@ class MlflowWriter:
 
     Args:
         client: MLflow's client.
-        story: state of the journal so far; contains the study.
+        state: state of the journal so far; contains the study.
         folder: folder of the journal, for relative paths.
         uri: URI of the store.
+        start_times: of the runs in the whole journal.
+        allow_code: networks may run code of their files while they are read.
 
     Attributes:
         experiment: MLflow's ID of the experiment.
-        resumed: True if the study's parent run existed already.
+        complete: whether the store has the study's run, and had no run twice; else events that were
+            sent before may be missing.
     """
 
-    def __init__(self, client: MlflowClient, state: JournalState, folder: Path, uri: str) -> None:
+    def __init__(
+        self,
+        client: MlflowClient,
+        state: JournalState,
+        folder: Path,
+        uri: str,
+        start_times: Callable[[], StartTimes],
+        *,
+        allow_code: bool = False,
+    ) -> None:
         assert state.study is not None
         self._client = client
         self._state = state
         self._folder = folder
+        self._allow_code = allow_code
         self._study_id = state.study.id
         name = state.study.experiment or state.study.name
-        self.experiment = experiment_id(client, name, uri)
-        self._runs = run_ids(client, self.experiment, self._study_id)
+        experiment = open_experiment(client, name, uri)
+        self.experiment = experiment.id
+        runs = study_runs(client, experiment, self._study_id, start_times)
+        self._runs = dict(runs.ids)
+        self.complete = self._study_id in runs.ids and not runs.repeated
         self._with_model: set[str] = set()
         self._metrics: dict[str, list[Metric]] = {}
         self._dataset: str | None = None
-        self.resumed = self._study_id in self._runs
+        self._pages = ExperimentPages(client, self.experiment, state)
 
     def write(self, upload: Upload) -> None:
         """Write one event to the store.
@@ -235,24 +169,40 @@ class MlflowWriter:
             MlflowException: the store rejects it (`is_refusal`) or cannot be reached.
         """
         match upload.event:
-            case StudyStarted() as event:
-                self._on_study(event)
-            case DataLoaded() as event:
-                self._on_dataset(event)
             case RunStarted() as event:
                 self._on_run(event)
             case EpochFinished() as event:
                 self._measure(self._run(event.id), event, event.metrics, upload.step)
+            case RunPaused() as event:
+                self._set_status(event.id, "SCHEDULED", "paused")
+            case RunPromoted() as event:
+                self._set_status(event.id, "RUNNING", "running")
             case RunEnded() as event:
                 self._on_end(event, upload.step)
-            case ModelSaved() as event:
-                self._on_model(event)
-            case ArtifactSaved() as event:
-                self._on_artifact(event)
             case Note() as event:
                 run_id = self._run(event.id)
                 self._measure(run_id, event, event.metrics, upload.step)
                 self._tag(run_id, event.tags)
+            case ModelSaved() as event:
+                self._on_model(event)
+            case ArtifactSaved() as event:
+                self._on_artifact(event)
+            case _:
+                self._write_study(upload)
+
+    def _write_study(self, upload: Upload) -> None:
+        """Write an event of the study as a whole."""
+        match upload.event:
+            case StudyStarted() as event:
+                self._on_study(event)
+            case DataLoaded() as event:
+                self._on_dataset(event)
+            case StudyExtended():
+                self._tag(self._run(None), {"extended": self._state.extensions})
+            case ArmsPlanned():
+                self._pages.write_views()
+            case SummaryWritten() as event:
+                self._tag(self._run(None), {NOTE: self._pages.write_summary(event)})
             case StudyEnded() as event:
                 self._on_done(event, upload.open_runs)
             case _:
@@ -261,8 +211,8 @@ class MlflowWriter:
     @property
     def pages(self) -> dict[str, str]:
         """Return MLflow's IDs of the study's run (key "") and of the runs with a new model."""
-        known = {id: self._runs.get(self._key(id), "") for id in self._with_model}
-        return {"": self._runs.get(self._study_id, ""), **known}
+        with_model = {id: self._runs.get(self._key(id), "") for id in self._with_model}
+        return {"": self._runs.get(self._study_id, ""), **with_model}
 
     def flush(self, *, tolerant: bool = False) -> list[Exception]:
         """Upload the buffered metrics.
@@ -294,13 +244,14 @@ class MlflowWriter:
         run_id = self._run(None)
         self._client.update_run(run_id, status="RUNNING")
         self._tag(run_id, {**self._study_tags(event), "raykd.status": "running"})
-        if event.given:
-            self._client.log_text(run_id, event.given, "study/given.yaml")
+        if event.text:
+            self._client.log_text(run_id, event.text, "study/study.yaml")
         resolved = yaml.safe_dump(to_json(event.resolved), sort_keys=False)
         self._client.log_text(run_id, resolved, "study/resolved.yaml")
         names = ("argv", "file", "git", "seed", "versions")
         environment = {name: getattr(event, name) for name in names}
         self._client.log_dict(run_id, environment, "study/environment.json")
+        self._pages.write_views()
 
     def _on_dataset(self, event: DataLoaded) -> None:
         tags = {"raykd.data_fingerprint": event.fingerprint}
@@ -314,10 +265,17 @@ class MlflowWriter:
         exists = self._key(event.id) in self._runs
         run_id = self._run(event.id)
         if exists:
-            self._client.update_run(run_id, status="RUNNING")
-            self._tag(run_id, {"raykd.status": "running"})
+            self._set_status(event.id, "RUNNING", "running")
         self._log_params(run_id, run_params(event))
         self._log_dataset(run_id)
+        if event.role == "trial":
+            self._pages.write_views()
+
+    def _set_status(self, id: str, status: str, tag: str) -> None:
+        """Set the status of a run that has not ended."""
+        run_id = self._run(id)
+        self._client.update_run(run_id, status=status)
+        self._tag(run_id, {"raykd.status": tag})
 
     def _on_end(self, event: RunEnded, step: int) -> None:
         run_id = self._run(event.id)
@@ -342,6 +300,7 @@ class MlflowWriter:
             run_id=run_id,
             params={key: cut(value, MAX_PARAM) for key, value in run_params(run.start).items()},
             tags=clean_tags({**run.start.tags, **self._id_tags(run.start)}),
+            allow_code=self._allow_code,
         )
         tags = {"raykd.model": uri}
         if event.register:
@@ -351,12 +310,12 @@ class MlflowWriter:
         self._tag(run_id, tags)
         self._with_model.add(event.id)
         finite, _ = split_finite(event.metrics)
-        at, model_id = event.at, uri.rpartition("/")[2]
+        at, model_id = run.saved_at, uri.rpartition("/")[2]
         measured = [Metric(k, v, at, run.epoch, model_id=model_id) for k, v in finite.items()]
         self._client.log_batch(run_id, metrics=measured)
 
     def _on_artifact(self, event: ArtifactSaved) -> None:
-        path, folder = self._folder / event.path, event.folder or None
+        path, folder = file_in(self._folder, event.path), event.folder or None
         if path.is_dir():
             self._client.log_artifacts(self._run(event.id), str(path), folder)
         elif path.is_file():
@@ -373,6 +332,10 @@ class MlflowWriter:
         run_id = self._run(None)
         self._tag(run_id, {"raykd.status": event.status})
         self._client.set_terminated(run_id, STUDY_STATUS.get(event.status, "KILLED"), event.at)
+        # for `raykd report RUN` on another machine
+        for name in ("journal.jsonl", "folder.json"):
+            if (self._folder / name).is_file():
+                self._client.log_artifact(run_id, str(self._folder / name), "study")
 
     # -- runs -------------------------------------------------------------------------------
 
@@ -403,7 +366,7 @@ class MlflowWriter:
             "mlflow.parentRunId": self._run(start.parent),
             "raykd.status": "running",
         }
-        return self._start(id, start.at, tags)
+        return self._start(start.name or id, start.at, tags)
 
     def _start(self, name: str, at: int, tags: Mapping[str, Any]) -> str:
         run = self._client.create_run(
@@ -483,7 +446,7 @@ class MlflowWriter:
         profile = {"num_rows": sum(sizes.values()), **sizes, "classes": data.classes}
         dataset = Dataset(
             name=data.name,
-            digest=data.fingerprint[:MAX_DIGEST],
+            digest=data.fingerprint[:DIGEST],
             source_type="local",
             source=json.dumps({"uri": data.origin}),
             schema=self._schema(data),
@@ -508,11 +471,11 @@ class MlflowWriter:
     def _measure(self, run_id: str, event: Event, metrics: Metrics, step: int) -> None:
         from mlflow.entities import Metric
 
-        finite, others = split_finite(metrics)
+        finite, non_finite = split_finite(metrics)
         waiting = self._metrics.setdefault(run_id, [])
         waiting += [Metric(key, value, event.at, step) for key, value in finite.items()]
-        if others:
-            values = ", ".join(f"{key} = {value}" for key, value in others.items())
+        if non_finite:
+            values = ", ".join(f"{key} = {value}" for key, value in non_finite.items())
             self._tag(run_id, {"raykd.not_finite": f"{values} at step {step}"})
         if len(waiting) >= METRICS_A_CALL:
             self._flush(run_id)
@@ -520,69 +483,6 @@ class MlflowWriter:
     def _flush(self, run_id: str) -> None:
         for part in _parts(self._metrics.pop(run_id, []), METRICS_A_CALL):
             self._client.log_batch(run_id, metrics=part)
-
-
-# -- pure helpers ---------------------------------------------------------------------------
-
-
-def text(value: Any) -> str:
-    """Return a value in the notation of a study file."""
-    if isinstance(value, str):
-        return value
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    return json.dumps(value, ensure_ascii=False, default=str)
-
-
-def run_of(event: Event) -> str | None:
-    """Return the ID of the run that an event belongs to; None: the study."""
-    return None if isinstance(event, StudyStarted) else getattr(event, "id", None)
-
-
-def run_params(start: RunStarted) -> dict[str, str]:
-    """Return a run's params at full length, under names that MLflow accepts."""
-    params = dict(start.params)
-    if start.seed is not None:
-        params.setdefault("seed", start.seed)
-    named: dict[str, str] = {}
-    for key, value in params.items():
-        named[_free(clean_key(key), named)] = text(value)
-    return named
-
-
-def clean_key(key: str) -> str:
-    """Return `key` in MLflow's form: `knowledge[0].loss` becomes `knowledge.0.loss`."""
-    key = re.sub(r"\[([^\]]*)\]", r".\1", str(key))
-    key = re.sub(r"[^\w.\- /]", "_", key)
-    key = "/".join(part for part in key.split("/") if part not in ("", ".", ".."))
-    return key[:MAX_KEY] or "_"
-
-
-def clean_tags(tags: Mapping[str, Any]) -> dict[str, str]:
-    """Return tags with names and lengths that MLflow accepts, without empty ones."""
-    kept = {key: value for key, value in tags.items() if value is not None}
-    return {clean_key(key): cut(text(value), MAX_TAG) for key, value in kept.items()}
-
-
-def cut(value: str, limit: int) -> str:
-    """Cut `value` to at most `limit` characters, with a note if it was longer."""
-    return value if len(value) <= limit else value[: limit - len(CUT)] + CUT
-
-
-def split_finite(metrics: Metrics) -> tuple[dict[str, float], dict[str, float]]:
-    """Split metrics into finite numbers and others."""
-    values = {clean_key(key): value for key, value in metrics.items()}
-    finite = {key: value for key, value in values.items() if math.isfinite(value)}
-    return finite, {key: value for key, value in values.items() if key not in finite}
-
-
-def _free(key: str, taken: Mapping[str, Any]) -> str:
-    """Return `key`, or the first of `key_2`, `key_3` ... that is not in use."""
-    free, number = key, 1
-    while free in taken:
-        number += 1
-        free = f"{key[: MAX_KEY - 6]}_{number}"
-    return free
 
 
 def _parts(items: list[Any], size: int) -> Iterable[list[Any]]:

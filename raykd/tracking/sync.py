@@ -1,9 +1,9 @@
 """Upload of a journal to MLflow.
 
-`Tracker` follows a journal in its own thread, so training is not delayed; `sync` uploads in the
-foreground.  A cursor next to the journal (`<journal>.sent`) has the upload position of each store.
-It is written after the upload.  Events uploaded before a crash but not recorded in the cursor are
-uploaded again, which changes nothing.
+`Tracker` follows a journal in its own thread, so training is not delayed; `upload_journal` uploads
+in the foreground.  A cursor next to the journal (`<journal>.sent`) has the upload position of each
+store.  It is written after the upload.  Events uploaded before a crash but not recorded in the
+cursor are uploaded again, which changes nothing.
 """
 
 from __future__ import annotations
@@ -15,20 +15,16 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from raykd.tracking.cursor import Cursor, Sent
-from raykd.tracking.events import ArtifactSaved, ModelSaved, StudyStarted
+from raykd.tracking.events import ArtifactSaved, ModelSaved, RunStarted, StudyStarted
 from raykd.tracking.journal import Line, read
-from raykd.tracking.mlflow_client import absolute, connect, masked
-from raykd.tracking.mlflow_writer import (
-    JournalState,
-    MlflowWriter,
-    Upload,
-    is_refusal,
-    is_unreachable,
-    run_of,
-)
+from raykd.tracking.journal_state import JournalState, Upload, run_of
+from raykd.tracking.mlflow_client import connect
+from raykd.tracking.mlflow_writer import MlflowWriter, is_refusal, is_unreachable
+from raykd.tracking.store_uri import absolute, masked
 
 CHUNK = 200  # events uploaded per update of the cursor
 HEAVY = (ModelSaved, ArtifactSaved)  # a chunk ends after such an event
@@ -60,8 +56,8 @@ class Status:
         if self.refused:
             waiting = f"{self.pending} events wait, " if self.pending else ""
             return f"{waiting}{self.refused} refused by MLflow ({self.error})"
-        said = f"{self.pending} events wait" if self.pending else "all events are in MLflow"
-        return said + (f" ({self.error})" if self.error else "")
+        summary = f"{self.pending} events wait" if self.pending else "all events are in MLflow"
+        return summary + (f" ({self.error})" if self.error else "")
 
 
 class Tracker:
@@ -71,6 +67,7 @@ class Tracker:
         journal_path: path of the journal, which may not exist yet.
         uri: MLflow's tracking URI.
         verbose: allow MLflow to print.
+        allow_code: networks of the study may run code of their files, see `read_network`.
         poll: seconds between two reads of the journal.
         start_after: seconds before MLflow is imported, so that the import does not slow down the
             start of the study.  `close` does not wait for them.
@@ -82,10 +79,11 @@ class Tracker:
         uri: str,
         *,
         verbose: bool = False,
+        allow_code: bool = False,
         poll: float = 0.5,
         start_after: float = 2.0,
     ) -> None:
-        self._uploader = Uploader(journal_path, uri, verbose=verbose)
+        self._uploader = Uploader(journal_path, uri, verbose=verbose, allow_code=allow_code)
         self._poll = poll
         self._start_after = start_after
         self._closing = threading.Event()
@@ -168,20 +166,20 @@ class Tracker:
             self._abandoned.wait(min(pause, FAREWELL_PAUSE))
 
 
-def sync(
+def upload_journal(
     journal_path: str | Path,
     uri: str,
     *,
     from_start: bool = False,
     patience: float = 60.0,
+    allow_code: bool = False,
     verbose: bool = False,
     report: Callable[[Status], None] | None = None,
 ) -> Status:
     """Upload the journal to MLflow.
 
-    Models in the journal are unpickled during the upload, so sync only studies that you trust.
-
     Args:
+        allow_code: networks may run code of their files: those that consist of layers of your own.
         from_start: upload everything again; existing data in MLflow are not changed.
         patience: seconds to keep trying while the store is unreachable.
         report: called with the progress after each chunk.
@@ -194,7 +192,9 @@ def sync(
         raise ValueError(f"{journal_path}: no such journal; name the folder of a study that ran")
     if not any(isinstance(line.event, StudyStarted) for line in read(journal_path)):
         raise ValueError(f"{journal_path}: no study in it; is it a study's journal?")
-    with contextlib.closing(Uploader(journal_path, uri, verbose=verbose)) as uploader:
+    with contextlib.closing(
+        Uploader(journal_path, uri, verbose=verbose, allow_code=allow_code)
+    ) as uploader:
         if from_start:
             uploader.forget()
         while _patiently(uploader, patience):
@@ -223,11 +223,14 @@ def _patiently(uploader: Uploader, patience: float) -> bool:
 class Uploader:
     """Read and upload a journal chunk by chunk; the caller controls the timing."""
 
-    def __init__(self, path: str | Path, uri: str, *, verbose: bool) -> None:
+    def __init__(
+        self, path: str | Path, uri: str, *, verbose: bool, allow_code: bool = False
+    ) -> None:
         self.path = Path(os.path.abspath(path))
         self.place = masked(absolute(uri))
         self._uri = absolute(uri)
         self._verbose = verbose
+        self._allow_code = allow_code
         self._cursor = Cursor(self.path, self.place)
         self._lock: int | None = None
         self._status = Status()
@@ -279,8 +282,8 @@ class Uploader:
         if self._lock is None:
             self._lock = _locked(self.path)
         if self._sent is None:
-            known = self._cursor.load()
-            self._sent, self.refused = known.end, dict(known.refused)
+            stored = self._cursor.load()
+            self._sent, self.refused = stored.end, dict(stored.refused)
             self._again = set(self.refused)
         if not self._chunk and not self._fill():
             return False
@@ -292,7 +295,10 @@ class Uploader:
         self._upload(writer)
         self._sent = max(self._sent, self._chunk[-1][0])
         self._cursor.save(Sent(self._sent, writer.experiment, writer.pages, self.refused))
+        # other threads read the status: an event must not be both delivered and pending
+        delivered = self._status.delivered + len(self._chunk)
         self._chunk, self._tries = [], {}
+        self._status = replace(self._status, delivered=delivered)
         return True
 
     def _fill(self) -> bool:
@@ -320,8 +326,15 @@ class Uploader:
         """Return the writer, or None if the store was replaced and the upload restarts."""
         if self._writer is None:
             client = connect(self._uri, verbose=self._verbose)
-            writer = MlflowWriter(client, self._state, self.path.parent, self._uri)
-            if self._sent and not writer.resumed:
+            writer = MlflowWriter(
+                client,
+                self._state,
+                self.path.parent,
+                self._uri,
+                partial(start_times, self.path),
+                allow_code=self._allow_code,
+            )
+            if self._sent and not writer.complete:
                 self.forget()
                 return None
             self._writer = writer
@@ -350,7 +363,6 @@ class Uploader:
             self._refuse(self._say(error))
         if not self._status.refused:
             self._status = replace(self._status, error="")
-        self._status = replace(self._status, delivered=self._status.delivered + len(self._chunk))
 
     def _judge(self, error: Exception, place: int) -> None:
         """Raise `error` again if another try is allowed."""
@@ -365,8 +377,8 @@ class Uploader:
         self._status = replace(self._status, refused=self._status.refused + 1, error=problem)
 
     def _say(self, error: Exception) -> str:
-        said = masked(str(error)) or type(error).__name__
-        return said if len(said) <= 500 else said[:500] + " ..."
+        message = masked(str(error)) or type(error).__name__
+        return message if len(message) <= 500 else message[:500] + " ..."
 
     def _unread(self) -> int:
         """Return the number of lines of the journal that are not read yet."""
@@ -376,6 +388,22 @@ class Uploader:
                 return sum(block.count(b"\n") for block in iter(lambda: file.read(1 << 20), b""))
         except OSError:
             return 0
+
+
+def start_times(journal: Path) -> dict[str, set[int]]:
+    """Return the times at which the study and its runs started, by the tag `raykd.id`."""
+    times: dict[str, set[int]] = {}
+    study = ""
+    for line in read(journal):
+        match line.event:
+            case StudyStarted() as event:
+                study = event.id
+                times.setdefault(study, set()).add(event.at)
+            case RunStarted() as event:
+                times.setdefault(f"{study}/{event.id}", set()).add(event.at)
+            case _:
+                pass
+    return times
 
 
 def _locked(journal: Path) -> int:

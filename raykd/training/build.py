@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from functools import partial
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
 from raykd.data import Dataset
 from raykd.losses import Shape, Term
 from raykd.losses.terms import layer_names
 from raykd.models import (
     ModelProfile,
-    Task,
+    Signature,
     Text,
     profile_model,
     profile_network,
@@ -24,7 +22,6 @@ from raykd.models.normalization import copy_normalization
 from raykd.schemes import Distiller, SchemeInputs, TeacherInputs, TeacherSpec
 from raykd.study.checks.layer_pairs import resolve_pairs
 from raykd.study.config import Study
-from raykd.study.teachers import required_networks, teachers_of
 from raykd.training.memory_format import to_device
 from raykd.training.normalization import adapt_teacher
 from raykd.training.seeding import derive_seed, seeded
@@ -33,7 +30,7 @@ from raykd.training.teacher_cache import TeacherHandle, find_mismatch
 log = logging.getLogger("raykd")
 
 
-def task_of(data: Dataset) -> Task:
+def signature_of(data: Dataset) -> Signature:
     """Return the inputs and classes of a model for these data."""
     text = None
     if data.vocabulary:
@@ -41,7 +38,7 @@ def task_of(data: Dataset) -> Task:
         assert not isinstance(inputs, Tensor), "texts are mappings of tensors"
         sample = tuple((key, tuple(row[0].tolist())) for key, row in inputs.items())
         text = Text(data.vocabulary, data.padding, tuple(inputs), sample)
-    return Task(data.input_shape, data.classes, text, data.class_names)
+    return Signature(data.input_shape, data.classes, text, data.class_names, data.categories)
 
 
 def build_distiller(
@@ -61,7 +58,7 @@ def build_distiller(
         study: concrete.
         data: for the training.
         seed: of the training.
-        teachers: trained, in the order of `teachers_of(study)`; after them the network that the
+        teachers: trained, in the order of `study.teacher_specs()`; after them the network that the
             student inherits from, if it does (`required_networks`).  Further ones are not used.
         device: of the training.
 
@@ -69,34 +66,38 @@ def build_distiller(
         ValueError: a model does not fit the data, a layer does not exist or cannot be connected,
             the scheme needs a teacher and there is none, or a network to inherit from is missing.
     """
-    task, model = task_of(data), study.student.model
+    signature, model = signature_of(data), study.student.model
     handles = [_handle(teacher, study, data, seed) for teacher in teachers]
     cpu = torch.device("cpu")
     with seeded(derive_seed(seed, "student"), cpu):
-        student = to_device(_student(study, task, handles), device)
+        student = to_device(_student(study, signature, handles), device)
     with seeded(derive_seed(seed, "scheme"), cpu):
         # Pairs are resolved to layers only if a loss compares layers
         terms: Sequence[Term] = study.knowledge
         uses_pairs = study.scheme.takes_knowledge and any(
             term.active and term.loss and term.loss.takes_pairs for term in terms
         )
-        profile = profile_model(model, task) if uses_pairs else None
-        guides = _guides(study, task, handles, profile, device)
+        profile = profile_model(model, signature) if uses_pairs else None
+        guides = _guides(study, signature, handles, profile, device)
         if profile is not None and not guides:
-            terms = resolve_pairs(study, profile, (), task.classes).knowledge
+            terms = resolve_pairs(study, profile, (), signature.classes).knowledge
         shapes = profile.layers if profile is not None else {}
         parts = SchemeInputs(
             student=student,
-            build_student=lambda: to_device(model.build(task), device),
+            build_student=lambda: to_device(model.build(signature), device),
             teacher=guides[0].teacher if guides else None,
             terms=guides[0].terms if guides else terms,
-            task_loss=partial(cross_entropy, label_smoothing=study.train.label_smoothing),
-            task=task,
+            task_loss=study.learning_task.label_loss(
+                data.train.targets.to(device),
+                data.classes,
+                smoothing=study.train.label_smoothing,
+            ),
+            signature=signature,
             train_size=len(data.train),
             data_size=data.data_size,
             guided_shapes=shapes,
             hint_shapes=guides[0].hint_shapes if guides else shapes,
-            others=guides[1:],
+            more_teachers=guides[1:],
             teacher_network=_classifier_source(study, handles[0]) if guides else None,
         )
         distiller = study.scheme.build(parts)
@@ -104,13 +105,13 @@ def build_distiller(
     return distiller
 
 
-def _student(study: Study, task: Task, teachers: Sequence[TeacherHandle]) -> nn.Module:
+def _student(study: Study, signature: Signature, teachers: Sequence[TeacherHandle]) -> nn.Module:
     """Return the student with its initial weights."""
-    model, teaching, needed = study.student.model, teachers_of(study), required_networks(study)
+    model, teaching, needed = study.student.model, study.teacher_specs(), study.required_networks()
     if model.origin is not None and len(teachers) > len(teaching):
         origin = teachers[len(teaching)]
     elif needed == teaching:
-        return model.build(task)
+        return model.build(signature)
     elif needed[-1] in teaching[: len(teachers)]:
         origin = teachers[teaching.index(needed[-1])]
     else:
@@ -119,12 +120,12 @@ def _student(study: Study, task: Task, teachers: Sequence[TeacherHandle]) -> nn.
             "missing; pass it after the teachers of the scheme (`train_teachers` does), or set "
             "`inherit_weights: false`"
         )
-    return copy_normalization(model.build_from(origin.network, task), origin.network)
+    return copy_normalization(model.build_from(origin.network, signature), origin.network)
 
 
 def _guides(
     study: Study,
-    task: Task,
+    signature: Signature,
     teachers: Sequence[TeacherHandle],
     profile: ModelProfile | None,
     device: torch.device,
@@ -133,12 +134,12 @@ def _guides(
 
     Args:
         study: concrete.
-        task: inputs and classes.
+        signature: inputs and classes.
         teachers: trained; those after the ones of the scheme are not used.
         profile: of the student; None if no loss compares layers.
         device: of the training.
     """
-    prepared = teachers_of(study)
+    prepared = study.teacher_specs()
     if teachers and not prepared and study.scheme.needs_teacher:
         # A network passed from Python for a study without a `teacher` key
         prepared = (TeacherSpec(model=None, weights=None, train=study.train, seed=study.seed),)
@@ -154,14 +155,14 @@ def _guides(
         if profile is not None:
             # A network passed from Python has no model option
             theirs = (
-                profile_network(teacher.network, task)
+                profile_network(teacher.network, signature)
                 if option.model is None
-                else profile_model(option.model, task)
+                else profile_model(option.model, signature)
             )
-            terms = resolve_pairs(study, profile, (theirs,), task.classes).knowledge
+            terms = resolve_pairs(study, profile, (theirs,), signature.classes).knowledge
             layers = theirs.layers
         logits = study.scheme.reads_logits(terms)
-        source = teacher.source(layer_names(terms, "hint"), task, device, logits=logits)
+        source = teacher.source(layer_names(terms, "hint"), signature, device, logits=logits)
         guides.append(TeacherInputs(source, terms, layers))
     return guides
 

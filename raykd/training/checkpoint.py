@@ -1,11 +1,9 @@
-"""Weights and training states as bytes: safetensors files, and files of `torch.save`."""
+"""Networks as bytes: weights as safetensors files, whole networks as files of `torch.save`."""
 
 from __future__ import annotations
 
 import io
 import json
-import pickle
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
+from raykd.errors import first_line
 from raykd.models.weights.matching import check_shapes
 
 
@@ -80,47 +79,11 @@ def with_metadata(content: bytes, metadata: Mapping[str, str]) -> bytes:
     return len(text).to_bytes(8, "little") + text + content[start:]
 
 
-def dump_object(value: object) -> bytes:
-    """Serialize a network or a training state with `torch.save`."""
+def dump_network(network: nn.Module) -> bytes:
+    """Serialize a network with `torch.save`."""
     buffer = io.BytesIO()
-    torch.save(value, buffer)
+    torch.save(network, buffer)
     return buffer.getvalue()
-
-
-def parse_state(
-    content: bytes, device: torch.device | str = "cpu", source: str = "the state"
-) -> dict[str, Any]:
-    """Return the training state in bytes written by `dump_object`; runs no code of the file.
-
-    Args:
-        content: of the file.
-        device: where tensors are put.
-        source: name of the file in error messages.
-
-    Raises:
-        ValueError: the bytes hold no training state.
-    """
-    try:
-        state = torch.load(io.BytesIO(content), map_location=device, weights_only=True)
-    except (RuntimeError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
-        raise ValueError(
-            f"{source} is no readable training state: {_first_line(error)}; remove it to start "
-            "the training over"
-        ) from None
-    if not isinstance(state, dict):
-        raise ValueError(
-            f"{source} holds a {type(state).__name__}, not a training state; remove it to start "
-            "the training over"
-        )
-    return state
-
-
-def parse_network(content: bytes) -> nn.Module:
-    """Return the network in bytes written by `dump_object`, on the CPU.
-
-    Unpickling runs code that the bytes name: only for files of trusted origin.
-    """
-    return torch.load(io.BytesIO(content), map_location="cpu", weights_only=False)
 
 
 def _header(content: bytes) -> dict[str, Any]:
@@ -130,10 +93,6 @@ def _header(content: bytes) -> dict[str, Any]:
 
 def _unreadable(source: str, error: Exception) -> str:
     return (
-        f"{source} is no readable safetensors file: {_first_line(error)}; write it with "
+        f"{source} is no readable safetensors file: {first_line(error)}; write it with "
         "safetensors.torch.save_file(model.state_dict(), path)"
     )
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]

@@ -18,14 +18,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cosine_similarity, cross_entropy
+from torch.nn.functional import cosine_similarity
 
 from raykd.data import Batch, BatchLoader, Placement, ViewOptions, to_memory_format
 from raykd.losses import ModelOutputs, Pair, Progress, Term, Terms
 from raykd.losses.cka_map import LEAST_SAMPLES, CkaMap
 from raykd.losses.terms import LayerShapes
-from raykd.models import Layer, LayerHooks, Task, discover, profile_model, resolve
-from raykd.training.build import task_of
+from raykd.models import Layer, LayerHooks, Signature, discover, profile_model, resolve
+from raykd.training.build import signature_of
 from raykd.training.seeding import derive_seed, seeded
 from raykd.training.trainer import Training
 
@@ -99,14 +99,19 @@ class _Probe:
     def __init__(self, design: ProbedPairs, training: Training, teacher: nn.Module) -> None:
         self.design, self.teacher = design, teacher
         self.study, self.data, self.seed = training.study, training.data, training.seed
-        self.device, self.task = training.device, task_of(training.data)
-        self._taps = _taps(teacher, (*design.teacher_layers, *design.hints), self.task)
+        self.device, self.signature = training.device, signature_of(training.data)
+        self._label_loss = training.task.label_loss(
+            self.data.train.targets.to(self.device),
+            self.data.classes,
+            smoothing=self.study.train.label_smoothing,
+        )
+        self._taps = _taps(teacher, (*design.teacher_layers, *design.hints), self.signature)
 
     def cka_map(self, student: nn.Module) -> Matrix:
         """Compute the CKA between the layers of the teacher and of a copy of a student."""
         design = self.design
         copied = _freeze_dropout(copy.deepcopy(student))
-        taps = _taps(copied, design.student_layers, self.task)
+        taps = _taps(copied, design.student_layers, self.signature)
         cka = CkaMap(design.teacher_layers, design.student_layers)
         with torch.no_grad():
             for batch in self._batches(min_samples=LEAST_SAMPLES):
@@ -142,7 +147,7 @@ class _Probe:
         train = self.study.train
         optimizer = train.build_optimizer(parameters)
         weight = self.design.term.effective_weight
-        taps = _taps(student, self.design.guided, self.task)
+        taps = _taps(student, self.design.guided, self.signature)
         for batch in islice(self._endless_batches(), FITTING_STEPS):
             with torch.no_grad():
                 guided = ModelOutputs(*taps.run(batch.inputs))
@@ -160,13 +165,12 @@ class _Probe:
     def _cosines(
         self, losses: Mapping[PairIndex, nn.Module], student: nn.Module, batch: Batch
     ) -> dict[PairIndex, float]:
-        taps = _taps(student, self.design.guided, self.task)
+        taps = _taps(student, self.design.guided, self.signature)
         guided = ModelOutputs(*taps.run(batch.inputs))
         with torch.no_grad():
             hints = ModelOutputs(*self._taps.run(batch.inputs))
         parameters = [p for p in student.parameters() if p.requires_grad]
-        smoothing = self.study.train.label_smoothing
-        labels = cross_entropy(guided.logits, batch.targets, label_smoothing=smoothing)
+        labels = self._label_loss(guided.logits, batch.targets)
         target = gradient_of(labels, parameters)
         return {
             pair: agreement(
@@ -184,11 +188,13 @@ class _Probe:
     def _pair_loss(self, hint: int, guided: int) -> nn.Module:
         """Build the loss of one pair, with its connectors."""
         pair = Pair(hint=self.design.hints[hint], guided=self.design.guided[guided])
-        [hint_layer] = _layers(self.teacher, (pair.hint,), self.task)
-        [guided_layer] = profile_model(self.study.student.model, self.task).resolve([pair.guided])
+        [hint_layer] = _layers(self.teacher, (pair.hint,), self.signature)
+        [guided_layer] = profile_model(self.study.student.model, self.signature).resolve(
+            [pair.guided]
+        )
         terms = Terms(
             [replace(self.design.term, pairs=(pair,))],
-            classes=self.task.classes,
+            classes=self.signature.classes,
             train_size=len(self.data.train),
             data_size=self.data.data_size,
             shapes=LayerShapes({pair.guided: guided_layer.shape}, {pair.hint: hint_layer.shape}),
@@ -239,12 +245,12 @@ def agreement(first: Gradients, second: Gradients) -> float:
     return float(cosine_similarity(left.double(), right.double(), dim=0))
 
 
-def _taps(network: nn.Module, layers: Sequence[str], task: Task) -> LayerHooks:
-    return LayerHooks(network, _layers(network, tuple(dict.fromkeys(layers)), task))
+def _taps(network: nn.Module, layers: Sequence[str], signature: Signature) -> LayerHooks:
+    return LayerHooks(network, _layers(network, tuple(dict.fromkeys(layers)), signature))
 
 
-def _layers(network: nn.Module, names: Sequence[str], task: Task) -> list[Layer]:
-    layers = discover(network, task)
+def _layers(network: nn.Module, names: Sequence[str], signature: Signature) -> list[Layer]:
+    layers = discover(network, signature)
     return [resolve(layers, name) for name in names]
 
 

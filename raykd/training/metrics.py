@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Literal
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
 from raykd.data import Batch, BatchLoader, Dataset, Placement, to_memory_format
 from raykd.data.loader import ON_CPU
 from raykd.schemes import StepOutput
+from raykd.tasks import Classification, Task
+from raykd.tasks.statistics import MeanStatistic, SplitStatistic
 
 EVALUATION_BATCH = 512
 """Minimum number of samples in an evaluation batch, over all ranks."""
+
+CLASSIFICATION = Classification()
 
 Autocast = Callable[[], AbstractContextManager[object]]
 """Returns the context in which forward passes run."""
@@ -34,44 +37,93 @@ def evaluate(
     model: nn.Module,
     batches: Iterable[Batch],
     *,
+    task: Task = CLASSIFICATION,
+    scale: Sequence[float] = (),
     device: torch.device | str = "cpu",
     autocast: Autocast = nullcontext,
     world: int = 1,
 ) -> dict[str, float]:
-    """Compute the mean loss and the accuracy of a network.
+    """Compute the mean loss and the metrics of a network.
 
     Args:
         model: run in eval mode; its mode is restored.
         batches: the share of the samples of this rank, of any size.
+        task: determines loss and metrics.
+        scale: units of the targets per unit of the response (`Dataset.target_scale`).
         device: of the model.
         autocast: context of the forward passes.
         world: number of ranks; each of them calls this and gets the result over all samples.
 
     Returns:
-        loss, the mean cross-entropy (nats, without label smoothing), and accuracy (0 to 1).
+        loss, the mean label loss (without label smoothing and class weights), and the metrics of
+        the task.
 
     Raises:
         ValueError: there are no samples.
     """
-    sums = torch.zeros(3, dtype=torch.float64, device=device)  # loss, correct, samples
-    samples = 0
+    meter = _Meter(task, scale, device)
     was_training = model.training
     model.eval()
     try:
         with torch.inference_mode():
             for batch in map(to_memory_format, batches):
                 with autocast():
-                    logits: Tensor = model(batch.inputs)
-                sums[0] += cross_entropy(logits.float(), batch.targets, reduction="sum").double()
-                sums[1] += (logits.argmax(1) == batch.targets).sum()
-                samples += len(batch)  # on the CPU: copying a number to the device waits for it
+                    response: Tensor = model(batch.inputs)
+                meter.update(response.float(), batch.targets)
     finally:
         model.train(was_training)
-    sums[2] = samples
-    loss, correct, total = all_reduce_sum(sums, world).tolist()
-    if not total:
-        raise ValueError("there are no samples to evaluate on: the split is empty")
-    return {"loss": loss / total, "accuracy": correct / total}
+    return meter.compute(world)
+
+
+class _Meter:
+    """Loss and metrics of the responses of a network on the samples of this rank.
+
+    Sums stay on the device until the end, so that no batch waits for it.
+    """
+
+    def __init__(self, task: Task, scale: Sequence[float], device: torch.device | str) -> None:
+        self._task = task
+        statistics = {name: task.statistic(name, scale) for name in task.metrics}
+        self._means = {n: s for n, s in statistics.items() if isinstance(s, MeanStatistic)}
+        self._wholes = {n: s for n, s in statistics.items() if isinstance(s, SplitStatistic)}
+        self._total = torch.zeros(1 + len(self._means), dtype=torch.float64, device=device)
+        self._samples = 0
+        self._responses: list[tuple[Tensor, Tensor]] = []
+
+    def update(self, response: Tensor, targets: Tensor) -> None:
+        parts = [self._task.loss_sum(response, targets)]
+        parts += [statistic.sums(response, targets) for statistic in self._means.values()]
+        self._total += torch.stack([part.double() for part in parts])
+        self._samples += len(targets)  # on the CPU: copying a number to the device waits for it
+        if self._wholes:
+            self._responses.append((response.cpu(), targets.cpu()))
+
+    def compute(self, world: int) -> dict[str, float]:
+        """Return the loss and the metrics over the samples of all ranks.
+
+        Raises:
+            ValueError: there are no samples.
+        """
+        sums = torch.cat([self._total, self._total.new_tensor([self._samples])])
+        *totals, samples = all_reduce_sum(sums, world).tolist()
+        if not samples:
+            raise ValueError("there are no samples to evaluate on: the split is empty")
+        names = ("loss", *self._means)
+        metrics = {name: total / samples for name, total in zip(names, totals, strict=True)}
+        if self._wholes:
+            response, targets = self._gathered(world)
+            metrics |= {n: each.value(response, targets) for n, each in self._wholes.items()}
+        return {name: metrics[name] for name in ("loss", *self._task.metrics)}
+
+    def _gathered(self, world: int) -> tuple[Tensor, Tensor]:
+        """Return the responses and targets of all ranks on the CPU, floats as float64."""
+        parts = self._responses
+        if world > 1:
+            shares: list[list[tuple[Tensor, Tensor]]] = [[] for _ in range(world)]
+            dist.all_gather_object(shares, parts)
+            parts = [part for share in shares for part in share]
+        response, targets = (torch.cat(each) for each in zip(*parts, strict=True))
+        return response.double(), targets.double() if targets.is_floating_point() else targets
 
 
 def evaluate_split(
@@ -79,11 +131,12 @@ def evaluate_split(
     data: Dataset,
     split: Literal["train", "val", "test"],
     *,
+    task: Task = CLASSIFICATION,
     batch_size: int = 1,
     autocast: Autocast = nullcontext,
     placement: Placement = ON_CPU,
 ) -> dict[str, float]:
-    """Compute <split>_loss and <split>_accuracy of a network on a whole split; see `evaluate`."""
+    """Compute <split>_loss and <split>_<metric> of a network on a whole split; see `evaluate`."""
     loader = BatchLoader(
         data.split(split),
         data,
@@ -91,9 +144,49 @@ def evaluate_split(
         shuffle_seed=None,
         placement=placement,
     )
-    batches, world = loader.epoch(0), placement.world_size
-    metrics = evaluate(model, batches, device=loader.device, autocast=autocast, world=world)
+    metrics = evaluate(
+        model,
+        loader.epoch(0),
+        task=task,
+        scale=data.target_scale,
+        device=loader.device,
+        autocast=autocast,
+        world=placement.world_size,
+    )
     return {f"{split}_{name}": value for name, value in metrics.items()}
+
+
+def count_class_hits(
+    model: nn.Module,
+    data: Dataset,
+    *,
+    autocast: Autocast = nullcontext,
+    placement: Placement = ON_CPU,
+) -> tuple[int, ...]:
+    """Count the correct predictions of a classifier for each class of the test split.
+
+    Args:
+        model: evaluated in eval mode; its mode is restored.
+        data: with class numbers as targets.
+        autocast: context of the forward passes.
+        placement: this rank; each rank calls this and gets the counts over all samples.
+    """
+    loader = BatchLoader(
+        data.test, data, batch_size=EVALUATION_BATCH, shuffle_seed=None, placement=placement
+    )
+    hits = torch.zeros(len(data.class_names), dtype=torch.int64, device=loader.device)
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.inference_mode():
+            for batch in map(to_memory_format, loader.epoch(0)):
+                with autocast():
+                    response: Tensor = model(batch.inputs)
+                is_hit = response.argmax(1) == batch.targets
+                hits.index_add_(0, batch.targets, is_hit.long())
+    finally:
+        model.train(was_training)
+    return tuple(all_reduce_sum(hits, placement.world_size).tolist())
 
 
 def all_reduce_sum(values: Tensor, world: int) -> Tensor:
@@ -124,19 +217,27 @@ class Diverged(ArithmeticError):
 
 
 class EpochMetrics:
-    """Sums of the losses and correct predictions of one epoch on this rank.
+    """Sums of the losses and of the metric of the training samples of one epoch on this rank.
 
     They stay on the device until the end of the epoch, so that no step waits for it.
 
     Args:
         device: device of the training.
+        task: determines the metric.
+        scale: units of the targets per unit of the response.
     """
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(
+        self, device: torch.device, task: Task = CLASSIFICATION, scale: Sequence[float] = ()
+    ) -> None:
         self._device = device
+        self._metric = task.train_metric
+        statistic = task.statistic(task.train_metric, scale)
+        assert isinstance(statistic, MeanStatistic), "the metric of training samples is a mean"
+        self._statistic = statistic
         self._names: tuple[str, ...] = ()
         self._losses: list[Tensor] = []
-        self._correct: list[Tensor] = []
+        self._sums: list[Tensor] = []
         self._sizes: list[int] = []
 
     def update(self, output: StepOutput, targets: Tensor) -> None:
@@ -146,7 +247,7 @@ class EpochMetrics:
         assert self._names == names, "the terms changed within an epoch"
         losses = [output.loss.detach(), *output.terms.values()]
         self._losses.append(torch.stack([loss.float() for loss in losses]))
-        self._correct.append((output.logits.argmax(1) == targets).sum())
+        self._sums.append(self._statistic.sums(output.logits, targets))
         self._sizes.append(len(targets))
 
     def compute(self, epoch: int, world: int = 1) -> dict[str, float]:
@@ -157,21 +258,21 @@ class EpochMetrics:
             world: number of ranks; each of them calls this.
 
         Returns:
-            train_loss, train_accuracy, term_<name> for each term, and the number of samples.
+            train_loss, train_<metric>, term_<name> for each term, and the number of samples.
 
         Raises:
             Diverged: a loss was NaN or infinite in some step on some rank; raised on every rank.
         """
         sizes = torch.tensor(self._sizes, dtype=torch.float64, device=self._device)
-        losses, correct = torch.stack(self._losses), torch.stack(self._correct).sum()
-        sums = torch.cat([sizes @ losses.double(), correct[None], sizes.sum()[None]])
-        *totals, correct_count, samples = all_reduce_sum(sums, world).tolist()
+        losses, metric = torch.stack(self._losses), torch.stack(self._sums).sum()
+        sums = torch.cat([sizes @ losses.double(), metric[None], sizes.sum()[None]])
+        *totals, metric_sum, samples = all_reduce_sum(sums, world).tolist()
         means = {name: total / samples for name, total in zip(self._names, totals, strict=True)}
         if not all(map(math.isfinite, totals)):
             raise Diverged(epoch, self._describe_fault(losses, world))
         return {
             "train_loss": means.pop("loss"),
-            "train_accuracy": correct_count / samples,
+            f"train_{self._metric}": metric_sum / samples,
             **{f"term_{name}": mean for name, mean in means.items()},
             "samples": samples,
         }

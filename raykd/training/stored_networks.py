@@ -1,18 +1,26 @@
-"""Stored networks, with the preprocessing of the data they were trained on."""
+"""Stored networks: their checksums, and the preprocessing of the data they were trained on."""
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import io
+import zipfile
 from collections.abc import Mapping
 
+import safetensors.torch
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from raykd.compat.network_files import read_network as read_whole_network
 from raykd.data import Dataset, Inputs
 from raykd.models import Model
 from raykd.models.normalization import from_metadata
 from raykd.models.preprocessing import PIXELS, Preprocessing, RawInputModel
-from raykd.training.build import task_of
-from raykd.training.checkpoint import parse_network, weights_metadata
+from raykd.storage import Storage
+from raykd.training.build import signature_of
+from raykd.training.checkpoint import weights_metadata
 from raykd.training.normalization import adapt_teacher
 from raykd.training.teachers import read_network
 
@@ -34,7 +42,14 @@ def preprocessing_of(data: Dataset) -> Preprocessing:
     dtype = raw.dtype or str(inputs.dtype).removeprefix("torch.")
     if inputs.dtype != torch.uint8:
         return Preprocessing(
-            kind="tensors", shape=data.input_shape, dtype=dtype, preparation=raw.preparation
+            kind="tensors",
+            shape=data.input_shape,
+            dtype=dtype,
+            mean=raw.mean,
+            std=raw.scale,
+            preparation=raw.preparation,
+            output_mean=data.target_mean,
+            output_scale=data.target_scale,
         )
     return Preprocessing(
         kind="pictures",
@@ -74,9 +89,12 @@ def raw_samples(data: Dataset, rows: Tensor, part: str = "test") -> Inputs:
     """
     split = {"train": data.train, "val": data.val, "test": data.test}[part]
     inputs = split.take(rows.to(split.targets.device))
+    raw = data.raw
+    if isinstance(inputs, Tensor) and raw.scale:
+        scale, mean = inputs.new_tensor(raw.scale), inputs.new_tensor(raw.mean)
+        return inputs * scale + mean
     if not isinstance(inputs, Tensor) or inputs.dtype != torch.uint8:
         return inputs
-    raw = data.raw
     if raw.maximum != PIXELS:
         inputs = torch.round(inputs.double() * (raw.maximum / PIXELS))
     if raw.dtype:
@@ -84,7 +102,14 @@ def raw_samples(data: Dataset, rows: Tensor, part: str = "test") -> Inputs:
     return inputs.reshape(-1, *raw.shape) if raw.shape else inputs
 
 
-def load_stored_network(file: str, content: bytes, model: Model | None, data: Dataset) -> nn.Module:
+def load_stored_network(
+    file: str,
+    content: bytes,
+    model: Model | None,
+    data: Dataset,
+    *,
+    allow_code: bool = False,
+) -> nn.Module:
     """Load a stored network, adapted to the data, in eval mode, on the CPU.
 
     Args:
@@ -92,12 +117,65 @@ def load_stored_network(file: str, content: bytes, model: Model | None, data: Da
         content: bytes of the file.
         model: of the weights.
         data: source of the batches.
+        allow_code: a whole network may run code of its file.
 
     Raises:
-        ValueError: the weights are not those of the model, or their normalization does not fit.
+        ValueError: the weights are not those of the model, their normalization does not fit, or a
+            whole network would run code.
     """
     if not file.endswith(".safetensors"):
-        return adapt_teacher(parse_network(content), data).eval()
+        network = read_whole_network(content, file, allow_code=allow_code)
+        return adapt_teacher(network, data).eval()
     assert model is not None, "weights without their model"
-    network = read_network(model, task_of(data), content)
+    network = read_network(model, signature_of(data), content)
     return adapt_teacher(network, data, from_metadata(weights_metadata(content)))
+
+
+def save_network(storage: Storage, file: str, content: bytes) -> None:
+    """Write a network and its checksum, unless the file exists: other studies may read it."""
+    if storage.create(file, content):
+        storage.write(_checksum_file(file), _checksum(content))
+
+
+def remove_network(storage: Storage, file: str) -> None:
+    """Remove a stored network and its checksum."""
+    storage.remove(file)
+    storage.remove(_checksum_file(file))
+
+
+def find_damage(storage: Storage, file: str) -> str:
+    """Return the reason why a stored network cannot be trusted; empty if it is as it was written.
+
+    A network without a checksum (its writer died before it wrote that) gets one if it is readable.
+    """
+    content = storage.read(file)
+    if content is None:
+        return "it is missing"
+    stored, present = storage.read(_checksum_file(file)), _checksum(content)
+    if stored is not None:
+        return "" if stored == present else "its SHA-256 is not the one it was stored with"
+    if not _is_readable(file, content):
+        return "it is cut short or overwritten"
+    with contextlib.suppress(OSError):  # a folder that others have filled may be read-only
+        storage.create(_checksum_file(file), present)
+    return ""
+
+
+def _is_readable(file: str, content: bytes) -> bool:
+    """Check the form of a network's file; runs no code of it."""
+    try:
+        if file.endswith(".safetensors"):
+            safetensors.torch.load(content)
+            return True
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            return archive.testzip() is None
+    except (SafetensorError, zipfile.BadZipFile):
+        return False
+
+
+def _checksum_file(file: str) -> str:
+    return f"{file}.sha256"
+
+
+def _checksum(content: bytes) -> bytes:
+    return hashlib.sha256(content).hexdigest().encode()

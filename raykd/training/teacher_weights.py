@@ -8,7 +8,7 @@ from pathlib import Path
 
 from torch import nn
 
-from raykd.models import Model, Task
+from raykd.models import Model, Signature
 from raykd.models.introspection.profile import build_without_init
 from raykd.models.preprocessing import NormalizedInputModel, RawInputModel
 from raykd.models.weights.class_order import (
@@ -18,7 +18,7 @@ from raykd.models.weights.class_order import (
     named_rows,
     reorder_classes,
 )
-from raykd.models.weights.files import WeightFile, read_weight_file, weight_class_names
+from raykd.models.weights.files import WeightFile, read_weight_file
 from raykd.models.weights.matching import MatchedWeights, match_weights
 from raykd.schemes import TeacherSpec
 
@@ -53,7 +53,7 @@ class LoadedTeacher:
     metadata: tuple[tuple[str, str], ...] = ()
 
 
-def load_teacher_weights(spec: TeacherSpec, task: Task) -> LoadedTeacher:
+def load_teacher_weights(spec: TeacherSpec, signature: Signature) -> LoadedTeacher:
     """Load a teacher from its file of weights, with outputs in the order of the data.
 
     Raises:
@@ -66,11 +66,11 @@ def load_teacher_weights(spec: TeacherSpec, task: Task) -> LoadedTeacher:
             f"{spec.weights}; load a network from MLflow with `mlflow.pytorch.load_model`"
         )
     file = read_weight_file(spec.weights)
-    network = spec.model.blueprint(task)
-    fitted, rows, note = _checked(file, network, task, spec.classes)
+    network = spec.model.blueprint(signature)
+    fitted, rows, note = _checked(file, network, signature, spec.classes)
     network.load_state_dict(fitted.tensors, strict=False)
     if rows is not None:
-        reorder_classes(network, rows, task, spec.weights)
+        reorder_classes(network, rows, signature, spec.weights)
     return LoadedTeacher(
         network.eval(),
         (*fitted.notes, *filter(None, [note])),
@@ -81,14 +81,14 @@ def load_teacher_weights(spec: TeacherSpec, task: Task) -> LoadedTeacher:
 
 
 def check_weights(
-    path: str | Path, model: Model, task: Task, classes: Sequence[str] = ()
+    path: str | Path, model: Model, signature: Signature, classes: Sequence[str] = ()
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Check that a file holds the weights of a model, without loading them.
 
     Args:
         path: of the file.
         model: of the weights.
-        task: inputs and classes of the data.
+        signature: inputs and classes of the data.
         classes: class names in the order of the outputs, if the study has them.
 
     Returns:
@@ -98,34 +98,12 @@ def check_weights(
         ValueError: as `load_teacher_weights`.
     """
     fitted, _, note = _checked(
-        read_weight_file(path), build_without_init(model, task), task, tuple(classes)
+        read_weight_file(path), build_without_init(model, signature), signature, tuple(classes)
     )
     return (*fitted.notes, *filter(None, [note])), fitted.warnings
 
 
-def output_order(spec: TeacherSpec, class_names: Sequence[str]) -> Rows:
-    """Return the output for each class of the data, as far as files state the classes.
-
-    Args:
-        spec: the teacher.
-        class_names: of the data.
-    """
-    if not class_names:
-        return None
-    try:
-        if spec.classes:
-            return named_rows(spec.classes, class_names, "teacher.classes")
-        if spec.weights is not None:
-            theirs = () if spec.is_mlflow else weight_class_names(spec.weights)
-        else:
-            theirs = spec.model.head_classes() if spec.model is not None else ()
-            theirs = theirs if len(theirs) == len(class_names) else ()
-        return class_rows(theirs, class_names, "")[0]
-    except ValueError:  # reported where the weights are read
-        return None
-
-
-def reorder_network(network: nn.Module, spec: TeacherSpec, task: Task) -> tuple[str, ...]:
+def reorder_network(network: nn.Module, spec: TeacherSpec, signature: Signature) -> tuple[str, ...]:
     """Put the outputs of a network, in place, in the order of the data.
 
     Returns:
@@ -135,17 +113,17 @@ def reorder_network(network: nn.Module, spec: TeacherSpec, task: Task) -> tuple[
         ValueError: its class names are not those of the data.
     """
     source = str(spec.weights)
-    rows, note = _order(spec.classes, find_class_names(network), task, source)
+    rows, note = _order(spec.classes, find_class_names(network), signature, source)
     if rows is not None:
         wrapped = isinstance(network, RawInputModel | NormalizedInputModel)
-        reorder_classes(network.network if wrapped else network, rows, task, source)
+        reorder_classes(network.network if wrapped else network, rows, signature, source)
         if isinstance(network, RawInputModel):
-            network.class_names = tuple(task.class_names)
+            network.class_names = tuple(signature.class_names)
     return tuple(filter(None, [note]))
 
 
 def _checked(
-    file: WeightFile, network: nn.Module, task: Task, classes: tuple[str, ...]
+    file: WeightFile, network: nn.Module, signature: Signature, classes: tuple[str, ...]
 ) -> tuple[MatchedWeights, Rows, str]:
     problem = file.metadata.get("problem_type", "")
     if problem in _OTHER_PROBLEMS:
@@ -153,19 +131,19 @@ def _checked(
             f"{file.source} belongs to a model of problem_type {problem!r} (config.json next to "
             "it); raykd distills classifiers with one class per sample"
         )
-    fitted = match_weights(network, file, task)
-    return fitted, *_order(classes, file.class_names, task, file.source)
+    fitted = match_weights(network, file, signature)
+    return fitted, *_order(classes, file.class_names, signature, file.source)
 
 
 def _order(
-    classes: tuple[str, ...], stored: tuple[str, ...], task: Task, source: str
+    classes: tuple[str, ...], stored: tuple[str, ...], signature: Signature, source: str
 ) -> tuple[Rows, str]:
     if classes:
         rows = None
-        if task.class_names:
-            rows = named_rows(classes, task.class_names, "teacher.classes")
+        if signature.class_names:
+            rows = named_rows(classes, signature.class_names, "teacher.classes")
         return rows, f"classes of {source} ordered by teacher.classes" if rows else ""
     try:
-        return class_rows(stored, task.class_names, source)
+        return class_rows(stored, signature.class_names, source)
     except UnmatchedClasses as error:
         raise UnmatchedClasses(f"{error}. If they are the same classes, {_REMEDY}") from None

@@ -1,34 +1,26 @@
-"""Teachers of a study: the study that trains one, its key, and loading its weights."""
+"""Teachers of a study: the study that trains one, and loading or training all of them."""
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 import warnings
 from collections.abc import MutableMapping, Sequence
-from pathlib import Path
 
 import torch
 from torch import nn
 
 from raykd.data import Dataset, Placement
-from raykd.models import Model, Task
-from raykd.models.weights.class_order import is_generic
-from raykd.models.weights.files import weight_parts
+from raykd.models import Model, Signature
 from raykd.schemes import Alone, TeacherSpec
 from raykd.schemes.base import independent_teacher
-from raykd.study.config import Cache, Student, Study, plain
-from raykd.study.teachers import required_networks, teacher_context
-from raykd.training.build import task_of
+from raykd.study.config import Cache, Student, Study
+from raykd.training.build import signature_of
 from raykd.training.checkpoint import parse_weights
-from raykd.training.normalization import adapt_teacher, normalization_of
+from raykd.training.normalization import adapt_teacher
 from raykd.training.output_check import check_outputs, probabilities_warning
-from raykd.training.teacher_weights import load_teacher_weights, output_order
+from raykd.training.teacher_keys import normalization_of, spec_key
+from raykd.training.teacher_weights import load_teacher_weights
 from raykd.training.trainer import Training
-
-RECIPE = 2
-"""Part of every key; raised when the same options come to train another teacher."""
 
 
 def teacher_study(study: Study) -> Study:
@@ -52,7 +44,7 @@ def teacher_spec_of(study: Study, seed: int | None = None) -> TeacherSpec:
     """
     if study.teacher is None:
         raise ValueError("the study has no teacher; set `teacher`")
-    return independent_teacher(study.teacher, teacher_context(study, seed))
+    return independent_teacher(study.teacher, study.teacher_context(seed))
 
 
 def teacher_training_study(study: Study, spec: TeacherSpec) -> Study:
@@ -88,75 +80,15 @@ def teacher_key(study: Study, fingerprint: str, class_names: Sequence[str] = ())
     return spec_key(teacher_spec_of(study), study, fingerprint, class_names)
 
 
-def spec_key(
-    spec: TeacherSpec, study: Study, fingerprint: str, class_names: Sequence[str] = ()
-) -> str:
-    """Return the key of a trained teacher: 32 hex digits.
-
-    It changes with the model, the training settings, the seed, the augmentation, the data set,
-    the contents of weights files and of files that the model is built from, an order of classes
-    other than that of the data, and with anything of the teachers that it was trained by.
-
-    Args:
-        spec: the teacher.
-        study: concrete; determines the augmentation if the teacher does not.
-        fingerprint: `Dataset.fingerprint`.
-        class_names: `Dataset.class_names`.
-    """
-    weights = spec.weights
-    augment = study.data.augment if spec.augment is None else spec.augment
-    content = {
-        "recipe": RECIPE,
-        "model": plain(spec.model),
-        "weights": weights,
-        "bytes": _digest_of_weights(weights) if weights and not spec.is_mlflow else None,
-        "train": plain(spec.train),
-        "scheme": plain(spec.scheme),
-        "knowledge": plain(spec.knowledge),
-        "teachers": [spec_key(teacher, study, fingerprint, class_names) for teacher in spec.needs],
-        "augment": plain(augment),
-        "data": fingerprint,
-        "seed": spec.seed,
-    }
-    normalization = normalization_of(spec)
-    if normalization is not None:
-        content["normalization"] = plain(normalization)
-    if spec.model is not None and spec.model.files():
-        content["files"] = [_digest(str(file)) for file in spec.model.files()]
-    rows = output_order(spec, class_names)
-    if rows is not None:
-        content["classes"] = rows
-    elif spec.is_mlflow and class_names and not is_generic(class_names):
-        content["classes"] = list(class_names)  # its classes are known only after the download
-    text = json.dumps(content, sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:32]
-
-
-def read_network(model: Model, task: Task, content: bytes) -> nn.Module:
+def read_network(model: Model, signature: Signature, content: bytes) -> nn.Module:
     """Load a model from the bytes of a safetensors file, in eval mode, on the CPU.
 
     Raises:
         ValueError: the bytes do not hold its weights.
     """
-    network = model.blueprint(task)
+    network = model.blueprint(signature)
     parse_weights(network, content, "the teacher's weights")
     return network.eval()
-
-
-def _digest_of_weights(path: str) -> str | None:
-    """Return a digest of all files of some weights; None if one does not exist."""
-    try:
-        digests = [_digest(str(part)) for part in weight_parts(path)]
-    except ValueError:
-        return None
-    return digests[0] if len(digests) == 1 else " ".join(filter(None, digests))
-
-
-def _digest(path: str) -> str | None:
-    if not Path(path).is_file():
-        return None
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 Networks = MutableMapping[str, nn.Module]
@@ -198,7 +130,7 @@ def train_teachers(
     cache = {} if cache is None else cache
     return [
         _network(spec, study, data, cache, torch.device(device))
-        for spec in required_networks(study, seed)
+        for spec in study.required_networks(seed)
     ]
 
 
@@ -208,7 +140,7 @@ def _network(
     key = spec_key(spec, study, data.fingerprint, data.class_names)
     if key not in cache:
         if spec.weights is not None:
-            network = load_teacher_weights(spec, task_of(data)).network
+            network = load_teacher_weights(spec, signature_of(data)).network
             network = adapt_teacher(network, data, normalization_of(spec)).to(device)
         else:
             teachers = [_network(need, study, data, cache, device) for need in spec.needs]

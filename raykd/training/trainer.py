@@ -9,7 +9,8 @@ import copy
 import dataclasses
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, TypeVar
+from functools import partial
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -38,7 +39,9 @@ from raykd.training.metrics import (
     autocast_for,
     evaluate_split,
 )
+from raykd.training.out_of_memory import SplitStep, may_split
 from raykd.training.seeding import derive_seed, seeded
+from raykd.training.state_file import TrainingState
 from raykd.training.teacher_cache import TeacherHandle
 
 __all__ = ["Diverged", "Training"]
@@ -67,7 +70,7 @@ class Training:
         data: moved to the device if it is not there yet (a caller that trains often moves it
             once, `Dataset.to`).
         seed: of everything random.
-        teacher: the trained teacher, or one for each of `teachers_of(study)`; put in eval mode
+        teacher: the trained teacher, or one for each of `study.teacher_specs()`; put in eval mode
             and frozen.  None for schemes without a teacher.
         placement: device, rank and number of workers.
 
@@ -85,6 +88,7 @@ class Training:
         placement: Placement = ON_CPU,
     ) -> None:
         self.study, self.data, self.seed = study, data, seed
+        self.task = study.learning_task
         self.device = torch.device(placement.device)
         self.placement, self.world_size = placement, placement.world_size
         self.history: list[dict[str, float]] = []
@@ -100,7 +104,12 @@ class Training:
             data,
             batch_size=study.train.batch_size,
             shuffle_seed=seed,
-            views=ViewOptions(study.data.augment, study.cache.seed, self.distiller.extra_inputs),
+            views=ViewOptions(
+                study.data.augment,
+                study.cache.seed,
+                self.distiller.extra_inputs,
+                balanced=self.task.is_balanced,
+            ),
             placement=placement,
         )
         self._autocast = autocast_for(study.train.precision, self.device)
@@ -110,6 +119,8 @@ class Training:
         if self._is_compiled:
             self.student.compile(mode=mode, dynamic=False)
         self.cuda_graph = self._make_cuda_graph() if mode == "graph" else None
+        splits = self.cuda_graph is None and may_split(study, self.world_size)
+        self.split_step = SplitStep() if splits else None
         self._model = self._data_parallel() if self.world_size > 1 else self.distiller
 
     @property
@@ -132,9 +143,9 @@ class Training:
 
         Returns:
             train_loss and term_<name> (unweighted), means over the samples of the epoch;
-            train_accuracy, of the same forward passes; val_loss (cross-entropy) and val_accuracy;
-            lr, of the last step; epoch_seconds, with the evaluation; images_per_second, of the
-            training alone, over all ranks.
+            train_<metric>, of the same forward passes; val_loss and val_<metric> of the task; lr,
+            of the last step; epoch_seconds, with the evaluation; images_per_second, of the
+            training alone, over all ranks; batch_parts, if memory was too short for whole batches.
 
         Raises:
             Diverged: a loss was NaN or infinite; raised on every rank.
@@ -150,12 +161,14 @@ class Training:
         metrics["lr"] = self.optimizer.param_groups[0]["lr"]
         metrics["epoch_seconds"] = time.perf_counter() - start
         metrics["images_per_second"] = metrics.pop("samples") / train_seconds
+        if self.split_step is not None and self.split_step.parts > 1:
+            metrics["batch_parts"] = float(self.split_step.parts)
         self.history.append(metrics)
         return dict(metrics)
 
     def train_epoch(self, max_steps: int | None = None) -> EpochMetrics:
         """Train one epoch, or its first `max_steps` steps; no step waits for the device."""
-        metrics = EpochMetrics(self.device)
+        metrics = EpochMetrics(self.device, self.task, self.data.target_scale)
         seed = derive_seed(self.seed, "epoch", self.epoch, self.placement.rank)
         with seeded(seed, self.device):
             self.distiller.train()
@@ -164,11 +177,15 @@ class Training:
             batches = self.loader.epoch(self.epoch, view=view, steps=max_steps)
             for step, batch in enumerate(map(to_memory_format, batches)):
                 progress = self._progress(step)
-                # Forward and backward, replayed as one CUDA graph if the study asks for it
-                if self.cuda_graph is None:
-                    output = self.forward_backward(batch, progress)
+                # Forward and backward: in parts if memory is short, or as one CUDA graph
+                if self.split_step is not None:
+                    add = partial(self.add_gradient, progress=progress)
+                    outputs = self.split_step.run(batch, add, self.clear_gradients)
+                elif self.cuda_graph is None:
+                    outputs = [(self.forward_backward(batch, progress), batch.targets)]
                 else:
                     output = self.cuda_graph.run(self.forward_backward, batch, progress)
+                    outputs = [(output, batch.targets)]
                 # Update of the weights
                 if self.study.train.clip_norm is not None:
                     nn.utils.clip_grad_norm_(self.parameters, self.study.train.clip_norm)
@@ -176,11 +193,28 @@ class Training:
                 for group in self.optimizer.param_groups:
                     group["lr"] = rate
                 self.optimizer.step()
-                metrics.update(output, batch.targets)
+                for output, targets in outputs:
+                    metrics.update(output, targets)
         return metrics
 
     def forward_backward(self, batch: Batch, progress: Progress) -> StepOutput:
         """Run the distiller on a batch and set the gradient of every parameter."""
+        self.clear_gradients()
+        return self.add_gradient(batch, 1.0, progress)
+
+    def clear_gradients(self) -> None:
+        """Remove the gradient of every parameter."""
+        for parameter in self.parameters:
+            parameter.grad = None
+
+    def add_gradient(self, batch: Batch, share: float, progress: Progress) -> StepOutput:
+        """Run the distiller on a part of a batch and add to the gradient of every parameter.
+
+        Args:
+            batch: the part.
+            share: of the samples of the whole batch; 1: it is the whole one.
+            progress: of the training.
+        """
         if self._is_compiled:
             torch.compiler.cudagraph_mark_step_begin()
         with self._autocast():
@@ -190,8 +224,8 @@ class Training:
             # DDP averages over ranks: weight each by its share of the global batch
             size = self.loader.global_size(progress.step % progress.steps_per_epoch)
             loss = loss * (len(batch) * self.world_size / size)
-        for parameter in self.parameters:
-            parameter.grad = None
+        if share != 1:
+            loss = loss * share
         loss.backward()
         return dataclasses.replace(output, loss=output.loss.detach())
 
@@ -213,21 +247,21 @@ class Training:
         return count
 
     def evaluate(self, split: Literal["train", "val", "test"]) -> dict[str, float]:
-        """Compute <split>_loss (mean cross-entropy) and <split>_accuracy of the student."""
+        """Compute <split>_loss and <split>_<metric> of the student; see `evaluate_split`."""
         return evaluate_split(
             self.student,
             self.data,
             split,
+            task=self.task,
             batch_size=self.study.train.batch_size,
             autocast=self._autocast,
             placement=self.placement,
         )
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> TrainingState:
         """Return a copy of the state on the CPU, in types that need no code to load.
 
-        `student` and `distiller` (learned parts of the scheme and the losses) hold tensors by
-        name.  There is no random state: the random numbers of an epoch follow from the seed and
+        There is no random state: the random numbers of an epoch follow from the seed and
         the number of the epoch.
         """
         tensors = self.distiller.state_dict()
@@ -241,7 +275,7 @@ class Training:
             "optimizer": _to_cpu(self.optimizer.state_dict()["state"]),
         }
 
-    def load_state(self, state: Mapping[str, Any]) -> None:
+    def load_state(self, state: TrainingState) -> None:
         """Resume from a state, of this or another process or device.
 
         Raises:
@@ -251,7 +285,7 @@ class Training:
             raise ValueError(
                 f"the saved state is of a training with seed {state['seed']} after "
                 f"{len(state['history'])} epochs, but this training has seed {self.seed} and "
-                f"{self.epochs} epochs; remove the state to start over"
+                f"{self.epochs} epochs"
             )
         student = {STUDENT + name: tensor for name, tensor in state["student"].items()}
         try:
@@ -259,9 +293,26 @@ class Training:
         except RuntimeError as error:
             raise ValueError(f"the saved state is of another study: {error}") from None
         groups = self.optimizer.state_dict()["param_groups"]
-        saved = {"state": _to_cpu(state["optimizer"]), "param_groups": groups}
+        saved = {"state": self._laid_out(state["optimizer"]), "param_groups": groups}
         self.optimizer.load_state_dict(saved)
         self.history = copy.deepcopy(list(state["history"]))
+
+    def _laid_out(self, states: Mapping[int, Mapping[str, object]]) -> dict[int, dict[str, object]]:
+        """Copy the optimizer's states to the device, in the memory layout of their parameters.
+
+        With another layout a step would take other kernels, which may round differently.
+        """
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+
+        def copied(value: object, parameter: Tensor) -> object:
+            if not isinstance(value, Tensor) or value.shape != parameter.shape:
+                return copy.deepcopy(value)
+            return torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+
+        return {
+            number: {name: copied(value, parameters[number]) for name, value in state.items()}
+            for number, state in states.items()
+        }
 
     def _data_parallel(self) -> DistributedDataParallel:
         return DistributedDataParallel(

@@ -16,7 +16,6 @@ from raykd.runtime.jobs import CacheJob, QueuedJob, TrainJob
 from raykd.schemes import TeacherSpec
 from raykd.storage import Storage
 from raykd.study.config import Study, plain, read_study
-from raykd.study.teachers import teachers_of
 from raykd.tracking.events import CacheStatus, Note, TeacherCacheChanged
 from raykd.tracking.journal import Listener
 from raykd.training.teacher_cache.builder import provenance_of
@@ -130,7 +129,7 @@ class CacheJobs:
         The files of its teachers must be stored.
         """
         study = read_study(job.study)
-        teachers = teachers_of(study, self._plan.study.settings.seed)
+        teachers = study.teacher_specs(self._plan.study.settings.seed)
         keys: list[str] = []
         missing: list[CacheJob] = []
         for number, (prepared, file) in enumerate(zip(teachers, job.teachers, strict=False)):
@@ -158,6 +157,10 @@ class CacheJobs:
     def is_running(self, job_id: str) -> bool:
         """Return True if a slot computes this job's share of an entry."""
         return job_id in self._running
+
+    def running_job(self, job_id: str) -> CacheJob:
+        """Return a job that a slot computes."""
+        return self._running[job_id]
 
     def finish(self, job_id: str) -> None:
         """Record that a share is complete; with the last one, the entry is."""
@@ -194,16 +197,16 @@ class CacheJobs:
         if planned is None:
             return None
         if planned.why_not:
-            self._announce(repr(planned.teacher), "live", why=planned.why_not)
+            self._announce(repr(planned.teacher), "live", reason=planned.why_not)
             return None
-        task = self._plan.task
+        signature = self._plan.signature
         outputs = TeacherOutputs(
             model_digest(prepared.model),
             self._digest(file),
             planned.layers,
-            layer_layouts(prepared, planned.layers, task),
+            layer_layouts(prepared, planned.layers, signature),
         )
-        samples = TrainingSamples(self._fingerprint, self._rows, task.classes)
+        samples = TrainingSamples(self._fingerprint, self._rows, signature.classes)
         return cache_spec(study, outputs, samples, views=planned.views)
 
     def _request(
@@ -287,7 +290,7 @@ class CacheJobs:
         self._failed.add(key)
         self._marked.discard(key)
         self._store.release(key, self._user)
-        self._announce(key, "live", why=reason)
+        self._announce(key, "live", reason=reason)
 
     def _digest(self, file: str) -> str:
         if file not in self._digests:
@@ -302,7 +305,9 @@ class CacheJobs:
         self._published.add((key, status))
         self._publish(TeacherCacheChanged(key, status, **details))
         if status in NOTED:
-            text = details.get("why") or f"{details['views']} view(s), {details['bytes']:,} bytes"
+            text = (
+                details.get("reason") or f"{details['views']} view(s), {details['bytes']:,} bytes"
+            )
             self._publish(Note(None, {"teacher_outputs": f"{status}: {text}"}))
 
 

@@ -11,14 +11,7 @@ from raykd.study.config import Tracking
 from raykd.study.open_study import OpenStudy
 from raykd.study.yaml_file import Document
 from raykd.tracking.events import Event, StudyStarted
-from raykd.tracking.mlflow_client import (
-    HIDDEN,
-    TRACKING,
-    absolute,
-    holds_password,
-    masked,
-    unusable,
-)
+from raykd.tracking.store_uri import HIDDEN, TRACKING, absolute, holds_password, masked, unusable
 
 PLACE = ("tracking", "uri")
 
@@ -81,6 +74,15 @@ def with_recorded_store(study: OpenStudy, history: Sequence[Event]) -> OpenStudy
         fix = f"set {TRACKING} to the same address, with its password"
         raise StudyError(Problem(text, fix=fix))
     return _moved(study, full)
+
+
+def without_password(study: OpenStudy) -> OpenStudy:
+    """Return the study with the password of its tracking store masked.
+
+    Its settings are sent to workers and written to the journal.  `absolute` restores the password
+    from MLFLOW_TRACKING_URI.
+    """
+    return _moved(study, masked(study.settings.tracking.uri))
 
 
 def store_source(study: OpenStudy) -> str:

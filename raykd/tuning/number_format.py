@@ -4,9 +4,22 @@ from __future__ import annotations
 
 import math
 
-from raykd.tuning.statistics import Estimate
+from raykd.metrics import facts_of
+from raykd.tuning.estimates import Estimate
 
 UNKNOWN = "-"
+
+WORDS = {
+    "macs": "MACs",
+    "onnx": "ONNX",
+    "f1": "F1",
+    "r2": "R2",
+    "auroc": "AUROC",
+    "mae": "MAE",
+    "rmse": "RMSE",
+    "top5": "top-5",
+}
+"""Parts of names of metrics that are written otherwise."""
 
 
 def percent(fraction: float | None) -> str:
@@ -36,7 +49,7 @@ def metric(name: str, value: float | None) -> str:
     """Return a metric's value in the unit that its name implies."""
     if value is None or math.isnan(value):
         return UNKNOWN
-    if name.endswith("accuracy"):
+    if facts_of(name).is_share:
         return percent(value)
     if name in ("params", "macs"):
         return whole(value)
@@ -47,32 +60,46 @@ def metric(name: str, value: float | None) -> str:
 
 def words(name: str) -> str:
     """Return a metric's name in words: "val accuracy"."""
-    return {"macs": "MACs"}.get(name, name.replace("onnx", "ONNX").replace("_", " "))
+    return " ".join(WORDS.get(word, word) for word in name.split("_"))
+
+
+def titled(name: str) -> str:
+    """Return a metric's name in words, at the start of a sentence: "Val accuracy"."""
+    text = words(name)
+    return text[:1].upper() + text[1:]
 
 
 def interval(estimate: Estimate | None) -> str:
-    """Return an accuracy with the half width of its 95% interval: "97.41% ± 0.35 (n=3)".
+    """Return a metric with the half width of its 95% interval: "97.41% ± 0.35 (n=3)".
 
-    An interval that ends at 100% is not symmetric: "99.50% [97.20, 100.00] (n=3)".
+    A plain number has four digits: "0.9312 ± 0.0041 (n=3)".  An interval that ends at
+    100% is not symmetric: "99.50% [97.20, 100.00] (n=3)".
     """
     if estimate is None:
         return UNKNOWN
-    return f"{percent(estimate.mean)}{_half_width(estimate)} (n={estimate.count})"
+    mean = percent(estimate.mean) if estimate.is_share else f"{estimate.mean:.4g}"
+    return f"{mean}{_half_width(estimate)} (n={estimate.count})"
 
 
 def points(estimate: Estimate | None) -> str:
-    """Return a difference of accuracies in percentage points: "+0.61 ± 0.50 (n=3)"."""
+    """Return a difference in percentage points, or of plain numbers: "+0.61 ± 0.50 (n=3)"."""
     if estimate is None:
         return UNKNOWN
-    return f"{100 * estimate.mean:+.2f}{_half_width(estimate)} (n={estimate.count})"
+    mean = f"{100 * estimate.mean:+.2f}" if estimate.is_share else f"{estimate.mean:+.4g}"
+    return f"{mean}{_half_width(estimate)} (n={estimate.count})"
 
 
 def _half_width(estimate: Estimate) -> str:
     if math.isnan(estimate.half_width):
         return ""
     if abs((estimate.high + estimate.low) / 2 - estimate.mean) > 1e-6:
-        return f" [{100 * estimate.low:.2f}, {100 * estimate.high:.2f}]"
-    return f" ± {100 * estimate.half_width:.2f}"
+        ends = (_end(estimate, value) for value in (estimate.low, estimate.high))
+        return f" [{', '.join(ends)}]"
+    return f" ± {_end(estimate, estimate.half_width)}"
+
+
+def _end(estimate: Estimate, value: float) -> str:
+    return f"{100 * value:.2f}" if estimate.is_share else f"{value:.3g}"
 
 
 def clock(seconds: float) -> str:

@@ -6,15 +6,18 @@ Subclasses decide which trials to queue: `SearchPlanner` draws points of a space
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
-from collections import deque
-from collections.abc import Mapping
+from collections import Counter, deque
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
 from raykd.errors import StudyError
 from raykd.runtime.jobs import (
+    DIVERGED,
+    OUT_OF_MEMORY,
     AnyJob,
     CacheJob,
     IdleJob,
@@ -26,7 +29,7 @@ from raykd.runtime.jobs import (
     TrainJob,
 )
 from raykd.study.config import Study, plain, read_study
-from raykd.study.short_names import names_of
+from raykd.study.short_names import training_names, trial_tags
 from raykd.tracking.events import (
     ArtifactSaved,
     Clock,
@@ -37,12 +40,15 @@ from raykd.tracking.events import (
     Note,
     RunEnded,
     RunStarted,
+    WarningIssued,
 )
 from raykd.tuning.failure_logs import Failure
-from raykd.tuning.records import Record
-from raykd.tuning.run_tags import tags_of
+from raykd.tuning.records import Record, run_name
 from raykd.tuning.session import RunContext
 from raykd.tuning.teacher_jobs import TeacherJobs, TeacherWarnings, network_file
+
+ALIKE_FAILURES = 5
+"""Number of trials after which a study ends if all have failed for the same reason."""
 
 ROLES: tuple[Role, ...] = ("teacher", "trial", "replicate", "alone", "probe")
 """Roles of the jobs that have records."""
@@ -71,12 +77,13 @@ class Planner(ABC):
         self.expected_trials: int | None = None
         self.note = ""
         self.fatal = ""
-        self._bound = context.study.bind(context.task)
+        self._bound = context.study.bind(context.signature)
         self._cache_jobs = context.cache_jobs
         self._queue: deque[QueuedJob] = deque()
         self._teachers = TeacherJobs(context, self._queue)
         self._warnings = TeacherWarnings(self.records, context.val_counts, context.bus.publish)
         self._idle_jobs = 0
+        self._losses: Counter[str] = Counter()  # slots that were lost, by the id of their job
 
     # Next job
 
@@ -175,6 +182,9 @@ class Planner(ABC):
                     self._cache_jobs.finish(job_id)
                 return
         record = self.records[job_id]
+        if report.warnings:
+            text = "\n".join(f"{record.id}: {warning}" for warning in report.warnings)
+            self._publish(Note(record.id, {"warning_state": text}, step=None))
         costs = {name: float(value) for name, value in record.job.metrics.items()}
         for epoch, metrics in enumerate(report.history, 1):
             if epoch < report.epoch:  # that one is the report itself
@@ -182,7 +192,7 @@ class Planner(ABC):
         metrics = {**costs, **report.metrics}
         self._record_epoch(record, report.epoch, metrics, slot or None, report.clock)
         if report.done:
-            self.end(record.id, "finished", "", metrics)
+            self.end(record.id, "finished", "", metrics, class_hits=report.class_hits)
 
     def job_failed(self, job_id: str, failure: JobFailure) -> None:
         """Record the failure of a job."""
@@ -200,7 +210,7 @@ class Planner(ABC):
             )
         self.end(record.id, "failed", failure=logged)
         if failure.slot_unusable:
-            self.slot_failed(record.id, logged.reason)
+            self._abort_without_epochs(logged.reason)
 
     def end(
         self,
@@ -209,6 +219,7 @@ class Planner(ABC):
         reason: str = "",
         metrics: Metrics | None = None,
         failure: Failure | None = None,
+        class_hits: Sequence[int] = (),
     ) -> None:
         """Record the end of a training; ignores ended trainings and jobs without a record.
 
@@ -218,11 +229,12 @@ class Planner(ABC):
             reason: of its failure, if there is no `failure`.
             metrics: of the whole training.
             failure: with its reason, place and log.
+            class_hits: correct predictions for each class of the test split.
         """
         if record_id not in self.records:
             return
         record = self.records[record_id]
-        if record.status != "running":
+        if record.status not in ("running", "paused"):
             return
         failure = failure or Failure(reason)
         self._publish(
@@ -233,6 +245,7 @@ class Planner(ABC):
                 dict(metrics or {}),
                 failure.raised_at,
                 failure.log,
+                class_hits,
             )
         )
         if failure.log:
@@ -240,37 +253,128 @@ class Planner(ABC):
         if failure.raised_at:
             tags = {"raised_at": failure.raised_at}
             self._publish(Note(record_id, tags, step=len(record.epochs)))
-        self.context.storage.remove(record.job.state_file)
-        self.context.storage.remove(record.job.failure_file)
+        for file in (*record.job.state_files, record.job.failure_file):
+            self.context.storage.remove(file)
         if record.role == "teacher":
             self._teacher_ended(record)
             return
         if record.role == "trial":
             self._trial_ended(record)
+            self._check_alike(record)
         self._warnings.check_student(record)
 
-    def slot_failed(
-        self, record_id: str, reason: str, *, error: str = "", died: bool = False
-    ) -> None:
-        """Record that a slot died during a job; abort if no slot has ever finished an epoch.
+    def keeps(self, job_id: str, metrics: Metrics) -> bool:
+        """Return whether a trial trains another epoch; if not, it leaves its slot.
 
         Args:
-            record_id: id of the job.
+            job_id: id of the trial's job.
+            metrics: of its last epoch, with costs and the number of the epoch as `epoch`.
+        """
+        return True
+
+    def leave(self, job_id: str) -> None:
+        """Record that a job left its slot; ignores ended jobs and those without a record."""
+        self.end(job_id, "stopped")
+
+    def has_ended(self, job_id: str) -> bool:
+        """Return True for a training with a record that has ended."""
+        return job_id in self.records and self.records[job_id].status != "running"
+
+    def slot_failed(
+        self, job_id: str, reason: str, *, error: str = "", died: bool = False, began: bool = True
+    ) -> None:
+        """Queue the job of a lost slot again, or end it after too many losses.
+
+        A training continues from its last finished epoch.
+
+        Args:
+            job_id: id of the job.
             reason: in one line.
             error: the slot's whole error, for the log.
             died: whether its process ended without an answer.
+            began: whether the slot had begun the job; if not, the job is not to blame.
         """
-        if self._cache_jobs is not None and self._cache_jobs.is_running(record_id):
-            self._cache_jobs.abort(record_id, reason, self._queue)
-        if record_id not in self.records:
-            return  # an idle job, or one that computes a cache entry
-        failure = Failure(reason)
+        job = self._unfinished(job_id)
+        if job is None:
+            return  # an idle job, or one that has ended
+        self._losses[job_id] += began
+        if self._losses[job_id] <= self.study.settings.cluster.max_failures:
+            self._queue.appendleft(job)
+            if began:
+                self._note_restart(job_id, reason)
+            return
+        if self._cache_jobs is not None and isinstance(job, CacheJob):
+            self._cache_jobs.abort(job_id, reason, self._queue)
+            return
+        self._fail_slot(job_id, reason, error=error, died=died)
+
+    def _unfinished(self, job_id: str) -> QueuedJob | None:
+        """Return a job that a slot runs; None if there is none with this id."""
+        if self._cache_jobs is not None and self._cache_jobs.is_running(job_id):
+            return self._cache_jobs.running_job(job_id)
+        if job_id in self.records and self.records[job_id].status == "running":
+            return self.records[job_id].job
+        return None
+
+    def move(self, job_id: str, reason: str) -> None:
+        """Queue the job of a slot that has to end, which is no failure of the job.
+
+        Args:
+            job_id: id of the job.
+            reason: in one line.
+        """
+        job = self._unfinished(job_id)
+        if job is not None:
+            self._queue.appendleft(job)
+            text = f"{job_id}: {reason}; it continues{self._progress(job_id)} in another slot"
+            self.context.bus.publish(WarningIssued(text))
+
+    def _note_restart(self, job_id: str, reason: str) -> None:
+        """Publish that a job starts again in another slot."""
+        losses, limit = self._losses[job_id], self.study.settings.cluster.max_failures
+        if job_id in self.records:
+            epochs = len(self.records[job_id].epochs)
+            self._publish(Note(job_id, {"restarts": str(losses)}, step=epochs))
+        place = self._progress(job_id)
+        text = f"{job_id}: {reason}; it continues{place} in another slot ({losses} of {limit})"
+        self.context.bus.publish(WarningIssued(text))
+
+    def _progress(self, job_id: str) -> str:
+        """Return the epoch after which a training continues, " after epoch 2"."""
+        if job_id not in self.records:
+            return ""
+        epochs = len(self.records[job_id].epochs)
+        return f" after epoch {epochs}" if epochs else " from its start"
+
+    def _fail_slot(self, record_id: str, reason: str, *, error: str = "", died: bool) -> None:
+        """End a job whose slots were lost; abort if no slot has ever finished an epoch."""
         record, logs = self.records[record_id], self.context.logs
-        if logs is not None and record.status == "running":
+        failure = Failure(reason)
+        if logs is not None:
             failure = logs.collect(record.job, reason, more=error, died=died)
         self.end(record_id, "failed", failure=failure)
+        self._abort_without_epochs(failure.reason)
+
+    def _check_alike(self, record: Record) -> None:
+        """Abort the study if all its trials have failed for the same reason.
+
+        Training that diverges and memory that does not suffice depend on the point: others may be
+        better.
+        """
+        if record.status != "failed" or record.reason.startswith((OUT_OF_MEMORY, DIVERGED)):
+            return
+        trials = [trial for trial in self.records.of("trial") if trial.status != "running"]
+        causes = {_cause(trial) for trial in trials if trial.status == "failed"}
+        all_failed = all(trial.status == "failed" for trial in trials)
+        if len(trials) < ALIKE_FAILURES or not all_failed or len(causes) > 1:
+            return
+        place = f" at {record.raised_at}" if record.raised_at else ""
+        self._abort(f"all {len(trials)} trials have failed alike{place}: {record.reason}")
+
+    def _abort_without_epochs(self, reason: str) -> None:
+        """Abort the study if no training has finished an epoch."""
         if not any(record.epochs for record in self.records.of(*ROLES)):
-            self._abort(f"no slot could be started: {failure.reason}")
+            self._abort(f"no slot could be started: {reason}")
 
     def _teacher_ended(self, record: Record) -> None:
         """Abort the study if its own teacher failed; any other teacher fails only its students."""
@@ -307,7 +411,7 @@ class Planner(ABC):
                 job = self._cache_jobs.without_failed_entries(job)
             job = replace(job, exclusive=self._is_exclusive(job))
         if job.id not in self.records:
-            job = replace(job, names=names_of(job.study))
+            job = replace(job, names=training_names(job.study))
             self._publish(
                 RunStarted(
                     id=job.id,
@@ -317,6 +421,7 @@ class Planner(ABC):
                     tags=dict(job.tags),
                     seed=job.seed,
                     assignment=job.plain(),
+                    name=run_name(job),
                 )
             )
         return job
@@ -353,9 +458,17 @@ class Planner(ABC):
         self._teachers.queue_own()
         for record in self.records.running(*ROLES):
             if record.role != "teacher":
-                study = read_study(record.job.study)
-                self._teachers.request(self._bound.candidate(study).networks)
+                self._request_teachers(record)
             self._queue.append(record.job)
+
+    def _request_teachers(self, record: Record) -> None:
+        """Queue the training of the networks that a recorded training needs and that are gone.
+
+        Raises:
+            StudyError: named weights cannot be read.
+        """
+        study = read_study(record.job.study)
+        self._teachers.request(self._bound.candidate(study).networks)
 
     def _enqueue_student(
         self,
@@ -368,7 +481,9 @@ class Planner(ABC):
         if self._cache_jobs is not None:
             study = self._cache_jobs.fixed(study)
         candidate, costs = self._bound.candidate(study), self.context.costs
-        tags = tags_of(study, candidate.teachers) | costs.tags(candidate) | fields.pop("tags", {})
+        tags = (
+            trial_tags(study, candidate.teachers) | costs.tags(candidate) | fields.pop("tags", {})
+        )
         defaults: dict[str, Any] = {
             "id": record_id,
             "role": "trial",
@@ -385,3 +500,8 @@ class Planner(ABC):
         self._queue.append(job)
         for file in {*job.teachers} & {*self._teachers.failed}:
             self._teacher_ended(self._teachers.failed[file])
+
+
+def _cause(record: Record) -> tuple[str, str]:
+    """Return the reason of a failure without its numbers, and its place."""
+    return re.sub(r"\d+", "0", record.reason), record.raised_at

@@ -1,4 +1,4 @@
-"""RankingProxy of student architectures by a zero-cost proxy before the first trial.
+"""Ranking of student architectures by a zero-cost proxy before the first trial.
 
 Feasible points are drawn at random, their distinct students scored without training, and the best
 are enqueued as Optuna's first trials, with the student's parameters only: the sampler draws the
@@ -19,7 +19,7 @@ import torch
 
 from raykd.data import BatchLoader, Dataset, Placement
 from raykd.errors import Infeasible, Problem, StudyError
-from raykd.models import Model, Task, profile_model
+from raykd.models import Model, Signature, profile_model
 from raykd.models.base import format_option
 from raykd.models.proxies import NetworkProxy, ProxyContext, RankingProxy
 from raykd.models.proxies.base import derive_seed
@@ -31,26 +31,26 @@ from raykd.tracking.events import ArchitecturesRanked, Note
 from raykd.tracking.journal import Listener
 
 MARK = "raykd.screen"
-"""Optuna's user attribute: for a study the best candidates, for a trial its rank from 1."""
+"""Optuna's user attribute: for a study the best architectures, for a trial its rank from 1."""
 
 SCORE = "screen_score"
 """Metric with a trial's score."""
 
 ATTEMPTS = 10
-"""Maximum draws per requested feasible point, and maximum trials per enqueued candidate."""
+"""Maximum draws per requested feasible point, and maximum trials per enqueued architecture."""
 
 STUDENT = "student."
 """Prefix of the parameters of the student."""
 
 
 @dataclass(frozen=True)
-class Candidate:
-    """A student architecture.
+class RankedStudent:
+    """An architecture of the space with its score.
 
     Attributes:
         params: values of the sampler's parameters.
         model: of the student.
-        cost: by which candidates are divided into bins; 0: there is one bin.
+        cost: by which architectures are divided into bins; 0: there is one bin.
         score: higher is better.
     """
 
@@ -60,7 +60,7 @@ class Candidate:
     score: float = math.nan
 
     def plain(self) -> dict[str, Any]:
-        """Return the candidate as the journal and Optuna's storage keep it."""
+        """Return the architecture as the journal and Optuna's storage keep it."""
         return {
             "student": format_option(self.model),
             "score": self.score,
@@ -68,9 +68,9 @@ class Candidate:
         }
 
 
-def screen(
+def rank_students(
     study: OpenStudy,
-    task: Task,
+    signature: Signature,
     data: Dataset,
     drawn: optuna.Study,
     search: Search,
@@ -81,7 +81,7 @@ def screen(
 
     Args:
         study: with its domains open.
-        task: inputs and classes of its students.
+        signature: inputs and classes of its students.
         data: source of the batch that the proxy uses.
         drawn: Optuna's study, new or of an interrupted search.
         search: search settings.
@@ -97,9 +97,11 @@ def screen(
     best = drawn.user_attrs.get(MARK)
     if best is None:
         start = clock()
-        ranked = _scored(study, task, data, proxy, candidates(study, task, proxy, search))
+        ranked = _scored(
+            study, signature, data, proxy, draw_students(study, signature, proxy, search)
+        )
         selected = best_of_bins(ranked, number_kept(proxy, search.trials), proxy.bins)
-        best = [candidate.plain() for candidate in selected]
+        best = [student.plain() for student in selected]
         _announce(publish, proxy, ranked, best, clock() - start)
         drawn.set_user_attr(MARK, best)
     ranks = {trial.user_attrs.get(MARK) for trial in drawn.get_trials(deepcopy=False)}
@@ -108,40 +110,40 @@ def screen(
             _enqueue(drawn, best, rank)
 
 
-def candidates(
-    study: OpenStudy, task: Task, proxy: RankingProxy, search: Search
-) -> list[Candidate]:
+def draw_students(
+    study: OpenStudy, signature: Signature, proxy: RankingProxy, search: Search
+) -> list[RankedStudent]:
     """Return the distinct architectures of `proxy.candidates` feasible random points."""
-    by_model: dict[Model, Candidate] = {}
+    by_model: dict[Model, RankedStudent] = {}
     cost = bin_cost(proxy, search.objectives)
     missing = proxy.candidates
     for number in range(ATTEMPTS * missing):
         drawer = Seeded(derive_seed(study.settings.seed, "point", number))
         try:
-            model = study.bind(task).draw(drawer).study.student.model
+            model = study.bind(signature).draw(drawer).study.student.model
         except Infeasible:
             continue
         params = {key: value for key, value in drawer.params.items() if key.startswith(STUDENT)}
-        size = getattr(profile_model(model, task), cost) if cost else 0
-        by_model.setdefault(model, Candidate(params, model, size))
+        size = getattr(profile_model(model, signature), cost) if cost else 0
+        by_model.setdefault(model, RankedStudent(params, model, size))
         missing -= 1
         if not missing:
             break
     return list(by_model.values())
 
 
-def best_of_bins(ranked: Sequence[Candidate], keep: int, bins: int) -> list[Candidate]:
-    """Return the best `keep` candidates, the best first.
+def best_of_bins(ranked: Sequence[RankedStudent], keep: int, bins: int) -> list[RankedStudent]:
+    """Return the best `keep` architectures, the best first.
 
-    Candidates of different `cost` are divided by it into bins of (nearly) equal size.  Each bin
+    Architectures of different `cost` are divided by it into bins of (nearly) equal size.  Each bin
     gives its best, then each its second best, and so on, the cheapest bin first.
     """
     finite = (each for each in ranked if math.isfinite(each.score))
-    by_cost = sorted(finite, key=lambda candidate: candidate.cost)
-    count = min(bins, keep) if len({candidate.cost for candidate in by_cost}) > 1 else 1
+    by_cost = sorted(finite, key=lambda student: student.cost)
+    count = min(bins, keep) if len({student.cost for student in by_cost}) > 1 else 1
     ends = [number * len(by_cost) // count for number in range(count + 1)]
     parts = [
-        sorted(by_cost[start:end], key=lambda candidate: -candidate.score)
+        sorted(by_cost[start:end], key=lambda student: -student.score)
         for start, end in pairwise(ends)
     ]
     deepest = max((len(part) for part in parts), default=0)
@@ -150,7 +152,7 @@ def best_of_bins(ranked: Sequence[Candidate], keep: int, bins: int) -> list[Cand
 
 
 def enqueue_again(drawn: optuna.Study, infeasible: optuna.Trial) -> None:
-    """Enqueue a candidate again whose trial was infeasible because of its other values."""
+    """Enqueue an architecture again whose trial was infeasible because of its other values."""
     rank = infeasible.user_attrs.get(MARK)
     if rank is None:
         return
@@ -159,29 +161,27 @@ def enqueue_again(drawn: optuna.Study, infeasible: optuna.Trial) -> None:
         _enqueue(drawn, drawn.user_attrs[MARK], rank)
 
 
-def score_of(drawn: optuna.Trial) -> dict[str, float]:
-    """Return a drawn trial's score as a metric; empty if it was not ranked."""
-    score = drawn.user_attrs.get(SCORE)
-    return {} if score is None else {SCORE: float(score)}
-
-
 def _enqueue(drawn: optuna.Study, best: Sequence[Mapping[str, Any]], rank: int) -> None:
-    candidate = best[rank - 1]
-    attributes = {MARK: rank, SCORE: candidate["score"]}
-    drawn.enqueue_trial(candidate["params"], user_attrs=attributes)
+    student = best[rank - 1]
+    attributes = {MARK: rank, SCORE: student["score"]}
+    drawn.enqueue_trial(student["params"], user_attrs=attributes)
 
 
 def _scored(
-    study: OpenStudy, task: Task, data: Dataset, proxy: RankingProxy, unscored: Sequence[Candidate]
-) -> list[Candidate]:
-    """Return the candidates with their scores.
+    study: OpenStudy,
+    signature: Signature,
+    data: Dataset,
+    proxy: RankingProxy,
+    unscored: Sequence[RankedStudent],
+) -> list[RankedStudent]:
+    """Return the architectures with their scores.
 
     Raises:
         StudyError: the proxy does not support one of them.
     """
     batch = proxy.batch if isinstance(proxy, NetworkProxy) else 2
     inputs, targets = training_batch(data, batch, study.settings.seed)
-    about = ProxyContext(task, inputs, targets, teacher_model(study), study.settings.seed)
+    about = ProxyContext(signature, inputs, targets, teacher_model(study), study.settings.seed)
     try:
         score = proxy.scorer(about)
         return [replace(each, score=score(each.model)) for each in unscored]
@@ -202,11 +202,11 @@ def training_batch(data: Dataset, size: int, seed: int) -> tuple[Any, torch.Tens
 def _announce(
     publish: Listener,
     proxy: RankingProxy,
-    ranked: Sequence[Candidate],
+    ranked: Sequence[RankedStudent],
     best: Sequence[Mapping[str, Any]],
     seconds: float,
 ) -> None:
-    unranked = sum(not math.isfinite(candidate.score) for candidate in ranked)
+    unranked = sum(not math.isfinite(student.score) for student in ranked)
     publish(ArchitecturesRanked(proxy.name, len(ranked), unranked, seconds, [*map(dict, best)]))
     metrics = {"screen_candidates": len(ranked), "screen_seconds": seconds}
     publish(Note(None, {"screen": proxy.name}, metrics))

@@ -3,14 +3,28 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from raykd import pareto
-from raykd.runtime.jobs import EvaluateJob, JournalJob, Role, read_job
-from raykd.study.short_names import names_of
-from raykd.tracking.events import EpochFinished, Event, RunEnded, RunStarted
+from raykd.errors import Problem, StudyError
+from raykd.runtime.jobs import EvaluateJob, JournalJob, RecordedJob, Role, read_job
+from raykd.study.short_names import training_names
+from raykd.tracking.events import (
+    EpochFinished,
+    Event,
+    Note,
+    RunEnded,
+    RunPaused,
+    RunPromoted,
+    RunStarted,
+    StudyExtended,
+    StudyStarted,
+)
+from raykd.tracking.journal import read
 
 
 @dataclass
@@ -20,11 +34,14 @@ class Record:
     Attributes:
         job: of the training.
         epochs: metrics of each finished epoch.
-        status: "running", "finished", "stopped" (early, by the scheduler) or "failed".
+        status: "running", "paused" (by the scheduler), "finished", "stopped" (early, by the
+            scheduler) or "failed".
         reason: of its failure; "" if it has not failed.
         raised_at: file and line of the user's own code that raised the error, "FILE:LINE", or "".
         log: file of its log, below the study's folder, if it failed; else "".
         metrics: of the last epoch, with costs and, if requested, test metrics.
+        promoted_at: epoch after which it was continued last; None if it never paused.
+        finishing_at: epoch after which it was continued to complete the front; None if it was not.
     """
 
     job: JournalJob
@@ -34,6 +51,8 @@ class Record:
     raised_at: str = ""
     log: str = ""
     metrics: dict[str, float] = field(default_factory=dict)
+    promoted_at: int | None = None
+    finishing_at: int | None = None
 
     @property
     def id(self) -> str:
@@ -50,9 +69,21 @@ class Record:
 
 
 class Records:
-    """All trainings of a study, by id, in the order they began."""
+    """All trainings of a study, by id, in the order they began.
+
+    Attributes:
+        chosen: ids of the finalists; empty before they are chosen, and after an extension with
+            more trials until they are chosen again.
+        may_draw: False once finalists are trained again; True again after an extension with more
+            trials.
+        reopened: ids of the trials that were stopped before the last such extension, in which they
+            may be promoted.
+    """
 
     def __init__(self) -> None:
+        self.chosen: set[str] = set()
+        self.may_draw = True
+        self.reopened: set[str] = set()
         self._all: dict[str, Record] = {}
         self._by_role: defaultdict[Role, list[Record]] = defaultdict(list)
         self._running: dict[str, Record] = {}
@@ -74,17 +105,38 @@ class Records:
                     record = Record(job)
                     self._all[record.id] = self._running[record.id] = record
                     self._by_role[record.role].append(record)
+                    self.may_draw &= record.role not in ("replicate", "alone")
             case EpochFinished():
                 record = self._all[event.id]
                 if event.epoch == len(record.epochs) + 1:
                     record.epochs.append(dict(event.metrics))
                     record.metrics.update(event.metrics)
+            case RunPaused() | RunPromoted():
+                self._pause_or_continue(event)
             case RunEnded():
                 record = self._all[event.id]
                 self._running.pop(record.id, None)
                 record.status, record.reason = event.status, event.reason
                 record.raised_at, record.log = event.raised_at, event.log
                 record.metrics.update(event.metrics)
+            case Note(id=str(trial)) if "chosen" in event.tags:
+                (self.chosen.add if event.tags["chosen"] == "true" else self.chosen.discard)(trial)
+            case StudyExtended():
+                self.may_draw |= event.draws
+                if event.draws:
+                    trials = self._by_role["trial"]
+                    self.reopened = {trial.id for trial in trials if trial.status == "stopped"}
+
+    def _pause_or_continue(self, event: RunPaused | RunPromoted) -> None:
+        record = self._all[event.id]
+        if isinstance(event, RunPaused):
+            self._running.pop(event.id, None)
+            record.status = "paused"
+            return
+        self._running[event.id] = record
+        record.status, record.promoted_at = "running", event.epoch
+        if event.finishing and record.finishing_at is None:
+            record.finishing_at = event.epoch
 
     def __getitem__(self, record_id: str) -> Record:
         return self._all[record_id]
@@ -131,6 +183,58 @@ class Records:
         return [front[i] for i in pareto.spread(points, count)]
 
 
+def read_history(journal: Path) -> tuple[list[Event], Records]:
+    """Read a study's journal, and check that its events belong together.
+
+    Raises:
+        StudyError: a line was not written by raykd, or the line that it refers to is missing;
+            names it.
+    """
+    history: list[Event] = []
+    records = Records()
+    for number, line in enumerate(read(journal), 1):
+        fault = line.fault
+        if line.event is not None:
+            try:
+                records.apply(line.event)
+                _check_content(line.event, records)
+                history.append(line.event)
+            except (KeyError, TypeError, ValueError, AttributeError):
+                fault = _fault_of(line.event)
+        if fault:
+            fix = "restore the file from a copy, or remove the line with the figures in it"
+            raise StudyError(Problem(fault, fix=fix, file=str(journal), line=number))
+    return history, records
+
+
+def _check_content(event: Event, records: Records) -> None:
+    """Read the parts of an event that results are made of.
+
+    Raises:
+        KeyError, TypeError, ValueError, AttributeError: one is missing or has another type.
+    """
+    if isinstance(event, StudyStarted):
+        search, uri = event.resolved["search"], event.resolved["tracking"]["uri"]
+        types = {str: uri, dict: search["objectives"], int: search["finalists"]}
+        if not all(isinstance(value, kind) for kind, value in types.items()):
+            raise TypeError
+    if isinstance(event, RunStarted):
+        record = records[event.id]
+        names = (student_name, learns_from, pairs_name, scheme_name)
+        job = record.job
+        texts = [job.id, job.folder, *job.tags.values(), *(name(record) for name in names)]
+        numbers = [job.seed, job.epochs, *job.metrics.values()]
+        if not all(isinstance(text, str) for text in texts) or math.isnan(sum(numbers)):
+            raise TypeError
+
+
+def _fault_of(event: Event) -> str:
+    """Return the reason why an event cannot follow those before it."""
+    if isinstance(event, (EpochFinished, RunEnded, RunPaused, RunPromoted)):
+        return f"a `{event.kind}` event of {event.id}, but no line says that {event.id} started"
+    return f"a `{event.kind}` event with values that raykd does not write"
+
+
 def values_of(records: Sequence[Record], metric: str) -> list[float]:
     """Return the values of a metric over finished trainings."""
     return [r.metrics[metric] for r in records if r.status == "finished" and metric in r.metrics]
@@ -161,7 +265,32 @@ def pairs_name(record: Record) -> str:
 
 def _name(record: Record, name: str) -> str:
     """Return a name from the journal; older journals have none, so it is built from the study."""
-    return (record.job.names or names_of(record.job.study))[name]
+    return (record.job.names or training_names(record.job.study))[name]
+
+
+def run_name(job: RecordedJob) -> str:
+    """Return the name of a run in MLflow, which says what the run is.
+
+    Trials: `resnet d8 w12 kd+hint #7` (student, losses, number), their replicates and baselines
+    with the seed at the end.  Runs of layer studies: pairs or arm, and seed.
+
+    Args:
+        job: the run's job, with its short names.
+    """
+    student = job.names["student"]
+    if job.role == "teacher":
+        return f"teacher {student}"
+    if "arm" in job.tags:
+        pairs = job.tags.get("pairs", "none")
+        return f"{job.tags['arm'] if pairs == 'none' else pairs} seed {job.seed}"
+    number = re.search(r"trial-(\d+)", job.id)
+    losses = "alone" if job.role == "alone" else job.tags.get("losses", "none")
+    scheme = job.tags.get("scheme", "offline")
+    words = [student, *([] if scheme in ("offline", "alone") else [scheme])]
+    words += ["labels" if losses == "none" else losses]
+    words += [f"#{int(number[1])}"] if number else []
+    words += [f"seed {job.seed}"] if job.role in ("replicate", "alone") else []
+    return " ".join(words)
 
 
 def scheme_name(record: Record) -> str:

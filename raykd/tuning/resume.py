@@ -1,9 +1,9 @@
 """Resuming a study, in its original working folder and only with unchanged inputs.
 
 The study, the data's fingerprint and the content of every file that affects the models (weights,
-configurations, source of custom code) must be the same.  Parts that do not affect results may
-change: `tracking`, and the size of the cluster (`FREE`).  Changed package versions give a warning
-only, because a search of several days must survive an upgrade.
+configurations, source of custom code) must be the same.  A few numbers may grow, in an extension
+the space, too; parts that do not affect results may change (`study_changes.py`).  Changed package
+versions give a warning only, because a search of several days must survive an upgrade.
 """
 
 from __future__ import annotations
@@ -18,27 +18,15 @@ from typing import Any, TypeVar
 
 from raykd.data import Dataset
 from raykd.errors import Problem, StudyError
-from raykd.models import Model, Task
+from raykd.models import Model, Signature
 from raykd.models.weights.files import weight_parts
-from raykd.study.config import plain
 from raykd.study.open_study import OpenStudy
-from raykd.study.yaml_file import dotted, parse_document
-from raykd.tracking.events import DataLoaded, Event, StudyStarted
+from raykd.tracking.events import DataLoaded, Event, StudyExtended, StudyStarted
+from raykd.tuning.study_changes import GROWING, StudyChanges, changes_of_study
 from raykd.tuning.study_dir import StudyFolder, Verb, open_folder
 from raykd.tuning.study_lock import locked
 
 E = TypeVar("E", bound=Event)
-
-FREE = (
-    "tracking",
-    "cluster.slots",
-    "cluster.gpus_per_worker",
-    "cluster.cpus_per_worker",
-    "cluster.max_failures",
-    "cluster.storage",
-    "cache.folder",
-)
-"""Parts of a study that may change before a resume."""
 
 MAX_LISTED = 10
 """Maximum number of differences in a message."""
@@ -110,19 +98,21 @@ def _current_folder() -> str | None:
 # Digests of the files of models
 
 
-def file_digests(study: OpenStudy, task: Task) -> dict[str, str]:
+def file_digests(study: OpenStudy, signature: Signature) -> dict[str, str]:
     """Return the SHA-256 of every file that affects the study's models, by name.
 
-    Files below the working folder are named relative to it.
+    Files below the working folder are named relative to it, code that the study names by its file
+    relative to the study file.
 
     Args:
         study: checked.
-        task: inputs and classes of its models.
+        signature: inputs and classes of its models.
     """
     files: set[Path] = set()
-    for candidate in study.bind(task).corners():
+    for candidate in study.bind(signature).corners():
         files.update(_files_in(candidate.study))
     digests = {_name(file): _digest(file) for file in sorted(files)}
+    digests |= study.code.digests() if study.code is not None else {}
     return {name: digest for name, digest in digests.items() if digest}
 
 
@@ -162,29 +152,41 @@ def _digest(file: Path) -> str:
 
 
 def check_unchanged(
-    history: Sequence[Event], folder: StudyFolder, study: OpenStudy, data: Dataset
-) -> None:
-    """Check that a resumed study and its data have not changed.
+    history: Sequence[Event],
+    folder: StudyFolder,
+    study: OpenStudy,
+    data: Dataset,
+    *,
+    extending: bool = False,
+) -> StudyExtended | None:
+    """Check that the data of a resumed study are the same, and that the study has only grown.
 
     Args:
         history: events of the journal.
         folder: of the study.
         study: as it is now.
         data: as they are now.
+        extending: True: it must have grown, and its space may be larger.
+
+    Returns:
+        The event of its growth since the last run; None if it is the same.
 
     Raises:
         StudyError: they have changed; shows the differences.
     """
     problems = []
-    start = _first(history, StudyStarted)
-    if start is not None and (changed := _changes_of_study(start, study)):
-        problems.append(
-            Problem(
-                f"the study has changed since it started: {_listed(changed)}",
-                file=str(folder.study_file),
-                fix="undo the changes to resume, or start a new study with them",
-            )
-        )
+    starts = [event for event in history if isinstance(event, StudyStarted)]
+    changes = StudyChanges()
+    if starts:
+        space_may_grow = extending and folder.verb == "search"
+        changes = changes_of_study(starts[-1], study, folder.verb, space_may_grow=space_may_grow)
+    if changes.other:
+        problems.append(_changed_study(folder, changes, extending=extending))
+    elif extending and not changes.grown:
+        text = "the extension adds nothing to the study"
+        fix = "give more --trials or --replicates, or a larger space with --set; to continue an "
+        fix += f"interrupted study: raykd {folder.verb} --resume {folder.path}"
+        problems.append(Problem(text, fix=fix))
     before = _first(history, DataLoaded)
     if before is not None and before.fingerprint != data.fingerprint:
         problems.append(
@@ -196,24 +198,42 @@ def check_unchanged(
         )
     if problems:
         raise StudyError(problems)
+    return changes.extension()
 
 
-def check_same_files(history: Sequence[Event], digests: Mapping[str, str]) -> None:
+def _changed_study(folder: StudyFolder, changes: StudyChanges, *, extending: bool) -> Problem:
+    listed, file = _listed(changes.other), str(folder.study_file)
+    numbers = ", ".join(GROWING.get(folder.verb, ()))
+    if extending:
+        text = f"the change is no extension, in which the study only grows: {listed}"
+        space = " and the options and ranges of its space" if folder.verb == "search" else ""
+        fix = f"change only numbers that may grow ({numbers}){space}, or start a new study"
+        return Problem(text, file=file, fix=fix)
+    fix = f"undo the changes to resume, or start a new study with them. Only {numbers} may grow"
+    if folder.verb == "search":
+        fix += f"; for a larger space: raykd extend {folder.path}"
+    return Problem(f"the study has changed since it started: {listed}", file=file, fix=fix)
+
+
+def check_same_files(
+    history: Sequence[Event], digests: Mapping[str, str], *, extending: bool = False
+) -> None:
     """Check that the files of a resumed study's models have not changed.
 
     Args:
         history: events of the journal.
         digests: `file_digests` the study now.
+        extending: True: files of new models may have been added.
 
     Raises:
         StudyError: some have changed; names them.
     """
-    start = _first(history, StudyStarted)
-    if start is None or start.content is None:
+    starts = [event for event in history if isinstance(event, StudyStarted)]
+    if not starts or starts[-1].content is None:
         return
-    before = start.content
+    before = starts[-1].content
     changes = []
-    for name in sorted({*before, *digests}):
+    for name in sorted({*before} if extending else {*before, *digests}):
         old, new = before.get(name), digests.get(name)
         if old != new:
             changes.append(f"{name} ({_short(old)} -> {_short(new)})")
@@ -238,55 +258,6 @@ def other_versions(history: Sequence[Event], versions: Mapping[str, str]) -> lis
     before = runs[-1].versions if runs else {}
     changed = [name for name in sorted(before) if versions.get(name) != before[name]]
     return [f"{name} {before[name]} -> {versions.get(name, 'not installed')}" for name in changed]
-
-
-def _changes_of_study(start: StudyStarted, study: OpenStudy) -> list[str]:
-    """Return the changed values of the study file; if there are none, the changed defaults."""
-    overrides = study.overrides if start.overrides is None else start.overrides
-    before = parse_document(start.given).with_overrides(overrides).data
-    changed = [*_differences(before, study.document.data, ())]
-    return changed or [*_differences(start.resolved, plain(study.settings), (), common=True)]
-
-
-def _differences(old: Any, new: Any, place: tuple[Any, ...], common: bool = False) -> Iterator[str]:
-    """Yield `a.b: 1 -> 2` for each place at which two plain values differ.
-
-    Args:
-        old, new: plain data.
-        place: of both.
-        common: compare only keys that both have (other versions of raykd have other options).
-    """
-    name = dotted(place)
-    if any(name == free or name.startswith(f"{free}.") for free in FREE):
-        return
-    if old != new and all(value is None or isinstance(value, Mapping) for value in (old, new)):
-        old, new = old or {}, new or {}
-        for key in [*old, *(key for key in new if key not in old)]:
-            if not common or (key in old and key in new):
-                yield from _differences(old.get(key), new.get(key), (*place, key), common)
-    elif _is_list(old) and _is_list(new) and len(old) == len(new):
-        for number, (before, after) in enumerate(zip(old, new, strict=True)):
-            yield from _differences(before, after, (*place, number), common)
-    elif _comparable(old) != _comparable(new):
-        yield f"{name}: {_value(old)} -> {_value(new)}"
-
-
-def _is_list(value: Any) -> bool:
-    return isinstance(value, (list, tuple))
-
-
-def _comparable(value: Any) -> Any:
-    """Return a value as it is read from the journal's JSON."""
-    if _is_list(value):
-        return [_comparable(item) for item in value]
-    if isinstance(value, Mapping):
-        return {str(key): _comparable(item) for key, item in value.items()}
-    return str(value) if isinstance(value, float) and value - value != 0 else value
-
-
-def _value(value: Any) -> str:
-    text = "nothing" if value is None else str(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def _changes_of_data(before: DataLoaded, data: Dataset) -> str:

@@ -9,27 +9,28 @@ from __future__ import annotations
 import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
-from raykd.errors import StudyError
-from raykd.models import Task
+from raykd.errors import Problem, RayLost, StudyError
+from raykd.models import Signature
 from raykd.runtime.signals import begin_cleanup, received_stop_signal, stop_on_signals
 from raykd.study.checks.latency import check_measured
 from raykd.study.checks.load import check_shapes
 from raykd.study.config import Cluster, Search
+from raykd.study.costs import StudentCosts
 from raykd.study.open_study import OpenStudy
-from raykd.study.student_costs import StudentCosts
 from raykd.tracking.events import PhaseStarted, StudyEnded, TrackingEnded
-from raykd.tracking.journal import EventBus, Journal, Listener, events
-from raykd.training.build import task_of
+from raykd.tracking.journal import EventBus, Journal, Listener
+from raykd.training.build import signature_of
 from raykd.tuning.export import export_students
-from raykd.tuning.mlflow_store import with_recorded_store
+from raykd.tuning.mlflow_store import with_recorded_store, without_password
 from raykd.tuning.planner import Planner
 from raykd.tuning.provenance import write_provenance
-from raykd.tuning.records import Records
+from raykd.tuning.records import Records, read_history
 from raykd.tuning.resume import check_same_files, check_unchanged, file_digests
 from raykd.tuning.session import Prepared, RunSession
-from raykd.tuning.study_dir import StudyFolder, Verb, create_folder
+from raykd.tuning.study_dir import StudyFolder, Verb, create_folder, save_extension
 from raykd.tuning.study_input import CHECKS, load_data, located_problems
 from raykd.tuning.study_lock import check_lock, is_lost, locked
 from raykd.tuning.teacher_store import remarks_on_weights
@@ -74,6 +75,7 @@ class StudyRun(ABC, Generic[ResultT]):
     Attributes:
         verb: command of which this is a run.
         start_from: runs whose best trials are tried first.
+        extends: True for a run that extends the study of its folder.
     """
 
     verb: ClassVar[Verb]
@@ -93,8 +95,9 @@ class StudyRun(ABC, Generic[ResultT]):
         self.verbose = verbose
         self.listeners = listeners
         self.start_from: tuple[str, ...] = ()
+        self.extends = False
 
-    def check(self, study: OpenStudy, task: Task) -> None:
+    def check(self, study: OpenStudy, signature: Signature) -> None:
         """Check that this kind of run fits the study, before anything starts.
 
         Raises:
@@ -117,6 +120,8 @@ class StudyRun(ABC, Generic[ResultT]):
                 the run to resume; or a training failed that all others need.
         """
         with stop_on_signals(), contextlib.ExitStack() as stack:
+            if self.study.code is not None:  # another study may have files of the same names
+                self.study.code.register()
             prepared = self._prepare(executor)
             folder = self.folder
             if folder is None:
@@ -126,9 +131,9 @@ class StudyRun(ABC, Generic[ResultT]):
 
     def _prepare(self, executor: Executor) -> Prepared:
         """Load the data and check all that can be checked before anything starts."""
-        folder, history = self.folder, []
+        folder, history, extension = self.folder, [], None
         if folder is not None and folder.journal.exists():
-            history = events(folder.journal)
+            history, _ = read_history(folder.journal)
         study = with_recorded_store(self.study, history)
         settings = study.settings
         search = self.search or settings.search
@@ -136,20 +141,20 @@ class StudyRun(ABC, Generic[ResultT]):
             executor.check(settings.cluster)
             data = load_data(settings, study.document)
             if folder is not None:
-                check_unchanged(history, folder, study, data)
-            task = task_of(data)
-            if study.task is None:  # nothing could be checked before the data were loaded
-                check_shapes(study, task, checks=CHECKS)
-            self.check(study, task)
-            digests = file_digests(study, task)
-            check_same_files(history, digests)
-            weights = remarks_on_weights(study, task)
-            costs = StudentCosts(search, task)
+                extension = check_unchanged(history, folder, study, data, extending=self.extends)
+            signature = signature_of(data)
+            if study.signature is None:  # nothing could be checked before the data were loaded
+                check_shapes(study, signature, checks=CHECKS)
+            self.check(study, signature)
+            digests = file_digests(study, signature)
+            check_same_files(history, digests, extending=extension is not None)
+            weights = remarks_on_weights(study, signature)
+            costs = StudentCosts(search, signature)
             if folder is not None:
                 costs.keep_in(folder.measured)
             if search.trials:
-                check_measured(study.bind(task), costs)
-        return Prepared(study, data, task, search, costs, history, digests, weights)
+                check_measured(study.bind(signature), costs)
+        return Prepared(study, data, signature, search, costs, history, digests, weights, extension)
 
     def _create_folder(self) -> StudyFolder:
         study, settings = self.study, self.study.settings
@@ -161,6 +166,7 @@ class StudyRun(ABC, Generic[ResultT]):
                 study.overrides,
                 self.verb,
                 self.start_from,
+                study.code,
             )
 
     def _train(self, prepared: Prepared, folder: StudyFolder, executor: Executor) -> ResultT:
@@ -169,14 +175,18 @@ class StudyRun(ABC, Generic[ResultT]):
 
         # open the journal and the tracking behind it
         prepared.costs.keep_in(folder.measured)
+        if prepared.extension is not None:
+            save_extension(folder, prepared.study.overrides)
         journal = Journal(folder.journal)
         bus = EventBus(journal, self.listeners, lambda: check_lock(folder.path))
         write_provenance(bus, prepared, folder)
-        tracker = Tracker(folder.journal, prepared.study.settings.tracking.uri)
+        uri, runs_code = prepared.study.settings.tracking.uri, prepared.study.runs_code
+        tracker = Tracker(folder.journal, uri, allow_code=runs_code)
+        prepared = replace(prepared, study=without_password(prepared.study))
         status = "failed"
         try:
             # train
-            records = Records.from_events(prepared.history)
+            records = Records.from_events(prepared.events)
             session = RunSession(prepared, folder, bus, records, self.verbose)
             with located_problems(prepared.study):
                 planner = executor.execute(self, session)
@@ -186,14 +196,15 @@ class StudyRun(ABC, Generic[ResultT]):
             export_students(session, planner)
             result = self.conclude(session, planner)
             status = "finished"
-        except (KeyboardInterrupt, SystemExit):
+        except (KeyboardInterrupt, SystemExit, RayLost):
             status = "interrupted"
             raise
-        except Exception:
+        except Exception as error:
             check_lock(folder.path)  # Tune may have wrapped the error
             if received_stop_signal():  # Ray's processes may have had the signal, too
                 status = "interrupted"
                 raise KeyboardInterrupt from None
+            _check_disk(error, folder)
             raise
         finally:
             begin_cleanup(hurry=tracker.abandon)
@@ -202,13 +213,26 @@ class StudyRun(ABC, Generic[ResultT]):
         return result
 
 
+def _check_disk(error: Exception, folder: StudyFolder) -> None:
+    """Raise a clear error if a run ended because its disk is full or away."""
+    causes: list[BaseException] = [error]
+    while cause := causes[-1].__cause__ or causes[-1].__context__:
+        causes.append(cause)
+    for cause in causes:
+        if isinstance(cause, OSError) and str(cause.filename).startswith(str(folder.path)):
+            fix = f"free some space, then continue: raykd {folder.verb} --resume {folder.path}"
+            text = f"{cause.filename} cannot be written: {cause.strerror}"
+            raise StudyError(Problem(text, fix=fix)) from None
+
+
 def _close(bus: EventBus, journal: Journal, tracker: Tracker, status: str) -> None:
     """Write the end of the run, and give MLflow time to get it."""
     if status == "lost":  # journal and MLflow belong to another process now
         tracker.abandon()
         journal.close()
         return
-    bus.publish(StudyEnded(status))
+    with contextlib.suppress(OSError):  # the disk is full: its error is raised already
+        bus.publish(StudyEnded(status))
     bus.publish(PhaseStarted("tracking"))
     delivered = tracker.close(timeout=60 if status == "finished" else 10)
     bus.publish(TrackingEnded(delivered, str(tracker.status)))

@@ -3,7 +3,8 @@
 A search has three phases; all of them fill the same warm slots:
 1. the study's teachers are trained or evaluated;
 2. trials are drawn, one point of the space each; other teachers (assistants, earlier generations)
-   are trained when the first trial that needs them is drawn;
+   are trained when the first trial that needs them is drawn.  Trials may pause at rungs and be
+   promoted (`PausedTrials`); after the last one, the front is trained to the full budget;
 3. when all trials have ended, finalists are selected from the Pareto front by validation metrics.
    Each is trained again under fresh seeds, with its distillation (replicates) and without a
    teacher at the same budget (the null arm).  Only these see the test split.
@@ -14,31 +15,266 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
 import optuna
 from optuna.trial import TrialState
 
-from raykd.compat.optuna_tpe import LEARNABLE_STATES
+from raykd.compat.optuna_tpe import LEARNABLE_STATES, PAUSED
 from raykd.compat.optuna_trials import resume_trial
 from raykd.errors import Infeasible, StudyError
-from raykd.runtime.jobs import TrainJob
+from raykd.runtime.jobs import DIVERGED, OUT_OF_MEMORY, AnyJob, JournalJob, TrainJob
 from raykd.schemes import Alone
-from raykd.study.config import Study, read_study
-from raykd.tracking.events import Note
+from raykd.study.candidate import Candidate
+from raykd.study.config import read_study
+from raykd.study.space.reuse import transfer_values
+from raykd.tracking.events import Metrics, Note
+from raykd.tuning.optuna_growth import redraw
+from raykd.tuning.paused_trials import PausedTrials
 from raykd.tuning.planner import Planner
-from raykd.tuning.proxy_ranking import enqueue_again, score_of
+from raykd.tuning.proxy_ranking import SCORE, enqueue_again
 from raykd.tuning.records import Record
 from raykd.tuning.session import RunContext
 
 MAX_DRAWS = 1000
 """Consecutive draws without a new feasible point before the search stops drawing."""
 
+MAX_REPEATS = 5
+"""Repeated points in a row after which a draw is random."""
 
 Values = frozenset[tuple[str, Any]]
 """A point of the space by its drawn values."""
+
+
+class SpaceExhausted(Exception):
+    """No further point of the space can be drawn; the message gives the reason."""
+
+
+class OptunaDraws:
+    """Feasible points that Optuna draws, each once, and their results for Optuna.
+
+    Args:
+        optuna_study: draws the points.
+        context: study, costs and records of the run.
+
+    Attributes:
+        has_feasible: whether Optuna has a trial that ran.
+    """
+
+    def __init__(self, optuna_study: optuna.Study, context: RunContext) -> None:
+        self.has_feasible = False
+        self._optuna_study = optuna_study
+        self._bound = context.study.bind(context.signature)
+        self._costs = context.costs
+        self._records = context.records
+        self._objectives = context.search.objectives
+        self._points = self._bound.space.size.points or math.inf
+        self._drawn: dict[str, optuna.Trial | int] = {}  # unfinished trials, or their numbers
+        self._tried: dict[Values, str] = {}
+        self._infeasible: set[Values] = set()
+        self._partly_drawn: deque[optuna.Trial] = deque()
+        self._pruned: set[str] = set()  # trials that an extended search may still complete
+        self._synchronize()
+
+    @property
+    def is_finite(self) -> bool:
+        """True if the space has a finite number of points."""
+        return self._points < math.inf
+
+    def draw(self) -> tuple[optuna.Trial, Candidate]:
+        """Draw a feasible point that was not drawn before.
+
+        A sampler that learns may suggest the best points of a finite space over and over.  After
+        `MAX_REPEATS` such draws the next is random.
+
+        Raises:
+            SpaceExhausted: there is none.
+        """
+        repeats = 0
+        for _ in range(MAX_DRAWS):
+            if not self._partly_drawn and self._is_used_up:
+                raise SpaceExhausted("every point of the space has been tried")
+            with self._random_draws(repeats >= MAX_REPEATS):
+                if self._partly_drawn:
+                    drawn = self._partly_drawn.popleft()
+                else:
+                    drawn = self._optuna_study.ask()
+                try:
+                    candidate = self._bound.draw(drawn)
+                    self._costs.check(candidate)
+                except Infeasible as error:
+                    self._reject(drawn, error)
+                    continue
+            _set_constraint(drawn, 0.0)
+            if not self._was_tried(drawn):
+                return drawn, candidate
+            repeats += 1
+        raise SpaceExhausted(
+            f"{MAX_DRAWS} draws in a row were infeasible or tried before; the space is exhausted"
+        )
+
+    def start(self, drawn: optuna.Trial, record_id: str) -> None:
+        """Record which training a drawn point has become."""
+        drawn.set_user_attr("raykd.id", record_id)
+        self._drawn[record_id] = drawn
+        self._remember(drawn.params, record_id)
+
+    def report(self, record: Record, epoch: int) -> None:
+        """Report an intermediate value to Optuna, which supports it for a single objective."""
+        drawn = self._drawn.get(record.id)
+        objective = next(iter(self._objectives))
+        single = len(self._objectives) == 1
+        if single and isinstance(drawn, optuna.Trial) and objective in record.metrics:
+            drawn.report(record.metrics[objective], epoch)
+
+    def pause(self, record: Record) -> None:
+        """Enter that a trial waits for its promotion, so that the sampler learns from it."""
+        drawn = self._drawn.get(record.id)
+        if isinstance(drawn, optuna.Trial):
+            drawn.set_user_attr(PAUSED, True)
+            self.has_feasible = True
+
+    def finish(self, record: Record) -> None:
+        """Report the result of a trial to Optuna."""
+        drawn = self._drawn.pop(record.id, None)
+        if drawn is None:
+            if record.id in self._pruned and record.is_complete(self._objectives):
+                self._restore_trial(record)
+            return
+        if record.is_complete(self._objectives):
+            self._optuna_study.tell(drawn, self._values(record))
+            self.has_feasible = True
+            return
+        stopped = record.status == "stopped"
+        self.has_feasible |= stopped
+        state = TrialState.PRUNED if stopped else TrialState.FAIL
+        depends_on_point = record.reason.startswith((OUT_OF_MEMORY, DIVERGED))
+        if depends_on_point and isinstance(drawn, optuna.Trial):
+            # For the sampler such a point is as infeasible as one that violates a constraint.
+            _set_constraint(drawn, 1.0, "failure")
+            state = TrialState.PRUNED if self.has_feasible else TrialState.FAIL
+        self._optuna_study.tell(drawn, state=state)
+
+    def close(self) -> None:
+        """Report the points whose drawing an earlier run did not finish as failed."""
+        for drawn in self._partly_drawn:
+            self._optuna_study.tell(drawn, state=TrialState.FAIL)
+
+    def _synchronize(self) -> None:
+        """Report trials that ended before a resume, and resume those that did not."""
+        in_optuna: dict[str, set[TrialState]] = {}
+        for trial in self._optuna_study.get_trials(False):
+            in_optuna.setdefault(str(trial.user_attrs.get("raykd.id")), set()).add(trial.state)
+        self._pruned = {id for id, states in in_optuna.items() if states == {TrialState.PRUNED}}
+        for record in self._records.of("trial"):
+            was_completed = record.id in self._pruned and record.is_complete(self._objectives)
+            if record.id not in in_optuna or was_completed:
+                self._restore_trial(record)
+        for trial in self._optuna_study.get_trials(deepcopy=False):
+            record_id = str(trial.user_attrs.get("raykd.id"))
+            if record_id in self._records:
+                self._remember(trial.params, record_id)
+                self.has_feasible |= trial.state in LEARNABLE_STATES
+            elif "raykd.infeasible" in trial.user_attrs:
+                self._infeasible.add(frozenset(trial.params.items()))
+            if trial.state != TrialState.RUNNING:
+                continue
+            if record_id not in self._records:
+                # The search was interrupted while it drew this point.  Finish it, or a grid would
+                # count the point as tried.
+                self._partly_drawn.append(resume_trial(self._optuna_study, trial))
+                continue
+            self._drawn[record_id] = trial.number
+            if self._records[record_id].status not in ("running", "paused"):
+                self.finish(self._records[record_id])
+
+    def _restore_trial(self, record: Record) -> None:
+        """Give Optuna a trial of the journal that its file has lost."""
+        values = transfer_values(self._bound.space, record.job.study).params
+        drawn = redraw(self._bound, values)
+        if drawn is None:
+            return
+        complete = record.is_complete(self._objectives)
+        states = {"stopped": TrialState.PRUNED, "running": TrialState.RUNNING}
+        states["paused"] = TrialState.RUNNING
+        ended = TrialState.COMPLETE if complete else TrialState.FAIL
+        self._optuna_study.add_trial(
+            optuna.trial.create_trial(
+                state=states.get(record.status, ended),
+                values=self._values(record) if complete else None,
+                params=drawn.params,
+                distributions=drawn.distributions,
+                user_attrs={"raykd.id": record.id},
+                intermediate_values=self._intermediate_values(record),
+                constraints={"feasible": 0.0},
+            )
+        )
+
+    def _reject(self, drawn: optuna.Trial, error: Infeasible) -> None:
+        """Report to Optuna that a point is infeasible.
+
+        TPE treats its best trials as good, and would look for infeasible points as long as it has
+        no feasible ones: with hundreds of slots, until the first trial ends.  It ignores failed
+        trials.
+        """
+        self._infeasible.add(frozenset(drawn.params.items()))
+        drawn.set_user_attr("raykd.infeasible", str(error))
+        _set_constraint(drawn, 1.0)
+        state = TrialState.PRUNED if self.has_feasible else TrialState.FAIL
+        self._optuna_study.tell(drawn, state=state)
+        enqueue_again(self._optuna_study, drawn)
+
+    @property
+    def _is_used_up(self) -> bool:
+        tried = len(self._tried) + len(self._infeasible)
+        return tried >= self._points or getattr(self._optuna_study.sampler, "exhausted", False)
+
+    def _was_tried(self, drawn: optuna.Trial) -> bool:
+        """Return True for a point that was drawn before; for Optuna its trial has failed.
+
+        Samplers ignore failed trials.  With the earlier result as another complete trial, TPE
+        would take the point for better supported with each repeat, and suggest little else.
+        """
+        twin = self._tried.get(frozenset(drawn.params.items()))
+        if twin is None:
+            return False
+        drawn.set_user_attr("raykd.same_as", twin)
+        self._optuna_study.tell(drawn, state=TrialState.FAIL)
+        return True
+
+    @contextmanager
+    def _random_draws(self, enabled: bool) -> Iterator[None]:
+        """Replace a sampler that learns by a random one for a draw."""
+        sampler = self._optuna_study.sampler
+        if enabled and not isinstance(sampler, optuna.samplers.BruteForceSampler):
+            seed = len(self._optuna_study.get_trials(deepcopy=False))
+            self._optuna_study.sampler = optuna.samplers.RandomSampler(seed)
+        try:
+            yield
+        finally:
+            self._optuna_study.sampler = sampler
+
+    def _remember(self, params: Mapping[str, Any], record_id: str) -> None:
+        self._tried.setdefault(frozenset(params.items()), record_id)
+
+    def _values(self, record: Record) -> list[float]:
+        return [record.metrics[name] for name in self._objectives]
+
+    def _intermediate_values(self, record: Record) -> dict[int, float]:
+        """Return the objective after each epoch; none for several, as `report` reports none."""
+        if len(self._objectives) > 1:
+            return {}
+        [name] = self._objectives
+        epochs = enumerate(record.epochs, 1)
+        return {epoch: metrics[name] for epoch, metrics in epochs if name in metrics}
+
+
+def _set_constraint(drawn: optuna.Trial, excess: float, name: str = "feasible") -> None:
+    if name not in drawn.constraints:  # a resumed trial may have it already
+        drawn.set_constraint(name, excess)
 
 
 class SearchPlanner(Planner):
@@ -51,7 +287,7 @@ class SearchPlanner(Planner):
 
     Attributes:
         optuna_study: draws the points.
-        has_feasible: whether Optuna has a trial that ran.
+        draws: its feasible points.
     """
 
     def __init__(
@@ -66,18 +302,39 @@ class SearchPlanner(Planner):
         self._deadline = (
             clock() + self.search.max_hours * 3600 if self.search.max_hours else float("inf")
         )
-        self._exhausted = False
-        self._drawn: dict[str, optuna.Trial | int] = {}  # unfinished trials, or their numbers
-        self._points = self._bound.space.size.points or math.inf
-        self._tried: dict[Values, str] = {}
-        self._infeasible: set[Values] = set()
-        self.has_feasible = False
-        self._partly_drawn: deque[optuna.Trial] = deque()
         self._finalists: list[Record] | None = None
-        self._synchronize_optuna()
+        self.draws = OptunaDraws(optuna_study, context)
         # once finalists were selected, no more trials are drawn: they would change the selection
-        self._exhausted = bool(self.records.of("replicate", "alone"))
+        self._exhausted = not self.records.may_draw
+        if self.records.may_draw:  # of an extended search, until they are selected again
+            for trial in sorted(self.records.chosen):
+                self._publish(Note(trial, {"chosen": "false"}, step=None))
+        self._paused = PausedTrials.of(context, self._publish)
+        if self._paused is not None and not self._exhausted:
+            self._paused.restore()
         self._resume()
+
+    def next(self) -> AnyJob | None:
+        """Return the next job: a promoted trial before any other."""
+        if self._paused is not None and not self.fatal and self._may_promote():
+            self._continue(self._paused.promote())
+        return super().next()
+
+    def keeps(self, job_id: str, metrics: Metrics) -> bool:
+        if self._paused is None:
+            return True
+        promoted_at = self.records[job_id].promoted_at or 0
+        # an epoch up to there was trained again, because the state was lost or removed
+        return metrics["epoch"] <= promoted_at or self._paused.rule.keeps(job_id, metrics)
+
+    def leave(self, job_id: str) -> None:
+        is_running = job_id in self.records and self.records[job_id].status == "running"
+        if self._paused is None or not is_running or not self._paused.pause(job_id):
+            self.end(job_id, "stopped")
+            return
+        self.draws.pause(self.records[job_id])
+        for trial in self._paused.excess():
+            self.end(trial, "stopped")
 
     def draw_ahead(self) -> None:
         """Draw the next trial while the slots are busy, so that none waits for the sampler.
@@ -86,11 +343,11 @@ class SearchPlanner(Planner):
         With `max_hours`, trials are drawn only when they start.  In a finite space, too, because
         a point that is drawn again gets the result of its first trial.
         """
-        on_time = self._deadline < math.inf or self._points < math.inf
+        on_time = self._deadline < math.inf or self.draws.is_finite
         if on_time or self._queue or self.fatal or not self._may_draw():
             return
         try:
-            self._draw()
+            self._enqueue_trial()
         except StudyError as error:  # a scheme names weights that cannot be read
             self._abort(str(error))
 
@@ -99,50 +356,49 @@ class SearchPlanner(Planner):
         return list(self._finalists or [])
 
     def _enqueue_more(self) -> bool:
-        if self._may_draw() and self._draw():
+        if self._may_draw() and self._enqueue_trial():
             return True
         if not self._may_select():
             return False
+        if self._paused is not None:
+            jobs = self._paused.finish()
+            for job in reversed(jobs):
+                self._continue(job)
+            if jobs:
+                return True
+            for trial in self._paused.close():
+                self.end(trial, "stopped")
         self._enqueue_finalists()
         return True
 
     def _has_more(self) -> bool:
-        return self._may_draw() or self._may_select()
+        return self._may_promote() or self._may_draw() or self._may_select()
+
+    def _may_promote(self) -> bool:
+        """Return whether a paused trial may continue; after `max_hours` none does."""
+        if self._paused is None or self._finalists is not None or self._clock() >= self._deadline:
+            return False
+        return self._paused.rule.candidate is not None
+
+    def _continue(self, job: JournalJob) -> None:
+        """Put a promoted trial first in the queue."""
+        self._queue.appendleft(job)
+        if job.id not in self.records.reopened:
+            return
+        try:  # its teachers may have been removed since it was stopped
+            self._request_teachers(self.records[job.id])
+        except StudyError as error:  # a scheme names weights that cannot be read
+            self._abort(str(error))
 
     @property
     def _all_enqueued(self) -> bool:
         return self._finalists is not None
 
     def _trial_ended(self, record: Record) -> None:
-        self._tell_optuna(record)
+        self.draws.finish(record)
 
     def _epoch_ended(self, record: Record, epoch: int) -> None:
-        """Report an intermediate value to Optuna, which supports it for a single objective."""
-        drawn = self._drawn.get(record.id)
-        objective = next(iter(self.search.objectives))
-        single = len(self.search.objectives) == 1
-        if single and isinstance(drawn, optuna.Trial) and objective in record.metrics:
-            drawn.report(record.metrics[objective], epoch)
-
-    def _synchronize_optuna(self) -> None:
-        """Report trials that ended before a resume, and resume those that did not."""
-        for trial in self.optuna_study.get_trials(deepcopy=False):
-            record_id = str(trial.user_attrs.get("raykd.id"))
-            if record_id in self.records:
-                self._remember(trial.params, record_id)
-                self.has_feasible |= trial.state in LEARNABLE_STATES
-            elif "raykd.infeasible" in trial.user_attrs:
-                self._infeasible.add(frozenset(trial.params.items()))
-            if trial.state != TrialState.RUNNING:
-                continue
-            if record_id not in self.records:
-                # The search was interrupted while it drew this point.  Finish it, or a grid would
-                # count the point as tried.
-                self._partly_drawn.append(resume_trial(self.optuna_study, trial))
-                continue
-            self._drawn[record_id] = trial.number
-            if self.records[record_id].status != "running":
-                self._tell_optuna(self.records[record_id])
+        self.draws.report(record, epoch)
 
     # Phase 2: trials
 
@@ -168,90 +424,23 @@ class SearchPlanner(Planner):
             for job in self._queue
         )
 
-    def _draw(self) -> bool:
-        """Queue one new feasible point; return False if there is none."""
-        for _ in range(MAX_DRAWS):
-            if self._partly_drawn:
-                drawn = self._partly_drawn.popleft()
-            elif self._is_used_up:
-                return self._stop_drawing("every point of the space has been tried")
-            else:
-                drawn = self.optuna_study.ask()
-            try:
-                candidate = self._bound.draw(drawn)
-                self.context.costs.check(candidate)
-            except Infeasible as error:
-                self._reject(drawn, error)
-                continue
-            _set_constraint(drawn, 0.0)
-            if not self._was_tried(drawn):
-                self._enqueue_trial(drawn, candidate.resolved)
-                return True
-        return self._stop_drawing(
-            f"{MAX_DRAWS} draws in a row were infeasible or tried before; the space is exhausted"
-        )
-
-    def _reject(self, drawn: optuna.Trial, error: Infeasible) -> None:
-        """Report to Optuna that a point is infeasible.
-
-        TPE treats its best trials as good, and would look for infeasible points as long as it has
-        no feasible ones: with hundreds of slots, until the first trial ends.  It ignores failed
-        trials.
-        """
-        self._infeasible.add(frozenset(drawn.params.items()))
-        drawn.set_user_attr("raykd.infeasible", str(error))
-        _set_constraint(drawn, 1.0)
-        state = TrialState.PRUNED if self.has_feasible else TrialState.FAIL
-        self.optuna_study.tell(drawn, state=state)
-        enqueue_again(self.optuna_study, drawn)
-
-    @property
-    def _is_used_up(self) -> bool:
-        tried = len(self._tried) + len(self._infeasible)
-        return tried >= self._points or getattr(self.optuna_study.sampler, "exhausted", False)
-
-    def _stop_drawing(self, reason: str) -> bool:
-        self._exhausted = True
-        self.note = reason
-        return False
-
-    def _was_tried(self, drawn: optuna.Trial) -> bool:
-        """Return True for a point that was drawn before; Optuna gets the earlier result."""
-        twin = self._tried.get(frozenset(drawn.params.items()))
-        if twin is None:
+    def _enqueue_trial(self) -> bool:
+        """Draw a point and queue its training; return False if there is no further point."""
+        try:
+            drawn, candidate = self.draws.draw()
+        except SpaceExhausted as reason:
+            self._exhausted = True
+            self.note = str(reason)
             return False
-        drawn.set_user_attr("raykd.same_as", twin)
-        objectives = self.search.objectives  # a twin without a record waits in the queue
-        if twin in self.records and self.records[twin].is_complete(objectives):
-            self.optuna_study.tell(drawn, self._values(self.records[twin]))
-        else:
-            self.optuna_study.tell(drawn, state=TrialState.FAIL)
+        number = self._trials
+        while f"trial-{number:04d}" in self.records:  # lines of a journal may have been removed
+            number += 1
+        record_id = f"trial-{number:04d}"
+        self.draws.start(drawn, record_id)
+        score = drawn.user_attrs.get(SCORE)  # of a zero-cost proxy
+        scores = {} if score is None else {SCORE: float(score)}
+        self._enqueue_student(record_id, candidate.resolved, scores=scores)
         return True
-
-    def _enqueue_trial(self, drawn: optuna.Trial, study: Study) -> None:
-        record_id = f"trial-{self._trials:04d}"
-        drawn.set_user_attr("raykd.id", record_id)
-        self._drawn[record_id] = drawn
-        self._remember(drawn.params, record_id)
-        self._enqueue_student(record_id, study, scores=score_of(drawn))
-
-    def _remember(self, params: Mapping[str, Any], record_id: str) -> None:
-        self._tried.setdefault(frozenset(params.items()), record_id)
-
-    def _values(self, record: Record) -> list[float]:
-        return [record.metrics[name] for name in self.search.objectives]
-
-    def _tell_optuna(self, record: Record) -> None:
-        drawn = self._drawn.pop(record.id, None)
-        if drawn is None:
-            return
-        if record.is_complete(self.search.objectives):
-            self.optuna_study.tell(drawn, self._values(record))
-            self.has_feasible = True
-        else:
-            stopped = record.status == "stopped"
-            self.has_feasible |= stopped
-            self.optuna_study.tell(drawn, state=TrialState.PRUNED if stopped else TrialState.FAIL)
 
     # Phase 3: finalists and the null arm
 
@@ -264,8 +453,7 @@ class SearchPlanner(Planner):
         )
 
     def _enqueue_finalists(self) -> None:
-        for drawn in self._partly_drawn:
-            self.optuna_study.tell(drawn, state=TrialState.FAIL)
+        self.draws.close()
         self._finalists = self.records.choose(self.search.objectives, self.search.finalists)
         for record in self._finalists:
             self._publish(Note(record.id, {"chosen": "true"}, step=None))
@@ -286,8 +474,3 @@ class SearchPlanner(Planner):
         if not isinstance(study.scheme, Alone) and baseline_id not in self.records:
             baseline = replace(study, seed=seed, scheme=Alone(), knowledge=())
             self._enqueue_student(baseline_id, baseline, role="alone", **fields)
-
-
-def _set_constraint(drawn: optuna.Trial, excess: float) -> None:
-    if "feasible" not in drawn.constraints:  # a resumed trial may have it already
-        drawn.set_constraint("feasible", excess)

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-
-import torch
+from pathlib import Path
 
 from raykd.data import Dataset
-from raykd.models import Task
+from raykd.models import Signature
 from raykd.storage import Storage
 from raykd.study.config import Search
+from raykd.study.costs import StudentCosts
 from raykd.study.open_study import OpenStudy
-from raykd.study.student_costs import StudentCosts
-from raykd.tracking.events import Event
+from raykd.tracking.events import Event, Note, StudyExtended
 from raykd.tracking.journal import EventBus
 from raykd.training.teacher_cache.plan import CachePlan
 from raykd.tuning.cache_jobs import CacheJobs
@@ -29,7 +28,7 @@ class RunContext:
 
     Attributes:
         study: with its domains open.
-        task: inputs and classes of the data.
+        signature: inputs and classes of the data.
         search: search settings of the run.
         bus: takes every event.
         storage: of the files that every node must reach.
@@ -44,7 +43,7 @@ class RunContext:
     """
 
     study: OpenStudy
-    task: Task
+    signature: Signature
     search: Search
     bus: EventBus
     storage: Storage
@@ -65,22 +64,29 @@ class Prepared:
     Attributes:
         study: checked.
         data: loaded.
-        task: inputs and classes of the data.
+        signature: inputs and classes of the data.
         search: search settings of the run.
         costs: of students, measured or estimated.
         history: events of the run that is resumed; empty for a new run.
         digests: SHA-256 of the files that decide what its models are, by name.
         weights: remarks on the weights that it loads.
+        extension: growth of the study since its last run; None if it is the same.
     """
 
     study: OpenStudy
     data: Dataset
-    task: Task
+    signature: Signature
     search: Search
     costs: StudentCosts
     history: Sequence[Event]
     digests: Mapping[str, str]
     weights: Remarks
+    extension: StudyExtended | None = None
+
+    @property
+    def events(self) -> list[Event]:
+        """Events of the run that is resumed, and its extension."""
+        return [*self.history, *([] if self.extension is None else [self.extension])]
 
 
 @dataclass(frozen=True)
@@ -110,21 +116,23 @@ class RunSession:
         return self.prepared.data
 
     @property
-    def task(self) -> Task:
-        return self.prepared.task
+    def signature(self) -> Signature:
+        return self.prepared.signature
 
     def context(self, slots: int) -> RunContext:
         """Return the context of a planner for this number of slots."""
         study, data, search = self.study, self.data, self.prepared.search
         settings, storage = study.settings, Storage(self.folder.storage)
-        plan = CachePlan(study, self.task, len(data.train), search)
+        plan = CachePlan(study, self.signature, len(data.train), search)
         return RunContext(
             study=study,
-            task=self.task,
+            signature=self.signature,
             bus=self.bus,
             storage=storage,
             folder=self.folder.name,
-            teacher_store=TeacherStore(settings, data.fingerprint, storage, self.task),
+            teacher_store=TeacherStore(
+                settings, data.fingerprint, storage, self.signature, self._warn_of_teacher
+            ),
             records=self.records,
             search=search,
             costs=self.prepared.costs,
@@ -137,6 +145,10 @@ class RunSession:
                 publish=self.bus.publish,
             ),
             logs=Logs(self.folder, settings.cluster.workers_per_trial),
-            val_counts=torch.bincount(data.val.targets.cpu(), minlength=data.classes).tolist(),
+            val_counts=data.class_counts("val"),
             slots=slots,
         )
+
+    def _warn_of_teacher(self, file: str, warning: str) -> None:
+        key = Path(file).stem[:8]
+        self.bus.publish(Note(None, {f"warning_teacher_{key}": warning}))

@@ -8,13 +8,15 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from raykd.errors import Problem, StudyError
 from raykd.storage import is_uri
+from raykd.user_code import UserCode
 
 FORMAT = 1
-Verb = Literal["search", "distill", "teacher", "pairs"]
+DESCRIPTION = "folder.json"
+Verb = Literal["search", "distill", "teacher", "pairs", "reproduce"]
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,7 @@ class StudyFolder:
         verb: command that created it.
         start_from: runs whose best trials are tried first.
         begun_in: working folder for relative paths of the study; None: the current one.
+        extended: the overrides that were added after its first run.
     """
 
     path: Path
@@ -36,6 +39,7 @@ class StudyFolder:
     verb: Verb = "search"
     start_from: tuple[str, ...] = ()
     begun_in: str | None = None
+    extended: tuple[str, ...] = ()
 
     @property
     def journal(self) -> Path:
@@ -69,8 +73,12 @@ def create_folder(
     overrides: Sequence[str],
     verb: Verb = "search",
     start_from: Sequence[str] = (),
+    code: UserCode | None = None,
 ) -> StudyFolder:
     """Create a new folder below `storage` (below ./studies if `storage` is a URI).
+
+    Code that the study names by its file is copied next to the copy of the study file, so that a
+    resumed study continues with the code that it started with.
 
     Raises:
         StudyError: the folder cannot be written.
@@ -103,6 +111,8 @@ def create_folder(
         str(Path.cwd()),
     )
     folder.study_file.write_text(study_text)
+    if code is not None:
+        code.copy_to(folder.path)
     content = {
         "format": FORMAT,
         "verb": verb,
@@ -112,47 +122,87 @@ def create_folder(
         "begun_in": folder.begun_in,
         "path": str(path),
     }
-    (path / "folder.json").write_text(json.dumps(content, indent=1))
+    (path / DESCRIPTION).write_text(json.dumps(content, indent=1))
     return folder
 
 
 def open_folder(path: str | os.PathLike[str]) -> tuple[StudyFolder, list[str]]:
-    """Return the folder of an earlier run, and its overrides.
+    """Return the folder of an earlier run, and its overrides with those of its extensions.
 
     Raises:
-        StudyError: it is not a study's folder.
+        StudyError: it is not a study's folder, or its `folder.json` is damaged; names the line.
     """
     at = Path(path).expanduser().absolute()
+    content = _read_description(at / DESCRIPTION, path)
+    storage, verb, extended = content["storage"], content["verb"], content["extended"]
+    if not is_uri(storage) and Path(storage) != at.parent:
+        storage = str(at.parent)  # the folder was moved whole
+    start_from = tuple(content["start_from"])
+    begun_in = _begun_in(content, at)
+    folder = StudyFolder(at, storage, at.name, verb, start_from, begun_in, tuple(extended))
+    return folder, [*content["overrides"], *extended]
+
+
+def save_extension(folder: StudyFolder, overrides: Sequence[str]) -> None:
+    """Keep the overrides of a study that has grown, for later runs.
+
+    Args:
+        folder: of the study.
+        overrides: all of them, in their order.
+    """
+    file = folder.path / DESCRIPTION
+    content = _read_description(file, folder.path)
+    content["extended"] = list(overrides[len(content["overrides"]) :])
+    draft = file.with_name(f"{DESCRIPTION}.new")
+    draft.write_text(json.dumps(content, indent=1))
+    draft.replace(file)
+
+
+def _read_description(file: Path, path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Return the content of a folder's `folder.json`, with values of the right types."""
     try:
-        content = json.loads((at / "folder.json").read_text())
-        written_format = content["format"]
-        keys = ("storage", "overrides", "verb") if written_format == FORMAT else ()
-        fields = [content[key] for key in keys]
+        text = file.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
         raise StudyError(
             Problem(
-                f"{path} is not a study's folder: it has no folder.json",
+                f"{path} is not a study's folder: it has no {DESCRIPTION}",
                 fix="name the folder that `raykd search` printed (below `cluster.storage`)",
             )
         ) from None
-    except (ValueError, KeyError, TypeError):
+    except OSError as error:
+        raise StudyError(Problem(f"cannot be read: {error.strerror}", file=str(file))) from None
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        line = error.lineno if isinstance(error, json.JSONDecodeError) else 1
+        raise _damaged(file, line, "not JSON") from None
+    if not isinstance(content, dict) or not isinstance(content.get("format"), int):
+        raise _damaged(file, 1, "not written by raykd: it has no `format`")
+    if content["format"] != FORMAT:
         raise StudyError(
-            Problem(
-                f"{path} is not a study's folder: its folder.json was not written by raykd",
-                fix="name the folder that `raykd search` printed (below `cluster.storage`)",
-            )
-        ) from None
-    if written_format != FORMAT:
-        raise StudyError(
-            f"{path} was written by another version of raykd: its format is {written_format}, "
+            f"{path} was written by another version of raykd: its format is {content['format']}, "
             f"and this version reads {FORMAT}"
         )
-    storage, overrides, verb = fields
-    if not is_uri(storage) and Path(storage) != at.parent:
-        storage = str(at.parent)  # the folder was moved whole
-    start_from = tuple(content.get("start_from", ()))
-    begun_in = _begun_in(content, at)
-    return StudyFolder(at, storage, at.name, verb, start_from, begun_in), overrides
+    content.setdefault("start_from", [])
+    content.setdefault("extended", [])
+    lists = dict.fromkeys(("overrides", "start_from", "extended"), "a list of texts")
+    kinds = {"storage": "text", **lists}
+    for key, kind in {**kinds, "verb": f"one of {', '.join(get_args(Verb))}"}.items():
+        value = content.get(key)
+        texts = [value] if key in ("storage", "verb") else value
+        valid = isinstance(texts, list) and all(isinstance(item, str) for item in texts)
+        if not valid or (key == "verb" and value not in get_args(Verb)):
+            lines = text.decode(errors="replace").splitlines()
+            line = next((n for n, written in enumerate(lines, 1) if f'"{key}"' in written), 1)
+            literal = json.dumps(value)
+            literal = literal if len(literal) <= 60 else f"{literal[:57]}..."
+            raise _damaged(file, line, f"`{key}` must be {kind}, got {literal}")
+    return content
+
+
+def _damaged(file: Path, line: int, message: str) -> StudyError:
+    fix = f"restore it from a copy, or start the study again from {file.parent / 'study.yaml'}"
+    return StudyError(Problem(message, fix=fix, file=str(file), line=line))
 
 
 def _begun_in(content: Mapping[str, Any], at: Path) -> str | None:

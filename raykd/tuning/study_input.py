@@ -46,8 +46,7 @@ def load_or_use(
         return with_tracking_store(study)
     document = read_document(study).with_overrides(overrides)
     if allow_import:
-        document = resolve_mlflow_models(document)
-    document = resolve_model_versions(document)
+        document = resolve_model_versions(resolve_mlflow_models(document))
     loaded = open_study(document, CHECKS if checks is None else checks, allow_import=allow_import)
     return with_tracking_store(loaded)
 
@@ -58,7 +57,7 @@ def located_problems(study: OpenStudy) -> Iterator[None]:
     try:
         yield
     except StudyError as error:
-        raise StudyError(
+        raise type(error)(
             [
                 study.document.problem(parse_place(problem.path), problem.message, problem.fix)
                 if problem.path and not problem.file

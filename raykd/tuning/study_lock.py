@@ -43,7 +43,7 @@ TRUSTED_S = 30.0
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL)
 """Errors of file systems without locks."""
 
-Work = Literal["search", "pairs", "distill", "teacher", "sync"]
+Work = Literal["search", "pairs", "distill", "teacher", "sync", "reproduce"]
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,12 @@ from typing import Any
 from raykd.runtime.jobs import EvaluateJob, QueuedJob, RecordedJob, TrainJob
 from raykd.schemes import Alone, TeacherSpec
 from raykd.study.config import plain
+from raykd.study.short_names import teacher_text
 from raykd.tracking.events import Note
 from raykd.tracking.journal import Listener
 from raykd.training.output_check import probabilities_warning
 from raykd.training.teachers import teacher_spec_of, teacher_training_study
 from raykd.tuning.records import Record, Records
-from raykd.tuning.run_tags import teacher_text
 from raykd.tuning.session import RunContext
 from raykd.tuning.teacher_warnings import chance_warning, weak_teacher_warning
 

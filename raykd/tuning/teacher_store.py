@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -14,25 +14,24 @@ from typing import Any
 import torch
 
 from raykd.errors import Problem, StudyError
-from raykd.models import Model, Task
+from raykd.models import Model, Signature
 from raykd.models.adapters.custom_code import STORED
 from raykd.models.normalization import METADATA, Normalization, to_metadata
 from raykd.models.preprocessing import set_normalization
 from raykd.models.weights.files import weight_parts
 from raykd.schemes import Teacher, TeacherSpec
+from raykd.schemes.base import teacher_chain
 from raykd.storage import Storage
 from raykd.study.checks.rules import models_in
 from raykd.study.config import Study
 from raykd.study.open_study import OpenStudy
-from raykd.study.teachers import teacher_chain, teachers_of
 from raykd.study.yaml_file import Document, Place, dotted
-from raykd.training.checkpoint import dump_object, dump_weights, weights_metadata, with_metadata
-from raykd.training.normalization import normalization_notes, normalization_of
+from raykd.training.checkpoint import dump_network, dump_weights, weights_metadata, with_metadata
+from raykd.training.normalization import normalization_notes
+from raykd.training.stored_networks import find_damage, remove_network, save_network
+from raykd.training.teacher_keys import normalization_of, spec_key
 from raykd.training.teacher_weights import check_weights, load_teacher_weights, reorder_network
-from raykd.training.teachers import (
-    spec_key,
-    teacher_spec_of,
-)
+from raykd.training.teachers import teacher_spec_of
 
 
 class TeacherStore:
@@ -44,17 +43,24 @@ class TeacherStore:
         settings: fixed parts of the study.
         fingerprint: of its data.
         storage: of the files.
-        task: inputs and classes of the data; None: networks are stored unchanged.
+        signature: inputs and classes of the data; None: networks are stored unchanged.
+        warn: called with the file and a sentence for each damaged network.
 
     Attributes:
         notes: sentences on changes to loaded networks, until `take_notes` returns them.
     """
 
     def __init__(
-        self, settings: Study, fingerprint: str, storage: Storage, task: Task | None = None
+        self,
+        settings: Study,
+        fingerprint: str,
+        storage: Storage,
+        signature: Signature | None = None,
+        warn: Callable[[str, str], None] = lambda file, text: None,
     ) -> None:
         self.notes: list[str] = []
-        self._task = task
+        self._warn = warn
+        self._signature = signature
         self._settings = settings
         self._fingerprint = fingerprint
         self._storage = storage
@@ -62,15 +68,40 @@ class TeacherStore:
 
     def file(self, prepared: TeacherSpec) -> str:
         """Return a network's file below the storage; equal networks have equal files."""
-        names = self._task.class_names if self._task is not None else ()
+        names = self._signature.class_names if self._signature is not None else ()
         key = spec_key(prepared, self._settings, self._fingerprint, names)
         return f"teachers/{key}.{'pt' if prepared.is_mlflow else 'safetensors'}"
 
     def has(self, file: str) -> bool:
-        """Return True if a file exists; a positive answer is remembered."""
-        if file not in self._there and self._storage.exists(file):
-            self._there.add(file)
-        return file in self._there
+        """Return True if a network is stored; a positive answer is remembered.
+
+        Its checksum is compared first.  A damaged file is removed, so that the network is trained
+        or loaded again.
+
+        Raises:
+            StudyError: a damaged file cannot be removed.
+        """
+        if file in self._there:
+            return True
+        if not self._storage.exists(file):
+            return False
+        damage = find_damage(self._storage, file)
+        if damage:
+            self._remove(file, damage)
+            return False
+        self._there.add(file)
+        return True
+
+    def _remove(self, file: str, damage: str) -> None:
+        path = f"{self._storage.root}/{file}"
+        try:
+            remove_network(self._storage, file)
+        except OSError as error:
+            text = f"the teacher's network {path} is damaged ({damage}) and cannot be removed"
+            fix = "remove it, then start again"
+            raise StudyError(Problem(f"{text}: {error.strerror}", fix=fix)) from None
+        text = f"the teacher's network {path} is damaged ({damage}); it is trained or loaded again"
+        self._warn(file, text)
 
     def note(self, file: str) -> None:
         """Record that a training has written this file."""
@@ -93,7 +124,7 @@ class TeacherStore:
             content = self._content(prepared)
             if len(self.notes) > count:
                 self._storage.create(notes_file, "\n".join(self.notes[count:]).encode())
-            self._storage.create(file, content)
+            save_network(self._storage, file, content)
         elif prepared.is_mlflow:
             self.notes += (self._storage.read(notes_file) or b"").decode().splitlines()
 
@@ -115,9 +146,9 @@ class TeacherStore:
 
     def _weights(self, prepared: TeacherSpec) -> bytes:
         assert prepared.weights is not None
-        if self._task is None:
+        if self._signature is None:
             return Path(prepared.weights).expanduser().read_bytes()
-        loaded = load_teacher_weights(prepared, self._task)
+        loaded = load_teacher_weights(prepared, self._signature)
         if loaded.is_as_read:
             return weight_parts(prepared.weights)[0].read_bytes()
         return dump_weights(loaded.network, dict(loaded.metadata))
@@ -128,10 +159,10 @@ class TeacherStore:
 
         uri = self._settings.tracking.uri
         network = load_model_uri(str(prepared.weights), tracking_uri=uri).cpu().eval()
-        if self._task is not None:
-            self.notes += reorder_network(network, prepared, self._task)
+        if self._signature is not None:
+            self.notes += reorder_network(network, prepared, self._signature)
         network = set_normalization(network, prepared.normalization)
-        return dump_object(network)
+        return dump_network(network)
 
 
 def with_normalization(content: bytes, normalization: Normalization | None) -> bytes:
@@ -148,23 +179,23 @@ def with_normalization(content: bytes, normalization: Normalization | None) -> b
     return with_metadata(content, rest | (to_metadata(normalization) if normalization else {}))
 
 
-def check_teacher_weights(study: Study, task: Task | None) -> Iterator[Problem]:
+def check_teacher_weights(study: Study, signature: Signature | None) -> Iterator[Problem]:
     """Check that each teacher's weights file exists and fits its model."""
-    yield from _normalization_problems(study, task)
+    yield from _normalization_problems(study, signature)
     study_teacher = study.teacher
-    for teacher in _from_files(study) if task is not None else ():
-        assert task is not None
-        problem = _file(teacher, task).problem
+    for teacher in _from_files(study) if signature is not None else ():
+        assert signature is not None
+        problem = _file(teacher, signature).problem
         if problem:
             is_own = study_teacher and teacher.weights == study_teacher.weights
             yield Problem(problem, path="teacher.weights" if is_own else "scheme")
 
 
-def check_started_models(study: Study, task: Task | None) -> Iterator[Problem]:
+def check_started_models(study: Study, signature: Signature | None) -> Iterator[Problem]:
     """Check that the local weights files of models fit them; downloads nothing."""
-    for place, model in _starting(study) if task is not None else ():
-        assert task is not None
-        problem = _started(model, task, task.class_names).problem
+    for place, model in _starting(study) if signature is not None else ():
+        assert signature is not None
+        problem = _started(model, signature, signature.class_names).problem
         if problem:
             yield Problem(problem, path=dotted(place))
 
@@ -184,7 +215,7 @@ class Remarks:
     problem: str = ""
 
 
-def remarks_on_weights(study: OpenStudy, task: Task) -> Remarks:
+def remarks_on_weights(study: OpenStudy, signature: Signature) -> Remarks:
     """Return all remarks on the weights that a study's teachers and models load from files.
 
     Raises:
@@ -194,15 +225,20 @@ def remarks_on_weights(study: OpenStudy, task: Task) -> Remarks:
         return Remarks()
     notes: dict[str, None] = {}
     warnings: dict[str, None] = {}
-    for candidate in study.bind(task).corners():
+    for candidate in study.bind(signature).corners():
         concrete = candidate.study
-        problems = [*check_teacher_weights(concrete, task), *check_started_models(concrete, task)]
+        problems = [
+            *check_teacher_weights(concrete, signature),
+            *check_started_models(concrete, signature),
+        ]
         if problems:
             raise StudyError(problems)
-        remarks = [_file(teacher, task) for teacher in _from_files(concrete)]
-        remarks += [_started(model, task, task.class_names) for _, model in _starting(concrete)]
+        remarks = [_file(teacher, signature) for teacher in _from_files(concrete)]
+        remarks += [
+            _started(model, signature, signature.class_names) for _, model in _starting(concrete)
+        ]
         for place, prepared in _prepared(concrete):
-            remarks.append(Remarks(*normalization_notes(prepared, place, task)))
+            remarks.append(Remarks(*normalization_notes(prepared, place, signature)))
         for remark in remarks:
             notes |= dict.fromkeys(remark.notes)
             warnings |= dict.fromkeys(remark.warnings)
@@ -212,7 +248,7 @@ def remarks_on_weights(study: OpenStudy, task: Task) -> Remarks:
 def _from_files(study: Study) -> list[Teacher]:
     """Return the teachers whose weights are files."""
     teachers = [] if study.teacher is None else [study.teacher]
-    teachers += [each.as_teacher for each in teacher_chain(teachers_of(study))]
+    teachers += [each.as_teacher for each in teacher_chain(study.teacher_specs())]
     return [each for each in teachers if each.weights and each.model and not each.is_mlflow]
 
 
@@ -228,18 +264,18 @@ def _starting(study: Study) -> list[tuple[Place, Model]]:
     ]
 
 
-def _file(teacher: Teacher, task: Task) -> Remarks:
+def _file(teacher: Teacher, signature: Signature) -> Remarks:
     assert teacher.weights is not None and teacher.model is not None
     classes = tuple(map(str, teacher.classes or ()))
-    return _checked_file(teacher.weights, teacher.model, classes, task, task.class_names)
+    return _checked_file(teacher.weights, teacher.model, classes, signature, signature.class_names)
 
 
 @lru_cache(maxsize=64)
 def _checked_file(
-    weights: str, model: Model, classes: tuple[str, ...], task: Task, _: tuple[str, ...]
+    weights: str, model: Model, classes: tuple[str, ...], signature: Signature, _: tuple[str, ...]
 ) -> Remarks:
     try:
-        return Remarks(*check_weights(weights, model, task, classes))
+        return Remarks(*check_weights(weights, model, signature, classes))
     except ValueError as error:
         return Remarks(problem=str(error))
 
@@ -247,39 +283,39 @@ def _checked_file(
 def _prepared(study: Study) -> list[tuple[str, TeacherSpec]]:
     """Return all teacher networks, each with its place in the study."""
     study_teachers = [] if study.teacher is None else [teacher_spec_of(study)]
-    rest = [each for each in teacher_chain(teachers_of(study)) if each not in study_teachers]
+    rest = [each for each in teacher_chain(study.teacher_specs()) if each not in study_teachers]
     return [("teacher", each) for each in study_teachers] + [("scheme", each) for each in rest]
 
 
-def _normalization_problems(study: Study, task: Task | None) -> Iterator[Problem]:
+def _normalization_problems(study: Study, signature: Signature | None) -> Iterator[Problem]:
     """Check that the normalization of each teacher is known and fits the images."""
     for place, prepared in _prepared(study):
         path = "teacher.normalization" if place == "teacher" else "scheme"
         try:
             if prepared.normalization != "auto":
-                _check_use(prepared, task)
+                _check_use(prepared, signature)
             normalization = normalization_of(prepared)
-            if normalization is not None and task is not None and task.text is None:
-                normalization.check(task.input_shape[0])
+            if normalization is not None and signature is not None and signature.text is None:
+                normalization.check(signature.input_shape[0])
         except ValueError as error:
             yield Problem(str(error), path=path)
 
 
-def _check_use(prepared: TeacherSpec, task: Task | None) -> None:
+def _check_use(prepared: TeacherSpec, signature: Signature | None) -> None:
     if prepared.weights is None:
         raise ValueError(
             "`normalization` is for loaded `weights`; a teacher that the study trains uses the "
             "mean and standard deviation of the data; remove it"
         )
-    if task is not None and (task.text is not None or len(task.input_shape) != 3):
+    if signature is not None and (signature.text is not None or len(signature.input_shape) != 3):
         raise ValueError("`normalization` is for images, and the data are not images; remove it")
 
 
 @lru_cache(maxsize=64)
-def _started(model: Model, task: Task, _: tuple[str, ...]) -> Remarks:
+def _started(model: Model, signature: Signature, _: tuple[str, ...]) -> Remarks:
     try:
         with torch.random.fork_rng(devices=[]):
-            return Remarks(model.remarks(task))
+            return Remarks(model.remarks(signature))
     except ValueError as error:
         return Remarks(problem=str(error))
 
@@ -377,11 +413,12 @@ def _download(uri: str, document: Document) -> str:
     """Download a network and return its file below the storage."""
     from raykd.study.config import Cluster
     from raykd.tracking.mlflow_models import load_model_uri
-    from raykd.training.checkpoint import dump_object
+    from raykd.training.checkpoint import dump_network
     from raykd.tuning.mlflow_store import tracking_store_of
 
-    content = dump_object(load_model_uri(uri, tracking_uri=tracking_store_of(document)))
+    content = dump_network(load_model_uri(uri, tracking_uri=tracking_store_of(document)))
     storage = Storage(str(document.get(("cluster", "storage")) or Cluster().storage))
     name = f"networks/{hashlib.sha256(content).hexdigest()[:32]}.pt"
-    storage.create(name, content)
+    if storage.read(name) != content:  # it is missing or damaged
+        storage.write(name, content)
     return f"{storage.root}/{name}"

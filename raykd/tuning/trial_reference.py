@@ -8,9 +8,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from raykd.arguments import near
 from raykd.errors import Problem, StudyError
 from raykd.study.open_study import OpenStudy
-from raykd.study.space.domains import near
 from raykd.study.space.reuse import open_paths
 from raykd.study.space.space import read_space
 from raykd.study.yaml_file import Document, parse_document, parse_place

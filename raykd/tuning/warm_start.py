@@ -10,18 +10,17 @@ space can draw; the sampler draws the rest, and the values left out are reported
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import optuna
 
+from raykd.arguments import near
 from raykd.errors import Infeasible, Problem, StudyError
-from raykd.models import Task
+from raykd.models import Signature
 from raykd.study.open_study import OpenStudy
-from raykd.study.space.domains import label_of, near
+from raykd.study.space.domains import label_of
 from raykd.study.space.pairing import LayerPair
 from raykd.study.space.reuse import Transfer, open_paths, params_for_pairs, transfer_values
 from raykd.study.space.sampling import Seeded
@@ -32,6 +31,7 @@ from raykd.tracking.journal import Listener
 from raykd.tracking.mlflow_reader import stored_study
 from raykd.tuning.records import Record
 from raykd.tuning.result import read_result
+from raykd.tuning.run_reference import is_run_id, split_reference
 from raykd.tuning.study_dir import StudyFolder, open_folder
 
 MARK = "raykd.start"
@@ -61,12 +61,12 @@ class SourceTrial:
     pairs: tuple[LayerPair, ...] = ()
 
 
-def start_points(study: OpenStudy, task: Task, runs: Sequence[str]) -> list[StartPoint]:
+def start_points(study: OpenStudy, signature: Signature, runs: Sequence[str]) -> list[StartPoint]:
     """Return the start points that these runs give a search.
 
     Args:
         study: to be searched.
-        task: inputs and classes of its models.
+        signature: inputs and classes of its models.
         runs: folders, `FOLDER:TRIAL`, or ids of MLflow runs.
 
     Raises:
@@ -74,7 +74,7 @@ def start_points(study: OpenStudy, task: Task, runs: Sequence[str]) -> list[Star
     """
     uri = study.settings.tracking.uri
     points = [
-        _start_point(study, task, source) for run in runs for source in source_trials(run, uri)
+        _start_point(study, signature, source) for run in runs for source in source_trials(run, uri)
     ]
     if any(point.params for point in points):
         return points
@@ -91,7 +91,7 @@ def start_points(study: OpenStudy, task: Task, runs: Sequence[str]) -> list[Star
 
 def absolute_reference(run: str) -> str:
     """Return the reference to a run with an absolute path."""
-    folder, _, trial = _split_reference(run)
+    folder, trial = split_reference(run)
     if not (folder / "folder.json").exists():
         return run
     return f"{folder.absolute()}:{trial}" if trial else str(folder.absolute())
@@ -112,28 +112,28 @@ def enqueue_start_points(
     publish(Note(None, tags))
 
 
-def _start_point(study: OpenStudy, task: Task, source: SourceTrial) -> StartPoint:
-    space = study.bind(task).space
+def _start_point(study: OpenStudy, signature: Signature, source: SourceTrial) -> StartPoint:
+    space = study.bind(signature).space
     values = transfer_values(space, source.study)
     if source.pairs and not any(".pairs" in place for place in values.used):
         params = params_for_pairs(space, source.pairs)
         values = Transfer(
             params, {*values.used, *(source.drawn if params else ())}, values.rejected
         )
-    reason = _infeasible(study, task, values.params)
+    reason = _infeasible(study, signature, values.params)
     if reason:
         return StartPoint(source.name, {}, (f"{source.name} is left out: {reason}",))
     return StartPoint(source.name, values.params, tuple(_left_out(source, values)))
 
 
-def _infeasible(study: OpenStudy, task: Task, params: Mapping[str, Any]) -> str:
+def _infeasible(study: OpenStudy, signature: Signature, params: Mapping[str, Any]) -> str:
     """Return the reason why no trial with these values is feasible; "" if one is."""
     reason = ""
     for seed in range(ATTEMPTS):
         drawer = Seeded(seed)
         drawer.params.update(params)
         try:
-            study.bind(task).draw(drawer)
+            study.bind(signature).draw(drawer)
         except Infeasible as error:
             reason = str(error)
         else:
@@ -180,10 +180,10 @@ def source_trials(run: str, uri: str) -> list[SourceTrial]:
     Raises:
         StudyError: the run does not exist, or has no finished trial.
     """
-    folder, exists, trial = _split_reference(run)
-    if exists:
+    folder, trial = split_reference(run)
+    if folder.is_dir():
         return _of_folder(*open_folder(folder), trial=trial)
-    if re.fullmatch(r"[0-9a-f]{32}", run):
+    if is_run_id(run):
         return _of_store(run, uri)
     raise StudyError(
         Problem(
@@ -191,17 +191,6 @@ def source_trials(run: str, uri: str) -> list[SourceTrial]:
             fix="name a study's folder, one of its trials as FOLDER:trial-0007, or a run id",
         )
     )
-
-
-def _split_reference(run: str) -> tuple[Path, bool, str]:
-    """Return the folder that a run names, True if it exists, and the trial."""
-    path = Path(run).expanduser()
-    if path.is_dir():
-        return path, True, ""
-    folder, _, trial = run.rpartition(":")
-    if folder and Path(folder).expanduser().is_dir():
-        return Path(folder).expanduser(), True, trial
-    return path, False, ""
 
 
 def _of_folder(folder: StudyFolder, overrides: Sequence[str], trial: str) -> list[SourceTrial]:
@@ -242,7 +231,7 @@ def _of_store(run: str, uri: str) -> list[SourceTrial]:
         return [_of_pairing(stored.name, stored.texts[STORED_PAIRING])]
     if not stored.trainings:
         raise _no_trial(run)
-    drawn = _drawn(stored.given, ())
+    drawn = _drawn(stored.text, ())
     trainings = stored.trainings.items()
     return [SourceTrial(f"{stored.name}:{id}", study, drawn) for id, study in trainings]
 

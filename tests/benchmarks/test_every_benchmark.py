@@ -21,7 +21,7 @@ NAMES = sorted(path.stem for path in FOLDER.glob("*.py") if "def main" in path.r
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_says_what_it_does(
+def test_description_states_purpose(
     name: str, load: Load, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     module = load(name)
@@ -49,7 +49,7 @@ def bench(load: Load, tmp_path: Path) -> Any:
     )
 
 
-def test_the_arms_of_a_step_train(bench: Any) -> None:
+def test_arms_of_step_train(bench: Any) -> None:
     step = sys.modules["step"]
     found = step.compare(bench, 2, step.METHODS)
     arms = {row["epoch"] for row in found.rows}
@@ -63,21 +63,21 @@ def test_the_arms_of_a_step_train(bench: Any) -> None:
 
 
 @pytest.mark.parametrize("method", ["kd", "hint"])
-def test_cached_and_live_train_the_same(method: str, bench: Any) -> None:
+def test_cached_and_live_train_same(method: str, bench: Any) -> None:
     step = sys.modules["step"]
     live, cached = (step.raykd_epoch(bench, method, cached=cached) for cached in (False, True))
     for _ in range(2):
         assert cached() == pytest.approx(live(), rel=1e-3), "as far as float16 goes"
 
 
-def test_the_driver_begins_every_trial(load: Load, tmp_path: Path) -> None:
+def test_driver_begins_every_trial(load: Load, tmp_path: Path) -> None:
     driver = load("driver")
     began = driver.starts(5, 2, tmp_path, tune=False, tracking=False)
     assert len(began) == 5 and began == sorted(began)
     assert set(driver.per_trial(began)) == {"early", "late"}
 
 
-def test_arms_take_turns_and_are_compared_within_a_repeat(load: Load) -> None:
+def test_arms_take_turns_and_are_compared_within_repeat(load: Load) -> None:
     measuring = load("measuring")
     seen: list[str] = []
     arms = {name: lambda name=name: seen.append(name) for name in "abc"}
@@ -88,11 +88,11 @@ def test_arms_take_turns_and_are_compared_within_a_repeat(load: Load) -> None:
     assert slow.over(fast) == 2.0, "a slow moment that meets both does not count"
 
 
-def test_what_must_be_shown_is_met_or_not(load: Load, capsys: pytest.CaptureFixture[str]) -> None:
+def test_requirement_is_met_or_not(load: Load, capsys: pytest.CaptureFixture[str]) -> None:
     measuring = load("measuring")
     at_most, at_least = measuring.Demand("a", 1.0, 0.5), measuring.Demand("b", 2.0, 1.5, True)
     lacking = measuring.Demand("c", 1.0, None)
     assert (at_most.met, at_least.met, lacking.met) == (True, False, None)
     measuring.Findings("x", {}, demands=[at_most, at_least, lacking]).tell()
-    told = capsys.readouterr().out.splitlines()
-    assert [line.split()[-1] for line in told[-3:]] == ["yes", "NO", "measured"]
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[-1] for line in lines[-3:]] == ["yes", "NO", "measured"]

@@ -17,7 +17,7 @@ from optuna.study import StudyDirection
 from optuna.trial import Trial, TrialState
 
 from raykd.compat import optuna_tpe as tpe
-from raykd.compat.optuna_tpe import CachedTPE, fits, make_tpe
+from raykd.compat.optuna_tpe import PAUSED, CachedTPE, fits, make_tpe
 from raykd.study.samplers import Tpe
 
 TRIALS = 180
@@ -95,7 +95,7 @@ def in_a_journal(folder: Path) -> BaseStorage:
     ("objectives", "live", "storage"),
     [(1, 1, in_memory), (1, 5, in_a_journal), (1, 40, in_memory), (2, 5, in_memory)],
 )
-def test_draws_what_optunas_draws(
+def test_draws_equal_those_of_optuna(
     objectives: int, live: int, storage: Callable[[Path], BaseStorage], tmp_path: Path
 ) -> None:
     arguments: dict[str, Any] = {"seed": 5, "n_startup_trials": 12, "constant_liar": live > 1}
@@ -108,7 +108,7 @@ def test_draws_what_optunas_draws(
     assert cached._beaten.any() == (objectives == 1)
 
 
-def test_a_trial_sees_what_ended_since_the_one_before() -> None:
+def test_trial_sees_results_since_previous_one() -> None:
     """Nothing of the last trial's looking up is used for the next."""
     sampler = CachedTPE(seed=0, n_startup_trials=1)
     study = optuna.create_study(sampler=sampler)
@@ -123,18 +123,46 @@ def test_a_trial_sees_what_ended_since_the_one_before() -> None:
     assert counts == [0, 1, 2, 3, 4, 5]
 
 
-def test_studies_get_the_swift_one() -> None:
+def test_studies_use_fast_implementation() -> None:
     assert fits()
     assert isinstance(Tpe().build(seed=0, startup_trials=4, slots=2), CachedTPE)
 
 
 @pytest.mark.parametrize("part", ["_build_parzen_estimator", "_get_params"])
-def test_another_optuna_gives_its_own(part: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_optuna_version_uses_its_implementation(
+    part: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(TPESampler, part, lambda self, everything: None)
     assert not fits()
     assert type(make_tpe(seed=0)) is TPESampler
 
 
-def test_an_optuna_without_a_function_gives_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_optuna_without_function_uses_its_implementation(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(tpe._tpe, "_split_trials")
     assert type(make_tpe(seed=0)) is TPESampler
+
+
+@pytest.mark.parametrize("objectives", [1, 2])
+@pytest.mark.parametrize("liar", [False, True])
+def test_paused_trials_count_as_stopped(objectives: int, liar: bool) -> None:
+    """The next point is the same whether some trials have paused or were stopped."""
+    points = []
+    for pauses in (True, False):
+        sampler = make_tpe(seed=1, n_startup_trials=1, constant_liar=liar)
+        study = optuna.create_study(sampler=sampler, directions=DIRECTIONS[:objectives])
+        luck = np.random.RandomState(3)
+        for number in range(16):
+            trial = study.ask({"rate": optuna.distributions.FloatDistribution(0, 1)})
+            values = [float(luck.rand()) for _ in range(objectives)]
+            if number % 3 != 1:
+                study.tell(trial, values)
+                continue
+            if objectives == 1:
+                trial.report(values[0], 2)
+            if pauses:
+                trial.set_user_attr(PAUSED, True)
+            else:
+                study.tell(trial, state=TrialState.PRUNED)
+        points.append([trial.params for trial in study.get_trials(deepcopy=False)])
+    assert points[0] == points[1]
+    assert len({point["rate"] for point in points[0]}) == 16

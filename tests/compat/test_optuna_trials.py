@@ -7,7 +7,7 @@ import optuna
 from raykd.compat.optuna_trials import resume_trial
 
 
-def test_an_interrupted_trial_is_drawn_to_its_end() -> None:
+def test_interrupted_trial_is_drawn_to_its_end() -> None:
     """Its first value stays, and it is finished like any other trial."""
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
     first = study.ask().suggest_float("x", 0, 1)

@@ -10,7 +10,7 @@ from multiprocessing.connection import Client, Listener, wait
 from raykd.compat.stdlib import listening_socket
 
 
-def test_a_listener_tells_its_socket() -> None:
+def test_listener_returns_its_socket() -> None:
     """It becomes ready when a caller connects."""
     with Listener(("127.0.0.1", 0)) as listener:
         listening = listening_socket(listener)
@@ -32,7 +32,7 @@ exit_now(3)
 """
 
 
-def test_a_process_ends_after_its_exit_functions() -> None:
+def test_process_ends_after_its_exit_functions() -> None:
     """A running thread does not hold it up."""
     command = [sys.executable, "-c", SCRIPT]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)

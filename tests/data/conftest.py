@@ -1,4 +1,4 @@
-"""Small real and made-up data sets for the data tests."""
+"""Small real and synthetic data sets for the data tests."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from raykd.data.digits import Digits
 
 @pytest.fixture(autouse=True)
 def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing is looked for outside this machine."""
+    """Make network access fail."""
 
     def refused(*args: object, **kwargs: object) -> None:
         raise OSError("no network in tests")
@@ -33,7 +33,7 @@ def digits() -> Dataset:
 
 @pytest.fixture
 def write_cifar(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path, int], None]:
-    """Writes a tiny CIFAR-10 or -100 in torchvision's layout, and makes torchvision take it."""
+    """Writer of a tiny CIFAR-10 or -100 in torchvision's layout, with matching checksums."""
     from torchvision import datasets
 
     # The real files' checksums cannot hold for made-up ones; all else is torchvision's own.
@@ -57,7 +57,7 @@ def write_cifar(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path, int], None]:
 
 @pytest.fixture
 def write_pictures() -> Callable[[Path, int], None]:
-    """Writes so many PNG images of random pixels, 12 wide and 10 high, into a new folder."""
+    """Writer of `count` PNG images of random pixels, 12 wide and 10 high, to a new folder."""
 
     def write(folder: Path, count: int) -> None:
         folder.mkdir(parents=True)
@@ -79,13 +79,13 @@ def pictures(tmp_path: Path, write_pictures: Callable[[Path, int], None]) -> Pat
 
 @pytest.fixture(scope="session")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a table of docstrings, their modules being the classes, and a tokenizer."""
+    """Folder with a table of docstrings, labeled with their modules, and a tokenizer."""
     return write_corpus(tmp_path_factory.mktemp("corpus"))
 
 
 @pytest.fixture(scope="session")
 def fashion_mnist_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with files in the layout of Fashion-MNIST; the real ones are not needed."""
+    """Folder with synthetic files in the layout of Fashion-MNIST."""
     root = tmp_path_factory.mktemp("fashion_mnist")
     write_fashion_mnist(root / "FashionMNIST" / "raw")
     return root
@@ -97,7 +97,7 @@ def make_source(
     write_cifar: Callable[[Path, int], None],
     request: pytest.FixtureRequest,
 ) -> Callable[[type], Source]:
-    """An instance of a source class; its data are made here, or come with a package."""
+    """Function that builds a source of a class with data made here or from a package."""
 
     def make(cls: type) -> Source:
         options: dict[str, object] = {}
@@ -112,6 +112,10 @@ def make_source(
         elif cls.__name__ == "Texts":
             corpus = request.getfixturevalue("corpus")
             options = {"file": str(corpus / "table.csv"), "tokenizer": str(corpus / "tokenizer")}
+        elif cls.__name__ == "TabularSource":
+            lines = [f"{row / 7},{'abc'[row % 3]},{row % 5}" for row in range(300)]
+            (tmp_path / "table.csv").write_text("\n".join(["size,color,price", *lines]))
+            options = {"file": str(tmp_path / "table.csv"), "target": "color", "kind": "class"}
         return cls(**options)
 
     return make

@@ -1,4 +1,4 @@
-"""Augmentations: replayable, and each what its paper says."""
+"""Augmentations: replayable, and as their papers define them."""
 
 from __future__ import annotations
 
@@ -28,87 +28,87 @@ def noise(count: int, channels: int = 3, size: int = 16) -> Tensor:
     return torch.randint(1, 256, shape, generator=generator).to(torch.uint8)
 
 
-def made(augment: Augment, pictures: Tensor, index: Tensor, number: int = 0, seed: int = 0):
+def augmented(augment: Augment, pictures: Tensor, index: Tensor, number: int = 0, seed: int = 0):
     return augmented_view(pictures, index, [augment], seed=seed, view=number)
 
 
 @pytest.mark.parametrize("cls", list(AUGMENTATIONS), ids=lambda cls: cls.__name__)
 @pytest.mark.parametrize("channels", [1, 3])
 class TestEveryAugmentation:
-    def test_a_sample_is_the_same_in_any_batch(self, cls: type, channels: int) -> None:
+    def test_sample_is_independent_of_its_batch(self, cls: type, channels: int) -> None:
         pictures, index = noise(40, channels), torch.arange(40) + 1000
-        whole = made(cls(), pictures, index, number=5)
+        whole = augmented(cls(), pictures, index, number=5)
         assert whole.shape == pictures.shape
         assert whole.dtype == torch.uint8
         order = torch.randperm(40, generator=torch.Generator().manual_seed(1))
         for rows in order.split([1, 7, 32]):
-            assert torch.equal(made(cls(), pictures[rows], index[rows], 5), whole[rows])
+            assert torch.equal(augmented(cls(), pictures[rows], index[rows], 5), whole[rows])
 
     def test_views_seeds_and_samples_differ(self, cls: type, channels: int) -> None:
         pictures, index = noise(40, channels), torch.arange(40)
-        first = made(cls(), pictures, index)
+        first = augmented(cls(), pictures, index)
         assert not torch.equal(first, pictures)
-        assert not torch.equal(first, made(cls(), pictures, index, number=1))
-        assert not torch.equal(first, made(cls(), pictures, index, seed=1))
-        assert not torch.equal(first, made(cls(), pictures, index + 40))
+        assert not torch.equal(first, augmented(cls(), pictures, index, number=1))
+        assert not torch.equal(first, augmented(cls(), pictures, index, seed=1))
+        assert not torch.equal(first, augmented(cls(), pictures, index + 40))
 
-    def test_neither_pictures_nor_generators_are_touched(self, cls: type, channels: int) -> None:
+    def test_images_and_global_generators_are_unchanged(self, cls: type, channels: int) -> None:
         pictures = noise(10, channels)
         before = pictures.clone()
         torch.manual_seed(7)
         expected = torch.rand(3)
         torch.manual_seed(7)
-        once = made(cls(), pictures, torch.arange(10))
+        once = augmented(cls(), pictures, torch.arange(10))
         assert torch.equal(torch.rand(3), expected)
         torch.manual_seed(99)
         np.random.seed(99)  # noqa: NPY002 - the global generator must not matter
-        assert torch.equal(made(cls(), pictures, torch.arange(10)), once)
+        assert torch.equal(augmented(cls(), pictures, torch.arange(10)), once)
         assert torch.equal(pictures, before)
 
-    def test_through_a_study_file(self, cls: type, channels: int) -> None:
+    def test_study_file_round_trip(self, cls: type, channels: int) -> None:
         adapter = TypeAdapter(Annotated[Augment, AUGMENTATIONS])
         assert adapter.validate_python({"name": cls().name}) == cls()
 
 
-def test_order_and_place_count() -> None:
+def test_order_and_position_matter() -> None:
     pictures, index = noise(20), torch.arange(20)
     crop, flip = RandomCrop(), HorizontalFlip()
-    one = augmented_view(pictures, index, [crop, flip], seed=0, view=0)
-    assert not torch.equal(one, augmented_view(pictures, index, [flip, crop], seed=0, view=0))
+    view = augmented_view(pictures, index, [crop, flip], seed=0, view=0)
+    assert not torch.equal(view, augmented_view(pictures, index, [flip, crop], seed=0, view=0))
     twice = augmented_view(pictures, index, [flip, flip], seed=0, view=0)
     assert not torch.equal(twice, pictures), "two flips draw their own numbers"
     assert augmented_view(pictures, index, [], seed=0, view=0) is pictures
 
 
-def test_crop_is_a_window_of_the_padded_picture() -> None:
+def test_crop_is_window_of_padded_image() -> None:
     pictures, index = noise(300, size=6), torch.arange(300)
-    crops = made(RandomCrop(padding=2, fill=0), pictures, index)
+    crops = augmented(RandomCrop(padding=2, fill=0), pictures, index)
     padded = torch.nn.functional.pad(pictures, (2,) * 4)
     places = []
     for row in range(300):
-        found = [
+        windows = [
             (top, left)
             for top in range(5)
             for left in range(5)
             if torch.equal(padded[row, :, top : top + 6, left : left + 6], crops[row])
         ]
-        assert len(found) == 1
-        places += found
+        assert len(windows) == 1
+        places += windows
     assert set(places) == {(top, left) for top in range(5) for left in range(5)}
 
 
-def test_flip_mirrors_its_share() -> None:
+def test_flip_mirrors_given_fraction() -> None:
     pictures = noise(4000, size=4)
-    flipped = made(HorizontalFlip(p=0.3), pictures, torch.arange(4000))
+    flipped = augmented(HorizontalFlip(p=0.3), pictures, torch.arange(4000))
     mirrored = (flipped == pictures.flip(-1)).all((1, 2, 3))
-    kept = (flipped == pictures).all((1, 2, 3))
-    assert bool((mirrored | kept).all())
+    unchanged = (flipped == pictures).all((1, 2, 3))
+    assert bool((mirrored | unchanged).all())
     assert 0.27 < float(mirrored.float().mean()) < 0.33
 
 
-def test_erasing_fills_one_rectangle_of_the_drawn_size() -> None:
+def test_erasing_fills_one_rectangle_of_drawn_size() -> None:
     pictures = noise(2000, size=32)
-    erased = made(RandomErasing(p=0.5, fill=0), pictures, torch.arange(2000))
+    erased = augmented(RandomErasing(p=0.5, fill=0), pictures, torch.arange(2000))
     holes = (erased == 0).all(1)
     touched = holes.any((1, 2))
     assert 0.46 < float(touched.float().mean()) < 0.54
@@ -124,10 +124,10 @@ def test_erasing_fills_one_rectangle_of_the_drawn_size() -> None:
     assert 2 < float(ratio.max()) < 4
 
 
-def test_erasing_that_never_fits_leaves_the_picture() -> None:
+def test_erasing_that_never_fits_changes_nothing() -> None:
     pictures = noise(10)
     whole = RandomErasing(p=1.0, scale=(1.0, 1.0), ratio=(3.0, 3.3))
-    assert torch.equal(made(whole, pictures, torch.arange(10)), pictures)
+    assert torch.equal(augmented(whole, pictures, torch.arange(10)), pictures)
 
 
 @pytest.mark.parametrize("scale", [(0.5, 0.2), (0.0, 0.2), (0.2, 1.5)])
@@ -136,14 +136,14 @@ def test_ranges_are_checked(scale: tuple[float, float]) -> None:
         RandomErasing(scale=scale)
 
 
-def test_rotation_keeps_a_disc() -> None:
+def test_rotation_keeps_disc() -> None:
     rows = torch.arange(17) - 8.0
     disc = ((rows[:, None] ** 2 + rows**2 < 36) * 255).to(torch.uint8).expand(5, 1, 17, 17)
-    turned = made(Rotation(degrees=90), disc, torch.arange(5))
+    turned = augmented(Rotation(degrees=90), disc, torch.arange(5))
     assert float((turned.float() - disc.float()).abs().mean()) < 20
     bar = torch.zeros(5, 1, 17, 17, dtype=torch.uint8)
     bar[..., 8, :] = 255
-    turned = made(Rotation(degrees=90), bar, torch.arange(5))
+    turned = augmented(Rotation(degrees=90), bar, torch.arange(5))
     assert float((turned.float() - bar.float()).abs().mean()) > 20
 
 
@@ -171,7 +171,7 @@ class TestDraws:
         assert len(counts) == 9
         assert float((counts / 100_000 - 1 / 9).abs().max()) < 0.005
 
-    def test_several_at_once(self) -> None:
+    def test_vectorized_draws_equal_single_draws(self) -> None:
         draws = CounterRNG(key_of(1, 0, 0), torch.arange(10_000))
         drawn = torch.cat([draws.uniforms(4, 2, 3), draws.uniform(2, 3)[None]])
         assert drawn.shape == (5, 10_000)
@@ -188,7 +188,7 @@ class TestDraws:
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 @pytest.mark.parametrize("cls", [RandomCrop, HorizontalFlip])
-def test_the_same_view_on_a_gpu(cls: type) -> None:
+def test_gpu_view_equals_cpu_view(cls: type) -> None:
     pictures, index = noise(40), torch.arange(40)
-    there = made(cls(), pictures.cuda(), index.cuda())
-    assert torch.equal(there.cpu(), made(cls(), pictures, index))
+    there = augmented(cls(), pictures.cuda(), index.cuda())
+    assert torch.equal(there.cpu(), augmented(cls(), pictures, index))

@@ -1,4 +1,4 @@
-"""BatchLoader: order, shares of ranks, sizes, residence."""
+"""BatchLoader: order, shares of ranks, sizes, device of the data."""
 
 from __future__ import annotations
 
@@ -41,11 +41,11 @@ def flat(parts: Iterable[list[int]]) -> list[int]:
     return list(chain.from_iterable(parts))
 
 
-def first(split: Any, count: int) -> Split:
+def first_samples(split: Any, count: int) -> Split:
     return Split(split.inputs[:count], split.targets[:count], split.index[:count])
 
 
-def test_a_batch_holds_its_samples(digits: Dataset) -> None:
+def test_batch_contains_its_samples(digits: Dataset) -> None:
     assert isinstance(digits.train, Split)
     raw = dict(zip(digits.train.index.tolist(), torch.as_tensor(digits.train.inputs), strict=True))
     labels = dict(zip(digits.train.index.tolist(), digits.train.targets.tolist(), strict=True))
@@ -59,22 +59,22 @@ def test_a_batch_holds_its_samples(digits: Dataset) -> None:
     assert batch.targets.tolist() == [labels[n] for n in batch.index.tolist()]
 
 
-def test_every_epoch_sees_all_in_another_order(digits: Dataset) -> None:
-    one, two = numbers(batches(digits)), numbers(batches(digits), epoch=1)
-    assert sorted(flat(one)) == sorted(flat(two)) == digits.train.index.tolist()
-    assert one != two
-    assert one == numbers(batches(digits))
-    assert one != numbers(batches(digits, seed=1))
+def test_each_epoch_has_all_samples_in_new_order(digits: Dataset) -> None:
+    first_epoch, second_epoch = numbers(batches(digits)), numbers(batches(digits), epoch=1)
+    assert sorted(flat(first_epoch)) == sorted(flat(second_epoch)) == digits.train.index.tolist()
+    assert first_epoch != second_epoch
+    assert first_epoch == numbers(batches(digits))
+    assert first_epoch != numbers(batches(digits, seed=1))
 
 
-def test_order_does_not_depend_on_what_ran_before(digits: Dataset) -> None:
+def test_order_is_independent_of_earlier_epochs(digits: Dataset) -> None:
     used = batches(digits)
     for epoch in (0, 1):
         numbers(used, epoch)
     assert numbers(used, 2) == numbers(batches(digits), 2)
 
 
-def test_the_global_generator_is_neither_used_nor_moved(digits: Dataset) -> None:
+def test_global_generator_is_not_used(digits: Dataset) -> None:
     torch.manual_seed(3)
     expected = torch.rand(2)
     torch.manual_seed(3)
@@ -83,7 +83,7 @@ def test_the_global_generator_is_neither_used_nor_moved(digits: Dataset) -> None
 
 
 @pytest.mark.parametrize("world", [2, 3])
-def test_ranks_share_each_global_batch(digits: Dataset, world: int) -> None:
+def test_ranks_split_each_global_batch(digits: Dataset, world: int) -> None:
     whole = numbers(batches(digits))
     ranks = [
         batches(digits, placement=Placement(rank=rank, world_size=world)) for rank in range(world)
@@ -96,8 +96,8 @@ def test_ranks_share_each_global_batch(digits: Dataset, world: int) -> None:
 
 @pytest.mark.parametrize("world", [1, 2, 3, 7])
 @pytest.mark.parametrize("count", [1, 5, 50])
-def test_evaluation_sees_each_once(digits: Dataset, world: int, count: int) -> None:
-    split = first(digits.val, count)
+def test_evaluation_has_each_sample_once(digits: Dataset, world: int, count: int) -> None:
+    split = first_samples(digits.val, count)
     ranks = [
         batches(
             digits,
@@ -108,8 +108,8 @@ def test_evaluation_sees_each_once(digits: Dataset, world: int, count: int) -> N
         )
         for rank in range(world)
     ]
-    seen = [number for rank in ranks for batch in numbers(rank) for number in batch]
-    assert sorted(seen) == split.index.tolist()
+    samples = [number for rank in ranks for batch in numbers(rank) for number in batch]
+    assert sorted(samples) == split.index.tolist()
     assert [len(rank) for rank in ranks] == [len(numbers(rank)) for rank in ranks]
 
 
@@ -126,8 +126,10 @@ def test_evaluation_sees_each_once(digits: Dataset, world: int, count: int) -> N
         (5, 2, 2, [2, 2 + 1]),
     ],
 )
-def test_sizes(digits: Dataset, count: int, size: int, world: int, expected: list[int]) -> None:
-    split = first(digits.train, count)
+def test_number_of_batches(
+    digits: Dataset, count: int, size: int, world: int, expected: list[int]
+) -> None:
+    split = first_samples(digits.train, count)
     ranks = [
         numbers(
             batches(
@@ -144,8 +146,10 @@ def test_sizes(digits: Dataset, count: int, size: int, world: int, expected: lis
 
 
 @pytest.mark.parametrize(("count", "batch_size", "world_size"), [(1, 8, 1), (3, 8, 2), (50, 2, 4)])
-def test_too_small(digits: Dataset, count: int, batch_size: int, world_size: int) -> None:
-    split = first(digits.train, count)
+def test_too_few_samples_raise(
+    digits: Dataset, count: int, batch_size: int, world_size: int
+) -> None:
+    split = first_samples(digits.train, count)
     with pytest.raises(ValueError, match=r"train\.batch_size"):
         batches(
             digits,
@@ -155,35 +159,35 @@ def test_too_small(digits: Dataset, count: int, batch_size: int, world_size: int
         )
 
 
-def test_the_view_follows_the_epoch_or_what_is_asked(digits: Dataset) -> None:
-    made = batches(digits, augment=(RandomCrop(padding=1),))
+def test_view_defaults_to_epoch(digits: Dataset) -> None:
+    loader = batches(digits, augment=(RandomCrop(padding=1),))
     plain = batches(digits)
 
     def inputs(of: BatchLoader, epoch: int, view: int | None = None) -> Tensor:
-        seen = list(of.epoch(epoch, view=view))
-        order = torch.cat([batch.index for batch in seen]).argsort()
-        return torch.cat([torch.as_tensor(batch.inputs) for batch in seen])[order]
+        received = list(of.epoch(epoch, view=view))
+        order = torch.cat([batch.index for batch in received]).argsort()
+        return torch.cat([torch.as_tensor(batch.inputs) for batch in received])[order]
 
-    assert torch.equal(inputs(made, 3), inputs(made, 7, view=3))
-    assert not torch.equal(inputs(made, 3), inputs(made, 4))
-    assert not torch.equal(inputs(made, 3), inputs(plain, 3))
+    assert torch.equal(inputs(loader, 3), inputs(loader, 7, view=3))
+    assert not torch.equal(inputs(loader, 3), inputs(loader, 4))
+    assert not torch.equal(inputs(loader, 3), inputs(plain, 3))
     other_ranks = [
         batches(digits, augment=(RandomCrop(padding=1),), placement=Placement(rank=r, world_size=2))
         for r in (0, 1)
     ]
-    seen = [batch for rank in other_ranks for batch in rank.epoch(3)]
-    order = torch.cat([batch.index for batch in seen]).argsort()
-    shared = torch.cat([torch.as_tensor(batch.inputs) for batch in seen])[order]
-    assert torch.equal(shared, inputs(made, 3))
+    received = [batch for rank in other_ranks for batch in rank.epoch(3)]
+    order = torch.cat([batch.index for batch in received]).argsort()
+    shared = torch.cat([torch.as_tensor(batch.inputs) for batch in received])[order]
+    assert torch.equal(shared, inputs(loader, 3))
 
 
-def test_augmentation_is_for_pictures(digits: Dataset) -> None:
+def test_augmentation_of_other_inputs_raises(digits: Dataset) -> None:
     split = Split({"tokens": torch.zeros(4, 2)}, torch.zeros(4).long(), torch.arange(4))
     with pytest.raises(ValueError, match="augmentation needs images"):
         batches(digits, split=split, augment=(HorizontalFlip(),))
 
 
-def test_data_on_the_device_are_not_moved_again(digits: Dataset) -> None:
+def test_device_data_are_not_copied(digits: Dataset) -> None:
     assert isinstance(digits.train, Split)
     resident = batches(digits.to("cpu")).split
     assert isinstance(resident, Split)
@@ -193,7 +197,7 @@ def test_data_on_the_device_are_not_moved_again(digits: Dataset) -> None:
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
-def test_on_a_gpu_the_same_batches(digits: Dataset) -> None:
+def test_gpu_batches_equal_cpu_batches(digits: Dataset) -> None:
     options: dict[str, Any] = {"augment": (RandomCrop(), HorizontalFlip())}
     for here, there in zip(
         batches(digits, **options).epoch(0),

@@ -1,4 +1,4 @@
-"""Labels of tables: classes, their order, and labels that are wrong or look so."""
+"""Labels of tables: classes, their order, errors and warnings."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from raykd.data.table import Table
 
 
 def table_of(labels: Sequence[Any], typed: bool | None = None, name: str = "a.csv") -> Table:
-    known = any(not isinstance(label, str) for label in labels) if typed is None else typed
+    is_typed = any(not isinstance(label, str) for label in labels) if typed is None else typed
     places = range(2, len(labels) + 2)
-    return Table(Path(name), {"label": labels}, places, "line", known)
+    return Table(Path(name), {"label": labels}, places, "line", is_typed)
 
 
 def read(labels: Sequence[Any], test: Sequence[Any] = (), typed: bool | None = None) -> Labels:
@@ -50,18 +50,18 @@ def test_classes(labels: list[Any], names: tuple[str, ...], targets: list[int]) 
     assert result.targets.tolist() == targets
 
 
-def test_texts_of_typed_files_stay_texts() -> None:
+def test_strings_of_typed_files_stay_strings() -> None:
     assert read(["10", "2", "1"], typed=True).class_names == ("1", "10", "2")
     assert read(["0.5", "1.5"], typed=True).class_names == ("0.5", "1.5")
     assert read(["true", "false"], typed=True).class_names == ("false", "true")
 
 
-def test_a_thousand_classes() -> None:
+def test_thousand_classes() -> None:
     labels = [f"class {number:04}" for number in range(1000)] * 3
     assert read(labels).class_names == tuple(labels[:1000])
 
 
-def test_other_tables_use_the_classes_of_the_training_table() -> None:
+def test_other_tables_use_classes_of_training_table() -> None:
     assert read(["1.0", "2.0"], test=["2"]).targets.tolist() == [0, 1, 1]
     assert read(["a", "b"], test=[" b"]).targets.tolist() == [0, 1, 1]
     assert read(["x", "1"], test=["1"]).targets.tolist() == [1, 0, 0]
@@ -90,12 +90,12 @@ def test_other_tables_use_the_classes_of_the_training_table() -> None:
         (["a", "a"], "has only the label 'a'; a classifier needs two classes"),
     ],
 )
-def test_refused(labels: list[Any], words: str) -> None:
+def test_invalid_labels_raise(labels: list[Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         read(labels)
 
 
-def test_labels_that_the_training_table_lacks() -> None:
+def test_labels_missing_in_training_table() -> None:
     with pytest.raises(ValueError, match=r"test\.csv: line 3 has the label 'c', .*'c' \(2 rows\)"):
         read(["a", "b"], test=["a", "c", "c"])
     with pytest.raises(ValueError, match=r"-1 often marks rows without a label.*data\.test_file"):
@@ -122,16 +122,16 @@ def test_labels_that_the_training_table_lacks() -> None:
         (['"a"', '"b"'], "labels in quotes"),
     ],
 )
-def test_warned_of(labels: list[Any], words: str) -> None:
+def test_suspicious_labels_warn(labels: list[Any], words: str) -> None:
     (warning,) = read(labels).warnings
     assert words in warning
 
 
-def test_signs_are_no_missing_labels() -> None:
+def test_sign_characters_are_not_missing_labels() -> None:
     assert read(["+", "-"]).warnings == ()
 
 
-def test_whole_numbers_with_more_digits_than_a_float_has() -> None:
+def test_integers_beyond_float_precision() -> None:
     assert read(["100000000000000000.0", "100000000000000001.0"]).class_names == (
         "100000000000000000",
         "100000000000000001",
@@ -140,7 +140,7 @@ def test_whole_numbers_with_more_digits_than_a_float_has() -> None:
         read(["100000000000000000.5", "2"])
 
 
-def test_numbers_in_one_file_and_names_in_another() -> None:
+def test_numeric_labels_in_one_file_and_names_in_another() -> None:
     tables = [
         Table(Path(name), {"label": labels}, [1, 2], "line", False)
         for name, labels in (("a.csv", ["0", "1"]), ("b.csv", ["sea", "garden"]))

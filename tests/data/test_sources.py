@@ -1,8 +1,9 @@
-"""Every source: splits, numbers, fingerprints, the way through a store, missing data."""
+"""Every source: splits, sizes, fingerprints, transfer as arrays, missing data."""
 
 from __future__ import annotations
 
 import dataclasses
+import gzip
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -50,7 +51,7 @@ def tensors(inputs: Inputs) -> list[torch.Tensor]:
 
 @pytest.mark.parametrize("cls", list(SOURCES), ids=lambda cls: cls.__name__)
 class TestEverySource:
-    def test_splits_are_whole_and_disjoint(self, cls: type, make_source: MakeSource) -> None:
+    def test_splits_are_complete_and_disjoint(self, cls: type, make_source: MakeSource) -> None:
         dataset = make_source(cls).load()
         numbers = torch.cat([dataset.split(part).index for part in PARTS])
         assert len(numbers.unique()) == len(numbers)
@@ -63,15 +64,15 @@ class TestEverySource:
             for inputs in tensors(split.take(torch.arange(2))):
                 assert inputs.shape == (2, *dataset.input_shape)
 
-    def test_it_is_what_it_says(self, cls: type, make_source: MakeSource) -> None:
+    def test_declared_facts_match_data(self, cls: type, make_source: MakeSource) -> None:
         source = make_source(cls)
         dataset = source.load()
-        assert source.task_shape() in (None, (dataset.input_shape, dataset.classes))
+        assert source.declared_shape() in (None, (dataset.input_shape, dataset.classes))
         assert dataset.name == source.name
         assert len(dataset.class_names) == dataset.classes
         assert dataset.origin
 
-    def test_training_pictures_leave_standardised(self, cls: type, make_source: MakeSource) -> None:
+    def test_training_images_are_standardized(self, cls: type, make_source: MakeSource) -> None:
         dataset = make_source(cls).load()
         if not dataset.mean:
             pytest.skip("no images")
@@ -81,16 +82,16 @@ class TestEverySource:
         assert inputs.mean((0, 2, 3)).abs().max() < 1e-4
         assert inputs.std((0, 2, 3)).sub(1).abs().max() < 1e-3
 
-    def test_loading_again_gives_the_same(self, cls: type, make_source: MakeSource) -> None:
+    def test_loading_is_reproducible(self, cls: type, make_source: MakeSource) -> None:
         source = make_source(cls)
-        first, again = source.load(), source.load()
+        first, second = source.load(), source.load()
         other = dataclasses.replace(source, split_seed=1).load()  # type: ignore[call-arg]
-        assert first.fingerprint == again.fingerprint
-        assert torch.equal(first.train.index, again.train.index)
+        assert first.fingerprint == second.fingerprint
+        assert torch.equal(first.train.index, second.train.index)
         assert first.fingerprint != other.fingerprint
         assert not torch.equal(first.train.index, other.train.index)
 
-    def test_through_read_only_arrays_and_back(self, cls: type, make_source: MakeSource) -> None:
+    def test_read_only_arrays_round_trip(self, cls: type, make_source: MakeSource) -> None:
         dataset = make_source(cls).load()
         arrays = dataset.arrays()
         for value in arrays.values():
@@ -105,8 +106,8 @@ class TestEverySource:
         )
         for part in PARTS:
             rows = torch.arange(3)
-            taken = tensors(back.split(part).take(rows)), tensors(dataset.split(part).take(rows))
-            assert all(map(torch.equal, *taken))
+            copies = tensors(back.split(part).take(rows)), tensors(dataset.split(part).take(rows))
+            assert all(map(torch.equal, *copies))
             shared = back.split(part).targets.data_ptr()
             assert shared == arrays[f"{part}/targets"].ctypes.data
 
@@ -120,13 +121,13 @@ class TestEverySource:
         assert counts.min() >= 1
         assert counts.max() <= 4
 
-    def test_unknown_keys_are_refused(self, cls: type, make_source: MakeSource) -> None:
-        given = {"name": cls.name, "splitseed": 1}  # type: ignore[attr-defined]
+    def test_unknown_keys_raise(self, cls: type, make_source: MakeSource) -> None:
+        fields = {"name": cls.name, "splitseed": 1}  # type: ignore[attr-defined]
         with pytest.raises(ValidationError, match="splitseed"):
-            TypeAdapter(AnySource).validate_python(given)
+            TypeAdapter(AnySource).validate_python(fields)
 
 
-def test_digits_are_scikit_learns(digits: Dataset) -> None:
+def test_digits_equal_scikit_learns(digits: Dataset) -> None:
     from sklearn.datasets import load_digits
 
     levels, targets = load_digits(return_X_y=True)
@@ -139,7 +140,7 @@ def test_digits_are_scikit_learns(digits: Dataset) -> None:
         assert np.array_equal(split.targets.numpy(), targets[split.index.numpy()])
 
 
-def test_a_changed_pixel_changes_the_fingerprint(pictures: Path) -> None:
+def test_changed_pixel_changes_fingerprint(pictures: Path) -> None:
     before = ImageFolder(root=str(pictures), size=10).load()
     from PIL import Image
 
@@ -153,7 +154,9 @@ def test_a_changed_pixel_changes_the_fingerprint(pictures: Path) -> None:
 
 class TestFashionMnist:
     @pytest.mark.parametrize(("below", "packed"), [("FashionMNIST/raw", False), (".", True)])
-    def test_files_under_root_come_first(self, tmp_path: Path, below: str, packed: bool) -> None:
+    def test_files_under_root_take_precedence(
+        self, tmp_path: Path, below: str, packed: bool
+    ) -> None:
         folder = tmp_path / "root" / below
         write_fashion_mnist(folder, packed)
         dataset = FashionMnist(root=str(tmp_path / "root"), limit=100).load()
@@ -170,14 +173,21 @@ class TestFashionMnist:
         with pytest.raises(ValueError, match=r"train-images-idx3-ubyte\.gz cannot be read"):
             FashionMnist(root=str(tmp_path / "root")).load()
 
-    def test_labels_of_other_data_are_refused(self, tmp_path: Path) -> None:
+    def test_labels_of_other_data_raise(self, tmp_path: Path) -> None:
         write_fashion_mnist(tmp_path / "root", packed=False)
         labels = tmp_path / "root" / "t10k-labels-idx1-ubyte"
         labels.write_bytes(labels.read_bytes()[:-1] + b"\x19")
         with pytest.raises(ValueError, match="holds the label 25"):
             FashionMnist(root=str(tmp_path / "root")).load()
 
-    def test_too_few_pictures_are_named(self, tmp_path: Path) -> None:
+    def test_files_that_unpack_to_any_size(self, tmp_path: Path) -> None:
+        write_fashion_mnist(tmp_path / "root", packed=True)
+        (file,) = (tmp_path / "root").rglob("train-labels*.gz")
+        file.write_bytes(gzip.compress(bytes(60_000_000), 1))
+        with pytest.raises(ValueError, match=r"train-labels.*more than 47,040,016 bytes"):
+            FashionMnist(root=str(tmp_path / "root")).load()
+
+    def test_too_few_images_raise(self, tmp_path: Path) -> None:
         write_fashion_mnist(tmp_path / "root", packed=False, train=100)
         with pytest.raises(ValueError, match=r"holds \(100, 28, 28\), not \(60000, 28, 28\)"):
             FashionMnist(root=str(tmp_path / "root")).load()
@@ -188,12 +198,12 @@ class TestFashionMnist:
         source = FashionMnist(root=str(tmp_path / "root"))
         with pytest.raises(ValueError, match="dataset-fashion-mnist") as caught:
             getattr(source, verb)()
-        said = str(caught.value)
+        message = str(caught.value)
         for part in (tmp_path / "root", tmp_path / "debian", "dataset-fashion-mnist", "data.root"):
-            assert str(part) in said
+            assert str(part) in message
 
     @pytest.mark.skipif(not DEBIAN_FOLDER.is_dir(), reason="Debian's package is not installed")
-    def test_debians_package(self) -> None:
+    def test_debian_package(self) -> None:
         dataset = FashionMnist(root="/nonexistent").load()
         assert dataset.origin == str(DEBIAN_FOLDER)
         assert dataset.sizes == {"train": 54_000, "val": 6_000, "test": 10_000}
@@ -205,7 +215,7 @@ class TestFashionMnist:
 
 class TestCifar:
     @pytest.mark.parametrize(("cls", "classes"), [(Cifar10, 10), (Cifar100, 100)])
-    def test_pictures_as_stored(
+    def test_stored_images(
         self,
         tmp_path: Path,
         write_cifar: Callable[[Path, int], None],
@@ -242,7 +252,7 @@ class TestCifar:
 
 
 class TestImageFolder:
-    def test_parts_of_their_own(self, tmp_path: Path, write_pictures: WritePictures) -> None:
+    def test_separate_split_folders(self, tmp_path: Path, write_pictures: WritePictures) -> None:
         for part, count in (("train", 10), ("val", 3), ("test", 4)):
             for name in ("cat", "dog"):
                 write_pictures(tmp_path / part / name, count)
@@ -250,13 +260,13 @@ class TestImageFolder:
         assert dataset.sizes == {"train": 20, "val": 6, "test": 8}
         assert dataset.class_names == ("cat", "dog")
 
-    def test_only_a_train_folder(self, tmp_path: Path, write_pictures: WritePictures) -> None:
+    def test_only_train_folder(self, tmp_path: Path, write_pictures: WritePictures) -> None:
         for name in ("cat", "dog"):
             write_pictures(tmp_path / "train" / name, 10)
         dataset = ImageFolder(root=str(tmp_path), size=8).load()
         assert dataset.sizes == {"train": 14, "val": 2, "test": 4}
 
-    def test_the_middle_is_kept(self, tmp_path: Path, write_pictures: WritePictures) -> None:
+    def test_center_crop(self, tmp_path: Path, write_pictures: WritePictures) -> None:
         from PIL import Image
 
         for name in ("cat", "dog"):
@@ -271,22 +281,24 @@ class TestImageFolder:
             picture, torch.tensor([10, 200, 30], dtype=torch.uint8).expand(8, 8, 3).permute(2, 0, 1)
         )
 
-    def test_grey(self, pictures: Path) -> None:
+    def test_grayscale(self, pictures: Path) -> None:
         assert ImageFolder(root=str(pictures), size=8, channels=1).load().input_shape == (1, 8, 8)
 
     @pytest.mark.parametrize("workers", [0, 2])
-    def test_on_disk_gives_what_resident_gives(self, pictures: Path, workers: int) -> None:
+    def test_disk_loading_equals_resident_loading(self, pictures: Path, workers: int) -> None:
         source = ImageFolder(root=str(pictures), size=8, workers=workers)
-        kept = source.load()
+        in_memory = source.load()
         on_disk = dataclasses.replace(source, resident_limit_mb=0).load()
         assert isinstance(on_disk.train, FileSplit)
         for augment in ((), "batched", "per sample"):
-            for left, right in zip(epochs(kept, augment), epochs(on_disk, augment), strict=True):
+            for left, right in zip(
+                epochs(in_memory, augment), epochs(on_disk, augment), strict=True
+            ):
                 assert torch.equal(left.index, right.index)
                 assert torch.equal(left.targets, right.targets)
                 assert torch.allclose(left.inputs, right.inputs, atol=1e-6)
 
-    def test_a_shorter_epoch_after_one_left_early(self, pictures: Path) -> None:
+    def test_epoch_after_interrupted_epoch(self, pictures: Path) -> None:
         source = ImageFolder(root=str(pictures), size=8, workers=1, resident_limit_mb=0)
         dataset = source.load()
         batches = BatchLoader(dataset.train, dataset, batch_size=4, shuffle_seed=0)
@@ -297,26 +309,26 @@ class TestImageFolder:
     def test_missing(self, tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=r"is not a folder; set data\.root"):
             ImageFolder(root=str(tmp_path / "none")).check()
-        assert ImageFolder(root=str(tmp_path / "none")).task_shape() is None
+        assert ImageFolder(root=str(tmp_path / "none")).declared_shape() is None
 
     def test_one_class(self, tmp_path: Path, write_pictures: WritePictures) -> None:
         write_pictures(tmp_path / "cat", 2)
         with pytest.raises(ValueError, match=r"at least two"):
             ImageFolder(root=str(tmp_path)).load()
 
-    def test_an_empty_class(self, pictures: Path) -> None:
+    def test_empty_class(self, pictures: Path) -> None:
         (pictures / "emu").mkdir()
         with pytest.raises(ValueError, match="emu/ holds no image"):
             ImageFolder(root=str(pictures)).load()
 
-    def test_a_strange_class(self, tmp_path: Path, write_pictures: WritePictures) -> None:
+    def test_class_unknown_to_training(self, tmp_path: Path, write_pictures: WritePictures) -> None:
         for name in ("cat", "dog"):
             write_pictures(tmp_path / "train" / name, 5)
         write_pictures(tmp_path / "test" / "dgo", 5)
         with pytest.raises(ValueError, match="'dgo', which is not a class"):
             ImageFolder(root=str(tmp_path)).load()
 
-    def test_a_broken_picture(self, pictures: Path) -> None:
+    def test_broken_image(self, pictures: Path) -> None:
         (pictures / "cat" / "999.jpg").write_bytes(b"not an image")
         with pytest.raises(ValueError, match=r"999\.jpg cannot be decoded"):
             ImageFolder(root=str(pictures)).load()
@@ -338,7 +350,7 @@ class TestStratified:
         chosen = stratified(targets, 100, seed=0, name="val")
         assert np.bincount(targets[chosen]).tolist() == [60, 30, 10]
 
-    def test_rare_classes_get_one_and_leave_one(self) -> None:
+    def test_rare_classes_keep_one_sample_on_each_side(self) -> None:
         targets = np.repeat([0, 1], [98, 2])
         assert np.bincount(targets[stratified(targets, 10, 0, "val")]).tolist() == [9, 1]
         assert np.bincount(targets[stratified(targets, 99 - 1, 0, "val")]).tolist() == [97, 1]
@@ -348,7 +360,7 @@ class TestStratified:
         with pytest.raises(ValueError, match="must take 2 to 98; change `val`"):
             stratified(np.repeat([0, 1], 50), count, 0, "val")
 
-    def test_a_class_of_one(self) -> None:
+    def test_single_sample_class(self) -> None:
         with pytest.raises(ValueError, match="class 1 has 1 sample"):
             stratified(np.repeat([0, 1], [9, 1]), 4, 0, "val")
 
@@ -365,7 +377,7 @@ def test_channel_statistics_by_hand() -> None:
     assert channel_statistics(pictures) == ((0.5, pytest.approx(0.2)), (0.5, 1.0))
 
 
-def test_a_mapping_goes_through_arrays() -> None:
+def test_mapping_inputs_survive_array_round_trip() -> None:
     tokens = {"tokens": torch.arange(12).reshape(4, 3), "mask": torch.ones(4, 3)}
     split = Split(inputs=tokens, targets=torch.tensor([0, 1, 0, 1]), index=torch.arange(4))
     dataset = Dataset("text", split, split, split, 2, ("a", "b"), (3,), (), (), "f", "here")
@@ -379,7 +391,7 @@ def test_a_mapping_goes_through_arrays() -> None:
     assert torch.equal(batch.inputs["tokens"], tokens["tokens"][batch.index])
 
 
-def test_notes_and_warnings_go_through_arrays(digits: Dataset) -> None:
+def test_notes_and_warnings_survive_array_round_trip(digits: Dataset) -> None:
     marked = dataclasses.replace(digits, notes=("read so",), warnings=("beware",))
     back = Dataset.from_arrays(marked.arrays())
     assert (back.notes, back.warnings) == (("read so",), ("beware",))
@@ -388,11 +400,11 @@ def test_notes_and_warnings_go_through_arrays(digits: Dataset) -> None:
 
 @option
 class Plain(Source):
-    """A source with nothing of its own."""
+    """Minimal source."""
 
     name: Literal["plain"] = "plain"
     augment: Augments = ()
 
 
-def test_a_source_without_a_survey() -> None:
+def test_source_without_survey() -> None:
     assert Plain().survey() is None

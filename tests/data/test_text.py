@@ -1,4 +1,4 @@
-"""Texts of tables, as tokens."""
+"""Texts of tables as tokens."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from pydantic import TypeAdapter, ValidationError
 from helpers.docstrings import MODULES, VOCABULARY
 from raykd.data import AnySource, BatchLoader, Dataset, Split
 from raykd.data.text import Texts
-from raykd.training.build import task_of
+from raykd.training.build import signature_of
 
 LENGTH = 24
 
@@ -51,7 +51,7 @@ def _write(file: Path, rows: list[tuple[Any, ...]], columns: tuple[str, ...]) ->
     return file
 
 
-def test_tokens_are_the_tokenizers_own(dataset: Dataset, corpus: Path) -> None:
+def test_tokens_equal_tokenizers(dataset: Dataset, corpus: Path) -> None:
     from transformers import AutoTokenizer
 
     tokenizer: Any = AutoTokenizer.from_pretrained(str(corpus / "tokenizer"))
@@ -61,21 +61,21 @@ def test_tokens_are_the_tokenizers_own(dataset: Dataset, corpus: Path) -> None:
         index = int(dataset.train.index[number])
         inputs = {key: value[number] for key, value in _inputs(dataset).items()}
         ids = tokenizer(rows[index]["text"], truncation=True, max_length=LENGTH)["input_ids"]
-        kept = inputs["attention_mask"].bool()
-        assert inputs["input_ids"][kept].tolist() == ids
-        assert inputs["input_ids"][~kept].eq(tokenizer.pad_token_id).all()
+        mask = inputs["attention_mask"].bool()
+        assert inputs["input_ids"][mask].tolist() == ids
+        assert inputs["input_ids"][~mask].eq(tokenizer.pad_token_id).all()
         assert dataset.class_names[int(dataset.train.targets[number])] == rows[index]["label"]
 
 
-def test_what_models_are_told(dataset: Dataset) -> None:
-    task = task_of(dataset)
+def test_facts_for_models(dataset: Dataset) -> None:
+    signature = signature_of(dataset)
     assert dataset.class_names == MODULES
-    assert task.input_shape == (LENGTH,) and task.classes == len(MODULES)
-    assert task.text is not None
-    assert (task.text.vocabulary, task.text.padding) == (VOCABULARY, 0)
-    assert task.text.inputs == ("input_ids", "attention_mask")
+    assert signature.input_shape == (LENGTH,) and signature.classes == len(MODULES)
+    assert signature.text is not None
+    assert (signature.text.vocabulary, signature.text.padding) == (VOCABULARY, 0)
+    assert signature.text.inputs == ("input_ids", "attention_mask")
     assert all(value.dtype == torch.int64 for value in _inputs(dataset).values())
-    assert task_of(Dataset.from_arrays(dataset.arrays())) == task
+    assert signature_of(Dataset.from_arrays(dataset.arrays())) == signature
 
 
 def test_splits_keep_proportions(dataset: Dataset) -> None:
@@ -87,19 +87,19 @@ def test_splits_keep_proportions(dataset: Dataset) -> None:
 
 def test_batches_are_mappings(dataset: Dataset) -> None:
     batches = BatchLoader(dataset.train, dataset, batch_size=32, shuffle_seed=0)
-    seen = []
+    keys = []
     for batch in batches.epoch(0):
         assert not isinstance(batch.inputs, torch.Tensor)
         assert set(batch.inputs) == {"input_ids", "attention_mask"}
         assert batch.inputs["input_ids"].shape == (len(batch), LENGTH)
-        seen.append(batch.index)
-    assert torch.cat(seen).sort().values.equal(dataset.train.index.sort().values)
+        keys.append(batch.index)
+    assert torch.cat(keys).sort().values.equal(dataset.train.index.sort().values)
 
 
 @pytest.mark.parametrize(
     "suffix", ["csv", "tsv", "jsonl", "parquet", "arrow", "arrow stream", "feather", "folder"]
 )
-def test_every_format_gives_the_same(
+def test_formats_are_equivalent(
     suffix: str, dataset: Dataset, corpus: Path, tmp_path: Path
 ) -> None:
     file = tmp_path / f"table.{suffix.partition(' ')[0]}"
@@ -133,7 +133,7 @@ def test_limits_and_seeds(source: Texts, corpus: Path, dataset: Dataset) -> None
     assert not torch.equal(other.train.index, dataset.train.index)
 
 
-def test_tables_of_their_own_for_validation_and_test(corpus: Path, tmp_path: Path) -> None:
+def test_separate_validation_and_test_tables(corpus: Path, tmp_path: Path) -> None:
     rows = [("the first text", "a"), ("another text", "b")]
     train = _write(tmp_path / "train.csv", rows * 5, ("text", "label"))
     val = _write(tmp_path / "val.csv", rows, ("text", "label"))
@@ -161,9 +161,7 @@ def test_pairs_of_texts(corpus: Path, tmp_path: Path) -> None:
     assert kinds == sorted(kinds) and set(kinds) == {0, 1}
 
 
-def test_numbered_classes_are_ordered_by_number_and_named_classes_keep_their_names(
-    corpus: Path, tmp_path: Path
-) -> None:
+def test_class_order_and_names(corpus: Path, tmp_path: Path) -> None:
     import datasets
 
     rows = [(f"text {label}", label) for label in (2, 10, 1)] * 20
@@ -178,7 +176,7 @@ def test_numbered_classes_are_ordered_by_number_and_named_classes_keep_their_nam
     assert set(loaded.class_names) == {"late", "early"}
 
 
-def test_words_that_other_readers_take_for_nothing(corpus: Path, tmp_path: Path) -> None:
+def test_words_that_other_readers_treat_as_missing(corpus: Path, tmp_path: Path) -> None:
     rows = [("NA", "a"), ("null", "b")] * 20
     file = _write(tmp_path / "words.csv", rows, ("text", "label"))
     ids = _inputs(_source(corpus, file).load())["attention_mask"]
@@ -187,7 +185,7 @@ def test_words_that_other_readers_take_for_nothing(corpus: Path, tmp_path: Path)
 
 class TestMistakes:
     @pytest.mark.parametrize(
-        ("fields", "told"),
+        ("fields", "message"),
         [
             ({"text": "txt"}, r"no column 'txt'; it has text, label; did you mean 'text'"),
             ({"label": "labels"}, "no column 'labels'.* did you mean 'label'"),
@@ -196,14 +194,14 @@ class TestMistakes:
             ({"val_file": "/nowhere/v.csv"}, r"there is no /nowhere/v\.csv"),
         ],
     )
-    def test_what_is_not_there(
-        self, fields: dict[str, Any], told: str, corpus: Path, tmp_path: Path
+    def test_missing_files(
+        self, fields: dict[str, Any], message: str, corpus: Path, tmp_path: Path
     ) -> None:
-        given = {"file": str(corpus / "table.csv"), "tokenizer": str(corpus / "tokenizer")}
-        with pytest.raises(ValueError, match=told):
-            Texts(**{**given, **fields}).load()
+        paths = {"file": str(corpus / "table.csv"), "tokenizer": str(corpus / "tokenizer")}
+        with pytest.raises(ValueError, match=message):
+            Texts(**{**paths, **fields}).load()
 
-    def test_tables_that_cannot_be_used(self, corpus: Path, tmp_path: Path) -> None:
+    def test_unusable_tables(self, corpus: Path, tmp_path: Path) -> None:
         notes = tmp_path / "notes.txt"
         notes.write_text("a text")
         with pytest.raises(ValueError, match=r"notes\.txt is not a supported table.*\.parquet"):
@@ -218,15 +216,15 @@ class TestMistakes:
         fractions = _write(tmp_path / "f.csv", [("a", 0.5), ("b", 1.5)], ("text", "label"))
         with pytest.raises(ValueError, match=r"line 2 holds 0\.5 in column 'label'; raykd trains"):
             _source(corpus, fractions).load()
-        one = _write(tmp_path / "one.csv", [("a", "x"), ("b", "x")], ("text", "label"))
+        table = _write(tmp_path / "one.csv", [("a", "x"), ("b", "x")], ("text", "label"))
         with pytest.raises(ValueError, match="a classifier needs two classes"):
-            _source(corpus, one).load()
+            _source(corpus, table).load()
 
-    def test_folders_that_hold_no_tokenizer(self, corpus: Path, tmp_path: Path) -> None:
+    def test_folders_without_tokenizer(self, corpus: Path, tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="holds no tokenizer that transformers can read"):
             _source(tmp_path, corpus / "table.csv", tokenizer=str(tmp_path)).load()
 
-    def test_a_tokenizer_that_cannot_fill_up(self, corpus: Path, tmp_path: Path) -> None:
+    def test_tokenizer_without_padding(self, corpus: Path, tmp_path: Path) -> None:
         folder = tmp_path / "tokenizer"
         shutil.copytree(corpus / "tokenizer", folder)
         settings = json.loads((folder / "tokenizer_config.json").read_text())
@@ -236,8 +234,11 @@ class TestMistakes:
             _source(tmp_path, corpus / "table.csv", tokenizer=str(folder)).load()
 
     def test_options_of_csv(self, corpus: Path) -> None:
-        for wrong, told in ({"delimiter": ",,"}, "one character"), ({"encoding": "x"}, "unknown"):
-            with pytest.raises(ValueError, match=told):
+        for wrong, message in (
+            ({"delimiter": ",,"}, "one character"),
+            ({"encoding": "x"}, "unknown"),
+        ):
+            with pytest.raises(ValueError, match=message):
                 _source(corpus, corpus / "table.csv", **wrong)
 
     def test_augmentations(self, corpus: Path) -> None:
@@ -251,9 +252,7 @@ class TestMistakes:
                 }
             )
 
-    def test_libraries_that_are_not_there(
-        self, source: Texts, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_missing_libraries(self, source: Texts, monkeypatch: pytest.MonkeyPatch) -> None:
         real = __import__("importlib.util").util.find_spec
         monkeypatch.setattr(
             "importlib.util.find_spec", lambda name: None if name == "datasets" else real(name)
@@ -263,7 +262,7 @@ class TestMistakes:
         assert "raykd.data.text" in sys.modules
 
 
-def test_a_folder_of_several_tables(corpus: Path, tmp_path: Path) -> None:
+def test_folder_of_several_tables(corpus: Path, tmp_path: Path) -> None:
     import datasets
 
     table = datasets.Dataset.from_dict({"text": ["a", "b"], "label": [0, 1]})
@@ -292,14 +291,14 @@ class TestRows:
             corpus, _write(corpus / "rows.csv", rows, ("text", "label")), **fields
         ).load()
 
-    def test_texts_that_are_cut_off(self, corpus: Path) -> None:
+    def test_truncated_texts(self, corpus: Path) -> None:
         rows = self._rows(60)
         assert self._load(corpus, rows, max_length=40).notes == ()
         rows[3] = (" ".join([*self.WORDS] * 5), "a")
         (note,) = self._load(corpus, rows, max_length=40).notes
         assert note.startswith("1 of 60 texts truncated to 40 tokens (data.max_length)")
 
-    def test_texts_of_the_training_split_in_others(self, corpus: Path) -> None:
+    def test_training_texts_in_other_splits(self, corpus: Path) -> None:
         rows = self._rows(60)
         assert self._load(corpus, rows).warnings == ()
         test = _write(corpus / "test.csv", [*rows[:7], ("logging only", "a")], ("text", "label"))
@@ -312,7 +311,7 @@ class TestRows:
         assert any("2 samples have the same text as samples" in w for w in warnings)
 
     @pytest.mark.parametrize("column", ["text", "label"])
-    def test_half_characters(self, corpus: Path, column: str) -> None:
+    def test_lone_surrogates(self, corpus: Path, column: str) -> None:
         rows = [{"text": text, "label": label} for text, label in self._rows(60)]
         rows[4][column] += " \ud83d"
         file = corpus / "half.jsonl"
@@ -328,7 +327,7 @@ class TestRows:
             w.startswith("2 texts without a word, such as rows.csv, line 7") for w in warnings
         )
 
-    def test_a_tokenizer_that_does_not_know_the_words(self, corpus: Path) -> None:
+    def test_tokenizer_with_unknown_words(self, corpus: Path) -> None:
         rows = [("\u4f60 \u597d \u4e16 \u754c " + text, label) for text, label in self._rows(60)]
         warnings = self._load(corpus, rows).warnings
         assert any("tokens are unknown to the tokenizer" in warning for warning in warnings)
@@ -344,7 +343,7 @@ class TestRows:
         with pytest.raises(ValueError, match="is 'label' a column of class labels"):
             self._load(corpus, unique)
 
-    def test_classes_that_a_test_table_lacks(self, corpus: Path) -> None:
+    def test_classes_missing_in_test_table(self, corpus: Path) -> None:
         rows = self._rows(60)
         test = _write(corpus / "test.csv", [("logging only", "a")], ("text", "label"))
         (warning,) = self._load(corpus, rows, test_file=str(test)).warnings
@@ -356,8 +355,8 @@ class TestRows:
             self._load(corpus, rows)
 
 
-def test_validate_refuses_what_is_no_classification(corpus: Path, tmp_path: Path) -> None:
-    from raykd.report.space import explained
+def test_validate_rejects_other_tasks(corpus: Path, tmp_path: Path) -> None:
+    from raykd.report.space import explain_file
 
     rows = [(text, f"{number / 7:.2f}") for number, text in enumerate(MODULES * 8)]
     file = _write(tmp_path / "scores.csv", rows, ("text", "label"))
@@ -367,4 +366,4 @@ def test_validate_refuses_what_is_no_classification(corpus: Path, tmp_path: Path
         "student: {model: {name: hf/bert}}\nscheme: alone\n"
     )
     with pytest.raises(ValueError, match=r"study\.yaml:2: data: .*line 3 holds 0\.14 .*regression"):
-        explained(str(study))
+        explain_file(str(study))

@@ -21,8 +21,13 @@ from raykd.study.checks.load import load_study
 DOCKER = Path(__file__).parents[2] / "docker"
 ROOT = DOCKER.parent
 FILES = ("compose.yaml", "compose.gpu.yaml")
-LONG_RUNNING = ("head", "worker", "mlflow")
-SERVICES = ("token", *LONG_RUNNING, "study")
+LONG_RUNNING = ("head", "worker", "mlflow", "postgres", "s3")
+SERVICES = ("token", "bucket", *LONG_RUNNING, "study")
+PASSWORD = re.compile(r"(?i)(passw|secret|token)\w*\s*[:=]\s*[\"']?[a-z0-9+=]{8,}[\"']?\s*$")
+"""A value that is written down: no variable, no file, no reference."""
+BUILT = {"token": "raykd", "head": "raykd", "worker": "raykd", "study": "raykd"}
+BUILT |= {"mlflow": "mlflow", "bucket": "mlflow"}
+SECRETS = ("postgres_password", "mlflow_password", "mlflow_key", "s3_key")
 
 
 @functools.cache
@@ -52,13 +57,13 @@ def instructions() -> list[tuple[str, str]]:
 
 class TestCompose:
     @pytest.mark.parametrize("name", FILES)
-    def test_it_is_a_compose_file(self, name: str) -> None:
+    def test_it_is_compose_file(self, name: str) -> None:
         validator = Path(sys.executable).with_name("check-jsonschema")
         command = [str(validator), "--builtin-schema", "vendor.compose-spec", str(DOCKER / name)]
         found = subprocess.run(command, capture_output=True, text=True, check=False)
         assert found.returncode == 0, found.stdout + found.stderr
 
-    def test_it_has_the_parts_that_its_readme_tells_of(self) -> None:
+    def test_parts_of_readme_exist(self) -> None:
         assert set(compose()["services"]) == set(SERVICES)
         readme = (DOCKER / "README.md").read_text()
         assert [name for name in SERVICES if f"| `{name}` |" not in readme] == []
@@ -70,37 +75,65 @@ class TestCompose:
         assert sorted(ports) == ["127.0.0.1:5000:5000", "127.0.0.1:8265:8265"]
 
     @pytest.mark.parametrize("name", SERVICES)
-    def test_a_container_has_no_more_rights_than_it_needs(self, name: str) -> None:
+    def test_container_has_no_more_rights_than_it_needs(self, name: str) -> None:
         part = service(name)
-        assert not {"privileged", "cap_add", "pid", "userns_mode", "devices", "user"} & set(part)
+        assert not {"privileged", "cap_add", "pid", "userns_mode", "devices"} & set(part)
+        assert part.get("user") in (None, "postgres")
         assert part["cap_drop"] == ["ALL"]
         assert part["security_opt"] == ["no-new-privileges:true"]
         assert part.get("network_mode") in (None, "none")
         assert not any("docker.sock" in volume for volume in part.get("volumes", ()))
 
-    def test_no_password_stands_in_it(self) -> None:
-        for path in DOCKER.iterdir():
+    def test_file_contains_no_password(self) -> None:
+        for path in (each for each in DOCKER.rglob("*") if each.is_file() and each.name != ".env"):
             for line in path.read_text().splitlines():
-                assert not re.search(r"(?i)(passw\w*|secret\w*|auth_token)\s*[:=]\s*\S", line), line
-                assert not re.search(r"://[^/\s]*:[^/\s]*@", line), line
+                assert not PASSWORD.search(line), line
+                assert not re.search(r"://[^/\s]*:[^$/\s][^/\s]*@", line), line
 
-    @pytest.mark.parametrize("name", SERVICES)
-    def test_every_part_is_built_here(self, name: str) -> None:
-        part = service(name)
-        assert part["image"] == "raykd:local"
+    @pytest.mark.parametrize("name", BUILT)
+    def test_own_images_are_built(self, name: str) -> None:
+        part, target = service(name), BUILT[name]
+        assert part["image"] == ("raykd:local" if target == "raykd" else "raykd-mlflow:local")
+        assert part["build"]["target"] == target
         context = (DOCKER / part["build"]["context"]).resolve()
         assert context == ROOT
         assert (context / part["build"]["dockerfile"]).is_file()
 
+    def test_foreign_images_are_pinned_or_listed(self) -> None:
+        assert "@sha256:" in service("postgres")["image"]
+        assert service("s3")["image"] == "${RAYKD_S3_IMAGE:-chrislusf/seaweedfs:latest}"
+        assert "not pinned" in (DOCKER / "README.md").read_text()
+
+    def test_every_secret_comes_from_environment_and_is_used(self) -> None:
+        """Compose starts nothing if one of the variables is missing."""
+        secrets = compose()["secrets"]
+        assert set(secrets) == set(SECRETS)
+        assert all(value == {"environment": f"RAYKD_{n.upper()}"} for n, value in secrets.items())
+        used = {name for part in compose()["services"].values() for name in part.get("secrets", ())}
+        assert used == set(SECRETS)
+
+    def test_stores_are_out_of_reach_of_training(self) -> None:
+        assert compose()["networks"]["stores"] == {"internal": True}
+        for name in ("postgres", "s3", "bucket"):
+            assert service(name)["networks"] == ["stores"]
+            assert "ports" not in service(name)
+        for name in ("head", "worker", "study"):
+            assert service(name)["networks"] == ["cluster"]
+        assert service("mlflow")["networks"] == ["cluster", "stores"]
+
     @pytest.mark.parametrize("name", LONG_RUNNING)
-    def test_what_stays_up_is_watched_and_started_again(self, name: str) -> None:
+    def test_services_have_health_checks_and_restart(self, name: str) -> None:
         part = service(name)
         assert part["restart"] == "unless-stopped"
-        kind, program, flag, code = part["healthcheck"]["test"]
-        assert (kind, program, flag) == ("CMD", "python", "-c")
-        compile(code, "healthcheck", "exec")
+        kind, program, *rest = part["healthcheck"]["test"]
+        if name in BUILT:
+            flag, code = rest
+            assert (kind, program, flag) == ("CMD", "python", "-c")
+            compile(code, "healthcheck", "exec")
+        else:
+            assert (kind, program.split()[0]) in {("CMD", "pg_isready"), ("CMD-SHELL", "wget")}
 
-    def test_parts_wait_for_one_another(self) -> None:
+    def test_services_wait_for_their_dependencies(self) -> None:
         for name in SERVICES:
             for other, wait in service(name).get("depends_on", {}).items():
                 healthy = "healthcheck" in service(other)
@@ -108,65 +141,68 @@ class TestCompose:
                 assert wait == {"condition": expected}
         assert set(service("study")["depends_on"]) == {"worker", "mlflow"}
 
-    def test_volumes_are_declared_and_belong_to_the_user(self) -> None:
+    def test_volumes_are_declared_and_belong_to_user(self) -> None:
         folders = next(rest for word, rest in instructions() if "chown" in rest)
         for name in SERVICES:
             for volume in service(name).get("volumes", ()):
                 source, target, *_ = volume.split(":")
                 if source.startswith("."):
-                    assert (DOCKER / source).is_dir()
+                    assert (DOCKER / source).exists()
                 else:
                     assert source in compose()["volumes"]
-                    assert target in folders.partition("chown")[2]
-        assert set(compose()["volumes"]) == {"token", "studies", "data", "mlflow"}
+                    if name in BUILT:
+                        assert target in folders.partition("chown")[2]
+        assert set(compose()["volumes"]) == {"token", "studies", "data", "postgres", "s3"}
 
-    def test_ray_wants_a_token_which_all_its_nodes_have(self) -> None:
+    def test_ray_wants_token_which_all_its_nodes_have(self) -> None:
         for name in ("head", "worker", "study"):
             assert service(name)["environment"]["RAY_AUTH_MODE"] == "token"
             assert "token:/home/raykd/.ray:ro" in service(name)["volumes"]
             assert "studies:/studies" in service(name)["volumes"]
 
-    def test_rays_object_store_fits_into_the_shared_memory(self) -> None:
+    def test_rays_object_store_fits_into_shared_memory(self) -> None:
         for name in ("head", "worker", "study"):
             shm = re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", service(name)["shm_size"])
             store = service("study")["environment"]["RAYKD_OBJECT_STORE"]
             assert int(shm.removesuffix("m")) * 2**20 > int(re.sub(r"\D", "", store.split(":-")[1]))
 
-    def test_the_study_is_a_job_that_is_asked_for(self) -> None:
+    def test_study_runs_only_on_request(self) -> None:
         assert service("study")["profiles"] == ["study"]
         assert service("study")["restart"] == "no"
 
 
 class TestCommands:
     @pytest.mark.parametrize("name", ["head", "worker"])
-    def test_ray_start_knows_its_options(self, name: str) -> None:
+    def test_ray_start_accepts_options(self, name: str) -> None:
         program, verb, *words = arguments(name)
         assert (program, verb) == ("ray", "start")
         assert set(options(words)) <= _known_to("ray.scripts.scripts", "start")
 
-    def test_ray_draws_the_token(self) -> None:
+    def test_ray_draws_token(self) -> None:
         *_, script = arguments("token")
         assert "umask 077 && ray get-auth-token --generate" in script
         assert "--generate" in _known_to("ray.scripts.scripts", "get-auth-token")
 
-    def test_mlflow_server_knows_its_options(self) -> None:
-        program, verb, *words = arguments("mlflow")
-        assert (program, verb) == ("mlflow", "server")
+    def test_mlflow_server_accepts_options(self) -> None:
+        program, *words = arguments("mlflow")
+        assert program == "mlflow-server"
+        script = (DOCKER / program).read_text()
+        words += re.findall(r"--[a-z-]+", script[script.index("exec mlflow server") :])
         assert set(options(words)) <= _known_to("mlflow.cli", "server")
 
-    def test_mlflow_answers_to_the_names_it_is_called_by(self) -> None:
+    def test_mlflow_answers_to_names_it_is_called_by(self) -> None:
         allowed = next(w for w in arguments("mlflow") if w.startswith("--allowed-hosts="))
         hosts = allowed.partition("=")[2].split(",")
         called = service("study")["environment"]["RAYKD_TRACKING"].removeprefix("http://")
         assert {called, "127.0.0.1:5000"} <= set(hosts)
         assert "*" not in allowed
 
-    def test_the_study_joins_the_head(self) -> None:
+    def test_study_joins_head(self) -> None:
         port = next(w for w in arguments("head") if w.startswith("--port=")).partition("=")[2]
         assert service("study")["environment"]["RAY_ADDRESS"] == f"head:{port}"
         assert f"--address=head:{port}" in arguments("worker")
 
-    def test_the_study_it_runs_is_one_of_ours(self) -> None:
+    def test_study_file_is_in_repository(self) -> None:
         verb, file = arguments("study")
         assert verb in _verbs()
         settings = service("study")["environment"]
@@ -197,6 +233,7 @@ class TestEntrypoint:
             "RAYKD_OBJECT_STORE": "1000",
             "RAYKD_STORAGE": "/studies",
             "RAYKD_TRACKING": "http://mlflow:5000",
+            "SECRETS": str(tmp_path),
         }
 
         def call(*words: str) -> list[str]:
@@ -208,35 +245,112 @@ class TestEntrypoint:
 
         return call
 
-    def test_a_search_joins_the_cluster_first(self, call: Any) -> None:
+    def test_search_joins_cluster_first(self, call: Any) -> None:
         joined, searched = call("search", "a b.yaml", "--set", "search.trials=8")
         assert joined.startswith("ray start --address=head:6379 --num-cpus=0")
         assert set(options(joined.split())) <= _known_to("ray.scripts.scripts", "start")
         ours = "--set cluster.storage=/studies --set tracking.uri=http://mlflow:5000"
-        assert searched == f"raykd search {ours} a b.yaml --set search.trials=8"
+        assert searched == f"raykd search --resume-latest {ours} a b.yaml --set search.trials=8"
 
-    def test_a_search_that_goes_on_is_left_as_it_was(self, call: Any) -> None:
+    def test_running_search_is_not_changed(self, call: Any) -> None:
         _, searched = call("search", "--resume", "/studies/x")
         assert searched == "raykd search --resume /studies/x"
 
-    def test_other_verbs_start_nothing(self, call: Any) -> None:
+    def test_other_commands_start_nothing(self, call: Any) -> None:
         assert call("list", "losses") == ["raykd list losses"]
         (validated,) = call("validate", "x.yaml")
         assert validated.startswith("raykd validate --set cluster.storage=/studies")
 
-    def test_verbs_that_get_values_take_them(self) -> None:
+    def test_password_of_mlflow_reaches_it_in_environment(self, call: Any, tmp_path: Path) -> None:
+        (tmp_path / "mlflow_password").write_text("planted")
+        (tmp_path / "raykd").write_text('#!/bin/sh\necho "$MLFLOW_TRACKING_PASSWORD $*"\n')
+        (password,) = call("report", "x")
+        assert password == "planted report x"
+
+    def test_commands_accept_values(self) -> None:
         for verb in ("search", "distill", "teacher", "validate"):
             assert "--set" in _options_of(_verbs()[verb])
 
 
-class TestDockerfile:
-    def test_the_image_is_pinned_and_not_run_by_root(self) -> None:
-        images = [rest for word, rest in instructions() if word == "FROM"]
-        assert all(re.fullmatch(r"[\w-]+:\d+\.\d+\.\d+[\w.-]*", image) for image in images)
-        users = [rest for word, rest in instructions() if word == "USER"]
-        assert users[-1] == "raykd"
+class TestSecrets:
+    def test_passwords_are_drawn_once_and_are_private(self, tmp_path: Path) -> None:
+        file = tmp_path / ".env"
+        subprocess.run([str(DOCKER / "new-secrets"), str(file)], check=True)
+        assert file.stat().st_mode & 0o777 == 0o600
+        values = dict(line.split("=") for line in file.read_text().splitlines())
+        assert set(values) == {f"RAYKD_{name.upper()}" for name in SECRETS}
+        assert len(set(values.values())) == len(SECRETS)
+        assert all(re.fullmatch(r"[0-9a-f]{48}", value) for value in values.values())
+        again = subprocess.run(
+            [str(DOCKER / "new-secrets"), str(file)], capture_output=True, text=True, check=False
+        )
+        assert again.returncode == 1 and "exists" in again.stderr
+        assert dict(line.split("=") for line in file.read_text().splitlines()) == values
 
-    def test_what_it_copies_is_there_and_not_ignored(self) -> None:
+    def test_git_ignores_them(self) -> None:
+        assert "/docker/.env" in (ROOT / ".gitignore").read_text().splitlines()
+
+    @pytest.mark.parametrize("program", ["mlflow-server", "s3-server", "make-bucket"])
+    @pytest.mark.parametrize("content", [None, ""])
+    def test_start_requires_password(
+        self, program: str, content: str | None, tmp_path: Path
+    ) -> None:
+        pytest.importorskip("boto3")
+        if content is not None:
+            for name in SECRETS:
+                (tmp_path / name).write_text(content)
+        run = _script(program, tmp_path)
+        assert run.returncode != 0
+        assert "missing or empty" in run.stderr and "new-secrets" in run.stderr
+
+    def test_password_that_would_change_address_is_refused(self, tmp_path: Path) -> None:
+        for name in SECRETS:
+            (tmp_path / name).write_text("a@b:c/d")
+        run = _script("mlflow-server", tmp_path)
+        assert run.returncode == 78 and "letters, digits" in run.stderr
+
+
+def _script(program: str, secrets: Path) -> subprocess.CompletedProcess[str]:
+    command = [str(DOCKER / program)]
+    if program == "make-bucket":
+        command = [sys.executable, *command, "mlflow"]
+    path = f"{Path(sys.executable).parent}:/usr/bin:/bin"
+    environment = {"PATH": path, "SECRETS": str(secrets), "AWS_DEFAULT_REGION": "us-east-1"}
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+
+class TestDockerfile:
+    def test_image_is_pinned_and_not_run_by_root(self) -> None:
+        base = next(rest for word, rest in instructions() if word == "ARG")
+        assert re.fullmatch(r"BASE=[\w-]+:\d+\.\d+\.\d+[\w.-]*@sha256:[0-9a-f]{64}", base)
+        stages: list[str] = []
+        users: dict[str, str] = {}
+        for word, rest in instructions():
+            if word == "FROM":
+                image, _, stage = rest.partition(" AS ")
+                assert image == "${BASE}" or image in stages
+                stages.append(stage)
+            elif word == "USER":
+                users[stages[-1]] = rest
+        assert users == {"mlflow": "1000:1000", "raykd": "1000:1000"}
+
+    def test_device_is_cpu_or_cuda(self) -> None:
+        choice = next(rest for word, rest in instructions() if "case" in rest)
+        script = re.sub(r"&& uv .*", "", choice) + '; echo "<$backend>"'
+        answers = {}
+        for device in ("cpu", "cuda", "tpu"):
+            run = subprocess.run(
+                ["sh", "-c", script],
+                env={"DEVICE": device},
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+            answers[device] = (run.returncode, run.stdout.strip())
+        expected = {"cpu": (0, "<--torch-backend=cpu>"), "cuda": (0, "<>"), "tpu": (1, "")}
+        assert answers == expected
+
+    def test_copied_files_exist_and_are_not_ignored(self) -> None:
         kept = {
             line[1:]
             for line in (ROOT / ".dockerignore").read_text().splitlines()
@@ -245,21 +359,25 @@ class TestDockerfile:
         copies = [rest.split() for word, rest in instructions() if word == "COPY"]
         assert copies
         for words in copies:
+            if any(word.startswith("--from") for word in words):
+                continue
             for source in [word for word in words if not word.startswith("--")][:-1]:
                 assert (ROOT / source).exists()
                 assert source in kept
 
-    def test_packages_come_before_the_source(self) -> None:
+    def test_packages_come_before_source(self) -> None:
         said = [f"{word} {rest}" for word, rest in instructions()]
         packages = next(i for i, line in enumerate(said) if "-r pyproject.toml" in line)
         source = next(i for i, line in enumerate(said) if line.startswith("COPY raykd"))
         assert packages < source
 
-    def test_the_programs_it_is_asked_for_are_on_its_path(self) -> None:
-        assert "study" in next(rest for word, rest in instructions() if "docker/study" in rest)
-        assert (DOCKER / "study").stat().st_mode & 0o111
+    def test_programs_are_on_path(self) -> None:
+        copied = " ".join(rest for word, rest in instructions() if word == "COPY")
+        for program in ("study", "mlflow-server", "make-bucket"):
+            assert f"docker/{program}" in copied
+            assert (DOCKER / program).stat().st_mode & 0o111
         paths = [rest for word, rest in instructions() if word == "ENV" and "PATH=" in rest]
-        assert any("/opt/raykd/bin" in rest for rest in paths)
+        assert any("/opt/source/bin:/opt/raykd/bin" in rest for rest in paths)
 
 
 @functools.cache

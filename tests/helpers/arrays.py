@@ -1,4 +1,4 @@
-"""NumPy float64 arrays for formulas written anew."""
+"""NumPy float64 arrays for reference formulas."""
 
 from __future__ import annotations
 

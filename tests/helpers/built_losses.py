@@ -1,4 +1,4 @@
-"""Losses made ready for layers given as arrays."""
+"""Losses built for layers that are given as arrays."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def built(
     train_size: int = 8,
     weight: float = 1.0,
 ) -> Any:
-    """The loss made ready in float64, always from the same first weights."""
+    """Build the loss in float64 with fixed initial weights."""
     torch.manual_seed(0)
     return loss.build(context(guided, hints, train_size, weight)).double()
 

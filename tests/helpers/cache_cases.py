@@ -17,7 +17,7 @@ from raykd.schemes import LiveTeacher
 from raykd.storage import Storage
 from raykd.study.config import Cache, Study
 from raykd.train_config import SGD
-from raykd.training.build import task_of
+from raykd.training.build import signature_of
 from raykd.training.memory_format import to_device
 from raykd.training.teacher_cache import (
     CacheBuilder,
@@ -43,16 +43,16 @@ def data() -> Dataset:
 
 
 def cropped(*terms: Term, cache: Cache | None = None, **train: Any) -> Study:
-    """A study whose pictures are augmented, so that each epoch shows another view."""
+    """Study with augmentation: each epoch has another view."""
     study = taught(*terms, **{"epochs": EPOCHS, "optimizer": SGD(lr=0.02), **train})
     source = dataclasses.replace(DIGITS, limit=ROWS, augment=(CROP,))
     return dataclasses.replace(study, data=source, cache=cache or Cache(dtype="fp32", seed=5))
 
 
 def described(study: Study, layers: tuple[str, ...] = (), **changed: Any) -> CacheSpec:
-    """The outputs that `study` would read of the teacher that all tests share."""
-    shapes = profile_model(teacher_model(), task_of(data())).layers
-    given: dict[str, Any] = {
+    """Describe the outputs of the shared teacher that `study` reads."""
+    shapes = profile_model(teacher_model(), signature_of(data())).layers
+    fields: dict[str, Any] = {
         "teacher": "resnet",
         "weights": network_digest(teacher()),
         "fingerprint": data().fingerprint,
@@ -62,12 +62,14 @@ def described(study: Study, layers: tuple[str, ...] = (), **changed: Any) -> Cac
         "views": EPOCHS,
         "shard_rows": 40,
     }
-    given |= changed
+    fields |= changed
     outputs = TeacherOutputs(
-        given["teacher"], given["weights"], given["layers"], given.get("layouts", {})
+        fields["teacher"], fields["weights"], fields["layers"], fields.get("layouts", {})
     )
-    samples = TrainingSamples(given["fingerprint"], given["rows"], given["classes"])
-    return cache_spec(study, outputs, samples, views=given["views"], shard_rows=given["shard_rows"])
+    samples = TrainingSamples(fields["fingerprint"], fields["rows"], fields["classes"])
+    return cache_spec(
+        study, outputs, samples, views=fields["views"], shard_rows=fields["shard_rows"]
+    )
 
 
 def build(
@@ -75,7 +77,7 @@ def build(
 ) -> CacheBuilder:
     def load_teacher() -> LiveTeacher:
         network = to_device(teacher(), torch.device("cpu"))
-        return LiveTeacher(network, description.layers, task_of(data()))
+        return LiveTeacher(network, description.layers, signature_of(data()))
 
     store = CacheStore(Storage(str(folder)))
     placement = Placement("cpu", share, shares)
@@ -83,20 +85,20 @@ def build(
 
 
 def built(folder: Path, study: Study, description: CacheSpec) -> CachedOutputs:
-    """All of it, ready to be read."""
+    """Build all outputs and open them."""
     whole = build(folder, study, description)
     while whole.advance():
         pass
     assert whole.finish()
-    found = open_cached_outputs(whole.store, description.key, data())
-    assert found is not None
-    return found
+    opened = open_cached_outputs(whole.store, description.key, data())
+    assert opened is not None
+    return opened
 
 
 def files(folder: Path, key: str) -> dict[str, bytes]:
-    """Every file of an entry but the note of its last use."""
-    found = (folder / "outputs" / key).iterdir()
-    return {one.name: one.read_bytes() for one in found if one.name != "used"}
+    """Every file of an entry except its last-use file."""
+    paths = (folder / "outputs" / key).iterdir()
+    return {path.name: path.read_bytes() for path in paths if path.name != "used"}
 
 
 if __name__ == "__main__":

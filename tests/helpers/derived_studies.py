@@ -1,4 +1,4 @@
-"""Studies of students made of the teacher, small enough to be trained in a second."""
+"""Studies with compressed students that train in a second."""
 
 from __future__ import annotations
 
@@ -36,11 +36,12 @@ KD = [{"loss": {"name": "kd"}}]
 
 
 def open_derived(*overrides: str, text: str = TEXT) -> OpenStudy:
-    return open_study(parse_document(text, "study.yaml").with_overrides(overrides))
+    document = parse_document(text, "study.yaml").with_overrides(overrides)
+    return open_study(document, allow_import=True)
 
 
 def derived_study(**changed: Any) -> Study:
-    """A concrete one of the first kind, its source filled in."""
+    """Return a concrete study of the first kind with its base set."""
     model = changed.pop("model", {"name": "layer_pruning"})
     plain = {
         "name": "small",

@@ -1,4 +1,4 @@
-"""Real texts that every Python brings: what modules say of themselves, and a tokenizer of them."""
+"""Real texts that come with Python: docstrings of modules, and a tokenizer trained on them."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ VOCABULARY = 400
 
 
 def docstrings(module: str) -> list[str]:
-    """First words of the docstrings of what a module offers; the same for the same versions."""
-    found: set[str] = set()
+    """First words of the docstrings in a module; equal for equal versions."""
+    texts: set[str] = set()
     for name, offered in vars(importlib.import_module(module)).items():
         if name.startswith("_"):
             continue
-        for one in (offered, *(vars(offered).values() if inspect.isclass(offered) else ())):
-            words = (inspect.getdoc(one) or "").split() if callable(one) else []
+        for member in (offered, *(vars(offered).values() if inspect.isclass(offered) else ())):
+            words = (inspect.getdoc(member) or "").split() if callable(member) else []
             if len(words) > 4:
-                found.add(" ".join(words[:40]))
-    return sorted(found)[:MOST]
+                texts.add(" ".join(words[:40]))
+    return sorted(texts)[:MOST]
 
 
 def write_table(file: Path) -> list[tuple[str, str]]:

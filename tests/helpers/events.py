@@ -1,4 +1,4 @@
-"""A search's events made up, on a real study, for the displays and the summary."""
+"""Synthetic events of a search for tests of displays and summaries."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-from raykd.models import Task, profile_model
-from raykd.report.progress import View
+from raykd.models import Signature, profile_model
+from raykd.report.run_state import RunState
 from raykd.runtime.jobs import TrainJob
 from raykd.schemes import Alone
 from raykd.study.config import Study, plain
 from raykd.study.open_study import OpenStudy
-from raykd.study.short_names import names_of
+from raykd.study.short_names import training_names
 from raykd.tracking.events import (
     DataLoaded,
     EndStatus,
@@ -32,7 +32,7 @@ from raykd.training.teachers import teacher_study
 from raykd.tuning.budget import slots_planned
 from raykd.tuning.study_dir import StudyFolder, create_folder
 
-TASK = Task(input_shape=(1, 8, 8), classes=10)
+TASK = Signature(input_shape=(1, 8, 8), classes=10)
 SLOTS = SlotPlan(slots=2, workers=1, cpus=1.0, gpus=0.0)
 
 VALUES = (0.9815, 0.9722, 0.9444, 0.9676)
@@ -63,7 +63,7 @@ search:
 
 
 class Teller:
-    """Tells a made-up search piece by piece."""
+    """Source of the events of a synthetic search."""
 
     def __init__(self, study: OpenStudy, root: Path) -> None:
         self.study = study
@@ -78,7 +78,7 @@ class Teller:
             "abc123",
             name=settings.name,
             experiment=settings.name,
-            given=self.study.text,
+            text=self.study.text,
             resolved=plain(settings),
             file=str(self.folder.study_file),
             seed=settings.seed,
@@ -118,7 +118,7 @@ class Teller:
             id=run_id,
             role=role,
             study=written,
-            names=names_of(written),
+            names=training_names(written),
             seed=fields.pop("seed", study.seed),
             epochs=study.train.epochs,
             folder=self.folder.name,
@@ -152,7 +152,7 @@ class Teller:
         epochs: int = 4,
         status: EndStatus | Literal["running"] = "finished",
     ) -> Iterator[Event]:
-        """A trial that ends after `epochs`; status "running": it does not."""
+        """Return a trial that ends after `epochs`; status "running": it does not end."""
         run_id = f"trial-{number:04d}"
         study = self.point(number)
         yield from self.run(run_id, "trial", study)
@@ -184,7 +184,7 @@ class Teller:
             yield self.end(run_id, val_accuracy=test, test_accuracy=test)
 
     def halfway(self) -> Iterator[Event]:
-        """A search with a teacher, some trials that ended, and two that run."""
+        """Return a search with a teacher, some finished trials, and two running."""
         yield from self.opening()
         yield from self.preparation()
         yield from self.teacher()
@@ -196,7 +196,7 @@ class Teller:
         yield from self.trial(5, 0.88, epochs=1, status="running")
 
     def whole(self) -> Iterator[Event]:
-        """A search from its beginning to its end."""
+        """Return a complete search."""
         yield from self.opening()
         yield from self.preparation()
         yield from self.teacher()
@@ -212,16 +212,16 @@ class Teller:
         yield TrackingEnded(True, "all events are in MLflow")
 
     def chosen(self) -> list[int]:
-        """The two trials that `whole` chooses."""
+        """Return the two finalists of `whole`."""
         from raykd.tuning.records import Records
 
-        told = [event for n, val in enumerate(VALUES) for event in self.trial(n, val)]
-        picked = Records.from_events(told).choose(self.settings.search.objectives, 2)
+        recorded = [event for n, val in enumerate(VALUES) for event in self.trial(n, val)]
+        picked = Records.from_events(recorded).choose(self.settings.search.objectives, 2)
         return [int(record.id.removeprefix("trial-")) for record in picked]
 
 
 class Clock:
-    """Time that passes when it is told to."""
+    """Clock that is advanced by hand."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -230,11 +230,11 @@ class Clock:
         return self.now
 
 
-def watched(events: Iterable[Event], each: float = 1.0) -> tuple[View, Clock]:
-    """A view that was told the events, `each` seconds apart."""
+def watched(events: Iterable[Event], each: float = 1.0) -> tuple[RunState, Clock]:
+    """Return a state that received the events, `each` seconds apart."""
     clock = Clock()
-    view = View(clock)
+    state = RunState(clock)
     for event in events:
         clock.now += each
-        view.apply(event)
-    return view, clock
+        state.apply(event)
+    return state, clock

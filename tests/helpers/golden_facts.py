@@ -91,8 +91,8 @@ def run(*words: str, folder: Path = ROOT) -> str:
 def without_texts(value: Any) -> Any:
     """Return plain data without the texts that explain it, keys sorted."""
     if isinstance(value, Mapping):
-        kept = {key: item for key, item in value.items() if not _is_text(key, item)}
-        return {key: without_texts(kept[key]) for key in sorted(kept)}
+        items = {key: item for key, item in value.items() if not _is_text(key, item)}
+        return {key: without_texts(items[key]) for key in sorted(items)}
     if isinstance(value, list):
         return [without_texts(item) for item in value]
     return value
@@ -166,7 +166,7 @@ def search() -> Any:
         events = [json.loads(line) for line in journal.read_text().splitlines()]
         return {
             "events": [_event(event) for event in events],
-            "teachers": sorted(path.name for path in folder.glob("studies/teachers/*")),
+            "teachers": sorted(path.name for path in folder.glob("studies/teachers/*.safetensors")),
             "outputs": _description(folder),
         }
 

@@ -1,4 +1,4 @@
-"""Made-up evidence on which every loss is tried."""
+"""Synthetic outputs for tests of every loss."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ LAYERS = {
 
 @dataclass
 class Case:
-    """A loss made ready, and one batch for it."""
+    """Module of a loss, with one batch."""
 
     loss: Loss
     module: LossModule
@@ -52,7 +52,7 @@ class Case:
         return self.module(self.student, self.teacher, self.targets, self.index, self.progress)
 
     def on(self, rows: Tensor) -> Case:
-        """The same loss on some samples of the batch."""
+        """Same loss on a subset of the batch."""
         return dataclasses.replace(
             self,
             student=self.student.map(lambda tensor: tensor[rows]),
@@ -76,7 +76,7 @@ def make(
     seed: int = 0,
     dtype: torch.dtype = torch.float32,
 ) -> Case:
-    """A case; `same`: the student shows exactly what the teacher shows."""
+    """Build a case; `same`: student and teacher outputs are equal."""
     torch.manual_seed(seed)
     module = loss.build(context_of(loss, same=same)).to(dtype)
     draw = torch.Generator().manual_seed(seed + 1)
@@ -84,9 +84,13 @@ def make(
     teacher = _evidence(names, HINT, batch, draw, dtype)
     student = teacher.map(Tensor.clone) if same else _evidence(names, GUIDED, batch, draw, dtype)
     if getattr(loss, "similarity", "") == "kl":  # it compares probabilities
-        student, teacher = (one.map(lambda layer: layer.softmax(-1)) for one in (student, teacher))
+        student, teacher = (
+            outputs.map(lambda layer: layer.softmax(-1)) for outputs in (student, teacher)
+        )
     student = student.map(lambda tensor: tensor.requires_grad_())
     targets = torch.randint(CLASSES, (batch,), generator=draw)
+    if "softmax" not in loss.kinds:
+        targets = torch.randn(batch, CLASSES, generator=draw, dtype=dtype)
     index = torch.randperm(DATA_SIZE, generator=draw)[:batch]
     return Case(loss, module, student, teacher, targets, index)
 
@@ -123,14 +127,14 @@ def label(loss: Loss) -> str:
 def _variants(cls: type[Loss]) -> list[Loss]:
     default = cls()  # type: ignore[call-arg]
     kinds = typing.get_type_hints(cls)
-    others = [
+    alternatives = [
         dataclasses.replace(default, **{field.name: choice})
         for field in dataclasses.fields(cls)
         if field.name != "name" and typing.get_origin(kinds[field.name]) is typing.Literal
         for choice in typing.get_args(kinds[field.name])
         if choice != getattr(default, field.name)
     ]
-    return [default, *others]
+    return [default, *alternatives]
 
 
 def _evidence(

@@ -1,11 +1,11 @@
-"""What a store holds of the small study."""
+"""Content of a tracking store for the small study."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 from helpers.small_study import STUDY
-from raykd.tracking.mlflow_client import connect, run_ids
+from raykd.tracking.mlflow_client import Experiment, connect, study_runs
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -13,14 +13,14 @@ if TYPE_CHECKING:
 
 
 class Store:
-    """What a store holds of the small study."""
+    """Content of a tracking store for the small study."""
 
     def __init__(self, uri: str) -> None:
         self.client: MlflowClient = connect(uri)
         experiment = self.client.get_experiment_by_name("distillation")
         assert experiment is not None
         self.experiment = experiment
-        self.ids = run_ids(self.client, experiment.experiment_id, STUDY)
+        self.ids = study_runs(self.client, Experiment(experiment.experiment_id), STUDY).ids
 
     def run(self, id: str | None = None) -> Run:
         return self.client.get_run(self.ids[STUDY if id is None else f"{STUDY}/{id}"])
@@ -34,11 +34,11 @@ class Store:
         return [output.model_id for output in run.outputs.model_outputs]
 
     def history(self, id: str, key: str) -> list[tuple[int, float, int]]:
-        told = self.client.get_metric_history(self.run(id).info.run_id, key)
-        return [(metric.step, metric.value, metric.timestamp) for metric in told]
+        points = self.client.get_metric_history(self.run(id).info.run_id, key)
+        return [(metric.step, metric.value, metric.timestamp) for metric in points]
 
     def everything(self) -> dict:
-        """All runs with all they hold, comparable."""
+        """Return all runs with their content in comparable form."""
         runs = self.client.search_runs([self.experiment.experiment_id], max_results=1000)
         return {
             run.info.run_id: (

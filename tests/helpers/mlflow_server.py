@@ -1,4 +1,4 @@
-"""A real MLflow server, started and ended at will."""
+"""A real MLflow server for tests."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ class Server:
         self._folder = folder
         self._process: subprocess.Popen[bytes] | None = None
 
-    def start(self) -> None:
+    def start(self, *, wait: bool = True) -> None:
+        """Start the server; without `wait` it may not answer yet."""
         command = [sys.executable, "-m", "mlflow", "server", "--workers", "1"]
         command += ["--host", "127.0.0.1", "--port", str(self.port)]
         command += ["--backend-store-uri", f"sqlite:///{self._folder}/server.db"]
@@ -36,7 +37,8 @@ class Server:
                 env={**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true"},
                 start_new_session=True,
             )
-        self._wait()
+        if wait:
+            self._wait()
 
     def stop(self) -> None:
         """End the server and the workers it started: they share its process group."""

@@ -1,4 +1,4 @@
-"""What the tests of every model family share."""
+"""Members of model families for tests."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from raykd.models import (
     MobilenetV2,
     Model,
     Resnet,
-    Task,
+    Signature,
     Vgg,
     Vit,
 )
@@ -34,9 +34,9 @@ from raykd.models.zoo.cnn_blocks import (
 )
 from raykd.models.zoo.crd_benchmark import Published
 
-DIGITS = Task((1, 8, 8), 10)
-FASHION = Task((1, 28, 28), 10)
-CIFAR = Task((3, 32, 32), 100)
+DIGITS = Signature((1, 8, 8), 10)
+FASHION = Signature((1, 28, 28), 10)
+CIFAR = Signature((3, 32, 32), 100)
 
 SOURCES = tuple(Resnet(depth=depth, width=width) for depth, width in ((14, 4), (20, 4), (14, 6)))
 
@@ -92,7 +92,7 @@ BLOCKS: tuple[Block, ...] = (
 )
 
 # Members that differ in more than depth and width.
-OTHERS: dict[str, Sequence[dict[str, Any]]] = {
+FAMILY_MEMBERS: dict[str, Sequence[dict[str, Any]]] = {
     "layer_pruning": (
         {"base": Vgg(depth=16, width=2), "keep": 0.3, "rule": "last"},
         {"base": Mlp(depth=5, width=6), "rule": "magnitude"},
@@ -153,13 +153,13 @@ NAMES = tuple(name for name, cls in MODELS.members.items() if not issubclass(cls
 
 
 def variants(name: str) -> list[Model]:
-    """Members of a family; of one that is not listed above, its default."""
+    """Return members of a family; the default for families that are not listed above."""
     return [MODELS[name](**fields) for fields in VARIANTS.get(name, ({},))]
 
 
 def members(name: str) -> list[Model]:
-    """Members of a family that differ in all its fields."""
-    return [*variants(name), *(MODELS[name](**fields) for fields in OTHERS.get(name, ()))]
+    """Return members of a family that differ in all fields."""
+    return [*variants(name), *(MODELS[name](**fields) for fields in FAMILY_MEMBERS.get(name, ()))]
 
 
 def small(name: str) -> Model:
@@ -167,7 +167,7 @@ def small(name: str) -> Model:
 
 
 def default(name: str) -> Model:
-    """With every field at its default, but for what a derived model is derived from."""
+    """Return the model with default fields; compressed models get a base."""
     return MODELS[name](**({"base": Resnet()} if issubclass(MODELS[name], CompressedModel) else {}))
 
 

@@ -1,4 +1,4 @@
-"""A student whose training waits for a second process that trains it, too."""
+"""Student whose training waits until a second process trains it, too."""
 
 from __future__ import annotations
 
@@ -9,28 +9,28 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from raykd.models import Task
+from raykd.models import Signature
 
 LIMIT_S = 120.0
 """Seconds that a training waits for the other; then it continues."""
 
 
 class PairedModel(nn.Module):
-    """A linear classifier; its first training step in each process waits for another process.
+    """Linear classifier whose first training step waits for another process.
 
     Args:
-        task: decides the size.
+        signature: sets the size.
         folder: where each process leaves its number.
         driver: the process that only checks the student, and never waits.
     """
 
-    def __init__(self, task: Task, folder: Path, driver: int) -> None:
+    def __init__(self, signature: Signature, folder: Path, driver: int) -> None:
         super().__init__()
-        self.linear = nn.LazyLinear(task.classes)
+        self.linear = nn.LazyLinear(signature.classes)
         self._folder = folder
         self._waits = os.getpid() != driver
         with torch.no_grad():
-            self.linear(torch.zeros(2, *task.input_shape).flatten(1))
+            self.linear(torch.zeros(2, *signature.input_shape).flatten(1))
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         if self.training and self._waits:
@@ -45,5 +45,5 @@ class PairedModel(nn.Module):
             time.sleep(0.05)
 
 
-def build(task: Task, folder: str, driver: int) -> nn.Module:
-    return PairedModel(task, Path(folder), driver)
+def build(signature: Signature, folder: str, driver: int) -> nn.Module:
+    return PairedModel(signature, Path(folder), driver)

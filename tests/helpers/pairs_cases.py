@@ -1,4 +1,4 @@
-"""A small layer study, and one that was carried out without training anything."""
+"""A small layer study, and a result without training."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from helpers.search_cases import FakeTune, Metrics, World, opened
 from raykd.layer_study.design import LayerStudyDesign, design_layer_study
 from raykd.layer_study.planner import LayerStudyPlanner
 from raykd.layer_study.result import LayerStudyResult, read_layer_study
-from raykd.models import Task
+from raykd.models import Signature
 from raykd.runtime.jobs import JournalJob, ProbeDesign, ProbeJob
 from raykd.study.config import plain
 from raykd.study.open_study import OpenStudy
@@ -38,7 +38,7 @@ search: {replicates: 2, pairs: {seeds: 3, steps: 3, batches: 1}}
 """
 """Three stages a side: nine cells."""
 
-TASK = Task(input_shape=(1, 8, 8), classes=10)
+TASK = Signature(input_shape=(1, 8, 8), classes=10)
 PAIRING = "knowledge[1].pairs.pairing"
 
 
@@ -46,36 +46,36 @@ def study_of(*overrides: str, text: str = PAIRS) -> OpenStudy:
     return opened(*overrides, text=text)
 
 
-def asked(*overrides: str) -> LayerStudyDesign:
+def design_of(*overrides: str) -> LayerStudyDesign:
     return design_layer_study(study_of(*overrides), TASK)
 
 
 class PairsWorld(World):
-    """What outlives the driver of a layer study."""
+    """State that survives the driver of a layer study."""
 
     def arms(self, journal: Any = None, slots: int = 1) -> LayerStudyPlanner:
         return LayerStudyPlanner(self.context(journal, slots), design_layer_study(self.study, TASK))
 
 
 GAINS = {"stage2-to-stage3": 0.06, "stage3-to-stage3": 0.03, "reverse": -0.05}
-"""What some arms gain over all others in `pretended`."""
+"""Gain of some arms over all others in `synthetic`."""
 
 
-def pretended(job: JournalJob, epoch: int) -> dict[str, Any]:
-    """Metrics as of a training, or predictors as of a probe, from nothing but the job."""
+def synthetic(job: JournalJob, epoch: int) -> dict[str, Any]:
+    """Compute synthetic metrics of a training, or predictors of a probe, from the job."""
     if isinstance(job, ProbeJob):
         return {"predictors": predicted(job.design, job.seed)}
     arm, text = job.tags.get("arm", ""), f"{job.tags.get('arm')}{job.seed}"
     noise = hashlib.sha256(text.encode()).digest()[0] / 25600
     value = 0.5 + 0.01 * job.seed + noise + GAINS.get(arm, 0.0) + 0.1 * epoch
-    found = {"train_loss": 1 / (1 + epoch), "val_accuracy": value}
+    metrics = {"train_loss": 1 / (1 + epoch), "val_accuracy": value}
     if job.test and epoch >= job.epochs:
-        found["test_accuracy"] = value - 0.05
-    return found
+        metrics["test_accuracy"] = value - 0.05
+    return metrics
 
 
 def predicted(probe: ProbeDesign, seed: int) -> dict[str, Any]:
-    """CKA that falls with the distance of two layers, gradients of nothing."""
+    """Return CKA that decreases with the distance of two layers, and zero gradients."""
     rows, columns = probe.teacher_layers, probe.student_layers
     table = [[1 / (1 + abs(r - c)) for c, _ in enumerate(columns)] for r, _ in enumerate(rows)]
     gradient = [[float("nan") for _ in probe.guided] for _ in probe.hints]
@@ -87,15 +87,15 @@ def predicted(probe: ProbeDesign, seed: int) -> dict[str, Any]:
     }
 
 
-def conduct(world: PairsWorld, metrics: Metrics = pretended, slots: int = 1) -> LayerStudyPlanner:
+def conduct(world: PairsWorld, metrics: Metrics = synthetic, slots: int = 1) -> LayerStudyPlanner:
     """Run a layer study to its end in a fake Tune."""
     arms = world.arms(slots=slots)
     FakeTune(world, arms, metrics, slots).run()  # type: ignore[arg-type]
     return arms
 
 
-def pretended_result(root: Path, *overrides: str) -> LayerStudyResult:
-    """The result of a layer study in which nothing was trained, in a folder of its own."""
+def synthetic_result(root: Path, *overrides: str) -> LayerStudyResult:
+    """Return the result of a layer study without training, in a separate folder."""
     study = study_of(*overrides)
     folder = create_folder("pairs", str(root), study.text, study.overrides, "pairs")
     journal = Journal(folder.journal)

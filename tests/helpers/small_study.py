@@ -1,4 +1,4 @@
-"""A small study, told to a journal."""
+"""A small study, written to a journal."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def start(journal: Journal) -> None:
             STUDY,
             name="digits",
             experiment="distillation",
-            given="name: digits\nseed: 3\n",
+            text="name: digits\nseed: 3\n",
             resolved={"name": "digits", "seed": 3, "train": {"epochs": 2}},
             file="digits.yaml",
             argv=["raykd", "search", "digits.yaml"],

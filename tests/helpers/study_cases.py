@@ -1,4 +1,4 @@
-"""Small studies, one for every scheme and every loss, that are trained to the end."""
+"""Small studies for every scheme and every loss."""
 
 from __future__ import annotations
 
@@ -16,9 +16,8 @@ from raykd.models import Model
 from raykd.schemes import Offline, Scheme
 from raykd.schemes import Teacher as TeacherOption
 from raykd.study.config import Student, Study
-from raykd.study.teachers import teachers_of
 from raykd.train_config import SGD, Train
-from raykd.training.build import task_of
+from raykd.training.build import signature_of
 from raykd.training.trainer import Training
 
 DATA = SOURCES["digits"](limit=64, val_limit=20, augment=(AUGMENTATIONS["random_crop"](padding=1),))
@@ -32,18 +31,23 @@ KNOWLEDGE = (
 
 
 def under(scheme: Scheme) -> Study:
-    """A study under this scheme, with knowledge where it takes some."""
+    """Return a study with this scheme, with terms if it uses them."""
     return dataclasses.replace(_study(), scheme=scheme, knowledge=_knowledge(scheme))
 
 
 def transferring(name: str) -> Study:
-    """A study under the offline scheme with this loss alone."""
+    """Return a study with the offline scheme and only this loss."""
     return dataclasses.replace(_study(), knowledge=(Term(loss=LOSSES[name]()),))
 
 
+CLASS_LOSSES = [
+    name for name, loss in LOSSES.members.items() if "softmax" in loss.kinds and ":" not in name
+]
+"""Names of the losses that a classification may use."""
+
 STUDIES: dict[str, Callable[[], Study]] = {
     **{f"scheme-{label(scheme)}": lambda scheme=scheme: under(scheme) for scheme in examples()},
-    **{f"loss-{name}": lambda name=name: transferring(name) for name in LOSSES.members},
+    **{f"loss-{name}": lambda name=name: transferring(name) for name in CLASS_LOSSES},
 }
 """Every scheme's examples and every loss."""
 
@@ -51,7 +55,7 @@ STUDIES: dict[str, Callable[[], Study]] = {
 def training_of(study: Study, *, seed: int = 0, rank: int = 0, world: int = 1) -> Training:
     teachers = [
         teacher(number, prepared.model or TEACHER)
-        for number, prepared in enumerate(teachers_of(study))
+        for number, prepared in enumerate(study.teacher_specs())
     ]
     placement = Placement("cpu", rank, world)
     return Training(study, digits(), seed=seed, teacher=teachers, placement=placement)
@@ -69,10 +73,10 @@ def digits() -> Dataset:
 
 @cache
 def teacher(number: int, model: Model) -> nn.Module:
-    """A network that no training changes; another for each number."""
+    """Teacher shared by all trainings; another for each number."""
     with torch.random.fork_rng():
         torch.manual_seed(number)
-        return model.build(task_of(digits())).eval()
+        return model.build(signature_of(digits())).eval()
 
 
 def _study() -> Study:

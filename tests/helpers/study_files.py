@@ -1,4 +1,4 @@
-"""Study texts the tests of this folder share."""
+"""Study texts for tests."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ train: {epochs: 2}
 
 
 def changed(*replacements: tuple[str, str]) -> str:
-    """`BASE` with each first text, which must be there, replaced by the second."""
+    """Return `BASE` with each first text, which must occur, replaced by the second."""
     text = BASE
     for old, new in replacements:
         assert old in text, old
@@ -42,5 +42,6 @@ def changed(*replacements: tuple[str, str]) -> str:
 
 
 def opened(text: str, *overrides: str) -> OpenStudy:
-    """The study that a text writes down."""
-    return open_study(parse_document(text, "study.yaml").with_overrides(overrides))
+    """Parse the study of a text."""
+    document = parse_document(text, "study.yaml").with_overrides(overrides)
+    return open_study(document, allow_import=True)

@@ -1,4 +1,4 @@
-"""Small studies that the tests of the training share."""
+"""Small studies for tests of training."""
 
 from __future__ import annotations
 
@@ -12,11 +12,10 @@ from torch import nn
 
 from raykd.data import AUGMENTATIONS, SOURCES, Dataset
 from raykd.losses import LOSSES, Pair, Term
-from raykd.models import Mlp, Model, Resnet, Task
+from raykd.models import Mlp, Model, Resnet, Signature
 from raykd.registry import option
 from raykd.schemes import SCHEMES, Alone, Offline, Scheme, Teacher
 from raykd.study.config import Student, Study
-from raykd.study.teachers import teachers_of
 from raykd.train_config import SGD, AdamW, Train
 from raykd.training.trainer import Training
 
@@ -26,31 +25,31 @@ DIGITS = SOURCES["digits"](limit=200, val_limit=60)
 
 @option
 class Forgetful(Model):
-    """Draws random numbers in every training step, and has no batch norm."""
+    """Model with random numbers in every training step, without batch norm."""
 
     name: Literal["forgetful"] = "forgetful"
 
-    def build(self, task: Task) -> nn.Module:
-        size = torch.Size(task.input_shape).numel()
+    def build(self, signature: Signature) -> nn.Module:
+        size = torch.Size(signature.input_shape).numel()
         return nn.Sequential(
             nn.Flatten(),
             nn.Linear(size, 32),
             nn.ReLU(),
             nn.Dropout(0.3),
-            nn.Linear(32, task.classes),
+            nn.Linear(32, signature.classes),
         )
 
 
 @option
 class Plain(Model):
-    """Neither batch norm nor random numbers."""
+    """Model without batch norm and random numbers."""
 
     name: Literal["plain"] = "plain"
 
-    def build(self, task: Task) -> nn.Module:
-        size = torch.Size(task.input_shape).numel()
+    def build(self, signature: Signature) -> nn.Module:
+        size = torch.Size(signature.input_shape).numel()
         return nn.Sequential(
-            nn.Flatten(), nn.Linear(size, 32), nn.Tanh(), nn.Linear(32, task.classes)
+            nn.Flatten(), nn.Linear(size, 32), nn.Tanh(), nn.Linear(32, signature.classes)
         )
 
 
@@ -61,9 +60,9 @@ def digits(limit: int | None = 200) -> Dataset:
 
 @lru_cache(maxsize=1)
 def teacher() -> nn.Module:
-    """A network that no test changes: every test sees that it does not."""
+    """Teacher shared by all tests; no test may change it."""
     torch.manual_seed(0)
-    return teacher_model().build(Task(input_shape=(1, 8, 8), classes=10)).eval()
+    return teacher_model().build(Signature(input_shape=(1, 8, 8), classes=10)).eval()
 
 
 def teacher_model() -> Model:
@@ -90,7 +89,7 @@ def taught(*terms: Term, **train: Any) -> Study:
 
 
 def rich() -> Study:
-    """Everything at once that a state must carry."""
+    """Study with everything that a saved state contains."""
     study = taught(
         Term(loss=LOSSES["kd"](), ramp_epochs=2),
         Term(loss=LOSSES["hint"](), pairs=(Pair(hint="stage2", guided="stage2"),), start_epoch=1),
@@ -115,7 +114,7 @@ def perceptron(**train: Any) -> Study:
 
 
 def unnormalized(*terms: Term, **train: Any) -> Study:
-    """A study that two workers train as one does: nothing depends on the share of a worker."""
+    """Study that two workers train like one: nothing depends on a worker's share."""
     return dataclasses.replace(taught(*terms, **train), student=Student(model=Plain()))
 
 
@@ -124,24 +123,24 @@ def train_of(study: Study, seed: int = 0, data: Dataset | None = None) -> Traini
 
 
 def teachers(study: Study) -> list[nn.Module]:
-    """A network for each teacher of the study's scheme."""
+    """Build one network per teacher of the study's scheme."""
     return [
-        teacher() if one.model == teacher_model() else untaught(one.model, one.seed)
-        for one in teachers_of(study)
+        teacher() if spec.model == teacher_model() else untaught(spec.model, spec.seed)
+        for spec in study.teacher_specs()
     ]
 
 
 @lru_cache(maxsize=8)
 def untaught(model: Model, seed: int) -> nn.Module:
     torch.manual_seed(seed)
-    return model.build(Task(input_shape=(1, 8, 8), classes=10)).eval()
+    return model.build(Signature(input_shape=(1, 8, 8), classes=10)).eval()
 
 
 def scheme_of(name: str) -> Scheme:
-    """A scheme with its defaults, and an example where it has none."""
+    """Build a scheme with its defaults, or an example if it has required fields."""
     other = Teacher(model=Mlp(depth=2, width=16), seed=1)
-    given = {"assistant": {"chain": (other,)}, "multi_teacher": {"others": (other,)}}
-    return SCHEMES[name](**given.get(name, {}))
+    fields = {"assistant": {"chain": (other,)}, "multi_teacher": {"others": (other,)}}
+    return SCHEMES[name](**fields.get(name, {}))
 
 
 def untimed(metrics: Mapping[str, float]) -> dict[str, float]:

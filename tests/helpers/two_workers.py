@@ -1,4 +1,4 @@
-"""What each of two workers does in `test_workers`; a module of its own, so that it can be sent."""
+"""Work of each of two workers in `test_workers`; a separate module to be pickled."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from raykd.training.trainer import Training
 WORLD = 2
 CRD = (Term(loss=Crd(width=8, negatives=16), pairs=(Pair(hint="stage2", guided="stage2"),)),)
 
-Made = dict[str, Tensor]
+TensorsByName = dict[str, Tensor]
 
 
 def run(rank: int, folder: str, names: Iterable[str]) -> None:
@@ -76,16 +76,16 @@ def _with_kept_statistics(self: _BatchNorm, input: Tensor) -> Tensor:
     return F.batch_norm(input, mean, var, self.weight, self.bias, False, 0.0, self.eps)
 
 
-def _all_buffers(rank: int) -> Made:
-    """What schemes and losses remember after one step on this worker's share of a batch."""
-    found = {"rows": from_all_workers(torch.full((2 + rank,), rank))}
-    found |= _buffers("ps_kd", lambda: ready(PsKd()), rank)
-    found |= _buffers("kdcl", lambda: ready(Kdcl(ensemble="general", own_views=False)), rank)
-    found |= _buffers("crd", lambda: ready(Offline(), terms=CRD), rank)
-    return found
+def _all_buffers(rank: int) -> TensorsByName:
+    """Buffers of schemes and losses after one step on this worker's share of a batch."""
+    buffers = {"rows": from_all_workers(torch.full((2 + rank,), rank))}
+    buffers |= _buffers("ps_kd", lambda: ready(PsKd()), rank)
+    buffers |= _buffers("kdcl", lambda: ready(Kdcl(ensemble="general", own_views=False)), rank)
+    buffers |= _buffers("crd", lambda: ready(Offline(), terms=CRD), rank)
+    return buffers
 
 
-def _buffers(name: str, make: Callable[[], Any], rank: int) -> Made:
+def _buffers(name: str, make: Callable[[], Any], rank: int) -> TensorsByName:
     case = make()
     case.distiller.train()
     whole = batch(0)

@@ -28,7 +28,7 @@ from raykd.schemes import LiveTeacher
 from raykd.storage import Storage
 from raykd.study.config import Cache, Student, Study
 from raykd.train_config import SGD
-from raykd.training.build import task_of
+from raykd.training.build import signature_of
 from raykd.training.memory_format import to_device
 from raykd.training.teacher_cache import (
     CacheBuilder,
@@ -88,11 +88,11 @@ def run(rank: int, folder: str) -> None:
         timeout=timedelta(seconds=180),
     )
     try:
-        seen: dict[str, Any] = {name: _trained(study, rank) for name, study in STUDIES.items()}
-        seen["resumed"] = _resumed(STUDIES["uneven"], rank)
-        seen["diverged"] = _diverged(rank)
-        seen["cached"] = _cached(CACHED, rank, folder)
-        torch.save(seen, Path(folder) / f"rank{rank}.pt")
+        results: dict[str, Any] = {name: _trained(study, rank) for name, study in STUDIES.items()}
+        results["resumed"] = _resumed(STUDIES["uneven"], rank)
+        results["diverged"] = _diverged(rank)
+        results["cached"] = _cached(CACHED, rank, folder)
+        torch.save(results, Path(folder) / f"rank{rank}.pt")
     finally:
         dist.destroy_process_group()
 
@@ -118,7 +118,7 @@ def finished(training: Training) -> dict[str, Any]:
 
 
 def alone_in_the_world(study: Study) -> dict[str, Any]:
-    """The same with one worker."""
+    """Train the same study with one worker."""
     return _trained(study, rank=0, world=1)
 
 
@@ -131,13 +131,15 @@ def _resumed(study: Study, rank: int) -> dict[str, Any]:
 
 def _cached(study: Study, rank: int, folder: str) -> dict[str, Any]:
     """Each rank computes its share of the teacher's outputs, then reads those of its samples."""
-    shapes = profile_model(teacher_model(), task_of(digits())).layers
+    shapes = profile_model(teacher_model(), signature_of(digits())).layers
     layers = {"embedding": shapes["embedding"]}
     outputs = TeacherOutputs("resnet", network_digest(teacher()), layers)
     samples = TrainingSamples.of(digits())
     description = cache_spec(study, outputs, samples, views=2, shard_rows=30)
     store = CacheStore(Storage(folder))
-    live = LiveTeacher(to_device(teacher(), torch.device("cpu")), tuple(layers), task_of(digits()))
+    live = LiveTeacher(
+        to_device(teacher(), torch.device("cpu")), tuple(layers), signature_of(digits())
+    )
     build = CacheBuilder(
         description, study, lambda: live, digits(), store, Placement("cpu", rank, 2)
     )
@@ -148,9 +150,11 @@ def _cached(study: Study, rank: int, folder: str) -> dict[str, Any]:
         assert build.finish()
     dist.barrier()
     outputs = open_cached_outputs(store, description.key, digits())
-    kept = TeacherHandle(teacher(), outputs)
+    cached_teacher = TeacherHandle(teacher(), outputs)
     return finished(
-        Training(study, digits(), seed=0, teacher=kept, placement=Placement("cpu", rank, 2))
+        Training(
+            study, digits(), seed=0, teacher=cached_teacher, placement=Placement("cpu", rank, 2)
+        )
     )
 
 

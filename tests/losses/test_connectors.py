@@ -1,4 +1,4 @@
-"""Connectors: every bridge there is, and why there is none where there is none."""
+"""Connectors: their shapes, and errors where none fits."""
 
 from __future__ import annotations
 
@@ -36,22 +36,22 @@ from raykd.losses.shapes import Shape
         ((7, 5), (9,)),
     ],
 )
-def test_bridge(guided: Shape, hint: Shape) -> None:
-    made = connector(guided, hint)
-    assert made(torch.randn(3, *guided)).shape == (3, *hint)
+def test_connector_output_shape(guided: Shape, hint: Shape) -> None:
+    bridge = connector(guided, hint)
+    assert bridge(torch.randn(3, *guided)).shape == (3, *hint)
 
 
-def test_same_shape_learns_nothing_unless_asked() -> None:
+def test_equal_shapes_need_no_parameters_by_default() -> None:
     assert isinstance(connector((4, 8, 8), (4, 8, 8)), nn.Identity)
-    asked = connector((4, 8, 8), (4, 8, 8), always=True)
-    assert sum(parameter.numel() for parameter in asked.parameters()) == 4 * 4 + 2 * 4
+    always = connector((4, 8, 8), (4, 8, 8), always=True)
+    assert sum(parameter.numel() for parameter in always.parameters()) == 4 * 4 + 2 * 4
 
 
-def test_pooling_alone_bridges_a_map_and_an_embedding_of_its_width() -> None:
-    made = connector((4, 8, 8), (4,))
-    assert isinstance(made, PlaceMean)
+def test_pooling_maps_feature_map_to_embedding_of_its_width() -> None:
+    bridge = connector((4, 8, 8), (4,))
+    assert isinstance(bridge, PlaceMean)
     torch.testing.assert_close(
-        made(torch.arange(4.0).view(1, 4, 1, 1).expand(1, 4, 8, 8)), torch.arange(4.0)[None]
+        bridge(torch.arange(4.0).view(1, 4, 1, 1).expand(1, 4, 8, 8)), torch.arange(4.0)[None]
     )
 
 
@@ -65,13 +65,13 @@ def test_pooling_alone_bridges_a_map_and_an_embedding_of_its_width() -> None:
         ((2, 3, 4, 5), (5,), "neither a map"),
     ],
 )
-def test_no_bridge(guided: Shape, hint: Shape, reason: str) -> None:
+def test_incompatible_shapes_raise(guided: Shape, hint: Shape, reason: str) -> None:
     with pytest.raises(ValueError, match=r"neither|cannot become") as raised:
         connector(guided, hint)
     assert reason in str(raised.value)
 
 
-def test_message_names_both_layers_and_shapes() -> None:
+def test_error_names_both_layers_and_shapes() -> None:
     context = LossContext(
         pairs=(Pair(hint="layer2", guided="fc"),),
         guided_shapes=((5,),),
@@ -86,28 +86,28 @@ def test_message_names_both_layers_and_shapes() -> None:
     RelationalKD().build(context)
 
 
-def test_resized_keeps_a_constant() -> None:
+def test_resized_preserves_constant_map() -> None:
     for size in [(2, 2), (3, 3), (8, 8)]:
         torch.testing.assert_close(resized(torch.ones(1, 1, 4, 4), size), torch.ones(1, 1, *size))
 
 
-def test_a_shrinking_connector_is_one_linear_map_of_each_patch() -> None:
-    made = connector((3, 4, 4), (5, 2, 2)).double().eval()
-    convolution = made.get_submodule("0")
+def test_shrinking_connector_maps_each_patch_linearly() -> None:
+    bridge = connector((3, 4, 4), (5, 2, 2)).double().eval()
+    convolution = bridge.get_submodule("0")
     kernel = convolution.get_parameter("weight").detach().numpy()
     student = np.random.default_rng(0).normal(size=(2, 3, 4, 4))
     patches = student.reshape(2, 3, 2, 2, 2, 2)  # (batch, channel, row, within, column, within)
     expected = np.einsum("ocij,bcxiyj->boxy", kernel, patches) / np.sqrt(1 + 1e-5)
-    np.testing.assert_allclose(made(torch.from_numpy(student)).detach().numpy(), expected)
+    np.testing.assert_allclose(bridge(torch.from_numpy(student)).detach().numpy(), expected)
 
 
-def test_a_growing_connector_spreads_each_place_over_a_patch() -> None:
-    made = connector((3, 2, 2), (5, 4, 4)).double().eval()
-    kernel = made.get_submodule("0").get_parameter("weight").detach().numpy()
+def test_growing_connector_maps_each_position_to_patch() -> None:
+    bridge = connector((3, 2, 2), (5, 4, 4)).double().eval()
+    kernel = bridge.get_submodule("0").get_parameter("weight").detach().numpy()
     student = np.random.default_rng(0).normal(size=(2, 3, 2, 2))
     patches = np.einsum("coij,bcxy->boxiyj", kernel, student)
     expected = patches.reshape(2, 5, 4, 4) / np.sqrt(1 + 1e-5)
-    np.testing.assert_allclose(made(torch.from_numpy(student)).detach().numpy(), expected)
+    np.testing.assert_allclose(bridge(torch.from_numpy(student)).detach().numpy(), expected)
 
 
 READY_ON_META = """
@@ -122,8 +122,8 @@ print([name for name in ("sympy", "torch._inductor") if name in sys.modules])
 """
 
 
-def test_making_losses_ready_without_memory_imports_no_algebra_system() -> None:
-    """It is done for every point of a space that is looked at; that import takes seconds."""
+def test_building_losses_on_meta_does_not_import_sympy() -> None:
+    """Losses are built for every checked point of a space; importing sympy takes seconds."""
     here = str(Path(__file__).parents[1])
     done = subprocess.run(
         [sys.executable, "-c", READY_ON_META, here], capture_output=True, text=True, check=True

@@ -1,4 +1,4 @@
-"""Layers that are dead, constant, alike or of another scale, as trainings do meet them."""
+"""Dead, constant, identical and rescaled layers, as they occur in training."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ NAMES = ("at", "nst", "pkt", "cka", "fsp", "rkd", "cc", "sp", "irg", "svd")
 ALL = [loss for loss in variants() if loss.name in NAMES]
 
 
-def shown(
+def random_outputs(
     loss: Loss, shapes: dict[str, tuple[int, ...]], seed: int, batch: int = 6
 ) -> ModelOutputs:
     draw = torch.Generator().manual_seed(seed)
@@ -46,11 +46,11 @@ def constant(layer: Tensor) -> Tensor:
     return torch.full_like(layer, 0.1)
 
 
-def the_same_sample(layer: Tensor) -> Tensor:
+def same_sample(layer: Tensor) -> Tensor:
     return layer[:1].expand_as(layer).clone()
 
 
-def two_alike(layer: Tensor) -> Tensor:
+def two_equal_samples(layer: Tensor) -> Tensor:
     return torch.cat([layer[:1], layer[:1], layer[2:]])
 
 
@@ -60,23 +60,21 @@ def dead_channel(layer: Tensor) -> Tensor:
 
 @pytest.mark.parametrize(
     "change",
-    [dead, dead_for_one_sample, constant, the_same_sample, two_alike, dead_channel],
+    [dead, dead_for_one_sample, constant, same_sample, two_equal_samples, dead_channel],
     ids=lambda change: change.__name__,
 )
 @pytest.mark.parametrize("loss", ALL, ids=label)
-def test_value_and_gradient_stay_of_ordinary_size(
-    loss: Loss, change: Callable[[Tensor], Tensor]
-) -> None:
-    ordinary, teacher = shown(loss, GUIDED, seed=1), shown(loss, HINT, seed=2)
-    for student, taught in (
+def test_value_and_gradient_stay_moderate(loss: Loss, change: Callable[[Tensor], Tensor]) -> None:
+    ordinary, teacher = random_outputs(loss, GUIDED, seed=1), random_outputs(loss, HINT, seed=2)
+    for student, target in (
         (ordinary.map(change), teacher),
         (ordinary, teacher.map(change)),
         (ordinary.map(change), teacher.map(change)),
     ):
         leaves = student.map(lambda tensor: tensor.clone().requires_grad_())
-        found = value(loss, leaves, taught)
-        found.backward()
-        assert torch.isfinite(found)
+        result = value(loss, leaves, target)
+        result.backward()
+        assert torch.isfinite(result)
         for leaf in leaves.layers.values():
             assert leaf.grad is not None
             assert torch.isfinite(leaf.grad).all()
@@ -88,28 +86,28 @@ SCALED = [loss for loss in ALL if loss.name not in ("fsp", "svd", "irg")]
 
 @pytest.mark.parametrize("scale", [1e-4, 1e4])
 @pytest.mark.parametrize("loss", SCALED, ids=label)
-def test_the_students_scale_does_not_matter(loss: Loss, scale: float) -> None:
-    student, teacher = shown(loss, GUIDED, seed=1), shown(loss, HINT, seed=2)
+def test_loss_is_invariant_to_students_scale(loss: Loss, scale: float) -> None:
+    student, teacher = random_outputs(loss, GUIDED, seed=1), random_outputs(loss, HINT, seed=2)
     scaled = student.map(lambda tensor: scale * tensor)
     torch.testing.assert_close(
         value(loss, scaled, teacher), value(loss, student, teacher), rtol=1e-3, atol=1e-6
     )
 
 
-def test_centred_leaves_no_rounding_of_a_constant() -> None:
+def test_centering_constant_gives_exact_zeros() -> None:
     values = torch.tensor([[0.1] * 7, [0.1] * 6 + [0.2]])
     assert centred(values, dim=1)[0].abs().max() == 0
     assert centred(values, dim=1)[1].sum().abs() < 1e-6
     assert centred(values, dim=1)[1, 6] == pytest.approx(0.1 * 6 / 7)
 
 
-def test_unit_of_a_zero_vector_is_zero() -> None:
+def test_unit_of_zero_vector_is_zero() -> None:
     vectors = torch.tensor([[0.0, 0.0], [3.0, 4.0]])
     torch.testing.assert_close(unit(vectors), torch.tensor([[0.0, 0.0], [0.6, 0.8]]))
 
 
-def test_gaussian_kernel_of_patterns_that_are_all_alike() -> None:
+def test_gaussian_kernel_of_identical_patterns() -> None:
     # sigma^2 is 1 then: 1 + 1 - 2 exp(-1/2)
     guided, hint = torch.zeros(1, 2, 3), torch.tensor([0.6, 0.8, 0.0]).expand(1, 4, 3)
-    found = discrepancy(guided, hint, "gaussian").item()
-    assert found == pytest.approx(2 - 2 * 0.60653066)
+    result = discrepancy(guided, hint, "gaussian").item()
+    assert result == pytest.approx(2 - 2 * 0.60653066)

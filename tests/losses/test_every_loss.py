@@ -1,4 +1,4 @@
-"""What every loss must do; a new member of LOSSES is tried for nothing."""
+"""Conformance tests of every loss; new members of LOSSES are included."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ def loss(request: pytest.FixtureRequest) -> Loss:
     return request.param
 
 
-def test_value_is_a_finite_scalar(loss: Loss) -> None:
+def test_value_is_finite_scalar(loss: Loss) -> None:
     value = make(loss).value()
     assert value.shape == ()
     assert value.dtype == torch.float32
     assert math.isfinite(float(value.detach()))
 
 
-def test_gradient_reaches_the_student_and_what_is_learned(loss: Loss) -> None:
+def test_gradient_reaches_student_and_connector(loss: Loss) -> None:
     case = make(loss)
     case.value().backward()
     for leaf in case.student_leaves():
@@ -43,7 +43,7 @@ def test_gradient_reaches_the_student_and_what_is_learned(loss: Loss) -> None:
         assert torch.isfinite(parameter.grad).all(), name
 
 
-def test_no_gradient_reaches_the_teacher(loss: Loss) -> None:
+def test_no_gradient_reaches_teacher(loss: Loss) -> None:
     case = make(loss)
     case.teacher = case.teacher.map(lambda tensor: tensor.requires_grad_())
     case.value().backward()
@@ -51,7 +51,7 @@ def test_no_gradient_reaches_the_teacher(loss: Loss) -> None:
     assert all(layer.grad is None for layer in case.teacher.layers.values())
 
 
-def test_zero_and_flat_where_the_student_shows_what_the_teacher_shows(loss: Loss) -> None:
+def test_zero_value_and_gradient_when_student_equals_teacher(loss: Loss) -> None:
     if not loss.zero_at_teacher:
         pytest.skip("its optimum lies elsewhere; see its docstring")
     case = make(loss, same=True)
@@ -68,7 +68,7 @@ def test_zero_and_flat_where_the_student_shows_what_the_teacher_shows(loss: Loss
     assert away.value() > value + 1e-4
 
 
-def test_gradient_descent_brings_it_down(loss: Loss) -> None:
+def test_gradient_descent_reduces_loss(loss: Loss) -> None:
     case = make(loss)
     optimiser = torch.optim.Adam([*case.student_leaves(), *case.module.parameters()], lr=0.02)
     torch.manual_seed(5)
@@ -82,7 +82,7 @@ def test_gradient_descent_brings_it_down(loss: Loss) -> None:
     assert after < before - 0.1 * abs(before)
 
 
-def test_order_of_the_batch_does_not_matter(loss: Loss) -> None:
+def test_value_is_invariant_to_batch_order(loss: Loss) -> None:
     if loss.random:
         pytest.skip("draws for each place in the batch")
     case = make(loss, dtype=torch.float64)
@@ -91,7 +91,7 @@ def test_order_of_the_batch_does_not_matter(loss: Loss) -> None:
     torch.testing.assert_close(shuffled.value(), case.value())
 
 
-def test_value_is_the_mean_over_samples_unless_it_relates_them(loss: Loss) -> None:
+def test_value_is_sample_mean_unless_loss_relates_samples(loss: Loss) -> None:
     if loss.relates_samples or loss.random:
         pytest.skip("relates the samples of a batch, or draws for them")
     case = make(loss, dtype=torch.float64)
@@ -100,7 +100,7 @@ def test_value_is_the_mean_over_samples_unless_it_relates_them(loss: Loss) -> No
     torch.testing.assert_close((first.value() + second.value()) / 2, case.value())
 
 
-def test_works_on_a_single_sample(loss: Loss) -> None:
+def test_single_sample_gives_finite_value(loss: Loss) -> None:
     case = make(loss, batch=1)
     value = case.value()
     value.backward()
@@ -110,7 +110,7 @@ def test_works_on_a_single_sample(loss: Loss) -> None:
         assert torch.isfinite(leaf.grad).all()
 
 
-def test_bfloat16_evidence_gives_what_float32_gives(loss: Loss) -> None:
+def test_bfloat16_inputs_match_float32(loss: Loss) -> None:
     half, full = make(loss), make(loss)
     for case in (half, full):
         case.student = case.student.map(lambda tensor: tensor.detach().bfloat16())
@@ -127,7 +127,7 @@ def test_bfloat16_evidence_gives_what_float32_gives(loss: Loss) -> None:
     torch.testing.assert_close(under_autocast, exact.value(), rtol=0.05, atol=0.02)
 
 
-def test_gradient_is_the_derivative(loss: Loss) -> None:
+def test_gradient_matches_finite_differences(loss: Loss) -> None:
     case = make(loss, batch=4, dtype=torch.float64)
     names = list(case.student.layers)
     case.value()  # what is estimated from the first batch is a constant from now on
@@ -136,15 +136,15 @@ def test_gradient_is_the_derivative(loss: Loss) -> None:
         torch.manual_seed(3)
         fresh = dataclasses.replace(case, module=copy.deepcopy(case.module))
         if loss.takes_pairs:
-            shown = ModelOutputs(case.student.logits, dict(zip(names, leaves, strict=True)))
+            student = ModelOutputs(case.student.logits, dict(zip(names, leaves, strict=True)))
         else:
-            shown = ModelOutputs(leaves[0])
-        return dataclasses.replace(fresh, student=shown).value()
+            student = ModelOutputs(leaves[0])
+        return dataclasses.replace(fresh, student=student).value()
 
     assert torch.autograd.gradcheck(value, tuple(case.student_leaves()), fast_mode=True)
 
 
-def test_state_survives_saving(loss: Loss) -> None:
+def test_state_dict_round_trip(loss: Loss) -> None:
     used = make(loss)
     for seed in range(2):
         torch.manual_seed(seed)
@@ -157,15 +157,15 @@ def test_state_survives_saving(loss: Loss) -> None:
     torch.testing.assert_close(restored.value(), expected, rtol=0, atol=0)
 
 
-def test_two_of_them_share_nothing(loss: Loss) -> None:
+def test_two_modules_share_no_tensors(loss: Loss) -> None:
     context = context_of(loss)
-    one, other = loss.build(context), loss.build(context)
-    places = [{t.data_ptr() for t in made.state_dict().values()} for made in (one, other)]
+    first, second = loss.build(context), loss.build(context)
+    places = [{t.data_ptr() for t in module.state_dict().values()} for module in (first, second)]
     assert not places[0] & places[1]
 
 
 def refusal(loss: Loss, context: LossContext) -> str:
-    """Why the loss cannot be made ready, or nothing."""
+    """Error text of building the loss, or an empty string."""
     try:
         loss.build(context)
     except ValueError as error:
@@ -178,7 +178,7 @@ def refusal(loss: Loss, context: LossContext) -> str:
     [((6,), (8,)), ((4, 6), (4, 8)), ((6, 4, 4), (8, 2, 2)), ((6, 2, 2), (8, 3, 3))],
     ids=["embeddings", "tokens", "larger map", "smaller map"],
 )
-def test_layers_of_another_kind_work_or_are_refused_by_name(
+def test_other_layer_kinds_work_or_raise_with_layer_names(
     loss: Loss, guided: Shape, hint: Shape
 ) -> None:
     if not loss.takes_pairs:
@@ -188,7 +188,7 @@ def test_layers_of_another_kind_work_or_are_refused_by_name(
         context_of(loss), pairs=pairs, guided_shapes=(guided,) * 2, hint_shapes=(hint,) * 2
     )
     if message := refusal(loss, context):
-        assert all(said in message for said in ("'s1'", "'t1'", str(guided), str(hint)))
+        assert all(part in message for part in ("'s1'", "'t1'", str(guided), str(hint)))
         return
     module = loss.build(context)
     draw = torch.Generator().manual_seed(0)
@@ -201,7 +201,7 @@ def test_layers_of_another_kind_work_or_are_refused_by_name(
     assert torch.isfinite(value)
 
 
-def test_it_stands_in_a_study_file_as_it_is(loss: Loss) -> None:
+def test_study_file_round_trip(loss: Loss) -> None:
     written = {"loss": dataclasses.asdict(loss)}  # type: ignore[call-overload]
     read = TypeAdapter(Term).validate_python(written)
     assert read == Term(loss=loss)
@@ -210,7 +210,7 @@ def test_it_stands_in_a_study_file_as_it_is(loss: Loss) -> None:
 
 
 @pytest.mark.parametrize("cls", list(LOSSES), ids=lambda cls: cls.name)
-def test_it_says_what_it_is(cls: type[Loss]) -> None:
+def test_documentation_is_complete(cls: type[Loss]) -> None:
     first, _, rest = (cls.__doc__ or "").partition("\n")
     assert first.endswith(".") and len(first) < 100
     assert rest.strip(), "the docstring gives the formula and the paper"
@@ -219,5 +219,5 @@ def test_it_says_what_it_is(cls: type[Loss]) -> None:
     assert cls.weight_source.endswith("."), "one sentence: where the default weight comes from"
 
 
-def test_the_batch_of_a_case_fits_the_data() -> None:
+def test_case_batch_matches_data() -> None:
     assert int(make(LOSSES["kd"]()).index.max()) < DATA_SIZE

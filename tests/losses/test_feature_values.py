@@ -1,4 +1,4 @@
-"""Losses on layers against formulas written anew from the papers, in NumPy and float64."""
+"""Losses on layers against the papers' formulas in NumPy float64."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class TestHint:
         expected = np.mean(np.abs(SAME[0] - SAME[1]))
         assert value(Hint(similarity="l1"), SAME) == pytest.approx(expected)
 
-    def test_cross_entropy_less_the_teachers_entropy(self) -> None:
+    def test_cross_entropy_minus_teacher_entropy(self) -> None:
         q, p = (softmax(np.moveaxis(side, 1, -1)) for side in SAME)
         entropy = -np.sum(p * np.log(p), axis=-1)
         expected = np.mean(-np.sum(p * np.log(q), axis=-1) - entropy)
@@ -82,11 +82,11 @@ class TestAttentionTransfer:
         expected = np.mean(np.linalg.norm(difference, axis=1))
         assert value(AttentionTransfer(power=power), MAPS) == pytest.approx(expected)
 
-    def test_benchmark_takes_the_mean_of_squares(self) -> None:
+    def test_benchmark_form_is_mean_of_squares(self) -> None:
         expected = np.mean((attention(MAPS[0], 2) - attention(MAPS[1], 2)) ** 2)
         assert value(AttentionTransfer(scale="benchmark"), MAPS) == pytest.approx(expected)
 
-    def test_larger_map_is_averaged_to_the_smaller(self) -> None:
+    def test_larger_map_is_averaged_to_smaller(self) -> None:
         student = draw(4, 3, 2, 2, seed=1)
         pooled = MAPS[1].reshape(4, 5, 2, 2, 2, 2).mean(axis=(3, 5))
         loss = AttentionTransfer()
@@ -115,7 +115,7 @@ class TestNst:
         expected = np.mean([gaussian_mmd(s, t) for s, t in zip(student, teacher, strict=True)])
         assert value(Nst(kernel="gaussian"), MAPS) == pytest.approx(expected)
 
-    def test_order_of_channels_does_not_matter(self) -> None:
+    def test_value_is_invariant_to_channel_order(self) -> None:
         assert value(Nst(), (MAPS[1][:, ::-1], MAPS[1])) == pytest.approx(0, abs=1e-12)
 
 
@@ -144,26 +144,26 @@ class TestPkt:
 class TestFt:
     """Kim 2018: the factor transfer loss with p = 1, and the paraphraser's reconstruction."""
 
-    def test_distance_of_factors(self) -> None:
+    def test_factor_distance(self) -> None:
         student, teacher = (unit(side.reshape(4, -1)) for side in SAME)
         expected = np.mean(np.sum(np.abs(student - teacher), axis=1))
         assert value(Ft(), SAME) == pytest.approx(expected)
 
-    def test_benchmark_compares_the_energy_of_places(self) -> None:
+    def test_benchmark_form_compares_energy_per_position(self) -> None:
         student, teacher = (unit(np.mean(side**2, axis=1).reshape(len(side), -1)) for side in SAME)
         assert value(Ft(scale="benchmark"), SAME) == pytest.approx(
             np.mean(np.abs(student - teacher))
         )
 
-    def test_paraphraser_learns_alone_at_first_whatever_the_weight(self) -> None:
+    def test_only_paraphraser_learns_first_for_any_weight(self) -> None:
         module = built(Ft(), [(3, 4, 4)], [(5, 4, 4)], weight=50)
         judge = module.judges[0]
         restored = array(judge.decoder(judge.encoder(tensor(MAPS[1]))))
         restoration = np.mean((restored - MAPS[1]) ** 2)
-        found = built_value(module, [MAPS[0]], [MAPS[1]], epoch=0)
-        assert 50 * found == pytest.approx(restoration)
+        value = built_value(module, [MAPS[0]], [MAPS[1]], epoch=0)
+        assert 50 * value == pytest.approx(restoration)
 
-    def test_it_is_frozen_afterwards_and_the_student_translated(self) -> None:
+    def test_paraphraser_is_frozen_afterwards_and_translator_learns(self) -> None:
         module = built(Ft(), [(3, 4, 4)], [(5, 4, 4)])
         judge = module.judges[0]
         built_value(module, [MAPS[0]], [MAPS[1]], epoch=0)
@@ -179,7 +179,7 @@ class TestFt:
         after = judge.encoder.state_dict()
         assert all(torch.equal(before[name], after[name]) for name in before)
 
-    def test_pretraining_counts_from_the_terms_own_start(self) -> None:
+    def test_pretraining_starts_with_term(self) -> None:
         pairs = (Pair(hint="t0", guided="s0"),)
         terms = Terms(
             [Term(loss=Ft(pretrain_epochs=2), weight=1, pairs=pairs, start_epoch=3)],
@@ -213,7 +213,7 @@ class TestActivationBoundaries:
         expected = np.mean(self.hinge(*SAME, margin) ** 2)
         assert value(ActivationBoundaries(margin=margin), SAME) == pytest.approx(expected)
 
-    def test_benchmark_takes_the_sum_and_halves_shallower_pairs(self) -> None:
+    def test_benchmark_form_sums_and_halves_shallower_pairs(self) -> None:
         shapes = [(3, 4, 4), (4, 2, 2), (5, 2, 2)]
         module = built(ActivationBoundaries(scale="benchmark"), list(shapes), list(shapes))
         guided = [draw(4, *shape, seed=i) for i, shape in enumerate(shapes)]
@@ -224,7 +224,7 @@ class TestActivationBoundaries:
             expected += share * 3 / 1000 * np.sum(self.hinge(carried, hints[i], 1) ** 2) / 4
         assert built_value(module, guided, hints) == pytest.approx(expected)
 
-    def test_zero_beyond_the_margin(self) -> None:
+    def test_zero_beyond_margin(self) -> None:
         teacher = SAME[1]
         assert value(ActivationBoundaries(), (1.5 * np.sign(teacher), teacher)) == 0
 
@@ -243,7 +243,7 @@ class TestOverhaulFeature:
         assert value(OverhaulFeature(), SAME) == pytest.approx(self.distance(*SAME))
 
     @pytest.mark.parametrize("scale", ["paper", "benchmark"])
-    def test_pairs_count_alike_or_halved_from_the_deepest_up(self, scale: str) -> None:
+    def test_pair_weights_equal_or_halved_toward_shallow_pairs(self, scale: str) -> None:
         shapes = [(3, 4, 4), (4, 2, 2), (5, 2, 2)]
         loss = OverhaulFeature() if scale == "paper" else OverhaulFeature(scale="benchmark")
         module = built(loss, list(shapes), list(shapes))
@@ -256,7 +256,7 @@ class TestOverhaulFeature:
             expected += share * self.distance(carried, hints[i])
         assert built_value(module, guided, hints) == pytest.approx(expected)
 
-    def test_without_negatives_the_target_is_the_hint(self) -> None:
+    def test_nonnegative_hint_is_target(self) -> None:
         student, teacher = SAME[0], np.abs(SAME[1])
         expected = ((teacher - student) ** 2).reshape(4, -1).sum(axis=1).mean()
         assert value(OverhaulFeature(), (student, teacher)) == pytest.approx(expected)
@@ -275,7 +275,7 @@ class TestVid:
         spread = draw(5, seed=3)
         judge.spread.data = tensor(spread)
         student, teacher = draw(4, *guided, seed=1), draw(4, *hint, seed=2)
-        found = judge(tensor(student), tensor(teacher)).item()
+        value = judge(tensor(student), tensor(teacher)).item()
         if len(hint) == 3:
             side = min(guided[1], hint[1])
             student, teacher = pooled(student, side), pooled(teacher, side)
@@ -286,10 +286,10 @@ class TestVid:
         variance = np.log1p(np.exp(spread)) + 1e-5
         variance = variance.reshape(1, 5, *[1] * (mean.ndim - 2))
         expected = np.mean(((teacher - mean) ** 2 / variance + np.log(variance)) / 2)
-        assert found == pytest.approx(expected)
+        assert value == pytest.approx(expected)
 
     @pytest.mark.parametrize("variance", [0.001, 3.0, 900.0])
-    def test_first_variance(self, variance: float) -> None:
+    def test_initial_variance(self, variance: float) -> None:
         judge = built(Vid(variance=variance), [(3,)], [(4,)]).judges[0]
         first = np.logaddexp(0, array(judge.spread)) + 1e-5
         np.testing.assert_allclose(first, np.full(4, variance), rtol=1e-4)
@@ -301,14 +301,14 @@ class TestCrd:
     targets = (0, 1, 2, 0, 1)
 
     def setting(self, loss: Crd) -> tuple[Any, Any]:
-        """A loss whose memories hold 12 samples, the batch's own at the places 3 to 7."""
+        """Loss with a memory of 12 samples; the batch is at positions 3 to 7."""
         module = built(loss, [(3,)], [(4,)], train_size=12)
         judge = module.judges[0]
         judge.memory.copy_(tensor(unit(draw(2, 12, 4, seed=5))))
         judge.slot_of.copy_((torch.arange(12) + 3) % 12)
         judge.class_of.copy_(torch.arange(12) % 3)
         judge.class_of[3:8] = torch.tensor(self.targets)
-        judge.taken.fill_(12)
+        judge.used_slots.fill_(12)
         return module, judge
 
     def embedded(self, judge: Any) -> tuple[Array, Array]:
@@ -324,15 +324,15 @@ class TestCrd:
         classes = judge.class_of.numpy()
         total = 0.0
         ways = ((s, t, memory[1], scales[0]), (t, s, memory[0], scales[1]))
-        for anchors, others, seen, z in ways:
+        for anchors, negatives, memory_rows, z in ways:
             for i, label in enumerate(self.targets):
-                positive = others[i] if scale == "batch" else seen[3 + i]
-                kept = [j for j in drawn[i] if classes[j] != label]
+                positive = negatives[i] if scale == "batch" else memory_rows[3 + i]
+                negative_rows = [j for j in drawn[i] if classes[j] != label]
                 odds = len(drawn[i]) / 12
                 total -= np.log(self.h(anchors[i] @ positive, z, odds))
-                share = len(drawn[i]) / len(kept)
-                for j in kept:
-                    total -= share * np.log(1 - self.h(anchors[i] @ seen[j], z, odds))
+                share = len(drawn[i]) / len(negative_rows)
+                for j in negative_rows:
+                    total -= share * np.log(1 - self.h(anchors[i] @ memory_rows[j], z, odds))
         return total / 5
 
     def h(self, product: float, z: float, odds: float) -> float:
@@ -355,28 +355,28 @@ class TestCrd:
         module, judge = self.setting(loss)
         memory = array(judge.memory).copy()
         torch.manual_seed(1)
-        found = built_value(module, [EMBEDDINGS[0]], [EMBEDDINGS[1]], list(self.targets))
+        value = built_value(module, [EMBEDDINGS[0]], [EMBEDDINGS[1]], list(self.targets))
         torch.manual_seed(1)
         drawn = torch.randint(12, (5, 6)).tolist() if negatives < 12 else [list(range(12))] * 5
         expected = self.expected(judge, drawn, self.sums(judge, memory), memory, scale)
-        assert found == pytest.approx(expected)
+        assert value == pytest.approx(expected)
 
     @pytest.mark.parametrize("scale", ["batch", "benchmark"])
-    def test_z_is_that_of_the_batch_or_of_the_first_one(self, scale: str) -> None:
+    def test_z_is_estimated_from_this_or_first_batch(self, scale: str) -> None:
         loss = Crd(width=4, negatives=100)
         if scale == "benchmark":
             loss = dataclasses.replace(loss, scale="benchmark")
         module, judge = self.setting(loss)
-        sums, memories, found = [], [], 0.0
+        sums, memories, value = [], [], 0.0
         for _ in range(3):
             memories.append(array(judge.memory).copy())
             sums.append(self.sums(judge, memories[-1]))
-            found = built_value(module, [EMBEDDINGS[0]], [EMBEDDINGS[1]], list(self.targets))
+            value = built_value(module, [EMBEDDINGS[0]], [EMBEDDINGS[1]], list(self.targets))
         used = sums[2] if scale == "batch" else sums[0]
         drawn = [list(range(12))] * 5
-        assert found == pytest.approx(self.expected(judge, drawn, used, memories[-1], scale))
+        assert value == pytest.approx(self.expected(judge, drawn, used, memories[-1], scale))
 
-    def test_memory_is_moved_by_the_momentum_and_kept_at_norm_1(self) -> None:
+    def test_memory_update_uses_momentum_and_unit_norm(self) -> None:
         module, judge = self.setting(Crd(width=4, momentum=0.25))
         before = array(judge.memory).copy()
         built_value(module, [EMBEDDINGS[0]], [EMBEDDINGS[1]], list(self.targets))
@@ -386,20 +386,20 @@ class TestCrd:
         untouched = [0, 1, 2, 8, 9, 10, 11]
         np.testing.assert_array_equal(array(judge.memory[:, untouched]), before[:, untouched])
 
-    def test_memory_keeps_a_place_for_every_sample(self) -> None:
+    def test_memory_has_one_row_per_sample(self) -> None:
         module = built(Crd(width=4, negatives=6, momentum=0), [(3,)], [(4,)])
         judge = module.judges[0]
         student, teacher = evidence("s", [EMBEDDINGS[0]]), evidence("t", [EMBEDDINGS[1]])
         labels = torch.tensor(self.targets)
         for index in ([4, 2, 7, 0, 1], [7, 4, 1, 2, 0]):
             module(student, teacher, labels, torch.tensor(index), Progress(0, 1))
-        assert judge.taken.item() == 5
+        assert judge.used_slots.item() == 5
         slots = judge.slot_of[torch.tensor([7, 4, 1, 2, 0])]
         assert sorted(slots.tolist()) == [0, 1, 2, 3, 4]
         np.testing.assert_array_equal(judge.class_of[slots].numpy(), labels.numpy())
         np.testing.assert_allclose(array(judge.memory[0, slots]), self.embedded(judge)[0])
 
-    def test_evaluation_leaves_the_memory_alone(self) -> None:
+    def test_evaluation_does_not_change_memory(self) -> None:
         module, judge = self.setting(Crd(width=4))
         before = {name: buffer.clone() for name, buffer in judge.named_buffers()}
         module.eval()
@@ -432,7 +432,7 @@ class TestSemckd:
         hidden = features.mean(axis=(2, 3)) @ array(first.weight).T + array(first.bias)
         return unit(np.maximum(hidden, 0) @ array(second.weight).T + array(second.bias))
 
-    def test_projection_is_as_wide_inside_as_asked(self) -> None:
+    def test_hidden_width_of_projection(self) -> None:
         module = built(Semckd(middle=1.5), [(3, 4, 4)], [(6, 2, 2)])
         widths = [c.out_channels for c in module.modules() if isinstance(c, nn.Conv2d)]
         assert widths == [9, 9, 6]
@@ -460,11 +460,11 @@ class TestReviewKD:
         student, teacher = draw(2, 3, size, size, seed=1), draw(2, 3, size, size, seed=2)
         assert value(ReviewKD(), (student, teacher)) == pytest.approx(self.hcl(student, teacher))
 
-    def test_deeper_layers_reach_shallow_hints(self) -> None:
-        shapes, wanted = [(3, 4, 4), (4, 2, 2), (5,)], [(5, 8, 8), (6, 2, 2), (7,)]
-        module = built(ReviewKD(), list(shapes), list(wanted)).eval()
+    def test_deeper_layers_get_gradient_from_shallow_hints(self) -> None:
+        shapes, hint_shapes = [(3, 4, 4), (4, 2, 2), (5,)], [(5, 8, 8), (6, 2, 2), (7,)]
+        module = built(ReviewKD(), list(shapes), list(hint_shapes)).eval()
         guided = [draw(4, *shape, seed=i) for i, shape in enumerate(shapes)]
-        hints = [draw(4, *shape, seed=9 + i) for i, shape in enumerate(wanted)]
+        hints = [draw(4, *shape, seed=9 + i) for i, shape in enumerate(hint_shapes)]
         fused, expected = None, 0.0
         for i in (2, 1, 0):
             fusion = module.fusions[i]
@@ -488,7 +488,7 @@ class TestReviewKD:
 
 
 def repeated(features: Array, size: int) -> Array:
-    """(B, C, H, H) -> (B, C, size, size), each place many times over."""
+    """(B, C, H, H) -> (B, C, size, size), each position repeated."""
     times = size // features.shape[2]
     return features.repeat(times, axis=2).repeat(times, axis=3)
 
@@ -507,14 +507,14 @@ class TestMgd:
     def test_formula(self, loss: Mgd, shape: tuple[int, ...]) -> None:
         judge = built(loss, [(3, 4, 4)], [(3, 4, 4)]).judges[0]
         torch.manual_seed(1)
-        found = judge(tensor(SAME[0]), tensor(SAME[1])).item()
+        value = judge(tensor(SAME[0]), tensor(SAME[1])).item()
         torch.manual_seed(1)
         mask = (torch.rand(shape) >= 0.5).double().numpy()
         generated = array(judge.generate(tensor(SAME[0] * mask)))
         assert 0 < mask.mean() < 1
-        assert found == pytest.approx(np.mean((SAME[1] - generated) ** 2))
+        assert value == pytest.approx(np.mean((SAME[1] - generated) ** 2))
 
-    def test_other_channels_and_sizes_are_aligned_before_they_are_masked(self) -> None:
+    def test_channels_and_sizes_are_aligned_before_masking(self) -> None:
         judge = built(Mgd(mask=0), [(3, 4, 4)], [(5, 2, 2)]).judges[0]
         student, teacher = draw(4, 3, 4, 4, seed=1), draw(4, 5, 2, 2, seed=2)
         weight, bias = array(judge.align[1].weight)[:, :, 0, 0], array(judge.align[1].bias)
@@ -535,37 +535,37 @@ class TestSimKD:
     def test_formula(self, guided: tuple[int, ...], hint: tuple[int, ...]) -> None:
         module = built(SimKD(), [guided], [hint])
         student, teacher = draw(4, *guided, seed=1), draw(4, *hint, seed=2)
-        found = built_value(module, [student], [teacher])
+        value = built_value(module, [student], [teacher])
         if len(hint) == 3:
             side = min(guided[1], hint[1])
             student, teacher = pooled(student, side), pooled(teacher, side)
         projected = array(module.projector.steps(tensor(student)))
-        assert found == pytest.approx(np.mean((projected - teacher) ** 2))
+        assert value == pytest.approx(np.mean((projected - teacher) ** 2))
 
     @pytest.mark.parametrize(("factor", "middle"), [(2, 4), (4, 2), (100, 1)])
-    def test_the_projector_is_the_papers_bottleneck(self, factor: int, middle: int) -> None:
+    def test_projector_is_bottleneck_of_paper(self, factor: int, middle: int) -> None:
         module = built(SimKD(factor=factor), [(3, 4, 4)], [(8, 4, 4)])
         convolutions = [m for m in module.modules() if isinstance(m, nn.Conv2d)]
         assert [c.out_channels for c in convolutions] == [middle, middle, 8]
         assert [c.kernel_size[0] for c in convolutions] == [1, 3, 1]
         assert isinstance(module.projector.steps[-1], nn.ReLU)
 
-    def test_a_signed_hint_layer_is_reached_without_the_last_relu(self) -> None:
+    def test_signed_hint_layer_drops_last_relu(self) -> None:
         projector = built(SimKD(), [(3, 4, 4)], [(8, 4, 4)]).give_projector(signed=True)
         assert (projector(tensor(draw(4, 3, 4, 4))) < 0).any()
         rectified = built(SimKD(), [(3, 4, 4)], [(8, 4, 4)]).give_projector(signed=False)
         assert not (rectified(tensor(draw(4, 3, 4, 4))) < 0).any()
 
-    def test_given_away_the_projector_is_nobodys_twice(self) -> None:
+    def test_released_projector_is_not_registered_twice(self) -> None:
         module = built(SimKD(), [(3, 4, 4)], [(6, 4, 4)])
         projector = module.give_projector(signed=False)
         assert not list(module.parameters())
         projected = projector(tensor(MAPS[0]))
         teacher = draw(4, 6, 4, 4, seed=2)
-        shown = ModelOutputs(torch.zeros(4, 3), {PROJECTED: projected})
+        student = ModelOutputs(torch.zeros(4, 3), {PROJECTED: projected})
         rows = torch.arange(4)
-        found = module(shown, evidence("t", [teacher]), rows, rows, Progress(0, 1))
-        assert found.item() == pytest.approx(np.mean((array(projected) - teacher) ** 2))
+        value = module(student, evidence("t", [teacher]), rows, rows, Progress(0, 1))
+        assert value.item() == pytest.approx(np.mean((array(projected) - teacher) ** 2))
 
     @pytest.mark.parametrize(
         ("guided", "hint", "reason"),
@@ -575,10 +575,10 @@ class TestSimKD:
             ([(5, 4)], [(6, 4)], "as many tokens"),
         ],
     )
-    def test_refused(self, guided: list[Any], hint: list[Any], reason: str) -> None:
+    def test_invalid_pairs_raise(self, guided: list[Any], hint: list[Any], reason: str) -> None:
         with pytest.raises(ValueError, match=reason):
             built(SimKD(), guided, hint)
 
 
-def test_kl_of_the_helper() -> None:
+def test_kl_of_helper() -> None:
     assert kl(np.array([0.75, 0.25]), np.array([0.5, 0.5])) == pytest.approx(0.130812)

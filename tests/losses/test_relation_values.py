@@ -1,4 +1,4 @@
-"""Losses on relations against formulas written anew from the papers, in NumPy and float64."""
+"""Losses on relations against the papers' formulas in NumPy float64."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ class TestRelationalKD:
     def test_formula(self, distance: float, angle: float) -> None:
         distances, angles = self.distances(STUDENT, TEACHER), self.angles(STUDENT, TEACHER)
         loss = RelationalKD(distance=distance, angle=angle)
-        found = loss(tensor(STUDENT), tensor(TEACHER)).item()
-        assert found == pytest.approx(distance * distances + angle * angles)
+        value = loss(tensor(STUDENT), tensor(TEACHER)).item()
+        assert value == pytest.approx(distance * distances + angle * angles)
 
     def distances(self, student: Array, teacher: Array) -> float:
         def psi(features: Array) -> Array:
@@ -56,14 +56,16 @@ class TestRelationalKD:
                 for j in range(count):
                     for k in range(count):
                         if i != j and k != j:
-                            one, two = features[i] - features[j], features[k] - features[j]
-                            table[j, i, k] = one @ two / np.linalg.norm(one) / np.linalg.norm(two)
+                            left, right = features[i] - features[j], features[k] - features[j]
+                            table[j, i, k] = (
+                                left @ right / np.linalg.norm(left) / np.linalg.norm(right)
+                            )
             return table
 
         return float(np.mean(huber(psi(student) - psi(teacher))))
 
     @pytest.mark.parametrize("entries", [1, 60, 99])
-    def test_angles_in_parts_are_the_angles_at_once(self, entries: int) -> None:
+    def test_chunked_angles_equal_unchunked_angles(self, entries: int) -> None:
         student = tensor(STUDENT).requires_grad_()
         in_parts = angle_loss(student, tensor(TEACHER), entries)
         assert in_parts.item() == pytest.approx(self.angles(STUDENT, TEACHER))
@@ -71,20 +73,20 @@ class TestRelationalKD:
         (expected,) = torch.autograd.grad(angle_loss(student, tensor(TEACHER)), student)
         torch.testing.assert_close(gradient, expected)
 
-    def test_no_table_of_all_triplets_is_kept(self) -> None:
-        kept = 0
+    def test_backward_does_not_store_all_triplets(self) -> None:
+        largest = 0
 
         def keep(saved: torch.Tensor) -> torch.Tensor:
-            nonlocal kept
-            kept = max(kept, saved.numel())
+            nonlocal largest
+            largest = max(largest, saved.numel())
             return saved
 
         student, teacher = torch.randn(2, 40, 8)
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda saved: saved):
             angle_loss(student.requires_grad_(), teacher, entries=40 * 40)
-        assert kept < 40**3 / 10
+        assert largest < 40**3 / 10
 
-    def test_scale_and_rotation_of_the_embedding_do_not_matter(self) -> None:
+    def test_value_is_invariant_to_scale_and_rotation(self) -> None:
         rotation, _ = np.linalg.qr(draw(4, 4, seed=3))
         assert RelationalKD()(tensor(7 * TEACHER @ rotation), tensor(TEACHER)).item() < 1e-12
 
@@ -100,8 +102,8 @@ class TestSimilarityPreserving:
         student, teacher = draw(4, 3, 2, 2, seed=1), draw(4, 5, 2, 2, seed=2)
         difference = similarities(student) - similarities(teacher)
         expected = np.linalg.norm(difference) ** 2 / 4**2
-        found = SimilarityPreserving()(tensor(student), tensor(teacher)).item()
-        assert found == pytest.approx(expected)
+        value = SimilarityPreserving()(tensor(student), tensor(teacher)).item()
+        assert value == pytest.approx(expected)
 
 
 class TestCorrelationCongruence:
@@ -126,7 +128,7 @@ class TestCorrelationCongruence:
         loss = CorrelationCongruence(kernel="bilinear")
         assert loss(tensor(STUDENT), tensor(TEACHER)).item() == pytest.approx(expected)
 
-    def test_series_tends_to_the_gaussian_kernel(self) -> None:
+    def test_taylor_series_converges_to_gaussian_kernel(self) -> None:
         # exp(-gamma ||x - y||^2) for x, y of norm 1
         def kernel(features: Array) -> Array:
             directions = unit(features)
@@ -145,7 +147,7 @@ class TestCka:
         cka = np.linalg.norm(y.T @ x) ** 2 / (np.linalg.norm(x.T @ x) * np.linalg.norm(y.T @ y))
         assert Cka()(tensor(STUDENT), tensor(TEACHER)).item() == pytest.approx(1 - cka)
 
-    def test_rotation_scale_and_shift_do_not_matter(self) -> None:
+    def test_value_is_invariant_to_rotation_scale_and_shift(self) -> None:
         rotation, _ = np.linalg.qr(draw(4, 4, seed=3))
         moved = 5 * TEACHER @ rotation + 2
         assert Cka()(tensor(moved), tensor(TEACHER)).item() == pytest.approx(0, abs=1e-12)
@@ -183,7 +185,7 @@ class TestFsp:
             expected += squares.mean() if scale == "benchmark" else squares.sum() / 2
         assert built_value(module, guided, hints) == pytest.approx(expected)
 
-    def test_one_pair_is_refused(self) -> None:
+    def test_single_pair_raises(self) -> None:
         with pytest.raises(ValueError, match="at least two"):
             Fsp().build(context([(3, 4, 4)], [(3, 4, 4)]))
 
@@ -204,13 +206,13 @@ class TestIrg:
             tensor(logits[1]), {"t0": tensor(theirs[0]), "t1": tensor(theirs[1])}
         )
         rows = torch.arange(4)
-        found = module(student, teacher, rows, rows, Progress(0, 1)).item()
+        value = module(student, teacher, rows, rows, Progress(0, 1)).item()
         expected = vertices * np.mean((logits[0] - logits[1]) ** 2)
         for s, t in zip(ours, theirs, strict=True):
             expected += edges * np.mean((self.edges(s) - self.edges(t)) ** 2)
         for change in (self.vertex_change, self.edge_change):
             expected += transformations * np.mean((change(ours) - change(theirs)) ** 2)
-        assert found == pytest.approx(expected)
+        assert value == pytest.approx(expected)
 
     def edges(self, features: Array) -> Array:
         table = np.array([[np.sum((a - b) ** 2) for b in features] for a in features])
@@ -218,8 +220,8 @@ class TestIrg:
 
     def vertex_change(self, layers: list[Array]) -> Array:
         width = max(layer.shape[1] for layer in layers)
-        one, two = (np.pad(layer, ((0, 0), (0, width - layer.shape[1]))) for layer in layers)
-        change = np.sum((one - two) ** 2, axis=1)
+        first, second = (np.pad(layer, ((0, 0), (0, width - layer.shape[1]))) for layer in layers)
+        change = np.sum((first - second) ** 2, axis=1)
         return change / change.max()
 
     def edge_change(self, layers: list[Array]) -> Array:

@@ -1,4 +1,4 @@
-"""Losses on logits against formulas written anew from the papers, in NumPy and float64."""
+"""Losses on logits against the papers' formulas in NumPy float64."""
 
 from __future__ import annotations
 
@@ -42,10 +42,10 @@ class TestKD:
         # p_t = (3/4, 1/4), p_s = (1/2, 1/2): KL = 3/4 ln(3/2) + 1/4 ln(1/2) = 0.13081
         student = torch.zeros(1, 2)
         teacher = torch.log(torch.tensor([[3.0, 1.0]]))
-        found = KD(temperature=1)(student, teacher, torch.zeros(1, dtype=torch.long)).item()
-        assert found == pytest.approx(0.1308120, abs=1e-6)
+        actual = KD(temperature=1)(student, teacher, torch.zeros(1, dtype=torch.long)).item()
+        assert actual == pytest.approx(0.1308120, abs=1e-6)
 
-    def test_gradient_keeps_its_size_when_the_temperature_grows(self) -> None:
+    def test_gradient_scale_is_independent_of_temperature(self) -> None:
         norms = []
         for temperature in (50.0, 100.0):
             student = tensor(STUDENT).requires_grad_()
@@ -61,7 +61,7 @@ class TestLogitMse:
     def test_formula(self) -> None:
         assert value(LogitMse()) == pytest.approx(np.mean((STUDENT - TEACHER) ** 2))
 
-    def test_half_of_it_is_kd_at_a_large_temperature(self) -> None:
+    def test_half_equals_kd_at_large_temperature(self) -> None:
         student = tensor(STUDENT - STUDENT.mean(axis=1, keepdims=True))
         teacher = tensor(TEACHER - TEACHER.mean(axis=1, keepdims=True))
         targets = torch.zeros(4, dtype=torch.long)
@@ -69,7 +69,7 @@ class TestLogitMse:
         assert LogitMse()(student, teacher, targets).item() / 2 == pytest.approx(hot, rel=1e-3)
 
 
-def without(values: Array, targets: Array) -> Array:
+def non_target_columns(values: Array, targets: Array) -> Array:
     return np.stack([np.delete(row, target) for row, target in zip(values, targets, strict=True)])
 
 
@@ -81,11 +81,11 @@ class TestDkd:
         p, q = softmax(TEACHER / 4), softmax(STUDENT / 4)
         rows = np.arange(4)
         binary = [np.stack([x[rows, TARGETS], 1 - x[rows, TARGETS]], axis=1) for x in (p, q)]
-        rest = [softmax(without(z, TARGETS) / 4) for z in (TEACHER, STUDENT)]
+        rest = [softmax(non_target_columns(z, TARGETS) / 4) for z in (TEACHER, STUDENT)]
         expected = 16 * np.mean(alpha * kl(*binary) + beta * kl(*rest))
         assert value(Dkd(alpha=alpha, beta=beta)) == pytest.approx(expected)
 
-    def test_it_is_kd_where_beta_is_the_rests_probability(self) -> None:
+    def test_equals_kd_when_beta_is_non_target_probability(self) -> None:
         # Zhao 2022, the reformulation of kd: KL = TCKD + (1 - p_t) NCKD, sample by sample
         student, teacher = tensor(STUDENT[:1]), tensor(TEACHER[:1])
         targets = torch.from_numpy(TARGETS[:1])
@@ -97,10 +97,10 @@ class TestDkd:
         p, q = softmax(TEACHER / 2), softmax(STUDENT / 2)
         rows = np.arange(4)
         binary = [np.stack([x[rows, TARGETS], 1 - x[rows, TARGETS]], axis=1) for x in (p, q)]
-        found = value(Dkd(temperature=2, beta=0))
-        assert found == pytest.approx(4 * np.mean(kl(*binary)))
+        actual = value(Dkd(temperature=2, beta=0))
+        assert actual == pytest.approx(4 * np.mean(kl(*binary)))
 
-    def test_two_classes_leave_nothing_among_the_others(self) -> None:
+    def test_non_target_part_is_zero_for_two_classes(self) -> None:
         student, teacher = tensor(STUDENT[:, :2]), tensor(TEACHER[:, :2])
         targets = torch.tensor([0, 1, 1, 0])
         with_rest, without_rest = (Dkd(beta=beta)(student, teacher, targets) for beta in (8, 0))
@@ -115,17 +115,17 @@ class TestNkd:
         rows = np.arange(4)
         p, q = softmax(TEACHER), softmax(STUDENT)
         target = -p[rows, TARGETS] * np.log(q[rows, TARGETS])
-        taught = softmax(without(TEACHER, TARGETS) / temperature)
-        learned = softmax(without(STUDENT, TARGETS) / temperature)
-        others = -np.sum(taught * np.log(learned), axis=1)
-        expected = np.mean(target + gamma * temperature**2 * others)
+        taught = softmax(non_target_columns(TEACHER, TARGETS) / temperature)
+        learned = softmax(non_target_columns(STUDENT, TARGETS) / temperature)
+        non_target = -np.sum(taught * np.log(learned), axis=1)
+        expected = np.mean(target + gamma * temperature**2 * non_target)
         assert value(Nkd(temperature=temperature, gamma=gamma)) == pytest.approx(expected)
 
-    def test_others_are_the_normalised_probabilities(self) -> None:
+    def test_non_target_probabilities_are_normalized(self) -> None:
         # Yang 2023: N(p_i) = p_i / (1 - p_target) is the softmax over the others
         p = softmax(TEACHER)
-        normalised = without(p, TARGETS) / (1 - p[np.arange(4), TARGETS])[:, None]
-        np.testing.assert_allclose(normalised, softmax(without(TEACHER, TARGETS)))
+        normalised = non_target_columns(p, TARGETS) / (1 - p[np.arange(4), TARGETS])[:, None]
+        np.testing.assert_allclose(normalised, softmax(non_target_columns(TEACHER, TARGETS)))
 
 
 class TestDist:
@@ -139,31 +139,31 @@ class TestDist:
         squared = temperature**2
         both = Dist(temperature=temperature)
         assert value(both) == pytest.approx(squared * (2 * inter + 2 * intra))
-        one, other = (
+        left, right = (
             Dist(temperature=temperature, inter=3, intra=0),
             Dist(temperature=temperature, inter=0, intra=3),
         )
-        assert value(one) == pytest.approx(squared * 3 * inter)
-        assert value(other) == pytest.approx(squared * 3 * intra)
+        assert value(left) == pytest.approx(squared * 3 * inter)
+        assert value(right) == pytest.approx(squared * 3 * intra)
 
-    def test_where_samples_are_alike_there_is_no_correlation_and_no_gradient(self) -> None:
+    def test_identical_samples_give_zero_correlation_and_gradient(self) -> None:
         student = torch.full((6, 4), 0.3).requires_grad_()
         teacher = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
-        found = Dist(temperature=1)(student, teacher, torch.zeros(6, dtype=torch.long))
-        found.backward()
-        assert found.item() == 4
+        actual = Dist(temperature=1)(student, teacher, torch.zeros(6, dtype=torch.long))
+        actual.backward()
+        assert actual.item() == 4
         assert student.grad is not None
         assert student.grad.abs().max() == 0
 
-    def test_small_probabilities_count_as_much(self) -> None:
+    def test_small_probabilities_keep_precision(self) -> None:
         # 1,000 classes at T = 4: every probability is near 0.001
         student, teacher = 0.1 * draw(8, 1000, seed=1), 0.1 * draw(8, 1000, seed=2)
         p, q = softmax(teacher / 4), softmax(student / 4)
         inter = np.mean([1 - np.corrcoef(a, b)[0, 1] for a, b in zip(p, q, strict=True)])
         loss = Dist(intra=0)
         targets = torch.zeros(8, dtype=torch.long)
-        found = loss(tensor(student).float(), tensor(teacher).float(), targets).item()
-        assert found == pytest.approx(32 * inter, rel=1e-4)
+        actual = loss(tensor(student).float(), tensor(teacher).float(), targets).item()
+        assert actual == pytest.approx(32 * inter, rel=1e-4)
 
 
 class TestLogitStd:
@@ -178,15 +178,15 @@ class TestLogitStd:
     @pytest.mark.parametrize(
         "inner", [KD(temperature=3), LogitMse(), Dkd(beta=2), Nkd(gamma=3), Dist(intra=1)]
     )
-    def test_wraps_any_loss_on_logits(self, inner: ResponseLoss) -> None:
+    def test_wraps_every_loss_on_logits(self, inner: ResponseLoss) -> None:
         student, teacher = tensor(z_score(STUDENT)), tensor(z_score(TEACHER))
         expected = inner(student, teacher, torch.from_numpy(TARGETS)).item()
         assert value(LogitStd(loss=inner)) == pytest.approx(expected)  # type: ignore[arg-type]
 
-    def test_range_and_shift_of_the_logits_do_not_matter(self) -> None:
+    def test_value_is_invariant_to_logit_scale_and_shift(self) -> None:
         assert value(LogitStd(), 3 * TEACHER + 5) == pytest.approx(0, abs=1e-9)
 
-    def test_logits_that_are_alike_become_zero(self) -> None:
+    def test_equal_logits_become_zero(self) -> None:
         logits = torch.full((2, 7), 0.1).requires_grad_()
         standard = standardised(logits)
         standard.sum().backward()
@@ -195,12 +195,12 @@ class TestLogitStd:
         assert logits.grad.abs().max() == 0
 
     @pytest.mark.parametrize("inner", [LogitStd(), Hint()])
-    def test_itself_and_losses_on_layers_are_refused(self, inner: Any) -> None:
+    def test_wrapping_itself_or_layer_losses_raises(self, inner: Any) -> None:
         with pytest.raises(ValueError, match=r"LogitStd\.loss: got .*; must be KD\(\.\.\.\)"):
             LogitStd(loss=inner)
 
     @pytest.mark.parametrize("name", ["logit_std", "hint"])
-    def test_a_study_refuses_them_by_name(self, name: str) -> None:
+    def test_study_error_names_wrapped_loss(self, name: str) -> None:
         written = {"loss": {"name": "logit_std", "loss": {"name": name}}}
         with pytest.raises(ValidationError, match="'kd', 'logit_mse', 'dkd', 'nkd', 'dist'"):
             TypeAdapter(Term).validate_python(written)
@@ -225,9 +225,9 @@ def test_extreme_batches_give_finite_gradients(loss: ResponseLoss, case: str) ->
     if case == "large":
         student, teacher = 1e4 * student, 1e4 * teacher
     student = student.clone().requires_grad_()
-    found = loss(student, teacher, targets)
-    found.backward()
-    assert torch.isfinite(found)
+    actual = loss(student, teacher, targets)
+    actual.backward()
+    assert torch.isfinite(actual)
     assert student.grad is not None
     assert torch.isfinite(student.grad).all()
     assert student.grad.abs().max() < 1e4

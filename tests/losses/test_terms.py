@@ -1,4 +1,4 @@
-"""Terms: weights, names, and when they act."""
+"""Terms: weights, names, schedules."""
 
 from __future__ import annotations
 
@@ -59,26 +59,26 @@ def test_weighted_sum_and_unweighted_values() -> None:
     assert not parts["kd"].requires_grad
 
 
-def test_names_stay_distinct() -> None:
+def test_names_are_unique() -> None:
     terms = [Term(loss=KD()), Term(loss=Hint(), pairs=PAIRS), Term(loss=KD()), Term(loss=KD())]
     assert term_names(terms) == ["kd", "hint", "kd_2", "kd_3"]
 
 
-def test_inactive_terms_are_left_out() -> None:
+def test_inactive_terms_are_skipped() -> None:
     terms = ready(Term(), Term(loss=KD(), weight=0), Term(loss=Hint(), weight=0, pairs=PAIRS))
     assert list(terms.losses) == []
     assert terms.hint_layers == ()
     assert total(terms, at(0)) == 0
 
 
-def test_layers_and_logits_that_are_needed() -> None:
+def test_required_layers_and_logits() -> None:
     hints = ready(Term(loss=Hint(), pairs=PAIRS))
     assert hints.hint_layers == hints.guided_layers == ("stage1",)
     assert not hints.reads_logits
     assert ready(Term(loss=KD())).reads_logits
 
 
-def test_default_weight_is_the_losses_own() -> None:
+def test_default_weight_comes_from_loss() -> None:
     assert Term(loss=Hint()).effective_weight == Hint.default_weight
     assert Term(loss=Hint(), weight=3).effective_weight == 3
 
@@ -89,24 +89,24 @@ def test_start_and_stop() -> None:
     assert acted == [False, False, True, True, False, False]
 
 
-def test_ramp_is_linear_from_the_start_epoch() -> None:
+def test_ramp_is_linear_from_start_epoch() -> None:
     term = Term(loss=KD(), weight=8, start_epoch=1, ramp_epochs=2)
     weights = [term.weight_at(at(epoch)) for epoch in (0.75, 1, 1.5, 2, 3, 5)]
     assert weights == [0, 0, 2, 4, 8, 8]
 
 
-def test_what_a_late_term_learns_gets_no_gradient_at_first() -> None:
+def test_connector_of_late_term_gets_no_gradient_before_its_start() -> None:
     assert ready(Term(loss=Hint(), pairs=PAIRS, start_epoch=1)).sometimes_unused
     assert not ready(Term(loss=Hint(), pairs=PAIRS)).sometimes_unused
     assert not ready(Term(loss=KD(), start_epoch=1)).sometimes_unused
 
 
-def test_stop_before_start_is_refused() -> None:
+def test_stop_before_start_raises() -> None:
     with pytest.raises(ValidationError, match="stop_epoch 2 is not after start_epoch 4"):
         TypeAdapter(Term).validate_python({"start_epoch": 4, "stop_epoch": 2})
 
 
-def test_layer_without_shape_is_refused() -> None:
+def test_layer_without_shape_raises() -> None:
     with pytest.raises(ValueError, match="guided layer 'deep' has no known shape"):
         ready(Term(loss=Hint(), pairs=(Pair(hint="stage1", guided="deep"),)))
 
@@ -117,10 +117,10 @@ TWO = (
 )
 
 
-def test_a_pairs_own_weight_and_loss_reach_the_value() -> None:
-    """0.5 x 2 x hint of the first pair and 3 x 2 x at of the second, each as if it stood alone."""
+def test_weight_and_loss_of_pair_are_applied() -> None:
+    """0.5 x 2 x hint of the first pair and 3 x 2 x at of the second, each computed separately."""
     shapes = {"stage1": (4, 2, 2), "stage2": (4, 2, 2)}
-    seen = ModelOutputs(
+    outputs = ModelOutputs(
         LOGITS, {"stage1": torch.rand(2, 4, 2, 2), "stage2": torch.rand(2, 4, 2, 2)}
     )
     taught = ModelOutputs(LOGITS, {"stage1": torch.rand(2, 4, 2, 2)})
@@ -132,22 +132,22 @@ def test_a_pairs_own_weight_and_loss_reach_the_value() -> None:
         shapes=LayerShapes(shapes, shapes),
     )
     nothing = torch.tensor([0, 1])
-    value, parts = terms(seen, taught, nothing, nothing, at(0))
-    hint = Hint()(seen.layers["stage1"], taught.layers["stage1"])
-    attention = AttentionTransfer()(seen.layers["stage2"], taught.layers["stage1"])
+    value, parts = terms(outputs, taught, nothing, nothing, at(0))
+    hint = Hint()(outputs.layers["stage1"], taught.layers["stage1"])
+    attention = AttentionTransfer()(outputs.layers["stage2"], taught.layers["stage1"])
     assert list(parts) == ["hint", "at"]
     assert parts["hint"].item() == pytest.approx(hint.item())
     assert parts["at"].item() == pytest.approx(attention.item())
     assert value.item() == pytest.approx(1.0 * hint.item() + 6.0 * attention.item())
 
 
-def test_a_term_whose_weight_is_null_takes_each_losses_default_times_the_factor() -> None:
+def test_null_weight_uses_default_weight_times_factor() -> None:
     hint, attention = Term(loss=Hint(), pairs=TWO).parts
     assert hint.effective_weight == 0.5 * Hint.default_weight
     assert attention.effective_weight == 3 * AttentionTransfer.default_weight
 
 
-def test_pairs_of_one_weight_and_loss_stay_together() -> None:
+def test_pairs_with_equal_weight_and_loss_share_module() -> None:
     plain = Term(loss=Hint(), pairs=PAIRS)
     assert plain.parts == (plain,)
     three = (*(Pair(hint="a", guided=name, weight=2) for name in "xy"), Pair(hint="b", guided="x"))
@@ -156,14 +156,14 @@ def test_pairs_of_one_weight_and_loss_stay_together() -> None:
     assert (first.effective_weight, second.effective_weight) == (6, 3)
 
 
-def test_a_pair_without_weight_takes_no_part() -> None:
+def test_pair_with_zero_weight_is_skipped() -> None:
     pairs = (Pair(hint="stage1", guided="stage1", weight=0),)
     assert list(ready(Term(loss=Hint(), pairs=pairs)).losses) == []
 
 
 @pytest.mark.parametrize("name", sorted(LOSSES.members))
-def test_a_loss_that_takes_pairs_apart_adds_their_values_up(name: str) -> None:
-    """What `Loss.pairs_apart` promises, for every loss that says so."""
+def test_pairs_apart_loss_is_sum_over_pairs(name: str) -> None:
+    """Contract of `Loss.pairs_apart`, for every loss that sets it."""
     loss = LOSSES[name]()
     if not loss.pairs_apart:
         return
@@ -183,21 +183,23 @@ def test_a_loss_that_takes_pairs_apart_adds_their_values_up(name: str) -> None:
         pytest.skip("takes layers of another kind")
     layers = {key: torch.rand(4, *shape) for key in "ab"}
     taught = {key: torch.rand(4, *shape) for key in "ab"}
-    seen = ModelOutputs(torch.rand(4, 3), layers), ModelOutputs(torch.rand(4, 3), taught)
+    outputs = ModelOutputs(torch.rand(4, 3), layers), ModelOutputs(torch.rand(4, 3), taught)
     index, targets = torch.arange(4), torch.tensor([0, 1, 2, 0])
-    value = both(*seen, targets, index, at(4))
+    value = both(*outputs, targets, index, at(4))
     single = []
     for number, key in enumerate("ab"):
-        one = loss.build(replace(context, pairs=context.pairs[number : number + 1],
+        judge = loss.build(replace(context, pairs=context.pairs[number : number + 1],
                                  guided_shapes=(shape,), hint_shapes=(shape,)))  # fmt: skip
-        mine = f"judges.{number}."
-        held = both.state_dict().items()
-        own = {f"judges.0.{k.removeprefix(mine)}": v for k, v in held if k.startswith(mine)}
-        one.load_state_dict(own)
+        prefix = f"judges.{number}."
+        state = both.state_dict().items()
+        pair_state = {
+            f"judges.0.{k.removeprefix(prefix)}": v for k, v in state if k.startswith(prefix)
+        }
+        judge.load_state_dict(pair_state)
         only = (
-            ModelOutputs(seen[0].logits, {key: layers[key]}),
-            ModelOutputs(seen[1].logits, taught),
+            ModelOutputs(outputs[0].logits, {key: layers[key]}),
+            ModelOutputs(outputs[1].logits, taught),
         )
-        single.append(one(*only, targets, index, at(4)))
+        single.append(judge(*only, targets, index, at(4)))
     if not loss.random:
-        assert value.item() == pytest.approx(sum(one.item() for one in single), rel=1e-4)
+        assert value.item() == pytest.approx(sum(judge.item() for judge in single), rel=1e-4)

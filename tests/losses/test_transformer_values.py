@@ -30,12 +30,12 @@ class TestAttentionMap:
         expected = np.mean(kl(teacher, student))
         assert value(AttentionMap(similarity="kl"), student, teacher) == pytest.approx(expected)
 
-    def test_heads_are_averaged_where_they_differ(self) -> None:
+    def test_unequal_head_counts_are_averaged(self) -> None:
         student, teacher = draw(2, 2, 5, 5, seed=1), draw(2, 3, 5, 5, seed=2)
         expected = np.mean((student.mean(axis=1) - teacher.mean(axis=1)) ** 2)
         assert value(AttentionMap(), student, teacher) == pytest.approx(expected)
 
-    def test_other_tokens_are_refused(self) -> None:
+    def test_unequal_token_counts_raise(self) -> None:
         with pytest.raises(ValueError, match="as many tokens"):
             AttentionMap().build(context([(2, 4, 4)], [(2, 5, 5)]))
 
@@ -65,7 +65,9 @@ class TestValueRelation:
             ((5, 3), (5, 4), "equal heads"),
         ],
     )
-    def test_refused(self, guided: tuple[int, ...], hint: tuple[int, ...], reason: str) -> None:
+    def test_invalid_layers_raise(
+        self, guided: tuple[int, ...], hint: tuple[int, ...], reason: str
+    ) -> None:
         with pytest.raises(ValueError, match=reason):
             ValueRelation(heads=2).build(context([guided], [hint]))
 
@@ -82,7 +84,7 @@ class TestSvd:
             np.testing.assert_allclose(sizes[b].numpy(), s[:2])
             np.testing.assert_allclose(np.abs(vt[:2] @ vectors[b].numpy()), np.eye(2), atol=1e-9)
 
-    def test_gradient_of_the_vectors_is_their_derivative(self) -> None:
+    def test_gradient_of_singular_vectors_matches_finite_differences(self) -> None:
         features = tensor(draw(2, 3, 4, 4, seed=1)).requires_grad_()
 
         def projector(layer: torch.Tensor) -> torch.Tensor:
@@ -96,11 +98,11 @@ class TestSvd:
         singular_vectors(features, 2)[1].sum().backward()
         assert features.grad is not None and torch.isfinite(features.grad).all()
 
-    def test_alignment_takes_the_nearest_line(self) -> None:
-        wanted = np.eye(3)[None, :, :2]
+    def test_alignment_picks_nearest_direction(self) -> None:
+        target = np.eye(3)[None, :, :2]
         candidates = np.stack([[0, -1, 0], [1, 0.1, 0], [0, 0, 1]], axis=1)[None].astype(float)
-        found = aligned(tensor(candidates), tensor(wanted)).numpy()
-        np.testing.assert_array_equal(found[0].T, [[1, 0.1, 0], [0, 1, 0]])
+        actual = aligned(tensor(candidates), tensor(target)).numpy()
+        np.testing.assert_array_equal(actual[0].T, [[1, 0.1, 0], [0, 1, 0]])
 
     def test_formula(self) -> None:
         shapes = [(3, 4, 4), (5, 2, 2)]
@@ -121,14 +123,14 @@ class TestSvd:
             _, s, vt = np.linalg.svd(features.reshape(len(features), -1).T, full_matrices=False)
             return s, vt * np.where(vt.sum(axis=1, keepdims=True) < 0, -1, 1)
 
-        sizes, wanted = svd(teacher)
+        sizes, target = svd(teacher)
         _, candidates = svd(student)
-        sizes, wanted = unit(sizes[:2]), wanted[:2]
-        cosines = wanted @ candidates[:5].T
+        sizes, target = unit(sizes[:2]), target[:2]
+        cosines = target @ candidates[:5].T
         nearest = np.abs(cosines).argmax(axis=1)
         signs = np.sign(cosines[np.arange(2), nearest])
         ours = candidates[nearest] * signs[:, None]
-        return (ours * sizes[:, None]).T, (wanted * sizes[:, None]).T
+        return (ours * sizes[:, None]).T, (target * sizes[:, None]).T
 
     def change(self, first: Array, second: Array) -> Array:
         return np.exp(-((first[:, None] - second[None]) ** 2) / 8)

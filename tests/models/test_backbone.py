@@ -1,4 +1,4 @@
-"""Networks cut in two: the part up to a layer and the part after it make the whole."""
+"""Networks split at a layer: both parts together equal the whole."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ import torchvision.models as tv
 from torch import Tensor, nn
 
 from helpers.model_cases import DIGITS, NAMES, hooks_on, small
-from raykd.models import Layer, Resnet, Task, discover, record_layers, resolve, stage_aliases
+from raykd.models import Layer, Resnet, Signature, discover, record_layers, resolve, stage_aliases
 from raykd.models.introspection.backbone import Backbone, Head, has_negative_values
 
 
-def cut_at(network: nn.Module, name: str, task: Task = DIGITS) -> Layer:
-    return resolve(discover(network, task), name)
+def cut_at(network: nn.Module, name: str, signature: Signature = DIGITS) -> Layer:
+    return resolve(discover(network, signature), name)
 
 
-def last_stage(network: nn.Module, task: Task = DIGITS) -> str:
-    return [name for name in stage_aliases(discover(network, task)) if name != "embedding"][-1]
+def last_stage(network: nn.Module, signature: Signature = DIGITS) -> str:
+    return [name for name in stage_aliases(discover(network, signature)) if name != "embedding"][-1]
 
 
-def shown(network: nn.Module, layer: Layer, inputs: Tensor) -> tuple[Tensor, Tensor]:
-    """The layer's tensor and the logits."""
-    with torch.no_grad(), record_layers(network, [layer]) as seen:
+def layer_and_logits(network: nn.Module, layer: Layer, inputs: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the layer's tensor and the logits."""
+    with torch.no_grad(), record_layers(network, [layer]) as outputs:
         logits = network(inputs)
-        return seen[layer.name], logits
+        return outputs[layer.name], logits
 
 
 def size(network: nn.Module) -> int:
@@ -46,9 +46,9 @@ def inputs() -> Tensor:
 
 
 @pytest.mark.parametrize("place", ["last stage", "embedding"])
-def test_the_two_parts_make_the_whole(network: nn.Module, inputs: Tensor, place: str) -> None:
+def test_two_parts_equal_whole(network: nn.Module, inputs: Tensor, place: str) -> None:
     layer = cut_at(network, last_stage(network) if place == "last stage" else place)
-    features, logits = shown(network, layer, inputs)
+    features, logits = layer_and_logits(network, layer, inputs)
     head = Head(network, layer, DIGITS)
     trunk = Backbone(copy.deepcopy(network), layer, DIGITS)
     torch.testing.assert_close(head(features), logits)
@@ -57,7 +57,7 @@ def test_the_two_parts_make_the_whole(network: nn.Module, inputs: Tensor, place:
     assert hooks_on(network) == hooks_on(trunk) == 0
 
 
-def test_parts_can_be_saved_whole_and_copied(network: nn.Module, inputs: Tensor) -> None:
+def test_parts_can_be_saved_and_copied(network: nn.Module, inputs: Tensor) -> None:
     layer = cut_at(network, last_stage(network))
     trunk = Backbone(copy.deepcopy(network), layer, DIGITS)
     parts = nn.Sequential(trunk, Head(network, layer, DIGITS))
@@ -70,7 +70,7 @@ def test_parts_can_be_saved_whole_and_copied(network: nn.Module, inputs: Tensor)
     torch.testing.assert_close(copy.deepcopy(parts)(inputs), expected, rtol=0, atol=0)
 
 
-def test_the_head_is_frozen_and_stays_in_eval_mode() -> None:
+def test_head_is_frozen_and_in_eval_mode() -> None:
     teacher = small("wide_resnet").build(DIGITS).train()
     layer = cut_at(teacher, "stage3")
     head = Head(teacher, layer, DIGITS).train()
@@ -87,7 +87,7 @@ def test_the_head_is_frozen_and_stays_in_eval_mode() -> None:
     assert all(torch.equal(before[name], value) for name, value in head.state_dict().items())
 
 
-def test_a_trunk_trains_all_it_has_and_names_what_is_left() -> None:
+def test_trunk_is_trainable_and_lists_removed_modules() -> None:
     student = Resnet(depth=8, width=4).build(DIGITS)
     trunk = Backbone(student, cut_at(student, "stage2"), DIGITS).train()
     trunk(torch.randn(2, *DIGITS.input_shape)).sum().backward()
@@ -105,14 +105,14 @@ def test_a_trunk_trains_all_it_has_and_names_what_is_left() -> None:
     ],
     ids=["beside a shortcut", "the logits themselves"],
 )
-def test_where_a_network_cannot_be_cut(name: str, reason: str) -> None:
+def test_invalid_split_points_raise(name: str, reason: str) -> None:
     network = Resnet(depth=8, width=4).build(DIGITS)
     with pytest.raises(ValueError, match=reason):
         Head(network, cut_at(network, name), DIGITS)
 
 
 class Counting(nn.Module):
-    """What comes after its first layer looks at the values themselves."""
+    """Network with control flow that depends on values after its first layer."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -124,24 +124,24 @@ class Counting(nn.Module):
         return self.last(features if features.sum() > 0 else -features)
 
 
-def test_a_forward_that_cannot_be_traced_is_told() -> None:
+def test_untraceable_forward_raises() -> None:
     network = Counting()
     with pytest.raises(ValueError, match=r"split after layer 'first'.*torch\.fx"):
         Head(network, cut_at(network, "first"), DIGITS)
 
 
-def test_a_network_raykd_does_not_know() -> None:
-    task = Task((3, 64, 64), 1000)
+def test_unknown_network_can_be_split() -> None:
+    signature = Signature((3, 64, 64), 1000)
     network = tv.get_model("resnet18").eval()
-    layer = resolve(discover(network, task), "layer4")
-    inputs = torch.randn(2, *task.input_shape, generator=torch.Generator().manual_seed(0))
-    features, logits = shown(network, layer, inputs)
-    torch.testing.assert_close(Head(network, layer, task)(features), logits)
-    assert size(Head(network, layer, task)) == 512 * 1000 + 1000
+    layer = resolve(discover(network, signature), "layer4")
+    inputs = torch.randn(2, *signature.input_shape, generator=torch.Generator().manual_seed(0))
+    features, logits = layer_and_logits(network, layer, inputs)
+    torch.testing.assert_close(Head(network, layer, signature)(features), logits)
+    assert size(Head(network, layer, signature)) == 512 * 1000 + 1000
 
 
 @pytest.mark.parametrize(("name", "signed"), [("resnet", False), ("wide_resnet", True)])
-def test_whether_a_layer_shows_negatives(name: str, signed: bool) -> None:
+def test_detects_layers_with_negative_values(name: str, signed: bool) -> None:
     network = small(name).build(DIGITS).train()
     before = copy.deepcopy(network.state_dict())
     assert has_negative_values(network, cut_at(network, "stage3"), DIGITS) is signed

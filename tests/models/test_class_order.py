@@ -1,4 +1,4 @@
-"""Class names of a network, matched with those of the data."""
+"""Class names of a network, matched to those of the data."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from raykd.models import Resnet, Task
+from raykd.models import Resnet, Signature
 from raykd.models.weights.class_order import (
     UnmatchedClasses,
     class_rows,
@@ -17,7 +17,7 @@ from raykd.models.weights.class_order import (
 OURS = ("garden", "kitchen", "sea")
 
 
-def test_another_order() -> None:
+def test_permuted_class_names() -> None:
     rows, note = class_rows(("sea", "kitchen", "garden"), OURS, "t")
     assert rows == (2, 1, 0)
     assert note == "classes of t reordered by name: sea, kitchen, garden -> garden, kitchen, sea"
@@ -28,11 +28,11 @@ def test_another_order() -> None:
     "theirs",
     [("Sea", "KITCHEN", " garden "), ("\uff53ea", "kitchen", "garden\t")],
 )
-def test_case_space_and_unicode(theirs: tuple[str, ...]) -> None:
+def test_names_ignore_case_space_and_unicode_form(theirs: tuple[str, ...]) -> None:
     assert class_rows(theirs, OURS, "t")[0] == (2, 1, 0)
 
 
-def test_forms_of_one_name() -> None:
+def test_alternative_forms_of_name() -> None:
     assert class_rows(("not_spam", "Spam"), ("spam", "not spam"), "t")[0] == (1, 0)
     assert class_rows(("cafe\u0301", "bar"), ("bar", "caf\u00e9"), "t")[0] == (1, 0)
     # exact names go first where forms collide
@@ -43,12 +43,12 @@ def test_forms_of_one_name() -> None:
     "theirs",
     [(), ("LABEL_0", "LABEL_1", "LABEL_2"), ("0", "1", "2"), ("class 0", "class 1", "class 2")],
 )
-def test_generic_names_say_nothing(theirs: tuple[str, ...]) -> None:
+def test_generic_names_are_ignored(theirs: tuple[str, ...]) -> None:
     rows, note = class_rows(theirs, OURS, "t")
     assert rows is None and "class order is assumed to be garden, kitchen, sea" in note
 
 
-def test_numbers_in_another_order_are_names() -> None:
+def test_permuted_numbers_are_names() -> None:
     # folders are sorted as text: 0, 1, 10, 2
     assert class_rows(("0", "1", "10", "2"), ("0", "1", "2", "10"), "t")[0] == (0, 1, 3, 2)
     assert class_rows(("2", "1", "0"), ("0", "1", "2"), "t")[0] == (2, 1, 0)
@@ -57,19 +57,19 @@ def test_numbers_in_another_order_are_names() -> None:
     assert rows == (0, 1, 10, 2, 3, 4, 5, 6, 7, 8, 9) and "reordered by name" in note
 
 
-def test_numbered_data_take_any_names() -> None:
+def test_numbered_data_accept_any_names() -> None:
     rows, note = class_rows(("negative", "neutral", "positive"), ("0", "1", "2"), "t")
     assert rows is None and "assumed to be the same" in note
     with pytest.raises(UnmatchedClasses):
         class_rows(("negative", "positive"), ("0", "1", "2"), "t")
 
 
-def test_other_classes_are_refused_with_both_lists() -> None:
+def test_other_classes_raise_with_both_lists() -> None:
     with pytest.raises(UnmatchedClasses) as caught:
         class_rows(("ocean", "kitchen", "garden"), OURS, "t.pth")
-    said = str(caught.value)
-    assert "ocean, kitchen, garden (3)" in said and "garden, kitchen, sea (3)" in said
-    assert "missing: sea" in said and "not in the data: ocean" in said
+    message = str(caught.value)
+    assert "ocean, kitchen, garden (3)" in message and "garden, kitchen, sea (3)" in message
+    assert "missing: sea" in message and "not in the data: ocean" in message
     for theirs in [
         ("sea", "kitchen"),
         ("sea", "kitchen", "garden", "attic"),
@@ -79,7 +79,7 @@ def test_other_classes_are_refused_with_both_lists() -> None:
             class_rows(theirs, OURS, "t")
 
 
-def test_names_that_a_user_gives() -> None:
+def test_user_supplied_names() -> None:
     assert named_rows(("sea", "kitchen", "garden"), OURS, "teacher.classes") == (2, 1, 0)
     assert named_rows(OURS, OURS, "teacher.classes") is None
     with pytest.raises(UnmatchedClasses, match=r"teacher\.classes must list each class"):
@@ -87,7 +87,7 @@ def test_names_that_a_user_gives() -> None:
 
 
 class TwoHeads(nn.Module):
-    """The mean of two classifiers, as DeiT's."""
+    """Mean of two classifiers, as in DeiT."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -99,7 +99,7 @@ class TwoHeads(nn.Module):
 
 
 class Square(nn.Module):
-    """A hidden layer of as many outputs as there are classes."""
+    """Network with a hidden layer as wide as the number of classes."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -110,7 +110,7 @@ class Square(nn.Module):
 
 
 class Fixed(nn.Module):
-    """Outputs that no layer gives alone."""
+    """Network whose output is not the output of one layer."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -121,7 +121,7 @@ class Fixed(nn.Module):
 
 
 @pytest.mark.parametrize("make", [lambda: Resnet(depth=8, width=4).build(TASK), TwoHeads, Square])
-def test_the_outputs_are_permuted(make: object) -> None:
+def test_outputs_are_permuted(make: object) -> None:
     network: nn.Module = make()  # type: ignore[operator]
     inputs = torch.randn(5, 1, 8, 8)
     network.eval()
@@ -131,7 +131,7 @@ def test_the_outputs_are_permuted(make: object) -> None:
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_outputs_that_cannot_be_permuted_are_refused() -> None:
+def test_outputs_that_cannot_be_permuted_raise() -> None:
     network = Fixed()
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     with pytest.raises(ValueError, match="cannot be reordered"):
@@ -139,4 +139,4 @@ def test_outputs_that_cannot_be_permuted_are_refused() -> None:
     assert all(torch.equal(before[n], t) for n, t in network.state_dict().items())
 
 
-TASK = Task((1, 8, 8), 3)
+TASK = Signature((1, 8, 8), 3)

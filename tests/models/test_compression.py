@@ -1,4 +1,4 @@
-"""Networks made of others: what is kept is what it is said to be."""
+"""Compressed networks: sizes, inherited weights, outputs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from raykd.models import (
     Model,
     Resnet,
     ShufflenetV1,
-    Task,
+    Signature,
     Text,
     Vgg,
     Vit,
@@ -45,10 +45,10 @@ from raykd.registry import option
 RESNET = Resnet(depth=20, width=8)
 
 
-def _trained(model: Model, task: Task = DIGITS) -> nn.Module:
-    """A network with weights and batch-norm statistics that no fresh one has."""
+def _trained(model: Model, signature: Signature = DIGITS) -> nn.Module:
+    """Build a network with trained-like weights and batch-norm statistics."""
     torch.manual_seed(3)
-    network = model.build(task).train()
+    network = model.build(signature).train()
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.add_(torch.randn_like(parameter), alpha=0.05)
@@ -56,31 +56,33 @@ def _trained(model: Model, task: Task = DIGITS) -> nn.Module:
             if isinstance(module, nn.BatchNorm2d):
                 nn.init.uniform_(module.weight, 0.5, 1.5)
                 nn.init.uniform_(module.bias, -0.5, 0.5)
-        network(_samples(task, 16))
+        network(_samples(signature, 16))
     return network.eval()
 
 
-def _samples(task: Task = DIGITS, batch: int = 4) -> Tensor:
-    return torch.rand(batch, *task.input_shape, generator=torch.Generator().manual_seed(1))
+def _samples(signature: Signature = DIGITS, batch: int = 4) -> Tensor:
+    return torch.rand(batch, *signature.input_shape, generator=torch.Generator().manual_seed(1))
 
 
-def _derived(model: CompressedModel, trained: nn.Module, task: Task = DIGITS) -> nn.Module:
-    return model.build_from(trained, task).eval()
+def _derived(
+    model: CompressedModel, trained: nn.Module, signature: Signature = DIGITS
+) -> nn.Module:
+    return model.build_from(trained, signature).eval()
 
 
 @pytest.mark.parametrize("cls", COMPRESSED_MODELS, ids=lambda cls: cls.name)
-def test_what_is_inherited_has_the_told_size_and_leaves_the_teacher_alone(cls: Any) -> None:
+def test_inherited_student_has_profiled_size_and_teacher_is_unchanged(cls: Any) -> None:
     model, trained = cls(base=RESNET, inherit_weights=True), _trained(RESNET)
     before = copy.deepcopy(trained.state_dict())
     frozen = trained.requires_grad_(False)
     student = model.build_from(frozen, DIGITS)
-    told = profile_model(model, DIGITS)
-    assert sum(parameter.numel() for parameter in student.parameters()) == told.params
-    assert student.training and all(one.requires_grad for one in student.parameters())
-    assert not any(one.requires_grad for one in trained.parameters()) and not trained.training
-    assert all(torch.equal(before[name], held) for name, held in trained.state_dict().items())
-    shapes = {name: held.shape for name, held in model.build(DIGITS).state_dict().items()}
-    assert shapes == {name: held.shape for name, held in student.state_dict().items()}
+    profile = profile_model(model, DIGITS)
+    assert sum(parameter.numel() for parameter in student.parameters()) == profile.params
+    assert student.training and all(weight.requires_grad for weight in student.parameters())
+    assert not any(weight.requires_grad for weight in trained.parameters()) and not trained.training
+    assert all(torch.equal(before[name], tensor) for name, tensor in trained.state_dict().items())
+    shapes = {name: tensor.shape for name, tensor in model.build(DIGITS).state_dict().items()}
+    assert shapes == {name: tensor.shape for name, tensor in student.state_dict().items()}
 
 
 @pytest.mark.parametrize(
@@ -93,12 +95,12 @@ def test_what_is_inherited_has_the_told_size_and_leaves_the_teacher_alone(cls: A
     ],
     ids=lambda model: model.name,
 )
-def test_with_everything_kept_it_is_the_teacher(model: CompressedModel) -> None:
+def test_no_compression_equals_teacher(model: CompressedModel) -> None:
     trained = _trained(RESNET)
     assert torch.equal(_derived(model, trained)(_samples()), trained(_samples()))
 
 
-def test_a_source_of_its_own_and_one_after_the_other() -> None:
+def test_explicit_base_and_chained_compression() -> None:
     model = Quantized(base=LayerPruning(base=LowRank(base=RESNET), keep=0.3))
     assert model.origin == RESNET
     fresh = LayerPruning(base=RESNET, inherit_weights=False)
@@ -117,28 +119,30 @@ def _blocks(network: nn.Module, stage: str) -> list[nn.Module]:
 
 
 @pytest.mark.parametrize(
-    ("rule", "kept"), [("evenly", [0, 2, 4]), ("first", [0, 1, 2]), ("last", [0, 3, 4])]
+    ("rule", "fraction"), [("evenly", [0, 2, 4]), ("first", [0, 1, 2]), ("last", [0, 3, 4])]
 )
-def test_the_blocks_that_stay(rule: Any, kept: list[int]) -> None:
+def test_selected_blocks(rule: Any, fraction: list[int]) -> None:
     source = Resnet(depth=32, width=4, stem=6)  # stages of 5, the first block changes the shape
     trained = _trained(source)
     student = _derived(LayerPruning(base=source, keep=0.6, rule=rule), trained)
     for stage in ("stage1", "stage2", "stage3"):
-        found, known = _blocks(student, stage), _blocks(trained, stage)
-        expected = [0, 1, 4] if rule == "evenly" else kept  # evenly among the four behind it
-        assert [_same_weights(one, known) for one in found] == expected
+        student_blocks, teacher_blocks = _blocks(student, stage), _blocks(trained, stage)
+        expected = [0, 1, 4] if rule == "evenly" else fraction  # evenly among the four behind it
+        assert [_same_weights(block, teacher_blocks) for block in student_blocks] == expected
 
 
-def _same_weights(block: nn.Module, known: list[nn.Module]) -> int:
+def _same_weights(block: nn.Module, candidates: list[nn.Module]) -> int:
     state = block.state_dict()
-    for number, one in enumerate(known):
-        held = one.state_dict()
-        if held.keys() == state.keys() and all(torch.equal(held[k], state[k]) for k in held):
+    for number, candidate in enumerate(candidates):
+        candidate_state = candidate.state_dict()
+        if candidate_state.keys() == state.keys() and all(
+            torch.equal(candidate_state[k], state[k]) for k in candidate_state
+        ):
             return number
     raise AssertionError("a block that is none of the teacher's")
 
 
-def test_the_largest_blocks_stay_and_the_shapes_tell_it_before() -> None:
+def test_largest_blocks_are_kept_and_shapes_are_known_in_advance() -> None:
     source = Resnet(depth=32, width=4, stem=6)
     trained = _trained(source)
     with torch.no_grad():
@@ -146,11 +150,11 @@ def test_the_largest_blocks_stay_and_the_shapes_tell_it_before() -> None:
             for parameter in _blocks(trained, "stage2")[number].parameters():
                 parameter.mul_(scale)
     student = _derived(LayerPruning(base=source, keep=0.6, rule="magnitude"), trained)
-    found, known = _blocks(student, "stage2"), _blocks(trained, "stage2")
-    assert [_same_weights(one, known) for one in found] == [0, 2, 4]
+    student_blocks, teacher_blocks = _blocks(student, "stage2"), _blocks(trained, "stage2")
+    assert [_same_weights(block, teacher_blocks) for block in student_blocks] == [0, 2, 4]
 
 
-def test_a_share_of_one_keeps_a_block_of_each_run() -> None:
+def test_minimal_fraction_keeps_one_block_per_run() -> None:
     for source in (Vit(depth=8, width=16, heads=2), Mlp(depth=5, width=6), RESNET):
         student = LayerPruning(base=source, keep=0.01).build(DIGITS)
         assert find_runs(student, DIGITS) == []
@@ -161,71 +165,71 @@ def test_a_share_of_one_keeps_a_block_of_each_run() -> None:
             ) == list(names)
 
 
-def test_plain_sequences_lose_convolutions_with_their_norms() -> None:
+def test_plain_sequences_drop_convolutions_with_their_norms() -> None:
     source = Vgg(depth=16, width=2)
     student = LayerPruning(base=source, keep=0.5).build(DIGITS)
-    convolutions = [one for one in student.modules() if isinstance(one, nn.Conv2d)]
-    norms = [one for one in student.modules() if isinstance(one, nn.BatchNorm2d)]
+    convolutions = [module for module in student.modules() if isinstance(module, nn.Conv2d)]
+    norms = [module for module in student.modules() if isinstance(module, nn.BatchNorm2d)]
     assert len(convolutions) == len(norms) == 8  # of 2, 2, 3, 3, 3: 1, 1, 2, 2, 2
 
 
-def test_stages_are_no_blocks() -> None:
-    """Torchvision numbers ConvNeXt's stages: no whole stage goes."""
+def test_stages_are_not_blocks() -> None:
+    """Torchvision numbers ConvNeXt's stages; no whole stage may be removed."""
     source = Torchvision(name="torchvision/convnext_tiny")
-    told, whole = profile_model(LayerPruning(base=source), CIFAR), profile_model(source, CIFAR)
-    assert list(told.aliases) == list(whole.aliases)
-    assert 0.5 < told.params / whole.params < 0.8
+    pruned, whole = profile_model(LayerPruning(base=source), CIFAR), profile_model(source, CIFAR)
+    assert list(pruned.aliases) == list(whole.aliases)
+    assert 0.5 < pruned.params / whole.params < 0.8
 
 
 # Fewer channels
 
 
-def test_the_channels_of_the_largest_norm_stay() -> None:
+def test_channels_with_largest_norm_are_kept() -> None:
     source = Vgg(depth=8, width=8)
     trained = _trained(source)
     student = _derived(ChannelPruning(base=source, keep=0.5), trained)
     first = trained.get_submodule("stage1.conv1").weight
     assert isinstance(first, Tensor)
-    kept = first.flatten(1).abs().sum(1).argsort(descending=True)[:4].sort().values
-    assert torch.equal(student.get_parameter("stage1.conv1.weight"), first[kept])
+    expected = first.flatten(1).abs().sum(1).argsort(descending=True)[:4].sort().values
+    assert torch.equal(student.get_parameter("stage1.conv1.weight"), first[expected])
     after = trained.get_parameter("stage2.conv1.weight")
     rows = after.flatten(1).abs().sum(1).argsort(descending=True)[:8].sort().values
-    assert torch.equal(student.get_parameter("stage2.conv1.weight"), after[rows][:, kept])
+    assert torch.equal(student.get_parameter("stage2.conv1.weight"), after[rows][:, expected])
     assert torch.equal(
         student.get_buffer("stage1.bn1.running_var"),
-        trained.get_buffer("stage1.bn1.running_var")[kept],
+        trained.get_buffer("stage1.bn1.running_var")[expected],
     )
 
 
-def test_channels_bound_by_a_residual_sum_are_ranked_together() -> None:
+def test_channels_of_residual_sum_are_ranked_jointly() -> None:
     source = Resnet(depth=14, width=4)
     trained = _trained(source)
     bound = ["stem.0", "stage1.0.conv2", "stage1.1.conv2"]
     weights = [trained.get_parameter(f"{name}.weight") for name in bound]
     norms = sum(weight.detach().flatten(1).norm(dim=1) for weight in weights)
     assert isinstance(norms, Tensor)
-    kept = norms.argsort(descending=True)[:2].sort().values
+    expected = norms.argsort(descending=True)[:2].sort().values
     student = _derived(ChannelPruning(base=source, norm="l2"), trained)
-    assert torch.equal(student.get_parameter("stem.0.weight"), weights[0][kept])
+    assert torch.equal(student.get_parameter("stem.0.weight"), weights[0][expected])
 
 
 @option
 class Branches(Model):
-    """Two branches side by side, their channels put together."""
+    """Model of two parallel branches with concatenated channels."""
 
     name: str = "branches"
 
-    def build(self, task: Task) -> nn.Module:
-        return _Branches(task)
+    def build(self, signature: Signature) -> nn.Module:
+        return _Branches(signature)
 
 
 class _Branches(nn.Module):
-    def __init__(self, task: Task) -> None:
+    def __init__(self, signature: Signature) -> None:
         super().__init__()
         self.left = nn.Sequential(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.ReLU())
         self.right = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU())
         self.mixed = nn.Conv2d(14, 10, 1)
-        self.classifier = nn.Linear(10, task.classes)
+        self.classifier = nn.Linear(10, signature.classes)
 
     def forward(self, inputs: Tensor) -> Tensor:
         both = torch.cat([self.left(inputs), self.right(inputs)], dim=1)
@@ -244,10 +248,8 @@ PRUNED = [
 
 
 @pytest.mark.parametrize("source", PRUNED, ids=lambda model: model.name)
-def test_pruned_is_as_with_those_channels_at_zero(
-    source: Model, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Sums, depthwise convolutions, squeeze-excite: what is left computes what it did before."""
+def test_pruning_equals_zeroing_channels(source: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sums, depthwise convolutions, squeeze-excite: remaining channels keep their values."""
     trained = _trained(source, CIFAR)
     silenced = copy.deepcopy(trained)
     step = torch_pruning.pruner.BasePruner.step
@@ -255,18 +257,18 @@ def test_pruned_is_as_with_those_channels_at_zero(
     def silencing(pruner: Any) -> None:
         names = {module: name for name, module in pruner.model.named_modules()}
         for channels in step(pruner, interactive=True) or ():
-            for held in channels:
-                module = held.dep.target.module
-                if module in names and pruner.DG.is_out_channel_pruning_fn(held.dep.handler):
-                    _silence(silenced.get_submodule(names[module]), list(held.idxs))
+            for channel in channels:
+                module = channel.dep.target.module
+                if module in names and pruner.DG.is_out_channel_pruning_fn(channel.dep.handler):
+                    _silence(silenced.get_submodule(names[module]), list(channel.idxs))
             channels.prune()
 
     monkeypatch.setattr(torch_pruning.pruner.BasePruner, "step", silencing)
     student = _derived(ChannelPruning(base=source), trained, CIFAR)
     with torch.no_grad():
         before, expected = trained(_samples(CIFAR)), silenced(_samples(CIFAR))
-        found = student(_samples(CIFAR))
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+        actual = student(_samples(CIFAR))
+    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
     assert (before - expected).abs().max() > 0.1 * expected.std(), "something was silenced"
 
 
@@ -276,7 +278,7 @@ def _silence(module: nn.Module, channels: list[int]) -> None:
         parameter[channels] = 0
 
 
-def test_heads_of_attention_get_narrower() -> None:
+def test_attention_heads_are_narrowed() -> None:
     source = Vit(depth=2, width=16, heads=4, patch=2)
     student = ChannelPruning(base=source, keep=0.5).build(DIGITS)
     attention = student.get_submodule("stage1.0.attention")
@@ -289,7 +291,7 @@ def test_heads_of_attention_get_narrower() -> None:
 @pytest.mark.parametrize(
     "layer", [nn.Linear(7, 5), nn.Conv2d(4, 6, 3, stride=2, padding=1, bias=False)], ids=str
 )
-def test_a_product_of_full_rank_is_the_layer(layer: nn.Conv2d | nn.Linear) -> None:
+def test_full_rank_product_equals_layer(layer: nn.Conv2d | nn.Linear) -> None:
     inputs = torch.randn(3, 7) if isinstance(layer, nn.Linear) else torch.randn(3, 4, 9, 9)
     whole = factorize(layer, 5 if isinstance(layer, nn.Linear) else 6)
     torch.testing.assert_close(whole(inputs), layer(inputs), rtol=1e-4, atol=1e-5)
@@ -299,7 +301,7 @@ def test_a_product_of_full_rank_is_the_layer(layer: nn.Conv2d | nn.Linear) -> No
         assert torch.equal(whole.bias, layer.bias)
 
 
-def test_a_product_of_lower_rank_is_the_nearest_one() -> None:
+def test_low_rank_product_is_best_approximation() -> None:
     layer = nn.Linear(12, 9)
     with torch.no_grad():
         product = factorize(layer, 4).weight
@@ -309,7 +311,7 @@ def test_a_product_of_lower_rank_is_the_nearest_one() -> None:
     torch.testing.assert_close(error, values[4:].square().sum(), rtol=1e-3, atol=1e-6)
 
 
-def test_what_would_not_get_smaller_and_the_classifier_stay() -> None:
+def test_layers_that_would_not_shrink_and_classifier_are_kept() -> None:
     student = LowRank(base=Vit(depth=2, width=16, heads=4), rank=0.4).build(DIGITS)
     kinds = {name: type(module).__name__ for name, module in student.named_modules()}
     assert kinds["stage1.0.attention.qkv"] == "Factorized"  # 6 x (48 + 16) < 48 x 16
@@ -324,8 +326,8 @@ def test_what_would_not_get_smaller_and_the_classifier_stay() -> None:
 # Separable
 
 
-def test_a_separable_kernel_is_found_again() -> None:
-    """Where a dense convolution is a depthwise one and a 1x1, its stand-in computes the same."""
+def test_separable_kernel_is_recovered() -> None:
+    """A dense convolution that factorizes into depthwise and 1x1 is replaced exactly."""
     places, shares = torch.randn(4, 3, 3), torch.randn(6, 4)
     layer = nn.Conv2d(4, 6, 3, padding=1, stride=2)
     with torch.no_grad():
@@ -334,7 +336,7 @@ def test_a_separable_kernel_is_found_again() -> None:
     torch.testing.assert_close(separate(layer)(inputs), layer(inputs), rtol=1e-3, atol=1e-4)
 
 
-def test_a_block_diagonal_kernel_is_found_again() -> None:
+def test_block_diagonal_kernel_is_recovered() -> None:
     layer = nn.Conv2d(4, 6, 3, padding=1)
     with torch.no_grad():
         layer.weight[:3, 2:] = 0
@@ -343,7 +345,7 @@ def test_a_block_diagonal_kernel_is_found_again() -> None:
     torch.testing.assert_close(group(layer, 2)(inputs), layer(inputs), rtol=1e-4, atol=1e-5)
 
 
-def test_all_but_the_first_and_pointwise_convolutions_are_exchanged() -> None:
+def test_all_but_first_and_pointwise_convolutions_are_replaced() -> None:
     student = Separable(base=RESNET).build(DIGITS)
     dense = [
         name
@@ -352,14 +354,14 @@ def test_all_but_the_first_and_pointwise_convolutions_are_exchanged() -> None:
     ]
     assert dense == ["stem.0"]
     groups = Separable(base=Resnet(depth=8, width=6), operator="group", groups=4).build(DIGITS)
-    found = [layer.groups for layer in groups.modules() if isinstance(layer, nn.Conv2d)]
-    assert 4 in found and 3 in found  # of 6 channels the largest divisor that is no more than 4
+    counts = [layer.groups for layer in groups.modules() if isinstance(layer, nn.Conv2d)]
+    assert 4 in counts and 3 in counts  # of 6 channels the largest divisor that is no more than 4
 
 
 # Mistakes
 
-TEXTS = Task((8,), 3, Text(50))
-WRONG: list[tuple[CompressedModel, Task, str]] = [
+TEXTS = Signature((8,), 3, Text(50))
+WRONG: list[tuple[CompressedModel, Signature, str]] = [
     (
         LayerPruning(),
         DIGITS,
@@ -374,23 +376,27 @@ WRONG: list[tuple[CompressedModel, Task, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("model", "task", "message"), WRONG, ids=[row[2][:40] for row in WRONG])
-def test_mistakes_are_told_when_it_is_measured(
-    model: CompressedModel, task: Task, message: str
+@pytest.mark.parametrize(
+    ("model", "signature", "message"), WRONG, ids=[row[2][:40] for row in WRONG]
+)
+def test_invalid_options_raise_when_profiled(
+    model: CompressedModel, signature: Signature, message: str
 ) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
-        profile_model(model, task)
+        profile_model(model, signature)
 
 
-def test_a_network_of_another_make_is_refused() -> None:
+def test_network_of_another_architecture_raises() -> None:
     with pytest.raises(ValueError, match=r"not match `resnet`.*such as .*correct the teacher's"):
         LowRank(base=RESNET).build_from(Resnet(depth=14, width=8).build(DIGITS), DIGITS)
     with pytest.raises(ValueError, match="resnet inherits nothing"):
         RESNET.build_from(RESNET.build(DIGITS), DIGITS)
 
 
-def test_gradients_reach_all_of_a_chain() -> None:
+def test_gradients_reach_every_parameter_of_chain() -> None:
     model = Quantized(base=ChannelPruning(base=Resnet(depth=14, width=8)))
     student = model.build(DIGITS).train()
     F.cross_entropy(student(_samples()), torch.arange(4)).backward()
-    assert all(one.grad is not None and one.grad.any() for one in student.parameters())
+    assert all(
+        parameter.grad is not None and parameter.grad.any() for parameter in student.parameters()
+    )

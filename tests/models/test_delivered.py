@@ -1,15 +1,16 @@
-"""Networks with their preprocessing: what they take, refuse, and say."""
+"""Networks with their preprocessing: accepted inputs, errors, metadata."""
 
 from __future__ import annotations
 
 import io
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from raykd.models import Resnet, Task
+from raykd.models import Resnet, Signature
 from raykd.models.normalization import (
     NORMALIZATIONS,
     Normalization,
@@ -36,7 +37,7 @@ TEXTS = Preprocessing("texts", (5,), dtype="int64", keys=("input_ids", "attentio
 
 
 class Echo(nn.Module):
-    """Gives its inputs, flat, so that a test sees them."""
+    """Return the flattened inputs."""
 
     def forward(self, inputs: Tensor | dict[str, Tensor]) -> Tensor:
         if isinstance(inputs, Tensor):
@@ -50,25 +51,25 @@ def echo(preprocessing: Preprocessing) -> RawInputModel:
 
 def test_pixels_are_normalized_by_hand_computed_values() -> None:
     pictures = torch.randint(0, 256, (5, 3, 6, 4), dtype=torch.uint8)
-    wanted = (pictures.double() / 255 - torch.tensor(MEAN).double().view(3, 1, 1)) / torch.tensor(
+    expected = (pictures.double() / 255 - torch.tensor(MEAN).double().view(3, 1, 1)) / torch.tensor(
         STD
     ).double().view(3, 1, 1)
-    found = echo(COLOR)(pictures).double()
-    torch.testing.assert_close(found, wanted.flatten(1), rtol=1e-5, atol=1e-5)
+    actual = echo(COLOR)(pictures).double()
+    torch.testing.assert_close(actual, expected.flatten(1), rtol=1e-5, atol=1e-5)
     assert torch.equal(echo(COLOR)(pictures), echo(COLOR)(pictures.float()))
     assert torch.equal(echo(COLOR)(pictures), echo(COLOR)(pictures.double()))
 
 
-def test_raw_levels_are_spread_over_a_byte_first() -> None:
+def test_raw_levels_are_scaled_to_byte_first() -> None:
     levels = torch.tensor([[[0.0, 8, 16], [1, 3, 5]]], dtype=torch.float64)
     bytes_ = torch.tensor([0, 128, 255, 16, 48, 80])  # round(level * 255 / 16), halves to even
-    wanted = (bytes_ / 255 - 0.5) / 0.25
-    for given in (levels, levels.unsqueeze(1), levels.flatten(1), levels.to(torch.uint8)):
-        torch.testing.assert_close(echo(LEVELS)(given)[0], wanted, rtol=0, atol=1e-6)
+    expected = (bytes_ / 255 - 0.5) / 0.25
+    for inputs in (levels, levels.unsqueeze(1), levels.flatten(1), levels.to(torch.uint8)):
+        torch.testing.assert_close(echo(LEVELS)(inputs)[0], expected, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize(
-    ("preprocessing", "given", "said"),
+    ("preprocessing", "inputs", "message"),
     [
         (COLOR, torch.rand(2, 3, 6, 4), "multiply by 255"),
         (COLOR, torch.randn(2, 3, 6, 4) * 3, "normalization is part of the network"),
@@ -82,41 +83,41 @@ def test_raw_levels_are_spread_over_a_byte_first() -> None:
         (TEXTS, {"input_ids": torch.zeros(2, 5, dtype=torch.int64)}, "missing: attention_mask"),
     ],
 )
-def test_what_does_not_fit_is_refused(
-    preprocessing: Preprocessing, given: Tensor | dict[str, Tensor], said: str
+def test_invalid_inputs_raise(
+    preprocessing: Preprocessing, inputs: Tensor | dict[str, Tensor], message: str
 ) -> None:
-    with pytest.raises(ValueError, match=said):
-        echo(preprocessing)(given)
+    with pytest.raises(ValueError, match=message):
+        echo(preprocessing)(inputs)
 
 
-def test_a_mapping_for_pictures_is_refused() -> None:
+def test_mapping_for_images_raises() -> None:
     with pytest.raises(ValueError, match="takes a tensor"):
         echo(COLOR)({"input_ids": torch.zeros(2, 5)})
 
 
-def test_black_pictures_are_no_mistake() -> None:
+def test_black_images_are_accepted() -> None:
     assert torch.equal(
         echo(COLOR)(torch.zeros(2, 3, 6, 4)),
         echo(COLOR)(torch.zeros(2, 3, 6, 4, dtype=torch.uint8)),
     )
 
 
-def test_texts_come_as_a_mapping_or_stacked() -> None:
+def test_texts_may_be_mapping_or_stack() -> None:
     ids, mask = torch.arange(10).view(2, 5), torch.ones(2, 5, dtype=torch.int64)
-    given = {"attention_mask": mask, "input_ids": ids, "token_type_ids": ids}
-    assert torch.equal(echo(TEXTS)(given), torch.cat([mask, ids], dim=1))
-    assert torch.equal(echo(TEXTS)(torch.stack([ids, mask], dim=1)), echo(TEXTS)(given))
+    inputs = {"attention_mask": mask, "input_ids": ids, "token_type_ids": ids}
+    assert torch.equal(echo(TEXTS)(inputs), torch.cat([mask, ids], dim=1))
+    assert torch.equal(echo(TEXTS)(torch.stack([ids, mask], dim=1)), echo(TEXTS)(inputs))
 
 
-def test_tensors_are_passed_on() -> None:
+def test_other_tensors_are_passed_unchanged() -> None:
     vectors = torch.randn(3, 7)
     assert torch.equal(echo(Preprocessing("tensors", (7,)))(vectors), vectors)
 
 
 @pytest.mark.parametrize("preprocessing", [COLOR, LEVELS])
-def test_a_network_can_be_exported(preprocessing: Preprocessing) -> None:
-    task = Task(input_shape=preprocessing.shape, classes=2)
-    network = nn.Sequential(nn.Flatten(), nn.Linear(torch.Size(task.input_shape).numel(), 2))
+def test_network_can_be_exported(preprocessing: Preprocessing) -> None:
+    signature = Signature(input_shape=preprocessing.shape, classes=2)
+    network = nn.Sequential(nn.Flatten(), nn.Linear(torch.Size(signature.input_shape).numel(), 2))
     delivered = RawInputModel(network, preprocessing, ["a", "b"]).eval()
     shape = preprocessing.signature_shape
     dtype = getattr(torch, preprocessing.dtype)
@@ -127,11 +128,11 @@ def test_a_network_can_be_exported(preprocessing: Preprocessing) -> None:
     torch.testing.assert_close(exported.module()(some), delivered(some))
 
 
-def test_onnx_takes_raw_samples(tmp_path: Path) -> None:
+def test_onnx_accepts_raw_samples(tmp_path: Path) -> None:
     runtime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
     delivered = RawInputModel(
-        Resnet(depth=8, width=4).build(Task((1, 2, 3), 2)), LEVELS, ["a", "b"]
+        Resnet(depth=8, width=4).build(Signature((1, 2, 3), 2)), LEVELS, ["a", "b"]
     ).eval()
     some = torch.randint(0, 17, (3, 2, 3)).double()
     program = torch.onnx.export(
@@ -146,20 +147,23 @@ def test_onnx_takes_raw_samples(tmp_path: Path) -> None:
     session = runtime.InferenceSession(
         str(tmp_path / "network.onnx"), providers=["CPUExecutionProvider"]
     )
-    (found,) = session.run(None, {session.get_inputs()[0].name: some.numpy()})
+    (actual,) = session.run(None, {session.get_inputs()[0].name: some.numpy()})
     torch.testing.assert_close(
-        torch.from_numpy(found), delivered(some).detach(), rtol=1e-4, atol=1e-4
+        torch.from_numpy(actual), delivered(some).detach(), rtol=1e-4, atol=1e-4
     )
 
 
-def test_facts_say_how_to_use_it() -> None:
-    facts = RawInputModel(Echo(), COLOR, ["cat", "dog"], {"test_accuracy": 0.9}).facts()
+def test_facts_describe_input() -> None:
+    facts: dict[str, Any] = RawInputModel(
+        Echo(), COLOR, ["cat", "dog"], {"test_accuracy": 0.9}
+    ).facts()
     assert facts["classes"] == ["cat", "dog"] and facts["metrics"] == {"test_accuracy": 0.9}
     assert "logits" in facts["output"]
-    given = facts["input"]
-    assert given["mean"] == list(MEAN) and given["std"] == list(STD)
-    assert given["color"] == "RGB" and given["size"] == [6, 4] and given["maximum"] == 255
-    assert echo(TEXTS).facts()["input"]["keys"] == ["input_ids", "attention_mask"]
+    inputs = facts["input"]
+    assert inputs["mean"] == list(MEAN) and inputs["std"] == list(STD)
+    assert inputs["color"] == "RGB" and inputs["size"] == [6, 4] and inputs["maximum"] == 255
+    texts: dict[str, Any] = echo(TEXTS).facts()
+    assert texts["input"]["keys"] == ["input_ids", "attention_mask"]
 
 
 def test_preprocessing_survives_saving() -> None:
@@ -174,7 +178,7 @@ def test_preprocessing_survives_saving() -> None:
 # The normalization of teachers
 
 
-def test_a_network_tells_what_it_expects() -> None:
+def test_model_describes_its_input() -> None:
     inner = Echo()
     assert strip_preprocessing(inner) == (inner, None)
     assert strip_preprocessing(RawInputModel(inner, COLOR, "ab")) == (
@@ -216,22 +220,22 @@ def test_a_network_tells_what_it_expects() -> None:
         NORMALIZATIONS["imagenet"],
     ],
 )
-def test_batches_of_the_data_reach_a_network_as_it_was_trained(theirs: Normalization) -> None:
+def test_data_batches_are_renormalized_for_network(theirs: Normalization) -> None:
     pixels = torch.randint(0, 256, (2, 3, 4, 4)).double()
     ours = (pixels / 255 - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
     if theirs.order == "bgr":
         pixels = pixels.flip(1)
     mean, std = (torch.tensor(v).double().view(-1, 1, 1) for v in (theirs.mean, theirs.std))
-    wanted = (pixels * theirs.maximum / 255 - mean) / std
+    expected = (pixels * theirs.maximum / 255 - mean) / std
     network = adapt_normalization(nn.Sequential(Echo()), theirs, MEAN, STD)
-    found = network(ours.float()).double()
-    torch.testing.assert_close(found, wanted.flatten(1), rtol=1e-4, atol=1e-3)
+    actual = network(ours.float()).double()
+    torch.testing.assert_close(actual, expected.flatten(1), rtol=1e-4, atol=1e-3)
     assert expected_normalization(network) == theirs and not network.state_dict()
     assert strip_preprocessing(network)[1] == theirs  # and takes it off again
     assert torch.equal(network(ours.float()), ours.float().flatten(1))
 
 
-def test_the_same_normalization_changes_nothing() -> None:
+def test_equal_normalization_is_identity() -> None:
     network = adapt_normalization(Echo(), Normalization(mean=MEAN, std=STD), MEAN, STD)
     assert expected_normalization(network) is None and not network._forward_pre_hooks
     assert (
@@ -239,21 +243,21 @@ def test_the_same_normalization_changes_nothing() -> None:
     )
 
 
-def test_a_copy_takes_the_map_over() -> None:
+def test_copy_keeps_renormalization() -> None:
     trained = adapt_normalization(Echo(), NORMALIZATIONS["half"], MEAN, STD)
     inputs = torch.randn(2, 3, 4, 4)
     assert torch.equal(copy_normalization(Echo(), trained)(inputs), trained(inputs))
     assert not torch.equal(copy_normalization(Echo(), Echo())(inputs), trained(inputs))
 
 
-def test_metadata_keep_every_digit() -> None:
-    given = Normalization(mean=(0.1234567890123456,), std=(0.3333333333333333,), order="bgr")
-    assert from_metadata(to_metadata(given)) == given
+def test_metadata_preserve_every_digit() -> None:
+    inputs = Normalization(mean=(0.1234567890123456,), std=(0.3333333333333333,), order="bgr")
+    assert from_metadata(to_metadata(inputs)) == inputs
     assert from_metadata({}) is None and from_metadata({"raykd.normalization": "x"}) is None
 
 
 @pytest.mark.parametrize(
-    ("fields", "said"),
+    ("fields", "message"),
     [
         ({"mean": (0.1, 0.2), "std": (0.1, 0.2, 0.3)}, "one per channel"),
         ({"mean": (123.0,), "std": (58.0,)}, "maximum: 255"),
@@ -261,12 +265,12 @@ def test_metadata_keep_every_digit() -> None:
         ({"mean": (0.1, 0.2), "std": (0.5,), "order": "bgr"}, "3 channels"),
     ],
 )
-def test_values_that_cannot_be_meant_are_refused(fields: dict, said: str) -> None:
-    with pytest.raises(ValueError, match=said):
+def test_implausible_normalization_raises(fields: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         Normalization(**fields)
 
 
-def test_another_number_of_channels_is_refused() -> None:
+def test_other_channel_counts_raise() -> None:
     with pytest.raises(ValueError, match="3 channels and the images have 1"):
         adapt_normalization(Echo(), NORMALIZATIONS["imagenet"], (0.5,), (0.5,))
     with pytest.raises(ValueError, match="3 channels"):

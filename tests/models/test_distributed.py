@@ -1,4 +1,4 @@
-"""Every family trains in two processes as it would in one."""
+"""Every family: training in two processes equals training in one."""
 
 from __future__ import annotations
 
@@ -19,26 +19,26 @@ BATCH = 4
 
 
 @pytest.mark.slow
-def test_two_processes_see_the_mean_gradient(tmp_path: Path) -> None:
+def test_two_processes_get_mean_gradient(tmp_path: Path) -> None:
     spawn(_work, args=(f"file://{tmp_path}/store", str(tmp_path)), nprocs=RANKS)
-    found = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(RANKS)]
-    assert list(found[0]) == list(NAMES)
+    gradients = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(RANKS)]
+    assert list(gradients[0]) == list(NAMES)
     for name in NAMES:
         alone = [_gradients(_network(name), rank) for rank in range(RANKS)]
         for place, first in alone[0].items():
             expected = (first + alone[1][place]) / 2
-            torch.testing.assert_close(found[0][name][place], expected, rtol=1e-4, atol=1e-6)
-            assert torch.equal(found[0][name][place], found[1][name][place]), (name, place)
+            torch.testing.assert_close(gradients[0][name][place], expected, rtol=1e-4, atol=1e-6)
+            assert torch.equal(gradients[0][name][place], gradients[1][name][place]), (name, place)
 
 
 def _work(rank: int, store: str, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=store, rank=rank, world_size=RANKS)
-    found = {
+    gradients = {
         name: _gradients(DistributedDataParallel(_network(name)), rank, prefix="module.")
         for name in NAMES
     }
-    torch.save(found, Path(folder) / f"{rank}.pt")
+    torch.save(gradients, Path(folder) / f"{rank}.pt")
     dist.destroy_process_group()
 
 

@@ -1,4 +1,4 @@
-"""What holds for every model family."""
+"""Conformance tests of every model family."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from raykd.models import (
     CompressedModel,
     LayerHooks,
     Model,
-    Task,
+    Signature,
     discover,
     profile_model,
     profile_network,
@@ -41,35 +41,35 @@ from raykd.models import (
 from raykd.models.zoo.vit import Attention
 
 every_model = pytest.mark.parametrize("name", NAMES)
-usual_task = pytest.mark.parametrize("task", [DIGITS, FASHION, CIFAR], ids=["8", "28", "32"])
+usual_task = pytest.mark.parametrize("signature", [DIGITS, FASHION, CIFAR], ids=["8", "28", "32"])
 
 
-def _built(model: Model, task: Task = DIGITS) -> nn.Module:
+def _built(model: Model, signature: Signature = DIGITS) -> nn.Module:
     torch.manual_seed(0)
-    return model.build(task)
+    return model.build(signature)
 
 
-def _samples(task: Task, batch: int = 3) -> Tensor:
-    return torch.rand(batch, *task.input_shape, generator=torch.Generator().manual_seed(1))
+def _samples(signature: Signature, batch: int = 3) -> Tensor:
+    return torch.rand(batch, *signature.input_shape, generator=torch.Generator().manual_seed(1))
 
 
 @every_model
 @usual_task
-def test_gives_one_logit_a_class(name: str, task: Task) -> None:
+def test_one_logit_per_class(name: str, signature: Signature) -> None:
     for model in members(name):
-        logits = _built(model, task)(_samples(task))
-        assert logits.shape == (3, task.classes)
+        logits = _built(model, signature)(_samples(signature))
+        assert logits.shape == (3, signature.classes)
         assert logits.isfinite().all()
 
 
 @every_model
-def test_default_member_is_built_for_the_smallest_pictures(name: str) -> None:
+def test_default_member_accepts_smallest_images(name: str) -> None:
     network = _built(default(name)).eval()
     assert network(_samples(DIGITS, 1)).shape == (1, DIGITS.classes)
 
 
 @every_model
-def test_a_step_of_training_reaches_every_parameter(name: str) -> None:
+def test_training_step_updates_every_parameter(name: str) -> None:
     for model in members(name):
         network = _built(model, FASHION)
         F.cross_entropy(network(_samples(FASHION, 8)), torch.arange(8)).backward()
@@ -80,7 +80,7 @@ def test_a_step_of_training_reaches_every_parameter(name: str) -> None:
 
 
 @every_model
-def test_learns_real_digits(name: str) -> None:
+def test_learns_digits(name: str) -> None:
     flat, labels = load_digits(return_X_y=True)
     pictures = torch.tensor(flat / 16 - 0.5, dtype=torch.float32).view(-1, 1, 8, 8)
     targets = torch.tensor(labels)
@@ -97,23 +97,23 @@ def test_learns_real_digits(name: str) -> None:
 
 
 @every_model
-def test_channels_last_gives_the_same(name: str) -> None:
+def test_channels_last_gives_equal_outputs(name: str) -> None:
     network, samples = _built(small(name), CIFAR).eval(), _samples(CIFAR)
     expected = network(samples)
     network.to(memory_format=torch.channels_last)
-    found = network(samples.to(memory_format=torch.channels_last))
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    actual = network(samples.to(memory_format=torch.channels_last))
+    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
 
 
 @every_model
-def test_same_seed_same_weights(name: str) -> None:
-    one, other = _built(small(name)), _built(small(name))
-    for mine, theirs in zip(one.state_dict().values(), other.state_dict().values(), strict=True):
+def test_equal_seeds_give_equal_weights(name: str) -> None:
+    first, second = _built(small(name)), _built(small(name))
+    for mine, theirs in zip(first.state_dict().values(), second.state_dict().values(), strict=True):
         assert torch.equal(mine, theirs)
 
 
 @every_model
-def test_state_survives_a_file(name: str, tmp_path: Path) -> None:
+def test_state_file_round_trip(name: str, tmp_path: Path) -> None:
     model, file = small(name), tmp_path / "weights.pt"
     trained = _built(model)
     trained(_samples(DIGITS))
@@ -126,17 +126,17 @@ def test_state_survives_a_file(name: str, tmp_path: Path) -> None:
 
 @every_model
 @usual_task
-def test_anatomy_equals_the_real_network(name: str, task: Task) -> None:
+def test_profile_equals_real_network(name: str, signature: Signature) -> None:
     for model in members(name):
-        network, told = _built(model, task), profile_model(model, task)
-        assert told.params == sum(parameter.numel() for parameter in network.parameters())
-        assert told.macs == _macs_by_hand(network, task)
-        assert told == profile_network(network, task)
-        assert told.ordered_layers == discover(network, task)
+        network, profile = _built(model, signature), profile_model(model, signature)
+        assert profile.params == sum(parameter.numel() for parameter in network.parameters())
+        assert profile.macs == _macs_by_hand(network, signature)
+        assert profile == profile_network(network, signature)
+        assert profile.ordered_layers == discover(network, signature)
 
 
 @every_model
-def test_multiply_accumulates_are_those_of_pytorch(name: str) -> None:
+def test_macs_equal_pytorchs(name: str) -> None:
     for model in members(name):
         network = _built(model, FASHION).eval()
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
@@ -145,18 +145,18 @@ def test_multiply_accumulates_are_those_of_pytorch(name: str) -> None:
 
 
 @every_model
-def test_layer_shapes_are_those_of_a_real_forward(name: str) -> None:
+def test_layer_shapes_equal_real_forward(name: str) -> None:
     for model in members(name):
         network = _built(model, FASHION)
         layers = discover(network, FASHION)
         assert {layer.module for layer in layers} == {n for n, _ in network.named_modules() if n}
-        seen = LayerHooks(network, layers).run(_samples(FASHION)).layers
+        outputs = LayerHooks(network, layers).run(_samples(FASHION)).layers
         for layer in layers:
-            assert tuple(seen[layer.name].shape) == (3, *layer.shape), layer.name
+            assert tuple(outputs[layer.name].shape) == (3, *layer.shape), layer.name
 
 
 @every_model
-def test_depth_and_cost_grow_from_layer_to_layer(name: str) -> None:
+def test_depth_and_cost_increase_along_layers(name: str) -> None:
     layers = [layer for layer in discover(_built(small(name)), DIGITS) if layer.side == "output"]
     assert layers[0].depth > 0 and layers[-1].depth == 1
     for before, after in pairwise(layers):
@@ -165,10 +165,10 @@ def test_depth_and_cost_grow_from_layer_to_layer(name: str) -> None:
 
 
 @every_model
-def test_aliases_outlive_depth_and_width(name: str) -> None:
-    found = [stage_aliases(discover(_built(model), DIGITS)) for model in variants(name)]
-    for aliases in found:
-        assert list(aliases) == list(found[0])
+def test_aliases_are_independent_of_depth_and_width(name: str) -> None:
+    alias_lists = [stage_aliases(discover(_built(model), DIGITS)) for model in variants(name)]
+    for aliases in alias_lists:
+        assert list(aliases) == list(alias_lists[0])
         *stages, embedding = aliases.values()
         assert stages and embedding.name == "embedding" and embedding.side == "input"
         depths = [layer.depth for layer in (*stages, embedding)]
@@ -177,16 +177,16 @@ def test_aliases_outlive_depth_and_width(name: str) -> None:
 
 
 @every_model
-def test_embedding_is_what_the_classifier_takes(name: str) -> None:
+def test_embedding_is_input_of_classifier(name: str) -> None:
     network = _built(small(name)).eval()
     embedding = resolve(discover(network, DIGITS), "embedding")
-    logits, seen = LayerHooks(network, [embedding]).run(_samples(DIGITS))
+    logits, outputs = LayerHooks(network, [embedding]).run(_samples(DIGITS))
     classifier = network.get_submodule(embedding.module)
-    assert torch.equal(classifier(seen["embedding"]), logits)
+    assert torch.equal(classifier(outputs["embedding"]), logits)
 
 
 @every_model
-def test_looking_changes_nothing(name: str) -> None:
+def test_profiling_changes_nothing(name: str) -> None:
     network = _built(small(name)).train()
     network.get_submodule("classifier").eval()
     before = {key: value.clone() for key, value in network.state_dict().items()}
@@ -201,7 +201,7 @@ def test_looking_changes_nothing(name: str) -> None:
 
 
 @every_model
-def test_taps_leave_no_hook_behind_an_exception(name: str) -> None:
+def test_hooks_are_removed_after_exception(name: str) -> None:
     network = _built(small(name))
     taps = LayerHooks(network, discover(network, DIGITS))
     with pytest.raises(RuntimeError):
@@ -210,7 +210,7 @@ def test_taps_leave_no_hook_behind_an_exception(name: str) -> None:
 
 
 @every_model
-def test_is_a_value(name: str) -> None:
+def test_model_is_hashable_and_comparable(name: str) -> None:
     model = small(name)
     assert model == small(name) and hash(model) == hash(small(name))
     adapter = TypeAdapter(AnyModel)
@@ -221,18 +221,18 @@ def test_is_a_value(name: str) -> None:
     if "$ref" in schema:  # it may hold itself
         schema = schema["$defs"][MODELS[name].__name__]
     fields = schema["properties"]
-    assert all("description" in told for key, told in fields.items() if key != "name")
+    assert all("description" in field for key, field in fields.items() if key != "name")
 
 
 @every_model
-def test_unknown_fields_are_refused(name: str) -> None:
+def test_unknown_fields_raise(name: str) -> None:
     with pytest.raises(ValueError, match="dephts"):
         TypeAdapter(AnyModel).validate_python({"name": name, "dephts": 8})
 
 
 @every_model
-def test_samples_that_are_no_pictures(name: str) -> None:
-    vector = Task((12,), 3)
+def test_other_inputs_raise(name: str) -> None:
+    vector = Signature((12,), 3)
     if name == "mlp":
         assert _built(small(name), vector)(_samples(vector)).shape == (3, 3)
         return
@@ -241,8 +241,8 @@ def test_samples_that_are_no_pictures(name: str) -> None:
         profile_model(small(name), vector)
 
 
-def _macs_by_hand(network: nn.Module, task: Task) -> int:
-    """Independent of raykd's count: a real forward, one formula for each kind of layer."""
+def _macs_by_hand(network: nn.Module, signature: Signature) -> int:
+    """Count independently of raykd: a real forward, one formula per kind of layer."""
     total = 0
 
     def convolution(module: nn.Conv2d, inputs: tuple[Tensor], output: Tensor) -> None:
@@ -265,7 +265,7 @@ def _macs_by_hand(network: nn.Module, task: Task) -> int:
             if isinstance(module, kind):
                 module.register_forward_hook(hook)
     with torch.no_grad():
-        network.eval()(_samples(task, 1))
+        network.eval()(_samples(signature, 1))
     for module in network.modules():
         module._forward_hooks.clear()
     return total

@@ -1,4 +1,4 @@
-"""What single families take, and what they say of what they cannot take."""
+"""Options of single families, and errors for invalid ones."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from raykd.models import (
     Resnet,
     ShufflenetV1,
     ShufflenetV2,
-    Task,
+    Signature,
     Vgg,
     Vit,
     WideResnet,
@@ -63,7 +63,7 @@ from raykd.models.zoo.cnn_blocks import Bottleneck, Group, InvertedResidualBlock
         ),
     ],
 )
-def test_members_that_do_not_exist(make: Callable[[], Model], rule: str) -> None:
+def test_nonexistent_members_raise(make: Callable[[], Model], rule: str) -> None:
     with pytest.raises(ValueError, match=rule):
         profile_model(make(), DIGITS)
 
@@ -87,7 +87,7 @@ def test_members_that_do_not_exist(make: Callable[[], Model], rule: str) -> None
         ({"name": "cnn", "stages": [{"width": 4, "block": {"name": "cell"}}]}, "stages.0.block"),
     ],
 )
-def test_a_study_file_cannot_name_such_members(written: dict[str, Any], place: str) -> None:
+def test_study_file_with_nonexistent_members_raises(written: dict[str, Any], place: str) -> None:
     with pytest.raises(ValueError, match=place):
         TypeAdapter(AnyModel).validate_python(written)
 
@@ -102,9 +102,9 @@ def test_a_study_file_cannot_name_such_members(written: dict[str, Any], place: s
         (64, [64, 32, 16, 8, 4]),
     ],
 )
-def test_vgg_pools_where_there_is_something_to_pool(side: int, sides: list[int]) -> None:
-    told = profile_model(Vgg(width=2), Task((1, side, side + 1), 10))
-    assert [told.layers[f"stage{number}"][1] for number in range(1, 6)] == sides
+def test_vgg_pools_only_maps_larger_than_one_pixel(side: int, sides: list[int]) -> None:
+    profile = profile_model(Vgg(width=2), Signature((1, side, side + 1), 10))
+    assert [profile.layers[f"stage{number}"][1] for number in range(1, 6)] == sides
 
 
 @pytest.mark.parametrize(
@@ -123,17 +123,17 @@ def test_vgg_pools_where_there_is_something_to_pool(side: int, sides: list[int])
         (Convnext(width=4, patch=4, depths=(1, 1)), [(4, 8), (8, 4)]),
     ],
 )
-def test_stages_end_where_the_size_changes(model: Model, shapes: list[tuple[int, int]]) -> None:
-    told = profile_model(model, CIFAR)
-    stages = [told.layers[alias] for alias in told.aliases if alias != "embedding"]
+def test_stages_end_at_changes_of_resolution(model: Model, shapes: list[tuple[int, int]]) -> None:
+    profile = profile_model(model, CIFAR)
+    stages = [profile.layers[alias] for alias in profile.aliases if alias != "embedding"]
     assert stages == [(channels, side, side) for channels, side in shapes]
 
 
 @pytest.mark.parametrize("depth", range(1, 13))
 @pytest.mark.parametrize("family", ["vit", "mixer"])
-def test_token_stages_are_equal_shares_of_the_blocks(family: str, depth: int) -> None:
-    told = profile_model(MODELS[family](depth=depth, width=8, patch=4), DIGITS)
-    stages = {alias: layer for alias, layer in told.layers.items() if alias.startswith("stage")}
+def test_token_stages_split_blocks_equally(family: str, depth: int) -> None:
+    profile = profile_model(MODELS[family](depth=depth, width=8, patch=4), DIGITS)
+    stages = {alias: layer for alias, layer in profile.layers.items() if alias.startswith("stage")}
     named = {alias: shape for alias, shape in stages.items() if "." not in alias}
     assert list(named) == [f"stage{number}" for number in range(1, min(depth, 4) + 1)]
     assert set(named.values()) == {(5, 8) if family == "vit" else (4, 8)}
@@ -143,13 +143,13 @@ def test_token_stages_are_equal_shares_of_the_blocks(family: str, depth: int) ->
     assert sum(counts) == depth and max(counts) - min(counts) <= 1
 
 
-def test_a_stage_as_large_as_the_logits_is_a_stage() -> None:
+def test_stage_as_wide_as_logits_is_stage() -> None:
     widths = (4, 4, 4, 10)
-    told = profile_model(Cnn(stages=tuple(CnnStage(width=width) for width in widths)), DIGITS)
-    assert told.layers["stage4"] == (10, 1, 1) and "stage4" in told.aliases
+    profile = profile_model(Cnn(stages=tuple(CnnStage(width=width) for width in widths)), DIGITS)
+    assert profile.layers["stage4"] == (10, 1, 1) and "stage4" in profile.aliases
 
 
-def test_a_cnn_is_what_its_stages_say() -> None:
+def test_cnn_follows_its_stages() -> None:
     stages = (
         CnnStage(width=6, depth=2, kernel=5),
         CnnStage(width=8, block=Bottleneck(expansion=4), squeeze_excite=True),
@@ -174,11 +174,15 @@ def test_a_cnn_is_what_its_stages_say() -> None:
         (8, 8, 3, 1),
     ]
     assert sum("squeeze" in name for name in convolutions) == 2
-    told = profile_model(Cnn(stem=3, stages=stages), FASHION)
-    assert [told.layers[f"stage{n}"] for n in (1, 2, 3)] == [(6, 28, 28), (8, 14, 14), (4, 14, 14)]
+    profile = profile_model(Cnn(stem=3, stages=stages), FASHION)
+    assert [profile.layers[f"stage{n}"] for n in (1, 2, 3)] == [
+        (6, 28, 28),
+        (8, 14, 14),
+        (4, 14, 14),
+    ]
 
 
-def test_a_stage_that_is_null_is_left_out() -> None:
+def test_null_stage_is_skipped() -> None:
     first, last = CnnStage(width=4), CnnStage(width=6)
     assert profile_model(Cnn(stages=(first, None, last)), DIGITS) == profile_model(
         Cnn(stages=(first, last)), DIGITS
@@ -186,7 +190,7 @@ def test_a_stage_that_is_null_is_left_out() -> None:
 
 
 @pytest.mark.parametrize("block", BLOCKS, ids=lambda block: block.name)
-def test_blocks_take_any_widths(block: Any) -> None:
+def test_blocks_accept_any_width(block: Any) -> None:
     for widths in ((2, 2), (4, 10), (10, 4)):
         for kernel in (1, 3, 7):
             stages = tuple(
@@ -200,13 +204,13 @@ def test_blocks_take_any_widths(block: Any) -> None:
 
 
 @pytest.mark.parametrize(("width", "groups"), [(8, 4), (6, 2), (5, 1), (12, 4)])
-def test_groups_divide_the_channels(width: int, groups: int) -> None:
+def test_groups_divide_channels_evenly(width: int, groups: int) -> None:
     model = Cnn(stages=(CnnStage(width=width, block=Group(groups=4)),))
     convolutions = [m for m in model.build(DIGITS).modules() if isinstance(m, nn.Conv2d)]
     assert max(module.groups for module in convolutions) == groups
 
 
-def test_shuffled_channels_come_from_both_halves() -> None:
+def test_channel_shuffle_mixes_both_halves() -> None:
     network = ShufflenetV2(width=8, head=8, depths=(2, 1, 1)).build(DIGITS).eval()
     unit = network.get_submodule("stage1.1")
     features = torch.rand(2, 8, 4, 4)
@@ -215,14 +219,14 @@ def test_shuffled_channels_come_from_both_halves() -> None:
 
 
 @pytest.mark.parametrize(("patch", "kernel", "side"), [(1, 3, 32), (2, 2, 16), (4, 4, 8)])
-def test_a_convnext_never_norms_single_pixels(patch: int, kernel: int, side: int) -> None:
+def test_convnext_never_normalizes_single_pixels(patch: int, kernel: int, side: int) -> None:
     model = Convnext(patch=patch, width=4, depths=(1,))
     assert model.build(CIFAR).get_parameter("stem.conv.weight").shape == (4, 3, kernel, kernel)
     assert profile_model(model, CIFAR).layers["stage1"] == (4, side, side)
 
 
-def test_positions_tell_patches_apart() -> None:
-    """Without them attention and pooling could not see where a patch lies."""
+def test_position_embeddings_distinguish_patches() -> None:
+    """Without them, attention and pooling are invariant to the order of patches."""
     torch.manual_seed(0)
     network = Vit(depth=2, width=16, heads=4, pooling="mean").build(DIGITS).eval()
     pictures = torch.rand(2, 1, 8, 8)
@@ -242,13 +246,13 @@ def test_positions_tell_patches_apart() -> None:
         (Mixer(width=64), "stage1.0.mlp.fc2", (1 / 256) ** 0.5),
     ],
 )
-def test_weights_start_as_stated(model: Model, place: str, spread: float) -> None:
+def test_initial_weights_follow_documentation(model: Model, place: str, spread: float) -> None:
     torch.manual_seed(0)
     weight = model.build(CIFAR).get_parameter(f"{place}.weight")
     assert weight.std().item() == pytest.approx(spread, rel=0.03)
 
 
-def test_an_option_is_written_as_in_a_study_file() -> None:
+def test_option_text_is_that_of_study_file() -> None:
     assert format_option(Resnet()) == "resnet"
     assert format_option(Resnet(depth=8, stem=1)) == "{name: resnet, depth: 8, stem: 1}"
     assert (

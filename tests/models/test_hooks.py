@@ -1,4 +1,4 @@
-"""LayerHooks: seen during a forward, gone after it."""
+"""LayerHooks: outputs are captured during a forward, and hooks removed after it."""
 
 from __future__ import annotations
 
@@ -38,27 +38,27 @@ def one_process(tmp_path: Path) -> Iterator[None]:
     dist.destroy_process_group()
 
 
-def test_sees_what_the_layers_gave(network: nn.Module, inputs: Tensor) -> None:
+def test_captures_layer_outputs(network: nn.Module, inputs: Tensor) -> None:
     network.eval()
     layers = discover(network, DIGITS)
     taps = LayerHooks(network, [resolve(layers, "stage2"), resolve(layers, "embedding"), "stem.0"])
-    logits, seen = taps.run(inputs)
-    assert taps.names == tuple(seen) == ("stage2", "embedding", "stem.0")
+    logits, outputs = taps.run(inputs)
+    assert taps.names == tuple(outputs) == ("stage2", "embedding", "stem.0")
     stem = network.get_submodule("stem")
-    assert torch.equal(seen["stem.0"], stem[0](inputs))  # pyright: ignore[reportIndexIssue]
+    assert torch.equal(outputs["stem.0"], stem[0](inputs))  # pyright: ignore[reportIndexIssue]
     stage2 = network.get_submodule("stage2")(network.get_submodule("stage1")(stem(inputs)))
-    assert torch.equal(seen["stage2"], stage2)
+    assert torch.equal(outputs["stage2"], stage2)
     assert torch.equal(logits, network(inputs))
     assert hooks_on(network) == 0
 
 
-def test_gradients_flow_through_a_tap(network: nn.Module, inputs: Tensor) -> None:
+def test_gradients_flow_through_captured_outputs(network: nn.Module, inputs: Tensor) -> None:
     LayerHooks(network, ["stage1"]).run(inputs).layers["stage1"].sum().backward()
     assert network.get_parameter("stem.0.weight").grad is not None
     assert network.get_parameter("stage2.0.conv1.weight").grad is None
 
 
-def test_only_what_is_needed_runs(network: nn.Module, inputs: Tensor) -> None:
+def test_only_required_layers_run(network: nn.Module, inputs: Tensor) -> None:
     network.eval()
     taps, ran = LayerHooks(network, ["stage1", "stage2"]), []
     network.get_submodule("stage3").register_forward_hook(lambda *_: ran.append("stage3"))
@@ -71,7 +71,7 @@ def test_only_what_is_needed_runs(network: nn.Module, inputs: Tensor) -> None:
     assert LayerHooks(network, []).layers_only(inputs) == {}
 
 
-def test_a_layer_that_runs_twice_is_seen_as_of_its_last_run(inputs: Tensor) -> None:
+def test_layer_that_runs_twice_gives_its_last_output(inputs: Tensor) -> None:
     class Twice(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -90,19 +90,19 @@ class _Double(nn.Module):
         return 2 * inputs
 
 
-def test_scoped(network: nn.Module, inputs: Tensor) -> None:
-    with record_layers(network, ["stage1", "stage3"]) as seen:
-        assert list(seen) == ["stage1", "stage3"]
+def test_record_layers_removes_its_hooks(network: nn.Module, inputs: Tensor) -> None:
+    with record_layers(network, ["stage1", "stage3"]) as outputs:
+        assert list(outputs) == ["stage1", "stage3"]
         network(inputs)
-        first = seen["stage3"]
+        first = outputs["stage3"]
         network(inputs + 1)
-        assert not torch.equal(first, seen["stage3"])
+        assert not torch.equal(first, outputs["stage3"])
     assert hooks_on(network) == 0
     with pytest.raises(ValueError, match="'stage2' is not recorded; recorded are stage1, stage3"):
-        seen["stage2"]
+        outputs["stage2"]
 
 
-def test_gone_after_an_exception(network: nn.Module, inputs: Tensor) -> None:
+def test_hooks_are_removed_after_exception(network: nn.Module, inputs: Tensor) -> None:
     def broken_off() -> None:
         with record_layers(network, ["stage1"]):
             network(inputs)
@@ -117,7 +117,7 @@ def test_gone_after_an_exception(network: nn.Module, inputs: Tensor) -> None:
     assert taps.run(inputs).layers["stage1"].shape == (4, 4, 8, 8)
 
 
-def test_nested(network: nn.Module, inputs: Tensor) -> None:
+def test_nested_hooks(network: nn.Module, inputs: Tensor) -> None:
     with record_layers(network, ["stage1"]) as outer:
         network(inputs)
         before = outer["stage1"]
@@ -127,15 +127,15 @@ def test_nested(network: nn.Module, inputs: Tensor) -> None:
     assert hooks_on(network) == 0
 
 
-def test_nothing_is_held(network: nn.Module, inputs: Tensor) -> None:
+def test_outputs_are_not_kept_alive(network: nn.Module, inputs: Tensor) -> None:
     taps = LayerHooks(network, ["stage1"])
-    held = weakref.ref(taps.run(inputs).layers["stage1"])
+    reference = weakref.ref(taps.run(inputs).layers["stage1"])
     cut = weakref.ref(taps.layers_only(inputs)["stage1"])
     gc.collect()
-    assert held() is None and cut() is None
+    assert reference() is None and cut() is None
 
 
-def test_a_tapped_network_is_copied_and_saved(network: nn.Module, inputs: Tensor) -> None:
+def test_hooked_network_can_be_copied_and_saved(network: nn.Module, inputs: Tensor) -> None:
     taps = LayerHooks(network, ["stage1"])
     taps.run(inputs)
     assert hooks_on(copy.deepcopy(network)) == 0
@@ -143,14 +143,14 @@ def test_a_tapped_network_is_copied_and_saved(network: nn.Module, inputs: Tensor
 
 
 @pytest.mark.usefixtures("one_process")
-def test_inside_a_distributed_wrapper(network: nn.Module, inputs: Tensor) -> None:
+def test_hooks_work_inside_distributed_data_parallel(network: nn.Module, inputs: Tensor) -> None:
     wrapped = DistributedDataParallel(network)
-    logits, seen = LayerHooks(wrapped, ["stage2"]).run(inputs)
-    (logits.sum() + seen["stage2"].sum()).backward()
+    logits, outputs = LayerHooks(wrapped, ["stage2"]).run(inputs)
+    (logits.sum() + outputs["stage2"].sum()).backward()
     assert all(parameter.grad is not None for parameter in network.parameters())
 
 
-def test_under_inference_mode(network: nn.Module, inputs: Tensor) -> None:
+def test_hooks_work_in_inference_mode(network: nn.Module, inputs: Tensor) -> None:
     with torch.inference_mode():
         assert LayerHooks(network, ["stage1"]).run(inputs).layers["stage1"].is_inference()
 
@@ -181,17 +181,17 @@ class _Text(nn.Module):
         ("liner", "no layer 'liner'; did you mean 'linear'"),
     ],
 )
-def test_layers_that_cannot_be_tapped(layer: str, message: str) -> None:
+def test_unsupported_layers_raise(layer: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         LayerHooks(_Troubled(), [layer]).run(torch.rand(2, 8))
 
 
-def test_logits_of_a_mapping() -> None:
-    logits, seen = LayerHooks(_Troubled(), ["relu"]).run(torch.rand(2, 8))
-    assert logits is seen["relu"]
+def test_logits_of_mapping() -> None:
+    logits, outputs = LayerHooks(_Troubled(), ["relu"]).run(torch.rand(2, 8))
+    assert logits is outputs["relu"]
 
 
-def test_two_layers_of_one_name(network: nn.Module) -> None:
+def test_duplicate_layer_names_raise(network: nn.Module) -> None:
     layer = resolve(discover(network, DIGITS), "stage1")
     assert LayerHooks(network, [layer, layer]).names == ("stage1",)
     with pytest.raises(ValueError, match="two layers are called 'stage1'"):

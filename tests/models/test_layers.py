@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from raykd.models import (
     Mlp,
     Resnet,
-    Task,
+    Signature,
     discover,
     profile_model,
     profile_network,
@@ -23,11 +23,11 @@ from raykd.models import (
 )
 from raykd.models.introspection.flops import SkipInit
 
-IMAGENET = Task((3, 64, 64), 1000)
+IMAGENET = Signature((3, 64, 64), 1000)
 
 
-def _stages(model: nn.Module, task: Task = IMAGENET) -> list[str]:
-    return [layer.module for layer in stage_aliases(discover(model, task)).values()]
+def _stages(model: nn.Module, signature: Signature = IMAGENET) -> list[str]:
+    return [layer.module for layer in stage_aliases(discover(model, signature)).values()]
 
 
 @pytest.mark.parametrize(
@@ -44,7 +44,7 @@ def _stages(model: nn.Module, task: Task = IMAGENET) -> list[str]:
         ),
     ],
 )
-def test_stages_of_networks_raykd_does_not_know(name: str, stages: list[str]) -> None:
+def test_stages_of_unknown_networks(name: str, stages: list[str]) -> None:
     assert _stages(tv.get_model(name)) == stages
 
 
@@ -58,54 +58,54 @@ def test_stages_of_repeated_blocks() -> None:
 
 
 @pytest.mark.parametrize(("depth", "ends"), [(1, [0]), (3, [0, 1, 2]), (6, [1, 2, 4, 5])])
-def test_stages_of_a_perceptron(depth: int, ends: list[int]) -> None:
-    aliases = dict(profile_model(Mlp(depth=depth, width=8), Task((1, 8, 8), 10)).aliases)
+def test_stages_of_perceptron(depth: int, ends: list[int]) -> None:
+    aliases = dict(profile_model(Mlp(depth=depth, width=8), Signature((1, 8, 8), 10)).aliases)
     assert aliases.pop("embedding") == "classifier"
     expected = [f"blocks.{number}" for number in ends] if depth > 1 else ["blocks"]
     assert list(aliases.values()) == expected
 
 
-def test_a_plain_sequence() -> None:
+def test_stages_of_plain_sequence() -> None:
     plain = nn.Sequential(
         nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 16), nn.ReLU(), nn.Linear(16, 10)
     )
-    aliases = stage_aliases(discover(plain, Task((1, 8, 8), 10)))
+    aliases = stage_aliases(discover(plain, Signature((1, 8, 8), 10)))
     assert aliases["embedding"].shape == (16,)
     assert [aliases[f"stage{number}"].shape for number in (1, 2)] == [(32,), (16,)]
 
 
-def test_a_model_of_one_layer_has_no_stage() -> None:
+def test_single_layer_model_has_no_stage() -> None:
     linear = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
-    assert list(stage_aliases(discover(linear, Task((1, 8, 8), 10)))) == ["embedding"]
+    assert list(stage_aliases(discover(linear, Signature((1, 8, 8), 10)))) == ["embedding"]
 
 
 @pytest.mark.parametrize("name", ["mobilenet_v2", "vit_b_32", "squeezenet1_0"])
-def test_macs_agree_with_pytorch(name: str) -> None:
-    task = Task((3, 224, 224), 1000) if name == "vit_b_32" else IMAGENET
+def test_macs_equal_pytorchs(name: str) -> None:
+    signature = Signature((3, 224, 224), 1000) if name == "vit_b_32" else IMAGENET
     with torch.device("meta"):
         network = tv.get_model(name).eval()
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
-            network(torch.zeros(1, *task.input_shape))
-    assert profile_network(network, task).macs == counter.get_total_flops() // 2
+            network(torch.zeros(1, *signature.input_shape))
+    assert profile_network(network, signature).macs == counter.get_total_flops() // 2
 
 
-def test_unknown_layer_says_what_comes_near() -> None:
-    layers = profile_model(Resnet(depth=8), Task((1, 8, 8), 10)).ordered_layers
+def test_unknown_layer_error_suggests_similar_names() -> None:
+    layers = profile_model(Resnet(depth=8), Signature((1, 8, 8), 10)).ordered_layers
     with pytest.raises(ValueError, match=r"no layer 'stagge2'; did you mean 'stage2'") as error:
         resolve(layers, "stagge2")
     assert "stage1, stage2, stage3, embedding" in str(error.value)
 
 
-def test_a_layer_answers_to_the_name_asked_for() -> None:
-    told = profile_model(Mlp(depth=2, width=8), Task((1, 8, 8), 10))
-    by_alias, by_module = told.resolve(["stage2", "blocks.1"])
+def test_layer_can_be_requested_by_any_of_its_names() -> None:
+    profile = profile_model(Mlp(depth=2, width=8), Signature((1, 8, 8), 10))
+    by_alias, by_module = profile.resolve(["stage2", "blocks.1"])
     assert (by_alias.name, by_alias.module) == ("stage2", "blocks.1")
     assert (by_module.name, by_module.module) == ("blocks.1", "blocks.1")
-    assert told.layers["stage2"] == told.layers["blocks.1"] == (8,)
+    assert profile.layers["stage2"] == profile.layers["blocks.1"] == (8,)
 
 
 class _Odd(nn.Module):
-    """Modules that run twice, not at all, in place, give a pair, or nothing of the batch."""
+    """Modules that run twice, never, in place, return a pair, or an output without a batch."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -131,7 +131,7 @@ class _Constant(nn.Module):
 
 
 def test_odd_layers() -> None:
-    layers = discover(_Odd(), Task((4,), 3))
+    layers = discover(_Odd(), Signature((4,), 3))
     names = [layer.name for layer in layers]
     assert names == [
         *("first", "overwritten", "inplace", "shared", "recurrent", "last", "embedding")
@@ -145,22 +145,22 @@ def test_odd_layers() -> None:
 
 
 @pytest.mark.timeout(60)
-def test_measuring_ends_whatever_memory_holds() -> None:
-    """`trunc_normal_` draws again what lies outside its bounds, as unwritten memory may."""
+def test_profiling_ends_for_uninitialized_memory() -> None:
+    """`trunc_normal_` redraws values outside its bounds, which unwritten memory may contain."""
     memory = torch.full((8,), 1e9)
     with SkipInit():
         nn.init.trunc_normal_(memory, std=0.02)
     assert memory.abs().max() <= 2
 
 
-def test_the_same_question_is_answered_once() -> None:
+def test_profiles_are_cached() -> None:
     assert profile_model(Resnet(depth=8), IMAGENET) is profile_model(Resnet(depth=8), IMAGENET)
 
 
-def test_anatomy_does_not_import_the_compiler() -> None:
+def test_profiling_does_not_import_compiler() -> None:
     program = (
         "import sys; from raykd.models import *\n"
-        "profile_model(Resnet(depth=8), Task((1, 8, 8), 10))\n"
+        "profile_model(Resnet(depth=8), Signature((1, 8, 8), 10))\n"
         "assert not {'sympy', 'torch._dynamo'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", program], check=True)

@@ -1,4 +1,4 @@
-"""Layouts: every layer is handed on with its channels before its places."""
+"""Layouts: every layer is returned with channels before positions."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from raykd.models import LayerHooks, Task, discover, resolve
+from raykd.models import LayerHooks, Signature, discover, resolve
 from raykd.models.introspection.layers import Layer
 
-TASK = Task((3, 8, 8), 5)
+TASK = Signature((3, 8, 8), 5)
 
 
 class Custom(nn.Module):
-    """A stem, a given rearrangement, and a classifier; `seen` is the rearrangement's output."""
+    """A stem, a rearrangement, and a classifier."""
 
     def __init__(self, change: Callable[[Tensor], Tensor], channels: int = 6) -> None:
         super().__init__()
@@ -33,23 +33,23 @@ class Custom(nn.Module):
 
 
 def as_map(change: Callable[[Tensor], Tensor], channels: int = 6) -> tuple[Layer, Tensor, Tensor]:
-    """The layer behind `change`, its tensor as it is tapped, and the stem's map (B, C, H, W)."""
+    """Return the layer after `change`, its captured tensor, and the stem's map (B, C, H, W)."""
     torch.manual_seed(0)
     network = Custom(change, channels)
     layers = discover(network, TASK)
     layer = resolve(layers, "seen")
-    shown = LayerHooks(network, [layer, "stem"]).run(torch.rand(3, 3, 8, 8))
-    return layer, shown.layers["seen"], shown.layers["stem"]
+    outputs = LayerHooks(network, [layer, "stem"]).run(torch.rand(3, 3, 8, 8))
+    return layer, outputs.layers["seen"], outputs.layers["stem"]
 
 
 def windows(features: Tensor) -> Tensor:
-    """(B, C, H, W) -> (B, windows, places, C), windows of 4 x 4."""
+    """(B, C, H, W) -> (B, windows, positions, C), windows of 4 x 4."""
     parts = features.unflatten(3, (-1, 4)).unflatten(2, (-1, 4))
     return parts.permute(0, 2, 4, 3, 5, 1).flatten(3, 4).flatten(1, 2)
 
 
 def grid(features: Tensor) -> Tensor:
-    """(B, C, H, W) -> (B, places, places, C): each inner axis holds places that lie far apart."""
+    """(B, C, H, W) -> (B, positions, positions, C): each inner axis holds distant positions."""
     parts = features.unflatten(3, (4, -1)).unflatten(2, (4, -1))
     return parts.permute(0, 3, 5, 2, 4, 1).flatten(3, 4).flatten(1, 2)
 
@@ -70,7 +70,7 @@ def grid(features: Tensor) -> Tensor:
         (grid, "windows"),
     ],
 )
-def test_maps_are_tapped_as_maps(
+def test_maps_are_captured_as_maps(
     change: Callable[[Tensor], Tensor], name: str, channels: int
 ) -> None:
     layer, tapped, stem = as_map(change, channels)
@@ -96,7 +96,7 @@ def test_maps_are_tapped_as_maps(
         (lambda x: windows(x).flatten(1, 2), "windows"),
     ],
 )
-def test_tokens_are_tapped_as_tokens(
+def test_tokens_are_captured_as_tokens(
     change: Callable[[Tensor], Tensor], name: str, channels: int
 ) -> None:
     layer, tapped, stem = as_map(change, channels)
@@ -118,11 +118,11 @@ def test_tokens_are_tapped_as_tokens(
         (lambda x: x.permute(0, 2, 3, 1)[:, ::2, ::2], (6, 4, 4)),
         (lambda x: x.permute(0, 2, 3, 1) @ torch.ones(6, 9), (9, 8, 8)),
         (lambda x: torch.cat([x.flatten(2), torch.zeros(len(x), 6, 1)], 2), (65, 6)),
-        (lambda x: torch.stack([one.permute(1, 2, 0) for one in x]), (6, 8, 8)),
+        (lambda x: torch.stack([sample.permute(1, 2, 0) for sample in x]), (6, 8, 8)),
         (lambda x: torch.cat([x.flatten(2), torch.zeros(len(x), 6, 1)], 2)[:, :, :64], (64, 6)),
     ],
 )
-def test_operations_keep_track_of_the_channels(
+def test_channel_axis_is_tracked_through_operations(
     change: Callable[[Tensor], Tensor], shape: tuple[int, ...]
 ) -> None:
     layer, tapped, _ = as_map(change)
@@ -130,7 +130,7 @@ def test_operations_keep_track_of_the_channels(
     assert tuple(tapped.shape) == (3, *shape)
 
 
-def test_mixing_tokens_makes_no_channels() -> None:
+def test_token_mixing_keeps_tokens() -> None:
     """A linear layer over the tokens, as in an MLP mixer, returns tokens."""
     layer, tapped, stem = as_map(lambda x: x.flatten(2) @ torch.ones(64, 10))
     assert layer.shape == (10, 6)
@@ -144,7 +144,7 @@ def test_mixing_tokens_makes_no_channels() -> None:
         lambda x: x.flatten(2) @ x.flatten(2).transpose(1, 2),  # channels by channels
     ],
 )
-def test_a_layout_that_is_not_known_is_no_map_and_no_tokens(
+def test_unknown_layout_is_neither_map_nor_tokens(
     change: Callable[[Tensor], Tensor],
 ) -> None:
     layer, tapped, _ = as_map(change)
@@ -173,23 +173,23 @@ def swin(library: str) -> nn.Module:
 @pytest.mark.parametrize("library", ["torchvision", "timm"])
 def test_swin_is_read_channels_last(library: str) -> None:
     network = swin(library).eval()
-    layers = discover(network, Task((3, 32, 32), 5))
+    layers = discover(network, Signature((3, 32, 32), 5))
     first, second = (resolve(layers, f"stage{number}") for number in (1, 2))
     assert (first.shape, second.shape) == ((12, 8, 8), (24, 4, 4))
     assert first.shape_text == "8x8x12 channels last"
     inputs = torch.rand(2, 3, 32, 32)
-    shown = LayerHooks(network, [second, second.module]).run(inputs)
-    raw = shown.layers[second.module]
+    outputs = LayerHooks(network, [second, second.module]).run(inputs)
+    raw = outputs.layers[second.module]
     assert raw.shape == (2, 4, 4, 24)
-    assert torch.equal(shown.layers["stage2"], raw.permute(0, 3, 1, 2))
-    assert shown.layers["stage2"].data_ptr() == raw.data_ptr()  # a view, not a copy
+    assert torch.equal(outputs.layers["stage2"], raw.permute(0, 3, 1, 2))
+    assert outputs.layers["stage2"].data_ptr() == raw.data_ptr()  # a view, not a copy
 
 
 def test_attention_transfer_on_swin_sums_over_channels() -> None:
     from raykd.losses import LOSSES
 
     network = swin("torchvision").eval()
-    layer = resolve(discover(network, Task((3, 32, 32), 5)), "stage2")
+    layer = resolve(discover(network, Signature((3, 32, 32), 5)), "stage2")
     features = LayerHooks(network, [layer]).run(torch.rand(2, 3, 32, 32)).layers["stage2"]
     guided = torch.rand(2, 7, 4, 4)
     places = [side.square().sum(dim=1).flatten(1) for side in (guided, features)]
@@ -209,38 +209,41 @@ def inplace_network() -> nn.Sequential:
     )
 
 
-def test_a_layer_that_is_overwritten_in_place_can_be_read() -> None:
-    """The network computes the same; the layer shows what it had before it was overwritten."""
+def test_layer_overwritten_in_place_can_be_captured() -> None:
+    """The network's output is unchanged; the captured layer has its values before the overwrite."""
     network, inputs = inplace_network(), torch.rand(4, 3, 8, 8)
     other = copy.deepcopy(network)
     other[2] = nn.ReLU()
     layer = resolve(discover(network, TASK), "1")
     assert layer.overwritten
-    shown, wanted = LayerHooks(network, [layer]).run(inputs), LayerHooks(other, ["1"]).run(inputs)
-    assert (wanted.layers["1"] < 0).any()
-    assert torch.equal(shown.layers["1"], wanted.layers["1"])
-    assert torch.equal(shown.logits, wanted.logits)
-    for one in (shown, wanted):
-        (one.logits.square().sum() + one.layers["1"].square().sum()).backward()
+    outputs, expected = (
+        LayerHooks(network, [layer]).run(inputs),
+        LayerHooks(other, ["1"]).run(inputs),
+    )
+    assert (expected.layers["1"] < 0).any()
+    assert torch.equal(outputs.layers["1"], expected.layers["1"])
+    assert torch.equal(outputs.logits, expected.logits)
+    for outputs_ in (outputs, expected):
+        (outputs_.logits.square().sum() + outputs_.layers["1"].square().sum()).backward()
     for ours, theirs in zip(network.parameters(), other.parameters(), strict=True):
         assert ours.grad is not None and theirs.grad is not None
         assert torch.equal(ours.grad, theirs.grad)
 
 
-def test_overwritten_layers_are_in_no_stage_and_no_wide_pairing() -> None:
+def test_overwritten_layers_are_not_stages_or_default_candidates() -> None:
     from torchvision.models import resnet18
 
     from raykd.models.introspection.profile import profile_network
     from raykd.study.checks.layer_pairs import layers_for
 
-    found = profile_network(resnet18(num_classes=5), Task((3, 32, 32), 5))
-    assert found.resolve(["layer1.0.bn1"])[0].shape == (64, 8, 8)
-    assert found.aliases["stage1"] == "layer1"
-    assert "layer1.0.bn1" not in layers_for([found])["all"]
+    profile = profile_network(resnet18(num_classes=5), Signature((3, 32, 32), 5))
+    assert profile.resolve(["layer1.0.bn1"])[0].shape == (64, 8, 8)
+    assert profile.aliases["stage1"] == "layer1"
+    assert "layer1.0.bn1" not in layers_for([profile])["all"]
 
 
 class Odd(nn.Module):
-    """Modules that are no layers, each for another reason."""
+    """Modules that are not layers, each for a different reason."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -278,8 +281,8 @@ class Silent(nn.Module):
         ("absent", "there is no layer 'absent'"),
     ],
 )
-def test_the_reason_is_given_for_what_is_no_layer(name: str, reason: str) -> None:
-    layers = discover(Odd(), Task((4,), 3))
+def test_error_states_why_module_is_not_layer(name: str, reason: str) -> None:
+    layers = discover(Odd(), Signature((4,), 3))
     assert {"body", "scripted", "parts.0", "weighed"} <= {layer.name for layer in layers}
     with pytest.raises(ValueError, match=reason):
         resolve(layers, name)

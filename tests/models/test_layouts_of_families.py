@@ -1,4 +1,4 @@
-"""Layouts of all families of torchvision, timm and transformers, against a run at another size.
+"""Layouts of all families of torchvision, timm and transformers, checked at two input sizes.
 
 Nothing is downloaded or computed: the networks lie on the meta device.  Between two sizes of
 picture the axes of places change and the axis of channels does not;
@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import nn
 
-from raykd.models import Task
+from raykd.models import Signature
 from raykd.models.adapters.huggingface import logits_only
 from raykd.models.introspection.flops import SkipInit
 from raykd.models.introspection.layers import Layer, discover_and_count
@@ -44,10 +44,10 @@ def _smallest(names: list[str]) -> str:
 
 
 def _timm_names() -> list[str]:
-    """One model of each of timm's modules."""
+    """Return one model per module of timm."""
     registry: Any = __import__("timm.models._registry", fromlist=["_module_to_models"])
-    known = set(timm.list_models())
-    by_module = ([*known.intersection(names)] for names in registry._module_to_models.values())
+    models = set(timm.list_models())
+    by_module = ([*models.intersection(names)] for names in registry._module_to_models.values())
     return sorted(_smallest(names) for names in by_module if names)
 
 
@@ -64,14 +64,14 @@ def _torchvision_names() -> list[str]:
 
 
 def _channels(layer: Layer) -> int | None:
-    """The axis of the module's tensor, without the batch, that is read as channels."""
+    """Return the axis that is treated as channels, without the batch axis."""
     layout = layer.layout
     if layout is None:
         return {2: 1, 3: 0}.get(len(layer.shape))
     if not layout.is_clear or layout.parts or len(layout.raw) != len(layout.shape):
         return None
-    held = layout.order[1 if len(layout.shape) == 3 else -1]
-    return held - (held > layout.batch)
+    axis = layout.order[1 if len(layout.shape) == 3 else -1]
+    return axis - (axis > layout.batch)
 
 
 def _layers(build: Build, side: int) -> dict[str, Layer]:
@@ -81,13 +81,13 @@ def _layers(build: Build, side: int) -> dict[str, Layer]:
     except NotImplementedError:  # it looks at the weights it draws
         with SkipInit():
             network = build(side).to("meta")
-    layers, _ = discover_and_count(network.eval(), Task((3, side, side), 10))
+    layers, _ = discover_and_count(network.eval(), Signature((3, side, side), 10))
     return {layer.module: layer for layer in layers if layer.side == "output"}
 
 
 def _compare(build: Build, size: int) -> None:
     first = _layers(build, size)
-    clear = [one for one in first.values() if one.layout is None or one.layout.is_clear]
+    clear = [layer for layer in first.values() if layer.layout is None or layer.layout.is_clear]
     assert len(clear) >= MOSTLY * len(first)
     try:
         second = _layers(build, 2 * size)
@@ -95,45 +95,45 @@ def _compare(build: Build, size: int) -> None:
         pytest.skip(f"its layouts are known; it takes pictures of one size only ({error})")
     wrong = []
     for name in first.keys() & second.keys():
-        one, other = first[name], second[name]
-        at = _channels(one)
-        if at is None or len(one.raw_shape) != len(other.raw_shape):
+        layer, second_layer = first[name], second[name]
+        at = _channels(layer)
+        if at is None or len(layer.raw_shape) != len(second_layer.raw_shape):
             continue
-        pairs = zip(one.raw_shape, other.raw_shape, strict=True)
+        pairs = zip(layer.raw_shape, second_layer.raw_shape, strict=True)
         changed = [i for i, (small, large) in enumerate(pairs) if small != large]
         if changed and at in changed:
-            wrong.append(f"{name} {one.type}: {one.shape_text}, then {other.shape_text}")
+            wrong.append(f"{name} {layer.type}: {layer.shape_text}, then {second_layer.shape_text}")
     assert not wrong
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", _torchvision_names())
-def test_torchvision(name: str) -> None:
+def test_torchvision_layouts(name: str) -> None:
     def build(side: int) -> nn.Module:
-        given: dict[str, Any] = {"image_size": side} if name.startswith("vit") else {}
+        options: dict[str, Any] = {"image_size": side} if name.startswith("vit") else {}
         if name.startswith("maxvit"):
-            given = {"input_size": (side, side)}
-        return models.get_model(name, num_classes=10, **given)
+            options = {"input_size": (side, side)}
+        return models.get_model(name, num_classes=10, **options)
 
     _compare(build, 224)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", _timm_names())
-def test_timm(name: str) -> None:
+def test_timm_layouts(name: str) -> None:
     usual = timm.get_pretrained_cfg(name)
     size = usual.input_size[-1] if usual is not None else 224
 
     def build(side: int) -> nn.Module:
-        given = {"img_size": side} if usual is not None and usual.fixed_input_size else {}
-        return timm.create_model(name, num_classes=10, **given)
+        options = {"img_size": side} if usual is not None and usual.fixed_input_size else {}
+        return timm.create_model(name, num_classes=10, **options)
 
     _compare(build, size)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", _hf_names())
-def test_transformers(name: str) -> None:
+def test_transformers_layouts(name: str) -> None:
     config = transformers.AutoConfig.for_model(name)
     config.num_labels = 10
     config.architectures = []

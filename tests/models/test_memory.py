@@ -1,4 +1,4 @@
-"""Peak activation memory, against sums by hand and against PyTorch's own profiler."""
+"""Peak activation memory, against manual sums and PyTorch's profiler."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from raykd.models import (
     Model,
     Resnet,
     ShufflenetV1,
-    Task,
+    Signature,
     Text,
     Vit,
     profile_network,
@@ -24,12 +24,12 @@ from raykd.models import (
 from raykd.models.introspection.memory import peak_memory
 from raykd.models.introspection.profile import build_without_init
 
-TASK = Task((3, 16, 16), 10)
+TASK = Signature((3, 16, 16), 10)
 PLACES = 16 * 16 * 4
 """Bytes of one channel."""
 
 
-def test_a_plain_chain() -> None:
+def test_plain_chain() -> None:
     chain = nn.Sequential(
         nn.Conv2d(3, 8, 3, padding=1),
         nn.ReLU(),
@@ -41,7 +41,7 @@ def test_a_plain_chain() -> None:
     assert peak_memory(chain, TASK) == (3 + 8 + 8) * PLACES
 
 
-def test_what_is_changed_in_place_or_only_looked_at_counts_once() -> None:
+def test_in_place_results_and_views_count_once() -> None:
     chain = nn.Sequential(
         nn.Conv2d(3, 8, 1), nn.ReLU(inplace=True), nn.Flatten(), nn.Unflatten(1, (8, 256))
     )
@@ -49,7 +49,7 @@ def test_what_is_changed_in_place_or_only_looked_at_counts_once() -> None:
 
 
 class Block(nn.Module):
-    """Keeps its input beside two convolutions' outputs."""
+    """Residual block that keeps its input during two convolutions."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -59,14 +59,14 @@ class Block(nn.Module):
         return self.second(self.first(inputs)) + inputs
 
 
-def test_a_residual_block() -> None:
+def test_residual_block() -> None:
     # first's output goes when second is done with it: 3 + 5 + 3, then 3 + 3 + 3.
     assert peak_memory(Block(), TASK) == (3 + 5 + 3) * PLACES
     # In a sequence the second block's input is held, too.
     assert peak_memory(nn.Sequential(Block(), Block()), TASK) == (3 + 3 + 5 + 3) * PLACES
 
 
-def test_a_batch_is_of_one_and_half_floats_are_half() -> None:
+def test_memory_is_per_sample_and_half_floats_count_half() -> None:
     class Half(nn.Module):
         def forward(self, inputs: Tensor) -> Tensor:
             return inputs.half().flatten(1)
@@ -83,8 +83,8 @@ def test_texts() -> None:
         def forward(self, inputs: dict[str, Tensor]) -> Tensor:
             return self.table(inputs["input_ids"]).mean(1)
 
-    task = Task((7,), 10, Text(50))
-    assert peak_memory(Embedded(), task) == 2 * 7 * 8 + 7 * 6 * 4 + 6 * 4
+    signature = Signature((7,), 10, Text(50))
+    assert peak_memory(Embedded(), signature) == 2 * 7 * 8 + 7 * 6 * 4 + 6 * 4
 
 
 @pytest.mark.parametrize(
@@ -92,21 +92,21 @@ def test_texts() -> None:
     [Convnext(depths=(1, 1, 2)), Vit(depth=2), Mixer(depth=2), ShufflenetV1(depths=(1, 2, 1))],
     ids=lambda model: model.name,
 )
-def test_the_profiler_sees_the_same(model: Model) -> None:
-    """Of networks whose kernels take no memory for themselves."""
+def test_peak_equals_profilers(model: Model) -> None:
+    """For networks whose kernels allocate no workspace."""
     network = model.build(TASK)
     assert peak_memory(network, TASK) == pytest.approx(profiled(network), rel=0.01)
 
 
 def profiled(network: nn.Module) -> int:
-    """The most bytes that were allocated at once, by the profiler's list of allocations."""
+    """Return the peak of allocated bytes from the profiler's list of allocations."""
     network.eval()
     with torch.no_grad():
         network(torch.rand(1, *TASK.input_shape))
-        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profile_:
             network(torch.rand(1, *TASK.input_shape))
-    assert seen.profiler is not None and seen.profiler.kineto_results is not None
-    events = [e for e in seen.profiler.kineto_results.events() if e.name() == "[memory]"]
+    assert profile_.profiler is not None and profile_.profiler.kineto_results is not None
+    events = [e for e in profile_.profiler.kineto_results.events() if e.name() == "[memory]"]
     live = most = 0
     for event in sorted(events, key=lambda event: event.start_ns()):
         live += event.nbytes()  # type: ignore[attr-defined]
@@ -115,7 +115,7 @@ def profiled(network: nn.Module) -> int:
 
 
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
-def test_every_family_lies_between_its_largest_layer_and_all_of_them(family: type[Model]) -> None:
+def test_peak_is_between_largest_layer_and_sum(family: type[Model]) -> None:
     model = family(**VARIANTS[family.name][0])
     network = build_without_init(model, DIGITS)
     sizes = [
@@ -126,7 +126,7 @@ def test_every_family_lies_between_its_largest_layer_and_all_of_them(family: typ
     assert max(sizes) < peak_memory(network, DIGITS) <= inputs + 4 * sum(sizes)
 
 
-def test_the_network_stays_as_it_is() -> None:
+def test_network_is_unchanged() -> None:
     network = Resnet(depth=8, width=4).build(TASK).train()
     network.get_submodule("stage1").eval()
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
@@ -137,8 +137,8 @@ def test_the_network_stays_as_it_is() -> None:
 
 
 @pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "squeezenet1_1"])
-def test_parameters_and_macs_are_those_its_authors_publish(name: str) -> None:
+def test_parameters_and_macs_equal_published_figures(name: str) -> None:
     published = tv.get_model_weights(name).IMAGENET1K_V1.meta  # type: ignore[attr-defined]
-    found = profile_network(tv.get_model(name), Task((3, 224, 224), 1000))
-    assert found.params == published["num_params"]
-    assert found.macs / 1e9 == pytest.approx(published["_ops"], rel=0.03)
+    figures = profile_network(tv.get_model(name), Signature((3, 224, 224), 1000))
+    assert figures.params == published["num_params"]
+    assert figures.macs / 1e9 == pytest.approx(published["_ops"], rel=0.03)

@@ -1,4 +1,4 @@
-"""Networks that return more than logits are made to return logits alone."""
+"""Networks with several outputs are wrapped to return only logits."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from torch import Tensor, nn
 
 from raykd.data.batch import Batch
 from raykd.losses import KD, Progress, Term
-from raykd.models import Task, profile_model
+from raykd.models import Signature, profile_model
 from raykd.models.adapters import Torchvision
 from raykd.models.adapters.find_logits import find_logits, return_logits, select_logits
 from raykd.models.adapters.values import Values
 from raykd.schemes import SCHEMES, LiveTeacher, SchemeInputs
 
-TASK = Task((4,), 3)
+TASK = Signature((4,), 3)
 
 
 class Both(NamedTuple):
@@ -28,7 +28,7 @@ class Both(NamedTuple):
 
 
 @dataclasses.dataclass
-class Held:
+class Wrapped:
     features: Tensor
     answer: Tensor
 
@@ -44,21 +44,21 @@ FEATURES, LOGITS, AUX = torch.zeros(2, 4), torch.ones(2, 3), torch.full((2, 3), 
         {"features": FEATURES, "out": LOGITS, "aux": AUX},
         {"aux": AUX, "logits": LOGITS},
         Both(AUX, LOGITS),
-        Held(FEATURES, LOGITS),
+        Wrapped(FEATURES, LOGITS),
         ((FEATURES, None), {"deep": [LOGITS]}, AUX),
     ],
 )
-def test_the_logits_are_found(output: Any) -> None:
+def test_logits_are_extracted(output: Any) -> None:
     assert find_logits(output, 3) is LOGITS
 
 
 @pytest.mark.parametrize("output", [None, (), (FEATURES,), {"loss": torch.zeros(())}, "logits"])
-def test_no_logits_are_found_where_there_are_none(output: Any) -> None:
+def test_outputs_without_logits_give_none(output: Any) -> None:
     assert find_logits(output, 3) is None
 
 
 class Auxiliary(nn.Module):
-    """Returns a tuple in training, as GoogLeNet does."""
+    """Network that returns a tuple in training, as GoogLeNet does."""
 
     def __init__(self, train_only: int = 3) -> None:
         super().__init__()
@@ -73,7 +73,7 @@ class Auxiliary(nn.Module):
         return (logits, self.aux(first)) if self.training else logits
 
 
-def test_a_network_is_made_to_return_logits_and_stays_as_it_is() -> None:
+def test_network_returns_logits_and_is_otherwise_unchanged() -> None:
     torch.manual_seed(0)
     network = Auxiliary().train()
     before = copy.deepcopy(network.state_dict())
@@ -83,19 +83,19 @@ def test_a_network_is_made_to_return_logits_and_stays_as_it_is() -> None:
     for name, tensor in network.state_dict().items():
         assert torch.equal(tensor, before[name]), name
     inputs = torch.rand(5, 4)
-    for one in (network, copy.deepcopy(network), pickle.loads(pickle.dumps(network))):
-        logits = one.train()(inputs)
+    for variant in (network, copy.deepcopy(network), pickle.loads(pickle.dumps(network))):
+        logits = variant.train()(inputs)
         assert logits.shape == (5, 3) and logits.requires_grad
     frozen = {name for name, p in network.named_parameters() if not p.requires_grad}
     assert frozen == {"aux.weight", "aux.bias"}
 
 
-def test_a_network_that_returns_logits_gets_no_hook() -> None:
+def test_network_that_returns_logits_gets_no_hook() -> None:
     network = nn.Sequential(nn.Linear(4, 3))
     assert return_logits(network, TASK)._forward_hooks == {}
 
 
-def test_a_network_without_logits_in_training_is_refused() -> None:
+def test_network_without_logits_in_training_raises() -> None:
     class Wrong(Auxiliary):
         def forward(self, inputs: Tensor) -> Any:
             return {"features": self.stage1(inputs)} if self.training else super().forward(inputs)
@@ -105,7 +105,7 @@ def test_a_network_without_logits_in_training_is_refused() -> None:
 
 
 @pytest.mark.parametrize("name", sorted({*SCHEMES.members} - {"assistant", "multi_teacher"}))
-def test_every_scheme_trains_a_network_that_returns_a_tuple(name: str) -> None:
+def test_every_scheme_trains_networks_that_return_tuple(name: str) -> None:
     torch.manual_seed(0)
 
     def build() -> nn.Module:
@@ -117,7 +117,7 @@ def test_every_scheme_trains_a_network_that_returns_a_tuple(name: str) -> None:
         teacher=LiveTeacher(build(), (), TASK),
         terms=(Term(loss=KD()),),
         task_loss=nn.functional.cross_entropy,
-        task=TASK,
+        signature=TASK,
         train_size=8,
         data_size=8,
     )
@@ -136,18 +136,18 @@ def test_every_scheme_trains_a_network_that_returns_a_tuple(name: str) -> None:
 
 def test_googlenet_with_auxiliary_classifiers_can_be_trained() -> None:
     model = Torchvision(name="torchvision/googlenet", args=Values({"aux_logits": True}))
-    task = Task((3, 32, 32), 5)
-    logits = model.build(task).train()(torch.rand(2, 3, 32, 32))
+    signature = Signature((3, 32, 32), 5)
+    logits = model.build(signature).train()(torch.rand(2, 3, 32, 32))
     assert isinstance(logits, Tensor) and logits.shape == (2, 5)
 
 
-def test_pictures_that_are_too_small_are_refused_with_a_size_that_would_do() -> None:
+def test_too_small_images_raise_with_minimum_size() -> None:
     model = Torchvision(name="torchvision/alexnet")
     with pytest.raises(ValueError, match=r"cannot take .*\(3, 16, 16\).*images of 64x64 work"):
-        profile_model(model, Task((3, 16, 16), 5))
+        profile_model(model, Signature((3, 16, 16), 5))
 
 
-def test_a_hook_refuses_an_output_without_logits() -> None:
+def test_hook_raises_for_output_without_logits() -> None:
     network = select_logits(nn.Sequential(nn.LSTM(4, 6)), TASK)
     with pytest.raises(ValueError, match="must return logits of shape"):
         network(torch.rand(2, 5, 4))

@@ -1,4 +1,4 @@
-"""Screens: their values worked out anew in NumPy, and what each must do; a new member of PROXIES
+"""Zero-cost proxies: values against NumPy formulas, and conformance; new members of PROXIES
 is tried for nothing."""
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from helpers.model_cases import DIGITS, NAMES, small
 from raykd.data import SOURCES
-from raykd.models import AnyModel, Cnn, Model, Resnet, Task, Text, profile_model
+from raykd.models import AnyModel, Cnn, Model, Resnet, Signature, Text, profile_model
 from raykd.models.proxies import (
     PROXIES,
     Diswot,
@@ -32,7 +32,7 @@ from raykd.models.proxies.zen import batch_variances, zen_score
 from raykd.models.zoo.cnn import CnnStage
 from raykd.registry import option
 
-WORDS = Task((12,), 3, Text(vocabulary=50, padding=1))
+WORDS = Signature((12,), 3, Text(vocabulary=50, padding=1))
 TEACHER = Resnet(depth=14, width=8)
 RANKING = [name for name, cls in PROXIES.members.items() if issubclass(cls, RankingProxy)]
 MEASURED = [name for name in RANKING if issubclass(PROXIES[name], NetworkProxy)]
@@ -49,7 +49,7 @@ def digits() -> ProxyContext:
     return ProxyContext(DIGITS, pictures.float() / 16, train.targets[rows], TEACHER, seed=3)
 
 
-def made(name: str, **fields: Any) -> RankingProxy:
+def build_proxy(name: str, **fields: Any) -> RankingProxy:
     return PROXIES[name](**fields)
 
 
@@ -57,7 +57,7 @@ def made(name: str, **fields: Any) -> RankingProxy:
 
 
 def codes_of(weights: list[np.ndarray], inputs: np.ndarray) -> np.ndarray:
-    """A ReLU network's binary codes, one row a sample."""
+    """Binary codes of a ReLU network, one row per sample."""
     codes, hidden = [], inputs
     for weight in weights:
         before = hidden @ weight.T
@@ -67,7 +67,7 @@ def codes_of(weights: list[np.ndarray], inputs: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("inplace", [False, True])
-def test_naswot_is_the_log_determinant_of_agreement(inplace: bool) -> None:
+def test_naswot_is_log_determinant_of_agreement_matrix(inplace: bool) -> None:
     drawer = np.random.default_rng(0)
     weights = [drawer.normal(size=(9, 4)), drawer.normal(size=(7, 9))]
     inputs = drawer.normal(size=(5, 4))
@@ -88,7 +88,7 @@ def test_naswot_is_the_log_determinant_of_agreement(inplace: bool) -> None:
 
 
 def test_naswot_of_two_samples_by_hand() -> None:
-    """4 units, of which one differs: K = [[4, 3], [3, 4]], det K = 7."""
+    """4 units, one of them differs: K = [[4, 3], [3, 4]], det K = 7."""
     with Patterns() as patterns:
         torch.relu(torch.tensor([[1.0, 1.0, -1.0, -2.0], [0.5, 2.0, -1.0, 3.0]]))
     assert patterns.kernel is not None
@@ -96,14 +96,14 @@ def test_naswot_of_two_samples_by_hand() -> None:
     assert log_determinant(patterns.kernel) == pytest.approx(math.log(7))
 
 
-def test_naswot_ranks_no_network_that_cannot_tell_samples_apart(digits: ProxyContext) -> None:
+def test_naswot_rejects_networks_that_do_not_separate_samples(digits: ProxyContext) -> None:
     same = digits.inputs[:1].expand(32, -1, -1, -1)  # type: ignore[index]
     score = Naswot().scorer(dataclasses.replace(digits, inputs=same))
     assert score(Resnet(depth=8, width=4)) == -math.inf
 
 
 @pytest.mark.parametrize("act", ["relu6", "gelu", "silu", "hardswish", "leaky_relu", "elu"])
-def test_all_rectifiers_are_seen(act: str) -> None:
+def test_all_rectifiers_are_recorded(act: str) -> None:
     inputs = torch.randn(4, 6)
     with Patterns() as patterns:
         getattr(nn.functional, act)(inputs)
@@ -114,23 +114,23 @@ def test_all_rectifiers_are_seen(act: str) -> None:
 
 @option
 class Straight(Model):
-    """A network without a rectifier, and without a linear classifier."""
+    """Network without a rectifier and without a linear classifier."""
 
     name: Literal["straight"] = "straight"
 
-    def build(self, task: Task) -> nn.Module:
-        return nn.Sequential(nn.Conv2d(1, task.classes, 8), nn.Flatten())
+    def build(self, signature: Signature) -> nn.Module:
+        return nn.Sequential(nn.Conv2d(1, signature.classes, 8), nn.Flatten())
 
 
 @pytest.mark.parametrize(
-    ("name", "said"), [("naswot", "needs activations such as ReLUs, and straight has none")]
+    ("name", "message"), [("naswot", "needs activations such as ReLUs, and straight has none")]
 )
-def test_networks_it_cannot_look_at_are_named(name: str, said: str, digits: ProxyContext) -> None:
-    with pytest.raises(ValueError, match=said):
-        made(name).scorer(digits)(Straight())
+def test_unsupported_networks_raise(name: str, message: str, digits: ProxyContext) -> None:
+    with pytest.raises(ValueError, match=message):
+        build_proxy(name).scorer(digits)(Straight())
 
 
-def test_diswot_needs_a_linear_classifier(digits: ProxyContext) -> None:
+def test_diswot_requires_linear_classifier(digits: ProxyContext) -> None:
     with pytest.raises(ValueError, match="linear classifier, and straight has none"):
         Diswot().scorer(digits)(Straight())
 
@@ -146,33 +146,33 @@ def test_zen_score_by_hand() -> None:
     assert zen_score(here, torch.zeros(2, 2), scale) == pytest.approx(expected)
 
 
-def test_zen_sees_the_variances_that_batch_norms_see() -> None:
+def test_zen_uses_batch_norm_variances() -> None:
     network = nn.Sequential(nn.Conv2d(2, 3, 1), nn.BatchNorm2d(3)).train()
     inputs = torch.randn(4, 2, 5, 5)
-    with torch.no_grad(), batch_variances(network) as seen:
+    with torch.no_grad(), batch_variances(network) as variances:
         network(inputs)
         into = network[0](inputs)
-    assert len(seen) == 1
+    assert len(variances) == 1
     expected = into.numpy().transpose(1, 0, 2, 3).reshape(3, -1).var(axis=1)
-    np.testing.assert_allclose(seen[0].numpy(), expected, rtol=1e-4)
+    np.testing.assert_allclose(variances[0].numpy(), expected, rtol=1e-4)
     assert not network[1]._forward_pre_hooks
 
 
 @option
 class Flat(Model):
-    """Two linear layers of known shape, without a norm."""
+    """Two linear layers without normalization."""
 
     name: Literal["flat"] = "flat"
     width: int = 5
 
-    def build(self, task: Task) -> nn.Module:
+    def build(self, signature: Signature) -> nn.Module:
         network = nn.Sequential(nn.Flatten())
-        network.add_module("stage1", nn.Linear(math.prod(task.input_shape), self.width))
-        network.add_module("classifier", nn.Linear(self.width, task.classes))
+        network.add_module("stage1", nn.Linear(math.prod(signature.input_shape), self.width))
+        network.add_module("classifier", nn.Linear(self.width, signature.classes))
         return network
 
 
-def test_zen_of_a_linear_network_is_that_of_its_weights(digits: ProxyContext) -> None:
+def test_zen_score_of_linear_network(digits: ProxyContext) -> None:
     """f is linear, so log E ||f(x) - f(x + a e)|| = log a + log E ||W e||: twice the step, log 2
     more; and W is N(0, 1), so the mean is near sqrt(width x inputs)."""
     model = Flat(width=200)
@@ -194,7 +194,7 @@ def test_gaussian_weights_are_drawn_and_norms_reset(digits: ProxyContext) -> Non
 # DisWOT
 
 
-def test_diswots_matrices_by_hand() -> None:
+def test_diswot_matrices_by_hand() -> None:
     gradient = torch.tensor([[3.0, 4.0], [0.0, 2.0], [-6.0, -8.0]])
     assert class_cosines(gradient).numpy() == pytest.approx(
         np.array([[1, 0.8, -1], [0.8, 1, -0.8], [-1, -0.8, 1]])
@@ -204,8 +204,8 @@ def test_diswots_matrices_by_hand() -> None:
     assert relations(features).numpy() == pytest.approx(rows)
 
 
-def test_diswot_is_the_mean_squared_difference_of_both_matrices(digits: ProxyContext) -> None:
-    """Both networks with their own weights, and the gradient by its closed form (p - y) z^T / B."""
+def test_diswot_is_mean_squared_difference_of_both_matrices(digits: ProxyContext) -> None:
+    """Both networks with their weights, and the gradient in closed form (p - y) z^T / B."""
     screen = Diswot(gaussian=False, batch=16)
     student = Flat(width=6)
     teacher = Flat(width=9)
@@ -239,13 +239,13 @@ def test_diswot_is_the_mean_squared_difference_of_both_matrices(digits: ProxyCon
     assert score == pytest.approx(expected, rel=1e-3)
 
 
-def test_nothing_is_liker_than_the_same(digits: ProxyContext) -> None:
+def test_diswot_of_identical_networks_is_maximal(digits: ProxyContext) -> None:
     looks = Diswot()._similarities(TEACHER, digits, seed=1)
     assert similarity_score(looks, looks) == 0
     assert Diswot().scorer(digits)(TEACHER) < 0, "other first weights"
 
 
-def test_diswot_needs_a_teacher(digits: ProxyContext) -> None:
+def test_diswot_requires_teacher(digits: ProxyContext) -> None:
     with pytest.raises(ValueError, match=r"compares students with a teacher.*teacher\.model"):
         Diswot().scorer(dataclasses.replace(digits, teacher=None))
 
@@ -254,9 +254,9 @@ def test_diswot_needs_a_teacher(digits: ProxyContext) -> None:
 
 
 @pytest.mark.parametrize("name", RANKING)
-def test_size_is_ranked_by_size(name: str, digits: ProxyContext) -> None:
-    """Nets that differ in depth and width alone: those of raykd's own screens prefer the larger."""
-    score = made(name, **({"repeats": 2} if name in MEASURED else {})).scorer(digits)
+def test_scores_rank_sizes(name: str, digits: ProxyContext) -> None:
+    """Networks that differ only in depth and width: the larger has the higher score."""
+    score = build_proxy(name, **({"repeats": 2} if name in MEASURED else {})).scorer(digits)
     small_one, large = Resnet(depth=8, width=4), Resnet(depth=20, width=12)
     if name in ("params", "macs"):
         assert score(large) == getattr(profile_model(large, DIGITS), name)
@@ -266,8 +266,8 @@ def test_size_is_ranked_by_size(name: str, digits: ProxyContext) -> None:
 
 @pytest.mark.parametrize("name", RANKING)
 @pytest.mark.parametrize("family", NAMES)
-def test_every_screen_scores_every_family(name: str, family: str, digits: ProxyContext) -> None:
-    screen = made(name, **({"batch": 8} if name in MEASURED else {}))
+def test_every_proxy_scores_every_family(name: str, family: str, digits: ProxyContext) -> None:
+    screen = build_proxy(name, **({"batch": 8} if name in MEASURED else {}))
     model = small(family)
     state = torch.random.get_rng_state()
     value = screen.scorer(digits)(model)
@@ -277,11 +277,9 @@ def test_every_screen_scores_every_family(name: str, family: str, digits: ProxyC
 
 
 @pytest.mark.parametrize("name", MEASURED)
-def test_another_seed_gives_another_score_and_repeats_their_mean(
-    name: str, digits: ProxyContext
-) -> None:
+def test_scores_depend_on_seed_and_repeats_average(name: str, digits: ProxyContext) -> None:
     model = Cnn(stages=(CnnStage(width=4), CnnStage(width=6)))
-    whole = made(name, repeats=3)
+    whole = build_proxy(name, repeats=3)
     assert isinstance(whole, NetworkProxy)
     seeds: list[int] = []
     original = type(whole).seeded_scorer
@@ -306,7 +304,7 @@ def test_texts(name: str) -> None:
     tokens = torch.randint(2, 50, (8, 12), generator=torch.Generator().manual_seed(0))
     inputs = {"input_ids": tokens, "attention_mask": torch.ones(8, 12, dtype=torch.long)}
     about = ProxyContext(WORDS, inputs, torch.arange(8) % 3, model, seed=0)
-    screen = made(name)
+    screen = build_proxy(name)
     if not screen.takes_text:
         with pytest.raises(ValueError, match="not possible with texts; use naswot"):
             screen.scorer(about)
@@ -319,11 +317,11 @@ def test_texts(name: str) -> None:
 
 @option
 class Dropping(Model):
-    """Dropout by a function, as in many transformers."""
+    """Functional dropout, as in many transformers."""
 
     name: Literal["dropping"] = "dropping"
 
-    def build(self, task: Task) -> nn.Module:
+    def build(self, signature: Signature) -> nn.Module:
         class Dropped(nn.Module):
             def forward(self, inputs: Tensor) -> Tensor:
                 return nn.functional.dropout(inputs, 0.5, self.training)
@@ -332,13 +330,13 @@ class Dropping(Model):
         stage = nn.Sequential(hidden, nn.BatchNorm1d(16), nn.ReLU(), Dropped())
         network = nn.Sequential(nn.Flatten())
         network.add_module("stage1", stage)
-        network.add_module("classifier", nn.Linear(16, task.classes))
+        network.add_module("classifier", nn.Linear(16, signature.classes))
         return network
 
 
 @pytest.mark.parametrize("name", MEASURED)
-def test_dropout_does_not_blur_a_score(name: str, digits: ProxyContext) -> None:
-    score = made(name).scorer(digits)
+def test_dropout_does_not_change_score(name: str, digits: ProxyContext) -> None:
+    score = build_proxy(name).scorer(digits)
     torch.manual_seed(0)
     first = score(Dropping())
     torch.manual_seed(1)
@@ -367,4 +365,4 @@ def test_networks_of_other_libraries(
 ) -> None:
     pytest.importorskip(written["name"].partition("/")[0])
     model = TypeAdapter(AnyModel).validate_python(written)
-    assert math.isfinite(made(name, batch=8).scorer(digits)(model))
+    assert math.isfinite(build_proxy(name, batch=8).scorer(digits)(model))

@@ -1,4 +1,4 @@
-"""Networks with published sizes have them, and compute what their published code computes.
+"""Networks have their published sizes and compute the same values as published code.
 
 The benchmark's figures are the numbers of parameters of its models (HobbitLong/RepDistiller,
 `models/`, at 100 classes), counted by running that code.  `_resnet`, `_wrn` and `_vgg` work some
@@ -28,7 +28,7 @@ from raykd.models import (
     Resnet,
     ShufflenetV1,
     ShufflenetV2,
-    Task,
+    Signature,
     Vgg,
     Vit,
     WideResnet,
@@ -36,8 +36,8 @@ from raykd.models import (
 )
 from raykd.models.zoo.crd_benchmark import MEMBERS
 
-IMAGENET = Task((3, 224, 224), 1000)
-HALF = Task((3, 64, 64), 1000)
+IMAGENET = Signature((3, 224, 224), 1000)
+HALF = Signature((3, 64, 64), 1000)
 
 BENCHMARK = {
     "resnet8": 83_892,
@@ -107,14 +107,14 @@ SHUFFLENET_V1 = {
 
 
 @pytest.mark.parametrize("name", BENCHMARK)
-def test_the_benchmarks_networks_have_its_sizes(name: str) -> None:
+def test_benchmark_networks_have_published_sizes(name: str) -> None:
     model = TypeAdapter(AnyModel).validate_python({"name": name})
     assert profile_model(model, CIFAR).params == BENCHMARK[name]
     if isinstance(MEMBERS[name], Resnet | WideResnet | Vgg) and name != "ResNet50":
         assert _on_paper(MEMBERS[name]) == BENCHMARK[name]
 
 
-def test_the_benchmarks_networks_are_options_like_any_other() -> None:
+def test_benchmark_networks_are_options() -> None:
     assert [cls.name for cls in CRD_BENCHMARK] == list(BENCHMARK)
     for cls in CRD_BENCHMARK:
         model = cls()  # pyright: ignore[reportCallIssue]
@@ -128,7 +128,7 @@ def test_the_benchmarks_networks_are_options_like_any_other() -> None:
 
 
 @pytest.mark.parametrize("name", IMAGENET_SIZES)
-def test_networks_for_imagenet_have_their_published_sizes(name: str) -> None:
+def test_imagenet_networks_have_published_sizes(name: str) -> None:
     model, published = IMAGENET_SIZES[name]
     with torch.device("meta"):
         network = model.build(IMAGENET)
@@ -136,12 +136,12 @@ def test_networks_for_imagenet_have_their_published_sizes(name: str) -> None:
 
 
 @pytest.mark.parametrize(("groups", "multiplier"), SHUFFLENET_V1)
-def test_shufflenets_have_their_published_costs(groups: int, multiplier: float) -> None:
+def test_shufflenets_have_published_costs(groups: int, multiplier: float) -> None:
     model = ShufflenetV1(groups=groups, width_multiplier=multiplier, variant="imagenet")  # type: ignore[arg-type]
     macs, params = SHUFFLENET_V1[groups, multiplier]
-    told = profile_model(model, IMAGENET)
-    assert told.macs / 1e6 == pytest.approx(macs, abs=0.6)
-    assert told.params / 1e6 == pytest.approx(params, abs=0.06)
+    profile = profile_model(model, IMAGENET)
+    assert profile.macs / 1e6 == pytest.approx(macs, abs=0.6)
+    assert profile.params / 1e6 == pytest.approx(params, abs=0.06)
 
 
 def _convnext() -> nn.Module:
@@ -172,7 +172,7 @@ TWINS = {
 
 
 @pytest.mark.parametrize("name", TWINS)
-def test_torchvisions_weights_give_torchvisions_outputs(name: str) -> None:
+def test_torchvision_weights_give_torchvision_outputs(name: str) -> None:
     model, build = TWINS[name]
     torch.manual_seed(0)
     twin, network = _drawn(build()).eval(), model.build(HALF).eval()
@@ -185,7 +185,7 @@ def test_torchvisions_weights_give_torchvisions_outputs(name: str) -> None:
 
 
 def _drawn(network: nn.Module) -> nn.Module:
-    """Weights that matter: torchvision's classifiers and scales start at or near 0."""
+    """Randomize the weights: torchvision's classifiers and scales start at or near 0."""
     for parameter in network.parameters():
         if parameter.dim() > 1:
             nn.init.normal_(parameter, std=(2 / parameter[0].numel()) ** 0.5)
@@ -195,7 +195,7 @@ def _drawn(network: nn.Module) -> nn.Module:
 
 
 def _carried(theirs: dict[str, Tensor], ours: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Their weights under our names: in both, modules stand in the order in which they run."""
+    """Rename their weights; in both networks modules are in execution order."""
     values = [value for name, value in theirs.items() if name != "encoder.pos_embedding"]
     if len(values) < len(theirs):
         values.insert(1, theirs["encoder.pos_embedding"])
@@ -203,10 +203,10 @@ def _carried(theirs: dict[str, Tensor], ours: dict[str, Tensor]) -> dict[str, Te
     return {name: value.reshape(mine.shape) for (name, mine), value in pairs}
 
 
-def test_stages_of_the_benchmark() -> None:
+def test_stages_of_benchmark_networks() -> None:
     def shapes(name: str) -> list[tuple[int, ...]]:
-        told = profile_model(MODELS[name](), CIFAR)
-        return [told.layers[alias] for alias in told.aliases]
+        profile = profile_model(MODELS[name](), CIFAR)
+        return [profile.layers[alias] for alias in profile.aliases]
 
     assert shapes("resnet8x4") == [(64, 32, 32), (128, 16, 16), (256, 8, 8), (256,)]
     assert shapes("ResNet50") == [
@@ -232,9 +232,9 @@ def test_stages_of_the_benchmark() -> None:
 
 @pytest.mark.parametrize("name", BENCHMARK)
 @pytest.mark.parametrize("side", [8, 28])
-def test_the_benchmarks_networks_take_small_pictures(name: str, side: int) -> None:
-    told = profile_model(MODELS[name](), Task((1, side, side), 10))
-    assert list(told.aliases) == list(profile_model(MODELS[name](), CIFAR).aliases)
+def test_benchmark_networks_accept_small_images(name: str, side: int) -> None:
+    profile = profile_model(MODELS[name](), Signature((1, side, side), 10))
+    assert list(profile.aliases) == list(profile_model(MODELS[name](), CIFAR).aliases)
 
 
 def _on_paper(model: Model) -> int:

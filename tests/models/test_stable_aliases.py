@@ -1,4 +1,4 @@
-"""Stage aliases outlive a search over depth and width: a pairing space stays what it is."""
+"""Stage aliases are independent of depth and width, so that a pairing space is stable."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from helpers.model_cases import FASHION, NAMES, OTHERS, VARIANTS, variants
+from helpers.model_cases import FAMILY_MEMBERS, FASHION, NAMES, VARIANTS, variants
 from raykd.models import COMPRESSED_MODELS, MODELS, Model, ModelProfile, profile_model
 from raykd.models.introspection.stages import BLOCK_STAGES
 
@@ -39,7 +39,7 @@ def aliases(model: Model) -> set[str]:
 
 
 def corners(name: str) -> list[Model]:
-    """The family's first small member with each of its sizes changed in turn, then with all at
+    """The family's first small member with each size changed in turn, then with all at
     their last."""
     first = {**VARIANTS[name][0]}
     sizes = SIZES[name]
@@ -49,17 +49,17 @@ def corners(name: str) -> list[Model]:
 
 
 @pytest.mark.parametrize("name", sorted(SIZES))
-def test_aliases_are_the_same_over_depth_and_width(name: str) -> None:
-    found = [aliases(model) for model in corners(name)]
-    assert all(one == found[0] for one in found)
-    assert "embedding" in found[0]
-    assert "stage1" in found[0]
-    numbers = sorted(int(alias[5:]) for alias in found[0] if alias.startswith("stage"))
+def test_aliases_are_equal_over_depth_and_width(name: str) -> None:
+    alias_sets = [aliases(model) for model in corners(name)]
+    assert all(names == alias_sets[0] for names in alias_sets)
+    assert "embedding" in alias_sets[0]
+    assert "stage1" in alias_sets[0]
+    numbers = sorted(int(alias[5:]) for alias in alias_sets[0] if alias.startswith("stage"))
     assert numbers == list(range(1, len(numbers) + 1))
 
 
 @pytest.mark.parametrize("name", [cls.name for cls in COMPRESSED_MODELS])
-def test_students_derived_from_a_teacher_keep_its_aliases(name: str) -> None:
+def test_compressed_students_keep_teachers_aliases(name: str) -> None:
     for model in variants(name):
         source = getattr(model, "base")  # noqa: B009 - a field that derived models alone have
         assert aliases(model) == aliases(source)
@@ -70,34 +70,34 @@ UNLIKE = ("cnn", *(cls.name for cls in COMPRESSED_MODELS))
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in UNLIKE])
-def test_every_family_that_is_searched_is_looked_at(name: str) -> None:
+def test_every_searched_family_is_covered(name: str) -> None:
     assert name in SIZES
     assert {*SIZES[name]} <= {field.name for field in dataclasses.fields(MODELS[name])}
 
 
 @pytest.mark.parametrize("stages", [1, 2, 4])
-def test_the_macro_space_has_a_stage_for_each_of_its_stages(stages: int) -> None:
-    whole = OTHERS["cnn"][0]["stages"][0]
-    wanted = {*(f"stage{i + 1}" for i in range(stages)), "embedding"}
+def test_macro_space_has_alias_per_stage(stages: int) -> None:
+    whole = FAMILY_MEMBERS["cnn"][0]["stages"][0]
+    expected = {*(f"stage{i + 1}" for i in range(stages)), "embedding"}
     for change in ({"depth": 1}, {"depth": 3}, {"width": 2}, {"width": 9}, {"kernel": 5}):
         stage = dataclasses.replace(whole, **change)
-        assert aliases(MODELS["cnn"](stages=(stage,) * stages)) == wanted
+        assert aliases(MODELS["cnn"](stages=(stage,) * stages)) == expected
 
 
 @pytest.mark.parametrize(("name", "depth"), BLOCKS_END_STAGES.items())
-def test_fewer_blocks_than_stages_make_fewer_stages(name: str, depth: str) -> None:
-    """The aliases of a shallower member are the first of a deeper one's."""
+def test_fewer_blocks_than_stages_give_fewer_stages(name: str, depth: str) -> None:
+    """Aliases of a shallower member are the first aliases of a deeper one."""
     first = VARIANTS[name][0]
     for blocks in range(1, BLOCK_STAGES + 2):
-        found = aliases(MODELS[name](**{**first, depth: blocks}))
+        names = aliases(MODELS[name](**{**first, depth: blocks}))
         stages = min(blocks, BLOCK_STAGES)
-        assert {f"stage{i + 1}" for i in range(stages)} <= found
+        assert {f"stage{i + 1}" for i in range(stages)} <= names
 
 
 @pytest.mark.parametrize("name", sorted(SIZES))
-def test_a_deeper_alias_lies_deeper(name: str) -> None:
+def test_aliases_are_ordered_by_depth(name: str) -> None:
     for model in corners(name):
-        found: ModelProfile = profile_model(model, FASHION)
-        depth = {layer.stage: layer.depth for layer in found.ordered_layers if layer.stage}
+        profile: ModelProfile = profile_model(model, FASHION)
+        depth = {layer.stage: layer.depth for layer in profile.ordered_layers if layer.stage}
         ordered = sorted(depth, key=lambda alias: (alias == "embedding", alias))
         assert [depth[alias] for alias in ordered] == sorted(depth.values())

@@ -1,9 +1,10 @@
-"""Checkpoints as people have them: every form is read, or refused with the reason."""
+"""Checkpoint files: every common form is read, others raise with the reason."""
 
 from __future__ import annotations
 
 import json
 import pickle
+import zipfile
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
@@ -15,11 +16,11 @@ import torch
 from safetensors.torch import save, save_file
 from torch import Tensor, nn
 
-from raykd.models import Resnet, Task, Text
+from raykd.models import Resnet, Signature, Text
 from raykd.models.weights.files import read_weight_file, weight_class_names
 from raykd.models.weights.matching import match_weights
 
-TASK = Task((1, 8, 8), 3)
+TASK = Signature((1, 8, 8), 3)
 MODEL = Resnet(depth=8, width=4)
 Tensors = dict[str, Tensor]
 
@@ -33,48 +34,48 @@ def prefixed(prefix: str, tensors: Tensors) -> Tensors:
     return {prefix + name: tensor for name, tensor in tensors.items()}
 
 
-def notes_of(content: Any, path: Path, task: Task = TASK) -> str:
-    """Save, read and fit; see that the network has the very weights."""
+def notes_of(content: Any, path: Path, signature: Signature = TASK) -> str:
+    """Save, read and load; check that the network has equal weights. Return the notes."""
     torch.save(content, path)
-    network, wanted = trained(2), trained().state_dict()
-    fitted = match_weights(network, read_weight_file(path), task)
+    network, expected = trained(2), trained().state_dict()
+    fitted = match_weights(network, read_weight_file(path), signature)
     network.load_state_dict(fitted.tensors, strict=False)
     for name, tensor in network.state_dict().items():
         if not name.endswith("num_batches_tracked"):
-            assert torch.equal(tensor, wanted[name]), name
+            assert torch.equal(tensor, expected[name]), name
     return "\n".join(fitted.notes)
 
 
-def refused(content: Any, path: Path, task: Task = TASK) -> str:
+def error_of(content: Any, path: Path, signature: Signature = TASK) -> str:
     if isinstance(content, bytes):
         path.write_bytes(content)
     else:
         torch.save(content, path)
     with pytest.raises(ValueError, match=path.name) as caught:
-        match_weights(trained(), read_weight_file(path), task)
+        match_weights(trained(), read_weight_file(path), signature)
     return str(caught.value)
 
 
 @pytest.mark.parametrize(
     "wrap",
     [
-        lambda held: held,
-        lambda held: {"state_dict": held, "epoch": 3},
-        lambda held: {"model": held, "optimizer": {"state": {0: {"step": torch.ones(1)}}}},
-        lambda held: {"net": held, "acc": 93.2},
-        lambda held: {"model_state_dict": held, "loss": torch.tensor(0.1)},
-        lambda held: {"params": held},
-        lambda held: {"checkpoint": {"model": {"state_dict": held}}},
-        lambda held: {"weird_key": held, "epoch": 1},
-        lambda held: {"state_dict_ema": held},
-        lambda held: {"model_ema": prefixed("module.", held)},
+        lambda state: state,
+        lambda state: {"state_dict": state, "epoch": 3},
+        lambda state: {"model": state, "optimizer": {"state": {0: {"step": torch.ones(1)}}}},
+        lambda state: {"net": state, "acc": 93.2},
+        lambda state: {"model_state_dict": state, "loss": torch.tensor(0.1)},
+        lambda state: {"params": state},
+        lambda state: {"checkpoint": {"model": {"state_dict": state}}},
+        lambda state: {"weird_key": state, "epoch": 1},
+        lambda state: {"state_dict_ema": state},
+        lambda state: {"model_ema": prefixed("module.", state)},
     ],
     ids=["plain", "state_dict", "model", "net", "msd", "params", "nested", "any", "ema", "ema2"],
 )
 def test_wrappers(tmp_path: Path, wrap: Callable[[Tensors], Any]) -> None:
-    held = trained().state_dict()
-    notes = notes_of(wrap(held), tmp_path / "c.pth")
-    assert ("used the weights under" in notes) == (wrap(held) is not held)
+    state = trained().state_dict()
+    notes = notes_of(wrap(state), tmp_path / "c.pth")
+    assert ("used the weights under" in notes) == (wrap(state) is not state)
 
 
 @pytest.mark.parametrize(
@@ -89,12 +90,14 @@ def test_prefixes(tmp_path: Path, prefix: str) -> None:
     assert "removed" in notes
 
 
-def test_a_compiled_part_in_the_middle(tmp_path: Path) -> None:
-    held = {n.replace("stage1.", "stage1._orig_mod."): t for n, t in trained().state_dict().items()}
-    assert "removed '_orig_mod' from names" in notes_of(held, tmp_path / "c.pth")
+def test_compiled_submodule(tmp_path: Path) -> None:
+    state = {
+        n.replace("stage1.", "stage1._orig_mod."): t for n, t in trained().state_dict().items()
+    }
+    assert "removed '_orig_mod' from names" in notes_of(state, tmp_path / "c.pth")
 
 
-def test_tensors_beside_the_network_are_named(tmp_path: Path) -> None:
+def test_extra_tensors_are_named(tmp_path: Path) -> None:
     lightning = {
         "state_dict": {**prefixed("model.", trained().state_dict()), "loss.weight": torch.ones(3)},
         "hyper_parameters": {"lr": 0.1},
@@ -103,15 +106,15 @@ def test_tensors_beside_the_network_are_named(tmp_path: Path) -> None:
     assert "left out: loss.weight" in notes_of(lightning, tmp_path / "c.ckpt")
 
 
-def test_the_network_is_preferred_to_its_average(tmp_path: Path) -> None:
+def test_network_is_preferred_to_its_moving_average(tmp_path: Path) -> None:
     ema = trained(5).state_dict()
-    held = {**prefixed("model.", trained().state_dict()), **prefixed("ema_model.module.", ema)}
-    notes_of(held, tmp_path / "c.pth")
+    state = {**prefixed("model.", trained().state_dict()), **prefixed("ema_model.module.", ema)}
+    notes_of(state, tmp_path / "c.pth")
     both = {"state_dict": trained().state_dict(), "state_dict_ema": ema}
     assert "not those under 'state_dict_ema'" in notes_of(both, tmp_path / "d.pth")
 
 
-def test_numpy_values_beside_the_weights(tmp_path: Path) -> None:
+def test_extra_numpy_values(tmp_path: Path) -> None:
     names = np.array(["wolf", "ant", "fox"])
     beside = {
         "classes": names,
@@ -125,28 +128,30 @@ def test_numpy_values_beside_the_weights(tmp_path: Path) -> None:
     assert weight_class_names(tmp_path / "a") == ("wolf", "ant", "fox")
 
 
-def test_files_that_torch_did_not_write_are_named(tmp_path: Path) -> None:
+def test_files_of_other_formats_raise(tmp_path: Path) -> None:
     weights = {name: tensor.numpy() for name, tensor in trained().state_dict().items()}
-    assert "written by pickle.dump" in refused(pickle.dumps(weights), tmp_path / "a.pkl")
+    assert "written by pickle.dump" in error_of(pickle.dumps(weights), tmp_path / "a.pkl")
+    np.savez_compressed(tmp_path / "c.npz", **weights)
+    assert "NumPy arrays (npz)" in error_of((tmp_path / "c.npz").read_bytes(), tmp_path / "c.npz")
     np.savez(tmp_path / "b.npz", **weights)
-    assert "NumPy arrays (npz)" in refused((tmp_path / "b.npz").read_bytes(), tmp_path / "b.npz")
+    assert "NumPy arrays (npz)" in error_of((tmp_path / "b.npz").read_bytes(), tmp_path / "b.npz")
     np.save(tmp_path / "c.npy", np.eye(3))
-    assert "NumPy array" in refused((tmp_path / "c.npy").read_bytes(), tmp_path / "c.npy")
+    assert "NumPy array" in error_of((tmp_path / "c.npy").read_bytes(), tmp_path / "c.npy")
 
 
-def test_the_format_before_pytorch_1_6_is_read(tmp_path: Path) -> None:
+def test_legacy_torch_format(tmp_path: Path) -> None:
     torch.save(trained().state_dict(), tmp_path / "a", _use_new_zipfile_serialization=False)
     assert len(read_weight_file(tmp_path / "a").tensors) == len(trained().state_dict())
     (tmp_path / "b").write_bytes((tmp_path / "a").read_bytes()[:-9])
-    assert "truncated" in refused((tmp_path / "b").read_bytes(), tmp_path / "b")
+    assert "truncated" in error_of((tmp_path / "b").read_bytes(), tmp_path / "b")
 
 
-def test_prefixes_that_cannot_be_told_apart(tmp_path: Path) -> None:
-    held = {**prefixed("q.", trained().state_dict()), **prefixed("k.", trained(3).state_dict())}
-    assert "'q.', 'k.'" in refused(held, tmp_path / "c.pth")
+def test_ambiguous_prefixes_raise(tmp_path: Path) -> None:
+    state = {**prefixed("q.", trained().state_dict()), **prefixed("k.", trained(3).state_dict())}
+    assert "'q.', 'k.'" in error_of(state, tmp_path / "c.pth")
 
 
-def test_a_prefix_that_the_model_has(tmp_path: Path) -> None:
+def test_prefix_that_model_contains(tmp_path: Path) -> None:
     whole = nn.Sequential()
     whole.add_module("model", trained(3))
     torch.save(trained().state_dict(), tmp_path / "c.pth")
@@ -156,7 +161,7 @@ def test_a_prefix_that_the_model_has(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
-def test_other_precisions_are_cast_and_said(tmp_path: Path, dtype: torch.dtype) -> None:
+def test_other_precisions_are_cast_with_note(tmp_path: Path, dtype: torch.dtype) -> None:
     low = {
         n: t.to(dtype) if t.is_floating_point() else t for n, t in trained().state_dict().items()
     }
@@ -171,12 +176,12 @@ def test_other_precisions_are_cast_and_said(tmp_path: Path, dtype: torch.dtype) 
 
 
 def test_missing_counters_are_accepted(tmp_path: Path) -> None:
-    held = {n: t for n, t in trained().state_dict().items() if "num_batches" not in n}
-    assert notes_of(held, tmp_path / "c.pth") == ""
+    state = {n: t for n, t in trained().state_dict().items() if "num_batches" not in n}
+    assert notes_of(state, tmp_path / "c.pth") == ""
 
 
 @pytest.mark.parametrize("suffix", ["safetensors", "pth", "bin"])
-def test_the_content_decides_not_the_suffix(tmp_path: Path, suffix: str) -> None:
+def test_format_is_detected_by_content(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"c.{suffix}"
     path.write_bytes(save(trained().state_dict()))
     assert read_weight_file(path).is_plain
@@ -185,47 +190,47 @@ def test_the_content_decides_not_the_suffix(tmp_path: Path, suffix: str) -> None
 
 
 def test_shards_and_folders(tmp_path: Path) -> None:
-    held = list(trained().state_dict().items())
-    parts = {"model-1.safetensors": dict(held[:5]), "model-2.safetensors": dict(held[5:])}
+    state = list(trained().state_dict().items())
+    parts = {"model-1.safetensors": dict(state[:5]), "model-2.safetensors": dict(state[5:])}
     for name, tensors in parts.items():
         save_file(tensors, tmp_path / name)
     index = {"weight_map": {key: name for name, tensors in parts.items() for key in tensors}}
     path = tmp_path / "model.safetensors.index.json"
     path.write_text(json.dumps(index))
-    for given in (path, tmp_path):
-        file = read_weight_file(given)
-        assert file.tensors.keys() == dict(held).keys() and "read 2 shards" in file.notes[0]
-        assert match_weights(trained(), file, TASK).tensors.keys() == dict(held).keys()
+    for source in (path, tmp_path):
+        file = read_weight_file(source)
+        assert file.tensors.keys() == dict(state).keys() and "read 2 shards" in file.notes[0]
+        assert match_weights(trained(), file, TASK).tensors.keys() == dict(state).keys()
     (tmp_path / "model-2.safetensors").unlink()
     with pytest.raises(ValueError, match=r"model-2\.safetensors is missing in its folder"):
         read_weight_file(path)
 
 
 class Whole(nn.Linear):
-    """A network that can only be unpickled by running code."""
+    """Network that can only be unpickled by running code."""
 
 
 class TestRefused:
     def test_whole_networks(self, tmp_path: Path) -> None:
-        said = refused(Whole(3, 3), tmp_path / "c.pt")
-        assert "Whole" in said and "runs no code" in said and "model.state_dict()" in said
+        message = error_of(Whole(3, 3), tmp_path / "c.pt")
+        assert "Whole" in message and "runs no code" in message and "model.state_dict()" in message
 
     def test_code(self, tmp_path: Path) -> None:
         class Bad:
             def __reduce__(self) -> Any:
                 return print, ("ran",)
 
-        assert "runs no code" in refused({"state_dict": Bad()}, tmp_path / "c.pt")
+        assert "runs no code" in error_of({"state_dict": Bad()}, tmp_path / "c.pt")
 
-    def test_files_that_are_no_weights(self, tmp_path: Path) -> None:
+    def test_files_without_weights(self, tmp_path: Path) -> None:
         path = tmp_path / "c.safetensors"
         pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 9\n"
-        assert "git lfs pull" in refused(pointer, path)
-        assert "is empty" in refused(b"", path)
-        assert "web page" in refused(b"\n<!DOCTYPE html><html>", path)
-        assert "neither a safetensors file" in refused(b"x" * 999, path)
-        assert "holds no weights by name" in refused({"epoch": 3}, path)
-        assert "a list" in refused([torch.ones(3)], path)
+        assert "git lfs pull" in error_of(pointer, path)
+        assert "is empty" in error_of(b"", path)
+        assert "web page" in error_of(b"\n<!DOCTYPE html><html>", path)
+        assert "neither a safetensors file" in error_of(b"x" * 999, path)
+        assert "holds no weights by name" in error_of({"epoch": 3}, path)
+        assert "a list" in error_of([torch.ones(3)], path)
 
     @pytest.mark.parametrize("share", [0.2, 0.5, 0.95])
     def test_truncated_files(self, tmp_path: Path, share: float) -> None:
@@ -233,37 +238,37 @@ class TestRefused:
         whole = (tmp_path / "whole.pth").read_bytes()
         for content in (whole, save(trained().state_dict())):
             cut = content[: int(len(content) * share)]
-            assert "truncated or damaged" in refused(cut, tmp_path / "c.bin")
+            assert "truncated or damaged" in error_of(cut, tmp_path / "c.bin")
 
     def test_other_classes(self, tmp_path: Path) -> None:
-        said = refused(MODEL.build(Task((1, 8, 8), 5)).state_dict(), tmp_path / "c.pth")
-        assert "is a classifier of 5 classes" in said and "the data have 3" in said
+        message = error_of(MODEL.build(Signature((1, 8, 8), 5)).state_dict(), tmp_path / "c.pth")
+        assert "is a classifier of 5 classes" in message and "the data have 3" in message
 
     def test_other_networks(self, tmp_path: Path) -> None:
-        said = refused(Resnet(depth=14, width=4).build(TASK).state_dict(), tmp_path / "c.pth")
-        assert "unexpected: stage1.1" in said and " more" in said and "missing" not in said
-        wide = refused(Resnet(depth=8, width=8).build(TASK).state_dict(), tmp_path / "c.pth")
+        message = error_of(Resnet(depth=14, width=4).build(TASK).state_dict(), tmp_path / "c.pth")
+        assert "unexpected: stage1.1" in message and " more" in message and "missing" not in message
+        wide = error_of(Resnet(depth=8, width=8).build(TASK).state_dict(), tmp_path / "c.pth")
         assert "8x1x3x3 in the file, 4x1x3x3 in the model" in wide
 
     def test_values(self, tmp_path: Path) -> None:
-        held = trained().state_dict()
-        name = next(iter(held))
-        held[name].view(-1)[0] = float("nan")
-        assert f"NaN or infinite values in 1 of {len(held)}" in refused(held, tmp_path / "c.pth")
-        held[name].view(-1)[0] = float("inf")
-        assert name in refused(held, tmp_path / "c.pth")
+        state = trained().state_dict()
+        name = next(iter(state))
+        state[name].view(-1)[0] = float("nan")
+        assert f"NaN or infinite values in 1 of {len(state)}" in error_of(state, tmp_path / "c.pth")
+        state[name].view(-1)[0] = float("inf")
+        assert name in error_of(state, tmp_path / "c.pth")
 
     def test_quantized_weights(self, tmp_path: Path) -> None:
-        held = trained().state_dict()
-        name = next(iter(held))
-        held[name] = torch.ones_like(held[name], dtype=torch.int8)
-        assert "quantized weights" in refused(held, tmp_path / "c.pth")
+        state = trained().state_dict()
+        name = next(iter(state))
+        state[name] = torch.ones_like(state[name], dtype=torch.int8)
+        assert "quantized weights" in error_of(state, tmp_path / "c.pth")
         packed = {"fc.scale": torch.ones(1), "fc._packed_params.dtype": torch.ones(1)}
-        assert "quantized weights" in refused(packed, tmp_path / "c.pth")
+        assert "quantized weights" in error_of(packed, tmp_path / "c.pth")
 
 
 class Words(nn.Module):
-    """Reads tokens, and has as many positions as tokens."""
+    """Text model with as many positions as tokens."""
 
     def __init__(self, tokens: int, classes: int) -> None:
         super().__init__()
@@ -278,24 +283,24 @@ class Words(nn.Module):
 
 
 class TestVocabulary:
-    TASK = Task((6,), 3, Text(26))
+    TASK = Signature((6,), 3, Text(26))
 
-    def test_a_padded_one_is_cut(self, tmp_path: Path) -> None:
-        given, network = Words(64, 3), Words(26, 3)
-        torch.save(given.state_dict(), tmp_path / "c.pth")
+    def test_padded_vocabulary_is_truncated(self, tmp_path: Path) -> None:
+        source, network = Words(64, 3), Words(26, 3)
+        torch.save(source.state_dict(), tmp_path / "c.pth")
         fitted = match_weights(network, read_weight_file(tmp_path / "c.pth"), self.TASK)
         network.load_state_dict(fitted.tensors)
         tokens = {"input_ids": torch.randint(26, (5, 6))}
-        assert torch.equal(network(tokens), given(tokens))
+        assert torch.equal(network(tokens), source(tokens))
         assert "first 26 of the 64 rows of words.weight" in fitted.notes[0]
         assert not fitted.warnings
 
-    def test_a_much_larger_one_is_warned_of(self, tmp_path: Path) -> None:
+    def test_much_larger_vocabulary_warns(self, tmp_path: Path) -> None:
         torch.save(Words(30_522, 3).state_dict(), tmp_path / "c.pth")
         fitted = match_weights(Words(26, 3), read_weight_file(tmp_path / "c.pth"), self.TASK)
         assert "has 30522 tokens and the data's tokenizer 26" in fitted.warnings[0]
 
-    def test_a_smaller_one_is_refused(self, tmp_path: Path) -> None:
+    def test_smaller_vocabulary_raises(self, tmp_path: Path) -> None:
         torch.save(Words(20, 3).state_dict(), tmp_path / "c.pth")
         with pytest.raises(ValueError, match=r"has 20 tokens .* tokenizer has 26"):
             match_weights(Words(26, 3), read_weight_file(tmp_path / "c.pth"), self.TASK)
@@ -316,11 +321,11 @@ class TestClassNames:
             {"hyper_parameters": {"label_names": [*NAMES]}},
         ],
     )
-    def test_beside_a_state_dict(self, tmp_path: Path, beside: dict[str, Any]) -> None:
+    def test_names_next_to_state_dict(self, tmp_path: Path, beside: dict[str, Any]) -> None:
         torch.save({"state_dict": trained().state_dict(), **beside}, tmp_path / "c.pth")
         assert weight_class_names(tmp_path / "c.pth") == self.NAMES
 
-    def test_in_the_header_and_in_a_configuration(self, tmp_path: Path) -> None:
+    def test_names_in_header_and_in_config(self, tmp_path: Path) -> None:
         path = tmp_path / "c.safetensors"
         save_file(trained().state_dict(), path)
         assert weight_class_names(path) == ()
@@ -330,9 +335,23 @@ class TestClassNames:
         save_file(trained().state_dict(), path, {"raykd.classes": json.dumps(["a", "b", "c"])})
         assert weight_class_names(path) == ("a", "b", "c")
 
-    def test_a_number_of_classes_is_no_name(self, tmp_path: Path) -> None:
+    def test_number_of_classes_is_not_name(self, tmp_path: Path) -> None:
         torch.save({"model": trained().state_dict(), "classes": 3}, tmp_path / "c.pth")
         torch.save({"model": trained().state_dict(), "labels": [0, 1, 1]}, tmp_path / "d.pth")
         assert (
             weight_class_names(tmp_path / "c.pth") == weight_class_names(tmp_path / "d.pth") == ()
         )
+
+
+def test_files_that_unpack_to_any_size(tmp_path: Path) -> None:
+    torch.save({"weight": torch.zeros(5_000_000)}, tmp_path / "big.pt")
+    file = tmp_path / "bomb.pt"
+    with (
+        zipfile.ZipFile(tmp_path / "big.pt") as big,
+        zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as bomb,
+    ):
+        for part in big.namelist():
+            bomb.writestr(part, big.read(part))
+    assert file.stat().st_size < 100_000
+    with pytest.raises(ValueError, match=r"bomb\.pt has compressed or overlapping parts"):
+        read_weight_file(file)

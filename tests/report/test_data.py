@@ -12,7 +12,7 @@ from helpers.events import Teller
 from raykd.data import Source, Survey
 from raykd.data.digits import Digits
 from raykd.data.fashion_mnist import FashionMnist
-from raykd.models import Task
+from raykd.models import Signature
 from raykd.report.data import WARNING, classes_text, data_block
 from raykd.report.lines import EpochLines, JsonLines, PlainLines
 from raykd.report.live import LiveDisplay
@@ -23,7 +23,7 @@ SUSPECT = "2 pictures are in train and in test"
 
 def block(source: Source, found: Any) -> str:
     console = Console(width=200, file=io.StringIO(), record=True, color_system="standard")
-    console.print(data_block(source, found, Task((1, 8, 8), 10)))
+    console.print(data_block(source, found, Signature((1, 8, 8), 10)))
     return console.export_text(styles=True)
 
 
@@ -35,7 +35,7 @@ def test_class_names_are_counted_and_cut() -> None:
     assert "\n" not in classes_text(2, ("a\nb", "c"))
 
 
-def test_a_survey_in_a_block() -> None:
+def test_survey_in_block() -> None:
     survey = Survey(
         {"train": 60, "val": 8, "test": 16}, ("cat", "dog"), (NOTE,), (SUSPECT,), "/pictures"
     )
@@ -45,7 +45,7 @@ def test_a_survey_in_a_block() -> None:
     assert f"\x1b[1;33m{WARNING}{SUSPECT}" in text
 
 
-def test_a_block_without_a_survey() -> None:
+def test_block_without_survey() -> None:
     text = block(FashionMnist(root="elsewhere"), None)
     assert "fashion_mnist from elsewhere" in text
     assert "10 classes" in text
@@ -64,7 +64,7 @@ def test_notes_and_warnings_are_printed_once(teller: Teller) -> None:
         assert "10 classes: 0, 1, 2" in text
 
 
-def test_warnings_stand_out_above_the_live_display(teller: Teller) -> None:
+def test_warnings_stand_out_above_live_display(teller: Teller) -> None:
     screen = io.StringIO()
     console = Console(file=screen, force_terminal=True, width=120, color_system="standard")
     with LiveDisplay(console) as display:
@@ -74,7 +74,7 @@ def test_warnings_stand_out_above_the_live_display(teller: Teller) -> None:
     assert NOTE in screen.getvalue()
 
 
-def test_machines_get_lists(teller: Teller) -> None:
+def test_json_has_lists(teller: Teller) -> None:
     lines: list[str] = []
     display = JsonLines(lines.append)
     for event in teller.opening():

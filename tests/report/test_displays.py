@@ -1,4 +1,4 @@
-"""What is shown while a search runs."""
+"""Tests of the displays of a running search."""
 
 from __future__ import annotations
 
@@ -13,35 +13,33 @@ from helpers.events import Clock, Teller, watched
 from raykd.report import Shielded, search_display
 from raykd.report.lines import EpochLines, JsonLines, PlainLines
 from raykd.report.live import LiveDisplay, picture
-from raykd.report.progress import View
+from raykd.report.run_state import RunState
 from raykd.tracking.events import Event, Note, RunEnded, RunStarted, SlotsPlanned
 
 
-def drawn(view: View, width: int, height: int) -> list[str]:
+def drawn(state: RunState, width: int, height: int) -> list[str]:
     console = Console(
         width=width, height=height, file=io.StringIO(), record=True, color_system=None
     )
-    console.print(picture(view, console.options))
+    console.print(picture(state, console.options))
     return console.export_text(styles=False).splitlines()
 
 
 @pytest.mark.parametrize(("width", "height"), [(80, 24), (140, 40), (60, 12), (40, 10)])
-def test_the_picture_fits_the_terminal_at_every_moment(
-    teller: Teller, width: int, height: int
-) -> None:
-    view = View(Clock())
+def test_picture_fits_terminal_at_every_moment(teller: Teller, width: int, height: int) -> None:
+    state = RunState(Clock())
     for event in [None, *teller.whole()]:
         if event is not None:
-            view.apply(event)
+            state.apply(event)
         if event is None or isinstance(event, SlotsPlanned | RunEnded | Note):
-            lines = drawn(view, width, height)
+            lines = drawn(state, width, height)
             assert len(lines) < height
             assert max(map(len, lines)) <= width
 
 
-def test_the_picture_tells_where_the_search_stands(teller: Teller) -> None:
-    view, _ = watched(teller.halfway())
-    lines = drawn(view, 140, 40)
+def test_display_shows_state_of_search(teller: Teller) -> None:
+    state, _ = watched(teller.halfway())
+    lines = drawn(state, 140, 40)
     text = "\n".join(lines)
     assert lines[0].startswith("raykd · made-up")
     assert "2 parallel trials" in lines[0]
@@ -49,14 +47,14 @@ def test_the_picture_tells_where_the_search_stands(teller: Teller) -> None:
     assert "digits 1222/216/359" in text
     assert "max val accuracy, min params" in text
     assert "trials 4/8: 2 running, 1 stopped early, 1 failed" in text
-    assert f"{view.progress:.0%}" in text and "left" in text
+    assert f"{state.estimate.progress:.0%}" in text and "left" in text
     assert "best so far: trial-0000 resnet d14 w16, val acc 98.15%, params 174,970" in text
     assert "Pareto front: 2" in text
 
 
-def test_the_table_begins_with_what_runs_then_the_best(teller: Teller) -> None:
-    view, _ = watched(teller.halfway())
-    lines = drawn(view, 140, 40)
+def test_table_starts_with_running_trials_then_best(teller: Teller) -> None:
+    state, _ = watched(teller.halfway())
+    lines = drawn(state, 140, 40)
     head = next(i for i, line in enumerate(lines) if line.startswith("trial "))
     rows = [line.split() for line in lines[head + 1 : head + 7]]
     ends = [(row[0], row[-1]) for row in rows]
@@ -73,15 +71,15 @@ def test_the_table_begins_with_what_runs_then_the_best(teller: Teller) -> None:
 
 
 def test_drawing_is_cheap(teller: Teller) -> None:
-    view, _ = watched(teller.halfway())
+    state, _ = watched(teller.halfway())
     console = Console(width=140, height=40, file=io.StringIO(), force_terminal=True)
     began = time.process_time()
     for _ in range(10):
-        console.print(picture(view, console.options))
+        console.print(picture(state, console.options))
     assert (time.process_time() - began) / 10 < 0.1, "four a second must cost next to nothing"
 
 
-def test_the_live_display_draws_seldom_and_leaves_a_clean_screen(teller: Teller) -> None:
+def test_live_display_draws_seldom_and_leaves_clean_screen(teller: Teller) -> None:
     screen = io.StringIO()
     console = Console(width=80, height=24, file=screen, force_terminal=True)
     with LiveDisplay(console) as display:
@@ -93,8 +91,8 @@ def test_the_live_display_draws_seldom_and_leaves_a_clean_screen(teller: Teller)
     assert "trial-0003 failed: diverged in epoch 2" in text
 
 
-def test_a_picture_that_fails_is_said_once(teller: Teller, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("raykd.report.live.picture", lambda view, options: 1 / 0)
+def test_failed_display_is_reported_once(teller: Teller, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("raykd.report.live.picture", lambda state, options: 1 / 0)
     screen = io.StringIO()
     with LiveDisplay(Console(file=screen, force_terminal=True, width=120)) as display:
         time.sleep(0.6)
@@ -103,7 +101,7 @@ def test_a_picture_that_fails_is_said_once(teller: Teller, monkeypatch: pytest.M
     assert screen.getvalue().count("raykd's display failed (ZeroDivisionError") == 1
 
 
-def test_plain_lines_tell_phases_and_ends(teller: Teller) -> None:
+def test_plain_lines_show_phases_and_ends(teller: Teller) -> None:
     lines: list[str] = []
     clock = Clock()
     plain = PlainLines(lines.append, clock)
@@ -119,7 +117,7 @@ def test_plain_lines_tell_phases_and_ends(teller: Teller) -> None:
     assert "trial-0000 finished (4/4 epochs): val accuracy 98.15%, 175k params" in text
     assert "trial-0004 stopped early (2/4 epochs): val accuracy 61.00%" in text
     assert "trial-0005 failed: diverged in epoch 2" in text
-    assert "replicates of the chosen students (trial-0000)" in text
+    assert "replicates of the finalists (trial-0000)" in text
     assert text.count(" finished (") == 1 + 4 + 12
     assert "%, trials" not in text, "no line of progress where others came within 10 s"
 
@@ -141,11 +139,11 @@ def test_plain_lines_of_progress_come_every_ten_seconds_at_most(teller: Teller) 
 def test_json_lines_are_json(teller: Teller) -> None:
     lines: list[str] = []
     display = JsonLines(lines.append)
-    told = [*teller.whole(), Note(metrics={"x": float("nan")})]
-    for event in told:
+    published = [*teller.whole(), Note(metrics={"x": float("nan")})]
+    for event in published:
         display(event)
     read = [json.loads(line, parse_constant=pytest.fail) for line in lines]
-    assert [event["event"] for event in read] == [event.kind for event in told]
+    assert [event["event"] for event in read] == [event.kind for event in published]
     plan = next(event for event in read if event["event"] == "plan")
     assert plan["slots"] == {"slots": 2, "workers": 1, "cpus": 1.0, "gpus": 0.0}
     assert plan["budget"]["trials"] == 8
@@ -169,12 +167,12 @@ def test_epoch_lines_show_each_epoch_of_teacher_and_student(teller: Teller) -> N
     ("terminal", "lines", "kind"),
     [(True, False, LiveDisplay), (True, True, PlainLines), (False, False, PlainLines)],
 )
-def test_a_terminal_gets_the_live_display(terminal: bool, lines: bool, kind: type) -> None:
+def test_terminal_gets_live_display(terminal: bool, lines: bool, kind: type) -> None:
     console = Console(file=io.StringIO(), force_terminal=terminal)
     assert isinstance(search_display(console, lines=lines), kind)
 
 
-def test_a_display_that_fails_does_not_end_the_search() -> None:
+def test_display_that_fails_does_not_end_search() -> None:
     said: list[str] = []
 
     def broken(event: Event) -> None:

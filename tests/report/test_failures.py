@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from raykd.report.failures import Announcer, causes, failure_lines
+from raykd.report.failures import FailureAnnouncer, failure_lines, group_failures
 from raykd.runtime.jobs import TrainJob
 from raykd.tuning.records import Record
 
@@ -24,8 +24,8 @@ FAILED = [
 ]
 
 
-def test_trainings_that_failed_alike_are_one_cause() -> None:
-    found = causes(FAILED)
+def test_equal_failures_are_one_cause() -> None:
+    found = group_failures(FAILED)
     assert [[record.id[-1] for record in cause.records] for cause in found] == [
         ["1", "2", "3"],
         ["0"],
@@ -35,8 +35,8 @@ def test_trainings_that_failed_alike_are_one_cause() -> None:
     assert found[0].plain()["count"] == 3
 
 
-def test_the_summary_names_error_place_and_log_once(tmp_path: Path) -> None:
-    assert failure_lines(FAILED, tmp_path)[:3] == [
+def test_summary_names_error_place_and_log_once(tmp_path: Path) -> None:
+    assert failure_lines(group_failures(FAILED), tmp_path)[:3] == [
         "3 trainings (trial-0001, trial-0002, trial-0003): RuntimeError: shapes (16x64 and 32x10)",
         f"  raised at {PLACE}",
         f"  log: {tmp_path}/logs/trial-0001.log",
@@ -46,13 +46,13 @@ def test_the_summary_names_error_place_and_log_once(tmp_path: Path) -> None:
 def test_many_causes_and_many_trainings_are_cut_short(tmp_path: Path) -> None:
     names = "abcdefg"
     many = [failed(number, f"Error{names[number % 7]}: no") for number in range(70)]
-    said = failure_lines(many, tmp_path)
+    said = failure_lines(group_failures(many), tmp_path)
     assert len(said) == 6 and "and 2 more" in said[0]
     assert said[-1] == "and 20 more with 2 other errors (raykd report --json)"
 
 
-def test_an_error_is_announced_in_full_once() -> None:
-    announcer = Announcer()
+def test_error_is_announced_in_full_once() -> None:
+    announcer = FailureAnnouncer()
     said = [announcer.line(record) for record in FAILED[1:3]]
     assert said == [
         f"trial-0001 failed: RuntimeError: shapes (16x64 and 32x10) (raised at {PLACE})",

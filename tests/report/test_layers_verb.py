@@ -12,11 +12,12 @@ from typer.testing import CliRunner
 
 from raykd.cli.commands import app
 from raykd.errors import StudyError
-from raykd.models import MODELS, Task, profile_model
-from raykd.report.layers import Inputs, layers_of, lines, tables
+from raykd.models import MODELS, Signature, profile_model
+from raykd.report.layers import ModelInputs, list_layers
+from raykd.report.terminal.layers import layer_lines, layer_tables
 
 QUICKSTART = Path(__file__).parents[2] / "search_spaces" / "quickstart.yaml"
-DIGITS = Inputs(data="digits")
+DIGITS = ModelInputs(data="digits")
 
 
 def run(*words: str) -> str:
@@ -31,10 +32,10 @@ def refused(*words: str) -> str:
     return result.output
 
 
-def test_every_layer_of_a_model_is_told() -> None:
+def test_every_layer_of_model_is_listed() -> None:
     found = json.loads(run("resnet8x4", "--classes", "100", "--json"))
     (model,) = found["models"]
-    known = profile_model(MODELS["resnet8x4"](), Task((3, 32, 32), 100))
+    known = profile_model(MODELS["resnet8x4"](), Signature((3, 32, 32), 100))
     assert (model["params"], model["macs"]) == (known.params, known.macs)
     assert [layer["module"] for layer in model["layers"]] == [
         one.module for one in known.ordered_layers
@@ -68,36 +69,36 @@ def test_every_layer_of_a_model_is_told() -> None:
         ),
     ],
 )
-def test_a_model_is_asked_for_in_many_ways(words: tuple[str, ...], shape: str) -> None:
-    told = run(*words, "--stages").splitlines()
-    (first,) = [line for line in told if line.startswith("stage1 ")]
+def test_model_is_named_in_several_ways(words: tuple[str, ...], shape: str) -> None:
+    lines = run(*words, "--stages").splitlines()
+    (first,) = [line for line in lines if line.startswith("stage1 ")]
     assert shape in first.split()
 
 
-def test_a_pipe_gets_a_layer_a_line_and_a_terminal_all_of_it() -> None:
-    found = layers_of("shufflenet_v2", ["depths=[1, 1, 1]", "width=8", "head=16"], DIGITS)
+def test_pipe_has_line_per_layer_and_terminal_whole_table() -> None:
+    found = list_layers("shufflenet_v2", ["depths=[1, 1, 1]", "width=8", "head=16"], DIGITS)
     (model,) = found.models
-    plain = list(lines(found, stages=False))
-    names = [layer.module for layer in model.model_profile.ordered_layers]
+    plain = list(layer_lines(found, stages=False))
+    names = [layer.module for layer in model.profile.ordered_layers]
     assert len(plain) == len(names) + 3
     assert all(line == line.rstrip() for line in plain)
     for width in (40, 80, 160):
         text = io.StringIO()
         console = Console(file=text, width=width, force_terminal=True, color_system=None)
-        console.print(tables(found, stages=False), crop=False)
+        console.print(layer_tables(found, stages=False), crop=False)
         shown = text.getvalue()
         assert max(map(len, shown.splitlines())) <= width
         assert "…" not in shown, "folded, not cut"
         assert max(names, key=len) in shown or width < 160
 
 
-def test_a_study_shows_teacher_and_students_side_by_side() -> None:
-    told = json.loads(run(str(QUICKSTART), "--json", "--stages"))
-    roles = [model["role"] for model in told["models"]]
+def test_study_shows_teacher_and_students_side_by_side() -> None:
+    content = json.loads(run(str(QUICKSTART), "--json", "--stages"))
+    roles = [model["role"] for model in content["models"]]
     assert roles == ["teacher", "student", "student", "student"]
-    sizes = [model["params"] for model in told["models"][1:]]
+    sizes = [model["params"] for model in content["models"][1:]]
     assert sizes == sorted(sizes)
-    assert told["pairings"]["knowledge[1].pairs"] == {
+    assert content["pairings"]["knowledge[1].pairs"] == {
         "reading": ["auto", "auto"],
         "hint": ["stage1", "stage2", "stage3"],
         "guided": ["stage1", "stage2", "stage3"],
@@ -109,7 +110,7 @@ def test_a_study_shows_teacher_and_students_side_by_side() -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [
         (("resnett",), "did you mean 'resnet'?"),
         (("resnet", "--set", "depth=21"), "depth: a resnet's depth, with 3 stages of basic blocks"),
@@ -127,10 +128,10 @@ def test_a_study_shows_teacher_and_students_side_by_side() -> None:
         (("nowhere.yaml",), "nowhere.yaml"),
     ],
 )
-def test_mistakes(words: tuple[str, ...], told: str) -> None:
-    assert told in refused(*words)
+def test_mistakes(words: tuple[str, ...], message: str) -> None:
+    assert message in refused(*words)
 
 
-def test_a_model_that_cannot_take_the_samples_says_how_to_say_which() -> None:
+def test_model_without_input_shape_explains_option() -> None:
     with pytest.raises(StudyError, match="--input"):
-        layers_of("torchvision/inception_v3", [], Inputs())
+        list_layers("torchvision/inception_v3", [], ModelInputs())

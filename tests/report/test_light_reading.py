@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from helpers.events import Teller
-from raykd.layer_study.arm_record import Arm
+from raykd.layer_study.plan import Arm
 from raykd.layer_study.result import read_layer_study
 from raykd.runtime.jobs import TrainJob
 from raykd.study.space.pairing import LayerPair
@@ -57,11 +57,12 @@ def paired(root: Path) -> Path:
     arms = [Arm("none", "none")]
     arms += [Arm(f"a{i}", "pair", ((LayerPair("stage1", f"stage{i}"),),)) for i in (1, 2, 3)]
     folder = create_folder("paired", str(root), "", (), "pairs")
-    tracking = {"tracking": {"uri": f"sqlite:///{root}/mlflow.db"}}
+    search = {"objectives": {"val_accuracy": "max"}, "finalists": 1}
+    resolved = {"tracking": {"uri": f"sqlite:///{root}/mlflow.db"}, "search": search}
     study = {"student": {"model": {"name": "mlp"}}, "scheme": {"name": "offline"}}
     cka = {"start": [[0.1, 0.5, 0.3]], "steps": [[0.2, 0.4, 0.3]]}
     with Journal(folder.journal) as journal:
-        journal.append(StudyStarted("id", name="paired", experiment="paired", resolved=tracking))
+        journal.append(StudyStarted("id", name="paired", experiment="paired", resolved=resolved))
         journal.append(
             ArmsPlanned(
                 arms=[arm.plain() for arm in arms],
@@ -111,18 +112,18 @@ def imported_by(*words: str) -> set[str]:
 
 
 @pytest.mark.parametrize("more", [(), ("--json",)])
-def test_a_search_is_reported_without_heavy_imports(teller: Teller, more: tuple[str, ...]) -> None:
+def test_search_is_reported_without_heavy_imports(teller: Teller, more: tuple[str, ...]) -> None:
     modules = imported_by("report", str(searched(teller)), *more)
     assert "raykd.report.summary" in modules
     assert HEAVY & modules == set()
 
 
 @pytest.mark.parametrize("more", [(), ("--json",)])
-def test_a_layer_study_is_reported_without_heavy_imports(
+def test_layer_study_is_reported_without_heavy_imports(
     tmp_path: Path, more: tuple[str, ...]
 ) -> None:
     folder = paired(tmp_path)
-    assert read_layer_study(folder).rankings["hint_depth"].cells == 3
+    assert read_layer_study(folder).rank_correlations["hint_depth"].cells == 3
     modules = imported_by("report", str(folder), *more)
-    assert "raykd.report.layer_study.summary" in modules
+    assert "raykd.report.summary.layer_study" in modules
     assert HEAVY & modules == set()

@@ -4,23 +4,29 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from rich.console import Console, RenderableType
 from rich.text import Text
 from test_light_reading import paired, searched
+from typer.testing import CliRunner
 
 from helpers.events import STUDY, Teller, watched
+from raykd.cli.commands import app
 from raykd.doctor import CheckResult, render
 from raykd.layer_study.result import read_layer_study
-from raykd.report.layer_study.summary import summary as pairs_summary
-from raykd.report.layers import Inputs, layers_of, tables
+from raykd.report.layers import ModelInputs, list_layers
 from raykd.report.live import picture
-from raykd.report.options.catalogue import chosen
-from raykd.report.options.render import view
-from raykd.report.space import explained
-from raykd.report.summary import summary
+from raykd.report.options.catalogue import find_entries
+from raykd.report.options.render import render_entries
+from raykd.report.space import explain_file
+from raykd.report.status import StudyStatus, read_status
+from raykd.report.summary import summarize
+from raykd.report.terminal import render_summary
+from raykd.report.terminal.layers import layer_tables
+from raykd.report.terminal.status import STUDY_COLUMNS, studies_table
 from raykd.terminal_tables import Column, Grid, Labeled, truncate
 from raykd.tuning.result import read_result
 
@@ -45,17 +51,49 @@ def check(shown: RenderableType) -> None:
 
 
 def of_search(teller: Teller) -> RenderableType:
-    return summary(read_result(searched(teller)))
+    return render_summary(summarize(read_result(searched(teller))))
 
 
 def of_pairs(teller: Teller) -> RenderableType:
-    return pairs_summary(read_layer_study(paired(teller.folder.path.parent)))
+    return render_summary(summarize(read_layer_study(paired(teller.folder.path.parent))))
+
+
+def states(teller: Teller) -> list[StudyStatus]:
+    return [read_status(searched(teller)), read_status(paired(teller.folder.path.parent))]
+
+
+def test_columns_of_studies_are_left_out_until_they_fit(teller: Teller) -> None:
+    studies = [
+        replace(state, folder=Path(f"studies/x-20261128-10150{i}"))
+        for i, state in enumerate(states(teller))
+    ]
+    for width in (60, 80, 100, 120, 400):
+        head, *rows = printed(studies_table(studies, width), width).splitlines()
+        assert len(rows) == len(studies) and max(map(len, rows)) <= width
+        assert "folder" in head and (head.startswith("study") or width < 400)
+        for study, row in zip(studies, rows, strict=True):
+            assert study.status in row and str(study.folder) in row
+    stacked = printed(studies_table(studies, 30), 30)
+    assert all(stacked.count(f"{name}:") == len(studies) for name in ("study", "kind", "started"))
+
+
+def test_table_of_studies_in_pipe_has_all_columns(teller: Teller) -> None:
+    studies = states(teller)
+    root = str(teller.folder.path.parent)
+    output = CliRunner().invoke(app, ["ls", root], env={"COLUMNS": "40"}).output
+    head, *rows = output.splitlines()
+    starts = {name: head.index(name) for name in STUDY_COLUMNS}
+    assert len(rows) == len(studies)
+    statuses = {row[starts["status"] :].split()[0] for row in rows}
+    folders = {row[starts["folder or MLflow run"] :].strip() for row in rows}
+    assert statuses == {study.status for study in studies}
+    assert folders == {str(study.folder) for study in studies}
 
 
 def of_study(teller: Teller) -> RenderableType:
     file = Path(teller.folder.path.parent, "study.yaml")
     file.write_text(STUDY)
-    return explained(str(file))
+    return explain_file(str(file))
 
 
 @pytest.mark.parametrize("shown", [of_search, of_pairs, of_study])
@@ -64,33 +102,33 @@ def test_no_word_is_broken(teller: Teller, shown: Callable[[Teller], RenderableT
 
 
 @pytest.mark.parametrize("stages", [False, True])
-def test_no_word_of_a_table_of_layers_is_broken(stages: bool) -> None:
-    check(tables(layers_of("resnet", (), Inputs()), stages=stages))
+def test_no_word_of_table_of_layers_is_broken(stages: bool) -> None:
+    check(layer_tables(list_layers("resnet", (), ModelInputs()), stages=stages))
 
 
 @pytest.mark.parametrize("part", [None, "losses", "schemes"])
-def test_no_word_of_a_list_is_broken(part: str | None) -> None:
-    check(view(chosen(part), in_full=False))
+def test_no_word_of_list_is_broken(part: str | None) -> None:
+    check(render_entries(find_entries(part), in_detail=False))
 
 
-def test_no_word_of_a_finding_is_broken() -> None:
+def test_no_word_of_finding_is_broken() -> None:
     path = "/opt/" + "very-long-folder/" * 8 + "bin/python"
     check(render(CheckResult("python", f"3.11.4 at {path}", "use Python >= 3.12")))
     assert path in printed(render(CheckResult("python", f"3.11.4 at {path}")), 40)
 
 
 @pytest.mark.parametrize("width", WIDTHS)
-def test_the_live_picture_is_cut_between_words(teller: Teller, width: int) -> None:
-    view, _ = watched(teller.halfway())
+def test_live_picture_is_cut_between_words(teller: Teller, width: int) -> None:
+    state, _ = watched(teller.halfway())
     console = Console(width=1000, height=30, file=io.StringIO(), color_system=None)
-    whole = set(printed(picture(view, console.options), 1000).replace(",", "").split())
+    whole = set(printed(picture(state, console.options), 1000).replace(",", "").split())
     options = console.options.update(width=width, max_width=width)
-    words = printed(picture(view, options), width).replace(",", "").split()
+    words = printed(picture(state, options), width).replace(",", "").split()
     assert [x for x in words if x not in whole and not set(x) <= set("…━╸╺")] == []
     assert {"trial", "student", "val", "acc", "status"} <= set(words)
 
 
-def test_a_table_that_fits_has_columns_and_one_that_does_not_is_stacked() -> None:
+def test_table_is_stacked_if_it_does_not_fit() -> None:
     grid = Grid([Column("name"), Column("number of samples", right=True, whole=True)])
     grid.add("handwritten-digits", Text("1,797"))
     assert printed(grid, 40).splitlines()[0].split() == ["name", "number", "of", "samples"]
@@ -98,7 +136,7 @@ def test_a_table_that_fits_has_columns_and_one_that_does_not_is_stacked() -> Non
     assert lines == ["name: handwritten-digits", "  number of samples: 1,797"]
 
 
-def test_a_word_longer_than_the_line_has_a_line_of_its_own() -> None:
+def test_long_word_has_separate_line() -> None:
     block = Labeled()
     block.add("data", "the pictures of /a/path/that/is/longer/than/the/whole/line are read")
     lines = printed(block, 34).splitlines()

@@ -18,16 +18,18 @@ from rich.console import Console
 from typer.testing import CliRunner, Result
 
 from raykd.cli import commands as cli
+from raykd.cli.list_commands import PARTS as LISTED_PARTS
 from raykd.data import AUGMENTATIONS, Augment
 from raykd.losses import LOSSES, ResponseLoss, Term
 from raykd.models import MODELS, Model
-from raykd.registry import OWN, names_like, option
-from raykd.report.options.catalogue import FAMILIES, PARTS, Entry, Part, chosen, entries
+from raykd.registry import BUILT_IN, names_like, option
+from raykd.report.options.catalogue import FAMILIES, PARTS, Entry, Part, find_entries, list_entries
 from raykd.report.options.fields import Parameter
-from raykd.report.options.render import COMMAND, json_of, page, view
+from raykd.report.options.render import COMMAND, entries_json, render_entries, render_page
 
 FOUND: dict[Part, list[Entry]] = {
-    part: [one for one in listed if one.package == OWN] for part, listed in chosen().items()
+    part: [one for one in listed if one.package == BUILT_IN]
+    for part, listed in find_entries().items()
 }
 ALL = [entry for listed in FOUND.values() for entry in listed]
 PARAMETERS = [(entry, parameter) for entry in ALL for parameter in entry.parameters]
@@ -41,11 +43,11 @@ def typed(*words: str) -> Result:
     return CliRunner().invoke(cli.app, ["list", *words])
 
 
-def told(*parts: str, in_full: bool = False, name: str | None = None, width: int = 80) -> str:
-    """What a terminal shows."""
+def rendered(*parts: str, in_detail: bool = False, name: str | None = None, width: int = 80) -> str:
+    """Return the text of a terminal."""
     console = Console(width=width, file=io.StringIO())
     for part in parts:
-        console.print(view(chosen(part, name), in_full=in_full))
+        console.print(render_entries(find_entries(part, name), in_detail=in_detail))
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue()
 
@@ -58,14 +60,14 @@ def class_of(entry: Entry) -> type:
 
 
 @every_option
-def test_every_option_says_what_it_is(entry: Entry) -> None:
+def test_every_option_has_description(entry: Entry) -> None:
     assert entry.summary.endswith(".")
     assert len(entry.summary) <= 120
     assert [one.name for one in entry.parameters if not one.description] == []
 
 
 @every_option
-def test_the_defaults_told_are_those_it_has(entry: Entry) -> None:
+def test_documented_defaults_are_correct(entry: Entry) -> None:
     cls = class_of(entry)
     given = {"name": entry.name} | {
         one.name: one.default for one in entry.parameters if not one.required
@@ -103,7 +105,7 @@ def outside(one: Parameter) -> Iterator[Any]:
 @pytest.mark.parametrize(
     ("entry", "one"), PARAMETERS, ids=[f"{entry.name}-{one.name}" for entry, one in PARAMETERS]
 )
-def test_the_ranges_told_are_those_it_keeps(entry: Entry, one: Parameter) -> None:
+def test_documented_ranges_are_enforced(entry: Entry, one: Parameter) -> None:
     adapter = TypeAdapter(class_of(entry))
     for value in outside(one):
         with pytest.raises(ValidationError) as caught:
@@ -128,7 +130,7 @@ KNOWN: dict[tuple[str, str, str], dict[str, Any]] = {
 @pytest.mark.parametrize("place", KNOWN, ids="-".join)
 def test_known_parameters(place: tuple[str, str, str]) -> None:
     part, name, key = place
-    (entry,) = chosen(part, name).values()
+    (entry,) = find_entries(part, name).values()
     found = next(one for one in entry[0].plain()["parameters"] if one["name"] == key)
     assert KNOWN[place].items() <= found.items()
     assert found["required"] is False
@@ -168,7 +170,7 @@ def test_all_kinds_of_fields_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(
         LOSSES.__dict__, "_entries", {**LOSSES._entries, "odd": (Odd, "odd-package 2")}
     )
-    (entry,) = chosen("losses", "odd")["losses"]
+    (entry,) = find_entries("losses", "odd")["losses"]
     read = {one.name: one for one in entry.parameters}
     assert {name: one.type.text for name, one in read.items()} == {
         "slots": "integer >= 1 or auto",
@@ -194,12 +196,12 @@ def test_all_kinds_of_fields_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
     }
     assert read["steps"].type.plain() == {"type": "list of integers or null", "min": 1}
     assert read["weights"].default == {"x": 1.0}
-    (inner,) = entry.held
+    (inner,) = entry.nested
     assert (inner.name, inner.summary) == ("inner", "A mapping inside.")
     (shown,) = read["inside"].plain()["of"]
     assert [one["name"] for one in shown["parameters"]] == ["width", "kind"]
     assert shown["parameters"][0]["required"] and shown["parameters"][0]["min"] == 1
-    text = " ".join(told("losses", name="odd", in_full=True).split())
+    text = " ".join(rendered("losses", name="odd", in_detail=True).split())
     assert "inner: A mapping inside. width required integer >= 1; how wide kind a a, b" in text
 
 
@@ -207,7 +209,7 @@ def test_all_kinds_of_fields_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_eighty_columns_hold_it_all() -> None:
-    text = told(*PARTS)
+    text = rendered(*PARTS)
     assert max(map(len, text.splitlines())) <= 80
     words = set(text.split())
     for entry in ALL:
@@ -216,17 +218,18 @@ def test_eighty_columns_hold_it_all() -> None:
     assert max(map(len, typed().stdout.splitlines())) <= 80
 
 
-def test_a_loss_is_told_with_its_weight_and_paper() -> None:
-    text = " ".join(told("losses").partition("\nlogit_mse")[0].split())
+def test_loss_is_listed_with_weight_and_paper() -> None:
+    text = " ".join(rendered("losses").partition("\nlogit_mse")[0].split())
     assert text.startswith("kd Match the softened class probabilities of the teacher.")
-    assert "knowledge: response; default weight: 0.9; default pairs: none" in text
+    facts = "knowledge: response; kinds: softmax, sigmoid; default weight: 0.9; default pairs: none"
+    assert facts in text
     assert "paper: Hinton 2015, arXiv:1503.02531" in text
-    assert text.endswith("temperature 4.0 number > 0; Softmax temperature of student and teacher")
+    assert "temperature 4.0 number > 0; Softmax temperature of student and teacher" in text
 
 
 @every_option
-def test_one_option_is_told_in_full(entry: Entry) -> None:
-    text = " ".join(told(entry.part, name=entry.name, in_full=True, width=500).split())
+def test_single_option_is_shown_in_full(entry: Entry) -> None:
+    text = " ".join(rendered(entry.part, name=entry.name, in_detail=True, width=500).split())
     assert text.startswith(f"{entry.name}, {entry.noun} {entry.summary}")
     assert " ".join(entry.details.split()) in text
     assert entry.paper in text
@@ -251,7 +254,7 @@ def test_json_is_json_alone() -> None:
     assert [one["name"] for one in json.loads(typed("losses", "dkd", "--json").stdout)] == ["dkd"]
     everything = json.loads(typed("--json").stdout)
     assert {one["part"] for one in everything} == set(PARTS)
-    assert json_of(chosen()) == typed("--json").stdout.rstrip("\n")
+    assert entries_json(find_entries()) == typed("--json").stdout.rstrip("\n")
 
 
 @pytest.mark.parametrize(
@@ -266,7 +269,7 @@ def test_json_is_json_alone() -> None:
         (["losses", "--json", "--markdown"], ["give either --json or --markdown"]),
     ],
 )
-def test_what_is_not_there_is_said(words: list[str], said: list[str]) -> None:
+def test_unknown_option_is_reported(words: list[str], said: list[str]) -> None:
     done = typed(*words)
     assert done.exit_code == 2
     assert done.stdout == ""
@@ -275,8 +278,8 @@ def test_what_is_not_there_is_said(words: list[str], said: list[str]) -> None:
         assert text in " ".join(done.stderr.split())
 
 
-def test_help_names_the_parts() -> None:
-    assert cli.PARTS == PARTS
+def test_help_names_parts() -> None:
+    assert LISTED_PARTS == PARTS
     shown = " ".join(typed("--help").stdout.replace("│", " ").split())
     parts = "losses, schemes, models, data, optimizers, schedules, samplers, schedulers, proxies"
     assert f"{parts} or augmentations" in shown
@@ -285,7 +288,7 @@ def test_help_names_the_parts() -> None:
 def test_listing_imports_neither_ray_nor_mlflow() -> None:
     code = (
         "import sys, raykd.report.options.catalogue as c, raykd.report.options.render as p\n"
-        "p.page(c.chosen())\n"
+        "p.render_page(c.find_entries())\n"
         "print([m for m in ('ray', 'mlflow', 'optuna', 'torchvision', 'sklearn', 'scipy')"
         " if m in sys.modules])"
     )
@@ -296,14 +299,14 @@ def test_listing_imports_neither_ray_nor_mlflow() -> None:
 # The page
 
 
-def test_the_page_is_what_the_source_gives(repository: Path) -> None:
+def test_page_equals_its_source(repository: Path) -> None:
     kept = (repository / "docs" / "options.md").read_text(encoding="utf-8")
-    made = page(FOUND)
+    made = render_page(FOUND)
     assert kept == made, f"docs/options.md is not up to date; renew it: uv run {COMMAND}"
 
 
-def test_the_pages_links_lead_to_its_headings() -> None:
-    text = page(FOUND)
+def test_pages_links_lead_to_its_headings() -> None:
+    text = render_page(FOUND)
     headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
     anchors = [re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings]
     assert len(set(anchors)) == len(anchors)
@@ -311,8 +314,9 @@ def test_the_pages_links_lead_to_its_headings() -> None:
     assert len(set(anchors)) >= len(ALL)
 
 
-def test_the_page_has_a_table_of_every_loss_and_its_weight() -> None:
-    rows = [line for line in page(FOUND).splitlines() if line.startswith("| [")]
+def test_page_has_table_of_every_loss_and_its_weight() -> None:
+    losses = render_page(FOUND).partition("\n## Losses\n")[2]
+    rows = [line for line in losses.splitlines() if line.startswith("| [")]
     for entry in FOUND["losses"]:
         first, second = [row for row in rows if row.startswith(f"| [{entry.name}](")]
         assert entry.facts["knowledge"] in first
@@ -326,11 +330,11 @@ def test_the_page_has_a_table_of_every_loss_and_its_weight() -> None:
 
 def test_signs_of_formulas_are_not_markdowns() -> None:
     entry = Entry("losses", "loss", "odd", "a * b <x> _y_ p_t `c * d`, arXiv:1503.02531", "", "")
-    text = page({"losses": [entry]})
+    text = render_page({"losses": [entry]})
     assert r"a \* b \<x> \_y\_ p_t `c * d`, [arXiv:1503.02531]" in text
 
 
-def test_an_option_of_many_names_is_listed_by_their_form(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_option_of_many_names_is_listed_by_their_form(monkeypatch: pytest.MonkeyPatch) -> None:
     @option
     class Foreign(Model):
         """Any model of a library."""
@@ -340,22 +344,22 @@ def test_an_option_of_many_names_is_listed_by_their_form(monkeypatch: pytest.Mon
 
     found = {**MODELS._entries, "library/NAME": (Foreign, "odd-package 2.0")}
     monkeypatch.setitem(MODELS.__dict__, "_entries", found)
-    foreign = entries("models")[-1]
+    foreign = list_entries("models")[-1]
     assert (foreign.name, foreign.summary) == ("library/NAME", "Any model of a library.")
     assert [one.name for one in foreign.parameters] == ["width"]
-    (dml,) = chosen("schemes", "dml")["schemes"]
+    (dml,) = find_entries("schemes", "dml")["schemes"]
     others = next(one for one in dml.parameters if one.name == "others")
-    assert (others.type.text, others.type.held) == ("list of models", ())
-    assert "| [library/NAME](#libraryname-model) |" in page({"models": [foreign]})
+    assert (others.type.text, others.type.nested) == ("list of models", ())
+    assert "| [library/NAME](#libraryname-model) |" in render_page({"models": [foreign]})
 
 
-def test_an_option_without_documentation_is_listed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_option_without_documentation_is_listed(monkeypatch: pytest.MonkeyPatch) -> None:
     @option
     class Mute(ResponseLoss):
         name: Literal["mute"] = "mute"
 
     monkeypatch.setitem(LOSSES.__dict__, "_entries", {"mute": (Mute, "odd-package 2.0")})
-    (mute,) = entries("losses")
+    (mute,) = list_entries("losses")
     assert (mute.summary, mute.details, mute.paper) == ("", "", "")
-    assert "package: odd-package 2.0" in " ".join(told("losses").split())
+    assert "package: odd-package 2.0" in " ".join(rendered("losses").split())
     assert mute.plain()["package"] == "odd-package 2.0"

@@ -12,6 +12,7 @@ import pytest
 
 import raykd
 from raykd.html_card import Card
+from raykd.study.explain import explain
 
 STUDY = """\
 name: small <b>
@@ -73,7 +74,7 @@ def test_progress_can_be_switched_off(
     assert capsys.readouterr() == ("", "")
 
 
-def test_a_notebook_shows_progress_in_the_cell(
+def test_notebook_shows_progress_in_cell(
     file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shell = type("ZMQInteractiveShell", (), {})()
@@ -84,21 +85,25 @@ def test_a_notebook_shows_progress_in_the_cell(
     assert "val acc" in shown.out and "\x1b" not in shown.out
 
 
-def test_a_study_has_a_short_repr_and_a_card(repository: Path) -> None:
+def test_study_has_short_repr_and_card(repository: Path) -> None:
     study = raykd.load_study(str(repository / "search_spaces" / "quickstart.yaml"))
     assert repr(study).startswith("OpenStudy('quickstart', 11 parameters, ")
     texts = Cells(study._repr_html_()).texts
     assert {"study quickstart", "digits", "knowledge[0].loss.temperature"} <= set(texts)
+    assert study.signature is not None
+    explanation = explain(study.bind(study.signature))  # what `raykd validate` prints
+    assert {text for fact in explanation.facts for text in fact if text} <= set(texts)
+    assert {explanation.sample_text(each) for each in explanation.dimensions} - {""} <= set(texts)
 
 
-def test_a_result_has_a_short_repr_and_a_card(result: raykd.StudyResult) -> None:
+def test_result_has_short_repr_and_card(result: raykd.StudyResult) -> None:
     assert repr(result).startswith("StudyResult('small', 1 trials, best trial-0000, folder=")
     texts = Cells(result._repr_html_()).texts
-    assert {"mlp d2 w8", "trial-0000", "Chosen students (test accuracy over new seeds, "
+    assert {"mlp d2 w8", "trial-0000", "Finalists (test accuracy over new seeds, "
             "mean ± 95% CI half-width)"} <= set(texts)  # fmt: skip
 
 
-def test_cards_escape_what_they_show() -> None:
+def test_cards_escape_their_text() -> None:
     card = Card("a <b>", "c & d")
     card.facts([("<i>", "<script>alert(1)</script>"), ("empty", "")])
     card.table("t", ("<u>",), [("<s>",)])
@@ -109,7 +114,7 @@ def test_cards_escape_what_they_show() -> None:
     assert {"a <b>", "c & d", "<script>alert(1)</script>", "<s>", "1 < 2"} <= set(Cells(html).texts)
 
 
-def test_a_single_text_is_one_override_and_one_run(file: Path) -> None:
+def test_single_text_is_one_override_and_one_run(file: Path) -> None:
     assert raykd.load_study(file, "train.epochs=3").concrete().train.epochs == 3
     with pytest.raises(raykd.StudyError, match="nowhere"):
         raykd.search(file, start_from="nowhere", progress=False)
@@ -118,7 +123,7 @@ def test_a_single_text_is_one_override_and_one_run(file: Path) -> None:
 
 
 @pytest.mark.parametrize("study", [{"name": "small"}, None, 3, ""])
-def test_what_is_no_study_is_refused(study: Any) -> None:
+def test_file_without_study_is_refused(study: Any) -> None:
     for verb in (raykd.search, raykd.distill, raykd.train_teacher, raykd.pairs, raykd.load_study):
         with pytest.raises(raykd.StudyError, match="is the path of a YAML file"):
             verb(study)

@@ -1,4 +1,4 @@
-"""A slot and rank 0 on left socket: numbered requests, lost groups, strangers."""
+"""A slot and rank 0 on one socket: numbered requests, lost groups, strangers."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def test_requests_are_numbered(channel: Channel) -> None:
     assert numbers == sorted(set(numbers)) and len(numbers) == 3
 
 
-def test_a_late_answer_is_not_taken_for_the_next(channel: Channel) -> None:
+def test_late_answer_is_discarded(channel: Channel) -> None:
     client = connect(channel)
 
     def work() -> None:
@@ -112,7 +112,7 @@ def test_a_late_answer_is_not_taken_for_the_next(channel: Channel) -> None:
     assert channel.request(ContinueJob()) == ok("in time")
 
 
-def test_an_answer_that_was_not_waited_for_is_passed_over(channel: Channel) -> None:
+def test_second_answer_to_request_is_skipped(channel: Channel) -> None:
     """A second answer to the same request is still in the socket when the next is asked."""
     client = connect(channel)
 
@@ -130,7 +130,7 @@ def test_an_answer_that_was_not_waited_for_is_passed_over(channel: Channel) -> N
     assert channel.request(ContinueJob()) == ok("2")
 
 
-def test_a_group_that_starts_again_means_that_the_request_is_lost(channel: Channel) -> None:
+def test_restarted_group_loses_request(channel: Channel) -> None:
     first = connect(channel)
     clients: list[ChannelClient] = []
 
@@ -147,7 +147,7 @@ def test_a_group_that_starts_again_means_that_the_request_is_lost(channel: Chann
     assert channel.request(ContinueJob()) == ok("ContinueJob()")
 
 
-def test_a_group_that_dies_is_lost_and_waited_for(channel: Channel) -> None:
+def test_dead_group_is_reported_and_awaited(channel: Channel) -> None:
     client = connect(channel)
 
     def work() -> None:
@@ -167,7 +167,7 @@ def test_a_group_that_dies_is_lost_and_waited_for(channel: Channel) -> None:
     assert channel.request(ContinueJob()) == ok("ContinueJob()")
 
 
-def test_a_group_that_died_between_two_requests_is_lost(channel: Channel) -> None:
+def test_group_that_died_between_requests_is_reported(channel: Channel) -> None:
     client = connect(channel)
     respond_to(client)
     channel.request(ContinueJob())
@@ -176,8 +176,8 @@ def test_a_group_that_died_between_two_requests_is_lost(channel: Channel) -> Non
         channel.request(ContinueJob())
 
 
-def test_a_group_that_restarted_between_two_requests_is_noticed(channel: Channel) -> None:
-    """The old connection still looks alive (its node went away without a word)."""
+def test_group_that_restarted_between_requests_is_detected(channel: Channel) -> None:
+    """The old connection still looks alive (its node disappeared without closing it)."""
     old = connect(channel)
     clients: list[ChannelClient] = []
     in_thread(lambda: clients.append(ChannelClient(channel.address)))
@@ -191,7 +191,7 @@ def test_a_group_that_restarted_between_two_requests_is_noticed(channel: Channel
         old.receive(10)
 
 
-def test_a_wrong_key_is_refused(channel: Channel) -> None:
+def test_wrong_key_is_rejected(channel: Channel) -> None:
     refused: list[BaseException] = []
 
     def stranger() -> None:
@@ -208,7 +208,7 @@ def test_a_wrong_key_is_refused(channel: Channel) -> None:
     assert refused and channel.announcements == 0
 
 
-def test_a_stranger_does_not_cost_the_workers_their_request(channel: Channel) -> None:
+def test_unauthenticated_connection_does_not_lose_request(channel: Channel) -> None:
     client = connect(channel)
 
     def work() -> None:
@@ -224,7 +224,7 @@ def test_a_stranger_does_not_cost_the_workers_their_request(channel: Channel) ->
     assert channel.announcements == 1
 
 
-def test_a_caller_that_says_nothing_does_not_hold_the_slot_up(
+def test_silent_connection_does_not_block_slot(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(channels, "HANDSHAKE_S", 1)
@@ -245,7 +245,7 @@ def test_a_caller_that_says_nothing_does_not_hold_the_slot_up(
     channel.close()
 
 
-def test_a_slow_epoch_is_not_taken_for_silence(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_slow_epoch_is_not_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(channels, "HANDSHAKE_S", 1)
     channel = Channel(HOST)
     client = connect(channel)
@@ -275,7 +275,7 @@ def test_large_answers_arrive(channel: Channel) -> None:
     assert isinstance(outcome, Report) and list(outcome.history) == history
 
 
-def test_when_the_slot_closes_the_worker_is_told_and_then_sees_the_end() -> None:
+def test_closing_slot_notifies_worker() -> None:
     channel = Channel(HOST)
     client = connect(channel)
     channel.close()
@@ -285,7 +285,7 @@ def test_when_the_slot_closes_the_worker_is_told_and_then_sees_the_end() -> None
         client.receive(10)
 
 
-def test_a_slot_that_dies_is_seen_by_the_worker() -> None:
+def test_worker_detects_dead_slot() -> None:
     channel = Channel(HOST)
     client = connect(channel)
     assert channel._connection is not None
@@ -295,7 +295,7 @@ def test_a_slot_that_dies_is_seen_by_the_worker() -> None:
     channel.close()
 
 
-def test_closing_twice_and_after_the_workers_died() -> None:
+def test_close_is_idempotent_after_workers_died() -> None:
     channel = Channel(HOST)
     client = connect(channel)
     client._connection.close()
@@ -303,12 +303,12 @@ def test_closing_twice_and_after_the_workers_died() -> None:
     channel.close()
 
 
-def test_an_idle_worker_gets_none(channel: Channel) -> None:
+def test_idle_worker_receives_none(channel: Channel) -> None:
     client = connect(channel)
     assert client.receive(0.05) is None
 
 
-def test_waiting_ends_when_nobody_can_come_any_more() -> None:
+def test_wait_ends_if_no_worker_can_connect() -> None:
     def check_alive() -> None:
         raise WorkersGone("Ray Train ended the worker group")
 
@@ -318,7 +318,7 @@ def test_waiting_ends_when_nobody_can_come_any_more() -> None:
     channel.close()
 
 
-def test_asking_ends_when_nobody_can_come_any_more() -> None:
+def test_request_ends_if_no_worker_can_connect() -> None:
     errors: list[str] = []
 
     def check() -> None:
@@ -334,12 +334,12 @@ def test_asking_ends_when_nobody_can_come_any_more() -> None:
     channel.close()
 
 
-def test_nobody_came_in_time(channel: Channel) -> None:
+def test_connection_timeout(channel: Channel) -> None:
     with pytest.raises(WorkersGone, match=r"within 0 s; .*doctor"):
         channel.wait_for_workers(0.2)
 
 
-def test_every_slot_has_a_key_of_its_own() -> None:
+def test_each_slot_has_its_own_key() -> None:
     left, right = Channel(HOST), Channel(HOST)
     assert left.address.key != right.address.key and len(left.address.key) >= 32
     assert left.address.port != right.address.port

@@ -1,4 +1,4 @@
-"""Slots computed from what the nodes have; what can never be placed is refused by name."""
+"""Number of slots from the resources of nodes; impossible requirements raise."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from raykd.errors import StudyError
+from raykd.runtime import cluster as ray_cluster
 from raykd.runtime.cluster import (
     _cpu_quota,
     is_remote,
@@ -28,8 +29,8 @@ def cluster(**changed: Any) -> Cluster:
     return Cluster(**changed)
 
 
-def test_ray_is_not_imported_before_its_settings_stand() -> None:
-    """Else under `uv run` Ray has uv make an environment for every one of its workers."""
+def test_ray_is_not_imported_before_its_settings_are_set() -> None:
+    """Otherwise Ray under `uv run` creates a uv environment for each worker."""
     code = "import sys; from raykd.runtime.cluster import uses_existing_ray; uses_existing_ray()"
     code += "; print('ray' in sys.modules)"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -67,7 +68,7 @@ def test_ray_is_not_imported_before_its_settings_stand() -> None:
         ({"gpus_per_worker": 0.1}, [{"CPU": 4.0, "GPU": 1.0}], (4, 1, 1, 0.1)),
     ],
 )
-def test_slots(
+def test_number_of_slots(
     fields: dict[str, Any], nodes: list[dict[str, float]], plan: tuple[float, ...]
 ) -> None:
     slots = plan_slots(cluster(**fields), nodes)
@@ -88,7 +89,7 @@ def test_slots(
         ({"slots": 2, "workers_per_trial": 2}, LAPTOP, "slots", "slots to 1 or auto"),
     ],
 )
-def test_what_can_never_be_placed_is_refused_by_name(
+def test_impossible_requirements_raise(
     fields: dict[str, Any], nodes: list[dict[str, float]], field: str, fix: str
 ) -> None:
     with pytest.raises(StudyError) as refused:
@@ -100,7 +101,7 @@ def test_what_can_never_be_placed_is_refused_by_name(
     assert "CPU" in problem.message and "GPU" in problem.message
 
 
-def test_the_mend_of_a_refusal_works() -> None:
+def test_suggested_fix_of_error_works() -> None:
     for fields in ({"workers_per_trial": 2}, {"cpus_per_worker": 2}, {"gpus_per_worker": "auto"}):
         assert plan_slots(cluster(**fields), LAPTOP).slots >= 1
 
@@ -112,8 +113,8 @@ def test_this_machine_is_one_node() -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="needs Linux")
-def test_one_count_of_cpus_for_plans_and_for_ray() -> None:
-    """Of those the process may use: of 64, SLURM may have given it 4."""
+def test_plans_and_ray_use_one_cpu_count() -> None:
+    """CPUs that the process may use, for example 4 of 64 under SLURM."""
     before = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {min(before)})
     try:
@@ -143,7 +144,7 @@ def test_one_count_of_cpus_for_plans_and_for_ray() -> None:
         ),
     ],
 )
-def test_a_container_s_quota(
+def test_cpu_quota_of_container(
     files: dict[str, str], groups: str, cpus: float, tmp_path: Path
 ) -> None:
     for name, text in files.items():
@@ -153,14 +154,14 @@ def test_a_container_s_quota(
     assert _cpu_quota(tmp_path, tmp_path / "own") == cpus
 
 
-def test_a_plan_says_what_it_is() -> None:
+def test_plan_describes_itself() -> None:
     assert (
         str(plan_slots(cluster(), LAPTOP)) == "2 parallel trials, 1 worker each (1 CPU per worker)"
     )
     assert "0.5 GPU" in str(plan_slots(cluster(gpus_per_worker=0.5), SERVER))
 
 
-def test_a_cluster_is_named_by_ray_address(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ray_address_selects_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     assert not is_remote()
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
@@ -187,8 +188,38 @@ assert not ray.is_initialized()
 
 
 @pytest.mark.slow
-def test_processes_that_become_slots_have_imported_what_they_need() -> None:
-    """And have the driver's settings, by inheritance."""
+def test_prestarted_processes_have_imports_preloaded() -> None:
+    """They inherit the driver's settings."""
     command = [sys.executable, "-c", SLOTS]
     process = subprocess.run(command, capture_output=True, text=True, check=True, timeout=300)
     assert process.stdout.split() == ["True", "0"], process.stderr
+
+
+@pytest.mark.parametrize(
+    ("cause", "failures", "attempts"), [("slow", 2, 3), ("slow", 9, 4), ("broken", 2, 1)]
+)
+def test_a_ray_whose_agents_are_slow_is_started_again(
+    cause: str, failures: int, attempts: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Any other error is raised at once, with the logs of this process's session."""
+    starts: list[Path] = []
+
+    def start(**settings: Any) -> None:
+        logs = tmp_path / f"session_2026-01-01_00-00-0{len(starts)}_0_{os.getpid()}" / "logs"
+        logs.mkdir(parents=True)
+        text = f"{ray_cluster.SLOW_AGENT} /tmp/port" if cause == "slow" else "no such device"
+        (logs / "raylet.err").write_text(text)
+        starts.append(logs)
+        if len(starts) <= failures:
+            raise RuntimeError("the node timed out")
+
+    monkeypatch.setattr(ray_cluster, "ray_folder", lambda: str(tmp_path))
+    monkeypatch.setattr(ray_cluster, "_start", start)
+    (tmp_path / "session_2027-01-01_00-00-00_0_1").mkdir()  # of another process
+    if attempts > failures:
+        ray_cluster._start_patiently(groups=False, slots=1, settings={})
+    else:
+        with pytest.raises(StudyError, match="the node timed out") as raised:
+            ray_cluster._start_patiently(groups=False, slots=1, settings={})
+        assert raised.value.problems[0].fix == f"its logs: {starts[-1]}"
+    assert len(starts) == attempts

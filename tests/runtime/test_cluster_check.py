@@ -1,4 +1,4 @@
-"""A cluster that cannot be joined is refused within seconds, by name."""
+"""Checks of a cluster's address: errors within seconds, with the cause."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def no_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def listener() -> Iterator[str]:
-    """The address of a server that takes connections and never says a word."""
+    """Address of a server that accepts connections and never responds."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         yield f"127.0.0.1:{server.getsockname()[1]}"
 
@@ -59,36 +59,36 @@ def test_addresses(address: str, place: tuple[str, int]) -> None:
 
 
 @pytest.mark.parametrize("address", ["head:x", "head:", ":6379", "head:0", "head:99999"])
-def test_what_is_no_address(address: str) -> None:
+def test_invalid_addresses(address: str) -> None:
     message, fix = refusal(address)
     assert "HOST:PORT" in message and "RAY_ADDRESS=HOST:6379" in fix
 
 
 @pytest.mark.parametrize("address", ["ray://head:10001", "http://head:8265"])
-def test_clients_are_told_what_to_do(address: str) -> None:
+def test_ray_client_addresses_raise_with_fix(address: str) -> None:
     message, fix = refusal(address)
     assert "client" in message and "ray job submit" in fix
 
 
-def test_nobody_listens() -> None:
+def test_connection_refused() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
     message, fix = refusal(f"127.0.0.1:{port}")
     assert f"no process listens at 127.0.0.1:{port}" in message and "unset it" in fix
 
 
-def test_an_unknown_host() -> None:
+def test_unknown_host() -> None:
     message, _ = refusal("no-such-host.invalid:6379")
     assert "no-such-host.invalid is unknown" in message or "could not be resolved" in message
 
 
-def test_a_server_that_is_no_cluster(listener: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_server_that_is_not_cluster(listener: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reaching, "ANSWER_S", 3.0)
     message, _ = refusal(listener)
     assert "within 3 s" in message
 
 
-def test_a_missing_token(listener: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_token(listener: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_AUTH_MODE", "token")
     message, fix = refusal(listener)
     assert f"{tmp_path}/.ray/auth_token does not exist" in message and "RAY_AUTH_TOKEN_PATH" in fix
@@ -98,11 +98,11 @@ def test_a_missing_token(listener: str, tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def answers(script: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have the process that asks print this, as a cluster would make it."""
+    """Replace the check process by one that prints this output."""
     monkeypatch.setattr(reaching, "CLUSTER_QUERY", script)
 
 
-def test_a_wrong_token(listener: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wrong_token(listener: str, monkeypatch: pytest.MonkeyPatch) -> None:
     answers("raise type('AuthenticationError', (Exception,), {})('RPC error: x')", monkeypatch)
     monkeypatch.setenv("RAY_AUTH_TOKEN", "wrong")
     assert "RAY_AUTH_MODE is not `token`" in refusal(listener)[0]
@@ -127,7 +127,7 @@ def test_other_versions(
     assert difference in message and "same versions" in fix
 
 
-def test_a_search_is_refused_before_anything_is_written(
+def test_search_raises_before_writing_anything(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)

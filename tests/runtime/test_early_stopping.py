@@ -1,4 +1,4 @@
-"""Early stopping: our own rule for several objectives, and Tune's for one."""
+"""Early stopping: raykd's rule for several objectives, and Tune's for one."""
 
 from __future__ import annotations
 
@@ -42,14 +42,14 @@ def test_rungs(epochs: int, grace: int, reduction: float, rungs: tuple[int, ...]
     assert tuple(sorted(rule.milestones)) == rungs
 
 
-def test_a_first_arrival_is_never_stopped() -> None:
+def test_first_arrival_is_never_stopped() -> None:
     rule = asha(10)
     assert keeps(rule, "bad", 1, 0.01, 1e9)
     assert keeps(rule, "bad", 3, 0.01, 1e9)
     assert keeps(rule, "bad", 9, 0.01, 1e9)
 
 
-def test_between_rungs_nothing_is_stopped() -> None:
+def test_nothing_is_stopped_between_rungs() -> None:
     rule = asha()
     for i in range(6):
         keeps(rule, f"good{i}", 1, 0.9, 1)
@@ -58,7 +58,7 @@ def test_between_rungs_nothing_is_stopped() -> None:
     assert not keeps(rule, "bad", 3, 0.0, 9)
 
 
-def test_a_dominated_trial_is_stopped() -> None:
+def test_dominated_trial_is_stopped() -> None:
     rule = asha()
     assert keeps(rule, "first", 1, 0.9, 10)
     assert not keeps(rule, "worse in both", 1, 0.8, 20)
@@ -66,14 +66,14 @@ def test_a_dominated_trial_is_stopped() -> None:
     assert keeps(rule, "better in both", 1, 0.95, 5)
 
 
-def test_the_front_of_a_young_rung_goes_on_whole() -> None:
+def test_whole_front_of_small_rung_continues() -> None:
     rule = asha(reduction=4)
     assert keeps(rule, "a", 1, 0.9, 100)
     assert keeps(rule, "b", 1, 0.8, 50)
     assert keeps(rule, "c", 1, 0.7, 10)
 
 
-def test_no_more_than_one_in_so_many_goes_on_in_the_long_run() -> None:
+def test_at_most_one_in_reduction_trials_continues_in_limit() -> None:
     rule = asha()
     count = 0
     order = np.random.default_rng(0).permutation(60)
@@ -82,7 +82,7 @@ def test_no_more_than_one_in_so_many_goes_on_in_the_long_run() -> None:
     assert 10 <= count <= 30  # about one in three of the 60
 
 
-def test_the_cut_keeps_the_ends_of_the_front() -> None:
+def test_truncation_keeps_ends_of_front() -> None:
     rule = asha(reduction=2)
     for i in (1, 5, 9, 2, 3, 4):
         keeps(rule, str(i), 1, i / 10, i)
@@ -92,14 +92,14 @@ def test_the_cut_keeps_the_ends_of_the_front() -> None:
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_what_is_no_number_is_never_kept(value: float) -> None:
+def test_nan_is_never_kept(value: float) -> None:
     rule = asha()
     assert not keeps(rule, "a", 1, value)
     assert not keeps(rule, "b", 1, 0.9, math.nan)
     assert keeps(rule, "c", 1, 0.1, 9)  # and leaves no trace in the rung
 
 
-def test_a_result_told_twice_counts_once() -> None:
+def test_repeated_result_counts_once() -> None:
     rule = asha()
     assert keeps(rule, "a", 1, 0.9, 1)
     for _ in range(5):
@@ -107,7 +107,7 @@ def test_a_result_told_twice_counts_once() -> None:
     assert not keeps(rule, "b", 1, 0.8, 1)
 
 
-def test_another_result_for_a_rung_takes_the_place_of_the_first() -> None:
+def test_new_result_for_rung_replaces_old_one() -> None:
     rule = asha()
     assert keeps(rule, "a", 1, 0.2, 1)
     assert keeps(rule, "b", 1, 0.3, 1)
@@ -120,26 +120,31 @@ def search(**changed: Any) -> Search:
     return Search(**{"objectives": {"val_accuracy": "max"}, **changed})
 
 
-def test_the_study_says_which_rule() -> None:
+def test_study_selects_rule() -> None:
     assert make_stopping_rule(search(scheduler=Unscheduled()), 9) is None
-    assert isinstance(make_stopping_rule(search(scheduler=Asha()), 9), TuneRule)
+    assert isinstance(make_stopping_rule(search(scheduler=Asha(promote=False)), 9), TuneRule)
+    assert make_stopping_rule(search(scheduler=Asha()), 9) is None, "the planner pauses trials"
     assert isinstance(make_stopping_rule(search(scheduler=Median()), 9), TuneRule)
-    several = make_stopping_rule(search(objectives=OBJECTIVES, scheduler=Asha(grace_epochs=2)), 9)
+    several = make_stopping_rule(
+        search(objectives=OBJECTIVES, scheduler=Asha(promote=False, grace_epochs=2)), 9
+    )
     assert isinstance(several, ParetoAsha)
     assert several.milestones == (2, 6)
 
 
-def test_a_grace_beyond_the_budget_is_no_rung() -> None:
-    several = make_stopping_rule(search(objectives=OBJECTIVES, scheduler=Asha(grace_epochs=50)), 9)
+def test_grace_beyond_budget_gives_no_rung() -> None:
+    several = make_stopping_rule(
+        search(objectives=OBJECTIVES, scheduler=Asha(promote=False, grace_epochs=50)), 9
+    )
     assert isinstance(several, ParetoAsha)
     assert several.milestones == ()
-    alone = make_stopping_rule(search(scheduler=Asha(grace_epochs=50)), 9)
+    alone = make_stopping_rule(search(scheduler=Asha(promote=False, grace_epochs=50)), 9)
     assert alone is not None
     assert decisions(alone, [0.9, 0.1], epochs=9) == {0: 9, 1: 9}
 
 
 def decisions(rule: StoppingRule, accuracies: list[float], *, epochs: int) -> dict[int, int]:
-    """Trials one after the other; each one's last epoch."""
+    """Run trials in sequence; return the last epoch of each."""
     ended: dict[int, int] = {}
     for number, accuracy in enumerate(accuracies):
         trial = _Trial(str(number))
@@ -160,19 +165,21 @@ class _Trial:
         self.trial_id = trial_id
 
 
-def test_tunes_asha_stops_what_is_worse() -> None:
-    rule = make_stopping_rule(search(scheduler=Asha(reduction=3)), 9)
+def test_tunes_asha_stops_worse_trials() -> None:
+    rule = make_stopping_rule(search(scheduler=Asha(promote=False, reduction=3)), 9)
     assert rule is not None
     assert decisions(rule, [0.9, 0.1, 0.95, 0.2], epochs=9) == {0: 9, 1: 1, 2: 9, 3: 1}
 
 
-def test_tunes_asha_minimises_where_less_is_better() -> None:
-    rule = make_stopping_rule(search(objectives={"val_loss": "min"}, scheduler=Asha()), 9)
+def test_tunes_asha_minimizes() -> None:
+    rule = make_stopping_rule(
+        search(objectives={"val_loss": "min"}, scheduler=Asha(promote=False)), 9
+    )
     assert rule is not None
     assert decisions(rule, [0.1, 0.9, 0.05], epochs=9) == {0: 9, 1: 1, 2: 9}
 
 
-def test_tunes_median_stops_what_is_below_the_median() -> None:
+def test_tunes_median_stops_trials_below_median() -> None:
     rule = make_stopping_rule(search(scheduler=Median(grace_epochs=2, min_trials=3)), 5)
     assert rule is not None
     epochs = decisions(rule, [0.5, 0.6, 0.7, 0.1, 0.65], epochs=5)

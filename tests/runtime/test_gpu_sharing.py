@@ -1,4 +1,4 @@
-"""Sharing of a GPU by trials: when it is measured, the choice, and a measurement."""
+"""Sharing of a GPU by trials: when it is measured, the choice, a measurement."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from raykd.runtime.gpu_sharing import (
 from raykd.study.checks.load import load_study
 from raykd.study.config import Cluster
 from raykd.study.open_study import OpenStudy
-from raykd.training.build import task_of
+from raykd.training.build import signature_of
 
 SERVER = [{"CPU": 16.0, "GPU": 4.0}]
 STUDY = """\
@@ -60,7 +60,7 @@ def study(tmp_path: Path) -> OpenStudy:
         ({"workers_per_trial": 2}, SERVER, 1),
     ],
 )
-def test_tried_where_the_study_leaves_it_open_and_cpus_suffice(
+def test_measured_if_study_leaves_it_open_and_cpus_suffice(
     fields: dict[str, Any], nodes: list[dict[str, float]], most: int
 ) -> None:
     assert max_trials_per_gpu(Cluster(**fields), nodes) == most
@@ -77,11 +77,11 @@ def test_tried_where_the_study_leaves_it_open_and_cpus_suffice(
         ({}, 1),
     ],
 )
-def test_more_only_where_they_give_clearly_more(rates: dict[int, float], chosen: int) -> None:
+def test_more_trials_per_gpu_only_for_clear_speedup(rates: dict[int, float], chosen: int) -> None:
     assert best_count(rates) == chosen
 
 
-def test_the_best_share_becomes_the_plan(study: OpenStudy, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_plan_uses_best_share(study: OpenStudy, monkeypatch: pytest.MonkeyPatch) -> None:
     tried: list[Mapping[str, float]] = []
 
     def measured(
@@ -92,35 +92,38 @@ def test_the_best_share_becomes_the_plan(study: OpenStudy, monkeypatch: pytest.M
 
     monkeypatch.setattr(gpu_sharing, "measure_rates", measured)
     data = study.settings.data.load()
-    cluster, rates = measure_sharing(study, task_of(data), data, SERVER)
+    cluster, rates = measure_sharing(study, signature_of(data), data, SERVER)
     assert tried == [{"num_cpus": 1, "num_gpus": 0.25}]
     assert (cluster.gpus_per_worker, rates[2]) == (0.5, 19.0)
     assert plan_slots(cluster, SERVER).slots == 8
 
 
-def test_what_was_measured_is_kept_for_the_same_gpus(tmp_path: Path) -> None:
+def test_measurement_is_reused_for_equal_gpus(tmp_path: Path) -> None:
     file, rates = tmp_path / "packing.json", {1: 10.0, 2: 19.0}
     assert load_rates(file, SERVER) == {}
     save_rates(file, SERVER, rates)
     assert load_rates(file, SERVER) == rates
     assert load_rates(file, [*SERVER, *SERVER]) == {}
+    for damaged in (b"", b"{", b"[]", b"\xff", b'{"gpus": []}', file.read_bytes()[:-3]):
+        file.write_bytes(damaged)
+        assert load_rates(file, SERVER) == {}
 
 
-def test_without_a_gpu_nothing_is_tried(study: OpenStudy) -> None:
+def test_nothing_is_measured_without_gpu(study: OpenStudy) -> None:
     data = study.settings.data.load()
-    cluster, rates = measure_sharing(study, task_of(data), data, [{"CPU": 2.0}])
+    cluster, rates = measure_sharing(study, signature_of(data), data, [{"CPU": 2.0}])
     assert (cluster, rates) == (study.settings.cluster, {})
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_trainings_run_side_by_side_on_ray(
+def test_trainings_run_concurrently_on_ray(
     study: OpenStudy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With shares of a CPU, since there may be no GPU."""
+    """With shares of a CPU, because there may be no GPU."""
     monkeypatch.setattr(gpu_sharing, "MEASURE_S", 0.5)
     data = study.settings.data.load()
-    example = example_training(study, task_of(data))
+    example = example_training(study, signature_of(data))
     assert example is not None and example.scheme.name == "alone"
     with ray_session(verbose=False):
         rates = measure_rates(example, data, [1, 2], {"num_cpus": 0.5, "num_gpus": 0})

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from raykd.errors import Terminated
-from raykd.runtime.cluster import MAX_FOLDER_LENGTH, ray_temp_folder, session_token
+from raykd.runtime.cluster import MAX_FOLDER_LENGTH, session_token
 from raykd.runtime.signals import (
     begin_cleanup,
     received_stop_signal,
@@ -46,7 +46,7 @@ def default_handlers(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 @pytest.mark.parametrize("ctrl_c", [signal.default_int_handler, signal.SIG_IGN])
-def test_it_acts_as_ctrl_c(number: signal.Signals, ctrl_c: Any) -> None:
+def test_signal_acts_like_ctrl_c(number: signal.Signals, ctrl_c: Any) -> None:
     """Also in a background job of a shell, which ignores Ctrl-C."""
     signal.signal(signal.SIGINT, ctrl_c)
     calls: list[str] = []
@@ -68,28 +68,28 @@ def test_it_acts_as_ctrl_c(number: signal.Signals, ctrl_c: Any) -> None:
     assert signal.getsignal(number) == signal.SIG_DFL and not received_stop_signal()
 
 
-def test_ctrl_c_stays_ctrl_c() -> None:
+def test_ctrl_c_is_unchanged() -> None:
     with pytest.raises(KeyboardInterrupt), stop_on_signals():
         raise KeyboardInterrupt
 
 
-def test_the_host_program_s_handlers_are_respected() -> None:
+def test_handlers_of_host_program_are_respected() -> None:
     calls: list[int] = []
 
-    def own(number: int, frame: Any) -> None:
+    def host_handler(number: int, frame: Any) -> None:
         calls.append(number)
 
-    signal.signal(signal.SIGTERM, own)
+    signal.signal(signal.SIGTERM, host_handler)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # nohup
     with stop_on_signals():
         signal.signal(signal.SIGTERM, signal.SIG_DFL)  # as Ray does
         restore_signal_handlers()
         signal.raise_signal(signal.SIGTERM)
         signal.raise_signal(signal.SIGHUP)
-    assert calls == [signal.SIGTERM] and signal.getsignal(signal.SIGTERM) is own
+    assert calls == [signal.SIGTERM] and signal.getsignal(signal.SIGTERM) is host_handler
 
 
-def test_in_another_thread_nothing_is_installed() -> None:
+def test_no_handlers_outside_main_thread() -> None:
     calls: list[Any] = []
 
     def run() -> None:
@@ -102,20 +102,10 @@ def test_in_another_thread_nothing_is_installed() -> None:
     assert calls == [signal.SIG_DFL]
 
 
-def test_a_deep_temporary_folder_is_not_for_sockets(
+def test_session_creates_token_if_user_has_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delenv("RAY_TMPDIR", raising=False)
-    monkeypatch.setenv("TMPDIR", "/tmp")
-    assert ray_temp_folder() is None
-    monkeypatch.setenv("TMPDIR", str(tmp_path / ("x" * MAX_FOLDER_LENGTH)))
-    assert ray_temp_folder() == f"/tmp/ray-{os.getuid()}"
-
-
-def test_a_session_brings_its_own_token_where_the_user_has_none(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Ray would write one below the home folder, which may be read-only."""
+    """Ray would write one to the home folder, which may be read-only."""
     monkeypatch.setenv("HOME", str(tmp_path))
     for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
         monkeypatch.delenv(name, raising=False)
@@ -123,15 +113,20 @@ def test_a_session_brings_its_own_token_where_the_user_has_none(
         assert len(os.environ["RAY_AUTH_TOKEN"]) == 64
     assert "RAY_AUTH_TOKEN" not in os.environ and not os.listdir(tmp_path)
     (tmp_path / ".ray").mkdir()
-    (tmp_path / ".ray/auth_token").write_text("user's")
+    file = tmp_path / ".ray/auth_token"
+    file.write_text("user's")
+    file.chmod(0o600)
     with session_token():
-        assert "RAY_AUTH_TOKEN" not in os.environ, "the user's own is used"
+        assert "RAY_AUTH_TOKEN" not in os.environ, "the user's host_handler is used"
+    monkeypatch.setattr("raykd.runtime.cluster.is_exposed", lambda path: path == file)
+    with session_token():
+        assert len(os.environ["RAY_AUTH_TOKEN"]) == 64, "everybody can read the user's host_handler"
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("times", [1, 2])
-def test_a_search_on_ray_is_stopped_in_order(times: int, tmp_path: Path) -> None:
-    """Below a temporary folder that is too deep for Ray's sockets."""
+def test_search_on_ray_is_stopped_cleanly(times: int, tmp_path: Path) -> None:
+    """With a temporary folder that is too deep for Ray's sockets."""
     deep = tmp_path / ("x" * MAX_FOLDER_LENGTH)
     deep.mkdir()
     (tmp_path / "study.yaml").write_text(STUDY)

@@ -1,4 +1,4 @@
-"""A student that is deployed with its teacher's classifier (simkd)."""
+"""Students deployed with their teacher's classifier (simkd)."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def parts_for(*terms: Term, teacher: nn.Module | None = None) -> SchemeInputs:
         teacher=LiveTeacher(teacher, named, TASK),
         terms=terms,
         task_loss=F.cross_entropy,
-        task=TASK,
+        signature=TASK,
         train_size=SIZE,
         data_size=SIZE,
         guided_shapes=SHAPES,
@@ -57,7 +57,7 @@ def ready(*terms: Term, scheme: Scheme | None = None) -> Case:
     return Case((scheme or Offline()).build(parts_for(*terms)), [])
 
 
-def test_logits_are_the_teachers_classifier_on_projected_features() -> None:
+def test_logits_come_from_teachers_classifier_on_projected_features() -> None:
     case = ready(SIMKD)
     student = case.distiller.student.eval()
     assert isinstance(student, Reusing)
@@ -69,22 +69,22 @@ def test_logits_are_the_teachers_classifier_on_projected_features() -> None:
     torch.testing.assert_close(case.step(0).logits, student(inputs).detach())
 
 
-def test_the_loss_is_the_mean_square_alone() -> None:
+def test_loss_is_only_mean_square() -> None:
     case = ready(SIMKD)
     output = case.step(0)
     case.distiller.eval()
     student = case.distiller.student
     assert isinstance(student, Reusing)
     output = case.step(0)
-    seen = LiveTeacher(trained_teacher(), ("stage3",), TASK)(batch(0)).layers["stage3"]
-    expected = F.mse_loss(student.projector(student.trunk(batch(0).inputs)), seen)
+    hint = LiveTeacher(trained_teacher(), ("stage3",), TASK)(batch(0)).layers["stage3"]
+    expected = F.mse_loss(student.projector(student.trunk(batch(0).inputs)), hint)
     torch.testing.assert_close(output.terms["simkd"], expected.detach())
     torch.testing.assert_close(output.loss.detach(), 10 * expected.detach())
     labels = F.cross_entropy(output.logits, batch(0).targets)
     torch.testing.assert_close(output.terms["task"], labels)
 
 
-def test_labels_join_when_the_term_has_stopped() -> None:
+def test_labels_are_used_after_term_stops() -> None:
     case = ready(dataclasses.replace(SIMKD, stop_epoch=1))
     assert "simkd" in case.step(0).terms
     later = case.step(3)
@@ -92,7 +92,7 @@ def test_labels_join_when_the_term_has_stopped() -> None:
     torch.testing.assert_close(later.loss.detach(), later.terms["task"])
 
 
-def test_the_student_learns_and_the_teachers_part_stays() -> None:
+def test_student_learns_and_teacher_classifier_is_frozen() -> None:
     case = ready(SIMKD)
     student = case.distiller.student
     assert isinstance(student, Reusing)
@@ -104,7 +104,7 @@ def test_the_student_learns_and_the_teachers_part_stays() -> None:
     assert not student.head.network.training
 
 
-def test_trained_is_what_is_kept_but_the_head() -> None:
+def test_trained_parameters_are_saved_ones_except_head() -> None:
     case = ready(SIMKD)
     case.step(0).loss.backward()
     trained = [n for n, p in case.distiller.named_parameters() if p.requires_grad]
@@ -115,7 +115,7 @@ def test_trained_is_what_is_kept_but_the_head() -> None:
     assert not any("trunk.network.classifier" in name for name in trained)
 
 
-def test_other_terms_stand_beside_it() -> None:
+def test_other_terms_can_be_combined() -> None:
     hint = Term(loss=Hint(), weight=3, pairs=(Pair(hint="stage1", guided="stage1"),))
     case = ready(SIMKD, Term(loss=KD(), weight=2), hint)
     output = case.step(0)
@@ -125,7 +125,7 @@ def test_other_terms_stand_beside_it() -> None:
     torch.testing.assert_close(output.terms["kd"], KD()(output.logits, taught, batch(0).targets))
 
 
-def test_another_term_may_look_at_the_last_layer_as_it_is() -> None:
+def test_other_terms_may_read_last_layer_unprojected() -> None:
     case = ready(SIMKD, Term(loss=Hint(), weight=1, pairs=LAST))
     output = case.step(0)
     assert output.terms["hint"] != output.terms["simkd"]
@@ -133,7 +133,7 @@ def test_another_term_may_look_at_the_last_layer_as_it_is() -> None:
     assert all(p.grad is not None for p in case.distiller.parameters() if p.requires_grad)
 
 
-def test_a_signed_layer_of_the_teacher_is_reached() -> None:
+def test_signed_teacher_layer_can_be_matched() -> None:
     torch.manual_seed(1)
     teacher = WideResnet(depth=10, widen=2).build(TASK)
     parts = parts_for(SIMKD, teacher=teacher)
@@ -143,7 +143,7 @@ def test_a_signed_layer_of_the_teacher_is_reached() -> None:
     assert (student.projector(student.trunk(batch(0).inputs)) < 0).any()
 
 
-def test_a_smaller_map_keeps_its_mean_before_the_classifier() -> None:
+def test_smaller_map_is_averaged_before_classifier() -> None:
     teacher = trained_teacher()
     pair = (Pair(hint="stage2", guided="stage3"),)
     case = Offline().build(parts_for(dataclasses.replace(SIMKD, pairs=pair), teacher=teacher))
@@ -158,7 +158,7 @@ def test_a_smaller_map_keeps_its_mean_before_the_classifier() -> None:
     torch.testing.assert_close(student(inputs), logits)
 
 
-def test_it_can_be_saved_whole_and_its_state_read_back() -> None:
+def test_model_and_state_can_be_saved_and_loaded() -> None:
     case = ready(SIMKD)
     case.train(3)
     student, inputs = case.distiller.student.eval(), batch(0).inputs
@@ -173,34 +173,34 @@ def test_it_can_be_saved_whole_and_its_state_read_back() -> None:
 
 
 @pytest.mark.parametrize("scheme", [Dml(), MultiTeacher(others=(Teacher(model=TEACHER),))])
-def test_other_schemes_refuse_it(scheme: Scheme) -> None:
+def test_other_schemes_reject_simkd(scheme: Scheme) -> None:
     parts = parts_for(SIMKD)
     assert parts.teacher is not None
     other = TeacherInputs(parts.teacher, parts.terms, parts.hint_shapes)
     with pytest.raises(ValueError, match=r"'simkd'.*scheme: \{name: offline\}"):
-        scheme.build(dataclasses.replace(parts, others=(other,)))
+        scheme.build(dataclasses.replace(parts, more_teachers=(other,)))
 
 
-def test_a_layer_that_is_left_out_is_told() -> None:
+def test_missing_layer_raises() -> None:
     embedding = (Pair(hint="embedding", guided="embedding"),)
     with pytest.raises(ValueError, match=r"student ends after 'stage3' under simkd.*'embedding'"):
         ready(SIMKD, Term(loss=Hint(), weight=1, pairs=embedding))
 
 
-def test_without_the_teachers_network_it_cannot_be_built() -> None:
+def test_cached_teacher_without_network_raises() -> None:
     parts = dataclasses.replace(parts_for(SIMKD), teacher_network=None)
     with pytest.raises(ValueError, match=r"set `SchemeInputs\.teacher_network`"):
         Offline().build(parts)
 
 
-def test_two_of_them_are_refused() -> None:
+def test_two_simkd_terms_raise() -> None:
     with pytest.raises(ValueError, match="'simkd' and 'simkd_2' each replace"):
         ready(SIMKD, SIMKD)
 
 
-def test_an_epoch_in_which_nothing_is_trained_is_told() -> None:
+def test_epoch_without_trained_parameters_raises() -> None:
     case = ready(Term(loss=KD(), start_epoch=1), scheme=Offline(start_epoch=2))
     case.distiller.train()
-    with pytest.raises(ValueError, match=r"nothing is trained in epoch 0.*joins in epoch 2"):
+    with pytest.raises(ValueError, match=r"nothing is trained in epoch 0.*starts in epoch 2"):
         case.step(0)
     assert case.step(3).loss.requires_grad

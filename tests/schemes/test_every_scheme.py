@@ -1,4 +1,4 @@
-"""What every scheme must do; a new member of SCHEMES is tried for nothing."""
+"""Conformance tests of every scheme; new members of SCHEMES are included."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def scheme(request: pytest.FixtureRequest) -> Scheme:
     return request.param
 
 
-def test_a_step_gives_a_finite_loss_its_parts_and_the_students_logits(scheme: Scheme) -> None:
+def test_step_returns_finite_loss_terms_and_student_logits(scheme: Scheme) -> None:
     case = ready(scheme)
     case.distiller.begin_epoch(case.progress(0))
     output = case.step(0)
@@ -46,12 +46,12 @@ def test_a_step_gives_a_finite_loss_its_parts_and_the_students_logits(scheme: Sc
     assert all(torch.isfinite(value) and not value.requires_grad for value in output.terms.values())
 
 
-def test_the_student_learns(scheme: Scheme) -> None:
+def test_student_learns(scheme: Scheme) -> None:
     values = ready(scheme).train(9)
     assert sum(values[-3:]) < 0.9 * sum(values[:3])
 
 
-def test_the_teachers_stay_as_they_are(scheme: Scheme) -> None:
+def test_teachers_do_not_change(scheme: Scheme) -> None:
     case = ready(scheme)
     before = [copy.deepcopy(teacher.state_dict()) for teacher in case.teachers]
     case.train(3)
@@ -64,8 +64,8 @@ def test_the_teachers_stay_as_they_are(scheme: Scheme) -> None:
         assert not any(module.training for module in teacher.modules())
 
 
-def test_every_parameter_gets_a_gradient(scheme: Scheme) -> None:
-    """In every step, unless the scheme says otherwise; and one that moves it in some step."""
+def test_every_parameter_gets_gradient(scheme: Scheme) -> None:
+    """In every step, unless the scheme declares otherwise; and a nonzero one in some step."""
     case = ready(scheme)
     trained = {name: p for name, p in case.distiller.named_parameters() if p.requires_grad}
     still = set(trained)
@@ -79,7 +79,7 @@ def test_every_parameter_gets_a_gradient(scheme: Scheme) -> None:
     assert not still
 
 
-def test_the_kept_student_is_the_plain_network(scheme: Scheme) -> None:
+def test_deployed_student_is_plain_network(scheme: Scheme) -> None:
     case = ready(scheme)
     case.train(3)
     plain = build(STUDENT)
@@ -88,11 +88,11 @@ def test_the_kept_student_is_the_plain_network(scheme: Scheme) -> None:
     torch.testing.assert_close(plain.eval()(inputs), case.distiller.student.eval()(inputs))
 
 
-def test_the_same_seed_gives_the_same_training(scheme: Scheme) -> None:
+def test_equal_seeds_give_equal_trainings(scheme: Scheme) -> None:
     assert ready(scheme).train(3) == ready(scheme).train(3)
 
 
-def test_evaluation_moves_nothing(scheme: Scheme) -> None:
+def test_evaluation_changes_nothing(scheme: Scheme) -> None:
     case = ready(scheme)
     before = copy.deepcopy(case.distiller.state_dict())
     case.distiller.eval()
@@ -102,28 +102,28 @@ def test_evaluation_moves_nothing(scheme: Scheme) -> None:
         assert torch.equal(value, before[name]), name
 
 
-def test_the_order_of_a_batch_changes_nothing(scheme: Scheme) -> None:
+def test_step_is_invariant_to_batch_order(scheme: Scheme) -> None:
     order = torch.randperm(BATCH, generator=torch.Generator().manual_seed(3))
     case, other = twins(scheme)
-    one = case.step(3)
+    output = case.step(3)
     two = other.distiller(permuted(other.batch(3), order), other.progress(3))
-    torch.testing.assert_close(two.loss, one.loss, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(two.logits, one.logits[order], rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(two.loss, output.loss, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(two.logits, output.logits[order], rtol=1e-3, atol=1e-4)
 
 
 def twins(scheme: Scheme) -> tuple[Case, Case]:
-    """After an epoch, when it has a past."""
+    """Two equal cases after one epoch, so that schemes with memory have one."""
     case = ready(scheme)
     case.train(STEPS_PER_EPOCH)
     return case, copy.deepcopy(case)
 
 
-def permuted(one: Batch, order: Tensor) -> Batch:
-    moved = dataclasses.replace(one, targets=one.targets[order], index=one.index[order])
+def permuted(batch: Batch, order: Tensor) -> Batch:
+    moved = dataclasses.replace(batch, targets=batch.targets[order], index=batch.index[order])
     return moved.map(lambda inputs: inputs[order])  # type: ignore[index]
 
 
-def test_half_precision_agrees(scheme: Scheme) -> None:
+def test_half_precision_matches_float32(scheme: Scheme) -> None:
     case, other = twins(scheme)
     exact = case.step(3)
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -135,15 +135,15 @@ def test_half_precision_agrees(scheme: Scheme) -> None:
     assert all(torch.isfinite(grad).all() for grad in grads)
 
 
-def test_a_batch_of_one_works_or_it_is_said_why_not(scheme: Scheme) -> None:
+def test_batch_of_one_works_or_raises_with_reason(scheme: Scheme) -> None:
     case = ready(scheme)
-    one = permuted(case.batch(0), torch.tensor([5]))
+    sample = permuted(case.batch(0), torch.tensor([5]))
     if any(isinstance(module, nn.BatchNorm1d) for module in case.distiller.modules()):
-        # The scheme's own words, or torch's where a peer normalises an embedding.
+        # The scheme's message, or torch's if a peer normalizes an embedding.
         with pytest.raises(ValueError, match=r"raise train\.batch_size|more than 1 value"):
-            case.distiller(one, case.progress(0))
+            case.distiller(sample, case.progress(0))
         return
-    output = case.distiller(one, case.progress(0))
+    output = case.distiller(sample, case.progress(0))
     output.loss.backward()
     assert torch.isfinite(output.loss)
 
@@ -154,7 +154,7 @@ def test_a_batch_of_one_works_or_it_is_said_why_not(scheme: Scheme) -> None:
     [Vit(patch=4, depth=4, width=8, heads=2), Mlp(depth=2, width=16)],
     ids=lambda model: model.name,
 )
-def test_a_student_of_tokens_or_embeddings_will_do(scheme: Scheme, student: Model) -> None:
+def test_students_of_tokens_or_embeddings_work(scheme: Scheme, student: Model) -> None:
     case = ready(scheme, terms=(Term(loss=KD()),), student=student)
     output = case.step(0)
     output.loss.backward()
@@ -165,7 +165,7 @@ def test_a_student_of_tokens_or_embeddings_will_do(scheme: Scheme, student: Mode
 @pytest.mark.parametrize(
     "scheme", [scheme for scheme in examples() if scheme.takes_knowledge], ids=label
 )
-def test_terms_come_grow_and_go(scheme: Scheme) -> None:
+def test_terms_start_ramp_and_stop(scheme: Scheme) -> None:
     """A term's start, ramp and stop hold under every scheme that takes knowledge."""
     pairs = (Pair(hint="stage2", guided="stage2"),)
     late = Term(loss=KD(), weight=2, start_epoch=1, ramp_epochs=2)
@@ -173,8 +173,8 @@ def test_terms_come_grow_and_go(scheme: Scheme) -> None:
     case = ready(scheme, terms=(late, early))
     steady = ready(scheme, terms=(Term(loss=KD(), weight=2), Term(loss=Hint(), weight=0)))
     never = ready(scheme, terms=(Term(loss=KD(), start_epoch=99),))
-    for one in (steady, never):
-        one.distiller.load_state_dict(case.distiller.state_dict(), strict=False)
+    for variant in (steady, never):
+        variant.distiller.load_state_dict(case.distiller.state_dict(), strict=False)
 
     def at(epoch: float) -> Progress:
         return Progress(int(epoch), 4, round(epoch * STEPS_PER_EPOCH), STEPS_PER_EPOCH)
@@ -185,20 +185,20 @@ def test_terms_come_grow_and_go(scheme: Scheme) -> None:
     assert [names(epoch) for epoch in range(3)] == [{"hint"}, {"kd"}, {"kd"}]
     if getattr(scheme, "drop", 0):
         return  # teachers come and go from step to step
-    full, none = (one.distiller(one.batch(0), at(3)).loss for one in (steady, never))
+    full, none = (variant.distiller(variant.batch(0), at(3)).loss for variant in (steady, never))
     for epoch, share in ((1, 0), (1 + 1 / 3, 1 / 6), (2, 0.5), (3, 1), (3 + 2 / 3, 1)):
-        found = case.distiller(case.batch(0), at(epoch)).loss
-        torch.testing.assert_close(found, none + share * (full - none), rtol=1e-4, atol=1e-5)
+        output = case.distiller(case.batch(0), at(epoch)).loss
+        torch.testing.assert_close(output, none + share * (full - none), rtol=1e-4, atol=1e-5)
 
 
-def test_it_stands_in_a_study_file_as_it_is(scheme: Scheme) -> None:
+def test_study_file_round_trip(scheme: Scheme) -> None:
     written = dataclasses.asdict(scheme)
     read = READER.validate_python(written)
     assert read == scheme and hash(read) == hash(scheme)
 
 
 @pytest.mark.parametrize("cls", list(SCHEMES), ids=lambda cls: cls.name)
-def test_it_says_what_it_is(cls: type[Scheme]) -> None:
+def test_documentation_is_complete(cls: type[Scheme]) -> None:
     first = (cls.__doc__ or "").partition("\n")[0]
     assert first.endswith(".") and len(first) < 100
     assert isinstance(cls.paper, str)

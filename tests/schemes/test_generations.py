@@ -1,4 +1,4 @@
-"""A training that is saved and goes on elsewhere is the one that was never interrupted."""
+"""Resumed trainings equal uninterrupted ones."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ import pytest
 import torch
 
 from helpers.study_cases import STUDIES, training_of, untimed
-from raykd.training.checkpoint import dump_object, parse_state
+from raykd.training.state_file import dump_state, parse_state
 
 
 @pytest.mark.parametrize("name", list(STUDIES))
-def test_resuming_from_bytes_is_as_if_never_stopped(name: str) -> None:
+def test_resume_from_bytes_equals_uninterrupted_training(name: str) -> None:
     study = STUDIES[name]()
     whole = training_of(study)
     whole.run_epoch()
-    saved = dump_object(whole.state())
-    found = whole.run_epoch()
+    saved = b"".join(dump_state(whole.state(), "training"))
+    metrics = whole.run_epoch()
     torch.manual_seed(5)  # what the process did before is no matter
     resumed = training_of(study)
-    resumed.load_state(parse_state(saved))
-    assert untimed(resumed.run_epoch()) == untimed(found)
+    resumed.load_state(parse_state(saved, "training"))
+    assert untimed(resumed.run_epoch()) == untimed(metrics)
     _assert_same(resumed.state(), whole.state(), "state")
 
 

@@ -1,4 +1,4 @@
-"""Several workers share what they remember, and train as one does where the method allows it."""
+"""Several workers share the memory of schemes and train like one worker where the method allows."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ NOT_ALIKE = {
     "scheme-kdcl-ensemble=linear_batch": "one combination for each worker's share of the batch",
     "scheme-byot-distance=norm": "the root of a worker's share is not a share of the root",
     **{
-        f"scheme-multi_teacher-combine={how}": "layers' losses take the mean share of a worker's "
-        "samples"
-        for how in ("confidence", "gate")
+        f"scheme-multi_teacher-combine={combine}": "losses on layers use the mean share over a "
+        "worker's samples"
+        for combine in ("confidence", "gate")
     },
 }
-"""What two workers cannot train as one does, and why."""
+"""Schemes that two workers cannot train like one, with the reason."""
 NOT_ALIKE |= {
     f"loss-{name}": "it compares the samples of a batch, and a worker has but its share of them"
     for name, loss in LOSSES.members.items()
@@ -42,38 +42,38 @@ Ranks = list[tuple[dict[str, Any], dict[str, Any]]]
 """Of each worker: what it remembered after a step, and what came of its trainings, by name."""
 
 
-def test_without_workers_nothing_is_gathered() -> None:
+def test_single_worker_gathers_nothing() -> None:
     rows = torch.arange(3.0, requires_grad=True)
-    found = from_all_workers(rows)
-    assert torch.equal(found, rows) and not found.requires_grad
+    gathered = from_all_workers(rows)
+    assert torch.equal(gathered, rows) and not gathered.requires_grad
 
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> Ranks:
-    """What each of two workers remembered, and what came of its trainings."""
+    """Memory and trainings of each of two workers."""
     folder = tmp_path_factory.mktemp("workers")
     spawn(two_workers.run, args=(str(folder), list(STUDIES)), nprocs=two_workers.WORLD)
     return [torch.load(folder / f"rank{rank}.pt") for rank in range(two_workers.WORLD)]
 
 
 @pytest.mark.slow
-def test_two_workers_remember_the_same(ranks: Ranks) -> None:
-    one, two = (remembered for remembered, _ in ranks)
-    for name in one:
-        assert torch.equal(one[name], two[name]), name
-    assert one["rows"].tolist() == [0, 0, 1, 1, 1]
+def test_two_workers_have_equal_memories(ranks: Ranks) -> None:
+    first, second = (remembered for remembered, _ in ranks)
+    for name in first:
+        assert torch.equal(first[name], second[name]), name
+    assert first["rows"].tolist() == [0, 0, 1, 1, 1]
     whole = ready(PsKd())
     whole.distiller.train()
     whole.step(0)
-    assert torch.equal(one["ps_kd.seen"], whole.distiller.get_buffer("seen"))
-    assert one["kdcl.shares.samples"] == len(batch(0))
+    assert torch.equal(first["ps_kd.has_prediction"], whole.distiller.get_buffer("has_prediction"))
+    assert first["kdcl.shares.samples"] == len(batch(0))
     memory = "terms.losses.crd.judges.0."
-    assert one[f"crd.{memory}taken"] == len(batch(0))
+    assert first[f"crd.{memory}used_slots"] == len(batch(0))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", list(STUDIES))
-def test_two_workers_train_as_one(name: str, ranks: Ranks) -> None:
+def test_two_workers_train_like_one(name: str, ranks: Ranks) -> None:
     two, other = (trainings[name] for _, trainings in ranks)
     assert two["history"] == other["history"]
     for tensor, value in two["weights"].items():
@@ -81,14 +81,14 @@ def test_two_workers_train_as_one(name: str, ranks: Ranks) -> None:
     assert all(map(math.isfinite, two["history"][-1].values()))
     if name in NOT_ALIKE:
         return
-    one = two_workers.trained(name)
-    for ours, theirs in zip(two["history"], one["history"], strict=True):
+    single = two_workers.trained(name)
+    for ours, theirs in zip(two["history"], single["history"], strict=True):
         assert ours == pytest.approx(theirs, rel=1e-3, abs=1e-5)
-    for tensor, value in one["weights"].items():
+    for tensor, value in single["weights"].items():
         torch.testing.assert_close(
             two["weights"][tensor], value, rtol=1e-3, atol=1e-5, msg=f"{name}: {tensor}"
         )
 
 
-def test_the_exceptions_are_known_by_name() -> None:
+def test_exceptions_are_listed() -> None:
     assert set(NOT_ALIKE) <= set(STUDIES)

@@ -1,4 +1,4 @@
-"""Options that answer to many names, in studies: read, drawn, checked, completed by editors."""
+"""Options with many names in studies: read, drawn, checked, completed by editors."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def _opened(model: str, **more: Any) -> OpenStudy:
     return open_study(parse_document(_with_model(model), "study.yaml"), **more)
 
 
-def _refused(model: str, **more: Any) -> str:
+def _error_of(model: str, **more: Any) -> str:
     with pytest.raises(StudyError) as error:
         _opened(model, **more)
     return str(error.value)
@@ -48,7 +48,7 @@ CHOICE = (
 )
 
 
-def test_a_branch_bears_the_full_name() -> None:
+def test_branch_has_full_name() -> None:
     model, channels = _opened(CHOICE).dimensions
     assert model.values == ("resnet8", "timm/mobilenetv3_small_050", "timm/resnet18")
     assert (channels.name, channels.when) == (
@@ -59,18 +59,20 @@ def test_a_branch_bears_the_full_name() -> None:
 
 def test_every_branch_is_drawn() -> None:
     study = _opened(CHOICE)
-    assert study.task is not None
-    drawn = [study.bind(study.task).draw(Seeded(seed)).study.student.model for seed in range(20)]
+    assert study.signature is not None
+    drawn = [
+        study.bind(study.signature).draw(Seeded(seed)).study.student.model for seed in range(20)
+    ]
     assert {model.name for model in drawn} == {
         "resnet8",
         "timm/mobilenetv3_small_050",
         "timm/resnet18",
     }
-    held = {model.args for model in drawn if isinstance(model, Timm)}
-    assert {"channels": (4, 4, 8, 8)} in [dict(args) for args in held]
+    arguments = {model.args for model in drawn if isinstance(model, Timm)}
+    assert {"channels": (4, 4, 8, 8)} in [dict(args) for args in arguments]
 
 
-def test_a_bare_name_stands_for_an_option() -> None:
+def test_bare_name_is_option() -> None:
     study = _opened("timm/resnet18").settings
     assert study.student.model == Timm(name="timm/resnet18")
     assert _opened("timm/resnet18").flat(study)["student.model"] == "timm/resnet18"
@@ -90,12 +92,12 @@ def test_a_bare_name_stands_for_an_option() -> None:
         ("timmy/resnet18", False),
     ],
 )
-def test_what_editors_allow(model: str, fits: bool) -> None:
+def test_schema_allows_names(model: str, fits: bool) -> None:
     assert VALIDATOR.is_valid(parse_document(_with_model(model)).data) is fits
 
 
 @pytest.mark.parametrize(
-    ("model", "told"),
+    ("model", "message"),
     [
         ("timm/resnt18", "study.yaml:7: student.model: timm has no model 'resnt18'; did you mean"),
         ("timmy/resnet18", "unknown model 'timmy/resnet18'; must be one of"),
@@ -107,11 +109,11 @@ def test_what_editors_allow(model: str, fits: bool) -> None:
         ("{choice: [resnet8, {name: timm/resnet18, args: 3}]}", "student.model.args: got 3; must"),
     ],
 )
-def test_mistakes(model: str, told: str) -> None:
-    assert told in _refused(model)
+def test_errors(model: str, message: str) -> None:
+    assert message in _error_of(model)
 
 
-def test_mistakes_are_told_where_pairs_hang_on_the_stages() -> None:
+def test_errors_for_pairs_that_depend_on_stages() -> None:
     text = changed(
         (STUDENT, "  model: timm/resnt18\n"),
         ("knowledge:\n", "knowledge:\n  - {loss: hint, pairs: {pairing: {max: 2}}}\n"),
@@ -122,24 +124,24 @@ def test_mistakes_are_told_where_pairs_hang_on_the_stages() -> None:
 
 class TestCode:
     @pytest.mark.parametrize("model", ["my.models:build", "models:/m@champion", "runs:/1a/model"])
-    def test_is_refused_before_it_is_looked_at(self, model: str) -> None:
-        said = _refused(f"{{choice: [resnet8, {{name: '{model}'}}]}}")
-        assert f"student.model.name: '{model}' would run code from outside raykd" in said
-        assert "--allow-import" in said
+    def test_code_is_rejected_before_import(self, model: str) -> None:
+        message = _error_of(f"{{choice: [resnet8, {{name: '{model}'}}]}}")
+        assert f"student.model.name: '{model}' would run code from outside raykd" in message
+        assert "--allow-import" in message
 
-    def test_in_a_teacher_too(self) -> None:
+    def test_code_of_teacher(self) -> None:
         text = BASE.replace("model: {name: resnet, depth: 14, width: 8}", "model: 'my.m:build'")
         with pytest.raises(StudyError, match=r"teacher\.model\.name: 'my\.m:build' would run code"):
             open_study(parse_document(text))
 
-    def test_runs_where_it_is_allowed(self) -> None:
-        assert "No module named 'no_such_package'" in _refused(
+    def test_allowed_code_runs(self) -> None:
+        assert "No module named 'no_such_package'" in _error_of(
             "'no_such_package.models:build'", allow_import=True
         )
 
 
 class TestFamily:
-    def test_options_of_many_names_stand_apart(self) -> None:
+    def test_options_of_many_names_are_separate(self) -> None:
         assert set(MODELS.forms) >= {"timm/NAME", "torchvision/NAME", "hf/NAME"}
         assert not set(MODELS.forms) & set(MODELS.members)
         assert MODELS["timm/anything"] is MODELS.find("timm/x.y_z") is Timm
@@ -148,7 +150,7 @@ class TestFamily:
         assert MODELS.find("timm/") is None is MODELS.find("nothing")
         assert option_name(Timm) == "timm/NAME"
 
-    def test_one_option_of_many_names_alone(self) -> None:
+    def test_single_option_of_many_names(self) -> None:
         from pydantic import TypeAdapter
 
         models = Registry("model", base=Model, entry_points="raykd.none")

@@ -1,4 +1,4 @@
-"""What students cost, and whether what is to be measured can be, before anything starts."""
+"""Costs of students, and checks of measured costs before anything starts."""
 
 from __future__ import annotations
 
@@ -14,21 +14,19 @@ from torch import nn
 
 from helpers.study_files import BASE, opened
 from raykd.errors import Infeasible, StudyError
-from raykd.models import MODELS, Mlp, Resnet, Task, profile_model
-from raykd.models.introspection import onnx_latency as onnx_runtime
+from raykd.models import MODELS, Mlp, Resnet, Signature, profile_model
 from raykd.models.introspection.latency import Latency, Timing
 from raykd.models.introspection.memory import peak_memory
 from raykd.schemes.classifier_reuse import Reusing
-from raykd.study import student_costs
+from raykd.study import costs as study_costs
 from raykd.study.candidate import Candidate
 from raykd.study.checks.latency import check_measured
 from raykd.study.config import Search
-from raykd.study.costs import costs_of, measurement_summary, required_costs
+from raykd.study.costs import StudentCosts, costs_of, measurement_summary, required_costs
 from raykd.study.objectives import COSTS, MEASURED, OBJECTIVES, Cost
 from raykd.study.open_study import OpenStudy
-from raykd.study.student_costs import StudentCosts
 
-TASK = Task((1, 8, 8), 10)
+TASK = Signature((1, 8, 8), 10)
 
 OPEN = BASE.replace("width: 4\n", "width: {choice: [4, 8]}\n")
 SEARCH = "search: {latency: {seconds: 0.01, batch: 4}, "
@@ -40,17 +38,18 @@ def searching(settings: str, text: str = OPEN) -> OpenStudy:
 
 @pytest.fixture
 def stopwatch(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Cost, nn.Module]]:
-    """Measures nothing: a network takes a millisecond for 10,000 parameters, in ONNX Runtime
-    half of it.  Tells what was asked for."""
-    told: list[tuple[Cost, nn.Module]] = []
+    """Fake measurement: 1 ms per 10,000 parameters, half of it in ONNX Runtime.
 
-    def timing(cost: Cost, network: nn.Module, task: Task, how: Latency) -> Timing:
-        told.append((cost, network))
+    Returns the requested costs and networks."""
+    calls: list[tuple[Cost, nn.Module]] = []
+
+    def timing(cost: Cost, network: nn.Module, signature: Signature, how: Latency) -> Timing:
+        calls.append((cost, network))
         takes = sum(p.numel() for p in network.parameters()) / 10_000
         return Timing(takes / 2 if cost.startswith("onnx") else takes, 0.01, 9, 10)
 
-    monkeypatch.setattr(student_costs, "measure", timing)
-    return told
+    monkeypatch.setattr(study_costs, "measure", timing)
+    return calls
 
 
 def student(study: OpenStudy, width: int = 4, **fields: Any) -> Candidate:
@@ -63,12 +62,12 @@ def student(study: OpenStudy, width: int = 4, **fields: Any) -> Candidate:
 # Which are known
 
 
-def test_every_cost_is_an_objective_and_is_shown() -> None:
+def test_every_cost_is_objective_and_printed() -> None:
     assert get_args(Cost) == COSTS
     assert all(OBJECTIVES[cost] == "min" for cost in COSTS)
 
 
-def test_only_what_is_asked_for_is_looked_at() -> None:
+def test_only_requested_costs_are_computed() -> None:
     assert required_costs(Search()) == ("params", "macs")
     assert measurement_summary(Search()) == ""
     search = searching(
@@ -82,17 +81,17 @@ def test_only_what_is_asked_for_is_looked_at() -> None:
     )
 
 
-def test_costs_of_a_model() -> None:
+def test_costs_of_model() -> None:
     model = Resnet(depth=8, width=4)
     quick = Latency(seconds=0.01, batch=3)
-    found = costs_of(model, TASK, ("latency", "memory", "params", "macs"), quick)
-    assert list(found) == ["params", "macs", "memory", "latency"]
-    assert found["params"] == profile_model(model, TASK).params
-    assert found["memory"] == peak_memory(model.build(TASK), TASK)
-    assert 0 < found["latency"] < 100
+    costs = costs_of(model, TASK, ("latency", "memory", "params", "macs"), quick)
+    assert list(costs) == ["params", "macs", "memory", "latency"]
+    assert costs["params"] == profile_model(model, TASK).params
+    assert costs["memory"] == peak_memory(model.build(TASK), TASK)
+    assert 0 < costs["latency"] < 100
 
 
-def test_memory_bounds_students() -> None:
+def test_memory_constraint() -> None:
     study = opened(OPEN)
     small, large = (
         student(study, width, search=Search(measure=("memory",))).costs["memory"]
@@ -115,41 +114,55 @@ def test_memory_bounds_students() -> None:
 
 def test_each_network_is_measured_once(stopwatch: list[Any]) -> None:
     study = searching("objectives: {latency: min}, measure: [onnx_batch_latency]")
-    known = StudentCosts(study.settings.search, TASK)
-    one, two = student(study), student(study, 8)
+    known_costs = StudentCosts(study.settings.search, TASK)
+    narrow, wide = student(study), student(study, 8)
     for _ in range(2):
-        assert known.of(one)["latency"] == 2 * known.of(one)["onnx_batch_latency"] == 0.5142
-        assert known.of(two)["latency"] > 1
+        assert (
+            known_costs.of(narrow)["latency"]
+            == 2 * known_costs.of(narrow)["onnx_batch_latency"]
+            == 0.5142
+        )
+        assert known_costs.of(wide)["latency"] > 1
     assert [cost for cost, _ in stopwatch] == ["latency", "onnx_batch_latency"] * 2
-    tags = known.tags(one)
+    tags = known_costs.tags(narrow)
     assert tags["params"] == "5142"
     assert tags["latency"] == "0.5142 ms (IQR 0.01, 9 of 10 runs)"
     assert tags["latency_on"].startswith("cpu: ")
-    assert "latency_on" not in StudentCosts(Search(), TASK).tags(one)
+    assert "latency_on" not in StudentCosts(Search(), TASK).tags(narrow)
 
 
-def test_a_resumed_search_has_the_same_figures(stopwatch: list[Any], tmp_path: Path) -> None:
+def test_resumed_search_reuses_measurements(stopwatch: list[Any], tmp_path: Path) -> None:
     study = searching("objectives: {latency: min}")
     file = tmp_path / "latency.json"
     first = StudentCosts(study.settings.search, TASK)
     before = first.of(student(study))  # measured before there was a folder
     first.keep_in(file)
     first.of(student(study, 8))
-    again = StudentCosts(study.settings.search, TASK)
-    again.keep_in(file)
-    assert again.of(student(study)) == before
-    again.of(student(study, 8))
+    resumed = StudentCosts(study.settings.search, TASK)
+    resumed.keep_in(file)
+    assert resumed.of(student(study)) == before
+    resumed.of(student(study, 8))
     assert len(stopwatch) == 2
 
 
-def test_figures_of_another_machine_do_not_compare(stopwatch: list[Any], tmp_path: Path) -> None:
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"on": 1, "networks": {"a": {"b": 5}}}'])
+def test_damaged_figures_are_refused(text: str, tmp_path: Path) -> None:
+    file = tmp_path / "latency.json"
+    file.write_text(text)
+    study = searching("objectives: {latency: min}")
+    with pytest.raises(StudyError, match=r"latency\.json: not the latencies .*\n.*measured again"):
+        StudentCosts(study.settings.search, TASK).keep_in(file)
+    assert file.read_text() == text
+
+
+def test_measurements_of_another_machine_are_ignored(stopwatch: list[Any], tmp_path: Path) -> None:
     study = searching("objectives: {latency: min}")
     file = tmp_path / "latency.json"
-    known = StudentCosts(study.settings.search, TASK)
-    known.of(student(study))
-    known.keep_in(file)
-    told = json.loads(file.read_text())
-    file.write_text(json.dumps({**told, "on": "cpu: a better one, 1 thread"}))
+    known_costs = StudentCosts(study.settings.search, TASK)
+    known_costs.of(student(study))
+    known_costs.keep_in(file)
+    stored = json.loads(file.read_text())
+    file.write_text(json.dumps({**stored, "on": "cpu: a better one, 1 thread"}))
     with pytest.raises(
         StudyError,
         match="measured latencies on cpu: a better one, 1 thread; latencies measured on ",
@@ -160,50 +173,50 @@ def test_figures_of_another_machine_do_not_compare(stopwatch: list[Any], tmp_pat
     assert not (tmp_path / "none.json").exists()
 
 
-def test_a_bound_on_what_is_measured(stopwatch: list[Any]) -> None:
+def test_constraint_on_measured_cost(stopwatch: list[Any]) -> None:
     study = searching("constraints: {latency: {max: 0.6}}")
-    known = StudentCosts(study.settings.search, TASK)
-    known.check(student(study))
+    known_costs = StudentCosts(study.settings.search, TASK)
+    known_costs.check(student(study))
     with pytest.raises(Infeasible, match=r"^latency 1\.9\d* > 0\.6$"):
-        known.check(student(study, 8))
+        known_costs.check(student(study, 8))
 
 
-def test_what_cannot_be_measured_is_infeasible(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unmeasurable_student_is_infeasible(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*args: Any) -> Timing:
         raise ValueError("it cannot be exported to ONNX: no such operator\nmore")
 
-    monkeypatch.setattr(student_costs, "measure", refuse)
+    monkeypatch.setattr(study_costs, "measure", refuse)
     study = searching("measure: [onnx_latency]")
-    known = StudentCosts(study.settings.search, TASK)
-    said = "onnx_latency cannot be measured: it cannot be exported to ONNX: no such operator$"
-    with pytest.raises(Infeasible, match=said):
-        known.check(student(study))
-    assert "onnx_latency" not in known.of(student(study))
-    assert known.tags(student(study))["onnx_latency"].startswith("it cannot be exported")
+    known_costs = StudentCosts(study.settings.search, TASK)
+    message = "onnx_latency cannot be measured: it cannot be exported to ONNX: no such operator$"
+    with pytest.raises(Infeasible, match=message):
+        known_costs.check(student(study))
+    assert "onnx_latency" not in known_costs.of(student(study))
+    assert known_costs.tags(student(study))["onnx_latency"].startswith("it cannot be exported")
 
 
-def test_what_is_measured_is_what_is_deployed(stopwatch: list[Any]) -> None:
+def test_deployed_network_is_measured(stopwatch: list[Any]) -> None:
     text = OPEN.replace("      name: kd\n      temperature: 4\n", "      name: simkd\n")
     study = searching("measure: [latency]", text)
-    one = student(study)
-    known = StudentCosts(study.settings.search, TASK)
-    assert known.of(one)["latency"] == known.of(one)["params"] / 10_000
+    candidate = student(study)
+    known_costs = StudentCosts(study.settings.search, TASK)
+    assert known_costs.of(candidate)["latency"] == known_costs.of(candidate)["params"] / 10_000
     [(_, network)] = stopwatch
     assert isinstance(network, Reusing)
     alone = student(study, knowledge=())
-    assert known.of(alone)["latency"] != known.of(one)["latency"]
+    assert known_costs.of(alone)["latency"] != known_costs.of(candidate)["latency"]
 
 
-def test_what_is_converted_is_measured_converted(stopwatch: list[Any]) -> None:
+def test_converted_network_is_measured(stopwatch: list[Any]) -> None:
     study = searching("measure: [latency, memory]")
     quantized = MODELS["quantized"](base=Resnet(depth=8, width=4))
-    one = replace(study.settings, student=replace(study.settings.student, model=quantized))
-    StudentCosts(study.settings.search, TASK).of(study.bind(TASK).candidate(one))
+    settings_ = replace(study.settings, student=replace(study.settings.student, model=quantized))
+    StudentCosts(study.settings.search, TASK).of(study.bind(TASK).candidate(settings_))
     [(_, network)] = stopwatch
     assert any(b.dtype == torch.int8 for b in network.buffers())
 
 
-def test_random_numbers_stay_as_they_are(stopwatch: list[Any]) -> None:
+def test_global_generators_are_unchanged(stopwatch: list[Any]) -> None:
     study = searching("measure: [latency]")
     torch.manual_seed(5)
     before = torch.get_rng_state()
@@ -218,17 +231,17 @@ def checked(settings: str, text: str = OPEN) -> None:
     checked_text(text + SEARCH + settings + "}\n")
 
 
-def test_nothing_is_measured_where_nothing_is_asked_for(stopwatch: list[Any]) -> None:
+def test_nothing_is_measured_by_default(stopwatch: list[Any]) -> None:
     checked("constraints: {params: {max: 1_000_000}, memory: {max: 1_000_000}}")
     assert not stopwatch
 
 
-def test_one_student_is_measured_to_see_that_it_can_be(stopwatch: list[Any]) -> None:
+def test_check_measures_one_student(stopwatch: list[Any]) -> None:
     checked("objectives: {latency: min, onnx_latency: min}")
     assert [cost for cost, _ in stopwatch] == ["latency", "onnx_latency"]
 
 
-def test_a_bound_that_a_student_keeps(stopwatch: list[Any]) -> None:
+def test_feasible_constraint(stopwatch: list[Any]) -> None:
     checked("constraints: {latency: {max: 0.6}, onnx_latency: {min: 0.5}}")
     assert len(stopwatch) == 4
 
@@ -269,13 +282,15 @@ MISTAKES = [
 ]
 
 
-@pytest.mark.parametrize(("settings", "said"), MISTAKES, ids=[said[:40] for _, said in MISTAKES])
-def test_mistakes(
-    settings: str, said: str, stopwatch: list[Any], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("settings", "message"), MISTAKES, ids=[message[:40] for _, message in MISTAKES]
+)
+def test_errors(
+    settings: str, message: str, stopwatch: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     text = OPEN + "search: {" + settings + "}\n"
-    with pytest.raises(StudyError, match=said):
+    with pytest.raises(StudyError, match=message):
         checked_text(text)
 
 
@@ -284,35 +299,33 @@ def checked_text(text: str) -> None:
     check_measured(study.bind(TASK), StudentCosts(study.settings.search, TASK))
 
 
-def test_packages_that_are_not_installed(
-    stopwatch: list[Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_missing_packages_raise(stopwatch: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
     find = importlib.util.find_spec
     monkeypatch.setattr(
-        onnx_runtime.importlib.util,
+        importlib.util,
         "find_spec",
         lambda name: None if name == "onnxruntime" else find(name),
     )
-    said = (
+    message = (
         r"search.objectives.onnx_latency: latency in ONNX Runtime needs onnxruntime, which is not "
         r"installed\n    -> install raykd\[onnx\]"
     )
-    with pytest.raises(StudyError, match=said):
+    with pytest.raises(StudyError, match=message):
         checked("objectives: {latency: min, onnx_latency: min}")
     checked("objectives: {latency: min}")
 
 
-def test_students_of_which_none_can_be_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_measurable_student_raises(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*args: Any) -> Timing:
         raise ValueError("no such operator")
 
-    monkeypatch.setattr(student_costs, "measure", refuse)
-    said = r"search.measure: batch_latency cannot be measured for any of 2 student\(s\): no such"
-    with pytest.raises(StudyError, match=said):
+    monkeypatch.setattr(study_costs, "measure", refuse)
+    message = r"search.measure: batch_latency cannot be measured for any of 2 student\(s\): no such"
+    with pytest.raises(StudyError, match=message):
         checked("measure: [batch_latency]")
 
 
-def test_models_of_other_shapes_are_measured_by_their_own_figures() -> None:
+def test_models_of_other_shapes_have_their_own_measurements() -> None:
     quick = Latency(seconds=0.02)
     small = costs_of(Mlp(depth=1, width=8), TASK, MEASURED[:2], quick)
     large = costs_of(Mlp(depth=4, width=1024), TASK, MEASURED[:2], quick)

@@ -1,4 +1,4 @@
-"""The cost of the network that is kept, where that is not the student as it stands."""
+"""Cost of the deployed network, where it differs from the student."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import pytest
 from helpers.study_files import opened
 from raykd.errors import Infeasible
 from raykd.losses import KD, LOSSES, Pair, Term
-from raykd.models import ModelProfile, Resnet, Task, profile_model
+from raykd.models import ModelProfile, Resnet, Signature, profile_model
 from raykd.schemes import Alone, Assistant, BornAgain, Dml, Offline, Scheme, Teacher
 from raykd.study.candidate import Candidate
 from raykd.study.checks.layer_pairs import PairError
 from raykd.study.config import Study
 from raykd.study.deployment import deployed_profile
 
-TASK = Task((1, 8, 8), 10)
+TASK = Signature((1, 8, 8), 10)
 
 TEXT = """\
 name: x
@@ -33,32 +33,32 @@ def study_with(*terms: Term, **fields: Any) -> Study:
     return replace(study, knowledge=terms or study.knowledge, **fields)
 
 
-def kept(study: Study) -> ModelProfile:
+def profile_of(study: Study) -> ModelProfile:
     candidate = Candidate(study, TASK, study.seed)
     return deployed_profile(candidate.resolved, candidate.student, TASK)
 
 
-def test_a_plain_student_costs_what_it_costs() -> None:
+def test_cost_of_plain_student() -> None:
     study = study_with(Term(loss=KD()))
-    assert kept(study) is profile_model(study.student.model, TASK)
+    assert profile_of(study) is profile_model(study.student.model, TASK)
 
 
-def test_projector_and_classifier_are_counted_and_the_students_own_is_not() -> None:
-    own = profile_model(Resnet(depth=8, width=4), TASK)
-    found = kept(study_with())
+def test_projector_and_teachers_classifier_are_counted() -> None:
+    profile = profile_model(Resnet(depth=8, width=4), TASK)
+    deployed = profile_of(study_with())
     projector = 16 * 16 + 16 * 16 * 9 + 16 * 32
     norms = 2 * (16 + 16 + 32)
-    assert found.params == own.params - (16 * 10 + 10) + projector + norms + (32 * 10 + 10)
-    assert found.macs == own.macs - 16 * 10 + 2 * 2 * projector + 32 * 10
-    assert found.layers == own.layers
+    assert deployed.params == profile.params - (16 * 10 + 10) + projector + norms + (32 * 10 + 10)
+    assert deployed.macs == profile.macs - 16 * 10 + 2 * 2 * projector + 32 * 10
+    assert deployed.layers == profile.layers
 
 
-def test_other_pairs_cost_otherwise() -> None:
+def test_cost_depends_on_pairs() -> None:
     shallow = Term(loss=LOSSES["simkd"](), pairs=(Pair(hint="stage2", guided="stage2"),))
-    assert kept(study_with(shallow)).params != kept(study_with()).params
+    assert profile_of(study_with(shallow)).params != profile_of(study_with()).params
 
 
-def test_under_a_scheme_without_knowledge_nothing_is_deployed() -> None:
+def test_scheme_without_terms_deploys_student() -> None:
     study = study_with(scheme=Alone())
     student = profile_model(study.student.model, TASK)
     assert deployed_profile(study, student, TASK) is student
@@ -73,7 +73,7 @@ def test_under_a_scheme_without_knowledge_nothing_is_deployed() -> None:
     ],
     ids=lambda scheme: scheme.name,
 )
-def test_schemes_that_lend_no_classifier(scheme: Scheme) -> None:
+def test_schemes_without_teachers_classifier(scheme: Scheme) -> None:
     study = study_with(scheme=scheme)
     student = profile_model(study.student.model, TASK)
     pairs = (Pair(hint="stage3", guided="stage3"),)
@@ -91,43 +91,43 @@ def test_schemes_that_lend_no_classifier(scheme: Scheme) -> None:
     ],
     ids=lambda scheme: scheme.name,
 )
-def test_schemes_that_lend_one(scheme: Scheme) -> None:
+def test_schemes_with_teachers_classifier(scheme: Scheme) -> None:
     widths = {"offline": 32, "born_again": 16, "assistant": 24}
     classifier = widths[scheme.name] * 10 + 10
-    found = kept(study_with(scheme=scheme))
-    own = profile_model(Resnet(depth=8, width=4), TASK)
+    deployed = profile_of(study_with(scheme=scheme))
+    profile = profile_model(Resnet(depth=8, width=4), TASK)
     middle = widths[scheme.name] // 2
     projector = 16 * middle + middle * middle * 9 + middle * 2 * middle
     norms = 2 * (middle + middle + 2 * middle)
-    assert found.params == own.params - 170 + projector + norms + classifier
+    assert deployed.params == profile.params - 170 + projector + norms + classifier
 
 
-def test_an_assistant_is_not_taught_so() -> None:
+def test_assistant_keeps_its_classifier() -> None:
     chain = (Teacher(model=Resnet(depth=8, width=6)),)
     scheme = Assistant(chain=chain, knowledge=(Term(loss=LOSSES["simkd"]()),))
     with pytest.raises(Infeasible, match="networks that teach others"):
-        kept(study_with(Term(loss=KD()), scheme=scheme))
+        profile_of(study_with(Term(loss=KD()), scheme=scheme))
 
 
-def test_a_layer_at_which_the_teacher_cannot_be_cut() -> None:
+def test_invalid_split_layer_raises() -> None:
     pairs = (Pair(hint="stage3.0.conv2", guided="stage3"),)
     with pytest.raises(PairError, match=r"knowledge\[0\]\.pairs: the logits depend on more than"):
-        kept(study_with(Term(loss=LOSSES["simkd"](), pairs=pairs)))
+        profile_of(study_with(Term(loss=LOSSES["simkd"](), pairs=pairs)))
 
 
-def test_a_term_that_looks_at_a_layer_left_out() -> None:
+def test_term_on_removed_layer_raises() -> None:
     pkt = Term(loss=LOSSES["pkt"]())
     with pytest.raises(PairError, match="student ends after 'stage3' under simkd"):
-        kept(study_with(Term(loss=LOSSES["simkd"]()), pkt))
+        profile_of(study_with(Term(loss=LOSSES["simkd"]()), pkt))
 
 
-def test_a_second_one_is_refused() -> None:
+def test_second_simkd_term_raises() -> None:
     simkd = Term(loss=LOSSES["simkd"]())
     with pytest.raises(PairError, match=r"knowledge\[1\].*is used twice"):
-        kept(study_with(simkd, simkd))
+        profile_of(study_with(simkd, simkd))
 
 
-def test_a_teacher_of_unknown_model_is_refused() -> None:
+def test_unknown_teacher_model_raises() -> None:
     study = study_with(teacher=Teacher(weights="models:/big@champion"))
     with pytest.raises(PairError, match="name the `model` under `teacher`"):
         deployed_profile(study, profile_model(study.student.model, TASK), TASK)

@@ -1,4 +1,4 @@
-"""What a study says of students made of the teacher, and whom they inherit from."""
+"""Compressed students in studies: their base and inherited weights."""
 
 from __future__ import annotations
 
@@ -9,21 +9,20 @@ import pytest
 
 from helpers.derived_studies import KD, derived_study, open_derived
 from raykd.errors import StudyError
-from raykd.models import Resnet, Task
+from raykd.models import Resnet, Signature
 from raykd.models.compression import LayerPruning, LowRank, Quantized
 from raykd.schemes import TeacherSpec
 from raykd.study.config import Student, plain, read_study
-from raykd.study.teachers import required_networks, teachers_of
-from raykd.training.teachers import spec_key
+from raykd.training.teacher_keys import spec_key
 
 KINDS = ("layer_pruning", "channel_pruning", "low_rank", "separable", "quantized", "copy")
-TASK = Task((1, 8, 8), 10)
+TASK = Signature((1, 8, 8), 10)
 
 
-# What a study says
+# The study file
 
 
-def test_what_is_left_open_is_the_teachers_model() -> None:
+def test_default_base_is_teachers_model() -> None:
     study = derived_study(model={"name": "quantized", "base": {"name": "low_rank"}})
     assert study.teacher is not None
     assert study.student == Student(model=Quantized(base=LowRank(base=study.teacher.model)))
@@ -32,36 +31,36 @@ def test_what_is_left_open_is_the_teachers_model() -> None:
     assert derived_study(model=named).student.model == LayerPruning(base=Resnet(depth=20))
 
 
-def test_every_kind_in_one_space() -> None:
+def test_every_compression_in_one_space() -> None:
     study = open_derived("knowledge[1].pairs={pairing: {hint: auto, guided: auto, max: 1}}")
     drawn = [study.bind(TASK).sample(seed).resolved for seed in range(30)]
-    assert {one.student.model.name for one in drawn} == set(KINDS)
-    for one in drawn:
-        assert one.teacher is not None
-        assert one.student.model.origin == one.teacher.model
-        flat = study.flat(one)
+    assert {point.student.model.name for point in drawn} == set(KINDS)
+    for point in drawn:
+        assert point.teacher is not None
+        assert point.student.model.origin == point.teacher.model
+        flat = study.flat(point)
         inner = (
             "student.model.base.base"
-            if one.student.model.name == "quantized"
+            if point.student.model.name == "quantized"
             else "student.model.base"
         )
         assert flat[inner] == "resnet" and flat[f"{inner}.depth"] == 14
 
 
-def test_the_source_follows_a_teacher_that_is_open() -> None:
+def test_base_follows_open_teacher() -> None:
     study = open_derived("teacher.model.depth={choice: [14, 20]}", "student.model=low_rank")
     drawn = [study.bind(TASK).sample(seed).resolved for seed in range(12)]
-    assert {one.student.model.base.depth for one in drawn} == {14, 20}  # type: ignore[union-attr]
-    assert all(one.student.model.base == one.teacher.model for one in drawn)  # type: ignore[union-attr]
+    assert {point.student.model.base.depth for point in drawn} == {14, 20}  # type: ignore[union-attr]
+    assert all(point.student.model.base == point.teacher.model for point in drawn)  # type: ignore[union-attr]
 
 
-def test_a_teacher_that_is_itself_derived() -> None:
+def test_compressed_teacher() -> None:
     model = {"name": "layer_pruning", "base": {"name": "resnet", "depth": 20, "width": 4}}
     teacher = {"model": model, "train": {"epochs": 1}}
     study = derived_study(model={"name": "low_rank"}, teacher=teacher)
     assert study.teacher is not None and study.student.model.origin == study.teacher.model
-    (own,) = required_networks(study)
-    assert own.model == study.teacher.model and own.needs == ()
+    (base,) = study.required_networks()
+    assert base.model == study.teacher.model and base.needs == ()
     assert read_study(plain(study)) == study
 
 
@@ -110,7 +109,7 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("overrides", "message"), WRONG, ids=[row[1][:45] for row in WRONG])
-def test_mistakes_are_told_before_anything_starts(overrides: Any, message: str) -> None:
+def test_errors_before_anything_starts(overrides: Any, message: str) -> None:
     with pytest.raises(StudyError) as caught:
         open_derived(*overrides)
     (problem,) = caught.value.problems
@@ -120,34 +119,37 @@ def test_mistakes_are_told_before_anything_starts(overrides: Any, message: str) 
 # Who is inherited from
 
 
-def test_the_teacher_reaches_every_scheme() -> None:
+def test_every_scheme_gets_teacher() -> None:
     teacher = derived_study().teacher
     assert teacher is not None and teacher.train is not None
-    own = TeacherSpec(model=teacher.model, weights=None, train=teacher.train, seed=0)
-    assert required_networks(derived_study()) == (own,)
-    assert teachers_of(derived_study()) == ()
+    spec = TeacherSpec(model=teacher.model, weights=None, train=teacher.train, seed=0)
+    assert derived_study().required_networks() == (spec,)
+    assert derived_study().teacher_specs() == ()
     for scheme in ("dml", "byot", "one"):
-        assert required_networks(derived_study(scheme={"name": scheme})) == (own,)
-    assert required_networks(derived_study(scheme={"name": "offline"}, knowledge=KD)) == (own, own)
+        assert derived_study(scheme={"name": scheme}).required_networks() == (spec,)
+    assert derived_study(scheme={"name": "offline"}, knowledge=KD).required_networks() == (
+        spec,
+        spec,
+    )
     fresh = derived_study(model={"name": "layer_pruning", "inherit_weights": False})
-    assert required_networks(fresh) == ()
+    assert fresh.required_networks() == ()
     other = derived_study(model={"name": "layer_pruning", "base": {"name": "resnet", "depth": 20}})
-    assert required_networks(other) == () and other.student.model.build(TASK)
+    assert other.required_networks() == () and other.student.model.build(TASK)
 
 
-def test_networks_before_the_student_inherit_too() -> None:
-    own = required_networks(derived_study())[-1]
-    (first,) = teachers_of(derived_study(scheme={"name": "born_again"}))
+def test_earlier_networks_inherit_too() -> None:
+    last = derived_study().required_networks()[-1]
+    (first,) = derived_study(scheme={"name": "born_again"}).teacher_specs()
     assert (
         first.model == derived_study().student.model
-        and first.origin == own
-        and first.needs == (own,)
+        and first.origin == last
+        and first.needs == (last,)
     )
     chain = [{"model": {"name": "low_rank", "rank": 0.5}}]
-    (assistant,) = teachers_of(
-        derived_study(scheme={"name": "assistant", "chain": chain}, knowledge=KD)
-    )
-    assert assistant.origin == own and assistant.needs == (own, own)
+    (assistant,) = derived_study(
+        scheme={"name": "assistant", "chain": chain}, knowledge=KD
+    ).teacher_specs()
+    assert assistant.origin == last and assistant.needs == (last, last)
     study = derived_study()
-    other = replace(first, origin=replace(own, seed=5))
+    other = replace(first, origin=replace(last, seed=5))
     assert spec_key(first, study, "x") != spec_key(other, study, "x")

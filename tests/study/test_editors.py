@@ -1,4 +1,4 @@
-"""The JSON Schema for editors."""
+"""JSON Schema for editors."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ def is_valid(data: Any) -> bool:
     return not list(VALIDATOR.iter_errors(data))
 
 
-def test_it_is_a_schema() -> None:
+def test_schema_is_valid() -> None:
     jsonschema.Draft202012Validator.check_schema(SCHEMA)
     assert SCHEMA["properties"]["student"]
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
-def test_shipped_studies_fit(path: Path) -> None:
+def test_shipped_studies_validate(path: Path) -> None:
     assert is_valid(read_document(path).data)
 
 
@@ -44,7 +44,7 @@ def test_shipped_studies_fit(path: Path) -> None:
         changed(("knowledge:\n", "search: {scheduler: asha}\nknowledge:\n")),
     ],
 )
-def test_what_is_allowed(text: str) -> None:
+def test_allowed_studies(text: str) -> None:
     assert is_valid(parse_document(text).data)
 
 
@@ -62,5 +62,5 @@ def test_what_is_allowed(text: str) -> None:
         changed(("data: {name: digits}", "data: {name: digits, val: {choice: [0.1, 0.2]}}")),
     ],
 )
-def test_what_is_not(text: str) -> None:
+def test_rejected_studies(text: str) -> None:
     assert not is_valid(parse_document(text).data)

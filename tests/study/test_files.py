@@ -1,4 +1,4 @@
-"""Reading study files: what YAML gives, where it stood, and what is refused."""
+"""Reading study files: values, their lines, and errors."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def only_problem(text: str) -> Problem:
     return problem
 
 
-def test_every_value_has_the_line_of_its_key() -> None:
+def test_every_value_has_line_of_its_key() -> None:
     document = parse_document(TEXT, "study.yaml")
     lines = {dotted(place): mark.line for place, mark in document.marks.items()}
     assert lines == {
@@ -131,14 +131,14 @@ def test_anchors_aliases_and_merge_keys() -> None:
         ("# only a comment\n", 0, "the study is empty"),
     ],
 )
-def test_refused_with_its_line(text: str, line: int, words: str) -> None:
+def test_error_names_line(text: str, line: int, words: str) -> None:
     problem = only_problem(text)
     assert words in problem.message
     assert problem.line == line
     assert problem.file == "study.yaml"
 
 
-def test_aliases_cannot_blow_a_file_up() -> None:
+def test_aliases_cannot_expand_exponentially() -> None:
     bomb = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
         f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]\n" for i in range(1, 9)
     )
@@ -149,7 +149,7 @@ TWICE = "a{i}: &a{i} {{<<: [*a{before}, *a{before}]}}\n"
 
 
 def chain(first: str, line: str, length: int) -> str:
-    """Lines each of which refers to the anchor of the line before."""
+    """Lines that each refer to the anchor of the previous line."""
     lines = (line.format(i=i, before=i - 1) for i in range(1, length))
     return f"a0: &a0 {first}\n" + "".join(lines)
 
@@ -179,7 +179,7 @@ def test_merge_keys_are_merged_once() -> None:
         ("a:\n" + "- 1\n" * 100_000, "more than 20,000"),
     ],
 )
-def test_files_that_would_take_long_are_refused_soon(text: str, words: str) -> None:
+def test_expensive_files_are_rejected_quickly(text: str, words: str) -> None:
     began = time.process_time()
     assert words in only_problem(text).message
     assert time.process_time() - began < 2
@@ -222,7 +222,7 @@ def test_line_ends(ends: str, tmp_path: Path) -> None:
         (b"x" * 2_000_001, 0, "larger than 2 MB"),
     ],
 )
-def test_files_that_are_no_text(content: bytes, line: int, words: str, tmp_path: Path) -> None:
+def test_binary_files(content: bytes, line: int, words: str, tmp_path: Path) -> None:
     (tmp_path / "study.yaml").write_bytes(content)
     with pytest.raises(StudyError) as caught:
         read_document(tmp_path / "study.yaml")
@@ -232,12 +232,12 @@ def test_files_that_are_no_text(content: bytes, line: int, words: str, tmp_path:
     assert problem.fix
 
 
-def test_a_path_that_cannot_be_one() -> None:
+def test_invalid_path() -> None:
     with pytest.raises(StudyError, match="cannot be read"):
         read_document("study\0.yaml")
 
 
-def test_missing_file_names_its_neighbours(tmp_path: Path) -> None:
+def test_missing_file_error_suggests_similar_names(tmp_path: Path) -> None:
     (tmp_path / "there.yaml").write_text("name: x\n")
     with pytest.raises(StudyError) as caught:
         read_document(tmp_path / "not_there.yaml")
@@ -295,7 +295,7 @@ def test_overrides(override: str, place: tuple[str | int, ...], value: object) -
         ("train.epochs=!!python/name:os.system x", "is not allowed"),
     ],
 )
-def test_refused_overrides(override: str, words: str) -> None:
+def test_invalid_overrides_raise(override: str, words: str) -> None:
     with pytest.raises(StudyError) as caught:
         parse_document(TEXT, "study.yaml").with_overrides([override])
     (problem,) = caught.value.problems
@@ -303,14 +303,14 @@ def test_refused_overrides(override: str, words: str) -> None:
     assert problem.file == "--set"
 
 
-def test_an_override_below_a_choice_names_the_way() -> None:
+def test_override_inside_choice_suggests_fix() -> None:
     document = parse_document("a: {choice: [{b: 1}, {b: 2}]}\n")
     with pytest.raises(StudyError, match=r"a\.choice\[0\]\.b="):
         document.with_overrides(["a.b=3"])
     assert document.with_overrides(["a.choice[1].b=3"]).data["a"]["choice"][1] == {"b": 3}
 
 
-def test_all_refused_overrides_are_told() -> None:
+def test_all_invalid_overrides_are_listed() -> None:
     with pytest.raises(StudyError) as caught:
         parse_document(TEXT).with_overrides(["train.epochs", "name.first=3"])
     assert len(caught.value.problems) == 2
@@ -320,7 +320,7 @@ STEPS: tuple[str | int, ...] = ("b", "val_accuracy", 0, 12)
 PLACES = [("a", *rest) for size in range(4) for rest in product(STEPS, repeat=size)]
 
 
-def test_paths_read_back() -> None:
+def test_paths_round_trip() -> None:
     assert [parse_place(dotted(place)) for place in PLACES] == PLACES
 
 

@@ -1,4 +1,4 @@
-"""Loading studies: what is wrong is told with its place and its remedy, and what is right loads."""
+"""Loading studies: errors with place and fix, and valid studies."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from pydantic import ValidationError
 
 from helpers.study_files import BASE, SHIPPED, changed, opened
 from raykd.errors import Infeasible, Problem, StudyError
-from raykd.models import Task, Text, profile_model
-from raykd.report.space import render
+from raykd.models import Signature, Text, profile_model
+from raykd.report.space import render_explanation
 from raykd.study.checks.load import check_data, check_shapes, load_study, open_study
 from raykd.study.config import Study, plain, read_study
 from raykd.study.explain import explain
@@ -23,7 +23,7 @@ from raykd.study.open_study import OpenStudy
 from raykd.study.space.sampling import Seeded
 from raykd.study.yaml_file import parse_document
 
-DIGITS = Task((1, 8, 8), 10)
+DIGITS = Signature((1, 8, 8), 10)
 
 HINT = "    weight: 0.5\n  - loss: {name: hint}\n    pairs: PAIRS"
 
@@ -41,7 +41,7 @@ def problems_of(text: str, *overrides: str) -> tuple[Problem, ...]:
 
 
 WRONG = [
-    # the ten of the issue, but those that hang on the cluster and on files
+    # common mistakes, except those that depend on the cluster and on files
     (
         changed(("temperature: 4", "temprature: 4")),
         "study.yaml:15: knowledge[0].loss.temprature: unknown key `temprature`; loss 'kd' has "
@@ -111,8 +111,9 @@ WRONG = [
     ),
     (
         changed(("name: base", "nam: base")),
-        "study.yaml:1: nam: unknown key `nam`; a study has name, seed, data, teacher, student, "
-        "scheme, knowledge, train, search, cluster, cache, tracking\n    -> did you mean 'name'?",
+        "study.yaml:1: nam: unknown key `nam`; a study has name, seed, data, task, teacher, "
+        "student, scheme, knowledge, train, search, cluster, cache, tracking\n    "
+        "-> did you mean 'name'?",
     ),
     (changed(("data: {name: digits}\n", "")), "study.yaml:1: `data` is missing"),
     (
@@ -165,8 +166,8 @@ WRONG = [
     (changed(("{name: offline}", "3")), "study.yaml:11: scheme: got 3; `name` must be one of "),
     (
         BASE + "search:\n  sampler: tpee\n",
-        "study.yaml:19: search.sampler.name: unknown sampler 'tpee'; must be one of gp, grid, "
-        "nsga2, qmc, random, tpe\n    -> did you mean 'tpe'?",
+        "study.yaml:19: search.sampler.name: unknown sampler 'tpee'; must be one of auto, cmaes, "
+        "gp, grid, nsga2, nsga3, qmc, random, tpe\n    -> did you mean 'tpe'?",
     ),
     (
         BASE + "search:\n  constraints: {parms: {max: 3}}\n",
@@ -290,7 +291,7 @@ WRONG = [
         changed(
             ("{name: offline}", "{name: multi_teacher, others: [{model: mlp}], weights: [1, 2]}")
         ),
-        "study.yaml:11: scheme: combine is mean and weights are (1.0, 2.0); `weights` belong to",
+        "study.yaml:11: scheme: combine is mean and weights are (1.0, 2.0); set `weights`",
     ),
     (
         changed(
@@ -303,12 +304,12 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("text", "message"), WRONG, ids=[message[:60] for _, message in WRONG])
-def test_wrong_studies_are_told_in_one_message(text: str, message: str) -> None:
+def test_invalid_studies_raise_one_error(text: str, message: str) -> None:
     (problem,) = problems_of(text)
     assert str(problem).startswith(message)
 
 
-def test_all_problems_are_told_at_once_in_the_order_of_lines() -> None:
+def test_all_problems_are_listed_in_order_of_lines() -> None:
     text = changed(
         ("temperature: 4", "temprature: 4"),
         ("depth: 8", "depth: eight"),
@@ -319,7 +320,7 @@ def test_all_problems_are_told_at_once_in_the_order_of_lines() -> None:
     assert [problem.line for problem in problems_of(text)] == [9, 10, 15, 16, 19]
 
 
-def test_a_mistake_in_one_branch_is_told_once() -> None:
+def test_problem_in_one_branch_is_listed_once() -> None:
     text = changed(
         ("{name: offline}", "{choice: [{name: offline}, {name: alone}]}"),
         (
@@ -336,19 +337,19 @@ def test_a_mistake_in_one_branch_is_told_once() -> None:
     assert (problem.line, problem.path) == (20, "knowledge[1].loss.strength")
 
 
-def test_very_many_problems_are_cut() -> None:
+def test_long_lists_of_problems_are_truncated() -> None:
     text = BASE + "".join(f"strange{i}: 1\n" for i in range(50))
     problems = problems_of(text)
     assert len(problems) == 21
     assert problems[-1].message == "and 30 more problems"
 
 
-def test_problems_of_overrides_name_the_command_line() -> None:
+def test_problems_of_overrides_name_command_line() -> None:
     (problem,) = problems_of(BASE, "student.model.width=wide")
     assert str(problem) == "--set: student.model.width: got 'wide'; must be a whole number"
 
 
-def test_pairs_that_cannot_be_bridged_are_left_out_before_anything_is_drawn() -> None:
+def test_incompatible_pairs_are_excluded_before_drawing() -> None:
     text = with_pairs("{pairing: {hint: [stage1, embedding], guided: [stage2, embedding]}}")
     study = opened(text)
     drawn = [
@@ -366,8 +367,8 @@ def test_pairs_that_cannot_be_bridged_are_left_out_before_anything_is_drawn() ->
     )
 
 
-def test_pairs_that_some_draws_cannot_bridge_are_no_mistake() -> None:
-    """A student without maps among others with them."""
+def test_pairs_incompatible_for_some_draws_are_allowed() -> None:
+    """One student without feature maps among others with them."""
     text = with_pairs("{pairing: {hint: [stage1], guided: [stage1, embedding], max: 1}}")
     study = opened(
         text,
@@ -382,14 +383,14 @@ def test_pairs_that_some_draws_cannot_bridge_are_no_mistake() -> None:
     assert reasons == {"knowledge[1].pairs: guided layer 'stage1' (8,)"}
 
 
-def test_a_space_in_which_no_pairs_fit_is_a_mistake() -> None:
+def test_space_without_compatible_pairs_raises() -> None:
     text = with_pairs("{pairing: {hint: [stage1], guided: [embedding]}}")
     (problem,) = problems_of(text)
     assert problem.message.startswith("none of its pairs can be compared: guided layer 'embedding'")
     assert (problem.path, problem.line) == ("knowledge[1].pairs", 18)
 
 
-def test_an_unknown_hint_model_asks_for_its_layers() -> None:
+def test_unknown_teacher_model_requires_layers() -> None:
     text = with_pairs("{pairing: {guided: auto}}").replace(
         "  model: {name: resnet, depth: 14, width: 8}\n  train: {epochs: 2}\n",
         "  weights: models:/teacher@best\n",
@@ -401,11 +402,11 @@ def test_an_unknown_hint_model_asks_for_its_layers() -> None:
     assert drawn.knowledge[1].pairs is not None
 
 
-def test_checks_get_a_line_and_are_told_once() -> None:
-    seen: list[Task | None] = []
+def test_checks_get_line_and_report_once() -> None:
+    tasks: list[Signature | None] = []
 
-    def never_happy(study: Study, task: Task | None) -> Iterator[Problem | str]:
-        seen.append(task)
+    def never_happy(study: Study, signature: Signature | None) -> Iterator[Problem | str]:
+        tasks.append(signature)
         yield Problem("no such file", path="teacher.model", fix="copy it")
         yield "and one of the whole study"
 
@@ -416,10 +417,10 @@ def test_checks_get_a_line_and_are_told_once() -> None:
         "and one of the whole study",
         "study.yaml:4: teacher.model: no such file\n    -> copy it",
     ]
-    assert seen == [DIGITS, DIGITS]
+    assert tasks == [DIGITS, DIGITS]
 
 
-def test_missing_data_is_told_by_its_check(tmp_path: Path) -> None:
+def test_missing_data_is_reported_by_its_check(tmp_path: Path) -> None:
     path = tmp_path / "study.yaml"
     folder = tmp_path / "nowhere"
     path.write_text(changed(("{name: digits}", f"{{name: image_folder, root: {folder}, size: 8}}")))
@@ -430,24 +431,24 @@ def test_missing_data_is_told_by_its_check(tmp_path: Path) -> None:
     assert str(folder) in problem.message
 
 
-def test_shapes_are_checked_once_the_data_are_known(tmp_path: Path) -> None:
+def test_shapes_are_checked_if_data_are_known(tmp_path: Path) -> None:
     text = with_pairs("[{hint: stage2, guided: stag2}]").replace(
         "{name: digits}", f"{{name: image_folder, root: {tmp_path}, size: 8}}"
     )
     study = opened(text)
-    assert study.task is None
+    assert study.signature is None
     with pytest.raises(StudyError, match="there is no layer 'stag2'"):
-        check_shapes(study, Task((3, 8, 8), 5))
+        check_shapes(study, Signature((3, 8, 8), 5))
 
 
-TEXTS = Task((32,), 10, Text(30522))
+TEXTS = Signature((32,), 10, Text(30522))
 
 
 @pytest.fixture(params=SHIPPED, ids=lambda path: path.stem)
 def shipped(
     request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> tuple[OpenStudy, Task]:
-    """A shipped study and what its models take and give."""
+) -> tuple[OpenStudy, Signature]:
+    """Shipped study and the signature of its data."""
     path: Path = request.param
     if path.stem == "text":  # it starts from an encoder that another command fetches
         transformers = pytest.importorskip("transformers")
@@ -455,37 +456,37 @@ def shipped(
         config.save_pretrained(tmp_path / "data" / "minilm")
         monkeypatch.chdir(tmp_path)
     study = load_study(path)
-    return study, study.task or TEXTS
+    return study, study.signature or TEXTS
 
 
-def test_shipped_studies_load(shipped: tuple[OpenStudy, Task]) -> None:
-    study, task = shipped
+def test_shipped_studies_load(shipped: tuple[OpenStudy, Signature]) -> None:
+    study, signature = shipped
     assert not study.is_concrete
-    sampled = study.bind(task).sample(0).resolved
+    sampled = study.bind(signature).sample(0).resolved
     assert read_study(plain(sampled)) == sampled
 
 
-def test_random_draws_of_shipped_studies_are_studies(shipped: tuple[OpenStudy, Task]) -> None:
-    study, task = shipped
-    found, reasons = 0, set()
+def test_random_draws_of_shipped_studies_are_valid(shipped: tuple[OpenStudy, Signature]) -> None:
+    study, signature = shipped
+    feasible, reasons = 0, set()
     for seed in range(100):
         drawer = Seeded(seed)
         try:
-            drawn = study.bind(task).draw(drawer).resolved
+            drawn = study.bind(signature).draw(drawer).resolved
         except Infeasible as error:
             reasons.add(re.sub(r"[0-9,]+", "N", str(error)))
             continue
-        found += 1
+        feasible += 1
         assert read_study(plain(drawn)) == drawn
-        assert study.bind(task).draw(FixedTrial(drawer.params)).resolved == drawn
+        assert study.bind(signature).draw(FixedTrial(drawer.params)).resolved == drawn
         for cost, bounds in study.settings.search.constraints.items():
             if cost in ("params", "macs"):
-                value = getattr(profile_model(drawn.student.model, task), cost)
+                value = getattr(profile_model(drawn.student.model, signature), cost)
                 assert bounds.max is None or value <= bounds.max
         for term in drawn.knowledge:
             if term.loss is not None and term.loss.takes_pairs and term.active:
                 assert term.pairs
-    assert found > 20
+    assert feasible > 20
     double = "knowledge[N].pairs: the same pair was drawn twice"
     assert reasons <= {"params N > N", "macs N > N", double}
 
@@ -494,7 +495,7 @@ def quickstart() -> OpenStudy:
     return load_study(next(path for path in SHIPPED if path.stem == "quickstart"))
 
 
-def test_the_quickstart_in_numbers() -> None:
+def test_size_of_quickstart() -> None:
     study = quickstart()
     assert study.settings.search.trials >= 16
     assert [dimension.name for dimension in study.dimensions] == [
@@ -517,7 +518,7 @@ def test_the_quickstart_in_numbers() -> None:
     assert teacher.train.epochs == 15
 
 
-def test_a_study_pickles() -> None:
+def test_study_can_be_pickled() -> None:
     study = pickle.loads(pickle.dumps(quickstart()))
     first, second = (each.bind(DIGITS).sample(0) for each in (study, quickstart()))
     assert first.resolved == second.resolved
@@ -554,7 +555,7 @@ def test_teachers_are_listed() -> None:
     assert opened("name: x\ndata: digits\nstudent: {model: mlp}\nscheme: alone\n").teachers() == ()
 
 
-def test_flat_parameters_bear_the_samplers_names() -> None:
+def test_flat_parameters_use_samplers_names() -> None:
     study = quickstart()
     drawer = Seeded(2)
     flat = study.flat(study.bind(DIGITS).draw(drawer).resolved)
@@ -570,7 +571,7 @@ def test_flat_parameters_bear_the_samplers_names() -> None:
     assert all(not isinstance(value, dict | list | tuple) for value in flat.values())
 
 
-def test_resolved_fills_defaults_in_and_keeps_domains() -> None:
+def test_resolved_has_defaults_and_domains() -> None:
     study = quickstart()
     resolved = study.resolved()
     assert resolved["student"]["model"]["width"] == {"int": [4, 16], "step": 4}
@@ -579,7 +580,7 @@ def test_resolved_fills_defaults_in_and_keeps_domains() -> None:
     assert resolved["teacher"]["weights"] is None
 
 
-def test_bare_names_stand_for_options() -> None:
+def test_bare_names_are_options() -> None:
     text = "name: x\ndata: digits\nteacher: {model: mlp}\nstudent: {model: mlp}\nscheme: offline\n"
     text += "knowledge: [{loss: {choice: [kd, rkd, null]}}]\nsearch: {scheduler: asha}\n"
     study = opened(text)
@@ -589,7 +590,7 @@ def test_bare_names_stand_for_options() -> None:
     assert study.settings.search.scheduler.name == "asha"
 
 
-def test_infeasible_draws_say_why() -> None:
+def test_infeasible_draws_have_reason() -> None:
     text = (
         changed(("width: 4", "width: {choice: [4, 64]}"))
         + "search: {constraints: {params: {max: 9000}}}\n"
@@ -598,42 +599,43 @@ def test_infeasible_draws_say_why() -> None:
         opened(text).bind(DIGITS).draw(FixedTrial({"student.model.width": 64}))
 
 
-def test_an_interior_that_is_no_model_is_infeasible() -> None:
+def test_invalid_interior_point_is_infeasible() -> None:
     study = opened(changed(("depth: 8", "depth: {int: [8, 14]}")))
     with pytest.raises(Infeasible, match="a resnet's depth"):
         study.bind(DIGITS).draw(FixedTrial({"student.model.depth": 9}))
 
 
 def test_explanation() -> None:
-    found = explain(quickstart().bind(DIGITS), seed=0, train_size=1000)
-    assert found.branches["knowledge[1].loss"] == ("none", "hint", "at")
-    assert found.params == (5142, 174970)
-    assert 0.7 < found.feasible / found.drawn < 0.95
-    assert found.reasons[0][0] == "params 174,970 > 100,000"
-    assert found.sample is not None
-    assert found.sample_values["student.model.depth"] == found.sample.student.model.depth  # type: ignore[attr-defined]
-    assert (found.trials, found.teachers) == (16, 1)
+    explanation = explain(quickstart().bind(DIGITS), seed=0, train_size=1000)
+    assert explanation.branches["knowledge[1].loss"] == ("none", "hint", "at")
+    assert explanation.params == (5142, 174970)
+    assert 0.7 < explanation.feasible / explanation.drawn < 0.95
+    assert explanation.reasons[0][0] == "params 174,970 > 100,000"
+    assert explanation.sample is not None
+    depth = explanation.sample.student.model.depth  # type: ignore[attr-defined]
+    assert explanation.sample_values["student.model.depth"] == depth
+    assert (explanation.trials, explanation.teachers) == (16, 1)
     # 16 trials and 3 x 3 replicates with and without the teacher, 8 epochs each
-    assert found.student_passes == 1000 * 8 * (16 + 2 * 9)
-    assert found.teacher_passes == 1000 * (8 * (16 + 9) + 15)
-    assert explain(quickstart().bind(DIGITS), seed=0, train_size=1000) == found
+    assert explanation.student_passes == 1000 * 8 * (16 + 2 * 9)
+    assert explanation.teacher_passes == 1000 * (8 * (16 + 9) + 15)
+    assert explain(quickstart().bind(DIGITS), seed=0, train_size=1000) == explanation
 
 
 def test_explanation_prints() -> None:
     from rich.console import Console
 
     console = Console(width=120, record=True, file=io.StringIO())
-    console.print(render(explain(quickstart().bind(DIGITS))))
+    console.print(render_explanation(explain(quickstart().bind(DIGITS))))
     text = console.export_text()
     assert "knowledge[1].pairs.count" in text
     assert "584 combinations x 3 continuous parameters" in text
     concrete = Console(width=120, record=True, file=io.StringIO())
-    concrete.print(render(explain(opened(BASE).bind(DIGITS))))
+    concrete.print(render_explanation(explain(opened(BASE).bind(DIGITS))))
     assert "no open parameters" in concrete.export_text()
 
 
 @pytest.mark.parametrize("rate", [float("inf"), float("nan")])
-def test_numbers_from_python_are_finite(rate: float) -> None:
+def test_non_finite_numbers_from_python_raise(rate: float) -> None:
     data = plain(opened(BASE).settings)
     data["train"]["optimizer"]["lr"] = rate
     with pytest.raises(ValidationError, match="finite number"):

@@ -1,4 +1,4 @@
-"""Resolving layer pairs: defaults, names, and what cannot be bridged."""
+"""Resolving layer pairs: defaults, names, incompatible pairs."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import pytest
 
 from helpers.study_files import opened
 from raykd.losses import LOSSES, Pair, Term
-from raykd.models import Task, profile_model
+from raykd.models import Signature, profile_model
 from raykd.study.checks.layer_pairs import PairError, resolve_pairs, stages_of
 from raykd.study.config import Study
 
-TASK = Task((1, 8, 8), 10)
+TASK = Signature((1, 8, 8), 10)
 
 TEXT = """\
 name: x
@@ -41,16 +41,16 @@ def resolved(term: Term, student: str = "{name: resnet, depth: 8, width: 4}") ->
 def test_every_loss_has_default_pairs_between_two_resnets(name: str) -> None:
     loss = LOSSES[name]()
     term = resolved(Term(loss=loss))
-    wanted = {
+    expected = {
         "stages": tuple(Pair(hint=f"stage{i}", guided=f"stage{i}") for i in (1, 2, 3)),
         "last": (Pair(hint="stage3", guided="stage3"),),
         "embedding": (Pair(hint="embedding", guided="embedding"),),
         "none": () if loss.takes_pairs else None,
     }
-    assert term.pairs == wanted[loss.default_pairs]
+    assert term.pairs == expected[loss.default_pairs]
 
 
-def test_stages_are_paired_from_the_deepest() -> None:
+def test_stages_are_paired_from_deepest() -> None:
     term = resolved(Term(loss=LOSSES["rkd"]()), "{name: mlp, depth: 2, width: 8}")
     assert term.pairs == (Pair(hint="embedding", guided="embedding"),)
     mlp = profile_model(study_with(Term(), "{name: mlp, depth: 2, width: 8}").student.model, TASK)
@@ -62,7 +62,7 @@ def test_stages_are_paired_from_the_deepest() -> None:
     [Term(), Term(loss=LOSSES["hint"](), weight=0), Term(loss=LOSSES["kd"]())],
     ids=["no loss", "no weight", "no pairs"],
 )
-def test_terms_without_pairs_stay_as_they_are(term: Term) -> None:
+def test_terms_without_pairs_are_unchanged(term: Term) -> None:
     assert resolved(term) == term
 
 
@@ -82,7 +82,7 @@ def test_unknown_layers() -> None:
         assert caught.value.place == ("knowledge", 0, "pairs", 0, side)
 
 
-def test_pairs_that_cannot_be_bridged_name_layers_and_shapes() -> None:
+def test_incompatible_pairs_error_names_layers_and_shapes() -> None:
     pairs = (Pair(hint="stage1", guided="embedding"),)
     with pytest.raises(ValueError, match="knowledge") as caught:
         resolved(Term(loss=LOSSES["hint"](), pairs=pairs))
@@ -90,7 +90,7 @@ def test_pairs_that_cannot_be_bridged_name_layers_and_shapes() -> None:
         assert word in str(caught.value)
 
 
-def test_without_a_known_teacher_the_hints_are_left_alone() -> None:
+def test_hints_of_unknown_teacher_are_unchanged() -> None:
     study = study_with(Term(loss=LOSSES["hint"]()))
     student = profile_model(study.student.model, TASK)
     assert resolve_pairs(study, student, (None,)) == study

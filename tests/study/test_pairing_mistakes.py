@@ -1,6 +1,6 @@
-"""Mistakes in architectures and pairings: one clear message each, before anything starts.
+"""Errors in architectures and pairings: one message each, before anything starts.
 
-Each says where (file, line, path), what was found, what is allowed, and how to mend it.
+Each says where (file, line, path), what was found, what is allowed, and the fix.
 """
 
 from __future__ import annotations
@@ -176,17 +176,17 @@ ARCHITECTURES = [
 ]
 
 
-@pytest.mark.parametrize(("written", "found", "allowed"), PAIRINGS, ids=lambda held: str(held)[:40])
-def test_pairings(written: dict[str, str], found: str, allowed: str) -> None:
+@pytest.mark.parametrize(("written", "value", "allowed"), PAIRINGS, ids=lambda part: str(part)[:40])
+def test_pairing_errors(written: dict[str, str], value: str, allowed: str) -> None:
     message = message_of(**written)
-    assert message.startswith(f"study.yaml:{PAIRS_LINE}: {found}")
+    assert message.startswith(f"study.yaml:{PAIRS_LINE}: {value}")
     assert allowed in message
 
 
 @pytest.mark.parametrize(
-    ("written", "found", "allowed"), ARCHITECTURES, ids=lambda held: str(held)[:40]
+    ("written", "value", "allowed"), ARCHITECTURES, ids=lambda part: str(part)[:40]
 )
-def test_architectures(written: dict[str, str], found: str, allowed: str) -> None:
+def test_architecture_errors(written: dict[str, str], value: str, allowed: str) -> None:
     message = message_of("[{hint: stage1, guided: stage1}]", **written)
-    assert message.startswith(f"study.yaml:{MODELS_LINE}: {found}")
+    assert message.startswith(f"study.yaml:{MODELS_LINE}: {value}")
     assert allowed in message

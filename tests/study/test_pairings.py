@@ -1,4 +1,4 @@
-"""Pairing domains: what is drawn, how often, and what is left out because it cannot be compared."""
+"""Pairing domains: drawn sets, their frequency, and excluded pairs."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import pytest
 
 from helpers.study_files import opened
 from raykd.errors import Infeasible
-from raykd.models import Task
+from raykd.models import Signature
 from raykd.study.space.pairing import LayerPair, PairingDomain, read_pairing
 from raykd.study.space.sampling import Seeded, every
 
-TASK = Task((1, 8, 8), 10)
+TASK = Signature((1, 8, 8), 10)
 STUDY = """\
 name: paired
 data: {name: digits}
@@ -27,7 +27,7 @@ CROSSED = {"hint": list("abc"), "guided": list("xyz")}
 
 
 def sets_of(domain: PairingDomain) -> set[frozenset[LayerPair]]:
-    """Every set that may be drawn."""
+    """Return every set that may be drawn."""
     return {frozenset(drawn) for _, drawn in every(lambda suggest: domain.draw(suggest, "p"))}
 
 
@@ -41,26 +41,24 @@ def in_order(pairs: Any, order: str) -> bool:
 @pytest.mark.parametrize("order", ["monotone", "any", "reverse"])
 @pytest.mark.parametrize("least", [1, 2])
 @pytest.mark.parametrize("left_out", [(), ("ax",), ("by", "cx"), ("ax", "ay", "az")])
-def test_what_is_drawn_is_every_set_in_the_order(
-    order: str, least: int, left_out: tuple[str, ...]
-) -> None:
-    given = {**CROSSED, "min": least, "max": 3, "order": order}
-    gone = frozenset(LayerPair(*pair) for pair in left_out)
-    domain = read_pairing(given).without(gone)
-    left = [LayerPair(*pair) for pair in product("abc", "xyz") if LayerPair(*pair) not in gone]
-    wanted = {
-        frozenset(found)
+def test_every_set_is_drawn_in_order(order: str, least: int, left_out: tuple[str, ...]) -> None:
+    fields = {**CROSSED, "min": least, "max": 3, "order": order}
+    excluded = frozenset(LayerPair(*pair) for pair in left_out)
+    domain = read_pairing(fields).without(excluded)
+    left = [LayerPair(*pair) for pair in product("abc", "xyz") if LayerPair(*pair) not in excluded]
+    expected = {
+        frozenset(pairs)
         for size in range(least, 4)
-        for found in combinations(left, size)
-        if in_order(found, order)
+        for pairs in combinations(left, size)
+        if in_order(pairs, order)
     }
-    assert sets_of(domain) == wanted
-    assert domain.count == len(wanted)
+    assert sets_of(domain) == expected
+    assert domain.count == len(expected)
 
 
-def test_a_whole_layer_left_out_keeps_the_names_of_the_parameters() -> None:
-    gone = frozenset(LayerPair(hint, "x") for hint in "abc")
-    domain = read_pairing(CROSSED).without(gone)
+def test_excluding_layer_keeps_parameter_names() -> None:
+    excluded = frozenset(LayerPair(hint, "x") for hint in "abc")
+    domain = read_pairing(CROSSED).without(excluded)
     assert domain.is_crossed
     assert {name for params, _ in every(lambda s: domain.draw(s, "p")) for name in params} == {
         "p[0].hint",
@@ -73,12 +71,12 @@ def test_a_whole_layer_left_out_keeps_the_names_of_the_parameters() -> None:
     assert ">" in drawer.params["p[0]"]
 
 
-def test_pairs_and_sets_are_drawn_as_they_are_named() -> None:
+def test_listed_pairs_and_sets_are_drawn() -> None:
     named = [["a", "x"], {"hint": "b", "guided": "y", "weight": 2}, ["c", "x"]]
     domain = read_pairing({"pairs": named, "max": 2})
     assert domain.count == 3 + 3
-    assert {len(found) for found in sets_of(domain)} == {1, 2}
-    assert {pair.settings.get("weight") for found in sets_of(domain) for pair in found} == {None, 2}
+    assert {len(pairs) for pairs in sets_of(domain)} == {1, 2}
+    assert {pair.settings.get("weight") for pairs in sets_of(domain) for pair in pairs} == {None, 2}
     whole = read_pairing({"sets": [[["a", "x"]], [["a", "y"], ["c", "z"]]]})
     assert sets_of(whole) == {
         frozenset({LayerPair("a", "x")}),
@@ -92,8 +90,8 @@ def study(pairing: str, **changed: str) -> Any:
     return opened(text, *(f"{place}={value}" for place, value in changed.items()))
 
 
-def test_each_loss_draws_what_it_can_compare() -> None:
-    """`at` and `fsp` compare maps alone; `hint` may teach an embedding from a map's place."""
+def test_each_loss_draws_compatible_pairs() -> None:
+    """`at` and `fsp` compare only maps; `hint` also pairs a map and an embedding."""
     space = study("{hint: [stage2, embedding], guided: [stage1, embedding], max: 2}")
     names = {d.name: d.when for d in space.dimensions if "pairs" in d.name}
     assert names["knowledge[0].pairs[0]"] == "knowledge[0].loss = hint"
@@ -114,7 +112,7 @@ def test_each_loss_draws_what_it_can_compare() -> None:
     assert {"embedding>stage1", "embedding>embedding"} < drawn["hint"]
 
 
-def test_a_loss_that_needs_two_pairs_is_never_drawn_with_one() -> None:
+def test_loss_that_requires_two_pairs_gets_two() -> None:
     space = study("{max: 3}")
     names = [dimension.name for dimension in space.dimensions]
     assert "knowledge[0].pairs.count" in names
@@ -128,13 +126,13 @@ def test_a_loss_that_needs_two_pairs_is_never_drawn_with_one() -> None:
             assert len(term.pairs) >= 2
 
 
-def test_the_size_of_a_space_counts_what_each_loss_draws() -> None:
+def test_size_of_space_counts_draws_of_each_loss() -> None:
     space = study("{max: 2}").bind(TASK).space
     single, double = 9, 27
     assert space.size.combinations == 2 * (1 + 2 * (single + double) + double)
 
 
-def test_weights_and_losses_are_drawn_for_each_pair() -> None:
+def test_weights_and_losses_are_drawn_per_pair() -> None:
     space = study(
         "{max: 2, weight: {choice: [0.5, 2]}, loss: {choice: [null, {name: at}]}}",
         **{"knowledge[0].loss": "hint", "student.model.depth": "8"},
@@ -146,19 +144,19 @@ def test_weights_and_losses_are_drawn_for_each_pair() -> None:
         "knowledge[0].pairs[1].weight",
         "knowledge[0].pairs[1].loss",
     ]
-    seen = set()
+    settings = set()
     for seed in range(60):
         try:
             (term,) = space.bind(TASK).draw(Seeded(seed)).resolved.knowledge
         except Infeasible:
             continue
-        seen |= {(pair.weight, pair.loss and pair.loss.name) for pair in term.pairs}
+        settings |= {(pair.weight, pair.loss and pair.loss.name) for pair in term.pairs}
         assert {part.loss.name for part in term.parts} <= {"hint", "at"}
-    assert seen == {(weight, loss) for weight in (0.5, 2.0) for loss in (None, "at")}
+    assert settings == {(weight, loss) for weight in (0.5, 2.0) for loss in (None, "at")}
 
 
 @pytest.mark.parametrize("wide", ["blocks", "all"])
-def test_wider_readings_take_the_layers_that_all_models_share(wide: str) -> None:
+def test_wildcards_use_layers_that_all_models_share(wide: str) -> None:
     hint = {"knowledge[0].loss": "hint"}
     teacher = study(f"{{hint: {wide}, guided: auto}}", **hint)
     (hints,) = (d.values for d in teacher.dimensions if d.name.endswith("hint"))

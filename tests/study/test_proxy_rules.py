@@ -1,4 +1,4 @@
-"""Mistakes about screens, each told before anything starts, and what `validate` says of one."""
+"""Errors in zero-cost proxies, reported before anything starts, and their output in `validate`."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import pytest
 from rich.console import Console
 
 from raykd.errors import StudyError
-from raykd.models import Task, Text
+from raykd.models import Signature, Text
 from raykd.models.proxies import PROXIES, NoProxy, RankingProxy
-from raykd.report.space import render
+from raykd.report.space import render_explanation
 from raykd.study.checks.load import open_study
-from raykd.study.checks.rules import bin_cost, number_kept, proxy_task_issues
+from raykd.study.checks.rules import bin_cost, number_kept, proxy_signature_issues
 from raykd.study.explain import explain
 from raykd.study.open_study import OpenStudy
 from raykd.study.yaml_file import parse_document
@@ -29,7 +29,7 @@ search:
   proxy: {name: naswot, keep: 3}
   trials: 6
 """
-TASK = Task((1, 8, 8), 10)
+TASK = Signature((1, 8, 8), 10)
 
 
 def opened(*overrides: str, text: str = STUDY) -> OpenStudy:
@@ -105,20 +105,20 @@ MISTAKES: dict[str, tuple[tuple[str, ...], str]] = {
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_mistakes(mistake: str) -> None:
-    overrides, said = MISTAKES[mistake]
-    assert said in complaint(*overrides)
+def test_errors(mistake: str) -> None:
+    overrides, message = MISTAKES[mistake]
+    assert message in complaint(*overrides)
 
 
-def test_noise_cannot_be_made_of_texts() -> None:
+def test_noise_for_texts_raises() -> None:
     search = opened("search.proxy={name: zen}").settings.search
-    words = Task((12,), 3, Text(vocabulary=50))
-    [issue] = proxy_task_issues(search, words)
+    words = Signature((12,), 3, Text(vocabulary=50))
+    [issue] = proxy_signature_issues(search, words)
     assert str(issue).startswith("search.proxy: proxy 'zen' feeds noise to networks")
-    assert list(proxy_task_issues(search, TASK)) == []
+    assert list(proxy_signature_issues(search, TASK)) == []
 
 
-def test_none_is_the_default_and_a_bare_name_will_do() -> None:
+def test_default_is_none_and_bare_names_work() -> None:
     text = STUDY.replace("  proxy: {name: naswot, keep: 3}\n", "")
     assert opened(text=text).settings.search.proxy == NoProxy()
     assert opened("search.proxy=zen", text=text).settings.search.proxy == PROXIES["zen"]()
@@ -127,36 +127,38 @@ def test_none_is_the_default_and_a_bare_name_will_do() -> None:
 @pytest.mark.parametrize(
     ("keep", "trials", "expected"), [(None, 6, 3), (None, 1, 1), (4, 6, 4), (4, 2, 2)]
 )
-def test_how_many_go_first(keep: int | None, trials: int, expected: int) -> None:
+def test_number_of_first_trials(keep: int | None, trials: int, expected: int) -> None:
     assert number_kept(RankingProxy(name="some", keep=keep), trials) == expected
 
 
-def test_the_first_cost_among_the_objectives_parts() -> None:
-    how = RankingProxy(name="some")
-    assert bin_cost(how, {"val_accuracy": "max", "macs": "min"}) == "macs"
-    assert bin_cost(how, {"macs": "min", "params": "min"}) == "params"
-    assert bin_cost(how, {"val_accuracy": "max"}) == ""
+def test_bins_use_first_cost_objective() -> None:
+    proxy = RankingProxy(name="some")
+    assert bin_cost(proxy, {"val_accuracy": "max", "macs": "min"}) == "macs"
+    assert bin_cost(proxy, {"macs": "min", "params": "min"}) == "params"
+    assert bin_cost(proxy, {"val_accuracy": "max"}) == ""
 
 
-def told(study: OpenStudy) -> str:
+def explanation_of(study: OpenStudy) -> str:
     console = Console(width=300)
     with console.capture() as capture:
-        console.print(render(explain(study.bind(TASK))))
+        console.print(render_explanation(explain(study.bind(TASK))))
     return capture.get()
 
 
-def test_validate_says_what_will_be_ranked_and_how_long_that_takes() -> None:
-    found = explain(opened().bind(TASK)).proxy
+def test_validate_prints_ranking_and_its_duration() -> None:
+    explanation = explain(opened().bind(TASK)).proxy
     head = "naswot: students of 6 random points are ranked, the best 3 are tried first; about "
-    assert found.startswith(head) and found.endswith(" s")
-    assert head in told(opened())
+    assert explanation.startswith(head) and explanation.endswith(" s")
+    assert head in explanation_of(opened())
 
 
-def test_validate_says_how_they_are_parted() -> None:
-    found = explain(opened("search.objectives={val_accuracy: max, macs: min}").bind(TASK)).proxy
-    assert "are ranked in 3 bins of similar macs, the best 3" in found
+def test_validate_prints_bins() -> None:
+    explanation = explain(
+        opened("search.objectives={val_accuracy: max, macs: min}").bind(TASK)
+    ).proxy
+    assert "are ranked in 3 bins of similar macs, the best 3" in explanation
 
 
-def test_validate_says_nothing_where_nothing_is_ranked() -> None:
+def test_validate_prints_nothing_without_proxy() -> None:
     assert explain(opened("search.proxy=none").bind(TASK)).proxy == ""
-    assert "proxy" not in told(opened("search.proxy=none", "name=plain"))
+    assert "proxy" not in explanation_of(opened("search.proxy=none", "name=plain"))

@@ -1,4 +1,4 @@
-"""What a study's space can draw again of another study's point."""
+"""Reuse of another study's point in a space."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from raykd.study.space.sampling import Seeded
 from raykd.study.space.space import Space, read_space
 from raykd.study.yaml_file import parse_document
 
-FOUND: dict[str, Any] = {
+POINT: dict[str, Any] = {
     "name": "other",
     "student": {"model": {"name": "resnet", "depth": 14, "width": 12}},
     "scheme": {"name": "offline", "task_weight": 1.0},
@@ -41,8 +41,8 @@ def space_of(text: str) -> Space:
     return space
 
 
-def taken(text: str, found: dict[str, Any] | None = None) -> Transfer:
-    return transfer_values(space_of(text), found or FOUND)
+def reused(text: str, point: dict[str, Any] | None = None) -> Transfer:
+    return transfer_values(space_of(text), point or POINT)
 
 
 @pytest.mark.parametrize(
@@ -75,8 +75,8 @@ def taken(text: str, found: dict[str, Any] | None = None) -> Transfer:
         ),
     ],
 )
-def test_what_lies_within_is_taken(text: str, params: dict[str, Any]) -> None:
-    assert taken(text + "\n").params == params
+def test_values_within_space_are_reused(text: str, params: dict[str, Any]) -> None:
+    assert reused(text + "\n").params == params
 
 
 TERMS = """\
@@ -89,9 +89,9 @@ knowledge:
 """.replace("SIDES", SIDES)
 
 
-def test_terms_go_by_their_losses_and_not_by_their_numbers() -> None:
-    found = taken(TERMS)
-    assert found.params == {
+def test_terms_are_matched_by_loss() -> None:
+    result = reused(TERMS)
+    assert result.params == {
         "knowledge[0].loss": "hint",
         "knowledge[0].loss.similarity": "l2",
         "knowledge[0].weight": 3.0,
@@ -102,15 +102,15 @@ def test_terms_go_by_their_losses_and_not_by_their_numbers() -> None:
         "knowledge[0].pairs[1].guided": "stage3",
         "knowledge[1].loss.temperature": 4.0,
     }
-    assert found.reason("knowledge[0].weight") == "it is outside 1 to 2"
-    assert found.reason("knowledge[1].pairs") == ""
-    assert found.reason("student.model.width") == "this study leaves nothing open there"
+    assert result.reason("knowledge[0].weight") == "it is outside 1 to 2"
+    assert result.reason("knowledge[1].pairs") == ""
+    assert result.reason("student.model.width") == "this study leaves nothing open there"
 
 
-def test_what_is_taken_is_drawn() -> None:
+def test_reused_values_are_drawn() -> None:
     space = space_of(TERMS)
     drawer = Seeded(0)
-    drawer.params.update(transfer_values(space, FOUND).params)
+    drawer.params.update(transfer_values(space, POINT).params)
     hint, kd = space.draw(drawer).data["knowledge"]
     assert hint["pairs"] == [
         {"hint": "stage1", "guided": "stage2"},
@@ -119,14 +119,14 @@ def test_what_is_taken_is_drawn() -> None:
     assert (hint["weight"], kd["loss"]["temperature"]) == (3.0, 4.0)
 
 
-def test_what_pairs_have_of_their_own_is_taken_with_them() -> None:
+def test_settings_of_pairs_are_reused() -> None:
     text = (
         "knowledge:\n  - loss: {name: hint}\n    pairs: {pairing: {SIDES, max: 2, "
         "weight: {loguniform: [0.1, 10]}, loss: {choice: [null, at]}}}\n"
     )
-    found = taken(text.replace("SIDES", SIDES))
-    own = {name: value for name, value in found.params.items() if not name.endswith("guided")}
-    assert own == {
+    result = reused(text.replace("SIDES", SIDES))
+    settings = {name: value for name, value in result.params.items() if not name.endswith("guided")}
+    assert settings == {
         "knowledge[0].pairs.count": 2,
         "knowledge[0].pairs[0].hint": "stage1",
         "knowledge[0].pairs[0].weight": 1.0,
@@ -138,7 +138,7 @@ def test_what_pairs_have_of_their_own_is_taken_with_them() -> None:
 
 
 @pytest.mark.parametrize(
-    ("pairing", "why"),
+    ("pairing", "reason"),
     [
         ("hint: [stage1], guided: [stage2, stage3]", "stage3>stage3 is not one of its pairs"),
         ("SIDES", "got 2 pairs; must be 1 to 1"),
@@ -146,11 +146,11 @@ def test_what_pairs_have_of_their_own_is_taken_with_them() -> None:
         ("sets: [[[stage1, stage1]], [[stage1, stage3]]]", "is not one of its sets"),
     ],
 )
-def test_pairs_are_taken_whole_or_not_at_all(pairing: str, why: str) -> None:
+def test_pairs_are_reused_completely_or_not_at_all(pairing: str, reason: str) -> None:
     pairing = pairing.replace("SIDES", SIDES)
-    found = taken(f"knowledge:\n  - loss: hint\n    pairs: {{pairing: {{{pairing}}}}}\n")
-    assert found.params == {}
-    assert why in found.reason("knowledge[1].pairs")
+    result = reused(f"knowledge:\n  - loss: hint\n    pairs: {{pairing: {{{pairing}}}}}\n")
+    assert result.params == {}
+    assert reason in result.reason("knowledge[1].pairs")
 
 
 @pytest.mark.parametrize(
@@ -161,17 +161,17 @@ def test_pairs_are_taken_whole_or_not_at_all(pairing: str, why: str) -> None:
         {"hint": ["stage1", "stage3"], "guided": ["stage2", "stage3"], "max": 2, "order": "any"},
     ],
 )
-def test_every_way_to_write_a_pairing_draws_pairs_again(pairing: dict[str, Any]) -> None:
+def test_every_form_of_pairing_reuses_pairs(pairing: dict[str, Any]) -> None:
     domain = read_pairing(pairing)
-    wanted = {LayerPair("stage1", "stage2"), LayerPair("stage3", "stage3")}
-    params, pairs = domain.params_of(sorted(wanted), "p")
-    assert {*pairs} == wanted
+    expected = {LayerPair("stage1", "stage2"), LayerPair("stage3", "stage3")}
+    params, pairs = domain.params_of(sorted(expected), "p")
+    assert {*pairs} == expected
     assert domain.draw(FixedTrial(params), "p") == pairs
     with pytest.raises(Infeasible):
         domain.params_of([LayerPair("stage3", "stage1")], "p")
 
 
-def test_pairs_alone_go_to_the_first_term_that_may_draw_them() -> None:
+def test_pairs_without_loss_go_to_first_compatible_term() -> None:
     space = space_of(
         "knowledge:\n"
         "  - loss: at\n    pairs: {pairing: {hint: [stage1, stage2], guided: [stage1, stage2]}}\n"
@@ -184,7 +184,7 @@ def test_pairs_alone_go_to_the_first_term_that_may_draw_them() -> None:
     assert params_for_pairs(space, [LayerPair("stage4", "stage3")]) == {}
 
 
-def test_a_pairing_is_one_open_place() -> None:
+def test_pairing_counts_as_one_open_value() -> None:
     assert open_paths(space_of(TERMS)) == (
         "knowledge[0].loss",
         "knowledge[0].loss.similarity",

@@ -1,4 +1,4 @@
-"""Spaces: every domain, nested branches, parameters' names, sizes, corners, drawing by Optuna."""
+"""Spaces: domains, nested branches, parameter names, sizes, corners, drawing by Optuna."""
 
 from __future__ import annotations
 
@@ -112,9 +112,9 @@ def test_continuous_domains(kind: str) -> None:
     ],
 )
 def test_malformed_domains(domain: str, words: str) -> None:
-    told = problem_of(f"train:\n  epochs: {domain}\n")
-    assert told.startswith("train.epochs: ")
-    assert words in told
+    problem = problem_of(f"train:\n  epochs: {domain}\n")
+    assert problem.startswith("train.epochs: ")
+    assert words in problem
 
 
 @pytest.mark.parametrize(
@@ -139,11 +139,11 @@ def test_malformed_domains(domain: str, words: str) -> None:
         ("knowledge:\n  - pairs: {pairing: auto}\n", "`pairing` must be a mapping"),
     ],
 )
-def test_domains_out_of_place(text: str, words: str) -> None:
+def test_misplaced_domains_raise(text: str, words: str) -> None:
     assert words in problem_of(text)
 
 
-def test_the_study_itself_is_no_domain() -> None:
+def test_study_itself_cannot_be_domain() -> None:
     space, problems, _ = read_space(parse_document("name: x\ndata: {augment: {choice: [a, b]}}\n"))
     assert not problems
     assert names(space) == ["data.augment"]
@@ -191,14 +191,14 @@ def test_nested_branches_name_their_parameters() -> None:
         assert model["depth"] in ((8, 14) if model["name"] == "resnet" else (2, 3))
 
 
-def test_a_domain_as_an_option_does_not_clash_with_its_choice() -> None:
+def test_domain_as_option_does_not_clash_with_its_choice() -> None:
     space = space_of("train:\n  clip: {choice: [null, {uniform: [1, 5]}, {choice: [7, 8]}]}\n")
     assert names(space) == ["train.clip", "train.clip.uniform", "train.clip.choice"]
     drawn = {data["train"]["clip"] for data in draws(space)}
     assert {None, 7, 8} < drawn
 
 
-def test_labels_differ() -> None:
+def test_labels_are_unique() -> None:
     assert labels_of([None, True, 1, 1.0, "none"]) == ("none", True, "1", "1.0", "none#5")
     assert labels_of([{"name": "a", "t": 1}, {"name": "a", "t": 2}, "a"]) == (
         "a(t=1)",
@@ -217,9 +217,9 @@ knowledge:
 
 
 @pytest.mark.parametrize("order", ["monotone", "any", "reverse"])
-def test_pairings_are_drawn_where_they_matter(order: str) -> None:
+def test_pairings_are_drawn_only_if_used(order: str) -> None:
     space = space_of(PAIRED.replace("ORDER", order))
-    found: set[Any] = set()
+    names_: set[Any] = set()
     for data in draws(space, 4000):
         (term,) = data["knowledge"]
         name = (term["loss"] or {}).get("name")
@@ -230,9 +230,9 @@ def test_pairings_are_drawn_where_they_matter(order: str) -> None:
         assert [h for h, _ in pairs] == sorted(h for h, _ in pairs)
         guided = [g for _, g in pairs]
         assert order == "any" or guided == sorted(guided, reverse=order == "reverse")
-        found.add((name, tuple(pairs)))
-    assert len(found) == space.size.combinations
-    pairings = sum(1 for name, _ in found if name == "hint")
+        names_.add((name, tuple(pairs)))
+    assert len(names_) == space.size.combinations
+    pairings = sum(1 for name, _ in names_ if name == "hint")
     assert (
         pairings
         == read_pairing(
@@ -241,7 +241,7 @@ def test_pairings_are_drawn_where_they_matter(order: str) -> None:
     )
 
 
-def test_the_parameters_of_a_pairing() -> None:
+def test_parameters_of_pairing() -> None:
     space = space_of(PAIRED.replace("ORDER", "monotone"))
     assert names(space) == [
         "knowledge[0].loss",
@@ -269,7 +269,7 @@ def test_the_parameters_of_a_pairing() -> None:
     ]
 
 
-def test_the_same_pair_twice_is_infeasible() -> None:
+def test_repeated_pair_is_infeasible() -> None:
     space = space_of(PAIRED.replace("ORDER", "any"))
     params = {
         f"knowledge[0].pairs[{i}].{side}": layer
@@ -281,12 +281,12 @@ def test_the_same_pair_twice_is_infeasible() -> None:
         space.draw(FixedTrial(params))
 
 
-def test_one_pair_at_most_asks_for_no_count() -> None:
+def test_single_pair_has_no_count_parameter() -> None:
     text = "knowledge:\n  - loss: {name: hint}\n    pairs: {pairing: {hint: [a], guided: [x, y]}}\n"
     assert names(space_of(text)) == ["knowledge[0].pairs[0].guided"]
 
 
-def test_auto_stages_come_later() -> None:
+def test_auto_stages_are_resolved_later() -> None:
     space = space_of("knowledge:\n  - loss: {name: at}\n    pairs: {pairing: {max: 9}}\n")
     with pytest.raises(Infeasible, match="no stages"):
         space.draw(Seeded(0))
@@ -296,7 +296,7 @@ def test_auto_stages_come_later() -> None:
     assert staged.dimensions[0].values == (1, 4)  # the longest chain in a 2 x 3 grid
 
 
-def test_a_term_turned_off_draws_nothing() -> None:
+def test_disabled_term_draws_nothing() -> None:
     term = "  - {loss: LOSS, weight: {uniform: [0, 1]}, pairs: {pairing: {hint: [a, b]}}}\n"
     assert names(space_of("knowledge:\n" + term.replace("LOSS", "null"))) == []
     kd = space_of("knowledge:\n" + term.replace("LOSS", "{name: kd}"))
@@ -305,7 +305,7 @@ def test_a_term_turned_off_draws_nothing() -> None:
     assert "knowledge[0].pairs[0].hint" in names(hint)
 
 
-def test_a_scheme_without_knowledge_draws_none() -> None:
+def test_scheme_without_knowledge_draws_no_terms() -> None:
     space = space_of(
         "scheme: {choice: [{name: offline}, alone]}\n"
         "knowledge:\n  - {loss: {name: kd}, weight: {choice: [1, 2, 3]}}\n"
@@ -317,11 +317,11 @@ def test_a_scheme_without_knowledge_draws_none() -> None:
 
 
 def covered(space: Space) -> None:
-    seen = {origin for point in space.corners() for origin in point.origins.values()}
-    wanted = {
+    origins = {origin for point in space.corners() for origin in point.origins.values()}
+    expected = {
         (*node.source, "choice", i) for node in _choices(space) for i in range(len(node.options))
     }
-    assert wanted <= seen
+    assert expected <= origins
 
 
 def _choices(space: Space) -> list[Any]:
@@ -336,7 +336,7 @@ DEEP = "a:\n  choice:\n" + "".join(
 
 
 @pytest.mark.parametrize("text", [NESTED, DEEP, PAIRED.replace("ORDER", "any")])
-def test_corners_take_every_branch_and_end(text: str) -> None:
+def test_corners_cover_every_branch_and_bound(text: str) -> None:
     space = space_of(text)
     covered(space)
     values: dict[str, set[Any]] = {}
@@ -349,16 +349,16 @@ def test_corners_take_every_branch_and_end(text: str) -> None:
                 values.setdefault(str(origin), set()).add(value)
     for dimension in space.dimensions:
         if dimension.kind in ("uniform", "int", "loguniform"):
-            assert any(set(dimension.values) <= held for held in values.values()), dimension
+            assert any(set(dimension.values) <= options for options in values.values()), dimension
 
 
-def test_corners_grow_with_the_sum_not_the_product() -> None:
+def test_number_of_corners_is_additive() -> None:
     lines = [f"  p{i}: {{choice: [1, 2, 3]}}\n  q{i}: {{uniform: [0, 1]}}\n" for i in range(20)]
     space = space_of("train:\n" + "".join(lines))
     assert len(space.corners()) <= 20 * 5
 
 
-def test_every_lists_each_point_once() -> None:
+def test_every_gives_each_point_once() -> None:
     space = space_of(PAIRED.replace("ORDER", "any").replace("{loguniform: [1, 10]}", "1"))
     params = [tuple(sorted(params.items())) for params, _ in every(space.draw)]
     assert len(set(params)) == len(params)
@@ -367,14 +367,14 @@ def test_every_lists_each_point_once() -> None:
 @pytest.mark.parametrize("text", [NESTED, PAIRED.replace("ORDER", "monotone")])
 @pytest.mark.parametrize("sampler", ["tpe", "random", "nsga2"])
 def test_optuna_draws(text: str, sampler: str) -> None:
-    made = {
+    points = {
         "tpe": optuna.samplers.TPESampler(seed=0, n_startup_trials=5),
         "random": optuna.samplers.RandomSampler(seed=0),
         "nsga2": optuna.samplers.NSGAIISampler(seed=0, population_size=4),
     }
-    study = optuna.create_study(sampler=made[sampler])
+    study = optuna.create_study(sampler=points[sampler])
     space = space_of(text)
-    known = {dimension.name for dimension in space.dimensions}
+    dimensions = {dimension.name for dimension in space.dimensions}
     for _ in range(20):
         trial = study.ask()
         try:
@@ -382,15 +382,15 @@ def test_optuna_draws(text: str, sampler: str) -> None:
         except Infeasible:
             study.tell(trial, state=optuna.trial.TrialState.PRUNED)
             continue
-        assert trial.params.keys() <= known
+        assert trial.params.keys() <= dimensions
         assert space.draw(FixedTrial(trial.params)).data == point.data
         study.tell(trial, float(len(str(point.data))))
 
 
-def test_a_space_can_be_pickled() -> None:
+def test_space_can_be_pickled() -> None:
     space = space_of(PAIRED.replace("ORDER", "any"))
-    again = pickle.loads(pickle.dumps(space))
-    assert again.draw(Seeded(3)).data == space.draw(Seeded(3)).data
+    copy = pickle.loads(pickle.dumps(space))
+    assert copy.draw(Seeded(3)).data == space.draw(Seeded(3)).data
 
 
 def test_seeded_draws_repeat() -> None:

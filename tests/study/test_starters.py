@@ -14,24 +14,24 @@ from raykd.study.starters import STARTERS, starter_text, write_starter
 
 
 @pytest.mark.parametrize("name", STARTERS)
-def test_they_are_those_of_the_repository(name: str, repository: Path) -> None:
+def test_starters_equal_files_of_repository(name: str, repository: Path) -> None:
     shipped = repository / "raykd/study/templates" / f"{name}.yaml"
     assert shipped.read_text() == (repository / "search_spaces" / f"{name}.yaml").read_text()
 
 
 @pytest.mark.parametrize("name", STARTERS)
-def test_their_commands_name_the_file(name: str) -> None:
+def test_commands_contain_file_name(name: str) -> None:
     text = starter_text(name, "mine.yaml")
     assert f"raykd {STARTERS[name].verb} mine.yaml" in text
     assert "search_spaces" not in text
 
 
-def test_the_quickstart_is_valid(tmp_path: Path) -> None:
+def test_quickstart_is_valid(tmp_path: Path) -> None:
     study = load_study(write_starter("quickstart", tmp_path / "study.yaml"))
     assert study.settings.name == "quickstart"
 
 
-def test_a_file_is_not_overwritten(tmp_path: Path) -> None:
+def test_existing_file_is_not_overwritten(tmp_path: Path) -> None:
     file = tmp_path / "study.yaml"
     file.write_text("mine")
     with pytest.raises(StudyError, match=r"already exists\n    -> use another file, or add --f"):
@@ -41,7 +41,7 @@ def test_a_file_is_not_overwritten(tmp_path: Path) -> None:
     assert file.read_text().startswith("# Handwritten digits")
 
 
-def test_what_cannot_be_written_is_said(tmp_path: Path) -> None:
+def test_unwritable_file_raises(tmp_path: Path) -> None:
     with pytest.raises(StudyError, match=r"unknown study 'quikstart'.*\n.*did you mean 'quickst"):
         write_starter("quikstart", tmp_path / "study.yaml")
     with pytest.raises(StudyError, match="is a folder"):
@@ -50,9 +50,7 @@ def test_what_cannot_be_written_is_said(tmp_path: Path) -> None:
         write_starter("text", tmp_path / "no" / "study.yaml")
 
 
-def test_the_command_prints_what_to_run_next(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_command_prints_next_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     done = CliRunner().invoke(app, ["init", "--from", "pairing", "my study.yaml"])
     assert done.exit_code == 0, done.output

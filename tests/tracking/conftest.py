@@ -17,8 +17,8 @@ from raykd.tracking.mlflow_client import connect
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """An empty folder; the working folder is another one, in which nothing may be left.
 
-    (MLflow's default store and its default for files lie there: it shows where MLflow was asked
-    without being told which store.)
+    (MLflow's default store and its default for files lie there: they show that MLflow was called
+    without a tracking URI.)
     """
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()

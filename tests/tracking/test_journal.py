@@ -12,25 +12,26 @@ import pytest
 from raykd.tracking.events import (
     EpochFinished,
     RunEnded,
+    RunPromoted,
     RunStarted,
     StudyEnded,
 )
 from raykd.tracking.journal import Journal, events, read
-from raykd.tracking.mlflow_writer import JournalState, Upload
+from raykd.tracking.journal_state import JournalState, Upload
 
 
-def test_events_come_back_in_order_with_times(tmp_path: Path) -> None:
+def test_events_are_read_in_order_with_times(tmp_path: Path) -> None:
     path = tmp_path / "new" / "journal.jsonl"
     with Journal(path) as journal:
         journal.append(RunStarted("trial-0000", role="trial", params={"a.b": 1}))
         journal.append(EpochFinished("trial-0000", 1, {"loss": 0.5}))
         journal.append(RunEnded("trial-0000", "stopped", reason="asha"))
         journal.append(StudyEnded())
-    told = events(path)
-    assert [event.kind for event in told] == ["run", "epoch", "end", "done"]
-    assert told[0] == RunStarted("trial-0000", "trial", params={"a.b": 1})
-    assert told[2] == RunEnded("trial-0000", "stopped", "asha")
-    times = [event.at for event in told]
+    history = events(path)
+    assert [event.kind for event in history] == ["run", "epoch", "end", "done"]
+    assert history[0] == RunStarted("trial-0000", "trial", params={"a.b": 1})
+    assert history[2] == RunEnded("trial-0000", "stopped", "asha")
+    times = [event.at for event in history]
     assert times == sorted(times) and all(isinstance(at, int) for at in times)
 
 
@@ -38,7 +39,7 @@ def test_no_journal_has_no_events(tmp_path: Path) -> None:
     assert events(tmp_path / "none.jsonl") == []
 
 
-def test_reading_goes_on_where_it_stopped(tmp_path: Path) -> None:
+def test_reading_continues_at_last_position(tmp_path: Path) -> None:
     path = tmp_path / "journal.jsonl"
     with Journal(path) as journal:
         journal.append(StudyEnded("one"))
@@ -49,7 +50,7 @@ def test_reading_goes_on_where_it_stopped(tmp_path: Path) -> None:
     assert second.end == path.stat().st_size
 
 
-def test_torn_last_line_is_left_alone_and_closed_off_when_opened_again(tmp_path: Path) -> None:
+def test_torn_last_line_is_closed_on_reopening(tmp_path: Path) -> None:
     path = tmp_path / "journal.jsonl"
     with Journal(path) as journal:
         journal.append(StudyEnded("one"))
@@ -81,7 +82,7 @@ def test_numbers_json_lacks_are_strings_and_lines_stay_strict_json(tmp_path: Pat
     assert isinstance(read_back, EpochFinished) and repr(read_back.metrics) == repr(values)
 
 
-def test_threads_may_share_a_journal(tmp_path: Path) -> None:
+def test_threads_may_share_journal(tmp_path: Path) -> None:
     path = tmp_path / "journal.jsonl"
     with Journal(path) as journal:
 
@@ -94,14 +95,14 @@ def test_threads_may_share_a_journal(tmp_path: Path) -> None:
             thread.start()
         for thread in threads:
             thread.join()
-    told = events(path)
-    assert len(told) == 800
+    history = events(path)
+    assert len(history) == 800
     for name in ("t0", "t3"):
-        epochs = [e.epoch for e in told if isinstance(e, EpochFinished) and e.id == name]
+        epochs = [e.epoch for e in history if isinstance(e, EpochFinished) and e.id == name]
         assert epochs == list(range(200))
 
 
-def test_importing_the_journal_imports_no_mlflow() -> None:
+def test_importing_journal_imports_no_mlflow() -> None:
     code = "import sys, raykd.tracking.journal; print('mlflow' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
@@ -122,7 +123,7 @@ def test_repeated_epochs_are_skipped() -> None:
     assert state.update(_epoch(3)) is not None
 
 
-def test_an_end_leaves_out_metrics_of_the_last_epoch() -> None:
+def test_end_leaves_out_metrics_of_last_epoch() -> None:
     state = JournalState()
     state.update(RunStarted("t", "trial"))
     state.update(_epoch(4))
@@ -131,7 +132,7 @@ def test_an_end_leaves_out_metrics_of_the_last_epoch() -> None:
     assert upload == Upload(RunEnded("t", "finished", metrics={"test_acc": 0.3}), 4)
 
 
-def test_the_end_of_a_study_names_open_runs() -> None:
+def test_end_of_study_names_open_runs() -> None:
     state = JournalState()
     for id in ("a", "b"):
         state.update(RunStarted(id, "trial"))
@@ -139,6 +140,13 @@ def test_the_end_of_a_study_names_open_runs() -> None:
     assert state.update(StudyEnded("failed")) == Upload(StudyEnded("failed"), open_runs=("b",))
 
 
-def test_an_epoch_belongs_to_a_run_that_started() -> None:
+def test_promotion_opens_run_that_had_ended() -> None:
+    state = JournalState()
+    for event in (RunStarted("a", "trial"), RunEnded("a", "stopped"), RunPromoted("a", 1)):
+        state.update(event)
+    assert state.update(StudyEnded("failed")) == Upload(StudyEnded("failed"), open_runs=("a",))
+
+
+def test_epoch_belongs_to_run_that_started() -> None:
     with pytest.raises(KeyError, match="no `run` event"):
         JournalState().update(_epoch(1))

@@ -9,11 +9,34 @@ from pathlib import Path
 
 import pytest
 
-from raykd.tracking import check_store, ui_command
-from raykd.tracking.mlflow_client import absolute, database_file, masked
+from raykd.tracking import check_store
+from raykd.tracking.store_uri import absolute, database_file, masked
 
 
-def test_a_sqlite_store_is_named_alike_from_everywhere(folder: Path) -> None:
+@pytest.mark.parametrize(
+    ("dialect", "module", "package"),
+    [
+        ("postgresql", "psycopg2", "psycopg2-binary"),
+        ("postgresql+psycopg2", "psycopg2", "psycopg2"),
+        ("postgresql+psycopg", "psycopg", "psycopg[binary]"),
+        ("mysql", "MySQLdb", "mysqlclient"),
+        ("mysql+pymysql", "pymysql", "pymysql"),
+        ("mysql+mysqlconnector", "mysql.connector", "mysql-connector-python"),
+        ("mssql", "pyodbc", "pyodbc"),
+        ("mssql+pymssql", "pymssql", "pymssql"),
+    ],
+)
+def test_missing_driver_is_named(
+    dialect: str, module: str, package: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    check = check_store(f"{dialect}://user:secret@127.0.0.1/db")
+    assert f"the database driver {module} is missing" in check.message
+    assert f"install {package}" in check.fix.replace("'", "")
+    assert "secret" not in check.message + check.fix
+
+
+def test_sqlite_store_has_same_uri_from_every_folder(folder: Path) -> None:
     assert database_file("sqlite:///mlflow.db") == folder / "elsewhere" / "mlflow.db"
     assert database_file("sqlite:////tmp/x.db") == Path("/tmp/x.db")
     assert absolute("sqlite:///mlflow.db") == f"sqlite:///{folder}/elsewhere/mlflow.db"
@@ -21,31 +44,24 @@ def test_a_sqlite_store_is_named_alike_from_everywhere(folder: Path) -> None:
     assert database_file("sqlite://") is None and database_file("postgresql:///x") is None
 
 
-def test_passwords_are_not_told() -> None:
+def test_passwords_are_masked() -> None:
     assert masked("postgresql://me:secret@db/x") == "postgresql://me:***@db/x"
     assert masked("could not reach http://a:b@c:1/ now") == "could not reach http://a:***@c:1/ now"
     assert masked("http://host:5000/") == "http://host:5000/"
 
 
-def test_how_to_open_a_store() -> None:
-    assert ui_command("sqlite:///mlflow.db") == "mlflow ui --backend-store-uri sqlite:///mlflow.db"
-    assert ui_command("sqlite:///my runs.db").endswith("'sqlite:///my runs.db'")
-    assert ui_command("http://host:5000/") == "http://host:5000"
-    assert "secret" not in ui_command("postgresql://me:secret@db/x")
-
-
-def test_a_new_sqlite_store_is_fine(folder: Path) -> None:
+def test_new_sqlite_store_is_fine(folder: Path) -> None:
     check = check_store("sqlite:///new/folder/mlflow.db")
     assert check.ok and "will be created" in check.message
     assert not (folder / "elsewhere" / "new").exists()
 
 
-def test_a_used_sqlite_store_is_fine(uri: str) -> None:
+def test_used_sqlite_store_is_fine(uri: str) -> None:
     check = check_store(uri)
     assert check.ok and "ready" in check.message, check
 
 
-def test_a_store_of_another_mlflow(uri: str, folder: Path) -> None:
+def test_store_of_another_mlflow(uri: str, folder: Path) -> None:
     with sqlite3.connect(folder / "mlflow.db") as base:
         base.execute("UPDATE alembic_version SET version_num = '0123'")
     base.close()
@@ -70,7 +86,7 @@ def test_no_store_at_all(uri: str) -> None:
     assert not check.ok and "sqlite:///mlflow.db" in check.fix
 
 
-def test_sqlite_without_a_file() -> None:
+def test_sqlite_without_file() -> None:
     assert "keeps nothing" in check_store("sqlite://").message
 
 
@@ -98,7 +114,7 @@ def site(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 
 @pytest.mark.parametrize(
-    ("code", "body", "ok", "said"),
+    ("code", "body", "ok", "text"),
     [
         (200, b'{"experiment": {}}', True, "answers"),
         (404, b'{"error_code": "RESOURCE_DOES_NOT_EXIST"}', True, "answers"),
@@ -108,17 +124,17 @@ def site(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
         (403, b"Invalid Host header", False, "--allowed-hosts"),
     ],
 )
-def test_what_a_server_answers(
-    site: str, monkeypatch: pytest.MonkeyPatch, code: int, body: bytes, ok: bool, said: str
+def test_answers_of_server(
+    site: str, monkeypatch: pytest.MonkeyPatch, code: int, body: bytes, ok: bool, text: str
 ) -> None:
     monkeypatch.setattr(Answer, "code", code)
     monkeypatch.setattr(Answer, "body", body)
     check = check_store(site)
     assert check.ok is ok
-    assert said in check.message + check.fix
+    assert text in check.message + check.fix
 
 
-def test_an_absent_server_is_found_out_quickly(site: str) -> None:
+def test_absent_server_is_detected_quickly(site: str) -> None:
     began = time.monotonic()
     check = check_store("http://127.0.0.1:9")
     assert not check.ok and "no answer" in check.message and "journal" in check.fix
@@ -127,6 +143,6 @@ def test_an_absent_server_is_found_out_quickly(site: str) -> None:
     assert time.monotonic() - began < 5
 
 
-def test_a_database_wants_its_driver() -> None:
+def test_database_wants_its_driver() -> None:
     check = check_store("mysql+nosuchdriver://host/x")
     assert not check.ok and "nosuchdriver is missing" in check.message

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -13,10 +15,12 @@ import yaml
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
+from torch import nn
 
 from helpers.mlflow_runs import Store
 from helpers.small_study import FINGERPRINT, STUDY, network, start, trial
-from raykd.tracking import Journal, Tracker, find_run, load_model_uri, sync
+from raykd.models.preprocessing import Preprocessing, RawInputModel
+from raykd.tracking import Journal, Tracker, find_run, load_model_uri, upload_journal
 from raykd.tracking.cursor import Cursor, Sent
 from raykd.tracking.events import (
     ArtifactSaved,
@@ -24,15 +28,18 @@ from raykd.tracking.events import (
     ModelSaved,
     Note,
     RunEnded,
+    RunPaused,
+    RunPromoted,
     RunStarted,
     StudyEnded,
     StudyStarted,
 )
 from raykd.tracking.mlflow_client import connect, has_run, run_page
-from raykd.tracking.mlflow_writer import clean_key, cut, run_params, split_finite
+from raykd.tracking.mlflow_models import _read
+from raykd.tracking.mlflow_values import clean_key, cut, run_params, split_finite
 
 
-def test_a_study_becomes_nested_runs(journal: Journal, uri: str) -> None:
+def test_study_becomes_nested_runs(journal: Journal, uri: str) -> None:
     start(journal)
     journal.append(RunStarted("teacher-0", role="teacher", params={"model.depth": 14}))
     journal.append(RunEnded("teacher-0", "finished", metrics={"test_accuracy": 0.98}))
@@ -46,7 +53,7 @@ def test_a_study_becomes_nested_runs(journal: Journal, uri: str) -> None:
     journal.append(RunEnded("trial-0009", "failed", reason="loss is nan in epoch 1"))
     journal.append(Note(tags={"best": id}, metrics={"gain": 0.02}, step=3))
     journal.append(StudyEnded())
-    status = sync(journal.path, uri)
+    status = upload_journal(journal.path, uri)
     assert (status.pending, status.refused, status.error) == (0, 0, "")
 
     store = Store(uri)
@@ -78,33 +85,50 @@ def test_a_study_becomes_nested_runs(journal: Journal, uri: str) -> None:
     assert failed.data.tags["raykd.reason"] == "loss is nan in epoch 1"
     assert store.run().data.tags["best"] == id
     assert store.run().data.metrics == {"gain": 0.02}
-    found = store.client.search_runs(
+    stopped_runs = store.client.search_runs(
         [store.experiment.experiment_id], "tags.`raykd.status` = 'stopped'"
     )
-    assert [one.info.run_name for one in found] == ["trial-0008"]
+    assert [each.info.run_name for each in stopped_runs] == ["trial-0008"]
 
 
-def test_every_run_has_the_data_and_the_study_its_files(
-    journal: Journal, uri: str, folder: Path
-) -> None:
+def test_paused_trial_is_neither_failed_nor_killed(journal: Journal, uri: str) -> None:
+    start(journal)
+    statuses = []
+    events = [
+        RunStarted("trial-0001", role="trial"),
+        RunPaused("trial-0001", 2),
+        StudyEnded("interrupted"),
+        RunPromoted("trial-0001", 2),
+        RunEnded("trial-0001", "finished"),
+    ]
+    for event in events:
+        journal.append(event)
+        upload_journal(journal.path, uri)
+        run = Store(uri).run("trial-0001")
+        statuses.append((run.info.status, run.data.tags["raykd.status"]))
+    paused, running = ("SCHEDULED", "paused"), ("RUNNING", "running")
+    assert statuses == [running, paused, paused, running, ("FINISHED", "finished")]
+
+
+def test_every_run_has_data_and_study_its_files(journal: Journal, uri: str, folder: Path) -> None:
     start(journal)
     id = trial(journal, 0)
     report = journal.path.parent / "front.csv"
     report.write_text("params,accuracy\n")
     journal.append(ArtifactSaved(None, str(report), folder="report"))
     journal.append(ArtifactSaved(id, str(journal.path.parent), folder="all"))
-    sync(journal.path, uri)
+    upload_journal(journal.path, uri)
     store = Store(uri)
     for run in (store.run(), store.run(id)):
         (data,) = store.data(run)
-        assert (data.name, data.digest) == ("digits", FINGERPRINT[:36])
+        assert (data.name, data.digest) == ("digits", FINGERPRINT[:8])
         assert json.loads(data.profile or "")["train"] == 1168
     parent = store.run()
     assert parent.data.tags["raykd.data_fingerprint"] == FINGERPRINT
     assert parent.data.tags["raykd.version.ray"] == "2.60.0"
     run_id = parent.info.run_id
-    given = store.client.download_artifacts(run_id, "study/given.yaml")
-    assert Path(given).read_text() == "name: digits\nseed: 3\n"
+    study_file = store.client.download_artifacts(run_id, "study/study.yaml")
+    assert Path(study_file).read_text() == "name: digits\nseed: 3\n"
     resolved = store.client.download_artifacts(run_id, "study/resolved.yaml")
     assert yaml.safe_load(Path(resolved).read_text())["train"] == {"epochs": 2}
     around = store.client.download_artifacts(run_id, "study/environment.json")
@@ -128,31 +152,31 @@ def test_replaying_everything_changes_nothing(journal: Journal, uri: str) -> Non
     )
     journal.append(Note(metrics={"gain": 0.5}))
     journal.append(StudyEnded())
-    sync(journal.path, uri)
+    upload_journal(journal.path, uri)
     before = Store(uri).everything()
     for _ in range(2):
-        assert sync(journal.path, uri, from_start=True).refused == 0
+        assert upload_journal(journal.path, uri, from_start=True).refused == 0
     assert Store(uri).everything() == before
     assert len(before) == 2
     versions = Store(uri).client.search_model_versions("name = 'digits'")
     assert [int(version.version) for version in versions] == [1]
 
 
-def test_a_lost_cursor_and_a_lost_store_are_made_good(journal: Journal, uri: str) -> None:
+def test_lost_cursor_and_lost_store_are_restored(journal: Journal, uri: str) -> None:
     start(journal)
     trial(journal, 0)
-    sync(journal.path, uri)
+    upload_journal(journal.path, uri)
     before = Store(uri).everything()
     journal.path.with_name(journal.path.name + ".sent").unlink()
-    sync(journal.path, uri)
+    upload_journal(journal.path, uri)
     assert Store(uri).everything() == before
     other = uri.replace("mlflow.db", "other.db")
-    assert sync(journal.path, other).delivered == 6  # each store has a cursor of its own
+    assert upload_journal(journal.path, other).delivered == 6  # each store has a cursor of its own
     client = connect(uri)
     for run_id in before:
         client.delete_run(run_id)  # the user cleared the store; the cursor says all is there
     trial(journal, 1)
-    sync(journal.path, uri)
+    upload_journal(journal.path, uri)
     assert sorted(run[0] for run in Store(uri).everything().values()) == [
         "digits",
         "trial-0000",
@@ -160,27 +184,27 @@ def test_a_lost_cursor_and_a_lost_store_are_made_good(journal: Journal, uri: str
     ]
 
 
-def test_a_run_created_twice_is_left_once(journal: Journal, uri: str) -> None:
+def test_run_created_twice_is_left_once(journal: Journal, uri: str) -> None:
     start(journal)
     trial(journal, 0)
-    sync(journal.path, uri)
+    upload_journal(journal.path, uri)
     store = Store(uri)
     before = store.everything()
     tags = store.run("trial-0000").data.tags  # an answer was lost, the run was created again
     store.client.create_run(store.experiment.experiment_id, tags=tags)
-    sync(journal.path, uri, from_start=True)
+    upload_journal(journal.path, uri, from_start=True)
     assert Store(uri).everything() == before
 
 
-def test_a_second_sync_has_nothing_to_do(journal: Journal, uri: str) -> None:
+def test_second_sync_has_nothing_to_do(journal: Journal, uri: str) -> None:
     start(journal)
-    sync(journal.path, uri)
-    assert sync(journal.path, uri).delivered == 0
+    upload_journal(journal.path, uri)
+    assert upload_journal(journal.path, uri).delivered == 0
     trial(journal, 0)
-    assert sync(journal.path, uri).delivered == 4
+    assert upload_journal(journal.path, uri).delivered == 4
 
 
-def test_the_models_of_a_study(journal: Journal, uri: str) -> None:
+def test_models_of_study(journal: Journal, uri: str) -> None:
     start(journal)
     id = trial(journal, 0)
     student = network()
@@ -200,7 +224,7 @@ def test_the_models_of_a_study(journal: Journal, uri: str) -> None:
             metrics={"test_accuracy": 0.97},
         )
     )
-    assert sync(journal.path, uri).refused == 0
+    assert upload_journal(journal.path, uri).refused == 0
     inputs = torch.randn(5, 1, 8, 8)
     expected = student.eval()(inputs)
     run_id = Store(uri).run(id).info.run_id
@@ -221,7 +245,7 @@ def test_the_models_of_a_study(journal: Journal, uri: str) -> None:
     assert {metric.key: metric.value for metric in logged.metrics or ()} == {"test_accuracy": 0.97}
 
 
-def test_the_public_way_to_load_a_model(
+def test_public_way_to_load_model(
     journal: Journal, uri: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from mlflow.models import get_model_info
@@ -236,7 +260,7 @@ def test_the_public_way_to_load_a_model(
             id, str(journal.path.parent / "student.pt"), input_shape=(1, 8, 8), register="digits"
         )
     )
-    sync(journal.path, uri)
+    upload_journal(journal.path, uri)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     model = load_model("models:/digits/1")
     inputs = torch.randn(3, 1, 8, 8)
@@ -247,7 +271,7 @@ def test_the_public_way_to_load_a_model(
     assert signature.outputs.inputs[0].shape == (-1, 10)
 
 
-def test_an_alias_never_moves_back(journal: Journal, uri: str, folder: Path) -> None:
+def test_alias_never_moves_back(journal: Journal, uri: str, folder: Path) -> None:
     def study(journal: Journal, id: str) -> None:
         journal.append(StudyStarted(id, name="digits", experiment="distillation"))
         journal.append(RunStarted("trial-0000", role="trial"))
@@ -260,17 +284,17 @@ def test_an_alias_never_moves_back(journal: Journal, uri: str, folder: Path) -> 
         )
 
     study(journal, "first")
-    sync(journal.path, uri)
+    upload_journal(journal.path, uri)
     with Journal(folder / "later" / "journal.jsonl") as later:
         study(later, "second")
-        sync(later.path, uri)
+        upload_journal(later.path, uri)
     client = connect(uri)
     assert int(client.get_model_version_by_alias("d", "champion").version) == 2
-    sync(journal.path, uri, from_start=True)
+    upload_journal(journal.path, uri, from_start=True)
     assert int(client.get_model_version_by_alias("d", "champion").version) == 2
 
 
-def test_a_model_left_half_uploaded_is_finished(
+def test_model_left_half_uploaded_is_finished(
     journal: Journal, uri: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from mlflow import MlflowClient
@@ -287,15 +311,15 @@ def test_a_model_left_half_uploaded_is_finished(
 
         broken.setattr(MlflowClient, "log_model_artifacts", refuse)
         with pytest.raises(ValueError, match="gone"):
-            sync(journal.path, uri, patience=0)
-    sync(journal.path, uri)
+            upload_journal(journal.path, uri, patience=0)
+    upload_journal(journal.path, uri)
     store = Store(uri)
     models = store.client.search_logged_models([store.experiment.experiment_id])
     assert [str(model.status) for model in models] == ["READY"]
     load_model_uri(f"models:/{models[0].model_id}", tracking_uri=uri)
 
 
-def test_what_is_not_finite_is_named_and_not_measured(journal: Journal, uri: str) -> None:
+def test_non_finite_metrics_become_tag(journal: Journal, uri: str) -> None:
     start(journal)
     journal.append(RunStarted("trial-0000", role="trial"))
     journal.append(
@@ -304,20 +328,20 @@ def test_what_is_not_finite_is_named_and_not_measured(journal: Journal, uri: str
         )
     )
     journal.append(RunEnded("trial-0000", "failed", reason="diverged"))
-    sync(journal.path, uri)
+    upload_journal(journal.path, uri)
     run = Store(uri).run("trial-0000")
     assert run.data.metrics == {"lr": 1.0}
     assert run.data.tags["raykd.not_finite"] == "train_loss = inf, val_loss = nan at step 1"
 
 
-def test_long_params_are_cut_and_said_to_be(journal: Journal, uri: str) -> None:
+def test_long_params_are_cut_and_listed(journal: Journal, uri: str) -> None:
     start(journal)
     many = {f"param[{i}]": i for i in range(250)}
     long = {"pairs": "x" * 7000}
     journal.append(
         RunStarted("trial-0000", role="trial", params={**many, **long}, tags={"t": "y" * 9000})
     )
-    assert sync(journal.path, uri).refused == 0
+    assert upload_journal(journal.path, uri).refused == 0
     run = Store(uri).run("trial-0000")
     assert len(run.data.params) == 251 and run.data.params["param.249"] == "249"
     assert run.data.params["pairs"].endswith("[cut]") and len(run.data.params["pairs"]) == 6000
@@ -327,24 +351,24 @@ def test_long_params_are_cut_and_said_to_be(journal: Journal, uri: str) -> None:
     assert json.loads(Path(whole).read_text()) == long
 
 
-def test_changed_params_do_not_break_a_resumed_study(journal: Journal, uri: str) -> None:
+def test_changed_params_do_not_break_resumed_study(journal: Journal, uri: str) -> None:
     start(journal)
     journal.append(RunStarted("trial-0000", role="trial", params={"a": 1, "b": 2}))
-    sync(journal.path, uri)
+    upload_journal(journal.path, uri)
     journal.append(RunStarted("trial-0000", role="trial", params={"a": 1, "b": 3, "c": 4}))
-    assert sync(journal.path, uri).refused == 0
+    assert upload_journal(journal.path, uri).refused == 0
     run = Store(uri).run("trial-0000")
     assert run.data.params == {"a": "1", "b": "2", "c": "4"}
     assert json.loads(run.data.tags["raykd.changed_params"]) == {"b": "3"}
 
 
-def test_a_broken_off_study_is_told_and_goes_on(journal: Journal, uri: str) -> None:
+def test_interrupted_study_continues(journal: Journal, uri: str) -> None:
     start(journal)
     trial(journal, 0)
     journal.append(RunStarted("trial-0001", role="trial"))
     journal.append(EpochFinished("trial-0001", 1, {"val_accuracy": 0.5}))
     journal.append(StudyEnded("interrupted"))
-    sync(journal.path, uri)
+    upload_journal(journal.path, uri)
     store = Store(uri)
     assert store.run().info.status == "KILLED"
     assert store.run("trial-0001").info.status == "KILLED"
@@ -352,22 +376,22 @@ def test_a_broken_off_study_is_told_and_goes_on(journal: Journal, uri: str) -> N
     assert store.run("trial-0000").info.status == "FINISHED"
     start(journal)
     journal.append(RunStarted("trial-0001", role="trial"))
-    sync(journal.path, uri)
+    upload_journal(journal.path, uri)
     store = Store(uri)
     assert store.run().info.status == store.run("trial-0001").info.status == "RUNNING"
     journal.append(
         EpochFinished("trial-0001", 1, {"val_accuracy": 0.51})
-    )  # told before: the first one stands
+    )  # uploaded before: the first value stays
     journal.append(EpochFinished("trial-0001", 2, {"val_accuracy": 0.6}))
     journal.append(RunEnded("trial-0001", "finished"))
     journal.append(StudyEnded())
-    sync(journal.path, uri)
+    upload_journal(journal.path, uri)
     store = Store(uri)
     assert store.run().info.status == store.run("trial-0001").info.status == "FINISHED"
     assert [p[:2] for p in store.history("trial-0001", "val_accuracy")] == [(1, 0.5), (2, 0.6)]
 
 
-def test_one_bad_event_does_not_hold_up_the_others(journal: Journal, uri: str) -> None:
+def test_rejected_event_does_not_block_later_events(journal: Journal, uri: str) -> None:
     start(journal)
     journal.append(ArtifactSaved(None, str(journal.path.parent / "lost.csv")))
     journal.append(EpochFinished("never-started", 1, {"loss": 1.0}))
@@ -377,7 +401,7 @@ def test_one_bad_event_does_not_hold_up_the_others(journal: Journal, uri: str) -
     (journal.path.parent / "no.pt").write_bytes(b"no model")
     journal.append(ModelSaved(id, str(journal.path.parent / "no.pt"), input_shape=(1, 8, 8)))
     journal.append(StudyEnded())
-    status = sync(journal.path, uri)
+    status = upload_journal(journal.path, uri)
     assert (status.pending, status.refused) == (0, 3)
     store = Store(uri)
     assert store.run().info.status == "FINISHED"
@@ -386,28 +410,26 @@ def test_one_bad_event_does_not_hold_up_the_others(journal: Journal, uri: str) -
     assert "model" in store.run(id).data.tags["raykd.tracking_problem"]
 
 
-def test_a_deleted_experiment_is_restored(journal: Journal, uri: str) -> None:
+def test_deleted_experiment_is_restored(journal: Journal, uri: str) -> None:
     start(journal)
-    sync(journal.path, uri)
+    upload_journal(journal.path, uri)
     client = connect(uri)
     client.delete_experiment(Store(uri).experiment.experiment_id)
     trial(journal, 0)
-    sync(journal.path, uri)
+    upload_journal(journal.path, uri)
     assert Store(uri).experiment.lifecycle_stage == "active"
     assert Store(uri).run("trial-0000").info.status == "FINISHED"
 
 
-def test_the_cursor_keeps_the_ids_under_which_the_store_has_the_study(
-    journal: Journal, uri: str
-) -> None:
+def test_cursor_keeps_ids_under_which_store_has_study(journal: Journal, uri: str) -> None:
     start(journal)
     id = trial(journal, 0)
     path = journal.path.parent / "student.pt"
     torch.save(network(), path)
     journal.append(ModelSaved(id, str(path), input_shape=(1, 8, 8)))
-    sync(journal.path, uri)
+    upload_journal(journal.path, uri)
     trial(journal, 1)
-    sync(journal.path, uri)  # another connection, which delivers no model
+    upload_journal(journal.path, uri)  # another connection, which delivers no model
     sent = Cursor(journal.path, uri).load()
     study = find_run(uri, STUDY)
     assert study is not None and sent.run == study.run_id
@@ -419,25 +441,25 @@ def test_the_cursor_keeps_the_ids_under_which_the_store_has_the_study(
     assert not has_run(uri, sent.run)
 
 
-def test_a_cursor_of_an_older_raykd_says_how_far_and_no_ids(journal: Journal, uri: str) -> None:
+def test_cursor_of_older_version_has_no_ids(journal: Journal, uri: str) -> None:
     start(journal)
-    kept = journal.path.with_name(journal.path.name + ".sent")
-    kept.write_text(json.dumps({uri: 100, "sqlite:///other.db": 20}))
+    cursor_file = journal.path.with_name(journal.path.name + ".sent")
+    cursor_file.write_text(json.dumps({uri: 100, "sqlite:///other.db": 20}))
     cursor = Cursor(journal.path, uri)
     assert cursor.load() == Sent(100) and not cursor.load().run
     cursor.save(Sent(200, "1", {"": "a"}))
     assert cursor.load() == Sent(200, "1", {"": "a"})
-    assert json.loads(kept.read_text())["sqlite:///other.db"] == 20
+    assert json.loads(cursor_file.read_text())["sqlite:///other.db"] == 20
 
 
-def test_find_run_says_where_to_look(journal: Journal, uri: str) -> None:
+def test_find_run_names_store(journal: Journal, uri: str) -> None:
     start(journal)
-    sync(journal.path, uri)
-    found = find_run(uri, STUDY)
-    assert found is not None and found.status == "RUNNING"
-    assert found.run_id == Store(uri).run().info.run_id
-    assert found.page.endswith(f"/#/experiments/{found.experiment_id}/runs/{found.run_id}")
-    assert found.experiment_page.endswith(f"/#/experiments/{found.experiment_id}")
+    upload_journal(journal.path, uri)
+    run = find_run(uri, STUDY)
+    assert run is not None and run.status == "RUNNING"
+    assert run.run_id == Store(uri).run().info.run_id
+    address = f"/#/experiments/{run.experiment_id}/runs/{run.run_id}?workflowType=machine_learning"
+    assert run.page.endswith(address)
     assert find_run(uri, "another") is None
 
 
@@ -445,25 +467,25 @@ def test_find_run_says_where_to_look(journal: Journal, uri: str) -> None:
     ("address", "message"),
     [
         ("teacher.pt", "is no MLflow model URI"),
-        ("models:/nobody@champion", "no such model"),
-        ("models:/nobody/1", "no such model"),
-        ("models:/nobody/Production", "neither a version nor"),
+        ("models:/absent@champion", "no such model"),
+        ("models:/absent/1", "no such model"),
+        ("models:/absent/Production", "neither a version nor"),
         ("models:/m-0123456789abcdef0123456789abcdef", "no such model"),
         ("runs:/0123456789abcdef0123456789abcdef/model", "no such model"),
     ],
 )
-def test_a_model_that_cannot_be_had(uri: str, address: str, message: str) -> None:
+def test_errors_of_model_uris(uri: str, address: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         load_model_uri(address, tracking_uri=uri)
 
 
-def test_sync_wants_a_journal_with_a_study(folder: Path, uri: str) -> None:
+def test_sync_requires_journal_with_study(folder: Path, uri: str) -> None:
     with pytest.raises(ValueError, match="no such journal"):
-        sync(folder / "none.jsonl", uri)
+        upload_journal(folder / "none.jsonl", uri)
     with Journal(folder / "journal.jsonl") as journal:
         journal.append(StudyEnded())
     with pytest.raises(ValueError, match="no study in it"):
-        sync(folder / "journal.jsonl", uri)
+        upload_journal(folder / "journal.jsonl", uri)
 
 
 def test_names_and_values_mlflow_takes() -> None:
@@ -493,7 +515,7 @@ def test_names_and_values_mlflow_takes() -> None:
         MlflowException("bad name", error_code=INVALID_PARAMETER_VALUE),
     ],
 )
-def test_a_refused_model_is_not_delivered_until_a_later_sync(
+def test_refused_model_is_not_delivered_until_later_sync(
     error: Exception, journal: Journal, uri: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     start(journal)
@@ -513,16 +535,99 @@ def test_a_refused_model_is_not_delivered_until_a_later_sync(
         tracker = Tracker(journal.path, uri, start_after=0, poll=0.01)
         assert not tracker.close(timeout=60)
         assert tracker.status.refused == 1 and f"model of {id}" in str(tracker.status)
-        again = sync(journal.path, uri)
-        assert again.refused == 1 and again.pending == 0
+        second = upload_journal(journal.path, uri)
+        assert second.refused == 1 and second.pending == 0
     store = Store(uri)
     assert store.run().info.status == "FINISHED"  # the others were not held up
     assert "raykd.model" not in store.run(id).data.tags
-    status = sync(journal.path, uri)
+    status = upload_journal(journal.path, uri)
     assert (status.pending, status.refused) == (0, 0) and status.delivered >= 1
     tags = Store(uri).run(id).data.tags
     assert tags["raykd.model"].startswith("models:/m-")
     assert (
         Store(uri).client.get_logged_model(tags["raykd.model"].rpartition("/")[2]).name == "a-b-c"
     )
-    assert sync(journal.path, uri).delivered == 0
+    assert upload_journal(journal.path, uri).delivered == 0
+
+
+LOAD_WITHOUT_RAYKD = """\
+import sys
+sys.modules["raykd"] = None
+import mlflow, numpy as np
+mlflow.set_tracking_uri(sys.argv[1])
+model = mlflow.pyfunc.load_model("models:/digits/1")
+print("SUM", float(model.predict(np.ones((3, 1, 8, 8), "float32")).sum()))
+"""
+
+
+@pytest.mark.slow
+def test_model_with_program_loads_without_raykd_and_whole_with_it(
+    journal: Journal, uri: str
+) -> None:
+    start(journal)
+    id = trial(journal, 0)
+    student, folder = network().eval(), journal.path.parent
+    torch.save(student, folder / "student.pt")
+    batch = torch.export.Dim("batch", min=1)
+    samples = torch.ones(2, 1, 8, 8)
+    program = torch.export.export(student, (samples,), dynamic_shapes=({0: batch},))
+    torch.export.save(program, folder / "student.pt2")
+    journal.append(
+        ModelSaved(
+            id, "student.pt", input_shape=(1, 8, 8), register="digits", program="student.pt2"
+        )
+    )
+    assert upload_journal(journal.path, uri).refused == 0
+    whole = load_model_uri("models:/digits/1", tracking_uri=uri)
+    assert isinstance(whole, nn.Sequential) and not whole.training
+    assert torch.equal(whole(samples), student(samples))
+    done = subprocess.run(
+        [sys.executable, "-c", LOAD_WITHOUT_RAYKD, uri],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false"},
+        cwd=folder,
+        check=False,
+    )
+    expected = student(torch.ones(3, 1, 8, 8)).sum().item()
+    assert float(done.stdout.partition("SUM")[2] or "nan") == pytest.approx(expected), done.stderr
+
+
+def test_model_without_program_names_its_requirements(journal: Journal, uri: str) -> None:
+    start(journal)
+    id = trial(journal, 0)
+    raw = RawInputModel(network(), Preprocessing("tensors", (1, 8, 8)), "0123456789").eval()
+    torch.save(raw, journal.path.parent / "student.pt")
+    journal.append(ModelSaved(id, "student.pt", pickle_reason="it counts its samples"))
+    assert upload_journal(journal.path, uri).refused == 0
+    store = Store(uri)
+    (model,) = store.client.search_logged_models([store.experiment.experiment_id])
+    assert model.tags["raykd.format"] == "pickle; needs raykd to load (it counts its samples)"
+    loaded = load_model_uri(f"models:/{model.model_id}", tracking_uri=uri)
+    assert isinstance(loaded, RawInputModel)
+
+
+def test_missing_program_is_refused(journal: Journal, uri: str) -> None:
+    start(journal)
+    id = trial(journal, 0)
+    torch.save(network(), journal.path.parent / "student.pt")
+    journal.append(ModelSaved(id, "student.pt", input_shape=(1, 8, 8), program="lost.pt2"))
+    status = upload_journal(journal.path, uri)
+    assert status.refused == 1 and "lost.pt2: no such program" in status.error
+
+
+def test_foreign_program_is_no_teacher(
+    uri: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlflow.pytorch import save_model
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    save_model(
+        network(),
+        str(folder / "model"),
+        input_example=np.ones((2, 64), "float32"),
+        pip_requirements=["torch"],
+        serialization_format="pt2",
+    )
+    with pytest.raises(ValueError, match=r"holds a program of torch.export.*serialization_format"):
+        _read(str(folder / "model"), "models:/teacher/1")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import subprocess
@@ -9,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,10 +18,12 @@ import torch
 from helpers.mlflow_runs import Store
 from helpers.mlflow_server import Server
 from helpers.small_study import STUDY, network, start, trial
-from raykd.tracking import Journal, Tracker, find_run, load_model_uri, sync
+from raykd.tracking import Journal, Tracker, find_run, load_model_uri, upload_journal
+from raykd.tracking.cursor import Cursor
 from raykd.tracking.events import EpochFinished, ModelSaved, RunEnded, RunStarted, StudyEnded
-from raykd.tracking.mlflow_client import check_store
-from raykd.tracking.sync import CHUNK, PATIENCE_S
+from raykd.tracking.mlflow_writer import MlflowWriter
+from raykd.tracking.store_check import check_store
+from raykd.tracking.sync import CHUNK, PATIENCE_S, Status, Uploader
 
 
 def wait(until: float, done: Callable[[], object]) -> bool:
@@ -31,7 +35,7 @@ def wait(until: float, done: Callable[[], object]) -> bool:
     return False
 
 
-def test_the_tracker_follows_the_journal(journal: Journal, uri: str) -> None:
+def test_tracker_follows_journal(journal: Journal, uri: str) -> None:
     with Tracker(journal.path, uri, poll=0.05, start_after=0) as tracker:
         start(journal)
         trial(journal, 0)
@@ -48,6 +52,36 @@ def test_the_tracker_follows_the_journal(journal: Journal, uri: str) -> None:
     assert Store(uri).run().info.status == "FINISHED"
 
 
+def test_no_event_is_delivered_and_pending_at_once(
+    journal: Journal, uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Other threads may read the status at any step of an upload."""
+    statuses: list[Status] = []
+    uploader = Uploader(journal.path, uri, verbose=False)
+
+    def observed(owner: type, name: str) -> None:
+        method = getattr(owner, name)
+
+        def observe(*arguments: Any, **options: Any) -> object:
+            statuses.append(uploader.status)
+            result = method(*arguments, **options)
+            statuses.append(uploader.status)
+            return result
+
+        monkeypatch.setattr(owner, name, observe)
+
+    observed(MlflowWriter, "write")
+    observed(MlflowWriter, "flush")
+    observed(Cursor, "save")
+    start(journal)
+    trial(journal, 0)
+    with contextlib.closing(uploader):
+        assert uploader.step()
+    statuses.append(uploader.status)
+    assert {status.delivered + status.pending for status in statuses} == {6}
+    assert statuses[0].delivered == 0 and statuses[-1].pending == 0
+
+
 def test_close_delivers_what_was_written_just_before(journal: Journal, uri: str) -> None:
     tracker = Tracker(journal.path, uri, start_after=600)
     start(journal)
@@ -57,9 +91,7 @@ def test_close_delivers_what_was_written_just_before(journal: Journal, uri: str)
     assert Store(uri).run("trial-0000").info.status == "FINISHED"
 
 
-def test_where_events_never_pause_the_store_gets_half_of_the_time(
-    journal: Journal, uri: str
-) -> None:
+def test_uploads_take_at_most_half_of_time(journal: Journal, uri: str) -> None:
     tracker = Tracker(journal.path, uri, start_after=600)
     start(journal)
     for number in range(CHUNK // 4):
@@ -81,7 +113,7 @@ def test_where_events_never_pause_the_store_gets_half_of_the_time(
     tracker.close(0)
 
 
-def test_an_absent_store_blocks_and_breaks_nothing(journal: Journal, folder: Path) -> None:
+def test_absent_store_blocks_and_breaks_nothing(journal: Journal, folder: Path) -> None:
     began = time.monotonic()
     tracker = Tracker(journal.path, f"sqlite:///{folder}/taken/mlflow.db", start_after=0)
     (folder / "taken").write_text("a file where a folder should be")
@@ -93,13 +125,13 @@ def test_an_absent_store_blocks_and_breaks_nothing(journal: Journal, folder: Pat
     assert str(tracker.status).startswith("2 events wait (")
 
 
-def test_only_one_delivers_a_journal(journal: Journal, uri: str) -> None:
+def test_single_process_uploads_journal(journal: Journal, uri: str) -> None:
     start(journal)
     with Tracker(journal.path, uri, poll=0.05, start_after=0) as tracker:
         assert wait(60, lambda: tracker.status.delivered == 2), tracker.status
         with pytest.raises(ValueError, match="another process is sending it"):
-            sync(journal.path, uri, patience=0)
-    assert sync(journal.path, uri).delivered == 0
+            upload_journal(journal.path, uri, patience=0)
+    assert upload_journal(journal.path, uri).delivered == 0
 
 
 def test_no_journal_yet_is_no_trouble(folder: Path, uri: str) -> None:
@@ -114,7 +146,7 @@ def test_no_journal_yet_is_no_trouble(folder: Path, uri: str) -> None:
 
 
 @pytest.mark.slow
-def test_a_server_that_starts_late_and_dies_gets_everything_once(
+def test_late_and_restarted_server_has_every_event_once(
     journal: Journal, server: Server, folder: Path, tables: Path
 ) -> None:
     shutil.copyfile(tables, folder / "server.db")
@@ -160,16 +192,16 @@ def test_a_server_that_starts_late_and_dies_gets_everything_once(
     assert [(step, value) for step, value, _ in history] == [(e, e / 256) for e in range(1, 201)]
     assert store.run("trial-0001").info.status == "FINISHED"
     load_model_uri("models:/digits@champion", tracking_uri=server.uri)
-    found = find_run(server.uri, STUDY)
-    assert found is not None and found.page.startswith(server.uri)
+    run = find_run(server.uri, STUDY)
+    assert run is not None and run.page.startswith(server.uri)
 
 
 @pytest.mark.slow
-def test_sync_to_a_server_that_never_comes_gives_up(journal: Journal, server: Server) -> None:
+def test_sync_gives_up_on_absent_server(journal: Journal, server: Server) -> None:
     start(journal)
     began = time.monotonic()
     with pytest.raises(ValueError, match="2 events wait"):
-        sync(journal.path, server.uri, patience=2)
+        upload_journal(journal.path, server.uri, patience=2)
     assert time.monotonic() - began < 30
     with pytest.raises(ValueError, match="MLflow at"):
         find_run(server.uri, STUDY)

@@ -24,7 +24,7 @@ from raykd.models import Resnet
 from raykd.schemes import LiveTeacher
 from raykd.storage import Storage
 from raykd.study.config import Cache, Study
-from raykd.training.build import task_of
+from raykd.training.build import signature_of
 from raykd.training.teacher_cache import LOGITS, CacheSpec, CacheStore, network_digest
 from raykd.training.teacher_cache.reader import copy_entry
 from raykd.training.teacher_cache.spec import model_digest
@@ -62,12 +62,12 @@ CHANGES: dict[str, Callable[[], CacheSpec]] = {
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_whatever_they_hang_on_changes_their_address(change: str) -> None:
+def test_everything_that_determines_outputs_changes_key(change: str) -> None:
     keys = {name: make().key for name, make in CHANGES.items()} | {"none": described(STUDY).key}
     assert [name for name, key in keys.items() if key == keys[change]] == [change]
 
 
-def test_the_address_does_not_hang_on_anything_else() -> None:
+def test_other_fields_do_not_change_key() -> None:
     other = dataclasses.replace(
         STUDY,
         name="other",
@@ -82,42 +82,44 @@ def test_the_address_does_not_hang_on_anything_else() -> None:
     )
 
 
-def test_shards_hold_each_sample_of_each_view_once() -> None:
+def test_shards_contain_each_sample_of_each_view_once() -> None:
     description = described(STUDY, views=3, shard_rows=40)
-    held = [(s.view, row) for s in description.shards for row in range(s.start, s.stop)]
-    assert held == [(view, row) for view in range(3) for row in range(96)]
+    rows = [(s.view, row) for s in description.shards for row in range(s.start, s.stop)]
+    assert rows == [(view, row) for view in range(3) for row in range(96)]
     assert description.bytes == 3 * 96 * 10 * 4
 
 
-def test_bytes_are_those_of_the_tensors(tmp_path: Path) -> None:
+def test_bytes_equal_tensors(tmp_path: Path) -> None:
     for dtype, size in (("fp32", 4), ("fp16", 2), ("bf16", 2)):
         study = cached(dtype=dtype)
         description = described(study, LAYERS)
         built(tmp_path, study, description)
-        found = [
+        stored = [
             safetensors.torch.load(content)
             for name, content in files(tmp_path, description.key).items()
             if name.endswith(".safetensors")
         ]
-        total = sum(tensor.nbytes for tensors in found for tensor in tensors.values())
+        total = sum(tensor.nbytes for tensors in stored for tensor in tensors.values())
         assert description.bytes == total
-        assert {tensor.element_size() for tensors in found for tensor in tensors.values()} == {size}
+        assert {tensor.element_size() for tensors in stored for tensor in tensors.values()} == {
+            size
+        }
 
 
 @pytest.mark.parametrize("dtype", ["fp16", "bf16"])
-def test_fewer_bits_cost_little(dtype: str, tmp_path: Path) -> None:
-    """Kept values are within half a unit in the last place of the exact ones."""
+def test_reduced_precision_error_is_bounded(dtype: str, tmp_path: Path) -> None:
+    """Stored values are within half a unit in the last place of the exact values."""
     whole = built(tmp_path, STUDY, described(STUDY, LAYERS))
     study = cached(dtype=dtype)
     less = built(tmp_path, study, described(study, LAYERS))
     rows = torch.arange(96)
     bound = {"fp16": 2.0**-11, "bf16": 2.0**-8}[dtype]
     for name in (LOGITS, *LAYERS):
-        exact, near = (one.stored(name, 1, rows).float() for one in (whole, less))
+        exact, near = (store.stored(name, 1, rows).float() for store in (whole, less))
         assert (near - exact).abs().max() <= bound * exact.abs().max()
 
 
-def test_shares_make_one_entry_whatever_their_number(tmp_path: Path) -> None:
+def test_any_number_of_shares_gives_same_entry(tmp_path: Path) -> None:
     description = described(STUDY, ("stage2",))
     built(tmp_path / "one", STUDY, description)
     shares = [build(tmp_path / "three", STUDY, description, share, 3) for share in (2, 0, 1)]
@@ -130,14 +132,14 @@ def test_shares_make_one_entry_whatever_their_number(tmp_path: Path) -> None:
     assert ours == theirs
 
 
-def test_what_is_there_is_not_computed_again(tmp_path: Path) -> None:
+def test_existing_shards_are_not_recomputed(tmp_path: Path) -> None:
     description = described(STUDY)
     built(tmp_path, STUDY, description)
-    again = build(tmp_path, STUDY, description)
-    assert again.remaining == [] and again.finish()
+    second = build(tmp_path, STUDY, description)
+    assert second.remaining == [] and second.finish()
 
 
-def test_drafts_that_a_killed_build_left_are_removed(tmp_path: Path) -> None:
+def test_temporary_files_of_killed_build_are_removed(tmp_path: Path) -> None:
     description = described(STUDY, LAYERS, shard_rows=32)
     folder = tmp_path / "outputs" / description.key
     folder.mkdir(parents=True)
@@ -149,8 +151,8 @@ def test_drafts_that_a_killed_build_left_are_removed(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_build_that_is_killed_goes_on_to_the_same_bytes(tmp_path: Path) -> None:
-    """kill -9 at three moments of one build, each in a process of its own."""
+def test_killed_build_resumes_to_equal_bytes(tmp_path: Path) -> None:
+    """kill -9 at three points of one build, each in a separate process."""
     description = described(STUDY, LAYERS, shard_rows=4)
     assert len(description.shards) == 48
     for moment, done in enumerate((2, 9, 17)):
@@ -176,8 +178,8 @@ def test_a_build_that_is_killed_goes_on_to_the_same_bytes(tmp_path: Path) -> Non
     assert ours == theirs
 
 
-def test_half_a_shard_and_a_stray_draft_do_no_harm(tmp_path: Path) -> None:
-    """A process that dies between a shard and its checksum, or while it writes."""
+def test_partial_shard_and_stray_temporary_file_are_ignored(tmp_path: Path) -> None:
+    """Files of a process that dies between a shard and its checksum, or while it writes."""
     description = described(STUDY)
     build(tmp_path, STUDY, description).advance()
     folder = tmp_path / "outputs" / description.key
@@ -191,7 +193,7 @@ def test_half_a_shard_and_a_stray_draft_do_no_harm(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", ["flipped", "cut", "gone"])
-def test_a_damaged_shard_is_found_and_computed_anew(damage: str, tmp_path: Path) -> None:
+def test_damaged_shard_is_detected_and_recomputed(damage: str, tmp_path: Path) -> None:
     description = described(STUDY, ("stage2",))
     built(tmp_path, STUDY, description)
     before = files(tmp_path, description.key)
@@ -210,13 +212,13 @@ def test_a_damaged_shard_is_found_and_computed_anew(damage: str, tmp_path: Path)
     else:
         assert store.verify(description.key) == [description.shards[3].file]
     assert not store.is_whole(description.key)
-    mending = build(tmp_path, STUDY, description)
-    assert [one.number for one in mending.remaining] == [3], "only the damaged one"
+    repair = build(tmp_path, STUDY, description)
+    assert [missing.number for missing in repair.remaining] == [3], "only the damaged one"
     built(tmp_path, STUDY, description)
     assert files(tmp_path, description.key) == before
 
 
-def test_a_manifest_of_another_format_is_none(tmp_path: Path) -> None:
+def test_manifest_of_another_format_is_ignored(tmp_path: Path) -> None:
     description = described(STUDY)
     built(tmp_path, STUDY, description)
     manifest = tmp_path / "outputs" / description.key / "manifest.json"
@@ -226,7 +228,7 @@ def test_a_manifest_of_another_format_is_none(tmp_path: Path) -> None:
         assert store.manifest(description.key) is None
 
 
-def test_those_unused_longest_make_room(tmp_path: Path) -> None:
+def test_least_recently_used_entries_are_evicted(tmp_path: Path) -> None:
     store = CacheStore(Storage(str(tmp_path)))
     keys = []
     for views in (1, 2, 3):
@@ -242,24 +244,24 @@ def test_those_unused_longest_make_room(tmp_path: Path) -> None:
     assert [entry.key for entry in store.entries()] == [keys[2]]
 
 
-def test_what_running_studies_hold_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    one, other = (CacheStore(Storage(str(tmp_path))) for _ in range(2))
+def test_entries_in_use_are_not_evicted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = (CacheStore(Storage(str(tmp_path))) for _ in range(2))
     description = described(STUDY)
     built(tmp_path, STUDY, description)
     key = description.key
-    one.hold(key, "a")
-    assert other.make_room(10, 20) == []
-    one.release(key, "a")
-    other.hold(key, "b")
+    first.hold(key, "a")
+    assert second.make_room(10, 20) == []
+    first.release(key, "a")
+    second.hold(key, "b")
     with monkeypatch.context() as patched:
         patched.setattr("raykd.training.teacher_cache.store.LEASE_S", -1.0)  # its study has died
-        assert one.make_room(10, 20) == [key]
-    one.hold("nothing", "a")
-    one.release("nothing", "a")
-    assert one.entries() == [], "no empty folder is left"
+        assert first.make_room(10, 20) == [key]
+    first.hold("nothing", "a")
+    first.release("nothing", "a")
+    assert first.entries() == [], "no empty folder is left"
 
 
-def test_a_second_study_does_not_replace_shards(tmp_path: Path) -> None:
+def test_second_study_does_not_replace_shards(tmp_path: Path) -> None:
     """Two machines may differ in the last bits; the manifest's checksums stay true."""
     description = described(STUDY)
     late, early = (CacheStore(Storage(str(tmp_path))) for _ in range(2))
@@ -275,12 +277,12 @@ def test_a_second_study_does_not_replace_shards(tmp_path: Path) -> None:
     assert manifest.checksums[first.file] == hashlib.sha256(b"early").hexdigest()
 
 
-def test_values_beyond_a_type_s_range_are_refused(tmp_path: Path) -> None:
+def test_values_beyond_range_of_type_raise(tmp_path: Path) -> None:
     network = untaught(teacher_model(), 3)
     study = cached(dtype="fp16")
     making = build(tmp_path, study, described(study))
     scaled = torch.nn.Sequential(network, Times(1e6))
-    making._load_teacher = lambda: LiveTeacher(scaled, (), task_of(data()))
+    making._load_teacher = lambda: LiveTeacher(scaled, (), signature_of(data()))
     with pytest.raises(
         ValueError, match=r"logits of the teacher exceeds the range of fp16; set cache\.dtype"
     ):
@@ -296,7 +298,7 @@ class Times(torch.nn.Module):
         return inputs * self.factor
 
 
-def test_a_node_fetches_once_and_sees_to_the_checksums(tmp_path: Path) -> None:
+def test_node_fetches_once_and_verifies_checksums(tmp_path: Path) -> None:
     description = described(STUDY)
     built(tmp_path, STUDY, description)
     store = CacheStore(Storage(str(tmp_path)))
@@ -314,10 +316,10 @@ def test_a_node_fetches_once_and_sees_to_the_checksums(tmp_path: Path) -> None:
     spoilt.write_bytes(spoilt.read_bytes()[:-1] + b"?")
     with pytest.raises(ValueError, match=r"000000\.safetensors of the outputs .* is damaged"):
         copy_entry(store, description.key, manifest, tmp_path / "another")
-    assert not [one for one in (tmp_path / "another").iterdir() if one.is_dir()]
+    assert not [path for path in (tmp_path / "another").iterdir() if path.is_dir()]
 
 
-def test_a_node_s_copies_make_room_for_one_another(tmp_path: Path) -> None:
+def test_copies_on_node_are_evicted_by_size(tmp_path: Path) -> None:
     store, node = CacheStore(Storage(str(tmp_path))), tmp_path / "node"
     copies = []
     for views in (1, 2, 3):
@@ -331,8 +333,8 @@ def test_a_node_s_copies_make_room_for_one_another(tmp_path: Path) -> None:
     assert [copy.is_dir() for copy in copies] == [False, False, True]
 
 
-def test_behind_a_uri_they_are_the_same(tmp_path: Path) -> None:
-    """An object store as Arrow reaches it; here a file system that looks like one."""
+def test_storage_uri_gives_equal_outputs(tmp_path: Path) -> None:
+    """Object store accessed through Arrow, here a local file system."""
     from pyarrow.fs import LocalFileSystem, SubTreeFileSystem
 
     remote = Storage(str(tmp_path / "remote"))
@@ -353,16 +355,16 @@ def test_behind_a_uri_they_are_the_same(tmp_path: Path) -> None:
     assert making.store.entries() == []
 
 
-def test_the_files_cannot_be_changed_through_what_is_read(tmp_path: Path) -> None:
+def test_arrays_are_read_only(tmp_path: Path) -> None:
     outputs = built(tmp_path, STUDY, described(STUDY, shard_rows=96))
     before = files(tmp_path, outputs.spec.key)
     outputs._maps[LOGITS][0][0].fill_(7.0)
     assert files(tmp_path, outputs.spec.key) == before
-    again = built(tmp_path, STUDY, outputs.spec)
-    assert again.stored(LOGITS, 0, torch.arange(5)).ne(7.0).any()
+    second = built(tmp_path, STUDY, outputs.spec)
+    assert second.stored(LOGITS, 0, torch.arange(5)).ne(7.0).any()
 
 
-def test_removed_outputs_can_be_read_to_the_end(tmp_path: Path) -> None:
+def test_removed_outputs_remain_readable_while_open(tmp_path: Path) -> None:
     """Another study may evict them while a training reads them."""
     outputs = built(tmp_path, STUDY, described(STUDY))
     CacheStore(Storage(str(tmp_path))).remove(outputs.spec.key)

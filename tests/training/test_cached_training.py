@@ -1,4 +1,4 @@
-"""Trainings that read their teacher's outputs come to what those with a live teacher come to."""
+"""Trainings with cached teacher outputs equal trainings with a live teacher."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from helpers.cache_cases import EPOCHS, LAYERS, built, cropped, data, described
+from helpers.study_cases import CLASS_LOSSES
 from helpers.training_cases import (
     assert_same,
     scheme_of,
@@ -26,7 +27,7 @@ from raykd.data import BatchLoader, ViewOptions
 from raykd.losses import LOSSES, Pair, Term
 from raykd.schemes import LiveTeacher, MultiTeacher, Teacher
 from raykd.study.config import Cache, Study
-from raykd.training.build import task_of
+from raykd.training.build import signature_of
 from raykd.training.teacher_cache import CachedOutputs, CachedTeacher, TeacherHandle
 from raykd.training.trainer import Training
 
@@ -38,7 +39,7 @@ def outputs(tmp_path_factory: pytest.TempPathFactory) -> CachedOutputs:
 
 
 class Untouchable(nn.Module):
-    """Stands for a network that must not even be loaded."""
+    """Stand-in for a network that must not be loaded."""
 
 
 def never() -> nn.Module:
@@ -53,22 +54,22 @@ def finished(study: Study, teacher: Any, **settings: Any) -> Training:
 
 
 def assert_near(cached: Training, live: Training) -> None:
-    """The same up to what other batches' rounding may do."""
+    """Check equality up to rounding."""
     for ours, theirs in zip(cached.history, live.history, strict=True):
         assert untimed(ours) == pytest.approx(untimed(theirs), rel=1e-3, abs=1e-4)
 
 
-@pytest.mark.parametrize("name", list(LOSSES.members))
-def test_with_every_loss(name: str, outputs: CachedOutputs) -> None:
+@pytest.mark.parametrize("name", CLASS_LOSSES)
+def test_every_loss(name: str, outputs: CachedOutputs) -> None:
     study = cropped(Term(loss=LOSSES[name]()))
     live = finished(study, teacher())
     lends = LOSSES[name].deploys
-    kept = TeacherHandle(teacher() if lends else never, outputs)
-    assert_near(finished(study, kept), live)
+    cached_teacher = TeacherHandle(teacher() if lends else never, outputs)
+    assert_near(finished(study, cached_teacher), live)
 
 
-def test_it_is_the_same_to_the_bit(outputs: CachedOutputs) -> None:
-    """On the CPU, in float32, with samples that rounding cannot tell apart by their batch."""
+def test_cached_training_is_bitwise_equal(outputs: CachedOutputs) -> None:
+    """On the CPU in float32, with samples whose outputs do not depend on the batch."""
     study = cropped(Term(loss=LOSSES["kd"]()), Term(loss=LOSSES["hint"]()))
     cached, live = finished(study, TeacherHandle(never, outputs)), finished(study, teacher())
     for ours, theirs in zip(cached.history, live.history, strict=True):
@@ -76,23 +77,27 @@ def test_it_is_the_same_to_the_bit(outputs: CachedOutputs) -> None:
 
 
 @pytest.mark.parametrize("scheme", ["offline", "multi_teacher"])
-def test_with_several_teachers_each_its_own(
+def test_each_of_several_teachers_has_its_own_outputs(
     scheme: str, outputs: CachedOutputs, tmp_path: Path
 ) -> None:
     study = dataclasses.replace(cropped(), scheme=scheme_of(scheme))
     live = finished(study, teachers(study))
-    kept = [TeacherHandle(never, outputs), *teachers(study)[1:]]
-    assert_near(finished(study, kept), live)
+    cached_teacher = [TeacherHandle(never, outputs), *teachers(study)[1:]]
+    assert_near(finished(study, cached_teacher), live)
 
 
-def test_a_teacher_twice_is_itself_twice(outputs: CachedOutputs) -> None:
-    own = Teacher(model=teacher_model())
-    study = dataclasses.replace(cropped(), scheme=MultiTeacher(others=(own,), combine="confidence"))
-    kept = TeacherHandle(never, outputs)
-    assert_near(finished(study, [kept, kept]), finished(study, [teacher(), teacher()]))
+def test_repeated_teacher_uses_same_outputs(outputs: CachedOutputs) -> None:
+    spec = Teacher(model=teacher_model())
+    study = dataclasses.replace(
+        cropped(), scheme=MultiTeacher(others=(spec,), combine="confidence")
+    )
+    cached_teacher = TeacherHandle(never, outputs)
+    assert_near(
+        finished(study, [cached_teacher, cached_teacher]), finished(study, [teacher(), teacher()])
+    )
 
 
-def test_layers_that_are_not_kept_are_run_no_further_than_needed(tmp_path: Path) -> None:
+def test_uncached_layers_run_only_required_part(tmp_path: Path) -> None:
     pairs = tuple(Pair(hint=name, guided=name) for name in ("stage1", "stage2"))
     study = cropped(Term(loss=LOSSES["kd"]()), Term(loss=LOSSES["hint"](), pairs=pairs))
     some = built(tmp_path, study, described(study, ("stage2",)))
@@ -111,24 +116,24 @@ def test_layers_that_are_not_kept_are_run_no_further_than_needed(tmp_path: Path)
     assert_near(training, finished(study, teacher()))
 
 
-def test_live_forwards_end_early_where_nobody_reads_the_logits() -> None:
+def test_forward_ends_early_if_logits_are_not_read() -> None:
     pair = (Pair(hint="stage1", guided="stage1"),)
     hint = Term(loss=LOSSES["hint"](), pairs=pair)
-    for terms, wanted in (((hint,), False), ((hint, Term(loss=LOSSES["kd"]())), True)):
+    for terms, reads_logits in (((hint,), False), ((hint, Term(loss=LOSSES["kd"]())), True)):
         training = Training(cropped(*terms), data(), seed=0, teacher=teacher())
         source = training.distiller.teacher
-        assert isinstance(source, LiveTeacher) and source.logits == wanted
+        assert isinstance(source, LiveTeacher) and source.logits == reads_logits
 
 
-@pytest.mark.parametrize("name", [n for n, loss in LOSSES.members.items() if not loss.reads_logits])
-def test_losses_that_say_so_never_look_at_the_logits(name: str) -> None:
-    """They get none, and come to the same as with all of them."""
+@pytest.mark.parametrize("name", [n for n in CLASS_LOSSES if not LOSSES[n].reads_logits])
+def test_losses_without_logits_do_not_read_them(name: str) -> None:
+    """They get no logits and give equal results."""
     study = cropped(Term(loss=LOSSES[name]()), epochs=1)
     training = Training(study, data(), seed=5, teacher=teacher())
     source = training.distiller.teacher
     assert isinstance(source, LiveTeacher) and not source.logits
     whole = Training(study, data(), seed=5, teacher=teacher())
-    in_full = LiveTeacher(teacher(), source._hooked_model._hooks.names, task_of(data()))
+    in_full = LiveTeacher(teacher(), source._hooked_model._hooks.names, signature_of(data()))
     vars(whole.distiller)["teacher"] = in_full
     ours, theirs = training.run_epoch(), whole.run_epoch()
     assert untimed(ours) == pytest.approx(untimed(theirs), rel=1e-5)
@@ -142,10 +147,10 @@ MISFITS: dict[str, tuple[dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("name", MISFITS)
-def test_outputs_of_something_else_are_not_read(
+def test_mismatched_outputs_raise(
     name: str, outputs: CachedOutputs, caplog: pytest.LogCaptureFixture
 ) -> None:
-    changed, why = MISFITS[name]
+    changed, reason = MISFITS[name]
     study = cropped()
     if "augment" in changed:
         source = dataclasses.replace(study.data, augment=changed["augment"])
@@ -158,11 +163,11 @@ def test_outputs_of_something_else_are_not_read(
     with caplog.at_level(logging.WARNING, logger="raykd"):
         training = Training(study, data(), seed=5, teacher=TeacherHandle(teacher(), outputs))
     assert isinstance(training.distiller.teacher, LiveTeacher)
-    assert why in caplog.text and "run live" in caplog.text
+    assert reason in caplog.text and "run live" in caplog.text
 
 
-def test_few_views_come_again(outputs: CachedOutputs) -> None:
-    """With `views: 2` the third epoch shows what the first did, live or not."""
+def test_limited_views_repeat(outputs: CachedOutputs) -> None:
+    """With `views: 2` the third epoch equals the first, cached or live."""
     study = cropped(epochs=3, cache=Cache(dtype="fp32", seed=5, views=2))
     cached = finished(study, TeacherHandle(never, outputs))
     assert_near(cached, finished(study, teacher()))
@@ -171,10 +176,10 @@ def test_few_views_come_again(outputs: CachedOutputs) -> None:
     assert other.history[2]["train_loss"] != cached.history[2]["train_loss"]
 
 
-def test_views_are_a_function_of_their_own_seed() -> None:
-    """Two trainings of other seeds see other orders and the same views."""
+def test_views_depend_only_on_view_seed() -> None:
+    """Trainings with different seeds have different orders and equal views."""
 
-    def seen(seed: int, view_seed: int | None) -> dict[int, torch.Tensor]:
+    def views_by_sample(seed: int, view_seed: int | None) -> dict[int, torch.Tensor]:
         batches = BatchLoader(
             data().train,
             data(),
@@ -188,15 +193,17 @@ def test_views_are_a_function_of_their_own_seed() -> None:
             pictures |= dict(zip(batch.index.tolist(), batch.inputs, strict=True))
         return pictures
 
-    first, second, third = seen(0, 7), seen(1, 7), seen(1, 8)
+    first, second, third = views_by_sample(0, 7), views_by_sample(1, 7), views_by_sample(1, 8)
     assert list(first) != list(second) and first.keys() == second.keys()
     assert all(torch.equal(first[index], second[index]) for index in first)
     assert not all(torch.equal(first[index], third[index]) for index in first)
-    alone = seen(1, None)
-    assert all(torch.equal(alone[index], picture) for index, picture in seen(0, 1).items())
+    alone = views_by_sample(1, None)
+    assert all(
+        torch.equal(alone[index], picture) for index, picture in views_by_sample(0, 1).items()
+    )
 
 
-def test_a_student_goes_on_from_a_saved_state(outputs: CachedOutputs) -> None:
+def test_student_resumes_from_saved_state(outputs: CachedOutputs) -> None:
     study = cropped(Term(loss=LOSSES["kd"]()), Term(loss=LOSSES["hint"]()))
     whole = finished(study, TeacherHandle(never, outputs))
     first = Training(study, data(), seed=5, teacher=TeacherHandle(never, outputs))
@@ -207,7 +214,7 @@ def test_a_student_goes_on_from_a_saved_state(outputs: CachedOutputs) -> None:
     assert_same(weights(second.student), weights(whole.student))
 
 
-def test_shards_of_any_size_show_the_same(tmp_path: Path) -> None:
+def test_shard_size_does_not_change_outputs(tmp_path: Path) -> None:
     study = cropped()
     whole = built(tmp_path, study, described(study, ("stage2",), shard_rows=96))
     parts = built(tmp_path, study, described(study, ("stage2",), shard_rows=7))

@@ -1,4 +1,4 @@
-"""Students compiled by torch.compile learn what uncompiled ones do; needs a C++ compiler."""
+"""Students compiled by torch.compile equal uncompiled students; needs a C++ compiler."""
 
 from __future__ import annotations
 
@@ -36,19 +36,19 @@ def trained(study: Study, width: int = 16) -> Training:
     return training
 
 
-def test_a_compiled_student_learns_the_same_and_can_be_kept() -> None:
+def test_compiled_student_learns_same_and_can_be_saved() -> None:
     plain, compiled = (trained(taught(compile=mode)) for mode in ("none", "default"))
     assert compiled.student._compiled_call_impl is not None
     for name in ("train_loss", "val_loss", "term_kd"):
         assert compiled.history[0][name] == pytest.approx(plain.history[0][name], rel=1e-3)
     assert weights(compiled.student).keys() == weights(plain.student).keys()
-    kept = pickle.loads(pickle.dumps(compiled.student)).eval()
+    saved = pickle.loads(pickle.dumps(compiled.student)).eval()
     pictures = torch.randn(4, 1, 8, 8)
     expected = compiled.student.eval()._call_impl(pictures)
-    torch.testing.assert_close(kept(pictures), expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(saved(pictures), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_layers_of_a_compiled_student_are_still_seen() -> None:
+def test_layers_of_compiled_student_can_be_captured() -> None:
     term = Term(loss=LOSSES["hint"](), pairs=(Pair(hint="stage2", guided="stage2"),))
     plain, compiled = (trained(taught(term, compile=mode)) for mode in ("none", "default"))
     assert compiled.history[0]["term_hint"] == pytest.approx(
@@ -56,7 +56,7 @@ def test_layers_of_a_compiled_student_are_still_seen() -> None:
     )
 
 
-def test_what_onednn_computes_wrong_is_not_compiled_on_a_cpu() -> None:
+def test_layers_with_onednn_error_are_not_compiled_on_cpu() -> None:
     """The compiler would put the channels last (see raykd.training.memory_format)."""
     training = trained(alone(compile="default"), width=4)
     assert training.student._compiled_call_impl is None

@@ -1,4 +1,4 @@
-"""Students that start from their teacher's weights, trained without a search."""
+"""Students that inherit their teacher's weights, trained without a search."""
 
 from __future__ import annotations
 
@@ -25,36 +25,36 @@ def data() -> Dataset:
 @pytest.mark.parametrize(
     "scheme", [Alone(), BornAgain(), Assistant(chain=(Teacher(model=LowRank()),))], ids=str
 )
-def test_trained_in_a_notebook(scheme: Any, data: Dataset) -> None:
+def test_plain_python_training(scheme: Any, data: Dataset) -> None:
     terms = KD if scheme.takes_knowledge else []
     study = derived_study(scheme=plain(scheme), knowledge=terms)
-    known: dict[str, torch.nn.Module] = {}
-    networks = train_teachers(study, data, cache=known)
+    tensors: dict[str, torch.nn.Module] = {}
+    networks = train_teachers(study, data, cache=tensors)
     training = Training(study, data, seed=0, teacher=networks)
     teacher = networks[-1].state_dict()
     ours = training.student.state_dict()
-    assert all(torch.equal(teacher[name], held) for name, held in ours.items())
+    assert all(torch.equal(teacher[name], tensor) for name, tensor in ours.items())
     training.run_epoch()
     assert not all(torch.equal(teacher[n], h) for n, h in training.student.state_dict().items())
 
 
-def test_the_same_start_with_and_without_a_teacher(data: Dataset) -> None:
+def test_initial_weights_are_equal_with_and_without_teacher(data: Dataset) -> None:
     study = derived_study(scheme={"name": "offline"}, knowledge=KD)
     (teacher, origin) = train_teachers(study, data)
     assert teacher is origin
     taught = Training(study, data, seed=3, teacher=[teacher, origin]).student.state_dict()
     alone = replace(study, scheme=Alone(), knowledge=())
-    known = Training(study, data, seed=3, teacher=teacher).student.state_dict()
+    from_network = Training(study, data, seed=3, teacher=teacher).student.state_dict()
     null = Training(alone, data, seed=3, teacher=origin).student.state_dict()
-    assert all(torch.equal(null[name], held) for name, held in taught.items())
-    assert all(torch.equal(known[name], held) for name, held in taught.items())
+    assert all(torch.equal(null[name], tensor) for name, tensor in taught.items())
+    assert all(torch.equal(from_network[name], tensor) for name, tensor in taught.items())
     with pytest.raises(
         ValueError, match="'layer_pruning' inherits from the trained teacher of the study"
     ):
         Training(alone, data, seed=3)
 
 
-def test_a_training_goes_on_where_it_was(data: Dataset) -> None:
+def test_training_resumes(data: Dataset) -> None:
     study = derived_study(model={"name": "quantized"}, train={"epochs": 2, "batch_size": 32})
     networks = train_teachers(study, data)
     whole, first, second = (Training(study, data, seed=1, teacher=networks) for _ in range(3))
@@ -63,4 +63,4 @@ def test_a_training_goes_on_where_it_was(data: Dataset) -> None:
     second.load_state(first.state())
     assert whole.run_epoch()["val_loss"] == second.run_epoch()["val_loss"]
     tensors = whole.student.state_dict()
-    assert all(torch.equal(tensors[n], held) for n, held in second.student.state_dict().items())
+    assert all(torch.equal(tensors[n], tensor) for n, tensor in second.student.state_dict().items())

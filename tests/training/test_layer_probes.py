@@ -1,4 +1,4 @@
-"""Cheap predictors of a layer pair's worth, on digits."""
+"""Cheap predictors of the gain of a layer pair, on digits."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def probed(
     return probe_layers(replace(design, **changed), training, teacher=teacher, trained=trained)
 
 
-def test_a_student_that_is_its_teacher_is_like_it(
+def test_student_equal_to_its_teacher_has_cka_one(
     study: Study, data: Dataset, teacher: nn.Module
 ) -> None:
     result = probed(study, data, teacher, trained=copy.deepcopy(teacher))
@@ -78,34 +78,32 @@ def test_a_student_that_is_its_teacher_is_like_it(
     assert table.isfinite().all() and table.abs().max() <= 1
 
 
-def test_it_is_the_same_again_and_leaves_the_networks_alone(
+def test_probe_is_reproducible_and_changes_no_network(
     study: Study, data: Dataset, teacher: nn.Module
 ) -> None:
     before = {name: value.clone() for name, value in teacher.state_dict().items()}
     trained = Training(study, data, seed=1).student
     then = {name: value.clone() for name, value in trained.state_dict().items()}
-    one = probed(study, data, teacher, trained=trained)
+    first = probed(study, data, teacher, trained=trained)
     torch.rand(3)  # what the process did before plays no part
-    assert probed(study, data, teacher, trained=trained) == one
-    assert "trained" in one["cka"]
+    assert probed(study, data, teacher, trained=trained) == first
+    assert "trained" in first["cka"]
     assert all(torch.equal(value, before[name]) for name, value in teacher.state_dict().items())
     assert all(torch.equal(value, then[name]) for name, value in trained.state_dict().items())
 
 
-def test_pairs_that_are_not_possible_have_no_gradient(
-    study: Study, data: Dataset, teacher: nn.Module
-) -> None:
+def test_impossible_pairs_have_no_gradient(study: Study, data: Dataset, teacher: nn.Module) -> None:
     table = probed(study, data, teacher, possible=((0, 1),))["gradient"]
     assert math.isfinite(table[0][1])
     assert math.isnan(table[0][0]) and math.isnan(table[1][0]) and math.isnan(table[1][1])
 
 
-def test_the_steps_are_those_of_the_arm_without_hint(study: Study, data: Dataset) -> None:
-    """Three batches an epoch: four steps are an epoch and a step."""
-    whole, begun = Training(study, data, seed=0), Training(study, data, seed=0)
+def test_steps_equal_those_of_arm_without_hint(study: Study, data: Dataset) -> None:
+    """Three batches per epoch: four steps are an epoch plus one step."""
+    whole, started = Training(study, data, seed=0), Training(study, data, seed=0)
     whole.run_epoch()
-    assert begun.run_steps(3) == 3
-    assert_same(whole.student, begun.student)
+    assert started.run_steps(3) == 3
+    assert_same(whole.student, started.student)
     further = Training(study, data, seed=0)
     assert further.run_steps(4) == 4
     assert not torch.equal(flat(further.student), flat(whole.student))
@@ -116,31 +114,31 @@ def flat(network: nn.Module) -> torch.Tensor:
     return torch.cat([parameter.detach().flatten() for parameter in network.parameters()])
 
 
-def assert_same(one: nn.Module, other: nn.Module) -> None:
-    assert torch.equal(flat(one), flat(other))
+def assert_same(first: nn.Module, second: nn.Module) -> None:
+    assert torch.equal(flat(first), flat(second))
 
 
-def test_a_gradient_agrees_with_itself_and_its_opposite_does_not() -> None:
+def test_gradient_agreement_is_one_with_itself_and_minus_one_with_its_opposite() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2))
     inputs, targets = torch.randn(8, 4), torch.randint(2, (8,))
     shared = list(model.parameters())
     labels = cross_entropy(model(inputs), targets)
-    wanted = gradient_of(labels, shared)
-    assert agreement(wanted, wanted) == pytest.approx(1)
-    assert agreement(wanted, gradient_of(-2 * labels, shared)) == pytest.approx(-1)
+    expected = gradient_of(labels, shared)
+    assert agreement(expected, expected) == pytest.approx(1)
+    assert agreement(expected, gradient_of(-2 * labels, shared)) == pytest.approx(-1)
 
 
-def test_only_parameters_that_both_reach_count() -> None:
+def test_only_shared_parameters_count() -> None:
     first, second = nn.Linear(2, 2), nn.Linear(2, 2)
     shared = [*first.parameters(), *second.parameters()]
     hidden = first(torch.ones(1, 2))
     deep = gradient_of(second(hidden).sum(), shared)
     shallow = gradient_of(hidden.sum(), shared)
     assert shallow[2] is None and deep[2] is not None
-    one, other = (
+    left, right = (
         torch.cat([g.flatten() for g in of[:2] if g is not None]) for of in (deep, shallow)
     )
-    expected = float(one @ other / one.norm() / other.norm())
+    expected = float(left @ right / left.norm() / right.norm())
     assert agreement(deep, shallow) == pytest.approx(expected, abs=1e-6)
     assert math.isnan(agreement([None], [None]))

@@ -1,4 +1,4 @@
-"""The logs of trainings: what is printed, tracebacks, crashes, bounds."""
+"""Logs of trainings: printed text, tracebacks, crashes, size limits."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ def storage(tmp_path: Path) -> Storage:
     return Storage(str(tmp_path))
 
 
-def kept(storage: Storage) -> str:
+def stored_logs(storage: Storage) -> str:
     content = storage.read(NAME)
     return "" if content is None else content.decode()
 
 
-def test_what_is_printed_is_kept_and_still_printed(
+def test_printed_text_is_logged_and_still_printed(
     storage: Storage, capsys: pytest.CaptureFixture[str]
 ) -> None:
     log = TrainingLog(storage, NAME)
@@ -35,14 +35,14 @@ def test_what_is_printed_is_kept_and_still_printed(
         sys.stdout.writelines(["six\n"])
     print("after")
     log.close()
-    text = kept(storage)
+    text = stored_logs(storage)
     assert text.startswith("one two\nthree\n") and text.endswith("six\n")
     assert "after" not in text
-    shown = capsys.readouterr()
-    assert "one two\nsix\nafter\n" in shown.out and "three\n" in shown.err
+    captured = capsys.readouterr()
+    assert "one two\nsix\nafter\n" in captured.out and "three\n" in captured.err
 
 
-def test_streams_are_put_back_and_a_copy_that_is_kept_still_prints(
+def test_streams_are_restored_and_old_references_still_print(
     storage: Storage, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = sys.stdout
@@ -53,10 +53,10 @@ def test_streams_are_put_back_and_a_copy_that_is_kept_still_prints(
     log.close()
     assert sys.stdout is before
     copy.write("late\n")
-    assert "late" in capsys.readouterr().out and kept(storage) == ""
+    assert "late" in capsys.readouterr().out and stored_logs(storage) == ""
 
 
-def test_raykds_own_threads_are_left_out(storage: Storage) -> None:
+def test_output_of_raykds_threads_is_not_logged(storage: Storage) -> None:
     log = TrainingLog(storage, NAME)
     with log.recording():
         thread = threading.Thread(target=print, args=("MLflow says",), name="raykd-tracker")
@@ -66,10 +66,10 @@ def test_raykds_own_threads_are_left_out(storage: Storage) -> None:
         helper.start()
         helper.join()
     log.close()
-    assert kept(storage) == "a loader says\n"
+    assert stored_logs(storage) == "a loader says\n"
 
 
-def test_an_empty_log_leaves_no_file(storage: Storage) -> None:
+def test_empty_log_writes_no_file(storage: Storage) -> None:
     log = TrainingLog(storage, NAME)
     with log.recording():
         pass
@@ -81,7 +81,7 @@ def test_an_empty_log_leaves_no_file(storage: Storage) -> None:
     assert not storage.exists(NAME)
 
 
-def test_a_log_does_not_grow_without_bound(storage: Storage) -> None:
+def test_log_size_is_limited(storage: Storage) -> None:
     log = TrainingLog(storage, NAME)
     line = "x" * 99 + "\n"
     log.write("the first line\n")
@@ -90,12 +90,12 @@ def test_a_log_does_not_grow_without_bound(storage: Storage) -> None:
         assert (Path(storage.root) / NAME).stat().st_size <= LIMIT + 200
     log.write("the last line\n")
     log.close()
-    text = kept(storage)
+    text = stored_logs(storage)
     assert text.startswith("the first line\n") and text.endswith("the last line\n")
     assert "bytes left out" in text and HEAD + TAIL <= len(text) <= LIMIT + 200
 
 
-def test_a_log_that_cannot_be_written_does_not_stop_the_training(tmp_path: Path) -> None:
+def test_unwritable_log_does_not_stop_training(tmp_path: Path) -> None:
     (tmp_path / "study").write_text("a file where the folder should be")
     log = TrainingLog(Storage(str(tmp_path)), NAME)
     with log.recording():
@@ -104,7 +104,7 @@ def test_a_log_that_cannot_be_written_does_not_stop_the_training(tmp_path: Path)
     log.close()
 
 
-def test_where_the_storage_is_no_folder_a_failure_puts_the_log_there(
+def test_failure_uploads_log_to_remote_storage(
     storage: Storage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Storage, "local", lambda self, name: None)
@@ -113,7 +113,7 @@ def test_where_the_storage_is_no_folder_a_failure_puts_the_log_there(
         print("before")
     log.failed(ValueError("boom"))
     log.close()
-    assert kept(storage).splitlines() == ["before", "ValueError: boom"]
+    assert stored_logs(storage).splitlines() == ["before", "ValueError: boom"]
 
 
 # Whose code raised
@@ -125,7 +125,7 @@ def write_module(folder: Path, name: str, text: str) -> Path:
     return file
 
 
-def test_the_users_own_line_is_named_even_where_a_library_raised(
+def test_users_line_is_named_if_library_raised(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = write_module(
@@ -144,7 +144,7 @@ def test_the_users_own_line_is_named_even_where_a_library_raised(
         assert raised_at(caught.value) == f"{file}:4"
 
 
-def test_libraries_are_not_the_users_own() -> None:
+def test_library_files_are_not_user_code() -> None:
     import torch
 
     assert not is_own(torch.__file__) and not is_own(threading.__file__)
@@ -172,22 +172,20 @@ with log.recording():
 """
 
 
-def test_a_crash_leaves_pythons_stack_in_the_log(tmp_path: Path) -> None:
+def test_crash_leaves_python_stack_in_log(tmp_path: Path) -> None:
     file = write_module(tmp_path, "crashing", CRASHING)
     done = subprocess.run(
         [sys.executable, str(file), str(tmp_path), NAME], capture_output=True, check=False
     )
     assert done.returncode < 0
-    text = kept(Storage(str(tmp_path)))
+    text = stored_logs(Storage(str(tmp_path)))
     assert text.startswith("about to crash\n")
     assert "UserWarning: careful" in text and "beware\n" in text
     assert find_crash(text) == ("Segmentation fault", f"{file}:7")
     assert find_crash("RuntimeError: boom") == ("", "")
 
 
-def test_nothing_of_the_environment_is_written(
-    storage: Storage, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_environment_is_not_logged(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "a-secret-token")
     log = TrainingLog(storage, NAME)
     with log.recording():
@@ -196,4 +194,4 @@ def test_nothing_of_the_environment_is_written(
         except RuntimeError as error:
             log.failed(error)
     log.close()
-    assert "boom" in kept(storage) and "a-secret-token" not in kept(storage)
+    assert "boom" in stored_logs(storage) and "a-secret-token" not in stored_logs(storage)

@@ -18,34 +18,34 @@ def rates(train: Train, steps_per_epoch: int) -> list[float]:
     ]
 
 
-def test_cosine_runs_from_the_full_rate_to_the_final_one() -> None:
+def test_cosine_goes_from_initial_to_final_rate() -> None:
     train = Train(epochs=2, optimizer=SGD(lr=LR), schedule=Cosine(final_lr_fraction=0.25))
-    found = [train.learning_rate(step, 4) for step in range(9)]
+    rates_ = [train.learning_rate(step, 4) for step in range(9)]
     expected = [LR * (0.25 + 0.75 * (1 + math.cos(math.pi * step / 8)) / 2) for step in range(9)]
-    assert found == pytest.approx(expected)
-    assert found[0] == LR and found[8] == pytest.approx(LR / 4)
+    assert rates_ == pytest.approx(expected)
+    assert rates_[0] == LR and rates_[8] == pytest.approx(LR / 4)
 
 
-def test_step_counts_whole_epochs_from_1() -> None:
+def test_step_schedule_counts_epochs_from_1() -> None:
     train = Train(epochs=4, optimizer=SGD(lr=LR), schedule=Step(milestones=(1, 3), gamma=0.1))
     assert rates(train, 2) == pytest.approx([LR] * 2 + [LR / 10] * 4 + [LR / 100] * 2)
 
 
-def test_constant_stays() -> None:
+def test_constant_rate() -> None:
     train = Train(epochs=3, optimizer=SGD(lr=LR), schedule=Constant())
     assert rates(train, 5) == [LR] * 15
 
 
-def test_warm_up_is_linear_and_the_cosine_takes_what_is_left() -> None:
+def test_linear_warm_up_then_cosine() -> None:
     train = Train(epochs=2, optimizer=SGD(lr=LR), schedule=Cosine(), warmup_epochs=0.5)
-    found = rates(train, 8)
-    assert found[:4] == pytest.approx([LR / 4, LR / 2, 3 * LR / 4, LR])
-    assert found[4] == LR
-    assert found[10] == pytest.approx(LR / 2)  # half of the 12 steps after the warm-up
-    assert all(later < earlier for earlier, later in pairwise(found[4:]))
+    rates_ = rates(train, 8)
+    assert rates_[:4] == pytest.approx([LR / 4, LR / 2, 3 * LR / 4, LR])
+    assert rates_[4] == LR
+    assert rates_[10] == pytest.approx(LR / 2)  # half of the 12 steps after the warm-up
+    assert all(later < earlier for earlier, later in pairwise(rates_[4:]))
 
 
-def test_warm_up_longer_than_the_training_never_reaches_the_full_rate() -> None:
+def test_too_long_warm_up_never_reaches_full_rate() -> None:
     train = Train(epochs=1, optimizer=SGD(lr=LR), warmup_epochs=2.0)
     assert max(rates(train, 10)) == pytest.approx(LR / 2)
 
@@ -55,8 +55,8 @@ def test_warm_up_longer_than_the_training_never_reaches_the_full_rate() -> None:
     [SGD(lr=0.1), SGD(lr=0.1, nesterov=True), SGD(lr=0.1, momentum=0.0), AdamW(lr=0.01)],
     ids=repr,
 )
-def test_it_is_the_published_rule_whatever_the_kernel(option: SGD | AdamW) -> None:
-    """Against torch's single-tensor implementation, several steps at changing rates."""
+def test_optimizer_kernels_follow_published_rule(option: SGD | AdamW) -> None:
+    """Against torch's single-tensor implementation, with several steps and changing rates."""
 
     def steps(optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> torch.Tensor:
         for step in range(5):
@@ -86,11 +86,11 @@ def test_it_is_the_published_rule_whatever_the_kernel(option: SGD | AdamW) -> No
             weight_decay=option.weight_decay,
             foreach=False,
         )
-    found = steps(Train(optimizer=option).build_optimizer([ours]), ours)
-    torch.testing.assert_close(found, steps(reference, theirs))
+    rates_ = steps(Train(optimizer=option).build_optimizer([ours]), ours)
+    torch.testing.assert_close(rates_, steps(reference, theirs))
 
 
-def test_frozen_parameters_are_left_out() -> None:
+def test_frozen_parameters_are_skipped() -> None:
     frozen = nn.Parameter(torch.ones(2), requires_grad=False)
     optimizer = Train().build_optimizer([nn.Parameter(torch.ones(3)), frozen])
     assert sum(len(group["params"]) for group in optimizer.param_groups) == 1

@@ -1,4 +1,4 @@
-"""Outputs of teachers that are no logits: probabilities, NaN, infinity."""
+"""Teacher outputs that are not logits: probabilities, NaN, infinity."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from raykd.training.teachers import train_teachers
 
 
 class Ending(nn.Module):
-    """A linear classifier with a last operation."""
+    """Linear classifier followed by an operation."""
 
     def __init__(self, last: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
@@ -62,26 +62,30 @@ def spoiled(value: float) -> Callable[[Tensor], Tensor]:
         (torch.sigmoid, IN_UNIT_RANGE),
     ],
 )
-def test_signs(data: Dataset, last: Callable[[Tensor], Tensor], sign: str | None) -> None:
+def test_problems_of_outputs(
+    data: Dataset, last: Callable[[Tensor], Tensor], sign: str | None
+) -> None:
     torch.manual_seed(0)
     network = Ending(last).train()
     with torch.no_grad():
         network.linear.weight *= 20
-    found = check_outputs(network, data)
-    assert found == ({sign: 1.0} if sign else {})
-    assert bool(probabilities_warning("teacher t", found)) == bool(sign)
+    problems = check_outputs(network, data)
+    assert problems == ({sign: 1.0} if sign else {})
+    assert bool(probabilities_warning("teacher t", problems)) == bool(sign)
     assert network.training
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
-def test_values_that_are_not_finite(data: Dataset, value: float) -> None:
+def test_non_finite_values(data: Dataset, value: float) -> None:
     with pytest.raises(ValueError, match=r"NaN or infinite for 1 of \d+ validation samples"):
         check_outputs(Ending(spoiled(value)), data)
 
 
-def test_from_python(data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_python_training_warns(
+    data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "ends_in_softmax.py").write_text(
-        "import torch\n\ndef build(task, scale=1.0):\n"
+        "import torch\n\ndef build(signature, scale=1.0):\n"
         "    torch.manual_seed(0)\n"
         "    last = torch.nn.Softmax(1) if scale else torch.nn.Identity()\n"
         "    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10), last)\n"

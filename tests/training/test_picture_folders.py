@@ -1,4 +1,4 @@
-"""A distillation of real pictures in folders: MNIST as PNG files."""
+"""Distillation on folders of images: MNIST as PNG files."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def data(study: Study) -> Dataset:
     return study.data.load()
 
 
-def test_pictures_are_those_of_the_files(folder: Path) -> None:
+def test_images_equal_files(folder: Path) -> None:
     pictures, digits = mnist()
     data = ImageFolder(root=str(folder), size=28, channels=1).load()
     assert data.sizes == {"train": 864, "val": 96, "test": 240}
@@ -64,7 +64,7 @@ def test_pictures_are_those_of_the_files(folder: Path) -> None:
         assert picture[0].equal(torch.from_numpy(pictures[digits == digit][number]))
 
 
-def test_a_student_learns_to_read(study: Study, data: Dataset) -> None:
+def test_student_learns_mnist(study: Study, data: Dataset) -> None:
     [teacher] = train_teachers(study, data)
     training = Training(study, data, seed=0, teacher=[teacher])
     while training.epoch < training.epochs:

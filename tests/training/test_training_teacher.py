@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from helpers.training_cases import DIGITS, taught, train_of, weights
-from raykd.models import Mlp, Resnet, Task
+from raykd.models import Mlp, Resnet, Signature
 from raykd.models.adapters import Imported
 from raykd.schemes import Alone
 from raykd.study.config import Search, Student, Study, Teacher
@@ -22,7 +22,7 @@ from raykd.training.teachers import (
     teacher_study,
 )
 
-TASK = Task(input_shape=(1, 8, 8), classes=10)
+TASK = Signature(input_shape=(1, 8, 8), classes=10)
 STUDY = taught()
 
 
@@ -30,17 +30,17 @@ def changed(**fields: object) -> Study:
     return dataclasses.replace(STUDY, **fields)  # type: ignore[arg-type]
 
 
-def test_the_teacher_is_trained_alone_by_its_own_recipe() -> None:
-    own = Train(epochs=7)
-    study = changed(teacher=Teacher(model=Resnet(depth=14, width=8), train=own))
-    found = teacher_study(study)
-    assert found.student.model == Resnet(depth=14, width=8)
-    assert found.scheme == Alone() and found.knowledge == () and found.teacher is None
-    assert found.train == own and found.data == study.data and found.seed == study.seed
+def test_teacher_is_trained_without_teacher_and_with_its_own_options() -> None:
+    train = Train(epochs=7)
+    study = changed(teacher=Teacher(model=Resnet(depth=14, width=8), train=train))
+    result = teacher_study(study)
+    assert result.student.model == Resnet(depth=14, width=8)
+    assert result.scheme == Alone() and result.knowledge == () and result.teacher is None
+    assert result.train == train and result.data == study.data and result.seed == study.seed
     assert teacher_study(STUDY).train == STUDY.train
 
 
-def test_no_teacher_and_no_model_are_said() -> None:
+def test_missing_teacher_or_model_raises() -> None:
     with pytest.raises(ValueError, match="has no teacher"):
         teacher_study(changed(teacher=None))
     with pytest.raises(ValueError, match=r"teacher\.model"):
@@ -62,27 +62,27 @@ TEACHER = Resnet(depth=8, width=8)
         changed(seed=1),
     ],
 )
-def test_another_teacher_has_another_key(other: Study) -> None:
+def test_key_depends_on_teacher(other: Study) -> None:
     assert teacher_key(other, "data") != teacher_key(STUDY, "data")
 
 
-def test_other_data_another_key() -> None:
+def test_key_depends_on_data() -> None:
     assert teacher_key(STUDY, "data") != teacher_key(STUDY, "other data")
 
 
-def test_what_does_not_touch_the_teacher_keeps_the_key() -> None:
-    own = changed(teacher=Teacher(model=TEACHER, train=Train(epochs=3)))
+def test_key_is_independent_of_other_fields() -> None:
+    base = changed(teacher=Teacher(model=TEACHER, train=Train(epochs=3)))
     for same in (
-        dataclasses.replace(own, name="other"),
-        dataclasses.replace(own, student=Student(model=Mlp())),
-        dataclasses.replace(own, knowledge=()),
-        dataclasses.replace(own, search=Search(trials=99)),
-        dataclasses.replace(own, train=Train(epochs=50)),  # the teacher has its own
+        dataclasses.replace(base, name="other"),
+        dataclasses.replace(base, student=Student(model=Mlp())),
+        dataclasses.replace(base, knowledge=()),
+        dataclasses.replace(base, search=Search(trials=99)),
+        dataclasses.replace(base, train=Train(epochs=50)),  # the teacher has its own
     ):
-        assert teacher_key(same, "data") == teacher_key(own, "data")
+        assert teacher_key(same, "data") == teacher_key(base, "data")
 
 
-def test_another_file_under_the_same_name_is_another_teacher(tmp_path: Path) -> None:
+def test_key_depends_on_content_of_weights_file(tmp_path: Path) -> None:
     path = tmp_path / "teacher.safetensors"
     study = changed(teacher=Teacher(model=TEACHER, weights=str(path)))
     path.write_bytes(dump_weights(TEACHER.build(TASK)))
@@ -92,9 +92,7 @@ def test_another_file_under_the_same_name_is_another_teacher(tmp_path: Path) -> 
     assert teacher_key(study, "data") != first
 
 
-def test_other_imported_code_is_another_teacher(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_key_depends_on_imported_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "nets_of_a_user").mkdir()
     code = {"__init__": "", "models": "from .parts import act\n", "parts": "act = 1\n", "other": ""}
@@ -109,7 +107,7 @@ def test_other_imported_code_is_another_teacher(
     assert teacher_key(study, "data") != first and model_digest(model) != built
 
 
-def test_a_trained_teacher_comes_back_as_it_was(tmp_path: Path) -> None:
+def test_trained_teacher_round_trip(tmp_path: Path) -> None:
     training = train_of(teacher_study(STUDY))
     training.run_epoch()
     path = tmp_path / "teacher.safetensors"
@@ -136,10 +134,10 @@ def test_weights_are_checked_by_their_header(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="does not exist"):
         check_weights(tmp_path / "none", TEACHER, TASK)
     with pytest.raises(ValueError, match=r"is a classifier of 10 classes .* the data have 100"):
-        check_weights(path, TEACHER, Task(input_shape=(1, 8, 8), classes=100))
+        check_weights(path, TEACHER, Signature(input_shape=(1, 8, 8), classes=100))
 
 
-def test_the_augmentation_is_part_of_the_key() -> None:
+def test_key_depends_on_augmentation() -> None:
     from raykd.data import AUGMENTATIONS
 
     data = dataclasses.replace(DIGITS, augment=(AUGMENTATIONS["random_crop"](padding=1),))

@@ -1,4 +1,4 @@
-"""Two workers over gloo, started once for all tests of this file."""
+"""Two workers over gloo, started once for this file."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def near(ours: dict[str, float], theirs: dict[str, float]) -> None:
 
 
 @pytest.mark.parametrize("name", [*worker_cases.STUDIES, "resumed", "cached"])
-def test_the_ranks_agree_to_the_bit(ranks: list[dict[str, Any]], name: str) -> None:
+def test_ranks_are_bitwise_equal(ranks: list[dict[str, Any]], name: str) -> None:
     first, second = ranks[0][name], ranks[1][name]
     assert first["history"] == second["history"] and first["test"] == second["test"]
     for tensor in first["weights"]:
@@ -35,52 +35,52 @@ def test_the_ranks_agree_to_the_bit(ranks: list[dict[str, Any]], name: str) -> N
 
 
 @pytest.mark.parametrize("name", ["even", "uneven", "deployed"])
-def test_two_workers_train_as_one(ranks: list[dict[str, Any]], name: str) -> None:
-    one, two = worker_cases.alone_in_the_world(worker_cases.STUDIES[name]), ranks[0][name]
-    for ours, theirs in zip(two["history"], one["history"], strict=True):
+def test_two_workers_train_like_one(ranks: list[dict[str, Any]], name: str) -> None:
+    single, pair = worker_cases.alone_in_the_world(worker_cases.STUDIES[name]), ranks[0][name]
+    for ours, theirs in zip(pair["history"], single["history"], strict=True):
         near(ours, theirs)
-    near(two["test"], one["test"])
-    for tensor, value in one["weights"].items():
-        torch.testing.assert_close(two["weights"][tensor], value, rtol=1e-4, atol=1e-5, msg=tensor)
+    near(pair["test"], single["test"])
+    for tensor, value in single["weights"].items():
+        torch.testing.assert_close(pair["weights"][tensor], value, rtol=1e-4, atol=1e-5, msg=tensor)
 
 
-def test_workers_read_the_outputs_of_their_own_samples(ranks: list[dict[str, Any]]) -> None:
-    """As one worker does whose teacher is run."""
-    one, two = worker_cases.alone_in_the_world(worker_cases.CACHED), ranks[0]["cached"]
-    for ours, theirs in zip(two["history"], one["history"], strict=True):
+def test_workers_read_cached_outputs_of_their_samples(ranks: list[dict[str, Any]]) -> None:
+    """Results equal those of one worker with a live teacher."""
+    single, pair = worker_cases.alone_in_the_world(worker_cases.CACHED), ranks[0]["cached"]
+    for ours, theirs in zip(pair["history"], single["history"], strict=True):
         near(ours, theirs)
 
 
-def test_a_term_that_joins_late_hangs_nobody(ranks: list[dict[str, Any]]) -> None:
+def test_late_term_does_not_deadlock(ranks: list[dict[str, Any]]) -> None:
     first, second = ranks[0]["late"]["history"]
     assert "term_hint" not in first and second["term_hint"] > 0
 
 
-def test_going_on_is_as_if_never_stopped(ranks: list[dict[str, Any]]) -> None:
+def test_resumed_training_equals_uninterrupted_one(ranks: list[dict[str, Any]]) -> None:
     whole, resumed = ranks[0]["uneven"], ranks[0]["resumed"]
     assert whole["history"] == resumed["history"]
     for tensor, value in whole["weights"].items():
         assert torch.equal(resumed["weights"][tensor], value), tensor
 
 
-def test_batch_norm_statistics_come_from_all_ranks(ranks: list[dict[str, Any]]) -> None:
+def test_batch_norm_statistics_use_all_ranks(ranks: list[dict[str, Any]]) -> None:
     """One epoch from the same weights: the statistics are near those of one worker."""
-    one = worker_cases.alone_in_the_world(worker_cases.STUDIES["normalized"])["weights"]
-    two = ranks[0]["normalized"]["weights"]
-    name = next(key for key in one if key.endswith("running_mean"))
-    torch.testing.assert_close(two[name], one[name], rtol=0.2, atol=0.05)
+    single = worker_cases.alone_in_the_world(worker_cases.STUDIES["normalized"])["weights"]
+    pair = ranks[0]["normalized"]["weights"]
+    name = next(key for key in single if key.endswith("running_mean"))
+    torch.testing.assert_close(pair[name], single[name], rtol=0.2, atol=0.05)
 
 
-def test_ranges_of_quantised_inputs_come_from_all_ranks(ranks: list[dict[str, Any]]) -> None:
-    one = worker_cases.alone_in_the_world(worker_cases.STUDIES["quantized"])["weights"]
-    two = ranks[0]["quantized"]["weights"]
-    names = [key for key in one if key.endswith("inputs.high")]
+def test_ranges_of_quantized_inputs_use_all_ranks(ranks: list[dict[str, Any]]) -> None:
+    single = worker_cases.alone_in_the_world(worker_cases.STUDIES["quantized"])["weights"]
+    pair = ranks[0]["quantized"]["weights"]
+    names = [key for key in single if key.endswith("inputs.high")]
     assert len(names) > 5
     for name in names:
-        torch.testing.assert_close(two[name], one[name], rtol=0.5, atol=0.1)
+        torch.testing.assert_close(pair[name], single[name], rtol=0.5, atol=0.1)
 
 
-def test_one_rank_s_nan_is_every_rank_s_failure(ranks: list[dict[str, Any]]) -> None:
+def test_nan_on_one_rank_fails_every_rank(ranks: list[dict[str, Any]]) -> None:
     first, second = ranks[0]["diverged"], ranks[1]["diverged"]
     assert first == second
     assert first == "1: term 'task' and term 'kd' not finite in step 1 of 7"

@@ -1,4 +1,4 @@
-"""Whole studies of networks of other libraries, in this process: pictures, texts, MLflow's own."""
+"""Whole studies of networks of other libraries, in this process: images, texts, MLflow models."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def _trials(result: StudyResult) -> list[Record]:
     return list(result.records.of("trial"))
 
 
-def test_a_search_over_students_of_timm(pictures: tuple[StudyResult, Path]) -> None:
+def test_search_over_students_of_timm(pictures: tuple[StudyResult, Path]) -> None:
     result, _ = pictures
     trials = _trials(result)
     assert {trial.status for trial in trials} == {"finished"}
@@ -105,26 +105,26 @@ def test_a_search_over_students_of_timm(pictures: tuple[StudyResult, Path]) -> N
         assert read_study(trial.job.study).student.model.name == trial.job.params["student.model"]
 
 
-def test_its_winner_lies_in_mlflow_and_can_be_studied(
+def test_best_student_is_in_mlflow_and_can_be_student_again(
     pictures: tuple[StudyResult, Path], tmp_path: Path
 ) -> None:
     result, folder = pictures
-    again = PICTURES.replace("trials: 4, replicates: 1", "trials: 1, replicates: 0")
+    smaller = PICTURES.replace("trials: 4, replicates: 1", "trials: 1, replicates: 0")
     store = f"sqlite:///{folder}/mlflow.db"
     overrides = [f"tracking.uri={store}", "student.model=models:/learned@champion"]
     with pytest.raises(StudyError, match=r"student\.model\.name.*would run code(.|\n)*allow-imp"):
-        _searched(again, tmp_path, overrides=overrides)
-    found = _searched(again, tmp_path, overrides=overrides, allow_import=True)
-    (trial,) = _trials(found)
+        _searched(smaller, tmp_path, overrides=overrides)
+    result_ = _searched(smaller, tmp_path, overrides=overrides, allow_import=True)
+    (trial,) = _trials(result_)
     (student,) = _students([trial])
     assert student["name"] == "models:/learned@champion"
     assert Path(student["file"]).is_file()
     assert trial.metrics["params"] == result.finalists[0].trial.metrics["params"]
-    kept = json.loads((Path(found.folder) / "folder.json").read_text())
-    assert any(student["file"] in override for override in kept["overrides"])
+    folder_facts = json.loads((Path(result_.folder) / "folder.json").read_text())
+    assert any(student["file"] in override for override in folder_facts["overrides"])
 
 
-def test_a_teacher_named_by_an_alias_is_the_version_the_alias_names_now(
+def test_alias_of_teacher_is_resolved_to_its_current_version(
     pictures: tuple[StudyResult, Path], tmp_path: Path
 ) -> None:
     from mlflow import MlflowClient
@@ -136,10 +136,10 @@ def test_a_teacher_named_by_an_alias_is_the_version_the_alias_names_now(
     weights = "teacher={weights: 'models:/learned@best'}"
     client = MlflowClient(store, store)
     with pytest.raises(StudyError, match=r"teacher\.weights.*models:/learned@best: no such model"):
-        load_or_use(file, [f"tracking.uri={store}", weights])
+        load_or_use(file, [f"tracking.uri={store}", weights], allow_import=True)
     version = client.get_model_version_by_alias("learned", "champion")
     client.set_registered_model_alias("learned", "best", version.version)
-    study = load_or_use(file, [f"tracking.uri={store}", weights], checks=())
+    study = load_or_use(file, [f"tracking.uri={store}", weights], checks=(), allow_import=True)
     assert study.settings.teacher is not None
     assert study.settings.teacher.weights == f"models:/learned/{version.version}"
     assert any(f"models:/learned/{version.version}" in text for text in study.overrides)
@@ -152,7 +152,7 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> tuple[StudyResult, Path]:
     return _searched(TEXTS.replace("CORPUS", str(corpus)), folder), folder
 
 
-def test_a_search_over_students_of_transformers(texts: tuple[StudyResult, Path]) -> None:
+def test_search_over_students_of_transformers(texts: tuple[StudyResult, Path]) -> None:
     result, _ = texts
     trials = _trials(result)
     assert {trial.status for trial in trials} == {"finished"}
@@ -166,7 +166,7 @@ def test_a_search_over_students_of_transformers(texts: tuple[StudyResult, Path])
     assert teacher.metrics["test_accuracy"] > 0.35, "it has learnt something: a guess gives 0.22"
 
 
-def test_a_student_of_texts_lies_in_mlflow(texts: tuple[StudyResult, Path]) -> None:
+def test_text_student_is_in_mlflow(texts: tuple[StudyResult, Path]) -> None:
     from mlflow import MlflowClient
     from mlflow.models import Model
 
@@ -192,7 +192,7 @@ def test_a_student_of_texts_lies_in_mlflow(texts: tuple[StudyResult, Path]) -> N
     assert torch.equal(network(stacked), logits)
 
 
-def test_models_of_pictures_are_refused_for_texts_before_anything_is_trained(
+def test_vision_models_for_texts_raise_before_training(
     texts: tuple[StudyResult, Path], tmp_path: Path
 ) -> None:
     text = TEXTS.replace("CORPUS", str(texts[1] / "corpus"))

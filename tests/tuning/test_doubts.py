@@ -1,4 +1,4 @@
-"""Warnings about teachers: at chance, or worse than their student alone."""
+"""Warnings about teachers: at chance level, or worse than the student alone."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from scipy import stats
 from test_teacher_weights import distilled, study_file
 
-from raykd.models import Mlp, Task
+from raykd.models import Mlp, Signature
 from raykd.tracking.events import Note, RunStarted
 from raykd.tracking.journal import events
 from raykd.tuning.teacher_warnings import chance_warning, cumulative, weak_teacher_warning
@@ -18,7 +18,7 @@ from raykd.tuning.teacher_warnings import chance_warning, cumulative, weak_teach
 @pytest.mark.parametrize(
     ("hits", "samples", "chance"), [(3, 10, 0.5), (0, 7, 0.2), (900, 2000, 0.4)]
 )
-def test_the_binomial_distribution(hits: int, samples: int, chance: float) -> None:
+def test_binomial_distribution(hits: int, samples: int, chance: float) -> None:
     assert cumulative(hits, samples, chance) == pytest.approx(
         stats.binom.cdf(hits, samples, chance)
     )
@@ -43,25 +43,27 @@ def test_chance(accuracy: float, counts: list[int], warns: bool) -> None:
     assert bool(chance_warning("t", accuracy, counts)) == warns
 
 
-def test_a_student_alone() -> None:
+def test_student_better_than_its_teacher() -> None:
     assert "worse than its student alone" in weak_teacher_warning("t", 0.5, "trial-0001", 0.9, 200)
     assert not weak_teacher_warning("t", 0.89, "trial-0001", 0.9, 200)
     assert not weak_teacher_warning("t", 0.9, "trial-0001", 0.5, 200)
 
 
-def test_a_study_says_so_before_its_students_train(tmp_path: Path) -> None:
+def test_study_warns_before_its_students_train(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    network = Mlp(depth=1, width=32).build(Task((1, 8, 8), 10))
+    network = Mlp(depth=1, width=32).build(Signature((1, 8, 8), 10))
     torch.save(network.state_dict(), tmp_path / "t.pth")
     result = distilled(study_file(tmp_path, tmp_path / "t.pth"))
-    told = events(result.folder / "journal.jsonl")
+    recorded = events(result.folder / "journal.jsonl")
     places = [
-        n for n, e in enumerate(told) if isinstance(e, Note) and "warning_teacher_0" in e.tags
+        n for n, e in enumerate(recorded) if isinstance(e, Note) and "warning_teacher_0" in e.tags
     ]
-    students = [n for n, e in enumerate(told) if isinstance(e, RunStarted) and e.role == "trial"]
+    students = [
+        n for n, e in enumerate(recorded) if isinstance(e, RunStarted) and e.role == "trial"
+    ]
     assert len(places) == 1 and places[0] < students[0]
-    said = told[places[0]].fields()["tags"]["warning_teacher_0"]
-    assert "is at chance" in said and "teacher.classes" in said
-    from raykd.report.summary import facts
+    warning = recorded[places[0]].fields()["tags"]["warning_teacher_0"]
+    assert "is at chance" in warning and "teacher.classes" in warning
+    from raykd.report.summary import summarize
 
-    assert facts(result)["warnings"] == [f"WARNING: {said}"]
+    assert summarize(result).warnings == (f"WARNING: {warning}",)

@@ -1,4 +1,4 @@
-"""Optuna's journal as raykd keeps it: found whole again, and a torn line harms nothing."""
+"""Optuna's journal: complete after reopening, and robust to a truncated line."""
 
 from __future__ import annotations
 
@@ -10,11 +10,10 @@ from optuna.storages.journal import JournalFileBackend
 
 from raykd.study.config import Search
 from raykd.study.samplers import Tpe
-from raykd.tuning.samplers import DrawsFile
-from raykd.tuning.search_run import open_optuna
+from raykd.tuning.optuna_study import DrawsFile, open_optuna_study
 from raykd.tuning.study_dir import create_folder
 
-SEARCH = Search(sampler=Tpe(), trials=8)
+SEARCH = Search(objectives={"val_accuracy": "max"}, sampler=Tpe(), trials=8)
 
 
 @pytest.fixture(autouse=True)
@@ -22,8 +21,8 @@ def _quiet() -> None:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
 
 
-def drawn(path: Path, trials: int) -> optuna.Study:
-    """A study in this file, so many trials further on."""
+def study_with_trials(path: Path, trials: int) -> optuna.Study:
+    """Open the study in this file and add trials."""
     study = optuna.create_study(
         storage=optuna.storages.JournalStorage(DrawsFile(path)),
         study_name="s",
@@ -35,38 +34,38 @@ def drawn(path: Path, trials: int) -> optuna.Study:
     return study
 
 
-def test_what_was_drawn_is_found_again(tmp_path: Path) -> None:
-    first = drawn(tmp_path / "optuna.log", 3)
+def test_draws_are_read_back(tmp_path: Path) -> None:
+    first = study_with_trials(tmp_path / "optuna.log", 3)
     first.ask().suggest_float("x", 0, 1)  # under way when the process ends
-    again = drawn(tmp_path / "optuna.log", 0)
-    assert [trial.params for trial in again.trials] == [trial.params for trial in first.trials]
-    assert [trial.state.name for trial in again.trials] == [*["COMPLETE"] * 3, "RUNNING"]
+    reopened = study_with_trials(tmp_path / "optuna.log", 0)
+    assert [trial.params for trial in reopened.trials] == [trial.params for trial in first.trials]
+    assert [trial.state.name for trial in reopened.trials] == [*["COMPLETE"] * 3, "RUNNING"]
 
 
-def test_optunas_own_backend_reads_it(tmp_path: Path) -> None:
-    mine = drawn(tmp_path / "optuna.log", 3)
+def test_optunas_backend_reads_journal(tmp_path: Path) -> None:
+    mine = study_with_trials(tmp_path / "optuna.log", 3)
     backend = JournalFileBackend(str(tmp_path / "optuna.log"))
     theirs = optuna.load_study(study_name="s", storage=optuna.storages.JournalStorage(backend))
     assert [trial.values for trial in theirs.trials] == [trial.values for trial in mine.trials]
 
 
-def test_an_unfinished_line_is_cut_off(tmp_path: Path) -> None:
+def test_truncated_line_is_removed(tmp_path: Path) -> None:
     path = tmp_path / "optuna.log"
-    drawn(path, 2)
+    study_with_trials(path, 2)
     with open(path, "ab") as file:
         file.write(b'{"op_code":4,"worker')
-    assert len(drawn(path, 1).trials) == 3
-    assert len(drawn(path, 0).trials) == 3
+    assert len(study_with_trials(path, 1).trials) == 3
+    assert len(study_with_trials(path, 0).trials) == 3
 
 
-def test_a_search_takes_up_its_draws(tmp_path: Path) -> None:
+def test_search_continues_its_draws(tmp_path: Path) -> None:
     folder = create_folder("s", str(tmp_path), "", ())
-    made = open_optuna("s", SEARCH, 0, folder, slots=2)
+    first = open_optuna_study("s", SEARCH, 0, folder.optuna, slots=2)
     for value in (0.5, 0.75):
-        trial = made.ask()
+        trial = first.ask()
         trial.suggest_int("width", 1, 8)
-        made.tell(trial, value)
-    again = open_optuna("s", SEARCH, 0, folder, slots=2)
-    assert [trial.values for trial in again.trials] == [[0.5], [0.75]]
-    assert again.direction == optuna.study.StudyDirection.MAXIMIZE
+        first.tell(trial, value)
+    second = open_optuna_study("s", SEARCH, 0, folder.optuna, slots=2)
+    assert [trial.values for trial in second.trials] == [[0.5], [0.75]]
+    assert second.direction == optuna.study.StudyDirection.MAXIMIZE
     assert Path(folder.optuna).is_file()

@@ -1,4 +1,4 @@
-"""Logs of failed trainings, gathered into the study's folder."""
+"""Logs of failed trainings, collected in the study's folder."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def write(folder: StudyFolder, rank: int, text: str) -> None:
     Storage(folder.storage).write(work(folder).log_file(rank), text.encode())
 
 
-def test_the_logs_of_all_workers_become_one(folder: StudyFolder) -> None:
+def test_logs_of_all_workers_are_merged(folder: StudyFolder) -> None:
     write(folder, 0, "zero\n")
     write(folder, 1, "one\nValueError: boom\n")
     failure = Logs(folder, workers=2).collect(work(folder), "ValueError: boom", raised_at="a.py:1")
@@ -43,21 +43,21 @@ def test_the_logs_of_all_workers_become_one(folder: StudyFolder) -> None:
     assert (failure.reason, failure.raised_at) == ("ValueError: boom", "a.py:1")
 
 
-def test_a_crash_of_any_worker_is_the_reason(folder: StudyFolder) -> None:
+def test_crash_of_any_worker_is_reason(folder: StudyFolder) -> None:
     write(folder, 1, CRASH)
     failure = Logs(folder, workers=2).collect(work(folder), "[gloo] Connection closed by peer")
     assert failure.reason == "its process crashed: Segmentation fault (signal 11)"
     assert failure.raised_at == "/somewhere/own.py:7"
 
 
-def test_a_process_that_died_without_a_word_was_killed(folder: StudyFolder) -> None:
+def test_process_without_log_was_killed(folder: StudyFolder) -> None:
     error = "The actor died unexpectedly"
     failure = Logs(folder).collect(work(folder), "Ray lost its slot", more=error, died=True)
     assert failure.reason == KILLED and "signal 9" in KILLED
     assert (folder.path / failure.log).read_text() == error + "\n"
 
 
-def test_a_traceback_is_not_written_twice(folder: StudyFolder) -> None:
+def test_traceback_is_written_once(folder: StudyFolder) -> None:
     write(folder, 0, "Traceback\nboom\n")
     failure = Logs(folder).collect(work(folder), "boom", more="Traceback\nboom\n")
     assert (folder.path / failure.log).read_text() == "Traceback\nboom\n"

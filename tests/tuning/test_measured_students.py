@@ -1,4 +1,4 @@
-"""Searches whose objectives and bounds are measured of students before they train."""
+"""Searches with objectives and constraints that are measured before training."""
 
 from __future__ import annotations
 
@@ -9,14 +9,24 @@ import pytest
 from rich.console import Console
 from torch import nn
 
-from helpers.search_cases import SMALL, TASK, World, explore, next_job, opened, tell
+from helpers.search_cases import (
+    SMALL,
+    TASK,
+    TEACHER_WEIGHTS,
+    World,
+    explore,
+    next_job,
+    opened,
+    tell,
+)
 from raykd.errors import StudyError
-from raykd.models import Task
+from raykd.models import Signature
 from raykd.models.introspection.latency import Latency, Timing
-from raykd.report.summary import summary
-from raykd.study import student_costs
+from raykd.report.summary import summarize
+from raykd.report.terminal import render_summary
+from raykd.study import costs as study_costs
+from raykd.study.costs import StudentCosts
 from raykd.study.objectives import Cost
-from raykd.study.student_costs import StudentCosts
 from raykd.tuning.executors import LocalExecutor
 from raykd.tuning.search_planner import SearchPlanner
 from raykd.tuning.search_run import SearchRun
@@ -27,15 +37,15 @@ WEIGHTS = 1000
 
 @pytest.fixture
 def stopwatch(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Every network takes a millisecond for each 1,000 parameters; tells whom it timed."""
-    told: list[int] = []
+    """Fake clock: 1 ms per 1,000 parameters; returns the sizes of timed networks."""
+    timed: list[int] = []
 
-    def timing(cost: Cost, network: nn.Module, task: Task, how: Latency) -> Timing:
-        told.append(sum(parameter.numel() for parameter in network.parameters()))
-        return Timing(told[-1] / WEIGHTS, 0.01, 9, 10)
+    def timing(cost: Cost, network: nn.Module, signature: Signature, how: Latency) -> Timing:
+        timed.append(sum(parameter.numel() for parameter in network.parameters()))
+        return Timing(timed[-1] / WEIGHTS, 0.01, 9, 10)
 
-    monkeypatch.setattr(student_costs, "measure", timing)
-    return told
+    monkeypatch.setattr(study_costs, "measure", timing)
+    return timed
 
 
 MEASURED = (
@@ -50,12 +60,12 @@ def trials(explorer: SearchPlanner) -> dict[str, Any]:
     return {record.id: record for record in explorer.records.of("trial")}
 
 
-def test_bounds_are_kept_before_a_trial_starts(stopwatch: list[int], tmp_path: Path) -> None:
+def test_constraints_are_checked_before_trial_starts(stopwatch: list[int], tmp_path: Path) -> None:
     world = World(opened(*MEASURED), tmp_path)
     explorer = explore(world)
-    found = trials(explorer)
-    assert found and explorer.finished
-    for record in found.values():
+    records = trials(explorer)
+    assert records and explorer.finished
+    for record in records.values():
         metrics = record.metrics
         assert metrics["latency"] == metrics["params"] / WEIGHTS <= 1.5
         assert metrics["memory"] <= 480
@@ -71,37 +81,37 @@ def test_bounds_are_kept_before_a_trial_starts(stopwatch: list[int], tmp_path: P
     assert refused[0].user_attrs["raykd.infeasible"].endswith(" > 1.5")
 
 
-def test_the_sampler_is_told_the_measured_objective(stopwatch: list[int], tmp_path: Path) -> None:
+def test_sampler_gets_measured_objective(stopwatch: list[int], tmp_path: Path) -> None:
     explorer = explore(World(opened(*MEASURED), tmp_path))
-    told = {
+    values = {
         trial.user_attrs["raykd.id"]: trial.values
         for trial in explorer.optuna_study.get_trials()
         if "raykd.id" in trial.user_attrs
     }
     for record_id, record in trials(explorer).items():
-        assert told[record_id] == [record.metrics["val_accuracy"], record.metrics["latency"]]
+        assert values[record_id] == [record.metrics["val_accuracy"], record.metrics["latency"]]
 
 
-def test_a_student_is_measured_once_in_a_search_and_its_resumption(
+def test_student_is_measured_once_per_search_and_resume(
     stopwatch: list[int], tmp_path: Path
 ) -> None:
     study = opened(*MEASURED)
     world, file = World(study, tmp_path / "files"), tmp_path / "latency.json"
 
-    def known() -> StudentCosts:
-        made = StudentCosts(study.settings.search, TASK)
-        made.keep_in(file)
-        return made
+    def known_costs() -> StudentCosts:
+        costs = StudentCosts(study.settings.search, TASK)
+        costs.keep_in(file)
+        return costs
 
-    begun = world.explorer(costs=known())
-    while len(begun.records.of("trial")) < 2:
-        job = next_job(begun)
+    started = world.explorer(costs=known_costs())
+    while len(started.records.of("trial")) < 2:
+        job = next_job(started)
         if job.role == "teacher":
             assert job.keep is not None
-            world.storage.write(job.keep, b"weights")
-            tell(begun, job, epoch=2, done=True)
-    before = {record.id: record.job.metrics for record in begun.records.of("trial")}
-    explorer = explore(world, costs=known())
+            world.storage.write(job.keep, TEACHER_WEIGHTS)
+            tell(started, job, epoch=2, done=True)
+    before = {record.id: record.job.metrics for record in started.records.of("trial")}
+    explorer = explore(world, costs=known_costs())
     assert explorer.finished and len(trials(explorer)) > 2
     assert len(stopwatch) == len(set(stopwatch))
     for record_id, metrics in before.items():
@@ -111,8 +121,8 @@ def test_a_student_is_measured_once_in_a_search_and_its_resumption(
 REAL = SMALL.replace("trials: 4", "trials: 3").replace("replicates: 2", "replicates: 1")
 
 
-def test_a_search_for_quick_students(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With real clocks, and students of which some are 20 times as large."""
+def test_search_for_fast_students(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the real clock, and some students 20 times larger."""
     monkeypatch.chdir(tmp_path)
     study = opened(
         "student.model={name: mlp, depth: 2, width: {choice: [8, 512]}}",
@@ -127,20 +137,20 @@ def test_a_search_for_quick_students(tmp_path: Path, monkeypatch: pytest.MonkeyP
         text=REAL,
     )
     result = SearchRun(study).run(LocalExecutor())
-    found = {r.job.params["student.model.width"]: r for r in result.records.of("trial")}
-    small, large = found[8].metrics, found[512].metrics
+    by_width = {r.job.params["student.model.width"]: r for r in result.records.of("trial")}
+    small, large = by_width[8].metrics, by_width[512].metrics
     assert small["memory"] < large["memory"]
     assert 0 < small["batch_latency"] < large["batch_latency"]
     assert (result.folder / "latency.json").exists()
     quickest = min(result.records.of("trial"), key=lambda record: record.metrics["latency"])
     assert quickest.id in {record.id for record in result.pareto}
     console = Console(width=160, record=True)
-    console.print(summary(result))
-    shown = console.export_text()
-    assert "min latency" in shown and "batch latency" in shown and " ms " in shown
+    console.print(render_summary(summarize(result)))
+    output = console.export_text()
+    assert "min latency" in output and "batch latency" in output and " ms " in output
 
 
-def test_a_bound_no_student_keeps_starts_nothing(
+def test_infeasible_constraint_starts_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)

@@ -1,4 +1,4 @@
-"""A screen in a search: the best go first, the rest is the sampler's, and it is done once."""
+"""Proxy ranking in a search: the best students are trained first, once."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from raykd.tuning.executors import LocalExecutor
 from raykd.tuning.proxy_ranking import (
     ATTEMPTS,
     MARK,
-    Candidate,
+    RankedStudent,
     best_of_bins,
-    candidates,
-    screen,
+    draw_students,
+    rank_students,
     training_batch,
 )
 from raykd.tuning.search_planner import SearchPlanner
@@ -46,10 +46,10 @@ def screened_world(root: Path, *overrides: str) -> World:
 
 
 def rank(world: World, slots: int = 1) -> optuna.Study:
-    """Proxy as the driver does, before an explorer is made."""
+    """Rank as the driver does, before a planner is built."""
     drawn = world.drawn(world.study.settings, slots)
     search = world.study.settings.search
-    screen(world.study, TASK, DATA, drawn, search, world.journal.publish)
+    rank_students(world.study, TASK, DATA, drawn, search, world.journal.publish)
     return drawn
 
 
@@ -63,7 +63,7 @@ def metrics_of(world: World, record_id: str) -> dict[str, float]:
 
 
 def by_score(world: World) -> list[Any]:
-    """All students of the space, the best first, scored anew."""
+    """Score all students of the space; the best first."""
     settings = world.study.settings
     inputs, targets = training_batch(DATA, 64, settings.seed)
     score = Naswot().scorer(ProxyContext(TASK, inputs, targets, None, settings.seed))
@@ -74,7 +74,7 @@ def by_score(world: World) -> list[Any]:
 # What goes first
 
 
-def test_the_best_are_the_first_trials(tmp_path: Path) -> None:
+def test_best_students_are_first_trials(tmp_path: Path) -> None:
     world = screened_world(tmp_path)
     rank(world)
     explorer = explore(world)
@@ -84,19 +84,19 @@ def test_the_best_are_the_first_trials(tmp_path: Path) -> None:
     assert len(models_of(explorer)) == 5, "the sampler goes on"
 
 
-def test_trials_and_journal_know_the_scores(tmp_path: Path) -> None:
+def test_scores_are_in_trials_and_journal(tmp_path: Path) -> None:
     world = screened_world(tmp_path)
     rank(world)
     explore(world)
-    [told] = world.journal.of(ArchitecturesRanked)
-    assert told.name == "naswot" and told.candidates == 6
-    assert told.unranked == 1, "eight units cannot tell 64 samples apart"
-    assert told.seconds > 0
-    scores = [one["score"] for one in told.kept]
+    [event] = world.journal.of(ArchitecturesRanked)
+    assert event.name == "naswot" and event.candidates == 6
+    assert event.unranked == 1, "eight units cannot tell 64 samples apart"
+    assert event.seconds > 0
+    scores = [entry["score"] for entry in event.ranking]
     assert scores == sorted(scores, reverse=True) and len(scores) == 3
-    assert set(told.kept[0]["params"]) == {"student.model.depth", "student.model.width"}
-    found = [metrics_of(world, f"trial-{n:04d}").get("screen_score") for n in range(5)]
-    assert found == [*scores, None, None]
+    assert set(event.ranking[0]["params"]) == {"student.model.depth", "student.model.width"}
+    metrics = [metrics_of(world, f"trial-{n:04d}").get("screen_score") for n in range(5)]
+    assert metrics == [*scores, None, None]
     ended = world.journal.of(RunEnded, id="trial-0000")[0]
     assert ended.metrics["screen_score"] == scores[0]
     [note] = world.journal.of(Note, tags={"screen": "naswot"})
@@ -104,7 +104,7 @@ def test_trials_and_journal_know_the_scores(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "random", "nsga2", "qmc"])
-def test_what_is_no_architecture_is_the_samplers(sampler: str, tmp_path: Path) -> None:
+def test_other_fields_are_drawn_by_sampler(sampler: str, tmp_path: Path) -> None:
     text = SCREENED.replace("lr: 0.05}}\nsearch", "lr: {loguniform: [0.01, 0.1]}}}\nsearch")
     world = World(opened(f"search.sampler={sampler}", "search.trials=8", text=text), tmp_path)
     drawn = rank(world)
@@ -113,21 +113,21 @@ def test_what_is_no_architecture_is_the_samplers(sampler: str, tmp_path: Path) -
     first = [trial for trial in drawn.get_trials() if MARK in trial.user_attrs]
     assert [trial.user_attrs[MARK] for trial in first] == [1, 2, 3]
     rates = {trial.params["train.optimizer.lr"] for trial in first}
-    assert len(rates) == 3, "drawn anew for each"
+    assert len(rates) == 3, "drawn separately for each"
     assert {trial.state for trial in first} == {TrialState.COMPLETE}
 
 
-def test_the_same_seed_ranks_alike_and_another_looks_at_other_samples(tmp_path: Path) -> None:
+def test_ranking_depends_only_on_seed(tmp_path: Path) -> None:
     worlds = [
         screened_world(tmp_path / name, f"seed={seed}")
         for name, seed in (("a", 7), ("b", 7), ("c", 8))
     ]
     first, same, other = (rank(world).user_attrs[MARK] for world in worlds)
     assert first == same
-    assert [one["score"] for one in first] != [one["score"] for one in other]
+    assert [entry["score"] for entry in first] != [entry["score"] for entry in other]
 
 
-def test_without_a_screen_nothing_is_ranked(tmp_path: Path) -> None:
+def test_nothing_is_ranked_without_proxy(tmp_path: Path) -> None:
     world = World(opened(), tmp_path)
     assert rank(world).get_trials() == []
     assert world.journal.events == []
@@ -135,40 +135,47 @@ def test_without_a_screen_nothing_is_ranked(tmp_path: Path) -> None:
 
 def test_candidates_are_feasible_and_distinct() -> None:
     study = opened("search.constraints={params: {max: 1000}}", text=SCREENED)
-    how = study.settings.search.proxy
-    assert isinstance(how, RankingProxy)
-    found = candidates(study, TASK, how, study.settings.search)
-    assert 0 < len(found) < 6
-    assert all(profile_model(one.model, TASK).params <= 1000 for one in found)
-    assert len({one.model for one in found}) == len(found)
-    for one in found:
+    proxy = study.settings.search.proxy
+    assert isinstance(proxy, RankingProxy)
+    students = draw_students(study, TASK, proxy, study.settings.search)
+    assert 0 < len(students) < 6
+    assert all(profile_model(student.model, TASK).params <= 1000 for student in students)
+    assert len({student.model for student in students}) == len(students)
+    for student in students:
         drawn = (
-            study.space.part("student").draw(FixedTrial(dict(one.params))).data["student"]["model"]
+            study.space.part("student")
+            .draw(FixedTrial(dict(student.params)))
+            .data["student"]["model"]
         )
-        assert Mlp(depth=drawn["depth"], width=drawn["width"]) == one.model
+        assert Mlp(depth=drawn["depth"], width=drawn["width"]) == student.model
 
 
 # Bins of like cost
 
 
-def ranked(*pairs: tuple[int, float]) -> list[Candidate]:
-    return [Candidate({}, Mlp(depth=1, width=cost or 1), cost, score) for cost, score in pairs]
+def ranked(*pairs: tuple[int, float]) -> list[RankedStudent]:
+    return [RankedStudent({}, Mlp(depth=1, width=cost or 1), cost, score) for cost, score in pairs]
 
 
-def test_each_bin_gives_its_best_then_its_second() -> None:
-    found = ranked((1, 0.1), (2, 0.2), (3, 0.0), (10, 5.0), (11, 7.0), (12, 6.0))
-    best = best_of_bins(found, keep=4, bins=2)
-    assert [(one.cost, one.score) for one in best] == [(2, 0.2), (11, 7.0), (1, 0.1), (12, 6.0)]
+def test_bins_give_their_best_in_turn() -> None:
+    students = ranked((1, 0.1), (2, 0.2), (3, 0.0), (10, 5.0), (11, 7.0), (12, 6.0))
+    best = best_of_bins(students, keep=4, bins=2)
+    assert [(student.cost, student.score) for student in best] == [
+        (2, 0.2),
+        (11, 7.0),
+        (1, 0.1),
+        (12, 6.0),
+    ]
 
 
-def test_without_a_cost_all_are_compared() -> None:
-    found = ranked((0, 1.0), (0, 3.0), (0, float("-inf")), (0, 2.0), (0, float("nan")))
-    assert [one.score for one in best_of_bins(found, keep=4, bins=2)] == [3.0, 2.0, 1.0]
+def test_students_without_cost_are_in_one_bin() -> None:
+    students = ranked((0, 1.0), (0, 3.0), (0, float("-inf")), (0, 2.0), (0, float("nan")))
+    assert [student.score for student in best_of_bins(students, keep=4, bins=2)] == [3.0, 2.0, 1.0]
 
 
-def test_no_more_bins_than_are_kept() -> None:
-    found = ranked((1, 1.0), (2, 2.0), (3, 3.0), (4, 4.0))
-    assert [one.cost for one in best_of_bins(found, keep=1, bins=5)] == [4]
+def test_at_most_keep_bins() -> None:
+    students = ranked((1, 1.0), (2, 2.0), (3, 3.0), (4, 4.0))
+    assert [student.cost for student in best_of_bins(students, keep=1, bins=5)] == [4]
 
 
 @pytest.mark.parametrize(
@@ -180,26 +187,24 @@ def test_no_more_bins_than_are_kept() -> None:
         ("{val_accuracy: max, params: min}", "none", False),
     ],
 )
-def test_auto_parts_by_the_cost_that_is_an_objective(
-    objectives: str, per_cost: str, parted: bool
-) -> None:
+def test_auto_bins_by_cost_that_is_objective(objectives: str, per_cost: str, parted: bool) -> None:
     study = opened(
         f"search.objectives={objectives}", f"search.proxy.per_cost={per_cost}", text=SCREENED
     )
-    how = study.settings.search.proxy
-    assert isinstance(how, RankingProxy)
-    found = candidates(study, TASK, how, study.settings.search)
-    assert (len({one.cost for one in found}) > 1) is parted
+    proxy = study.settings.search.proxy
+    assert isinstance(proxy, RankingProxy)
+    students = draw_students(study, TASK, proxy, study.settings.search)
+    assert (len({student.cost for student in students}) > 1) is parted
 
 
-def test_students_of_all_sizes_go_first_where_size_is_an_objective(tmp_path: Path) -> None:
+def test_students_of_all_sizes_are_first_if_size_is_objective(tmp_path: Path) -> None:
     text = SCREENED.replace("{val_accuracy: max}", "{val_accuracy: max, params: min}")
     world = World(opened("search.proxy.bins=3", text=text), tmp_path)
-    kept = rank(world).user_attrs[MARK]
-    widths = [one["params"]["student.model.width"] for one in kept]
+    entries = rank(world).user_attrs[MARK]
+    widths = [entry["params"]["student.model.width"] for entry in entries]
     sizes = [
-        profile_model(Mlp(depth=one["params"]["student.model.depth"], width=width), TASK).params
-        for one, width in zip(kept, widths, strict=True)
+        profile_model(Mlp(depth=entry["params"]["student.model.depth"], width=width), TASK).params
+        for entry, width in zip(entries, widths, strict=True)
     ]
     assert sizes == sorted(sizes) and len(set(widths)) == 3
 
@@ -207,7 +212,7 @@ def test_students_of_all_sizes_go_first_where_size_is_an_objective(tmp_path: Pat
 # Once
 
 
-def test_a_resumed_search_does_not_rank_again(
+def test_resumed_search_does_not_rank_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     world = screened_world(tmp_path)
@@ -222,10 +227,10 @@ def test_a_resumed_search_does_not_rank_again(
             for epoch in (1, 2):
                 tell(explorer, at_work, epoch=epoch, done=epoch == 2, val_accuracy=0.5)
 
-    def again(*args: Any) -> Any:
+    def rank_again(*args: Any) -> Any:
         raise AssertionError("ranked again")
 
-    monkeypatch.setattr(Naswot, "scorer", again)
+    monkeypatch.setattr(Naswot, "scorer", rank_again)
     rank(world)
     resumed = explore(world)
     assert models_of(resumed)[:3] == by_score_of_journal(world)
@@ -234,14 +239,12 @@ def test_a_resumed_search_does_not_rank_again(
 
 
 def by_score_of_journal(world: World) -> list[Any]:
-    [told] = world.journal.of(ArchitecturesRanked)
-    params = (one["params"] for one in told.kept)
+    [event] = world.journal.of(ArchitecturesRanked)
+    params = (entry["params"] for entry in event.ranking)
     return [Mlp(depth=p["student.model.depth"], width=p["student.model.width"]) for p in params]
 
 
-def test_what_was_not_handed_over_before_a_crash_is(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_ranking_is_enqueued_after_crash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     world = screened_world(tmp_path)
     enqueue, times = optuna.Study.enqueue_trial, iter((True, False))
 
@@ -260,7 +263,7 @@ def test_what_was_not_handed_over_before_a_crash_is(
     assert len(drawn.get_trials()) == 3
 
 
-def test_an_architecture_is_tried_again_where_the_rest_of_a_draw_is_infeasible(
+def test_architecture_is_redrawn_if_other_fields_are_infeasible(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     world = screened_world(tmp_path)
@@ -277,7 +280,7 @@ def test_an_architecture_is_tried_again_where_the_rest_of_a_draw_is_infeasible(
     assert sorted(map(str, models_of(explorer)[:3])) == sorted(map(str, by_score(world)[:3]))
 
 
-def test_an_architecture_that_never_fits_is_given_up(
+def test_architecture_that_is_never_feasible_is_dropped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     world = screened_world(tmp_path)
@@ -300,7 +303,7 @@ def test_an_architecture_that_never_fits_is_given_up(
 # What it cannot rank
 
 
-def test_a_network_it_cannot_look_at_stops_the_study_before_it_starts(
+def test_unsupported_network_stops_study_before_it_starts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(self: Naswot, about: ProxyContext) -> Any:
@@ -314,8 +317,8 @@ def test_a_network_it_cannot_look_at_stops_the_study_before_it_starts(
 # For real
 
 
-def test_a_whole_search(tmp_path: Path) -> None:
-    """In this process, with the real data, tracking and Optuna's own database."""
+def test_whole_search(tmp_path: Path) -> None:
+    """In this process, with real data, tracking and Optuna's journal."""
     study = opened(
         f"cluster.storage={tmp_path / 'studies'}",
         f"tracking.uri=sqlite:///{tmp_path / 'mlflow.db'}",
@@ -330,18 +333,18 @@ def test_a_whole_search(tmp_path: Path) -> None:
     result = SearchRun(study, listeners=[events.append]).run(LocalExecutor())
     assert next(event.phase for event in events if isinstance(event, PhaseStarted)) == "screen"
     journal = read_events(result.folder / "journal.jsonl")
-    [told] = [event for event in journal if isinstance(event, ArchitecturesRanked)]
+    [ranked_event] = [event for event in journal if isinstance(event, ArchitecturesRanked)]
     largest = Mlp(depth=2, width=24)
-    assert told.kept[0]["score"] == profile_model(largest, TASK).params
+    assert ranked_event.ranking[0]["score"] == profile_model(largest, TASK).params
     trials = [event for event in journal if isinstance(event, RunStarted) and event.role == "trial"]
     assert [run.assignment["metrics"].get("screen_score") for run in trials] == [
-        *(one["score"] for one in told.kept),
+        *(entry["score"] for entry in ranked_event.ranking),
         None,
     ]
     assert read_study(trials[0].assignment["study"]).student.model == largest
 
 
-def test_one_concrete_training_is_not_screened(tmp_path: Path) -> None:
+def test_single_training_is_not_ranked(tmp_path: Path) -> None:
     fixed = ("student.model={name: mlp, depth: 1, width: 8}", "knowledge=[{loss: kd}]")
     events: list[Any] = []
     distill(
@@ -359,13 +362,13 @@ def test_one_concrete_training_is_not_screened(tmp_path: Path) -> None:
     assert not any(isinstance(event, ArchitecturesRanked) for event in events)
 
 
-def test_the_null_screen_prefers_the_largest(tmp_path: Path) -> None:
+def test_parameter_count_prefers_largest(tmp_path: Path) -> None:
     world = screened_world(tmp_path, "search.proxy={name: params, keep: 2}")
     assert isinstance(world.study.settings.search.proxy, Params)
-    kept = [one["params"] for one in rank(world).user_attrs[MARK]]
-    widths = [(one["student.model.depth"], one["student.model.width"]) for one in kept]
+    points = [point["params"] for point in rank(world).user_attrs[MARK]]
+    widths = [(point["student.model.depth"], point["student.model.width"]) for point in points]
     by_size = sorted(
         ((depth, width) for depth in (1, 2) for width in (8, 16, 24)),
-        key=lambda one: -profile_model(Mlp(depth=one[0], width=one[1]), TASK).params,
+        key=lambda point: -profile_model(Mlp(depth=point[0], width=point[1]), TASK).params,
     )
     assert widths == by_size[:2]

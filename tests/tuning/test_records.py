@@ -1,4 +1,4 @@
-"""What is known of a study, read from its journal."""
+"""Records of a study, read from its journal."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ STORY = [
 ]
 
 
-def test_a_journal_tells_where_everything_stands() -> None:
+def test_journal_gives_state_of_every_training() -> None:
     records = Records.from_events(STORY)
     assert records["teacher-0"].status == "finished"
     assert [e["val_accuracy"] for e in records["teacher-0"].epochs] == [0.5, 0.6]
@@ -82,18 +82,18 @@ def test_a_journal_tells_where_everything_stands() -> None:
 
 
 @pytest.mark.parametrize("twice", range(1, len(STORY)))
-def test_events_told_twice_change_nothing(twice: int) -> None:
+def test_repeated_events_change_nothing(twice: int) -> None:
     once = Records.from_events(STORY)
     assert plain(Records.from_events([*STORY[:twice], *STORY])) == plain(once)
     assert plain(Records.from_events([*STORY, STORY[twice]])) == plain(once)
 
 
-def test_a_gap_in_the_epochs_is_not_filled_by_a_later_one() -> None:
+def test_gap_in_epochs_is_not_filled() -> None:
     records = Records.from_events([run("trial-0000"), epoch("trial-0000", 2, val_accuracy=1)])
     assert records["trial-0000"].epochs == []
 
 
-def test_records_kept_live_equal_those_read_back(tmp_path: Path) -> None:
+def test_live_records_equal_records_read_from_journal(tmp_path: Path) -> None:
     live = Records()
     with Journal(tmp_path / "journal.jsonl") as journal:
         for event in [*STORY, *ended("trial-0002", float("nan"), 10.0)]:
@@ -104,7 +104,7 @@ def test_records_kept_live_equal_those_read_back(tmp_path: Path) -> None:
     assert read["trial-0000"].job.plain() == run("trial-0000").assignment
 
 
-def test_front_and_choice() -> None:
+def test_front_and_finalists() -> None:
     records = Records.from_events(
         ended("trial-0000", 0.90, 100)
         + ended("trial-0001", 0.95, 300)
@@ -125,7 +125,7 @@ def test_front_and_choice() -> None:
     assert [r.id for r in records.front({"params": "min"})] == ["trial-0004"]
 
 
-def test_what_did_not_run_its_whole_budget_is_never_on_the_front() -> None:
+def test_incomplete_trials_are_never_on_front() -> None:
     records = Records.from_events(
         ended("trial-0000", 0.99, 1, "stopped")
         + ended("trial-0001", 0.99, 1, "failed")
@@ -140,7 +140,7 @@ def test_what_did_not_run_its_whole_budget_is_never_on_the_front() -> None:
     assert Records().front(OBJECTIVES) == [] == Records().choose(OBJECTIVES, 3)
 
 
-def test_test_metrics_do_not_decide() -> None:
+def test_test_metrics_are_not_used_for_selection() -> None:
     story = [
         *ended("trial-0000", 0.9, 10),
         end("trial-0000", val_accuracy=0.9, params=10, test_accuracy=0.1),
@@ -150,7 +150,7 @@ def test_test_metrics_do_not_decide() -> None:
     assert [r.id for r in Records.from_events(story).front(OBJECTIVES)] == ["trial-0000"]
 
 
-def test_means_are_of_what_finished() -> None:
+def test_means_use_finished_trainings() -> None:
     records = Records.from_events(
         ended("trial-0000", 0.9, 10) + ended("trial-0001", 0.8, 10, "failed")
     )

@@ -1,4 +1,4 @@
-"""The search with real trainings, in this process: an explorer, a seat, digits."""
+"""Search with real trainings in this process, on digits."""
 
 from __future__ import annotations
 
@@ -8,12 +8,24 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 
-from helpers.search_cases import FakeTune, RecordingBus, World, epochs_of, opened, roles, searching
+from helpers.search_cases import (
+    FakeTune,
+    RecordingBus,
+    World,
+    epochs_of,
+    next_job,
+    opened,
+    roles,
+    searching,
+)
 from raykd.data import Dataset, Placement
+from raykd.runtime.jobs import Report
 from raykd.runtime.worker import Worker, WorkerContext
-from raykd.training.stored_networks import raw_samples
+from raykd.tracking.events import Note
+from raykd.training.stored_networks import find_damage, raw_samples
 from raykd.tuning.records import Records
 from raykd.tuning.search_planner import SearchPlanner
 
@@ -29,8 +41,8 @@ def tiny() -> Any:
     return searching(opened(), trials=3, finalists=1, replicates=1)
 
 
-class Seated(FakeTune):
-    """A Tune whose one slot trains in this process."""
+class InProcessTune(FakeTune):
+    """Tune whose single slot trains in this process."""
 
     def __init__(self, world: World, explorer: SearchPlanner, data: Dataset) -> None:
         super().__init__(world, explorer)
@@ -40,9 +52,9 @@ class Seated(FakeTune):
         yield from self.worker.outcomes(job)
 
 
-def found(told: RecordingBus) -> dict[str, Any]:
-    """Every training's epochs and end, but for how long they took."""
-    records = Records.from_events(told.events).of("teacher", "trial", "replicate", "alone")
+def results_of(recorded: RecordingBus) -> dict[str, Any]:
+    """Epochs and end of every training, without times."""
+    records = Records.from_events(recorded.events).of("teacher", "trial", "replicate", "alone")
     return {r.id: (r.status, [untimed(e) for e in r.epochs], untimed(r.metrics)) for r in records}
 
 
@@ -56,11 +68,11 @@ def finished(
 ) -> tuple[World, SearchPlanner]:
     world = World(tiny(), tmp_path_factory.mktemp("finished"))
     explorer = world.explorer()
-    Seated(world, explorer, data).run()
+    InProcessTune(world, explorer, data).run()
     return world, explorer
 
 
-def test_a_whole_search(finished: tuple[World, SearchPlanner]) -> None:
+def test_whole_search(finished: tuple[World, SearchPlanner]) -> None:
     world, explorer = finished
     assert roles(world.journal) == ["teacher", *["trial"] * 3, "replicate", "alone"]
     assert {r.status for r in explorer.records.of("teacher", "trial", "replicate")} == {"finished"}
@@ -75,7 +87,7 @@ def test_a_whole_search(finished: tuple[World, SearchPlanner]) -> None:
     assert "test_accuracy" in alone.metrics
 
 
-def test_the_kept_student_reaches_what_was_reported(
+def test_saved_student_has_reported_metrics(
     finished: tuple[World, SearchPlanner], data: Dataset
 ) -> None:
     world, explorer = finished
@@ -89,25 +101,25 @@ def test_the_kept_student_reaches_what_was_reported(
     assert hits == pytest.approx(replicate.metrics["test_accuracy"], abs=1e-12)
 
 
-def test_two_searches_with_the_same_seed_are_the_same(
+def test_equal_seeds_give_equal_searches(
     finished: tuple[World, SearchPlanner], data: Dataset, tmp_path: Path
 ) -> None:
-    again = World(tiny(), tmp_path)
-    Seated(again, again.explorer(), data).run()
-    assert found(again.journal) == found(finished[0].journal)
+    second = World(tiny(), tmp_path)
+    InProcessTune(second, second.explorer(), data).run()
+    assert results_of(second.journal) == results_of(finished[0].journal)
 
 
 class Killed(BaseException):
     pass
 
 
-def test_a_search_that_was_killed_comes_to_the_same(
+def test_killed_search_resumes_to_equal_results(
     finished: tuple[World, SearchPlanner], data: Dataset, tmp_path: Path
 ) -> None:
-    """Killed in the teacher, in a trial, and in the null arm; each time in a fresh process."""
+    """Killed in the teacher, in a trial, and in the baseline."""
     world = World(tiny(), tmp_path)
     for record_id in ("teacher-0", "trial-0001", "/alone-1"):
-        tune = Seated(world, world.explorer(), data)
+        tune = InProcessTune(world, world.explorer(), data)
         train = tune._results
 
         def dying(job: Any, train: Any = train, record_id: str = record_id) -> Iterator[Any]:
@@ -119,19 +131,77 @@ def test_a_search_that_was_killed_comes_to_the_same(
         tune._results = dying
         with pytest.raises(Killed):
             tune.run()
-    Seated(world, world.explorer(), data).run()
-    assert found(world.journal) == found(finished[0].journal)
+    InProcessTune(world, world.explorer(), data).run()
+    assert results_of(world.journal) == results_of(finished[0].journal)
     assert set(map(tuple, epochs_of(world.journal.events).values())) == {(1, 2), (1, 2, 3)}
 
 
-def test_a_trial_that_diverges_fails_alone(data: Dataset, tmp_path: Path) -> None:
+def same_weights(ours: bytes | None, theirs: bytes) -> bool:
+    our_tensors, their_tensors = safetensors.torch.load(ours or b""), safetensors.torch.load(theirs)
+    return all(
+        torch.equal(our_tensors[name], their_tensors[name])
+        for name in {*our_tensors, *their_tensors}
+    )
+
+
+@pytest.mark.parametrize("kind", ["flipped", "cut", "empty", "garbage", "other"])
+def test_damaged_teacher_is_trained_again_before_first_trial(
+    kind: str, finished: tuple[World, SearchPlanner], data: Dataset, tmp_path: Path
+) -> None:
+    """Of another study, or of one that is resumed: no trial learns from a damaged network."""
+    world = World(tiny(), tmp_path)
+    reference, _ = finished
+    (record,) = Records.from_events(reference.journal.events).of("teacher")
+    file = str(record.job.network_file)
+    for name in (file, f"{file}.sha256"):
+        world.storage.write(name, reference.storage.read(name) or b"")
+    content = world.storage.read(file) or b""
+    flipped = bytearray(content)
+    flipped[-9] ^= 0x40
+    other = safetensors.torch.save({"weight": torch.zeros(2)})
+    damaged = {
+        "flipped": bytes(flipped),
+        "cut": content[:-100],
+        "empty": b"",
+        "garbage": b"x" * len(content),
+        "other": other,
+    }
+    world.storage.write(file, damaged[kind])
+    explorer = world.explorer()
+    InProcessTune(world, explorer, data).run()
+    assert explorer.finished and results_of(world.journal) == results_of(reference.journal)
+    assert same_weights(world.storage.read(file), content) and not find_damage(world.storage, file)
+    (note,) = [n for n in world.journal.of(Note) if "warning_teacher" in n.tags]
+    assert file in note.tags["warning_teacher"] and "again" in note.tags["warning_teacher"]
+
+
+def test_resume_detects_damaged_teacher(data: Dataset, tmp_path: Path) -> None:
+    world = World(tiny(), tmp_path)
+    explorer = world.explorer()
+    seated = InProcessTune(world, explorer, data)
+    for outcome in seated.worker.outcomes(teacher := next_job(explorer)):
+        assert isinstance(outcome, Report)
+        explorer.report(teacher.id, outcome)
+    content = world.storage.read(teacher.keep) or b""
+    world.storage.write(teacher.keep, content[:-1] + bytes([content[-1] ^ 1]))
+    explorer = world.explorer()
+    retry = next_job(explorer)
+    assert (retry.id, retry.role, retry.keep) == ("teacher-1", "teacher", teacher.keep)
+    for outcome in seated.worker.outcomes(retry):
+        assert isinstance(outcome, Report)
+        explorer.report(retry.id, outcome)
+    assert next_job(explorer).role == "trial"
+    assert same_weights(world.storage.read(teacher.keep), content)
+
+
+def test_diverging_trial_fails_alone(data: Dataset, tmp_path: Path) -> None:
     study = searching(
         opened("train.optimizer.lr={choice: [0.05, 1e12]}"),
         trials=6, finalists=1, replicates=1,
     )  # fmt: skip
     world = World(study, tmp_path)
     explorer = world.explorer()
-    Seated(world, explorer, data).run()
+    InProcessTune(world, explorer, data).run()
     trials = explorer.records.of("trial")
     failed = [r for r in trials if r.status == "failed"]
     assert failed and len(trials) == 6

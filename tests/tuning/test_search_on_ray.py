@@ -1,4 +1,4 @@
-"""Whole searches on a real local Ray: slots, workers that are killed, a driver that is killed.
+"""Whole searches on a local Ray: slots, killed workers, a killed driver.
 
 Ray is started once; only the driver that gets killed has one of its own.
 """
@@ -29,7 +29,7 @@ from helpers.search_cases import epochs_of
 from raykd.data import SOURCES
 from raykd.runtime.cluster import ray_session
 from raykd.study.checks.load import load_study
-from raykd.tracking.events import EpochFinished, Event, RunEnded
+from raykd.tracking.events import EpochFinished, Event, RunEnded, RunPromoted
 from raykd.tracking.journal import events
 from raykd.tracking.mlflow_models import load_model_uri
 from raykd.tuning.records import Record
@@ -70,7 +70,7 @@ WILD = 1e12
 """A learning rate with which any training diverges."""
 
 
-def written(folder: Path, *, slots: int = 1, rates: str = "[0.05, 0.1, 1e12]") -> Path:
+def write_study(folder: Path, *, slots: int = 1, rates: str = "[0.05, 0.1, 1e12]") -> Path:
     file = folder / "study.yaml"
     file.write_text(STUDY.format(folder=folder, slots=slots, rates=rates))
     return file
@@ -78,7 +78,7 @@ def written(folder: Path, *, slots: int = 1, rates: str = "[0.05, 0.1, 1e12]") -
 
 @pytest.fixture(scope="module")
 def on_ray() -> Iterator[None]:
-    """Ray, whose processes can import `paired_model`."""
+    """Start Ray with processes that can import `paired_model`."""
     file, name = Path(paired_model.__file__), paired_model.__name__
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(file.parents[name.count(".")]), prepend=os.pathsep)
@@ -88,32 +88,29 @@ def on_ray() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def one_slot(tmp_path_factory: pytest.TempPathFactory, on_ray: None) -> StudyResult:
-    """All six points, two of which diverge, in one slot without any trouble."""
-    return search(written(tmp_path_factory.mktemp("one")))
+    """Search of all six points, two of which diverge, in one slot.
+
+    With two slots the teacher uses more threads and rounds differently.
+    """
+    return search(write_study(tmp_path_factory.mktemp("one")))
 
 
 @pytest.fixture(scope="module")
 def two_slots(tmp_path_factory: pytest.TempPathFactory, on_ray: None) -> StudyResult:
     folder = tmp_path_factory.mktemp("two")
-    return search(written(folder, slots=2, rates="[0.05, 0.1, 0.2]"))
-
-
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory, on_ray: None) -> StudyResult:
-    """In one slot: with two the teacher has the threads of both, and rounds otherwise."""
-    return search(written(tmp_path_factory.mktemp("undisturbed"), rates="[0.05, 0.1, 0.2]"))
+    return search(write_study(folder, slots=2, rates="[0.05, 0.1, 0.2]"))
 
 
 def everything(result: StudyResult) -> list[Record]:
     return result.records.of("teacher", "trial", "replicate", "alone")
 
 
-def told(result: StudyResult) -> list[Event]:
+def events_of(result: StudyResult) -> list[Event]:
     return events(open_folder(result.folder)[0].journal)
 
 
 def figures(result: StudyResult, *, by: Callable[[Record], str]) -> dict[str, Any]:
-    """What came of each training, but for how long it took."""
+    """Results of each training, without times."""
     return {by(r): (r.status, list(map(untimed, r.epochs))) for r in everything(result)}
 
 
@@ -122,26 +119,26 @@ def untimed(metrics: Mapping[str, float]) -> dict[str, float]:
 
 
 def by_point(record: Record) -> str:
-    """A training by what it is, not by when it was drawn."""
+    """Identify a training by its point, not by its number."""
     role, params = record.role, record.job.params
     point = (params.get("student.model.width"), params.get("train.optimizer.lr"))
     return f"{role} {point} seed {record.job.seed}"
 
 
 def assert_every_epoch_once(result: StudyResult) -> None:
-    found = epochs_of(told(result))
+    epochs = epochs_of(events_of(result))
     for record in everything(result):
         whole = list(range(1, record.job.epochs + 1))
-        assert found[record.id] == (whole if record.status == "finished" else []), record.id
-    ended = Counter(event.id for event in told(result) if isinstance(event, RunEnded))
+        assert epochs[record.id] == (whole if record.status == "finished" else []), record.id
+    ended = Counter(event.id for event in events_of(result) if isinstance(event, RunEnded))
     assert set(ended.values()) == {1}
 
 
 # A search over two slots
 
 
-def test_workers_run_in_the_environment_of_the_driver(on_ray: None) -> None:
-    """Also under `uv run`, and though these tests import Ray first."""
+def test_workers_use_environment_of_driver(on_ray: None) -> None:
+    """Also under `uv run`, although these tests import Ray first."""
     import ray
 
     @ray.remote(num_cpus=0.1)
@@ -151,7 +148,7 @@ def test_workers_run_in_the_environment_of_the_driver(on_ray: None) -> None:
     assert ray.get(interpreter.remote(), timeout=120) == sys.executable
 
 
-def test_every_point_was_tried(two_slots: StudyResult) -> None:
+def test_every_point_is_trained(two_slots: StudyResult) -> None:
     assert len(two_slots.trials) == 6
     assert set(two_slots.trials["status"]) == {"finished"}
     assert {r.role for r in everything(two_slots)} == {"teacher", "trial", "replicate", "alone"}
@@ -162,21 +159,23 @@ def test_every_point_was_tried(two_slots: StudyResult) -> None:
     assert chosen.gain is not None and chosen.gain.count == 1
 
 
-def test_two_slots_train_at_the_same_time(on_ray: None, tmp_path: Path) -> None:
-    """Each of two trials waits until the other is trained by another process."""
+def test_two_slots_train_concurrently(on_ray: None, tmp_path: Path) -> None:
+    """Each of two trials waits until the other trains in another process."""
     meeting = tmp_path / "meeting"
     meeting.mkdir()
     args = json.dumps({"folder": str(meeting), "driver": os.getpid()})
     student = f'{{name: "{paired_model.__name__}:build", args: {args}}}'
-    file = written(tmp_path, slots=2, rates="[0.05, 0.1]")
+    file = write_study(tmp_path, slots=2, rates="[0.05, 0.1]")
     overrides = [f"student.model={student}", "search.trials=2", "search.replicates=0"]
     result = search(file, overrides=overrides, allow_import=True)
-    trained = [e for e in told(result) if isinstance(e, EpochFinished) and e.id.startswith("trial")]
+    trained = [
+        e for e in events_of(result) if isinstance(e, EpochFinished) and e.id.startswith("trial")
+    ]
     assert len({event.slot for event in trained}) == 2
     assert len(list(meeting.iterdir())) == 2
 
 
-def test_no_state_is_left(two_slots: StudyResult) -> None:
+def test_no_training_state_remains(two_slots: StudyResult) -> None:
     assert list(two_slots.folder.rglob("states/*")) == []
 
 
@@ -187,11 +186,11 @@ def runs_of(result: StudyResult) -> list[Run]:
     return list(client.search_runs([experiment.experiment_id], max_results=1000))
 
 
-def test_nothing_of_rays_own_is_left_in_the_folder(two_slots: StudyResult) -> None:
+def test_folder_contains_no_files_of_ray(two_slots: StudyResult) -> None:
     assert not (two_slots.folder / "ray").exists()
 
 
-def test_mlflow_holds_one_parent_and_a_child_per_trial(two_slots: StudyResult) -> None:
+def test_mlflow_has_one_parent_and_child_per_trial(two_slots: StudyResult) -> None:
     runs = {run.data.tags["raykd.id"]: run for run in runs_of(two_slots)}
     parents = [run for run in runs.values() if "mlflow.parentRunId" not in run.data.tags]
     assert [p.data.tags["raykd.id"] for p in parents] == [two_slots.study_id]
@@ -206,7 +205,7 @@ def test_mlflow_holds_one_parent_and_a_child_per_trial(two_slots: StudyResult) -
         assert run.info.status == "FINISHED"
 
 
-def test_mlflow_holds_every_epoch_and_parameter(two_slots: StudyResult) -> None:
+def test_mlflow_has_every_epoch_and_parameter(two_slots: StudyResult) -> None:
     client = mlflow.MlflowClient(two_slots.tracking_uri)
     runs = {run.data.tags["raykd.id"]: run for run in runs_of(two_slots)}
     for record in two_slots.records.of("trial"):
@@ -219,7 +218,7 @@ def test_mlflow_holds_every_epoch_and_parameter(two_slots: StudyResult) -> None:
         assert run.data.metrics["params"] == record.metrics["params"]
 
 
-def test_the_model_in_mlflow_reaches_what_was_reported(two_slots: StudyResult) -> None:
+def test_model_in_mlflow_has_reported_accuracy(two_slots: StudyResult) -> None:
     tagged = [run for run in runs_of(two_slots) if "raykd.model" in run.data.tags]
     assert [run.data.tags["raykd.role"] for run in tagged] == ["replicate"]
     address = tagged[0].data.tags["raykd.model"]
@@ -229,7 +228,7 @@ def test_the_model_in_mlflow_reaches_what_was_reported(two_slots: StudyResult) -
 
 
 def accuracy(model: Any) -> float:
-    """Of a network, on the whole test split, from the digits as scikit-learn gives them."""
+    """Accuracy on the whole test split of scikit-learn's digits."""
     test = SOURCES["digits"](limit=160, val_limit=60).load().test
     digits: Any = load_digits()
     logits = model.eval()(torch.from_numpy(digits.images)[test.index])
@@ -239,7 +238,7 @@ def accuracy(model: Any) -> float:
 # One slot: failures, and the same again
 
 
-def test_trials_that_diverge_fail_with_their_reason(one_slot: StudyResult) -> None:
+def test_diverging_trials_fail_with_their_reason(one_slot: StudyResult) -> None:
     trials = one_slot.records.of("trial")
     wild = [r for r in trials if r.job.params["train.optimizer.lr"] == WILD]
     assert len(wild) == 2 and len(trials) == 6
@@ -250,34 +249,38 @@ def test_trials_that_diverge_fail_with_their_reason(one_slot: StudyResult) -> No
     assert not any(record in one_slot.pareto for record in wild)
 
 
-def test_a_failed_trial_costs_no_other_its_slot(one_slot: StudyResult) -> None:
-    """One process serves all: before the failed trials, between and after them."""
-    assert len({event.slot for event in told(one_slot) if isinstance(event, EpochFinished)}) == 1
+def test_failed_trial_does_not_end_its_slot(one_slot: StudyResult) -> None:
+    """One process trains all trials, before, between and after the failed ones."""
+    assert (
+        len({event.slot for event in events_of(one_slot) if isinstance(event, EpochFinished)}) == 1
+    )
 
 
-def test_the_same_seed_and_one_slot_give_the_same(
+def test_equal_seeds_in_one_slot_give_equal_results(
     one_slot: StudyResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Wherever the files are: here, behind a URI."""
+    """Also for storage behind a URI."""
     monkeypatch.chdir(tmp_path)
     storage = f"cluster.storage=file://{tmp_path}/elsewhere"
-    again = search(written(tmp_path), overrides=[storage])
-    assert figures(again, by=lambda r: r.id) == figures(one_slot, by=lambda r: r.id)
-    assert again.metrics() == one_slot.metrics()
-    assert again.folder.parent == tmp_path / "studies"
-    [replicate] = again.records.of("replicate")
+    second = search(write_study(tmp_path), overrides=[storage])
+    assert figures(second, by=lambda r: r.id) == figures(one_slot, by=lambda r: r.id)
+    assert second.metrics() == one_slot.metrics()
+    assert second.folder.parent == tmp_path / "studies"
+    [replicate] = second.records.of("replicate")
     assert (tmp_path / "elsewhere" / str(replicate.job.network_file)).is_file()
 
 
 # Processes that are killed
 
 
+# Trials 1 and 2 of `one_slot`, in which processes are killed, do not diverge
+
 IS_SLOT = re.compile(r"ray::(Slot|ResourceTrainable)\b")
-"""What a slot's process calls itself, between and during calls of Tune."""
+"""Names of a slot's process, between and during calls of Tune."""
 
 
 def descendants(pid: int) -> dict[int, str]:
-    """The processes below `pid`, and what they call themselves."""
+    """Descendants of `pid` and their names."""
     parents: dict[int, int] = {}
     names: dict[int, str] = {}
     for folder in Path("/proc").iterdir():
@@ -285,21 +288,21 @@ def descendants(pid: int) -> dict[int, str]:
             number = int(folder.name)
             parents[number] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
             names[number] = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode()
-    found: set[int] = {pid}
-    while more := {p for p, parent in parents.items() if parent in found} - found:
-        found |= more
-    return {number: names.get(number, "") for number in found - {pid}}
+    pids: set[int] = {pid}
+    while more := {p for p, parent in parents.items() if parent in pids} - pids:
+        pids |= more
+    return {number: names.get(number, "") for number in pids - {pid}}
 
 
 def train_workers() -> list[int]:
-    """The processes of this process's Ray that train, in the order in which they began: those of
+    """Training processes of this process's Ray in order of their start: those of
     groups, or else the slots themselves."""
     below = descendants(os.getpid())
     groups = [pid for pid, name in below.items() if "TrainWorker" in name]
     return sorted(groups or [pid for pid, name in below.items() if IS_SLOT.match(name)])
 
 
-def test_a_worker_that_is_killed_costs_no_epoch(undisturbed: StudyResult, tmp_path: Path) -> None:
+def test_killed_worker_loses_no_epoch(one_slot: StudyResult, tmp_path: Path) -> None:
     killed: list[int] = []
 
     def kill(event: Event) -> None:
@@ -309,10 +312,10 @@ def test_a_worker_that_is_killed_costs_no_epoch(undisturbed: StudyResult, tmp_pa
         for worker in killed:
             os.kill(worker, signal.SIGKILL)
 
-    result = search(written(tmp_path, rates="[0.05, 0.1, 0.2]"), listeners=[kill])
+    result = search(write_study(tmp_path), listeners=[kill])
     assert len(killed) == 1
     assert_every_epoch_once(result)
-    assert figures(result, by=by_point) == figures(undisturbed, by=by_point)
+    assert figures(result, by=by_point) == figures(one_slot, by=by_point)
 
 
 DRIVER = """\
@@ -321,18 +324,18 @@ from raykd.tuning.search_run import search
 from raykd.tracking.events import EpochFinished
 
 def die(event):
-    if (isinstance(event, EpochFinished) and (event.id, event.epoch) == ("trial-0002", 2)):
+    if isinstance(event, EpochFinished) and [event.id, str(event.epoch)] == sys.argv[2:]:
         os.killpg(0, signal.SIGKILL)
 
 search(sys.argv[1], listeners=[die])
 """
 
 
-def run_until_killed(study: Path, log: Path) -> None:
-    """Run a search in a process group of its own, which is killed in the middle of it."""
+def run_until_killed(study: Path, log: Path, trial: str, epoch: int) -> None:
+    """Run a search in a separate process group and kill the group after an epoch of a trial."""
     with log.open("w") as output:
         driver = subprocess.Popen(
-            [sys.executable, "-c", DRIVER, str(study)],
+            [sys.executable, "-c", DRIVER, str(study), trial, str(epoch)],
             stdout=output,
             stderr=output,
             start_new_session=True,
@@ -346,7 +349,7 @@ def run_until_killed(study: Path, log: Path) -> None:
 
 
 def _end(processes: Mapping[int, str], patience: float = 30) -> None:
-    """Ray's processes end with their driver; what is left after a while is killed."""
+    """Ray's processes end with their driver; kill the remaining ones after `patience` seconds."""
     until = time.monotonic() + patience
     while time.monotonic() < until and any(_lives(*item) for item in processes.items()):
         time.sleep(0.2)
@@ -357,34 +360,57 @@ def _end(processes: Mapping[int, str], patience: float = 30) -> None:
 
 def _lives(pid: int, name: str) -> bool:
     try:
-        found = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+        command = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
     except OSError:
         return False
-    return bool(name) and found == name
+    return bool(name) and command == name
 
 
-def test_a_driver_that_is_killed_is_gone_on_with(undisturbed: StudyResult, tmp_path: Path) -> None:
-    run_until_killed(written(tmp_path, rates="[0.05, 0.1, 0.2]"), tmp_path / "driver.log")
+def test_killed_driver_can_be_resumed(one_slot: StudyResult, tmp_path: Path) -> None:
+    run_until_killed(write_study(tmp_path), tmp_path / "driver.log", "trial-0002", 2)
     [folder] = (tmp_path / "studies").glob("tiny-*")
     before = events(folder / "journal.jsonl")
     interrupted = read_result(folder)
     assert [r.id for r in everything(interrupted) if r.status == "running"] == ["trial-0002"]
     result = search("not read", resume=folder)
     assert result.folder == folder and result.study_id == interrupted.study_id
-    assert told(result)[: len(before)] == before
+    assert events_of(result)[: len(before)] == before
     assert_every_epoch_once(result)
-    assert figures(result, by=by_point) == figures(undisturbed, by=by_point)
+    assert figures(result, by=by_point) == figures(one_slot, by=by_point)
     runs = Counter(run.data.tags["raykd.id"] for run in runs_of(result))
     assert set(runs.values()) == {1} and len(runs) == 1 + len(everything(result))
+
+
+def test_killed_search_keeps_its_paused_trials(on_ray: None, tmp_path: Path) -> None:
+    """Killed after the last trial began, it decides as if nothing had happened."""
+    halving = "scheduler: {name: asha, reduction: 2}"
+    studies: dict[str, Path] = {}
+    for name in ("undisturbed", "killed"):
+        (tmp_path / name).mkdir()
+        studies[name] = write_study(tmp_path / name)
+        text = studies[name].read_text().replace("trials: 6", f"trials: 6\n  {halving}")
+        text = text.replace("epochs: 3", "epochs: 4").replace("replicates: 1", "replicates: 0")
+        studies[name].write_text(text)
+    undisturbed = search(studies["undisturbed"])
+    run_until_killed(studies["killed"], tmp_path / "driver.log", "trial-0005", 1)
+    [folder] = (tmp_path / "killed" / "studies").glob("tiny-*")
+    assert any(record.status == "paused" for record in read_result(folder).records.of("trial"))
+    result = search("not read", resume=folder)
+    assert figures(result, by=lambda r: r.id) == figures(undisturbed, by=lambda r: r.id)
+    assert [r.id for r in result.pareto] == [r.id for r in undisturbed.pareto]
+    for trial, epochs in epochs_of(events_of(result)).items():
+        assert epochs == list(range(1, len(epochs) + 1)), trial
+    continued = {event.id for event in events_of(result) if isinstance(event, RunPromoted)}
+    assert continued, "a paused trial continued"
 
 
 # Several workers a trial
 
 
 def test_two_workers_train_one_trial(on_ray: None, tmp_path: Path) -> None:
-    """And one of them is killed on the way."""
+    """One of them is killed during training."""
     study = load_study(
-        written(tmp_path),
+        write_study(tmp_path),
         ["student.model.width=16", "train.optimizer.lr=0.05", "cluster.workers_per_trial=2"],
     )
     killed: list[int] = []

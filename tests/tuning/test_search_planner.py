@@ -1,9 +1,9 @@
-"""The search without Ray: made-up metrics, and a Tune that only makes its calls."""
+"""Search planner without Ray: synthetic metrics and a fake Tune."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,29 +16,36 @@ from helpers.search_cases import (
     POINTS,
     SMALL,
     TASK,
+    TEACHER_WEIGHTS,
     FakeTune,
     World,
     epochs_of,
     explore,
-    made_up,
     next_job,
     opened,
     roles,
     searching,
+    synthetic_metrics,
     tell,
 )
 from raykd.errors import Infeasible
 from raykd.models import profile_model
-from raykd.runtime.jobs import EvaluateJob, IdleJob, JournalJob, read_job
+from raykd.runtime.jobs import DIVERGED, OUT_OF_MEMORY, EvaluateJob, IdleJob, JournalJob, read_job
 from raykd.schemes import Alone
 from raykd.study.candidate import Candidate
 from raykd.study.config import read_study
 from raykd.study.open_study import BoundStudy
 from raykd.study.samplers import Grid, Random, Tpe
 from raykd.study.schedulers import ParetoAsha
-from raykd.study.teachers import teachers_of
-from raykd.tracking.events import EpochFinished, Note, RunEnded, RunStarted, to_json
-from raykd.tuning.run_tags import tags_of
+from raykd.study.short_names import trial_tags
+from raykd.tracking.events import (
+    EpochFinished,
+    Note,
+    RunEnded,
+    RunStarted,
+)
+from raykd.tracking.json_types import to_json
+from raykd.tuning.planner import ROLES
 from raykd.tuning.search_planner import SearchPlanner
 
 
@@ -47,31 +54,33 @@ def world(tmp_path: Path) -> World:
     return World(opened(), tmp_path)
 
 
-def drawn(explorer: SearchPlanner) -> list[optuna.trial.FrozenTrial]:
+def optuna_trials(explorer: SearchPlanner) -> list[optuna.trial.FrozenTrial]:
     return explorer.optuna_study.get_trials(deepcopy=False)
 
 
-def asked(explorer: SearchPlanner) -> dict[str, optuna.trial.FrozenTrial]:
-    """What Optuna knows of each trial: not of infeasible draws and repeated ones."""
-    ids = {t.user_attrs["raykd.id"]: t for t in drawn(explorer) if "raykd.id" in t.user_attrs}
+def optuna_known(explorer: SearchPlanner) -> dict[str, optuna.trial.FrozenTrial]:
+    """Trials known to Optuna, without infeasible and repeated draws."""
+    ids = {
+        t.user_attrs["raykd.id"]: t for t in optuna_trials(explorer) if "raykd.id" in t.user_attrs
+    }
     assert list(ids) == [record.id for record in explorer.records.of("trial")]
     return ids
 
 
-def test_the_next_trial_is_drawn_while_the_slots_are_at_work(tmp_path: Path) -> None:
+def test_next_trial_is_drawn_while_slots_are_busy(tmp_path: Path) -> None:
     world = World(opened("train.optimizer.lr={uniform: [0.01, 0.1]}"), tmp_path)
     explorer = world.explorer()
     teacher = next_job(explorer)
     assert teacher is not None and teacher.role == "teacher"
     explorer.draw_ahead()
-    assert not drawn(explorer), "not before there is a teacher"
-    world.storage.write(str(teacher.keep), b"weights")
-    tell(explorer, teacher, epoch=teacher.epochs, done=True, **made_up(teacher, 1))
+    assert not optuna_trials(explorer), "not before there is a teacher"
+    world.storage.write(str(teacher.keep), TEACHER_WEIGHTS)
+    tell(explorer, teacher, epoch=teacher.epochs, done=True, **synthetic_metrics(teacher, 1))
     first = next_job(explorer)
     explorer.draw_ahead()
     explorer.draw_ahead()
     assert first is not None and first.id == "trial-0000"
-    assert [trial.user_attrs["raykd.id"] for trial in drawn(explorer)] == [
+    assert [trial.user_attrs["raykd.id"] for trial in optuna_trials(explorer)] == [
         "trial-0000",
         "trial-0001",
     ]
@@ -81,7 +90,7 @@ def test_the_next_trial_is_drawn_while_the_slots_are_at_work(tmp_path: Path) -> 
 # Phases
 
 
-def test_phases_come_in_order(world: World) -> None:
+def test_phases_are_in_order(world: World) -> None:
     explorer = explore(world)
     assert roles(world.journal) == ["teacher", *["trial"] * 4, *["replicate", "alone"] * 4]
     assert explorer.finished and not explorer.fatal
@@ -92,7 +101,7 @@ def test_phases_come_in_order(world: World) -> None:
     assert len(explorer.finalists) == 2
 
 
-def test_every_epoch_is_told_once_and_before_the_end(world: World) -> None:
+def test_every_epoch_is_reported_once_and_before_end(world: World) -> None:
     explore(world, slots=3)
     assert all(epochs in ([1, 2, 3], [1, 2]) for epochs in epochs_of(world.journal.events).values())
     ended: set[str] = set()
@@ -104,7 +113,7 @@ def test_every_epoch_is_told_once_and_before_the_end(world: World) -> None:
     assert len(ended) == len(world.journal.of(RunStarted)) == 13
 
 
-def test_no_trial_begins_before_the_teacher_is_ready(world: World) -> None:
+def test_no_trial_starts_before_teacher_is_ready(world: World) -> None:
     explorer = world.explorer(slots=3)
     tune = FakeTune(world, explorer, slots=3)
     tune.run()
@@ -116,7 +125,7 @@ def test_no_trial_begins_before_the_teacher_is_ready(world: World) -> None:
     assert tune.most_at_once == 3
 
 
-def test_waiting_ends_when_there_is_work(world: World) -> None:
+def test_idle_jobs_end_when_there_is_work(world: World) -> None:
     explorer = world.explorer(slots=2)
     teacher = next_job(explorer)
     assert teacher is not None and teacher.role == "teacher"
@@ -132,24 +141,24 @@ def test_waiting_ends_when_there_is_work(world: World) -> None:
     assert trial is not None and trial.role == "trial"
 
 
-def test_a_teacher_all_else_waits_for_has_the_processors_to_itself(world: World) -> None:
+def test_teacher_that_blocks_all_trials_is_exclusive(world: World) -> None:
     explorer = world.explorer(slots=2)
     teacher = next_job(explorer)
     assert teacher.exclusive
     # A driver that goes on from here says the same, or the teacher would be another.
-    again = world.explorer(slots=2)
-    FakeTune(world, again, slots=2).run()
-    told = [read_job(event.assignment) for event in world.journal.of(RunStarted)]
-    assert [getattr(one, "exclusive", False) for one in told] == [True] + [False] * 12
+    resumed = world.explorer(slots=2)
+    FakeTune(world, resumed, slots=2).run()
+    jobs = [read_job(event.assignment) for event in world.journal.of(RunStarted)]
+    assert [getattr(job, "exclusive", False) for job in jobs] == [True] + [False] * 12
 
 
-def test_two_teachers_share_the_processors(tmp_path: Path) -> None:
+def test_two_teachers_share_cpus(tmp_path: Path) -> None:
     explorer = World(opened("teacher.model.depth={choice: [1, 2]}"), tmp_path).explorer(slots=2)
-    begun = [next_job(explorer), next_job(explorer)]
-    assert [(one.role, one.exclusive) for one in begun if one] == [("teacher", False)] * 2
+    jobs = [next_job(explorer), next_job(explorer)]
+    assert [(job.role, job.exclusive) for job in jobs if job] == [("teacher", False)] * 2
 
 
-def test_slots_wait_for_the_last_trials_before_any_is_chosen(world: World) -> None:
+def test_slots_wait_for_last_trials_before_selection(world: World) -> None:
     world.study = searching(world.study, trials=1)
     explorer = world.explorer()
     for role in ("teacher", "trial"):
@@ -168,17 +177,17 @@ def test_slots_wait_for_the_last_trials_before_any_is_chosen(world: World) -> No
 def test_slots_interleave(world: World) -> None:
     world.study = searching(world.study, trials=6)
     explorer = explore(world, slots=3)
-    begun = [i for i, e in enumerate(world.journal.events) if isinstance(e, RunStarted)]
+    starts = [i for i, e in enumerate(world.journal.events) if isinstance(e, RunStarted)]
     assert len(explorer.records.of("trial")) == 6
-    told = [e.id for e in world.journal.of(EpochFinished) if e.id.startswith("trial-")]
-    assert told[:3] == ["trial-0000", "trial-0001", "trial-0002"], "side by side"
-    assert begun == sorted(begun)
-    one = World(world.study, Path(world.storage.root) / "one")
-    alone = explore(one)
+    epochs = [e.id for e in world.journal.of(EpochFinished) if e.id.startswith("trial-")]
+    assert epochs[:3] == ["trial-0000", "trial-0001", "trial-0002"], "side by side"
+    assert starts == sorted(starts)
+    single = World(world.study, Path(world.storage.root) / "one")
+    alone = explore(single)
     assert {r.id for r in explorer.records.of("trial")} == {r.id for r in alone.records.of("trial")}
 
 
-def test_after_the_end_there_is_nothing(world: World) -> None:
+def test_no_jobs_after_end(world: World) -> None:
     explorer = explore(world)
     assert next_job(explorer) is None and next_job(explorer) is None
     assert explorer.has_work, "a slot that still waits has to be given up"
@@ -187,7 +196,7 @@ def test_after_the_end_there_is_nothing(world: World) -> None:
 # What is asked of a slot
 
 
-def test_assignments_say_all_a_slot_needs(world: World) -> None:
+def test_jobs_are_self_contained(world: World) -> None:
     explore(world)
     by_id = {e.id: read_job(e.assignment) for e in world.journal.of(RunStarted)}
     teacher, trial = by_id["teacher-0"], by_id["trial-0000"]
@@ -200,11 +209,11 @@ def test_assignments_say_all_a_slot_needs(world: World) -> None:
     assert trial.metrics == {"params": cost.params, "macs": cost.macs}
     assert trial.params["student.model.width"] == study.student.model.width  # type: ignore[attr-defined]
     assert trial.params["knowledge[0].loss"] in ("kd", "rkd")
-    assert trial.tags.items() >= tags_of(study, teachers_of(study)).items()
+    assert trial.tags.items() >= trial_tags(study, study.teacher_specs()).items()
     assert trial.tags["losses"] == trial.params["knowledge[0].loss"]
 
 
-def test_test_data_are_for_the_chosen_and_the_teacher_alone(world: World) -> None:
+def test_only_finalists_and_teacher_use_test_data(world: World) -> None:
     explorer = explore(world)
     for record in explorer.records.of("trial"):
         assert not record.job.test and "test_accuracy" not in record.metrics
@@ -212,7 +221,7 @@ def test_test_data_are_for_the_chosen_and_the_teacher_alone(world: World) -> Non
         assert record.job.test and "test_accuracy" in record.metrics
 
 
-def test_the_null_arm_has_the_same_student_budget_and_seeds(world: World) -> None:
+def test_baseline_has_same_student_budget_and_seeds(world: World) -> None:
     explorer = explore(world)
     for chosen in explorer.finalists:
         study = read_study(chosen.job.study)
@@ -230,7 +239,7 @@ def test_the_null_arm_has_the_same_student_budget_and_seeds(world: World) -> Non
             assert ours.job.network_file is not None
 
 
-def test_a_study_without_a_teacher_needs_no_null_arm(tmp_path: Path) -> None:
+def test_study_without_teacher_has_no_baseline(tmp_path: Path) -> None:
     text = SMALL.replace("knowledge:", "scheme: {name: alone}\nunused:").split("unused:")
     text = text[0] + "train:" + text[1].split("train:", 1)[1]
     text = text.replace(text[text.index("teacher:") : text.index("student:")], "")
@@ -239,7 +248,7 @@ def test_a_study_without_a_teacher_needs_no_null_arm(tmp_path: Path) -> None:
     assert roles(world.journal) == ["trial"] * 4 + ["replicate"] * 4
 
 
-def test_without_replicates_the_search_ends_with_the_choice(world: World) -> None:
+def test_search_without_replicates_ends_with_selection(world: World) -> None:
     world.study = searching(world.study, replicates=0)
     explorer = explore(world)
     assert roles(world.journal) == ["teacher"] + ["trial"] * 4
@@ -251,7 +260,7 @@ def test_without_replicates_the_search_ends_with_the_choice(world: World) -> Non
 # Teachers
 
 
-def test_a_teacher_that_is_there_is_only_measured(world: World) -> None:
+def test_existing_teacher_is_only_evaluated(world: World) -> None:
     file = world.give_teacher()
     explore(world)
     first = read_job(world.journal.of(RunStarted)[0].assignment)
@@ -261,8 +270,8 @@ def test_a_teacher_that_is_there_is_only_measured(world: World) -> None:
     assert world.journal.of(RunEnded, id="teacher-0")[0].status == "finished"
 
 
-def test_a_whole_network_from_mlflow_is_only_measured(tmp_path: Path) -> None:
-    """It names no model: there is nothing that could be built or trained."""
+def test_mlflow_network_is_only_evaluated(tmp_path: Path) -> None:
+    """It specifies no model, so nothing can be built or trained."""
     world = World(
         opened("teacher={weights: 'models:/teacher@champion'}", "knowledge=[{loss: kd}]"), tmp_path
     )
@@ -276,7 +285,7 @@ def test_a_whole_network_from_mlflow_is_only_measured(tmp_path: Path) -> None:
     assert teacher is not None and teacher.weights == "models:/teacher@champion"
 
 
-def test_all_teachers_of_a_space_are_ready_first(tmp_path: Path) -> None:
+def test_all_teachers_of_space_are_trained_first(tmp_path: Path) -> None:
     study = opened("teacher.model.width={choice: [16, 32]}")
     world = World(study, tmp_path)
     explorer = explore(world, slots=2)
@@ -286,13 +295,13 @@ def test_all_teachers_of_a_space_are_ready_first(tmp_path: Path) -> None:
         for r in explorer.records.of("teacher")
     }
     assert widths == {16, 32}
-    kept = {r.job.network_file: r for r in explorer.records.of("teacher")}
-    assert len(kept) == 2
+    by_file = {r.job.network_file: r for r in explorer.records.of("teacher")}
+    assert len(by_file) == 2
     for trial in explorer.records.of("trial"):
         teacher = read_study(trial.job.study).teacher
-        [own] = [kept[file] for file in trial.job.teachers]
+        [large] = [by_file[file] for file in trial.job.teachers]
         assert teacher is not None
-        assert read_study(own.job.study).student.model == teacher.model
+        assert read_study(large.job.study).student.model == teacher.model
 
 
 CHAIN = (
@@ -301,14 +310,14 @@ CHAIN = (
 )
 
 
-def test_an_assistant_is_trained_once_before_the_trials_that_need_it(tmp_path: Path) -> None:
+def test_assistant_is_trained_once_before_its_trials(tmp_path: Path) -> None:
     world = World(opened(CHAIN, "search.trials=3"), tmp_path)
     explorer = explore(world, slots=2)
     assert roles(world.journal)[:3] == ["teacher"] * 3
-    own, first, second = explorer.records.of("teacher")
-    assert [r.id for r in explorer.records.teachers] == [own.id]
+    teacher, first, second = explorer.records.of("teacher")
+    assert [r.id for r in explorer.records.teachers] == [teacher.id]
     assert [r.id for r in explorer.records.assistants] == [first.id, second.id]
-    assert first.job.teachers == (own.job.network_file,)
+    assert first.job.teachers == (teacher.job.network_file,)
     assert second.job.teachers == (first.job.network_file,)
     assert not first.job.test and not second.job.test
     taught = read_study(second.job.study)
@@ -316,26 +325,28 @@ def test_an_assistant_is_trained_once_before_the_trials_that_need_it(tmp_path: P
     for trial in explorer.records.of("trial", "replicate"):
         assert trial.job.teachers == (second.job.network_file,)
     # A trial begins only when those that teach it have ended.
-    told = [(e.kind, e.id) for e in world.journal.events if isinstance(e, RunStarted | RunEnded)]
-    assert told.index(("end", first.id)) < told.index(("run", second.id))
-    assert told.index(("end", second.id)) < told.index(("run", "trial-0000"))
+    run_events = [
+        (e.kind, e.id) for e in world.journal.events if isinstance(e, RunStarted | RunEnded)
+    ]
+    assert run_events.index(("end", first.id)) < run_events.index(("run", second.id))
+    assert run_events.index(("end", second.id)) < run_events.index(("run", "trial-0000"))
     tag = world.journal.of(RunStarted, id="trial-0000")[0].tags["teacher"]
     assert tag.count("taught by") == 2
 
 
-def test_an_assistant_of_another_study_is_found_by_its_content(tmp_path: Path) -> None:
+def test_assistant_of_another_study_is_reused(tmp_path: Path) -> None:
     first = explore(World(opened(CHAIN, "search.trials=1"), tmp_path))
     for record in first.records.of("teacher"):
         assert record.job.network_file is not None
-        first.context.storage.write(record.job.network_file, b"weights")
-    again = explore(World(opened(CHAIN, "search.trials=2", "name=other"), tmp_path))
-    assert [r.job.epochs for r in again.records.of("teacher")] == [0]
+        first.context.storage.write(record.job.network_file, TEACHER_WEIGHTS)
+    second = explore(World(opened(CHAIN, "search.trials=2", "name=other"), tmp_path))
+    assert [r.job.epochs for r in second.records.of("teacher")] == [0]
     changed = CHAIN.replace("width: 24}}]", "width: 16}}]")
     third = explore(World(opened(changed, "search.trials=1"), tmp_path))
     assert [r.job.epochs for r in third.records.of("teacher")] == [0, 2]
 
 
-def test_generations_are_each_trials_own(tmp_path: Path) -> None:
+def test_generations_belong_to_their_trial(tmp_path: Path) -> None:
     world = World(
         opened(
             "scheme={name: born_again, generations: 2}",
@@ -350,22 +361,22 @@ def test_generations_are_each_trials_own(tmp_path: Path) -> None:
     assert len(ancestors) == 2 * 3  # two trials and one replicate, two networks before each
     for trial in explorer.records.of("trial", "replicate"):
         [file] = trial.job.teachers
-        [forebear] = [r for r in ancestors if r.job.network_file == file]
-        study, own = read_study(forebear.job.study), read_study(trial.job.study)
-        assert study.student == own.student and study.train == own.train
-        assert study.seed != own.seed and study.scheme.name == "offline"
+        [previous] = [r for r in ancestors if r.job.network_file == file]
+        study, trial_study = read_study(previous.job.study), read_study(trial.job.study)
+        assert study.student == trial_study.student and study.train == trial_study.train
+        assert study.seed != trial_study.seed and study.scheme.name == "offline"
 
 
-def test_without_its_assistant_a_trial_fails_and_the_study_goes_on(tmp_path: Path) -> None:
+def test_trial_without_its_assistant_fails_and_study_continues(tmp_path: Path) -> None:
     space = "scheme={choice: [{name: offline}, " + CHAIN.removeprefix("scheme=") + "]}"
     world = World(opened(space, "search.trials=6", "search.replicates=0"), tmp_path)
     explorer = world.explorer()
-    while (asked := next_job(explorer)) is not None:
-        if isinstance(asked, IdleJob):
+    while (job := next_job(explorer)) is not None:
+        if isinstance(job, IdleJob):
             continue
-        broken = asked.role == "teacher" and not asked.test
-        result = {"failed": "diverged"} if broken else dict(made_up(asked, 3))
-        tell(explorer, asked, epoch=asked.epochs, done=True, **result)
+        broken = job.role == "teacher" and not job.test
+        result = {"failed": "diverged"} if broken else dict(synthetic_metrics(job, 3))
+        tell(explorer, job, epoch=job.epochs, done=True, **result)
     trials = explorer.records.of("trial")
     schemes = {r.id: read_study(r.job.study).scheme.name for r in trials}
     assert set(schemes.values()) == {"offline", "assistant"} and not explorer.fatal
@@ -376,7 +387,7 @@ def test_without_its_assistant_a_trial_fails_and_the_study_goes_on(tmp_path: Pat
     assert len(explorer.records.assistants) == 2
 
 
-def test_a_teacher_that_fails_ends_the_study_with_its_reason(world: World) -> None:
+def test_failed_teacher_ends_study_with_its_reason(world: World) -> None:
     explorer = world.explorer(slots=2)
     teacher = next_job(explorer)
     waiting = next_job(explorer)
@@ -398,23 +409,23 @@ def test_infeasible_draws_never_become_trials(tmp_path: Path) -> None:
     explorer = explore(world)
     trials = explorer.records.of("trial")
     assert trials and all(r.job.metrics["params"] <= 1000 for r in trials)
-    infeasible = [t for t in drawn(explorer) if "raykd.infeasible" in t.user_attrs]
+    infeasible = [t for t in optuna_trials(explorer) if "raykd.infeasible" in t.user_attrs]
     assert infeasible, "the space holds students that are too large"
-    ran = [t.number for t in drawn(explorer) if t.state == TrialState.COMPLETE]
+    ran = [t.number for t in optuna_trials(explorer) if t.state == TrialState.COMPLETE]
     for trial in infeasible:
         assert "params" in trial.user_attrs["raykd.infeasible"]
         assert trial.constraints == {"feasible": 1.0}
         assert "raykd.id" not in trial.user_attrs
         # Nothing is learnt of them alone: TPE would seek them.
-        told = trial.number > ran[0]
-        assert trial.state == (TrialState.PRUNED if told else TrialState.FAIL)
+        is_reported = trial.number > ran[0]
+        assert trial.state == (TrialState.PRUNED if is_reported else TrialState.FAIL)
     assert {t.state for t in infeasible} == {TrialState.PRUNED, TrialState.FAIL}
     for number in ran:
-        assert drawn(explorer)[number].constraints == {"feasible": 0.0}
+        assert optuna_trials(explorer)[number].constraints == {"feasible": 0.0}
 
 
 def test_many_slots_do_not_lead_to_infeasible_draws(tmp_path: Path) -> None:
-    """Before a trial has ended TPE draws as if it knew nothing, and later it knows what fits."""
+    """Before a trial has finished, TPE draws randomly; later it learns the constraints."""
     study = opened(
         "search.constraints={params: {max: 1000}}",
         "search.trials=80",
@@ -425,36 +436,45 @@ def test_many_slots_do_not_lead_to_infeasible_draws(tmp_path: Path) -> None:
     explorer = world.explorer(slots=60)
     teacher = next_job(explorer)
     assert teacher is not None and teacher.role == "teacher"
-    world.storage.write(str(teacher.keep), b"weights")
-    tell(explorer, teacher, epoch=teacher.epochs, done=True, **made_up(teacher, 1))
+    world.storage.write(str(teacher.keep), TEACHER_WEIGHTS)
+    tell(explorer, teacher, epoch=teacher.epochs, done=True, **synthetic_metrics(teacher, 1))
     for _ in range(60):
         job = next_job(explorer)
         assert job is not None and job.role == "trial"
-    refused = [t for t in drawn(explorer) if "raykd.infeasible" in t.user_attrs]
+    refused = [t for t in optuna_trials(explorer) if "raykd.infeasible" in t.user_attrs]
     assert len(refused) > 10, "more than TPE wants to know before it fits a model"
     assert all(t.state == TrialState.FAIL for t in refused)
-    assert not world.explorer(slots=60).has_feasible
+    assert not world.explorer(slots=60).draws.has_feasible
     stopped = StopAfterFirst(*(f"trial-{number:04d}" for number in range(80)))
     explore(world, slots=60, rule=stopped)
-    late = [t for t in drawn(explorer) if "raykd.infeasible" in t.user_attrs][len(refused) :]
+    late = [t for t in optuna_trials(explorer) if "raykd.infeasible" in t.user_attrs][
+        len(refused) :
+    ]
     assert late and all(t.state == TrialState.PRUNED for t in late), "a stopped trial is known"
-    assert world.explorer(slots=60).has_feasible, "a search that goes on knows it too"
+    assert world.explorer(slots=60).draws.has_feasible, "a search that goes on knows it too"
 
 
-def test_a_point_drawn_again_is_answered_from_what_is_known(world: World) -> None:
+def test_repeated_point_is_not_trained_again(world: World) -> None:
     world.study = searching(world.study, trials=POINTS + 4, sampler=Random(), replicates=0)
     explorer = explore(world)
-    seen = [frozenset(r.job.params.items()) for r in explorer.records.of("trial")]
-    assert len(seen) == len(set(seen)) <= POINTS
-    again = [t for t in drawn(explorer) if "raykd.same_as" in t.user_attrs]
-    assert again, "with 18 points and 22 trials some must be drawn twice"
-    for trial in again:
-        twin = explorer.records[trial.user_attrs["raykd.same_as"]]
-        assert trial.state == TrialState.COMPLETE
-        assert trial.values == [twin.metrics["val_accuracy"], twin.metrics["params"]]
+    points = [frozenset(r.job.params.items()) for r in explorer.records.of("trial")]
+    assert len(points) == len(set(points)) <= POINTS
+    repeats = [t for t in optuna_trials(explorer) if "raykd.same_as" in t.user_attrs]
+    assert repeats, "with 18 points and 22 trials some must be drawn twice"
+    assert {trial.state for trial in repeats} == {TrialState.FAIL}
+    assert all(trial.user_attrs["raykd.same_as"] in explorer.records for trial in repeats)
 
 
-def test_a_point_drawn_again_while_it_is_trained_counts_as_failed(tmp_path: Path) -> None:
+@pytest.mark.parametrize("seed", range(3))
+def test_sampler_that_learns_draws_every_point_of_a_finite_space(seed: int, tmp_path: Path) -> None:
+    """TPE repeats its best points, which must not end the search."""
+    study = opened(f"seed={seed}", f"search.trials={POINTS}", "search.sampler={name: tpe}")
+    explorer = explore(World(study, tmp_path))
+    assert len(explorer.records.of("trial")) == POINTS
+    assert len(optuna_trials(explorer)) < 20 * POINTS
+
+
+def test_repeated_point_of_running_trial_is_failed(tmp_path: Path) -> None:
     study = opened(
         "student.model.depth=1", "student.model.width={choice: [8, 16]}",
         "knowledge[0].loss={name: kd}", "search.trials=4",
@@ -462,35 +482,33 @@ def test_a_point_drawn_again_while_it_is_trained_counts_as_failed(tmp_path: Path
     world = World(study, tmp_path)
     explorer = explore(world, slots=4)
     assert len(explorer.records.of("trial")) == 2
-    again = [t for t in drawn(explorer) if "raykd.same_as" in t.user_attrs]
-    assert [t.state for t in again] == [TrialState.FAIL] * len(again)
-    assert again, "with seed 7 the first point is drawn twice"
+    repeats = [t for t in optuna_trials(explorer) if "raykd.same_as" in t.user_attrs]
+    assert [t.state for t in repeats] == [TrialState.FAIL] * len(repeats)
+    assert repeats, "with seed 7 the first point is drawn twice"
 
 
-def test_a_space_that_is_used_up_ends_the_draws(tmp_path: Path) -> None:
+def test_exhausted_space_ends_draws(tmp_path: Path) -> None:
     study = opened("student.model.depth=1", "student.model.width=8", "search.trials=16")
     world = World(study, tmp_path)
     explorer = explore(world)
     assert len(explorer.records.of("trial")) == 3
     assert explorer.note == "every point of the space has been tried"
     assert explorer.finished
-    assert len(drawn(explorer)) < 50, "it is known how many points there are"
+    assert len(optuna_trials(explorer)) < 50, "it is known how many points there are"
 
 
-def test_a_space_that_holds_little_that_is_feasible_ends_the_draws(tmp_path: Path) -> None:
-    """The number of points is known, and so is when all others are infeasible."""
+def test_exhausted_feasible_points_end_draws(tmp_path: Path) -> None:
+    """The number of points is known, and when all others are infeasible."""
     study = opened("search.constraints={params: {max: 700}}", "search.trials=16")
     explorer = explore(World(study, tmp_path))
     assert 0 < len(explorer.records.of("trial")) < POINTS
     assert len(explorer.records.of("trial")) == len(
-        {frozenset(t.params.items()) for t in asked(explorer).values()}
+        {frozenset(t.params.items()) for t in optuna_known(explorer).values()}
     )
     assert explorer.note == "every point of the space has been tried"
 
 
-def test_draws_end_where_nothing_feasible_is_found(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_draws_end_if_nothing_is_feasible(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def nothing_fits(study: BoundStudy, suggest: Any) -> Candidate:
         suggest.suggest_float("lr", 0.1, 0.2)
         raise Infeasible("too large")
@@ -501,39 +519,39 @@ def test_draws_end_where_nothing_feasible_is_found(
     explorer = explore(World(study, tmp_path))
     assert explorer.records.of("trial") == []
     assert "20 draws in a row" in explorer.note and explorer.finished
-    assert len(drawn(explorer)) == 20
+    assert len(optuna_trials(explorer)) == 20
 
 
 @pytest.mark.parametrize("slots", [1, 4])
-def test_a_grid_tries_every_point_once_and_ends(slots: int, world: World) -> None:
+def test_grid_trains_every_point_once(slots: int, world: World) -> None:
     world.study = searching(world.study, sampler=Grid(), trials=100, replicates=0)
     explorer = explore(world, slots=slots)
-    seen = {frozenset(r.job.params.items()) for r in explorer.records.of("trial")}
-    assert len(explorer.records.of("trial")) == len(seen) == POINTS
+    points = {frozenset(r.job.params.items()) for r in explorer.records.of("trial")}
+    assert len(explorer.records.of("trial")) == len(points) == POINTS
     assert explorer.note == "every point of the space has been tried"
 
 
-def test_the_same_seed_draws_the_same_trials(tmp_path: Path) -> None:
-    found = []
+def test_equal_seeds_give_equal_trials(tmp_path: Path) -> None:
+    draws = []
     for name in ("a", "b"):
         world = World(searching(opened(), sampler=Tpe(), trials=8), tmp_path / name)
         explore(world)
-        found.append(json.dumps(to_json([e.fields() for e in world.journal.events])))
-    assert found[0] == found[1]
+        draws.append(json.dumps(to_json([e.fields() for e in world.journal.events])))
+    assert draws[0] == draws[1]
 
 
-def test_optuna_is_told_what_came_of_each_trial(world: World) -> None:
+def test_optuna_gets_result_of_each_trial(world: World) -> None:
     explorer = explore(world)
-    for record_id, trial in asked(explorer).items():
+    for record_id, trial in optuna_known(explorer).items():
         record = explorer.records[record_id]
         assert trial.state == TrialState.COMPLETE
         assert trial.values == [record.metrics["val_accuracy"], record.metrics["params"]]
 
 
-def test_with_one_objective_optuna_sees_each_epoch(world: World) -> None:
+def test_optuna_gets_each_epoch_for_one_objective(world: World) -> None:
     world.study = searching(world.study, objectives={"val_accuracy": "max"})
     explorer = explore(world)
-    for trial in asked(explorer).values():
+    for trial in optuna_known(explorer).values():
         assert list(trial.intermediate_values) == [1, 2, 3]
         assert trial.value == pytest.approx(trial.intermediate_values[3])
 
@@ -545,7 +563,7 @@ def test_no_new_trial_after_max_hours(world: World) -> None:
 
     def slow(job: JournalJob, epoch: int) -> Mapping[str, float]:
         now[0] += 300 if job.role == "trial" else 0
-        return made_up(job, epoch)
+        return synthetic_metrics(job, epoch)
 
     FakeTune(world, explorer, slow).run()
     assert len(explorer.records.of("trial")) == 4  # 3 epochs of 5 minutes each
@@ -555,7 +573,7 @@ def test_no_new_trial_after_max_hours(world: World) -> None:
     )
 
 
-def test_max_hours_that_end_before_the_first_trial(world: World) -> None:
+def test_max_hours_before_first_trial(world: World) -> None:
     world.study = searching(world.study, max_hours=1.0)
     now = [0.0]
     explorer = world.explorer(clock=lambda: now[0])
@@ -569,28 +587,28 @@ def test_max_hours_that_end_before_the_first_trial(world: World) -> None:
 
 
 def planted(best: str, misleading: str) -> Any:
-    """Validation favours one trial, everything else another."""
+    """Validation favors one trial, everything else another."""
 
     def metrics(job: JournalJob, epoch: int) -> dict[str, float]:
-        found = {"val_accuracy": 0.5, "test_accuracy": 0.5, "train_accuracy": 0.5}
+        values = {"val_accuracy": 0.5, "test_accuracy": 0.5, "train_accuracy": 0.5}
         if job.id == best:
-            found |= {"val_accuracy": 0.9, "test_accuracy": 0.1, "train_accuracy": 0.1}
+            values |= {"val_accuracy": 0.9, "test_accuracy": 0.1, "train_accuracy": 0.1}
         if job.id == misleading:
-            found |= {"val_accuracy": 0.4, "test_accuracy": 1.0, "train_accuracy": 1.0}
-        return found
+            values |= {"val_accuracy": 0.4, "test_accuracy": 1.0, "train_accuracy": 1.0}
+        return values
 
     return metrics
 
 
-def test_validation_alone_decides(world: World) -> None:
+def test_only_validation_selects(world: World) -> None:
     world.study = searching(world.study, objectives={"val_accuracy": "max"}, finalists=1)
     explorer = explore(world, planted("trial-0002", "trial-0001"))
     assert [r.id for r in explorer.finalists] == ["trial-0002"]
     assert [r.id for r in explorer.records.front({"val_accuracy": "max"})] == ["trial-0002"]
 
 
-def test_an_early_best_epoch_does_not_count(world: World) -> None:
-    """The last epoch does: no trial is chosen by a peak on the way."""
+def test_early_best_epoch_is_ignored(world: World) -> None:
+    """Selection uses the last epoch, not the best."""
 
     def peaked(job: JournalJob, epoch: int) -> dict[str, float]:
         high = job.id == "trial-0001" and epoch == 1
@@ -610,7 +628,7 @@ class StopAfterFirst:
         return trial.config["job"].id not in self.ids
 
 
-def test_what_was_stopped_early_is_never_chosen(world: World) -> None:
+def test_stopped_trials_are_never_finalists(world: World) -> None:
     world.study = searching(world.study, finalists=9, replicates=1)
     explorer = explore(
         world, planted("trial-0001", "none"), rule=StopAfterFirst("trial-0001", "trial-0002")
@@ -620,26 +638,26 @@ def test_what_was_stopped_early_is_never_chosen(world: World) -> None:
         assert record.status == "stopped" and len(record.epochs) == 1
         assert record not in explorer.finalists
     assert explorer.finalists
-    states = {record_id: trial.state for record_id, trial in asked(explorer).items()}
+    states = {record_id: trial.state for record_id, trial in optuna_known(explorer).items()}
     assert states["trial-0001"] == TrialState.PRUNED
     assert states["trial-0000"] == TrialState.COMPLETE
     assert all(len(r.epochs) == 3 for r in explorer.records.of("replicate", "alone"))
 
 
-def test_the_rule_is_asked_about_trials_alone(world: World) -> None:
-    asked: list[str] = []
+def test_early_stopping_applies_only_to_trials(world: World) -> None:
+    names: list[str] = []
 
     class Never:
         def keeps(self, trial: Any, result: Mapping[str, Any]) -> bool:
-            asked.append(trial.config["job"].id)
+            names.append(trial.config["job"].id)
             return True
 
     explore(world, rule=Never())
-    assert {name.split("-")[0] for name in asked} == {"trial"} and not any("/" in n for n in asked)
-    assert asked.count("trial-0000") == 2, "not after the last epoch"
+    assert {name.split("-")[0] for name in names} == {"trial"} and not any("/" in n for n in names)
+    assert names.count("trial-0000") == 2, "not after the last epoch"
 
 
-def test_pareto_asha_in_a_search(world: World) -> None:
+def test_pareto_asha_in_search(world: World) -> None:
     world.study = searching(world.study, trials=9, replicates=1)
     rule = ParetoAsha(world.study.settings.search.objectives, 3, 1, 3)
     explorer = explore(world, rule=rule)
@@ -648,7 +666,7 @@ def test_pareto_asha_in_a_search(world: World) -> None:
     assert explorer.records.front(world.study.settings.search.objectives)
 
 
-def test_a_trial_that_fails_is_never_chosen_and_the_others_go_on(world: World) -> None:
+def test_failed_trial_is_never_finalist_and_others_continue(world: World) -> None:
     explorer = world.explorer()
     tune = FakeTune(world, explorer)
     fine = tune._results
@@ -665,24 +683,24 @@ def test_a_trial_that_fails_is_never_chosen_and_the_others_go_on(world: World) -
     assert (record.status, record.reason, len(record.epochs)) == ("failed", "diverged", 1)
     assert record not in explorer.finalists
     assert len(explorer.records.of("trial")) == 4
-    states = {record_id: trial.state for record_id, trial in asked(explorer).items()}
-    assert states["trial-0001"] == TrialState.FAIL
+    states = {record_id: trial.state for record_id, trial in optuna_known(explorer).items()}
+    assert states["trial-0001"] == TrialState.PRUNED, "the sampler avoids such points"
     assert explorer.finished and not explorer.fatal
 
 
-def test_a_trial_without_a_finite_objective_is_never_chosen(world: World) -> None:
+def test_trial_without_finite_objective_is_never_finalist(world: World) -> None:
     def strange(job: JournalJob, epoch: int) -> dict[str, float]:
         accuracy = {"trial-0000": float("nan"), "trial-0001": float("inf")}
-        found = made_up(job, epoch)
-        return found | {"val_accuracy": accuracy.get(job.id, found["val_accuracy"])}
+        metrics = synthetic_metrics(job, epoch)
+        return metrics | {"val_accuracy": accuracy.get(job.id, metrics["val_accuracy"])}
 
     explorer = explore(world, strange)
     assert {r.id for r in explorer.finalists} <= {"trial-0002", "trial-0003"}
-    states = {record_id: trial.state for record_id, trial in asked(explorer).items()}
+    states = {record_id: trial.state for record_id, trial in optuna_known(explorer).items()}
     assert states["trial-0000"] == states["trial-0001"] == TrialState.FAIL
 
 
-def test_a_replicate_that_fails_leaves_the_rest(world: World) -> None:
+def test_failed_replicate_keeps_others(world: World) -> None:
     explorer = world.explorer()
     tune = FakeTune(world, explorer)
     fine = tune._results
@@ -701,7 +719,7 @@ def test_a_replicate_that_fails_leaves_the_rest(world: World) -> None:
     ]
 
 
-def test_ending_twice_changes_nothing(world: World) -> None:
+def test_conclude_is_idempotent(world: World) -> None:
     explorer = explore(world)
     before = list(world.journal.events)
     explorer.end("trial-0000", "failed", "late")
@@ -710,17 +728,76 @@ def test_ending_twice_changes_nothing(world: World) -> None:
     assert explorer.records["trial-0000"].status == "finished"
 
 
-def test_states_are_put_away_when_a_training_ends(world: World) -> None:
+def test_states_are_removed_when_training_ends(world: World) -> None:
     explore(world)
     states = Path(world.storage.root).rglob("states/*")
     assert list(states) == []
 
 
+# Failures of all trials
+
+
+def failing(world: World, reason: Callable[[int], str]) -> SearchPlanner:
+    """Run a search of many trials that all fail."""
+    world.give_teacher()
+    explorer = world.explorer()
+    tune = FakeTune(world, explorer)
+    train = tune._results
+
+    def results(job: Any) -> Any:
+        if getattr(job, "role", "") != "trial":
+            return train(job)
+        return iter([{"failed": reason(len(explorer.records.of("trial")))}])
+
+    tune._results = results
+    tune.run()
+    return explorer
+
+
+def test_study_ends_if_all_trials_fail_for_same_reason(tmp_path: Path) -> None:
+    study = searching(opened(), trials=12)
+    explorer = failing(World(study, tmp_path), lambda n: f"KeyError: 'layer{n}'")
+    assert explorer.fatal == "all 5 trials have failed alike: KeyError: 'layer5'"
+
+
+@pytest.mark.parametrize("begin", [OUT_OF_MEMORY, DIVERGED, ""])
+def test_points_that_fail_by_themselves_end_no_study(tmp_path: Path, begin: str) -> None:
+    study = searching(opened(), trials=12)
+    causes = ("no such layer", "no such loss")
+    reason = (lambda n: begin + " in step 3") if begin else (lambda n: causes[n % 2])
+    explorer = failing(World(study, tmp_path), reason)
+    assert not explorer.fatal and len(explorer.records.of("trial")) == 12
+
+
+@pytest.mark.parametrize("begin", [OUT_OF_MEMORY, DIVERGED])
+def test_sampler_learns_which_points_fail_by_themselves(tmp_path: Path, begin: str) -> None:
+    explorer = failing(World(opened(), tmp_path), lambda n: f"{begin}: 2")
+    trials = optuna_known(explorer).values()
+    assert trials and all(trial.constraints["failure"] == 1 for trial in trials)
+
+
+def test_sampler_ignores_other_failures(tmp_path: Path) -> None:
+    explorer = failing(World(opened(), tmp_path), lambda n: f"KeyError: {n % 2 * 'a'}")
+    trials = optuna_known(explorer).values()
+    assert trials and not any("failure" in trial.constraints for trial in trials)
+    assert {trial.state for trial in trials} == {TrialState.FAIL}
+
+
 # Slots that die
 
 
-def test_a_slot_that_never_lived_ends_the_study(world: World) -> None:
-    """Tune has tried it again and again by then: no other slot will do better."""
+def lose_slot(explorer: SearchPlanner, job: Any, reason: str) -> Any:
+    """Lose the slot of a job as often as the study allows; return the job as it is given again."""
+    reassigned = job
+    for _ in range(explorer.study.settings.cluster.max_failures):
+        explorer.slot_failed(job.id, reason)
+        reassigned = next_job(explorer)
+        assert reassigned is not None and reassigned.id == job.id
+    return reassigned
+
+
+def test_slot_that_never_started_ends_study(world: World) -> None:
+    """After as many attempts as the study allows no other slot will do better."""
     world.give_teacher()
     explorer = world.explorer()
     first = next_job(explorer)
@@ -728,33 +805,78 @@ def test_a_slot_that_never_lived_ends_the_study(world: World) -> None:
     tell(explorer, first, epoch=0, done=True, val_accuracy=0.9)
     trial = next_job(explorer)
     assert trial is not None and trial.role == "trial"
+    lose_slot(explorer, trial, "no such device")
     explorer.slot_failed(trial.id, "no such device")
     assert next_job(explorer) is None
     assert explorer.fatal == "no slot could be started: no such device"
     assert explorer.records["trial-0000"].reason == "no such device"
 
 
-def test_a_slot_that_dies_later_takes_one_trial_with_it(world: World) -> None:
-    explorer = world.explorer()
+def test_every_job_of_lost_slot_is_reassigned(world: World) -> None:
+    """Whatever its role; nothing is started, reported or drawn twice."""
+    explorer, undisturbed = world.explorer(), World(world.study, Path(world.storage.root, "other"))
     tune = FakeTune(world, explorer)
-    fine = tune._results
-    dead: list[str] = []
+    train, lost = tune._results, set()
 
     def results(job: Any) -> Any:
-        if job.id == "trial-0001" and not dead:
-            dead.append(job.id)
-            explorer.slot_failed(job.id, "its node went away")
-            return iter([{"failed": "late news"}])
-        return fine(job)
+        if job.id in lost or isinstance(job, IdleJob):
+            yield from train(job)
+            return
+        lost.add(job.id)
+        first = next(train(job))  # one epoch, and its slot is gone
+        yield first
+        explorer.slot_failed(job.id, "its node went away")
+        tune._live = [(t, r) for t, r in tune._live if t.config["job"].id != job.id]
+        yield {"epoch": 0, "done": False}
+
+    tune._results = results
+    tune.run()
+    assert {record.role for record in explorer.records.of(*ROLES)} >= {"teacher", "trial", "alone"}
+    assert not explorer.fatal and explorer.finished
+    assert {record.status for record in explorer.records.of(*ROLES)} == {"finished"}
+    for record in explorer.records.of(*ROLES):
+        epochs = [e.epoch for e in world.journal.of(EpochFinished, id=record.id)]
+        assert epochs == list(range(1, record.job.epochs + 1)), record.id
+        assert len(world.journal.of(RunStarted, id=record.id)) == 1
+        assert len(world.journal.of(RunEnded, id=record.id)) == 1
+    explore(undisturbed)
+    assert len(world.trained) == len(undisturbed.trained)
+    assert [t.state for t in optuna_known(explorer).values()] == [TrialState.COMPLETE] * 4
+
+
+def test_job_of_repeatedly_lost_slots_fails_alone(world: World) -> None:
+    explorer = world.explorer()
+    tune = FakeTune(world, explorer)
+    train, losses = tune._results, []
+
+    def results(job: Any) -> Any:
+        if job.id != "trial-0001":
+            yield from train(job)
+            return
+        losses.append(job.id)
+        explorer.slot_failed(job.id, "its node went away")
+        tune._live = [(t, r) for t, r in tune._live if t.config["job"] is not job]
+        yield {"epoch": 0, "done": False}
 
     tune._results = results
     tune.run()
     assert not explorer.fatal and explorer.finished
+    assert len(losses) == 1 + explorer.study.settings.cluster.max_failures
     assert explorer.records["trial-0001"].reason == "its node went away"
     assert len(explorer.records.of("trial")) == 4
 
 
-def test_a_slot_that_dies_waiting_is_no_training(world: World) -> None:
+def test_slot_that_was_dead_before_its_job_began_does_not_count(world: World) -> None:
+    explorer = world.explorer()
+    job = next_job(explorer)
+    assert job is not None
+    for _ in range(10):
+        explorer.slot_failed(job.id, "gone", began=False)
+        assert next_job(explorer) == job
+    assert world.journal.of(RunEnded) == []
+
+
+def test_slot_that_dies_while_idle_fails_no_training(world: World) -> None:
     explorer = world.explorer(slots=2)
     next_job(explorer)
     waiting = next_job(explorer)
@@ -766,7 +888,7 @@ def test_a_slot_that_dies_waiting_is_no_training(world: World) -> None:
 # Books
 
 
-def test_journal_epochs_hold_the_same_metrics_live_and_replayed(world: World) -> None:
+def test_epoch_metrics_are_equal_live_and_replayed(world: World) -> None:
     explorer = world.explorer()
     teacher = next_job(explorer)
     assert teacher is not None

@@ -1,4 +1,4 @@
-"""Where a study's runs go: tracking.uri, MLflow's environment variable, paths of all kinds."""
+"""Tracking store of a study: tracking.uri, MLflow's environment variable, paths."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from raykd.errors import StudyError
 from raykd.tracking import Tracker, events
 from raykd.tracking.events import StudyStarted
-from raykd.tracking.mlflow_client import absolute, masked, unusable
+from raykd.tracking.store_uri import absolute, masked, unusable
 from raykd.tuning.executors import LocalExecutor
 from raykd.tuning.mlflow_store import store_notice, with_recorded_store
 from raykd.tuning.search_run import SearchRun
@@ -41,11 +41,11 @@ def written(uri: str) -> str:
     return f"{STUDY}tracking: {{uri: '{uri}'}}\n"
 
 
-def test_the_default_lies_in_the_working_folder(tmp_path: Path) -> None:
+def test_default_is_in_working_folder(tmp_path: Path) -> None:
     assert store() == f"sqlite:///{tmp_path}/mlflow.db"
 
 
-def test_the_environment_counts_where_the_study_says_nothing(
+def test_environment_is_used_if_study_sets_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///other.db")
@@ -73,12 +73,12 @@ def test_the_environment_counts_where_the_study_says_nothing(
 )
 def test_paths_of_databases(uri: str, file: str, tmp_path: Path) -> None:
     home = str(tmp_path)
-    given = uri.replace("/TMP", home)
-    assert store(written(given)) == f"sqlite:///{file.replace('TMP', home)}"
+    uri_ = uri.replace("/TMP", home)
+    assert store(written(uri_)) == f"sqlite:///{file.replace('TMP', home)}"
 
 
 @pytest.mark.parametrize(
-    ("uri", "said"),
+    ("uri", "message"),
     [
         ("./mlruns", "folder or file"),
         ("mlruns", "folder or file"),
@@ -98,14 +98,14 @@ def test_paths_of_databases(uri: str, file: str, tmp_path: Path) -> None:
         ("http:me:s3cret@host", r"me:\*\*\*@host.*is no tracking store"),
     ],
 )
-def test_what_mlflow_cannot_use_is_refused_with_its_place(uri: str, said: str) -> None:
-    with pytest.raises(StudyError, match=said) as refused:
+def test_unusable_uris_raise_with_their_place(uri: str, message: str) -> None:
+    with pytest.raises(StudyError, match=message) as refused:
         store(written(uri))
     assert "tracking.uri" in str(refused.value) and "study.yaml:7" in str(refused.value)
 
 
 @pytest.mark.parametrize("name", ["what?", "a%20b"])
-def test_a_working_folder_that_mlflow_misreads(
+def test_working_folder_that_mlflow_misreads(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / name).mkdir()
@@ -114,7 +114,7 @@ def test_a_working_folder_that_mlflow_misreads(
         store()
 
 
-def test_a_bad_variable_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_invalid_variable_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "./mlruns")
     with pytest.raises(StudyError, match=r"MLFLOW_TRACKING_URI: '\./mlruns' is a folder"):
         store()
@@ -122,14 +122,14 @@ def test_a_bad_variable_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("uri", ["http://host:5000", "https://host/mlflow", "databricks://prod"])
-def test_servers_are_left_as_they_are(uri: str) -> None:
+def test_server_uris_are_unchanged(uri: str) -> None:
     assert store(written(uri)) == uri and unusable(uri) == ("", "")
 
 
 # Passwords
 
 
-def test_a_password_in_the_file_is_refused() -> None:
+def test_password_in_study_raises() -> None:
     with pytest.raises(StudyError, match="contains a password") as refused:
         store(written("http://me:s3cret@host:5000"))
     assert "s3cr" not in str(refused.value)
@@ -143,44 +143,44 @@ def test_a_password_in_the_file_is_refused() -> None:
         "mysql+pymysql://u@h/d?password=s3cret",
     ],
 )
-def test_no_part_of_a_password_is_shown(uri: str) -> None:
+def test_no_part_of_password_is_printed(uri: str) -> None:
     assert "s3c" not in masked(uri) and "ret" not in masked(uri)
 
 
-def test_a_password_of_the_environment_is_kept_nowhere(
+def test_password_of_environment_is_not_stored(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     secret = "http://me:s3cret@127.0.0.1:9"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", secret)
     monkeypatch.setattr(Tracker, "close", lambda self, timeout: self.abandon())
     Path("study.yaml").write_text(STUDY)
-    told: list[object] = []
+    published: list[object] = []
     study = load_or_use("study.yaml")
     assert study.settings.tracking.uri == secret
-    result = SearchRun(study, listeners=[told.append]).run(LocalExecutor())
+    result = SearchRun(study, listeners=[published.append]).run(LocalExecutor())
     for file in Path(result.folder).rglob("*"):
         assert file.is_dir() or b"s3cret" not in file.read_bytes(), file
-    assert "s3cret" not in str(told)
+    assert "s3cret" not in str(published)
     assert result.tracking_uri == "http://me:***@127.0.0.1:9"
     assert absolute(result.tracking_uri) == secret
-    known = events(result.folder / "journal.jsonl")
-    assert with_recorded_store(study, known).settings.tracking.uri == secret
+    recorded = events(result.folder / "journal.jsonl")
+    assert with_recorded_store(study, recorded).settings.tracking.uri == secret
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
     with pytest.raises(StudyError, match="its password is not stored"):
-        with_recorded_store(study, known)
+        with_recorded_store(study, recorded)
 
 
-def test_a_resumed_study_keeps_its_store(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_resumed_study_keeps_its_store(monkeypatch: pytest.MonkeyPatch) -> None:
     store()
     first = {"tracking": {"uri": "sqlite:////first/place.db"}}
-    begun = StudyStarted("a", resolved=first, store_from="MLFLOW_TRACKING_URI")
+    started = StudyStarted("a", resolved=first, store_from="MLFLOW_TRACKING_URI")
     assert (
-        with_recorded_store(load_or_use("study.yaml"), [begun]).settings.tracking.uri
+        with_recorded_store(load_or_use("study.yaml"), [started]).settings.tracking.uri
         == first["tracking"]["uri"]
     )
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://elsewhere")
     assert (
-        with_recorded_store(load_or_use("study.yaml"), [begun]).settings.tracking.uri
+        with_recorded_store(load_or_use("study.yaml"), [started]).settings.tracking.uri
         == first["tracking"]["uri"]
     )
     plain = StudyStarted("a", resolved=first)  # it began with the default
@@ -194,6 +194,6 @@ def test_a_resumed_study_keeps_its_store(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 @pytest.mark.parametrize("name", ["a/b", "a:b", "''"])
-def test_a_name_that_the_registry_refuses(name: str) -> None:
+def test_name_that_registry_rejects(name: str) -> None:
     with pytest.raises(StudyError, match=r"tracking\.register"):
         store(STUDY, f"tracking.register={name}")

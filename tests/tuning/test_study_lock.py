@@ -1,4 +1,4 @@
-"""One process at a time writes in a study's folder."""
+"""Lock of a study's folder: one process writes at a time."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ CONTAINER = replace(PRESENT, host="container", namespace="pid:[1]", pid=1, start
 
 
 @contextmanager
-def held_by_another(folder: Path) -> Iterator[subprocess.Popen[str]]:
+def locked_by_another(folder: Path) -> Iterator[subprocess.Popen[str]]:
     command = [sys.executable, "-c", HOLDER, str(folder)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None and process.stdout.readline() == "held\n"
@@ -63,7 +63,7 @@ def held_by_another(folder: Path) -> Iterator[subprocess.Popen[str]]:
 
 
 def write_record(folder: Path, identity: Identity, age: float = 0.0, **changed: Any) -> None:
-    """A record as another process would leave it."""
+    """Write a record as another process would."""
     content = {**asdict(identity), "format": 1, "work": "search", "since": time.time() - 999}
     content |= {"token": "another", "released": False, **changed}
     (folder / RECORD).write_text(json.dumps(content))
@@ -77,7 +77,7 @@ def refusal(folder: Path) -> str:
     return str(refused.value)
 
 
-def test_a_folder_is_taken_and_given_back(tmp_path: Path) -> None:
+def test_lock_and_release(tmp_path: Path) -> None:
     assert active_driver(tmp_path) is None
     with locked(tmp_path, "search"):
         driver = active_driver(tmp_path)
@@ -88,8 +88,8 @@ def test_a_folder_is_taken_and_given_back(tmp_path: Path) -> None:
         assert active_driver(tmp_path) is not None
 
 
-def test_a_second_driver_is_refused_and_told_who_works_there(tmp_path: Path) -> None:
-    with held_by_another(tmp_path) as process:
+def test_second_driver_raises_with_owner(tmp_path: Path) -> None:
+    with locked_by_another(tmp_path) as process:
         message = refusal(tmp_path)
         assert (
             f"process {process.pid} on {PRESENT.host}, since 2" in message
@@ -106,15 +106,15 @@ def test_a_second_driver_is_refused_and_told_who_works_there(tmp_path: Path) -> 
             )
 
 
-def test_a_suspended_driver_is_not_taken_over(tmp_path: Path) -> None:
-    with held_by_another(tmp_path) as process:
+def test_suspended_driver_keeps_its_lock(tmp_path: Path) -> None:
+    with locked_by_another(tmp_path) as process:
         process.send_signal(signal.SIGSTOP)
         while not lock._is_suspended(process.pid):
             time.sleep(0.01)
         assert f"kill -CONT {process.pid}" in refusal(tmp_path)
 
 
-def test_a_second_thread_is_refused(tmp_path: Path) -> None:
+def test_second_thread_raises(tmp_path: Path) -> None:
     message: list[str] = []
     with locked(tmp_path, "search"):
         thread = threading.Thread(target=lambda: message.append(refusal(tmp_path)))
@@ -131,17 +131,15 @@ def test_a_second_thread_is_refused(tmp_path: Path) -> None:
     assert all(f"process {os.getpid()}" in text for text in message) and len(message) == 2
 
 
-def test_the_number_of_a_dead_process_may_be_used_again(tmp_path: Path) -> None:
-    """In a container a driver always is process 1: when it started tells them apart."""
+def test_reused_pid_of_dead_process(tmp_path: Path) -> None:
+    """In a container a driver is always process 1; the start time distinguishes processes."""
     write_record(tmp_path, replace(PRESENT, started=PRESENT.started - 1))
     with locked(tmp_path, "search"):
         pass
 
 
 @pytest.mark.parametrize(("age", "fresh"), [(STALE_S - 10, True), (STALE_S + 10, False)])
-def test_a_driver_on_another_machine_is_dead_when_it_is_silent(
-    age: float, fresh: bool, tmp_path: Path
-) -> None:
+def test_silent_driver_on_another_machine_is_dead(age: float, fresh: bool, tmp_path: Path) -> None:
     write_record(tmp_path, ELSEWHERE, age)
     assert (active_driver(tmp_path) is not None) is fresh
     if fresh:
@@ -154,7 +152,7 @@ def test_a_driver_on_another_machine_is_dead_when_it_is_silent(
 
 
 @pytest.mark.parametrize(("age", "fresh"), [(0, True), (TRUSTED_S + 5, False)])
-def test_a_container_that_died_on_this_machine_frees_its_lock(
+def test_dead_container_on_this_machine_releases_its_lock(
     age: float, fresh: bool, tmp_path: Path
 ) -> None:
     write_record(tmp_path, CONTAINER, age)
@@ -165,7 +163,7 @@ def test_a_container_that_died_on_this_machine_frees_its_lock(
             pass
 
 
-def test_without_locks_of_the_file_system_the_record_decides(
+def test_record_decides_without_file_system_locks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(lock, "fcntl", None)
@@ -176,7 +174,7 @@ def test_without_locks_of_the_file_system_the_record_decides(
         monkeypatch.undo()
 
 
-def test_a_driver_that_slept_too_long_notices_before_it_writes(
+def test_driver_that_slept_too_long_detects_it_before_writing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = lock._clock()
@@ -199,7 +197,7 @@ def test_a_driver_that_slept_too_long_notices_before_it_writes(
 
 
 @pytest.mark.parametrize(("silent", "lost"), [(TRUSTED_S + 1, False), (STALE_S + 1, True)])
-def test_a_record_that_was_removed_is_written_again_in_time(
+def test_removed_record_is_rewritten(
     silent: float, lost: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = lock._clock()
@@ -212,7 +210,7 @@ def test_a_record_that_was_removed_is_written_again_in_time(
         assert (active_driver(tmp_path) is None) is lost
 
 
-def test_signs_of_life_are_renewed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_heartbeat_is_renewed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lock, "BEAT_S", 0.01)
     with locked(tmp_path, "search"):
         os.utime(tmp_path / RECORD, (0, 0))
@@ -223,14 +221,14 @@ def test_signs_of_life_are_renewed(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "{}", "null"])
-def test_a_damaged_record_is_no_driver(content: str, tmp_path: Path) -> None:
+def test_damaged_record_is_ignored(content: str, tmp_path: Path) -> None:
     (tmp_path / RECORD).write_text(content)
     assert active_driver(tmp_path) is None
     with locked(tmp_path, "search"):
         assert active_driver(tmp_path) is not None
 
 
-def test_sending_to_mlflow_is_no_running_search(tmp_path: Path) -> None:
+def test_mlflow_upload_does_not_lock_study(tmp_path: Path) -> None:
     with locked(tmp_path, "sync"):
         assert active_driver(tmp_path) is None
         assert "raykd sync" in refusal(tmp_path)

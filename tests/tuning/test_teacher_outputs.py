@@ -1,4 +1,4 @@
-"""Whole networks from MLflow that teach: their class order, and outputs that are no logits."""
+"""Teachers from MLflow: class order, and outputs that are not logits."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from raykd.data import BatchLoader, Dataset
 from raykd.models import Mlp
-from raykd.report.summary import facts
+from raykd.report.summary import summarize
 from raykd.tracking.events import Note, RunStarted
 from raykd.tracking.journal import events
-from raykd.training.build import task_of
+from raykd.training.build import signature_of
 from raykd.training.stored_networks import with_preprocessing
 from raykd.tuning.executors import LocalExecutor
 from raykd.tuning.result import StudyResult
@@ -45,10 +45,10 @@ def data() -> Dataset:
 
 
 @cache
-def trained() -> nn.Module:
-    """A classifier of the digits, a little trained."""
+def trained_classifier() -> nn.Module:
+    """Classifier of digits, trained briefly."""
     torch.manual_seed(0)
-    network = Mlp(depth=1, width=32).build(task_of(data()))
+    network = Mlp(depth=1, width=32).build(signature_of(data()))
     optimizer = torch.optim.Adam(network.parameters(), 0.01)
     split = data().train
     batches = BatchLoader(split, data(), batch_size=len(split), shuffle_seed=None)
@@ -61,7 +61,7 @@ def trained() -> nn.Module:
 
 
 class Ending(nn.Module):
-    """A network with an operation after its logits."""
+    """Network with an operation after its logits."""
 
     def __init__(self, network: nn.Module, last: nn.Module) -> None:
         super().__init__()
@@ -77,7 +77,7 @@ class Spoiled(nn.Module):
 
 
 def stored(network: nn.Module, folder: Path) -> str:
-    """The URI of a network that MLflow keeps."""
+    """Log a network to MLflow and return its URI."""
     mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
     with mlflow.start_run():
         return log_model(
@@ -94,43 +94,45 @@ def searched(uri: str, folder: Path, name: str = "whole") -> StudyResult:
 
 
 def notes(result: StudyResult) -> str:
-    told = events(result.folder / "journal.jsonl")
-    return "\n".join(str(event.tags) for event in told if isinstance(event, Note))
+    recorded = events(result.folder / "journal.jsonl")
+    return "\n".join(str(event.tags) for event in recorded if isinstance(event, Note))
 
 
 @pytest.mark.parametrize(
-    ("last", "said"),
+    ("last", "message"),
     [
         (nn.Softmax(1), "returns probabilities: each row sums to 1"),
         (nn.Sigmoid(), "returns only values from 0 to 1"),
         (nn.LogSoftmax(1), ""),
     ],
 )
-def test_probabilities_are_warned_of_before_students_train(
-    tmp_path: Path, last: nn.Module, said: str
+def test_probabilities_warn_before_students_train(
+    tmp_path: Path, last: nn.Module, message: str
 ) -> None:
-    result = searched(stored(Ending(trained(), last), tmp_path), tmp_path)
-    warnings = facts(result)["warnings"]
-    assert len(warnings) == bool(said)
-    assert all(said in warning for warning in warnings)
-    told = events(result.folder / "journal.jsonl")
+    result = searched(stored(Ending(trained_classifier(), last), tmp_path), tmp_path)
+    warnings = summarize(result).warnings
+    assert len(warnings) == bool(message)
+    assert all(message in warning for warning in warnings)
+    recorded = events(result.folder / "journal.jsonl")
     key = "warning_outputs_teacher_0"
-    places = [n for n, e in enumerate(told) if isinstance(e, Note) and key in e.tags]
-    students = [n for n, e in enumerate(told) if isinstance(e, RunStarted) and e.role == "trial"]
-    assert all(place < students[0] for place in places) and len(places) == bool(said)
+    places = [n for n, e in enumerate(recorded) if isinstance(e, Note) and key in e.tags]
+    students = [
+        n for n, e in enumerate(recorded) if isinstance(e, RunStarted) and e.role == "trial"
+    ]
+    assert all(place < students[0] for place in places) and len(places) == bool(message)
 
 
-def test_outputs_that_are_not_finite_end_the_study(tmp_path: Path) -> None:
+def test_non_finite_outputs_end_study(tmp_path: Path) -> None:
     with pytest.raises(Exception, match="NaN or infinite for 1 of") as caught:
-        searched(stored(Ending(trained(), Spoiled()), tmp_path), tmp_path)
+        searched(stored(Ending(trained_classifier(), Spoiled()), tmp_path), tmp_path)
     assert "the teacher could not be prepared" in str(caught.value)
 
 
 def reordered() -> nn.Module:
-    """The trained classifier with its outputs in the order of `ORDER`."""
+    """Trained classifier with its outputs in the order of `ORDER`."""
     import copy
 
-    network = copy.deepcopy(trained())
+    network = copy.deepcopy(trained_classifier())
     with torch.no_grad():
         for parameter in [*network.parameters()][-2:]:
             parameter.copy_(parameter[ORDER])
@@ -144,16 +146,14 @@ def as_delivered(network: nn.Module) -> nn.Module:
 
 
 def with_names(network: nn.Module) -> nn.Module:
-    held: Any = network
-    held.class_names = [str(digit) for digit in ORDER]
+    named: Any = network
+    named.class_names = [str(digit) for digit in ORDER]
     return network
 
 
 @pytest.mark.parametrize("wrap", [as_delivered, with_names])
-def test_another_order_of_classes_is_said(
-    tmp_path: Path, wrap: Callable[[nn.Module], nn.Module]
-) -> None:
-    [expected] = searched(stored(trained(), tmp_path), tmp_path, "plain").teachers
+def test_other_class_order_is_noted(tmp_path: Path, wrap: Callable[[nn.Module], nn.Module]) -> None:
+    [expected] = searched(stored(trained_classifier(), tmp_path), tmp_path, "plain").teachers
     assert expected.metrics["val_accuracy"] > 0.6
     uri = stored(wrap(reordered()), tmp_path)
     for name in ("first", "second"):  # the second reads what the first fetched
@@ -161,4 +161,4 @@ def test_another_order_of_classes_is_said(
         [teacher] = result.teachers
         assert teacher.metrics["val_accuracy"] == expected.metrics["val_accuracy"]
         assert "reordered by name: 3, 1, 4" in notes(result)
-        assert any("reordered by name: 3, 1, 4" in note for note in facts(result)["notes"])
+        assert any("reordered by name: 3, 1, 4" in note for note in summarize(result).notes)

@@ -1,4 +1,4 @@
-"""One trial of an earlier study as the beginning of another: distill, search and pairs."""
+"""Trial of an earlier study as the start of another: distill, search and pairs."""
 
 from __future__ import annotations
 
@@ -47,39 +47,39 @@ def study_of(result: StudyResult, trial: str) -> Any:
     return result.records[trial].job.study
 
 
-def test_distill_trains_that_very_trial_again(first: StudyResult, tmp_path: Path) -> None:
+def test_distill_repeats_trial(first: StudyResult, tmp_path: Path) -> None:
     named = f"{first.folder}:trial-0001"
-    again = distill(named)
-    assert again.folder.parent == first.folder.parent  # where relative paths mean the same
-    before, after = study_of(first, "trial-0001"), study_of(again, "trial-0000")
+    result_ = distill(named)
+    assert result_.folder.parent == first.folder.parent  # where relative paths mean the same
+    before, after = study_of(first, "trial-0001"), study_of(result_, "trial-0000")
     for part in ("data", "teacher", "student", "scheme", "knowledge", "train", "seed"):
         assert after[part] == before[part], part
-    reached = [r.metrics["val_accuracy"] for r in (first.records["trial-0001"], again.best) if r]
+    reached = [r.metrics["val_accuracy"] for r in (first.records["trial-0001"], result_.best) if r]
     assert reached[0] == reached[1]
-    assert read_result(again.folder).name == "first"
+    assert read_result(result_.folder).name == "first"
 
 
-def test_values_of_the_trial_can_be_overridden(first: StudyResult) -> None:
-    again = distill(f"{first.folder}:trial-0002", overrides=["train.epochs=1", "seed=5"])
-    before, after = study_of(first, "trial-0002"), study_of(again, "trial-0000")
+def test_trial_values_can_be_overridden(first: StudyResult) -> None:
+    result_ = distill(f"{first.folder}:trial-0002", overrides=["train.epochs=1", "seed=5"])
+    before, after = study_of(first, "trial-0002"), study_of(result_, "trial-0000")
     assert (after["train"]["epochs"], after["seed"]) == (1, 5)
     assert after["student"] == before["student"]
 
 
-def test_a_search_tries_the_trial_first(first: StudyResult) -> None:
-    with search_of_trial(f"{first.folder}:trial-0001", ["search.trials=2"], ["other"]) as begun:
-        study, overrides, start_from = begun
+def test_search_starts_with_trial(first: StudyResult) -> None:
+    with search_of_trial(f"{first.folder}:trial-0001", ["search.trials=2"], ["other"]) as result_:
+        study, overrides, start_from = result_
         assert isinstance(study, str) and Path(study).read_text() == STUDY
         assert overrides == ["train.epochs=2", "search.trials=2"]
         assert start_from == [f"{first.folder}:trial-0001", "other"]
 
 
-def test_a_layer_study_keeps_the_pairs_open(first: StudyResult) -> None:
+def test_layer_study_leaves_pairs_open(first: StudyResult) -> None:
     with study_of_trial(f"{first.folder}:trial-0000", [], pairs_open=True) as (study, overrides):
         assert isinstance(study, str)
         opened = load_study(study, overrides)
     assert opened.dimensions
-    assert all(found.path.startswith("knowledge[1].pairs") for found in opened.dimensions)
+    assert all(dimension.path.startswith("knowledge[1].pairs") for dimension in opened.dimensions)
     drawn = study_of(first, "trial-0000")
     assert opened.settings.student.model.width == drawn["student"]["model"]["width"]  # type: ignore[attr-defined]
     loss = opened.settings.knowledge[0].loss
@@ -87,7 +87,7 @@ def test_a_layer_study_keeps_the_pairs_open(first: StudyResult) -> None:
     assert loss.temperature == drawn["knowledge"][0]["loss"]["temperature"]  # type: ignore[attr-defined]
 
 
-def test_what_is_wrong_is_said(first: StudyResult, tmp_path: Path) -> None:
+def test_invalid_trials_raise(first: StudyResult, tmp_path: Path) -> None:
     with pytest.raises(StudyError, match=r"has no trial 'trial-0009'; it has trial-0000, trial-00"):
         raykd.distill(f"{first.folder}:trial-0009")
     with pytest.raises(StudyError, match=r"did you mean 'trial-0001'"):
@@ -98,7 +98,7 @@ def test_what_is_wrong_is_said(first: StudyResult, tmp_path: Path) -> None:
         raykd.pairs(f"{tmp_path}:trial-0000")
 
 
-def test_other_studies_are_given_back_as_they_are(tmp_path: Path) -> None:
+def test_plain_studies_are_returned_unchanged(tmp_path: Path) -> None:
     for study in ("study.yaml", tmp_path / "a:b.yaml"):
-        with study_of_trial(study, ["seed=1"]) as found:
-            assert found == (study, ["seed=1"])
+        with study_of_trial(study, ["seed=1"]) as same_study:
+            assert same_study == (study, ["seed=1"])

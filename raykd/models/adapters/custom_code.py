@@ -6,10 +6,9 @@ A study with such a model needs `--allow-import` each time it is started.
 from __future__ import annotations
 
 import importlib.util
-import io
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import inspect
+from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated
 
@@ -17,15 +16,20 @@ import torch
 from pydantic import Field
 from torch import nn
 
+from raykd.compat.network_files import read_network
 from raykd.models.adapters.find_logits import find_logits, no_logits_message, select_logits
 from raykd.models.adapters.library import only_logits
-from raykd.models.adapters.source_files import source_files
 from raykd.models.adapters.torchvision import Args
 from raykd.models.adapters.values import Values
-from raykd.models.base import Model, Task
+from raykd.models.base import Model, Signature
 from raykd.models.introspection.layers import blank_inputs
 from raykd.models.preprocessing import strip_preprocessing
 from raykd.registry import names_like, option
+from raykd.source_files import source_files
+from raykd.user_code import find_object, importable, is_user_code
+
+IMPORTED = r"^([A-Za-z_][\w.]*|[^\s:]+\.py):[A-Za-z_]\w*$"
+"""Names of functions in modules or files."""
 
 STORED = r"^(models|runs|mlflow-artifacts):/.+"
 """URIs of models in MLflow."""
@@ -33,46 +37,66 @@ STORED = r"^(models|runs|mlflow-artifacts):/.+"
 
 @option
 class Imported(Model):
-    """A network built by an imported function: `my_package.models:build`.
+    """A network of your own code: `my_package.models:build`, or a file, `networks.py:build`.
 
-    It is called as `build(task, **args)` and returns a `torch.nn.Module` from the task's inputs,
-    (B, *task.input_shape) or a mapping of tensors, to (B, task.classes).  If it returns a tuple, a
-    mapping or a dataclass, the logits are its `logits` or the first tensor of that shape.  Modules
-    in the current folder can be imported.  Needs `--allow-import`.
+    A function is called as `build(signature, **args)` and returns a `torch.nn.Module` from the
+    signature's inputs, (B, *signature.input_shape) or a mapping of tensors, to
+    (B, signature.classes).  A class derived from `torch.nn.Module` is called as `Network(**args)`.
+    If the network returns a tuple, a mapping or a dataclass, the logits are its `logits` or the
+    first tensor of that shape.  Modules in the current folder can be imported; the path of a file
+    is relative to the study file.  Needs `--allow-import`.
     """
 
     foreign = True
     takes_text = True
     runs_code = True
 
-    name: Annotated[str, names_like("MODULE:FUNCTION", r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")]
+    name: Annotated[str, names_like("MODULE:FUNCTION", IMPORTED)]
     args: Args = Values()
 
-    def build(self, task: Task) -> nn.Module:
+    def build(self, signature: Signature) -> nn.Module:
         try:
-            network = self._function()(task, **self.args.plain())
+            function, args = self._function(), self.args.plain()
+            network = function(**args) if _is_network(function) else function(signature, **args)
         except Exception as error:
             text = " ".join(str(error).split())
             raise ValueError(f"{self.name} failed: {type(error).__name__}: {text}") from error
-        return _checked(network, task, self.name)
+        return _checked(network, signature, self.name)
 
     def files(self) -> tuple[Path, ...]:
-        """Return the file of the module, then the files that it imports from the same project."""
+        """Return the file of the module, then the files that it imports from the same project.
+
+        Files that are named as such belong to the code of the study (`raykd.user_code`).
+        """
+        if is_user_code(self.name):
+            return ()
         module = self.name.partition(":")[0]
-        with _current_folder_importable():
+        with importable(Path.cwd()):
             spec = importlib.util.find_spec(module)
         if spec is None or spec.origin is None:
             return ()
-        return source_files(Path(spec.origin), module)
+        return _sources_of(Path(spec.origin), module)
 
     def _function(self) -> Callable[..., object]:
-        path, _, name = self.name.partition(":")
-        with _current_folder_importable():
-            module = importlib.import_module(path)
-        function = getattr(module, name, None)
+        path, _, name = self.name.rpartition(":")
+        if is_user_code(self.name):
+            function = find_object(self.name)
+        else:
+            with importable(Path.cwd()):
+                function = getattr(importlib.import_module(path), name, None)
         if not callable(function):
-            raise ValueError(f"{module.__name__} has no function {name!r}")
+            raise ValueError(f"{path} has no function {name!r}")
         return function
+
+
+_sources_of = lru_cache(maxsize=64)(source_files)
+
+
+def _is_network(function: Callable[..., object]) -> bool:
+    """Return whether it is a class of networks that is built without a signature."""
+    if not isinstance(function, type) or not issubclass(function, nn.Module):
+        return False
+    return "signature" not in inspect.signature(function).parameters
 
 
 @option
@@ -95,17 +119,17 @@ class Stored(Model):
         str | None, Field(description="Local path of the downloaded network, set by raykd")
     ] = None
 
-    def build(self, task: Task) -> nn.Module:
+    def build(self, signature: Signature) -> nn.Module:
         if self.file is None:
             raise ValueError(
                 f"{self.name} has not been downloaded; pass the path of the study to a command "
                 "of raykd or to `raykd.search`, which download it from the tracking server"
             )
-        network = torch.load(io.BytesIO(_read(self.file)), "cpu", weights_only=False)
+        network = read_network(_read(self.file), self.file, allow_code=True)
         network, _ = strip_preprocessing(network)  # batches are already normalized
         if not self.pretrained:
             _reset_parameters(network, self.name)
-        return _checked(network, task, self.name)
+        return _checked(network, signature, self.name)
 
 
 def _read(file: str) -> bytes:
@@ -132,45 +156,34 @@ def _reset_parameters(network: nn.Module, name: str) -> None:
             )
 
 
-def _checked(network: object, task: Task, name: str) -> nn.Module:
+def _checked(network: object, signature: Signature, name: str) -> nn.Module:
     """Return the network in training mode, with logits as its output.
 
     Raises:
-        ValueError: it is not a network for this task.
+        ValueError: it is not a network for this signature.
     """
     if not isinstance(network, nn.Module):
         raise ValueError(f"{name} must return a torch.nn.Module, not a {type(network).__name__}")
     training = network.training
     try:
         with torch.no_grad():
-            logits = network.eval()(blank_inputs(task, 2, torch.device("cpu")))
+            logits = network.eval()(blank_inputs(signature, 2, torch.device("cpu")))
     except Exception as error:
         text = f"{type(error).__name__}: {' '.join(str(error).split())}"
         raise ValueError(
-            f"{name} cannot take samples of shape {task.input_shape}: {text}"
+            f"{name} cannot take samples of shape {signature.input_shape}: {text}"
         ) from error
     finally:
         network.train(training)
     if not isinstance(logits, torch.Tensor):
-        output, logits = logits, find_logits(logits, task.classes)
+        output, logits = logits, find_logits(logits, signature.classes)
         if logits is None:
-            raise ValueError(f"{name}: {no_logits_message(output, task.classes)}")
-        select_logits(network, task)
+            raise ValueError(f"{name}: {no_logits_message(output, signature.classes)}")
+        select_logits(network, signature)
     shape = tuple(logits.shape)
-    if shape != (2, task.classes):
+    if shape != (2, signature.classes):
         raise ValueError(
-            f"{name} returns {shape} for 2 samples; it must return {(2, task.classes)}, one "
+            f"{name} returns {shape} for 2 samples; it must return {(2, signature.classes)}, one "
             "logit per class"
         )
-    return only_logits(name, network, task).train()
-
-
-@contextmanager
-def _current_folder_importable() -> Iterator[None]:
-    """Allow imports from the current folder, with the lowest priority."""
-    folder = str(Path.cwd())
-    sys.path.append(folder)
-    try:
-        yield
-    finally:
-        sys.path.remove(folder)
+    return only_logits(name, network, signature).train()

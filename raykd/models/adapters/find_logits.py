@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from raykd.models.base import Task, UnfitShape
+from raykd.models.base import Signature, UnfitShape
 from raykd.models.introspection.flops import FlopCounter, without_fused_attention
 from raykd.models.introspection.layers import blank_inputs
 
@@ -61,7 +61,7 @@ def no_logits_message(output: object, classes: int) -> str:
     )
 
 
-def return_logits(network: nn.Module, task: Task) -> nn.Module:
+def return_logits(network: nn.Module, signature: Signature) -> nn.Module:
     """Make a network, in place, return only logits, in training and in evaluation.
 
     Parameters that do not affect the logits, such as those of auxiliary classifiers, are frozen,
@@ -73,19 +73,19 @@ def return_logits(network: nn.Module, task: Task) -> nn.Module:
     """
     if not _differs_in_training(type(network)):
         return network
-    output = _training_output(network, task)
+    output = _training_output(network, signature)
     if isinstance(output, Tensor):
         return network
-    logits = find_logits(output, task.classes)
+    logits = find_logits(output, signature.classes)
     if logits is None:
-        raise ValueError(f"in training {no_logits_message(output, task.classes)}")
+        raise ValueError(f"in training {no_logits_message(output, signature.classes)}")
     _freeze_unused(network, logits)
-    return select_logits(network, task)
+    return select_logits(network, signature)
 
 
-def select_logits(network: nn.Module, task: Task) -> nn.Module:
+def select_logits(network: nn.Module, signature: Signature) -> nn.Module:
     """Add the hook that selects the logits to a network."""
-    network.register_forward_hook(SelectLogits(task.classes))
+    network.register_forward_hook(SelectLogits(signature.classes))
     return network
 
 
@@ -98,7 +98,7 @@ def _differs_in_training(cls: type[nn.Module]) -> bool:
         return True
 
 
-def _training_output(network: nn.Module, task: Task) -> object:
+def _training_output(network: nn.Module, signature: Signature) -> object:
     """Return the output of a forward in training mode, without most arithmetic."""
     parameter = next(network.parameters(), torch.empty(0))
     buffers = {name: buffer.clone() for name, buffer in network.named_buffers()}
@@ -106,11 +106,11 @@ def _training_output(network: nn.Module, task: Task) -> object:
     network.train()
     try:
         with torch.random.fork_rng(devices=[]), without_fused_attention(), FlopCounter():
-            return network(blank_inputs(task, 2, parameter.device))
+            return network(blank_inputs(signature, 2, parameter.device))
     except (RuntimeError, ValueError) as error:
         text = " ".join(str(error).split())
         raise UnfitShape(
-            f"the network cannot be trained on samples of shape {task.input_shape}: {text}"
+            f"the network cannot be trained on samples of shape {signature.input_shape}: {text}"
         ) from error
     finally:
         for module, training in modes:

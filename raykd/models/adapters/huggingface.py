@@ -19,7 +19,7 @@ from raykd.models.adapters.hub import hub
 from raykd.models.adapters.library import LibraryModel, check_patches, library
 from raykd.models.adapters.pretraining_images import read_pretraining_images
 from raykd.models.adapters.values import Values
-from raykd.models.base import PretrainingImages, Task, Text, image_shape
+from raykd.models.base import PretrainingImages, Signature, Text, image_shape
 from raykd.models.introspection.hooks import first_tensor
 from raykd.models.weights.class_order import find_class_names
 from raykd.models.weights.files import class_names_beside
@@ -59,13 +59,13 @@ class Hf(LibraryModel):
         Values, Field(description="Configuration fields of the model. Can contain domains")
     ] = Values()
 
-    def blueprint(self, task: Task) -> nn.Module:
+    def blueprint(self, signature: Signature) -> nn.Module:
         transformers = library("transformers", "hf", self.name)
-        config = self._configuration(transformers, task)
+        config = self._configuration(transformers, signature)
         with _quiet(transformers), _errors_as_value_error(self.name, self.config):
             # None in a new configuration, but deit and levit iterate over it
             config.architectures = config.architectures or []
-            network = _auto_class(transformers, task).from_config(config, dtype=torch.float32)
+            network = _auto_class(transformers, signature).from_config(config, dtype=torch.float32)
         return logits_only(network)
 
     def pretraining_images(self) -> PretrainingImages | None:
@@ -75,16 +75,16 @@ class Hf(LibraryModel):
         paths = self._folder.iterdir() if self._folder is not None else ()
         return (*super().files(), *sorted(path for path in paths if path.is_file()))
 
-    def _pretrained(self, task: Task) -> nn.Module:
+    def _pretrained(self, signature: Signature) -> nn.Module:
         transformers = library("transformers", "hf", self.name)
         if self._folder is None and self.library_name in transformers.CONFIG_MAPPING:
             raise ValueError(
                 f"{self.name} is an architecture without pretrained weights; set "
                 "`pretrained: false`, or name a folder or a model on the hub with weights"
             )
-        config = self._configuration(transformers, task)
+        config = self._configuration(transformers, signature)
         with _quiet(transformers), hub(), _errors_as_value_error(self.name, self.config):
-            network, report = _auto_class(transformers, task).from_pretrained(
+            network, report = _auto_class(transformers, signature).from_pretrained(
                 str(self._folder or self.library_name),
                 config=config,
                 dtype=torch.float32,
@@ -92,7 +92,7 @@ class Hf(LibraryModel):
                 output_loading_info=True,
                 local_files_only=self._folder is not None,
             )
-        self._check_report(report, network, task)
+        self._check_report(report, network, signature)
         return logits_only(network)
 
     def _pretrained_classes(self) -> tuple[str, ...]:
@@ -100,12 +100,14 @@ class Hf(LibraryModel):
             return class_names_beside(self._folder / "config.json")
         return find_class_names(self._default_config(library("transformers", "hf", self.name)))
 
-    def _check_report(self, report: Mapping[str, Any], network: nn.Module, task: Task) -> None:
+    def _check_report(
+        self, report: Mapping[str, Any], network: nn.Module, signature: Signature
+    ) -> None:
         """Raise ValueError unless the classifier is the only layer with new weights."""
         for key in report["mismatched_keys"]:
             name = key[0] if isinstance(key, tuple) else str(key)
             layer = network.get_submodule(name.rpartition(".")[0])
-            if getattr(layer, "out_features", None) != task.classes:
+            if getattr(layer, "out_features", None) != signature.classes:
                 raise ValueError(
                     f"the pretrained weights of {self.name} do not fit: {name} has another size in "
                     "them; remove the fields of `config` that change it"
@@ -116,16 +118,16 @@ class Hf(LibraryModel):
         folder = Path(self.library_name).expanduser()
         return folder if folder.is_dir() else None
 
-    def _configuration(self, transformers: ModuleType, task: Task) -> Any:
+    def _configuration(self, transformers: ModuleType, signature: Signature) -> Any:
         default = self._default_config(transformers)
-        fields = self._user_fields(default) | self._data_fields(default, task)
+        fields = self._user_fields(default) | self._data_fields(default, signature)
         with _quiet(transformers), _errors_as_value_error(self.name, self.config):
             if self._folder is None and self.library_name in transformers.CONFIG_MAPPING:
                 config = type(default)(**fields)
             else:
                 config = type(default).from_dict(default.to_dict() | fields)
-        _check_input_size(self.name, config, task)
-        _check_architecture(self.name, transformers, config, task)
+        _check_input_size(self.name, config, signature)
+        _check_architecture(self.name, transformers, config, signature)
         return config
 
     def _default_config(self, transformers: ModuleType) -> Any:
@@ -174,17 +176,17 @@ class Hf(LibraryModel):
         plain = self.config.plain()
         return {default.attribute_map.get(key, key): value for key, value in plain.items()}
 
-    def _data_fields(self, default: Any, task: Task) -> dict[str, Any]:
+    def _data_fields(self, default: Any, signature: Signature) -> dict[str, Any]:
         """Return the configuration fields that are set from the data."""
-        if task.text is None:
-            channels, height, width = image_shape(task, self.name)
+        if signature.text is None:
+            channels, height, width = image_shape(signature, self.name)
             fields = {"num_channels": channels, "image_size": _image_size(default, height, width)}
         else:
-            fields = {"vocab_size": self._vocabulary(default, task), "use_cache": False}
-            fields["pad_token_id"] = task.text.padding
-        tokens = {} if task.text is None else self._special_tokens(default, task.text)
+            fields = {"vocab_size": self._vocabulary(default, signature), "use_cache": False}
+            fields["pad_token_id"] = signature.text.padding
+        tokens = {} if signature.text is None else self._special_tokens(default, signature.text)
         existing = {key: value for key, value in fields.items() if hasattr(default, key)}
-        return {"num_labels": task.classes} | existing | tokens
+        return {"num_labels": signature.classes} | existing | tokens
 
     def _special_tokens(self, default: Any, text: Text) -> dict[str, Any]:
         """Return the end and start tokens of an encoder-decoder model."""
@@ -196,15 +198,15 @@ class Hf(LibraryModel):
             tokens["decoder_start_token_id"] = text.padding
         return tokens
 
-    def _vocabulary(self, default: Any, task: Task) -> int:
-        assert task.text is not None
+    def _vocabulary(self, default: Any, signature: Signature) -> int:
+        assert signature.text is not None
         if not self.pretrained and self.weights is None:
-            return task.text.vocabulary
+            return signature.text.vocabulary
         size = int(getattr(default, "vocab_size", 0))
-        if size < task.text.vocabulary:
+        if size < signature.text.vocabulary:
             raise ValueError(
                 f"the weights of {self.name} have {size} tokens, and the data's tokenizer has "
-                f"{task.text.vocabulary}; use the tokenizer that the weights were trained with"
+                f"{signature.text.vocabulary}; use the tokenizer that the weights were trained with"
             )
         return size
 
@@ -254,8 +256,8 @@ def _parameters(cls: type[nn.Module]) -> frozenset[str]:
     return frozenset(inspect.signature(cls.forward).parameters)
 
 
-def _auto_class(transformers: ModuleType, task: Task) -> Any:
-    if task.text is not None:
+def _auto_class(transformers: ModuleType, signature: Signature) -> Any:
+    if signature.text is not None:
         return transformers.AutoModelForSequenceClassification
     return transformers.AutoModelForImageClassification
 
@@ -275,13 +277,13 @@ def _image_size(default: Any, height: int, width: int) -> int | list[int]:
     return [height, width]
 
 
-def _check_input_size(model: str, config: Any, task: Task) -> None:
+def _check_input_size(model: str, config: Any, signature: Signature) -> None:
     """Raise ValueError unless patches divide the images, and texts are short enough."""
-    if task.text is None:
-        _, height, width = image_shape(task, model)
+    if signature.text is None:
+        _, height, width = image_shape(signature, model)
         check_patches(model, getattr(config, "patch_size", None), height, width)
         return
-    (length,) = task.input_shape
+    (length,) = signature.input_shape
     positions = getattr(config, "max_position_embeddings", None)
     if not isinstance(positions, int) or positions <= 0:
         return
@@ -302,14 +304,16 @@ def _reserved_positions(config: Any) -> int:
     return (padding or 0) + 1
 
 
-def _check_architecture(model: str, transformers: ModuleType, config: Any, task: Task) -> None:
+def _check_architecture(
+    model: str, transformers: ModuleType, config: Any, signature: Signature
+) -> None:
     # `_model_mapping` is private in transformers 5.23; there is no public list of configurations.
-    if type(config) in _auto_class(transformers, task)._model_mapping:
+    if type(config) in _auto_class(transformers, signature)._model_mapping:
         return
-    kind = "texts" if task.text is not None else "images"
+    kind = "texts" if signature.text is not None else "images"
     raise ValueError(
         f"transformers has no classifier of {kind} with architecture {config.model_type!r} "
-        f"({model}); use {'hf/distilbert' if task.text is not None else 'hf/vit'}, for example"
+        f"({model}); use {'hf/distilbert' if signature.text is not None else 'hf/vit'}, for example"
     )
 
 

@@ -16,7 +16,7 @@ from torch import nn
 
 from raykd.models.adapters.find_logits import return_logits
 from raykd.models.adapters.values import Values
-from raykd.models.base import Model, Task
+from raykd.models.base import Model, Signature
 from raykd.models.introspection.flops import SkipInit
 from raykd.models.weights.class_order import UnmatchedClasses, class_rows, reorder_classes
 from raykd.models.weights.files import read_weight_file, weight_class_names, weight_parts
@@ -54,7 +54,7 @@ class LibraryModel(Model):
         """Name of the model in its library."""
         return self.name.partition("/")[2]
 
-    def build(self, task: Task) -> nn.Module:
+    def build(self, signature: Signature) -> nn.Module:
         """Build the network, (B, *input_shape) -> (B, classes), with its initial weights.
 
         A classifier for other classes gets new weights; a stem for other channels gets new or
@@ -64,53 +64,55 @@ class LibraryModel(Model):
             ValueError: the model does not exist, cannot be built with these arguments, or its
                 weights are not available.
         """
-        return self._initialized(task)[0]
+        return self._initialized(signature)[0]
 
-    def remarks(self, task: Task) -> tuple[str, ...]:
-        return self._initialized(task)[1] if self.weights is not None or self.pretrained else ()
+    def remarks(self, signature: Signature) -> tuple[str, ...]:
+        return (
+            self._initialized(signature)[1] if self.weights is not None or self.pretrained else ()
+        )
 
     def head_classes(self) -> tuple[str, ...]:
         if self.weights is not None:
             return weight_class_names(self.weights)
         return self._pretrained_classes() if self.pretrained else ()
 
-    def _initialized(self, task: Task) -> tuple[nn.Module, tuple[str, ...]]:
+    def _initialized(self, signature: Signature) -> tuple[nn.Module, tuple[str, ...]]:
         """Return the network with its initial weights, and notes on what was done to them."""
         if self.weights is not None:
-            network = self.blueprint(task)
-            matched = load_matching(network, read_weight_file(self.weights), task)
+            network = self.blueprint(signature)
+            matched = load_matching(network, read_weight_file(self.weights), signature)
             notes = (*matched.notes, *matched.warnings)
-            if not keeps_classifier(network, matched, task):
-                note = f"the final layer gets new weights, for {task.classes} classes"
+            if not keeps_classifier(network, matched, signature):
+                note = f"the final layer gets new weights, for {signature.classes} classes"
                 return network, (*notes, f"{self.weights}: {note}")
-            return network, (*notes, *self._reorder(network, task))
+            return network, (*notes, *self._reorder(network, signature))
         if not self.pretrained:
-            return self.blueprint(task), ()
-        network = self._download(task)
-        return network, self._reorder(network, task)
+            return self.blueprint(signature), ()
+        network = self._download(signature)
+        return network, self._reorder(network, signature)
 
-    def _reorder(self, network: nn.Module, task: Task) -> tuple[str, ...]:
+    def _reorder(self, network: nn.Module, signature: Signature) -> tuple[str, ...]:
         """Reorder the outputs of a pretrained classifier as the classes of the data."""
         theirs = self.head_classes()
-        if len(theirs) != task.classes:
+        if len(theirs) != signature.classes:
             return ()
         try:
-            rows, note = class_rows(theirs, task.class_names, self.weights or self.name)
+            rows, note = class_rows(theirs, signature.class_names, self.weights or self.name)
         except UnmatchedClasses as error:
             return (f"{error}; training starts from that final layer",)
         if rows is None:
             return ()
-        reorder_classes(network, rows, task, self.name)
+        reorder_classes(network, rows, signature, self.name)
         return (note,)
 
-    def _download(self, task: Task) -> nn.Module:
+    def _download(self, signature: Signature) -> nn.Module:
         """Build the network with the pretrained weights of the library.
 
         Raises:
             ValueError: the weights are not available.
         """
         try:
-            return self._pretrained(task)
+            return self._pretrained(signature)
         except (OSError, RuntimeError) as error:
             raise ValueError(
                 f"the pretrained weights of {self.name} are not available ({_line(error)}); set "
@@ -125,11 +127,11 @@ class LibraryModel(Model):
         except ValueError:  # `prepare` reports it
             return (Path(self.weights).expanduser(),)
 
-    def prepare(self, task: Task) -> None:
+    def prepare(self, signature: Signature) -> None:
         if self.pretrained or self.weights is not None:
-            self.build(task)
+            self.build(signature)
 
-    def _pretrained(self, task: Task) -> nn.Module:
+    def _pretrained(self, signature: Signature) -> nn.Module:
         """Build the network with the pretrained weights of the library."""
         raise NotImplementedError
 
@@ -185,14 +187,14 @@ def construct(
         raise ValueError(_build_error(model, args, error)) from error
 
 
-def only_logits(model: str, network: nn.Module, task: Task) -> nn.Module:
+def only_logits(model: str, network: nn.Module, signature: Signature) -> nn.Module:
     """Make a network, in place, return only logits (`return_logits`).
 
     Raises:
         ValueError: it cannot be trained on such samples; the message names the model.
     """
     try:
-        return return_logits(network, task)
+        return return_logits(network, signature)
     except ValueError as error:
         raise type(error)(f"{model}: {error}") from error
 

@@ -59,7 +59,7 @@ def _by_transformers(config: Mapping[str, Any]) -> NormalizationAndSize:
     return normalization, _size(config.get("crop_size") or config.get("size"))
 
 
-def _by_timm(config: Mapping[str, Any]) -> NormalizationAndSize | None:
+def _by_timm(config: Mapping[str, object]) -> NormalizationAndSize | None:
     pretrained = config.get("pretrained_cfg")
     if not isinstance(pretrained, Mapping) or not {"mean", "std"} <= pretrained.keys():
         return None
@@ -70,7 +70,7 @@ def _by_timm(config: Mapping[str, Any]) -> NormalizationAndSize | None:
     return normalization, (int(size[-2]), int(size[-1])) if size else None
 
 
-def _size(size: Any) -> tuple[int, int] | None:
+def _size(size: object) -> tuple[int, int] | None:
     if isinstance(size, int):
         return size, size
     if not isinstance(size, Mapping):

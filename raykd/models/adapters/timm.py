@@ -20,7 +20,7 @@ from raykd.models.adapters.library import (
 from raykd.models.adapters.stems import fit_stem
 from raykd.models.adapters.torchvision import Args, Stem
 from raykd.models.adapters.values import Values
-from raykd.models.base import PretrainingImages, Task, image_shape
+from raykd.models.base import PretrainingImages, Signature, image_shape
 from raykd.models.normalization import Normalization
 from raykd.models.weights.class_order import find_class_names
 from raykd.registry import names_like, option
@@ -46,19 +46,19 @@ class Timm(LibraryModel):
     stem: Stem = "own"
     args: Args = Values()
 
-    def blueprint(self, task: Task) -> nn.Module:
-        return self._network(task, pretrained=False)
+    def blueprint(self, signature: Signature) -> nn.Module:
+        return self._network(signature, pretrained=False)
 
-    def _pretrained(self, task: Task) -> nn.Module:
+    def _pretrained(self, signature: Signature) -> nn.Module:
         with hub():
-            return self._network(task, pretrained=True)
+            return self._network(signature, pretrained=True)
 
     def _pretrained_classes(self) -> tuple[str, ...]:
         timm = library("timm", "timm", self.name)
         return find_class_names(timm.get_pretrained_cfg(self.library_name))
 
-    def _network(self, task: Task, *, pretrained: bool) -> nn.Module:
-        channels, height, width = image_shape(task, self.name)
+    def _network(self, signature: Signature, *, pretrained: bool) -> nn.Module:
+        channels, height, width = image_shape(signature, self.name)
         timm = library("timm", "timm", self.name)
         args = dict(self.args)
         if self._has_fixed_size(timm) and "img_size" not in args:
@@ -67,7 +67,7 @@ class Timm(LibraryModel):
             timm.create_model,
             self.library_name,
             pretrained=pretrained,
-            num_classes=task.classes,
+            num_classes=signature.classes,
             in_chans=channels,
         )
         network = construct(self.name, make, Values(args), _RESERVED)
@@ -75,7 +75,7 @@ class Timm(LibraryModel):
         check_patches(self.name, getattr(patches, "patch_size", None), height, width)
         if self.stem == "small":
             fit_stem(network, channels, small=True, model=self.name)
-        return only_logits(self.name, network, task)
+        return only_logits(self.name, network, signature)
 
     def pretraining_images(self) -> PretrainingImages | None:
         timm = library("timm", "timm", self.name)

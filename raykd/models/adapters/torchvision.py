@@ -19,7 +19,7 @@ from raykd.models.adapters.library import (
 )
 from raykd.models.adapters.stems import fit_stem
 from raykd.models.adapters.values import Values
-from raykd.models.base import PretrainingImages, Task, image_shape
+from raykd.models.base import PretrainingImages, Signature, image_shape
 from raykd.models.normalization import Normalization
 from raykd.models.weights.files import weight_file
 from raykd.models.weights.load import load_matching
@@ -62,22 +62,24 @@ class Torchvision(LibraryModel):
     stem: Stem = "own"
     args: Args = Values()
 
-    def blueprint(self, task: Task) -> nn.Module:
-        channels, height, width = image_shape(task, self.name)
+    def blueprint(self, signature: Signature) -> nn.Module:
+        channels, height, width = image_shape(signature, self.name)
         models = self._models()
         fixed = _FIXED_ARGS.get(self.library_name, {})
         args = {**fixed, **self._size_args(height, width), **self.args}
-        make = partial(models.get_model, self.library_name, weights=None, num_classes=task.classes)
+        make = partial(
+            models.get_model, self.library_name, weights=None, num_classes=signature.classes
+        )
         network = construct(self.name, make, Values(args), _RESERVED)
         check_patches(self.name, getattr(network, "patch_size", None), height, width)
         fit_stem(network, channels, small=self.stem == "small", model=self.name)
-        return only_logits(self.name, network, task)
+        return only_logits(self.name, network, signature)
 
-    def _pretrained(self, task: Task) -> nn.Module:
+    def _pretrained(self, signature: Signature) -> nn.Module:
         weights = self._models().get_model_weights(self.library_name).DEFAULT
-        network = self.blueprint(task)
+        network = self.blueprint(signature)
         tensors = weights.get_state_dict(progress=False, check_hash=True)
-        load_matching(network, weight_file(self.name, tensors), task)
+        load_matching(network, weight_file(self.name, tensors), signature)
         return network
 
     def _pretrained_classes(self) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ from typing import Annotated
 from pydantic import Field
 from torch import Tensor, nn
 
-from raykd.models.base import AnyModel, Model, Task
+from raykd.models.base import AnyModel, Model, Signature
 from raykd.models.introspection.layers import EMBEDDING, discover, stage_aliases
 from raykd.registry import option
 
@@ -60,28 +60,32 @@ class CompressedModel(Model):
         base = teacher if self.base is None else self.base.bind_teacher(teacher)
         return self if base == self.base else replace(self, base=base)
 
-    def build(self, task: Task) -> nn.Module:
-        return self._compressed(self._checked_base(task).build(task), task, with_weights=True)
+    def build(self, signature: Signature) -> nn.Module:
+        return self._compressed(
+            self._checked_base(signature).build(signature), signature, with_weights=True
+        )
 
-    def blueprint(self, task: Task) -> nn.Module:
-        network = self._checked_base(task).blueprint(task)
-        return self._compressed(network, task, with_weights=False)
+    def blueprint(self, signature: Signature) -> nn.Module:
+        network = self._checked_base(signature).blueprint(signature)
+        return self._compressed(network, signature, with_weights=False)
 
-    def build_from(self, trained: nn.Module, task: Task) -> nn.Module:
-        base = self._checked_base(task)
+    def build_from(self, trained: nn.Module, signature: Signature) -> nn.Module:
+        base = self._checked_base(signature)
         if _uses_trained_weights(base):
-            network = base.build_from(trained, task)
+            network = base.build_from(trained, signature)
         else:
-            _check_same_tensors(trained, base.blueprint(task), base)
+            _check_same_tensors(trained, base.blueprint(signature), base)
             network = copy.deepcopy(trained).to("cpu").requires_grad_(True).train()
-        return self._compressed(network, task, with_weights=True)
+        return self._compressed(network, signature, with_weights=True)
 
-    def compress(self, network: nn.Module, task: Task, *, with_weights: bool) -> nn.Module:
+    def compress(
+        self, network: nn.Module, signature: Signature, *, with_weights: bool
+    ) -> nn.Module:
         """Change a network of the base model into one of this model, keeping its weights.
 
         Args:
             network: on the CPU; modified.
-            task: inputs and outputs of the network.
+            signature: inputs and outputs of the network.
             with_weights: whether the weights decide what is kept and what new layers start from;
                 if false they are arbitrary, and only the shapes of the result matter.
 
@@ -93,16 +97,18 @@ class CompressedModel(Model):
     def files(self) -> tuple[Path, ...]:
         return () if self.base is None else self.base.files()
 
-    def prepare(self, task: Task) -> None:
-        self.base_model.prepare(task)
+    def prepare(self, signature: Signature) -> None:
+        self.base_model.prepare(signature)
 
-    def _compressed(self, network: nn.Module, task: Task, *, with_weights: bool) -> nn.Module:
+    def _compressed(
+        self, network: nn.Module, signature: Signature, *, with_weights: bool
+    ) -> nn.Module:
         mode = network.training
-        return self.compress(network, task, with_weights=with_weights).train(mode)
+        return self.compress(network, signature, with_weights=with_weights).train(mode)
 
-    def _checked_base(self, task: Task) -> Model:
+    def _checked_base(self, signature: Signature) -> Model:
         base = self.base_model
-        if task.text is not None and not base.takes_text:
+        if signature.text is not None and not base.takes_text:
             raise ValueError(
                 f"{base.name}, the base of {self.name}, does not take texts; choose another base"
             )
@@ -134,9 +140,9 @@ def replace_module(network: nn.Module, path: str, module: nn.Module) -> nn.Modul
     return network
 
 
-def find_classifier(network: nn.Module, task: Task) -> str:
+def find_classifier(network: nn.Module, signature: Signature) -> str:
     """Return the dotted name of the linear layer that outputs the logits; "" if there is none."""
-    aliases = stage_aliases(discover(network, task))
+    aliases = stage_aliases(discover(network, signature))
     return aliases[EMBEDDING].module if EMBEDDING in aliases else ""
 
 

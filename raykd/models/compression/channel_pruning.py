@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from raykd.models.adapters.library import library
-from raykd.models.base import Task
+from raykd.models.base import Signature
 from raykd.models.compression.base import CompressedModel, find_classifier
 from raykd.models.introspection.hooks import first_tensor
 from raykd.models.introspection.layers import blank_inputs
@@ -64,11 +64,13 @@ class ChannelPruning(CompressedModel):
     ] = 0.5
     norm: Annotated[Literal["l1", "l2"], Field(description="Norm used to rank filters")] = "l1"
 
-    def compress(self, network: nn.Module, task: Task, *, with_weights: bool) -> nn.Module:
+    def compress(
+        self, network: nn.Module, signature: Signature, *, with_weights: bool
+    ) -> nn.Module:
         pruning = library("torch_pruning", "pruning", self.name)
         if self.keep == 1:
             return network
-        classifier = find_classifier(network, task)
+        classifier = find_classifier(network, signature)
         if not classifier:
             raise ValueError(
                 f"{self.base_model.name} has no linear layer that outputs the logits, so the "
@@ -76,11 +78,11 @@ class ChannelPruning(CompressedModel):
             )
         try:
             head = network.get_submodule(classifier)
-            self._prune(pruning, network, task, head, with_weights=with_weights)
-            logits = first_tensor(_forward(network, task))
+            self._prune(pruning, network, signature, head, with_weights=with_weights)
+            logits = first_tensor(_forward(network, signature))
         except Exception as error:  # the network's code may raise anything
             raise ValueError(self._failure(error)) from error
-        if logits is None or logits.shape[-1] != task.classes:
+        if logits is None or logits.shape[-1] != signature.classes:
             raise ValueError(self._failure("its logits changed shape"))
         return network
 
@@ -88,7 +90,7 @@ class ChannelPruning(CompressedModel):
         self,
         pruning: ModuleType,
         network: nn.Module,
-        task: Task,
+        signature: Signature,
         classifier: nn.Module,
         *,
         with_weights: bool,
@@ -99,7 +101,7 @@ class ChannelPruning(CompressedModel):
             warnings.simplefilter("ignore")  # about parameters outside layers, which it prunes too
             pruner = pruning.pruner.BasePruner(
                 network,
-                blank_inputs(task, 2, torch.device("cpu")),
+                blank_inputs(signature, 2, torch.device("cpu")),
                 importance=_Norm(pruning, int(self.norm[1])) if with_weights else _by_position,
                 pruning_ratio=1 - self.keep,
                 ignored_layers=[classifier],
@@ -150,9 +152,9 @@ def _run(network: nn.Module, inputs: Any) -> Any:
     return network(inputs)
 
 
-def _forward(network: nn.Module, task: Task) -> Any:
+def _forward(network: nn.Module, signature: Signature) -> Any:
     with torch.no_grad():
-        return network(blank_inputs(task, 2, torch.device("cpu")))
+        return network(blank_inputs(signature, 2, torch.device("cpu")))
 
 
 def _head_counts(network: nn.Module) -> dict[nn.Module, int]:

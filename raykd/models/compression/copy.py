@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 from torch import nn
 
-from raykd.models.base import Task
+from raykd.models.base import Signature
 from raykd.models.compression.base import CompressedModel
 from raykd.registry import option
 
@@ -27,5 +27,7 @@ class Copy(CompressedModel):
         bool, Field(description="Initialize from the weights of the trained teacher")
     ] = False
 
-    def compress(self, network: nn.Module, task: Task, *, with_weights: bool) -> nn.Module:
+    def compress(
+        self, network: nn.Module, signature: Signature, *, with_weights: bool
+    ) -> nn.Module:
         return network

@@ -7,12 +7,17 @@ lowers quantized networks.  This module calls those kernels directly.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from raykd.compat.quantized_ops import quantized_decomposed
+
+Network = TypeVar("Network", bound=nn.Module)
 
 WEIGHT_MAX = 127
 """Weights are integers from -127 to 127, times a scale per output channel."""
@@ -188,7 +193,7 @@ class Int8Layer(nn.Module):
     def forward(self, inputs: Tensor) -> Tensor:
         integers = (inputs.float() / self.scale).round() + self.zero
         integers = integers.clamp_(0, INPUT_MAX)
-        if integers.device.type != "cpu" or not torch.backends.mkldnn.is_available():
+        if not _has_kernels(integers.device):
             weight = self.weight.float() * _per_output(self.scales, self.weight)
             return self._in_float((integers - self.zero) * self.scale, weight)
         if self._packed is None:
@@ -266,6 +271,51 @@ class Int8Linear(Int8Layer):
 
     def extra_repr(self) -> str:
         return f"{tuple(self.weight.shape)}"
+
+
+class QuantizeDequantize(nn.Module):
+    """An int8 layer in the form that ONNX runtimes recognize: int8 weights, rounded inputs.
+
+    Inputs are quantized and dequantized, weights are stored in int8 and dequantized, products are
+    float32 (QDQ format).  Runtimes with int8 kernels fuse these operators.  The integers are those
+    of the layer.
+
+    Args:
+        layer: the int8 layer.
+    """
+
+    def __init__(self, layer: Int8Layer) -> None:
+        super().__init__()
+        self.layer = layer
+        self.ops = quantized_decomposed()
+        self.scale, self.zero = float(layer.scale), int(layer.zero)
+        self.register_buffer("zeros", torch.zeros_like(layer.scales, dtype=torch.int64))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        layer, grid = self.layer, (self.scale, self.zero, 0, INPUT_MAX, torch.uint8)
+        # An ONNX quantizer saturates at 255, the layer at INPUT_MAX.
+        low, high = -self.zero * self.scale, (INPUT_MAX - self.zero) * self.scale
+        integers = self.ops.quantize_per_tensor(inputs.float().clamp(low, high), *grid)
+        weight = self.ops.dequantize_per_channel(
+            layer.weight, layer.scales, self.zeros, 0, -WEIGHT_MAX, WEIGHT_MAX, torch.int8
+        )
+        return layer._in_float(self.ops.dequantize_per_tensor(integers, *grid), weight)
+
+
+def quantize_dequantize(network: Network) -> Network:
+    """Return a copy of a network whose int8 layers are in the form for ONNX runtimes."""
+    network = copy.deepcopy(network)
+    for path, layer in list(network.named_modules()):
+        if isinstance(layer, Int8Layer):
+            network.set_submodule(path, QuantizeDequantize(layer))
+    return network
+
+
+def _has_kernels(device: torch.device) -> bool:
+    """Return whether int8 kernels run here; a traced network must not depend on them."""
+    if torch.compiler.is_compiling():  # pyright: ignore[reportPrivateImportUsage]
+        return False
+    return device.type == "cpu" and torch.backends.mkldnn.is_available()
 
 
 def _per_output(scales: Tensor, weight: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from raykd.models.base import Task
+from raykd.models.base import Signature
 from raykd.models.compression.base import CompressedModel
 from raykd.models.introspection.flops import FlopCounter, without_fused_attention
 from raykd.models.introspection.hooks import first_tensor
@@ -42,8 +42,10 @@ class LayerPruning(CompressedModel):
     ] = 0.5
     rule: Annotated[Rule, Field(description="Rule that selects the blocks to keep")] = "evenly"
 
-    def compress(self, network: nn.Module, task: Task, *, with_weights: bool) -> nn.Module:
-        runs = find_runs(network, task)
+    def compress(
+        self, network: nn.Module, signature: Signature, *, with_weights: bool
+    ) -> nn.Module:
+        runs = find_runs(network, signature)
         if not runs:
             raise ValueError(
                 f"{self.base_model.name} has no blocks to remove: no block follows another of its "
@@ -141,9 +143,9 @@ class Run:
             self.container.extend(modules)
 
 
-def find_runs(network: nn.Module, task: Task) -> list[Run]:
+def find_runs(network: nn.Module, signature: Signature) -> list[Run]:
     """Find the runs of removable blocks, outermost first; none lies inside another."""
-    shapes = _record_shapes(network, task)
+    shapes = _record_shapes(network, signature)
     runs: list[Run] = []
     containers = [
         (path, module)
@@ -240,7 +242,7 @@ Shapes = dict[str, list[tuple[Shape, Shape]]]
 """Input and output shapes of each module, by dotted name, one pair per call."""
 
 
-def _record_shapes(network: nn.Module, task: Task) -> Shapes:
+def _record_shapes(network: nn.Module, signature: Signature) -> Shapes:
     """Record the shapes of all modules in one forward without arithmetic."""
     shapes: Shapes = {}
 
@@ -257,7 +259,7 @@ def _record_shapes(network: nn.Module, task: Task) -> Shapes:
     ]
     try:
         with evaluating(network), torch.no_grad(), without_fused_attention(), FlopCounter():
-            network(blank_inputs(task, 2, torch.device("cpu")))
+            network(blank_inputs(signature, 2, torch.device("cpu")))
     finally:
         for handle in handles:
             handle.remove()

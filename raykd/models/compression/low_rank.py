@@ -8,7 +8,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from raykd.models.base import Task
+from raykd.models.base import Signature
 from raykd.models.compression.base import CompressedModel, find_classifier, replace_module
 from raykd.registry import option
 
@@ -38,8 +38,10 @@ class LowRank(CompressedModel):
     ] = 0.25
     operators: Annotated[Operators, Field(description="Layer types to factorize")] = "all"
 
-    def compress(self, network: nn.Module, task: Task, *, with_weights: bool) -> nn.Module:
-        classifier = find_classifier(network, task)
+    def compress(
+        self, network: nn.Module, signature: Signature, *, with_weights: bool
+    ) -> nn.Module:
+        classifier = find_classifier(network, signature)
         for path, layer in list(network.named_modules()):
             if path == classifier or not _is_factorizable(layer, self.operators):
                 continue

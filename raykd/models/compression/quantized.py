@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 from torch import nn
 
-from raykd.models.base import Task
+from raykd.models.base import Signature
 from raykd.models.compression.base import CompressedModel, find_classifier, replace_module
 from raykd.models.compression.int8 import convert, has_int8_form, simulate
 from raykd.registry import option
@@ -40,10 +40,12 @@ class Quantized(CompressedModel):
         ),
     ] = "int8"
 
-    def compress(self, network: nn.Module, task: Task, *, with_weights: bool) -> nn.Module:
+    def compress(
+        self, network: nn.Module, signature: Signature, *, with_weights: bool
+    ) -> nn.Module:
         paths = [path for path, layer in network.named_modules() if has_int8_form(layer)]
         if self.ends == "float":
-            classifier = find_classifier(network, task)
+            classifier = find_classifier(network, signature)
             paths = [path for path in paths[1:] if path != classifier]
         if not paths:
             raise ValueError(

@@ -9,7 +9,7 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from raykd.models.base import Task
+from raykd.models.base import Signature
 from raykd.models.compression.base import CompressedModel, replace_module
 from raykd.models.compression.low_rank import factor_pair
 from raykd.models.zoo.blocks import named
@@ -36,7 +36,9 @@ class Separable(CompressedModel):
     ] = "depthwise"
     groups: Annotated[int, Field(ge=2, description="Number of groups. Only for `group`")] = 4
 
-    def compress(self, network: nn.Module, task: Task, *, with_weights: bool) -> nn.Module:
+    def compress(
+        self, network: nn.Module, signature: Signature, *, with_weights: bool
+    ) -> nn.Module:
         dense = [
             (path, layer)
             for path, layer in network.named_modules()

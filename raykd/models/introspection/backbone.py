@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from raykd.models.base import Task
+from raykd.models.base import Signature
 from raykd.models.introspection.flops import FlopCounter, without_fused_attention
 from raykd.models.introspection.hooks import first_tensor, record_layers
 from raykd.models.introspection.layers import Layer, blank_inputs, discover, evaluating
@@ -26,17 +26,17 @@ class Backbone(nn.Module):
     Args:
         network: becomes a submodule, and is modified.
         layer: last layer of the backbone; of this network (`resolve`).
-        task: inputs and outputs of the network.
+        signature: inputs and outputs of the network.
 
     Attributes:
         layers: the layers that are complete at the end of the backbone, including `layer`.
     """
 
-    def __init__(self, network: nn.Module, layer: Layer, task: Task) -> None:
+    def __init__(self, network: nn.Module, layer: Layer, signature: Signature) -> None:
         super().__init__()
-        layers = discover(network, task)
-        full = _count_calls(network, task)
-        partial = _count_calls(network, task, layer, full.started[layer.module])
+        layers = discover(network, signature)
+        full = _count_calls(network, signature)
+        partial = _count_calls(network, signature, layer, full.started[layer.module])
         self.network = network
         self.layer = layer
         self.runs = full.started[layer.module]
@@ -61,16 +61,16 @@ class Head(nn.Module):
     Args:
         network: not modified.
         layer: layer of the network whose tensor is the input of the head.
-        task: inputs and outputs of the network.
+        signature: inputs and outputs of the network.
 
     Raises:
         ValueError: the logits depend on more than this layer, no parameters come after it, or
             `torch.fx` cannot trace the part after it.
     """
 
-    def __init__(self, network: nn.Module, layer: Layer, task: Task) -> None:
+    def __init__(self, network: nn.Module, layer: Layer, signature: Signature) -> None:
         super().__init__()
-        traced = _trace_after(network, layer, task)
+        traced = _trace_after(network, layer, signature)
         self.layer = layer
         self.network = copy.deepcopy(traced).requires_grad_(False).eval()
 
@@ -85,10 +85,10 @@ class Head(nn.Module):
         return self
 
 
-def has_negative_values(network: nn.Module, layer: Layer, task: Task) -> bool:
+def has_negative_values(network: nn.Module, layer: Layer, signature: Signature) -> bool:
     """Return whether a layer has negative values for noise as input."""
     rng = torch.Generator().manual_seed(0)
-    noise = torch.randn(8, *task.input_shape, generator=rng)
+    noise = torch.randn(8, *signature.input_shape, generator=rng)
     device = next(network.parameters(), noise).device
     with evaluating(network), torch.no_grad(), record_layers(network, [layer]) as tensors:
         network(noise.to(device))
@@ -173,12 +173,12 @@ def _increment(counter: Counter[str], path: str) -> Callable[..., None]:
 
 
 def _count_calls(
-    network: nn.Module, task: Task, layer: Layer | None = None, runs: int = 0
+    network: nn.Module, signature: Signature, layer: Layer | None = None, runs: int = 0
 ) -> _CallCounts:
     """Count calls in a forward that skips most arithmetic: the full one, or up to a layer."""
     counts = _CallCounts(network)
     device = next(network.parameters(), torch.empty(0)).device
-    inputs = blank_inputs(task, 2, device)
+    inputs = blank_inputs(signature, 2, device)
     with (
         evaluating(network),
         torch.no_grad(),
@@ -205,13 +205,13 @@ class _Tracer(fx.Tracer):
         return is_before or super().is_leaf_module(m, module_qualified_name)
 
 
-def _trace_after(network: nn.Module, layer: Layer, task: Task) -> fx.GraphModule:
+def _trace_after(network: nn.Module, layer: Layer, signature: Signature) -> fx.GraphModule:
     """Trace the part of a network after a layer; it shares the parameters of the network.
 
     Only this part must be traceable by `torch.fx`.
     """
-    runs = _count_calls(network, task).started[layer.module]
-    before = {layer.module, *_count_calls(network, task, layer, runs).finished}
+    runs = _count_calls(network, signature).started[layer.module]
+    before = {layer.module, *_count_calls(network, signature, layer, runs).finished}
     try:
         with evaluating(network):  # a trace is valid for one mode only
             graph = _Tracer(before).trace(network)

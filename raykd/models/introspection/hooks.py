@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass
 from difflib import get_close_matches
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -112,7 +112,7 @@ class LayerHooks:
         """Names of the layers."""
         return tuple(target.name for target in self._targets)
 
-    def run(self, *args: Any, **kwargs: Any) -> HookedOutputs:
+    def run(self, *args: object, **kwargs: object) -> HookedOutputs:
         """Run one forward and return its logits and layers.
 
         Raises:
@@ -128,13 +128,13 @@ class LayerHooks:
         return HookedOutputs(logits, recorder.tensors())
 
     @property
-    def _forward(self) -> Callable[..., Any]:
+    def _forward(self) -> Callable[..., object]:
         """The network; uncompiled if layers are read, since compiled code calls no hooks."""
         # `_compiled_call_impl` is set by `Module.compile`; both are private in torch 2.15.
         compiled = getattr(self.model, "_compiled_call_impl", None) is not None
         return self.model._call_impl if compiled and self._targets else self.model
 
-    def layers_only(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+    def layers_only(self, *args: object, **kwargs: object) -> dict[str, Tensor]:
         """Return the layers alone; the forward stops after the last of them.
 
         The first call runs to the end, to count how often each layer runs.  Only for networks
@@ -173,7 +173,7 @@ def record_layers(
         yield recorder
 
 
-def first_tensor(value: Any) -> Tensor | None:
+def first_tensor(value: object) -> Tensor | None:
     """Return the tensor that a return value stands for: itself, its `logits`, or the first one."""
     if isinstance(value, Tensor):
         return value
@@ -277,20 +277,20 @@ class _Recorder(Mapping[str, Tensor]):
         return target.module.register_forward_hook(self._on_output(target))
 
     def _on_input(self, target: _Target) -> Callable[..., None]:
-        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        def hook(module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
             self._record(target.name, (*args, *kwargs.values()))
 
         return hook
 
     def _on_output(self, target: _Target) -> Callable[..., Tensor | None]:
-        def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> Tensor | None:
+        def hook(module: nn.Module, args: tuple[object, ...], output: object) -> Tensor | None:
             self._record(target.name, output)
             # Later modules write into the copy; its values are the same.
             return output.clone() if target.is_overwritten and isinstance(output, Tensor) else None
 
         return hook
 
-    def _record(self, name: str, value: Any) -> None:
+    def _record(self, name: str, value: object) -> None:
         tensor = first_tensor(value)
         self._outputs[name] = None if tensor is None else (tensor, write_count(tensor))
         self.call_counts[name] += 1

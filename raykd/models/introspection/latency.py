@@ -16,7 +16,7 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from raykd.models.base import Task
+from raykd.models.base import Signature
 from raykd.models.introspection.layers import random_inputs
 from raykd.registry import option
 
@@ -70,18 +70,20 @@ class Timing:
         return f"{text}, CPU time on a busy machine" if self.busy else text
 
 
-def torch_latency(network: nn.Module, task: Task, batch: int, settings: Latency) -> Timing:
+def torch_latency(
+    network: nn.Module, signature: Signature, batch: int, settings: Latency
+) -> Timing:
     """Measure a forward in PyTorch: eval mode, inference mode, no compiler.
 
     Args:
         network: on the CPU, with initialized weights; returned there, in eval mode.
-        task: inputs of the network.
+        signature: inputs of the network.
         batch: batch size.
         settings: device and measuring time.
     """
     device = torch.device(settings.device)
     network.eval().to(device)
-    inputs = random_inputs(task, batch, device)
+    inputs = random_inputs(signature, batch, device)
 
     def run() -> None:
         network(inputs)

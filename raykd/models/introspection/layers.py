@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from raykd.models.base import Task
+from raykd.models.base import Signature
 from raykd.models.introspection.axes import Axes, AxisTracker
 from raykd.models.introspection.flops import FlopCounter, without_fused_attention
 from raykd.models.introspection.hooks import Layer, first_tensor, unknown_layer_message, write_count
@@ -40,7 +40,7 @@ class Layers(tuple[Layer, ...]):
         return instance
 
 
-def discover(model: nn.Module, task: Task) -> Layers:
+def discover(model: nn.Module, signature: Signature) -> Layers:
     """Find the layers of a network, in the order in which their outputs are ready.
 
     Runs one forward in eval mode on the device of the network, without computing convolutions and
@@ -51,14 +51,14 @@ def discover(model: nn.Module, task: Task) -> Layers:
     are in `Layers.unreadable`.  `stages.py` describes how stages are found; the input of the
     classifier is the layer `embedding`.
     """
-    return discover_and_count(model, task)[0]
+    return discover_and_count(model, signature)[0]
 
 
-def discover_and_count(model: nn.Module, task: Task) -> tuple[Layers, int]:
+def discover_and_count(model: nn.Module, signature: Signature) -> tuple[Layers, int]:
     """Find the layers, as `discover`, and count the multiply-accumulates of a forward."""
     axes = AxisTracker()
     probe = _Probe(model, axes)
-    inputs = blank_inputs(task, _PROBE_BATCH, _device(model))
+    inputs = blank_inputs(signature, _PROBE_BATCH, _device(model))
     axes.begin(inputs)
     counter = FlopCounter(axes)
     with (
@@ -101,43 +101,51 @@ def resolve(layers: Sequence[Layer], name: str) -> Layer:
     raise ValueError(unknown_layer_message(name, by_name, aliases))
 
 
-def blank_inputs(task: Task, batch: int, device: torch.device) -> Tensor | dict[str, Tensor]:
+def blank_inputs(
+    signature: Signature, batch: int, device: torch.device
+) -> Tensor | dict[str, Tensor]:
     """Return (batch, *input_shape) float32 zeros; for texts, copies of one text of the data.
 
     Some text models look for tokens that a tokenizer always adds, so an arbitrary text fails.
     Without a text of the data, all tokens are equal.
     """
-    if task.text is None:
-        return torch.zeros(batch, *task.input_shape, device=device)
-    sample = dict(task.text.sample)
-    if any(len(row) != task.input_shape[0] for row in sample.values()):
+    if signature.text is None:
+        return torch.zeros(batch, *signature.input_shape, device=device)
+    sample = dict(signature.text.sample)
+    if any(len(row) != signature.input_shape[0] for row in sample.values()):
         sample = {}
-    constant = _constant_text(task, batch, device)
+    constant = _constant_text(signature, batch, device)
     real = {key: torch.tensor([row] * batch, device=device) for key, row in sample.items()}
     return {key: real.get(key, constant[key]) for key in constant}
 
 
-def _constant_text(task: Task, batch: int, device: torch.device) -> dict[str, Tensor]:
+def _constant_text(signature: Signature, batch: int, device: torch.device) -> dict[str, Tensor]:
     """Return texts in which all tokens are equal."""
-    assert task.text is not None
-    values = {"input_ids": int(task.text.padding == 0), "attention_mask": 1}
-    shape = (batch, *task.input_shape)
-    return {key: torch.full(shape, values.get(key, 0), device=device) for key in task.text.inputs}
+    assert signature.text is not None
+    values = {"input_ids": int(signature.text.padding == 0), "attention_mask": 1}
+    shape = (batch, *signature.input_shape)
+    return {
+        key: torch.full(shape, values.get(key, 0), device=device) for key in signature.text.inputs
+    }
 
 
-def random_inputs(task: Task, batch: int, device: torch.device) -> Tensor | dict[str, Tensor]:
+def random_inputs(
+    signature: Signature, batch: int, device: torch.device
+) -> Tensor | dict[str, Tensor]:
     """Draw random samples, uniform from 0 to 1; for texts, random tokens.
 
     If the last token of a text is known, each text ends with it and has it nowhere else: models
     such as BART classify by that token and need the same number of them in each text.
     """
-    if task.text is None:
-        return torch.rand(batch, *task.input_shape, device=device)
-    blank = _constant_text(task, batch, device)
-    tokens = torch.randint(task.text.vocabulary, (batch, *task.input_shape), device=device)
-    last = task.text.last
+    if signature.text is None:
+        return torch.rand(batch, *signature.input_shape, device=device)
+    blank = _constant_text(signature, batch, device)
+    tokens = torch.randint(
+        signature.text.vocabulary, (batch, *signature.input_shape), device=device
+    )
+    last = signature.text.last
     if last is not None:
-        other = next(n for n in range(3) if n not in (last, task.text.padding))
+        other = next(n for n in range(3) if n not in (last, signature.text.padding))
         tokens = tokens.where(tokens != last, other)
         tokens[:, -1] = last
     return {**blank, "input_ids": tokens}

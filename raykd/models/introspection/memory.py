@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, UntypedStorage, nn
 from torch.utils._pytree import tree_leaves
 
-from raykd.models.base import Task
+from raykd.models.base import Signature
 from raykd.models.introspection.flops import FlopCounter, without_fused_attention
 from raykd.models.introspection.layers import blank_inputs, evaluating
 
@@ -60,7 +60,7 @@ class MemoryTracker(FlopCounter):
         self._bytes -= size
 
 
-def peak_memory(network: nn.Module, task: Task) -> int:
+def peak_memory(network: nn.Module, signature: Signature) -> int:
     """Return the peak memory, in bytes, of one sample's forward in eval mode without gradients.
 
     The input and the result of every operation count while they are referenced; tensors that share
@@ -70,9 +70,9 @@ def peak_memory(network: nn.Module, task: Task) -> int:
 
     Args:
         network: on the CPU; its weights and training modes do not change.
-        task: inputs of the network.
+        signature: inputs of the network.
     """
-    inputs = blank_inputs(task, 1, torch.device("cpu"))
+    inputs = blank_inputs(signature, 1, torch.device("cpu"))
     tensors = [inputs] if isinstance(inputs, Tensor) else list(inputs.values())
     tracker = MemoryTracker([*network.parameters(), *network.buffers()], tensors)
     with evaluating(network), torch.no_grad(), without_fused_attention(), tracker:

@@ -15,7 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from raykd.models.base import Task
+from raykd.compat.packages import is_installed
+from raykd.errors import first_line
+from raykd.models.base import Signature
 from raykd.models.introspection.latency import Latency, Timing, time_calls
 from raykd.models.introspection.layers import random_inputs
 
@@ -26,21 +28,21 @@ TOLERANCE = 1e-2
 """Tolerance of ONNX Runtime against PyTorch, relative to the largest output."""
 
 
-def onnx_latency(network: nn.Module, task: Task, batch: int, settings: Latency) -> Timing:
+def onnx_latency(network: nn.Module, signature: Signature, batch: int, settings: Latency) -> Timing:
     """Measure a forward in ONNX Runtime, exported for this batch size.
 
     Inputs and outputs stay on the device.  The outputs are compared with those of PyTorch.
 
     Args:
         network: on the CPU, with initialized weights; returned in eval mode.
-        task: inputs of the network.
+        signature: inputs of the network.
         batch: batch size.
         settings: device and measuring time.
 
     Raises:
         ValueError: the export fails, ONNX Runtime cannot run the model, or its outputs differ.
     """
-    inputs = random_inputs(task, batch, torch.device("cpu"))
+    inputs = random_inputs(signature, batch, torch.device("cpu"))
     by_name = {"inputs": inputs} if isinstance(inputs, Tensor) else dict(inputs)
     arrays = {name: tensor.numpy() for name, tensor in by_name.items()}
     session = _session(export_onnx(network, inputs), settings)
@@ -65,7 +67,7 @@ def export_onnx(network: nn.Module, inputs: Tensor | Mapping[str, Tensor]) -> by
     tensors = (inputs,) if isinstance(inputs, Tensor) else tuple(inputs.values())
     flat = network.eval() if isinstance(inputs, Tensor) else _Flat(network.eval(), names)
     try:
-        with _silence(), torch.no_grad():
+        with quiet_exporters(), torch.no_grad():
             program = torch.onnx.export(
                 flat, tensors, input_names=names, dynamo=True, verbose=False
             )
@@ -73,13 +75,13 @@ def export_onnx(network: nn.Module, inputs: Tensor | Mapping[str, Tensor]) -> by
             return program.model_proto.SerializeToString()
     except Exception as error:
         raise ValueError(
-            f"the network cannot be exported to ONNX: {_first_line(error.__cause__ or error)}"
+            f"the network cannot be exported to ONNX: {first_line(error.__cause__ or error)}"
         ) from error
 
 
 def unmet_onnx_conditions(settings: Latency) -> Iterator[tuple[str, str, str]]:
     """Yield what ONNX Runtime needs and this machine lacks: field, problem, fix."""
-    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
+    missing = [name for name in PACKAGES if not is_installed(name)]
     if missing:
         verb = "is" if len(missing) == 1 else "are"
         names = ", ".join(missing)
@@ -116,7 +118,7 @@ def _session(model: bytes, settings: Latency) -> Any:
     try:
         return runtime.InferenceSession(model, options, providers=[provider])
     except Exception as error:
-        raise ValueError(f"ONNX Runtime cannot run the network: {_first_line(error)}") from error
+        raise ValueError(f"ONNX Runtime cannot run the network: {first_line(error)}") from error
 
 
 def _bind(session: Any, arrays: Mapping[str, np.ndarray], settings: Latency) -> Any:
@@ -145,8 +147,8 @@ def _check_outputs(expected: np.ndarray, actual: np.ndarray) -> None:
 
 
 @contextlib.contextmanager
-def _silence() -> Iterator[None]:
-    """Hide the exporter's progress, warnings and dumps of graphs."""
+def quiet_exporters() -> Iterator[None]:
+    """Hide progress, warnings and dumps of graphs of `torch.export` and the ONNX exporter."""
     level = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
@@ -155,7 +157,3 @@ def _silence() -> Iterator[None]:
             yield
     finally:
         logging.disable(level)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -10,7 +10,7 @@ from functools import lru_cache
 import torch
 from torch import nn
 
-from raykd.models.base import Model, Task, UnfitShape
+from raykd.models.base import Model, Signature, UnfitShape
 from raykd.models.introspection.flops import SkipInit
 from raykd.models.introspection.layers import Layer, discover_and_count, resolve, stage_aliases
 
@@ -42,7 +42,7 @@ class ModelProfile:
         return tuple(resolve(self.ordered_layers, name) for name in names)
 
 
-def profile_model(model: Model, task: Task) -> ModelProfile:
+def profile_model(model: Model, signature: Signature) -> ModelProfile:
     """Profile the networks of a model: parameters, multiply-accumulates, layers.
 
     Builds a network without initializing weights; results are cached.  The state of the random
@@ -51,12 +51,12 @@ def profile_model(model: Model, task: Task) -> ModelProfile:
     Raises:
         ValueError: the model cannot be built for such inputs.
     """
-    return _anatomy(model, task)
+    return _anatomy(model, signature)
 
 
-def profile_network(network: nn.Module, task: Task) -> ModelProfile:
+def profile_network(network: nn.Module, signature: Signature) -> ModelProfile:
     """Profile an existing network: parameters, multiply-accumulates, layers (`discover`)."""
-    layers, macs = discover_and_count(network, task)
+    layers, macs = discover_and_count(network, signature)
     aliases = stage_aliases(layers)
     return ModelProfile(
         params=sum(parameter.numel() for parameter in network.parameters()),
@@ -67,7 +67,7 @@ def profile_network(network: nn.Module, task: Task) -> ModelProfile:
     )
 
 
-def build_without_init(model: Model, task: Task) -> nn.Module:
+def build_without_init(model: Model, signature: Signature) -> nn.Module:
     """Build a network on the CPU without initializing weights, which are arbitrary memory.
 
     The meta device is not an alternative: some libraries' networks cannot be built on it.
@@ -76,7 +76,7 @@ def build_without_init(model: Model, task: Task) -> nn.Module:
         ValueError: the model cannot be built for such inputs.
     """
     with torch.random.fork_rng(devices=[]), torch.device("cpu"), SkipInit():
-        return model.blueprint(task)
+        return model.blueprint(signature)
 
 
 _SIZES = (32, 48, 64, 80, 96, 128, 160, 192, 224, 256, 288, 299, 320, 384)
@@ -84,36 +84,36 @@ _SIZES = (32, 48, 64, 80, 96, 128, 160, 192, 224, 256, 288, 299, 320, 384)
 
 
 @lru_cache(maxsize=4096)
-def _anatomy(model: Model, task: Task) -> ModelProfile:
-    if task.text is not None and not model.takes_text:
+def _anatomy(model: Model, signature: Signature) -> ModelProfile:
+    if signature.text is not None and not model.takes_text:
         raise ValueError(
             f"{model.name} takes no texts; use a transformer, such as "
             "{name: hf/bert, config: {num_hidden_layers: 2}}"
         )
     try:
-        network = build_without_init(model, task)
+        network = build_without_init(model, signature)
     except UnfitShape as error:
-        raise ValueError(f"{error}{_size_hint(model, task)}") from error
+        raise ValueError(f"{error}{_size_hint(model, signature)}") from error
     try:
-        return profile_network(network, task)
+        return profile_network(network, signature)
     except Exception as error:
         if not model.foreign:
             raise
         raise ValueError(
-            f"{model.name} cannot take samples of shape {task.input_shape}: "
-            f"{str(error) or type(error).__name__}{_size_hint(model, task)}"
+            f"{model.name} cannot take samples of shape {signature.input_shape}: "
+            f"{str(error) or type(error).__name__}{_size_hint(model, signature)}"
         ) from error
 
 
-def _size_hint(model: Model, task: Task) -> str:
+def _size_hint(model: Model, signature: Signature) -> str:
     """Return the end of a message: the smallest larger image size that works, if any."""
-    if len(task.input_shape) != 3:
+    if len(signature.input_shape) != 3:
         return ""
-    channels, *sides = task.input_shape
+    channels, *sides = signature.input_shape
     sizes = [side for side in _SIZES if side > max(sides)]
 
     def works(side: int) -> bool:
-        larger = replace(task, input_shape=(channels, side, side))
+        larger = replace(signature, input_shape=(channels, side, side))
         try:
             profile_network(build_without_init(model, larger), larger)
         except Exception:  # noqa: BLE001  the code of others may raise anything

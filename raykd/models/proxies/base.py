@@ -12,8 +12,9 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from raykd.models.base import Model, Task
+from raykd.models.base import Model, Signature
 from raykd.registry import Registry, option
+from raykd.tasks.base import ALL_KINDS, Kind
 
 Inputs = Tensor | Mapping[str, Tensor]
 Scorer = Callable[[Model], float]
@@ -25,14 +26,14 @@ class ProxyContext:
     """Data, teacher and seed that a proxy may use.
 
     Attributes:
-        task: inputs and outputs of the models.
+        signature: inputs and outputs of the models.
         inputs: (B, ...) one batch of training samples, as inputs of the models.
-        targets: (B,) int64 classes of the samples.
+        targets: of the samples, as in `Batch`.
         teacher: model of the teacher, or None.
         seed: seed of all random numbers.
     """
 
-    task: Task
+    signature: Signature
     inputs: Inputs
     targets: Tensor
     teacher: Model | None = None
@@ -46,25 +47,15 @@ class Proxy:
     Class attributes:
         paper: author, year, arXiv number; may be empty.
         needs_teacher: whether it compares a student with a teacher.
+        kinds: kinds of responses that it fits.
         takes_text: whether it supports text models.
     """
 
     name: str
     paper: ClassVar[str] = ""
     needs_teacher: ClassVar[bool] = False
+    kinds: ClassVar[tuple[Kind, ...]] = ALL_KINDS
     takes_text: ClassVar[bool] = True
-
-    def check(self, task: Task) -> None:
-        """Check that the proxy supports a task.
-
-        Raises:
-            ValueError: it does not; the message names proxies that do.
-        """
-        if task.text is not None and not self.takes_text:
-            raise ValueError(
-                f"proxy '{self.name}' feeds noise to networks, which is not possible with texts; "
-                "use naswot, diswot, params or macs"
-            )
 
 
 PROXIES = Registry("proxy", base=Proxy, entry_points="raykd.proxies")
@@ -109,6 +100,18 @@ class RankingProxy(Proxy):
     ] = "auto"
     bins: Annotated[int, Field(ge=2, description="Number of bins. Only with `per_cost`")] = 5
 
+    def check(self, signature: Signature) -> None:
+        """Check that the proxy supports a signature.
+
+        Raises:
+            ValueError: it does not; the message names proxies that do.
+        """
+        if signature.text is not None and not self.takes_text:
+            raise ValueError(
+                f"proxy '{self.name}' feeds noise to networks, which is not possible with texts; "
+                "use naswot, diswot, params or macs"
+            )
+
     def scorer(self, context: ProxyContext) -> Scorer:
         """Return a function that scores models.
 
@@ -128,7 +131,7 @@ class NetworkProxy(RankingProxy):
     ] = 1
 
     def scorer(self, context: ProxyContext) -> Scorer:
-        self.check(context.task)
+        self.check(context.signature)
         seeds = [derive_seed(context.seed, number) for number in range(self.repeats)]
         scorers = [self.seeded_scorer(context, seed) for seed in seeds]
         return lambda model: sum(score(model) for score in scorers) / len(scorers)
@@ -168,7 +171,7 @@ def build_initialized(
         gaussian: weights of convolutions and linear layers from N(0, 1), biases 0, norms 1 and 0.
     """
     with seeded_rng(seed):
-        network = model.build(context.task)
+        network = model.build(context.signature)
         if gaussian:
             init_gaussian(network)
     network.eval()

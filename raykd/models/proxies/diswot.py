@@ -23,6 +23,7 @@ from raykd.models.proxies.base import (
 )
 from raykd.models.proxies.zen import last_stage
 from raykd.registry import option
+from raykd.tasks.base import Kind
 
 
 @option
@@ -49,6 +50,7 @@ class Diswot(NetworkProxy):
 
     paper = "Dong 2023, arXiv:2303.15678"
     needs_teacher: ClassVar[bool] = True
+    kinds: ClassVar[tuple[Kind, ...]] = ("softmax",)
 
     name: Literal["diswot"] = "diswot"
     gaussian: Annotated[
@@ -69,7 +71,7 @@ class Diswot(NetworkProxy):
         return lambda model: similarity_score(teacher, self._similarities(model, context, seed))
 
     def _similarities(self, model: Model, context: ProxyContext, seed: int) -> Similarities:
-        profile = profile_model(model, context.task)
+        profile = profile_model(model, context.signature)
         if EMBEDDING not in profile.aliases:
             raise ValueError(
                 f"proxy 'diswot' needs a linear classifier, and {model.name} has none; use "

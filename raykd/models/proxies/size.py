@@ -14,13 +14,13 @@ class Params(RankingProxy):
     """Number of parameters (more is better).
 
     The baseline: on DisWOT's table of 64 students it ranks the accuracy after distillation with
-    Kendall's tau 0.87 (`benchmarks/screens.py`).  Not informative if `params` is an objective.
+    Kendall's tau 0.87 (`benchmarks/proxies.py`).  Not informative if `params` is an objective.
     """
 
     name: Literal["params"] = "params"
 
     def scorer(self, context: ProxyContext) -> Scorer:
-        return lambda model: float(profile_model(model, context.task).params)
+        return lambda model: float(profile_model(model, context.signature).params)
 
 
 @option
@@ -33,4 +33,4 @@ class Macs(RankingProxy):
     name: Literal["macs"] = "macs"
 
     def scorer(self, context: ProxyContext) -> Scorer:
-        return lambda model: float(profile_model(model, context.task).macs)
+        return lambda model: float(profile_model(model, context.signature).macs)

@@ -51,13 +51,13 @@ class Zen(NetworkProxy):
     def seeded_scorer(self, context: ProxyContext, seed: int) -> Scorer:
         device = device_of(context.inputs)
         with seeded_rng(derive_seed(seed, "noise")):
-            noise = torch.randn(2, self.batch, *context.task.input_shape)
+            noise = torch.randn(2, self.batch, *context.signature.input_shape)
         clean, noisy = noise[0].to(device), (noise[0] + self.alpha * noise[1]).to(device)
 
         def score(model: Model) -> float:
             network = build_initialized(model, context, seed, gaussian=True)
             layer = last_stage(model, context)
-            hooks = LayerHooks(network, profile_model(model, context.task).resolve([layer]))
+            hooks = LayerHooks(network, profile_model(model, context.signature).resolve([layer]))
             with torch.no_grad():
                 with batch_variances(network) as variances:
                     clean_features = hooks.run(clean).layers[layer]
@@ -102,7 +102,7 @@ def last_stage(model: Model, context: ProxyContext) -> str:
     Raises:
         ValueError: the network has neither stages nor a linear classifier.
     """
-    aliases = list(profile_model(model, context.task).aliases)
+    aliases = list(profile_model(model, context.signature).aliases)
     stages = [alias for alias in aliases if alias.startswith("stage")]
     if not aliases:
         raise ValueError(

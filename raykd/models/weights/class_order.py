@@ -6,7 +6,7 @@ import json
 import re
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from raykd.models.introspection.hooks import first_tensor
 from raykd.models.introspection.layers import blank_inputs, evaluating, random_inputs
 
 if TYPE_CHECKING:
-    from raykd.models.base import Task
+    from raykd.models.base import Signature
 
 _BY_NAME = ("label2id", "class_to_idx", "class2idx", "class_to_index")
 """Keys of mappings from name to index, whose names may be numbers."""
@@ -123,7 +123,9 @@ def is_generic(names: Sequence[str]) -> bool:
     return all(match is not None and int(match[1]) == i for i, match in enumerate(matches))
 
 
-def reorder_classes(network: nn.Module, rows: Sequence[int], task: Task, source: str) -> None:
+def reorder_classes(
+    network: nn.Module, rows: Sequence[int], signature: Signature, source: str
+) -> None:
     """Permute the outputs of a network, in place, by permuting the rows of its final layer.
 
     A forward before and one after verify the result.
@@ -131,7 +133,7 @@ def reorder_classes(network: nn.Module, rows: Sequence[int], task: Task, source:
     Args:
         network: on the CPU or a GPU, with its weights.
         rows: as `class_rows` returns them.
-        task: the network's inputs and number of classes.
+        signature: the network's inputs and number of classes.
         source: name of the network in messages.
 
     Raises:
@@ -140,10 +142,10 @@ def reorder_classes(network: nn.Module, rows: Sequence[int], task: Task, source:
     device = next((p.device for p in network.parameters()), torch.device("cpu"))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        make = random_inputs if task.text is None else blank_inputs
-        inputs = make(task, 2, device)
+        make = random_inputs if signature.text is None else blank_inputs
+        inputs = make(signature, 2, device)
     before = _outputs(network, inputs)
-    heads = [module for module in network.modules() if _is_head(module, task.classes)]
+    heads = [module for module in network.modules() if _is_head(module, signature.classes)]
     # Try the last layer of that size, the first, all of them, then each one.
     for modules in ([heads[-1:], heads[:1], heads, *([head] for head in heads)]) if heads else []:
         undo = [_permute_rows(module, rows) for module in modules]
@@ -159,13 +161,13 @@ def reorder_classes(network: nn.Module, rows: Sequence[int], task: Task, source:
     )
 
 
-def _getter(source: object) -> Callable[[str], Any]:
+def _getter(source: object) -> Callable[[str], object]:
     if isinstance(source, Mapping):
         return source.get
     return lambda key: None if callable(value := getattr(source, key, None)) else value
 
 
-def _parse_names(value: Any, *, by_name: bool) -> tuple[str, ...]:
+def _parse_names(value: object, *, by_name: bool) -> tuple[str, ...]:
     """Return names in output order from any of the common formats; () if there are none."""
     if isinstance(value, str) and value[:1] in "[{":
         try:
@@ -182,7 +184,7 @@ def _parse_names(value: Any, *, by_name: bool) -> tuple[str, ...]:
     return tuple(map(str, value)) if are_names and len(set(value)) == len(value) else ()
 
 
-def _parse_mapping(value: Mapping[Any, Any], *, by_name: bool) -> tuple[str, ...]:
+def _parse_mapping(value: Mapping[object, object], *, by_name: bool) -> tuple[str, ...]:
     pairs = list(value.items())
     swapped = [(index, name) for name, index in pairs]
     for items in (swapped, pairs) if by_name else (pairs, swapped):
@@ -193,7 +195,7 @@ def _parse_mapping(value: Mapping[Any, Any], *, by_name: bool) -> tuple[str, ...
     return ()
 
 
-def _number(value: Any) -> int | None:
+def _number(value: object) -> int | None:
     if isinstance(value, int) and not isinstance(value, bool):
         return value
     return int(value) if isinstance(value, str) and value.isdecimal() else None
@@ -251,7 +253,7 @@ def _is_head(module: nn.Module, classes: int) -> bool:
     return weight is not None and weight.dim() >= 2 and len(weight) == classes
 
 
-def _outputs(network: nn.Module, inputs: Any) -> Tensor:
+def _outputs(network: nn.Module, inputs: object) -> Tensor:
     with evaluating(network), torch.no_grad():
         outputs = first_tensor(network(inputs))
     assert outputs is not None, "a classifier returns a tensor"

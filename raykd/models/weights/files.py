@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from raykd.compat.network_files import check_archive
 from raykd.models.weights.class_order import find_class_names
 
 _WRAPPERS = (
@@ -250,6 +251,8 @@ def _pickled(file: Path) -> tuple[dict[str, Tensor], tuple[str, ...], list[str]]
 
 def _load(file: Path) -> Any:
     try:
+        if zipfile.is_zipfile(file) and not _is_npz(file):
+            check_archive(file, str(file))
         with (
             _allowed_globals(),
             file.open("rb") as opened,

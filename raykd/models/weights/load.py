@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from raykd.models.base import Task
+from raykd.models.base import Signature
 from raykd.models.weights.files import WeightFile
 from raykd.models.weights.matching import MatchedWeights, match_weights
 
 
-def load_matching(network: nn.Module, file: WeightFile, task: Task) -> MatchedWeights:
+def load_matching(network: nn.Module, file: WeightFile, signature: Signature) -> MatchedWeights:
     """Load weights into a network, in place.
 
     A classifier for other classes keeps its initial weights, as does a stem of another kernel
@@ -21,7 +21,7 @@ def load_matching(network: nn.Module, file: WeightFile, task: Task) -> MatchedWe
     """
     expected = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
     matched = match_weights(
-        network, file, task, frozenset(_classifier(network, task) | _stem(network))
+        network, file, signature, frozenset(_classifier(network, signature) | _stem(network))
     )
     tensors = dict(matched.tensors)
     for name, tensor in matched.tensors.items():
@@ -35,19 +35,20 @@ def load_matching(network: nn.Module, file: WeightFile, task: Task) -> MatchedWe
     return matched
 
 
-def keeps_classifier(network: nn.Module, matched: MatchedWeights, task: Task) -> bool:
+def keeps_classifier(network: nn.Module, matched: MatchedWeights, signature: Signature) -> bool:
     """Return whether the classifier of a file has the data's number of classes."""
     expected = network.state_dict()
-    heads = [name for name in _classifier(network, task) if name in matched.tensors]
+    heads = [name for name in _classifier(network, signature) if name in matched.tensors]
     return bool(heads) and all(matched.tensors[n].shape == expected[n].shape for n in heads)
 
 
-def _classifier(network: nn.Module, task: Task) -> set[str]:
+def _classifier(network: nn.Module, signature: Signature) -> set[str]:
     """Return the tensors of layers with one output per class."""
     layers = {
         name: module
         for name, module in network.named_modules()
-        if getattr(module, "out_features", getattr(module, "out_channels", None)) == task.classes
+        if getattr(module, "out_features", getattr(module, "out_channels", None))
+        == signature.classes
     }
     return {f"{name}.{part}" for name in layers for part in ("weight", "bias")}
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
-    from raykd.models.base import Task
+    from raykd.models.base import Signature
     from raykd.models.weights.files import WeightFile
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -54,7 +54,10 @@ class MatchedWeights:
 
 
 def match_weights(
-    network: nn.Module, file: WeightFile, task: Task, replaceable: frozenset[str] = frozenset()
+    network: nn.Module,
+    file: WeightFile,
+    signature: Signature,
+    replaceable: frozenset[str] = frozenset(),
 ) -> MatchedWeights:
     """Match the tensors of a file with a network, which may be on the meta device.
 
@@ -64,7 +67,7 @@ def match_weights(
     Args:
         network: network that takes the weights.
         file: content of the file.
-        task: inputs and number of classes of the network.
+        signature: inputs and number of classes of the network.
         replaceable: tensors whose shape may differ; they are not changed.
 
     Raises:
@@ -76,7 +79,7 @@ def match_weights(
     tensors, notes = _renamed(dict(file.tensors), expected, file.source)
     warnings: list[str] = []
     # Vocabulary
-    cut = _cut_vocabulary(network, tensors, expected, task)
+    cut = _cut_vocabulary(network, tensors, expected, signature)
     if cut:
         name, rows, all_rows = cut
         notes.append(
@@ -89,7 +92,7 @@ def match_weights(
                 "data.tokenizer is the one these weights were trained with"
             )
     # Shapes, values and number formats
-    _check_shapes(file.source, tensors, expected, _aliases(network), task, replaceable)
+    _check_shapes(file.source, tensors, expected, _aliases(network), signature, replaceable)
     is_same = all(tensors.get(name) is tensor for name, tensor in file.tensors.items())
     tensors = {name: tensor for name, tensor in tensors.items() if name in expected}
     parameters = {name for name, _ in network.named_parameters()}
@@ -196,14 +199,17 @@ def _aliases(network: nn.Module) -> dict[str, set[str]]:
 
 
 def _cut_vocabulary(
-    network: nn.Module, tensors: dict[str, Tensor], expected: Mapping[str, Tensor], task: Task
+    network: nn.Module,
+    tensors: dict[str, Tensor],
+    expected: Mapping[str, Tensor],
+    signature: Signature,
 ) -> tuple[str, int, int] | None:
     """Cut, in place, embeddings to the vocabulary of the tokenizer.
 
     Returns:
         A name, the number of its rows after and before; None if nothing was cut.
     """
-    if task.text is None:
+    if signature.text is None:
         return None
     cut = None
     for name in _embeddings(network):
@@ -211,7 +217,7 @@ def _cut_vocabulary(
         if tensor is None or tensor.dim() != 2 or name not in expected:
             continue
         rows, width = expected[name].shape
-        if rows == task.text.vocabulary and tensor.shape[1] == width and len(tensor) > rows:
+        if rows == signature.text.vocabulary and tensor.shape[1] == width and len(tensor) > rows:
             tensors[name] = tensor[:rows]
             cut = cut or (name, rows, len(tensor))
     return cut
@@ -239,7 +245,7 @@ def _check_shapes(
     tensors: Mapping[str, Tensor],
     expected: Mapping[str, Tensor],
     aliases: Mapping[str, set[str]],
-    task: Task,
+    signature: Signature,
     replaceable: frozenset[str],
 ) -> None:
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
@@ -249,8 +255,8 @@ def _check_shapes(
         return
     if list(mismatches) == [OTHER_SHAPE]:
         names = mismatches[OTHER_SHAPE]
-        problem = _other_classes(names, shapes, expected_shapes, task)
-        problem = problem or _few_tokens(names, shapes, task)
+        problem = _other_classes(names, shapes, expected_shapes, signature)
+        problem = problem or _few_tokens(names, shapes, signature)
         if problem:
             raise ValueError(f"{source} {problem}")
     raise ValueError(_other_model(source, shapes, expected_shapes, mismatches))
@@ -285,11 +291,11 @@ def _mismatches(
     return {kind: names for kind, names in kinds.items() if names}
 
 
-def _other_classes(names: list[str], shapes: Shapes, expected: Shapes, task: Task) -> str:
+def _other_classes(names: list[str], shapes: Shapes, expected: Shapes, signature: Signature) -> str:
     """Return the message for a final layer with another number of classes; else empty."""
     sizes = {shapes[name][:1] for name in names}
     are_heads = all(
-        expected[name][:1] == (task.classes,) and shapes[name][1:] == expected[name][1:]
+        expected[name][:1] == (signature.classes,) and shapes[name][1:] == expected[name][1:]
         for name in names
     )
     if not are_heads or len(sizes) != 1 or not all(shapes[name] for name in names):
@@ -297,16 +303,16 @@ def _other_classes(names: list[str], shapes: Shapes, expected: Shapes, task: Tas
     name = names[0]
     return (
         f"is a classifier of {shapes[name][0]} classes ({name} is {_size(shapes[name])}), the data "
-        f"have {task.classes} ({_size(expected[name])} in the model); use weights trained on the "
-        "data's classes. To train a new final layer and keep all others, name the file under the "
-        "model (`model: {name: ..., weights: FILE}`; torchvision, timm, transformers) and leave "
-        "`teacher.weights` out"
+        f"have {signature.classes} ({_size(expected[name])} in the model); use weights trained on "
+        "the data's classes. To train a new final layer and keep all others, name the file under "
+        "the model (`model: {name: ..., weights: FILE}`; torchvision, timm, transformers) and "
+        "leave `teacher.weights` out"
     )
 
 
-def _few_tokens(names: list[str], shapes: Shapes, task: Task) -> str:
+def _few_tokens(names: list[str], shapes: Shapes, signature: Signature) -> str:
     """Return the message for embeddings with fewer rows than the tokenizer has tokens."""
-    text = task.text
+    text = signature.text
     if text is None or any(len(shapes[name]) != 2 for name in names):
         return ""
     rows = {shapes[name][0] for name in names}

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 from torch import nn
 
-from raykd.models.base import Model, Task, format_option, image_shape
+from raykd.models.base import Model, Signature, format_option, image_shape
 from raykd.models.zoo.blocks import conv_bn, init_kaiming, staged
 from raykd.models.zoo.cnn_blocks import AnyBlock, BlockShape, Plain
 from raykd.registry import option
@@ -85,8 +85,8 @@ class Cnn(Model):
         Literal[1, 2], Field(description="Stride of the stem. 2 halves the image size")
     ] = 1
 
-    def build(self, task: Task) -> nn.Module:
-        channels, _, _ = image_shape(task, self.name)
+    def build(self, signature: Signature) -> nn.Module:
+        channels, _, _ = image_shape(signature, self.name)
         present = [stage for stage in self.stages if stage is not None]
         if not present:
             raise ValueError(f"a cnn needs at least one stage, got {format_option(self.stages)}")
@@ -99,6 +99,6 @@ class Cnn(Model):
             except ValueError as error:
                 raise ValueError(f"stage{number} of the cnn: {error}") from None
             width = stage.width
-        network = staged(stem, stages, nn.Linear(width, task.classes))
+        network = staged(stem, stages, nn.Linear(width, signature.classes))
         init_kaiming(network)
         return network

@@ -8,7 +8,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from raykd.models.base import Model, Task, image_shape
+from raykd.models.base import Model, Signature, image_shape
 from raykd.models.zoo.blocks import init_weights, named, perceptron, small_normal, staged
 from raykd.registry import option
 
@@ -47,15 +47,15 @@ class Convnext(Model):
         int, Field(ge=1, description="Ratio of the hidden channels to the channels of a block")
     ] = 4
 
-    def build(self, task: Task) -> nn.Module:
-        channels, height, width = image_shape(task, self.name)
+    def build(self, signature: Signature) -> nn.Module:
+        channels, height, width = image_shape(signature, self.name)
         self._check_size(min(height, width))
         stages = [self._stage(number) for number in range(len(self.depths))]
         last = self.width << (len(self.depths) - 1)
         network = staged(
             named(conv=self._stem(channels), norm=ChannelNorm(self.width)),
             stages,
-            nn.Linear(last, task.classes),
+            nn.Linear(last, signature.classes),
             neck=nn.LayerNorm(last, eps=1e-6),
         )
         init_weights(network, small_normal)

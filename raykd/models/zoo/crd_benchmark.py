@@ -11,7 +11,7 @@ from typing import ClassVar, Literal
 
 from torch import nn
 
-from raykd.models.base import Model, Task, format_option
+from raykd.models.base import Model, Signature, format_option
 from raykd.models.zoo.mobilenet_v2 import MobilenetV2
 from raykd.models.zoo.resnet import Resnet
 from raykd.models.zoo.shufflenet_v1 import ShufflenetV1
@@ -52,8 +52,8 @@ class Published(Model):
     paper = "Tian 2020, arXiv:1910.10699"
     member: ClassVar[Model]
 
-    def build(self, task: Task) -> nn.Module:
-        return self.member.build(task)
+    def build(self, signature: Signature) -> nn.Module:
+        return self.member.build(signature)
 
 
 def _published(name: str, member: Model) -> type[Published]:

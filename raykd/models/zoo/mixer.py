@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 from torch import Tensor, nn
 
-from raykd.models.base import Model, Task, image_shape
+from raykd.models.base import Model, Signature, image_shape
 from raykd.models.zoo.blocks import (
     Patches,
     TokenMean,
@@ -53,15 +53,15 @@ class Mixer(Model):
         Field(gt=0, description="Ratio of the hidden units of the channel-mixing MLP to the width"),
     ] = 4.0
 
-    def build(self, task: Task) -> nn.Module:
-        shape = image_shape(task, self.name)
+    def build(self, signature: Signature) -> nn.Module:
+        shape = image_shape(signature, self.name)
         count = patch_count(shape, self.patch, self.name)
         network = named(
             patches=Patches(shape[0], self.width, self.patch),
             **numbered(in_stages([self._block(count) for _ in range(self.depth)])),
             norm=nn.LayerNorm(self.width, eps=1e-6),
             pool=TokenMean(),
-            classifier=nn.Linear(self.width, task.classes),
+            classifier=nn.Linear(self.width, signature.classes),
         )
         init_weights(network, lecun_normal)
         return network

@@ -8,7 +8,7 @@ from typing import Annotated, Literal, NamedTuple
 from pydantic import Field
 from torch import nn
 
-from raykd.models.base import Model, Task, image_shape
+from raykd.models.base import Model, Signature, image_shape
 from raykd.models.zoo.blocks import (
     conv_bn,
     divisible,
@@ -79,8 +79,8 @@ class MobilenetV2(Model):
         Literal[1, 2], Field(description="Stride of the stem. 1 keeps the image size")
     ] = 2
 
-    def build(self, task: Task) -> nn.Module:
-        channels, _, _ = image_shape(task, self.name)
+    def build(self, signature: Signature) -> nn.Module:
+        channels, _, _ = image_shape(signature, self.name)
         before = self._channels(_STEM)
         last = self._channels(_HEAD * max(1.0, self.width_multiplier) / self.width_multiplier)
         stem = conv_bn(channels, before, kernel=3, stride=self.stem_stride, act=self._act)
@@ -94,7 +94,7 @@ class MobilenetV2(Model):
         network = staged(
             stem,
             stages,
-            small_classifier(last, task.classes),
+            small_classifier(last, signature.classes),
             head=conv_bn(before, last, act=self._act),
             neck=nn.Dropout(0.2) if self.variant == "imagenet" else None,
         )

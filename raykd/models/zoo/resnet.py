@@ -8,7 +8,7 @@ from pydantic import AfterValidator, Field, ValidationInfo
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from raykd.models.base import Model, Task, image_shape
+from raykd.models.base import Model, Signature, image_shape
 from raykd.models.zoo.blocks import conv3x3, imagenet_stem, init_kaiming, shortcut, staged
 from raykd.registry import option
 
@@ -108,8 +108,8 @@ class Resnet(Model):
         ),
     ] = "cifar"
 
-    def build(self, task: Task) -> nn.Module:
-        channels, _, _ = image_shape(task, self.name)
+    def build(self, signature: Signature) -> nn.Module:
+        channels, _, _ = image_shape(signature, self.name)
         blocks = _blocks(self.depth, self.block, self.stages)
         stem = self.stem or self.width
         stages, before = [], stem
@@ -117,7 +117,7 @@ class Resnet(Model):
             width, stride = self.width << number, 1 if number == 0 else 2
             stages.append(_stage(self.block, before, width, count, stride))
             before = width * _EXPANSION[self.block]
-        network = staged(self._stem(channels, stem), stages, nn.Linear(before, task.classes))
+        network = staged(self._stem(channels, stem), stages, nn.Linear(before, signature.classes))
         init_kaiming(network)
         return network
 

@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from raykd.models.base import Model, Task, image_shape
+from raykd.models.base import Model, Signature, image_shape
 from raykd.models.zoo.blocks import conv_bn, imagenet_stem, staged
 from raykd.registry import option
 
@@ -59,8 +59,8 @@ class ShufflenetV1(Model):
         ),
     ] = "cifar"
 
-    def build(self, task: Task) -> nn.Module:
-        channels, _, _ = image_shape(task, self.name)
+    def build(self, signature: Signature) -> nn.Module:
+        channels, _, _ = image_shape(signature, self.name)
         before = self._channels(_STEM, self.groups)
         outputs = self._channels(_CHANNELS[self.groups], 4 * self.groups)
         is_cifar = self.variant == "cifar"
@@ -71,7 +71,7 @@ class ShufflenetV1(Model):
             rest = [_Unit(self, outputs, outputs) for _ in range(depth - 1)]
             stages.append(nn.Sequential(first, *rest))
             before, outputs = outputs, 2 * outputs
-        return staged(stem, stages, nn.Linear(before, task.classes))
+        return staged(stem, stages, nn.Linear(before, signature.classes))
 
     def _channels(self, channels: int, by: int) -> int:
         return max(1, -(-int(channels * self.width_multiplier) // by)) * by

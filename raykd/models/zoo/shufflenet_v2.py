@@ -8,7 +8,7 @@ import torch
 from pydantic import AfterValidator, Field
 from torch import Tensor, nn
 
-from raykd.models.base import Model, Task, image_shape
+from raykd.models.base import Model, Signature, image_shape
 from raykd.models.zoo.blocks import conv_bn, imagenet_stem, named, staged
 from raykd.registry import option
 
@@ -67,8 +67,8 @@ class ShufflenetV2(Model):
         ),
     ] = "cifar"
 
-    def build(self, task: Task) -> nn.Module:
-        channels, _, _ = image_shape(task, self.name)
+    def build(self, signature: Signature) -> nn.Module:
+        channels, _, _ = image_shape(signature, self.name)
         is_cifar = self.stem_type == "cifar"
         stem = conv_bn(channels, _STEM) if is_cifar else imagenet_stem(channels, _STEM, kernel=3)
         stages, before, outputs = [], _STEM, even(self.width)
@@ -77,7 +77,7 @@ class ShufflenetV2(Model):
             stages.append(nn.Sequential(ShuffleUnit(before, outputs, stride=2), *rest))
             before, outputs = outputs, 2 * outputs
         head = conv_bn(before, self.head)
-        return staged(stem, stages, nn.Linear(self.head, task.classes), head)
+        return staged(stem, stages, nn.Linear(self.head, signature.classes), head)
 
 
 class ShuffleUnit(nn.Module):

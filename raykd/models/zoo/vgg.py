@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 from torch import Tensor, nn
 
-from raykd.models.base import Model, Task, image_shape
+from raykd.models.base import Model, Signature, image_shape
 from raykd.models.zoo.blocks import conv3x3, init_kaiming, small_classifier
 from raykd.registry import option
 
@@ -49,14 +49,14 @@ class Vgg(Model):
     ] = 8
     width: Annotated[int, Field(ge=1, description="Channels of the first stage")] = 64
 
-    def build(self, task: Task) -> nn.Module:
-        channels, height, width = image_shape(task, self.name)
+    def build(self, signature: Signature) -> nn.Module:
+        channels, height, width = image_shape(signature, self.name)
         if self.depth not in _CONVOLUTIONS:
             allowed = ", ".join(map(str, _CONVOLUTIONS))
             raise ValueError(f"a vgg's depth is one of {allowed}, not {self.depth}")
         widths = [self.width * factor for factor in _WIDTHS]
         poolings = _poolings(min(height, width))
-        return _Network(channels, widths, _CONVOLUTIONS[self.depth], poolings, task.classes)
+        return _Network(channels, widths, _CONVOLUTIONS[self.depth], poolings, signature.classes)
 
 
 def _poolings(side: int) -> tuple[bool, ...]:

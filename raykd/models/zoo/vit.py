@@ -9,7 +9,7 @@ from pydantic import AfterValidator, Field, ValidationInfo
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from raykd.models.base import Model, Task, image_shape
+from raykd.models.base import Model, Signature, image_shape
 from raykd.models.zoo.blocks import (
     Patches,
     TokenMean,
@@ -76,8 +76,8 @@ class Vit(Model):
         "token"
     )
 
-    def build(self, task: Task) -> nn.Module:
-        shape = image_shape(task, self.name)
+    def build(self, signature: Signature) -> nn.Module:
+        shape = image_shape(signature, self.name)
         count = patch_count(shape, self.patch, self.name)
         heads = _heads(self.width, self.heads)
         hidden = max(1, round(self.width * self.mlp_ratio))
@@ -88,7 +88,7 @@ class Vit(Model):
             **numbered(in_stages(blocks)),
             norm=nn.LayerNorm(self.width, eps=1e-6),
             pool=_ClassToken() if with_token else TokenMean(),
-            classifier=nn.Linear(self.width, task.classes),
+            classifier=nn.Linear(self.width, signature.classes),
         )
         init_weights(network, glorot_uniform)
         return network
@@ -106,7 +106,7 @@ class _Embed(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         tokens = self.patches(images)
         if self.class_token is not None:
-            tokens = torch.cat([self.class_token.expand(len(tokens), -1, -1), tokens], dim=1)
+            tokens = torch.cat([self.class_token.expand(tokens.shape[0], -1, -1), tokens], dim=1)
         return tokens + self.positions
 
 

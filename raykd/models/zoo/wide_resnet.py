@@ -8,7 +8,7 @@ from pydantic import AfterValidator, Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from raykd.models.base import Model, Task, image_shape
+from raykd.models.base import Model, Signature, image_shape
 from raykd.models.zoo.blocks import conv3x3, init_kaiming
 from raykd.registry import option
 
@@ -46,10 +46,10 @@ class WideResnet(Model):
     ] = 16
     widen: Annotated[int, Field(ge=1, description="Widening factor of the channels 16, 32, 64")] = 2
 
-    def build(self, task: Task) -> nn.Module:
-        channels, _, _ = image_shape(task, self.name)
+    def build(self, signature: Signature) -> nn.Module:
+        channels, _, _ = image_shape(signature, self.name)
         blocks = (_valid_depth(self.depth) - 4) // 6
-        return _Network(channels, _STEM * self.widen, blocks, task.classes)
+        return _Network(channels, _STEM * self.widen, blocks, signature.classes)
 
 
 class _Network(nn.Module):

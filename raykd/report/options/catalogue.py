@@ -10,20 +10,22 @@ from typing import Any, Literal, get_args
 
 from pydantic import TypeAdapter
 
+from raykd.arguments import near
 from raykd.data import AUGMENTATIONS, SOURCES
 from raykd.errors import Problem, StudyError
 from raykd.losses import LOSSES
 from raykd.models import MODELS
 from raykd.models.proxies import PROXIES
-from raykd.registry import OWN, Registry, option_name
-from raykd.report.options.fields import Held, Parameter, Reader, shown
+from raykd.registry import BUILT_IN, Registry, option_name
+from raykd.report.options.fields import NestedOption, Parameter, Reader, yaml_text
 from raykd.schemes import SCHEMES
 from raykd.study.samplers import SAMPLERS
 from raykd.study.schedulers import SCHEDULERS
-from raykd.study.space.domains import near
+from raykd.tasks import TASKS
 from raykd.train_config import OPTIMIZERS, SCHEDULES
 
 Part = Literal[
+    "tasks",
     "losses",
     "schemes",
     "models",
@@ -37,6 +39,7 @@ Part = Literal[
 ]
 
 FAMILIES: Mapping[Part, Registry] = {
+    "tasks": TASKS,
     "losses": LOSSES,
     "schemes": SCHEMES,
     "models": MODELS,
@@ -50,8 +53,9 @@ FAMILIES: Mapping[Part, Registry] = {
 }
 
 FACTS: Mapping[Part, Sequence[str]] = {
-    "losses": ("knowledge", "default_weight", "weight_source", "default_pairs"),
-    "schemes": ("needs_teacher", "takes_knowledge"),
+    "tasks": ("kind", "train_metric"),
+    "losses": ("knowledge", "kinds", "default_weight", "weight_source", "default_pairs"),
+    "schemes": ("kinds", "needs_teacher", "takes_knowledge"),
     "samplers": ("several_objectives", "learns", "when"),
     "schedulers": ("several_objectives", "stops_early", "when"),
     "proxies": ("needs_teacher", "takes_text"),
@@ -59,7 +63,7 @@ FACTS: Mapping[Part, Sequence[str]] = {
 """Class attributes that are shown for each option of a part."""
 
 
-TOLD_IN_STUDY_FILE = ("Pair", "Teacher", "Term", "Train")
+IN_STUDY_FILE_PAGE = ("Pair", "Teacher", "Term", "Train")
 """Parts of a study whose keys are documented in docs/study-file.md."""
 
 
@@ -81,34 +85,40 @@ class Entry:
     summary: str
     details: str
     paper: str
-    package: str = OWN
+    package: str = BUILT_IN
     parameters: tuple[Parameter, ...] = ()
     facts: Mapping[str, Any] = field(default_factory=dict)
 
     @property
-    def labelled(self) -> dict[str, str]:
+    def labeled(self) -> dict[str, str]:
         """Attributes of the option other than its parameters, as text by label."""
-        package = "" if self.package == OWN else self.package
-        held = {"paper": self.paper, **self.facts, "package": package}
-        return {name.replace("_", " "): _said(value) for name, value in held.items() if value != ""}
+        package = "" if self.package == BUILT_IN else self.package
+        facts = {"paper": self.paper, **self.facts, "package": package}
+        return {
+            name.replace("_", " "): _fact_text(value)
+            for name, value in facts.items()
+            if value != ""
+        }
 
     @property
     def paragraphs(self) -> list[str]:
         """Paragraphs of the details, one line each; lists and indented text are unchanged."""
-        found = [text for text in self.details.split("\n\n") if text.strip()]
-        return [text if _is_laid_out(text) else " ".join(text.split()) for text in found]
+        paragraphs = [text for text in self.details.split("\n\n") if text.strip()]
+        return [text if _is_laid_out(text) else " ".join(text.split()) for text in paragraphs]
 
     @property
-    def held(self) -> list[Held]:
+    def nested(self) -> list[NestedOption]:
         """Nested mappings and options not documented elsewhere, each once, outer before inner."""
-        found: dict[str, Held] = {}
-        todo = [held for one in self.parameters for held in one.type.held]
+        options: dict[str, NestedOption] = {}
+        todo = [nested for parameter in self.parameters for nested in parameter.type.nested]
         while todo:
-            held = todo.pop(0)
-            if held.name not in found:
-                found[held.name] = held
-                todo += [inner for one in held.parameters for inner in one.type.held]
-        return list(found.values())
+            nested = todo.pop(0)
+            if nested.name not in options:
+                options[nested.name] = nested
+                todo += [
+                    inner for parameter in nested.parameters for inner in parameter.type.nested
+                ]
+        return list(options.values())
 
     def plain(self) -> dict[str, Any]:
         """Return the fields as plain data."""
@@ -127,29 +137,29 @@ class Entry:
 PARTS: tuple[Part, ...] = get_args(Part)
 
 
-def chosen(part: str | None = None, name: str | None = None) -> dict[Part, list[Entry]]:
+def find_entries(part: str | None = None, name: str | None = None) -> dict[Part, list[Entry]]:
     """Return the options of all parts, of one part, or the option of a part with a given name.
 
     Raises:
         StudyError: there is no such part or option (similar names are suggested), or two options
             have the same name.
     """
-    parts: list[Part] = [known for known in PARTS if part is None or part == known]
+    parts: list[Part] = [each for each in PARTS if part is None or part == each]
     if not parts:
         raise StudyError(_no_part(part))
     if name is not None:
-        return {parts[0]: [entry(parts[0], name)]}
-    return {known: entries(known) for known in parts}
+        return {parts[0]: [find_entry(parts[0], name)]}
+    return {each: list_entries(each) for each in parts}
 
 
 def _no_part(word: str | None) -> Problem:
-    named = [part for part in PARTS for one in entries(part) if one.name == word]
-    fix = f"raykd list {named[0]} {word}" if named else near(word, PARTS)
+    matching = [part for part in PARTS for option in list_entries(part) if option.name == word]
+    fix = f"raykd list {matching[0]} {word}" if matching else near(word, PARTS)
     return Problem(f"unknown part {word!r}; must be one of {', '.join(PARTS)}", fix=fix)
 
 
-def entries(part: Part) -> list[Entry]:
-    """Return all options of a part, those of raykd first.
+def list_entries(part: Part) -> list[Entry]:
+    """Return all options of a part, those of raykd first; without the user code of a study.
 
     Raises:
         StudyError: two options have the same name.
@@ -157,21 +167,25 @@ def entries(part: Part) -> list[Entry]:
     family = FAMILIES[part]
     options = {**family.members, **family.forms}
     origins = family.origins
-    return [_entry(part, family.noun, cls, origins[name]) for name, cls in options.items()]
+    return [
+        _entry(part, family.noun, cls, origins[name])
+        for name, cls in options.items()
+        if name in origins
+    ]
 
 
-def entry(part: Part, name: str) -> Entry:
+def find_entry(part: Part, name: str) -> Entry:
     """Return the option with the given name.
 
     Raises:
         StudyError: there is no such option; similar names are suggested.
     """
-    found = entries(part)
-    for one in found:
-        if one.name == name:
-            return one
-    names = [one.name for one in found]
-    message = f"unknown {found[0].noun} {name!r}; must be one of {', '.join(sorted(names))}"
+    listed = list_entries(part)
+    for option in listed:
+        if option.name == name:
+            return option
+    names = [option.name for option in listed]
+    message = f"unknown {listed[0].noun} {name!r}; must be one of {', '.join(sorted(names))}"
     raise StudyError(Problem(message, fix=near(name, names)))
 
 
@@ -201,21 +215,25 @@ def _parameters(cls: type) -> Iterator[Parameter]:
     families = FAMILIES.values()
     options = {family.noun: {**family.members, **family.forms} for family in families}
     nouns = {frozenset(named): noun for noun, named in options.items()}
-    told = {cls.__name__ for named in options.values() for cls in named.values()}
-    made = {
-        held.name: TypeAdapter(Any).dump_python(held.default_factory(), mode="json")
-        for held in dataclasses.fields(cls)
-        if held.default_factory is not dataclasses.MISSING
+    documented = {cls.__name__ for named in options.values() for cls in named.values()}
+    defaults = {
+        field_.name: TypeAdapter(Any).dump_python(field_.default_factory(), mode="json")
+        for field_ in dataclasses.fields(cls)
+        if field_.default_factory is not dataclasses.MISSING
     }
-    for one in Reader(schema, nouns, told | {*TOLD_IN_STUDY_FILE}).parameters():
-        if one.name in made:  # a default from a factory is not in the schema
-            yield dataclasses.replace(one, default=made[one.name], brief=made[one.name])
+    for parameter in Reader(schema, nouns, documented | {*IN_STUDY_FILE_PAGE}).parameters():
+        if parameter.name in defaults:  # a default from a factory is not in the schema
+            yield dataclasses.replace(
+                parameter, default=defaults[parameter.name], brief=defaults[parameter.name]
+            )
         else:
-            yield one
+            yield parameter
 
 
-def _said(fact: Any) -> str:
-    return ("no", "yes")[fact] if isinstance(fact, bool) else shown(fact)
+def _fact_text(fact: Any) -> str:
+    if isinstance(fact, bool):
+        return ("no", "yes")[fact]
+    return ", ".join(fact) if isinstance(fact, tuple) else yaml_text(fact)
 
 
 def _is_laid_out(text: str) -> bool:

@@ -47,20 +47,20 @@ class FieldType:
         choices: the allowed values or options; empty if any value is allowed.
         limits: bounds by name (`min`, `exclusive_min`, `max_items` ...); bounds of numbers apply to
             each item of a list.
-        held: the nested mappings and options that are not documented elsewhere.
+        nested: the nested mappings and options that are not documented elsewhere.
     """
 
     type: str
     text: str
     choices: tuple[Any, ...] = ()
     limits: Mapping[str, Any] = field(default_factory=dict)
-    held: tuple[Held, ...] = ()
+    nested: tuple[NestedOption, ...] = ()
 
     def plain(self) -> dict[str, Any]:
         """Return plain data without fields that do not apply."""
         choices = {"choices": list(self.choices)} if self.choices else {}
-        held = {"of": [one.plain() for one in self.held]} if self.held else {}
-        return {"type": self.type, **choices, **self.limits, **held}
+        nested = {"of": [option.plain() for option in self.nested]} if self.nested else {}
+        return {"type": self.type, **choices, **self.limits, **nested}
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class Parameter:
     @property
     def default_text(self) -> str:
         """Format the default as text."""
-        return "required" if self.required else shown(self.brief)
+        return "required" if self.required else yaml_text(self.brief)
 
     def plain(self) -> dict[str, Any]:
         """Return plain data without fields that do not apply."""
@@ -99,7 +99,7 @@ class Parameter:
 
 
 @dataclass(frozen=True)
-class Held:
+class NestedOption:
     """A mapping or an option nested in an option.
 
     Attributes:
@@ -123,19 +123,19 @@ class Reader:
     Args:
         schema: JSON Schema of the option.
         nouns: the noun for a choice among a set of options.
-        told: titles of the definitions that are documented elsewhere.
+        documented: titles of the definitions that are documented elsewhere.
     """
 
     def __init__(
         self,
         schema: Schema,
         nouns: Mapping[frozenset[str], str],
-        told: Collection[str] = (),
+        documented: Collection[str] = (),
     ) -> None:
         self.schema = schema
         self.index = SchemaIndex(schema)
         self.nouns = nouns
-        self.told = told
+        self.documented = documented
 
     def parameters(self, schema: Schema | None = None) -> Iterator[Parameter]:
         """Yield the keys of the option, or of a nested mapping with this schema, without `name`."""
@@ -173,7 +173,9 @@ class Reader:
         if isinstance(value, Mapping):
             return self._brief_mapping(value, node)
         if isinstance(value, list):
-            arrays = [one for one in self.index.alternatives(node) if one.get("type") == "array"]
+            arrays = [
+                schema for schema in self.index.alternatives(node) if schema.get("type") == "array"
+            ]
             items = arrays[0].get("items", {}) if arrays else {}
             return [self.brief(item, items) for item in value]
         return float(f"{value:.6g}") if isinstance(value, float) else value
@@ -181,15 +183,15 @@ class Reader:
     def _brief_mapping(self, value: Schema, node: Schema) -> Any:
         fitting = [
             properties
-            for one in self.index.alternatives(node)
-            if (properties := one.get("properties", {}))
+            for schema in self.index.alternatives(node)
+            if (properties := schema.get("properties", {}))
             and properties.get("name", {}).get("const") == value.get("name")
         ]
         properties = fitting[0] if fitting else {}
         changed = {
-            key: self.brief(held, properties.get(key, {}))
-            for key, held in value.items()
-            if key == "name" or held != properties.get(key, {}).get("default", ...)
+            key: self.brief(item, properties.get(key, {}))
+            for key, item in value.items()
+            if key == "name" or item != properties.get(key, {}).get("default", ...)
         }
         return changed["name"] if list(changed) == ["name"] else changed
 
@@ -198,35 +200,35 @@ class Reader:
             return self.type(node)
         name = self.index.name(node)
         if name is not None:
-            return replace(_among("option", (name,)), held=self._held(name, node))
+            return replace(_among("option", (name,)), nested=self._nested(name, node))
         words = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", node["title"]).lower()
-        return FieldType(words, words, held=self._held(words, node))
+        return FieldType(words, words, nested=self._nested(words, node))
 
-    def _held(self, name: str, node: Schema) -> tuple[Held, ...]:
-        if node["title"] in self.told:
+    def _nested(self, name: str, node: Schema) -> tuple[NestedOption, ...]:
+        if node["title"] in self.documented:
             return ()
         summary = " ".join(node.get("description", "").partition("\n\n")[0].split())
-        return (Held(name, summary, tuple(self.parameters(node))),)
+        return (NestedOption(name, summary, tuple(self.parameters(node))),)
 
     def _union(self, members: Sequence[FieldType]) -> FieldType:
-        one = self._either([member for member in members if member.type != "null"])
+        union = self._either([member for member in members if member.type != "null"])
         if all(member.type != "null" for member in members):
-            return one
-        text = f"null or {one.text}" if one.type.startswith("list") else f"{one.text} or null"
-        return replace(one, type=f"{one.type} or null", text=text)
+            return union
+        text = f"null or {union.text}" if union.type.startswith("list") else f"{union.text} or null"
+        return replace(union, type=f"{union.type} or null", text=text)
 
     def _either(self, members: Sequence[FieldType]) -> FieldType:
         kinds = tuple(dict.fromkeys(member.type for member in members))
-        held = tuple(one for member in members for one in member.held)
+        nested = tuple(option for member in members for option in member.nested)
         if len(kinds) == 1 and all(member.choices for member in members):
             choices = tuple(choice for member in members for choice in member.choices)
             noun = self.nouns.get(frozenset(choices), "") if kinds[0] == "option" else ""
-            return FieldType(noun, noun) if noun else _among(kinds[0], choices, held)
+            return FieldType(noun, noun) if noun else _among(kinds[0], choices, nested)
         return FieldType(
             " or ".join(kinds),
             " or ".join(dict.fromkeys(member.text for member in members)),
             limits={name: limit for member in members for name, limit in member.limits.items()},
-            held=held,
+            nested=nested,
         )
 
     def _list(self, node: Schema) -> FieldType:
@@ -246,11 +248,11 @@ class Reader:
             ", ".join([text, *lengths]),
             items.choices,
             {**items.limits, **limits},
-            items.held,
+            items.nested,
         )
 
 
-def shown(value: Any) -> str:
+def yaml_text(value: Any) -> str:
     """Format a value in one line as YAML, without quotes."""
     if isinstance(value, str) and value:
         return value
@@ -258,8 +260,8 @@ def shown(value: Any) -> str:
     return text.strip()[1:-1]
 
 
-def _among(kind: str, choices: Sequence[Any], held: tuple[Held, ...] = ()) -> FieldType:
-    return FieldType(kind, ", ".join(map(str, choices)), tuple(choices), held=held)
+def _among(kind: str, choices: Sequence[Any], nested: tuple[NestedOption, ...] = ()) -> FieldType:
+    return FieldType(kind, ", ".join(map(str, choices)), tuple(choices), nested=nested)
 
 
 def _limits(node: Schema) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from raykd.report.options.catalogue import PARTS, Entry, Part
-from raykd.report.options.fields import Held, Parameter
+from raykd.report.options.fields import NestedOption, Parameter
 from raykd.terminal_tables import Column, Grid, Labeled, Paragraph, unbroken
 
 INDENT = 2
@@ -18,23 +18,23 @@ LONG = 60
 """Minimum number of characters of a fact that is printed on its own line."""
 
 
-def view(found: Mapping[Part, Sequence[Entry]], *, in_full: bool) -> RenderableType:
+def render_entries(options: Mapping[Part, Sequence[Entry]], *, in_detail: bool) -> RenderableType:
     """Return the options of the given parts for a terminal.
 
     Several parts are shown with one line per option, a single part also with the parameters.
 
     Args:
-        in_full: show all details of the only option in `found`.
+        in_detail: show all details of the only option in `options`.
     """
-    if len(found) > 1:
-        return _overview(found)
-    (listed,) = found.values()
-    return _in_full(listed[0]) if in_full else _listed(listed)
+    if len(options) > 1:
+        return _overview(options)
+    (listed,) = options.values()
+    return _detailed(listed[0]) if in_detail else _part(listed)
 
 
-def json_of(found: Mapping[Part, Sequence[Entry]]) -> str:
+def entries_json(options: Mapping[Part, Sequence[Entry]]) -> str:
     """Return the options as a JSON list of objects."""
-    plain = [entry.plain() for listed in found.values() for entry in listed]
+    plain = [entry.plain() for listed in options.values() for entry in listed]
     return json.dumps(plain, indent=2, ensure_ascii=False)
 
 
@@ -52,22 +52,22 @@ def _overview(parts: Mapping[Part, Sequence[Entry]]) -> RenderableType:
     return unbroken([*blocks, Text(more, style="dim")])
 
 
-def _listed(listed: Sequence[Entry]) -> RenderableType:
+def _part(listed: Sequence[Entry]) -> RenderableType:
     """Return the options of one part, each with its parameters."""
     widths = _widths([parameter for entry in listed for parameter in entry.parameters])
     blocks: list[RenderableType] = []
     for entry in listed:
-        told = (Paragraph(Text(line, style="dim"), INDENT) for line in _told(entry))
-        body = [Paragraph(Text(entry.summary), INDENT), *told]
+        lines = (Paragraph(Text(line, style="dim"), INDENT) for line in _fact_lines(entry))
+        body = [Paragraph(Text(entry.summary), INDENT), *lines]
         body += [_parameters(entry.parameters, widths, INDENT)]
         blocks += [Text(entry.name, style="bold cyan"), *body, Text()]
     return unbroken(blocks)
 
 
-def _in_full(entry: Entry) -> RenderableType:
+def _detailed(entry: Entry) -> RenderableType:
     """Return all details of one option."""
     table = Labeled()
-    for label, text in entry.labelled.items():
+    for label, text in entry.labeled.items():
         table.add(Text(label, style="dim"), text)
     blocks: list[RenderableType] = [
         Text.assemble((entry.name, "bold cyan"), (f", {entry.noun}", "dim")),
@@ -78,20 +78,22 @@ def _in_full(entry: Entry) -> RenderableType:
         blocks += [Text(), table]
     if entry.parameters:
         blocks += [Text(), _parameters(entry.parameters, _widths(entry.parameters))]
-    blocks += [_held(one) for one in entry.held]
+    blocks += [_nested(option) for option in entry.nested]
     return unbroken(blocks)
 
 
-def _held(one: Held) -> RenderableType:
+def _nested(option: NestedOption) -> RenderableType:
     """Return a nested mapping or option with its parameters."""
-    head = Text.assemble((one.name, "cyan"), ": ", one.summary)
-    return unbroken([Text(), head, _parameters(one.parameters, _widths(one.parameters), INDENT)])
+    head = Text.assemble((option.name, "cyan"), ": ", option.summary)
+    return unbroken(
+        [Text(), head, _parameters(option.parameters, _widths(option.parameters), INDENT)]
+    )
 
 
-def _told(entry: Entry) -> list[str]:
+def _fact_lines(entry: Entry) -> list[str]:
     """Return lines with the facts of an option; the paper and long facts have their own lines."""
     short, long = [], []
-    for label, text in entry.labelled.items():
+    for label, text in entry.labeled.items():
         line = f"{label}: {text.rstrip('.')}"
         (long if label == "paper" or len(line) > LONG else short).append(line)
     return ["; ".join(short), *long] if short else long
@@ -136,6 +138,7 @@ each loss below.
 
 Default pairs: `stages` pairs the stages one to one, starting from the deepest; `last` pairs the
 deepest stages; `embedding` pairs the inputs of the classifiers; `none` means a loss on logits.""",
+    "tasks": "Tasks, for `task`: meaning of the targets, label loss and metrics.",
     "schemes": "Distillation schemes, for `scheme`: teachers, students and training order.",
     "models": "Networks, for `teacher.model`, `student.model` and models inside schemes.",
     "data": "Data sources, for `data`.",
@@ -165,11 +168,11 @@ _IN_SUMMARIES = (
 _OF_WEIGHTS = ("default weight", "weight source", "default pairs")
 
 
-def page(found: Mapping[Part, Sequence[Entry]]) -> str:
+def render_page(options: Mapping[Part, Sequence[Entry]]) -> str:
     """Return the Markdown page of the given parts; the full page if all parts are given."""
-    sections = [_section(part, listed) for part, listed in found.items()]
-    if list(found) == list(PARTS):
-        contents = " | ".join(f"[{part.capitalize()}](#{part})" for part in found)
+    sections = [_section(part, listed) for part, listed in options.items()]
+    if list(options) == list(PARTS):
+        contents = " | ".join(f"[{part.capitalize()}](#{part})" for part in options)
         sections = [INTRODUCTION, contents, *sections]
     return "\n\n".join(sections) + "\n"
 
@@ -183,9 +186,9 @@ def _section(part: Part, listed: Sequence[Entry]) -> str:
 
 def _summaries(listed: Sequence[Entry]) -> str:
     """Return the table at the start of a part: each option with its summary."""
-    labels = [label for label in _IN_SUMMARIES if any(label in entry.labelled for entry in listed)]
+    labels = [label for label in _IN_SUMMARIES if any(label in entry.labeled for entry in listed)]
     rows = [
-        [_link(entry), entry.summary, *(entry.labelled.get(label, "") for label in labels)]
+        [_link(entry), entry.summary, *(entry.labeled.get(label, "") for label in labels)]
         for entry in listed
     ]
     return _table([listed[0].noun, "description", *labels], rows)
@@ -193,7 +196,7 @@ def _summaries(listed: Sequence[Entry]) -> str:
 
 def _weights(listed: Sequence[Entry]) -> str:
     rows = [
-        [_link(entry), *(entry.labelled.get(label, "") for label in _OF_WEIGHTS), _ranges(entry)]
+        [_link(entry), *(entry.labeled.get(label, "") for label in _OF_WEIGHTS), _ranges(entry)]
         for entry in listed
     ]
     return _table(["loss", *_OF_WEIGHTS, "parameters"], rows)
@@ -209,12 +212,12 @@ def _ranges(entry: Entry) -> str:
 def _entry(entry: Entry) -> str:
     blocks = [f"### {entry.name} ({entry.noun})"]
     blocks += [_prose(block) for block in (entry.summary, *entry.paragraphs) if block]
-    told = [f"- {label}: {_prose(text)}" for label, text in entry.labelled.items()]
-    blocks += ["\n".join(told)] if told else []
+    lines = [f"- {label}: {_prose(text)}" for label, text in entry.labeled.items()]
+    blocks += ["\n".join(lines)] if lines else []
     blocks += [_parameter_table(entry.parameters)] if entry.parameters else []
-    for one in entry.held:
-        blocks.append(f"`{one.name}`: {_prose(one.summary)}")
-        blocks += [_parameter_table(one.parameters)] if one.parameters else []
+    for option in entry.nested:
+        blocks.append(f"`{option.name}`: {_prose(option.summary)}")
+        blocks += [_parameter_table(option.parameters)] if option.parameters else []
     return "\n\n".join(blocks)
 
 

@@ -10,6 +10,7 @@ from raykd.errors import Infeasible, Problem, StudyError
 from raykd.study.candidate import Candidate
 from raykd.study.config import Bounds
 from raykd.study.costs import (
+    StudentCosts,
     check_conditions,
     format_cost,
     measured_costs,
@@ -19,7 +20,6 @@ from raykd.study.costs import (
 from raykd.study.objectives import Cost
 from raykd.study.open_study import BoundStudy
 from raykd.study.space.sampling import Seeded
-from raykd.study.student_costs import StudentCosts
 
 RANDOM_POINTS = 32
 """Random points, in addition to the corners of the space, from which students are picked."""
@@ -121,8 +121,7 @@ def _check_bounds(
 
 
 def _likely(students: list[Candidate], *, most: bool) -> list[Candidate]:
-    """The students with the fewest (or most) multiply-accumulates, then with the fewest (or most)
-    layers."""
+    """Return the students with the fewest or most multiply-accumulates, then by layers."""
     by_macs = sorted(students, key=_macs, reverse=most)[:MEASURED_FIRST]
     by_layers = sorted(students, key=_layers, reverse=most)[:MEASURED_FIRST]
     return list(dict.fromkeys([*by_macs, *by_layers]))

@@ -105,7 +105,7 @@ def _resolved(
 def _pairs_mismatch(
     term: Term, shapes: Mapping[tuple[str, str], tuple[Shape, Shape]], classes: int
 ) -> str:
-    """The reason why the loss of a term cannot compare its pairs; "" if it can."""
+    """Return the reason why the loss of a term cannot compare its pairs; "" if it can."""
     assert term.loss is not None
     pairs = term.pairs or ()
     guided, hint = (
@@ -115,7 +115,7 @@ def _pairs_mismatch(
 
 
 def mismatch(loss: Loss, pair: Pair, guided: Shape, hint: Shape, classes: int) -> str:
-    """The reason why a loss cannot compare two layers of these shapes; "" if it can."""
+    """Return the reason why a loss cannot compare two layers of these shapes; "" if it can."""
     count = loss.least_pairs
     anonymous = (Pair(hint="hint", guided="guided"),) * count
     if not _dry_run(loss, anonymous, (guided,) * count, (hint,) * count, classes):
@@ -167,7 +167,7 @@ def _dry_run(
     hint: tuple[Shape, ...],
     classes: int,
 ) -> str:
-    """The reason why a loss cannot be built for these layers; "" if it can."""
+    """Return the reason why a loss cannot be built for these layers; "" if it can."""
     context = LossContext(
         pairs=pairs,
         guided_shapes=guided,
@@ -311,7 +311,7 @@ def _ends_sequence(layer: Layer, whole: Layer) -> bool:
 
 
 def filter_pairs(space: Space, models: SpaceModels) -> FilteredSpace:
-    """The space without the layer pairs that its losses cannot compare.
+    """Return the space without the layer pairs that its losses cannot compare.
 
     Args:
         space: the layers of its pairings named.
@@ -364,7 +364,7 @@ def _filter_node(node: Pairing, losses: Losses, models: SpaceModels) -> _Filtere
 
 
 def _groups(node: Pairing, losses: Losses) -> Losses:
-    """The losses that can compare a pair; a single group if pairs have losses of their own."""
+    """Return the losses that can compare a pair; a single group if pairs have separate losses."""
     if any("loss" in pair.settings for pair in node.domain.named) or any(
         "loss" in group.items for group in node.settings
     ):
@@ -375,14 +375,14 @@ def _groups(node: Pairing, losses: Losses) -> Losses:
 def _reasons(
     domain: PairingDomain, losses: Iterable[Loss], models: SpaceModels
 ) -> dict[LayerPair, str]:
-    """The pairs that none of the losses can compare in any of the models, with reasons."""
+    """Return the pairs that none of the losses can compare in any of the models, with reasons."""
     variants = sorted(losses, key=repr)
     pairs = dict.fromkeys(map(bare, domain.named))
     return {pair: reason for pair in pairs if (reason := _reason(pair, variants, models))}
 
 
 def _reason(pair: LayerPair, losses: Sequence[Loss], models: SpaceModels) -> str:
-    """The reason why no loss can compare two layers; "" if one can, or if no model has them."""
+    """Return the reason why no loss can compare two layers; "" if one can, or no model has them."""
     first, layers = "", Pair(hint=pair.hint, guided=pair.guided)
     for loss in losses:
         for guided in sorted(models.shapes(pair.guided, guided=True)):
@@ -395,7 +395,7 @@ def _reason(pair: LayerPair, losses: Sequence[Loss], models: SpaceModels) -> str
 
 
 def _spanned(domain: PairingDomain, losses: Iterable[Loss]) -> PairingDomain:
-    """The domain without sets of fewer or more pairs than the losses take."""
+    """Return the domain without sets of fewer or more pairs than the losses take."""
     least = max(domain.min, min(loss.least_pairs for loss in losses))
     most = max(loss.most_pairs or domain.max for loss in losses)
     return replace(domain, min=least, max=min(domain.max, most))

@@ -9,34 +9,37 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import lru_cache
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
 from raykd.data import Source
 from raykd.errors import Infeasible, Problem, StudyError
-from raykd.models import ModelProfile, Task
+from raykd.models import ModelProfile, Signature
+from raykd.schemes.base import teacher_chain
 from raykd.study.candidate import Candidate, ModelError, pairing_losses
 from raykd.study.checks.layer_pairs import PairError, other_side_hint
 from raykd.study.checks.messages import InvalidStudy, Issue, parse_study
 from raykd.study.checks.rules import (
     import_issues,
+    needs_import,
+    proxy_signature_issues,
     proxy_space_issues,
-    proxy_task_issues,
     search_issues,
     study_issues,
 )
 from raykd.study.config import Bounds, Search, Study
 from raykd.study.costs import format_cost
 from raykd.study.objectives import Cost
-from raykd.study.open_study import BoundStudy, OpenStudy, task_of
+from raykd.study.open_study import BoundStudy, OpenStudy, signature_of
 from raykd.study.space.domains import NUMBERS, Pairing
 from raykd.study.space.sampling import Seeded
 from raykd.study.space.space import Point, Space, read_space
-from raykd.study.teachers import teacher_chain, teachers_of
 from raykd.study.yaml_file import Document, Place, dotted, parse_place, read_document
+from raykd.user_code import ALLOW, UserCode, user_names
 
-Check = Callable[[Study, Task | None], Iterable[Problem | str]]
+Check = Callable[[Study, Signature | None], Iterable[Problem | str]]
 """Check of one concrete study; a problem without a line gets the line of its path."""
 
 MOST_PROBLEMS = 20
@@ -77,6 +80,7 @@ def open_study(
     document: Document, checks: Iterable[Check] = (), *, allow_import: bool = False
 ) -> OpenStudy:
     """As `load_study`, for a document that is already read."""
+    code = import_user_code(document, allow_import=allow_import)
     space, problems, broken = read_space(document)
     report = _IssueCollector(document, problems, broken)
     studies = list(_typed(space, report))
@@ -90,33 +94,63 @@ def open_study(
     for issue in _space_issues(document, space, [study for _, study in studies]):
         report.add(issue)
     report.raise_if_any()
-    opened = OpenStudy(document, space, studies[0][1])
+    runs_code = allow_import and any(needs_import(study) for _, study in studies)
+    runs_code = runs_code or code is not None
+    opened = OpenStudy(document, space, studies[0][1], runs_code, code)
     try:
-        task = task_of(opened.settings)
+        signature = signature_of(opened.settings)
     except ValueError as error:
         raise StudyError(document.problem(("data",), str(error))) from None
-    if task is not None:
-        check_shapes(opened, task, checks=checks)
+    if signature is not None:
+        check_shapes(opened, signature, checks=checks)
     else:
         _run_checks([(study, point.origins) for point, study in studies], None, checks, report)
         report.raise_if_any()
     return opened
 
 
-def check_shapes(opened: OpenStudy, task: Task, checks: Iterable[Check] = ()) -> None:
+def import_user_code(document: Document, *, allow_import: bool) -> UserCode | None:
+    """Import the files of code that a study names, if that is allowed.
+
+    Returns:
+        The files; None if the study names none.
+
+    Raises:
+        StudyError: it is not allowed (nothing is imported), or a file cannot be used.
+    """
+    names = list(user_names(document.data))
+    if not names:
+        return None
+    if not allow_import:
+        message = "'{}' would run code from outside raykd"
+        raise StudyError(
+            [document.problem(place, message.format(name), ALLOW) for place, name in names]
+        )
+    code: UserCode | None = None
+    for number, (place, _) in enumerate(names):  # one by one, so that an error names its place
+        try:
+            folder = Path(document.file).parent
+            code = UserCode.read(folder, [name for _, name in names[: number + 1]])
+            code.register()
+        except ValueError as error:
+            raise StudyError(document.problem(place, str(error))) from None
+    return code
+
+
+def check_shapes(opened: OpenStudy, signature: Signature, checks: Iterable[Check] = ()) -> None:
     """Check everything that depends on the shape of the data: models, layers, connectors,
     constraints.
 
     Args:
         opened: the study.
-        task: input shape and classes of the models.
+        signature: input shape and classes of the models.
         checks: as for `load_study`.
 
     Raises:
         StudyError: with all problems.
     """
     report = _IssueCollector(opened.document)
-    bound = opened.bind(task)
+    bound = opened.bind(signature)
     for impossible in bound.filtered.impossible:
         report.add(Issue(impossible.place, impossible.message, impossible.fix))
     candidates = list(bound.corners())
@@ -131,9 +165,9 @@ def check_shapes(opened: OpenStudy, task: Task, checks: Iterable[Check] = ()) ->
             costs.values.append(candidate.costs)
             candidate.check()
             costs.feasible += 1
-    for issue in proxy_task_issues(opened.settings.search, task):
+    for issue in proxy_signature_issues(opened.settings.search, signature):
         report.add(issue)
-    _run_checks([(each.study, each.origins) for each in candidates], task, checks, report)
+    _run_checks([(each.study, each.origins) for each in candidates], signature, checks, report)
     report.raise_if_any()
     if not costs.feasible:
         _search_feasible(bound, costs)
@@ -143,7 +177,7 @@ def check_shapes(opened: OpenStudy, task: Task, checks: Iterable[Check] = ()) ->
         report.raise_if_any()
 
 
-def check_data(study: Study, task: Task | None) -> Iterator[Problem]:
+def check_data(study: Study, signature: Signature | None) -> Iterator[Problem]:
     """Check that the data are available (a `Check`)."""
     reason = _missing_data(study.data)
     if reason:
@@ -289,6 +323,11 @@ def _space_issues(document: Document, space: Space, studies: list[Study]) -> Ite
     yield from _open_recipes(
         [dimension.path for dimension in space.part("train").dimensions], studies
     )
+    numbers = [each for each in space.dimensions if each.kind in NUMBERS and not each.when]
+    if first.search.sampler.needs_numbers and not numbers:
+        message = f"'{first.search.sampler.name}' learns only numbers that all trials have"
+        fix = "leave such a number open, or use another sampler"
+        yield Issue(("search", "sampler"), f"{message}; this space has none", fix)
     unknown = [s for s in studies if s.teacher is not None and s.teacher.model is None]
     for pairing in space.pairings if unknown else ():
         hint = pairing.domain.hint
@@ -322,7 +361,7 @@ def _open_recipes(open_train: list[str], studies: list[Study]) -> Iterator[Issue
         yield Issue(("teacher",), message, "add `train: {...}` to the teacher")
         return
     for study in studies if open_train else ():
-        for prepared in teacher_chain(teachers_of(study)):
+        for prepared in teacher_chain(study.teacher_specs()):
             if prepared.is_shared and prepared.weights is None and prepared.train == study.train:
                 message = f"a network that trials share is trained like the student, {differs}"
                 yield Issue(("scheme",), message, "add `train: {...}` to it")
@@ -447,11 +486,11 @@ def _search_feasible(bound: BoundStudy, costs: _Costs) -> None:
 
 def _run_checks(
     studies: Iterable[tuple[Study, Mapping[Place, Place]]],
-    task: Task | None,
+    signature: Signature | None,
     checks: Iterable[Check],
     report: _IssueCollector,
 ) -> None:
     for check in checks:
         for study, origins in studies:
-            for problem in islice(check(study, task), MOST_PROBLEMS):
+            for problem in islice(check(study, signature), MOST_PROBLEMS):
                 report.note(problem, origins)

@@ -11,12 +11,12 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from raykd.arguments import LIMITS
+from raykd.arguments import LIMITS, near
 from raykd.models import MODELS
-from raykd.registry import names_of
+from raykd.registry import name_pattern_of
 from raykd.study.config import NAME_PATTERN, REGISTER_PATTERN, Study, read_study
 from raykd.study.json_schema import study_outline
-from raykd.study.space.domains import DOMAINS, near
+from raykd.study.space.domains import DOMAINS
 from raykd.study.yaml_file import Json, Place, dotted, value_at
 
 _NOUNS = {
@@ -80,7 +80,7 @@ class InvalidStudy(ValueError):
 
 
 def parse_study(data: Mapping[str, Json]) -> Study:
-    """The concrete study that plain data describe; bare names of options are allowed.
+    """Return the concrete study that plain data describe; bare names of options are allowed.
 
     Raises:
         InvalidStudy: with all issues.
@@ -175,7 +175,7 @@ def _place(loc: Sequence[str | int], data: Json, *, may_be_new: bool) -> Place:
 def _names_option(step: str | int, name: Json) -> bool:
     """Return whether this step of pydantic's location is the name of the chosen option."""
     cls = MODELS.forms.get(step) if isinstance(step, str) else None
-    names = names_of(cls) if cls is not None else None
+    names = name_pattern_of(cls) if cls is not None else None
     return name is not None and (name == step or (names is not None and name in names))
 
 
@@ -312,7 +312,7 @@ def _number_mend(text: str) -> str:
 
 
 def quoted(value: Json) -> str:
-    """A value as quoted in a message."""
+    """Return a value as quoted in a message."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, Mapping):

@@ -7,44 +7,68 @@ import time
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from statistics import median
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
+from raykd.arguments import near
+from raykd.compat.packages import is_installed
 from raykd.errors import Problem
-from raykd.models import CompressedModel, Model, Task
+from raykd.losses import LOSSES, Loss
+from raykd.metrics import METRICS, Direction
+from raykd.models import CompressedModel, Model, Signature
 from raykd.models.introspection.layers import random_inputs
-from raykd.models.proxies import NetworkProxy, ProxyContext, RankingProxy
-from raykd.schemes import BornAgain, Teacher
+from raykd.models.proxies import PROXIES, NetworkProxy, Proxy, ProxyContext, RankingProxy
+from raykd.registry import Registry
+from raykd.schemes import SCHEMES, BornAgain, Scheme, Teacher
 from raykd.study.checks.messages import Issue
 from raykd.study.config import Search, Study
 from raykd.study.costs import latency_issues
-from raykd.study.objectives import OBJECTIVES
+from raykd.study.objectives import OBJECTIVES, objectives_of
 from raykd.study.open_study import BoundStudy, OpenStudy
-from raykd.study.space.domains import near
 from raykd.study.space.space import Space
 from raykd.study.yaml_file import Place, dotted, parse_place
+from raykd.tasks import KINDS, TASKS, Kind, Task
+from raykd.user_code import ALLOW
+
+T = TypeVar("T")
 
 
 def models_in(value: Any, place: Place = ()) -> Iterator[tuple[Place, Model]]:
     """Yield every model in a concrete study, or in a part of it, with its place."""
-    if isinstance(value, Model):
+    return _parts_of(value, Model, place)
+
+
+def _parts_of(value: Any, kind: type[T], place: Place = ()) -> Iterator[tuple[Place, T]]:
+    """Yield every part of a concrete study that is of one class, with its place."""
+    if isinstance(value, kind):
         yield place, value
     if dataclasses.is_dataclass(value):
         for child in dataclasses.fields(value):
-            yield from models_in(getattr(value, child.name), (*place, child.name))
+            yield from _parts_of(getattr(value, child.name), kind, (*place, child.name))
     elif isinstance(value, tuple):
         for number, child in enumerate(value):
-            yield from models_in(child, (*place, number))
+            yield from _parts_of(child, kind, (*place, number))
 
 
 def import_issues(study: Study) -> Iterator[Issue]:
-    """Yield an issue for each model that runs custom code."""
+    """Yield an issue for each model, and each teacher in MLflow, that runs custom code."""
     for place, model in models_in(study):
         if model.runs_code:
             message = f"'{model.name}' would run code from outside raykd"
-            fix = "if you trust it, allow it in each command: --allow-import (allow_import=True)"
-            yield Issue((*place, "name"), message, fix)
+            yield Issue((*place, "name"), message, ALLOW)
+    for place, teacher in _parts_of(study, Teacher):
+        if teacher.is_mlflow:
+            message = f"loading {teacher.weights} runs the code that it was saved with"
+            yield Issue((*place, "weights"), message, ALLOW)
+    if study.search.sampler.runs_code:
+        message = f"sampler '{study.search.sampler.name}' would run code from outside raykd"
+        yield Issue(("search", "sampler"), message, ALLOW)
+
+
+def needs_import(study: Study) -> bool:
+    """Return whether a study needs `--allow-import`."""
+    return next(import_issues(study), None) is not None
 
 
 def derived_issues(study: Study) -> Iterator[Issue]:
@@ -63,18 +87,18 @@ def derived_issues(study: Study) -> Iterator[Issue]:
         yield Issue((*place, "base"), message, fix)
 
 
-def check_models(study: Study, task: Task | None) -> Iterator[Problem]:
+def check_models(study: Study, signature: Signature | None) -> Iterator[Problem]:
     """Check that the initial weights of models are available, and download them (a `Check`)."""
     for place, model in models_in(study):
-        reason = _missing_weights(model, task) if task is not None else ""
+        reason = _missing_weights(model, signature) if signature is not None else ""
         if reason:
             yield Problem(reason, path=dotted(place))
 
 
 @lru_cache(maxsize=256)
-def _missing_weights(model: Model, task: Task) -> str:
+def _missing_weights(model: Model, signature: Signature) -> str:
     try:
-        model.prepare(task)
+        model.prepare(signature)
     except ValueError as error:
         return str(error)
     return ""
@@ -84,19 +108,19 @@ PLACE = ("search", "proxy")
 
 
 def bin_cost(settings: RankingProxy, objectives: Mapping[str, str]) -> str:
-    """The cost that bins the candidates before they are ranked; "" for no bins."""
+    """Return the cost that bins the candidates before they are ranked; "" for no bins."""
     if settings.per_cost != "auto":
         return "" if settings.per_cost == "none" else settings.per_cost
     return next((cost for cost in ("params", "macs") if cost in objectives), "")
 
 
 def number_kept(settings: RankingProxy, trials: int) -> int:
-    """Number of the first trials that come from the ranking."""
+    """Return the number of the first trials that come from the ranking."""
     return max(1, trials // 2) if settings.keep is None else min(settings.keep, trials)
 
 
 def teacher_model(opened: OpenStudy) -> Model | None:
-    """The model of the study's teacher; None if there is no teacher, or only its weights."""
+    """Return the model of the study's teacher; None if there is no teacher, or only its weights."""
     teachers = opened.teachers()
     return teachers[0].model if teachers else None
 
@@ -152,16 +176,18 @@ def proxy_space_issues(space: Space, search: Search) -> Iterator[Issue]:
         yield Issue(PLACE, message, "give the teacher one value, or use naswot, zen or params")
 
 
-def proxy_task_issues(search: Search, task: Task) -> Iterator[Issue]:
-    """Yield the issues of a proxy for this task."""
+def proxy_signature_issues(search: Search, signature: Signature) -> Iterator[Issue]:
+    """Yield the issues of a proxy for this signature."""
+    if not isinstance(search.proxy, RankingProxy):
+        return
     try:
-        search.proxy.check(task)
+        search.proxy.check(signature)
     except ValueError as error:
         yield Issue(PLACE, str(error))
 
 
 def ranking_summary(bound: BoundStudy, sample: Study | None) -> str:
-    """The ranking before the first trial and its duration on this machine; "" if there is none.
+    """Describe the ranking before the first trial and its duration here; "" if there is none.
 
     Args:
         bound: the study.
@@ -187,12 +213,17 @@ def ranking_summary(bound: BoundStudy, sample: Study | None) -> str:
 
 def _seconds(bound: BoundStudy, settings: RankingProxy, sample: Study) -> float:
     """Seconds for one score: the median of three, after one to warm up."""
-    cpu, task = torch.device("cpu"), bound.task
+    cpu, signature = torch.device("cpu"), bound.signature
     count = settings.batch if isinstance(settings, NetworkProxy) else 2
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        inputs, targets = random_inputs(task, count, cpu), torch.randint(task.classes, (count,))
-    score = settings.scorer(ProxyContext(task, inputs, targets, teacher_model(bound.open_study), 0))
+        inputs, targets = (
+            random_inputs(signature, count, cpu),
+            torch.randint(signature.classes, (count,)),
+        )
+    score = settings.scorer(
+        ProxyContext(signature, inputs, targets, teacher_model(bound.open_study), 0)
+    )
     seconds = []
     for _ in range(4):
         start = time.perf_counter()
@@ -207,7 +238,8 @@ def _duration(seconds: float) -> str:
 
 def study_issues(study: Study) -> Iterator[Issue]:
     """Yield the issues of a study whose values have the right types."""
-    yield from search_issues(study.search)
+    yield from search_issues(study.search, task_objectives(study.learning_task))
+    yield from task_issues(study)
     if study.teacher is not None:
         yield from _teacher_part_issues(study.teacher)
     yield from _scheme_issues(study)
@@ -216,8 +248,77 @@ def study_issues(study: Study) -> Iterator[Issue]:
     yield from _term_issues(study)
 
 
-def search_issues(search: Search) -> Iterator[Issue]:
-    """Yield the issues of the `search` part."""
+def task_objectives(task: Task) -> dict[str, Direction]:
+    """Return the objectives of a study of this task."""
+    return objectives_of(task.metrics, [task.train_metric])
+
+
+def task_issues(study: Study) -> Iterator[Issue]:
+    """Yield the issues of options that do not fit the kind of the task's response."""
+    task, default = study.learning_task, study.data.default_task()
+    if task.kind != default.kind:
+        message = (
+            f"task '{task.name}' learns {KINDS[task.kind]}; data '{study.data.name}' have targets "
+            f"of task '{default.name}': {KINDS[default.kind]}"
+        )
+        fix = f"remove `task`, or write `task: {_fitting(TASKS, default.kind)}`"
+        yield Issue(("task",), message, fix)
+        return
+    if len(set(task.metrics)) < len(task.metrics):
+        yield Issue(("task", "metrics"), "a metric is listed twice", "remove one of them")
+    if study.train.label_smoothing and not task.takes_smoothing:
+        message = f"task '{task.name}' has no label smoothing"
+        yield Issue(("train", "label_smoothing"), message, "remove it")
+    for place, option in _options_by_kind(study):
+        if task.kind not in option.kinds:
+            noun = "loss" if isinstance(option, Loss) else place[-1]
+            message = (
+                f"{noun} '{option.name}' does not fit task '{task.name}': it needs "
+                f"{' or '.join(KINDS[kind] for kind in option.kinds)}, and the task gives "
+                f"{KINDS[task.kind]}"
+            )
+            yield Issue(place, message, f"use {_fitting_options(option, task.kind)}")
+
+
+def _options_by_kind(study: Study) -> Iterator[tuple[Place, Loss | Scheme | Proxy]]:
+    """Yield the options that declare the kinds of responses they fit, with their places."""
+    yield ("scheme",), study.scheme
+    yield PLACE, study.search.proxy
+    for number, term in enumerate(study.knowledge):
+        place = ("knowledge", number)
+        if term.loss is not None:
+            yield (*place, "loss"), term.loss
+        for index, pair in enumerate(term.pairs or ()):
+            if pair.loss is not None:
+                yield (*place, "pairs", index, "loss"), pair.loss
+
+
+def _fitting_options(option: Loss | Scheme | Proxy, kind: Kind) -> str:
+    """Return the names of the options that fit a kind, those of the same knowledge first."""
+    if isinstance(option, Loss):
+        return _fitting(LOSSES, kind, option.knowledge)
+    return _fitting(SCHEMES if isinstance(option, Scheme) else PROXIES, kind)
+
+
+def _fitting(registry: Registry, kind: Kind, knowledge: str = "") -> str:
+    def fits(cls: type) -> bool:
+        return kind in getattr(cls, "kinds", [getattr(cls, "kind", None)])
+
+    members = [(name, cls) for name, cls in registry.members.items() if fits(cls)]
+    members.sort(key=lambda item: getattr(item[1], "knowledge", "") != knowledge)
+    return ", ".join(name for name, _ in members)
+
+
+def search_issues(
+    search: Search, objectives: Mapping[str, Direction] = OBJECTIVES
+) -> Iterator[Issue]:
+    """Yield the issues of the `search` part.
+
+    Args:
+        search: the part.
+        objectives: metrics and costs that may be optimized.
+    """
+    metric = next(iter(objectives))
     for name, direction in search.objectives.items():
         place = ("search", "objectives", name)
         if name.startswith("test_"):
@@ -225,22 +326,44 @@ def search_issues(search: Search) -> Iterator[Issue]:
                 "test metrics cannot be objectives: the test split is held out for the final "
                 "evaluation of the finalists"
             )
-            yield Issue(place, message, "use val_accuracy or val_loss")
-        elif name not in OBJECTIVES:
-            names = ", ".join(OBJECTIVES)
+            yield Issue(place, message, f"use {metric} or val_loss")
+        elif name not in objectives:
+            names = ", ".join(objectives)
             yield Issue(
-                place, f"unknown objective; must be one of {names}", near(name, [*OBJECTIVES])
+                place,
+                f"unknown objective; must be one of {names}",
+                _objective_fix(name, objectives),
             )
-        elif direction != OBJECTIVES[name]:
-            goal = "maximized" if OBJECTIVES[name] == "max" else "minimized"
-            fix = f"write `{name}: {OBJECTIVES[name]}`"
+        elif direction != objectives[name]:
+            goal = "maximized" if objectives[name] == "max" else "minimized"
+            fix = f"write `{name}: {objectives[name]}`"
             yield Issue(place, f"got '{direction}'; {name} must be {goal}", fix)
     yield from latency_issues(search)
     for cost, bounds in search.constraints.items():
         place = ("search", "constraints", cost)
         for problem in bounds.conflicts():
             yield Issue(place, problem.message, problem.fix)
+    yield from _sampler_issues(search)
     yield from proxy_issues(search)
+
+
+def _objective_fix(name: str, objectives: Mapping[str, Direction]) -> str:
+    """Return the way to use an objective that the task does not measure, or a similar name."""
+    metric = name.removeprefix("val_")
+    if name.startswith("val_") and metric in METRICS:
+        return f"if the task has this metric, add it: `task: {{name: ..., metrics: [{metric}]}}`"
+    return near(name, [*objectives])
+
+
+def _sampler_issues(search: Search) -> Iterator[Issue]:
+    place, sampler = ("search", "sampler"), search.sampler
+    if sampler.package and not is_installed(sampler.package):
+        message = f"sampler '{sampler.name}' needs the package {sampler.package}"
+        fix = f"install it (uv pip install {sampler.package}), or use tpe"
+        yield Issue(place, f"{message}, which is not installed", fix)
+    if len(search.objectives) > 1 and not sampler.several_objectives:
+        message = f"sampler '{sampler.name}' supports one objective; got {len(search.objectives)}"
+        yield Issue(place, message, "use tpe, or keep one objective and bound the others")
 
 
 def _teacher_part_issues(teacher: Teacher) -> Iterator[Issue]:

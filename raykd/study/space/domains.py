@@ -1,7 +1,7 @@
 """Domains: the values that a study leaves open.
 
 `{choice: [...]}`, `{uniform: [a, b]}`, `{loguniform: [a, b]}`, `{int: [a, b]}`, `{logint: [a, b]}`
-and `{pairing: {...}}` (pairings.py); `uniform` and `int` may have a `step`.
+and `{pairing: {...}}` (pairing.py); `uniform` and `int` may have a `step`.
 """
 
 from __future__ import annotations
@@ -11,11 +11,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from raykd.arguments import near as near
 from raykd.study.space.sampling import Scalar, Suggest
 
 if TYPE_CHECKING:
-    from raykd.study.space.conditions import Condition
     from raykd.study.space.pairing import PairingDomain
     from raykd.study.yaml_file import Json, Place
 
@@ -36,7 +34,7 @@ class Malformed(ValueError):
 
 
 def domain_kind(value: Json) -> str | None:
-    """The kind of domain that `value` describes; None for a plain value.
+    """Return the kind of domain that `value` describes; None for a plain value.
 
     Raises:
         Malformed: there are other keys next to that of the domain.
@@ -160,7 +158,7 @@ def label_of(value: Json) -> Scalar:
 
 
 def _key_label(key: str, value: Json) -> str:
-    """A value with its key, or the key alone for a domain."""
+    """Return a value with its key, or the key alone for a domain."""
     return key if domain_kind(value) is not None else f"{key}={label_of(value)}"
 
 
@@ -200,10 +198,6 @@ def _short(text: str, most: int = 60) -> str:
     return text if len(text) <= most else text[: most - 3] + "..."
 
 
-def _listed(words: Sequence[str]) -> str:
-    return ", ".join(words)
-
-
 @dataclass(frozen=True)
 class Fixed:
     """A scalar."""
@@ -218,6 +212,26 @@ class Listing:
 
     source: Place
     items: tuple[Node, ...]
+
+
+@dataclass(frozen=True)
+class Condition:
+    """Keys of a mapping that are drawn only for some values of another key (the parent).
+
+    Attributes:
+        parent: the key whose value decides.
+        keys: the conditional keys.
+        inactive: value of the parent -> the keys that are not drawn, or None for all of them.
+    """
+
+    parent: str
+    keys: frozenset[str]
+    inactive: Callable[[Json], frozenset[str] | None]
+
+    def active(self, value: Json) -> frozenset[str]:
+        """Return the conditional keys that are drawn for this value of the parent."""
+        inactive = self.inactive(value)
+        return frozenset() if inactive is None else self.keys - inactive
 
 
 @dataclass(frozen=True)
@@ -286,14 +300,14 @@ def _inner(node: Node) -> tuple[Node, ...]:
 
 
 def nodes_of(node: Node) -> Iterator[Node]:
-    """The node and all nodes below it."""
+    """Return the node and all nodes below it."""
     yield node
     for inner in _inner(node):
         yield from nodes_of(inner)
 
 
 def domains_of(node: Node) -> Iterator[Choice | Number | Pairing]:
-    """The domains at and below the node."""
+    """Return the domains at and below the node."""
     for each in nodes_of(node):
         if isinstance(each, Choice | Number | Pairing):
             yield each
@@ -305,7 +319,7 @@ def is_open(node: Node) -> bool:
 
 
 def rebuilt(node: Node, change: Callable[[Node], Node]) -> Node:
-    """The tree with `change` applied to each node, inner nodes first."""
+    """Return the tree with `change` applied to each node, inner nodes first."""
     if isinstance(node, Listing):
         node = replace(node, items=tuple(rebuilt(item, change) for item in node.items))
     elif isinstance(node, Group):
@@ -318,3 +332,9 @@ def rebuilt(node: Node, change: Callable[[Node], Node]) -> Node:
         settings = tuple(group for group in groups if isinstance(group, Group))
         node = replace(node, settings=settings)
     return change(node)
+
+
+def name_of(value: Json) -> str:
+    """Return the name of an option written as a mapping or as its bare name; "" if it has none."""
+    name = value.get("name") if isinstance(value, Mapping) else value
+    return name if isinstance(name, str) else ""

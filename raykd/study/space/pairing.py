@@ -14,8 +14,9 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar, get_args
 
+from raykd.arguments import near
 from raykd.errors import Infeasible
-from raykd.study.space.domains import Malformed, domain_kind, label_of, near
+from raykd.study.space.domains import Malformed, domain_kind, label_of
 from raykd.study.space.sampling import Scalar, Suggest
 
 if TYPE_CHECKING:
@@ -104,7 +105,7 @@ class PairingDomain:
     def filled(
         self, hint: Mapping[Wide, Sequence[str]], guided: Mapping[Wide, Sequence[str]]
     ) -> PairingDomain:
-        """The same with keywords replaced by layer names."""
+        """Return the same with keywords replaced by layer names."""
         if self.is_known:
             return self
         ours = self.guided if isinstance(self.guided, tuple) else tuple(guided[self.guided])
@@ -112,7 +113,7 @@ class PairingDomain:
         return replace(self, hint=theirs, guided=ours)
 
     def without(self, excluded: frozenset[LayerPair]) -> PairingDomain:
-        """The same with further pairs of layers excluded."""
+        """Return the same with further pairs of layers excluded."""
         named = {pair for pair in excluded if any(pair == bare(pair) for pair in self.named)}
         return replace(self, excluded=self.excluded | named) if named else self
 
@@ -275,7 +276,7 @@ class PairingDomain:
         return [LayerPair(hints[h], guided[g]) for h, g in self._exchanged(drawn)]
 
     def _exchanged(self, drawn: Sequence[At]) -> list[At]:
-        """The same layers, paired in the order of the domain."""
+        """Return the same layers, paired in the order of the domain."""
         if self.order == "any":
             return sorted(drawn)
         hints, guided = zip(*drawn, strict=True)
@@ -283,8 +284,10 @@ class PairingDomain:
         return list(zip(sorted(hints), sorted(guided, reverse=backwards), strict=True))
 
     def _in_order(self, drawn: Sequence[LayerPair], name: str) -> tuple[LayerPair, ...]:
-        """The pairs, shallow to deep; pairs against the order exchange partners if the results are
-        candidates."""
+        """Return the pairs, shallow to deep.
+
+        Pairs against the order exchange partners if the results are candidates.
+        """
         hints, guided = self.layers
         places = sorted((hints.index(pair.hint), guided.index(pair.guided)) for pair in drawn)
         ordered = [LayerPair(hints[h], guided[g]) for h, g in self._exchanged(places)]
@@ -300,7 +303,7 @@ class PairingDomain:
     def params_of(
         self, pairs: Sequence[LayerPair], name: str
     ) -> tuple[dict[str, Scalar], tuple[LayerPair, ...]]:
-        """The parameters with which `draw` gives these pairs, and the pairs in the domain's order.
+        """Return the parameters with which `draw` returns these pairs, and the pairs in its order.
 
         Raises:
             Infeasible: the domain does not contain them, with the reason.
@@ -310,7 +313,7 @@ class PairingDomain:
         return params, self.draw(_Answers(ordered, name, params), name)
 
     def _checked(self, pairs: Sequence[LayerPair], name: str) -> tuple[LayerPair, ...]:
-        """The candidates for the layers of `pairs`."""
+        """Return the candidates for the layers of `pairs`."""
         candidates = {bare(pair): pair for pair in self.candidates}
         for pair in pairs:
             if bare(pair) not in candidates:
@@ -364,7 +367,7 @@ class _Answers:
 
 
 def bare(pair: LayerPair) -> LayerPair:
-    """The layers of a pair, without its settings."""
+    """Return the layers of a pair, without its settings."""
     return LayerPair(pair.hint, pair.guided)
 
 
@@ -375,12 +378,12 @@ def _one_of(suggest: Suggest, name: str, options: Mapping[str, T]) -> T:
 
 
 def _number(suggest: Suggest, name: str, layers: Sequence[str]) -> int:
-    """The drawn layer's number, from shallow to deep."""
+    """Return the drawn layer's number, from shallow to deep."""
     return 0 if len(layers) == 1 else layers.index(suggest.suggest_categorical(name, layers))
 
 
 def _chains(grid: Sequence[Sequence[int]], most: int) -> list[int]:
-    """Sets of 1, 2, ... `most` distinct pairs in which neither side steps back.
+    """Return sets of 1, 2, ... `most` distinct pairs in which neither side steps back.
 
     Args:
         grid: 1 for each hint and guided layer that may be paired, else 0.

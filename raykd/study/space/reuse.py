@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from typing import Any, TypeGuard
 
 from raykd.errors import Infeasible
-from raykd.study.space.conditions import name_of
 from raykd.study.space.domains import (
     Choice,
     Fixed,
@@ -23,6 +22,7 @@ from raykd.study.space.domains import (
     Pairing,
     Range,
     label_of,
+    name_of,
 )
 from raykd.study.space.pairing import LayerPair, bare
 from raykd.study.space.sampling import Scalar
@@ -62,9 +62,9 @@ class Transfer:
         self.rejected = {**other.rejected, **self.rejected}
 
     def reason(self, path: str) -> str:
-        """The reason why the value at `path` was not taken over, from the nearest place around it.
+        """Return the reason why the value at `path` was not reused, or that of a parent.
 
-        "" if it was taken over, or if this study fixes the same value.
+        "" if it was reused, or if this study fixes the same value.
         """
         if path in self.used:
             return ""
@@ -127,7 +127,7 @@ class _Walk:
             self.fit(node_items["augment"], value_items["augment"], ("data", "augment"))
 
     def _number(self, node: Number, value: Json, place: Place) -> bool:
-        if not _lies_on(value, node.domain):
+        if not lies_on(value, node.domain):
             return self.result.reject(place, f"it is outside {node.domain}")
         value = int(value) if node.domain.whole else float(value)
         return self.result.take(node.parameter, value, place)
@@ -224,9 +224,9 @@ def _pair_places(place: Place, count: int) -> Iterator[str]:
 
 
 def _fitting(node: Choice, value: Json, place: Place) -> Iterator[tuple[Scalar, Transfer]]:
-    """The options that match the value, with the values taken over walk them; the best first.
+    """Yield the options that match the value, with the values that they reuse; the best first.
 
-    Among options of match name, the match with the same fixed values comes first.
+    Among options of one name, the one with the same fixed values comes first.
     """
     matches: list[tuple[bool, int, Scalar, Transfer]] = []
     for number, (label, option) in enumerate(zip(node.labels, node.options, strict=True)):
@@ -272,8 +272,7 @@ def _has_loss(term: Node, other: Mapping[str, Json]) -> bool:
 
 
 def params_for_pairs(space: Space, pairs: Sequence[LayerPair]) -> dict[str, Scalar]:
-    """The parameters with which a term draws these pairs, for the first term that allows them; {}
-    if none does."""
+    """Return the parameters with which a term (the first that can) draws these pairs; else {}."""
     for node in space.pairings:
         try:
             return node.domain.params_of(pairs, node.parameter)[0]
@@ -283,7 +282,7 @@ def params_for_pairs(space: Space, pairs: Sequence[LayerPair]) -> dict[str, Scal
 
 
 def open_paths(space: Space) -> tuple[str, ...]:
-    """The open places of a space in the order of drawing; a pairing counts as one."""
+    """Return the open places of a space in the order of drawing; a pairing counts as one."""
     paths: dict[str, None] = {}
     for dimension in space.dimensions:
         pairs, is_pair, _ = dimension.path.partition(".pairs[")
@@ -295,7 +294,8 @@ def _lies_in(path: str, place: str) -> bool:
     return path == place or (path.startswith(place) and path[len(place)] in ".[") or not place
 
 
-def _lies_on(value: Json, domain: Range) -> TypeGuard[float]:
+def lies_on(value: Json, domain: Range) -> TypeGuard[float]:
+    """Return True if a value is a number of the domain."""
     if not isinstance(value, int | float) or isinstance(value, bool):
         return False
     if not domain.low <= value <= domain.high or (domain.whole and value != int(value)):

@@ -199,7 +199,7 @@ class _Cover(Generic[T]):
 
 
 def _exact(value: Any) -> tuple[type, Any]:
-    """A key that distinguishes 1, True and 1.0."""
+    """Return a key that distinguishes 1, True and 1.0."""
     return type(value), value
 
 

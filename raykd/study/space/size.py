@@ -6,15 +6,16 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
 
-from raykd.study.space.conditions import Condition, name_of
 from raykd.study.space.domains import (
     Choice,
+    Condition,
     Fixed,
     Group,
     Listing,
     Node,
     Number,
     Pairing,
+    name_of,
     nodes_of,
 )
 from raykd.study.space.sampling import Scalar
@@ -61,7 +62,7 @@ class Size:
 
 
 def size_of(root: Group) -> Size:
-    """The size of the space below `root`."""
+    """Return the size of the space below `root`."""
     continuous = {
         node.parameter
         for node in nodes_of(root)
@@ -71,7 +72,7 @@ def size_of(root: Group) -> Size:
 
 
 def dimensions_of(root: Group) -> tuple[Dimension, ...]:
-    """The parameters below `root` in the order of drawing."""
+    """Return the parameters below `root` in the order of drawing."""
     merged: dict[str, Dimension] = {}
     for dimension in _dimensions(root, (), ()):
         earlier = merged.get(dimension.name)
@@ -118,7 +119,7 @@ def _count_conditional(node: Node, name: str) -> int:
 
 
 def _count_pairing(node: Pairing, loss: str) -> int:
-    """Number of sets of pairs under a loss, times the values of the pairs' weights and losses."""
+    """Count the sets of pairs under a loss, times the values of weights and losses of pairs."""
     each = _count(node.settings[0]) if node.settings else 1
     _, domain = node.of(loss)
     return sum(times * each**size for size, times in domain.sizes.items())
@@ -195,7 +196,7 @@ def _conditional_dimensions(
 
 
 def _variant(node: Pairing, loss: str) -> Pairing:
-    """The pairing as it is drawn under a loss; weights and losses of pairs are drawn under all."""
+    """Return the pairing as drawn under a loss; weights and losses of pairs are drawn under all."""
     parameter, domain = node.of(loss)
     return replace(node, parameter=parameter, domain=domain, by_loss={})
 
@@ -209,8 +210,10 @@ def _is_active(node: Node, condition: Condition, key: str, losses: Collection[st
 def _condition(
     node: Node, condition: Condition, key: str, losses: Collection[str] | None = None
 ) -> tuple[str, ...] | None:
-    """The condition under which `key` is active, under one of these losses if any are given; None:
-    never."""
+    """Return the condition under which `key` is active; None: never.
+
+    If `losses` are given, under one of them.
+    """
     if not isinstance(node, Choice):
         return () if _is_active(node, condition, key, losses) else None
     opening = [
@@ -253,7 +256,7 @@ def _pairing_dimensions(node: Pairing, place: Place, when: tuple[str, ...]) -> I
 
 
 def _pair_dimensions(node: Pairing, number: int, place: Place, when: str) -> Iterator[Dimension]:
-    """The parameters of one pair's layers."""
+    """Return the parameters of one pair's layers."""
     domain, name = node.domain, f"{node.parameter}[{number}]"
     if domain.is_known and not domain.is_crossed:
         labels = tuple(map(str, domain.candidates))
@@ -278,5 +281,5 @@ _WIDE = {
 
 
 def _either(first: str, second: str) -> str:
-    """The disjunction of two conditions, where "" is always true."""
+    """Return the disjunction of two conditions, where "" is always true."""
     return f"{first} or {second}" if first and second and first != second else first and second

@@ -4,18 +4,23 @@ A draw walks over the tree, asks for each open value by its place in the study
 (`knowledge[0].loss` = "kd", then `knowledge[0].loss.temperature` = 4.2), and gives plain data: a
 concrete study.  If two branches have different domains at one place, the parameter's name contains
 the label of the branch (`knowledge[0].loss.kd.temperature`).
+
+Some keys are conditional: a term without a loss needs no weight and no pairs, a loss on logits no
+pairs, and a scheme without knowledge no terms.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from raykd.errors import Problem
-from raykd.study.space.conditions import condition_at, name_of
+from raykd.losses import LOSSES
+from raykd.schemes import SCHEMES
 from raykd.study.space.domains import (
     Choice,
+    Condition,
     Fixed,
     Group,
     Listing,
@@ -27,6 +32,7 @@ from raykd.study.space.domains import (
     domains_of,
     is_open,
     labels_of,
+    name_of,
     nodes_of,
     read_range,
     rebuilt,
@@ -36,7 +42,7 @@ from raykd.study.space.sampling import Scalar, Suggest, corners, every
 from raykd.study.space.size import Dimension, Size, dimensions_of, size_of
 from raykd.study.yaml_file import Document, Json, Place, dotted
 
-CLOSED = ("name", "seed", "search", "cluster", "cache", "tracking")
+CLOSED = ("name", "seed", "task", "search", "cluster", "cache", "tracking")
 """Parts of a study without domains: they are the same for all trials."""
 
 
@@ -71,7 +77,7 @@ class Space:
         return Point(data, walk.origins)
 
     def part(self, key: str) -> Space:
-        """The space of one part of the study, without the rest."""
+        """Return the space of one part of the study, without the rest."""
         items = {name: node for name, node in self.root.items.items() if name == key}
         return Space(replace(self.root, items=items, condition=None))
 
@@ -113,13 +119,13 @@ class Space:
     def with_layers(
         self, hint: Mapping[Wide, Sequence[str]], guided: Mapping[Wide, Sequence[str]]
     ) -> Space:
-        """The same with `auto`, `blocks` and `all` replaced by layer names."""
+        """Return the same with `auto`, `blocks` and `all` replaced by layer names."""
         return self.with_pairings(
             lambda node: replace(node, domain=node.domain.filled(hint, guided))
         )
 
     def with_pairings(self, change: Callable[[Pairing], Pairing]) -> Space:
-        """The same with each pairing changed."""
+        """Return the same with each pairing changed."""
         root = rebuilt(self.root, lambda node: change(node) if isinstance(node, Pairing) else node)
         assert isinstance(root, Group)
         return Space(root)
@@ -168,7 +174,7 @@ class _Builder:
             key: self.node(child, (*source, key), (*place, key)) for key, child in value.items()
         }
         open_keys = frozenset(key for key, node in items.items() if is_open(node))
-        return Group(source, items, condition_at(place, items.keys(), open_keys))
+        return Group(source, items, _condition_at(place, items.keys(), open_keys))
 
     def allow(self, kind: str, value: Mapping[str, Json], place: Place) -> None:
         """Raise Malformed if the domain is not allowed at this place."""
@@ -233,12 +239,49 @@ class _Builder:
         return Choice(source, name, labels, _distinct(name, labels, nodes))
 
 
+def _condition_at(
+    place: Place, keys: Collection[str], open_keys: Collection[str]
+) -> Condition | None:
+    """Return the condition of the mapping at `place`; None if no key is conditional.
+
+    Keys without a domain are never conditional on a fixed parent: pairs of a loss on logits are an
+    error to report.
+
+    Args:
+        place: of the mapping, in the concrete study.
+        keys: the mapping's keys.
+        open_keys: the keys whose values contain domains.
+    """
+    if not place and {"scheme", "knowledge"} <= set(keys) and "scheme" in open_keys:
+        return Condition("scheme", frozenset({"knowledge"}), _inactive_under_scheme)
+    if place[:1] == ("knowledge",) and len(place) == 2 and "loss" in keys:
+        conditional = set(open_keys) - {"loss"}
+        if "loss" in open_keys and "pairs" in keys:
+            conditional.add("pairs")
+        if conditional:
+            return Condition("loss", frozenset(conditional), _inactive_under_loss)
+    return None
+
+
+def _inactive_under_scheme(scheme: Json) -> frozenset[str] | None:
+    cls = SCHEMES.members.get(name_of(scheme))
+    return frozenset() if cls is None or getattr(cls, "takes_knowledge", True) else None
+
+
+def _inactive_under_loss(loss: Json) -> frozenset[str] | None:
+    if loss is None:
+        return None
+    cls = LOSSES.members.get(name_of(loss))
+    takes = cls is None or getattr(cls, "takes_pairs", True)
+    return frozenset() if takes else frozenset({"pairs"})
+
+
 def _same(first: Json, second: Json) -> bool:
     return type(first) is type(second) and first == second
 
 
 def _distinct(name: str, labels: Sequence[Scalar], options: list[Node]) -> tuple[Node, ...]:
-    """The options, with labels in the names of parameters that would otherwise collide."""
+    """Return the options, with labels in the names of parameters that would otherwise collide."""
     by_option = [
         {node.parameter: _domain_of(node) for node in domains_of(option)} for option in options
     ]
@@ -272,7 +315,7 @@ def _renamed(node: Node, names: Mapping[str, str]) -> Node:
 
 
 def _unshared(root: Group) -> Group:
-    """The same with a separate parameter for every domain, so that branches share none."""
+    """Return the same with a separate parameter for every domain, so that branches share none."""
 
     def rename(each: Node) -> Node:
         if isinstance(each, Choice | Number | Pairing):

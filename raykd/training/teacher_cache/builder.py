@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import safetensors.torch
 import torch
@@ -76,7 +75,7 @@ class CacheBuilder:
                 break
         return len(self.remaining)
 
-    def finish(self, provenance: Mapping[str, Any] | None = None) -> bool:
+    def finish(self, provenance: Mapping[str, object] | None = None) -> bool:
         """Write the manifest if the shards of all workers exist; return whether it exists now.
 
         Args:
@@ -148,7 +147,7 @@ def compute_outputs(
     return outputs
 
 
-def provenance_of(study: Study, teacher: int, file: str = "") -> dict[str, Any]:
+def provenance_of(study: Study, teacher: int, file: str = "") -> dict[str, object]:
     """Return the provenance of an entry, from which it can be computed again.
 
     Args:

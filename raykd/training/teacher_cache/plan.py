@@ -14,14 +14,13 @@ from raykd.errors import Infeasible
 from raykd.losses import Term
 from raykd.losses.shapes import Shape
 from raykd.losses.terms import layer_names
-from raykd.models import Task, profile_model
+from raykd.models import Signature, profile_model
 from raykd.models.introspection.layers import blank_inputs
 from raykd.schemes import TeacherSpec
 from raykd.study.checks.layer_pairs import resolve_pairs
 from raykd.study.config import Cache, Search, Study
 from raykd.study.open_study import OpenStudy
 from raykd.study.space.sampling import Seeded
-from raykd.study.teachers import teachers_of
 from raykd.train_config import Train
 from raykd.training.memory_format import to_device
 from raykd.training.teacher_cache.spec import LOGITS, row_bytes
@@ -105,16 +104,16 @@ class CachePlan:
 
     Args:
         study: with its search space.
-        task: inputs and classes of the models.
+        signature: inputs and classes of the models.
         rows: samples of the training split; None: unknown.
         search: search settings; None: those of the study.
     """
 
     def __init__(
-        self, study: OpenStudy, task: Task, rows: int | None, search: Search | None = None
+        self, study: OpenStudy, signature: Signature, rows: int | None, search: Search | None = None
     ) -> None:
         self.study = study
-        self.task = task
+        self.signature = signature
         self.rows = rows
         self.search = search or study.settings.search
 
@@ -152,7 +151,7 @@ class CachePlan:
 
     def _points(self) -> Iterator[Study]:
         """Yield corners and random points of the space, as trials are drawn."""
-        bound = self.study.bind(self.task)
+        bound = self.study.bind(self.signature)
         for candidate in bound.corners():
             yield candidate.study
         for draw in range(DRAWS if self.study.dimensions else 0):
@@ -162,12 +161,12 @@ class CachePlan:
                 continue
 
     def _shared_teachers(self, study: Study) -> list[TeacherSpec]:
-        teachers = teachers_of(study, self.study.settings.seed)
+        teachers = study.teacher_specs(self.study.settings.seed)
         return [teacher for teacher in teachers if teacher.is_shared]
 
     def _count(self, study: Study, usages: dict[Reading, _Usage]) -> None:
         for teacher in self._shared_teachers(study):
-            layers = hint_layers(study, teacher, self.task)
+            layers = hint_layers(study, teacher, self.signature)
             usage = usages.setdefault(_reading(study, teacher), _Usage())
             usage.points += 1
             usage.epochs = max(usage.epochs, study.train.epochs)
@@ -177,7 +176,7 @@ class CachePlan:
 
     def _plan(self, reading: Reading, usage: _Usage, points: int) -> PlannedEntry:
         teacher, augment, _ = reading
-        logits = {LOGITS: (self.task.classes,)}
+        logits = {LOGITS: (self.signature.classes,)}
         views = self._views(bool(augment), usage.epochs, row_bytes(logits, self.settings.dtype))
         layers, live = self._select_layers(usage, views)
         entry = PlannedEntry(
@@ -248,7 +247,7 @@ class CachePlan:
         return trials * epochs * self.search.scheduler.trained_fraction(epochs) + replicates
 
 
-def hint_layers(study: Study, teacher: TeacherSpec, task: Task) -> dict[str, Shape]:
+def hint_layers(study: Study, teacher: TeacherSpec, signature: Signature) -> dict[str, Shape]:
     """Return the hint layers of a teacher in a concrete study, with their shapes.
 
     They are empty if the layers of the teacher are unknown or do not fit.
@@ -256,15 +255,17 @@ def hint_layers(study: Study, teacher: TeacherSpec, task: Task) -> dict[str, Sha
     if not study.scheme.takes_knowledge or teacher.model is None:
         return {}
     try:
-        theirs = profile_model(teacher.model, task)
-        ours = profile_model(study.student.model, task)
-        terms: Iterable[Term] = resolve_pairs(study, ours, (theirs,), task.classes).knowledge
+        theirs = profile_model(teacher.model, signature)
+        ours = profile_model(study.student.model, signature)
+        terms: Iterable[Term] = resolve_pairs(study, ours, (theirs,), signature.classes).knowledge
         return {layer.name: layer.shape for layer in theirs.resolve(layer_names(terms, "hint"))}
     except ValueError:
         return {}
 
 
-def layer_layouts(teacher: TeacherSpec, layers: Iterable[str], task: Task) -> dict[str, str]:
+def layer_layouts(
+    teacher: TeacherSpec, layers: Iterable[str], signature: Signature
+) -> dict[str, str]:
     """Return the order of the axes of hint layers that are permuted; others are left out.
 
     It is part of the key of a cache entry: outputs of another layout must not be read.
@@ -273,7 +274,7 @@ def layer_layouts(teacher: TeacherSpec, layers: Iterable[str], task: Task) -> di
         return {}
     return {
         layer.name: f"{layer.layout.parts} {layer.layout.order}"
-        for layer in profile_model(teacher.model, task).resolve(layers)
+        for layer in profile_model(teacher.model, signature).resolve(layers)
         if layer.layout is not None
     }
 
@@ -295,7 +296,7 @@ MAX_SAMPLES = 64
 
 
 def estimate_build_time(
-    entry: PlannedEntry, task: Task, device: torch.device | str = "cpu"
+    entry: PlannedEntry, signature: Signature, device: torch.device | str = "cpu"
 ) -> float | None:
     """Estimate the seconds that one worker like this process needs to compute a cache entry.
 
@@ -307,11 +308,11 @@ def estimate_build_time(
     if entry.teacher.model is None or entry.rows is None:
         return None
     device, model = torch.device(device), entry.teacher.model
-    macs = max(1, profile_model(model, task).macs)
+    macs = max(1, profile_model(model, signature).macs)
     samples = max(1, min(MAX_SAMPLES, int(PROBE_MACS / macs)))
     with torch.random.fork_rng(devices=[]):
-        network = to_device(model.blueprint(task), device).eval()
-    inputs = blank_inputs(task, samples, device)
+        network = to_device(model.blueprint(signature), device).eval()
+    inputs = blank_inputs(signature, samples, device)
     seconds = []
     with torch.inference_mode():
         for _ in range(FORWARDS):

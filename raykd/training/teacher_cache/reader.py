@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from raykd.data import Batch, Dataset, channels_last_for
 from raykd.losses import ModelOutputs
-from raykd.models import Task
+from raykd.models import Signature
 from raykd.schemes import LiveTeacher
 from raykd.schemes.distiller import TeacherSource
 from raykd.training.memory_format import to_device
@@ -217,13 +217,13 @@ class TeacherHandle:
         return TeacherHandle(self._load)
 
     def source(
-        self, layers: Sequence[str], task: Task, device: torch.device, *, logits: bool
+        self, layers: Sequence[str], signature: Signature, device: torch.device, *, logits: bool
     ) -> TeacherSource:
         """Return the source of these layers: the cache, and the network for layers not in it.
 
         Args:
             layers: hint layers, as the pairs name them.
-            task: inputs and classes of the network.
+            signature: inputs and classes of the network.
             device: device of the batches.
             logits: whether a term reads the logits.
 
@@ -231,12 +231,12 @@ class TeacherHandle:
             ValueError: the teacher has no such layer.
         """
         if self.outputs is None:
-            return LiveTeacher(to_device(self.network, device), layers, task, logits=logits)
+            return LiveTeacher(to_device(self.network, device), layers, signature, logits=logits)
         cached = [name for name in layers if name in self.outputs.layers]
         missing = [name for name in layers if name not in cached]
         live = None
         if missing:
-            live = LiveTeacher(to_device(self.network, device), missing, task, logits=False)
+            live = LiveTeacher(to_device(self.network, device), missing, signature, logits=False)
         return CachedTeacher(self.outputs, cached, live, logits=logits)
 
 
@@ -320,7 +320,7 @@ def copy_entry(
 def _limit_copies(root: Path, limit: float) -> None:
     """Remove the least recently used copies until the others take `limit` bytes at most.
 
-    Processes that read a removed copy can go on: its pages stay mapped.
+    Processes that read a removed copy can continue: its pages stay mapped.
     """
     copies = sorted(
         (folder for folder in root.iterdir() if folder.is_dir()),

@@ -17,6 +17,7 @@ from raykd.data import Dataset
 from raykd.losses.shapes import Shape
 from raykd.models import Model
 from raykd.study.config import Study, plain
+from raykd.user_code import code_digests
 
 VERSION = 1
 """Part of every key; raised when the same specification comes to mean other bytes."""
@@ -76,7 +77,7 @@ class CacheSpec:
     weights: str
     data: str
     rows: int
-    augment: tuple[Mapping[str, Any], ...]
+    augment: tuple[Mapping[str, object], ...]
     seed: int
     views: int
     shapes: Mapping[str, Shape]
@@ -112,7 +113,7 @@ class CacheSpec:
             for number, (view, start) in enumerate(places)
         )
 
-    def plain(self) -> dict[str, Any]:
+    def plain(self) -> dict[str, object]:
         """Return the fields as mappings, lists and scalars."""
         data = json.loads(json.dumps(asdict(self)))
         if not self.layouts:  # keys of entries without permuted layers stay the same
@@ -180,14 +181,14 @@ def cache_spec(
     """
     layers = {name: tuple(teacher.layers[name]) for name in sorted(teacher.layers)}
     shapes = {LOGITS: (samples.classes,), **layers}
-    augment = study.data.augment
+    augment = plain_augment(study)
     most = SHARD_BYTES // row_bytes(shapes, study.cache.dtype)
     return CacheSpec(
         teacher=teacher.model,
         weights=teacher.weights,
         data=samples.fingerprint,
         rows=samples.rows,
-        augment=tuple(plain(augment)),
+        augment=tuple(augment),
         seed=study.seed if study.cache.seed is None else study.cache.seed,
         views=views if augment else 1,
         shapes=shapes,
@@ -198,6 +199,12 @@ def cache_spec(
     )
 
 
+def plain_augment(study: Study) -> list[dict[str, object]]:
+    """Return the augmentations as plain data; those of user code with a digest of the code."""
+    coded = [(each, code_digests(each)) for each in plain(study.data.augment)]
+    return [{**each, "code": code} if code else each for each, code in coded]
+
+
 def model_digest(model: Model | None) -> str:
     """Return a digest of a model option: its fields, and the files it is built from.
 
@@ -205,7 +212,10 @@ def model_digest(model: Model | None) -> str:
     """
     if model is None:
         return ""
-    digest = hashlib.sha256(json.dumps(plain(model), sort_keys=True, default=str).encode())
+    fields = plain(model)
+    digest = hashlib.sha256(json.dumps(fields, sort_keys=True, default=str).encode())
+    if code := code_digests(fields):
+        digest.update(json.dumps(code).encode())
     for file in model.files():
         digest.update(Path(file).read_bytes())
     return digest.hexdigest()
@@ -240,7 +250,7 @@ def find_mismatch(spec: CacheSpec, study: Study, data: Dataset, seed: int) -> st
     needed = min(views, study.train.epochs)
     if spec.data != data.fingerprint or spec.rows != len(data.train):
         return "they are of other data"
-    if list(spec.augment) != plain(study.data.augment):
+    if list(spec.augment) != plain_augment(study):
         return "they are of images with another augmentation"
     if spec.augment and spec.seed != seed:
         return f"their views have seed {spec.seed}, those of the training have {seed}"

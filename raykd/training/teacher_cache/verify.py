@@ -10,8 +10,7 @@ from torch import Tensor, nn
 from raykd.data import Dataset
 from raykd.schemes import LiveTeacher
 from raykd.study.config import read_study
-from raykd.study.teachers import teachers_of
-from raykd.training.build import task_of
+from raykd.training.build import signature_of
 from raykd.training.memory_format import to_device
 from raykd.training.metrics import autocast_for
 from raykd.training.stored_networks import load_stored_network
@@ -80,7 +79,7 @@ def compare(
     if data.fingerprint != spec.data:
         raise ValueError(f"the data {study.data.name} are not those that {key} was computed on")
     network = to_device(_teacher(store, manifest, data, allow_import), device)
-    teacher = LiveTeacher(network, spec.layers, task_of(data))
+    teacher = LiveTeacher(network, spec.layers, signature_of(data))
     loader = view_loader(spec, study, data)
     outputs = CachedOutputs(spec, folder, data, "cpu")
     # Random samples of random views
@@ -109,11 +108,11 @@ def _comparison(name: str, pairs: list[tuple[Tensor, Tensor]]) -> Comparison:
 
 def _teacher(store: CacheStore, manifest: Manifest, data: Dataset, allow_import: bool) -> nn.Module:
     study, file = read_study(manifest.provenance["study"]), str(manifest.provenance.get("file", ""))
-    model = teachers_of(study)[int(manifest.provenance["teacher"])].model
+    model = study.teacher_specs()[int(manifest.provenance["teacher"])].model
     content = store.storage.read(file) if file else None
     if content is None:
         raise ValueError(f"the teacher's weights {file} are not below {store.storage.root}")
     runs_code = model is not None and model.runs_code
     if not allow_import and (runs_code or not file.endswith(".safetensors")):
         raise ValueError("the teacher runs code that is not part of raykd; add --allow-import")
-    return load_stored_network(file, content, model, data)
+    return load_stored_network(file, content, model, data, allow_code=allow_import)

@@ -1,0 +1,1 @@
+"""Comparison of studies and of other runs: arms over seeds, tests, differences, fronts, costs."""

@@ -1,0 +1,23 @@
+"""Tasks: what a network's response means, how it is trained on labels and measured."""
+
+from raykd.tasks.base import ALL_KINDS, KINDS, TASKS, AnyTask, Kind, LabelLoss, Task
+from raykd.tasks.classification import Classification
+from raykd.tasks.embedding import Embedding
+from raykd.tasks.multi_label import MultiLabel
+from raykd.tasks.regression import Regression
+
+TASKS.add(Classification, MultiLabel, Regression, Embedding)
+
+__all__ = [
+    "ALL_KINDS",
+    "KINDS",
+    "TASKS",
+    "AnyTask",
+    "Classification",
+    "Embedding",
+    "Kind",
+    "LabelLoss",
+    "MultiLabel",
+    "Regression",
+    "Task",
+]

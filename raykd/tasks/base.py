@@ -1,0 +1,101 @@
+"""Base class of tasks: the meaning of a network's response, its label loss and its metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, ClassVar, Literal
+
+from torch import Tensor
+
+from raykd.metrics import Direction, facts_of
+from raykd.registry import Registry, option
+from raykd.tasks.statistics import Statistic
+
+Kind = Literal["softmax", "sigmoid", "real"]
+"""Kind of a response: one of the classes, each label by itself, or real values."""
+
+KINDS: Mapping[Kind, str] = {
+    "softmax": "one class a sample (softmax)",
+    "sigmoid": "several labels a sample (sigmoid)",
+    "real": "real values",
+}
+"""Kinds of responses, with their descriptions in messages."""
+
+ALL_KINDS: tuple[Kind, ...] = tuple(KINDS)
+
+LabelLoss = Callable[[Tensor, Tensor], Tensor]
+"""(response, targets) -> scalar."""
+
+
+@option
+class Task:
+    """Base class of tasks.
+
+    The response is the tensor that a network returns, (B, C): class scores, label scores or
+    values.  Losses on responses compare the student's with the teacher's; `kind` decides which of
+    them fit.
+
+    Class attributes:
+        kind: kind of the response.
+        train_metric: metric of the training samples, computed from the forward passes of the
+            training; its statistic is a sum over samples.
+        takes_smoothing: whether its label loss supports `train.label_smoothing`.
+
+    Attributes:
+        metrics: metrics of the validation and test splits, the leading one first.
+    """
+
+    kind: ClassVar[Kind]
+    train_metric: ClassVar[str]
+    takes_smoothing: ClassVar[bool] = False
+
+    name: str
+    metrics: tuple[str, ...]
+
+    @property
+    def lead(self) -> str:
+        """Name of the leading metric."""
+        return self.metrics[0]
+
+    def direction(self, metric: str) -> Direction:
+        """Return the better direction of a metric of this task."""
+        return facts_of(metric).direction
+
+    @property
+    def is_balanced(self) -> bool:
+        """True if the samples of an epoch are drawn with equal probability of each class."""
+        return False
+
+    def label_loss(self, targets: Tensor, outputs: int, *, smoothing: float = 0.0) -> LabelLoss:
+        """Return the loss on the labels.
+
+        Args:
+            targets: of the training split.
+            outputs: values of a response (C).
+            smoothing: label smoothing.
+        """
+        raise NotImplementedError
+
+    def loss_sum(self, response: Tensor, targets: Tensor) -> Tensor:
+        """Return the label loss of evaluations, summed over samples: unsmoothed and unweighted."""
+        raise NotImplementedError
+
+    def statistic(self, metric: str, scale: Sequence[float] = ()) -> Statistic:
+        """Return the computation of a metric.
+
+        Args:
+            metric: one of `metrics`, or `train_metric`.
+            scale: units of the targets per unit of the response, one a value; () for ones.
+        """
+        raise NotImplementedError
+
+    def training_settings(self) -> Mapping[str, object]:
+        """Return the settings that change trained weights, without those at their defaults."""
+        return {}
+
+
+TASKS = Registry("task", base=Task, entry_points="raykd.tasks")
+"""Tasks that a study may name; `raykd.tasks` adds them."""
+
+AnyTask = Annotated[Task, TASKS]
+"""Type of a field that holds a task."""

@@ -1,0 +1,165 @@
+"""Computations of metrics: means over samples, or functions of all responses of a split.
+
+A mean is exact for any division of the samples among batches and workers.  All other metrics are
+those of torchmetrics, on the responses of the whole split.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cosine_similarity, normalize
+
+SIMILARITY_SAMPLES = 1000
+"""Maximum number of samples whose pairwise similarities are compared, evenly spaced."""
+
+
+@dataclass(frozen=True)
+class MeanStatistic:
+    """Metric that is a mean over the samples.
+
+    Attributes:
+        sums: (response, targets) -> sum over the batch, a scalar on their device.
+    """
+
+    sums: Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class SplitStatistic:
+    """Metric that is a function of all responses and targets of a split.
+
+    Attributes:
+        value: (response, targets), float64 or int64 tensors on the CPU -> the metric.
+    """
+
+    value: Callable[[Tensor, Tensor], float]
+
+
+Statistic = MeanStatistic | SplitStatistic
+
+
+def hits(response: Tensor, targets: Tensor) -> Tensor:
+    """(B, C), (B,) -> number of samples with the largest score at their class."""
+    return (response.argmax(1) == targets).sum()
+
+
+def class_metric(
+    name: str, reduce: Callable[[Tensor], Tensor] | None = None, **options: object
+) -> SplitStatistic:
+    """Return a metric of `torchmetrics.functional.classification` for (N, C) logits.
+
+    Args:
+        name: of the function, without `multiclass_`.
+        reduce: maps the values of the classes to the metric; None: the function returns it.
+        options: of the function.
+    """
+
+    def value(response: Tensor, targets: Tensor) -> float:
+        from torchmetrics.functional import classification
+
+        function = getattr(classification, f"multiclass_{name}")
+        result = function(response.softmax(1), targets, response.shape[1], **options)
+        if reduce is not None:
+            present = targets.bincount(minlength=response.shape[1]) > 0
+            result = reduce(result[present])
+        return float(result)
+
+    return SplitStatistic(value)
+
+
+def label_hits(response: Tensor, targets: Tensor) -> Tensor:
+    """(B, C) logits, (B, C) labels of 0 or 1 -> sum over samples of the share of right labels."""
+    return ((response > 0) == (targets > 0)).double().mean(1).sum()
+
+
+def whole_hits(response: Tensor, targets: Tensor) -> Tensor:
+    """(B, C) logits, (B, C) labels of 0 or 1 -> number of samples whose labels are all right."""
+    return ((response > 0) == (targets > 0)).all(1).sum()
+
+
+def label_metric(name: str, **options: object) -> SplitStatistic:
+    """Return a metric of `torchmetrics.functional.classification` for (N, C) logits of labels.
+
+    It is the mean over the labels that occur in the split; 0 if none does.
+
+    Args:
+        name: of the function, without `multilabel_`.
+        options: of the function.
+    """
+
+    def value(response: Tensor, targets: Tensor) -> float:
+        from torchmetrics.functional import classification
+
+        function = getattr(classification, f"multilabel_{name}")
+        labels = targets.long()
+        present = labels.sum(0) > 0
+        values = function(response.sigmoid(), labels, labels.shape[1], average=None, **options)
+        return float(values[present].mean()) if present.any() else 0.0
+
+    return SplitStatistic(value)
+
+
+def absolute_errors(scale: Sequence[float]) -> MeanStatistic:
+    """Return the mean absolute error of (N, D) values, in the units of the targets."""
+    units: dict[torch.device, Tensor] = {}  # one copy to each device: copies wait for it
+
+    def sums(response: Tensor, targets: Tensor) -> Tensor:
+        errors = (response - targets).abs().double()
+        if scale:
+            if errors.device not in units:
+                units[errors.device] = torch.tensor(scale, dtype=errors.dtype).to(errors.device)
+            errors = errors * units[errors.device]
+        return errors.mean(1).sum()
+
+    return MeanStatistic(sums)
+
+
+def value_metric(name: str, scale: Sequence[float] = (), **options: object) -> SplitStatistic:
+    """Return a metric of `torchmetrics.functional.regression`, mean over the D values.
+
+    A correlation with a constant counts as 0.
+
+    Args:
+        name: of the function.
+        scale: factor of the metric of each value; () for ones.
+        options: of the function.
+    """
+
+    def value(response: Tensor, targets: Tensor) -> float:
+        from torchmetrics.functional import regression
+
+        function = getattr(regression, name)
+        columns = zip(response.unbind(1), targets.unbind(1), strict=True)
+        values = torch.stack([function(*pair, **options) for pair in columns]).double()
+        if scale:
+            values = values * torch.tensor(scale, dtype=values.dtype)
+        return float(values.nan_to_num(0.0).mean())
+
+    return SplitStatistic(value)
+
+
+def cosines(response: Tensor, targets: Tensor) -> Tensor:
+    """(B, D), (B, D) -> sum over samples of the cosine of the angle between the two vectors."""
+    return cosine_similarity(response.double(), targets.double()).sum()
+
+
+def similarity_correlation(response: Tensor, targets: Tensor) -> float:
+    """Return Spearman's correlation of the cosine similarities of all pairs of samples.
+
+    Of more than `SIMILARITY_SAMPLES` samples, as many at equal distances are compared.
+    """
+    from torchmetrics.functional.regression import spearman_corrcoef
+
+    rows = torch.arange(len(response))
+    if len(rows) > SIMILARITY_SAMPLES:
+        rows = torch.linspace(0, len(rows) - 1, SIMILARITY_SAMPLES).long()
+    above = torch.triu_indices(len(rows), len(rows), 1)
+    similarities = []
+    for vectors in (response[rows], targets[rows]):
+        unit_vectors = normalize(vectors.double())
+        similarities.append((unit_vectors @ unit_vectors.T)[above[0], above[1]])
+    return float(spearman_corrcoef(*similarities).nan_to_num(0.0))

@@ -1,0 +1,312 @@
+"""Tests of the HTML page of a run."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from helpers.browser import new_page
+from helpers.pairs_cases import synthetic_result
+from raykd.cli.commands import app
+from raykd.errors import StudyError
+from raykd.report.page.content import Cells, Page
+from raykd.report.page.predictions import gains_by_class
+from raykd.report.page.search_page import search_page
+from raykd.report.page.write import figure_json, write_report
+from raykd.report.summary import summarize
+from raykd.tracking.events import ArtifactSaved, EpochFinished, RunEnded
+from raykd.tracking.journal import events
+from raykd.tuning.executors import LocalExecutor
+from raykd.tuning.result import StudyResult, read_result
+from raykd.tuning.search_run import SearchRun
+from raykd.tuning.study_input import load_data, load_or_use
+
+STUDY = """\
+name: page
+data: {name: digits, limit: 300, val_limit: 100}
+teacher: {model: {name: resnet, depth: 8, width: 8}, train: {epochs: 2, batch_size: 32}}
+student:
+  model: {name: resnet, depth: 8, width: {int: [2, 4], step: 2}}
+knowledge:
+  - loss: {name: kd, temperature: {loguniform: [1, 8]}}
+    weight: {uniform: [0.5, 2]}
+  - loss: {choice: [null, {name: hint}]}
+    pairs: {pairing: {hint: auto, guided: auto, max: 2, order: monotone}}
+    weight: 1.0
+train: {epochs: 3, batch_size: 32}
+search:
+  objectives: {val_accuracy: max, params: min}
+  trials: 10
+  replicates: 2
+  scheduler: {name: asha, grace_epochs: 1, reduction: 2}
+cluster: {storage: 'FOLDER/studies'}
+tracking: {uri: 'sqlite:///FOLDER/mlflow.db'}
+"""
+
+
+@pytest.fixture(scope="module")
+def result(tmp_path_factory: pytest.TempPathFactory) -> StudyResult:
+    folder = tmp_path_factory.mktemp("page")
+    file = folder / "study.yaml"
+    file.write_text(STUDY.replace("FOLDER", str(folder)))
+    run = SearchRun(load_or_use(file))
+    run.draw = write_report
+    return run.run(LocalExecutor())
+
+
+@pytest.fixture(scope="module")
+def page(result: StudyResult) -> Page:
+    history = events(result.folder / "journal.jsonl")
+    return search_page(summarize(result, history), history, evaluate=True)
+
+
+def table(page: Page, name: str) -> Cells:
+    blocks = [block for section in page.sections for block in section.blocks]
+    return next(block for block in blocks if isinstance(block, Cells) and block.id == name)
+
+
+def test_run_writes_its_page_and_publishes_it(result: StudyResult) -> None:
+    assert (result.folder / "report" / "report.html").is_file()
+    artifacts = [
+        event
+        for event in events(result.folder / "journal.jsonl")
+        if isinstance(event, ArtifactSaved)
+    ]
+    assert [(each.id, each.path, each.folder) for each in artifacts] == [
+        (None, "report/report.html", "report")
+    ]
+
+
+def test_page_loads_nothing_from_network(result: StudyResult) -> None:
+    text = (result.folder / "report" / "report.html").read_text()
+    assert len(text) < 10_000_000
+    head = text[: text.index("plotly.js")]
+    assert not re.search(r"""(src|href)=["']?(https?:)?//""", head)
+
+
+def test_sections_and_figures_are_complete(page: Page) -> None:
+    assert [section.id for section in page.sections] == [
+        "finalists",
+        "front",
+        "predictions",
+        "parameters",
+        "training",
+        "pairs",
+        "cost",
+        "trials",
+        "commands",
+    ]
+    ids = [picture.id for picture in page.pictures]
+    assert len(ids) == len(set(ids))
+    assert {
+        "front",
+        "accuracy-cost",
+        "classes",
+        "confusion",
+        "reliability",
+        "slices",
+        "coordinates",
+        "curves",
+        "terms",
+        "time",
+    } <= set(ids)
+
+
+def test_numbers_equal_those_of_journal(result: StudyResult, page: Page) -> None:
+    ends = {
+        event.id: event
+        for event in events(result.folder / "journal.jsonl")
+        if isinstance(event, RunEnded)
+    }
+    epochs = {
+        event.id: event.metrics
+        for event in events(result.folder / "journal.jsonl")
+        if isinstance(event, EpochFinished)
+    }
+    trials = table(page, "trials-table")
+    column = list(trials.headings).index("val accuracy")
+    assert len(trials.rows) == sum(1 for name in ends if re.fullmatch(r"trial-\d+", name))
+    for row, keys in zip(trials.rows, trials.numbers, strict=True):
+        value = epochs[row[0]]["val_accuracy"]  # a paused trial ends without figures
+        assert keys[column] == value and row[column] == f"{value:.2%}"
+        assert row[1] == ends[row[0]].status
+    for row in table(page, "finalists-table").rows:
+        accuracies = [
+            event.metrics["test_accuracy"]
+            for name, event in ends.items()
+            if name.startswith(f"{row[0]}/seed")
+        ]
+        mean = math.fsum(accuracies) / len(accuracies)
+        assert row[4].startswith(f"{mean:.2%}") and f"(n={len(accuracies)})" in row[4]
+
+
+def test_predictions_have_accuracy_of_record(result: StudyResult, page: Page) -> None:
+    teacher, student = table(page, "prediction-table").rows
+    assert teacher[1] == f"{result.teachers[0].metrics['test_accuracy']:.2%}"
+    best = result.finalists[0].trial.id
+    replicates = result.records.children(best, "replicate")
+    chosen = max(replicates, key=lambda record: record.metrics["val_accuracy"])
+    assert student[1] == f"{chosen.metrics['test_accuracy']:.2%}"
+    assert 0 <= float(student[2].rstrip("%")) <= 100
+
+
+def test_gains_by_class_agree_with_gain_in_accuracy(result: StudyResult, page: Page) -> None:
+    history = events(result.folder / "journal.jsonl")
+    hits = {e.id: sum(e.class_hits) for e in history if isinstance(e, RunEnded) and e.class_hits}
+    tested = result.records.of("replicate", "alone")
+    assert {*hits} == {record.id for record in tested}
+    data = load_data(load_or_use(result.folder / "study.yaml").settings)
+    sizes = np.bincount(data.test.targets)
+    for record in tested:
+        assert hits[record.id] / sizes.sum() == pytest.approx(record.metrics["test_accuracy"])
+    best = result.finalists[0]
+    gains = gains_by_class(result.records, history, best.trial.id, sizes)
+    means = [gain.mean for gain in gains if gain is not None]
+    assert best.gain is not None and len(means) == 10
+    assert np.dot(means, sizes) / sizes.sum() == pytest.approx(best.gain.mean)
+    assert "class-gains" in [picture.id for picture in page.pictures]
+    assert gains_by_class(result.records, [], best.trial.id, sizes) == []
+
+
+def test_answer_names_best_finalist_with_its_interval(result: StudyResult, page: Page) -> None:
+    best = result.finalists[0]
+    assert best.distilled is not None and best.gain is not None
+    assert best.trial.id in page.answer[0] and f"{best.distilled.mean:.2%}" in page.answer[0]
+    assert f"{100 * best.gain.mean:+.2f}" in page.answer[1]
+
+
+def test_text_of_study_is_escaped(result: StudyResult, tmp_path: Path) -> None:
+    import dataclasses
+
+    renamed = dataclasses.replace(result, name="a <script>alert(1)</script> & b")
+    text = write_report(renamed, tmp_path, evaluate=False).read_text()
+    assert "<script>alert(1)" not in text and "&lt;script&gt;alert(1)" in text
+
+
+def test_figure_cannot_end_its_script_element() -> None:
+    import plotly.graph_objects as go
+
+    figure = go.Figure(go.Scatter(x=["</script><script>alert(1)</script>"], y=[1]))
+    assert "</script" not in figure_json(figure)
+    json.loads(str(figure_json(figure)).replace("<\\/", "</"))
+
+
+def test_command_writes_page(result: StudyResult, tmp_path: Path) -> None:
+    runner = CliRunner()
+    arguments = ["report", str(result.folder), "-o", str(tmp_path / "out"), "--no-predictions"]
+    done = runner.invoke(app, arguments)
+    assert done.exit_code == 0, done.output
+    assert (tmp_path / "out" / "report.html").is_file()
+    (tmp_path / "file").write_text("")
+    refused = runner.invoke(app, ["report", str(result.folder), "-o", str(tmp_path / "file")])
+    assert refused.exit_code == 2 and "cannot write" in refused.output
+
+
+def test_error_in_figure_is_warning(
+    result: StudyResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from raykd.tracking.events import WarningIssued
+
+    received: list[Any] = []
+    file = tmp_path / "study.yaml"
+    text = STUDY.replace("FOLDER", str(tmp_path)).replace("trials: 10", "trials: 1")
+    file.write_text(text.replace("replicates: 2", "replicates: 0"))
+    run = SearchRun(load_or_use(file), listeners=[received.append])
+
+    def fail(result: StudyResult) -> Path:
+        raise RuntimeError("no figure")
+
+    run.draw = fail
+    assert run.run(LocalExecutor()).best is not None
+    texts = [event.text for event in received if isinstance(event, WarningIssued)]
+    assert "the report page was not written: no figure" in texts
+
+
+# In a browser
+
+
+@pytest.fixture(scope="module")
+def written(result: StudyResult) -> Path:
+    return result.folder / "report" / "report.html"
+
+
+def drawn(path: Path, **options: Any) -> Iterator[Any]:
+    with new_page(**options) as (browser_page, errors):
+        browser_page.goto(path.absolute().as_uri())
+        browser_page.wait_for_selector("html[data-drawn]", timeout=60_000)
+        yield browser_page
+        assert errors == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dark", [False, True])
+def test_every_figure_is_drawn(written: Path, page: Page, dark: bool) -> None:
+    for browser_page in drawn(written, dark=dark):
+        for picture in page.pictures:
+            box = browser_page.locator(f"#figure-{picture.id} .svg-container").bounding_box()
+            assert box["width"] > 300 and box["height"] == picture.height
+
+
+@pytest.mark.slow
+def test_filter_sort_and_copy_work(written: Path, result: StudyResult) -> None:
+    for browser_page in drawn(written):
+        rows = browser_page.locator("#trials-table tbody tr:not([hidden])")
+        total = rows.count()
+        browser_page.fill("#trials-table-filter", "trial-0003")
+        assert rows.count() == 1 and "trial-0003" in rows.first.inner_text()
+        browser_page.fill("#trials-table-filter", "")
+        assert rows.count() == total
+        heading = browser_page.locator("#trials-table th button", has_text="val accuracy")
+        heading.click()
+        values = [record.metrics["val_accuracy"] for record in result.records.of("trial")]
+        assert f"{max(values):.2%}" in rows.first.inner_text()
+        heading.click()
+        assert f"{min(values):.2%}" in rows.first.inner_text()
+        heading.press("Enter")
+        assert f"{max(values):.2%}" in rows.first.inner_text()
+
+
+@pytest.mark.slow
+def test_narrow_screen_has_no_sideways_scroll(written: Path) -> None:
+    for browser_page in drawn(written, width=380):
+        width = browser_page.evaluate("document.documentElement.scrollWidth")
+        assert width <= 380
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dark", [False, True])
+def test_axe_finds_no_serious_fault(written: Path, dark: bool) -> None:
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
+    for browser_page in drawn(written, dark=dark):
+        violations = axe.run(browser_page).response["violations"]
+        serious = [
+            f"{each['id']}: {each['nodes'][0]['html'][:200]}"
+            for each in violations
+            if each["impact"] in ("serious", "critical")
+        ]
+        assert serious == []
+
+
+# Layer studies
+
+
+def test_layer_study_has_page(tmp_path: Path) -> None:
+    text = write_report(synthetic_result(tmp_path), tmp_path / "out").read_text()
+    for part in ("Gain of each pair", "All arms", "gains-map", "Cheap predictors"):
+        assert part in text
+
+
+def test_missing_kaleido_is_clear_error(
+    result: StudyResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(StudyError, match="kaleido"):
+        write_report(read_result(result.folder), tmp_path, images=True)

@@ -1,0 +1,104 @@
+"""Conformance tests of every task; new members of TASKS are included."""
+
+from __future__ import annotations
+
+import dataclasses
+import pickle
+from typing import get_args, get_type_hints
+
+import pytest
+import torch
+from torch import Tensor
+
+from raykd.data import Batch
+from raykd.metrics import facts_of
+from raykd.tasks import ALL_KINDS, TASKS, Task
+from raykd.tasks.statistics import MeanStatistic
+from raykd.training.metrics import evaluate
+
+OUTPUTS, SAMPLES = 6, 90
+
+every_task = pytest.mark.parametrize("cls", list(TASKS), ids=lambda cls: cls.name)
+
+
+def default(cls: type[Task]) -> Task:
+    """Return a task with its defaults."""
+    return TASKS[cls.name]()
+
+
+def full(cls: type[Task]) -> Task:
+    """Return a task with all metrics that it supports."""
+    hint = get_type_hints(cls)["metrics"]
+    [names] = (get_args(each) for each in get_args(hint) if get_args(each))
+    return dataclasses.replace(default(cls), metrics=names)
+
+
+def targets_of(task: Task) -> Tensor:
+    generator = torch.Generator().manual_seed(3)
+    if task.kind == "softmax":
+        return torch.randint(OUTPUTS, (SAMPLES,), generator=generator)
+    values = torch.randn(SAMPLES, OUTPUTS, generator=generator)
+    return (values > 0.4).float() if task.kind == "sigmoid" else values
+
+
+def right_response(task: Task, targets: Tensor) -> Tensor:
+    """Return a response that is as good as can be."""
+    if task.kind == "softmax":
+        return 20 * torch.nn.functional.one_hot(targets, OUTPUTS).float()
+    return 40 * targets - 20 if task.kind == "sigmoid" else targets
+
+
+def measured(task: Task, response: Tensor, targets: Tensor, size: int) -> dict[str, float]:
+    rows = torch.arange(SAMPLES).split(size)
+    batches = [Batch(response[row], targets[row], row) for row in rows]
+    return evaluate(torch.nn.Identity(), batches, task=task)
+
+
+@every_task
+def test_options_are_whole(cls: type[Task]) -> None:
+    task = default(cls)
+    assert task.kind in ALL_KINDS
+    assert task.lead == task.metrics[0]
+    assert isinstance(task.statistic(task.train_metric), MeanStatistic)
+    assert pickle.loads(pickle.dumps(task)) == task
+    assert not task.training_settings(), "defaults leave the keys of teachers as they are"
+
+
+@every_task
+def test_batches_do_not_matter(cls: type[Task]) -> None:
+    task = full(cls)
+    targets = targets_of(task)
+    response = torch.randn(SAMPLES, OUTPUTS, generator=torch.Generator().manual_seed(4))
+    whole = measured(task, response, targets, SAMPLES)
+    assert measured(task, response, targets, 7) == pytest.approx(whole, abs=1e-6)
+    assert list(whole) == ["loss", *task.metrics]
+
+
+@every_task
+def test_right_responses_are_better_than_random_ones(cls: type[Task]) -> None:
+    task = full(cls)
+    targets = targets_of(task)
+    random = torch.randn(SAMPLES, OUTPUTS, generator=torch.Generator().manual_seed(5))
+    good = measured(task, right_response(task, targets), targets, 32)
+    poor = measured(task, random, targets, 32)
+    for name in ("loss", *task.metrics):
+        facts = facts_of(name)
+        best = facts.high if facts.direction == "max" else facts.low
+        assert good[name] == pytest.approx(best, abs=1e-6), name
+        assert (good[name] > poor[name]) == (facts.direction == "max"), name
+        assert facts.low <= poor[name] <= facts.high, name
+
+
+@every_task
+def test_label_loss_trains_response(cls: type[Task]) -> None:
+    task = default(cls)
+    targets = targets_of(task)
+    response = torch.zeros(SAMPLES, OUTPUTS, requires_grad=True)
+    loss = task.label_loss(targets, OUTPUTS)
+    before = loss(response, targets)
+    before.backward()
+    assert response.grad is not None
+    after = loss(response.detach() - 10 * response.grad, targets)
+    assert before.dim() == 0 and after < before
+    total = task.loss_sum(response.detach(), targets)
+    assert total.item() / SAMPLES == pytest.approx(before.item(), rel=1e-5)
