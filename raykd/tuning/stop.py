@@ -41,7 +41,7 @@ def stop_study(path: str | Path, *, timeout: float = 120.0) -> Driver:
             )
         )
     try:
-        os.kill(identity.pid, signal.SIGINT)
+        os.kill(identity.pid, stop_signal(identity.pid))
     except PermissionError:
         raise StudyError(
             Problem(f"{driver} belongs to another user", fix="ask that user to stop it")
@@ -57,3 +57,17 @@ def stop_study(path: str | Path, *, timeout: float = 120.0) -> Driver:
             )
         time.sleep(POLL_S)
     return driver
+
+
+def stop_signal(pid: int) -> signal.Signals:
+    """Return SIGINT, or SIGTERM for a process that ignores SIGINT.
+
+    A shell lets the background jobs of a script ignore SIGINT, and raykd respects that.
+    """
+    try:
+        status = Path(f"/proc/{pid}/status").read_text(encoding="ascii")
+    except OSError:  # not Linux, or the process has ended
+        return signal.SIGINT
+    fields = dict(line.split(":", 1) for line in status.splitlines())
+    ignored = int(fields.get("SigIgn", "0"), 16)
+    return signal.SIGTERM if ignored >> (signal.SIGINT - 1) & 1 else signal.SIGINT

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -34,16 +35,21 @@ tracking: {uri: 'sqlite:///FOLDER/mlflow.db'}
 """
 
 HOLD = """\
-import sys, time
+import signal, sys, time
 from pathlib import Path
+from raykd.errors import Terminated
+from raykd.runtime.signals import stop_on_signals
 from raykd.tuning.study_lock import locked
 
+if "background" in sys.argv:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # as a script's shell does
 with locked(Path(sys.argv[1]), "search"):
     try:
-        print("locked", flush=True)
-        time.sleep(120)
-    except KeyboardInterrupt:
-        print("interrupted", flush=True)
+        with stop_on_signals():
+            print("locked", flush=True)
+            time.sleep(120)
+    except (KeyboardInterrupt, Terminated) as error:
+        print("interrupted by", type(error).__name__, flush=True)
 """
 
 
@@ -73,16 +79,24 @@ def interrupted(folder: Path, tmp_path: Path) -> Path:
     return copy
 
 
+@contextmanager
+def driver_process(folder: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
+    """Run a process that holds the lock of a study."""
+    command = [sys.executable, "-c", HOLD, str(folder), *arguments]
+    owner = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    try:
+        assert owner.stdout is not None and owner.stdout.readline().strip() == "locked"
+        yield owner
+    finally:
+        owner.kill()
+        owner.wait()
+
+
 @pytest.fixture
 def process(interrupted: Path) -> Iterator[subprocess.Popen[str]]:
     """A process that holds the lock of the interrupted study."""
-    owner = subprocess.Popen(
-        [sys.executable, "-c", HOLD, str(interrupted)], stdout=subprocess.PIPE, text=True
-    )
-    assert owner.stdout is not None and owner.stdout.readline().strip() == "locked"
-    yield owner
-    owner.kill()
-    owner.wait()
+    with driver_process(interrupted) as owner:
+        yield owner
 
 
 def test_status_of_finished_study(folder: Path) -> None:
@@ -130,7 +144,16 @@ def test_studies_are_listed_latest_first(folder: Path, interrupted: Path, tmp_pa
 def test_stop_interrupts_process(interrupted: Path, process: subprocess.Popen[str]) -> None:
     driver = stop_study(interrupted, timeout=60)
     assert driver.identity.pid == process.pid
-    assert process.stdout is not None and "interrupted" in process.stdout.read()
+    assert process.stdout is not None
+    assert process.stdout.read() == "interrupted by KeyboardInterrupt\n"
+    assert active_driver(interrupted) is None
+
+
+def test_stop_ends_background_job_that_ignores_interrupts(interrupted: Path) -> None:
+    with driver_process(interrupted, "background") as process:
+        stop_study(interrupted, timeout=60)
+        assert process.stdout is not None
+        assert process.stdout.read() == "interrupted by Terminated\n"
     assert active_driver(interrupted) is None
 
 
