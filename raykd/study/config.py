@@ -200,8 +200,8 @@ class Cluster:
         Field(
             ge=1,
             description="Seconds that the workers of a trial wait for one of them; then the "
-            "trial fails with its rank. Also the seconds that a single worker may take for a "
-            "batch; then the trial continues in another slot",
+            "trial fails and names its rank. Also the seconds that a worker, or all workers of a "
+            "trial, may take for a batch; then the trial continues in another slot",
         ),
     ] = 1800
     split_batches: Annotated[

@@ -31,7 +31,7 @@ from raykd.runtime.gpu_sharing import (
 )
 from raykd.runtime.jobs import AnyJob, JobFailure, Report, TrainJob
 from raykd.runtime.node_check import NodeRequest, check_nodes
-from raykd.runtime.user_code import MAX_BYTES, is_too_large, modules_to_send
+from raykd.runtime.shipped_code import MAX_BYTES, is_too_large, modules_to_send
 from raykd.storage import Storage, is_uri
 from raykd.study.config import Cluster
 from raykd.tracking.events import GpuSharingMeasured, Note, PhaseStarted, SlotPlan, WarningIssued

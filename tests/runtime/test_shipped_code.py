@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from raykd.runtime import user_code
-from raykd.runtime.user_code import is_too_large, modules_to_send
+from raykd.runtime import shipped_code
+from raykd.runtime.shipped_code import is_too_large, modules_to_send
 
 
 @pytest.fixture
@@ -50,5 +50,5 @@ def test_the_current_folder_is_searched(project: Path) -> None:
 
 def test_large_packages_are_found(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert not is_too_large(project / "package") and not is_too_large(project / "net.py")
-    monkeypatch.setattr(user_code, "MAX_BYTES", 5)
+    monkeypatch.setattr(shipped_code, "MAX_BYTES", 5)
     assert is_too_large(project / "package")
