@@ -50,7 +50,7 @@ def find_stored_study(store: MlflowStudies, reference: str) -> StudyRun:
     try:
         return store.find(reference)
     except ValueError as error:
-        fix = "name a study's folder, its name in MLflow's store (raykd ls --uri URI), or a run ID"
+        fix = "name a study's folder (raykd ls), its folder's name in MLflow, or a run ID"
         raise StudyError(Problem(str(error), fix=fix)) from None
 
 

@@ -208,6 +208,8 @@ def _changed_study(folder: StudyFolder, changes: StudyChanges, *, extending: boo
         text = f"the change is no extension, in which the study only grows: {listed}"
         space = " and the options and ranges of its space" if folder.verb == "search" else ""
         fix = f"change only numbers that may grow ({numbers}){space}, or start a new study"
+        if "search.trials" in listed:
+            fix += "; to add 8 trials: --trials +8"
         return Problem(text, file=file, fix=fix)
     fix = f"undo the changes to resume, or start a new study with them. Only {numbers} may grow"
     if folder.verb == "search":

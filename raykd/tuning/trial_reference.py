@@ -91,7 +91,7 @@ def _named(study: StudySource) -> tuple[StudyFolder, list[str], Record] | None:
     folder_path = Path(study).expanduser()
     if folder_path.is_dir() and (folder_path / "folder.json").exists():
         folder, _ = open_folder(folder_path)
-        raise _without_trial(folder, "this is a study's folder, not a trial")
+        raise _without_trial(folder, "this is a study's folder, neither a study file nor a trial")
     if not colon or not Path(path).expanduser().is_dir():
         return None
     folder, overrides = open_folder(path)
@@ -114,9 +114,11 @@ def _trial(folder: StudyFolder, trial: str) -> Record:
 def _without_trial(folder: StudyFolder, text: str) -> StudyError:
     best = read_result(folder.path).best
     example = best.id if best is not None else "trial-0000"
-    return StudyError(
-        Problem(f"{folder.path}: {text}", fix=f"name one of its trials: {folder.path}:{example}")
+    fix = (
+        f"name one of its trials: {folder.path}:{example}; to continue the study: "
+        f"raykd search --resume {folder.path}, or raykd extend {folder.path}"
     )
+    return StudyError(Problem(f"{folder.path}: {text}", fix=fix))
 
 
 def _values(document: Document, record: Record, *, pairs_open: bool) -> Iterator[str]:

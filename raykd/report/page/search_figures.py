@@ -220,8 +220,8 @@ def loss_terms(summary: SearchSummary) -> Iterator[Picture]:
     figure.update_xaxes(title="epoch")
     figure.update_yaxes(title="loss term", type="log")
     text = (
-        "Unweighted terms of the training loss, for the best trials of the front: `task` is the "
-        "loss on the labels."
+        'Unweighted terms of the training loss, for the best trials of the front: "task" is '
+        "the loss on the labels."
     )
     yield Picture("terms", "Loss terms", text, figure)
 
