@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
@@ -32,6 +33,14 @@ TestFraction = Annotated[
 SplitSeed = Annotated[int, Field(ge=0, lt=2**31, description="Random seed of the split")]
 Limit = Annotated[int | None, Field(ge=1, description="Maximum number of training samples")]
 ValLimit = Annotated[int | None, Field(ge=1, description="Maximum number of validation samples")]
+LabelsPerClass = Annotated[
+    int | None,
+    Field(
+        ge=0,
+        description="Number of labels of each class in the training split; the other training "
+        "samples are unlabeled. null: all are labeled",
+    ),
+]
 Root = Annotated[
     str, Field(min_length=1, description="Folder of the data; downloads are stored there")
 ]
@@ -43,7 +52,7 @@ class Split:
 
     Attributes:
         inputs: (N, C, H, W) uint8 for images, or a mapping of (N, ...) tensors.
-        targets: (N,) int64 class indices, or (N, D) float32 labels or values.
+        targets: (N,) int64 class indices (-100: unlabeled), or (N, D) float32 labels or values.
         index: (N,) int64, number of each sample in the data set (unique over all splits).
     """
 
@@ -214,7 +223,7 @@ class Dataset:
         targets = self.split(part).targets.cpu()
         if targets.is_floating_point():
             return []
-        return torch.bincount(targets, minlength=self.classes).tolist()
+        return torch.bincount(targets[targets >= 0], minlength=self.classes).tolist()
 
     def to(self, device: torch.device | str) -> Dataset:
         """Return the data set on `device`, to be shared by several loaders."""
@@ -252,11 +261,19 @@ class Source:
     Attributes:
         paper: source of the data: author, year, arXiv number; may be empty.
         augment: augmentations of training images, in this order.
+        labels_per_class: labels of each class in the training split; `load` hides the others
+            (`raykd.data.few_labels`).
     """
 
     name: str
     paper: ClassVar[str] = ""
     augment: Augments = ()
+    labels_per_class: LabelsPerClass = None
+
+    def __init_subclass__(cls, **rest: object) -> None:
+        super().__init_subclass__(**rest)
+        if "load" in vars(cls):
+            cls.load = _with_few_labels(cls.load)  # type: ignore[method-assign]
 
     def declared_shape(self) -> tuple[tuple[int, ...], int] | None:
         """Return (input shape, classes), or None if they are unknown without reading the data."""
@@ -298,6 +315,21 @@ SOURCES = Registry("data source", base=Source, entry_points="raykd.data")
 
 AnySource = Annotated[Source, SOURCES]
 """Type of a field that holds a data source."""
+
+
+def _with_few_labels(load: Callable[..., Dataset]) -> Callable[..., Dataset]:
+    """Wrap the `load` of a source so that it hides labels as the source says."""
+
+    @functools.wraps(load)
+    def load_labels(self: Source) -> Dataset:
+        data = load(self)
+        if self.labels_per_class is None:
+            return data
+        from raykd.data.few_labels import keep_labels
+
+        return keep_labels(data, self.labels_per_class, getattr(self, "split_seed", 0))
+
+    return load_labels
 
 
 _FILE_FIELDS = ("root", "paths", "shape", "workers", "rules")

@@ -104,7 +104,8 @@ def design_layer_study(study: OpenStudy, signature: Signature) -> LayerStudyDesi
 
     Raises:
         StudyError: a value other than the pairs is left open, no term or several terms take
-            pairs, the scheme does not have exactly one teacher, or there are fewer than two pairs.
+            pairs, the scheme does not have exactly one teacher, there are fewer than two pairs, or
+            the arm without hint would have nothing to learn from.
     """
     number, pairing = _term(study, signature)
     _check_all_else_fixed(study, number)
@@ -132,6 +133,13 @@ def design_layer_study(study: OpenStudy, signature: Signature) -> LayerStudyDesi
             ("knowledge", number, "pairs"),
             f"there is only one pair, {hints[0]}>{guided[0]}, so there is nothing to compare",
             "name more layers: `pairs: {pairing: {hint: auto, guided: auto}}`",
+        )
+    if settings.data.labels_per_class == 0 and isinstance(design.baseline.scheme, Alone):
+        raise _problem(
+            study,
+            ("data", "labels_per_class"),
+            "the arm without hint learns from labels alone, and there are none",
+            "raise it, or add a term on logits: `knowledge: [{loss: kd}, ...]`",
         )
     return design
 

@@ -171,6 +171,7 @@ class Loss:
         relates_samples: whether the loss of a sample depends on the rest of its batch.  If not, the
             value is the mean over samples, and any number of workers gives the same training.
         random: whether it draws random numbers.
+        reads_labels: whether it reads the targets, so that every training sample needs a label.
         deploys: whether it changes the deployed network: the student up to the guided layer, then
             the projector of the loss, then the teacher after the hint layer.
     """
@@ -189,6 +190,7 @@ class Loss:
     zero_at_teacher: ClassVar[bool] = True
     relates_samples: ClassVar[bool] = False
     random: ClassVar[bool] = False
+    reads_labels: ClassVar[bool] = False
     deploys: ClassVar[bool] = False
 
     @property

@@ -54,6 +54,7 @@ class Crd(Loss):
     zero_at_teacher = False
     relates_samples = True
     random = True
+    reads_labels = True
 
     name: Literal["crd"] = "crd"
     width: Annotated[int, Field(ge=1, description="Size of the compared embeddings")] = 128

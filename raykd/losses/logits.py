@@ -107,6 +107,7 @@ class Dkd(ResponseLoss):
         "A tenth of the authors' 1 (CIFAR-100, the labels at 1, a warm-up over 20 of 240 "
         "epochs, here `ramp_epochs`), because 1 and 0.25 hurt a student of six epochs."
     )
+    reads_labels = True
 
     name: Literal["dkd"] = "dkd"
     temperature: Temperature = 4.0
@@ -139,6 +140,7 @@ class Nkd(ResponseLoss):
     default_weight = 1.0
     weight_source = "The authors' code adds the loss as it is to the labels' loss: 1."
     zero_at_teacher = False
+    reads_labels = True
 
     name: Literal["nkd"] = "nkd"
     temperature: Annotated[

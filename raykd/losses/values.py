@@ -28,6 +28,7 @@ class BoundedRegression(ResponseLoss):
     paper = "Chen 2017, NeurIPS 2017"
     weight_source = UNMEASURED
     zero_at_teacher = False
+    reads_labels = True
 
     name: Literal["bounded_regression"] = "bounded_regression"
     margin: Annotated[

@@ -112,7 +112,8 @@ def example_training(study: OpenStudy, signature: Signature) -> Study | None:
             continue
         student = drawn.student.model
         if student.origin is None:  # else it needs a trained teacher
-            return replace(drawn, scheme=Alone(), knowledge=())
+            data = replace(drawn.data, labels_per_class=None)  # the labels do not matter here
+            return replace(drawn, data=data, scheme=Alone(), knowledge=())
     return None
 
 

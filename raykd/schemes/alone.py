@@ -20,6 +20,7 @@ class Alone(Scheme):
     """Train the student on the labels only, without a teacher."""
 
     kinds = ALL_KINDS
+    unlabeled = "left_out"
     paper = ""
     needs_teacher = False
     takes_knowledge = False

@@ -37,6 +37,7 @@ class Assistant(Scheme):
     """
 
     paper = "Mirzadeh 2020, arXiv:1902.03393"
+    unlabeled = "used"
 
     name: Literal["assistant"] = "assistant"
     chain: Annotated[

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -88,6 +88,8 @@ class Scheme:
         needs_teacher: whether it needs a teacher.
         takes_knowledge: whether it uses the terms of a study.
         kinds: kinds of responses that it fits.
+        unlabeled: use of training samples without a label.  used: the teacher teaches them;
+            left_out: the student sees labeled samples alone; refused: it reads every label.
     """
 
     name: str
@@ -95,6 +97,7 @@ class Scheme:
     needs_teacher: ClassVar[bool] = True
     takes_knowledge: ClassVar[bool] = True
     kinds: ClassVar[tuple[Kind, ...]] = ("softmax",)
+    unlabeled: ClassVar[Literal["used", "left_out", "refused"]] = "refused"
 
     @property
     def lends_classifier(self) -> bool:

@@ -39,6 +39,7 @@ class BornAgain(Scheme):
 
     paper = "Furlanello 2018, arXiv:1805.04770"
     needs_teacher = False
+    unlabeled = "used"
 
     name: Literal["born_again"] = "born_again"
     generations: Annotated[

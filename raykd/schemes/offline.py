@@ -32,6 +32,7 @@ class Offline(Scheme):
     """
 
     kinds = ALL_KINDS
+    unlabeled = "used"
     paper = "Hinton 2015, arXiv:1503.02531"
 
     name: Literal["offline"] = "offline"

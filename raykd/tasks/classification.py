@@ -15,6 +15,9 @@ from raykd.registry import option
 from raykd.tasks.base import LabelLoss, Task
 from raykd.tasks.statistics import MeanStatistic, Statistic, class_metric, hits
 
+UNLABELED = -100
+"""Target of a sample without a label, which the label loss ignores."""
+
 ClassMetric = Literal[
     "accuracy",
     "top5_accuracy",
@@ -44,7 +47,9 @@ class Classification(Task):
     """Classify each sample as one of several classes.
 
     The response is the logits of a softmax, the label loss the cross-entropy (times the weight of
-    the class of a sample, divided by the sum of these weights over the batch).
+    the class of a sample, divided by the sum of these weights over the batch).  If some training
+    samples are unlabeled, it is the sum over the labeled samples of a batch, divided by the
+    expected number of them.
     """
 
     kind = "softmax"
@@ -80,6 +85,10 @@ class Classification(Task):
         return self.sampling == "balanced"
 
     def label_loss(self, targets: Tensor, outputs: int, *, smoothing: float = 0.0) -> LabelLoss:
+        labeled = int((targets != UNLABELED).sum())
+        if labeled < len(targets):
+            factor = len(targets) / max(1, labeled)
+            return partial(labeled_cross_entropy, smoothing=smoothing, factor=factor)
         loss = partial(cross_entropy, label_smoothing=smoothing)
         weights = self._weights(targets, outputs)
         return loss if weights is None else partial(loss, weight=weights)
@@ -107,3 +116,17 @@ class Classification(Task):
     def training_settings(self) -> Mapping[str, object]:
         settings = {"class_weights": self.class_weights, "sampling": self.sampling}
         return {key: value for key, value in settings.items() if value not in ("none", "shuffle")}
+
+
+def labeled_cross_entropy(
+    response: Tensor, targets: Tensor, *, smoothing: float, factor: float
+) -> Tensor:
+    """(B, C), (B,) -> `factor` / B times the sum of the cross-entropies of labeled samples.
+
+    With `factor` = samples / labeled samples of a split, its mean over an epoch is the mean over
+    the labeled samples, for any batches and any number of workers.
+    """
+    total = cross_entropy(
+        response, targets, reduction="sum", ignore_index=UNLABELED, label_smoothing=smoothing
+    )
+    return total * (factor / len(targets))

@@ -15,6 +15,7 @@ from raykd.data import Batch, BatchLoader, Dataset, Placement, to_memory_format
 from raykd.data.loader import ON_CPU
 from raykd.schemes import StepOutput
 from raykd.tasks import Classification, Task
+from raykd.tasks.classification import UNLABELED
 from raykd.tasks.statistics import MeanStatistic, SplitStatistic
 
 EVALUATION_BATCH = 512
@@ -225,10 +226,16 @@ class EpochMetrics:
         device: device of the training.
         task: determines the metric.
         scale: units of the targets per unit of the response.
+        unlabeled: whether some samples have no label; the metric is of the others.
     """
 
     def __init__(
-        self, device: torch.device, task: Task = CLASSIFICATION, scale: Sequence[float] = ()
+        self,
+        device: torch.device,
+        task: Task = CLASSIFICATION,
+        scale: Sequence[float] = (),
+        *,
+        unlabeled: bool = False,
     ) -> None:
         self._device = device
         self._metric = task.train_metric
@@ -239,6 +246,7 @@ class EpochMetrics:
         self._losses: list[Tensor] = []
         self._sums: list[Tensor] = []
         self._sizes: list[int] = []
+        self._labeled: list[Tensor] | None = [] if unlabeled else None
 
     def update(self, output: StepOutput, targets: Tensor) -> None:
         """Add one step; all steps of an epoch have the same terms."""
@@ -249,6 +257,8 @@ class EpochMetrics:
         self._losses.append(torch.stack([loss.float() for loss in losses]))
         self._sums.append(self._statistic.sums(output.logits, targets))
         self._sizes.append(len(targets))
+        if self._labeled is not None:
+            self._labeled.append((targets != UNLABELED).sum())
 
     def compute(self, epoch: int, world: int = 1) -> dict[str, float]:
         """Compute the means over the samples of all ranks.
@@ -258,21 +268,24 @@ class EpochMetrics:
             world: number of ranks; each of them calls this.
 
         Returns:
-            train_loss, train_<metric>, term_<name> for each term, and the number of samples.
+            train_loss, train_<metric> (if a sample has a label), term_<name> for each term, and
+            the number of samples.
 
         Raises:
             Diverged: a loss was NaN or infinite in some step on some rank; raised on every rank.
         """
         sizes = torch.tensor(self._sizes, dtype=torch.float64, device=self._device)
         losses, metric = torch.stack(self._losses), torch.stack(self._sums).sum()
-        sums = torch.cat([sizes @ losses.double(), metric[None], sizes.sum()[None]])
-        *totals, metric_sum, samples = all_reduce_sum(sums, world).tolist()
+        labeled = sizes.sum() if self._labeled is None else torch.stack(self._labeled).sum()
+        counts = torch.stack([metric.double(), labeled.double(), sizes.sum()])
+        sums = torch.cat([sizes @ losses.double(), counts])
+        *totals, metric_sum, labels, samples = all_reduce_sum(sums, world).tolist()
         means = {name: total / samples for name, total in zip(self._names, totals, strict=True)}
         if not all(map(math.isfinite, totals)):
             raise Diverged(epoch, self._describe_fault(losses, world))
         return {
             "train_loss": means.pop("loss"),
-            f"train_{self._metric}": metric_sum / samples,
+            **({f"train_{self._metric}": metric_sum / labels} if labels else {}),
             **{f"term_{name}": mean for name, mean in means.items()},
             "samples": samples,
         }

@@ -24,6 +24,7 @@ from raykd.data import (
     ViewOptions,
     to_memory_format,
 )
+from raykd.data.few_labels import labeled_samples
 from raykd.data.loader import ON_CPU
 from raykd.losses import Progress, Terms
 from raykd.models.compression.int8 import InputRange
@@ -92,6 +93,9 @@ class Training:
         self.device = torch.device(placement.device)
         self.placement, self.world_size = placement, placement.world_size
         self.history: list[dict[str, float]] = []
+        self._unlabeled = study.data.labels_per_class is not None
+        if self._unlabeled and study.scheme.unlabeled != "used":
+            data, self._unlabeled = labeled_samples(data), False
         single = isinstance(teacher, nn.Module | TeacherHandle)
         teachers = [teacher] if single else list(teacher or ())
         self.distiller = build_distiller(
@@ -168,7 +172,9 @@ class Training:
 
     def train_epoch(self, max_steps: int | None = None) -> EpochMetrics:
         """Train one epoch, or its first `max_steps` steps; no step waits for the device."""
-        metrics = EpochMetrics(self.device, self.task, self.data.target_scale)
+        metrics = EpochMetrics(
+            self.device, self.task, self.data.target_scale, unlabeled=self._unlabeled
+        )
         seed = derive_seed(self.seed, "epoch", self.epoch, self.placement.rank)
         with seeded(seed, self.device):
             self.distiller.train()

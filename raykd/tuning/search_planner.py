@@ -471,6 +471,8 @@ class SearchPlanner(Planner):
             keep = f"{self.context.folder}/students/{replicate_id.replace('/', '.')}.pt"
             replicate = replace(study, seed=seed)
             self._enqueue_student(replicate_id, replicate, role="replicate", keep=keep, **fields)
-        if not isinstance(study.scheme, Alone) and baseline_id not in self.records:
+        has_labels = study.data.labels_per_class != 0
+        is_taught = not isinstance(study.scheme, Alone)
+        if is_taught and has_labels and baseline_id not in self.records:
             baseline = replace(study, seed=seed, scheme=Alone(), knowledge=())
             self._enqueue_student(baseline_id, baseline, role="alone", **fields)

@@ -42,6 +42,11 @@ def data() -> Dataset:
     return digits(ROWS)
 
 
+def data_of(study: Study) -> Dataset:
+    """Return the data of a study of `ROWS` training samples, of which few may have labels."""
+    return data() if study.data.labels_per_class is None else study.data.load()
+
+
 def cropped(*terms: Term, cache: Cache | None = None, **train: Any) -> Study:
     """Study with augmentation: each epoch has another view."""
     study = taught(*terms, **{"epochs": EPOCHS, "optimizer": SGD(lr=0.02), **train})
@@ -81,7 +86,7 @@ def build(
 
     store = CacheStore(Storage(str(folder)))
     placement = Placement("cpu", share, shares)
-    return CacheBuilder(description, study, load_teacher, data(), store, placement)
+    return CacheBuilder(description, study, load_teacher, data_of(study), store, placement)
 
 
 def built(folder: Path, study: Study, description: CacheSpec) -> CachedOutputs:
@@ -90,7 +95,7 @@ def built(folder: Path, study: Study, description: CacheSpec) -> CachedOutputs:
     while whole.advance():
         pass
     assert whole.finish()
-    opened = open_cached_outputs(whole.store, description.key, data())
+    opened = open_cached_outputs(whole.store, description.key, data_of(study))
     assert opened is not None
     return opened
 

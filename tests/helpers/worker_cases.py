@@ -24,7 +24,7 @@ from raykd.data import AUGMENTATIONS, Placement
 from raykd.losses import LOSSES, Pair, Term
 from raykd.models import Resnet, profile_model
 from raykd.models.compression import Quantized
-from raykd.schemes import LiveTeacher
+from raykd.schemes import Alone, LiveTeacher
 from raykd.storage import Storage
 from raykd.study.config import Cache, Student, Study
 from raykd.train_config import SGD
@@ -47,6 +47,8 @@ UNEVEN = 37
 
 EMBEDDING = (Pair(hint="embedding", guided="embedding"),)
 
+FEW_LABELS = dataclasses.replace(DIGITS, labels_per_class=2)
+
 STUDIES: dict[str, Study] = {
     "even": unnormalized(epochs=2, optimizer=SGD(lr=0.1)),
     "uneven": unnormalized(epochs=2, batch_size=UNEVEN, optimizer=SGD(lr=0.1), clip_norm=0.5),
@@ -59,6 +61,15 @@ STUDIES: dict[str, Study] = {
     "quantized": dataclasses.replace(
         alone(epochs=1),
         student=Student(model=Quantized(base=Resnet(depth=8, width=4), inherit_weights=False)),
+    ),
+    "few_labels": dataclasses.replace(
+        unnormalized(epochs=2, batch_size=UNEVEN, optimizer=SGD(lr=0.1)), data=FEW_LABELS
+    ),
+    "labels_alone": dataclasses.replace(
+        unnormalized(epochs=2, batch_size=UNEVEN, optimizer=SGD(lr=0.1)),
+        data=FEW_LABELS,
+        scheme=Alone(),
+        knowledge=(),
     ),
     "contrast": taught(Term(loss=LOSSES["crd"]()), epochs=2, batch_size=UNEVEN),
 }
@@ -98,9 +109,8 @@ def run(rank: int, folder: str) -> None:
 
 
 def _training(study: Study, rank: int, world: int = 2) -> Training:
-    return Training(
-        study, digits(), seed=0, teacher=teacher(), placement=Placement("cpu", rank, world)
-    )
+    data = digits() if study.data.labels_per_class is None else study.data.load()
+    return Training(study, data, seed=0, teacher=teacher(), placement=Placement("cpu", rank, world))
 
 
 def _trained(study: Study, rank: int, world: int = 2) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from helpers.loss_cases import CLASSES, DATA_SIZE, PROGRESS, context_of, label, make, variants
 from raykd.losses import LOSSES, Loss, LossContext, ModelOutputs, Pair, Progress, Shape, Term
+from raykd.tasks.classification import UNLABELED
 
 ALL = variants()
 
@@ -89,6 +90,20 @@ def test_value_is_invariant_to_batch_order(loss: Loss) -> None:
     shuffled = case.on(torch.tensor([3, 0, 5, 1, 4, 2]))
     shuffled.module = copy.deepcopy(case.module)
     torch.testing.assert_close(shuffled.value(), case.value())
+
+
+def test_losses_that_read_labels_declare_it(loss: Loss) -> None:
+    """The value of any other loss is the same for samples without a label."""
+    inner = getattr(loss, "loss", loss)
+    if loss.reads_labels or inner.reads_labels or "softmax" not in loss.kinds:
+        pytest.skip("reads labels, or fits no classes")
+    case, unlabeled = make(loss), make(loss)
+    unlabeled.targets = torch.full_like(case.targets, UNLABELED)
+    values = []
+    for each in (case, unlabeled):
+        torch.manual_seed(7)
+        values.append(each.value())
+    torch.testing.assert_close(values[1], values[0])
 
 
 def test_value_is_sample_mean_unless_loss_relates_samples(loss: Loss) -> None:

@@ -34,7 +34,7 @@ def test_ranks_are_bitwise_equal(ranks: list[dict[str, Any]], name: str) -> None
         assert torch.equal(first["weights"][tensor], second["weights"][tensor]), tensor
 
 
-@pytest.mark.parametrize("name", ["even", "uneven", "deployed"])
+@pytest.mark.parametrize("name", ["even", "uneven", "deployed", "few_labels", "labels_alone"])
 def test_two_workers_train_like_one(ranks: list[dict[str, Any]], name: str) -> None:
     single, pair = worker_cases.alone_in_the_world(worker_cases.STUDIES[name]), ranks[0][name]
     for ours, theirs in zip(pair["history"], single["history"], strict=True):

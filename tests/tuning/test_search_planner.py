@@ -248,6 +248,16 @@ def test_study_without_teacher_has_no_baseline(tmp_path: Path) -> None:
     assert roles(world.journal) == ["trial"] * 4 + ["replicate"] * 4
 
 
+def test_study_without_labels_has_no_baseline(tmp_path: Path) -> None:
+    teacher = "teacher={weights: 'models:/teacher@champion'}"
+    study = opened(teacher, "knowledge=[{loss: kd}]", "data.labels_per_class=0")
+    world = World(study, tmp_path)
+    world.give_teacher()
+    explorer = explore(world)
+    assert roles(world.journal) == ["teacher", *["trial"] * 4, *["replicate"] * 4]
+    assert len(explorer.finalists) == 2
+
+
 def test_search_without_replicates_ends_with_selection(world: World) -> None:
     world.study = searching(world.study, replicates=0)
     explorer = explore(world)

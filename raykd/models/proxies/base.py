@@ -49,6 +49,7 @@ class Proxy:
         needs_teacher: whether it compares a student with a teacher.
         kinds: kinds of responses that it fits.
         takes_text: whether it supports text models.
+        reads_labels: whether it reads the targets, so that every training sample needs a label.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Proxy:
     needs_teacher: ClassVar[bool] = False
     kinds: ClassVar[tuple[Kind, ...]] = ALL_KINDS
     takes_text: ClassVar[bool] = True
+    reads_labels: ClassVar[bool] = False
 
 
 PROXIES = Registry("proxy", base=Proxy, entry_points="raykd.proxies")

@@ -50,6 +50,7 @@ class Diswot(NetworkProxy):
 
     paper = "Dong 2023, arXiv:2303.15678"
     needs_teacher: ClassVar[bool] = True
+    reads_labels: ClassVar[bool] = True
     kinds: ClassVar[tuple[Kind, ...]] = ("softmax",)
 
     name: Literal["diswot"] = "diswot"

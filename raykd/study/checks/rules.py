@@ -21,6 +21,7 @@ from raykd.models.introspection.layers import random_inputs
 from raykd.models.proxies import PROXIES, NetworkProxy, Proxy, ProxyContext, RankingProxy
 from raykd.registry import Registry
 from raykd.schemes import SCHEMES, BornAgain, Scheme, Teacher
+from raykd.study.checks.label_rules import label_issues
 from raykd.study.checks.messages import Issue
 from raykd.study.config import Search, Study
 from raykd.study.costs import latency_issues
@@ -240,6 +241,8 @@ def study_issues(study: Study) -> Iterator[Issue]:
     """Yield the issues of a study whose values have the right types."""
     yield from search_issues(study.search, task_objectives(study.learning_task))
     yield from task_issues(study)
+    if study.data.labels_per_class is not None:
+        yield from label_issues(study, _parts_of(study, Loss))
     if study.teacher is not None:
         yield from _teacher_part_issues(study.teacher)
     yield from _scheme_issues(study)
