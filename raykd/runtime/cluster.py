@@ -323,6 +323,9 @@ def session_token() -> Iterator[None]:
 
     Ray itself would write one to `~/.ray/auth_token`, readable by everybody, and fail if the home
     folder cannot be written.  A token file that others can read is not used.
+
+    The token stays in the process if Ray is lost: threads of Ray that still run end the process
+    where they find none.
     """
     name = "RAY_AUTH_TOKEN"
     if os.environ.get(name) or (has_token() and not is_exposed(token_file())):
@@ -331,13 +334,18 @@ def session_token() -> Iterator[None]:
     before = os.environ.get(name)  # empty, if anything
     os.environ[name] = secrets.token_hex(32)
     ray_patches.reset_token_cache()
+    is_lost = False
     try:
         yield
+    except RayLost:
+        is_lost = True
+        raise
     finally:
-        os.environ.pop(name)
-        if before is not None:
-            os.environ[name] = before
-        ray_patches.reset_token_cache()
+        if not is_lost:
+            os.environ.pop(name)
+            if before is not None:
+                os.environ[name] = before
+            ray_patches.reset_token_cache()
 
 
 def _shut_down() -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from raykd.errors import Terminated
+from raykd.errors import Problem, RayLost, Terminated
 from raykd.runtime.cluster import MAX_FOLDER_LENGTH, session_token
 from raykd.runtime.signals import (
     begin_cleanup,
@@ -117,10 +117,31 @@ def test_session_creates_token_if_user_has_none(
     file.write_text("user's")
     file.chmod(0o600)
     with session_token():
-        assert "RAY_AUTH_TOKEN" not in os.environ, "the user's host_handler is used"
+        assert "RAY_AUTH_TOKEN" not in os.environ, "the user's token is used"
     monkeypatch.setattr("raykd.runtime.cluster.is_exposed", lambda path: path == file)
     with session_token():
-        assert len(os.environ["RAY_AUTH_TOKEN"]) == 64, "everybody can read the user's host_handler"
+        assert len(os.environ["RAY_AUTH_TOKEN"]) == 64, "everybody can read the user's token"
+
+
+def test_token_stays_if_ray_is_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Threads of Ray that still run would end the process without one."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    tokens: list[str] = []
+
+    def fail(error: BaseException) -> None:
+        with session_token():
+            tokens.append(os.environ["RAY_AUTH_TOKEN"])
+            raise error
+
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "")
+    with pytest.raises(KeyboardInterrupt):
+        fail(KeyboardInterrupt())
+    assert not os.environ["RAY_AUTH_TOKEN"]
+    with pytest.raises(RayLost):
+        fail(RayLost(Problem("the raylet is gone")))
+    assert os.environ["RAY_AUTH_TOKEN"] == tokens[1] != tokens[0]
+    with session_token():
+        assert os.environ["RAY_AUTH_TOKEN"] == tokens[1], "a second session has the same token"
 
 
 @pytest.mark.slow
