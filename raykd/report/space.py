@@ -28,6 +28,7 @@ from raykd.training.build import signature_of
 from raykd.training.teacher_cache.plan import CachePlan
 from raykd.tuning.study_input import load_or_use, located_problems
 from raykd.tuning.teacher_store import (
+    check_outputs_of_samples,
     check_started_models,
     check_teacher_weights,
     remarks_on_weights,
@@ -67,6 +68,8 @@ def explain_file(
     named = replace(signature, class_names=overview.class_names if overview is not None else ())
     with located_problems(study):
         weights = remarks_on_weights(study, named)
+        if data is not None:
+            check_outputs_of_samples(study, data)
     explanation = explain(
         study.bind(signature), seed, overview.sizes["train"] if overview else None
     )

@@ -73,7 +73,7 @@ class Assistant(Scheme):
         teachers = super().teachers(around)
         for link in self.chain if teachers else ():
             assistant = independent_teacher(link, around)
-            if link.weights is None:
+            if link.is_trained:
                 above = teachers if self.dense else teachers[-1:]
                 assistant = replace(
                     assistant,

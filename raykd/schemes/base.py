@@ -27,11 +27,12 @@ from raykd.train_config import Train
 
 @option
 class Teacher:
-    """The teacher network, trained by the study or loaded from a file.
+    """The teacher: a network trained by the study or loaded from a file, or a file of outputs.
 
     Exactly one of these holds: `weights` is null and the teacher is trained by `train`; `weights`
     is a file for `model`; `weights` is an MLflow model URI (`models:/name@alias`,
-    `runs:/id/model`), and `model` may be left out.
+    `runs:/id/model`), and `model` may be left out; `outputs` is a file of logits or values by
+    sample, and there is no network.
     """
 
     model: AnyModel | None = None
@@ -39,6 +40,13 @@ class Teacher:
         str | None,
         Field(
             description="File or folder of weights, or MLflow model URI. null: train the teacher"
+        ),
+    ] = None
+    outputs: Annotated[
+        str | None,
+        Field(
+            description="File of the teacher's outputs by sample (Parquet, CSV, JSON, "
+            "safetensors), in place of a network"
         ),
     ] = None
     classes: Annotated[
@@ -69,6 +77,11 @@ class Teacher:
             ge=0, lt=2**31, description="Random seed of the training. null: the seed of the study"
         ),
     ] = None
+
+    @property
+    def is_trained(self) -> bool:
+        """True if the study trains it, False if it is loaded."""
+        return self.weights is None and self.outputs is None
 
     @property
     def is_mlflow(self) -> bool:
@@ -181,6 +194,7 @@ class TeacherSpec:
         origin: trained network that it starts from; None: random weights, or `weights`.
         classes: class names in the order of the outputs of `weights`, if the study has them.
         normalization: of the images that `weights` were trained with.
+        outputs: file of its outputs, in place of a network.
     """
 
     model: Model | None
@@ -194,6 +208,12 @@ class TeacherSpec:
     origin: TeacherSpec | None = None
     classes: tuple[str, ...] = ()
     normalization: Normalization | NormalizationName = "auto"
+    outputs: str | None = None
+
+    @property
+    def is_trained(self) -> bool:
+        """True if a study trains it, False if it is loaded."""
+        return self.weights is None and self.outputs is None
 
     @property
     def needs(self) -> tuple[TeacherSpec, ...]:
@@ -219,6 +239,7 @@ class TeacherSpec:
             normalization=self.normalization,
             train=self.train,
             seed=self.seed,
+            outputs=self.outputs,
         )
 
 
@@ -237,6 +258,7 @@ def independent_teacher(teacher: Teacher, around: TeacherContext) -> TeacherSpec
         origin=origin_of(teacher.model, around) if teacher.weights is None else None,
         classes=tuple(map(str, teacher.classes or ())),
         normalization=teacher.normalization,
+        outputs=teacher.outputs,
     )
 
 

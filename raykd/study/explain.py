@@ -236,8 +236,8 @@ class _Statistics:
         except ValueError:
             return
         self.epochs.append(study.train.epochs)
-        self.taught.append(bool(candidate.teachers))
-        trained = [each for each in teacher_chain(candidate.teachers) if each.weights is None]
+        self.taught.append(any(each.outputs is None for each in candidate.teachers))
+        trained = [each for each in teacher_chain(candidate.teachers) if each.is_trained]
         self.shared |= {each for each in trained if each.is_shared}
         self.unshared_epochs.append(sum(e.train.epochs for e in trained if not e.is_shared))
 
@@ -267,7 +267,7 @@ def _trials(bound: BoundStudy) -> int:
 
 
 def _trained(opened: OpenStudy) -> list[Teacher]:
-    return [teacher for teacher in opened.teachers() if teacher.weights is None]
+    return [teacher for teacher in opened.teachers() if teacher.is_trained]
 
 
 def _range(values: Sequence[int]) -> tuple[int, int]:

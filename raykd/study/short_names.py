@@ -10,6 +10,7 @@ import dataclasses
 import re
 from collections.abc import Mapping
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -108,9 +109,13 @@ def option_text(option: object) -> str:
 
 def teacher_text(prepared: TeacherSpec) -> str:
     """Return a teacher in short, with its own teachers."""
-    name = option_text(prepared.model) if prepared.model is not None else str(prepared.weights)
+    name = option_text(prepared.model) if prepared.model is not None else _source(prepared)
     above = " + ".join(map(teacher_text, prepared.teachers))
     return f"{name} taught by {above}" if above else name
+
+
+def _source(prepared: TeacherSpec) -> str:
+    return str(prepared.weights) if prepared.outputs is None else Path(prepared.outputs).name
 
 
 def trial_tags(study: Study, teachers: tuple[TeacherSpec, ...]) -> dict[str, str]:

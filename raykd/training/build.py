@@ -153,6 +153,8 @@ def _guides(
         terms: Sequence[Term] = study.knowledge
         layers: Mapping[str, Shape] = {}
         if profile is not None:
+            if option.outputs is not None:
+                raise ValueError("the teacher is a file of outputs, and a loss compares layers")
             # A network passed from Python has no model option
             theirs = (
                 profile_network(teacher.network, signature)

@@ -17,6 +17,7 @@ from raykd.schemes import StepOutput
 from raykd.tasks import Classification, Task
 from raykd.tasks.classification import UNLABELED
 from raykd.tasks.statistics import MeanStatistic, SplitStatistic
+from raykd.training.stored_outputs import respond
 
 EVALUATION_BATCH = 512
 """Minimum number of samples in an evaluation batch, over all ranks."""
@@ -69,7 +70,7 @@ def evaluate(
         with torch.inference_mode():
             for batch in map(to_memory_format, batches):
                 with autocast():
-                    response: Tensor = model(batch.inputs)
+                    response = respond(model, batch)
                 meter.update(response.float(), batch.targets)
     finally:
         model.train(was_training)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from raykd.data import BatchLoader, Dataset, Placement, to_memory_format
 from raykd.training.metrics import EVALUATION_BATCH, Autocast
+from raykd.training.stored_outputs import respond
 
 BATCHES = 4
 """Number of batches that are checked."""
@@ -66,7 +67,7 @@ def check_outputs(
         outputs = []
         for batch in map(to_memory_format, loader.epoch(0, steps=BATCHES)):
             with autocast():
-                outputs.append(network(batch.inputs))
+                outputs.append(respond(network, batch))
     finally:
         network.train(was_training)
     return _signs(torch.cat(outputs)) if outputs else {}

@@ -22,6 +22,7 @@ from raykd.storage import Storage
 from raykd.training.build import signature_of
 from raykd.training.checkpoint import weights_metadata
 from raykd.training.normalization import adapt_teacher
+from raykd.training.stored_outputs import SUFFIX, load_outputs
 from raykd.training.teachers import read_network
 
 
@@ -113,7 +114,8 @@ def load_stored_network(
     """Load a stored network, adapted to the data, in eval mode, on the CPU.
 
     Args:
-        file: name; a safetensors file holds weights of `model`, any other a whole network.
+        file: name; a safetensors file holds weights of `model`, `SUFFIX` outputs by sample, any
+            other a whole network.
         content: bytes of the file.
         model: of the weights.
         data: source of the batches.
@@ -123,6 +125,8 @@ def load_stored_network(
         ValueError: the weights are not those of the model, their normalization does not fit, or a
             whole network would run code.
     """
+    if file.endswith(SUFFIX):
+        return load_outputs(content, data).eval()
     if not file.endswith(".safetensors"):
         network = read_whole_network(content, file, allow_code=allow_code)
         return adapt_teacher(network, data).eval()
@@ -164,7 +168,7 @@ def find_damage(storage: Storage, file: str) -> str:
 def _is_readable(file: str, content: bytes) -> bool:
     """Check the form of a network's file; runs no code of it."""
     try:
-        if file.endswith(".safetensors"):
+        if file.endswith((".safetensors", SUFFIX)):
             safetensors.torch.load(content)
             return True
         with zipfile.ZipFile(io.BytesIO(content)) as archive:

@@ -52,6 +52,8 @@ def spec_key(
         "data": fingerprint,
         "seed": spec.seed,
     }
+    if spec.outputs is not None:
+        content["outputs"] = _digest(str(Path(spec.outputs).expanduser()))
     task = study.learning_task
     settings = task.training_settings()
     if settings or task.name != study.data.default_task().name:

@@ -18,6 +18,7 @@ from raykd.training.build import signature_of
 from raykd.training.checkpoint import parse_weights
 from raykd.training.normalization import adapt_teacher
 from raykd.training.output_check import check_outputs, probabilities_warning
+from raykd.training.stored_outputs import check_samples, dump_outputs, fitted_outputs, load_outputs
 from raykd.training.teacher_keys import normalization_of, spec_key
 from raykd.training.teacher_weights import load_teacher_weights
 from raykd.training.trainer import Training
@@ -139,7 +140,11 @@ def _network(
 ) -> nn.Module:
     key = spec_key(spec, study, data.fingerprint, data.class_names)
     if key not in cache:
-        if spec.weights is not None:
+        if spec.outputs is not None:
+            table = fitted_outputs(spec, study, signature_of(data))
+            check_samples(table, data)
+            network = load_outputs(dump_outputs(table), data).to(device)
+        elif spec.weights is not None:
             network = load_teacher_weights(spec, signature_of(data)).network
             network = adapt_teacher(network, data, normalization_of(spec)).to(device)
         else:
@@ -164,7 +169,7 @@ def _check_outputs(
     network: nn.Module, spec: TeacherSpec, data: Dataset, device: torch.device
 ) -> None:
     model = spec.model
-    name = f"teacher {model.name if model is not None else spec.weights}"
+    name = f"teacher {model.name if model is not None else spec.outputs or spec.weights}"
     try:
         signs = check_outputs(network, data, device=device)
     except ValueError as error:

@@ -34,7 +34,7 @@ def budget_of(study: OpenStudy, trials: int | None = None) -> Budget:
         teachers=tuple(
             (teacher.train or settings.train).epochs
             for teacher in study.teachers()
-            if teacher.weights is None
+            if teacher.is_trained
         ),
         trials=trials or (search.trials if points is None else min(search.trials, points)),
         epochs=settings.train.epochs,

@@ -7,7 +7,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from raykd import pareto
 from raykd.errors import Problem, StudyError
@@ -243,9 +243,17 @@ def values_of(records: Sequence[Record], metric: str) -> list[float]:
 def teacher_name(record: Record) -> str:
     """Return the short name of a teacher."""
     teacher = record.job.study.get("teacher") or {}
+    if has_stored_outputs(record):
+        return PurePath(teacher["outputs"]).name
     if isinstance(record.job, EvaluateJob) and teacher.get("weights") and not teacher.get("model"):
         return str(teacher["weights"])  # a whole network from MLflow
     return _name(record, "student")
+
+
+def has_stored_outputs(record: Record) -> bool:
+    """Return whether a teacher is a file of outputs, without a network."""
+    teacher = record.job.study.get("teacher") or {}
+    return isinstance(record.job, EvaluateJob) and bool(teacher.get("outputs"))
 
 
 def student_name(record: Record) -> str:

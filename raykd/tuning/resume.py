@@ -125,6 +125,9 @@ def _files_in(value: Any) -> Iterator[Path]:
         return
     if isinstance(value, Model):
         yield from value.files()
+    outputs = getattr(value, "outputs", None)
+    if isinstance(outputs, str):
+        yield Path(outputs).expanduser()
     weights = getattr(value, "weights", None)
     if isinstance(weights, str) and "://" not in weights and ":/" not in weights:
         try:

@@ -33,7 +33,7 @@ from raykd.tuning.session import Prepared, RunSession
 from raykd.tuning.study_dir import StudyFolder, Verb, create_folder, save_extension
 from raykd.tuning.study_input import CHECKS, load_data, located_problems
 from raykd.tuning.study_lock import check_lock, is_lost, locked
-from raykd.tuning.teacher_store import remarks_on_weights
+from raykd.tuning.teacher_store import check_outputs_of_samples, remarks_on_weights
 
 if TYPE_CHECKING:
     from raykd.tracking.sync import Tracker
@@ -149,6 +149,7 @@ class StudyRun(ABC, Generic[ResultT]):
             digests = file_digests(study, signature)
             check_same_files(history, digests, extending=extension is not None)
             weights = remarks_on_weights(study, signature)
+            check_outputs_of_samples(study, data)
             costs = StudentCosts(search, signature)
             if folder is not None:
                 costs.keep_in(folder.measured)

@@ -90,7 +90,7 @@ class TeacherJobs:
 
     def _request(self, spec: TeacherSpec) -> str:
         file = self._store.file(spec)
-        if spec.weights is not None:
+        if not spec.is_trained:
             self._fetch(spec)
         elif not self._store.has(file) and file not in self.pending | {*self.failed}:
             teachers = self.request(spec.needs)
@@ -112,7 +112,7 @@ class TeacherJobs:
         settings = self._context.study.settings
         if spec.model is not None:
             study = teacher_training_study(settings, spec)
-        else:  # a whole network from MLflow is only evaluated
+        else:  # a whole network from MLflow and a file of outputs are only evaluated
             study = replace(settings, teacher=spec.as_teacher, scheme=Alone(), knowledge=())
         queued = [job for job in self._queue if isinstance(job, RecordedJob)]
         number = len(self._records.of("teacher")) + sum(job.role == "teacher" for job in queued)

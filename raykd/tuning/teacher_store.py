@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from raykd.data import Dataset
 from raykd.errors import Problem, StudyError
 from raykd.models import Model, Signature
 from raykd.models.adapters.custom_code import STORED
@@ -26,9 +27,17 @@ from raykd.study.checks.rules import models_in
 from raykd.study.config import Study
 from raykd.study.open_study import OpenStudy
 from raykd.study.yaml_file import Document, Place, dotted
+from raykd.training.build import signature_of
 from raykd.training.checkpoint import dump_network, dump_weights, weights_metadata, with_metadata
 from raykd.training.normalization import normalization_notes
 from raykd.training.stored_networks import find_damage, remove_network, save_network
+from raykd.training.stored_outputs import (
+    SUFFIX,
+    check_samples,
+    dump_outputs,
+    fitted_outputs,
+    read_outputs,
+)
 from raykd.training.teacher_keys import normalization_of, spec_key
 from raykd.training.teacher_weights import check_weights, load_teacher_weights, reorder_network
 from raykd.training.teachers import teacher_spec_of
@@ -70,7 +79,8 @@ class TeacherStore:
         """Return a network's file below the storage; equal networks have equal files."""
         names = self._signature.class_names if self._signature is not None else ()
         key = spec_key(prepared, self._settings, self._fingerprint, names)
-        return f"teachers/{key}.{'pt' if prepared.is_mlflow else 'safetensors'}"
+        suffix = SUFFIX if prepared.outputs is not None else ".safetensors"
+        return f"teachers/{key}{'.pt' if prepared.is_mlflow else suffix}"
 
     def has(self, file: str) -> bool:
         """Return True if a network is stored; a positive answer is remembered.
@@ -116,7 +126,7 @@ class TeacherStore:
             StudyError: its weights cannot be read.
         """
         file = self.file(prepared)
-        if prepared.weights is None:
+        if prepared.is_trained:
             return
         notes_file = file.removesuffix(".pt") + ".notes"
         if not self.has(file):
@@ -135,7 +145,8 @@ class TeacherStore:
         return text
 
     def _content(self, prepared: TeacherSpec) -> bytes:
-        assert prepared.weights is not None
+        if prepared.outputs is not None:
+            return self._outputs(prepared)
         try:
             if prepared.is_mlflow:
                 return self._whole(prepared)
@@ -143,6 +154,15 @@ class TeacherStore:
         except (OSError, ValueError) as error:
             text = f"cannot read the teacher's weights {prepared.weights}: {error}"
             raise StudyError(Problem(text, path="teacher.weights")) from None
+
+    def _outputs(self, prepared: TeacherSpec) -> bytes:
+        try:
+            table = fitted_outputs(prepared, self._settings, self._signature)
+        except ValueError as error:
+            text = f"cannot use the teacher's outputs {prepared.outputs}: {error}"
+            raise StudyError(Problem(text, path="teacher.outputs")) from None
+        self.notes += table.notes
+        return dump_outputs(table)
 
     def _weights(self, prepared: TeacherSpec) -> bytes:
         assert prepared.weights is not None
@@ -182,6 +202,7 @@ def with_normalization(content: bytes, normalization: Normalization | None) -> b
 def check_teacher_weights(study: Study, signature: Signature | None) -> Iterator[Problem]:
     """Check that each teacher's weights file exists and fits its model."""
     yield from _normalization_problems(study, signature)
+    yield from _outputs_problems(study, signature)
     study_teacher = study.teacher
     for teacher in _from_files(study) if signature is not None else ():
         assert signature is not None
@@ -189,6 +210,36 @@ def check_teacher_weights(study: Study, signature: Signature | None) -> Iterator
         if problem:
             is_own = study_teacher and teacher.weights == study_teacher.weights
             yield Problem(problem, path="teacher.weights" if is_own else "scheme")
+
+
+def _outputs_problems(study: Study, signature: Signature | None) -> Iterator[Problem]:
+    for place, prepared in _prepared(study):
+        if prepared.outputs is None:
+            continue
+        try:
+            fitted_outputs(prepared, study, signature)
+        except ValueError as error:
+            path = "teacher.outputs" if place == "teacher" else "scheme"
+            yield Problem(f"cannot use {prepared.outputs}: {error}", path=path)
+
+
+def check_outputs_of_samples(study: OpenStudy, data: Dataset) -> None:
+    """Check that each file of a teacher's outputs has those of every sample of the data.
+
+    Raises:
+        StudyError: samples are missing.
+    """
+    for candidate in study.bind(signature_of(data)).corners():
+        for place, prepared in _prepared(candidate.study):
+            if prepared.outputs is None:
+                continue
+            try:
+                check_samples(read_outputs(prepared.outputs), data)
+            except ValueError as error:
+                path = "teacher.outputs" if place == "teacher" else "scheme"
+                raise StudyError(
+                    Problem(f"cannot use {prepared.outputs}: {error}", path=path)
+                ) from None
 
 
 def check_started_models(study: Study, signature: Signature | None) -> Iterator[Problem]:
@@ -221,7 +272,7 @@ def remarks_on_weights(study: OpenStudy, signature: Signature) -> Remarks:
     Raises:
         StudyError: they cannot be loaded.
     """
-    if not re.search(r"weights|pretrained", str(study.document.data)):
+    if not re.search(r"weights|pretrained|outputs", str(study.document.data)):
         return Remarks()
     notes: dict[str, None] = {}
     warnings: dict[str, None] = {}
@@ -234,6 +285,9 @@ def remarks_on_weights(study: OpenStudy, signature: Signature) -> Remarks:
         if problems:
             raise StudyError(problems)
         remarks = [_file(teacher, signature) for teacher in _from_files(concrete)]
+        for _, prepared in _prepared(concrete):
+            if prepared.outputs is not None:
+                remarks.append(Remarks(fitted_outputs(prepared, concrete, signature).notes))
         remarks += [
             _started(model, signature, signature.class_names) for _, model in _starting(concrete)
         ]

@@ -126,11 +126,12 @@ def predict(summary: SearchSummary, saved: SavedStudent) -> tuple[Predictions, P
         raw_samples,
         with_preprocessing,
     )
+    from raykd.training.stored_outputs import StoredOutputs
 
     data = saved.load_data()
     if data.class_names != saved.network.class_names:
         raise ValueError("the data have other classes now")
-    networks = {f"student {saved.name}": saved.network}
+    networks: dict[str, torch.nn.Module] = {f"student {saved.name}": saved.network}
     for record in summary.result.teachers[:1]:
         folder, _ = open_folder(summary.result.folder)
         file = record.job.network_file
@@ -138,14 +139,17 @@ def predict(summary: SearchSummary, saved: SavedStudent) -> tuple[Predictions, P
         teacher = read_study(saved.study).teacher
         if content is not None and file is not None and teacher is not None:
             network = load_stored_network(file, content, teacher.model, data)
-            networks["teacher"] = with_preprocessing(network, data)
+            stored = isinstance(network, StoredOutputs)
+            networks["teacher"] = network if stored else with_preprocessing(network, data)
     results = []
     for name, network in networks.items():
         parts = []
         for start in range(0, len(data.test), BATCH):
             rows = torch.arange(start, min(start + BATCH, len(data.test)))
+            stored = isinstance(network, StoredOutputs)
+            inputs = data.test.index.cpu()[rows] if stored else raw_samples(data, rows)
             with torch.inference_mode():
-                parts.append(network(raw_samples(data, rows)).float().softmax(1))
+                parts.append(network(inputs).float().softmax(1))
         probabilities = torch.cat(parts).numpy()
         results.append(Predictions(name, probabilities, data.test.targets.cpu().numpy()))
     return results[0], results[1] if len(results) > 1 else None

@@ -14,6 +14,7 @@ from raykd.report.failures import Cause, group_failures
 from raykd.tracking.events import Event, StudyExtended, StudyStarted
 from raykd.tuning.records import (
     Record,
+    has_stored_outputs,
     learns_from,
     pairs_name,
     scheme_name,
@@ -193,7 +194,8 @@ def teacher_figures(result: RunResult, records: Sequence[Record]) -> tuple[Teach
     names = {each.job.network_file: teacher_name(each) for each in result.records.of("teacher")}
 
     def has_weights(record: Record) -> bool:
-        return bool(record.job.network_file) and not is_fetched(result.folder)
+        stored = bool(record.job.network_file) and not has_stored_outputs(record)
+        return stored and not is_fetched(result.folder)
 
     return tuple(
         TeacherFigures(

@@ -362,7 +362,7 @@ def _open_recipes(open_train: list[str], studies: list[Study]) -> Iterator[Issue
         return
     for study in studies if open_train else ():
         for prepared in teacher_chain(study.teacher_specs()):
-            if prepared.is_shared and prepared.weights is None and prepared.train == study.train:
+            if prepared.is_shared and prepared.is_trained and prepared.train == study.train:
                 message = f"a network that trials share is trained like the student, {differs}"
                 yield Issue(("scheme",), message, "add `train: {...}` to it")
 
@@ -370,7 +370,7 @@ def _open_recipes(open_train: list[str], studies: list[Study]) -> Iterator[Issue
 def _trained_alike(study: Study) -> bool:
     """Return whether the teacher is trained with the settings of the student."""
     teacher = study.teacher
-    return teacher is not None and teacher.weights is None and teacher.train is None
+    return teacher is not None and teacher.is_trained and teacher.train is None
 
 
 def _report_failing_models(bound: BoundStudy, report: _IssueCollector) -> None:

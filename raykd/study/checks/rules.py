@@ -245,6 +245,8 @@ def study_issues(study: Study) -> Iterator[Issue]:
         yield from label_issues(study, _parts_of(study, Loss))
     if study.teacher is not None:
         yield from _teacher_part_issues(study.teacher)
+    for place, teacher in _parts_of(study, Teacher):
+        yield from _outputs_issues(place, teacher)
     yield from _scheme_issues(study)
     yield from derived_issues(study)
     yield from proxy_teacher_issues(study)
@@ -303,8 +305,21 @@ def _fitting_options(option: Loss | Scheme | Proxy, kind: Kind) -> str:
     return _fitting(SCHEMES if isinstance(option, Scheme) else PROXIES, kind)
 
 
-def _fitting(registry: Registry, kind: Kind, knowledge: str = "") -> str:
+def _fitting(
+    registry: Registry, kind: Kind, knowledge: str = "", *, needs_layers: bool = True
+) -> str:
+    """Return the names of the options that fit a kind.
+
+    Args:
+        registry: of the options.
+        kind: of the response.
+        knowledge: of the options that are listed first.
+        needs_layers: False: only losses that need no layers.
+    """
+
     def fits(cls: type) -> bool:
+        if not needs_layers and getattr(cls, "takes_pairs", False):
+            return False
         return kind in getattr(cls, "kinds", [getattr(cls, "kind", None)])
 
     members = [(name, cls) for name, cls in registry.members.items() if fits(cls)]
@@ -371,10 +386,12 @@ def _sampler_issues(search: Search) -> Iterator[Issue]:
 
 def _teacher_part_issues(teacher: Teacher) -> Iterator[Issue]:
     place = ("teacher",)
+    if teacher.outputs is not None:
+        return
     if teacher.weights is None:
         if teacher.model is None:
-            fix = "give a `model` for the study to train, or `weights`"
-            yield Issue(place, "`model` and `weights` are missing", fix)
+            fix = "give a `model` for the study to train, `weights`, or a file of `outputs`"
+            yield Issue(place, "`model`, `weights` and `outputs` are missing", fix)
         if teacher.classes is not None:
             message = "`classes` is the order of the outputs of `weights`, which are not given"
             fix = "remove `classes`: a trained teacher has the order of the data"
@@ -386,6 +403,18 @@ def _teacher_part_issues(teacher: Teacher) -> Iterator[Issue]:
     if teacher.model is None and not teacher.is_mlflow:
         fix = "give the `model` that the weights belong to"
         yield Issue(place, "`weights` without `model`", fix)
+
+
+def _outputs_issues(place: Place, teacher: Teacher) -> Iterator[Issue]:
+    for key in ("model", "weights", "train", "classes", "seed"):
+        if teacher.outputs is not None and getattr(teacher, key) is not None:
+            message = f"a teacher that is a file of `outputs` has no `{key}`"
+            yield Issue((*place, key), message, f"remove `{key}`, or remove `outputs`")
+
+
+def _has_outputs_only(study: Study) -> bool:
+    """Return whether a teacher of the scheme is a file of outputs."""
+    return any(each.outputs is not None for each in study.teacher_specs())
 
 
 def _scheme_issues(study: Study) -> Iterator[Issue]:
@@ -408,7 +437,11 @@ def _term_issues(study: Study) -> Iterator[Issue]:
         place = ("knowledge", number)
         unknown = study.teacher is not None and study.teacher.model is None
         takes_pairs = term.loss is not None and term.loss.takes_pairs
-        if takes_pairs and term.pairs is None and study.scheme.needs_teacher and unknown:
+        if term.loss is not None and takes_pairs and _has_outputs_only(study):
+            message = f"loss '{term.loss.name}' compares layers, and a teacher is a file of outputs"
+            fits = _fitting(LOSSES, study.learning_task.kind, needs_layers=False)
+            yield Issue((*place, "loss"), message, f"use {fits}")
+        elif takes_pairs and term.pairs is None and study.scheme.needs_teacher and unknown:
             fix = "name the `pairs`, or the teacher's `model`"
             message = (
                 "the layers of a teacher given by `weights` alone are unknown before it is loaded"

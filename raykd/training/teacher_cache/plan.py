@@ -162,7 +162,7 @@ class CachePlan:
 
     def _shared_teachers(self, study: Study) -> list[TeacherSpec]:
         teachers = study.teacher_specs(self.study.settings.seed)
-        return [teacher for teacher in teachers if teacher.is_shared]
+        return [each for each in teachers if each.is_shared and each.outputs is None]
 
     def _count(self, study: Study, usages: dict[Reading, _Usage]) -> None:
         for teacher in self._shared_teachers(study):

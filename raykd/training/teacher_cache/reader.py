@@ -25,6 +25,7 @@ from raykd.models import Signature
 from raykd.schemes import LiveTeacher
 from raykd.schemes.distiller import TeacherSource
 from raykd.training.memory_format import to_device
+from raykd.training.stored_outputs import StoredOutputs, StoredTeacher
 from raykd.training.teacher_cache.spec import LOGITS, CacheSpec
 from raykd.training.teacher_cache.store import FOLDER, CacheStore, Manifest
 
@@ -231,6 +232,10 @@ class TeacherHandle:
             ValueError: the teacher has no such layer.
         """
         if self.outputs is None:
+            if isinstance(self.network, StoredOutputs):
+                if layers:
+                    raise ValueError(f"a teacher that is a file of outputs has no {layers[0]}")
+                return StoredTeacher(self.network.to(device))
             return LiveTeacher(to_device(self.network, device), layers, signature, logits=logits)
         cached = [name for name in layers if name in self.outputs.layers]
         missing = [name for name in layers if name not in cached]
