@@ -106,10 +106,10 @@ def _read_safetensors(file: Path) -> OutputsTable:
         )
     samples = tensors.get("samples")
     if samples is None or samples.shape != (len(values),) or samples.is_floating_point():
-        found = "missing" if samples is None else f"{samples.dtype} {tuple(samples.shape)}"
+        present = "missing" if samples is None else f"{samples.dtype} {tuple(samples.shape)}"
         raise ValueError(
-            f"{file.name}: `samples` is {found}; an integer for each of the {len(values)} rows of "
-            "`values` is needed"
+            f"{file.name}: `samples` is {present}; an integer for each of the {len(values)} rows "
+            "of `values` is needed"
         )
     return OutputsTable(samples.long(), values.float())
 
@@ -228,11 +228,11 @@ def check_samples(table: OutputsTable, data: Dataset) -> None:
     Raises:
         ValueError: samples are missing; names the first.
     """
-    known = torch.zeros(data.data_size, dtype=torch.bool)
-    known[table.samples[table.samples < data.data_size]] = True
+    has_outputs = torch.zeros(data.data_size, dtype=torch.bool)
+    has_outputs[table.samples[table.samples < data.data_size]] = True
     for part in ("train", "val", "test"):
         index = data.split(part).index.cpu()
-        missing = index[~known[index]]
+        missing = index[~has_outputs[index]]
         if len(missing):
             raise ValueError(
                 f"it has no outputs for {len(missing):,} of the {len(index):,} {part} samples; the "

@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 from raykd.cli.commands import app
 from raykd.errors import StudyError
 from raykd.report.status import list_studies, read_status
+from raykd.report.summary import summarize
 from raykd.tuning.executors import LocalExecutor
 from raykd.tuning.result import read_result
 from raykd.tuning.search_run import SearchRun
@@ -118,6 +119,12 @@ def test_status_of_running_study(interrupted: Path) -> None:
     assert running.id == "trial-0002" and running.epochs == (1, 2)
     assert running.value is not None
     assert status.seconds_left is not None and status.seconds_left > 0
+
+
+def test_study_has_ended_while_its_process_sends_the_last_events(folder: Path) -> None:
+    """The page of the report is drawn then."""
+    with driver_process(folder):
+        assert summarize(read_result(folder)).status == "finished"
 
 
 def test_interrupted_study_has_nothing_in_progress(interrupted: Path) -> None:

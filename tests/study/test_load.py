@@ -218,7 +218,7 @@ WRONG = [
             ("  train: {epochs: 2}\nstudent", "  train: null\nstudent"),
             ("  model: {name: resnet, depth: 14, width: 8}\n", ""),
         ),
-        "study.yaml:3: teacher: `model` and `weights` are missing",
+        "study.yaml:3: teacher: `model`, `weights` and `outputs` are missing",
     ),
     (
         changed(
