@@ -62,14 +62,14 @@ def _label_free_issues(study: Study) -> Iterator[Issue]:
     reason = "data.labels_per_class is 0"
     if study.scheme.unlabeled == "left_out":
         message = f"scheme '{study.scheme.name}' learns from labels alone, and {reason}"
-        fix = f"use `scheme: offline` with a teacher that has `weights`, or {RAISE}"
+        fix = f"use `scheme: offline` with a teacher that has `weights` or `outputs`, or {RAISE}"
         yield Issue(("scheme",), message, fix)
         return
     for spec in teacher_chain(study.teacher_specs()):
-        if spec.weights is None and spec.scheme is None:
+        if spec.is_trained and spec.scheme is None:
             message = f"the study would train a teacher on labels, and {reason}"
             place = ("teacher",) if study.teacher is not None else ("scheme",)
-            fix = f"give a teacher with `weights`, or {RAISE}"
+            fix = f"give a teacher with `weights` or `outputs`, or {RAISE}"
             yield Issue(place, message, fix)
             break
     metric = f"train_{study.learning_task.train_metric}"
