@@ -185,9 +185,9 @@ def _rejection(value: object) -> str:
 
 
 _REGRESSION = (
-    "raykd trains classifiers, and a label is a text or a whole number (regression on such numbers "
-    "is not supported); name another data.label, turn ranges of numbers into classes such as 'low' "
-    "and 'high', or write names so that they do not read as numbers, such as 'v3.10'"
+    "a class is a text or a whole number; write `kind: number` for a regression on such numbers, "
+    "name another column, turn ranges of numbers into classes such as 'low' and 'high', or write "
+    "names so that they do not read as numbers, such as 'v3.10'"
 )
 
 

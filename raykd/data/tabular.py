@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
@@ -25,32 +25,26 @@ from raykd.data.dataset import (
     TestFraction,
     ValLimit,
 )
-from raykd.data.labels import read_labels
 from raykd.data.splits import fingerprint, split_rows
-from raykd.data.table import Dialect, Table, check_dialect, check_table, read_table, short_repr
+from raykd.data.table import Dialect, Table, check_dialect, check_table, read_table
+from raykd.data.targets import (
+    TASK_OF,
+    Tables,
+    TargetKind,
+    is_missing,
+    parsed,
+    read_targets,
+    refusal,
+    standardization,
+)
 from raykd.registry import option
-from raykd.tasks import Classification, Embedding, MultiLabel, Regression, Task
-
-TargetKind = Literal["number", "class", "labels", "vector"]
-
-TASK_OF: Mapping[TargetKind, type[Task]] = {
-    "number": Regression,
-    "class": Classification,
-    "labels": MultiLabel,
-    "vector": Embedding,
-}
-
-MISSING = {"", "na", "n/a", "nan", "null", "none"}
-"""Texts of missing values, in lower case."""
+from raykd.tasks import Task
 
 MOST_CATEGORIES = 10_000
 """Maximum number of values of a column of categories."""
 
 FEWEST_ROWS = 10
 """Minimum number of rows of a training table."""
-
-Tables = Mapping[str, Sequence[Table]]
-"""Tables by split."""
 
 T = TypeVar("T")
 
@@ -168,12 +162,12 @@ class TabularSource(Source):
                 f"table: {self.file} has {len(rows['train'])} rows; at least {FEWEST_ROWS} are "
                 "needed for training, validation and test"
             )
-        target = _read_target(tables, self)
+        target = read_targets(tables, self.kind, self.targets)
         is_class = self.kind == "class"
         strata = target.values if is_class else np.zeros(len(target.values), np.int64)
         rows = split_rows(rows, strata, self, target.names if is_class else ())
         inputs = _read_inputs(tables, self, rows["train"])
-        mean, scale = _standardization(target, self, rows["train"])
+        mean, scale = standardization(target, self.kind, rows["train"])
         values = torch.from_numpy(target.values if is_class else (target.values - mean) / scale)
         values = values if is_class else values.float()
         splits = {}
@@ -220,19 +214,6 @@ class TabularSource(Source):
 
 
 @dataclass(frozen=True)
-class _Target:
-    """Targets of all rows.
-
-    Attributes:
-        values: (N,) int64 class indices, or (N, D) float64.
-        names: of the classes, labels or values.
-    """
-
-    values: np.ndarray
-    names: tuple[str, ...]
-
-
-@dataclass(frozen=True)
 class _Inputs:
     """Inputs of all rows.
 
@@ -274,102 +255,6 @@ def _rows_of(tables: Tables) -> dict[str, np.ndarray]:
         rows[split] = np.arange(start, start + sum(map(len, parts)))
         start += len(rows[split])
     return rows
-
-
-def _read_target(tables: Tables, source: TabularSource) -> _Target:
-    if source.kind == "class":
-        labels = read_labels(tables, source.targets[0])
-        return _Target(labels.targets, labels.class_names)
-    read = [table for parts in tables.values() for table in parts]
-    if source.kind == "vector":
-        vectors = [row for table in read for row in _vectors(table, source.targets[0])]
-        _check_lengths(read, vectors, source.targets[0])
-        values = np.array(vectors, dtype=np.float64)
-        return _Target(values, tuple(f"v{place}" for place in range(values.shape[1])))
-    as_value = _label if source.kind == "labels" else _number
-    columns = [
-        [as_value(table, name, row) for table in read for row in range(len(table))]
-        for name in source.targets
-    ]
-    return _Target(np.array(columns, dtype=np.float64).T, source.targets)
-
-
-def _standardization(
-    target: _Target, source: TabularSource, train: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return mean and standard deviation of each target on the training split."""
-    if source.kind != "number":
-        return np.zeros(1), np.ones(1)
-    values = target.values[train]
-    mean, scale = values.mean(0), values.std(0)
-    constant = [name for name, size in zip(target.names, scale, strict=True) if size == 0]
-    if constant:
-        raise ValueError(
-            f"table: column '{constant[0]}' of the target has the value {values[0].max():g} in all "
-            "training rows; name another target"
-        )
-    return mean, scale
-
-
-def _refusal(table: Table, name: str, row: int, needed: str) -> ValueError:
-    value = short_repr(table.columns[name][row])
-    return ValueError(
-        f"table: {table.file}: {table.place(row)} holds {value} in column '{name}'; {needed}"
-    )
-
-
-def _number(table: Table, name: str, row: int) -> float:
-    number = _parsed(table.columns[name][row])
-    if number is None or not math.isfinite(number):
-        fix = "the target must be a finite number: correct or remove the row"
-        kinds = "; for classes write `kind: class`"
-        raise _refusal(table, name, row, fix + (kinds if number is None else ""))
-    return number
-
-
-def _label(table: Table, name: str, row: int) -> float:
-    value = table.columns[name][row]
-    text = str(value).strip().casefold()
-    number = {"true": 1.0, "false": 0.0}.get(text, _parsed(value))
-    if number not in (0.0, 1.0):
-        raise _refusal(table, name, row, "a label must be 0 or 1, or true or false")
-    return number
-
-
-def _vectors(table: Table, name: str) -> Iterator[list[float]]:
-    for row, value in enumerate(table.columns[name]):
-        numbers = [*map(_parsed, value)] if isinstance(value, list | tuple | np.ndarray) else []
-        vector = [number for number in numbers if number is not None and math.isfinite(number)]
-        if not vector or len(vector) < len(numbers):
-            needed = "a vector must be a list of finite numbers (in a Parquet or JSON file)"
-            raise _refusal(table, name, row, needed)
-        yield vector
-
-
-def _check_lengths(read: Sequence[Table], vectors: Sequence[Sequence[float]], name: str) -> None:
-    places = ((table, row) for table in read for row in range(len(table)))
-    for (table, row), vector in zip(places, vectors, strict=True):
-        if len(vector) != len(vectors[0]):
-            needed = f"it has {len(vector)} numbers and the first vector {len(vectors[0])}"
-            raise _refusal(table, name, row, needed)
-
-
-def _parsed(value: object) -> float | None:
-    """Return a value as a number; None if it is no number or missing."""
-    if value is None or isinstance(value, list | dict):
-        return None
-    if isinstance(value, str) and value.strip().casefold() in MISSING:
-        return None
-    try:
-        return float(value)  # type: ignore[arg-type]  # other types raise
-    except (TypeError, ValueError):
-        return None
-
-
-def _is_missing(value: object) -> bool:
-    if isinstance(value, float) and math.isnan(value):
-        return True
-    return value is None or (isinstance(value, str) and value.strip().casefold() in MISSING)
 
 
 def _read_inputs(tables: Tables, source: TabularSource, train: np.ndarray) -> _Inputs:
@@ -426,8 +311,8 @@ def _read_inputs(tables: Tables, source: TabularSource, train: np.ndarray) -> _I
 
 def _are_numbers(tables: Sequence[Table], name: str) -> bool:
     """Return whether all values of a column that are not missing are numbers."""
-    values = [value for table in tables for value in table.columns[name] if not _is_missing(value)]
-    return all(_parsed(value) is not None for value in values)
+    values = [value for table in tables for value in table.columns[name] if not is_missing(value)]
+    return all(parsed(value) is not None for value in values)
 
 
 def _number_column(tables: Tables, name: str) -> np.ndarray:
@@ -435,10 +320,10 @@ def _number_column(tables: Tables, name: str) -> np.ndarray:
     numbers: list[float] = []
     for table in (table for parts in tables.values() for table in parts):
         for row, value in enumerate(_values_of(table, name)):
-            number = math.nan if _is_missing(value) else _parsed(value)
+            number = math.nan if is_missing(value) else parsed(value)
             if number is None or math.isinf(number):
                 needed = "the training table has finite numbers there: correct or remove the row"
-                raise _refusal(table, name, row, needed)
+                raise refusal(table, name, row, needed)
             numbers.append(number)
     return np.array(numbers, dtype=np.float64)
 
@@ -449,8 +334,8 @@ def _code_column(tables: Tables, name: str, train: np.ndarray) -> tuple[np.ndarr
     for table in (table for parts in tables.values() for table in parts):
         for row, value in enumerate(_values_of(table, name)):
             if isinstance(value, list | dict):
-                raise _refusal(table, name, row, "an input must be a number or a category")
-            texts.append("" if _is_missing(value) else str(value).strip())
+                raise refusal(table, name, row, "an input must be a number or a category")
+            texts.append("" if is_missing(value) else str(value).strip())
     present = sorted({texts[row] for row in train.tolist()} - {""})
     if len(present) > MOST_CATEGORIES:
         raise ValueError(

@@ -28,7 +28,7 @@ from raykd.data.dataset import (
     ValLimit,
 )
 from raykd.data.duplicates import duplicate_warnings
-from raykd.data.labels import Labels, listed, quoted, read_labels
+from raykd.data.labels import listed, quoted
 from raykd.data.splits import fingerprint, split_rows
 from raykd.data.table import (
     Dialect,
@@ -39,8 +39,17 @@ from raykd.data.table import (
     read_table,
     short_repr,
 )
+from raykd.data.targets import (
+    TASK_OF,
+    Tables,
+    TargetKind,
+    Targets,
+    read_targets,
+    standardization,
+)
 from raykd.data.text_encoding import HALF_CHARACTER, has_half_characters
 from raykd.registry import option
+from raykd.tasks import Task
 
 MAX_UNKNOWN = 0.1
 """Fraction of unknown tokens above which a tokenizer does not suit the texts."""
@@ -71,6 +80,9 @@ class Texts(Source):
     Classes are the labels of the training table, sorted by number or by text: white space around
     labels is removed, case matters, and numbers with decimals or several labels per text are
     rejected. All rows are read, or an error names the line.
+
+    Other targets are numbers, standardized on the training split, labels (columns of 0 and 1), or
+    the vectors of a teacher.
     """
 
     name: Literal["text"] = "text"
@@ -81,7 +93,18 @@ class Texts(Source):
     second: Annotated[
         str | None, Field(description="Column of the second text, for tasks on pairs of texts")
     ] = None
-    label: Column = "label"
+    label: Annotated[
+        str | tuple[Annotated[str, Field(min_length=1)], ...],
+        Field(min_length=1, description="Column of the target, or a list of columns"),
+    ] = "label"
+    kind: Annotated[
+        TargetKind,
+        Field(
+            description="Meaning of `label`. class: one class; number: real values, standardized; "
+            "labels: columns of 0 and 1, one a label; vector: a column of lists of numbers, such "
+            "as the embeddings of a teacher"
+        ),
+    ] = "class"
     delimiter: Annotated[
         str | None,
         Field(
@@ -123,7 +146,13 @@ class Texts(Source):
     def __post_init__(self) -> None:
         if self.augment:
             raise ValueError("augmentations need images; leave `augment` out")
+        if self.kind in ("class", "vector") and len(self._label_columns) > 1:
+            fix = "write `kind: labels` for several columns of 0 and 1"
+            raise ValueError(f"`kind: {self.kind}` has one column `label`; name one, or {fix}")
         check_dialect(self._dialect)
+
+    def default_task(self) -> Task:
+        return TASK_OF[self.kind]()  # type: ignore[call-arg]  # a task has defaults
 
     def check(self) -> None:
         _check_libraries()
@@ -140,18 +169,21 @@ class Texts(Source):
         self.check()
         tables = {split: self._tables(file) for split, file in self._files().items()}
         texts = _texts(tables, self._text_columns)
-        labels = read_labels(tables, self.label)
+        labels = self._targets(tables)
         rows = self._split_rows(tables, labels)
+        mean, scale = _standardized(labels, self.kind, rows["train"])
+        is_class, is_number = self.kind == "class", self.kind == "number"
+        values = labels.values if is_class else (labels.values - mean) / scale
         tokens = _tokenize(_load_tokenizer(_path(self.tokenizer)), texts, self)
-        splits = {part: _split(tokens.inputs, labels.targets, rows[part]) for part in PARTS}
+        splits = {part: _split(tokens.inputs, values, rows[part]) for part in PARTS}
         notes, warnings = _remarks(tables, labels, tokens)
         return Dataset(
             name=self.name,
             train=splits["train"],
             val=splits["val"],
             test=splits["test"],
-            classes=len(labels.class_names),
-            class_names=labels.class_names,
+            classes=len(labels.names),
+            class_names=labels.names,
             input_shape=(self.max_length,),
             mean=(),
             std=(),
@@ -162,33 +194,49 @@ class Texts(Source):
             notes=notes,
             warnings=(
                 *warnings,
-                *_missing_classes(tables, labels, rows),
+                *(_missing_classes(tables, labels, rows) if is_class else ()),
                 *_blank(texts, tables),
-                *duplicate_warnings(_plain(texts), labels.targets, rows, "text"),
+                *duplicate_warnings(_plain(texts), _identities(labels), rows, "text"),
                 *tokens.warnings,
             ),
             raw=Raw(
                 preparation=f"the tokenizer of {self.tokenizer} with truncation and padding to "
                 f"{self.max_length} tokens"
             ),
+            target_mean=tuple(mean.tolist()) if is_number else (),
+            target_scale=tuple(scale.tolist()) if is_number else (),
         )
 
-    def _split_rows(self, tables: Tables, labels: Labels) -> dict[str, np.ndarray]:
+    def _targets(self, tables: Tables) -> Targets:
+        try:
+            return read_targets(tables, self.kind, self._label_columns)
+        except ValueError as error:
+            raise ValueError(
+                f"text: {str(error).removeprefix('text: ').removeprefix('table: ')}"
+            ) from None
+
+    def _split_rows(self, tables: Tables, labels: Targets) -> dict[str, np.ndarray]:
         """Return the rows of each split, counted over all tables."""
         rows: dict[str, np.ndarray] = {}
         start = 0
         for split, parts in tables.items():
             rows[split] = np.arange(start, start + sum(map(len, parts)))
             start += len(rows[split])
+        if self.kind != "class":
+            return split_rows(rows, np.zeros(len(labels.values), np.int64), self)
         try:
-            _check_sizes(rows, labels, self.label)
-            return split_rows(rows, labels.targets, self)
+            _check_sizes(rows, labels, self._label_columns[0])
+            return split_rows(rows, labels.values, self)
         except ValueError as error:  # suspicious labels may be the reason
             raise ValueError("; ".join([str(error), *labels.warnings])) from None
 
     @property
     def _dialect(self) -> Dialect:
         return Dialect(self.delimiter, self.quoting, self.encoding, self.columns or ())
+
+    @property
+    def _label_columns(self) -> tuple[str, ...]:
+        return (self.label,) if isinstance(self.label, str) else self.label
 
     @property
     def _text_columns(self) -> list[str]:
@@ -199,7 +247,7 @@ class Texts(Source):
         return {part: _path(file) for part, file in named.items() if file is not None}
 
     def _tables(self, file: Path) -> list[Table]:
-        return [*read_table(file, [*self._text_columns, self.label], self._dialect)]
+        return [*read_table(file, [*self._text_columns, *self._label_columns], self._dialect)]
 
 
 @dataclass(frozen=True)
@@ -234,20 +282,30 @@ def _check_libraries() -> None:
         )
 
 
-Tables = Mapping[str, Sequence[Table]]
-"""Tables by split."""
+def _standardized(
+    targets: Targets, kind: TargetKind, train: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    try:
+        return standardization(targets, kind, train)
+    except ValueError as error:
+        raise ValueError(f"text: {str(error).removeprefix('table: ')}") from None
 
 
-def _check_sizes(rows: Mapping[str, np.ndarray], labels: Labels, column: str) -> None:
+def _identities(targets: Targets) -> np.ndarray:
+    """Return a number for each row; rows with equal targets have equal numbers."""
+    if targets.values.ndim == 1:
+        return targets.values
+    return np.unique(targets.values, axis=0, return_inverse=True)[1].reshape(-1)
+
+
+def _check_sizes(rows: Mapping[str, np.ndarray], labels: Targets, column: str) -> None:
     """Check that each class has a row for every split that is split off the training table."""
     least = 4 - len(rows)
-    sizes = np.bincount(labels.targets[rows["train"]], minlength=len(labels.class_names))
+    sizes = np.bincount(labels.values[rows["train"]], minlength=len(labels.names))
     small = [int(index) for index in np.argsort(sizes, kind="stable") if sizes[index] < least]
     if not small:
         return
-    every = listed(
-        f"{quoted(labels.class_names[i])} ({counted(int(sizes[i]), 'row')})" for i in small
-    )
+    every = listed(f"{quoted(labels.names[i])} ({counted(int(sizes[i]), 'row')})" for i in small)
     cut = " and ".join(split for split in ("val", "test") if split not in rows)
     doubt = (
         f"; {len(small):,} of {len(sizes):,} labels are that rare: is '{column}' a column of class "
@@ -263,18 +321,18 @@ def _check_sizes(rows: Mapping[str, np.ndarray], labels: Labels, column: str) ->
 
 
 def _missing_classes(
-    tables: Tables, labels: Labels, rows: Mapping[str, np.ndarray]
+    tables: Tables, labels: Targets, rows: Mapping[str, np.ndarray]
 ) -> Iterator[str]:
     """Warn about classes that a validation or test table lacks."""
     for split in tables:
-        present = set(labels.targets[rows[split]].tolist())
-        absent = [name for i, name in enumerate(labels.class_names) if i not in present]
+        present = set(labels.values[rows[split]].tolist())
+        absent = [name for i, name in enumerate(labels.names) if i not in present]
         if absent and split != "train":
             yield f"the {split} table has no rows with the label {listed(map(quoted, absent))}"
 
 
 def _remarks(
-    tables: Tables, labels: Labels, tokens: _Tokens
+    tables: Tables, labels: Targets, tokens: _Tokens
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Return the notes of the tables, labels and tokens, and the warnings of tables and labels."""
     read = [table for parts in tables.values() for table in parts]
@@ -428,6 +486,11 @@ def _split(tokens: Mapping[str, Tensor], targets: np.ndarray, rows: np.ndarray) 
     chosen = torch.from_numpy(rows.astype(np.int64))
     return Split(
         inputs={key: value[chosen] for key, value in tokens.items()},
-        targets=torch.from_numpy(targets[rows]),
+        targets=_tensor(targets[rows]),
         index=chosen,
     )
+
+
+def _tensor(targets: np.ndarray) -> Tensor:
+    values = torch.from_numpy(targets)
+    return values.float() if values.is_floating_point() else values

@@ -33,6 +33,8 @@ def classes_text(count: int, names: Sequence[str]) -> str:
     """Format the number and first names of the classes: "12 classes: ant, bee, ... (4 more)"."""
     if not names:
         return f"{count} classes"
+    if names[0] == "v0":  # a vector, whose values have no names
+        return f"{count} values"
     listed = ", ".join(_short_name(name) for name in names[:MAX_NAMES])
     more = f", ... ({count - MAX_NAMES} more)" if count > MAX_NAMES else ""
     noun = "classes" if count > 1 else "value"  # a single output is a real value

@@ -39,6 +39,8 @@ def preprocessing_of(data: Dataset) -> Preprocessing:
             padding=data.padding,
             vocabulary=data.vocabulary,
             preparation=raw.preparation,
+            output_mean=data.target_mean,
+            output_scale=data.target_scale,
         )
     dtype = raw.dtype or str(inputs.dtype).removeprefix("torch.")
     if inputs.dtype != torch.uint8:

@@ -80,9 +80,9 @@ def test_other_tables_use_classes_of_training_table() -> None:
         (["1", "2", "n/a"], "line 4 holds 'n/a' .* where 2 other rows hold numbers"),
         (["1.0", "NaN", "2.0"], "line 3 holds 'NaN' .* where 2 other rows hold numbers"),
         (["1", "2", "inf"], "line 4 holds 'inf' .* where 2 other rows hold numbers"),
-        (["1", "0.5"], "line 3 holds 0.5 in .*regression"),
-        ([0.5, 1.5], "line 2 holds 0.5 in .*regression"),
-        ([1.0, float("inf")], "line 3 holds inf in .*regression"),
+        (["1", "0.5"], "line 3 holds 0.5 in .*kind: number"),
+        ([0.5, 1.5], "line 2 holds 0.5 in .*kind: number"),
+        ([1.0, float("inf")], "line 3 holds inf in .*kind: number"),
         ([[1, 0], [0, 1]], "one label per text, not several"),
         ([{"a": 1}], "a label is a text or a whole number"),
         ([b"a", b"b"], "holds b'a'.* a label is a text or a whole number"),
@@ -136,7 +136,7 @@ def test_integers_beyond_float_precision() -> None:
         "100000000000000000",
         "100000000000000001",
     )
-    with pytest.raises(ValueError, match="regression on such numbers"):
+    with pytest.raises(ValueError, match="for a regression on such numbers"):
         read(["100000000000000000.5", "2"])
 
 

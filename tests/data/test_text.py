@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pyarrow as pa
 import pytest
 import torch
@@ -214,7 +215,7 @@ class TestMistakes:
         with pytest.raises(ValueError, match="line 2 holds 1 in column 'text', not a text"):
             _source(corpus, numbers).load()
         fractions = _write(tmp_path / "f.csv", [("a", 0.5), ("b", 1.5)], ("text", "label"))
-        with pytest.raises(ValueError, match=r"line 2 holds 0\.5 in column 'label'; raykd trains"):
+        with pytest.raises(ValueError, match=r"line 2 holds 0\.5 in column 'label'; a class is"):
             _source(corpus, fractions).load()
         table = _write(tmp_path / "one.csv", [("a", "x"), ("b", "x")], ("text", "label"))
         with pytest.raises(ValueError, match="a classifier needs two classes"):
@@ -365,5 +366,71 @@ def test_validate_rejects_other_tasks(corpus: Path, tmp_path: Path) -> None:
         f"name: x\ndata: {{name: text, file: {file}, tokenizer: {corpus / 'tokenizer'}}}\n"
         "student: {model: {name: hf/bert}}\nscheme: alone\n"
     )
-    with pytest.raises(ValueError, match=r"study\.yaml:2: data: .*line 3 holds 0\.14 .*regression"):
+    with pytest.raises(
+        ValueError, match=r"study\.yaml:2: data: .*line 3 holds 0\.14 .*kind: number"
+    ):
         explain_file(str(study))
+
+
+# Targets that are no classes
+
+ROWS = 24
+
+
+def _target_table(file: Path, **columns: Any) -> Path:
+    texts = [f"the {word} film number {row}" for row, word in enumerate(("good", "bad") * 12)]
+    pd.DataFrame({"text": texts, **columns}).to_parquet(file)
+    return file
+
+
+def test_numbers_are_standardized(corpus: Path, tmp_path: Path) -> None:
+    scores = [float(row % 7) for row in range(ROWS)]
+    file = _target_table(tmp_path / "scores.parquet", score=scores)
+    source = _source(corpus, file, label="score", kind="number")
+    data = source.load()
+    assert (source.default_task().name, data.classes, data.class_names) == (
+        "regression",
+        1,
+        ("score",),
+    )
+    targets = data.train.targets
+    assert targets.dtype == torch.float32 and targets.shape == (len(data.train), 1)
+    assert float(targets.mean()) == pytest.approx(0, abs=1e-6)
+    units = targets[:, 0].double() * data.target_scale[0] + data.target_mean[0]
+    expected = [scores[row] for row in data.train.index.tolist()]
+    assert units.tolist() == pytest.approx(expected, abs=1e-5)
+
+
+def test_vectors_and_labels_are_targets(corpus: Path, tmp_path: Path) -> None:
+    vectors = [[float(row), 1.0, -0.5 * row] for row in range(ROWS)]
+    file = _target_table(tmp_path / "vectors.parquet", vector=vectors)
+    data = _source(corpus, file, label="vector", kind="vector").load()
+    assert data.classes == 3
+    assert data.test.targets.tolist() == [vectors[row] for row in data.test.index.tolist()]
+    labels = {"good": [1, 0] * 12, "long": [0, 1] * 12}
+    file = _target_table(tmp_path / "labels.parquet", **labels)
+    source = _source(corpus, file, label=("good", "long"), kind="labels")
+    data = source.load()
+    assert source.default_task().name == "multi_label"
+    assert data.class_names == ("good", "long")
+    assert data.val.targets.sum(1).tolist() == [1.0] * len(data.val)
+
+
+@pytest.mark.parametrize(
+    ("kind", "label", "message"),
+    [
+        ("number", "word", "text: .* row 1 holds 'bad' in column 'word'; the target must be"),
+        ("number", "same", "text: column 'same' of the target has the value 3 in all"),
+        ("vector", "same", "a vector must be a list of finite numbers"),
+        ("labels", "score", "a label must be 0 or 1"),
+        ("class", ("word", "same"), "`kind: class` has one column `label`"),
+        ("vector", "nothing", "no column 'nothing'"),
+    ],
+)
+def test_wrong_targets_name_the_row(
+    kind: str, label: str | tuple[str, ...], message: str, corpus: Path, tmp_path: Path
+) -> None:
+    columns = {"word": ["bad"] * ROWS, "same": [3.0] * ROWS, "score": [0.5] * ROWS}
+    file = _target_table(tmp_path / "wrong.parquet", **columns)
+    with pytest.raises(ValueError, match=message):
+        _source(corpus, file, label=label, kind=kind).load()
