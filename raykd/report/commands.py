@@ -184,32 +184,27 @@ def _dashboard_command(storage: str) -> Command:
 def run_status(result: RunResult, history: Sequence[Event]) -> str:
     """Return the state of a study: "running", "finished", "failed" or "interrupted".
 
-    A study is "running" while a process trains for it; while that process only sends the last
-    events to MLflow, it has ended.  A study whose process died without a final status is
-    "interrupted".
+    A study is "running" while a process works on it, but "finished" while that process only sends
+    the last events to MLflow.  A study whose process died without a final status is "interrupted".
 
     Args:
         result: the result of the study.
         history: events of its journal.
     """
-    ended = _ended_status(history)
-    if ended is None and active_driver(result.folder) is not None:
+    status = last_status(history)
+    if status != "finished" and active_driver(result.folder) is not None:
         return "running"
-    return last_status(history)
+    return status
 
 
 def last_status(history: Sequence[Event]) -> str:
     """Return the last `done` status of the study, or "interrupted" if there is none."""
-    return _ended_status(history) or "interrupted"
-
-
-def _ended_status(history: Sequence[Event]) -> str | None:
     for event in reversed(history):
         if isinstance(event, StudyEnded):
             return event.status
         if isinstance(event, StudyStarted):
             break
-    return None
+    return "interrupted"
 
 
 def can_resume(result: StudyResult, history: Sequence[Event]) -> bool:

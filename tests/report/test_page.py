@@ -73,6 +73,57 @@ def table(page: Page, name: str) -> Cells:
     return next(block for block in blocks if isinstance(block, Cells) and block.id == name)
 
 
+def test_slices_of_gains_are_those_of_journal(page: Page, result: StudyResult) -> None:
+    lines = [json.loads(line) for line in (result.folder / "journal.jsonl").open()]
+    starts = {line["id"]: line for line in lines if line["event"] == "run"}
+    ends = {
+        line["id"]: {**last_epoch(lines, line["id"]), **line["metrics"]}
+        for line in lines
+        if line["event"] == "end" and line["status"] == "finished"
+    }
+    baselines = {id: ends[id] for id in ends if starts[id]["role"] == "alone"}
+    expected: dict[str, dict[str, float]] = {"trial": {}, "finalist": {}}
+    for id, start in starts.items():
+        network = start["assignment"]["study"]["student"]
+        same = [
+            values["val_accuracy"]
+            for alone, values in baselines.items()
+            if starts[alone]["assignment"]["study"]["student"] == network
+        ]
+        if start["role"] == "trial" and id in ends and same:
+            expected["trial"][id] = ends[id]["val_accuracy"] - np.mean(same)
+    for trial in {starts[id]["parent"] for id in baselines}:
+        seeds: dict[str, dict[int, float]] = {"replicate": {}, "alone": {}}
+        for id, start in starts.items():
+            if start["parent"] == trial and id in ends:
+                seeds[start["role"]][start["seed"]] = ends[id]["test_accuracy"]
+        pairs = [seeds["replicate"][seed] - seeds["alone"][seed] for seed in seeds["alone"]]
+        expected["finalist"][trial] = float(np.mean(pairs))
+    assert expected["trial"] and expected["finalist"]
+    [picture] = [each for each in page.pictures if each.id == "gains"]
+    figure: Any = picture.figure
+    titles = [each.text for each in figure.layout.annotations]
+    assert any("temperature" in title for title in titles)
+    assert any("weight" in title for title in titles)
+    for trace in figure.data:
+        shown = dict(zip(trace.text, trace.y, strict=True))
+        group = expected[trace.name.partition(",")[0]]
+        assert shown == pytest.approx({id: group[id] for id in shown})
+        temperature = titles[0] if trace.xaxis == "x" else ""
+        if temperature and trace.name.startswith("finalist"):
+            assert set(shown) == set(group)
+            drawn = [starts[id]["params"] for id in shown]
+            values = [params.get("knowledge[0].loss.temperature") for params in drawn]
+            weights = [params.get("knowledge[0].weight") for params in drawn]
+            assert list(trace.x) in (pytest.approx(values), pytest.approx(weights))
+
+
+def last_epoch(lines: list[Any], id: str) -> dict[str, float]:
+    """Return the metrics of a training's last epoch."""
+    epochs = [line for line in lines if line["event"] == "epoch" and line["id"] == id]
+    return epochs[-1]["metrics"] if epochs else {}
+
+
 def test_run_writes_its_page_and_publishes_it(result: StudyResult) -> None:
     assert (result.folder / "report" / "report.html").is_file()
     artifacts = [
@@ -113,6 +164,7 @@ def test_sections_and_figures_are_complete(page: Page) -> None:
         "confusion",
         "reliability",
         "slices",
+        "gains",
         "coordinates",
         "curves",
         "terms",

@@ -12,11 +12,11 @@ import plotly.graph_objects as go
 from optuna.distributions import CategoricalDistribution
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
-from plotly.subplots import make_subplots
 
 from raykd.report.format import short_parameter
 from raykd.report.page.content import GRAY, PALETTE, Block, Picture
-from raykd.report.page.search_figures import log_axis
+from raykd.report.page.gain_slices import gain_slices
+from raykd.report.page.parameter_grid import TRIAL_ID, ParameterGrid
 from raykd.report.summary.search import SearchSummary
 from raykd.tuning.number_format import words
 
@@ -24,9 +24,6 @@ MIN_TRIALS = 8
 """Minimum number of trials for an importance."""
 
 MAX_BRANCHES = 5
-COLUMNS = 3
-"""Columns of the grid of slices."""
-
 NONE = -1.0
 """Place of trials without a value on an axis of texts."""
 
@@ -50,6 +47,7 @@ def parameter_blocks(summary: SearchSummary) -> list[Block]:
         for picture in (
             _importances(trials, objective),
             _slices(trials, names, objective),
+            gain_slices(trials, names, summary),
             _coordinates(trials, names, objective),
         ):
             blocks += list(picture)
@@ -79,15 +77,16 @@ def _trials(summary: SearchSummary) -> list[FrozenTrial]:
     records = {record.id: record for record in summary.result.records.of("trial")}
     trials = []
     for trial in study.trials:
-        record = records.get(str(trial.user_attrs.get("raykd.id")))
+        record = records.get(str(trial.user_attrs.get(TRIAL_ID)))
         value = record.metrics.get(name) if record is not None else None
-        if value is not None and trial.params:
+        if record is not None and value is not None and trial.params:
             trials.append(
                 optuna.create_trial(
                     state=TrialState.COMPLETE,
                     value=value,
                     params=trial.params,
                     distributions=trial.distributions,
+                    user_attrs={TRIAL_ID: record.id},
                 )
             )
     return trials
@@ -184,23 +183,13 @@ def _slices(trials: Sequence[FrozenTrial], names: Names, objective: str) -> Iter
     chosen = list(names[:MAX_PARAMETERS])
     if not chosen:
         return
-    rows = -(-len(chosen) // COLUMNS)
-    figure = make_subplots(
-        rows,
-        COLUMNS,
-        shared_yaxes=True,
-        horizontal_spacing=0.04,
-        vertical_spacing=0.3 / rows,
-        subplot_titles=[short_parameter(name) for name in chosen],
-    )
-    for position, name in enumerate(chosen):
+    grid = ParameterGrid(trials, chosen)
+    figure = grid.figure
+    for name in chosen:
         members = [(number, trial) for number, trial in enumerate(trials) if name in trial.params]
-        row, column = position // COLUMNS + 1, position % COLUMNS + 1
-        distribution = members[0][1].distributions[name]
-        categorical = isinstance(distribution, CategoricalDistribution)
-        values = [trial.params[name] for _, trial in members]
+        row, column = grid.place(name)
         figure.add_scatter(
-            x=[str(value) for value in values] if categorical else values,
+            x=grid.coordinates(name, [trial for _, trial in members]),
             y=[trial.value for _, trial in members],
             mode="markers",
             showlegend=False,
@@ -216,19 +205,11 @@ def _slices(trials: Sequence[FrozenTrial], names: Names, objective: str) -> Iter
             row=row,
             col=column,
         )
-        if isinstance(distribution, CategoricalDistribution):
-            order = [str(choice) for choice in distribution.choices]
-            options = {"type": "category", "categoryorder": "array", "categoryarray": order}
-            figure.update_xaxes(**options, row=row, col=column)
-        elif getattr(distribution, "log", False):
-            figure.update_xaxes(**log_axis(values), row=row, col=column)
     figure.update_yaxes(tickformat=".0%")
-    figure.update_annotations(font={"size": 13})
-    figure.update_layout(margin={"t": 40})
     text = (
         f"{words(objective).capitalize()} against each parameter; darker points are later trials."
     )
-    yield Picture("slices", "Slices", text, figure, 90 + 210 * rows)
+    yield Picture("slices", "Slices", text, figure, grid.height)
 
 
 def _coordinates(trials: Sequence[FrozenTrial], names: Names, objective: str) -> Iterator[Picture]:
