@@ -130,6 +130,8 @@ def quickstart() -> dict[str, Any]:
 
 def complete(part: dict[str, Any]) -> dict[str, Any]:
     """Complete a part of a study, or of a term, with the quickstart's other values."""
+    if {"name", "data", "student"} <= part.keys():
+        return part  # a whole study
     study = quickstart()
     del study["search"]["constraints"]
     if part.keys() <= raykd.Study.__dataclass_fields__.keys():
