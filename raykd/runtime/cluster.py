@@ -324,16 +324,15 @@ def session_token() -> Iterator[None]:
     Ray itself would write one to `~/.ray/auth_token`, readable by everybody, and fail if the home
     folder cannot be written.  A token file that others can read is not used.
 
-    The token stays in the process if Ray is lost: threads of Ray that still run end the process
-    where they find none.
+    Token and mode of authentication are restored afterwards: a Ray that another program of the
+    user starts later would wait for a token that no longer exists.  They stay in the process if
+    Ray is lost: threads of Ray that still run end the process where they find none.
     """
-    name = "RAY_AUTH_TOKEN"
-    if os.environ.get(name) or (has_token() and not is_exposed(token_file())):
-        yield
-        return
-    before = os.environ.get(name)  # empty, if anything
-    os.environ[name] = secrets.token_hex(32)
-    ray_patches.reset_token_cache()
+    names = ("RAY_AUTH_TOKEN", "RAY_AUTH_MODE")  # Ray sets the mode when it starts
+    before = {name: os.environ.get(name) for name in names}
+    if not before["RAY_AUTH_TOKEN"] and (not has_token() or is_exposed(token_file())):
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+        ray_patches.reset_token_cache()
     is_lost = False
     try:
         yield
@@ -342,9 +341,10 @@ def session_token() -> Iterator[None]:
         raise
     finally:
         if not is_lost:
-            os.environ.pop(name)
-            if before is not None:
-                os.environ[name] = before
+            for name, value in before.items():
+                os.environ.pop(name, None)
+                if value is not None:
+                    os.environ[name] = value
             ray_patches.reset_token_cache()
 
 

@@ -109,9 +109,12 @@ def test_session_creates_token_if_user_has_none(
     monkeypatch.setenv("HOME", str(tmp_path))
     for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
     with session_token():
         assert len(os.environ["RAY_AUTH_TOKEN"]) == 64
+        os.environ["RAY_AUTH_MODE"] = "token"  # as Ray does
     assert "RAY_AUTH_TOKEN" not in os.environ and not os.listdir(tmp_path)
+    assert "RAY_AUTH_MODE" not in os.environ, "other programs would wait for a token"
     (tmp_path / ".ray").mkdir()
     file = tmp_path / ".ray/auth_token"
     file.write_text("user's")
@@ -142,6 +145,37 @@ def test_token_stays_if_ray_is_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert os.environ["RAY_AUTH_TOKEN"] == tokens[1] != tokens[0]
     with session_token():
         assert os.environ["RAY_AUTH_TOKEN"] == tokens[1], "a second session has the same token"
+
+
+SESSION = """\
+import os
+from raykd.runtime.cluster import ray_session
+import ray
+
+for _ in range(2):
+    with ray_session(verbose=False):
+        assert ray.get(ray.remote(lambda: 1).remote()) == 1
+        assert os.environ["RAY_AUTH_MODE"] == "token" and os.environ["RAY_AUTH_TOKEN"]
+    names = [name for name in os.environ if name.startswith("RAY_AUTH")]
+    assert not names, names
+"""
+
+
+@pytest.mark.slow
+def test_session_leaves_no_authentication_behind(tmp_path: Path) -> None:
+    """A Ray that the user starts afterwards would wait for the token of the session."""
+    environment = {name: os.environ[name] for name in os.environ if "RAY_AUTH" not in name}
+    command = [sys.executable, "-c", SESSION]
+    run = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+        env=environment,
+        cwd=tmp_path,
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
 
 
 @pytest.mark.slow
