@@ -5,11 +5,13 @@
 Five experiments with one study of 1,000 trainings each: 40 finalists with 3 replicates and 3
 baselines, else trials.  The runs have the params, tags and metrics of raykd's own runs; `--params`
 limits the params of each run.  They are written with SQL, since MLflow's client would take long.
+The journal of each study is among the artifacts of its run, as after a study's end.
 `raykd compare` runs as a command in a new process; other work on the machine disturbs its processor
 time less than its wall time.  The server is MLflow's own on this machine, with the same database
-behind it, and has answered one comparison before.  `server alone` is the time in which it answers
-the same requests, two at a time as `raykd compare` sends them, to a client that does not read
-them; its processor time is that of all of the server's processes.
+behind it, and has answered one comparison before.  With a filter `raykd compare` reads all runs
+from it instead of the journals.  `server alone` is the time in which it answers the requests for
+all runs, two at a time as `raykd compare` sends them, to a client that does not read them; its
+processor time is that of all of the server's processes.
 """
 
 from __future__ import annotations
@@ -36,6 +38,16 @@ import psutil
 from measuring import Demand, Findings, arguments, spread, tell
 
 from raykd.report.comparison.sources import THREADS
+from raykd.study.config import Study
+from raykd.tracking.events import (
+    DataLoaded,
+    EpochFinished,
+    RunEnded,
+    RunStarted,
+    StudyEnded,
+    StudyStarted,
+)
+from raykd.tracking.journal import Journal
 from raykd.tracking.mlflow_client import connect
 from raykd.tracking.mlflow_values import clean_key, text
 from tracking import server  # pyright: ignore[reportAttributeAccessIssue]
@@ -43,6 +55,11 @@ from tracking import server  # pyright: ignore[reportAttributeAccessIssue]
 STUDIES = 5
 FINALISTS = 40
 SEEDS = 3
+
+FILTER = ("--filter", "attributes.status = 'FINISHED'")
+"""All runs."""
+
+FILTERED = "server, with a filter"
 
 RUN_COLUMNS = (
     "run_uuid, name, source_type, source_name, entry_point_name, user_id, status, start_time, "
@@ -80,8 +97,11 @@ def write_store(file: Path, runs: int, params: int) -> Store:
     ids = [client.create_experiment(name) for name in names]
     rows: dict[str, list[tuple[Any, ...]]] = {"runs": [], "params": [], "tags": [], "metrics": []}
     for number, (name, experiment) in enumerate(zip(names, ids, strict=True)):
-        for run in study_runs(name, number, runs // STUDIES):
+        written = list(study_runs(name, number, runs // STUDIES))
+        for run in written:
             add(rows, run, experiment, params)
+        study = file.parent / "artifacts" / experiment / written[0]["id"] / "artifacts" / "study"
+        write_journal(study / "journal.jsonl", written)
     with sqlite3.connect(file) as base:
         marks = ", ".join("?" * 13)
         base.executemany(f"INSERT INTO runs ({RUN_COLUMNS}) VALUES ({marks})", rows["runs"])
@@ -101,11 +121,49 @@ def add(
     """Append the rows of a run."""
     id = run["id"]
     fixed = ("LOCAL", "raykd", "", "bench", "FINISHED", 1000, 1000 + run["ms"], "", "active")
-    rows["runs"].append((id, run["name"], *fixed, f"artifacts/{id}", int(experiment)))
+    rows["runs"].append(
+        (id, run["name"], *fixed, f"mlflow-artifacts:/{experiment}/{id}/artifacts", int(experiment))
+    )
     chosen = list(run["params"].items())[: params or None]
     rows["params"].extend((key, value, id) for key, value in chosen)
     rows["tags"].extend((key, value, id) for key, value in run["tags"].items())
     rows["metrics"].extend((key, value, id) for key, value in run["metrics"].items())
+
+
+def write_journal(file: Path, runs: Sequence[Mapping[str, Any]]) -> None:
+    """Write the journal of a study with the values of its runs, the study's own run first."""
+    from raykd.runtime.jobs import TrainJob
+    from raykd.study.config import plain
+    from raykd.study.short_names import training_names
+
+    study, *trainings = runs
+    with Journal(file) as journal:
+        settings = study["study"]
+        name, id = settings.name, study["tags"]["raykd.study"]
+        journal.append(StudyStarted(id, name=name, resolved=plain(settings), seed=0))
+        journal.append(DataLoaded("digits", "", "f" * 64, {"train": 1222}, 10, [1, 8, 8]))
+        for run in trainings:
+            id = run["tags"]["raykd.id"].partition("/")[2]
+            written, role = plain(run["study"]), run["tags"]["raykd.role"]
+            parent = None if role == "trial" else id.partition("/")[0]
+            job = TrainJob(
+                id=id,
+                role=role,
+                study=written,
+                names=training_names(written),
+                seed=int(run["params"]["seed"]),
+                epochs=run["study"].train.epochs,
+                folder=name,
+                parent=parent,
+            ).plain()
+            start = RunStarted(
+                *(id, role, parent, run["params"], {}, job["seed"], job), name=run["name"]
+            )
+            journal.append(start)
+            for epoch in range(1, job["epochs"] + 1):
+                journal.append(EpochFinished(id, epoch, run["metrics"]))
+            journal.append(RunEnded(id, "finished", metrics=run["metrics"]))
+        journal.append(StudyEnded())
 
 
 def study_runs(name: str, number: int, count: int) -> Iterator[dict[str, Any]]:
@@ -120,7 +178,14 @@ def study_runs(name: str, number: int, count: int) -> Iterator[dict[str, Any]]:
     points = [bound.sample(seed).resolved for seed in range(50)]
     values = [{clean_key(k): text(v) for k, v in study.flat(point).items()} for point in points]
 
-    def run(id: str, role: str, parent: str, params: Mapping[str, str], accuracy: float) -> dict:
+    def run(
+        id: str,
+        role: str,
+        parent: str,
+        params: Mapping[str, str],
+        accuracy: float,
+        point: Study = study.settings,
+    ) -> dict[str, Any]:
         tags = {f"raykd.version.{package}": "1.0.0" for package in range(12)}
         tags |= {"raykd.study": study_id, "raykd.role": role, "raykd.status": "finished"}
         tags |= {"raykd.id": f"{study_id}/{id}" if id else study_id}
@@ -138,6 +203,7 @@ def study_runs(name: str, number: int, count: int) -> Iterator[dict[str, Any]]:
             "tags": tags,
             "metrics": metrics if role != "study" else {},
             "ms": ms,
+            "study": point,
         }
 
     parent = run("", "study", "", {}, 0.0)
@@ -146,7 +212,8 @@ def study_runs(name: str, number: int, count: int) -> Iterator[dict[str, Any]]:
     left = count - trials
     for trial in range(trials):
         params, accuracy = values[trial % len(values)], rng.uniform(0.8, 0.95)
-        first = run(f"trial-{trial:04d}", "trial", parent["id"], params, accuracy)
+        point = points[trial % len(points)]
+        first = run(f"trial-{trial:04d}", "trial", parent["id"], params, accuracy, point)
         yield first
         for seed in range(1, SEEDS + 1):
             for role, kind in (("replicate", "seed"), ("alone", "alone")):
@@ -154,12 +221,13 @@ def study_runs(name: str, number: int, count: int) -> Iterator[dict[str, Any]]:
                     left -= 1
                     seeded = {**params, "seed": str(seed)}
                     id = f"trial-{trial:04d}/{kind}-{seed}"
-                    yield run(id, role, first["id"], seeded, accuracy - 0.01 * (kind == "alone"))
+                    lower = 0.01 * (kind == "alone")
+                    yield run(id, role, first["id"], seeded, accuracy - lower, point)
 
 
-def measure(store: Store, uri: str) -> dict[str, float]:
+def measure(store: Store, uri: str, *options: str) -> dict[str, float]:
     """Run the command once; return its wall and processor time in s and its peak memory in MB."""
-    command = [sys.executable, "-m", "raykd", "compare", *store.experiments]
+    command = [sys.executable, "-m", "raykd", "compare", *store.experiments, *options]
     began = time.perf_counter()
     process = subprocess.Popen(
         [*command, "--tracking-uri", uri], stdout=subprocess.DEVNULL, cwd=store.file.parent
@@ -214,6 +282,9 @@ def measured(args: Any, folder: Path) -> Findings:
     with server(folder, args.server_workers) as (address, process):
         measure(store, address)
         raw["server"] = [measure(store, address) for _ in range(args.repeats)]
+        raw["server, with a filter"] = [
+            measure(store, address, *FILTER) for _ in range(args.repeats)
+        ]
         alone = [server_alone(address, process) for _ in range(args.repeats)]
     rows = [
         {
@@ -230,6 +301,7 @@ def measured(args: Any, folder: Path) -> Findings:
     demands = [
         Demand(f"table from {name}, {unit}", limit, statistics.median(t[key] for t in times))
         for name, times in raw.items()
+        if name != FILTERED
         for key, unit, limit in (("seconds", "s", 10.0), ("MB", "MB", 500.0))
     ]
     settings = {"runs": store.runs, "params": round(store.params), "repeats": args.repeats}

@@ -188,10 +188,27 @@ def text_artifact(uri: str, run_id: str, path: str) -> str:
     return _text(connect(uri), run_id, path)
 
 
+def download_artifact(uri: str, run_id: str, path: str, folder: str) -> Path | None:
+    """Download an artifact of a run into a folder; return its file, or None if it is missing.
+
+    Args:
+        uri: URI of the tracking store.
+        run_id: MLflow's ID of the run.
+        path: path among the run's artifacts.
+        folder: existing folder.
+    """
+    return _download(connect(uri), run_id, path, folder)
+
+
+def _download(client: MlflowClient, run_id: str, path: str, folder: str) -> Path | None:
+    try:
+        return Path(client.download_artifacts(run_id, path, folder))
+    except Exception:  # noqa: BLE001 - artifact stores raise different errors
+        return None
+
+
 def _text(client: MlflowClient, run_id: str, path: str) -> str:
     """Return a text artifact, or an empty string if it is missing."""
     with tempfile.TemporaryDirectory() as folder:
-        try:
-            return Path(client.download_artifacts(run_id, path, folder)).read_text()
-        except Exception:  # noqa: BLE001 - artifact stores raise different errors
-            return ""
+        file = _download(client, run_id, path, folder)
+        return file.read_text(encoding="utf-8") if file is not None else ""

@@ -67,6 +67,11 @@ class StoredRun:
     datasets: tuple[str, ...]
 
     @property
+    def study(self) -> str:
+        """ID of the study that the run belongs to, or an empty string."""
+        return self.tags.get("raykd.study", "")
+
+    @property
     def parent(self) -> str:
         """MLflow's ID of the parent run, or an empty string."""
         return self.tags.get("mlflow.parentRunId", "")
@@ -218,6 +223,23 @@ class ClientRuns:
 
     def runs(self, experiment_ids: Sequence[str], filter_string: str = "") -> list[StoredRun]:
         return list(self._pages(experiment_ids, filter_string))
+
+    def has_count(self, experiment_ids: Sequence[str], filter_string: str, count: int) -> bool:
+        """Return True if a search has exactly `count` results, at least 1.
+
+        The request starts at the last result expected, so that the server reads a run or two
+        instead of all of them.
+        """
+        from mlflow.utils.search_utils import SearchUtils
+
+        token: str | None = None
+        if count > 1:
+            written: bytes | str = SearchUtils.create_page_token(count - 1)
+            token = written.decode() if isinstance(written, bytes) else written
+        page = self._client.search_runs(
+            list(experiment_ids), filter_string, max_results=2, page_token=token
+        )
+        return len(page) == 1
 
     def _pages(self, experiment_ids: Sequence[str], filter_string: str) -> Iterator[StoredRun]:
         token = ""

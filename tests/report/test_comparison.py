@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import math
 import re
+import shutil
 import statistics
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,7 @@ from helpers.mlflow_server import Server
 from raykd.cli.commands import app
 from raykd.errors import StudyError
 from raykd.layer_study.significance import correct_holm
+from raykd.report.comparison import sources
 from raykd.report.comparison.arms import Metric
 from raykd.report.comparison.choices import associations
 from raykd.report.comparison.comparison import Comparison
@@ -33,7 +35,14 @@ from raykd.report.page.comparison_page import comparison_page
 from raykd.tracking.events import RunEnded
 from raykd.tracking.journal import events
 from raykd.tracking.mlflow_client import connect
-from raykd.tracking.mlflow_runs import SEARCH, ClientRuns, ServerRuns, SqliteRuns, open_store
+from raykd.tracking.mlflow_runs import (
+    SEARCH,
+    ClientRuns,
+    ServerRuns,
+    SqliteRuns,
+    StoredRun,
+    open_store,
+)
 from raykd.tracking.store_uri import database_file
 from raykd.tracking.sync import upload_journal
 from raykd.tuning.estimates import paired_gain
@@ -481,10 +490,138 @@ def test_server_needs_one_request_for_page_of_runs(
 
     monkeypatch.setattr(rest_utils, "http_request_safe", counted)
     monkeypatch.setattr("raykd.tracking.mlflow_runs.PAGE", 10)
-    compared = raykd.compare(["better"], tracking_uri=served)
+    compared = raykd.compare(["better"], tracking_uri=served, filter="attributes.start_time > 0")
     assert len(compared.arms) == 3
     assert len(compared.members[0].trainings) == 17
     assert requests.count(SEARCH) == 2  # 18 runs in pages of 10
+
+
+def tables(uri: str, sources: Sequence[str]) -> tuple[Comparison, Comparison]:
+    """Return a comparison as raykd reads it, and the same from all runs."""
+    everything = "attributes.start_time > 0"
+    return (
+        raykd.compare(sources, tracking_uri=uri),
+        raykd.compare(sources, tracking_uri=uri, filter=everything),
+    )
+
+
+def assert_same(first: Comparison, second: Comparison) -> None:
+    """Assert that two comparisons have the same figures, verdicts and differences."""
+    one, other = first.table, second.table
+    columns = [name for name in one if name != "seconds"]
+    pd.testing.assert_frame_equal(one.loc[:, columns], other.loc[:, columns], check_exact=True)
+    # an arm's run in MLflow may have started a millisecond or two earlier
+    np.testing.assert_allclose(one["seconds"].to_numpy(), other["seconds"].to_numpy(), atol=2e-3)
+    assert first.verdicts == second.verdicts
+    assert first.setting_differences == second.setting_differences
+    for one_front, other_front in zip(first.fronts, second.fronts, strict=True):
+        assert [m.volume for m in one_front.members] == [m.volume for m in other_front.members]
+    places = [[m.place for m in each.members] for each in (first, second)]
+    assert places[0] == places[1]
+
+
+@pytest.mark.slow
+def test_journal_on_server_gives_same_figures_as_its_runs(
+    served: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+    runs = ServerRuns.runs
+
+    def counted(store: ServerRuns, *arguments: Any) -> list[StoredRun]:
+        stored = runs(store, *arguments)
+        sizes.append(len(stored))
+        return stored
+
+    monkeypatch.setattr(ServerRuns, "runs", counted)
+    quick, slow = tables(served, ["better"])
+    assert_same(quick, slow)
+    assert sizes == [0, 1, 18]  # comparisons, studies; all runs
+
+
+@pytest.fixture
+def client_store(folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A store with two studies in one experiment, read by MLflow's client as other databases."""
+    monkeypatch.setattr(sources, "open_store", lambda uri, filtered: ClientRuns(uri))
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    for name in ("better", "worse"):
+        folder = shutil.copytree(folders[name], tmp_path / name)
+        journal = folder / "journal.jsonl"
+        lines = [json.loads(line) for line in journal.read_text().splitlines()]
+        for line in lines:
+            if line["event"] == "study":
+                line["experiment"] = "both"
+        journal.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        upload_journal(journal, uri)
+    return uri
+
+
+@pytest.mark.slow
+def test_journals_count_only_while_mlflow_has_exactly_their_runs(
+    client_store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = connect(client_store)
+    experiment = client.get_experiment_by_name("both")
+    assert experiment is not None
+
+    def compared() -> tuple[Comparison, list[str]]:
+        """Compare; return the names of studies that were read run by run, or "all"."""
+        read: list[str] = []
+        runs = ClientRuns.runs
+
+        def noted(store: ClientRuns, ids: Sequence[str], text: str = "") -> list[StoredRun]:
+            stored = runs(store, ids, text)
+            if "raykd.study" in text:
+                read.append(next(run.name for run in stored if run.tags["raykd.role"] == "study"))
+            elif not text:
+                read.append("all")
+            return stored
+
+        with monkeypatch.context() as patch:
+            patch.setattr(ClientRuns, "runs", noted)
+            quick = raykd.compare(["both"], tracking_uri=client_store)
+        slow = raykd.compare(
+            ["both"], tracking_uri=client_store, filter="attributes.start_time > 0"
+        )
+        assert_same(quick, slow)
+        return quick, read
+
+    whole, read = compared()
+    assert read == [] and [member.name for member in whole.members] == ["better", "worse"]
+    [run] = client.search_runs(
+        [experiment.experiment_id],
+        "tags.`raykd.id` = 'study-worse/trial-0003'",
+    )
+    client.delete_run(run.info.run_id)
+    less, read = compared()
+    assert read == ["worse"]
+    counts = [[len(member.trainings) for member in each.members] for each in (whole, less)]
+    assert counts[1] == [counts[0][0], counts[0][1] - 1]
+    client.restore_run(run.info.run_id)
+    assert compared()[1] == []
+    [parent] = client.search_runs([experiment.experiment_id], "tags.`raykd.id` = 'study-worse'")
+    client.set_tag(parent.info.run_id, "raykd.status", "running")  # as while it is extended
+    assert compared()[1] == ["worse"]
+    client.set_tag(parent.info.run_id, "raykd.status", "finished")
+    journal = Path(client.download_artifacts(parent.info.run_id, "study/journal.jsonl"))
+    first, *others = journal.read_text().splitlines()
+    damaged = "\n".join([first, "no event", *others]) + "\n"
+    client.log_text(parent.info.run_id, damaged, "study/journal.jsonl")
+    assert compared()[1] == ["worse"]
+    client.create_run(experiment.experiment_id, run_name="of another program")
+    assert compared()[1][-1] == "all"
+    [member] = raykd.compare([parent.info.run_id], tracking_uri=client_store).members
+    assert member.name == "worse"
+
+
+@pytest.mark.slow
+def test_metric_that_was_logged_to_runs_is_read_from_them(client_store: str) -> None:
+    client = connect(client_store)
+    experiment = client.get_experiment_by_name("both")
+    assert experiment is not None
+    for run in client.search_runs([experiment.experiment_id], "tags.`raykd.role` = 'replicate'"):
+        client.log_metric(run.info.run_id, "robustness", 0.5)
+    compared = raykd.compare(["both"], tracking_uri=client_store, metric="robustness")
+    assert {arm.mean.mean for arm in compared.arms} == {0.5}
 
 
 @pytest.mark.slow

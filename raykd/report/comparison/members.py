@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
+from raykd.runtime.jobs import Role
 from raykd.study.objectives import COSTS
 from raykd.tracking.cursor import Cursor
 from raykd.tracking.events import DataLoaded, Event, RunEnded, RunStarted, StudyStarted
@@ -17,7 +18,7 @@ from raykd.tracking.mlflow_comparison import COMPARISON
 from raykd.tracking.mlflow_runs import StoredRun
 from raykd.tracking.mlflow_values import run_params, text
 from raykd.tracking.store_uri import absolute, masked
-from raykd.tuning.records import Record, run_name
+from raykd.tuning.records import Record, Records, run_name
 from raykd.tuning.result import read_run
 
 SEEDS = ("seed", "random_seed", "random_state", "manual_seed", "rng_seed")
@@ -27,6 +28,9 @@ STATUS = {"FINISHED": "finished", "RUNNING": "running", "SCHEDULED": "running"}
 """Status of a training by MLflow's status; all others have failed."""
 
 NUMBER = re.compile(r"\d+(\.\d+)?")
+
+ROLES: tuple[Role, ...] = ("teacher", "trial", "replicate", "alone")
+"""Roles of the trainings that are compared."""
 
 DOMAINS = frozenset({"choice", "uniform", "loguniform", "int", "logint", "pairing"})
 """Keys of the domains in a study file."""
@@ -193,18 +197,36 @@ def member_of_folder(path: Path, trial: str = "") -> Member:
         StudyError: this is not a study's folder, or its journal is damaged or has no events yet.
     """
     run, _, history = read_run(path)
+    sent = Cursor(run.folder / "journal.jsonl", masked(absolute(run.tracking_uri))).load()
+    place = Place(run.folder, run.tracking_uri, sent.experiment, sent.run)
+    member = member_of_history(run.name, history, run.records, place)
+    if not trial:
+        return member
+    trainings = tuple(t for t in member.trainings if trial in (t.id, t.group))
+    return replace(member, name=f"{run.name}:{trial}", trainings=trainings)
+
+
+def member_of_history(
+    name: str, history: Sequence[Event], records: Records, place: Place
+) -> Member:
+    """Return the study whose journal has these events and records.
+
+    Args:
+        name: name of the member.
+        history: events of the journal, which start the study.
+        records: records of the journal.
+        place: place of the member.
+    """
     start = next(event for event in reversed(history) if isinstance(event, StudyStarted))
     times = _times(history)
     started = {event.id: event for event in history if isinstance(event, RunStarted)}
-    records = run.records.of("teacher", "trial", "replicate", "alone")
-    trainings = [_of_record(record, started[record.id], times) for record in records]
-    sent = Cursor(run.folder / "journal.jsonl", masked(absolute(run.tracking_uri))).load()
+    trainings = [_of_record(each, started[each.id], times) for each in records.of(*ROLES)]
     return Member(
-        name=run.name + (f":{trial}" if trial else ""),
-        trainings=tuple(t for t in trainings if trial in ("", t.id, t.group)),
+        name=name,
+        trainings=tuple(trainings),
         objectives=start.resolved["search"]["objectives"],
         data=_data_of(history, trainings),
-        place=Place(run.folder, run.tracking_uri, sent.experiment, sent.run),
+        place=place,
         load_settings=lambda: start.resolved,
     )
 
@@ -303,7 +325,7 @@ def _study_member(
     study: str, runs: Sequence[StoredRun], uri: str, read_file: Callable[[str], str]
 ) -> Member:
     parent = next((run for run in runs if run.tags.get("raykd.id") == study), None)
-    trainings = [_of_run(run) for run in runs if run is not parent]
+    trainings = [each for run in runs if run is not parent if (each := _of_run(run)).role in ROLES]
     trainings.sort(key=lambda training: training.id)
     params = trainings[0].params if trainings else {}
     prefix = "search.objectives."

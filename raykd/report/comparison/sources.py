@@ -15,8 +15,8 @@ from raykd.errors import Problem, StudyError
 from raykd.report.comparison.arms import choose_metric
 from raykd.report.comparison.comparison import Comparison
 from raykd.report.comparison.members import Member, member_of_folder, members_of_runs
-from raykd.tracking.mlflow_reader import text_artifact
-from raykd.tracking.mlflow_runs import RunStore, StoredRun, open_store
+from raykd.report.comparison.stored_studies import StoredStudies, settings_reader
+from raykd.tracking.mlflow_runs import ClientRuns, RunStore, StoredRun, open_store
 from raykd.tracking.store_check import check_store
 from raykd.tracking.store_uri import DEFAULT_STORE, TRACKING, absolute, database_file, masked
 
@@ -24,9 +24,6 @@ RUN_ID = re.compile(r"[0-9a-f]{32}")
 
 THREADS = 2
 """Experiments that are read at a time.  A busy server drops requests, more the more it has."""
-
-RESOLVED = "study/resolved.yaml"
-"""Artifact of a study's run."""
 
 
 @dataclass(frozen=True)
@@ -153,22 +150,21 @@ def _stored_members(sources: Sequence[str], options: Options) -> dict[str, list[
         if not sources:
             tasks = {"": _Task(tuple(experiments.values()), "filter")}
         with ThreadPoolExecutor(THREADS) as pool:
-            runs = list(
-                pool.map(lambda task: store.runs(task.experiments, options.filter), tasks.values())
-            )
+            read = list(pool.map(lambda task: _read(store, task, uri, options), tasks.values()))
     except StudyError:
         raise
     except Exception as error:
         text = f"MLflow at {masked(uri)}: {masked(str(error))}"
         raise StudyError(Problem(text, fix="check --tracking-uri and --filter")) from error
 
-    def read_file(run_id: str) -> str:
-        return text_artifact(uri, run_id, RESOLVED)
-
     members: dict[str, list[Member]] = {}
-    for (source, task), of_task in zip(tasks.items(), runs, strict=True):
-        chosen = _below(of_task, task.root) if task.root is not None else of_task
-        members[source] = members_of_runs(chosen, task.name, uri, read_file)
+    for (source, task), content in zip(tasks.items(), read, strict=True):
+        if content.members is not None:
+            members[source] = content.members
+        else:
+            runs = content.runs
+            chosen = _below(runs, task.root) if task.root is not None else runs
+            members[source] = members_of_runs(chosen, task.name, uri, settings_reader(uri))
         if not members[source]:
             name = f"experiment {source}" if source else "the store"
             narrowed = f" that match {options.filter!r}" if options.filter else ""
@@ -190,6 +186,24 @@ class _Task:
     experiments: tuple[str, ...]
     name: str
     root: StoredRun | None = None
+
+
+@dataclass(frozen=True)
+class _Content:
+    """Members of a task, or None and its runs."""
+
+    members: list[Member] | None
+    runs: list[StoredRun]
+
+
+def _read(store: RunStore, task: _Task, uri: str, options: Options) -> _Content:
+    """Read a task: finished studies from their journals where these are complete, else all runs."""
+    if isinstance(store, ClientRuns) and not options.filter:
+        studies = StoredStudies(store, uri, task.experiments, options.metric)
+        members = studies.all() if task.root is None else studies.of_run(task.root)
+        if members is not None:
+            return _Content(members, [])
+    return _Content(None, store.runs(task.experiments, options.filter))
 
 
 def _open(uri: str, sources: Sequence[str], *, filtered: bool) -> RunStore:
