@@ -40,3 +40,12 @@ def new_page(*, width: int = 1200, dark: bool = False) -> Iterator[tuple[Any, li
             yield page, errors
         finally:
             browser.close()
+
+
+def draw_figures(page: Any) -> None:
+    """Scroll through a report page, and wait until every figure is drawn."""
+    for figure in page.locator(".plot").all():
+        figure.scroll_into_view_if_needed()
+        figure.locator(".svg-container").wait_for(timeout=60_000)
+    page.wait_for_selector("html[data-drawn=true]", timeout=60_000)
+    page.evaluate("window.scrollTo(0, 0)")

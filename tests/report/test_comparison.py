@@ -18,7 +18,7 @@ from scipy import stats
 from typer.testing import CliRunner
 
 import raykd
-from helpers.browser import new_page
+from helpers.browser import draw_figures, new_page
 from helpers.comparison_cases import Case, log_runs, write_study
 from helpers.mlflow_server import Server
 from raykd.cli.commands import app
@@ -653,7 +653,7 @@ def test_page_is_drawn_without_errors(
     axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
     with new_page(dark=dark, width=width) as (browser_page, errors):
         browser_page.goto(file.as_uri())
-        browser_page.wait_for_selector("html[data-drawn]", timeout=60_000)
+        draw_figures(browser_page)
         assert errors == []
         assert browser_page.evaluate("document.documentElement.scrollWidth") <= width
         for picture in page.pictures:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from helpers.browser import new_page
+from helpers.browser import draw_figures, new_page
 from helpers.pairs_cases import synthetic_result
 from raykd.cli.commands import app
 from raykd.errors import StudyError
@@ -293,7 +293,7 @@ def written(result: StudyResult) -> Path:
 def drawn(path: Path, **options: Any) -> Iterator[Any]:
     with new_page(**options) as (browser_page, errors):
         browser_page.goto(path.absolute().as_uri())
-        browser_page.wait_for_selector("html[data-drawn]", timeout=60_000)
+        draw_figures(browser_page)
         yield browser_page
         assert errors == []
 
@@ -305,6 +305,19 @@ def test_every_figure_is_drawn(written: Path, page: Page, dark: bool) -> None:
         for picture in page.pictures:
             box = browser_page.locator(f"#figure-{picture.id} .svg-container").bounding_box()
             assert box["width"] > 300 and box["height"] == picture.height
+
+
+@pytest.mark.slow
+def test_figures_are_drawn_near_window_and_before_printing(written: Path, page: Page) -> None:
+    with new_page() as (browser_page, errors):
+        browser_page.goto(written.absolute().as_uri())
+        browser_page.wait_for_selector("html[data-drawn=true]", timeout=60_000)
+        containers = browser_page.locator(".plot .svg-container")
+        assert 0 < containers.count() < len(page.pictures)
+        browser_page.evaluate("window.dispatchEvent(new Event('beforeprint'))")
+        for picture in page.pictures:
+            browser_page.locator(f"#figure-{picture.id} .svg-container").wait_for(timeout=60_000)
+        assert containers.count() == len(page.pictures) and errors == []
 
 
 @pytest.mark.slow

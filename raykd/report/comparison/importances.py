@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import random
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -13,9 +12,6 @@ from raykd.report.comparison.members import Member, Training
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
-
-MAX_TRIALS = 500
-"""Maximum number of trials that are used, drawn at random: fANOVA takes long for more."""
 
 
 def member_importances(member: Member, metric: str) -> Mapping[str, float]:
@@ -29,14 +25,13 @@ def member_importances(member: Member, metric: str) -> Mapping[str, float]:
     from optuna.distributions import FloatDistribution
     from optuna.trial import TrialState
 
-    from raykd.report.page.parameters import importance
+    from raykd.report.page.parameters import importance, thinned
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     trials = [t for t in member.trials if math.isfinite(t.metrics.get(metric, math.nan))]
     if not trials:
         return {}
-    if len(trials) > MAX_TRIALS:
-        trials = random.Random(0).sample(trials, MAX_TRIALS)
+    trials = thinned(trials)
     distributions = _distributions(trials)
     frozen = [
         optuna.create_trial(

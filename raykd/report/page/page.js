@@ -32,18 +32,47 @@
     });
   }
 
-  // One figure after the other, so that the page can be read and scrolled meanwhile.
-  const waiting = [...document.querySelectorAll("script[data-figure]")];
-  async function drawNext() {
-    const script = waiting.shift();
-    if (!script) {
-      document.documentElement.dataset.drawn = "true";
-      return;
-    }
-    await draw(script);
-    setTimeout(drawNext, 0);
+  // A figure is drawn when it comes near the window, or before the page is printed; one after the
+  // other, so that the page can be read and scrolled meanwhile.
+  const waiting = new Map();
+  const near = new Set();
+  let busy = false;
+  function take(target) {
+    const script = waiting.get(target);
+    waiting.delete(target);
+    near.delete(target);
+    observer.unobserve(target);
+    return draw(script);
   }
-  drawNext();
+  async function drawNear() {
+    if (busy) return;
+    busy = true;
+    document.documentElement.dataset.drawn = "false";
+    for (const target of waiting.keys()) {
+      if (!near.has(target)) continue;
+      await take(target);
+      await new Promise((done) => { setTimeout(done, 0); });
+    }
+    busy = false;
+    if (near.size) drawNear();
+    else document.documentElement.dataset.drawn = "true";
+  }
+  const observer = new IntersectionObserver((entries) => {
+    for (const entry of entries) {
+      if (entry.isIntersecting && waiting.has(entry.target)) near.add(entry.target);
+      else near.delete(entry.target);
+    }
+    drawNear();
+  }, { rootMargin: "50% 0px" });
+  for (const script of document.querySelectorAll("script[data-figure]")) {
+    const target = document.getElementById(script.dataset.figure);
+    waiting.set(target, script);
+    observer.observe(target);
+  }
+  if (!waiting.size) document.documentElement.dataset.drawn = "true";
+  window.addEventListener("beforeprint", () => {
+    for (const target of [...waiting.keys()]) take(target);
+  });
   dark.addEventListener("change", () => {
     for (const [target, figure] of plots) Plotly.react(target, figure.data, theme(figure.layout));
   });

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+import random
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import TypeVar
 
 import optuna
 import plotly.graph_objects as go
@@ -20,6 +23,8 @@ from raykd.report.page.parameter_grid import TRIAL_ID, ParameterGrid
 from raykd.report.summary.search import SearchSummary
 from raykd.tuning.number_format import words
 
+T = TypeVar("T")
+
 MIN_TRIALS = 8
 """Minimum number of trials for an importance."""
 
@@ -31,6 +36,12 @@ MAX_PARAMETERS = 9
 OPTION_ENDS = (".loss", "scheme", ".model", ".block")
 """Ends of parameters that choose an option with its own parameters."""
 
+MAX_TRIALS = 300
+"""Maximum number of trials for importances: the time of fANOVA grows with their square."""
+
+MAX_DRAWN = 400
+"""Maximum number of trials in a figure of parameters: more hide one another, and draw slowly."""
+
 Names = Sequence[str]
 
 
@@ -41,16 +52,25 @@ def parameter_blocks(summary: SearchSummary) -> list[Block]:
         return []
     objective = _metric_of(summary)
     names = _by_use(trials)
+    drawn = thinned(trials, MAX_DRAWN)
+    note = f" {len(drawn)} of {len(trials)} trials are drawn, chosen at random."
     blocks: list[Block] = []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for picture in (
             _importances(trials, objective),
-            _slices(trials, names, objective),
+            _slices(drawn, names, objective),
             gain_slices(trials, names, summary),
-            _coordinates(trials, names, objective),
+            _coordinates(drawn, names, objective),
         ):
             blocks += list(picture)
+    if len(drawn) < len(trials):
+        blocks = [
+            replace(block, text=block.text + note)
+            if isinstance(block, Picture) and block.id in ("slices", "coordinates")
+            else block
+            for block in blocks
+        ]
     return blocks
 
 
@@ -114,6 +134,8 @@ def _importances(trials: Sequence[FrozenTrial], objective: str) -> Iterator[Pict
         "Share of the variance of the metric that each parameter explains (fANOVA, by Optuna). "
         "Parameters that only some trials have are compared within the branch that has them."
     )
+    if len(trials) > MAX_TRIALS:
+        text += f" At most {MAX_TRIALS} trials of each group are used, drawn at random."
     height = 160 + 26 * len(names) * max(1, len(computed)) // 2
     yield Picture("importances", "Importances", text, figure, min(900, max(300, height)))
 
@@ -156,8 +178,16 @@ def _branches(trials: Sequence[FrozenTrial]) -> Iterator[tuple[str, list[FrozenT
     yield from ((name, members) for name, members in largest[:MAX_BRANCHES])
 
 
+def thinned(trials: Sequence[T], limit: int = MAX_TRIALS) -> Sequence[T]:
+    """Return at most `limit` of the trials in their order, drawn at random and always the same."""
+    if len(trials) <= limit:
+        return trials
+    return [trials[i] for i in sorted(random.Random(0).sample(range(len(trials)), limit))]
+
+
 def importance(trials: Sequence[FrozenTrial]) -> Mapping[str, float]:
     """Return the importance of the parameters that all these trials have."""
+    trials = thinned(trials)
     if len(trials) < MIN_TRIALS:
         return {}
     common = set.intersection(*(set(trial.params) for trial in trials))
