@@ -36,6 +36,9 @@ class Metric:
 _CORRELATION = Metric("max", -1.0, is_share=False)
 _ERROR = Metric("min", high=inf, is_share=False)
 
+AGREEMENT = "teacher_agreement"
+"""Metric of every task: likeness of the responses to those of the study's teacher."""
+
 METRICS: dict[str, Metric] = {
     "accuracy": Metric("max"),
     "top5_accuracy": Metric("max"),
@@ -55,6 +58,7 @@ METRICS: dict[str, Metric] = {
     "spearman": _CORRELATION,
     "similarity_spearman": _CORRELATION,
     "cosine": _CORRELATION,
+    AGREEMENT: Metric("max", -inf, is_share=False),
     "loss": _ERROR,
 }
 """Metrics of the built-in tasks, and the label loss."""

@@ -13,7 +13,7 @@ import re
 import sys
 import time
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import partial
@@ -51,6 +51,7 @@ from raykd.runtime.jobs import (
 )
 from raykd.runtime.node_drain import NodeDrain
 from raykd.schemes import LiveTeacher
+from raykd.schemes.base import origin_of
 from raykd.storage import Storage
 from raykd.study.config import Study, read_study
 from raykd.tasks import Classification
@@ -82,6 +83,7 @@ from raykd.training.teacher_cache import (
     open_cached_outputs,
 )
 from raykd.training.teacher_cache.builder import provenance_of
+from raykd.training.teacher_responses import TeacherResponses
 from raykd.training.trainer import Training
 from raykd.user_code import UserCode
 
@@ -160,6 +162,7 @@ class Worker:
         self._reports: Iterator[Report] | None = None
         self._teachers: dict[str, torch.nn.Module] = {}
         self._outputs: dict[str, CachedOutputs] = {}
+        self._responses: dict[str, TeacherResponses] = {}
         self._log: TrainingLog | None = None
         self._failed = False
         self._imported = 0
@@ -390,7 +393,11 @@ class Worker:
     # What the jobs share
 
     def _evaluate_split(
-        self, network: torch.nn.Module, study: Study, split: Literal["val", "test"]
+        self,
+        network: torch.nn.Module,
+        study: Study,
+        split: Literal["val", "test"],
+        teacher: TeacherResponses | None = None,
     ) -> dict[str, float]:
         """Evaluate a network on one split, shared among the ranks."""
         context = self.context
@@ -402,6 +409,7 @@ class Worker:
             batch_size=study.train.batch_size,
             autocast=autocast_for(study.train.precision, context.device),
             placement=context.placement,
+            teacher=teacher,
         )
 
     def _output_signs(self, network: torch.nn.Module, study: Study) -> dict[str, float]:
@@ -414,14 +422,25 @@ class Worker:
         self, study: Study, files: Sequence[str], cache_keys: Sequence[str]
     ) -> list[TeacherHandle]:
         """Return the teachers of a training, each with its cached outputs if there are any."""
-        models = [prepared.model for prepared in study.teacher_specs()]
-        if len(files) > len(models):  # the last is the network that the student inherits from
-            models.append(study.student.model.origin)
+        models = [network.model for network in study.required_networks()]
         keys = (*cache_keys, *[""] * len(models))[: len(models)]
         return [
-            TeacherHandle(partial(self._network, model, file), self._cached_outputs(study, key))
+            TeacherHandle(
+                load := partial(self._network, model, file),
+                self._cached_outputs(study, key),
+                self._responses_of(file, load),
+            )
             for model, file, key in zip(models, files, keys, strict=True)
         ]
+
+    def _responses_of(self, file: str, load: Callable[[], torch.nn.Module]) -> TeacherResponses:
+        """Return the responses of a teacher on evaluated samples; they are kept between jobs."""
+        if file not in self._responses:
+            self._responses[file] = TeacherResponses(load)
+        responses = self._responses[file] = self._responses.pop(file)
+        if len(self._responses) > MAX_LOADED_TEACHERS:
+            del self._responses[next(iter(self._responses))]
+        return responses
 
     def _cached_outputs(self, study: Study, key: str) -> CachedOutputs | None:
         """Open a teacher's cached outputs; None unless every rank can read them.
@@ -492,7 +511,8 @@ class Worker:
         study, network = training.study, training.student
         metrics = training.evaluate("test") if job.test else {}
         model = study.student.model
-        if model.origin is not None and len(job.teachers) > len(study.teacher_specs()):
+        inherits = origin_of(model, study.teacher_context()) is not None
+        if inherits and len(job.teachers) > len(study.teacher_specs()):
             metrics |= inheritance_metrics(network)
         if job.role != "teacher" and (job.test or job.keep):
             network = copy_normalization(model.deployed(network), network)
@@ -502,26 +522,27 @@ class Worker:
             with contextlib.suppress(ValueError):
                 metrics |= self._output_signs(training.student, study)
         if network is not training.student:
-            metrics |= self._evaluate_deployed(network, study, metrics)
+            metrics |= self._evaluate_deployed(network, training, metrics)
         if job.keep is not None and self.context.rank == 0:
             self._save_network(network, job, job.keep, {**training.history[-1], **metrics})
         return metrics, self._class_hits(network, study, job)
 
     def _evaluate_deployed(
-        self, network: torch.nn.Module, study: Study, simulated: Mapping[str, float]
+        self, network: torch.nn.Module, training: Training, simulated: Mapping[str, float]
     ) -> dict[str, float]:
         """Measure the size of a deployed network and, if it was tested before, test it again.
 
         Args:
             network: the student as it is deployed.
-            study: concrete.
+            training: of the student.
             simulated: metrics of the student as it was trained.
         """
         metrics = {"int8_bytes": float(sum(part.nbytes for part in network.state_dict().values()))}
         if "test_loss" not in simulated:
             return metrics
         metrics |= {f"simulated_{n}": v for n, v in simulated.items() if n.startswith("test_")}
-        return metrics | self._evaluate_split(network, study, "test")
+        teacher = training.reference
+        return metrics | self._evaluate_split(network, training.study, "test", teacher)
 
     def _save_network(
         self, network: torch.nn.Module, job: TrainJob, file: str, metrics: Metrics

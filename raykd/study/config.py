@@ -15,12 +15,13 @@ from pydantic import Field, TypeAdapter
 from raykd.data import AnySource
 from raykd.errors import Problem
 from raykd.losses import Term
+from raykd.metrics import AGREEMENT
 from raykd.models import AnyModel, CompressedModel, Model
 from raykd.models.introspection.latency import Latency
 from raykd.models.proxies import AnyProxy, NoProxy
 from raykd.registry import Registry, option, replaced_unchecked
 from raykd.schemes import AnyScheme, Offline, Teacher, TeacherContext, TeacherSpec
-from raykd.schemes.base import origin_of
+from raykd.schemes.base import independent_teacher, origin_of
 from raykd.study.objectives import Cost, Direction
 from raykd.study.samplers import AnySampler, Tpe
 from raykd.study.schedulers import AnyScheduler, Unscheduled
@@ -343,13 +344,31 @@ class Study:
         """Return all networks that must exist before the study can be trained.
 
         They are its teachers in the order of the scheme, then the trained network that its student
-        inherits weights from, if it does (even if that network is one of the teachers).
+        inherits weights from, if it does (even if that network is one of the teachers), then the
+        reference teacher, if it is none of them.
 
         Args:
             seed: as for `teacher_specs`.
         """
         origin = origin_of(self.student.model, self.teacher_context(seed))
-        return self.teacher_specs(seed) + (() if origin is None else (origin,))
+        networks = self.teacher_specs(seed) + (() if origin is None else (origin,))
+        reference = self.reference_teacher(seed)
+        return networks if reference in (None, *networks) else (*networks, reference)
+
+    def reference_teacher(self, seed: int | None = None) -> TeacherSpec | None:
+        """Return the teacher whose agreement with the student is a metric of the task.
+
+        It is the `teacher` of the study, under any scheme.
+
+        Args:
+            seed: as for `teacher_specs`.
+
+        Returns:
+            None if the agreement is no metric, or the study has no teacher.
+        """
+        if self.teacher is None or AGREEMENT not in self.learning_task.metrics:
+            return None
+        return independent_teacher(self.teacher, self.teacher_context(seed))
 
     def teacher_context(self, seed: int | None = None) -> TeacherContext:
         """Return the facts from which a scheme derives its teachers.

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from raykd.metrics import Direction, facts_of
 from raykd.registry import Registry, option
-from raykd.tasks.statistics import Statistic
+from raykd.tasks.statistics import MeanStatistic, Statistic, hits, label_hits, value_metric
 
 Kind = Literal["softmax", "sigmoid", "real"]
 """Kind of a response: one of the classes, each label by itself, or real values."""
@@ -22,6 +22,13 @@ KINDS: Mapping[Kind, str] = {
 """Kinds of responses, with their descriptions in messages."""
 
 ALL_KINDS: tuple[Kind, ...] = tuple(KINDS)
+
+AGREEMENTS: Mapping[Kind, Statistic] = {
+    "softmax": MeanStatistic(lambda response, teacher: hits(response, teacher.argmax(1))),
+    "sigmoid": MeanStatistic(label_hits),
+    "real": value_metric("r2_score"),
+}
+"""Agreement with a teacher, of both responses, by their kind."""
 
 LabelLoss = Callable[[Tensor, Tensor], Tensor]
 """(response, targets) -> scalar."""
@@ -88,6 +95,14 @@ class Task:
             scale: units of the targets per unit of the response, one a value; () for ones.
         """
         raise NotImplementedError
+
+    def agreement(self) -> Statistic:
+        """Return the agreement of a response with that of a teacher, in place of targets.
+
+        By default it is the share of samples with the same class, the share of equal labels, or
+        the coefficient of determination of the teacher's values.
+        """
+        return AGREEMENTS[self.kind]
 
     def training_settings(self) -> Mapping[str, object]:
         """Return the settings that change trained weights, without those at their defaults."""

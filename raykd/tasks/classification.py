@@ -27,6 +27,7 @@ ClassMetric = Literal[
     "matthews",
     "auroc",
     "calibration_error",
+    "teacher_agreement",
 ]
 
 STATISTICS: Mapping[ClassMetric, Statistic] = {

@@ -19,7 +19,7 @@ from raykd.tasks.statistics import (
     similarity_correlation,
 )
 
-VectorMetric = Literal["similarity_spearman", "cosine"]
+VectorMetric = Literal["similarity_spearman", "cosine", "teacher_agreement"]
 
 STATISTICS: Mapping[VectorMetric, Statistic] = {
     "similarity_spearman": SplitStatistic(similarity_correlation),
@@ -60,6 +60,9 @@ class Embedding(Task):
 
     def statistic(self, metric: str, scale: Sequence[float] = ()) -> Statistic:
         return {str(name): statistic for name, statistic in STATISTICS.items()}[metric]
+
+    def agreement(self) -> Statistic:
+        return STATISTICS["cosine"]
 
     def training_settings(self) -> Mapping[str, object]:
         return {} if self.loss == "cosine" else {"loss": self.loss}

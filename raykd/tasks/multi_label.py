@@ -22,7 +22,12 @@ from raykd.tasks.statistics import (
 )
 
 LabelMetric = Literal[
-    "mean_average_precision", "macro_f1", "auroc", "label_accuracy", "subset_accuracy"
+    "mean_average_precision",
+    "macro_f1",
+    "auroc",
+    "label_accuracy",
+    "subset_accuracy",
+    "teacher_agreement",
 ]
 
 STATISTICS: Mapping[LabelMetric, Statistic] = {

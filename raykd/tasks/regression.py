@@ -14,7 +14,7 @@ from raykd.registry import option
 from raykd.tasks.base import LabelLoss, Task
 from raykd.tasks.statistics import Statistic, absolute_errors, value_metric
 
-ValueMetric = Literal["r2", "mae", "rmse", "spearman", "pearson"]
+ValueMetric = Literal["r2", "mae", "rmse", "spearman", "pearson", "teacher_agreement"]
 
 
 @option

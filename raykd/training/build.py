@@ -20,6 +20,7 @@ from raykd.models import (
 )
 from raykd.models.normalization import copy_normalization
 from raykd.schemes import Distiller, SchemeInputs, TeacherInputs, TeacherSpec
+from raykd.schemes.base import origin_of
 from raykd.study.checks.layer_pairs import resolve_pairs
 from raykd.study.config import Study
 from raykd.training.memory_format import to_device
@@ -107,13 +108,15 @@ def build_distiller(
 
 def _student(study: Study, signature: Signature, teachers: Sequence[TeacherHandle]) -> nn.Module:
     """Return the student with its initial weights."""
-    model, teaching, needed = study.student.model, study.teacher_specs(), study.required_networks()
-    if model.origin is not None and len(teachers) > len(teaching):
+    model, teaching = study.student.model, study.teacher_specs()
+    spec = origin_of(model, study.teacher_context())
+    further = study.required_networks()[len(teaching) :]  # the origin, or a teacher to compare with
+    if model.origin is not None and len(teachers) > len(teaching) and further in ((), (spec,)):
         origin = teachers[len(teaching)]
-    elif needed == teaching:
+    elif spec is None:
         return model.build(signature)
-    elif needed[-1] in teaching[: len(teachers)]:
-        origin = teachers[teaching.index(needed[-1])]
+    elif spec in teaching[: len(teachers)]:
+        origin = teachers[teaching.index(spec)]
     else:
         raise ValueError(
             f"student '{model.name}' inherits from the trained teacher of the study, which is "

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from typing import Literal
 
 import torch
@@ -13,19 +13,18 @@ from torch import Tensor, nn
 
 from raykd.data import Batch, BatchLoader, Dataset, Placement, to_memory_format
 from raykd.data.loader import ON_CPU
+from raykd.metrics import AGREEMENT
 from raykd.schemes import StepOutput
 from raykd.tasks import Classification, Task
 from raykd.tasks.classification import UNLABELED
 from raykd.tasks.statistics import MeanStatistic, SplitStatistic
 from raykd.training.stored_outputs import respond
+from raykd.training.teacher_responses import Autocast, TeacherResponses
 
 EVALUATION_BATCH = 512
 """Minimum number of samples in an evaluation batch, over all ranks."""
 
 CLASSIFICATION = Classification()
-
-Autocast = Callable[[], AbstractContextManager[object]]
-"""Returns the context in which forward passes run."""
 
 
 def autocast_for(precision: Literal["auto", "fp32", "bf16"], device: torch.device) -> Autocast:
@@ -44,6 +43,7 @@ def evaluate(
     device: torch.device | str = "cpu",
     autocast: Autocast = nullcontext,
     world: int = 1,
+    teacher: Tensor | None = None,
 ) -> dict[str, float]:
     """Compute the mean loss and the metrics of a network.
 
@@ -55,6 +55,8 @@ def evaluate(
         device: of the model.
         autocast: context of the forward passes.
         world: number of ranks; each of them calls this and gets the result over all samples.
+        teacher: (N, C) responses of the teacher for these samples, in the same order; None: the
+            agreement with a teacher is not measured.
 
     Returns:
         loss, the mean label loss (without label smoothing and class weights), and the metrics of
@@ -63,7 +65,7 @@ def evaluate(
     Raises:
         ValueError: there are no samples.
     """
-    meter = _Meter(task, scale, device)
+    meter = _Meter(task, scale, device, teacher)
     was_training = model.training
     model.eval()
     try:
@@ -83,22 +85,41 @@ class _Meter:
     Sums stay on the device until the end, so that no batch waits for it.
     """
 
-    def __init__(self, task: Task, scale: Sequence[float], device: torch.device | str) -> None:
+    def __init__(
+        self,
+        task: Task,
+        scale: Sequence[float],
+        device: torch.device | str,
+        teacher: Tensor | None = None,
+    ) -> None:
         self._task = task
-        statistics = {name: task.statistic(name, scale) for name in task.metrics}
+        self._teacher = teacher
+        statistics = {n: task.statistic(n, scale) for n in task.metrics if n != AGREEMENT}
+        if AGREEMENT in task.metrics and teacher is not None:
+            statistics[AGREEMENT] = task.agreement()
         self._means = {n: s for n, s in statistics.items() if isinstance(s, MeanStatistic)}
         self._wholes = {n: s for n, s in statistics.items() if isinstance(s, SplitStatistic)}
         self._total = torch.zeros(1 + len(self._means), dtype=torch.float64, device=device)
         self._samples = 0
-        self._responses: list[tuple[Tensor, Tensor]] = []
+        self._responses: list[dict[str, Tensor]] = []
 
     def update(self, response: Tensor, targets: Tensor) -> None:
+        references = self._references(targets)
         parts = [self._task.loss_sum(response, targets)]
-        parts += [statistic.sums(response, targets) for statistic in self._means.values()]
+        for name, statistic in self._means.items():
+            parts.append(statistic.sums(response, references.get(name, targets)))
         self._total += torch.stack([part.double() for part in parts])
         self._samples += len(targets)  # on the CPU: copying a number to the device waits for it
         if self._wholes:
-            self._responses.append((response.cpu(), targets.cpu()))
+            columns = {"response": response, "targets": targets, **references}
+            self._responses.append({name: each.cpu() for name, each in columns.items()})
+
+    def _references(self, targets: Tensor) -> dict[str, Tensor]:
+        """Return the references of a batch other than its targets, by metric."""
+        if self._teacher is None:
+            return {}
+        rows = self._teacher[self._samples : self._samples + len(targets)]
+        return {AGREEMENT: rows.to(targets.device)}
 
     def compute(self, world: int) -> dict[str, float]:
         """Return the loss and the metrics over the samples of all ranks.
@@ -113,19 +134,24 @@ class _Meter:
         names = ("loss", *self._means)
         metrics = {name: total / samples for name, total in zip(names, totals, strict=True)}
         if self._wholes:
-            response, targets = self._gathered(world)
-            metrics |= {n: each.value(response, targets) for n, each in self._wholes.items()}
-        return {name: metrics[name] for name in ("loss", *self._task.metrics)}
+            columns = self._gathered(world)
+            response, targets = columns.pop("response"), columns.pop("targets")
+            for name, statistic in self._wholes.items():
+                metrics[name] = statistic.value(response, columns.get(name, targets))
+        return {n: metrics[n] for n in ("loss", *self._task.metrics) if n in metrics}
 
-    def _gathered(self, world: int) -> tuple[Tensor, Tensor]:
-        """Return the responses and targets of all ranks on the CPU, floats as float64."""
+    def _gathered(self, world: int) -> dict[str, Tensor]:
+        """Return the tensors of all ranks on the CPU, floats as float64."""
         parts = self._responses
         if world > 1:
-            shares: list[list[tuple[Tensor, Tensor]]] = [[] for _ in range(world)]
+            shares: list[list[dict[str, Tensor]]] = [[] for _ in range(world)]
             dist.all_gather_object(shares, parts)
             parts = [part for share in shares for part in share]
-        response, targets = (torch.cat(each) for each in zip(*parts, strict=True))
-        return response.double(), targets.double() if targets.is_floating_point() else targets
+        whole = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        return {
+            name: each.double() if each.is_floating_point() else each
+            for name, each in whole.items()
+        }
 
 
 def evaluate_split(
@@ -137,8 +163,12 @@ def evaluate_split(
     batch_size: int = 1,
     autocast: Autocast = nullcontext,
     placement: Placement = ON_CPU,
+    teacher: TeacherResponses | None = None,
 ) -> dict[str, float]:
-    """Compute <split>_loss and <split>_<metric> of a network on a whole split; see `evaluate`."""
+    """Compute <split>_loss and <split>_<metric> of a network on a whole split; see `evaluate`.
+
+    `teacher` gives the responses for the agreement with a teacher, if the task measures it.
+    """
     loader = BatchLoader(
         data.split(split),
         data,
@@ -146,6 +176,9 @@ def evaluate_split(
         shuffle_seed=None,
         placement=placement,
     )
+    responses = None
+    if teacher is not None and AGREEMENT in task.metrics:
+        responses = teacher.of(split, data.fingerprint, loader, autocast)
     metrics = evaluate(
         model,
         loader.epoch(0),
@@ -154,6 +187,7 @@ def evaluate_split(
         device=loader.device,
         autocast=autocast,
         world=placement.world_size,
+        teacher=responses,
     )
     return {f"{split}_{name}": value for name, value in metrics.items()}
 

@@ -27,6 +27,7 @@ from raykd.data import (
 from raykd.data.few_labels import labeled_samples
 from raykd.data.loader import ON_CPU
 from raykd.losses import Progress, Terms
+from raykd.metrics import AGREEMENT
 from raykd.models.compression.int8 import InputRange
 from raykd.schemes import StepOutput
 from raykd.study.config import Cache, Study
@@ -40,10 +41,12 @@ from raykd.training.metrics import (
     autocast_for,
     evaluate_split,
 )
+from raykd.training.normalization import adapt_teacher
 from raykd.training.out_of_memory import SplitStep, may_split
 from raykd.training.seeding import derive_seed, seeded
 from raykd.training.state_file import TrainingState
 from raykd.training.teacher_cache import TeacherHandle
+from raykd.training.teacher_responses import TeacherResponses
 
 __all__ = ["Diverged", "Training"]
 
@@ -65,6 +68,9 @@ class Training:
     gradient is that of the mean over the global batch, for any division among the ranks.
     Batch-norm statistics, and ranges of quantized inputs, are averaged over the ranks at the end
     of each epoch.
+
+    Attributes:
+        reference: responses of the teacher for its agreement with the student, if it is measured.
 
     Args:
         study: concrete; pairs that its knowledge leaves out are chosen by the losses.
@@ -98,6 +104,7 @@ class Training:
             data, self._unlabeled = labeled_samples(data), False
         single = isinstance(teacher, nn.Module | TeacherHandle)
         teachers = [teacher] if single else list(teacher or ())
+        self.reference = _reference(study, data, teachers)
         self.distiller = build_distiller(
             study, data, seed=seed, teachers=teachers, device=self.device
         )
@@ -262,6 +269,7 @@ class Training:
             batch_size=self.study.train.batch_size,
             autocast=self._autocast,
             placement=self.placement,
+            teacher=self.reference,
         )
 
     def state(self) -> TrainingState:
@@ -357,6 +365,26 @@ class Training:
             parts = flat.split([statistic.numel() for statistic in statistics])
             for statistic, part in zip(statistics, parts, strict=True):
                 statistic.copy_(part.view_as(statistic))
+
+
+def _reference(
+    study: Study, data: Dataset, teachers: Sequence[nn.Module | TeacherHandle]
+) -> TeacherResponses | None:
+    """Return the responses of the teacher whose agreement is measured.
+
+    Returns:
+        None if the agreement is no metric, or that teacher is not among those of the training.
+    """
+    if AGREEMENT not in study.learning_task.metrics or not teachers:
+        return None
+    spec, networks = study.reference_teacher(), study.required_networks()
+    if spec is not None and networks.index(spec) >= len(teachers):
+        return None
+    # without a teacher in the study, one was passed from Python
+    teacher = teachers[0 if spec is None else networks.index(spec)]
+    if isinstance(teacher, TeacherHandle):
+        return teacher.responses
+    return TeacherResponses(lambda: adapt_teacher(teacher, data))
 
 
 def view_number(cache: Cache, epoch: int) -> int:

@@ -19,6 +19,7 @@ import torch
 from optuna.samplers import BaseSampler
 from optuna.study import StudyDirection
 
+from raykd.data import Dataset, Placement
 from raykd.models import Signature
 from raykd.runtime.jobs import (
     AnyJob,
@@ -29,6 +30,7 @@ from raykd.runtime.jobs import (
     Report,
 )
 from raykd.runtime.ray_tune import Reports, Stopping, Suggestions
+from raykd.runtime.worker import Worker, WorkerContext
 from raykd.storage import Storage
 from raykd.study.checks.load import open_study
 from raykd.study.costs import StudentCosts
@@ -335,6 +337,17 @@ class FakeTune:
             self._suggestions.on_trial_complete(trial.trial_id, result)
             self._reports.on_trial_complete(0, [], trial)
             self._live = [(t, r) for t, r in self._live if t is not trial]
+
+
+class InProcessTune(FakeTune):
+    """Tune whose single slot trains in this process."""
+
+    def __init__(self, world: World, explorer: SearchPlanner, data: Dataset) -> None:
+        super().__init__(world, explorer)
+        self.worker = Worker(WorkerContext(world.storage, data, Placement()))
+
+    def _results(self, job: Any) -> Iterator[Any]:
+        yield from self.worker.outcomes(job)
 
 
 def explore(world: World, metrics: Metrics = synthetic_metrics, **settings: Any) -> SearchPlanner:

@@ -27,6 +27,7 @@ from raykd.models.compression import Quantized
 from raykd.schemes import Alone, LiveTeacher
 from raykd.storage import Storage
 from raykd.study.config import Cache, Student, Study
+from raykd.tasks import Classification
 from raykd.train_config import SGD
 from raykd.training.build import signature_of
 from raykd.training.memory_format import to_device
@@ -70,6 +71,10 @@ STUDIES: dict[str, Study] = {
         data=FEW_LABELS,
         scheme=Alone(),
         knowledge=(),
+    ),
+    "agreement": dataclasses.replace(
+        unnormalized(epochs=2, batch_size=UNEVEN, optimizer=SGD(lr=0.1)),
+        task=Classification(metrics=("accuracy", "auroc", "teacher_agreement")),
     ),
     "contrast": taught(Term(loss=LOSSES["crd"]()), epochs=2, batch_size=UNEVEN),
 }

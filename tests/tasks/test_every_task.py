@@ -51,7 +51,8 @@ def right_response(task: Task, targets: Tensor) -> Tensor:
 def measured(task: Task, response: Tensor, targets: Tensor, size: int) -> dict[str, float]:
     rows = torch.arange(SAMPLES).split(size)
     batches = [Batch(response[row], targets[row], row) for row in rows]
-    return evaluate(torch.nn.Identity(), batches, task=task)
+    teacher = right_response(task, targets)
+    return evaluate(torch.nn.Identity(), batches, task=task, teacher=teacher)
 
 
 @every_task

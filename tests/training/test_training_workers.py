@@ -34,7 +34,9 @@ def test_ranks_are_bitwise_equal(ranks: list[dict[str, Any]], name: str) -> None
         assert torch.equal(first["weights"][tensor], second["weights"][tensor]), tensor
 
 
-@pytest.mark.parametrize("name", ["even", "uneven", "deployed", "few_labels", "labels_alone"])
+@pytest.mark.parametrize(
+    "name", ["even", "uneven", "deployed", "few_labels", "labels_alone", "agreement"]
+)
 def test_two_workers_train_like_one(ranks: list[dict[str, Any]], name: str) -> None:
     single, pair = worker_cases.alone_in_the_world(worker_cases.STUDIES[name]), ranks[0][name]
     for ours, theirs in zip(pair["history"], single["history"], strict=True):

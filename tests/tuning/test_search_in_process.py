@@ -12,7 +12,7 @@ import safetensors.torch
 import torch
 
 from helpers.search_cases import (
-    FakeTune,
+    InProcessTune,
     RecordingBus,
     World,
     epochs_of,
@@ -21,9 +21,8 @@ from helpers.search_cases import (
     roles,
     searching,
 )
-from raykd.data import Dataset, Placement
+from raykd.data import Dataset
 from raykd.runtime.jobs import Report
-from raykd.runtime.worker import Worker, WorkerContext
 from raykd.tracking.events import Note
 from raykd.training.stored_networks import find_damage, raw_samples
 from raykd.tuning.records import Records
@@ -39,17 +38,6 @@ def data() -> Dataset:
 
 def tiny() -> Any:
     return searching(opened(), trials=3, finalists=1, replicates=1)
-
-
-class InProcessTune(FakeTune):
-    """Tune whose single slot trains in this process."""
-
-    def __init__(self, world: World, explorer: SearchPlanner, data: Dataset) -> None:
-        super().__init__(world, explorer)
-        self.worker = Worker(WorkerContext(world.storage, data, Placement()))
-
-    def _results(self, job: Any) -> Iterator[Any]:
-        yield from self.worker.outcomes(job)
 
 
 def results_of(recorded: RecordingBus) -> dict[str, Any]:

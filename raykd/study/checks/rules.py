@@ -15,7 +15,7 @@ from raykd.arguments import near
 from raykd.compat.packages import is_installed
 from raykd.errors import Problem
 from raykd.losses import LOSSES, Loss
-from raykd.metrics import METRICS, Direction
+from raykd.metrics import AGREEMENT, METRICS, Direction
 from raykd.models import CompressedModel, Model, Signature
 from raykd.models.introspection.layers import random_inputs
 from raykd.models.proxies import PROXIES, NetworkProxy, Proxy, ProxyContext, RankingProxy
@@ -271,6 +271,10 @@ def task_issues(study: Study) -> Iterator[Issue]:
         return
     if len(set(task.metrics)) < len(task.metrics):
         yield Issue(("task", "metrics"), "a metric is listed twice", "remove one of them")
+    if AGREEMENT in task.metrics and study.teacher is None:
+        message = f"'{AGREEMENT}' compares the student with the `teacher` of the study; it has none"
+        fix = f"add `teacher: {{...}}`, or remove {AGREEMENT}"
+        yield Issue(("task", "metrics"), message, fix)
     if study.train.label_smoothing and not task.takes_smoothing:
         message = f"task '{task.name}' has no label smoothing"
         yield Issue(("train", "label_smoothing"), message, "remove it")

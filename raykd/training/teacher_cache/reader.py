@@ -28,6 +28,7 @@ from raykd.training.memory_format import to_device
 from raykd.training.stored_outputs import StoredOutputs, StoredTeacher
 from raykd.training.teacher_cache.spec import LOGITS, CacheSpec
 from raykd.training.teacher_cache.store import FOLDER, CacheStore, Manifest
+from raykd.training.teacher_responses import TeacherResponses
 
 log = logging.getLogger("raykd")
 
@@ -192,14 +193,19 @@ class TeacherHandle:
     Args:
         network: the network, or a function that loads it.
         outputs: its cached outputs on the training samples.
+        responses: on the validation and test splits, computed before; None: computed when needed.
     """
 
     def __init__(
-        self, network: nn.Module | Callable[[], nn.Module], outputs: CachedOutputs | None = None
+        self,
+        network: nn.Module | Callable[[], nn.Module],
+        outputs: CachedOutputs | None = None,
+        responses: TeacherResponses | None = None,
     ) -> None:
         self._network = network if isinstance(network, nn.Module) else None
         self._load = network
         self.outputs = outputs
+        self.responses = responses or TeacherResponses(lambda: self.network)
 
     @property
     def network(self) -> nn.Module:
@@ -215,7 +221,7 @@ class TeacherHandle:
 
     def without_outputs(self) -> TeacherHandle:
         """Return a handle of the same teacher that always runs the network."""
-        return TeacherHandle(self._load)
+        return TeacherHandle(self._load, responses=self.responses)
 
     def source(
         self, layers: Sequence[str], signature: Signature, device: torch.device, *, logits: bool
