@@ -16,7 +16,10 @@ schedulers.  Searches in the cache file are not replayed again.
 
 Only trials that ran to the last epoch count as found.  The hypervolume of two objectives is that of
 validation accuracy and the logarithm of the parameters, above the table's median accuracy and below
-its largest student.
+its largest student.  The table's front has only three points, and two of them have 95% of the
+hypervolume.  So the time until all points of the front are reached is given, too: by students with
+at most as many parameters, whose accuracy is at most the noise lower.  The noise is the standard
+deviation of the accuracy over seeds, among the better half of the members.
 """
 
 from __future__ import annotations
@@ -46,13 +49,14 @@ from optuna.trial import TrialState
 
 from raykd import pareto
 from raykd.compat.optuna_hypervolume import hypervolume
-from raykd.compat.optuna_tpe import PAUSED
+from raykd.errors import Infeasible
 from raykd.metrics import Direction
 from raykd.study.config import Search
 from raykd.study.promotion import Promotions
-from raykd.study.samplers import Random
-from raykd.study.schedulers import Asha, Hyperband, Scheduler, Unscheduled
-from raykd.tuning.search_planner import MAX_DRAWS, MAX_REPEATS, _set_constraint
+from raykd.study.samplers import SAMPLERS
+from raykd.study.schedulers import Asha, Hyperband, Unscheduled
+from raykd.tuning.optuna_study import startup_trials
+from raykd.tuning.search_planner import DistinctDraws, SpaceExhausted
 
 TABLE = Path(__file__).parent / "data" / "search_quality.json.gz"
 STUDY = """\
@@ -163,6 +167,7 @@ class Table:
     """
 
     def __init__(self, rows: Sequence[Mapping[str, Any]], seed: str) -> None:
+        self._noise = seed_noise(rows)
         curves = [row["curves"].get(seed) or next(iter(row["curves"].values())) for row in rows]
         self.accuracy = np.array([curve["val_accuracy"] for curve in curves])
         self.params = np.array([row["params"] for row in rows], dtype=float)
@@ -229,6 +234,19 @@ class Table:
         """Accuracy from which a member belongs to the best 1%."""
         return float(np.percentile(self.accuracy[:, -1], PERCENTILE, method="closest_observation"))
 
+    @cached_property
+    def _goals(self) -> list[np.ndarray]:
+        """For each point of the table's front, a mask of the rows that reach it."""
+        final, params = self.accuracy[:, -1], self.params
+        return [
+            (params <= params[point]) & (final >= final[point] - self._noise)
+            for point in self.front(list(range(len(self))))
+        ]
+
+    def coverage(self, rows: Sequence[int]) -> float:
+        """Return the share of the table's front that members reach, within the noise."""
+        return statistics.fmean(bool(goal[list(rows)].any()) for goal in self._goals)
+
     def front(self, rows: Sequence[int]) -> list[int]:
         """Return the rows of the front at the full budget."""
         points = np.stack([-self.accuracy[rows, -1], self.params[rows]], 1) if rows else np.empty(0)
@@ -283,18 +301,17 @@ class Raykd:
 
     def __init__(self, table: Table, search: Search, seed: int, slots: int) -> None:
         self._table, self._search, self._seed, self._slots = table, search, seed, slots
-        self._startup = max(4, min(10, search.trials // 2))
         self._optuna = _optuna_study(search.objectives, self._sampler(seed))
+        self._draws = DistinctDraws(self._optuna, self._member, learns=search.sampler.learns)
         self.rule = search.scheduler.build(search.objectives, EPOCHS)
         self._runs: dict[str, Run] = {}
-        self._drawn: dict[int, str] = {}
         self._finishing: dict[str, int] = {}  # epoch at which each trial was continued
         self._paused: set[str] = set()
         self._exhausted = False
         self.seconds = 0.0
 
     def _sampler(self, seed: int) -> optuna.samplers.BaseSampler:
-        return self._search.sampler.build(seed, self._startup, self._slots)
+        return self._search.sampler.build(seed, startup_trials(self._search), self._slots)
 
     def resume(self) -> None:
         """Do what a search does that was killed: build sampler and rule again from its records."""
@@ -333,8 +350,7 @@ class Raykd:
 
     @property
     def _may_draw(self) -> bool:
-        left = len(self._runs) < self._search.trials and len(self._drawn) < len(self._table)
-        return left and not self._exhausted
+        return not self._exhausted and len(self._runs) < min(self._search.trials, len(self._table))
 
     @property
     def _allowance(self) -> float:
@@ -350,30 +366,21 @@ class Raykd:
         return self._runs[key]
 
     def _draw(self) -> Run | None:
-        repeats, sampler = 0, self._optuna.sampler
-        for _ in range(MAX_DRAWS):
-            if repeats >= MAX_REPEATS:
-                count = len(self._optuna.get_trials(deepcopy=False))
-                self._optuna.sampler = optuna.samplers.RandomSampler(count)
-            trial = self._optuna.ask()
-            row = self._table.draw(trial.suggest_categorical)
-            self._optuna.sampler = sampler
-            if row is None:  # infeasible
-                _set_constraint(trial, 1.0)
-                feasible = bool(self._runs)
-                self._optuna.tell(trial, state=TrialState.PRUNED if feasible else TrialState.FAIL)
-                continue
-            _set_constraint(trial, 0.0)
-            if row in self._drawn:
-                self._optuna.tell(trial, state=TrialState.FAIL)
-                repeats += 1
-                continue
-            run = Run(f"trial-{len(self._runs):04d}", row, trial)
-            self._drawn[row] = run.key
-            self._runs[run.key] = run
-            return run
-        self._exhausted = True
-        return None
+        try:
+            trial, row = self._draws.draw()
+        except SpaceExhausted:
+            self._exhausted = True
+            return None
+        run = Run(f"trial-{len(self._runs):04d}", row, trial)
+        self._draws.remember(trial.params, run.key)
+        self._runs[run.key] = run
+        return run
+
+    def _member(self, trial: optuna.Trial) -> int:
+        row = self._table.draw(trial.suggest_categorical)
+        if row is None:
+            raise Infeasible("the table has no member with these values")
+        return row
 
     def _values(self, run: Run) -> list[float]:
         metrics = self._table.metrics(run.row, EPOCHS)
@@ -387,14 +394,34 @@ class Raykd:
         if not keeps and isinstance(self.rule, Promotions):
             self.rule.pause(run.key, run.epoch)
             self._paused.add(run.key)
-            run.trial.set_user_attr(PAUSED, True)
+            self._draws.pause(run.trial)
         self.seconds += time.process_time() - began
         return keeps
 
     def ended(self, run: Run, metrics: Mapping[str, float]) -> None:
         if len(self._search.objectives) == 1:
             run.trial.report(metrics["val_accuracy"], run.epoch)
-        self._optuna.tell(run.trial, self._values(run))
+        self._draws.complete(run.trial, self._values(run))
+
+
+class Oracle:
+    """The best members of the table in the order of their accuracy, those of the front first."""
+
+    def __init__(self, table: Table, trials: int) -> None:
+        front = table.front(list(range(len(table))))
+        others = [int(row) for row in np.argsort(-table.accuracy[:, -1]) if row not in front]
+        self._rows = [*front, *others][:trials]
+        self._rows.reverse()
+
+    def next(self, running: int) -> Run | None:
+        row = self._rows.pop() if self._rows else None
+        return None if row is None else Run(str(row), row)
+
+    def keeps(self, run: Run, metrics: Mapping[str, float]) -> bool:
+        return True
+
+    def ended(self, run: Run, metrics: Mapping[str, float]) -> None:
+        pass
 
 
 def _optuna_study(
@@ -430,7 +457,7 @@ class Optuna:
             if row is not None:
                 self._count += 1
                 return Run(str(trial.number), row, trial)
-            self._study.tell(trial, state=TrialState.PRUNED)  # samplers avoid it
+            self._study.tell(trial, state=TrialState.FAIL)  # samplers ignore it
         return None
 
     def keeps(self, run: Run, metrics: Mapping[str, float]) -> bool:
@@ -509,10 +536,11 @@ class SyneTune(RandomThenStop):
         np.random.seed(seed)  # noqa: NPY002 - MO-ASHA draws from it
         space = {name: config_space.choice(values) for name, values in table.choices.items()}
         fidelity = {"time_attr": "epoch", "max_t": EPOCHS, "random_seed": seed}
-        metric: dict[str, Any] = {"metric": "loss"}
         if name == "MOASHA":
-            metric = {"metrics": ["loss", "params"]}
-        self._scheduler = getattr(baselines, name)(space, **metric, **fidelity)
+            module = import_module("syne_tune.optimizer.schedulers.multiobjective.moasha")
+            self._scheduler: Any = module.MOASHA(space, metrics=["loss", "params"], **fidelity)
+        else:
+            self._scheduler = getattr(baselines, name)(space, metric="loss", **fidelity)
         self._make_trial = import_module("syne_tune.backend.trial_status").Trial
 
     def next(self, running: int) -> Run | None:
@@ -548,9 +576,11 @@ class Outcome:
     Attributes:
         volume_s: seconds of the clock until 95% of the table's hypervolume; inf: never.
         best_s: seconds until an accuracy of the best 1%; inf: never.
+        front_s: seconds until all points of the table's front are reached; inf: never.
         total_s: seconds of the clock that the search took.
         slot_s: seconds of all slots together.
         volume: share of the table's hypervolume at the end.
+        coverage: share of the points of the table's front that are reached at the end.
         accuracy: the best at the end.
         front: rows of the front at the end.
         driver_ms: processor time of the driver for a trial; of raykd only.
@@ -559,9 +589,11 @@ class Outcome:
 
     volume_s: float = math.inf
     best_s: float = math.inf
+    front_s: float = math.inf
     total_s: float = 0.0
     slot_s: float = 0.0
     volume: float = 0.0
+    coverage: float = 0.0
     accuracy: float = 0.0
     front: list[int] = field(default_factory=list)
     driver_ms: float = 0.0
@@ -607,6 +639,7 @@ def simulate(table: Table, method: Method, slots: int, killed_at: float = math.i
             start(run)
     outcome.total_s = now
     outcome.front = table.front(whole)
+    outcome.coverage = table.coverage(whole)
     if isinstance(method, Raykd):
         outcome.driver_ms = 1e3 * method.seconds / max(1, len(trials))
     return outcome
@@ -622,36 +655,74 @@ def _note_progress(table: Table, outcome: Outcome, whole: list[int], now: float)
         outcome.volume_s = min(outcome.volume_s, now)
     if accuracy >= table.best:
         outcome.best_s = min(outcome.best_s, now)
+    if outcome.front_s > now and table.coverage(whole) == 1:
+        outcome.front_s = now
 
 
 # Methods by name
 
 
-def raykd_search(objectives: Mapping[str, Direction], trials: int, **changes: Any) -> Search:
-    """Return raykd's defaults with changes."""
-    return Search(objectives=dict(objectives), trials=trials, **changes)  # type: ignore[arg-type]
-
-
-SCHEDULERS: dict[str, Scheduler] = {
-    "none": Unscheduled(),
-    "asha": Asha(),
-    "asha2": Asha(reduction=2),
-    "asha4": Asha(reduction=4),
-    "asha-grace3": Asha(grace_epochs=3),
-    "hyperband": Hyperband(),
+RAYKD = {
+    "single": ("random+none", "random+asha", "tpe+none", "tpe+asha-g4-r2", "tpe+asha", "gp+none"),
+    "several": (
+        "random+none",
+        "random+asha",
+        "tpe+none",
+        "tpe+asha-g4-r2",
+        "tpe+asha",
+        "tpe+hyperband",
+        "nsga3+none",
+        "gp+none",
+    ),
 }
+"""raykd's samplers and schedulers to compare."""
+
 PEERS = {
-    "single": ("ray asha", "optuna tpe+hyperband", "syne ASHA", "syne BOHB"),
+    "single": (
+        "ray asha",
+        "optuna tpe",
+        "optuna tpe+hyperband",
+        "syne ASHA",
+        "syne BOHB",
+        "syne ASHACQR",
+    ),
     "several": ("optuna tpe", "optuna nsga2", "syne MOASHA"),
 }
 OBJECTIVES = {"single": SINGLE, "several": SEVERAL}
+SCHEDULERS: dict[str, type[Asha] | type[Hyperband]] = {"asha": Asha, "hyperband": Hyperband}
+
+
+def changes_of(text: str) -> dict[str, Any]:
+    """Return the settings of a search by the name of its method.
+
+    Args:
+        text: sampler, `+`, and scheduler with its grace epochs, reduction and brackets; `f` is
+            the percentage of `search.finish`: `tpe+asha-g4-r2-f50`.
+    """
+    sampler, _, scheduler = text.partition("+")
+    name, *options = scheduler.split("-")
+    values = {option[0]: int(option[1:]) for option in options}
+    changes: dict[str, Any] = {"sampler": SAMPLERS[sampler](), "scheduler": Unscheduled()}
+    if "f" in values:
+        changes["finish"] = values.pop("f") / 100
+    if name != "none":
+        fields = {"g": "grace_epochs", "r": "reduction", "b": "brackets"}
+        settings: dict[str, Any] = {fields[letter]: n for letter, n in values.items()}
+        changes["scheduler"] = SCHEDULERS[name](**settings)
+    return changes
+
+
+def default_method() -> str:
+    """Return the name of raykd's defaults."""
+    (name,) = (text for text in RAYKD["several"] if Search(**changes_of(text)) == Search())
+    return f"raykd {name}"
 
 
 def make(name: str, kind: str, table: Table, seed: int, slots: int, trials: int) -> Method:
     """Build a method by its name.
 
     Args:
-        name: `raykd SAMPLER+SCHEDULER`, `raykd default`, or one of the peers'.
+        name: `raykd SAMPLER+SCHEDULER`, `oracle`, or one of the peers'.
         kind: single or several objectives.
         table: of the trainings.
         seed: of the draws.
@@ -660,22 +731,20 @@ def make(name: str, kind: str, table: Table, seed: int, slots: int, trials: int)
     """
     objectives = OBJECTIVES[kind]
     library, _, rest = name.partition(" ")
+    if library == "oracle":
+        return Oracle(table, trials)
     if library == "raykd":
-        changes: dict[str, Any] = {}
-        if rest != "default":
-            sampler, _, scheduler = rest.partition("+")
-            changes["scheduler"] = SCHEDULERS[scheduler]
-            if sampler == "random":
-                changes["sampler"] = Random()
-        return Raykd(table, raykd_search(objectives, trials, **changes), seed, slots)
+        search = Search(objectives=dict(objectives), trials=trials, **changes_of(rest))
+        return Raykd(table, search, seed, slots)
     if library == "syne":
         return SyneTune(table, seed, trials, rest)
     if library == "ray":
         return RayAsha(table, seed, trials)
     samplers, pruner = optuna.samplers, None
-    sampler = (
-        samplers.NSGAIISampler(seed=seed) if rest == "nsga2" else samplers.TPESampler(seed=seed)
-    )
+    if rest == "nsga2":
+        sampler = samplers.NSGAIISampler(seed=seed)
+    else:
+        sampler = samplers.TPESampler(seed=seed, constant_liar=slots > 1)
     if rest == "tpe+hyperband":
         pruner = optuna.pruners.HyperbandPruner(1, EPOCHS, 3)
     return Optuna(table, objectives, trials, _optuna_study(objectives, sampler, pruner))
@@ -760,7 +829,7 @@ def ratio_interval(above: Sequence[float], below: Sequence[float]) -> tuple[floa
 
 
 def seed_noise(rows: Sequence[Mapping[str, Any]]) -> float:
-    """Return the standard deviation of one training's accuracy over seeds."""
+    """Return the standard deviation over seeds of the accuracy, among the better half."""
     finals = [
         [curve["val_accuracy"][-1] for curve in row["curves"].values()]
         for row in rows
@@ -768,7 +837,9 @@ def seed_noise(rows: Sequence[Mapping[str, Any]]) -> float:
     ]
     if not finals:
         return 0.0
-    return float(np.sqrt(np.mean([np.var(each, ddof=1) for each in finals])))
+    middle = statistics.median(map(statistics.fmean, finals))
+    better = [each for each in finals if statistics.fmean(each) >= middle]
+    return float(np.sqrt(np.mean([np.var(each, ddof=1) for each in better])))
 
 
 def reached(table: Table, front: Sequence[int], other: Sequence[int], noise: float) -> float:
@@ -785,9 +856,8 @@ def reached(table: Table, front: Sequence[int], other: Sequence[int], noise: flo
 
 def names_of(kind: str, peers: bool) -> list[str]:
     """Return the methods to compare."""
-    raykd = ["raykd random+none", "raykd default", "raykd random+asha", "raykd tpe+none"]
-    raykd += [f"raykd tpe+{name}" for name in SCHEDULERS if name != "none"]
-    return raykd + [name for name in PEERS[kind] if peers or not name.startswith("syne")]
+    others = [name for name in PEERS[kind] if peers or not name.startswith("syne")]
+    return ["oracle", *(f"raykd {name}" for name in RAYKD[kind]), *others]
 
 
 def main() -> None:
@@ -811,7 +881,7 @@ def main() -> None:
         return
     rows = json.loads(gzip.decompress(TABLE.read_bytes()))["rows"]
     if args.quick:
-        args.repeats, args.slots, args.trials, args.methods = 2, [8], 12, ["raykd default"]
+        args.repeats, args.slots, args.trials, args.methods = 2, [8], 12, [default_method()]
     warnings.simplefilter("ignore")
     replays = Replays(rows, args.cache)
     compare(replays, args, rows).tell(args.json)
@@ -851,13 +921,21 @@ def _has_syne_tune() -> bool:
     return find_spec("syne_tune") is not None
 
 
+TARGETS = {
+    "single": (("best 1% s", "best_s"),),
+    "several": (("95% HV s", "volume_s"), ("front s", "front_s"), ("best 1% s", "best_s")),
+}
+
+
 def _row(kind: str, slots: int, name: str, each: Sequence[Outcome]) -> dict[str, Any]:
     row: dict[str, Any] = {"method": name, "objectives": kind, "slots": slots}
-    for title, values in (("95% HV s", "volume_s"), ("best 1% s", "best_s")):
+    for title, values in TARGETS[kind]:
         median, low, high = median_interval([getattr(outcome, values) for outcome in each])
         row[title] = f"{median:.4g} [{low:.4g}, {high:.4g}]"
         hits = sum(math.isfinite(getattr(outcome, values)) for outcome in each)
         row[f"{title[:-2]} hit"] = f"{hits}/{len(each)}"
+    if kind == "several":
+        row["front"] = statistics.fmean(outcome.coverage for outcome in each)
     row["HV"] = statistics.fmean(outcome.volume for outcome in each)
     row["best"] = statistics.fmean(outcome.accuracy for outcome in each)
     row["slot s"] = statistics.fmean(outcome.slot_s for outcome in each)
@@ -868,37 +946,39 @@ def _row(kind: str, slots: int, name: str, each: Sequence[Outcome]) -> dict[str,
 def _demands(
     replays: Replays, kind: str, slots: int, outcomes: Mapping[str, list[Outcome]], noise: float
 ) -> Iterator[Demand]:
-    target = "volume_s" if kind == "several" else "best_s"
-    seconds = {name: [getattr(o, target) for o in each] for name, each in outcomes.items()}
-    default = seconds.get("raykd default")
-    if default is None:
+    mine = default_method()
+    if mine not in outcomes:
         return
     place = f"{kind}, {slots} slots"
-    if "raykd random+none" in seconds:
-        ratio, low, high = ratio_interval(seconds["raykd random+none"], default)
-        yield Demand(f"{place}: random / default [{low:.3g}, {high:.3g}]", 5, ratio, at_least=True)
-    peers = [name for name in seconds if not name.startswith("raykd")]
-    if peers:
-        best = min(peers, key=lambda name: statistics.median_low(seconds[name]))
-        ratio, low, high = ratio_interval(seconds[best], default)
-        claim = f"{place}: best peer ({best}) / default [{low:.3g}, {high:.3g}]"
-        yield Demand(claim, 1, ratio, at_least=True)
+    for title, target in TARGETS[kind]:
+        seconds = {name: [getattr(o, target) for o in each] for name, each in outcomes.items()}
+        default = seconds[mine]
+        if "raykd random+none" in seconds:
+            ratio, low, high = ratio_interval(seconds["raykd random+none"], default)
+            claim = f"{place}, {title}: random / default [{low:.3g}, {high:.3g}]"
+            yield Demand(claim, 5, ratio, at_least=True)
+        peers = [name for name in seconds if not name.startswith(("raykd", "oracle"))]
+        if peers:
+            best = min(peers, key=lambda name: statistics.median_low(seconds[name]))
+            ratio, low, high = ratio_interval(seconds[best], default)
+            claim = f"{place}, {title}: best peer ({best}) / default [{low:.3g}, {high:.3g}]"
+            yield Demand(claim, 1, ratio, at_least=True)
     if kind == "several" and "raykd tpe+none" in outcomes:
         shares = [
-            reached(replays.table(seed), whole.front, mine.front, 2 * noise)
-            for seed, (whole, mine) in enumerate(
-                zip(outcomes["raykd tpe+none"], outcomes["raykd default"], strict=True)
+            reached(replays.table(seed), whole.front, found.front, noise)
+            for seed, (whole, found) in enumerate(
+                zip(outcomes["raykd tpe+none"], outcomes[mine], strict=True)
             )
         ]
         yield Demand(f"{place}: front of tpe+none found", 0.9, statistics.fmean(shares), True)
-    driver = statistics.fmean(outcome.driver_ms for outcome in outcomes["raykd default"])
+    driver = statistics.fmean(outcome.driver_ms for outcome in outcomes[mine])
     yield Demand(f"{place}: driver a trial", 100, driver, unit=" ms")
 
 
 def _resumed(replays: Replays, args: Any) -> Iterator[Demand]:
     """Compare searches that were killed at half their time with undisturbed ones."""
     slots = 8 if 8 in args.slots else args.slots[0]
-    cells = [Cell("raykd default", "several", slots, args.trials, s) for s in range(args.repeats)]
+    cells = [Cell(default_method(), "several", slots, args.trials, s) for s in range(args.repeats)]
     killed = [replays.of(Cell(**{**asdict(cell), "killed": True})) for cell in cells]
     gaps = [replays.of(cell).volume - each.volume for cell, each in zip(cells, killed, strict=True)]
     error = statistics.stdev(gaps) / math.sqrt(len(gaps)) if len(gaps) > 1 else 0.0
@@ -917,8 +997,6 @@ def draw(replays: Replays, args: Any) -> None:
     titles = {"several": "hypervolume (share of the table's)", "single": "best accuracy (%)"}
     for axes, kind in zip(figure.subplots(1, 2), ("several", "single"), strict=True):
         for name, outcomes in _replayed(replays, args, kind, slots):
-            if name.startswith("raykd tpe+") and name != "raykd tpe+none":
-                continue
             end = max(o.curve[-1][0] for o in outcomes if o.curve)
             clock = np.geomspace(max(end / 500, 1e-3), end, 200)
             column = 1 if kind == "several" else 2

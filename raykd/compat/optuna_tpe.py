@@ -4,7 +4,12 @@ For each parameter that it draws, Optuna 5 reads all trials, splits them into go
 looks up the parameter in each of them.  A conditional space has many parameters, a long search many
 trials.  Here the trials are read and split once for each new trial, the parameters of a finished
 trial are looked up once, and equal candidates are scored once.  The draws are identical, number for
-number (tests/compat/test_optuna_tpe.py compares them).
+number (tests/compat/test_optuna_tpe.py compares them), with one exception: infeasible points.
+
+Optuna ignores a failed trial, and counts an infeasible one among the good ones if there are few
+feasible ones.  With hundreds of slots, feasible points are running, which count as bad, so that it
+looks for infeasible ones.  Here a failed trial that violates a constraint is bad, and no infeasible
+point is good.
 
 A trial that has paused, and has not ended, counts as one that was stopped with its last values.
 
@@ -106,6 +111,7 @@ class CachedTPE(TPESampler):
         # By a trial's number, which is its index among all:
         self._ended = np.zeros(64, dtype=bool)
         self._learnable = np.zeros(64, dtype=bool)  # ended in a state that TPE learns from
+        self._infeasible = np.zeros(64, dtype=bool)  # ended in any state, violates a constraint
         self._beaten = np.zeros(64, dtype=bool)  # can never be among the good ones
 
     def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
@@ -180,18 +186,22 @@ class CachedTPE(TPESampler):
     def _learnable_trials(self, trials: Sequence[FrozenTrial]) -> np.ndarray:
         """Return a mask of the trials that TPE learns from, shape (trials,)."""
         count = len(trials)
-        self._ended, self._learnable, self._beaten = (
-            _extend(each, count) for each in (self._ended, self._learnable, self._beaten)
+        self._ended, self._learnable, self._infeasible, self._beaten = (
+            _extend(each, count)
+            for each in (self._ended, self._learnable, self._infeasible, self._beaten)
         )
-        mask = self._learnable[:count].copy()
+        mask = (self._learnable | self._infeasible)[:count]
         for number in np.flatnonzero(~self._ended[:count]).tolist():
-            state = trials[number].state
-            self._ended[number] = state.is_finished()
-            mask[number] = self._learnable[number] = state in LEARNABLE_STATES
-            if state in LEARNABLE_STATES:
-                self._intersect(trials[number].distributions)
-            if self._constant_liar and state == TrialState.RUNNING:
-                mask[number] = True
+            trial = trials[number]
+            if not trial.state.is_finished():
+                mask[number] = self._constant_liar and trial.state == TrialState.RUNNING
+                continue
+            self._ended[number] = True
+            self._learnable[number] = trial.state in LEARNABLE_STATES
+            self._infeasible[number] = _tpe._get_infeasible_trial_score(trial) > 0
+            mask[number] = self._learnable[number] or self._infeasible[number]
+            if self._learnable[number]:
+                self._intersect(trial.distributions)
         return mask
 
     def _intersect(self, distributions: Mapping[str, BaseDistribution]) -> None:
@@ -213,10 +223,12 @@ class CachedTPE(TPESampler):
         """
         single = len(study.directions) == 1
         gamma = self._gamma or (_tpe.default_gamma if single else _tpe.default_gamma_multiobjective)
-        finished = int(np.count_nonzero(mask & self._learnable[: len(mask)]))
+        finished = mask & self._learnable[: len(mask)]
+        feasible = int(np.count_nonzero(finished & ~self._infeasible[: len(mask)]))
+        count = min(gamma(int(np.count_nonzero(finished))), feasible)
         remaining = np.flatnonzero(mask & ~self._beaten[: len(mask)] if single else mask)
         candidates = [trials[number] for number in remaining.tolist()]
-        below, _ = _tpe._split_trials(study, candidates, gamma(finished))
+        below, _ = _tpe._split_trials(study, candidates, count)
         limit = gamma(sys.maxsize)
         if single and len(candidates) > 4 * limit:
             # a paused trial may still become one of the good ones
@@ -271,7 +283,12 @@ _PARTS: dict[str, tuple[str, ...]] = {
     "_compare": ("samples", "acquisition_func_vals"),
 }
 _FIELDS = ("_rng", "_gamma", "_n_ei_candidates", "_constant_liar", "_group")
-_FUNCTIONS = ("_split_trials", "default_gamma", "default_gamma_multiobjective")
+_FUNCTIONS = (
+    "_split_trials",
+    "_get_infeasible_trial_score",
+    "default_gamma",
+    "default_gamma_multiobjective",
+)
 
 
 def fits() -> bool:

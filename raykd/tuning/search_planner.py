@@ -13,17 +13,19 @@ A search has three phases; all of them fill the same warm slots:
 from __future__ import annotations
 
 import math
+import random
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import optuna
-from optuna.trial import TrialState
+from optuna.distributions import BaseDistribution
+from optuna.trial import FrozenTrial, TrialState
 
-from raykd.compat.optuna_tpe import LEARNABLE_STATES, PAUSED
+from raykd.compat.optuna_tpe import PAUSED
 from raykd.compat.optuna_trials import resume_trial
 from raykd.errors import Infeasible, StudyError
 from raykd.runtime.jobs import DIVERGED, OUT_OF_MEMORY, AnyJob, JournalJob, TrainJob
@@ -45,6 +47,9 @@ MAX_DRAWS = 1000
 MAX_REPEATS = 5
 """Repeated points in a row after which a draw is random."""
 
+KEEP_PROBABILITY = 0.8
+"""Probability with which a draw near a repeated point keeps each of its values."""
+
 Values = frozenset[tuple[str, Any]]
 """A point of the space by its drawn values."""
 
@@ -53,29 +58,220 @@ class SpaceExhausted(Exception):
     """No further point of the space can be drawn; the message gives the reason."""
 
 
+Point = TypeVar("Point")
+
+
+class DistinctDraws(Generic[Point]):
+    """Feasible points that Optuna draws, each once, and what the sampler learns of the others.
+
+    The rule stands apart from records and trainings, so that a replay of a search
+    (benchmarks/search_quality.py) draws exactly as a search does.
+
+    Args:
+        optuna_study: draws the points.
+        make: makes the point of a trial, and raises `Infeasible` if there is none.
+        learns: whether the sampler's draws depend on results.
+        points: number of points of the space.
+
+    Attributes:
+        partly_drawn: trials of an interrupted search; they are drawn to their end first.
+    """
+
+    def __init__(
+        self,
+        optuna_study: optuna.Study,
+        make: Callable[[optuna.Trial], Point],
+        *,
+        learns: bool,
+        points: float = math.inf,
+    ) -> None:
+        self.partly_drawn: deque[optuna.Trial] = deque()
+        self._optuna_study = optuna_study
+        self._make = make
+        self._learns = learns
+        self._points = points
+        self._tried: dict[Values, str] = {}
+        self._infeasible: set[Values] = set()
+
+    def draw(self) -> tuple[optuna.Trial, Point]:
+        """Draw a feasible point that was not drawn before.
+
+        A sampler that learns suggests the best points of a finite space over and over.  The draws
+        after such a repeat are near the repeated point, and random after `MAX_REPEATS` of them.
+        Those of a sampler that does not learn are random after `MAX_REPEATS` repeats.
+
+        Raises:
+            SpaceExhausted: there is none.
+        """
+        repeats, repeated = 0, None
+        for _ in range(MAX_DRAWS):
+            if not self.partly_drawn and self._is_used_up:
+                raise SpaceExhausted("every point of the space has been tried")
+            with self._sampler_after(repeats, repeated):
+                if self.partly_drawn:
+                    drawn = self.partly_drawn.popleft()
+                else:
+                    drawn = self._optuna_study.ask()
+                try:
+                    point = self._make(drawn)
+                except Infeasible as error:
+                    self._reject(drawn, error)
+                    repeats += repeated is not None
+                    continue
+            set_feasible(drawn)
+            if not self._was_tried(drawn):
+                return drawn, point
+            repeats += 1
+            if self._learns:
+                repeated = repeated or drawn
+        raise SpaceExhausted(
+            f"{MAX_DRAWS} draws in a row were infeasible or tried before; the space is exhausted"
+        )
+
+    def remember(self, params: Mapping[str, Any], name: str) -> None:
+        """Enter a point that is not drawn again.
+
+        Args:
+            params: drawn values.
+            name: of its trial.
+        """
+        self._tried.setdefault(frozenset(params.items()), name)
+
+    def remember_infeasible(self, params: Mapping[str, Any]) -> None:
+        """Enter an infeasible point of an earlier process."""
+        self._infeasible.add(frozenset(params.items()))
+
+    def pause(self, drawn: optuna.Trial) -> None:
+        """Enter that a trial waits for its promotion, so that the sampler learns from it."""
+        drawn.set_user_attr(PAUSED, True)
+
+    def complete(self, drawn: optuna.Trial | int, values: Sequence[float]) -> None:
+        """Report the results of a trial that ran whole."""
+        self._optuna_study.tell(drawn, values)
+
+    def stop(self, drawn: optuna.Trial | int) -> None:
+        """Report that a trial was stopped early."""
+        self._optuna_study.tell(drawn, state=TrialState.PRUNED)
+
+    def fail(self, drawn: optuna.Trial | int, *, by_point: bool = False) -> None:
+        """Report that a trial failed.
+
+        Args:
+            drawn: the trial.
+            by_point: whether its point is the cause.  For the sampler such a point is as
+                infeasible as one that violates a constraint.
+        """
+        if by_point and isinstance(drawn, optuna.Trial):
+            set_infeasible(drawn, "failure")
+        self._optuna_study.tell(drawn, state=TrialState.FAIL)
+
+    def _reject(self, drawn: optuna.Trial, error: Infeasible) -> None:
+        """Report to Optuna that a point is infeasible.
+
+        Its trial has failed: other samplers than raykd's TPE and GP ignore it.
+        """
+        self.remember_infeasible(drawn.params)
+        drawn.set_user_attr("raykd.infeasible", str(error))
+        set_infeasible(drawn)
+        self._optuna_study.tell(drawn, state=TrialState.FAIL)
+        enqueue_again(self._optuna_study, drawn)
+
+    @property
+    def _is_used_up(self) -> bool:
+        tried = len(self._tried) + len(self._infeasible)
+        return tried >= self._points or getattr(self._optuna_study.sampler, "exhausted", False)
+
+    def _was_tried(self, drawn: optuna.Trial) -> bool:
+        """Return True for a point that was drawn before; for Optuna its trial has failed.
+
+        Samplers ignore failed trials.  With the earlier result as another complete trial, TPE
+        would take the point for better supported with each repeat, and suggest little else.
+        """
+        twin = self._tried.get(frozenset(drawn.params.items()))
+        if twin is None:
+            return False
+        drawn.set_user_attr("raykd.same_as", twin)
+        self._optuna_study.tell(drawn, state=TrialState.FAIL)
+        return True
+
+    @contextmanager
+    def _sampler_after(self, repeats: int, repeated: optuna.Trial | None) -> Iterator[None]:
+        """Replace the sampler for a draw after repeated points."""
+        sampler = self._optuna_study.sampler
+        seed = len(self._optuna_study.get_trials(deepcopy=False))
+        if isinstance(sampler, optuna.samplers.BruteForceSampler):
+            pass
+        elif repeats > MAX_REPEATS or (repeats == MAX_REPEATS and repeated is None):
+            self._optuna_study.sampler = optuna.samplers.RandomSampler(seed)
+        elif repeated is not None:
+            self._optuna_study.sampler = NearSampler(seed, repeated)
+        try:
+            yield
+        finally:
+            self._optuna_study.sampler = sampler
+
+
+class NearSampler(optuna.samplers.RandomSampler):
+    """Draws near a point: each of its values is kept with `KEEP_PROBABILITY`, or random.
+
+    Args:
+        seed: of the draws.
+        point: trial whose values are kept.
+    """
+
+    def __init__(self, seed: int, point: optuna.Trial) -> None:
+        super().__init__(seed)
+        self._keep = random.Random(seed)
+        self._params, self._distributions = point.params, point.distributions
+
+    def sample_independent(
+        self,
+        study: optuna.Study,
+        trial: FrozenTrial,
+        param_name: str,
+        param_distribution: BaseDistribution,
+    ) -> Any:
+        has_value = self._distributions.get(param_name) == param_distribution
+        if has_value and self._keep.random() < KEEP_PROBABILITY:
+            return self._params[param_name]
+        return super().sample_independent(study, trial, param_name, param_distribution)
+
+
+def set_feasible(drawn: optuna.Trial) -> None:
+    """Enter that a trial's point violates no constraint."""
+    _set_constraint(drawn, "feasible", 0.0)
+
+
+def set_infeasible(drawn: optuna.Trial, constraint: str = "feasible") -> None:
+    """Enter that a trial's point violates a constraint."""
+    _set_constraint(drawn, constraint, 1.0)
+
+
+def _set_constraint(drawn: optuna.Trial, name: str, excess: float) -> None:
+    if name not in drawn.constraints:  # a resumed trial may have it already
+        drawn.set_constraint(name, excess)
+
+
 class OptunaDraws:
     """Feasible points that Optuna draws, each once, and their results for Optuna.
 
     Args:
         optuna_study: draws the points.
         context: study, costs and records of the run.
-
-    Attributes:
-        has_feasible: whether Optuna has a trial that ran.
     """
 
     def __init__(self, optuna_study: optuna.Study, context: RunContext) -> None:
-        self.has_feasible = False
         self._optuna_study = optuna_study
         self._bound = context.study.bind(context.signature)
         self._costs = context.costs
         self._records = context.records
         self._objectives = context.search.objectives
         self._points = self._bound.space.size.points or math.inf
+        learns = context.search.sampler.learns
+        self._distinct = DistinctDraws(
+            optuna_study, self._candidate, learns=learns, points=self._points
+        )
         self._drawn: dict[str, optuna.Trial | int] = {}  # unfinished trials, or their numbers
-        self._tried: dict[Values, str] = {}
-        self._infeasible: set[Values] = set()
-        self._partly_drawn: deque[optuna.Trial] = deque()
         self._pruned: set[str] = set()  # trials that an extended search may still complete
         self._synchronize()
 
@@ -87,40 +283,21 @@ class OptunaDraws:
     def draw(self) -> tuple[optuna.Trial, Candidate]:
         """Draw a feasible point that was not drawn before.
 
-        A sampler that learns may suggest the best points of a finite space over and over.  After
-        `MAX_REPEATS` such draws the next is random.
-
         Raises:
             SpaceExhausted: there is none.
         """
-        repeats = 0
-        for _ in range(MAX_DRAWS):
-            if not self._partly_drawn and self._is_used_up:
-                raise SpaceExhausted("every point of the space has been tried")
-            with self._random_draws(repeats >= MAX_REPEATS):
-                if self._partly_drawn:
-                    drawn = self._partly_drawn.popleft()
-                else:
-                    drawn = self._optuna_study.ask()
-                try:
-                    candidate = self._bound.draw(drawn)
-                    self._costs.check(candidate)
-                except Infeasible as error:
-                    self._reject(drawn, error)
-                    continue
-            _set_constraint(drawn, 0.0)
-            if not self._was_tried(drawn):
-                return drawn, candidate
-            repeats += 1
-        raise SpaceExhausted(
-            f"{MAX_DRAWS} draws in a row were infeasible or tried before; the space is exhausted"
-        )
+        return self._distinct.draw()
+
+    def _candidate(self, drawn: optuna.Trial) -> Candidate:
+        candidate = self._bound.draw(drawn)
+        self._costs.check(candidate)
+        return candidate
 
     def start(self, drawn: optuna.Trial, record_id: str) -> None:
         """Record which training a drawn point has become."""
         drawn.set_user_attr("raykd.id", record_id)
         self._drawn[record_id] = drawn
-        self._remember(drawn.params, record_id)
+        self._distinct.remember(drawn.params, record_id)
 
     def report(self, record: Record, epoch: int) -> None:
         """Report an intermediate value to Optuna, which supports it for a single objective."""
@@ -134,8 +311,7 @@ class OptunaDraws:
         """Enter that a trial waits for its promotion, so that the sampler learns from it."""
         drawn = self._drawn.get(record.id)
         if isinstance(drawn, optuna.Trial):
-            drawn.set_user_attr(PAUSED, True)
-            self.has_feasible = True
+            self._distinct.pause(drawn)
 
     def finish(self, record: Record) -> None:
         """Report the result of a trial to Optuna."""
@@ -145,23 +321,17 @@ class OptunaDraws:
                 self._restore_trial(record)
             return
         if record.is_complete(self._objectives):
-            self._optuna_study.tell(drawn, self._values(record))
-            self.has_feasible = True
-            return
-        stopped = record.status == "stopped"
-        self.has_feasible |= stopped
-        state = TrialState.PRUNED if stopped else TrialState.FAIL
-        depends_on_point = record.reason.startswith((OUT_OF_MEMORY, DIVERGED))
-        if depends_on_point and isinstance(drawn, optuna.Trial):
-            # For the sampler such a point is as infeasible as one that violates a constraint.
-            _set_constraint(drawn, 1.0, "failure")
-            state = TrialState.PRUNED if self.has_feasible else TrialState.FAIL
-        self._optuna_study.tell(drawn, state=state)
+            self._distinct.complete(drawn, self._values(record))
+        elif record.status == "stopped":
+            self._distinct.stop(drawn)
+        else:
+            by_point = record.reason.startswith((OUT_OF_MEMORY, DIVERGED))
+            self._distinct.fail(drawn, by_point=by_point)
 
     def close(self) -> None:
         """Report the points whose drawing an earlier run did not finish as failed."""
-        for drawn in self._partly_drawn:
-            self._optuna_study.tell(drawn, state=TrialState.FAIL)
+        for drawn in self._distinct.partly_drawn:
+            self._distinct.fail(drawn)
 
     def _synchronize(self) -> None:
         """Report trials that ended before a resume, and resume those that did not."""
@@ -176,16 +346,15 @@ class OptunaDraws:
         for trial in self._optuna_study.get_trials(deepcopy=False):
             record_id = str(trial.user_attrs.get("raykd.id"))
             if record_id in self._records:
-                self._remember(trial.params, record_id)
-                self.has_feasible |= trial.state in LEARNABLE_STATES
+                self._distinct.remember(trial.params, record_id)
             elif "raykd.infeasible" in trial.user_attrs:
-                self._infeasible.add(frozenset(trial.params.items()))
+                self._distinct.remember_infeasible(trial.params)
             if trial.state != TrialState.RUNNING:
                 continue
             if record_id not in self._records:
                 # The search was interrupted while it drew this point.  Finish it, or a grid would
                 # count the point as tried.
-                self._partly_drawn.append(resume_trial(self._optuna_study, trial))
+                self._distinct.partly_drawn.append(resume_trial(self._optuna_study, trial))
                 continue
             self._drawn[record_id] = trial.number
             if self._records[record_id].status not in ("running", "paused"):
@@ -213,53 +382,6 @@ class OptunaDraws:
             )
         )
 
-    def _reject(self, drawn: optuna.Trial, error: Infeasible) -> None:
-        """Report to Optuna that a point is infeasible.
-
-        TPE treats its best trials as good, and would look for infeasible points as long as it has
-        no feasible ones: with hundreds of slots, until the first trial ends.  It ignores failed
-        trials.
-        """
-        self._infeasible.add(frozenset(drawn.params.items()))
-        drawn.set_user_attr("raykd.infeasible", str(error))
-        _set_constraint(drawn, 1.0)
-        state = TrialState.PRUNED if self.has_feasible else TrialState.FAIL
-        self._optuna_study.tell(drawn, state=state)
-        enqueue_again(self._optuna_study, drawn)
-
-    @property
-    def _is_used_up(self) -> bool:
-        tried = len(self._tried) + len(self._infeasible)
-        return tried >= self._points or getattr(self._optuna_study.sampler, "exhausted", False)
-
-    def _was_tried(self, drawn: optuna.Trial) -> bool:
-        """Return True for a point that was drawn before; for Optuna its trial has failed.
-
-        Samplers ignore failed trials.  With the earlier result as another complete trial, TPE
-        would take the point for better supported with each repeat, and suggest little else.
-        """
-        twin = self._tried.get(frozenset(drawn.params.items()))
-        if twin is None:
-            return False
-        drawn.set_user_attr("raykd.same_as", twin)
-        self._optuna_study.tell(drawn, state=TrialState.FAIL)
-        return True
-
-    @contextmanager
-    def _random_draws(self, enabled: bool) -> Iterator[None]:
-        """Replace a sampler that learns by a random one for a draw."""
-        sampler = self._optuna_study.sampler
-        if enabled and not isinstance(sampler, optuna.samplers.BruteForceSampler):
-            seed = len(self._optuna_study.get_trials(deepcopy=False))
-            self._optuna_study.sampler = optuna.samplers.RandomSampler(seed)
-        try:
-            yield
-        finally:
-            self._optuna_study.sampler = sampler
-
-    def _remember(self, params: Mapping[str, Any], record_id: str) -> None:
-        self._tried.setdefault(frozenset(params.items()), record_id)
-
     def _values(self, record: Record) -> list[float]:
         return [record.metrics[name] for name in self._objectives]
 
@@ -270,11 +392,6 @@ class OptunaDraws:
         [name] = self._objectives
         epochs = enumerate(record.epochs, 1)
         return {epoch: metrics[name] for epoch, metrics in epochs if name in metrics}
-
-
-def _set_constraint(drawn: optuna.Trial, excess: float, name: str = "feasible") -> None:
-    if name not in drawn.constraints:  # a resumed trial may have it already
-        drawn.set_constraint(name, excess)
 
 
 class SearchPlanner(Planner):

@@ -51,7 +51,7 @@ def test_searches_find_the_best_and_count_their_time(
 ) -> None:
     replays = quality.Replays(rows)
     peers = [name for name in quality.PEERS[kind] if name.startswith("optuna")]
-    for name in ["raykd random+none", "raykd default", "raykd tpe+asha", *peers]:
+    for name in ["raykd random+none", "raykd tpe+none", "raykd tpe+asha", *peers]:
         trials = 36 if "random" in name else 8
         outcome = replays.of(quality.Cell(name, kind, slots, trials, 0))
         assert outcome.slot_s / slots <= outcome.total_s + 1e-9
@@ -59,6 +59,22 @@ def test_searches_find_the_best_and_count_their_time(
         if name == "raykd random+none":  # every member, once
             assert outcome.slot_s == pytest.approx(sum(9 * 0.1 * r["params"] for r in rows))
             assert outcome.volume == pytest.approx(1) and math.isfinite(outcome.best_s)
+
+
+def test_defaults_are_among_the_methods(quality: ModuleType) -> None:
+    assert quality.default_method() == "raykd tpe+none"
+    changes = quality.changes_of("random+hyperband-g2-r4-b2-f50")
+    assert (changes["sampler"].name, changes["finish"]) == ("random", 0.5)
+    scheduler = changes["scheduler"]
+    assert (scheduler.grace_epochs, scheduler.reduction, scheduler.brackets) == (2, 4, 2)
+
+
+def test_oracle_finds_the_front_first(quality: ModuleType, rows: list[dict[str, Any]]) -> None:
+    replays = quality.Replays(rows)
+    outcome = replays.of(quality.Cell("oracle", "several", 1, 36, 0))
+    front = replays.table(0).front(list(range(len(rows))))
+    assert outcome.volume == pytest.approx(1) and outcome.coverage == 1
+    assert outcome.front_s == pytest.approx(sum(0.9 * rows[n]["params"] for n in front))
 
 
 def test_killed_search_loses_no_trial(quality: ModuleType, rows: list[dict[str, Any]]) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import optuna
 import pytest
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 
 from helpers.search_cases import (
     POINTS,
@@ -426,16 +426,13 @@ def test_infeasible_draws_never_become_trials(tmp_path: Path) -> None:
         assert "params" in trial.user_attrs["raykd.infeasible"]
         assert trial.constraints == {"feasible": 1.0}
         assert "raykd.id" not in trial.user_attrs
-        # Nothing is learnt of them alone: TPE would seek them.
-        is_reported = trial.number > ran[0]
-        assert trial.state == (TrialState.PRUNED if is_reported else TrialState.FAIL)
-    assert {t.state for t in infeasible} == {TrialState.PRUNED, TrialState.FAIL}
+        assert trial.state == TrialState.FAIL
     for number in ran:
         assert optuna_trials(explorer)[number].constraints == {"feasible": 0.0}
 
 
 def test_many_slots_do_not_lead_to_infeasible_draws(tmp_path: Path) -> None:
-    """Before a trial has finished, TPE draws randomly; later it learns the constraints."""
+    """TPE learns the constraint, though most feasible points are still running."""
     study = opened(
         "search.constraints={params: {max: 1000}}",
         "search.trials=80",
@@ -451,17 +448,16 @@ def test_many_slots_do_not_lead_to_infeasible_draws(tmp_path: Path) -> None:
     for _ in range(60):
         job = next_job(explorer)
         assert job is not None and job.role == "trial"
-    refused = [t for t in optuna_trials(explorer) if "raykd.infeasible" in t.user_attrs]
-    assert len(refused) > 10, "more than TPE wants to know before it fits a model"
-    assert all(t.state == TrialState.FAIL for t in refused)
-    assert not world.explorer(slots=60).draws.has_feasible
+    at_random = share_infeasible(optuna_trials(explorer))
+    assert at_random > 0.2
+    before = len(optuna_trials(explorer))
     stopped = StopAfterFirst(*(f"trial-{number:04d}" for number in range(80)))
-    explore(world, slots=60, rule=stopped)
-    late = [t for t in optuna_trials(explorer) if "raykd.infeasible" in t.user_attrs][
-        len(refused) :
-    ]
-    assert late and all(t.state == TrialState.PRUNED for t in late), "a stopped trial is known"
-    assert world.explorer(slots=60).draws.has_feasible, "a search that goes on knows it too"
+    explorer = explore(world, slots=60, rule=stopped)
+    assert share_infeasible(optuna_trials(explorer)[before:]) < at_random
+
+
+def share_infeasible(trials: list[FrozenTrial]) -> float:
+    return sum("raykd.infeasible" in trial.user_attrs for trial in trials) / len(trials)
 
 
 def test_repeated_point_is_not_trained_again(world: World) -> None:
@@ -694,7 +690,9 @@ def test_failed_trial_is_never_finalist_and_others_continue(world: World) -> Non
     assert record not in explorer.finalists
     assert len(explorer.records.of("trial")) == 4
     states = {record_id: trial.state for record_id, trial in optuna_known(explorer).items()}
-    assert states["trial-0001"] == TrialState.PRUNED, "the sampler avoids such points"
+    assert states["trial-0001"] == TrialState.FAIL
+    constraints = optuna_known(explorer)["trial-0001"].constraints
+    assert constraints["failure"] > 0, "the sampler avoids such points"
     assert explorer.finished and not explorer.fatal
 
 
