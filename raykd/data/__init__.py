@@ -18,11 +18,12 @@ from raykd.data.digits import Digits
 from raykd.data.fashion_mnist import FashionMnist
 from raykd.data.image_folder import ImageFolder
 from raykd.data.loader import BatchLoader, Placement, ViewOptions
+from raykd.data.mask_folder import MaskFolder
 from raykd.data.samples import dataset_of_samples
 from raykd.data.tabular import TabularSource
 from raykd.data.text import Texts
 
-SOURCES.add(Digits, FashionMnist, Cifar10, Cifar100, ImageFolder, Texts, TabularSource)
+SOURCES.add(Digits, FashionMnist, Cifar10, Cifar100, ImageFolder, MaskFolder, Texts, TabularSource)
 
 __all__ = [
     "AUGMENTATIONS",

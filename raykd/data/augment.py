@@ -1,4 +1,4 @@
-"""Augmentations of training images.
+"""Augmentations of training images, and of their masks.
 
 All are replayable: the result for a sample is a pure function of (seed, sample index, view
 number), independent of its batch (see `augmented_view`), so that teacher and student see the same
@@ -17,6 +17,7 @@ from torch.nn import functional
 
 from raykd.data.rng import CounterRNG, key_of
 from raykd.registry import Registry, option
+from raykd.tasks.statistics import IGNORED
 
 if TYPE_CHECKING:
     from torchvision.transforms import v2
@@ -37,6 +38,8 @@ class Augment:
     """Author, year, arXiv number; empty where there is none."""
     batched: ClassVar[bool] = True
     """True: applied to a whole batch on its device; False: sample by sample on the CPU."""
+    masks: ClassVar[Literal["moved", "unchanged", "refused"]] = "refused"
+    """Masks of the images: moved like them; unchanged, since no pixel moves; or not supported."""
 
     def __call__(self, images: Tensor, rng: CounterRNG) -> Tensor:
         """Augment a batch.
@@ -47,6 +50,18 @@ class Augment:
 
         Returns:
             The augmented batch, same shape and type.
+        """
+        raise NotImplementedError
+
+    def move(self, masks: Tensor, rng: CounterRNG) -> Tensor:
+        """Move masks as `__call__` moves images with the same random numbers.
+
+        Args:
+            masks: (B, 1, H, W) uint8; not written to.
+            rng: as that of the images.
+
+        Returns:
+            The moved masks, `IGNORED` at positions that show no part of the image.
         """
         raise NotImplementedError
 
@@ -65,8 +80,18 @@ class TorchvisionAugment(Augment):
         """Return the torchvision transform: (C, height, width) uint8 -> the same."""
         raise NotImplementedError
 
+    def mask_transform(self, height: int, width: int) -> v2.Transform:
+        """Return the transform of masks, which draws the same numbers as `transform`."""
+        raise NotImplementedError
+
     def __call__(self, images: Tensor, rng: CounterRNG) -> Tensor:
-        transform = self.transform(*images.shape[2:])
+        return self._each(self.transform(*images.shape[2:]), images, rng)
+
+    def move(self, masks: Tensor, rng: CounterRNG) -> Tensor:
+        return self._each(self.mask_transform(*masks.shape[2:]), masks, rng)
+
+    def _each(self, transform: v2.Transform, images: Tensor, rng: CounterRNG) -> Tensor:
+        """Transform each image with the random numbers of its sample."""
         here = images.cpu()
         done = torch.empty_like(here)
         generator = torch.default_generator
@@ -84,13 +109,21 @@ class TorchvisionAugment(Augment):
 class RandomCrop(Augment):
     """Pad all sides, then crop to the original size at a random position."""
 
+    masks = "moved"
+
     name: Literal["random_crop"] = "random_crop"
     padding: Annotated[int, Field(ge=1, description="Padding on each side, in pixels")] = 4
     fill: Level = 0
 
     def __call__(self, images: Tensor, rng: CounterRNG) -> Tensor:
+        return self._cropped(images, rng, self.fill)
+
+    def move(self, masks: Tensor, rng: CounterRNG) -> Tensor:
+        return self._cropped(masks, rng, IGNORED)
+
+    def _cropped(self, images: Tensor, rng: CounterRNG, fill: int) -> Tensor:
         height, width = images.shape[2:]
-        padded = functional.pad(images, (self.padding,) * 4, value=self.fill)
+        padded = functional.pad(images, (self.padding,) * 4, value=fill)
         windows = padded.unfold(2, height, 1).unfold(3, width, 1)
         rows = torch.arange(len(images), device=images.device)
         places = 2 * self.padding + 1
@@ -102,6 +135,8 @@ class RandomCrop(Augment):
 class HorizontalFlip(Augment):
     """Flip the image horizontally."""
 
+    masks = "moved"
+
     name: Literal["horizontal_flip"] = "horizontal_flip"
     p: Probability = 0.5
 
@@ -110,6 +145,9 @@ class HorizontalFlip(Augment):
         flipped = (rng.uniform() < self.p).to(torch.uint8) * 255
         difference = (images ^ images.flip(-1)) & flipped[:, None, None, None]
         return images ^ difference
+
+    def move(self, masks: Tensor, rng: CounterRNG) -> Tensor:
+        return self(masks, rng)
 
 
 @option
@@ -121,6 +159,7 @@ class RandomErasing(Augment):
     """
 
     paper = "Zhong 2020, arXiv:1708.04896"
+    masks = "moved"
 
     name: Literal["random_erasing"] = "random_erasing"
     p: Probability = 0.5
@@ -141,6 +180,12 @@ class RandomErasing(Augment):
         _check_range("ratio", self.ratio, float("inf"))
 
     def __call__(self, images: Tensor, rng: CounterRNG) -> Tensor:
+        return self._erased(images, rng, self.fill)
+
+    def move(self, masks: Tensor, rng: CounterRNG) -> Tensor:
+        return self._erased(masks, rng, IGNORED)
+
+    def _erased(self, images: Tensor, rng: CounterRNG, fill: int) -> Tensor:
         height, width = images.shape[2:]
         erased = rng.uniform() < self.p
         high, wide, fits = self._rectangle(rng, height, width)
@@ -151,7 +196,7 @@ class RandomErasing(Augment):
         inside = (rows >= top) & (rows < top + high[:, None, None])
         inside = inside & (columns >= left) & (columns < left + wide[:, None, None])
         inside = inside & (erased & fits)[:, None, None]
-        return images.masked_fill(inside[:, None], self.fill)
+        return images.masked_fill(inside[:, None], fill)
 
     def _rectangle(self, rng: CounterRNG, height: int, width: int) -> tuple[Tensor, Tensor, Tensor]:
         """Return (B,) height and width of the first of 10 rectangles that fits, and if one fits."""
@@ -174,6 +219,7 @@ class RandomResizedCrop(TorchvisionAugment):
     """Crop a random area and resize it to the original size (Szegedy 2015, arXiv:1409.4842)."""
 
     paper = "Szegedy 2015, arXiv:1409.4842"
+    masks = "moved"
 
     name: Literal["random_resized_crop"] = "random_resized_crop"
     scale: Annotated[
@@ -196,10 +242,18 @@ class RandomResizedCrop(TorchvisionAugment):
 
         return v2.RandomResizedCrop([height, width], self.scale, self.ratio)
 
+    def mask_transform(self, height: int, width: int) -> v2.Transform:
+        from torchvision.transforms import v2
+
+        nearest = v2.InterpolationMode.NEAREST
+        return v2.RandomResizedCrop([height, width], self.scale, self.ratio, nearest)
+
 
 @option
 class Rotation(TorchvisionAugment):
     """Rotate by a random angle around the center."""
+
+    masks = "moved"
 
     name: Literal["rotation"] = "rotation"
     degrees: Annotated[
@@ -215,10 +269,18 @@ class Rotation(TorchvisionAugment):
             [-self.degrees, self.degrees], interpolation=bilinear, fill=self.fill
         )
 
+    def mask_transform(self, height: int, width: int) -> v2.Transform:
+        from torchvision.transforms import v2
+
+        nearest = v2.InterpolationMode.NEAREST
+        return v2.RandomRotation([-self.degrees, self.degrees], interpolation=nearest, fill=IGNORED)
+
 
 @option
 class ColorJitter(TorchvisionAugment):
     """Randomly change brightness, contrast, saturation and hue (torchvision's `ColorJitter`)."""
+
+    masks = "unchanged"
 
     name: Literal["color_jitter"] = "color_jitter"
     brightness: Annotated[
@@ -302,6 +364,25 @@ def augmented_view(
     for position, step in enumerate(augment):
         images = step(images, CounterRNG(key_of(seed, view, position), index))
     return images
+
+
+def augmented_masks(
+    masks: Tensor, index: Tensor, augment: Sequence[Augment], *, seed: int, view: int
+) -> Tensor:
+    """Move masks as `augmented_view` moves the images of the same samples.
+
+    Args:
+        masks: (B, H, W) uint8.
+        index, augment, seed, view: as for the images.
+
+    Returns:
+        (B, H, W) uint8.
+    """
+    moved = masks[:, None]
+    for position, step in enumerate(augment):
+        if step.masks == "moved":
+            moved = step.move(moved, CounterRNG(key_of(seed, view, position), index))
+    return moved[:, 0]
 
 
 AUGMENTATIONS = Registry("augmentation", base=Augment, entry_points="raykd.augmentations")

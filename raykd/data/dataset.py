@@ -52,7 +52,8 @@ class Split:
 
     Attributes:
         inputs: (N, C, H, W) uint8 for images, or a mapping of (N, ...) tensors.
-        targets: (N,) int64 class indices (-100: unlabeled), or (N, D) float32 labels or values.
+        targets: (N,) int64 class indices (-100: unlabeled), (N, D) float32 labels or values, or
+            (N, H, W) uint8 masks (255: ignored); a batch has masks as int64.
         index: (N,) int64, number of each sample in the data set (unique over all splits).
     """
 
@@ -210,6 +211,11 @@ class Dataset:
         return 1 + max(int(split.index.max()) for split in (self.train, self.val, self.test))
 
     @property
+    def is_dense(self) -> bool:
+        """True if the targets are masks: a class for each position of an image."""
+        return self.train.targets.dim() == 3
+
+    @property
     def sizes(self) -> Mapping[str, int]:
         """Number of samples in each split."""
         return {"train": len(self.train), "val": len(self.val), "test": len(self.test)}
@@ -219,9 +225,9 @@ class Dataset:
         return {"train": self.train, "val": self.val, "test": self.test}[part]
 
     def class_counts(self, part: Literal["train", "val", "test"]) -> list[int]:
-        """Return the number of samples of each class in a split; [] if targets are no classes."""
+        """Return the number of samples of each class in a split; [] if samples have no class."""
         targets = self.split(part).targets.cpu()
-        if targets.is_floating_point():
+        if targets.is_floating_point() or self.is_dense:
             return []
         return torch.bincount(targets[targets >= 0], minlength=self.classes).tolist()
 

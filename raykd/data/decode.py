@@ -128,7 +128,7 @@ def decode_files(
     Args:
         root: the folder `paths` are relative to.
         paths: (B,) files.
-        shape: (C, H, W) of the result, C 1 or 3, H = W.
+        shape: (C, H, W) of the result, C 1 or 3.
         rules: how stored values become 8-bit pixels.
 
     Returns:
@@ -176,7 +176,7 @@ def check_header(path: Path, rules: Rules = PLAIN) -> None:
     Raises:
         ValueError: it cannot be decoded; names the file.
     """
-    with _naming(path), _open(path) as image:
+    with naming(path), open_image(path) as image:
         depth = depth_of(image)
         if image.mode in DEEP and not depth.bits:
             image.load()
@@ -184,22 +184,22 @@ def check_header(path: Path, rules: Rules = PLAIN) -> None:
 
 
 def _decode_into(out: np.ndarray, path: Path, rules: Rules) -> tuple[list[str], Traits]:
-    """Decode `path` into `out`, (C, size, size): the center square, resized.
+    """Decode `path` into `out`, (C, H, W): the largest centered part of that ratio, resized.
 
     Returns:
         Names of special cases, and the traits of the image.
     """
-    channels, size = out.shape[:2]
+    channels, height, width = out.shape
     traits = Traits()
-    with _naming(path), _open(path) as image:
+    with naming(path), open_image(path) as image:
         frames = getattr(image, "is_animated", False)
         depth = depth_of(image)
-        image.draft("RGB" if channels == 3 else "L", (size, size))  # JPEG: decode it small
+        image.draft("RGB" if channels == 3 else "L", (width, height))  # JPEG: decode it small
         with _memory_bound(image):
             turned, readable = _turn_upright(image)
             flat = flatten(image, channels, depth, rules, traits)
-            square = _center_square(flat, size)
-    out[:] = np.asarray(square).reshape(size, size, channels).transpose(2, 0, 1)
+            part = center_part(flat, height, width)
+    out[:] = np.asarray(part).reshape(height, width, channels).transpose(2, 0, 1)
     cases = {
         "frames": frames,
         "turned": turned,
@@ -218,7 +218,7 @@ def _memory_bound(image: Image) -> AbstractContextManager[object]:
 
 
 @contextmanager
-def _open(path: Path) -> Iterator[Image]:
+def open_image(path: Path) -> Iterator[Image]:
     """Open an image file without loading its pixels.
 
     Raises:
@@ -251,7 +251,7 @@ _TOO_LARGE = f"it has more than {MOST_PIXELS:,} pixels; write it smaller"
 
 
 @contextmanager
-def _naming(path: Path) -> Iterator[None]:
+def naming(path: Path) -> Iterator[None]:
     """Raise every error as a ValueError that names the file."""
     try:
         yield
@@ -285,14 +285,21 @@ def _turn_upright(image: Image) -> tuple[bool, bool]:
     return orientation in range(2, 9), True
 
 
-def _center_square(image: Image, size: int) -> Image:
+def center_part(image: Image, height: int, width: int, *, nearest: bool = False) -> Image:
+    """Return the largest centered part with the ratio of `height` and `width`, resized to them.
+
+    Args:
+        image: any image.
+        height, width: of the result.
+        nearest: take the nearest pixels instead of means, for class numbers.
+    """
     from PIL.Image import Resampling
 
-    width, height = image.size
-    short = min(width, height)
-    left, top = (width - short) / 2, (height - short) / 2
-    box = (left, top, left + short, top + short)
-    return image.resize((size, size), Resampling.BILINEAR, box=box)
+    wide = min(image.width, image.height * width / height)
+    high = min(image.height, image.width * height / width)
+    left, top = (image.width - wide) / 2, (image.height - high) / 2
+    method = Resampling.NEAREST if nearest else Resampling.BILINEAR
+    return image.resize((width, height), method, box=(left, top, left + wide, top + high))
 
 
 def _content(head: bytes) -> str:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from raykd.data.augment import Augment, augmented_view
+from raykd.data.augment import Augment, augmented_masks, augmented_view
 from raykd.data.batch import Batch, BatchRequest, ExtraInputs, Inputs
 from raykd.data.dataset import AnySplit, Dataset, FileSplit
 from raykd.data.file_loader import FileReader
@@ -189,6 +189,8 @@ class BatchLoader:
         index, stored = self._take(request.rows)
         first, *more = [self._view(stored, index, view) for view in request.views]
         targets = self.split.targets.index_select(0, request.rows)
+        if targets.dtype == torch.uint8:
+            targets = self._masks(targets, index, request.views[0]).long()
         partners = None
         if request.partners is not None:
             partner_index, partner_inputs = self._take(request.partners)
@@ -202,6 +204,12 @@ class BatchLoader:
         if not self.augment or not isinstance(inputs, Tensor):
             return inputs
         return augmented_view(inputs, index, self.augment, seed=self._view_seed, view=view)
+
+    def _masks(self, masks: Tensor, index: Tensor, view: int) -> Tensor:
+        """Return masks, moved as the images of a view."""
+        if not self.augment:
+            return masks
+        return augmented_masks(masks, index, self.augment, seed=self._view_seed, view=view)
 
     def _rows(self, epoch: int) -> Sequence[Tensor]:
         """Return the rows of this rank in each batch, on the device that images are read from."""

@@ -26,6 +26,9 @@ def model_card(student: SavedStudent, result: ExportResult) -> str:
     about = student.network.preprocessing
     usual = "tabular-regression" if about.output_scale else "tabular-classification"
     task = TASKS.get(about.kind, usual)
+    is_dense = (student.study.get("task") or {}).get("name") == "segmentation"
+    if is_dense:
+        task = "image-segmentation"
     head = [
         "---",
         "license: other",
@@ -48,7 +51,7 @@ def model_card(student: SavedStudent, result: ExportResult) -> str:
             ("file", "size", "test accuracy", "latency", "largest difference of a logit"),
             list(_files(result)),
         ),
-        *_inputs(about, student.network.class_names),
+        *_inputs(about, student.network.class_names, is_dense=is_dense),
         *_usage(student, result),
         "## License",
         "",
@@ -123,7 +126,9 @@ def _percent(value: float | None) -> str:
     return "" if value is None else f"{value:.2%}"
 
 
-def _inputs(about: Preprocessing, classes: Sequence[str]) -> Iterator[str]:
+def _inputs(
+    about: Preprocessing, classes: Sequence[str], *, is_dense: bool = False
+) -> Iterator[str]:
     facts: Mapping[str, Any] = about.facts()
     yield "## Inputs and outputs"
     yield ""
@@ -145,7 +150,9 @@ def _inputs(about: Preprocessing, classes: Sequence[str]) -> Iterator[str]:
         yield f"Outputs are values of shape (batch, {len(classes)}) in the units of the data."
         yield f"Values in order: {', '.join(classes)}."
     else:
-        yield f"Outputs are logits of shape (batch, {len(classes)}); a softmax gives probabilities."
+        sides = (*map(str, about.shape[1:]),) if is_dense else ()
+        sizes = ", ".join(["batch", str(len(classes)), *sides])
+        yield f"Outputs are logits of shape ({sizes}); a softmax gives probabilities."
         yield f"Classes in order: {', '.join(classes)}."
     yield ""
 

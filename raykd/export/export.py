@@ -63,8 +63,8 @@ def export_student(
     path = _new_folder(Path(folder or student.name).expanduser(), overwrite)
     data, note = _data(student)
     inputs = _samples(student.network, data)
-    if data is not None and data.test.targets.is_floating_point():
-        note = "the test accuracy was not measured: the targets are no classes"
+    if data is not None and (data.is_dense or data.test.targets.is_floating_point()):
+        note = "the test accuracy was not measured: the targets are no classes of samples"
         measure_accuracy = False
     parts = None if data is None or not measure_accuracy else data
     original = FlatInputs(student.network)

@@ -12,6 +12,7 @@ from raykd.losses.base import (
     ResponseLoss,
 )
 from raykd.losses.crd import Crd
+from raykd.losses.cwd import Cwd, CwdFeature
 from raykd.losses.fsp import Fsp
 from raykd.losses.ft import Ft
 from raykd.losses.hint_at import AttentionTransfer, Hint
@@ -45,6 +46,7 @@ LOSSES.add(
     LogitStd,
     BoundedRegression,
     CosineResponse,
+    Cwd,
     Hint,
     AttentionTransfer,
     Nst,
@@ -58,6 +60,7 @@ LOSSES.add(
     ReviewKD,
     SimKD,
     Mgd,
+    CwdFeature,
     Cka,
     AttentionMap,
     ValueRelation,
@@ -81,6 +84,8 @@ __all__ = [
     "CorrelationCongruence",
     "CosineResponse",
     "Crd",
+    "Cwd",
+    "CwdFeature",
     "Dist",
     "Dkd",
     "Fsp",

@@ -241,6 +241,9 @@ class Pair:
 class ResponseLoss(Loss):
     """Loss on logits: `loss(student, teacher, targets)` with (B, classes), (B, classes) and (B,).
 
+    If it fits responses of kind "dense", (B, classes, H, W), its formula sees their positions as
+    samples, (B H W, classes), all of them, whatever their targets are; `by_position = False` gives
+    it the maps themselves.
     A direct call gives the same value as the module: it detaches the teacher, converts half
     precision to float32, turns autocast off, and raises a ValueError for shapes that do not match.
     """
@@ -249,6 +252,7 @@ class ResponseLoss(Loss):
     takes_pairs = False
     default_pairs = "none"
     reads_logits = True
+    by_position: ClassVar[bool] = True
 
     def __init_subclass__(cls, **rest: object) -> None:
         super().__init_subclass__(**rest)
@@ -315,10 +319,17 @@ def _on_checked_logits(formula: Callable[..., Tensor]) -> Callable[..., Tensor]:
     @functools.wraps(formula)
     def compare(self: ResponseLoss, student: Tensor, teacher: Tensor, targets: Tensor) -> Tensor:
         check_logits(self.name, student, teacher, targets, kinds=self.kinds)
+        if student.dim() == 4 and self.by_position:
+            student, teacher, targets = rows_of(student), rows_of(teacher), targets.flatten()
         with _in_full_precision(student):
             return formula(self, widened(student), widened(teacher.detach()), targets)
 
     return compare
+
+
+def rows_of(response: Tensor) -> Tensor:
+    """(B, C, H, W) -> (B H W, C): the positions of all samples."""
+    return response.permute(0, 2, 3, 1).flatten(0, 2)
 
 
 def _on_checked_layers(formula: Callable[..., Tensor]) -> Callable[..., Tensor]:

@@ -35,6 +35,7 @@ class Irg(Loss):
     """
 
     knowledge = "relation"
+    kinds = ("softmax", "sigmoid", "real")
     paper = "Liu 2019, CVPR"
     default_weight = 1.0
     weight_source = (

@@ -45,10 +45,12 @@ class KD(ResponseLoss):
     differ by a constant. The factor r = 0.1 of the label loss in the CRD benchmark is
     `task_weight` of the scheme.  For several labels a sample it is the binary KL divergence of each
     label, T^2 KL((p_t, 1 - p_t) || (p_s, 1 - p_s)) with p = sigmoid(z / T), mean over batch and
-    labels; Yang 2023 (arXiv:2308.06453), multi-label logits distillation, where it is a sum.
+    labels; Yang 2023 (arXiv:2308.06453), multi-label logits distillation, where it is a sum.  For
+    positions of images it is the mean over batch and positions; Liu 2019
+    (arXiv:1903.04197), pixel-wise distillation.
     """
 
-    kinds = ("softmax", "sigmoid")
+    kinds = ("softmax", "sigmoid", "dense")
     paper = "Hinton 2015, arXiv:1503.02531"
     default_weight = 0.9
     weight_source = (
@@ -173,7 +175,7 @@ class Dist(ResponseLoss):
     0, without gradient. In a batch of one sample the part over classes is 0.
     """
 
-    kinds = ("softmax",)
+    kinds = ("softmax", "dense")
     paper = "Huang 2022, arXiv:2205.10536"
     default_weight = 0.25
     weight_source = (
@@ -220,7 +222,7 @@ class LogitStd(ResponseLoss):
         ValueError: the inner loss is not a loss on logits, or standardizes them as well.
     """
 
-    kinds = ("softmax",)
+    kinds = ("softmax", "dense")
     paper = "Sun 2024, arXiv:2403.01427"
     default_weight = 1.0
     weight_source = (

@@ -13,7 +13,7 @@ class ModelOutputs:
     """Outputs of a network for one batch.
 
     Attributes:
-        logits: (B, classes).
+        logits: (B, classes), or (B, classes, H, W).
         layers: outputs of layers, (B, *shape) each, by the name that pairs use.
     """
 
@@ -64,7 +64,7 @@ class LossInputs:
     Attributes:
         student: outputs of the student.
         teacher: outputs of the teacher, detached.
-        targets: labels, (B,) class indices or (B, C) labels or values.
+        targets: labels: (B,) class indices, (B, C) labels or values, or (B, H, W) class indices.
         index: (B,) numbers of the samples in the data set.
         progress: of the training.
     """

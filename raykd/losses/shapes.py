@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import torch
 from torch import Tensor
 
 Shape = tuple[int, ...]
@@ -26,19 +27,23 @@ def check_logits(
 
     Args:
         loss: name of the loss, for the message.
-        student, teacher: (B, classes) logits.
+        student, teacher: (B, classes) logits, or (B, classes, H, W) if the loss is for positions.
         targets: labels of the samples; None if the loss does not use labels.
         kinds: kinds of responses that the loss fits: class indices, labels or values as targets.
 
     Raises:
         ValueError: a shape or a type does not match.
     """
-    if student.dim() != 2 or student.shape != teacher.shape:
+    shape_by_dims = {4: "(batch, classes, height, width)"} if "dense" in kinds else {}
+    if set(kinds) != {"dense"}:
+        shape_by_dims[2] = "(batch, classes)"
+    if student.dim() not in shape_by_dims or student.shape != teacher.shape:
+        shapes = " or ".join(shape_by_dims.values())
         raise ValueError(
             f"{loss}: the student's logits have shape {tuple(student.shape)} and the teacher's "
-            f"{tuple(teacher.shape)}; both must be (batch, classes) and the same"
+            f"{tuple(teacher.shape)}; both must be {shapes} and the same"
         )
-    if targets is None:
+    if targets is None or student.dim() == 4:
         return
     name = f"{loss}: the targets"
     if "softmax" in kinds:
@@ -52,11 +57,13 @@ def check_logits(
 
 
 def check_targets(name: str, targets: Tensor, batch: int) -> None:
-    """Check that targets are one class index, or several labels or values, a sample.
+    """Check that targets are a class index, several labels or values, or a mask, a sample.
 
     Raises:
         ValueError: they are not.
     """
+    if targets.dim() == 3 and len(targets) == batch and targets.dtype == torch.int64:
+        return
     if not targets.is_floating_point():
         check_integers(name, targets, batch)
     elif targets.dim() != 2 or len(targets) != batch:

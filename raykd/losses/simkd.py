@@ -38,6 +38,7 @@ class SimKD(Loss):
     """
 
     knowledge = "feature"
+    kinds = ("softmax", "sigmoid", "real")
     paper = "Chen 2022, arXiv:2203.14001"
     default_weight = 10.0
     weight_source = (

@@ -15,6 +15,7 @@ from raykd.models.zoo.mobilenet_v2 import MobilenetV2
 from raykd.models.zoo.resnet import Resnet
 from raykd.models.zoo.shufflenet_v1 import ShufflenetV1
 from raykd.models.zoo.shufflenet_v2 import ShufflenetV2
+from raykd.models.zoo.unet import Unet
 from raykd.models.zoo.vgg import Vgg
 from raykd.models.zoo.vit import Vit
 from raykd.models.zoo.wide_resnet import WideResnet
@@ -31,6 +32,7 @@ FAMILIES: tuple[type[Model], ...] = (
     Vit,
     Mixer,
     Mlp,
+    Unet,
 )
 """Families of models, with fields that can be searched."""
 
@@ -59,6 +61,7 @@ __all__ = [
     "ShufflenetV2",
     "Signature",
     "Text",
+    "Unet",
     "Vgg",
     "Vit",
     "WideResnet",

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 from torch import nn
 
@@ -56,6 +56,7 @@ class Signature:
         text: text inputs; None: the input is a single tensor.
         class_names: class names of the data; () if unknown.  Ignored in comparisons.
         categories: number of codes of each column of categories, which are the last of a sample.
+        dense: whether there is a response for every position of an image, (classes, H, W).
     """
 
     input_shape: tuple[int, ...]
@@ -63,6 +64,12 @@ class Signature:
     text: Text | None = None
     class_names: tuple[str, ...] = field(default=(), compare=False)
     categories: tuple[int, ...] = ()
+    dense: bool = False
+
+    @property
+    def response_shape(self) -> tuple[int, ...]:
+        """Shape of a response without the batch: (classes,), or (classes, H, W) if dense."""
+        return (self.classes, *(self.input_shape[1:] if self.dense else ()))
 
 
 @dataclass(frozen=True)
@@ -89,16 +96,19 @@ class Model:
         takes_text: whether members can be built for texts.
         foreign: whether another library implements the networks.
         runs_code: whether building a network runs code of the user.
+        gives: responses that its networks can give: one for each sample, (B, classes), or one for
+            each position of an image, (B, classes, H, W).
     """
 
     name: str
     paper: ClassVar[str] = ""
+    gives: ClassVar[tuple[Literal["sample", "position"], ...]] = ("sample",)
     takes_text: ClassVar[bool] = False
     foreign: ClassVar[bool] = False
     runs_code: ClassVar[bool] = False
 
     def build(self, signature: Signature) -> nn.Module:
-        """Build the untrained network: (B, *input_shape) -> (B, classes).
+        """Build the untrained network: (B, *input_shape) -> (B, *signature.response_shape).
 
         Raises:
             ValueError: the member does not support such inputs; the message names fields to change.

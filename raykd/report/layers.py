@@ -191,7 +191,7 @@ def list_layers(
     signature = inputs.signature or _data_signature(study)
     model = study.student.model
     try:
-        profile = profile_model(model, signature)
+        signature, profile = _profiled(model, signature)
     except (ValueError, RuntimeError) as error:  # a forward that fails raises RuntimeError
         fix = "" if "--input" in str(error) else "give the input shape: --input 3,224,224"
         raise StudyError(Problem(str(error), fix=fix)) from None
@@ -199,6 +199,20 @@ def list_layers(
 
 
 # One model
+
+
+def _profiled(model: Model, signature: Signature) -> tuple[Signature, ModelProfile]:
+    """Profile a model, with a response for each position if it gives none for a whole sample."""
+    try:
+        return signature, profile_model(model, signature)
+    except ValueError as error:
+        if signature.dense or "position" not in model.gives:
+            raise
+        dense = replace(signature, dense=True)
+        try:
+            return dense, profile_model(model, dense)
+        except ValueError:
+            raise error from None
 
 
 def _model_study(

@@ -314,7 +314,8 @@ def signature_of(study: Study) -> Signature | None:
         ValueError: the data source is not available.
     """
     shape = study.data.declared_shape()
-    return None if shape is None or shape[1] < 1 else Signature(*shape)
+    dense = study.learning_task.kind == "dense"
+    return None if shape is None or shape[1] < 1 else Signature(*shape, dense=dense)
 
 
 def _profiles(models: Iterable[Any], signature: Signature) -> Iterator[ModelProfile]:

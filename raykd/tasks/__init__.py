@@ -5,8 +5,9 @@ from raykd.tasks.classification import Classification
 from raykd.tasks.embedding import Embedding
 from raykd.tasks.multi_label import MultiLabel
 from raykd.tasks.regression import Regression
+from raykd.tasks.segmentation import Segmentation
 
-TASKS.add(Classification, MultiLabel, Regression, Embedding)
+TASKS.add(Classification, MultiLabel, Regression, Embedding, Segmentation)
 
 __all__ = [
     "ALL_KINDS",
@@ -19,5 +20,6 @@ __all__ = [
     "LabelLoss",
     "MultiLabel",
     "Regression",
+    "Segmentation",
     "Task",
 ]

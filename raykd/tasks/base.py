@@ -9,15 +9,26 @@ from torch import Tensor
 
 from raykd.metrics import Direction, facts_of
 from raykd.registry import Registry, option
-from raykd.tasks.statistics import MeanStatistic, Statistic, hits, label_hits, value_metric
+from raykd.tasks.statistics import (
+    CountStatistic,
+    MeanStatistic,
+    Statistic,
+    hits,
+    label_hits,
+    position_agreement,
+    share,
+    value_metric,
+)
 
-Kind = Literal["softmax", "sigmoid", "real"]
-"""Kind of a response: one of the classes, each label by itself, or real values."""
+Kind = Literal["softmax", "sigmoid", "real", "dense"]
+"""Kind of a response: one of the classes, each label by itself, real values, or one of the classes
+for each position of an image."""
 
 KINDS: Mapping[Kind, str] = {
     "softmax": "one class a sample (softmax)",
     "sigmoid": "several labels a sample (sigmoid)",
     "real": "real values",
+    "dense": "one class a position (softmax)",
 }
 """Kinds of responses, with their descriptions in messages."""
 
@@ -27,6 +38,7 @@ AGREEMENTS: Mapping[Kind, Statistic] = {
     "softmax": MeanStatistic(lambda response, teacher: hits(response, teacher.argmax(1))),
     "sigmoid": MeanStatistic(label_hits),
     "real": value_metric("r2_score"),
+    "dense": CountStatistic(position_agreement, share),
 }
 """Agreement with a teacher, of both responses, by their kind."""
 
@@ -39,13 +51,13 @@ class Task:
     """Base class of tasks.
 
     The response is the tensor that a network returns, (B, C): class scores, label scores or
-    values.  Losses on responses compare the student's with the teacher's; `kind` decides which of
-    them fit.
+    values; or class scores of positions, (B, C, H, W).  Losses on responses compare the student's
+    with the teacher's; `kind` decides which of them fit.
 
     Class attributes:
         kind: kind of the response.
         train_metric: metric of the training samples, computed from the forward passes of the
-            training; its statistic is a sum over samples.
+            training; its statistic is a sum over the samples or positions of `count`.
         takes_smoothing: whether its label loss supports `train.label_smoothing`.
 
     Attributes:
@@ -73,6 +85,10 @@ class Task:
         """True if the samples of an epoch are drawn with equal probability of each class."""
         return False
 
+    def count(self, targets: Tensor) -> int | Tensor:
+        """Return the number of samples, or positions, that losses and means are over."""
+        return len(targets)
+
     def label_loss(self, targets: Tensor, outputs: int, *, smoothing: float = 0.0) -> LabelLoss:
         """Return the loss on the labels.
 
@@ -84,7 +100,10 @@ class Task:
         raise NotImplementedError
 
     def loss_sum(self, response: Tensor, targets: Tensor) -> Tensor:
-        """Return the label loss of evaluations, summed over samples: unsmoothed and unweighted."""
+        """Return the label loss of evaluations, unsmoothed and unweighted.
+
+        It is summed over the samples or positions of `count`.
+        """
         raise NotImplementedError
 
     def statistic(self, metric: str, scale: Sequence[float] = ()) -> Statistic:
@@ -99,8 +118,8 @@ class Task:
     def agreement(self) -> Statistic:
         """Return the agreement of a response with that of a teacher, in place of targets.
 
-        By default it is the share of samples with the same class, the share of equal labels, or
-        the coefficient of determination of the teacher's values.
+        By default it is the share of samples or positions with the same class, the share of equal
+        labels, or the coefficient of determination of the teacher's values.
         """
         return AGREEMENTS[self.kind]
 

@@ -1,7 +1,7 @@
 """Computations of metrics: means over samples, or functions of all responses of a split.
 
-A mean is exact for any division of the samples among batches and workers.  All other metrics are
-those of torchmetrics, on the responses of the whole split.
+A mean, or a function of counts, is exact for any division of the samples among batches and
+workers.  All other metrics are those of torchmetrics, on the responses of the whole split.
 """
 
 from __future__ import annotations
@@ -17,9 +17,13 @@ SIMILARITY_SAMPLES = 1000
 """Maximum number of samples whose pairwise similarities are compared, evenly spaced."""
 
 
+IGNORED = 255
+"""Target of a position that does not count."""
+
+
 @dataclass(frozen=True)
 class MeanStatistic:
-    """Metric that is a mean over the samples.
+    """Metric that is a mean over the samples, or over the positions that count.
 
     Attributes:
         sums: (response, targets) -> sum over the batch, a scalar on their device.
@@ -39,7 +43,21 @@ class SplitStatistic:
     value: Callable[[Tensor, Tensor], float]
 
 
-Statistic = MeanStatistic | SplitStatistic
+@dataclass(frozen=True)
+class CountStatistic:
+    """Metric that is a function of counts.
+
+    Attributes:
+        counts: (response, targets) -> counts of the batch, int64 on their device; statistics may
+            share them.
+        value: counts of a split, float64 on the CPU -> the metric.
+    """
+
+    counts: Callable[[Tensor, Tensor], Tensor]
+    value: Callable[[Tensor], float]
+
+
+Statistic = MeanStatistic | SplitStatistic | CountStatistic
 
 
 def hits(response: Tensor, targets: Tensor) -> Tensor:
@@ -163,3 +181,62 @@ def similarity_correlation(response: Tensor, targets: Tensor) -> float:
         unit_vectors = normalize(vectors.double())
         similarities.append((unit_vectors @ unit_vectors.T)[above[0], above[1]])
     return float(spearman_corrcoef(*similarities).nan_to_num(0.0))
+
+
+def position_hits(response: Tensor, targets: Tensor) -> Tensor:
+    """(B, C, H, W), (B, H, W) -> number of positions with the largest score at their class."""
+    return (response.argmax(1) == targets).sum()
+
+
+def position_agreement(response: Tensor, teacher: Tensor) -> Tensor:
+    """Count the positions with the same largest score, and all positions.
+
+    Args:
+        response: (B, C, H, W).
+        teacher: (B, C, H, W) scores, or (B, H, W) numbers of the largest ones.
+    """
+    classes = teacher.argmax(1) if teacher.dim() == 4 else teacher
+    agreeing = (response.argmax(1) == classes).sum()
+    return torch.stack([agreeing, agreeing.new_tensor(classes.numel())])
+
+
+def share(counts: Tensor) -> float:
+    """(2,) -> the first count, divided by the second."""
+    return float(counts[0] / counts[1])
+
+
+def confusion(response: Tensor, targets: Tensor) -> Tensor:
+    """(B, C, H, W), (B, H, W) -> (C, C) numbers of positions by class and predicted class."""
+    from torchmetrics.functional.classification import multiclass_confusion_matrix
+
+    classes = response.shape[1]
+    return multiclass_confusion_matrix(
+        response, targets, classes, ignore_index=IGNORED, validate_args=False
+    )
+
+
+def mean_iou(counts: Tensor) -> float:
+    """Return the mean over the classes of intersection over union.
+
+    Like torchmetrics' `MulticlassJaccardIndex`, it leaves out classes that are neither in the
+    targets nor predicted.
+    """
+    return float(_ious(counts).mean())
+
+
+def worst_class_iou(counts: Tensor) -> float:
+    """Return the smallest intersection over union of a class."""
+    return float(_ious(counts).min())
+
+
+def mean_dice(counts: Tensor) -> float:
+    """Return the mean over the classes of 2 I / (U + I), which is their F1."""
+    ious = _ious(counts)
+    return float((2 * ious / (1 + ious)).mean())
+
+
+def _ious(counts: Tensor) -> Tensor:
+    """Return the intersection over union of the classes that occur or are predicted."""
+    both = counts.diag()
+    either = counts.sum(0) + counts.sum(1) - both
+    return (both / either)[either > 0]

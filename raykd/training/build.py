@@ -39,7 +39,14 @@ def signature_of(data: Dataset) -> Signature:
         assert not isinstance(inputs, Tensor), "texts are mappings of tensors"
         sample = tuple((key, tuple(row[0].tolist())) for key, row in inputs.items())
         text = Text(data.vocabulary, data.padding, tuple(inputs), sample)
-    return Signature(data.input_shape, data.classes, text, data.class_names, data.categories)
+    return Signature(
+        data.input_shape,
+        data.classes,
+        text,
+        data.class_names,
+        data.categories,
+        dense=data.is_dense,
+    )
 
 
 def build_distiller(

@@ -17,12 +17,15 @@ from raykd.metrics import AGREEMENT
 from raykd.schemes import StepOutput
 from raykd.tasks import Classification, Task
 from raykd.tasks.classification import UNLABELED
-from raykd.tasks.statistics import MeanStatistic, SplitStatistic
+from raykd.tasks.statistics import CountStatistic, MeanStatistic, SplitStatistic
 from raykd.training.stored_outputs import respond
 from raykd.training.teacher_responses import Autocast, TeacherResponses
 
 EVALUATION_BATCH = 512
 """Minimum number of samples in an evaluation batch, over all ranks."""
+
+EVALUATION_VALUES = 1 << 24
+"""Number of values of the responses of an evaluation batch from which it is made smaller."""
 
 CLASSIFICATION = Classification()
 
@@ -99,8 +102,11 @@ class _Meter:
             statistics[AGREEMENT] = task.agreement()
         self._means = {n: s for n, s in statistics.items() if isinstance(s, MeanStatistic)}
         self._wholes = {n: s for n, s in statistics.items() if isinstance(s, SplitStatistic)}
+        self._counts = {n: s for n, s in statistics.items() if isinstance(s, CountStatistic)}
         self._total = torch.zeros(1 + len(self._means), dtype=torch.float64, device=device)
         self._samples = 0
+        self._counted: int | Tensor = 0
+        self._sums: dict[str, Tensor] = {}
         self._responses: list[dict[str, Tensor]] = []
 
     def update(self, response: Tensor, targets: Tensor) -> None:
@@ -109,7 +115,16 @@ class _Meter:
         for name, statistic in self._means.items():
             parts.append(statistic.sums(response, references.get(name, targets)))
         self._total += torch.stack([part.double() for part in parts])
-        self._samples += len(targets)  # on the CPU: copying a number to the device waits for it
+        # Samples are counted on the CPU: copying a number to the device waits for it
+        self._samples += len(targets)
+        self._counted = self._counted + self._task.count(targets)
+        shared: dict[Callable[[Tensor, Tensor], Tensor], Tensor] = {}
+        for name, statistic in self._counts.items():
+            if statistic.counts not in shared:
+                reference = references.get(name, targets)
+                shared[statistic.counts] = statistic.counts(response, reference)
+            batch = shared[statistic.counts]
+            self._sums[name] = self._sums[name] + batch if name in self._sums else batch
         if self._wholes:
             columns = {"response": response, "targets": targets, **references}
             self._responses.append({name: each.cpu() for name, each in columns.items()})
@@ -127,18 +142,35 @@ class _Meter:
         Raises:
             ValueError: there are no samples.
         """
-        sums = torch.cat([self._total, self._total.new_tensor([self._samples])])
+        counted = torch.as_tensor(self._counted, dtype=self._total.dtype, device=self._total.device)
+        sums = torch.cat([self._total, counted.view(1)])
         *totals, samples = all_reduce_sum(sums, world).tolist()
         if not samples:
             raise ValueError("there are no samples to evaluate on: the split is empty")
         names = ("loss", *self._means)
         metrics = {name: total / samples for name, total in zip(names, totals, strict=True)}
+        for name, counts in self._all_counts(world).items():
+            metrics[name] = self._counts[name].value(counts)
         if self._wholes:
             columns = self._gathered(world)
             response, targets = columns.pop("response"), columns.pop("targets")
             for name, statistic in self._wholes.items():
                 metrics[name] = statistic.value(response, columns.get(name, targets))
         return {n: metrics[n] for n in ("loss", *self._task.metrics) if n in metrics}
+
+    def _all_counts(self, world: int) -> dict[str, Tensor]:
+        """Return the counts of all ranks on the CPU, as float64, by metric."""
+        if not self._counts:
+            return {}
+        mine = {name: counts.cpu() for name, counts in self._sums.items()}
+        shares = [mine]
+        if world > 1:  # a rank without samples has no counts, so they are not reduced
+            shares = [{} for _ in range(world)]
+            dist.all_gather_object(shares, mine)
+        return {
+            name: torch.stack([share[name] for share in shares if share]).sum(0).double()
+            for name in self._counts
+        }
 
     def _gathered(self, world: int) -> dict[str, Tensor]:
         """Return the tensors of all ranks on the CPU, floats as float64."""
@@ -172,7 +204,7 @@ def evaluate_split(
     loader = BatchLoader(
         data.split(split),
         data,
-        batch_size=max(EVALUATION_BATCH, batch_size),
+        batch_size=evaluation_batch(data, batch_size),
         shuffle_seed=None,
         placement=placement,
     )
@@ -190,6 +222,20 @@ def evaluate_split(
         teacher=responses,
     )
     return {f"{split}_{name}": value for name, value in metrics.items()}
+
+
+def evaluation_batch(data: Dataset, batch_size: int = 1) -> int:
+    """Return the number of samples in an evaluation batch, over all ranks.
+
+    Args:
+        data: determines the size of a response.
+        batch_size: of the training.
+    """
+    if not data.is_dense:
+        return max(EVALUATION_BATCH, batch_size)
+    height, width = data.input_shape[1:]
+    most = EVALUATION_VALUES // (data.classes * height * width)
+    return max(batch_size, min(EVALUATION_BATCH, most), 1)
 
 
 def count_class_hits(
@@ -277,11 +323,13 @@ class EpochMetrics:
         statistic = task.statistic(task.train_metric, scale)
         assert isinstance(statistic, MeanStatistic), "the metric of training samples is a mean"
         self._statistic = statistic
+        self._task = task
         self._names: tuple[str, ...] = ()
         self._losses: list[Tensor] = []
         self._sums: list[Tensor] = []
         self._sizes: list[int] = []
-        self._labeled: list[Tensor] | None = [] if unlabeled else None
+        self._unlabeled = unlabeled
+        self._counts: list[int | Tensor] = []
 
     def update(self, output: StepOutput, targets: Tensor) -> None:
         """Add one step; all steps of an epoch have the same terms."""
@@ -292,8 +340,10 @@ class EpochMetrics:
         self._losses.append(torch.stack([loss.float() for loss in losses]))
         self._sums.append(self._statistic.sums(output.logits, targets))
         self._sizes.append(len(targets))
-        if self._labeled is not None:
-            self._labeled.append((targets != UNLABELED).sum())
+        unlabeled = self._unlabeled
+        self._counts.append(
+            (targets != UNLABELED).sum() if unlabeled else self._task.count(targets)
+        )
 
     def compute(self, epoch: int, world: int = 1) -> dict[str, float]:
         """Compute the means over the samples of all ranks.
@@ -311,8 +361,8 @@ class EpochMetrics:
         """
         sizes = torch.tensor(self._sizes, dtype=torch.float64, device=self._device)
         losses, metric = torch.stack(self._losses), torch.stack(self._sums).sum()
-        labeled = sizes.sum() if self._labeled is None else torch.stack(self._labeled).sum()
-        counts = torch.stack([metric.double(), labeled.double(), sizes.sum()])
+        labeled = torch.as_tensor(sum(self._counts), dtype=sizes.dtype, device=self._device)
+        counts = torch.stack([metric.double(), labeled, sizes.sum()])
         sums = torch.cat([sizes @ losses.double(), counts])
         *totals, metric_sum, labels, samples = all_reduce_sum(sums, world).tolist()
         means = {name: total / samples for name, total in zip(self._names, totals, strict=True)}

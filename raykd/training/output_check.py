@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from raykd.data import BatchLoader, Dataset, Placement, to_memory_format
-from raykd.training.metrics import EVALUATION_BATCH, Autocast
+from raykd.losses.base import rows_of
+from raykd.training.metrics import Autocast, evaluation_batch
 from raykd.training.stored_outputs import respond
 
 BATCHES = 4
@@ -57,7 +58,7 @@ def check_outputs(
     loader = BatchLoader(
         data.val,
         data,
-        batch_size=EVALUATION_BATCH,
+        batch_size=evaluation_batch(data),
         shuffle_seed=None,
         placement=Placement(device),
     )
@@ -94,14 +95,15 @@ def probabilities_warning(name: str, metrics: Mapping[str, float]) -> str:
 
 
 def _signs(outputs: Tensor) -> dict[str, float]:
-    rows = outputs.flatten(1)
-    finite = rows.isfinite().all(1)
+    finite = outputs.flatten(1).isfinite().all(1)
     if not bool(finite.all()):
         bad = int((~finite).sum())
         raise ValueError(
-            f"its outputs are NaN or infinite for {bad} of {len(rows)} validation samples; check "
-            "its weights and the normalization of its inputs (half precision overflows above 65504)"
+            f"its outputs are NaN or infinite for {bad} of {len(outputs)} validation samples; "
+            "check its weights and the normalization of its inputs (half precision overflows above "
+            "65504)"
         )
+    rows = rows_of(outputs) if outputs.dim() == 4 else outputs.flatten(1)
     tolerance = _TOLERANCE.get(rows.dtype, _USUAL)
     rows = rows.double()
     low, high = (float(value) for value in rows.aminmax())

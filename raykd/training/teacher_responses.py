@@ -30,7 +30,9 @@ class TeacherResponses:
         self._responses: dict[tuple[str, Split, int, int, bool], Tensor] = {}
 
     def of(self, split: Split, data: str, loader: BatchLoader, autocast: Autocast) -> Tensor:
-        """Return the responses for the samples of this rank, (N, C) float32 in stored order.
+        """Return the responses for the samples of this rank in stored order.
+
+        They are (N, C) float32, or (N, H, W) uint8: the most likely class of each position.
 
         Args:
             split: of the loader.
@@ -47,6 +49,9 @@ class TeacherResponses:
                 parts = []
                 for batch in map(to_memory_format, loader.epoch(0)):
                     with autocast():
-                        parts.append(respond(network, batch).float())
+                        response = respond(network, batch).float()
+                    parts.append(
+                        response if response.dim() == 2 else response.argmax(1).to(torch.uint8)
+                    )
             self._responses[key] = torch.cat(parts) if parts else torch.empty(0)
         return self._responses[key]

@@ -206,7 +206,7 @@ class CacheJobs:
             planned.layers,
             layer_layouts(prepared, planned.layers, signature),
         )
-        samples = TrainingSamples(self._fingerprint, self._rows, signature.classes)
+        samples = TrainingSamples(self._fingerprint, self._rows, signature.response_shape)
         return cache_spec(study, outputs, samples, views=planned.views)
 
     def _request(

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from helpers.docstrings import write_corpus
+from helpers.mask_files import write_mask_folder
 from helpers.pictures_at_hand import write_fashion_mnist
 from raykd.data import Dataset, Source
 from raykd.data.digits import Digits
@@ -109,6 +110,8 @@ def make_source(
             options = {"root": str(tmp_path), "val": 0.2}
         elif cls.__name__ == "ImageFolder":
             options = {"root": str(request.getfixturevalue("pictures")), "size": 8}
+        elif cls.__name__ == "MaskFolder":
+            options = {"root": str(write_mask_folder(tmp_path, 45))}
         elif cls.__name__ == "Texts":
             corpus = request.getfixturevalue("corpus")
             options = {"file": str(corpus / "table.csv"), "tokenizer": str(corpus / "tokenizer")}

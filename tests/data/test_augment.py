@@ -17,9 +17,11 @@ from raykd.data.augment import (
     RandomCrop,
     RandomErasing,
     Rotation,
+    augmented_masks,
     augmented_view,
 )
 from raykd.data.rng import CounterRNG, key_of, splitmix64, splitmix64_of
+from raykd.tasks.statistics import IGNORED
 
 
 def noise(count: int, channels: int = 3, size: int = 16) -> Tensor:
@@ -192,3 +194,43 @@ def test_gpu_view_equals_cpu_view(cls: type) -> None:
     pictures, index = noise(40), torch.arange(40)
     there = augmented(cls(), pictures.cuda(), index.cuda())
     assert torch.equal(there.cpu(), augmented(cls(), pictures, index))
+
+
+MOVED = [cls for cls in AUGMENTATIONS if cls.masks == "moved"]
+
+
+@pytest.mark.parametrize("cls", MOVED, ids=lambda cls: cls.__name__)
+def test_masks_move_as_images(cls: type[Augment]) -> None:
+    """An image of two levels and its mask show the same after any view."""
+    generator = torch.Generator().manual_seed(4)
+    masks = torch.randint(1, 3, (40, 1, 4, 4), generator=generator).to(torch.uint8)
+    masks = masks.repeat_interleave(6, 2).repeat_interleave(6, 3)
+    images, index = masks * 100, torch.arange(40) + 7
+    step = [AUGMENTATIONS[cls.name]()]
+    for view in (0, 3):
+        shown = augmented_view(images, index, step, seed=2, view=view)[:, 0]
+        moved = augmented_masks(masks[:, 0], index, step, seed=2, view=view)
+        assert moved.shape == (40, 24, 24) and moved.dtype == torch.uint8
+        assert not torch.equal(moved, masks[:, 0])
+        counted = moved != IGNORED
+        assert torch.equal(counted.flatten(1).any(1), torch.ones(40, dtype=torch.bool))
+        expected = (shown[counted].float() / 100).round()  # interpolated at borders
+        assert (moved[counted] == expected).float().mean() > 0.93
+    assert set(moved.unique().tolist()) <= {1, 2, IGNORED}
+
+
+def test_masks_stay_where_no_pixel_moves() -> None:
+    masks = torch.randint(0, 3, (5, 8, 8)).to(torch.uint8)
+    step = [AUGMENTATIONS["color_jitter"]()]
+    assert torch.equal(augmented_masks(masks, torch.arange(5), step, seed=0, view=1), masks)
+    refused = {cls.name for cls in AUGMENTATIONS if cls.masks == "refused"}
+    assert refused == {"rand_augment", "trivial_augment"}
+
+
+def test_empty_areas_of_masks_do_not_count() -> None:
+    masks, index = torch.ones(60, 8, 8, dtype=torch.uint8), torch.arange(60)
+    for step in (RandomCrop(padding=4), RandomErasing(p=1.0), Rotation(degrees=60)):
+        moved = augmented_masks(masks, index, [step], seed=0, view=0)
+        images = augmented_view(masks[:, None] * 9, index, [step], seed=0, view=0)
+        empty = images[:, 0] == 0
+        assert empty.any() and torch.equal(moved[empty], torch.full_like(moved[empty], IGNORED))

@@ -71,7 +71,7 @@ def described(study: Study, layers: tuple[str, ...] = (), **changed: Any) -> Cac
     outputs = TeacherOutputs(
         fields["teacher"], fields["weights"], fields["layers"], fields.get("layouts", {})
     )
-    samples = TrainingSamples(fields["fingerprint"], fields["rows"], fields["classes"])
+    samples = TrainingSamples(fields["fingerprint"], fields["rows"], (fields["classes"],))
     return cache_spec(
         study, outputs, samples, views=fields["views"], shard_rows=fields["shard_rows"]
     )

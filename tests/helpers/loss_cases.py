@@ -13,6 +13,9 @@ from torch import Tensor
 from raykd.losses import LOSSES, Loss, LossContext, LossModule, ModelOutputs, Pair, Progress
 
 CLASSES = 5
+POSITIONS = (4, 3)
+"""Height and width of responses of kind "dense"."""
+
 DATA_SIZE = 40
 PROGRESS = Progress(epoch=1, epochs=4, step=9, steps_per_epoch=8)
 
@@ -81,15 +84,20 @@ def make(
     module = loss.build(context_of(loss, same=same)).to(dtype)
     draw = torch.Generator().manual_seed(seed + 1)
     names = LAYERS[loss.default_pairs]
-    teacher = _evidence(names, HINT, batch, draw, dtype)
-    student = teacher.map(Tensor.clone) if same else _evidence(names, GUIDED, batch, draw, dtype)
+    response = (CLASSES, *POSITIONS) if loss.kinds == ("dense",) else (CLASSES,)
+    teacher = _evidence(names, HINT, batch, draw, dtype, response)
+    student = teacher.map(Tensor.clone)
+    if not same:
+        student = _evidence(names, GUIDED, batch, draw, dtype, response)
     if getattr(loss, "similarity", "") == "kl":  # it compares probabilities
         student, teacher = (
             outputs.map(lambda layer: layer.softmax(-1)) for outputs in (student, teacher)
         )
     student = student.map(lambda tensor: tensor.requires_grad_())
     targets = torch.randint(CLASSES, (batch,), generator=draw)
-    if "softmax" not in loss.kinds:
+    if loss.kinds == ("dense",):
+        targets = torch.randint(CLASSES, (batch, *POSITIONS), generator=draw)
+    elif "softmax" not in loss.kinds:
         targets = torch.randn(batch, CLASSES, generator=draw, dtype=dtype)
     index = torch.randperm(DATA_SIZE, generator=draw)[:batch]
     return Case(loss, module, student, teacher, targets, index)
@@ -143,8 +151,9 @@ def _evidence(
     batch: int,
     draw: torch.Generator,
     dtype: torch.dtype,
+    response: tuple[int, ...],
 ) -> ModelOutputs:
-    logits = 3 * torch.randn(batch, CLASSES, generator=draw, dtype=dtype)
+    logits = 3 * torch.randn(batch, *response, generator=draw, dtype=dtype)
     layers = {
         name: torch.randn(batch, *shapes[name], generator=draw, dtype=dtype) for name in names
     }

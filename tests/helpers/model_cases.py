@@ -78,6 +78,7 @@ VARIANTS: dict[str, Sequence[dict[str, Any]]] = {
     ),
     "mixer": ({"depth": 4, "width": 16}, {"depth": 7, "width": 16}, {"depth": 4, "width": 24}),
     "mlp": ({"depth": 4, "width": 8}, {"depth": 7, "width": 8}, {"depth": 4, "width": 12}),
+    "unet": ({"depth": 2, "width": 3}, {"depth": 3, "width": 3}, {"depth": 2, "width": 5}),
 }
 
 BLOCKS: tuple[Block, ...] = (
@@ -148,8 +149,15 @@ LEARNERS: dict[str, dict[str, Any]] = {
     "mlp": {"depth": 2, "width": 32},
 }
 
-NAMES = tuple(name for name, cls in MODELS.members.items() if not issubclass(cls, Published))
-"""The families; a network that has a name of its own is a member of one of them."""
+NAMES = tuple(
+    name
+    for name, cls in MODELS.members.items()
+    if not issubclass(cls, Published) and "sample" in cls.gives
+)
+"""The families of classifiers; a network that has a name of its own is a member of one of them."""
+
+DENSE_NAMES = tuple(name for name, cls in MODELS.members.items() if "sample" not in cls.gives)
+"""The families that only give a response for each position."""
 
 
 def variants(name: str) -> list[Model]:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from helpers import segmentation_cases
 from helpers.training_cases import (
     DIGITS,
     alone,
@@ -76,6 +77,8 @@ STUDIES: dict[str, Study] = {
         unnormalized(epochs=2, batch_size=UNEVEN, optimizer=SGD(lr=0.1)),
         task=Classification(metrics=("accuracy", "auroc", "teacher_agreement")),
     ),
+    "positions": segmentation_cases.every_kind(),
+    "positions_alone": segmentation_cases.alone(),
     "contrast": taught(Term(loss=LOSSES["crd"]()), epochs=2, batch_size=UNEVEN),
 }
 
@@ -114,8 +117,12 @@ def run(rank: int, folder: str) -> None:
 
 
 def _training(study: Study, rank: int, world: int = 2) -> Training:
-    data = digits() if study.data.labels_per_class is None else study.data.load()
-    return Training(study, data, seed=0, teacher=teacher(), placement=Placement("cpu", rank, world))
+    placement, teaching = Placement("cpu", rank, world), teacher()
+    if study.learning_task.kind == "dense":
+        data, teaching = segmentation_cases.data(), segmentation_cases.teacher()
+    else:
+        data = digits() if study.data.labels_per_class is None else study.data.load()
+    return Training(study, data, seed=0, teacher=teaching, placement=placement)
 
 
 def _trained(study: Study, rank: int, world: int = 2) -> dict[str, Any]:

@@ -27,6 +27,17 @@ def logits(kind: str, seed: int) -> Tensor:
     return torch.zeros(6, CLASSES) if kind == "zero" else drawn
 
 
+def shaped(loss: Loss, logits: Tensor) -> Tensor:
+    """Return (6, C) logits as the loss takes them: as positions of an image if it needs one."""
+    return logits.T[None, :, :, None] if loss.kinds == ("dense",) else logits
+
+
+def targets_for(loss: Loss) -> Tensor:
+    if loss.kinds == ("dense",):
+        return torch.zeros(1, 6, 1, dtype=torch.int64)
+    return torch.arange(6) % CLASSES if "softmax" in loss.kinds else torch.rand(6, CLASSES)
+
+
 @pytest.mark.parametrize("teacher_kind", ["ordinary", "large", "certain", "zero"])
 @pytest.mark.parametrize("student_kind", ["ordinary", "large", "certain", "zero"])
 @pytest.mark.parametrize("loss", ON_LOGITS, ids=label)
@@ -34,8 +45,7 @@ def test_logits_of_any_size_give_finite_gradients(
     loss: ResponseLoss, student_kind: str, teacher_kind: str
 ) -> None:
     student = logits(student_kind, 1).requires_grad_()
-    targets = torch.arange(6) % CLASSES if "softmax" in loss.kinds else torch.rand(6, CLASSES)
-    value = loss(student, logits(teacher_kind, 2), targets)
+    value = loss(shaped(loss, student), shaped(loss, logits(teacher_kind, 2)), targets_for(loss))
     value.backward()
     assert torch.isfinite(value)
     assert student.grad is not None
@@ -114,8 +124,8 @@ def test_scores_instead_of_probabilities_raise() -> None:
 def test_half_precision_logits_are_computed_in_float32(
     loss: ResponseLoss, dtype: torch.dtype
 ) -> None:
-    student, teacher = logits("ordinary", 1).to(dtype), logits("ordinary", 2).to(dtype)
-    targets = torch.arange(6) % CLASSES if "softmax" in loss.kinds else torch.rand(6, CLASSES)
+    student, teacher = (shaped(loss, logits("ordinary", seed)).to(dtype) for seed in (1, 2))
+    targets = targets_for(loss)
     with torch.autocast("cpu", torch.bfloat16):
         value = loss(student, teacher, targets)
     assert value.dtype == torch.float32

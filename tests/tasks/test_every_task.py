@@ -13,10 +13,11 @@ from torch import Tensor
 from raykd.data import Batch
 from raykd.metrics import facts_of
 from raykd.tasks import ALL_KINDS, TASKS, Task
-from raykd.tasks.statistics import MeanStatistic
+from raykd.tasks.statistics import IGNORED, MeanStatistic
 from raykd.training.metrics import evaluate
 
 OUTPUTS, SAMPLES = 6, 90
+POSITIONS = (5, 4)
 
 every_task = pytest.mark.parametrize("cls", list(TASKS), ids=lambda cls: cls.name)
 
@@ -35,6 +36,10 @@ def full(cls: type[Task]) -> Task:
 
 def targets_of(task: Task) -> Tensor:
     generator = torch.Generator().manual_seed(3)
+    if task.kind == "dense":
+        targets = torch.randint(OUTPUTS, (SAMPLES, *POSITIONS), generator=generator)
+        ignored = torch.rand(targets.shape, generator=generator) < 0.3
+        return targets.masked_fill(ignored, IGNORED)
     if task.kind == "softmax":
         return torch.randint(OUTPUTS, (SAMPLES,), generator=generator)
     values = torch.randn(SAMPLES, OUTPUTS, generator=generator)
@@ -45,7 +50,15 @@ def right_response(task: Task, targets: Tensor) -> Tensor:
     """Return a response that is as good as can be."""
     if task.kind == "softmax":
         return 20 * torch.nn.functional.one_hot(targets, OUTPUTS).float()
+    if task.kind == "dense":
+        present = torch.nn.functional.one_hot(targets % OUTPUTS, OUTPUTS)
+        return 20 * present.permute(0, 3, 1, 2).float()
     return 40 * targets - 20 if task.kind == "sigmoid" else targets
+
+
+def random_response(task: Task, seed: int) -> Tensor:
+    shape = (OUTPUTS, *POSITIONS) if task.kind == "dense" else (OUTPUTS,)
+    return torch.randn(SAMPLES, *shape, generator=torch.Generator().manual_seed(seed))
 
 
 def measured(task: Task, response: Tensor, targets: Tensor, size: int) -> dict[str, float]:
@@ -69,7 +82,7 @@ def test_options_are_whole(cls: type[Task]) -> None:
 def test_batches_do_not_matter(cls: type[Task]) -> None:
     task = full(cls)
     targets = targets_of(task)
-    response = torch.randn(SAMPLES, OUTPUTS, generator=torch.Generator().manual_seed(4))
+    response = random_response(task, 4)
     whole = measured(task, response, targets, SAMPLES)
     assert measured(task, response, targets, 7) == pytest.approx(whole, abs=1e-6)
     assert list(whole) == ["loss", *task.metrics]
@@ -79,7 +92,7 @@ def test_batches_do_not_matter(cls: type[Task]) -> None:
 def test_right_responses_are_better_than_random_ones(cls: type[Task]) -> None:
     task = full(cls)
     targets = targets_of(task)
-    random = torch.randn(SAMPLES, OUTPUTS, generator=torch.Generator().manual_seed(5))
+    random = random_response(task, 5)
     good = measured(task, right_response(task, targets), targets, 32)
     poor = measured(task, random, targets, 32)
     for name in ("loss", *task.metrics):
@@ -94,7 +107,7 @@ def test_right_responses_are_better_than_random_ones(cls: type[Task]) -> None:
 def test_label_loss_trains_response(cls: type[Task]) -> None:
     task = default(cls)
     targets = targets_of(task)
-    response = torch.zeros(SAMPLES, OUTPUTS, requires_grad=True)
+    response = torch.zeros_like(random_response(task, 0), requires_grad=True)
     loss = task.label_loss(targets, OUTPUTS)
     before = loss(response, targets)
     before.backward()
@@ -102,4 +115,4 @@ def test_label_loss_trains_response(cls: type[Task]) -> None:
     after = loss(response.detach() - 10 * response.grad, targets)
     assert before.dim() == 0 and after < before
     total = task.loss_sum(response.detach(), targets)
-    assert total.item() / SAMPLES == pytest.approx(before.item(), rel=1e-5)
+    assert total.item() / float(task.count(targets)) == pytest.approx(before.item(), rel=1e-5)

@@ -35,7 +35,11 @@ def test_ranks_are_bitwise_equal(ranks: list[dict[str, Any]], name: str) -> None
 
 
 @pytest.mark.parametrize(
-    "name", ["even", "uneven", "deployed", "few_labels", "labels_alone", "agreement"]
+    "name",
+    [
+        *("even", "uneven", "deployed", "few_labels", "labels_alone", "agreement"),
+        *("positions", "positions_alone"),
+    ],
 )
 def test_two_workers_train_like_one(ranks: list[dict[str, Any]], name: str) -> None:
     single, pair = worker_cases.alone_in_the_world(worker_cases.STUDIES[name]), ranks[0][name]

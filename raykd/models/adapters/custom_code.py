@@ -41,7 +41,8 @@ class Imported(Model):
 
     A function is called as `build(signature, **args)` and returns a `torch.nn.Module` from the
     signature's inputs, (B, *signature.input_shape) or a mapping of tensors, to
-    (B, signature.classes).  A class derived from `torch.nn.Module` is called as `Network(**args)`.
+    (B, *signature.response_shape): (B, classes), or (B, classes, H, W) for segmentation.  A class
+    derived from `torch.nn.Module` is called as `Network(**args)`.
     If the network returns a tuple, a mapping or a dataclass, the logits are its `logits` or the
     first tensor of that shape.  Modules in the current folder can be imported; the path of a file
     is relative to the study file.  Needs `--allow-import`.
@@ -50,6 +51,7 @@ class Imported(Model):
     foreign = True
     takes_text = True
     runs_code = True
+    gives = ("sample", "position")
 
     name: Annotated[str, names_like("MODULE:FUNCTION", IMPORTED)]
     args: Args = Values()
@@ -110,6 +112,7 @@ class Stored(Model):
     foreign = True
     takes_text = True
     runs_code = True
+    gives = ("sample", "position")
 
     name: Annotated[str, names_like("models:/NAME", STORED)]
     pretrained: Annotated[
@@ -176,14 +179,15 @@ def _checked(network: object, signature: Signature, name: str) -> nn.Module:
     finally:
         network.train(training)
     if not isinstance(logits, torch.Tensor):
-        output, logits = logits, find_logits(logits, signature.classes)
+        output, dense = logits, signature.dense
+        logits = find_logits(output, signature.classes, dense=dense)
         if logits is None:
-            raise ValueError(f"{name}: {no_logits_message(output, signature.classes)}")
+            message = no_logits_message(output, signature.classes, dense=dense)
+            raise ValueError(f"{name}: {message}")
         select_logits(network, signature)
     shape = tuple(logits.shape)
-    if shape != (2, signature.classes):
-        raise ValueError(
-            f"{name} returns {shape} for 2 samples; it must return {(2, signature.classes)}, one "
-            "logit per class"
-        )
+    expected = (2, *signature.response_shape)
+    if shape != expected:
+        what = "one logit per class" + (" and position" if signature.dense else "")
+        raise ValueError(f"{name} returns {shape} for 2 samples; it must return {expected}, {what}")
     return only_logits(name, network, signature).train()

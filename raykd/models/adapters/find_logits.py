@@ -2,7 +2,8 @@
 
 A network may return a tuple, a mapping or a dataclass: GoogLeNet and Inception with auxiliary
 classifiers in training, distilled transformers with two heads, models of transformers.  The logits
-are its entry `logits`, or else the first tensor of shape (B, classes).
+are its entry `logits`, or else the first tensor of shape (B, classes).  Networks for segmentation
+give its entry `logits` or `out`, or else the first tensor of shape (B, classes, H, W).
 """
 
 from __future__ import annotations
@@ -22,42 +23,52 @@ from raykd.models.introspection.layers import blank_inputs
 
 
 class SelectLogits:
-    """Forward hook that replaces the output of a network by its logits, (B, classes).
+    """Forward hook that replaces the output of a network by its logits.
+
+    Args:
+        classes: number of classes.
+        dense: the logits are (B, classes, H, W), not (B, classes).
 
     Raises:
         ValueError: the output has no logits.
     """
 
-    def __init__(self, classes: int) -> None:
+    dense = False  # of networks that older versions saved
+
+    def __init__(self, classes: int, *, dense: bool = False) -> None:
         self.classes = classes
+        self.dense = dense
 
     def __call__(self, network: nn.Module, inputs: object, output: Any) -> Tensor | None:
         if isinstance(output, Tensor):
             return None
-        logits = find_logits(output, self.classes)
+        logits = find_logits(output, self.classes, dense=self.dense)
         if logits is None:
-            raise ValueError(no_logits_message(output, self.classes))
+            raise ValueError(no_logits_message(output, self.classes, dense=self.dense))
         return logits
 
 
-def find_logits(output: object, classes: int) -> Tensor | None:
+def find_logits(output: object, classes: int, *, dense: bool = False) -> Tensor | None:
     """Return the logits in the output of a network, or None."""
-    if isinstance(output, Mapping) and isinstance(output.get("logits"), Tensor):
-        return output["logits"]
-    attribute = getattr(output, "logits", None)
-    if isinstance(attribute, Tensor):
-        return attribute
-    candidates = (t for t in _tensors(output) if t.dim() == 2 and t.shape[1] == classes)
+    keys, dims = (("logits", "out"), 4) if dense else (("logits",), 2)
+    for key in keys:
+        if isinstance(output, Mapping) and isinstance(output.get(key), Tensor):
+            return output[key]
+        attribute = getattr(output, key, None)
+        if isinstance(attribute, Tensor):
+            return attribute
+    candidates = (t for t in _tensors(output) if t.dim() == dims and t.shape[1] == classes)
     return next(candidates, None)
 
 
-def no_logits_message(output: object, classes: int) -> str:
+def no_logits_message(output: object, classes: int, *, dense: bool = False) -> str:
     """Return the error message for an output without logits."""
     shapes = [str(tuple(tensor.shape)) for tensor in _tensors(output)]
     content = f" with tensors of shape {', '.join(shapes)}" if shapes else " without any tensor"
+    shape = f"(samples, {classes}, height, width)" if dense else f"(samples, {classes})"
     return (
-        f"it returns {type(output).__name__}{content}; it must return logits of shape (samples, "
-        f"{classes}), alone, as `logits`, or as the first tensor of that shape"
+        f"it returns {type(output).__name__}{content}; it must return logits of shape {shape}, "
+        "alone, as `logits`, or as the first tensor of that shape"
     )
 
 
@@ -76,16 +87,18 @@ def return_logits(network: nn.Module, signature: Signature) -> nn.Module:
     output = _training_output(network, signature)
     if isinstance(output, Tensor):
         return network
-    logits = find_logits(output, signature.classes)
+    dense = signature.dense
+    logits = find_logits(output, signature.classes, dense=dense)
     if logits is None:
-        raise ValueError(f"in training {no_logits_message(output, signature.classes)}")
+        message = no_logits_message(output, signature.classes, dense=dense)
+        raise ValueError(f"in training {message}")
     _freeze_unused(network, logits)
     return select_logits(network, signature)
 
 
 def select_logits(network: nn.Module, signature: Signature) -> nn.Module:
     """Add the hook that selects the logits to a network."""
-    network.register_forward_hook(SelectLogits(signature.classes))
+    network.register_forward_hook(SelectLogits(signature.classes, dense=signature.dense))
     return network
 
 

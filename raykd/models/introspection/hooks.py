@@ -78,7 +78,7 @@ class HookedOutputs(NamedTuple):
     """Outputs of one forward.
 
     Attributes:
-        logits: (B, classes).
+        logits: (B, classes), or (B, classes, H, W).
         layers: tensors of the hooked layers, (B, *shape) with the axes of `Layer.shape`, by name.
     """
 

@@ -127,6 +127,8 @@ class RankingProxy(Proxy):
 class NetworkProxy(RankingProxy):
     """Base of the proxies that build and run each network."""
 
+    kinds = ("softmax", "sigmoid", "real")
+
     batch: Annotated[int, Field(ge=2, description="Batch size of training samples or noise")] = 64
     repeats: Annotated[
         int, Field(ge=1, description="Number of weight initializations to average over")

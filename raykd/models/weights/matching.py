@@ -26,7 +26,7 @@ _WRAPPED = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "
 _USUAL = ("module", "model", "net", "network", "backbone", "encoder")
 """Parts of the preferred prefix, if several match."""
 
-_AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")
+_AUXILIARY = ("aux1.", "aux2.", "AuxLogits.", "aux_classifier.")
 """Prefixes of auxiliary classifiers, which are used in training only."""
 
 _OPTIONAL = ("num_batches_tracked", "position_ids")

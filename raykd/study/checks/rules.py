@@ -13,10 +13,11 @@ import torch
 
 from raykd.arguments import near
 from raykd.compat.packages import is_installed
+from raykd.data import AUGMENTATIONS, Augment
 from raykd.errors import Problem
 from raykd.losses import LOSSES, Loss
 from raykd.metrics import AGREEMENT, METRICS, Direction
-from raykd.models import CompressedModel, Model, Signature
+from raykd.models import MODELS, CompressedModel, Model, Signature
 from raykd.models.introspection.layers import random_inputs
 from raykd.models.proxies import PROXIES, NetworkProxy, Proxy, ProxyContext, RankingProxy
 from raykd.registry import Registry
@@ -278,6 +279,7 @@ def task_issues(study: Study) -> Iterator[Issue]:
     if study.train.label_smoothing and not task.takes_smoothing:
         message = f"task '{task.name}' has no label smoothing"
         yield Issue(("train", "label_smoothing"), message, "remove it")
+    yield from _response_issues(study)
     for place, option in _options_by_kind(study):
         if task.kind not in option.kinds:
             noun = "loss" if isinstance(option, Loss) else place[-1]
@@ -289,17 +291,39 @@ def task_issues(study: Study) -> Iterator[Issue]:
             yield Issue(place, message, f"use {_fitting_options(option, task.kind)}")
 
 
+def _response_issues(study: Study) -> Iterator[Issue]:
+    """Yield the issues of networks and augmentations that do not fit the shape of a response."""
+    task = study.learning_task
+    is_dense = task.kind == "dense"
+    needed = "position" if is_dense else "sample"
+    for place, model in models_in(study):
+        if needed not in model.gives:
+            options = MODELS.members | MODELS.forms
+            names = [name for name, cls in options.items() if needed in cls.gives]
+            message = (
+                f"model '{model.name}' gives a response for each {model.gives[0]}, and task "
+                f"'{task.name}' needs one for each {needed}"
+            )
+            yield Issue((*place, "name"), message, f"use {', '.join(names)}")
+    if not is_dense:
+        return
+    for place, augment in _parts_of(study, Augment):
+        if augment.masks == "refused":
+            names = [n for n, cls in AUGMENTATIONS.members.items() if cls.masks != "refused"]
+            message = f"augmentation '{augment.name}' does not move masks along with their images"
+            yield Issue(place, message, f"use {', '.join(names)}")
+    for place, teacher in _parts_of(study, Teacher):
+        if teacher.outputs is not None:
+            message = f"a file has outputs of samples, and task '{task.name}' needs maps of scores"
+            fix = "give the teacher a `model`, with or without `weights`"
+            yield Issue((*place, "outputs"), message, fix)
+
+
 def _options_by_kind(study: Study) -> Iterator[tuple[Place, Loss | Scheme | Proxy]]:
     """Yield the options that declare the kinds of responses they fit, with their places."""
     yield ("scheme",), study.scheme
     yield PLACE, study.search.proxy
-    for number, term in enumerate(study.knowledge):
-        place = ("knowledge", number)
-        if term.loss is not None:
-            yield (*place, "loss"), term.loss
-        for index, pair in enumerate(term.pairs or ()):
-            if pair.loss is not None:
-                yield (*place, "pairs", index, "loss"), pair.loss
+    yield from _parts_of(study.knowledge, Loss, ("knowledge",))
 
 
 def _fitting_options(option: Loss | Scheme | Proxy, kind: Kind) -> str:

@@ -176,7 +176,7 @@ class CachePlan:
 
     def _plan(self, reading: Reading, usage: _Usage, points: int) -> PlannedEntry:
         teacher, augment, _ = reading
-        logits = {LOGITS: (self.signature.classes,)}
+        logits = {LOGITS: self.signature.response_shape}
         views = self._views(bool(augment), usage.epochs, row_bytes(logits, self.settings.dtype))
         layers, live = self._select_layers(usage, views)
         entry = PlannedEntry(

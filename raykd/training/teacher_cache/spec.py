@@ -150,16 +150,17 @@ class TrainingSamples:
     Attributes:
         fingerprint: of the data set.
         rows: samples of the training split.
-        classes: of the data set.
+        response: shape of a response, without the batch.
     """
 
     fingerprint: str
     rows: int
-    classes: int
+    response: Shape
 
     @classmethod
     def of(cls, data: Dataset) -> TrainingSamples:
-        return cls(data.fingerprint, len(data.train), data.classes)
+        shape = (data.classes, *data.input_shape[1:]) if data.is_dense else (data.classes,)
+        return cls(data.fingerprint, len(data.train), shape)
 
 
 def cache_spec(
@@ -180,7 +181,7 @@ def cache_spec(
         shard_rows: samples of a file; None: as many as `SHARD_BYTES` allows.
     """
     layers = {name: tuple(teacher.layers[name]) for name in sorted(teacher.layers)}
-    shapes = {LOGITS: (samples.classes,), **layers}
+    shapes = {LOGITS: samples.response, **layers}
     augment = plain_augment(study)
     most = SHARD_BYTES // row_bytes(shapes, study.cache.dtype)
     return CacheSpec(
