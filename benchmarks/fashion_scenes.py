@@ -25,7 +25,7 @@ ITEM, RIM = 60, 20
 """Levels from which a pixel belongs to an item, and from which it is its rim."""
 
 IGNORED = 255
-COUNTS = {"train": 1200, "val": 300, "test": 500}
+COUNTS = {"train": 2500, "val": 300, "test": 500}
 
 
 def background(generator: np.random.Generator) -> np.ndarray:

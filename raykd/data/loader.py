@@ -189,8 +189,8 @@ class BatchLoader:
         index, stored = self._take(request.rows)
         first, *more = [self._view(stored, index, view) for view in request.views]
         targets = self.split.targets.index_select(0, request.rows)
-        if targets.dtype == torch.uint8:
-            targets = self._masks(targets, index, request.views[0]).long()
+        if targets.dim() == 3:
+            targets = self._masks(targets.to(torch.uint8), index, request.views[0]).long()
         partners = None
         if request.partners is not None:
             partner_index, partner_inputs = self._take(request.partners)

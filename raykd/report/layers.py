@@ -203,6 +203,8 @@ def list_layers(
 
 def _profiled(model: Model, signature: Signature) -> tuple[Signature, ModelProfile]:
     """Profile a model, with a response for each position if it gives none for a whole sample."""
+    if "sample" not in model.gives:
+        signature = replace(signature, dense=True)
     try:
         return signature, profile_model(model, signature)
     except ValueError as error:

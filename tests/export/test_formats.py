@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import zipfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import torch
 from pydantic import TypeAdapter
 from torch import Tensor, nn
 
-from helpers.model_cases import NAMES, small
+from helpers.model_cases import DENSE_NAMES, NAMES, small
 from raykd.export.formats import formats, input_names
 from raykd.export.student import SavedStudent
 from raykd.models import AnyModel, Signature
@@ -51,14 +52,14 @@ LIBRARY_MODELS: dict[str, dict[str, Any]] = {
         }
     },
 }
-MODEL_NAMES = (*NAMES, *LIBRARY_MODELS)
+MODEL_NAMES = (*NAMES, *DENSE_NAMES, *LIBRARY_MODELS)
 
 
 def student_of(name: str) -> tuple[SavedStudent, tuple[Tensor, ...]]:
     """Return an untrained student of a family with preprocessing, and raw samples."""
     torch.manual_seed(1)
     texts = name == "hf/bert"
-    signature = TEXTS if texts else IMAGES
+    signature = TEXTS if texts else replace(IMAGES, dense=name in DENSE_NAMES)
     plain = {"name": name, **LIBRARY_MODELS.get(name, {})}
     model = TypeAdapter(AnyModel).validate_python(plain) if name in LIBRARY_MODELS else small(name)
     network = model.build(signature)
@@ -121,7 +122,8 @@ def test_exported_file_computes_logits_of_original(name: str, form: str, tmp_pat
     tolerance = (0.1 if int8 else 1e-3) * float(expected.abs().max())
     for size in (8, 1, 3):
         actual = written.predict(tuple(tensor[:size] for tensor in inputs))
-        assert actual.shape == (size, len(student.network.class_names))
+        assert actual.shape == (size, *expected.shape[1:])
+        assert actual.shape[1] == len(student.network.class_names)
         torch.testing.assert_close(actual, expected[:size], atol=tolerance, rtol=0)
 
 

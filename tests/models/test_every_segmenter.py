@@ -25,6 +25,7 @@ from raykd.models import (
 )
 from raykd.models.adapters.find_logits import find_logits, select_logits
 from raykd.models.adapters.torchvision import Torchvision
+from raykd.report.layers import ModelInputs, list_layers
 
 SMALL = Signature((1, 8, 8), 5, dense=True)
 ODD = Signature((3, 21, 14), 4, dense=True)
@@ -209,3 +210,10 @@ def test_outputs_of_mappings_are_selected() -> None:
     network = select_logits(nn.LSTM(4, 6), RGB)
     with pytest.raises(ValueError, match=r"logits of shape \(samples, 4, height, width\)"):
         network(torch.zeros(2, 3, 4))
+
+
+@pytest.mark.parametrize("name", ["unet", "torchvision/fcn_resnet50"])
+def test_layers_are_listed_without_data(name: str) -> None:
+    listed = list_layers(name, (), ModelInputs(shape="3,32,32"))
+    assert listed.signature.response_shape == (10, 32, 32)
+    assert "stage1" in listed.models[0].profile.aliases

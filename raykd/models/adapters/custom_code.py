@@ -188,6 +188,8 @@ def _checked(network: object, signature: Signature, name: str) -> nn.Module:
     shape = tuple(logits.shape)
     expected = (2, *signature.response_shape)
     if shape != expected:
-        what = "one logit per class" + (" and position" if signature.dense else "")
-        raise ValueError(f"{name} returns {shape} for 2 samples; it must return {expected}, {what}")
+        each = "class and position" if signature.dense else "class"
+        raise ValueError(
+            f"{name} returns {shape} for 2 samples; it must return {expected}, one logit per {each}"
+        )
     return only_logits(name, network, signature).train()
