@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from typing import Literal
 
@@ -58,8 +58,8 @@ def evaluate(
         device: of the model.
         autocast: context of the forward passes.
         world: number of ranks; each of them calls this and gets the result over all samples.
-        teacher: (N, C) responses of the teacher for these samples, in the same order; None: the
-            agreement with a teacher is not measured.
+        teacher: responses of the teacher for these samples, in the same order, (N, C), or its most
+            likely classes, (N, H, W); None: the agreement with a teacher is not measured.
 
     Returns:
         loss, the mean label loss (without label smoothing and class weights), and the metrics of

@@ -50,8 +50,7 @@ class TeacherResponses:
                 for batch in map(to_memory_format, loader.epoch(0)):
                     with autocast():
                         response = respond(network, batch).float()
-                    parts.append(
-                        response if response.dim() == 2 else response.argmax(1).to(torch.uint8)
-                    )
+                    is_dense = response.dim() == 4
+                    parts.append(response.argmax(1).to(torch.uint8) if is_dense else response)
             self._responses[key] = torch.cat(parts) if parts else torch.empty(0)
         return self._responses[key]

@@ -37,6 +37,7 @@ from raykd.models import MODELS, Unet, profile_model
 from raykd.schemes import LiveTeacher
 from raykd.storage import Storage
 from raykd.study.config import Student, Study
+from raykd.tasks import Segmentation
 from raykd.tasks.statistics import IGNORED
 from raykd.training.metrics import EVALUATION_VALUES, evaluate_split, evaluation_batch
 from raykd.training.output_check import SUMS_TO_ONE, check_outputs
@@ -90,6 +91,21 @@ def test_metrics_equal_torchmetrics_on_whole_split() -> None:
         assert list(values) == [f"test_{name}" for name in ("loss", *METRICS)]
         for name, value in expected.items():
             assert values[f"test_{name}"] == pytest.approx(value.item(), abs=1e-6), name
+
+
+def test_agreement_with_teacher_is_share_of_positions() -> None:
+    task = Segmentation(metrics=("teacher_agreement",))
+    study = dataclasses.replace(taught(epochs=1), task=task)
+    training = training_of(study)
+    training.run_epoch()
+    response, _ = whole_test_split()
+    loader = BatchLoader(data().test, data(), batch_size=13, shuffle_seed=None)
+    batch = next(loader.epoch(0))
+    with torch.no_grad():
+        ours = training.student.eval()(batch.inputs)
+    expected = (ours.argmax(1) == response.argmax(1)).double().mean().item()
+    assert training.evaluate("test")["test_teacher_agreement"] == pytest.approx(expected)
+    assert 0 < expected < 1
 
 
 def test_positions_that_do_not_count_change_nothing() -> None:
