@@ -46,6 +46,7 @@ class TimeEstimate:
         self._first_student: float | None = None
         self._student_epochs = 0
         self._epoch_ends: list[tuple[str, float]] = []
+        self._counted, self._counted_at = 0.0, self._began
         self._progress = 0.0
 
     def apply(self, event: Event) -> None:
@@ -56,13 +57,29 @@ class TimeEstimate:
             case RunStarted() if event.role in STUDENTS:
                 self._first_student = self._first_student or self._now()
             case EpochFinished() if event.id in self._state.records:
-                role = self._state.records[event.id].role
-                self._epoch_ends.append((role, self._now()))
+                role, now = self._state.records[event.id].role, self._now()
+                self._epoch_ends.append((role, now))
                 if role in STUDENTS:
-                    self._first_student = self._first_student or self._now()
+                    self._first_student = self._first_student or now
                     self._student_epochs += 1
+                self._advance(now)
             case _:
                 pass
+
+    def _advance(self, now: float) -> None:
+        """Count the time since the last epoch as progress.
+
+        It takes a share of what is left of the progress, by the estimated rest: if earlier
+        estimates of the rest were too short, progress slows down, but does not stop.
+        """
+        if self._state.budget is not None and (self._pace("teacher") or self._pace(*STUDENTS)):
+            self._counted += (1 - self._counted) * self._share(now - self._counted_at)
+            self._counted_at = now
+
+    def _share(self, passed: float) -> float:
+        """Return the share of a time in itself and the estimated rest."""
+        assert self._state.budget is not None
+        return passed / (passed + self._estimate_rest(self._state.budget))
 
     @property
     def elapsed(self) -> float:
@@ -76,12 +93,12 @@ class TimeEstimate:
         The time left is estimated from the durations of student epochs so far, or of teacher
         epochs if there are none yet.
         """
-        budget = self._state.budget
         if self._state.phase_name == "tracking":
             self._progress = 1.0
-        elif budget is not None and self._epoch_ends:
-            passed = self.elapsed
-            progress = passed / (passed + self._estimate_rest(budget))
+        elif self._counted:
+            # between two epochs it rises for the time of one, and then waits for the next
+            passed = min(self._now() - self._counted_at, self._pace(self._epoch_ends[-1][0]) or 0)
+            progress = self._counted + (1 - self._counted) * self._share(passed)
             self._progress = max(self._progress, progress)
         return self._progress
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 
@@ -72,9 +73,36 @@ def test_progress_grows_in_recorded_run() -> None:
         state.apply(event)
         assert state.estimate.progress >= last
         last = state.estimate.progress
-        if isinstance(event, EpochFinished | RunEnded):
+        if isinstance(event, EpochFinished | RunEnded) and last:  # 0 before two epochs have ended
             assert state.estimate.progress == pytest.approx(event.at / whole, abs=0.16), event
     assert last == 1.0
+
+
+@pytest.mark.parametrize(("start", "epoch"), [(60.0, 10.0), (1.0, 30.0)])
+def test_progress_rises_with_every_epoch_of_teacher(
+    teller: Teller, start: float, epoch: float
+) -> None:
+    """It stood still after an early estimate that was too high, until the search caught up."""
+    clock = Clock()
+    state, shares = RunState(clock), [0.0]
+    for event in [*teller.opening(), *teller.preparation(), *teller.teacher()]:
+        clock.now += epoch if isinstance(event, EpochFinished) else start
+        state.apply(event)
+        if isinstance(event, EpochFinished):
+            shares.append(state.estimate.progress)
+    for event in [*teller.trial(0, 0.9), *teller.trial(1, 0.8)]:
+        clock.now += 2 * epoch  # slower than the teacher's pace lets expect
+        state.apply(event)
+        if isinstance(event, EpochFinished):
+            shares.append(state.estimate.progress)
+    assert len(shares) == 1 + 3 + 8 and shares[1] == 0
+    assert all(later > earlier for earlier, later in itertools.pairwise(shares[1:]))
+    waiting = state.estimate.progress
+    clock.now += epoch
+    assert waiting < state.estimate.progress < 1
+    passed = state.estimate.progress
+    clock.now += 1000 * epoch
+    assert state.estimate.progress == pytest.approx(passed, abs=0.02), "it waits for the next epoch"
 
 
 def test_slow_start_is_forgotten(teller: Teller) -> None:
