@@ -72,9 +72,11 @@ class Session:
         with error_messages(self._verbose, self), contextlib.suppress(BrokenPipeError):
             print_result(result, self.console, self._as_json)
         if self._undelivered:
+            from raykd.compat.packages import launcher
+
             print_error(
                 f"not everything was uploaded to MLflow: {self._undelivered}\n"
-                f"    -> upload the rest later: raykd sync {result.folder}"
+                f"    -> upload the rest later: {launcher()}raykd sync {result.folder}"
             )
         raise typer.Exit(FAILED if failed else OK)
 

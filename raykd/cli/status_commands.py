@@ -96,9 +96,10 @@ def stop(
 ) -> None:
     """Stop a running study as Ctrl-C does: finished epochs are kept, --resume continues."""
     with error_messages():
+        from raykd.compat.packages import launcher
         from raykd.tuning.stop import stop_study
 
         driver = stop_study(folder, timeout=timeout)
         verb = driver.work if driver.work in ("search", "pairs") else "search"
         typer.echo(f"stopped {driver}")
-        typer.echo(f"  continue it: raykd {verb} --resume {folder}")
+        typer.echo(f"  continue it: {launcher()}raykd {verb} --resume {folder}")

@@ -51,6 +51,7 @@ def init(
 ) -> None:
     """Create a commented study file from a template."""
     with error_messages():
+        from raykd.compat.packages import launcher
         from raykd.study.starters import STARTERS, starter_text, write_starter
 
         if file == "-":
@@ -60,8 +61,8 @@ def init(
         quoted = shlex.quote(file)
         typer.echo(f"created {file}")
         typer.echo(f"  data: {STARTERS[name].data}")
-        typer.echo(f"  check it: raykd validate {quoted}")
-        typer.echo(f"  run it:   raykd {STARTERS[name].verb} {quoted}")
+        typer.echo(f"  check it: {launcher()}raykd validate {quoted}")
+        typer.echo(f"  run it:   {launcher()}raykd {STARTERS[name].verb} {quoted}")
 
 
 def validate(
@@ -76,7 +77,7 @@ def validate(
 
     console = create_console()
     with error_messages(verbose):
-        from raykd.report.commands import launcher
+        from raykd.compat.packages import launcher
         from raykd.report.space import explain_file
 
         console.print(

@@ -1,8 +1,9 @@
-"""Installed packages, by name and without an import."""
+"""Installed packages, by name and without an import, and the way that raykd was started."""
 
 from __future__ import annotations
 
 import importlib.util
+import os
 
 
 def is_installed(module: str) -> bool:
@@ -18,3 +19,11 @@ def is_installed(module: str) -> bool:
         return False
     except ValueError:
         return True
+
+
+def launcher() -> str:
+    """Return the prefix that runs a command the way this one was run: "uv run " or nothing.
+
+    `uv run` sets the variable UV_RUN_RECURSION_DEPTH for its commands (documented by uv).
+    """
+    return "uv run " if os.environ.get("UV_RUN_RECURSION_DEPTH") else ""

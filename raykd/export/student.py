@@ -11,6 +11,7 @@ from pydantic import TypeAdapter
 from torch import nn
 
 from raykd.compat.network_files import read_network
+from raykd.compat.packages import launcher
 from raykd.data import AnySource, Dataset
 from raykd.errors import Problem, StudyError
 from raykd.models.preprocessing import RawInputModel
@@ -106,7 +107,7 @@ def _from_folder(path: Path, training: str, allow_import: bool) -> SavedStudent:
         raise StudyError(
             Problem(
                 f"{file} is missing: the network of {event.id} was moved or removed",
-                fix="restore the file, or train it again with raykd distill "
+                fix="restore the file, or train it again with {launcher()}raykd distill "
                 f"{path}:{event.id.partition('/')[0]}",
             )
         )
@@ -137,7 +138,7 @@ def _select(saved: Mapping[str, ModelSaved], training: str, folder: Path) -> Mod
     listed = ", ".join(dict.fromkeys(name.partition("/")[0] for name in saved)) or "none"
     problem = f"no network of {training or 'a student'} was saved in {folder}; saved: {listed}"
     fix = (
-        f"train it again with raykd distill {folder}:{training}"
+        f"train it again with {launcher()}raykd distill {folder}:{training}"
         if training
         else "set search.replicates to 1 or more; the networks of the finalists are saved"
     )

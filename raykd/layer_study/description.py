@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from raykd.compat.packages import launcher
 from raykd.layer_study.plan import NONE, format_pairs
 from raykd.layer_study.planner import run_id
 from raykd.layer_study.result import LayerStudyResult
@@ -49,7 +50,7 @@ def describe_layer_study(result: LayerStudyResult) -> SummaryWritten:
     parts = [
         f"Gain over no hint: {loss}.",
         markdown_table(head, rows) if rows else "",
-        f"More: `raykd report {result.folder}`",
+        f"More: `{launcher()}raykd report {result.folder}`",
     ]
     return SummaryWritten(_headline(result), "\n\n".join(filter(None, parts)))
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from raykd.compat.packages import is_installed
+from raykd.compat.packages import is_installed, launcher
 from raykd.tracking.cursor import Cursor
 from raykd.tracking.events import Event, ModelSaved, StudyEnded, StudyStarted
 from raykd.tracking.journal import events
@@ -71,11 +70,6 @@ def _fetched_report(folder: Path) -> Command:
     fetched = json.loads((folder / FETCHED).read_text(encoding="utf-8"))
     text = f"{launcher()}raykd report {fetched['run']} --uri {shlex.quote(fetched['uri'])}"
     return Command("report", "show this summary again", text)
-
-
-def launcher() -> str:
-    """Return the prefix that runs a command the way this one was run: "uv run " or nothing."""
-    return "uv run " if os.environ.get("UV_RUN_RECURSION_DEPTH") else ""
 
 
 def layer_study_commands(result: LayerStudyResult, history: Sequence[Event]) -> list[Command]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING
 
+from raykd.compat.packages import launcher
 from raykd.tracking.cursor import Cursor, Sent
 from raykd.tracking.mlflow_client import connect, quoted, run_page, search_study_runs
 from raykd.tracking.store_check import check_store
@@ -176,7 +177,7 @@ class MlflowStudies:
         if study.status == "running":
             return (
                 f"{head}: it is uploaded when the study ends; "
-                f"until then use raykd status {study.run_id}"
+                f"until then use {launcher()}raykd status {study.run_id}"
             )
         return (
             f"{head}: it was uploaded by an older raykd, or not completely; on the machine with "

@@ -16,6 +16,7 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from raykd.compat.packages import launcher
 from raykd.data import Dataset
 from raykd.errors import Problem, StudyError
 from raykd.models import Model, Signature
@@ -62,7 +63,7 @@ def check_verb(folder: StudyFolder, verb: Verb) -> None:
         return
     text = f"{folder.path} was created by `raykd {folder.verb}`"
     if folder.verb in ("search", "pairs"):
-        fix = f"resume it with `raykd {folder.verb} --resume {folder.path}`"
+        fix = f"resume it with `{launcher()}raykd {folder.verb} --resume {folder.path}`"
         raise StudyError(Problem(f"{text}, not by `raykd {verb}`", fix=fix))
     raise StudyError(
         Problem(
@@ -188,7 +189,7 @@ def check_unchanged(
     elif extending and not changes.grown:
         text = "the extension adds nothing to the study"
         fix = "give more --trials or --replicates, or a larger space with --set; to continue an "
-        fix += f"interrupted study: raykd {folder.verb} --resume {folder.path}"
+        fix += f"interrupted study: {launcher()}raykd {folder.verb} --resume {folder.path}"
         problems.append(Problem(text, fix=fix))
     before = _first(history, DataLoaded)
     if before is not None and before.fingerprint != data.fingerprint:
@@ -216,7 +217,7 @@ def _changed_study(folder: StudyFolder, changes: StudyChanges, *, extending: boo
         return Problem(text, file=file, fix=fix)
     fix = f"undo the changes to resume, or start a new study with them. Only {numbers} may grow"
     if folder.verb == "search":
-        fix += f"; for a larger space: raykd extend {folder.path}"
+        fix += f"; for a larger space: {launcher()}raykd extend {folder.path}"
     return Problem(f"the study has changed since it started: {listed}", file=file, fix=fix)
 
 

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
+from raykd.compat.packages import launcher
 from raykd.errors import Problem, RayLost, StudyError
 from raykd.models import Signature
 from raykd.runtime.signals import begin_cleanup, received_stop_signal, stop_on_signals
@@ -221,7 +222,8 @@ def _check_disk(error: Exception, folder: StudyFolder) -> None:
         causes.append(cause)
     for cause in causes:
         if isinstance(cause, OSError) and str(cause.filename).startswith(str(folder.path)):
-            fix = f"free some space, then continue: raykd {folder.verb} --resume {folder.path}"
+            fix = "free some space, then continue: "
+            fix += f"{launcher()}raykd {folder.verb} --resume {folder.path}"
             text = f"{cause.filename} cannot be written: {cause.strerror}"
             raise StudyError(Problem(text, fix=fix)) from None
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
+from raykd.compat.packages import launcher
 from raykd.study.config import plain
 from raykd.study.open_study import OpenStudy
 from raykd.study.short_names import model_name
@@ -60,7 +61,7 @@ def describe_result(result: StudyResult) -> SummaryWritten:
         _ties(result),
         _teachers(result),
         _trials(result),
-        f"More: `raykd report {result.folder}`",
+        f"More: `{launcher()}raykd report {result.folder}`",
     ]
     return SummaryWritten(_headline(result), "\n\n".join(filter(None, parts)))
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from raykd.arguments import near
+from raykd.compat.packages import launcher
 from raykd.errors import Problem, StudyError
 from raykd.study.open_study import OpenStudy
 from raykd.study.space.reuse import open_paths
@@ -114,9 +115,10 @@ def _trial(folder: StudyFolder, trial: str) -> Record:
 def _without_trial(folder: StudyFolder, text: str) -> StudyError:
     best = read_result(folder.path).best
     example = best.id if best is not None else "trial-0000"
+    raykd = f"{launcher()}raykd"
     fix = (
         f"name one of its trials: {folder.path}:{example}; to continue the study: "
-        f"raykd search --resume {folder.path}, or raykd extend {folder.path}"
+        f"{raykd} search --resume {folder.path}, or {raykd} extend {folder.path}"
     )
     return StudyError(Problem(f"{folder.path}: {text}", fix=fix))
 

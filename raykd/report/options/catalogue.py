@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args
 from pydantic import TypeAdapter
 
 from raykd.arguments import near
+from raykd.compat.packages import launcher
 from raykd.data import AUGMENTATIONS, SOURCES
 from raykd.errors import Problem, StudyError
 from raykd.losses import LOSSES
@@ -154,7 +155,7 @@ def find_entries(part: str | None = None, name: str | None = None) -> dict[Part,
 
 def _no_part(word: str | None) -> Problem:
     matching = [part for part in PARTS for option in list_entries(part) if option.name == word]
-    fix = f"raykd list {matching[0]} {word}" if matching else near(word, PARTS)
+    fix = f"{launcher()}raykd list {matching[0]} {word}" if matching else near(word, PARTS)
     return Problem(f"unknown part {word!r}; must be one of {', '.join(PARTS)}", fix=fix)
 
 

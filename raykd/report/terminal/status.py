@@ -9,6 +9,7 @@ from pathlib import Path
 from rich.console import RenderableType
 from rich.text import Text
 
+from raykd.compat.packages import launcher
 from raykd.report.status import StudyStatus
 from raykd.report.terminal.sections import Section, join_sections, paragraphs, title, unwrapped
 from raykd.terminal_tables import GAP, Column, Grid, unbroken
@@ -113,7 +114,7 @@ def _details(status: StudyStatus) -> Iterator[Section]:
     if status.failures:
         yield [title("Failures"), *paragraphs(status.failures[:MOST_FAILURES])]
     if status.is_resumable:
-        command = f"raykd {status.verb} --resume {status.folder}"
+        command = f"{launcher()}raykd {status.verb} --resume {status.folder}"
         yield [title("Continue it"), unwrapped(f"  {command}", "cyan")]
 
 
