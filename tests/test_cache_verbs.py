@@ -138,7 +138,10 @@ def test_validate_foretells(folder: Path) -> None:
     said = " ".join(done.stdout.split())
     assert done.exit_code == 0, done.output
     assert "logits + stage2 of teacher {name: mlp, width: 16}, 2 views: 10.4 kB" in said
-    assert "breaks even after 2.5 epochs; about 2 will use it" in said
+    assert (
+        "faster than running the teacher from 2.5 epochs on, about 2 are planned in all trainings"
+        in said
+    )
     never = " ".join(typed("validate", "small.yaml", "--set", "cache.use=never").stdout.split())
     assert "cache " not in never
     auto = " ".join(typed("validate", "small.yaml", "--set", "cache.use=auto").stdout.split())

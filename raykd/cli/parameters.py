@@ -27,8 +27,9 @@ Study = Annotated[
     str,
     typer.Argument(
         metavar="STUDY",
-        help="A study's folder. If it is on another machine: the folder's name or an MLflow run "
-        "ID, which are looked up in MLflow.",
+        help="A study's folder, or a study's name: its newest folder in studies/. If it is on "
+        "another machine: the folder's name, the study's name or an MLflow run ID, which are "
+        "looked up in MLflow.",
         autocompletion=completion.study_folders,
     ),
 ]
@@ -80,3 +81,18 @@ JsonLines = Annotated[
 Verbose = Annotated[
     bool, typer.Option("--verbose", "-v", help="Show the output of Ray and full tracebacks.")
 ]
+
+
+def folder_of(study: str, uri: str | None) -> Path | None:
+    """Return the folder that a `Study` names; None if it is looked up in MLflow.
+
+    Args:
+        study: the argument.
+        uri: MLflow's tracking URI; if it is given, only the path of a folder names one.
+    """
+    from raykd.tuning.study_lookup import find_folder
+
+    path = Path(study).expanduser()
+    if path.is_dir() or uri is not None:
+        return path if path.is_dir() else None
+    return find_folder(study)

@@ -62,7 +62,7 @@ def _source(student: str) -> tuple[str, str]:
     folder, colon, trial = student.rpartition(":")
     if Path(student).expanduser().is_dir() or not colon:
         folder, trial = student, ""
-    if not Path(folder).expanduser().is_dir():
+    if not Path(folder).expanduser().is_dir() and "/" not in folder:
         return student, ""
     from raykd.tracking.store_uri import absolute
     from raykd.tuning.result import read_run

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from raykd.cli.parameters import Folder, Study, TrackingUri
+from raykd.cli.parameters import Folder, Study, TrackingUri, folder_of
 from raykd.cli.session import create_console, error_messages
 
 PIPE_WIDTH = 10_000
@@ -39,8 +39,10 @@ def status(
         from raykd.report.terminal.status import status_text
 
         console = create_console()
-        read = partial(read_status, study)
-        if not Path(study).expanduser().is_dir():
+        folder = folder_of(study, uri)
+        if folder is not None:
+            read = partial(read_status, folder)
+        else:
             from raykd.report.stored_status import open_store, read_stored_status
 
             read = partial(read_stored_status, open_store(uri, study), study)

@@ -19,6 +19,7 @@ from raykd.cli.parameters import (
     StudyFile,
     TrackingUri,
     Verbose,
+    folder_of,
 )
 from raykd.cli.session import (
     FAILED,
@@ -201,8 +202,8 @@ def report(
 
 def _study_folder(study: str, uri: str | None) -> AbstractContextManager[Path]:
     """Give a study's folder, or one with its journal from MLflow; see `study_folder`."""
-    path = Path(study).expanduser()
-    if path.is_dir():
+    path = folder_of(study, uri)
+    if path is not None:
         return nullcontext(path)
     from raykd.report.stored_status import study_folder
 

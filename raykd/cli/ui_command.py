@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from raykd.cli import completion
-from raykd.cli.parameters import TrackingUri, Verbose
+from raykd.cli.parameters import TrackingUri, Verbose, folder_of
 from raykd.cli.session import error_messages
 
 if TYPE_CHECKING:
@@ -22,7 +22,8 @@ def ui(
         str | None,
         typer.Argument(
             metavar="[STUDY]",
-            help="A study's folder, or an MLflow run ID or folder name of a study elsewhere. "
+            help="A study's folder or name, or an MLflow run ID or folder name of a study "
+            "elsewhere. "
             "Default: the newest study in studies/, or else the tracking store alone.",
             autocompletion=completion.study_folders,
         ),
@@ -58,8 +59,9 @@ def _pages(study: str | None, uri: str | None) -> StudyPages:
 
             store = open_store(store).uri  # refuses a store that does not exist
         return StudyPages(store, [])
-    if Path(study).expanduser().is_dir():
-        return pages_of_folder(Path(study).expanduser())
+    folder = folder_of(study, uri)
+    if folder is not None:
+        return pages_of_folder(folder)
     from raykd.report.stored_status import find_stored_study, open_store
 
     store = open_store(uri, study)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,10 @@ from raykd.data import AnySource, Dataset
 from raykd.errors import Problem, StudyError
 from raykd.models.preprocessing import RawInputModel
 from raykd.study.short_names import training_names
-from raykd.tracking.events import ModelSaved
+from raykd.tracking.events import Event, ModelSaved
 from raykd.tracking.mlflow_students import stored_student
 from raykd.tuning.records import Record, teacher_name
-from raykd.tuning.result import read_run, saved_models
+from raykd.tuning.result import RunResult, read_run, saved_models
 from raykd.tuning.run_reference import is_run_id, split_reference
 from raykd.user_code import register_copies
 
@@ -100,14 +100,31 @@ def find_student(
 
 def _from_folder(path: Path, training: str, allow_import: bool) -> SavedStudent:
     run, _, history = read_run(path)
-    saved = saved_models(history)
+    return student_of_run(run, history, training, allow_import=allow_import)
+
+
+def student_of_run(
+    run: RunResult, history: Sequence[Event], training: str, *, allow_import: bool = False
+) -> SavedStudent:
+    """Load a trained student of a run that was read before.
+
+    Args:
+        run: the run.
+        history: events of its journal.
+        training: ID of a trial or training; "": the best student.
+        allow_import: let the network run code of its own.
+
+    Raises:
+        StudyError: see `find_student`.
+    """
+    path, saved = run.folder, saved_models(history)
     event = _select(saved, training, path)
     file = path / event.path
     if not file.is_file():
         raise StudyError(
             Problem(
                 f"{file} is missing: the network of {event.id} was moved or removed",
-                fix="restore the file, or train it again with {launcher()}raykd distill "
+                fix=f"restore the file, or train it again with {launcher()}raykd distill "
                 f"{path}:{event.id.partition('/')[0]}",
             )
         )

@@ -52,7 +52,8 @@ def describe_layer_study(result: LayerStudyResult) -> SummaryWritten:
         markdown_table(head, rows) if rows else "",
         f"More: `{launcher()}raykd report {result.folder}`",
     ]
-    return SummaryWritten(_headline(result), "\n\n".join(filter(None, parts)))
+    text = "\n\n".join(filter(None, parts))
+    return SummaryWritten(_headline(result), text, has_result=result.best is not None)
 
 
 def _headline(result: LayerStudyResult) -> str:

@@ -22,7 +22,7 @@ from raykd.registry import replaced_unchecked
 from raykd.study.open_study import OpenStudy
 from raykd.study.samplers import Random
 from raykd.study.schedulers import Unscheduled
-from raykd.tracking.events import ArtifactSaved, Note
+from raykd.tracking.events import ArtifactSaved, Note, SummaryWritten
 from raykd.tracking.journal import Listener
 from raykd.tuning.executors import RayExecutor
 from raykd.tuning.planner import Planner
@@ -148,6 +148,12 @@ class LayerStudyRun(StudyRun[LayerStudyResult]):
         session.bus.publish(Note(None, result.tags(), result.metrics()))
         session.bus.publish(describe_layer_study(result))
         return result
+
+    def read(self, folder: Path) -> LayerStudyResult:
+        return read_layer_study(folder)
+
+    def describe(self, folder: Path) -> SummaryWritten:
+        return describe_layer_study(read_layer_study(folder))
 
 
 def check_layer_study(study: OpenStudy, signature: Signature) -> tuple[Arm, ...]:

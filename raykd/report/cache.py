@@ -42,8 +42,8 @@ def _plan_line(entry: PlannedEntry, plan: CachePlan, device: str) -> str:
     return (
         f"{outputs} of teacher {name}, {views}: "
         f"{size or in_bytes(entry.bytes or 0)}{time_}"
-        f"; breaks even after {entry.break_even_epochs:.3g} {epochs}; "
-        f"about {entry.expected_epochs:.0f} will use it{uncached}"
+        f"; faster than running the teacher from {entry.break_even_epochs:.3g} {epochs} on, "
+        f"about {entry.expected_epochs:.0f} are planned in all trainings{uncached}"
     )
 
 

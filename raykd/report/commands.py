@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING
 
 from raykd.compat.packages import is_installed, launcher
 from raykd.tracking.cursor import Cursor
-from raykd.tracking.events import Event, ModelSaved, StudyEnded, StudyStarted
+from raykd.tracking.events import Event, ModelSaved, StudyStarted
 from raykd.tracking.journal import events
 from raykd.tracking.mlflow_client import find_run, has_run, run_page, view_page
 from raykd.tracking.mlflow_models import MODEL_NAME, logged_name
 from raykd.tracking.mlflow_views import ARMS, TRIALS, view_key
 from raykd.tracking.store_check import check_store
 from raykd.tracking.store_uri import absolute, database_file, is_server, masked
+from raykd.tuning.records import last_status
 from raykd.tuning.result import saved_models
 from raykd.tuning.stored_study import FETCHED, is_fetched
 from raykd.tuning.study_dir import open_folder
@@ -51,7 +52,7 @@ def search_commands(result: StudyResult, history: Sequence[Event]) -> list[Comma
         result: the result of the search.
         history: events of its journal.
     """
-    here, runs = _short_path(result.folder), _runs(result)
+    here, runs = short_path(result.folder), _runs(result)
     if is_fetched(result.folder):
         return [
             _fetched_report(result.folder),
@@ -79,7 +80,7 @@ def layer_study_commands(result: LayerStudyResult, history: Sequence[Event]) -> 
         result: the result of the study.
         history: events of its journal.
     """
-    here, runs = _short_path(result.folder), _runs(result)
+    here, runs = short_path(result.folder), _runs(result)
     if is_fetched(result.folder):
         return [_fetched_report(result.folder), *_mlflow_commands(result, runs)]
     commands = [Command("report", "show this summary again", f"{launcher()}raykd report {here}")]
@@ -103,7 +104,7 @@ PICTURES = ("heatmap.png", "cka.png", "predictors.png")
 
 def resume_command(folder: Path) -> str:
     verb = open_folder(folder)[0].verb if (folder / "folder.json").is_file() else "search"
-    return f"{launcher()}raykd {verb} --resume {_short_path(folder)}"
+    return f"{launcher()}raykd {verb} --resume {short_path(folder)}"
 
 
 def _raykd_commands(
@@ -121,7 +122,7 @@ def _page_file(result: RunResult) -> Iterator[Command]:
     """Yield the file of the page that was written at the end of the run."""
     file = result.folder / "report" / "report.html"
     if file.is_file():
-        yield Command("file", "open its page with figures in a browser", _short_path(file))
+        yield Command("file", "open its page with figures in a browser", short_path(file))
 
 
 def _further_commands(
@@ -157,7 +158,7 @@ def _mlflow_commands(result: RunResult, runs: _Runs) -> Iterator[Command]:
         yield Command("mlflow", "open all runs in MLflow", uri.rstrip("/"))
     else:
         fetched = is_fetched(result.folder)
-        study = f"--uri {shlex.quote(uri)}" if fetched else _short_path(result.folder)
+        study = f"--uri {shlex.quote(uri)}" if fetched else short_path(result.folder)
         yield Command("mlflow", "start MLflow and open its pages", f"{launcher()}raykd ui {study}")
     if runs.page:
         yield Command("page", "open this study in MLflow", runs.page)
@@ -189,16 +190,6 @@ def run_status(result: RunResult, history: Sequence[Event]) -> str:
     if status != "finished" and active_driver(result.folder) is not None:
         return "running"
     return status
-
-
-def last_status(history: Sequence[Event]) -> str:
-    """Return the last `done` status of the study, or "interrupted" if there is none."""
-    for event in reversed(history):
-        if isinstance(event, StudyEnded):
-            return event.status
-        if isinstance(event, StudyStarted):
-            break
-    return "interrupted"
 
 
 def can_resume(result: StudyResult, history: Sequence[Event]) -> bool:
@@ -309,7 +300,7 @@ def _model_uri(model: ModelSaved, runs: _Runs) -> str | None:
     return f"runs:/{run_id}/{logged_name(model.name or MODEL_NAME)}"
 
 
-def _short_path(path: Path) -> str:
+def short_path(path: Path) -> str:
     """Quote a path for the shell, relative to the working directory if it is inside it."""
     here = Path.cwd()
     return shlex.quote(str(path.relative_to(here) if path.is_relative_to(here) else path))

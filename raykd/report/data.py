@@ -22,6 +22,9 @@ EXTENDED = "extended: "
 
 WARNING_STYLE = "bold yellow"
 
+SINGULAR = {"classes": "class", "labels": "label", "values": "value"}
+"""Singular of the nouns for targets."""
+
 MAX_NAMES = 8
 """Maximum number of class names in a line; the others are only counted."""
 
@@ -29,15 +32,20 @@ MAX_NAME_LENGTH = 24
 """Maximum number of characters of a class name."""
 
 
-def classes_text(count: int, names: Sequence[str]) -> str:
-    """Format the number and first names of the classes: "12 classes: ant, bee, ... (4 more)"."""
-    if not names:
-        return f"{count} classes"
-    if names[0] == "v0":  # a vector, whose values have no names
-        return f"{count} values"
+def classes_text(count: int, names: Sequence[str], noun: str = "") -> str:
+    """Format the number and first names of the classes: "12 classes: ant, bee, ... (4 more)".
+
+    Args:
+        count: number of classes, labels or values.
+        names: their names; empty if they have none.
+        noun: "classes", "labels" or "values"; "": unknown.
+    """
+    noun = noun or ("classes" if count > 1 else "values")  # a single output is a real value
+    noun = noun if count > 1 else SINGULAR.get(noun, noun)
+    if not names or names[0] == "v0":  # the values of a vector have no names
+        return f"{count} {'values' if names and count > 1 else noun}"
     listed = ", ".join(_short_name(name) for name in names[:MAX_NAMES])
     more = f", ... ({count - MAX_NAMES} more)" if count > MAX_NAMES else ""
-    noun = "classes" if count > 1 else "value"  # a single output is a real value
     return f"{count} {noun}: {listed}{more}"
 
 
@@ -48,7 +56,7 @@ def sizes_text(sizes: Mapping[str, int]) -> str:
 
 def data_line(event: DataLoaded) -> str:
     """Return the data of a study in one line."""
-    classes = classes_text(event.classes, event.class_names)
+    classes = classes_text(event.classes, event.class_names, event.targets)
     return f"data {event.name} from {event.origin}: {sizes_text(event.sizes)}; {classes}"
 
 
@@ -97,11 +105,14 @@ def data_block(
         data: a survey, or the loaded data; None if neither is available.
         signature: input shape and number of classes.
     """
+    from raykd.tasks.base import TARGETS
+
     table = Labeled(width=9, gap=1)
     place = data.origin if data is not None else str(getattr(source, "root", ""))
     table.add("data", Text(f"{source.name} from {place}" if place else source.name))
     names = data.class_names if data is not None else ()
-    table.add("", Text(classes_text(len(names) or signature.classes, names)))
+    noun = TARGETS[source.default_task().kind]
+    table.add("", Text(classes_text(len(names) or signature.classes, names, noun)))
     if data is None:
         return table
     table.add("", Text(f"samples: {sizes_text(data.sizes)}"))

@@ -135,7 +135,7 @@ class PlainLines(Display):
         self._started_roles.add(role)
         epochs, budget = record.job.epochs, self._state.budget
         if role == "teacher":
-            doing = f"{epochs} epochs" if epochs else "evaluation"
+            doing = f"{epochs} epochs" if epochs else "loaded, not trained; it is evaluated"
             yield f"teacher {student_name(record)}: {doing}"
         elif role == "trial" and budget is not None:
             yield f"up to {budget.trials} trials of {epochs} epochs"
@@ -191,8 +191,10 @@ def outcome_line(record: Record, metric_name: str, failures: FailureAnnouncer) -
     parts += [
         f"{words(name)} {metric(name, cost(record, name))}" for name in measured_costs([record])
     ]
-    ran = f"{len(record.epochs)}/{record.job.epochs} epochs"
-    return f"{record.id} {outcome} ({ran}): {', '.join(parts)}; {describe_training(record)}"
+    ran = f"{outcome} ({len(record.epochs)}/{record.job.epochs} epochs)"
+    if record.role == "teacher" and not record.job.epochs:
+        ran = "loaded"
+    return f"{record.id} {ran}: {', '.join(parts)}; {describe_training(record)}"
 
 
 def describe_training(record: Record) -> str:

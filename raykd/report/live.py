@@ -19,6 +19,7 @@ from raykd.report.lines import Display, setup_lines
 from raykd.report.run_state import TRAININGS, RunState, run_name
 from raykd.report.sparkline import front_text, trial_sparkline
 from raykd.study.objectives import COSTS
+from raykd.study.short_names import target_noun
 from raykd.terminal_tables import Column, Grid, shrink_widths, truncate
 from raykd.tracking.events import Event, RunEnded, TeacherCacheChanged, WarningIssued
 from raykd.tuning.number_format import clock, compact, metric, time_left, words
@@ -234,7 +235,7 @@ def _cells(state: RunState, record: Record, status: str) -> dict[str, str]:
     return {
         "trial": run_name(record.id),
         "student": student_name(record),
-        "learns from": learns_from(record) if taught else "labels",
+        "learns from": learns_from(record) if taught else target_noun(record.job.study),
         "pairs": pairs_name(record) if taught else "",
         "epoch": f"{len(record.epochs)}/{record.job.epochs}",
         _short_metric(main): metric(main, record.metrics.get(main)),

@@ -16,6 +16,7 @@ from raykd.report.lines import Display, setup_lines
 from raykd.report.live import list_trainings
 from raykd.report.run_state import RunState, run_name
 from raykd.report.sparkline import front_text, trial_sparkline
+from raykd.study.short_names import target_noun
 from raykd.tracking.events import Event, RunEnded
 from raykd.tuning.number_format import clock, metric, time_left, words
 from raykd.tuning.records import learns_from, student_name
@@ -133,7 +134,9 @@ class LiveCard(Display):
                 (
                     run_name(record.id),
                     student_name(record),
-                    learns_from(record) if record.role not in ("teacher", "alone") else "labels",
+                    learns_from(record)
+                    if record.role not in ("teacher", "alone")
+                    else target_noun(record.job.study),
                     f"{len(record.epochs)}/{record.job.epochs}",
                     metric(state.main_metric, record.metrics.get(state.main_metric)),
                     STATUS_WORDS.get(status, status),

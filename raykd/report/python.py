@@ -55,7 +55,7 @@ def search(
     Raises:
         StudyError: the study, its data or the cluster cannot be used; nothing was started.
     """
-    from raykd.report.page.write import write_report
+    from raykd.report.page.write import write_page
     from raykd.tuning.search_run import search as search_study
 
     with _progress(progress, verbose) as display:
@@ -67,7 +67,7 @@ def search(
             allow_import=allow_import,
             verbose=verbose,
             listeners=[*display, *listeners],
-            draw=write_report,
+            draw=write_page,
         )
 
 
@@ -135,7 +135,7 @@ def extend(
             study, or its data have changed; nothing was started.
     """
     from raykd.layer_study.run import pairs as run_layer_study
-    from raykd.report.page.write import write_report
+    from raykd.report.page.write import write_page
     from raykd.tuning.extension import plan_extension
     from raykd.tuning.search_run import search as search_study
 
@@ -143,7 +143,7 @@ def extend(
     if verb == "pairs":
         run = partial(run_layer_study, draw=_draw_layer_study)
     else:
-        run = partial(search_study, draw=write_report)
+        run = partial(search_study, draw=write_page)
     with _progress(progress, verbose) as display:
         return run(
             "",

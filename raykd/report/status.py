@@ -11,7 +11,6 @@ from typing import Any
 
 from raykd.errors import StudyError
 from raykd.metrics import lead_metric
-from raykd.report.commands import last_status
 from raykd.report.failures import group_failures
 from raykd.tracking.events import (
     EpochFinished,
@@ -23,7 +22,15 @@ from raykd.tracking.events import (
 )
 from raykd.tracking.journal import events
 from raykd.tuning.number_format import metric
-from raykd.tuning.records import Record, Records, cost, learns_from, pairs_name, student_name
+from raykd.tuning.records import (
+    Record,
+    Records,
+    cost,
+    last_status,
+    learns_from,
+    pairs_name,
+    student_name,
+)
 from raykd.tuning.study_dir import open_folder
 from raykd.tuning.study_lock import active_driver
 

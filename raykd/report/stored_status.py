@@ -20,6 +20,7 @@ from raykd.tracking.mlflow_studies import MlflowStudies, StoredTraining, StudyRu
 from raykd.tracking.store_uri import TRACKING
 from raykd.tuning.number_format import metric
 from raykd.tuning.stored_study import fetched_folder
+from raykd.tuning.study_lookup import near_folders
 
 TRAININGS = ("teacher", "trial", "replicate", "alone")
 
@@ -38,7 +39,8 @@ def open_store(uri: str | None, folder: str = "") -> MlflowStudies:
         return MlflowStudies(uri or os.environ.get(TRACKING) or Tracking().uri)
     except ValueError as error:
         head = f"{folder} is not a study's folder on this machine; " if folder else ""
-        raise StudyError(Problem(f"{head}{error}")) from None
+        fix = near_folders(folder) if folder and uri is None else ""
+        raise StudyError(Problem(f"{head}{error}", fix=fix)) from None
 
 
 def find_stored_study(store: MlflowStudies, reference: str) -> StudyRun:
@@ -50,8 +52,8 @@ def find_stored_study(store: MlflowStudies, reference: str) -> StudyRun:
     try:
         return store.find(reference)
     except ValueError as error:
-        fix = "name a study's folder (raykd ls), its folder's name in MLflow, or a run ID"
-        raise StudyError(Problem(str(error), fix=fix)) from None
+        text = f"there is no study's folder {reference} on this machine, and {error}"
+        raise StudyError(Problem(text, fix=near_folders(reference))) from None
 
 
 @contextlib.contextmanager

@@ -63,13 +63,28 @@ def model_name(model: Plain | None) -> str:
 
 
 def objective_name(study: Plain) -> str:
-    """Short name of the losses of a trial: "0.31 kd T=4.1 + 12 at"; "labels" if it has none.
+    """Short name of the losses of a trial: "0.31 kd T=4.1 + 12 at"; else "labels" or "targets".
 
     Args:
         study: the concrete study as plain data.
     """
     terms = [_term(term) for term in study.get("knowledge") or () if _active(term)]
-    return " + ".join(terms) or "labels"
+    return " + ".join(terms) or target_noun(study)
+
+
+def target_noun(study: Plain) -> str:
+    """Return the noun for the targets of a study: "labels", or "targets" for real values.
+
+    Args:
+        study: the concrete study as plain data; one of an older version classifies.
+    """
+    name = (study.get("task") or {}).get("name", "classification")
+    if name in ("classification", "multi_label"):
+        return "labels"
+    from raykd.tasks import TASKS
+
+    task = TASKS.find(name)
+    return "targets" if getattr(task, "kind", "softmax") == "real" else "labels"
 
 
 def pairs_name(study: Plain) -> str:

@@ -32,6 +32,14 @@ KINDS: Mapping[Kind, str] = {
 }
 """Kinds of responses, with their descriptions in messages."""
 
+TARGETS: Mapping[Kind, str] = {
+    "softmax": "classes",
+    "sigmoid": "labels",
+    "real": "values",
+    "dense": "classes",
+}
+"""Noun for the outputs of a response."""
+
 ALL_KINDS: tuple[Kind, ...] = tuple(KINDS)
 
 AGREEMENTS: Mapping[Kind, Statistic] = {

@@ -138,6 +138,7 @@ class DataLoaded(Event):
         class_names: names of the classes; empty if they have none.
         notes: remarks on how the data were read.
         warnings: problems with the data that may distort the results.
+        targets: noun for the classes: "classes", "labels" or "values"; "" in an older journal.
     """
 
     kind = "dataset"
@@ -151,6 +152,7 @@ class DataLoaded(Event):
     class_names: Sequence[str] = ()
     notes: Sequence[str] = ()
     warnings: Sequence[str] = ()
+    targets: str = ""
 
 
 @dataclass(frozen=True)
@@ -587,12 +589,14 @@ class SummaryWritten(Event):
     Attributes:
         headline: the most important fact, one line of Markdown.
         text: everything else, in Markdown.
+        has_result: False while there is nothing to name as best.
     """
 
     kind = "summary"
 
     headline: str
     text: str
+    has_result: bool = True
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from raykd.tracking.events import (
 )
 from raykd.tracking.json_types import to_json
 
-Listener = Callable[[Event], None]
+Listener = Callable[[Event], object]
 
 WAIT_S = 60.0
 """Seconds for which a write waits for a disk that is full or away."""
@@ -147,14 +147,15 @@ class EventBus:
         self._listeners = listeners
         self._check = check
 
-    def publish(self, event: Event) -> None:
+    def publish(self, event: Event) -> Event:
         """Append the event to the journal (unless its class is not `journaled`), and call the
-        listeners with it."""
+        listeners with it.  Return it as it was written, with its time."""
         if event.journaled:
             self._check()
             event = self._journal.append(event)
         for listener in self._listeners:
             listener(event)
+        return event
 
 
 def read(path: str | Path, start: int = 0) -> Iterator[Line]:

@@ -53,8 +53,9 @@ class ExperimentPages:
             f"[{NAMES[name]}]({view_link(self._experiment, key)})" for name, key in keys.items()
         )
         content = f"{event.headline} {links}\n\n{event.text}"
+        section = Section(study.id, self._state.started_at, content, event.has_result)
         before = self._client.get_experiment(self._experiment).tags.get(NOTE, "")
-        after = with_section(before, Section(study.id, self._state.started_at, content))
+        after = with_section(before, section)
         if after != before:
             self._client.set_experiment_tag(self._experiment, NOTE, after)
         return content

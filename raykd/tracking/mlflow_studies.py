@@ -119,7 +119,9 @@ class MlflowStudies:
                 yield self._study(run)
 
     def find(self, reference: str) -> StudyRun:
-        """Return a study by a run ID of it or of one of its trainings, or by its folder's name.
+        """Return a study by a run ID, the name of its folder, or its own name.
+
+        The run may be one of its trainings.  Of several studies of a name it is the latest.
 
         Raises:
             ValueError: the store has no such study.
@@ -128,10 +130,14 @@ class MlflowStudies:
         name = PurePath(reference).name
         if run is None and name:
             path = f"tags.`mlflow.source.name` LIKE {quoted(f'%{name}/{STUDY_FILE}')}"
+            of_name = f"attributes.run_name = {quoted(name)}"
             with self._errors():
                 experiments = [each.experiment_id for each in self._client.search_experiments()]
                 runs = self._search(experiments, f"tags.`raykd.role` = 'study' and {path}")
                 run = next((each for each in runs if self._study(each).folder == name), None)
+                if run is None and name == reference:
+                    named = self._search(experiments, f"tags.`raykd.role` = 'study' and {of_name}")
+                    run = next(named, None)
         if run is None:
             raise ValueError(f"MLflow at {self._place} has no study or run {reference!r} of raykd")
         return self._study(run)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from raykd.errors import StudyError
@@ -12,6 +11,7 @@ from raykd.storage import is_uri
 from raykd.tuning.study_dir import Verb, open_folder
 from raykd.tuning.study_input import load_or_use
 from raykd.tuning.study_lock import STALE_S, active_driver
+from raykd.tuning.study_lookup import list_folders, study_name
 
 PATIENCE_S = STALE_S + 30
 """Seconds to wait for a driver on a lost machine; after `STALE_S` it counts as dead."""
@@ -37,7 +37,9 @@ def latest_run(
     study = load_or_use(file, overrides, (), allow_import=allow_import)
     storage = study.settings.cluster.storage
     root = Path("studies") if is_uri(storage) else Path(storage).expanduser()
-    for path in _newest_first(root, study.settings.name):
+    for path in list_folders(root):
+        if study_name(path) != study.settings.name:
+            continue
         try:
             folder, old_overrides = open_folder(path)
             text = folder.study_file.read_text()
@@ -58,17 +60,3 @@ def wait_for_driver(folder: Path, patience: float = PATIENCE_S) -> None:
     until = time.monotonic() + patience
     while active_driver(folder) is not None and time.monotonic() < until:
         time.sleep(1)
-
-
-def _newest_first(root: Path, name: str) -> Iterator[Path]:
-    try:
-        folders = [path for path in root.iterdir() if path.name.startswith(f"{name}-")]
-    except (FileNotFoundError, NotADirectoryError):
-        return
-    yield from sorted(folders, key=lambda path: _age(path.name), reverse=True)
-
-
-def _age(name: str) -> tuple[str, int]:
-    """Return the time in a folder's name, and the number of a folder of the same second."""
-    match = re.search(r"(\d{8}-\d{6})(?:-(\d+))?$", name)
-    return (match[1], int(match[2] or 0)) if match else ("", 0)

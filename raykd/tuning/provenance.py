@@ -13,6 +13,8 @@ from dataclasses import replace
 
 from raykd.data import Dataset
 from raykd.study.config import plain
+from raykd.study.open_study import OpenStudy
+from raykd.tasks.base import TARGETS
 from raykd.tracking.events import DataLoaded, Note, StudyStarted, WarningIssued
 from raykd.tracking.journal import EventBus
 from raykd.tracking.store_uri import absolute, masked
@@ -35,7 +37,7 @@ def write_provenance(bus: EventBus, prepared: Prepared, folder: StudyFolder) -> 
     """
     study, history = prepared.study, prepared.history
     bus.publish(_study_started(prepared, folder))
-    bus.publish(_data_loaded(prepared.data))
+    bus.publish(_data_loaded(prepared.study, prepared.data))
     bus.publish(describe_start(study, folder.verb, prepared.data.name))
     changed = other_versions(history, versions())
     if changed:
@@ -80,7 +82,7 @@ def _study_started(prepared: Prepared, folder: StudyFolder) -> StudyStarted:
     )
 
 
-def _data_loaded(data: Dataset) -> DataLoaded:
+def _data_loaded(study: OpenStudy, data: Dataset) -> DataLoaded:
     """Return the event that describes the data."""
     return DataLoaded(
         name=data.name,
@@ -90,6 +92,7 @@ def _data_loaded(data: Dataset) -> DataLoaded:
         classes=data.classes,
         input_shape=list(data.input_shape),
         class_names=list(data.class_names),
+        targets=TARGETS[study.settings.learning_task.kind],
         notes=list(data.notes),
         warnings=list(data.warnings),
     )

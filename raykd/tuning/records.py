@@ -21,6 +21,7 @@ from raykd.tracking.events import (
     RunPaused,
     RunPromoted,
     RunStarted,
+    StudyEnded,
     StudyExtended,
     StudyStarted,
 )
@@ -207,6 +208,16 @@ def read_history(journal: Path) -> tuple[list[Event], Records]:
     return history, records
 
 
+def last_status(history: Sequence[Event]) -> str:
+    """Return the last `done` status of a study, or "interrupted" if there is none."""
+    for event in reversed(history):
+        if isinstance(event, StudyEnded):
+            return event.status
+        if isinstance(event, StudyStarted):
+            break
+    return "interrupted"
+
+
 def _check_content(event: Event, records: Records) -> None:
     """Read the parts of an event that results are made of.
 
@@ -262,7 +273,7 @@ def student_name(record: Record) -> str:
 
 
 def learns_from(record: Record) -> str:
-    """Return the losses of a training, "0.31 kd T=4.1 + 12 at"; "labels" for labels alone."""
+    """Return the losses of a training, "0.31 kd T=4.1 + 12 at"; else "labels" or "targets"."""
     return _name(record, "learns_from")
 
 
@@ -295,7 +306,7 @@ def run_name(job: RecordedJob) -> str:
     losses = "alone" if job.role == "alone" else job.tags.get("losses", "none")
     scheme = job.tags.get("scheme", "offline")
     words = [student, *([] if scheme in ("offline", "alone") else [scheme])]
-    words += ["labels" if losses == "none" else losses]
+    words += [job.names["learns_from"] if losses == "none" else losses]
     words += [f"#{int(number[1])}"] if number else []
     words += [f"seed {job.seed}"] if job.role in ("replicate", "alone") else []
     return " ".join(words)

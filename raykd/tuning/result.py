@@ -379,9 +379,15 @@ def read_result(folder: str | Path) -> StudyResult:
     Raises:
         StudyError: this is not a study's folder, or its journal has no events yet.
     """
+    return read_search(folder)[0]
+
+
+def read_search(folder: str | Path) -> tuple[StudyResult, list[Event]]:
+    """Read the result of a search as `read_result` does, and the events of its journal."""
     run, _, history = read_run(folder)
     [*_, start] = (event for event in history if isinstance(event, StudyStarted))
     search = start.resolved["search"]
-    return StudyResult(
+    result = StudyResult(
         **vars(run), objectives=search["objectives"], max_finalists=search["finalists"]
     )
+    return result, history

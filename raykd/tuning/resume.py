@@ -23,6 +23,7 @@ from raykd.models import Model, Signature
 from raykd.models.weights.files import weight_parts
 from raykd.study.open_study import OpenStudy
 from raykd.tracking.events import DataLoaded, Event, StudyExtended, StudyStarted
+from raykd.tuning.records import Records, last_status
 from raykd.tuning.study_changes import GROWING, StudyChanges, changes_of_study
 from raykd.tuning.study_dir import StudyFolder, Verb, open_folder
 from raykd.tuning.study_lock import locked
@@ -153,6 +154,37 @@ def _digest(file: Path) -> str:
 
 
 # Comparison with the start of the study
+
+
+def is_done(
+    history: Sequence[Event], records: Records, folder: StudyFolder, study: OpenStudy
+) -> bool:
+    """Return True for a finished study that has not changed: resuming it would train nothing.
+
+    Args:
+        history: events of the journal.
+        records: of its trainings.
+        folder: of the study.
+        study: as it is now.
+    """
+    starts = [event for event in history if isinstance(event, StudyStarted)]
+    if not starts or last_status(history) != "finished":
+        return False
+    if records.running("teacher", "trial", "replicate", "alone"):
+        return False
+    changes = changes_of_study(starts[-1], study, folder.verb, space_may_grow=False)
+    return not changes.grown and not changes.other
+
+
+def done_message(folder: StudyFolder, study: OpenStudy) -> str:
+    """Return the message about a study that is to be resumed and is finished."""
+    more = "--trials +8"
+    if folder.verb == "pairs":
+        more = f"--set search.pairs.seeds={study.settings.search.pairs.seeds + 2}"
+    return (
+        f"{folder.path} is finished: there is nothing to resume, and nothing was started; to train "
+        f"more: {launcher()}raykd extend {folder.path} {more}"
+    )
 
 
 def check_unchanged(

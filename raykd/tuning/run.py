@@ -10,6 +10,7 @@ import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 from raykd.compat.packages import launcher
@@ -21,15 +22,29 @@ from raykd.study.checks.load import check_shapes
 from raykd.study.config import Cluster, Search
 from raykd.study.costs import StudentCosts
 from raykd.study.open_study import OpenStudy
-from raykd.tracking.events import PhaseStarted, StudyEnded, TrackingEnded
+from raykd.tracking.events import (
+    Event,
+    PhaseStarted,
+    StudyEnded,
+    SummaryWritten,
+    TrackingEnded,
+    WarningIssued,
+)
 from raykd.tracking.journal import EventBus, Journal, Listener
+from raykd.tracking.store_uri import absolute, masked
 from raykd.training.build import signature_of
 from raykd.tuning.export import export_students
 from raykd.tuning.mlflow_store import with_recorded_store, without_password
 from raykd.tuning.planner import Planner
 from raykd.tuning.provenance import write_provenance
 from raykd.tuning.records import Records, read_history
-from raykd.tuning.resume import check_same_files, check_unchanged, file_digests
+from raykd.tuning.resume import (
+    check_same_files,
+    check_unchanged,
+    done_message,
+    file_digests,
+    is_done,
+)
 from raykd.tuning.session import Prepared, RunSession
 from raykd.tuning.study_dir import StudyFolder, Verb, create_folder, save_extension
 from raykd.tuning.study_input import CHECKS, load_data, located_problems
@@ -113,6 +128,14 @@ class StudyRun(ABC, Generic[ResultT]):
     def conclude(self, session: RunSession, planner: Planner) -> ResultT:
         """Write what came out to the journal and the folder, and return it."""
 
+    def read(self, folder: Path) -> ResultT:
+        """Read the result of a run that has ended; only for runs that can be resumed."""
+        raise NotImplementedError
+
+    def describe(self, folder: Path) -> SummaryWritten | None:
+        """Describe the result so far, for the pages of an interrupted run; None: nothing to say."""
+        return None
+
     def run(self, executor: Executor) -> ResultT:
         """Check the study, train its jobs and return the result.
 
@@ -123,12 +146,37 @@ class StudyRun(ABC, Generic[ResultT]):
         with stop_on_signals(), contextlib.ExitStack() as stack:
             if self.study.code is not None:  # another study may have files of the same names
                 self.study.code.register()
+            if self.folder is not None and self._is_done(self.folder):
+                return self._read_done(self.folder)
             prepared = self._prepare(executor)
             folder = self.folder
             if folder is None:
                 folder = self._create_folder()
                 stack.enter_context(locked(folder.path, self.verb))
             return self._train(prepared, folder, executor)
+
+    def _is_done(self, folder: StudyFolder) -> bool:
+        if self.extends or not folder.journal.exists():
+            return False
+        history, records = read_history(folder.journal)
+        return is_done(history, records, folder, with_recorded_store(self.study, history))
+
+    def _read_done(self, folder: StudyFolder) -> ResultT:
+        """Return the result of a finished study, and send to MLflow what it does not have yet."""
+        from raykd.tracking.cursor import Cursor
+        from raykd.tracking.sync import Tracker
+
+        events: list[Event] = [WarningIssued(done_message(folder, self.study))]
+        uri = self.study.settings.tracking.uri
+        sent = Cursor(folder.journal, masked(absolute(uri))).load()
+        if sent.end < folder.journal.stat().st_size:
+            tracker = Tracker(folder.journal, uri, allow_code=self.study.runs_code)
+            delivered = tracker.close(timeout=60)
+            events.append(TrackingEnded(delivered, str(tracker.status)))
+        for event in events:
+            for listener in self.listeners:
+                listener(event)
+        return self.read(folder.path)
 
     def _prepare(self, executor: Executor) -> Prepared:
         """Load the data and check all that can be checked before anything starts."""
@@ -211,8 +259,20 @@ class StudyRun(ABC, Generic[ResultT]):
         finally:
             begin_cleanup(hurry=tracker.abandon)
             status = "lost" if is_lost(folder.path) else status
+            if status in ("interrupted", "failed"):
+                self._describe_part(bus, folder, status)
             _close(bus, journal, tracker, status)
         return result
+
+    def _describe_part(self, bus: EventBus, folder: StudyFolder, status: str) -> None:
+        """Write what a run has reached that ends before its time to the pages in MLflow."""
+        try:
+            summary = self.describe(folder.path)
+            if summary is not None and summary.has_result:
+                headline = f"{status.capitalize()}; best so far: {summary.headline}"
+                bus.publish(replace(summary, headline=headline))
+        except Exception:  # noqa: BLE001 - the error that ended the run is the one to report
+            return
 
 
 def _check_disk(error: Exception, folder: StudyFolder) -> None:

@@ -16,6 +16,7 @@ from raykd.tuning.stored_study import fetched_folder
 from raykd.tuning.study_dir import open_folder
 
 RUN_ID = re.compile(r"[0-9a-f]{32}")
+TRAINING = re.compile(r"(trial|teacher)-\d+(/\w+-\d+)?")
 
 
 def is_run_id(reference: str | Path) -> bool:
@@ -27,7 +28,8 @@ def split_reference(reference: str | Path) -> tuple[Path, str]:
     """Return the folder and the training of FOLDER or FOLDER:TRAINING; "" without a training."""
     path = Path(reference).expanduser()
     folder, colon, training = str(reference).rpartition(":")
-    if not path.is_dir() and colon and Path(folder).expanduser().is_dir():
+    is_training = TRAINING.fullmatch(training) is not None
+    if not path.is_dir() and colon and (is_training or Path(folder).expanduser().is_dir()):
         return Path(folder).expanduser(), training
     return path, ""
 

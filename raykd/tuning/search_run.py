@@ -16,10 +16,12 @@ from raykd.study.config import Search
 from raykd.study.open_study import OpenStudy
 from raykd.tracking.events import (
     ArtifactSaved,
+    Event,
     Note,
     PhaseStarted,
     StartPoint,
     StudyExtended,
+    SummaryWritten,
     WarmStarted,
     WarningIssued,
 )
@@ -30,7 +32,7 @@ from raykd.tuning.optuna_study import first_fault, open_optuna_study, startup_tr
 from raykd.tuning.planner import Planner
 from raykd.tuning.prior import prior_points
 from raykd.tuning.proxy_ranking import rank_students
-from raykd.tuning.result import StudyResult, read_result
+from raykd.tuning.result import StudyResult, read_result, read_search
 from raykd.tuning.resume import resumed
 from raykd.tuning.run import Executor, StudyRun
 from raykd.tuning.search_planner import SearchPlanner
@@ -46,8 +48,8 @@ from raykd.tuning.warm_start import (
     start_points,
 )
 
-Draw = Callable[[StudyResult], Path]
-"""Writes a page about a result into the study's folder and returns its path."""
+Draw = Callable[[StudyResult, Sequence[Event]], Path]
+"""Writes a page about a result and its journal into the study's folder and returns its path."""
 
 PAGE_FOLDER = "report"
 """Folder of the page among MLflow's artifacts."""
@@ -196,25 +198,34 @@ class SearchRun(StudyRun[StudyResult]):
         return self._open_optuna(session, slots)
 
     def conclude(self, session: RunSession, planner: Planner) -> StudyResult:
-        result = read_result(session.folder.path)
+        result, history = read_search(session.folder.path)
         tags = result.tags() | ({"drawing_ended": planner.note} if planner.note else {})
         for finalist in result.finalists:
             if finalist.distilled is not None:
-                session.bus.publish(Note(finalist.trial.id, metrics=finalist.metrics()))
-        session.bus.publish(Note(None, tags, result.metrics()))
-        session.bus.publish(describe_result(result))
+                note = Note(finalist.trial.id, metrics=finalist.metrics())
+                history.append(session.bus.publish(note))
+        history.append(session.bus.publish(Note(None, tags, result.metrics())))
+        history.append(session.bus.publish(describe_result(result)))
         if self.draw is not None:
-            publish_page(self.draw, result, session)
+            publish_page(self.draw, result, history, session)
         return result
 
+    def read(self, folder: Path) -> StudyResult:
+        return read_result(folder)
 
-def publish_page(draw: Draw, result: StudyResult, session: RunSession) -> None:
+    def describe(self, folder: Path) -> SummaryWritten:
+        return describe_result(read_result(folder))
+
+
+def publish_page(
+    draw: Draw, result: StudyResult, history: Sequence[Event], session: RunSession
+) -> None:
     """Write the page of a result and publish it as an artifact of the study.
 
     An error becomes a warning: the results do not depend on the page.
     """
     try:
-        file = draw(result)
+        file = draw(result, history)
     except Exception as error:  # noqa: BLE001 - any error in a figure
         text = f"the report page was not written: {first_line(error)}"
         session.bus.publish(WarningIssued(text))

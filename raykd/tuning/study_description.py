@@ -51,7 +51,7 @@ def describe_start(study: OpenStudy, verb: Verb, data: str) -> SummaryWritten:
     ]
     trials = f" of up to {search.trials} trials" if verb == "search" else ""
     headline = f"{KINDS[verb]} `{settings.name}`{trials} on {data}, not finished yet."
-    return SummaryWritten(headline, "\n".join(filter(None, lines)))
+    return SummaryWritten(headline, "\n".join(filter(None, lines)), has_result=False)
 
 
 def describe_result(result: StudyResult) -> SummaryWritten:
@@ -63,7 +63,8 @@ def describe_result(result: StudyResult) -> SummaryWritten:
         _trials(result),
         f"More: `{launcher()}raykd report {result.folder}`",
     ]
-    return SummaryWritten(_headline(result), "\n\n".join(filter(None, parts)))
+    text = "\n\n".join(filter(None, parts))
+    return SummaryWritten(_headline(result), text, has_result=result.best is not None)
 
 
 def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

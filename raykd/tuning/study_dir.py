@@ -12,10 +12,10 @@ from typing import Any, Literal, get_args
 
 from raykd.errors import Problem, StudyError
 from raykd.storage import is_uri
+from raykd.tuning.study_lookup import DESCRIPTION, near_folders
 from raykd.user_code import UserCode
 
 FORMAT = 1
-DESCRIPTION = "folder.json"
 Verb = Literal["search", "distill", "teacher", "pairs", "reproduce"]
 
 
@@ -163,12 +163,10 @@ def _read_description(file: Path, path: str | os.PathLike[str]) -> dict[str, Any
     try:
         text = file.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
-        raise StudyError(
-            Problem(
-                f"{path} is not a study's folder: it has no {DESCRIPTION}",
-                fix="name the folder that `raykd search` printed (below `cluster.storage`)",
-            )
-        ) from None
+        text = f"{path} is not a study's folder: it has no {DESCRIPTION}"
+        if not file.parent.is_dir():
+            text = f"there is no folder {path}"
+        raise StudyError(Problem(text, fix=near_folders(path))) from None
     except OSError as error:
         raise StudyError(Problem(f"cannot be read: {error.strerror}", file=str(file))) from None
     try:

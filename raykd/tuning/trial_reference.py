@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -93,7 +94,8 @@ def _named(study: StudySource) -> tuple[StudyFolder, list[str], Record] | None:
     if folder_path.is_dir() and (folder_path / "folder.json").exists():
         folder, _ = open_folder(folder_path)
         raise _without_trial(folder, "this is a study's folder, neither a study file nor a trial")
-    if not colon or not Path(path).expanduser().is_dir():
+    is_trial = re.fullmatch(r"trial-\d+", trial) is not None
+    if not colon or not (is_trial or Path(path).expanduser().is_dir()):
         return None
     folder, overrides = open_folder(path)
     if not trial:

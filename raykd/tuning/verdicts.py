@@ -11,11 +11,14 @@ def inconclusive_reason(difference: Estimate) -> str:
     """Return the reason that an accuracy difference is inconclusive; "" if it is conclusive."""
     if difference.count < MIN_SEEDS:
         seeds = "1 seed is" if difference.count == 1 else f"{difference.count} seeds are"
-        return f"{seeds} too few for a verdict"
+        return f"{seeds} too few for a verdict (at least {MIN_SEEDS} are needed)"
     if math.isnan(difference.half_width):
         if difference.mean == 0:
             return "no difference at the resolution of the test set"
-        return "no confidence interval: all seeds differ by the same number of test samples"
+        return (
+            "no confidence interval: the difference is the same number of test samples under every "
+            "seed, so its spread over seeds is unknown"
+        )
     return "" if difference.clear_of_zero else "not significant (95% CI includes 0)"
 
 

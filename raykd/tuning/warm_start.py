@@ -33,6 +33,7 @@ from raykd.tuning.records import Record
 from raykd.tuning.result import read_result
 from raykd.tuning.run_reference import is_run_id, split_reference
 from raykd.tuning.study_dir import StudyFolder, open_folder
+from raykd.tuning.study_lookup import near_folders
 
 MARK = "raykd.start"
 """Optuna's user attribute: for a study all start points, for a trial the name of its source."""
@@ -185,12 +186,8 @@ def source_trials(run: str, uri: str) -> list[SourceTrial]:
         return _of_folder(*open_folder(folder), trial=trial)
     if is_run_id(run):
         return _of_store(run, uri)
-    raise StudyError(
-        Problem(
-            f"--start-from {run}: this is neither a folder nor the id of an MLflow run",
-            fix="name a study's folder, one of its trials as FOLDER:trial-0007, or a run id",
-        )
-    )
+    text = f"--start-from {run}: this is neither a folder nor the id of an MLflow run"
+    raise StudyError(Problem(text, fix=near_folders(run)))
 
 
 def _of_folder(folder: StudyFolder, overrides: Sequence[str], trial: str) -> list[SourceTrial]:

@@ -30,6 +30,10 @@ def block(source: Source, found: Any) -> str:
 def test_class_names_are_counted_and_cut() -> None:
     assert classes_text(2, ("cat", "dog")) == "2 classes: cat, dog"
     assert classes_text(10, ()) == "10 classes"
+    assert classes_text(2, ("price", "rent"), "values") == "2 values: price, rent"
+    assert classes_text(1, ("price",), "values") == classes_text(1, ("price",)) == "1 value: price"
+    assert classes_text(3, ("cat", "dog", "car"), "labels") == "3 labels: cat, dog, car"
+    assert classes_text(384, ("v0", "v1"), "values") == classes_text(384, ("v0",)) == "384 values"
     assert classes_text(12, [str(i) for i in range(12)]).endswith("6, 7, ... (4 more)")
     assert len(classes_text(2, ("x" * 500, "a\nb"))) < 60
     assert "\n" not in classes_text(2, ("a\nb", "c"))

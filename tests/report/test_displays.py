@@ -5,13 +5,15 @@ from __future__ import annotations
 import io
 import json
 import time
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
 
 from helpers.events import Clock, Teller, watched
 from raykd.report import Shielded, search_display
-from raykd.report.lines import EpochLines, JsonLines, PlainLines
+from raykd.report.failures import FailureAnnouncer
+from raykd.report.lines import EpochLines, JsonLines, PlainLines, outcome_line
 from raykd.report.live import LiveDisplay, picture
 from raykd.report.run_state import RunState
 from raykd.tracking.events import Event, Note, RunEnded, RunStarted, SlotsPlanned
@@ -182,3 +184,14 @@ def test_display_that_fails_does_not_end_search() -> None:
     for _ in range(3):
         shielded(RunStarted("a", "trial"))
     assert said == ["raykd's display failed (KeyError: 'nothing'); the search continues"]
+
+
+def test_loaded_teacher_has_no_epochs(teller: Teller) -> None:
+    state, _ = watched([*teller.opening(), *teller.preparation(), *teller.teacher()])
+    trained = state.records["teacher-0"]
+    assert "teacher-0 finished (3/3 epochs): " in outcome_line(
+        trained, state.main_metric, FailureAnnouncer()
+    )
+    loaded = replace(trained, job=replace(trained.job, epochs=0), epochs=[])
+    line = outcome_line(loaded, state.main_metric, FailureAnnouncer())
+    assert line.startswith("teacher-0 loaded: val accuracy 98.61%") and "0/0" not in line

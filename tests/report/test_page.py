@@ -5,24 +5,28 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from optuna.distributions import CategoricalDistribution, FloatDistribution
+from optuna.trial import create_trial
 from typer.testing import CliRunner
 
 from helpers.browser import draw_figures, new_page
 from helpers.pairs_cases import synthetic_result
 from raykd.cli.commands import app
 from raykd.errors import StudyError
+from raykd.report.page import parameters
 from raykd.report.page.content import Cells, Page
+from raykd.report.page.parameter_grid import TRIAL_ID
 from raykd.report.page.predictions import gains_by_class
 from raykd.report.page.search_page import search_page
-from raykd.report.page.write import figure_json, write_report
+from raykd.report.page.write import figure_json, write_page, write_report
 from raykd.report.summary import summarize
-from raykd.tracking.events import ArtifactSaved, EpochFinished, RunEnded
+from raykd.tracking.events import ArtifactSaved, EpochFinished, Event, RunEnded
 from raykd.tracking.journal import events
 from raykd.tuning.executors import LocalExecutor
 from raykd.tuning.result import StudyResult, read_result
@@ -58,7 +62,7 @@ def result(tmp_path_factory: pytest.TempPathFactory) -> StudyResult:
     file = folder / "study.yaml"
     file.write_text(STUDY.replace("FOLDER", str(folder)))
     run = SearchRun(load_or_use(file))
-    run.draw = write_report
+    run.draw = write_page
     return run.run(LocalExecutor())
 
 
@@ -262,6 +266,50 @@ def test_command_writes_page(result: StudyResult, tmp_path: Path) -> None:
     assert refused.exit_code == 2 and "cannot write" in refused.output
 
 
+def test_page_at_end_of_search_does_not_read_journal_again(
+    result: StudyResult, page: Page, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import raykd.tracking.journal as journal_module
+    from raykd.tuning import records
+
+    history = events(result.folder / "journal.jsonl")
+
+    def refuse(*_: object) -> Iterator[Any]:
+        raise AssertionError("the journal is read again")
+
+    for module in (journal_module, records):
+        monkeypatch.setattr(module, "read", refuse)
+    text = write_page(result, history).read_text()
+    assert all(f'id="figure-{picture.id}"' in text for picture in page.pictures)
+    assert "There are no predictions" not in text
+
+
+@pytest.mark.parametrize(
+    ("objective", "axis", "hover"), [("val_accuracy", ".1%", ".2%"), ("val_r2", ".4g", ".4g")]
+)
+def test_only_shares_are_percentages(objective: str, axis: str, hover: str) -> None:
+    distributions = {"a": FloatDistribution(0, 1), "b": CategoricalDistribution(("x", "y"))}
+    trials = [
+        create_trial(
+            value=0.2 * number,
+            params={"a": 0.1 * number, "b": "xy"[number % 2]},
+            distributions=distributions,
+            user_attrs={TRIAL_ID: f"trial-{number:04}"},
+        )
+        for number in range(4)
+    ]
+    [slices] = parameters._slices(trials, ["a", "b"], objective)
+    figure: Any = slices.figure
+    assert figure.layout.yaxis.tickformat == axis
+    assert all(f"%{{y:{hover}}}" in trace.hovertemplate for trace in figure.data)
+    assert tuple(figure.layout.xaxis2.range) == (-0.5, 1.5), "names do not touch the next plot"
+    [coordinates] = parameters._coordinates(trials, ["a", "b"], objective)
+    [lines] = list(coordinates.figure.data)  # type: ignore[call-overload]
+    assert lines.dimensions[-1].tickformat == lines.line.colorbar.tickformat == axis
+    assert lines.line.colorbar.title.side == "right", "above the bar it covers the last number"
+    assert slices.min_width > 380 and coordinates.min_width == 90 * 3 + 100
+
+
 def test_error_in_figure_is_warning(
     result: StudyResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -273,7 +321,7 @@ def test_error_in_figure_is_warning(
     file.write_text(text.replace("replicates: 2", "replicates: 0"))
     run = SearchRun(load_or_use(file), listeners=[received.append])
 
-    def fail(result: StudyResult) -> Path:
+    def fail(result: StudyResult, history: Sequence[Event]) -> Path:
         raise RuntimeError("no figure")
 
     run.draw = fail
@@ -344,6 +392,19 @@ def test_narrow_screen_has_no_sideways_scroll(written: Path) -> None:
     for browser_page in drawn(written, width=380):
         width = browser_page.evaluate("document.documentElement.scrollWidth")
         assert width <= 380
+        slices = browser_page.locator("#figure-slices")
+        assert slices.bounding_box()["width"] > 600, "a figure scrolls inside"
+        titles = browser_page.locator("#figure-slices .annotation-text").all()
+        spans = [each.bounding_box() for each in titles]
+        overlaps = [
+            (first, second)
+            for number, first in enumerate(spans)
+            for second in spans[number + 1 :]
+            if abs(first["y"] - second["y"]) < 5
+            and first["x"] < second["x"] + second["width"]
+            and second["x"] < first["x"] + first["width"]
+        ]
+        assert len(spans) > 3 and overlaps == []
 
 
 @pytest.mark.slow

@@ -161,6 +161,8 @@ def test_running_study(result: StudyResult, away: Path) -> None:
             0.7,
         )
         assert (running.student, running.learns_from) == ("mlp(width=8)", "kd")
+        of_name = read_stored_status(open_store(result.tracking_uri), status.name)
+        assert of_name.run_id == status.run_id
         assert list(status.failures) == ["loss is nan"] and status.best.startswith("trial-0000")
         printed = run("status", status.run_id, "--uri", result.tracking_uri).output
         assert "2/5" in printed and "70.00%" in printed

@@ -201,12 +201,13 @@ def test_pauses_are_no_work() -> None:
         ([0.02, 0.021, 0.022], "better than without teacher."),
         ([-0.02, -0.021, -0.022], "worse than without teacher."),
         ([0.02, -0.021, 0.01], "not significant (95% CI includes 0)."),
-        ([0.02], "1 seed is too few for a verdict."),
-        ([0.02, 0.02], "2 seeds are too few for a verdict."),
-        ([-0.0084, -0.0083], "2 seeds are too few for a verdict."),
+        ([0.02], "1 seed is too few for a verdict (at least 3 are needed)."),
+        ([0.02, 0.02], "2 seeds are too few for a verdict (at least 3 are needed)."),
+        ([-0.0084, -0.0083], "2 seeds are too few for a verdict (at least 3 are needed)."),
         (
             [0.02, 0.02, 0.02],
-            "no confidence interval: all seeds differ by the same number of test samples.",
+            "no confidence interval: the difference is the same number of test samples under every "
+            "seed, so its spread over seeds is unknown.",
         ),
         ([0.0, 0.0, 0.0], "no difference at the resolution of the test set."),
     ],

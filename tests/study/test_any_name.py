@@ -101,6 +101,9 @@ def test_schema_allows_names(model: str, fits: bool) -> None:
     [
         ("timm/resnt18", "study.yaml:7: student.model: timm has no model 'resnt18'; did you mean"),
         ("timmy/resnet18", "unknown model 'timmy/resnet18'; must be one of"),
+        ("resnet50", "write ResNet50 or torchvision/resnet50 or timm/resnet50"),
+        ("distilbert", "write hf/distilbert"),
+        ("resnet65", "did you mean 'resnet56'?"),
         ("3", "student.model: got 3; `name` must be one of"),
         ("{depth: 8}", "student.model: `name` is missing"),
         ("{name: timm/resnet18, sten: small}", "student.model.sten: unknown key `sten`; model"),

@@ -38,3 +38,7 @@ def test_training_name_has_student_losses_and_pairs() -> None:
         "pairs": "s2>s1",
     }
     assert training_names({**study, "knowledge": []})["learns_from"] == "labels"
+    nouns = {"multi_label": "labels", "regression": "targets", "embedding": "targets"}
+    for task, noun in nouns.items():
+        untaught = {**study, "knowledge": [], "task": {"name": task}}
+        assert training_names(untaught)["learns_from"] == noun

@@ -152,6 +152,17 @@ def test_note_of_experiment_has_section_for_each_study(
     assert {TAG + view_key("trials", STUDY), TAG + view_key("trials", "second")} <= unchanged
 
 
+def test_studies_with_result_come_first_in_note() -> None:
+    note = with_section("Mine.", Section("done", 1, "**d8 w12** has 97%."))
+    for number in (2, 3):
+        note = with_section(note, Section(f"begun-{number}", number, "not finished yet", False))
+    place = [note.index(part) for part in ("Mine.", "d8 w12", "begun-3", "begun-2")]
+    assert place == sorted(place)
+    note = with_section(note, Section("begun-2", 2, "Interrupted; best so far: **d4 w4**."))
+    place = [note.index(part) for part in ("d4 w4", "d8 w12", "begun-3")]
+    assert place == sorted(place) and note.count("begun-2") == 1
+
+
 def test_long_note_keeps_newest_sections() -> None:
     note = "Mine."
     section = Section("", 0, "x" * 3000)

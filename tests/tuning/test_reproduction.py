@@ -160,7 +160,7 @@ def test_trainings_that_cannot_be_reproduced(copy: Path) -> None:
     cases = {
         f"{copy}:trial-0009": "has no training 'trial-0009'",
         f"{copy}:teacher-0": "is a teacher; only students",
-        str(copy / "nowhere"): "is not a study's folder",
+        str(copy / "nowhere"): "there is no folder",
     }
     for source, message in cases.items():
         with pytest.raises(StudyError, match=message):

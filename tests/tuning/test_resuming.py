@@ -15,7 +15,16 @@ from PIL import Image
 
 from raykd.errors import StudyError
 from raykd.study.checks.load import load_study
-from raykd.tracking.events import Event, Note, RunEnded, StudyEnded, WarningIssued
+from raykd.study.config import Cluster
+from raykd.tracking.events import (
+    Event,
+    Note,
+    RunEnded,
+    StudyEnded,
+    SummaryWritten,
+    TrackingEnded,
+    WarningIssued,
+)
 from raykd.tracking.journal import Listener, events
 from raykd.training.build import signature_of
 from raykd.tuning import provenance, search_run
@@ -131,6 +140,57 @@ def test_resume_from_another_folder(project: Path, monkeypatch: pytest.MonkeyPat
         event.status for event in events(folder / "journal.jsonl") if isinstance(event, StudyEnded)
     ]
     assert statuses == ["interrupted", "finished"]
+
+
+class NeverExecutor(LocalExecutor):
+    """Machine that must not be used."""
+
+    def check(self, cluster: Cluster) -> None:
+        raise AssertionError("a finished study needs no machine")
+
+    def execute(self, run: Any, session: Any) -> Any:
+        raise AssertionError("a finished study trains nothing")
+
+
+def test_finished_search_is_not_started_again(project: Path) -> None:
+    folder = study_of(project)
+    search("", resume=folder, allow_import=True)
+    journal = (folder / "journal.jsonl").read_bytes()
+    received: list[Event] = []
+    again = search(
+        "", resume=folder, allow_import=True, listeners=[received.append], executor=NeverExecutor()
+    )
+    assert again.best is not None and len(again.trials) == 2
+    assert (folder / "journal.jsonl").read_bytes() == journal
+    [warning] = received
+    assert isinstance(warning, WarningIssued) and "is finished" in warning.text
+    assert f"raykd extend {folder} --trials +8" in warning.text
+    # what MLflow does not have is sent
+    (folder / "journal.jsonl.sent").unlink()
+    received.clear()
+    search(
+        "", resume=folder, allow_import=True, listeners=[received.append], executor=NeverExecutor()
+    )
+    assert isinstance(received[-1], TrackingEnded) and received[-1].delivered
+    # a number that has grown in the study file is trained
+    file = folder / "study.yaml"
+    file.write_text(file.read_text().replace("replicates: 1", "replicates: 2"))
+    grown = search("", resume=folder, allow_import=True)
+    assert len(grown.records.of("replicate")) == 2
+
+
+def test_interrupted_search_names_its_best_trial(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two interrupted studies left a note of their experiment without any winner."""
+    with pytest.raises(KeyboardInterrupt):
+        search("study.yaml", allow_import=True, listeners=[stops_at("epoch", 4)])
+    history = events(study_of(project) / "journal.jsonl")
+    summaries = [event for event in history if isinstance(event, SummaryWritten)]
+    assert [each.has_result for each in summaries] == [False, True]
+    assert summaries[1].headline.startswith("Interrupted; best so far: **")
+    assert "is the best trial: val accuracy" in summaries[1].headline
+    assert isinstance(history[-1], StudyEnded) and history[-1].status == "interrupted"
 
 
 def test_moved_project_resumes(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:

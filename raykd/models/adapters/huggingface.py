@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
 from functools import cache
@@ -58,6 +58,10 @@ class Hf(LibraryModel):
     config: Annotated[
         Values, Field(description="Configuration fields of the model. Can contain domains")
     ] = Values()
+
+    @classmethod
+    def library_names(cls) -> Sequence[str]:
+        return _architectures(library("transformers", "hf", "hf/NAME"))
 
     def blueprint(self, signature: Signature) -> nn.Module:
         transformers = library("transformers", "hf", self.name)

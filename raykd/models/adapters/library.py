@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from types import ModuleType
@@ -48,6 +48,15 @@ class LibraryModel(Model):
     name: str
     pretrained: Pretrained = False
     weights: Weights = None
+
+    @classmethod
+    def library_names(cls) -> Sequence[str]:
+        """Return the names of the models that the library has, without those of a hub.
+
+        Raises:
+            ValueError: the library is not installed.
+        """
+        raise NotImplementedError
 
     @property
     def library_name(self) -> str:

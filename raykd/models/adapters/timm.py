@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from types import ModuleType
 from typing import Annotated
@@ -45,6 +46,10 @@ class Timm(LibraryModel):
     name: Annotated[str, names_like("timm/NAME", r"^timm/.+")]
     stem: Stem = "own"
     args: Args = Values()
+
+    @classmethod
+    def library_names(cls) -> Sequence[str]:
+        return library("timm", "timm", "timm/NAME").list_models()
 
     def blueprint(self, signature: Signature) -> nn.Module:
         return self._network(signature, pretrained=False)
@@ -99,7 +104,7 @@ class Timm(LibraryModel):
             ValueError: timm has no such model.
         """
         if not timm.is_model(self.library_name):
-            raise ValueError(unknown_model_message(self.name, timm.list_models(), "timm"))
+            raise ValueError(unknown_model_message(self.name, self.library_names(), "timm"))
         try:
             config = timm.get_pretrained_cfg(self.library_name, allow_unregistered=False)
         except RuntimeError:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -66,6 +66,12 @@ class Torchvision(LibraryModel):
     name: Annotated[str, names_like("torchvision/NAME", r"^torchvision/.+")]
     stem: Stem = "own"
     args: Args = Values()
+
+    @classmethod
+    def library_names(cls) -> Sequence[str]:
+        models = library("torchvision.models", "torchvision", "torchvision/NAME")
+        classifiers = models.list_models(module=models)  # without segmentation and detection
+        return [*classifiers, *models.list_models(module=models.segmentation)]
 
     def blueprint(self, signature: Signature) -> nn.Module:
         channels, height, width = image_shape(signature, self.name)

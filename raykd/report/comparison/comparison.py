@@ -24,6 +24,7 @@ from raykd.report.comparison.differences import (
 from raykd.report.comparison.fronts import Fronts, fronts_of
 from raykd.report.comparison.members import Member
 from raykd.report.comparison.texts import difference_text, mean_text
+from raykd.tuning.estimates import MIN_SEEDS
 from raykd.tuning.number_format import words
 
 if TYPE_CHECKING:
@@ -246,11 +247,24 @@ def _verdicts(group: ArmGroup, metric: Metric) -> list[str]:
         gain = difference_text(metric, reference.gain)
         unit = " points" if metric.is_accuracy else ""
         lines.append(f"Its gain over training without a teacher: {gain}{unit}.")
-    if group.tied:
-        names = [_name(arm) for arm in group.tied]
-        more = f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""
-        lines.append(f"Not distinguishable from it: {', '.join(names[:MAX_NAMED])}{more}.")
+    unsure = [arm for arm in group.tied if arm.mean.count >= MIN_SEEDS]
+    few = [arm for arm in group.tied if arm.mean.count < MIN_SEEDS]
+    if unsure:
+        lines.append(
+            f"No significant difference from it: {_names(unsure)}. This does not show that they "
+            "are equally good; more seeds may show a difference."
+        )
+    if few:
+        lines.append(
+            f"Too few seeds for a verdict (at least {MIN_SEEDS} are needed): {_names(few)}."
+        )
     return lines
+
+
+def _names(arms: Sequence[Arm]) -> str:
+    names = [_name(arm) for arm in arms]
+    more = f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""
+    return f"{', '.join(names[:MAX_NAMED])}{more}"
 
 
 def _other_members(group: ArmGroup) -> list[str]:

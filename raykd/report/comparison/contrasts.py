@@ -49,9 +49,13 @@ class ArmContrast:
             return ""
         if self.difference.count < MIN_SEEDS:
             count = self.difference.count
-            return f"{count} seed{'s are' if count > 1 else ' is'} too few for a verdict"
+            seeds = f"{count} seed{'s are' if count > 1 else ' is'}"
+            return f"{seeds} too few for a verdict (at least {MIN_SEEDS} are needed)"
         if math.isnan(self.p):
-            return "no interval: the difference is the same under every seed"
+            return (
+                "it cannot be tested, because it is the same under every seed and its spread over "
+                "seeds is unknown"
+            )
         return f"not significant (p = {self.p_holm:.2g} after Holm's correction)"
 
 

@@ -19,6 +19,7 @@ from raykd.report.comparison.stored_studies import StoredStudies, settings_reade
 from raykd.tracking.mlflow_runs import ClientRuns, RunStore, StoredRun, open_store
 from raykd.tracking.store_check import check_store
 from raykd.tracking.store_uri import DEFAULT_STORE, TRACKING, absolute, database_file, masked
+from raykd.tuning.study_lookup import near_folders
 
 RUN_ID = re.compile(r"[0-9a-f]{32}")
 
@@ -235,9 +236,8 @@ def _resolve(store: RunStore, source: str, experiments: dict[str, str], uri: str
         raise StudyError(Problem(text, fix="name another run, or its store with --tracking-uri"))
     listed = ", ".join(list(experiments)[:10])
     text = f"{source} is neither a study's folder nor an experiment or run in {masked(uri)}"
-    raise StudyError(
-        Problem(text, fix=near(source, list(experiments)) or f"its experiments: {listed}")
-    )
+    fix = near(source, list(experiments)) or f"its experiments: {listed}; {near_folders(source)}"
+    raise StudyError(Problem(text, fix=fix))
 
 
 def _below(runs: Sequence[StoredRun], root: StoredRun) -> list[StoredRun]:

@@ -16,6 +16,7 @@ from raykd.data import AUGMENTATIONS, SOURCES
 from raykd.errors import Problem, StudyError
 from raykd.losses import LOSSES
 from raykd.models import MODELS
+from raykd.models.adapters import models_of_libraries
 from raykd.models.proxies import PROXIES
 from raykd.registry import BUILT_IN, Registry, option_name
 from raykd.report.options.fields import NestedOption, Parameter, Reader, yaml_text
@@ -187,7 +188,9 @@ def find_entry(part: Part, name: str) -> Entry:
             return option
     names = [option.name for option in listed]
     message = f"unknown {listed[0].noun} {name!r}; must be one of {', '.join(sorted(names))}"
-    raise StudyError(Problem(message, fix=near(name, names)))
+    same = models_of_libraries(name) if part == "models" else []
+    fix = f"{' or '.join(same)} is a model of another library" if same else near(name, names)
+    raise StudyError(Problem(message, fix=fix))
 
 
 def _entry(part: Part, noun: str, cls: type, package: str) -> Entry:

@@ -23,6 +23,16 @@ BLUE, ORANGE, GREEN, RED, PURPLE, SKY, GRAY = (
 PALETTE = (BLUE, ORANGE, GREEN, PURPLE, SKY, "#E69F00", RED, GRAY)
 
 
+def color_bar(title: str, form: str | None = None) -> dict[str, object]:
+    """Return the color bar of a figure; its title runs along it, where it covers no number.
+
+    Args:
+        title: quantity that the colors show.
+        form: format of its numbers.
+    """
+    return {"tickformat": form, "title": {"text": title, "side": "right"}}
+
+
 @dataclass(frozen=True)
 class Picture:
     """A figure.
@@ -33,6 +43,7 @@ class Picture:
         text: one or two sentences: what the axes show, and how to read them.
         figure: the plotly figure.
         height: height in pixels.
+        min_width: smallest width in pixels; a narrower screen scrolls inside the figure.
     """
 
     id: str
@@ -40,6 +51,7 @@ class Picture:
     text: str
     figure: Figure
     height: int = 420
+    min_width: int = 0
 
 
 @dataclass(frozen=True)

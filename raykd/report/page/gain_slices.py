@@ -98,7 +98,8 @@ def gain_slices(
         f"{words(summary.result.test_metric)} with its 95% interval, against the parameters of "
         "losses and schemes. Values above zero are better than no teacher."
     )
-    yield Picture("gains", "Gain over no teacher", text, grid.figure, grid.height + 40)
+    height = grid.height + 40
+    yield Picture("gains", "Gain over no teacher", text, grid.figure, height, grid.min_width)
 
 
 def trial_gains(result: StudyResult) -> dict[str, Gain]:

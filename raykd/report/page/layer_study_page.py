@@ -20,6 +20,7 @@ from raykd.report.page.content import (
     Page,
     Picture,
     Section,
+    color_bar,
 )
 from raykd.report.page.search_figures import time_by_role
 from raykd.report.summary.layer_study import LayerStudySummary
@@ -146,7 +147,7 @@ def _heatmap(result: LayerStudyResult) -> Iterator[Picture]:
             colorscale="RdBu",
             zmin=-strongest,
             zmax=strongest,
-            colorbar={"title": {"text": "gain (points)"}},
+            colorbar=color_bar("gain (points)"),
         )
     )
     for row, hint in enumerate(hints):
@@ -165,7 +166,8 @@ def _heatmap(result: LayerStudyResult) -> Iterator[Picture]:
     figure.update_xaxes(title="guided layer (student)", type="category")
     figure.update_yaxes(title="hint layer (teacher)", type="category", autorange="reversed")
     text = "Blue is better than no hint, red is worse; gray cells are not significant."
-    yield Picture("gains-map", "Gain over no hint", text, figure, 140 + 64 * len(hints))
+    height, width = 140 + 64 * len(hints), 140 + 60 * len(guided)
+    yield Picture("gains-map", "Gain over no hint", text, figure, height, width)
 
 
 def _gain(cell: Cell | None) -> float | None:
@@ -319,7 +321,7 @@ def _cka(result: LayerStudyResult) -> Iterator[Picture]:
                 colorscale="Cividis",
                 texttemplate="%{z:.2f}" if matrix.size <= 200 else None,
                 hovertemplate="hint %{y}, guided %{x}: %{z:.3f}<extra></extra>",
-                colorbar={"title": {"text": "CKA"}},
+                colorbar=color_bar("CKA"),
             )
         )
         figure.update_xaxes(title="layer of the student", type="category")

@@ -17,6 +17,8 @@
           automargin: true, ...axis, gridcolor: color("--grid"), zerolinecolor: color("--grid"),
           linecolor: color("--line"), tickcolor: color("--line"),
         };
+        // with a standoff a title keeps clear of the numbers, and the margin grows for it
+        if (axis.title) themed[key].title = { standoff: 10, ...axis.title };
       }
     }
     return themed;

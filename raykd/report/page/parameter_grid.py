@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from optuna.distributions import BaseDistribution, CategoricalDistribution
+from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
 from optuna.trial import FrozenTrial
 from plotly.subplots import make_subplots
 
@@ -13,6 +13,9 @@ from raykd.report.format import short_parameter
 from raykd.report.page.search_figures import log_axis
 
 COLUMNS = 3
+PLOT_WIDTH = 215
+MAX_TICKS = 6
+"""Maximum number of integers that are all written along an axis."""
 
 TRIAL_ID = "raykd.id"
 """User attribute of Optuna's trials: ID of the trial in the journal."""
@@ -28,6 +31,7 @@ class ParameterGrid:
     Attributes:
         figure: the figure.
         height: its height in pixels.
+        min_width: its smallest width in pixels, at which titles do not overlap.
     """
 
     def __init__(self, trials: Sequence[FrozenTrial], names: Sequence[str]) -> None:
@@ -37,6 +41,7 @@ class ParameterGrid:
             self._distributions |= trial.distributions
         rows = -(-len(names) // COLUMNS)
         self.height = 90 + 210 * rows
+        self.min_width = 60 + PLOT_WIDTH * min(COLUMNS, len(names))
         self.figure = make_subplots(
             rows,
             COLUMNS,
@@ -69,5 +74,13 @@ class ParameterGrid:
         distribution = self._distributions[name]
         if isinstance(distribution, CategoricalDistribution):
             order = [str(choice) for choice in distribution.choices]
-            return {"type": "category", "categoryorder": "array", "categoryarray": order}
+            return {
+                "type": "category",
+                "categoryorder": "array",
+                "categoryarray": order,
+                "range": [-0.5, len(order) - 0.5],
+            }
+        if isinstance(distribution, IntDistribution) and not distribution.log:
+            numbers = range(distribution.low, distribution.high + 1, distribution.step)
+            return {"tickvals": list(numbers)} if len(numbers) <= MAX_TICKS else {}
         return log_axis(values) if getattr(distribution, "log", False) else {}

@@ -12,14 +12,15 @@ from typing import TypeVar
 
 import optuna
 import plotly.graph_objects as go
-from optuna.distributions import CategoricalDistribution
+from optuna.distributions import CategoricalDistribution, IntDistribution
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
 from raykd.report.format import short_parameter
-from raykd.report.page.content import GRAY, PALETTE, Block, Picture
+from raykd.report.page.content import GRAY, PALETTE, Block, Picture, color_bar
 from raykd.report.page.gain_slices import gain_slices
 from raykd.report.page.parameter_grid import TRIAL_ID, ParameterGrid
+from raykd.report.page.search_figures import axis_format, tick_format
 from raykd.report.summary.search import SearchSummary
 from raykd.tuning.number_format import words
 
@@ -33,6 +34,8 @@ NONE = -1.0
 """Place of trials without a value on an axis of texts."""
 
 MAX_PARAMETERS = 9
+AXIS_WIDTH = 90
+"""Smallest number of pixels between two parallel axes, which leaves room for their numbers."""
 OPTION_ENDS = (".loss", "scheme", ".model", ".block")
 """Ends of parameters that choose an option with its own parameters."""
 
@@ -231,15 +234,15 @@ def _slices(trials: Sequence[FrozenTrial], names: Names, objective: str) -> Iter
                 "line": {"width": 0.7, "color": GRAY},
                 "size": 7,
             },
-            hovertemplate="%{x}: %{y:.2%}<extra></extra>",
+            hovertemplate=f"%{{x}}: %{{y:{tick_format(objective)}}}<extra></extra>",
             row=row,
             col=column,
         )
-    figure.update_yaxes(tickformat=".0%")
+    figure.update_yaxes(tickformat=axis_format(objective))
     text = (
         f"{words(objective).capitalize()} against each parameter; darker points are later trials."
     )
-    yield Picture("slices", "Slices", text, figure, grid.height)
+    yield Picture("slices", "Slices", text, figure, grid.height, grid.min_width)
 
 
 def _coordinates(trials: Sequence[FrozenTrial], names: Names, objective: str) -> Iterator[Picture]:
@@ -247,9 +250,9 @@ def _coordinates(trials: Sequence[FrozenTrial], names: Names, objective: str) ->
     chosen = list(names[:MAX_PARAMETERS])
     if len(chosen) < 2:
         return
-    values = [trial.value or 0.0 for trial in trials]
+    values, form = [trial.value or 0.0 for trial in trials], axis_format(objective)
     dimensions = [_axis(trials, name) for name in chosen]
-    dimensions.append({"label": words(objective), "values": values, "tickformat": ".1%"})
+    dimensions.append({"label": words(objective), "values": values, "tickformat": form})
     figure = go.Figure(
         go.Parcoords(
             dimensions=dimensions,
@@ -257,7 +260,7 @@ def _coordinates(trials: Sequence[FrozenTrial], names: Names, objective: str) ->
                 "color": values,
                 "colorscale": "Viridis",
                 "showscale": True,
-                "colorbar": {"tickformat": ".1%", "title": {"text": words(objective)}},
+                "colorbar": color_bar(words(objective), form),
             },
             labelangle=-20,
             labelfont={"size": 11},
@@ -265,7 +268,8 @@ def _coordinates(trials: Sequence[FrozenTrial], names: Names, objective: str) ->
     )
     figure.update_layout(margin={"t": 110, "l": 60, "r": 40, "b": 30})
     text = "Each line is a trial. Drag along an axis to keep only the trials that pass there."
-    yield Picture("coordinates", "Parallel coordinates", text, figure, 460)
+    width = AXIS_WIDTH * len(dimensions) + 100
+    yield Picture("coordinates", "Parallel coordinates", text, figure, 460, width)
 
 
 def _axis(trials: Sequence[FrozenTrial], name: str) -> dict[str, object]:
@@ -290,6 +294,8 @@ def _axis(trials: Sequence[FrozenTrial], name: str) -> dict[str, object]:
         bottom = low - step
         values = [bottom if value is None else value for value in scaled]
         points = [low + step * number for number in range(5)] if high > low else [low]
+        if isinstance(distribution, IntDistribution) and not is_log:
+            points = [p for p in points if p == round(p)]
         ticks = {point: f"{10**point if is_log else point:.3g}" for point in points}
         if None in drawn:
             ticks[bottom] = "(none)"

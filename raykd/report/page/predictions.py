@@ -10,8 +10,8 @@ import numpy as np
 import plotly.graph_objects as go
 
 from raykd.errors import first_line
-from raykd.export.student import SavedStudent, find_student
-from raykd.report.page.content import BLUE, GRAY, ORANGE, Block, Cells, Picture
+from raykd.export.student import SavedStudent, student_of_run
+from raykd.report.page.content import BLUE, GRAY, ORANGE, Block, Cells, Picture, color_bar
 from raykd.report.summary.search import SearchSummary
 from raykd.storage import Storage
 from raykd.study.config import read_study
@@ -89,7 +89,7 @@ def prediction_blocks(summary: SearchSummary, history: Sequence[Event]) -> tuple
         return [], ""
     trial = summary.tested_finalists[0].trial.id
     try:
-        saved = find_student(f"{summary.result.folder}:{trial}")
+        saved = student_of_run(summary.result, history, trial)
         if read_study(saved.study).learning_task.kind != "softmax":
             return [], ""
         student, teacher = predict(summary, saved)
@@ -269,13 +269,13 @@ def _confusion(student: Predictions, names: Sequence[str]) -> Picture:
             texttemplate="%{text}" if count <= 20 else None,
             colorscale="Oranges",
             hovertemplate="class %{y}, predicted %{x}: %{text}<extra></extra>",
-            colorbar={"title": {"text": "errors"}},
+            colorbar=color_bar("errors"),
         )
     )
     figure.update_xaxes(title="predicted by the student", type="category")
     figure.update_yaxes(title="class", type="category", autorange="reversed")
     text = "Number of test samples by class and prediction of the student; color shows errors."
-    return Picture("confusion", "Confusion", text, figure, 460)
+    return Picture("confusion", "Confusion", text, figure, 460, 200 + 32 * min(count, 20))
 
 
 def _reliability(student: Predictions, teacher: Predictions | None) -> Picture:

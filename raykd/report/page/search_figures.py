@@ -10,7 +10,17 @@ from typing import Any
 import plotly.graph_objects as go
 
 from raykd.metrics import facts_of, lead_metric
-from raykd.report.page.content import BLUE, GRAY, GREEN, ORANGE, PALETTE, RED, SKY, Picture
+from raykd.report.page.content import (
+    BLUE,
+    GRAY,
+    GREEN,
+    ORANGE,
+    PALETTE,
+    RED,
+    SKY,
+    Picture,
+    color_bar,
+)
 from raykd.report.summary.search import SearchSummary
 from raykd.study.objectives import COSTS
 from raykd.tracking.events import Event, RunEnded, RunStarted
@@ -242,17 +252,17 @@ def pairs_heatmap(summary: SearchSummary) -> Iterator[Picture]:
     hints = sorted({hint for hint, _ in values})
     guided = sorted({layer for _, layer in values})
     means = [[_mean(values.get((hint, layer), ())) for layer in guided] for hint in hints]
-    counts = [[str(len(values.get((hint, layer), ()))) for layer in guided] for hint in hints]
+    counts = [[len(values.get((hint, layer), ())) for layer in guided] for hint in hints]
     figure = go.Figure(
         go.Heatmap(
             z=means,
             x=guided,
             y=hints,
-            text=counts,
-            texttemplate="n=%{text}",
-            hovertemplate=f"hint %{{y}}, guided %{{x}}: %{{z:{form}}}, n=%{{text}}<extra></extra>",
+            text=[[f"n={count}" if count else "" for count in row] for row in counts],
+            texttemplate="%{text}",
+            hovertemplate=f"hint %{{y}}, guided %{{x}}: %{{z:{form}}}, %{{text}}<extra></extra>",
             colorscale="Viridis",
-            colorbar={"tickformat": form, "title": {"text": words(name_of)}},
+            colorbar=color_bar(words(name_of), form),
         )
     )
     figure.update_xaxes(title="guided layer (student)", type="category")
@@ -261,7 +271,7 @@ def pairs_heatmap(summary: SearchSummary) -> Iterator[Picture]:
         f"Mean {words(name_of)} of the trials with each pair; n trials. The sampler prefers good "
         "pairs, so the cells are not comparable like those of a layer study (raykd pairs)."
     )
-    yield Picture("pairs", "Pairs that were drawn", text, figure, 360)
+    yield Picture("pairs", "Pairs that were drawn", text, figure, 360, 140 + 60 * len(guided))
 
 
 def time_by_role(history: Sequence[Event], total_seconds: float) -> Iterator[Picture]:
@@ -285,7 +295,7 @@ def time_by_role(history: Sequence[Event], total_seconds: float) -> Iterator[Pic
             hovertemplate="%{y}: %{text}<extra></extra>",
         )
     )
-    figure.update_xaxes(title="training time (minutes), all slots together")
+    figure.update_xaxes(title="minutes, all slots together")
     figure.update_yaxes(autorange="reversed")
     total = sum(seconds.values())
     text = (
@@ -338,12 +348,17 @@ def tick_format(metric: str) -> str:
     return ".2%" if facts_of(metric).is_share else ".4g"
 
 
+def axis_format(metric: str) -> str:
+    """Return the format of the numbers of a metric along an axis."""
+    return ".1%" if facts_of(metric).is_share else ".4g"
+
+
 def label_axes(figure: go.Figure, x: str, y: str) -> None:
     """Set titles, units and scales of the axes of two metrics."""
     for update, name in ((figure.update_xaxes, x), (figure.update_yaxes, y)):
         options: dict[str, Any] = {"title": words(name)}
         if facts_of(name).is_share:
-            options["tickformat"] = ".1%"
+            options["tickformat"] = axis_format(name)
         elif name in ("params", "macs", "memory"):
             options |= log_axis(_coordinates(figure, update == figure.update_xaxes))
         update(**options)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from raykd.compat.packages import launcher
+from raykd.report.commands import short_path
 from raykd.report.page.content import Block, Cells, Commands, Page, Section
 from raykd.report.page.search_figures import (
     accuracy_against_cost,
@@ -286,7 +287,7 @@ def _reproduction(summary: SearchSummary) -> Section:
         return Section("commands", "Continue", "", [Commands(lines)])
     example: Finalist | None = next(iter(summary.tested_finalists), None)
     best = example.trial.id if example is not None else "trial-0000"
-    lines.append((f"train {best} again", f"{launcher()}raykd distill {folder}:{best}"))
+    lines.append((f"train {best} again", f"{launcher()}raykd distill {short_path(folder)}:{best}"))
     text = (
         "Every trial can be trained again from its record. Replace the trial in the command by any "
         "other of the table."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
     from raykd.layer_study.result import LayerStudyResult
+    from raykd.tracking.events import Event
     from raykd.tuning.result import StudyResult
 
 PAGE = "report.html"
@@ -24,10 +26,24 @@ WIDTH = 900
 """Width of the figures as files, in pixels."""
 
 
+def write_page(result: StudyResult | LayerStudyResult, history: Sequence[Event]) -> Path:
+    """Write the page of a run whose journal was read before into its folder.
+
+    Args:
+        result: result of the run.
+        history: events of its journal.
+
+    Raises:
+        StudyError: see `write_report`.
+    """
+    return write_report(result, history=history)
+
+
 def write_report(
     result: StudyResult | LayerStudyResult,
     folder: str | Path | None = None,
     *,
+    history: Sequence[Event] | None = None,
     images: bool = False,
     evaluate: bool = True,
 ) -> Path:
@@ -36,6 +52,7 @@ def write_report(
     Args:
         result: result of the run.
         folder: created if missing; None: `report` in the study's folder.
+        history: events of its journal; None: they are read from its folder.
         images: also write each figure as PNG and SVG; needs kaleido and Chrome or Chromium.
         evaluate: load the best student and its teacher, and compare their predictions.
 
@@ -49,7 +66,7 @@ def write_report(
         raise StudyError(
             Problem("figures as files need the package kaleido", fix="install raykd[images]")
         )
-    page = _page(result, evaluate)
+    page = _page(result, history, evaluate)
     out = Path(folder).expanduser() if folder is not None else result.folder / "report"
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -61,14 +78,16 @@ def write_report(
     return out / PAGE
 
 
-def _page(result: StudyResult | LayerStudyResult, evaluate: bool) -> Page:
+def _page(
+    result: StudyResult | LayerStudyResult, history: Sequence[Event] | None, evaluate: bool
+) -> Page:
     from raykd.layer_study.result import LayerStudyResult
     from raykd.report.page.layer_study_page import layer_study_page
     from raykd.report.page.search_page import search_page
     from raykd.report.summary import summarize
     from raykd.tracking.journal import events
 
-    history = events(result.folder / "journal.jsonl")
+    history = events(result.folder / "journal.jsonl") if history is None else history
     if isinstance(result, LayerStudyResult):
         return layer_study_page(summarize(result, history), history)
     return search_page(summarize(result, history), history, evaluate=evaluate)

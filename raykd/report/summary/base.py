@@ -36,7 +36,7 @@ class TrainingFigures:
         id, status: as in its record.
         student: short name of the trained network; of a teacher, its own.
         scheme: name of the scheme.
-        learns_from: losses in short; "labels" for labels alone.
+        learns_from: losses in short; "labels" or "targets" without any.
         pairs: layer pairs in short; "" without pairs.
         metrics: last metrics and costs, by name.
         params: drawn values, by parameter.

@@ -97,7 +97,7 @@ def _arms(group: ArmGroup, comparison: Comparison) -> Section:
         grid.add(*_cells(arm, contrast, group, comparison, has_params), style=style)
     hidden = len(group.arms) - len(rows)
     unit = " in points" if comparison.metric.is_accuracy else ""
-    note = "(mean ± half width of the 95% interval"
+    note = "(mean ± half width of the 95% interval, for several seeds"
     note += f"; difference to the bold arm{unit})" if group.reference is not None else ")"
     section: list[RenderableType] = [title("Arms", note), grid]
     if hidden > 0:

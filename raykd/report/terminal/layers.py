@@ -57,7 +57,7 @@ def _title(model: ListedModel, layers: LayerList) -> str:
     shape = "x".join(map(str, layers.signature.input_shape))
     cost = f"{model.profile.params:,} parameters, {compact(model.profile.macs)} MACs"
     role = "" if model.role == "model" else f"{model.role} "
-    return f"{role}{model.name}: {cost}; input {shape}, {layers.signature.classes} classes"
+    return f"{role}{model.name}: {cost}; input {shape}, {layers.signature.classes} outputs"
 
 
 def _row(layer: Layer) -> Row:

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from raykd.arguments import LIMITS, near
 from raykd.models import MODELS
+from raykd.models.adapters import models_of_libraries
 from raykd.registry import name_pattern_of
 from raykd.study.config import NAME_PATTERN, REGISTER_PATTERN, Study, read_study
 from raykd.study.json_schema import study_outline
@@ -233,7 +234,16 @@ def _unknown_name(
         problem = problem or "`name` is missing"
         return Issue(place, f"{problem}; `name` must be one of {', '.join(sorted(names))}", fix)
     message = f"unknown {noun} {quoted(name)}; must be one of {', '.join(sorted(names))}"
-    return Issue((*place, "name"), message, near(name, names))
+    return Issue((*place, "name"), message, _other_name(noun, name, names))
+
+
+def _other_name(noun: str, name: Json, names: Sequence[str]) -> str:
+    """Return the fix for a name that is not one of `names`: other names that may be meant."""
+    if noun == "model" and isinstance(name, str):
+        same = [each for each in names if each.lower() == name.lower()]
+        if same := [*same, *models_of_libraries(name)]:
+            return f"write {' or '.join(same)}"
+    return near(name, names)
 
 
 def _takes_options(error: _Error, data: Json) -> bool:
