@@ -304,7 +304,8 @@ def test_only_shares_are_percentages(objective: str, axis: str, hover: str) -> N
     assert all(f"%{{y:{hover}}}" in trace.hovertemplate for trace in figure.data)
     assert tuple(figure.layout.xaxis2.range) == (-0.5, 1.5), "names do not touch the next plot"
     [coordinates] = parameters._coordinates(trials, ["a", "b"], objective)
-    [lines] = list(coordinates.figure.data)  # type: ignore[call-overload]
+    parallel: Any = coordinates.figure
+    [lines] = parallel.data
     assert lines.dimensions[-1].tickformat == lines.line.colorbar.tickformat == axis
     assert lines.line.colorbar.title.side == "right", "above the bar it covers the last number"
     assert slices.min_width > 380 and coordinates.min_width == 90 * 3 + 100
