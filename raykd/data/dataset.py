@@ -183,6 +183,8 @@ class Dataset:
         categories: number of codes of each column of categories; these are the last columns.
         target_mean, target_scale: units of the targets: target * scale + mean, one a value; () for
             targets in their own units.
+        unlabeled: number of the last training samples, which come from `Source.unlabeled` and are
+            drawn at a ratio.
     """
 
     name: str
@@ -204,6 +206,7 @@ class Dataset:
     categories: tuple[int, ...] = ()
     target_mean: tuple[float, ...] = ()
     target_scale: tuple[float, ...] = ()
+    unlabeled: int = 0
 
     @property
     def data_size(self) -> int:
@@ -217,8 +220,12 @@ class Dataset:
 
     @property
     def sizes(self) -> Mapping[str, int]:
-        """Number of samples in each split."""
-        return {"train": len(self.train), "val": len(self.val), "test": len(self.test)}
+        """Number of samples in each split, without those of `unlabeled`."""
+        return {
+            "train": len(self.train) - self.unlabeled,
+            "val": len(self.val),
+            "test": len(self.test),
+        }
 
     def split(self, part: Literal["train", "val", "test"]) -> AnySplit:
         """Return a split by its name."""
@@ -261,6 +268,25 @@ class Dataset:
 
 
 @option
+class Unlabeled:
+    """Training samples without labels, from another data source or a folder of images."""
+
+    data: Annotated[
+        AnySource | None,
+        Field(description="Data source; its training split is used, without its labels"),
+    ] = None
+    folder: Annotated[
+        str | None,
+        Field(min_length=1, description="Folder of images, also in folders below it"),
+    ] = None
+    ratio: Annotated[
+        float,
+        Field(gt=0, le=100, description="Unlabeled samples for each sample of a batch"),
+    ] = 1.0
+    limit: Annotated[int | None, Field(ge=1, description="Maximum number of samples")] = None
+
+
+@option
 class Source:
     """Base class of data source options.
 
@@ -269,17 +295,27 @@ class Source:
         augment: augmentations of training images, in this order.
         labels_per_class: labels of each class in the training split; `load` hides the others
             (`raykd.data.few_labels`).
+        unlabeled: training samples without labels; `load` adds them (`raykd.data.unlabeled`).
+
+    Class attributes:
+        mixes: whether its samples can be mixed with those of other sources: their inputs do not
+            depend on the other samples of their source.
     """
 
     name: str
     paper: ClassVar[str] = ""
+    mixes: ClassVar[bool] = True
     augment: Augments = ()
     labels_per_class: LabelsPerClass = None
+    unlabeled: Annotated[
+        Unlabeled | None,
+        Field(description="Training samples without labels, mixed with those of the data"),
+    ] = None
 
     def __init_subclass__(cls, **rest: object) -> None:
         super().__init_subclass__(**rest)
         if "load" in vars(cls):
-            cls.load = _with_few_labels(cls.load)  # type: ignore[method-assign]
+            cls.load = _with_label_options(cls.load)  # type: ignore[method-assign]
 
     def declared_shape(self) -> tuple[tuple[int, ...], int] | None:
         """Return (input shape, classes), or None if they are unknown without reading the data."""
@@ -323,19 +359,23 @@ AnySource = Annotated[Source, SOURCES]
 """Type of a field that holds a data source."""
 
 
-def _with_few_labels(load: Callable[..., Dataset]) -> Callable[..., Dataset]:
-    """Wrap the `load` of a source so that it hides labels as the source says."""
+def _with_label_options(load: Callable[..., Dataset]) -> Callable[..., Dataset]:
+    """Wrap the `load` of a source so that it hides labels and adds samples as the source says."""
 
     @functools.wraps(load)
-    def load_labels(self: Source) -> Dataset:
+    def load_samples(self: Source) -> Dataset:
         data = load(self)
-        if self.labels_per_class is None:
-            return data
-        from raykd.data.few_labels import keep_labels
+        if self.labels_per_class is not None:
+            from raykd.data.few_labels import keep_labels
 
-        return keep_labels(data, self.labels_per_class, getattr(self, "split_seed", 0))
+            data = keep_labels(data, self.labels_per_class, getattr(self, "split_seed", 0))
+        if self.unlabeled is not None:
+            from raykd.data.unlabeled import add_unlabeled
 
-    return load_labels
+            data = add_unlabeled(data, self.unlabeled)
+        return data
+
+    return load_samples
 
 
 _FILE_FIELDS = ("root", "paths", "shape", "workers", "rules")

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from raykd.data.dataset import AnySplit, Dataset, FileSplit, Split
-from raykd.tasks.classification import UNLABELED
+from raykd.tasks.base import UNLABELED, is_labeled
 
 _LABELS = 0x6C6162656C
 """Key of the choice of labels, so that it is independent of the choice of splits."""
@@ -60,7 +60,7 @@ def labeled_samples(data: Dataset) -> Dataset:
         ValueError: no training sample has a label.
     """
     targets, total = data.train.targets, len(data.train)
-    rows = torch.nonzero(targets != UNLABELED)[:, 0]
+    rows = torch.nonzero(is_labeled(targets))[:, 0]
     if not len(rows):
         raise ValueError("no training sample has a label; raise data.labels_per_class")
     if len(rows) == total:

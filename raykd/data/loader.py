@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -17,6 +18,7 @@ from raykd.data.rng import CounterRNG, key_of
 # Each use of random numbers has its own key, so that they are independent.
 _ORDER = 0x6F72646572
 _PARTNERS = 0x706172746E657273
+_UNLABELED = 0x756E6C6162656C
 
 SAMPLES_ONLY = ExtraInputs()
 
@@ -49,12 +51,14 @@ class ViewOptions:
         extra: inputs in addition to the samples.
         balanced: whether the samples of a training epoch are drawn with replacement, with equal
             probability of each class; if not, each is drawn once.
+        unlabeled: samples of `Dataset.unlabeled` for each other sample of a training batch.
     """
 
     augment: Sequence[Augment] = ()
     seed: int | None = None
     extra: ExtraInputs = SAMPLES_ONLY
     balanced: bool = False
+    unlabeled: float = 0.0
 
 
 class BatchCount:
@@ -88,6 +92,10 @@ class BatchLoader:
     no sample is skipped or repeated, and ranks may get different numbers of batches, so no
     collective operation may run inside the loop.
 
+    The unlabeled samples of the data set (`Dataset.unlabeled`, training only) are added to the
+    batches of the others: after n of these, round(n * ratio) unlabeled ones.  They are drawn in
+    turn, each equally often, as a pure function of (shuffle_seed, epoch).
+
     Extra inputs are on the rank of their sample, and change neither the samples, their order nor
     the number of batches.  Extra view k in an epoch has number epoch + k `EXTRA_VIEW`.  The
     partner of a sample is drawn uniformly from the other samples of its class in the split, as a
@@ -97,7 +105,7 @@ class BatchLoader:
     Args:
         split: the samples; moved once, here, if they are on another device.
         dataset: the data set of the split (for mean and std).
-        batch_size: samples in a global batch, over all ranks.
+        batch_size: samples in a global batch, over all ranks, without unlabeled ones.
         shuffle_seed: seed of the order of training batches; None: evaluation.
         views: augmentations, and inputs in addition to the samples.
         placement: device, rank and number of workers.
@@ -127,6 +135,8 @@ class BatchLoader:
         self._seed = 0 if shuffle_seed is None else shuffle_seed
         self._view_seed = self._seed if views.seed is None else views.seed
         self._normalize = _Normalization(dataset, self.device)
+        self._unlabeled = 0 if shuffle_seed is None else dataset.unlabeled
+        self._ratio = views.unlabeled
         # Sizes of the global batches in training, of this rank's batches in evaluation.
         self._sizes = self._share_sizes() if shuffle_seed is None else self._global_sizes()
         if self.augment and not _is_images(split):
@@ -143,7 +153,10 @@ class BatchLoader:
 
     def global_size(self, step: int) -> int:
         """Return the number of samples in a training batch, over all ranks."""
-        return self._sizes[step]
+        if not self._unlabeled:
+            return self._sizes[step]
+        first, last = sum(self._sizes[:step]), sum(self._sizes[: step + 1])
+        return last - first + round(last * self._ratio) - round(first * self._ratio)
 
     def epoch(
         self, epoch: int, *, view: int | None = None, steps: int | None = None
@@ -218,11 +231,32 @@ class BatchLoader:
             return rows[self.rank :: self.world_size].split(self._sizes)
         generator = torch.Generator().manual_seed(key_of(_ORDER, self._seed, epoch) >> 1)
         order = self._order(generator).to(self._row_device)
-        return [batch[self.rank :: self.world_size] for batch in order.split(self._sizes)]
+        batches = order.split(self._sizes)
+        if self._unlabeled:
+            batches = self._with_unlabeled(batches, epoch)
+        return [batch[self.rank :: self.world_size] for batch in batches]
+
+    def _with_unlabeled(self, batches: Sequence[Tensor], epoch: int) -> list[Tensor]:
+        """Add rows of unlabeled samples to the batches of an epoch."""
+        ends = [round(n * self._ratio) for n in itertools.accumulate(self._sizes)]
+        first, total = epoch * ends[-1], self._unlabeled
+        turns = range(first // total, (first + ends[-1] - 1) // total + 1)
+        keys = [key_of(_UNLABELED, self._seed, turn) >> 1 for turn in turns]
+        generators = [torch.Generator().manual_seed(key) for key in keys]
+        orders = [torch.randperm(total, generator=each) for each in generators]
+        rows = torch.cat(orders)[first % total :][: ends[-1]] + self._labeled
+        sizes = [last - start for start, last in itertools.pairwise([0, *ends])]
+        drawn = rows.to(self._row_device).split(sizes)
+        return [torch.cat(pair) for pair in zip(batches, drawn, strict=True)]
+
+    @property
+    def _labeled(self) -> int:
+        """Number of samples that are not of `Dataset.unlabeled`."""
+        return len(self.split) - self._unlabeled
 
     def _order(self, generator: torch.Generator) -> Tensor:
         """Return the rows of an epoch: each once, or drawn with equal probability of each class."""
-        total = len(self.split)
+        total = self._labeled
         if not self.balanced:
             return torch.randperm(total, generator=generator)
         targets = self.split.targets.cpu()
@@ -235,7 +269,7 @@ class BatchLoader:
 
     def _global_sizes(self) -> list[int]:
         """Return the number of samples in each global batch."""
-        total, size = len(self.split), self.batch_size
+        total, size = self._labeled, self.batch_size
         least = min(2, size // self.world_size) * self.world_size
         if least == 0 or total < least:
             raise ValueError(

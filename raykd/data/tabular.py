@@ -62,6 +62,8 @@ class TabularSource(Source):
     split without a table is split off the training table, stratified if the target is a class.
     """
 
+    mixes = False
+
     name: Literal["table"] = "table"
     file: Annotated[
         str,

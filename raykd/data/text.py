@@ -85,6 +85,8 @@ class Texts(Source):
     the vectors of a teacher.
     """
 
+    mixes = False
+
     name: Literal["text"] = "text"
     file: TableFile
     val_file: OtherTable = None

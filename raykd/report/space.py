@@ -117,7 +117,12 @@ def _cache_lines(
     study: OpenStudy, signature: Signature, data: Dataset | None
 ) -> list[tuple[str, str]]:
     """Return the teacher outputs that the study would cache."""
-    plan = CachePlan(study, signature, None if data is None else len(data.train))
+    plan = CachePlan(
+        study,
+        signature,
+        None if data is None else len(data.train),
+        unlabeled=0 if data is None else data.unlabeled,
+    )
     return [("cache", line) for line in plan_lines(plan)]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, ClassVar, Literal
 
+import torch
 from torch import Tensor
 
 from raykd.metrics import Direction, facts_of
@@ -50,6 +51,9 @@ AGREEMENTS: Mapping[Kind, Statistic] = {
 }
 """Agreement with a teacher, of both responses, by their kind."""
 
+UNLABELED = -100
+"""Class of a sample without a label, which the label loss ignores; its values are NaN."""
+
 LabelLoss = Callable[[Tensor, Tensor], Tensor]
 """(response, targets) -> scalar."""
 
@@ -67,6 +71,7 @@ class Task:
         train_metric: metric of the training samples, computed from the forward passes of the
             training; its statistic is a sum over the samples or positions of `count`.
         takes_smoothing: whether its label loss supports `train.label_smoothing`.
+        takes_unlabeled: whether its label loss ignores samples without a label.
 
     Attributes:
         metrics: metrics of the validation and test splits, the leading one first.
@@ -75,6 +80,7 @@ class Task:
     kind: ClassVar[Kind]
     train_metric: ClassVar[str]
     takes_smoothing: ClassVar[bool] = False
+    takes_unlabeled: ClassVar[bool] = False
 
     name: str
     metrics: tuple[str, ...]
@@ -134,6 +140,38 @@ class Task:
     def training_settings(self) -> Mapping[str, object]:
         """Return the settings that change trained weights, without those at their defaults."""
         return {}
+
+
+def is_labeled(targets: Tensor) -> Tensor:
+    """(B,) or (B, D) -> (B,) bool, whether a sample has a label."""
+    if targets.is_floating_point():
+        return ~targets.isnan().flatten(1).any(1)
+    return targets != UNLABELED
+
+
+def without_unlabeled(losses: LabelLoss, targets: Tensor) -> LabelLoss:
+    """Return the mean over samples of a loss, which ignores samples without a label.
+
+    If there are any, it is the sum over the labeled samples of a batch, divided by the expected
+    number of them: its mean over an epoch is the mean over the labeled samples, for any batches
+    and any number of workers.
+
+    Args:
+        losses: (response, targets) -> (B,) losses.
+        targets: of the samples of an epoch.
+    """
+    labeled = int(is_labeled(targets).sum())
+    if labeled == len(targets):
+        return lambda response, values: losses(response, values).mean()
+    factor = len(targets) / max(1, labeled)
+
+    def loss(response: Tensor, values: Tensor) -> Tensor:
+        mask = is_labeled(values)
+        # NaN would reach the gradients of these samples even with a factor of 0
+        complete = torch.where(mask[:, None], values, response.detach().to(values.dtype))
+        return (losses(response, complete) * mask).sum() * (factor / len(values))
+
+    return loss
 
 
 TASKS = Registry("task", base=Task, entry_points="raykd.tasks")

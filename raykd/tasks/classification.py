@@ -12,11 +12,8 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from raykd.registry import option
-from raykd.tasks.base import LabelLoss, Task
+from raykd.tasks.base import UNLABELED, LabelLoss, Task
 from raykd.tasks.statistics import MeanStatistic, Statistic, class_metric, hits
-
-UNLABELED = -100
-"""Target of a sample without a label, which the label loss ignores."""
 
 ClassMetric = Literal[
     "accuracy",
@@ -56,6 +53,7 @@ class Classification(Task):
     kind = "softmax"
     train_metric = "accuracy"
     takes_smoothing = True
+    takes_unlabeled = True
 
     name: Literal["classification"] = "classification"
     metrics: Annotated[

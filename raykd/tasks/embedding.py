@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity, mse_loss
 
 from raykd.registry import option
-from raykd.tasks.base import LabelLoss, Task
+from raykd.tasks.base import LabelLoss, Task, is_labeled, without_unlabeled
 from raykd.tasks.statistics import (
     MeanStatistic,
     SplitStatistic,
@@ -37,6 +37,7 @@ class Embedding(Task):
 
     kind = "real"
     train_metric = "cosine"
+    takes_unlabeled = True
 
     name: Literal["embedding"] = "embedding"
     metrics: Annotated[
@@ -52,7 +53,15 @@ class Embedding(Task):
     ] = "cosine"
 
     def label_loss(self, targets: Tensor, outputs: int, *, smoothing: float = 0.0) -> LabelLoss:
-        return cosine_distance if self.loss == "cosine" else mse_loss
+        if bool(is_labeled(targets).all()):
+            return cosine_distance if self.loss == "cosine" else mse_loss
+        return without_unlabeled(self._losses, targets)
+
+    def _losses(self, response: Tensor, targets: Tensor) -> Tensor:
+        """(B, D), (B, D) -> (B,)."""
+        if self.loss == "cosine":
+            return 1 - cosine_similarity(response, targets)
+        return mse_loss(response, targets, reduction="none").mean(1)
 
     def loss_sum(self, response: Tensor, targets: Tensor) -> Tensor:
         loss = self.label_loss(targets, response.shape[1])

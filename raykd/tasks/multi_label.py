@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from raykd.registry import option
-from raykd.tasks.base import LabelLoss, Task
+from raykd.tasks.base import LabelLoss, Task, is_labeled, without_unlabeled
 from raykd.tasks.statistics import (
     MeanStatistic,
     Statistic,
@@ -49,6 +49,7 @@ class MultiLabel(Task):
 
     kind = "sigmoid"
     train_metric = "label_accuracy"
+    takes_unlabeled = True
 
     name: Literal["multi_label"] = "multi_label"
     metrics: Annotated[
@@ -68,8 +69,13 @@ class MultiLabel(Task):
     ] = "none"
 
     def label_loss(self, targets: Tensor, outputs: int, *, smoothing: float = 0.0) -> LabelLoss:
-        weights = self._weights(targets, outputs)
-        return partial(binary_cross_entropy_with_logits, pos_weight=weights)
+        labeled = is_labeled(targets)
+        weights = self._weights(targets[labeled], outputs)
+        loss = partial(binary_cross_entropy_with_logits, pos_weight=weights)
+        if bool(labeled.all()):
+            return loss
+        losses = partial(loss, reduction="none")
+        return without_unlabeled(lambda *each: losses(*each).mean(1), targets)
 
     def _weights(self, targets: Tensor, labels: int) -> Tensor | None:
         if self.positive_weights == "none":

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import huber_loss, l1_loss, mse_loss
 
 from raykd.registry import option
-from raykd.tasks.base import LabelLoss, Task
+from raykd.tasks.base import LabelLoss, Task, is_labeled, without_unlabeled
 from raykd.tasks.statistics import Statistic, absolute_errors, value_metric
 
 ValueMetric = Literal["r2", "mae", "rmse", "spearman", "pearson", "teacher_agreement"]
@@ -28,6 +28,7 @@ class Regression(Task):
 
     kind = "real"
     train_metric = "mae"
+    takes_unlabeled = True
 
     name: Literal["regression"] = "regression"
     metrics: Annotated[
@@ -52,9 +53,12 @@ class Regression(Task):
     ] = 1.0
 
     def label_loss(self, targets: Tensor, outputs: int, *, smoothing: float = 0.0) -> LabelLoss:
+        loss = mse_loss if self.loss == "mse" else l1_loss
         if self.loss == "huber":
-            return partial(huber_loss, delta=self.delta)
-        return mse_loss if self.loss == "mse" else l1_loss
+            loss = partial(huber_loss, delta=self.delta)
+        if bool(is_labeled(targets).all()):
+            return loss
+        return without_unlabeled(lambda *each: loss(*each, reduction="none").mean(1), targets)
 
     def loss_sum(self, response: Tensor, targets: Tensor) -> Tensor:
         loss = self.label_loss(targets, response.shape[1])

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from raykd.data import Dataset
+from raykd.data.unlabeled import epoch_targets, ratio_of
 from raykd.losses import Shape, Term
 from raykd.losses.terms import layer_names
 from raykd.models import (
@@ -96,7 +97,7 @@ def build_distiller(
             teacher=guides[0].teacher if guides else None,
             terms=guides[0].terms if guides else terms,
             task_loss=study.learning_task.label_loss(
-                data.train.targets.to(device),
+                epoch_targets(data, ratio_of(study.data)).to(device),
                 data.classes,
                 smoothing=study.train.label_smoothing,
             ),

@@ -16,7 +16,7 @@ from raykd.data.loader import ON_CPU
 from raykd.metrics import AGREEMENT
 from raykd.schemes import StepOutput
 from raykd.tasks import Classification, Task
-from raykd.tasks.classification import UNLABELED
+from raykd.tasks.base import is_labeled
 from raykd.tasks.statistics import CountStatistic, MeanStatistic, SplitStatistic
 from raykd.training.stored_outputs import respond
 from raykd.training.teacher_responses import Autocast, TeacherResponses
@@ -338,12 +338,16 @@ class EpochMetrics:
         assert self._names == names, "the terms changed within an epoch"
         losses = [output.loss.detach(), *output.terms.values()]
         self._losses.append(torch.stack([loss.float() for loss in losses]))
-        self._sums.append(self._statistic.sums(output.logits, targets))
         self._sizes.append(len(targets))
-        unlabeled = self._unlabeled
-        self._counts.append(
-            (targets != UNLABELED).sum() if unlabeled else self._task.count(targets)
-        )
+        response = output.logits
+        if self._unlabeled:
+            mask = is_labeled(targets)
+            self._counts.append(mask.sum())
+            if targets.is_floating_point():
+                response, targets = response[mask], targets[mask]
+        else:
+            self._counts.append(self._task.count(targets))
+        self._sums.append(self._statistic.sums(response, targets))
 
     def compute(self, epoch: int, world: int = 1) -> dict[str, float]:
         """Compute the means over the samples of all ranks.

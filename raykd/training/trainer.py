@@ -26,6 +26,7 @@ from raykd.data import (
 )
 from raykd.data.few_labels import labeled_samples
 from raykd.data.loader import ON_CPU
+from raykd.data.unlabeled import ratio_of, remove_unlabeled
 from raykd.losses import Progress, Terms
 from raykd.metrics import AGREEMENT
 from raykd.models.compression.int8 import InputRange
@@ -99,9 +100,9 @@ class Training:
         self.device = torch.device(placement.device)
         self.placement, self.world_size = placement, placement.world_size
         self.history: list[dict[str, float]] = []
-        self._unlabeled = study.data.labels_per_class is not None
+        self._unlabeled = study.data.labels_per_class is not None or data.unlabeled > 0
         if self._unlabeled and study.scheme.unlabeled != "used":
-            data, self._unlabeled = labeled_samples(data), False
+            data, self._unlabeled = labeled_samples(remove_unlabeled(data)), False
         single = isinstance(teacher, nn.Module | TeacherHandle)
         teachers = [teacher] if single else list(teacher or ())
         self.reference = _reference(study, data, teachers)
@@ -120,6 +121,7 @@ class Training:
                 study.cache.seed,
                 self.distiller.extra_inputs,
                 balanced=self.task.is_balanced,
+                unlabeled=ratio_of(study.data),
             ),
             placement=placement,
         )

@@ -123,7 +123,7 @@ class RunSession:
         """Return the context of a planner for this number of slots."""
         study, data, search = self.study, self.data, self.prepared.search
         settings, storage = study.settings, Storage(self.folder.storage)
-        plan = CachePlan(study, self.signature, len(data.train), search)
+        plan = CachePlan(study, self.signature, len(data.train), search, data.unlabeled)
         return RunContext(
             study=study,
             signature=self.signature,

@@ -22,6 +22,7 @@ from helpers.training_cases import (
     untimed,
 )
 from raykd.data import AUGMENTATIONS, Placement
+from raykd.data.dataset import Unlabeled
 from raykd.losses import LOSSES, Pair, Term
 from raykd.models import Resnet, profile_model
 from raykd.models.compression import Quantized
@@ -50,6 +51,9 @@ UNEVEN = 37
 EMBEDDING = (Pair(hint="embedding", guided="embedding"),)
 
 FEW_LABELS = dataclasses.replace(DIGITS, labels_per_class=2)
+UNLABELED = dataclasses.replace(
+    DIGITS, unlabeled=Unlabeled(data=dataclasses.replace(DIGITS, split_seed=3), ratio=1.3)
+)
 
 STUDIES: dict[str, Study] = {
     "even": unnormalized(epochs=2, optimizer=SGD(lr=0.1)),
@@ -66,6 +70,9 @@ STUDIES: dict[str, Study] = {
     ),
     "few_labels": dataclasses.replace(
         unnormalized(epochs=2, batch_size=UNEVEN, optimizer=SGD(lr=0.1)), data=FEW_LABELS
+    ),
+    "unlabeled": dataclasses.replace(
+        unnormalized(epochs=2, batch_size=UNEVEN, optimizer=SGD(lr=0.1)), data=UNLABELED
     ),
     "labels_alone": dataclasses.replace(
         unnormalized(epochs=2, batch_size=UNEVEN, optimizer=SGD(lr=0.1)),
@@ -121,7 +128,7 @@ def _training(study: Study, rank: int, world: int = 2) -> Training:
     if study.learning_task.kind == "dense":
         data, teaching = segmentation_cases.data(), segmentation_cases.teacher()
     else:
-        data = digits() if study.data.labels_per_class is None else study.data.load()
+        data = study.data.load() if study.data in (FEW_LABELS, UNLABELED) else digits()
     return Training(study, data, seed=0, teacher=teaching, placement=placement)
 
 

@@ -15,6 +15,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from raykd.data import Source
+from raykd.data.unlabeled import check_unlabeled
 from raykd.errors import Infeasible, Problem, StudyError
 from raykd.models import ModelProfile, Signature
 from raykd.schemes.base import teacher_chain
@@ -188,6 +189,8 @@ def check_data(study: Study, signature: Signature | None) -> Iterator[Problem]:
 def _missing_data(source: Source) -> str:
     try:
         source.check()
+        if source.unlabeled is not None:
+            check_unlabeled(source.unlabeled)
     except ValueError as error:
         return str(error)
     return ""

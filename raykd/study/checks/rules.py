@@ -243,7 +243,7 @@ def study_issues(study: Study) -> Iterator[Issue]:
     yield from search_issues(study.search, task_objectives(study.learning_task))
     yield from task_issues(study)
     yield from _scheduler_issues(study)
-    if study.data.labels_per_class is not None:
+    if study.data.labels_per_class is not None or study.data.unlabeled is not None:
         yield from label_issues(study, _parts_of(study, Loss))
     if study.teacher is not None:
         yield from _teacher_part_issues(study.teacher)

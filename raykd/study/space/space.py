@@ -186,10 +186,12 @@ class _Builder:
                 f"`{kind}` is not allowed under `{top}`, which is the same for all trials",
                 "give one value, and use another study for other values",
             )
-        if top == "data" and place[1:2] != ("augment",):
+        is_view = place[1:2] == ("augment",) or place[1:] == ("unlabeled", "ratio")
+        if top == "data" and not is_view:
             raise Malformed(
                 f"`{kind}` is not allowed here: all trials of a study share one data set",
-                "give one value; of the data, only data.augment can be left open",
+                "give one value; of the data, only data.augment and data.unlabeled.ratio can be "
+                "left open",
             )
         if kind == "pairing" and not (top == "knowledge" and place[2:] == ("pairs",)):
             fix = "use it as the value of `pairs` in a term of `knowledge`"

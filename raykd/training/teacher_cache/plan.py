@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from raykd.data.unlabeled import ratio_of
 from raykd.errors import Infeasible
 from raykd.losses import Term
 from raykd.losses.shapes import Shape
@@ -91,12 +92,14 @@ class _Usage:
         epochs: of the longest training.
         layers: hint layers in use, with their shapes.
         counts: number of points that use each layer.
+        share: largest share of the training samples that an epoch sees.
     """
 
     points: int = 0
     epochs: int = 0
     layers: dict[str, Shape] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
+    share: float = 0.0
 
 
 class CachePlan:
@@ -107,11 +110,18 @@ class CachePlan:
         signature: inputs and classes of the models.
         rows: samples of the training split; None: unknown.
         search: search settings; None: those of the study.
+        unlabeled: number of `rows` that are drawn at the ratio of `data.unlabeled`.
     """
 
     def __init__(
-        self, study: OpenStudy, signature: Signature, rows: int | None, search: Search | None = None
+        self,
+        study: OpenStudy,
+        signature: Signature,
+        rows: int | None,
+        search: Search | None = None,
+        unlabeled: int = 0,
     ) -> None:
+        self._unlabeled = unlabeled
         self.study = study
         self.signature = signature
         self.rows = rows
@@ -170,9 +180,16 @@ class CachePlan:
             usage = usages.setdefault(_reading(study, teacher), _Usage())
             usage.points += 1
             usage.epochs = max(usage.epochs, study.train.epochs)
+            usage.share = max(usage.share, self._share(ratio_of(study.data)))
             usage.layers |= layers
             for name in layers:
                 usage.counts[name] = usage.counts.get(name, 0) + 1
+
+    def _share(self, ratio: float) -> float:
+        """Return the share of the training samples that an epoch sees."""
+        if not self.rows or not self._unlabeled:
+            return 1.0
+        return min(1.0, (self.rows - self._unlabeled) * (1 + ratio) / self.rows)
 
     def _plan(self, reading: Reading, usage: _Usage, points: int) -> PlannedEntry:
         teacher, augment, _ = reading
@@ -187,7 +204,7 @@ class CachePlan:
             live=live,
             row_bytes=row_bytes({**logits, **layers}, self.settings.dtype),
             rows=self.rows,
-            expected_epochs=usage.points / points * self._total_epochs(usage.epochs),
+            expected_epochs=usage.points / points * self._total_epochs(usage.epochs) * usage.share,
         )
         return replace(entry, why_not=self._objection(entry, bool(augment)))
 
