@@ -176,7 +176,7 @@ class Table:
         ]
         self.seconds = np.array([float(np.median(each)) for each in seconds])
         self._drawn = [dict(row["drawn"]) for row in rows]
-        self._numbers = {json.dumps(drawn): n for n, drawn in enumerate(self._drawn)}
+        self._branches: dict[tuple[Any, ...], Sequence[int]] = {}  # rows by their first values
         self.choices: dict[str, list[Any]] = {}
         for drawn in self._drawn:
             for name, value in drawn.items():
@@ -194,13 +194,19 @@ class Table:
         Args:
             choose: returns one of the values of a parameter.
         """
-        rows, drawn = self._drawn, dict[str, Any]()
+        rows, drawn = range(len(self)), dict[str, Any]()
+        values: tuple[Any, ...] = ()
         while rows:
-            name = next((name for name in rows[0] if name not in drawn), None)
+            name = next((name for name in self._drawn[rows[0]] if name not in drawn), None)
             if name is None:
-                return self._numbers[json.dumps(drawn)]
+                return rows[0]
             drawn[name] = choose(name, self.choices[name])
-            rows = [row for row in rows if row.get(name) == drawn[name]]
+            values = (*values, drawn[name])
+            if values not in self._branches:
+                self._branches[values] = [
+                    row for row in rows if self._drawn[row].get(name) == drawn[name]
+                ]
+            rows = self._branches[values]
         return None
 
     def metrics(self, row: int, epoch: int) -> dict[str, float]:
@@ -473,6 +479,28 @@ class Optuna:
         self._study.tell(run.trial, [metrics[name] for name in self._objectives])
 
 
+class RandomSearch:
+    """Random members of the space, each once and to the full budget, until none is left."""
+
+    def __init__(self, table: Table, seed: int) -> None:
+        self._others = RandomThenStop(table, seed, len(table))
+        self._left = set(range(len(table)))
+
+    def next(self, running: int) -> Run | None:
+        while self._left:
+            row = self._others.draw()
+            if row in self._left:
+                self._left.remove(row)
+                return Run(str(row), row)
+        return None
+
+    def keeps(self, run: Run, metrics: Mapping[str, float]) -> bool:
+        return True
+
+    def ended(self, run: Run, metrics: Mapping[str, float]) -> None:
+        pass
+
+
 class RandomThenStop:
     """Random members of the space, stopped by another library's scheduler."""
 
@@ -663,17 +691,8 @@ def _note_progress(table: Table, outcome: Outcome, whole: list[int], now: float)
 
 
 RAYKD = {
-    "single": ("random+none", "random+asha", "tpe+none", "tpe+asha-g4-r2", "tpe+asha", "gp+none"),
-    "several": (
-        "random+none",
-        "random+asha",
-        "tpe+none",
-        "tpe+asha-g4-r2",
-        "tpe+asha",
-        "tpe+hyperband",
-        "nsga3+none",
-        "gp+none",
-    ),
+    "single": ("tpe+none", "tpe+asha-g4-r2", "tpe+asha"),
+    "several": ("tpe+none", "tpe+asha-g4-r2", "tpe+asha"),
 }
 """raykd's samplers and schedulers to compare."""
 
@@ -722,7 +741,7 @@ def make(name: str, kind: str, table: Table, seed: int, slots: int, trials: int)
     """Build a method by its name.
 
     Args:
-        name: `raykd SAMPLER+SCHEDULER`, `oracle`, or one of the peers'.
+        name: `raykd SAMPLER+SCHEDULER`, `oracle`, `random`, or one of the peers'.
         kind: single or several objectives.
         table: of the trainings.
         seed: of the draws.
@@ -733,6 +752,8 @@ def make(name: str, kind: str, table: Table, seed: int, slots: int, trials: int)
     library, _, rest = name.partition(" ")
     if library == "oracle":
         return Oracle(table, trials)
+    if library == "random":
+        return RandomSearch(table, seed)
     if library == "raykd":
         search = Search(objectives=dict(objectives), trials=trials, **changes_of(rest))
         return Raykd(table, search, seed, slots)
@@ -857,7 +878,7 @@ def reached(table: Table, front: Sequence[int], other: Sequence[int], noise: flo
 def names_of(kind: str, peers: bool) -> list[str]:
     """Return the methods to compare."""
     others = [name for name in PEERS[kind] if peers or not name.startswith("syne")]
-    return ["oracle", *(f"raykd {name}" for name in RAYKD[kind]), *others]
+    return ["oracle", "random", *(f"raykd {name}" for name in RAYKD[kind]), *others]
 
 
 def main() -> None:
@@ -910,9 +931,7 @@ def _replayed(
     replays: Replays, args: Any, kind: str, slots: int
 ) -> Iterator[tuple[str, list[Outcome]]]:
     for name in args.methods or names_of(kind, _has_syne_tune()):
-        # Random search has to go on until it reaches the target.
-        trials = (4 if name == "raykd random+none" else 1) * args.trials
-        cells = [Cell(name, kind, slots, trials, seed) for seed in range(args.repeats)]
+        cells = [Cell(name, kind, slots, args.trials, seed) for seed in range(args.repeats)]
         yield name, [replays.of(cell) for cell in cells]
         tell(f"{kind}, {slots} slots: {name}")
 
@@ -953,11 +972,11 @@ def _demands(
     for title, target in TARGETS[kind]:
         seconds = {name: [getattr(o, target) for o in each] for name, each in outcomes.items()}
         default = seconds[mine]
-        if "raykd random+none" in seconds:
-            ratio, low, high = ratio_interval(seconds["raykd random+none"], default)
+        if "random" in seconds:
+            ratio, low, high = ratio_interval(seconds["random"], default)
             claim = f"{place}, {title}: random / default [{low:.3g}, {high:.3g}]"
             yield Demand(claim, 5, ratio, at_least=True)
-        peers = [name for name in seconds if not name.startswith(("raykd", "oracle"))]
+        peers = [name for name in seconds if not name.startswith(("raykd", "oracle", "random"))]
         if peers:
             best = min(peers, key=lambda name: statistics.median_low(seconds[name]))
             ratio, low, high = ratio_interval(seconds[best], default)

@@ -51,12 +51,12 @@ def test_searches_find_the_best_and_count_their_time(
 ) -> None:
     replays = quality.Replays(rows)
     peers = [name for name in quality.PEERS[kind] if name.startswith("optuna")]
-    for name in ["raykd random+none", "raykd tpe+none", "raykd tpe+asha", *peers]:
+    for name in ["random", "raykd random+none", "raykd tpe+none", "raykd tpe+asha", *peers]:
         trials = 36 if "random" in name else 8
         outcome = replays.of(quality.Cell(name, kind, slots, trials, 0))
         assert outcome.slot_s / slots <= outcome.total_s + 1e-9
         assert [point[0] for point in outcome.curve] == sorted(p[0] for p in outcome.curve)
-        if name == "raykd random+none":  # every member, once
+        if name in ("random", "raykd random+none"):  # every member, once
             assert outcome.slot_s == pytest.approx(sum(9 * 0.1 * r["params"] for r in rows))
             assert outcome.volume == pytest.approx(1) and math.isfinite(outcome.best_s)
 
