@@ -117,11 +117,13 @@ class RecordingBus(EventBus):
     def __init__(self) -> None:
         self.events: list[Event] = []
 
-    def publish(self, event: Event) -> None:
+    def publish(self, event: Event) -> Event:
         if event.journaled:
             parsed = parse(json.loads(json.dumps(to_json(event.record()))))
             assert parsed is not None
             self.events.append(parsed)
+            event = parsed
+        return event
 
     def of(self, kind: type[E], **fields: Any) -> list[E]:
         """Return the events of a class whose fields have these values."""

@@ -46,13 +46,14 @@ class Fragile(EventBus):
         self.journal, self.dies_at, self.written = journal, dies_at, written
         self.count = 0
 
-    def publish(self, event: Event) -> None:
+    def publish(self, event: Event) -> Event:
         self.count += 1
         if self.count == self.dies_at and not self.written:
             raise Crash
-        self.journal.publish(event)
+        published = self.journal.publish(event)
         if self.count == self.dies_at:
             raise Crash
+        return published
 
 
 def small() -> OpenStudy:
