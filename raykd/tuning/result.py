@@ -17,7 +17,7 @@ from raykd.metrics import facts_of, lead_metric
 from raykd.tracking.events import Event, ModelSaved, StudyStarted
 from raykd.tracking.journal import events
 from raykd.tuning.estimates import ROUNDING_ERROR, Estimate, estimate_metric, paired_gain
-from raykd.tuning.number_format import compact, duration, interval, metric, points, words
+from raykd.tuning.number_format import duration, interval, metric, points, words
 from raykd.tuning.records import (
     Record,
     Records,
@@ -310,17 +310,18 @@ def result_card(result: StudyResult) -> Card:
             ("MLflow", f"experiment {result.experiment}"),
         ]
     )
-    names = tuple(result.objectives)
+    names = tuple(dict.fromkeys([*result.objectives, "params"]))
     card.table(
-        "Pareto front (validation split)" if len(names) > 1 else "Best trial (validation split)",
-        ("trial", "student", "learns from", *map(words, names), "params"),
+        "Pareto front (validation split)"
+        if len(result.objectives) > 1
+        else "Best trial (validation split)",
+        ("trial", "student", "learns from", *map(words, names)),
         [
             (
                 record.id,
                 student_name(record),
                 learns_from(record),
                 *(metric(name, cost(record, name)) for name in names),
-                compact(cost(record, "params")),
             )
             for record in result.pareto
         ],

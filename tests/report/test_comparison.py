@@ -294,9 +294,11 @@ def test_page_shows_figures_of_comparison(comparison: Comparison) -> None:
     page = comparison_page(comparison)
     ids = [section.id for section in page.sections]
     assert ids == ["members", "arms", "differences", "fronts", "choices", "cost"]
-    pictures = [picture.id for picture in page.pictures]
-    assert len(pictures) == len(set(pictures))
+    pictures = {picture.id: picture for picture in page.pictures}
+    assert len(pictures) == len(page.pictures)
     assert {"arms-figure", "fronts", "choices-figure", "importances", "time"} <= set(pictures)
+    for name in ("arms-figure", "choices-figure", "time"):  # long names leave room for the plot
+        assert pictures[name].min_width > 600
     assert page.answer == comparison.verdicts
 
 

@@ -101,6 +101,7 @@ def test_result_has_short_repr_and_card(result: raykd.StudyResult) -> None:
     texts = Cells(result._repr_html_()).texts
     assert {"mlp d2 w8", "trial-0000", "Finalists (test accuracy over new seeds, "
             "mean ± 95% CI half-width)"} <= set(texts)  # fmt: skip
+    assert texts.count("params") == 1, "an objective has one column"
 
 
 def test_cards_escape_their_text() -> None:

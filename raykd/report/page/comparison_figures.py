@@ -10,6 +10,7 @@ import plotly.graph_objects as go
 from raykd.report.comparison.arms import Arm, Metric
 from raykd.report.comparison.choices import Association
 from raykd.report.comparison.comparison import ArmGroup, Comparison
+from raykd.report.comparison.differences import short_value
 from raykd.report.comparison.fronts import Fronts
 from raykd.report.comparison.importances import member_importances
 from raykd.report.comparison.members import Member
@@ -24,6 +25,9 @@ MAX_BARS = 30
 
 MAX_CHOICES = 24
 """Maximum number of choices in a figure."""
+
+NAMED = 620
+"""Smallest width in pixels of a figure with long names at its left."""
 
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "star", "hexagon", "pentagon")
 
@@ -68,7 +72,7 @@ def arms_figure(group: ArmGroup, metric: Metric, number: int) -> Iterator[Pictur
     )
     text = "Mean over seeds with its 95% interval; the dotted line is the reference."
     id = f"arms-figure-{number}" if number else "arms-figure"
-    yield Picture(id, "Arms over several seeds", text, figure, 150 + 30 * len(arms))
+    yield Picture(id, "Arms over several seeds", text, figure, 150 + 30 * len(arms), NAMED)
 
 
 def _arm_hover(arm: Arm, metric: Metric) -> str:
@@ -117,7 +121,7 @@ def fronts_figure(fronts: Fronts, number: int) -> Iterator[Picture]:
 def choices_figure(associations: Sequence[Association], metric: Metric) -> Iterator[Picture]:
     """Yield the difference of each choice to the mean of its study."""
     rows = [
-        (f"{short_parameter(each.name)} = {choice.value}", choice.difference)
+        (f"{short_parameter(each.name)} = {short_value(choice.value)}", choice.difference)
         for each in associations
         for choice in each.choices
         if len(each.choices) > 1
@@ -145,7 +149,7 @@ def choices_figure(associations: Sequence[Association], metric: Metric) -> Itera
     figure.update_xaxes(title=f"{words(metric.name)} minus the mean of the study{unit}")
     figure.update_yaxes(type="category", autorange="reversed")
     text = "Mean difference of the trials with each choice, with its 95% interval."
-    yield Picture("choices-figure", "Choices", text, figure, 150 + 26 * len(rows))
+    yield Picture("choices-figure", "Choices", text, figure, 150 + 26 * len(rows), NAMED)
 
 
 def importances_figure(comparison: Comparison) -> Iterator[Picture]:
@@ -192,4 +196,4 @@ def costs_figure(comparison: Comparison) -> Iterator[Picture]:
     figure.update_xaxes(title="training time (minutes)")
     figure.update_yaxes(autorange="reversed", type="category")
     text = "Training time of teachers, trials, finalists and baselines, all slots together."
-    yield Picture("time", "Training time", text, figure, 150 + 44 * len(members))
+    yield Picture("time", "Training time", text, figure, 150 + 44 * len(members), NAMED)

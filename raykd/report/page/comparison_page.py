@@ -260,8 +260,9 @@ def _choices(comparison: Comparison) -> Section:
 def _association(each: Association, comparison: Comparison) -> tuple[str, str, str, str]:
     text = f"tau {each.tau:+.2f}"
     if each.choices:
+        searched = comparison.search_metric
         texts = [
-            f"{choice.value}: {difference_text(comparison.search_metric, choice.difference)}"
+            f"{short_value(choice.value)}: {difference_text(searched, choice.difference)}"
             for choice in each.choices[:4]
         ]
         text = "; ".join(texts)
