@@ -139,6 +139,10 @@ class SearchRun(StudyRun[StudyResult]):
 
     def planner(self, session: RunSession, slots: int) -> SearchPlanner:
         study, search = session.study, session.prepared.search
+        grace, epochs = getattr(search.scheduler, "grace_epochs", 0), study.settings.train.epochs
+        if grace > epochs:
+            text = f"search.scheduler.grace_epochs is {grace}, and a trial ends after {epochs}"
+            session.bus.publish(WarningIssued(f"{text} (train.epochs): none is stopped early"))
         drawn = self._open_in_space(session, slots)
         # the best trials of other runs first
         runs = session.folder.start_from

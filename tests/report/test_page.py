@@ -311,7 +311,7 @@ def test_only_shares_are_percentages(objective: str, axis: str, hover: str) -> N
     assert slices.min_width > 380 and coordinates.min_width == 90 * 3 + 100
 
 
-def test_error_in_figure_is_warning(
+def test_error_in_figure_and_rung_after_last_epoch_are_warnings(
     result: StudyResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from raykd.tracking.events import WarningIssued
@@ -319,6 +319,7 @@ def test_error_in_figure_is_warning(
     received: list[Any] = []
     file = tmp_path / "study.yaml"
     text = STUDY.replace("FOLDER", str(tmp_path)).replace("trials: 10", "trials: 1")
+    text = text.replace("grace_epochs: 1", "grace_epochs: 4")
     file.write_text(text.replace("replicates: 2", "replicates: 0"))
     run = SearchRun(load_or_use(file), listeners=[received.append])
 
@@ -329,6 +330,8 @@ def test_error_in_figure_is_warning(
     assert run.run(LocalExecutor()).best is not None
     texts = [event.text for event in received if isinstance(event, WarningIssued)]
     assert "the report page was not written: no figure" in texts
+    grace = "search.scheduler.grace_epochs is 4, and a trial ends after 3 (train.epochs)"
+    assert f"{grace}: none is stopped early" in texts
 
 
 # In a browser

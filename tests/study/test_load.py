@@ -40,17 +40,7 @@ def problems_of(text: str, *overrides: str) -> tuple[Problem, ...]:
     return caught.value.problems
 
 
-LATE = "search: {scheduler: {name: asha, grace_epochs: 99}}\nknowledge:\n"
-
 WRONG = [
-    (
-        changed(("knowledge:\n", LATE)),
-        "study.yaml:12: search.scheduler.grace_epochs: got 99, but a trial ends after 2 epochs",
-    ),
-    (
-        changed(("knowledge:\n", LATE.replace("asha", "median"))),
-        "study.yaml:12: search.scheduler.grace_epochs: got 99, but a trial ends after 2 epochs",
-    ),
     # common mistakes, except those that depend on the cluster and on files
     (
         changed(("temperature: 4", "temprature: 4")),

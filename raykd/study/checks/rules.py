@@ -242,7 +242,6 @@ def study_issues(study: Study) -> Iterator[Issue]:
     """Yield the issues of a study whose values have the right types."""
     yield from search_issues(study.search, task_objectives(study.learning_task))
     yield from task_issues(study)
-    yield from _scheduler_issues(study)
     if study.data.labels_per_class is not None or study.data.unlabeled is not None:
         yield from label_issues(study, _parts_of(study, Loss))
     if study.teacher is not None:
@@ -411,17 +410,6 @@ def _sampler_issues(search: Search) -> Iterator[Issue]:
     if len(search.objectives) > 1 and not sampler.several_objectives:
         message = f"sampler '{sampler.name}' supports one objective; got {len(search.objectives)}"
         yield Issue(place, message, "use tpe, or keep one objective and bound the others")
-
-
-def _scheduler_issues(study: Study) -> Iterator[Issue]:
-    grace, epochs = getattr(study.search.scheduler, "grace_epochs", 0), study.train.epochs
-    if grace > epochs:
-        message = (
-            f"got {grace}, but a trial ends after {epochs} epoch{'s' * (epochs > 1)} "
-            "(train.epochs): it could never be stopped early"
-        )
-        fix = f"write {epochs} or less, raise train.epochs, or write `scheduler: none`"
-        yield Issue(("search", "scheduler", "grace_epochs"), message, fix)
 
 
 def _teacher_part_issues(teacher: Teacher) -> Iterator[Issue]:
