@@ -239,10 +239,14 @@ def _verbs() -> dict[str, Any]:
 
 
 def _raykd_commands(text: str) -> list[str]:
-    """`raykd ...` in code, up to the end of the code or of the command."""
+    """`raykd ...` in code, up to the end of the code or of the command; no quoted names."""
     spans = re.findall(r"`+([^`]+)`+", text, re.DOTALL)
     lines = [line for span in spans for line in span.splitlines()]
-    return [found[0] for line in lines if (found := re.search(r"\braykd (?=[a-z-])[^&|>]*", line))]
+    return [
+        found[0]
+        for line in lines
+        if (found := re.search(r"(?<!\")\braykd (?=[a-z-])[^&|>]*", line))
+    ]
 
 
 def _exists(command: str) -> bool:

@@ -57,7 +57,7 @@ def test_mismatched_logits_raise(
         loss(torch.randn(student), torch.randn(teacher), labels)
 
 
-@pytest.mark.parametrize("loss", ON_LOGITS, ids=label)
+@pytest.mark.parametrize("loss", [each for each in ON_LOGITS if "softmax" in each.kinds], ids=label)
 def test_labels_must_be_integers(loss: ResponseLoss) -> None:
     logits = torch.randn(4, 5)
     with pytest.raises(ValueError, match=r"must be (integers|values of shape \(4, 5\))"):
