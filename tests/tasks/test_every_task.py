@@ -30,8 +30,7 @@ def default(cls: type[Task]) -> Task:
 def full(cls: type[Task]) -> Task:
     """Return a task with all metrics that it supports."""
     hint = get_type_hints(cls)["metrics"]
-    members, _ = get_args(hint)  # the names of the task, or those of code of the user
-    [names] = filter(None, map(get_args, get_args(members)))
+    [names] = (get_args(each) for each in get_args(hint) if get_args(each))
     return dataclasses.replace(default(cls), metrics=names)
 
 
