@@ -297,13 +297,13 @@ def test_search_evaluates_the_outputs_and_names_their_file(
     assert "same class as the teacher" in page
 
 
-def test_study_does_not_resume_with_other_outputs(searched: Path, folder: Path) -> None:
+def test_study_is_not_extended_with_other_outputs(searched: Path, folder: Path) -> None:
     file = folder / "outputs.parquet"
     content = file.read_bytes()
     try:
         table = pd.read_parquet(file)
         table.iloc[:-1].to_parquet(file)
-        refused = CliRunner().invoke(app, ["search", "--resume", str(searched)])
+        refused = CliRunner().invoke(app, ["extend", str(searched), "--trials", "+1"])
         assert refused.exit_code == 2 and "outputs.parquet" in refused.output
     finally:
         file.write_bytes(content)
