@@ -41,6 +41,7 @@ LabelsPerClass = Annotated[
         "samples are unlabeled. null: all are labeled",
     ),
 ]
+Channels = Annotated[Literal[1, 3], Field(description="Number of channels. 1: grayscale, 3: color")]
 Root = Annotated[
     str, Field(min_length=1, description="Folder of the data; downloads are stored there")
 ]

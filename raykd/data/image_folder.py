@@ -15,6 +15,7 @@ from pydantic import Field
 from raykd.data.augment import Augments
 from raykd.data.dataset import (
     PARTS,
+    Channels,
     Dataset,
     FileSplit,
     Fraction,
@@ -111,9 +112,7 @@ class ImageFolder(Source):
         Field(min_length=1, description="Folder of the test split. Requires `train_folder`"),
     ] = None
     size: Annotated[int, Field(ge=1, description="Height and width of the images, in pixels")] = 64
-    channels: Annotated[
-        Literal[1, 3], Field(description="Number of channels. 1: grayscale, 3: color")
-    ] = 3
+    channels: Channels = 3
     background: Annotated[
         Background,
         Field(description="Background color under transparent pixels. none: ignore transparency"),

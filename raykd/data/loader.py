@@ -136,9 +136,12 @@ class BatchLoader:
         self._view_seed = self._seed if views.seed is None else views.seed
         self._normalize = _Normalization(dataset, self.device)
         self._unlabeled = 0 if shuffle_seed is None else dataset.unlabeled
-        self._ratio = views.unlabeled
         # Sizes of the global batches in training, of this rank's batches in evaluation.
         self._sizes = self._share_sizes() if shuffle_seed is None else self._global_sizes()
+        # Numbers of unlabeled samples in the global batches.
+        ratio = views.unlabeled if self._unlabeled else 0.0
+        ends = [round(n * ratio) for n in itertools.accumulate(self._sizes)]
+        self._unlabeled_sizes = [last - first for first, last in itertools.pairwise([0, *ends])]
         if self.augment and not _is_images(split):
             raise ValueError(
                 "augmentation needs images, (N, C, H, W) uint8; set data.augment to []"
@@ -153,10 +156,7 @@ class BatchLoader:
 
     def global_size(self, step: int) -> int:
         """Return the number of samples in a training batch, over all ranks."""
-        if not self._unlabeled:
-            return self._sizes[step]
-        first, last = sum(self._sizes[:step]), sum(self._sizes[: step + 1])
-        return last - first + round(last * self._ratio) - round(first * self._ratio)
+        return self._sizes[step] + self._unlabeled_sizes[step]
 
     def epoch(
         self, epoch: int, *, view: int | None = None, steps: int | None = None
@@ -232,21 +232,20 @@ class BatchLoader:
         generator = torch.Generator().manual_seed(key_of(_ORDER, self._seed, epoch) >> 1)
         order = self._order(generator).to(self._row_device)
         batches = order.split(self._sizes)
-        if self._unlabeled:
+        if any(self._unlabeled_sizes):
             batches = self._with_unlabeled(batches, epoch)
         return [batch[self.rank :: self.world_size] for batch in batches]
 
     def _with_unlabeled(self, batches: Sequence[Tensor], epoch: int) -> list[Tensor]:
         """Add rows of unlabeled samples to the batches of an epoch."""
-        ends = [round(n * self._ratio) for n in itertools.accumulate(self._sizes)]
-        first, total = epoch * ends[-1], self._unlabeled
-        turns = range(first // total, (first + ends[-1] - 1) // total + 1)
+        count, total = sum(self._unlabeled_sizes), self._unlabeled
+        first = epoch * count
+        turns = range(first // total, (first + count - 1) // total + 1)
         keys = [key_of(_UNLABELED, self._seed, turn) >> 1 for turn in turns]
         generators = [torch.Generator().manual_seed(key) for key in keys]
         orders = [torch.randperm(total, generator=each) for each in generators]
-        rows = torch.cat(orders)[first % total :][: ends[-1]] + self._labeled
-        sizes = [last - start for start, last in itertools.pairwise([0, *ends])]
-        drawn = rows.to(self._row_device).split(sizes)
+        rows = torch.cat(orders)[first % total :][:count] + self._labeled
+        drawn = rows.to(self._row_device).split(self._unlabeled_sizes)
         return [torch.cat(pair) for pair in zip(batches, drawn, strict=True)]
 
     @property

@@ -17,6 +17,7 @@ from pydantic import Field
 from raykd.data.augment import Augments
 from raykd.data.dataset import (
     PARTS,
+    Channels,
     Dataset,
     Fraction,
     Limit,
@@ -92,9 +93,7 @@ class MaskFolder(Source):
             "which must be equal",
         ),
     ] = None
-    channels: Annotated[
-        Literal[1, 3], Field(description="Number of channels. 1: grayscale, 3: color")
-    ] = 3
+    channels: Channels = 3
     class_names: Annotated[
         tuple[str, ...] | None,
         Field(
@@ -362,8 +361,7 @@ def _mask_size(path: Path) -> tuple[int, int]:
 
 
 def _read(path: Path, sides: tuple[int, int] | None) -> np.ndarray:
-    """Return a mask, (H, W) uint8, resized to `sides`."""
-    _mask_size(path)
+    """Return a mask, (H, W) uint8, resized to `sides`; its header was checked before."""
     with naming(path), open_image(path) as image:
         image.load()
         if sides is None or image.size == (sides[1], sides[0]):

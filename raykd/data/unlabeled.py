@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import os
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +13,7 @@ from torch import Tensor
 from raykd.data.batch import Inputs
 from raykd.data.dataset import Dataset, Source, Split, Unlabeled
 from raykd.data.decode import SUFFIXES, decode_all
+from raykd.data.directory_tree import Folder
 from raykd.tasks.base import UNLABELED
 
 _CHOICE = 0x756E6C6162656C
@@ -145,16 +145,13 @@ def _files(folder: str) -> list[str]:
     """Return the images below a folder, without hidden ones.
 
     Raises:
-        ValueError: there are none.
+        ValueError: there are none, or a link leads outside the folder.
     """
     root = Path(folder).expanduser()
     if not root.is_dir():
         raise ValueError(f"unlabeled: there is no folder {root.absolute()}")
-    paths = []
-    for place, folders, names in os.walk(root):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        images = (n for n in names if Path(n).suffix.lower() in SUFFIXES and n[0] != ".")
-        paths += [os.path.relpath(os.path.join(place, name), root) for name in images]
+    folders = Folder.at(str(root.absolute())).walk(set())
+    paths = [image.path for folder in folders for image in folder.entries.images]
     if not paths:
         raise ValueError(
             f"unlabeled: {root.absolute()} has no image ({', '.join(sorted(SUFFIXES))})"

@@ -15,7 +15,7 @@ from helpers.cache_cases import described
 from helpers.training_cases import DIGITS, alone, taught, teacher, unnormalized, untimed
 from raykd.data import BatchLoader, Dataset, Placement, Source, ViewOptions
 from raykd.data.dataset import Split, Unlabeled
-from raykd.data.unlabeled import epoch_targets, remove_unlabeled
+from raykd.data.unlabeled import check_unlabeled, epoch_targets, remove_unlabeled
 from raykd.losses import LOSSES, Progress
 from raykd.schemes import LiveTeacher, StepOutput
 from raykd.storage import Storage
@@ -84,6 +84,14 @@ def test_folder_of_images_in_any_folders(tmp_path: Path) -> None:
     assert data.train.inputs[-2:, 0, 0, 0].tolist() == [100, 101]
 
 
+def test_link_out_of_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    Image.new("L", (8, 8)).save(tmp_path / "secret.png")
+    (tmp_path / "images/x.png").symlink_to(tmp_path / "secret.png")
+    with pytest.raises(ValueError, match=r"is a link to .*secret\.png, outside of"):
+        check_unlabeled(Unlabeled(folder=str(tmp_path / "images")))
+
+
 def test_limit_chooses_samples() -> None:
     settings = Unlabeled(data=OTHER, limit=20)
     assert dataclasses.replace(DIGITS, unlabeled=settings).load().unlabeled == 20
@@ -123,6 +131,12 @@ def test_every_batch_has_unlabeled_samples_at_the_ratio(ratio: float) -> None:
     assert len(seen) == 4 * round(200 * ratio)
     counts = torch.tensor(seen).unique(return_counts=True)[1]
     assert len(counts) == 90 and counts.max() - counts.min() <= 1, "each equally often"
+
+
+def test_ratio_below_one_sample_in_an_epoch_adds_none() -> None:
+    batches = loader(mixed().load(), 0.001)
+    assert sum(len(batch) for batch in batches.epoch(0)) == 200
+    assert batches.global_size(0) == 37
 
 
 def test_workers_share_the_batches() -> None:
