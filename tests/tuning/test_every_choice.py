@@ -48,13 +48,13 @@ def test_study_with_all_schemes_and_all_losses(tmp_path: Path) -> None:
         "tracking": {"uri": f"sqlite:///{tmp_path}/mlflow.db"},
     }
     study["teacher"]["train"] = {"epochs": 1, "batch_size": 32}
-    study["search"] = {"trials": 90, "sampler": "random", "finalists": 1, "replicates": 1}
+    study["search"] = {"trials": 120, "sampler": "random", "finalists": 1, "replicates": 1}
     file = tmp_path / "study.yaml"
     file.write_text(yaml.safe_dump(study))
     result = SearchRun(load_study(file)).run(LocalExecutor())
     trials = result.records.of("trial", "replicate", "alone", "teacher")
     assert {r.id: r.reason for r in trials if r.status != "finished"} == {}
-    assert len(result.records.of("trial")) == 90
+    assert len(result.records.of("trial")) == 120
     drawn = [record.job.study for record in result.records.of("trial")]
     assert set(Counter(point["scheme"]["name"] for point in drawn)) == SCHEME_NAMES
     losses = {
