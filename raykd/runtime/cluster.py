@@ -289,7 +289,9 @@ def ray_session(
 
         starts = not ray.is_initialized()
     starts_here = starts and not is_remote()
-    with session_token() if starts_here else nullcontext(), ExitStack() as stack:
+    if starts_here:
+        ensure_token()
+    with ExitStack() as stack:
         try:
             if starts:
                 stack.enter_context(swept(os.path.realpath(ray_folder()) if starts_here else None))
@@ -317,35 +319,19 @@ def ray_session(
                     _remove_session(folder)
 
 
-@contextmanager
-def session_token() -> Iterator[None]:
-    """Give a Ray session on this machine its own token if the user has none.
+def ensure_token() -> None:
+    """Give the Ray sessions that this process starts their own token if the user has none.
 
     Ray itself would write one to `~/.ray/auth_token`, readable by everybody, and fail if the home
     folder cannot be written.  A token file that others can read is not used.
 
-    Token and mode of authentication are restored afterwards: a Ray that another program of the
-    user starts later would wait for a token that no longer exists.  They stay in the process if
-    Ray is lost: threads of Ray that still run end the process where they find none.
+    The token stays in the environment after the session, as does the mode `RAY_AUTH_MODE` that Ray
+    sets.  Ray's C++ part reads the mode once for the life of the process, and ends the process, or
+    a Ray that is started below it, where the mode asks for a token and there is none.
     """
-    names = ("RAY_AUTH_TOKEN", "RAY_AUTH_MODE")  # Ray sets the mode when it starts
-    before = {name: os.environ.get(name) for name in names}
-    if not before["RAY_AUTH_TOKEN"] and (not has_token() or is_exposed(token_file())):
+    if not os.environ.get("RAY_AUTH_TOKEN") and (not has_token() or is_exposed(token_file())):
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
         ray_patches.reset_token_cache()
-    is_lost = False
-    try:
-        yield
-    except RayLost:
-        is_lost = True
-        raise
-    finally:
-        if not is_lost:
-            for name, value in before.items():
-                os.environ.pop(name, None)
-                if value is not None:
-                    os.environ[name] = value
-            ray_patches.reset_token_cache()
 
 
 def _shut_down() -> None:

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from raykd.errors import Problem, RayLost, Terminated
-from raykd.runtime.cluster import MAX_FOLDER_LENGTH, session_token
+from raykd.errors import Terminated
+from raykd.runtime.cluster import MAX_FOLDER_LENGTH, ensure_token
 from raykd.runtime.signals import (
     begin_cleanup,
     received_stop_signal,
@@ -107,65 +107,47 @@ def test_session_creates_token_if_user_has_none(
 ) -> None:
     """Ray would write one to the home folder, which may be read-only."""
     monkeypatch.setenv("HOME", str(tmp_path))
-    for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
-    with session_token():
-        assert len(os.environ["RAY_AUTH_TOKEN"]) == 64
-        os.environ["RAY_AUTH_MODE"] = "token"  # as Ray does
-    assert "RAY_AUTH_TOKEN" not in os.environ and not os.listdir(tmp_path)
-    assert "RAY_AUTH_MODE" not in os.environ, "other programs would wait for a token"
+    monkeypatch.delenv("RAY_AUTH_TOKEN_PATH", raising=False)
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "")
+    ensure_token()
+    token = os.environ["RAY_AUTH_TOKEN"]
+    assert len(token) == 64 and not os.listdir(tmp_path)
+    ensure_token()
+    assert os.environ["RAY_AUTH_TOKEN"] == token, "a second session has the same token"
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "")
     (tmp_path / ".ray").mkdir()
     file = tmp_path / ".ray/auth_token"
     file.write_text("user's")
     file.chmod(0o600)
-    with session_token():
-        assert "RAY_AUTH_TOKEN" not in os.environ, "the user's token is used"
+    ensure_token()
+    assert not os.environ["RAY_AUTH_TOKEN"], "the user's token is used"
     monkeypatch.setattr("raykd.runtime.cluster.is_exposed", lambda path: path == file)
-    with session_token():
-        assert len(os.environ["RAY_AUTH_TOKEN"]) == 64, "everybody can read the user's token"
+    ensure_token()
+    assert len(os.environ["RAY_AUTH_TOKEN"]) == 64, "everybody can read the user's token"
 
 
-def test_token_stays_if_ray_is_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Threads of Ray that still run would end the process without one."""
-    monkeypatch.setenv("HOME", str(tmp_path))
-    tokens: list[str] = []
-
-    def fail(error: BaseException) -> None:
-        with session_token():
-            tokens.append(os.environ["RAY_AUTH_TOKEN"])
-            raise error
-
-    monkeypatch.setenv("RAY_AUTH_TOKEN", "")
-    with pytest.raises(KeyboardInterrupt):
-        fail(KeyboardInterrupt())
-    assert not os.environ["RAY_AUTH_TOKEN"]
-    with pytest.raises(RayLost):
-        fail(RayLost(Problem("the raylet is gone")))
-    assert os.environ["RAY_AUTH_TOKEN"] == tokens[1] != tokens[0]
-    with session_token():
-        assert os.environ["RAY_AUTH_TOKEN"] == tokens[1], "a second session has the same token"
-
-
-SESSION = """\
+SESSIONS = """\
 import os
 from raykd.runtime.cluster import ray_session
 import ray
+from ray.cluster_utils import Cluster
 
 for _ in range(2):
     with ray_session(verbose=False):
         assert ray.get(ray.remote(lambda: 1).remote()) == 1
-        assert os.environ["RAY_AUTH_MODE"] == "token" and os.environ["RAY_AUTH_TOKEN"]
-    names = [name for name in os.environ if name.startswith("RAY_AUTH")]
-    assert not names, names
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})  # processes of their own
+os.environ["RAY_ADDRESS"] = cluster.address
+with ray_session(verbose=False):
+    assert ray.get(ray.remote(lambda: 2).remote()) == 2
+cluster.shutdown()
 """
 
 
 @pytest.mark.slow
-def test_session_leaves_no_authentication_behind(tmp_path: Path) -> None:
-    """A Ray that the user starts afterwards would wait for the token of the session."""
+def test_other_ray_starts_and_is_joined_after_session(tmp_path: Path) -> None:
+    """Ray's C++ part keeps the mode of authentication, and needs the token for it."""
     environment = {name: os.environ[name] for name in os.environ if "RAY_AUTH" not in name}
-    command = [sys.executable, "-c", SESSION]
+    command = [sys.executable, "-c", SESSIONS]
     run = subprocess.run(
         command,
         capture_output=True,
