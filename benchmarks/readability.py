@@ -375,8 +375,8 @@ def study_files(folder: Path) -> tuple[float, list[str]]:
     class SilentBus(EventBus):
         """Publish nothing: events are not on the way of a study to a job."""
 
-        def publish(self, event: Event) -> None:
-            pass
+        def publish(self, event: Event) -> Event:
+            return event
 
     recorder, signature = Recorder(), Signature(input_shape=(1, 8, 8), classes=10)
     with recorder.recording():

@@ -140,12 +140,13 @@ def test_worst_paused_trials_are_stopped_beyond_limits(
     most = 0
 
     class Watching(RecordingBus):
-        def publish(self, event: Event) -> None:
+        def publish(self, event: Event) -> Event:
             nonlocal most
-            world.journal.publish(event)
+            published = world.journal.publish(event)
             waiting = {e.id for e in world.journal.of(RunPaused)}
             waiting -= {e.id for e in world.journal.of(RunEnded)}
             most = max(most, len(waiting) if isinstance(event, EpochFinished) else 0)
+            return published
 
     explorer = explore(world, curve, journal=Watching())
     notes = tagged(world, "warning_paused")
@@ -165,10 +166,11 @@ class Fragile(RecordingBus):
     def __init__(self, journal: RecordingBus, end: int) -> None:
         self.journal, self.end = journal, end
 
-    def publish(self, event: Event) -> None:
-        self.journal.publish(event)
+    def publish(self, event: Event) -> Event:
+        published = self.journal.publish(event)
         if len(self.journal.events) >= self.end:
             raise Crash
+        return published
 
 
 @pytest.mark.parametrize("scheduler", [Asha(), Hyperband()])
@@ -239,11 +241,12 @@ def test_extension_interrupted_after_promotion_is_resumed(tmp_path: Path) -> Non
     promoted: list[str] = []
 
     class Interrupting(RecordingBus):
-        def publish(self, event: Event) -> None:
-            world.journal.publish(event)
+        def publish(self, event: Event) -> Event:
+            published = world.journal.publish(event)
             if isinstance(event, RunPromoted) and event.id in stopped:
                 promoted.append(event.id)
                 raise Crash
+            return published
 
     with pytest.raises(Crash):
         explore(world, weaker_later, journal=Interrupting())
