@@ -65,11 +65,34 @@ class Root:
         path: absolute path, as the user gave it.
         real: path without links.
         links: links to follow.
+        source: name of the data source, for messages.
+        option: key of the study that allows all links; None if there is none.
     """
 
     path: str
     real: str
-    links: Links = "inside"
+    links: Links
+    source: str
+    option: str | None
+
+    @classmethod
+    def of(
+        cls, source: str, path: str, links: Links = "inside", option: str | None = "data.links"
+    ) -> Root:
+        """Return the root at an absolute path that exists."""
+        return cls(path, os.path.realpath(path), links, source, option)
+
+    def folder(self) -> Folder:
+        return Folder(self, "", (self.real,))
+
+    def check_entry(self, path: str) -> None:
+        """Check a file or folder, given relative to the root, that may be a link or below one.
+
+        Raises:
+            ValueError: it leads outside the root.
+        """
+        full = os.path.join(self.path, path)
+        self.check_link(full, os.path.realpath(full))
 
     def check_link(self, path: str, target: str) -> None:
         """Check that a link may be followed.
@@ -79,10 +102,10 @@ class Root:
         """
         inside = os.path.commonpath([self.real, target]) == self.real
         if not inside and self.links == "inside":
+            follow = f", or follow such links by {self.option}: anywhere" if self.option else ""
             raise ValueError(
-                f"image_folder: {printable(path)} is a link to {printable(target)}, outside of "
-                f"{printable(self.path)}; copy the files into it, or follow such links by "
-                "data.links: anywhere"
+                f"{self.source}: {printable(path)} is a link to {printable(target)}, outside of "
+                f"{printable(self.path)}; copy the files into it{follow}"
             )
 
 
@@ -102,7 +125,7 @@ class Folder:
 
     @classmethod
     def at(cls, path: str, links: Links = "inside") -> Folder:
-        """Return the root folder at an absolute path.
+        """Return the root folder of `image_folder` at an absolute path.
 
         Raises:
             ValueError: there is no such folder.
@@ -113,8 +136,7 @@ class Folder:
                 f"image_folder: {printable(path)} is {kind}; set data.root to a folder with one "
                 "folder per class, or with train/ (and val/, test/) that hold them"
             )
-        real = os.path.realpath(path)
-        return cls(Root(path, real, links), "", (real,))
+        return Root.of("image_folder", path, links).folder()
 
     @property
     def name(self) -> str:
@@ -179,7 +201,7 @@ class Folder:
                 return sorted(entries, key=lambda entry: entry.name)
         except OSError as error:
             raise ValueError(
-                f"image_folder: {printable(full)} cannot be read ({error.strerror}); make it "
+                f"{self.root.source}: {printable(full)} cannot be read ({error.strerror}); make it "
                 "readable, or remove it"
             ) from None
 

@@ -38,7 +38,8 @@ from raykd.data.decode import (
     naming,
     open_image,
 )
-from raykd.data.directory_tree import is_hidden
+from raykd.data.directory_tree import Links, is_hidden
+from raykd.data.directory_tree import Root as TreeRoot
 from raykd.data.download import folder_path
 from raykd.data.pixels import PLAIN
 from raykd.data.splits import dataset_of_splits
@@ -102,6 +103,9 @@ class MaskFolder(Source):
             "otherwise the class numbers in the training masks",
         ),
     ] = None
+    links: Annotated[
+        Links, Field(description="Symbolic links to follow: only those inside `root`, or anywhere")
+    ] = "inside"
     test: TestFraction = 0.2
     val: Fraction = 0.1
     split_seed: SplitSeed = 0
@@ -176,6 +180,7 @@ class MaskFolder(Source):
     def _names(self) -> tuple[str, ...]:
         """Return the class names; () if they are not listed."""
         file = Path(self._root) / CLASSES
+        TreeRoot.of(self.name, self._root, self.links).check_entry(CLASSES)
         names = self.class_names
         if names is None and file.is_file():
             names = tuple(line.strip() for line in file.read_text().splitlines() if line.strip())
@@ -193,9 +198,11 @@ class MaskFolder(Source):
         """List the images and masks.
 
         Raises:
-            ValueError: a folder is missing, or an image has no mask or a mask no image.
+            ValueError: a folder is missing, an image has no mask or a mask no image, or a link
+                leads outside the root.
         """
         root = Path(self._root)
+        tree = TreeRoot.of(self.name, self._root, self.links)
         images: list[str] = []
         masks: list[str] = []
         rows: dict[str, np.ndarray] = {}
@@ -203,6 +210,9 @@ class MaskFolder(Source):
             if part != "train" and not (root / part).is_dir():
                 continue
             pairs = _list_pairs(root, part)
+            for image, mask in pairs:
+                tree.check_entry(image)
+                tree.check_entry(mask)
             rows[part] = np.arange(len(images), len(images) + len(pairs))
             images += [image for image, _ in pairs]
             masks += [mask for _, mask in pairs]

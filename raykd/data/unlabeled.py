@@ -13,7 +13,7 @@ from torch import Tensor
 from raykd.data.batch import Inputs
 from raykd.data.dataset import Dataset, Source, Split, Unlabeled
 from raykd.data.decode import SUFFIXES, decode_all
-from raykd.data.directory_tree import Folder
+from raykd.data.directory_tree import Root
 from raykd.tasks.base import UNLABELED
 
 _CHOICE = 0x756E6C6162656C
@@ -150,7 +150,8 @@ def _files(folder: str) -> list[str]:
     root = Path(folder).expanduser()
     if not root.is_dir():
         raise ValueError(f"unlabeled: there is no folder {root.absolute()}")
-    folders = Folder.at(str(root.absolute())).walk(set())
+    tree = Root.of("unlabeled", str(root.absolute()), option=None)
+    folders = tree.folder().walk(set())
     paths = [image.path for folder in folders for image in folder.entries.images]
     if not paths:
         raise ValueError(

@@ -206,6 +206,24 @@ def write_mask_folder_again(root: Path) -> Path:
     return root
 
 
+@pytest.mark.parametrize(
+    "place", ["train/images/004.png", "train/masks/004.png", "train/masks", "classes.txt"]
+)
+def test_links_out_of_root_are_refused(root: Path, tmp_path: Path, place: str) -> None:
+    outside = tmp_path / "elsewhere"
+    (root / place).rename(outside)
+    (root / place).symlink_to(outside)
+    with pytest.raises(ValueError, match=r"mask_folder: .* is a link to .*data\.links: anywhere"):
+        MaskFolder(root=str(root)).check()
+    MaskFolder(root=str(root), links="anywhere").check()
+
+
+def test_links_inside_root_are_followed(root: Path) -> None:
+    (root / "train/masks").rename(root / "kept")
+    (root / "train/masks").symlink_to("../kept")
+    MaskFolder(root=str(root)).check()
+
+
 def test_too_few_images(tmp_path: Path) -> None:
     write_pairs(tmp_path / "train", 1)
     with pytest.raises(ValueError, match="1 training images are too few to leave some for test"):
