@@ -7,7 +7,7 @@ validation split.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import inf
 from typing import Any, Literal
 
@@ -70,13 +70,31 @@ METRICS: dict[str, Metric] = {
 _NUMBER = Metric("max", -inf, inf, is_share=False)
 
 
+_declared: dict[str, Metric] = {}
+
+
+def metric_name(text: str) -> str:
+    """Return the name of a metric of a task; `metrics.py:Kappa` is called Kappa."""
+    return text.rpartition(":")[2]
+
+
+def declare_direction(name: str, direction: Direction) -> None:
+    """Set the better direction of a metric of the user, as its study gives it."""
+    if name not in METRICS:
+        _declared[name] = replace(_NUMBER, direction=direction)
+
+
 def facts_of(name: str) -> Metric:
     """Return the facts of a metric, by its name with or without a split.
 
     A name ending in "accuracy" is a share; any other unknown metric is a plain number.
     """
+    if name in _declared:  # it may begin like a split
+        return _declared[name]
     split, _, rest = name.partition("_")
     name = rest if split in SPLITS else name
+    if name in _declared:
+        return _declared[name]
     return METRICS.get(name, METRICS["accuracy"] if name.endswith("accuracy") else _NUMBER)
 
 
@@ -92,4 +110,8 @@ def lead_metric(settings: Mapping[str, Any]) -> str:
     objectives = settings.get("search", {}).get("objectives", {})
     names = [name.removeprefix("val_") for name in objectives if name.startswith("val_")]
     task = settings.get("task") or {}
-    return next((name for name in names if name != "loss"), task.get("metrics", ["accuracy"])[0])
+    listed = task.get("metrics", ["accuracy"])
+    for text in listed:
+        if ":" in text and f"val_{metric_name(text)}" in objectives:
+            declare_direction(metric_name(text), objectives[f"val_{metric_name(text)}"])
+    return next((name for name in names if name != "loss"), metric_name(listed[0]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import operator
@@ -322,7 +323,9 @@ class Study:
         task = self.task or self.data.default_task()
         object.__setattr__(self, "task", task)
         if not self.search.objectives:
-            lead: dict[str, Direction] = {f"val_{task.lead}": task.direction(task.lead)}
+            lead: dict[str, Direction] = {f"val_{task.lead}": "max"}
+            with contextlib.suppress(ValueError):  # a metric of the user, refused by the checks
+                lead = {f"val_{task.lead}": task.direction(task.lead)}
             search = replaced_unchecked(self.search, objectives=lead)
             object.__setattr__(self, "search", search)
 

@@ -20,6 +20,8 @@ from raykd.tasks.statistics import (
     share,
     value_metric,
 )
+from raykd.tasks.user_metrics import user_metric_direction
+from raykd.user_code import is_user_code
 
 Kind = Literal["softmax", "sigmoid", "real", "dense"]
 """Kind of a response: one of the classes, each label by itself, real values, or one of the classes
@@ -88,10 +90,22 @@ class Task:
     @property
     def lead(self) -> str:
         """Name of the leading metric."""
-        return self.metrics[0]
+        return self.metric_names[0]
+
+    @property
+    def metric_names(self) -> tuple[str, ...]:
+        """Names of the metrics, as in `val_NAME`."""
+        return tuple(text.rpartition(":")[2] for text in self.metrics)
 
     def direction(self, metric: str) -> Direction:
-        """Return the better direction of a metric of this task."""
+        """Return the better direction of a metric of this task.
+
+        Raises:
+            ValueError: it is code of the user that does not fit.
+        """
+        text = dict(zip(self.metric_names, self.metrics, strict=True)).get(metric, metric)
+        if is_user_code(text):
+            return user_metric_direction(text)
         return facts_of(metric).direction
 
     @property

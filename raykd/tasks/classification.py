@@ -14,6 +14,7 @@ from torch.nn.functional import cross_entropy
 from raykd.registry import option
 from raykd.tasks.base import UNLABELED, LabelLoss, Task
 from raykd.tasks.statistics import MeanStatistic, Statistic, class_metric, hits
+from raykd.tasks.user_metrics import UserMetric
 
 ClassMetric = Literal[
     "accuracy",
@@ -57,11 +58,11 @@ class Classification(Task):
 
     name: Literal["classification"] = "classification"
     metrics: Annotated[
-        tuple[ClassMetric, ...],
+        tuple[ClassMetric | UserMetric, ...],
         Field(
             min_length=1,
-            description="Metrics of the validation and test splits. The first is the default "
-            "objective of a search",
+            description="Metrics of the validation and test splits; FILE.py:NAME for your own. "
+            "The first is the default objective of a search",
         ),
     ] = ("accuracy",)
     class_weights: Annotated[

@@ -18,6 +18,7 @@ from raykd.tasks.statistics import (
     cosines,
     similarity_correlation,
 )
+from raykd.tasks.user_metrics import UserMetric
 
 VectorMetric = Literal["similarity_spearman", "cosine", "teacher_agreement"]
 
@@ -41,11 +42,11 @@ class Embedding(Task):
 
     name: Literal["embedding"] = "embedding"
     metrics: Annotated[
-        tuple[VectorMetric, ...],
+        tuple[VectorMetric | UserMetric, ...],
         Field(
             min_length=1,
-            description="Metrics of the validation and test splits. The first is the default "
-            "objective of a search",
+            description="Metrics of the validation and test splits; FILE.py:NAME for your own. "
+            "The first is the default objective of a search",
         ),
     ] = ("similarity_spearman", "cosine")
     loss: Annotated[

@@ -20,6 +20,7 @@ from raykd.tasks.statistics import (
     label_metric,
     whole_hits,
 )
+from raykd.tasks.user_metrics import UserMetric
 
 LabelMetric = Literal[
     "mean_average_precision",
@@ -53,11 +54,11 @@ class MultiLabel(Task):
 
     name: Literal["multi_label"] = "multi_label"
     metrics: Annotated[
-        tuple[LabelMetric, ...],
+        tuple[LabelMetric | UserMetric, ...],
         Field(
             min_length=1,
-            description="Metrics of the validation and test splits. The first is the default "
-            "objective of a search",
+            description="Metrics of the validation and test splits; FILE.py:NAME for your own. "
+            "The first is the default objective of a search",
         ),
     ] = ("mean_average_precision",)
     positive_weights: Annotated[

@@ -13,6 +13,7 @@ from torch.nn.functional import huber_loss, l1_loss, mse_loss
 from raykd.registry import option
 from raykd.tasks.base import LabelLoss, Task, is_labeled, without_unlabeled
 from raykd.tasks.statistics import Statistic, absolute_errors, value_metric
+from raykd.tasks.user_metrics import UserMetric
 
 ValueMetric = Literal["r2", "mae", "rmse", "spearman", "pearson", "teacher_agreement"]
 
@@ -32,11 +33,11 @@ class Regression(Task):
 
     name: Literal["regression"] = "regression"
     metrics: Annotated[
-        tuple[ValueMetric, ...],
+        tuple[ValueMetric | UserMetric, ...],
         Field(
             min_length=1,
-            description="Metrics of the validation and test splits. The first is the default "
-            "objective of a search",
+            description="Metrics of the validation and test splits; FILE.py:NAME for your own. "
+            "The first is the default objective of a search",
         ),
     ] = ("r2", "mae")
     loss: Annotated[

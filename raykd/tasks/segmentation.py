@@ -23,6 +23,7 @@ from raykd.tasks.statistics import (
     position_hits,
     worst_class_iou,
 )
+from raykd.tasks.user_metrics import UserMetric
 
 PositionMetric = Literal[
     "mean_iou", "mean_dice", "worst_class_iou", "pixel_accuracy", "teacher_agreement"
@@ -52,11 +53,11 @@ class Segmentation(Task):
 
     name: Literal["segmentation"] = "segmentation"
     metrics: Annotated[
-        tuple[PositionMetric, ...],
+        tuple[PositionMetric | UserMetric, ...],
         Field(
             min_length=1,
-            description="Metrics of the validation and test splits. The first is the default "
-            "objective of a search",
+            description="Metrics of the validation and test splits; FILE.py:NAME for your own. "
+            "The first is the default objective of a search",
         ),
     ] = ("mean_iou", "pixel_accuracy")
 

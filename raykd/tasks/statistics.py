@@ -6,12 +6,17 @@ workers.  All other metrics are those of torchmetrics, on the responses of the w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity, normalize
+
+if TYPE_CHECKING:
+    from torchmetrics import Metric
 
 SIMILARITY_SAMPLES = 1000
 """Maximum number of samples whose pairwise similarities are compared, evenly spaced."""
@@ -57,7 +62,31 @@ class CountStatistic:
     value: Callable[[Tensor], float]
 
 
-Statistic = MeanStatistic | SplitStatistic | CountStatistic
+@dataclass(frozen=True)
+class MergedStatistic:
+    """Metric of torchmetrics that is updated batch by batch, and merged over the workers.
+
+    Attributes:
+        build: returns a new metric, without samples.
+    """
+
+    build: Callable[[], Metric]
+
+    def value(self, states: Iterable[Mapping[str, Any]]) -> float:
+        """Return the metric of all samples.
+
+        Args:
+            states: `metric_state` of the metrics of all workers.
+        """
+        metric = self.build()
+        for state in states:
+            metric.merge_state(dict(state))
+        with warnings.catch_warnings():  # it was merged, not updated
+            warnings.filterwarnings("ignore", message="The ``compute`` method of metric")
+            return float(metric.compute())
+
+
+Statistic = MeanStatistic | SplitStatistic | CountStatistic | MergedStatistic
 
 
 def hits(response: Tensor, targets: Tensor) -> Tensor:

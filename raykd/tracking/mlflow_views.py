@@ -170,7 +170,8 @@ def _lead(state: JournalState) -> str:
     assert state.study is not None
     names = [name.removeprefix("val_") for name in _objectives(state) if name.startswith("val_")]
     task = state.study.resolved.get("task") or {}
-    return next((name for name in names if name != "loss"), task.get("metrics", ["accuracy"])[0])
+    first = task.get("metrics", ["accuracy"])[0].rpartition(":")[2]  # or code, FILE.py:NAME
+    return next((name for name in names if name != "loss"), first)
 
 
 def _objectives(state: JournalState) -> Mapping[str, str]:

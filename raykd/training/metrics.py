@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -17,9 +17,17 @@ from raykd.metrics import AGREEMENT
 from raykd.schemes import StepOutput
 from raykd.tasks import Classification, Task
 from raykd.tasks.base import is_labeled
-from raykd.tasks.statistics import CountStatistic, MeanStatistic, SplitStatistic
+from raykd.tasks.statistics import (
+    CountStatistic,
+    MeanStatistic,
+    MergedStatistic,
+    SplitStatistic,
+    Statistic,
+)
+from raykd.tasks.user_metrics import user_statistic
 from raykd.training.stored_outputs import respond
 from raykd.training.teacher_responses import Autocast, TeacherResponses
+from raykd.user_code import is_user_code
 
 EVALUATION_BATCH = 512
 """Minimum number of samples in an evaluation batch, over all ranks."""
@@ -47,6 +55,7 @@ def evaluate(
     autocast: Autocast = nullcontext,
     world: int = 1,
     teacher: Tensor | None = None,
+    shift: Sequence[float] = (),
 ) -> dict[str, float]:
     """Compute the mean loss and the metrics of a network.
 
@@ -60,6 +69,7 @@ def evaluate(
         world: number of ranks; each of them calls this and gets the result over all samples.
         teacher: responses of the teacher for these samples, in the same order, (N, C), or its most
             likely classes, (N, H, W); None: the agreement with a teacher is not measured.
+        shift: mean of the targets (`Dataset.target_mean`), for metrics of the user.
 
     Returns:
         loss, the mean label loss (without label smoothing and class weights), and the metrics of
@@ -68,7 +78,7 @@ def evaluate(
     Raises:
         ValueError: there are no samples.
     """
-    meter = _Meter(task, scale, device, teacher)
+    meter = _Meter(task, scale, device, teacher, shift)
     was_training = model.training
     model.eval()
     try:
@@ -94,15 +104,23 @@ class _Meter:
         scale: Sequence[float],
         device: torch.device | str,
         teacher: Tensor | None = None,
+        shift: Sequence[float] = (),
     ) -> None:
         self._task = task
         self._teacher = teacher
-        statistics = {n: task.statistic(n, scale) for n in task.metrics if n != AGREEMENT}
-        if AGREEMENT in task.metrics and teacher is not None:
-            statistics[AGREEMENT] = task.agreement()
+        statistics: dict[str, Statistic] = {}
+        for name, text in zip(task.metric_names, task.metrics, strict=True):
+            if is_user_code(text):
+                statistics[name] = user_statistic(text, task.kind, scale, shift)
+            elif name != AGREEMENT:
+                statistics[name] = task.statistic(text, scale)
+            elif teacher is not None:
+                statistics[name] = task.agreement()
         self._means = {n: s for n, s in statistics.items() if isinstance(s, MeanStatistic)}
         self._wholes = {n: s for n, s in statistics.items() if isinstance(s, SplitStatistic)}
         self._counts = {n: s for n, s in statistics.items() if isinstance(s, CountStatistic)}
+        self._merged = {n: s for n, s in statistics.items() if isinstance(s, MergedStatistic)}
+        self._updated = {name: statistic.build() for name, statistic in self._merged.items()}
         self._total = torch.zeros(1 + len(self._means), dtype=torch.float64, device=device)
         self._samples = 0
         self._counted: int | Tensor = 0
@@ -125,6 +143,8 @@ class _Meter:
                 shared[statistic.counts] = statistic.counts(response, reference)
             batch = shared[statistic.counts]
             self._sums[name] = self._sums[name] + batch if name in self._sums else batch
+        for metric in self._updated.values():
+            metric.update(response.cpu(), targets.cpu())
         if self._wholes:
             columns = {"response": response, "targets": targets, **references}
             self._responses.append({name: each.cpu() for name, each in columns.items()})
@@ -151,12 +171,14 @@ class _Meter:
         metrics = {name: total / samples for name, total in zip(names, totals, strict=True)}
         for name, counts in self._all_counts(world).items():
             metrics[name] = self._counts[name].value(counts)
+        for name, states in self._all_states(world).items():
+            metrics[name] = self._merged[name].value(states)
         if self._wholes:
             columns = self._gathered(world)
             response, targets = columns.pop("response"), columns.pop("targets")
             for name, statistic in self._wholes.items():
                 metrics[name] = statistic.value(response, columns.get(name, targets))
-        return {n: metrics[n] for n in ("loss", *self._task.metrics) if n in metrics}
+        return {n: metrics[n] for n in ("loss", *self._task.metric_names) if n in metrics}
 
     def _all_counts(self, world: int) -> dict[str, Tensor]:
         """Return the counts of all ranks on the CPU, as float64, by metric."""
@@ -171,6 +193,17 @@ class _Meter:
             name: torch.stack([share[name] for share in shares if share]).sum(0).double()
             for name in self._counts
         }
+
+    def _all_states(self, world: int) -> dict[str, list[dict[str, Any]]]:
+        """Return the states of metrics of all ranks, by metric."""
+        if not self._updated:
+            return {}
+        mine = {name: metric.metric_state for name, metric in self._updated.items()}
+        shares = [mine]
+        if world > 1:
+            shares = [{} for _ in range(world)]
+            dist.all_gather_object(shares, mine)
+        return {name: [share[name] for share in shares] for name in mine}
 
     def _gathered(self, world: int) -> dict[str, Tensor]:
         """Return the tensors of all ranks on the CPU, floats as float64."""
@@ -220,6 +253,7 @@ def evaluate_split(
         autocast=autocast,
         world=placement.world_size,
         teacher=responses,
+        shift=data.target_mean,
     )
     return {f"{split}_{name}": value for name, value in metrics.items()}
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from raykd.data import Dataset
 from raykd.errors import Problem, StudyError
 from raykd.study.checks.load import Check, open_study
-from raykd.study.checks.rules import check_models
+from raykd.study.checks.rules import check_models, check_user_metrics
 from raykd.study.config import Study
 from raykd.study.open_study import OpenStudy
 from raykd.study.yaml_file import Document, parse_place, read_document
@@ -20,7 +20,7 @@ from raykd.tuning.teacher_store import (
     resolve_model_versions,
 )
 
-CHECKS: tuple[Check, ...] = (check_teacher_weights, check_models)
+CHECKS: tuple[Check, ...] = (check_teacher_weights, check_models, check_user_metrics)
 """Checks of files and models that a study names, before anything starts."""
 
 

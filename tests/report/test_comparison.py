@@ -25,7 +25,7 @@ from raykd.cli.commands import app
 from raykd.errors import StudyError
 from raykd.layer_study.significance import correct_holm
 from raykd.report.comparison import sources
-from raykd.report.comparison.arms import Metric
+from raykd.report.comparison.arms import Metric, choose_metric
 from raykd.report.comparison.choices import associations
 from raykd.report.comparison.comparison import Comparison
 from raykd.report.comparison.differences import short_value
@@ -161,6 +161,12 @@ def test_other_objectives_leave_common_ones(folders: dict[str, Path]) -> None:
     [fronts] = compared.fronts
     assert list(fronts.objectives) == ["val_accuracy"]
     assert all(front.volume is None and len(front.front) == 1 for front in fronts.members)
+
+
+def test_direction_of_a_test_metric_is_that_of_the_objective() -> None:
+    training = Training("t", "replicate", "finished", "", 1, {}, {"test_Misses": 3.0}, None)
+    member = Member("a", (training,), {"val_Misses": "min"}, Data(), Place())
+    assert choose_metric([member], "test_Misses", None).smaller
 
 
 def test_only_differences_are_listed(comparison: Comparison) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import pickle
-from typing import get_args, get_type_hints
+from typing import Literal, get_args, get_origin, get_type_hints
 
 import pytest
 import torch
@@ -29,8 +29,10 @@ def default(cls: type[Task]) -> Task:
 
 def full(cls: type[Task]) -> Task:
     """Return a task with all metrics that it supports."""
-    hint = get_type_hints(cls)["metrics"]
-    [names] = (get_args(each) for each in get_args(hint) if get_args(each))
+    members, _ = get_args(get_type_hints(cls)["metrics"])
+    if get_origin(members) is not Literal:  # or code of the user
+        members = next(each for each in get_args(members) if get_origin(each) is Literal)
+    names = get_args(members)
     return dataclasses.replace(default(cls), metrics=names)
 
 

@@ -138,7 +138,7 @@ def choose_metric(members: Sequence[Member], name: str | None, smaller: bool | N
     objectives = {key: way for member in members for key, way in member.objectives.items()}
     chosen = name or _usual_metric(counts, present, list(objectives))
     if smaller is None:
-        way = objectives.get(chosen)
+        way = objectives.get(chosen, objectives.get(re.sub("^test_", "val_", chosen)))
         smaller = way == "min" if way is not None else bool(LESS_IS_BETTER.search(chosen))
     values = [t.metrics.get(chosen, 0.0) for member in members for t in member.trainings]
     is_fraction = all(0 <= value <= 1 for value in values if math.isfinite(value))

@@ -162,6 +162,8 @@ class Reader:
             return self._union([self.type(member) for member in members])
         if "const" in node or "enum" in node:
             return _among(node.get("type", "string"), node.get("enum") or (node["const"],))
+        if "pattern" in node and "examples" in node:  # many names of one form
+            return _among(node.get("type", "string"), node["examples"])
         if node.get("type") == "array":
             return self._list(node)
         kind = str(node.get("type", "any value")).replace("object", "mapping")

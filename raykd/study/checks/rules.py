@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import time
 from collections.abc import Iterator, Mapping
@@ -31,7 +32,8 @@ from raykd.study.open_study import BoundStudy, OpenStudy
 from raykd.study.space.space import Space
 from raykd.study.yaml_file import Place, dotted, parse_place
 from raykd.tasks import KINDS, TASKS, Kind, Task
-from raykd.user_code import ALLOW
+from raykd.tasks.user_metrics import build_user_metric, try_user_metric
+from raykd.user_code import ALLOW, is_user_code
 
 T = TypeVar("T")
 
@@ -256,7 +258,12 @@ def study_issues(study: Study) -> Iterator[Issue]:
 
 def task_objectives(task: Task) -> dict[str, Direction]:
     """Return the objectives of a study of this task."""
-    return objectives_of(task.metrics, [task.train_metric])
+    objectives = objectives_of(task.metric_names, [task.train_metric])
+    for name, text in zip(task.metric_names, task.metrics, strict=True):
+        if is_user_code(text):
+            with contextlib.suppress(ValueError):  # an issue of the task
+                objectives[f"val_{name}"] = task.direction(name)
+    return objectives
 
 
 def task_issues(study: Study) -> Iterator[Issue]:
@@ -272,6 +279,7 @@ def task_issues(study: Study) -> Iterator[Issue]:
         return
     if len(set(task.metrics)) < len(task.metrics):
         yield Issue(("task", "metrics"), "a metric is listed twice", "remove one of them")
+    yield from _user_metric_issues(study)
     if AGREEMENT in task.metrics and study.teacher is None:
         message = f"'{AGREEMENT}' compares the student with the `teacher` of the study; it has none"
         fix = f"add `teacher: {{...}}`, or remove {AGREEMENT}"
@@ -317,6 +325,41 @@ def _response_issues(study: Study) -> Iterator[Issue]:
             message = f"a file has outputs of samples, and task '{task.name}' needs maps of scores"
             fix = "give the teacher a `model`, with or without `weights`"
             yield Issue((*place, "outputs"), message, fix)
+
+
+def _user_metric_issues(study: Study) -> Iterator[Issue]:
+    """Yield the issues of metrics of the user."""
+    task = study.learning_task
+    names = task.metric_names
+    for number, text in enumerate(task.metrics):
+        if not is_user_code(text):
+            continue
+        place, name = ("task", "metrics", number), names[number]
+        if name in METRICS or names.count(name) > 1:
+            message = f"another metric is called {name}, too"
+            yield Issue(place, message, "rename the class")
+            continue
+        try:
+            build_user_metric(text)
+        except ValueError as error:
+            yield Issue(place, str(error))
+            continue
+        if number == 0 and f"val_{name}" not in study.search.objectives:
+            message = f"the first metric compares networks, and val_{name} is no objective"
+            fix = f"add it to search.objectives, or list another metric before {text}"
+            yield Issue(place, message, fix)
+
+
+def check_user_metrics(study: Study, signature: Signature | None) -> Iterator[Problem]:
+    """Try the metrics of the user on random responses (a `Check`)."""
+    task = study.learning_task
+    for number, text in enumerate(task.metrics):
+        if signature is None or not is_user_code(text):
+            continue
+        try:
+            try_user_metric(text, task.kind, signature.classes)
+        except ValueError as error:
+            yield Problem(str(error), path=f"task.metrics[{number}]")
 
 
 def _options_by_kind(study: Study) -> Iterator[tuple[Place, Loss | Scheme | Proxy]]:
