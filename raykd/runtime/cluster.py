@@ -53,6 +53,14 @@ RAY_SETTINGS = {
 
 LOCAL_RAY_SETTINGS = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}  # one process less for each slot
 
+SPIN_SETTING = ("GOMP_SPINCOUNT", "5000")
+"""Turns for which a thread of PyTorch on a CPU waits busily for the others (GNU OpenMP).
+
+The default is hundreds of thousands, some milliseconds.  If another process uses one of the cores, the
+threads then burn the time in which the last of them could compute: a convolutional teacher in two
+threads takes 10 times as long (docs/runtime.md).
+"""
+
 START_ATTEMPTS = 4
 """Attempts to start Ray on a machine so busy that its raylet gives up waiting for its agents."""
 
@@ -262,6 +270,12 @@ def is_initialized() -> bool:
     return ray is not None and ray.is_initialized()
 
 
+def thread_settings() -> dict[str, str]:
+    """Return the environment variables for the threads of slots; user's settings count."""
+    name, default = SPIN_SETTING
+    return {} if "OMP_WAIT_POLICY" in os.environ else {name: os.environ.get(name, default)}
+
+
 @contextmanager
 def ray_session(
     *, verbose: bool, groups: bool = True, slots: int = 0, code: Sequence[Path] = ()
@@ -280,7 +294,8 @@ def ray_session(
         StudyError: the cluster cannot be joined.
         RayLost: Ray was started here, and one of its processes ended.
     """
-    for name, value in (RAY_SETTINGS if is_remote() else RAY_SETTINGS | LOCAL_RAY_SETTINGS).items():
+    settings = RAY_SETTINGS | ({} if is_remote() else LOCAL_RAY_SETTINGS) | thread_settings()
+    for name, value in settings.items():
         os.environ.setdefault(name, value)
     threading.Thread(target=_import_ahead, daemon=True).start()  # now that the settings are set
     with warnings.catch_warnings():
@@ -426,7 +441,8 @@ def _connect(verbose: bool, groups: bool, slots: int, code: Sequence[Path]) -> N
         return
     modules = [str(module) for module in (Path(__file__).parents[1], *code)]  # raykd itself first
     try:
-        ray.init(address="auto", runtime_env={"py_modules": modules}, **settings)
+        shipped = {"py_modules": modules, "env_vars": thread_settings()}
+        ray.init(address="auto", runtime_env=shipped, **settings)
     except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
         raise join_error(os.environ["RAY_ADDRESS"], str(error)) from None
 

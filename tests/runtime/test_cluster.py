@@ -13,10 +13,12 @@ import pytest
 from raykd.errors import StudyError
 from raykd.runtime import cluster as ray_cluster
 from raykd.runtime.cluster import (
+    SPIN_SETTING,
     _cpu_quota,
     is_remote,
     plan_slots,
     this_machine,
+    thread_settings,
     usable_cpus,
 )
 from raykd.study.config import Cluster
@@ -177,11 +179,11 @@ from raykd.runtime.cluster import ray_session
 @ray.remote(num_cpus=1)
 def seen():
     import sys
-    return os.getpid(), "raykd.runtime.worker" in sys.modules, os.environ["RAY_CHDIR_TO_TRIAL_DIR"]
+    names = "RAY_CHDIR_TO_TRIAL_DIR", "GOMP_SPINCOUNT"
+    return "raykd.runtime.worker" in sys.modules, *map(os.environ.get, names)
 
 with ray_session(verbose=False, groups=False, slots=os.cpu_count()):
-    pid, imported, setting = ray.get(seen.remote())
-    print(imported, setting)
+    print(*ray.get(seen.remote()))
     assert ray.is_initialized()
 assert not ray.is_initialized()
 """
@@ -192,7 +194,17 @@ def test_prestarted_processes_have_imports_preloaded() -> None:
     """They inherit the driver's settings."""
     command = [sys.executable, "-c", SLOTS]
     process = subprocess.run(command, capture_output=True, text=True, check=True, timeout=300)
-    assert process.stdout.split() == ["True", "0"], process.stderr
+    assert process.stdout.split() == ["True", "0", SPIN_SETTING[1]], process.stderr
+
+
+def test_settings_of_user_for_threads_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
+        monkeypatch.delenv(name, raising=False)
+    assert thread_settings() == dict([SPIN_SETTING])
+    monkeypatch.setenv("GOMP_SPINCOUNT", "7")
+    assert thread_settings() == {"GOMP_SPINCOUNT": "7"}
+    monkeypatch.setenv("OMP_WAIT_POLICY", "passive")
+    assert thread_settings() == {}
 
 
 @pytest.mark.parametrize(
