@@ -56,9 +56,9 @@ LOCAL_RAY_SETTINGS = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}  # one process
 SPIN_SETTING = ("GOMP_SPINCOUNT", "5000")
 """Turns for which a thread of PyTorch on a CPU waits busily for the others (GNU OpenMP).
 
-The default is hundreds of thousands, some milliseconds.  If another process uses one of the cores, the
-threads then burn the time in which the last of them could compute: a convolutional teacher in two
-threads takes 10 times as long (docs/runtime.md).
+The default is hundreds of thousands, some milliseconds.  If another process uses one of the cores,
+the threads burn the time in which the last of them could compute: a teacher in two threads takes
+about ten times as long (benchmarks/threads.py).
 """
 
 START_ATTEMPTS = 4
