@@ -3,6 +3,7 @@
 from raykd.data.augment import AUGMENTATIONS, Augment
 from raykd.data.batch import Batch, ExtraInputs, Inputs, channels_last_for, to_memory_format
 from raykd.data.cifar import Cifar10, Cifar100
+from raykd.data.coco import Coco
 from raykd.data.dataset import (
     SOURCES,
     AnySource,
@@ -23,7 +24,17 @@ from raykd.data.samples import dataset_of_samples
 from raykd.data.tabular import TabularSource
 from raykd.data.text import Texts
 
-SOURCES.add(Digits, FashionMnist, Cifar10, Cifar100, ImageFolder, MaskFolder, Texts, TabularSource)
+SOURCES.add(
+    Digits,
+    FashionMnist,
+    Cifar10,
+    Cifar100,
+    ImageFolder,
+    MaskFolder,
+    Coco,
+    Texts,
+    TabularSource,
+)
 
 __all__ = [
     "AUGMENTATIONS",

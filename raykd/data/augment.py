@@ -1,4 +1,4 @@
-"""Augmentations of training images, and of their masks.
+"""Augmentations of training images, and of their masks and boxes.
 
 All are replayable: the result for a sample is a pure function of (seed, sample index, view
 number), independent of its batch (see `augmented_view`), so that teacher and student see the same
@@ -17,6 +17,7 @@ from torch.nn import functional
 
 from raykd.data.rng import CounterRNG, key_of
 from raykd.registry import Registry, option
+from raykd.tasks.detection import NO_BOX
 from raykd.tasks.statistics import IGNORED
 
 if TYPE_CHECKING:
@@ -40,6 +41,8 @@ class Augment:
     """True: applied to a whole batch on its device; False: sample by sample on the CPU."""
     masks: ClassVar[Literal["moved", "unchanged", "refused"]] = "refused"
     """Masks of the images: moved like them; unchanged, since no pixel moves; or not supported."""
+    boxes: ClassVar[Literal["moved", "unchanged", "refused"]] = "refused"
+    """Boxes in the images, like `masks`."""
 
     def __call__(self, images: Tensor, rng: CounterRNG) -> Tensor:
         """Augment a batch.
@@ -62,6 +65,19 @@ class Augment:
 
         Returns:
             The moved masks, `IGNORED` at positions that show no part of the image.
+        """
+        raise NotImplementedError
+
+    def move_boxes(self, boxes: Tensor, sides: tuple[int, int], rng: CounterRNG) -> Tensor:
+        """Move boxes as `__call__` moves images with the same random numbers.
+
+        Args:
+            boxes: (B, boxes, 5) corners in pixels and class (-1: no box); not written to.
+            sides: height and width of the images.
+            rng: as that of the images.
+
+        Returns:
+            The moved boxes; those that are no longer in the image have the class -1.
         """
         raise NotImplementedError
 
@@ -110,6 +126,7 @@ class RandomCrop(Augment):
     """Pad all sides, then crop to the original size at a random position."""
 
     masks = "moved"
+    boxes = "moved"
 
     name: Literal["random_crop"] = "random_crop"
     padding: Annotated[int, Field(ge=1, description="Padding on each side, in pixels")] = 4
@@ -126,9 +143,24 @@ class RandomCrop(Augment):
         padded = functional.pad(images, (self.padding,) * 4, value=fill)
         windows = padded.unfold(2, height, 1).unfold(3, width, 1)
         rows = torch.arange(len(images), device=images.device)
+        return windows[rows, :, *self._place(rng)]
+
+    def _place(self, rng: CounterRNG) -> tuple[Tensor, Tensor]:
+        """Return (B,) row and column of the window in the padded image."""
         places = 2 * self.padding + 1
         place = rng.below(places**2)
-        return windows[rows, :, place // places, place % places]
+        return place // places, place % places
+
+    def move_boxes(self, boxes: Tensor, sides: tuple[int, int], rng: CounterRNG) -> Tensor:
+        top, left = self._place(rng)
+        shift = self.padding - torch.stack([left, top, left, top], dim=1)
+        moved = boxes.clone()
+        moved[:, :, :4] += shift[:, None].to(boxes.dtype)
+        centers = (moved[:, :, :2] + moved[:, :, 2:4]) / 2
+        ends = boxes.new_tensor([sides[1], sides[0]])
+        inside = ((centers > 0) & (centers < ends)).all(2) & (boxes[:, :, 4] != NO_BOX)
+        moved[:, :, :4] = moved[:, :, :4].clamp_min(0).minimum(ends.repeat(2))
+        return moved.where(inside[:, :, None], NO_BOX)
 
 
 @option
@@ -136,6 +168,7 @@ class HorizontalFlip(Augment):
     """Flip the image horizontally."""
 
     masks = "moved"
+    boxes = "moved"
 
     name: Literal["horizontal_flip"] = "horizontal_flip"
     p: Probability = 0.5
@@ -148,6 +181,12 @@ class HorizontalFlip(Augment):
 
     def move(self, masks: Tensor, rng: CounterRNG) -> Tensor:
         return self(masks, rng)
+
+    def move_boxes(self, boxes: Tensor, sides: tuple[int, int], rng: CounterRNG) -> Tensor:
+        x1, y1, x2, y2, classes = boxes.unbind(2)
+        mirrored = torch.stack([sides[1] - x2, y1, sides[1] - x1, y2, classes], dim=2)
+        is_flipped = (rng.uniform() < self.p)[:, None] & (classes != NO_BOX)
+        return mirrored.where(is_flipped[:, :, None], boxes)
 
 
 @option
@@ -281,6 +320,7 @@ class ColorJitter(TorchvisionAugment):
     """Randomly change brightness, contrast, saturation and hue (torchvision's `ColorJitter`)."""
 
     masks = "unchanged"
+    boxes = "unchanged"
 
     name: Literal["color_jitter"] = "color_jitter"
     brightness: Annotated[
@@ -383,6 +423,31 @@ def augmented_masks(
         if step.masks == "moved":
             moved = step.move(moved, CounterRNG(key_of(seed, view, position), index))
     return moved[:, 0]
+
+
+def augmented_boxes(
+    boxes: Tensor,
+    index: Tensor,
+    augment: Sequence[Augment],
+    *,
+    seed: int,
+    view: int,
+    sides: tuple[int, int],
+) -> Tensor:
+    """Move boxes as `augmented_view` moves the images of the same samples.
+
+    Args:
+        boxes: (B, boxes, 5).
+        index, augment, seed, view: as for the images.
+        sides: height and width of the images.
+
+    Returns:
+        (B, boxes, 5).
+    """
+    for position, step in enumerate(augment):
+        if step.boxes == "moved":
+            boxes = step.move_boxes(boxes, sides, CounterRNG(key_of(seed, view, position), index))
+    return boxes
 
 
 AUGMENTATIONS = Registry("augmentation", base=Augment, entry_points="raykd.augmentations")

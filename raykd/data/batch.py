@@ -31,8 +31,8 @@ class Batch:
 
     Attributes:
         inputs: (B, ...) a tensor, or a mapping of such tensors (tokens and their mask, say).
-        targets: (B,) class indices, int64; (B, D) labels or values, float32; or (B, H, W) class
-            indices of positions, int64.
+        targets: (B,) class indices, int64; (B, D) labels or values, float32; (B, H, W) class
+            indices of positions, int64; or (B, boxes, 5) boxes, float32.
         index: (B,) number of each sample in the data set, int64; a sample keeps its number
             across epochs, trials and processes.
         views: like `inputs`, each: the further views of `ExtraInputs.views`.

@@ -54,7 +54,8 @@ class Split:
     Attributes:
         inputs: (N, C, H, W) uint8 for images, or a mapping of (N, ...) tensors.
         targets: (N,) int64 class indices (-100: unlabeled), (N, D) float32 labels or values, or
-            (N, H, W) uint8 masks (255: ignored); a batch has masks as int64.
+            (N, H, W) uint8 masks (255: ignored), which a batch has as int64, or (N, boxes, 5)
+            float32 boxes: corners in pixels and class (-1: no box).
         index: (N,) int64, number of each sample in the data set (unique over all splits).
     """
 
@@ -217,7 +218,13 @@ class Dataset:
     @property
     def is_dense(self) -> bool:
         """True if the targets are masks: a class for each position of an image."""
-        return self.train.targets.dim() == 3
+        return self.train.targets.dim() == 3 and not self.has_boxes
+
+    @property
+    def has_boxes(self) -> bool:
+        """True if the targets are boxes in an image."""
+        targets = self.train.targets
+        return targets.dim() == 3 and targets.is_floating_point()
 
     @property
     def sizes(self) -> Mapping[str, int]:

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from raykd.data.augment import Augment, augmented_masks, augmented_view
+from raykd.data.augment import Augment, augmented_boxes, augmented_masks, augmented_view
 from raykd.data.batch import Batch, BatchRequest, ExtraInputs, Inputs
-from raykd.data.dataset import AnySplit, Dataset, FileSplit
+from raykd.data.dataset import AnySplit, Dataset, FileSplit, Split
 from raykd.data.file_loader import FileReader
 from raykd.data.rng import CounterRNG, key_of
 
@@ -203,7 +203,7 @@ class BatchLoader:
         first, *more = [self._view(stored, index, view) for view in request.views]
         targets = self.split.targets.index_select(0, request.rows)
         if targets.dim() == 3:
-            targets = self._masks(targets.to(torch.uint8), index, request.views[0]).long()
+            targets = self._moved(targets, index, request.views[0])
         partners = None
         if request.partners is not None:
             partner_index, partner_inputs = self._take(request.partners)
@@ -218,11 +218,20 @@ class BatchLoader:
             return inputs
         return augmented_view(inputs, index, self.augment, seed=self._view_seed, view=view)
 
-    def _masks(self, masks: Tensor, index: Tensor, view: int) -> Tensor:
-        """Return masks, moved as the images of a view."""
-        if not self.augment:
-            return masks
-        return augmented_masks(masks, index, self.augment, seed=self._view_seed, view=view)
+    def _moved(self, targets: Tensor, index: Tensor, view: int) -> Tensor:
+        """Return masks, as int64, or boxes, moved as the images of a view."""
+        if targets.is_floating_point():
+            if not self.augment:
+                return targets
+            assert isinstance(self.split, Split) and isinstance(self.split.inputs, Tensor)
+            sides = (self.split.inputs.shape[2], self.split.inputs.shape[3])
+            return augmented_boxes(
+                targets, index, self.augment, seed=self._view_seed, view=view, sides=sides
+            )
+        masks = targets.to(torch.uint8)
+        if self.augment:
+            masks = augmented_masks(masks, index, self.augment, seed=self._view_seed, view=view)
+        return masks.long()
 
     def _rows(self, epoch: int) -> Sequence[Tensor]:
         """Return the rows of this rank in each batch, on the device that images are read from."""

@@ -42,7 +42,7 @@ from raykd.data.directory_tree import Links, is_hidden
 from raykd.data.directory_tree import Root as TreeRoot
 from raykd.data.download import folder_path
 from raykd.data.pixels import PLAIN
-from raykd.data.splits import dataset_of_splits
+from raykd.data.splits import dataset_of_splits, random_rows
 from raykd.registry import option
 from raykd.tasks import Segmentation, Task
 from raykd.tasks.statistics import IGNORED
@@ -220,22 +220,7 @@ class MaskFolder(Source):
 
     def _rows(self, pairs: Pairs) -> dict[str, np.ndarray]:
         """Return the rows of each split, at random where there is no folder."""
-        rows, generator = dict(pairs.rows), np.random.default_rng(self.split_seed)
-        for part, share in (("test", self.test), ("val", self.val)):
-            if part in rows:
-                continue
-            count = max(1, round(share * len(rows["train"])))
-            if count >= len(rows["train"]):
-                raise ValueError(
-                    f"mask_folder: {len(pairs.rows['train'])} training images are too few to leave "
-                    f"some for {part}; add images, or a folder `{part}`"
-                )
-            order = generator.permutation(rows["train"])
-            rows[part], rows["train"] = np.sort(order[:count]), np.sort(order[count:])
-        for part, most in (("train", self.limit), ("val", self.val_limit)):
-            if most is not None and most < len(rows[part]):
-                rows[part] = np.sort(generator.permutation(rows[part])[:most])
-        return rows
+        return random_rows(pairs.rows, self, place="a folder `{part}`", source=self.name)
 
     def _split_note(self, pairs: Pairs) -> list[str]:
         shares = {"test": self.test, "val": self.val}

@@ -120,6 +120,40 @@ def split_rows(
     return splits
 
 
+def random_rows(
+    rows: Mapping[str, np.ndarray], options: SplitOptions, *, place: str, source: str
+) -> dict[str, np.ndarray]:
+    """Return the rows of `train`, `val` and `test` of samples that have no single class.
+
+    Missing splits are drawn at random from `train`; then splits are reduced to their limits.
+
+    Args:
+        rows: rows of the splits that the data have, including `train`.
+        options: of the source.
+        place: of a split, for messages, with `{part}` for its name.
+        source: name of the source, for messages.
+
+    Raises:
+        ValueError: there are too few samples.
+    """
+    splits, generator = dict(rows), np.random.default_rng(options.split_seed)
+    for part, share in (("test", options.test), ("val", options.val)):
+        if part in splits:
+            continue
+        count = max(1, round(share * len(splits["train"])))
+        if count >= len(splits["train"]):
+            raise ValueError(
+                f"{source}: {len(rows['train'])} training images are too few to leave some for "
+                f"{part}; add images, or {place.format(part=part)}"
+            )
+        order = generator.permutation(splits["train"])
+        splits[part], splits["train"] = np.sort(order[:count]), np.sort(order[count:])
+    for part, most in (("train", options.limit), ("val", options.val_limit)):
+        if most is not None and most < len(splits[part]):
+            splits[part] = np.sort(generator.permutation(splits[part])[:most])
+    return splits
+
+
 def _check_class_sizes(targets: np.ndarray, least: int, class_names: Sequence[str]) -> None:
     """Check that each class has a sample for each split."""
     classes, sizes = np.unique(targets, return_counts=True)

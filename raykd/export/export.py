@@ -60,6 +60,14 @@ def export_student(
             folder exists, or a file computes other logits than the original.
     """
     chosen = _formats(to)
+    if (student.study.get("task") or {}).get("name") == "detection":
+        raise StudyError(
+            Problem(
+                f"{student.name} is a detector: its outputs are predictions at anchors, which need "
+                "raykd to become boxes, so that it is not exported",
+                fix="load its weights in Python (docs/tasks.md, Images with boxes)",
+            )
+        )
     path = _new_folder(Path(folder or student.name).expanduser(), overwrite)
     data, note = _data(student)
     inputs = _samples(student.network, data)

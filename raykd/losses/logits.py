@@ -77,6 +77,7 @@ class LogitMse(ResponseLoss):
     (Hinton 2015, section 2.1; Kim 2021).
     """
 
+    kinds = ("softmax", "sigmoid", "real", "dense")
     paper = "Ba 2014, arXiv:1312.6184; Kim 2021, arXiv:2105.08919"
     default_weight = 0.1
     weight_source = (

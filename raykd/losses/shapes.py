@@ -57,12 +57,13 @@ def check_logits(
 
 
 def check_targets(name: str, targets: Tensor, batch: int) -> None:
-    """Check that targets are a class index, several labels or values, or a mask, a sample.
+    """Check that targets are a class index, labels or values, a mask or boxes of each sample.
 
     Raises:
         ValueError: they are not.
     """
-    if targets.dim() == 3 and len(targets) == batch and targets.dtype == torch.int64:
+    is_mask = targets.dtype == torch.int64 or targets.shape[2:] == (5,)
+    if targets.dim() == 3 and len(targets) == batch and is_mask:
         return
     if not targets.is_floating_point():
         check_integers(name, targets, batch)

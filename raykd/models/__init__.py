@@ -13,6 +13,7 @@ from raykd.models.zoo.mixer import Mixer
 from raykd.models.zoo.mlp import Mlp
 from raykd.models.zoo.mobilenet_v2 import MobilenetV2
 from raykd.models.zoo.resnet import Resnet
+from raykd.models.zoo.retinanet import Retinanet
 from raykd.models.zoo.shufflenet_v1 import ShufflenetV1
 from raykd.models.zoo.shufflenet_v2 import ShufflenetV2
 from raykd.models.zoo.unet import Unet
@@ -33,6 +34,7 @@ FAMILIES: tuple[type[Model], ...] = (
     Mixer,
     Mlp,
     Unet,
+    Retinanet,
 )
 """Families of models, with fields that can be searched."""
 
@@ -57,6 +59,7 @@ __all__ = [
     "Model",
     "ModelProfile",
     "Resnet",
+    "Retinanet",
     "ShufflenetV1",
     "ShufflenetV2",
     "Signature",

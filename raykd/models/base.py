@@ -57,6 +57,7 @@ class Signature:
         class_names: class names of the data; () if unknown.  Ignored in comparisons.
         categories: number of codes of each column of categories, which are the last of a sample.
         dense: whether there is a response for every position of an image, (classes, H, W).
+        boxes: whether a response has a prediction for each anchor, (anchors, values).
     """
 
     input_shape: tuple[int, ...]
@@ -65,10 +66,14 @@ class Signature:
     class_names: tuple[str, ...] = field(default=(), compare=False)
     categories: tuple[int, ...] = ()
     dense: bool = False
+    boxes: bool = False
 
     @property
     def response_shape(self) -> tuple[int, ...]:
-        """Shape of a response without the batch: (classes,), or (classes, H, W) if dense."""
+        """Shape of a response without the batch: (classes,), or (classes, H, W) if dense.
+
+        That of a detector, (anchors, values), is known by the detector alone.
+        """
         return (self.classes, *(self.input_shape[1:] if self.dense else ()))
 
 
@@ -96,13 +101,14 @@ class Model:
         takes_text: whether members can be built for texts.
         foreign: whether another library implements the networks.
         runs_code: whether building a network runs code of the user.
-        gives: responses that its networks can give: one for each sample, (B, classes), or one for
-            each position of an image, (B, classes, H, W).
+        gives: responses that its networks can give: one for each sample, (B, classes), one for
+            each position of an image, (B, classes, H, W), or one for each anchor of a detector,
+            (B, anchors, values); a detector is a `raykd.models.detector.Detector`.
     """
 
     name: str
     paper: ClassVar[str] = ""
-    gives: ClassVar[tuple[Literal["sample", "position"], ...]] = ("sample",)
+    gives: ClassVar[tuple[Literal["sample", "position", "anchor"], ...]] = ("sample",)
     takes_text: ClassVar[bool] = False
     foreign: ClassVar[bool] = False
     runs_code: ClassVar[bool] = False

@@ -202,19 +202,21 @@ def list_layers(
 
 
 def _profiled(model: Model, signature: Signature) -> tuple[Signature, ModelProfile]:
-    """Profile a model, with a response for each position if it gives none for a whole sample."""
-    if "sample" not in model.gives:
-        signature = replace(signature, dense=True)
-    try:
-        return signature, profile_model(model, signature)
-    except ValueError as error:
-        if signature.dense or "position" not in model.gives:
-            raise
-        dense = replace(signature, dense=True)
+    """Profile a model for the first of the responses that it gives and that can be built."""
+    responses = {
+        "sample": signature,
+        "position": replace(signature, dense=True),
+        "anchor": replace(signature, boxes=True),
+    }
+    first: ValueError | None = None
+    for response in model.gives:
+        fitting = responses[response]
         try:
-            return dense, profile_model(model, dense)
-        except ValueError:
-            raise error from None
+            return fitting, profile_model(model, fitting)
+        except ValueError as error:
+            first = first or error
+    assert first is not None, "a model gives a response"
+    raise first
 
 
 def _model_study(

@@ -314,8 +314,10 @@ def signature_of(study: Study) -> Signature | None:
         ValueError: the data source is not available.
     """
     shape = study.data.declared_shape()
-    dense = study.learning_task.kind == "dense"
-    return None if shape is None or shape[1] < 1 else Signature(*shape, dense=dense)
+    kind = study.learning_task.kind
+    if shape is None or shape[1] < 1:
+        return None
+    return Signature(*shape, dense=kind == "dense", boxes=kind == "boxes")
 
 
 def _profiles(models: Iterable[Any], signature: Signature) -> Iterator[ModelProfile]:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, ClassVar, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from raykd.metrics import Direction, facts_of
 from raykd.registry import Registry, option
@@ -23,15 +23,16 @@ from raykd.tasks.statistics import (
 from raykd.tasks.user_metrics import user_metric_direction
 from raykd.user_code import is_user_code
 
-Kind = Literal["softmax", "sigmoid", "real", "dense"]
-"""Kind of a response: one of the classes, each label by itself, real values, or one of the classes
-for each position of an image."""
+Kind = Literal["softmax", "sigmoid", "real", "dense", "boxes"]
+"""Kind of a response: one of the classes, each label by itself, real values, one of the classes
+for each position of an image, or boxes in an image."""
 
 KINDS: Mapping[Kind, str] = {
     "softmax": "one class a sample (softmax)",
     "sigmoid": "several labels a sample (sigmoid)",
     "real": "real values",
     "dense": "one class a position (softmax)",
+    "boxes": "boxes of classes in an image",
 }
 """Kinds of responses, with their descriptions in messages."""
 
@@ -40,6 +41,7 @@ TARGETS: Mapping[Kind, str] = {
     "sigmoid": "labels",
     "real": "values",
     "dense": "classes",
+    "boxes": "classes",
 }
 """Noun for the outputs of a response."""
 
@@ -65,7 +67,8 @@ class Task:
     """Base class of tasks.
 
     The response is the tensor that a network returns, (B, C): class scores, label scores or
-    values; or class scores of positions, (B, C, H, W).  Losses on responses compare the student's
+    values; class scores of positions, (B, C, H, W); or predictions at anchors, (B, anchors,
+    values).  Losses on responses compare the student's
     with the teacher's; `kind` decides which of them fit.
 
     Class attributes:
@@ -74,6 +77,8 @@ class Task:
             training; its statistic is a sum over the samples or positions of `count`.
         takes_smoothing: whether its label loss supports `train.label_smoothing`.
         takes_unlabeled: whether its label loss ignores samples without a label.
+        takes_graph: whether a step is the same computation for any labels (`compile: graph`).
+        package: package that its metrics need, and raykd does not install by itself; may be empty.
 
     Attributes:
         metrics: metrics of the validation and test splits, the leading one first.
@@ -83,6 +88,8 @@ class Task:
     train_metric: ClassVar[str]
     takes_smoothing: ClassVar[bool] = False
     takes_unlabeled: ClassVar[bool] = False
+    takes_graph: ClassVar[bool] = True
+    package: ClassVar[str] = ""
 
     name: str
     metrics: tuple[str, ...]
@@ -116,6 +123,18 @@ class Task:
     def count(self, targets: Tensor) -> int | Tensor:
         """Return the number of samples, or positions, that losses and means are over."""
         return len(targets)
+
+    def for_network(self, network: nn.Module) -> Task:
+        """Return the task for the responses of a network, whose loss may be the network's own.
+
+        Raises:
+            ValueError: the task needs another kind of network.
+        """
+        return self
+
+    def summary(self, response: Tensor) -> Tensor:
+        """Return the part of a response that metrics of whole splits (`SplitStatistic`) read."""
+        return response
 
     def label_loss(self, targets: Tensor, outputs: int, *, smoothing: float = 0.0) -> LabelLoss:
         """Return the loss on the labels.

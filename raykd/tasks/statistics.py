@@ -269,3 +269,31 @@ def _ious(counts: Tensor) -> Tensor:
     both = counts.diag()
     either = counts.sum(0) + counts.sum(1) - both
     return (both / either)[either > 0]
+
+
+def average_precision(*thresholds: float) -> SplitStatistic:
+    """Return the mean average precision of boxes, of torchmetrics' `MeanAveragePrecision`.
+
+    It is that of COCO: the mean over the classes that occur, and over IoU thresholds, of the
+    precision at 101 recalls, with at most 100 boxes of an image.  Without any box in the targets
+    it is 0.  Its responses are (N, boxes, 6): corners, score and class, and its targets (N, boxes,
+    5): corners and class; a class below 0 marks a row without a box.
+
+    Args:
+        thresholds: of the IoU; none: 0.5, 0.55 ... 0.95.
+    """
+
+    def value(response: Tensor, targets: Tensor) -> float:
+        from torchmetrics.detection import MeanAveragePrecision
+
+        metric = MeanAveragePrecision(
+            iou_thresholds=list(thresholds) or None, backend="faster_coco_eval"
+        )
+        metric.warn_on_many_detections = False
+        for rows, truth in zip(response, targets, strict=True):
+            best, real = rows[rows[:, 5] >= 0], truth[truth[:, 4] >= 0]
+            predicted = {"boxes": best[:, :4], "scores": best[:, 4], "labels": best[:, 5].long()}
+            metric.update([predicted], [{"boxes": real[:, :4], "labels": real[:, 4].long()}])
+        return max(0.0, float(metric.compute()["map"]))
+
+    return SplitStatistic(value)

@@ -47,6 +47,7 @@ def signature_of(data: Dataset) -> Signature:
         data.class_names,
         data.categories,
         dense=data.is_dense,
+        boxes=data.has_boxes,
     )
 
 
@@ -96,7 +97,7 @@ def build_distiller(
             build_student=lambda: to_device(model.build(signature), device),
             teacher=guides[0].teacher if guides else None,
             terms=guides[0].terms if guides else terms,
-            task_loss=study.learning_task.label_loss(
+            task_loss=study.learning_task.for_network(student).label_loss(
                 epoch_targets(data, ratio_of(study.data)).to(device),
                 data.classes,
                 smoothing=study.train.label_smoothing,

@@ -78,7 +78,7 @@ def evaluate(
     Raises:
         ValueError: there are no samples.
     """
-    meter = _Meter(task, scale, device, teacher, shift)
+    meter = _Meter(task.for_network(model), scale, device, teacher, shift)
     was_training = model.training
     model.eval()
     try:
@@ -146,7 +146,8 @@ class _Meter:
         for metric in self._updated.values():
             metric.update(response.cpu(), targets.cpu())
         if self._wholes:
-            columns = {"response": response, "targets": targets, **references}
+            summary = self._task.summary(response)
+            columns = {"response": summary, "targets": targets, **references}
             self._responses.append({name: each.cpu() for name, each in columns.items()})
 
     def _references(self, targets: Tensor) -> dict[str, Tensor]:

@@ -182,7 +182,10 @@ class Training:
     def train_epoch(self, max_steps: int | None = None) -> EpochMetrics:
         """Train one epoch, or its first `max_steps` steps; no step waits for the device."""
         metrics = EpochMetrics(
-            self.device, self.task, self.data.target_scale, unlabeled=self._unlabeled
+            self.device,
+            self.task.for_network(self.student),
+            self.data.target_scale,
+            unlabeled=self._unlabeled,
         )
         seed = derive_seed(self.seed, "epoch", self.epoch, self.placement.rank)
         with seeded(seed, self.device):

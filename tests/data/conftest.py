@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from helpers.box_files import write_coco
 from helpers.docstrings import write_corpus
 from helpers.mask_files import write_mask_folder
 from helpers.pictures_at_hand import write_fashion_mnist
@@ -112,6 +113,8 @@ def make_source(
             options = {"root": str(request.getfixturevalue("pictures")), "size": 8}
         elif cls.__name__ == "MaskFolder":
             options = {"root": str(write_mask_folder(tmp_path, 45))}
+        elif cls.__name__ == "Coco":
+            options = {"root": str(write_coco(tmp_path, 45))}
         elif cls.__name__ == "Texts":
             corpus = request.getfixturevalue("corpus")
             options = {"file": str(corpus / "table.csv"), "tokenizer": str(corpus / "tokenizer")}

@@ -17,6 +17,7 @@ from raykd.data.augment import (
     RandomCrop,
     RandomErasing,
     Rotation,
+    augmented_boxes,
     augmented_masks,
     augmented_view,
 )
@@ -234,3 +235,48 @@ def test_empty_areas_of_masks_do_not_count() -> None:
         images = augmented_view(masks[:, None] * 9, index, [step], seed=0, view=0)
         empty = images[:, 0] == 0
         assert empty.any() and torch.equal(moved[empty], torch.full_like(moved[empty], IGNORED))
+
+
+BOX_MOVERS = [cls for cls in AUGMENTATIONS if cls.boxes == "moved"]
+
+
+@pytest.mark.parametrize("cls", BOX_MOVERS, ids=lambda cls: cls.__name__)
+def test_boxes_move_as_images(cls: type[Augment]) -> None:
+    """A picture drawn from the moved boxes equals the moved picture."""
+    generator = torch.Generator().manual_seed(4)
+    corners = torch.randint(8, 12, (40, 1, 2), generator=generator)
+    sizes = torch.randint(5, 9, (40, 1, 2), generator=generator)
+    boxes = torch.cat([corners, corners + sizes, torch.ones(40, 1, 1)], dim=2)
+    boxes = torch.cat([boxes, torch.full_like(boxes, -1)], dim=1)
+    index, step = torch.arange(40) + 7, [AUGMENTATIONS[cls.name]()]
+
+    def pictures(rows: torch.Tensor) -> torch.Tensor:
+        images = torch.zeros(40, 1, 24, 30, dtype=torch.uint8)
+        for image, (x1, y1, x2, y2, _) in zip(images, rows[:, 0].int().tolist(), strict=True):
+            image[:, y1:y2, x1:x2] = 200
+        return images
+
+    for view in (0, 3):
+        moved = augmented_boxes(boxes, index, step, seed=2, view=view, sides=(24, 30))
+        assert not torch.equal(moved, boxes)
+        assert (moved[:, 1] == -1).all(), "rows without a box stay empty"
+        shown = augmented_view(pictures(boxes), index, step, seed=2, view=view)
+        assert torch.equal(shown, pictures(moved))
+
+
+def test_boxes_that_leave_the_image_are_removed() -> None:
+    boxes = torch.tensor([[[0.0, 0, 4, 4, 2], [9, 9, 12, 12, 1]]]).expand(200, 2, 5)
+    index = torch.arange(200)
+    moved = augmented_boxes(boxes, index, [RandomCrop()], seed=0, view=0, sides=(12, 12))
+    inside = moved[:, :, 4] >= 0
+    assert inside.any(1).float().mean() > 0.7 and not inside.all()
+    assert (moved[~inside] == -1).all()
+    assert moved[inside][:, :4].min() >= 0 and moved[inside][:, :4].max() <= 12
+    assert (moved[inside][:, 2:4] > moved[inside][:, :2]).all()
+
+
+def test_augmentations_of_boxes() -> None:
+    names = {
+        kind: {c.name for c in AUGMENTATIONS if c.boxes == kind} for kind in ("moved", "unchanged")
+    }
+    assert names == {"moved": {"random_crop", "horizontal_flip"}, "unchanged": {"color_jitter"}}

@@ -79,6 +79,7 @@ VARIANTS: dict[str, Sequence[dict[str, Any]]] = {
     "mixer": ({"depth": 4, "width": 16}, {"depth": 7, "width": 16}, {"depth": 4, "width": 24}),
     "mlp": ({"depth": 4, "width": 8}, {"depth": 7, "width": 8}, {"depth": 4, "width": 12}),
     "unet": ({"depth": 2, "width": 3}, {"depth": 3, "width": 3}, {"depth": 2, "width": 5}),
+    "retinanet": ({"width": 4, "channels": 8}, {"depth": 2, "width": 4}, {"width": 6}),
 }
 
 BLOCKS: tuple[Block, ...] = (
@@ -156,7 +157,7 @@ NAMES = tuple(
 )
 """The families of classifiers; a network that has a name of its own is a member of one of them."""
 
-DENSE_NAMES = tuple(name for name, cls in MODELS.members.items() if "sample" not in cls.gives)
+DENSE_NAMES = tuple(name for name, cls in MODELS.members.items() if cls.gives == ("position",))
 """The families that only give a response for each position."""
 
 

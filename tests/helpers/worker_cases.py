@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from helpers import segmentation_cases
+from helpers import detection_cases, segmentation_cases
 from helpers.training_cases import (
     DIGITS,
     alone,
@@ -86,6 +86,8 @@ STUDIES: dict[str, Study] = {
     ),
     "positions": segmentation_cases.every_kind(),
     "positions_alone": segmentation_cases.alone(),
+    "boxes": detection_cases.taught(),
+    "boxes_alone": detection_cases.alone(),
     "contrast": taught(Term(loss=LOSSES["crd"]()), epochs=2, batch_size=UNEVEN),
 }
 
@@ -127,6 +129,8 @@ def _training(study: Study, rank: int, world: int = 2) -> Training:
     placement, teaching = Placement("cpu", rank, world), teacher()
     if study.learning_task.kind == "dense":
         data, teaching = segmentation_cases.data(), segmentation_cases.teacher()
+    elif study.learning_task.kind == "boxes":
+        data, teaching = detection_cases.data(), detection_cases.teacher()
     else:
         data = study.data.load() if study.data in (FEW_LABELS, UNLABELED) else digits()
     return Training(study, data, seed=0, teacher=teaching, placement=placement)

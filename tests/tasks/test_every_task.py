@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import pickle
+from functools import lru_cache
 from typing import Literal, get_args, get_origin, get_type_hints
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from raykd.data import Batch
 from raykd.metrics import facts_of
+from raykd.models import Retinanet, Signature
 from raykd.tasks import ALL_KINDS, TASKS, Task
+from raykd.tasks.detection import NO_BOX, boxes_of
 from raykd.tasks.statistics import IGNORED, MeanStatistic
 from raykd.training.metrics import evaluate
 
@@ -36,8 +39,58 @@ def full(cls: type[Task]) -> Task:
     return dataclasses.replace(default(cls), metrics=names)
 
 
+class GivenResponses(nn.Module):
+    """Network whose samples are the responses of a detector."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        signature = Signature((1, 32, 32), OUTPUTS, boxes=True)
+        self.detector = Retinanet(width=1, channels=8, levels=2).build(signature)
+        self.box_losses = self.detector.box_losses
+        self.detections = self.detector.detections
+        self.anchor_scores = self.detector.anchor_scores
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return inputs
+
+
+@lru_cache(maxsize=1)
+def detector() -> GivenResponses:
+    return GivenResponses()
+
+
+def boxes(generator: torch.Generator) -> Tensor:
+    """(SAMPLES, 2, 5) boxes that do not overlap; every fourth image has one alone."""
+    corners = torch.randint(0, 3, (SAMPLES, 2, 2), generator=generator)
+    corners[:, 1] += 16
+    sizes = torch.randint(10, 14, (SAMPLES, 2, 2), generator=generator)
+    classes = torch.randint(OUTPUTS, (SAMPLES, 2, 1), generator=generator)
+    targets = torch.cat([corners, corners + sizes, classes], dim=2).float()
+    targets[::4, 1] = NO_BOX
+    return targets
+
+
+def encoded(targets: Tensor) -> Tensor:
+    """Return the responses that give these boxes."""
+    from torchvision.models.detection._utils import BoxCoder, Matcher
+    from torchvision.ops import box_iou
+
+    anchors = detector().detector.anchors
+    response = torch.zeros(len(targets), len(anchors), 4 + OUTPUTS)
+    response[:, :, 4:] = -30
+    coder = BoxCoder(weights=(1.0, 1.0, 1.0, 1.0))
+    for rows, (corners, classes) in zip(response, boxes_of(targets), strict=True):
+        matches = Matcher(0.5, 0.4, allow_low_quality_matches=True)(box_iou(corners, anchors))
+        [used] = torch.nonzero(matches >= 0, as_tuple=True)
+        rows[used, :4] = coder.encode_single(corners[matches[used]], anchors[used])
+        rows[used, 4 + classes[matches[used]]] = 30
+    return response
+
+
 def targets_of(task: Task) -> Tensor:
     generator = torch.Generator().manual_seed(3)
+    if task.kind == "boxes":
+        return boxes(generator)
     if task.kind == "dense":
         targets = torch.randint(OUTPUTS, (SAMPLES, *POSITIONS), generator=generator)
         ignored = torch.rand(targets.shape, generator=generator) < 0.3
@@ -50,6 +103,8 @@ def targets_of(task: Task) -> Tensor:
 
 def right_response(task: Task, targets: Tensor) -> Tensor:
     """Return a response that is as good as can be."""
+    if task.kind == "boxes":
+        return encoded(targets)
     if task.kind == "softmax":
         return 20 * torch.nn.functional.one_hot(targets, OUTPUTS).float()
     if task.kind == "dense":
@@ -60,6 +115,8 @@ def right_response(task: Task, targets: Tensor) -> Tensor:
 
 def random_response(task: Task, seed: int) -> Tensor:
     shape = (OUTPUTS, *POSITIONS) if task.kind == "dense" else (OUTPUTS,)
+    if task.kind == "boxes":
+        shape = (len(detector().detector.anchors), 4 + OUTPUTS)
     return torch.randn(SAMPLES, *shape, generator=torch.Generator().manual_seed(seed))
 
 
@@ -67,7 +124,12 @@ def measured(task: Task, response: Tensor, targets: Tensor, size: int) -> dict[s
     rows = torch.arange(SAMPLES).split(size)
     batches = [Batch(response[row], targets[row], row) for row in rows]
     teacher = right_response(task, targets)
-    return evaluate(torch.nn.Identity(), batches, task=task, teacher=teacher)
+    return evaluate(network_of(task), batches, task=task, teacher=teacher)
+
+
+def network_of(task: Task) -> nn.Module:
+    """Return a network that returns its samples."""
+    return detector() if task.kind == "boxes" else nn.Identity()
 
 
 @every_task
@@ -108,6 +170,7 @@ def test_right_responses_are_better_than_random_ones(cls: type[Task]) -> None:
 @every_task
 def test_label_loss_trains_response(cls: type[Task]) -> None:
     task = default(cls)
+    task = task.for_network(network_of(task))
     targets = targets_of(task)
     response = torch.zeros_like(random_response(task, 0), requires_grad=True)
     loss = task.label_loss(targets, OUTPUTS)

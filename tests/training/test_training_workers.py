@@ -38,7 +38,7 @@ def test_ranks_are_bitwise_equal(ranks: list[dict[str, Any]], name: str) -> None
     "name",
     [
         *("even", "uneven", "deployed", "few_labels", "labels_alone", "agreement"),
-        *("positions", "positions_alone", "unlabeled"),
+        *("positions", "positions_alone", "boxes", "boxes_alone", "unlabeled"),
     ],
 )
 def test_two_workers_train_like_one(ranks: list[dict[str, Any]], name: str) -> None:

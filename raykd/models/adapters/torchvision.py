@@ -20,7 +20,8 @@ from raykd.models.adapters.library import (
 )
 from raykd.models.adapters.stems import fit_stem
 from raykd.models.adapters.values import Values
-from raykd.models.base import PretrainingImages, Signature, image_shape
+from raykd.models.base import PretrainingImages, Signature, UnfitShape, image_shape
+from raykd.models.detector import Detector
 from raykd.models.normalization import Normalization
 from raykd.models.weights.files import weight_file
 from raykd.models.weights.load import load_matching
@@ -49,19 +50,29 @@ _FIXED_ARGS: Mapping[str, Mapping[str, Any]] = {
     "inception_v3": {"aux_logits": False, "init_weights": True},
 }
 
+DETECTORS = (
+    "fcos_resnet50_fpn",
+    "retinanet_resnet50_fpn",
+    "retinanet_resnet50_fpn_v2",
+    "ssd300_vgg16",
+    "ssdlite320_mobilenet_v3_large",
+)
+"""Detectors of one stage: their losses are functions of the outputs of the head and the labels."""
+
 
 @option
 class Torchvision(LibraryModel):
     """A network of torchvision, `torchvision/resnet18` or `torchvision/lraspp_mobilenet_v3_large`.
 
-    Built for the classes of the data: a classifier, or for segmentation one of
-    `torchvision.models.segmentation`, without its auxiliary classifier.  The first convolution is
-    replaced by one for the channels of the images (or, with `stem: small`, by a 3x3 one without
-    stride or pooling); a vision transformer is built for the image size.  Pretrained weights are
-    torchvision's defaults.
+    Built for the classes of the data: a classifier, for segmentation one of
+    `torchvision.models.segmentation`, without its auxiliary classifier, or for detection one of the
+    one-stage detectors of `torchvision.models.detection`, for the size of the images.  The first
+    convolution is replaced by one for the channels of the images (or, with `stem: small`, by a 3x3
+    one without stride or pooling); a vision transformer is built for the image size.  Pretrained
+    weights are torchvision's defaults; detectors start without.
     """
 
-    gives = ("sample", "position")
+    gives = ("sample", "position", "anchor")
 
     name: Annotated[str, names_like("torchvision/NAME", r"^torchvision/.+")]
     stem: Stem = "own"
@@ -71,26 +82,33 @@ class Torchvision(LibraryModel):
     def library_names(cls) -> Sequence[str]:
         models = library("torchvision.models", "torchvision", "torchvision/NAME")
         classifiers = models.list_models(module=models)  # without segmentation and detection
-        return [*classifiers, *models.list_models(module=models.segmentation)]
+        return [*classifiers, *models.list_models(module=models.segmentation), *DETECTORS]
 
     def blueprint(self, signature: Signature) -> nn.Module:
         channels, height, width = image_shape(signature, self.name)
         models = self._models(signature)
         fixed = _FIXED_ARGS.get(self.library_name, {})
         args = {**fixed, **self._size_args(height, width), **self.args}
-        make = partial(
-            models.get_model, self.library_name, weights=None, num_classes=signature.classes
-        )
-        if signature.dense:
+        is_ssd = self.library_name.startswith("ssd")
+        classes = signature.classes + is_ssd  # the background is a class of an SSD
+        make = partial(models.get_model, self.library_name, weights=None, num_classes=classes)
+        if signature.dense or signature.boxes:
             make = partial(make, weights_backbone=None)
         network = construct(self.name, make, Values(args), _RESERVED)
         check_patches(self.name, getattr(network, "patch_size", None), height, width)
         fit_stem(network, channels, small=self.stem == "small", model=self.name)
+        if signature.boxes:
+            return _detector(self.name, network, (channels, height, width))
         if signature.dense:  # the output is a mapping
             return select_logits(network, signature)
         return only_logits(self.name, network, signature)
 
     def _pretrained(self, signature: Signature) -> nn.Module:
+        if self.library_name in DETECTORS:
+            raise ValueError(
+                f"{self.name}: pretrained weights of detectors are not supported; set "
+                "`pretrained: false`, or name a file of weights for these classes: `weights: FILE`"
+            )
         weights = self._models(signature).get_model_weights(self.library_name).DEFAULT
         network = self.blueprint(signature)
         tensors = weights.get_state_dict(progress=False, check_hash=True)
@@ -102,6 +120,8 @@ class Torchvision(LibraryModel):
         return tuple(weights.meta.get("categories", ()))
 
     def pretraining_images(self) -> PretrainingImages | None:
+        if self.library_name in DETECTORS:
+            return None
         config = self._library().get_model_weights(self.library_name).DEFAULT.transforms()
         sides = getattr(config, "crop_size", None)  # networks for segmentation take any size
         return PretrainingImages(
@@ -121,18 +141,42 @@ class Torchvision(LibraryModel):
         models = self._library()
         dense = models.list_models(module=models.segmentation)
         names = models.list_models(module=models)  # without segmentation and detection
-        if self.library_name in (names if signature.dense else dense):
-            has = f"{self.name} gives a response for each"
+        boxes = models.list_models(module=models.detection)
+        by_response = {"sample": names, "position": dense, "anchor": boxes}
+        response = next((r for r, listed in by_response.items() if self.library_name in listed), "")
+        needed = "anchor" if signature.boxes else "position" if signature.dense else "sample"
+        if response == needed == "anchor" and self.library_name not in DETECTORS:
             raise ValueError(
-                f"{has} sample, and segmentation needs one for each position; torchvision has "
-                f"{', '.join(dense)}"
-                if signature.dense
-                else f"{has} position, which only the task segmentation uses; use a classifier"
+                f"{self.name} has two stages: its second one depends on the boxes of the labels, "
+                f"and has no response without them; use {', '.join(DETECTORS)}"
             )
-        expected = dense if signature.dense else names
+        if response and response != needed:
+            has = f"{self.name} gives a response for each"
+            task = {"position": "segmentation", "anchor": "detection"}
+            expected = DETECTORS if needed == "anchor" else dense
+            raise ValueError(
+                f"{has} {response}, which only the task {task[response]} uses; use a classifier"
+                if needed == "sample"
+                else f"{has} {response}, and {task[needed]} needs one for each {needed}; "
+                f"torchvision has {', '.join(expected)}"
+            )
+        expected = by_response[needed]
         if self.library_name not in expected:
             raise ValueError(unknown_model_message(self.name, expected, "torchvision"))
         return models
 
     def _library(self) -> ModuleType:
         return library("torchvision.models", "torchvision", self.name)
+
+
+def _detector(name: str, network: Any, shape: tuple[int, int, int]) -> nn.Module:
+    """Return a detector of torchvision for images of one shape.
+
+    Raises:
+        UnfitShape: they are too small.
+    """
+    try:
+        return Detector(network, shape)
+    except (RuntimeError, AssertionError, ValueError) as error:
+        text = " ".join(str(error).split())
+        raise UnfitShape(f"{name} cannot take samples of shape {shape}: {text}") from error

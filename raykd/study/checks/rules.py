@@ -287,6 +287,13 @@ def task_issues(study: Study) -> Iterator[Issue]:
     if study.train.label_smoothing and not task.takes_smoothing:
         message = f"task '{task.name}' has no label smoothing"
         yield Issue(("train", "label_smoothing"), message, "remove it")
+    if task.package and not is_installed(task.package):
+        message = f"task '{task.name}' needs the package {task.package}, which is not installed"
+        fix = f"install it (uv pip install {task.package.replace('_', '-')})"
+        yield Issue(("task",), message, fix)
+    if study.train.compile == "graph" and not task.takes_graph:
+        message = f"steps of task '{task.name}' differ by their labels, and a CUDA graph cannot"
+        yield Issue(("train", "compile"), message, "use `compile: none`")
     yield from _response_issues(study)
     for place, option in _options_by_kind(study):
         if task.kind not in option.kinds:
@@ -302,8 +309,8 @@ def task_issues(study: Study) -> Iterator[Issue]:
 def _response_issues(study: Study) -> Iterator[Issue]:
     """Yield the issues of networks and augmentations that do not fit the shape of a response."""
     task = study.learning_task
-    is_dense = task.kind == "dense"
-    needed = "position" if is_dense else "sample"
+    responses = {"dense": "position", "boxes": "anchor"}
+    needed = responses.get(task.kind, "sample")
     for place, model in models_in(study):
         if needed not in model.gives:
             options = MODELS.members | MODELS.forms
@@ -313,16 +320,21 @@ def _response_issues(study: Study) -> Iterator[Issue]:
                 f"'{task.name}' needs one for each {needed}"
             )
             yield Issue((*place, "name"), message, f"use {', '.join(names)}")
-    if not is_dense:
+    if needed == "anchor" and study.cache.use == "always":
+        message = "outputs of detectors are not cached"
+        yield Issue(("cache", "use"), message, "remove it; the teacher runs with every batch")
+    if needed == "sample":
         return
+    moved = "masks" if needed == "position" else "boxes"
     for place, augment in _parts_of(study, Augment):
-        if augment.masks == "refused":
-            names = [n for n, cls in AUGMENTATIONS.members.items() if cls.masks != "refused"]
-            message = f"augmentation '{augment.name}' does not move masks along with their images"
+        if getattr(augment, moved) == "refused":
+            names = [n for n, c in AUGMENTATIONS.members.items() if getattr(c, moved) != "refused"]
+            message = f"augmentation '{augment.name}' does not move {moved} along with their images"
             yield Issue(place, message, f"use {', '.join(names)}")
+    form = "maps of scores" if needed == "position" else "predictions at anchors"
     for place, teacher in _parts_of(study, Teacher):
         if teacher.outputs is not None:
-            message = f"a file has outputs of samples, and task '{task.name}' needs maps of scores"
+            message = f"a file has outputs of samples, and task '{task.name}' needs {form}"
             fix = "give the teacher a `model`, with or without `weights`"
             yield Issue((*place, "outputs"), message, fix)
 

@@ -237,6 +237,8 @@ class CachePlan:
         return selected, tuple(sorted(set(usage.layers) - set(selected)))
 
     def _objection(self, entry: PlannedEntry, augmented: bool) -> str:
+        if self.signature.boxes:
+            return "outputs of detectors are not cached"
         if self.settings.use == "always":
             return ""
         if entry.bytes is not None and entry.bytes > self._limit:
