@@ -142,6 +142,12 @@ _HOOKS = {
     ("raykd.models.normalization", "_renormalize"),
     ("raykd.training.memory_format", "_contiguous_inputs"),
 }
+_BOX_RULES = {
+    ("torchvision.models.detection._utils", name)
+    for name in ("BoxCoder", "BoxLinearCoder", "Matcher", "SSDMatcher")
+}
+"""Classes of torchvision that hold the numbers of a detector's rules for boxes, not its weights."""
+
 _FUNCTIONS = ("torch.nn.functional", "torch._C._nn")
 _ACTIVATIONS = frozenset({"relu", "tanh", "sigmoid", "selu", "celu", "rrelu"})
 
@@ -190,7 +196,7 @@ class _Reader(_PythonUnpickler):
 
 def _is_allowed(value: Any, module: str, name: str) -> bool:
     """Return whether a value of one of the packages may be a part of a network."""
-    if (module, name) in _CONSTRUCTORS | _HOOKS:
+    if (module, name) in _CONSTRUCTORS | _HOOKS | _BOX_RULES:
         return True
     if isinstance(value, type):
         if module.startswith("torch.") and not module.startswith("torch.nn."):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -54,7 +55,7 @@ class Detector(nn.Module):
             [anchors] = network.anchor_generator(ImageList(images, [sides]), levels)
         self.backbone.train(was_training)
         self.register_buffer("anchors", anchors, persistent=False)
-        self._rules = _Rules(network, sides, [each.shape[2] * each.shape[3] for each in levels])
+        self._rules = _Rules.of(network, sides, [each.shape[2] * each.shape[3] for each in levels])
         for alias, maps in (("stage", stages), ("level", levels)):
             for number in range(1, len(maps) + 1):
                 self.add_module(f"{alias}{number}", nn.Identity())
@@ -66,12 +67,13 @@ class Detector(nn.Module):
 
     def _maps(self, images: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         """Return the maps of the backbone that enter its pyramid, and the levels."""
-        if not hasattr(self.backbone, "fpn"):
-            stages = self._passed("stage", self.backbone(images).values())
+        backbone: Any = self.backbone
+        if not hasattr(backbone, "fpn"):
+            stages = self._passed("stage", backbone(images).values())
             return stages, self._passed("level", stages)
-        maps: Mapping[str, Tensor] = self.backbone.body(images)
+        maps: Mapping[str, Tensor] = backbone.body(images)
         stages = self._passed("stage", maps.values())
-        levels = self.backbone.fpn(dict(zip(maps, stages, strict=True)))
+        levels = backbone.fpn(dict(zip(maps, stages, strict=True)))
         return stages, self._passed("level", levels.values())
 
     def _passed(self, alias: str, maps: Iterable[Tensor]) -> list[Tensor]:
@@ -97,29 +99,48 @@ class Detector(nn.Module):
         return self.anchors, self._rules.class_logits(response)
 
 
+@dataclass(frozen=True)
 class _Rules:
     """Loss and choice of boxes of a network; not a module, so that it has no weights of its own.
 
-    Args:
-        network: RetinaNet, FCOS or SSD.
+    Attributes:
+        network: RetinaNet, FCOS or SSD, whose losses have different arguments.
         sides: height and width of the images.
-        positions: of each level.
+        sizes: number of anchors of each level.
+        background: 1 if the first score is that of the background (SSD), else 0.
+        centerness: 1 if the last value is a centerness (FCOS), else 0.
     """
 
-    def __init__(self, network: Network, sides: tuple[int, int], positions: list[int]) -> None:
+    network: Any
+    sides: tuple[int, int]
+    sizes: list[int]
+    background: int
+    centerness: int
+
+    @classmethod
+    def of(cls, network: Network, sides: tuple[int, int], positions: list[int]) -> _Rules:
+        """Return the rules of a network.
+
+        Args:
+            network: RetinaNet, FCOS or SSD.
+            sides: height and width of the images.
+            positions: of each level.
+        """
         from torchvision.models.detection import FCOS
         from torchvision.models.detection.ssd import SSD
 
-        self._network, self._sides = network, sides
-        self._is_ssd, self._is_fcos = isinstance(network, SSD), isinstance(network, FCOS)
-        # The first score of an SSD is of the background; the last value of FCOS its centerness
-        self._background, self._centerness = int(self._is_ssd), int(self._is_fcos)
-        self.outputs = ("bbox_regression", "cls_logits", *(("bbox_ctrness",) * self._centerness))
         counts = network.anchor_generator.num_anchors_per_location()
-        self._sizes = [n * count for n, count in zip(positions, counts, strict=True)]
+        sizes = [n * count for n, count in zip(positions, counts, strict=True)]
+        is_ssd, is_fcos = isinstance(network, SSD), isinstance(network, FCOS)
+        return cls(network, sides, sizes, int(is_ssd), int(is_fcos))
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """Names of the outputs of the head."""
+        return ("bbox_regression", "cls_logits", *(("bbox_ctrness",) * self.centerness))
 
     def class_logits(self, response: Tensor) -> Tensor:
-        return response[:, :, 4 + self._background : response.shape[2] - self._centerness]
+        return response[:, :, 4 + self.background : response.shape[2] - self.centerness]
 
     def loss(self, response: Tensor, anchors: Tensor, boxes: Tensor, classes: Tensor) -> Tensor:
         """Return the loss of one image, a scalar.
@@ -129,27 +150,27 @@ class _Rules:
             anchors: (anchors, 4) corners.
             boxes, classes: (n, 4) corners, (n,) classes of the image.
         """
-        network, heads = self._network, self._heads(response)
-        targets = [{"boxes": boxes, "labels": classes + self._background}]
-        if self._is_ssd:
+        network, heads = self.network, self._heads(response)
+        targets = [{"boxes": boxes, "labels": classes + self.background}]
+        if self.background:
             matches = [self._matches(anchors, boxes)]
             losses = network.compute_loss(targets, heads, [anchors], matches)
-        elif self._is_fcos:
-            losses = network.compute_loss(targets, heads, [anchors], self._sizes)
+        elif self.centerness:
+            losses = network.compute_loss(targets, heads, [anchors], self.sizes)
         else:
             losses = network.compute_loss(targets, heads, [anchors])
         return torch.stack([*losses.values()]).sum()
 
     def boxes(self, response: Tensor, anchors: Tensor) -> Tensor:
         """(1, anchors, values), (anchors, 4) -> (`MOST_BOXES`, 6)."""
-        heads, network = self._heads(response), self._network
-        if self._is_ssd:
-            [best] = network.postprocess_detections(heads, [anchors], [self._sides])
+        heads, network = self._heads(response), self.network
+        if self.background:
+            [best] = network.postprocess_detections(heads, [anchors], [self.sides])
         else:
-            levels = {name: [*each.split(self._sizes, dim=1)] for name, each in heads.items()}
-            split = [[*anchors.split(self._sizes)]]
-            [best] = network.postprocess_detections(levels, split, [self._sides])
-        classes = (best["labels"] - self._background).to(response.dtype)
+            levels = {name: [*each.split(self.sizes, dim=1)] for name, each in heads.items()}
+            split = [[*anchors.split(self.sizes)]]
+            [best] = network.postprocess_detections(levels, split, [self.sides])
+        classes = (best["labels"] - self.background).to(response.dtype)
         rows = torch.cat([best["boxes"], best["scores"][:, None], classes[:, None]], dim=1)
         rows = rows[best["scores"].argsort(descending=True, stable=True)][:MOST_BOXES]
         padded = rows.new_zeros(MOST_BOXES, 6)
@@ -159,7 +180,7 @@ class _Rules:
 
     def _heads(self, response: Tensor) -> dict[str, Tensor]:
         """Return the outputs of the head by torchvision's names."""
-        end = response.shape[2] - self._centerness
+        end = response.shape[2] - self.centerness
         parts = (response[:, :, :4], response[:, :, 4:end], response[:, :, end:])
         return dict(zip(self.outputs, parts, strict=False))
 
@@ -169,4 +190,4 @@ class _Rules:
 
         if not len(boxes):
             return torch.full((len(anchors),), -1, device=anchors.device)
-        return self._network.proposal_matcher(box_iou(boxes, anchors))
+        return self.network.proposal_matcher(box_iou(boxes, anchors))

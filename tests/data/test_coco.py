@@ -169,7 +169,9 @@ def test_links_out_of_the_root_are_refused(root: Path, tmp_path: Path) -> None:
     picture = root / "train" / "images" / "003.png"
     picture.rename(tmp_path / "003.png")
     picture.symlink_to(tmp_path / "003.png")
-    with pytest.raises(ValueError, match=r"^coco: .*003\.png is a link to .*, outside of .*data\.links: anywhere"):
+    with pytest.raises(
+        ValueError, match=r"^coco: .*003\.png is a link to .*, outside of .*data\.links: anywhere"
+    ):
         coco(root).check()
     coco(root, links="anywhere").check()
     inside = root / "003.png"

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
 import torchvision
 from torch import nn
 
+from raykd.compat.network_files import read_network
 from raykd.models import FAMILIES, MODELS, LayerHooks, Signature, discover, profile_model
 from raykd.models.adapters.torchvision import DETECTORS, Torchvision
 from raykd.models.base import UnfitShape
@@ -89,6 +91,20 @@ def test_weights_have_names_of_torchvision(pair: tuple[nn.Module, Detector, int]
     assert set(detector.state_dict()) == set(network.state_dict())
 
 
+def test_saved_networks_are_read_without_their_code(
+    pair: tuple[nn.Module, Detector, int], tmp_path: Path
+) -> None:
+    _, detector, first = pair
+    torch.save(detector, tmp_path / "detector.pt")
+    loaded = read_network(tmp_path / "detector.pt", "detector.pt")
+    assert isinstance(loaded, Detector)
+    image = torch.rand(1, 3, *([320 if first else 64] * 2))
+    with torch.no_grad():
+        response = detector(image)
+        assert torch.equal(loaded(image), response)
+    assert torch.equal(loaded.detections(response), detector.detections(response))
+
+
 @pytest.mark.parametrize("name", DETECTORS)
 def test_every_detector_of_torchvision_is_profiled(name: str) -> None:
     size = 300 if name == "ssd300_vgg16" else 96
@@ -105,7 +121,7 @@ def test_every_detector_of_torchvision_is_profiled(name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_family_gives_predictions_at_anchors(name: str) -> None:
     network = MODELS[name]().build(SMALL)
-    assert isinstance(network, DetectorProtocol)
+    assert isinstance(network, Detector) and isinstance(network, DetectorProtocol)
     images = torch.rand(2, 3, 64, 64)
     response = network(images)
     anchors, scores = network.anchor_scores(response)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from raykd.data import Batch
 from raykd.metrics import facts_of
 from raykd.models import Retinanet, Signature
+from raykd.models.detector import Detector
 from raykd.tasks import ALL_KINDS, TASKS, Task
 from raykd.tasks.detection import NO_BOX, boxes_of
 from raykd.tasks.statistics import IGNORED, MeanStatistic
@@ -45,7 +46,9 @@ class GivenResponses(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         signature = Signature((1, 32, 32), OUTPUTS, boxes=True)
-        self.detector = Retinanet(width=1, channels=8, levels=2).build(signature)
+        detector = Retinanet(width=1, channels=8, levels=2).build(signature)
+        assert isinstance(detector, Detector)
+        self.detector = detector
         self.box_losses = self.detector.box_losses
         self.detections = self.detector.detections
         self.anchor_scores = self.detector.anchor_scores
