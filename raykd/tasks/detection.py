@@ -123,8 +123,8 @@ def boxes_of(targets: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         yield real[:, :4], real[:, 4].long()
 
 
-def _overlaps(boxes: Tensor, others: Tensor) -> Tensor:
+def _overlaps(boxes: Tensor, anchors: Tensor) -> Tensor:
     """(N, 4), (M, 4) -> (N, M) intersections over unions."""
     from torchvision.ops import box_iou
 
-    return box_iou(boxes, others)
+    return box_iou(boxes, anchors)
