@@ -1,9 +1,10 @@
 """Code of the user that a study names by its file: `losses.py:Focal`.
 
-Such a name may stand wherever a study names an option (a network, a loss, a scheme, a data source,
-an augmentation).  Its path is relative to the study file.  A process imports the files when it
-registers them (`UserCode.register`): the process that starts a study, if `--allow-import` is given,
-and its workers, which get the bytes of the files.
+Such a name may stand wherever a study names an option (a network, a loss, a scheme, a metric, a
+data source, an augmentation).  Its path is relative to the study file.  A process imports the files
+when it registers them (`UserCode.register`): the process that starts a study, if `--allow-import`
+is given, and its workers, which get the bytes of the files.  The files of objects that were handed
+over from Python, `python:Focal`, are made of their source (`raykd.python_objects`).
 """
 
 from __future__ import annotations
@@ -20,11 +21,12 @@ from tempfile import TemporaryDirectory
 from types import ModuleType
 from typing import Any, Literal
 
+from raykd.python_objects import PREFIX, PythonObject, file_of
 from raykd.registry import Registry, option
 from raykd.source_files import source_files
 
-FILE_NAME = r"^[^\s:]+\.py:[A-Za-z_]\w*$"
-"""Pattern of names of user code, `FILE.py:NAME`."""
+FILE_NAME = r"^([^\s:]+\.py|python):[A-Za-z_]\w*$"
+"""Pattern of names of user code: `FILE.py:NAME`, or `python:NAME` for objects from Python."""
 
 ALLOW = "if you trust it, allow it in each command: --allow-import (allow_import=True)"
 """Fix for code that a study may not run."""
@@ -38,6 +40,17 @@ _copies: dict[str, TemporaryDirectory[str]] = {}
 def is_user_code(name: object) -> bool:
     """Return whether a value of a study is a name of user code."""
     return isinstance(name, str) and re.search(FILE_NAME, name) is not None
+
+
+def is_python_object(name: str) -> bool:
+    """Return whether a name of user code means an object that is handed over from Python."""
+    return name.startswith(f"{PREFIX}:")
+
+
+def path_of(name: str) -> str:
+    """Return the path of the file of a name, relative to the study file."""
+    path, _, attribute = name.rpartition(":")
+    return file_of(attribute) if is_python_object(name) else path
 
 
 def user_names(data: object, place: tuple[str | int, ...] = ()) -> Iterator[tuple[Any, str]]:
@@ -70,8 +83,15 @@ class UserCode:
     imports: Mapping[str, tuple[str, ...]]
 
     @classmethod
-    def read(cls, folder: Path, names: Iterable[str]) -> UserCode:
+    def read(
+        cls, folder: Path, names: Iterable[str], objects: Mapping[str, PythonObject] | None = None
+    ) -> UserCode:
         """Read the files of some names; nothing is imported.
+
+        Args:
+            folder: of the study file.
+            names: names in the study.
+            objects: handed over from Python, by name; None: none.
 
         Raises:
             ValueError: a file is missing, or not below the folder.
@@ -79,7 +99,13 @@ class UserCode:
         names, root = tuple(dict.fromkeys(names)), folder.absolute()
         files: dict[str, bytes] = {}
         imports: dict[str, tuple[str, ...]] = {}
-        for path in dict.fromkeys(name.rpartition(":")[0] for name in names):
+        handed_over = {path_of(name): each for name, each in (objects or {}).items()}
+        for path in dict.fromkeys(map(path_of, names)):
+            if path in handed_over:
+                sources = handed_over[path].files
+                files |= sources
+                imports[path] = tuple(sorted(sources))
+                continue
             if Path(path).is_absolute() or ".." in PurePosixPath(path).parts:
                 raise ValueError(
                     f"{path} is not below {root}; a path is relative to the study file, and has "
@@ -125,7 +151,7 @@ class UserCode:
         folder = self._imported_folder()
         modules = {path: self._module(folder, path) for path in self.imports}
         for name in self.names:
-            path, _, attribute = name.rpartition(":")
+            path, attribute = path_of(name), name.rpartition(":")[2]
             value = getattr(modules[path], attribute, None)
             if value is None:
                 raise ValueError(f"{path} has no {attribute}; it has {_listed(modules[path])}")
@@ -194,7 +220,7 @@ def find_object(name: str) -> object:
 def code_digests(data: object) -> dict[str, str]:
     """Return a digest of the code of every registered name in plain data, by name."""
     names = sorted({name for _, name in user_names(data)} & {*_codes})
-    return {name: _codes[name].digest(name.rpartition(":")[0]) for name in names}
+    return {name: _codes[name].digest(path_of(name)) for name in names}
 
 
 @contextmanager

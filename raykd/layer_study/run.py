@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from raykd.errors import Problem, StudyError
 from raykd.layer_study.arms import build_arms
@@ -47,6 +47,7 @@ def pairs(
     resume: str | Path | None = None,
     extension: Sequence[str] | None = None,
     allow_import: bool = False,
+    objects: Mapping[str, Any] | None = None,
     verbose: bool = False,
     listeners: Sequence[Listener] = (),
     draw: Draw | None = None,
@@ -62,6 +63,7 @@ def pairs(
         extension: overrides with which the study to resume grows (`raykd extend`), such as
             `search.pairs.seeds=5`; None: it is only resumed.
         allow_import: let models run code of their own (import paths, networks from MLflow).
+        objects: handed over from Python, by kind (`PythonObjects`); only with a path or `resume`.
         verbose: show Ray's own output.
         listeners: called with every event as it happens.
         draw: draws the figures; None: there are none.
@@ -78,7 +80,7 @@ def pairs(
         else:
             named = study_of_trial(study, overrides, pairs_open=True)
             study, overrides = stack.enter_context(named)
-        study = load_or_use(study, overrides, allow_import=allow_import)
+        study = load_or_use(study, overrides, allow_import=allow_import, objects=objects)
         run = LayerStudyRun(study, folder, draw, verbose=verbose, listeners=listeners)
         run.extends = extension is not None
         return run.run(executor or RayExecutor())

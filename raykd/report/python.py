@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from functools import partial
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Unpack
 
 from raykd.tracking.journal import Listener
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from raykd.layer_study.result import LayerStudyResult
     from raykd.report.lines import Display
     from raykd.study.open_study import OpenStudy
+    from raykd.tuning.handed_over import PythonObjects
     from raykd.tuning.reproduced_figures import Reproduction
     from raykd.tuning.result import StudyResult
 
@@ -37,6 +38,7 @@ def search(
     verbose: bool = False,
     progress: bool = True,
     listeners: Sequence[Listener] = (),
+    **objects: Unpack[PythonObjects],
 ) -> StudyResult:
     """Search a study's space: train its teacher, its trials, and the finalists with new seeds.
 
@@ -51,9 +53,12 @@ def search(
         verbose: show Ray's own output.
         progress: show the progress.
         listeners: called with every event as it happens.
+        objects: classes and functions that the study names `python:NAME`, one or a list by kind:
+            `data`, `models`, `losses`, `metrics`, `schemes`, `augmentations`.
 
     Raises:
-        StudyError: the study, its data or the cluster cannot be used; nothing was started.
+        StudyError: the study, its data, an object or the cluster cannot be used; nothing was
+            started.
     """
     from raykd.report.page.write import write_page
     from raykd.tuning.search_run import search as search_study
@@ -65,6 +70,7 @@ def search(
             resume=resume,
             start_from=[start_from] if isinstance(start_from, str | Path) else start_from,
             allow_import=allow_import,
+            objects=objects,
             verbose=verbose,
             listeners=[*display, *listeners],
             draw=write_page,
@@ -80,6 +86,7 @@ def pairs(
     verbose: bool = False,
     progress: bool = True,
     listeners: Sequence[Listener] = (),
+    **objects: Unpack[PythonObjects],
 ) -> LayerStudyResult:
     """Run a layer study: train every hint layer with every guided layer.
 
@@ -87,7 +94,8 @@ def pairs(
 
     Args:
         resume: the folder of an interrupted layer study to resume; `study` is then not read.
-        study, overrides, allow_import, verbose, progress, listeners: as for `search`.
+        study, overrides, allow_import, verbose, progress, listeners, objects: as for
+            `search`.
 
     Raises:
         StudyError: the study, its data or the cluster cannot be used; nothing was started.
@@ -100,6 +108,7 @@ def pairs(
             overrides=_as_list(overrides),
             resume=resume,
             allow_import=allow_import,
+            objects=objects,
             verbose=verbose,
             listeners=[*display, *listeners],
             draw=_draw_layer_study,
@@ -163,6 +172,7 @@ def distill(
     verbose: bool = False,
     progress: bool = True,
     listeners: Sequence[Listener] = (),
+    **objects: Unpack[PythonObjects],
 ) -> StudyResult:
     """Train one student of a study that leaves nothing open, without a search.
 
@@ -170,7 +180,8 @@ def distill(
     new seeds, with and without its teacher, as a search does for its finalists.
 
     Args:
-        study, overrides, allow_import, verbose, progress, listeners: as for `search`.
+        study, overrides, allow_import, verbose, progress, listeners, objects: as for
+            `search`.
 
     Raises:
         StudyError: the study leaves a value open (the message names it), or cannot be started.
@@ -182,6 +193,7 @@ def distill(
             study,
             overrides=_as_list(overrides),
             allow_import=allow_import,
+            objects=objects,
             verbose=verbose,
             listeners=[*display, *listeners],
         )
@@ -231,11 +243,13 @@ def train_teacher(
     verbose: bool = False,
     progress: bool = True,
     listeners: Sequence[Listener] = (),
+    **objects: Unpack[PythonObjects],
 ) -> StudyResult:
     """Train (or load) the study's teachers and evaluate them.
 
     Args:
-        study, overrides, allow_import, verbose, progress, listeners: as for `search`.
+        study, overrides, allow_import, verbose, progress, listeners, objects: as for
+            `search`.
 
     Raises:
         StudyError: the study has no teacher, or cannot be started.
@@ -247,6 +261,7 @@ def train_teacher(
             study,
             overrides=_as_list(overrides),
             allow_import=allow_import,
+            objects=objects,
             verbose=verbose,
             listeners=[*display, *listeners],
         )

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import optuna
 
@@ -63,6 +63,7 @@ def search(
     extension: Sequence[str] | None = None,
     start_from: Sequence[str | Path] = (),
     allow_import: bool = False,
+    objects: Mapping[str, Any] | None = None,
     verbose: bool = False,
     listeners: Sequence[Listener] = (),
     executor: Executor | None = None,
@@ -82,6 +83,7 @@ def search(
             folder, `FOLDER:trial-0007`, or the id of a run in MLflow.  A resumed search remembers
             them.
         allow_import: let models run code of their own (import paths, networks from MLflow).
+        objects: handed over from Python, by kind (`PythonObjects`); only with a path or `resume`.
         verbose: show Ray's own output.
         listeners: called with every event as it happens.
         executor: trains the jobs; None: slots of a Ray cluster.
@@ -99,7 +101,7 @@ def search(
         else:
             named = search_of_trial(study, overrides, [absolute_reference(run) for run in first])
             study, overrides, first = stack.enter_context(named)
-        study = load_or_use(study, overrides, allow_import=allow_import)
+        study = load_or_use(study, overrides, allow_import=allow_import, objects=objects)
         run = SearchRun(study, folder, first, verbose=verbose, listeners=listeners)
         run.draw, run.extends = draw, extension is not None
         return run.run(executor or RayExecutor())

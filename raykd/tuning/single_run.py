@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from raykd.errors import Problem, StudyError
 from raykd.models.proxies import NoProxy
@@ -28,6 +28,7 @@ def distill(
     *,
     overrides: Sequence[str] = (),
     allow_import: bool = False,
+    objects: Mapping[str, Any] | None = None,
     verbose: bool = False,
     listeners: Sequence[Listener] = (),
 ) -> StudyResult:
@@ -41,6 +42,7 @@ def distill(
             earlier study, trained again with its drawn values.
         overrides: `a.b=value`, as on the command line; not with an open study.
         allow_import: let models run code of their own (import paths, networks from MLflow).
+        objects: handed over from Python, by kind (`PythonObjects`).
         verbose: show Ray's own output.
         listeners: called with every event as it happens.
 
@@ -48,7 +50,7 @@ def distill(
         StudyError: the study leaves values open (names them), or cannot be started.
     """
     with study_of_trial(study, overrides) as (source, values):
-        study = load_or_use(source, values, allow_import=allow_import)
+        study = load_or_use(source, values, allow_import=allow_import, objects=objects)
         study.concrete()
         replicates = study.settings.search.replicates
         run = SingleRun(study, replicates=replicates, verbose=verbose, listeners=listeners)
@@ -60,6 +62,7 @@ def train_teacher(
     *,
     overrides: Sequence[str] = (),
     allow_import: bool = False,
+    objects: Mapping[str, Any] | None = None,
     verbose: bool = False,
     listeners: Sequence[Listener] = (),
 ) -> StudyResult:
@@ -68,7 +71,7 @@ def train_teacher(
     Raises:
         StudyError: the study has no teacher, or cannot be started.
     """
-    study = load_or_use(study, overrides, allow_import=allow_import)
+    study = load_or_use(study, overrides, allow_import=allow_import, objects=objects)
     if not study.teachers():
         raise StudyError(
             Problem(

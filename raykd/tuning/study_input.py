@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from raykd.data import Dataset
 from raykd.errors import Problem, StudyError
@@ -13,6 +14,7 @@ from raykd.study.checks.rules import check_models, check_user_metrics
 from raykd.study.config import Study
 from raykd.study.open_study import OpenStudy
 from raykd.study.yaml_file import Document, parse_place, read_document
+from raykd.tuning.handed_over import read_objects
 from raykd.tuning.mlflow_store import with_tracking_store
 from raykd.tuning.teacher_store import (
     check_teacher_weights,
@@ -30,6 +32,7 @@ def load_or_use(
     checks: Sequence[Check] | None = None,
     *,
     allow_import: bool = False,
+    objects: Mapping[str, Any] | None = None,
 ) -> OpenStudy:
     """Return the study itself, or load and check the file that it names.
 
@@ -38,16 +41,25 @@ def load_or_use(
         overrides: `a.b=value`, as on the command line; only with a path.
         checks: checks beyond the study itself; None: `CHECKS`.
         allow_import: let models run code of their own (import paths, networks from MLflow).
+        objects: handed over from Python, by kind (`PythonObjects`); only with a path.
 
     Raises:
         StudyError: the study has errors.
     """
     if isinstance(study, OpenStudy):
+        if objects:
+            text = f"{', '.join(objects)}: objects from Python are read with the study"
+            raise StudyError(Problem(text, fix="give the path of the study file"))
         return with_tracking_store(study)
     document = read_document(study).with_overrides(overrides)
     if allow_import:
         document = resolve_model_versions(resolve_mlflow_models(document))
-    loaded = open_study(document, CHECKS if checks is None else checks, allow_import=allow_import)
+    loaded = open_study(
+        document,
+        CHECKS if checks is None else checks,
+        allow_import=allow_import,
+        objects=read_objects(objects or {}, document),
+    )
     return with_tracking_store(loaded)
 
 

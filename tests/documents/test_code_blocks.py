@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import runpy
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -185,10 +186,12 @@ def run_block(block: Block, folder: Path) -> None:
     """Execute a block in a folder; studies that it names are replaced by the one there."""
     studies = sorted((folder / "studies").glob("quickstart-*"))
     text = FOLDER_OF_A_STUDY.sub(f"studies/{studies[0].name}" if studies else "", block.text)
+    script = folder / "example.py"  # a script has the source of its classes
+    script.write_text(text)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         try:
-            exec(compile(text, block.place, "exec"), {})
+            runpy.run_path(str(script), run_name="__main__")
         finally:
             mlflow.set_tracking_uri("")
 

@@ -18,6 +18,7 @@ from raykd.data import Source
 from raykd.data.unlabeled import check_unlabeled
 from raykd.errors import Infeasible, Problem, StudyError
 from raykd.models import ModelProfile, Signature
+from raykd.python_objects import PythonObject
 from raykd.schemes.base import teacher_chain
 from raykd.study.candidate import Candidate, ModelError, pairing_losses
 from raykd.study.checks.layer_pairs import PairError, other_side_hint
@@ -38,10 +39,20 @@ from raykd.study.space.domains import NUMBERS, Pairing
 from raykd.study.space.sampling import Seeded
 from raykd.study.space.space import Point, Space, read_space
 from raykd.study.yaml_file import Document, Place, dotted, parse_place, read_document
-from raykd.user_code import ALLOW, UserCode, user_names
+from raykd.user_code import ALLOW, UserCode, is_python_object, path_of, user_names
 
 Check = Callable[[Study, Signature | None], Iterable[Problem | str]]
 """Check of one concrete study; a problem without a line gets the line of its path."""
+
+OBJECT_KINDS: Mapping[str, str] = {
+    "loss": "losses",
+    "metrics": "metrics",
+    "scheme": "schemes",
+    "augment": "augmentations",
+    "model": "models",
+    "data": "data",
+}
+"""Keywords by which objects are handed over from Python, by a key of their place in a study."""
 
 MOST_PROBLEMS = 20
 MOST_TEACHERS = 16
@@ -78,10 +89,17 @@ def load_study(
 
 
 def open_study(
-    document: Document, checks: Iterable[Check] = (), *, allow_import: bool = False
+    document: Document,
+    checks: Iterable[Check] = (),
+    *,
+    allow_import: bool = False,
+    objects: Mapping[str, PythonObject] | None = None,
 ) -> OpenStudy:
-    """As `load_study`, for a document that is already read."""
-    code = import_user_code(document, allow_import=allow_import)
+    """As `load_study`, for a document that is already read.
+
+    `objects` are those that were handed over from Python, by their name in the study.
+    """
+    code = import_user_code(document, allow_import=allow_import, objects=objects)
     space, problems, broken = read_space(document)
     report = _IssueCollector(document, problems, broken)
     studies = list(_typed(space, report))
@@ -110,8 +128,18 @@ def open_study(
     return opened
 
 
-def import_user_code(document: Document, *, allow_import: bool) -> UserCode | None:
+def import_user_code(
+    document: Document,
+    *,
+    allow_import: bool,
+    objects: Mapping[str, PythonObject] | None = None,
+) -> UserCode | None:
     """Import the files of code that a study names, if that is allowed.
+
+    Args:
+        document: the study.
+        allow_import: whether its files may be imported.
+        objects: handed over from Python, by name: they are allowed.
 
     Returns:
         The files; None if the study names none.
@@ -122,20 +150,41 @@ def import_user_code(document: Document, *, allow_import: bool) -> UserCode | No
     names = list(user_names(document.data))
     if not names:
         return None
+    objects, folder = objects or {}, Path(document.file).parent
+    missing = [(place, name) for place, name in names if name not in objects]
+    problems = [
+        _missing_object(document, folder, place, name)
+        for place, name in missing
+        if is_python_object(name) and not (allow_import and (folder / path_of(name)).is_file())
+    ]
     if not allow_import:
         message = "'{}' would run code from outside raykd"
-        raise StudyError(
-            [document.problem(place, message.format(name), ALLOW) for place, name in names]
-        )
+        problems += [
+            document.problem(place, message.format(name), ALLOW)
+            for place, name in missing
+            if not is_python_object(name)
+        ]
+    if problems:
+        raise StudyError(problems)
     code: UserCode | None = None
     for number, (place, _) in enumerate(names):  # one by one, so that an error names its place
         try:
-            folder = Path(document.file).parent
-            code = UserCode.read(folder, [name for _, name in names[: number + 1]])
+            code = UserCode.read(folder, [name for _, name in names[: number + 1]], objects)
             code.register()
         except ValueError as error:
             raise StudyError(document.problem(place, str(error))) from None
     return code
+
+
+def _missing_object(document: Document, folder: Path, place: Place, name: str) -> Problem:
+    """Return the problem of an object that was not handed over from Python."""
+    kind = next((kind for key, kind in OBJECT_KINDS.items() if key in place), "models")
+    attribute = name.rpartition(":")[2]
+    fix = f"hand it over in each call: raykd.search(..., {kind}=[{attribute}])"
+    if (folder / path_of(name)).is_file():
+        fix += f"; or run its copy {path_of(name)} of this folder: allow_import=True"
+    message = f"'{name}' is an object from Python, and it was not handed over"
+    return document.problem(place, message, fix)
 
 
 def check_shapes(opened: OpenStudy, signature: Signature, checks: Iterable[Check] = ()) -> None:
