@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -48,9 +49,13 @@ def options(words: list[str]) -> list[str]:
     return [word.partition("=")[0] for word in words if word.startswith("--")]
 
 
+def _dockerfile() -> str:
+    return (DOCKER / "Dockerfile").read_text().replace("\\\n", " ")
+
+
 @functools.cache
 def instructions() -> list[tuple[str, str]]:
-    text = (DOCKER / "Dockerfile").read_text().replace("\\\n", " ")
+    text = _dockerfile()
     lines = [line for line in text.splitlines() if line and not line.startswith("#")]
     return [(word, rest.strip()) for word, _, rest in (line.partition(" ") for line in lines)]
 
@@ -336,7 +341,7 @@ class TestDockerfile:
 
     def test_device_is_cpu_or_cuda(self) -> None:
         choice = next(rest for word, rest in instructions() if "case" in rest)
-        script = re.sub(r"&& uv .*", "", choice) + '; echo "<$backend>"'
+        script = choice[choice.index("case") : choice.index("&& uv ")] + '; echo "<$backend>"'
         answers = {}
         for device in ("cpu", "cuda", "tpu"):
             run = subprocess.run(
@@ -357,7 +362,8 @@ class TestDockerfile:
             if line.startswith("!")
         }
         copies = [rest.split() for word, rest in instructions() if word == "COPY"]
-        assert copies
+        copies += [[file, "/"] for file in re.findall(r"type=bind,source=([^,]+)", _dockerfile())]
+        assert ["pyproject.toml", "/"] in copies
         for words in copies:
             if any(word.startswith("--from") for word in words):
                 continue
@@ -368,8 +374,38 @@ class TestDockerfile:
     def test_packages_come_before_source(self) -> None:
         said = [f"{word} {rest}" for word, rest in instructions()]
         packages = next(i for i, line in enumerate(said) if "-r pyproject.toml" in line)
-        source = next(i for i, line in enumerate(said) if line.startswith("COPY raykd"))
+        source = next(i for i, line in enumerate(said) if line.startswith("COPY --from=source"))
         assert packages < source
+
+    def test_uv_is_in_no_image(self) -> None:
+        installed = [rest for word, rest in instructions() if word == "RUN" and "uv pip" in rest]
+        assert len(installed) == 3
+        for rest in installed:
+            assert "--mount=type=bind,from=uv" in rest or "--target /opt/source" in rest
+            assert "--no-cache" in rest and "--compile-bytecode" in rest
+
+    def test_user_can_write_to_working_folder(self) -> None:
+        """`docker run` of a study without a cluster writes there: mlflow.db, studies/."""
+        folders = next(rest for word, rest in instructions() if "chown" in rest)
+        owned = folders.partition("chown")[2].split()
+        assert {rest for word, rest in instructions() if word == "WORKDIR"} - {"/build"} <= {*owned}
+
+    def test_optional_packages_of_shipped_studies_are_installed(self) -> None:
+        extras = re.search(r'ARG EXTRAS="([\w ]+)"', _dockerfile())
+        assert extras
+        names = set(extras[1].split())
+        project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+        assert names <= set(project["optional-dependencies"])
+        studies = [file.read_text() for file in (ROOT / "search_spaces").glob("*.yaml")]
+        needed = {name for text in studies for name in re.findall(r"--extra (\w+)", text)}
+        assert needed
+        assert needed <= names
+
+    def test_health_checks_of_kuberay_have_their_program(self) -> None:
+        """KubeRay before Ray's own /api/healthz runs wget in the pods, unless a probe is given."""
+        texts = [file.read_text() for file in (DOCKER / "kubernetes").glob("ray*.yaml")]
+        probes = [text for text in texts if "livenessProbe" in text and "readinessProbe" in text]
+        assert len(probes) == len(texts) or re.search(r"apt-get install .*\bwget\b", _dockerfile())
 
     def test_programs_are_on_path(self) -> None:
         copied = " ".join(rest for word, rest in instructions() if word == "COPY")
