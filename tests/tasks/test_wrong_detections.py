@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from helpers.box_files import write_coco
 from raykd.errors import StudyError
+from raykd.export.export import export_student
 from raykd.losses import LOSSES
 from raykd.study.checks.load import load_study
 from raykd.study.config import Study
@@ -116,3 +119,10 @@ def test_missing_package_is_told(root: Path, monkeypatch: pytest.MonkeyPatch) ->
     )
     with pytest.raises(StudyError, match="needs the package faster_coco_eval, which is not"):
         loaded(root)
+
+
+def test_detectors_are_not_exported(tmp_path: Path) -> None:
+    student: Any = SimpleNamespace(name="trial-0001", study={"task": {"name": "detection"}})
+    with pytest.raises(StudyError, match="trial-0001 is a detector: its outputs are predictions"):
+        export_student(student, ("safetensors",), tmp_path / "exported")
+    assert not (tmp_path / "exported").exists()
