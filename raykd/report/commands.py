@@ -137,13 +137,20 @@ def _further_commands(
         growth: options with which `raykd extend` continues it.
     """
     raykd = f"{launcher()}raykd"
-    if saved_models(history):
+    if saved_models(history) and not _of_detectors(history):
         yield Command("export", "export the best student", f"{raykd} export {here} --to onnx")
     verb = open_folder(result.folder)[0].verb
     if verb in ("search", "pairs") and run_status(result, history) == "finished":
         yield Command("extend", "train more of it", f"{raykd} extend {here} {growth}")
     if result.records.of("trial"):
         yield Command("compare", "compare it with another study", f"{raykd} compare {here} OTHER")
+
+
+def _of_detectors(history: Sequence[Event]) -> bool:
+    """Return whether the study trains detectors, which are not exported."""
+    started = next((event for event in history if isinstance(event, StudyStarted)), None)
+    task = started.resolved.get("task") if started is not None else None
+    return isinstance(task, Mapping) and task.get("name") == "detection"
 
 
 def _browser_commands(result: StudyResult, runs: _Runs) -> Iterator[Command]:

@@ -5,6 +5,7 @@ import io
 import json
 import re
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -182,6 +183,20 @@ def test_students_file_is_named_while_mlflow_has_no_model(teller: Teller) -> Non
     )
     assert load.purpose == "load the student of trial-0000/seed-2"
     assert str(teller.folder.path / "students" / "s.pt") in load.text
+
+
+def test_export_is_suggested_for_what_can_be_exported(teller: Teller) -> None:
+    model = ModelSaved("trial-0000/seed-2", "students/s.pt", aliases=["champion"])
+    result = result_of(teller, [*teller.whole(), model])
+    history = list(events(teller.folder.journal))
+    assert "export" in {command.name for command in search_commands(result, history)}
+    of_detectors = [
+        replace(event, resolved={**event.resolved, "task": {"name": "detection"}})
+        if isinstance(event, StudyStarted)
+        else event
+        for event in history
+    ]
+    assert "export" not in {command.name for command in search_commands(result, of_detectors)}
 
 
 def test_pauses_are_no_work() -> None:
