@@ -28,28 +28,6 @@ USER_VARIABLES = (
 )
 
 
-BESIDE = (
-    "tests/documents/test_site.py",
-    "tests/export/",
-    "tests/models/",
-    "tests/report/test_comparison.py",
-    "tests/schemes/",
-    "tests/study/",
-    "tests/training/",
-)
-"""Slow tests without a Ray or a server of their own: others may run beside them."""
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Group the slow tests for `--dist loadgroup`: those that start Ray or servers run in turn."""
-    for item in items:
-        if item.get_closest_marker("slow"):
-            file = item.location[0]
-            group = file if file.startswith(BESIDE) else "in turn"
-            item.add_marker(pytest.mark.xdist_group(group))
-
-
 @pytest.fixture(autouse=True)
 def no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     """Remove the user's cluster and tracking server from the environment."""
