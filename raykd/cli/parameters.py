@@ -23,16 +23,15 @@ Folder = Annotated[
         autocompletion=completion.study_folders,
     ),
 ]
-Study = Annotated[
-    str,
-    typer.Argument(
-        metavar="STUDY",
-        help="A study's folder, or a study's name: its newest folder in studies/. If it is on "
-        "another machine: the folder's name, the study's name or an MLflow run ID, which are "
-        "looked up in MLflow.",
-        autocompletion=completion.study_folders,
-    ),
-]
+_STUDY = typer.Argument(
+    metavar="STUDY",
+    help="A study's folder, or a study's name: its newest folder in studies/. If it is on another "
+    "machine: the folder's name, the study's name or an MLflow run ID, which are looked up in "
+    "MLflow.",
+    autocompletion=completion.study_folders,
+)
+Study = Annotated[str, _STUDY]
+OptionalStudy = Annotated[str | None, _STUDY]
 Overrides = Annotated[
     list[str] | None,
     typer.Option(

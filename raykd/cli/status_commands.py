@@ -10,8 +10,9 @@ from typing import Annotated
 
 import typer
 
-from raykd.cli.parameters import Folder, Study, TrackingUri, folder_of
+from raykd.cli.parameters import Folder, OptionalStudy, TrackingUri, folder_of
 from raykd.cli.session import create_console, error_messages
+from raykd.errors import Problem, StudyError
 
 PIPE_WIDTH = 10_000
 """Number of characters of a line of the table of studies that is not printed to a terminal."""
@@ -20,7 +21,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print a JSON object instea
 
 
 def status(
-    study: Study,
+    study: OptionalStudy = None,
     watch: Annotated[
         float | None,
         typer.Option(
@@ -32,17 +33,23 @@ def status(
 ) -> None:
     """Show what a study is doing: trials, best so far, time left, failures.
 
+    Without STUDY: the running study in studies/, or else the newest one.
+
     MLflow is read where the study's folder is on another machine.
     """
     with error_messages():
         from raykd.report.status import read_status
         from raykd.report.terminal.status import status_text
+        from raykd.tuning.study_lookup import current_folder
 
         console = create_console()
-        folder = folder_of(study, uri)
+        if study is None and uri is not None:
+            raise StudyError(Problem("--uri needs STUDY", fix="raykd ls --uri URI lists them"))
+        folder = folder_of(study, uri) if study is not None else current_folder()
         if folder is not None:
             read = partial(read_status, folder)
         else:
+            assert study is not None
             from raykd.report.stored_status import open_store, read_stored_status
 
             read = partial(read_stored_status, open_store(uri, study), study)

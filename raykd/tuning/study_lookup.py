@@ -7,6 +7,8 @@ import re
 from difflib import get_close_matches
 from pathlib import Path
 
+from raykd.errors import Problem, StudyError
+
 STUDIES = Path("studies")
 """Folder of the studies of a working folder, unless `cluster.storage` names another one."""
 
@@ -45,6 +47,22 @@ def find_folder(reference: str | Path) -> Path | None:
     folders = list_folders(STUDIES)
     named = [folder for folder in folders if folder.name == path.name]
     return next(iter(named or (each for each in folders if study_name(each) == path.name)), None)
+
+
+def current_folder() -> Path:
+    """Return the newest study folder in `studies/`, one that a process runs before all others.
+
+    Raises:
+        StudyError: there is none.
+    """
+    from raykd.tuning.study_lock import active_driver
+
+    folders = list_folders(STUDIES)
+    if not folders:
+        raise StudyError(
+            Problem(f"there is no study in {STUDIES}/", fix="name the folder of a study")
+        )
+    return next((each for each in folders if active_driver(each) is not None), folders[0])
 
 
 def study_name(folder: Path) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -132,6 +133,23 @@ def test_interrupted_study_has_nothing_in_progress(interrupted: Path) -> None:
     assert (status.status, status.running, status.seconds_left) == ("interrupted", [], None)
     text = CliRunner().invoke(app, ["status", str(interrupted)]).output
     assert "interrupted" in text and f"raykd search --resume {interrupted}" in text
+
+
+def test_status_without_study_is_of_running_or_newest_one(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    missing = CliRunner().invoke(app, ["status"])
+    assert missing.exit_code == 2 and "there is no study in studies/" in missing.output
+    for day in ("01", "02"):
+        shutil.copytree(folder, tmp_path / "studies" / f"watched-202601{day}-000000")
+    printed = CliRunner().invoke(app, ["status", "--json"])
+    assert json.loads(printed.stdout)["folder"].endswith("20260102-000000")
+    with locked(tmp_path / "studies" / "watched-20260101-000000", "search"):
+        printed = CliRunner().invoke(app, ["status", "--json"])
+    assert json.loads(printed.stdout)["folder"].endswith("20260101-000000")
+    refused = CliRunner().invoke(app, ["status", "--uri", "sqlite:///none.db"])
+    assert refused.exit_code == 2 and "--uri needs STUDY" in refused.output
 
 
 def test_studies_are_listed_latest_first(folder: Path, interrupted: Path, tmp_path: Path) -> None:
