@@ -239,13 +239,13 @@ def _verbs() -> dict[str, Any]:
 
 
 def _raykd_commands(text: str) -> list[str]:
-    """`raykd ...` in code, up to the end of the code or of the command; no quoted names."""
+    """`raykd ...` in code, up to the end of the code or of the command; no other names."""
     spans = re.findall(r"`+([^`]+)`+", text, re.DOTALL)
     lines = [line for span in spans for line in span.splitlines()]
     return [
         found[0]
         for line in lines
-        if (found := re.search(r"(?<!\")\braykd (?=[a-z-])[^&|>]*", line))
+        if (found := re.search(r"(?<!\")(?<!--target )\braykd (?=[a-z-])[^&|>]*", line))
     ]
 
 

@@ -280,14 +280,14 @@ class _Loader(yaml.SafeLoader):
     }
 
     depth = 0
-    nodes = 0
+    values = 0
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         """Compose a node, within limits."""
         self.depth += 1
-        self.nodes += 1
+        self.values += not _is_key(parent, index)
         try:
-            if self.depth > MOST_DEPTH or self.nodes > 2 * MOST_VALUES:  # a key is a node, too
+            if self.depth > MOST_DEPTH or self.values > MOST_VALUES:
                 message = _TOO_DEEP if self.depth > MOST_DEPTH else _TOO_MANY
                 raise yaml.MarkedYAMLError(
                     problem=message, problem_mark=self.peek_event().start_mark
@@ -295,6 +295,11 @@ class _Loader(yaml.SafeLoader):
             return super().compose_node(parent, index)
         finally:
             self.depth -= 1
+
+
+def _is_key(parent: yaml.Node | None, index: object) -> bool:
+    """Return whether a node is the key of a mapping: PyYAML then composes it without an index."""
+    return isinstance(parent, yaml.MappingNode) and index is None
 
 
 _Loader.add_implicit_resolver(
