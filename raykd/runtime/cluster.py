@@ -53,12 +53,13 @@ RAY_SETTINGS = {
 
 LOCAL_RAY_SETTINGS = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}  # one process less for each slot
 
-SPIN_SETTING = ("GOMP_SPINCOUNT", "5000")
+SPIN_SETTING = ("GOMP_SPINCOUNT", "20000")
 """Turns for which a thread of PyTorch on a CPU waits busily for the others (GNU OpenMP).
 
 The default is hundreds of thousands, some milliseconds.  If another process uses one of the cores,
-the threads burn the time in which the last of them could compute: a teacher in two threads takes
-about ten times as long (benchmarks/threads.py).
+the threads burn the time in which the last of them could compute.  This number costs nothing on an
+idle machine and about halves a step on a busy one; smaller ones are slower on an idle machine
+(benchmarks/threads.py).
 """
 
 START_ATTEMPTS = 4
