@@ -11,11 +11,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from pydantic import Field
 
 from raykd.data.augment import Augments
 from raykd.data.dataset import (
@@ -23,6 +22,7 @@ from raykd.data.dataset import (
     Channels,
     Dataset,
     Fraction,
+    ImageSize,
     Limit,
     Raw,
     Root,
@@ -33,8 +33,8 @@ from raykd.data.dataset import (
     TestFraction,
     ValLimit,
 )
-from raykd.data.decode import DecodingLog, decode_all, naming, open_image
-from raykd.data.directory_tree import Links
+from raykd.data.decode import DecodingLog, by, decode_all, naming, open_image
+from raykd.data.directory_tree import FollowedLinks
 from raykd.data.directory_tree import Root as TreeRoot
 from raykd.data.download import folder_path, printable
 from raykd.data.pixels import PLAIN
@@ -99,18 +99,9 @@ class Coco(Source):
 
     name: Literal["coco"] = "coco"
     root: Root = "data"
-    size: Annotated[
-        int | None,
-        Field(
-            ge=1,
-            description="Height and width of the images, in pixels. null: those of the files, "
-            "which must be equal",
-        ),
-    ] = None
+    size: ImageSize = None
     channels: Channels = 3
-    links: Annotated[
-        Links, Field(description="Symbolic links to follow: only those inside `root`, or anywhere")
-    ] = "inside"
+    links: FollowedLinks = "inside"
     test: TestFraction = 0.2
     val: Fraction = 0.1
     split_seed: SplitSeed = 0
@@ -239,13 +230,13 @@ class Coco(Source):
         for each, size in zip(pictures, sizes, strict=True):
             if size != each.size:
                 raise ValueError(
-                    f"coco: {printable(each.path)} has {_by(size)} pixels, and its entry says "
-                    f"{_by(each.size)}; boxes are in pixels: correct the file of annotations"
+                    f"coco: {printable(each.path)} has {by(size)} pixels, and its entry says "
+                    f"{by(each.size)}; boxes are in pixels: correct the file of annotations"
                 )
             if self.size is None and size != first.size:
                 raise ValueError(
-                    f"coco: {printable(each.path)} has {_by(size)} pixels, and "
-                    f"{printable(first.path)} {_by(first.size)}; set data.size to resize them"
+                    f"coco: {printable(each.path)} has {by(size)} pixels, and "
+                    f"{printable(first.path)} {by(first.size)}; set data.size to resize them"
                 )
 
     def _split(
@@ -435,10 +426,6 @@ def _size(tree: TreeRoot, path: str) -> tuple[int, int]:
         )
     with naming(Path(full)), open_image(Path(full)) as image:
         return image.size
-
-
-def _by(size: tuple[int, int]) -> str:
-    return f"{size[0]}x{size[1]}"
 
 
 def _missing_classes(splits: Mapping[str, Split], names: Sequence[str]) -> Iterator[str]:

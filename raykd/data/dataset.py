@@ -41,6 +41,14 @@ LabelsPerClass = Annotated[
         "samples are unlabeled. null: all are labeled",
     ),
 ]
+ImageSize = Annotated[
+    int | None,
+    Field(
+        ge=1,
+        description="Height and width of the images, in pixels. null: those of the files, "
+        "which must be equal",
+    ),
+]
 Channels = Annotated[Literal[1, 3], Field(description="Number of channels. 1: grayscale, 3: color")]
 Root = Annotated[
     str, Field(min_length=1, description="Folder of the data; downloads are stored there")

@@ -217,6 +217,11 @@ def _memory_bound(image: Image) -> AbstractContextManager[object]:
     return _one_at_a_time if image.width * image.height > _LARGE else nullcontext()
 
 
+def by(size: tuple[int, int]) -> str:
+    """Return a size as messages write it: 32x24."""
+    return f"{size[0]}x{size[1]}"
+
+
 @contextmanager
 def open_image(path: Path) -> Iterator[Image]:
     """Open an image file without loading its pixels.

@@ -7,12 +7,17 @@ import stat
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import Field
 
 from raykd.data.decode import SUFFIXES
 from raykd.data.download import printable
 
 Links = Literal["inside", "anywhere"]
+FollowedLinks = Annotated[
+    Links, Field(description="Symbolic links to follow: only those inside `root`, or anywhere")
+]
 
 SYSTEM = frozenset(
     {

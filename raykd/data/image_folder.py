@@ -29,7 +29,7 @@ from raykd.data.dataset import (
     ValLimit,
 )
 from raykd.data.decode import DecodingLog, decode_all
-from raykd.data.directory_tree import Folder, Links
+from raykd.data.directory_tree import Folder, FollowedLinks
 from raykd.data.download import folder_path
 from raykd.data.image_listing import (
     Listing,
@@ -125,9 +125,7 @@ class ImageFolder(Source):
             "floating-point images; other types are rejected"
         ),
     ] = None
-    links: Annotated[
-        Links, Field(description="Symbolic links to follow: only those inside `root`, or anywhere")
-    ] = "inside"
+    links: FollowedLinks = "inside"
     test: TestFraction = 0.2
     val: Fraction = 0.1
     split_seed: SplitSeed = 0

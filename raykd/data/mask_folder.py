@@ -20,6 +20,7 @@ from raykd.data.dataset import (
     Channels,
     Dataset,
     Fraction,
+    ImageSize,
     Limit,
     Raw,
     Root,
@@ -33,12 +34,13 @@ from raykd.data.dataset import (
 from raykd.data.decode import (
     SUFFIXES,
     DecodingLog,
+    by,
     center_part,
     decode_all,
     naming,
     open_image,
 )
-from raykd.data.directory_tree import Links, is_hidden
+from raykd.data.directory_tree import FollowedLinks, is_hidden
 from raykd.data.directory_tree import Root as TreeRoot
 from raykd.data.download import folder_path
 from raykd.data.pixels import PLAIN
@@ -86,14 +88,7 @@ class MaskFolder(Source):
 
     name: Literal["mask_folder"] = "mask_folder"
     root: Root = "data"
-    size: Annotated[
-        int | None,
-        Field(
-            ge=1,
-            description="Height and width of the images, in pixels. null: those of the files, "
-            "which must be equal",
-        ),
-    ] = None
+    size: ImageSize = None
     channels: Channels = 3
     class_names: Annotated[
         tuple[str, ...] | None,
@@ -103,9 +98,7 @@ class MaskFolder(Source):
             "otherwise the class numbers in the training masks",
         ),
     ] = None
-    links: Annotated[
-        Links, Field(description="Symbolic links to follow: only those inside `root`, or anywhere")
-    ] = "inside"
+    links: FollowedLinks = "inside"
     test: TestFraction = 0.2
     val: Fraction = 0.1
     split_seed: SplitSeed = 0
@@ -245,13 +238,13 @@ class MaskFolder(Source):
         ):
             if size != mask_size:
                 raise ValueError(
-                    f"mask_folder: {mask} has {_by(mask_size)} pixels, and its image {image} "
-                    f"{_by(size)}; write a mask of the size of the image"
+                    f"mask_folder: {mask} has {by(mask_size)} pixels, and its image {image} "
+                    f"{by(size)}; write a mask of the size of the image"
                 )
             if self.size is None and size != images[0]:
                 raise ValueError(
-                    f"mask_folder: {image} has {_by(size)} pixels, and {pairs.images[0]} "
-                    f"{_by(images[0])}; set data.size to resize them"
+                    f"mask_folder: {image} has {by(size)} pixels, and {pairs.images[0]} "
+                    f"{by(images[0])}; set data.size to resize them"
                 )
 
     def _split(
@@ -362,10 +355,6 @@ def _read(path: Path, sides: tuple[int, int] | None) -> np.ndarray:
         if sides is None or image.size == (sides[1], sides[0]):
             return np.array(image).astype(np.uint8)
         return np.array(center_part(image, *sides, nearest=True)).astype(np.uint8)
-
-
-def _by(size: tuple[int, int]) -> str:
-    return f"{size[0]}x{size[1]}"
 
 
 def _largest(split: Split) -> int:
