@@ -102,6 +102,11 @@ def facts_of(name: str) -> Metric:
     return METRICS.get(name, METRICS["accuracy"] if name.endswith("accuracy") else _NUMBER)
 
 
+def task_name(settings: Mapping[str, Any]) -> str:
+    """Return the name of the task in the settings of a study; "" if there is none."""
+    return str((settings.get("task") or {}).get("name", ""))
+
+
 def lead_metric(settings: Mapping[str, Any]) -> str:
     """Return the metric by which the networks of a study are compared, without a split.
 

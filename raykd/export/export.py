@@ -24,6 +24,7 @@ from raykd.export.formats import (
 )
 from raykd.export.report import ExportedFile, ExportResult
 from raykd.export.student import SavedStudent
+from raykd.metrics import task_name
 from raykd.models.exported_program import ExportError, FlatInputs, tolerance_of
 from raykd.models.introspection.latency import Latency, time_calls
 from raykd.models.preprocessing import RawInputModel
@@ -60,7 +61,7 @@ def export_student(
             folder exists, or a file computes other logits than the original.
     """
     chosen = _formats(to)
-    if (student.study.get("task") or {}).get("name") == "detection":
+    if task_name(student.study) == "detection":
         raise StudyError(
             Problem(
                 f"{student.name} is a detector: its outputs are predictions at anchors, which need "

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from raykd.compat.packages import is_installed, launcher
+from raykd.metrics import task_name
 from raykd.tracking.cursor import Cursor
 from raykd.tracking.events import Event, ModelSaved, StudyStarted
 from raykd.tracking.journal import events
@@ -149,8 +150,7 @@ def _further_commands(
 def _of_detectors(history: Sequence[Event]) -> bool:
     """Return whether the study trains detectors, which are not exported."""
     started = next((event for event in history if isinstance(event, StudyStarted)), None)
-    task = started.resolved.get("task") if started is not None else None
-    return isinstance(task, Mapping) and task.get("name") == "detection"
+    return started is not None and task_name(started.resolved) == "detection"
 
 
 def _browser_commands(result: StudyResult, runs: _Runs) -> Iterator[Command]:

@@ -8,7 +8,7 @@ from typing import Annotated, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from raykd.metrics import Direction, facts_of, metric_name
+from raykd.metrics import Direction, facts_of
 from raykd.registry import Registry, option
 from raykd.tasks.statistics import (
     CountStatistic,
@@ -102,7 +102,7 @@ class Task:
     @property
     def metric_names(self) -> tuple[str, ...]:
         """Names of the metrics, as in `val_NAME`."""
-        return tuple(metric_name(text) for text in self.metrics)
+        return tuple(text.rpartition(":")[2] for text in self.metrics)
 
     def direction(self, metric: str) -> Direction:
         """Return the better direction of a metric of this task.
