@@ -243,12 +243,13 @@ class ResponseLoss(Loss):
 
     If it fits responses of kind "dense", (B, classes, H, W), its formula sees their positions as
     samples, (B H W, classes), all of them, whatever their targets are; `by_position = False` gives
-    it the maps themselves.
+    it the maps themselves.  Predictions at anchors ("boxes") are no such responses.
     A direct call gives the same value as the module: it detaches the teacher, converts half
     precision to float32, turns autocast off, and raises a ValueError for shapes that do not match.
     """
 
     knowledge = "response"
+    kinds = ("softmax", "sigmoid", "real", "dense")
     takes_pairs = False
     default_pairs = "none"
     reads_logits = True

@@ -295,8 +295,12 @@ def task_issues(study: Study) -> Iterator[Issue]:
         message = f"steps of task '{task.name}' differ by their labels, and a CUDA graph cannot"
         yield Issue(("train", "compile"), message, "use `compile: none`")
     yield from _response_issues(study)
+    refused: list[Place] = []
     for place, option in _options_by_kind(study):
+        if any(place[: len(outer)] == outer for outer in refused):
+            continue  # the loss within a loss that does not fit
         if task.kind not in option.kinds:
+            refused.append(place)
             noun = "loss" if isinstance(option, Loss) else place[-1]
             message = (
                 f"{noun} '{option.name}' does not fit task '{task.name}': it needs "
