@@ -42,6 +42,9 @@ OPTION_ENDS = (".loss", "scheme", ".model", ".block")
 MAX_TRIALS = 300
 """Maximum number of trials for importances: the time of fANOVA grows with their square."""
 
+EARLY_TO_LATE = [[0, "#a6cdf0"], [1, "#1f6fd0"]]
+"""Colors of trials by their number; all of them stand out on white and on the dark theme."""
+
 MAX_DRAWN = 400
 """Maximum number of trials in a figure of parameters: more hide one another, and draw slowly."""
 
@@ -228,8 +231,8 @@ def _slices(trials: Sequence[FrozenTrial], names: Names, objective: str) -> Iter
             showlegend=False,
             marker={
                 "color": [number for number, _ in members],
-                "colorscale": "Blues",
-                "cmin": -len(trials) / 2,
+                "colorscale": EARLY_TO_LATE,
+                "cmin": 0,
                 "cmax": len(trials),
                 "line": {"width": 0.7, "color": GRAY},
                 "size": 7,
