@@ -9,7 +9,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from helpers.training_cases import untimed
 from raykd.data import AUGMENTATIONS, Coco, Dataset, Split
 from raykd.losses import LOSSES, Pair, Term
 from raykd.models import MODELS, Model, Retinanet, Signature
@@ -20,7 +19,6 @@ from raykd.study.config import Cache, Student, Study
 from raykd.tasks import Detection
 from raykd.train_config import SGD, Train
 from raykd.training.build import signature_of
-from raykd.training.trainer import Training
 
 CLASSES, SIDE = 3, 32
 SIZES = {"train": 31, "val": 11, "test": 9}
@@ -125,7 +123,7 @@ def teacher_model() -> Model:
 
 def alone(**train: Any) -> Study:
     """Study that two workers train like one: nothing depends on a worker's share."""
-    fields: dict[str, Any] = {"epochs": 2, "batch_size": UNEVEN, "optimizer": SGD(lr=0.02)}
+    fields: dict[str, Any] = {"epochs": 2, "batch_size": UNEVEN, "optimizer": SGD(lr=0.005)}
     moved = tuple(AUGMENTATIONS[name]() for name in ("random_crop", "horizontal_flip"))
     return Study(
         name="boxes",
@@ -150,7 +148,3 @@ def taught(*terms: Term, **train: Any) -> Study:
 
 BOX_LOSSES = [name for name, loss in LOSSES.members.items() if "boxes" in loss.kinds]
 BOX_MODELS = [name for name, cls in MODELS.members.items() if "anchor" in cls.gives]
-
-
-def untimed_history(training: Training) -> list[dict[str, float]]:
-    return [untimed(metrics) for metrics in training.history]

@@ -9,7 +9,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from helpers.training_cases import untimed
 from raykd.data import AUGMENTATIONS, Dataset, MaskFolder, Split
 from raykd.losses import LOSSES, Pair, Term
 from raykd.models import MODELS, Model, Signature, Unet
@@ -20,7 +19,6 @@ from raykd.tasks import Segmentation
 from raykd.tasks.statistics import IGNORED
 from raykd.train_config import SGD, Train
 from raykd.training.build import signature_of
-from raykd.training.trainer import Training
 
 CLASSES, SIDE = 4, 8
 SIZES = {"train": 52, "val": 21, "test": 13}
@@ -139,7 +137,3 @@ DENSE_LOSSES = [
 """Names of the losses that a segmentation may use."""
 
 DENSE_MODELS = [name for name, cls in MODELS.members.items() if "position" in cls.gives]
-
-
-def untimed_history(training: Training) -> list[dict[str, float]]:
-    return [untimed(metrics) for metrics in training.history]

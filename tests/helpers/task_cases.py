@@ -6,21 +6,34 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import torch
 from torch import Tensor, nn
 
 from helpers import detection_cases, segmentation_cases
-from helpers.training_cases import DIGITS, Plain, digits
-from raykd.data import AUGMENTATIONS, SOURCES, Dataset, Source
+from helpers.training_cases import DIGITS, Plain, digits, untimed
+from raykd.data import AUGMENTATIONS, SOURCES, Dataset, Source, Split
 from raykd.losses import LOSSES, Pair, Term
-from raykd.models import Model, Resnet, Retinanet, Unet
-from raykd.schemes import Offline, Teacher
+from raykd.losses.terms import layer_names
+from raykd.models import Model, Resnet, Retinanet, Unet, profile_model
+from raykd.schemes import LiveTeacher, Offline, Teacher
+from raykd.storage import Storage
 from raykd.study.config import Cache, Student, Study
 from raykd.tasks import TASKS, Kind, Task
 from raykd.train_config import SGD, Train
 from raykd.training.build import signature_of
+from raykd.training.teacher_cache import (
+    CacheBuilder,
+    CacheStore,
+    TeacherHandle,
+    TeacherOutputs,
+    TrainingSamples,
+    cache_spec,
+    network_digest,
+    open_cached_outputs,
+)
 from raykd.training.trainer import Training
 
 OUTPUTS = 3
@@ -71,10 +84,11 @@ def with_values(kind: Literal["labels", "number"]) -> Dataset:
         split = data.split(part)  # type: ignore[arg-type]
         images = split.take(torch.arange(len(split)))
         assert isinstance(images, Tensor)
-        values = torch.stack([rows.float().mean((1, 2, 3)) for rows in images.chunk(OUTPUTS, 2)], 1)
+        inputs = (images.float() - images.float().mean()) / images.float().std()
+        values = torch.stack([rows.mean((1, 2, 3)) for rows in inputs.chunk(OUTPUTS, 2)], 1)
         values = (values - values.mean(0)) / values.std(0)
         targets = values if kind == "number" else (values > torch.tensor([-0.3, 0, 0.6])).float()
-        splits[part] = dataclasses.replace(split, targets=targets)
+        splits[part] = Split(inputs, targets, split.index)
     names = tuple(f"output {number}" for number in range(OUTPUTS))
     units = {"target_mean": (1.0, 0.0, -2.0), "target_scale": (1.0, 3.0, 0.5)}
     return dataclasses.replace(
@@ -96,7 +110,10 @@ def _of_samples(source: Source, data: Callable[[], Dataset], *losses: str) -> Ma
         student=Resnet(depth=8, width=4),
         plain=Plain(),
         stages=("stage1", "stage2", "stage3"),
-        terms=tuple(Term(loss=LOSSES[name]()) for name in losses),
+        terms=(
+            *(Term(loss=LOSSES[name]()) for name in losses),
+            Term(loss=LOSSES["hint"](), pairs=(Pair(hint="embedding", guided="embedding"),)),
+        ),
     )
 
 
@@ -133,7 +150,7 @@ def materials() -> Mapping[Kind, Material]:
             stages=("level1", "level2"),
             terms=detection_cases.taught().knowledge,
             batch_size=detection_cases.UNEVEN,
-            rate=0.02,
+            rate=0.005,
         ),
     }
 
@@ -177,8 +194,40 @@ def term_of(cls: type[Task], loss: str) -> Term:
     return Term(loss=option(), pairs=pairs if option.takes_pairs else None)
 
 
+def data_of(study: Study) -> Dataset:
+    """Return the data of a study of `study_of`."""
+    return material_of(type(study.learning_task)).data()
+
+
 def training_of(study: Study, **options: Any) -> Training:
     """Return a training of a study of `study_of`."""
-    cls = type(study.learning_task)
-    options = {"teacher": teacher_of(cls), **options}
-    return Training(study, material_of(cls).data(), seed=0, **options)
+    options = {"teacher": teacher_of(type(study.learning_task)), **options}
+    return Training(study, data_of(study), seed=0, **options)
+
+
+def finished(training: Training) -> Training:
+    while training.epoch < training.epochs:
+        training.run_epoch()
+    return training
+
+
+def untimed_history(training: Training) -> list[dict[str, float]]:
+    return [untimed(metrics) for metrics in training.history]
+
+
+def kept_outputs(study: Study, folder: Path) -> TeacherHandle:
+    """Compute the outputs of the teacher for all views of the training split, and open them."""
+    data, network = data_of(study), teacher_of(type(study.learning_task))
+    assert study.teacher is not None and study.teacher.model is not None
+    shapes = profile_model(study.teacher.model, signature_of(data)).layers
+    layers = {name: shapes[name] for name in layer_names(study.knowledge, "hint")}
+    outputs = TeacherOutputs("teacher", network_digest(network), layers)
+    samples = TrainingSamples.of(data)
+    spec = cache_spec(study, outputs, samples, views=study.train.epochs, shard_rows=30)
+    store = CacheStore(Storage(str(folder)))
+    live = LiveTeacher(network, tuple(layers), signature_of(data))
+    build = CacheBuilder(spec, study, lambda: live, data, store)
+    while build.advance():
+        pass
+    assert build.finish()
+    return TeacherHandle(network, open_cached_outputs(store, spec.key, data))

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from helpers import detection_cases, segmentation_cases
+from helpers import detection_cases, segmentation_cases, task_cases
 from helpers.training_cases import (
     DIGITS,
     alone,
@@ -29,7 +29,7 @@ from raykd.models.compression import Quantized
 from raykd.schemes import Alone, LiveTeacher
 from raykd.storage import Storage
 from raykd.study.config import Cache, Student, Study
-from raykd.tasks import Classification
+from raykd.tasks import TASKS, Classification
 from raykd.train_config import SGD
 from raykd.training.build import signature_of
 from raykd.training.memory_format import to_device
@@ -84,11 +84,10 @@ STUDIES: dict[str, Study] = {
         unnormalized(epochs=2, batch_size=UNEVEN, optimizer=SGD(lr=0.1)),
         task=Classification(metrics=("accuracy", "auroc", "teacher_agreement")),
     ),
-    "positions": segmentation_cases.every_kind(),
     "positions_alone": segmentation_cases.alone(),
-    "boxes": detection_cases.taught(),
     "boxes_alone": detection_cases.alone(),
     "contrast": taught(Term(loss=LOSSES["crd"]()), epochs=2, batch_size=UNEVEN),
+    **{cls.name: task_cases.study_of(cls) for cls in TASKS},
 }
 
 
@@ -127,6 +126,8 @@ def run(rank: int, folder: str) -> None:
 
 def _training(study: Study, rank: int, world: int = 2) -> Training:
     placement, teaching = Placement("cpu", rank, world), teacher()
+    if study.name in TASKS.members:
+        return task_cases.training_of(study, placement=placement)
     if study.learning_task.kind == "dense":
         data, teaching = segmentation_cases.data(), segmentation_cases.teacher()
     elif study.learning_task.kind == "boxes":

@@ -1,16 +1,21 @@
-"""Conformance tests of every task; new members of TASKS are included."""
+"""Conformance tests of every task; new members of TASKS are included.
+
+`test_every_training` and `test_training_workers` have those of whole trainings, and
+`test_losses_of_tasks` those of losses.
+"""
 
 from __future__ import annotations
 
-import dataclasses
 import pickle
 from functools import lru_cache
-from typing import Literal, get_args, get_origin, get_type_hints
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from helpers.reference_metrics import reference_metric
+from helpers.task_cases import full
 from raykd.data import Batch
 from raykd.metrics import facts_of
 from raykd.models import Retinanet, Signature
@@ -29,15 +34,6 @@ every_task = pytest.mark.parametrize("cls", list(TASKS), ids=lambda cls: cls.nam
 def default(cls: type[Task]) -> Task:
     """Return a task with its defaults."""
     return TASKS[cls.name]()
-
-
-def full(cls: type[Task]) -> Task:
-    """Return a task with all metrics that it supports."""
-    members, _ = get_args(get_type_hints(cls)["metrics"])
-    if get_origin(members) is not Literal:  # or code of the user
-        members = next(each for each in get_args(members) if get_origin(each) is Literal)
-    names = get_args(members)
-    return dataclasses.replace(default(cls), metrics=names)
 
 
 class GivenResponses(nn.Module):
@@ -123,11 +119,13 @@ def random_response(task: Task, seed: int) -> Tensor:
     return torch.randn(SAMPLES, *shape, generator=torch.Generator().manual_seed(seed))
 
 
-def measured(task: Task, response: Tensor, targets: Tensor, size: int) -> dict[str, float]:
+def measured(
+    task: Task, response: Tensor, targets: Tensor, size: int, **options: Any
+) -> dict[str, float]:
     rows = torch.arange(SAMPLES).split(size)
     batches = [Batch(response[row], targets[row], row) for row in rows]
     teacher = right_response(task, targets)
-    return evaluate(network_of(task), batches, task=task, teacher=teacher)
+    return evaluate(network_of(task), batches, task=task, teacher=teacher, **options)
 
 
 def network_of(task: Task) -> nn.Module:
@@ -153,6 +151,28 @@ def test_batches_do_not_matter(cls: type[Task]) -> None:
     whole = measured(task, response, targets, SAMPLES)
     assert measured(task, response, targets, 7) == pytest.approx(whole, abs=1e-6)
     assert list(whole) == ["loss", *task.metrics]
+
+
+@every_task
+@pytest.mark.parametrize("size", [SAMPLES, 32, 1])
+def test_metrics_equal_torchmetrics_on_whole_split(cls: type[Task], size: int) -> None:
+    """Responses are partly right; values have units of their own."""
+    task = full(cls)
+    targets = targets_of(task)
+    teacher = right_response(task, targets)
+    mixed = torch.cat([targets[:30].roll(1, 0), targets[30:]])
+    noise = 0.3 if cls.kind == "boxes" else 1.5 * teacher.std()
+    response = right_response(task, mixed) + noise * random_response(task, 6)
+    scale = tuple(range(1, 1 + OUTPUTS)) if cls.name == "regression" else ()
+    values = measured(task, response, targets, size, scale=scale)
+    bound = task.for_network(network_of(task))
+    for name in task.metrics:
+        reference = reference_metric(cls, name, OUTPUTS, scale)
+        truth = teacher if name == "teacher_agreement" else targets
+        expected = reference(bound.summary(response), truth)
+        assert values[name] == pytest.approx(expected, abs=1e-5), name
+        facts = facts_of(name)
+        assert facts.low < values[name] < facts.high, f"{name}: the case says nothing"
 
 
 @every_task

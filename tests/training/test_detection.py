@@ -1,4 +1,4 @@
-"""Trainings of detectors; `test_training_workers` compares two workers with one."""
+"""Trainings of detectors; `test_every_training` has tests of every task."""
 
 from __future__ import annotations
 
@@ -20,7 +20,6 @@ from helpers.detection_cases import (
     drawn,
     taught,
     teacher,
-    untimed_history,
 )
 from raykd.data import AUGMENTATIONS, BatchLoader, Dataset
 from raykd.losses import LOSSES, Progress, Term
@@ -126,17 +125,6 @@ def test_every_loss_that_fits_trains(name: str) -> None:
 def test_every_model_that_fits_trains(name: str) -> None:
     study = dataclasses.replace(alone(epochs=1), student=Student(model=MODELS[name]()))
     assert math.isfinite(training_of(study).run_epoch()["train_loss"])
-
-
-def test_resumed_training_equals_uninterrupted_one() -> None:
-    whole = finished(training_of(taught()))
-    first, second = training_of(taught()), training_of(taught())
-    first.run_epoch()
-    second.load_state(first.state())
-    finished(second)
-    assert untimed_history(second) == untimed_history(whole)
-    for name, tensor in whole.state()["student"].items():
-        assert torch.equal(second.state()["student"][name], tensor), name
 
 
 def test_gradients_of_parts_add_up_to_that_of_the_batch() -> None:

@@ -1,10 +1,9 @@
-"""Trainings whose response has positions; `test_training_workers` compares two workers with one."""
+"""Trainings whose response has positions; `test_every_training` has tests of every task."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -26,31 +25,17 @@ from helpers.segmentation_cases import (
     alone,
     data,
     every_kind,
-    signature,
     taught,
     teacher,
-    untimed_history,
 )
 from raykd.data import Batch, BatchLoader, Dataset
 from raykd.losses import LOSSES, Pair, Progress, Term
-from raykd.models import MODELS, Unet, profile_model
-from raykd.schemes import LiveTeacher
-from raykd.storage import Storage
+from raykd.models import MODELS, Unet
 from raykd.study.config import Student, Study
 from raykd.tasks import Segmentation
 from raykd.tasks.statistics import IGNORED
 from raykd.training.metrics import EVALUATION_VALUES, evaluate_split, evaluation_batch
 from raykd.training.output_check import SUMS_TO_ONE, check_outputs
-from raykd.training.teacher_cache import (
-    CacheBuilder,
-    CacheStore,
-    TeacherHandle,
-    TeacherOutputs,
-    TrainingSamples,
-    cache_spec,
-    network_digest,
-    open_cached_outputs,
-)
 from raykd.training.trainer import Training
 
 
@@ -188,41 +173,6 @@ def test_training_learns() -> None:
     first, last = training.history[0], training.history[-1]
     assert last["val_mean_iou"] > 0.6 > 0.3 > first["val_worst_class_iou"]
     assert last["train_pixel_accuracy"] > first["train_pixel_accuracy"]
-
-
-def test_resumed_training_equals_uninterrupted_one() -> None:
-    whole = finished(training_of(every_kind()))
-    first, second = training_of(every_kind()), training_of(every_kind())
-    first.run_epoch()
-    second.load_state(first.state())
-    finished(second)
-    assert untimed_history(second) == untimed_history(whole)
-    for name, tensor in whole.state()["student"].items():
-        assert torch.equal(second.state()["student"][name], tensor), name
-
-
-def stored_outputs(folder: Path, study: Study) -> TeacherHandle:
-    """Compute the outputs of the teacher for the training split, and open them."""
-    hints = {"stage3": profile_model(study.teacher.model, signature()).layers["stage3"]}  # type: ignore[union-attr,arg-type]
-    outputs = TeacherOutputs("unet", network_digest(teacher()), hints)
-    spec = cache_spec(study, outputs, TrainingSamples.of(data()), views=2, shard_rows=20)
-    assert spec.shapes["@logits"] == (CLASSES, SIDE, SIDE)
-    store = CacheStore(Storage(str(folder)))
-    live = LiveTeacher(teacher(), tuple(hints), signature())
-    build = CacheBuilder(spec, study, lambda: live, data(), store)
-    while build.advance():
-        pass
-    assert build.finish()
-    return TeacherHandle(teacher(), open_cached_outputs(store, spec.key, data()))
-
-
-def test_kept_outputs_equal_live_ones(tmp_path: Path) -> None:
-    study = every_kind()
-    kept = finished(training_of(study, teacher=stored_outputs(tmp_path, study)))
-    study = dataclasses.replace(study, seed=0)
-    live = finished(Training(study, data(), seed=0, teacher=teacher()))
-    for ours, theirs in zip(untimed_history(kept), untimed_history(live), strict=True):
-        assert ours == pytest.approx(theirs, rel=1e-4)
 
 
 def test_masks_move_with_their_images() -> None:

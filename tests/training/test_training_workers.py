@@ -10,6 +10,7 @@ import torch
 from torch.multiprocessing.spawn import spawn
 
 from helpers import worker_cases
+from raykd.tasks import TASKS
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +39,8 @@ def test_ranks_are_bitwise_equal(ranks: list[dict[str, Any]], name: str) -> None
     "name",
     [
         *("even", "uneven", "deployed", "few_labels", "labels_alone", "agreement"),
-        *("positions", "positions_alone", "boxes", "boxes_alone", "unlabeled"),
+        *("positions_alone", "boxes_alone", "unlabeled"),
+        *TASKS.members,
     ],
 )
 def test_two_workers_train_like_one(ranks: list[dict[str, Any]], name: str) -> None:
