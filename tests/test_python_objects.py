@@ -9,14 +9,19 @@ import runpy
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
+from typer.testing import CliRunner
 
 from helpers.documents import ROOT, blocks
+from helpers.finished_search import copy_study
+from raykd.cli.commands import app
 from raykd.errors import StudyError
 from raykd.study.checks.load import load_study
 from raykd.study.open_study import OpenStudy
+from raykd.tuning.executors import LocalExecutor
 from raykd.tuning.search_run import search
 
 STUDY = {
@@ -102,6 +107,8 @@ def inner():
 objects = dict(losses=Divergence, models=[small], metrics=[Hits], augmentations=Darken)
 """
 
+SHADES = "def half(images):\n    return images // 2\n"
+
 OPEN = """
 from raykd.tuning.study_input import load_or_use
 study = load_or_use("study.yaml", objects=objects)
@@ -113,7 +120,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "shades", raising=False)
-    (tmp_path / "shades.py").write_text("def half(images):\n    return images // 2\n")
+    (tmp_path / "shades.py").write_text(SHADES)
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(STUDY))
     return tmp_path
 
@@ -207,6 +214,101 @@ def test_copies_need_permission_or_objects(folder: Path) -> None:
     assert error.match(r"raykd.search\(..., losses=\[Divergence\]\); or run its copy")
     again = load_study(folder / "study.yaml", allow_import=True).code
     assert again is not None and again.digests() == code.digests()
+
+
+GROWING = {
+    "name": "growing",
+    "data": {"name": "digits", "limit": 100, "val_limit": 40},
+    "teacher": {"model": {"name": "mlp", "depth": 1, "width": 8}, "train": {"epochs": 1}},
+    "student": {"model": {"name": "mlp", "depth": 1, "width": {"int": [2, 32]}}},
+    "knowledge": [{"loss": {"choice": ["python:Divergence"]}, "weight": 1}],
+    "train": {"epochs": 1},
+    "search": {"trials": 1, "replicates": 0, "sampler": "random"},
+}
+
+SQUARE = """
+@option
+class Square(ResponseLoss):
+    def __call__(self, student, teacher, targets):
+        return (student - teacher).square().mean()
+"""
+"""Another loss of the script, which an extension adds."""
+
+
+def script_of(folder: Path, call: str, definitions: str = DEFINITIONS) -> dict[str, Any]:
+    """Run a script that calls raykd with its objects."""
+    head = "from functools import partial\nimport raykd\n"
+    (folder / "script.py").write_text(f"{head}{definitions}\n{SQUARE}\n{call}\n")
+    return runpy.run_path(str(folder / "script.py"), run_name="__main__")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished search whose loss was handed over."""
+    folder = tmp_path_factory.mktemp("finished")
+    places = {
+        "cluster": {"storage": str(folder / "studies")},
+        "tracking": {"uri": f"sqlite:///{folder}/mlflow.db"},
+    }
+    (folder / "shades.py").write_text(SHADES)
+    (folder / "study.yaml").write_text(yaml.safe_dump(GROWING | places))
+    call = "done = raykd.search('study.yaml', losses=[Divergence], progress=False)"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.syspath_prepend(folder)
+        patch.setattr("raykd.tuning.search_run.RayExecutor", LocalExecutor)
+        return script_of(folder, call)["done"].folder
+
+
+@pytest.fixture
+def searched(finished: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the folder of `finished`; what continues it trains in this process."""
+    monkeypatch.setattr("raykd.tuning.search_run.RayExecutor", LocalExecutor)
+    return copy_study(finished, folder)
+
+
+def test_studies_with_objects_are_extended_and_reproduced(folder: Path, searched: Path) -> None:
+    extend = f"done = raykd.extend({str(searched)!r}, trials='+1', progress=False, losses="
+    assert len(script_of(folder, f"{extend}[Divergence])")["done"].trials) == 2
+    reproduce = f"done = raykd.reproduce({str(searched)!r}, progress=False, losses=[Divergence])"
+    result = script_of(folder, reproduce)["done"]
+    assert result.is_exact and not result.differences
+    assert (result.folder / "python_objects/object_Divergence.py").is_file()
+
+
+def test_extension_is_refused_if_the_source_has_changed(folder: Path, searched: Path) -> None:
+    changed = DEFINITIONS.replace("FACTOR = 3.0", "FACTOR = 4.0")
+    extend = f"raykd.extend({str(searched)!r}, trials='+1', progress=False, losses=Divergence)"
+    with pytest.raises(StudyError, match=r"object_Divergence\.py"):
+        script_of(folder, extend, changed)
+    reproduce = f"done = raykd.reproduce({str(searched)!r}, progress=False, losses=Divergence)"
+    result = script_of(folder, reproduce, changed)["done"]
+    assert not result.agrees
+    assert "file python_objects/object_Divergence.py has changed" in result.differences
+
+
+def test_extension_keeps_objects_that_it_adds(folder: Path, searched: Path) -> None:
+    """The larger space names another loss, whose source a later run needs."""
+    losses = "{choice: ['python:Divergence', 'python:Square']}"
+    added = f"knowledge=[{{loss: {losses}, weight: 1}}]"
+    extend = (
+        f"done = raykd.extend({str(searched)!r}, trials='+3', overrides=[{added!r}], "
+        "progress=False, losses=[Divergence, Square])"
+    )
+    assert len(script_of(folder, extend)["done"].trials) == 4
+    assert (searched / "python_objects/object_Square.py").is_file()
+    assert load_study(searched / "study.yaml", allow_import=True).code is not None
+
+
+@pytest.mark.parametrize("command", [["extend", "--trials", "+1"], ["reproduce"]])
+def test_commands_run_the_kept_source_with_permission(command: list[str], searched: Path) -> None:
+    verb, *options = command
+    refused = CliRunner().invoke(app, [verb, str(searched), *options])
+    text = " ".join((refused.output + refused.stderr).split())
+    assert refused.exit_code == 2 and "'python:Divergence' is an object from Python" in text
+    assert "--allow-import" in text
+    done = CliRunner().invoke(app, [verb, str(searched), *options, "--allow-import"])
+    assert done.exit_code == 0, done.output + done.stderr
 
 
 CELLS = """

@@ -125,6 +125,7 @@ def extend(
     verbose: bool = False,
     progress: bool = True,
     listeners: Sequence[Listener] = (),
+    **objects: Unpack[PythonObjects],
 ) -> StudyResult | LayerStudyResult:
     """Continue a finished or interrupted search or layer study with more to train.
 
@@ -137,7 +138,7 @@ def extend(
         replicates: trainings of each finalist under new seeds, in the same form.
         overrides: `a.b=value`: other numbers that may grow, and options and ranges of the space
             that contain the old ones.
-        allow_import, verbose, progress, listeners: as for `search`.
+        allow_import, verbose, progress, listeners, objects: as for `search`.
 
     Raises:
         StudyError: the change is not growth (shows the differences), another process works on the
@@ -159,6 +160,7 @@ def extend(
             resume=folder,
             extension=extension,
             allow_import=allow_import,
+            objects=objects,
             verbose=verbose,
             listeners=[*display, *listeners],
         )
@@ -208,6 +210,7 @@ def reproduce(
     verbose: bool = False,
     progress: bool = True,
     listeners: Sequence[Listener] = (),
+    **objects: Unpack[PythonObjects],
 ) -> Reproduction:
     """Train a student again from its record, and compare the figures.
 
@@ -217,7 +220,7 @@ def reproduce(
         tolerance: largest difference of figures that agree: relative to the recorded figure,
             absolute below 1.
         tracking_uri: URI of the MLflow store of a run ID; None: MLflow's default.
-        allow_import, verbose, progress, listeners: as for `search`.
+        allow_import, verbose, progress, listeners, objects: as for `search`.
 
     Raises:
         StudyError: there is no such training, it failed, or its data have changed.
@@ -230,6 +233,7 @@ def reproduce(
             tolerance=tolerance,
             tracking_uri=tracking_uri,
             allow_import=allow_import,
+            objects=objects,
             verbose=verbose,
             listeners=[*display, *listeners],
         )

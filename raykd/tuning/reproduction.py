@@ -11,7 +11,7 @@ import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 
@@ -54,6 +54,7 @@ def reproduce(
     tolerance: float = TOLERANCE,
     tracking_uri: str | None = None,
     allow_import: bool = False,
+    objects: Mapping[str, Any] | None = None,
     verbose: bool = False,
     listeners: Sequence[Listener] = (),
 ) -> Reproduction:
@@ -66,6 +67,7 @@ def reproduce(
         tolerance: largest difference of figures that agree, see `TOLERANCE`.
         tracking_uri: URI of the MLflow store of a run ID; None: MLflow's default.
         allow_import: let models run code of their own (import paths, networks from MLflow).
+        objects: handed over from Python, by kind (`PythonObjects`).
         verbose: show Ray's own output.
         listeners: called with every event as it happens.
 
@@ -85,7 +87,9 @@ def reproduce(
         recorded = RecordedTraining(name, folder, history, records, records[training])
         recorded.check()
         stack.enter_context(working_folder(folder.begun_in))
-        study = load_or_use(folder.study_file, overrides, allow_import=allow_import)
+        study = load_or_use(
+            folder.study_file, overrides, allow_import=allow_import, objects=objects
+        )
         if is_fetched(path):
             folder = replace(folder, storage=study.settings.cluster.storage)
             recorded = replace(recorded, folder=folder)

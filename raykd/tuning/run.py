@@ -226,7 +226,7 @@ class StudyRun(ABC, Generic[ResultT]):
         # open the journal and the tracking behind it
         prepared.costs.keep_in(folder.measured)
         if prepared.extension is not None:
-            save_extension(folder, prepared.study.overrides)
+            save_extension(folder, prepared.study.overrides, prepared.study.code)
         journal = Journal(folder.journal)
         bus = EventBus(journal, self.listeners, lambda: check_lock(folder.path))
         write_provenance(bus, prepared, folder)

@@ -143,13 +143,18 @@ def open_folder(path: str | os.PathLike[str]) -> tuple[StudyFolder, list[str]]:
     return folder, [*content["overrides"], *extended]
 
 
-def save_extension(folder: StudyFolder, overrides: Sequence[str]) -> None:
-    """Keep the overrides of a study that has grown, for later runs.
+def save_extension(
+    folder: StudyFolder, overrides: Sequence[str], code: UserCode | None = None
+) -> None:
+    """Keep the overrides and the code of a study that has grown, for later runs.
 
     Args:
         folder: of the study.
         overrides: all of them, in their order.
+        code: of the user; files that the folder has are the same.
     """
+    if code is not None:
+        code.copy_to(folder.path)
     file = folder.path / DESCRIPTION
     content = _read_description(file, folder.path)
     content["extended"] = list(overrides[len(content["overrides"]) :])

@@ -182,7 +182,9 @@ def _missing_object(document: Document, folder: Path, place: Place, name: str) -
     attribute = name.rpartition(":")[2]
     fix = f"hand it over in each call: raykd.search(..., {kind}=[{attribute}])"
     if (folder / path_of(name)).is_file():
-        fix += f"; or run its copy {path_of(name)} of this folder: allow_import=True"
+        fix += (
+            f"; or run its copy {path_of(name)} of this folder: --allow-import (allow_import=True)"
+        )
     message = f"'{name}' is an object from Python, and it was not handed over"
     return document.problem(place, message, fix)
 
