@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from raykd.registry import option
 from raykd.tasks.base import LabelLoss, Task
 from raykd.tasks.statistics import MeanStatistic, SplitStatistic, Statistic, average_precision
+from raykd.tasks.user_metrics import UserMetric
 
 BoxMetric = Literal["map", "map_50", "map_75"]
 
@@ -60,11 +61,12 @@ class Detection(Task):
 
     name: Literal["detection"] = "detection"
     metrics: Annotated[
-        tuple[BoxMetric, ...],
+        tuple[BoxMetric | UserMetric, ...],
         Field(
             min_length=1,
-            description="Metrics of the validation and test splits. The first is the default "
-            "objective of a search. map: mean over the IoU thresholds 0.5, 0.55 ... 0.95",
+            description="Metrics of the validation and test splits; FILE.py:NAME for your own. "
+            "The first is the default objective of a search. map: mean over the IoU thresholds "
+            "0.5, 0.55 ... 0.95",
         ),
     ] = ("map", "map_50")
 

@@ -290,10 +290,19 @@ def average_precision(*thresholds: float) -> SplitStatistic:
             iou_thresholds=list(thresholds) or None, backend="faster_coco_eval"
         )
         metric.warn_on_many_detections = False
-        for rows, truth in zip(response, targets, strict=True):
-            best, real = rows[rows[:, 5] >= 0], truth[truth[:, 4] >= 0]
-            predicted = {"boxes": best[:, :4], "scores": best[:, 4], "labels": best[:, 5].long()}
-            metric.update([predicted], [{"boxes": real[:, :4], "labels": real[:, 4].long()}])
+        metric.update(predicted_boxes(response), true_boxes(targets))
         return max(0.0, float(metric.compute()["map"]))
 
     return SplitStatistic(value)
+
+
+def predicted_boxes(response: Tensor) -> list[dict[str, Tensor]]:
+    """(N, boxes, 6) corners, score and class -> boxes, scores and labels of each image."""
+    images = [rows[rows[:, 5] >= 0] for rows in response]
+    return [{"boxes": r[:, :4], "scores": r[:, 4], "labels": r[:, 5].long()} for r in images]
+
+
+def true_boxes(targets: Tensor) -> list[dict[str, Tensor]]:
+    """(N, boxes, 5) corners and class -> boxes and labels of each image."""
+    images = [rows[rows[:, 4] >= 0] for rows in targets]
+    return [{"boxes": rows[:, :4], "labels": rows[:, 4].long()} for rows in images]

@@ -6,14 +6,21 @@ import math
 import warnings
 from collections.abc import Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
 from raykd.metrics import Direction
-from raykd.tasks.statistics import IGNORED, MergedStatistic, SplitStatistic, Statistic
+from raykd.tasks.statistics import (
+    IGNORED,
+    MergedStatistic,
+    SplitStatistic,
+    Statistic,
+    predicted_boxes,
+    true_boxes,
+)
 from raykd.user_code import FILE_NAME, find_object
 
 if TYPE_CHECKING:
@@ -25,8 +32,8 @@ UserMetric = Annotated[str, Field(pattern=FILE_NAME, examples=["FILE.py:NAME"])]
 _SAMPLES = 32
 """Number of random samples on which a metric is tried."""
 
-_IMAGES, _SIDE = 3, 16
-"""Number and side of random images on which a metric of positions is tried."""
+_IMAGES, _SIDE, _BOXES = 3, 16, 2
+"""Number, side and boxes of random images on which a metric of positions or boxes is tried."""
 
 
 def build_user_metric(name: str) -> Metric:
@@ -78,7 +85,8 @@ def user_statistic(
     """Return the computation of a metric of the user.
 
     It gets all responses of a split at once; those of positions (`dense`), which are large, batch
-    by batch.
+    by batch.  Boxes are lists with a mapping for each image, as for torchmetrics'
+    `MeanAveragePrecision`.
 
     Args:
         name: `FILE.py:NAME`.
@@ -93,12 +101,19 @@ def user_statistic(
 
     def value(response: Tensor, targets: Tensor) -> float:
         metric = build_user_metric(name)
-        metric.update(in_units(response), in_units(targets))
+        metric.update(*_arguments(kind, in_units(response), in_units(targets)))
         return float(metric.compute())
 
     if kind == "dense":
         return MergedStatistic(partial(build_user_metric, name))
     return SplitStatistic(value)
+
+
+def _arguments(kind: str, response: Tensor, targets: Tensor) -> tuple[Any, Any]:
+    """Return the arguments of `update` for responses and targets."""
+    if kind == "boxes":
+        return predicted_boxes(response), true_boxes(targets)
+    return response, targets
 
 
 def try_user_metric(name: str, kind: str, outputs: int) -> None:
@@ -114,20 +129,19 @@ def try_user_metric(name: str, kind: str, outputs: int) -> None:
             merged.
     """
     targets = random_targets(kind, outputs)
-    shape = (len(targets), outputs, *targets.shape[1:]) if kind == "dense" else (_SAMPLES, outputs)
-    response = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    response = _random_responses(kind, outputs, targets)
     metric = build_user_metric(name)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of random responses
-            metric.update(response, targets)
+            metric.update(*_arguments(kind, response, targets))
             value = float(metric.compute())
     except Exception as error:
         text = " ".join(str(error).split())
-        raise ValueError(
-            f"{name} fails for responses {tuple(response.shape)} and targets "
-            f"{tuple(targets.shape)}: {type(error).__name__}: {text}"
-        ) from error
+        shapes = f"responses {tuple(response.shape)} and targets {tuple(targets.shape)}"
+        if kind == "boxes":
+            shapes = f"the boxes of {len(targets)} images"
+        raise ValueError(f"{name} fails for {shapes}: {type(error).__name__}: {text}") from error
     if kind == "dense":
         _try_to_merge(name, response, targets, value)
 
@@ -156,9 +170,26 @@ def _try_to_merge(name: str, response: Tensor, targets: Tensor, whole: float) ->
         )
 
 
+def _random_responses(kind: str, outputs: int, targets: Tensor) -> Tensor:
+    """Return responses for `random_targets`, or boxes near them."""
+    generator = torch.Generator().manual_seed(0)
+    if kind == "boxes":
+        corners = targets[:, :, :4] + torch.rand(*targets.shape[:2], 4, generator=generator)
+        scores = torch.rand(*targets.shape[:2], 1, generator=generator)
+        return torch.cat([corners, scores, targets[:, :, 4:]], dim=2)
+    shape = (len(targets), outputs, *targets.shape[1:]) if kind == "dense" else (_SAMPLES, outputs)
+    return torch.randn(shape, generator=generator)
+
+
 def random_targets(kind: str, outputs: int) -> Tensor:
     """Return targets like those of a task of this kind of responses."""
     generator = torch.Generator().manual_seed(1)
+    if kind == "boxes":
+        corners = torch.randint(_SIDE // 2, (_IMAGES, _BOXES, 2), generator=generator)
+        classes = torch.arange(_IMAGES * _BOXES).view(_IMAGES, _BOXES, 1) % outputs
+        targets = torch.cat([corners, corners + _SIDE // 2, classes], dim=2).float()
+        targets[0, :, 4] = -1  # an image without boxes
+        return targets
     if kind == "dense":
         positions = torch.randint(outputs, (_IMAGES, _SIDE, _SIDE), generator=generator)
         ignored = torch.rand(positions.shape, generator=generator) < 0.2

@@ -12,7 +12,7 @@ from torch import nn
 from torch.multiprocessing.spawn import spawn
 from torchmetrics.regression import MeanAbsolutePercentageError
 
-from helpers import metric_workers, segmentation_cases
+from helpers import detection_cases, metric_workers, segmentation_cases
 from helpers.documents import ROOT, user_files
 from helpers.search_cases import InProcessTune, World
 from raykd.data import Batch
@@ -21,8 +21,8 @@ from raykd.metrics import facts_of, lead_metric
 from raykd.study.checks.load import load_study
 from raykd.study.config import plain
 from raykd.study.open_study import OpenStudy
-from raykd.tasks import Regression, Segmentation
-from raykd.tasks.user_metrics import try_user_metric
+from raykd.tasks import Detection, Regression, Segmentation
+from raykd.tasks.user_metrics import try_user_metric, user_statistic
 from raykd.training.build import signature_of
 from raykd.training.metrics import evaluate, evaluate_split
 from raykd.tuning.study_input import CHECKS
@@ -241,6 +241,88 @@ def test_metrics_of_positions_equal_those_of_raykd(positions: Path) -> None:
     model = segmentation_cases.PlainPositions().build(signature_of(data))
     values = evaluate_split(model, data, "val", task=task, batch_size=5)
     assert values["val_Iou"] == pytest.approx(values["val_mean_iou"], rel=1e-5)
+
+
+BOXES = """\
+import torch
+from torchmetrics import Metric
+from torchmetrics.detection import MeanAveragePrecision
+
+class MapAt75(MeanAveragePrecision):
+    def __init__(self):
+        super().__init__(iou_thresholds=[0.75], backend="faster_coco_eval")
+        self.warn_on_many_detections = False
+
+    def compute(self):
+        return max(torch.tensor(0.0), super().compute()["map"])
+
+class Boxes(Metric):
+    higher_is_better = True
+
+    def __init__(self):
+        super().__init__()
+        self.add_state("rows", torch.tensor(0), dist_reduce_fx="sum")
+
+    def update(self, preds, target):
+        assert all(set(each) == {"boxes", "scores", "labels"} for each in preds)
+        assert all((each["labels"] >= 0).all() for each in target)
+        self.rows += sum(len(each["boxes"]) for each in target)
+
+    def compute(self):
+        return self.rows
+
+class WholeMap(MeanAveragePrecision):
+    def __init__(self):
+        super().__init__(backend="faster_coco_eval")
+
+class Scores(Boxes):
+    def update(self, preds, target):
+        self.rows += preds.argmax(1)
+"""
+WRONG_BOXES = {
+    "boxes.py:WholeMap": "fails for the boxes of 3 images: TypeError",
+    "boxes.py:Scores": "fails for the boxes of 3 images: AttributeError: 'list' object has no",
+}
+
+
+@pytest.fixture
+def of_boxes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "boxes.py").write_text(BOXES)
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", WRONG_BOXES)
+def test_wrong_metrics_of_boxes_are_refused(name: str, of_boxes: Path) -> None:
+    UserCode.read(of_boxes, [name]).register()
+    with pytest.raises(ValueError, match=re.escape(WRONG_BOXES[name])):
+        try_user_metric(name, "boxes", 3)
+
+
+def test_metrics_of_boxes_equal_those_of_raykd(of_boxes: Path) -> None:
+    names = ("boxes.py:MapAt75", "boxes.py:Boxes")
+    UserCode.read(of_boxes, names).register()
+    for name in names:
+        try_user_metric(name, "boxes", 3)
+    targets = detection_cases.data().val.targets
+    right = torch.cat([targets[:, :, :4] + 0.8, torch.rand(*targets.shape[:2], 1)], dim=2)
+    response = torch.cat([right, targets[:, :, 4:]], dim=2)
+    task = Detection(metrics=("map_75", *names))
+    expected = task.statistic("map_75").value(response, targets)  # type: ignore[union-attr,call-arg]
+    values = {n: user_statistic(n, "boxes").value(response, targets) for n in names}  # type: ignore[union-attr,arg-type]
+    assert 0 < values[names[0]] == pytest.approx(expected)
+    assert values[names[1]] == (targets[:, :, 4] >= 0).sum()
+
+
+@pytest.mark.parametrize("size", [4, 11])
+def test_evaluations_of_detectors_measure_metrics_of_the_user(of_boxes: Path, size: int) -> None:
+    UserCode.read(of_boxes, ["boxes.py:MapAt75", "boxes.py:Boxes"]).register()
+    task = Detection(metrics=("boxes.py:Boxes", "map_75", "boxes.py:MapAt75"))
+    data, network = detection_cases.data(), detection_cases.teacher()
+    values = evaluate_split(network, data, "val", task=task, batch_size=size)
+    assert values["val_Boxes"] == (data.val.targets[:, :, 4] >= 0).sum()
+    assert values["val_MapAt75"] == pytest.approx(values["val_map_75"], abs=1e-6)
+    assert task.direction("Boxes") == "max"
 
 
 def test_direction_of_a_name_that_begins_like_a_split() -> None:
