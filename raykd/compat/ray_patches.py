@@ -11,6 +11,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from subprocess import Popen
 from typing import TYPE_CHECKING, Any
@@ -158,6 +159,23 @@ def bind_to_loopback() -> Iterator[None]:
         yield
     finally:
         ray_constants.ENABLE_RAY_CLUSTER = before
+
+
+@contextmanager
+def choose_agent_port() -> Iterator[None]:
+    """Let the agent of a Ray that starts on this machine listen on a free port.
+
+    Ray's default is a fixed port.  The agent of a second Ray on the machine waits three seconds for
+    it, and then continues without its server.
+    """
+    from ray._private import parameter
+
+    before = parameter.RayParams
+    parameter.RayParams = partial(before, dashboard_agent_listen_port=0)  # type: ignore[misc]
+    try:
+        yield
+    finally:
+        parameter.RayParams = before  # type: ignore[misc]
 
 
 @contextmanager

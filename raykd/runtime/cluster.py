@@ -316,6 +316,7 @@ def ray_session(
                     ray_patches.skip_uv_environments(),
                     ray_patches.skip_sigterm_handler(),
                     nullcontext() if is_remote() else ray_patches.bind_to_loopback(),
+                    ray_patches.choose_agent_port(),
                     ray_patches.wait_for_raylet(RAYLET_S),
                 ):
                     warnings.simplefilter("ignore")

@@ -54,6 +54,12 @@ from raykd.tuning.teacher_store import check_outputs_of_samples, remarks_on_weig
 if TYPE_CHECKING:
     from raykd.tracking.sync import Tracker
 
+UPLOAD_S = 60.0
+"""Seconds after the end of a run in which MLflow gets what it does not have yet."""
+
+INTERRUPTED_UPLOAD_S = 10.0
+"""The same after a run that was interrupted."""
+
 ResultT = TypeVar("ResultT")
 
 
@@ -171,7 +177,7 @@ class StudyRun(ABC, Generic[ResultT]):
         sent = Cursor(folder.journal, masked(absolute(uri))).load()
         if sent.end < folder.journal.stat().st_size:
             tracker = Tracker(folder.journal, uri, allow_code=self.study.runs_code)
-            delivered = tracker.close(timeout=60)
+            delivered = tracker.close(UPLOAD_S)
             events.append(TrackingEnded(delivered, str(tracker.status)))
         for event in events:
             for listener in self.listeners:
@@ -297,6 +303,6 @@ def _close(bus: EventBus, journal: Journal, tracker: Tracker, status: str) -> No
     with contextlib.suppress(OSError):  # the disk is full: its error is raised already
         bus.publish(StudyEnded(status))
     bus.publish(PhaseStarted("tracking"))
-    delivered = tracker.close(timeout=60 if status == "finished" else 10)
+    delivered = tracker.close(UPLOAD_S if status == "finished" else INTERRUPTED_UPLOAD_S)
     bus.publish(TrackingEnded(delivered, str(tracker.status)))
     journal.close()

@@ -106,6 +106,16 @@ def test_ray_binds_to_loopback() -> None:
     assert ray_constants.ENABLE_RAY_CLUSTER is True
 
 
+def test_agent_listens_on_free_port() -> None:
+    from ray._private import parameter
+
+    before = parameter.RayParams
+    assert before().dashboard_agent_listen_port, "the patch is not needed any more"
+    with ray_patches.choose_agent_port():
+        assert parameter.RayParams(num_cpus=1).dashboard_agent_listen_port == 0
+    assert parameter.RayParams is before
+
+
 def test_workers_on_one_machine_meet_in_file() -> None:
     from ray.train.torch import config
 

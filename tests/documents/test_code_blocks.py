@@ -28,6 +28,7 @@ from helpers.documents import (
 )
 from raykd.cli.commands import app
 from raykd.export import export_student, find_student
+from raykd.runtime.cluster import ray_session
 
 LANGUAGES = {"sh", "python", "yaml", "toml", "text"}
 FOLDER_OF_A_STUDY = re.compile(r"studies/quickstart-\d{8}-\d{6}")
@@ -170,9 +171,17 @@ def test_yaml_is_valid_in_study(block: Block, tmp_path: Path) -> None:
 
 
 def python_blocks(*, slow: bool) -> list[Block]:
+    """Return the blocks that start studies, or those that do not.
+
+    tests/test_plugins.py runs that of CONTRIBUTING.md, tests/test_python_objects.py the study of
+    docs/user-code.md.
+    """
     pages = [each for each in all_blocks("python") if not each.place.startswith("CONTRIBUTING.md")]
+    right = [each for each in pages if bool(STARTS_STUDIES.search(each.text)) == slow]
     return [
-        each for each in pages if bool(STARTS_STUDIES.search(each.text)) == slow and not each.excuse
+        each
+        for each in right
+        if not each.excuse and not (slow and each.place.startswith("docs/user-code.md"))
     ]
 
 
@@ -197,7 +206,7 @@ def run_block(block: Block, folder: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A folder with quick forms of the delivered studies, where the README's example has run."""
     place = tmp_path_factory.mktemp("examples")
     (place / "search_spaces").mkdir()
@@ -215,7 +224,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run_block(readme, place)
     (study,) = (place / "studies").glob("quickstart-*")
     export_student(find_student(str(study)), ["onnx"], place / "student")
-    return place
+    with ray_session(verbose=False, groups=False):  # a Ray for all that follows
+        yield place
 
 
 @pytest.mark.slow

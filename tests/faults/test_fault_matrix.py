@@ -200,6 +200,7 @@ def test_nothing_is_lost(
             output = search.output
             assert "to resume:" in output and "Traceback" not in output, search.tail
             assert "*** SIG" not in output and "stack trace" not in output.lower(), output
+            assert not fault.startswith("SIG") or search.ending == "interrupted"
         killed = time.time()
         assert search.end(search.start("--resume", str(search.study_folder))) == 0, search.tail
         left |= search.left()

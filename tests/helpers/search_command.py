@@ -19,7 +19,7 @@ from helpers import fault_points
 from helpers.processes import processes_with
 from raykd.runtime.cluster import ray_folder
 from raykd.runtime.session_sweeper import session_processes
-from raykd.tracking.events import EpochFinished
+from raykd.tracking.events import EpochFinished, StudyEnded
 from raykd.tracking.journal import events
 
 STUDY = """\
@@ -158,6 +158,12 @@ class Search:
     def study_folder(self) -> Path:
         [folder] = (self.folder / "studies").glob("faults-*")
         return folder
+
+    @property
+    def ending(self) -> str:
+        """Status with which the last command ended, from the last line of the journal."""
+        last = events(self.study_folder / "journal.jsonl")[-1]
+        return last.status if isinstance(last, StudyEnded) else ""
 
     @property
     def epochs(self) -> dict[str, list[EpochFinished]]:

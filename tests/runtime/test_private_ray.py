@@ -15,6 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from helpers import fault_points
 from raykd.errors import StudyError
 from raykd.runtime.cluster import MAX_FOLDER_LENGTH, ray_folder
 from raykd.runtime.cluster_check import is_exposed
@@ -24,12 +25,17 @@ TOKEN = "planted-token-4711"
 STUDY = """\
 name: small
 data: {name: digits, limit: 300}
-teacher: {model: {name: mlp, depth: 1, width: 8}, train: {epochs: 100000}}
+teacher:
+  model: {name: "helpers.fault_points:build", args: {width: 8, role: teacher, step_s: 0.5}}
+  train: {epochs: 100000}
 student: {model: {name: mlp, depth: 1, width: 8}}
 knowledge: [{loss: {name: kd}}]
 search: {trials: 1, replicates: 0}
 cluster: {slots: 1, workers_per_trial: 2, cpus_per_worker: 0.5}
 """
+"""Its teacher trains for good, and leaves the processors to others."""
+
+JOURNALS = "studies/small-*/journal.jsonl"
 
 root_only = pytest.mark.skipif(os.getuid() != 0, reason="only root can act as another user")
 
@@ -110,8 +116,13 @@ class Search:
 def search(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Search]:
     folder = tmp_path_factory.mktemp("search")
     (folder / "study.yaml").write_text(STUDY)
-    command = [sys.executable, "-m", "raykd", "search", "study.yaml"]
-    environment = os.environ | {"RAY_AUTH_TOKEN": TOKEN}
+    command = [sys.executable, "-m", "raykd", "search", "--allow-import", "study.yaml"]
+    tests = str(Path(fault_points.__file__).parents[1])
+    environment = os.environ | {
+        "RAY_AUTH_TOKEN": TOKEN,
+        "PYTHONPATH": os.pathsep.join([tests, os.environ.get("PYTHONPATH", "")]),
+        fault_points.FOLDER: str(folder),
+    }
     with (folder / "output").open("w") as output:
         process = subprocess.Popen(
             command, cwd=folder, env=environment, stdout=output, stderr=subprocess.STDOUT
@@ -119,7 +130,8 @@ def search(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Search]:
     try:
         driver = psutil.Process(process.pid)
         until = time.monotonic() + 240
-        while "teacher mlp" not in (text := (folder / "output").read_text()):
+        while not any("teacher-0" in file.read_text() for file in folder.glob(JOURNALS)):
+            text = (folder / "output").read_text()
             assert process.poll() is None, text
             assert time.monotonic() < until, text
             time.sleep(0.5)
@@ -130,7 +142,7 @@ def search(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Search]:
             processes = driver.children(recursive=True)
             workers = [each for each in processes if _connections(each) and _is_worker(each)]
         time.sleep(2)
-        session = Path(ray_folder(), "session_latest").resolve()
+        (session,) = Path(ray_folder()).glob(f"session_*_{process.pid}")
         yield Search([driver, *driver.children(recursive=True)], session)
     finally:
         process.send_signal(signal.SIGTERM)
@@ -176,13 +188,14 @@ def test_token_is_in_no_file_of_ray(search: Search) -> None:
     assert [path for path in files if TOKEN.encode() in path.read_bytes()] == []
 
 
+JOB = '{"entrypoint": "id"}'
 ATTEMPTS = """
 import json, os, socket, sys, urllib.error, urllib.request
 from pathlib import Path
 from ray._raylet import GcsClient
 from ray._common.usage import usage_lib
 import ray.exceptions, encodings.idna, http.client
-session, gcs, dashboard, agent, user = sys.argv[1:]
+session, gcs, dashboard, agent, user, job = sys.argv[1:]
 answers = {}
 if int(user):
     os.setgroups([]); os.setgid(int(user)); os.setuid(int(user))
@@ -194,11 +207,10 @@ def attempt(name, action):
         answers[name] = type(error).__name__ + " " + str(error)[:200]
 
 def post(address):
-    body = json.dumps({"entrypoint": "id"}).encode()
     headers = {"Content-Type": "application/json"}
     if os.environ.get("RAY_AUTH_TOKEN"):
         headers["Authorization"] = "Bearer " + os.environ["RAY_AUTH_TOKEN"]
-    request = urllib.request.Request(address, body, headers, method="POST")
+    request = urllib.request.Request(address, job.encode(), headers, method="POST")
     return urllib.request.urlopen(request, timeout=20).status
 
 def connect():
@@ -216,7 +228,7 @@ print(json.dumps(answers))
 """
 
 
-def attempts(search: Search, token: str, user: int) -> dict[str, str]:
+def attempts(search: Search, token: str, user: int, job: str = JOB) -> dict[str, str]:
     """Results of the attempts of a user to run a job and to read the store, logs and token."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_AUTH")}
     environment |= {"RAY_AUTH_MODE": "token" if token else "disabled"}
@@ -229,7 +241,7 @@ def attempts(search: Search, token: str, user: int) -> dict[str, str]:
         if word.startswith("--port=") and any("dashboard.py" in each for each in _words(process))
     )
     command = [sys.executable, "-c", ATTEMPTS, str(search.session), gcs, dashboard, agent]
-    command += [str(user)]
+    command += [str(user), job]
     run = subprocess.run(
         command, env=environment, capture_output=True, text=True, timeout=120, check=True
     )
@@ -259,9 +271,9 @@ def test_other_user_has_no_access(search: Search, token: str) -> None:
 @pytest.mark.slow
 @root_only
 def test_token_keeps_other_users_out(search: Search) -> None:
-    """With it, the same requests succeed."""
-    answers = attempts(search, TOKEN, NOBODY)
+    """With it, the same requests are read: a job without a command is a bad request."""
+    answers = attempts(search, TOKEN, NOBODY, job="{}")
     assert answers["gcs"][0].isdigit()
-    assert "401" not in answers["job"] and "403" not in answers["job"]
+    assert "400" in answers["job"] and "400" in answers["agent"]
     assert answers["store"].startswith("PermissionError")
-    assert attempts(search, TOKEN, 0)["store"] == "connected"
+    assert attempts(search, TOKEN, 0, job="{}")["store"] == "connected"

@@ -161,9 +161,11 @@ def test_other_ray_starts_and_is_joined_after_session(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("times", [1, 2])
-def test_search_on_ray_is_stopped_cleanly(times: int, tmp_path: Path) -> None:
-    """With a temporary folder that is too deep for Ray's sockets."""
+def test_search_on_ray_is_stopped_cleanly(tmp_path: Path) -> None:
+    """Also if the signal comes twice, and with a temporary folder too deep for Ray's sockets.
+
+    A single signal is a case of tests/faults/test_fault_matrix.py.
+    """
     deep = tmp_path / ("x" * MAX_FOLDER_LENGTH)
     deep.mkdir()
     (tmp_path / "study.yaml").write_text(STUDY)
@@ -178,7 +180,7 @@ def test_search_on_ray_is_stopped_cleanly(times: int, tmp_path: Path) -> None:
             if "teacher" in line:
                 break
         assert process.poll() is None, "".join(lines)
-        for _ in range(times):
+        for _ in range(2):
             process.terminate()
             threading.Event().wait(1)
         rest = process.stdout.read()

@@ -41,6 +41,9 @@ cluster: {{storage: {folder}/studies, gpus_per_worker: 0, max_slots: 2}}
 tracking: {{uri: "sqlite:///{folder}/mlflow.db"}}
 """
 
+QUICK_HEALTH_CHECK = {"health_check_period_ms": 1000, "health_check_failure_threshold": 3}
+"""Ray notices after three seconds, not fifteen, that the processes of a node are gone."""
+
 
 @pytest.fixture
 def cluster(monkeypatch: pytest.MonkeyPatch) -> Any:
@@ -52,7 +55,8 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setenv("PYTHONPATH", str(tests), prepend=os.pathsep)
     for name, value in RAY_SETTINGS.items():
         monkeypatch.setenv(name, value)
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    head = {"num_cpus": 1, "_system_config": QUICK_HEALTH_CHECK}
+    cluster = Cluster(initialize_head=True, head_node_args=head)
     ray.init(address=cluster.address, log_to_driver=False)
     yield cluster
     ray.shutdown()

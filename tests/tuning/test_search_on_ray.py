@@ -366,42 +366,35 @@ def _lives(pid: int, name: str) -> bool:
     return bool(name) and command == name
 
 
-def test_killed_driver_can_be_resumed(one_slot: StudyResult, tmp_path: Path) -> None:
-    run_until_killed(write_study(tmp_path), tmp_path / "driver.log", "trial-0002", 2)
-    [folder] = (tmp_path / "studies").glob("tiny-*")
-    before = events(folder / "journal.jsonl")
-    interrupted = read_result(folder)
-    assert [r.id for r in everything(interrupted) if r.status == "running"] == ["trial-0002"]
-    result = search("not read", resume=folder)
-    assert result.folder == folder and result.study_id == interrupted.study_id
-    assert events_of(result)[: len(before)] == before
-    assert_every_epoch_once(result)
-    assert figures(result, by=by_point) == figures(one_slot, by=by_point)
-    runs = Counter(run.data.tags["raykd.id"] for run in runs_of(result))
-    assert set(runs.values()) == {1} and len(runs) == 1 + len(everything(result))
-
-
-def test_killed_search_keeps_its_paused_trials(on_ray: None, tmp_path: Path) -> None:
-    """Killed after the last trial began, it decides as if nothing had happened."""
+def test_killed_driver_can_be_resumed(on_ray: None, tmp_path: Path) -> None:
+    """Killed after the last trial began, while others pause, it decides as if nothing happened."""
     halving = "scheduler: {name: asha, reduction: 2}"
     studies: dict[str, Path] = {}
     for name in ("undisturbed", "killed"):
         (tmp_path / name).mkdir()
         studies[name] = write_study(tmp_path / name)
         text = studies[name].read_text().replace("trials: 6", f"trials: 6\n  {halving}")
-        text = text.replace("epochs: 3", "epochs: 4").replace("replicates: 1", "replicates: 0")
-        studies[name].write_text(text)
+        studies[name].write_text(text.replace("epochs: 3", "epochs: 4"))
     undisturbed = search(studies["undisturbed"])
     run_until_killed(studies["killed"], tmp_path / "driver.log", "trial-0005", 1)
     [folder] = (tmp_path / "killed" / "studies").glob("tiny-*")
-    assert any(record.status == "paused" for record in read_result(folder).records.of("trial"))
+    before = events(folder / "journal.jsonl")
+    interrupted = read_result(folder)
+    assert [r.id for r in everything(interrupted) if r.status == "running"] == ["trial-0005"]
+    assert [r.id for r in interrupted.records.of("trial") if r.status == "paused"]
     result = search("not read", resume=folder)
+    assert result.folder == folder and result.study_id == interrupted.study_id
+    assert events_of(result)[: len(before)] == before
     assert figures(result, by=lambda r: r.id) == figures(undisturbed, by=lambda r: r.id)
     assert [r.id for r in result.pareto] == [r.id for r in undisturbed.pareto]
-    for trial, epochs in epochs_of(events_of(result)).items():
-        assert epochs == list(range(1, len(epochs) + 1)), trial
+    for training, epochs in epochs_of(events_of(result)).items():
+        assert epochs == list(range(1, len(epochs) + 1)), training
+    ended = Counter(event.id for event in events_of(result) if isinstance(event, RunEnded))
+    assert set(ended.values()) == {1}
     continued = {event.id for event in events_of(result) if isinstance(event, RunPromoted)}
     assert continued, "a paused trial continued"
+    runs = Counter(run.data.tags["raykd.id"] for run in runs_of(result))
+    assert set(runs.values()) == {1} and len(runs) == 1 + len(everything(result))
 
 
 # Several workers a trial

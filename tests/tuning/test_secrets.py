@@ -29,6 +29,14 @@ VARIABLES = (
 )
 AWAY = f"http://user:{PLANTED}@127.0.0.1:9"
 """A server that does not answer."""
+IMPATIENT = """
+from raykd.cli.commands import main
+from raykd.tuning import run
+
+run.UPLOAD_S = 5
+main()
+"""
+"""The command line, which at the end waits for a server for a few seconds only."""
 
 
 def leaks(folder: Path) -> list[str]:
@@ -42,7 +50,7 @@ def test_run_without_server_writes_no_secret(tmp_path: Path) -> None:
     (tmp_path / "study.yaml").write_text(STUDY)
     environment = os.environ | dict.fromkeys(VARIABLES, PLANTED) | {"HOME": str(tmp_path)}
     environment["MLFLOW_TRACKING_URI"] = AWAY
-    command = [sys.executable, "-m", "raykd", "teacher", "study.yaml", "--verbose"]
+    command = [sys.executable, "-c", IMPATIENT, "teacher", "study.yaml", "--verbose"]
     run = subprocess.run(
         command,
         cwd=tmp_path,
