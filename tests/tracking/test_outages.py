@@ -20,7 +20,7 @@ from raykd.tracking.store_uri import absolute
 pytestmark = pytest.mark.slow
 
 EPOCHS = 60
-SLOWEST_APPEND_S = 0.5
+SLOWEST_APPEND_S = 2.0
 """A loaded machine may take this long to write a line; a request would take longer."""
 
 
