@@ -36,7 +36,7 @@ def run(rank: int, folder: str) -> None:
         timeout=timedelta(seconds=120),
     )
     groups = [
-        [dist.new_group(backend="gloo", timeout=timedelta(seconds=limit)) for limit in (5, 30)]
+        [dist.new_group(backend="gloo", timeout=timedelta(seconds=limit)) for limit in (5, 10)]
         for _ in HANGING
     ]
     for hung, (gradients, requests) in zip(HANGING, groups, strict=True):
