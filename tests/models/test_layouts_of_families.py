@@ -32,7 +32,7 @@ MOSTLY = 0.5
 NOT_HERE = frozenset({"dinat", "imagegpt", "perceiver", "shieldgemma2", "siglip2"})
 """They need another package, take no pictures (B, C, H, W), or cannot run on the meta device."""
 
-SIDES = {"sequencer2d_s": 56}
+SIDES = {"sequencer2d_l": 56}
 """Sides of pictures for networks that are slow at their usual size, as this one computes each row
 and column in turn."""
 
