@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -33,6 +35,30 @@ def no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     """Remove the user's cluster and tracking server from the environment."""
     for name in USER_VARIABLES:
         monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _tables_are_copied(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Copy MLflow's tables into the new stores of this process: making them takes seconds."""
+    from raykd.tracking import mlflow_client
+    from raykd.tracking.store_uri import database_file
+
+    tables = tmp_path_factory.mktemp("tables") / "mlflow.db"
+    find_folder = mlflow_client.database_folder
+
+    def copy_tables(uri: str) -> Path | None:
+        folder, file = find_folder(uri), database_file(uri)
+        if folder is not None and file not in (None, tables) and not file.exists():
+            if not tables.exists():
+                mlflow_client.connect(f"sqlite:///{tables}")
+            with suppress(OSError):
+                folder.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(tables, file)
+        return folder
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(mlflow_client, "database_folder", copy_tables)
+        yield
 
 
 @pytest.fixture(scope="session")
