@@ -155,7 +155,7 @@ def find_entries(part: str | None = None, name: str | None = None) -> dict[Part,
 
 
 def _no_part(word: str | None) -> Problem:
-    matching = [part for part in PARTS for option in list_entries(part) if option.name == word]
+    matching = [part for part in PARTS for cls, _ in _listed(part) if option_name(cls) == word]
     fix = f"{launcher()}raykd list {matching[0]} {word}" if matching else near(word, PARTS)
     return Problem(f"unknown part {word!r}; must be one of {', '.join(PARTS)}", fix=fix)
 
@@ -166,14 +166,17 @@ def list_entries(part: Part) -> list[Entry]:
     Raises:
         StudyError: two options have the same name.
     """
+    noun = FAMILIES[part].noun
+    return [_entry(part, noun, cls, package) for cls, package in _listed(part)]
+
+
+def _listed(part: Part) -> Iterator[tuple[type, str]]:
+    """Yield the options of a part, without the user code of a study, each with its package."""
     family = FAMILIES[part]
-    options = {**family.members, **family.forms}
     origins = family.origins
-    return [
-        _entry(part, family.noun, cls, origins[name])
-        for name, cls in options.items()
-        if name in origins
-    ]
+    for name, cls in {**family.members, **family.forms}.items():
+        if name in origins:
+            yield cls, origins[name]
 
 
 def find_entry(part: Part, name: str) -> Entry:
@@ -182,12 +185,12 @@ def find_entry(part: Part, name: str) -> Entry:
     Raises:
         StudyError: there is no such option; similar names are suggested.
     """
-    listed = list_entries(part)
-    for option in listed:
-        if option.name == name:
-            return option
-    names = [option.name for option in listed]
-    message = f"unknown {listed[0].noun} {name!r}; must be one of {', '.join(sorted(names))}"
+    noun = FAMILIES[part].noun
+    for cls, package in _listed(part):
+        if option_name(cls) == name:
+            return _entry(part, noun, cls, package)
+    names = [option_name(cls) for cls, _ in _listed(part)]
+    message = f"unknown {noun} {name!r}; must be one of {', '.join(sorted(names))}"
     same = models_of_libraries(name) if part == "models" else []
     fix = f"{' or '.join(same)} is a model of another library" if same else near(name, names)
     raise StudyError(Problem(message, fix=fix))
