@@ -9,9 +9,10 @@ from raykd.layer_study.plan import NONE, format_pairs
 from raykd.layer_study.planner import run_id
 from raykd.layer_study.result import LayerStudyResult
 from raykd.layer_study.significance import Contrast
+from raykd.metrics import facts_of
 from raykd.tracking.events import SummaryWritten
-from raykd.tuning.estimates import estimate
-from raykd.tuning.number_format import interval, points
+from raykd.tuning.estimates import estimate_metric
+from raykd.tuning.number_format import interval, points, words
 from raykd.tuning.study_description import markdown_table
 from raykd.tuning.verdicts import gain_verdict
 
@@ -22,11 +23,14 @@ MOST_ARMS = 5
 def arm_metrics(result: LayerStudyResult) -> dict[str, dict[str, float]]:
     """Return the figures of each arm over seeds, by the ID of its run under the first seed."""
     metrics: dict[str, dict[str, float]] = {}
+    facts = facts_of(result.lead)
     for arm, accuracies in result.accuracies.items():
         record_id = run_id(arm, 0)
         if record_id not in result.records:
             continue
-        metrics[record_id] = estimate(list(accuracies.values())).metrics("val_accuracy")
+        metrics[record_id] = estimate_metric([*accuracies.values()], facts).metrics(
+            result.val_metric
+        )
         contrast = result.contrasts.get(arm)
         if contrast is not None:
             metrics[record_id] |= contrast.gain.metrics("gain")
@@ -46,7 +50,8 @@ def describe_layer_study(result: LayerStudyResult) -> SummaryWritten:
         for arm, contrast in ranked[:MOST_ARMS]
         if arm != NONE
     ]
-    head = ("arm", "pairs", "gain in val accuracy (points)", "after Holm's correction")
+    unit = " (points)" if facts_of(result.lead).is_share else ""
+    head = ("arm", "pairs", f"gain in {words(result.val_metric)}{unit}", "after Holm's correction")
     parts = [
         f"Gain over no hint: {loss}.",
         markdown_table(head, rows) if rows else "",
@@ -62,9 +67,9 @@ def _headline(result: LayerStudyResult) -> str:
         return f"Layer study `{result.name}`: no set of pairs was trained under every seed."
     pairs = format_pairs(best.arm.pairs[0])
     if best.test_accuracy is None or best.gain is None:
-        return f"**{pairs}** has the highest val accuracy, not tested."
+        return f"**{pairs}** has the highest {words(result.val_metric)}, not tested."
     gain = f"gain {points(best.gain)}: {gain_verdict(best.gain)}"
-    return f"**{pairs}**: test accuracy {interval(best.test_accuracy)}; {gain}"
+    return f"**{pairs}**: {words(result.test_metric)} {interval(best.test_accuracy)}; {gain}"
 
 
 def _significance(contrast: Contrast) -> str:

@@ -1,7 +1,8 @@
 """Files of a layer study: `pairing.json` has all results, `pairs.csv` a line per cell and seed.
 
 Keys of `pairing.json`:
-- `format`, `study`, `id`, `metric` (unit of gains, a fraction), `data_split`;
+- `format`, `study`, `id`, `metric` (gains are differences of it; shares as fractions),
+  `data_split`;
 - `term` (its index in `knowledge`), `loss` (plain data), `weight`;
 - `hints`, `guided`: the layers, each with `name`, `shape`, `depth`; `seeds`;
 - `noise`: `deviation` of one training and its degrees of `freedom`;
@@ -30,7 +31,7 @@ from typing import Any
 
 from raykd.layer_study.plan import Arm
 from raykd.layer_study.predictors import CKA_TIMES, PREDICTORS
-from raykd.layer_study.result import METRIC, BestPairs, Cell, LayerStudyResult
+from raykd.layer_study.result import BestPairs, Cell, LayerStudyResult
 from raykd.layer_study.significance import Contrast
 from raykd.study.space.pairing import LayerPair
 from raykd.tuning.estimates import Estimate
@@ -56,7 +57,7 @@ def plain_result(result: LayerStudyResult) -> dict[str, Any]:
             "format": FORMAT,
             "study": result.name,
             "id": result.study_id,
-            "metric": METRIC,
+            "metric": result.val_metric,
             "data_split": "val",
             "term": plan.term,
             **term,
@@ -81,7 +82,7 @@ def format_csv(result: LayerStudyResult) -> str:
     text = io.StringIO()
     names = list(PREDICTORS)
     rows = csv.writer(text, lineterminator="\n")
-    rows.writerow(["hint", "guided", "seed", METRIC, "gain", *names, "why_not"])
+    rows.writerow(["hint", "guided", "seed", result.val_metric, "gain", *names, "why_not"])
     for cell in result.cells:
         for seed in result.plan.seeds:
             value = result.accuracies.get(cell.arm, {}).get(seed)

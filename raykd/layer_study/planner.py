@@ -4,8 +4,8 @@
 2. Every arm is trained under every seed with its full budget, the baseline without hint first.
    Under one seed, all arms start from the same weights and see the same batches in the same order.
 3. For each seed, predictors are computed as soon as the student without hint is trained.
-4. The best set of pairs by validation accuracy, and the baseline, are trained again under new
-   seeds.  Only these see the test split.
+4. The best set of pairs by the leading metric on validation data, and the baseline, are trained
+   again under new seeds.  Only these see the test split.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from raykd.layer_study.arms import build_arm_study, build_arms, term_pairs
 from raykd.layer_study.design import LayerStudyDesign
 from raykd.layer_study.plan import NONE, Arm, format_pairs
 from raykd.layer_study.result import accuracies_by_arm, find_best_arm
+from raykd.metrics import lead_metric
 from raykd.models.introspection.layers import Layer
 from raykd.runtime.jobs import ProbeDesign, ProbeJob, Report
 from raykd.study.config import plain
@@ -41,6 +42,7 @@ class LayerStudyPlanner(Planner):
             cache = self._cache_jobs.fixed(taught).cache
             design = replace(design, study=replace(design.study, cache=cache))
         self._design = design
+        self._metric = f"val_{lead_metric(plain(design.study))}"
         self._arms = build_arms(design, self.settings)
         self._trained_arms = {arm.id: arm for arm in self._arms if not arm.skip_reason}
         self._finalists: list[Record] | None = None
@@ -159,7 +161,7 @@ class LayerStudyPlanner(Planner):
     def _enqueue_finalists(self) -> None:
         """Queue the best set of pairs, and the baseline, under new seeds."""
         seeds = self.settings.seeds
-        best = find_best_arm(self._arms, accuracies_by_arm(self.records), seeds)
+        best = find_best_arm(self._arms, accuracies_by_arm(self.records, self._metric), seeds)
         self._finalists = []
         if best is None:
             return

@@ -20,14 +20,12 @@ from raykd.layer_study.significance import (
     compare_arms,
     estimate_noise,
 )
+from raykd.metrics import facts_of
 from raykd.tracking.events import ArmsPlanned, PredictorsComputed
-from raykd.tuning.estimates import Estimate, estimate, paired_gain
-from raykd.tuning.number_format import UNKNOWN, duration, interval, points
+from raykd.tuning.estimates import Estimate, estimate_metric, paired_gain
+from raykd.tuning.number_format import UNKNOWN, duration, interval, points, words
 from raykd.tuning.records import Record, Records
 from raykd.tuning.result import RunResult, by_seed, read_run
-
-METRIC = "val_accuracy"
-TEST_METRIC = "test_accuracy"
 
 
 @dataclass(frozen=True)
@@ -52,14 +50,14 @@ class Cell:
 
 @dataclass(frozen=True)
 class BestPairs:
-    """Best set of pairs by validation accuracy, with its test accuracy under new seeds.
+    """Best set of pairs by the leading metric on validation data, tested under new seeds.
 
     Attributes:
         arm: the arm with these pairs.
         contrast: comparison on the validation split; biased upwards, because it is the best of
             many.
-        test_accuracy, baseline_accuracy: test accuracy with these pairs and without hint, over new
-            seeds; None without new seeds.
+        test_accuracy, baseline_accuracy: the metric on test data with these pairs and without
+            hint, over new seeds; None without new seeds.
         gain: their difference, paired by seed.
     """
 
@@ -93,8 +91,8 @@ class LayerStudyResult(RunResult):
 
     @functools.cached_property
     def accuracies(self) -> Accuracies:
-        """Validation accuracy by arm and seed."""
-        return accuracies_by_arm(self.records)
+        """Leading metric on validation data, such as the accuracy, by arm and seed."""
+        return accuracies_by_arm(self.records, self.val_metric)
 
     @functools.cached_property
     def noise(self) -> Noise:
@@ -104,7 +102,7 @@ class LayerStudyResult(RunResult):
     @functools.cached_property
     def contrasts(self) -> Mapping[str, Contrast]:
         """Comparison of every trained arm with the baseline without hint."""
-        return compare_arms(self.accuracies, NONE)
+        return compare_arms(self.accuracies, NONE, facts_of(self.lead))
 
     @functools.cached_property
     def cells(self) -> tuple[Cell, ...]:
@@ -121,12 +119,13 @@ class LayerStudyResult(RunResult):
         if arm is None:
             return None
         taught, untaught = self._test_accuracies(arm.id), self._test_accuracies(NONE)
+        facts = facts_of(self.lead)
         return BestPairs(
             arm,
             self.contrasts.get(arm.id),
-            estimate(list(taught.values())) if taught else None,
-            estimate(list(untaught.values())) if untaught else None,
-            paired_gain(taught, untaught),
+            estimate_metric([*taught.values()], facts) if taught else None,
+            estimate_metric([*untaught.values()], facts) if untaught else None,
+            paired_gain(taught, untaught, facts),
         )
 
     @functools.cached_property
@@ -157,9 +156,9 @@ class LayerStudyResult(RunResult):
             if best.contrast is not None:
                 metrics["best_val_gain"] = best.contrast.gain.mean
             if best.test_accuracy is not None:
-                metrics |= best.test_accuracy.metrics(TEST_METRIC)
+                metrics |= best.test_accuracy.metrics(self.test_metric)
             if best.baseline_accuracy is not None:
-                metrics |= best.baseline_accuracy.metrics(f"alone_{TEST_METRIC}")
+                metrics |= best.baseline_accuracy.metrics(f"alone_{self.test_metric}")
             if best.gain is not None:
                 metrics |= best.gain.metrics("gain")
         return {name: value for name, value in metrics.items() if math.isfinite(value)}
@@ -190,13 +189,13 @@ class LayerStudyResult(RunResult):
         return reasons[0] if reasons and len(reasons) == len(self.plan.seeds) else ""
 
     def _test_accuracies(self, arm: str) -> dict[int, float]:
-        """Return test accuracy by new seed.
+        """Return the metric on test data by new seed.
 
         After an extension with more seeds, an earlier new seed may be one of the study's.
         """
         seeds = self.plan.seeds
         replicates = (r for r in self.records.of("replicate") if r.job.seed not in seeds)
-        return by_seed((r for r in replicates if r.job.tags.get("arm") == arm), TEST_METRIC)
+        return by_seed((r for r in replicates if r.job.tags.get("arm") == arm), self.test_metric)
 
 
 def layer_study_card(result: LayerStudyResult) -> Card:
@@ -204,7 +203,9 @@ def layer_study_card(result: LayerStudyResult) -> Card:
     plan, layers, best = result.plan, result.plan.layers, result.best
     best_text = ""
     if best is not None:
-        accuracy = f"test accuracy {interval(best.test_accuracy)}, gain {points(best.gain)}"
+        accuracy = (
+            f"{words(result.test_metric)} {interval(best.test_accuracy)}, gain {points(best.gain)}"
+        )
         best_text = f"{format_pairs(best.arm.pairs[0])}; {accuracy}"
     card = Card(result.name, f"layer study, {len(plan.seeds)} seeds in {duration(result.seconds)}")
     card.facts(
@@ -216,7 +217,7 @@ def layer_study_card(result: LayerStudyResult) -> Card:
         ]
     )
     card.table(
-        "Gain over no hint (validation accuracy in points)",
+        f"Gain over no hint ({words(result.val_metric)}{unit_text(result)})",
         ("hint \\ guided", *(f"{layer.name} {layer.shape_text}" for layer in layers.guided)),
         [
             (
@@ -228,6 +229,16 @@ def layer_study_card(result: LayerStudyResult) -> Card:
     )
     card.sentence("* differs from no hint at 5% after Holm's correction over all arms")
     return card
+
+
+def unit_text(result: LayerStudyResult) -> str:
+    """Return the unit of gains, to follow a name; "" for plain numbers."""
+    return ", points" if facts_of(result.lead).is_share else ""
+
+
+def gain_heading(result: LayerStudyResult) -> str:
+    """Return the heading of a column of gains, with their unit."""
+    return "gain (points)" if unit_text(result) else "gain"
 
 
 def _gain_text(cell: Cell) -> str:
@@ -256,17 +267,17 @@ def read_layer_study(folder: str | Path) -> LayerStudyResult:
     return LayerStudyResult(**vars(run), plan=plan, predictors=predictors)
 
 
-def accuracies_by_arm(records: Records) -> dict[str, dict[int, float]]:
-    """Return validation accuracy by arm and seed, of the trainings that have finished."""
+def accuracies_by_arm(records: Records, metric: str) -> dict[str, dict[int, float]]:
+    """Return a validation metric by arm and seed, of the trainings that have finished."""
     trials: dict[str, list[Record]] = {}
     for record in records.of("trial"):
         trials.setdefault(record.job.tags["arm"], []).append(record)
-    accuracies = {arm: by_seed(of_arm, METRIC) for arm, of_arm in trials.items()}
+    accuracies = {arm: by_seed(of_arm, metric) for arm, of_arm in trials.items()}
     return {arm: of_arm for arm, of_arm in accuracies.items() if of_arm}
 
 
 def find_best_arm(arms: Iterable[Arm], accuracies: Accuracies, seeds: int) -> Arm | None:
-    """Return the set of pairs with the highest mean validation accuracy; the first of equals.
+    """Return the set of pairs with the highest mean on validation data; the first of equals.
 
     Only arms that are trained under every seed count.
     """

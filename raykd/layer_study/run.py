@@ -16,9 +16,11 @@ from raykd.layer_study.files import write_files
 from raykd.layer_study.plan import Arm
 from raykd.layer_study.planner import LayerStudyPlanner
 from raykd.layer_study.result import LayerStudyResult, read_layer_study
+from raykd.metrics import lead_metric
 from raykd.models import Signature
 from raykd.models.proxies import NoProxy
 from raykd.registry import replaced_unchecked
+from raykd.study.config import plain
 from raykd.study.open_study import OpenStudy
 from raykd.study.samplers import Random
 from raykd.study.schedulers import Unscheduled
@@ -107,13 +109,14 @@ class LayerStudyRun(StudyRun[LayerStudyResult]):
     ) -> None:
         self.draw = draw
         task = study.settings.learning_task
-        if "accuracy" not in task.metrics:
+        lead = lead_metric(plain(study.settings))
+        if task.direction(lead) != "max":
             raise StudyError(
                 Problem(
-                    f"a layer study compares accuracies, and task '{task.name}' measures "
-                    f"{', '.join(task.metrics)}",
+                    f"a layer study compares arms by a metric of which more is better, and {lead} "
+                    "is none",
                     path="task.metrics",
-                    fix="add `accuracy` to the metrics of a classification, or use `raykd search`",
+                    fix=f"list another metric of task '{task.name}' first",
                 )
             )
         search = replace(

@@ -13,10 +13,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from raykd.metrics import METRICS, Metric
 from raykd.tuning.estimates import MIN_SEEDS, Estimate, quantile, survival, without_rounding
 
 Accuracies = Mapping[str, Mapping[int, float]]
-"""Arm -> seed -> accuracy."""
+"""Arm -> seed -> validation metric, such as the accuracy."""
 
 LEVEL = 0.05
 
@@ -93,10 +94,17 @@ def estimate_noise(accuracies: Accuracies) -> Noise:
     return Noise(math.sqrt(variance), freedom)
 
 
-def compare_arms(accuracies: Accuracies, baseline: str) -> dict[str, Contrast]:
+def compare_arms(
+    accuracies: Accuracies, baseline: str, facts: Metric = METRICS["accuracy"]
+) -> dict[str, Contrast]:
     """Compare every arm with `baseline`; arms without a common seed are left out.
 
     Values without residual noise are counts of a small split; then no gain is significant.
+
+    Args:
+        accuracies: values of a metric of which more is better.
+        baseline: arm to compare with.
+        facts: of the metric.
     """
     noise = estimate_noise(accuracies)
     base = accuracies.get(baseline, {})
@@ -113,12 +121,12 @@ def compare_arms(accuracies: Accuracies, baseline: str) -> dict[str, Contrast]:
         count = len(by_seed)
         error = noise.deviation * math.sqrt(2 / count)
         if not error > 0:
-            gain = Estimate(mean, math.nan, math.nan, count)
+            gain = Estimate(mean, math.nan, math.nan, count, facts.is_share)
             results[arm] = Contrast(gain, by_seed, math.nan, math.nan)
             continue
         half = quantile(1 - LEVEL / 2, noise.freedom) * error
         p = 2 * survival(abs(mean) / error, noise.freedom)
-        results[arm] = Contrast(_within(mean, half, count), by_seed, p, p)
+        results[arm] = Contrast(_within(mean, half, count, facts), by_seed, p, p)
     tested = {arm: contrast.p for arm, contrast in results.items() if not math.isnan(contrast.p)}
     corrected = correct_holm(tested)
     return {
@@ -127,9 +135,11 @@ def compare_arms(accuracies: Accuracies, baseline: str) -> dict[str, Contrast]:
     }
 
 
-def _within(mean: float, half: float, count: int) -> Estimate:
-    """Return a difference of accuracies with an interval of this half width, within [-1, 1]."""
-    return Estimate(mean, max(mean - half, -1.0), min(mean + half, 1.0), count)
+def _within(mean: float, half: float, count: int, facts: Metric) -> Estimate:
+    """Return a difference with an interval of this half width, within the range of the metric."""
+    widest = facts.high - facts.low
+    low, high = max(mean - half, -widest), min(mean + half, widest)
+    return Estimate(mean, low, high, count, facts.is_share)
 
 
 def correct_holm(p_values: Mapping[str, float]) -> dict[str, float]:

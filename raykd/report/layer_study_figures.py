@@ -17,8 +17,9 @@ from matplotlib.patches import Patch, Rectangle
 
 from raykd.layer_study.plan import NONE, Arm, LayerInfo
 from raykd.layer_study.predictors import PREDICTORS, CkaTime
-from raykd.layer_study.result import Cell, LayerStudyResult
+from raykd.layer_study.result import Cell, LayerStudyResult, gain_heading, unit_text
 from raykd.layer_study.significance import Contrast
+from raykd.tuning.number_format import scale_of, words
 
 GAINS = "RdBu"
 """Color map of gains: blue is better than no hint, red is worse; colorblind-safe."""
@@ -61,18 +62,17 @@ def heatmap(result: LayerStudyResult) -> Figure | None:
     figure = _figure(width + (4.6 if arms else 0), max(3.6, 1.9 + 0.8 * len(hints)))
     grid = figure.add_gridspec(1, 2 if arms else 1, width_ratios=[width, 4.2][: 1 + bool(arms)])
     axes = figure.add_subplot(grid[0])
-    strongest = max(
-        (100 * abs(contrast.gain.mean) for contrast in result.contrasts.values()), default=1.0
-    )
-    scale = max(strongest, 0.1)
+    strongest = max((abs(_scaled(contrast)) for contrast in result.contrasts.values()), default=1.0)
+    scale = max(strongest, 0.1 if unit_text(result) else 1e-3)
     _cells(axes, result, scale)
     _layer_axes(axes, hints, guided)
-    axes.set_title("Gain over no hint (validation accuracy, points)", fontsize=10)
+    title = f"Gain over no hint ({words(result.val_metric)}{unit_text(result)})"
+    axes.set_title(title, fontsize=10)
     shade = Patch(facecolor="white", edgecolor="0.55", hatch=HATCH)
     text = "not significant at 5% (Holm correction); ± half-width of the uncorrected 95% CI"
     figure.legend([shade], [text], loc="outside lower left", frameon=False, fontsize=8)
     if arms:
-        _arms(figure.add_subplot(grid[1]), arms, scale)
+        _arms(figure.add_subplot(grid[1]), arms, unit_text(result))
     return figure
 
 
@@ -86,7 +86,7 @@ def _cells(axes: Axes, result: LayerStudyResult, scale: float) -> None:
     table = np.full((len(layers.hints), len(layers.guided)), np.nan)
     for place, cell in cells.items():
         if cell.contrast is not None:
-            table[place] = 100 * cell.contrast.gain.mean
+            table[place] = _scaled(cell.contrast)
     colors = colormaps[GAINS].with_extremes(bad="0.88")
     axes.imshow(table, cmap=colors, vmin=-scale, vmax=scale, origin="lower", aspect="auto")
     for (row, column), cell in cells.items():
@@ -105,7 +105,7 @@ def _cell(axes: Axes, cell: Cell, column: int, row: int, scale: float) -> None:
                 (column - 0.5, row - 0.5), 1, 1, fill=False, hatch=HATCH, edgecolor="0.6", lw=0
             )
         )
-    dark = 100 * abs(contrast.gain.mean) > 0.65 * scale
+    dark = abs(_scaled(contrast)) > 0.65 * scale
     axes.text(
         column,
         row,
@@ -121,13 +121,21 @@ def _cell(axes: Axes, cell: Cell, column: int, row: int, scale: float) -> None:
 
 def _face(contrast: Contrast, scale: float) -> Any:
     """Return the color of the cell, so that hatching does not run through its text."""
-    return colormaps[GAINS]((100 * contrast.gain.mean / scale + 1) / 2)
+    return colormaps[GAINS]((_scaled(contrast) / scale + 1) / 2)
 
 
 def _gain_text(contrast: Contrast) -> str:
-    half = contrast.gain.half_width
+    gain, half = contrast.gain, contrast.gain.half_width
+    if not gain.is_share:
+        spread = "" if math.isnan(half) else f"\n± {half:.2g}"
+        return f"{gain.mean:+.2g}{spread}"
     spread = "" if math.isnan(half) else f"\n± {100 * half:.1f}"
-    return f"{100 * contrast.gain.mean:+.1f}{spread}"
+    return f"{100 * gain.mean:+.1f}{spread}"
+
+
+def _scaled(contrast: Contrast) -> float:
+    """Return the gain as it is drawn: in percentage points, if the metric is a share."""
+    return scale_of(contrast.gain) * contrast.gain.mean
 
 
 def _layer_axes(axes: Axes, hints: Sequence[LayerInfo], guided: Sequence[LayerInfo]) -> None:
@@ -162,13 +170,13 @@ def _arm_name(arm: Arm) -> str:
     return "\n".join(f"{pair.hint}>{pair.guided}" for pair in arm.pairs[0])
 
 
-def _arms(axes: Axes, arms: Sequence[tuple[str, Contrast]], scale: float) -> None:
+def _arms(axes: Axes, arms: Sequence[tuple[str, Contrast]], unit: str) -> None:
     for place, (_, contrast) in enumerate(arms):
         half = contrast.gain.half_width
         axes.errorbar(
-            100 * contrast.gain.mean,
+            _scaled(contrast),
             place,
-            xerr=None if math.isnan(half) else 100 * half,
+            xerr=None if math.isnan(half) else scale_of(contrast.gain) * half,
             fmt="o" if contrast.is_significant else "D",
             color=colormaps[GAINS](0.95 if contrast.gain.mean >= 0 else 0.05),
             markerfacecolor=None if contrast.is_significant else "white",
@@ -177,7 +185,7 @@ def _arms(axes: Axes, arms: Sequence[tuple[str, Contrast]], scale: float) -> Non
     axes.axvline(0, color="0.4", lw=1)
     axes.set_yticks(range(len(arms)), [name for name, _ in arms], fontsize=8)
     axes.set_ylim(-0.6, len(arms) - 0.4)
-    axes.set_xlabel("gain over no hint (points)", fontsize=9)
+    axes.set_xlabel(f"gain over no hint{unit}", fontsize=9)
     axes.set_title("Other pairings, and the best pair", fontsize=10)
     axes.grid(axis="x", color="0.9")
     axes.set_axisbelow(True)
@@ -246,7 +254,7 @@ def _predictor(axes: Axes, result: LayerStudyResult, name: str) -> None:
         if cell.contrast is None or math.isnan(cell.predictors[name]):
             continue
         clear = cell.contrast.is_significant
-        at = cell.predictors[name], 100 * cell.contrast.gain.mean
+        at = cell.predictors[name], _scaled(cell.contrast)
         axes.plot(*at, "o", color="#0b559f", markerfacecolor=None if clear else "white")
         short = f"{_short_name(cell.hint)}>{_short_name(cell.guided)}"
         axes.annotate(
@@ -258,7 +266,7 @@ def _predictor(axes: Axes, result: LayerStudyResult, name: str) -> None:
     )
     axes.set_title(f"tau {correlation.tau:+.2f}{span}", fontsize=10)
     axes.set_xlabel("\n".join(textwrap.wrap(PREDICTORS[name], 38)), fontsize=8)
-    axes.set_ylabel("gain (points)", fontsize=8)
+    axes.set_ylabel(gain_heading(result), fontsize=8)
     axes.axhline(0, color="0.6", lw=1)
     axes.margins(0.2)
 

@@ -100,7 +100,7 @@ class _Probe:
         self.design, self.teacher = design, teacher
         self.study, self.data, self.seed = training.study, training.data, training.seed
         self.device, self.signature = training.device, signature_of(training.data)
-        self._label_loss = training.task.label_loss(
+        self._label_loss = training.task.for_network(training.student).label_loss(
             self.data.train.targets.to(self.device),
             self.data.classes,
             smoothing=self.study.train.label_smoothing,

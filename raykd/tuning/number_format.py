@@ -89,6 +89,16 @@ def points(estimate: Estimate | None) -> str:
     return f"{mean}{_half_width(estimate)} (n={estimate.count})"
 
 
+def scale_of(estimate: Estimate) -> float:
+    """Return 100 for shares, which are shown in percentage points, else 1."""
+    return 100.0 if estimate.is_share else 1.0
+
+
+def scaled(estimate: Estimate, value: float, form: str = "") -> str:
+    """Return a value in the unit of `points`: two digits of points, three of plain numbers."""
+    return f"{scale_of(estimate) * value:{form}{'.2f' if estimate.is_share else '.3g'}}"
+
+
 def _half_width(estimate: Estimate) -> str:
     if math.isnan(estimate.half_width):
         return ""

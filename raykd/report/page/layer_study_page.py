@@ -9,7 +9,7 @@ import plotly.graph_objects as go
 
 from raykd.layer_study.plan import format_pairs
 from raykd.layer_study.predictors import CKA_TIMES
-from raykd.layer_study.result import Cell, LayerStudyResult
+from raykd.layer_study.result import Cell, LayerStudyResult, gain_heading, unit_text
 from raykd.layer_study.significance import Contrast
 from raykd.report.page.content import (
     BLUE,
@@ -25,7 +25,16 @@ from raykd.report.page.content import (
 from raykd.report.page.search_figures import time_by_role
 from raykd.report.summary.layer_study import LayerStudySummary
 from raykd.tracking.events import Event
-from raykd.tuning.number_format import duration, interval, metric, percent, points
+from raykd.tuning.number_format import (
+    duration,
+    interval,
+    metric,
+    points,
+    scale_of,
+    scaled,
+    titled,
+    words,
+)
 from raykd.tuning.verdicts import inconclusive_reason
 
 CKA_WORDS = {
@@ -54,8 +63,9 @@ def layer_study_page(summary: LayerStudySummary, history: Sequence[Event]) -> Pa
         Section(
             "gains",
             "Gain of each pair",
-            "Validation accuracy with the pair minus without hint, same seeds, in percentage "
-            "points. Faded cells are not significant at 5% (Holm correction over all arms).",
+            f"{titled(result.val_metric)} with the pair minus without hint, same seeds"
+            f"{unit_text(result)}. Faded cells are not significant at 5% (Holm correction over all "
+            "arms).",
             [*_heatmap(result), *_arms_figure(summary)],
         ),
         Section("arms", "All arms", "", [_table(result)]),
@@ -91,15 +101,17 @@ def _answer(summary: LayerStudySummary) -> Iterator[str]:
         return
     yield f"The best pairs are {_pairs(best.arm.pairs)}."
     if best.gain is not None:
+        unit = " points" if best.gain.is_share else ""
         yield (
             f"On test data, with new seeds, they reach {interval(best.test_accuracy)} against "
-            f"{interval(best.baseline_accuracy)} without hint: {points(best.gain)} points, "
+            f"{interval(best.baseline_accuracy)} without hint: {points(best.gain)}{unit}, "
             f"{inconclusive_reason(best.gain) or _direction(best.gain.mean)}."
         )
     if best.contrast is not None:
         yield (
-            f"On validation data they gain {points(best.contrast.gain)} points; as the best of "
-            "many arms, this figure is biased upward."
+            f"On validation data they gain {points(best.contrast.gain)}"
+            f"{' points' if best.contrast.gain.is_share else ''}; as the best of many arms, this "
+            "figure is biased upward."
         )
     significant = [c for c in summary.result.cells if c.contrast and c.contrast.is_significant]
     better = sum(1 for c in significant if c.contrast and c.contrast.gain.mean > 0)
@@ -113,8 +125,10 @@ def _answer(summary: LayerStudySummary) -> Iterator[str]:
 def _facts(summary: LayerStudySummary) -> Iterator[tuple[str, str, str]]:
     best = summary.result.best
     if best is not None and best.gain is not None:
-        yield "gain on test data", points(best.gain), "percentage points, new seeds"
-    yield "without hint", percent(summary.baseline_accuracy), "validation accuracy"
+        unit = "percentage points, " if best.gain.is_share else ""
+        yield "gain on test data", points(best.gain), f"{unit}new seeds"
+    name = summary.result.val_metric
+    yield "without hint", metric(name, summary.baseline_accuracy), words(name)
     for teacher in summary.teachers[:1]:
         yield (
             "teacher",
@@ -123,7 +137,10 @@ def _facts(summary: LayerStudySummary) -> Iterator[tuple[str, str, str]]:
         )
     noise = summary.result.noise.deviation
     if not math.isnan(noise):
-        yield "noise", f"{100 * noise:.2f}", "points, standard deviation of one training"
+        is_share = bool(unit_text(summary.result))
+        value = f"{100 * noise:.2f}" if is_share else f"{noise:.3g}"
+        unit = "points, " if is_share else ""
+        yield "noise", value, f"{unit}standard deviation of one training"
 
 
 def _heatmap(result: LayerStudyResult) -> Iterator[Picture]:
@@ -134,7 +151,11 @@ def _heatmap(result: LayerStudyResult) -> Iterator[Picture]:
     guided = [layer.name for layer in result.plan.layers.guided]
     by_place = {(cell.hint, cell.guided): cell for cell in result.cells}
     rows = [[by_place.get((hint, layer)) for layer in guided] for hint in hints]
-    strongest = max(100 * abs(cell.contrast.gain.mean) for cell in cells if cell.contrast)
+    strongest = max(
+        scale_of(cell.contrast.gain) * abs(cell.contrast.gain.mean)
+        for cell in cells
+        if cell.contrast
+    )
     figure = go.Figure(
         go.Heatmap(
             z=[[_gain(cell) for cell in row] for row in rows],
@@ -147,7 +168,7 @@ def _heatmap(result: LayerStudyResult) -> Iterator[Picture]:
             colorscale="RdBu",
             zmin=-strongest,
             zmax=strongest,
-            colorbar=color_bar("gain (points)"),
+            colorbar=color_bar(gain_heading(result)),
         )
     )
     for row, hint in enumerate(hints):
@@ -171,14 +192,16 @@ def _heatmap(result: LayerStudyResult) -> Iterator[Picture]:
 
 
 def _gain(cell: Cell | None) -> float | None:
-    return None if cell is None or cell.contrast is None else 100 * cell.contrast.gain.mean
+    if cell is None or cell.contrast is None:
+        return None
+    return scale_of(cell.contrast.gain) * cell.contrast.gain.mean
 
 
 def _cell_text(cell: Cell | None) -> str:
     if cell is None or cell.contrast is None:
         return ""
     mark = "*" if cell.contrast.is_significant else ""
-    return f"{100 * cell.contrast.gain.mean:+.2f}{mark}"
+    return scaled(cell.contrast.gain, cell.contrast.gain.mean, "+") + mark
 
 
 def _cell_hover(cell: Cell | None) -> str:
@@ -194,7 +217,7 @@ def _arms_figure(summary: LayerStudySummary) -> Iterator[Picture]:
     arms.sort(key=lambda arm: arm[1].gain.mean)
     figure = go.Figure(
         go.Scatter(
-            x=[100 * contrast.gain.mean for _, contrast in arms],
+            x=[scale_of(contrast.gain) * contrast.gain.mean for _, contrast in arms],
             y=[name for name, _ in arms],
             error_x={
                 "array": [_half_width(contrast) for _, contrast in arms],
@@ -211,7 +234,7 @@ def _arms_figure(summary: LayerStudySummary) -> Iterator[Picture]:
         )
     )
     figure.add_vline(x=0, line={"color": GRAY, "dash": "dot"})
-    figure.update_xaxes(title="gain over no hint (points)")
+    figure.update_xaxes(title=f"gain over no hint{unit_text(summary.result)}")
     figure.update_yaxes(type="category")
     text = (
         "Sets of pairs and reference arms, with the uncorrected 95% interval; gray points are not "
@@ -222,11 +245,11 @@ def _arms_figure(summary: LayerStudySummary) -> Iterator[Picture]:
 
 def _half_width(contrast: Contrast) -> float:
     width = contrast.gain.half_width
-    return 0.0 if math.isnan(width) else 100 * width
+    return 0.0 if math.isnan(width) else scale_of(contrast.gain) * width
 
 
 def _table(result: LayerStudyResult) -> Cells:
-    rows, numbers = [], []
+    rows, numbers, name = [], [], result.val_metric
     for arm in result.plan.arms:
         accuracies = result.accuracies.get(arm.id)
         mean = math.fsum(accuracies.values()) / len(accuracies) if accuracies else None
@@ -236,13 +259,14 @@ def _table(result: LayerStudyResult) -> Cells:
         verdict = "" if contrast is None else _verdict(contrast)
         if arm.skip_reason:
             verdict = arm.skip_reason
-        rows.append((arm.id, arm.kind, _pairs(arm.pairs), percent(mean), gain, p, verdict))
+        rows.append((arm.id, arm.kind, _pairs(arm.pairs), metric(name, mean), gain, p, verdict))
         gain_key = contrast.gain.mean if contrast is not None else -math.inf
         p_key = contrast.p_holm if contrast is not None else math.inf
         numbers.append(
             (*rows[-1][:3], -math.inf if mean is None else mean, gain_key, p_key, verdict)
         )
-    headings = ("arm", "kind", "pairs", "val accuracy", "gain (points)", "p (Holm)", "verdict")
+    gain_column = gain_heading(result)
+    headings = ("arm", "kind", "pairs", words(name), gain_column, "p (Holm)", "verdict")
     title = f"{len(rows)} arms"
     return Cells("arms-table", title, headings, rows, numbers, searchable=True)
 

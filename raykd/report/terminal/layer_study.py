@@ -9,7 +9,7 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from raykd.layer_study.plan import format_pairs
-from raykd.layer_study.result import BestPairs, LayerStudyResult
+from raykd.layer_study.result import BestPairs, LayerStudyResult, unit_text
 from raykd.layer_study.significance import Contrast
 from raykd.report.summary.layer_study import LayerStudySummary
 from raykd.report.terminal.sections import (
@@ -23,7 +23,7 @@ from raykd.report.terminal.sections import (
 )
 from raykd.terminal_tables import Column, Grid
 from raykd.tuning.estimates import MIN_SEEDS
-from raykd.tuning.number_format import duration, interval, percent, points
+from raykd.tuning.number_format import duration, interval, metric, points, scaled, words
 from raykd.tuning.verdicts import inconclusive_reason
 
 MAX_SKIPPED = 6
@@ -35,7 +35,7 @@ def layer_study_sections(summary: LayerStudySummary) -> Iterator[Section]:
     yield headline(summary, _counts(summary))
     yield _heatmap(summary)
     yield _other_arms(summary)
-    yield _best_pairs(summary.result.best)
+    yield _best_pairs(summary.result)
     yield _predictors(summary)
     yield [line for teacher in summary.teachers for line in teacher_lines(teacher)]
     yield [*_skipped(summary), *failures_section(summary)]
@@ -64,8 +64,8 @@ def _heatmap(summary: LayerStudySummary) -> Section:
     for hint in reversed(layers.hints):
         cells = [result.cell(hint.name, guided.name) for guided in layers.guided]
         table.add(f"{hint.name} {hint.shape_text}", *(_gain(cell.contrast) for cell in cells))
-    baseline = percent(summary.baseline_accuracy)
-    note = f"(validation accuracy in points, no hint: {baseline})"
+    baseline = metric(result.val_metric, summary.baseline_accuracy)
+    note = f"({words(result.val_metric)}{unit_text(result)}; no hint: {baseline})"
     return [title("Gain over no hint", note), table, *paragraphs([_legend(result)], "dim")]
 
 
@@ -78,39 +78,48 @@ def _legend(result: LayerStudyResult) -> str:
     return (
         f"* significant at 5% (Holm correction over {len(result.contrasts)} arms); (*) significant "
         "only without the correction; ± half-width of the uncorrected 95% CI. Standard deviation "
-        f"of one training: {100 * noise.deviation:.2f} points (pooled over all arms, "
+        f"of one training: {_deviation(result)} (pooled over all arms, "
         f"{noise.freedom} degrees of freedom)."
     )
+
+
+def _deviation(result: LayerStudyResult) -> str:
+    """Return the noise of one training in the unit of gains."""
+    deviation = result.noise.deviation
+    return f"{100 * deviation:.2f} points" if unit_text(result) else f"{deviation:.3g}"
 
 
 def _gain(contrast: Contrast | None) -> Text:
     if contrast is None:
         return Text("-", style="dim")
-    half = contrast.gain.half_width
-    spread = "" if math.isnan(half) else f" ± {100 * half:.2f}"
-    color = "blue" if contrast.gain.mean >= 0 else "dark_orange"
+    gain = contrast.gain
+    spread = "" if math.isnan(gain.half_width) else f" ± {scaled(gain, gain.half_width)}"
+    color = "blue" if gain.mean >= 0 else "dark_orange"
     mark, style = "", f"dim {color}"
     if contrast.is_significant:
         mark, style = "*", f"bold {color}"
     elif contrast.is_significant_uncorrected:
         mark, style = "(*)", color
-    return Text(f"{100 * contrast.gain.mean:+.2f}{spread} {mark:3}", style=style)
+    return Text(f"{scaled(gain, gain.mean, '+')}{spread} {mark:3}", style=style)
 
 
 def _other_arms(summary: LayerStudySummary) -> Section:
     if all(arm.contrast is None for arm in summary.other_arms):
         return []
-    figures = [Column(heading, right=True, whole=True) for heading in ("val acc", "gain")]
+    name = summary.result.val_metric
+    heading = "val acc" if name == "val_accuracy" else words(name)
+    figures = [Column(each, right=True, whole=True) for each in (heading, "gain")]
     table = Grid([Column("pairing"), Column("pairs"), *figures], indent=1)
     for arm in summary.other_arms:
-        table.add(arm.name, Text(arm.pairs), percent(arm.accuracy), _gain(arm.contrast))
+        table.add(arm.name, Text(arm.pairs), metric(name, arm.accuracy), _gain(arm.contrast))
     return [title("Other pairings"), table]
 
 
 # Best pairs
 
 
-def _best_pairs(best: BestPairs | None) -> Section:
+def _best_pairs(result: LayerStudyResult) -> Section:
+    best = result.best
     if best is None:
         return []
     note = f"{format_pairs(best.arm.pairs[0])} (chosen on validation data)"
@@ -120,7 +129,8 @@ def _best_pairs(best: BestPairs | None) -> Section:
         lines.append(Text(f"  validation gain {gain} (biased upward: the best of many arms)"))
     if best.test_accuracy is not None:
         accuracy, baseline = interval(best.test_accuracy), interval(best.baseline_accuracy)
-        lines.append(Text(f"  test accuracy over new seeds: {accuracy}, without hint {baseline}"))
+        name = words(result.test_metric)
+        lines.append(Text(f"  {name} over new seeds: {accuracy}, without hint {baseline}"))
         lines.append(_test_gain(best))
     return lines
 
