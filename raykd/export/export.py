@@ -28,6 +28,7 @@ from raykd.metrics import task_name
 from raykd.models.exported_program import ExportError, FlatInputs, tolerance_of
 from raykd.models.introspection.latency import Latency, time_calls
 from raykd.models.preprocessing import RawInputModel
+from raykd.tasks.base import is_exported
 from raykd.training.stored_networks import raw_samples
 
 COMPARED = 64
@@ -61,11 +62,12 @@ def export_student(
             folder exists, or a file computes other logits than the original.
     """
     chosen = _formats(to)
-    if task_name(student.study) == "detection":
+    task = task_name(student.study)
+    if not is_exported(task):
         raise StudyError(
             Problem(
-                f"{student.name} is a detector: its outputs are predictions at anchors, which need "
-                "raykd to become boxes, so that it is not exported",
+                f"{student.name} is a network of task '{task}': its outputs need raykd to become "
+                "results, so that it is not exported",
                 fix="load its weights in Python (docs/tasks.md, Images with boxes)",
             )
         )

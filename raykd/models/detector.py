@@ -78,9 +78,11 @@ class Detector(nn.Module):
 
     def _passed(self, alias: str, maps: Iterable[Tensor]) -> list[Tensor]:
         """Pass maps through the modules of an alias, so that losses can read them."""
-        modules = dict(self.named_children())
-        names = ((f"{alias}{number}", each) for number, each in enumerate(maps, start=1))
-        return [modules[name](each) if name in modules else each for name, each in names]
+        passed = []
+        for number, each in enumerate(maps, start=1):
+            module = getattr(self, f"{alias}{number}", None)  # none while the network is built
+            passed.append(each if module is None else module(each))
+        return passed
 
     def box_losses(self, response: Tensor, targets: Tensor) -> Tensor:
         """(B, anchors, values), (B, boxes, 5) -> (B,) sums of the losses of torchvision."""

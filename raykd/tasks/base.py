@@ -78,6 +78,7 @@ class Task:
         takes_smoothing: whether its label loss supports `train.label_smoothing`.
         takes_unlabeled: whether its label loss ignores samples without a label.
         takes_graph: whether a step is the same computation for any labels (`compile: graph`).
+        exports: whether its networks can be exported; if not, their outputs need raykd.
         package: package that its metrics need, and raykd does not install by itself; may be empty.
 
     Attributes:
@@ -89,6 +90,7 @@ class Task:
     takes_smoothing: ClassVar[bool] = False
     takes_unlabeled: ClassVar[bool] = False
     takes_graph: ClassVar[bool] = True
+    exports: ClassVar[bool] = True
     package: ClassVar[str] = ""
 
     name: str
@@ -209,6 +211,13 @@ def without_unlabeled(losses: LabelLoss, targets: Tensor) -> LabelLoss:
 
 TASKS = Registry("task", base=Task, entry_points="raykd.tasks")
 """Tasks that a study may name; `raykd.tasks` adds them."""
+
+
+def is_exported(name: str) -> bool:
+    """Return whether networks of a task can be exported; an unknown name is that of one."""
+    cls: type[Task] | None = TASKS.members.get(name)
+    return cls is None or cls.exports
+
 
 AnyTask = Annotated[Task, TASKS]
 """Type of a field that holds a task."""

@@ -57,6 +57,7 @@ class Detection(Task):
     kind = "boxes"
     train_metric = "anchor_accuracy"
     takes_graph = False
+    exports = False
     package = "faster_coco_eval"
 
     name: Literal["detection"] = "detection"

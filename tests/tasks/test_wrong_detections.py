@@ -14,6 +14,8 @@ from raykd.export.export import export_student
 from raykd.losses import LOSSES
 from raykd.study.checks.load import load_study
 from raykd.study.config import Study
+from raykd.tasks import TASKS
+from raykd.tasks.base import is_exported
 
 PAIRS = "pairs: [{hint: level1, guided: level1}]"
 STUDY = {
@@ -123,6 +125,13 @@ def test_missing_package_is_told(root: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 def test_detectors_are_not_exported(tmp_path: Path) -> None:
     student: Any = SimpleNamespace(name="trial-0001", study={"task": {"name": "detection"}})
-    with pytest.raises(StudyError, match="trial-0001 is a detector: its outputs are predictions"):
+    with pytest.raises(
+        StudyError, match="trial-0001 is a network of task 'detection': its outputs"
+    ):
         export_student(student, ("safetensors",), tmp_path / "exported")
     assert not (tmp_path / "exported").exists()
+
+
+def test_tasks_declare_whether_their_networks_are_exported() -> None:
+    assert [name for name, cls in TASKS.members.items() if not cls.exports] == ["detection"]
+    assert is_exported("") and is_exported("a task of an older version")
