@@ -17,6 +17,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")  # jobs of GenAI evaluations
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+os.environ.setdefault("RAY_worker_niceness", "0")  # by default other tests starve Ray's workers
 
 # A shell's background job ignores Ctrl-C, and its processes do too: tests of signals need it.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:

@@ -136,7 +136,7 @@ def test_its_script_waits_for_nodes(tmp_path: Path) -> None:
     """The Python part, on a real cluster of one node, and one that lacks a node."""
     text = SCRIPT.read_text()
     code = text[text.index("import sys, time") : text.index("\nEND\n")]
-    code = code.replace("+ 300", "+ 15")
+    code = code.replace("+ 300", "+ 3")
     harness = (
         "import os, subprocess, sys; from ray.cluster_utils import Cluster\n"
         "cluster = Cluster(initialize_head=True, head_node_args={'num_cpus': 1})\n"
