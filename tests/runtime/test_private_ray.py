@@ -234,18 +234,32 @@ def attempts(search: Search, token: str, user: int, job: str = JOB) -> dict[str,
     environment |= {"RAY_AUTH_MODE": "token" if token else "disabled"}
     environment |= {"RAY_AUTH_TOKEN": token} if token else {}
     gcs, agent = search.address("gcs_server_port"), search.address("dashboard_agent_listen_port")
-    dashboard = next(
-        f"127.0.0.1:{word.partition('=')[2]}"
-        for process in search.processes
-        for word in _words(process)
-        if word.startswith("--port=") and any("dashboard.py" in each for each in _words(process))
-    )
-    command = [sys.executable, "-c", ATTEMPTS, str(search.session), gcs, dashboard, agent]
+    command = [
+        sys.executable,
+        "-c",
+        ATTEMPTS,
+        str(search.session),
+        gcs,
+        dashboard_of(search),
+        agent,
+    ]
     command += [str(user), job]
     run = subprocess.run(
         command, env=environment, capture_output=True, text=True, timeout=120, check=True
     )
     return json.loads(run.stdout.splitlines()[-1])
+
+
+def dashboard_of(search: Search) -> str:
+    """The address of Ray's dashboard, which takes the first free port from 8265 on."""
+    ports = [
+        each.laddr.port
+        for process in search.processes
+        if any("dashboard.py" in word for word in _words(process))
+        for each in process.net_connections()
+        if each.status == psutil.CONN_LISTEN
+    ]
+    return f"127.0.0.1:{next(port for port in sorted(ports) if 8265 <= port <= 8315)}"
 
 
 def _words(process: psutil.Process) -> list[str]:
