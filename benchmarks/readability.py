@@ -510,7 +510,7 @@ def _planner(
         teacher_store=store,
         records=Records.from_events([]),
         slots=1,
-        costs=StudentCosts(settings.search, signature),
+        costs=StudentCosts(settings.search),
     )
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     drawn = optuna.create_study(direction="maximize", sampler=optuna.samplers.RandomSampler(0))

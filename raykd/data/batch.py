@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -38,6 +38,8 @@ class Batch:
         views: like `inputs`, each: the further views of `ExtraInputs.views`.
         partners: like `inputs`: the partner of each sample, if `ExtraInputs.partners` is set.
         view: number of the view in `inputs`.
+        others: like `inputs`, each: the same view of the same samples as other networks take it, by
+            the name of their input (`ViewOptions.others`).
     """
 
     inputs: Inputs
@@ -46,17 +48,19 @@ class Batch:
     views: tuple[Inputs, ...] = ()
     partners: Inputs | None = None
     view: int = 0
+    others: Mapping[str, Inputs] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.targets)
 
     def map(self, change: Callable[[Inputs], Inputs]) -> Batch:
-        """Return this batch with `change` applied to its inputs, views and partners."""
+        """Return this batch with `change` applied to all its inputs."""
         return dataclasses.replace(
             self,
             inputs=change(self.inputs),
             views=tuple(change(view) for view in self.views),
             partners=None if self.partners is None else change(self.partners),
+            others={name: change(inputs) for name, inputs in self.others.items()},
         )
 
 

@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import numpy as np
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from raykd.data.augment import Augments
 from raykd.data.pixels import PLAIN, Rules
+from raykd.input_forms import InputForm, find_form, picture_form
 from raykd.registry import Registry, option
 from raykd.tasks import Classification, Task
 
@@ -170,6 +171,21 @@ class Raw:
     scale: tuple[float, ...] = ()
 
 
+@dataclass(frozen=True)
+class InputFacts:
+    """Facts of a data set that differ between the inputs of its samples.
+
+    Attributes:
+        input_shape, mean, std, raw, categories: as in `Dataset`.
+    """
+
+    input_shape: tuple[int, ...]
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+    raw: Raw = Raw()
+    categories: tuple[int, ...] = ()
+
+
 @dataclass(frozen=True, eq=False)
 class Dataset:
     """Data set with its splits.
@@ -195,6 +211,11 @@ class Dataset:
             targets in their own units.
         unlabeled: number of the last training samples, which come from `Source.unlabeled` and are
             drawn at a ratio.
+        forms: inputs of its samples that networks may take instead of the whole; (): those of
+            images (`raykd.input_forms.picture_form`).
+        parts: facts of the inputs that are stored as tensors of their own, by name.
+        form: input that `as_input` has chosen; None: the whole sample.
+        whole: facts of the whole sample, if `form` is set.
     """
 
     name: str
@@ -217,6 +238,32 @@ class Dataset:
     target_mean: tuple[float, ...] = ()
     target_scale: tuple[float, ...] = ()
     unlabeled: int = 0
+    forms: tuple[InputForm, ...] = ()
+    parts: Mapping[str, InputFacts] = field(default_factory=dict)
+    form: InputForm | None = None
+    whole: InputFacts | None = None
+
+    @property
+    def input(self) -> str | None:
+        """Name of the input that networks take; None: the whole sample."""
+        return None if self.form is None else self.form.name
+
+    def as_input(self, name: str | None) -> Dataset:
+        """Return the data set whose networks take one input of each sample, without copies.
+
+        Splits and fingerprint are those of the whole samples.
+
+        Args:
+            name: of the input; None: the whole sample.
+
+        Raises:
+            ValueError: the samples have no such input; names the inputs.
+        """
+        if name == self.input:
+            return self
+        from raykd.data.inputs import choose_input
+
+        return choose_input(self, name)
 
     @property
     def data_size(self) -> int:
@@ -340,6 +387,30 @@ class Source:
     def default_task(self) -> Task:
         """Return the task of a study that names none; tasks of the same kind fit the data."""
         return Classification()
+
+    def input_names(self) -> tuple[str, ...] | None:
+        """Return the names of the inputs that networks may take; None: those of images."""
+        return None
+
+    @property
+    def needs_input(self) -> bool:
+        """True if no network can take a whole sample."""
+        return False
+
+    def check_input(self, name: str) -> None:
+        """Check that networks may take this input of a sample, as far as is known without the data.
+
+        Raises:
+            ValueError: there is no such input; names the inputs.
+        """
+        names, declared = self.input_names(), self.declared_shape()
+        if names is None and declared is not None:
+            find_form(name, (), declared[0])
+        elif names is None:
+            picture_form(name)
+        elif name not in names:
+            listed = f"inputs: {', '.join(names)}" if names else "its samples have one input"
+            raise ValueError(f"unknown input '{name}' of data '{self.name}'; {listed}")
 
     def check(self) -> None:
         """Check quickly that the data are available, without a download or decoding.

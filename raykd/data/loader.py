@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from raykd.data.batch import Batch, BatchRequest, ExtraInputs, Inputs
 from raykd.data.dataset import AnySplit, Dataset, FileSplit, Split
 from raykd.data.file_loader import FileReader
 from raykd.data.rng import CounterRNG, key_of
+from raykd.input_forms import WHOLE
 
 # Each use of random numbers has its own key, so that they are independent.
 _ORDER = 0x6F72646572
@@ -52,6 +54,7 @@ class ViewOptions:
         balanced: whether the samples of a training epoch are drawn with replacement, with equal
             probability of each class; if not, each is drawn once.
         unlabeled: samples of `Dataset.unlabeled` for each other sample of a training batch.
+        others: the data set as other networks take it (`Dataset.as_input`).
     """
 
     augment: Sequence[Augment] = ()
@@ -59,6 +62,7 @@ class ViewOptions:
     extra: ExtraInputs = SAMPLES_ONLY
     balanced: bool = False
     unlabeled: float = 0.0
+    others: Sequence[Dataset] = ()
 
 
 class BatchCount:
@@ -80,7 +84,8 @@ class BatchLoader:
 
     Images are stored on the device as uint8 and returned as float32, (x / 255 - mean) / std; other
     inputs are returned as they are stored.  (Storing float images takes four times the memory
-    and saves half a millisecond in an epoch of 6,000 Fashion-MNIST images.)
+    and saves half a millisecond in an epoch of 6,000 Fashion-MNIST images.)  If networks take one
+    input of each sample (`Dataset.as_input`), it is taken from the augmented images.
 
     Training (with a `shuffle_seed`): the order is a pure function of (shuffle_seed, epoch), the
     same for every number of workers.  Each global batch is divided among the ranks, whose shares
@@ -135,6 +140,9 @@ class BatchLoader:
         self._seed = 0 if shuffle_seed is None else shuffle_seed
         self._view_seed = self._seed if views.seed is None else views.seed
         self._normalize = _Normalization(dataset, self.device)
+        self._others = {
+            data.input or WHOLE: _Normalization(data, self.device) for data in views.others
+        }
         self._unlabeled = 0 if shuffle_seed is None else dataset.unlabeled
         # Sizes of the global batches in training, of this rank's batches in evaluation.
         self._sizes = self._share_sizes() if shuffle_seed is None else self._global_sizes()
@@ -195,7 +203,11 @@ class BatchLoader:
             batches = map(self._gather, requests)
         for batch in batches:
             BatchCount.total += 1
-            yield batch.map(self._normalize)
+            normalized = batch.map(self._normalize)
+            if self._others:
+                others = {name: form(batch.inputs) for name, form in self._others.items()}
+                normalized = dataclasses.replace(normalized, others=others)
+            yield normalized
 
     def _gather(self, request: BatchRequest) -> Batch:
         """Return a batch of a resident split, not yet normalized."""
@@ -328,17 +340,23 @@ class PartnerSampler:
 
 
 class _Normalization:
-    """(B, C, H, W) uint8 -> float32, (x / 255 - mean) / std; other inputs are left alone."""
+    """Samples as they are stored -> as a network takes them.
+
+    (B, C, H, W) uint8 become float32, (x / 255 - mean) / std; other inputs are left alone.
+    """
 
     def __init__(self, dataset: Dataset, device: torch.device) -> None:
         std = torch.tensor(dataset.std, dtype=torch.float64)
         mean = torch.tensor(dataset.mean, dtype=torch.float64)
         shape = (1, -1, 1, 1)
+        self.form = dataset.form
         # A delivered network computes the same (raykd.models.preprocessing).
         self.scale = (1 / (255 * std)).float().reshape(shape).to(device)
         self.shift = (-mean / std).float().reshape(shape).to(device)
 
     def __call__(self, inputs: Inputs) -> Inputs:
+        if self.form is not None:
+            inputs = self.form.take(inputs)
         if not isinstance(inputs, Tensor) or inputs.dtype != torch.uint8:
             return inputs
         if not self.scale.numel():

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 
 import numpy as np
 import torch
 from pydantic import Field
+from torch import Tensor
 
 from raykd.data.augment import Augments
 from raykd.data.dataset import (
@@ -25,8 +25,19 @@ from raykd.data.dataset import (
     TestFraction,
     ValLimit,
 )
-from raykd.data.splits import fingerprint, split_rows
+from raykd.data.splits import split_rows
 from raykd.data.table import Dialect, Table, check_dialect, check_table, read_table
+from raykd.data.table_inputs import (
+    Columns,
+    InputGroups,
+    TableInputs,
+    column_of,
+    fingerprint_of,
+    forms_of,
+    parts_of,
+    rows_of,
+    stored_inputs,
+)
 from raykd.data.targets import (
     TASK_OF,
     Tables,
@@ -48,8 +59,6 @@ FEWEST_ROWS = 10
 
 T = TypeVar("T")
 
-Columns = tuple[Annotated[str, Field(min_length=1)], ...]
-
 
 @option
 class TabularSource(Source):
@@ -60,6 +69,10 @@ class TabularSource(Source):
     training table get the codes 1, 2, ..., and missing or new values the code 0.  A sample is a row
     of float32 values, first the numbers, then the codes; `model: {name: mlp}` embeds the codes.  A
     split without a table is split off the training table, stratified if the target is a class.
+
+    Groups of columns with a name, `inputs: {all: [a, b, c], few: [a]}`, are inputs that the teacher
+    and the student choose (`teacher.input`, `student.input`); a whole sample has the columns of all
+    groups.  A group may also be a column of image files; then every network chooses a group.
     """
 
     mixes = False
@@ -92,7 +105,11 @@ class TabularSource(Source):
         ),
     ] = "number"
     inputs: Annotated[
-        Columns | None, Field(min_length=1, description="Columns of the inputs. null: all others")
+        Annotated[Columns, Field(min_length=1)] | InputGroups | None,
+        Field(
+            description="Columns of the inputs, or groups of columns by name, for `teacher.input` "
+            "and `student.input`. null: all others"
+        ),
     ] = None
     ignore: Annotated[Columns, Field(description="Columns that are neither input nor target")] = ()
     categories: Annotated[
@@ -129,14 +146,17 @@ class TabularSource(Source):
         if self.kind in ("class", "vector") and len(self.targets) > 1:
             fix = "write `kind: labels` for several columns of 0 and 1"
             raise ValueError(f"`kind: {self.kind}` has one target column; name one, or {fix}")
-        used = [*self.targets, *(self.inputs or ()), *self.ignore]
+        used = [*self.targets, *(self._input_columns or ()), *self.ignore]
+        if isinstance(self.inputs, InputGroups) and self.inputs.problem:
+            raise ValueError(self.inputs.problem)
         twice = next((name for name in used if used.count(name) > 1), None)
         if twice is not None:
             raise ValueError(
                 f"column '{twice}' is listed twice in `target`, `inputs` and `ignore`; a column "
                 "has one use"
             )
-        stray = [name for name in self.categories if self.inputs and name not in self.inputs]
+        columns = self._input_columns
+        stray = [name for name in self.categories if columns and name not in columns]
         if stray:
             raise ValueError(f"column '{stray[0]}' of `categories` is missing in `inputs`; add it")
         _in_table_words(lambda: check_dialect(self._dialect))
@@ -145,6 +165,26 @@ class TabularSource(Source):
     def targets(self) -> tuple[str, ...]:
         """Names of the target columns."""
         return (self.target,) if isinstance(self.target, str) else self.target
+
+    @property
+    def groups(self) -> InputGroups:
+        """The named inputs; none if `inputs` is a list or null."""
+        return self.inputs if isinstance(self.inputs, InputGroups) else InputGroups({})
+
+    @property
+    def _input_columns(self) -> tuple[str, ...] | None:
+        """Columns of numbers and categories that are inputs, each once; None: all others."""
+        if not isinstance(self.inputs, InputGroups):
+            return self.inputs
+        groups = self.inputs.columns.values()
+        return tuple(dict.fromkeys(name for group in groups for name in group))
+
+    def input_names(self) -> tuple[str, ...]:
+        return tuple(self.groups)
+
+    @property
+    def needs_input(self) -> bool:
+        return bool(self.groups.pictures)
 
     def default_task(self) -> Task:
         return TASK_OF[self.kind]()  # type: ignore[call-arg]  # a task has defaults
@@ -169,13 +209,15 @@ class TabularSource(Source):
         strata = target.values if is_class else np.zeros(len(target.values), np.int64)
         rows = split_rows(rows, strata, self, target.names if is_class else ())
         inputs = _read_inputs(tables, self, rows["train"])
+        stored = stored_inputs(tables, self.groups, inputs)
         mean, scale = standardization(target, self.kind, rows["train"])
         values = torch.from_numpy(target.values if is_class else (target.values - mean) / scale)
         values = values if is_class else values.float()
         splits = {}
         for part in PARTS:
             chosen = torch.from_numpy(rows[part].astype(np.int64))
-            splits[part] = Split(torch.from_numpy(inputs.values)[chosen], values[chosen], chosen)
+            taken = stored[chosen] if isinstance(stored, Tensor) else rows_of(stored, chosen)
+            splits[part] = Split(taken, values[chosen], chosen)
         is_number = self.kind == "number"
         read = [table for parts in tables.values() for table in parts]
         return Dataset(
@@ -185,10 +227,10 @@ class TabularSource(Source):
             test=splits["test"],
             classes=len(target.names),
             class_names=target.names,
-            input_shape=(inputs.values.shape[1],),
+            input_shape=(inputs.values.shape[1],) if isinstance(stored, Tensor) else (),
             mean=(),
             std=(),
-            fingerprint=fingerprint(splits, {}),
+            fingerprint=fingerprint_of(splits, self.groups),
             origin=str(_path(self.file)),
             notes=(*(note for table in read for note in table.notes), *inputs.notes),
             warnings=(*(text for table in read for text in table.warnings), *inputs.warnings),
@@ -200,6 +242,8 @@ class TabularSource(Source):
             categories=inputs.categories,
             target_mean=tuple(mean.tolist()) if is_number else (),
             target_scale=tuple(scale.tolist()) if is_number else (),
+            forms=forms_of(self.groups, inputs),
+            parts=parts_of(self.groups, inputs, splits["train"]),
         )
 
     @property
@@ -211,29 +255,10 @@ class TabularSource(Source):
         return {part: _path(file) for part, file in named.items() if file is not None}
 
     def _tables(self, file: Path) -> list[Table]:
-        names = [*(self.inputs or ()), *self.ignore, *self.categories, *self.targets]
+        pictures = [picture.images for picture in self.groups.pictures.values()]
+        columns = self._input_columns or ()
+        names = [*columns, *pictures, *self.ignore, *self.categories, *self.targets]
         return [*read_table(file, names, self._dialect, whole=self.inputs is None)]
-
-
-@dataclass(frozen=True)
-class _Inputs:
-    """Inputs of all rows.
-
-    Attributes:
-        values: (N, F) float32, standardized numbers, then codes of categories.
-        names: of the columns, in this order.
-        mean, scale: (F,) of the columns on the training split; 0 and 1 for categories.
-        categories: number of codes of each column of categories.
-        notes, warnings: sentences on the columns.
-    """
-
-    values: np.ndarray
-    names: tuple[str, ...]
-    mean: tuple[float, ...]
-    scale: tuple[float, ...]
-    categories: tuple[int, ...]
-    notes: tuple[str, ...]
-    warnings: tuple[str, ...]
 
 
 def _path(name: str) -> Path:
@@ -259,13 +284,13 @@ def _rows_of(tables: Tables) -> dict[str, np.ndarray]:
     return rows
 
 
-def _read_inputs(tables: Tables, source: TabularSource, train: np.ndarray) -> _Inputs:
+def _read_inputs(tables: Tables, source: TabularSource, train: np.ndarray) -> TableInputs:
     """Read the input columns: numbers first, in the order of the table, then categories."""
-    first = tables["train"][0]
-    names = source.inputs or tuple(
-        name for name in first.columns if name not in (*source.targets, *source.ignore)
-    )
-    if not names:
+    first, names = tables["train"][0], source._input_columns
+    if names is None:
+        others = (*source.targets, *source.ignore)
+        names = tuple(name for name in first.columns if name not in others)
+    if not names and not source.groups.pictures:
         raise ValueError(f"table: {first.file} has no column besides the target; add inputs")
     is_number = {
         name: name not in source.categories and _are_numbers(tables["train"], name)
@@ -300,8 +325,9 @@ def _read_inputs(tables: Tables, source: TabularSource, train: np.ndarray) -> _I
         sizes.append(size)
     if texts:
         notes.append(f"categories: {', '.join(texts)}")
-    return _Inputs(
-        values=np.stack(columns, 1).astype(np.float32),
+    count = sum(len(table) for parts in tables.values() for table in parts)
+    return TableInputs(
+        values=np.stack(columns, 1).astype(np.float32) if columns else np.empty((count, 0)),
         names=(*numbers, *texts),
         mean=tuple(mean),
         scale=tuple(scale),
@@ -321,7 +347,7 @@ def _number_column(tables: Tables, name: str) -> np.ndarray:
     """Return the numbers of all rows, NaN for missing ones."""
     numbers: list[float] = []
     for table in (table for parts in tables.values() for table in parts):
-        for row, value in enumerate(_values_of(table, name)):
+        for row, value in enumerate(column_of(table, name)):
             number = math.nan if is_missing(value) else parsed(value)
             if number is None or math.isinf(number):
                 needed = "the training table has finite numbers there: correct or remove the row"
@@ -334,7 +360,7 @@ def _code_column(tables: Tables, name: str, train: np.ndarray) -> tuple[np.ndarr
     """Return the codes of all rows, and the number of codes."""
     texts: list[str] = []
     for table in (table for parts in tables.values() for table in parts):
-        for row, value in enumerate(_values_of(table, name)):
+        for row, value in enumerate(column_of(table, name)):
             if isinstance(value, list | dict):
                 raise refusal(table, name, row, "an input must be a number or a category")
             texts.append("" if is_missing(value) else str(value).strip())
@@ -346,11 +372,3 @@ def _code_column(tables: Tables, name: str, train: np.ndarray) -> tuple[np.ndarr
         )
     code_of = {text: code for code, text in enumerate(present, start=1)}
     return np.array([code_of.get(text, 0) for text in texts], np.float64), len(present) + 1
-
-
-def _values_of(table: Table, name: str) -> Sequence[object]:
-    if name not in table.columns:
-        raise ValueError(
-            f"table: {table.file} has no column '{name}', which the training table has"
-        )
-    return table.columns[name]

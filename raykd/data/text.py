@@ -167,6 +167,9 @@ class Texts(Source):
                 "tokenizer.save_pretrained(folder), and set data.tokenizer to it"
             )
 
+    def input_names(self) -> tuple[str, ...]:
+        return ()
+
     def load(self) -> Dataset:
         self.check()
         tables = {split: self._tables(file) for split, file in self._files().items()}

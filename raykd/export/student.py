@@ -49,14 +49,14 @@ class SavedStudent:
     teachers: tuple[tuple[str, float], ...] = ()
 
     def load_data(self) -> Dataset:
-        """Load the data the network was trained on.
+        """Load the data the network was trained on, as it takes them.
 
         Raises:
             ValueError: the data are unknown, missing, or cannot be read.
         """
         source = TypeAdapter(AnySource).validate_python(self.study.get("data"))
         source.check()
-        return source.load()
+        return source.load().as_input(self.study.get("student", {}).get("input"))
 
     def names(self) -> Mapping[str, str]:
         """Return short names of the network, losses and layer pairs, see `training_names`.

@@ -33,7 +33,7 @@ class LayerStudyDesign:
         min_pairs, max_pairs: number of pairs of a sampled set.
         named_pairs: pairs, if the study names them one by one; None: all.
         teacher, student: profiles of the models.
-        signature: inputs and classes of the models.
+        signature: inputs and classes of the data.
     """
 
     study: Study

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 from torch import nn
 
+from raykd.input_forms import InputForm, find_form
 from raykd.models.normalization import Normalization
 from raykd.registry import Registry, option
 
@@ -58,6 +59,9 @@ class Signature:
         categories: number of codes of each column of categories, which are the last of a sample.
         dense: whether there is a response for every position of an image, (classes, H, W).
         boxes: whether a response has a prediction for each anchor, (anchors, values).
+        forms: inputs that the samples declare, as in `Dataset`.  Ignored in comparisons.
+        whole: of a network that takes whole samples, if this one takes one input of them.  Ignored
+            in comparisons.
     """
 
     input_shape: tuple[int, ...]
@@ -67,6 +71,28 @@ class Signature:
     categories: tuple[int, ...] = ()
     dense: bool = False
     boxes: bool = False
+    forms: tuple[InputForm, ...] = field(default=(), compare=False, repr=False)
+    whole: Signature | None = field(default=None, compare=False, repr=False)
+
+    def as_input(self, name: str | None) -> Signature:
+        """Return the signature of a network that takes one input of the samples.
+
+        Args:
+            name: of the input; None: the whole sample.
+
+        Raises:
+            ValueError: the samples have no such input; names the inputs.
+        """
+        whole = self.whole or self
+        if name is None:
+            return whole
+        if self.text is not None:
+            raise ValueError(f"unknown input '{name}'; texts have one input: leave `input` out")
+        form = find_form(name, whole.forms, whole.input_shape)
+        shape = form.shape(whole.input_shape)
+        if (whole.dense or whole.boxes) and shape[1:] != whole.input_shape[1:]:
+            raise ValueError(f"'{name}': targets are positions of the whole image; keep its size")
+        return replace(whole, input_shape=shape, categories=form.categories, whole=whole)
 
     @property
     def response_shape(self) -> tuple[int, ...]:

@@ -45,11 +45,13 @@ class ListedModel:
         role: "model"; in a study "teacher" or "student".
         name: the model as a study file writes it.
         profile: its layers and costs.
+        input_shape: shape of its input, if it takes one input of the samples.
     """
 
     role: Role
     name: str
     profile: ModelProfile
+    input_shape: tuple[int, ...] = ()
 
     def layers(self, *, stages: bool) -> tuple[Layer, ...]:
         """Return all layers in execution order; with `stages`, only those with an alias."""
@@ -62,6 +64,7 @@ class ListedModel:
             "model": self.name,
             "params": self.profile.params,
             "macs": self.profile.macs,
+            **({"input_shape": list(self.input_shape)} if self.input_shape else {}),
             "layers": [_plain_layer(layer) for layer in self.layers(stages=stages)],
         }
 
@@ -296,8 +299,8 @@ def _study_layers(study: OpenStudy) -> LayerList:
         with located_problems(study):
             signature = signature_of_data(load_data(study.settings))
             check_shapes(study, signature)
-    teachers = _profile_models(study.models("teacher"), "teacher", signature)
-    students = _profile_models(study.models("student"), "student", signature)
+    teachers = _profile_networks(study.networks("teacher"), "teacher", signature)
+    students = _profile_networks(study.networks("student"), "student", signature)
     students.sort(key=lambda model: model.profile.params)
     guided = layers_for([model.profile for model in students])
     hint = layers_for([model.profile for model in teachers]) if teachers else guided
@@ -314,12 +317,17 @@ def _study_layers(study: OpenStudy) -> LayerList:
     )
 
 
-def _profile_models(models: Iterable[Model], role: Role, signature: Signature) -> list[ListedModel]:
-    """Return each model once, without those that cannot be built (reported elsewhere)."""
+def _profile_networks(
+    networks: Iterable[tuple[Model, str | None]], role: Role, signature: Signature
+) -> list[ListedModel]:
+    """Return each network once, without those that cannot be built (reported elsewhere)."""
     listed: dict[str, ListedModel] = {}
-    for model in models:
+    for model, taken in networks:
+        name = format_option(model) + ("" if taken is None else f" on {taken}")
         try:
-            entry = ListedModel(role, format_option(model), profile_model(model, signature))
+            theirs = signature.as_input(taken)
+            shape = () if taken is None else theirs.input_shape
+            entry = ListedModel(role, name, profile_model(model, theirs), shape)
         except (ValueError, RuntimeError):
             continue
         listed.setdefault(entry.name, entry)

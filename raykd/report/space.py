@@ -63,7 +63,7 @@ def explain_file(
         signature = signature_of(data)
         check_shapes(study, signature, checks=checks)
     with located_problems(study):
-        check_measured(study.bind(signature), StudentCosts(study.settings.search, signature))
+        check_measured(study.bind(signature), StudentCosts(study.settings.search))
     overview = survey or data
     named = replace(signature, class_names=overview.class_names if overview is not None else ())
     with located_problems(study):

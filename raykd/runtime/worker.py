@@ -318,7 +318,7 @@ class Worker:
         """Evaluate a network on the validation and test splits."""
         first_step = time.time()
         study = read_study(job.study)
-        network = self._network(study.student.model, job.weights_file)
+        network = self._network(study.student.model, job.weights_file, study.student.input)
         metrics = self._output_signs(network, study)
         for split in ("val", "test"):
             metrics |= self._evaluate_split(network, study, split)
@@ -332,7 +332,8 @@ class Worker:
         design = job.design
         study, baseline = read_study(job.study), read_study(design.baseline)
         trained = design.trained_baseline
-        teacher = self._network(study.teacher_specs()[0].model, job.teachers[0])
+        spec = study.teacher_specs()[0]
+        teacher = self._network(spec.model, job.teachers[0], spec.input)
         training = Training(
             baseline,
             self.context.data,
@@ -349,12 +350,13 @@ class Worker:
             possible=design.possible,
             steps=design.steps,
             batches=design.batches,
+            teacher_input=spec.input,
         )
         predictors = probe_layers(
             pairs,
             training,
             teacher=teacher,
-            trained=self._network(None, trained) if trained else None,
+            trained=self._network(None, trained, study.student.input) if trained else None,
         )
         yield Report(0, {}, True, Clock(first_step, time.time()), predictors=predictors)
 
@@ -362,11 +364,12 @@ class Worker:
         """Compute files of a cache entry; the last rank to finish its share ends the job."""
         context = self.context
         study = read_study(job.study)
-        model = study.teacher_specs()[job.teacher].model
+        spec = study.teacher_specs()[job.teacher]
 
         def load_teacher() -> LiveTeacher:
-            network = to_device(self._network(model, job.weights_file), context.device)
-            return LiveTeacher(network, job.entry.layers, signature_of(context.data))
+            network = self._network(spec.model, job.weights_file, spec.input)
+            signature = signature_of(context.data.as_input(spec.input))
+            return LiveTeacher(to_device(network, context.device), job.entry.layers, signature)
 
         share, shares = job.share + job.shares * context.rank, job.shares * context.world
         build = CacheBuilder(
@@ -403,7 +406,7 @@ class Worker:
         context = self.context
         return evaluate_split(
             network,
-            context.data,
+            context.data.as_input(study.student.input),
             split,
             task=study.learning_task,
             batch_size=study.train.batch_size,
@@ -416,27 +419,30 @@ class Worker:
         """Check that a teacher gives logits; every rank checks the same samples."""
         device = self.context.device
         autocast = autocast_for(study.train.precision, device)
-        return check_outputs(network, self.context.data, device=device, autocast=autocast)
+        data = self.context.data.as_input(study.student.input)
+        return check_outputs(network, data, device=device, autocast=autocast)
 
     def _teachers_of(
         self, study: Study, files: Sequence[str], cache_keys: Sequence[str]
     ) -> list[TeacherHandle]:
         """Return the teachers of a training, each with its cached outputs if there are any."""
-        models = [network.model for network in study.required_networks()]
-        keys = (*cache_keys, *[""] * len(models))[: len(models)]
+        specs = study.required_networks()
+        keys = (*cache_keys, *[""] * len(specs))[: len(specs)]
         return [
             TeacherHandle(
-                load := partial(self._network, model, file),
+                load := partial(self._network, spec.model, file, spec.input),
                 self._cached_outputs(study, key),
-                self._responses_of(file, load),
+                self._responses_of(file, load, spec.input),
             )
-            for model, file, key in zip(models, files, keys, strict=True)
+            for spec, file, key in zip(specs, files, keys, strict=True)
         ]
 
-    def _responses_of(self, file: str, load: Callable[[], torch.nn.Module]) -> TeacherResponses:
+    def _responses_of(
+        self, file: str, load: Callable[[], torch.nn.Module], taken: str | None
+    ) -> TeacherResponses:
         """Return the responses of a teacher on evaluated samples; they are kept between jobs."""
         if file not in self._responses:
-            self._responses[file] = TeacherResponses(load)
+            self._responses[file] = TeacherResponses(load, taken)
         responses = self._responses[file] = self._responses.pop(file)
         if len(self._responses) > MAX_LOADED_TEACHERS:
             del self._responses[next(iter(self._responses))]
@@ -468,8 +474,14 @@ class Worker:
             del self._outputs[next(iter(self._outputs))]
         return outputs
 
-    def _network(self, model: Model | None, file: str) -> torch.nn.Module:
-        """Load a saved network: its weights into `model`, or the whole of it."""
+    def _network(self, model: Model | None, file: str, taken: str | None) -> torch.nn.Module:
+        """Load a saved network: its weights into `model`, or the whole of it.
+
+        Args:
+            model: of the weights.
+            file: below the storage.
+            taken: input of the samples that it takes.
+        """
         if file not in self._teachers:
             content = self.context.storage.read(file)
             if content is None:
@@ -478,9 +490,8 @@ class Worker:
                     "every node must reach that folder"
                 )
             context = self.context
-            network = load_stored_network(
-                file, content, model, context.data, allow_code=context.allow_code
-            )
+            data = context.data.as_input(taken)
+            network = load_stored_network(file, content, model, data, allow_code=context.allow_code)
             self._teachers[file] = network.to(self.context.device)
         network = self._teachers[file] = self._teachers.pop(file)  # the most recent one is the last
         if len(self._teachers) > MAX_LOADED_TEACHERS:
@@ -495,9 +506,8 @@ class Worker:
         if not (is_compared and is_classifier and len(context.data.class_names) <= MAX_CLASSES):
             return ()
         autocast = autocast_for(study.train.precision, context.device)
-        return count_class_hits(
-            network, context.data, autocast=autocast, placement=context.placement
-        )
+        data = context.data.as_input(study.student.input)
+        return count_class_hits(network, data, autocast=autocast, placement=context.placement)
 
     def _finish(
         self, training: Training, job: TrainJob
@@ -524,7 +534,8 @@ class Worker:
         if network is not training.student:
             metrics |= self._evaluate_deployed(network, training, metrics)
         if job.keep is not None and self.context.rank == 0:
-            self._save_network(network, job, job.keep, {**training.history[-1], **metrics})
+            measured = {**training.history[-1], **metrics}
+            self._save_network(network, job, job.keep, measured, training.data)
         return metrics, self._class_hits(network, study, job)
 
     def _evaluate_deployed(
@@ -545,15 +556,23 @@ class Worker:
         return metrics | self._evaluate_split(network, training.study, "test", teacher)
 
     def _save_network(
-        self, network: torch.nn.Module, job: TrainJob, file: str, metrics: Metrics
+        self, network: torch.nn.Module, job: TrainJob, file: str, metrics: Metrics, data: Dataset
     ) -> None:
-        """Save a teacher's weights with their metadata, or a whole student."""
+        """Save a teacher's weights with their metadata, or a whole student.
+
+        Args:
+            network: trained.
+            job: of the training.
+            file: below the storage.
+            metrics: of the network.
+            data: as the network takes them.
+        """
         context = self.context
         if file.endswith(".safetensors"):
-            content = dump_weights(network, self._metadata(network, job))
+            content = dump_weights(network, self._metadata(network, job, data))
         else:
             measured = {k: v for k, v in metrics.items() if k.startswith(("val_", "test_"))}
-            whole = with_preprocessing(network.to("cpu").eval(), context.data, measured)
+            whole = with_preprocessing(network.to("cpu").eval(), data, measured)
             content = dump_network(whole)
             network.to(context.device)
         if job.role == "teacher":
@@ -561,11 +580,11 @@ class Worker:
         else:
             context.storage.write(file, content)
 
-    def _metadata(self, network: torch.nn.Module, job: TrainJob) -> dict[str, str]:
+    def _metadata(self, network: torch.nn.Module, job: TrainJob, data: Dataset) -> dict[str, str]:
         """Return the metadata of a teacher's weights."""
-        normalization = training_normalization(network, self.context.data)
+        normalization = training_normalization(network, data)
         metadata = {} if normalization is None else to_metadata(normalization)
-        names = json.dumps(self.context.data.class_names)
+        names = json.dumps(data.class_names)
         return {"id": job.id, "raykd.classes": names, **metadata}
 
 

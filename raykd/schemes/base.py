@@ -24,6 +24,15 @@ from raykd.schemes.distiller import Distiller, SchemeInputs
 from raykd.tasks.base import Kind
 from raykd.train_config import Train
 
+InputName = Annotated[
+    str | None,
+    Field(
+        min_length=1,
+        description="Input of each sample that the network takes, such as gray or 16x16 of color "
+        "images, or a group of the columns of a table. null: the whole sample",
+    ),
+]
+
 
 @option
 class Teacher:
@@ -36,6 +45,7 @@ class Teacher:
     """
 
     model: AnyModel | None = None
+    input: InputName = None
     weights: Annotated[
         str | None,
         Field(
@@ -166,6 +176,7 @@ class TeacherContext:
         seed: of the study, for teachers that trials share.
         trial_seed: of the trial; that of a replicate differs from the seed of the study.
         augment: augmentation of the trial.
+        student_input: input of the samples that the student takes; None: the whole sample.
     """
 
     teacher: Teacher | None
@@ -175,6 +186,7 @@ class TeacherContext:
     seed: int
     trial_seed: int
     augment: tuple[Any, ...] = ()
+    student_input: str | None = None
 
 
 @dataclass(frozen=True)
@@ -195,6 +207,7 @@ class TeacherSpec:
         classes: class names in the order of the outputs of `weights`, if the study has them.
         normalization: of the images that `weights` were trained with.
         outputs: file of its outputs, in place of a network.
+        input: input of the samples that it takes; None: the whole sample.
     """
 
     model: Model | None
@@ -209,6 +222,7 @@ class TeacherSpec:
     classes: tuple[str, ...] = ()
     normalization: Normalization | NormalizationName = "auto"
     outputs: str | None = None
+    input: str | None = None
 
     @property
     def is_trained(self) -> bool:
@@ -240,6 +254,7 @@ class TeacherSpec:
             train=self.train,
             seed=self.seed,
             outputs=self.outputs,
+            input=self.input,
         )
 
 
@@ -259,6 +274,7 @@ def independent_teacher(teacher: Teacher, around: TeacherContext) -> TeacherSpec
         classes=tuple(map(str, teacher.classes or ())),
         normalization=teacher.normalization,
         outputs=teacher.outputs,
+        input=teacher.input,
     )
 
 
@@ -297,6 +313,7 @@ def self_teacher(around: TeacherContext, generation: int = 0) -> TeacherSpec:
         seed=(around.trial_seed + GENERATION_SEEDS * (generation + 1)) % 2**31,
         augment=around.augment,
         origin=origin_of(around.student, around),
+        input=around.student_input,
     )
 
 

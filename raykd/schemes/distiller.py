@@ -31,7 +31,15 @@ class StepOutput:
 
 
 class TeacherSource(Protocol):
-    """Returns the outputs of a teacher for a batch: from a forward pass, or from a cache."""
+    """Returns the outputs of a teacher for a batch: from a forward pass, or from a cache.
+
+    Attributes:
+        other_input: key of `Batch.others` that it reads; None: it reads the input of the student,
+            or none.
+    """
+
+    @property
+    def other_input(self) -> str | None: ...
 
     def __call__(self, batch: Batch) -> ModelOutputs: ...
 
@@ -151,6 +159,9 @@ class Distiller(nn.Module):
     extra_inputs: ExtraInputs = ExtraInputs()
     """Inputs it needs in addition to the samples of its batches."""
 
+    other_inputs: tuple[str, ...] = ()
+    """Keys of `Batch.others` that its teachers read."""
+
     def forward(self, batch: Batch, progress: Progress) -> StepOutput:
         raise NotImplementedError
 
@@ -203,23 +214,33 @@ class LiveTeacher:
         signature: inputs and classes of the teacher.
         logits: whether a term reads the logits; if not, the forward pass ends after the last
             layer, and the logits are (B, 0).
+        other_input: key of `Batch.others` of its input; None: that of the student.
 
     Raises:
         ValueError: the teacher has no such layer.
     """
 
     def __init__(
-        self, model: nn.Module, layers: Sequence[str], signature: Signature, *, logits: bool = True
+        self,
+        model: nn.Module,
+        layers: Sequence[str],
+        signature: Signature,
+        *,
+        logits: bool = True,
+        other_input: str | None = None,
     ) -> None:
         self.model = model.eval().requires_grad_(False)
         self.logits = logits
+        self.other_input = other_input
         self._hooked_model = HookedModel(self.model, layers, signature)
 
     def __call__(self, batch: Batch) -> ModelOutputs:
         if self.model.training:
             self.model.eval()
+        other = self.other_input
+        inputs = batch.inputs if other is None else batch.others[other]
         with torch.no_grad():
             if self.logits:
-                return self._hooked_model(batch.inputs)
+                return self._hooked_model(inputs)
             logits = torch.empty(len(batch), 0, device=batch.targets.device)
-            return ModelOutputs(logits, self._hooked_model.layers_only(batch.inputs))
+            return ModelOutputs(logits, self._hooked_model.layers_only(inputs))

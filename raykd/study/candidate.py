@@ -36,16 +36,25 @@ class Candidate:
 
     Attributes:
         study: the concrete study, its layer pairs as they were written or drawn.
-        signature: input shape and classes of its models.
+        data_signature: input shape and classes of the data.
         seed: random seed of the networks that many trials share.
         origins: place in the study file of each place of `study`; empty for a study that was not
             drawn.
     """
 
     study: Study
-    signature: Signature
+    data_signature: Signature
     seed: int
     origins: Mapping[Place, Place] = field(default_factory=dict, repr=False)
+
+    @cached_property
+    def signature(self) -> Signature:
+        """Input shape and classes of the student.
+
+        Raises:
+            ModelError: the samples have no such input.
+        """
+        return self._taken(self.study.student.input, ("student", "input"))
 
     @cached_property
     def teachers(self) -> tuple[TeacherSpec, ...]:
@@ -81,15 +90,23 @@ class Candidate:
         study = self.study
         student = _profile(study.student.model, self.signature, ("student", "model"))
         model = study.teacher.model if study.teacher is not None else None
-        if model is not None:
-            _profile(model, self.signature, ("teacher", "model"))
+        if study.teacher is not None and model is not None:
+            signature = self._taken(study.teacher.input, ("teacher", "input"))
+            _profile(model, signature, ("teacher", "model"))
         profiles: dict[TeacherSpec, ModelProfile | None] = {}
         for teacher in teacher_chain(self.teachers):
             place = ("teacher", "model") if teacher.model == model else ("scheme",)
+            signature = self._taken(teacher.input, place)
             profiles[teacher] = (
-                None if teacher.model is None else _profile(teacher.model, self.signature, place)
+                None if teacher.model is None else _profile(teacher.model, signature, place)
             )
         return student, tuple(profiles[teacher] for teacher in self.teachers)
+
+    def _taken(self, name: str | None, place: Place) -> Signature:
+        try:
+            return self.data_signature.as_input(name)
+        except ValueError as error:
+            raise ModelError(place, str(error)) from None
 
     @cached_property
     def resolved(self) -> Study:

@@ -22,7 +22,7 @@ from raykd.models.introspection.latency import Latency
 from raykd.models.proxies import AnyProxy, NoProxy
 from raykd.registry import Registry, option, replaced_unchecked
 from raykd.schemes import AnyScheme, Offline, Teacher, TeacherContext, TeacherSpec
-from raykd.schemes.base import independent_teacher, origin_of
+from raykd.schemes.base import InputName, independent_teacher, origin_of
 from raykd.study.objectives import Cost, Direction
 from raykd.study.samplers import AnySampler, Tpe
 from raykd.study.schedulers import AnyScheduler, Unscheduled
@@ -36,6 +36,7 @@ class Student:
     """The student network."""
 
     model: AnyModel
+    input: InputName = None
 
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
@@ -387,6 +388,7 @@ class Study:
             seed=self.seed if seed is None else seed,
             trial_seed=self.seed,
             augment=self.data.augment,
+            student_input=self.student.input,
         )
 
 

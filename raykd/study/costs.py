@@ -177,12 +177,10 @@ class StudentCosts:
 
     Args:
         search: names the costs, their bounds, and the latency settings.
-        signature: input shape and classes of the models.
     """
 
-    def __init__(self, search: Search, signature: Signature) -> None:
+    def __init__(self, search: Search) -> None:
         self._search = search
-        self._signature = signature
         self._measurements: dict[str, dict[Cost, _Measurement]] = {}
         self._file: Path | None = None
 
@@ -256,18 +254,20 @@ class StudentCosts:
         if not costs:
             return {}
         key = json.dumps(plain(candidate.deployed), sort_keys=True)
+        if candidate.study.student.input is not None:
+            key += f" on {candidate.study.student.input}"
         if key not in self._measurements:
-            self._measurements[key] = self._measure(candidate.deployed, costs)
+            self._measurements[key] = self._measure(candidate, costs)
             self._save()
         return {cost: self._measurements[key][cost] for cost in costs}
 
-    def _measure(self, deployed: DeployedModel, costs: Iterable[Cost]) -> dict[Cost, _Measurement]:
+    def _measure(self, candidate: Candidate, costs: Iterable[Cost]) -> dict[Cost, _Measurement]:
         measurements: dict[Cost, _Measurement] = {}
-        settings = self._search.latency
+        settings, signature = self._search.latency, candidate.signature
         for cost in costs:
             try:
-                network = deployed.network(self._signature)
-                measurements[cost] = measure(cost, network, self._signature, settings)
+                network = candidate.deployed.network(signature)
+                measurements[cost] = measure(cost, network, signature, settings)
             except (ValueError, RuntimeError) as error:
                 measurements[cost] = (str(error) or type(error).__name__).splitlines()[0]
         return measurements

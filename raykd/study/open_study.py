@@ -163,6 +163,11 @@ class OpenStudy:
 
     def models(self, part: str) -> Iterable[Any]:
         """Yield the models that a part of the study ("teacher", "student") allows."""
+        for model, _ in self.networks(part):
+            yield model
+
+    def networks(self, part: str) -> Iterator[tuple[Any, str | None]]:
+        """Yield the models that a part of the study allows, each with the input that it takes."""
         rest = plain(self.settings)
         for point in self.space.part(part).sketched.corners():
             try:
@@ -171,7 +176,7 @@ class OpenStudy:
                 continue
             owner = study.student if part == "student" else study.teacher
             if owner is not None and owner.model is not None:
-                yield owner.model
+                yield owner.model, owner.input
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -201,8 +206,8 @@ class BoundStudy:
         space = self.open_study.space
         if not space.pairings:
             return FilteredSpace(space)
-        students = list(_profiles(self.open_study.models("student"), self.signature))
-        teachers = list(_profiles(self.open_study.models("teacher"), self.signature))
+        students = list(_profiles(self.open_study.networks("student"), self.signature))
+        teachers = list(_profiles(self.open_study.networks("teacher"), self.signature))
         guided = layers_for(students)
         hint = layers_for(teachers) if teachers else guided
         return filter_pairs(space.with_layers(hint, guided), self._models)
@@ -320,10 +325,12 @@ def signature_of(study: Study) -> Signature | None:
     return Signature(*shape, dense=kind == "dense", boxes=kind == "boxes")
 
 
-def _profiles(models: Iterable[Any], signature: Signature) -> Iterator[ModelProfile]:
-    for model in models:
+def _profiles(
+    networks: Iterable[tuple[Any, str | None]], signature: Signature
+) -> Iterator[ModelProfile]:
+    for model, taken in networks:
         try:
-            yield profile_model(model, signature)
+            yield profile_model(model, signature.as_input(taken))
         except (ValueError, RuntimeError):
             continue
 

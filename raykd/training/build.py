@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
 from raykd.data import Dataset
 from raykd.data.unlabeled import epoch_targets, ratio_of
+from raykd.input_forms import WHOLE
 from raykd.losses import Shape, Term
 from raykd.losses.terms import layer_names
 from raykd.models import (
@@ -48,6 +50,8 @@ def signature_of(data: Dataset) -> Signature:
         data.categories,
         dense=data.is_dense,
         boxes=data.has_boxes,
+        forms=data.forms,
+        whole=None if data.form is None else signature_of(data.as_input(None)),
     )
 
 
@@ -77,7 +81,11 @@ def build_distiller(
             the scheme needs a teacher and there is none, or a network to inherit from is missing.
     """
     signature, model = signature_of(data), study.student.model
-    handles = [_handle(teacher, study, data, seed) for teacher in teachers]
+    specs = study.required_networks()
+    handles = [
+        _handle(teacher, study, data.as_input(_input_of(specs, number, study)), seed)
+        for number, teacher in enumerate(teachers)
+    ]
     cpu = torch.device("cpu")
     with seeded(derive_seed(seed, "student"), cpu):
         student = to_device(_student(study, signature, handles), device)
@@ -88,7 +96,7 @@ def build_distiller(
             term.active and term.loss and term.loss.takes_pairs for term in terms
         )
         profile = profile_model(model, signature) if uses_pairs else None
-        guides = _guides(study, signature, handles, profile, device)
+        guides = _guides(study, data, handles, profile, device)
         if profile is not None and not guides:
             terms = resolve_pairs(study, profile, (), signature.classes).knowledge
         shapes = profile.layers if profile is not None else {}
@@ -111,8 +119,15 @@ def build_distiller(
             teacher_network=_classifier_source(study, handles[0]) if guides else None,
         )
         distiller = study.scheme.build(parts)
+    read = {guide.teacher.other_input for guide in guides}
+    distiller.other_inputs = tuple(sorted(name for name in read if name is not None))
     to_device(distiller, device)
     return distiller
+
+
+def _input_of(specs: Sequence[TeacherSpec], number: int, study: Study) -> str | None:
+    """Return the input of a teacher; a network passed from Python takes that of the student."""
+    return specs[number].input if number < len(specs) else study.student.input
 
 
 def _student(study: Study, signature: Signature, teachers: Sequence[TeacherHandle]) -> nn.Module:
@@ -137,7 +152,7 @@ def _student(study: Study, signature: Signature, teachers: Sequence[TeacherHandl
 
 def _guides(
     study: Study,
-    signature: Signature,
+    data: Dataset,
     teachers: Sequence[TeacherHandle],
     profile: ModelProfile | None,
     device: torch.device,
@@ -146,7 +161,7 @@ def _guides(
 
     Args:
         study: concrete.
-        signature: inputs and classes.
+        data: as the student takes it.
         teachers: trained; those after the ones of the scheme are not used.
         profile: of the student; None if no loss compares layers.
         device: of the training.
@@ -154,7 +169,8 @@ def _guides(
     prepared = study.teacher_specs()
     if teachers and not prepared and study.scheme.needs_teacher:
         # A network passed from Python for a study without a `teacher` key
-        prepared = (TeacherSpec(model=None, weights=None, train=study.train, seed=study.seed),)
+        alone = TeacherSpec(model=None, weights=None, train=study.train, seed=study.seed)
+        prepared = (replace(alone, input=study.student.input),)
     if teachers and len(teachers) < len(prepared):
         raise ValueError(
             f"scheme '{study.scheme.name}' needs {len(prepared)} teachers, got {len(teachers)}; "
@@ -164,6 +180,7 @@ def _guides(
     for option, teacher in zip(prepared, teachers, strict=False):
         terms: Sequence[Term] = study.knowledge
         layers: Mapping[str, Shape] = {}
+        signature = signature_of(data.as_input(option.input))
         if profile is not None:
             if option.outputs is not None:
                 raise ValueError("the teacher is a file of outputs, and a loss compares layers")
@@ -176,7 +193,13 @@ def _guides(
             terms = resolve_pairs(study, profile, (theirs,), signature.classes).knowledge
             layers = theirs.layers
         logits = study.scheme.reads_logits(terms)
-        source = teacher.source(layer_names(terms, "hint"), signature, device, logits=logits)
+        source = teacher.source(
+            layer_names(terms, "hint"),
+            signature,
+            device,
+            logits=logits,
+            other_input=None if option.input == data.input else option.input or WHOLE,
+        )
         guides.append(TeacherInputs(source, terms, layers))
     return guides
 

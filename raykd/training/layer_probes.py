@@ -20,7 +20,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 
-from raykd.data import Batch, BatchLoader, Placement, ViewOptions, to_memory_format
+from raykd.data import Batch, BatchLoader, Inputs, Placement, ViewOptions, to_memory_format
+from raykd.input_forms import WHOLE
 from raykd.losses import ModelOutputs, Pair, Progress, Term, Terms
 from raykd.losses.cka_map import LEAST_SAMPLES, CkaMap
 from raykd.losses.terms import LayerShapes
@@ -49,6 +50,7 @@ class ProbedPairs:
         possible: pairs that its loss can compare.
         steps: training steps without hint before the second look.
         batches: number of batches that are used.
+        teacher_input: input of the samples that the teacher takes; None: the whole sample.
     """
 
     hints: tuple[str, ...]
@@ -59,6 +61,7 @@ class ProbedPairs:
     possible: tuple[PairIndex, ...]
     steps: int
     batches: int
+    teacher_input: str | None = None
 
 
 def probe_layers(
@@ -105,7 +108,11 @@ class _Probe:
             self.data.classes,
             smoothing=self.study.train.label_smoothing,
         )
-        self._taps = _taps(teacher, (*design.teacher_layers, *design.hints), self.signature)
+        theirs = self.data.as_input(design.teacher_input)
+        self._others = [] if theirs is self.data else [theirs]
+        self.teacher_signature = signature_of(theirs)
+        names = (*design.teacher_layers, *design.hints)
+        self._taps = _taps(teacher, names, self.teacher_signature)
 
     def cka_map(self, student: nn.Module) -> Matrix:
         """Compute the CKA between the layers of the teacher and of a copy of a student."""
@@ -115,7 +122,7 @@ class _Probe:
         cka = CkaMap(design.teacher_layers, design.student_layers)
         with torch.no_grad():
             for batch in self._batches(min_samples=LEAST_SAMPLES):
-                hints = self._taps.layers_only(batch.inputs)
+                hints = self._taps.layers_only(self._seen_by_teacher(batch))
                 cka.add(hints, taps.run(batch.inputs).layers)
         return cka.values.tolist()
 
@@ -151,7 +158,7 @@ class _Probe:
         for batch in islice(self._endless_batches(), FITTING_STEPS):
             with torch.no_grad():
                 guided = ModelOutputs(*taps.run(batch.inputs))
-                hints = ModelOutputs(*self._taps.run(batch.inputs))
+                hints = ModelOutputs(*self._taps.run(self._seen_by_teacher(batch)))
             values = [self._value(loss, guided, hints, batch) for loss in losses.values()]
             optimizer.zero_grad(set_to_none=True)
             (weight * torch.stack(values).sum()).backward()
@@ -168,7 +175,7 @@ class _Probe:
         taps = _taps(student, self.design.guided, self.signature)
         guided = ModelOutputs(*taps.run(batch.inputs))
         with torch.no_grad():
-            hints = ModelOutputs(*self._taps.run(batch.inputs))
+            hints = ModelOutputs(*self._taps.run(self._seen_by_teacher(batch)))
         parameters = [p for p in student.parameters() if p.requires_grad]
         labels = self._label_loss(guided.logits, batch.targets)
         target = gradient_of(labels, parameters)
@@ -188,7 +195,7 @@ class _Probe:
     def _pair_loss(self, hint: int, guided: int) -> nn.Module:
         """Build the loss of one pair, with its connectors."""
         pair = Pair(hint=self.design.hints[hint], guided=self.design.guided[guided])
-        [hint_layer] = _layers(self.teacher, (pair.hint,), self.signature)
+        [hint_layer] = _layers(self.teacher, (pair.hint,), self.teacher_signature)
         [guided_layer] = profile_model(self.study.student.model, self.signature).resolve(
             [pair.guided]
         )
@@ -201,6 +208,9 @@ class _Probe:
         )
         [loss] = terms.losses.values()
         return loss.to(self.device)
+
+    def _seen_by_teacher(self, batch: Batch) -> Inputs:
+        return batch.others[self.design.teacher_input or WHOLE] if self._others else batch.inputs
 
     def _batches(self, min_samples: int = 1) -> Iterator[Batch]:
         """Yield the training batches of a look, the same each time."""
@@ -218,7 +228,7 @@ class _Probe:
             self.data,
             batch_size=max(min_samples, self.study.train.batch_size),
             shuffle_seed=derive_seed(self.seed, "predictors") % 2**31,
-            views=ViewOptions(self.study.data.augment),
+            views=ViewOptions(self.study.data.augment, others=self._others),
             placement=Placement(self.device),
         )
 

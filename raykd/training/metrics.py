@@ -235,16 +235,21 @@ def evaluate_split(
 
     `teacher` gives the responses for the agreement with a teacher, if the task measures it.
     """
-    loader = BatchLoader(
-        data.split(split),
-        data,
-        batch_size=evaluation_batch(data, batch_size),
-        shuffle_seed=None,
-        placement=placement,
-    )
+
+    def load(taken: Dataset) -> BatchLoader:
+        return BatchLoader(
+            data.split(split),
+            taken,
+            batch_size=evaluation_batch(data, batch_size),
+            shuffle_seed=None,
+            placement=placement,
+        )
+
+    loader = load(data)
     responses = None
     if teacher is not None and AGREEMENT in task.metrics:
-        responses = teacher.of(split, data.fingerprint, loader, autocast)
+        theirs = loader if teacher.input == data.input else load(data.as_input(teacher.input))
+        responses = teacher.of(split, data.fingerprint, theirs, autocast)
     metrics = evaluate(
         model,
         loader.epoch(0),

@@ -309,6 +309,8 @@ class StoredTeacher:
         outputs: on the device of the batches.
     """
 
+    other_input = None
+
     def __init__(self, outputs: StoredOutputs) -> None:
         self.outputs = outputs
 

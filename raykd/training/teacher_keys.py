@@ -28,8 +28,9 @@ def spec_key(
     """Return the key of a trained teacher: 32 hex digits.
 
     It changes with the model, the training settings, the seed, the augmentation, the data set,
-    the contents of weights files and of files that the model is built from, an order of classes
-    other than that of the data, and with anything of the teachers that it was trained by.
+    the input of its samples, the contents of weights files and of files that the model is built
+    from, an order of classes other than that of the data, and with anything of the teachers that
+    it was trained by.
 
     Args:
         spec: the teacher.
@@ -52,6 +53,8 @@ def spec_key(
         "data": fingerprint,
         "seed": spec.seed,
     }
+    if spec.input is not None:
+        content["input"] = spec.input
     if spec.outputs is not None:
         content["outputs"] = _digest(str(Path(spec.outputs).expanduser()))
     task = study.learning_task

@@ -23,10 +23,12 @@ class TeacherResponses:
 
     Args:
         network: returns the teacher, frozen and on the device; stored outputs are looked up.
+        input: input of the samples that it takes; None: the whole sample.
     """
 
-    def __init__(self, network: Callable[[], nn.Module]) -> None:
+    def __init__(self, network: Callable[[], nn.Module], input: str | None = None) -> None:
         self._network = network
+        self.input = input
         self._responses: dict[tuple[str, Split, int, int, bool], Tensor] = {}
 
     def of(self, split: Split, data: str, loader: BatchLoader, autocast: Autocast) -> Tensor:
@@ -37,7 +39,7 @@ class TeacherResponses:
         Args:
             split: of the loader.
             data: fingerprint of the data set.
-            loader: of the split, without a shuffle seed.
+            loader: of the split as the teacher takes it, without a shuffle seed.
             autocast: context of the forward passes.
         """
         with autocast():

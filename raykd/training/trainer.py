@@ -76,7 +76,7 @@ class Training:
     Args:
         study: concrete; pairs that its knowledge leaves out are chosen by the losses.
         data: moved to the device if it is not there yet (a caller that trains often moves it
-            once, `Dataset.to`).
+            once, `Dataset.to`); of which each network takes its input.
         seed: of everything random.
         teacher: the trained teacher, or one for each of `study.teacher_specs()`; put in eval mode
             and frozen.  None for schemes without a teacher.
@@ -95,6 +95,7 @@ class Training:
         teacher: Teachers | None = None,
         placement: Placement = ON_CPU,
     ) -> None:
+        data = _as_taken(study, data)
         self.study, self.data, self.seed = study, data, seed
         self.task = study.learning_task
         self.device = torch.device(placement.device)
@@ -122,6 +123,7 @@ class Training:
                 self.distiller.extra_inputs,
                 balanced=self.task.is_balanced,
                 unlabeled=ratio_of(study.data),
+                others=[data.as_input(name or None) for name in self.distiller.other_inputs],
             ),
             placement=placement,
         )
@@ -372,6 +374,16 @@ class Training:
                 statistic.copy_(part.view_as(statistic))
 
 
+def _as_taken(study: Study, data: Dataset) -> Dataset:
+    """Return the data as the student takes them.
+
+    Also the statistics of the teachers' inputs are computed here, where no sample is left out.
+    """
+    for spec in study.required_networks():
+        data.as_input(spec.input)
+    return data.as_input(study.student.input)
+
+
 def _reference(
     study: Study, data: Dataset, teachers: Sequence[nn.Module | TeacherHandle]
 ) -> TeacherResponses | None:
@@ -389,7 +401,8 @@ def _reference(
     teacher = teachers[0 if spec is None else networks.index(spec)]
     if isinstance(teacher, TeacherHandle):
         return teacher.responses
-    return TeacherResponses(lambda: adapt_teacher(teacher, data))
+    taken = study.student.input if spec is None else spec.input
+    return TeacherResponses(lambda: adapt_teacher(teacher, data.as_input(taken)), taken)
 
 
 def view_number(cache: Cache, epoch: int) -> int:

@@ -205,6 +205,7 @@ class CacheJobs:
             self._digest(file),
             planned.layers,
             layer_layouts(prepared, planned.layers, signature),
+            prepared.input,
         )
         samples = TrainingSamples(self._fingerprint, self._rows, signature.response_shape)
         return cache_spec(study, outputs, samples, views=planned.views)

@@ -37,7 +37,6 @@ def export_students(session: RunSession, planner: Planner) -> None:
     storage = Storage(folder.storage)
     finalists = list(planner.finalists)
     smallest = min(finalists, key=lambda r: r.metrics["params"], default=None)
-    preprocessing, example = preprocessing_of(data), _example(data, folder.path)
     for record in finalists:
         replicates = [
             r for r in planner.records.children(record.id, "replicate") if r.status == "finished"
@@ -53,6 +52,9 @@ def export_students(session: RunSession, planner: Planner) -> None:
                 continue
             path.parent.mkdir(exist_ok=True)
             path.write_bytes(content)
+        study = read_study(best.job.study)
+        taken = data.as_input(study.student.input)
+        preprocessing, example = preprocessing_of(taken), _example(taken, folder.path)
         program, reason = _save_program(session, path, preprocessing.keys, example)
         aliases = ["champion"] if record is finalists[0] else []
         aliases += ["smallest"] if record is smallest else []
@@ -66,7 +68,7 @@ def export_students(session: RunSession, planner: Planner) -> None:
                 register=session.study.settings.tracking.register,
                 aliases=aliases,
                 metrics={k: v for k, v in best.metrics.items() if k.startswith(("val_", "test_"))},
-                name=network_name(read_study(best.job.study)),
+                name=network_name(study),
                 about=_about(best, replicates, lead, len(data.test)),
                 program=program,
                 pickle_reason=reason,
@@ -131,13 +133,18 @@ def _about(best: Record, replicates: Sequence[Record], lead: str, size: int) -> 
 
 
 def _example(data: Dataset, folder: Path) -> Path:
-    """Save the first raw validation samples: `.npy` for one tensor, `.npz` for a mapping."""
+    """Save the first raw validation samples: `.npy` for one tensor, `.npz` for a mapping.
+
+    The file is `example`, and `example-INPUT` of one input of the samples.
+    """
     import numpy as np
+
+    stem = "example" if data.input is None else f"example-{data.input}"
 
     inputs = raw_samples(data, torch.arange(min(EXAMPLE_SAMPLES, len(data.val))), "val")
     if isinstance(inputs, torch.Tensor):
-        np.save(folder / "example.npy", inputs.numpy())
-        return folder / "example.npy"
+        np.save(folder / f"{stem}.npy", inputs.numpy())
+        return folder / f"{stem}.npy"
     arrays: dict[str, Any] = {key: value.numpy() for key, value in inputs.items()}
-    np.savez(folder / "example.npz", **arrays)
-    return folder / "example.npz"
+    np.savez(folder / f"{stem}.npz", **arrays)
+    return folder / f"{stem}.npz"

@@ -205,7 +205,7 @@ class StudyRun(ABC, Generic[ResultT]):
             check_same_files(history, digests, extending=extension is not None)
             weights = remarks_on_weights(study, signature)
             check_outputs_of_samples(study, data)
-            costs = StudentCosts(search, signature)
+            costs = StudentCosts(search)
             if folder is not None:
                 costs.keep_in(folder.measured)
             if search.trials:

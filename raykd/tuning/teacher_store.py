@@ -23,6 +23,7 @@ from raykd.models.weights.files import weight_parts
 from raykd.schemes import Teacher, TeacherSpec
 from raykd.schemes.base import teacher_chain
 from raykd.storage import Storage
+from raykd.study.checks.input_rules import input_at
 from raykd.study.checks.rules import models_in
 from raykd.study.config import Study
 from raykd.study.open_study import OpenStudy
@@ -168,7 +169,7 @@ class TeacherStore:
         assert prepared.weights is not None
         if self._signature is None:
             return Path(prepared.weights).expanduser().read_bytes()
-        loaded = load_teacher_weights(prepared, self._signature)
+        loaded = load_teacher_weights(prepared, self._signature.as_input(prepared.input))
         if loaded.is_as_read:
             return weight_parts(prepared.weights)[0].read_bytes()
         return dump_weights(loaded.network, dict(loaded.metadata))
@@ -180,7 +181,8 @@ class TeacherStore:
         uri = self._settings.tracking.uri
         network = load_model_uri(str(prepared.weights), tracking_uri=uri).cpu().eval()
         if self._signature is not None:
-            self.notes += reorder_network(network, prepared, self._signature)
+            taken = self._signature.as_input(prepared.input)
+            self.notes += reorder_network(network, prepared, taken)
         network = set_normalization(network, prepared.normalization)
         return dump_network(network)
 
@@ -206,7 +208,7 @@ def check_teacher_weights(study: Study, signature: Signature | None) -> Iterator
     study_teacher = study.teacher
     for teacher in _from_files(study) if signature is not None else ():
         assert signature is not None
-        problem = _file(teacher, signature).problem
+        problem = _file(teacher, signature.as_input(teacher.input)).problem
         if problem:
             is_own = study_teacher and teacher.weights == study_teacher.weights
             yield Problem(problem, path="teacher.weights" if is_own else "scheme")
@@ -246,7 +248,8 @@ def check_started_models(study: Study, signature: Signature | None) -> Iterator[
     """Check that the local weights files of models fit them; downloads nothing."""
     for place, model in _starting(study) if signature is not None else ():
         assert signature is not None
-        problem = _started(model, signature, signature.class_names).problem
+        taken = signature.as_input(input_at(study, place))
+        problem = _started(model, taken, signature.class_names).problem
         if problem:
             yield Problem(problem, path=dotted(place))
 
@@ -284,15 +287,19 @@ def remarks_on_weights(study: OpenStudy, signature: Signature) -> Remarks:
         ]
         if problems:
             raise StudyError(problems)
-        remarks = [_file(teacher, signature) for teacher in _from_files(concrete)]
+        remarks = [
+            _file(teacher, signature.as_input(teacher.input)) for teacher in _from_files(concrete)
+        ]
         for _, prepared in _prepared(concrete):
             if prepared.outputs is not None:
                 remarks.append(Remarks(fitted_outputs(prepared, concrete, signature).notes))
         remarks += [
-            _started(model, signature, signature.class_names) for _, model in _starting(concrete)
+            _started(model, signature.as_input(input_at(concrete, place)), signature.class_names)
+            for place, model in _starting(concrete)
         ]
         for place, prepared in _prepared(concrete):
-            remarks.append(Remarks(*normalization_notes(prepared, place, signature)))
+            taken = signature.as_input(prepared.input)
+            remarks.append(Remarks(*normalization_notes(prepared, place, taken)))
         for remark in remarks:
             notes |= dict.fromkeys(remark.notes)
             warnings |= dict.fromkeys(remark.warnings)
@@ -345,12 +352,13 @@ def _normalization_problems(study: Study, signature: Signature | None) -> Iterat
     """Check that the normalization of each teacher is known and fits the images."""
     for place, prepared in _prepared(study):
         path = "teacher.normalization" if place == "teacher" else "scheme"
+        taken = None if signature is None else signature.as_input(prepared.input)
         try:
             if prepared.normalization != "auto":
-                _check_use(prepared, signature)
+                _check_use(prepared, taken)
             normalization = normalization_of(prepared)
-            if normalization is not None and signature is not None and signature.text is None:
-                normalization.check(signature.input_shape[0])
+            if normalization is not None and taken is not None and taken.text is None:
+                normalization.check(taken.input_shape[0])
         except ValueError as error:
             yield Problem(str(error), path=path)
 

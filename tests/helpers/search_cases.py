@@ -174,7 +174,7 @@ class World:
             teacher_store=self.teacher_store,
             records=Records.from_events(self.journal.events),
             slots=slots,
-            **{"costs": StudentCosts(search, TASK), **changed},
+            **{"costs": StudentCosts(search), **changed},
         )
 
     @property

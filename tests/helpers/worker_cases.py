@@ -13,6 +13,7 @@ import torch.distributed as dist
 from helpers import detection_cases, segmentation_cases, task_cases
 from helpers.training_cases import (
     DIGITS,
+    Plain,
     alone,
     digits,
     taught,
@@ -83,6 +84,11 @@ STUDIES: dict[str, Study] = {
     "agreement": dataclasses.replace(
         unnormalized(epochs=2, batch_size=UNEVEN, optimizer=SGD(lr=0.1)),
         task=Classification(metrics=("accuracy", "auroc", "teacher_agreement")),
+    ),
+    "inputs": dataclasses.replace(
+        unnormalized(epochs=2, batch_size=UNEVEN, optimizer=SGD(lr=0.1)),
+        student=Student(model=Plain(), input="4x4"),
+        task=Classification(metrics=("accuracy", "teacher_agreement")),
     ),
     "positions_alone": segmentation_cases.alone(),
     "boxes_alone": detection_cases.alone(),

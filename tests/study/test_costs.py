@@ -114,7 +114,7 @@ def test_memory_constraint() -> None:
 
 def test_each_network_is_measured_once(stopwatch: list[Any]) -> None:
     study = searching("objectives: {latency: min}, measure: [onnx_batch_latency]")
-    known_costs = StudentCosts(study.settings.search, TASK)
+    known_costs = StudentCosts(study.settings.search)
     narrow, wide = student(study), student(study, 8)
     for _ in range(2):
         assert (
@@ -128,17 +128,17 @@ def test_each_network_is_measured_once(stopwatch: list[Any]) -> None:
     assert tags["params"] == "5142"
     assert tags["latency"] == "0.5142 ms (IQR 0.01, 9 of 10 runs)"
     assert tags["latency_on"].startswith("cpu: ")
-    assert "latency_on" not in StudentCosts(Search(), TASK).tags(narrow)
+    assert "latency_on" not in StudentCosts(Search()).tags(narrow)
 
 
 def test_resumed_search_reuses_measurements(stopwatch: list[Any], tmp_path: Path) -> None:
     study = searching("objectives: {latency: min}")
     file = tmp_path / "latency.json"
-    first = StudentCosts(study.settings.search, TASK)
+    first = StudentCosts(study.settings.search)
     before = first.of(student(study))  # measured before there was a folder
     first.keep_in(file)
     first.of(student(study, 8))
-    resumed = StudentCosts(study.settings.search, TASK)
+    resumed = StudentCosts(study.settings.search)
     resumed.keep_in(file)
     assert resumed.of(student(study)) == before
     resumed.of(student(study, 8))
@@ -151,14 +151,14 @@ def test_damaged_figures_are_refused(text: str, tmp_path: Path) -> None:
     file.write_text(text)
     study = searching("objectives: {latency: min}")
     with pytest.raises(StudyError, match=r"latency\.json: not the latencies .*\n.*measured again"):
-        StudentCosts(study.settings.search, TASK).keep_in(file)
+        StudentCosts(study.settings.search).keep_in(file)
     assert file.read_text() == text
 
 
 def test_measurements_of_another_machine_are_ignored(stopwatch: list[Any], tmp_path: Path) -> None:
     study = searching("objectives: {latency: min}")
     file = tmp_path / "latency.json"
-    known_costs = StudentCosts(study.settings.search, TASK)
+    known_costs = StudentCosts(study.settings.search)
     known_costs.of(student(study))
     known_costs.keep_in(file)
     stored = json.loads(file.read_text())
@@ -167,15 +167,15 @@ def test_measurements_of_another_machine_are_ignored(stopwatch: list[Any], tmp_p
         StudyError,
         match="measured latencies on cpu: a better one, 1 thread; latencies measured on ",
     ):
-        StudentCosts(study.settings.search, TASK).keep_in(file)
-    nothing = StudentCosts(Search(), TASK)
+        StudentCosts(study.settings.search).keep_in(file)
+    nothing = StudentCosts(Search())
     nothing.keep_in(tmp_path / "none.json")
     assert not (tmp_path / "none.json").exists()
 
 
 def test_constraint_on_measured_cost(stopwatch: list[Any]) -> None:
     study = searching("constraints: {latency: {max: 0.6}}")
-    known_costs = StudentCosts(study.settings.search, TASK)
+    known_costs = StudentCosts(study.settings.search)
     known_costs.check(student(study))
     with pytest.raises(Infeasible, match=r"^latency 1\.9\d* > 0\.6$"):
         known_costs.check(student(study, 8))
@@ -187,7 +187,7 @@ def test_unmeasurable_student_is_infeasible(monkeypatch: pytest.MonkeyPatch) -> 
 
     monkeypatch.setattr(study_costs, "measure", refuse)
     study = searching("measure: [onnx_latency]")
-    known_costs = StudentCosts(study.settings.search, TASK)
+    known_costs = StudentCosts(study.settings.search)
     message = "onnx_latency cannot be measured: it cannot be exported to ONNX: no such operator$"
     with pytest.raises(Infeasible, match=message):
         known_costs.check(student(study))
@@ -199,7 +199,7 @@ def test_deployed_network_is_measured(stopwatch: list[Any]) -> None:
     text = OPEN.replace("      name: kd\n      temperature: 4\n", "      name: simkd\n")
     study = searching("measure: [latency]", text)
     candidate = student(study)
-    known_costs = StudentCosts(study.settings.search, TASK)
+    known_costs = StudentCosts(study.settings.search)
     assert known_costs.of(candidate)["latency"] == known_costs.of(candidate)["params"] / 10_000
     [(_, network)] = stopwatch
     assert isinstance(network, Reusing)
@@ -211,7 +211,7 @@ def test_converted_network_is_measured(stopwatch: list[Any]) -> None:
     study = searching("measure: [latency, memory]")
     quantized = MODELS["quantized"](base=Resnet(depth=8, width=4))
     settings_ = replace(study.settings, student=replace(study.settings.student, model=quantized))
-    StudentCosts(study.settings.search, TASK).of(study.bind(TASK).candidate(settings_))
+    StudentCosts(study.settings.search).of(study.bind(TASK).candidate(settings_))
     [(_, network)] = stopwatch
     assert any(b.dtype == torch.int8 for b in network.buffers())
 
@@ -220,7 +220,7 @@ def test_global_generators_are_unchanged(stopwatch: list[Any]) -> None:
     study = searching("measure: [latency]")
     torch.manual_seed(5)
     before = torch.get_rng_state()
-    StudentCosts(study.settings.search, TASK).of(student(study))
+    StudentCosts(study.settings.search).of(student(study))
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -296,7 +296,7 @@ def test_errors(
 
 def checked_text(text: str) -> None:
     study = opened(text)
-    check_measured(study.bind(TASK), StudentCosts(study.settings.search, TASK))
+    check_measured(study.bind(TASK), StudentCosts(study.settings.search))
 
 
 def test_missing_packages_raise(stopwatch: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:

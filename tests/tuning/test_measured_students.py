@@ -11,7 +11,6 @@ from torch import nn
 
 from helpers.search_cases import (
     SMALL,
-    TASK,
     TEACHER_WEIGHTS,
     World,
     explore,
@@ -99,7 +98,7 @@ def test_student_is_measured_once_per_search_and_resume(
     world, file = World(study, tmp_path / "files"), tmp_path / "latency.json"
 
     def known_costs() -> StudentCosts:
-        costs = StudentCosts(study.settings.search, TASK)
+        costs = StudentCosts(study.settings.search)
         costs.keep_in(file)
         return costs
 

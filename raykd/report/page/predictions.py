@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import plotly.graph_objects as go
 
+from raykd.data import Dataset
 from raykd.errors import first_line
 from raykd.export.student import SavedStudent, student_of_run
 from raykd.report.page.content import BLUE, GRAY, ORANGE, Block, Cells, Picture, color_bar
@@ -132,22 +133,26 @@ def predict(summary: SearchSummary, saved: SavedStudent) -> tuple[Predictions, P
     if data.class_names != saved.network.class_names:
         raise ValueError("the data have other classes now")
     networks: dict[str, torch.nn.Module] = {f"student {saved.name}": saved.network}
+    seen: dict[str, Dataset] = {}
     for record in summary.result.teachers[:1]:
         folder, _ = open_folder(summary.result.folder)
         file = record.job.network_file
         content = Storage(folder.storage).read(file) if file else None
         teacher = read_study(saved.study).teacher
         if content is not None and file is not None and teacher is not None:
-            network = load_stored_network(file, content, teacher.model, data)
+            theirs = data.as_input(teacher.input)
+            network = load_stored_network(file, content, teacher.model, theirs)
             stored = isinstance(network, StoredOutputs)
-            networks["teacher"] = network if stored else with_preprocessing(network, data)
+            networks["teacher"] = network if stored else with_preprocessing(network, theirs)
+            seen["teacher"] = theirs
     results = []
     for name, network in networks.items():
         parts = []
         for start in range(0, len(data.test), BATCH):
             rows = torch.arange(start, min(start + BATCH, len(data.test)))
             stored = isinstance(network, StoredOutputs)
-            inputs = data.test.index.cpu()[rows] if stored else raw_samples(data, rows)
+            taken = seen.get(name, data)
+            inputs = data.test.index.cpu()[rows] if stored else raw_samples(taken, rows)
             with torch.inference_mode():
                 parts.append(network(inputs).float().softmax(1))
         probabilities = torch.cat(parts).numpy()

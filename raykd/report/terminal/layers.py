@@ -54,7 +54,7 @@ def _tables(layers: LayerList, *, stages: bool) -> Iterator[tuple[str, Row, Sequ
 
 
 def _title(model: ListedModel, layers: LayerList) -> str:
-    shape = "x".join(map(str, layers.signature.input_shape))
+    shape = "x".join(map(str, model.input_shape or layers.signature.input_shape))
     cost = f"{model.profile.params:,} parameters, {compact(model.profile.macs)} MACs"
     role = "" if model.role == "model" else f"{model.role} "
     return f"{role}{model.name}: {cost}; input {shape}, {layers.signature.classes} outputs"

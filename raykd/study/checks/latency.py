@@ -57,11 +57,11 @@ def check_measured(bound: BoundStudy, costs: StudentCosts) -> None:
 
 def _students(bound: BoundStudy) -> Iterator[Candidate]:
     """Candidates with different students that keep all bounds on costs that are not measured."""
-    models = set()
+    students = set()
     for candidate in _feasible(bound):
-        model = candidate.study.student.model
-        if model not in models:
-            models.add(model)
+        student = candidate.study.student
+        if student not in students:
+            students.add(student)
             yield candidate
 
 

@@ -18,9 +18,11 @@ from raykd.data import Source
 from raykd.data.unlabeled import check_unlabeled
 from raykd.errors import Infeasible, Problem, StudyError
 from raykd.models import ModelProfile, Signature
+from raykd.models.proxies import RankingProxy
 from raykd.python_objects import PythonObject
 from raykd.schemes.base import teacher_chain
 from raykd.study.candidate import Candidate, ModelError, pairing_losses
+from raykd.study.checks.input_rules import open_input_issue
 from raykd.study.checks.layer_pairs import PairError, other_side_hint
 from raykd.study.checks.messages import InvalidStudy, Issue, parse_study
 from raykd.study.checks.rules import (
@@ -368,6 +370,9 @@ def _space_issues(document: Document, space: Space, studies: list[Study]) -> Ite
         return
     first = studies[0]
     yield from proxy_space_issues(space, first.search)
+    inputs = {study.student.input for study in studies}
+    if len(inputs) > 1 and isinstance(first.search.proxy, RankingProxy):
+        yield open_input_issue(first)
     continuous = [dimension for dimension in space.dimensions if "uniform" in dimension.kind]
     if first.search.sampler.needs_finite_space and space.size.points is None:
         names = ", ".join(dimension.name for dimension in continuous)

@@ -23,6 +23,7 @@ from raykd.models.introspection.layers import random_inputs
 from raykd.models.proxies import PROXIES, NetworkProxy, Proxy, ProxyContext, RankingProxy
 from raykd.registry import Registry
 from raykd.schemes import SCHEMES, BornAgain, Scheme, Teacher
+from raykd.study.checks.input_rules import input_at, input_issues
 from raykd.study.checks.label_rules import label_issues
 from raykd.study.checks.messages import Issue
 from raykd.study.config import Search, Study
@@ -93,8 +94,9 @@ def derived_issues(study: Study) -> Iterator[Issue]:
 
 def check_models(study: Study, signature: Signature | None) -> Iterator[Problem]:
     """Check that the initial weights of models are available, and download them (a `Check`)."""
-    for place, model in models_in(study):
-        reason = _missing_weights(model, signature) if signature is not None else ""
+    for place, model in models_in(study) if signature is not None else ():
+        assert signature is not None
+        reason = _missing_weights(model, signature.as_input(input_at(study, place)))
         if reason:
             yield Problem(reason, path=dotted(place))
 
@@ -217,7 +219,7 @@ def ranking_summary(bound: BoundStudy, sample: Study | None) -> str:
 
 def _seconds(bound: BoundStudy, settings: RankingProxy, sample: Study) -> float:
     """Seconds for one score: the median of three, after one to warm up."""
-    cpu, signature = torch.device("cpu"), bound.signature
+    cpu, signature = torch.device("cpu"), bound.signature.as_input(sample.student.input)
     count = settings.batch if isinstance(settings, NetworkProxy) else 2
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -251,6 +253,7 @@ def study_issues(study: Study) -> Iterator[Issue]:
     for place, teacher in _parts_of(study, Teacher):
         yield from _outputs_issues(place, teacher)
     yield from _scheme_issues(study)
+    yield from input_issues(study, _parts_of(study, Teacher))
     yield from derived_issues(study)
     yield from proxy_teacher_issues(study)
     yield from _term_issues(study)

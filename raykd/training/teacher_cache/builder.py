@@ -88,7 +88,7 @@ def view_loader(spec: CacheSpec, study: Study, data: Dataset) -> BatchLoader:
     """Return a loader of the training samples under the views of a cache entry."""
     return BatchLoader(
         data.train,
-        data,
+        data.as_input(spec.input),
         batch_size=BATCH,
         shuffle_seed=None,
         views=ViewOptions(study.data.augment, spec.seed),

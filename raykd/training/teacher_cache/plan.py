@@ -274,8 +274,8 @@ def hint_layers(study: Study, teacher: TeacherSpec, signature: Signature) -> dic
     if not study.scheme.takes_knowledge or teacher.model is None:
         return {}
     try:
-        theirs = profile_model(teacher.model, signature)
-        ours = profile_model(study.student.model, signature)
+        theirs = profile_model(teacher.model, signature.as_input(teacher.input))
+        ours = profile_model(study.student.model, signature.as_input(study.student.input))
         terms: Iterable[Term] = resolve_pairs(study, ours, (theirs,), signature.classes).knowledge
         return {layer.name: layer.shape for layer in theirs.resolve(layer_names(terms, "hint"))}
     except ValueError:
@@ -293,14 +293,15 @@ def layer_layouts(
         return {}
     return {
         layer.name: f"{layer.layout.parts} {layer.layout.order}"
-        for layer in profile_model(teacher.model, signature).resolve(layers)
+        for layer in profile_model(teacher.model, signature.as_input(teacher.input)).resolve(layers)
         if layer.layout is not None
     }
 
 
 def _reading(study: Study, teacher: TeacherSpec) -> Reading:
     if teacher.weights is not None:  # its training settings are not used
-        teacher = TeacherSpec(teacher.model, teacher.weights, Train(), seed=0)
+        loaded = TeacherSpec(teacher.model, teacher.weights, Train(), seed=0)
+        teacher = replace(loaded, input=teacher.input)
     return teacher, tuple(study.data.augment), study.train.precision
 
 
@@ -327,6 +328,7 @@ def estimate_build_time(
     if entry.teacher.model is None or entry.rows is None:
         return None
     device, model = torch.device(device), entry.teacher.model
+    signature = signature.as_input(entry.teacher.input)
     macs = max(1, profile_model(model, signature).macs)
     samples = max(1, min(MAX_SAMPLES, int(PROBE_MACS / macs)))
     with torch.random.fork_rng(devices=[]):

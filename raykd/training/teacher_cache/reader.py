@@ -13,6 +13,7 @@ import uuid
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -177,6 +178,7 @@ class CachedTeacher:
         self.layers = tuple(layers)
         self.live = live
         self.logits = logits
+        self.other_input = None if live is None else live.other_input
 
     def __call__(self, batch: Batch) -> ModelOutputs:
         layers = {name: self.outputs.take(name, batch) for name in self.layers}
@@ -224,7 +226,13 @@ class TeacherHandle:
         return TeacherHandle(self._load, responses=self.responses)
 
     def source(
-        self, layers: Sequence[str], signature: Signature, device: torch.device, *, logits: bool
+        self,
+        layers: Sequence[str],
+        signature: Signature,
+        device: torch.device,
+        *,
+        logits: bool,
+        other_input: str | None = None,
     ) -> TeacherSource:
         """Return the source of these layers: the cache, and the network for layers not in it.
 
@@ -233,22 +241,24 @@ class TeacherHandle:
             signature: inputs and classes of the network.
             device: device of the batches.
             logits: whether a term reads the logits.
+            other_input: key of `Batch.others` of its input; None: that of the student.
 
         Raises:
             ValueError: the teacher has no such layer.
         """
+        live = partial(LiveTeacher, signature=signature, other_input=other_input)
         if self.outputs is None:
             if isinstance(self.network, StoredOutputs):
                 if layers:
                     raise ValueError(f"a teacher that is a file of outputs has no {layers[0]}")
                 return StoredTeacher(self.network.to(device))
-            return LiveTeacher(to_device(self.network, device), layers, signature, logits=logits)
+            return live(to_device(self.network, device), layers, logits=logits)
         cached = [name for name in layers if name in self.outputs.layers]
         missing = [name for name in layers if name not in cached]
-        live = None
+        rest = None
         if missing:
-            live = LiveTeacher(to_device(self.network, device), missing, signature, logits=False)
-        return CachedTeacher(self.outputs, cached, live, logits=logits)
+            rest = live(to_device(self.network, device), missing, logits=False)
+        return CachedTeacher(self.outputs, cached, rest, logits=logits)
 
 
 def open_cached_outputs(

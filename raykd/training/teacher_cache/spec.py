@@ -71,6 +71,7 @@ class CacheSpec:
         shard_rows: samples of a file.
         version: of the meaning of this specification.
         layouts: order of the axes of hint layers that are permuted; other layers are left out.
+        input: input of the samples that the teacher takes; None: the whole sample.
     """
 
     teacher: str
@@ -86,6 +87,7 @@ class CacheSpec:
     shard_rows: int
     version: int = VERSION
     layouts: Mapping[str, str] = field(default_factory=dict)
+    input: str | None = None
 
     @cached_property
     def key(self) -> str:
@@ -118,6 +120,8 @@ class CacheSpec:
         data = json.loads(json.dumps(asdict(self)))
         if not self.layouts:  # keys of entries without permuted layers stay the same
             del data["layouts"]
+        if self.input is None:
+            del data["input"]
         return data
 
     @classmethod
@@ -135,12 +139,14 @@ class TeacherOutputs:
         weights: digest of the weights.
         layers: hint layers in addition to the logits, with their shapes without the batch.
         layouts: order of the axes of hint layers that are permuted.
+        input: input of the samples that the teacher takes; None: the whole sample.
     """
 
     model: str
     weights: str
     layers: Mapping[str, Shape] = field(default_factory=dict)
     layouts: Mapping[str, str] = field(default_factory=dict)
+    input: str | None = None
 
 
 @dataclass(frozen=True)
@@ -197,6 +203,7 @@ def cache_spec(
         precision=study.train.precision,
         shard_rows=shard_rows or max(1, min(most, samples.rows)),
         layouts=teacher.layouts,
+        input=teacher.input,
     )
 
 
@@ -244,11 +251,13 @@ def find_mismatch(spec: CacheSpec, study: Study, data: Dataset, seed: int) -> st
     Args:
         spec: of the entry.
         study: of the training; concrete.
-        data: of the training.
+        data: of the training, as the teacher takes it.
         seed: of the views of the training.
     """
     views = study.train.epochs if study.cache.views == "auto" else study.cache.views
     needed = min(views, study.train.epochs)
+    if spec.input != data.input:
+        return f"they are of the input '{spec.input}', and the teacher takes '{data.input}'"
     if spec.data != data.fingerprint or spec.rows != len(data.train):
         return "they are of other data"
     if list(spec.augment) != plain_augment(study):

@@ -78,6 +78,7 @@ def compare(
     data = study.data.load().to(device)
     if data.fingerprint != spec.data:
         raise ValueError(f"the data {study.data.name} are not those that {key} was computed on")
+    data = data.as_input(spec.input)
     network = to_device(_teacher(store, manifest, data, allow_import), device)
     teacher = LiveTeacher(network, spec.layers, signature_of(data))
     loader = view_loader(spec, study, data)

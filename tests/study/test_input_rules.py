@@ -1,0 +1,138 @@
+"""Wrong studies over `teacher.input` and `student.input` get one message before anything starts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from raykd.errors import StudyError
+from raykd.study.checks.load import load_study
+from raykd.study.open_study import OpenStudy
+
+STUDY = """\
+name: inputs
+data: {name: digits}
+teacher: {model: {name: mlp, width: 8}, train: {epochs: 1}}
+student: {model: {name: mlp, width: 4}, input: 4x4}
+knowledge: [{loss: kd}]
+train: {epochs: 1}
+"""
+
+TEACHER = "teacher: {model: {name: mlp, width: 8}, train: {epochs: 1}"
+STUDENT = "student: {model: {name: mlp, width: 4}"
+GROUPS = "data: {name: table, file: t.csv, target: y, inputs: {all: [a, b], few: [a]}}"
+PHOTOS = "data: {name: table, file: t.csv, target: y, inputs: {all: [a], p: {images: b, size: 8}}}"
+TEXTS = "data: {name: text, file: t.csv, tokenizer: t}"
+SIMKD = "knowledge: [{loss: simkd, pairs: [{hint: embedding, guided: embedding}]}]"
+MSE = "knowledge: [{loss: logit_mse}]"
+
+
+def loaded(folder: Path, *lines: str) -> OpenStudy:
+    keys = [line.split(":")[0] for line in lines]
+    rest = [line for line in STUDY.splitlines() if line.split(":")[0] not in keys]
+    file = folder / "study.yaml"
+    file.write_text("\n".join([*rest, *lines, ""]))
+    return load_study(file)
+
+
+WRONG = [
+    ((f"{STUDENT}, input: 3x3}}",), "student.input", "8x8 pixels, which are no multiples of 3"),
+    ((f"{STUDENT}, input: 16x16}}",), "student.input", "no multiples of 16 and 16"),
+    ((f"{STUDENT}, input: gray}}",), "student.input", "needs images of 3 channels; these have 1"),
+    ((f"{STUDENT}, input: small}}",), "student.input", "unknown input 'small'; inputs of images"),
+    ((f"{STUDENT}, input: ''}}",), "student.input", "at least 1 character"),
+    ((f"{STUDENT}, input: 4}}",), "student.input", "text"),
+    ((f"{STUDENT}, inputs: 4x4}}",), "student", "unknown key `inputs`"),
+    ((f"{TEACHER}, input: 5x5}}",), "teacher.input", "no multiples of 5 and 5"),
+    ((f"{TEACHER}, input: {{choice: [4x4, 5x5]}}}}",), "teacher.input", "no multiples of 5"),
+    ((f"{STUDENT}, input: {{choice: [4x4, 5x5]}}}}",), "student.input", "no multiples of 5"),
+    (
+        ("scheme: {name: multi_teacher, others: [{model: {name: mlp}, input: 7x7}]}",),
+        "scheme.others[0].input",
+        "no multiples of 7 and 7",
+    ),
+    (
+        ("scheme: {name: assistant, chain: [{model: {name: mlp}, input: 7x7}]}",),
+        "scheme.chain[0].input",
+        "no multiples of 7 and 7",
+    ),
+    (("teacher: {outputs: o.csv, input: 4x4}",), "teacher.input", "takes no input"),
+    ((GROUPS, MSE, f"{STUDENT}, input: fw}}"), "student.input", "unknown input 'fw' of data"),
+    ((GROUPS, MSE, f"{STUDENT}, input: gray}}"), "student.input", "inputs: all, few"),
+    ((TEXTS, f"{STUDENT}, input: few}}"), "student.input", "its samples have one input"),
+    ((PHOTOS, MSE, f"{STUDENT}, input: all}}"), "teacher.input", "it is missing, and a sample"),
+    (
+        (PHOTOS, MSE, f"{TEACHER}, input: p}}", f"{STUDENT}}}"),
+        "student.input",
+        "has several: all, p",
+    ),
+    (
+        ("data: {name: table, file: t.csv, target: y, inputs: {}}", MSE, f"{STUDENT}}}"),
+        "data",
+        "`inputs` is an empty mapping; name groups of columns",
+    ),
+    (
+        ("data: {name: table, file: t.csv, target: y, inputs: {few: []}}", MSE, f"{STUDENT}}}"),
+        "data",
+        "`inputs.few` is []; it must be a list of columns, or",
+    ),
+    (
+        ("data: {name: table, file: t.csv, target: y, inputs: {few: [y]}}", MSE, f"{STUDENT}}}"),
+        "data",
+        "column 'y' is listed twice",
+    ),
+    (
+        ("data: {name: table, file: t.csv, target: y, inputs: {p: {images: b}}}", MSE),
+        "data",
+        "`inputs.p` is no column of images: ",
+    ),
+    (
+        ("student: {model: {name: low_rank}, input: 4x4}",),
+        "student.input",
+        "begins with weights of the teacher",
+    ),
+    ((SIMKD,), "knowledge[0].loss", "joins teacher and student to one network"),
+    (("search: {proxy: diswot}",), "search.proxy", "compares teacher and student on the same"),
+    (
+        (f"{STUDENT}, input: {{choice: [4x4, 2x2]}}}}", "search: {proxy: naswot}"),
+        "student.input",
+        "ranks networks on one batch",
+    ),
+    (
+        (f"{TEACHER}, input: 2x2}}", "scheme: dml"),
+        "teacher.input",
+        "trains its networks on `student.input` alone",
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("lines", "path", "message"), WRONG, ids=[f"{row[1]} {row[2]}"[:60] for row in WRONG]
+)
+def test_wrong_studies(tmp_path: Path, lines: tuple[str, ...], path: str, message: str) -> None:
+    with pytest.raises(StudyError) as error:
+        loaded(tmp_path, *lines)
+    [problem] = error.value.problems
+    assert path in problem.path or path in str(problem)
+    assert message in str(problem)
+    assert problem.line, "the message names the line"
+
+
+def test_costs_are_those_of_the_input_of_the_student(tmp_path: Path) -> None:
+    study = loaded(tmp_path, f"{STUDENT}, input: {{choice: [4x4, 2x2]}}}}")
+    assert study.signature is not None
+    bound = study.bind(study.signature)
+    macs = {each.study.student.input: each.costs["macs"] for each in bound.corners()}
+    small, large = macs["2x2"], macs["4x4"]
+    assert large - small == (16 - 4) * 4
+    for candidate in bound.corners():
+        [teacher] = candidate.teacher_profiles
+        assert teacher is not None and candidate.signature.input_shape[1:] in ((4, 4), (2, 2))
+        assert teacher.params > candidate.student.params, "the teacher takes the whole digit"
+
+
+def test_trials_of_other_inputs_have_other_values(tmp_path: Path) -> None:
+    study = loaded(tmp_path, f"{STUDENT}, input: {{choice: [4x4, 2x2]}}}}")
+    assert [dimension.path for dimension in study.dimensions] == ["student.input"]
+    assert study.size.points == 2
