@@ -37,10 +37,23 @@ def training_names(study: Plain) -> dict[str, str]:
         `student`: the trained network; `learns_from`: its losses; `pairs`: its layer pairs.
     """
     return {
-        "student": model_name(study["student"]["model"]),
+        "student": student_name(study["student"]),
         "learns_from": objective_name(study),
         "pairs": pairs_name(study),
     }
+
+
+def student_name(student: Plain) -> str:
+    """Short name of a student: that of its model, and its input: "mlp d1 w16 on 4x4".
+
+    Args:
+        student: part of a study as plain data.
+    """
+    return model_name(student["model"]) + _on(student.get("input"))
+
+
+def _on(taken: str | None) -> str:
+    return "" if taken is None else f" on {taken}"
 
 
 def model_name(model: Plain | None) -> str:
@@ -106,7 +119,7 @@ def network_name(study: Study) -> str:
     taught = losses if scheme == "offline" and losses else [scheme, *losses]
     from raykd.study.config import plain
 
-    words = [study.data.name, model_name(plain(study.student.model)), *dict.fromkeys(taught)]
+    words = [study.data.name, student_name(plain(study.student)), *dict.fromkeys(taught)]
     text = re.sub(r"(?<=\d)\.(?=\d)", "_", "-".join(words))
     return re.sub(r"[^A-Za-z0-9_]+", "-", text).strip("-")[:MAX_NETWORK_NAME].strip("-")
 
@@ -125,6 +138,7 @@ def option_text(option: object) -> str:
 def teacher_text(prepared: TeacherSpec) -> str:
     """Return a teacher in short, with its own teachers."""
     name = option_text(prepared.model) if prepared.model is not None else _source(prepared)
+    name += _on(prepared.input)
     above = " + ".join(map(teacher_text, prepared.teachers))
     return f"{name} taught by {above}" if above else name
 
@@ -145,7 +159,7 @@ def trial_tags(study: Study, teachers: tuple[TeacherSpec, ...]) -> dict[str, str
     pairs = [f"{pair.hint}>{pair.guided}" for term in study.knowledge for pair in term.pairs or ()]
     return {
         "teacher": " + ".join(map(teacher_text, teachers)) or "none",
-        "student": option_text(study.student.model),
+        "student": option_text(study.student.model) + _on(study.student.input),
         "scheme": study.scheme.name,
         "losses": "+".join(losses) or "none",
         "pairs": " ".join(pairs) or "none",
