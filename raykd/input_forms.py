@@ -21,7 +21,7 @@ PICTURE_NAMES = re.compile(r"(?:(gray|color)(?:-(\d+)x(\d+))?|(\d+)x(\d+))")
 PICTURE_FORMS = "color, gray, a smaller size such as 16x16 (HEIGHTxWIDTH), or gray-16x16"
 
 WHOLE = ""
-"""Key of the whole sample in `Batch.others`."""
+"""Key of the whole sample in `Batch.more_inputs`."""
 
 _LUMA = (19595, 38470, 7471)
 """Weights of red, green and blue in a gray level, times 65,536 (ITU-R 601-2)."""

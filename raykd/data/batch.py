@@ -38,8 +38,8 @@ class Batch:
         views: like `inputs`, each: the further views of `ExtraInputs.views`.
         partners: like `inputs`: the partner of each sample, if `ExtraInputs.partners` is set.
         view: number of the view in `inputs`.
-        others: like `inputs`, each: the same view of the same samples as other networks take it, by
-            the name of their input (`ViewOptions.others`).
+        more_inputs: like `inputs`, each: the same view of the same samples as other networks take
+            it, by the name of their input (`ViewOptions.more_inputs`).
     """
 
     inputs: Inputs
@@ -48,7 +48,7 @@ class Batch:
     views: tuple[Inputs, ...] = ()
     partners: Inputs | None = None
     view: int = 0
-    others: Mapping[str, Inputs] = field(default_factory=dict)
+    more_inputs: Mapping[str, Inputs] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -60,7 +60,7 @@ class Batch:
             inputs=change(self.inputs),
             views=tuple(change(view) for view in self.views),
             partners=None if self.partners is None else change(self.partners),
-            others={name: change(inputs) for name, inputs in self.others.items()},
+            more_inputs={name: change(inputs) for name, inputs in self.more_inputs.items()},
         )
 
 

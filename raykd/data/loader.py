@@ -54,7 +54,7 @@ class ViewOptions:
         balanced: whether the samples of a training epoch are drawn with replacement, with equal
             probability of each class; if not, each is drawn once.
         unlabeled: samples of `Dataset.unlabeled` for each other sample of a training batch.
-        others: the data set as other networks take it (`Dataset.as_input`).
+        more_inputs: the data set as other networks take it (`Dataset.as_input`).
     """
 
     augment: Sequence[Augment] = ()
@@ -62,7 +62,7 @@ class ViewOptions:
     extra: ExtraInputs = SAMPLES_ONLY
     balanced: bool = False
     unlabeled: float = 0.0
-    others: Sequence[Dataset] = ()
+    more_inputs: Sequence[Dataset] = ()
 
 
 class BatchCount:
@@ -140,8 +140,8 @@ class BatchLoader:
         self._seed = 0 if shuffle_seed is None else shuffle_seed
         self._view_seed = self._seed if views.seed is None else views.seed
         self._normalize = _Normalization(dataset, self.device)
-        self._others = {
-            data.input or WHOLE: _Normalization(data, self.device) for data in views.others
+        self._more_inputs = {
+            data.input or WHOLE: _Normalization(data, self.device) for data in views.more_inputs
         }
         self._unlabeled = 0 if shuffle_seed is None else dataset.unlabeled
         # Sizes of the global batches in training, of this rank's batches in evaluation.
@@ -204,9 +204,9 @@ class BatchLoader:
         for batch in batches:
             BatchCount.total += 1
             normalized = batch.map(self._normalize)
-            if self._others:
-                others = {name: form(batch.inputs) for name, form in self._others.items()}
-                normalized = dataclasses.replace(normalized, others=others)
+            if self._more_inputs:
+                more = {name: form(batch.inputs) for name, form in self._more_inputs.items()}
+                normalized = dataclasses.replace(normalized, more_inputs=more)
             yield normalized
 
     def _gather(self, request: BatchRequest) -> Batch:

@@ -194,7 +194,10 @@ def stored_inputs(tables: Tables, groups: InputGroups, inputs: TableInputs) -> S
     return {**images, **columns}
 
 
-def rows_of(stored: Mapping[str, Tensor], rows: Tensor) -> dict[str, Tensor]:
+def rows_of(stored: Stored, rows: Tensor) -> Stored:
+    """Return some rows of the inputs."""
+    if isinstance(stored, Tensor):
+        return stored[rows]
     return {name: values[rows] for name, values in stored.items()}
 
 

@@ -216,8 +216,7 @@ class TabularSource(Source):
         splits = {}
         for part in PARTS:
             chosen = torch.from_numpy(rows[part].astype(np.int64))
-            taken = stored[chosen] if isinstance(stored, Tensor) else rows_of(stored, chosen)
-            splits[part] = Split(taken, values[chosen], chosen)
+            splits[part] = Split(rows_of(stored, chosen), values[chosen], chosen)
         is_number = self.kind == "number"
         read = [table for parts in tables.values() for table in parts]
         return Dataset(

@@ -322,11 +322,11 @@ def _profile_networks(
 ) -> list[ListedModel]:
     """Return each network once, without those that cannot be built (reported elsewhere)."""
     listed: dict[str, ListedModel] = {}
-    for model, taken in networks:
-        name = format_option(model) + ("" if taken is None else f" on {taken}")
+    for model, input_name in networks:
+        name = format_option(model) + ("" if input_name is None else f" on {input_name}")
         try:
-            theirs = signature.as_input(taken)
-            shape = () if taken is None else theirs.input_shape
+            theirs = signature.as_input(input_name)
+            shape = () if input_name is None else theirs.input_shape
             entry = ListedModel(role, name, profile_model(model, theirs), shape)
         except (ValueError, RuntimeError):
             continue

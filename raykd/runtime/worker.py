@@ -166,7 +166,7 @@ class Worker:
         self._log: TrainingLog | None = None
         self._failed = False
         self._imported = 0
-        """Number of modules when objects were last taken out of garbage collections."""
+        """Number of modules when objects were last input_name out of garbage collections."""
 
     def outcomes(self, job: AnyJob) -> Iterator[Report | JobFailure]:
         """Run a whole job, and yield each of its reports."""
@@ -438,11 +438,11 @@ class Worker:
         ]
 
     def _responses_of(
-        self, file: str, load: Callable[[], torch.nn.Module], taken: str | None
+        self, file: str, load: Callable[[], torch.nn.Module], input_name: str | None
     ) -> TeacherResponses:
         """Return the responses of a teacher on evaluated samples; they are kept between jobs."""
         if file not in self._responses:
-            self._responses[file] = TeacherResponses(load, taken)
+            self._responses[file] = TeacherResponses(load, input_name)
         responses = self._responses[file] = self._responses.pop(file)
         if len(self._responses) > MAX_LOADED_TEACHERS:
             del self._responses[next(iter(self._responses))]
@@ -474,13 +474,13 @@ class Worker:
             del self._outputs[next(iter(self._outputs))]
         return outputs
 
-    def _network(self, model: Model | None, file: str, taken: str | None) -> torch.nn.Module:
+    def _network(self, model: Model | None, file: str, input_name: str | None) -> torch.nn.Module:
         """Load a saved network: its weights into `model`, or the whole of it.
 
         Args:
             model: of the weights.
             file: below the storage.
-            taken: input of the samples that it takes.
+            input_name: input of the samples that it takes.
         """
         if file not in self._teachers:
             content = self.context.storage.read(file)
@@ -490,7 +490,7 @@ class Worker:
                     "every node must reach that folder"
                 )
             context = self.context
-            data = context.data.as_input(taken)
+            data = context.data.as_input(input_name)
             network = load_stored_network(file, content, model, data, allow_code=context.allow_code)
             self._teachers[file] = network.to(self.context.device)
         network = self._teachers[file] = self._teachers.pop(file)  # the most recent one is the last

@@ -34,8 +34,8 @@ class TeacherSource(Protocol):
     """Returns the outputs of a teacher for a batch: from a forward pass, or from a cache.
 
     Attributes:
-        other_input: key of `Batch.others` that it reads; None: it reads the input of the student,
-            or none.
+        other_input: key of `Batch.more_inputs` that it reads; None: it reads the input of the
+            student, or none.
     """
 
     @property
@@ -160,7 +160,7 @@ class Distiller(nn.Module):
     """Inputs it needs in addition to the samples of its batches."""
 
     other_inputs: tuple[str, ...] = ()
-    """Keys of `Batch.others` that its teachers read."""
+    """Keys of `Batch.more_inputs` that its teachers read."""
 
     def forward(self, batch: Batch, progress: Progress) -> StepOutput:
         raise NotImplementedError
@@ -214,7 +214,7 @@ class LiveTeacher:
         signature: inputs and classes of the teacher.
         logits: whether a term reads the logits; if not, the forward pass ends after the last
             layer, and the logits are (B, 0).
-        other_input: key of `Batch.others` of its input; None: that of the student.
+        other_input: key of `Batch.more_inputs` of its input; None: that of the student.
 
     Raises:
         ValueError: the teacher has no such layer.
@@ -238,7 +238,7 @@ class LiveTeacher:
         if self.model.training:
             self.model.eval()
         other = self.other_input
-        inputs = batch.inputs if other is None else batch.others[other]
+        inputs = batch.inputs if other is None else batch.more_inputs[other]
         with torch.no_grad():
             if self.logits:
                 return self._hooked_model(inputs)

@@ -328,9 +328,9 @@ def signature_of(study: Study) -> Signature | None:
 def _profiles(
     networks: Iterable[tuple[Any, str | None]], signature: Signature
 ) -> Iterator[ModelProfile]:
-    for model, taken in networks:
+    for model, input_name in networks:
         try:
-            yield profile_model(model, signature.as_input(taken))
+            yield profile_model(model, signature.as_input(input_name))
         except (ValueError, RuntimeError):
             continue
 
@@ -368,7 +368,7 @@ def _flat(value: Json, place: Place) -> Iterable[tuple[str, Scalar]]:
 
 
 def filled(written: Mapping[str, Json], full: Mapping[str, Json]) -> dict[str, Json]:
-    """Return `written` with missing values taken from `full`; domains are kept."""
+    """Return `written` with missing values input_name from `full`; domains are kept."""
     if domain_kind(written) is not None:
         return dict(written)
     merged = {key: value for key, value in full.items() if key not in written}

@@ -52,8 +52,8 @@ def student_name(student: Plain) -> str:
     return model_name(student["model"]) + _on(student.get("input"))
 
 
-def _on(taken: str | None) -> str:
-    return "" if taken is None else f" on {taken}"
+def _on(input_name: str | None) -> str:
+    return "" if input_name is None else f" on {input_name}"
 
 
 def model_name(model: Plain | None) -> str:

@@ -109,7 +109,7 @@ class _Probe:
             smoothing=self.study.train.label_smoothing,
         )
         theirs = self.data.as_input(design.teacher_input)
-        self._others = [] if theirs is self.data else [theirs]
+        self._more_inputs = [] if theirs is self.data else [theirs]
         self.teacher_signature = signature_of(theirs)
         names = (*design.teacher_layers, *design.hints)
         self._taps = _taps(teacher, names, self.teacher_signature)
@@ -210,7 +210,11 @@ class _Probe:
         return loss.to(self.device)
 
     def _seen_by_teacher(self, batch: Batch) -> Inputs:
-        return batch.others[self.design.teacher_input or WHOLE] if self._others else batch.inputs
+        return (
+            batch.more_inputs[self.design.teacher_input or WHOLE]
+            if self._more_inputs
+            else batch.inputs
+        )
 
     def _batches(self, min_samples: int = 1) -> Iterator[Batch]:
         """Yield the training batches of a look, the same each time."""
@@ -228,7 +232,7 @@ class _Probe:
             self.data,
             batch_size=max(min_samples, self.study.train.batch_size),
             shuffle_seed=derive_seed(self.seed, "predictors") % 2**31,
-            views=ViewOptions(self.study.data.augment, others=self._others),
+            views=ViewOptions(self.study.data.augment, more_inputs=self._more_inputs),
             placement=Placement(self.device),
         )
 

@@ -236,10 +236,10 @@ def evaluate_split(
     `teacher` gives the responses for the agreement with a teacher, if the task measures it.
     """
 
-    def load(taken: Dataset) -> BatchLoader:
+    def load(network_data: Dataset) -> BatchLoader:
         return BatchLoader(
             data.split(split),
-            taken,
+            network_data,
             batch_size=evaluation_batch(data, batch_size),
             shuffle_seed=None,
             placement=placement,

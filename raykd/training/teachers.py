@@ -140,14 +140,14 @@ def _network(
 ) -> nn.Module:
     key = spec_key(spec, study, data.fingerprint, data.class_names)
     if key not in cache:
-        taken = data.as_input(spec.input)
+        network_data = data.as_input(spec.input)
         if spec.outputs is not None:
             table = fitted_outputs(spec, study, signature_of(data))
             check_samples(table, data)
             network = load_outputs(dump_outputs(table), data).to(device)
         elif spec.weights is not None:
-            network = load_teacher_weights(spec, signature_of(taken)).network
-            network = adapt_teacher(network, taken, normalization_of(spec)).to(device)
+            network = load_teacher_weights(spec, signature_of(network_data)).network
+            network = adapt_teacher(network, network_data, normalization_of(spec)).to(device)
         else:
             teachers = [_network(need, study, data, cache, device) for need in spec.needs]
             training_study = teacher_training_study(study, spec)
@@ -161,7 +161,7 @@ def _network(
             while training.epoch < training.epochs:
                 training.run_epoch()
             network = training.student.eval()
-        _check_outputs(network, spec, taken, device)
+        _check_outputs(network, spec, network_data, device)
         cache[key] = network
     return cache[key]
 

@@ -95,7 +95,7 @@ class Training:
         teacher: Teachers | None = None,
         placement: Placement = ON_CPU,
     ) -> None:
-        data = _as_taken(study, data)
+        data = _for_student(study, data)
         self.study, self.data, self.seed = study, data, seed
         self.task = study.learning_task
         self.device = torch.device(placement.device)
@@ -123,7 +123,7 @@ class Training:
                 self.distiller.extra_inputs,
                 balanced=self.task.is_balanced,
                 unlabeled=ratio_of(study.data),
-                others=[data.as_input(name or None) for name in self.distiller.other_inputs],
+                more_inputs=[data.as_input(name or None) for name in self.distiller.other_inputs],
             ),
             placement=placement,
         )
@@ -374,7 +374,7 @@ class Training:
                 statistic.copy_(part.view_as(statistic))
 
 
-def _as_taken(study: Study, data: Dataset) -> Dataset:
+def _for_student(study: Study, data: Dataset) -> Dataset:
     """Return the data as the student takes them.
 
     Also the statistics of the teachers' inputs are computed here, where no sample is left out.
@@ -401,8 +401,8 @@ def _reference(
     teacher = teachers[0 if spec is None else networks.index(spec)]
     if isinstance(teacher, TeacherHandle):
         return teacher.responses
-    taken = study.student.input if spec is None else spec.input
-    return TeacherResponses(lambda: adapt_teacher(teacher, data.as_input(taken)), taken)
+    input_name = study.student.input if spec is None else spec.input
+    return TeacherResponses(lambda: adapt_teacher(teacher, data.as_input(input_name)), input_name)
 
 
 def view_number(cache: Cache, epoch: int) -> int:

@@ -53,8 +53,8 @@ def export_students(session: RunSession, planner: Planner) -> None:
             path.parent.mkdir(exist_ok=True)
             path.write_bytes(content)
         study = read_study(best.job.study)
-        taken = data.as_input(study.student.input)
-        preprocessing, example = preprocessing_of(taken), _example(taken, folder.path)
+        student_data = data.as_input(study.student.input)
+        preprocessing, example = preprocessing_of(student_data), _example(student_data, folder.path)
         program, reason = _save_program(session, path, preprocessing.keys, example)
         aliases = ["champion"] if record is finalists[0] else []
         aliases += ["smallest"] if record is smallest else []

@@ -124,8 +124,8 @@ def draw_students(
         except Infeasible:
             continue
         params = {key: value for key, value in drawer.params.items() if key.startswith(STUDENT)}
-        taken = signature.as_input(study.settings.student.input)
-        size = getattr(profile_model(model, taken), cost) if cost else 0
+        ours = signature.as_input(study.settings.student.input)
+        size = getattr(profile_model(model, ours), cost) if cost else 0
         by_model.setdefault(model, RankedStudent(params, model, size))
         missing -= 1
         if not missing:
@@ -180,10 +180,12 @@ def _scored(
     Raises:
         StudyError: the proxy does not support one of them.
     """
-    taken = study.settings.student.input  # the same for all students, as the study's checks see to
+    input_name = (
+        study.settings.student.input
+    )  # the same for all students, as the study's checks see to
     batch = proxy.batch if isinstance(proxy, NetworkProxy) else 2
-    inputs, targets = training_batch(data.as_input(taken), batch, study.settings.seed)
-    signature = signature.as_input(taken)
+    inputs, targets = training_batch(data.as_input(input_name), batch, study.settings.seed)
+    signature = signature.as_input(input_name)
     about = ProxyContext(signature, inputs, targets, teacher_model(study), study.settings.seed)
     try:
         score = proxy.scorer(about)

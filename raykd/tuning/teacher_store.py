@@ -23,8 +23,7 @@ from raykd.models.weights.files import weight_parts
 from raykd.schemes import Teacher, TeacherSpec
 from raykd.schemes.base import teacher_chain
 from raykd.storage import Storage
-from raykd.study.checks.input_rules import input_at
-from raykd.study.checks.rules import models_in
+from raykd.study.checks.rules import input_at, models_in
 from raykd.study.config import Study
 from raykd.study.open_study import OpenStudy
 from raykd.study.yaml_file import Document, Place, dotted
@@ -181,8 +180,8 @@ class TeacherStore:
         uri = self._settings.tracking.uri
         network = load_model_uri(str(prepared.weights), tracking_uri=uri).cpu().eval()
         if self._signature is not None:
-            taken = self._signature.as_input(prepared.input)
-            self.notes += reorder_network(network, prepared, taken)
+            network_signature = self._signature.as_input(prepared.input)
+            self.notes += reorder_network(network, prepared, network_signature)
         network = set_normalization(network, prepared.normalization)
         return dump_network(network)
 
@@ -248,8 +247,8 @@ def check_started_models(study: Study, signature: Signature | None) -> Iterator[
     """Check that the local weights files of models fit them; downloads nothing."""
     for place, model in _starting(study) if signature is not None else ():
         assert signature is not None
-        taken = signature.as_input(input_at(study, place))
-        problem = _started(model, taken, signature.class_names).problem
+        network_signature = signature.as_input(input_at(study, place))
+        problem = _started(model, network_signature, signature.class_names).problem
         if problem:
             yield Problem(problem, path=dotted(place))
 
@@ -298,8 +297,8 @@ def remarks_on_weights(study: OpenStudy, signature: Signature) -> Remarks:
             for place, model in _starting(concrete)
         ]
         for place, prepared in _prepared(concrete):
-            taken = signature.as_input(prepared.input)
-            remarks.append(Remarks(*normalization_notes(prepared, place, taken)))
+            network_signature = signature.as_input(prepared.input)
+            remarks.append(Remarks(*normalization_notes(prepared, place, network_signature)))
         for remark in remarks:
             notes |= dict.fromkeys(remark.notes)
             warnings |= dict.fromkeys(remark.warnings)
@@ -352,13 +351,17 @@ def _normalization_problems(study: Study, signature: Signature | None) -> Iterat
     """Check that the normalization of each teacher is known and fits the images."""
     for place, prepared in _prepared(study):
         path = "teacher.normalization" if place == "teacher" else "scheme"
-        taken = None if signature is None else signature.as_input(prepared.input)
+        network_signature = None if signature is None else signature.as_input(prepared.input)
         try:
             if prepared.normalization != "auto":
-                _check_use(prepared, taken)
+                _check_use(prepared, network_signature)
             normalization = normalization_of(prepared)
-            if normalization is not None and taken is not None and taken.text is None:
-                normalization.check(taken.input_shape[0])
+            if (
+                normalization is not None
+                and network_signature is not None
+                and network_signature.text is None
+            ):
+                normalization.check(network_signature.input_shape[0])
         except ValueError as error:
             yield Problem(str(error), path=path)
 

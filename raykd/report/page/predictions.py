@@ -133,7 +133,7 @@ def predict(summary: SearchSummary, saved: SavedStudent) -> tuple[Predictions, P
     if data.class_names != saved.network.class_names:
         raise ValueError("the data have other classes now")
     networks: dict[str, torch.nn.Module] = {f"student {saved.name}": saved.network}
-    seen: dict[str, Dataset] = {}
+    data_of: dict[str, Dataset] = {}
     for record in summary.result.teachers[:1]:
         folder, _ = open_folder(summary.result.folder)
         file = record.job.network_file
@@ -144,15 +144,15 @@ def predict(summary: SearchSummary, saved: SavedStudent) -> tuple[Predictions, P
             network = load_stored_network(file, content, teacher.model, theirs)
             stored = isinstance(network, StoredOutputs)
             networks["teacher"] = network if stored else with_preprocessing(network, theirs)
-            seen["teacher"] = theirs
+            data_of["teacher"] = theirs
     results = []
     for name, network in networks.items():
         parts = []
         for start in range(0, len(data.test), BATCH):
             rows = torch.arange(start, min(start + BATCH, len(data.test)))
             stored = isinstance(network, StoredOutputs)
-            taken = seen.get(name, data)
-            inputs = data.test.index.cpu()[rows] if stored else raw_samples(taken, rows)
+            network_data = data_of.get(name, data)
+            inputs = data.test.index.cpu()[rows] if stored else raw_samples(network_data, rows)
             with torch.inference_mode():
                 parts.append(network(inputs).float().softmax(1))
         probabilities = torch.cat(parts).numpy()

@@ -14,15 +14,6 @@ from raykd.study.yaml_file import Place
 EQUAL = "give both the same `input`"
 
 
-def input_at(study: Study, place: Place) -> str | None:
-    """Return the input of the network that a place of a study belongs to."""
-    part, taken = study, None
-    for step in place:
-        part = part[step] if isinstance(step, int) else getattr(part, step)  # type: ignore[index]
-        taken = getattr(part, "input", taken)
-    return taken
-
-
 def input_issues(study: Study, teachers: Iterable[tuple[Place, Teacher]]) -> Iterator[Issue]:
     """Yield the issues of the inputs of a study's networks.
 

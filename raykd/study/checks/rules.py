@@ -23,7 +23,7 @@ from raykd.models.introspection.layers import random_inputs
 from raykd.models.proxies import PROXIES, NetworkProxy, Proxy, ProxyContext, RankingProxy
 from raykd.registry import Registry
 from raykd.schemes import SCHEMES, BornAgain, Scheme, Teacher
-from raykd.study.checks.input_rules import input_at, input_issues
+from raykd.study.checks.input_rules import input_issues
 from raykd.study.checks.label_rules import label_issues
 from raykd.study.checks.messages import Issue
 from raykd.study.config import Search, Study
@@ -99,6 +99,15 @@ def check_models(study: Study, signature: Signature | None) -> Iterator[Problem]
         reason = _missing_weights(model, signature.as_input(input_at(study, place)))
         if reason:
             yield Problem(reason, path=dotted(place))
+
+
+def input_at(study: Study, place: Place) -> str | None:
+    """Return the input of the network that a place of a study belongs to."""
+    part, name = study, None
+    for step in place:
+        part = part[step] if isinstance(step, int) else getattr(part, step)  # type: ignore[index]
+        name = getattr(part, "input", name)
+    return name
 
 
 @lru_cache(maxsize=256)
@@ -253,7 +262,10 @@ def study_issues(study: Study) -> Iterator[Issue]:
     for place, teacher in _parts_of(study, Teacher):
         yield from _outputs_issues(place, teacher)
     yield from _scheme_issues(study)
-    yield from input_issues(study, _parts_of(study, Teacher))
+    teachers = list(_parts_of(study, Teacher))
+    names = (study.student.input, *(teacher.input for _, teacher in teachers))
+    if study.data.needs_input or any(name is not None for name in names):
+        yield from input_issues(study, teachers)
     yield from derived_issues(study)
     yield from proxy_teacher_issues(study)
     yield from _term_issues(study)

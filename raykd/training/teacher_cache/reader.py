@@ -241,7 +241,7 @@ class TeacherHandle:
             signature: inputs and classes of the network.
             device: device of the batches.
             logits: whether a term reads the logits.
-            other_input: key of `Batch.others` of its input; None: that of the student.
+            other_input: key of `Batch.more_inputs` of its input; None: that of the student.
 
         Raises:
             ValueError: the teacher has no such layer.

@@ -208,8 +208,8 @@ def test_parts_of_batches_hold_all_inputs() -> None:
 
     batch = next(iter(training.loader.epoch(0)))
     parts = list(split(batch, 4))
-    joined = torch.cat([part.others[""] for part in parts])  # type: ignore[misc]
-    assert torch.equal(joined, batch.others[""])  # type: ignore[arg-type]
+    joined = torch.cat([part.more_inputs[""] for part in parts])  # type: ignore[misc]
+    assert torch.equal(joined, batch.more_inputs[""])  # type: ignore[arg-type]
 
 
 def test_layer_predictors_read_both_inputs() -> None:

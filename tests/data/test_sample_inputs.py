@@ -107,14 +107,18 @@ def test_inputs_of_one_sample_come_from_the_same_view(name: str, tmp_path: Path)
         augment = (AUGMENTATIONS["random_crop"](padding=2), AUGMENTATIONS["horizontal_flip"]())
     others = [whole.as_input("photo") if whole.parts else whole]
     loader = BatchLoader(
-        data.train, data, batch_size=5, shuffle_seed=3, views=ViewOptions(augment, others=others)
+        data.train,
+        data,
+        batch_size=5,
+        shuffle_seed=3,
+        views=ViewOptions(augment, more_inputs=others),
     )
     alone = BatchLoader(
         data.train, others[0], batch_size=5, shuffle_seed=3, views=ViewOptions(augment)
     )
     for batch, expected in zip(loader.epoch(1), alone.epoch(1), strict=True):
         assert torch.equal(batch.index, expected.index)
-        torch.testing.assert_close(batch.others[others[0].input or WHOLE], expected.inputs)
+        torch.testing.assert_close(batch.more_inputs[others[0].input or WHOLE], expected.inputs)
         if name == "gray":
             assert isinstance(expected.inputs, Tensor)
             mean = torch.tensor(whole.mean).reshape(3, 1, 1)
@@ -131,7 +135,7 @@ def test_without_inputs_nothing_is_added(tmp_path: Path) -> None:
     signature = signature_of(data)
     assert signature.as_input(None) is signature
     [batch, *_] = BatchLoader(data.train, data, batch_size=4, shuffle_seed=0).epoch(0)
-    assert batch.others == {}
+    assert batch.more_inputs == {}
 
 
 def test_gray_levels_are_those_of_pillow() -> None:
