@@ -287,8 +287,8 @@ def _read_inputs(tables: Tables, source: TabularSource, train: np.ndarray) -> Ta
     """Read the input columns: numbers first, in the order of the table, then categories."""
     first, names = tables["train"][0], source._input_columns
     if names is None:
-        others = (*source.targets, *source.ignore)
-        names = tuple(name for name in first.columns if name not in others)
+        excluded = (*source.targets, *source.ignore)
+        names = tuple(name for name in first.columns if name not in excluded)
     if not names and not source.groups.pictures:
         raise ValueError(f"table: {first.file} has no column besides the target; add inputs")
     is_number = {

@@ -54,7 +54,7 @@ class Candidate:
         Raises:
             ModelError: the samples have no such input.
         """
-        return self._taken(self.study.student.input, ("student", "input"))
+        return self._network_signature(self.study.student.input, ("student", "input"))
 
     @cached_property
     def teachers(self) -> tuple[TeacherSpec, ...]:
@@ -91,18 +91,18 @@ class Candidate:
         student = _profile(study.student.model, self.signature, ("student", "model"))
         model = study.teacher.model if study.teacher is not None else None
         if study.teacher is not None and model is not None:
-            signature = self._taken(study.teacher.input, ("teacher", "input"))
+            signature = self._network_signature(study.teacher.input, ("teacher", "input"))
             _profile(model, signature, ("teacher", "model"))
         profiles: dict[TeacherSpec, ModelProfile | None] = {}
         for teacher in teacher_chain(self.teachers):
             place = ("teacher", "model") if teacher.model == model else ("scheme",)
-            signature = self._taken(teacher.input, place)
+            signature = self._network_signature(teacher.input, place)
             profiles[teacher] = (
                 None if teacher.model is None else _profile(teacher.model, signature, place)
             )
         return student, tuple(profiles[teacher] for teacher in self.teachers)
 
-    def _taken(self, name: str | None, place: Place) -> Signature:
+    def _network_signature(self, name: str | None, place: Place) -> Signature:
         try:
             return self.data_signature.as_input(name)
         except ValueError as error:

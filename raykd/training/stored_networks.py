@@ -28,7 +28,7 @@ from raykd.training.teachers import read_network
 
 def preprocessing_of(data: Dataset) -> Preprocessing:
     """Return the preprocessing from the raw samples of the data to the inputs of a network."""
-    inputs = _taken(data, data.train.take(data.train.index[:0]))
+    inputs = _as_input(data, data.train.take(data.train.index[:0]))
     raw = data.raw
     if not isinstance(inputs, Tensor):
         return Preprocessing(
@@ -91,7 +91,7 @@ def raw_samples(data: Dataset, rows: Tensor, part: str = "test") -> Inputs:
         (B, ...) of `Raw.dtype`, or a mapping of tensors.
     """
     split = {"train": data.train, "val": data.val, "test": data.test}[part]
-    inputs = _taken(data, split.take(rows.to(split.targets.device)))
+    inputs = _as_input(data, split.take(rows.to(split.targets.device)))
     raw = data.raw
     if isinstance(inputs, Tensor) and raw.scale:
         scale, mean = inputs.new_tensor(raw.scale), inputs.new_tensor(raw.mean)
@@ -105,7 +105,7 @@ def raw_samples(data: Dataset, rows: Tensor, part: str = "test") -> Inputs:
     return inputs.reshape(-1, *raw.shape) if raw.shape else inputs
 
 
-def _taken(data: Dataset, inputs: Inputs) -> Inputs:
+def _as_input(data: Dataset, inputs: Inputs) -> Inputs:
     return inputs if data.form is None else data.form.take(inputs)
 
 

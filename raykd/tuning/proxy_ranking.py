@@ -180,9 +180,7 @@ def _scored(
     Raises:
         StudyError: the proxy does not support one of them.
     """
-    input_name = (
-        study.settings.student.input
-    )  # the same for all students, as the study's checks see to
+    input_name = study.settings.student.input  # the checks refuse students of several inputs
     batch = proxy.batch if isinstance(proxy, NetworkProxy) else 2
     inputs, targets = training_batch(data.as_input(input_name), batch, study.settings.seed)
     signature = signature.as_input(input_name)

@@ -351,17 +351,13 @@ def _normalization_problems(study: Study, signature: Signature | None) -> Iterat
     """Check that the normalization of each teacher is known and fits the images."""
     for place, prepared in _prepared(study):
         path = "teacher.normalization" if place == "teacher" else "scheme"
-        network_signature = None if signature is None else signature.as_input(prepared.input)
+        theirs = None if signature is None else signature.as_input(prepared.input)
         try:
             if prepared.normalization != "auto":
-                _check_use(prepared, network_signature)
+                _check_use(prepared, theirs)
             normalization = normalization_of(prepared)
-            if (
-                normalization is not None
-                and network_signature is not None
-                and network_signature.text is None
-            ):
-                normalization.check(network_signature.input_shape[0])
+            if normalization is not None and theirs is not None and theirs.text is None:
+                normalization.check(theirs.input_shape[0])
         except ValueError as error:
             yield Problem(str(error), path=path)
 
