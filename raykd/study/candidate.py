@@ -102,6 +102,17 @@ class Candidate:
             )
         return student, tuple(profiles[teacher] for teacher in self.teachers)
 
+    @property
+    def has_inputs(self) -> bool:
+        """True if the samples have the inputs that its networks take."""
+        teacher = self.study.teacher
+        names = {None if teacher is None else teacher.input, self.study.student.input}
+        names |= {spec.input for spec in teacher_chain(self.teachers)}
+        try:
+            return all(self.data_signature.as_input(name) for name in names)
+        except ValueError:
+            return False
+
     def _network_signature(self, name: str | None, place: Place) -> Signature:
         try:
             return self.data_signature.as_input(name)

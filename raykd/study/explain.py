@@ -50,6 +50,7 @@ class Explanation:
         proxy: the ranking before the first trial; "" if there is none.
         memory: smallest and largest, in bytes; None if the study does not ask for it.
         measured: measured costs and their device; "" if nothing is measured.
+        inputs: of the networks, each with its shape; () if all take whole samples.
     """
 
     name: str
@@ -72,6 +73,7 @@ class Explanation:
     left_out: tuple[str, ...] = ()
     memory: tuple[int, int] | None = None
     measured: str = ""
+    inputs: tuple[str, ...] = ()
 
     @property
     def branches(self) -> dict[str, tuple[Scalar, ...]]:
@@ -96,6 +98,8 @@ class Explanation:
         yield "space", size
         costs = f"{_span(self.params)} parameters, {_span(self.macs)} MACs"
         yield "student", costs + (f", {_span(self.memory)} bytes" if self.memory else "")
+        for number, line in enumerate(self.inputs):
+            yield "inputs" if number == 0 else "", line
         if self.measured:
             yield "measured", self.measured
         feasible = f"{self.feasible / self.drawn:.0%} of {self.drawn} random points"
@@ -161,6 +165,7 @@ def explain(bound: BoundStudy, seed: int = 0, train_size: int | None = None) -> 
         left_out=bound.filtered.lines,
         memory=_range(statistics.memory) if statistics.memory else None,
         measured=measurement_summary(settings.search),
+        inputs=tuple(sorted(statistics.inputs)),
     )
 
 
@@ -215,6 +220,7 @@ class _Statistics:
     """Costs and epochs of the candidates looked at."""
 
     def __init__(self) -> None:
+        self.inputs: set[str] = set()
         self.params: list[int] = []
         self.macs: list[int] = []
         self.memory: list[int] = []
@@ -235,11 +241,22 @@ class _Statistics:
                 self.memory.append(int(costs["memory"]))
         except ValueError:
             return
+        self.inputs |= set(_inputs(candidate))
         self.epochs.append(study.train.epochs)
         self.taught.append(any(each.outputs is None for each in candidate.teachers))
         trained = [each for each in teacher_chain(candidate.teachers) if each.is_trained]
         self.shared |= {each for each in trained if each.is_shared}
         self.unshared_epochs.append(sum(e.train.epochs for e in trained if not e.is_shared))
+
+
+def _inputs(candidate: Candidate) -> Iterator[str]:
+    """Describe what the networks take of a sample, if one of them takes a part."""
+    teachers = [("teacher", each.input) for each in candidate.teachers if each.outputs is None]
+    networks = [("student", candidate.study.student.input), *teachers]
+    if any(name is not None for _, name in networks):
+        for role, name in networks:
+            shape = candidate.data_signature.as_input(name).input_shape
+            yield f"{role}: {name or 'the whole sample'} ({'x'.join(map(str, shape))})"
 
 
 def _epochs(bound: BoundStudy, statistics: _Statistics) -> tuple[int, int]:

@@ -7,8 +7,11 @@ from pathlib import Path
 import pytest
 
 from raykd.errors import StudyError
-from raykd.study.checks.load import load_study
+from raykd.models import Signature
+from raykd.study.checks.load import check_shapes, load_study
+from raykd.study.explain import explain
 from raykd.study.open_study import OpenStudy
+from raykd.tuning.study_input import CHECKS
 
 STUDY = """\
 name: inputs
@@ -130,6 +133,31 @@ def test_costs_are_those_of_the_input_of_the_student(tmp_path: Path) -> None:
         [teacher] = candidate.teacher_profiles
         assert teacher is not None and candidate.signature.input_shape[1:] in ((4, 4), (2, 2))
         assert teacher.params > candidate.student.params, "the teacher takes the whole digit"
+
+
+def test_inputs_that_loaded_data_lack(tmp_path: Path) -> None:
+    """The shape of some data is known only after they are loaded."""
+    (tmp_path / "images").mkdir()
+    study = loaded(
+        tmp_path,
+        f"data: {{name: mask_folder, root: '{tmp_path}'}}",
+        "teacher: {model: {name: unet, width: 4}, input: gray, train: {epochs: 1}}",
+        "student: {model: {name: unet, width: 4}, input: gray-4x4}",
+    )
+    with pytest.raises(StudyError) as error:
+        check_shapes(study, Signature((3, 8, 8), 2, dense=True), checks=CHECKS)
+    [problem] = error.value.problems
+    assert "student.input" in str(problem) and "keep its size" in str(problem)
+
+
+def test_validate_lists_the_inputs(tmp_path: Path) -> None:
+    study = loaded(tmp_path)
+    assert study.signature is not None
+    facts = explain(study.bind(study.signature)).facts
+    assert ("inputs", "student: 4x4 (1x4x4)") in facts
+    assert ("", "teacher: the whole sample (1x8x8)") in facts
+    plain = loaded(tmp_path, f"{STUDENT}}}")
+    assert not [each for each in explain(plain.bind(study.signature)).facts if each[0] == "inputs"]
 
 
 def test_trials_of_other_inputs_have_other_values(tmp_path: Path) -> None:

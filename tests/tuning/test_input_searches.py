@@ -108,6 +108,7 @@ def test_search(text: str, tmp_path: Path) -> None:
         assert any(note.startswith("kept") for note in notes)
     [saved] = [event for event in history if isinstance(event, ModelSaved)]
     assert saved.input_shape == [2]
+    assert saved.example is not None
     assert np.load(folder / saved.example).shape[1:] == (2,)
     # the delivered student takes the raw columns of its input, in the order of the table
     student = find_student(folder)

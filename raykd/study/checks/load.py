@@ -221,7 +221,8 @@ def check_shapes(opened: OpenStudy, signature: Signature, checks: Iterable[Check
             costs.feasible += 1
     for issue in proxy_signature_issues(opened.settings.search, signature):
         report.add(issue)
-    _run_checks([(each.study, each.origins) for each in candidates], signature, checks, report)
+    checked = [each for each in candidates if each.has_inputs]
+    _run_checks([(each.study, each.origins) for each in checked], signature, checks, report)
     report.raise_if_any()
     if not costs.feasible:
         _search_feasible(bound, costs)
