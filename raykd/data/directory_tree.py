@@ -108,9 +108,10 @@ class Root:
         inside = os.path.commonpath([self.real, target]) == self.real
         if not inside and self.links == "inside":
             follow = f", or follow such links by {self.option}: anywhere" if self.option else ""
+            link = "" if os.path.normpath(path) == target else f"a link to {printable(target)}, "
             raise ValueError(
-                f"{self.source}: {printable(path)} is a link to {printable(target)}, outside of "
-                f"{printable(self.path)}; copy the files into it{follow}"
+                f"{self.source}: {printable(path)} is {link}outside of {printable(self.path)}; "
+                f"copy the files into it{follow}"
             )
 
 

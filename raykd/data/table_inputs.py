@@ -16,6 +16,7 @@ from torch import Tensor
 
 from raykd.data.dataset import Channels, InputFacts, Raw, Split
 from raykd.data.decode import decode_all
+from raykd.data.directory_tree import Root
 from raykd.data.splits import channel_statistics, fingerprint
 from raykd.data.table import Table
 from raykd.data.targets import Tables, is_missing, refusal
@@ -202,14 +203,20 @@ def rows_of(stored: Stored, rows: Tensor) -> Stored:
 
 
 def _pictures_of(tables: Tables, picture: PictureColumn) -> Tensor:
-    """Return the images of all rows, (N, C, H, W) uint8."""
+    """Return the images of all rows, (N, C, H, W) uint8.
+
+    Raises:
+        ValueError: a path is missing, leads outside the folder of its table, or has no image.
+    """
     shape = (picture.channels, picture.size, picture.size)
     parts = []
     for table in (table for parts in tables.values() for table in parts):
         paths = column_of(table, picture.images)
+        root = Root.of("table", str(table.file.parent.absolute()), option=None)
         for row, path in enumerate(paths):
             if not isinstance(path, str) or is_missing(path):
                 raise refusal(table, picture.images, row, "the path of an image is needed")
+            root.check_entry(path)
         parts.append(torch.from_numpy(decode_all(str(table.file.parent), paths, shape)))  # type: ignore[arg-type]
     return torch.cat(parts)
 

@@ -226,6 +226,26 @@ def test_a_picture_that_is_missing_is_named(tmp_path: Path) -> None:
         source.load()
 
 
+@pytest.mark.parametrize("way", ["parent", "absolute", "link"])
+def test_pictures_outside_of_the_folder_are_refused(way: str, tmp_path: Path) -> None:
+    outside = tmp_path / "outside.png"
+    folder = tmp_path / "data"
+    pictures(folder)
+    (folder / "a" / "2.png").rename(outside)
+    (folder / "link.png").symlink_to(outside)
+    path = {"parent": "../outside.png", "absolute": str(outside), "link": "link.png"}[way]
+    table = folder / "t.csv"
+    table.write_text(table.read_text().replace("a/2.png", path))
+    source = SOURCES["table"](
+        file=str(table),
+        target="kind",
+        kind="class",
+        inputs={"photo": {"images": "file", "size": 8}},
+    )
+    with pytest.raises(ValueError, match=r"outside of .*data; copy the files into it$"):
+        source.load()
+
+
 def test_a_network_of_a_group_embeds_its_categories(tmp_path: Path) -> None:
     few = table(tmp_path).as_input("few")
     network = Mlp(depth=1, width=4).build(signature_of(few))
