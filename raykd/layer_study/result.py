@@ -21,7 +21,7 @@ from raykd.layer_study.significance import (
     estimate_noise,
 )
 from raykd.metrics import facts_of
-from raykd.tracking.events import ArmsPlanned, PredictorsComputed
+from raykd.tracking.events import ArmsPlanned, Event, PredictorsComputed
 from raykd.tuning.estimates import Estimate, estimate_metric, paired_gain
 from raykd.tuning.number_format import UNKNOWN, duration, interval, points, words
 from raykd.tuning.records import Record, Records
@@ -253,6 +253,11 @@ def read_layer_study(folder: str | Path) -> LayerStudyResult:
     Raises:
         StudyError: this is not a layer study's folder, or it has not started yet.
     """
+    return read_with_events(folder)[0]
+
+
+def read_with_events(folder: str | Path) -> tuple[LayerStudyResult, list[Event]]:
+    """Read a layer study as `read_layer_study` does, and the events of its journal."""
     run, opened, history = read_run(folder)
     planned = [event for event in history if isinstance(event, ArmsPlanned)]
     if not planned:
@@ -264,7 +269,7 @@ def read_layer_study(folder: str | Path) -> LayerStudyResult:
     plan = LayerStudyPlan.from_event(planned[-1])
     computed = {event.seed: event for event in history if isinstance(event, PredictorsComputed)}
     predictors = Predictors(plan.layers, plan.seeds, computed)
-    return LayerStudyResult(**vars(run), plan=plan, predictors=predictors)
+    return LayerStudyResult(**vars(run), plan=plan, predictors=predictors), history
 
 
 def accuracies_by_arm(records: Records, metric: str) -> dict[str, dict[int, float]]:

@@ -15,7 +15,7 @@ from raykd.layer_study.design import design_layer_study
 from raykd.layer_study.files import write_files
 from raykd.layer_study.plan import Arm
 from raykd.layer_study.planner import LayerStudyPlanner
-from raykd.layer_study.result import LayerStudyResult, read_layer_study
+from raykd.layer_study.result import LayerStudyResult, read_layer_study, read_with_events
 from raykd.metrics import lead_metric
 from raykd.models import Signature
 from raykd.models.proxies import NoProxy
@@ -24,19 +24,20 @@ from raykd.study.config import plain
 from raykd.study.open_study import OpenStudy
 from raykd.study.samplers import Random
 from raykd.study.schedulers import Unscheduled
-from raykd.tracking.events import ArtifactSaved, Note, SummaryWritten
+from raykd.tracking.events import ArtifactSaved, Event, Note, SummaryWritten
 from raykd.tracking.journal import Listener
 from raykd.tuning.executors import RayExecutor
 from raykd.tuning.planner import Planner
 from raykd.tuning.resume import resumed
-from raykd.tuning.run import Executor, StudyRun
+from raykd.tuning.run import Executor, StudyRun, as_finished
 from raykd.tuning.session import RunSession
 from raykd.tuning.study_dir import StudyFolder, Verb
 from raykd.tuning.study_input import load_or_use
 from raykd.tuning.trial_reference import study_of_trial
 
-Draw = Callable[[LayerStudyResult], Iterable[Path]]
-"""Function that draws the figures of a result into its folder, and returns their paths."""
+Draw = Callable[[LayerStudyResult, Sequence[Event]], Iterable[Path]]
+"""Function that draws the figures of a result, with the events of its journal, into its folder, and
+returns their paths."""
 
 ARTIFACT_FOLDER = "pairs"
 """Artifact folder of a layer study's files in its MLflow run."""
@@ -143,9 +144,9 @@ class LayerStudyRun(StudyRun[LayerStudyResult]):
 
     def conclude(self, session: RunSession, planner: Planner) -> LayerStudyResult:
         folder = session.folder.path
-        result = read_layer_study(folder)
-        files = [*write_files(result), *(self.draw(result) if self.draw is not None else ())]
-        for file in files:
+        result, history = read_with_events(folder)
+        figures = () if self.draw is None else self.draw(result, as_finished(history))
+        for file in (*write_files(result), *figures):
             path = str(file.relative_to(folder))
             session.bus.publish(ArtifactSaved(None, path, folder=ARTIFACT_FOLDER))
         for record_id, metrics in arm_metrics(result).items():

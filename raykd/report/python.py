@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from raykd.layer_study.result import LayerStudyResult
     from raykd.report.lines import Display
     from raykd.study.open_study import OpenStudy
+    from raykd.tracking.events import Event
     from raykd.tuning.handed_over import PythonObjects
     from raykd.tuning.reproduced_figures import Reproduction
     from raykd.tuning.result import StudyResult
@@ -111,7 +112,7 @@ def pairs(
             objects=objects,
             verbose=verbose,
             listeners=[*display, *listeners],
-            draw=_draw_layer_study,
+            draw=draw_layer_study,
         )
 
 
@@ -151,7 +152,7 @@ def extend(
 
     verb, extension = plan_extension(folder, trials, replicates, _as_list(overrides))
     if verb == "pairs":
-        run = partial(run_layer_study, draw=_draw_layer_study)
+        run = partial(run_layer_study, draw=draw_layer_study)
     else:
         run = partial(search_study, draw=write_page)
     with _progress(progress, verbose) as display:
@@ -271,11 +272,20 @@ def train_teacher(
         )
 
 
-def _draw_layer_study(result: LayerStudyResult) -> list[Path]:
-    from raykd.report.layer_study_figures import draw_figures
-    from raykd.report.page.write import write_report
+def draw_layer_study(result: LayerStudyResult, history: Sequence[Event]) -> list[Path]:
+    """Draw the figures and the page of a layer study into its folder.
 
-    return [*draw_figures(result), write_report(result)]
+    Args:
+        result: of the study.
+        history: events of its journal.
+
+    Returns:
+        Paths of the files.
+    """
+    from raykd.report.layer_study_figures import draw_figures
+    from raykd.report.page.write import write_page
+
+    return [*draw_figures(result), write_page(result, history)]
 
 
 def _as_list(overrides: Sequence[str] | str) -> Sequence[str]:

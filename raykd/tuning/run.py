@@ -7,6 +7,7 @@ executor train the jobs of its planner, and returns what it concludes.
 from __future__ import annotations
 
 import contextlib
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
@@ -279,6 +280,11 @@ class StudyRun(ABC, Generic[ResultT]):
                 bus.publish(replace(summary, headline=headline))
         except Exception:  # noqa: BLE001 - the error that ended the run is the one to report
             return
+
+
+def as_finished(history: Sequence[Event]) -> list[Event]:
+    """Return the events of a run as they will be when it has finished, for its last page."""
+    return [*history, StudyEnded("finished", at=time.time_ns() // 1_000_000)]
 
 
 def _check_disk(error: Exception, folder: StudyFolder) -> None:

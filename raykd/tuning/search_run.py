@@ -34,7 +34,7 @@ from raykd.tuning.prior import prior_points
 from raykd.tuning.proxy_ranking import rank_students
 from raykd.tuning.result import StudyResult, read_result, read_search
 from raykd.tuning.resume import resumed
-from raykd.tuning.run import Executor, StudyRun
+from raykd.tuning.run import Executor, StudyRun, as_finished
 from raykd.tuning.search_planner import SearchPlanner
 from raykd.tuning.session import RunSession
 from raykd.tuning.study_description import describe_result
@@ -213,7 +213,7 @@ class SearchRun(StudyRun[StudyResult]):
         history.append(session.bus.publish(Note(None, tags, result.metrics())))
         history.append(session.bus.publish(describe_result(result)))
         if self.draw is not None:
-            publish_page(self.draw, result, history, session)
+            publish_page(self.draw, result, as_finished(history), session)
         return result
 
     def read(self, folder: Path) -> StudyResult:

@@ -17,8 +17,8 @@ from helpers.mask_files import write_mask_folder
 from raykd.errors import StudyError
 from raykd.layer_study.result import LayerStudyResult
 from raykd.layer_study.run import pairs
-from raykd.report.layer_study_figures import draw_figures
 from raykd.report.page.layer_study_page import layer_study_page
+from raykd.report.python import draw_layer_study
 from raykd.report.summary import summarize
 from raykd.report.terminal import render_summary
 from raykd.tracking.journal import events
@@ -88,7 +88,7 @@ def write_study(folder: Path, lead: str) -> Path:
 @pytest.mark.parametrize("lead", TEXTS)
 def test_arms_are_compared_by_the_leading_metric(lead: str, tmp_path: Path) -> None:
     file = write_study(tmp_path, lead)
-    result = pairs(file, executor=LocalExecutor(), draw=draw_figures)
+    result = pairs(file, executor=LocalExecutor(), draw=draw_layer_study)
     assert not result.failed, [record.reason for record in result.failed]
     assert result.val_metric == f"val_{lead}"
     trained = {arm.id for arm in result.plan.arms if not arm.skip_reason}

@@ -24,6 +24,7 @@ from raykd.errors import StudyError
 from raykd.layer_study.result import LayerStudyResult, read_layer_study
 from raykd.layer_study.run import pairs
 from raykd.report.layer_study_figures import cka, draw_figures, heatmap, predictors
+from raykd.report.python import draw_layer_study
 from raykd.report.summary import summarize
 from raykd.report.terminal import render_summary
 from raykd.tracking.events import ModelSaved, RunEnded
@@ -54,7 +55,7 @@ def write_study(folder: Path) -> Path:
 def trained(tmp_path_factory: pytest.TempPathFactory) -> LayerStudyResult:
     """Three cells under two seeds, in this process."""
     file = write_study(tmp_path_factory.mktemp("digits"))
-    return pairs(file, overrides=TINY, executor=LocalExecutor(), draw=draw_figures)
+    return pairs(file, overrides=TINY, executor=LocalExecutor(), draw=draw_layer_study)
 
 
 @pytest.fixture(scope="module")
@@ -91,6 +92,8 @@ def test_initial_cka_depends_on_seed(trained: LayerStudyResult) -> None:
 
 
 def test_folder_contains_files_and_figures(trained: LayerStudyResult) -> None:
+    page = (trained.folder / "report" / "report.html").read_text()
+    assert "Layer study, finished: " in page
     facts_ = json.loads((trained.folder / "pairing.json").read_text())
     assert facts_["best"]["arm"] == trained.best.arm.id  # type: ignore[union-attr]
     for name in PICTURES:

@@ -143,6 +143,7 @@ def test_run_writes_its_page_and_publishes_it(result: StudyResult) -> None:
 def test_page_loads_nothing_from_network(result: StudyResult) -> None:
     text = (result.folder / "report" / "report.html").read_text()
     assert len(text) < 10_000_000
+    assert "Search, finished: " in text
     head = text[: text.index("plotly.js")]
     assert not re.search(r"""(src|href)=["']?(https?:)?//""", head)
 

@@ -99,7 +99,11 @@ def _answer(summary: LayerStudySummary) -> Iterator[str]:
     if best is None:
         yield "Not every set of pairs has been trained with every seed yet."
         return
-    yield f"The best pairs are {_pairs(best.arm.pairs)}."
+    names = _pairs(best.arm.pairs)
+    if best.contrast is not None and best.contrast.gain.mean <= 0:
+        yield f"No pairs are better than no hint; the best of them are {names}."
+    else:
+        yield f"The best pairs are {names}."
     if best.gain is not None:
         unit = " points" if best.gain.is_share else ""
         yield (
