@@ -1,4 +1,4 @@
-"""Images with boxes in the format of COCO, for detection."""
+"""Images with boxes or outlines in the format of COCO, for detection and segmentation."""
 
 from __future__ import annotations
 
@@ -11,12 +11,15 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
+from PIL import Image
+from pydantic import Field
 
 from raykd.data.augment import Augments
+from raykd.data.coco_masks import BACKGROUND, Region, check_outline, check_package, mask_of
 from raykd.data.dataset import (
     PARTS,
     Channels,
@@ -33,15 +36,17 @@ from raykd.data.dataset import (
     TestFraction,
     ValLimit,
 )
-from raykd.data.decode import DecodingLog, by, decode_all, naming, open_image
+from raykd.data.decode import DecodingLog, by, center_part, decode_all, naming, open_image
 from raykd.data.directory_tree import FollowedLinks
 from raykd.data.directory_tree import Root as TreeRoot
 from raykd.data.download import folder_path, printable
+from raykd.data.mask_folder import missing_classes, shares
 from raykd.data.pixels import PLAIN
 from raykd.data.splits import dataset_of_splits, random_rows
 from raykd.registry import option
-from raykd.tasks import Detection, Task
+from raykd.tasks import Detection, Segmentation, Task
 from raykd.tasks.detection import NO_BOX
+from raykd.tasks.statistics import IGNORED
 
 LAYOUTS = (
     ("{part}/annotations.json", "{part}/images"),
@@ -57,17 +62,19 @@ OVERHANG = 1.0
 
 @dataclass(frozen=True)
 class Picture:
-    """An image with its boxes.
+    """An image with its objects.
 
     Attributes:
         path: relative to the root.
         size: (width, height) in pixels.
-        boxes: corners x1, y1, x2, y2 in pixels, and class.
+        boxes: corners x1, y1, x2, y2 in pixels, and class; (): outlines are read.
+        regions: outlines; (): boxes are read.
     """
 
     path: str
     size: tuple[int, int]
     boxes: tuple[tuple[float, float, float, float, int], ...]
+    regions: tuple[Region, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -75,9 +82,10 @@ class Annotations:
     """A file of annotations.
 
     Attributes:
-        names: of the classes, in the order of the numbers of their categories.
+        names: of the classes, in the order of the numbers of their categories; of masks the first
+            is the background.
         pictures: in the order of their paths.
-        crowds: number of boxes around several objects, which are left out.
+        crowds: number of boxes or outlines around several objects, which are left out.
     """
 
     names: tuple[str, ...]
@@ -87,7 +95,8 @@ class Annotations:
 
 @option
 class Coco(Source):
-    """Images with boxes in the format of COCO: `root/train/annotations.json`, `root/train/images`.
+    """Images with boxes or masks in the format of COCO: `root/train/annotations.json`,
+    `root/train/images`.
 
     The files of COCO 2017 (`annotations/instances_train2017.json`, `train2017/`) and exports of
     Roboflow (`train/_annotations.coco.json`) are read, too. Splits `val` and `test` are read alike;
@@ -95,10 +104,18 @@ class Coco(Source):
     in the order of their numbers. Boxes around several objects (`iscrowd: 1`) are left out. The
     largest centered part of each image is resized to `size`; boxes are cut at its border, and left
     out if their center is outside of it. Images are decoded once and stored in memory.
+
+    Masks (`targets: masks`) come from the outlines of the objects (`segmentation`: polygons or run
+    lengths), resized by the nearest pixel. Class 0 is the background. Pixels of objects of
+    different classes, and those around several objects (`iscrowd: 1`), do not count.
     """
 
     name: Literal["coco"] = "coco"
     root: Root = "data"
+    targets: Annotated[
+        Literal["boxes", "masks"],
+        Field(description="Targets: boxes for `detection`, masks for `segmentation`"),
+    ] = "boxes"
     size: ImageSize = None
     channels: Channels = 3
     links: FollowedLinks = "inside"
@@ -110,7 +127,7 @@ class Coco(Source):
     augment: Augments = ()
 
     def default_task(self) -> Task:
-        return Detection()
+        return Detection() if self.targets == "boxes" else Segmentation()
 
     def declared_shape(self) -> tuple[tuple[int, ...], int] | None:
         try:
@@ -137,26 +154,26 @@ class Coco(Source):
         self._check_images(splits)
         pictures = [each for part in splits for each in splits[part].pictures]
         names, sides, log = splits["train"].names, self._sides(splits), DecodingLog()
-        moved = [fitted(each, sides) for each in pictures]
-        most = max(1, *(len(boxes) for boxes in moved))
-        targets = np.full((len(pictures), most, 5), float(NO_BOX), dtype=np.float32)
-        for row, boxes in zip(targets, moved, strict=True):
-            row[: len(boxes)] = boxes
+        targets = (_boxes if self.targets == "boxes" else _masks)(pictures, sides)
         parts = {part: self._split(pictures, targets, rows[part], sides, log) for part in PARTS}
         if log.counts["turned"]:
             raise ValueError(
-                f"coco: {log.first['turned']} is turned by its EXIF orientation, and boxes are "
-                "not; write the pixels upright, without orientation"
+                f"coco: {log.first['turned']} is turned by its EXIF orientation, and "
+                f"{self.targets} are not; write the pixels upright, without orientation"
             )
         sample = parts["train"].inputs
         assert isinstance(sample, torch.Tensor)
         data = dataset_of_splits(self.name, parts, sample, names, self._root)
         color, (height, width) = "RGB" if self.channels == 3 else "grayscale", sides
-        outside = sum(len(each.boxes) for each in pictures) - sum(map(len, moved))
+        if self.targets == "masks":
+            about, missing = tuple(shares(parts)), missing_classes(self.name, parts, names)
+        else:
+            boxes = sum(len(each.boxes) for each in pictures)
+            about, missing = _left_out(boxes, targets), _missing_classes(parts, names)
         return replace(
             data,
-            notes=(*self._notes(splits, outside), *log.notes(PLAIN)),
-            warnings=(*_missing_classes(parts, names), *log.warnings(PLAIN)),
+            notes=(*self._notes(splits), *about, *log.notes(PLAIN)),
+            warnings=(*missing, *log.warnings(PLAIN)),
             raw=Raw(
                 preparation=f"the file as {color}, its largest centered part of that ratio resized "
                 f"to {height}x{width}"
@@ -173,6 +190,8 @@ class Coco(Source):
         Raises:
             ValueError: there is none of the training split, or a file is not as it should be.
         """
+        if self.targets == "masks":
+            check_package()
         root, splits = Path(self._root), {}
         tree = TreeRoot.of(self.name, self._root, self.links)
         for part in PARTS:
@@ -183,7 +202,9 @@ class Coco(Source):
                     stamp = path.stat()
                     folder = images.format(part=part)
                     changed = (stamp.st_mtime_ns, stamp.st_size)
-                    splits[part] = read_annotations(str(root), str(path), folder, changed)
+                    splits[part] = read_annotations(
+                        str(root), str(path), folder, self.targets, changed
+                    )
                     break
         if "train" not in splits:
             files = ", ".join(file.format(part="train") for file, _ in LAYOUTS)
@@ -231,7 +252,8 @@ class Coco(Source):
             if size != each.size:
                 raise ValueError(
                     f"coco: {printable(each.path)} has {by(size)} pixels, and its entry says "
-                    f"{by(each.size)}; boxes are in pixels: correct the file of annotations"
+                    f"{by(each.size)}; {self.targets} are in pixels: correct the file of "
+                    "annotations"
                 )
             if self.size is None and size != first.size:
                 raise ValueError(
@@ -255,26 +277,27 @@ class Coco(Source):
             index=torch.from_numpy(rows.astype(np.int64)),
         )
 
-    def _notes(self, splits: Mapping[str, Annotations], outside: int) -> Iterator[str]:
+    def _notes(self, splits: Mapping[str, Annotations]) -> Iterator[str]:
         shares = {"test": self.test, "val": self.val}
         cut = [f"{part} ({share:g})" for part, share in shares.items() if part not in splits]
         if cut:
             yield f"drawn from the training images: {', then '.join(cut)}"
         crowds = sum(each.crowds for each in splits.values())
-        if crowds:
+        if crowds and self.targets == "boxes":
             yield f"{crowds:,} boxes around several objects (`iscrowd`) are left out"
-        if outside:
-            yield f"{outside:,} boxes outside of the centered part of their image are left out"
 
 
 @lru_cache(maxsize=16)
-def read_annotations(root: str, file: str, folder: str, changed: tuple[int, int]) -> Annotations:
+def read_annotations(
+    root: str, file: str, folder: str, targets: str, changed: tuple[int, int]
+) -> Annotations:
     """Read and check a file of annotations in the format of COCO.
 
     Args:
         root: of the data.
         file: path of the file.
         folder: of the images, relative to the root.
+        targets: boxes or masks.
         changed: time of the last change in ns and size of the file, so that it is read again.
 
     Raises:
@@ -289,6 +312,7 @@ def read_annotations(root: str, file: str, folder: str, changed: tuple[int, int]
     classes, names = _categories(lists["categories"], place)
     images = _images(lists["images"], folder, place)
     boxes: dict[Any, list[tuple[float, float, float, float, int]]] = {key: [] for key in images}
+    regions: dict[Any, list[Region]] = {key: [] for key in images}
     crowds = 0
     for entry in lists["annotations"]:
         label = f"coco: annotation {entry.get('id', '?')} of {place}"
@@ -301,13 +325,52 @@ def read_annotations(root: str, file: str, folder: str, changed: tuple[int, int]
                 f"{label} has category_id {category!r}; the file has the categories {allowed}"
             )
         path, size = images[image]
-        corners = _corners(entry.get("bbox"), size, f"{label}, in {printable(path)},")
-        if entry.get("iscrowd"):
-            crowds += 1
+        label = f"{label}, in {printable(path)},"
+        is_crowd = bool(entry.get("iscrowd"))
+        crowds += is_crowd
+        if targets == "masks":
+            outline = entry.get("segmentation")
+            check_outline(outline, size, label)
+            regions[image].append(Region(outline, IGNORED if is_crowd else classes[category] + 1))
             continue
-        boxes[image].append((*corners, classes[category]))
-    pictures = [Picture(path, size, tuple(boxes[key])) for key, (path, size) in images.items()]
+        corners = _corners(entry.get("bbox"), size, label)
+        if not is_crowd:
+            boxes[image].append((*corners, classes[category]))
+    if targets == "masks":
+        names = (BACKGROUND, *names)
+        if len(names) > IGNORED:
+            raise ValueError(f"coco: {place} has {len(names) - 1} categories; masks take up to 254")
+    pictures = [
+        Picture(path, size, tuple(boxes[key]), tuple(regions[key]))
+        for key, (path, size) in images.items()
+    ]
     return Annotations(names, tuple(sorted(pictures, key=lambda each: each.path)), crowds)
+
+
+def _boxes(pictures: Sequence[Picture], sides: tuple[int, int]) -> np.ndarray:
+    """Return the boxes of all images, (N, boxes, 5) float32."""
+    moved = [fitted(each, sides) for each in pictures]
+    most = max(1, *(len(boxes) for boxes in moved))
+    targets = np.full((len(pictures), most, 5), float(NO_BOX), dtype=np.float32)
+    for row, boxes in zip(targets, moved, strict=True):
+        row[: len(boxes)] = boxes
+    return targets
+
+
+def _left_out(boxes: int, targets: np.ndarray) -> tuple[str, ...]:
+    """Return a note on boxes of the files that are not among the targets."""
+    outside = boxes - int((targets[:, :, 4] != NO_BOX).sum())
+    text = f"{outside:,} boxes outside of the centered part of their image are left out"
+    return (text,) if outside else ()
+
+
+def _masks(pictures: Sequence[Picture], sides: tuple[int, int]) -> np.ndarray:
+    """Return the masks of all images, (N, H, W) uint8, resized to `sides`."""
+    masks = np.empty((len(pictures), *sides), dtype=np.uint8)
+    for number, picture in enumerate(pictures):
+        whole = Image.fromarray(mask_of(picture.regions, picture.size))
+        masks[number] = np.array(center_part(whole, *sides, nearest=True))
+    return masks
 
 
 def fitted(picture: Picture, sides: tuple[int, int]) -> np.ndarray:

@@ -158,8 +158,8 @@ class MaskFolder(Source):
         color = "RGB" if self.channels == 3 else "grayscale"
         return replace(
             data,
-            notes=(*self._split_note(pairs), *_shares(splits), *log.notes(PLAIN)),
-            warnings=(*_missing_classes(splits, names), *log.warnings(PLAIN)),
+            notes=(*self._split_note(pairs), *shares(splits), *log.notes(PLAIN)),
+            warnings=(*missing_classes(self.name, splits, names), *log.warnings(PLAIN)),
             raw=Raw(
                 preparation=f"the file as {color}, its largest centered part of that ratio resized "
                 f"to {height}x{width}"
@@ -375,18 +375,26 @@ def _check_later_splits(splits: Mapping[str, Split], classes: int) -> None:
             )
 
 
-def _shares(splits: Mapping[str, Split]) -> Iterator[str]:
+def shares(splits: Mapping[str, Split]) -> Iterator[str]:
+    """Yield a note on the share of positions that do not count, if there are any."""
     targets = splits["train"].targets
     share = float((targets == IGNORED).double().mean())
     if share:
         yield f"{share:.1%} of the positions of the training masks do not count ({IGNORED})"
 
 
-def _missing_classes(splits: Mapping[str, Split], names: Sequence[str]) -> Iterator[str]:
+def missing_classes(
+    source: str, splits: Mapping[str, Split], names: Sequence[str]
+) -> Iterator[str]:
+    """Yield a warning for each split whose masks lack classes.
+
+    Raises:
+        ValueError: no position of a split counts.
+    """
     for part, split in splits.items():
         counts = torch.bincount(split.targets.flatten().long(), minlength=IGNORED + 1)
         missing = [name for number, name in enumerate(names) if not counts[number]]
         if not counts[:IGNORED].any():
-            raise ValueError(f"mask_folder: every pixel of the {part} masks is {IGNORED}")
+            raise ValueError(f"{source}: every pixel of the {part} masks is {IGNORED}")
         if missing:
             yield f"{len(missing)} of {len(names)} classes are in no {part} mask: {missing[0]}"
