@@ -10,7 +10,9 @@ A point of a front is reached by another front if that has a network of at most 
 whose validation accuracy is at most the noise lower.  The noise is the 95% limit of the difference
 between two trainings of one student, from the replicates of the first seed's searches.  Each search
 draws its own trials, so two searches without early stopping do not reach all of each other's points
-either: the control compares `none` with `none` of the next seed.
+either: the control compares `none` with `none` of the next seed.  `asha, its own trials` shows what
+early stopping alone costs: the trials that asha stopped are trained whole, and the front of all
+trials is compared with the one that the search reports.
 
 The hypervolume lies between the front and the point with accuracy 0.8 and 100,000 parameters
 (logarithmic), as a share of the whole between there, accuracy 1 and 1,000 parameters.
@@ -33,6 +35,9 @@ from raykd.tuning.executors import LocalExecutor
 from raykd.tuning.records import Record
 from raykd.tuning.result import StudyResult, read_result
 from raykd.tuning.search_run import search as search_study
+from raykd.tuning.single_run import SingleRun
+from raykd.tuning.study_input import load_or_use
+from raykd.tuning.trial_reference import study_of_trial
 
 STUDY = Path(__file__).parents[1] / "search_spaces" / "quickstart.yaml"
 SCHEDULERS = {"asha": (), "none": ("search.scheduler=none",)}
@@ -110,6 +115,37 @@ def front(result: StudyResult) -> Front:
     return Front(sorted(points, reverse=True), epochs, result.seconds)
 
 
+def front_of_all(result: StudyResult, folder: Path) -> Front:
+    """Return the front of a search's trials, those that it stopped trained whole."""
+    points = set[tuple[float, float]]()
+    for record in result.records.of("trial"):
+        whole = record
+        if record.status == "stopped":
+            name = f"whole-{result.folder.name}-{record.id}"
+            done = folder / f"{name}.done"
+            if not done.exists():
+                train_whole(f"{result.folder}:{record.id}", name, folder)
+                done.touch()
+            (journal,) = folder.glob(f"{name}-2*/journal.jsonl")
+            [whole] = read_result(journal.parent).records.of("trial")
+        points.add((whole.metrics["val_accuracy"], whole.metrics["params"]))
+    best = [
+        (accuracy, params)
+        for accuracy, params in points
+        if not any(
+            (a, -p) != (accuracy, -params) and a >= accuracy and p <= params for a, p in points
+        )
+    ]
+    return Front(sorted(best, reverse=True), 0, 0.0)
+
+
+def train_whole(trial: str, name: str, folder: Path) -> None:
+    """Train a trial of a search again, to the last epoch."""
+    overrides = [f"name={name}", f"cluster.storage={folder}", "search.replicates=0"]
+    with study_of_trial(trial, overrides) as (source, values):
+        SingleRun(load_or_use(source, values)).run(LocalExecutor(threads=1))
+
+
 def limit_of_noise(results: Sequence[StudyResult]) -> float:
     """Return the 95% limit of the difference between two trainings of one student."""
     variances: list[float] = []
@@ -121,13 +157,16 @@ def limit_of_noise(results: Sequence[StudyResult]) -> float:
     return 1.96 * math.sqrt(2 * float(np.mean(variances))) if variances else 0.0
 
 
-def compared(fronts: dict[str, list[Front]], noise: float) -> list[dict[str, object]]:
-    """Return a row for each comparison of a search with `none`."""
+def compared(
+    fronts: dict[str, list[Front]], whole: list[Front], noise: float
+) -> list[dict[str, object]]:
+    """Return a row for each comparison of a search with `none`, or with its own trials."""
     asha, none = fronts["asha"], fronts["none"]
     pairs = {
         "asha, same seed": list(zip(asha, none, strict=True)),
         "asha, next seed": list(zip(asha, none[1:] + none[:1], strict=True)),
         "none, next seed": list(zip(none, none[1:] + none[:1], strict=True)),
+        "asha, its own trials": list(zip(asha, whole, strict=True)),
     }
     rows = []
     for name, both in pairs.items():
@@ -138,7 +177,7 @@ def compared(fronts: dict[str, list[Front]], noise: float) -> list[dict[str, obj
         rows.append(
             {
                 "front": name,
-                "points of none": total,
+                "points": total,
                 "reached": f"{total - holes} ({(total - holes) / total:.0%})",
                 "exactly": f"{total - strict} ({(total - strict) / total:.0%})",
                 "volume ratio": interval(estimate(ratios, 0.0, math.inf)) if ratios else "",
@@ -165,7 +204,8 @@ def main() -> None:
     fronts = {name: [front(result) for result in done] for name, done in results.items()}
     noise = limit_of_noise([done[0] for done in results.values()])
     findings = Findings("front", {"seeds": options.repeats, "noise": round(noise, 4)})
-    findings.rows = compared(fronts, noise)
+    whole = [front_of_all(result, options.folder.absolute()) for result in results["asha"]]
+    findings.rows = compared(fronts, whole, noise)
     for name, each in fronts.items():
         mean_points = np.mean([len(item.points) for item in each])
         mean_epochs = np.mean([item.epochs for item in each])

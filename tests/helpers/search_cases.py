@@ -243,7 +243,8 @@ def synthetic_metrics(job: JournalJob, epoch: int) -> dict[str, float]:
         {**term, "pairs": [[p["hint"], p["guided"]] for p in term["pairs"] or ()]}
         for term in job.study["knowledge"]
     ]
-    text = json.dumps([job.study["student"], knowledge], sort_keys=True)
+    student = {name: value for name, value in job.study["student"].items() if value is not None}
+    text = json.dumps([student, knowledge], sort_keys=True)
     seed = hashlib.sha256(f"{text}{job.seed}".encode()).digest()[0] / 2560
     metrics_ = {"train_loss": 1 / (1 + epoch), "val_accuracy": 0.5 + seed + 0.1 * epoch}
     if job.test and epoch >= job.epochs:
