@@ -61,6 +61,18 @@ FILTER = ("--filter", "attributes.status = 'FINISHED'")
 
 FILTERED = "server, with a filter"
 
+LAUNCHER = """
+import json, resource, subprocess, sys
+code = subprocess.call(sys.argv[1:], stdout=subprocess.DEVNULL)
+used = resource.getrusage(resource.RUSAGE_CHILDREN)
+print(json.dumps([used.ru_utime + used.ru_stime, used.ru_maxrss]))
+sys.exit(code)
+"""
+"""Program that runs a command and prints its processor time in s and its peak memory in kB.
+
+A process counts the peak memory of the process that started it, so a small one starts it.
+"""
+
 RUN_COLUMNS = (
     "run_uuid, name, source_type, source_name, entry_point_name, user_id, status, start_time, "
     "end_time, source_version, lifecycle_stage, artifact_uri, experiment_id"
@@ -229,16 +241,15 @@ def measure(store: Store, uri: str, *options: str) -> dict[str, float]:
     """Run the command once; return its wall and processor time in s and its peak memory in MB."""
     command = [sys.executable, "-m", "raykd", "compare", *store.experiments, *options]
     began = time.perf_counter()
-    process = subprocess.Popen(
-        [*command, "--tracking-uri", uri], stdout=subprocess.DEVNULL, cwd=store.file.parent
+    launched = [sys.executable, "-c", LAUNCHER, *command, "--tracking-uri", uri]
+    answer = subprocess.run(
+        launched, check=False, capture_output=True, text=True, cwd=store.file.parent
     )
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        raise RuntimeError(f"raykd compare ended with {process.returncode}")
-    processor = usage.ru_utime + usage.ru_stime
     wall = time.perf_counter() - began
-    return {"seconds": wall, "processor": processor, "MB": usage.ru_maxrss / 1024}
+    if answer.returncode:
+        raise RuntimeError(f"raykd compare failed: {answer.stderr.strip()[-300:]}")
+    processor, kilobytes = json.loads(answer.stdout)
+    return {"seconds": wall, "processor": processor, "MB": kilobytes / 1024}
 
 
 def server_alone(address: str, process: int) -> dict[str, float]:
@@ -270,7 +281,6 @@ def processor_time(process: int) -> float:
 
 def measured(args: Any, folder: Path) -> Findings:
     """Both stores, `repeats` times each."""
-    # A child process counts the peak memory of the process that started it, so torch stays out.
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as writer:
         store = writer.submit(write_store, folder / "server.db", args.runs, args.params).result()
     tell(
