@@ -339,7 +339,10 @@ def read_annotations(
     if targets == "masks":
         names = (BACKGROUND, *names)
         if len(names) > IGNORED:
-            raise ValueError(f"coco: {place} has {len(names) - 1} categories; masks take up to 254")
+            raise ValueError(
+                f"coco: {place} has {len(names) - 1} categories, and a mask has at most "
+                f"{IGNORED - 1} beside the background; use `targets: boxes`"
+            )
     pictures = [
         Picture(path, size, tuple(boxes[key]), tuple(regions[key]))
         for key, (path, size) in images.items()
