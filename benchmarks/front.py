@@ -30,6 +30,7 @@ import numpy as np
 from measuring import Findings, arguments, tell
 
 from raykd.compat.optuna_hypervolume import hypervolume
+from raykd.pareto import pareto
 from raykd.tuning.estimates import Estimate, estimate
 from raykd.tuning.executors import LocalExecutor
 from raykd.tuning.records import Record
@@ -129,13 +130,8 @@ def front_of_all(result: StudyResult, folder: Path) -> Front:
             (journal,) = folder.glob(f"{name}-2*/journal.jsonl")
             [whole] = read_result(journal.parent).records.of("trial")
         points.add((whole.metrics["val_accuracy"], whole.metrics["params"]))
-    best = [
-        (accuracy, params)
-        for accuracy, params in points
-        if not any(
-            (a, -p) != (accuracy, -params) and a >= accuracy and p <= params for a, p in points
-        )
-    ]
+    drawn = sorted(points)
+    best = [drawn[row] for row in pareto(np.array([(-accuracy, size) for accuracy, size in drawn]))]
     return Front(sorted(best, reverse=True), 0, 0.0)
 
 
