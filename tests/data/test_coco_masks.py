@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from helpers.box_files import NAMES, entries_of, write_split
-from raykd.data import Coco, Dataset
+from raykd.data import Coco, Dataset, Split
 from raykd.data.coco_masks import Region, check_outline, mask_of
 from raykd.data.dataset import PARTS
 from raykd.tasks import Segmentation
@@ -44,7 +44,7 @@ def test_masks_show_in_their_images(tmp_path: Path) -> None:
     data = source.load()
     assert data.class_names == ("background", *NAMES) and not data.has_boxes
     assert data.train.targets.shape == (len(data.train), 40, 48)
-    assert isinstance(data.train.inputs, torch.Tensor)
+    assert isinstance(data.train, Split) and isinstance(data.train.inputs, torch.Tensor)
     pixels, masks = data.train.inputs[:, 0], data.train.targets
     for number in range(3):
         shade = pixels[masks == number + 1]
