@@ -161,22 +161,35 @@ class PartForm(InputForm):
         return inputs[self.name]
 
 
-def find_form(name: str, forms: Sequence[InputForm], whole: Shape) -> InputForm:
+def find_form(
+    name: str,
+    forms: Sequence[InputForm],
+    whole: Shape,
+    *,
+    is_text: bool = False,
+    has_positions: bool = False,
+) -> InputForm:
     """Return the input of this name.
 
     Args:
         name: in the study.
         forms: inputs that the data declare; (): those of images.
         whole: shape of a whole sample.
+        is_text: whether the samples are texts, which have one input.
+        has_positions: whether the targets are positions of the whole image.
 
     Raises:
         ValueError: there is no such input; names the inputs.
     """
+    if is_text:
+        raise ValueError(f"unknown input '{name}'; texts have one input: leave `input` out")
     form = next((form for form in forms if form.name == name), None)
     if form is None and forms:
         raise ValueError(f"unknown input '{name}'; inputs: {', '.join(f.name for f in forms)}")
     if form is None:
         form = picture_form(name)
+    if has_positions and form.shape(whole)[1:] != whole[1:]:
+        raise ValueError(f"'{name}': targets are positions of the whole image; keep its size")
     form.shape(whole)
     return form
 

@@ -85,7 +85,7 @@ class Annotations:
         names: of the classes, in the order of the numbers of their categories; of masks the first
             is the background.
         pictures: in the order of their paths.
-        crowds: number of boxes or outlines around several objects, which are left out.
+        crowds: number of boxes around several objects, which are left out.
     """
 
     names: tuple[str, ...]
@@ -278,12 +278,12 @@ class Coco(Source):
         )
 
     def _notes(self, splits: Mapping[str, Annotations]) -> Iterator[str]:
-        shares = {"test": self.test, "val": self.val}
-        cut = [f"{part} ({share:g})" for part, share in shares.items() if part not in splits]
+        drawn = {"test": self.test, "val": self.val}
+        cut = [f"{part} ({share:g})" for part, share in drawn.items() if part not in splits]
         if cut:
             yield f"drawn from the training images: {', then '.join(cut)}"
         crowds = sum(each.crowds for each in splits.values())
-        if crowds and self.targets == "boxes":
+        if crowds:
             yield f"{crowds:,} boxes around several objects (`iscrowd`) are left out"
 
 
@@ -327,13 +327,13 @@ def read_annotations(
         path, size = images[image]
         label = f"{label}, in {printable(path)},"
         is_crowd = bool(entry.get("iscrowd"))
-        crowds += is_crowd
         if targets == "masks":
             outline = entry.get("segmentation")
             check_outline(outline, size, label)
             regions[image].append(Region(outline, IGNORED if is_crowd else classes[category] + 1))
             continue
         corners = _corners(entry.get("bbox"), size, label)
+        crowds += is_crowd
         if not is_crowd:
             boxes[image].append((*corners, classes[category]))
     if targets == "masks":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -29,13 +30,13 @@ def choose_input(data: Dataset, name: str | None) -> Dataset:
     )
     if name is None:
         return _with_facts(data, whole, None, None)
-    if data.vocabulary:
-        raise ValueError(f"unknown input '{name}'; texts have one input: leave `input` out")
-    form = find_form(name, data.forms, whole.input_shape)
-    if (data.is_dense or data.has_boxes) and form.shape(whole.input_shape)[1:] != (
-        whole.input_shape[1:]
-    ):
-        raise ValueError(f"'{name}': targets are positions of the whole image; keep its size")
+    form = find_form(
+        name,
+        data.forms,
+        whole.input_shape,
+        is_text=bool(data.vocabulary),
+        has_positions=data.is_dense or data.has_boxes,
+    )
     return _with_facts(data, _facts(data, form, whole), form, whole)
 
 
@@ -59,16 +60,33 @@ def _facts(data: Dataset, form: InputForm, whole: InputFacts) -> InputFacts:
         return data.parts[form.name]
     shape, raw = form.shape(whole.input_shape), whole.raw
     if isinstance(form, ColumnForm):
-        mean, scale = ([values[n] for n in form.columns] for values in (raw.mean, raw.scale))
-        preparation = f"columns {', '.join(form.names)}; of a category its code"
-        chosen = Raw(preparation=preparation, mean=tuple(mean), scale=tuple(scale))
-        return InputFacts(shape, raw=chosen, categories=form.codes)
+        return column_facts(form, raw.mean, raw.scale)
     if shape == whole.input_shape:
         return whole
     mean, std = _statistics(data, form) if whole.mean else ((), ())
     before = f" of {raw.preparation}" if raw.preparation else ""
     chosen = Raw(preparation=f"input '{form.name}' ({'x'.join(map(str, shape))}){before}, 8-bit")
     return InputFacts(shape, mean, std, chosen)
+
+
+def column_facts(form: ColumnForm, mean: Sequence[float], scale: Sequence[float]) -> InputFacts:
+    """Return the facts of some columns of a table.
+
+    Args:
+        form: the columns.
+        mean, scale: of all columns.
+    """
+    chosen = Raw(
+        preparation=columns_text(form.names),
+        mean=tuple(mean[place] for place in form.columns),
+        scale=tuple(scale[place] for place in form.columns),
+    )
+    return InputFacts((len(form.columns),), raw=chosen, categories=form.codes)
+
+
+def columns_text(names: Sequence[str]) -> str:
+    """Describe how columns become an input."""
+    return f"columns {', '.join(names)}; of a category its code"
 
 
 def _statistics(data: Dataset, form: InputForm) -> tuple[tuple[float, ...], tuple[float, ...]]:

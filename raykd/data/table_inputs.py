@@ -17,6 +17,7 @@ from torch import Tensor
 from raykd.data.dataset import Channels, InputFacts, Raw, Split
 from raykd.data.decode import decode_all
 from raykd.data.directory_tree import Root
+from raykd.data.inputs import column_facts
 from raykd.data.splits import channel_statistics, fingerprint
 from raykd.data.table import Table
 from raykd.data.targets import Tables, is_missing, refusal
@@ -266,12 +267,7 @@ def parts_of(groups: InputGroups, inputs: TableInputs, train: Split) -> dict[str
         raw = Raw(preparation=f"images of column '{picture.images}'")
         facts[name] = InputFacts(tuple(images.shape[1:]), *channel_statistics(images), raw)
     for form in _column_forms(groups, inputs):
-        mean, scale = (
-            tuple(values[place] for place in form.columns) for values in (inputs.mean, inputs.scale)
-        )
-        text = f"columns {', '.join(form.names)}; of a category its code"
-        raw = Raw(preparation=text, mean=mean, scale=scale)
-        facts[form.name] = InputFacts((len(form.columns),), raw=raw, categories=form.codes)
+        facts[form.name] = column_facts(form, inputs.mean, inputs.scale)
     return facts
 
 

@@ -25,6 +25,7 @@ from raykd.data.dataset import (
     TestFraction,
     ValLimit,
 )
+from raykd.data.inputs import columns_text
 from raykd.data.splits import split_rows
 from raykd.data.table import Dialect, Table, check_dialect, check_table, read_table
 from raykd.data.table_inputs import (
@@ -234,7 +235,7 @@ class TabularSource(Source):
             notes=(*(note for table in read for note in table.notes), *inputs.notes),
             warnings=(*(text for table in read for text in table.warnings), *inputs.warnings),
             raw=Raw(
-                preparation="columns " + ", ".join(inputs.names) + "; of a category its code",
+                preparation=columns_text(inputs.names),
                 mean=inputs.mean,
                 scale=inputs.scale,
             ),

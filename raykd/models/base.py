@@ -86,12 +86,14 @@ class Signature:
         whole = self.whole or self
         if name is None:
             return whole
-        if self.text is not None:
-            raise ValueError(f"unknown input '{name}'; texts have one input: leave `input` out")
-        form = find_form(name, whole.forms, whole.input_shape)
+        form = find_form(
+            name,
+            whole.forms,
+            whole.input_shape,
+            is_text=self.text is not None,
+            has_positions=whole.dense or whole.boxes,
+        )
         shape = form.shape(whole.input_shape)
-        if (whole.dense or whole.boxes) and shape[1:] != whole.input_shape[1:]:
-            raise ValueError(f"'{name}': targets are positions of the whole image; keep its size")
         return replace(whole, input_shape=shape, categories=form.categories, whole=whole)
 
     @property

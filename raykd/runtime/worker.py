@@ -166,7 +166,7 @@ class Worker:
         self._log: TrainingLog | None = None
         self._failed = False
         self._imported = 0
-        """Number of modules when objects were last input_name out of garbage collections."""
+        """Number of modules when objects were last taken out of garbage collections."""
 
     def outcomes(self, job: AnyJob) -> Iterator[Report | JobFailure]:
         """Run a whole job, and yield each of its reports."""

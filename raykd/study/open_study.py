@@ -368,7 +368,7 @@ def _flat(value: Json, place: Place) -> Iterable[tuple[str, Scalar]]:
 
 
 def filled(written: Mapping[str, Json], full: Mapping[str, Json]) -> dict[str, Json]:
-    """Return `written` with missing values input_name from `full`; domains are kept."""
+    """Return `written` with missing values taken from `full`; domains are kept."""
     if domain_kind(written) is not None:
         return dict(written)
     merged = {key: value for key, value in full.items() if key not in written}
