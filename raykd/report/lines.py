@@ -165,7 +165,8 @@ def setup_lines(event: Event) -> Iterable[str]:
             yield f"trials per GPU: {event.chosen} (images/s by trials per GPU: {rates})"
         case ArchitecturesRanked():
             ranked = f"{event.candidates} architectures ranked in {event.seconds:.1f} s"
-            yield f"{event.name}: {ranked}; the best {len(event.ranking)} are tried first"
+            unranked = f", {event.unranked} of them without a score" if event.unranked else ""
+            yield f"{event.name}: {ranked}{unranked}; the best {len(event.ranking)} are tried first"
         case WarmStarted():
             for start in event.starts:
                 if start.params:

@@ -24,7 +24,7 @@ from raykd.tracking.events import (
     StudyStarted,
     TeacherCacheChanged,
 )
-from raykd.tracking.journal import events
+from raykd.tracking.journal import read
 from raykd.tuning.records import Record, Records, cost, scheme_name, teacher_name
 
 TRAININGS = ("teacher", *STUDENTS)
@@ -90,8 +90,9 @@ class RunState:
         self.plan, self.budget = event.slots, event.budget
         self.phase_name = "slots"
         # Trainings of an interrupted run are only in the journal.
-        for earlier in events(Path(event.folder) / "journal.jsonl"):
-            self.records.apply(earlier)
+        for line in read(Path(event.folder) / "journal.jsonl"):
+            if line.event is not None:
+                self.records.apply(line.event)
 
     @property
     def settings(self) -> Mapping[str, Any]:

@@ -6,8 +6,10 @@ import math
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePath
+from sys import intern
+from typing import Any
 
 from raykd import pareto
 from raykd.errors import Problem, StudyError
@@ -26,6 +28,8 @@ from raykd.tracking.events import (
     StudyStarted,
 )
 from raykd.tracking.journal import read
+
+TRAINING_EVENTS = (RunStarted, EpochFinished, RunPaused, RunPromoted, RunEnded)
 
 
 @dataclass
@@ -103,6 +107,7 @@ class Records:
             case RunStarted():
                 job = read_job(event.assignment)
                 if job.id not in self._all:
+                    job = self._sharing(job)
                     record = Record(job)
                     self._all[record.id] = self._running[record.id] = record
                     self._by_role[record.role].append(record)
@@ -110,7 +115,9 @@ class Records:
             case EpochFinished():
                 record = self._all[event.id]
                 if event.epoch == len(record.epochs) + 1:
-                    record.epochs.append(dict(event.metrics))
+                    # read from JSON, each epoch would have its own copies of the names
+                    metrics = {intern(name): value for name, value in event.metrics.items()}
+                    record.epochs.append(metrics)
                     record.metrics.update(event.metrics)
             case RunPaused() | RunPromoted():
                 self._pause_or_continue(event)
@@ -127,6 +134,17 @@ class Records:
                 if event.draws:
                     trials = self._by_role["trial"]
                     self.reopened = {trial.id for trial in trials if trial.status == "stopped"}
+
+    def _sharing(self, job: JournalJob) -> JournalJob:
+        """Return the job with the parts of the job before that are equal, to save memory."""
+        if not self._all:
+            return job
+        before = next(reversed(self._all.values())).job
+        return replace(
+            job,
+            study=_share_equal(job.study, before.study),
+            params=_share_equal(job.params, before.params),
+        )
 
     def _pause_or_continue(self, event: RunPaused | RunPromoted) -> None:
         record = self._all[event.id]
@@ -182,6 +200,14 @@ class Records:
         front = self.front(objectives)
         points = pareto.losses([record.metrics for record in front], objectives)
         return [front[i] for i in pareto.spread(points, count)]
+
+
+def _share_equal(mapping: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `mapping` with the values of `other` where they are equal, and with shared names."""
+    return {
+        intern(name): other[name] if name in other and other[name] == value else value
+        for name, value in mapping.items()
+    }
 
 
 def read_history(journal: Path) -> tuple[list[Event], Records]:

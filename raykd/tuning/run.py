@@ -38,7 +38,7 @@ from raykd.tuning.export import export_students
 from raykd.tuning.mlflow_store import with_recorded_store, without_password
 from raykd.tuning.planner import Planner
 from raykd.tuning.provenance import write_provenance
-from raykd.tuning.records import Records, read_history
+from raykd.tuning.records import TRAINING_EVENTS, Records, read_history
 from raykd.tuning.resume import (
     check_same_files,
     check_unchanged,
@@ -187,9 +187,9 @@ class StudyRun(ABC, Generic[ResultT]):
 
     def _prepare(self, executor: Executor) -> Prepared:
         """Load the data and check all that can be checked before anything starts."""
-        folder, history, extension = self.folder, [], None
+        folder, history, records, extension = self.folder, [], Records(), None
         if folder is not None and folder.journal.exists():
-            history, _ = read_history(folder.journal)
+            history, records = read_history(folder.journal)
         study = with_recorded_store(self.study, history)
         settings = study.settings
         search = self.search or settings.search
@@ -211,7 +211,13 @@ class StudyRun(ABC, Generic[ResultT]):
                 costs.keep_in(folder.measured)
             if search.trials:
                 check_measured(study.bind(signature), costs)
-        return Prepared(study, data, signature, search, costs, history, digests, weights, extension)
+        if extension is not None:
+            records.apply(extension)
+        # the records have what matters of the trainings; their events take most of the memory
+        history = [event for event in history if not isinstance(event, TRAINING_EVENTS)]
+        return Prepared(
+            study, data, signature, search, costs, history, records, digests, weights, extension
+        )
 
     def _create_folder(self) -> StudyFolder:
         study, settings = self.study, self.study.settings
@@ -243,8 +249,7 @@ class StudyRun(ABC, Generic[ResultT]):
         status = "failed"
         try:
             # train
-            records = Records.from_events(prepared.events)
-            session = RunSession(prepared, folder, bus, records, self.verbose)
+            session = RunSession(prepared, folder, bus, prepared.records, self.verbose)
             with located_problems(prepared.study):
                 planner = executor.execute(self, session)
             if planner.fatal:

@@ -67,7 +67,9 @@ class Prepared:
         signature: inputs and classes of the data.
         search: search settings of the run.
         costs: of students, measured or estimated.
-        history: events of the run that is resumed; empty for a new run.
+        history: events of the run that is resumed, without those of its trainings; empty for a new
+            run.
+        records: of its trainings.
         digests: SHA-256 of the files that decide what its models are, by name.
         weights: remarks on the weights that it loads.
         extension: growth of the study since its last run; None if it is the same.
@@ -79,13 +81,14 @@ class Prepared:
     search: Search
     costs: StudentCosts
     history: Sequence[Event]
+    records: Records
     digests: Mapping[str, str]
     weights: Remarks
     extension: StudyExtended | None = None
 
     @property
     def events(self) -> list[Event]:
-        """Events of the run that is resumed, and its extension."""
+        """History of the run that is resumed, and its extension."""
         return [*self.history, *([] if self.extension is None else [self.extension])]
 
 

@@ -32,7 +32,7 @@ from raykd.tuning.search_run import SearchRun
 from raykd.tuning.single_run import distill
 
 SCREENED = (
-    SMALL.replace("sampler: random", "sampler: random\n  proxy: {name: naswot, keep: 3}")
+    SMALL.replace("sampler: random", "sampler: random\n  proxy: {name: naswot, keep: 3, batch: 12}")
     .replace("trials: 4", "trials: 5")
     .replace(", params: min", "")
 )
@@ -65,8 +65,8 @@ def metrics_of(world: World, record_id: str) -> dict[str, float]:
 def by_score(world: World) -> list[Any]:
     """Score all students of the space; the best first."""
     settings = world.study.settings
-    inputs, targets = training_batch(DATA, 64, settings.seed)
-    score = Naswot().scorer(ProxyContext(TASK, inputs, targets, None, settings.seed))
+    inputs, targets = training_batch(DATA, 12, settings.seed)
+    score = Naswot(batch=12).scorer(ProxyContext(TASK, inputs, targets, None, settings.seed))
     students = [Mlp(depth=depth, width=width) for depth in (1, 2) for width in (8, 16, 24)]
     return sorted(students, key=score, reverse=True)
 
@@ -90,7 +90,7 @@ def test_scores_are_in_trials_and_journal(tmp_path: Path) -> None:
     explore(world)
     [event] = world.journal.of(ArchitecturesRanked)
     assert event.name == "naswot" and event.candidates == 6
-    assert event.unranked == 1, "eight units cannot tell 64 samples apart"
+    assert event.unranked == 1, "eight units cannot tell 12 samples apart"
     assert event.seconds > 0
     scores = [entry["score"] for entry in event.ranking]
     assert scores == sorted(scores, reverse=True) and len(scores) == 3

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import math
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -155,3 +157,39 @@ def test_means_use_finished_trainings() -> None:
         ended("trial-0000", 0.9, 10) + ended("trial-0001", 0.8, 10, "failed")
     )
     assert values_of(records.of("trial"), "val_accuracy") == [0.9]
+
+
+def test_records_of_a_journal_are_small(tmp_path: Path) -> None:
+    """Equal parts of jobs, and names, are kept once; the values stay those of each job."""
+    fixed = {f"section{i}": {f"key{j}": "x" * 40 for j in range(10)} for i in range(10)}
+    trials, epochs = 50, 20
+    with Journal(tmp_path / "journal.jsonl") as journal:
+        for number in range(trials):
+            study = {**fixed, "train": {"lr": number / 10}, "resumable": number % 2 == 0}
+            params = {f"train.parameter_{i}": f"value {i}" for i in range(100)}
+            params["train.lr"] = str(number / 10)
+            job = TrainJob(f"trial-{number}", "trial", study, seed=1, epochs=epochs, params=params)
+            journal.append(RunStarted(job.id, "trial", assignment=job.plain()))
+            for done in range(epochs):
+                values = {f"val_metric_{i}": number + done / 100 + i for i in range(10)}
+                journal.append(epoch(job.id, done + 1, **values))
+
+    def read_records() -> Records:
+        return Records.from_events(events(tmp_path / "journal.jsonl"))
+
+    read_records()  # caches of classes
+    tracemalloc.start()
+    records = read_records()
+    gc.collect()
+    memory, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert memory / trials < 10_000 + epochs * 1_000
+
+    for number, record in enumerate(records.of("trial")):
+        assert record.job.study == {
+            **fixed,
+            "train": {"lr": number / 10},
+            "resumable": number % 2 == 0,
+        }
+        assert record.job.params["train.lr"] == str(number / 10)
+        assert record.epochs[3]["val_metric_2"] == number + 0.03 + 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal
 
 import torch
@@ -23,7 +24,9 @@ class Naswot(NetworkProxy):
     Mellor et al. 2021 (arXiv:2006.04647), section 3.  The binary code c of a sample holds, for each
     input of a ReLU, whether it is above 0.  K_ij = units - hamming(c_i, c_j) is a (B, B) matrix,
     and the score is log |det K|: large if samples have different codes.  It grows with the number
-    of units, so compare it with `params`, or use `per_cost`.
+    of units, so compare it with `params`, or use `per_cost`.  K is singular if the network has
+    fewer than B - 1 units, or if two samples have the same code: such a network has no score, and a
+    smaller `batch` gives it one.
 
     As in the paper, weights are the default initialization and batch-norms use batch statistics;
     samples are training images of the study, not augmented, without their labels.  Differences
@@ -55,8 +58,14 @@ class Naswot(NetworkProxy):
 
 
 def log_determinant(kernel: Tensor) -> float:
-    """Return log |det kernel|; -inf if it is singular."""
-    return float(torch.linalg.slogdet(kernel.double()).logabsdet)
+    """Return log |det kernel|; -inf if it is singular.
+
+    The rank decides: by rounding, the determinant of a singular matrix is not 0 on every processor.
+    """
+    kernel = kernel.double()
+    if int(torch.linalg.matrix_rank(kernel, hermitian=True)) < len(kernel):
+        return -math.inf
+    return float(torch.linalg.slogdet(kernel).logabsdet)
 
 
 class Patterns(TorchDispatchMode):
