@@ -7,8 +7,8 @@ Four tables: `diabetes` (scikit-learn), `boston` and `autompg` (mlxtend), each w
 The teacher is a file of outputs: gradient-boosted trees, for `halves` a random forest, which
 predict the training samples by cross-validation.  The student is an MLP with one layer of 16 units.
 Every loss is trained with every weight, and the student alone, with the same seeds, each with
-another split of the data.  For each: R2 on the validation split less that of the student alone, with 95% intervals.
-Searches in FOLDER that are complete are not repeated.
+another split of the data.  For each: R2 on the validation split less that of the student alone,
+with 95% intervals.  Searches in FOLDER that are complete are not repeated.
 """
 
 from __future__ import annotations
