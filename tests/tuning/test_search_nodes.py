@@ -146,6 +146,49 @@ def drain(address: str, node: str) -> None:
     subprocess.run([*command, "--deadline-remaining-seconds", "600"], check=True, timeout=300)
 
 
+GROUP = """\
+name: group
+seed: 3
+data: {{name: digits, limit: 160, val_limit: 60}}
+teacher: {{model: {{name: mlp, depth: 1, width: 8}}, train: {{epochs: 1, batch_size: 32}}}}
+student: {{model: {{name: mlp, depth: 1, width: 8}}}}
+knowledge: [{{loss: {{name: kd, temperature: 4}}}}]
+train: {{epochs: 4, batch_size: 32, optimizer: {{name: sgd, lr: {{choice: [0.05, 0.1]}}}}}}
+search: {{objectives: {{val_accuracy: max}}, sampler: grid, trials: 2, replicates: 0}}
+cluster: {{storage: {folder}/studies, workers_per_trial: 2, gpus_per_worker: 0, max_slots: 1}}
+tracking: {{uri: "sqlite:///{folder}/mlflow.db"}}
+"""
+
+
+@pytest.mark.faults
+def test_workers_of_trial_leave_node_that_is_drained(cluster: Any, tmp_path: Path) -> None:
+    """Two workers are on two nodes; one node is drained, and both continue with another node."""
+    leaving = cluster.add_node(num_cpus=1)
+    file = tmp_path / "study.yaml"
+    file.write_text(GROUP.format(folder=tmp_path))
+    drained: list[int] = []
+    warnings: list[str] = []
+
+    def drain_node(event: Event) -> None:
+        if isinstance(event, WarningIssued):
+            warnings.append(event.text)
+        if isinstance(event, EpochFinished) and event.id == "trial-0000" and not drained:
+            drain(cluster.address, leaving.node_id)
+            drained.append(event.epoch)
+
+    nodes: list[Any] = []
+    with autoscaler(cluster, nodes):
+        result = search(file, listeners=[drain_node])
+    assert drained == [1] and len(nodes) == 1, "the workers did not need another node"
+    assert {record.status for record in result.records.of("teacher", "trial")} == {"finished"}
+    epochs: dict[str, list[int]] = defaultdict(list)
+    for event in events(result.folder / "journal.jsonl"):
+        if isinstance(event, EpochFinished):
+            epochs[event.id].append(event.epoch)
+    assert epochs["trial-0000"] == epochs["trial-0001"] == [1, 2, 3, 4]
+    assert not [text for text in warnings if "failed" in text], warnings
+
+
 SHARED = """\
 name: {name}
 data: {{name: digits, limit: 160, val_limit: 60}}
