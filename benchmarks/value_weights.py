@@ -16,6 +16,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -64,7 +65,8 @@ tracking: {{uri: "sqlite:///{folder}/mlflow.db"}}
 
 def diabetes() -> tuple[pd.DataFrame, list[str]]:
     """Return the table and the names of its targets."""
-    return load_diabetes(as_frame=True, scaled=False).frame, ["target"]
+    data: Any = load_diabetes(as_frame=True, scaled=False)
+    return data.frame, ["target"]
 
 
 def from_arrays(
@@ -79,9 +81,10 @@ def from_arrays(
 
 def halves() -> tuple[pd.DataFrame, list[str]]:
     """Return the pixels of digits that vary; those of the lower half are the targets."""
-    table = pd.DataFrame(load_digits().data).add_prefix("pixel_")
-    varies = table.std() > 1
-    return table.loc[:, varies], [name for name in table.columns[32:] if varies[name]]
+    data: Any = load_digits()
+    table = pd.DataFrame(data.data).add_prefix("pixel_")
+    varies = (table.std() > 1).to_numpy()
+    return table.loc[:, varies], [*table.columns[32:][varies[32:]]]
 
 
 TABLES: dict[str, Callable[[], tuple[pd.DataFrame, list[str]]]] = {
@@ -105,7 +108,7 @@ def write_outputs(table: pd.DataFrame, source: TabularSource, file: Path) -> Non
         )
     else:
         trees = RandomForestRegressor(n_estimators=50, min_samples_leaf=2, random_state=0)
-    outputs = trees.fit(inputs.iloc[train], values[train]).predict(inputs)
+    outputs: Any = trees.fit(inputs.iloc[train], values[train]).predict(inputs)
     outputs[train] = cross_val_predict(trees, inputs.iloc[train], values[train], cv=5)
     columns = dict(zip(targets, outputs.reshape(len(table), -1).T, strict=True))
     pd.DataFrame({"sample": range(len(table)), **columns}).to_parquet(file)
@@ -126,7 +129,7 @@ def searched(folder: Path, case: str, seed: int, *, quick: bool) -> StudyResult:
             table,
             TabularSource(
                 file=str(file),
-                target=targets if len(targets) > 1 else targets[0],
+                target=tuple(targets) if len(targets) > 1 else targets[0],
                 kind="number",
                 split_seed=seed,
                 val=0.3,
