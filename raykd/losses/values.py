@@ -11,9 +11,6 @@ from torch.nn.functional import cosine_similarity
 from raykd.losses.base import ResponseLoss
 from raykd.registry import option
 
-UNMEASURED = "1, the weight of the label loss; not measured."
-
-
 @option
 class BoundedRegression(ResponseLoss):
     """Match the target where the student's error is not yet smaller than the teacher's.
@@ -26,7 +23,10 @@ class BoundedRegression(ResponseLoss):
 
     kinds = ("real",)
     paper = "Chen 2017, NeurIPS 2017"
-    weight_source = UNMEASURED
+    weight_source = (
+        "Measured on four tables with ten seeds each: 1 lowers R2 on none of them; 3 gains more on "
+        "two and lowers it on one."
+    )
     zero_at_teacher = False
     reads_labels = True
 
@@ -55,7 +55,10 @@ class CosineResponse(ResponseLoss):
 
     kinds = ("real",)
     paper = "Sanh 2019, arXiv:1910.01108"
-    weight_source = UNMEASURED
+    weight_source = (
+        "Measured on one table with ten seeds: 1 gains 0.024 of R2, 3 about as much, 10 less. "
+        "DistilBERT's script weighs the cosine loss half as much as that of the labels."
+    )
 
     name: Literal["cosine_response"] = "cosine_response"
 
