@@ -97,6 +97,7 @@ class Texts(Source):
     """
 
     mixes = False
+    aligned = False
 
     name: Literal["text"] = "text"
     file: TableFile
@@ -170,6 +171,8 @@ class Texts(Source):
             fix = "write `kind: labels` for several columns of 0 and 1"
             raise ValueError(f"`kind: {self.kind}` has one column `label`; name one, or {fix}")
         check_dialect(self._dialect)
+        if "" in (self.inputs or ()):
+            raise ValueError("an input of `inputs` has an empty name; give it another one")
         for key in unused_keys(self.inputs or {}, self.text, self.second):
             raise ValueError(
                 f"`{key}: {getattr(self, key)}` belongs to no input: each of `inputs` names its "

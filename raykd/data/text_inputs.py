@@ -44,9 +44,8 @@ class TextInputs(NamedInputs[TextInput]):
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: object, handler: GetCoreSchemaHandler) -> object:
-        name = Annotated[str, Field(min_length=1)]
         read = Annotated[
-            dict[name, TextInput],
+            dict[str, TextInput],
             Field(min_length=1),
             AfterValidator(cls),
             PlainSerializer(cls.plain),

@@ -318,9 +318,10 @@ def _few_tokens(names: list[str], shapes: Shapes, signature: Signature) -> str:
     rows = {shapes[name][0] for name in names}
     if len(rows) != 1 or max(rows) >= text.vocabulary:
         return ""
+    key = "data.tokenizer" if signature.whole is None else "`tokenizer` of its input"
     return (
         f"has {rows.pop()} tokens ({names[0]}), the data's tokenizer has {text.vocabulary}; use "
-        "the tokenizer that these weights were trained with (data.tokenizer)"
+        f"the tokenizer that these weights were trained with ({key})"
     )
 
 
