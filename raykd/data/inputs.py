@@ -87,9 +87,9 @@ def column_facts(form: ColumnForm, mean: Sequence[float], scale: Sequence[float]
     return InputFacts((len(form.columns),), raw=chosen, categories=form.codes)
 
 
-def columns_text(names: Sequence[str]) -> str:
+def columns_text(names: Sequence[str], rest: str = "of a category its code") -> str:
     """Describe how columns become an input."""
-    return f"columns {', '.join(names)}; of a category its code"
+    return f"columns {', '.join(names)}; {rest}"
 
 
 def _statistics(data: Dataset, form: InputForm) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -10,6 +10,7 @@ from pydantic import AfterValidator, Field, GetCoreSchemaHandler, PlainSerialize
 from torch import Tensor
 
 from raykd.data.dataset import InputFacts, Raw, Split
+from raykd.data.inputs import columns_text
 from raykd.data.named_inputs import NamedInputs
 from raykd.data.tokens import Encoding, Tokens
 from raykd.input_forms import WHOLE, Text, TextForm
@@ -121,7 +122,7 @@ def parts_of(encodings: Mapping[str, Encoding]) -> dict[str, InputFacts]:
     return {
         name: InputFacts(
             (each.length,),
-            raw=Raw(preparation=f"columns {', '.join(each.columns)}: {each.preparation}"),
+            raw=Raw(preparation=columns_text(each.columns, each.preparation)),
         )
         for name, each in encodings.items()
         if name != WHOLE
