@@ -93,7 +93,9 @@ class Texts(Source):
 
     `inputs: {english: {text: english}, german: {text: german, tokenizer: small}}` declares inputs
     that the teacher and the student choose (`teacher.input`, `student.input`): other columns of the
-    same row, another tokenizer, another length. Then every network names its input.
+    same row (`text`, `second`), another `tokenizer` or `max_length`. A key that an input leaves out
+    is that of the data; an input that names `text` has no `second` unless it names one. Every
+    network then names its input.
     """
 
     mixes = False

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import torch
 
 from raykd.errors import StudyError
 from raykd.input_forms import Text, TextForm
@@ -251,14 +250,6 @@ def test_pairings_of_different_texts_leave_positions_out(tmp_path: Path) -> None
     bound = study.bind(Signature((), 2, forms=(ENGLISH, GERMAN)))
     [line] = bound.filtered.lines
     assert "excludes stage1>stage1" in line and "position by position" in line
-
-
-def test_weights_of_fewer_tokens_name_the_tokenizer_of_the_input() -> None:
-    tokens = {"input_ids": torch.ones(1, 8, dtype=torch.int64)}
-    signature = Signature((), 2, forms=(TextForm("en", 8, Text.of(30, 0, tokens)),))
-    weights = torch.nn.Embedding(10, 4).state_dict()
-    with pytest.raises(ValueError, match=r"has 10 tokens .* \(`tokenizer` of its input\)"):
-        load_weights(torch.nn.Embedding(30, 4), weights, signature.as_input("en"))
 
 
 def test_validate_lists_the_inputs(tmp_path: Path) -> None:
