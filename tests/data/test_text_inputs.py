@@ -227,7 +227,7 @@ def test_a_vocabulary_that_is_larger_than_the_embeddings(languages: Path, whole:
     import transformers
 
     folder = languages / "network"
-    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    sizes: dict[str, Any] = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
     config = transformers.BertConfig(vocab_size=60, intermediate_size=8, **sizes)
     transformers.BertForSequenceClassification(config).save_pretrained(folder)
     model = TypeAdapter(AnyModel).validate_python({"name": f"hf/{folder}", "pretrained": True})

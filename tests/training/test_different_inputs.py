@@ -212,7 +212,9 @@ def test_agreement_compares_each_network_on_its_own_input() -> None:
     scaled = (inputs / 255 - whole.mean[0]) / whole.std[0]
     small = training.data
     assert small.form is not None
-    taken = (small.form.take(inputs) / 255 - small.mean[0]) / small.std[0]
+    pixels = small.form.take(inputs)
+    assert isinstance(pixels, torch.Tensor)
+    taken = (pixels / 255 - small.mean[0]) / small.std[0]
     with torch.no_grad():
         student = training.student.eval()
         equal = teacher(scaled).argmax(1) == student(taken).argmax(1)
