@@ -28,7 +28,7 @@ class NamedInputs(Mapping[str, T_co]):
         return len(self._inputs)
 
     def __hash__(self) -> int:
-        return hash(tuple(self._inputs.items()))
+        return hash(frozenset(self._inputs.items()))
 
     def __repr__(self) -> str:
         return repr(self.plain())

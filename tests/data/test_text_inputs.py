@@ -241,6 +241,8 @@ def test_named_inputs_are_immutable_and_equal_by_value(languages: Path) -> None:
     first, second = source(languages).inputs, source(languages).inputs
     assert isinstance(first, TextInputs) and first == second and hash(first) == hash(second)
     assert list(first) == list(INPUTS)
+    turned = TextInputs(dict(reversed(list(first.items()))))
+    assert turned == first and hash(turned) == hash(first)
     assert TextInputs({"a": TextInput(max_length=4)}).plain() == {"a": {"max_length": 4}}
     with pytest.raises(StudyError, match="max_length"):
         TextInput(max_length=1)
