@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 
 import torch
@@ -28,6 +28,46 @@ _LUMA = (19595, 38470, 7471)
 
 
 @dataclass(frozen=True)
+class Text:
+    """Text inputs of a model: mappings of (B, length) int64 tensors.
+
+    Attributes:
+        vocabulary: number of tokens.
+        padding: padding token.
+        inputs: keys of the mapping: `input_ids` holds tokens, `attention_mask` 1 for tokens and 0
+            for padding, `token_type_ids` the index of the text in a pair of texts.
+        sample: one text of the data by these keys, with the special tokens of the tokenizer; may
+            be empty.  Ignored in comparisons.
+    """
+
+    vocabulary: int
+    padding: int = 0
+    inputs: tuple[str, ...] = ("input_ids", "attention_mask")
+    sample: tuple[tuple[str, tuple[int, ...]], ...] = field(default=(), compare=False, repr=False)
+
+    @property
+    def last(self) -> int | None:
+        """Last token of the sample before the padding, such as an end-of-text token."""
+        sample = dict(self.sample)
+        tokens, mask = sample.get("input_ids", ()), sample.get("attention_mask", ())
+        mask = mask or (1,) * len(tokens)
+        text = [token for token, is_token in zip(tokens, mask, strict=True) if is_token]
+        return text[-1] if text else None
+
+    @classmethod
+    def of(cls, vocabulary: int, padding: int, inputs: Mapping[str, Tensor]) -> Text:
+        """Return the text inputs of samples.
+
+        Args:
+            vocabulary: number of tokens.
+            padding: padding token.
+            inputs: (N, length) by key; the first is `sample`.
+        """
+        sample = tuple((key, tuple(rows[0].tolist())) for key, rows in inputs.items())
+        return cls(vocabulary, padding, tuple(inputs), sample)
+
+
+@dataclass(frozen=True)
 class InputForm:
     """Base class of the inputs of a sample.
 
@@ -42,6 +82,11 @@ class InputForm:
         """Number of codes of each column of categories; these are the last columns."""
         return ()
 
+    @property
+    def text(self) -> Text | None:
+        """Text inputs of its networks; None: the input is one tensor."""
+        return None
+
     def shape(self, whole: Shape) -> Shape:
         """Return the shape of the input, without the batch.
 
@@ -53,14 +98,14 @@ class InputForm:
         """
         raise NotImplementedError
 
-    def take(self, inputs: Tensor | Mapping[str, Tensor]) -> Tensor:
+    def take(self, inputs: Tensor | Mapping[str, Tensor]) -> Tensor | Mapping[str, Tensor]:
         """Return the input of some samples.
 
         Args:
             inputs: (B, ...) whole samples as they are stored, on any device.
 
         Returns:
-            (B, *shape).
+            (B, *shape); of a text a mapping of such tensors.
         """
         raise NotImplementedError
 
@@ -161,6 +206,30 @@ class PartForm(InputForm):
         return inputs[self.name]
 
 
+@dataclass(frozen=True)
+class TextForm(InputForm):
+    """Texts as tokens, stored as `NAME/KEY` for each key of `text.inputs`.
+
+    Attributes:
+        length: tokens of a sample.
+        tokens: text inputs of the networks.
+    """
+
+    length: int
+    tokens: Text
+
+    @property
+    def text(self) -> Text:
+        return self.tokens
+
+    def shape(self, whole: Shape) -> Shape:
+        return (self.length,)
+
+    def take(self, inputs: Tensor | Mapping[str, Tensor]) -> dict[str, Tensor]:
+        assert isinstance(inputs, Mapping), "a text has several tensors"
+        return {key: inputs[f"{self.name}/{key}"] for key in self.tokens.inputs}
+
+
 def find_form(
     name: str,
     forms: Sequence[InputForm],
@@ -175,13 +244,13 @@ def find_form(
         name: in the study.
         forms: inputs that the data declare; (): those of images.
         whole: shape of a whole sample.
-        is_text: whether the samples are texts, which have one input.
+        is_text: whether the samples are texts, which have one input unless they declare several.
         has_positions: whether the targets are positions of the whole image.
 
     Raises:
         ValueError: there is no such input; names the inputs.
     """
-    if is_text:
+    if is_text and not forms:
         raise ValueError(f"unknown input '{name}'; texts have one input: leave `input` out")
     form = next((form for form in forms if form.name == name), None)
     if form is None and forms:

@@ -363,11 +363,14 @@ class Source:
     Class attributes:
         mixes: whether its samples can be mixed with those of other sources: their inputs do not
             depend on the other samples of their source.
+        aligned: whether equal positions of two inputs of a sample show the same thing, as pixels of
+            an image and of its gray levels do.
     """
 
     name: str
     paper: ClassVar[str] = ""
     mixes: ClassVar[bool] = True
+    aligned: ClassVar[bool] = True
     augment: Augments = ()
     labels_per_class: LabelsPerClass = None
     unlabeled: Annotated[

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from raykd.data.dataset import Dataset, FileSplit, InputFacts, Raw, Split
 from raykd.data.splits import channel_statistics
-from raykd.input_forms import ColumnForm, InputForm, PartForm, find_form
+from raykd.input_forms import ColumnForm, InputForm, find_form
 
 SAMPLE = 2000
 """Maximum number of files that are decoded for the mean and deviation of their pixels."""
@@ -43,6 +43,7 @@ def choose_input(data: Dataset, name: str | None) -> Dataset:
 def _with_facts(
     data: Dataset, facts: InputFacts, form: InputForm | None, whole: InputFacts | None
 ) -> Dataset:
+    text = None if form is None else form.text
     return dataclasses.replace(
         data,
         input_shape=facts.input_shape,
@@ -50,13 +51,15 @@ def _with_facts(
         std=facts.std,
         raw=facts.raw,
         categories=facts.categories,
+        vocabulary=0 if text is None else text.vocabulary,
+        padding=0 if text is None else text.padding,
         form=form,
         whole=whole,
     )
 
 
 def _facts(data: Dataset, form: InputForm, whole: InputFacts) -> InputFacts:
-    if isinstance(form, PartForm):
+    if form.name in data.parts:
         return data.parts[form.name]
     shape, raw = form.shape(whole.input_shape), whole.raw
     if isinstance(form, ColumnForm):
@@ -84,9 +87,9 @@ def column_facts(form: ColumnForm, mean: Sequence[float], scale: Sequence[float]
     return InputFacts((len(form.columns),), raw=chosen, categories=form.codes)
 
 
-def columns_text(names: Sequence[str]) -> str:
+def columns_text(names: Sequence[str], rest: str = "of a category its code") -> str:
     """Describe how columns become an input."""
-    return f"columns {', '.join(names)}; of a category its code"
+    return f"columns {', '.join(names)}; {rest}"
 
 
 def _statistics(data: Dataset, form: InputForm) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -100,7 +103,9 @@ def _statistics(data: Dataset, form: InputForm) -> tuple[tuple[float, ...], tupl
         rows = torch.arange(count)
         if isinstance(data.train, FileSplit) and count > SAMPLE:
             rows = torch.linspace(0, count - 1, SAMPLE).long()
-        _STATISTICS[key] = channel_statistics(form.take(_stored(data, rows)).cpu())
+        images = form.take(_stored(data, rows))
+        assert isinstance(images, Tensor), "images are one tensor"
+        _STATISTICS[key] = channel_statistics(images.cpu())
     return _STATISTICS[key]
 
 

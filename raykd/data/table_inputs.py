@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, cast
 
@@ -18,6 +18,7 @@ from raykd.data.dataset import Channels, InputFacts, Raw, Split
 from raykd.data.decode import decode_all
 from raykd.data.directory_tree import Root
 from raykd.data.inputs import column_facts
+from raykd.data.named_inputs import NamedInputs
 from raykd.data.splits import channel_statistics, fingerprint
 from raykd.data.table import Table
 from raykd.data.targets import Tables, is_missing, refusal
@@ -76,8 +77,8 @@ _GROUP_SCHEMA = {
 }
 
 
-class InputGroups(Mapping[str, "Columns | PictureColumn"]):
-    """An immutable, hashable mapping of names to columns: the inputs of a table's samples.
+class InputGroups(NamedInputs["Columns | PictureColumn"]):
+    """Groups of columns: the inputs of a table's samples.
 
     Attributes:
         problem: reason why the groups cannot be used; "" if they can.
@@ -88,27 +89,13 @@ class InputGroups(Mapping[str, "Columns | PictureColumn"]):
 
     def __init__(self, groups: Mapping[str, object]) -> None:
         self.problem = "" if groups else "`inputs` is an empty mapping; name groups of columns"
-        self._groups: dict[str, Columns | PictureColumn] = {}
+        usable: dict[str, Columns | PictureColumn] = {}
         for name, group in groups.items():
             try:
-                self._groups[name] = _group(group)
+                usable[name] = _group(group)
             except ValueError as error:
                 self.problem = self.problem or f"`inputs.{name}` {error}"
-
-    def __getitem__(self, name: str) -> Columns | PictureColumn:
-        return self._groups[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._groups)
-
-    def __len__(self) -> int:
-        return len(self._groups)
-
-    def __hash__(self) -> int:
-        return hash(tuple(self._groups.items()))
-
-    def __repr__(self) -> str:
-        return repr(self.plain())
+        super().__init__(usable)
 
     @property
     def pictures(self) -> dict[str, PictureColumn]:
@@ -121,7 +108,6 @@ class InputGroups(Mapping[str, "Columns | PictureColumn"]):
         return {name: each for name, each in self.items() if not isinstance(each, PictureColumn)}
 
     def plain(self) -> dict[str, object]:
-        """Return the groups as lists and dictionaries."""
         pictures = {name: dataclasses.asdict(each) for name, each in self.pictures.items()}
         columns = {name: list(each) for name, each in self.columns.items()}
         return {name: {**columns, **pictures}[name] for name in self}

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
@@ -48,11 +47,20 @@ from raykd.data.targets import (
     standardization,
 )
 from raykd.data.text_encoding import HALF_CHARACTER, has_half_characters
+from raykd.data.text_inputs import (
+    Column,
+    TextInputs,
+    each_input,
+    encoding_of,
+    forms_of,
+    parts_of,
+    stored_tokens,
+    unused_keys,
+)
+from raykd.data.tokens import Encoding, tokenize
+from raykd.input_forms import WHOLE
 from raykd.registry import option
 from raykd.tasks import Task
-
-MAX_UNKNOWN = 0.1
-"""Fraction of unknown tokens above which a tokenizer does not suit the texts."""
 
 TableFile = Annotated[
     str,
@@ -66,7 +74,6 @@ TableFile = Annotated[
 OtherTable = Annotated[
     str | None, Field(description="Table of this split. null: split it off the training table")
 ]
-Column = Annotated[str, Field(min_length=1, description="Column of the table")]
 
 
 @option
@@ -83,9 +90,16 @@ class Texts(Source):
 
     Other targets are numbers, standardized on the training split, labels (columns of 0 and 1), or
     the vectors of a teacher.
+
+    `inputs: {english: {text: english}, german: {text: german, tokenizer: small}}` declares inputs
+    that the teacher and the student choose (`teacher.input`, `student.input`): other columns of the
+    same row (`text`, `second`), another `tokenizer` or `max_length`. A key that an input leaves out
+    is that of the data; an input that names `text` has no `second` unless it names one. Every
+    network then names its input.
     """
 
     mixes = False
+    aligned = False
 
     name: Literal["text"] = "text"
     file: TableFile
@@ -138,6 +152,13 @@ class Texts(Source):
     max_length: Annotated[
         int, Field(ge=2, description="Tokens per text; shorter texts are padded")
     ] = 128
+    inputs: Annotated[
+        TextInputs | None,
+        Field(
+            description="Inputs of a row by name, for `teacher.input` and `student.input`. null: "
+            "one input"
+        ),
+    ] = None
     test: TestFraction = 0.2
     val: Fraction = 0.1
     split_seed: SplitSeed = 0
@@ -152,6 +173,13 @@ class Texts(Source):
             fix = "write `kind: labels` for several columns of 0 and 1"
             raise ValueError(f"`kind: {self.kind}` has one column `label`; name one, or {fix}")
         check_dialect(self._dialect)
+        if "" in (self.inputs or ()):
+            raise ValueError("an input of `inputs` has an empty name; give it another one")
+        for key in unused_keys(self.inputs or {}, self.text, self.second):
+            raise ValueError(
+                f"`{key}: {getattr(self, key)}` belongs to no input: each of `inputs` names its "
+                f"own; remove `{key}`"
+            )
 
     def default_task(self) -> Task:
         return TASK_OF[self.kind]()  # type: ignore[call-arg]  # a task has defaults
@@ -160,28 +188,39 @@ class Texts(Source):
         _check_libraries()
         for file in self._files().values():
             check_table(file)
-        folder = _path(self.tokenizer)
-        if not folder.is_dir():
-            raise ValueError(
-                f"text: there is no folder {folder} with a tokenizer; write it with "
-                "tokenizer.save_pretrained(folder), and set data.tokenizer to it"
-            )
+        for encoding in self.encodings().values():
+            encoding.check()
 
     def input_names(self) -> tuple[str, ...]:
-        return ()
+        return tuple(self.inputs or ())
+
+    @property
+    def needs_input(self) -> bool:
+        return self.inputs is not None
+
+    def encodings(self) -> dict[str, Encoding]:
+        """Return the way from texts to tokens of each input; without inputs, of `WHOLE`."""
+        columns = (self.text, *([self.second] if self.second else []))
+        whole = Encoding(columns, self.tokenizer, self.max_length)
+        if self.inputs is None:
+            return {WHOLE: whole}
+        return {name: encoding_of(each, name, whole) for name, each in self.inputs.items()}
 
     def load(self) -> Dataset:
         self.check()
         tables = {split: self._tables(file) for split, file in self._files().items()}
-        texts = _texts(tables, self._text_columns)
+        encodings = self.encodings()
+        texts = _texts(tables, encodings)
         labels = self._targets(tables)
         rows = self._split_rows(tables, labels)
         mean, scale = _standardized(labels, self.kind, rows["train"])
         is_class, is_number = self.kind == "class", self.kind == "number"
         values = labels.values if is_class else (labels.values - mean) / scale
-        tokens = _tokenize(_load_tokenizer(_path(self.tokenizer)), texts, self)
-        splits = {part: _split(tokens.inputs, values, rows[part]) for part in PARTS}
-        notes, warnings = _remarks(tables, labels, tokens)
+        tokens = {name: tokenize(texts, each) for name, each in encodings.items()}
+        stored = stored_tokens(tokens)
+        splits = {part: _split(stored, values, rows[part]) for part in PARTS}
+        notes, warnings = _remarks(tables, labels)
+        whole = tokens.get(WHOLE)
         return Dataset(
             name=self.name,
             train=splits["train"],
@@ -189,27 +228,29 @@ class Texts(Source):
             test=splits["test"],
             classes=len(labels.names),
             class_names=labels.names,
-            input_shape=(self.max_length,),
+            input_shape=() if whole is None else (self.max_length,),
             mean=(),
             std=(),
             fingerprint=fingerprint(splits, {}),
             origin=str(_path(self.file)),
-            vocabulary=tokens.vocabulary,
-            padding=tokens.padding,
-            notes=notes,
+            vocabulary=0 if whole is None else whole.vocabulary,
+            padding=0 if whole is None else whole.padding,
+            notes=(*notes, *each_input((name, each.notes) for name, each in tokens.items())),
             warnings=(
                 *warnings,
                 *(_missing_classes(tables, labels, rows) if is_class else ()),
-                *_blank(texts, tables),
+                *each_input(
+                    (name, _blank([texts[column] for column in each.columns], tables))
+                    for name, each in encodings.items()
+                ),
                 *duplicate_warnings(_plain(texts), _identities(labels), rows, "text"),
-                *tokens.warnings,
+                *each_input((name, each.warnings) for name, each in tokens.items()),
             ),
-            raw=Raw(
-                preparation=f"the tokenizer of {self.tokenizer} with truncation and padding to "
-                f"{self.max_length} tokens"
-            ),
+            raw=Raw() if whole is None else Raw(preparation=encodings[WHOLE].preparation),
             target_mean=tuple(mean.tolist()) if is_number else (),
             target_scale=tuple(scale.tolist()) if is_number else (),
+            forms=forms_of(tokens, splits["train"]),
+            parts=parts_of(encodings),
         )
 
     def _targets(self, tables: Tables) -> Targets:
@@ -243,34 +284,14 @@ class Texts(Source):
     def _label_columns(self) -> tuple[str, ...]:
         return (self.label,) if isinstance(self.label, str) else self.label
 
-    @property
-    def _text_columns(self) -> list[str]:
-        return [self.text, *([self.second] if self.second else [])]
-
     def _files(self) -> dict[str, Path]:
         named = {"train": self.file, "val": self.val_file, "test": self.test_file}
         return {part: _path(file) for part, file in named.items() if file is not None}
 
     def _tables(self, file: Path) -> list[Table]:
-        return [*read_table(file, [*self._text_columns, *self._label_columns], self._dialect)]
-
-
-@dataclass(frozen=True)
-class _Tokens:
-    """Tokens of all texts.
-
-    Attributes:
-        inputs: (N, length) int64 tensors by name.
-        vocabulary: number of tokens of the tokenizer.
-        padding: token that fills up short texts.
-        notes, warnings: sentences on truncated texts and unknown tokens.
-    """
-
-    inputs: Mapping[str, Tensor]
-    vocabulary: int
-    padding: int
-    notes: tuple[str, ...]
-    warnings: tuple[str, ...]
+        encodings = self.encodings().values()
+        columns = dict.fromkeys(column for each in encodings for column in each.columns)
+        return [*read_table(file, [*columns, *self._label_columns], self._dialect)]
 
 
 def _path(name: str) -> Path:
@@ -336,34 +357,35 @@ def _missing_classes(
             yield f"the {split} table has no rows with the label {listed(map(quoted, absent))}"
 
 
-def _remarks(
-    tables: Tables, labels: Targets, tokens: _Tokens
-) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Return the notes of the tables, labels and tokens, and the warnings of tables and labels."""
+def _remarks(tables: Tables, labels: Targets) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return the notes and the warnings of the tables and labels."""
     read = [table for parts in tables.values() for table in parts]
     notes = (
         *(f"{len(parts)} {split} files" for split, parts in tables.items() if parts[1:]),
         *(note for table in read for note in table.notes),
         *labels.notes,
-        *tokens.notes,
     )
     return notes, (*(warning for table in read for warning in table.warnings), *labels.warnings)
 
 
-def _texts(tables: Tables, columns: Sequence[str]) -> list[list[str]]:
-    """Return the texts of all tables, one list per column.
+def _texts(tables: Tables, encodings: Mapping[str, Encoding]) -> dict[str, list[str]]:
+    """Return the texts of all tables by column.
 
     Raises:
         ValueError: a value is not text, or all values are numbers.
     """
     read = [table for parts in tables.values() for table in parts]
+    columns = {column: each for each in encodings.values() for column in each.columns}
     for table in read:
-        for column in columns:
-            _check_texts(table, column)
-    return [[str(text) for table in read for text in table.columns[column]] for column in columns]
+        for column, encoding in columns.items():
+            _check_texts(table, column, encoding.place)
+    return {
+        column: [str(text) for table in read for text in table.columns[column]]
+        for column in columns
+    }
 
 
-def _check_texts(table: Table, column: str) -> None:
+def _check_texts(table: Table, column: str, place: str) -> None:
     values = table.columns[column]
     for row, value in enumerate(values):
         if isinstance(value, str) and has_half_characters(value):
@@ -378,13 +400,14 @@ def _check_texts(table: Table, column: str) -> None:
         value = values[wrong] if isinstance(values[wrong], str) else short_repr(values[wrong])
         raise ValueError(
             f"text: {table.file}: {table.place(wrong)} holds {value} in column '{column}', not a "
-            "text; name the column of texts in data.text, or remove the row"
+            f"text; name the column of texts in {place}.text, or remove the row"
         )
 
 
-def _plain(texts: Sequence[Sequence[str]]) -> list[tuple[str, ...]]:
+def _plain(texts: Mapping[str, Sequence[str]]) -> list[tuple[str, ...]]:
     """Return the texts of each row with single spaces between words."""
-    return [tuple(" ".join(text.split()) for text in row) for row in zip(*texts, strict=True)]
+    rows = zip(*texts.values(), strict=True)
+    return [tuple(" ".join(text.split()) for text in row) for row in rows]
 
 
 def _is_number(text: str) -> bool:
@@ -410,80 +433,6 @@ def _blank(texts: Sequence[Sequence[str]], tables: Tables) -> Iterator[str]:
         yield (
             f"{counted(len(blank), 'text')} without a word, such as {places[blank[0]]}; remove the "
             "rows if they are a mistake"
-        )
-
-
-def _load_tokenizer(folder: Path) -> Any:
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
-    except Exception as error:  # a folder may hold anything
-        reason = " ".join(str(error).split())[:200]
-        raise ValueError(
-            f"text: {folder} holds no tokenizer that transformers can read ({reason}); write one "
-            "with tokenizer.save_pretrained(folder)"
-        ) from error
-    if tokenizer.pad_token_id is None:
-        raise ValueError(
-            f"text: the tokenizer of {folder} has no padding token; set one "
-            "(tokenizer.pad_token = ...) and save it again"
-        )
-    return tokenizer
-
-
-def _tokenize(tokenizer: Any, texts: Sequence[list[str]], source: Texts) -> _Tokens:
-    encoded = tokenizer(
-        *texts,
-        truncation=True,
-        padding="max_length",
-        max_length=source.max_length,
-        return_attention_mask=True,
-        return_tensors="np",
-    )
-    tokens = {
-        key: torch.from_numpy(encoded[key].astype(np.int64))
-        for key in encoded
-        if key != "token_type_ids" or source.second
-    }
-    return _Tokens(
-        tokens,
-        len(tokenizer),
-        int(tokenizer.pad_token_id),
-        notes=tuple(_truncated(tokenizer, texts, tokens["attention_mask"], source.max_length)),
-        warnings=tuple(_unknown(tokenizer, tokens)),
-    )
-
-
-def _truncated(
-    tokenizer: Any, texts: Sequence[list[str]], mask: Tensor, length: int
-) -> Iterator[str]:
-    """Note texts that are longer than `length` tokens."""
-    full = mask.all(dim=1).nonzero().flatten().tolist()
-    if not full:
-        return
-    whole = tokenizer(*([column[row] for row in full] for column in texts), verbose=False)
-    lengths = [len(ids) for ids in whole["input_ids"]]
-    count = sum(size > length for size in lengths)
-    if count:
-        yield (
-            f"{count:,} of {counted(len(mask), 'text')} truncated to {length} tokens "
-            f"(data.max_length); the longest has {max(lengths):,}"
-        )
-
-
-def _unknown(tokenizer: Any, tokens: Mapping[str, Tensor]) -> Iterator[str]:
-    """Warn about a tokenizer that does not know the words of the texts."""
-    if tokenizer.unk_token_id is None:
-        return
-    ids = tokens["input_ids"][tokens["attention_mask"].bool()]
-    special = {*tokenizer.all_special_ids} - {tokenizer.unk_token_id}
-    words = ids[~torch.isin(ids, torch.tensor(sorted(special), dtype=torch.int64))]
-    share = float((words == tokenizer.unk_token_id).float().mean()) if len(words) else 0.0
-    if share > MAX_UNKNOWN:
-        yield (
-            f"{share:.0%} of the tokens are unknown to the tokenizer; use a tokenizer for "
-            "the language and script of the texts"
         )
 
 

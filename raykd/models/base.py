@@ -10,37 +10,9 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from torch import nn
 
-from raykd.input_forms import InputForm, find_form
+from raykd.input_forms import InputForm, Text, find_form
 from raykd.models.normalization import Normalization
 from raykd.registry import Registry, option
-
-
-@dataclass(frozen=True)
-class Text:
-    """Text inputs of a model: mappings of (B, length) int64 tensors.
-
-    Attributes:
-        vocabulary: number of tokens.
-        padding: padding token.
-        inputs: keys of the mapping: `input_ids` holds tokens, `attention_mask` 1 for tokens and 0
-            for padding, `token_type_ids` the index of the text in a pair of texts.
-        sample: one text of the data by these keys, with the special tokens of the tokenizer; may
-            be empty.  Ignored in comparisons.
-    """
-
-    vocabulary: int
-    padding: int = 0
-    inputs: tuple[str, ...] = ("input_ids", "attention_mask")
-    sample: tuple[tuple[str, tuple[int, ...]], ...] = field(default=(), compare=False, repr=False)
-
-    @property
-    def last(self) -> int | None:
-        """Last token of the sample before the padding, such as an end-of-text token."""
-        sample = dict(self.sample)
-        tokens, mask = sample.get("input_ids", ()), sample.get("attention_mask", ())
-        mask = mask or (1,) * len(tokens)
-        text = [token for token, is_token in zip(tokens, mask, strict=True) if is_token]
-        return text[-1] if text else None
 
 
 class UnfitShape(ValueError):
@@ -94,7 +66,9 @@ class Signature:
             has_positions=whole.dense or whole.boxes,
         )
         shape = form.shape(whole.input_shape)
-        return replace(whole, input_shape=shape, categories=form.categories, whole=whole)
+        return replace(
+            whole, input_shape=shape, categories=form.categories, text=form.text, whole=whole
+        )
 
     @property
     def response_shape(self) -> tuple[int, ...]:

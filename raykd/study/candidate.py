@@ -10,7 +10,7 @@ from raykd.losses import Loss
 from raykd.models import Model, ModelProfile, Signature, profile_model
 from raykd.schemes import TeacherSpec
 from raykd.schemes.base import teacher_chain
-from raykd.study.checks.layer_pairs import resolve_pairs
+from raykd.study.checks.layer_pairs import aligned_inputs, resolve_pairs
 from raykd.study.config import Study
 from raykd.study.costs import check_costs, required_costs
 from raykd.study.deployment import DeployedModel, deployed_model, deployed_profile, peak_memory_of
@@ -128,7 +128,11 @@ class Candidate:
             PairError: a layer does not exist, or no connector fits a pair.
         """
         return resolve_pairs(
-            self.study, self.student, self.teacher_profiles, self.signature.classes
+            self.study,
+            self.student,
+            self.teacher_profiles,
+            self.signature.classes,
+            aligned=[aligned_inputs(self.study, each.input) for each in self.teachers],
         )
 
     @cached_property

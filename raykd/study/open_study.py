@@ -16,7 +16,13 @@ from raykd.losses import Loss
 from raykd.models import ModelProfile, Signature, profile_model
 from raykd.schemes import Teacher
 from raykd.study.candidate import Candidate, pairing_losses
-from raykd.study.checks.layer_pairs import FilteredSpace, SpaceModels, filter_pairs, layers_for
+from raykd.study.checks.layer_pairs import (
+    FilteredSpace,
+    SpaceModels,
+    aligned_inputs,
+    filter_pairs,
+    layers_for,
+)
 from raykd.study.checks.messages import InvalidStudy, parse_study
 from raykd.study.config import Study, plain, read_study
 from raykd.study.json_schema import study_outline
@@ -218,12 +224,14 @@ class BoundStudy:
         students: dict[int, ModelProfile] = {}
         teachers: dict[int, ModelProfile] = {}
         losses: dict[Place, dict[str, set[Loss]]] = {}
+        aligned = set()
         for candidate in self.sketches():
             try:
                 student, profiles = candidate.student, candidate.teacher_profiles
             except ValueError:
                 continue
             students[id(student)] = student
+            aligned |= {aligned_inputs(candidate.study, each.input) for each in candidate.teachers}
             students_only = () if candidate.study.scheme.needs_teacher else (student,)
             teachers |= {
                 id(profile): profile
@@ -237,7 +245,11 @@ class BoundStudy:
             for source, by_name in losses.items()
         }
         return SpaceModels(
-            [*students.values()], [*teachers.values()], frozen, self.signature.classes
+            [*students.values()],
+            [*teachers.values()],
+            frozen,
+            self.signature.classes,
+            aligned=aligned != {False},
         )
 
     def candidate(self, study: Study) -> Candidate:

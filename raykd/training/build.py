@@ -36,12 +36,11 @@ log = logging.getLogger("raykd")
 
 def signature_of(data: Dataset) -> Signature:
     """Return the inputs and classes of a model for these data."""
-    text = None
-    if data.vocabulary:
+    text = None if data.form is None else data.form.text
+    if data.form is None and data.vocabulary:
         inputs = data.train.take(data.train.index.new_zeros(1))
         assert not isinstance(inputs, Tensor), "texts are mappings of tensors"
-        sample = tuple((key, tuple(row[0].tolist())) for key, row in inputs.items())
-        text = Text(data.vocabulary, data.padding, tuple(inputs), sample)
+        text = Text.of(data.vocabulary, data.padding, inputs)
     return Signature(
         data.input_shape,
         data.classes,

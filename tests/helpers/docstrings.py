@@ -37,7 +37,7 @@ def write_table(file: Path) -> list[tuple[str, str]]:
     return rows
 
 
-def write_tokenizer(folder: Path, texts: list[str]) -> None:
+def write_tokenizer(folder: Path, texts: list[str], vocabulary: int = VOCABULARY) -> None:
     """A tokenizer of word pieces, trained on these texts, in a folder as transformers reads it."""
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
@@ -47,7 +47,7 @@ def write_tokenizer(folder: Path, texts: list[str]) -> None:
     tokenizer.normalizer = normalizers.BertNormalizer()
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     trainer = trainers.WordPieceTrainer(
-        vocab_size=VOCABULARY, special_tokens=list(named.values()), show_progress=False
+        vocab_size=vocabulary, special_tokens=list(named.values()), show_progress=False
     )
     tokenizer.train_from_iterator(texts, trainer)
     ends = [(token, tokenizer.token_to_id(token)) for token in ("[CLS]", "[SEP]")]

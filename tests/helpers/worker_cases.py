@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from helpers import detection_cases, segmentation_cases, task_cases
+from helpers import detection_cases, language_cases, segmentation_cases, task_cases
 from helpers.training_cases import (
     DIGITS,
     Plain,
@@ -90,6 +90,9 @@ STUDIES: dict[str, Study] = {
         student=Student(model=Plain(), input="4x4"),
         task=Classification(metrics=("accuracy", "teacher_agreement")),
     ),
+    "texts": language_cases.study(
+        train=dataclasses.replace(language_cases.study().train, batch_size=15)
+    ),
     "positions_alone": segmentation_cases.alone(),
     "boxes_alone": detection_cases.alone(),
     "contrast": taught(Term(loss=LOSSES["crd"]()), epochs=2, batch_size=UNEVEN),
@@ -138,6 +141,8 @@ def _training(study: Study, rank: int, world: int = 2) -> Training:
         data, teaching = segmentation_cases.data(), segmentation_cases.teacher()
     elif study.learning_task.kind == "boxes":
         data, teaching = detection_cases.data(), detection_cases.teacher()
+    elif study.name == "languages":
+        data, teaching = language_cases.languages(), language_cases.teacher()
     else:
         data = study.data.load() if study.data in (FEW_LABELS, UNLABELED) else digits()
     return Training(study, data, seed=0, teacher=teaching, placement=placement)

@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import save, save_file
 from torch import Tensor, nn
 
+from raykd.input_forms import TextForm
 from raykd.models import Resnet, Signature, Text
 from raykd.models.weights.files import read_weight_file, weight_class_names
 from raykd.models.weights.matching import match_weights
@@ -304,6 +305,18 @@ class TestVocabulary:
         torch.save(Words(20, 3).state_dict(), tmp_path / "c.pth")
         with pytest.raises(ValueError, match=r"has 20 tokens .* tokenizer has 26"):
             match_weights(Words(26, 3), read_weight_file(tmp_path / "c.pth"), self.TASK)
+
+    @pytest.mark.parametrize("tokens", [20, 30_522])
+    def test_messages_name_the_tokenizer_of_an_input(self, tokens: int, tmp_path: Path) -> None:
+        torch.save(Words(tokens, 3).state_dict(), tmp_path / "c.pth")
+        file, network = read_weight_file(tmp_path / "c.pth"), Words(26, 3)
+        task = Signature((), 3, forms=(TextForm("german", 6, Text(26)),)).as_input("german")
+        if tokens < 26:
+            with pytest.raises(ValueError, match="trained with \\(`tokenizer` of its input\\)"):
+                match_weights(network, file, task)
+        else:
+            [warning] = match_weights(network, file, task).warnings
+            assert "check that `tokenizer` of its input is the one" in warning
 
 
 class TestClassNames:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from raykd.errors import StudyError
+from raykd.input_forms import Text, TextForm
 from raykd.models import Signature
 from raykd.study.checks.load import check_shapes, load_study
 from raykd.study.explain import explain
@@ -27,6 +28,18 @@ STUDENT = "student: {model: {name: mlp, width: 4}"
 GROUPS = "data: {name: table, file: t.csv, target: y, inputs: {all: [a, b], few: [a]}}"
 PHOTOS = "data: {name: table, file: t.csv, target: y, inputs: {all: [a], p: {images: b, size: 8}}}"
 TEXTS = "data: {name: text, file: t.csv, tokenizer: t}"
+LANGUAGES = "data: {name: text, file: t.csv, tokenizer: t, inputs: {en: {text: a}, de: {text: b}}}"
+BERT = "{name: hf/bert, config: {hidden_size: 8, num_attention_heads: 2, num_hidden_layers: 1}}"
+READER = f"teacher: {{model: {BERT}, train: {{epochs: 1}}"
+LEARNER = f"student: {{model: {BERT}"
+
+
+def inputs_of_texts(inputs: str, more: str = "") -> tuple[str, ...]:
+    """Return the lines of a study whose texts have these inputs."""
+    data = f"data: {{name: text, file: t.csv, tokenizer: t, inputs: {inputs}{more}}}"
+    return (data, f"{READER}, input: en}}", f"{LEARNER}, input: de}}")
+
+
 SIMKD = "knowledge: [{loss: simkd, pairs: [{hint: embedding, guided: embedding}]}]"
 MSE = "knowledge: [{loss: logit_mse}]"
 
@@ -90,6 +103,53 @@ WRONG = [
         "data",
         "`inputs.p` is no column of images: ",
     ),
+    ((LANGUAGES, f"{READER}}}", f"{LEARNER}, input: de}}"), "teacher.input", "several: en, de"),
+    ((LANGUAGES, f"{READER}, input: en}}", f"{LEARNER}}}"), "student.input", "several: en, de"),
+    (
+        (LANGUAGES, f"{READER}, input: en}}", f"{LEARNER}, input: fr}}"),
+        "student.input",
+        "unknown input 'fr' of data 'text'; inputs: en, de",
+    ),
+    (
+        (LANGUAGES, f"{READER}, input: en}}", f"{LEARNER}, input: {{choice: [de, fr]}}}}"),
+        "student.input",
+        "unknown input 'fr' of data 'text'; inputs: en, de",
+    ),
+    (
+        (LANGUAGES, SIMKD, f"{READER}, input: en}}", f"{LEARNER}, input: de}}"),
+        "knowledge[0].loss",
+        "joins teacher and student to one network",
+    ),
+    (inputs_of_texts("{}"), "data.inputs", "got an empty mapping; must be at least one"),
+    (inputs_of_texts("[a, b]"), "data.inputs", "got a list of 2; must be a mapping"),
+    (inputs_of_texts("{en: a, de: {}}"), "data.inputs.en", "got 'a'; must be a mapping"),
+    (inputs_of_texts("{en: null, de: {}}"), "data.inputs.en", "got null; must be a mapping"),
+    (
+        inputs_of_texts("{en: {txt: a}, de: {}}"),
+        "data.inputs.en.txt",
+        "unknown key `txt`; data.inputs.en has text, second, tokenizer, max_length",
+    ),
+    (
+        inputs_of_texts("{en: {max_length: 1}, de: {}}"),
+        "data.inputs.en.max_length",
+        "got 1; must be >= 2",
+    ),
+    (
+        inputs_of_texts("{en: {max_length: {choice: [4, 8]}}, de: {}}"),
+        "data.inputs.en.max_length",
+        "all trials of a study share one data set",
+    ),
+    (inputs_of_texts("{'': {text: a}, en: {}, de: {}}"), "data", "has an empty name"),
+    (
+        inputs_of_texts("{en: {text: a}, de: {text: b}}", ", text: c"),
+        "data",
+        "`text: c` belongs to no input: each of `inputs` names its own; remove `text`",
+    ),
+    (
+        inputs_of_texts("{en: {text: a}, de: {second: b}}", ", text: c, second: d"),
+        "data",
+        "`second: d` belongs to no input",
+    ),
     (
         ("student: {model: {name: low_rank}, input: 4x4}",),
         "student.input",
@@ -148,6 +208,48 @@ def test_inputs_that_loaded_data_lack(tmp_path: Path) -> None:
         check_shapes(study, Signature((3, 8, 8), 2, dense=True), checks=CHECKS)
     [problem] = error.value.problems
     assert "student.input" in str(problem) and "keep its size" in str(problem)
+
+
+TOKENS = Text(20)
+ENGLISH, GERMAN = (TextForm(name, 16, TOKENS) for name in ("en", "de"))
+STAGES = "pairs: [{hint: stage1, guided: stage1}]"
+
+
+def checked_texts(folder: Path, knowledge: str, student: str = "de") -> OpenStudy:
+    """Return a study whose networks read texts of equal length, checked with their layers."""
+    study = loaded(
+        folder,
+        LANGUAGES,
+        f"{READER}, input: en}}",
+        f"{LEARNER}, input: {student}}}",
+        f"knowledge: [{knowledge}]",
+    )
+    check_shapes(study, Signature((), 2, forms=(ENGLISH, GERMAN)))
+    return study
+
+
+@pytest.mark.parametrize("loss", ["hint", "vid", "ab", "semckd", "value_relation"])
+def test_positions_of_different_texts_are_not_compared(loss: str, tmp_path: Path) -> None:
+    with pytest.raises(StudyError) as error:
+        checked_texts(tmp_path, f"{{loss: {loss}, {STAGES}}}")
+    [problem] = error.value.problems
+    assert problem.path == "knowledge[0].pairs" and problem.line
+    assert f"{loss} compares its layers position by position" in str(problem)
+    checked_texts(tmp_path, f"{{loss: {loss}, {STAGES}}}", student="en")
+
+
+@pytest.mark.parametrize("loss", ["pkt", "rkd", "sp", "cka"])
+def test_relations_between_samples_hold_for_different_texts(loss: str, tmp_path: Path) -> None:
+    checked_texts(tmp_path, f"{{loss: {loss}, {STAGES}}}")
+    checked_texts(tmp_path, f"{{loss: {loss}, {STAGES.replace('stage1', 'embedding')}}}")
+
+
+def test_pairings_of_different_texts_leave_positions_out(tmp_path: Path) -> None:
+    layers = "{hint: [stage1, embedding], guided: [stage1, embedding], max: 1}"
+    study = checked_texts(tmp_path, f"{{loss: hint, pairs: {{pairing: {layers}}}}}")
+    bound = study.bind(Signature((), 2, forms=(ENGLISH, GERMAN)))
+    [line] = bound.filtered.lines
+    assert "excludes stage1>stage1" in line and "position by position" in line
 
 
 def test_validate_lists_the_inputs(tmp_path: Path) -> None:

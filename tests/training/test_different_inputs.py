@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,10 @@ import pytest
 import torch
 from torch import nn
 
+from helpers import language_cases
 from helpers.training_cases import assert_same, digits, taught, untimed
-from raykd.data import AUGMENTATIONS
+from raykd.data import AUGMENTATIONS, Dataset
+from raykd.data.few_labels import keep_labels, labeled_samples
 from raykd.losses import LOSSES, Pair, Term
 from raykd.models import Mlp, Resnet
 from raykd.schemes import SCHEMES, Alone, LiveTeacher, MultiTeacher, Teacher
@@ -31,6 +34,7 @@ from raykd.training.teacher_cache import (
     open_cached_outputs,
 )
 from raykd.training.teacher_keys import spec_key
+from raykd.training.teacher_responses import TeacherResponses
 from raykd.training.teachers import train_teachers
 from raykd.training.trainer import Training
 
@@ -58,14 +62,38 @@ def finished(training: Training) -> Training:
     return training
 
 
+@dataclass(frozen=True)
+class Case:
+    """A study, its data, and an untrained teacher.
+
+    Attributes:
+        study: study with these terms and other changes.
+        width: of the teacher's embedding.
+    """
+
+    study: Callable[..., Study]
+    data: Callable[[], Dataset]
+    network: Callable[[], nn.Module]
+    input: str | None
+    width: int
+
+
+IMAGES = Case(study, digits, network, None, 32)
+TEXTS = Case(language_cases.study, language_cases.languages, language_cases.teacher, "english", 8)
+
+
 @pytest.mark.parametrize("terms", [(), (HINT,)], ids=["logits", "layers"])
-def test_cached_outputs_equal_a_live_teacher(terms: tuple[Term, ...], tmp_path: Path) -> None:
-    concrete = study(*terms, cache=Cache(dtype="fp32", seed=5))
-    live = finished(Training(concrete, digits(), seed=5, teacher=network()))
-    assert live.distiller.other_inputs == ("",)
-    data, teacher = digits(), network().eval()
-    signature = signature_of(data)
-    outputs = TeacherOutputs("resnet", network_digest(teacher), {"embedding": (32,)})
+@pytest.mark.parametrize("case", [IMAGES, TEXTS], ids=["images", "texts"])
+def test_cached_outputs_equal_a_live_teacher(
+    case: Case, terms: tuple[Term, ...], tmp_path: Path
+) -> None:
+    concrete = case.study(*terms, cache=Cache(dtype="fp32", seed=5))
+    live = finished(Training(concrete, case.data(), seed=5, teacher=case.network()))
+    assert live.distiller.other_inputs == (case.input or "",)
+    data, teacher = case.data(), case.network().eval()
+    signature = signature_of(data.as_input(case.input))
+    layers = {"embedding": (case.width,)}
+    outputs = TeacherOutputs("resnet", network_digest(teacher), layers, input=case.input)
     spec = cache_spec(concrete, outputs, TrainingSamples.of(data), views=2)
     store = CacheStore(Storage(str(tmp_path)))
     build = CacheBuilder(
@@ -75,7 +103,8 @@ def test_cached_outputs_equal_a_live_teacher(terms: tuple[Term, ...], tmp_path: 
         pass
     assert build.finish()
     cached_outputs = open_cached_outputs(store, spec.key, data)
-    handle = TeacherHandle(teacher, cached_outputs)
+    responses = TeacherResponses(lambda: teacher, case.input)
+    handle = TeacherHandle(teacher, cached_outputs, responses)
     cached = finished(Training(concrete, data, seed=5, teacher=handle))
     assert cached.distiller.other_inputs == (), "no input of the teacher is computed"
     for ours, theirs in zip(cached.history, live.history, strict=True):
@@ -183,19 +212,22 @@ def test_agreement_compares_each_network_on_its_own_input() -> None:
     scaled = (inputs / 255 - whole.mean[0]) / whole.std[0]
     small = training.data
     assert small.form is not None
-    taken = (small.form.take(inputs) / 255 - small.mean[0]) / small.std[0]
+    pixels = small.form.take(inputs)
+    assert isinstance(pixels, torch.Tensor)
+    taken = (pixels / 255 - small.mean[0]) / small.std[0]
     with torch.no_grad():
         student = training.student.eval()
         equal = teacher(scaled).argmax(1) == student(taken).argmax(1)
     assert measured == pytest.approx(equal.double().mean().item(), abs=0.01)
 
 
-def test_a_resumed_training_is_equal() -> None:
-    concrete = study()
-    whole = finished(Training(concrete, digits(), seed=1, teacher=network()))
-    first = Training(concrete, digits(), seed=1, teacher=network())
+@pytest.mark.parametrize("case", [IMAGES, TEXTS], ids=["images", "texts"])
+def test_a_resumed_training_is_equal(case: Case) -> None:
+    concrete, data = case.study(), case.data()
+    whole = finished(Training(concrete, data, seed=1, teacher=case.network()))
+    first = Training(concrete, data, seed=1, teacher=case.network())
     first.run_epoch()
-    second = Training(concrete, digits(), seed=1, teacher=network())
+    second = Training(concrete, data, seed=1, teacher=case.network())
     second.load_state(first.state())
     assert_same(finished(second).student.state_dict(), whole.student.state_dict())
 
@@ -210,6 +242,26 @@ def test_parts_of_batches_hold_all_inputs() -> None:
     parts = list(split(batch, 4))
     joined = torch.cat([part.more_inputs[""] for part in parts])  # type: ignore[misc]
     assert torch.equal(joined, batch.more_inputs[""])  # type: ignore[arg-type]
+
+
+def test_texts_with_few_labels() -> None:
+    """The teacher and the student see their texts of all rows, the baseline those with labels."""
+    data = keep_labels(language_cases.languages(), 2, seed=0)
+    training = finished(Training(language_cases.study(), data, seed=0, teacher=TEXTS.network()))
+    assert training.evaluate("test")["test_teacher_agreement"] >= 0
+    baseline = language_cases.study(scheme=Alone(), knowledge=(), task=Classification())
+    alone = finished(Training(baseline, labeled_samples(data), seed=0))
+    [batch, *_] = alone.loader.epoch(0)
+    assert isinstance(batch.inputs, dict) and batch.inputs["token_type_ids"].shape[1:] == (6,)
+
+
+def test_the_teacher_of_texts_is_trained_on_its_own_input() -> None:
+    concrete = language_cases.study()
+    [trained] = train_teachers(concrete, language_cases.languages())
+    assert isinstance(trained, nn.Module)
+    assert trained.get_submodule("words").weight.shape == (40, 8)  # type: ignore[union-attr]
+    training = finished(Training(concrete, language_cases.languages(), seed=0, teacher=trained))
+    assert training.student.get_submodule("words").weight.shape == (12, 4)  # type: ignore[union-attr]
 
 
 def test_layer_predictors_read_both_inputs() -> None:

@@ -39,7 +39,7 @@ def test_ranks_are_bitwise_equal(ranks: list[dict[str, Any]], name: str) -> None
     "name",
     [
         *("even", "uneven", "deployed", "few_labels", "labels_alone", "agreement"),
-        *("positions_alone", "boxes_alone", "unlabeled"),
+        *("positions_alone", "boxes_alone", "unlabeled", "inputs", "texts"),
         *TASKS.members,
     ],
 )

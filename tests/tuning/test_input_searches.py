@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from helpers.language_cases import SMALL_VOCABULARY, write_languages
 from raykd.export.student import find_student
 from raykd.tracking.events import ModelSaved, Note
 from raykd.tuning.executors import LocalExecutor
@@ -64,6 +65,52 @@ search:
 """
 
 
+BERT = "{hidden_size: 16, num_hidden_layers: 1, num_attention_heads: 2, intermediate_size: 16}"
+
+VECTORS = f"""\
+name: vectors
+data:
+  name: text
+  file: pairs.parquet
+  label: vector
+  kind: vector
+  tokenizer: large
+  max_length: 16
+  inputs:
+    english: {{text: english}}
+    german: {{text: german, second: title, tokenizer: small, max_length: 20}}
+teacher: {{model: {{name: hf/bert, config: {BERT}}}, input: english, train: {{epochs: 1}}}}
+student: {{model: {{name: hf/bert, config: {BERT}}}, input: german}}
+knowledge:
+- {{loss: logit_mse}}
+- {{loss: hint, pairs: [{{hint: embedding, guided: embedding}}]}}
+train: {{epochs: 1, batch_size: 16}}
+search: {{trials: 1, replicates: 1, finalists: 1}}
+cache: {{use: always}}
+"""
+
+LANGUAGES = f"""\
+name: languages
+data:
+  name: text
+  file: pairs.parquet
+  label: kind
+  tokenizer: large
+  max_length: 16
+  text: english
+  inputs:
+    whole: {{}}
+    short: {{max_length: 4}}
+    german: {{text: german, tokenizer: small, max_length: 20}}
+task: {{name: classification, metrics: [accuracy, teacher_agreement]}}
+teacher: {{model: {{name: hf/bert, config: {BERT}}}, input: whole, train: {{epochs: 1}}}}
+student: {{model: {{name: hf/bert, config: {BERT}}}, input: {{choice: [whole, short, german]}}}}
+knowledge: [{{loss: kd}}]
+train: {{epochs: 1, batch_size: 16}}
+search: {{sampler: grid, trials: 3, replicates: 1, finalists: 3, scheduler: none}}
+"""
+
+
 def write_table(folder: Path) -> None:
     random = np.random.default_rng(0)
     lines = ["file,a,b,c,kind"]
@@ -78,7 +125,10 @@ def write_table(folder: Path) -> None:
 
 
 def searched(folder: Path, text: str) -> Path:
-    text = text.replace("file: t.csv", f"file: {folder}/t.csv")
+    for name in ("t.csv", "pairs.parquet"):
+        text = text.replace(f"file: {name}", f"file: {folder}/{name}")
+    for name in ("large", "small"):
+        text = text.replace(f"tokenizer: {name}", f"tokenizer: {folder}/{name}")
     (folder / "study.yaml").write_text(f"{text}cluster: {{storage: '{folder}/studies'}}\n")
     uri = f"tracking.uri=sqlite:///{folder}/mlflow.db"
     return search(folder / "study.yaml", overrides=[uri], executor=LocalExecutor()).folder
@@ -127,3 +177,47 @@ def test_the_input_of_the_student_is_searched(tmp_path: Path) -> None:
     assert set(macs) == {"8x8", "4x4", "2x2"} and macs["8x8"] > macs["4x4"] > macs["2x2"]
     shapes = {tuple(event.input_shape or ()) for event in history if isinstance(event, ModelSaved)}
     assert shapes <= {(1, 4, 4), (1, 2, 2), (8, 8), (1, 8, 8)} and shapes
+
+
+def test_a_student_of_another_language(tmp_path: Path) -> None:
+    """A student learns the vectors of a teacher, which reads the same sentence in English."""
+    write_languages(tmp_path)
+    folder = searched(tmp_path, VECTORS)
+    history, records = read_history(folder / "journal.jsonl")
+    trainings = records.of("trial", "alone", "replicate", "teacher")
+    assert {each.status for each in trainings} == {"finished"} and records.of("alone")
+    notes = [event.tags.get("teacher_outputs", "") for event in history if isinstance(event, Note)]
+    assert any(note.startswith("kept") for note in notes)
+    [saved] = [event for event in history if isinstance(event, ModelSaved)]
+    student = find_student(folder)
+    about = student.network.preprocessing
+    assert set(about.keys) == {"input_ids", "attention_mask", "token_type_ids"}
+    assert about.shape == (20,) and about.vocabulary <= SMALL_VOCABULARY
+    assert about.preparation.startswith("columns german, title; the tokenizer of ")
+    assert saved.example is not None and saved.input_shape == [20]
+    with np.load(folder / saved.example) as arrays:
+        tokens = {key: torch.from_numpy(arrays[key]) for key in about.keys}
+    assert all(each.shape[1:] == (20,) for each in tokens.values())
+    assert student.network(tokens).shape[1:] == (4,)
+    data = student.load_data()
+    assert data.input == "german" and data.vocabulary == about.vocabulary
+
+
+@pytest.mark.slow
+def test_a_search_chooses_the_texts_of_the_student(tmp_path: Path) -> None:
+    write_languages(tmp_path)
+    folder = searched(tmp_path, LANGUAGES)
+    history, records = read_history(folder / "journal.jsonl")
+    trials = {each.job.study["student"]["input"]: each for each in records.of("trial")}
+    assert {name: each.status for name, each in trials.items()} == dict.fromkeys(
+        ("whole", "short", "german"), "finished"
+    )
+    params = {name: each.metrics["params"] for name, each in trials.items()}
+    macs = {name: each.metrics["macs"] for name, each in trials.items()}
+    assert params["whole"] == params["short"] > params["german"]
+    assert macs["short"] < macs["whole"] < macs["german"]
+    assert len(records.of("teacher")) == 1, "students of different inputs share the teacher"
+    shapes = {tuple(event.input_shape or ()) for event in history if isinstance(event, ModelSaved)}
+    assert shapes <= {(16,), (4,), (20,)} and shapes
+    student = find_student(folder)
+    assert student.load_data().input_shape == student.network.preprocessing.shape

@@ -46,7 +46,8 @@ def _name_issues(study: Study, place: Place, name: str | None) -> Iterator[Issue
         data.check_input(name)
     except ValueError as error:
         names = data.input_names()
-        fix = "" if names is None or names else "remove it"
+        more = ", or declare `data.inputs`" if hasattr(data, "inputs") else ""
+        fix = "" if names is None or names else f"remove it{more}"
         yield Issue((*place, "input"), str(error), fix)
 
 

@@ -43,6 +43,8 @@ def resolve_pairs(
     student: ModelProfile,
     teachers: Sequence[ModelProfile | None] = (),
     classes: int = 10,
+    *,
+    aligned: Sequence[bool] = (),
 ) -> Study:
     """Return `study` with the pairs of all terms written out and checked.
 
@@ -56,6 +58,8 @@ def resolve_pairs(
             unknown. If there are none and the scheme needs no teacher, the hint layers are the
             student's.
         classes: number of classes of the data.
+        aligned: for each of `teachers`, whether equal positions of its input and of the student's
+            show the same thing (`aligned_inputs`); (): all.
 
     Raises:
         PairError: a ValueError; a layer does not exist (with similar names), or a loss cannot
@@ -64,16 +68,39 @@ def resolve_pairs(
     hints = list(teachers) or [None if study.scheme.needs_teacher else student]
     resolved = [
         tuple(
-            _resolved(term, student, hint, classes, ("knowledge", number))
+            _resolved(term, student, hint, PairFacts(classes, is_aligned), ("knowledge", number))
             for number, term in enumerate(study.knowledge)
         )
-        for hint in hints
+        for hint, is_aligned in zip(hints, aligned or (True,) * len(hints), strict=True)
     ]
     return study if len(hints) > 1 else replace(study, knowledge=resolved[0])
 
 
+def aligned_inputs(study: Study, teacher_input: str | None) -> bool:
+    """Return whether equal positions of two inputs show the same thing.
+
+    Args:
+        study: concrete.
+        teacher_input: input of a network that teaches its student.
+    """
+    return study.data.aligned or teacher_input == study.student.input
+
+
+@dataclass(frozen=True)
+class PairFacts:
+    """Facts of a student and a teacher besides the shapes of their layers.
+
+    Attributes:
+        classes: number of classes of the data.
+        aligned: whether equal positions of their inputs show the same thing.
+    """
+
+    classes: int
+    aligned: bool = True
+
+
 def _resolved(
-    term: Term, student: ModelProfile, teacher: ModelProfile | None, classes: int, place: Place
+    term: Term, student: ModelProfile, teacher: ModelProfile | None, facts: PairFacts, place: Place
 ) -> Term:
     loss = term.loss
     if loss is None or not term.active or not loss.takes_pairs:
@@ -96,14 +123,14 @@ def _resolved(
     resolved = replace(term, pairs=tuple(pairs))
     shapes = {(p.hint, p.guided): (g, h) for p, g, h in zip(pairs, guided, hint, strict=True)}
     for part in resolved.parts:
-        problem = _pairs_mismatch(part, shapes, classes)
+        problem = _pairs_mismatch(part, shapes, facts)
         if problem:
             raise PairError(place if term.pairs is None else (*place, "pairs"), problem)
     return resolved
 
 
 def _pairs_mismatch(
-    term: Term, shapes: Mapping[tuple[str, str], tuple[Shape, Shape]], classes: int
+    term: Term, shapes: Mapping[tuple[str, str], tuple[Shape, Shape]], facts: PairFacts
 ) -> str:
     """Return the reason why the loss of a term cannot compare its pairs; "" if it can."""
     assert term.loss is not None
@@ -111,16 +138,51 @@ def _pairs_mismatch(
     guided, hint = (
         tuple(shapes[pair.hint, pair.guided][side] for pair in pairs) for side in (0, 1)
     )
-    return _dry_run(term.loss, pairs, guided, hint, classes)
+    return _problem(term.loss, pairs, guided, hint, facts)
 
 
-def mismatch(loss: Loss, pair: Pair, guided: Shape, hint: Shape, classes: int) -> str:
+def mismatch(loss: Loss, pair: Pair, guided: Shape, hint: Shape, facts: PairFacts) -> str:
     """Return the reason why a loss cannot compare two layers of these shapes; "" if it can."""
     count = loss.least_pairs
     anonymous = (Pair(hint="hint", guided="guided"),) * count
-    if not _dry_run(loss, anonymous, (guided,) * count, (hint,) * count, classes):
+    if not _problem(loss, anonymous, (guided,) * count, (hint,) * count, facts):
         return ""
-    return _dry_run(loss, (pair,) * count, (guided,) * count, (hint,) * count, classes)
+    return _problem(loss, (pair,) * count, (guided,) * count, (hint,) * count, facts)
+
+
+def _problem(
+    loss: Loss,
+    pairs: tuple[Pair, ...],
+    guided: tuple[Shape, ...],
+    hint: tuple[Shape, ...],
+    facts: PairFacts,
+) -> str:
+    """Return the reason why a loss cannot compare layers; "" if it can.
+
+    A loss that cannot compare layers of different numbers of positions compares them position by
+    position; then equal positions must show the same thing.
+    """
+    problem = _dry_run(loss, pairs, guided, hint, facts.classes)
+    if problem or facts.aligned:
+        return problem
+    longer = tuple(
+        _longer(theirs) if len(ours) > 1 else theirs
+        for ours, theirs in zip(guided, hint, strict=True)
+    )
+    if not _dry_run(loss, pairs, guided, longer, facts.classes):
+        return ""
+    return (
+        f"{loss.name} compares its layers position by position, and the positions of two inputs "
+        "of a sample do not correspond: pair layers without positions, such as `embedding`, or "
+        "give teacher and student the same `input`"
+    )
+
+
+def _longer(shape: Shape) -> Shape:
+    """Return the shape of a layer with one position more: (N, D), (C, H, W); (D,) as it is."""
+    if len(shape) == 2:
+        return (shape[0] + 1, shape[1])
+    return (*shape[:1], *(side + 1 for side in shape[1:]))
 
 
 def _default_pairs(
@@ -250,12 +312,14 @@ class SpaceModels:
         students, teachers: profiles of their models, each once.
         losses: by the place of the pairing in the study file.
         classes: number of classes of the data.
+        aligned: whether equal positions of the inputs of two networks show the same thing.
     """
 
     students: Sequence[ModelProfile]
     teachers: Sequence[ModelProfile]
     losses: Mapping[Place, Losses]
     classes: int
+    aligned: bool = True
     _shapes: dict[tuple[bool, str], set[Shape]] = field(default_factory=dict)
 
     def shapes(self, name: str, *, guided: bool) -> set[Shape]:
@@ -384,10 +448,11 @@ def _reasons(
 def _reason(pair: LayerPair, losses: Sequence[Loss], models: SpaceModels) -> str:
     """Return the reason why no loss can compare two layers; "" if one can, or no model has them."""
     first, layers = "", Pair(hint=pair.hint, guided=pair.guided)
+    facts = PairFacts(models.classes, models.aligned)
     for loss in losses:
         for guided in sorted(models.shapes(pair.guided, guided=True)):
             for hint in sorted(models.shapes(pair.hint, guided=False)):
-                reason = mismatch(loss, layers, guided, hint, models.classes)
+                reason = mismatch(loss, layers, guided, hint, facts)
                 if not reason:
                     return ""
                 first = first or reason
