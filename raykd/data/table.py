@@ -14,6 +14,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
 
+from raykd.data.arrow_size import unpacked_size
 from raykd.data.csv_records import Malformed, Quoting, has_row_names, read_records
 from raykd.data.text_encoding import ReadLog, read_text
 
@@ -461,6 +462,8 @@ def _open(file: Path, kind: str) -> Any:
     if kind == "folder":
         import datasets
 
+        for part in sorted(file.glob("*.arrow")):
+            _check_size(part, unpacked_size(part))
         return datasets.load_from_disk(str(file))
     import pyarrow as pa
     from pyarrow import parquet
@@ -470,6 +473,7 @@ def _open(file: Path, kind: str) -> Any:
             groups = map(source.metadata.row_group, range(source.num_row_groups))
             _check_size(file, sum(group.total_byte_size for group in groups))
             return _read_batches(file, source.iter_batches(BATCH_ROWS), source.schema_arrow)
+    _check_size(file, unpacked_size(file))
     with pa.memory_map(str(file)) as source:
         try:  # a file, or else a stream
             batches = pa.ipc.open_file(source)

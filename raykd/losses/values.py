@@ -11,6 +11,7 @@ from torch.nn.functional import cosine_similarity
 from raykd.losses.base import ResponseLoss
 from raykd.registry import option
 
+
 @option
 class BoundedRegression(ResponseLoss):
     """Match the target where the student's error is not yet smaller than the teacher's.

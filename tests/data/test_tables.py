@@ -9,6 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from pyarrow import parquet
@@ -390,6 +391,40 @@ class TestArrow:
         assert (tmp_path / "bomb.arrow").stat().st_size < 20_000
         with pytest.raises(ValueError, match=r"bomb\.arrow .*unpacks to more than \d+ MiB"):
             read(tmp_path / "bomb.arrow")
+
+    @pytest.mark.parametrize("form", ["file", "stream", "folder"])
+    @pytest.mark.parametrize("compression", ["zstd", "lz4"])
+    def test_compressed_batch_is_refused_before_it_is_unpacked(
+        self, form: str, compression: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("raykd.data.table.MAX_UNPACKED", 1 << 20)
+        rows = pa.array(np.zeros(20_000_000))
+        part = pa.record_batch({"text": rows, "label": rows})
+        file = tmp_path / "bomb.arrow"
+        if form == "folder":
+            import datasets
+
+            datasets.Dataset.from_dict({"text": ["a"], "label": ["b"]}).save_to_disk(str(tmp_path))
+            (file,) = tmp_path.glob("*.arrow")
+        write = pa.ipc.new_file if form == "file" else pa.ipc.new_stream
+        options = pa.ipc.IpcWriteOptions(compression=compression)
+        with write(str(file), part.schema, options=options) as writer:
+            writer.write_batch(part)
+        assert file.stat().st_size < part.nbytes / 200
+        del rows, part
+        before = pa.total_allocated_bytes()
+        monkeypatch.setattr("pyarrow.ipc.open_file", None)
+        monkeypatch.setattr("pyarrow.ipc.open_stream", None)
+        with pytest.raises(ValueError, match=r"unpacks to more than \d+ MiB"):
+            read(tmp_path if form == "folder" else file)
+        assert pa.total_allocated_bytes() - before < 1 << 20
+
+    def test_compressed_arrow_file_that_is_not_too_large(self, tmp_path: Path) -> None:
+        table = pa.table({"text": ["a", "b"], "label": pa.array(["x", "y"]).dictionary_encode()})
+        options = pa.ipc.IpcWriteOptions(compression="zstd")
+        with pa.ipc.new_file(str(tmp_path / "a.arrow"), table.schema, options=options) as writer:
+            writer.write_table(table)
+        assert rows_of(read(tmp_path / "a.arrow")) == [("a", "x"), ("b", "y")]
 
     def test_large_values_that_every_row_repeats(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
