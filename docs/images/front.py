@@ -12,6 +12,7 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter
 
 import raykd
 from raykd.metrics import facts_of
@@ -34,6 +35,8 @@ def main(folder: Path, target: Path) -> None:
         axes.set(xlabel="parameters", ylabel=name.replace("_", " "))
         if facts_of(name).is_share:
             axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:g}%")
+        if axes.get_xscale() == "linear":
+            axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         axes.legend(fontsize=8, loc="lower right")
     figure.savefig(target, dpi=120)
     print(target)
@@ -53,7 +56,8 @@ def searched(axes: Axes, result: StudyResult, metric: str) -> None:
     axes.plot(*spread(front, metric), color=WHOLE, lw=1, label="front")
     for record in result.teachers:
         axes.axhline(record.metrics[metric], color="0.4", lw=1, ls=":", label="teacher")
-    axes.set(xscale="log", title="Trials")
+    sizes = [trial.metrics["params"] for trial in trials]
+    axes.set(xscale="log" if max(sizes) > 4 * min(sizes) else "linear", title="Trials")
 
 
 def tested(axes: Axes, result: StudyResult) -> None:

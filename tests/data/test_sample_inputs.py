@@ -162,7 +162,8 @@ def test_groups_of_columns_hold_numbers_before_categories(tmp_path: Path) -> Non
     assert few.raw.preparation.startswith("columns size, color")
     assert isinstance(whole.train, Split) and isinstance(whole.train.inputs, Tensor)
     assert few.form is not None
-    assert torch.equal(few.form.take(whole.train.inputs), whole.train.inputs[:, 1:])
+    columns = few.form.take(whole.train.inputs)
+    assert isinstance(columns, Tensor) and torch.equal(columns, whole.train.inputs[:, 1:])
 
 
 def test_the_definition_of_a_group_changes_the_fingerprint(tmp_path: Path) -> None:
