@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from typing import TypeVar
 
 T_co = TypeVar("T_co", covariant=True)
+
+NAME = re.compile(r"\w[\w .+-]{0,63}")
+"""Names of inputs: they become parts of file names."""
 
 
 class NamedInputs(Mapping[str, T_co]):
@@ -32,6 +36,17 @@ class NamedInputs(Mapping[str, T_co]):
 
     def __repr__(self) -> str:
         return repr(self.plain())
+
+    @property
+    def wrong_name(self) -> str:
+        """Reason why a name cannot be used; "" if all can."""
+        wrong = next((name for name in self if not NAME.fullmatch(name)), None)
+        if wrong is None:
+            return ""
+        return (
+            f"{wrong[:80]!r} is no name of an input in `inputs`; begin with a letter or digit, "
+            "and use letters, digits, spaces and the characters _ . + -, at most 64"
+        )
 
     def plain(self) -> dict[str, object]:
         """Return the inputs as lists and dictionaries."""

@@ -96,6 +96,7 @@ class InputGroups(NamedInputs["Columns | PictureColumn"]):
             except ValueError as error:
                 self.problem = self.problem or f"`inputs.{name}` {error}"
         super().__init__(usable)
+        self.problem = self.problem or self.wrong_name
 
     @property
     def pictures(self) -> dict[str, PictureColumn]:

@@ -57,7 +57,7 @@ from raykd.data.text_inputs import (
     stored_tokens,
     unused_keys,
 )
-from raykd.data.tokens import Encoding, tokenize
+from raykd.data.tokens import MAX_LENGTH, Encoding, tokenize
 from raykd.input_forms import WHOLE
 from raykd.registry import option
 from raykd.tasks import Task
@@ -150,7 +150,8 @@ class Texts(Source):
     ] = None
     tokenizer: Annotated[str, Field(min_length=1, description="Folder of the tokenizer")]
     max_length: Annotated[
-        int, Field(ge=2, description="Tokens per text; shorter texts are padded")
+        int,
+        Field(ge=2, le=MAX_LENGTH, description="Tokens per text; shorter texts are padded"),
     ] = 128
     inputs: Annotated[
         TextInputs | None,
@@ -173,8 +174,8 @@ class Texts(Source):
             fix = "write `kind: labels` for several columns of 0 and 1"
             raise ValueError(f"`kind: {self.kind}` has one column `label`; name one, or {fix}")
         check_dialect(self._dialect)
-        if "" in (self.inputs or ()):
-            raise ValueError("an input of `inputs` has an empty name; give it another one")
+        if self.inputs is not None and self.inputs.wrong_name:
+            raise ValueError(self.inputs.wrong_name)
         for key in unused_keys(self.inputs or {}, self.text, self.second):
             raise ValueError(
                 f"`{key}: {getattr(self, key)}` belongs to no input: each of `inputs` names its "
@@ -243,7 +244,18 @@ class Texts(Source):
                     (name, _blank([texts[column] for column in each.columns], tables))
                     for name, each in encodings.items()
                 ),
-                *duplicate_warnings(_plain(texts), _identities(labels), rows, "text"),
+                *each_input(
+                    (
+                        name,
+                        duplicate_warnings(
+                            _plain({column: texts[column] for column in each.columns}),
+                            _identities(labels),
+                            rows,
+                            "text",
+                        ),
+                    )
+                    for name, each in encodings.items()
+                ),
                 *each_input((name, each.warnings) for name, each in tokens.items()),
             ),
             raw=Raw() if whole is None else Raw(preparation=encodings[WHOLE].preparation),
@@ -291,7 +303,21 @@ class Texts(Source):
     def _tables(self, file: Path) -> list[Table]:
         encodings = self.encodings().values()
         columns = dict.fromkeys(column for each in encodings for column in each.columns)
-        return [*read_table(file, [*columns, *self._label_columns], self._dialect)]
+        try:
+            return [*read_table(file, [*columns, *self._label_columns], self._dialect)]
+        except ValueError as error:
+            raise ValueError(f"{error}{self._place_of_missing(str(error))}") from None
+
+    def _place_of_missing(self, message: str) -> str:
+        """Return which input takes the column that a table lacks, to end the message with."""
+        for name, encoding in self.encodings().items():
+            column = next((c for c in encoding.columns if f"has no column '{c}'" in message), None)
+            if column is None or self.inputs is None:
+                continue
+            if column == self.text and not self.inputs[name].text:
+                return f"; data.inputs.{name} has no `text`, so it takes that of data, '{column}'"
+            return f"; data.inputs.{name} names this column"
+        return ""
 
 
 def _path(name: str) -> Path:

@@ -12,7 +12,7 @@ from torch import Tensor
 from raykd.data.dataset import InputFacts, Raw, Split
 from raykd.data.inputs import columns_text
 from raykd.data.named_inputs import NamedInputs
-from raykd.data.tokens import Encoding, Tokens
+from raykd.data.tokens import MAX_LENGTH, Encoding, Tokens
 from raykd.input_forms import WHOLE, Text, TextForm
 from raykd.registry import option
 
@@ -31,7 +31,9 @@ class TextInput:
     tokenizer: Annotated[str | None, Field(min_length=1, description="Folder of the tokenizer")] = (
         None
     )
-    max_length: Annotated[int | None, Field(ge=2, description="Tokens per text")] = None
+    max_length: Annotated[int | None, Field(ge=2, le=MAX_LENGTH, description="Tokens per text")] = (
+        None
+    )
 
 
 class TextInputs(NamedInputs[TextInput]):

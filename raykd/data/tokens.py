@@ -13,6 +13,9 @@ from torch import Tensor
 
 from raykd.data.table import counted
 
+MAX_LENGTH = 1 << 17
+"""Largest number of tokens of a text: all texts are padded to it, in memory."""
+
 MAX_UNKNOWN = 0.1
 """Fraction of unknown tokens above which a tokenizer does not suit the texts."""
 

@@ -24,16 +24,12 @@ def model_card(student: SavedStudent, result: ExportResult) -> str:
         result: the exported files with their measurements.
     """
     about = student.network.preprocessing
-    usual = "tabular-regression" if about.output_scale else "tabular-classification"
-    task = TASKS.get(about.kind, usual)
-    is_dense = (student.study.get("task") or {}).get("name") == "segmentation"
-    if is_dense:
-        task = "image-segmentation"
+    task = str((student.study.get("task") or {}).get("name", "classification"))
     head = [
         "---",
         "license: other",
         "license_name: to-be-filled-in",
-        f"pipeline_tag: {task}",
+        f"pipeline_tag: {_pipeline(about, task)}",
         "tags: [knowledge-distillation, raykd]",
         "---",
         "",
@@ -51,7 +47,8 @@ def model_card(student: SavedStudent, result: ExportResult) -> str:
             ("file", "size", "test accuracy", "latency", "largest difference of a logit"),
             list(_files(result)),
         ),
-        *_inputs(about, student.network.class_names, is_dense=is_dense),
+        *_inputs(about),
+        *_outputs(about, student.network.class_names, task),
         *_usage(student, result),
         "## License",
         "",
@@ -60,6 +57,16 @@ def model_card(student: SavedStudent, result: ExportResult) -> str:
         "",
     ]
     return "\n".join(parts)
+
+
+def _pipeline(about: Preprocessing, task: str) -> str:
+    """Return the hub's name of the task of a network."""
+    if task == "embedding":
+        return "feature-extraction"
+    if task == "segmentation":
+        return "image-segmentation"
+    usual = "tabular-regression" if about.output_scale else "tabular-classification"
+    return TASKS.get(about.kind, usual)
 
 
 def _network(student: SavedStudent) -> list[Row]:
@@ -87,7 +94,8 @@ def _network(student: SavedStudent) -> list[Row]:
 def _teacher(teacher: Mapping[str, Any] | None) -> str:
     if not teacher:
         return "none"
-    return model_name(teacher["model"]) if teacher.get("model") else "stored weights"
+    name = model_name(teacher["model"]) if teacher.get("model") else "stored weights"
+    return f"{name} on {teacher['input']}" if teacher.get("input") else name
 
 
 def _accuracies(student: SavedStudent, result: ExportResult) -> list[Row]:
@@ -126,9 +134,7 @@ def _percent(value: float | None) -> str:
     return "" if value is None else f"{value:.2%}"
 
 
-def _inputs(
-    about: Preprocessing, classes: Sequence[str], *, is_dense: bool = False
-) -> Iterator[str]:
+def _inputs(about: Preprocessing) -> Iterator[str]:
     facts: Mapping[str, Any] = about.facts()
     yield "## Inputs and outputs"
     yield ""
@@ -146,11 +152,19 @@ def _inputs(
     if about.preparation:
         yield f"Preparation of the files: {about.preparation}."
     yield ""
-    if about.output_scale:
+
+
+def _outputs(about: Preprocessing, classes: Sequence[str], task: str) -> Iterator[str]:
+    if task == "embedding":
+        yield f"Outputs are vectors of shape (batch, {len(classes)})."
+    elif task == "multi_label":
+        yield f"Outputs are logits of shape (batch, {len(classes)}); a sigmoid gives probabilities."
+        yield f"Labels in order: {', '.join(classes)}."
+    elif about.output_scale:
         yield f"Outputs are values of shape (batch, {len(classes)}) in the units of the data."
         yield f"Values in order: {', '.join(classes)}."
     else:
-        sides = (*map(str, about.shape[1:]),) if is_dense else ()
+        sides = (*map(str, about.shape[1:]),) if task == "segmentation" else ()
         sizes = ", ".join(["batch", str(len(classes)), *sides])
         yield f"Outputs are logits of shape ({sizes}); a softmax gives probabilities."
         yield f"Classes in order: {', '.join(classes)}."

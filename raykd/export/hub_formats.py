@@ -109,7 +109,7 @@ def _write_transformers(
     model.save_pretrained(path)
     preprocessing = student.network.preprocessing
     if preprocessing.kind == "texts":
-        tokenizer = _tokenizer(student.study)
+        tokenizer = tokenizer_of(student.study)
         if tokenizer is not None:
             tokenizer.save_pretrained(path)
         return transformers.AutoModelForSequenceClassification.from_pretrained(
@@ -169,10 +169,15 @@ def _write_timm(
     return timm.create_model(f"local-dir:{path}", pretrained=True)
 
 
-def _tokenizer(study: Mapping[str, Any]) -> Any:
-    """Return the tokenizer of the data, or None if it has none or it is missing here."""
-    folder = Path(str(study["data"].get("tokenizer", ""))).expanduser()
-    if not study["data"].get("tokenizer") or not folder.is_dir():
+def tokenizer_of(study: Mapping[str, Any]) -> Any:
+    """Return the tokenizer of the student's texts, or None if it has none or it is missing here."""
+    data = study["data"]
+    chosen = (data.get("inputs") or {}).get(study["student"].get("input")) or {}
+    name = (chosen.get("tokenizer") if isinstance(chosen, Mapping) else None) or data.get(
+        "tokenizer"
+    )
+    folder = Path(str(name or "")).expanduser()
+    if not name or not folder.is_dir():
         return None
     transformers = importlib.import_module("transformers")
     return transformers.AutoTokenizer.from_pretrained(str(folder), local_files_only=True)

@@ -47,7 +47,8 @@ def source(folder: Path, inputs: dict[str, Any] | None = INPUTS, **fields: Any) 
         for name, each in inputs.items()
     }
     usual = {"label": "kind", "tokenizer": str(folder / "large"), "max_length": 16}
-    return Texts(file=str(folder / "pairs.parquet"), inputs=placed, **{**usual, **fields})  # type: ignore[arg-type]
+    usual["file"] = str(folder / "pairs.parquet")
+    return Texts(inputs=placed, **{**usual, **fields})  # type: ignore[arg-type]
 
 
 def test_tokens_of_an_input_are_those_of_its_tokenizer(languages: Path, whole: Dataset) -> None:
@@ -233,7 +234,7 @@ def test_a_vocabulary_that_is_larger_than_the_embeddings(languages: Path, whole:
     model = TypeAdapter(AnyModel).validate_python({"name": f"hf/{folder}", "pretrained": True})
     small = profile_model(model, signature_of(whole.as_input("german")))
     assert small.params > 0
-    with pytest.raises(ValueError, match="have 60 tokens, and the data's tokenizer has"):
+    with pytest.raises(ValueError, match="have 60 tokens, and the input's tokenizer has"):
         profile_model(model, signature_of(whole.as_input("english")))
 
 
@@ -246,3 +247,51 @@ def test_named_inputs_are_immutable_and_equal_by_value(languages: Path) -> None:
     assert TextInputs({"a": TextInput(max_length=4)}).plain() == {"a": {"max_length": 4}}
     with pytest.raises(StudyError, match="max_length"):
         TextInput(max_length=1)
+
+
+def test_exported_tokenizer_is_that_of_the_students_input(languages: Path) -> None:
+    from raykd.export.hub_formats import tokenizer_of
+
+    data = {"tokenizer": str(languages / "large"), "inputs": source(languages).inputs.plain()}  # type: ignore[union-attr]
+
+    def size(name: str) -> int:
+        return len(tokenizer_of({"data": data, "student": {"input": name}}))
+
+    assert size("german") < size("english") == size("both")
+    whole_text = {"data": {"tokenizer": str(languages / "small")}, "student": {}}
+    assert len(tokenizer_of(whole_text)) == size("german")
+    assert tokenizer_of({"data": {"name": "digits"}, "student": {}}) is None
+
+
+@pytest.mark.parametrize("name", ["a/b", "..", "a\\b", "", "x" * 65, " x"])
+def test_names_that_cannot_be_part_of_a_file_name(languages: Path, name: str) -> None:
+    with pytest.raises(StudyError, match="no name of an input"):
+        source(languages, {name: {"text": "english"}})
+
+
+def test_repeated_texts_are_counted_for_each_input(languages: Path, tmp_path: Path) -> None:
+    """Each row has another English text, and two German texts are in all of them."""
+    table = pd.read_parquet(languages / "pairs.parquet")
+    table["german"] = table["kind"]
+    table.to_parquet(tmp_path / "pairs.parquet")
+    inputs = {"german": {"text": "german"}, "both": INPUTS["both"]}
+    data = source(languages, inputs, file=str(tmp_path / "pairs.parquet")).load()
+    repeated = [text for text in data.warnings if "also in the training" in text]
+    assert any(text.startswith("input 'german': ") for text in repeated)
+    assert not any(text.startswith("input 'both': ") for text in repeated)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        ({"german": {"text": "deutsch"}}, "data.inputs.german names this column"),
+        ({"german": {}}, "data.inputs.german has no `text`, so it takes that of data, 'text'"),
+        ({"german": {"second": "german"}}, "data.inputs.german has no `text`"),
+    ],
+)
+def test_missing_columns_name_their_input(
+    languages: Path, inputs: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match="has no column") as error:
+        source(languages, inputs).load()
+    assert message in str(error.value)

@@ -57,7 +57,7 @@ WRONG = [
     ((f"{STUDENT}, input: 16x16}}",), "student.input", "no multiples of 16 and 16"),
     ((f"{STUDENT}, input: gray}}",), "student.input", "needs images of 3 channels; these have 1"),
     ((f"{STUDENT}, input: small}}",), "student.input", "unknown input 'small'; inputs of images"),
-    ((f"{STUDENT}, input: ''}}",), "student.input", "at least 1 character"),
+    ((f"{STUDENT}, input: ''}}",), "student.input", "must be text that is not empty"),
     ((f"{STUDENT}, input: 4}}",), "student.input", "text"),
     ((f"{STUDENT}, inputs: 4x4}}",), "student", "unknown key `inputs`"),
     ((f"{TEACHER}, input: 5x5}}",), "teacher.input", "no multiples of 5 and 5"),
@@ -139,7 +139,7 @@ WRONG = [
         "data.inputs.en.max_length",
         "all trials of a study share one data set",
     ),
-    (inputs_of_texts("{'': {text: a}, en: {}, de: {}}"), "data", "has an empty name"),
+    (inputs_of_texts("{'': {text: a}, en: {}, de: {}}"), "data", "is no name of an input"),
     (
         inputs_of_texts("{en: {text: a}, de: {text: b}}", ", text: c"),
         "data",
@@ -215,8 +215,10 @@ ENGLISH, GERMAN = (TextForm(name, 16, TOKENS) for name in ("en", "de"))
 STAGES = "pairs: [{hint: stage1, guided: stage1}]"
 
 
-def checked_texts(folder: Path, knowledge: str, student: str = "de") -> OpenStudy:
-    """Return a study whose networks read texts of equal length, checked with their layers."""
+def checked_texts(
+    folder: Path, knowledge: str, student: str = "de", german: TextForm = GERMAN
+) -> OpenStudy:
+    """Return a study whose networks read two texts, checked with their layers."""
     study = loaded(
         folder,
         LANGUAGES,
@@ -224,14 +226,18 @@ def checked_texts(folder: Path, knowledge: str, student: str = "de") -> OpenStud
         f"{LEARNER}, input: {student}}}",
         f"knowledge: [{knowledge}]",
     )
-    check_shapes(study, Signature((), 2, forms=(ENGLISH, GERMAN)))
+    check_shapes(study, Signature((), 2, forms=(ENGLISH, german)))
     return study
 
 
+@pytest.mark.parametrize("length", [16, 6])
 @pytest.mark.parametrize("loss", ["hint", "vid", "ab", "semckd", "value_relation"])
-def test_positions_of_different_texts_are_not_compared(loss: str, tmp_path: Path) -> None:
+def test_positions_of_different_texts_are_not_compared(
+    loss: str, length: int, tmp_path: Path
+) -> None:
+    german = TextForm("de", length, TOKENS)
     with pytest.raises(StudyError) as error:
-        checked_texts(tmp_path, f"{{loss: {loss}, {STAGES}}}")
+        checked_texts(tmp_path, f"{{loss: {loss}, {STAGES}}}", german=german)
     [problem] = error.value.problems
     assert problem.path == "knowledge[0].pairs" and problem.line
     assert f"{loss} compares its layers position by position" in str(problem)

@@ -209,7 +209,8 @@ class Hf(LibraryModel):
         size = int(getattr(default, "vocab_size", 0))
         if size < signature.text.vocabulary:
             raise ValueError(
-                f"the weights of {self.name} have {size} tokens, and the data's tokenizer has "
+                f"the weights of {self.name} have {size} tokens, and the "
+                f"{'data' if signature.whole is None else 'input'}'s tokenizer has "
                 f"{signature.text.vocabulary}; use the tokenizer that the weights were trained with"
             )
         return size

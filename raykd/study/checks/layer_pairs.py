@@ -163,14 +163,14 @@ def _problem(
     position; then equal positions must show the same thing.
     """
     problem = _dry_run(loss, pairs, guided, hint, facts.classes)
-    if problem or facts.aligned:
+    if facts.aligned:
         return problem
-    longer = tuple(
-        _longer(theirs) if len(ours) > 1 else theirs
-        for ours, theirs in zip(guided, hint, strict=True)
-    )
-    if not _dry_run(loss, pairs, guided, longer, facts.classes):
-        return ""
+    shapes = list(zip(guided, hint, strict=True))
+    equal = tuple(_with_positions(theirs, ours) for ours, theirs in shapes)
+    longer = tuple(_with_positions(theirs, _longer(ours)) for ours, theirs in shapes)
+    fits = [not _dry_run(loss, pairs, guided, each, facts.classes) for each in (equal, longer)]
+    if fits != [True, False]:
+        return problem
     return (
         f"{loss.name} compares its layers position by position, and the positions of two inputs "
         "of a sample do not correspond: pair layers without positions, such as `embedding`, or "
@@ -183,6 +183,13 @@ def _longer(shape: Shape) -> Shape:
     if len(shape) == 2:
         return (shape[0] + 1, shape[1])
     return (*shape[:1], *(side + 1 for side in shape[1:]))
+
+
+def _with_positions(shape: Shape, other: Shape) -> Shape:
+    """Return the shape with the positions of another one, if both have as many dimensions."""
+    if len(shape) != len(other):
+        return shape
+    return (other[0], shape[1]) if len(shape) == 2 else (*shape[:1], *other[1:])
 
 
 def _default_pairs(

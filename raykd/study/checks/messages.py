@@ -279,6 +279,8 @@ def _allowed(error: _Error) -> Iterator[str]:
         yield f"at most {context['max_length']} items"
     elif error.type == "string_pattern_mismatch":
         yield _PATTERNS.get(context["pattern"], f"text of the form {context['pattern']}")
+    elif error.type == "string_too_short":
+        yield "text that is not empty"
     elif error.type == "string_too_long":
         yield f"at most {context['max_length']} characters"
     else:
@@ -287,6 +289,8 @@ def _allowed(error: _Error) -> Iterator[str]:
 
 def _mend(errors: Sequence[_Error]) -> str:
     value = errors[0].value
+    if isinstance(value, list) and all(error.type == "dict_type" for error in errors):
+        return "write `NAME: VALUE` for each"
     if isinstance(value, list) and not any(error.type.startswith("too_") for error in errors):
         return "for several values, write {choice: [...]}"
     if isinstance(value, Mapping):
