@@ -241,19 +241,7 @@ class Texts(Source):
                 *warnings,
                 *(_missing_classes(tables, labels, rows) if is_class else ()),
                 *each_input(
-                    (name, _blank([texts[column] for column in each.columns], tables))
-                    for name, each in encodings.items()
-                ),
-                *each_input(
-                    (
-                        name,
-                        duplicate_warnings(
-                            _plain({column: texts[column] for column in each.columns}),
-                            _identities(labels),
-                            rows,
-                            "text",
-                        ),
-                    )
+                    (name, _repeated_or_blank(each, texts, tables, labels, rows))
                     for name, each in encodings.items()
                 ),
                 *each_input((name, each.warnings) for name, each in tokens.items()),
@@ -442,6 +430,19 @@ def _is_number(text: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+def _repeated_or_blank(
+    encoding: Encoding,
+    texts: Mapping[str, list[str]],
+    tables: Tables,
+    labels: Targets,
+    rows: Mapping[str, np.ndarray],
+) -> Iterator[str]:
+    """Warn about rows without a text of an input, and about its texts in several splits."""
+    columns = {column: texts[column] for column in encoding.columns}
+    yield from _blank([*columns.values()], tables)
+    yield from duplicate_warnings(_plain(columns), _identities(labels), rows, "text")
 
 
 def _blank(texts: Sequence[Sequence[str]], tables: Tables) -> Iterator[str]:

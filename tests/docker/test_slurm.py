@@ -38,13 +38,21 @@ trap 'echo "raykd ended" >> "$RECORD"; exit 143' TERM
 [ "$RAYKD_CODE" = wait ] || exit "$RAYKD_CODE"
 while :; do sleep 0.1; done
 """
+PYTHON = """\
+#!/bin/sh
+cat > /dev/null
+echo "python $*" >> "$RECORD"
+until [ "$(grep -c '^ray start' "$RECORD")" -ge "$3" ]; do sleep 0.05; done
+"""
+"""Waits for the nodes, as the script's own code does."""
+
 PROGRAMS = {
     "ray": RAY,
     "srun": SRUN,
     "raykd": RAYKD,
     "scontrol": '#!/bin/sh\necho "scontrol $*" >> "$RECORD"\n',
     "hostname": "#!/bin/sh\necho node1\n",
-    "python": '#!/bin/sh\ncat > /dev/null\necho "python $*" >> "$RECORD"\n',
+    "python": PYTHON,
 }
 
 
