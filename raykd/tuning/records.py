@@ -203,9 +203,12 @@ class Records:
 
 
 def _share_equal(mapping: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
-    """Return `mapping` with the values of `other` where they are equal, and with shared names."""
+    """Return `mapping` with the values of `other` where they are equal, and with shared names.
+
+    1, 1.0 and True are different values.
+    """
     return {
-        intern(name): other[name] if name in other and other[name] == value else value
+        intern(name): other[name] if name in other and repr(other[name]) == repr(value) else value
         for name, value in mapping.items()
     }
 

@@ -165,7 +165,7 @@ def test_records_of_a_journal_are_small(tmp_path: Path) -> None:
     trials, epochs = 50, 20
     with Journal(tmp_path / "journal.jsonl") as journal:
         for number in range(trials):
-            study = {**fixed, "train": {"lr": number / 10}, "resumable": number % 2 == 0}
+            study = {**fixed, "train": {"lr": number / 10}, "same": (1, True)[number % 2]}
             params = {f"train.parameter_{i}": f"value {i}" for i in range(100)}
             params["train.lr"] = str(number / 10)
             job = TrainJob(f"trial-{number}", "trial", study, seed=1, epochs=epochs, params=params)
@@ -189,7 +189,8 @@ def test_records_of_a_journal_are_small(tmp_path: Path) -> None:
         assert record.job.study == {
             **fixed,
             "train": {"lr": number / 10},
-            "resumable": number % 2 == 0,
+            "same": (1, True)[number % 2],
         }
+        assert isinstance(record.job.study["same"], bool) == (number % 2 == 1)
         assert record.job.params["train.lr"] == str(number / 10)
         assert record.epochs[3]["val_metric_2"] == number + 0.03 + 2
