@@ -21,20 +21,20 @@ The hypervolume lies between the front and the point with accuracy 0.8 and 100,0
 from __future__ import annotations
 
 import math
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
-from measuring import Findings, arguments, tell
+from measuring import Findings, arguments, searched_once
 
 from raykd.compat.optuna_hypervolume import hypervolume
 from raykd.pareto import pareto
 from raykd.tuning.estimates import Estimate, estimate
 from raykd.tuning.executors import LocalExecutor
 from raykd.tuning.records import Record
-from raykd.tuning.result import StudyResult, read_result
+from raykd.tuning.result import StudyResult
 from raykd.tuning.search_run import search as search_study
 from raykd.tuning.single_run import SingleRun
 from raykd.tuning.study_input import load_or_use
@@ -84,29 +84,21 @@ class Front:
 def search(folder: Path, scheduler: str, seed: int, *, quick: bool) -> StudyResult:
     """Search the quickstart, unless this was done before."""
     name = f"{scheduler}-{seed}"
-    done = folder / f"{name}.done"
-    if not done.exists():
-        for unfinished in folder.glob(f"{name}-*"):
-            shutil.rmtree(unfinished)
-        settings = [
-            f"name={name}",
-            f"seed={seed}",
-            "teacher.seed=0",
-            f"search.replicates={0 if seed or quick else 5}",
-            "search.finalists=1",
-            f"cluster.storage={folder}",
-            f"tracking.uri=sqlite:///{folder}/mlflow.db",
-            *(QUICK if quick else ()),
-        ]
-        search_study(
-            STUDY,
-            overrides=[*settings, *SCHEDULERS[scheduler]],
-            executor=LocalExecutor(threads=1),
-        )
-        done.touch()
-        tell(f"{name}: done")
-    (journal,) = folder.glob(f"{name}-*/journal.jsonl")
-    return read_result(journal.parent)
+    settings = [
+        f"name={name}",
+        f"seed={seed}",
+        "teacher.seed=0",
+        f"search.replicates={0 if seed or quick else 5}",
+        "search.finalists=1",
+        f"cluster.storage={folder}",
+        f"tracking.uri=sqlite:///{folder}/mlflow.db",
+        *(QUICK if quick else ()),
+        *SCHEDULERS[scheduler],
+    ]
+    executor = LocalExecutor(threads=1)
+    return searched_once(
+        folder, name, lambda: search_study(STUDY, overrides=settings, executor=executor)
+    )
 
 
 def front(result: StudyResult) -> Front:
@@ -123,12 +115,8 @@ def front_of_all(result: StudyResult, folder: Path) -> Front:
         whole = record
         if record.status == "stopped":
             name = f"whole-{result.folder.name}-{record.id}"
-            done = folder / f"{name}.done"
-            if not done.exists():
-                train_whole(f"{result.folder}:{record.id}", name, folder)
-                done.touch()
-            (journal,) = folder.glob(f"{name}-2*/journal.jsonl")
-            [whole] = read_result(journal.parent).records.of("trial")
+            train = partial(train_whole, f"{result.folder}:{record.id}", name, folder)
+            [whole] = searched_once(folder, name, train).records.of("trial")
         points.add((whole.metrics["val_accuracy"], whole.metrics["params"]))
     drawn = sorted(points)
     best = [drawn[row] for row in pareto(np.array([(-accuracy, size) for accuracy, size in drawn]))]

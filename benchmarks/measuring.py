@@ -6,13 +6,17 @@ import argparse
 import json
 import os
 import platform
+import shutil
 import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from raykd.tuning.result import StudyResult
 
 PACKAGES = ("raykd", "torch", "torchvision", "ray", "optuna", "mlflow", "torchdistill")
 
@@ -68,6 +72,27 @@ def in_turn(
             times[name].processor.append(time.process_time() - processor)
         tell(f"repeat {repeat + 1} of {repeats} done")
     return times
+
+
+def searched_once(folder: Path, name: str, search: Callable[[], object]) -> StudyResult:
+    """Return the result of a study in `folder`, which `search` trains unless that was done before.
+
+    Args:
+        folder: of the benchmark, and storage of the study.
+        name: of the study.
+        search: trains it; what an interrupted call has left is removed first.
+    """
+    from raykd.tuning.result import read_result
+
+    done = folder / f"{name}.done"
+    if not done.exists():
+        for unfinished in folder.glob(f"{name}-2*"):
+            shutil.rmtree(unfinished)
+        search()
+        done.touch()
+        tell(f"{name}: done")
+    (journal,) = folder.glob(f"{name}-2*/journal.jsonl")
+    return read_result(journal.parent)
 
 
 def tell(text: str) -> None:

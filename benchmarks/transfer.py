@@ -17,16 +17,15 @@ with the same seed, with 95% intervals.  Searches in FOLDER that are complete ar
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from measuring import Findings, arguments, tell
+from measuring import Findings, arguments, searched_once
 
 from raykd.study.checks.load import load_study
 from raykd.tuning.estimates import estimate
 from raykd.tuning.executors import LocalExecutor
-from raykd.tuning.result import StudyResult, read_result
+from raykd.tuning.result import StudyResult
 from raykd.tuning.search_run import search
 
 STUDY = """\
@@ -90,17 +89,13 @@ def searched(
     folder: Path, name: str, values: Mapping[str, object], starts: Sequence[str] = ()
 ) -> StudyResult:
     """Search, unless this was done before."""
-    done = folder / f"{name}.done"
-    if not done.exists():
-        for unfinished in folder.glob(f"{name}-2*"):
-            shutil.rmtree(unfinished)
+
+    def train() -> None:
         file = folder / f"{name}.yaml"
         file.write_text(STUDY.format(name=name, folder=folder, **values))
         search(load_study(file), start_from=starts, executor=LocalExecutor(threads=1))
-        done.touch()
-        tell(f"{name}: done")
-    (journal,) = folder.glob(f"{name}-2*/journal.jsonl")
-    return read_result(journal.parent)
+
+    return searched_once(folder, name, train)
 
 
 def best_after(result: StudyResult, trials: int) -> float:

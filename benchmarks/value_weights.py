@@ -13,14 +13,13 @@ with 95% intervals.  Searches in FOLDER that are complete are not repeated.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from measuring import Findings, arguments, tell
+from measuring import Findings, arguments, searched_once
 from mlxtend.data import autompg_data, boston_housing_data
 from sklearn.datasets import load_diabetes, load_digits
 from sklearn.ensemble import GradientBoostingRegressor, RandomForestRegressor
@@ -30,7 +29,7 @@ from raykd.data.tabular import TabularSource
 from raykd.study.checks.load import load_study
 from raykd.tuning.estimates import estimate
 from raykd.tuning.executors import LocalExecutor
-from raykd.tuning.result import StudyResult, read_result
+from raykd.tuning.result import StudyResult
 from raykd.tuning.search_run import search
 
 WEIGHTS = (0.1, 0.3, 1.0, 3.0, 10.0)
@@ -97,7 +96,7 @@ TABLES: dict[str, Callable[[], tuple[pd.DataFrame, list[str]]]] = {
 
 def write_outputs(table: pd.DataFrame, source: TabularSource, file: Path) -> None:
     """Write the outputs of trees for every sample; those of the training split are held out."""
-    targets = [source.target] if isinstance(source.target, str) else list(source.target)
+    targets = list(source.targets)
     inputs = table.drop(columns=targets)
     inputs, values = inputs.fillna(inputs.median()), table[targets].to_numpy()
     train = source.load().train.index.numpy()
@@ -117,33 +116,29 @@ def write_outputs(table: pd.DataFrame, source: TabularSource, file: Path) -> Non
 def searched(folder: Path, case: str, seed: int, *, quick: bool) -> StudyResult:
     """Train every loss with every weight, unless this was done before."""
     name = f"{case}-{seed}"
-    done = folder / f"{name}.done"
-    if not done.exists():
-        for unfinished in folder.glob(f"{name}-2*"):
-            shutil.rmtree(unfinished)
+
+    def train() -> None:
         table, targets = TABLES[case]()
         file, outputs = folder / f"{case}.parquet", folder / f"{name}-outputs.parquet"
         table.to_parquet(file)
         limit = 300 if len(table) > 1000 else None  # of the digits: few, as in the other tables
-        write_outputs(
-            table,
-            TabularSource(
-                file=str(file),
-                target=tuple(targets) if len(targets) > 1 else targets[0],
-                kind="number",
-                split_seed=seed,
-                val=0.3,
-                test=0.1,
-                limit=limit,
-            ),
-            outputs,
+        target = targets if len(targets) > 1 else targets[0]
+        source = TabularSource(
+            file=str(file),
+            target=target,  # type: ignore[arg-type]  # a list is read like a tuple
+            kind="number",
+            split_seed=seed,
+            val=0.3,
+            test=0.1,
+            limit=limit,
         )
+        write_outputs(table, source, outputs)
         study = folder / f"{name}.yaml"
         text = STUDY.format(
             name=name,
             seed=seed,
             file=file,
-            targets=targets if len(targets) > 1 else targets[0],
+            targets=target,
             outputs=outputs,
             losses=", ".join(LOSSES[case]),
             weights=list(WEIGHTS),
@@ -154,10 +149,8 @@ def searched(folder: Path, case: str, seed: int, *, quick: bool) -> StudyResult:
         )
         study.write_text(text)
         search(load_study(study), executor=LocalExecutor(threads=1))
-        done.touch()
-        tell(f"{name}: done")
-    (journal,) = folder.glob(f"{name}-2*/journal.jsonl")
-    return read_result(journal.parent)
+
+    return searched_once(folder, name, train)
 
 
 def gains(result: StudyResult) -> tuple[float, dict[tuple[str, float], float]]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
 from typing import TypeVar
+
+from raykd.frozen_mapping import FrozenMapping
 
 T_co = TypeVar("T_co", covariant=True)
 
@@ -12,30 +13,8 @@ NAME = re.compile(r"\w[\w .+-]{0,63}")
 """Names of inputs: they become parts of file names."""
 
 
-class NamedInputs(Mapping[str, T_co]):
-    """An immutable, hashable mapping of names to inputs, in the order of the study file.
-
-    Args:
-        inputs: by name.
-    """
-
-    def __init__(self, inputs: Mapping[str, T_co]) -> None:
-        self._inputs = dict(inputs)
-
-    def __getitem__(self, name: str) -> T_co:
-        return self._inputs[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._inputs)
-
-    def __len__(self) -> int:
-        return len(self._inputs)
-
-    def __hash__(self) -> int:
-        return hash(frozenset(self._inputs.items()))
-
-    def __repr__(self) -> str:
-        return repr(self.plain())
+class NamedInputs(FrozenMapping[T_co]):
+    """Base class of inputs by name, in the order of the study file."""
 
     @property
     def wrong_name(self) -> str:
@@ -47,7 +26,3 @@ class NamedInputs(Mapping[str, T_co]):
             f"{wrong[:80]!r} is no name of an input in `inputs`; begin with a letter or digit, "
             "and use letters, digits, spaces and the characters _ . + -, at most 64"
         )
-
-    def plain(self) -> dict[str, object]:
-        """Return the inputs as lists and dictionaries."""
-        raise NotImplementedError

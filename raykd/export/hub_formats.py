@@ -173,9 +173,7 @@ def tokenizer_of(study: Mapping[str, Any]) -> Any:
     """Return the tokenizer of the student's texts, or None if it has none or it is missing here."""
     data = study["data"]
     chosen = (data.get("inputs") or {}).get(study["student"].get("input")) or {}
-    name = (chosen.get("tokenizer") if isinstance(chosen, Mapping) else None) or data.get(
-        "tokenizer"
-    )
+    name = chosen.get("tokenizer") or data.get("tokenizer")
     folder = Path(str(name or "")).expanduser()
     if not name or not folder.is_dir():
         return None

@@ -70,6 +70,10 @@ class Signature:
             whole, input_shape=shape, categories=form.categories, text=form.text, whole=whole
         )
 
+    def text_key(self, name: str) -> str:
+        """Return the place of an option of texts in a study, such as its `tokenizer`."""
+        return f"data.{name}" if self.whole is None else f"`{name}` of its input"
+
     @property
     def response_shape(self) -> tuple[int, ...]:
         """Shape of a response without the batch: (classes,), or (classes, H, W) if dense.

@@ -294,7 +294,7 @@ def _check_input_size(model: str, config: Any, signature: Signature) -> None:
         return
     most = positions - _reserved_positions(config)
     if most < length:
-        key = "data.max_length" if signature.whole is None else "`max_length` of its input"
+        key = signature.text_key("max_length")
         raise ValueError(
             f"{model} takes texts of at most {most} tokens, the data have {length}; decrease "
             f"{key}, or increase `config: {{max_position_embeddings: ...}}`"

@@ -2,35 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Annotated
 
 from pydantic import AfterValidator, GetCoreSchemaHandler, PlainSerializer
 
+from raykd.frozen_mapping import FrozenMapping
 
-class Values(Mapping[str, object]):
+
+class Values(FrozenMapping[object]):
     """An immutable, hashable mapping of scalars, lists and mappings."""
 
     def __init__(self, values: Mapping[str, object] | None = None) -> None:
-        self._values = {key: _frozen(value) for key, value in (values or {}).items()}
-
-    def __getitem__(self, key: str) -> object:
-        return self._values[key]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._values)
-
-    def __len__(self) -> int:
-        return len(self._values)
-
-    def __hash__(self) -> int:
-        return hash(frozenset(self._values.items()))
-
-    def __repr__(self) -> str:
-        return repr(self.plain())
+        super().__init__({key: _frozen(value) for key, value in (values or {}).items()})
 
     def plain(self) -> dict[str, object]:
-        """Return the values as dictionaries and lists."""
         return {key: _plain(value) for key, value in self._values.items()}
 
     @classmethod

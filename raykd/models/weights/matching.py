@@ -89,7 +89,7 @@ def match_weights(
         if all_rows - rows > PAD_TO:
             warnings.append(
                 f"{file.source} has {all_rows} tokens and the data's tokenizer {rows}; check that "
-                f"{_tokenizer_key(signature)} is the one these weights were trained with"
+                f"{signature.text_key('tokenizer')} is the one these weights were trained with"
             )
     # Shapes, values and number formats
     _check_shapes(file.source, tensors, expected, _aliases(network), signature, replaceable)
@@ -320,13 +320,8 @@ def _few_tokens(names: list[str], shapes: Shapes, signature: Signature) -> str:
         return ""
     return (
         f"has {rows.pop()} tokens ({names[0]}), the data's tokenizer has {text.vocabulary}; use "
-        f"the tokenizer that these weights were trained with ({_tokenizer_key(signature)})"
+        f"the tokenizer that these weights were trained with ({signature.text_key('tokenizer')})"
     )
-
-
-def _tokenizer_key(signature: Signature) -> str:
-    """Return the name of the tokenizer in a study."""
-    return "data.tokenizer" if signature.whole is None else "`tokenizer` of its input"
 
 
 def _other_model(source: str, shapes: Shapes, expected: Shapes, mismatches: Mismatches) -> str:
